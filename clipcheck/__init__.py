@@ -1,0 +1,52 @@
+"""clipcheck: does a CLIP checkpoint compute the same whichever way it is run?
+
+The public names are loaded when they are first used (PEP 562), so that
+``import clipcheck`` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from clipcheck._version import __version__
+
+if TYPE_CHECKING:
+    from clipcheck.check import Result, assert_consistent, check
+    from clipcheck.checkpoints.registry import available_models
+    from clipcheck.errors import ClipcheckError
+    from clipcheck.inputs.tokenizer import tokenize
+    from clipcheck.models.loader import load, load_both
+
+_HOME = {
+    "ClipcheckError": "clipcheck.errors",
+    "Result": "clipcheck.check",
+    "assert_consistent": "clipcheck.check",
+    "available_models": "clipcheck.checkpoints.registry",
+    "check": "clipcheck.check",
+    "load": "clipcheck.models.loader",
+    "load_both": "clipcheck.models.loader",
+    "tokenize": "clipcheck.inputs.tokenizer",
+}
+
+__all__ = [
+    "ClipcheckError",
+    "Result",
+    "__version__",
+    "assert_consistent",
+    "available_models",
+    "check",
+    "load",
+    "load_both",
+    "tokenize",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'clipcheck' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""The ways to run a checkpoint, one file each, under one protocol."""

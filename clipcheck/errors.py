@@ -1,0 +1,91 @@
+"""The errors that clipcheck raises on purpose.
+
+::
+
+    ClipcheckError (a RuntimeError, as the reference package raises)
+    ├── CheckpointError          a file cannot be used as a CLIP checkpoint
+    │   ├── UnknownFormatError     it is none of the formats that clipcheck reads
+    │   ├── DamagedError           it is one of them, but cut off or altered
+    │   ├── UnsafeError            reading it would run code, so it was refused
+    │   ├── ArchitectureError      its tensors are not those of a CLIP model
+    │   └── NotFiniteError         some of its weights are NaN or infinite
+    ├── UnknownModelError        neither a released name nor an existing file
+    ├── DownloadError            a released file could not be fetched or verified
+    ├── VocabularyError          the tokenizer's vocabulary is missing or not the right one
+    ├── UnavailableError         a backend or a device that this machine does not have
+    ├── OutputError              a file could not be written
+    └── UsageError               arguments that make no sense together
+
+Each message says what was expected, what was found, in which file, and how to mend it.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class ClipcheckError(RuntimeError):
+    """Base of all errors that clipcheck raises on purpose.
+
+    Args:
+        problem: what was expected and what was found, as a phrase without a full stop.
+        remedy: what the reader can do about it, as a sentence.
+        path: the file concerned, if there is one.
+    """
+
+    def __init__(
+        self, problem: str, *, remedy: str, path: str | os.PathLike[str] | None = None
+    ) -> None:
+        self.problem = problem
+        self.remedy = remedy
+        self.path = None if path is None else os.fspath(path)
+        where = "" if self.path is None else f"{self.path}: "
+        super().__init__(f"{where}{problem}. {remedy}")
+
+
+class CheckpointError(ClipcheckError):
+    """A file cannot be used as a CLIP checkpoint."""
+
+
+class UnknownFormatError(CheckpointError):
+    """The file is in none of the formats that clipcheck reads."""
+
+
+class DamagedError(CheckpointError):
+    """The file is in a known format, but it is cut off or altered."""
+
+
+class UnsafeError(CheckpointError):
+    """Reading the file would run code from it, so it was refused."""
+
+
+class ArchitectureError(CheckpointError):
+    """The tensors in the file are not those of a CLIP model."""
+
+
+class NotFiniteError(CheckpointError):
+    """Some weights in the file are NaN or infinite."""
+
+
+class UnknownModelError(ClipcheckError):
+    """Neither a released name nor the path of an existing file."""
+
+
+class DownloadError(ClipcheckError):
+    """A released file could not be fetched, or what was fetched is not that file."""
+
+
+class VocabularyError(ClipcheckError):
+    """The tokenizer's vocabulary file is missing, or it is not the right one."""
+
+
+class UnavailableError(ClipcheckError):
+    """A backend or a device that this machine does not have."""
+
+
+class OutputError(ClipcheckError):
+    """A file could not be written."""
+
+
+class UsageError(ClipcheckError):
+    """Arguments that make no sense, alone or together."""

@@ -1,0 +1,1 @@
+"""From a checkpoint to a file: archives in the released layout, state dicts, safetensors."""
