@@ -1,0 +1,391 @@
+"""The dimensions of a CLIP model, read off its tensors, and the tensors that they imply."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from clipcheck.errors import ArchitectureError
+
+if TYPE_CHECKING:
+    import os
+
+HEAD_WIDTH = 64
+"""Channels of an attention head in every released model (Radford et al. 2021, appendix F)."""
+
+RESNET_STRIDE = 32
+"""Pixels of the input for each position of a ModifiedResNet's last feature map."""
+
+BUFFERS = ("input_resolution", "context_length", "vocab_size")
+"""The integer buffers of a released archive. Training code leaves them out of state dicts."""
+
+
+UNTRAINED = ("buffer", "statistic")
+"""Kinds of `Spec` that no optimiser changes."""
+
+
+class HasShape(Protocol):
+    """Anything with a shape: a tensor, or what stands for one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The size of each dimension."""
+
+
+@dataclass(frozen=True)
+class ViT:
+    """Image tower of kind VisionTransformer. ``patch_size`` is in pixels."""
+
+    layers: int
+    width: int
+    patch_size: int
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of each residual block."""
+        return self.width // HEAD_WIDTH
+
+
+@dataclass(frozen=True)
+class ResNet:
+    """Image tower of kind ModifiedResNet; ``layers`` counts the bottlenecks of each stage."""
+
+    layers: tuple[int, int, int, int]
+    width: int
+
+    @property
+    def embed_width(self) -> int:
+        """Channels of the last feature map, and of the attention pool."""
+        return self.width * 32
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of the attention pool."""
+        return self.embed_width // HEAD_WIDTH
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that is needed to build a CLIP model but its weights.
+
+    ``image_resolution`` is in pixels, ``context_length`` in tokens.
+    """
+
+    embed_dim: int
+    image_resolution: int
+    vision: ViT | ResNet
+    text_width: int
+    text_layers: int
+    context_length: int = 77
+    vocab_size: int = 49408
+
+    @property
+    def text_heads(self) -> int:
+        """Attention heads of each residual block of the text tower."""
+        return self.text_width // HEAD_WIDTH
+
+    @property
+    def grid(self) -> int:
+        """Positions along one side of the image tower's feature map."""
+        stride = self.vision.patch_size if isinstance(self.vision, ViT) else RESNET_STRIDE
+        return self.image_resolution // stride
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable weights: buffers and running statistics are not counted."""
+        trained = (spec.shape for _, spec in specs(self) if spec.kind not in UNTRAINED)
+        return sum(math.prod(shape) for shape in trained)
+
+    @property
+    def name(self) -> str | None:
+        """The name under which clipcheck knows this architecture, if it does."""
+        return next((name for name, known in ARCHITECTURES.items() if known == self), None)
+
+    def describe(self) -> str:
+        """One line for people: the known name or the kind, and the dimensions that matter."""
+        if isinstance(self.vision, ViT):
+            kind = f"ViT, {self.vision.layers} layers of width {self.vision.width}"
+            kind += f", patches of {self.vision.patch_size} px"
+        else:
+            kind = f"ModifiedResNet, stages of {self.vision.layers}, width {self.vision.width}"
+        text = f"text transformer, {self.text_layers} layers of width {self.text_width}"
+        label = self.name or "not a released architecture"
+        return f"{label} ({kind}; {self.image_resolution} px; {text}; embeds in {self.embed_dim})"
+
+
+def _tiny_text(vision: ViT | ResNet, resolution: int) -> Architecture:
+    return Architecture(64, resolution, vision, text_width=128, text_layers=2)
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "RN50": Architecture(1024, 224, ResNet((3, 4, 6, 3), 64), 512, 12),
+    "RN101": Architecture(512, 224, ResNet((3, 4, 23, 3), 64), 512, 12),
+    "RN50x4": Architecture(640, 288, ResNet((4, 6, 10, 6), 80), 640, 12),
+    "RN50x16": Architecture(768, 384, ResNet((6, 8, 18, 8), 96), 768, 12),
+    "RN50x64": Architecture(1024, 448, ResNet((3, 15, 36, 10), 128), 1024, 12),
+    "ViT-B/32": Architecture(512, 224, ViT(12, 768, 32), 512, 12),
+    "ViT-B/16": Architecture(512, 224, ViT(12, 768, 16), 512, 12),
+    "ViT-L/14": Architecture(768, 224, ViT(24, 1024, 14), 768, 12),
+    "ViT-L/14@336px": Architecture(768, 336, ViT(24, 1024, 14), 768, 12),
+    # For tests. No dimension is 5: the reference loader mistakes such a number for a dtype.
+    "tiny-vit": _tiny_text(ViT(3, 128, 8), 32),
+    "tiny-resnet": _tiny_text(ResNet((1, 2, 1, 1), 8), 96),
+}
+"""Released names and the two for tests (dimensions: the released state dicts themselves)."""
+
+
+_RELEASED_DTYPES = {
+    "weight": "float16",
+    "norm": "float32",
+    "embedding": "float32",
+    "statistic": "float32",
+    "buffer": "int64",
+}
+
+
+class Spec(NamedTuple):
+    """What is expected under a key of the state dict.
+
+    ``kind`` is ``weight`` (of a convolution, a linear layer or a projection), ``norm``,
+    ``embedding``, ``statistic`` (of a BatchNorm) or ``buffer`` (an integer).
+    """
+
+    shape: tuple[int, ...]
+    kind: str
+
+    @property
+    def released_dtype(self) -> str:
+        """Name of the dtype in the released files."""
+        return _RELEASED_DTYPES[self.kind]
+
+
+Specs = Iterator[tuple[str, Spec]]
+
+
+def specs(architecture: Architecture) -> Specs:
+    """Every key of the released state dict with what is expected there, in released order."""
+    a = architecture
+    yield "positional_embedding", Spec((a.context_length, a.text_width), "embedding")
+    yield "text_projection", Spec((a.text_width, a.embed_dim), "weight")
+    yield "logit_scale", Spec((), "embedding")
+    for name in BUFFERS:
+        yield name, Spec((), "buffer")
+    visual = _vit(a, a.vision) if isinstance(a.vision, ViT) else _resnet(a, a.vision)
+    yield from _prefixed("visual", visual)
+    yield from _prefixed("transformer", _transformer(a.text_width, a.text_layers))
+    yield "token_embedding.weight", Spec((a.vocab_size, a.text_width), "embedding")
+    yield from _norm("ln_final", a.text_width)
+
+
+def _prefixed(prefix: str, items: Specs) -> Specs:
+    return ((f"{prefix}.{key}", spec) for key, spec in items)
+
+
+def _norm(name: str, width: int) -> Specs:
+    yield f"{name}.weight", Spec((width,), "norm")
+    yield f"{name}.bias", Spec((width,), "norm")
+
+
+def _linear(name: str, width_in: int, width_out: int) -> Specs:
+    yield f"{name}.weight", Spec((width_out, width_in), "weight")
+    yield f"{name}.bias", Spec((width_out,), "weight")
+
+
+def _transformer(width: int, layers: int) -> Specs:
+    for layer in range(layers):
+        yield from _prefixed(f"resblocks.{layer}", _residual_block(width))
+
+
+def _residual_block(width: int) -> Specs:
+    yield "attn.in_proj_weight", Spec((3 * width, width), "weight")
+    yield "attn.in_proj_bias", Spec((3 * width,), "weight")
+    yield from _linear("attn.out_proj", width, width)
+    yield from _norm("ln_1", width)
+    yield from _linear("mlp.c_fc", width, 4 * width)
+    yield from _linear("mlp.c_proj", 4 * width, width)
+    yield from _norm("ln_2", width)
+
+
+def _vit(a: Architecture, vision: ViT) -> Specs:
+    width, patch = vision.width, vision.patch_size
+    yield "class_embedding", Spec((width,), "embedding")
+    yield "positional_embedding", Spec((a.grid**2 + 1, width), "embedding")
+    yield "proj", Spec((width, a.embed_dim), "weight")
+    yield "conv1.weight", Spec((width, 3, patch, patch), "weight")
+    yield from _norm("ln_pre", width)
+    yield from _prefixed("transformer", _transformer(width, vision.layers))
+    yield from _norm("ln_post", width)
+
+
+def _conv(name: str, channels_in: int, channels_out: int, kernel: int) -> Specs:
+    yield f"{name}.weight", Spec((channels_out, channels_in, kernel, kernel), "weight")
+
+
+def _batch_norm(name: str, channels: int) -> Specs:
+    yield from _norm(name, channels)
+    yield f"{name}.running_mean", Spec((channels,), "statistic")
+    yield f"{name}.running_var", Spec((channels,), "statistic")
+    yield f"{name}.num_batches_tracked", Spec((), "buffer")
+
+
+def _resnet(a: Architecture, vision: ResNet) -> Specs:
+    half, width = vision.width // 2, vision.width
+    stem = ((3, half), (half, half), (half, width))
+    for number, (channels_in, channels_out) in enumerate(stem, start=1):
+        yield from _conv(f"conv{number}", channels_in, channels_out, 3)
+        yield from _batch_norm(f"bn{number}", channels_out)
+    channels = width
+    for stage, blocks in enumerate(vision.layers):
+        planes = width * 2**stage
+        for block in range(blocks):
+            downsample = block == 0
+            items = _bottleneck(channels, planes, downsample)
+            yield from _prefixed(f"layer{stage + 1}.{block}", items)
+            channels = 4 * planes
+    yield from _prefixed("attnpool", _attention_pool(a, vision.embed_width))
+
+
+def _bottleneck(channels: int, planes: int, downsample: bool) -> Specs:
+    yield from _conv("conv1", channels, planes, 1)
+    yield from _batch_norm("bn1", planes)
+    yield from _conv("conv2", planes, planes, 3)
+    yield from _batch_norm("bn2", planes)
+    yield from _conv("conv3", planes, 4 * planes, 1)
+    yield from _batch_norm("bn3", 4 * planes)
+    if downsample:
+        yield from _conv("downsample.0", channels, 4 * planes, 1)
+        yield from _batch_norm("downsample.1", 4 * planes)
+
+
+def _attention_pool(a: Architecture, width: int) -> Specs:
+    yield "positional_embedding", Spec((a.grid**2 + 1, width), "embedding")
+    for name in ("k_proj", "q_proj", "v_proj"):
+        yield from _linear(name, width, width)
+    yield from _linear("c_proj", width, a.embed_dim)
+
+
+# --------------------------------------------------------------------------- inference
+
+
+def infer(tensors: Mapping[str, HasShape], path: str | os.PathLike[str]) -> Architecture:
+    """The architecture whose state dict ``tensors`` is.
+
+    Args:
+        tensors: by key, without any prefix; only names and shapes are looked at.
+        path: the file they come from, for messages.
+
+    Raises:
+        ArchitectureError: a key is missing, unknown, or of another shape than the others imply.
+    """
+    try:
+        architecture = _dimensions(tensors)
+        _require_heads(architecture)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise _foreign(tensors, error, path) from error
+    _compare(tensors, dict(specs(architecture)), path)
+    return architecture
+
+
+def _dimensions(tensors: Mapping[str, HasShape]) -> Architecture:
+    context_length, text_width = tensors["positional_embedding"].shape
+    vision: ViT | ResNet
+    if "visual.conv1.weight" in tensors and "visual.class_embedding" in tensors:
+        vision, grid, stride = _vit_dimensions(tensors)
+    else:
+        vision, grid, stride = _resnet_dimensions(tensors)
+    return Architecture(
+        embed_dim=tensors["text_projection"].shape[1],
+        image_resolution=grid * stride,
+        vision=vision,
+        text_width=text_width,
+        text_layers=_count(tensors, "transformer.resblocks."),
+        context_length=context_length,
+        vocab_size=tensors["token_embedding.weight"].shape[0],
+    )
+
+
+def _vit_dimensions(tensors: Mapping[str, HasShape]) -> tuple[ViT, int, int]:
+    width, _, _, patch = tensors["visual.conv1.weight"].shape
+    layers = _count(tensors, "visual.transformer.resblocks.")
+    grid = _grid(tensors["visual.positional_embedding"].shape[0])
+    return ViT(layers, width, patch), grid, patch
+
+
+def _resnet_dimensions(tensors: Mapping[str, HasShape]) -> tuple[ResNet, int, int]:
+    one, two, three, four = (_count(tensors, f"visual.layer{stage}.") for stage in range(1, 5))
+    width = tensors["visual.layer1.0.conv1.weight"].shape[0]
+    grid = _grid(tensors["visual.attnpool.positional_embedding"].shape[0])
+    return ResNet((one, two, three, four), width), grid, RESNET_STRIDE
+
+
+def _require_heads(a: Architecture) -> None:
+    vision = a.vision
+    image_width = vision.width if isinstance(vision, ViT) else vision.embed_width
+    for tower, width in (("image", image_width), ("text", a.text_width)):
+        if width < HEAD_WIDTH or width % HEAD_WIDTH:
+            raise ValueError(f"a width of {width} in the {tower} tower is no multiple of 64")
+
+
+def _count(tensors: Mapping[str, HasShape], prefix: str) -> int:
+    """Number of different components that follow ``prefix``: layers of a sequence."""
+    return len({key[len(prefix) :].split(".")[0] for key in tensors if key.startswith(prefix)})
+
+
+def _grid(positions: int) -> int:
+    """Side of the square that has ``positions - 1`` cells; the one more is the class token."""
+    side = math.isqrt(max(positions - 1, 0))
+    if side == 0 or side**2 + 1 != positions:
+        raise ValueError(f"{positions} image positions are not a square and one")
+    return side
+
+
+def _foreign(
+    tensors: Mapping[str, HasShape], error: Exception, path: str | os.PathLike[str]
+) -> ArchitectureError:
+    if isinstance(error, KeyError):
+        found = f"it lacks {error.args[0]!r}"
+    else:
+        found = f"its dimensions do not fit together ({error})"
+    some = ", ".join(repr(key) for key in list(tensors)[:3])
+    return ArchitectureError(
+        f"expected the state dict of a CLIP model, but {found}; its {len(tensors)} keys begin "
+        f"with {some or 'nothing'}",
+        remedy="Give a CLIP checkpoint with the keys of the reference implementation.",
+        path=path,
+    )
+
+
+def _compare(
+    tensors: Mapping[str, HasShape], expected: Mapping[str, Spec], path: str | os.PathLike[str]
+) -> None:
+    optional = {key for key, spec in expected.items() if spec.kind == "buffer"}
+    problems = [
+        _listed("missing", [key for key in expected if key not in tensors and key not in optional]),
+        _listed("unexpected", [key for key in tensors if key not in expected]),
+        _listed("misshapen", list(_misshapen(tensors, expected))),
+    ]
+    found = "; ".join(problem for problem in problems if problem)
+    if found:
+        raise ArchitectureError(
+            f"its tensors do not make up a CLIP model: {found}",
+            remedy="Save the model's whole state dict, and nothing else, from the code that "
+            "trained it.",
+            path=path,
+        )
+
+
+def _misshapen(tensors: Mapping[str, HasShape], expected: Mapping[str, Spec]) -> Iterator[str]:
+    for key, spec in expected.items():
+        found = tuple(tensors[key].shape) if key in tensors else spec.shape
+        # openai/CLIP#67: the released logit_scale has shape [], some training code makes it [1].
+        if found != spec.shape and not (key == "logit_scale" and found == (1,)):
+            yield f"{key} {list(found)} instead of {list(spec.shape)}"
+
+
+def _listed(label: str, items: list[str], most: int = 5) -> str:
+    if not items:
+        return ""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return f"{label}: {', '.join(items[:most])}{more}"

@@ -1,0 +1,95 @@
+"""A checkpoint: a file with weights, of a known format and architecture."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.checkpoints.records import Records
+from clipcheck.errors import NotFiniteError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Format(StrEnum):
+    """How a checkpoint's file is laid out."""
+
+    ARCHIVE = "archive"
+    """A TorchScript archive: code and weights, as `torch.jit.save` writes it."""
+
+    STATE_DICT = "state-dict"
+    """A dict of tensors, as `torch.save` writes it."""
+
+    SAFETENSORS = "safetensors"
+    """Tensors and nothing else, as `safetensors` writes it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file with the weights of a CLIP model.
+
+    Attributes:
+        path: the file.
+        format: how it is laid out.
+        architecture: the model's dimensions.
+        tensors: the weights by the keys of the released state dicts, mapped from the file and of
+            the dtypes that they have there. Not to be written to.
+        records: the zip records, where the file has them.
+    """
+
+    path: Path
+    format: Format
+    architecture: Architecture
+    tensors: Mapping[str, torch.Tensor]
+    records: Records | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file, in hexadecimal."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @property
+    def dtypes(self) -> list[str]:
+        """Names of the dtypes of the floating-point weights, sorted."""
+        found = {t.dtype for t in self.tensors.values() if t.dtype.is_floating_point}
+        return sorted(str(dtype).removeprefix("torch.") for dtype in found)
+
+    def verify(self) -> None:
+        """Compare the checksums of all records, and see that all weights are finite.
+
+        Raises:
+            DamagedError: a record was altered.
+            NotFiniteError: a weight is NaN or infinite; the message names the keys.
+        """
+        if self.records is not None:
+            self.records.verify()
+        bad = [key for key in self.tensors if not self._is_finite(key)]
+        if bad:
+            more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+            raise NotFiniteError(
+                f"NaN or infinite weights in {', '.join(bad[:5])}{more}",
+                remedy="Take a checkpoint from before the training diverged, or one that did not "
+                "overflow when it was cast to half precision.",
+                path=self.path,
+            )
+
+    def _is_finite(self, key: str) -> bool:
+        finite = bool(self.tensors[key].isfinite().all())
+        self.give_back(key)
+        return finite
+
+    def give_back(self, key: str) -> None:
+        """Let go of the memory that reading a mapped weight took; it can be read again."""
+        tensor = self.tensors[key]
+        if self.records is None or self.format is not Format.ARCHIVE:
+            return
+        file = self.records.file
+        file.give_back(file.offset_of(tensor.data_ptr()), tensor.nbytes)

@@ -1,0 +1,264 @@
+"""Tell the format of a file by its content, and read its tensors through a memory map.
+
+Nothing from the file is run: an archive's pickles go through a restricted unpickler, a state
+dict's through torch's own (``weights_only``), and safetensors has no code.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipcheck.checkpoints import download, registry
+from clipcheck.checkpoints.architecture import infer
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
+from clipcheck.checkpoints.unpickle import ITEM_SIZES, TensorRecord, read_tensors
+from clipcheck.errors import (
+    ArchitectureError,
+    CheckpointError,
+    DamagedError,
+    UnknownFormatError,
+    UnsafeError,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""How `torch.save` files began before torch 1.6: a pickle of torch's magic number."""
+
+_ACCEPTED = "a TorchScript archive, a state dict saved by torch.save, or a safetensors file"
+_COPY_AGAIN = "Copy or download the file again, or write it anew."
+_WRAPPERS = ("state_dict", "model")
+_PARALLEL_PREFIX = "module."
+
+
+def locate(name: str | os.PathLike[str], download_root: str | os.PathLike[str] | None) -> Path:
+    """The file of a released model, fetched where it is not in the cache, or the path itself.
+
+    Raises:
+        UnknownModelError: ``name`` is neither a released name nor an existing path.
+        DownloadError: the released file could not be fetched.
+    """
+    path = Path(name)
+    if str(name) not in registry.available_models() and path.exists():
+        return path
+    released = registry.find(str(name))
+    return download.fetch(released.name, download_root)
+
+
+def open_checkpoint(
+    name: str | os.PathLike[str], download_root: str | os.PathLike[str] | None = None
+) -> Checkpoint:
+    """Read a checkpoint, given by a released name or by the path of a file.
+
+    Args:
+        name: a name from `available_models`, or a path.
+        download_root: where released files are kept; by default ``$CLIPCHECK_CACHE``, else
+            ``~/.cache/clip``.
+
+    Raises:
+        UnknownModelError: ``name`` is neither.
+        DownloadError: a released file could not be fetched.
+        CheckpointError: the file is no CLIP checkpoint; the subclass tells why.
+    """
+    path = locate(name, download_root)
+    head = _first_bytes(path)
+    if head.startswith(ZIP_MAGIC):
+        return _open_zip(path)
+    if head.startswith(_LEGACY_MAGIC):
+        tensors = _unwrap(_load_state_dict(path, mmap=False), path)
+        return Checkpoint(path, Format.STATE_DICT, infer(tensors, path), tensors)
+    if _looks_like_safetensors(head, path.stat().st_size):
+        tensors = _strip_parallel_prefix(_load_safetensors(path))
+        return Checkpoint(path, Format.SAFETENSORS, infer(tensors, path), tensors)
+    raise UnknownFormatError(
+        f"expected {_ACCEPTED}; found {_describe(head)}",
+        remedy="Give the path of a checkpoint.",
+        path=path,
+    )
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except IsADirectoryError as error:
+        raise UnknownFormatError(
+            f"expected {_ACCEPTED}; found a directory",
+            remedy="Give the path of the file itself.",
+            path=path,
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read ({error.strerror})",
+            remedy="Check that the file is there and that you may read it.",
+            path=path,
+        ) from error
+    if not head:
+        raise UnknownFormatError(
+            f"expected {_ACCEPTED}; the file is empty", remedy=_COPY_AGAIN, path=path
+        )
+    return head
+
+
+def _describe(head: bytes) -> str:
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, which stands for a file that was not fetched (git lfs pull)"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "an HTML page, as servers send in place of a file that they do not give out"
+    if all(32 <= byte < 127 or byte in b"\t\n\r" for byte in head):
+        return f"text that begins with {head[:24].decode('ascii')!r}"
+    return f"bytes that begin with {head[:8].hex(' ')}"
+
+
+# --------------------------------------------------------------------------- zip files
+
+
+def _open_zip(path: Path) -> Checkpoint:
+    records = Records(MappedFile(path))
+    # The code's and the pickles' checksums are compared at once: they are small, and they decide
+    # how the rest is read. The weights' are left to `Checkpoint.verify`.
+    records.verify(name for name in records.names() if not name.startswith(("data/", "constants/")))
+    if "constants.pkl" in records or records.names("code/"):
+        tensors = map_tensors(records, read_tensors(records))
+        return Checkpoint(path, Format.ARCHIVE, infer(tensors, path), tensors, records)
+    if "data.pkl" not in records:
+        raise UnknownFormatError(
+            f"expected {_ACCEPTED}; found a zip file without torch's records",
+            remedy="Give the checkpoint itself, not a zip file that contains it.",
+            path=path,
+        )
+    tensors = _unwrap(_load_state_dict(path, mmap=True), path)
+    return Checkpoint(path, Format.STATE_DICT, infer(tensors, path), tensors, records)
+
+
+def map_tensors(
+    records: Records, found: Mapping[str, TensorRecord]
+) -> dict[str, torch.Tensor]:
+    """Tensors over the memory map of the file; reading them is what loads them.
+
+    Raises:
+        DamagedError: a record is shorter than its tensor needs.
+    """
+    if "byteorder" in records and records.read("byteorder") != b"little":
+        raise DamagedError(
+            "its weights are big-endian, or its byte order was altered",
+            remedy="Write the file anew on a little-endian machine.",
+            path=records.file.path,
+        )
+    return {key: _map_tensor(records, tensor) for key, tensor in found.items()}
+
+
+def _map_tensor(records: Records, tensor: TensorRecord) -> torch.Tensor:
+    import torch
+
+    storage = tensor.storage
+    record = records[f"data/{storage.key}"]
+    if record.size < storage.length * ITEM_SIZES[storage.dtype]:
+        raise DamagedError(
+            f"the record {record.name!r} has {record.size} bytes, fewer than its tensor needs",
+            remedy=_COPY_AGAIN,
+            path=records.file.path,
+        )
+    dtype = getattr(torch, storage.dtype)
+    if storage.length == 0:
+        return torch.empty(tensor.shape, dtype=dtype)
+    flat = torch.frombuffer(
+        records.file.buffer, dtype=dtype, count=storage.length, offset=record.offset
+    )
+    return flat.as_strided(tensor.shape, tensor.stride, tensor.offset)
+
+
+# --------------------------------------------------------------------------- state dicts
+
+
+def _load_state_dict(path: Path, *, mmap: bool) -> object:
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _unsafe(path, error) from error
+    # torch and its unpickler raise nearly anything on an altered file.
+    except Exception as error:
+        raise DamagedError(
+            f"torch.load cannot read this state dict ({_first_line(error)})",
+            remedy=_COPY_AGAIN,
+            path=path,
+        ) from error
+
+
+def _unsafe(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
+    reason = str(error)
+    if "GLOBAL " not in reason:
+        return DamagedError(
+            f"its pickle cannot be read ({_first_line(error)})", remedy=_COPY_AGAIN, path=path
+        )
+    name = reason.partition("GLOBAL ")[2].split()[0]
+    return UnsafeError(
+        f"its pickle asks for {name}, which could run code; nothing was run",
+        remedy="If it is yours, save model.state_dict() alone, in place of the whole model or the "
+        "training state; if it is not, do not load it with anything else.",
+        path=path,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _unwrap(found: object, path: Path) -> dict[str, torch.Tensor]:
+    """The state dict itself, out of what training code saves around it."""
+    import torch
+
+    for wrapper in _WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+            break
+    if not isinstance(found, Mapping):
+        raise ArchitectureError(
+            f"expected a dict of tensors, found a {type(found).__name__}",
+            remedy="Save model.state_dict().",
+            path=path,
+        )
+    strange = [key for key, value in found.items() if not isinstance(value, torch.Tensor)]
+    if strange:
+        key = strange[0]
+        raise ArchitectureError(
+            f"expected tensors alone, found a {type(found[key]).__name__} under {key!r}",
+            remedy="Save model.state_dict() bare, or under the key 'state_dict' or 'model'.",
+            path=path,
+        )
+    return _strip_parallel_prefix({str(key): value for key, value in found.items()})
+
+
+def _strip_parallel_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the prefix that DistributedDataParallel puts before each key."""
+    if not all(key.startswith(_PARALLEL_PREFIX) for key in tensors):
+        return tensors
+    return {key.removeprefix(_PARALLEL_PREFIX): value for key, value in tensors.items()}
+
+
+# --------------------------------------------------------------------------- safetensors
+
+
+def _looks_like_safetensors(head: bytes, size: int) -> bool:
+    """A safetensors file starts with the length of its JSON header, eight bytes, then the JSON."""
+    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise DamagedError(
+            f"not a sound safetensors file ({_first_line(error)})", remedy=_COPY_AGAIN, path=path
+        ) from error

@@ -1,0 +1,249 @@
+"""The records of a torch zip file, over a memory map. Nothing is unpacked or run.
+
+torch stores weights uncompressed and aligned, so that each record is a plain range of bytes in the
+file; code may be compressed (caffe2/serialize/inline_container.h). What does not look like that
+was not written by torch, or was altered since, and is refused: a second reader, such as the
+TorchScript interpreter, might see other contents in it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipcheck.errors import DamagedError
+
+ZIP_MAGIC = b"PK\x03\x04"
+
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # PKWARE APPNOTE 4.3.7
+_ENCRYPTED = 0x1
+
+_MOST_UNPACKED = 64 << 20
+"""Bytes that a compressed record may have. Code of the largest released archive has 2 MB."""
+
+_COPY_AGAIN = "Copy or download the file again, or write it anew."
+
+
+class MappedFile:
+    """A file mapped into memory, privately: writing to it changes this process's copy alone.
+
+    Args:
+        path: an existing file that is not empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self.buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def __len__(self) -> int:
+        return len(self.buffer)
+
+    def offset_of(self, address: int) -> int:
+        """Where in the file the byte lies that is mapped to ``address``."""
+        return address - ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
+
+    def give_back(self, start: int, size: int) -> None:
+        """Let the pages of ``size`` bytes from ``start`` go. They are read anew when needed.
+
+        Only for pages that nothing was written to: what was written is lost.
+        """
+        if not hasattr(mmap, "MADV_DONTNEED"):  # pragma: no cover - not on Windows
+            return
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            self.buffer.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A named range of bytes in a zip file.
+
+    ``offset`` and ``stored`` are in bytes of the file, ``size`` in bytes of the contents; ``stored``
+    and ``size`` differ where the record is compressed.
+    """
+
+    name: str
+    offset: int
+    stored: int
+    size: int
+    crc32: int
+    compressed: bool
+
+
+class Records:
+    """The records of a torch zip file by name, without the top folder that all of them share.
+
+    Raises:
+        DamagedError: the file is cut off or altered, or it was not written by torch.
+    """
+
+    def __init__(self, file: MappedFile) -> None:
+        self.file = file
+        infos = _directory(file)
+        self.root = _top_folder(infos, file.path)
+        records = [_record(info, file) for info in infos if not info.filename.endswith("/")]
+        _require_disjoint(records, file.path)
+        cut = len(self.root) + 1
+        self._by_name = {record.name[cut:]: record for record in records}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def __getitem__(self, name: str) -> Record:
+        """The record of that name.
+
+        Raises:
+            DamagedError: there is none.
+        """
+        if name not in self._by_name:
+            raise DamagedError(
+                f"the record {name!r} is missing", remedy=_COPY_AGAIN, path=self.file.path
+            )
+        return self._by_name[name]
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of the records, those that begin with ``prefix``, in the order of the file."""
+        return [name for name in self._by_name if name.startswith(prefix)]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a record, after its checksum was compared.
+
+        Raises:
+            DamagedError: there is no such record, or its checksum differs.
+        """
+        self.verify([name])
+        return bytes(self._contents(self[name]))
+
+    @property
+    def has_checksums(self) -> bool:
+        """False where the writer left the checksums out, as torch can be told to.
+
+        `torch.serialization.set_crc32_options(False)` records zero for every record.
+        """
+        return any(record.crc32 for record in self._by_name.values())
+
+    def verify(self, names: Iterable[str] | None = None) -> None:
+        """Compare the checksums (CRC-32) of the named records, of all by default.
+
+        Raises:
+            DamagedError: a checksum differs; the message names the record.
+        """
+        if not self.has_checksums:
+            return
+        chosen = [self[name] for name in (self._by_name if names is None else names)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            sums = pool.map(self._crc32, chosen)
+        for record, found in zip(chosen, sums, strict=True):
+            if found != record.crc32:
+                reason = f"its CRC-32 is {found:08x} and the directory says {record.crc32:08x}"
+                raise _altered(record, reason, self.file)
+
+    def _crc32(self, record: Record) -> int:
+        crc32 = zlib.crc32(self._contents(record))
+        self.file.give_back(record.offset, record.stored)
+        return crc32
+
+    def _contents(self, record: Record) -> memoryview:
+        stored = memoryview(self.file.buffer)[record.offset : record.offset + record.stored]
+        if not record.compressed:
+            return stored
+        try:
+            contents = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, record.size + 1)
+        except zlib.error as error:
+            raise _altered(record, f"it cannot be decompressed ({error})", self.file) from error
+        return memoryview(contents)
+
+
+def _altered(record: Record, reason: str, file: MappedFile) -> DamagedError:
+    return DamagedError(
+        f"the record {record.name!r} was altered: {reason}", remedy=_COPY_AGAIN, path=file.path
+    )
+
+
+def _directory(file: MappedFile) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(file.path) as archive:
+            infos = archive.infolist()
+    # zipfile lets more than BadZipFile out on a garbled directory.
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
+        raise DamagedError(
+            f"the file begins like a torch zip file, but its directory cannot be read ({error}): "
+            "it was cut off or altered",
+            remedy=_COPY_AGAIN,
+            path=file.path,
+        ) from error
+    names = [info.filename for info in infos]
+    if len(set(names)) != len(names):
+        raise DamagedError(
+            "two records have the same name", remedy=_COPY_AGAIN, path=file.path
+        )
+    return infos
+
+
+def _top_folder(infos: list[zipfile.ZipInfo], path: Path) -> str:
+    folders = {info.filename.partition("/")[0] for info in infos}
+    if len(folders) != 1 or not all("/" in info.filename for info in infos):
+        raise DamagedError(
+            f"expected all records in one folder, as torch writes them, found {len(infos)} "
+            f"records in {len(folders)}",
+            remedy="Give a file that torch.jit.save or torch.save wrote, not another zip file.",
+            path=path,
+        )
+    return folders.pop()
+
+
+def _record(info: zipfile.ZipInfo, file: MappedFile) -> Record:
+    start = info.header_offset
+    header = file.buffer[start : start + _LOCAL_HEADER.size]
+    problem = _unlike_torch(info, header)
+    if not problem:
+        *_, name_size, extra_size = _LOCAL_HEADER.unpack(header)
+        name_start = start + _LOCAL_HEADER.size
+        offset = name_start + name_size + extra_size
+        if file.buffer[name_start : name_start + name_size] != info.orig_filename.encode():
+            problem = "has another name in the directory"
+        elif offset + info.compress_size > len(file):
+            problem = "ends beyond the end of the file"
+        else:
+            compressed = info.compress_type != zipfile.ZIP_STORED
+            sizes = (info.compress_size, info.file_size)
+            return Record(info.filename, offset, *sizes, info.CRC, compressed)
+    raise DamagedError(
+        f"the record {info.filename!r} {problem}", remedy=_COPY_AGAIN, path=file.path
+    )
+
+
+def _unlike_torch(info: zipfile.ZipInfo, header: bytes) -> str:
+    """What about this record torch would not have written, or nothing."""
+    if info.compress_type == zipfile.ZIP_DEFLATED:
+        if info.file_size > _MOST_UNPACKED or "/data/" in info.filename:
+            return "is compressed, which torch does with code alone"
+    elif info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        return "is compressed in a way that torch never uses"
+    if info.flag_bits & _ENCRYPTED:
+        return "is encrypted, which torch never does"
+    if len(header) < _LOCAL_HEADER.size or not header.startswith(ZIP_MAGIC):
+        return "does not start where the directory says"
+    return ""
+
+
+def _require_disjoint(records: list[Record], path: Path) -> None:
+    end = 0
+    for record in sorted(records, key=lambda record: record.offset):
+        if record.offset < end:
+            raise DamagedError(
+                f"the record {record.name!r} overlaps with another",
+                remedy=_COPY_AGAIN,
+                path=path,
+            )
+        end = record.offset + record.stored

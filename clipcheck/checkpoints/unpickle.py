@@ -1,0 +1,195 @@
+"""Read the object tree of a TorchScript archive without running anything from it.
+
+The pickles in an archive refer to TorchScript classes, to storages and to a few helpers
+(torch/csrc/jit/serialization/pickler.cpp). The unpickler here knows these names and no others;
+a class of the archive becomes a plain holder of attributes, a tensor becomes a `TensorRecord`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipcheck.checkpoints.records import Records
+from clipcheck.errors import DamagedError, UnsafeError
+
+STORAGE_DTYPES = {
+    "BoolStorage": "bool",
+    "ByteStorage": "uint8",
+    "CharStorage": "int8",
+    "ShortStorage": "int16",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+}
+"""Names of torch's storage classes with the dtype of their elements (torch/storage.py)."""
+
+ITEM_SIZES = {
+    "bool": 1,
+    "uint8": 1,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+    "float64": 8,
+}
+"""Bytes of an element, by dtype."""
+
+_MOST_NESTED = 50
+_REWRITE = "Copy or download the file again, or write it anew."
+
+
+@dataclass(frozen=True)
+class StorageRecord:
+    """A run of ``length`` elements in the record ``key``, written from ``location``."""
+
+    dtype: str
+    key: str
+    location: str
+    length: int
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """Where a tensor lies. ``offset`` and ``stride`` are in elements."""
+
+    storage: StorageRecord
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class ScriptObject:
+    """Stands for an instance of any class of the archive: the attributes, and no behaviour."""
+
+    def __init__(self) -> None:
+        self.attributes: dict[str, object] = {}
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, dict):
+            raise pickle.UnpicklingError(f"the state of an object is a {type(state).__name__}")
+        self.attributes = state
+
+
+def read_tensors(records: Records) -> dict[str, TensorRecord]:
+    """The tensors of the archive's module tree by the names that its state dict has.
+
+    Raises:
+        DamagedError: the records cannot be understood.
+        UnsafeError: the pickle names something that has no place in an archive.
+    """
+    root = _load(records, "data.pkl")
+    if not isinstance(root, ScriptObject):
+        raise _damaged(records.file.path, f"data.pkl holds a {type(root).__name__}, not a module")
+    return dict(_flatten(root, "", records.file.path))
+
+
+def read_constants(records: Records) -> tuple[TensorRecord, ...]:
+    """The tensors that the archive's code refers to as ``CONSTANTS.cN``, in that order.
+
+    Raises:
+        DamagedError: the records cannot be understood.
+        UnsafeError: the pickle names something that has no place in an archive.
+    """
+    constants = _load(records, "constants.pkl")
+    if not isinstance(constants, tuple):
+        raise _damaged(records.file.path, "constants.pkl does not hold a tuple")
+    return tuple(constant for constant in constants if isinstance(constant, TensorRecord))
+
+
+def _load(records: Records, name: str) -> object:
+    path = records.file.path
+    try:
+        return _ArchiveUnpickler(records.read(name), path).load()
+    except (DamagedError, UnsafeError):
+        raise
+    # An altered pickle can make the unpickler raise nearly anything; none of it is a defect here.
+    except Exception as error:
+        raise _damaged(path, f"{name} cannot be read ({error})") from error
+
+
+def _flatten(
+    module: ScriptObject, prefix: str, path: Path, depth: int = 0
+) -> Iterator[tuple[str, TensorRecord]]:
+    if depth > _MOST_NESTED:
+        raise _damaged(path, f"its modules are nested more than {_MOST_NESTED} deep")
+    for name, value in module.attributes.items():
+        if isinstance(value, TensorRecord):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, ScriptObject):
+            yield from _flatten(value, f"{prefix}{name}.", path, depth + 1)
+
+
+def _damaged(path: Path, problem: str) -> DamagedError:
+    return DamagedError(f"not a sound TorchScript archive: {problem}", remedy=_REWRITE, path=path)
+
+
+class _ArchiveUnpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, path: Path) -> None:
+        super().__init__(io.BytesIO(data))
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Callable[..., object] | str:
+        if module == "__torch__" or module.startswith("__torch__."):
+            return ScriptObject
+        if module == "torch" and name in STORAGE_DTYPES:
+            return STORAGE_DTYPES[name]
+        known = _HELPERS.get((module, name))
+        if known is None:
+            raise UnsafeError(
+                f"its pickle asks for {module}.{name}, which has no place in a TorchScript "
+                "archive and could run code; nothing was run",
+                remedy="Do not load this file with anything else. Ask its author for the weights "
+                "as safetensors.",
+                path=self._path,
+            )
+        return known
+
+    def persistent_load(self, pid: object) -> StorageRecord:
+        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
+            raise pickle.UnpicklingError("a persistent id is not that of a storage")
+        _, dtype, key, location, length = pid
+        if dtype not in ITEM_SIZES or not isinstance(length, int) or length < 0:
+            raise pickle.UnpicklingError("a storage has no known dtype or no size")
+        return StorageRecord(dtype, str(key), str(location), length)
+
+
+def _tensor(
+    storage: StorageRecord, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
+) -> TensorRecord:
+    """What `torch._utils._rebuild_tensor_v2` gets; its further arguments tell of gradients."""
+    if not isinstance(storage, StorageRecord) or len(shape) != len(stride):
+        raise pickle.UnpicklingError("a tensor without a storage, or with a bad shape")
+    if offset < 0 or any(n < 0 for n in (*shape, *stride)):
+        raise pickle.UnpicklingError("a tensor with a negative dimension")
+    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    if math.prod(shape) and last >= storage.length:
+        raise pickle.UnpicklingError("a tensor reaches beyond its storage")
+    return TensorRecord(storage, offset, tuple(shape), tuple(stride))
+
+
+def _as_is(value: object, *_: object) -> object:
+    return value
+
+
+_HELPERS: dict[tuple[str, str], Callable[..., object]] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("collections", "OrderedDict"): OrderedDict,
+    # Typed lists and dicts: attributes that are no weights.
+    **{
+        ("torch.jit._pickle", name): _as_is
+        for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
+    },
+    ("torch.jit._pickle", "restore_type_tag"): _as_is,
+}
