@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from clipcheck._version import __version__
 
 if TYPE_CHECKING:
-    from clipcheck.check import Result, assert_consistent, check
+    from clipcheck.checking import Result, assert_consistent, check
     from clipcheck.checkpoints.registry import available_models
     from clipcheck.errors import ClipcheckError
     from clipcheck.inputs.tokenizer import tokenize
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ClipcheckError": "clipcheck.errors",
-    "Result": "clipcheck.check",
-    "assert_consistent": "clipcheck.check",
+    "Result": "clipcheck.checking",
+    "assert_consistent": "clipcheck.checking",
     "available_models": "clipcheck.checkpoints.registry",
-    "check": "clipcheck.check",
+    "check": "clipcheck.checking",
     "load": "clipcheck.models.loader",
     "load_both": "clipcheck.models.loader",
     "tokenize": "clipcheck.inputs.tokenizer",

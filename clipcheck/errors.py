@@ -13,6 +13,7 @@
     ├── DownloadError            a released file could not be fetched or verified
     ├── VocabularyError          the tokenizer's vocabulary is missing or not the right one
     ├── UnavailableError         a backend or a device that this machine does not have
+    ├── RunError                 a model was loaded, but running it failed
     ├── OutputError              a file could not be written
     └── UsageError               arguments that make no sense together
 
@@ -81,6 +82,10 @@ class VocabularyError(ClipcheckError):
 
 class UnavailableError(ClipcheckError):
     """A backend or a device that this machine does not have."""
+
+
+class RunError(ClipcheckError):
+    """A model was loaded, but running it failed."""
 
 
 class OutputError(ClipcheckError):

@@ -93,3 +93,18 @@ class Checkpoint:
             return
         file = self.records.file
         file.give_back(file.offset_of(tensor.data_ptr()), tensor.nbytes)
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have the same dtype, shape and bits: NaN equals itself, 0 is not -0."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return bool(_bits(one).equal(_bits(other)))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    if not tensor.dtype.is_floating_point:
+        return tensor
+    return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])

@@ -1,0 +1,70 @@
+"""Figures over pairs of outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+
+def softmax(logits: Array) -> NDArray[np.float64]:
+    """Probabilities over the last dimension, in float64. Shape as given."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    exponentials = np.exp(shifted)
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far ``candidate`` is from ``reference`` where it is farthest beyond what is allowed.
+
+    Attributes:
+        elements: number of elements compared.
+        mismatched: number of elements that differ by more than is allowed.
+        max_abs: the greatest absolute difference.
+        index: where the difference exceeds what is allowed by most, or comes nearest to it.
+        candidate: the value there.
+        reference: the value there.
+        allowed: the difference allowed there, ``atol + rtol * abs(reference)``.
+    """
+
+    elements: int
+    mismatched: int
+    max_abs: float
+    index: tuple[int, ...]
+    candidate: float
+    reference: float
+    allowed: float
+
+    @property
+    def found(self) -> float:
+        """The absolute difference at `index`."""
+        return abs(self.candidate - self.reference)
+
+
+def difference(candidate: Array, reference: Array, *, atol: float, rtol: float) -> Difference:
+    """Compare element by element as `numpy.allclose` does: NaN is close to nothing.
+
+    Args:
+        candidate: of the same shape as ``reference``, with at least one element.
+        reference: what the relative tolerance is taken of.
+        atol: the absolute tolerance.
+        rtol: the tolerance relative to ``reference``.
+    """
+    close = np.isclose(candidate, reference, atol=atol, rtol=rtol)
+    apart = np.abs(candidate.astype(np.float64) - reference.astype(np.float64))
+    allowed = atol + rtol * np.abs(reference.astype(np.float64))
+    excess = np.where(np.isnan(apart), np.inf, apart - allowed)
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(excess)), excess.shape))
+    return Difference(
+        elements=close.size,
+        mismatched=int(close.size - np.count_nonzero(close)),
+        max_abs=float(apart.max()),
+        index=index,
+        candidate=float(candidate[index]),
+        reference=float(reference[index]),
+        allowed=float(allowed[index]),
+    )

@@ -1,0 +1,297 @@
+"""CLIP in eager PyTorch, after Radford et al. 2021, "Learning Transferable Visual Models From
+Natural Language Supervision", section 2.4 (models) and figure 3 (the forward pass).
+
+The keys of `CLIP.state_dict` are those of the released state dicts, but for the three integer
+buffers. Shapes are noted at the end of lines: N images, M texts, L tokens or positions, D width,
+E embedding, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipcheck.checkpoints.architecture import BUFFERS, RESNET_STRIDE, Architecture, ResNet, ViT
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation in the dtype of its own weights: float32 inside of a half model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` over its last dimension; the dtype stays."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+class QuickGELU(nn.Module):
+    """The approximation x * sigmoid(1.702 x) of GELU (Hendrycks and Gimpel 2016, section 2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise; shape and dtype stay."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Self-attention, then a two-layer perceptron, each behind a LayerNorm and beside a sum."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, heads)
+        self.ln_1 = LayerNorm(width)
+        layers = [
+            ("c_fc", nn.Linear(width, 4 * width)),
+            ("gelu", QuickGELU()),
+            ("c_proj", nn.Linear(4 * width, width)),
+        ]
+        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.ln_2 = LayerNorm(width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x`` [L, N, D]; ``mask`` [L, L] is added to the attention's logits."""
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        x = x + self.mlp(self.ln_2(x))
+        return x  # [L, N, D]
+
+
+class Transformer(nn.Module):
+    """A stack of residual attention blocks."""
+
+    def __init__(self, width: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.resblocks = nn.Sequential(
+            *(ResidualAttentionBlock(width, heads) for _ in range(layers))
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x`` [L, N, D]; the same ``mask`` [L, L] in each block."""
+        for block in self.resblocks:
+            x = block(x, mask)
+        return x  # [L, N, D]
+
+
+class VisionTransformer(nn.Module):
+    """The image tower of the ViT models (Dosovitskiy et al. 2020), with a LayerNorm in front."""
+
+    def __init__(self, vision: ViT, input_resolution: int, output_dim: int) -> None:
+        super().__init__()
+        width, patch = vision.width, vision.patch_size
+        positions = (input_resolution // patch) ** 2 + 1
+        self.input_resolution = input_resolution
+        self.output_dim = output_dim
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(positions, width))
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, vision.layers, vision.heads)
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(torch.empty(width, output_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels [N, 3, H, W] to features [N, E]."""
+        x = self.conv1(x)  # [N, D, grid, grid]
+        x = x.flatten(start_dim=2).transpose(1, 2)  # [N, grid * grid, D]
+        start = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)  # [N, 1, D]
+        x = torch.cat([start, x], dim=1)  # [N, L, D]
+        x = x + self.positional_embedding.to(x.dtype)
+        x = self.ln_pre(x)
+        x = self.transformer(x.transpose(0, 1)).transpose(0, 1)  # [N, L, D]
+        x = self.ln_post(x[:, 0])  # [N, D]
+        return x @ self.proj  # [N, E]
+
+
+class Bottleneck(nn.Module):
+    """A residual block of three convolutions, strided by average pooling (Zhang 2019)."""
+
+    def __init__(self, channels: int, planes: int, stride: int, *, downsample: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(planes, 4 * planes, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * planes)
+        self.relu3 = nn.ReLU(inplace=True)
+        self.downsample = _downsample(channels, 4 * planes, stride) if downsample else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, 4 planes, H / stride, W / stride]."""
+        y = self.relu1(self.bn1(self.conv1(x)))
+        y = self.relu2(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(self.avgpool(y)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.relu3(y + shortcut)
+
+
+def _downsample(channels: int, planes: int, stride: int) -> nn.Sequential:
+    layers = [
+        ("-1", nn.AvgPool2d(stride)),
+        ("0", nn.Conv2d(channels, planes, 1, bias=False)),
+        ("1", nn.BatchNorm2d(planes)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+class AttentionPool2d(nn.Module):
+    """Pools a feature map by attention, with the mean over all positions as the query."""
+
+    def __init__(self, grid: int, width: int, heads: int, output_dim: int) -> None:
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.empty(grid**2 + 1, width))
+        self.k_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, output_dim)
+        self.num_heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A feature map [N, C, grid, grid] to features [N, E]."""
+        x = x.flatten(start_dim=2).transpose(1, 2)  # [N, grid * grid, C]
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)  # [N, L, C]
+        x = x + self.positional_embedding.to(x.dtype)
+        query = self._split(self.q_proj(x[:, :1]))  # [N, heads, 1, C / heads]
+        key, value = self._split(self.k_proj(x)), self._split(self.v_proj(x))
+        x = functional.scaled_dot_product_attention(query, key, value)
+        x = x.transpose(1, 2).flatten(start_dim=2)  # [N, 1, C]
+        return self.c_proj(x[:, 0])  # [N, E]
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [N, heads, L, C / heads]
+
+
+class ModifiedResNet(nn.Module):
+    """The image tower of the RN models: three stem convolutions, anti-aliased strides, and an
+    attention pool in place of the mean (section 2.4 of the paper)."""
+
+    def __init__(self, vision: ResNet, input_resolution: int, output_dim: int) -> None:
+        super().__init__()
+        width, half = vision.width, vision.width // 2
+        self.input_resolution = input_resolution
+        self.output_dim = output_dim
+        self.conv1 = nn.Conv2d(3, half, kernel_size=3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(half)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(half, half, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv3 = nn.Conv2d(half, width, kernel_size=3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.relu3 = nn.ReLU(inplace=True)
+        self.avgpool = nn.AvgPool2d(2)
+        self.layer1 = _stage(width, width, vision.layers[0], stride=1)
+        self.layer2 = _stage(4 * width, 2 * width, vision.layers[1], stride=2)
+        self.layer3 = _stage(8 * width, 4 * width, vision.layers[2], stride=2)
+        self.layer4 = _stage(16 * width, 8 * width, vision.layers[3], stride=2)
+        grid = input_resolution // RESNET_STRIDE
+        self.attnpool = AttentionPool2d(grid, vision.embed_width, vision.heads, output_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels [N, 3, H, W] to features [N, E]."""
+        x = self.relu1(self.bn1(self.conv1(x)))  # [N, width / 2, H / 2, W / 2]
+        x = self.relu2(self.bn2(self.conv2(x)))
+        x = self.relu3(self.bn3(self.conv3(x)))  # [N, width, H / 2, W / 2]
+        x = self.avgpool(x)  # [N, width, H / 4, W / 4]
+        x = self.layer1(x)  # [N, 4 width, H / 4, W / 4]
+        x = self.layer2(x)  # [N, 8 width, H / 8, W / 8]
+        x = self.layer3(x)  # [N, 16 width, H / 16, W / 16]
+        x = self.layer4(x)  # [N, 32 width, H / 32, W / 32]
+        return self.attnpool(x)  # [N, E]
+
+
+def _stage(channels: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+    first = Bottleneck(channels, planes, stride, downsample=True)
+    more = (Bottleneck(4 * planes, planes, 1, downsample=False) for _ in range(blocks - 1))
+    return nn.Sequential(first, *more)
+
+
+class CLIP(nn.Module):
+    """Both towers, and the cosine similarities of what they give.
+
+    Built on the meta device: use `build`, which gives the weights.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a = architecture
+        self.visual: VisionTransformer | ModifiedResNet
+        if isinstance(a.vision, ViT):
+            self.visual = VisionTransformer(a.vision, a.image_resolution, a.embed_dim)
+        else:
+            self.visual = ModifiedResNet(a.vision, a.image_resolution, a.embed_dim)
+        self.context_length = a.context_length
+        self.vocab_size = a.vocab_size
+        self.transformer = Transformer(a.text_width, a.text_layers, a.text_heads)
+        # Not nn.Embedding(...): its initialisation on meta costs a second, spent on imports.
+        table = torch.empty(a.vocab_size, a.text_width)
+        self.token_embedding = nn.Embedding.from_pretrained(table, freeze=False)
+        self.positional_embedding = nn.Parameter(torch.empty(a.context_length, a.text_width))
+        self.ln_final = LayerNorm(a.text_width)
+        self.text_projection = nn.Parameter(torch.empty(a.text_width, a.embed_dim))
+        self.logit_scale = nn.Parameter(torch.empty(()))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the model computes in; a half model still normalises in float32."""
+        return self.visual.conv1.weight.dtype
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Preprocessed pixels [N, 3, H, W] to features [N, E], not normalised."""
+        return self.visual(image.to(self.dtype))
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Token ids [M, L] to features [M, E], not normalised.
+
+        The features are read at the end-of-text token, which has the highest id.
+        """
+        x = self.token_embedding(text).to(self.dtype)  # [M, L, D]
+        x = x + self.positional_embedding[: text.shape[-1]].to(self.dtype)
+        x = self.transformer(x.transpose(0, 1), causal_mask(x)).transpose(0, 1)  # [M, L, D]
+        x = self.ln_final(x)
+        rows = torch.arange(x.shape[0], device=x.device)
+        x = x[rows, text.argmax(dim=-1)]  # [M, D]
+        return x @ self.text_projection  # [M, E]
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels [N, 3, H, W] and ids [M, L] to logits per image [N, M] and per text [M, N]."""
+        image_features = self.encode_image(image)  # [N, E]
+        text_features = self.encode_text(text)  # [M, E]
+        image_features = image_features / image_features.norm(dim=-1, keepdim=True)
+        text_features = text_features / text_features.norm(dim=-1, keepdim=True)
+        logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()  # [N, M]
+        return logits_per_image, logits_per_image.t()
+
+
+def causal_mask(x: Tensor) -> Tensor:
+    """For ``x`` [M, L, D] the mask [L, L] that hides from each token those that follow it."""
+    length = x.shape[1]
+    hidden = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device)
+    return hidden.triu(1)
+
+
+def build(architecture: Architecture, tensors: Mapping[str, Tensor]) -> CLIP:
+    """An eager model over ``tensors``: they are assigned, not copied.
+
+    Args:
+        architecture: the dimensions, which `clipcheck.checkpoints.architecture.infer` gave.
+        tensors: the weights by the released keys, with or without the integer buffers. The model
+            computes in their dtype and on their device.
+
+    Returns:
+        The model, in evaluation mode.
+    """
+    with torch.device("meta"):
+        model = CLIP(architecture)
+    weights = {key: tensor for key, tensor in tensors.items() if key not in BUFFERS}
+    weights["logit_scale"] = weights["logit_scale"].reshape(())
+    for key, buffer in model.named_buffers():
+        # Training code may leave BatchNorm's counters out. They have no effect in evaluation.
+        if key not in weights:
+            weights[key] = torch.zeros_like(buffer, device=weights["logit_scale"].device)
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval()

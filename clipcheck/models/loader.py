@@ -1,0 +1,245 @@
+"""Load a checkpoint as a model: the classic interface, and both ways at once."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from clipcheck.checkpoints.architecture import specs
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.errors import DamagedError, UnavailableError, UsageError
+from clipcheck.inputs.preprocess import transform
+from clipcheck.models import eager, torchscript
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Preprocess = Callable[["Image"], torch.Tensor]
+Device = str | torch.device | None
+DownloadRoot = str | os.PathLike[str] | None
+
+
+def load(
+    name: str | os.PathLike[str],
+    device: Device = None,
+    jit: bool = False,
+    download_root: DownloadRoot = None,
+) -> tuple[torch.nn.Module, Preprocess]:
+    """Load a CLIP model.
+
+    Args:
+        name: a name from `clipcheck.available_models`, or the path of a checkpoint: a TorchScript
+            archive, a state dict, or safetensors.
+        device: where to; by default ``cuda`` where there is a GPU, else ``cpu``.
+        jit: run the archive itself, not an eager model that is built from its weights.
+        download_root: where released files are kept; by default ``$CLIPCHECK_CACHE``, else
+            ``~/.cache/clip``.
+
+    Returns:
+        The model in evaluation mode, and the transform from a Pillow image to the float32 tensor
+        [3, R, R] that it takes. On the CPU the model is float32, elsewhere half where the
+        released models are.
+
+    Raises:
+        ClipcheckError: the file or the device cannot be used; the subclass tells why.
+
+    Warns:
+        UserWarning: ``jit`` is asked for, but the file is no archive; it is loaded as a state
+            dict instead.
+    """
+    target = resolve_device(device)
+    checkpoint = open_checkpoint(name, download_root)
+    if jit and checkpoint.format is not Format.ARCHIVE:
+        warnings.warn(
+            f"File {checkpoint.path} is not a JIT archive. Loading as a state dict instead",
+            stacklevel=2,
+        )
+        jit = False
+    model: torch.nn.Module
+    if jit:
+        model = torchscript.load_archive(checkpoint.path, target)
+        torchscript.patch(model, target, _compute_dtype(target))
+        if target.type == "cpu":
+            model.float()
+    else:
+        model = eager.build(checkpoint.architecture, _classic_weights(checkpoint, target))
+    return model, transform(checkpoint.architecture.image_resolution)
+
+
+def load_both(
+    name: str | os.PathLike[str], device: Device = None, download_root: DownloadRoot = None
+) -> tuple[torch.jit.ScriptModule, eager.CLIP, Preprocess]:
+    """Load an archive both ways: as the archive, and as an eager model of its weights.
+
+    The eager model's weights are read from the file without the TorchScript interpreter. Weight by
+    weight the two readings are compared bit for bit, and from then on both models hold the same
+    tensor: one cast to float32 serves both.
+
+    Args:
+        name: as for `load`; the file has to be an archive.
+        device: as for `load`.
+        download_root: as for `load`.
+
+    Returns:
+        The archive's module, the eager model, and the preprocessing.
+
+    Raises:
+        UnavailableError: the file has no second way to run, or TorchScript is not available.
+        DamagedError: the interpreter holds other weights than the file has.
+        ClipcheckError: the file or the device cannot be used; the subclass tells why.
+    """
+    checkpoint = open_checkpoint(name, download_root)
+    both = load_checkpoint_both(checkpoint, resolve_device(device))
+    for key, reason in both.differing.items():
+        raise DamagedError(
+            f"the weight {key!r} differs between two readings of the archive: {reason}",
+            remedy="Do not use this file: fetch it again, or write it anew with "
+            "`clipcheck convert`.",
+            path=checkpoint.path,
+        )
+    return both.jit_model, both.eager_model, transform(checkpoint.architecture.image_resolution)
+
+
+@dataclass(frozen=True)
+class Both:
+    """A checkpoint loaded both ways.
+
+    Attributes:
+        jit_model: the archive's module, patched.
+        eager_model: built from the weights that the file's records have.
+        compared: number of weights and buffers that were compared.
+        differing: by key, how the interpreter's weight differs from the record's.
+    """
+
+    jit_model: torch.jit.ScriptModule
+    eager_model: eager.CLIP
+    compared: int
+    differing: Mapping[str, str]
+
+
+def load_checkpoint_both(checkpoint: Checkpoint, device: torch.device) -> Both:
+    """`load_both` for a checkpoint that is open already; weights that differ are returned.
+
+    Raises:
+        UnavailableError: the file has no second way to run, or TorchScript is not available.
+        DamagedError: the interpreter cannot load the file.
+    """
+    if checkpoint.format is not Format.ARCHIVE:
+        raise UnavailableError(
+            f"this {checkpoint.format} holds weights alone, so that there is no second way to run "
+            "it and nothing to compare",
+            remedy="Make an archive of it: clipcheck convert WEIGHTS -o FILE.",
+            path=checkpoint.path,
+        )
+    jit_model = torchscript.load_archive(checkpoint.path, device)
+    torchscript.patch(jit_model, device, _compute_dtype(device))
+    weights, differing = _share(jit_model, checkpoint, device)
+    eager_model = eager.build(checkpoint.architecture, weights)
+    return Both(jit_model, eager_model, len(weights), differing)
+
+
+def resolve_device(device: Device) -> torch.device:
+    """The device that is meant, after a look whether it is there.
+
+    Raises:
+        UnavailableError: it is not.
+        UsageError: it is no device.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(
+            f"expected a device, found {device!r}", remedy="Give cpu, cuda, cuda:1 or mps."
+        ) from error
+    if target.type == "cpu":
+        # Index and all, "cpu:0" is the CPU; the constants of an archive name it without.
+        return torch.device("cpu")
+    try:
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnavailableError(
+            f"the device {str(target)!r} is not available here ({reason})",
+            remedy="Choose another with --device, or install a torch that supports this one.",
+        ) from error
+    return target
+
+
+def _compute_dtype(device: torch.device) -> torch.dtype | None:
+    """What the reference computes in: float32 on the CPU, elsewhere as the file has it."""
+    return torch.float32 if device.type == "cpu" else None
+
+
+def _classic_weights(checkpoint: Checkpoint, device: torch.device) -> dict[str, torch.Tensor]:
+    """The weights on ``device``, in the dtypes that the reference gives them there."""
+    expected = dict(specs(checkpoint.architecture))
+    weights = {}
+    for key, tensor in checkpoint.tensors.items():
+        dtype = tensor.dtype
+        if dtype.is_floating_point:
+            dtype = _compute_dtype(device) or getattr(torch, expected[key].released_dtype)
+        weights[key] = tensor.to(device, dtype)
+        if weights[key] is not tensor:
+            checkpoint.give_back(key)
+    return weights
+
+
+def _share(
+    jit_model: torch.jit.ScriptModule, checkpoint: Checkpoint, device: torch.device
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Compare the weights, and give those of ``jit_model`` that agree to the eager model too.
+
+    One at a time, so that half and float32 copies of the whole never stand side by side.
+
+    Returns:
+        The eager model's weights, and by key how the interpreter's differ.
+    """
+    dtype = _compute_dtype(device)
+    weights: dict[str, torch.Tensor] = {}
+    differing: dict[str, str] = {}
+    for key, module, name in _weights_of(jit_model):
+        held = getattr(module, name)
+        stored = checkpoint.tensors.get(key)
+        reason = _unlike(held.data, stored)
+        if dtype is not None and held.dtype.is_floating_point and held.dtype != dtype:
+            held.data = held.data.to(dtype)
+        if not reason:
+            weights[key] = held.data
+            checkpoint.give_back(key)
+        else:
+            differing[key] = reason
+    for key, stored in checkpoint.tensors.items():
+        if key not in weights:
+            differing.setdefault(key, "the interpreter does not have it")
+            is_cast = dtype is not None and stored.dtype.is_floating_point
+            weights[key] = stored.to(device, dtype if is_cast else None)
+    return weights, differing
+
+
+def _weights_of(
+    jit_model: torch.jit.ScriptModule,
+) -> Iterator[tuple[str, torch.jit.ScriptModule, str]]:
+    """Each weight and buffer: its key, the module that has it, and its name there."""
+    for prefix, module in jit_model.named_modules():
+        for name in (*module._parameters.keys(), *module._buffers.keys()):
+            yield f"{prefix}.{name}" if prefix else name, module, name
+
+
+def _unlike(held: torch.Tensor, stored: torch.Tensor | None) -> str:
+    """How the interpreter's weight differs from the file's record, or nothing."""
+    if stored is None:
+        return "the file's records do not have it"
+    if held.dtype != stored.dtype or held.shape != stored.shape:
+        found = f"{held.dtype} {list(held.shape)}"
+        return f"the interpreter has {found}, the record {stored.dtype} {list(stored.shape)}"
+    if not same_bits(held, stored.to(held.device)):
+        return "the interpreter has other bits than the record"
+    return ""

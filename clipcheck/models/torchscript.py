@@ -1,0 +1,133 @@
+"""Load a TorchScript archive and make it run on another device, or in another dtype.
+
+A traced archive has the device and the dtype of the machine that it was traced on written into
+its code. `patch` rewrites them in every method of every submodule, before the first call: a call
+that failed has cached its plan, and is not helped by patching afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipcheck import torchscript_support
+from clipcheck.errors import DamagedError
+
+SCALAR_TYPES = {
+    torch.float16: 5,
+    torch.float32: 6,
+    torch.float64: 7,
+    torch.bfloat16: 15,
+}
+"""Numbers of the floating dtypes in TorchScript's code (c10/core/ScalarType.h)."""
+
+
+def load_archive(path: Path, device: torch.device) -> torch.jit.ScriptModule:
+    """The archive's module as it is, weights on ``device``, code not patched, in evaluation mode.
+
+    This trusts the file: TorchScript has no safe mode.
+
+    Raises:
+        UnavailableError: this torch or Python has no TorchScript.
+        DamagedError: the interpreter cannot load it.
+    """
+    torchscript_support.require()
+    try:
+        with torchscript_support.silenced():
+            # By path: from an open file it takes several times as long.
+            module = torch.jit.load(str(path), map_location=device)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DamagedError(
+            f"TorchScript cannot load this archive ({reason})",
+            remedy="Copy or download the file again, or write it anew with `clipcheck convert`.",
+            path=path,
+        ) from error
+    return module.eval()
+
+
+def patch(
+    module: torch.jit.ScriptModule, device: torch.device, dtype: torch.dtype | None = None
+) -> None:
+    """Make the code of ``module`` run on ``device``, and compute in ``dtype`` instead of half.
+
+    Args:
+        module: an archive that was not called yet. Its weights are not touched.
+        device: replaces every device in the code.
+        dtype: replaces half precision wherever the code asks for it; None leaves it.
+    """
+    for graph in graphs(module):
+        for node in device_constants(graph):
+            node.s_("value", str(device))
+        if dtype is not None:
+            _replace_half(graph, SCALAR_TYPES[dtype])
+
+
+def graphs(module: torch.jit.ScriptModule) -> Iterator[Any]:
+    """The graph of every method of every submodule.
+
+    The methods are those that each submodule says it has. Names alone do not tell: the second
+    call of a module is ``forward1``, a third ``forward2``, and one that was never called itself,
+    such as an attention's ``out_proj``, has none.
+    """
+    for submodule in module.modules():
+        for name in submodule._c._method_names():  # type: ignore[operator]
+            yield submodule._c._get_method(name).graph  # type: ignore[operator]
+
+
+def device_constants(graph: Any) -> list[Any]:
+    """The nodes of ``graph`` that hold a device, those of nested blocks included."""
+    constants = graph.findAllNodes("prim::Constant")
+    return [node for node in constants if str(node.output().type()) == "Device"]
+
+
+def half_casts(graph: Any) -> list[tuple[Any, int]]:
+    """The nodes of ``graph`` that ask for half precision, each with the number of that input."""
+    return [(node, index) for node in _all_nodes(graph) for index in _half_inputs(node)]
+
+
+def _replace_half(graph: Any, scalar_type: int) -> None:
+    """Give each cast to half a constant of its own.
+
+    Importing an archive pools equal constants of a graph: the number of half precision, 5, may be
+    the very node that is a dimension somewhere else.
+    """
+    for node, index in half_casts(graph):
+        constant = graph.create("prim::Constant")
+        constant.i_("value", scalar_type)
+        constant.output().setType(torch._C.IntType.get())
+        constant.insertBefore(node)
+        node.replaceInput(index, constant.output())
+
+
+def _all_nodes(block: Any) -> Iterator[Any]:
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _all_nodes(inner)
+
+
+def _half_inputs(node: Any) -> list[int]:
+    if not node.kind().startswith("aten::"):
+        return []
+    return [index for index in _dtype_arguments(node.schema()) if _is_half(node.inputsAt(index))]
+
+
+@cache
+def _dtype_arguments(schema: str) -> list[int]:
+    """Which inputs of an operator are dtypes. It depends on the overload: `to` has several."""
+    if schema == "(no schema)":
+        return []
+    arguments = torch._C.parse_schema(schema).arguments
+    return [index for index, argument in enumerate(arguments) if argument.name == "dtype"]
+
+
+def _is_half(value: Any) -> bool:
+    node = value.node()
+    if node.kind() != "prim::Constant" or not node.hasAttribute("value"):
+        return False
+    return node.kindOf("value") == "i" and node.i("value") == SCALAR_TYPES[torch.float16]

@@ -1,0 +1,58 @@
+"""A result as JSON, schema 1."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from clipcheck.checking import Judgement, Result
+
+SCHEMA = 1
+
+
+def render(result: Result) -> str:
+    """The document, with a newline at its end.
+
+    Numbers that JSON cannot write, NaN and infinities, become null.
+    """
+    document = {
+        "schema": SCHEMA,
+        "passed": result.passed,
+        "clipcheck": result.environment["clipcheck"],
+        "environment": dict(result.environment),
+        "results": [_entry(judgement) for judgement in result.judgements],
+    }
+    return json.dumps(_writable(document), indent=2, allow_nan=False) + "\n"
+
+
+def _entry(judgement: Judgement) -> dict[str, Any]:
+    return {
+        "checkpoint": judgement.checkpoint,
+        "path": judgement.path,
+        "sha256": judgement.sha256,
+        "released": judgement.released,
+        "backend": judgement.backend,
+        "reference": judgement.reference,
+        "device": judgement.device,
+        "dtype": judgement.dtype,
+        "passed": judgement.passed,
+        "error": judgement.error,
+        "seconds": dict(judgement.seconds),
+        "examples": judgement.examples,
+        "gates": [
+            {"name": g.name, "passed": g.passed, "message": g.message, "figures": g.figures}
+            for g in judgement.gates
+        ],
+    }
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _writable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_writable(item) for item in value]
+    return value

@@ -1,0 +1,80 @@
+"""A result as text for a terminal or a log."""
+
+from __future__ import annotations
+
+import textwrap
+
+from clipcheck.checking import Judgement, Result
+
+WIDTH = 88
+_INDENT = "  "
+
+
+def render(result: Result) -> str:
+    """The whole report: a block for each judgement, then the verdict. Ends without a newline."""
+    blocks = [_block(judgement) for judgement in result.judgements]
+    return "\n\n".join([*blocks, verdict(result)])
+
+
+def verdict(result: Result) -> str:
+    """The last line, which says it all."""
+    unjudged = sum(judgement.error is not None for judgement in result.judgements)
+    failed = sum(not j.passed and j.error is None for j in result.judgements)
+    passed = len(result.judgements) - unjudged - failed
+    if result.passed:
+        return f"CONSISTENT: {_count(passed)} the same both ways."
+    parts = [
+        f"{_count(failed)} not the same both ways" if failed else "",
+        f"{_count(unjudged)} could not be judged" if unjudged else "",
+        f"{passed} passed" if passed else "",
+    ]
+    headline = "INCONSISTENT" if failed else "NOT JUDGED"
+    return f"{headline}: {', '.join(part for part in parts if part)}."
+
+
+def _count(number: int) -> str:
+    return f"{number} checkpoint" if number == 1 else f"{number} checkpoints"
+
+
+def _block(judgement: Judgement) -> str:
+    lines = [judgement.checkpoint]
+    if judgement.description:
+        lines += _wrapped(judgement.description)
+    if judgement.sha256:
+        source = judgement.released
+        known = f"released as {source}" if source else "none of the released files"
+        lines += _wrapped(f"SHA-256 {judgement.sha256} ({known})")
+    if judgement.error is not None:
+        return "\n".join([*lines, *_row("error", judgement.error)])
+    lines += _wrapped(
+        f"{judgement.backend} against {judgement.reference} on {judgement.device} in "
+        f"{judgement.dtype}; {judgement.examples} images; loaded in "
+        f"{judgement.seconds['load']:.1f} s, ran in {judgement.seconds['run']:.1f} s"
+    )
+    for gate in judgement.gates:
+        label = "pass" if gate.passed else "FAIL"
+        lines += _row(f"{label}  {gate.name}", gate.message)
+    return "\n".join(lines)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=_INDENT,
+        subsequent_indent=_INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _row(label: str, text: str) -> list[str]:
+    first = f"{_INDENT}{label:<17}"
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=" " * len(first),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

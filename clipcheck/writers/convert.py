@@ -1,0 +1,142 @@
+"""Write weights in any format, and read them back before the file gets its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipcheck.checkpoints.architecture import Architecture, specs
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.errors import ClipcheckError, OutputError
+from clipcheck.writers.archive import buffers, write_archive
+from clipcheck.writers.output import replacing
+
+if TYPE_CHECKING:
+    import torch
+
+Judge = Callable[[Path], None]
+
+
+def convert(
+    checkpoint: Checkpoint,
+    path: Path,
+    form: Format,
+    *,
+    dtype: torch.dtype | None = None,
+    judge: Judge | None = None,
+) -> None:
+    """Write the weights of ``checkpoint`` in another format.
+
+    Args:
+        checkpoint: its checksums are compared and its weights looked through first.
+        path: the file to write; it is replaced when all has succeeded.
+        form: the format to write.
+        dtype: for the weights that the released files have in half precision; by default all
+            weights stay as they are, bit for bit.
+        judge: called with the path of the written file before it gets its name; what it raises
+            keeps the file from being kept.
+
+    Raises:
+        DamagedError, NotFiniteError: the checkpoint is not sound.
+        OutputError: the file cannot be written, or it did not come back as it was written.
+    """
+    checkpoint.verify()
+    tensors = dict(checkpoint.tensors)
+    if dtype is not None:
+        tensors = _in_dtype(checkpoint.architecture, tensors, dtype)
+    write(checkpoint.architecture, tensors, path, form, judge=judge)
+
+
+def write(
+    architecture: Architecture,
+    tensors: Mapping[str, torch.Tensor],
+    path: Path,
+    form: Format,
+    *,
+    judge: Judge | None = None,
+) -> None:
+    """Write a checkpoint, read it back, and compare all weights bit for bit.
+
+    Args:
+        architecture: the model's dimensions.
+        tensors: the weights by the released keys. Integer buffers that are missing are added.
+        path: the file to write; it is replaced when all has succeeded.
+        form: the format to write.
+        judge: see `convert`.
+
+    Raises:
+        OutputError: the file cannot be written, or it did not come back as it was written.
+    """
+    whole = {**buffers(architecture), **tensors}
+    ordered = {
+        key: whole[key].detach().reshape(spec.shape).contiguous()
+        for key, spec in specs(architecture)
+        if key in whole
+    }
+    with replacing(path) as temporary:
+        _write_as(form, architecture, ordered, temporary, path)
+        _require_equal(open_checkpoint(temporary), ordered, path)
+        if judge is not None:
+            judge(temporary)
+
+
+def _write_as(
+    form: Format,
+    architecture: Architecture,
+    tensors: dict[str, torch.Tensor],
+    temporary: Path,
+    path: Path,
+) -> None:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        if form is Format.ARCHIVE:
+            write_archive(architecture, tensors, temporary)
+        elif form is Format.STATE_DICT:
+            torch.save(tensors, temporary)
+        else:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+    except ClipcheckError:
+        raise
+    # torch's and safetensors' writers do not say why a write failed but in their words.
+    except (RuntimeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OutputError(
+            f"cannot be written ({reason})",
+            remedy="See that there is room on the disk, or give another output path.",
+            path=path,
+        ) from error
+
+
+def _in_dtype(
+    architecture: Architecture, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    import torch
+
+    def converted(key: str, released: str) -> torch.Tensor:
+        if released == "float16":
+            return tensors[key].to(dtype)
+        if released == "float32":
+            return tensors[key].to(torch.float32)
+        return tensors[key]
+
+    items = specs(architecture)
+    return {key: converted(key, spec.released_dtype) for key, spec in items if key in tensors}
+
+
+def _require_equal(
+    written: Checkpoint, tensors: Mapping[str, torch.Tensor], path: Path
+) -> None:
+    written.verify()
+    for key, tensor in tensors.items():
+        if key not in written.tensors or not same_bits(written.tensors[key], tensor):
+            raise OutputError(
+                f"was written, but {key!r} did not come back as it was; the file was not kept",
+                remedy="Try again, and see whether the disk is sound.",
+                path=path,
+            )
+        written.give_back(key)

@@ -1,0 +1,297 @@
+"""CLIP as the released archives have it: their module tree, their classes, their casts.
+
+These modules exist to be traced and are never used as a model. They spell out what torch 1.7 did
+in one call (attention is two matrix products and a softmax), so that an archive computes the same
+in other operations than the eager model, as the released files do. Casts go through ``cast``,
+which records device and dtype together, or through ``type``, which records the dtype alone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipcheck.checkpoints.architecture import RESNET_STRIDE, Architecture, ResNet, ViT
+
+_TRANSFORMER = "multimodal.model.multimodal_transformer"
+_RESNET = "multimodal.model.modified_resnet"
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in ``dtype``, traced as a conversion to a device and a dtype at once."""
+    return x.to(x.device, dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Casts to float32 and back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.layer_norm(
+            cast(x, self.weight.dtype), self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return cast(y, x.dtype)
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(torch.mul(x, 1.702))
+
+
+class MultiheadAttention(nn.Module):
+    """Self-attention over [L, N, D]. ``out_proj`` is never called, so that it has no methods."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        length, rows, width = x.shape
+        projected = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = projected.chunk(3, dim=-1)
+        y = _attend(query, key, value, self.heads, mask)
+        y = y.transpose(0, 1).contiguous().view(length, rows, width)
+        return functional.linear(y, self.out_proj.weight, self.out_proj.bias)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None
+) -> Tensor:
+    """[L, N, D] each, to [N * heads, L, D / heads]."""
+    length, rows, width = query.shape
+    size = width // heads
+    query = (query * size**-0.5).contiguous().view(length, rows * heads, size).transpose(0, 1)
+    key = key.contiguous().view(length, rows * heads, size).transpose(0, 1)
+    value = value.contiguous().view(length, rows * heads, size).transpose(0, 1)
+    scores = torch.bmm(query, key.transpose(1, 2))
+    if mask is not None:
+        scores = scores + mask.unsqueeze(0)
+    return torch.bmm(functional.softmax(scores, dim=-1), value)
+
+
+class ResidualAttentionBlock(nn.Module):
+    """With a causal mask of its own, which the tracer makes a constant of the block."""
+
+    def __init__(self, width: int, heads: int, mask: Tensor | None) -> None:
+        super().__init__()
+        self.attn = MultiheadAttention(width, heads)
+        self.ln_1 = LayerNorm(width)
+        layers = [
+            ("c_fc", nn.Linear(width, 4 * width)),
+            ("gelu", QuickGELU()),
+            ("c_proj", nn.Linear(4 * width, width)),
+        ]
+        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.ln_2 = LayerNorm(width)
+        self.mask = None if mask is None else mask.clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = None if self.mask is None else self.mask.to(x.device, x.dtype)
+        x = x + self.attn(self.ln_1(x), mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of residual attention blocks."""
+
+    def __init__(self, width: int, layers: int, heads: int, mask: Tensor | None) -> None:
+        super().__init__()
+        blocks = (ResidualAttentionBlock(width, heads, mask) for _ in range(layers))
+        self.resblocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resblocks(x)
+
+
+class VisualTransformer(nn.Module):
+    """The image tower of the ViT models."""
+
+    def __init__(self, vision: ViT, grid: int, output_dim: int) -> None:
+        super().__init__()
+        width, patch = vision.width, vision.patch_size
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(grid**2 + 1, width))
+        self.proj = nn.Parameter(torch.empty(width, output_dim))
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, vision.layers, vision.heads, mask=None)
+        self.ln_post = LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        x = x.reshape(x.shape[0], x.shape[1], x.shape[2] * x.shape[3]).permute(0, 2, 1)
+        zeros = torch.zeros(x.shape[0], 1, x.shape[-1], dtype=x.dtype, device=x.device)
+        x = torch.cat([self.class_embedding.type(x.dtype) + zeros, x], dim=1)
+        x = x + self.positional_embedding.type(x.dtype)
+        x = self.ln_pre(x)
+        x = self.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
+        return self.ln_post(x[:, 0, :]) @ self.proj
+
+
+class Bottleneck(nn.Module):
+    """One ReLU serves three times, so that the tracer gives it three methods."""
+
+    def __init__(self, channels: int, planes: int, stride: int, *, downsample: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(planes, 4 * planes, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Sequential | None = None
+        if downsample:
+            layers = [
+                ("-1", nn.AvgPool2d(stride)),
+                ("0", nn.Conv2d(channels, 4 * planes, 1, bias=False)),
+                ("1", nn.BatchNorm2d(4 * planes)),
+            ]
+            self.downsample = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(self.avgpool(y)))
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
+
+
+class AttentionPool(nn.Module):
+    """Attention of all positions and their mean to each other; the mean's result is kept."""
+
+    def __init__(self, grid: int, width: int, heads: int, output_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.empty(grid**2 + 1, width))
+        self.k_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, output_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(x.shape[0], x.shape[1], x.shape[2] * x.shape[3]).permute(2, 0, 1)
+        x = torch.cat([x.mean(dim=0, keepdim=True), x], dim=0)
+        x = x + self.positional_embedding[:, None, :].type(x.dtype)
+        query, key, value = (
+            functional.linear(x, layer.weight, layer.bias)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        y = _attend(query, key, value, self.heads, None)
+        y = y.transpose(0, 1).contiguous().view(x.shape[0], x.shape[1], x.shape[2])
+        return functional.linear(y, self.c_proj.weight, self.c_proj.bias)[0]
+
+
+class ModifiedResNet(nn.Module):
+    """The image tower of the RN models."""
+
+    def __init__(self, vision: ResNet, grid: int, output_dim: int) -> None:
+        super().__init__()
+        width, half = vision.width, vision.width // 2
+        self.conv1 = nn.Conv2d(3, half, kernel_size=3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(half)
+        self.conv2 = nn.Conv2d(half, half, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = nn.Conv2d(half, width, kernel_size=3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.avgpool = nn.AvgPool2d(2)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(width, width, vision.layers[0], stride=1)
+        self.layer2 = _stage(4 * width, 2 * width, vision.layers[1], stride=2)
+        self.layer3 = _stage(8 * width, 4 * width, vision.layers[2], stride=2)
+        self.layer4 = _stage(16 * width, 8 * width, vision.layers[3], stride=2)
+        self.attnpool = AttentionPool(grid, vision.embed_width, vision.heads, output_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.type(self.conv1.weight.dtype)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.relu(self.bn3(self.conv3(x)))
+        x = self.avgpool(x)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.attnpool(x)
+
+
+def _stage(channels: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+    first = Bottleneck(channels, planes, stride, downsample=True)
+    more = (Bottleneck(4 * planes, planes, 1, downsample=False) for _ in range(blocks - 1))
+    return nn.Sequential(first, *more)
+
+
+class Multimodal(nn.Module):
+    """Both towers and the three methods of a released archive.
+
+    Built on the meta device; the archive's writer assigns the weights.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a = architecture
+        self.positional_embedding = nn.Parameter(torch.empty(a.context_length, a.text_width))
+        self.text_projection = nn.Parameter(torch.empty(a.text_width, a.embed_dim))
+        self.logit_scale = nn.Parameter(torch.empty(()))
+        for name in ("input_resolution", "context_length", "vocab_size"):
+            self.register_buffer(name, torch.empty((), dtype=torch.int64))
+        self.visual: VisualTransformer | ModifiedResNet
+        if isinstance(a.vision, ViT):
+            self.visual = VisualTransformer(a.vision, a.grid, a.embed_dim)
+        else:
+            grid = a.image_resolution // RESNET_STRIDE
+            self.visual = ModifiedResNet(a.vision, grid, a.embed_dim)
+        hidden = torch.full((a.context_length, a.context_length), float("-inf"), device="cpu")
+        self.transformer = Transformer(a.text_width, a.text_layers, a.text_heads, hidden.triu(1))
+        table = torch.empty(a.vocab_size, a.text_width)
+        self.token_embedding = nn.Embedding.from_pretrained(table, freeze=False)
+        self.ln_final = LayerNorm(a.text_width)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.visual.conv1.weight.dtype
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        return self.visual(cast(image, self.dtype))
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        x = self.token_embedding(text).type(self.dtype)
+        x = x + self.positional_embedding.type(self.dtype)
+        x = self.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
+        x = self.ln_final(x)
+        return x[torch.arange(x.shape[0]), torch.argmax(text, dim=-1)] @ self.text_projection
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        image_features = self.encode_image(image)
+        text_features = self.encode_text(text)
+        image_features = image_features / image_features.norm(dim=-1, keepdim=True)
+        text_features = text_features / text_features.norm(dim=-1, keepdim=True)
+        logit_scale = self.logit_scale.exp()
+        logits_per_image = logit_scale * image_features @ text_features.t()
+        logits_per_text = logit_scale * text_features @ image_features.t()
+        return logits_per_image, logits_per_text
+
+
+def _name_as_released() -> None:
+    """TorchScript takes the qualified name of a module's class from where Python says it is."""
+    resnet = (Bottleneck, AttentionPool, ModifiedResNet)
+    transformer = (
+        LayerNorm,
+        QuickGELU,
+        MultiheadAttention,
+        ResidualAttentionBlock,
+        Transformer,
+        VisualTransformer,
+        Multimodal,
+    )
+    for module, classes in ((_RESNET, resnet), (_TRANSFORMER, transformer)):
+        for cls in classes:
+            cls.__module__ = module
+
+
+_name_as_released()
