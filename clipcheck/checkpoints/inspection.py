@@ -1,0 +1,79 @@
+"""What an archive's code asks for, read as text: nothing is imported or run."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from dataclasses import dataclass, field
+
+from clipcheck.checkpoints.records import Records
+from clipcheck.errors import DamagedError
+
+SCALAR_TYPES = {3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 15: "bfloat16"}
+"""Names of the dtypes that TorchScript's code has by number (c10/core/ScalarType.h)."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Constants in the code of an archive that loading it elsewhere has to replace.
+
+    Attributes:
+        devices: how often each device is named.
+        dtypes: how often a cast or a new tensor asks for each dtype.
+        version: of the archive's format.
+    """
+
+    devices: Counter[str] = field(default_factory=Counter)
+    dtypes: Counter[str] = field(default_factory=Counter)
+    version: str = ""
+
+
+def read_code(records: Records) -> Code:
+    """Count the devices and dtypes that the code of an archive names.
+
+    Raises:
+        DamagedError: the code is not what TorchScript writes.
+    """
+    code = Code(version=records.read("version").decode("ascii", "replace").strip())
+    for name in records.names("code/"):
+        if name.endswith(".py"):
+            for node in ast.walk(_parse(records, name)):
+                if isinstance(node, ast.Call):
+                    _count(node, code)
+    return code
+
+
+def _parse(records: Records, name: str) -> ast.Module:
+    try:
+        return ast.parse(records.read(name))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise DamagedError(
+            f"the record {name!r} is not TorchScript code ({error})",
+            remedy="Copy or download the file again, or write it anew.",
+            path=records.file.path,
+        ) from error
+
+
+def _count(call: ast.Call, code: Code) -> None:
+    function = _attribute(call.func)
+    if function == "device" and call.args and isinstance(call.args[0], ast.Constant):
+        code.devices[str(call.args[0].value)] += 1
+    elif function == "to":
+        # torch.to(x, dtype, ...) or torch.to(x, device, dtype, ...)
+        after = [argument for argument in call.args[1:3] if not isinstance(argument, ast.Call)]
+        _count_dtype(after[0] if after else None, code)
+    for keyword in call.keywords:
+        if keyword.arg == "dtype":
+            _count_dtype(keyword.value, code)
+
+
+def _attribute(function: ast.expr) -> str:
+    """``name`` of a call of ``torch.name``, else nothing."""
+    if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+        return function.attr if function.value.id == "torch" else ""
+    return ""
+
+
+def _count_dtype(value: ast.expr | None, code: Code) -> None:
+    if isinstance(value, ast.Constant) and type(value.value) is int:
+        code.dtypes[SCALAR_TYPES.get(value.value, f"dtype {value.value}")] += 1

@@ -1,0 +1,253 @@
+"""The command line: arguments, progress on stderr, exit codes, and writing files."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from clipcheck._version import __version__
+from clipcheck.errors import ClipcheckError, OutputError
+
+if TYPE_CHECKING:
+    from clipcheck.checking import Result
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Does a CLIP checkpoint compute the same whichever way it is run?",
+    epilog="Exit codes: 0 consistent, 1 inconsistent, 2 could not be judged.",
+)
+
+FormatName = Literal["archive", "state-dict", "safetensors"]
+DtypeName = Literal["float16", "bfloat16", "float32"]
+
+Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A path or released name.")]
+Checkpoints = Annotated[
+    list[str], typer.Argument(metavar="CHECKPOINT...", help="Paths or released names.")
+]
+Devices = Annotated[
+    list[str] | None,
+    typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1, mps; may be repeated."),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to.")]
+Form = Annotated[FormatName, typer.Option("--format", help="What to write.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same bits.")]
+DownloadRoot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where released files are kept. By default $CLIPCHECK_CACHE, else ~/.cache/clip.",
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line: the entry point ``clipcheck``."""
+    try:
+        app()
+    except ClipcheckError as error:
+        if os.environ.get(_DEBUG):
+            traceback.print_exc()
+        typer.echo(f"clipcheck: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+_DEBUG = "CLIPCHECK_DEBUG"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"clipcheck {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar=_DEBUG, help="Show tracebacks of errors.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Does a CLIP checkpoint compute the same whichever way it is run?"""
+    if debug:
+        os.environ[_DEBUG] = "1"
+
+
+@app.command()
+def check(
+    checkpoints: Checkpoints,
+    device: Devices = None,
+    examples: Annotated[int, typer.Option(min=1, help="Images to compare.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the images and prompts.")] = 0,
+    atol: Annotated[float, typer.Option(help="Absolute tolerance on probabilities.")] = 0.01,
+    rtol: Annotated[float, typer.Option(help="Relative tolerance on probabilities.")] = 0.1,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
+    ] = None,
+    download_root: DownloadRoot = None,
+) -> None:
+    """Run checkpoints as archives and as eager models, and compare."""
+    from clipcheck.checking import check as run
+
+    result = run(
+        checkpoints,
+        device=device,
+        examples=examples,
+        seed=seed,
+        atol=atol,
+        rtol=rtol,
+        download_root=download_root,
+        progress=_progress,
+    )
+    _show(result, json)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def demo() -> None:
+    """Write a full-size ViT-B/32 archive with seeded weights, and check it both ways."""
+    from clipcheck.checking import check as run
+
+    typer.echo("No weights of OpenAI's are in this demo: it writes seeded ones of the same size.")
+    with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder:
+        path = Path(folder) / "ViT-B-32.pt"
+        _progress(f"{path}: writing")
+        _synthesize("ViT-B/32", path, "archive", seed=0)
+        result = run(path, progress=_progress)
+    _show(result, None)
+    if result.passed:
+        typer.echo("\nNext: clipcheck check YOUR_CHECKPOINT")
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def synthesize(
+    architecture: Annotated[
+        str, typer.Argument(metavar="ARCH", help="A released name, tiny-vit or tiny-resnet.")
+    ],
+    output: Output,
+    form: Form = "archive",
+    seed: Seed = 0,
+) -> None:
+    """Write a checkpoint with seeded weights of any released architecture."""
+    _synthesize(architecture, output, form, seed)
+    _report_written(output, f"seeded weights, not trained ones, of {architecture}")
+
+
+@app.command()
+def convert(
+    checkpoint: Checkpoint,
+    output: Output,
+    form: Form = "archive",
+    dtype: Annotated[
+        DtypeName | None,
+        typer.Option(
+            help="For the weights that released files have in half; by default bits are kept."
+        ),
+    ] = None,
+    download_root: DownloadRoot = None,
+) -> None:
+    """Write the weights in another format. An archive is checked before it is kept."""
+    import torch
+
+    from clipcheck.checkpoints.checkpoint import Format
+    from clipcheck.checkpoints.formats import open_checkpoint
+    from clipcheck.writers.convert import convert as run
+
+    opened = open_checkpoint(checkpoint, download_root)
+    wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
+    judge = _require_consistent if form == "archive" else None
+    run(opened, output, Format(form), dtype=wanted, judge=judge)
+    _report_written(output, f"weights of {checkpoint}")
+
+
+@app.command()
+def inspect(checkpoint: Checkpoint, download_root: DownloadRoot = None) -> None:
+    """Say what a file is. Nothing from it is run."""
+    from clipcheck.checkpoints.formats import open_checkpoint
+    from clipcheck.report.inspection import render
+
+    opened = open_checkpoint(checkpoint, download_root)
+    opened.verify()
+    typer.echo(render(opened))
+
+
+@app.command()
+def models(download_root: DownloadRoot = None) -> None:
+    """List the released models, and which are in the cache."""
+    from clipcheck.checkpoints import download, registry
+
+    typer.echo(f"cache: {download.cache_directory(download_root)}")
+    for name in registry.available_models():
+        size = registry.find(name).size / 1e6
+        path = download.cached(name, download_root)
+        typer.echo(f"{name:<16}{size:>8.1f} MB  {path or 'not in the cache'}")
+
+
+def _synthesize(architecture: str, path: Path, form: FormatName, seed: int) -> None:
+    from clipcheck.checkpoints.checkpoint import Format
+    from clipcheck.writers.convert import write
+    from clipcheck.writers.synthesize import architecture_named
+    from clipcheck.writers.synthesize import synthesize as draw
+
+    dimensions = architecture_named(architecture)
+    write(dimensions, draw(dimensions, seed), path, Format(form))
+
+
+def _require_consistent(path: Path) -> None:
+    from clipcheck.checking import check as run
+    from clipcheck.report.text import render
+
+    result = run(path, device="cpu", progress=_progress)
+    if not result.passed:
+        raise OutputError(
+            f"the archive does not compute the same both ways, and was not kept\n{render(result)}",
+            remedy="Report this: clipcheck wrote it.",
+        )
+
+
+def _report_written(path: Path, contents: str) -> None:
+    typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {contents}")
+
+
+def _show(result: Result, json: str | None) -> None:
+    from clipcheck.report import json as json_report
+    from clipcheck.report import text
+
+    if json == "-":
+        typer.echo(json_report.render(result), nl=False)
+        return
+    if json is not None:
+        with _writing(Path(json)) as temporary:
+            temporary.write_text(json_report.render(result), encoding="utf-8")
+    typer.echo(text.render(result))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    from clipcheck.writers.output import replacing
+
+    with replacing(path) as temporary:
+        yield temporary
+
+
+def _progress(message: str) -> None:
+    """What is being done, on stderr, where a person is looking at it."""
+    if sys.stderr.isatty():
+        typer.echo(f"... {message}", err=True)
+
+

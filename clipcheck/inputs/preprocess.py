@@ -1,0 +1,43 @@
+"""Images to pixels: the preprocessing that CLIP was trained and released with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of red, green and blue in CLIP's training images, as OpenAI's package states it."""
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of red, green and blue, from the same place."""
+
+
+def transform(resolution: int) -> Callable[[Image.Image], torch.Tensor]:
+    """The preprocessing of a model that takes square images of `resolution` pixels a side.
+
+    Returns:
+        A function from a Pillow image of any size and mode to [3, resolution, resolution]
+        float32: the shorter side is resized to `resolution` (bicubic), the centre is cut out,
+        converted to RGB, scaled to 0 to 1 and normalised with `MEAN` and `STD`. It raises what
+        Pillow raises for a mode that it cannot resize or convert.
+    """
+    from torchvision import transforms
+
+    preprocess: Callable[[Image.Image], torch.Tensor] = transforms.Compose(
+        [
+            transforms.Resize(resolution, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(resolution),
+            # Only now, as in the reference: Pillow resizes a palette without interpolating.
+            _to_rgb,
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    return preprocess
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
