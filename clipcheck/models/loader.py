@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torchvision.transforms  # noqa: F401 - here, so that no load is the one that pays for it
 
 from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
@@ -16,6 +17,7 @@ from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import DamagedError, UnavailableError, UsageError
 from clipcheck.inputs.preprocess import transform
 from clipcheck.models import eager, torchscript
+from clipcheck.models.arena import Arena
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,10 +65,12 @@ def load(
         jit = False
     model: torch.nn.Module
     if jit:
+        dtype = _compute_dtype(target)
+        arena = _arena(checkpoint, dtype)
         model = torchscript.load_archive(checkpoint.path, target)
-        torchscript.patch(model, target, _compute_dtype(target))
-        if target.type == "cpu":
-            model.float()
+        torchscript.patch(model, target, dtype)
+        for _, held in _weights_of(model):
+            held.data = _cast(held.data, arena, dtype)
     else:
         model = eager.build(checkpoint.architecture, _classic_weights(checkpoint, target))
     return model, transform(checkpoint.architecture.image_resolution)
@@ -137,9 +141,11 @@ def load_checkpoint_both(checkpoint: Checkpoint, device: torch.device) -> Both:
             remedy="Make an archive of it: clipcheck convert WEIGHTS -o FILE.",
             path=checkpoint.path,
         )
+    dtype = _compute_dtype(device)
+    arena = _arena(checkpoint, dtype)
     jit_model = torchscript.load_archive(checkpoint.path, device)
-    torchscript.patch(jit_model, device, _compute_dtype(device))
-    weights, differing = _share(jit_model, checkpoint, device)
+    torchscript.patch(jit_model, device, dtype)
+    weights, differing = _share(jit_model, checkpoint, device, arena)
     eager_model = eager.build(checkpoint.architecture, weights)
     return Both(jit_model, eager_model, len(weights), differing)
 
@@ -186,14 +192,45 @@ def _classic_weights(checkpoint: Checkpoint, device: torch.device) -> dict[str, 
         dtype = tensor.dtype
         if dtype.is_floating_point:
             dtype = _compute_dtype(device) or getattr(torch, expected[key].released_dtype)
-        weights[key] = tensor.to(device, dtype)
-        if weights[key] is not tensor:
+        if dtype != tensor.dtype or device.type != "cpu":
+            checkpoint.prefetch(key)
+            weights[key] = tensor.to(device, dtype)
             checkpoint.give_back(key)
+        else:
+            weights[key] = tensor
     return weights
 
 
+def _arena(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Arena | None:
+    """Room for the weights that have to be cast, where any have.
+
+    As much of it is made ready at once as the model is going to take in addition to the file's
+    own weights: more would raise the peak.
+    """
+    if dtype is None:
+        return None
+    casts = [t for t in checkpoint.tensors.values() if _cast_to(dtype, t) != t.dtype]
+    room = Arena.room_for(casts, dtype)
+    arena = Arena(room)
+    arena.populate(room - sum(tensor.nbytes for tensor in casts))
+    return arena
+
+
+def _cast(tensor: torch.Tensor, arena: Arena | None, dtype: torch.dtype | None) -> torch.Tensor:
+    if arena is None or dtype is None or _cast_to(dtype, tensor) == tensor.dtype:
+        return tensor
+    return arena.cast(tensor, dtype)
+
+
+def _cast_to(dtype: torch.dtype | None, tensor: torch.Tensor) -> torch.dtype:
+    return dtype if dtype is not None and tensor.dtype.is_floating_point else tensor.dtype
+
+
 def _share(
-    jit_model: torch.jit.ScriptModule, checkpoint: Checkpoint, device: torch.device
+    jit_model: torch.jit.ScriptModule,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    arena: Arena | None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Compare the weights, and give those of ``jit_model`` that agree to the eager model too.
 
@@ -205,32 +242,27 @@ def _share(
     dtype = _compute_dtype(device)
     weights: dict[str, torch.Tensor] = {}
     differing: dict[str, str] = {}
-    for key, module, name in _weights_of(jit_model):
-        held = getattr(module, name)
-        stored = checkpoint.tensors.get(key)
-        reason = _unlike(held.data, stored)
-        if dtype is not None and held.dtype.is_floating_point and held.dtype != dtype:
-            held.data = held.data.to(dtype)
-        if not reason:
-            weights[key] = held.data
-            checkpoint.give_back(key)
-        else:
+    for key, held in _weights_of(jit_model):
+        checkpoint.prefetch(key)
+        reason = _unlike(held.data, checkpoint.tensors.get(key))
+        checkpoint.give_back(key)
+        held.data = _cast(held.data, arena, dtype)
+        if reason:
             differing[key] = reason
+        else:
+            weights[key] = held.data
     for key, stored in checkpoint.tensors.items():
         if key not in weights:
             differing.setdefault(key, "the interpreter does not have it")
-            is_cast = dtype is not None and stored.dtype.is_floating_point
-            weights[key] = stored.to(device, dtype if is_cast else None)
+            weights[key] = stored.to(device, _cast_to(dtype, stored))
     return weights, differing
 
 
-def _weights_of(
-    jit_model: torch.jit.ScriptModule,
-) -> Iterator[tuple[str, torch.jit.ScriptModule, str]]:
-    """Each weight and buffer: its key, the module that has it, and its name there."""
+def _weights_of(jit_model: torch.jit.ScriptModule) -> Iterator[tuple[str, torch.Tensor]]:
+    """The interpreter's weights and buffers by key: these very tensors, not copies."""
     for prefix, module in jit_model.named_modules():
         for name in (*module._parameters.keys(), *module._buffers.keys()):
-            yield f"{prefix}.{name}" if prefix else name, module, name
+            yield f"{prefix}.{name}" if prefix else name, getattr(module, name)
 
 
 def _unlike(held: torch.Tensor, stored: torch.Tensor | None) -> str:

@@ -87,7 +87,13 @@ def device_constants(graph: Any) -> list[Any]:
 
 def half_casts(graph: Any) -> list[tuple[Any, int]]:
     """The nodes of ``graph`` that ask for half precision, each with the number of that input."""
-    return [(node, index) for node in _all_nodes(graph) for index in _half_inputs(node)]
+    return [
+        (use.user, use.offset)
+        for constant in graph.findAllNodes("prim::Constant")
+        if _is_half(constant)
+        for use in constant.output().uses()
+        if _is_dtype(use.user, use.offset)
+    ]
 
 
 def _replace_half(graph: Any, scalar_type: int) -> None:
@@ -104,30 +110,21 @@ def _replace_half(graph: Any, scalar_type: int) -> None:
         node.replaceInput(index, constant.output())
 
 
-def _all_nodes(block: Any) -> Iterator[Any]:
-    for node in block.nodes():
-        yield node
-        for inner in node.blocks():
-            yield from _all_nodes(inner)
+def _is_half(constant: Any) -> bool:
+    if not constant.hasAttribute("value") or constant.kindOf("value") != "i":
+        return False
+    return bool(constant.i("value") == SCALAR_TYPES[torch.float16])
 
 
-def _half_inputs(node: Any) -> list[int]:
-    if not node.kind().startswith("aten::"):
-        return []
-    return [index for index in _dtype_arguments(node.schema()) if _is_half(node.inputsAt(index))]
+def _is_dtype(node: Any, index: int) -> bool:
+    """Whether that input of an operator is a dtype; 5 may be anything else as well."""
+    return node.kind().startswith("aten::") and index in _dtype_arguments(node.schema())
 
 
 @cache
-def _dtype_arguments(schema: str) -> list[int]:
-    """Which inputs of an operator are dtypes. It depends on the overload: `to` has several."""
+def _dtype_arguments(schema: str) -> frozenset[int]:
+    """Which inputs are dtypes. It depends on the overload: `to` has several."""
     if schema == "(no schema)":
-        return []
+        return frozenset()
     arguments = torch._C.parse_schema(schema).arguments
-    return [index for index, argument in enumerate(arguments) if argument.name == "dtype"]
-
-
-def _is_half(value: Any) -> bool:
-    node = value.node()
-    if node.kind() != "prim::Constant" or not node.hasAttribute("value"):
-        return False
-    return node.kindOf("value") == "i" and node.i("value") == SCALAR_TYPES[torch.float16]
+    return frozenset(index for index, argument in enumerate(arguments) if argument.name == "dtype")

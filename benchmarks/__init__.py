@@ -1,0 +1,1 @@
+"""Paired timings. Run one with ``python -m benchmarks.NAME``."""

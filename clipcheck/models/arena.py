@@ -1,0 +1,62 @@
+"""Memory for the weights of a model, made ready while something else is being done.
+
+Getting fresh memory from the system, page by page, takes most of the time that a cast to float32
+does. While the TorchScript interpreter reads an archive it keeps Python's lock and one core; in
+that time a second core can have the pages ready.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+import threading
+
+import torch
+
+_POPULATE_WRITE = 23
+"""MADV_POPULATE_WRITE (linux/mman-common.h, since Linux 5.14); an older kernel refuses it."""
+
+_ALIGNMENT = 64
+
+
+class Arena:
+    """Room for ``size`` bytes of tensors, which live as long as one of them does.
+
+    Each tensor gets a storage of its own, so that it can be saved, moved and freed as any other.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._buffer = mmap.mmap(-1, max(size, 1))
+        self._used = 0
+
+    @staticmethod
+    def room_for(tensors: list[torch.Tensor], dtype: torch.dtype) -> int:
+        """Bytes that copies of ``tensors`` in ``dtype`` take."""
+        return sum(_aligned(tensor.numel() * dtype.itemsize) for tensor in tensors)
+
+    def populate(self, size: int) -> None:
+        """Have the first ``size`` bytes ready soon, in another thread. Does nothing elsewhere
+        than on Linux."""
+        if sys.platform != "linux" or size <= 0:
+            return
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+        pages = min(size, len(self._buffer)) // mmap.PAGESIZE * mmap.PAGESIZE
+        arguments = (ctypes.c_void_p(address), ctypes.c_size_t(pages), _POPULATE_WRITE)
+        # Called through ctypes, which lets go of Python's lock, as mmap.madvise does not.
+        madvise = ctypes.CDLL(None).madvise
+        threading.Thread(target=madvise, args=arguments, daemon=True).start()
+
+    def cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A copy of ``tensor`` in ``dtype``, of the same shape, in this arena."""
+        if tensor.numel() == 0:
+            return tensor.to(dtype)
+        flat = torch.frombuffer(
+            self._buffer, dtype=dtype, count=tensor.numel(), offset=self._used
+        )
+        self._used += _aligned(flat.nbytes)
+        return flat.view(tensor.shape).copy_(tensor)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
