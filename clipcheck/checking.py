@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from clipcheck._version import __version__
 from clipcheck.checkpoints import registry
@@ -33,6 +33,8 @@ EXAMPLES = 8
 
 Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Progress = Callable[[str], None]
+Device: TypeAlias = "str | torch.device | None"
+Devices: TypeAlias = "Device | Sequence[str | torch.device]"
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Result:
 def check(
     checkpoints: Names,
     *,
-    device: str | torch.device | Sequence[str | torch.device] | None = None,
+    device: Devices = None,
     examples: int = EXAMPLES,
     seed: int = 0,
     atol: float = Contract.atol,
@@ -132,7 +134,7 @@ def check(
     """
     limits = _limits(examples, atol, rtol)
     names = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else list(checkpoints)
-    devices = [device] if device is None or not _is_several(device) else list(device)
+    devices = _several(device)
     if not names or not devices:
         raise UsageError("expected a checkpoint and a device, found none", remedy="Give one.")
     judge = _Judge(limits, examples, seed, download_root, progress or _silent)
@@ -175,8 +177,11 @@ def _silent(_: str) -> None:
     pass
 
 
-def _is_several(device: object) -> bool:
-    return isinstance(device, Sequence) and not isinstance(device, str)
+def _several(device: Devices) -> list[Device]:
+    # torch.device is asked for by its absence: naming it would import torch.
+    if isinstance(device, Sequence) and not isinstance(device, str):
+        return list(device)
+    return [device]
 
 
 def _limits(examples: int, atol: float, rtol: float) -> Contract:
@@ -202,7 +207,7 @@ class _Judge:
     download_root: str | os.PathLike[str] | None
     progress: Progress
 
-    def __call__(self, name: str, device: str | torch.device | None) -> Judgement:
+    def __call__(self, name: str, device: Device) -> Judgement:
         facts: dict[str, object] = {"checkpoint": name, "device": str(device or "default")}
         try:
             self._judge(name, device, facts)
@@ -211,9 +216,7 @@ class _Judge:
             facts["gates"] = ()
         return Judgement(**facts)  # type: ignore[arg-type]
 
-    def _judge(
-        self, name: str, device: str | torch.device | None, facts: dict[str, object]
-    ) -> None:
+    def _judge(self, name: str, device: Device, facts: dict[str, object]) -> None:
         """Fill ``facts`` as they become known, so that an error keeps those before it."""
         from clipcheck.models.loader import load_checkpoint_both, resolve_device
 

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -78,7 +78,7 @@ def options(
     debug: Annotated[
         bool, typer.Option("--debug", envvar=_DEBUG, help="Show tracebacks of errors.")
     ] = False,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback does it
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")
     ] = False,
 ) -> None:
@@ -249,5 +249,3 @@ def _progress(message: str) -> None:
     """What is being done, on stderr, where a person is looking at it."""
     if sys.stderr.isatty():
         typer.echo(f"... {message}", err=True)
-
-

@@ -137,9 +137,7 @@ def _open_zip(path: Path) -> Checkpoint:
     return Checkpoint(path, Format.STATE_DICT, infer(tensors, path), tensors, records)
 
 
-def map_tensors(
-    records: Records, found: Mapping[str, TensorRecord]
-) -> dict[str, torch.Tensor]:
+def map_tensors(records: Records, found: Mapping[str, TensorRecord]) -> dict[str, torch.Tensor]:
     """Tensors over the memory map of the file; reading them is what loads them.
 
     Raises:

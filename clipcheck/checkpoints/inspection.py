@@ -59,7 +59,7 @@ def _count(call: ast.Call, code: Code) -> None:
     if function == "device" and call.args and isinstance(call.args[0], ast.Constant):
         code.devices[str(call.args[0].value)] += 1
     elif function == "to":
-        # torch.to(x, dtype, ...) or torch.to(x, device, dtype, ...)
+        # The dtype comes second, or third where a device comes before it.
         after = [argument for argument in call.args[1:3] if not isinstance(argument, ast.Call)]
         _count_dtype(after[0] if after else None, code)
     for keyword in call.keywords:

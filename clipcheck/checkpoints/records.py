@@ -85,8 +85,8 @@ class MappedFile:
 class Record:
     """A named range of bytes in a zip file.
 
-    ``offset`` and ``stored`` are in bytes of the file, ``size`` in bytes of the contents; ``stored``
-    and ``size`` differ where the record is compressed.
+    ``offset`` and ``stored`` are in bytes of the file, ``size`` in bytes of the contents: the
+    latter two differ where the record is compressed.
     """
 
     name: str
@@ -204,9 +204,7 @@ def _directory(file: MappedFile) -> list[zipfile.ZipInfo]:
         ) from error
     names = [info.filename for info in infos]
     if len(set(names)) != len(names):
-        raise DamagedError(
-            "two records have the same name", remedy=_COPY_AGAIN, path=file.path
-        )
+        raise DamagedError("two records have the same name", remedy=_COPY_AGAIN, path=file.path)
     return infos
 
 

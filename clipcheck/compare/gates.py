@@ -124,7 +124,7 @@ def _output_problems(candidate: Outputs, reference: Outputs) -> list[str]:
         if mine.size == 0:
             problems.append(f"{name} is empty")
         problems += [
-            f"{name} of the {side} has NaN or infinite values in row {_first_bad_row(outputs[name])}"
+            f"{name} of the {side} is not finite in row {_first_bad_row(outputs[name])}"
             for side, outputs in sides.items()
             if not np.isfinite(outputs[name]).all()
         ]

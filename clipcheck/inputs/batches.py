@@ -68,7 +68,7 @@ def batches(
 def _image(generator: np.random.Generator, number: int) -> Image.Image:
     """An RGB image of random size: in turn noise, a gradient, stripes, blobs, one flat colour."""
     height, width = (int(side) for side in generator.integers(24, 480, size=2))
-    y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     low, high = generator.integers(0, 256, size=(2, 3))
     kinds = (
         lambda: generator.random((height, width)),

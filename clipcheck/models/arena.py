@@ -51,9 +51,7 @@ class Arena:
         """A copy of ``tensor`` in ``dtype``, of the same shape, in this arena."""
         if tensor.numel() == 0:
             return tensor.to(dtype)
-        flat = torch.frombuffer(
-            self._buffer, dtype=dtype, count=tensor.numel(), offset=self._used
-        )
+        flat = torch.frombuffer(self._buffer, dtype=dtype, count=tensor.numel(), offset=self._used)
         self._used += _aligned(flat.nbytes)
         return flat.view(tensor.shape).copy_(tensor)
 

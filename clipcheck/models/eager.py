@@ -53,8 +53,7 @@ class ResidualAttentionBlock(nn.Module):
         """``x`` [L, N, D]; ``mask`` [L, L] is added to the attention's logits."""
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
-        x = x + self.mlp(self.ln_2(x))
-        return x  # [L, N, D]
+        return x + self.mlp(self.ln_2(x))  # [L, N, D]
 
 
 class Transformer(nn.Module):

@@ -39,7 +39,7 @@ def load_archive(path: Path, device: torch.device) -> torch.jit.ScriptModule:
     try:
         with torchscript_support.silenced():
             # By path: from an open file it takes several times as long.
-            module = torch.jit.load(str(path), map_location=device)
+            module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise DamagedError(
@@ -47,7 +47,8 @@ def load_archive(path: Path, device: torch.device) -> torch.jit.ScriptModule:
             remedy="Copy or download the file again, or write it anew with `clipcheck convert`.",
             path=path,
         ) from error
-    return module.eval()
+    module.eval()
+    return module
 
 
 def patch(
@@ -75,8 +76,9 @@ def graphs(module: torch.jit.ScriptModule) -> Iterator[Any]:
     such as an attention's ``out_proj``, has none.
     """
     for submodule in module.modules():
-        for name in submodule._c._method_names():  # type: ignore[operator]
-            yield submodule._c._get_method(name).graph  # type: ignore[operator]
+        script: Any = submodule._c
+        for name in script._method_names():
+            yield script._get_method(name).graph
 
 
 def device_constants(graph: Any) -> list[Any]:

@@ -120,7 +120,7 @@ def _with_location(pickled: bytes) -> bytes:
     pieces: list[bytes] = []
     copied = 0
     for opcode, argument, position in pickletools.genops(pickled):
-        if opcode.name == "BINUNICODE" and argument == "cpu":
+        if opcode.name == "BINUNICODE" and argument == "cpu" and position is not None:
             location = RELEASED_DEVICE.encode()
             pieces += [pickled[copied:position], b"X", len(location).to_bytes(4, "little")]
             pieces.append(location)

@@ -128,9 +128,7 @@ def _in_dtype(
     return {key: converted(key, spec.released_dtype) for key, spec in items if key in tensors}
 
 
-def _require_equal(
-    written: Checkpoint, tensors: Mapping[str, torch.Tensor], path: Path
-) -> None:
+def _require_equal(written: Checkpoint, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     written.verify()
     for key, tensor in tensors.items():
         if key not in written.tensors or not same_bits(written.tensors[key], tensor):

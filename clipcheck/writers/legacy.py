@@ -61,9 +61,7 @@ class MultiheadAttention(nn.Module):
         return functional.linear(y, self.out_proj.weight, self.out_proj.bias)
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None
-) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
     """[L, N, D] each, to [N * heads, L, D / heads]."""
     length, rows, width = query.shape
     size = width // heads

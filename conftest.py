@@ -1,0 +1,33 @@
+"""Hypothesis profiles, and small seeded checkpoints for all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# Loading a model or writing a file takes longer, now and then, than Hypothesis allows an example.
+hypothesis.settings.register_profile("default", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
+_PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default")
+hypothesis.settings.load_profile(_PROFILE)
+
+SeededArchive = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def seeded_archive(tmp_path_factory: pytest.TempPathFactory) -> SeededArchive:
+    """Gives the path of an archive with seeded weights. Tests must not change the file."""
+    from clipcheck.suite import seeded_archive
+
+    return lambda name="tiny-vit": seeded_archive(name, tmp_path_factory)
+
+
+@pytest.fixture(scope="session", params=["tiny-vit", "tiny-resnet"])
+def tiny_archive(request: pytest.FixtureRequest, seeded_archive: SeededArchive) -> Path:
+    """An archive of each small architecture in turn. Tests must not change the file."""
+    return seeded_archive(request.param)
