@@ -47,17 +47,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Divide the cores among the workers of pytest-xdist.
+def pytest_configure() -> None:
+    """Divide the cores before anything imports torch."""
+    divide_cores()
 
-    Each would start a thread for every core otherwise, and they would fight for them.
+
+def divide_cores() -> None:
+    """Give each worker of pytest-xdist its share of the cores.
+
+    Each would start a thread for every core otherwise, and they would fight for them. A number
+    that is set already is left alone.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, (os.cpu_count() or 1) // workers)
         # Read by torch when it is imported, which no plugin has done yet.
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    config.addinivalue_line("markers", "clipcheck: consistency of a CLIP checkpoint")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

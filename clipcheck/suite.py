@@ -50,7 +50,7 @@ def load_subject(name: str, device: str, tmp_path_factory: pytest.TempPathFactor
     path, source = _find(name, tmp_path_factory)
     checkpoint = open_checkpoint(path)
     checkpoint.verify()
-    target = resolve_device(_spread(device))
+    target = resolve_device(spread(device))
     both = load_checkpoint_both(checkpoint, target)
     return Subject(
         checkpoint,
@@ -91,7 +91,7 @@ def seeded_archive(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _spread(device: str) -> str:
+def spread(device: str) -> str:
     """With several workers, ``cuda`` is another GPU for each: they would all take the first."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
     if device != "cuda":

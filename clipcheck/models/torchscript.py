@@ -25,6 +25,8 @@ SCALAR_TYPES = {
 }
 """Numbers of the floating dtypes in TorchScript's code (c10/core/ScalarType.h)."""
 
+_FLOATING = frozenset(SCALAR_TYPES.values())
+
 
 def load_archive(path: Path, device: torch.device) -> torch.jit.ScriptModule:
     """The archive's module as it is, weights on ``device``, code not patched, in evaluation mode.
@@ -54,18 +56,20 @@ def load_archive(path: Path, device: torch.device) -> torch.jit.ScriptModule:
 def patch(
     module: torch.jit.ScriptModule, device: torch.device, dtype: torch.dtype | None = None
 ) -> None:
-    """Make the code of ``module`` run on ``device``, and compute in ``dtype`` instead of half.
+    """Make the code of ``module`` run on ``device``, and compute in ``dtype``.
 
     Args:
         module: an archive that was not called yet. Its weights are not touched.
         device: replaces every device in the code.
-        dtype: replaces half precision wherever the code asks for it; None leaves it.
+        dtype: replaces every floating dtype that the code asks for; None leaves them. Half is
+            what the released files have, but code traced in bfloat16 or float64 would not run
+            over float32 weights either.
     """
     for graph in graphs(module):
         for node in device_constants(graph):
             node.s_("value", str(device))
         if dtype is not None:
-            _replace_half(graph, SCALAR_TYPES[dtype])
+            _replace_floats(graph, SCALAR_TYPES[dtype])
 
 
 def graphs(module: torch.jit.ScriptModule) -> Iterator[Any]:
@@ -87,24 +91,30 @@ def device_constants(graph: Any) -> list[Any]:
     return [node for node in constants if str(node.output().type()) == "Device"]
 
 
-def half_casts(graph: Any) -> list[tuple[Any, int]]:
-    """The nodes of ``graph`` that ask for half precision, each with the number of that input."""
+def float_casts(graph: Any) -> list[tuple[Any, int, int]]:
+    """The nodes of ``graph`` that ask for a floating dtype, those of nested blocks included.
+
+    Returns:
+        Each node with the number of that input, and the number of the dtype in `SCALAR_TYPES`.
+    """
     return [
-        (use.user, use.offset)
+        (use.user, use.offset, number)
         for constant in graph.findAllNodes("prim::Constant")
-        if _is_half(constant)
+        if (number := _floating(constant)) is not None
         for use in constant.output().uses()
         if _is_dtype(use.user, use.offset)
     ]
 
 
-def _replace_half(graph: Any, scalar_type: int) -> None:
-    """Give each cast to half a constant of its own.
+def _replace_floats(graph: Any, scalar_type: int) -> None:
+    """Give each cast to another floating dtype a constant of its own.
 
     Importing an archive pools equal constants of a graph: the number of half precision, 5, may be
     the very node that is a dimension somewhere else.
     """
-    for node, index in half_casts(graph):
+    for node, index, number in float_casts(graph):
+        if number == scalar_type:
+            continue
         constant = graph.create("prim::Constant")
         constant.i_("value", scalar_type)
         constant.output().setType(torch._C.IntType.get())
@@ -112,10 +122,12 @@ def _replace_half(graph: Any, scalar_type: int) -> None:
         node.replaceInput(index, constant.output())
 
 
-def _is_half(constant: Any) -> bool:
+def _floating(constant: Any) -> int | None:
+    """The number in ``constant``, if it is that of a floating dtype."""
     if not constant.hasAttribute("value") or constant.kindOf("value") != "i":
-        return False
-    return bool(constant.i("value") == SCALAR_TYPES[torch.float16])
+        return None
+    number: int = constant.i("value")
+    return number if number in _FLOATING else None
 
 
 def _is_dtype(node: Any, index: int) -> bool:

@@ -23,6 +23,8 @@ def verdict(result: Result) -> str:
     passed = len(result.judgements) - unjudged - failed
     if result.passed:
         return f"CONSISTENT: {_count(passed)} the same both ways."
+    if not result.judgements:
+        return "NOT JUDGED: nothing was checked."
     parts = [
         f"{_count(failed)} not the same both ways" if failed else "",
         f"{_count(unjudged)} could not be judged" if unjudged else "",
@@ -42,8 +44,8 @@ def _block(judgement: Judgement) -> str:
         lines += _wrapped(judgement.description)
     if judgement.sha256:
         source = judgement.released
-        known = f"released as {source}" if source else "none of the released files"
-        lines += _wrapped(f"SHA-256 {judgement.sha256} ({known})")
+        known = f"the released {source}" if source else "none of the released files"
+        lines += [f"{_INDENT}SHA-256 {judgement.sha256}", f"{_INDENT}which is {known}"]
     if judgement.error is not None:
         return "\n".join([*lines, *_row("error", judgement.error)])
     lines += _wrapped(

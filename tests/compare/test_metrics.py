@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from clipcheck.compare.metrics import difference, softmax
+
+LOGITS = arrays.arrays(
+    np.float32,
+    arrays.array_shapes(min_dims=2, max_dims=2, max_side=6),
+    elements=st.floats(-200, 200, width=32),
+)
+
+
+@given(LOGITS)
+def test_softmax_is_that_of_torch_in_float64(logits: np.ndarray) -> None:
+    expected = torch.from_numpy(logits).double().softmax(dim=-1).numpy()
+    np.testing.assert_allclose(softmax(logits), expected, rtol=1e-12, atol=1e-300)
+
+
+@given(LOGITS, st.floats(0, 50, width=32), st.integers(0, 2**32 - 1))
+def test_nothing_is_mismatched_exactly_where_numpy_finds_all_close(
+    reference: np.ndarray, spread: float, seed: int
+) -> None:
+    noise = np.random.default_rng(seed).standard_normal(reference.shape)
+    candidate = (reference + spread * noise).astype(np.float32)
+    found = difference(candidate, reference, atol=0.5, rtol=0.1)
+    assert (found.mismatched == 0) == np.allclose(candidate, reference, atol=0.5, rtol=0.1)
+    assert found.elements == reference.size
+
+
+def test_it_points_at_the_element_that_exceeds_what_is_allowed_by_most() -> None:
+    reference = np.array([[100.0, 1.0], [0.0, 2.0]])
+    candidate = np.array([[105.0, 1.0], [0.9, 2.0]])
+    found = difference(candidate, reference, atol=0.01, rtol=0.1)
+    # 5 of 100 is within 10 %, although it is the greatest difference.
+    assert found.index == (1, 0)
+    assert (found.candidate, found.reference) == (0.9, 0.0)
+    assert found.found == 0.9
+    assert found.allowed == 0.01
+    assert found.max_abs == 5.0
+    assert found.mismatched == 1
+
+
+def test_nan_is_close_to_nothing_not_even_to_itself() -> None:
+    both = np.array([[np.nan, 1.0]])
+    found = difference(both, both, atol=1.0, rtol=1.0)
+    assert found.mismatched == 1
+    assert found.index == (0, 0)

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import clipcheck
+from clipcheck import checking
+from clipcheck.checking import Judgement, Result
+from clipcheck.checkpoints import registry
+from clipcheck.compare.gates import GateResult
+from clipcheck.errors import UsageError
+from clipcheck.models import loader
+from clipcheck.writers.convert import convert
+from conftest import SeededArchive
+
+
+def gate(result: Result, name: str) -> GateResult:
+    (judgement,) = result.judgements
+    return next(gate for gate in judgement.gates if gate.name == name)
+
+
+def test_a_sound_archive_is_consistent(tiny_archive: Path) -> None:
+    result = clipcheck.check(tiny_archive)
+    assert result.passed
+    assert result.exit_code == 0
+    (judgement,) = result.judgements
+    assert [gate.name for gate in judgement.gates] == ["integrity", "contract"]
+    assert (judgement.backend, judgement.reference) == ("jit", "eager")
+    assert judgement.dtype == "float32"
+    assert judgement.examples == checking.EXAMPLES
+    assert judgement.sha256 is not None
+    assert judgement.released is None
+    assert judgement.seconds.keys() == {"load", "run"}
+    assert 0 < gate(result, "contract").figures["logits_per_image"]["max_abs"] < 1e-3
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[loader.Both], Any]], None]:
+    """Puts a fault into what was loaded both ways."""
+    load = loader.load_checkpoint_both
+
+    def plant(fault: Callable[[loader.Both], Any]) -> None:
+        def faulty(*arguments: Any) -> loader.Both:
+            both = load(*arguments)
+            return fault(both) or both
+
+        monkeypatch.setattr(loader, "load_checkpoint_both", faulty)
+
+    return plant
+
+
+def test_another_projection_is_inconsistent(
+    tiny_archive: Path, planted: Callable[..., None]
+) -> None:
+    def negate(both: loader.Both) -> None:
+        both.eager_model.text_projection = torch.nn.Parameter(-both.eager_model.text_projection)
+
+    planted(negate)
+    result = clipcheck.check(tiny_archive)
+    assert not result.passed
+    assert result.exit_code == 1
+    assert gate(result, "integrity").passed
+    assert not gate(result, "contract").passed
+
+
+def test_comparing_a_model_with_itself_is_no_pass(
+    tiny_archive: Path, planted: Callable[..., None]
+) -> None:
+    planted(lambda both: replace(both, jit_model=both.eager_model))
+    result = clipcheck.check(tiny_archive)
+    assert result.exit_code == 1
+    assert "nothing was compared" in gate(result, "integrity").message
+
+
+def test_weights_that_the_interpreter_reads_otherwise_fail_integrity(
+    tiny_archive: Path, planted: Callable[..., None]
+) -> None:
+    planted(lambda both: replace(both, differing={"ln_final.bias": "has other bits"}))
+    result = clipcheck.check(tiny_archive)
+    assert result.exit_code == 1
+    assert "ln_final.bias" in gate(result, "integrity").message
+
+
+def test_a_buffer_that_contradicts_the_architecture_fails_integrity(
+    tiny_archive: Path, tmp_path: Path
+) -> None:
+    from clipcheck.checkpoints.checkpoint import Format
+    from clipcheck.checkpoints.formats import open_checkpoint
+
+    opened = open_checkpoint(tiny_archive)
+    tensors = {**opened.tensors, "input_resolution": torch.tensor(999)}
+    path = tmp_path / "contradicts.pt"
+    convert(replace(opened, tensors=tensors), path, Format.ARCHIVE)
+    result = clipcheck.check(path)
+    assert "input_resolution is 999" in gate(result, "integrity").message
+    assert result.exit_code == 1
+
+
+def test_nan_outputs_fail_both_gates(tiny_archive: Path, planted: Callable[..., None]) -> None:
+    def poison(both: loader.Both) -> None:
+        # Shared by both models, so that both give NaN and are, in a way, the same.
+        with torch.no_grad():
+            both.eager_model.text_projection.fill_(float("nan"))
+
+    planted(poison)
+    result = clipcheck.check(tiny_archive)
+    assert "not finite" in gate(result, "integrity").message
+    assert not gate(result, "contract").passed
+
+
+def test_more_examples_than_one_batch_are_all_compared(
+    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    compare = checking._compare
+
+    def counting(*arguments: Any) -> Any:
+        rows.append(len(arguments[2].pixels))
+        return compare(*arguments)
+
+    monkeypatch.setattr(checking, "_compare", counting)
+    result = clipcheck.check(tiny_archive, examples=35)
+    assert rows == [16, 16, 3]
+    assert result.judgements[0].examples == 35
+    elements = gate(result, "contract").figures["logits_per_image"]["elements"]
+    assert elements == 16 * 17 + 16 * 17 + 3 * 4
+
+
+def test_what_cannot_be_judged_does_not_stop_the_others(
+    tiny_archive: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.pt"
+    empty.touch()
+    result = clipcheck.check([empty, "no-such-model", tiny_archive])
+    assert [judgement.passed for judgement in result.judgements] == [False, False, True]
+    assert "empty" in str(result.judgements[0].error)
+    assert "no-such-model" in str(result.judgements[1].error)
+    assert result.exit_code == 2
+    assert not result.passed
+
+
+def test_a_state_dict_alone_cannot_be_judged_and_the_remedy_is_named(
+    seeded_archive: SeededArchive, tmp_path: Path
+) -> None:
+    from clipcheck.checkpoints.checkpoint import Format
+    from clipcheck.checkpoints.formats import open_checkpoint
+
+    path = tmp_path / "weights.pt"
+    convert(open_checkpoint(seeded_archive()), path, Format.STATE_DICT)
+    result = clipcheck.check(path)
+    assert result.exit_code == 2
+    (judgement,) = result.judgements
+    assert "clipcheck convert" in str(judgement.error)
+    assert judgement.gates == ()
+    assert not judgement.passed
+    assert judgement.sha256 is not None  # What was known before it failed is kept.
+
+
+def test_a_device_that_is_not_there_cannot_be_judged(seeded_archive: SeededArchive) -> None:
+    missing = f"cuda:{torch.cuda.device_count()}"
+    result = clipcheck.check(seeded_archive(), device=["cpu", missing])
+    assert [judgement.passed for judgement in result.judgements] == [True, False]
+    assert missing in str(result.judgements[1].error)
+    assert result.exit_code == 2
+
+
+def test_the_released_name_is_told_by_the_hash_alone(
+    seeded_archive: SeededArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = clipcheck.check(seeded_archive()).judgements[0].sha256
+    assert digest is not None
+    known = replace(registry.find("ViT-B/32"), sha256=digest)
+    monkeypatch.setitem(registry.RELEASED, "ViT-B/32", known)
+    assert clipcheck.check(seeded_archive()).judgements[0].released == "ViT-B/32"
+
+
+def test_a_model_that_fails_to_run_cannot_be_judged(
+    seeded_archive: SeededArchive, planted: Callable[..., None]
+) -> None:
+    def cripple(both: loader.Both) -> None:
+        both.eager_model.text_projection = torch.nn.Parameter(torch.zeros(3, 3))
+
+    planted(cripple)
+    result = clipcheck.check(seeded_archive())
+    assert result.exit_code == 2
+    assert "eager: forward failed" in str(result.judgements[0].error)
+
+
+def test_defects_of_our_own_are_not_swallowed(
+    seeded_archive: SeededArchive, planted: Callable[..., None]
+) -> None:
+    planted(lambda both: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        clipcheck.check(seeded_archive())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"examples": 0}, "at least 1 example"),
+        ({"atol": -1.0}, "expected atol"),
+        ({"rtol": float("nan")}, "expected rtol"),
+        ({"atol": float("inf")}, "expected atol"),
+        ({"device": []}, "a device"),
+        ({"checkpoints": []}, "a checkpoint"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        clipcheck.check(**{"checkpoints": "x.pt", **arguments})
+
+
+def test_nothing_judged_is_no_pass() -> None:
+    assert not Result((), {}).passed
+    assert Result((), {}).exit_code == 2
+    assert not Judgement("x", "cpu").passed
+
+
+def test_assert_consistent_is_silent_or_raises_with_the_report(
+    tiny_archive: Path, planted: Callable[..., None]
+) -> None:
+    clipcheck.assert_consistent(tiny_archive, examples=1)
+    planted(lambda both: replace(both, differing={"ln_final.bias": "has other bits"}))
+    with pytest.raises(AssertionError, match=r"(?s)FAIL.*INCONSISTENT"):
+        clipcheck.assert_consistent(tiny_archive, examples=1)
+
+
+def test_the_limits_reach_the_gate(tiny_archive: Path) -> None:
+    result = clipcheck.check(tiny_archive, atol=0.0, rtol=0.0)
+    assert result.exit_code == 1
+    assert "up to 0 allowed" in gate(result, "contract").message
+
+
+def test_the_same_seed_gives_the_same_figures_and_another_gives_others(
+    seeded_archive: SeededArchive,
+) -> None:
+    path = seeded_archive()
+    figures = [
+        gate(clipcheck.check(path, seed=seed), "contract").figures["logits_per_image"]["max_abs"]
+        for seed in (1, 1, 2)
+    ]
+    assert figures[0] == figures[1]
+    assert figures[0] != figures[2]
+
+
+def test_progress_is_told(seeded_archive: SeededArchive) -> None:
+    told: list[str] = []
+    clipcheck.check(seeded_archive(), progress=told.append)
+    assert len(told) == 3
+
+
+def test_the_classic_limits_are_the_defaults() -> None:
+    parameters = inspect.signature(clipcheck.check).parameters
+    assert (parameters["atol"].default, parameters["rtol"].default) == (0.01, 0.1)

@@ -1,0 +1,79 @@
+"""Data flows one way: which room may import which is held here."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import clipcheck
+
+ROOT = Path(clipcheck.__file__).parent
+
+EVERYWHERE = {"errors", "torchscript_support", "_version"}
+
+ALLOWED = {
+    "errors": set(),
+    "torchscript_support": set(),
+    "_version": set(),
+    "checkpoints": set(),
+    "inputs": set(),
+    "compare": set(),
+    "writers": {"checkpoints"},
+    "models": {"checkpoints", "inputs"},
+    "backends": {"models", "checkpoints"},
+    "checking": {"checkpoints", "models", "backends", "inputs", "compare", "report"},
+    "report": {"checking", "checkpoints", "compare"},
+    "suite": {"checkpoints", "models", "backends", "writers"},
+    "pytest_plugin": {"suite", "checkpoints"},
+    "cli": {"checking", "checkpoints", "models", "writers", "report"},
+    "__init__": {"checking", "checkpoints", "inputs", "models"},
+    "__main__": {"cli"},
+}
+
+
+def files() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_modules(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def imported_rooms(path: Path) -> set[str]:
+    parts = [name.split(".") for name in imported_modules(path)]
+    return {p[1] for p in parts if p[0] == "clipcheck" and len(p) > 1 and p[1] in ALLOWED}
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_the_rooms_that_its_own_may_see(path: Path) -> None:
+    room = room_of(path)
+    assert imported_rooms(path) - {room} - EVERYWHERE <= ALLOWED[room]
+
+
+@pytest.mark.parametrize("room", ["compare"])
+def test_judging_does_not_know_torch(room: str) -> None:
+    for path in (ROOT / room).rglob("*.py"):
+        assert not {name for name in imported_modules(path) if name.split(".")[0] == "torch"}
+
+
+def test_every_room_is_in_the_table() -> None:
+    assert {room_of(path) for path in files()} == ALLOWED.keys()
+
+
+def test_the_parser_sees_imports_inside_of_functions(tmp_path: Path) -> None:
+    path = tmp_path / "x.py"
+    path.write_text("def f():\n    from clipcheck.models import eager\n")
+    assert imported_rooms(path) == {"models"}
