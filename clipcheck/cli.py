@@ -6,8 +6,6 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -60,8 +58,11 @@ def main() -> None:
             traceback.print_exc()
         typer.echo(f"clipcheck: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Exception:
+        # Not 1, which Python itself would exit with: that says that a checkpoint is inconsistent.
+        traceback.print_exc()
+        typer.echo("clipcheck: a defect of clipcheck's own; please report the above", err=True)
+        sys.exit(2)
 
 
 _DEBUG = "CLIPCHECK_DEBUG"
@@ -231,21 +232,23 @@ def _show(result: Result, json: str | None) -> None:
     if json == "-":
         typer.echo(json_report.render(result), nl=False)
         return
-    if json is not None:
-        with _writing(Path(json)) as temporary:
-            temporary.write_text(json_report.render(result), encoding="utf-8")
     typer.echo(text.render(result))
+    if json is not None:
+        _write(Path(json), json_report.render(result))
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[Path]:
+def _write(path: Path, contents: str) -> None:
     from clipcheck.writers.output import replacing
 
     with replacing(path) as temporary:
-        yield temporary
+        temporary.write_text(contents, encoding="utf-8")
 
 
 def _progress(message: str) -> None:
     """What is being done, on stderr, where a person is looking at it."""
-    if sys.stderr.isatty():
+    if _is_terminal():
         typer.echo(f"... {message}", err=True)
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()

@@ -65,6 +65,16 @@ def divide_cores() -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """With ``-n auto`` on GPUs, one worker for each: more would run out of their memory."""
+    if not any(device.startswith("cuda") for device in config.getoption("--clip-device") or []):
+        return None
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize tests that ask for ``clip_model`` and ``clip_device`` from the options."""
     if "clip_model" in metafunc.fixturenames:

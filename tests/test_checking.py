@@ -132,9 +132,7 @@ def test_more_examples_than_one_batch_are_all_compared(
     assert elements == 16 * 17 + 16 * 17 + 3 * 4
 
 
-def test_what_cannot_be_judged_does_not_stop_the_others(
-    tiny_archive: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_judged_does_not_stop_the_others(tiny_archive: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.pt"
     empty.touch()
     result = clipcheck.check([empty, "no-such-model", tiny_archive])
@@ -211,9 +209,7 @@ def test_defects_of_our_own_are_not_swallowed(
         ({"checkpoints": []}, "a checkpoint"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(
-    arguments: dict[str, Any], message: str
-) -> None:
+def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         clipcheck.check(**{"checkpoints": "x.pt", **arguments})
 

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+# Here, not in the tests: what is imported while ``pytester`` is in use is thrown away after it,
+# and torch cannot be imported a second time.
+import torch
+
 from clipcheck import pytest_plugin, suite
 from clipcheck.checkpoints.registry import available_models
 from conftest import SeededArchive
@@ -57,7 +61,8 @@ def test_the_summary_tells_seeded_weights_from_files(
         """
     )
     path = seeded_archive("tiny-vit")
-    result = pytester.runpytest_inprocess("--clip-model", "tiny-vit", "--clip-model", str(path))
+    # In a process of its own, for the reason above.
+    result = pytester.runpytest_subprocess("--clip-model", "tiny-vit", "--clip-model", str(path))
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
         [
@@ -101,6 +106,26 @@ def test_the_cores_are_divided_among_the_workers(
 
 
 @pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], None),
+        (["--clip-device", "cpu"], None),
+        (["--clip-device", "cuda"], 3),
+        (["--clip-device", "cpu", "--clip-device", "cuda:1"], 3),
+    ],
+)
+def test_on_gpus_there_are_as_many_workers_as_gpus(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    expected: int | None,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    config = pytester.parseconfig(*options)
+    assert pytest_plugin.pytest_xdist_auto_num_workers(config) == expected
+
+
+@pytest.mark.parametrize(
     ("device", "worker", "gpus", "expected"),
     [
         ("cuda", "gw0", 2, "cuda:0"),
@@ -114,8 +139,6 @@ def test_the_cores_are_divided_among_the_workers(
 def test_workers_are_spread_over_the_gpus(
     monkeypatch: pytest.MonkeyPatch, device: str, worker: str | None, gpus: int, expected: str
 ) -> None:
-    import torch
-
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     if worker is None:
         monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)

@@ -29,9 +29,7 @@ class Model(torch.nn.Module):
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
         return torch.full((len(text), 7), 2.0, dtype=self.dtype)
 
-    def forward(
-        self, image: torch.Tensor, text: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = torch.full((len(image), len(text)), 3.0, dtype=self.dtype)
         return logits, logits.t() + 1
 

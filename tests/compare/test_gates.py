@@ -58,7 +58,10 @@ def test_integrity_passes_for_two_kinds_with_the_same_weights_and_all_outputs() 
             "the candidate is an eager model",
         ),
         (replace(SOUND, weights=0), "no weights were compared"),
-        (replace(SOUND, differing={"visual.proj": "has other bits"}), "visual.proj: has other bits"),
+        (
+            replace(SOUND, differing={"visual.proj": "has other bits"}),
+            "visual.proj: has other bits",
+        ),
         (
             replace(SOUND, differing={f"w{i}": "differs" for i in range(5)}),
             "2 more weights differ",
@@ -178,7 +181,10 @@ def test_the_limits_are_adjustable() -> None:
     ("candidate", "message"),
     [
         ({}, "logits_per_image is missing"),
-        ({**outputs(), "logits_per_text": np.zeros((1, 1))}, "logits_per_text has different shapes"),
+        (
+            {**outputs(), "logits_per_text": np.zeros((1, 1))},
+            "logits_per_text has different shapes",
+        ),
         ({name: array[:0] for name, array in outputs().items()}, "different shapes"),
     ],
 )
@@ -211,9 +217,7 @@ def test_the_worst_of_several_batches_speaks_for_all_when_they_pass() -> None:
     found = worst([result(True, 0.1, 0), result(True, 0.3, 0), result(True, 0.2, 0)])
     assert found.passed
     assert found.message == "0.3"
-    assert found.figures == {
-        "logits_per_image": {"max_abs": 0.3, "mismatched": 0, "elements": 30}
-    }
+    assert found.figures == {"logits_per_image": {"max_abs": 0.3, "mismatched": 0, "elements": 30}}
 
 
 def test_one_batch_that_fails_fails_all_and_speaks() -> None:

@@ -9,9 +9,7 @@ from clipcheck.inputs.tokenizer import END_TOKEN, VOCABULARY_SIZE, tokenize
 
 def draw(examples: int, seed: int = 0, vocab_size: int = VOCABULARY_SIZE) -> list[Batch]:
     return list(
-        batches(
-            examples, resolution=32, context_length=77, vocab_size=vocab_size, seed=seed
-        )
+        batches(examples, resolution=32, context_length=77, vocab_size=vocab_size, seed=seed)
     )
 
 

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import clipcheck
+from clipcheck import checking, cli
+from clipcheck.checkpoints import registry
+from clipcheck.checkpoints.formats import open_checkpoint
+from conftest import SeededArchive
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process: importing torch anew takes seconds."""
+
+    def invoke(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["clipcheck", *map(str, arguments)])
+        monkeypatch.delenv("CLIPCHECK_DEBUG", raising=False)
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        code = caught.value.code
+        return Done(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return invoke
+
+
+def test_check_prints_a_verdict_and_exits_0(run: Run, tiny_archive: Path) -> None:
+    done = run("check", tiny_archive)
+    assert done.code == 0
+    assert done.out.startswith(f"{tiny_archive}\n")
+    assert done.out.endswith("\nCONSISTENT: 1 checkpoint the same both ways.\n")
+    assert done.err == ""
+
+
+def test_check_exits_1_for_an_inconsistent_checkpoint(run: Run, tiny_archive: Path) -> None:
+    done = run("check", tiny_archive, "--atol", 0, "--rtol", 0)
+    assert done.code == 1
+    assert "FAIL  contract" in done.out
+    assert "INCONSISTENT" in done.out
+
+
+def test_check_judges_several_and_exits_2_where_one_cannot_be(run: Run, tiny_archive: Path) -> None:
+    done = run("check", "RN51", tiny_archive)
+    assert done.code == 2
+    assert "'RN50'" in done.out
+    assert "NOT JUDGED: 1 checkpoint could not be judged, 1 passed." in done.out
+
+
+def test_json_on_stdout_is_alone_there(run: Run, tiny_archive: Path) -> None:
+    done = run("check", tiny_archive, "--json", "-", "--examples", 3)
+    document = json.loads(done.out)
+    assert document["results"][0]["examples"] == 3
+    assert done.code == 0
+
+
+def test_json_in_a_file_comes_beside_the_text(run: Run, tiny_archive: Path, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    done = run("check", tiny_archive, "--json", path)
+    assert "CONSISTENT" in done.out
+    assert json.loads(path.read_text())["passed"] is True
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_json_file_that_cannot_be_written_is_an_error(
+    run: Run, tiny_archive: Path, tmp_path: Path
+) -> None:
+    done = run("check", tiny_archive, "--json", tmp_path / "missing" / "result.json")
+    assert done.code == 2
+    assert "result.json: cannot be written" in done.err
+
+
+def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, object] = {}
+
+    def spy(checkpoints: list[str], **options: object) -> checking.Result:
+        seen.update(options, checkpoints=checkpoints)
+        return checking.Result((), {})
+
+    monkeypatch.setattr(checking, "check", spy)
+    options = ["--device", "cpu", "--device", "mps", "--examples", 3, "--seed", 4]
+    run("check", "a", "b", *options, "--atol", 0.5, "--rtol", 0.25, "--download-root", "x")
+    seen.pop("progress")
+    assert seen == {
+        "checkpoints": ["a", "b"],
+        "device": ["cpu", "mps"],
+        "examples": 3,
+        "seed": 4,
+        "atol": 0.5,
+        "rtol": 0.25,
+        "download_root": Path("x"),
+    }
+
+
+def test_synthesize_writes_what_was_asked_for(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    done = run("synthesize", "tiny-vit", "-o", path, "--format", "safetensors", "--seed", 3)
+    assert done.code == 0
+    assert "seeded weights, not trained ones, of tiny-vit" in done.out
+    opened = open_checkpoint(path)
+    assert (opened.format, opened.architecture.name) == ("safetensors", "tiny-vit")
+
+
+def test_an_unknown_architecture_is_an_error_that_lists_the_known(run: Run, tmp_path: Path) -> None:
+    done = run("synthesize", "ViT-Z", "-o", tmp_path / "t.pt")
+    assert done.code == 2
+    assert "'ViT-Z'" in done.err
+    assert "tiny-resnet" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_dict_becomes_an_archive_that_was_checked(
+    run: Run, seeded_archive: SeededArchive, tmp_path: Path
+) -> None:
+    weights, archive = tmp_path / "weights.pt", tmp_path / "archive.pt"
+    assert run("convert", seeded_archive(), "-o", weights, "--format", "state-dict").code == 0
+    assert run("check", weights).code == 2
+    done = run("convert", weights, "-o", archive)
+    assert done.code == 0
+    assert str(archive) in done.out
+    assert run("check", archive).code == 0
+
+
+def test_an_archive_that_does_not_pass_is_not_kept(
+    run: Run,
+    seeded_archive: SeededArchive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checking, "check", lambda *a, **k: checking.Result((), {}))
+    done = run("convert", seeded_archive(), "-o", tmp_path / "a.pt")
+    assert done.code == 2
+    assert "was not kept" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_convert_can_change_the_dtype(
+    run: Run, seeded_archive: SeededArchive, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.pt"
+    assert run("convert", seeded_archive(), "-o", path, "--dtype", "float32").code == 0
+    assert open_checkpoint(path).dtypes == ["float32"]
+
+
+def test_inspect_tells_all_and_runs_nothing(
+    run: Run, tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the file was run")
+
+    monkeypatch.setattr(torch.jit, "load", never)
+    done = run("inspect", tiny_archive)
+    assert done.code == 0
+    facts = dict(line.split(maxsplit=1) for line in done.out.splitlines())
+    assert facts["file"].startswith(str(tiny_archive))
+    assert facts["format"] == "TorchScript archive"
+    assert facts["architecture"].startswith("tiny-")
+    assert facts["SHA-256"] == (
+        f"{open_checkpoint(tiny_archive).sha256} (none of the released files)"
+    )
+    assert facts["checksums"].startswith("right in all ")
+    assert re.match(r"2 cpu, \d+ cuda:0 \(constants to patch\)", facts["devices"])
+    assert re.match(r"\d+ float16, \d+ float32", facts["casts"])
+
+
+def test_models_lists_names_sizes_and_what_is_in_the_cache(run: Run, tmp_path: Path) -> None:
+    done = run("models", "--download-root", tmp_path)
+    lines = done.out.splitlines()
+    assert lines[0] == f"cache: {tmp_path}"
+    assert [line.split()[0] for line in lines[1:]] == registry.available_models()
+    assert lines[6].split()[1:] == ["354.0", "MB", "not", "in", "the", "cache"]
+
+
+def test_demo_writes_a_full_size_archive_and_finds_it_consistent(run: Run) -> None:
+    done = run("demo")
+    assert done.code == 0
+    assert "ViT-B/32" in done.out
+    assert "151,277,313 parameters" in done.out
+    assert "seeded" in done.out
+    assert "CONSISTENT" in done.out
+
+
+def test_the_version_and_the_help_need_no_checkpoint(run: Run) -> None:
+    assert run("--version").out == f"clipcheck {clipcheck.__version__}\n"
+    done = run("--help")
+    for command in ("check", "demo", "synthesize", "convert", "inspect", "models"):
+        assert command in done.out
+    assert "0 consistent, 1 inconsistent, 2 could not be judged" in done.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check",),
+        ("check", "x.pt", "--examples", "0"),
+        ("check", "x.pt", "--atol", "-1"),
+        ("check", "x.pt", "--nonsense"),
+        ("convert", "x.pt"),
+        ("synthesize", "tiny-vit", "-o", "x.pt", "--format", "onnx"),
+        ("nonsense",),
+    ],
+)
+def test_usage_that_makes_no_sense_exits_2_with_one_reason(
+    run: Run, arguments: tuple[str, ...]
+) -> None:
+    done = run(*arguments)
+    assert done.code == 2
+    assert done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_traceback_is_shown_only_when_asked_for(run: Run) -> None:
+    assert "Traceback" not in run("inspect", "gone.pt").err
+    assert "Traceback" in run("--debug", "inspect", "gone.pt").err
+
+
+def test_a_defect_of_our_own_is_not_taken_for_an_inconsistent_checkpoint(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "check", lambda *a, **k: 1 / 0)
+    done = run("check", "x.pt")
+    assert done.code == 2
+    assert "ZeroDivisionError" in done.err
+    assert "please report" in done.err
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "clipcheck", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"clipcheck {clipcheck.__version__}\n"
+
+
+def test_progress_goes_to_stderr_and_only_to_a_terminal(
+    run: Run, seeded_archive: SeededArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_is_terminal", lambda: True)
+    done = run("check", seeded_archive())
+    assert "comparing" in done.err
+    assert "comparing" not in done.out
