@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from clipcheck._version import __version__
@@ -208,36 +207,43 @@ class _Judge:
     progress: Progress
 
     def __call__(self, name: str, device: Device) -> Judgement:
-        facts: dict[str, object] = {"checkpoint": name, "device": str(device or "default")}
+        judgement = Judgement(name, str(device or "default"))
         try:
-            self._judge(name, device, facts)
+            for known in self._steps(judgement, device):
+                judgement = known
         except ClipcheckError as error:
-            facts["error"] = str(error)
-            facts["gates"] = ()
-        return Judgement(**facts)  # type: ignore[arg-type]
+            return replace(judgement, error=str(error))
+        return judgement
 
-    def _judge(self, name: str, device: Device, facts: dict[str, object]) -> None:
-        """Fill ``facts`` as they become known, so that an error keeps those before it."""
+    def _steps(self, judgement: Judgement, device: Device) -> Iterator[Judgement]:
+        """The judgement with ever more known, so that an error keeps what came before it."""
         from clipcheck.models.loader import load_checkpoint_both, resolve_device
 
+        name = judgement.checkpoint
         target = resolve_device(device)
-        facts["device"] = str(target)
+        judgement = replace(judgement, device=str(target))
         self.progress(f"{name}: reading")
         checkpoint = open_checkpoint(name, self.download_root)
-        facts.update(_facts(checkpoint))
+        judgement = replace(
+            judgement, path=os.fspath(checkpoint.path), description=_describe(checkpoint)
+        )
+        yield judgement
         checkpoint.verify()
-        facts["sha256"] = checkpoint.sha256
         released = registry.by_sha256(checkpoint.sha256)
-        facts["released"] = released.name if released else None
+        judgement = replace(
+            judgement, sha256=checkpoint.sha256, released=released.name if released else None
+        )
+        yield judgement
         self.progress(f"{name}: loading both ways on {target}")
         started = time.perf_counter()
         both = load_checkpoint_both(checkpoint, target)
         loaded = time.perf_counter()
-        facts["dtype"] = str(both.eager_model.dtype).removeprefix("torch.")
+        judgement = replace(judgement, dtype=str(both.eager_model.dtype).removeprefix("torch."))
+        yield judgement
         self.progress(f"{name}: comparing")
-        facts["gates"] = self._gates(checkpoint, both, target)
-        facts["examples"] = self.examples
-        facts["seconds"] = {"load": loaded - started, "run": time.perf_counter() - loaded}
+        found = self._gates(checkpoint, both, target)
+        seconds = {"load": loaded - started, "run": time.perf_counter() - loaded}
+        yield replace(judgement, gates=found, examples=self.examples, seconds=seconds)
 
     def _gates(
         self, checkpoint: Checkpoint, both: Both, device: torch.device
@@ -278,14 +284,11 @@ def _compare(
     )
 
 
-def _facts(checkpoint: Checkpoint) -> dict[str, object]:
+def _describe(checkpoint: Checkpoint) -> str:
     dtypes = " and ".join(checkpoint.dtypes)
     parameters = f"{checkpoint.architecture.parameters:,} parameters"
     described = checkpoint.architecture.describe()
-    return {
-        "path": str(Path(checkpoint.path)),
-        "description": f"{checkpoint.format}, {described}, {parameters}, {dtypes}",
-    }
+    return f"{checkpoint.format}, {described}, {parameters}, {dtypes}"
 
 
 def _evidence(checkpoint: Checkpoint, both: Both) -> Evidence:

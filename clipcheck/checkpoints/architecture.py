@@ -281,43 +281,64 @@ def infer(tensors: Mapping[str, HasShape], path: str | os.PathLike[str]) -> Arch
     """
     try:
         architecture = _dimensions(tensors)
+        _require_layers(architecture)
         _require_heads(architecture)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, ValueError) as error:
         raise _foreign(tensors, error, path) from error
     _compare(tensors, dict(specs(architecture)), path)
     return architecture
 
 
 def _dimensions(tensors: Mapping[str, HasShape]) -> Architecture:
-    context_length, text_width = tensors["positional_embedding"].shape
+    context_length, text_width = _sizes(tensors, "positional_embedding", 2)
     vision: ViT | ResNet
     if "visual.conv1.weight" in tensors and "visual.class_embedding" in tensors:
         vision, grid, stride = _vit_dimensions(tensors)
     else:
         vision, grid, stride = _resnet_dimensions(tensors)
     return Architecture(
-        embed_dim=tensors["text_projection"].shape[1],
+        embed_dim=_sizes(tensors, "text_projection", 2)[1],
         image_resolution=grid * stride,
         vision=vision,
         text_width=text_width,
         text_layers=_count(tensors, "transformer.resblocks."),
         context_length=context_length,
-        vocab_size=tensors["token_embedding.weight"].shape[0],
+        vocab_size=_sizes(tensors, "token_embedding.weight", 2)[0],
     )
 
 
 def _vit_dimensions(tensors: Mapping[str, HasShape]) -> tuple[ViT, int, int]:
-    width, _, _, patch = tensors["visual.conv1.weight"].shape
+    width, _, _, patch = _sizes(tensors, "visual.conv1.weight", 4)
     layers = _count(tensors, "visual.transformer.resblocks.")
-    grid = _grid(tensors["visual.positional_embedding"].shape[0])
+    grid = _grid(_sizes(tensors, "visual.positional_embedding", 2)[0])
     return ViT(layers, width, patch), grid, patch
 
 
 def _resnet_dimensions(tensors: Mapping[str, HasShape]) -> tuple[ResNet, int, int]:
     one, two, three, four = (_count(tensors, f"visual.layer{stage}.") for stage in range(1, 5))
-    width = tensors["visual.layer1.0.conv1.weight"].shape[0]
-    grid = _grid(tensors["visual.attnpool.positional_embedding"].shape[0])
+    width = _sizes(tensors, "visual.layer1.0.conv1.weight", 4)[0]
+    grid = _grid(_sizes(tensors, "visual.attnpool.positional_embedding", 2)[0])
     return ResNet((one, two, three, four), width), grid, RESNET_STRIDE
+
+
+def _sizes(tensors: Mapping[str, HasShape], key: str, dimensions: int) -> tuple[int, ...]:
+    """The shape under ``key``, which has that many dimensions, each of at least 1."""
+    shape = tuple(tensors[key].shape)
+    if len(shape) != dimensions or 0 in shape:
+        raise ValueError(f"{key} {list(shape)} instead of {dimensions} sizes above 0")
+    return shape
+
+
+def _require_layers(a: Architecture) -> None:
+    """A model without any layers in some place would fit together as well, and run badly."""
+    if isinstance(a.vision, ViT):
+        counts = {"visual.transformer.resblocks": a.vision.layers}
+    else:
+        counts = {f"visual.layer{n}": blocks for n, blocks in enumerate(a.vision.layers, start=1)}
+    counts["transformer.resblocks"] = a.text_layers
+    for prefix, count in counts.items():
+        if count == 0:
+            raise KeyError(f"{prefix}.0")
 
 
 def _require_heads(a: Architecture) -> None:

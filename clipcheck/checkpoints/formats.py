@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints import download, registry
-from clipcheck.checkpoints.architecture import infer
+from clipcheck.checkpoints.architecture import Spec, infer, specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
 from clipcheck.checkpoints.unpickle import ITEM_SIZES, TensorRecord, read_tensors
@@ -35,6 +36,7 @@ _ACCEPTED = "a TorchScript archive, a state dict saved by torch.save, or a safet
 _COPY_AGAIN = "Copy or download the file again, or write it anew."
 _WRAPPERS = ("state_dict", "model")
 _PARALLEL_PREFIX = "module."
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def locate(name: str | os.PathLike[str], download_root: str | os.PathLike[str] | None) -> Path:
@@ -45,10 +47,21 @@ def locate(name: str | os.PathLike[str], download_root: str | os.PathLike[str] |
         DownloadError: the released file could not be fetched.
     """
     path = Path(name)
-    if str(name) not in registry.available_models() and path.exists():
+    if str(name) not in registry.available_models() and _is_there(path):
         return path
     released = registry.find(str(name))
     return download.fetch(released.name, download_root)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something at ``path``, or may be: reading it tells what is in the way."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def open_checkpoint(
@@ -72,10 +85,10 @@ def open_checkpoint(
         return _open_zip(path)
     if head.startswith(_LEGACY_MAGIC):
         tensors = _unwrap(_load_state_dict(path, mmap=False), path)
-        return Checkpoint(path, Format.STATE_DICT, infer(tensors, path), tensors)
+        return _checkpoint(path, Format.STATE_DICT, tensors)
     if _looks_like_safetensors(head, path.stat().st_size):
         tensors = _strip_parallel_prefix(_load_safetensors(path))
-        return Checkpoint(path, Format.SAFETENSORS, infer(tensors, path), tensors)
+        return _checkpoint(path, Format.SAFETENSORS, tensors)
     raise UnknownFormatError(
         f"expected {_ACCEPTED}; found {_describe(head)}",
         remedy="Give the path of a checkpoint.",
@@ -83,16 +96,53 @@ def open_checkpoint(
     )
 
 
+def _checkpoint(
+    path: Path,
+    form: Format,
+    tensors: Mapping[str, torch.Tensor],
+    records: Records | None = None,
+) -> Checkpoint:
+    architecture = infer(tensors, path)
+    found = [
+        f"{key} ({kind})"
+        for key, spec in specs(architecture)
+        if key in tensors and (kind := _unusable(tensors[key], spec))
+    ]
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise ArchitectureError(
+            f"expected dense weights of {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]} and whole "
+            f"numbers in the buffers, found {', '.join(found[:5])}{more}",
+            remedy="Save the model's state dict before it is quantized or moved elsewhere.",
+            path=path,
+        )
+    return Checkpoint(path, form, architecture, tensors, records)
+
+
+def _unusable(tensor: torch.Tensor, spec: Spec) -> str:
+    """What ``tensor`` is, where that is nothing that a CLIP model can hold there, or nothing."""
+    layout, dtype = (str(kind).removeprefix("torch.") for kind in (tensor.layout, tensor.dtype))
+    if layout != "strided" or tensor.is_quantized:
+        return f"{layout} {dtype}"
+    if tensor.is_meta:
+        return f"{dtype} without values"
+    if dtype in _FLOATS and (spec.kind != "buffer" or float(tensor).is_integer()):
+        return ""
+    return "" if spec.kind == "buffer" and dtype in ITEM_SIZES and dtype not in _FLOATS else dtype
+
+
 def _first_bytes(path: Path) -> bytes:
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            # Opening a pipe would wait for its other end.
+            raise UnknownFormatError(
+                f"expected {_ACCEPTED}; found a {'directory' if stat.S_ISDIR(mode) else 'device'}",
+                remedy="Give the path of the file itself.",
+                path=path,
+            )
         with path.open("rb") as file:
             head = file.read(64)
-    except IsADirectoryError as error:
-        raise UnknownFormatError(
-            f"expected {_ACCEPTED}; found a directory",
-            remedy="Give the path of the file itself.",
-            path=path,
-        ) from error
     except OSError as error:
         raise CheckpointError(
             f"cannot be read ({error.strerror})",
@@ -126,15 +176,11 @@ def _open_zip(path: Path) -> Checkpoint:
     records.verify(name for name in records.names() if not name.startswith(("data/", "constants/")))
     if "constants.pkl" in records or records.names("code/"):
         tensors = map_tensors(records, read_tensors(records))
-        return Checkpoint(path, Format.ARCHIVE, infer(tensors, path), tensors, records)
-    if "data.pkl" not in records:
-        raise UnknownFormatError(
-            f"expected {_ACCEPTED}; found a zip file without torch's records",
-            remedy="Give the checkpoint itself, not a zip file that contains it.",
-            path=path,
-        )
+        return _checkpoint(path, Format.ARCHIVE, tensors, records)
+    # torch's reader would say that data.pkl is missing in words that help nobody.
+    _ = records["data.pkl"]
     tensors = _unwrap(_load_state_dict(path, mmap=True), path)
-    return Checkpoint(path, Format.STATE_DICT, infer(tensors, path), tensors, records)
+    return _checkpoint(path, Format.STATE_DICT, tensors, records)
 
 
 def map_tensors(records: Records, found: Mapping[str, TensorRecord]) -> dict[str, torch.Tensor]:
@@ -194,9 +240,9 @@ def _load_state_dict(path: Path, *, mmap: bool) -> object:
 def _unsafe(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
     reason = str(error)
     if "GLOBAL " not in reason:
-        return DamagedError(
-            f"its pickle cannot be read ({_first_line(error)})", remedy=_COPY_AGAIN, path=path
-        )
+        # torch has its advice before the reason, and more of it behind.
+        reason = reason.rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+        return DamagedError(f"its pickle cannot be read ({reason})", remedy=_COPY_AGAIN, path=path)
     name = reason.partition("GLOBAL ")[2].split()[0]
     return UnsafeError(
         f"its pickle asks for {name}, which could run code; nothing was run",
@@ -232,7 +278,8 @@ def _unwrap(found: object, path: Path) -> dict[str, torch.Tensor]:
             remedy="Save model.state_dict() bare, or under the key 'state_dict' or 'model'.",
             path=path,
         )
-    return _strip_parallel_prefix({str(key): value for key, value in found.items()})
+    # Training code may save parameters. They are weights here, and not for training.
+    return _strip_parallel_prefix({str(key): value.detach() for key, value in found.items()})
 
 
 def _strip_parallel_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

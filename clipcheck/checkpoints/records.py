@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipcheck.errors import DamagedError
+from clipcheck.errors import CheckpointError, DamagedError, UnknownFormatError
 
 ZIP_MAGIC = b"PK\x03\x04"
 
@@ -33,6 +33,11 @@ _POPULATE_READ = 22
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # PKWARE APPNOTE 4.3.7
 _ENCRYPTED = 0x1
+_DIRECTORY_END = struct.Struct("<4s4H2IH")
+_DIRECTORY_END_MAGIC = b"PK\x05\x06"
+
+_OF_TORCH = ("/data.pkl", "/version")
+"""Ends of names that every zip file of torch's has."""
 
 _MOST_UNPACKED = 64 << 20
 """Bytes that a compressed record may have. Code of the largest released archive has 2 MB."""
@@ -45,12 +50,23 @@ class MappedFile:
 
     Args:
         path: an existing file that is not empty.
+
+    Raises:
+        CheckpointError: the system does not map it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
-            self.buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        try:
+            with path.open("rb") as file:
+                self.buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"cannot be mapped into memory ({getattr(error, 'strerror', None) or error})",
+                remedy="See that the file is whole, on a file system that can map it, and that "
+                "this process may have as much memory as the file has bytes.",
+                path=path,
+            ) from error
 
     def __len__(self) -> int:
         return len(self.buffer)
@@ -101,12 +117,15 @@ class Records:
     """The records of a torch zip file by name, without the top folder that all of them share.
 
     Raises:
+        UnknownFormatError: it is a zip file of something else.
         DamagedError: the file is cut off or altered, or it was not written by torch.
     """
 
     def __init__(self, file: MappedFile) -> None:
         self.file = file
         infos = _directory(file)
+        _require_torch(infos, file.path)
+        _require_whole(infos, file)
         self.root = _top_folder(infos, file.path)
         records = [_record(info, file) for info in infos if not info.filename.endswith("/")]
         _require_disjoint(records, file.path)
@@ -194,18 +213,45 @@ def _directory(file: MappedFile) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(file.path) as archive:
             infos = archive.infolist()
-    # zipfile lets more than BadZipFile out on a garbled directory.
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
+    # zipfile lets nearly anything out on a garbled directory; none of it is a defect here.
+    except Exception as error:
         raise DamagedError(
             f"the file begins like a torch zip file, but its directory cannot be read ({error}): "
             "it was cut off or altered",
             remedy=_COPY_AGAIN,
             path=file.path,
         ) from error
-    names = [info.filename for info in infos]
-    if len(set(names)) != len(names):
-        raise DamagedError("two records have the same name", remedy=_COPY_AGAIN, path=file.path)
     return infos
+
+
+def _require_torch(infos: list[zipfile.ZipInfo], path: Path) -> None:
+    if not any(info.filename.endswith(_OF_TORCH) for info in infos):
+        raise UnknownFormatError(
+            f"expected a zip file that torch wrote; found one with {len(infos)} records and none "
+            "of torch's",
+            remedy="Give the checkpoint itself, not a zip file that contains it.",
+            path=path,
+        )
+
+
+def _require_whole(infos: list[zipfile.ZipInfo], file: MappedFile) -> None:
+    """See that the directory has as many records as it says, each once.
+
+    zipfile goes by the directory's length alone. A single altered byte, the length of a record's
+    comment, hides the records that follow it: an archive without its code is like a state dict.
+    """
+    end = file.buffer[-_DIRECTORY_END.size :]
+    count = _DIRECTORY_END.unpack(end)[4]  # 0xffff stands for any larger number
+    names = {info.filename for info in infos}
+    if not end.startswith(_DIRECTORY_END_MAGIC):
+        problem = "something follows its directory"
+    elif count != min(len(infos), 0xFFFF):
+        problem = f"its directory has {len(infos)} records, and says that it has {count}"
+    elif len(names) != len(infos):
+        problem = "two records have the same name"
+    else:
+        return
+    raise DamagedError(f"the file was altered: {problem}", remedy=_COPY_AGAIN, path=file.path)
 
 
 def _top_folder(infos: list[zipfile.ZipInfo], path: Path) -> str:
@@ -250,7 +296,9 @@ def _unlike_torch(info: zipfile.ZipInfo, header: bytes) -> str:
         return "is compressed in a way that torch never uses"
     if info.flag_bits & _ENCRYPTED:
         return "is encrypted, which torch never does"
-    if len(header) < _LOCAL_HEADER.size or not header.startswith(ZIP_MAGIC):
+    # Before the first byte, slices would go on from the last one.
+    at_start = info.header_offset >= 0 and header.startswith(ZIP_MAGIC)
+    if not at_start or len(header) < _LOCAL_HEADER.size:
         return "does not start where the directory says"
     return ""
 

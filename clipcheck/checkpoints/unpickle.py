@@ -46,7 +46,12 @@ ITEM_SIZES = {
 }
 """Bytes of an element, by dtype."""
 
-_MOST_NESTED = 50
+_MOST_MODULES = 10_000
+"""Modules in an archive's tree, with those met again. RN50x64 has about 500."""
+
+_MOST_ELEMENTS = 2**40
+"""Of a tensor, in any dimension. It keeps what is computed of them within 64 bits in torch."""
+
 _REWRITE = "Copy or download the file again, or write it anew."
 
 
@@ -92,7 +97,7 @@ def read_tensors(records: Records) -> dict[str, TensorRecord]:
     root = _load(records, "data.pkl")
     if not isinstance(root, ScriptObject):
         raise _damaged(records.file.path, f"data.pkl holds a {type(root).__name__}, not a module")
-    return dict(_flatten(root, "", records.file.path))
+    return dict(_flatten(root, records.file.path))
 
 
 def read_constants(records: Records) -> tuple[TensorRecord, ...]:
@@ -119,16 +124,22 @@ def _load(records: Records, name: str) -> object:
         raise _damaged(path, f"{name} cannot be read ({error})") from error
 
 
-def _flatten(
-    module: ScriptObject, prefix: str, path: Path, depth: int = 0
-) -> Iterator[tuple[str, TensorRecord]]:
-    if depth > _MOST_NESTED:
-        raise _damaged(path, f"its modules are nested more than {_MOST_NESTED} deep")
-    for name, value in module.attributes.items():
-        if isinstance(value, TensorRecord):
-            yield f"{prefix}{name}", value
-        elif isinstance(value, ScriptObject):
-            yield from _flatten(value, f"{prefix}{name}.", path, depth + 1)
+def _flatten(root: ScriptObject, path: Path) -> Iterator[tuple[str, TensorRecord]]:
+    pending = [("", root)]
+    met = 0
+    while pending:
+        prefix, module = pending.pop()
+        met += 1
+        # A tree whose modules contain each other has no end.
+        if met > _MOST_MODULES:
+            raise _damaged(path, f"it has more than {_MOST_MODULES} modules")
+        children = []
+        for name, value in module.attributes.items():
+            if isinstance(value, TensorRecord):
+                yield f"{prefix}{name}", value
+            elif isinstance(value, ScriptObject):
+                children.append((f"{prefix}{name}.", value))
+        pending += reversed(children)
 
 
 def _damaged(path: Path, problem: str) -> DamagedError:
@@ -139,10 +150,13 @@ class _ArchiveUnpickler(pickle.Unpickler):
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(io.BytesIO(data))
         self._path = path
+        # A pickle can set attributes of what it gets here. Of this class it may: no other file
+        # sees it.
+        self._script_object = type("ScriptObject", (ScriptObject,), {})
 
     def find_class(self, module: str, name: str) -> Callable[..., object] | str:
         if module == "__torch__" or module.startswith("__torch__."):
-            return ScriptObject
+            return self._script_object
         if module == "torch" and name in STORAGE_DTYPES:
             return STORAGE_DTYPES[name]
         known = _HELPERS.get((module, name))
@@ -171,8 +185,9 @@ def _tensor(
     """What `torch._utils._rebuild_tensor_v2` gets; its further arguments tell of gradients."""
     if not isinstance(storage, StorageRecord) or len(shape) != len(stride):
         raise pickle.UnpicklingError("a tensor without a storage, or with a bad shape")
-    if offset < 0 or any(n < 0 for n in (*shape, *stride)):
-        raise pickle.UnpicklingError("a tensor with a negative dimension")
+    numbers = (offset, *shape, *stride)
+    if not all(isinstance(n, int) and 0 <= n < _MOST_ELEMENTS for n in numbers):
+        raise pickle.UnpicklingError("a tensor with a dimension that none can have")
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if math.prod(shape) and last >= storage.length:
         raise pickle.UnpicklingError("a tensor reaches beyond its storage")

@@ -40,9 +40,10 @@ class Arena:
         than on Linux."""
         if sys.platform != "linux" or size <= 0:
             return
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+        # By reference: the thread then keeps the buffer alive, were the arena to go before.
+        start = ctypes.byref(ctypes.c_char.from_buffer(self._buffer))
         pages = min(size, len(self._buffer)) // mmap.PAGESIZE * mmap.PAGESIZE
-        arguments = (ctypes.c_void_p(address), ctypes.c_size_t(pages), _POPULATE_WRITE)
+        arguments = (start, ctypes.c_size_t(pages), _POPULATE_WRITE)
         # Called through ctypes, which lets go of Python's lock, as mmap.madvise does not.
         madvise = ctypes.CDLL(None).madvise
         threading.Thread(target=madvise, args=arguments, daemon=True).start()

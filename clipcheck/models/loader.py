@@ -161,7 +161,7 @@ def resolve_device(device: Device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UsageError(
             f"expected a device, found {device!r}", remedy="Give cpu, cuda, cuda:1 or mps."
         ) from error
@@ -171,7 +171,8 @@ def resolve_device(device: Device) -> torch.device:
     try:
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        # The first sentence: torch goes on with all the backends that it does have.
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]
         raise UnavailableError(
             f"the device {str(target)!r} is not available here ({reason})",
             remedy="Choose another with --device, or install a torch that supports this one.",

@@ -6,7 +6,10 @@ recorded with the shapes as values, and nothing is computed, whatever the size o
 
 from __future__ import annotations
 
+import errno
+import os
 import pickletools
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
 
 RELEASED_DEVICE = "cuda:0"
 """The device that the released archives were traced on, and that their code names."""
+
+_CODE = 4 << 20
+"""Bytes that are enough for an archive's code and constants; the largest released one has 2 MB."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_archive(
@@ -35,6 +43,7 @@ def write_archive(
 
     Raises:
         UnavailableError: this torch or Python has no TorchScript.
+        OSError: there is no room for the file.
     """
     torchscript_support.require()
     weights = {**buffers(architecture), **tensors}
@@ -44,6 +53,7 @@ def write_archive(
         for graph in _graphs(traced):
             _set_devices(graph)
         scratch = path.with_name("traced.pt")
+        _require_room(scratch, sum(tensor.nbytes for tensor in weights.values()) + _CODE)
         traced.save(str(scratch))
     _relocate(scratch, path)
     scratch.unlink()
@@ -93,6 +103,23 @@ def _set_devices(graph: Any) -> None:
         node.s_("value", RELEASED_DEVICE)
 
 
+def _require_room(path: Path, size: int) -> None:
+    """See that ``size`` bytes can be written to ``path``, and leave an empty file there.
+
+    Asked for beforehand, since `torch.jit.save` ends the process when the disk is full: its writer
+    throws in a destructor (caffe2/serialize/inline_container.cc).
+    """
+    with path.open("wb") as file:
+        if sys.platform != "linux":
+            return
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in _NO_ROOM:  # Any other: this file system cannot tell beforehand.
+                raise
+        file.truncate(0)
+
+
 def _relocate(source: Path, path: Path) -> None:
     """Copy an archive, and say in its pickles that the storages come from the released device.
 
@@ -103,16 +130,19 @@ def _relocate(source: Path, path: Path) -> None:
 
     records = Records(MappedFile(source))
     writer = torch._C.PyTorchFileWriter(str(path))
-    for name in records.names():
-        if name == "version" or name.startswith(".data/"):
-            continue  # The writer adds these itself.
-        if name.endswith(".debug_pkl"):
-            continue  # Paths of the source on this machine; the interpreter does without.
-        data = records.read(name)
-        if name in ("data.pkl", "constants.pkl"):
-            data = _with_location(data)
-        writer.write_record(name, data, len(data))
-    writer.write_end_of_file()
+    try:
+        for name in records.names():
+            if name == "version" or name.startswith(".data/"):
+                continue  # The writer adds these itself.
+            if name.endswith(".debug_pkl"):
+                continue  # Paths of the source on this machine; the interpreter does without.
+            data = records.read(name)
+            if name in ("data.pkl", "constants.pkl"):
+                data = _with_location(data)
+            writer.write_record(name, data, len(data))
+    finally:
+        # After a failure as well: see `_require_room` for what the writer's destructor does else.
+        writer.write_end_of_file()
 
 
 def _with_location(pickled: bytes) -> bytes:

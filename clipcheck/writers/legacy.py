@@ -262,7 +262,9 @@ class Multimodal(nn.Module):
         x = x + self.positional_embedding.type(self.dtype)
         x = self.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
         x = self.ln_final(x)
-        return x[torch.arange(x.shape[0]), torch.argmax(text, dim=-1)] @ self.text_projection
+        rows = torch.arange(x.shape[0])  # On the CPU, as released.
+        ends = torch.argmax(text, dim=-1)
+        return x[cast(rows, torch.int64), cast(ends, torch.int64)] @ self.text_projection
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         image_features = self.encode_image(image)

@@ -13,26 +13,51 @@ from clipcheck.errors import OutputError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, room: int = 0) -> Iterator[Path]:
     """A temporary path for the contents of ``path``, which replaces it when the block succeeds.
 
     When it fails nothing is left, and what was at ``path`` before is untouched. The temporary
     file has the same name, in a folder of its own: torch writes the name into its zip files.
 
+    Args:
+        path: the file to write. Where it is a symbolic link, its target is replaced.
+        room: bytes that are going to be written, if it is to be seen first whether they fit.
+
     Raises:
         OutputError: the file cannot be written: no such folder, no permission, no room.
     """
-    if path.is_dir():
-        raise _failed(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".clipcheck-") as folder:
-            temporary = Path(folder) / path.name
+        target = _target(path)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".clipcheck-") as folder:
+            _require_room(folder, room)
+            temporary = Path(folder) / target.name
             yield temporary
             # Some writers keep their files from other users; this one has no secrets.
             temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
+            temporary.replace(target)
     except OSError as error:
         raise _failed(path, error) from error
+
+
+def _target(path: Path) -> Path:
+    """Where ``path`` leads. A device must not be replaced by a file: /dev/null is one."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file")
+    return target
+
+
+def _require_room(folder: str, size: int) -> None:
+    """Reserve ``size`` bytes and let them go again.
+
+    On a full disk torch's TorchScript writer does not raise: it ends the process, from a
+    destructor (caffe2/serialize/inline_container.cc).
+    """
+    if size and hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _umask() -> int:
