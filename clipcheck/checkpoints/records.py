@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import re
 import struct
 import sys
 import zipfile
@@ -36,8 +37,8 @@ _ENCRYPTED = 0x1
 _DIRECTORY_END = struct.Struct("<4s4H2IH")
 _DIRECTORY_END_MAGIC = b"PK\x05\x06"
 
-_OF_TORCH = ("/data.pkl", "/version")
-"""Ends of names that every zip file of torch's has."""
+_OF_TORCH = re.compile(r"[^/]+/(data\.pkl|version|data/\d+)")
+"""Names that every zip file of torch's has, and no other zip file is likely to have."""
 
 _MOST_UNPACKED = 64 << 20
 """Bytes that a compressed record may have. Code of the largest released archive has 2 MB."""
@@ -225,7 +226,7 @@ def _directory(file: MappedFile) -> list[zipfile.ZipInfo]:
 
 
 def _require_torch(infos: list[zipfile.ZipInfo], path: Path) -> None:
-    if not any(info.filename.endswith(_OF_TORCH) for info in infos):
+    if not any(_OF_TORCH.fullmatch(info.filename) for info in infos):
         raise UnknownFormatError(
             f"expected a zip file that torch wrote; found one with {len(infos)} records and none "
             "of torch's",

@@ -57,8 +57,9 @@ def difference(candidate: Array, reference: Array, *, atol: float, rtol: float) 
     close = np.isclose(candidate, reference, atol=atol, rtol=rtol)
     apart = np.abs(candidate.astype(np.float64) - reference.astype(np.float64))
     allowed = atol + rtol * np.abs(reference.astype(np.float64))
-    excess = np.where(np.isnan(apart), np.inf, apart - allowed)
-    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(excess)), excess.shape))
+    # NaN counts as the greatest here: argmax stops at the first.
+    worst = np.unravel_index(int(np.argmax(apart - allowed)), apart.shape)
+    index = tuple(int(i) for i in worst)
     return Difference(
         elements=close.size,
         mismatched=int(close.size - np.count_nonzero(close)),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RELEASED_DEVICE = "cuda:0"
 """The device that the released archives were traced on, and that their code names."""
 
-_CODE = 4 << 20
+_CODE_SIZE = 4 << 20
 """Bytes that are enough for an archive's code and constants; the largest released one has 2 MB."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -52,8 +52,8 @@ def write_archive(
         traced = _trace(architecture, weights)
         for graph in _graphs(traced):
             _set_devices(graph)
-        scratch = path.with_name("traced.pt")
-        _require_room(scratch, sum(tensor.nbytes for tensor in weights.values()) + _CODE)
+        scratch = path.with_name(f"{path.name}.traced")
+        _require_room(scratch, sum(tensor.nbytes for tensor in weights.values()) + _CODE_SIZE)
         traced.save(str(scratch))
     _relocate(scratch, path)
     scratch.unlink()
@@ -141,7 +141,7 @@ def _relocate(source: Path, path: Path) -> None:
                 data = _with_location(data)
             writer.write_record(name, data, len(data))
     finally:
-        # After a failure as well: see `_require_room` for what the writer's destructor does else.
+        # After a failure as well: the writer's destructor would do it, and end the process.
         writer.write_end_of_file()
 
 

@@ -70,16 +70,37 @@ def write(
         OutputError: the file cannot be written, or it did not come back as it was written.
     """
     whole = {**buffers(architecture), **tensors}
-    ordered = {
-        key: whole[key].detach().reshape(spec.shape).contiguous()
-        for key, spec in specs(architecture)
-        if key in whole
-    }
+    ordered = _apart(
+        {
+            key: whole[key].detach().reshape(spec.shape)
+            for key, spec in specs(architecture)
+            if key in whole
+        }
+    )
     with replacing(path) as temporary:
         _write_as(form, architecture, ordered, temporary, path)
         _require_equal(open_checkpoint(temporary), ordered, path)
         if judge is not None:
             judge(temporary)
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, each contiguous and alone in its storage.
+
+    A view would take all of its storage into a state dict, and safetensors refuses two tensors
+    that share one. Training that keeps all weights in one flat tensor saves such views.
+    """
+    import torch
+
+    apart: dict[str, torch.Tensor] = {}
+    taken: set[int] = set()
+    for key, tensor in tensors.items():
+        whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+        if not whole or tensor.data_ptr() in taken:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        taken.add(tensor.data_ptr())
+        apart[key] = tensor
+    return apart
 
 
 def _write_as(
@@ -104,7 +125,7 @@ def _write_as(
         raise
     # torch's and safetensors' writers do not say why a write failed but in their words.
     except (RuntimeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise OutputError(
             f"cannot be written ({reason})",
             remedy="See that there is room on the disk, or give another output path.",

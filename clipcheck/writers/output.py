@@ -11,6 +11,8 @@ from pathlib import Path
 
 from clipcheck.errors import OutputError
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def replacing(path: Path, *, room: int = 0) -> Iterator[Path]:
@@ -55,9 +57,14 @@ def _require_room(folder: str, size: int) -> None:
     On a full disk torch's TorchScript writer does not raise: it ends the process, from a
     destructor (caffe2/serialize/inline_container.cc).
     """
-    if size and hasattr(os, "posix_fallocate"):
-        with tempfile.TemporaryFile(dir=folder) as file:
+    if not size or not hasattr(os, "posix_fallocate"):
+        return
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
             os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in _NO_ROOM:  # Any other: this file system cannot tell beforehand.
+                raise
 
 
 def _umask() -> int:

@@ -78,6 +78,13 @@ def test_integrity_fails_when_it_is_no_comparison(evidence: Evidence, message: s
     assert message in found.message
 
 
+def test_integrity_names_the_first_three_weights_and_counts_the_others() -> None:
+    evidence = replace(SOUND, differing={f"w{i}": "differs" for i in range(5)})
+    assert integrity(outputs(), outputs(), evidence).message == (
+        "w0: differs; w1: differs; w2: differs; 2 more weights differ"
+    )
+
+
 def without(name: str) -> Callable[[dict[str, np.ndarray]], None]:
     return lambda outputs: outputs.__delitem__(name)
 

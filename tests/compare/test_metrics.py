@@ -11,7 +11,7 @@ from clipcheck.compare.metrics import difference, softmax
 LOGITS = arrays.arrays(
     np.float32,
     arrays.array_shapes(min_dims=2, max_dims=2, max_side=6),
-    elements=st.floats(-200, 200, width=32),
+    elements=st.floats(-2000, 2000, width=32),
 )
 
 
