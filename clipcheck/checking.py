@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.models.loader import Both
 
-EXAMPLES = 8
-"""Images of a check by default: all kinds of `clipcheck.inputs.batches`, and more than one row."""
+EXAMPLES = 5
+"""Images of a check by default: one of each kind that `clipcheck.inputs.batches` draws."""
 
 Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Progress = Callable[[str], None]
@@ -186,7 +186,7 @@ def _several(device: Devices) -> list[Device]:
 def _limits(examples: int, atol: float, rtol: float) -> Contract:
     if examples < 1:
         raise UsageError(
-            f"expected at least 1 example, found {examples}", remedy="Leave it out for 8."
+            f"expected at least 1 example, found {examples}", remedy=f"Leave it out for {EXAMPLES}."
         )
     for name, value in (("atol", atol), ("rtol", rtol)):
         # Written so that NaN, which is not less than 0 either, is refused.

@@ -92,7 +92,7 @@ def options(
 def check(
     checkpoints: Checkpoints,
     device: Devices = None,
-    examples: Annotated[int, typer.Option(min=1, help="Images to compare.")] = 8,
+    examples: Annotated[int, typer.Option(min=1, help="Images to compare.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of the images and prompts.")] = 0,
     atol: Annotated[float, typer.Option(help="Absolute tolerance on probabilities.")] = 0.01,
     rtol: Annotated[float, typer.Option(help="Relative tolerance on probabilities.")] = 0.1,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -258,3 +259,10 @@ def test_progress_goes_to_stderr_and_only_to_a_terminal(
     done = run("check", seeded_archive())
     assert "comparing" in done.err
     assert "comparing" not in done.out
+
+
+def test_the_defaults_of_the_command_are_those_of_the_function() -> None:
+    command = inspect.signature(cli.check).parameters
+    function = inspect.signature(checking.check).parameters
+    for name in ("examples", "seed", "atol", "rtol", "device", "download_root"):
+        assert command[name].default == function[name].default

@@ -12,8 +12,8 @@ from PIL import Image
 from clipcheck.inputs.preprocess import transform
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, tokenize
 
-MOST_ROWS = 16
-"""Images in one batch: enough to be fast, few enough for the largest released model."""
+MOST_ROWS = 8
+"""Images in one batch: enough to be fast, few enough for the memory that a large model takes."""
 
 _SUBJECTS = ("a dog", "two red apples", "the city at night", "a diagram", "rain on glass", "x")
 _TEMPLATES = ("a photo of {}.", "{}", "a blurry drawing of {}, seen from above", "NOT {}!", "")
