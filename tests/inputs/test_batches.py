@@ -67,3 +67,16 @@ def test_a_vocabulary_that_is_not_clips_gets_ids_of_its_own() -> None:
 def test_prompts_end_with_the_end_token() -> None:
     (batch,) = draw(6)
     assert (batch.tokens.max(axis=1) == END_TOKEN).all()
+
+
+def test_five_images_are_one_of_each_kind_and_five_prompts_too() -> None:
+    (batch,) = draw(5)
+    flat = [bool(np.ptp(image, axis=(1, 2)).max() < 1e-6) for image in batch.pixels]
+    assert flat == [False, False, False, False, True]
+    assert batch.prompts[4] == ""
+    assert sum("a photo of" in prompt for prompt in batch.prompts[:5]) == 1
+
+
+def test_batches_go_on_with_other_images_than_those_before() -> None:
+    first, second, _ = draw(20)
+    assert not {i.tobytes() for i in first.pixels} & {i.tobytes() for i in second.pixels}
