@@ -292,10 +292,11 @@ def infer(tensors: Mapping[str, HasShape], path: str | os.PathLike[str]) -> Arch
 def _dimensions(tensors: Mapping[str, HasShape]) -> Architecture:
     context_length, text_width = _sizes(tensors, "positional_embedding", 2)
     vision: ViT | ResNet
-    if "visual.conv1.weight" in tensors and "visual.class_embedding" in tensors:
-        vision, grid, stride = _vit_dimensions(tensors)
-    else:
+    # A prefix tells, and no single key: the one that is missing is to be named.
+    if any(key.startswith(("visual.layer", "visual.attnpool.")) for key in tensors):
         vision, grid, stride = _resnet_dimensions(tensors)
+    else:
+        vision, grid, stride = _vit_dimensions(tensors)
     return Architecture(
         embed_dim=_sizes(tensors, "text_projection", 2)[1],
         image_resolution=grid * stride,

@@ -110,15 +110,16 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors have the same dtype, shape and bits: NaN equals itself, 0 is not -0."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    return bool(_bits(one).equal(_bits(other)))
+    # As wide as they go: comparing takes a third of the time that it takes by two bytes.
+    wide = one.nbytes % 8 == 0 and one.is_contiguous() and other.is_contiguous()
+    return bool(_bits(one, wide).equal(_bits(other, wide)))
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
+def _bits(tensor: torch.Tensor, wide: bool) -> torch.Tensor:
     import torch
 
     if not tensor.dtype.is_floating_point:
         return tensor
-    # As wide as they go: comparing takes a third of the time that it takes by two bytes.
-    if tensor.is_contiguous() and tensor.nbytes % 8 == 0:
+    if wide:
         return tensor.view(-1).view(torch.int64)
     return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import stat
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,9 +172,10 @@ def _describe(head: bytes) -> str:
 
 def _open_zip(path: Path) -> Checkpoint:
     records = Records(MappedFile(path))
-    # The code's and the pickles' checksums are compared at once: they are small, and they decide
-    # how the rest is read. The weights' are left to `Checkpoint.verify`.
-    records.verify(name for name in records.names() if not name.startswith(("data/", "constants/")))
+    # The checksums of code, pickles and constants are compared at once: they are small, and they
+    # decide how the rest is read and run. torch itself compares none, neither when it loads an
+    # archive nor a state dict. Those of the weights are left to `Checkpoint.verify`.
+    records.verify(name for name in records.names() if not name.startswith("data/"))
     if "constants.pkl" in records or records.names("code/"):
         tensors = map_tensors(records, read_tensors(records))
         return _checkpoint(path, Format.ARCHIVE, tensors, records)
@@ -224,8 +226,15 @@ def _map_tensor(records: Records, tensor: TensorRecord) -> torch.Tensor:
 def _load_state_dict(path: Path, *, mmap: bool) -> object:
     import torch
 
+    # torch maps a file that it gets by its path alone, and then it also goes by the name: what is
+    # called .safetensors it reads as such. An open file it reads for what it is.
+    mmap = mmap and not path.name.endswith(".safetensors")
     try:
-        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+        with path.open("rb") as file, warnings.catch_warnings():
+            # Of sparse weights, say: what is wrong with any is said by `_checkpoint`.
+            warnings.simplefilter("ignore")
+            source = path if mmap else file
+            return torch.load(source, map_location="cpu", mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:
         raise _unsafe(path, error) from error
     # torch and its unpickler raise nearly anything on an altered file.

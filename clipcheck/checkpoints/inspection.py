@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -45,7 +46,10 @@ def read_code(records: Records) -> Code:
 
 def _parse(records: Records, name: str) -> ast.Module:
     try:
-        return ast.parse(records.read(name))
+        with warnings.catch_warnings():
+            # Python's, of what looks odd in code of its own. This code is not for Python.
+            warnings.simplefilter("ignore")
+            return ast.parse(records.read(name))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise DamagedError(
             f"the record {name!r} is not TorchScript code ({error})",

@@ -297,9 +297,7 @@ def _unlike_torch(info: zipfile.ZipInfo, header: bytes) -> str:
         return "is compressed in a way that torch never uses"
     if info.flag_bits & _ENCRYPTED:
         return "is encrypted, which torch never does"
-    # Before the first byte, slices would go on from the last one.
-    at_start = info.header_offset >= 0 and header.startswith(ZIP_MAGIC)
-    if not at_start or len(header) < _LOCAL_HEADER.size:
+    if len(header) < _LOCAL_HEADER.size or not header.startswith(ZIP_MAGIC):
         return "does not start where the directory says"
     return ""
 

@@ -150,13 +150,10 @@ class _ArchiveUnpickler(pickle.Unpickler):
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(io.BytesIO(data))
         self._path = path
-        # A pickle can set attributes of what it gets here. Of this class it may: no other file
-        # sees it.
-        self._script_object = type("ScriptObject", (ScriptObject,), {})
 
     def find_class(self, module: str, name: str) -> Callable[..., object] | str:
         if module == "__torch__" or module.startswith("__torch__."):
-            return self._script_object
+            return ScriptObject
         if module == "torch" and name in STORAGE_DTYPES:
             return STORAGE_DTYPES[name]
         known = _HELPERS.get((module, name))

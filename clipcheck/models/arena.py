@@ -49,11 +49,16 @@ class Arena:
         threading.Thread(target=madvise, args=arguments, daemon=True).start()
 
     def cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """A copy of ``tensor`` in ``dtype``, of the same shape, in this arena."""
-        if tensor.numel() == 0:
-            return tensor.to(dtype)
+        """A copy of ``tensor`` in ``dtype``, of the same shape, in this arena.
+
+        What the arena has no room for gets memory of its own: a file that was altered may turn out
+        to have larger weights than it said.
+        """
+        size = tensor.numel() * dtype.itemsize
+        if size == 0 or self._used + size > len(self._buffer):
+            return tensor.to(dtype, memory_format=torch.contiguous_format, copy=True)
         flat = torch.frombuffer(self._buffer, dtype=dtype, count=tensor.numel(), offset=self._used)
-        self._used += _aligned(flat.nbytes)
+        self._used += _aligned(size)
         return flat.view(tensor.shape).copy_(tensor)
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from clipcheck import torchscript_support
 from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.writers.synthesize import architecture_named
 
 TINY = ("tiny-vit", "tiny-resnet")
 
 
+def small(name: str) -> Architecture:
+    """One of the tiny architectures with few words: its file is a tenth as large."""
+    return replace(architecture_named(name), vocab_size=500)
+
+
 def inputs(architecture: Architecture, images: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Seeded pixels, and the ids of one text more, of any length, with the highest id at the end."""
+    """Seeded pixels, and ids of one text more, of any length, with the highest id at the end."""
     a = architecture
     generator = torch.Generator().manual_seed(0)
     sides = (a.image_resolution, a.image_resolution)
@@ -45,7 +52,7 @@ def outputs(model: Any, pixels: torch.Tensor, tokens: torch.Tensor) -> dict[str,
 def assert_near(
     found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float
 ) -> None:
-    """All outputs, of the same shape and dtype. ``atol`` is a share of each one's greatest value."""
+    """All outputs, of one shape and dtype. ``atol`` is a share of each one's greatest value."""
     assert list(found) == list(expected)
     for name, value in expected.items():
         limit = atol * float(value.abs().max())

@@ -1,0 +1,446 @@
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import clipcheck
+from clipcheck import torchscript_support
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.errors import DamagedError, UnavailableError, UnknownModelError, UsageError
+from clipcheck.models import eager, loader
+from clipcheck.writers.convert import convert, write
+from clipcheck.writers.synthesize import synthesize
+from tests.models import assert_near, inputs, outputs, small
+from tests.oracles import reference_clip
+
+InFormat = Callable[..., Path]
+
+SMALL = small("tiny-vit")
+
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+
+@pytest.fixture(scope="module")
+def in_format(tmp_path_factory: pytest.TempPathFactory) -> InFormat:
+    """Small weights in a format and a dtype. Tests must not change the file."""
+    folder = tmp_path_factory.mktemp("formats")
+    weights = synthesize(SMALL)
+
+    def written(form: str, dtype: torch.dtype | None = None) -> Path:
+        path = folder / f"{form}-{dtype}.bin"
+        if not path.exists():
+            write(SMALL, weights, folder / "released", Format.STATE_DICT)
+            convert(open_checkpoint(folder / "released"), path, Format(form), dtype=dtype)
+        return path
+
+    return written
+
+
+@pytest.fixture
+def batch(tiny_archive: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    return inputs(open_checkpoint(tiny_archive).architecture)
+
+
+# --------------------------------------------------------------------------- the classic interface
+
+
+def test_the_arguments_are_those_of_the_reference() -> None:
+    ours = inspect.signature(clipcheck.load).parameters
+    theirs = inspect.signature(reference_clip().load).parameters
+    assert list(ours) == list(theirs) == ["name", "device", "jit", "download_root"]
+    assert [p.kind for p in ours.values()] == [p.kind for p in theirs.values()]
+    for name in ("name", "jit", "download_root"):
+        assert ours[name].default == theirs[name].default
+    # Theirs is decided when it is imported, ours when it is called.
+    assert str(loader.resolve_device(ours["device"].default)) == theirs["device"].default
+
+
+def test_the_models_are_those_of_the_reference() -> None:
+    assert clipcheck.available_models() == reference_clip().available_models()
+
+
+def test_load_both_takes_the_same_but_jit() -> None:
+    names = list(inspect.signature(clipcheck.load_both).parameters)
+    assert names == ["name", "device", "download_root"]
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_results_are_those_of_the_reference(
+    tiny_archive: Path, batch: tuple[torch.Tensor, torch.Tensor], jit: bool
+) -> None:
+    model, preprocess = clipcheck.load(str(tiny_archive), "cpu", jit)
+    with torchscript_support.silenced():
+        theirs, their_preprocess = reference_clip().load(str(tiny_archive), "cpu", jit)
+    assert isinstance(model, torch.jit.ScriptModule) is jit
+    assert isinstance(model, eager.CLIP) is not jit
+    assert not any(module.training for module in model.modules())
+    expected = {key: (t.dtype, t.device) for key, t in theirs.state_dict().items()}
+    assert {key: (t.dtype, t.device) for key, t in model.state_dict().items()} == expected
+    assert {t.dtype for t in model.parameters()} == {torch.float32}
+    assert_near(outputs(model, *batch), outputs(theirs, *batch), 1e-6)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8))
+    assert torch.equal(preprocess(image), their_preprocess(image))
+    resolution = batch[0].shape[-1]
+    assert preprocess(image).shape == (3, resolution, resolution)
+    sized = model if jit else model.visual
+    assert int(sized.input_resolution) == resolution
+
+
+def test_the_reference_agrees_from_a_state_dict(in_format: InFormat) -> None:
+    batch = inputs(SMALL)
+    path = in_format("state-dict")
+    model, _ = clipcheck.load(path, device="cpu")
+    theirs = reference_clip().model.build_model(torch.load(path, weights_only=True)).float()
+    assert_near(outputs(model, *batch), outputs(theirs, *batch), 1e-6)
+
+
+@pytest.mark.parametrize("form", ["state-dict", "safetensors"])
+def test_jit_without_an_archive_warns_and_gives_the_eager_model(
+    in_format: InFormat, form: str
+) -> None:
+    path = in_format(form)
+    expected = f"File {path} is not a JIT archive. Loading as a state dict instead"
+    with pytest.warns(UserWarning, match="JIT archive") as caught:
+        model, _ = clipcheck.load(path, device="cpu", jit=True)
+    (warning,) = caught
+    assert str(warning.message) == expected
+    assert warning.category is UserWarning
+    assert warning.filename == __file__
+    assert isinstance(model, eager.CLIP)
+
+
+def test_an_archive_does_not_warn(tiny_archive: Path) -> None:
+    clipcheck.load(tiny_archive, device="cpu", jit=True)
+    clipcheck.load(tiny_archive, device="cpu", jit=False)
+    clipcheck.load_both(tiny_archive, device="cpu")
+
+
+def test_an_archive_that_is_damaged_is_never_taken_for_a_state_dict(
+    tiny_archive: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "cut.pt"
+    path.write_bytes(tiny_archive.read_bytes()[:-100_000])
+    for jit in (False, True):
+        with pytest.raises(DamagedError):
+            clipcheck.load(path, device="cpu", jit=jit)
+    with pytest.raises(DamagedError):
+        clipcheck.load_both(path, device="cpu")
+
+
+def test_a_name_that_is_unknown_is_a_runtime_error_as_in_the_reference() -> None:
+    with pytest.raises(UnknownModelError) as caught:
+        clipcheck.load("ViT-B/31")
+    assert isinstance(caught.value, RuntimeError)
+
+
+# --------------------------------------------------------------------------- devices
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu"), torch.device("cpu", 0)])
+def test_the_cpu_by_any_name_computes_in_float32(
+    tiny_archive: Path,
+    batch: tuple[torch.Tensor, torch.Tensor],
+    device: str | torch.device,
+    jit: bool,
+) -> None:
+    model, _ = clipcheck.load(tiny_archive, device=device, jit=jit)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {str(p.device) for p in model.parameters()} == {"cpu"}
+    with torch.inference_mode(), torchscript_support.silenced():
+        per_image, _ = model(*batch)
+    assert per_image.dtype == torch.float32
+
+
+@no_cuda
+def test_the_device_is_the_cpu_where_there_is_no_gpu(tiny_archive: Path) -> None:
+    model, _ = clipcheck.load(tiny_archive)
+    assert next(model.parameters()).device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "", 3.5, ["cpu"]])
+def test_what_is_no_device_is_a_usage_error(tiny_archive: Path, device: Any) -> None:
+    for load in (clipcheck.load, clipcheck.load_both):
+        with pytest.raises(UsageError) as caught:
+            load(tiny_archive, device=device)
+        assert str(caught.value) == (
+            f"expected a device, found {device!r}. Give cpu, cuda, cuda:1 or mps."
+        )
+
+
+@no_cuda
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "xpu"])
+def test_a_device_that_is_not_there_is_unavailable(tiny_archive: Path, device: str) -> None:
+    for load in (clipcheck.load, clipcheck.load_both):
+        with pytest.raises(UnavailableError, match=f"the device '{device}' is not available here"):
+            load(tiny_archive, device=device)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has a GPU")
+def test_the_reason_is_one_sentence() -> None:
+    with pytest.raises(UnavailableError) as caught:
+        loader.resolve_device("mps")
+    assert len(str(caught.value)) < 300
+
+
+def test_elsewhere_than_on_the_cpu_the_dtypes_are_the_released_ones(
+    in_format: InFormat,
+) -> None:
+    # No GPU is needed to see which dtypes the weights get: the meta device stands for one.
+    device = torch.device("meta")
+    released = in_format("archive")
+    expected = {key: tensor.dtype for key, tensor in open_checkpoint(released).tensors.items()}
+    for path in (released, in_format("state-dict", torch.float32)):
+        weights = loader._classic_weights(open_checkpoint(path), device)
+        assert {key: tensor.dtype for key, tensor in weights.items()} == expected
+        assert {tensor.device for tensor in weights.values()} == {device}
+
+
+# --------------------------------------------------------------------------- both at once
+
+
+def test_both_agree(tiny_archive: Path, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    jit, model, preprocess = clipcheck.load_both(tiny_archive, device="cpu")
+    assert isinstance(jit, torch.jit.ScriptModule)
+    assert isinstance(model, eager.CLIP)
+    assert not model.training
+    assert callable(preprocess)
+    assert_near(outputs(jit, *batch), outputs(model, *batch), 1e-5)
+    alone, _ = clipcheck.load(tiny_archive, device="cpu")
+    assert_near(outputs(model, *batch), outputs(alone, *batch), 0)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_both_share_their_weights(in_format: InFormat, dtype: torch.dtype | None) -> None:
+    path = in_format("archive", dtype)
+    jit, model, _ = clipcheck.load_both(path, device="cpu")
+    theirs = jit.state_dict()
+    for key, tensor in model.state_dict().items():
+        assert tensor.data_ptr() == theirs[key].data_ptr(), key
+        assert tensor.dtype in (torch.float32, torch.int64)
+
+
+def test_the_number_of_weights_compared_is_that_of_all(tiny_archive: Path) -> None:
+    checkpoint = open_checkpoint(tiny_archive)
+    both = loader.load_checkpoint_both(checkpoint, torch.device("cpu"))
+    assert both.compared == len(checkpoint.tensors)
+    assert both.differing == {}
+
+
+def _changed(tensor: torch.Tensor) -> torch.Tensor:
+    """With one bit, the last one of the last element, flipped."""
+    flipped = tensor.clone()
+    bits = flipped.view(-1).view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
+    bits[-1] ^= 1
+    return flipped
+
+
+CHANGES = {
+    "bits": (_changed, "the interpreter has other bits than the record"),
+    "dtype": (torch.Tensor.double, "the interpreter has torch.float64 ["),
+    "smaller": (lambda tensor: tensor[..., :3], "the interpreter has torch.float"),
+    "larger": (lambda tensor: tensor.repeat(9, 1), "the interpreter has torch.float"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("key", ["text_projection", "ln_final.weight"])
+def test_a_weight_that_the_interpreter_has_otherwise_is_named(
+    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch, key: str, change: str
+) -> None:
+    alter, reason = CHANGES[change]
+    load_archive = loader.torchscript.load_archive
+
+    def tampered(*args: Any) -> Any:
+        module = load_archive(*args)
+        held = module.state_dict(keep_vars=True)[key]
+        held.data = alter(held.data)
+        return module
+
+    monkeypatch.setattr(loader.torchscript, "load_archive", tampered)
+    with pytest.raises(DamagedError) as caught:
+        clipcheck.load_both(tiny_archive, device="cpu")
+    assert f"the weight {key!r} differs" in str(caught.value)
+    assert reason in str(caught.value)
+    assert caught.value.path == str(tiny_archive)
+    both = loader.load_checkpoint_both(open_checkpoint(tiny_archive), torch.device("cpu"))
+    assert list(both.differing) == [key]
+    assert both.compared == len(open_checkpoint(tiny_archive).tensors)
+
+
+def test_the_eager_model_has_the_weights_of_the_record(
+    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the interpreter's, where the two differ: a comparison has to see it."""
+    load_archive = loader.torchscript.load_archive
+
+    def tampered(*args: Any) -> Any:
+        module = load_archive(*args)
+        module.ln_final.bias.data.add_(1)
+        return module
+
+    monkeypatch.setattr(loader.torchscript, "load_archive", tampered)
+    checkpoint = open_checkpoint(tiny_archive)
+    both = loader.load_checkpoint_both(checkpoint, torch.device("cpu"))
+    assert torch.equal(both.eager_model.ln_final.bias, checkpoint.tensors["ln_final.bias"])
+    assert not torch.equal(both.eager_model.ln_final.bias, both.jit_model.ln_final.bias)
+
+
+def test_a_weight_that_only_one_reading_has_is_named(
+    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(tiny_archive)
+    some = dict(checkpoint.tensors)
+    del some["context_length"]
+    short = type(checkpoint)(
+        checkpoint.path, checkpoint.format, checkpoint.architecture, some, checkpoint.records
+    )
+    both = loader.load_checkpoint_both(short, torch.device("cpu"))
+    assert both.differing == {"context_length": "the file's records do not have it"}
+    weights_of = loader._weights_of
+    monkeypatch.setattr(
+        loader, "_weights_of", lambda m: (kv for kv in weights_of(m) if kv[0] != "logit_scale")
+    )
+    both = loader.load_checkpoint_both(checkpoint, torch.device("cpu"))
+    assert both.differing == {"logit_scale": "the interpreter does not have it"}
+    assert both.eager_model.logit_scale == checkpoint.tensors["logit_scale"]
+
+
+@pytest.mark.parametrize("form", ["state-dict", "safetensors"])
+def test_weights_alone_cannot_be_loaded_both_ways(in_format: InFormat, form: str) -> None:
+    path = in_format(form)
+    with pytest.raises(UnavailableError) as caught:
+        clipcheck.load_both(path, device="cpu")
+    assert str(caught.value) == (
+        f"{path}: this {form} holds weights alone, so that there is no second way to run it and "
+        "nothing to compare. Make an archive of it: clipcheck convert WEIGHTS -o FILE."
+    )
+
+
+# --------------------------------------------------------------------------- formats
+
+
+@pytest.mark.parametrize("form", ["state-dict", "safetensors"])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_other_formats_give_the_same_model_bit_for_bit(
+    in_format: InFormat, form: str, dtype: torch.dtype | None
+) -> None:
+    expected, _ = clipcheck.load(in_format("archive", dtype), device="cpu")
+    found, _ = clipcheck.load(in_format(form, dtype), device="cpu")
+    assert list(found.state_dict()) == list(expected.state_dict())
+    for key, tensor in found.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[key]), key
+        assert tensor.dtype == expected.state_dict()[key].dtype
+
+
+def _both_eager(path: Path) -> torch.nn.Module:
+    return clipcheck.load_both(path, device="cpu")[1]
+
+
+def _eager(path: Path) -> torch.nn.Module:
+    return clipcheck.load(path, device="cpu")[0]
+
+
+WAYS = {
+    "both": ("archive", None, _both_eager),
+    "both-float32": ("archive", torch.float32, _both_eager),
+    "eager": ("archive", None, _eager),
+    "mapped-archive": ("archive", torch.float32, _eager),
+    "mapped-state-dict": ("state-dict", torch.float32, _eager),
+    "mapped-safetensors": ("safetensors", torch.float32, _eager),
+}
+
+
+@pytest.fixture(params=WAYS)
+def loaded(request: pytest.FixtureRequest, in_format: InFormat) -> tuple[torch.nn.Module, Path]:
+    """A model whose weights lie in an arena, or in the map of a file; and that file."""
+    form, dtype, load = WAYS[request.param]
+    path = in_format(form, dtype)
+    return load(path), path
+
+
+def test_a_training_step_changes_the_model_and_not_the_file(
+    loaded: tuple[torch.nn.Module, Path],
+) -> None:
+    model, path = loaded
+    content = path.read_bytes()
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    per_image, _ = model(*inputs(SMALL))
+    per_image.sum().backward()
+    optimizer.step()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        if parameter.grad.any():
+            assert not torch.equal(parameter, before[key]), key
+    assert path.read_bytes() == content
+    again, _ = clipcheck.load(path, device="cpu")
+    for key, parameter in again.named_parameters():
+        assert torch.equal(parameter, before[key]), key
+
+
+def test_a_model_can_be_saved_and_takes_no_more_than_its_weights(
+    loaded: tuple[torch.nn.Module, Path], tmp_path: Path
+) -> None:
+    model, _ = loaded
+    state = model.state_dict()
+    size = sum(tensor.nbytes for tensor in state.values())
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    assert len(buffer.getvalue()) < size + 1000 * len(state)
+    buffer.seek(0)
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    assert path.stat().st_size < size + 1000 * len(state)
+    for again in (torch.load(buffer, weights_only=True), load_file(path)):
+        assert again.keys() == state.keys()
+        for key, tensor in again.items():
+            assert torch.equal(tensor, state[key]), key
+
+
+def test_a_model_can_be_copied_and_moved(loaded: tuple[torch.nn.Module, Path]) -> None:
+    model, _ = loaded
+    batch = inputs(SMALL)
+    expected = outputs(model, *batch)
+    twin = copy.deepcopy(model)
+    for parameter in twin.parameters():
+        parameter.data.zero_()
+    assert_near(outputs(model, *batch), expected, 0)
+    moved = copy.deepcopy(model).double()
+    found = {name: value.float() for name, value in outputs(moved, *batch).items()}
+    assert_near(found, expected, 1e-5)
+
+
+def test_a_model_outlives_its_file(in_format: InFormat, tmp_path: Path) -> None:
+    batch = inputs(SMALL)
+    path = tmp_path / "model.pt"
+    path.write_bytes(in_format("archive", torch.float32).read_bytes())
+    model, _ = clipcheck.load(path, device="cpu")
+    jit, both, _ = clipcheck.load_both(path, device="cpu")
+    expected = outputs(model, *batch)
+    path.unlink()
+    assert_near(outputs(model, *batch), expected, 0)
+    assert_near(outputs(both, *batch), expected, 0)
+    assert_near(outputs(jit, *batch), expected, 1e-5)
+
+
+def test_an_archive_can_be_copied(
+    tiny_archive: Path, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    model, _ = clipcheck.load(tiny_archive, device="cpu", jit=True)
+    expected = outputs(model, *batch)
+    with torchscript_support.silenced():
+        twin = copy.deepcopy(model)
+    assert_near(outputs(twin, *batch), expected, 0)

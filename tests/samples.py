@@ -1,0 +1,118 @@
+"""Checkpoints of a few hundred kilobytes, and ways to alter a zip file on purpose."""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from clipcheck.checkpoints.architecture import Architecture, ViT
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.writers.convert import write
+from clipcheck.writers.synthesize import synthesize
+
+MINUTE = Architecture(
+    embed_dim=64,
+    image_resolution=16,
+    vision=ViT(layers=1, width=64, patch_size=8),
+    text_width=64,
+    text_layers=1,
+    context_length=8,
+    vocab_size=100,
+)
+
+Weights = dict[str, torch.Tensor]
+
+
+def minute_weights() -> Weights:
+    """Seeded weights of `MINUTE`, to be altered at will."""
+    return {key: tensor.clone() for key, tensor in _weights().items()}
+
+
+@functools.cache
+def _weights() -> Weights:
+    return synthesize(MINUTE)
+
+
+@functools.cache
+def minute_bytes(form: Format) -> bytes:
+    """A file of that format with `minute_weights`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "minute"
+        write(MINUTE, _weights(), path, form)
+        return path.read_bytes()
+
+
+def saved(value: object, *, legacy: bool = False) -> bytes:
+    """What `torch.save` writes; ``legacy`` as torch did before 1.6."""
+    file = io.BytesIO()
+    torch.save(value, file, _use_new_zipfile_serialization=not legacy)
+    return file.getvalue()
+
+
+def record_names(data: bytes) -> list[str]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return archive.namelist()
+
+
+def repacked(
+    data: bytes,
+    changes: Mapping[str, bytes] | None = None,
+    *,
+    drop: Callable[[str], bool] = lambda _: False,
+    compress: Callable[[str], bool] = lambda _: False,
+) -> bytes:
+    """The zip file with other contents, all checksums right. Names are without the top folder."""
+    changes = changes or {}
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(out, "w") as target:
+        for info in source.infolist():
+            folder, _, name = info.filename.partition("/")
+            if drop(name):
+                continue
+            method = zipfile.ZIP_DEFLATED if compress(name) else zipfile.ZIP_STORED
+            contents = changes.get(name, source.read(info))
+            target.writestr(zipfile.ZipInfo(f"{folder}/{name}"), contents, method)
+    return out.getvalue()
+
+
+# Where fields are in a record's entry of the directory (PKWARE APPNOTE 4.3.12).
+FLAGS, METHOD, CRC32, STORED, SIZE, COMMENT_SIZE, OFFSET = (8, 10, 16, 20, 24, 32, 42)
+
+
+def entry(data: bytes, name: str) -> int:
+    """Where the directory's entry of the record begins. ``name`` is without the top folder."""
+    start = data.index(b"PK\x01\x02")
+    while True:
+        name_size, extra_size, comment_size = struct.unpack_from("<3H", data, start + 28)
+        full = data[start + 46 : start + 46 + name_size].decode()
+        if full.partition("/")[2] == name:
+            return start
+        start += 46 + name_size + extra_size + comment_size
+
+
+def with_field(data: bytes, name: str, field: int, value: int, form: str = "<I") -> bytes:
+    """The zip file with another number in the directory's entry of the record ``name``."""
+    altered = bytearray(data)
+    struct.pack_into(form, altered, entry(data, name) + field, value)
+    return bytes(altered)
+
+
+def contents_at(data: bytes, name: str) -> int:
+    """Where the contents of the record ``name`` begin."""
+    (header,) = struct.unpack_from("<I", data, entry(data, name) + OFFSET)
+    name_size, extra_size = struct.unpack_from("<2H", data, header + 26)
+    return int(header + 30 + name_size + extra_size)
+
+
+def flipped(data: bytes, position: int, mask: int = 0x10) -> bytes:
+    """The bytes with some bits of one of them the other way round."""
+    altered = bytearray(data)
+    altered[position] ^= mask
+    return bytes(altered)

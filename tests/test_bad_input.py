@@ -1,0 +1,684 @@
+"""Whatever is wrong with a file: one clear message, exit code 2, and nothing run or left behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+
+import clipcheck
+from clipcheck import cli
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.errors import (
+    ArchitectureError,
+    CheckpointError,
+    ClipcheckError,
+    DamagedError,
+    NotFiniteError,
+    OutputError,
+    UnknownFormatError,
+    UnknownModelError,
+    UnsafeError,
+)
+from clipcheck.writers.output import replacing
+from tests.samples import (
+    COMMENT_SIZE,
+    Weights,
+    contents_at,
+    entry,
+    flipped,
+    minute_bytes,
+    minute_weights,
+    repacked,
+    saved,
+    with_field,
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process: importing torch anew takes seconds."""
+
+    def invoke(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["clipcheck", *map(str, arguments)])
+        # Set first, so that it is restored: ``--debug`` sets it for the whole process.
+        monkeypatch.setenv("CLIPCHECK_DEBUG", "1")
+        monkeypatch.delenv("CLIPCHECK_DEBUG")
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        code = caught.value.code
+        return Done(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return invoke
+
+
+# ------------------------------------------------------------------ the bad files
+
+MARK = "marked-by-a-pickle"
+"""A file of this name in the working folder would show that code was run."""
+
+
+class Command:
+    """Pickles to a call of ``os.system``."""
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {MARK}",)
+
+
+def archive() -> bytes:
+    return minute_bytes(Format.ARCHIVE)
+
+
+def unsafe_archive() -> bytes:
+    return repacked(archive(), {"data.pkl": pickle.dumps(Command(), protocol=2)})
+
+
+def unsafe_state_dict(*, legacy: bool) -> bytes:
+    return saved({**minute_weights(), "x": Command()}, legacy=legacy)
+
+
+def plain_zip() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as target:
+        target.writestr("holiday/photo.jpg", b"\xff\xd8\xff")
+    return file.getvalue()
+
+
+def altered(**changes: torch.Tensor | None) -> Weights:
+    """The weights with other tensors, or without. A double underscore stands for a dot."""
+    weights: dict[str, torch.Tensor | None] = {**minute_weights()}
+    weights.update({key.replace("__", "."): tensor for key, tensor in changes.items()})
+    return {key: tensor for key, tensor in weights.items() if tensor is not None}
+
+
+def spoilt(*keys: str, value: float) -> Weights:
+    weights = minute_weights()
+    for key in keys:
+        weights[key].view(-1)[0] = value
+    return weights
+
+
+def without_code() -> bytes:
+    """An archive whose directory hides all but the weights, as one altered byte can do it."""
+    data = archive()
+    last = entry(data, "data.pkl")
+    hidden = data.index(b"PK\x06\x06", last) - (last + 46 + len("minute/data.pkl"))
+    return with_field(data, "data.pkl", COMMENT_SIZE, hidden, "<H")
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A file, and what is to be said of it."""
+
+    make: Callable[[], bytes]
+    error: type[ClipcheckError]
+    problem: str
+    remedy: str
+
+
+CODE = "code/__torch__/multimodal/model/multimodal_transformer.py"
+AGAIN = "Copy or download the file again"
+BAD = {
+    "empty": Bad(lambda: b"", UnknownFormatError, "the file is empty", AGAIN),
+    "text": Bad(lambda: b"hello", UnknownFormatError, "text that begins with 'hello'", "Give the "),
+    "zip": Bad(plain_zip, UnknownFormatError, "none of torch's", "not a zip file that contains it"),
+    "cut": Bad(lambda: archive()[:-1000], DamagedError, "it was cut off or altered", AGAIN),
+    "cut short": Bad(lambda: archive()[:100], DamagedError, "it was cut off or altered", AGAIN),
+    "flip in a record": Bad(
+        lambda: flipped(archive(), contents_at(archive(), "data/9")),
+        DamagedError,
+        "the record 'minute/data/9' was altered",
+        AGAIN,
+    ),
+    "flip in the directory": Bad(
+        lambda: flipped(archive(), entry(archive(), "data/9") + 46),
+        DamagedError,
+        "expected all records in one folder",
+        "Give a file that torch",
+    ),
+    "flip in a name": Bad(
+        lambda: flipped(archive(), entry(archive(), "data/9") + 46 + 10),
+        DamagedError,
+        "has another name in the directory",
+        AGAIN,
+    ),
+    "flip in a length": Bad(without_code, DamagedError, "says that it has", AGAIN),
+    "flip in the code": Bad(
+        lambda: flipped(archive(), contents_at(archive(), CODE) + 200),
+        DamagedError,
+        f"the record 'minute/{CODE}' was altered",
+        AGAIN,
+    ),
+    "unsafe archive": Bad(
+        unsafe_archive, UnsafeError, f"asks for {os.name}.system", "Do not load this file"
+    ),
+    "unsafe state dict": Bad(
+        lambda: unsafe_state_dict(legacy=False),
+        UnsafeError,
+        f"asks for {os.name}.system",
+        "do not load it with anything else",
+    ),
+    "unsafe legacy state dict": Bad(
+        lambda: unsafe_state_dict(legacy=True),
+        UnsafeError,
+        f"asks for {os.name}.system",
+        "do not load it with anything else",
+    ),
+    "another model": Bad(
+        lambda: saved(torchvision.models.squeezenet1_1().state_dict()),
+        ArchitectureError,
+        "it lacks 'positional_embedding'; its 52 keys begin with 'features.0.weight'",
+        "Give a CLIP checkpoint",
+    ),
+    "missing key": Bad(
+        lambda: saved(altered(ln_final__bias=None)),
+        ArchitectureError,
+        "missing: ln_final.bias",
+        "Save the model's whole state dict",
+    ),
+    "extra key": Bad(
+        lambda: saved(altered(head__weight=torch.ones(1))),
+        ArchitectureError,
+        "unexpected: head.weight",
+        "Save the model's whole state dict, and nothing else",
+    ),
+    "misshapen key": Bad(
+        lambda: saved(altered(ln_final__bias=torch.ones(65))),
+        ArchitectureError,
+        "misshapen: ln_final.bias [65] instead of [64]",
+        "Save the model's whole state dict",
+    ),
+    "nan": Bad(
+        lambda: saved(spoilt("visual.proj", value=float("nan"))),
+        NotFiniteError,
+        "NaN or infinite weights in visual.proj",
+        "Take a checkpoint from before the training diverged",
+    ),
+    "infinity": Bad(
+        lambda: saved(spoilt("logit_scale", "ln_final.bias", value=float("inf"))),
+        NotFiniteError,
+        "NaN or infinite weights in logit_scale, ln_final.bias",
+        "Take a checkpoint from before the training diverged",
+    ),
+}
+
+
+@pytest.fixture(params=BAD)
+def bad(request: pytest.FixtureRequest) -> Bad:
+    return BAD[request.param]
+
+
+@pytest.fixture
+def path(bad: Bad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The bad file, alone in the working folder."""
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(bad.make())
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_run_or_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    left = [file.name for file in tmp_path.rglob("*")]
+    assert not {name for name in left if MARK in name or name.startswith(".clipcheck")}
+
+
+def test_the_command_would_leave_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = io.BytesIO(unsafe_state_dict(legacy=False))
+    torch.load(data, weights_only=False)
+    (tmp_path / MARK).unlink()
+
+
+# ------------------------------------------------------------------ one message
+
+
+def test_opening_and_verifying_raises_one_error_that_tells_all(bad: Bad, path: Path) -> None:
+    with pytest.raises(ClipcheckError) as caught:
+        open_checkpoint(path).verify()
+    assert type(caught.value) is bad.error
+    assert caught.value.path == str(path)
+    assert bad.problem in caught.value.problem
+    assert bad.remedy in caught.value.remedy
+    message = str(caught.value)
+    assert message == f"{path}: {caught.value.problem}. {caught.value.remedy}"
+    assert re.search(r"\w\.$", message)
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert"])
+def test_a_command_says_it_in_one_line_and_exits_2(
+    run: Run, bad: Bad, path: Path, command: str
+) -> None:
+    output = path.with_name("output.pt")
+    done = run(command, path, *(["-o", output] if command == "convert" else []))
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.startswith(f"clipcheck: {path}: ")
+    assert done.err.count("\n") == 1
+    assert bad.problem in done.err
+    assert bad.remedy in done.err
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_check_says_it_once_and_exits_2(run: Run, bad: Bad, path: Path) -> None:
+    done = run("check", path, "--json", "-")
+    (result,) = json.loads(done.out)["results"]
+    assert done.code == 2
+    assert done.err == ""
+    assert result["error"].startswith(f"{path}: ")
+    assert result["error"].count(bad.problem) == 1
+    assert bad.remedy in result["error"]
+    assert "Traceback" not in done.out
+
+
+def test_a_traceback_comes_when_it_is_asked_for(run: Run, path: Path) -> None:
+    done = run("--debug", "inspect", path)
+    assert done.code == 2
+    assert done.err.startswith("Traceback (most recent call last)")
+    assert done.err.splitlines()[-1].startswith(f"clipcheck: {path}: ")
+
+
+def test_a_file_with_weights_that_are_not_finite_is_not_converted(run: Run, tmp_path: Path) -> None:
+    path, output = tmp_path / "in", tmp_path / "out"
+    path.write_bytes(saved(spoilt("visual.proj", value=float("inf"))))
+    output.write_text("before")
+    done = run("convert", path, "-o", output, "--format", "safetensors")
+    assert done.code == 2
+    assert output.read_text() == "before"
+
+
+# ------------------------------------------------------------------ what is no file
+
+
+def test_a_directory_is_told_from_a_file(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UnknownFormatError, match=r"found a directory\. Give the path of the file"):
+        open_checkpoint(tmp_path)
+    done = run("inspect", tmp_path)
+    assert done.code == 2
+    assert done.err.startswith(f"clipcheck: {tmp_path}: expected ")
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(run: Run) -> None:
+    with pytest.raises(UnknownModelError) as caught:
+        open_checkpoint("ViT-B-32")
+    assert "'ViT-B-32'" in caught.value.problem
+    assert "The nearest released name is 'ViT-B/32'" in caught.value.remedy
+    for command in ("inspect", "check"):
+        done = run(command, "ViT-B-32")
+        assert done.code == 2
+        assert "'ViT-B/32'" in done.out + done.err
+        assert "Traceback" not in done.out + done.err
+
+
+@contextmanager
+def somebody_else() -> Iterator[None]:
+    """Without root's right to read everything, where the tests run as root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder that others may look into; pytest's own are closed to them."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this system has no such permissions")
+@pytest.mark.parametrize("closed", ["file", "folder"])
+def test_a_file_that_may_not_be_read_is_told_from_one_that_is_not_there(
+    run: Run, shared_folder: Path, closed: str
+) -> None:
+    folder = shared_folder / "folder"
+    folder.mkdir()
+    path = folder / "checkpoint.pt"
+    path.write_bytes(archive())
+    run("inspect", path)  # imports what it needs, as long as that may be read
+    target = path if closed == "file" else folder
+    target.chmod(0)
+    with somebody_else():
+        if os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            pytest.skip("this user may read everything")
+        with pytest.raises(
+            CheckpointError, match=r"cannot be read \(Permission denied\)"
+        ) as caught:
+            open_checkpoint(path)
+        done = run("inspect", path)
+    target.chmod(0o755)
+    assert type(caught.value) is CheckpointError
+    assert done.code == 2
+    assert done.err == (
+        f"clipcheck: {path}: cannot be read (Permission denied). Check that the file is there and "
+        "that you may read it.\n"
+    )
+
+
+# ------------------------------------------------------------------ damage anywhere
+
+
+def test_an_archive_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    data = archive()
+    path = tmp_path / "cut"
+    ends = {*range(1, 70), *range(0, len(data), 1009), *range(len(data) - 150, len(data))}
+    for end in ends - {0}:
+        path.unlink(missing_ok=True)  # it may be mapped still
+        path.write_bytes(data[:end])
+        with pytest.raises(CheckpointError) as caught:
+            open_checkpoint(path)
+        assert isinstance(caught.value, DamagedError if end >= 4 else UnknownFormatError), end
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Cuts ``data`` off, or gives some bytes other values."""
+
+    end: int
+    edits: tuple[tuple[int, int], ...]
+
+    def of(self, data: bytes) -> bytes:
+        damaged = bytearray(data)
+        for position, value in self.edits:
+            damaged[position] = value
+        return bytes(damaged[: self.end])
+
+
+@st.composite
+def damages(draw: st.DrawFn, data: bytes, size: int) -> Damage:
+    """Damage within the first ``size`` bytes of ``data``; shrinks to a cut at the start."""
+    if draw(st.booleans()):
+        edit = st.one_of(
+            # Any byte, a single bit, and the directory at the end, which is a small part.
+            st.tuples(st.integers(0, size - 1), st.integers(0, 255)),
+            st.integers(0, size - 1).flatmap(lambda at: st.tuples(st.just(at), bits(data[at]))),
+            st.tuples(st.integers(max(size - 5000, 0), size - 1), st.integers(0, 255)),
+        )
+        return Damage(len(data), tuple(draw(st.lists(edit, min_size=1, max_size=8))))
+    return Damage(draw(st.integers(0, len(data) - 1)), ())
+
+
+def bits(value: int) -> st.SearchStrategy[int]:
+    """The byte with one bit the other way round."""
+    return st.integers(0, 7).map(lambda bit: value ^ (1 << bit))
+
+
+def opened_or_refused(path: Path) -> Checkpoint | None:
+    """The checkpoint, verified, or None where it was refused by an error of ours."""
+    refusal = None
+    try:
+        checkpoint = open_checkpoint(path)
+        checkpoint.verify()
+    except ClipcheckError as error:
+        refusal = error
+    if refusal is None:
+        return checkpoint
+    assert refusal.path == str(path)
+    return None
+
+
+def assert_refused_or_unharmed(data: bytes, folder: Path) -> None:
+    path = folder / "damaged"
+    path.unlink(missing_ok=True)  # it may be mapped still
+    path.write_bytes(data)
+    checkpoint = opened_or_refused(path)
+    if checkpoint is None:
+        return
+    expected = minute_weights()
+    assert checkpoint.tensors.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert same_bits(checkpoint.tensors[key], tensor), key
+
+
+@given(data=st.data())
+@pytest.mark.parametrize("form", [Format.ARCHIVE, Format.STATE_DICT])
+def test_damage_to_a_file_with_checksums_is_refused_or_does_no_harm(
+    form: Format, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    sound = minute_bytes(form)
+    damage = data.draw(damages(sound, len(sound)))
+    assert_refused_or_unharmed(damage.of(sound), tmp_path_factory.getbasetemp())
+
+
+@given(data=st.data())
+def test_damage_to_the_header_of_safetensors_is_refused_or_does_no_harm(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    # The format has no checksums: of altered weights nobody can tell.
+    sound = minute_bytes(Format.SAFETENSORS)
+    damage = data.draw(damages(sound, 8 + int.from_bytes(sound[:8], "little")))
+    assert_refused_or_unharmed(damage.of(sound), tmp_path_factory.getbasetemp())
+
+
+@given(data=st.data())
+def test_damage_to_a_legacy_state_dict_raises_nothing_but_our_errors(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    # It has no checksums either, and its pickles are strewn over the file.
+    sound = saved(minute_weights(), legacy=True)
+    damage = data.draw(damages(sound, 5000))
+    path = tmp_path_factory.getbasetemp() / "legacy"
+    path.write_bytes(damage.of(sound))
+    opened_or_refused(path)
+
+
+DAMAGED_ARCHIVES = {
+    "cut": lambda: archive()[:-1],
+    "record": lambda: flipped(archive(), contents_at(archive(), "data/9")),
+    "pickle": lambda: flipped(archive(), contents_at(archive(), "data.pkl") + 50),
+    "constant": lambda: flipped(archive(), contents_at(archive(), "constants/0")),
+    "code": lambda: flipped(archive(), contents_at(archive(), CODE) + 100),
+    "name": lambda: flipped(archive(), entry(archive(), "constants.pkl") + 46 + 10),
+    "directory": lambda: flipped(archive(), entry(archive(), "version") + 1),
+    "hidden code": without_code,
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.xfail(
+                name == "record",
+                reason="the loader leaves the checksums of weights to the check",
+                strict=True,
+            ),
+        )
+        for name in DAMAGED_ARCHIVES
+    ],
+)
+def test_a_damaged_archive_is_neither_run_nor_taken_for_a_state_dict(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the file was given to TorchScript")
+
+    monkeypatch.setattr(torch.jit, "load", never)
+    path = tmp_path / "damaged.pt"
+    path.write_bytes(DAMAGED_ARCHIVES[damage]())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the fallback to a state dict warns
+        with pytest.raises(DamagedError):
+            clipcheck.load(path, device="cpu", jit=True)
+
+
+# ------------------------------------------------------------------ outputs
+
+LIMITED = """
+import resource, sys
+from clipcheck import cli
+
+source, folder, *forms = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for form in forms:
+    sys.argv = ["clipcheck", "convert", source, "-o", f"{folder}/{form}", "--format", form]
+    try:
+        cli.main()
+    except SystemExit as done:
+        print(form, done.code)
+"""
+"""Converts where no file may grow beyond less than the weights take."""
+
+
+def test_no_room_for_an_output_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    source = tmp_path / "weights"
+    source.write_bytes(saved(minute_weights()))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, source, folder, *Format],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # A writer that ends the process leaves another exit code, and no line.
+    assert done.stdout.splitlines() == [f"{form} 2" for form in Format], done.stderr
+    assert done.returncode == 0
+    messages = done.stderr.splitlines()
+    assert len(messages) == len(Format)
+    for form, message in zip(Format, messages, strict=True):
+        assert message.startswith(f"clipcheck: {folder / form}: cannot be written (")
+        assert "room" in message
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_an_error(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "gone" / "x.pt"
+    done = run("synthesize", "tiny-vit", "-o", output)
+    assert done.code == 2
+    assert done.err == (
+        f"clipcheck: {output}: cannot be written (No such file or directory). Give another output "
+        "path, or make room or permission for this one.\n"
+    )
+
+
+def test_a_directory_is_not_replaced(run: Run, tmp_path: Path) -> None:
+    done = run("synthesize", "tiny-vit", "-o", tmp_path)
+    assert done.code == 2
+    assert f"{tmp_path}: cannot be written (Is a directory)." in done.err
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OutputError, match="it is a device or a pipe, not a file"), replacing(path):
+        pass
+    assert path.is_fifo()
+
+
+def test_a_link_stays_one_and_its_target_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    target, link = folder / "target", tmp_path / "link"
+    target.write_text("before")
+    link.symlink_to(target)
+    with replacing(link) as temporary:
+        temporary.write_text("after")
+    assert link.is_symlink()
+    assert target.read_text() == "after"
+    assert [file.name for file in folder.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_what_was_there_stays_when_writing_fails(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    expected = OutputError if error is OSError else error
+    with pytest.raises(expected), replacing(path) as temporary:
+        _fail_midway(temporary, error)
+    assert path.read_text() == "before"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def _fail_midway(path: Path, error: type[BaseException]) -> None:
+    path.write_text("half of what")
+    raise error
+
+
+def test_an_output_has_the_permissions_that_files_have_here(tmp_path: Path) -> None:
+    usual, path = tmp_path / "usual", tmp_path / "file"
+    usual.touch()
+    with replacing(path) as temporary:
+        temporary.touch(0o600)
+    assert path.stat().st_mode == usual.stat().st_mode
+
+
+def test_room_is_asked_for_before_anything_is_written(tmp_path: Path) -> None:
+    if not hasattr(os, "posix_fallocate"):
+        pytest.skip("this system does not tell")
+    written = []
+    with (
+        pytest.raises(OutputError, match=r"cannot be written \((No space left|File too large)"),
+        replacing(tmp_path / "file", room=1 << 60) as temporary,
+    ):
+        written.append(temporary)
+    assert not written
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_that_cannot_tell_its_room_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported, raising=False)
+    with replacing(tmp_path / "file", room=100) as temporary:
+        temporary.write_text("written")
+    assert (tmp_path / "file").read_text() == "written"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this system has no such permissions")
+def test_a_folder_that_may_not_be_written_to_is_an_error(shared_folder: Path) -> None:
+    closed = shared_folder / "closed"
+    closed.mkdir()
+    for mode in (0o555, 0):
+        closed.chmod(mode)
+        with somebody_else():
+            denied = pytest.raises(OutputError, match=r"cannot be written \(Permission denied\)")
+            with denied, replacing(closed / "file") as temporary:
+                temporary.touch()
+    closed.chmod(0o755)
+    assert not list(closed.iterdir())
