@@ -230,6 +230,23 @@ def test_a_width_that_does_not_make_up_whole_heads_is_refused(tower: str) -> Non
     assert f"(a width of 96 in the {tower} tower is no multiple of 64)" in message
 
 
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        Architecture(0, 16, ViT(1, 64, 8), 64, 1, 8, 100),
+        Architecture(64, 16, ViT(1, 64, 8), 64, 1, 0, 100),
+        Architecture(64, 16, ViT(1, 64, 8), 64, 1, 8, 0),
+    ],
+)
+def test_a_model_with_a_size_of_zero_is_refused(architecture: Architecture) -> None:
+    assert "instead of 2 sizes above 0)" in refusal(shapes(architecture))
+
+
+def test_patches_of_no_pixels_are_refused() -> None:
+    message = refusal({**shapes(MINUTE), "visual.conv1.weight": Shaped((64, 3, 0, 0))})
+    assert "(visual.conv1.weight [64, 3, 0, 0] instead of 4 sizes above 0)" in message
+
+
 def test_positions_that_are_not_a_square_are_refused() -> None:
     for positions in (1, 2 + 1, 4, 16, 50 - 1):
         altered = {**shapes(MINUTE), "visual.positional_embedding": Shaped((positions, 64))}
