@@ -35,6 +35,9 @@ def load(
 ) -> tuple[torch.nn.Module, Preprocess]:
     """Load a CLIP model.
 
+    The checksums of code and pickles are compared first, those of the weights are not, as torch
+    does not either: `clipcheck check` and `clipcheck inspect` compare them all.
+
     Args:
         name: a name from `clipcheck.available_models`, or the path of a checkpoint: a TorchScript
             archive, a state dict, or safetensors.
@@ -205,15 +208,17 @@ def _classic_weights(checkpoint: Checkpoint, device: torch.device) -> dict[str, 
 def _arena(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Arena | None:
     """Room for the weights that have to be cast, where any have.
 
-    As much of it is made ready at once as the model is going to take in addition to the file's
-    own weights: more would raise the peak.
+    As much of it is made ready at once as leaves the peak where it is, which comes at the end: all
+    weights cast, and the largest still in both of its readings.
     """
     if dtype is None:
         return None
-    casts = [t for t in checkpoint.tensors.values() if _cast_to(dtype, t) != t.dtype]
+    tensors = list(checkpoint.tensors.values())
+    casts = [tensor for tensor in tensors if _cast_to(dtype, tensor) != tensor.dtype]
     room = Arena.room_for(casts, dtype)
     arena = Arena(room)
-    arena.populate(room - sum(tensor.nbytes for tensor in casts))
+    held = sum(tensor.nbytes for tensor in casts)
+    arena.populate(room - held + max(tensor.nbytes for tensor in tensors))
     return arena
 
 
