@@ -1,9 +1,11 @@
-"""Hypothesis profiles, and small seeded checkpoints for all tests."""
+"""Hypothesis profiles, small seeded checkpoints, and the command line, for all tests."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
@@ -31,3 +33,31 @@ def seeded_archive(tmp_path_factory: pytest.TempPathFactory) -> SeededArchive:
 def tiny_archive(request: pytest.FixtureRequest, seeded_archive: SeededArchive) -> Path:
     """An archive of each small architecture in turn. Tests must not change the file."""
     return seeded_archive(request.param)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run of the command line left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process: importing torch anew takes seconds."""
+    from clipcheck import cli
+
+    def invoke(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["clipcheck", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        code = caught.value.code
+        return Done(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return invoke

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = 5
 """Images of a check by default: one of each kind that `clipcheck.inputs.batches` draws."""
+
+_log = logging.getLogger(__name__)
 
 Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Progress = Callable[[str], None]
@@ -212,6 +215,7 @@ class _Judge:
             for known in self._steps(judgement, device):
                 judgement = known
         except ClipcheckError as error:
+            _log.debug("%s could not be judged", name, exc_info=True)
             return replace(judgement, error=str(error))
         return judgement
 

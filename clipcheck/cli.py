@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import sys
 import tempfile
 import traceback
@@ -54,8 +54,7 @@ def main() -> None:
     try:
         app()
     except ClipcheckError as error:
-        if os.environ.get(_DEBUG):
-            traceback.print_exc()
+        _log.debug("the traceback, as asked for", exc_info=True)
         typer.echo(f"clipcheck: {error}", err=True)
         sys.exit(2)
     except Exception:
@@ -65,7 +64,7 @@ def main() -> None:
         sys.exit(2)
 
 
-_DEBUG = "CLIPCHECK_DEBUG"
+_log = logging.getLogger("clipcheck")
 
 
 def _version(wanted: bool) -> None:
@@ -77,15 +76,15 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     debug: Annotated[
-        bool, typer.Option("--debug", envvar=_DEBUG, help="Show tracebacks of errors.")
+        bool, typer.Option("--debug", envvar="CLIPCHECK_DEBUG", help="Show tracebacks of errors.")
     ] = False,
     version: Annotated[  # noqa: ARG001 - its callback does it
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")
     ] = False,
 ) -> None:
     """Does a CLIP checkpoint compute the same whichever way it is run?"""
-    if debug:
-        os.environ[_DEBUG] = "1"
+    _log.handlers = [logging.StreamHandler(sys.stderr)]
+    _log.setLevel(logging.DEBUG if debug else logging.WARNING)
 
 
 @app.command()

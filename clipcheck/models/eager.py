@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from clipcheck.checkpoints.architecture import BUFFERS, RESNET_STRIDE, Architecture, ResNet, ViT
 
@@ -266,6 +268,25 @@ class CLIP(nn.Module):
         return logits_per_image, logits_per_image.t()
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out what layers do to their weights when they are built: others take their place."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _INITIALISERS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+_INITIALISERS = {
+    nn.init.kaiming_uniform_,
+    nn.init.uniform_,
+    nn.init.constant_,
+    Tensor.uniform_,
+    Tensor.fill_,
+    Tensor.zero_,
+}
+
+
 def causal_mask(x: Tensor) -> Tensor:
     """For ``x`` [M, L, D] the mask [L, L] that hides from each token those that follow it."""
     length = x.shape[1]
@@ -284,7 +305,7 @@ def build(architecture: Architecture, tensors: Mapping[str, Tensor]) -> CLIP:
     Returns:
         The model, in evaluation mode.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         model = CLIP(architecture)
     weights = {key: tensor for key, tensor in tensors.items() if key not in BUFFERS}
     weights["logit_scale"] = weights["logit_scale"].reshape(())

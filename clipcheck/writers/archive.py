@@ -6,10 +6,7 @@ recorded with the shapes as values, and nothing is computed, whatever the size o
 
 from __future__ import annotations
 
-import errno
-import os
 import pickletools
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +24,6 @@ RELEASED_DEVICE = "cuda:0"
 _CODE_SIZE = 4 << 20
 """Bytes that are enough for an archive's code and constants; the largest released one has 2 MB."""
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
 
 def write_archive(
     architecture: Architecture, tensors: Mapping[str, torch.Tensor], path: Path
@@ -43,7 +38,6 @@ def write_archive(
 
     Raises:
         UnavailableError: this torch or Python has no TorchScript.
-        OSError: there is no room for the file.
     """
     torchscript_support.require()
     weights = {**buffers(architecture), **tensors}
@@ -53,10 +47,18 @@ def write_archive(
         for graph in _graphs(traced):
             _set_devices(graph)
         scratch = path.with_name(f"{path.name}.traced")
-        _require_room(scratch, sum(tensor.nbytes for tensor in weights.values()) + _CODE_SIZE)
         traced.save(str(scratch))
     _relocate(scratch, path)
     scratch.unlink()
+
+
+def room(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes on the disk that writing an archive takes.
+
+    Twice its size, for it is written twice. They have to be there beforehand: on a full disk
+    torch's writer ends the process.
+    """
+    return 2 * (sum(tensor.nbytes for tensor in tensors.values()) + _CODE_SIZE)
 
 
 def buffers(architecture: Architecture) -> dict[str, torch.Tensor]:
@@ -101,23 +103,6 @@ def _set_devices(graph: Any) -> None:
         if all(use.user.kind() == "aten::arange" for use in node.output().uses()):
             continue
         node.s_("value", RELEASED_DEVICE)
-
-
-def _require_room(path: Path, size: int) -> None:
-    """See that ``size`` bytes can be written to ``path``, and leave an empty file there.
-
-    Asked for beforehand, since `torch.jit.save` ends the process when the disk is full: its writer
-    throws in a destructor (caffe2/serialize/inline_container.cc).
-    """
-    with path.open("wb") as file:
-        if sys.platform != "linux":
-            return
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            if error.errno in _NO_ROOM:  # Any other: this file system cannot tell beforehand.
-                raise
-        file.truncate(0)
 
 
 def _relocate(source: Path, path: Path) -> None:

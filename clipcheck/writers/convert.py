@@ -10,6 +10,7 @@ from clipcheck.checkpoints.architecture import Architecture, specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import ClipcheckError, OutputError
+from clipcheck.writers import archive
 from clipcheck.writers.archive import buffers, write_archive
 from clipcheck.writers.output import replacing
 
@@ -77,11 +78,17 @@ def write(
             if key in whole
         }
     )
-    with replacing(path) as temporary:
+    with replacing(path, room=_room(form, ordered)) as temporary:
         _write_as(form, architecture, ordered, temporary, path)
         _require_equal(open_checkpoint(temporary), ordered, path)
         if judge is not None:
             judge(temporary)
+
+
+def _room(form: Format, tensors: Mapping[str, torch.Tensor]) -> int:
+    if form is Format.ARCHIVE:
+        return archive.room(tensors)
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
