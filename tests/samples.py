@@ -104,6 +104,18 @@ def with_field(data: bytes, name: str, field: int, value: int, form: str = "<I")
     return bytes(altered)
 
 
+def code_record(data: bytes) -> str:
+    """The name of a record with code, without the top folder.
+
+    Which ones there are depends on what the process traced before: TorchScript numbers the names
+    of classes that it has seen already.
+    """
+    names = (name.partition("/")[2] for name in record_names(data))
+    return next(
+        n for n in names if n.startswith("code/__torch__/multimodal/") and n.endswith(".py")
+    )
+
+
 def contents_at(data: bytes, name: str) -> int:
     """Where the contents of the record ``name`` begin."""
     (header,) = struct.unpack_from("<I", data, entry(data, name) + OFFSET)

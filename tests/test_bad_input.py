@@ -43,6 +43,7 @@ from conftest import Run
 from tests.samples import (
     COMMENT_SIZE,
     Weights,
+    code_record,
     contents_at,
     entry,
     flipped,
@@ -117,7 +118,6 @@ class Bad:
     remedy: str
 
 
-CODE = "code/__torch__/multimodal/model/multimodal_transformer.py"
 AGAIN = "Copy or download the file again"
 BAD = {
     "empty": Bad(lambda: b"", UnknownFormatError, "the file is empty", AGAIN),
@@ -145,9 +145,9 @@ BAD = {
     ),
     "flip in a length": Bad(without_code, DamagedError, "says that it has", AGAIN),
     "flip in the code": Bad(
-        lambda: flipped(archive(), contents_at(archive(), CODE) + 200),
+        lambda: flipped(archive(), contents_at(archive(), code_record(archive())) + 200),
         DamagedError,
-        f"the record 'minute/{CODE}' was altered",
+        "the record 'minute/code/__torch__/multimodal/model/",
         AGAIN,
     ),
     "unsafe archive": Bad(
@@ -476,7 +476,7 @@ DAMAGED_ARCHIVES = {
     "record": lambda: flipped(archive(), contents_at(archive(), "data/9")),
     "pickle": lambda: flipped(archive(), contents_at(archive(), "data.pkl") + 50),
     "constant": lambda: flipped(archive(), contents_at(archive(), "constants/0")),
-    "code": lambda: flipped(archive(), contents_at(archive(), CODE) + 100),
+    "code": lambda: flipped(archive(), contents_at(archive(), code_record(archive())) + 100),
     "name": lambda: flipped(archive(), entry(archive(), "constants.pkl") + 46 + 10),
     "directory": lambda: flipped(archive(), entry(archive(), "version") + 1),
     "hidden code": without_code,
