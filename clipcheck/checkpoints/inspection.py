@@ -21,12 +21,19 @@ class Code:
     Attributes:
         devices: how often each device is named.
         dtypes: how often a cast or a new tensor asks for each dtype.
-        version: of the archive's format.
     """
 
     devices: Counter[str] = field(default_factory=Counter)
     dtypes: Counter[str] = field(default_factory=Counter)
-    version: str = ""
+
+
+def format_version(records: Records) -> str:
+    """The version of torch's file format that a zip file says it is of.
+
+    Raises:
+        DamagedError: it does not say.
+    """
+    return records.read("version").decode("ascii", "replace").strip()
 
 
 def read_code(records: Records) -> Code:
@@ -35,7 +42,7 @@ def read_code(records: Records) -> Code:
     Raises:
         DamagedError: the code is not what TorchScript writes.
     """
-    code = Code(version=records.read("version").decode("ascii", "replace").strip())
+    code = Code()
     for name in records.names("code/"):
         if name.endswith(".py"):
             for node in ast.walk(_parse(records, name)):

@@ -6,7 +6,7 @@ from collections import Counter
 
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
-from clipcheck.checkpoints.inspection import read_code
+from clipcheck.checkpoints.inspection import format_version, read_code
 
 
 def render(checkpoint: Checkpoint) -> str:
@@ -50,7 +50,7 @@ def _checksums(checkpoint: Checkpoint) -> str:
 def _code(checkpoint: Checkpoint) -> dict[str, str]:
     if checkpoint.records is None:
         return {}
-    version = checkpoint.records.read("version").decode("ascii", "replace").strip()
+    version = format_version(checkpoint.records)
     written = f"format version {version}; torch's own version is not recorded in this format"
     if checkpoint.format is not Format.ARCHIVE:
         return {"written by": written}

@@ -10,7 +10,7 @@ import torch
 
 from clipcheck import torchscript_support
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.checkpoints.inspection import SCALAR_TYPES, Code, read_code
+from clipcheck.checkpoints.inspection import SCALAR_TYPES, Code, format_version, read_code
 from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.errors import DamagedError
 from clipcheck.models.torchscript import float_casts
@@ -78,8 +78,8 @@ def test_as_many_casts_are_read_as_the_interpreter_has(tiny_archive: Path) -> No
 
 def test_the_version_is_that_of_the_format(tiny_archive: Path) -> None:
     records = records_of(tiny_archive)
-    assert read_code(records).version == records.read("version").decode().strip()
-    assert read_code(records).version.isdecimal()
+    assert format_version(records) == records.read("version").decode().strip()
+    assert format_version(records).isdecimal()
 
 
 @pytest.mark.parametrize(
