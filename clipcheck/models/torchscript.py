@@ -7,6 +7,7 @@ that failed has cached its plan, and is not helped by patching afterwards.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -61,15 +62,30 @@ def patch(
     Args:
         module: an archive that was not called yet. Its weights are not touched.
         device: replaces every device in the code.
-        dtype: replaces every floating dtype that the code asks for; None leaves them. Half is
-            what the released files have, but code traced in bfloat16 or float64 would not run
-            over float32 weights either.
+        dtype: replaces the dtype that the code computes in, see `compute_dtype`; None leaves it.
+            Any other dtype that the code casts to is part of what the model computes: a layer in
+            bfloat16 is one in float32, too.
     """
+    old = compute_dtype(module) if dtype is not None else None
     for graph in graphs(module):
         for node in device_constants(graph):
             node.s_("value", str(device))
-        if dtype is not None:
-            _replace_floats(graph, SCALAR_TYPES[dtype])
+        if dtype is not None and old is not None:
+            _replace_floats(graph, old, SCALAR_TYPES[dtype])
+
+
+def compute_dtype(module: torch.jit.ScriptModule) -> int | None:
+    """The number of the dtype that the code computes in: the one that most of its casts ask for.
+
+    Half in the released files, whose normalisations cast to float32 and back. Where it is as
+    often float32 as another one, it is the other. None where there are no casts.
+    """
+    counts = Counter(number for graph in graphs(module) for *_, number in float_casts(graph))
+    return max(
+        counts,
+        key=lambda number: (counts[number], number != SCALAR_TYPES[torch.float32]),
+        default=None,
+    )
 
 
 def graphs(module: torch.jit.ScriptModule) -> Iterator[Any]:
@@ -106,17 +122,17 @@ def float_casts(graph: Any) -> list[tuple[Any, int, int]]:
     ]
 
 
-def _replace_floats(graph: Any, scalar_type: int) -> None:
-    """Give each cast to another floating dtype a constant of its own.
+def _replace_floats(graph: Any, old: int, new: int) -> None:
+    """Give each cast to the dtype ``old`` a constant of its own, which says ``new``.
 
     Importing an archive pools equal constants of a graph: the number of half precision, 5, may be
     the very node that is a dimension somewhere else.
     """
     for node, index, number in float_casts(graph):
-        if number == scalar_type:
+        if number != old or number == new:
             continue
         constant = graph.create("prim::Constant")
-        constant.i_("value", scalar_type)
+        constant.i_("value", new)
         constant.output().setType(torch._C.IntType.get())
         constant.insertBefore(node)
         node.replaceInput(index, constant.output())

@@ -7,7 +7,7 @@ recorded with the shapes as values, and nothing is computed, whatever the size o
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,10 @@ from clipcheck.checkpoints.records import MappedFile, Records
 if TYPE_CHECKING:
     import torch
 
+    from clipcheck.writers.legacy import Multimodal
+
+Alter = Callable[["Multimodal"], None]
+
 RELEASED_DEVICE = "cuda:0"
 """The device that the released archives were traced on, and that their code names."""
 
@@ -26,7 +30,11 @@ _CODE_SIZE = 4 << 20
 
 
 def write_archive(
-    architecture: Architecture, tensors: Mapping[str, torch.Tensor], path: Path
+    architecture: Architecture,
+    tensors: Mapping[str, torch.Tensor],
+    path: Path,
+    *,
+    alter: Alter | None = None,
 ) -> None:
     """Write ``tensors`` and the code that runs them.
 
@@ -35,6 +43,8 @@ def write_archive(
         tensors: the weights by the released keys, of the dtypes that the archive is to have; the
             integer buffers may be missing.
         path: where to, in a folder where another file may be written for a while.
+        alter: called with the modules before they are traced. What it changes in how they compute
+            is in the archive's code; `clipcheck.faults` plants its faults so.
 
     Raises:
         UnavailableError: this torch or Python has no TorchScript.
@@ -43,7 +53,7 @@ def write_archive(
     weights = {**buffers(architecture), **tensors}
     weights["logit_scale"] = weights["logit_scale"].reshape(())
     with torchscript_support.silenced():
-        traced = _trace(architecture, weights)
+        traced = _trace(architecture, weights, alter)
         for graph in _graphs(traced):
             _set_devices(graph)
         scratch = path.with_name(f"{path.name}.traced")
@@ -69,7 +79,9 @@ def buffers(architecture: Architecture) -> dict[str, torch.Tensor]:
     return {key: torch.tensor(value) for key, value in zip(BUFFERS, values, strict=True)}
 
 
-def _trace(architecture: Architecture, weights: Mapping[str, torch.Tensor]) -> Any:
+def _trace(
+    architecture: Architecture, weights: Mapping[str, torch.Tensor], alter: Alter | None
+) -> Any:
     import torch
 
     from clipcheck.writers.legacy import Multimodal
@@ -82,11 +94,14 @@ def _trace(architecture: Architecture, weights: Mapping[str, torch.Tensor]) -> A
         if key not in placed:
             placed[key] = torch.zeros_like(counter, device="cpu")
     model.load_state_dict(placed, assign=True)
+    model.eval()
+    if alter is not None:
+        alter(model)
     side = architecture.image_resolution
     image = torch.zeros(0, 3, side, side)
     text = torch.zeros(0, architecture.context_length, dtype=torch.int64)
     methods = {"encode_image": (image,), "encode_text": (text,), "forward": (image, text)}
-    return torch.jit.trace_module(model.eval(), methods, check_trace=False, _store_inputs=False)
+    return torch.jit.trace_module(model, methods, check_trace=False, _store_inputs=False)
 
 
 def _graphs(module: Any) -> Iterator[Any]:

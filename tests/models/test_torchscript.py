@@ -81,7 +81,7 @@ def naive_floats(graph: Any) -> None:
 
 
 def separate_floats(graph: Any) -> None:
-    torchscript._replace_floats(graph, FLOAT)
+    torchscript._replace_floats(graph, HALF, FLOAT)
 
 
 def patch_named(
@@ -180,6 +180,34 @@ def test_other_dtypes_than_half_are_replaced_as_well(tmp_path: Path, dtype: torc
     assert dtypes(jit) == {FLOAT}
     with torch.inference_mode(), torchscript_support.silenced():
         jit(*inputs(FIVE))
+
+
+def with_a_layer_in(dtype: torch.dtype) -> Callable[[Any], None]:
+    def alter(model: Any) -> None:
+        gelu = model.transformer.resblocks[0].mlp.gelu
+        gelu.forward = lambda x: (x * torch.sigmoid(1.702 * x)).to(dtype).type(x.dtype)
+
+    return alter
+
+
+@pytest.mark.parametrize(
+    ("weights", "layer"),
+    [
+        (torch.float16, torch.bfloat16),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float16),
+    ],
+)
+def test_a_layer_in_another_dtype_than_the_models_stays_in_it(
+    tmp_path: Path, weights: torch.dtype, layer: torch.dtype
+) -> None:
+    """It would be a fault that loading mends, and nobody would see."""
+    tensors = synthesize(FIVE)
+    for key, tensor in tensors.items():
+        tensors[key] = tensor.to(weights) if tensor.dtype == torch.float16 else tensor
+    write_archive(FIVE, tensors, tmp_path / "model.pt", alter=with_a_layer_in(layer))
+    jit, _ = clipcheck.load(tmp_path / "model.pt", device="cpu", jit=True)
+    assert dtypes(jit) == {FLOAT, SCALAR_TYPES[layer]}
 
 
 # --------------------------------------------------------------------------- methods
