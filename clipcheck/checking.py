@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeAlias
@@ -15,21 +15,20 @@ from clipcheck._version import __version__
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.architecture import BUFFERS
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.compare import gates
-from clipcheck.compare.gates import Evidence, GateResult
-from clipcheck.compare.tolerances import Contract
+from clipcheck.compare.integrity import Evidence
+from clipcheck.compare.result import GateResult
+from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import ClipcheckError, UsageError
-from clipcheck.inputs.batches import Batch, batches
+from clipcheck.inputs.batches import EXAMPLES, Batch, Inputs, batches, exhaustive, for_modules
+from clipcheck.judging import Stopwatch, Trial, judge
 
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.backends.base import Backend
+    from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.compare.modules import Coverage
     from clipcheck.models.loader import Both
-
-EXAMPLES = 5
-"""Images of a check by default: one of each kind that `clipcheck.inputs.batches` draws."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,11 +36,12 @@ Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Progress = Callable[[str], None]
 Device: TypeAlias = "str | torch.device | None"
 Devices: TypeAlias = "Device | Sequence[str | torch.device]"
+Dtypes = str | Sequence[str] | None
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was found for one checkpoint on one device.
+    """What was found for one checkpoint on one device in one dtype.
 
     Attributes:
         checkpoint: as it was asked for.
@@ -53,7 +53,7 @@ class Judgement:
         reference: what it was compared with.
         device: where both ran.
         dtype: what both computed in.
-        seconds: by phase, ``load`` and ``run``.
+        seconds: by phase: ``load``, ``run``, and what that consists of.
         examples: images compared.
         gates: what each gate found; empty where the checkpoint could not be judged.
         error: why it could not be judged, or None.
@@ -84,7 +84,7 @@ class Result:
     """What a check found.
 
     Attributes:
-        judgements: one for each checkpoint and device.
+        judgements: one for each checkpoint, device and dtype.
         environment: versions and the machine.
     """
 
@@ -108,7 +108,9 @@ def check(
     checkpoints: Names,
     *,
     device: Devices = None,
+    dtype: Dtypes = None,
     examples: int = EXAMPLES,
+    exhaustive: bool = False,
     seed: int = 0,
     atol: float = Contract.atol,
     rtol: float = Contract.rtol,
@@ -120,7 +122,10 @@ def check(
     Args:
         checkpoints: paths of files, or released names; one or several.
         device: where to run, one or several; by default the GPU where there is one.
-        examples: number of images; each batch of them has one prompt more.
+        dtype: what to compute in, one or several of float32, float16 and bfloat16. By default
+            float32, and elsewhere than on the CPU the checkpoint's own as well.
+        examples: number of images; the default holds all corners, see `clipcheck.inputs.batches`.
+        exhaustive: walk every token id, every length, and every position of an image as well.
         seed: of the images and prompts.
         atol: the absolute tolerance of the gate ``contract``, on probabilities.
         rtol: its relative tolerance.
@@ -139,9 +144,11 @@ def check(
     devices = _several(device)
     if not names or not devices:
         raise UsageError("expected a checkpoint and a device, found none", remedy="Give one.")
-    judge = _Judge(limits, examples, seed, download_root, progress or _silent)
-    judgements = [judge(os.fspath(name), where) for name in names for where in devices]
-    return Result(tuple(judgements), environment())
+    judge_one = _Judge(
+        limits, examples, exhaustive, seed, _known(dtype), download_root, progress or _silent
+    )
+    found = [judge_one(os.fspath(name), where) for name in names for where in devices]
+    return Result(tuple(judgement for each in found for judgement in each), environment())
 
 
 def assert_consistent(checkpoints: Names, **options: object) -> None:
@@ -186,6 +193,16 @@ def _several(device: Devices) -> list[Device]:
     return [device]
 
 
+def _known(dtype: Dtypes) -> tuple[str, ...]:
+    names = () if dtype is None else (dtype,) if isinstance(dtype, str) else tuple(dtype)
+    for name in names:
+        if name not in LIMITS:
+            raise UsageError(
+                f"expected a dtype, found {name!r}", remedy=f"Known are {', '.join(LIMITS)}."
+            )
+    return names
+
+
 def _limits(examples: int, atol: float, rtol: float) -> Contract:
     if examples < 1:
         raise UsageError(
@@ -201,91 +218,161 @@ def _limits(examples: int, atol: float, rtol: float) -> Contract:
     return Contract(atol, rtol)
 
 
+class _Draft:
+    """A judgement with ever more known, so that an error keeps what came before it."""
+
+    def __init__(self, judgement: Judgement) -> None:
+        self.judgement = judgement
+
+    def add(self, **known: object) -> None:
+        self.judgement = replace(self.judgement, **known)  # type: ignore[arg-type]
+
+    @contextmanager
+    def keeping_errors(self) -> Iterator[None]:
+        """What cannot be judged says why, and does not stop the others."""
+        try:
+            yield
+        except ClipcheckError as error:
+            _log.debug("%s could not be judged", self.judgement.checkpoint, exc_info=True)
+            self.add(error=str(error))
+
+
 @dataclass(frozen=True)
 class _Judge:
     limits: Contract
     examples: int
+    exhaustive: bool
     seed: int
+    dtypes: tuple[str, ...]
     download_root: str | os.PathLike[str] | None
     progress: Progress
 
-    def __call__(self, name: str, device: Device) -> Judgement:
-        judgement = Judgement(name, str(device or "default"))
-        try:
-            for known in self._steps(judgement, device):
-                judgement = known
-        except ClipcheckError as error:
-            _log.debug("%s could not be judged", name, exc_info=True)
-            return replace(judgement, error=str(error))
-        return judgement
+    def __call__(self, name: str, device: Device) -> list[Judgement]:
+        """One for each dtype, or one that says why there is none."""
+        draft = _Draft(Judgement(name, str(device or "default")))
+        found: list[Judgement] = []
+        with draft.keeping_errors():
+            checkpoint, target = self._open(draft, device)
+            for dtype in self.dtypes or _default_dtypes(checkpoint, target):
+                part = _Draft(replace(draft.judgement, dtype=dtype))
+                with part.keeping_errors():
+                    self._judge(part, checkpoint, target, dtype)
+                found.append(part.judgement)
+        return found or [draft.judgement]
 
-    def _steps(self, judgement: Judgement, device: Device) -> Iterator[Judgement]:
-        """The judgement with ever more known, so that an error keeps what came before it."""
-        from clipcheck.models.loader import load_checkpoint_both, resolve_device
+    def _open(self, draft: _Draft, device: Device) -> tuple[Checkpoint, torch.device]:
+        from clipcheck.models.loader import resolve_device
 
-        name = judgement.checkpoint
+        name = draft.judgement.checkpoint
         target = resolve_device(device)
-        judgement = replace(judgement, device=str(target))
+        draft.add(device=str(target))
         self.progress(f"{name}: reading")
         checkpoint = open_checkpoint(name, self.download_root)
-        judgement = replace(
-            judgement, path=os.fspath(checkpoint.path), description=_describe(checkpoint)
-        )
-        yield judgement
+        draft.add(path=os.fspath(checkpoint.path), description=_describe(checkpoint))
         checkpoint.verify()
         released = registry.by_sha256(checkpoint.sha256)
-        judgement = replace(
-            judgement, sha256=checkpoint.sha256, released=released.name if released else None
-        )
-        yield judgement
-        self.progress(f"{name}: loading both ways on {target}")
-        started = time.perf_counter()
-        both = load_checkpoint_both(checkpoint, target)
-        loaded = time.perf_counter()
-        judgement = replace(judgement, dtype=str(both.eager_model.dtype).removeprefix("torch."))
-        yield judgement
-        self.progress(f"{name}: comparing")
-        found = self._gates(checkpoint, both, target)
-        seconds = {"load": loaded - started, "run": time.perf_counter() - loaded}
-        yield replace(judgement, gates=found, examples=self.examples, seconds=seconds)
+        draft.add(sha256=checkpoint.sha256, released=released.name if released else None)
+        return checkpoint, target
+
+    def _judge(
+        self, draft: _Draft, checkpoint: Checkpoint, target: torch.device, dtype: str
+    ) -> None:
+        import torch
+
+        from clipcheck.models.loader import load_checkpoint_both
+
+        name = draft.judgement.checkpoint
+        watch = Stopwatch()
+        self.progress(f"{name}: loading both ways on {target} in {dtype}")
+        with watch.phase("load"):
+            both = load_checkpoint_both(checkpoint, target, getattr(torch, dtype))
+        with watch.phase("inputs"):
+            drawn = self._batches(checkpoint.architecture)
+        gates = self._gates(checkpoint, both, target, drawn, dtype, watch)
+        images = sum(len(batch.pixels) for batch in drawn)
+        seconds = {**watch.seconds, "run": sum(watch.seconds.values()) - watch.seconds["load"]}
+        draft.add(gates=gates, examples=images, seconds=seconds)
+
+    def _batches(self, architecture: Architecture) -> list[Batch]:
+        inputs = inputs_of(architecture)
+        drawn = list(batches(self.examples, inputs, self.seed))
+        return [*drawn, *exhaustive(inputs)] if self.exhaustive else drawn
 
     def _gates(
-        self, checkpoint: Checkpoint, both: Both, device: torch.device
+        self,
+        checkpoint: Checkpoint,
+        both: Both,
+        target: torch.device,
+        drawn: list[Batch],
+        dtype: str,
+        watch: Stopwatch,
     ) -> tuple[GateResult, ...]:
-        from clipcheck.backends.modules import ModuleBackend
+        from clipcheck.backends.reference import Reference
 
-        candidate = ModuleBackend("jit", both.jit_model, device)
-        reference = ModuleBackend("eager", both.eager_model, device)
-        evidence = _evidence(checkpoint, both)
-        a = checkpoint.architecture
-        found = [
-            _compare(candidate, reference, batch, evidence, self.limits)
-            for batch in batches(
-                self.examples,
-                resolution=a.image_resolution,
-                context_length=a.context_length,
-                vocab_size=a.vocab_size,
-                seed=self.seed,
-            )
-        ]
-        return tuple(gates.worst(results) for results in zip(*found, strict=True))
+        name = os.fspath(checkpoint.path)
+        self.progress(f"{name}: running the eager model, and in float64")
+        reference = Reference(both.eager_model, checkpoint.architecture, target)
+        trial = Trial.of(reference, drawn, dtype, watch)
+        self.progress(f"{name}: running the archive")
+        return judge_archive(trial, checkpoint, both, target, self.limits, watch, seed=self.seed)
 
 
-def _compare(
-    candidate: Backend,
-    reference: Backend,
-    batch: Batch,
-    evidence: Evidence,
+def inputs_of(architecture: Architecture) -> Inputs:
+    """What a model of these dimensions takes."""
+    a = architecture
+    return Inputs(a.image_resolution, a.context_length, a.vocab_size, a.grid)
+
+
+def judge_archive(
+    trial: Trial,
+    checkpoint: Checkpoint,
+    both: Both,
+    device: torch.device,
     limits: Contract,
-) -> Iterable[GateResult]:
-    from clipcheck.backends.base import outputs
+    watch: Stopwatch,
+    *,
+    seed: int = 0,
+) -> tuple[GateResult, ...]:
+    """Run an archive, and all gates over what it gave.
 
-    mine = outputs(candidate, batch.pixels, batch.tokens)
-    other = outputs(reference, batch.pixels, batch.tokens)
-    return (
-        gates.integrity(mine, other, evidence),
-        gates.contract(mine, other, limits, batch.first_rows),
-    )
+    Args:
+        trial: with the outputs of the eager model of the same weights.
+        checkpoint: the archive's file.
+        both: loaded, and not run yet.
+        device: where.
+        limits: of the gate ``contract``.
+        watch: gets the time of each phase.
+        seed: of the inputs of the gate ``modules``.
+    """
+    from clipcheck.backends.modules import ModuleBackend
+    from clipcheck.models.loader import WeightWatch
+
+    weights = WeightWatch(both.jit_model)
+    with watch.phase("jit"):
+        run = trial.run(ModuleBackend("jit", both.jit_model, device))
+    with watch.phase("modules"):
+        coverage = _coverage(checkpoint, both, device, seed) if trial.dtype == "float32" else None
+    with watch.phase("gates"):
+        evidence = _evidence(checkpoint, both)
+        evidence = replace(evidence, changed=weights.changed(), failures=run.failures)
+        return judge(trial, run, evidence, coverage, limits)
+
+
+def _coverage(checkpoint: Checkpoint, both: Both, device: torch.device, seed: int) -> Coverage:
+    from clipcheck.models.loader import load_tapped
+    from clipcheck.modules import judge_modules
+
+    tapped = load_tapped(checkpoint, device, both)
+    batch = for_modules(inputs_of(checkpoint.architecture), seed)
+    return judge_modules(tapped, both.eager_model, batch, device)
+
+
+def _default_dtypes(checkpoint: Checkpoint, device: torch.device) -> tuple[str, ...]:
+    """Float32, which shows the structure; and, where it is fast, what the checkpoint is in."""
+    own = str(checkpoint.tensors["visual.conv1.weight"].dtype).removeprefix("torch.")
+    if device.type == "cpu" or own not in LIMITS or own == "float32":
+        return ("float32",)
+    return ("float32", own)
 
 
 def _describe(checkpoint: Checkpoint) -> str:
@@ -311,4 +398,21 @@ def _evidence(checkpoint: Checkpoint, both: Both) -> Evidence:
         weights=both.compared,
         differing=both.differing,
         buffers={name: (found[name], value) for name, value in zip(BUFFERS, implied, strict=True)},
+        unused=_unused(both),
     )
+
+
+def _unused(both: Both) -> dict[str, list[str]]:
+    """By method, the weights that the archive's code does without."""
+    import torch
+
+    from clipcheck.models.torchscript import used_weights
+
+    if not isinstance(both.jit_model, torch.jit.ScriptModule):
+        return {}
+    methods = both.jit_model._c._method_names()
+    return {
+        method: sorted(expected - used_weights(both.jit_model, method))
+        for method, expected in both.eager_model.weights_of_methods().items()
+        if method in methods
+    }

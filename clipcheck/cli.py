@@ -37,6 +37,15 @@ Devices = Annotated[
     list[str] | None,
     typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1, mps; may be repeated."),
 ]
+Dtypes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dtype",
+        metavar="T",
+        help="float32, float16, bfloat16; may be repeated. By default float32, and elsewhere than "
+        "on the CPU the checkpoint's own too.",
+    ),
+]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to.")]
 Form = Annotated[FormatName, typer.Option("--format", help="What to write.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same bits.")]
@@ -91,7 +100,16 @@ def options(
 def check(
     checkpoints: Checkpoints,
     device: Devices = None,
-    examples: Annotated[int, typer.Option(min=1, help="Images to compare.")] = 5,
+    dtype: Dtypes = None,
+    examples: Annotated[
+        int, typer.Option(min=1, help="Images to compare; 14 hold all corners.")
+    ] = 14,
+    exhaustive: Annotated[
+        bool,
+        typer.Option(
+            "--exhaustive", help="Walk every token id and every position of an image as well."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the images and prompts.")] = 0,
     atol: Annotated[float, typer.Option(help="Absolute tolerance on probabilities.")] = 0.01,
     rtol: Annotated[float, typer.Option(help="Relative tolerance on probabilities.")] = 0.1,
@@ -100,13 +118,15 @@ def check(
     ] = None,
     download_root: DownloadRoot = None,
 ) -> None:
-    """Run checkpoints as archives and as eager models, and compare."""
+    """Run checkpoints as archives and as eager models, and judge both against float64."""
     from clipcheck.checking import check as run
 
     result = run(
         checkpoints,
         device=device,
+        dtype=dtype,
         examples=examples,
+        exhaustive=exhaustive,
         seed=seed,
         atol=atol,
         rtol=rtol,
@@ -130,7 +150,7 @@ def demo() -> None:
         result = run(path, progress=_progress)
     _show(result, None)
     if result.passed:
-        typer.echo("\nNext: clipcheck check YOUR_CHECKPOINT")
+        typer.echo("\nThat was the demo. Yours: clipcheck check YOUR_CHECKPOINT")
     raise typer.Exit(result.exit_code)
 
 

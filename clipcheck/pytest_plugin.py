@@ -94,12 +94,21 @@ def _models(config: pytest.Config) -> list[str]:
 
 @pytest.fixture(scope="session")
 def clip_subject(
-    clip_model: str, clip_device: str, tmp_path_factory: pytest.TempPathFactory
+    clip_model: str,
+    clip_device: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    pytestconfig: pytest.Config,
 ) -> Subject:
-    """The checkpoint, loaded both ways on the device."""
-    from clipcheck.suite import load_subject
+    """The checkpoint, checked on the device."""
+    from clipcheck.suite import check_subject
 
-    return load_subject(clip_model, clip_device, tmp_path_factory)
+    return check_subject(
+        clip_model,
+        clip_device,
+        tmp_path_factory,
+        atol=pytestconfig.getoption("--clip-atol"),
+        rtol=pytestconfig.getoption("--clip-rtol"),
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> str:

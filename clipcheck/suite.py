@@ -1,4 +1,4 @@
-"""What the consistency tests work on: a checkpoint, loaded both ways on a device."""
+"""What the consistency tests work on: a checkpoint, checked on a device."""
 
 from __future__ import annotations
 
@@ -13,51 +13,41 @@ from clipcheck.checkpoints.architecture import ARCHITECTURES
 if TYPE_CHECKING:
     import pytest
 
-    from clipcheck.backends.modules import ModuleBackend
-    from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.checking import Result
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint, loaded both ways.
+    """A checkpoint, and what a check of it found.
 
     Attributes:
-        checkpoint: the file.
         source: whether that is a released file, a file given by its path, or seeded weights.
-        candidate: the archive as it is.
-        reference: the eager model.
+        result: one judgement for each dtype.
     """
 
-    checkpoint: Checkpoint
     source: str
-    candidate: ModuleBackend
-    reference: ModuleBackend
+    result: Result
 
 
-def load_subject(name: str, device: str, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    """Find or write the checkpoint of that name, and load it both ways.
+def check_subject(
+    name: str,
+    device: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    *,
+    atol: float,
+    rtol: float,
+) -> Subject:
+    """Find or write the checkpoint of that name, and check it.
 
     A released name stands for the released file where that is in the cache, else for seeded
     weights of the same architecture; `Subject.source` tells which.
-
-    Raises:
-        ClipcheckError: the file or the device cannot be used.
     """
-    from clipcheck.backends.modules import ModuleBackend
-    from clipcheck.checkpoints.formats import open_checkpoint
-    from clipcheck.models.loader import load_checkpoint_both, resolve_device
+    from clipcheck.checking import check
 
     path, source = _find(name, tmp_path_factory)
-    checkpoint = open_checkpoint(path)
-    checkpoint.verify()
-    target = resolve_device(spread(device))
-    both = load_checkpoint_both(checkpoint, target)
-    return Subject(
-        checkpoint,
-        f"{name} on {target}: {source}",
-        ModuleBackend("jit", both.jit_model, target),
-        ModuleBackend("eager", both.eager_model, target),
-    )
+    target = spread(device)
+    result = check(path, device=target, atol=atol, rtol=rtol)
+    return Subject(f"{name} on {target}: {source}", result)
 
 
 def _find(name: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:

@@ -10,18 +10,24 @@ import pytest
 import torch
 
 import clipcheck
-from clipcheck import checking
 from clipcheck.checking import Judgement, Result
 from clipcheck.checkpoints import registry
-from clipcheck.compare.gates import GateResult
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.compare.result import GateResult
 from clipcheck.errors import UsageError
+from clipcheck.inputs.batches import EXAMPLES
 from clipcheck.models import loader
 from clipcheck.writers.convert import convert
 from conftest import SeededArchive
+from tests.samples import minute_bytes
 
 
 def gate(result: Result, name: str) -> GateResult:
     (judgement,) = result.judgements
+    return gate_of(judgement, name)
+
+
+def gate_of(judgement: Judgement, name: str) -> GateResult:
     return next(gate for gate in judgement.gates if gate.name == name)
 
 
@@ -30,13 +36,15 @@ def test_a_sound_archive_is_consistent(tiny_archive: Path) -> None:
     assert result.passed
     assert result.exit_code == 0
     (judgement,) = result.judgements
-    assert [gate.name for gate in judgement.gates] == ["integrity", "contract"]
+    assert [gate.name for gate in judgement.gates] == [
+        "integrity", "contract", "fidelity", "modules", "decision", "stability"
+    ]  # fmt: skip
     assert (judgement.backend, judgement.reference) == ("jit", "eager")
     assert judgement.dtype == "float32"
-    assert judgement.examples == checking.EXAMPLES
+    assert judgement.examples == EXAMPLES
     assert judgement.sha256 is not None
     assert judgement.released is None
-    assert judgement.seconds.keys() == {"load", "run"}
+    assert judgement.seconds.keys() >= {"load", "run", "eager", "float64", "jit", "modules"}
     assert 0 < gate(result, "contract").figures["logits_per_image"]["max_abs"] < 1e-3
 
 
@@ -102,7 +110,7 @@ def test_a_buffer_that_contradicts_the_architecture_fails_integrity(
     assert result.exit_code == 1
 
 
-def test_nan_outputs_fail_both_gates(tiny_archive: Path, planted: Callable[..., None]) -> None:
+def test_nan_outputs_fail_every_gate(tiny_archive: Path, planted: Callable[..., None]) -> None:
     def poison(both: loader.Both) -> None:
         # Shared by both models, so that both give NaN and are, in a way, the same.
         with torch.no_grad():
@@ -111,25 +119,25 @@ def test_nan_outputs_fail_both_gates(tiny_archive: Path, planted: Callable[..., 
     planted(poison)
     result = clipcheck.check(tiny_archive)
     assert "not finite" in gate(result, "integrity").message
-    assert not gate(result, "contract").passed
+    # The projection is in no module: each of them computes what it should.
+    assert [gate.name for gate in result.judgements[0].gates if gate.passed] == ["modules"]
 
 
-def test_more_examples_than_one_batch_are_all_compared(
-    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows: list[int] = []
-    compare = checking._compare
-
-    def counting(*arguments: Any) -> Any:
-        rows.append(len(arguments[2].pixels))
-        return compare(*arguments)
-
-    monkeypatch.setattr(checking, "_compare", counting)
+def test_more_examples_than_the_default_are_all_compared(tiny_archive: Path) -> None:
     result = clipcheck.check(tiny_archive, examples=19)
-    assert rows == [8, 8, 3]
     assert result.judgements[0].examples == 19
     elements = gate(result, "contract").figures["logits_per_image"]["elements"]
-    assert elements == 8 * 9 + 8 * 9 + 3 * 4
+    assert elements == 2 * 1 + 1 * 2 + 5 * 6 + 6 * 5 + 5 * 7
+
+
+def test_an_exhaustive_check_walks_the_whole_vocabulary(tmp_path: Path) -> None:
+    path = tmp_path / "minute.pt"
+    path.write_bytes(minute_bytes(Format.ARCHIVE))
+    few, all_ids = (clipcheck.check(path, exhaustive=e).judgements[0] for e in (False, True))
+    assert all_ids.passed
+    # 98 ids, six to a prompt, and seven lengths.
+    prompts = gate_of(all_ids, "decision").figures["rows"]["compared"]
+    assert int(prompts) >= int(gate_of(few, "decision").figures["rows"]["compared"]) + 17 + 7
 
 
 def test_what_cannot_be_judged_does_not_stop_the_others(tiny_archive: Path, tmp_path: Path) -> None:
@@ -187,7 +195,7 @@ def test_a_model_that_fails_to_run_cannot_be_judged(
     planted(cripple)
     result = clipcheck.check(seeded_archive())
     assert result.exit_code == 2
-    assert "eager: forward failed" in str(result.judgements[0].error)
+    assert "eager: encode_text failed" in str(result.judgements[0].error)
 
 
 def test_defects_of_our_own_are_not_swallowed(
@@ -206,6 +214,7 @@ def test_defects_of_our_own_are_not_swallowed(
         ({"rtol": float("nan")}, "expected rtol"),
         ({"atol": float("inf")}, "expected atol"),
         ({"device": []}, "a device"),
+        ({"dtype": "float8"}, "expected a dtype, found 'float8'"),
         ({"checkpoints": []}, "a checkpoint"),
     ],
 )
@@ -250,7 +259,7 @@ def test_the_same_seed_gives_the_same_figures_and_another_gives_others(
 def test_progress_is_told(seeded_archive: SeededArchive) -> None:
     told: list[str] = []
     clipcheck.check(seeded_archive(), progress=told.append)
-    assert len(told) == 3
+    assert len(told) == 4
 
 
 def test_the_classic_limits_are_the_defaults() -> None:

@@ -70,11 +70,14 @@ def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(checking, "check", spy)
     options = ["--device", "cpu", "--device", "mps", "--examples", 3, "--seed", 4]
+    options += ["--dtype", "float32", "--dtype", "bfloat16", "--exhaustive"]
     run("check", "a", "b", *options, "--atol", 0.5, "--rtol", 0.25, "--download-root", "x")
     seen.pop("progress")
     assert seen == {
         "checkpoints": ["a", "b"],
         "device": ["cpu", "mps"],
+        "dtype": ["float32", "bfloat16"],
+        "exhaustive": True,
         "examples": 3,
         "seed": 4,
         "atol": 0.5,
@@ -231,7 +234,7 @@ def test_progress_goes_to_stderr_and_only_to_a_terminal(
 ) -> None:
     monkeypatch.setattr(cli, "_is_terminal", lambda: True)
     done = run("check", seeded_archive())
-    assert "comparing" in done.err
+    assert "running the archive" in done.err
     assert "comparing" not in done.out
 
 

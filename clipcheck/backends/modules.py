@@ -29,11 +29,11 @@ class ModuleBackend:
 
     def encode_image(self, pixels: NDArray[np.float32]) -> Array:
         """Pixels [N, 3, R, R] to features [N, E], not normalised."""
-        return _to_numpy(self._run("encode_image", pixels))
+        return to_numpy(self._run("encode_image", pixels))
 
     def encode_text(self, tokens: NDArray[np.int32]) -> Array:
         """Ids [M, L] to features [M, E], not normalised."""
-        return _to_numpy(self._run("encode_text", tokens))
+        return to_numpy(self._run("encode_text", tokens))
 
     def __call__(
         self, pixels: NDArray[np.float32], tokens: NDArray[np.int32]
@@ -45,24 +45,39 @@ class ModuleBackend:
                 f"{self.name}: forward gave {type(logits).__name__}, expected two tensors",
                 remedy="Let it return logits_per_image and logits_per_text.",
             )
-        return _to_numpy(logits[0]), _to_numpy(logits[1])
+        return to_numpy(logits[0]), to_numpy(logits[1])
 
     def _run(self, method: str, *arrays: NDArray[Any]) -> Any:
         inputs = [torch.from_numpy(array).to(self._device) for array in arrays]
-        call: Callable[..., Any] | None = getattr(self._module, method, None)
-        if call is None:
-            raise RunError(
-                f"{self.name}: the model has no method {method}",
-                remedy="Trace encode_image, encode_text and forward; `clipcheck convert` does.",
-            )
-        try:
-            with torch.inference_mode():
-                return call(*inputs)
-        except RuntimeError as error:
-            raise RunError(
-                f"{self.name}: {method} failed ({_reason(error)})",
-                remedy="Run the model by hand with --debug to see all of torch's message.",
-            ) from error
+        return run_method(self.name, self._module, method, *inputs)
+
+
+def run_method(name: str, module: Any, method: str, *inputs: torch.Tensor) -> Any:
+    """Call a method of a model without recording gradients.
+
+    Args:
+        name: the backend's, for the message.
+        module: a module, of TorchScript or not.
+        method: ``encode_image``, ``encode_text`` or ``forward``.
+        inputs: on the module's device.
+
+    Raises:
+        RunError: it is not there, or it failed.
+    """
+    call: Callable[..., Any] | None = getattr(module, method, None)
+    if call is None:
+        raise RunError(
+            f"{name}: the model has no method {method}",
+            remedy="Trace encode_image, encode_text and forward; `clipcheck convert` does.",
+        )
+    try:
+        with torch.inference_mode():
+            return call(*inputs)
+    except RuntimeError as error:
+        raise RunError(
+            f"{name}: {method} failed ({_reason(error)})",
+            remedy="Run the model by hand with --debug to see all of torch's message.",
+        ) from error
 
 
 def _reason(error: RuntimeError) -> str:
@@ -71,7 +86,8 @@ def _reason(error: RuntimeError) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _to_numpy(tensor: torch.Tensor) -> Array:
-    if tensor.dtype == torch.bfloat16:  # numpy has no such dtype; float32 holds it exactly.
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """The tensor's values; bfloat16, which numpy does not have, as float32."""
+    if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
     return np.asarray(tensor.cpu().numpy())

@@ -69,3 +69,15 @@ def difference(candidate: Array, reference: Array, *, atol: float, rtol: float) 
         reference=float(reference[index]),
         allowed=float(allowed[index]),
     )
+
+
+def row_rms(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Root mean square of each row, over all other dimensions, in float64."""
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    return np.asarray(np.sqrt(np.mean(flat * flat, axis=1)))
+
+
+def rms(values: NDArray[np.floating]) -> float:
+    """Root mean square of all elements, in float64. NaN and infinities stay what they are."""
+    flat = values.astype(np.float64).ravel()
+    return float(np.sqrt(np.dot(flat, flat) / flat.size))

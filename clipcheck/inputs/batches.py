@@ -1,8 +1,14 @@
-"""Batches of pixels and token ids, drawn from a seed."""
+"""Batches of pixels and token ids, drawn from a seed: what a check runs.
+
+The rows that come first are the corners, where faults hide that no photograph and no short prompt
+reaches: flat and saturated images, high frequencies, asymmetry; prompts of every length class, ids
+from all over the vocabulary, repetitions, and prompts that differ in one word. Random rows follow.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,87 +19,287 @@ from clipcheck.inputs.preprocess import transform
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, tokenize
 
 MOST_ROWS = 8
-"""Images in one batch: enough to be fast, few enough for the memory that a large model takes."""
+"""Rows in one batch: enough to be fast, few enough for the memory that a large model takes."""
+
+SIZES = ((2, 1), (1, 2), (5, 6), (6, 5))
+"""Images and prompts of the first batches: one, two, five and more of each, more images than
+prompts and fewer."""
+
+EXAMPLES = sum(images for images, _ in SIZES)
+"""Images that hold all corners."""
 
 _SUBJECTS = ("a dog", "two red apples", "the city at night", "a diagram", "rain on glass", "x")
-_TEMPLATES = ("a photo of {}.", "{}", "a blurry drawing of {}, seen from above", "NOT {}!", "")
+_TEMPLATES = ("a photo of {}.", "{}", "a blurry drawing of {}, seen from above", "NOT {}!")
+
+Pixels = NDArray[np.float32]
+Tokens = NDArray[np.int32]
+Colours = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model takes: ``resolution`` pixels a side, ``context_length`` tokens, ids below
+    ``vocab_size``; its image tower looks at a ``grid`` of so many positions a side."""
+
+    resolution: int
+    context_length: int
+    vocab_size: int
+    grid: int
+
+    @property
+    def start(self) -> int:
+        """The id that every prompt begins with."""
+        return self.vocab_size - 2
+
+    @property
+    def end(self) -> int:
+        """The id that every prompt ends with: the highest, which is how models find it."""
+        return self.vocab_size - 1
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs for both towers. There is one prompt more than there are images.
+    """Inputs for both towers, not as many images as prompts.
 
     Attributes:
         pixels: preprocessed images, float32 [N, 3, R, R].
         tokens: ids, int32 [M, L].
-        prompts: the text of each row of ``tokens``, where it comes from a text.
+        rows: by ``image`` and ``prompt``, what each row is, in a few words.
         first_rows: by ``image`` and ``prompt``, how many come in the batches before.
     """
 
-    pixels: NDArray[np.float32]
-    tokens: NDArray[np.int32]
-    prompts: tuple[str, ...]
+    pixels: Pixels
+    tokens: Tokens
+    rows: dict[str, tuple[str, ...]]
     first_rows: dict[str, int]
 
+    def select(self, images: list[int], prompts: list[int]) -> Batch:
+        """A batch of some of the rows."""
+        rows = {
+            "image": tuple(self.rows["image"][i] for i in images),
+            "prompt": tuple(self.rows["prompt"][i] for i in prompts),
+        }
+        return Batch(self.pixels[images], self.tokens[prompts], rows, self.first_rows)
 
-def batches(
-    examples: int, *, resolution: int, context_length: int, vocab_size: int, seed: int
-) -> Iterator[Batch]:
-    """Yield batches with ``examples`` images in all, and one prompt more in each batch.
+
+def batches(examples: int, inputs: Inputs, seed: int) -> Iterator[Batch]:
+    """Yield batches with ``examples`` images in all, the corners first.
 
     Args:
-        examples: number of images, at least 1.
-        resolution: side of the model's input, in pixels.
-        context_length: tokens per text.
-        vocab_size: number of token ids that the model knows.
+        examples: number of images, at least 1; `EXAMPLES` hold all corners.
+        inputs: what the model takes.
         seed: the same seed gives the same batches.
     """
     generator = np.random.default_rng(seed)
-    to_pixels = transform(resolution)
-    images = prompts = 0
-    while images < examples:
-        rows = min(MOST_ROWS, examples - images)
-        pixels = [to_pixels(_image(generator, images + row)).numpy() for row in range(rows)]
-        texts = tuple(_prompt(generator, prompts + row) for row in range(rows + 1))
-        if vocab_size == VOCABULARY_SIZE:
-            tokens = tokenize(list(texts), context_length, truncate=True).numpy()
-        else:
-            texts = ()
-            tokens = _ids(generator, rows + 1, context_length, vocab_size)
-        yield Batch(np.stack(pixels), tokens, texts, {"image": images, "prompt": prompts})
-        images += rows
-        prompts += rows + 1
+    images, prompts = _images(generator, inputs), _prompts(generator, inputs)
+    seen = {"image": 0, "prompt": 0}
+    for most, others in _sizes():
+        rows = min(most, examples - seen["image"])
+        if rows < 1:
+            return
+        yield _batch(
+            [next(images) for _ in range(rows)], [next(prompts) for _ in range(others)], seen
+        )
+        seen = {"image": seen["image"] + rows, "prompt": seen["prompt"] + others}
 
 
-def _image(generator: np.random.Generator, number: int) -> Image.Image:
-    """An RGB image of random size: in turn noise, a gradient, stripes, blobs, one flat colour."""
+def for_modules(inputs: Inputs, seed: int) -> Batch:
+    """The small batch that the modules are judged on: two coloured images, three prompts."""
+    generator = np.random.default_rng([seed, 1])
+    images = [_random(generator, inputs, kind) for kind in ("noise", "blobs")]
+    lengths = (inputs.context_length, 3, 1 + inputs.context_length // 4)
+    prompts = [_described(_spaced(generator, inputs, length)) for length in lengths]
+    return _batch(images, prompts, {"image": 0, "prompt": 0})
+
+
+def exhaustive(inputs: Inputs) -> Iterator[Batch]:
+    """Every id of the vocabulary, every length, and every position of an image.
+
+    Yields:
+        Batches of at most `MOST_ROWS` rows. Each image is flat but for one position.
+    """
+    prompts = list(_every_id(inputs))
+    prompts += [_described(_whole(inputs, [i % (inputs.end - 1) for i in range(length - 2)]))
+                for length in range(2, inputs.context_length + 1)]  # fmt: skip
+    count = -(-len(prompts) // MOST_ROWS)
+    images = _every_position(inputs)
+    each = min(-(-(inputs.grid**2) // count), MOST_ROWS)
+    seen = {"image": 0, "prompt": 0}
+    for start in range(0, len(prompts), MOST_ROWS):
+        texts = prompts[start : start + MOST_ROWS]
+        rows = [next(images) for _ in range(each)]
+        yield _batch(rows, texts, seen)
+        seen = {"image": seen["image"] + len(rows), "prompt": seen["prompt"] + len(texts)}
+
+
+def _sizes() -> Iterator[tuple[int, int]]:
+    yield from SIZES
+    while True:
+        yield MOST_ROWS, MOST_ROWS - 1
+
+
+def _batch(
+    images: list[tuple[str, Pixels]], prompts: list[tuple[str, Tokens]], seen: dict[str, int]
+) -> Batch:
+    rows = {
+        "image": tuple(name for name, _ in images),
+        "prompt": tuple(name for name, _ in prompts),
+    }
+    pixels = np.stack([pixels for _, pixels in images])
+    return Batch(pixels, np.stack([tokens for _, tokens in prompts]), rows, dict(seen))
+
+
+def _images(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[str, Pixels]]:
+    """Without an end: two random images, the corners, and random images again."""
+    for kind in ("blobs", "noise"):
+        yield _random(generator, inputs, kind)
+    for name, draw in _CORNERS.items():
+        colours = Image.fromarray(draw(generator, inputs.resolution), "RGB")
+        yield name, transform(inputs.resolution)(colours).numpy()
+    for kind in itertools.cycle(("gradient", "stripes", "blobs", "flat colour", "noise")):
+        yield _random(generator, inputs, kind)
+
+
+def _random(generator: np.random.Generator, inputs: Inputs, kind: str) -> tuple[str, Pixels]:
+    return kind, transform(inputs.resolution)(_random_image(generator, kind)).numpy()
+
+
+def _halves(generator: np.random.Generator, side: int, axis: int) -> Colours:
+    """One half flat, noise in the other."""
+    colours = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    flat = np.take(colours, range(side // 2), axis)
+    flat[...] = generator.integers(0, 256, 3, dtype=np.uint8)
+    return np.concatenate([flat, np.take(colours, range(side // 2, side), axis)], axis)
+
+
+def _flat(value: int) -> Callable[[np.random.Generator, int], Colours]:
+    return lambda _, side: np.full((side, side, 3), value, dtype=np.uint8)
+
+
+def _saturated(generator: np.random.Generator, side: int) -> Colours:
+    """Squares of the eight colours that are all or nothing in each channel."""
+    squares = generator.integers(0, 2, (8, 8, 3), dtype=np.uint8) * np.uint8(255)
+    of = np.arange(side) * 8 // side
+    return squares[of][:, of]
+
+
+def _checkerboard(_: np.random.Generator, side: int) -> Colours:
+    y, x = np.mgrid[0:side, 0:side]
+    board = ((x + y) % 2 * 255).astype(np.uint8)
+    return np.repeat(board[..., np.newaxis], 3, axis=-1)
+
+
+_CORNERS: dict[str, Callable[[np.random.Generator, int], Colours]] = {
+    "black": _flat(0),
+    "white": _flat(255),
+    "flat grey": _flat(127),
+    "saturated squares": _saturated,
+    "checkerboard of pixels": _checkerboard,
+    "left half flat": lambda generator, side: _halves(generator, side, axis=1),
+    "top half flat": lambda generator, side: _halves(generator, side, axis=0),
+    "faint noise": lambda generator, side: generator.integers(
+        124, 132, (side, side, 3), dtype=np.uint8
+    ),
+    "noise of pixels": lambda generator, side: generator.integers(
+        0, 256, (side, side, 3), dtype=np.uint8
+    ),
+}
+
+
+def _random_image(generator: np.random.Generator, kind: str) -> Image.Image:
+    """An RGB image of random size and of two random colours, mixed by ``kind``."""
     height, width = (int(side) for side in generator.integers(24, 480, size=2))
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     low, high = generator.integers(0, 256, size=(2, 3))
-    kinds = (
-        lambda: generator.random((height, width)),
-        lambda: x * generator.random() + y * generator.random(),
-        lambda: np.floor(x * generator.integers(2, 32)) % 2,
-        lambda: np.sin(9 * generator.random() * x) * np.cos(9 * generator.random() * y),
-        lambda: np.zeros((height, width)),
-    )
-    share = kinds[number % len(kinds)]()[..., np.newaxis]
+    share = _SHARES[kind](generator, x, y)[..., np.newaxis]
     colours = low + share * (high.astype(float) - low)
     return Image.fromarray(np.clip(colours, 0, 255).astype(np.uint8), "RGB")
 
 
-def _prompt(generator: np.random.Generator, number: int) -> str:
+Plane = NDArray[np.float64]
+
+_SHARES: dict[str, Callable[[np.random.Generator, Plane, Plane], Plane]] = {
+    "noise": lambda generator, x, _: generator.random(x.shape),
+    "gradient": lambda generator, x, y: x * generator.random() + y * generator.random(),
+    "stripes": lambda generator, x, _: np.floor(x * generator.integers(2, 32)) % 2,
+    "blobs": lambda generator, x, y: (
+        np.sin(9 * generator.random() * x) * np.cos(9 * generator.random() * y)
+    ),
+    "flat colour": lambda _, x, __: np.zeros(x.shape),
+}
+"""How much there is of the second colour at each point; both coordinates go from 0 to 1."""
+
+
+def _every_position(inputs: Inputs) -> Iterator[tuple[str, Pixels]]:
+    """Without an end: grey images with noise in one position of the grid, each in turn."""
+    generator = np.random.default_rng(0)
+    to_pixels = transform(inputs.resolution)
+    size = inputs.resolution // inputs.grid
+    while True:
+        for row in range(inputs.grid):
+            for column in range(inputs.grid):
+                colours = np.full((inputs.resolution, inputs.resolution, 3), 127, dtype=np.uint8)
+                y, x = row * size, column * size
+                colours[y : y + size, x : x + size] = generator.integers(0, 256, (size, size, 3))
+                yield f"grey but at {row}, {column}", to_pixels(Image.fromarray(colours)).numpy()
+
+
+def _prompts(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[str, Tokens]]:
+    """Without an end: the corners, then prompts of random length, every other one words."""
+    most = inputs.context_length
+    alike = _spaced(generator, inputs, max(4, most // 6))
+    changed = alike.copy()
+    changed[1] = (changed[1] + 1) % inputs.start
+    repeated = [int(generator.integers(inputs.start))] * (most // 2)
+    yield from map(
+        _described,
+        (
+            _spaced(generator, inputs, max(3, most // 8)),
+            _spaced(generator, inputs, most),
+            _spaced(generator, inputs, 3),
+            _whole(inputs, []),
+        ),
+    )
+    yield _described(alike)[0], alike
+    yield f"{_described(alike)[0]}, one changed", changed
+    yield f"one token {len(repeated)} times", _whole(inputs, repeated)
+    lengths = (most, most - 1, most * 5 // 6, most // 2, most // 4, max(4, most // 12))
+    yield from (_described(_spaced(generator, inputs, length)) for length in lengths)
+    while True:
+        if inputs.vocab_size == VOCABULARY_SIZE:
+            yield _words(generator, inputs)
+        yield _described(_spaced(generator, inputs, int(generator.integers(2, most + 1))))
+
+
+def _words(generator: np.random.Generator, inputs: Inputs) -> tuple[str, Tokens]:
     subject = _SUBJECTS[int(generator.integers(len(_SUBJECTS)))]
-    return _TEMPLATES[number % len(_TEMPLATES)].format(subject)
+    text = _TEMPLATES[int(generator.integers(len(_TEMPLATES)))].format(subject)
+    return repr(text), tokenize(text, inputs.context_length, truncate=True).numpy()[0]
 
 
-def _ids(
-    generator: np.random.Generator, rows: int, context_length: int, vocab_size: int
-) -> NDArray[np.int32]:
-    """Ids for a vocabulary that is not CLIP's own: any length, the highest id at the end."""
-    tokens = np.zeros((rows, context_length), dtype=np.int32)
-    for row in tokens:
-        end = int(generator.integers(1, context_length))
-        row[:end] = generator.integers(0, vocab_size - 1, size=end)
-        row[end] = vocab_size - 1
+def _spaced(generator: np.random.Generator, inputs: Inputs, length: int) -> Tokens:
+    """A prompt of ``length`` tokens, start and end included, with ids from all over the
+    vocabulary: one from each of as many equal regions, in random order."""
+    count = length - 2
+    within = generator.random(count)
+    ids = ((np.arange(count) + within) / max(count, 1) * inputs.start).astype(np.int64)
+    return _whole(inputs, [int(i) for i in generator.permutation(ids)])
+
+
+def _every_id(inputs: Inputs) -> Iterator[tuple[str, Tokens]]:
+    room = inputs.context_length - 2
+    for first in range(0, inputs.start, room):
+        ids = list(range(first, min(first + room, inputs.start)))
+        yield f"ids {ids[0]} to {ids[-1]}", _whole(inputs, ids)
+
+
+def _whole(inputs: Inputs, ids: list[int]) -> Tokens:
+    """The ids between start and end, padded with zeros to the context length."""
+    tokens = np.zeros(inputs.context_length, dtype=np.int32)
+    tokens[: len(ids) + 2] = [inputs.start, *ids, inputs.end]
     return tokens
+
+
+def _described(tokens: Tokens) -> tuple[str, Tokens]:
+    length = int(tokens.argmax()) + 1
+    return "empty" if length == 2 else f"{length} tokens", tokens

@@ -241,6 +241,24 @@ class CLIP(nn.Module):
         """The dtype that the model computes in; a half model still normalises in float32."""
         return self.visual.conv1.weight.dtype
 
+    def weights_of_methods(self) -> dict[str, set[str]]:
+        """By method, the keys of the weights and statistics that its result depends on.
+
+        The bias of the attention pool's keys is in none: it adds the same to all scores of a
+        query, and the softmax takes it out again.
+        """
+        keys = {
+            key
+            for key in self.state_dict()
+            if not key.endswith(("num_batches_tracked", "attnpool.k_proj.bias"))
+        }
+        image = {key for key in keys if key.startswith("visual.")}
+        return {
+            "encode_image": image,
+            "encode_text": keys - image - {"logit_scale"},
+            "forward": keys,
+        }
+
     def encode_image(self, image: Tensor) -> Tensor:
         """Preprocessed pixels [N, 3, H, W] to features [N, E], not normalised."""
         return self.visual(image.to(self.dtype))
@@ -250,8 +268,10 @@ class CLIP(nn.Module):
 
         The features are read at the end-of-text token, which has the highest id.
         """
-        x = self.token_embedding(text).to(self.dtype)  # [M, L, D]
-        x = x + self.positional_embedding[: text.shape[-1]].to(self.dtype)
+        # Not `self.dtype`, the image tower's: one tower alone may be in float64.
+        dtype = self.text_projection.dtype
+        x = self.token_embedding(text).to(dtype)  # [M, L, D]
+        x = x + self.positional_embedding[: text.shape[-1]].to(dtype)
         x = self.transformer(x.transpose(0, 1), causal_mask(x)).transpose(0, 1)  # [M, L, D]
         x = self.ln_final(x)
         rows = torch.arange(x.shape[0], device=x.device)
@@ -260,8 +280,10 @@ class CLIP(nn.Module):
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [N, 3, H, W] and ids [M, L] to logits per image [N, M] and per text [M, N]."""
-        image_features = self.encode_image(image)  # [N, E]
-        text_features = self.encode_text(text)  # [M, E]
+        return self.logits(self.encode_image(image), self.encode_text(text))
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, E] and [M, E] to scaled cosine similarities [N, M] and [M, N]."""
         image_features = image_features / image_features.norm(dim=-1, keepdim=True)
         text_features = text_features / text_features.norm(dim=-1, keepdim=True)
         logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()  # [N, M]

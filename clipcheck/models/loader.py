@@ -16,7 +16,7 @@ from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import DamagedError, UnavailableError, UsageError
 from clipcheck.inputs.preprocess import transform
-from clipcheck.models import eager, torchscript
+from clipcheck.models import eager, taps, torchscript
 from clipcheck.models.arena import Arena
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ def load(
         arena = _arena(checkpoint, dtype)
         model = torchscript.load_archive(checkpoint.path, target)
         torchscript.patch(model, target, dtype)
-        for _, held in _weights_of(model):
-            held.data = _cast(held.data, arena, dtype)
+        wanted = _dtypes(checkpoint, dtype)
+        for key, held in _weights_of(model):
+            held.data = _cast(held.data, arena, wanted(key, held.data))
     else:
         model = eager.build(checkpoint.architecture, _classic_weights(checkpoint, target))
     return model, transform(checkpoint.architecture.image_resolution)
@@ -133,8 +134,17 @@ class Both:
     differing: Mapping[str, str]
 
 
-def load_checkpoint_both(checkpoint: Checkpoint, device: torch.device) -> Both:
+def load_checkpoint_both(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None = None
+) -> Both:
     """`load_both` for a checkpoint that is open already; weights that differ are returned.
+
+    Args:
+        checkpoint: an archive.
+        device: where to.
+        dtype: what both compute in. In half or bfloat16 the weights that released files have in
+            half get it, and the others are float32. By default that of the device: float32 on the
+            CPU, elsewhere the file's own.
 
     Raises:
         UnavailableError: the file has no second way to run, or TorchScript is not available.
@@ -147,13 +157,51 @@ def load_checkpoint_both(checkpoint: Checkpoint, device: torch.device) -> Both:
             remedy="Make an archive of it: clipcheck convert WEIGHTS -o FILE.",
             path=checkpoint.path,
         )
-    dtype = _compute_dtype(device)
+    dtype = dtype or _compute_dtype(device)
     arena = _arena(checkpoint, dtype)
     jit_model = torchscript.load_archive(checkpoint.path, device)
     torchscript.patch(jit_model, device, dtype)
-    weights, differing = _share(jit_model, checkpoint, device, arena)
+    weights, differing = _share(jit_model, checkpoint, device, dtype, arena)
     eager_model = eager.build(checkpoint.architecture, weights)
     return Both(jit_model, eager_model, len(weights), differing)
+
+
+class WeightWatch:
+    """Tells which weights of a model were changed since this was made.
+
+    torch counts what is done to a tensor in place. Statistics are compared as well: BatchNorm's
+    own code changes them without being counted.
+    """
+
+    def __init__(self, module: torch.jit.ScriptModule) -> None:
+        self._module = module
+        self._versions = {key: held._version for key, held in _weights_of(module)}
+        self._buffers = {key: buffer.clone() for key, buffer in module.named_buffers()}
+
+    def changed(self) -> list[str]:
+        """The keys."""
+        return [
+            key
+            for key, held in _weights_of(self._module)
+            if held._version != self._versions[key]
+            or (key in self._buffers and not same_bits(held.data, self._buffers[key]))
+        ]
+
+
+def load_tapped(checkpoint: Checkpoint, device: torch.device, both: Both) -> torch.jit.ScriptModule:
+    """The archive once more, with taps in its code, over the weights of ``both``.
+
+    Taps go in before the first call, and would keep the interpreter from fusing what it fuses for
+    users: so they are put into a module of their own.
+    """
+    tapped = torchscript.load_archive(checkpoint.path, device)
+    shared = dict(_weights_of(both.jit_model))
+    for key, held in _weights_of(tapped):
+        if key in shared:
+            held.data = shared[key].data
+    torchscript.patch(tapped, device, both.eager_model.dtype)
+    taps.tap(tapped)
+    return tapped
 
 
 def resolve_device(device: Device) -> torch.device:
@@ -214,10 +262,10 @@ def _arena(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Arena | None:
     As much of it is made ready at once as leaves the peak nearly where it is, which comes at the
     end: all weights cast, and the largest still in both of its readings.
     """
-    if dtype is None:
+    if dtype != torch.float32:
         return None
     tensors = list(checkpoint.tensors.values())
-    casts = [tensor for tensor in tensors if _cast_to(dtype, tensor) != tensor.dtype]
+    casts = [t for t in tensors if t.dtype.is_floating_point and t.dtype != dtype]
     room = Arena.room_for(casts, dtype)
     arena = Arena(room)
     held = sum(tensor.nbytes for tensor in casts)
@@ -225,20 +273,31 @@ def _arena(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Arena | None:
     return arena
 
 
-def _cast(tensor: torch.Tensor, arena: Arena | None, dtype: torch.dtype | None) -> torch.Tensor:
-    if arena is None or dtype is None or _cast_to(dtype, tensor) == tensor.dtype:
+def _cast(tensor: torch.Tensor, arena: Arena | None, dtype: torch.dtype) -> torch.Tensor:
+    if dtype == tensor.dtype:
         return tensor
-    return arena.cast(tensor, dtype)
+    return tensor.to(dtype) if arena is None else arena.cast(tensor, dtype)
 
 
-def _cast_to(dtype: torch.dtype | None, tensor: torch.Tensor) -> torch.dtype:
-    return dtype if dtype is not None and tensor.dtype.is_floating_point else tensor.dtype
+def _dtypes(
+    checkpoint: Checkpoint, dtype: torch.dtype | None
+) -> Callable[[str, torch.Tensor], torch.dtype]:
+    """By key and tensor, the dtype that a weight has in a model that computes in ``dtype``."""
+    released = {key: spec.released_dtype for key, spec in specs(checkpoint.architecture)}
+
+    def wanted(key: str, tensor: torch.Tensor) -> torch.dtype:
+        if dtype is None or not tensor.dtype.is_floating_point:
+            return tensor.dtype
+        return dtype if released.get(key) == "float16" else torch.float32
+
+    return wanted
 
 
 def _share(
     jit_model: torch.jit.ScriptModule,
     checkpoint: Checkpoint,
     device: torch.device,
+    dtype: torch.dtype | None,
     arena: Arena | None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Compare the weights, and give those of ``jit_model`` that agree to the eager model too.
@@ -248,14 +307,14 @@ def _share(
     Returns:
         The eager model's weights, and by key how the interpreter's differ.
     """
-    dtype = _compute_dtype(device)
+    wanted = _dtypes(checkpoint, dtype)
     weights: dict[str, torch.Tensor] = {}
     differing: dict[str, str] = {}
     for key, held in _weights_of(jit_model):
         checkpoint.prefetch(key)
         reason = _unlike(held.data, checkpoint.tensors.get(key))
         checkpoint.give_back(key)
-        held.data = _cast(held.data, arena, dtype)
+        held.data = _cast(held.data, arena, wanted(key, held.data))
         if reason:
             differing[key] = reason
         else:
@@ -263,7 +322,7 @@ def _share(
     for key, stored in checkpoint.tensors.items():
         if key not in weights:
             differing.setdefault(key, "the interpreter does not have it")
-            weights[key] = stored.to(device, _cast_to(dtype, stored))
+            weights[key] = stored.to(device, wanted(key, stored))
     return weights, differing
 
 
@@ -271,7 +330,9 @@ def _weights_of(jit_model: torch.jit.ScriptModule) -> Iterator[tuple[str, torch.
     """The interpreter's weights and buffers by key: these very tensors, not copies."""
     for prefix, module in jit_model.named_modules():
         for name in (*module._parameters.keys(), *module._buffers.keys()):
-            yield f"{prefix}.{name}" if prefix else name, getattr(module, name)
+            held = getattr(module, name)
+            if held is not None:
+                yield f"{prefix}.{name}" if prefix else name, held
 
 
 def _unlike(held: torch.Tensor, stored: torch.Tensor | None) -> str:

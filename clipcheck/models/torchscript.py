@@ -158,3 +158,26 @@ def _dtype_arguments(schema: str) -> frozenset[int]:
         return frozenset()
     arguments = torch._C.parse_schema(schema).arguments
     return frozenset(index for index, argument in enumerate(arguments) if argument.name == "dtype")
+
+
+def used_weights(module: torch.jit.ScriptModule, method: str) -> set[str]:
+    """The keys of the weights that take part in what a method of ``module`` gives.
+
+    Read off the code: what a weight's values do there is not looked at.
+    """
+    graph = module._c._get_method(method).inlined_graph
+    torch._C._jit_pass_dce(graph)
+    return {
+        _key(node)
+        for node in graph.findAllNodes("prim::GetAttr")
+        if node.output().type().kind() == "TensorType"
+    }
+
+
+def _key(node: Any) -> str:
+    """The name of an attribute, with those of the modules that it is in."""
+    names: list[str] = []
+    while node.kind() == "prim::GetAttr":
+        names.insert(0, node.s("name"))
+        node = node.inputsAt(0).node()
+    return ".".join(names)

@@ -42,7 +42,13 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
         "seconds": dict(judgement.seconds),
         "examples": judgement.examples,
         "gates": [
-            {"name": g.name, "passed": g.passed, "message": g.message, "figures": g.figures}
+            {
+                "name": g.name,
+                "passed": g.passed,
+                "margin": g.margin,
+                "message": g.message,
+                "figures": g.figures,
+            }
             for g in judgement.gates
         ],
     }

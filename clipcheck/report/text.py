@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 
 from clipcheck.checking import Judgement, Result
@@ -11,9 +12,10 @@ _INDENT = "  "
 
 
 def render(result: Result) -> str:
-    """The whole report: a block for each judgement, then the verdict. Ends without a newline."""
+    """The whole report: a block for each judgement, the verdict, and what to do next. Ends
+    without a newline."""
     blocks = [_block(judgement) for judgement in result.judgements]
-    return "\n\n".join([*blocks, verdict(result)])
+    return "\n\n".join([*blocks, "\n".join([verdict(result), *_next(result)])])
 
 
 def verdict(result: Result) -> str:
@@ -32,6 +34,24 @@ def verdict(result: Result) -> str:
     ]
     headline = "INCONSISTENT" if failed else "NOT JUDGED"
     return f"{headline}: {', '.join(part for part in parts if part)}."
+
+
+def _next(result: Result) -> list[str]:
+    """The command that helps most, for the first checkpoint that needs one."""
+    failed = [j for j in result.judgements if j.error is None and not j.passed]
+    if not failed:
+        return []
+    name = failed[0].checkpoint
+    named = failed[0].path or name
+    if any(gate.name == "integrity" and not gate.passed for gate in failed[0].gates):
+        return [
+            f"Next: clipcheck inspect {shlex.quote(named)}",
+            "      shows what the file is, without running it.",
+        ]
+    return [
+        f"Next: clipcheck convert {shlex.quote(named)} -o mended.pt",
+        "      writes an archive of the same weights whose code is known to compute as it should.",
+    ]
 
 
 def _count(number: int) -> str:

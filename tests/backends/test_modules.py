@@ -8,7 +8,7 @@ import torch
 
 from clipcheck.backends.base import outputs
 from clipcheck.backends.modules import ModuleBackend
-from clipcheck.compare.gates import OUTPUTS
+from clipcheck.compare.result import OUTPUTS
 from clipcheck.errors import RunError
 
 CPU = torch.device("cpu")

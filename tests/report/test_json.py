@@ -5,7 +5,7 @@ from pathlib import Path
 
 import clipcheck
 from clipcheck.checking import Judgement, Result
-from clipcheck.compare.gates import GateResult
+from clipcheck.compare.result import GateResult
 from clipcheck.report.json import render
 
 
@@ -23,11 +23,14 @@ def test_the_document_has_the_fields_of_schema_1(tiny_archive: Path) -> None:
     assert (entry["device"], entry["dtype"], entry["examples"]) == ("cpu", "float32", 2)
     assert entry["passed"] is True
     assert entry["error"] is None
-    assert entry["seconds"].keys() == {"load", "run"}
-    assert [gate["name"] for gate in entry["gates"]] == ["integrity", "contract"]
+    assert entry["seconds"].keys() >= {"load", "run"}
+    assert [gate["name"] for gate in entry["gates"]] == [
+        "integrity", "contract", "fidelity", "modules", "decision", "stability"
+    ]  # fmt: skip
     for gate in entry["gates"]:
         assert gate["passed"] is True
         assert gate["message"]
+        assert 0 <= gate["margin"] <= 1
     assert entry["gates"][1]["figures"]["logits_per_image"]["max_abs"] >= 0
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from clipcheck.checking import Judgement, Result
-from clipcheck.compare.gates import GateResult
+from clipcheck.compare.result import GateResult
 from clipcheck.report.text import WIDTH, render, verdict
 
 PASSED = Judgement(
@@ -50,6 +50,19 @@ def test_a_report_reads_as_follows() -> None:
 
 def test_what_failed_stands_out() -> None:
     assert "  FAIL  contract   probabilities differ" in render(result(FAILED))
+
+
+def test_the_next_command_mends_the_code_or_looks_at_the_file() -> None:
+    assert render(result(FAILED)).endswith(
+        "INCONSISTENT: 1 checkpoint not the same both ways.\n"
+        "Next: clipcheck convert model.pt -o mended.pt\n"
+        "      writes an archive of the same weights whose code is known to compute as it should."
+    )
+    unsound = replace(
+        FAILED, path="my model.pt", gates=(GateResult("integrity", False, "weights differ"),)
+    )
+    assert "Next: clipcheck inspect 'my model.pt'\n" in render(result(PASSED, unsound))
+    assert "Next:" not in render(result(PASSED, UNJUDGED))
 
 
 def test_an_error_is_told_in_place_of_gates() -> None:

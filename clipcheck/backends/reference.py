@@ -1,0 +1,140 @@
+"""The eager model and its float64 twin: what every candidate is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clipcheck.backends.base import Array
+from clipcheck.backends.modules import run_method, to_numpy
+from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.models import eager
+
+Pixels = NDArray[np.float32]
+Tokens = NDArray[np.int32]
+Named = dict[str, Array]
+
+
+class Reference:
+    """Runs an eager model in its own dtype, and in float64.
+
+    Each batch goes through each tower once, and logits are made of the features. In float64 there
+    is one tower at a time.
+
+    Args:
+        model: in evaluation mode.
+        architecture: its dimensions.
+        device: where its weights are. One without float64, as ``mps``, leaves that to the CPU.
+    """
+
+    def __init__(self, model: eager.CLIP, architecture: Architecture, device: torch.device) -> None:
+        self._model = model
+        self._architecture = architecture
+        self._device = device
+        self._exact_device = float64_device(device)
+
+    @property
+    def scale(self) -> float:
+        """exp(logit_scale), which logits are in proportion to."""
+        return float(self._model.logit_scale.detach().double().exp())
+
+    def outputs(self, inputs: Sequence[tuple[Pixels, Tokens]]) -> list[Named]:
+        """All four outputs of the eager model in its own dtype, for each batch.
+
+        Raises:
+            RunError: the model cannot be run.
+        """
+        model, device = self._model, self._device
+        with exact_arithmetic():
+            images = [_encode(model, "encode_image", pixels, device) for pixels, _ in inputs]
+            texts = [_encode(model, "encode_text", tokens, device) for _, tokens in inputs]
+            return _named(model, images, texts)
+
+    def exact_outputs(self, inputs: Sequence[tuple[Pixels, Tokens]]) -> list[Named]:
+        """All four outputs of the same model in float64, for each batch.
+
+        Raises:
+            RunError: the model cannot be run.
+        """
+        device = self._exact_device
+        with exact_arithmetic():
+            model = self._in_float64(_is_visual)
+            images = [_encode(model, "encode_image", pixels, device) for pixels, _ in inputs]
+            del model
+            model = self._in_float64(lambda key: not _is_visual(key))
+            texts = [_encode(model, "encode_text", tokens, device) for _, tokens in inputs]
+            return _named(model, images, texts)
+
+    def _in_float64(self, chosen: Callable[[str], bool]) -> eager.CLIP:
+        """The model with the chosen weights in float64, the others as they are."""
+        weights = {
+            key: tensor.to(self._exact_device, torch.float64)
+            if chosen(key) and tensor.is_floating_point()
+            else tensor
+            for key, tensor in self._model.state_dict().items()
+        }
+        return eager.build(self._architecture, weights)
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU where it has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Float32 that is float32: no TF32, no bfloat16 inside of it, no sums in half precision."""
+    matmul = torch.backends.cuda.matmul
+    precision = torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn.allow_tf32
+    reductions = (
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+    )
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    _set_reductions(False, False)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = cudnn
+        _set_reductions(*reductions)
+
+
+def _set_reductions(half: Any, bfloat16: Any) -> None:
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = half
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = bfloat16
+
+
+def _is_visual(key: str) -> bool:
+    return key.startswith("visual.")
+
+
+def _encode(
+    model: eager.CLIP, method: str, array: NDArray[Any], device: torch.device
+) -> torch.Tensor:
+    features: torch.Tensor = run_method("eager", model, method, torch.from_numpy(array).to(device))
+    return features
+
+
+def _named(
+    model: eager.CLIP, images: Sequence[torch.Tensor], texts: Sequence[torch.Tensor]
+) -> list[Named]:
+    found: list[Named] = []
+    for image_features, text_features in zip(images, texts, strict=True):
+        logits_per_image, logits_per_text = model.logits(image_features, text_features)
+        named: Mapping[str, torch.Tensor] = {
+            "image_features": image_features,
+            "text_features": text_features,
+            "logits_per_image": logits_per_image,
+            "logits_per_text": logits_per_text,
+        }
+        found.append({name: to_numpy(tensor) for name, tensor in named.items()})
+    return found

@@ -1,0 +1,73 @@
+"""The gate ``decision``: the same best match, wherever there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from clipcheck.compare.result import LOGITS, OUTPUTS, Case, GateResult, unusable
+from clipcheck.compare.tolerances import Limits
+
+
+def decision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
+    """The highest logit of a row is where float64 has it, where that leads by twice the cap.
+
+    Where it leads by less, two models that are both within the cap may differ.
+
+    Args:
+        cases: at least one.
+        limits: of the dtype that was run in.
+        scale: the model's exp(logit_scale).
+    """
+    problem = unusable(cases, LOGITS) or _not_finite(cases)
+    if problem:
+        return GateResult("decision", False, problem, margin=float("inf"))
+    cap = limits.logit_cap(scale)
+    clear = rows = 0
+    wrong: list[str] = []
+    for case in cases:
+        for name in LOGITS:
+            decided = _margin(case.exact[name]) > 2 * cap
+            same = np.argmax(case.candidate[name], axis=1) == np.argmax(case.exact[name], axis=1)
+            rows += len(decided)
+            clear += int(decided.sum())
+            wrong += [_wrong(case, name, int(row)) for row in np.flatnonzero(decided & ~same)]
+    figures = {"rows": {"compared": rows, "clear": clear, "wrong": len(wrong)}}
+    if wrong:
+        message = f"{len(wrong)} of {clear} clear best matches are others: {wrong[0]}"
+        return GateResult("decision", False, message, figures, float("inf"))
+    message = (
+        f"the best match is the same in all {clear} of {rows} rows where it leads by more than "
+        f"{2 * cap:.2g}"
+    )
+    return GateResult("decision", True, message, figures)
+
+
+def _not_finite(cases: Sequence[Case]) -> str:
+    for case in cases:
+        for name in LOGITS:
+            bad = ~(np.isfinite(case.exact[name]) & np.isfinite(case.candidate[name]))
+            if bad.any():
+                row = int(np.argwhere(bad)[0][0])
+                return f"{name} of {case.where(name, [row])} has no best match: it is not finite"
+    return ""
+
+
+def _margin(logits: np.ndarray) -> np.ndarray:
+    """By how much the highest of each row leads; nothing leads where there is one alone."""
+    if logits.shape[1] < 2:
+        return np.zeros(len(logits))
+    ordered = np.sort(logits, axis=1)
+    return np.asarray(ordered[:, -1] - ordered[:, -2])
+
+
+def _wrong(case: Case, name: str, row: int) -> str:
+    exact = case.exact[name][row]
+    kind = OUTPUTS[name][1]
+    right, found = int(exact.argmax()), int(case.candidate[name][row].argmax())
+    lead = exact[right] - exact[found]
+    return (
+        f"{case.where(name, [row])} goes with {kind} {found} in place of {kind} {right}, which "
+        f"leads by {lead:.2g}"
+    )

@@ -1,0 +1,141 @@
+"""How far outputs are from float64, measured in the eager model's own distance from it.
+
+A float32 model is never exact: its error against float64 is that of its arithmetic. Another way to
+compute the same function makes an error of the same size, whatever the order of its sums; a fault
+makes one that is larger by orders of magnitude. So an error is divided by the eager model's.
+
+That model is now and then exact by luck, in a row or in a whole output, and no measure then. So the
+divisor of a row is at least what rows of this output have in the median, in proportion to the
+row's size, and at least one rounding of its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipcheck.compare.metrics import Array, rms, row_rms
+from clipcheck.compare.result import LOGITS, OUTPUTS, Case, Outputs
+from clipcheck.compare.tolerances import Limits
+
+Rows = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How many times the eager model's error was found, where that is most of what is allowed.
+
+    Attributes:
+        output: its name.
+        case: the batch.
+        row: the row within the batch, or None for all of it.
+        ratio: the error in the eager model's; infinite where it is not a number.
+        allowed: the ratio that is allowed.
+        error: the root mean square error itself.
+    """
+
+    output: str
+    case: Case
+    row: int | None
+    ratio: float
+    allowed: float
+    error: float
+
+    @property
+    def margin(self) -> float:
+        """How many times what is allowed."""
+        return self.ratio / self.allowed
+
+    @property
+    def place(self) -> str:
+        """The row, or the batch, for people."""
+        if self.row is None:
+            return f"the batch of {len(self.case.candidate[self.output])} rows"
+        return self.case.where(self.output, [self.row])
+
+
+# What is not finite ends up as an infinite ratio. It needs no warning as well.
+_quietly = np.errstate(all="ignore")
+
+
+class Ruler:
+    """The eager model's errors, row by row: what those of a candidate are measured in.
+
+    Args:
+        cases: all that was run; their candidates are not looked at.
+        limits: of the dtype that was run in.
+        scale: the model's exp(logit_scale), which logits are in proportion to.
+    """
+
+    @_quietly
+    def __init__(self, cases: Sequence[Case], limits: Limits, scale: float) -> None:
+        self._limits = limits
+        self._units: dict[str, list[Rows]] = {}
+        for name in OUTPUTS:
+            errors = [row_rms(case.reference[name] - case.exact[name]) for case in cases]
+            sizes = [_sizes(name, case.exact, scale) for case in cases]
+            relative = np.concatenate(errors) / np.concatenate(sizes)
+            least = max(float(np.median(relative)), limits.roundoff)
+            self._units[name] = [
+                np.maximum(error, least * size) for error, size in zip(errors, sizes, strict=True)
+            ]
+
+    @_quietly
+    def ratios(
+        self, name: str, number: int, these: Array, those: Array, rows: Sequence[int]
+    ) -> Rows:
+        """How far two arrays are apart, row by row.
+
+        Args:
+            name: the output.
+            number: of the case that the rows are from.
+            these: of any dtype.
+            those: of the same shape.
+            rows: which rows of the case they are.
+        """
+        apart = row_rms(these.astype(np.float64) - those)
+        return _ratio(apart, self._units[name][number][list(rows)])
+
+    @_quietly
+    def worst(self, cases: Sequence[Case]) -> Mapping[str, Distance]:
+        """By output, the row or batch that is the greatest part of what is allowed."""
+        found = {}
+        for name in OUTPUTS:
+            distances = [d for n, case in enumerate(cases) for d in self._distances(name, n, case)]
+            found[name] = max(distances, key=lambda distance: distance.margin)
+        return found
+
+    def _distances(self, name: str, number: int, case: Case) -> list[Distance]:
+        errors = row_rms(case.candidate[name] - case.exact[name])
+        units = self._units[name][number]
+        ratios = _ratio(errors, units)
+        row = int(np.argmax(ratios))
+        logits = name in LOGITS
+        of_batch = self._limits.logits if logits else self._limits.features
+        of_row = self._limits.logit_row if logits else self._limits.feature_row
+        whole = float(_ratio(np.array([rms(errors)]), np.array([rms(units)]))[0])
+        return [
+            Distance(name, case, None, whole, of_batch, rms(errors)),
+            Distance(name, case, row, float(ratios[row]), of_row, float(errors[row])),
+        ]
+
+
+def _sizes(name: str, exact: Outputs, scale: float) -> Rows:
+    """What the errors of each row are in proportion to.
+
+    A feature's error is to the size of the features. A logit's is not to the logit: it is to the
+    angles between features, and that is the logit scale, however small the logit.
+    """
+    if name in LOGITS:
+        return np.full(len(exact[name]), scale)
+    return np.maximum(row_rms(exact[name]), np.finfo(np.float64).tiny)
+
+
+@_quietly
+def _ratio(errors: Rows, units: Rows) -> Rows:
+    """Infinite where either is not a number: nothing that is not finite is ever near."""
+    ratios = errors / units
+    return np.where(np.isfinite(ratios), ratios, np.inf)

@@ -1,0 +1,104 @@
+"""The gates ``fidelity`` and ``precision``: as near to float64 as the eager model is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from clipcheck.compare.distance import Distance, Ruler
+from clipcheck.compare.result import LOGITS, Case, Figures, GateResult, unusable
+from clipcheck.compare.tolerances import Limits
+
+_MEANT = {
+    "image_features": "image features",
+    "text_features": "text features",
+    "logits_per_image": "logits per image",
+    "logits_per_text": "logits per text",
+}
+
+
+def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
+    """In float32: no output, no batch and no row further from float64 than the eager model is.
+
+    Args:
+        cases: at least one.
+        limits: of float32.
+        scale: the model's exp(logit_scale).
+    """
+    problem = unusable(cases)
+    if problem:
+        return GateResult("fidelity", False, problem, margin=float("inf"))
+    found = Ruler(cases, limits, scale).worst(cases)
+    worst = max(found.values(), key=lambda distance: distance.margin)
+    passed = worst.margin <= 1
+    message = _within(worst) if passed else _beyond(worst)
+    return GateResult("fidelity", passed, message, _figures(found), worst.margin)
+
+
+def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
+    """In half precision or bfloat16: as `fidelity`, and no logit further than a cap.
+
+    Args:
+        cases: at least one.
+        limits: of the dtype that was run in.
+        scale: the model's exp(logit_scale).
+    """
+    near = fidelity(cases, limits, scale)
+    if near.margin == float("inf"):
+        return GateResult("precision", False, near.message, near.figures, near.margin)
+    cap = limits.logit_cap(scale)
+    name, case, index, error = max(
+        (_worst_logit(name, case) for name in LOGITS for case in cases), key=lambda item: item[3]
+    )
+    figures = {**near.figures, "logits": {"max_abs": error, "cap": cap}}
+    if error <= cap:
+        message = f"{near.message}; no logit off by more than {error:.2g} of {cap:.2g} allowed"
+        margin = max(near.margin, error / cap)
+        return GateResult("precision", near.passed, message, figures, margin)
+    message = (
+        f"{_MEANT[name]} are {error:.2g} off at {case.where(name, index)}; {cap:.2g} is allowed, "
+        f"{limits.cap:g} units in the last place"
+    )
+    return GateResult("precision", False, message, figures, max(near.margin, error / cap))
+
+
+def _worst_logit(name: str, case: Case) -> tuple[str, Case, tuple[int, ...], float]:
+    errors = np.abs(case.candidate[name] - case.exact[name])
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(errors)), errors.shape))
+    return name, case, index, float(errors[index])
+
+
+def _within(worst: Distance) -> str:
+    return (
+        f"at most {worst.ratio:.2g} times as far from float64 as the eager model, in the "
+        f"{_MEANT[worst.output]} of {worst.place}; {worst.allowed:g} times is allowed"
+    )
+
+
+def _beyond(worst: Distance) -> str:
+    if worst.ratio == float("inf"):
+        return f"{_MEANT[worst.output]} of {worst.place} are not finite, or the eager model's not"
+    return (
+        f"{_MEANT[worst.output]} of {worst.place} are {times(worst.ratio)} further from float64 "
+        f"than the eager model is (root mean square error {worst.error:.2g}); "
+        f"{worst.allowed:g} times is allowed"
+    )
+
+
+def times(ratio: float) -> str:
+    """``40 times``, with two digits that count."""
+    rounded = float(f"{ratio:.2g}")
+    return f"{rounded:,.0f} times" if rounded >= 10 else f"{rounded:g} times"
+
+
+def _figures(found: Mapping[str, Distance]) -> Figures:
+    return {
+        name: {
+            "rmse_ratio": distance.ratio,
+            "allowed": distance.allowed,
+            "rmse": distance.error,
+            "worst": distance.place,
+        }
+        for name, distance in found.items()
+    }

@@ -1,0 +1,136 @@
+"""The gate ``integrity``: that the comparison is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from clipcheck.compare.metrics import Array
+from clipcheck.compare.result import OUTPUTS, Case, GateResult
+
+_NAMED = 3
+"""Weights that a message names, of those that are wrong; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What `integrity` has to know beside the outputs.
+
+    Attributes:
+        candidate_is_script: whether the candidate is a TorchScript module.
+        reference_is_script: whether the reference is one.
+        weights: number of weights that were compared bit for bit.
+        differing: by key, how a weight differs between the interpreter and the file.
+        buffers: by name, the integer that the archive holds and the one that the dimensions of
+            the weights imply; None where the archive does not have it.
+        unused: by method, the weights that its code does not use although the model has to.
+        changed: the weights that running the model has changed.
+        failures: what could not be run, in the words of the interpreter.
+    """
+
+    candidate_is_script: bool
+    reference_is_script: bool
+    weights: int
+    differing: Mapping[str, str]
+    buffers: Mapping[str, tuple[int | None, int]]
+    unused: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    changed: Sequence[str] = ()
+    failures: Sequence[str] = ()
+
+
+def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
+    """Two different things, the same weights, all of them used, and all outputs.
+
+    Passes when the candidate is a TorchScript module and the reference is not; the weights agree
+    bit for bit, all of them take part in what is computed, and running changes none; the integer
+    buffers are those that the architecture implies; and every output of `OUTPUTS` is there from
+    both for every batch, of the same shape and dtype, not empty and finite.
+
+    Args:
+        cases: at least one.
+        evidence: what is not in the outputs.
+    """
+    outputs = [problem for case in cases for problem in _output_problems(case)]
+    problems = [
+        *_kind_problems(evidence),
+        *_weight_problems(evidence),
+        *evidence.failures[:1],
+        *([] if evidence.failures else outputs[:_NAMED]),
+        *([] if cases else ["nothing was run"]),
+    ]
+    unused = {key for keys in evidence.unused.values() for key in keys}
+    weights = {"compared": evidence.weights, "differing": len(evidence.differing)}
+    figures = {
+        "weights": {**weights, "unused": len(unused), "changed": len(evidence.changed)},
+        "runs": {"batches": len(cases), "failed": len(evidence.failures)},
+    }
+    if problems:
+        return GateResult("integrity", False, "; ".join(problems), figures, float("inf"))
+    message = (
+        f"{evidence.weights} weights the same bit for bit in both readings of the file, and all "
+        f"used; all {len(OUTPUTS)} outputs there, finite, of the same shape and dtype"
+    )
+    return GateResult("integrity", True, message, figures)
+
+
+def _kind_problems(evidence: Evidence) -> list[str]:
+    if evidence.candidate_is_script and not evidence.reference_is_script:
+        return []
+    kind = "TorchScript modules" if evidence.reference_is_script else "eager models"
+    if evidence.candidate_is_script == evidence.reference_is_script:
+        return [f"nothing was compared: both sides are {kind}"]
+    return ["the candidate is an eager model and the reference a TorchScript module"]
+
+
+def _weight_problems(evidence: Evidence) -> list[str]:
+    problems = [f"{key}: {reason}" for key, reason in list(evidence.differing.items())[:_NAMED]]
+    if len(evidence.differing) > _NAMED:
+        problems.append(f"{len(evidence.differing) - _NAMED} more weights differ")
+    if evidence.weights == 0:
+        problems.append("no weights were compared")
+    for method, keys in evidence.unused.items():
+        if keys:
+            problems.append(f"{method} uses {len(keys)} weights in nothing: {_listed(keys)}")
+    if evidence.changed:
+        problems.append(
+            f"running the model changed {len(evidence.changed)} weights: "
+            f"{_listed(evidence.changed)}"
+        )
+    for name, (found, implied) in evidence.buffers.items():
+        if found is not None and found != implied:
+            problems.append(f"{name} is {found}, and the weights imply {implied}")
+    return problems
+
+
+def _listed(keys: Sequence[str]) -> str:
+    more = len(keys) - _NAMED
+    return ", ".join(keys[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _output_problems(case: Case) -> list[str]:
+    problems = []
+    for name in OUTPUTS:
+        sides = {"candidate": case.candidate, "reference": case.reference}
+        absent = [side for side, outputs in sides.items() if name not in outputs]
+        if absent:
+            problems.append(f"{name} is missing from the {' and the '.join(absent)}")
+            continue
+        mine, other = case.candidate[name], case.reference[name]
+        if mine.shape != other.shape:
+            problems.append(f"{name} has shape {mine.shape} in place of {other.shape}")
+        if mine.dtype != other.dtype:
+            problems.append(f"{name} has dtype {mine.dtype} in place of {other.dtype}")
+        if mine.size == 0:
+            problems.append(f"{name} is empty")
+        problems += [
+            f"{name} of the {side} is not finite in {case.where(name, [_first_bad(outputs[name])])}"
+            for side, outputs in sides.items()
+            if not np.isfinite(outputs[name]).all()
+        ]
+    return problems
+
+
+def _first_bad(output: Array) -> int:
+    return int(np.argwhere(~np.isfinite(output))[0][0])

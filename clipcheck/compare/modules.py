@@ -1,0 +1,152 @@
+"""The gate ``modules``: each module by itself as near to float64 as the eager one is.
+
+Judged end to end, a fault drowns in the rounding of all the layers after it. Judged alone, on the
+input that it had, it stands out undiminished, and is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from clipcheck.compare.fidelity import times
+from clipcheck.compare.result import Figures, GateResult
+from clipcheck.compare.tolerances import Limits
+
+
+@dataclass(frozen=True)
+class ModuleError:
+    """How far one module is from its float64 twin, on one input, in one of its methods.
+
+    Attributes:
+        module: its name in the eager model.
+        method: the archive's name of the method that was called.
+        candidate: root mean square of the candidate's error.
+        reference: root mean square of the eager module's error.
+        size: root mean square of the exact output.
+        block: the name of the residual block that it is inside of, or nothing.
+    """
+
+    module: str
+    method: str
+    candidate: float
+    reference: float
+    size: float
+    block: str = ""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What was judged, and what could not be.
+
+    Attributes:
+        errors: of every module that was judged, in the order of the calls; several for a module
+            that is called in several methods.
+        skipped: by name, why a module of the eager model was not judged.
+    """
+
+    errors: Sequence[ModuleError]
+    skipped: Mapping[str, str]
+
+
+def modules(coverage: Coverage, limits: Limits) -> GateResult:
+    """Every module that both have by name is as near to its float64 twin as the eager one.
+
+    A module inside of a block may be further, if the block as a whole is not: then the two have
+    shared out the same work in another way.
+
+    Args:
+        coverage: one entry or more.
+        limits: of float32.
+    """
+    judged = {error.module for error in coverage.errors}
+    figures = _coverage_figures(judged, coverage)
+    if not judged:
+        message = f"not one module could be judged: {_reasons(coverage)}"
+        return GateResult("modules", False, message, figures, float("inf"))
+    ratios = _explained([(_ratio(error, limits), error) for error in coverage.errors])
+    ratio, worst = max(ratios, key=lambda item: item[0])
+    figures = {**figures, worst.module: _figures(ratio, worst, limits)}
+    margin = ratio / limits.module
+    if margin > 1:
+        return GateResult("modules", False, _beyond(ratios, limits), figures, margin)
+    message = (
+        f"{len(judged)} modules judged one by one: at most {ratio:.2g} times as far from "
+        f"float64 as the eager module ({worst.module}); {limits.module:g} times is allowed"
+        f"{_left_out(coverage)}"
+    )
+    return GateResult("modules", True, message, figures, margin)
+
+
+_SAME = 1.5
+"""A block that is no further from float64 than this many times the eager block computes the same:
+clean variants measured up to 1.25."""
+
+
+_Ratios = Sequence[tuple[float, ModuleError]]
+
+
+def _explained(ratios: _Ratios) -> _Ratios:
+    """With the ratio of its block for a module that another one in the block makes up for."""
+    blocks: dict[str, float] = {}
+    for ratio, error in ratios:
+        blocks[error.module] = max(ratio, blocks.get(error.module, 0))
+    found = []
+    for ratio, error in ratios:
+        block = blocks.get(error.block, float("inf"))
+        found.append((min(ratio, block) if block <= _SAME else ratio, error))
+    return found
+
+
+def _ratio(error: ModuleError, limits: Limits) -> float:
+    """In the eager module's error, or in one rounding of the output where that one is exact."""
+    unit = max(error.reference, limits.roundoff * error.size)
+    if unit == 0:
+        return float("inf") if error.candidate else 0.0
+    ratio = error.candidate / unit
+    return ratio if ratio >= 0 else float("inf")
+
+
+def _figures(ratio: float, error: ModuleError, limits: Limits) -> dict[str, float | int | str]:
+    return {
+        "rmse_ratio": ratio,
+        "allowed": limits.module,
+        "rmse": error.candidate,
+        "method": error.method,
+    }
+
+
+def _coverage_figures(judged: set[str], coverage: Coverage) -> Figures:
+    return {
+        "coverage": {"judged": len(judged), "not_judged": len(coverage.skipped)},
+        **{name: {"not_judged": reason} for name, reason in coverage.skipped.items()},
+    }
+
+
+def _left_out(coverage: Coverage) -> str:
+    if not coverage.skipped:
+        return ""
+    return f"; {len(coverage.skipped)} not judged: {_reasons(coverage)}"
+
+
+def _reasons(coverage: Coverage) -> str:
+    """Each reason with the modules that it holds for, counted."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in coverage.skipped.items():
+        by_reason.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({reason})"
+        for reason, names in by_reason.items()
+    )
+
+
+def _beyond(ratios: _Ratios, limits: Limits) -> str:
+    """The first module that is too far, in the order of the calls."""
+    off = [(ratio, error) for ratio, error in ratios if ratio > limits.module]
+    ratio, first = off[0]
+    others = len({error.module for _, error in off}) - 1
+    more = f"; {others} more are too far" if others else ""
+    return (
+        f"{first.module} ({first.method}) is {times(ratio)} further from float64 than the eager "
+        f"module on the same input; {limits.module:g} times is allowed{more}"
+    )

@@ -1,0 +1,90 @@
+"""What gates judge and what they find. Outputs are numpy arrays by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from clipcheck.compare.metrics import Array
+
+OUTPUTS = {
+    "image_features": ("image", "component"),
+    "text_features": ("prompt", "component"),
+    "logits_per_image": ("image", "prompt"),
+    "logits_per_text": ("prompt", "image"),
+}
+"""Every output that a model must give, with what its two dimensions count. Features are not
+normalised."""
+
+LOGITS = ("logits_per_image", "logits_per_text")
+
+Outputs = Mapping[str, Array]
+Figures = Mapping[str, Mapping[str, float | int | str]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch, as the candidate and the reference ran it.
+
+    Attributes:
+        candidate: what is judged.
+        reference: the eager model's outputs, in the same dtype on the same device.
+        exact: the eager model's outputs in float64.
+        rows: by ``image`` and ``prompt``, what each row is, in a few words.
+        first_rows: by ``image`` and ``prompt``, how many come in the batches before.
+    """
+
+    candidate: Outputs
+    reference: Outputs
+    exact: Outputs
+    rows: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    first_rows: Mapping[str, int] = field(default_factory=dict)
+
+    def where(self, output: str, index: Sequence[int]) -> str:
+        """The place in an output, for people: ``image 3 (black), prompt 5 (77 tokens)``."""
+        dimensions = zip(OUTPUTS[output], index, strict=False)
+        return ", ".join(self._place(kind, position) for kind, position in dimensions)
+
+    def _place(self, kind: str, position: int) -> str:
+        number = self.first_rows.get(kind, 0) + position
+        known = self.rows.get(kind, ())
+        described = f" ({known[position]})" if position < len(known) else ""
+        return f"{kind} {number}{described}"
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What a gate found.
+
+    Attributes:
+        name: the gate's.
+        passed: whether the rule holds.
+        message: one line for people.
+        figures: by output, or by what was counted.
+        margin: how many times as much as is allowed was found, where it was most: at most 1 when
+            it passed, infinite where something is missing or not finite, 0 where nothing is
+            measured.
+    """
+
+    name: str
+    passed: bool
+    message: str
+    figures: Figures = field(default_factory=dict)
+    margin: float = 0.0
+
+
+def unusable(cases: Sequence[Case], names: Sequence[str] = tuple(OUTPUTS)) -> str:
+    """Why these outputs cannot be compared number by number, or nothing."""
+    if not cases:
+        return "nothing was run, so that nothing can be compared"
+    return next((problem for case in cases for problem in _problems(case, names)), "")
+
+
+def _problems(case: Case, names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        if name not in case.candidate or name not in case.reference:
+            yield f"{name} is missing, so that nothing can be compared"
+        elif case.candidate[name].shape != case.reference[name].shape:
+            yield f"{name} has different shapes, so that nothing can be compared"
+        elif case.candidate[name].size == 0:
+            yield f"{name} is empty, so that nothing can be compared"

@@ -1,0 +1,127 @@
+"""Listen in on the modules of a TorchScript archive.
+
+Hooks do not fire inside of the interpreter. But an operator may be put into the code before and
+after each call of a submodule, and that operator may be Python: so a listener gets what goes into
+every submodule and what comes out, one by one while the archive runs, and nothing is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Site:
+    """A call of a submodule: the module's name within the archive, and the method's."""
+
+    module: str
+    method: str
+
+
+Listener = Callable[[Site, bool, Sequence[torch.Tensor]], None]
+"""Called with the site, whether the call begins, and the tensors that go in or come out."""
+
+_sites: list[Site] = []
+_listeners: list[Listener] = []
+
+_library = torch.library.Library("clipcheck", "DEF")
+# Conservative: else the interpreter drops a call whose result nobody uses.
+_library.define(
+    "tap(Tensor[] tensors, int site, bool entering) -> ()", alias_analysis="CONSERVATIVE"
+)
+
+
+def _tap(tensors: list[torch.Tensor], site: int, entering: bool) -> None:
+    _listeners[-1](_sites[site], entering, tensors)
+
+
+_library.impl("tap", _tap, "CompositeExplicitAutograd")
+
+
+def tap(module: torch.jit.ScriptModule) -> list[Site]:
+    """Put taps around every call of a submodule, in every method of ``module``.
+
+    Args:
+        module: an archive that was not called yet. From now on it runs under `listening` alone.
+
+    Returns:
+        The calls.
+    """
+    first = len(_sites)
+    for prefix, submodule in module.named_modules():
+        script: Any = submodule._c
+        for name in script._method_names():
+            graph = script._get_method(name).graph
+            for node in graph.findAllNodes("prim::CallMethod"):
+                _tap_call(graph, node, prefix)
+    return _sites[first:]
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Have ``listener`` called by every tap."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.pop()
+
+
+def _tap_call(graph: Any, node: Any, prefix: str) -> None:
+    callee, *arguments = node.inputs()
+    number = len(_sites)
+    path = ".".join(part for part in (prefix, *_attributes(callee)) if part)
+    _sites.append(Site(path, node.s("name")))
+    for new in _tap_nodes(graph, _tensors(arguments), number, entering=True):
+        new.insertBefore(node)
+    results, last = _results(graph, node)
+    for new in _tap_nodes(graph, _tensors(results), number, entering=False):
+        new.insertAfter(last)
+        last = new
+
+
+def _attributes(value: Any) -> list[str]:
+    """The names by which a module was got from the one whose code this is."""
+    names: list[str] = []
+    while value.node().kind() == "prim::GetAttr":
+        names.insert(0, value.node().s("name"))
+        value = value.node().inputsAt(0)
+    return names
+
+
+def _tensors(values: Sequence[Any]) -> list[Any]:
+    return [value for value in values if value.type().kind() == "TensorType"]
+
+
+def _results(graph: Any, node: Any) -> tuple[list[Any], Any]:
+    """What a call gives, and the node after which it is there: tuples are taken apart."""
+    result = node.output()
+    if result.type().kind() != "TupleType":
+        return [result], node
+    types = result.type().elements()
+    unpacked = graph.create("prim::TupleUnpack", [result], len(types))
+    for output, kind in zip(unpacked.outputs(), types, strict=True):
+        output.setType(kind)
+    unpacked.insertAfter(node)
+    return list(unpacked.outputs()), unpacked
+
+
+def _tap_nodes(graph: Any, tensors: list[Any], number: int, *, entering: bool) -> list[Any]:
+    listed = graph.create("prim::ListConstruct", tensors, 1)
+    listed.output().setType(torch._C.ListType.ofTensors())
+    site = _constant(graph, number, torch._C.IntType.get())
+    begins = _constant(graph, int(entering), torch._C.BoolType.get())
+    inputs = [listed.output(), site.output(), begins.output()]
+    return [listed, site, begins, graph.create("clipcheck::tap", inputs, 0)]
+
+
+def _constant(graph: Any, value: int, kind: Any) -> Any:
+    node = graph.create("prim::Constant")
+    node.i_("value", value)
+    node.output().setType(kind)
+    return node
