@@ -354,7 +354,8 @@ def judge_archive(
         coverage = _coverage(checkpoint, both, device, seed) if trial.dtype == "float32" else None
     with watch.phase("gates"):
         evidence = _evidence(checkpoint, both)
-        evidence = replace(evidence, changed=weights.changed(), failures=run.failures)
+        failures = [*run.failures, *(coverage.failures if coverage else ())]
+        evidence = replace(evidence, changed=weights.changed(), failures=failures)
         return judge(trial, run, evidence, coverage, limits)
 
 

@@ -207,6 +207,40 @@ def inspect(checkpoint: Checkpoint, download_root: DownloadRoot = None) -> None:
 
 
 @app.command()
+def audit(
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arch", metavar="ARCH", help="May be repeated. By default tiny-vit and tiny-resnet."
+        ),
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", min=0, help="Of the weights; may be repeated.")
+    ] = None,
+    spread: Annotated[
+        list[str] | None,
+        typer.Option("--spread", help="Of the weights: unit, initial, trained; may be repeated."),
+    ] = None,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
+    ] = None,
+) -> None:
+    """Plant every known fault, and see that each is caught and that nothing else is."""
+    from clipcheck.audit import ARCHITECTURES
+    from clipcheck.audit import audit as run
+    from clipcheck.report import audit as report
+
+    found = run(
+        arch or ARCHITECTURES,
+        seeds=seed or (0,),
+        spreads=spread or ("unit",),
+        progress=_progress,
+    )
+    _give(report.render(found), report.render_json(found), json)
+    raise typer.Exit(0 if found.passed else 1)
+
+
+@app.command()
 def models(download_root: DownloadRoot = None) -> None:
     """List the released models, and which are in the cache."""
     from clipcheck.checkpoints import download, registry
@@ -248,12 +282,17 @@ def _show(result: Result, json: str | None) -> None:
     from clipcheck.report import json as json_report
     from clipcheck.report import text
 
+    _give(text.render(result), json_report.render(result), json)
+
+
+def _give(text: str, document: str, json: str | None) -> None:
+    """The text, and the document where it is asked for; on stdout that is alone."""
     if json == "-":
-        typer.echo(json_report.render(result), nl=False)
+        typer.echo(document, nl=False)
         return
-    typer.echo(text.render(result))
+    typer.echo(text)
     if json is not None:
-        _write(Path(json), json_report.render(result))
+        _write(Path(json), document)
 
 
 def _write(path: Path, contents: str) -> None:

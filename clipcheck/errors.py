@@ -23,6 +23,7 @@ Each message says what was expected, what was found, in which file, and how to m
 from __future__ import annotations
 
 import os
+from functools import partial
 
 
 class ClipcheckError(RuntimeError):
@@ -42,6 +43,10 @@ class ClipcheckError(RuntimeError):
         self.path = None if path is None else os.fspath(path)
         where = "" if self.path is None else f"{self.path}: "
         super().__init__(f"{where}{problem}. {remedy}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # As it was made: else it could not come back from another process.
+        return partial(type(self), remedy=self.remedy, path=self.path), (self.problem,)
 
 
 class CheckpointError(ClipcheckError):

@@ -19,6 +19,7 @@ from torch import nn
 from clipcheck.backends.modules import run_method
 from clipcheck.backends.reference import exact_arithmetic, float64_device
 from clipcheck.compare.modules import Coverage, ModuleError
+from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch
 from clipcheck.models import eager
 from clipcheck.models.taps import Site, listening
@@ -55,10 +56,8 @@ def judge_modules(
         device: where both are.
 
     Returns:
-        The errors of the modules, and why others were not judged.
-
-    Raises:
-        RunError: a method is not there, or it failed.
+        The errors of the modules, and why others were not judged. A method that is not there, or
+        that fails, leaves its reason.
     """
     judge = _Judge(model, len(batch.pixels), len(batch.tokens), float64_device(device))
     pixels = torch.from_numpy(batch.pixels).to(device)
@@ -70,7 +69,7 @@ def judge_modules(
     }
     with exact_arithmetic(), listening(judge.listen):
         for method, inputs in methods.items():
-            run_method("jit", archive, method, *inputs)
+            judge.run(archive, method, inputs)
     return judge.coverage()
 
 
@@ -84,10 +83,19 @@ class _Judge:
     skipped: dict[str, str] = field(default_factory=dict)
     running: list[Tensors] = field(default_factory=list)
     judged: set[tuple[str, bytes]] = field(default_factory=set)
+    failures: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.targets = dict(_targets(self.model))
         self.twins = _Twins(self.exact_device)
+
+    def run(self, archive: torch.jit.ScriptModule, method: str, inputs: Tensors) -> None:
+        self.running.clear()  # A call that failed has left its own behind.
+        try:
+            run_method("jit", archive, method, *inputs)
+        except RunError as error:
+            rows = " and ".join(str(len(tensor)) for tensor in inputs)
+            self.failures.append(f"{error.problem}, in a batch of {rows} rows")
 
     def listen(self, site: Site, entering: bool, tensors: Tensors) -> None:
         if site.module not in self.targets:
@@ -119,12 +127,12 @@ class _Judge:
         module, block = self.targets[site.module]
         visual = site.module.startswith("visual.")
         run = _runner(module, given, self.images if visual else self.prompts, causal=not visual)
+        twin = self.twins.of(site.module, module, block, self.model)
         try:
             expected = run(module, given.clone())
-        except (RuntimeError, TypeError, ValueError):
+            exact = run(twin, _to_float64(given, self.exact_device)).double()
+        except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
             return  # This is not what the eager module takes.
-        twin = self.twins.of(site.module, module, block, self.model)
-        exact = run(twin, _to_float64(given, self.exact_device)).double()
         for got in outputs:
             if got.shape == exact.shape:
                 yield ModuleError(
@@ -143,7 +151,7 @@ class _Judge:
             for name in self.targets
             if name not in judged
         }
-        return Coverage(self.errors, skipped)
+        return Coverage(self.errors, skipped, self.failures)
 
 
 def _targets(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:

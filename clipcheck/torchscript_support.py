@@ -52,3 +52,15 @@ def silenced() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=r".*torch\.jit", category=FutureWarning)
         warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
         yield
+
+
+def forget_classes() -> None:
+    """Let go of the classes of modules that were traced.
+
+    torch keeps each for as long as the process lives, with its code, and looks through all of them
+    for every further one. Modules that are still in use keep their own.
+    """
+    import torch
+
+    torch._C._jit_clear_class_registry()
+    torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()

@@ -25,7 +25,7 @@ def decision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
         return GateResult("decision", False, problem, margin=float("inf"))
     cap = limits.logit_cap(scale)
     clear = rows = 0
-    wrong: list[str] = []
+    wrong: list[tuple[float, str]] = []
     for case in cases:
         for name in LOGITS:
             decided = _margin(case.exact[name]) > 2 * cap
@@ -35,8 +35,9 @@ def decision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
             wrong += [_wrong(case, name, int(row)) for row in np.flatnonzero(decided & ~same)]
     figures = {"rows": {"compared": rows, "clear": clear, "wrong": len(wrong)}}
     if wrong:
-        message = f"{len(wrong)} of {clear} clear best matches are others: {wrong[0]}"
-        return GateResult("decision", False, message, figures, float("inf"))
+        lead, worst = max(wrong)
+        message = f"{len(wrong)} of {clear} clear best matches are others: {worst}"
+        return GateResult("decision", False, message, figures, lead / (2 * cap))
     message = (
         f"the best match is the same in all {clear} of {rows} rows where it leads by more than "
         f"{2 * cap:.2g}"
@@ -62,12 +63,13 @@ def _margin(logits: np.ndarray) -> np.ndarray:
     return np.asarray(ordered[:, -1] - ordered[:, -2])
 
 
-def _wrong(case: Case, name: str, row: int) -> str:
+def _wrong(case: Case, name: str, row: int) -> tuple[float, str]:
+    """By how much the right one leads, and that in words."""
     exact = case.exact[name][row]
     kind = OUTPUTS[name][1]
     right, found = int(exact.argmax()), int(case.candidate[name][row].argmax())
-    lead = exact[right] - exact[found]
-    return (
+    lead = float(exact[right] - exact[found])
+    return lead, (
         f"{case.where(name, [row])} goes with {kind} {found} in place of {kind} {right}, which "
         f"leads by {lead:.2g}"
     )

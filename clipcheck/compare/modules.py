@@ -43,10 +43,12 @@ class Coverage:
         errors: of every module that was judged, in the order of the calls; several for a module
             that is called in several methods.
         skipped: by name, why a module of the eager model was not judged.
+        failures: why methods could not be run to their end.
     """
 
     errors: Sequence[ModuleError]
     skipped: Mapping[str, str]
+    failures: Sequence[str] = ()
 
 
 def modules(coverage: Coverage, limits: Limits) -> GateResult:

@@ -112,6 +112,18 @@ def for_modules(inputs: Inputs, seed: int) -> Batch:
     return _batch(images, prompts, {"image": 0, "prompt": 0})
 
 
+def classic(inputs: Inputs) -> Batch:
+    """What the reference implementation's own consistency test runs: one image, three prompts.
+
+    The prompts are those of openai/CLIP, tests/test_consistency.py; the image is of our own.
+    """
+    image = _random(np.random.default_rng(0), inputs, "blobs")
+    texts = ("a diagram", "a dog", "a cat")
+    tokens = tokenize(list(texts), inputs.context_length).numpy()
+    prompts = [(repr(text), row) for text, row in zip(texts, tokens, strict=True)]
+    return _batch([image], prompts, {"image": 0, "prompt": 0})
+
+
 def exhaustive(inputs: Inputs) -> Iterator[Batch]:
     """Every id of the vocabulary, every length, and every position of an image.
 
@@ -279,10 +291,13 @@ def _words(generator: np.random.Generator, inputs: Inputs) -> tuple[str, Tokens]
 
 def _spaced(generator: np.random.Generator, inputs: Inputs, length: int) -> Tokens:
     """A prompt of ``length`` tokens, start and end included, with ids from all over the
-    vocabulary: one from each of as many equal regions, in random order."""
+    vocabulary: one from each of as many equal regions, in random order. A prompt of some length
+    has the first id, which padding has as well, and the last."""
     count = length - 2
     within = generator.random(count)
     ids = ((np.arange(count) + within) / max(count, 1) * inputs.start).astype(np.int64)
+    if count > 3:
+        ids[[0, -1]] = 0, inputs.start - 1
     return _whole(inputs, [int(i) for i in generator.permutation(ids)])
 
 

@@ -24,7 +24,7 @@ def render(result: Result) -> str:
         "environment": dict(result.environment),
         "results": [_entry(judgement) for judgement in result.judgements],
     }
-    return json.dumps(_writable(document), indent=2, allow_nan=False) + "\n"
+    return json.dumps(writable(document), indent=2, allow_nan=False) + "\n"
 
 
 def _entry(judgement: Judgement) -> dict[str, Any]:
@@ -54,11 +54,12 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def _writable(value: Any) -> Any:
+def writable(value: Any) -> Any:
+    """The same with null for NaN and infinities, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _writable(item) for key, item in value.items()}
+        return {key: writable(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_writable(item) for item in value]
+        return [writable(item) for item in value]
     return value

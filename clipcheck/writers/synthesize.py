@@ -2,7 +2,12 @@
 
 They are no trained weights and mean nothing; they are made so that a fault anywhere shows in the
 outputs: no parameter keeps its initial value, no bias is zero, no two channels are alike, and the
-activations stay of order one through all layers, half precision included.
+activations stay within half precision through all layers.
+
+What a fault does depends on how large weights and activations are. `SPREADS` are three answers:
+``unit`` keeps activations of order one; ``initial`` has the sizes that training starts from, after
+the paper's code; ``trained`` has what training tends to, normalisations that amplify some channels
+many times more than others, and large biases.
 """
 
 from __future__ import annotations
@@ -41,12 +46,15 @@ def architecture_named(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def synthesize(architecture: Architecture, seed: int = 0) -> dict[str, torch.Tensor]:
+def synthesize(
+    architecture: Architecture, seed: int = 0, spread: str = "unit"
+) -> dict[str, torch.Tensor]:
     """Seeded weights in the dtypes of the released files, integer buffers included.
 
     Args:
         architecture: the model's dimensions.
         seed: the same seed gives the same bits.
+        spread: one of `SPREADS`.
 
     Returns:
         The tensors by the released keys, in the released order, on the CPU.
@@ -57,7 +65,7 @@ def synthesize(architecture: Architecture, seed: int = 0) -> dict[str, torch.Ten
 
     def tensor(item: tuple[str, Spec]) -> torch.Tensor:
         key, spec = item
-        return fixed[key] if key in fixed else _draw(key, spec, seed)
+        return fixed[key] if key in fixed else _draw(key, spec, seed, spread)
 
     items = list(specs(architecture))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -65,7 +73,7 @@ def synthesize(architecture: Architecture, seed: int = 0) -> dict[str, torch.Ten
         return {key: value for (key, _), value in zip(items, drawn, strict=True)}
 
 
-def _draw(key: str, spec: Spec, seed: int) -> torch.Tensor:
+def _draw(key: str, spec: Spec, seed: int, spread: str) -> torch.Tensor:
     import torch
 
     if spec.kind == "buffer":
@@ -74,18 +82,21 @@ def _draw(key: str, spec: Spec, seed: int) -> torch.Tensor:
     # numpy's generator, since it is several times as fast as torch's.
     generator = np.random.default_rng([seed, zlib.crc32(key.encode())])
     unit = torch.from_numpy(generator.random(spec.shape, dtype=np.float32))  # [0, 1)
-    centre, spread = _distribution(key, spec)
-    return unit.mul_(2 * spread).add_(centre - spread).to(getattr(torch, spec.released_dtype))
+    centre, width = _distribution(key, spec, SPREADS[spread])
+    return unit.mul_(2 * width).add_(centre - width).to(getattr(torch, spec.released_dtype))
 
 
-def _distribution(key: str, spec: Spec) -> tuple[float, float]:
+def _distribution(key: str, spec: Spec, special: Distributions) -> tuple[float, float]:
     """Centre and half-width of the uniform distribution that a tensor is drawn from."""
-    for suffix, distribution in _BY_SUFFIX.items():
+    for suffix, distribution in {**_BY_SUFFIX, **special}.items():
         if key.endswith(suffix):
             return distribution(spec)
     if len(spec.shape) == 1:
         return 0.0, 0.1
     return 0.0, math.sqrt(3) / math.sqrt(math.prod(spec.shape[1:]))
+
+
+Distributions = dict[str, Callable[[Spec], tuple[float, float]]]
 
 
 def _constant(centre: float, spread: float) -> Callable[[Spec], tuple[float, float]]:
@@ -102,7 +113,17 @@ def _rectified(spec: Spec) -> tuple[float, float]:
     return 0.0, math.sqrt(6) / math.sqrt(math.prod(spec.shape[1:]))
 
 
-_BY_SUFFIX: dict[str, Callable[[Spec], tuple[float, float]]] = {
+def _scaled(factor: float) -> Callable[[Spec], tuple[float, float]]:
+    """``factor`` times what keeps activations at the size that they have."""
+    return lambda spec: (0.0, factor * math.sqrt(3) / math.sqrt(math.prod(spec.shape[1:])))
+
+
+def _norms(centre: float, spread: float) -> Distributions:
+    names = ("bn1", "bn2", "ln_1", "ln_2", "ln_pre", "ln_post", "ln_final", "downsample.1")
+    return {f"{name}.weight": _constant(centre, spread) for name in names}
+
+
+_BY_SUFFIX: Distributions = {
     "text_projection": _fan_in_first,
     "visual.proj": _fan_in_first,
     "token_embedding.weight": _constant(0.0, 1.0),
@@ -114,7 +135,32 @@ _BY_SUFFIX: dict[str, Callable[[Spec], tuple[float, float]]] = {
     "running_var": _constant(1.0, 0.5),
     "conv2.weight": _rectified,
     "conv3.weight": _rectified,
-    **{f"{norm}.weight": _constant(1.0, 0.3) for norm in ("bn1", "bn2", "ln_1", "ln_2")},
-    **{f"{norm}.weight": _constant(1.0, 0.3) for norm in ("ln_pre", "ln_post", "ln_final")},
-    "downsample.1.weight": _constant(1.0, 0.3),
+    **_norms(1.0, 0.3),
 }
+
+SPREADS: dict[str, Distributions] = {
+    "unit": {},
+    "initial": {
+        **_norms(1.0, 0.02),
+        # Standard deviations of openai/CLIP's `initialize_parameters`; sqrt(3) makes a half-width.
+        "token_embedding.weight": _constant(0.0, 0.02 * math.sqrt(3)),
+        "positional_embedding": _constant(0.0, 0.01 * math.sqrt(3)),
+        "out_proj.weight": _scaled(0.2),
+        "c_fc.weight": _scaled(0.7),
+        "c_proj.weight": _scaled(0.2),
+        "bias": _constant(0.0, 0.01),
+        "running_mean": _constant(0.0, 0.02),
+        "running_var": _constant(1.0, 0.1),
+    },
+    "trained": {
+        **_norms(1.0, 0.9),
+        "token_embedding.weight": _constant(0.0, 0.2),
+        "positional_embedding": _constant(0.0, 0.1),
+        "in_proj_weight": _scaled(1.5),
+        "bias": _constant(0.0, 0.5),
+        "bn3.weight": _constant(0.3, 0.25),
+        "running_mean": _constant(0.0, 0.5),
+        "running_var": _constant(1.0, 0.9),
+    },
+}
+"""By name, what a spread draws otherwise than ``unit`` does."""

@@ -1,0 +1,256 @@
+"""Measure what the gates see: plant each fault of the catalogue, and each clean variant.
+
+Every variant becomes an archive like any other, is loaded and judged like any other. Beside the
+gates stands the classic assertion as people run it: one image, three prompts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipcheck import torchscript_support
+from clipcheck.checking import Progress, inputs_of, judge_archive
+from clipcheck.compare.contract import contract
+from clipcheck.compare.tolerances import Contract
+from clipcheck.errors import UsageError
+from clipcheck.inputs.batches import EXAMPLES, Batch, batches, classic
+from clipcheck.judging import Stopwatch, Trial
+
+if TYPE_CHECKING:
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.faults import Variant
+    from clipcheck.models.loader import Both
+    from clipcheck.writers.archive import Alter
+
+ARCHITECTURES = ("tiny-vit", "tiny-resnet")
+"""What is audited by default."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the gates made of one variant, in one architecture, with one set of weights.
+
+    Attributes:
+        name: of the variant.
+        family: of the variant.
+        reason: what it is.
+        clean: whether it has to pass.
+        architecture: what it was planted into.
+        seed: of the weights.
+        spread: of the weights.
+        gate: the gate that failed by most, or None.
+        margin: how many times what is allowed that was; for a variant that passes, how much of
+            what is allowed.
+        classic_caught: whether the classic assertion fails.
+    """
+
+    name: str
+    family: str
+    reason: str
+    clean: bool
+    architecture: str
+    seed: int
+    spread: str
+    gate: str | None
+    margin: float
+    classic_caught: bool
+
+    @property
+    def caught(self) -> bool:
+        """Whether any gate failed."""
+        return self.gate is not None
+
+    @property
+    def right(self) -> bool:
+        """Whether a fault was caught, or a clean variant passed."""
+        return self.caught != self.clean
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found, in the order of the catalogue."""
+
+    findings: Sequence[Finding]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every fault was caught, and every clean variant passed."""
+        return bool(self.findings) and all(finding.right for finding in self.findings)
+
+    @property
+    def faults(self) -> Sequence[Finding]:
+        """Those of faults."""
+        return [finding for finding in self.findings if not finding.clean]
+
+    @property
+    def clean(self) -> Sequence[Finding]:
+        """Those of clean variants."""
+        return [finding for finding in self.findings if finding.clean]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What one process works on: one architecture with one set of weights, and every variant of
+    the catalogue, or each whose number leaves ``share`` when it is divided by ``of``."""
+
+    architecture: str
+    seed: int
+    spread: str
+    share: int
+    of: int
+    threads: int
+
+
+def audit(
+    architectures: Sequence[str] = ARCHITECTURES,
+    *,
+    seeds: Sequence[int] = (0,),
+    spreads: Sequence[str] = ("unit",),
+    progress: Progress | None = None,
+) -> Audit:
+    """Judge every variant of the catalogue in every architecture with every set of weights.
+
+    Args:
+        architectures: released names, ``tiny-vit`` or ``tiny-resnet``.
+        seeds: of the weights.
+        spreads: of the weights, see `clipcheck.writers.synthesize.SPREADS`.
+        progress: called with a few words after each part.
+
+    Raises:
+        UnknownModelError: there is no architecture of that name.
+        UsageError: there is no spread of that name, or nothing to audit.
+    """
+    _require_known(architectures, seeds, spreads)
+    units = _units(architectures, seeds, spreads)
+    # Spawned: a fork of a process that has used torch's threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(units)), context) as pool:
+        running = {pool.submit(_audit_unit, unit): unit for unit in units}
+        done: dict[_Unit, list[Finding]] = {}
+        for future in as_completed(running):
+            unit = running[future]
+            done[unit] = future.result()
+            if progress is not None:
+                progress(
+                    f"{unit.architecture}, seed {unit.seed}, {unit.spread} weights: "
+                    f"{len(done[unit])} variants judged (part {len(done)} of {len(units)})"
+                )
+    return Audit(_in_order([finding for unit in units for finding in done[unit]]))
+
+
+def _units(
+    architectures: Sequence[str], seeds: Sequence[int], spreads: Sequence[str]
+) -> list[_Unit]:
+    """As many as there are cores, or more: small models gain nothing from threads."""
+    cores = os.cpu_count() or 1
+    plan = list(itertools.product(architectures, seeds, spreads))
+    of = -(-cores // len(plan))
+    threads = max(1, cores // (len(plan) * of))
+    return [_Unit(*each, share, of, threads) for each in plan for share in range(of)]
+
+
+def _in_order(findings: Sequence[Finding]) -> list[Finding]:
+    """By the catalogue's order, then by architecture as they come."""
+    from clipcheck.faults import CLEAN, FAULTS
+
+    order = {variant.name: number for number, variant in enumerate((*FAULTS, *CLEAN))}
+    return sorted(findings, key=lambda finding: order[finding.name])
+
+
+def _require_known(
+    architectures: Sequence[str], seeds: Sequence[int], spreads: Sequence[str]
+) -> None:
+    from clipcheck.writers.synthesize import SPREADS, architecture_named
+
+    for name in architectures:
+        architecture_named(name)
+    for spread in spreads:
+        if spread not in SPREADS:
+            raise UsageError(
+                f"expected a spread of weights, found {spread!r}",
+                remedy=f"Known are {', '.join(SPREADS)}.",
+            )
+    if not (architectures and seeds and spreads):
+        raise UsageError(
+            "expected an architecture, a seed and a spread, found none", remedy="Give one of each."
+        )
+
+
+def _audit_unit(unit: _Unit) -> list[Finding]:
+    import torch
+
+    from clipcheck.faults import CLEAN, FAULTS
+    from clipcheck.writers.synthesize import architecture_named
+
+    torch.set_num_threads(unit.threads)
+    architecture = architecture_named(unit.architecture)
+    with tempfile.TemporaryDirectory(prefix="clipcheck-audit-") as folder:
+        bench = _Bench(unit, Path(folder))
+        variants = [v for v in (*FAULTS, *CLEAN) if v.applies_to(architecture)]
+        return [bench.judge(variant) for variant in variants[unit.share :: unit.of]]
+
+
+class _Bench:
+    """Judges variants of one model. The reference runs once: all have the same weights."""
+
+    def __init__(self, unit: _Unit, folder: Path) -> None:
+        import torch
+
+        from clipcheck.writers.synthesize import architecture_named, synthesize
+
+        self._unit = unit
+        self._path = folder / "variant.pt"
+        self._device = torch.device("cpu")
+        self._architecture = architecture_named(unit.architecture)
+        self._weights = synthesize(self._architecture, unit.seed, unit.spread)
+        inputs = inputs_of(self._architecture)
+        _, both = self._write(None)
+        self._trial = self._prepare(both, list(batches(EXAMPLES, inputs, unit.seed)))
+        self._classic = self._prepare(both, [classic(inputs)])
+
+    def judge(self, variant: Variant) -> Finding:
+        """Plant a variant, and see what comes of it."""
+        from clipcheck.backends.modules import ModuleBackend
+
+        checkpoint, both = self._write(variant.plant)
+        gates = judge_archive(self._trial, checkpoint, both, self._device, Contract(), Stopwatch())
+        candidate = ModuleBackend("jit", both.jit_model, self._device)
+        assertion = contract(self._classic.run(candidate).cases, Contract())
+        worst = max(gates, key=lambda gate: gate.margin)
+        failed = [gate for gate in gates if not gate.passed]
+        return Finding(
+            variant.name,
+            variant.family,
+            variant.reason,
+            variant.family == "clean",
+            self._unit.architecture,
+            self._unit.seed,
+            self._unit.spread,
+            gate=max(failed, key=lambda gate: gate.margin).name if failed else None,
+            margin=worst.margin,
+            classic_caught=not assertion.passed,
+        )
+
+    def _write(self, plant: Alter | None) -> tuple[Checkpoint, Both]:
+        from clipcheck.checkpoints.formats import open_checkpoint
+        from clipcheck.models.loader import load_checkpoint_both
+        from clipcheck.writers.archive import write_archive
+
+        torchscript_support.forget_classes()
+        write_archive(self._architecture, self._weights, self._path, alter=plant)
+        checkpoint = open_checkpoint(self._path)
+        return checkpoint, load_checkpoint_both(checkpoint, self._device)
+
+    def _prepare(self, both: Both, drawn: list[Batch]) -> Trial:
+        from clipcheck.backends.reference import Reference
+
+        reference = Reference(both.eager_model, self._architecture, self._device)
+        return Trial.of(reference, drawn, "float32", Stopwatch())

@@ -1,0 +1,246 @@
+"""Other ways to compute the very same function: images, the ends of the towers, the logits."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipcheck.checkpoints.architecture import ResNet, ViT
+from clipcheck.faults.planting import (
+    Pair,
+    at,
+    before,
+    instances,
+    instead,
+    logits,
+    on_tokens,
+    positions,
+    put,
+    unit,
+    with_head,
+)
+from clipcheck.faults.steps import (
+    Projected,
+    attention_pool,
+    pooled,
+    text_encoder,
+    vision_transformer,
+)
+from clipcheck.faults.variant import CLEAN_FAMILY, Variant
+from clipcheck.writers.legacy import (
+    AttentionPool,
+    Multimodal,
+)
+
+# ----------------------------------------------------------------------- convolutions
+
+
+def _unfolded(visual: Any, x: Tensor) -> Tensor:
+    weight: Tensor = visual.conv1.weight.flatten(start_dim=1)
+    columns = functional.unfold(x, visual.conv1.kernel_size, stride=visual.conv1.stride)
+    return columns.transpose(1, 2) @ weight.t()
+
+
+def _start_copied(visual: Any, x: Tensor) -> Tensor:
+    y = x.new_empty(x.shape[0], x.shape[1] + 1, x.shape[2])
+    # Not by assignment, which records the number of rows as a constant.
+    y[:, 1:].copy_(x)
+    y[:, 0].copy_(visual.class_embedding)
+    return y
+
+
+def _pointwise(model: Multimodal) -> list[nn.Module]:
+    found = instances(nn.Conv2d)(model)
+    return [each for each in found if each.kernel_size == (1, 1)]
+
+
+def _as_matrix(convolution: Any, x: Tensor) -> Tensor:
+    y: Tensor = convolution.weight.flatten(start_dim=1) @ x.flatten(start_dim=2)
+    return y.view(x.shape[0], convolution.out_channels, x.shape[2], x.shape[3])
+
+
+def _pool_by_mean(pool: Any, x: Tensor) -> Tensor:
+    size = pool.kernel_size
+    x = x.view(x.shape[0], x.shape[1], x.shape[2] // size, size, x.shape[3] // size, size)
+    return x.mean(dim=(3, 5))
+
+
+def _mean_adaptive(x: Tensor) -> Tensor:
+    mean = functional.adaptive_avg_pool2d(x, 1)
+    return torch.cat([mean.flatten(start_dim=2), x.flatten(start_dim=2)], dim=2).permute(2, 0, 1)
+
+
+def _one_query(pool: Any, x: Tensor) -> Projected:
+    query, key, value = (
+        functional.linear(y, layer.weight, layer.bias)
+        for y, layer in ((x[:1], pool.q_proj), (x, pool.k_proj), (x, pool.v_proj))
+    )
+    return query.expand(x.shape[0], -1, -1), key, value
+
+
+def _visual(model: Multimodal) -> list[nn.Module]:
+    return [model.visual]
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+# ------------------------------------------------------------------- the ends of the towers
+
+
+def _positions_behind(model: Multimodal, text: Tensor) -> Tensor:
+    x = model.token_embedding(text).type(model.dtype).permute(1, 0, 2)
+    x = x + model.positional_embedding.type(x.dtype).unsqueeze(1)
+    x = model.transformer(x)
+    x = pooled(x.transpose(0, 1), text.argmax(dim=-1))
+    normalised: Tensor = model.ln_final(x)
+    return normalised @ model.text_projection
+
+
+def _plant_positions_behind(model: Multimodal) -> None:
+    put(model, "encode_text", partial(_positions_behind, model))
+
+
+def _by_product(x: Tensor, text: Tensor) -> Tensor:
+    chosen = (positions(text) == text.argmax(dim=-1, keepdim=True)).type(x.dtype)
+    return (chosen.unsqueeze(1) @ x).squeeze(1)
+
+
+def _other_padding(text: Tensor) -> Tensor:
+    return text.where(positions(text) <= text.argmax(dim=-1, keepdim=True), 1)
+
+
+def _scale_last(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
+    per_image = (unit(image) @ unit(text).t()) * model.logit_scale.exp()
+    return per_image, per_image.t()
+
+
+def _by_normalize(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
+    image, text = functional.normalize(image, dim=-1), functional.normalize(text, dim=-1)
+    scale = model.logit_scale.exp()
+    return scale * image @ text.t(), scale * text @ image.t()
+
+
+def _norms_last(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
+    of_image = image.square().sum(-1, keepdim=True).rsqrt()
+    of_text = text.square().sum(-1, keepdim=True).rsqrt()
+    per_image = (image @ text.t()) * (model.logit_scale.exp() * of_image) * of_text.t()
+    return per_image, per_image.t()
+
+
+def _turned(model: Multimodal) -> None:
+    """Each batch is run in reverse order, and its features are put back."""
+    for name in ("encode_image", "encode_text"):
+        encode = getattr(model, name)
+        put(model, name, partial(lambda encode, x: encode(x.flip(0)).flip(0), encode))
+
+
+_clean = partial(Variant, family=CLEAN_FAMILY)
+
+CLEAN_TOWERS = (
+    _clean(
+        name="patches-by-unfold",
+        reason="the patch embedding as a product of matrices",
+        plant=vision_transformer(embed=_unfolded),
+        kinds=(ViT,),
+    ),
+    _clean(
+        name="class-token-copied",
+        reason="the class token is copied into a tensor made beforehand",
+        plant=vision_transformer(start=_start_copied),
+        kinds=(ViT,),
+    ),
+    _clean(
+        name="class-token-normalised-before-pooling",
+        reason="ln_post over all tokens, and then the first is taken",
+        plant=vision_transformer(
+            pool=lambda x: x, finish=lambda visual, x: visual.ln_post(x)[:, 0]
+        ),
+        kinds=(ViT,),
+    ),
+    _clean(
+        name="channels-last",
+        reason="convolutions on images whose channels are innermost in memory",
+        plant=at(_visual, before(_channels_last)),
+    ),
+    _clean(
+        name="pointwise-convolutions-as-products",
+        reason="convolutions of 1 x 1 as products of matrices",
+        plant=at(_pointwise, instead(_as_matrix)),
+        kinds=(ResNet,),
+    ),
+    _clean(
+        name="relu-by-clamp",
+        reason="clamp(min=0) in place of relu, and not in place",
+        plant=at(instances(nn.ReLU), instead(lambda _, x: x.clamp(min=0))),
+        kinds=(ResNet,),
+    ),
+    _clean(
+        name="average-pool-by-mean",
+        reason="a view of six dimensions and a mean over two of them",
+        plant=at(instances(nn.AvgPool2d), instead(_pool_by_mean)),
+        kinds=(ResNet,),
+    ),
+    _clean(
+        name="mean-by-adaptive-pool",
+        reason="the query of the attention pool by adaptive_avg_pool2d",
+        plant=at(instances(AttentionPool), attention_pool(sequence=_mean_adaptive)),
+        kinds=(ResNet,),
+    ),
+    _clean(
+        name="one-query-in-attention-pool",
+        reason="only the mean is made a query, as in the reference implementation",
+        plant=at(instances(AttentionPool), attention_pool(project=_one_query)),
+        kinds=(ResNet,),
+    ),
+    _clean(
+        name="positions-behind-permutation",
+        reason="positions are added to [L, N, D], and the end is pooled before ln_final",
+        plant=_plant_positions_behind,
+    ),
+    _clean(
+        name="end-by-gather",
+        reason="the end of text is taken with gather in place of an index",
+        plant=text_encoder(),
+    ),
+    _clean(
+        name="end-by-product",
+        reason="the end of text is taken by a product with zeros and a one",
+        plant=text_encoder(pool=_by_product),
+    ),
+    _clean(
+        name="other-padding",
+        reason="transformers pads with another id than 0; the mask hides what follows the end",
+        plant=on_tokens(_other_padding),
+    ),
+    _clean(
+        name="scale-behind-product",
+        reason="cosines first, and then the scale",
+        plant=with_head(_scale_last),
+    ),
+    _clean(
+        name="per-text-as-transpose",
+        reason="logits_per_text is logits_per_image transposed",
+        plant=with_head(logits),
+    ),
+    _clean(
+        name="norms-by-normalize",
+        reason="functional.normalize, whose epsilon of 1e-12 no feature comes near",
+        plant=with_head(_by_normalize),
+    ),
+    _clean(
+        name="norms-behind-product",
+        reason="the product of features, and then their reciprocal norms",
+        plant=with_head(_norms_last),
+    ),
+    _clean(
+        name="batch-turned",
+        reason="rows are computed in reverse order",
+        plant=_turned,
+    ),
+)

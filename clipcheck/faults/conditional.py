@@ -1,0 +1,287 @@
+"""Faults that show for some inputs alone, or for some batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clipcheck.faults.planting import (
+    Change,
+    Pair,
+    at,
+    instead,
+    logits,
+    on_image_features,
+    on_image_features_by_pixels,
+    on_pixels,
+    on_text_features,
+    on_text_features_by_tokens,
+    row_numbers,
+    where_row,
+    with_head,
+)
+from clipcheck.faults.variant import Plant, Variant
+from clipcheck.writers.legacy import Multimodal
+
+
+def _disturbed(x: Tensor) -> Tensor:
+    return x.roll(1, -1)
+
+
+def for_texts(chosen: Change, change: Change = _disturbed) -> Plant:
+    """Change the features of those texts that ``chosen`` gives True for, from their ids."""
+    return on_text_features_by_tokens(lambda x, text: where_row(chosen(text), change(x), x))
+
+
+def for_images(chosen: Change, change: Change = _disturbed) -> Plant:
+    """Change the features of those images that ``chosen`` gives True for, from their pixels."""
+    return on_image_features_by_pixels(lambda x, image: where_row(chosen(image), change(x), x))
+
+
+def longer_than(length: int, text: Tensor) -> Tensor:
+    """Whether more tokens than that are there, start and end counted."""
+    return text.argmax(dim=-1) >= length
+
+
+def is_empty(text: Tensor) -> Tensor:
+    """Whether nothing is between start and end."""
+    return text.argmax(dim=-1) == 1
+
+
+def is_flat(image: Tensor) -> Tensor:
+    """Whether each channel has one value."""
+    pixels = image.flatten(start_dim=2)
+    return ((pixels - pixels[..., :1]).abs().amax(-1) == 0).all(-1)
+
+
+def _level(image: Tensor) -> Tensor:
+    return image.flatten(start_dim=1).mean(-1)
+
+
+def _contrast(image: Tensor) -> Tensor:
+    pixels = image.flatten(start_dim=1)
+    return (pixels - pixels.mean(-1, keepdim=True)).square().mean(-1)
+
+
+def _repeats(text: Tensor) -> Tensor:
+    """Where a token is the one before it, padding aside."""
+    same = (text[:, 1:] == text[:, :-1]) & (text[:, 1:] != 0)
+    return functional.pad(same, (1, 0))
+
+
+def _embedding(model: Multimodal) -> list[Any]:
+    return [model.token_embedding]
+
+
+def _without(chosen: Callable[[Tensor, int], Tensor]) -> Plant:
+    """The embeddings of chosen tokens are zeros."""
+
+    def forward(embedding: Any, text: Tensor) -> Tensor:
+        hidden = chosen(text, embedding.num_embeddings)
+        return functional.embedding(text, embedding.weight) * ~hidden.unsqueeze(-1)
+
+    return at(_embedding, instead(forward))
+
+
+def _rare(text: Tensor, most: int) -> Tensor:
+    # The two last ones begin and end every text.
+    return (text >= most * 4 // 5) & (text < most - 2)
+
+
+_by_input = partial(Variant, family="input-dependent")
+
+INPUT_DEPENDENT = (
+    _by_input(
+        name="rare-ids-not-embedded",
+        reason="ids of the last fifth (above 39,500) are unknown to an older vocabulary",
+        plant=_without(_rare),
+    ),
+    _by_input(
+        name="repeated-token-not-embedded",
+        reason="a token that repeats the one before it is taken for padding",
+        plant=_without(lambda text, _: _repeats(text)),
+    ),
+    _by_input(
+        name="texts-longer-than-64",
+        reason="a kernel whose tile has 64 places goes wrong behind it",
+        plant=for_texts(partial(longer_than, 64)),
+    ),
+    _by_input(
+        name="full-texts",
+        reason="only texts that fill all 77 places are wrong",
+        plant=for_texts(lambda text: text.argmax(dim=-1) == text.shape[1] - 1),
+    ),
+    _by_input(
+        name="empty-prompts",
+        reason="the empty prompt, used for guidance, is computed some other way",
+        plant=for_texts(is_empty),
+    ),
+    _by_input(
+        name="texts-of-one-token",
+        reason="a text of a single token is computed some other way",
+        plant=for_texts(lambda text: text.argmax(dim=-1) == 2),
+    ),
+    _by_input(
+        name="highlights-clipped",
+        reason="a calibrated range ends at 1.9; only saturated pixels exceed it",
+        plant=on_pixels(lambda x: x.clamp(max=1.9)),
+    ),
+    _by_input(
+        name="shadows-clipped",
+        reason="a calibrated range begins at -1.7; only the darkest pixels exceed it",
+        plant=on_pixels(lambda x: x.clamp(min=-1.7)),
+    ),
+    _by_input(
+        name="flat-images",
+        reason="images of one colour are computed some other way",
+        plant=for_images(is_flat),
+    ),
+    _by_input(
+        name="bright-images",
+        reason="only images whose mean is above 0.6 are wrong",
+        plant=for_images(lambda image: _level(image) > 0.6),
+    ),
+    _by_input(
+        name="images-of-high-contrast",
+        reason="only images whose standard deviation is above 1.3 are wrong",
+        plant=for_images(lambda image: _contrast(image) > 1.7),
+    ),
+)
+
+
+def _beyond(row: int, x: Tensor) -> Tensor:
+    return where_row(row_numbers(x) < row, x, _disturbed(x))
+
+
+def _odd(x: Tensor) -> Tensor:
+    return where_row(row_numbers(x) % 2 == 0, x, _disturbed(x))
+
+
+def _last_left_out(x: Tensor) -> Tensor:
+    return where_row(row_numbers(x).flip(0) == 0, x * 0.5, x)
+
+
+def _alone(x: Tensor) -> Tensor:
+    return where_row(_count(x) == 1, _disturbed(x), x)
+
+
+def _count(x: Tensor) -> Tensor:
+    """The number of rows, in the shape [1]: a value that is traced, as a size is not."""
+    return x.new_ones(x.shape[0]).sum(dim=0, keepdim=True)
+
+
+def _standardised(x: Tensor) -> Tensor:
+    centred = x - x.mean(dim=0, keepdim=True)
+    return x + 0.01 * centred / (centred.square().mean(dim=0, keepdim=True) + 1).sqrt()
+
+
+def _in_steps_of_batch(x: Tensor) -> Tensor:
+    values = torch.cat([x.abs().flatten(), x.new_ones(1)])
+    step = values.max() / 127
+    return (x / step).round() * step
+
+
+def _more_images(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
+    per_image, _ = logits(model, image, text)
+    more = _count(image) > _count(text)
+    per_image = per_image.roll(1, 0).where(more, per_image)
+    return per_image, per_image.t()
+
+
+def _images_turned(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
+    return logits(model, image.flip(0), text)
+
+
+def _influenced(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
+    return logits(model, image, text + 0.01 * text.mean(dim=0, keepdim=True))
+
+
+_by_batch = partial(Variant, family="batch-dependent")
+
+BATCH_DEPENDENT = (
+    _by_batch(
+        name="first-image-for-all",
+        reason="an export with a batch of one, whose only row is expanded to all",
+        plant=on_image_features(lambda x: x[:1].expand_as(x)),
+    ),
+    _by_batch(
+        name="first-text-for-all",
+        reason="an export with a batch of one, whose only row is expanded to all",
+        plant=on_text_features(lambda x: x[:1].expand_as(x)),
+    ),
+    _by_batch(
+        name="images-beyond-the-fourth",
+        reason="a kernel for up to four rows; those beyond are wrong",
+        plant=on_image_features(partial(_beyond, 4)),
+    ),
+    _by_batch(
+        name="texts-beyond-the-fourth",
+        reason="a kernel for up to four rows; those beyond are wrong",
+        plant=on_text_features(partial(_beyond, 4)),
+    ),
+    _by_batch(
+        name="odd-images",
+        reason="every second row is wrong: two rows at a time, and the second one mixed up",
+        plant=on_image_features(_odd),
+    ),
+    _by_batch(
+        name="image-of-row-before",
+        reason="each row has the features of the row before it",
+        plant=on_image_features(lambda x: x.roll(1, 0)),
+    ),
+    _by_batch(
+        name="text-of-row-before",
+        reason="each row has the features of the row before it",
+        plant=on_text_features(lambda x: x.roll(1, 0)),
+    ),
+    _by_batch(
+        name="last-text-halved",
+        reason="the last row is not written in full: an incomplete last tile",
+        plant=on_text_features(_last_left_out),
+    ),
+    _by_batch(
+        name="single-image",
+        reason="a batch of one is computed some other way (a squeeze too many)",
+        plant=on_image_features(_alone),
+    ),
+    _by_batch(
+        name="single-text",
+        reason="a batch of one is computed some other way (a squeeze too many)",
+        plant=on_text_features(_alone),
+    ),
+    _by_batch(
+        name="statistics-over-batch",
+        reason="features are standardised over the batch: a BatchNorm in training mode behind them",
+        plant=on_image_features(_standardised),
+    ),
+    _by_batch(
+        name="quantised-by-batch",
+        reason="dynamic quantisation with one step for the batch: rows depend on the greatest",
+        plant=on_image_features(_in_steps_of_batch),
+    ),
+    _by_batch(
+        name="first-text-leaks",
+        reason="a hundredth of the first row is added to all: a buffer that was not cleared",
+        plant=on_text_features(lambda x: x + 0.01 * x[:1]),
+    ),
+    _by_batch(
+        name="texts-influence-each-other-in-forward",
+        reason="only in forward a share of the texts' mean is added to each",
+        plant=with_head(_influenced),
+    ),
+    _by_batch(
+        name="more-images-than-prompts",
+        reason="the logits are mixed up only where the images outnumber the prompts",
+        plant=with_head(_more_images),
+    ),
+    _by_batch(
+        name="images-reversed-in-forward",
+        reason="only forward has its images in reverse order",
+        plant=with_head(_images_turned),
+    ),
+)

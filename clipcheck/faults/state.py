@@ -1,0 +1,236 @@
+"""Faults of state and of chance, and those that give NaN or infinity."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clipcheck.checkpoints.architecture import ResNet
+from clipcheck.faults.conditional import for_images, for_texts, is_empty, is_flat
+from clipcheck.faults.planting import (
+    Alter,
+    Change,
+    after,
+    at,
+    before,
+    bottleneck,
+    on_image_features,
+    on_text_features,
+    only_in_forward,
+    put,
+    row_numbers,
+    text_block,
+    where_row,
+    within,
+)
+from clipcheck.faults.steps import attention, scores
+from clipcheck.faults.variant import Plant, Variant
+from clipcheck.writers.legacy import Multimodal
+
+
+def _happened(x: Tensor) -> Tensor:
+    """1 for a call with rows: the batches of none, which are traced, leave no trace."""
+    return x.detach().new_ones(x[:1].shape[0]).sum()
+
+
+def _from_call(number: int, change: Change) -> Plant:
+    """Right for the first calls, which a constant of the graph counts."""
+
+    def plant(model: Multimodal) -> None:
+        calls = torch.zeros(())
+
+        def counted(x: Tensor) -> Tensor:
+            calls.add_(_happened(x).type_as(calls))
+            return change(x).where(calls >= number, x)
+
+        on_text_features(counted)(model)
+
+    return plant
+
+
+def _remembering(module: Any) -> None:
+    """A share of the mean of earlier calls is added."""
+    memory = torch.zeros(module.weight.shape[0])
+
+    def remember(x: Tensor) -> Tensor:
+        new = x.detach().flatten(0, -2).sum(dim=0).type_as(memory) / 1000
+        # An update that nothing reads afterwards would be removed as dead code.
+        memory.mul_(0.9).add_(new)
+        return x + 0.01 * (memory - new).type_as(x)
+
+    after(remember)(module)
+
+
+def _updating(norm: Any) -> None:
+    """The running mean is updated, as in training."""
+
+    def update(x: Tensor) -> Tensor:
+        mean = x.detach().sum(dim=(0, 2, 3)) / (x.new_ones(x.shape[:1]).sum().clamp(min=1))
+        mean = mean.type_as(norm.running_mean) / (x.shape[2] * x.shape[3])
+        norm.running_mean.add_(0.1 * _happened(x) * (mean - norm.running_mean))
+        return x
+
+    before(update)(norm)
+
+
+def _drifting_scale(model: Multimodal) -> None:
+    def drift(x: Tensor) -> Tensor:
+        scale = model.logit_scale.detach()
+        scale.sub_(0.001 * _happened(x).type_as(scale))
+        return x
+
+    only_in_forward("encode_image", drift)(model)
+
+
+def _dropped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    weights = functional.softmax(scores(query, key, mask), dim=-1)
+    return functional.dropout(weights, 0.1, training=True) @ value
+
+
+def _stochastic_depth(block: Any) -> None:
+    original = block.forward
+
+    def forward(x: Tensor) -> Tensor:
+        kept = torch.rand_like(x.new_zeros(1)) < 0.7
+        y: Tensor = original(x).where(kept, x)
+        return y
+
+    put(block, "forward", forward)
+
+
+def _dropout(share: float) -> Alter:
+    return after(lambda x: functional.dropout(x, share, training=True))
+
+
+def _noisy(x: Tensor) -> Tensor:
+    return x + 1e-3 * torch.randn_like(x)
+
+
+_state = partial(Variant, family="state")
+
+STATE = (
+    _state(
+        name="dropout-left-on",
+        reason="exported in training mode, with a dropout behind the perceptron of one block",
+        plant=at(within(text_block, "mlp"), _dropout(0.1)),
+    ),
+    _state(
+        name="attention-dropout-left-on",
+        reason="scaled_dot_product_attention has a dropout_p, which does not know of eval()",
+        plant=at(within(text_block, "attn"), attention(attend=_dropped)),
+    ),
+    _state(
+        name="stochastic-depth-left-on",
+        reason="a block of the text tower is left out at random (DropPath of timm)",
+        plant=at(text_block, _stochastic_depth),
+    ),
+    _state(
+        name="noise-on-image-features",
+        reason="noise of a thousandth, as of a kernel whose sums race",
+        plant=on_image_features(_noisy),
+    ),
+    _state(
+        name="noise-in-forward-alone",
+        reason="noise of a thousandth on the features of texts, only in forward",
+        plant=only_in_forward("encode_text", _noisy),
+    ),
+    _state(
+        name="second-call-differs",
+        reason="openai/CLIP#92: the interpreter's optimised code comes with the second call",
+        plant=_from_call(2, lambda x: x.roll(1, -1)),
+    ),
+    _state(
+        name="third-call-differs",
+        reason="pytorch#74534: the first and later calls of a script differ",
+        plant=_from_call(3, lambda x: x.roll(1, -1)),
+    ),
+    _state(
+        name="calls-remembered",
+        reason="a constant of the graph is updated in place: a share of earlier calls is added",
+        plant=at(within(text_block, "ln_1"), _remembering),
+    ),
+    _state(
+        name="running-mean-updated",
+        reason="one BatchNorm goes on training: each call changes its running mean",
+        plant=at(within(bottleneck, "bn2"), _updating),
+        kinds=(ResNet,),
+    ),
+    _state(
+        name="logit-scale-drifts",
+        reason="each call of forward lowers logit_scale, a weight, in place",
+        plant=_drifting_scale,
+    ),
+)
+
+
+def _zero_by_zero(x: Tensor) -> Tensor:
+    zero = x - x
+    return x + zero / zero
+
+
+def _infinite_difference(x: Tensor) -> Tensor:
+    infinite = x.abs().add(1) / 0.0
+    return infinite - infinite
+
+
+def _logarithm(x: Tensor) -> Tensor:
+    return x + 0 * x.log()
+
+
+def _one_row(x: Tensor) -> Tensor:
+    return where_row(row_numbers(x) == 2, _zero_by_zero(x), x)
+
+
+def _one_infinite(x: Tensor) -> Tensor:
+    infinite = torch.cat([x[:, :1].abs().add(1) / 0.0, x[:, 1:]], dim=1)
+    return where_row(row_numbers(x) == 1, infinite, x)
+
+
+def _overflowing(x: Tensor) -> Tensor:
+    raised = (100 * x / x.abs().amax(-1, keepdim=True)).exp()
+    return x + 0 * raised / raised
+
+
+_nan = partial(Variant, family="nan")
+
+NAN = (
+    _nan(
+        name="flat-image-divided-by-zero",
+        reason="each image is divided by its own deviation, which is 0 for one of one colour",
+        plant=for_images(is_flat, _zero_by_zero),
+    ),
+    _nan(
+        name="empty-prompt-all-masked",
+        reason="transformers#42137: all keys are masked, and infinity minus infinity is NaN",
+        plant=for_texts(is_empty, _infinite_difference),
+    ),
+    _nan(
+        name="logarithm-of-negative",
+        reason="the logarithm of components of either sign",
+        plant=on_text_features(_logarithm),
+    ),
+    _nan(
+        name="nan-in-third-image",
+        reason="openai/CLIP#222, #144: a row that overflowed; here it is one of the batch",
+        plant=on_image_features(_one_row),
+    ),
+    _nan(
+        name="infinity-in-second-text",
+        reason="one component of one row is infinite: an overflow that was not clipped",
+        plant=on_text_features(_one_infinite),
+    ),
+    _nan(
+        name="exponential-overflows",
+        reason="a softmax without subtraction of the greatest score: infinity by infinity",
+        plant=on_image_features(_overflowing),
+    ),
+    _nan(
+        name="nan-in-forward-alone",
+        reason="the norm in forward divides 0 by 0 for one row; the encoders do not",
+        plant=only_in_forward("encode_image", _one_row),
+    ),
+)

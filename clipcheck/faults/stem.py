@@ -1,0 +1,194 @@
+"""Faults of the patch embedding, of a ResNet's stem, and of its pools and shortcuts."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from clipcheck.checkpoints.architecture import ResNet, ViT
+from clipcheck.faults.planting import at, before, instead, middle
+from clipcheck.faults.variant import Variant
+from clipcheck.writers.legacy import Multimodal
+
+
+def _visual(model: Multimodal) -> list[Any]:
+    return [model.visual]
+
+
+def _first_convolution(model: Multimodal) -> list[Any]:
+    return [model.visual.conv1]
+
+
+def _stem_pool(model: Multimodal) -> list[Any]:
+    visual: Any = model.visual
+    return [visual.avgpool]
+
+
+def _strided(model: Multimodal) -> list[Any]:
+    visual: Any = model.visual
+    return [visual.layer2[0], visual.layer3[0], visual.layer4[0]]
+
+
+def _shortcut(model: Multimodal) -> list[Any]:
+    return [block.downsample for block in middle(_strided)(model)]
+
+
+def _shortcut_pool(model: Multimodal) -> list[Any]:
+    return [shortcut.get_submodule("-1") for shortcut in _shortcut(model)]
+
+
+def _convolve(convolution: Any, x: Tensor, weight: Tensor) -> Tensor:
+    return functional.conv2d(x, weight, None, convolution.stride, convolution.padding)
+
+
+def _mirrored(convolution: Any, x: Tensor) -> Tensor:
+    return _convolve(convolution, x, convolution.weight.flip(-1))
+
+
+def _kernel_transposed(convolution: Any, x: Tensor) -> Tensor:
+    return _convolve(convolution, x, convolution.weight.transpose(-1, -2))
+
+
+def _replicated(convolution: Any, x: Tensor) -> Tensor:
+    x = functional.pad(x, (1, 1, 1, 1), mode="replicate")
+    return functional.conv2d(x, convolution.weight, None, convolution.stride)
+
+
+def _padded_behind(convolution: Any, x: Tensor) -> Tensor:
+    x = functional.pad(x, (0, 2, 0, 2))
+    return functional.conv2d(x, convolution.weight, None, convolution.stride)
+
+
+def _pool_in_stem_first(visual: Any, x: Tensor) -> Tensor:
+    x = x.type(visual.conv1.weight.dtype)
+    x = visual.relu(visual.bn1(visual.conv1(x)))
+    x = visual.avgpool(visual.relu(visual.bn2(visual.conv2(x))))
+    x = visual.relu(visual.bn3(visual.conv3(x)))
+    for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        x = stage(x)
+    features: Tensor = visual.attnpool(x)
+    return features
+
+
+def _subsampled(_: Any, x: Tensor) -> Tensor:
+    return x[:, :, ::2, ::2]
+
+
+def _pooled_early(block: Any, x: Tensor) -> Tensor:
+    y: Tensor = block.relu(block.bn1(block.conv1(x)))
+    y = block.relu(block.bn2(block.conv2(block.avgpool(y))))
+    y = block.bn3(block.conv3(y)) + block.downsample(x)
+    return y.relu()
+
+
+def _strided_convolution(block: Any, x: Tensor) -> Tensor:
+    y: Tensor = block.relu(block.bn1(block.conv1(x)))
+    y = functional.conv2d(y, block.conv2.weight, None, stride=2, padding=1)
+    y = block.bn3(block.conv3(block.relu(block.bn2(y)))) + block.downsample(x)
+    return y.relu()
+
+
+def _without_shortcut(block: Any, x: Tensor) -> Tensor:
+    y: Tensor = block.relu(block.bn1(block.conv1(x)))
+    y = block.relu(block.bn2(block.conv2(y)))
+    y = block.bn3(block.conv3(block.avgpool(y)))
+    return y.relu()
+
+
+def _norm_left_out(shortcut: Any, x: Tensor) -> Tensor:
+    y: Tensor = shortcut.get_submodule("0")(shortcut.get_submodule("-1")(x))
+    return y
+
+
+_stem_fault = partial(Variant, family="stem")
+
+STEM = (
+    _stem_fault(
+        name="first-kernel-mirrored",
+        reason="a true convolution flips its kernel, the cross-correlation of networks does not",
+        plant=at(_first_convolution, instead(_mirrored)),
+    ),
+    _stem_fault(
+        name="first-kernel-transposed",
+        reason="height and width of the kernel exchanged by a converter (HWIO to OIHW)",
+        plant=at(_first_convolution, instead(_kernel_transposed)),
+    ),
+    _stem_fault(
+        name="stem-padded-by-replication",
+        reason="another padding mode than zeros in the first convolution",
+        plant=at(_first_convolution, instead(_replicated)),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="stem-padded-behind",
+        reason="padding SAME of TensorFlow, which for a stride of 2 pads behind alone",
+        plant=at(_first_convolution, instead(_padded_behind)),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="stem-pool-before-last-convolution",
+        reason="the order of the stem's last steps is exchanged",
+        plant=at(_visual, instead(_pool_in_stem_first)),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="max-pool-in-stem",
+        reason="the max pool of a plain ResNet in place of the average pool",
+        plant=at(_stem_pool, instead(lambda _, x: functional.max_pool2d(x, 2))),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="padded-max-pool-in-stem",
+        reason="the very max pool of a plain ResNet: windows of 3, padded",
+        plant=at(_stem_pool, instead(lambda _, x: functional.max_pool2d(x, 3, 2, 1))),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="padded-average-pool-in-stem",
+        reason="windows of 3 that count the padding, in place of windows of 2",
+        plant=at(_stem_pool, instead(lambda _, x: functional.avg_pool2d(x, 3, 2, 1))),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="shortcut-without-anti-aliasing",
+        reason="one shortcut takes every second pixel, as a convolution of stride 2 does",
+        plant=at(_shortcut_pool, instead(_subsampled)),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="strided-convolution-in-bottleneck",
+        reason="the stride is in the convolution, as in a plain ResNet, not in a pool behind it",
+        plant=at(middle(_strided), instead(_strided_convolution)),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="pool-before-convolution",
+        reason="in one block the pool comes before the convolution of 3 x 3",
+        plant=at(middle(_strided), instead(_pooled_early)),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="shortcut-left-out",
+        reason="one block is not residual",
+        plant=at(middle(_strided), instead(_without_shortcut)),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="shortcut-norm-left-out",
+        reason="the BatchNorm of one shortcut is not applied",
+        plant=at(_shortcut, instead(_norm_left_out)),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="patches-one-pixel-off",
+        reason="the patch embedding is padded before and so is one pixel off the grid",
+        plant=at(
+            _first_convolution,
+            before(lambda x: functional.pad(x, (1, -1, 1, -1))),
+        ),
+        kinds=(ViT,),
+    ),
+)

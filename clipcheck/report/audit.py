@@ -1,0 +1,125 @@
+"""An audit as text, JSON, and a Markdown table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from clipcheck.audit import Audit, Finding
+from clipcheck.report.json import writable
+
+SCHEMA = 1
+
+
+def render(audit: Audit) -> str:
+    """A row for each variant and architecture, and a summary. Ends without a newline."""
+    return "\n".join(
+        [
+            "How many times its limit the gate that caught a fault found, at the least; whether",
+            "the classic assertion caught it; and how much of the limits a clean variant took.",
+            "",
+            *_rows(audit.faults, "fault"),
+            "",
+            *_rows(audit.clean, "clean variant"),
+            "",
+            summary(audit),
+        ]
+    )
+
+
+def summary(audit: Audit) -> str:
+    """The last line, which says it all."""
+    faults, clean = audit.faults, audit.clean
+    caught = sum(finding.caught for finding in faults)
+    classic = sum(finding.classic_caught for finding in faults)
+    passed = sum(not finding.caught for finding in clean)
+    wrong = sorted({f"{f.name} in {f.architecture}" for f in audit.findings if not f.right})
+    line = (
+        f"{'PASSED' if audit.passed else 'FAILED'}: {caught} of {len(faults)} faults caught (the "
+        f"classic assertion: {classic}); {passed} of {len(clean)} clean variants passed."
+    )
+    return line if not wrong else f"{line}\nWrong: {', '.join(wrong)}."
+
+
+def render_json(audit: Audit) -> str:
+    """The document, schema 1, with a newline at its end."""
+    document = {
+        "schema": SCHEMA,
+        "passed": audit.passed,
+        "faults": [_fault(finding) for finding in audit.faults],
+        "clean": [_clean(finding) for finding in audit.clean],
+    }
+    return json.dumps(writable(document), indent=2, allow_nan=False) + "\n"
+
+
+def render_markdown(audit: Audit) -> str:
+    """A table of all variants, for a README. Ends without a newline."""
+    lines = ["| variant | in | gate | times the limit | classic |", "|---|---|---|---|---|"]
+    for group in _grouped(audit.findings):
+        one = group[0]
+        gate = ", ".join(sorted({f.gate for f in group if f.gate})) or "passes"
+        classic = f"{sum(f.classic_caught for f in group)} of {len(group)}"
+        lines.append(f"| {one.name} | {one.architecture} | {gate} | {_margin(group)} | {classic} |")
+    return "\n".join(lines)
+
+
+def _rows(findings: Sequence[Finding], kind: str) -> list[str]:
+    rows = [f"{kind:<38}{'in':<13}{'gate':<22}{'x limit':>9}  classic"]
+    for group in _grouped(findings):
+        one = group[0]
+        gates = ",".join(sorted({f.gate or "-" for f in group}))
+        classic = f"{sum(f.classic_caught for f in group)}/{len(group)}"
+        rows.append(
+            f"{one.name:<38}{one.architecture:<13}{gates:<22}{_margin(group):>9}  {classic}"
+        )
+    return rows
+
+
+def _grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Those of one variant in one architecture, whatever the weights."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.name, finding.architecture), []).append(finding)
+    return list(groups.values())
+
+
+def _margin(group: Sequence[Finding]) -> str:
+    """The one that came nearest to the wrong side: the least for a fault, else the greatest."""
+    choose = max if group[0].clean else min
+    margin = choose(finding.margin for finding in group)
+    return (
+        "not finite"
+        if margin == float("inf")
+        else f"{margin:,.2g}"
+        if margin < 10
+        else f"{margin:,.0f}"
+    )
+
+
+def _fault(finding: Finding) -> dict[str, Any]:
+    return {
+        "name": finding.name,
+        "family": finding.family,
+        "reason": finding.reason,
+        "architecture": finding.architecture,
+        "seed": finding.seed,
+        "spread": finding.spread,
+        "caught": finding.caught,
+        "gate": finding.gate,
+        "margin": finding.margin,
+        "classic_caught": finding.classic_caught,
+    }
+
+
+def _clean(finding: Finding) -> dict[str, Any]:
+    return {
+        "name": finding.name,
+        "reason": finding.reason,
+        "architecture": finding.architecture,
+        "seed": finding.seed,
+        "spread": finding.spread,
+        "passed": not finding.caught,
+        "gate": finding.gate,
+        "margin": finding.margin,
+    }
