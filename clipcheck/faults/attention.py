@@ -54,43 +54,13 @@ def _causal(model: Multimodal) -> None:
         block.mask = _hidden(length)
 
 
-def _start_hidden(mask: Tensor) -> Tensor:
-    hidden = mask.clone()
-    hidden[1:, 0] = float("-inf")
-    return hidden
-
-
-def _window(mask: Tensor) -> Tensor:
-    return mask + _hidden(mask.shape[0], 16).t()
-
-
 def _scaled(factor: Callable[[int], float]) -> Attend:
     """The scale of attention is multiplied by ``factor(size)``."""
     return lambda query, key, value, mask: attend(query * factor(query.shape[-1]), key, value, mask)
 
 
-def _scale_of_whole_width(module: Any) -> None:
-    factor = module.heads**-0.5
-    attention(attend=_scaled(lambda _: factor))(module)
-
-
 def _over_queries(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     return functional.softmax(scores(query, key, mask), dim=-2) @ value
-
-
-def _mask_behind(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    weights = functional.softmax(scores(query, key, None), dim=-1)
-    return (weights if mask is None else weights * (mask == 0)) @ value
-
-
-def _values_of_next_head(attention_module: Any) -> None:
-    heads = attention_module.heads
-
-    def swapped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        rows = value.unflatten(0, (value.shape[0] // heads, heads))
-        return attend(query, key, rows.roll(1, 1).flatten(0, 1), mask)
-
-    attention(attend=swapped)(attention_module)
 
 
 def _heads_interleaved(module: Any, y: Tensor) -> Tensor:
@@ -130,44 +100,14 @@ ATTENTION = (
         plant=at(text_block, setting("mask", None)),
     ),
     _attention(
-        name="causal-mask-missing-in-last",
-        reason="the last block pools with a query of its own, and without the mask",
-        plant=at(lambda model: text_blocks(model)[-1:], setting("mask", None)),
-    ),
-    _attention(
         name="causal-mask-off-by-one",
         reason="triu(2) in place of triu(1): each token sees the one that follows",
         plant=at(text_blocks, _masked(lambda mask: _hidden(mask.shape[0], 2))),
     ),
     _attention(
-        name="causal-mask-off-by-one-in-one",
-        reason="triu(2) in place of triu(1), in one block alone",
-        plant=at(text_block, _masked(lambda mask: _hidden(mask.shape[0], 2))),
-    ),
-    _attention(
-        name="causal-mask-transposed",
-        reason="tril in place of triu: each token sees those that follow",
-        plant=at(text_blocks, _masked(lambda mask: mask.t())),
-    ),
-    _attention(
         name="causal-mask-of-minus-10",
         reason="a finite sentinel that is too small (coremltools#2669 is of one too great)",
         plant=at(text_blocks, _masked(lambda mask: mask.clamp(min=-10))),
-    ),
-    _attention(
-        name="causal-mask-behind-softmax",
-        reason="weights are masked after the softmax and no longer sum to one",
-        plant=at(_text, attention(attend=_mask_behind)),
-    ),
-    _attention(
-        name="start-token-hidden",
-        reason="the mask hides the first token, as if it were padding",
-        plant=at(text_block, _masked(_start_hidden)),
-    ),
-    _attention(
-        name="attention-window-of-16",
-        reason="a sliding window in one block: tokens that are 16 back are hidden",
-        plant=at(text_block, _masked(_window)),
     ),
     _attention(
         name="causal-mask-in-image-tower",
@@ -176,20 +116,9 @@ ATTENTION = (
         kinds=(ViT,),
     ),
     _attention(
-        name="scale-of-whole-width",
-        reason="attention is scaled by the width of all heads, not of one",
-        plant=at(_text, _scale_of_whole_width),
-    ),
-    _attention(
         name="scale-twice",
         reason="the query is scaled, and scaled_dot_product_attention scales again",
         plant=at(_text, attention(attend=_scaled(lambda size: size**-0.5))),
-    ),
-    _attention(
-        name="scale-twice-in-image-tower",
-        reason="the query is scaled, and scaled_dot_product_attention scales again",
-        plant=at(_image, attention(attend=_scaled(lambda size: size**-0.5))),
-        kinds=(ViT,),
     ),
     _attention(
         name="scale-twice-in-attention-pool",
@@ -198,20 +127,10 @@ ATTENTION = (
         kinds=(ResNet,),
     ),
     _attention(
-        name="scale-left-out",
-        reason="the scores of one block are not scaled",
-        plant=at(_text, attention(attend=_scaled(lambda size: size**0.5))),
-    ),
-    _attention(
         name="softmax-over-queries",
         reason="softmax over the wrong axis of the scores",
         plant=at(_image, attention(attend=_over_queries)),
         kinds=(ViT,),
-    ),
-    _attention(
-        name="values-of-next-head",
-        reason="the heads of the values are out of order against those of the keys",
-        plant=at(_text, _values_of_next_head),
     ),
     _attention(
         name="heads-interleaved",

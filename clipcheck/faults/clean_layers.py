@@ -92,20 +92,6 @@ def _fused_causal(query: Tensor, key: Tensor, value: Tensor, _: Tensor | None) -
     return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
-def _with_baddbmm(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    scale = query.shape[-1] ** -0.5
-    none = query.new_zeros(1, 1, 1) if mask is None else mask
-    scores = torch.baddbmm(none, query, key.transpose(1, 2), alpha=scale)
-    return scores.softmax(dim=-1).bmm(value)
-
-
-def _filled(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    scores: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(1, 2)
-    if mask is not None:
-        scores = scores.masked_fill(mask < 0, float("-inf"))
-    return scores.softmax(dim=-1) @ value
-
-
 def _finite_mask(block: Any) -> None:
     # Its exponential is 0, in every dtype.
     block.mask = block.mask.clamp(min=-1e4)
@@ -114,12 +100,6 @@ def _finite_mask(block: Any) -> None:
 def _separate(module: Any, x: Tensor) -> Projected:
     weights, biases = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
     query, key, value = (functional.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
-    return query, key, value
-
-
-def _with_einsum(module: Any, x: Tensor) -> Projected:
-    projected = torch.einsum("lnd,ed->lne", x, module.in_proj_weight) + module.in_proj_bias
-    query, key, value = projected.chunk(3, dim=-1)
     return query, key, value
 
 
@@ -179,10 +159,6 @@ def _with_exponential(_: Any, x: Tensor) -> Tensor:
     return x / (1 + (x * -1.702).exp())
 
 
-def _with_tanh(_: Any, x: Tensor) -> Tensor:
-    return x * (0.5 + 0.5 * torch.tanh(x * 0.851))
-
-
 def _with_addmm(linear: Any, x: Tensor) -> Tensor:
     y = torch.addmm(linear.bias, x.flatten(0, -2), linear.weight.t())
     return y.view(x.shape[0], x.shape[1], linear.bias.shape[0])
@@ -219,19 +195,9 @@ CLEAN_LAYERS = (
         plant=at(instances(MultiheadAttention), attention(project=_separate)),
     ),
     _clean(
-        name="projections-by-einsum",
-        reason="query, key and value by torch.einsum",
-        plant=at(instances(MultiheadAttention), attention(project=_with_einsum)),
-    ),
-    _clean(
         name="scores-scaled",
         reason="the scores are divided by the root of the size, as in the paper of the transformer",
         plant=_everywhere(_scores_scaled),
-    ),
-    _clean(
-        name="key-scaled",
-        reason="the key is scaled in place of the query",
-        plant=_everywhere(_scaled_by(0.0, -0.5)),
     ),
     _clean(
         name="query-and-key-scaled",
@@ -247,16 +213,6 @@ CLEAN_LAYERS = (
         name="softmax-to-base-two",
         reason="powers of two, as in flash attention",
         plant=_everywhere(_softmax_by(_to_base_two)),
-    ),
-    _clean(
-        name="scores-by-baddbmm",
-        reason="mask, scale and product in one operation",
-        plant=_everywhere(_with_baddbmm),
-    ),
-    _clean(
-        name="mask-filled-in",
-        reason="masked_fill in place of a sum",
-        plant=_everywhere(_filled),
     ),
     _clean(
         name="mask-of-minus-10000",
@@ -302,11 +258,6 @@ CLEAN_LAYERS = (
         name="quickgelu-by-exponential",
         reason="the sigmoid written out",
         plant=at(gelus, instead(_with_exponential)),
-    ),
-    _clean(
-        name="quickgelu-by-tanh",
-        reason="the sigmoid by the hyperbolic tangent, as on accelerators that have only that",
-        plant=at(gelus, instead(_with_tanh)),
     ),
     _clean(
         name="linear-by-addmm",

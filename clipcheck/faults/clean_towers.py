@@ -16,9 +16,6 @@ from clipcheck.faults.planting import (
     before,
     instances,
     instead,
-    logits,
-    on_tokens,
-    positions,
     put,
     unit,
     with_head,
@@ -43,14 +40,6 @@ def _unfolded(visual: Any, x: Tensor) -> Tensor:
     weight: Tensor = visual.conv1.weight.flatten(start_dim=1)
     columns = functional.unfold(x, visual.conv1.kernel_size, stride=visual.conv1.stride)
     return columns.transpose(1, 2) @ weight.t()
-
-
-def _start_copied(visual: Any, x: Tensor) -> Tensor:
-    y = x.new_empty(x.shape[0], x.shape[1] + 1, x.shape[2])
-    # Not by assignment, which records the number of rows as a constant.
-    y[:, 1:].copy_(x)
-    y[:, 0].copy_(visual.class_embedding)
-    return y
 
 
 def _pointwise(model: Multimodal) -> list[nn.Module]:
@@ -106,15 +95,6 @@ def _plant_positions_behind(model: Multimodal) -> None:
     put(model, "encode_text", partial(_positions_behind, model))
 
 
-def _by_product(x: Tensor, text: Tensor) -> Tensor:
-    chosen = (positions(text) == text.argmax(dim=-1, keepdim=True)).type(x.dtype)
-    return (chosen.unsqueeze(1) @ x).squeeze(1)
-
-
-def _other_padding(text: Tensor) -> Tensor:
-    return text.where(positions(text) <= text.argmax(dim=-1, keepdim=True), 1)
-
-
 def _scale_last(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
     per_image = (unit(image) @ unit(text).t()) * model.logit_scale.exp()
     return per_image, per_image.t()
@@ -124,13 +104,6 @@ def _by_normalize(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
     image, text = functional.normalize(image, dim=-1), functional.normalize(text, dim=-1)
     scale = model.logit_scale.exp()
     return scale * image @ text.t(), scale * text @ image.t()
-
-
-def _norms_last(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
-    of_image = image.square().sum(-1, keepdim=True).rsqrt()
-    of_text = text.square().sum(-1, keepdim=True).rsqrt()
-    per_image = (image @ text.t()) * (model.logit_scale.exp() * of_image) * of_text.t()
-    return per_image, per_image.t()
 
 
 def _turned(model: Multimodal) -> None:
@@ -147,20 +120,6 @@ CLEAN_TOWERS = (
         name="patches-by-unfold",
         reason="the patch embedding as a product of matrices",
         plant=vision_transformer(embed=_unfolded),
-        kinds=(ViT,),
-    ),
-    _clean(
-        name="class-token-copied",
-        reason="the class token is copied into a tensor made beforehand",
-        plant=vision_transformer(start=_start_copied),
-        kinds=(ViT,),
-    ),
-    _clean(
-        name="class-token-normalised-before-pooling",
-        reason="ln_post over all tokens, and then the first is taken",
-        plant=vision_transformer(
-            pool=lambda x: x, finish=lambda visual, x: visual.ln_post(x)[:, 0]
-        ),
         kinds=(ViT,),
     ),
     _clean(
@@ -209,34 +168,14 @@ CLEAN_TOWERS = (
         plant=text_encoder(),
     ),
     _clean(
-        name="end-by-product",
-        reason="the end of text is taken by a product with zeros and a one",
-        plant=text_encoder(pool=_by_product),
-    ),
-    _clean(
-        name="other-padding",
-        reason="transformers pads with another id than 0; the mask hides what follows the end",
-        plant=on_tokens(_other_padding),
-    ),
-    _clean(
         name="scale-behind-product",
         reason="cosines first, and then the scale",
         plant=with_head(_scale_last),
     ),
     _clean(
-        name="per-text-as-transpose",
-        reason="logits_per_text is logits_per_image transposed",
-        plant=with_head(logits),
-    ),
-    _clean(
         name="norms-by-normalize",
         reason="functional.normalize, whose epsilon of 1e-12 no feature comes near",
         plant=with_head(_by_normalize),
-    ),
-    _clean(
-        name="norms-behind-product",
-        reason="the product of features, and then their reciprocal norms",
-        plant=with_head(_norms_last),
     ),
     _clean(
         name="batch-turned",

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -57,15 +56,6 @@ def is_flat(image: Tensor) -> Tensor:
     """Whether each channel has one value."""
     pixels = image.flatten(start_dim=2)
     return ((pixels - pixels[..., :1]).abs().amax(-1) == 0).all(-1)
-
-
-def _level(image: Tensor) -> Tensor:
-    return image.flatten(start_dim=1).mean(-1)
-
-
-def _contrast(image: Tensor) -> Tensor:
-    pixels = image.flatten(start_dim=1)
-    return (pixels - pixels.mean(-1, keepdim=True)).square().mean(-1)
 
 
 def _repeats(text: Tensor) -> Tensor:
@@ -122,48 +112,20 @@ INPUT_DEPENDENT = (
         plant=for_texts(is_empty),
     ),
     _by_input(
-        name="texts-of-one-token",
-        reason="a text of a single token is computed some other way",
-        plant=for_texts(lambda text: text.argmax(dim=-1) == 2),
-    ),
-    _by_input(
         name="highlights-clipped",
         reason="a calibrated range ends at 1.9; only saturated pixels exceed it",
         plant=on_pixels(lambda x: x.clamp(max=1.9)),
-    ),
-    _by_input(
-        name="shadows-clipped",
-        reason="a calibrated range begins at -1.7; only the darkest pixels exceed it",
-        plant=on_pixels(lambda x: x.clamp(min=-1.7)),
     ),
     _by_input(
         name="flat-images",
         reason="images of one colour are computed some other way",
         plant=for_images(is_flat),
     ),
-    _by_input(
-        name="bright-images",
-        reason="only images whose mean is above 0.6 are wrong",
-        plant=for_images(lambda image: _level(image) > 0.6),
-    ),
-    _by_input(
-        name="images-of-high-contrast",
-        reason="only images whose standard deviation is above 1.3 are wrong",
-        plant=for_images(lambda image: _contrast(image) > 1.7),
-    ),
 )
 
 
 def _beyond(row: int, x: Tensor) -> Tensor:
     return where_row(row_numbers(x) < row, x, _disturbed(x))
-
-
-def _odd(x: Tensor) -> Tensor:
-    return where_row(row_numbers(x) % 2 == 0, x, _disturbed(x))
-
-
-def _last_left_out(x: Tensor) -> Tensor:
-    return where_row(row_numbers(x).flip(0) == 0, x * 0.5, x)
 
 
 def _alone(x: Tensor) -> Tensor:
@@ -180,12 +142,6 @@ def _standardised(x: Tensor) -> Tensor:
     return x + 0.01 * centred / (centred.square().mean(dim=0, keepdim=True) + 1).sqrt()
 
 
-def _in_steps_of_batch(x: Tensor) -> Tensor:
-    values = torch.cat([x.abs().flatten(), x.new_ones(1)])
-    step = values.max() / 127
-    return (x / step).round() * step
-
-
 def _more_images(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
     per_image, _ = logits(model, image, text)
     more = _count(image) > _count(text)
@@ -197,10 +153,6 @@ def _images_turned(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
     return logits(model, image.flip(0), text)
 
 
-def _influenced(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
-    return logits(model, image, text + 0.01 * text.mean(dim=0, keepdim=True))
-
-
 _by_batch = partial(Variant, family="batch-dependent")
 
 BATCH_DEPENDENT = (
@@ -208,11 +160,6 @@ BATCH_DEPENDENT = (
         name="first-image-for-all",
         reason="an export with a batch of one, whose only row is expanded to all",
         plant=on_image_features(lambda x: x[:1].expand_as(x)),
-    ),
-    _by_batch(
-        name="first-text-for-all",
-        reason="an export with a batch of one, whose only row is expanded to all",
-        plant=on_text_features(lambda x: x[:1].expand_as(x)),
     ),
     _by_batch(
         name="images-beyond-the-fourth",
@@ -225,24 +172,9 @@ BATCH_DEPENDENT = (
         plant=on_text_features(partial(_beyond, 4)),
     ),
     _by_batch(
-        name="odd-images",
-        reason="every second row is wrong: two rows at a time, and the second one mixed up",
-        plant=on_image_features(_odd),
-    ),
-    _by_batch(
         name="image-of-row-before",
         reason="each row has the features of the row before it",
         plant=on_image_features(lambda x: x.roll(1, 0)),
-    ),
-    _by_batch(
-        name="text-of-row-before",
-        reason="each row has the features of the row before it",
-        plant=on_text_features(lambda x: x.roll(1, 0)),
-    ),
-    _by_batch(
-        name="last-text-halved",
-        reason="the last row is not written in full: an incomplete last tile",
-        plant=on_text_features(_last_left_out),
     ),
     _by_batch(
         name="single-image",
@@ -250,29 +182,14 @@ BATCH_DEPENDENT = (
         plant=on_image_features(_alone),
     ),
     _by_batch(
-        name="single-text",
-        reason="a batch of one is computed some other way (a squeeze too many)",
-        plant=on_text_features(_alone),
-    ),
-    _by_batch(
         name="statistics-over-batch",
         reason="features are standardised over the batch: a BatchNorm in training mode behind them",
         plant=on_image_features(_standardised),
     ),
     _by_batch(
-        name="quantised-by-batch",
-        reason="dynamic quantisation with one step for the batch: rows depend on the greatest",
-        plant=on_image_features(_in_steps_of_batch),
-    ),
-    _by_batch(
         name="first-text-leaks",
         reason="a hundredth of the first row is added to all: a buffer that was not cleared",
         plant=on_text_features(lambda x: x + 0.01 * x[:1]),
-    ),
-    _by_batch(
-        name="texts-influence-each-other-in-forward",
-        reason="only in forward a share of the texts' mean is added to each",
-        plant=with_head(_influenced),
     ),
     _by_batch(
         name="more-images-than-prompts",

@@ -42,18 +42,6 @@ def _half_resolution(x: Tensor) -> Tensor:
     return functional.avg_pool2d(x, 2).repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
-def _black_border(x: Tensor) -> Tensor:
-    return functional.pad(x[:, :, :-1, :-1], (0, 1, 0, 1))
-
-
-def _grey(x: Tensor) -> Tensor:
-    return x.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-
-
-def _smoothed(x: Tensor) -> Tensor:
-    return 0.9 * x + 0.1 * functional.avg_pool2d(x, 3, 1, 1)
-
-
 def _embedding(model: Multimodal) -> list[Any]:
     return [model.token_embedding]
 
@@ -83,10 +71,6 @@ def _end_forgotten(text: Tensor) -> Tensor:
     return text * (positions(text) != text.argmax(dim=-1, keepdim=True))
 
 
-def _start_twice(text: Tensor) -> Tensor:
-    return torch.cat([text[:, :1], text[:, :-1]], dim=1)
-
-
 _inputs = partial(Variant, family="inputs")
 
 INPUTS = (
@@ -106,19 +90,9 @@ INPUTS = (
         plant=on_pixels(lambda x: x.flip(-2)),
     ),
     _inputs(
-        name="image-transposed",
-        reason="height and width are exchanged",
-        plant=on_pixels(lambda x: x.transpose(-1, -2)),
-    ),
-    _inputs(
         name="image-one-pixel-off",
         reason="vision#7093: the centre crop rounds its margin to the other side",
         plant=on_pixels(lambda x: x.roll(1, -1)),
-    ),
-    _inputs(
-        name="last-row-and-column-black",
-        reason="a crop that is one pixel too small is padded",
-        plant=on_pixels(_black_border),
     ),
     _inputs(
         name="statistics-of-imagenet",
@@ -126,19 +100,9 @@ INPUTS = (
         plant=_normalised_with((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ),
     _inputs(
-        name="mean-and-deviation-of-half",
-        reason="normalised to -1 to 1, as for Inception and SigLIP",
-        plant=_normalised_with((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    ),
-    _inputs(
         name="normalised-twice",
         reason="the archive normalises pixels that were normalised before",
         plant=on_pixels(_normalised),
-    ),
-    _inputs(
-        name="not-normalised",
-        reason="pixels from 0 to 1: ToTensor alone",
-        plant=on_pixels(_brightness),
     ),
     _inputs(
         name="rescaled-twice",
@@ -154,16 +118,6 @@ INPUTS = (
         name="half-the-resolution",
         reason="images are brought to half the resolution and back",
         plant=on_pixels(_half_resolution),
-    ),
-    _inputs(
-        name="image-a-little-smoothed",
-        reason="transformers#11992, vision#7093: resized with another filter or antialiasing",
-        plant=on_pixels(_smoothed),
-    ),
-    _inputs(
-        name="grey",
-        reason="images are converted to grey",
-        plant=on_pixels(_grey),
     ),
     _inputs(
         name="tokens-cut-at-40",
@@ -184,16 +138,6 @@ INPUTS = (
         name="start-token-missing",
         reason="the tokenizer adds no special token at the start",
         plant=on_tokens(lambda text: text.roll(-1, -1)),
-    ),
-    _inputs(
-        name="start-token-twice",
-        reason="special tokens are added to a text that has them",
-        plant=on_tokens(_start_twice),
-    ),
-    _inputs(
-        name="tokens-padded-at-left",
-        reason="transformers pads at the left for generation: the text stands one place later",
-        plant=on_tokens(lambda text: text.roll(1, -1)),
     ),
     _inputs(
         name="ids-off-by-one",

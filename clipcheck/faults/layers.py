@@ -14,7 +14,6 @@ from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.faults.planting import (
     after,
     at,
-    batch_norms,
     bottleneck,
     bottlenecks,
     gelus,
@@ -23,7 +22,6 @@ from clipcheck.faults.planting import (
     middle,
     setting,
     text_block,
-    text_blocks,
     within,
 )
 from clipcheck.faults.steps import (
@@ -43,10 +41,6 @@ def _tanh_gelu(_: Any, x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
-def _hard(_: Any, x: Tensor) -> Tensor:
-    return x * (x * (1.702 / 4) + 0.5).clamp(0, 1)
-
-
 def _without_last_relu(block: Any, x: Tensor) -> Tensor:
     y: Tensor = block.relu(block.bn1(block.conv1(x)))
     y = block.relu(block.bn2(block.conv2(y)))
@@ -64,11 +58,6 @@ ACTIVATION = (
         plant=at(gelus, instead(lambda _, x: functional.gelu(x))),
     ),
     _activation(
-        name="gelu-in-text-tower",
-        reason="timm#2031: only the timm tower was told which activation it has",
-        plant=at(within(text_blocks, "mlp.gelu"), instead(lambda _, x: functional.gelu(x))),
-    ),
-    _activation(
         name="tanh-gelu-for-quickgelu",
         reason="gelu_new of transformers, the tanh approximation, in place of quick_gelu",
         plant=at(gelus, instead(_tanh_gelu)),
@@ -79,19 +68,9 @@ ACTIVATION = (
         plant=at(gelus, instead(partial(_quick_gelu, 1.7))),
     ),
     _activation(
-        name="silu-in-one-block",
-        reason="x * sigmoid(x): the factor 1.702 is forgotten in one block",
-        plant=at(within(text_block, "mlp.gelu"), instead(partial(_quick_gelu, 1.0))),
-    ),
-    _activation(
         name="relu-in-one-block",
         reason="the default activation of nn.TransformerEncoderLayer in one block",
         plant=at(within(text_block, "mlp.gelu"), instead(lambda _, x: x.relu())),
-    ),
-    _activation(
-        name="hard-sigmoid-in-quickgelu",
-        reason="a mobile runtime puts a piecewise linear function in place of the sigmoid",
-        plant=at(within(text_block, "mlp.gelu"), instead(_hard)),
     ),
     _activation(
         name="activation-clipped",
@@ -184,12 +163,6 @@ NORMALISATION = (
         for name, source in (("1e-3", "Keras"), ("1e-4", "a mobile runtime"))
     ),
     _norm(
-        name="batch-norm-epsilon-1e-3-in-all",
-        reason="every BatchNorm has the epsilon of Keras, not 1e-5",
-        plant=at(batch_norms, setting("eps", 1e-3)),
-        kinds=(ResNet,),
-    ),
-    _norm(
         name="layer-norm-unbiased-variance",
         reason="LayerNorm by hand with torch.std, which divides by D - 1",
         plant=at(layer_norms, instead(_unbiased)),
@@ -207,14 +180,6 @@ NORMALISATION = (
         ),
     ),
     _norm(
-        name="layer-norm-bias-left-out-in-one",
-        reason="one LayerNorm is built with bias=False",
-        plant=at(
-            within(text_block, "ln_2"),
-            instead(lambda norm, x: _layer_norm(norm, x, norm.weight, None)),
-        ),
-    ),
-    _norm(
         name="norm-behind-sum",
         reason="one block as of BERT, with the LayerNorms behind the sums",
         plant=at(text_block, instead(_norm_behind)),
@@ -228,12 +193,6 @@ NORMALISATION = (
         name="post-norm-missing",
         reason="the class token is projected without ln_post",
         plant=vision_transformer(finish=lambda _, x: x),
-        kinds=(ViT,),
-    ),
-    _norm(
-        name="pre-norm-missing",
-        reason="a plain ViT, which has no LayerNorm before its blocks",
-        plant=vision_transformer(prepare=lambda _, x: x),
         kinds=(ViT,),
     ),
     _norm(

@@ -14,7 +14,6 @@ from torch.nn import functional
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.faults.planting import Alter, at, instead, positions
 from clipcheck.faults.steps import (
-    attend,
     attention_pool,
     class_first,
     pooled,
@@ -58,14 +57,6 @@ def _vit_grid(change: Callable[[Tensor], Tensor]) -> Plant:
     return plant
 
 
-def _pool_grid(change: Callable[[Tensor], Tensor]) -> Plant:
-    def alter(pool: Any) -> None:
-        order = _order(pool.positional_embedding, change)
-        _placed(lambda table: table[order])(pool)
-
-    return at(pool_of, alter)
-
-
 def _placed(change: Callable[[Tensor], Tensor]) -> Alter:
     return attention_pool(
         place=lambda pool, x: x + change(pool.positional_embedding)[:, None, :].type(x.dtype)
@@ -107,12 +98,6 @@ POSITION = (
         kinds=(ViT,),
     ),
     _position(
-        name="image-positions-upside-down",
-        reason="patches counted from the lower edge",
-        plant=_vit_grid(lambda grid: grid.flip(0)),
-        kinds=(ViT,),
-    ),
-    _position(
         name="image-positions-left-out",
         reason="the positional embedding is dropped on a mismatch of its size (strict=False)",
         plant=vision_transformer(place=lambda _, x: x),
@@ -122,12 +107,6 @@ POSITION = (
         name="class-token-last",
         reason="the class token is put behind the patches, and the first token pooled",
         plant=vision_transformer(start=_class_last),
-        kinds=(ViT,),
-    ),
-    _position(
-        name="class-token-last-and-pooled-there",
-        reason="class token behind the patches and pooled there: the positions are one off",
-        plant=vision_transformer(start=_class_last, pool=lambda x: x[:, -1]),
         kinds=(ViT,),
     ),
     _position(
@@ -142,18 +121,6 @@ POSITION = (
         plant=at(pool_of, _placed(torch.zeros_like)),
         kinds=(ResNet,),
     ),
-    _position(
-        name="pool-positions-transposed",
-        reason="the attention pool counts positions by column",
-        plant=_pool_grid(lambda grid: grid.t()),
-        kinds=(ResNet,),
-    ),
-    _position(
-        name="pool-positions-shifted",
-        reason="the mean has the position of the map's last place, as if it were put behind",
-        plant=at(pool_of, _placed(lambda table: table.roll(1, 0))),
-        kinds=(ResNet,),
-    ),
 )
 
 
@@ -163,10 +130,6 @@ def _at_id(number: int, x: Tensor, text: Tensor) -> Tensor:
 
 def _at_position(position: int, x: Tensor, text: Tensor) -> Tensor:
     return pooled(x, text.argmax(dim=-1) * 0 + position)
-
-
-def _before_end(x: Tensor, text: Tensor) -> Tensor:
-    return pooled(x, (text.argmax(dim=-1) - 1).clamp(min=0))
 
 
 def _mean_of_tokens(x: Tensor, text: Tensor) -> Tensor:
@@ -193,10 +156,6 @@ def _with_sum(x: Tensor) -> Tensor:
     return torch.cat([places.sum(dim=0, keepdim=True), places], dim=0)
 
 
-def _attend_to_map(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    return attend(query, key[:, 1:], value[:, 1:], mask)
-
-
 _pooling = partial(Variant, family="pooling")
 
 POOLING = (
@@ -214,16 +173,6 @@ POOLING = (
         name="pooled-at-last-position",
         reason="open_clip#1151: pools the last of 77 positions, padding as it is",
         plant=text_encoder(pool=lambda x, _: x[:, -1]),
-    ),
-    _pooling(
-        name="pooled-at-first-position",
-        reason="pools the first token, as BERT does",
-        plant=text_encoder(pool=lambda x, _: x[:, 0]),
-    ),
-    _pooling(
-        name="pooled-one-before-end",
-        reason="the end of the text is off by one",
-        plant=text_encoder(pool=_before_end),
     ),
     _pooling(
         name="mean-of-tokens",
@@ -247,18 +196,6 @@ POOLING = (
         kinds=(ViT,),
     ),
     _pooling(
-        name="mean-of-patches",
-        reason="the mean over the patches without the class token",
-        plant=vision_transformer(pool=lambda x: x[:, 1:].mean(1)),
-        kinds=(ViT,),
-    ),
-    _pooling(
-        name="first-patch-pooled",
-        reason="the class token is missed by one",
-        plant=vision_transformer(pool=lambda x: x[:, 1]),
-        kinds=(ViT,),
-    ),
-    _pooling(
         name="mean-for-attention-pool",
         reason="global average pooling in place of the attention pool",
         plant=at(pool_of, instead(_mean_pool)),
@@ -274,12 +211,6 @@ POOLING = (
         name="sum-for-mean-in-pool",
         reason="the attention pool's query is the sum over the map",
         plant=at(pool_of, attention_pool(sequence=_with_sum)),
-        kinds=(ResNet,),
-    ),
-    _pooling(
-        name="mean-not-attended-to",
-        reason="the attention pool has the mean as its query, and not among its keys",
-        plant=at(pool_of, attention_pool(attend=_attend_to_map)),
         kinds=(ResNet,),
     ),
 )

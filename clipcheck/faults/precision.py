@@ -13,23 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.faults.planting import (
     Change,
     Pair,
     after,
     at,
-    before,
     blocks,
-    bottleneck,
     instead,
     logits,
-    on_image_features,
     on_pixels,
     only_in_forward,
     text_block,
     text_blocks,
-    vision_blocks,
     with_head,
     within,
 )
@@ -79,27 +74,15 @@ def _with_both(change: Change, linear: Any, x: Tensor) -> Tensor:
     return functional.linear(change(x), change(linear.weight), linear.bias)
 
 
-def _pruned(weight: Tensor) -> Tensor:
-    return weight * (weight.abs() > weight.abs().mean() / 10)
-
-
 def _soft_in_half(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     weights = functional.softmax(in_half(scores(query, key, mask)), dim=-1)
     return in_half(weights) @ value
-
-
-def _calibrated(x: Tensor) -> Tensor:
-    return (x / 0.04).round().clamp(-128, 127) * 0.04
 
 
 def _rounded_logits(change: Change, model: Multimodal, image: Tensor, text: Tensor) -> Pair:
     per_image, _ = logits(model, image, text)
     per_image = change(per_image)
     return per_image, per_image.t()
-
-
-def _final_norm(model: Multimodal) -> list[Any]:
-    return [model.ln_final]
 
 
 def _embedding(model: Multimodal) -> list[Any]:
@@ -120,36 +103,14 @@ PRECISION = (
         plant=at(within(text_block, "mlp.c_fc"), after(in_bfloat16)),
     ),
     _precision(
-        name="one-bottleneck-in-half",
-        reason="one convolution runs in half precision",
-        plant=at(within(bottleneck, "conv2"), after(in_half)),
-        kinds=(ResNet,),
-    ),
-    _precision(
         name="residual-stream-in-half",
         reason="the sums between the blocks of the text tower are rounded to half precision",
         plant=at(text_blocks, after(in_half)),
     ),
     _precision(
-        name="image-residual-stream-in-bfloat16",
-        reason="the sums between the blocks of the image tower are rounded to bfloat16",
-        plant=at(vision_blocks, after(in_bfloat16)),
-        kinds=(ViT,),
-    ),
-    _precision(
         name="softmax-in-half",
         reason="scores and weights of attention in half precision, all else in float32",
         plant=at(within(blocks, "attn"), attention(attend=_soft_in_half)),
-    ),
-    _precision(
-        name="final-norm-in-half",
-        reason="LayerNorm without its cast to float32, fed with half precision",
-        plant=at(_final_norm, before(in_half)),
-    ),
-    _precision(
-        name="norm-in-bfloat16-in-one-block",
-        reason="one LayerNorm gives bfloat16",
-        plant=at(within(text_block, "ln_1"), after(in_bfloat16)),
     ),
     _precision(
         name="tf32-in-perceptrons",
@@ -160,16 +121,6 @@ PRECISION = (
         name="int8-weight-in-one-layer",
         reason="dynamic quantisation of one layer: its weight has 255 steps",
         plant=at(within(text_block, "mlp.c_proj"), instead(partial(_with_weight, _in_int8))),
-    ),
-    _precision(
-        name="calibrated-int8-activations",
-        reason="static quantisation: the input of one layer has 256 steps of 0.04",
-        plant=at(within(text_block, "mlp.c_fc"), before(_calibrated)),
-    ),
-    _precision(
-        name="small-weights-pruned",
-        reason="weights under a tenth of the mean size are set to zero in one layer",
-        plant=at(within(text_block, "mlp.c_proj"), instead(partial(_with_weight, _pruned))),
     ),
     _precision(
         name="pixels-in-half",
@@ -184,16 +135,6 @@ PRECISION = (
         ),
     ),
     _precision(
-        name="embeddings-in-bfloat16",
-        reason="the token embedding is stored in bfloat16",
-        plant=at(_embedding, after(in_bfloat16)),
-    ),
-    _precision(
-        name="image-features-in-half",
-        reason="a head in half precision behind a float32 tower",
-        plant=on_image_features(in_half),
-    ),
-    _precision(
         name="text-features-in-half-in-forward-alone",
         reason="forward casts the features before their product, the encoders do not",
         plant=only_in_forward("encode_text", in_half),
@@ -202,10 +143,5 @@ PRECISION = (
         name="logits-in-half",
         reason="openai/CLIP#283: the logits differ by half a unit in the last place of half",
         plant=with_head(partial(_rounded_logits, in_half)),
-    ),
-    _precision(
-        name="logits-in-bfloat16",
-        reason="autocast in bfloat16 around the last product",
-        plant=with_head(partial(_rounded_logits, in_bfloat16)),
     ),
 )

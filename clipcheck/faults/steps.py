@@ -27,12 +27,6 @@ def split(x: Tensor, heads: int) -> Tensor:
     return x.contiguous().view(length, rows * heads, width // heads).transpose(0, 1)
 
 
-def merge(y: Tensor, rows: int) -> Tensor:
-    """[N * heads, L, D / heads] to [L, N, D]."""
-    wide, length, size = y.shape
-    return y.transpose(0, 1).contiguous().view(length, rows, wide * size // max(rows, 1))
-
-
 def scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     """The logits of attention."""
     found: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(1, 2)

@@ -195,12 +195,6 @@ WEIGHTS = (
         plant=at(_text_stack, _ordered(_two_swapped)),
     ),
     _weight(
-        name="image-blocks-swapped",
-        reason="blocks sorted by the text of their number, 10 before 2",
-        plant=at(_vision_stack, _ordered(_two_swapped)),
-        kinds=(ViT,),
-    ),
-    _weight(
         name="residual-left-out",
         reason="the sum behind the perceptron of one block is missing",
         plant=at(text_block, instead(_without_residual)),
