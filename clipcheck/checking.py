@@ -350,8 +350,9 @@ def judge_archive(
     weights = WeightWatch(both.jit_model)
     with watch.phase("jit"):
         run = trial.run(ModuleBackend("jit", both.jit_model, device))
-    with watch.phase("modules"):
-        coverage = _coverage(checkpoint, both, device, seed) if trial.dtype == "float32" else None
+    coverage = None
+    if trial.dtype == "float32":
+        coverage = _coverage(checkpoint, both, device, seed, watch)
     with watch.phase("gates"):
         evidence = _evidence(checkpoint, both)
         failures = [*run.failures, *(coverage.failures if coverage else ())]
@@ -359,13 +360,18 @@ def judge_archive(
         return judge(trial, run, evidence, coverage, limits)
 
 
-def _coverage(checkpoint: Checkpoint, both: Both, device: torch.device, seed: int) -> Coverage:
+def _coverage(
+    checkpoint: Checkpoint, both: Both, device: torch.device, seed: int, watch: Stopwatch
+) -> Coverage:
     from clipcheck.models.loader import load_tapped
     from clipcheck.modules import judge_modules
 
-    tapped = load_tapped(checkpoint, device, both)
-    batch = for_modules(inputs_of(checkpoint.architecture), seed)
-    return judge_modules(tapped, both.eager_model, batch, device)
+    with watch.phase("load"):
+        tapped = load_tapped(checkpoint, device, both)
+    with watch.phase("inputs"):
+        batch = for_modules(inputs_of(checkpoint.architecture), seed)
+    with watch.phase("modules"):
+        return judge_modules(tapped, both.eager_model, batch, device)
 
 
 def _default_dtypes(checkpoint: Checkpoint, device: torch.device) -> tuple[str, ...]:

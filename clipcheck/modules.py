@@ -80,7 +80,7 @@ class _Judge:
     prompts: int
     exact_device: torch.device
     errors: list[ModuleError] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
+    skipped: list[tuple[Site, str]] = field(default_factory=list)
     running: list[Tensors] = field(default_factory=list)
     judged: set[tuple[str, bytes]] = field(default_factory=set)
     failures: list[str] = field(default_factory=list)
@@ -114,13 +114,13 @@ class _Judge:
         # What is not finite is no activation: it is a mask, or comes of a fault further up.
         finite = [tensor for tensor in inputs if bool(torch.isfinite(tensor).all())]
         if not finite:
-            self.skipped[site.module] = "nothing that it is given is finite"
+            self.skipped.append((site, "nothing that it is given is finite"))
             return
         found = [error for given in finite for error in self._errors(site, given, outputs)]
         if found:
             self.errors.append(min(found, key=lambda error: error.candidate))
         else:
-            self.skipped[site.module] = "it takes or gives other shapes than the eager module"
+            self.skipped.append((site, "it takes or gives other shapes than the eager module"))
 
     def _errors(self, site: Site, given: torch.Tensor, outputs: Tensors) -> Iterator[ModuleError]:
         """One for each output that could be the module's, were ``given`` its input."""
@@ -146,11 +146,12 @@ class _Judge:
 
     def coverage(self) -> Coverage:
         judged = {error.module for error in self.errors}
-        skipped = {
-            name: self.skipped.get(name, "the archive does not call it")
-            for name in self.targets
-            if name not in judged
-        }
+        called = judged | {site.module for site, _ in self.skipped}
+        skipped = {n: "the archive does not call it" for n in self.targets if n not in called}
+        for site, reason in self.skipped:
+            # One method may call it in a way that can be judged, and another not.
+            name = f"{site.module} in {site.method}" if site.module in judged else site.module
+            skipped[name] = reason
         return Coverage(self.errors, skipped, self.failures)
 
 

@@ -73,14 +73,14 @@ def run_method(name: str, module: Any, method: str, *inputs: torch.Tensor) -> An
     try:
         with torch.inference_mode():
             return call(*inputs)
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         raise RunError(
             f"{name}: {method} failed ({_reason(error)})",
             remedy="Run the model by hand with --debug to see all of torch's message.",
         ) from error
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """The last line of torch's message: the interpreter puts its own traceback before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipcheck.compare.metrics import Difference, difference, softmax
-from clipcheck.compare.result import LOGITS, Case, GateResult, unusable
+from clipcheck.compare.result import LOGITS, Case, GateResult, not_finite, unusable
 from clipcheck.compare.tolerances import Contract
 
 
 def contract(cases: Sequence[Case], limits: Contract) -> GateResult:
     """``np.allclose`` on the softmax of both logits, of every batch.
 
+    Logits that are not finite fail, on either side and equal or not: softmax would hide infinities.
+
     Args:
         cases: at least one.
         limits: absolute and relative tolerance.
     """
-    problem = unusable(cases, LOGITS)
+    problem = unusable(cases, LOGITS) or not_finite(cases, LOGITS)
     if problem:
         return GateResult("contract", False, problem, margin=float("inf"))
     found = {name: [_differ(case, name, limits) for case in cases] for name in LOGITS}
@@ -47,9 +49,7 @@ def _differ(case: Case, name: str, limits: Contract) -> Difference:
 
 
 def _excess(found: Difference) -> float:
-    """How many times what is allowed; infinite for NaN."""
-    if not found.found >= 0:
-        return float("inf")
+    """How many times what is allowed."""
     if found.allowed == 0:
         return float("inf") if found.found else 0.0
     return found.found / found.allowed

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clipcheck.compare.result import LOGITS, OUTPUTS, Case, GateResult, unusable
+from clipcheck.compare.result import (
+    LOGITS,
+    OUTPUTS,
+    Case,
+    GateResult,
+    not_finite,
+    unusable,
+)
 from clipcheck.compare.tolerances import Limits
 
 
@@ -20,7 +27,7 @@ def decision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
         limits: of the dtype that was run in.
         scale: the model's exp(logit_scale).
     """
-    problem = unusable(cases, LOGITS) or _not_finite(cases)
+    problem = unusable(cases, LOGITS) or not_finite(cases, LOGITS)
     if problem:
         return GateResult("decision", False, problem, margin=float("inf"))
     cap = limits.logit_cap(scale)
@@ -45,16 +52,6 @@ def decision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     return GateResult("decision", True, message, figures)
 
 
-def _not_finite(cases: Sequence[Case]) -> str:
-    for case in cases:
-        for name in LOGITS:
-            bad = ~(np.isfinite(case.exact[name]) & np.isfinite(case.candidate[name]))
-            if bad.any():
-                row = int(np.argwhere(bad)[0][0])
-                return f"{name} of {case.where(name, [row])} has no best match: it is not finite"
-    return ""
-
-
 def _margin(logits: np.ndarray) -> np.ndarray:
     """By how much the highest of each row leads; nothing leads where there is one alone."""
     if logits.shape[1] < 2:
@@ -70,6 +67,6 @@ def _wrong(case: Case, name: str, row: int) -> tuple[float, str]:
     right, found = int(exact.argmax()), int(case.candidate[name][row].argmax())
     lead = float(exact[right] - exact[found])
     return lead, (
-        f"{case.where(name, [row])} goes with {kind} {found} in place of {kind} {right}, which "
-        f"leads by {lead:.2g}"
+        f"{case.where(name, [row])} goes with {case.place(kind, found)} in place of "
+        f"{case.place(kind, right)}, which leads by {lead:.2g}"
     )

@@ -138,4 +138,4 @@ def _sizes(name: str, exact: Outputs, scale: float) -> Rows:
 def _ratio(errors: Rows, units: Rows) -> Rows:
     """Infinite where either is not a number: nothing that is not finite is ever near."""
     ratios = errors / units
-    return np.where(np.isfinite(ratios), ratios, np.inf)
+    return np.where(np.isfinite(ratios) & np.isfinite(units), ratios, np.inf)

@@ -6,6 +6,7 @@ input that it had, it stands out undiminished, and is named.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -96,7 +97,8 @@ def _explained(ratios: _Ratios) -> _Ratios:
     found = []
     for ratio, error in ratios:
         block = blocks.get(error.block, float("inf"))
-        found.append((min(ratio, block) if block <= _SAME else ratio, error))
+        excused = block <= _SAME and math.isfinite(ratio)
+        found.append((min(ratio, block) if excused else ratio, error))
     return found
 
 
@@ -106,7 +108,7 @@ def _ratio(error: ModuleError, limits: Limits) -> float:
     if unit == 0:
         return float("inf") if error.candidate else 0.0
     ratio = error.candidate / unit
-    return ratio if ratio >= 0 else float("inf")
+    return ratio if math.isfinite(ratio) and math.isfinite(unit) else float("inf")
 
 
 def _figures(ratio: float, error: ModuleError, limits: Limits) -> dict[str, float | int | str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from clipcheck.compare.metrics import Array
 
 OUTPUTS = {
@@ -43,9 +45,10 @@ class Case:
     def where(self, output: str, index: Sequence[int]) -> str:
         """The place in an output, for people: ``image 3 (black), prompt 5 (77 tokens)``."""
         dimensions = zip(OUTPUTS[output], index, strict=False)
-        return ", ".join(self._place(kind, position) for kind, position in dimensions)
+        return ", ".join(self.place(kind, position) for kind, position in dimensions)
 
-    def _place(self, kind: str, position: int) -> str:
+    def place(self, kind: str, position: int) -> str:
+        """A row of that kind, ``image`` or ``prompt``, by its number through all batches."""
         number = self.first_rows.get(kind, 0) + position
         known = self.rows.get(kind, ())
         described = f" ({known[position]})" if position < len(known) else ""
@@ -78,6 +81,23 @@ def unusable(cases: Sequence[Case], names: Sequence[str] = tuple(OUTPUTS)) -> st
     if not cases:
         return "nothing was run, so that nothing can be compared"
     return next((problem for case in cases for problem in _problems(case, names)), "")
+
+
+def not_finite(cases: Sequence[Case], names: Sequence[str]) -> str:
+    """Which of these outputs is NaN or infinite on either side, or nothing."""
+    for case in cases:
+        for name in names:
+            sides = {
+                "candidate": case.candidate,
+                "reference": case.reference,
+                "reference in float64": case.exact,
+            }
+            for side, outputs in sides.items():
+                values = outputs.get(name, np.zeros(0))
+                bad = np.argwhere(~np.isfinite(values))
+                if len(bad):
+                    return f"{name} of the {side} is not finite in {case.where(name, [bad[0][0]])}"
+    return ""
 
 
 def _problems(case: Case, names: Sequence[str]) -> Iterator[str]:

@@ -115,7 +115,8 @@ def for_modules(inputs: Inputs, seed: int) -> Batch:
 def classic(inputs: Inputs) -> Batch:
     """What the reference implementation's own consistency test runs: one image, three prompts.
 
-    The prompts are those of openai/CLIP, tests/test_consistency.py; the image is of our own.
+    The prompts are those of openai/CLIP, tests/test_consistency.py, for models that have CLIP's
+    own vocabulary; the image is of our own.
     """
     image = _random(np.random.default_rng(0), inputs, "blobs")
     texts = ("a diagram", "a dog", "a cat")
@@ -133,15 +134,14 @@ def exhaustive(inputs: Inputs) -> Iterator[Batch]:
     prompts = list(_every_id(inputs))
     prompts += [_described(_whole(inputs, [i % (inputs.end - 1) for i in range(length - 2)]))
                 for length in range(2, inputs.context_length + 1)]  # fmt: skip
-    count = -(-len(prompts) // MOST_ROWS)
-    images = _every_position(inputs)
-    each = min(-(-(inputs.grid**2) // count), MOST_ROWS)
-    seen = {"image": 0, "prompt": 0}
-    for start in range(0, len(prompts), MOST_ROWS):
-        texts = prompts[start : start + MOST_ROWS]
-        rows = [next(images) for _ in range(each)]
-        yield _batch(rows, texts, seen)
-        seen = {"image": seen["image"] + len(rows), "prompt": seen["prompt"] + len(texts)}
+    count = -(-max(len(prompts), inputs.grid**2) // MOST_ROWS)
+    rows, columns = -(-(inputs.grid**2) // count), -(-len(prompts) // count)
+    images, texts = _every_position(inputs), itertools.cycle(prompts)
+    for number in range(count):
+        seen = {"image": number * rows, "prompt": number * columns}
+        yield _batch(
+            list(itertools.islice(images, rows)), list(itertools.islice(texts, columns)), seen
+        )
 
 
 def _sizes() -> Iterator[tuple[int, int]]:

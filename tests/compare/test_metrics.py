@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from clipcheck.compare.metrics import difference, softmax
+from clipcheck.compare.metrics import difference, rms, row_rms, softmax
 
 LOGITS = arrays.arrays(
     np.float32,
@@ -50,3 +51,51 @@ def test_nan_is_close_to_nothing_not_even_to_itself() -> None:
     found = difference(both, both, atol=1.0, rtol=1.0)
     assert found.mismatched == 1
     assert found.index == (0, 0)
+
+
+VALUES = arrays.arrays(
+    st.sampled_from([np.float16, np.float32, np.float64]),
+    arrays.array_shapes(min_dims=1, max_dims=4, max_side=5),
+    elements=st.floats(-60000, 60000, width=16),
+)
+
+
+@given(VALUES)
+def test_rms_is_that_of_torch_in_float64(values: np.ndarray) -> None:
+    expected = float(torch.from_numpy(values).double().square().mean().sqrt())
+    found = rms(values)
+    assert isinstance(found, float)
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
+
+
+@given(VALUES)
+def test_row_rms_is_that_of_each_row_by_itself(values: np.ndarray) -> None:
+    found = row_rms(values)
+    assert found.dtype == np.float64
+    assert found.shape == (len(values),)
+    expected = [np.sqrt(np.mean(np.square(row.astype(np.float64)))) for row in values]
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
+    # All rows are as long: the mean of their squares is that of all.
+    np.testing.assert_allclose(rms(found), rms(values), rtol=1e-13)
+
+
+def test_rms_neither_overflows_nor_underflows_in_half() -> None:
+    for value in (np.float16(60000), np.float16(6e-8)):
+        values = np.full((3, 1000), value)
+        assert rms(values) == pytest.approx(float(value), rel=1e-12)
+        assert row_rms(values) == pytest.approx([float(value)] * 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@given(values=VALUES, place=st.integers(0, 10**6))
+def test_what_is_not_finite_stays_that_in_the_whole_and_in_its_row_alone(
+    value: float, values: np.ndarray, place: int
+) -> None:
+    values = values.copy()
+    index = np.unravel_index(place % values.size, values.shape)
+    values[index] = value
+    expected = abs(value)
+    np.testing.assert_equal(rms(values), expected)
+    rows = row_rms(values)
+    np.testing.assert_equal(rows[index[0]], expected)
+    assert np.isfinite(np.delete(rows, index[0])).all()

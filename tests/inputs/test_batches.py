@@ -1,82 +1,412 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import pytest
 
-from clipcheck.inputs.batches import MOST_ROWS, Batch, batches
-from clipcheck.inputs.tokenizer import END_TOKEN, VOCABULARY_SIZE, tokenize
+from clipcheck.checkpoints.architecture import ARCHITECTURES
+from clipcheck.inputs.batches import (
+    EXAMPLES,
+    MOST_ROWS,
+    SIZES,
+    Batch,
+    Inputs,
+    batches,
+    classic,
+    exhaustive,
+    for_modules,
+)
+from clipcheck.inputs.preprocess import transform
+from clipcheck.inputs.tokenizer import END_TOKEN, START_TOKEN, VOCABULARY_SIZE, tokenize
+
+CLIP = Inputs(resolution=32, context_length=77, vocab_size=VOCABULARY_SIZE, grid=4)
+OTHER = Inputs(resolution=32, context_length=16, vocab_size=300, grid=2)
+MINUTE = Inputs(resolution=16, context_length=8, vocab_size=100, grid=2)
+
+every_kind = pytest.mark.parametrize(
+    "inputs", [CLIP, OTHER, MINUTE], ids=["clip", "other", "minute"]
+)
 
 
-def draw(examples: int, seed: int = 0, vocab_size: int = VOCABULARY_SIZE) -> list[Batch]:
-    return list(
-        batches(examples, resolution=32, context_length=77, vocab_size=vocab_size, seed=seed)
-    )
+def draw(examples: int = EXAMPLES, inputs: Inputs = CLIP, seed: int = 0) -> list[Batch]:
+    return list(batches(examples, inputs, seed))
 
 
-@pytest.mark.parametrize("examples", [1, MOST_ROWS, MOST_ROWS + 1, 20])
-def test_there_are_as_many_images_as_asked_for_and_one_prompt_more_in_each_batch(
-    examples: int,
-) -> None:
+def prompts_of(drawn: Iterable[Batch]) -> np.ndarray:
+    return np.concatenate([batch.tokens for batch in drawn])
+
+
+def images_of(drawn: Iterable[Batch]) -> dict[str, np.ndarray]:
+    """By description; of several, the first."""
+    found: dict[str, np.ndarray] = {}
+    for batch in drawn:
+        for name, pixels in zip(batch.rows["image"], batch.pixels, strict=True):
+            found.setdefault(name, pixels)
+    return found
+
+
+def lengths_of(tokens: np.ndarray) -> np.ndarray:
+    return tokens.argmax(axis=1) + 1
+
+
+def ids_of(tokens: np.ndarray) -> list[int]:
+    """Those between the start and the end."""
+    return [int(i) for i in tokens[1 : tokens.argmax()]]
+
+
+# --------------------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize("examples", [1, 2, 3, 5, EXAMPLES - 1, EXAMPLES, EXAMPLES + 1, 40])
+def test_there_are_as_many_images_as_asked_for(examples: int) -> None:
     drawn = draw(examples)
     assert sum(len(batch.pixels) for batch in drawn) == examples
     for batch in drawn:
         assert 1 <= len(batch.pixels) <= MOST_ROWS
-        assert len(batch.tokens) == len(batch.prompts) == len(batch.pixels) + 1
+        assert 1 <= len(batch.tokens) <= MOST_ROWS
 
 
-def test_pixels_and_tokens_are_as_a_model_takes_them() -> None:
-    (batch,) = draw(4)
-    assert batch.pixels.shape == (4, 3, 32, 32)
-    assert batch.pixels.dtype == np.float32
-    assert batch.tokens.shape == (5, 77)
-    assert batch.tokens.dtype == np.int32
-    assert (batch.tokens == tokenize(list(batch.prompts)).numpy()).all()
+def test_there_are_batches_of_one_two_five_and_more_with_more_images_than_prompts_and_fewer() -> (
+    None
+):
+    sizes = [(len(batch.pixels), len(batch.tokens)) for batch in draw()]
+    assert sizes == list(SIZES)
+    for rows in zip(*sizes, strict=True):
+        assert {1, 2, 5, 6} <= set(rows)
+    assert any(images > prompts for images, prompts in sizes)
+    assert any(images < prompts for images, prompts in sizes)
 
 
-def test_the_images_differ_from_each_other_and_so_do_the_prompts() -> None:
-    (batch,) = draw(8)
-    assert len({image.tobytes() for image in batch.pixels}) == 8
-    assert len(set(batch.prompts)) > 4
+@pytest.mark.parametrize("examples", [EXAMPLES, 60])
+def test_no_batch_is_square_so_that_a_transpose_shows(examples: int) -> None:
+    for batch in draw(examples):
+        assert len(batch.pixels) != len(batch.tokens)
 
 
-def test_rows_are_numbered_through_all_batches() -> None:
-    assert [batch.first_rows for batch in draw(20)] == [
-        {"image": 0, "prompt": 0},
-        {"image": 8, "prompt": 9},
-        {"image": 16, "prompt": 18},
-    ]
+@every_kind
+def test_pixels_and_tokens_are_as_a_model_takes_them(inputs: Inputs) -> None:
+    for batch in [*draw(inputs=inputs), for_modules(inputs, 0)]:
+        side = inputs.resolution
+        assert batch.pixels.shape[1:] == (3, side, side)
+        assert batch.pixels.dtype == np.float32
+        assert np.isfinite(batch.pixels).all()
+        assert batch.tokens.shape[1:] == (inputs.context_length,)
+        assert batch.tokens.dtype == np.int32
+        assert len(batch.rows["image"]) == len(batch.pixels)
+        assert len(batch.rows["prompt"]) == len(batch.tokens)
 
 
-def test_the_same_seed_gives_the_same_batches_and_another_gives_others() -> None:
-    first, again, other = draw(20, seed=1), draw(20, seed=1), draw(20, seed=2)
+@pytest.mark.parametrize("draw_some", [lambda: draw(40), lambda: list(exhaustive(MINUTE))])
+def test_rows_are_numbered_through_all_batches(draw_some: object) -> None:
+    images = prompts = 0
+    for batch in draw_some():  # type: ignore[operator]
+        assert batch.first_rows == {"image": images, "prompt": prompts}
+        images, prompts = images + len(batch.pixels), prompts + len(batch.tokens)
+
+
+# --------------------------------------------------------------------------- seeds
+
+
+@every_kind
+def test_the_same_seed_gives_the_same_bits_and_another_gives_others(inputs: Inputs) -> None:
+    first, again, other = (draw(30, inputs, seed) for seed in (1, 1, 2))
     for one, two, three in zip(first, again, other, strict=True):
-        assert (one.pixels == two.pixels).all()
-        assert one.prompts == two.prompts
-        assert (one.pixels != three.pixels).any()
+        assert one.pixels.tobytes() == two.pixels.tobytes()
+        assert one.tokens.tobytes() == two.tokens.tobytes()
+        assert one.rows == two.rows
+        assert one.tokens.tobytes() != three.tokens.tobytes()
+    assert images_of(first)["blobs"].tobytes() != images_of(other)["blobs"].tobytes()
+    assert images_of(first)["left half flat"].tobytes() != (
+        images_of(other)["left half flat"].tobytes()
+    )
 
 
-def test_a_vocabulary_that_is_not_clips_gets_ids_of_its_own() -> None:
-    (batch,) = draw(8, vocab_size=100)
-    assert batch.prompts == ()
-    assert batch.tokens.shape == (9, 77)
-    assert batch.tokens.max() == 99
-    assert (np.sort(batch.tokens, axis=1)[:, -1] == 99).all()
-    assert ((batch.tokens == 99).sum(axis=1) == 1).all()
+def test_more_examples_begin_with_those_of_fewer() -> None:
+    for few, many in zip(draw(), draw(40), strict=False):
+        assert few.pixels.tobytes() == many.pixels.tobytes()
+        assert few.tokens.tobytes() == many.tokens.tobytes()
 
 
-def test_prompts_end_with_the_end_token() -> None:
-    (batch,) = draw(6)
-    assert (batch.tokens.max(axis=1) == END_TOKEN).all()
+def test_batches_go_on_with_other_rows_than_those_before() -> None:
+    drawn = draw(60)
+    images = [image.tobytes() for batch in drawn for image in batch.pixels]
+    assert len(set(images)) == len(images)
+    # Of the empty prompt and of the words there may be several.
+    assert len({row.tobytes() for row in prompts_of(drawn)}) > 0.8 * len(prompts_of(drawn))
 
 
-def test_five_images_are_one_of_each_kind_and_five_prompts_too() -> None:
-    (batch,) = draw(5)
-    flat = [bool(np.ptp(image, axis=(1, 2)).max() < 1e-6) for image in batch.pixels]
-    assert flat == [False, False, False, False, True]
-    assert batch.prompts[4] == ""
-    assert sum("a photo of" in prompt for prompt in batch.prompts[:5]) == 1
+# --------------------------------------------------------------------------- images
 
 
-def test_batches_go_on_with_other_images_than_those_before() -> None:
-    first, second, _ = draw(20)
-    assert not {i.tobytes() for i in first.pixels} & {i.tobytes() for i in second.pixels}
+def extremes(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
+    """What black and white are after preprocessing, by channel."""
+    from PIL import Image
+
+    side = inputs.resolution
+    plain = (np.full((side, side, 3), value, dtype=np.uint8) for value in (0, 255))
+    low, high = (transform(side)(Image.fromarray(colours)).numpy() for colours in plain)
+    return low[:, :1, :1], high[:, :1, :1]
+
+
+@every_kind
+def test_the_default_holds_the_corners_of_images(inputs: Inputs) -> None:
+    images = images_of(draw(EXAMPLES, inputs))
+    low, high = extremes(inputs)
+    assert (images["black"] == low).all()
+    assert (images["white"] == high).all()
+    grey = images["flat grey"]
+    assert (np.ptp(grey, axis=(1, 2)) == 0).all()
+    assert ((low < grey) & (grey < high)).all()
+
+
+@every_kind
+def test_saturated_squares_are_all_or_nothing_in_each_channel_by_itself(inputs: Inputs) -> None:
+    image = images_of(draw(EXAMPLES, inputs))["saturated squares"]
+    low, high = extremes(inputs)
+    assert ((image == low) | (image == high)).all()
+    assert len(np.unique(image.reshape(3, -1), axis=1).T) > 4
+
+
+@every_kind
+def test_the_checkerboard_changes_from_each_pixel_to_the_next(inputs: Inputs) -> None:
+    image = images_of(draw(EXAMPLES, inputs))["checkerboard of pixels"]
+    low, high = extremes(inputs)
+    for this, neighbour in ((image[:, 1:], image[:, :-1]), (image[:, :, 1:], image[:, :, :-1])):
+        assert (((this == low) & (neighbour == high)) | ((this == high) & (neighbour == low))).all()
+
+
+@every_kind
+def test_half_images_are_flat_to_the_left_and_at_the_top(inputs: Inputs) -> None:
+    images = images_of(draw(EXAMPLES, inputs))
+    half = inputs.resolution // 2
+    left, top = images["left half flat"], images["top half flat"]
+    for flat, noise in (
+        (left[:, :, :half], left[:, :, half:]),
+        (top[:, :half], top[:, half:]),
+    ):
+        assert (np.ptp(flat, axis=(1, 2)) == 0).all()
+        assert (noise.std(axis=(1, 2)) > 0.1).all()
+
+
+def test_noise_is_there_faint_and_strong() -> None:
+    images = images_of(draw())
+    low, high = extremes(CLIP)
+    spread = (high - low).max()
+    assert 0 < np.ptp(images["faint noise"]) < 0.2 * spread
+    assert np.ptp(images["noise of pixels"]) > 0.9 * spread
+
+
+# --------------------------------------------------------------------------- prompts
+
+
+@every_kind
+def test_every_prompt_begins_and_ends_as_models_expect_with_zeros_after(inputs: Inputs) -> None:
+    drawn = [*draw(40, inputs), for_modules(inputs, 0)]
+    tokens = prompts_of(drawn)
+    assert inputs.start == inputs.vocab_size - 2
+    assert inputs.end == inputs.vocab_size - 1
+    for row in tokens:
+        end = int(row.argmax())
+        assert row[0] == inputs.start
+        assert row[end] == inputs.end == row.max()
+        assert (row == inputs.end).sum() == 1
+        assert (row[1:end] < inputs.start).all()
+        assert (row >= 0).all()
+        assert (row[end + 1 :] == 0).all()
+
+
+def test_clips_own_start_and_end_are_the_tokenizers() -> None:
+    assert (CLIP.start, CLIP.end) == (START_TOKEN, END_TOKEN)
+    assert CLIP.vocab_size == VOCABULARY_SIZE
+
+
+@every_kind
+def test_the_default_holds_prompts_of_every_class_of_lengths(inputs: Inputs) -> None:
+    drawn = draw(EXAMPLES, inputs)
+    lengths = set(lengths_of(prompts_of(drawn)).tolist())
+    most = inputs.context_length
+    assert {2, 3, most, most - 1} <= lengths
+    assert len(lengths) >= min(8, most - 2)
+    for low, high in ((4, most // 4), (most // 4, most // 2), (most // 2, most - 2)):
+        if low <= high:  # Where there are so few tokens, some classes are empty.
+            assert any(low <= length <= high for length in lengths), (low, high)
+
+
+@every_kind
+def test_the_default_holds_a_repeated_token(inputs: Inputs) -> None:
+    rows = prompts_of(draw(EXAMPLES, inputs))
+    repeated = [ids for ids in map(ids_of, rows) if len(ids) > 2 and len(set(ids)) == 1]
+    assert [len(ids) for ids in repeated] == [inputs.context_length // 2]
+
+
+@every_kind
+def test_the_default_holds_two_prompts_in_one_batch_that_differ_in_one_id(inputs: Inputs) -> None:
+    alike = [
+        (one, other)
+        for batch in draw(EXAMPLES, inputs)
+        for one, other in itertools.combinations(batch.tokens, 2)
+        if (one != other).sum() == 1 and one.argmax() == other.argmax() > 2
+    ]
+    assert alike
+
+
+@pytest.mark.parametrize(("inputs", "parts"), [(CLIP, 10), (OTHER, 10), (MINUTE, 5)])
+@pytest.mark.parametrize("seed", range(3))
+def test_ids_come_from_every_part_of_the_vocabulary(inputs: Inputs, parts: int, seed: int) -> None:
+    rows = prompts_of(draw(EXAMPLES, inputs, seed))
+    ids = np.array([i for row in rows for i in ids_of(row)])
+    counts, _ = np.histogram(ids, bins=parts, range=(0, inputs.start))
+    assert (counts > 0).all()
+    # The first, which padding has too, and the last.
+    assert {0, inputs.start - 1} <= set(ids.tolist())
+
+
+@every_kind
+def test_even_one_long_prompt_has_ids_from_everywhere_in_no_order(inputs: Inputs) -> None:
+    rows = prompts_of(draw(EXAMPLES, inputs))
+    full = next(row for row in rows if lengths_of(row[np.newaxis])[0] == inputs.context_length)
+    ids = ids_of(full)
+    share = inputs.start / len(ids)
+    assert sorted(int(i // share) for i in ids) == pytest.approx(list(range(len(ids))), abs=1)
+    assert ids != sorted(ids)
+
+
+def test_a_prompt_says_what_it_is() -> None:
+    for batch in draw(40):
+        for name, row in zip(batch.rows["prompt"], batch.tokens, strict=True):
+            length = int(row.argmax()) + 1
+            if name.startswith(("'", '"')):
+                assert (row == tokenize(name[1:-1], 77).numpy()[0]).all()
+            elif name == "empty":
+                assert length == 2
+            elif name.startswith("one token"):
+                assert name == f"one token {length - 2} times"
+            else:
+                assert name.removesuffix(", one changed") == f"{length} tokens"
+
+
+def test_there_are_words_where_the_vocabulary_is_clips_and_none_elsewhere() -> None:
+    def words(inputs: Inputs) -> list[str]:
+        drawn = draw(60, inputs)
+        return [name for batch in drawn for name in batch.rows["prompt"] if name[0] in "'\""]
+
+    assert len(words(CLIP)) > 5
+    assert words(OTHER) == []
+
+
+# --------------------------------------------------------------------------- some of the rows
+
+
+def test_a_selection_has_those_rows_and_what_they_are() -> None:
+    batch = draw()[2]
+    some = batch.select([4, 0], [5])
+    assert (some.pixels == batch.pixels[[4, 0]]).all()
+    assert (some.tokens == batch.tokens[[5]]).all()
+    assert some.rows == {
+        "image": (batch.rows["image"][4], batch.rows["image"][0]),
+        "prompt": (batch.rows["prompt"][5],),
+    }
+    assert some.first_rows == batch.first_rows
+
+
+# --------------------------------------------------------------------------- for the modules
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_rows_for_modules_are_not_as_many_as_a_tower_has_positions(name: str) -> None:
+    """Else nobody could tell which dimension is which."""
+    a = ARCHITECTURES[name]
+    inputs = Inputs(32, a.context_length, a.vocab_size, 4)
+    batch = for_modules(inputs, 0)
+    positions = {a.grid**2, a.grid**2 + 1, a.context_length}
+    assert not positions & {len(batch.pixels), len(batch.tokens)}
+    assert len(batch.pixels) != len(batch.tokens)
+    assert min(len(batch.pixels), len(batch.tokens)) > 1
+
+
+def test_the_batch_for_modules_is_small_coloured_and_seeded() -> None:
+    batch, again, other = (for_modules(CLIP, seed) for seed in (3, 3, 4))
+    assert batch.pixels.tobytes() == again.pixels.tobytes() != other.pixels.tobytes()
+    assert batch.tokens.tobytes() == again.tokens.tobytes() != other.tokens.tobytes()
+    assert lengths_of(batch.tokens).tolist() == [77, 3, 20]
+    assert batch.pixels.tobytes() != draw(2, seed=3)[0].pixels.tobytes()
+    assert (batch.pixels.std(axis=(2, 3)) > 0.01).all()
+    assert batch.first_rows == {"image": 0, "prompt": 0}
+
+
+# --------------------------------------------------------------------------- classic
+
+
+def test_the_classic_batch_is_one_image_and_the_prompts_of_the_references_own_test() -> None:
+    batch = classic(CLIP)
+    assert batch.pixels.shape == (1, 3, 32, 32)
+    texts = ["a diagram", "a dog", "a cat"]
+    assert (batch.tokens == tokenize(texts).numpy()).all()
+    assert batch.rows["prompt"] == ("'a diagram'", "'a dog'", "'a cat'")
+    assert batch.pixels.tobytes() == classic(CLIP).pixels.tobytes()
+
+
+# --------------------------------------------------------------------------- exhaustive
+
+
+@pytest.fixture(scope="module")
+def everything() -> list[Batch]:
+    return list(exhaustive(MINUTE))
+
+
+def test_every_id_of_the_vocabulary_is_walked(everything: Sequence[Batch]) -> None:
+    found = {int(i) for row in prompts_of(everything) for i in row[: row.argmax() + 1]}
+    assert found == set(range(MINUTE.vocab_size))
+    # By prompts of one id after the other, each once, before lengths are walked.
+    ids = [i for row in prompts_of(everything) for i in ids_of(row)]
+    assert ids[: MINUTE.start] == list(range(MINUTE.start))
+
+
+def test_every_length_is_walked(everything: Sequence[Batch]) -> None:
+    tokens = prompts_of(everything)
+    lengths = lengths_of(tokens)
+    assert set(lengths.tolist()) == set(range(2, MINUTE.context_length + 1))
+    for row in tokens:
+        end = int(row.argmax())
+        assert (row[0], row[end]) == (MINUTE.start, MINUTE.end)
+        assert (row[end + 1 :] == 0).all()
+        assert (row == MINUTE.end).sum() == 1
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [MINUTE, OTHER, Inputs(32, 6, 12, 8), Inputs(42, 40, 20, 7)],
+    ids=["few", "other", "many positions", "few prompts"],
+)
+def test_every_position_has_an_image_that_is_flat_elsewhere(inputs: Inputs) -> None:
+    size = inputs.resolution // inputs.grid
+    found = set()
+    for batch in exhaustive(inputs):
+        assert 1 <= len(batch.pixels) <= MOST_ROWS
+        assert 1 <= len(batch.tokens) <= MOST_ROWS
+        for image, name in zip(batch.pixels, batch.rows["image"], strict=True):
+            flat = image == np.median(image, axis=(1, 2), keepdims=True)
+            ys, xs = np.nonzero(~flat.all(axis=0))
+            row, column = ys.min() // size, xs.min() // size
+            assert (ys // size == row).all()
+            assert (xs // size == column).all()
+            assert len(ys) > size * size / 2
+            assert name == f"grey but at {row}, {column}"
+            found.add((int(row), int(column)))
+    every = set(itertools.product(range(inputs.grid), repeat=2))
+    assert found == every
+
+
+def test_every_position_is_walked_of_all_known_architectures() -> None:
+    for a in ARCHITECTURES.values():
+        prompts = -(-(a.vocab_size - 2) // (a.context_length - 2)) + a.context_length - 1
+        count = -(-prompts // MOST_ROWS)
+        assert count * MOST_ROWS >= a.grid**2
+
+
+def test_ids_and_positions_are_named(everything: Sequence[Batch]) -> None:
+    assert everything[0].rows["prompt"][0] == "ids 0 to 5"
+    assert everything[0].rows["image"][0] == "grey but at 0, 0"
+    assert everything[-1].rows["prompt"][-1] == "8 tokens"

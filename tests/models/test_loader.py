@@ -18,7 +18,8 @@ from clipcheck import torchscript_support
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import DamagedError, UnavailableError, UnknownModelError, UsageError
-from clipcheck.models import eager, loader
+from clipcheck.models import eager, loader, taps
+from clipcheck.writers.archive import write_archive
 from clipcheck.writers.convert import convert, write
 from clipcheck.writers.synthesize import synthesize
 from tests.models import assert_near, inputs, outputs, small
@@ -444,3 +445,179 @@ def test_an_archive_can_be_copied(
     with torchscript_support.silenced():
         twin = copy.deepcopy(model)
     assert_near(outputs(twin, *batch), expected, 0)
+
+
+# --------------------------------------------------------------------------- in another dtype
+
+
+@pytest.mark.parametrize("stored", [None, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_released_halves_get_the_dtype_that_is_asked_for_and_the_others_are_float32(
+    in_format: InFormat, dtype: torch.dtype, stored: torch.dtype | None
+) -> None:
+    checkpoint = open_checkpoint(in_format("archive", stored))
+    released = open_checkpoint(in_format("archive")).tensors
+    both = loader.load_checkpoint_both(checkpoint, torch.device("cpu"), dtype)
+    assert both.differing == {}
+    assert both.eager_model.dtype == dtype
+    wanted = {torch.float16: dtype, torch.float32: torch.float32}
+    for model in (both.jit_model, both.eager_model):
+        found = {key: tensor.dtype for key, tensor in model.state_dict().items()}
+        assert {found[key] for key in found if released[key].dtype == torch.int64} <= {torch.int64}
+        for key, found_dtype in found.items():
+            assert found_dtype == wanted.get(released[key].dtype, torch.int64), key
+        assert found["visual.conv1.weight"] == dtype
+        assert found["ln_final.weight"] == torch.float32
+
+
+@pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_both_ways_run_on_the_cpu_in_half_and_agree(
+    tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    a = small(name)
+    write(a, synthesize(a), tmp_path / "model.pt", Format.ARCHIVE)
+    checkpoint = open_checkpoint(tmp_path / "model.pt")
+    both = loader.load_checkpoint_both(checkpoint, torch.device("cpu"), dtype)
+    found, expected = (outputs(m, *inputs(a)) for m in (both.jit_model, both.eager_model))
+    for value in found.values():
+        assert value.dtype == dtype
+    assert_near(found, expected, 30 * torch.finfo(dtype).eps)
+    # It is not float32 that was rounded in the end.
+    single = loader.load_checkpoint_both(checkpoint, torch.device("cpu"))
+    exact = outputs(single.eager_model, *inputs(a))["text_features"]
+    apart = (found["text_features"].float() - exact).abs().max() / exact.abs().max()
+    assert apart > torch.finfo(dtype).eps / 4
+
+
+# --------------------------------------------------------------------------- weights that change
+
+
+class Drifting(torch.nn.Module):
+    """Adds to a weight when it is told to; and statistics follow in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+        self.other = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+        self.norm = torch.nn.BatchNorm1d(3)
+
+    def forward(self, x: torch.Tensor, by: float) -> torch.Tensor:
+        if by != 0:
+            self.weight.add_(by)
+        return self.norm(x * self.weight * self.other)
+
+
+def drifting(training: bool) -> torch.jit.ScriptModule:
+    with torchscript_support.silenced():
+        script: torch.jit.ScriptModule = torch.jit.script(Drifting().train(training))
+    return script
+
+
+STATISTICS = ["norm.running_mean", "norm.running_var", "norm.num_batches_tracked"]
+
+
+@pytest.mark.parametrize(
+    ("training", "by", "changed"),
+    [
+        (False, 0.0, []),
+        (False, 0.5, ["weight"]),
+        (True, 0.0, STATISTICS),
+        (True, 0.5, ["weight", *STATISTICS]),
+    ],
+)
+@pytest.mark.parametrize("inference", [False, True])
+def test_weights_that_running_a_model_changes_are_told(
+    training: bool, by: float, changed: list[str], inference: bool
+) -> None:
+    module = drifting(training)
+    with torchscript_support.silenced(), torch.inference_mode(inference):
+        module(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), by)
+        watch = loader.WeightWatch(module)
+        assert watch.changed() == []  # What was before does not count.
+        for seed in range(2):
+            module(torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)), by)
+            assert sorted(watch.changed()) == sorted(changed)
+
+
+def test_a_weight_that_was_changed_and_changed_back_is_told() -> None:
+    module = drifting(False)
+    watch = loader.WeightWatch(module)
+    with torchscript_support.silenced():
+        for by in (0.5, -0.5):
+            module(torch.ones(4, 3), by)
+    assert torch.equal(module.weight, torch.ones(3))
+    assert watch.changed() == ["weight"]
+
+
+def test_a_sound_archive_changes_no_weight(
+    tiny_archive: Path, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    jit, model, _ = clipcheck.load_both(tiny_archive, device="cpu")
+    watch = loader.WeightWatch(jit)
+    outputs(jit, *batch)
+    outputs(model, *batch)
+    assert watch.changed() == []
+
+
+def follow_the_batch(model: Any) -> None:
+    """As in training: the statistics of a normalisation are those of what it is given."""
+    norm = model.visual.bn2
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        # One row more: the archive's writer traces over none, and of none there are no statistics.
+        x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
+        statistics = norm.running_mean, norm.running_var
+        return torch.batch_norm(x, norm.weight, norm.bias, *statistics, True, 0.1, 1e-5, False)[:-1]
+
+    norm.forward = forward
+
+
+def drift(model: Any) -> None:
+    norm = model.ln_final
+    forward = norm.forward
+
+    def drifting(x: torch.Tensor) -> torch.Tensor:
+        norm.weight.detach().add_(0.001)
+        return forward(x)
+
+    norm.forward = drifting
+
+
+@pytest.mark.parametrize(
+    ("alter", "changed"),
+    [
+        (follow_the_batch, ["visual.bn2.running_mean", "visual.bn2.running_var"]),
+        (drift, ["ln_final.weight"]),
+    ],
+)
+def test_what_the_code_of_an_archive_changes_is_told(
+    tmp_path: Path, alter: Callable[[Any], None], changed: list[str]
+) -> None:
+    a = small("tiny-resnet")
+    write_archive(a, synthesize(a), tmp_path / "model.pt", alter=alter)
+    jit, _, _ = clipcheck.load_both(tmp_path / "model.pt", device="cpu")
+    watch = loader.WeightWatch(jit)
+    outputs(jit, *inputs(a))
+    assert watch.changed() == changed
+
+
+# --------------------------------------------------------------------------- with taps
+
+
+def test_an_archive_with_taps_has_the_same_weights_and_gives_the_same(
+    tiny_archive: Path, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    checkpoint = open_checkpoint(tiny_archive)
+    device = torch.device("cpu")
+    both = loader.load_checkpoint_both(checkpoint, device)
+    tapped = loader.load_tapped(checkpoint, device, both)
+    shared = both.jit_model.state_dict()
+    for key, tensor in tapped.state_dict().items():
+        assert tensor.data_ptr() == shared[key].data_ptr(), key
+    heard: list[str] = []
+    with taps.listening(lambda site, entering, tensors: heard.append(site.module)):
+        found = outputs(tapped, *batch)
+    assert "visual.conv1" in heard
+    # Without taps the interpreter fuses: the sums are in another order.
+    assert_near(found, outputs(both.jit_model, *batch), 1e-5)

@@ -20,11 +20,13 @@ from clipcheck.errors import DamagedError, UnavailableError
 from clipcheck.models import eager, torchscript
 from clipcheck.models.torchscript import (
     SCALAR_TYPES,
+    compute_dtype,
     device_constants,
     float_casts,
     graphs,
     load_archive,
     patch,
+    used_weights,
 )
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import architecture_named, synthesize
@@ -208,6 +210,147 @@ def test_a_layer_in_another_dtype_than_the_models_stays_in_it(
     write_archive(FIVE, tensors, tmp_path / "model.pt", alter=with_a_layer_in(layer))
     jit, _ = clipcheck.load(tmp_path / "model.pt", device="cpu", jit=True)
     assert dtypes(jit) == {FLOAT, SCALAR_TYPES[layer]}
+
+
+# --------------------------------------------------------------------------- the dtype of the code
+
+
+@pytest.mark.parametrize("dtype", SCALAR_TYPES)
+@pytest.mark.parametrize("name", TINY)
+def test_the_code_computes_in_the_dtype_of_the_weights(
+    tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    a = small(name)
+    weights = {
+        key: tensor.to(dtype) if tensor.dtype == torch.float16 else tensor
+        for key, tensor in synthesize(a).items()
+    }
+    write_archive(a, weights, tmp_path / "model.pt")
+    module = load_archive(tmp_path / "model.pt", CPU)
+    assert compute_dtype(module) == SCALAR_TYPES[dtype]
+    assert FLOAT in dtypes(module)  # The normalisations are in float32 in each.
+    patch(module, CPU, torch.float32)
+    assert compute_dtype(module) == FLOAT
+
+
+class Casts(nn.Module):
+    def __init__(self, half: int, single: int, double: int) -> None:
+        super().__init__()
+        self.half, self.single, self.double = half, single, double
+
+    def forward(self, x: Tensor) -> Tensor:
+        for dtype, count in (
+            (torch.float16, self.half),
+            (torch.float32, self.single),
+            (torch.float64, self.double),
+        ):
+            for _ in range(count):
+                x = x.type(dtype) + 1
+        return x
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((3, 2, 0), HALF),
+        ((2, 3, 0), FLOAT),
+        ((2, 2, 0), HALF),  # As often: float32 is what half normalises in.
+        ((0, 2, 2), SCALAR_TYPES[torch.float64]),
+        ((0, 1, 0), FLOAT),
+        ((0, 0, 0), None),
+    ],
+)
+def test_the_dtype_that_most_casts_ask_for_is_what_the_code_computes_in(
+    counts: tuple[int, int, int], expected: int | None
+) -> None:
+    with torchscript_support.silenced():
+        module = torch.jit.trace(Casts(*counts), torch.zeros(2), check_trace=False)
+    assert len([cast for graph in graphs(module) for cast in float_casts(graph)]) == sum(counts)
+    assert compute_dtype(module) == expected
+
+
+# --------------------------------------------------------------------------- weights in use
+
+
+def eager_weights(a: Architecture) -> dict[str, set[str]]:
+    return eager.build(a, synthesize(a)).weights_of_methods()
+
+
+def test_a_sound_archive_uses_all_its_weights(tiny_archive: Path) -> None:
+    module = load_archive(tiny_archive, CPU)
+    keys = set(module.state_dict())
+    for method, expected in eager_weights(open_checkpoint(tiny_archive).architecture).items():
+        found = used_weights(module, method)
+        assert expected <= found <= keys, method
+    image, text = used_weights(module, "encode_image"), used_weights(module, "encode_text")
+    assert all(key.startswith("visual.") for key in image)
+    assert not any(key.startswith("visual.conv") for key in text)
+    assert "logit_scale" not in image | text
+    assert "logit_scale" in used_weights(module, "forward")
+
+
+def test_looking_for_weights_in_use_changes_nothing(seeded_archive: SeededArchive) -> None:
+    module = load_archive(seeded_archive("tiny-vit"), CPU)
+    before = [str(graph) for graph in graphs(module)]
+    for method in ("encode_image", "encode_text", "forward"):
+        assert used_weights(module, method) == used_weights(module, method)
+    assert [str(graph) for graph in graphs(module)] == before
+
+
+def skip_a_block(model: Any) -> None:
+    """It is run, and its result is not taken."""
+    first, second = model.transformer.resblocks
+
+    def forward(x: Tensor) -> Tensor:
+        first(x)
+        return second(x)
+
+    model.transformer.resblocks.forward = forward
+
+
+def drop_a_bias(model: Any) -> None:
+    linear = model.visual.transformer.resblocks[1].mlp.c_fc
+    linear.forward = lambda x: nn.functional.linear(x, linear.weight)
+
+
+def constant_scale(model: Any) -> None:
+    def forward(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        images = nn.functional.normalize(model.encode_image(image), dim=-1)
+        texts = nn.functional.normalize(model.encode_text(text), dim=-1)
+        return 100 * images @ texts.t(), 100 * texts @ images.t()
+
+    model.forward = forward
+
+
+@pytest.mark.parametrize(
+    ("alter", "unused"),
+    [
+        (
+            skip_a_block,
+            {"encode_image": 0, "encode_text": 12, "forward": 12, "of": "transformer.resblocks.0."},
+        ),
+        (
+            drop_a_bias,
+            {
+                "encode_image": 1,
+                "encode_text": 0,
+                "forward": 1,
+                "of": "visual.transformer.resblocks.1.mlp.c_fc.bias",
+            },
+        ),
+        (constant_scale, {"encode_image": 0, "encode_text": 0, "forward": 1, "of": "logit_scale"}),
+    ],
+)
+def test_weights_that_nothing_depends_on_are_not_in_use(
+    tmp_path: Path, alter: Callable[[Any], None], unused: dict[str, Any]
+) -> None:
+    a = small("tiny-vit")
+    write_archive(a, synthesize(a), tmp_path / "model.pt", alter=alter)
+    module = load_archive(tmp_path / "model.pt", CPU)
+    for method, expected in eager_weights(a).items():
+        missing = expected - used_weights(module, method)
+        assert len(missing) == unused[method], method
+        assert all(key.startswith(unused["of"]) for key in missing)
 
 
 # --------------------------------------------------------------------------- methods
@@ -521,7 +664,9 @@ def test_an_archive_without_a_method_loads_and_the_check_names_it(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
     (judgement,) = clipcheck.check(path, device="cpu", examples=1).judgements
     assert not judgement.passed
-    assert f"the model has no method {missing}" in str(judgement.error)
+    integrity = judgement.gates[0]
+    assert (integrity.name, integrity.passed) == ("integrity", False)
+    assert f"the model has no method {missing}" in integrity.message
 
 
 # --------------------------------------------------------------------------- availability
