@@ -10,15 +10,16 @@ import itertools
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcheck import torchscript_support
 from clipcheck.checking import Progress, inputs_of, judge_archive
 from clipcheck.compare.contract import contract
+from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import Contract
 from clipcheck.errors import UsageError
 from clipcheck.inputs.batches import EXAMPLES, Batch, batches, classic
@@ -50,6 +51,8 @@ class Finding:
         margin: how many times what is allowed that was; for a variant that passes, how much of
             what is allowed.
         classic_caught: whether the classic assertion fails.
+        greatest: the greatest ratio to the eager model's error under each limit, by its name in
+            `clipcheck.compare.tolerances.Limits`.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Finding:
     gate: str | None
     margin: float
     classic_caught: bool
+    greatest: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def caught(self) -> bool:
@@ -104,6 +108,7 @@ class _Unit:
     architecture: str
     seed: int
     spread: str
+    only: tuple[str, ...]
     share: int
     of: int
     threads: int
@@ -114,6 +119,8 @@ def audit(
     *,
     seeds: Sequence[int] = (0,),
     spreads: Sequence[str] = ("unit",),
+    only: Sequence[str] = (),
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Audit:
     """Judge every variant of the catalogue in every architecture with every set of weights.
@@ -122,14 +129,16 @@ def audit(
         architectures: released names, ``tiny-vit`` or ``tiny-resnet``.
         seeds: of the weights.
         spreads: of the weights, see `clipcheck.writers.synthesize.SPREADS`.
+        only: names of variants; by default the whole catalogue.
+        threads: of torch, in each process; by default the cores are divided.
         progress: called with a few words after each part.
 
     Raises:
         UnknownModelError: there is no architecture of that name.
-        UsageError: there is no spread of that name, or nothing to audit.
+        UsageError: there is no spread or variant of that name, or nothing to audit.
     """
-    _require_known(architectures, seeds, spreads)
-    units = _units(architectures, seeds, spreads)
+    _require_known(architectures, seeds, spreads, only)
+    units = _units(architectures, seeds, spreads, tuple(only), threads)
     # Spawned: a fork of a process that has used torch's threads may hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(os.cpu_count() or 1, len(units)), context) as pool:
@@ -147,14 +156,18 @@ def audit(
 
 
 def _units(
-    architectures: Sequence[str], seeds: Sequence[int], spreads: Sequence[str]
+    architectures: Sequence[str],
+    seeds: Sequence[int],
+    spreads: Sequence[str],
+    only: tuple[str, ...],
+    threads: int | None,
 ) -> list[_Unit]:
     """As many as there are cores, or more: small models gain nothing from threads."""
     cores = os.cpu_count() or 1
     plan = list(itertools.product(architectures, seeds, spreads))
     of = -(-cores // len(plan))
-    threads = max(1, cores // (len(plan) * of))
-    return [_Unit(*each, share, of, threads) for each in plan for share in range(of)]
+    threads = threads or max(1, cores // (len(plan) * of))
+    return [_Unit(*each, only, share, of, threads) for each in plan for share in range(of)]
 
 
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:
@@ -166,8 +179,12 @@ def _in_order(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _require_known(
-    architectures: Sequence[str], seeds: Sequence[int], spreads: Sequence[str]
+    architectures: Sequence[str],
+    seeds: Sequence[int],
+    spreads: Sequence[str],
+    only: Sequence[str],
 ) -> None:
+    from clipcheck.faults import CLEAN, FAULTS
     from clipcheck.writers.synthesize import SPREADS, architecture_named
 
     for name in architectures:
@@ -178,6 +195,12 @@ def _require_known(
                 f"expected a spread of weights, found {spread!r}",
                 remedy=f"Known are {', '.join(SPREADS)}.",
             )
+    unknown = set(only) - {variant.name for variant in (*FAULTS, *CLEAN)}
+    if unknown:
+        raise UsageError(
+            f"no variant is named {min(unknown)!r}",
+            remedy="`clipcheck audit` without --only lists them all.",
+        )
     if not (architectures and seeds and spreads):
         raise UsageError(
             "expected an architecture, a seed and a spread, found none", remedy="Give one of each."
@@ -194,8 +217,17 @@ def _audit_unit(unit: _Unit) -> list[Finding]:
     architecture = architecture_named(unit.architecture)
     with tempfile.TemporaryDirectory(prefix="clipcheck-audit-") as folder:
         bench = _Bench(unit, Path(folder))
-        variants = [v for v in (*FAULTS, *CLEAN) if v.applies_to(architecture)]
+        variants = [
+            variant
+            for variant in (*FAULTS, *CLEAN)
+            if variant.applies_to(architecture) and (not unit.only or variant.name in unit.only)
+        ]
         return [bench.judge(variant) for variant in variants[unit.share :: unit.of]]
+
+
+def _greatest(gates: Sequence[GateResult]) -> dict[str, float]:
+    found = (gate.figures.get("greatest", {}) for gate in gates)
+    return {limit: float(ratio) for each in found for limit, ratio in each.items()}
 
 
 class _Bench:
@@ -237,6 +269,7 @@ class _Bench:
             gate=max(failed, key=lambda gate: gate.margin).name if failed else None,
             margin=worst.margin,
             classic_caught=not assertion.passed,
+            greatest=_greatest(gates),
         )
 
     def _write(self, plant: Alter | None) -> tuple[Checkpoint, Both]:

@@ -221,6 +221,10 @@ def audit(
         list[str] | None,
         typer.Option("--spread", help="Of the weights: unit, initial, trained; may be repeated."),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help="One variant; may be repeated."),
+    ] = None,
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
     ] = None,
@@ -234,6 +238,7 @@ def audit(
         arch or ARCHITECTURES,
         seeds=seed or (0,),
         spreads=spread or ("unit",),
+        only=only or (),
         progress=_progress,
     )
     _give(report.render(found), report.render_json(found), json)

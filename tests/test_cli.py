@@ -243,3 +243,47 @@ def test_the_defaults_of_the_command_are_those_of_the_function() -> None:
     function = inspect.signature(checking.check).parameters
     for name in ("examples", "seed", "atol", "rtol", "device", "download_root"):
         assert command[name].default == function[name].default
+
+
+def test_audit_prints_the_table_and_exits_0_when_all_is_right(run: Run, tmp_path: Path) -> None:
+    options = ["--arch", "tiny-vit", "--only", "quickgelu-slope-1.7", "--only", "linear-by-addmm"]
+    done = run("audit", *options, "--json", tmp_path / "audit.json")
+    assert done.code == 0
+    assert done.out.endswith(
+        "PASSED: 1 of 1 faults caught (the classic assertion: 0); 1 of 1 clean variants passed.\n"
+    )
+    document = json.loads((tmp_path / "audit.json").read_text())
+    assert [fault["name"] for fault in document["faults"]] == ["quickgelu-slope-1.7"]
+
+
+@pytest.mark.parametrize("wrong", ["a fault that slips through", "a clean variant rejected"])
+def test_audit_exits_1_when_anything_is_wrong(
+    run: Run, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    from clipcheck import audit
+
+    clean = wrong.startswith("a clean")
+    gate = "fidelity" if clean else None
+    finding = audit.Finding("x", "f", "r", clean, "tiny-vit", 3, "unit", gate, 2.0, False)
+    seen: dict[str, object] = {}
+
+    def found(architectures: list[str], **options: object) -> audit.Audit:
+        seen.update(options, architectures=architectures)
+        return audit.Audit([finding])
+
+    monkeypatch.setattr(audit, "audit", found)
+    done = run(
+        "audit", "--arch", "RN50", "--seed", 3, "--seed", 4, "--spread", "trained", "--json", "-"
+    )
+    assert done.code == 1
+    assert json.loads(done.out)["passed"] is False
+    del seen["progress"]
+    assert seen == {
+        "architectures": ["RN50"], "seeds": [3, 4], "spreads": ["trained"], "only": ()
+    }  # fmt: skip
+
+
+def test_audit_refuses_what_it_does_not_know(run: Run) -> None:
+    done = run("audit", "--only", "no-such-fault")
+    assert done.code == 2
+    assert "no-such-fault" in done.err

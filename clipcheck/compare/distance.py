@@ -11,7 +11,7 @@ row's size, and at least one rounding of its numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,8 @@ class Distance:
         case: the batch.
         row: the row within the batch, or None for all of it.
         ratio: the error in the eager model's; infinite where it is not a number.
-        allowed: the ratio that is allowed.
+        limits: of the dtype.
+        limit: the name of the one that holds here.
         error: the root mean square error itself.
     """
 
@@ -41,8 +42,14 @@ class Distance:
     case: Case
     row: int | None
     ratio: float
-    allowed: float
+    limits: Limits
+    limit: str
     error: float
+
+    @property
+    def allowed(self) -> float:
+        """The ratio that is allowed."""
+        return float(getattr(self.limits, self.limit))
 
     @property
     def margin(self) -> float:
@@ -100,26 +107,27 @@ class Ruler:
         return _ratio(apart, self._units[name][number][list(rows)])
 
     @_quietly
-    def worst(self, cases: Sequence[Case]) -> Mapping[str, Distance]:
-        """By output, the row or batch that is the greatest part of what is allowed."""
-        found = {}
-        for name in OUTPUTS:
-            distances = [d for n, case in enumerate(cases) for d in self._distances(name, n, case)]
-            found[name] = max(distances, key=lambda distance: distance.margin)
-        return found
+    def distances(self, cases: Sequence[Case]) -> list[Distance]:
+        """Of each output, in each case: that of the batch, and that of its furthest row."""
+        return [
+            distance
+            for name in OUTPUTS
+            for number, case in enumerate(cases)
+            for distance in self._distances(name, number, case)
+        ]
 
     def _distances(self, name: str, number: int, case: Case) -> list[Distance]:
         errors = row_rms(case.candidate[name] - case.exact[name])
         units = self._units[name][number]
         ratios = _ratio(errors, units)
         row = int(np.argmax(ratios))
-        logits = name in LOGITS
-        of_batch = self._limits.logits if logits else self._limits.features
-        of_row = self._limits.logit_row if logits else self._limits.feature_row
+        of_batch, of_row = (
+            ("logits", "logit_row") if name in LOGITS else ("features", "feature_row")
+        )
         whole = float(_ratio(np.array([rms(errors)]), np.array([rms(units)]))[0])
         return [
-            Distance(name, case, None, whole, of_batch, rms(errors)),
-            Distance(name, case, row, float(ratios[row]), of_row, float(errors[row])),
+            Distance(name, case, None, whole, self._limits, of_batch, rms(errors)),
+            Distance(name, case, row, float(ratios[row]), self._limits, of_row, float(errors[row])),
         ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,8 +29,8 @@ def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     problem = unusable(cases)
     if problem:
         return GateResult("fidelity", False, problem, margin=float("inf"))
-    found = Ruler(cases, limits, scale).worst(cases)
-    worst = max(found.values(), key=lambda distance: distance.margin)
+    found = Ruler(cases, limits, scale).distances(cases)
+    worst = max(found, key=lambda distance: distance.margin)
     passed = worst.margin <= 1
     message = _within(worst) if passed else _beyond(worst)
     return GateResult("fidelity", passed, message, _figures(found), worst.margin)
@@ -92,13 +92,24 @@ def times(ratio: float) -> str:
     return f"{rounded:,.0f} times" if rounded >= 10 else f"{rounded:g} times"
 
 
-def _figures(found: Mapping[str, Distance]) -> Figures:
+def _figures(found: Sequence[Distance]) -> Figures:
+    """The worst of each output, and the greatest ratio under each limit."""
+    by_output: dict[str, Distance] = {}
+    greatest: dict[str, float] = {}
+    for distance in found:
+        best = by_output.get(distance.output)
+        if best is None or distance.margin > best.margin:
+            by_output[distance.output] = distance
+        greatest[distance.limit] = max(distance.ratio, greatest.get(distance.limit, 0.0))
     return {
-        name: {
-            "rmse_ratio": distance.ratio,
-            "allowed": distance.allowed,
-            "rmse": distance.error,
-            "worst": distance.place,
-        }
-        for name, distance in found.items()
+        **{
+            name: {
+                "rmse_ratio": distance.ratio,
+                "allowed": distance.allowed,
+                "rmse": distance.error,
+                "worst": distance.place,
+            }
+            for name, distance in by_output.items()
+        },
+        "greatest": greatest,
     }

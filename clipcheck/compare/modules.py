@@ -69,7 +69,11 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
         return GateResult("modules", False, message, figures, float("inf"))
     ratios = _explained([(_ratio(error, limits), error) for error in coverage.errors])
     ratio, worst = max(ratios, key=lambda item: item[0])
-    figures = {**figures, worst.module: _figures(ratio, worst, limits)}
+    figures = {
+        **figures,
+        worst.module: _figures(ratio, worst, limits),
+        "greatest": {"module": ratio},
+    }
     margin = ratio / limits.module
     if margin > 1:
         return GateResult("modules", False, _beyond(ratios, limits), figures, margin)

@@ -65,15 +65,17 @@ def render_markdown(audit: Audit) -> str:
 
 
 def _rows(findings: Sequence[Finding], kind: str) -> list[str]:
-    rows = [f"{kind:<38}{'in':<13}{'gate':<22}{'x limit':>9}  classic"]
+    rows = [_row(kind, "in", "gate", "x limit", "classic")]
     for group in _grouped(findings):
         one = group[0]
-        gates = ",".join(sorted({f.gate or "-" for f in group}))
-        classic = f"{sum(f.classic_caught for f in group)}/{len(group)}"
-        rows.append(
-            f"{one.name:<38}{one.architecture:<13}{gates:<22}{_margin(group):>9}  {classic}"
-        )
+        gates = ",".join(sorted({finding.gate or "-" for finding in group}))
+        classic = f"{sum(finding.classic_caught for finding in group)}/{len(group)}"
+        rows.append(_row(one.name, one.architecture, gates, _margin(group), classic))
     return rows
+
+
+def _row(name: str, architecture: str, gate: str, margin: str, classic: str) -> str:
+    return f"{name:<40}{architecture:<12}{gate:<17}{margin:>10}  {classic}"
 
 
 def _grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
@@ -88,13 +90,9 @@ def _margin(group: Sequence[Finding]) -> str:
     """The one that came nearest to the wrong side: the least for a fault, else the greatest."""
     choose = max if group[0].clean else min
     margin = choose(finding.margin for finding in group)
-    return (
-        "not finite"
-        if margin == float("inf")
-        else f"{margin:,.2g}"
-        if margin < 10
-        else f"{margin:,.0f}"
-    )
+    if margin == float("inf"):
+        return "not finite"
+    return f"{margin:,.2g}" if margin < 10 else f"{margin:,.0f}"
 
 
 def _fault(finding: Finding) -> dict[str, Any]:
@@ -109,6 +107,7 @@ def _fault(finding: Finding) -> dict[str, Any]:
         "gate": finding.gate,
         "margin": finding.margin,
         "classic_caught": finding.classic_caught,
+        "greatest": finding.greatest,
     }
 
 
@@ -122,4 +121,5 @@ def _clean(finding: Finding) -> dict[str, Any]:
         "passed": not finding.caught,
         "gate": finding.gate,
         "margin": finding.margin,
+        "greatest": finding.greatest,
     }

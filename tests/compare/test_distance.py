@@ -10,7 +10,7 @@ import pytest
 from clipcheck.compare.distance import Distance, Ruler
 from clipcheck.compare.metrics import rms, row_rms
 from clipcheck.compare.result import LOGITS, OUTPUTS, Case
-from clipcheck.compare.tolerances import LIMITS
+from clipcheck.compare.tolerances import LIMITS, Limits
 from tests.compare import (
     APART,
     NOT_FINITE,
@@ -27,8 +27,20 @@ from tests.compare import (
 FEATURES = tuple(name for name in OUTPUTS if name not in LOGITS)
 
 
-def worst(name: str, *cases: Case) -> Distance:
-    return Ruler(cases, APART, SCALE).worst(cases)[name]
+def worst(name: str, *cases: Case, limits: Limits = APART, scale: float = SCALE) -> Distance:
+    """The one of this output that is the greatest part of what is allowed."""
+    found = Ruler(cases, limits, scale).distances(cases)
+    return max((d for d in found if d.output == name), key=lambda distance: distance.margin)
+
+
+def test_each_output_of_each_case_has_a_distance_of_the_batch_and_one_of_a_row() -> None:
+    cases = [measured(), measured(images=5)]
+    found = Ruler(cases, APART, SCALE).distances(cases)
+    assert len(found) == 2 * 2 * len(OUTPUTS)
+    assert {(d.output, d.row is None) for d in found} == {
+        (name, of_batch) for name in OUTPUTS for of_batch in (True, False)
+    }
+    assert {d.limit for d in found} == {"features", "feature_row", "logits", "logit_row"}
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -145,7 +157,7 @@ def test_a_small_logit_is_no_excuse_nor_is_a_large_one(name: str, share: float) 
 def test_one_rounding_of_a_logit_is_in_proportion_to_the_scale(scale: float) -> None:
     name = "logits_per_image"
     case = measured({name: APART.roundoff * scale / UNIT}, {name: 0.0})
-    found = Ruler([case], APART, scale).worst([case])[name]
+    found = worst(name, case, scale=scale)
     assert found.ratio == pytest.approx(1.0)
 
 
@@ -202,7 +214,8 @@ def test_differences_are_taken_in_float64_whatever_the_dtype(dtype: type[np.floa
     low = {key: values.astype(dtype) for key, values in exact.items()}
     limits = LIMITS[np.dtype(dtype).name]
     case = Case({key: np.nextafter(v, dtype(9)) for key, v in low.items()}, low, exact)
-    for name, found in Ruler([case], limits, SCALE).worst([case]).items():
+    for name in OUTPUTS:
+        found = worst(name, case, limits=limits)
         apart = case.candidate[name].astype(np.float64) - exact[name]
         expected = rms(apart) if found.row is None else row_rms(apart)[found.row]
         assert found.error == pytest.approx(expected, rel=1e-12)

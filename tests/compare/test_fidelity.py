@@ -204,7 +204,8 @@ def test_fidelity_says_how_near_the_farthest_is() -> None:
         "rmse": pytest.approx(np.sqrt((5 + 16) / 6) * UNIT),
         "worst": "the batch of 6 rows",
     }
-    assert found.figures.keys() == OUTPUTS.keys()
+    assert found.figures.keys() == {*OUTPUTS, "greatest"}
+    assert found.figures["greatest"].keys() == {"features", "feature_row", "logits", "logit_row"}
 
 
 def test_fidelity_names_the_row_and_what_is_in_it() -> None:

@@ -40,6 +40,7 @@ def test_modules_that_are_as_near_as_the_eager_ones_pass() -> None:
     assert found.figures == {
         "coverage": {"judged": 3, "not_judged": 0},
         "ln_pre": {"rmse_ratio": 1.25, "allowed": 10, "rmse": 1.25 * UNIT, "method": "forward"},
+        "greatest": {"module": 1.25},
     }
 
 

@@ -1,0 +1,140 @@
+"""Where the limits of `clipcheck.compare.tolerances` come from.
+
+Runs an audit over seeds, spreads of weights and architectures, each with one thread and with one
+for each core, and prints, limit by limit, how far clean variants and faults are from float64 in the
+eager model's own error. Audits that were made before (``clipcheck audit --json``) are read with
+``--read`` in place of running one. ``--plot`` draws what every variant took of its limit.
+
+    python -m benchmarks.calibration --seed 0 --seed 1 --plot docs/calibration.svg
+    python -m benchmarks.calibration --read tiny.json --read full.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from clipcheck.compare.tolerances import LIMITS
+
+NAMES = ("features", "feature_row", "logits", "logit_row", "module")
+UNMEASURED = 1e9
+"""Where the plot has faults that no ratio measures: weights not used, NaN, a call that failed."""
+
+Entry = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", action="append", help="default: both tiny ones")
+    parser.add_argument("--seed", action="append", type=int, help="default: 0")
+    parser.add_argument("--spread", action="append", help="default: unit, initial and trained")
+    parser.add_argument("--read", action="append", type=Path, default=[], metavar="JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    if arguments.read:
+        documents = [json.loads(path.read_text()) for path in arguments.read]
+    else:
+        documents = measure(arguments)
+    faults = [entry for document in documents for entry in document["faults"]]
+    clean = [entry for document in documents for entry in document["clean"]]
+    report(faults, clean)
+    if arguments.plot:
+        plot(faults, clean, arguments.plot)
+
+
+def measure(arguments: argparse.Namespace) -> list[Entry]:
+    from clipcheck.audit import ARCHITECTURES, audit
+    from clipcheck.report.audit import render_json
+
+    return [
+        json.loads(
+            render_json(
+                audit(
+                    arguments.arch or ARCHITECTURES,
+                    seeds=arguments.seed or (0,),
+                    spreads=arguments.spread or ("unit", "initial", "trained"),
+                    threads=threads,
+                    progress=print,
+                )
+            )
+        )
+        for threads in (1, os.cpu_count() or 1)
+    ]
+
+
+def report(faults: list[Entry], clean: list[Entry]) -> None:
+    limits = LIMITS["float32"]
+    runs = {(e["architecture"], e["seed"], e["spread"]) for e in (*faults, *clean)}
+    print(
+        f"\n{len(faults)} faults and {len(clean)} clean variants, over {len(runs)} sets of weights"
+    )
+    print("(architecture, seed, spread). Ratio of a variant's error to the eager model's, the")
+    print(
+        "greatest of each variant. 'alone': of the faults that no other limit catches, the least.\n"
+    )
+    print("| limit | allowed | clean: median | clean: greatest | faults caught | alone: least |")
+    print("|---|---|---|---|---|---|")
+    for name in NAMES:
+        allowed = getattr(limits, name)
+        harmless = ratios(clean, name)
+        caught = [ratio for ratio in ratios(faults, name) if ratio > allowed]
+        alone = [e["greatest"][name] for e in faults if caught_by(e, limits) == [name]]
+        least = f"{min(alone):,.0f} ({len(alone)})" if alone else "none"
+        print(
+            f"| {name} | {allowed:g} | {statistics.median(harmless):.2f} | {max(harmless):.2f} | "
+            f"{len(caught)} | {least} |"
+        )
+    margins = sorted(margin(entry) for entry in faults)
+    print(f"\nOf what is allowed, clean variants took at most {max(map(margin, clean)):.2f}; the")
+    print(f"weakest fault was {margins[0]:.1f} times as much, one in twenty below "
+          f"{margins[len(margins) // 20]:,.0f}.")  # fmt: skip
+
+
+def ratios(entries: Iterable[Entry], name: str) -> list[float]:
+    found = (entry["greatest"].get(name) for entry in entries)
+    return [ratio for ratio in found if ratio is not None]
+
+
+def caught_by(entry: Entry, limits: object) -> list[str]:
+    """The limits that an entry exceeds; nothing where it is caught by other means as well."""
+    greatest = entry["greatest"]
+    if any(greatest.get(name) is None for name in NAMES):
+        return []
+    return [name for name in NAMES if greatest[name] > getattr(limits, name)]
+
+
+def margin(entry: Entry) -> float:
+    return UNMEASURED if entry["margin"] is None else entry["margin"]
+
+
+def plot(faults: list[Entry], clean: list[Entry], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    # No date and no random ids: the same figures give the same file.
+    matplotlib.rcParams["svg.hashsalt"] = "clipcheck"
+    from matplotlib import pyplot
+
+    low, high = -3, math.log10(UNMEASURED)
+    edges = [10 ** (low + (high - low) * step / 96) for step in range(98)]
+    figure, axes = pyplot.subplots(figsize=(8, 3.2), layout="constrained")
+    for entries, label, colour in ((clean, "clean", "#0072b2"), (faults, "faults", "#d55e00")):
+        values = [max(margin(entry), edges[0]) for entry in entries]
+        axes.hist(values, edges, label=f"{len(entries)} {label}", color=colour)
+    axes.axvline(1, color="black", linestyle="--", label="the limit")
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlabel("times the limit, of the gate that found most (far right: not a number at all)")
+    axes.set_ylabel("variants")
+    axes.legend(loc="upper center")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

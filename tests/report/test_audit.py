@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from clipcheck.audit import Audit, Finding
+from clipcheck.report.audit import render, render_json, render_markdown, summary
+
+FAULT = Finding(
+    "gelu", "activation", "another GELU", False, "tiny-vit", 0, "unit", "modules", 1830.4, False,
+    {"module": 18304.0},
+)  # fmt: skip
+GROSS = replace(FAULT, name="no-mask", gate="integrity", margin=float("inf"), classic_caught=True)
+CLEAN = replace(FAULT, name="addmm", family="clean", clean=True, gate=None, margin=0.42)
+
+
+def test_the_summary_counts_and_compares_with_the_classic_assertion() -> None:
+    assert summary(Audit([FAULT, GROSS, CLEAN])) == (
+        "PASSED: 2 of 2 faults caught (the classic assertion: 1); 1 of 1 clean variants passed."
+    )
+
+
+def test_what_is_wrong_is_named() -> None:
+    missed, rejected = replace(FAULT, gate=None), replace(CLEAN, gate="modules")
+    assert summary(Audit([missed, GROSS, rejected])) == (
+        "FAILED: 1 of 2 faults caught (the classic assertion: 1); 0 of 1 clean variants passed.\n"
+        "Wrong: addmm in tiny-vit, gelu in tiny-vit."
+    )
+
+
+def test_a_row_has_the_least_margin_of_a_fault_and_the_greatest_of_a_clean_variant() -> None:
+    weaker = replace(FAULT, seed=1, margin=12.0, classic_caught=True)
+    audit = Audit([FAULT, weaker, GROSS, CLEAN, replace(CLEAN, seed=1, margin=0.61)])
+    lines = render(audit).splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line}
+    assert rows["gelu"] == ["tiny-vit", "modules", "12", "1/2"]
+    assert rows["no-mask"] == ["tiny-vit", "integrity", "not", "finite", "1/1"]
+    assert rows["addmm"] == ["tiny-vit", "-", "0.61", "0/2"]
+    assert all(len(line) <= 88 for line in lines)
+
+
+def test_the_longest_names_of_the_catalogue_keep_their_columns_apart() -> None:
+    from clipcheck.faults import CLEAN as CLEAN_VARIANTS
+    from clipcheck.faults import FAULTS
+
+    longest = max((v.name for v in (*FAULTS, *CLEAN_VARIANTS)), key=len)
+    text = render(Audit([replace(FAULT, name=longest, architecture="tiny-resnet"), CLEAN]))
+    assert f"{longest} " in text
+
+
+def test_the_json_has_the_fields_of_schema_1() -> None:
+    document = json.loads(render_json(Audit([FAULT, GROSS, CLEAN])))
+    assert document.keys() == {"schema", "passed", "faults", "clean"}
+    assert (document["schema"], document["passed"]) == (1, True)
+    first, second = document["faults"]
+    assert first["name"] == "gelu"
+    assert first["architecture"] == "tiny-vit"
+    assert (first["caught"], first["gate"], first["classic_caught"]) == (True, "modules", False)
+    assert first["margin"] == 1830.4
+    assert first["greatest"] == {"module": 18304.0}
+    assert second["margin"] is None  # JSON has no infinity.
+    (clean,) = document["clean"]
+    assert (clean["name"], clean["architecture"], clean["passed"]) == ("addmm", "tiny-vit", True)
+
+
+def test_the_markdown_table_has_a_row_for_each_variant_and_architecture() -> None:
+    audit = Audit([FAULT, replace(FAULT, architecture="tiny-resnet", margin=7.0), CLEAN])
+    assert render_markdown(audit).splitlines()[2:] == [
+        "| gelu | tiny-vit | modules | 1,830 | 0 of 1 |",
+        "| gelu | tiny-resnet | modules | 7 | 0 of 1 |",
+        "| addmm | tiny-vit | passes | 0.42 | 0 of 1 |",
+    ]

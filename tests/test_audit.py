@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from clipcheck import audit as auditing
+from clipcheck.audit import Audit, Finding, audit
+from clipcheck.errors import UnknownModelError, UsageError
+from clipcheck.faults import CLEAN, FAULTS
+
+WEAK_AND_CLEAN = ("layer-norm-epsilon-1e-6", "end-token-missing", "batch-norm-by-hand")
+TINY = ("tiny-vit", "tiny-resnet")
+
+
+@pytest.fixture(scope="module")
+def found() -> Audit:
+    return audit(TINY, only=WEAK_AND_CLEAN)
+
+
+def of(found: Audit, name: str, architecture: str) -> Finding:
+    (one,) = (f for f in found.findings if (f.name, f.architecture) == (name, architecture))
+    return one
+
+
+def test_a_weak_fault_is_caught_by_the_modules_where_the_classic_assertion_passes(
+    found: Audit,
+) -> None:
+    for architecture in TINY:
+        fault = of(found, "layer-norm-epsilon-1e-6", architecture)
+        assert (fault.gate, fault.caught, fault.right) == ("modules", True, True)
+        assert fault.margin > 3
+        assert not fault.classic_caught
+        assert not fault.clean
+
+
+def test_a_gross_fault_is_caught_by_the_classic_assertion_as_well(found: Audit) -> None:
+    for architecture in TINY:
+        fault = of(found, "end-token-missing", architecture)
+        assert fault.caught
+        assert fault.classic_caught
+
+
+def test_a_clean_variant_passes_with_room(found: Audit) -> None:
+    clean = of(found, "batch-norm-by-hand", "tiny-resnet")
+    assert (clean.gate, clean.caught, clean.clean, clean.right) == (None, False, True, True)
+    assert 0 < clean.margin < 0.9
+    assert clean.greatest.keys() == {"features", "feature_row", "logits", "logit_row", "module"}
+
+
+def test_a_variant_is_planted_only_where_it_applies(found: Audit) -> None:
+    assert len(found.findings) == 5
+    assert found.passed
+    assert [len(found.faults), len(found.clean)] == [4, 1]
+
+
+def test_findings_come_in_the_order_of_the_catalogue(found: Audit) -> None:
+    order = [variant.name for variant in (*FAULTS, *CLEAN)]
+    positions = [order.index(finding.name) for finding in found.findings]
+    assert positions == sorted(positions)
+
+
+def test_several_seeds_and_spreads_are_all_judged() -> None:
+    told: list[str] = []
+    found = audit(
+        ["tiny-vit"],
+        seeds=(0, 1),
+        spreads=("unit", "trained"),
+        only=["logits-in-half"],
+        progress=told.append,
+    )
+    assert [(f.seed, f.spread) for f in found.findings] == [
+        (0, "unit"), (0, "trained"), (1, "unit"), (1, "trained")
+    ]  # fmt: skip
+    assert len({f.margin for f in found.findings}) == 4
+    assert len(told) == 4
+    assert "(part 4 of 4)" in told[-1]
+
+
+def test_the_work_is_divided_between_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    one = auditing._units(["tiny-vit"], [0], ["unit"], (), None)
+    assert [(unit.share, unit.of, unit.threads) for unit in one] == [(i, 8, 1) for i in range(8)]
+    many = auditing._units(TINY, range(10), ["unit"], (), None)
+    assert [(unit.share, unit.of, unit.threads) for unit in many] == [(0, 1, 1)] * 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"architectures": ["ViT-Z"]}, UnknownModelError, "'ViT-Z'"),
+        ({"spreads": ["wide"]}, UsageError, "expected a spread of weights, found 'wide'"),
+        ({"only": ["no-such-fault"]}, UsageError, "no variant is named 'no-such-fault'"),
+        ({"architectures": []}, UsageError, "found none"),
+        ({"seeds": []}, UsageError, "found none"),
+    ],
+)
+def test_what_is_not_known_is_refused_before_anything_is_run(
+    arguments: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        audit(**arguments)
+
+
+FAULT = Finding("f", "weights", "r", False, "tiny-vit", 0, "unit", "fidelity", 9.0, False)
+HARMLESS = Finding("c", "clean", "r", True, "tiny-vit", 0, "unit", None, 0.3, False)
+
+
+def test_an_audit_passes_when_every_fault_is_caught_and_nothing_else_is() -> None:
+    assert Audit([FAULT, HARMLESS]).passed
+    assert not Audit([replace(FAULT, gate=None), HARMLESS]).passed
+    assert not Audit([FAULT, replace(HARMLESS, gate="modules")]).passed
+    assert not Audit([]).passed
