@@ -60,7 +60,7 @@ class Distance:
     def place(self) -> str:
         """The row, or the batch, for people."""
         if self.row is None:
-            return f"the batch of {len(self.case.candidate[self.output])} rows"
+            return f"a whole batch of {len(self.case.candidate[self.output])}"
         return self.case.where(self.output, [self.row])
 
 
@@ -108,7 +108,8 @@ class Ruler:
 
     @_quietly
     def distances(self, cases: Sequence[Case]) -> list[Distance]:
-        """Of each output, in each case: that of the batch, and that of its furthest row."""
+        """Of each output, in each case: that of its furthest row; where there are several, that
+        of the whole batch as well."""
         return [
             distance
             for name in OUTPUTS
@@ -124,11 +125,12 @@ class Ruler:
         of_batch, of_row = (
             ("logits", "logit_row") if name in LOGITS else ("features", "feature_row")
         )
-        whole = float(_ratio(np.array([rms(errors)]), np.array([rms(units)]))[0])
-        return [
-            Distance(name, case, None, whole, self._limits, of_batch, rms(errors)),
-            Distance(name, case, row, float(ratios[row]), self._limits, of_row, float(errors[row])),
-        ]
+        furthest = float(ratios[row]), self._limits, of_row, float(errors[row])
+        found = [Distance(name, case, row, *furthest)]
+        if len(ratios) > 1:
+            whole = float(_ratio(np.array([rms(errors)]), np.array([rms(units)]))[0])
+            found.append(Distance(name, case, None, whole, self._limits, of_batch, rms(errors)))
+        return found
 
 
 def _sizes(name: str, exact: Outputs, scale: float) -> Rows:

@@ -51,7 +51,7 @@ class Limits:
 
 
 LIMITS = {
-    "float32": Limits(2**-24, features=3, feature_row=4, logits=3, logit_row=4, module=10, cap=64),
-    "float16": Limits(2**-11, features=3, feature_row=4, logits=3, logit_row=4, module=10, cap=8),
-    "bfloat16": Limits(2**-8, features=3, feature_row=4, logits=3, logit_row=4, module=10, cap=8),
+    "float32": Limits(2**-24, features=6, feature_row=8, logits=6, logit_row=8, module=10, cap=64),
+    "float16": Limits(2**-11, features=6, feature_row=8, logits=6, logit_row=8, module=10, cap=8),
+    "bfloat16": Limits(2**-8, features=6, feature_row=8, logits=6, logit_row=8, module=10, cap=8),
 }

@@ -59,7 +59,7 @@ def test_errors_that_are_spread_over_the_batch_are_held_against_its_limit(name: 
     assert found.row is None
     assert found.allowed == of_batch
     assert found.margin == 1.0
-    assert found.place == f"the batch of {rows_of(name, 3, 2)} rows"
+    assert found.place == f"a whole batch of {rows_of(name, 3, 2)}"
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -220,3 +220,11 @@ def test_differences_are_taken_in_float64_whatever_the_dtype(dtype: type[np.floa
         expected = rms(apart) if found.row is None else row_rms(apart)[found.row]
         assert found.error == pytest.approx(expected, rel=1e-12)
         assert found.error > 0
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_batch_of_one_row_is_held_against_the_rows_limit_alone(name: str) -> None:
+    found = Ruler([measured(images=1, prompts=1)], APART, SCALE).distances(
+        [measured({name: 1.5}, images=1, prompts=1)]
+    )
+    assert [d.row for d in found] == [0] * len(OUTPUTS)

@@ -195,14 +195,14 @@ def test_fidelity_says_how_near_the_farthest_is() -> None:
     assert found.name == "fidelity"
     assert found.passed
     assert found.message == (
-        "at most 1.9 times as far from float64 as the eager model, in the text features of the "
-        "batch of 6 rows; 2 times is allowed"
+        "at most 1.9 times as far from float64 as the eager model, in the text features of a "
+        "whole batch of 6; 2 times is allowed"
     )
     assert found.figures["text_features"] == {
         "rmse_ratio": pytest.approx(np.sqrt((5 + 16) / 6)),
         "allowed": 2,
         "rmse": pytest.approx(np.sqrt((5 + 16) / 6) * UNIT),
-        "worst": "the batch of 6 rows",
+        "worst": "a whole batch of 6",
     }
     assert found.figures.keys() == {*OUTPUTS, "greatest"}
     assert found.figures["greatest"].keys() == {"features", "feature_row", "logits", "logit_row"}
@@ -225,7 +225,7 @@ def test_fidelity_says_what_is_not_finite() -> None:
     name = "logits_per_image"
     case = replace(case, candidate={**case.candidate, name: spoilt(case.candidate[name], np.nan)})
     assert fidelity([case], APART, SCALE).message == (
-        "logits per image of the batch of 3 rows are not finite, or the eager model's not"
+        "logits per image of image 1 (kind 1) are not finite, or the eager model's not"
     )
 
 
