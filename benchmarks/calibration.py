@@ -3,7 +3,8 @@
 Runs an audit over seeds, spreads of weights and architectures, each with one thread and with one
 for each core, and prints, limit by limit, how far clean variants and faults are from float64 in the
 eager model's own error. Audits that were made before (``clipcheck audit --json``) are read with
-``--read`` in place of running one. ``--plot`` draws what every variant took of its limit.
+``--read`` in place of running one. ``--plot`` draws what every variant took of its limit;
+``--tables`` prints the README's.
 
     python -m benchmarks.calibration --seed 0 --seed 1 --plot docs/calibration.svg
     python -m benchmarks.calibration --read tiny.json --read full.json
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--spread", action="append", help="default: unit, initial and trained")
     parser.add_argument("--read", action="append", type=Path, default=[], metavar="JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE")
+    parser.add_argument("--tables", action="store_true")
     arguments = parser.parse_args()
     if arguments.read:
         documents = [json.loads(path.read_text()) for path in arguments.read]
@@ -44,6 +46,9 @@ def main() -> None:
     faults = [entry for document in documents for entry in document["faults"]]
     clean = [entry for document in documents for entry in document["clean"]]
     report(faults, clean)
+    if arguments.tables:
+        by_family(faults, clean)
+        by_variant(faults, clean)
     if arguments.plot:
         plot(faults, clean, arguments.plot)
 
@@ -94,6 +99,49 @@ def report(faults: list[Entry], clean: list[Entry]) -> None:
     print(f"\nOf what is allowed, clean variants took at most {max(map(margin, clean)):.2f}; the")
     print(f"weakest fault was {margins[0]:.1f} times as much, one in twenty below "
           f"{margins[len(margins) // 20]:,.0f}.")  # fmt: skip
+
+
+def by_family(faults: list[Entry], clean: list[Entry]) -> None:
+    print("\n| family | faults | planted | caught | weakest | classic |")
+    print("|---|---|---|---|---|---|")
+    for name in dict.fromkeys(entry["family"] for entry in faults):
+        group = [entry for entry in faults if entry["family"] == name]
+        print(
+            f"| {name} | {len({e['name'] for e in group})} | {len(group)} | "
+            f"{sum(e['caught'] for e in group)} | {times(min(map(margin, group)))} | "
+            f"{sum(e['classic_caught'] for e in group)} |"
+        )
+    print(
+        f"| **all faults** | {len({e['name'] for e in faults})} | {len(faults)} | "
+        f"{sum(e['caught'] for e in faults)} | {times(min(map(margin, faults)))} | "
+        f"{sum(e['classic_caught'] for e in faults)} |"
+    )
+    print(
+        f"| clean variants | {len({e['name'] for e in clean})} | {len(clean)} | "
+        f"{sum(not e['passed'] for e in clean)} | at most {max(map(margin, clean)):.2f} | |"
+    )
+
+
+def by_variant(faults: list[Entry], clean: list[Entry]) -> None:
+    print("\n| variant | caught by | times the limit | classic | what it is |")
+    print("|---|---|---|---|---|")
+    for entries, choose in ((faults, min), (clean, max)):
+        for name in dict.fromkeys(entry["name"] for entry in entries):
+            group = [entry for entry in entries if entry["name"] == name]
+            gates = ", ".join(sorted({e["gate"] for e in group if e["gate"]})) or "passes"
+            classic = "" if entries is clean else (
+                f"{sum(e['classic_caught'] for e in group)} of {len(group)}"
+            )  # fmt: skip
+            print(
+                f"| {name} | {gates} | {times(choose(map(margin, group)))} | {classic} | "
+                f"{group[0]['reason']} |"
+            )
+
+
+def times(found: float) -> str:
+    if found == UNMEASURED:
+        return "no number"
+    return f"{found:.2g}" if found < 10 else f"{found:,.0f}"
 
 
 def ratios(entries: Iterable[Entry], name: str) -> list[float]:

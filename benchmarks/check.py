@@ -25,7 +25,7 @@ import json, resource, sys, time
 import torch
 from clipcheck.backends.base import outputs
 from clipcheck.backends.modules import ModuleBackend
-from clipcheck.checking import inputs_of
+from clipcheck.judging import inputs_of
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.inputs.batches import EXAMPLES, batches
 from clipcheck.models.loader import load_checkpoint_both

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcheck import torchscript_support
-from clipcheck.checking import Progress, inputs_of, judge_archive
+from clipcheck.checking import Progress
 from clipcheck.compare.contract import contract
 from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import Contract
 from clipcheck.errors import UsageError
 from clipcheck.inputs.batches import EXAMPLES, Batch, batches, classic
-from clipcheck.judging import Stopwatch, Trial
+from clipcheck.judging import Stopwatch, Trial, inputs_of, judge_archive
 
 if TYPE_CHECKING:
     from clipcheck.checkpoints.checkpoint import Checkpoint

@@ -13,21 +13,18 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from clipcheck._version import __version__
 from clipcheck.checkpoints import registry
-from clipcheck.checkpoints.architecture import BUFFERS
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.compare.integrity import Evidence
 from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import ClipcheckError, UsageError
-from clipcheck.inputs.batches import EXAMPLES, Batch, Inputs, batches, exhaustive, for_modules
-from clipcheck.judging import Stopwatch, Trial, judge
+from clipcheck.inputs.batches import EXAMPLES, Batch, batches, exhaustive
+from clipcheck.judging import Stopwatch, Trial, inputs_of, judge_archive
 
 if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.compare.modules import Coverage
     from clipcheck.models.loader import Both
 
 _log = logging.getLogger(__name__)
@@ -317,63 +314,6 @@ class _Judge:
         return judge_archive(trial, checkpoint, both, target, self.limits, watch, seed=self.seed)
 
 
-def inputs_of(architecture: Architecture) -> Inputs:
-    """What a model of these dimensions takes."""
-    a = architecture
-    return Inputs(a.image_resolution, a.context_length, a.vocab_size, a.grid)
-
-
-def judge_archive(
-    trial: Trial,
-    checkpoint: Checkpoint,
-    both: Both,
-    device: torch.device,
-    limits: Contract,
-    watch: Stopwatch,
-    *,
-    seed: int = 0,
-) -> tuple[GateResult, ...]:
-    """Run an archive, and all gates over what it gave.
-
-    Args:
-        trial: with the outputs of the eager model of the same weights.
-        checkpoint: the archive's file.
-        both: loaded, and not run yet.
-        device: where.
-        limits: of the gate ``contract``.
-        watch: gets the time of each phase.
-        seed: of the inputs of the gate ``modules``.
-    """
-    from clipcheck.backends.modules import ModuleBackend
-    from clipcheck.models.loader import WeightWatch
-
-    weights = WeightWatch(both.jit_model)
-    with watch.phase("jit"):
-        run = trial.run(ModuleBackend("jit", both.jit_model, device))
-    coverage = None
-    if trial.dtype == "float32":
-        coverage = _coverage(checkpoint, both, device, seed, watch)
-    with watch.phase("gates"):
-        evidence = _evidence(checkpoint, both)
-        failures = [*run.failures, *(coverage.failures if coverage else ())]
-        evidence = replace(evidence, changed=weights.changed(), failures=failures)
-        return judge(trial, run, evidence, coverage, limits)
-
-
-def _coverage(
-    checkpoint: Checkpoint, both: Both, device: torch.device, seed: int, watch: Stopwatch
-) -> Coverage:
-    from clipcheck.models.loader import load_tapped
-    from clipcheck.modules import judge_modules
-
-    with watch.phase("load"):
-        tapped = load_tapped(checkpoint, device, both)
-    with watch.phase("inputs"):
-        batch = for_modules(inputs_of(checkpoint.architecture), seed)
-    with watch.phase("modules"):
-        return judge_modules(tapped, both.eager_model, batch, device)
-
-
 def _default_dtypes(checkpoint: Checkpoint, device: torch.device) -> tuple[str, ...]:
     """Float32, which shows the structure; and, where it is fast, what the checkpoint is in."""
     own = str(checkpoint.tensors["visual.conv1.weight"].dtype).removeprefix("torch.")
@@ -387,39 +327,3 @@ def _describe(checkpoint: Checkpoint) -> str:
     parameters = f"{checkpoint.architecture.parameters:,} parameters"
     described = checkpoint.architecture.describe()
     return f"{checkpoint.format}, {described}, {parameters}, {dtypes}"
-
-
-def _evidence(checkpoint: Checkpoint, both: Both) -> Evidence:
-    import torch
-
-    a = checkpoint.architecture
-    implied = (a.image_resolution, a.context_length, a.vocab_size)
-    found = {
-        name: int(checkpoint.tensors[name]) if name in checkpoint.tensors else None
-        for name in BUFFERS
-    }
-    script = torch.jit.ScriptModule
-    return Evidence(
-        candidate_is_script=isinstance(both.jit_model, script),
-        reference_is_script=isinstance(both.eager_model, script),
-        weights=both.compared,
-        differing=both.differing,
-        buffers={name: (found[name], value) for name, value in zip(BUFFERS, implied, strict=True)},
-        unused=_unused(both),
-    )
-
-
-def _unused(both: Both) -> dict[str, list[str]]:
-    """By method, the weights that the archive's code does without."""
-    import torch
-
-    from clipcheck.models.torchscript import used_weights
-
-    if not isinstance(both.jit_model, torch.jit.ScriptModule):
-        return {}
-    methods = both.jit_model._c._method_names()
-    return {
-        method: sorted(expected - used_weights(both.jit_model, method))
-        for method, expected in both.eager_model.weights_of_methods().items()
-        if method in methods
-    }

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Array, Backend, outputs
+from clipcheck.checkpoints.architecture import BUFFERS, Architecture
 from clipcheck.compare.contract import contract
 from clipcheck.compare.decision import decision
 from clipcheck.compare.fidelity import fidelity, precision
@@ -22,10 +23,14 @@ from clipcheck.compare.result import Case, GateResult
 from clipcheck.compare.stability import Repeat, stability
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import RunError
+from clipcheck.inputs.batches import Batch, Inputs, for_modules
 
 if TYPE_CHECKING:
+    import torch
+
     from clipcheck.backends.reference import Reference
-    from clipcheck.inputs.batches import Batch
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.models.loader import Both
 
 _SMALL = 0
 """The batch that is run three times in a row and once more at the end: the first, and smallest."""
@@ -170,10 +175,107 @@ def judge(
     )
 
 
+def inputs_of(architecture: Architecture) -> Inputs:
+    """What a model of these dimensions takes."""
+    a = architecture
+    return Inputs(a.image_resolution, a.context_length, a.vocab_size, a.grid)
+
+
+def judge_archive(
+    trial: Trial,
+    checkpoint: Checkpoint,
+    both: Both,
+    device: torch.device,
+    limits: Contract,
+    watch: Stopwatch,
+    *,
+    seed: int = 0,
+) -> tuple[GateResult, ...]:
+    """Run an archive, and all gates over what it gave.
+
+    Args:
+        trial: with the outputs of the eager model of the same weights.
+        checkpoint: the archive's file.
+        both: loaded, and not run yet.
+        device: where.
+        limits: of the gate ``contract``.
+        watch: gets the time of each phase.
+        seed: of the inputs of the gate ``modules``.
+    """
+    from clipcheck.backends.modules import ModuleBackend
+    from clipcheck.backends.reference import exact_arithmetic
+    from clipcheck.models.loader import WeightWatch
+
+    weights = WeightWatch(both.jit_model)
+    with watch.phase("jit"), exact_arithmetic():
+        run = trial.run(ModuleBackend("jit", both.jit_model, device))
+    coverage = None
+    if trial.dtype == "float32":
+        coverage = _coverage(checkpoint, both, device, seed, watch)
+    with watch.phase("gates"):
+        evidence = _evidence(checkpoint, both)
+        failures = [*run.failures, *(coverage.failures if coverage else ())]
+        evidence = replace(evidence, changed=weights.changed(), failures=failures)
+        return judge(trial, run, evidence, coverage, limits)
+
+
+def _coverage(
+    checkpoint: Checkpoint, both: Both, device: torch.device, seed: int, watch: Stopwatch
+) -> Coverage:
+    from clipcheck.models.loader import load_tapped
+    from clipcheck.modules import judge_modules
+
+    with watch.phase("load"):
+        tapped = load_tapped(checkpoint, device, both)
+    with watch.phase("inputs"):
+        batch = for_modules(inputs_of(checkpoint.architecture), seed)
+    with watch.phase("modules"):
+        return judge_modules(tapped, both.eager_model, batch, device)
+
+
+def _evidence(checkpoint: Checkpoint, both: Both) -> Evidence:
+    import torch
+
+    a = checkpoint.architecture
+    implied = (a.image_resolution, a.context_length, a.vocab_size)
+    found = {
+        name: int(checkpoint.tensors[name]) if name in checkpoint.tensors else None
+        for name in BUFFERS
+    }
+    script = torch.jit.ScriptModule
+    return Evidence(
+        candidate_is_script=isinstance(both.jit_model, script),
+        reference_is_script=isinstance(both.eager_model, script),
+        weights=both.compared,
+        differing=both.differing,
+        buffers={name: (found[name], value) for name, value in zip(BUFFERS, implied, strict=True)},
+        unused=_unused(both),
+    )
+
+
+def _unused(both: Both) -> dict[str, list[str]]:
+    """By method, the weights that the archive's code does without."""
+    import torch
+
+    from clipcheck.models.torchscript import used_weights
+
+    if not isinstance(both.jit_model, torch.jit.ScriptModule):
+        return {}
+    methods = both.jit_model._c._method_names()
+    return {
+        method: sorted(expected - used_weights(both.jit_model, method))
+        for method, expected in both.eager_model.weights_of_methods().items()
+        if method in methods
+    }
+
+
 def _attempt(candidate: Backend, batch: Batch, failures: list[str]) -> Mapping[str, Array]:
     try:
         return outputs(candidate, batch.pixels, batch.tokens)
     except RunError as error:
-        images, prompts = len(batch.pixels), len(batch.tokens)
-        failures.append(f"{error.problem}, in a batch of {images} images and {prompts} prompts")
+        rows = " and ".join(
+            f"{count} {kind}{'' if count == 1 else 's'}"
+            for kind, count in (("image", len(batch.pixels)), ("prompt", len(batch.tokens)))
+        )
+        failures.append(f"{error.problem}, in a batch of {rows}")
         return {}

@@ -265,3 +265,105 @@ def test_progress_is_told(seeded_archive: SeededArchive) -> None:
 def test_the_classic_limits_are_the_defaults() -> None:
     parameters = inspect.signature(clipcheck.check).parameters
     assert (parameters["atol"].default, parameters["rtol"].default) == (0.01, 0.1)
+
+
+def test_the_archive_runs_in_float32_that_is_float32(
+    seeded_archive: SeededArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's TF32 is no fault of the archive's."""
+    from clipcheck.judging import Trial
+
+    seen: list[tuple[str, bool]] = []
+    run = Trial.run
+
+    def noting(*arguments: Any) -> Any:
+        allowed = torch.backends.cudnn.allow_tf32
+        seen.append((torch.get_float32_matmul_precision(), allowed))
+        return run(*arguments)
+
+    monkeypatch.setattr(Trial, "run", noting)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    clipcheck.check(seeded_archive())
+    assert seen == [("highest", False)]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_reduced_dtype_is_judged_by_precision_in_place_of_structure(
+    seeded_archive: SeededArchive, dtype: str
+) -> None:
+    result = clipcheck.check(seeded_archive("tiny-resnet"), dtype=["float32", dtype])
+    single, reduced = result.judgements
+    assert (single.dtype, reduced.dtype) == ("float32", dtype)
+    assert [gate.name for gate in reduced.gates] == [
+        "integrity", "contract", "precision", "decision", "stability"
+    ]  # fmt: skip
+    assert single.passed
+    assert gate_of(reduced, "precision").passed
+    assert gate_of(reduced, "stability").passed
+
+
+def test_a_fault_in_half_precision_is_seen_by_precision(tmp_path: Path) -> None:
+    from clipcheck.faults import FAULTS
+    from clipcheck.writers.archive import write_archive
+    from clipcheck.writers.synthesize import architecture_named, synthesize
+
+    (fault,) = (fault for fault in FAULTS if fault.name == "gelu-for-quickgelu")
+    a = architecture_named("tiny-vit")
+    write_archive(a, synthesize(a), tmp_path / "model.pt", alter=fault.plant)
+    (judgement,) = clipcheck.check(tmp_path / "model.pt", dtype="float16").judgements
+    assert not gate_of(judgement, "precision").passed
+
+
+def test_one_checkpoint_that_needs_no_other_dtype_is_judged_in_float32(
+    seeded_archive: SeededArchive,
+) -> None:
+    from clipcheck.checking import _default_dtypes
+    from clipcheck.checkpoints.formats import open_checkpoint
+
+    half = open_checkpoint(seeded_archive())
+    assert _default_dtypes(half, torch.device("cpu")) == ("float32",)
+    assert _default_dtypes(half, torch.device("cuda:0")) == ("float32", "float16")
+    weights = {key: tensor.float() for key, tensor in half.tensors.items()}
+    single = replace(half, tensors=weights)
+    assert _default_dtypes(single, torch.device("cuda:0")) == ("float32",)
+
+
+def test_a_weight_that_is_not_used_fails_integrity(tmp_path: Path) -> None:
+    from clipcheck.writers.archive import write_archive
+    from clipcheck.writers.synthesize import architecture_named, synthesize
+
+    def skip(model: Any) -> None:
+        model.transformer.resblocks[1].forward = lambda x: x
+
+    a = architecture_named("tiny-vit")
+    write_archive(a, synthesize(a), tmp_path / "model.pt", alter=skip)
+    (judgement,) = clipcheck.check(tmp_path / "model.pt").judgements
+    message = gate_of(judgement, "integrity").message
+    assert "encode_text uses 12 weights in nothing: transformer.resblocks.1." in message
+    assert "forward uses 12 weights in nothing" in message
+    assert "encode_image uses" not in message
+
+
+def test_an_archive_that_fails_on_some_batch_is_inconsistent_and_says_on_which(
+    tmp_path: Path,
+) -> None:
+    from clipcheck.writers.archive import write_archive
+    from clipcheck.writers.synthesize import architecture_named, synthesize
+
+    def in_pairs(model: Any) -> None:
+        encode = model.encode_image
+
+        def encode_pairs(image: torch.Tensor) -> torch.Tensor:
+            rows = image.shape[0]
+            return encode(image).reshape(rows // 2, 2, 64).reshape(rows, 64)
+
+        model.encode_image = encode_pairs
+
+    a = architecture_named("tiny-vit")
+    write_archive(a, synthesize(a), tmp_path / "model.pt", alter=in_pairs)
+    result = clipcheck.check(tmp_path / "model.pt")
+    assert result.exit_code == 1
+    integrity = gate(result, "integrity")
+    assert not integrity.passed
+    assert "forward failed" in integrity.message
+    assert "in a batch of 1 image and 2 prompts" in integrity.message

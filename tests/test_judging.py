@@ -292,7 +292,7 @@ def test_a_batch_that_fails_leaves_a_reason_and_no_outputs(trial: Trial) -> None
 
 def test_a_repeat_that_fails_leaves_a_reason_and_fails_stability(trial: Trial) -> None:
     run = trial.run(Tables(failing_on(3)))
-    reason = "jit: forward failed (sizes), in a batch of 2 images and 1 prompts"
+    reason = "jit: forward failed (sizes), in a batch of 2 images and 1 prompt"
     assert run.failures == [reason]
     assert all(case.candidate for case in run.cases)
     gates = judged(trial, run)

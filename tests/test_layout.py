@@ -23,7 +23,7 @@ ALLOWED = {
     "writers": {"checkpoints"},
     "models": {"checkpoints", "inputs"},
     "backends": {"models", "checkpoints"},
-    "judging": {"backends", "compare", "inputs"},
+    "judging": {"backends", "checkpoints", "compare", "inputs", "models", "modules"},
     "modules": {"models", "backends", "inputs", "compare"},
     "checking": {
         "checkpoints",

@@ -18,12 +18,12 @@ from torch.nn import functional
 
 from clipcheck import modules as judging
 from clipcheck import torchscript_support
-from clipcheck.checking import inputs_of
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.compare.modules import Coverage, ModuleError, modules
 from clipcheck.compare.tolerances import LIMITS
 from clipcheck.inputs.batches import for_modules
+from clipcheck.judging import inputs_of
 from clipcheck.models import taps
 from clipcheck.models.loader import load_checkpoint_both, load_tapped
 from clipcheck.modules import judge_modules

@@ -50,17 +50,6 @@ def _everywhere(attend: Attend) -> Plant:
     )
 
 
-def _scaled_by(of_query: float, of_key: float) -> Attend:
-    """The scale, as powers of the size, shared out between query and key."""
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        size = query.shape[-1]
-        scores: Tensor = (query * size**of_query) @ (key * size**of_key).transpose(1, 2)
-        return (scores if mask is None else scores + mask).softmax(dim=-1) @ value
-
-    return attend
-
-
 def _scores_scaled(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     scores: Tensor = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
     return (scores if mask is None else scores + mask).softmax(dim=-1) @ value
@@ -198,11 +187,6 @@ CLEAN_LAYERS = (
         name="scores-scaled",
         reason="the scores are divided by the root of the size, as in the paper of the transformer",
         plant=_everywhere(_scores_scaled),
-    ),
-    _clean(
-        name="query-and-key-scaled",
-        reason="both are scaled by the root of the scale, as torch does for half precision",
-        plant=_everywhere(_scaled_by(-0.25, -0.25)),
     ),
     _clean(
         name="softmax-written-out",

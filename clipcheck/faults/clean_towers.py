@@ -21,15 +21,11 @@ from clipcheck.faults.planting import (
     with_head,
 )
 from clipcheck.faults.steps import (
-    Projected,
-    attention_pool,
-    pooled,
     text_encoder,
     vision_transformer,
 )
 from clipcheck.faults.variant import CLEAN_FAMILY, Variant
 from clipcheck.writers.legacy import (
-    AttentionPool,
     Multimodal,
 )
 
@@ -58,19 +54,6 @@ def _pool_by_mean(pool: Any, x: Tensor) -> Tensor:
     return x.mean(dim=(3, 5))
 
 
-def _mean_adaptive(x: Tensor) -> Tensor:
-    mean = functional.adaptive_avg_pool2d(x, 1)
-    return torch.cat([mean.flatten(start_dim=2), x.flatten(start_dim=2)], dim=2).permute(2, 0, 1)
-
-
-def _one_query(pool: Any, x: Tensor) -> Projected:
-    query, key, value = (
-        functional.linear(y, layer.weight, layer.bias)
-        for y, layer in ((x[:1], pool.q_proj), (x, pool.k_proj), (x, pool.v_proj))
-    )
-    return query.expand(x.shape[0], -1, -1), key, value
-
-
 def _visual(model: Multimodal) -> list[nn.Module]:
     return [model.visual]
 
@@ -80,19 +63,6 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------- the ends of the towers
-
-
-def _positions_behind(model: Multimodal, text: Tensor) -> Tensor:
-    x = model.token_embedding(text).type(model.dtype).permute(1, 0, 2)
-    x = x + model.positional_embedding.type(x.dtype).unsqueeze(1)
-    x = model.transformer(x)
-    x = pooled(x.transpose(0, 1), text.argmax(dim=-1))
-    normalised: Tensor = model.ln_final(x)
-    return normalised @ model.text_projection
-
-
-def _plant_positions_behind(model: Multimodal) -> None:
-    put(model, "encode_text", partial(_positions_behind, model))
 
 
 def _scale_last(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
@@ -144,23 +114,6 @@ CLEAN_TOWERS = (
         reason="a view of six dimensions and a mean over two of them",
         plant=at(instances(nn.AvgPool2d), instead(_pool_by_mean)),
         kinds=(ResNet,),
-    ),
-    _clean(
-        name="mean-by-adaptive-pool",
-        reason="the query of the attention pool by adaptive_avg_pool2d",
-        plant=at(instances(AttentionPool), attention_pool(sequence=_mean_adaptive)),
-        kinds=(ResNet,),
-    ),
-    _clean(
-        name="one-query-in-attention-pool",
-        reason="only the mean is made a query, as in the reference implementation",
-        plant=at(instances(AttentionPool), attention_pool(project=_one_query)),
-        kinds=(ResNet,),
-    ),
-    _clean(
-        name="positions-behind-permutation",
-        reason="positions are added to [L, N, D], and the end is pooled before ln_final",
-        plant=_plant_positions_behind,
     ),
     _clean(
         name="end-by-gather",

@@ -102,11 +102,6 @@ INPUT_DEPENDENT = (
         plant=for_texts(partial(longer_than, 64)),
     ),
     _by_input(
-        name="full-texts",
-        reason="only texts that fill all 77 places are wrong",
-        plant=for_texts(lambda text: text.argmax(dim=-1) == text.shape[1] - 1),
-    ),
-    _by_input(
         name="empty-prompts",
         reason="the empty prompt, used for guidance, is computed some other way",
         plant=for_texts(is_empty),
@@ -149,27 +144,13 @@ def _more_images(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
     return per_image, per_image.t()
 
 
-def _images_turned(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
-    return logits(model, image.flip(0), text)
-
-
 _by_batch = partial(Variant, family="batch-dependent")
 
 BATCH_DEPENDENT = (
     _by_batch(
-        name="first-image-for-all",
-        reason="an export with a batch of one, whose only row is expanded to all",
-        plant=on_image_features(lambda x: x[:1].expand_as(x)),
-    ),
-    _by_batch(
         name="images-beyond-the-fourth",
         reason="a kernel for up to four rows; those beyond are wrong",
         plant=on_image_features(partial(_beyond, 4)),
-    ),
-    _by_batch(
-        name="texts-beyond-the-fourth",
-        reason="a kernel for up to four rows; those beyond are wrong",
-        plant=on_text_features(partial(_beyond, 4)),
     ),
     _by_batch(
         name="image-of-row-before",
@@ -195,10 +176,5 @@ BATCH_DEPENDENT = (
         name="more-images-than-prompts",
         reason="the logits are mixed up only where the images outnumber the prompts",
         plant=with_head(_more_images),
-    ),
-    _by_batch(
-        name="images-reversed-in-forward",
-        reason="only forward has its images in reverse order",
-        plant=with_head(_images_turned),
     ),
 )

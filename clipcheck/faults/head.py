@@ -10,7 +10,6 @@ from torch import Tensor
 from clipcheck.faults.planting import (
     Pair,
     logits,
-    not_in_forward,
     on_image_features,
     on_text_features,
     only_in_forward,
@@ -82,10 +81,6 @@ PROJECTION = (
         name="image-features-not-normalised",
         reason="the features of images are not brought to length one",
     ),
-    _with_norms(unit, _same)(
-        name="text-features-not-normalised",
-        reason="the features of texts are not brought to length one",
-    ),
     _with_norms(partial(_near_unit, 1e-1), unit)(
         name="normalised-with-great-epsilon",
         reason="0.1 is added under the root of the norm of images",
@@ -119,10 +114,5 @@ PROJECTION = (
         name="components-rotated-in-forward-alone",
         reason="forward and encode_image are graphs of their own, and one was exported anew",
         plant=only_in_forward("encode_image", lambda x: x.roll(1, -1)),
-    ),
-    _projection(
-        name="components-rotated-outside-of-forward",
-        reason="forward and encode_image are graphs of their own, and one was exported anew",
-        plant=not_in_forward("encode_image", lambda x: x.roll(1, -1)),
     ),
 )

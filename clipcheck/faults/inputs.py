@@ -100,11 +100,6 @@ INPUTS = (
         plant=_normalised_with((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ),
     _inputs(
-        name="normalised-twice",
-        reason="the archive normalises pixels that were normalised before",
-        plant=on_pixels(_normalised),
-    ),
-    _inputs(
         name="rescaled-twice",
         reason="divided by 255 twice: do_rescale of transformers on an image from 0 to 1",
         plant=on_pixels(lambda x: _normalised(_brightness(x) / 255)),
@@ -135,19 +130,9 @@ INPUTS = (
         plant=on_tokens(_end_forgotten),
     ),
     _inputs(
-        name="start-token-missing",
-        reason="the tokenizer adds no special token at the start",
-        plant=on_tokens(lambda text: text.roll(-1, -1)),
-    ),
-    _inputs(
         name="ids-off-by-one",
         reason="another vocabulary: each id is embedded as the one before it",
         plant=_embedded_as(lambda text, _: (text - 1).clamp(min=0)),
-    ),
-    _inputs(
-        name="ids-modulo",
-        reason="a vocabulary of four fifths of the size, and ids that wrap around",
-        plant=_embedded_as(lambda text, most: text % (most * 4 // 5)),
     ),
     _inputs(
         name="ids-clamped",

@@ -15,11 +15,9 @@ from clipcheck.faults.planting import (
     after,
     at,
     bottleneck,
-    bottlenecks,
     gelus,
     instead,
     layer_norms,
-    middle,
     setting,
     text_block,
     within,
@@ -68,11 +66,6 @@ ACTIVATION = (
         plant=at(gelus, instead(partial(_quick_gelu, 1.7))),
     ),
     _activation(
-        name="relu-in-one-block",
-        reason="the default activation of nn.TransformerEncoderLayer in one block",
-        plant=at(within(text_block, "mlp.gelu"), instead(lambda _, x: x.relu())),
-    ),
-    _activation(
         name="activation-clipped",
         reason="a calibrated range that the data exceeds: clipped at 2 in one block",
         plant=at(within(text_block, "mlp.gelu"), after(lambda x: x.clamp(max=2))),
@@ -105,13 +98,6 @@ def _unbiased(norm: Any, x: Tensor) -> Tensor:
     return y.type(x.dtype)
 
 
-def _root_mean_square(norm: Any, x: Tensor) -> Tensor:
-    wide = x.type_as(norm.weight)
-    y: Tensor = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)
-    y = y * norm.weight + norm.bias
-    return y.type(x.dtype)
-
-
 def _layer_norm(norm: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     y = functional.layer_norm(x.type_as(norm.weight), norm.normalized_shape, weight, bias, norm.eps)
     return y.type(x.dtype)
@@ -121,12 +107,6 @@ def _batch_statistics(norm: Any, x: Tensor) -> Tensor:
     # Without the running statistics: a batch of no rows, which is traced, would ruin them.
     return torch.batch_norm(
         x, norm.weight, norm.bias, None, None, True, norm.momentum, norm.eps, False
-    )
-
-
-def _without_shift(norm: Any, x: Tensor) -> Tensor:
-    return functional.batch_norm(
-        x, torch.zeros_like(norm.running_mean), norm.running_var, norm.weight, norm.bias
     )
 
 
@@ -147,9 +127,7 @@ NORMALISATION = (
             plant=at(layer_norms, setting("eps", float(name))),
         )
         for name, source in (
-            ("1e-3", "Keras"),
             ("1e-6", "timm and flax"),
-            ("1e-7", "DeBERTa"),
             ("1e-12", "BERT"),
         )
     ),
@@ -166,11 +144,6 @@ NORMALISATION = (
         name="layer-norm-unbiased-variance",
         reason="LayerNorm by hand with torch.std, which divides by D - 1",
         plant=at(layer_norms, instead(_unbiased)),
-    ),
-    _norm(
-        name="root-mean-square-norm-in-one",
-        reason="one LayerNorm does not subtract the mean",
-        plant=at(within(text_block, "ln_2"), instead(_root_mean_square)),
     ),
     _norm(
         name="layer-norm-without-affine-in-one",
@@ -199,12 +172,6 @@ NORMALISATION = (
         name="batch-norm-in-training-mode",
         reason="one BatchNorm uses the statistics of the batch: exported without eval()",
         plant=at(within(bottleneck, "bn1"), instead(_batch_statistics)),
-        kinds=(ResNet,),
-    ),
-    _norm(
-        name="running-mean-ignored",
-        reason="folding a BatchNorm into its convolution forgets the running mean",
-        plant=at(within(middle(bottlenecks), "bn3"), instead(_without_shift)),
         kinds=(ResNet,),
     ),
 )

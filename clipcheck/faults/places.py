@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clipcheck.checkpoints.architecture import ResNet, ViT
-from clipcheck.faults.planting import Alter, at, instead, positions
+from clipcheck.faults.planting import Alter, at, instead
 from clipcheck.faults.steps import (
     attention_pool,
     class_first,
@@ -98,12 +98,6 @@ POSITION = (
         kinds=(ViT,),
     ),
     _position(
-        name="image-positions-left-out",
-        reason="the positional embedding is dropped on a mismatch of its size (strict=False)",
-        plant=vision_transformer(place=lambda _, x: x),
-        kinds=(ViT,),
-    ),
-    _position(
         name="class-token-last",
         reason="the class token is put behind the patches, and the first token pooled",
         plant=vision_transformer(start=_class_last),
@@ -132,15 +126,6 @@ def _at_position(position: int, x: Tensor, text: Tensor) -> Tensor:
     return pooled(x, text.argmax(dim=-1) * 0 + position)
 
 
-def _mean_of_tokens(x: Tensor, text: Tensor) -> Tensor:
-    kept = (positions(text) <= text.argmax(dim=-1, keepdim=True)).unsqueeze(-1).type(x.dtype)
-    return (x * kept).sum(1) / kept.sum(1)
-
-
-def _truncated(length: int, x: Tensor, text: Tensor) -> Tensor:
-    return pooled(x, text[:, :length].argmax(dim=-1))
-
-
 def _by_count(x: Tensor, text: Tensor) -> Tensor:
     return pooled(x, (text != 0).int().sum(dim=-1) - 1)
 
@@ -149,11 +134,6 @@ def _mean_pool(pool: Any, x: Tensor) -> Tensor:
     x = with_mean(x)[0]
     x = functional.linear(x, pool.v_proj.weight, pool.v_proj.bias)
     return functional.linear(x, pool.c_proj.weight, pool.c_proj.bias)
-
-
-def _with_sum(x: Tensor) -> Tensor:
-    places = with_mean(x)[1:]
-    return torch.cat([places.sum(dim=0, keepdim=True), places], dim=0)
 
 
 _pooling = partial(Variant, family="pooling")
@@ -173,16 +153,6 @@ POOLING = (
         name="pooled-at-last-position",
         reason="open_clip#1151: pools the last of 77 positions, padding as it is",
         plant=text_encoder(pool=lambda x, _: x[:, -1]),
-    ),
-    _pooling(
-        name="mean-of-tokens",
-        reason="the mean over the text's tokens, as in sentence embeddings",
-        plant=text_encoder(pool=_mean_of_tokens),
-    ),
-    _pooling(
-        name="end-sought-in-first-half",
-        reason="CLIP-ONNX#12: the end is sought in a sequence that was cut",
-        plant=text_encoder(pool=partial(_truncated, 38)),
     ),
     _pooling(
         name="end-by-counting-ids",
@@ -205,12 +175,6 @@ POOLING = (
         name="query-from-first-place",
         reason="the attention pool's query is the map's first place, not the mean",
         plant=at(pool_of, attention_pool(kept=1)),
-        kinds=(ResNet,),
-    ),
-    _pooling(
-        name="sum-for-mean-in-pool",
-        reason="the attention pool's query is the sum over the map",
-        plant=at(pool_of, attention_pool(sequence=_with_sum)),
         kinds=(ResNet,),
     ),
 )

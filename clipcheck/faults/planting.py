@@ -150,21 +150,6 @@ def only_in_forward(method: str, change: Change) -> Plant:
     return plant
 
 
-def not_in_forward(method: str, change: Change) -> Plant:
-    """Change what ``method`` gives to callers, and not what it gives to ``forward``."""
-
-    def plant(model: Multimodal) -> None:
-        image_encoder, text_encoder = model.encode_image, model.encode_text
-        put(
-            model,
-            "forward",
-            lambda image, text: logits(model, image_encoder(image), text_encoder(text)),
-        )
-        _after(model, method, change)
-
-    return plant
-
-
 def logits(model: Multimodal, image_features: Tensor, text_features: Tensor) -> Pair:
     """The end of ``forward`` as it should be."""
     scaled = model.logit_scale.exp() * unit(image_features)

@@ -21,7 +21,6 @@ from clipcheck.faults.planting import (
     on_image_features,
     on_text_features,
     only_in_forward,
-    put,
     row_numbers,
     text_block,
     where_row,
@@ -85,17 +84,6 @@ def _drifting_scale(model: Multimodal) -> None:
     only_in_forward("encode_image", drift)(model)
 
 
-def _stochastic_depth(block: Any) -> None:
-    original = block.forward
-
-    def forward(x: Tensor) -> Tensor:
-        kept = torch.rand_like(x.new_zeros(1)) < 0.7
-        y: Tensor = original(x).where(kept, x)
-        return y
-
-    put(block, "forward", forward)
-
-
 def _dropout(share: float) -> Alter:
     return after(lambda x: functional.dropout(x, share, training=True))
 
@@ -111,11 +99,6 @@ STATE = (
         name="dropout-left-on",
         reason="exported in training mode, with a dropout behind the perceptron of one block",
         plant=at(within(text_block, "mlp"), _dropout(0.1)),
-    ),
-    _state(
-        name="stochastic-depth-left-on",
-        reason="a block of the text tower is left out at random (DropPath of timm)",
-        plant=at(text_block, _stochastic_depth),
     ),
     _state(
         name="noise-on-image-features",
@@ -172,11 +155,6 @@ NAN = (
         name="empty-prompt-all-masked",
         reason="transformers#42137: all keys are masked, and infinity minus infinity is NaN",
         plant=for_texts(is_empty, _infinite_difference),
-    ),
-    _nan(
-        name="nan-in-third-image",
-        reason="openai/CLIP#222, #144: a row that overflowed; here it is one of the batch",
-        plant=on_image_features(_one_row),
     ),
     _nan(
         name="nan-in-forward-alone",

@@ -15,7 +15,6 @@ from clipcheck.faults.planting import (
     instead,
     put,
     text_block,
-    vision_block,
     within,
 )
 from clipcheck.faults.steps import (
@@ -47,10 +46,6 @@ def _without_bias(attention: Any, x: Tensor) -> Projected:
 
 def _transposed(attention: Any, y: Tensor) -> Tensor:
     return functional.linear(y, attention.out_proj.weight.t(), attention.out_proj.bias)
-
-
-def _bias_left_out(linear: Any, x: Tensor) -> Tensor:
-    return functional.linear(x, linear.weight)
 
 
 def _stale_bias(linear: Any) -> None:
@@ -132,12 +127,6 @@ WEIGHTS = (
         plant=at(within(text_block, "attn"), attention(project=partial(_swapped, 0, 1))),
     ),
     _weight(
-        name="key-and-value-swapped",
-        reason="the rows of in_proj_weight are taken as query, value, key",
-        plant=at(within(vision_block, "attn"), attention(project=partial(_swapped, 1, 2))),
-        kinds=(ViT,),
-    ),
-    _weight(
         name="fused-projection-split-by-head",
         reason="in_proj_weight read in the layout of Megatron, which has the heads outermost",
         plant=at(within(text_block, "attn"), attention(project=_by_head)),
@@ -151,11 +140,6 @@ WEIGHTS = (
         name="attention-bias-left-out",
         reason="a converter drops in_proj_bias, as of models with qkv_bias=False",
         plant=at(within(text_block, "attn"), attention(project=_without_bias)),
-    ),
-    _weight(
-        name="perceptron-bias-left-out",
-        reason="one layer is built with bias=False and the bias is loaded with strict=False",
-        plant=at(within(text_block, "mlp.c_proj"), instead(_bias_left_out)),
     ),
     _weight(
         name="stale-bias-as-constant",

@@ -1,4 +1,4 @@
-"""An audit as text, JSON, and a Markdown table."""
+"""An audit as text and JSON."""
 
 from __future__ import annotations
 
@@ -51,17 +51,6 @@ def render_json(audit: Audit) -> str:
         "clean": [_clean(finding) for finding in audit.clean],
     }
     return json.dumps(writable(document), indent=2, allow_nan=False) + "\n"
-
-
-def render_markdown(audit: Audit) -> str:
-    """A table of all variants, for a README. Ends without a newline."""
-    lines = ["| variant | in | gate | times the limit | classic |", "|---|---|---|---|---|"]
-    for group in _grouped(audit.findings):
-        one = group[0]
-        gate = ", ".join(sorted({f.gate for f in group if f.gate})) or "passes"
-        classic = f"{sum(f.classic_caught for f in group)} of {len(group)}"
-        lines.append(f"| {one.name} | {one.architecture} | {gate} | {_margin(group)} | {classic} |")
-    return "\n".join(lines)
 
 
 def _rows(findings: Sequence[Finding], kind: str) -> list[str]:

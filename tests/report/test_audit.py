@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 from clipcheck.audit import Audit, Finding
-from clipcheck.report.audit import render, render_json, render_markdown, summary
+from clipcheck.report.audit import render, render_json, summary
 
 FAULT = Finding(
     "gelu", "activation", "another GELU", False, "tiny-vit", 0, "unit", "modules", 1830.4, False,
@@ -61,12 +61,3 @@ def test_the_json_has_the_fields_of_schema_1() -> None:
     assert second["margin"] is None  # JSON has no infinity.
     (clean,) = document["clean"]
     assert (clean["name"], clean["architecture"], clean["passed"]) == ("addmm", "tiny-vit", True)
-
-
-def test_the_markdown_table_has_a_row_for_each_variant_and_architecture() -> None:
-    audit = Audit([FAULT, replace(FAULT, architecture="tiny-resnet", margin=7.0), CLEAN])
-    assert render_markdown(audit).splitlines()[2:] == [
-        "| gelu | tiny-vit | modules | 1,830 | 0 of 1 |",
-        "| gelu | tiny-resnet | modules | 7 | 0 of 1 |",
-        "| addmm | tiny-vit | passes | 0.42 | 0 of 1 |",
-    ]
