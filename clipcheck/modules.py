@@ -214,7 +214,8 @@ def _sequence(module: nn.Module, x: torch.Tensor, causal: bool) -> torch.Tensor:
 
 def _to_float64(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
-    return tensor.to(device, dtype, copy=True)
+    # In this order: a device without float64 cannot convert to it on the way out.
+    return tensor.to(device).to(dtype, copy=True)
 
 
 def _distance(got: torch.Tensor, exact: torch.Tensor) -> float:

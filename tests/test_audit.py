@@ -112,3 +112,18 @@ def test_an_audit_passes_when_every_fault_is_caught_and_nothing_else_is() -> Non
     assert not Audit([replace(FAULT, gate=None), HARMLESS]).passed
     assert not Audit([FAULT, replace(HARMLESS, gate="modules")]).passed
     assert not Audit([]).passed
+
+
+def test_shares_of_one_architecture_judge_each_variant_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    found = audit(["tiny-vit"], only=["logits-in-half", "empty-prompts", "linear-by-addmm"])
+    assert [finding.name for finding in found.findings] == [
+        "logits-in-half", "empty-prompts", "linear-by-addmm"
+    ]  # fmt: skip
+
+
+def test_a_weight_that_running_changes_is_told() -> None:
+    found = audit(["tiny-vit"], only=["logit-scale-drifts"])
+    assert [finding.gate for finding in found.findings] == ["integrity"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import subprocess
 import sys
 import time
@@ -73,3 +74,11 @@ def test_a_message_has_the_file_the_problem_and_the_remedy() -> None:
         "Copy it again.",
     )
     assert str(errors.UsageError("no", remedy="Yes.")) == "no. Yes."
+
+
+def test_an_error_comes_back_from_another_process_as_it_was() -> None:
+    error = errors.DamagedError("it was cut off", remedy="Copy it again.", path="a/b.pt")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is errors.DamagedError
+    assert vars(again) == vars(error)
+    assert str(again) == str(error)

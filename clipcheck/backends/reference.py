@@ -41,7 +41,7 @@ class Reference:
     @property
     def scale(self) -> float:
         """exp(logit_scale), which logits are in proportion to."""
-        return float(self._model.logit_scale.detach().double().exp())
+        return float(self._model.logit_scale.detach().cpu().double().exp())
 
     def outputs(self, inputs: Sequence[tuple[Pixels, Tokens]]) -> list[Named]:
         """All four outputs of the eager model in its own dtype, for each batch.
@@ -73,7 +73,8 @@ class Reference:
     def _in_float64(self, chosen: Callable[[str], bool]) -> eager.CLIP:
         """The model with the chosen weights in float64, the others as they are."""
         weights = {
-            key: tensor.to(self._exact_device, torch.float64)
+            # In this order: a device without float64 cannot convert to it on the way out.
+            key: tensor.to(self._exact_device).to(torch.float64)
             if chosen(key) and tensor.is_floating_point()
             else tensor
             for key, tensor in self._model.state_dict().items()

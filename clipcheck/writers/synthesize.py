@@ -158,9 +158,9 @@ SPREADS: dict[str, Distributions] = {
         "positional_embedding": _constant(0.0, 0.1),
         "in_proj_weight": _scaled(1.5),
         "bias": _constant(0.0, 0.5),
-        "bn3.weight": _constant(0.3, 0.25),
+        "bn3.weight": _constant(0.15, 0.12),
         "running_mean": _constant(0.0, 0.5),
-        "running_var": _constant(1.0, 0.9),
+        "running_var": _constant(1.0, 0.8),
     },
 }
 """By name, what a spread draws otherwise than ``unit`` does."""

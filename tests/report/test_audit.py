@@ -61,3 +61,12 @@ def test_the_json_has_the_fields_of_schema_1() -> None:
     assert second["margin"] is None  # JSON has no infinity.
     (clean,) = document["clean"]
     assert (clean["name"], clean["architecture"], clean["passed"]) == ("addmm", "tiny-vit", True)
+
+
+def test_each_architecture_has_a_row_of_its_own() -> None:
+    audit = Audit([FAULT, replace(FAULT, architecture="tiny-resnet", margin=7.0), CLEAN])
+    lines = render(audit).splitlines()
+    assert [line.split()[1:4] for line in lines if line.startswith("gelu")] == [
+        ["tiny-vit", "modules", "1,830"],
+        ["tiny-resnet", "modules", "7"],
+    ]
