@@ -174,7 +174,7 @@ def plot(faults: list[Entry], clean: list[Entry], path: Path) -> None:
         values = [max(margin(entry), edges[0]) for entry in entries]
         axes.hist(values, edges, label=f"{len(entries)} {label}", color=colour)
     axes.axvline(1, color="black", linestyle="--", label="the limit")
-    axes.set(xscale="log", yscale="log")
+    axes.set(xscale="log", yscale="log", ylim=(0.7, None))  # So that a single one is seen.
     axes.set_xlabel("times the limit, of the gate that found most (far right: not a number at all)")
     axes.set_ylabel("variants")
     axes.legend(loc="upper center")
