@@ -251,6 +251,7 @@ class _Bench:
     def judge(self, variant: Variant) -> Finding:
         """Plant a variant, and see what comes of it."""
         from clipcheck.backends.modules import ModuleBackend
+        from clipcheck.faults import CLEAN_FAMILY
 
         checkpoint, both = self._write(variant.plant)
         gates = judge_archive(self._trial, checkpoint, both, self._device, Contract(), Stopwatch())
@@ -262,7 +263,7 @@ class _Bench:
             variant.name,
             variant.family,
             variant.reason,
-            variant.family == "clean",
+            variant.family == CLEAN_FAMILY,
             self._unit.architecture,
             self._unit.seed,
             self._unit.spread,

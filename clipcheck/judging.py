@@ -100,10 +100,10 @@ class Trial:
         for number, batch in enumerate(self.batches):
             found.append(_attempt(candidate, batch, failures))
             if number == _SMALL:
-                again += self._again(candidate, "in the second call", number, failures)
-                again += self._again(candidate, "in the third call", number, failures)
+                again.append(self._again(candidate, "in the second call", failures))
+                again.append(self._again(candidate, "in the third call", failures))
         again += self._alone(candidate, failures)
-        again += self._again(candidate, "after all other calls", _SMALL, failures)
+        again.append(self._again(candidate, "after all other calls", failures))
         cases = [
             Case(mine, own, exact, batch.rows, batch.first_rows)
             for mine, own, exact, batch in zip(
@@ -112,12 +112,11 @@ class Trial:
         ]
         return Run(cases, again, failures)
 
-    def _again(
-        self, candidate: Backend, what: str, number: int, failures: list[str]
-    ) -> Iterator[Repeat]:
-        batch = self.batches[number]
+    def _again(self, candidate: Backend, what: str, failures: list[str]) -> Repeat:
+        """The small batch, once more."""
+        batch = self.batches[_SMALL]
         rows = {"image": list(range(len(batch.pixels))), "prompt": list(range(len(batch.tokens)))}
-        yield Repeat(what, number, rows, _attempt(candidate, batch, failures))
+        return Repeat(what, _SMALL, rows, _attempt(candidate, batch, failures))
 
     def _alone(self, candidate: Backend, failures: list[str]) -> Iterator[Repeat]:
         """The first and the last row of a large batch, each as a batch of one."""

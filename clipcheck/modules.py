@@ -227,5 +227,6 @@ def _distance(got: torch.Tensor, exact: torch.Tensor) -> float:
 def _digest(tensors: Tensors) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        # As bytes: numpy has no bfloat16, which a layer may well be in.
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()

@@ -367,3 +367,28 @@ def test_an_archive_that_fails_on_some_batch_is_inconsistent_and_says_on_which(
     assert not integrity.passed
     assert "forward failed" in integrity.message
     assert "in a batch of 1 image and 2 prompts" in integrity.message
+
+
+def test_a_layer_that_gives_bfloat16_is_judged_and_is_no_defect_of_ours(tmp_path: Path) -> None:
+    from clipcheck.writers.archive import write_archive
+    from clipcheck.writers.synthesize import architecture_named, synthesize
+
+    def in_bfloat16(model: Any) -> None:
+        block = model.transformer.resblocks[0]
+        norm, attend = block.ln_1.forward, block.attn.forward
+        block.ln_1.forward = lambda x: norm(x).to(torch.bfloat16)
+        block.attn.forward = lambda x, mask: attend(x.type_as(block.ln_1.weight).half(), mask)
+
+    a = architecture_named("tiny-vit")
+    write_archive(a, synthesize(a), tmp_path / "model.pt", alter=in_bfloat16)
+    (judgement,) = clipcheck.check(tmp_path / "model.pt").judgements
+    assert judgement.error is None
+    modules = gate_of(judgement, "modules")
+    assert not modules.passed
+    assert modules.message.startswith("transformer.resblocks.0.ln_1 (forward) is ")
+
+
+def test_the_command_line_asks_for_as_many_images_as_hold_all_corners() -> None:
+    from clipcheck import cli
+
+    assert inspect.signature(cli.check).parameters["examples"].default == EXAMPLES

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from clipcheck.compare.metrics import Array
-from clipcheck.compare.result import OUTPUTS, Case, GateResult
+from clipcheck.compare.result import OUTPUTS, Case, GateResult, where_not_finite
 
 _NAMED = 3
 """Weights that a message names, of those that are wrong; the others are counted."""
@@ -125,12 +122,8 @@ def _output_problems(case: Case) -> list[str]:
         if mine.size == 0:
             problems.append(f"{name} is empty")
         problems += [
-            f"{name} of the {side} is not finite in {case.where(name, [_first_bad(outputs[name])])}"
+            f"{name} of the {side} is not finite in {place}"
             for side, outputs in sides.items()
-            if not np.isfinite(outputs[name]).all()
+            if (place := where_not_finite(case, name, outputs[name]))
         ]
     return problems
-
-
-def _first_bad(output: Array) -> int:
-    return int(np.argwhere(~np.isfinite(output))[0][0])

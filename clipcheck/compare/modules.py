@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from clipcheck.compare.fidelity import times
 from clipcheck.compare.result import Figures, GateResult
-from clipcheck.compare.tolerances import Limits
+from clipcheck.compare.tolerances import SAME_BLOCK, Limits
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,6 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     return GateResult("modules", True, message, figures, margin)
 
 
-_SAME = 1.5
-"""A block that is no further from float64 than this many times the eager block computes the same:
-clean variants measured up to 1.25."""
-
-
 _Ratios = Sequence[tuple[float, ModuleError]]
 
 
@@ -101,7 +96,7 @@ def _explained(ratios: _Ratios) -> _Ratios:
     found = []
     for ratio, error in ratios:
         block = blocks.get(error.block, float("inf"))
-        excused = block <= _SAME and math.isfinite(ratio)
+        excused = block <= SAME_BLOCK and math.isfinite(ratio)
         found.append((min(ratio, block) if excused else ratio, error))
     return found
 

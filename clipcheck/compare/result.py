@@ -93,11 +93,16 @@ def not_finite(cases: Sequence[Case], names: Sequence[str]) -> str:
                 "reference in float64": case.exact,
             }
             for side, outputs in sides.items():
-                values = outputs.get(name, np.zeros(0))
-                bad = np.argwhere(~np.isfinite(values))
-                if len(bad):
-                    return f"{name} of the {side} is not finite in {case.where(name, [bad[0][0]])}"
+                place = where_not_finite(case, name, outputs.get(name, np.zeros(0)))
+                if place:
+                    return f"{name} of the {side} is not finite in {place}"
     return ""
+
+
+def where_not_finite(case: Case, name: str, values: Array) -> str:
+    """The first row of an output that is NaN or infinite, for people, or nothing."""
+    bad = np.argwhere(~np.isfinite(values))
+    return case.where(name, [int(bad[0][0])]) if len(bad) else ""
 
 
 def _problems(case: Case, names: Sequence[str]) -> Iterator[str]:
