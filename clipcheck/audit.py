@@ -22,7 +22,7 @@ from clipcheck.compare.contract import contract
 from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import Contract
 from clipcheck.errors import UsageError
-from clipcheck.inputs.batches import EXAMPLES, Batch, batches, classic
+from clipcheck.inputs.batches import CORNERS, Batch, batches, classic
 from clipcheck.judging import Stopwatch, Trial, inputs_of, judge_archive
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class _Bench:
         self._weights = synthesize(self._architecture, unit.seed, unit.spread)
         inputs = inputs_of(self._architecture)
         _, both = self._write(None)
-        self._trial = self._prepare(both, list(batches(EXAMPLES, inputs, unit.seed)))
+        self._trial = self._prepare(both, list(batches(CORNERS, inputs, unit.seed)))
         self._classic = self._prepare(both, [classic(inputs)])
 
     def judge(self, variant: Variant) -> Finding:
@@ -254,7 +254,10 @@ class _Bench:
         from clipcheck.faults import CLEAN_FAMILY
 
         checkpoint, both = self._write(variant.plant)
-        gates = judge_archive(self._trial, checkpoint, both, self._device, Contract(), Stopwatch())
+        verdict = judge_archive(
+            self._trial, checkpoint, both, self._device, Contract(), Stopwatch()
+        )
+        gates = verdict.gates
         candidate = ModuleBackend("jit", both.jit_model, self._device)
         assertion = contract(self._classic.run(candidate).cases, Contract())
         worst = max(gates, key=lambda gate: gate.margin)

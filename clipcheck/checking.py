@@ -14,18 +14,24 @@ from typing import TYPE_CHECKING, TypeAlias
 from clipcheck._version import __version__
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.compare.distance import Ruler
 from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import ClipcheckError, UsageError
-from clipcheck.inputs.batches import EXAMPLES, Batch, batches, exhaustive
-from clipcheck.judging import Stopwatch, Trial, inputs_of, judge_archive
+from clipcheck.inputs.batches import CORNERS
+from clipcheck.judging import Stopwatch, Trial, frontend_of, inputs_of, judge_archive
+from clipcheck.search.inputs import Wanted, draw
+from clipcheck.search.probe import Probe
+from clipcheck.search.smallest import smallest
 
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.models.loader import Both
+    from clipcheck.search.smallest import Failing
+
+EXAMPLES = CORNERS + 16
+"""Images that are compared by default: the corners, and two batches that Hypothesis draws."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +58,11 @@ class Judgement:
         dtype: what both computed in.
         seconds: by phase: ``load``, ``run``, and what that consists of.
         examples: images compared.
+        seed: of what was drawn.
+        limits: of the gate ``contract``.
         gates: what each gate found; empty where the checkpoint could not be judged.
+        failing: the smallest input that it fails on, where there is one.
+        saved: the folder that this was saved in, if it was.
         error: why it could not be judged, or None.
     """
 
@@ -67,7 +77,11 @@ class Judgement:
     dtype: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     examples: int = 0
+    seed: int = 0
+    limits: Contract = field(default_factory=Contract)
     gates: tuple[GateResult, ...] = ()
+    failing: Failing | None = None
+    saved: str | None = None
     error: str | None = None
 
     @property
@@ -121,7 +135,9 @@ def check(
         device: where to run, one or several; by default the GPU where there is one.
         dtype: what to compute in, one or several of float32, float16 and bfloat16. By default
             float32, and elsewhere than on the CPU the checkpoint's own as well.
-        examples: number of images; the default holds all corners, see `clipcheck.inputs.batches`.
+        examples: number of images; the first `CORNERS` are the corners that every model should be
+            tried on (`clipcheck.inputs.batches`), the others Hypothesis draws, as it does prompts
+            (`clipcheck.inputs.strategies`).
         exhaustive: walk every token id, every length, and every position of an image as well.
         seed: of the images and prompts.
         atol: the absolute tolerance of the gate ``contract``, on probabilities.
@@ -246,7 +262,8 @@ class _Judge:
 
     def __call__(self, name: str, device: Device) -> list[Judgement]:
         """One for each dtype, or one that says why there is none."""
-        draft = _Draft(Judgement(name, str(device or "default")))
+        where = str(device or "default")
+        draft = _Draft(Judgement(name, where, seed=self.seed, limits=self.limits))
         found: list[Judgement] = []
         with draft.keeping_errors():
             checkpoint, target = self._open(draft, device)
@@ -276,6 +293,8 @@ class _Judge:
     ) -> None:
         import torch
 
+        from clipcheck.backends.modules import ModuleBackend
+        from clipcheck.backends.reference import Reference
         from clipcheck.models.loader import load_checkpoint_both
 
         name = draft.judgement.checkpoint
@@ -283,35 +302,31 @@ class _Judge:
         self.progress(f"{name}: loading both ways on {target} in {dtype}")
         with watch.phase("load"):
             both = load_checkpoint_both(checkpoint, target, getattr(torch, dtype))
+        self.progress(f"{name}: drawing images and prompts")
         with watch.phase("inputs"):
-            drawn = self._batches(checkpoint.architecture)
-        gates = self._gates(checkpoint, both, target, drawn, dtype, watch)
-        images = sum(len(batch.pixels) for batch in drawn)
-        seconds = {**watch.seconds, "run": sum(watch.seconds.values()) - watch.seconds["load"]}
-        draft.add(gates=gates, examples=images, seconds=seconds)
-
-    def _batches(self, architecture: Architecture) -> list[Batch]:
-        inputs = inputs_of(architecture)
-        drawn = list(batches(self.examples, inputs, self.seed))
-        return [*drawn, *exhaustive(inputs)] if self.exhaustive else drawn
-
-    def _gates(
-        self,
-        checkpoint: Checkpoint,
-        both: Both,
-        target: torch.device,
-        drawn: list[Batch],
-        dtype: str,
-        watch: Stopwatch,
-    ) -> tuple[GateResult, ...]:
-        from clipcheck.backends.reference import Reference
-
-        name = os.fspath(checkpoint.path)
+            drawn = draw(self._wanted(name), inputs_of(checkpoint.architecture))
+            unlike = drawn.unlike(frontend_of(both.jit_model, checkpoint.architecture))
+        draft.add(examples=drawn.images)
         self.progress(f"{name}: running the eager model, and in float64")
         reference = Reference(both.eager_model, checkpoint.architecture, target)
-        trial = Trial.of(reference, drawn, dtype, watch)
+        trial = Trial.of(reference, drawn.batches, dtype, watch)
         self.progress(f"{name}: running the archive")
-        return judge_archive(trial, checkpoint, both, target, self.limits, watch, seed=self.seed)
+        verdict = judge_archive(
+            trial, checkpoint, both, target, self.limits, watch, seed=self.seed, unlike=unlike
+        )
+        draft.add(gates=verdict.gates)
+        if not draft.judgement.passed and verdict.intact:
+            self.progress(f"{name}: looking for the smallest input that fails")
+            ruler = Ruler(verdict.run.cases, LIMITS[dtype], trial.scale)
+            candidate = ModuleBackend("jit", both.jit_model, target)
+            probe = Probe(candidate, reference.standing(), ruler, self.limits)
+            with watch.phase("search"):
+                draft.add(failing=smallest(probe, drawn, verdict.run.cases))
+        seconds = {**watch.seconds, "run": sum(watch.seconds.values()) - watch.seconds["load"]}
+        draft.add(seconds=seconds)
+
+    def _wanted(self, name: str) -> Wanted:
+        return Wanted(self.examples, self.exhaustive, self.seed, name)
 
 
 def _default_dtypes(checkpoint: Checkpoint, device: torch.device) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tempfile
 import traceback
@@ -60,6 +61,8 @@ DownloadRoot = Annotated[
 
 def main() -> None:
     """Run the command line: the entry point ``clipcheck``."""
+    # Hypothesis would keep its database where the command happens to be run.
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(_HYPOTHESIS))
     try:
         app()
     except ClipcheckError as error:
@@ -74,6 +77,8 @@ def main() -> None:
 
 
 _log = logging.getLogger("clipcheck")
+
+_HYPOTHESIS = Path("~/.cache/clipcheck/hypothesis").expanduser()
 
 
 def _version(wanted: bool) -> None:
@@ -102,8 +107,9 @@ def check(
     device: Devices = None,
     dtype: Dtypes = None,
     examples: Annotated[
-        int, typer.Option(min=1, help="Images to compare; 14 hold all corners.")
-    ] = 14,
+        int,
+        typer.Option(min=1, help="Images to compare: 14 are corners, Hypothesis draws the others."),
+    ] = 30,
     exhaustive: Annotated[
         bool,
         typer.Option(
@@ -116,11 +122,18 @@ def check(
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep text, JSON and the inputs that fail in a folder."),
+    ] = None,
     download_root: DownloadRoot = None,
 ) -> None:
     """Run checkpoints as archives and as eager models, and judge both against float64."""
+    from clipcheck import evidence
     from clipcheck.checking import check as run
 
+    if report is not None:
+        evidence.require_folder(report)
     result = run(
         checkpoints,
         device=device,
@@ -133,8 +146,42 @@ def check(
         download_root=download_root,
         progress=_progress,
     )
-    _show(result, json)
+    kept = evidence.keep_inputs(result) if report is None else evidence.keep(result, report)
+    _show(kept, json)
     raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def replay(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The folder of a failing input, or its JSON.")
+    ],
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(metavar="CHECKPOINT", help="Another one than that which failed on it."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="D", help="By default the one that it failed on.")
+    ] = None,
+    dtype: Annotated[
+        DtypeName | None, typer.Option(help="By default the one that it failed in.")
+    ] = None,
+    download_root: DownloadRoot = None,
+) -> None:
+    """Run a saved failing input again. Exits with 0 when it is mended, with 1 while it fails."""
+    from clipcheck.replaying import replay as run
+    from clipcheck.report.text import render_replayed
+
+    replayed = run(
+        file,
+        checkpoint=checkpoint,
+        device=device,
+        dtype=dtype,
+        download_root=download_root,
+        progress=_progress,
+    )
+    typer.echo(render_replayed(replayed))
+    raise typer.Exit(0 if replayed.passed else 1)
 
 
 @app.command()

@@ -14,6 +14,7 @@
     ├── VocabularyError          the tokenizer's vocabulary is missing or not the right one
     ├── UnavailableError         a backend or a device that this machine does not have
     ├── RunError                 a model was loaded, but running it failed
+    ├── ReplayError              a saved failing input cannot be used
     ├── OutputError              a file could not be written
     └── UsageError               arguments that make no sense together
 
@@ -91,6 +92,10 @@ class UnavailableError(ClipcheckError):
 
 class RunError(ClipcheckError):
     """A model was loaded, but running it failed."""
+
+
+class ReplayError(ClipcheckError):
+    """A saved failing input is not one, or is damaged."""
 
 
 class OutputError(ClipcheckError):

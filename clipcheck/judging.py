@@ -24,6 +24,7 @@ from clipcheck.compare.stability import Repeat, stability
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch, Inputs, for_modules
+from clipcheck.inputs.examples import Frontend
 
 if TYPE_CHECKING:
     import torch
@@ -180,6 +181,32 @@ def inputs_of(architecture: Architecture) -> Inputs:
     return Inputs(a.image_resolution, a.context_length, a.vocab_size, a.grid)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of a candidate.
+
+    Attributes:
+        gates: what each found.
+        run: what the candidate gave.
+        intact: whether its weights are still those that it was loaded with.
+    """
+
+    gates: tuple[GateResult, ...]
+    run: Run
+    intact: bool
+
+
+def frontend_of(model: torch.nn.Module, architecture: Architecture) -> Frontend:
+    """How an archive takes raw images and texts, by the dimensions that it holds itself; by those
+    of its weights where it holds none, as some that were converted."""
+    implied = {
+        "input_resolution": architecture.image_resolution,
+        "context_length": architecture.context_length,
+    }
+    resolution, length = (int(getattr(model, name, value)) for name, value in implied.items())
+    return Frontend(resolution, length)
+
+
 def judge_archive(
     trial: Trial,
     checkpoint: Checkpoint,
@@ -189,7 +216,8 @@ def judge_archive(
     watch: Stopwatch,
     *,
     seed: int = 0,
-) -> tuple[GateResult, ...]:
+    unlike: Sequence[str] = (),
+) -> Verdict:
     """Run an archive, and all gates over what it gave.
 
     Args:
@@ -200,6 +228,7 @@ def judge_archive(
         limits: of the gate ``contract``.
         watch: gets the time of each phase.
         seed: of the inputs of the gate ``modules``.
+        unlike: raw inputs that the archive's own dimensions make something else of.
     """
     from clipcheck.backends.modules import ModuleBackend
     from clipcheck.backends.reference import exact_arithmetic
@@ -214,8 +243,9 @@ def judge_archive(
     with watch.phase("gates"):
         evidence = _evidence(checkpoint, both)
         failures = [*run.failures, *(coverage.failures if coverage else ())]
-        evidence = replace(evidence, changed=weights.changed(), failures=failures)
-        return judge(trial, run, evidence, coverage, limits)
+        changed = weights.changed()
+        evidence = replace(evidence, changed=changed, failures=failures, unlike=unlike)
+        return Verdict(judge(trial, run, evidence, coverage, limits), run, not changed)
 
 
 def _coverage(

@@ -13,7 +13,7 @@ from clipcheck.compare.modules import Coverage, ModuleError
 from clipcheck.compare.result import LOGITS, OUTPUTS, GateResult
 from clipcheck.compare.tolerances import Contract
 from clipcheck.errors import RunError
-from clipcheck.inputs.batches import EXAMPLES, Batch, Inputs, batches
+from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches
 from clipcheck.judging import Run, Stopwatch, Trial, judge
 
 SMALL = Inputs(resolution=16, context_length=8, vocab_size=100, grid=2)
@@ -84,7 +84,7 @@ class Tables:
 
 @pytest.fixture(scope="module")
 def drawn() -> list[Batch]:
-    return list(batches(EXAMPLES, SMALL, 0))
+    return list(batches(CORNERS, SMALL, 0))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -70,6 +71,10 @@ class Reference:
             texts = [_encode(model, "encode_text", tokens, device) for _, tokens in inputs]
             return _named(model, images, texts)
 
+    def standing(self) -> Standing:
+        """Runs single inputs, one after another: its float64 weights stay for the next."""
+        return Standing(self._model, self._device, self._exact_device, self._in_float64)
+
     def _in_float64(self, chosen: Callable[[str], bool]) -> eager.CLIP:
         """The model with the chosen weights in float64, the others as they are."""
         weights = {
@@ -80,6 +85,56 @@ class Reference:
             for key, tensor in self._model.state_dict().items()
         }
         return eager.build(self._architecture, weights)
+
+
+class Standing:
+    """Runs single inputs through an eager model, in its own dtype and in float64.
+
+    A tower's float64 weights are made when it is first run, and kept.
+    """
+
+    def __init__(
+        self,
+        model: eager.CLIP,
+        device: torch.device,
+        exact_device: torch.device,
+        in_float64: Callable[[Callable[[str], bool]], eager.CLIP],
+    ) -> None:
+        self._model = model
+        self._device = device
+        self._exact_device = exact_device
+        self._visual = functools.cache(lambda: in_float64(_is_visual))
+        self._text = functools.cache(lambda: in_float64(lambda key: not _is_visual(key)))
+
+    def features(self, method: str, array: NDArray[Any]) -> tuple[Array, Array]:
+        """What ``encode_image`` or ``encode_text`` gives, in the model's dtype and in float64.
+
+        Raises:
+            RunError: the model cannot be run.
+        """
+        own, exact = self._features(method, array)
+        return to_numpy(own), to_numpy(exact)
+
+    def outputs(self, pixels: Pixels, tokens: Tokens) -> tuple[Named, Named]:
+        """All four outputs, in the model's dtype and in float64.
+
+        Raises:
+            RunError: the model cannot be run.
+        """
+        images, texts = (
+            self._features("encode_image", pixels),
+            self._features("encode_text", tokens),
+        )
+        with exact_arithmetic():
+            (own,) = _named(self._model, images[:1], texts[:1])
+            (exact,) = _named(self._text(), images[1:], texts[1:])
+        return own, exact
+
+    def _features(self, method: str, array: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        with exact_arithmetic():
+            twin = self._visual() if method == "encode_image" else self._text()
+            own = _encode(self._model, method, array, self._device)
+            return own, _encode(twin, method, array, self._exact_device)
 
 
 def float64_device(device: torch.device) -> torch.device:

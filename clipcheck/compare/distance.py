@@ -80,15 +80,36 @@ class Ruler:
     @_quietly
     def __init__(self, cases: Sequence[Case], limits: Limits, scale: float) -> None:
         self._limits = limits
+        self._scale = scale
         self._units: dict[str, list[Rows]] = {}
+        self._least: dict[str, float] = {}
         for name in OUTPUTS:
             errors = [row_rms(case.reference[name] - case.exact[name]) for case in cases]
             sizes = [_sizes(name, case.exact, scale) for case in cases]
             relative = np.concatenate(errors) / np.concatenate(sizes)
             least = max(float(np.median(relative)), limits.roundoff)
+            self._least[name] = least
             self._units[name] = [
                 np.maximum(error, least * size) for error, size in zip(errors, sizes, strict=True)
             ]
+
+    @_quietly
+    def further(self, name: str, case: Case) -> Rows:
+        """How far the candidate is from float64 in each row of a case that need not be one of
+        those that this was made from: a single row has no median of its own.
+
+        Args:
+            name: an output that all three sides of the case have.
+            case: of the same model.
+        """
+        exact = case.exact[name]
+        floor = self._least[name] * _sizes(name, case.exact, self._scale)
+        units = np.maximum(row_rms(case.reference[name] - exact), floor)
+        return _ratio(row_rms(case.candidate[name] - exact), units)
+
+    def allowed(self, name: str) -> float:
+        """How many times that may be, in one row of that output."""
+        return self._limits.logit_row if name in LOGITS else self._limits.feature_row
 
     @_quietly
     def ratios(

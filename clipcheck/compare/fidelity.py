@@ -31,9 +31,8 @@ def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
         return GateResult("fidelity", False, problem, margin=float("inf"))
     found = Ruler(cases, limits, scale).distances(cases)
     worst = max(found, key=lambda distance: distance.margin)
-    passed = worst.margin <= 1
-    message = _within(worst) if passed else _beyond(worst)
-    return GateResult("fidelity", passed, message, _figures(found), worst.margin)
+    message = distance_text(worst.output, worst.place, worst.ratio, worst.error, worst.allowed)
+    return GateResult("fidelity", worst.margin <= 1, message, _figures(found), worst.margin)
 
 
 def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
@@ -69,20 +68,26 @@ def _worst_logit(name: str, case: Case) -> tuple[str, Case, tuple[int, ...], flo
     return name, case, index, float(errors[index])
 
 
-def _within(worst: Distance) -> str:
-    return (
-        f"at most {worst.ratio:.2g} times as far from float64 as the eager model, in the "
-        f"{_MEANT[worst.output]} of {worst.place}; {worst.allowed:g} times is allowed"
-    )
+def distance_text(output: str, place: str, ratio: float, error: float, allowed: float) -> str:
+    """How far an output is from float64, for people.
 
-
-def _beyond(worst: Distance) -> str:
-    if worst.ratio == float("inf"):
-        return f"{_MEANT[worst.output]} of {worst.place} are not finite, or the eager model's not"
+    Args:
+        output: its name.
+        place: the row, or the batch.
+        ratio: how many times as far as the eager model.
+        error: the root mean square error.
+        allowed: how many times that may be.
+    """
+    if ratio == float("inf"):
+        return f"{_MEANT[output]} of {place} are not finite, or the eager model's not"
+    if ratio <= allowed:
+        return (
+            f"at most {ratio:.2g} times as far from float64 as the eager model, in the "
+            f"{_MEANT[output]} of {place}; {allowed:g} times is allowed"
+        )
     return (
-        f"{_MEANT[worst.output]} of {worst.place} are {times(worst.ratio)} further from float64 "
-        f"than the eager model is (root mean square error {worst.error:.2g}); "
-        f"{worst.allowed:g} times is allowed"
+        f"{_MEANT[output]} of {place} are {times(ratio)} further from float64 than the eager model "
+        f"is (root mean square error {error:.2g}); {allowed:g} times is allowed"
     )
 
 

@@ -25,6 +25,7 @@ class Evidence:
         unused: by method, the weights that its code does not use although the model has to.
         changed: the weights that running the model has changed.
         failures: what could not be run, in the words of the interpreter.
+        unlike: raw images and texts that the two sides make other inputs of.
     """
 
     candidate_is_script: bool
@@ -35,6 +36,7 @@ class Evidence:
     unused: Mapping[str, Sequence[str]] = field(default_factory=dict)
     changed: Sequence[str] = ()
     failures: Sequence[str] = ()
+    unlike: Sequence[str] = ()
 
 
 def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
@@ -42,7 +44,8 @@ def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
 
     Passes when the candidate is a TorchScript module and the reference is not; the weights agree
     bit for bit, all of them take part in what is computed, and running changes none; the integer
-    buffers are those that the architecture implies; and every output of `OUTPUTS` is there from
+    buffers are those that the architecture implies; raw images and texts become the same pixels and
+    ids both ways; and every output of `OUTPUTS` is there from
     both for every batch, of the same shape and dtype, not empty and finite.
 
     Args:
@@ -53,6 +56,7 @@ def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
     problems = [
         *_kind_problems(evidence),
         *_weight_problems(evidence),
+        *evidence.unlike[:_NAMED],
         *evidence.failures[:1],
         *([] if evidence.failures else outputs[:_NAMED]),
         *([] if cases else ["nothing was run"]),

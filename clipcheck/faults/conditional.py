@@ -68,7 +68,7 @@ def _embedding(model: Multimodal) -> list[Any]:
     return [model.token_embedding]
 
 
-def _without(chosen: Callable[[Tensor, int], Tensor]) -> Plant:
+def absent_from_the_vocabulary(chosen: Callable[[Tensor, int], Tensor]) -> Plant:
     """The embeddings of chosen tokens are zeros."""
 
     def forward(embedding: Any, text: Tensor) -> Tensor:
@@ -89,12 +89,12 @@ INPUT_DEPENDENT = (
     _by_input(
         name="rare-ids-not-embedded",
         reason="ids of the last fifth (above 39,500) are unknown to an older vocabulary",
-        plant=_without(_rare),
+        plant=absent_from_the_vocabulary(_rare),
     ),
     _by_input(
         name="repeated-token-not-embedded",
         reason="a token that repeats the one before it is taken for padding",
-        plant=_without(lambda text, _: _repeats(text)),
+        plant=absent_from_the_vocabulary(lambda text, _: _repeats(text)),
     ),
     _by_input(
         name="texts-longer-than-64",

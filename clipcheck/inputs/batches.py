@@ -1,8 +1,9 @@
-"""Batches of pixels and token ids, drawn from a seed: what a check runs.
+"""Batches of pixels and token ids: the corners, which every check runs first.
 
-The rows that come first are the corners, where faults hide that no photograph and no short prompt
-reaches: flat and saturated images, high frequencies, asymmetry; prompts of every length class, ids
-from all over the vocabulary, repetitions, and prompts that differ in one word. Random rows follow.
+There faults hide that no photograph and no short prompt reaches: flat and saturated images, high
+frequencies, asymmetry; prompts of every length class, ids from all over the vocabulary,
+repetitions, and prompts that differ in one word. Some of each are drawn from a seed.
+`clipcheck.inputs.strategies` draws all else.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ SIZES = ((2, 1), (1, 2), (5, 6), (6, 5))
 """Images and prompts of the first batches: one, two, five and more of each, more images than
 prompts and fewer."""
 
-EXAMPLES = sum(images for images, _ in SIZES)
-"""Images that hold all corners."""
+CORNERS = sum(images for images, _ in SIZES)
+"""Images that the corners are."""
 
 _SUBJECTS = ("a dog", "two red apples", "the city at night", "a diagram", "rain on glass", "x")
 _TEMPLATES = ("a photo of {}.", "{}", "a blurry drawing of {}, seen from above", "NOT {}!")
@@ -83,17 +84,17 @@ class Batch:
 
 
 def batches(examples: int, inputs: Inputs, seed: int) -> Iterator[Batch]:
-    """Yield batches with ``examples`` images in all, the corners first.
+    """Yield the corners, in batches of the `SIZES`.
 
     Args:
-        examples: number of images, at least 1; `EXAMPLES` hold all corners.
+        examples: number of images, at least 1; there are no more than `CORNERS`.
         inputs: what the model takes.
         seed: the same seed gives the same batches.
     """
     generator = np.random.default_rng(seed)
     images, prompts = _images(generator, inputs), _prompts(generator, inputs)
     seen = {"image": 0, "prompt": 0}
-    for most, others in _sizes():
+    for most, others in SIZES:
         rows = min(most, examples - seen["image"])
         if rows < 1:
             return
@@ -144,12 +145,6 @@ def exhaustive(inputs: Inputs) -> Iterator[Batch]:
         )
 
 
-def _sizes() -> Iterator[tuple[int, int]]:
-    yield from SIZES
-    while True:
-        yield MOST_ROWS, MOST_ROWS - 1
-
-
 def _batch(
     images: list[tuple[str, Pixels]], prompts: list[tuple[str, Tokens]], seen: dict[str, int]
 ) -> Batch:
@@ -162,13 +157,13 @@ def _batch(
 
 
 def _images(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[str, Pixels]]:
-    """Without an end: two random images, the corners, and random images again."""
+    """Two random images, the corners, and three random images more."""
     for kind in ("blobs", "noise"):
         yield _random(generator, inputs, kind)
     for name, draw in _CORNERS.items():
         colours = Image.fromarray(draw(generator, inputs.resolution), "RGB")
         yield name, transform(inputs.resolution)(colours).numpy()
-    for kind in itertools.cycle(("gradient", "stripes", "blobs", "flat colour", "noise")):
+    for kind in ("gradient", "stripes", "blobs"):
         yield _random(generator, inputs, kind)
 
 
@@ -237,7 +232,6 @@ _SHARES: dict[str, Callable[[np.random.Generator, Plane, Plane], Plane]] = {
     "blobs": lambda generator, x, y: (
         np.sin(9 * generator.random() * x) * np.cos(9 * generator.random() * y)
     ),
-    "flat colour": lambda _, x, __: np.zeros(x.shape),
 }
 """How much there is of the second colour at each point; both coordinates go from 0 to 1."""
 
@@ -257,7 +251,7 @@ def _every_position(inputs: Inputs) -> Iterator[tuple[str, Pixels]]:
 
 
 def _prompts(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[str, Tokens]]:
-    """Without an end: the corners, then prompts of random length, every other one words."""
+    """The corners, and a prompt of words where the vocabulary has them."""
     most = inputs.context_length
     alike = _spaced(generator, inputs, max(4, most // 6))
     changed = alike.copy()
@@ -277,9 +271,9 @@ def _prompts(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[s
     yield f"one token {len(repeated)} times", _whole(inputs, repeated)
     lengths = (most, most - 1, most * 5 // 6, most // 2, most // 4, max(4, most // 12))
     yield from (_described(_spaced(generator, inputs, length)) for length in lengths)
-    while True:
-        if inputs.vocab_size == VOCABULARY_SIZE:
-            yield _words(generator, inputs)
+    if inputs.vocab_size == VOCABULARY_SIZE:
+        yield _words(generator, inputs)
+    else:
         yield _described(_spaced(generator, inputs, int(generator.integers(2, most + 1))))
 
 

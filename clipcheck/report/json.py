@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipcheck.checking import Judgement, Result
+from clipcheck.inputs.examples import describe_image
 
 SCHEMA = 1
 
@@ -41,6 +42,7 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
         "error": judgement.error,
         "seconds": dict(judgement.seconds),
         "examples": judgement.examples,
+        "seed": judgement.seed,
         "gates": [
             {
                 "name": g.name,
@@ -51,6 +53,21 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
             }
             for g in judgement.gates
         ],
+        "failing_example": _failing(judgement),
+    }
+
+
+def _failing(judgement: Judgement) -> dict[str, Any] | None:
+    failing = judgement.failing
+    if failing is None:
+        return None
+    return {
+        "images": [describe_image(image) for image in failing.example.images],
+        "prompts": list(failing.example.prompts),
+        "shrunk": failing.shrunk,
+        "output": failing.measure.output,
+        "message": failing.measure.message,
+        "saved": judgement.saved,
     }
 
 
@@ -60,6 +77,6 @@ def writable(value: Any) -> Any:
         return None
     if isinstance(value, Mapping):
         return {key: writable(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [writable(item) for item in value]
     return value

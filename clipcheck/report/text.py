@@ -6,6 +6,8 @@ import shlex
 import textwrap
 
 from clipcheck.checking import Judgement, Result
+from clipcheck.inputs.examples import describe
+from clipcheck.replaying import Replayed
 
 WIDTH = 88
 _INDENT = "  "
@@ -16,6 +18,17 @@ def render(result: Result) -> str:
     without a newline."""
     blocks = [_block(judgement) for judgement in result.judgements]
     return "\n\n".join([*blocks, "\n".join([verdict(result), *_next(result)])])
+
+
+def render_replayed(replayed: Replayed) -> str:
+    """What became of a failing input. Ends without a newline."""
+    saved = replayed.saved
+    lines = [replayed.checkpoint]
+    if replayed.sha256 != saved.sha256:
+        lines += _wrapped(f"another file than the one that failed, {saved.checkpoint}")
+    lines += _wrapped(f"jit on {replayed.device} in {replayed.dtype}: {describe(saved.example)}")
+    lines += _wrapped(replayed.measure.message)
+    return "\n".join([*lines, "MENDED." if replayed.passed else "STILL FAILS."])
 
 
 def verdict(result: Result) -> str:
@@ -36,14 +49,10 @@ def verdict(result: Result) -> str:
     return f"{headline}: {', '.join(part for part in parts if part)}."
 
 
-def _next(result: Result) -> list[str]:
-    """The command that helps most, for the first checkpoint that needs one."""
-    failed = [j for j in result.judgements if j.error is None and not j.passed]
-    if not failed:
-        return []
-    name = failed[0].checkpoint
-    named = failed[0].path or name
-    if any(gate.name == "integrity" and not gate.passed for gate in failed[0].gates):
+def next_steps(judgement: Judgement) -> list[str]:
+    """The command that helps most with a checkpoint that did not pass, and what it does."""
+    named = judgement.path or judgement.checkpoint
+    if any(gate.name == "integrity" and not gate.passed for gate in judgement.gates):
         return [
             f"Next: clipcheck inspect {shlex.quote(named)}",
             "      shows what the file is, without running it.",
@@ -52,6 +61,12 @@ def _next(result: Result) -> list[str]:
         f"Next: clipcheck convert {shlex.quote(named)} -o mended.pt",
         "      writes an archive of the same weights whose code is known to compute as it should.",
     ]
+
+
+def _next(result: Result) -> list[str]:
+    """For the first checkpoint that needs it."""
+    failed = [j for j in result.judgements if j.error is None and not j.passed]
+    return next_steps(failed[0]) if failed else []
 
 
 def _count(number: int) -> str:
@@ -76,7 +91,20 @@ def _block(judgement: Judgement) -> str:
     for gate in judgement.gates:
         label = "pass" if gate.passed else "FAIL"
         lines += _row(f"{label}  {gate.name}", gate.message)
-    return "\n".join(lines)
+    return "\n".join([*lines, *failing_lines(judgement)])
+
+
+def failing_lines(judgement: Judgement) -> list[str]:
+    """The input that it failed on, for people, and how to run it again; nothing without one."""
+    failing = judgement.failing
+    if failing is None:
+        return []
+    what = "smallest input" if failing.shrunk else "a batch"
+    lines = _wrapped(f"{what} that fails: {describe(failing.example)}")
+    lines += _wrapped(failing.measure.message)
+    if judgement.saved is not None:
+        lines.append(f"{_INDENT}again: clipcheck replay {shlex.quote(judgement.saved)}")
+    return lines
 
 
 def _wrapped(text: str) -> list[str]:

@@ -295,3 +295,54 @@ def test_a_model_without_a_method_is_an_error() -> None:
     found = Reference(Nothing(), MINUTE, CPU)  # type: ignore[arg-type]
     with pytest.raises(RunError, match="has no method encode_image"):
         found.outputs(pairs(MINUTE, 2))
+
+
+# --------------------------------------------------------------------------- one after another
+
+
+@both_kinds
+def test_standing_it_gives_the_same_as_for_batches(a: Architecture) -> None:
+    reference = Reference(model_of(a), a, CPU)
+    (pair, *_) = pairs(a)
+    own, exact = reference.standing().outputs(*pair)
+    for got, expected in (
+        (own, reference.outputs([pair])),
+        (exact, reference.exact_outputs([pair])),
+    ):
+        assert got.keys() == OUTPUTS.keys()
+        for name, values in got.items():
+            assert values.dtype == expected[0][name].dtype
+            assert np.array_equal(values, expected[0][name])
+
+
+@both_kinds
+@pytest.mark.parametrize(
+    ("method", "name", "index"),
+    [("encode_image", "image_features", 0), ("encode_text", "text_features", 1)],
+)
+def test_standing_a_tower_runs_by_itself(
+    a: Architecture, method: str, name: str, index: int
+) -> None:
+    reference = Reference(model_of(a), a, CPU)
+    (pair, *_) = pairs(a)
+    own, exact = reference.standing().features(method, pair[index])
+    assert np.array_equal(own, reference.outputs([pair])[0][name])
+    assert np.array_equal(exact, reference.exact_outputs([pair])[0][name])
+
+
+def test_standing_float64_weights_are_made_once_and_only_when_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[object] = []
+    build = eager.build
+    monkeypatch.setattr(eager, "build", lambda *args: made.append(args) or build(*args))
+    model = model_of(MINUTE)
+    made.clear()
+    standing = Reference(model, MINUTE, CPU).standing()
+    (pair, *_) = pairs(MINUTE)
+    assert made == []
+    for _ in range(3):
+        standing.features("encode_text", pair[1])
+    assert len(made) == 1
+    standing.outputs(*pair)
+    assert len(made) == 2

@@ -228,3 +228,36 @@ def test_a_batch_of_one_row_is_held_against_the_rows_limit_alone(name: str) -> N
         [measured({name: 1.5}, images=1, prompts=1)]
     )
     assert [d.row for d in found] == [0] * len(OUTPUTS)
+
+
+# --------------------------------------------------------------------------- one that was not there
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_single_row_is_held_against_what_rows_have_in_the_median(name: str) -> None:
+    """Its eager model is exact by luck, and would make any error infinite."""
+    ruler = Ruler([measured()], APART, SCALE)
+    (of_one,) = exact_outputs(1, 1)[name][:, :1].shape[:1]
+    single = measured({name: 3.0}, {name: 0.0}, images=1, prompts=1)
+    assert ruler.further(name, single) == pytest.approx(np.full(of_one, 3.0))
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_every_row_has_its_own_ratio_to_the_eager_models(name: str) -> None:
+    rows = rows_of(name, 3, 2)
+    ruler = Ruler([measured()], APART, SCALE)
+    case = measured({name: one_row(rows, rows - 1, 8.0)}, {name: one_row(rows, rows - 1, 4.0)})
+    assert ruler.further(name, case) == pytest.approx(one_row(rows, rows - 1, 2.0))
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_a_row_that_is_not_finite_is_infinitely_far(value: float) -> None:
+    case = measured()
+    features = spoilt(case.candidate["text_features"], value)
+    case = replace(case, candidate={**case.candidate, "text_features": features})
+    assert Ruler([measured()], APART, SCALE).further("text_features", case)[1] == np.inf
+
+
+def test_what_is_allowed_of_one_row_is_told() -> None:
+    ruler = Ruler([measured()], APART, SCALE)
+    assert [ruler.allowed(name) for name in OUTPUTS] == [limits_of(name)[1] for name in OUTPUTS]

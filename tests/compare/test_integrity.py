@@ -66,6 +66,7 @@ def test_two_kinds_with_the_same_weights_and_all_outputs_pass() -> None:
             "the candidate is an eager model and the reference a TorchScript module",
         ),
         (replace(SOUND, weights=0), "no weights were compared"),
+        (replace(SOUND, unlike=["one", "two", "three", "four"]), "one; two; three"),
         (
             replace(SOUND, differing={"visual.proj": "has other bits"}),
             "visual.proj: has other bits",

@@ -1,0 +1,116 @@
+"""What random examples cost, beside one pass of the same rows in batches of 32.
+
+Each round runs two processes in turn. One draws the examples as a check does, gathers them into
+batches, and runs each through the archive, the eager model and its float64 twin: all that a check
+does for them. The other has the same rows ready, and sends them through the same three models in
+batches of 32.
+
+    python -m benchmarks.search
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.load import write_archive
+
+COMMON = """
+import json, sys, time
+import numpy as np, torch, torchvision.transforms
+from clipcheck.backends.modules import ModuleBackend
+from clipcheck.backends.reference import Reference, exact_arithmetic
+from clipcheck.backends.base import outputs
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.compare.contract import contract
+from clipcheck.compare.decision import decision
+from clipcheck.compare.fidelity import fidelity
+from clipcheck.compare.tolerances import LIMITS, Contract
+from clipcheck.inputs.batches import CORNERS
+from clipcheck.inputs.examples import Frontend, packed
+from clipcheck.judging import Stopwatch, Trial, inputs_of
+from clipcheck.models.loader import load_checkpoint_both
+from clipcheck.search.source import Source
+checkpoint, device = open_checkpoint(sys.argv[1]), torch.device("cpu")
+both = load_checkpoint_both(checkpoint, device)
+inputs, examples = inputs_of(checkpoint.architecture), int(sys.argv[2])
+frontend = Frontend(inputs.resolution, inputs.context_length)
+candidate = ModuleBackend("jit", both.jit_model, device)
+reference = Reference(both.eager_model, checkpoint.architecture, device)
+def draw():
+    random = Source(inputs, "benchmark", 0).draw(examples)
+    return list(packed(random.images, random.prompts, frontend, {"image": 0, "prompt": 0}))
+"""
+
+DRAWN = """
+started = time.perf_counter()
+batches = draw()
+drawn = time.perf_counter() - started
+trial = Trial.of(reference, batches, "float32", Stopwatch())
+with exact_arithmetic():
+    run = trial.run(candidate)
+numbers = (run.cases, LIMITS["float32"], trial.scale)
+assert all(g.passed for g in (fidelity(*numbers), decision(*numbers)))
+assert contract(run.cases, Contract()).passed
+whole = time.perf_counter() - started
+print(json.dumps({"drawing": drawn, "whole": whole, "rows": sum(len(b.pixels) for b in batches)}))
+"""
+
+PLAIN = """
+batches = draw()
+pixels = np.concatenate([b.pixels for b in batches])
+tokens = np.concatenate([b.tokens for b in batches])
+parts = [(pixels[i : i + 32], tokens[i : i + 32]) for i in range(0, len(pixels), 32)]
+parts = [(p, t if len(t) else tokens[:1]) for p, t in parts]
+started = time.perf_counter()
+reference.outputs(parts)
+reference.exact_outputs(parts)
+with exact_arithmetic():
+    for part in parts:
+        outputs(candidate, *part)
+print(json.dumps({"whole": time.perf_counter() - started}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, help="an archive; by default a ViT-B/32")
+    parser.add_argument("--examples", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = arguments.checkpoint or write_archive(Path(folder))
+        rounds = [
+            tuple(run(side, checkpoint, arguments.examples) for side in (DRAWN, PLAIN))
+            for _ in range(arguments.rounds)
+        ]
+    report(rounds)
+
+
+def run(side: str, checkpoint: Path, examples: int) -> dict[str, float]:
+    command = [sys.executable, "-W", "ignore", "-c", COMMON + side, str(checkpoint), str(examples)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(rounds: list[tuple[dict[str, float], ...]]) -> None:
+    def median(side: int, figure: str) -> float:
+        return statistics.median(each[side][figure] for each in rounds)
+
+    print(f"{median(0, 'rows'):.0f} examples; medians of {len(rounds)} rounds.\n")
+    print("| side | seconds |")
+    print("|---|---|")
+    print(f"| drawn, preprocessed, run and judged | {median(0, 'whole'):.1f} |")
+    print(f"| of which drawing and preprocessing | {median(0, 'drawing'):.1f} |")
+    print(f"| the same rows in batches of 32, run alone | {median(1, 'whole'):.1f} |")
+    times = statistics.median(drawn["whole"] / plain["whole"] for drawn, plain in rounds)
+    print(f"\nTimes as much: {times:.2f}.")
+
+
+if __name__ == "__main__":
+    main()

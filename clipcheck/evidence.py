@@ -1,0 +1,122 @@
+"""Keep what a check found: a text, JSON, and the inputs that fail, in one folder."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clipcheck.checking import Judgement, Result, environment
+from clipcheck.errors import OutputError
+from clipcheck.report import json, text
+from clipcheck.report.json import writable
+from clipcheck.report.text import failing_lines
+from clipcheck.search.saved import write
+from clipcheck.search.smallest import Failing
+from clipcheck.writers.output import replacing
+
+JSON = "results.json"
+TEXT = "report.txt"
+INPUTS = "failing-inputs"
+
+
+def require_folder(folder: Path) -> None:
+    """Make the folder and write to it, to know before anything is run that this can be done.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"expected a folder that can be written to, found that it cannot "
+            f"({error.strerror or error})",
+            remedy="Name another folder, or give yourself permission for this one.",
+            path=folder,
+        ) from error
+
+
+def keep(result: Result, folder: Path) -> Result:
+    """Write `JSON`, `TEXT`, and a folder for each failing input.
+
+    Args:
+        result: of any verdict.
+        folder: it has to be there.
+
+    Returns:
+        The result, which knows where its failing inputs are.
+
+    Raises:
+        OutputError: something cannot be written.
+    """
+    kept = keep_inputs(result, folder / INPUTS)
+    for name, contents in ((JSON, json.render(kept)), (TEXT, text.render(kept) + "\n")):
+        with replacing(folder / name) as temporary:
+            temporary.write_text(contents, encoding="utf-8")
+    return kept
+
+
+def keep_inputs(result: Result, folder: Path | None = None) -> Result:
+    """Write a folder for each failing input.
+
+    Args:
+        result: of any verdict.
+        folder: what they are made in; by default a new temporary one, where it is needed.
+
+    Returns:
+        The result, which knows where its failing inputs are.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
+    if all(judgement.failing is None for judgement in result.judgements):
+        return result
+    where = folder or Path(tempfile.mkdtemp(prefix="clipcheck-"))
+    return replace(result, judgements=tuple(_save(each, where) for each in result.judgements))
+
+
+def _save(judgement: Judgement, folder: Path) -> Judgement:
+    if judgement.failing is None:
+        return judgement
+    target = folder / _folder_name(judgement)
+    saved = replace(judgement, saved=str(target))
+    text = "\n".join([judgement.checkpoint, *failing_lines(saved)])
+    write(target, judgement.failing.example, _described(judgement, judgement.failing), text)
+    return saved
+
+
+def _folder_name(judgement: Judgement) -> str:
+    """A name for what is saved of it: checkpoint, backend, device, dtype."""
+    stem = Path(judgement.path or judgement.checkpoint).stem
+    parts = (stem, (judgement.sha256 or "")[:8], judgement.backend, judgement.device)
+    return re.sub(r"[^\w.-]+", "-", "-".join((*parts, str(judgement.dtype))))
+
+
+def _described(judgement: Judgement, failing: Failing) -> dict[str, Any]:
+    path = judgement.path
+    described = {
+        "checkpoint": str(Path(path).absolute()) if path else judgement.checkpoint,
+        "sha256": judgement.sha256,
+        "backend": judgement.backend,
+        "reference": judgement.reference,
+        "device": judgement.device,
+        "dtype": judgement.dtype,
+        "seed": judgement.seed,
+        "atol": judgement.limits.atol,
+        "rtol": judgement.limits.rtol,
+        "shrunk": failing.shrunk,
+        "figures": {
+            "output": failing.measure.output,
+            "rmse_ratio": failing.measure.ratio,
+            "allowed": failing.measure.allowed,
+            "rmse": failing.measure.error,
+        },
+        "message": failing.measure.message,
+        "environment": environment(),
+    }
+    return {key: writable(value) for key, value in described.items()}

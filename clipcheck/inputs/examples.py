@@ -1,0 +1,231 @@
+"""Raw images and raw texts, as people have them, and how a model's own way makes inputs of them."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from clipcheck.errors import UsageError
+from clipcheck.inputs.batches import MOST_ROWS, Batch, Pixels, Tokens
+from clipcheck.inputs.preprocess import MEAN, STD, transform
+from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, default_tokenizer, tokenize
+
+Kind = Literal["image", "prompt", "pair"]
+"""What an example consists of."""
+
+_PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+
+_SHORT = 60
+"""Characters that a description of a prompt has at most."""
+
+Prompt = str | tuple[int, ...]
+"""A text, or the ids of one, start and end among them: not every id comes of a text."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Images and prompts that are run together; one of the two may be missing."""
+
+    images: tuple[Image.Image, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """How raw inputs become those of a model.
+
+    Attributes:
+        resolution: pixels a side.
+        context_length: tokens of a prompt.
+    """
+
+    resolution: int
+    context_length: int
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """Float32 [3, R, R]."""
+        with _opacities_left_out():
+            pixels: Pixels = transform(self.resolution)(image).numpy()
+        return pixels
+
+    def tokens(self, prompt: Prompt) -> Tokens:
+        """Int32 [L]; a text that is too long is cut."""
+        if isinstance(prompt, str):
+            tokens: Tokens = tokenize(prompt, self.context_length, truncate=True).numpy()[0]
+            return tokens
+        row = np.zeros(self.context_length, dtype=np.int32)
+        row[: len(prompt)] = prompt
+        return row
+
+    def refusal(self, prompt: Prompt) -> str:
+        """What `tokenize` says where it is not allowed to cut, or nothing."""
+        if isinstance(prompt, str):
+            try:
+                tokenize(prompt, self.context_length)
+            except UsageError as error:
+                return str(error)
+        return ""
+
+    def image_of(self, pixels: Pixels) -> Image.Image:
+        """The RGB image [R, R] that `pixels` makes these of. They are on the 256 levels."""
+        shares = pixels * np.reshape(STD, (3, 1, 1)) + np.reshape(MEAN, (3, 1, 1))
+        levels = np.clip(np.rint(shares * 255), 0, 255).astype(np.uint8)
+        return Image.fromarray(levels.transpose(1, 2, 0))
+
+
+def unlike(one: Frontend, other: Frontend, example: Example) -> Iterator[str]:
+    """Where two ways make something else of the same raw input, for people."""
+    if one != other:
+        # Not tried: a file may say any number, and images of so many pixels take memory.
+        yield (
+            f"raw inputs become {one.resolution}x{one.resolution} pixels and {one.context_length} "
+            f"tokens, and {other.resolution}x{other.resolution} and {other.context_length} the "
+            "other way"
+        )
+        return
+    for image in example.images:
+        if not np.array_equal(one.pixels(image), other.pixels(image)):
+            yield f"preprocessing gives other pixels for {describe_image(image)}"
+    for prompt in example.prompts:
+        if not np.array_equal(one.tokens(prompt), other.tokens(prompt)):
+            yield f"tokenizing gives other ids for {describe_prompt(prompt)}"
+        elif one.refusal(prompt) != other.refusal(prompt):
+            yield f"tokenizing refuses {describe_prompt(prompt)} in other words"
+
+
+def spelled(example: Example, frontend: Frontend) -> Example:
+    """The same with texts in place of ids, where a text gives these very ids."""
+    return Example(example.images, tuple(_spelled(prompt, frontend) for prompt in example.prompts))
+
+
+def _spelled(prompt: Prompt, frontend: Frontend) -> Prompt:
+    if isinstance(prompt, str) or max(prompt) >= VOCABULARY_SIZE:
+        return prompt
+    text = default_tokenizer().decode(prompt[1:-1]).strip()
+    return text if np.array_equal(frontend.tokens(text), frontend.tokens(prompt)) else prompt
+
+
+def storable(image: Image.Image, frontend: Frontend) -> Image.Image:
+    """The image, if a PNG file holds all of it; else what the model sees of it, which one does."""
+    again = from_png(to_png(image)) if image.mode in _PNG_MODES else None
+    if again is not None and np.array_equal(frontend.pixels(again), frontend.pixels(image)):
+        return again
+    seen = frontend.image_of(frontend.pixels(image))
+    flat = seen.getcolors(maxcolors=1)
+    return Image.new("RGB", (1, 1), flat[0][1]) if flat else seen
+
+
+def to_png(image: Image.Image) -> bytes:
+    """The bytes of a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def from_png(data: bytes) -> Image.Image:
+    """The image in a PNG file, all of it decoded.
+
+    Raises:
+        ValueError: it is no such file, or damaged.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        image.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"its picture cannot be read ({error})") from error
+    return image
+
+
+def prompts_beside(images: int) -> int:
+    """How many prompts `packed` wants beside so many images."""
+    return sum(_beside(n) for n in _whole(images))
+
+
+def packed(
+    images: Sequence[Image.Image],
+    prompts: Sequence[Prompt],
+    frontend: Frontend,
+    first_rows: Mapping[str, int],
+) -> Iterator[Batch]:
+    """Yield batches of at most `MOST_ROWS` images, and never of as many prompts.
+
+    Args:
+        images: at least one.
+        prompts: at least one; they are taken in turn, and again from the first.
+        frontend: what makes inputs of them.
+        first_rows: by ``image`` and ``prompt``, how many come in the batches before.
+    """
+    left, texts = iter(images), itertools.cycle(prompts)
+    seen = dict(first_rows)
+    for n in _whole(len(images)):
+        example = Example(
+            tuple(itertools.islice(left, n)), tuple(itertools.islice(texts, _beside(n)))
+        )
+        yield batch(example, frontend, seen)
+        seen = {"image": seen["image"] + n, "prompt": seen["prompt"] + _beside(n)}
+
+
+def batch(
+    example: Example, frontend: Frontend, first_rows: Mapping[str, int] = MappingProxyType({})
+) -> Batch:
+    """The example as one batch. Where it has no images, or no prompts, there are no such rows."""
+    rows = {
+        "image": tuple(describe_image(image) for image in example.images),
+        "prompt": tuple(describe_prompt(prompt) for prompt in example.prompts),
+    }
+    side = frontend.resolution
+    pixels = np.array([frontend.pixels(image) for image in example.images], dtype=np.float32)
+    tokens = np.array([frontend.tokens(prompt) for prompt in example.prompts], dtype=np.int32)
+    return Batch(
+        pixels.reshape(-1, 3, side, side),
+        tokens.reshape(-1, frontend.context_length),
+        rows,
+        dict(first_rows),
+    )
+
+
+def describe(example: Example) -> str:
+    """What it consists of."""
+    images = [f"the image {describe_image(image)}" for image in example.images]
+    prompts = [f"the prompt {describe_prompt(prompt)}" for prompt in example.prompts]
+    return ", ".join([*images, *prompts])
+
+
+def describe_image(image: Image.Image) -> str:
+    """Mode, size, and the colour where there is just one."""
+    with _opacities_left_out():
+        colours = image.convert("RGB").getcolors(maxcolors=1)
+    alone = f", all {colours[0][1]}" if colours else ""
+    return f"{image.mode} {image.width}x{image.height}{alone}"
+
+
+def describe_prompt(prompt: Prompt) -> str:
+    """The text, or the ids; both are cut."""
+    text = ascii(prompt) if isinstance(prompt, str) else f"ids {' '.join(map(str, prompt))}"
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
+
+
+@contextmanager
+def _opacities_left_out() -> Iterator[None]:
+    """Pillow would have a palette with opacities made RGBA first; the reference does not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Palette images with Transparency")
+        yield
+
+
+def _whole(images: int) -> list[int]:
+    """The numbers of images in each batch."""
+    return [min(MOST_ROWS, images - done) for done in range(0, images, MOST_ROWS)]
+
+
+def _beside(images: int) -> int:
+    return images - 1 if images > 1 else 2

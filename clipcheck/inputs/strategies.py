@@ -1,0 +1,481 @@
+"""Hypothesis strategies for what CLIP is fed with: images, pixels, prompts, token ids, batches.
+
+They need the package ``hypothesis``, which ``pip install clipcheck[test]`` brings. All draw few
+numbers, filter nothing and shrink, so that no health check has to be turned off.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.errors import InvalidArgument
+from hypothesis.strategies import SearchStrategy
+from PIL import Image
+
+from clipcheck.inputs.batches import Batch, Inputs, Pixels, Tokens
+from clipcheck.inputs.pictures import (
+    BANDS,
+    KINDS,
+    MODES,
+    UNPROCESSABLE_MODES,
+    Colour,
+    Pattern,
+    Picture,
+    Transparency,
+)
+from clipcheck.inputs.preprocess import MEAN, STD
+from clipcheck.inputs.tokenizer import CONTEXT_LENGTH, VOCABULARY_SIZE, default_tokenizer
+from clipcheck.inputs.words import (
+    BLANKS,
+    CHARACTERS,
+    JOINERS,
+    PIECES,
+    PLAIN,
+    TEMPLATES,
+    whole_words,
+)
+
+__all__ = [
+    "MODES",
+    "UNPROCESSABLE_MODES",
+    "batches",
+    "images",
+    "pixels",
+    "prompts",
+    "token_ids",
+]
+
+T = TypeVar("T")
+
+_SIDES = (8, 16, 32, 64, 128, 256)
+_OPAQUE = 255
+_PALETTES = ("grey", "all or nothing", "any")
+_FULL = {
+    "I;16": (255, 4095, 65535),
+    "I;16B": (65535, 255),
+    "I;16L": (65535,),
+    "I;16N": (65535,),
+    "I": (255, 65535, -255),
+    "F": (255, 1, 65535, -255),
+}
+_TRANSPARENCIES: tuple[Transparency, ...] = ("none", "one", "each")
+_COMMON = 8
+"""As many times as another mode comes RGB, which most photographs have."""
+
+
+def images(
+    *,
+    modes: Sequence[str] = MODES,
+    min_side: int = 1,
+    max_side: int = 2048,
+    max_aspect: int = 64,
+) -> SearchStrategy[Image.Image]:
+    """Pillow images of every kind that preprocessing may meet.
+
+    Draws a mode, two sides, one of the `KINDS` of patterns, two colours (greys, all or nothing in
+    each channel, or any), and a seed for noise: some twenty numbers, however large the image.
+    Palettes come without transparency, with one transparent colour, or with one opacity for each;
+    of the last, Pillow warns when they are converted to RGB. Modes of more than 8 bits come with
+    values up to 255, to 4095 or 1, to 65535, and down to -255 where they hold it. Half of the
+    images have an EXIF orientation, 1 to 8, in ``image.info["exif"]``, where Pillow's ``getexif``
+    finds it.
+
+    Six in seven sides are up to 256. A side that is more than ``max_aspect`` times as long as the
+    other is cut to that: resizing makes the shorter one as long as the model wants it. With 64, the
+    resized image at 336 pixels is of 29 MB at most, and 58 MB with the copy that Pillow makes of
+    one with opacities. A larger ``max_aspect`` takes accordingly more.
+
+    Shrinks toward a flat, opaque grey image, 128 of 255, of the first of ``modes``, of
+    ``min_side`` by ``min_side`` pixels, without EXIF.
+
+    Args:
+        modes: Pillow's names, from `MODES` and `UNPROCESSABLE_MODES`.
+        min_side: pixels, at least 1.
+        max_side: pixels.
+        max_aspect: longer side by shorter side, at least 1.
+
+    Raises:
+        InvalidArgument: an argument is none of these, or the limits of a side contradict.
+    """
+    sides = _sides(min_side, max_side)
+    _check_integer("max_aspect", max_aspect, 1, "Pass how often one side may hold the other.")
+    variants = st.sampled_from(_variants(_checked_modes(modes)))
+    return _pictures(variants, sides, max_aspect).map(Picture.render)
+
+
+def pixels(*, resolution: int) -> SearchStrategy[Pixels]:
+    """Images as a model takes them, preprocessed: float32 [3, resolution, resolution].
+
+    Each channel goes from what 0 is after preprocessing, ``(0 - mean) / std``, to what 1 is, both
+    included. Three in four images hold values of the 256 levels only, bit for bit as preprocessing
+    gives them; the others may have values between them as well. Patterns and colours are those of
+    `images`.
+
+    Shrinks toward flat grey, 128 of 255.
+
+    Args:
+        resolution: pixels a side, at least 1.
+
+    Raises:
+        InvalidArgument: ``resolution`` is none.
+    """
+    return _described_pixels(resolution).map(lambda described: described[1])
+
+
+def prompts(*, context_length: int = CONTEXT_LENGTH) -> SearchStrategy[str]:
+    """Texts for the text tower, from one word to more tokens than a context holds.
+
+    Most are pieces in a frame such as ``"a photo of {}."``, with blanks between them or nothing,
+    some several times over. Pieces are plain words; words that are one token each, from all over
+    the vocabulary; emoji; combining marks; scripts from right to left; Chinese, Japanese and
+    Korean; HTML entities, escaped once and twice; mojibake; control characters; blanks of all
+    kinds; the names of the special tokens. The other texts are blank, or any unicode. Each can be
+    written as UTF-8: there are no surrogates.
+
+    Shrinks toward ``"a"``: first to fewer pieces, then to plain words, then to words of low ids.
+
+    Args:
+        context_length: tokens, start and end included, at least 2. Of texts with up to as many,
+            and with more, there are about as many for each quarter.
+
+    Raises:
+        InvalidArgument: ``context_length`` is none.
+        VocabularyError: when drawing, as `clipcheck.inputs.tokenizer.read_vocabulary` does.
+    """
+    _check_context(context_length)
+    most = context_length + 8
+    quarters = [(most * share // 4 + 1, most * (share + 1) // 4) for share in range(4)]
+    lists = [st.lists(_words(), min_size=1, max_size=most)]
+    lists += [st.lists(_words(), min_size=low, max_size=high) for low, high in quarters]
+    repeated = st.builds(
+        _repeated, st.lists(_words(), min_size=1, max_size=3), st.integers(2, most)
+    )
+    sentences = [
+        st.builds(
+            _sentence,
+            pieces,
+            st.just(" ") | st.sampled_from(JOINERS),
+            st.just("{}") | st.sampled_from(TEMPLATES),
+        )
+        for pieces in (*lists, repeated)
+    ]
+    # As a list, since a whole text is but one choice, and less simple prompts would shrink to it.
+    unicode = st.lists(st.characters(exclude_categories=("Cs",))).map("".join)
+    return st.one_of(_words(), *sentences, st.sampled_from(BLANKS), unicode)
+
+
+def token_ids(
+    *, context_length: int = CONTEXT_LENGTH, vocab_size: int = VOCABULARY_SIZE
+) -> SearchStrategy[Tokens]:
+    """Prompts as a model takes them: int32 [context_length].
+
+    Each is the start id, which is ``vocab_size - 2``, any number of ids below it, the end id, which
+    is ``vocab_size - 1``, and zeros. The end comes at every position from 1 to the last. All ids
+    are as likely; some prompts repeat a few of them until they end.
+
+    Shrinks toward the empty prompt, start and end; with ids, toward few and low ones.
+
+    Args:
+        context_length: tokens, start and end included, at least 2.
+        vocab_size: at least 3.
+
+    Raises:
+        InvalidArgument: an argument is none of these.
+    """
+    _check_context(context_length)
+    _check_integer("vocab_size", vocab_size, 3, "Two ids are the start and the end.")
+    room = context_length - 2
+    ids = st.integers(0, vocab_size - 3)
+    quarters = [(room * share // 4, room * (share + 1) // 4) for share in range(4)]
+    lists = [
+        st.lists(ids, min_size=low, max_size=high)
+        for low, high in ((0, room), *quarters, (max(room - 1, 0), room))
+    ]
+    few = st.lists(ids, min_size=min(1, room), max_size=min(3, room))
+    repeated = st.builds(_repeated, few, st.integers(0, room))
+    row = functools.partial(_row, context_length, vocab_size)
+    return st.one_of(*(drawn.map(row) for drawn in (*lists, repeated)))
+
+
+def batches(*, inputs: Inputs, max_images: int = 8, max_prompts: int = 8) -> SearchStrategy[Batch]:
+    """Batches of N images, as `pixels` draws them, and M prompts, where N is never M.
+
+    The prompts are those of `token_ids` and, where the vocabulary is CLIP's, texts of `prompts`,
+    cut to the context. ``batch.rows`` says the pattern of each image, and the text or the length of
+    each prompt; ``batch.first_rows`` are 0.
+
+    Shrinks toward one image of flat grey and two empty prompts.
+
+    Args:
+        inputs: what the model takes.
+        max_images: at least 1.
+        max_prompts: at least 1, and 2 if there is but one image.
+
+    Raises:
+        InvalidArgument: an argument is none of these.
+    """
+    _check_inputs(inputs)
+    _check_integer("max_images", max_images, 1, "Pass the most rows of a batch.")
+    _check_integer("max_prompts", max_prompts, 1, "Pass the most rows of a batch.")
+    if max_images == max_prompts == 1:
+        raise InvalidArgument(
+            "Expected room for unequal numbers of images and prompts but got max_images=1 and "
+            "max_prompts=1. Raise one of them."
+        )
+    return _batches(_described_pixels(inputs.resolution), _prompt_rows(inputs), max_images,
+                    max_prompts)  # fmt: skip
+
+
+# --------------------------------------------------------------------------- images
+
+
+def _sides(min_side: int, max_side: int) -> SearchStrategy[int]:
+    _check_integer("min_side", min_side, 1, "Pass a number of pixels.")
+    _check_integer("max_side", max_side, 1, "Pass a number of pixels.")
+    if min_side > max_side:
+        raise InvalidArgument(
+            f"Expected min_side of at most max_side={max_side} but got min_side={min_side}. "
+            "Exchange or widen them."
+        )
+    limits = [limit for limit in _SIDES if min_side <= limit < max_side]
+    # These ranges have no side in common, else the same side would come by several ways.
+    ranges = zip([min_side, *(limit + 1 for limit in limits)], [*limits, max_side], strict=True)
+    return st.one_of(*(st.integers(low, high) for low, high in ranges))
+
+
+def _variants(modes: Sequence[str]) -> list[tuple[str, int, Transparency]]:
+    """Each mode with what its full level can be, and what is transparent.
+
+    They are one number, not two: a mode with more to draw would else be less simple.
+    """
+    variants: list[tuple[str, int, Transparency]] = []
+    for mode in modes:
+        transparencies = _TRANSPARENCIES if mode == "P" else _TRANSPARENCIES[:1]
+        variants += itertools.product([mode], _FULL.get(mode, (255,)), transparencies)
+    return variants + [variant for variant in variants if variant[0] == "RGB"] * (_COMMON - 1)
+
+
+@st.composite
+def _pictures(
+    draw: st.DrawFn,
+    variants: SearchStrategy[tuple[str, int, Transparency]],
+    sides: SearchStrategy[int],
+    max_aspect: int,
+) -> Picture:
+    mode, full, transparency = draw(variants)
+    width, height = draw(sides), draw(sides)
+    width, height = min(width, height * max_aspect), min(height, width * max_aspect)
+    orientation = draw(_ORIENTATIONS)
+    # The pattern comes last: there is then less to draw if it gets simpler, but nothing else.
+    pattern = draw(_patterns(BANDS[mode], _PALETTES[1:2] if mode == "1" else _PALETTES))
+    return Picture(mode, width, height, pattern, full, transparency, orientation)
+
+
+_ORIENTATIONS = st.none() | st.integers(1, 8)
+_KINDS = st.sampled_from(tuple(KINDS))
+_NUMBERS: dict[str, SearchStrategy[Any]] = {
+    "turned": st.booleans(),
+    "step": st.integers(1, 16),
+    "seed": st.integers(0, (1 << 16) - 1),
+}
+
+
+# Making a strategy takes longer than drawing from it, so they are kept.
+@functools.cache
+def _patterns(bands: tuple[int, ...], palettes: tuple[str, ...]) -> SearchStrategy[Pattern]:
+    colours = [
+        tuple(_COLOURS[palette](bands, level) for level in (128, 64)) for palette in palettes
+    ]
+    return _pattern(st.sampled_from(colours))
+
+
+@st.composite
+def _pattern(draw: st.DrawFn, palettes: SearchStrategy[tuple[SearchStrategy[Any], ...]]) -> Pattern:
+    firsts, seconds = draw(palettes)
+    first = draw(firsts)
+    kind = draw(_KINDS)
+    numbers = {"second": seconds, **_NUMBERS}
+    drawn: dict[str, Any] = {name: draw(numbers[name]) for name in KINDS[kind].takes}
+    second = drawn.pop("second", first)
+    return Pattern(kind, first, _inverse(first) if second is None else second, **drawn)
+
+
+def _grey(_: tuple[int, ...], level: int) -> SearchStrategy[Colour]:
+    return st.just((level, level, level, _OPAQUE))
+
+
+def _saturated(bands: tuple[int, ...], level: int) -> SearchStrategy[Colour | None]:
+    """Toward white. The second colour is what the first is not: mixed, they give all there are."""
+    if level < 128:
+        return st.none()
+    drawn = [st.sampled_from((_OPAQUE, 0))] * len(bands)
+    return st.tuples(*drawn).map(functools.partial(_coloured, bands))
+
+
+def _inverse(colour: Colour) -> Colour:
+    return tuple(255 - part for part in colour)
+
+
+def _any(bands: tuple[int, ...], level: int, parts: int = 1) -> SearchStrategy[Colour]:
+    """Toward the level, and toward opaque; between two levels there are so many parts."""
+    drawn = [_part(_OPAQUE if band == 3 else level, parts) for band in bands]
+    return st.tuples(*drawn).map(functools.partial(_coloured, bands))
+
+
+def _part(level: int, parts: int) -> SearchStrategy[float]:
+    top = 255 * parts
+    return st.integers(0, top).map(lambda number: (level * parts + number) % (top + 1) / parts)
+
+
+def _coloured(bands: tuple[int, ...], parts: tuple[float, ...]) -> Colour:
+    """With those parts at their place; the others are not shown."""
+    shown = dict(zip(bands, parts, strict=True))
+    return tuple(shown.get(band, _OPAQUE) for band in range(4))
+
+
+_COLOURS: dict[str, Callable[[tuple[int, ...], int], SearchStrategy[Any]]] = {
+    "grey": _grey,
+    "all or nothing": _saturated,
+    "any": _any,
+    "between levels": functools.partial(_any, parts=256),
+}
+
+
+def _described_pixels(resolution: int) -> SearchStrategy[tuple[str, Pixels]]:
+    _check_integer("resolution", resolution, 1, "Pass the pixels a side that the model takes.")
+    patterns = _patterns(BANDS["RGB"], tuple(_COLOURS))
+    return patterns.map(functools.partial(_preprocessed, resolution))
+
+
+def _preprocessed(resolution: int, pattern: Pattern) -> tuple[str, Pixels]:
+    on_levels = all(float(part).is_integer() for part in (*pattern.first, *pattern.second))
+    levels = np.rint(pattern.ramp(256)) if on_levels else pattern.ramp(1 << 16)
+    shares = levels[:, :3].astype(np.float32) / np.float32(255)
+    mean, std = (np.array(published, dtype=np.float32) for published in (MEAN, STD))
+    drawn = pattern.mixed(resolution, resolution, (shares - mean) / std)
+    return pattern.kind, np.ascontiguousarray(drawn.transpose(2, 0, 1), dtype=np.float32)
+
+
+def _checked_modes(modes: Sequence[str]) -> Sequence[str]:
+    if isinstance(modes, str) or not isinstance(modes, Sequence):
+        raise InvalidArgument(
+            f"Expected Sequence but got modes={modes!r} (type={type(modes).__name__}). "
+            'Pass names of modes, such as ("RGB", "L").'
+        )
+    unknown = [mode for mode in modes if mode not in (*MODES, *UNPROCESSABLE_MODES)]
+    if unknown or not modes:
+        raise InvalidArgument(
+            f"Expected Pillow's modes but got modes={modes!r}. Pass some of "
+            f"{', '.join((*MODES, *UNPROCESSABLE_MODES))}."
+        )
+    return tuple(modes)
+
+
+# --------------------------------------------------------------------------- prompts
+
+
+@st.composite
+def _words(draw: st.DrawFn) -> str:
+    """Pieces of a sentence: plain words, then whole words by their token, then odd pieces."""
+    whole = whole_words()
+    known = len(PLAIN) + len(whole)
+    # One number for both, so that there are as many of each as there are of them, not halves.
+    number = draw(st.integers(0, known + known // 5))
+    if number >= known:
+        return draw(_odd_pieces())
+    return PLAIN[number] if number < len(PLAIN) else whole[number - len(PLAIN)]
+
+
+@functools.cache
+def _odd_pieces() -> SearchStrategy[str]:
+    listed = [st.sampled_from(pieces) for pieces in (*PIECES.values(), BLANKS)]
+    spelled = [
+        st.text(st.characters(min_codepoint=low, max_codepoint=high), min_size=1, max_size=4)
+        for low, high in CHARACTERS.values()
+    ]
+    return st.one_of(*listed, *spelled)
+
+
+def _repeated(pieces: list[T], count: int) -> list[T]:
+    return list(itertools.islice(itertools.cycle(pieces), count))
+
+
+def _sentence(pieces: list[str], joiner: str, template: str) -> str:
+    return template.format(joiner.join(pieces))
+
+
+# --------------------------------------------------------------------------- rows and batches
+
+
+def _row(length: int, vocab_size: int, ids: list[int]) -> Tokens:
+    """As many of the ids as there is room for between start and end, and zeros."""
+    inside = ids[: length - 2]
+    tokens = np.zeros(length, dtype=np.int32)
+    tokens[: len(inside) + 2] = [vocab_size - 2, *inside, vocab_size - 1]
+    return tokens
+
+
+def _prompt_rows(inputs: Inputs) -> SearchStrategy[tuple[str, Tokens]]:
+    length, vocab_size = inputs.context_length, inputs.vocab_size
+    rows = token_ids(context_length=length, vocab_size=vocab_size).map(_described)
+    if vocab_size != VOCABULARY_SIZE:
+        return rows
+    return rows | prompts(context_length=length).map(functools.partial(_worded, length))
+
+
+def _described(tokens: Tokens) -> tuple[str, Tokens]:
+    length = int(tokens.argmax()) + 1
+    return "empty" if length == 2 else f"{length} tokens", tokens
+
+
+def _worded(length: int, text: str) -> tuple[str, Tokens]:
+    # Special tokens in the text would end it early, so they are left out.
+    ids = [i for i in default_tokenizer().encode(text) if i < VOCABULARY_SIZE - 2]
+    name, tokens = _described(_row(length, VOCABULARY_SIZE, ids))
+    return repr(text) if len(text) <= 40 else name, tokens
+
+
+@st.composite
+def _batches(
+    draw: st.DrawFn,
+    images: SearchStrategy[tuple[str, Pixels]],
+    prompts: SearchStrategy[tuple[str, Tokens]],
+    max_images: int,
+    max_prompts: int,
+) -> Batch:
+    sizes = [(n, m) for n in range(1, max_images + 1) for m in range(1, max_prompts + 1) if n != m]
+    count, others = draw(st.sampled_from(sorted(sizes, key=sum)))
+    image_names, pixels = zip(*(draw(images) for _ in range(count)), strict=True)
+    prompt_names, tokens = zip(*(draw(prompts) for _ in range(others)), strict=True)
+    rows = {"image": image_names, "prompt": prompt_names}
+    return Batch(np.stack(pixels), np.stack(tokens), rows, {"image": 0, "prompt": 0})
+
+
+# --------------------------------------------------------------------------- arguments
+
+
+def _check_integer(name: str, value: object, least: int, remedy: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidArgument(
+            f"Expected int but got {name}={value!r} (type={type(value).__name__}). {remedy}"
+        )
+    if value < least:
+        raise InvalidArgument(f"Expected {name} of at least {least} but got {value}. {remedy}")
+
+
+def _check_context(context_length: object) -> None:
+    remedy = f"Start and end take two tokens; released models take {CONTEXT_LENGTH}."
+    _check_integer("context_length", context_length, 2, remedy)
+
+
+def _check_inputs(inputs: object) -> None:
+    if not isinstance(inputs, Inputs):
+        raise InvalidArgument(
+            f"Expected Inputs but got inputs={inputs!r} (type={type(inputs).__name__}). "
+            "Pass what the model takes, as clipcheck.inputs.batches.Inputs."
+        )

@@ -1,0 +1,121 @@
+"""Run a saved failing input again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipcheck.checking import Device, Progress
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.compare.distance import Ruler
+from clipcheck.compare.result import Case
+from clipcheck.compare.tolerances import LIMITS
+from clipcheck.errors import ReplayError
+from clipcheck.inputs.batches import MOST_ROWS, Inputs, batches
+from clipcheck.inputs.examples import Example, Frontend, batch
+from clipcheck.judging import Stopwatch, Trial, inputs_of
+from clipcheck.search.probe import Measure, Probe, worst
+from clipcheck.search.saved import Saved, read
+
+if TYPE_CHECKING:
+    from clipcheck.backends.reference import Reference
+
+_CALLS = 3
+"""As in the gate ``stability``: the profiling executor changes its plan on the second and third."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What became of a failing input.
+
+    Attributes:
+        saved: what was run again.
+        checkpoint: with which checkpoint.
+        sha256: of that file.
+        device: where.
+        dtype: in which.
+        measure: what was found, where it was most.
+    """
+
+    saved: Saved
+    checkpoint: str
+    sha256: str
+    device: str
+    dtype: str
+    measure: Measure
+
+    @property
+    def passed(self) -> bool:
+        """Whether it does not fail any more."""
+        return self.measure.margin <= 1
+
+
+def replay(
+    path: Path,
+    *,
+    checkpoint: str | None = None,
+    device: Device = None,
+    dtype: str | None = None,
+    download_root: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Replayed:
+    """Run a saved failing input again.
+
+    Args:
+        path: the folder of a failing input, or the JSON in it.
+        checkpoint: a path or released name; by default the one that it failed with.
+        device: where to; by default as it was.
+        dtype: what to compute in; by default as it was.
+        download_root: where released files are kept.
+        progress: called with a few words before each phase.
+
+    Raises:
+        ReplayError: there is no such input.
+        ClipcheckError: the checkpoint or the device cannot be used; the subclass tells why.
+    """
+    import torch
+
+    from clipcheck.backends.modules import ModuleBackend
+    from clipcheck.backends.reference import Reference
+    from clipcheck.models.loader import load_checkpoint_both, resolve_device
+
+    saved = read(path)
+    say = progress or (lambda _: None)
+    target = resolve_device(device or saved.device)
+    name, wanted = checkpoint or saved.checkpoint, dtype or saved.dtype
+    say(f"{name}: loading both ways on {target} in {wanted}")
+    opened = open_checkpoint(name, download_root)
+    inputs = inputs_of(opened.architecture)
+    _require_fit(saved.example, inputs, path)
+    both = load_checkpoint_both(opened, target, getattr(torch, wanted))
+    say(f"{name}: running the failing input")
+    reference = Reference(both.eager_model, opened.architecture, target)
+    ruler = _ruler(reference, inputs, wanted)
+    candidate = ModuleBackend("jit", both.jit_model, target)
+    probe = Probe(candidate, reference.standing(), ruler, saved.limits)
+    given = batch(saved.example, Frontend(inputs.resolution, inputs.context_length))
+    found = worst([measure for _ in range(_CALLS) for measure in probe.measure(given)])
+    return Replayed(saved, name, opened.sha256, str(target), wanted, found)
+
+
+def _ruler(reference: Reference, inputs: Inputs, dtype: str) -> Ruler:
+    """Of the first corners: a single input has no median."""
+    trial = Trial.of(reference, list(batches(MOST_ROWS, inputs, seed=0)), dtype, Stopwatch())
+    cases = [Case(own, own, exact) for own, exact in zip(trial.reference, trial.exact, strict=True)]
+    return Ruler(cases, LIMITS[dtype], trial.scale)
+
+
+def _require_fit(example: Example, inputs: Inputs, path: Path) -> None:
+    """Texts fit every model; ids may not."""
+    for prompt in example.prompts:
+        if isinstance(prompt, tuple) and (
+            len(prompt) > inputs.context_length or max(prompt) >= inputs.vocab_size
+        ):
+            raise ReplayError(
+                f"its prompt has {len(prompt)} ids up to {max(prompt)}, and the model takes "
+                f"{inputs.context_length} below {inputs.vocab_size}",
+                remedy="Replay it with a model of the same vocabulary and context length.",
+                path=path,
+            )

@@ -1,0 +1,1 @@
+"""Random inputs: drawn with Hypothesis, run in batches, and shrunk where one fails."""

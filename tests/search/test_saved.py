@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipcheck.compare.tolerances import Contract
+from clipcheck.errors import OutputError, ReplayError
+from clipcheck.inputs.examples import Example
+from clipcheck.search import saved
+from clipcheck.search.saved import read, write
+
+DESCRIBED = {
+    "checkpoint": "/models/a.pt",
+    "sha256": "ab" * 32,
+    "device": "cpu",
+    "dtype": "float32",
+    "atol": 0.01,
+    "rtol": 0.1,
+}
+PICTURE = Image.frombytes("RGB", (2, 1), bytes(range(6)))
+EXAMPLE = Example((PICTURE, Image.new("L", (1, 1), 7)), ("a\n\x00 <b>\u202e", (49406, 5, 49407)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "found", EXAMPLE, DESCRIBED, "It fails.")
+    return tmp_path / "found"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("path", [".", "example.json"])
+def test_what_was_written_is_read(folder: Path, path: str) -> None:
+    found = read(folder / path)
+    assert found.example.prompts == EXAMPLE.prompts
+    for image, expected in zip(found.example.images, EXAMPLE.images, strict=True):
+        assert image.mode == expected.mode
+        assert np.array_equal(np.asarray(image), np.asarray(expected))
+    assert (found.checkpoint, found.sha256) == ("/models/a.pt", "ab" * 32)
+    assert (found.device, found.dtype, found.limits) == ("cpu", "float32", Contract())
+
+
+def test_a_person_can_open_it(folder: Path) -> None:
+    assert (folder / "report.txt").read_text() == "It fails.\n"
+    with Image.open(folder / "image-1.png") as image:
+        assert image.size == (2, 1)
+    assert json.loads((folder / "example.json").read_text())["prompts"][1] == [49406, 5, 49407]
+    assert names(folder.parent) == ["found"]
+
+
+def test_what_was_there_before_is_replaced(folder: Path) -> None:
+    write(folder, Example(prompts=("b",)), DESCRIBED, "Again.")
+    assert read(folder).example == Example(prompts=("b",))
+    assert not (folder / "image-1.png").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(OutputError, match="mine: the failing input cannot be written"):
+        write(tmp_path / "mine", EXAMPLE, DESCRIBED, "")
+    assert names(tmp_path) == ["mine"]
+    assert names(tmp_path / "mine") == ["thesis.txt"]
+
+
+def test_when_it_cannot_be_written_nothing_is_left(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Image.Image) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saved, "to_png", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        write(folder, EXAMPLE, DESCRIBED, "")
+    assert read(folder).example.prompts == EXAMPLE.prompts
+    assert names(folder.parent) == ["found"]
+
+
+def without(key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda document: document.pop(key)
+
+
+def having(**values: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda document: document.update(values)
+
+
+BAD = [
+    (having(kind="another"), "this is something else"),
+    (having(schema=2), "of schema 1, found 2"),
+    (without("images"), "'images' is missing"),
+    (without("prompts"), "'prompts' is missing"),
+    (without("checkpoint"), "'checkpoint' is missing"),
+    (without("atol"), "'atol' is missing"),
+    (having(images=[], prompts=[]), "neither an image nor a prompt"),
+    (having(images="image-1.png"), "images is no list"),
+    (having(images=["image-1.png"] * 65), "images is no list of at most 64"),
+    (having(images=["../image-1.png"]), r"a picture is named '../image-1.png'"),
+    (having(images=["/etc/passwd"]), "a picture is named '/etc/passwd'"),
+    (having(images=[1]), "a picture is named 1"),
+    (having(images=["image-9.png"]), "image-9.png cannot be read"),
+    (having(prompts=[1]), "neither a text nor ids"),
+    (having(prompts=[[49406, -1]]), "neither a text nor ids"),
+    (having(prompts=[[49406, 1.5]]), "neither a text nor ids"),
+    (having(prompts=[[True, False]]), "neither a text nor ids"),
+    (having(prompts=[[5]]), "a prompt has 1 ids"),
+    (having(prompts=[[5] * 5000]), "a prompt has 5000 ids"),
+    (having(dtype="int8"), "dtype is 'int8'"),
+    (having(device=3), "device is no text"),
+    (having(atol=-1), "atol is no number of at least 0"),
+    (having(rtol=True), "rtol is no number of at least 0"),
+    (having(rtol="0.1"), "rtol is no number of at least 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_a_document_that_is_not_as_written_is_one_error(
+    folder: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    file = folder / "example.json"
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+    with pytest.raises(ReplayError, match=message) as caught:
+        read(folder)
+    assert caught.value.path == str(file)
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"", "no such JSON"),
+        (b"\xff\xfe", "no such JSON"),
+        (b"PK\x03\x04 an archive", "no such JSON"),
+        (b"[" * 100_000, "no such JSON"),
+        (b"[]", "something else"),
+        (b" " * (1 << 20) + b"{}", "more than 1,048,576 bytes"),
+    ],
+)
+def test_a_file_of_another_kind_is_one_error(folder: Path, contents: bytes, message: str) -> None:
+    (folder / "example.json").write_bytes(contents)
+    with pytest.raises(ReplayError, match=message):
+        read(folder)
+
+
+def test_a_picture_that_is_damaged_is_one_error(folder: Path) -> None:
+    (folder / "image-1.png").write_bytes((folder / "image-1.png").read_bytes()[:50])
+    with pytest.raises(ReplayError, match="its picture cannot be read"):
+        read(folder)
+
+
+def test_a_folder_that_is_not_there_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(ReplayError, match="cannot be read"):
+        read(tmp_path / "nothing")
+    with pytest.raises(ReplayError, match=r"example\.json: expected a failing input"):
+        read(tmp_path)

@@ -1,0 +1,225 @@
+"""A fault above token id 40,000 is found, shrunk to one token, saved, and replayed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import clipcheck
+from clipcheck import evidence
+from clipcheck.checking import Result
+from clipcheck.errors import OutputError, ReplayError, UnknownModelError
+from clipcheck.faults.conditional import absent_from_the_vocabulary
+from clipcheck.inputs.examples import Example, Frontend
+from clipcheck.inputs.tokenizer import default_tokenizer
+from clipcheck.replaying import replay
+from clipcheck.search.saved import read
+from clipcheck.writers.archive import write_archive
+from clipcheck.writers.synthesize import architecture_named, synthesize
+from conftest import Run, SeededArchive
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ids from 40,000 are not embedded."""
+    path = tmp_path_factory.mktemp("faulty") / "above-40000.pt"
+    architecture = architecture_named("tiny-vit")
+    plant = absent_from_the_vocabulary(lambda text, most: (text >= 40_000) & (text < most - 2))
+    write_archive(architecture, synthesize(architecture), path, alter=plant)
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(faulty: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path_factory.mktemp("hypothesis")))
+        return clipcheck.check(faulty, device="cpu", seed=5)
+
+
+@pytest.fixture
+def folder(result: Result, tmp_path: Path) -> Path:
+    saved = evidence.keep_inputs(result, tmp_path).judgements[0].saved
+    assert saved is not None
+    return Path(saved)
+
+
+def test_it_is_shrunk_to_a_prompt_of_one_token_and_found_again_in_another_process(
+    folder: Path,
+) -> None:
+    (prompt,) = read(folder).example.prompts
+    assert isinstance(prompt, str)
+    (token,) = default_tokenizer().encode(prompt)
+    assert token >= 40_000
+    command = [sys.executable, "-W", "ignore", "-m", "clipcheck", "replay", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert f"the prompt '{prompt}'" in done.stdout
+    assert done.stdout.endswith("STILL FAILS.\n")
+
+
+def test_another_checkpoint_may_be_without_it(
+    folder: Path, seeded_archive: SeededArchive, faulty: Path, run: Run
+) -> None:
+    done = run("replay", folder / "example.json", "--checkpoint", seeded_archive())
+    assert done.code == 0, done.err
+    assert f"another file than the one that failed, {faulty}" in " ".join(done.out.split())
+    assert "times as far from float64 as the eager model" in done.out
+    assert done.out.endswith("MENDED.\n")
+
+
+def test_what_is_kept_is_all_that_it_takes_to_see_it_again(folder: Path, result: Result) -> None:
+    document = json.loads((folder / "example.json").read_text())
+    judgement = result.judgements[0]
+    assert document["sha256"] == judgement.sha256
+    assert (document["seed"], document["shrunk"]) == (5, True)
+    assert (document["atol"], document["rtol"]) == (0.01, 0.1)
+    assert document["figures"]["output"] == "text_features"
+    assert document["figures"]["rmse_ratio"] > document["figures"]["allowed"]
+    assert document["environment"]["torch"]
+    assert document["message"] in " ".join((folder / "report.txt").read_text().split())
+    assert f"clipcheck replay {folder}" in (folder / "report.txt").read_text()
+
+
+def test_the_dtype_and_the_device_may_be_others(folder: Path) -> None:
+    replayed = replay(folder, dtype="bfloat16", device="cpu")
+    assert (replayed.dtype, replayed.device, replayed.passed) == ("bfloat16", "cpu", False)
+
+
+def test_the_image_is_run_as_it_was_saved(folder: Path, faulty: Path) -> None:
+    """The fault is in texts; an image alone passes, and one that fails would be this one."""
+    picture = Image.new("RGB", (2, 1), (9, 8, 7))
+    picture.save(folder / "image-1.png")
+    document = json.loads((folder / "example.json").read_text())
+    (folder / "example.json").write_text(
+        json.dumps({**document, "prompts": [], "images": ["image-1.png"]})
+    )
+    replayed = replay(folder)
+    assert replayed.passed
+    assert replayed.measure.output == "image_features"
+    assert replayed.saved.example.images[0].getpixel((1, 0)) == (9, 8, 7)
+
+
+def test_it_is_called_three_times(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipcheck.search.probe import Probe
+
+    calls: list[int] = []
+    measure = Probe.measure
+    monkeypatch.setattr(
+        Probe,
+        "measure",
+        lambda self, given: calls.append(len(given.tokens)) or measure(self, given),
+    )
+    replay(folder)
+    assert calls == [1, 1, 1]
+
+
+def test_ids_that_the_model_does_not_take_are_an_error(folder: Path) -> None:
+    document = json.loads((folder / "example.json").read_text())
+    (folder / "example.json").write_text(json.dumps({**document, "prompts": [[1] * 78]}))
+    with pytest.raises(ReplayError, match="78 ids up to 1, and the model takes 77 below 49408"):
+        replay(folder)
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], ["."], []])
+def test_a_file_that_is_no_failing_input_is_one_usage_error(
+    run: Run, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("replay", *arguments)
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    assert done.out == ""
+
+
+def test_a_checkpoint_that_is_gone_is_an_error(folder: Path) -> None:
+    with pytest.raises(UnknownModelError):
+        replay(folder, checkpoint="gone.pt")
+
+
+# --------------------------------------------------------------------------- what a check leaves
+
+
+def test_a_check_keeps_everything_in_the_folder_that_is_asked_for(
+    faulty: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path / "hypothesis"))
+    done = run("check", faulty, "--report", tmp_path / "new" / "report", "--examples", 14)
+    assert done.code == 1
+    document = json.loads((tmp_path / "new" / "report" / "results.json").read_text())
+    example = document["results"][0]["failing_example"]
+    assert Path(example["saved"]).parent == tmp_path / "new" / "report" / "failing-inputs"
+    assert (len(example["prompts"]), example["images"]) == (1, [])
+    assert (tmp_path / "new" / "report" / "report.txt").read_text() == done.out
+    assert f"again: clipcheck replay {example['saved']}" in done.out
+
+
+def test_a_check_without_a_folder_keeps_the_input_in_a_temporary_one(result: Result) -> None:
+    saved = evidence.keep_inputs(result).judgements[0].saved
+    assert saved is not None
+    assert read(Path(saved)).example.prompts
+
+
+def test_where_nothing_fails_no_folder_is_made(
+    result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence.tempfile, "mkdtemp", None)
+    passing = replace(result, judgements=(replace(result.judgements[0], failing=None),))
+    assert evidence.keep_inputs(passing) is passing
+
+
+@pytest.mark.parametrize("kind", ["a file", "below a file"])
+def test_a_report_folder_that_cannot_be_written_is_told_before_anything_is_run(
+    run: Run, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    folder = tmp_path / "file" if kind == "a file" else tmp_path / "file" / "below"
+    done = run("check", "gone.pt", "--report", folder)
+    assert done.code == 2
+    assert done.err.startswith(f"clipcheck: {folder}: expected a folder that can be written to")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_report_that_cannot_be_written_at_the_end_is_an_output_error(
+    result: Result, tmp_path: Path
+) -> None:
+    (tmp_path / evidence.INPUTS).write_text("in the way")
+    with pytest.raises(OutputError, match="cannot be written"):
+        evidence.keep(result, tmp_path)
+
+
+def test_two_checkpoints_of_the_same_name_are_kept_apart(result: Result, tmp_path: Path) -> None:
+    one = result.judgements[0]
+    both = replace(result, judgements=(one, replace(one, sha256="0" * 64)))
+    saved = {judgement.saved for judgement in evidence.keep_inputs(both, tmp_path).judgements}
+    assert len(saved) == 2
+
+
+def test_what_the_texts_say_of_a_failing_input(result: Result) -> None:
+    from clipcheck.report.text import failing_lines
+
+    judgement = result.judgements[0]
+    assert judgement.failing is not None
+    lines = failing_lines(judgement)
+    assert lines[0].startswith("  smallest input that fails: the prompt '")
+    as_it_was = replace(judgement.failing, shrunk=False, example=Example(prompts=("a", "b")))
+    assert failing_lines(replace(judgement, failing=as_it_was))[0] == (
+        "  a batch that fails: the prompt 'a', the prompt 'b'"
+    )
+    assert failing_lines(replace(judgement, failing=None)) == []
+
+
+def test_archives_with_other_dimensions_of_their_own_take_raw_inputs_otherwise() -> None:
+    import torch
+
+    from clipcheck.judging import frontend_of
+
+    class Says(torch.nn.Module):
+        input_resolution = torch.tensor(40)
+
+    assert frontend_of(Says(), architecture_named("tiny-vit")) == Frontend(40, 77)
