@@ -165,7 +165,7 @@ def prompts(*, context_length: int = CONTEXT_LENGTH) -> SearchStrategy[str]:
         for pieces in (*lists, repeated)
     ]
     # As a list, since a whole text is but one choice, and less simple prompts would shrink to it.
-    unicode = st.lists(st.characters(exclude_categories=("Cs",))).map("".join)
+    unicode = st.lists(st.characters(codec="utf-8")).map("".join)
     return st.one_of(_words(), *sentences, st.sampled_from(BLANKS), unicode)
 
 
@@ -310,11 +310,17 @@ def _grey(_: tuple[int, ...], level: int) -> SearchStrategy[Colour]:
 
 
 def _saturated(bands: tuple[int, ...], level: int) -> SearchStrategy[Colour | None]:
-    """Toward white. The second colour is what the first is not: mixed, they give all there are."""
+    """Toward white; half are white or black.
+
+    The second colour is what the first is not: mixed by channels, the two give all there are.
+    """
     if level < 128:
         return st.none()
-    drawn = [st.sampled_from((_OPAQUE, 0))] * len(bands)
-    return st.tuples(*drawn).map(functools.partial(_coloured, bands))
+    each = st.tuples(*[st.sampled_from((_OPAQUE, 0))] * len(bands))
+    plain = [tuple(_OPAQUE if band == 3 else light for band in bands) for light in (255, 0)]
+    # Of one band there are but two.
+    drawn = each if len(bands) == 1 else st.sampled_from(plain) | each
+    return drawn.map(functools.partial(_coloured, bands))
 
 
 def _inverse(colour: Colour) -> Colour:
