@@ -1,15 +1,14 @@
 """Hypothesis strategies for what CLIP is fed with: images, pixels, prompts, token ids, batches.
 
-They need the package ``hypothesis``, which ``pip install clipcheck[test]`` brings. All draw few
-numbers, filter nothing and shrink, so that no health check has to be turned off.
+All draw few numbers, filter nothing and shrink, so that no health check has to be turned off.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
@@ -18,17 +17,8 @@ from hypothesis.strategies import SearchStrategy
 from PIL import Image
 
 from clipcheck.inputs.batches import Batch, Inputs, Pixels, Tokens
-from clipcheck.inputs.pictures import (
-    BANDS,
-    KINDS,
-    MODES,
-    UNPROCESSABLE_MODES,
-    Colour,
-    Pattern,
-    Picture,
-    Transparency,
-)
-from clipcheck.inputs.preprocess import MEAN, STD
+from clipcheck.inputs.pictures import MODES, UNPROCESSABLE_MODES, Picture
+from clipcheck.inputs.sketches import described_pixels, pictures, sides, variants
 from clipcheck.inputs.tokenizer import CONTEXT_LENGTH, VOCABULARY_SIZE, default_tokenizer
 from clipcheck.inputs.words import (
     BLANKS,
@@ -51,21 +41,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-_SIDES = (8, 16, 32, 64, 128, 256)
-_OPAQUE = 255
-_PALETTES = ("grey", "all or nothing", "any")
-_FULL = {
-    "I;16": (255, 4095, 65535),
-    "I;16B": (65535, 255),
-    "I;16L": (65535,),
-    "I;16N": (65535,),
-    "I": (255, 65535, -255),
-    "F": (255, 1, 65535, -255),
-}
-_TRANSPARENCIES: tuple[Transparency, ...] = ("none", "one", "each")
-_COMMON = 8
-"""As many times as another mode comes RGB, which most photographs have."""
 
 
 def images(
@@ -102,10 +77,10 @@ def images(
     Raises:
         InvalidArgument: an argument is none of these, or the limits of a side contradict.
     """
-    sides = _sides(min_side, max_side)
+    _check_sides(min_side, max_side)
     _check_integer("max_aspect", max_aspect, 1, "Pass how often one side may hold the other.")
-    variants = st.sampled_from(_variants(_checked_modes(modes)))
-    return _pictures(variants, sides, max_aspect).map(Picture.render)
+    drawn = st.sampled_from(variants(_checked_modes(modes)))
+    return pictures(drawn, sides(min_side, max_side), max_aspect).map(Picture.render)
 
 
 def pixels(*, resolution: int) -> SearchStrategy[Pixels]:
@@ -124,7 +99,8 @@ def pixels(*, resolution: int) -> SearchStrategy[Pixels]:
     Raises:
         InvalidArgument: ``resolution`` is none.
     """
-    return _described_pixels(resolution).map(lambda described: described[1])
+    _check_integer("resolution", resolution, 1, "Pass the pixels a side that the model takes.")
+    return described_pixels(resolution).map(lambda described: described[1])
 
 
 def prompts(*, context_length: int = CONTEXT_LENGTH) -> SearchStrategy[str]:
@@ -227,159 +203,8 @@ def batches(*, inputs: Inputs, max_images: int = 8, max_prompts: int = 8) -> Sea
             "Expected room for unequal numbers of images and prompts but got max_images=1 and "
             "max_prompts=1. Raise one of them."
         )
-    return _batches(_described_pixels(inputs.resolution), _prompt_rows(inputs), max_images,
+    return _batches(described_pixels(inputs.resolution), _prompt_rows(inputs), max_images,
                     max_prompts)  # fmt: skip
-
-
-# --------------------------------------------------------------------------- images
-
-
-def _sides(min_side: int, max_side: int) -> SearchStrategy[int]:
-    _check_integer("min_side", min_side, 1, "Pass a number of pixels.")
-    _check_integer("max_side", max_side, 1, "Pass a number of pixels.")
-    if min_side > max_side:
-        raise InvalidArgument(
-            f"Expected min_side of at most max_side={max_side} but got min_side={min_side}. "
-            "Exchange or widen them."
-        )
-    limits = [limit for limit in _SIDES if min_side <= limit < max_side]
-    # These ranges have no side in common, else the same side would come by several ways.
-    ranges = zip([min_side, *(limit + 1 for limit in limits)], [*limits, max_side], strict=True)
-    return st.one_of(*(st.integers(low, high) for low, high in ranges))
-
-
-def _variants(modes: Sequence[str]) -> list[tuple[str, int, Transparency]]:
-    """Each mode with what its full level can be, and what is transparent.
-
-    They are one number, not two: a mode with more to draw would else be less simple.
-    """
-    variants: list[tuple[str, int, Transparency]] = []
-    for mode in modes:
-        transparencies = _TRANSPARENCIES if mode == "P" else _TRANSPARENCIES[:1]
-        variants += itertools.product([mode], _FULL.get(mode, (255,)), transparencies)
-    return variants + [variant for variant in variants if variant[0] == "RGB"] * (_COMMON - 1)
-
-
-@st.composite
-def _pictures(
-    draw: st.DrawFn,
-    variants: SearchStrategy[tuple[str, int, Transparency]],
-    sides: SearchStrategy[int],
-    max_aspect: int,
-) -> Picture:
-    mode, full, transparency = draw(variants)
-    width, height = draw(sides), draw(sides)
-    width, height = min(width, height * max_aspect), min(height, width * max_aspect)
-    orientation = draw(_ORIENTATIONS)
-    # The pattern comes last: there is then less to draw if it gets simpler, but nothing else.
-    pattern = draw(_patterns(BANDS[mode], _PALETTES[1:2] if mode == "1" else _PALETTES))
-    return Picture(mode, width, height, pattern, full, transparency, orientation)
-
-
-_ORIENTATIONS = st.none() | st.integers(1, 8)
-_KINDS = st.sampled_from(tuple(KINDS))
-_NUMBERS: dict[str, SearchStrategy[Any]] = {
-    "turned": st.booleans(),
-    "step": st.integers(1, 16),
-    "seed": st.integers(0, (1 << 16) - 1),
-}
-
-
-# Making a strategy takes longer than drawing from it, so they are kept.
-@functools.cache
-def _patterns(bands: tuple[int, ...], palettes: tuple[str, ...]) -> SearchStrategy[Pattern]:
-    colours = [
-        tuple(_COLOURS[palette](bands, level) for level in (128, 64)) for palette in palettes
-    ]
-    return _pattern(st.sampled_from(colours))
-
-
-@st.composite
-def _pattern(draw: st.DrawFn, palettes: SearchStrategy[tuple[SearchStrategy[Any], ...]]) -> Pattern:
-    firsts, seconds = draw(palettes)
-    first = draw(firsts)
-    kind = draw(_KINDS)
-    numbers = {"second": seconds, **_NUMBERS}
-    drawn: dict[str, Any] = {name: draw(numbers[name]) for name in KINDS[kind].takes}
-    second = drawn.pop("second", first)
-    return Pattern(kind, first, _inverse(first) if second is None else second, **drawn)
-
-
-def _grey(_: tuple[int, ...], level: int) -> SearchStrategy[Colour]:
-    return st.just((level, level, level, _OPAQUE))
-
-
-def _saturated(bands: tuple[int, ...], level: int) -> SearchStrategy[Colour | None]:
-    """Toward white; half are white or black.
-
-    The second colour is what the first is not: mixed by channels, the two give all there are.
-    """
-    if level < 128:
-        return st.none()
-    each = st.tuples(*[st.sampled_from((_OPAQUE, 0))] * len(bands))
-    plain = [tuple(_OPAQUE if band == 3 else light for band in bands) for light in (255, 0)]
-    # Of one band there are but two.
-    drawn = each if len(bands) == 1 else st.sampled_from(plain) | each
-    return drawn.map(functools.partial(_coloured, bands))
-
-
-def _inverse(colour: Colour) -> Colour:
-    return tuple(255 - part for part in colour)
-
-
-def _any(bands: tuple[int, ...], level: int, parts: int = 1) -> SearchStrategy[Colour]:
-    """Toward the level, and toward opaque; between two levels there are so many parts."""
-    drawn = [_part(_OPAQUE if band == 3 else level, parts) for band in bands]
-    return st.tuples(*drawn).map(functools.partial(_coloured, bands))
-
-
-def _part(level: int, parts: int) -> SearchStrategy[float]:
-    top = 255 * parts
-    return st.integers(0, top).map(lambda number: (level * parts + number) % (top + 1) / parts)
-
-
-def _coloured(bands: tuple[int, ...], parts: tuple[float, ...]) -> Colour:
-    """With those parts at their place; the others are not shown."""
-    shown = dict(zip(bands, parts, strict=True))
-    return tuple(shown.get(band, _OPAQUE) for band in range(4))
-
-
-_COLOURS: dict[str, Callable[[tuple[int, ...], int], SearchStrategy[Any]]] = {
-    "grey": _grey,
-    "all or nothing": _saturated,
-    "any": _any,
-    "between levels": functools.partial(_any, parts=256),
-}
-
-
-def _described_pixels(resolution: int) -> SearchStrategy[tuple[str, Pixels]]:
-    _check_integer("resolution", resolution, 1, "Pass the pixels a side that the model takes.")
-    patterns = _patterns(BANDS["RGB"], tuple(_COLOURS))
-    return patterns.map(functools.partial(_preprocessed, resolution))
-
-
-def _preprocessed(resolution: int, pattern: Pattern) -> tuple[str, Pixels]:
-    on_levels = all(float(part).is_integer() for part in (*pattern.first, *pattern.second))
-    levels = np.rint(pattern.ramp(256)) if on_levels else pattern.ramp(1 << 16)
-    shares = levels[:, :3].astype(np.float32) / np.float32(255)
-    mean, std = (np.array(published, dtype=np.float32) for published in (MEAN, STD))
-    drawn = pattern.mixed(resolution, resolution, (shares - mean) / std)
-    return pattern.kind, np.ascontiguousarray(drawn.transpose(2, 0, 1), dtype=np.float32)
-
-
-def _checked_modes(modes: Sequence[str]) -> Sequence[str]:
-    if isinstance(modes, str) or not isinstance(modes, Sequence):
-        raise InvalidArgument(
-            f"Expected Sequence but got modes={modes!r} (type={type(modes).__name__}). "
-            'Pass names of modes, such as ("RGB", "L").'
-        )
-    unknown = [mode for mode in modes if mode not in (*MODES, *UNPROCESSABLE_MODES)]
-    if unknown or not modes:
-        raise InvalidArgument(
-            f"Expected Pillow's modes but got modes={modes!r}. Pass some of "
-            f"{', '.join((*MODES, *UNPROCESSABLE_MODES))}."
-        )
-    return tuple(modes)
 
 
 # --------------------------------------------------------------------------- prompts
@@ -484,4 +309,29 @@ def _check_inputs(inputs: object) -> None:
         raise InvalidArgument(
             f"Expected Inputs but got inputs={inputs!r} (type={type(inputs).__name__}). "
             "Pass what the model takes, as clipcheck.inputs.batches.Inputs."
+        )
+
+
+def _checked_modes(modes: Sequence[str]) -> Sequence[str]:
+    if isinstance(modes, str) or not isinstance(modes, Sequence):
+        raise InvalidArgument(
+            f"Expected Sequence but got modes={modes!r} (type={type(modes).__name__}). "
+            'Pass names of modes, such as ("RGB", "L").'
+        )
+    unknown = [mode for mode in modes if mode not in (*MODES, *UNPROCESSABLE_MODES)]
+    if unknown or not modes:
+        raise InvalidArgument(
+            f"Expected Pillow's modes but got modes={modes!r}. Pass some of "
+            f"{', '.join((*MODES, *UNPROCESSABLE_MODES))}."
+        )
+    return tuple(modes)
+
+
+def _check_sides(min_side: int, max_side: int) -> None:
+    _check_integer("min_side", min_side, 1, "Pass a number of pixels.")
+    _check_integer("max_side", max_side, 1, "Pass a number of pixels.")
+    if min_side > max_side:
+        raise InvalidArgument(
+            f"Expected min_side of at most max_side={max_side} but got min_side={min_side}. "
+            "Exchange or widen them."
         )

@@ -84,6 +84,10 @@ class Tokenizer:
         words = _WORD.findall(_cleaned(text))
         return [i for word in words for i in self._ids_of_word(word)]
 
+    def encode_word(self, word: str) -> tuple[int, ...]:
+        """Token ids of a word of ASCII letters in lowercase: `encode` without its cleaning."""
+        return self._ids_of_word(word)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the tokens `ids`: each word is followed by a space.
 

@@ -268,3 +268,8 @@ def test_it_refuses_a_vocabulary_with_one_bit_changed(fake_open_clip):
     (fake_open_clip / released.name).write_bytes(packed)
     with pytest.raises(VocabularyError):
         read_vocabulary()
+
+
+@pytest.mark.parametrize("word", ["a", "dog", "s", "antidisestablishmentarianism"])
+def test_a_word_of_letters_needs_no_cleaning(word: str) -> None:
+    assert list(default_tokenizer().encode_word(word)) == default_tokenizer().encode(word)
