@@ -1,10 +1,10 @@
-"""Hypothesis profiles, small seeded checkpoints, and the command line, for all tests."""
+"""Hypothesis profiles, threads, small seeded checkpoints, and the command line, for all tests."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,33 @@ hypothesis.settings.load_profile(_PROFILE)
 SeededArchive = Callable[..., Path]
 
 
-@pytest.fixture(scope="session")
-def seeded_archive(tmp_path_factory: pytest.TempPathFactory) -> SeededArchive:
-    """Gives the path of an archive with seeded weights. Tests must not change the file."""
-    from clipcheck.suite import seeded_archive
+@pytest.hookimpl(optionalhook=True, trylast=True)
+def pytest_xdist_setupnodes(specs: Sequence[object]) -> None:
+    """Divide the cores: all workers import torch, whatever is chosen by clipcheck's options."""
+    from clipcheck.session.workers import divide_cores
 
-    return lambda name="tiny-vit": seeded_archive(name, tmp_path_factory)
+    divide_cores(specs, busy=len(specs))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """Tests of one checkpoint go to one worker in the runs of the whole repository as well."""
+    from clipcheck.pytest_plugin import make_scheduler
+
+    return make_scheduler(config, log)
+
+
+@pytest.fixture(scope="session")
+def seeded_archive(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> SeededArchive:
+    """Gives the path of an archive with seeded weights. Tests must not change the file."""
+    from clipcheck.session.subjects import seeded_archive
+
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(pytestconfig, "workerinput"):
+        folder = folder.parent  # which all workers have theirs in
+    return lambda name="tiny-vit": seeded_archive(name, folder)
 
 
 @pytest.fixture(scope="session", params=["tiny-vit", "tiny-resnet"])

@@ -112,6 +112,7 @@ def run(way: Way, checkpoints: list[Path], folder: Path, examples: str | None) -
         output.seek(0)
         if process.returncode:
             sys.exit(f"{way.name} failed:\n{output.read()}")
+    print(f"{way.name}: {seconds:.0f} s, {memory / 1e9:.2f} GB", file=sys.stderr)
     return Cost(seconds, memory)
 
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 import clipcheck
-from clipcheck.checking import Judgement, Result
+from clipcheck.checking import EXAMPLES, Judgement, Result
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.compare.result import GateResult
 from clipcheck.errors import UsageError
-from clipcheck.checking import EXAMPLES
 from clipcheck.models import loader
 from clipcheck.writers.convert import convert
 from conftest import SeededArchive

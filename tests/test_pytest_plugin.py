@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 # Here, not in the tests: what is imported while ``pytester`` is in use is thrown away after it,
 # and torch cannot be imported a second time.
 import torch
 
-from clipcheck import pytest_plugin, suite
+import clipcheck.models.loader  # noqa: F401
+from clipcheck import pytest_plugin
 from clipcheck.checkpoints.registry import available_models
-from conftest import SeededArchive
+from clipcheck.session import workers
 
 pytest_plugins = ["pytester"]
 
@@ -18,130 +21,296 @@ SHOWS = """
 """
 
 
+@pytest.fixture(autouse=True)
+def of_no_other_run(monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> None:
+    """What the workers of the run that these tests are in were told is not for the runs within."""
+    for name in (*workers.THREADS, workers.GPUS):
+        monkeypatch.delenv(name, raising=False)
+    pytester.makeini("[pytest]\naddopts = -p no:randomly -p no:cacheprovider")
+
+
 @pytest.fixture
 def shown(pytester: pytest.Pytester) -> pytest.Pytester:
     pytester.makepyfile(SHOWS)
+    for name in ("a.pt", "b.pt"):
+        (pytester.path / name).write_bytes(name.encode())
     return pytester
 
 
 def test_by_default_it_takes_what_runs_in_a_minute(shown: pytest.Pytester) -> None:
-    result = shown.runpytest_inprocess("-s")
-    result.stdout.fnmatch_lines(["clipcheck: tiny-vit, tiny-resnet, ViT-B/32 on cpu"])
-    result.stdout.fnmatch_lines(["*seen tiny-vit cpu*", "*seen tiny-resnet cpu*"])
+    result = shown.runpytest_inprocess("-v")
+    result.stdout.fnmatch_lines(["*[[]ViT-B/32-cpu]*", "*[[]tiny-*-cpu]*", "*[[]tiny-*-cpu]*"])
     result.assert_outcomes(passed=3)
 
 
 def test_models_and_devices_are_every_combination_of_the_options(shown: pytest.Pytester) -> None:
     options = ("--clip-model", "a.pt", "--clip-model", "b.pt", "--clip-device", "cpu")
-    result = shown.runpytest_inprocess("-s", *options, "--clip-device", "mps")
+    result = shown.runpytest_inprocess("-s", *options, "--clip-device", "cpu:0")
     result.assert_outcomes(passed=4)
     for model in ("a.pt", "b.pt"):
-        for device in ("cpu", "mps"):
+        for device in ("cpu", "cpu:0"):
             assert f"seen {model} {device}" in result.stdout.str()
 
 
 def test_all_stands_for_the_nine_released_models(shown: pytest.Pytester) -> None:
     result = shown.runpytest_inprocess("-s", "--clip-model", "all", "--clip-model", "RN50")
     result.assert_outcomes(passed=9)
-    result.stdout.fnmatch_lines([f"clipcheck: {', '.join(available_models())} on cpu"])
+    for name in available_models():
+        assert f"seen {name} cpu" in result.stdout.str()
 
 
-def test_the_help_describes_the_options(shown: pytest.Pytester) -> None:
+def test_the_header_says_what_is_judged_and_what_with(shown: pytest.Pytester) -> None:
+    result = shown.runpytest_inprocess("--clip-model", "a.pt", "--clip-seed", "3")
+    result.stdout.fnmatch_lines(["clipcheck: a.pt on cpu; seed 3; * thread*; torch *"])
+
+
+def test_the_help_describes_the_options_and_the_marker(shown: pytest.Pytester) -> None:
     result = shown.runpytest_inprocess("--help")
-    result.stdout.fnmatch_lines(["*--clip-model=M*", "*--clip-device=D*", "*--clip-atol=A*"])
+    for option in pytest_plugin.OPTIONS:
+        assert f"  {option}=" in result.stdout.str()
+    result = shown.runpytest_inprocess("--markers")
+    result.stdout.fnmatch_lines(["@pytest.mark.clipcheck: judges a CLIP checkpoint*"])
 
 
-def test_the_summary_tells_seeded_weights_from_files(
-    pytester: pytest.Pytester, seeded_archive: SeededArchive
+def test_tests_of_checkpoints_can_be_left_out_by_their_marker(shown: pytest.Pytester) -> None:
+    result = shown.runpytest_inprocess("--strict-markers", "-m", "not clipcheck")
+    result.assert_outcomes(deselected=3)
+
+
+def test_tests_of_one_checkpoint_stand_together(shown: pytest.Pytester) -> None:
+    shown.makepyfile(
+        """
+        def test_one(clip_model): pass
+        def test_other(): pass
+        def test_two(clip_model, clip_device): pass
+        """
+    )
+    options = ("--clip-model=a.pt", "--clip-model=tiny-vit", "--clip-device=cpu")
+    result = shown.runpytest_inprocess("-v", *options, "--clip-device=cpu:0")
+    seen = [line.split("::")[1].split()[0] for line in result.outlines if "::" in line]
+    places = [test.partition("[")[2].removesuffix("]").removesuffix("-cpu") for test in seen]
+    assert places == [*2 * ["tiny-vit"], "tiny-vit-cpu:0", *2 * ["a.pt"], "a.pt-cpu:0", ""]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--clip-model", "gone.pt"],
+        ["--clip-model", "a.pt", "--clip-model", "gone.pt", "-n2"],
+        ["--clip-backend", "onnx"],
+        ["--clip-dtype", "float8"],
+        ["--clip-atol", "nan"],
+        ["--clip-rtol=-1"],
+        ["--clip-examples", "0"],
+        ["--clip-seed=-1"],
+        ["--clip-report", "a.pt"],
+        ["--clip-seed=x", "-nauto", "--pyargs", "clipcheck.suite"],
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_one_usage_error_before_any_test(
+    shown: pytest.Pytester, options: list[str]
+) -> None:
+    result = shown.runpytest_inprocess(*options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    lines = [line for line in result.errlines if line]
+    assert len(lines) == 1
+    assert lines[0].startswith("ERROR: ")
+    assert options[0].split("=")[0] in lines[0]
+    assert "test session starts" not in result.stdout.str()
+
+
+def test_reports_that_can_no_longer_be_written_are_told_beside_the_failures(
+    pytester: pytest.Pytester,
 ) -> None:
     pytester.makepyfile(
         """
-        def test_it(clip_subject, record_property):
-            record_property("clip", clip_subject.source)
+        from pathlib import Path
+
+        def test_it():
+            Path("report").rmdir()
+            Path("report").touch()
+            assert False
         """
     )
-    path = seeded_archive("tiny-vit")
-    # In a process of its own, for the reason above.
-    result = pytester.runpytest_subprocess("--clip-model", "tiny-vit", "--clip-model", str(path))
-    result.assert_outcomes(passed=2)
+    result = pytester.runpytest_inprocess("--clip-report", "report")
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
     result.stdout.fnmatch_lines(
-        [
-            "*= clipcheck =*",
-            f"{path} on cpu: the file given",
-            "tiny-vit on cpu: seeded weights, NOT the released ones",
-        ]
+        ["*= FAILURES =*", "*= clipcheck =*", f"{pytester.path}/report*: *"]
     )
+    result.assert_outcomes(failed=1)
 
 
-def test_without_its_fixtures_it_says_nothing_at_the_end(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile("def test_it(): pass")
-    result = pytester.runpytest_inprocess()
+def test_a_device_that_is_not_there_is_one_usage_error(
+    shown: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    result = shown.runpytest_inprocess("--clip-device", "cuda:2", "-nauto")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: --clip-device: " in result.stderr.str()
+
+
+def test_somebody_elses_run_is_left_alone(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import sys
+
+        def modules():
+            heavy = ("torch", "numpy", "PIL", "filelock", "hypothesis")
+            ours = sorted(name for name in sys.modules if name.split(".")[0] == "clipcheck")
+            return [*ours, *(name for name in heavy if name in sys.modules)]
+
+        def pytest_unconfigure(config):
+            print("left", config.getoption("dist", None), *modules())
+        """
+    )
+    pytester.makepyfile(
+        """
+        import os
+        from conftest import modules
+
+        def test_it():
+            assert modules() == ["clipcheck", "clipcheck._version", "clipcheck.pytest_plugin"]
+            assert "OMP_NUM_THREADS" not in os.environ
+        """
+    )
+    result = pytester.runpytest_subprocess("-n1", "-p", "no:anyio", "-p", "no:hypothesispytest")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["left load clipcheck clipcheck._version clipcheck.pytest_plugin"])
+    assert "clipcheck:" not in result.stdout.str()
     assert "= clipcheck =" not in result.stdout.str()
 
 
 @pytest.mark.parametrize(
-    ("workers", "before", "expected"),
-    [("2", None, "4"), ("16", None, "1"), ("2", "7", "7"), ("1", None, None), (None, None, None)],
+    ("options", "expected"),
+    [
+        (["-n2", "--clip-seed=1"], "loadgroup"),
+        (["-nauto", "--pyargs", "clipcheck.suite"], "loadgroup"),
+        (["-nauto", "--pyargs", "clipcheck.suite::test_gate"], "loadgroup"),
+        (["-n2", pytest_plugin.__file__.replace("pytest_plugin", "suite")], "loadgroup"),
+        (["-n2"], "load"),
+        (["-n2", "--clip-seed=1", "--dist=load"], "load"),
+        (["-n2", "--clip-seed=1", "--dist=worksteal"], "worksteal"),
+        (["-n0", "--clip-seed=1"], "no"),
+        (["--clip-seed=1"], "no"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
-def test_the_cores_are_divided_among_the_workers(
-    monkeypatch: pytest.MonkeyPatch,
-    pytestconfig: pytest.Config,
-    workers: str | None,
-    before: str | None,
-    expected: str | None,
+def test_tests_of_a_checkpoint_go_to_one_worker_where_nothing_else_is_asked_for(
+    pytester: pytest.Pytester, options: list[str], expected: str
 ) -> None:
-    import os
-
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    for name, value in (("PYTEST_XDIST_WORKER_COUNT", workers), ("OMP_NUM_THREADS", before)):
-        if value is None:
-            monkeypatch.delenv(name, raising=False)
-        else:
-            monkeypatch.setenv(name, value)
-    # Set and taken away again, so that monkeypatch restores what the plugin sets.
-    pytest_plugin.divide_cores()
-    assert os.environ.get("OMP_NUM_THREADS") == expected
-    if before is None:
-        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    config = pytester.parseconfig(*options, "--collect-only")
+    main = config.pluginmanager.getplugin("main")
+    config.pluginmanager.unregister(main)  # which would go on to run the tests
+    config.hook.pytest_cmdline_main(config=config)
+    assert config.getoption("dist") == expected
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         ([], None),
-        (["--clip-device", "cpu"], None),
-        (["--clip-device", "cuda"], 3),
-        (["--clip-device", "cpu", "--clip-device", "cuda:1"], 3),
+        (["--clip-device=cpu"], None),
+        (["--clip-device=cuda"], 3),
+        (["--clip-device=cpu", "--clip-device=cuda"], 3),
+        (["--clip-device=cuda:1"], 1),
+        (["--clip-device=cuda:1", "--clip-device=cuda:2", "--clip-device=cpu"], 2),
+        # Where nothing but the suite is run, there may be less to do than there are cores.
+        (["--pyargs", "clipcheck.suite", "--clip-model=RN50"], 1),
+        (["--pyargs", "clipcheck.suite", "--clip-model=RN50", "--clip-device=cuda"], 1),
+        (["--pyargs", "clipcheck.suite", "--clip-device=cuda"], 3),
+        (["--pyargs", "clipcheck.suite", "--clip-model=all"], None),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
-def test_on_gpus_there_are_as_many_workers_as_gpus(
+def test_there_are_as_many_workers_as_gpus_and_no_more_than_have_a_part(
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
     options: list[str],
     expected: int | None,
 ) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_AUTO_NUM_WORKERS", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(workers, "cores", lambda: 4)
     config = pytester.parseconfig(*options)
     assert pytest_plugin.pytest_xdist_auto_num_workers(config) == expected
+    monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "2")
+    assert pytest_plugin.pytest_xdist_auto_num_workers(config) is None
 
 
 @pytest.mark.parametrize(
-    ("device", "worker", "gpus", "expected"),
+    ("options", "threads", "gpus"),
     [
-        ("cuda", "gw0", 2, "cuda:0"),
-        ("cuda", "gw3", 2, "cuda:1"),
-        ("cuda", None, 2, "cuda:0"),
-        ("cuda:1", "gw0", 2, "cuda:1"),
-        ("cpu", "gw1", 2, "cpu"),
-        ("cuda", "gw1", 0, "cuda:0"),
+        # Nothing of ours: nothing is set.
+        ([], None, [None, None, None]),
+        # The suite alone, with one checkpoint: one worker computes, on one device or on two.
+        (["--pyargs", "clipcheck.suite", "--clip-model=RN50"], "12", [None, None, None]),
+        (
+            ["--pyargs", "clipcheck.suite", "--clip-model=RN50", "--clip-device=cuda"],
+            "12",
+            ["0", "1", "0"],
+        ),
+        (
+            [
+                "--pyargs",
+                "clipcheck.suite",
+                "--clip-model=RN50",
+                "--clip-device=cuda",
+                "--clip-device=cpu",
+            ],
+            "6",
+            ["0", "1", "0"],
+        ),
+        # Other tests beside it, of which nothing is known.
+        (["test_x.py", "--clip-model=RN50"], "4", [None, None, None]),
+        (["test_x.py", "--clip-device=cuda:1"], "4", [None, None, None]),
     ],
 )
-def test_workers_are_spread_over_the_gpus(
-    monkeypatch: pytest.MonkeyPatch, device: str, worker: str | None, gpus: int, expected: str
+def test_cores_and_gpus_are_divided_before_the_workers_start(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    threads: str | None,
+    gpus: list[str | None],
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    if worker is None:
-        monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    else:
-        monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
-    assert suite.spread(device) == expected
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(workers, "cores", lambda: 12)
+    specs = [SimpleNamespace(env={}, popen=True) for _ in gpus]
+    config = pytester.parseconfig(*options)
+    pytest_plugin.pytest_xdist_setupnodes(config, specs)
+    assert [spec.env.get("OMP_NUM_THREADS") for spec in specs] == [threads] * len(gpus)
+    assert [spec.env.get(workers.GPUS) for spec in specs] == gpus
+
+
+def test_a_worker_starts_with_its_threads_and_sees_its_gpu_alone(pytester: pytest.Pytester) -> None:
+    # In place of torch, so that there are GPUs, and to see that no worker imports it.
+    pytester.makepyfile(torch="class cuda:\n    device_count = staticmethod(lambda: 2)")
+    pytester.makeconftest(
+        """
+        import os, sys
+
+        def pytest_configure(config):
+            if hasattr(config, "workerinput"):
+                at_start["threads"] = os.environ["OMP_NUM_THREADS"]
+                at_start["gpu"] = os.environ["CUDA_VISIBLE_DEVICES"]
+
+        at_start = {}
+        """
+    )
+    pytester.makepyfile(
+        """
+        import sys
+        import pytest
+        from conftest import at_start
+
+        @pytest.mark.parametrize("n", range(4))
+        def test_it(n, worker_id):
+            assert "torch" not in sys.modules
+            print("seen", worker_id, at_start["gpu"], at_start["threads"])
+        """
+    )
+    result = pytester.runpytest_subprocess("-n2", "--clip-device=cuda", "-rP")
+    result.assert_outcomes(passed=4)
+    seen = {line for line in result.outlines if line.startswith("seen")}
+    share = workers.threads(workers.cores(), 2)
+    assert seen == {f"seen gw0 0 {share}", f"seen gw1 1 {share}"}

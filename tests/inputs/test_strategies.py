@@ -777,7 +777,10 @@ def test_a_fault_of_one_row_shrinks_to_a_small_batch_with_it() -> None:
     batch = simplest(batches(inputs=CLIP), lambda batch: ((batch.tokens >= 40000) & (
         batch.tokens <= LAST)).any())  # fmt: skip
     assert len(batch.pixels) + len(batch.tokens) == 3
-    assert np.unique(batch.tokens).tolist() == [0, 40000, START_TOKEN, END_TOKEN]
+    zero, token, *ends = np.unique(batch.tokens).tolist()
+    assert (zero, ends) == (0, [START_TOKEN, END_TOKEN])
+    # Of so many numbers Hypothesis may stop one short of the least.
+    assert 40000 <= token < 40010
 
 
 # What is searched for each feature, and in how many examples.

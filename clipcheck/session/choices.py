@@ -1,0 +1,217 @@
+"""What a run of pytest is asked to judge: the options, read and refused before any test runs."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from clipcheck.checkpoints.architecture import ARCHITECTURES
+from clipcheck.checkpoints.registry import available_models
+from clipcheck.compare.tolerances import LIMITS, Contract
+from clipcheck.errors import ClipcheckError, OutputError, UnknownModelError, UsageError
+from clipcheck.session.subjects import size
+
+DEFAULT_MODELS = ("tiny-vit", "tiny-resnet", "ViT-B/32")
+"""What runs in a minute: both small architectures, and a full-size one."""
+
+NAMES = ("clip_gate", "clip_model", "clip_backend", "clip_device", "clip_dtype")
+"""What a test can ask for, in the order in which it stands in the id of a test."""
+
+BACKENDS = ("jit",)
+"""The ways to run a checkpoint that are compared with the eager model."""
+
+_HALF = ("integrity", "contract", "precision", "decision", "stability")
+
+GATES = {
+    "float32": ("integrity", "contract", "fidelity", "modules", "decision", "stability"),
+    "float16": _HALF,
+    "bfloat16": _HALF,
+}
+"""By dtype, the gates that a judgement has."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is to be judged, and how.
+
+    Attributes:
+        models: released names, architectures and paths; large ones first.
+        devices: as torch names them.
+        backends: of `BACKENDS`.
+        dtypes: the names of dtypes; none for those that suit each device.
+        atol: the absolute tolerance of the gate ``contract``.
+        rtol: its relative tolerance.
+        examples: number of images; None for what a check takes by default.
+        seed: of the images and prompts.
+        report: the folder that the reports are written to, if they are asked for.
+    """
+
+    models: tuple[str, ...]
+    devices: tuple[str, ...]
+    backends: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    atol: float
+    rtol: float
+    examples: int | None
+    seed: int
+    report: Path | None
+
+    @classmethod
+    def of(cls, option: Callable[[str], Any], folder: Path) -> Choices:
+        """Read the options.
+
+        Args:
+            option: gives what was written for the option of that name, or None.
+            folder: what paths start from.
+
+        Raises:
+            UsageError: one of them makes no sense; the message names it.
+        """
+        report = option("--clip-report")
+        return cls(
+            models=_models(option("--clip-model") or DEFAULT_MODELS, folder),
+            devices=_once(option("--clip-device") or ["cpu"]),
+            backends=_known("--clip-backend", option("--clip-backend") or BACKENDS, BACKENDS),
+            dtypes=_known("--clip-dtype", option("--clip-dtype") or [], LIMITS),
+            atol=_tolerance("--clip-atol", option("--clip-atol"), Contract.atol),
+            rtol=_tolerance("--clip-rtol", option("--clip-rtol"), Contract.rtol),
+            examples=_whole("--clip-examples", option("--clip-examples"), least=1),
+            seed=_whole("--clip-seed", option("--clip-seed"), least=0) or 0,
+            report=None if report is None else folder / report,
+        )
+
+    def dtypes_on(self, device: str) -> tuple[str, ...]:
+        """What is computed in on that device: by default float32, and half where it is fast."""
+        if self.dtypes:
+            return self.dtypes
+        return ("float32",) if device.startswith("cpu") else ("float32", "float16")
+
+    def combinations(self, names: Sequence[str]) -> list[dict[str, str]]:
+        """Every combination of what is asked for by name: all that is judged of one checkpoint on
+        one device stands together, large checkpoints first."""
+        found = [{name: each[name] for name in names} for each in self._all()]
+        return [dict(pairs) for pairs in dict.fromkeys(tuple(each.items()) for each in found)]
+
+    def _all(self) -> Iterator[Mapping[str, str]]:
+        for model, device in self.pairs():
+            for backend, dtype in product(self.backends, self.dtypes_on(device)):
+                for gate in GATES[dtype]:
+                    yield {
+                        "clip_gate": gate,
+                        "clip_model": model,
+                        "clip_backend": backend,
+                        "clip_device": device,
+                        "clip_dtype": dtype,
+                    }
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each checkpoint with each device, large checkpoints first: what one worker does."""
+        return list(product(self.models, self.devices))
+
+
+def require_there(choices: Choices, folder: Path) -> None:
+    """Look whether all that was chosen is there, and whether the reports can be written.
+
+    Raises:
+        ClipcheckError: something is not; the message tells what to choose instead.
+    """
+    for model in choices.models:
+        _require_model(model, folder)
+    for device in choices.devices:
+        _require_device(device)
+    if choices.report is not None:
+        _require_writable(choices.report)
+
+
+def _require_model(model: str, folder: Path) -> None:
+    known = [*available_models(), *ARCHITECTURES, "all"]
+    if model in known or (folder / model).exists():
+        return
+    (nearest,) = difflib.get_close_matches(model, known, n=1, cutoff=0.0)
+    raise UnknownModelError(
+        f"--clip-model: expected a released name, an architecture or an existing file, found "
+        f"{model!r}",
+        remedy=f"The nearest name is {nearest!r}; all of them: {', '.join(dict.fromkeys(known))}.",
+    )
+
+
+def _require_device(device: str) -> None:
+    if device == "cpu":
+        return
+    import torch
+
+    index = device.removeprefix("cuda:")
+    count = torch.cuda.device_count() if device.startswith("cuda") else 0
+    # Resolving would set CUDA up, and take memory of a GPU that this process does not use.
+    if (device == "cuda" and count) or (index.isdigit() and int(index) < count):
+        return
+    from clipcheck.models.loader import resolve_device
+
+    try:
+        resolve_device(device)
+    except ClipcheckError as error:
+        remedy = "Choose cpu, or what this machine and this torch have of cuda, cuda:1 and mps."
+        raise type(error)(f"--clip-device: {error.problem}", remedy=remedy) from error
+
+
+def _require_writable(folder: Path) -> None:
+    from clipcheck.evidence import require_folder
+
+    try:
+        require_folder(folder)
+    except OutputError as error:
+        problem = f"--clip-report: {error.problem}"
+        raise OutputError(problem, remedy=error.remedy, path=error.path) from error
+
+
+def _models(chosen: Sequence[str], folder: Path) -> tuple[str, ...]:
+    named = [name for m in chosen for name in (available_models() if m == "all" else [m])]
+    return tuple(sorted(_once(named), key=lambda model: -size(model, folder)))
+
+
+def _once(chosen: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chosen))
+
+
+def _known(option: str, chosen: Sequence[str], known: Sequence[str] | Mapping[str, object]) -> Any:
+    for name in chosen:
+        if name not in known:
+            raise UsageError(
+                f"{option}: expected one of {', '.join(known)}, found {name!r}",
+                remedy="Give one of them, or leave the option out.",
+            )
+    return _once(chosen)
+
+
+def _tolerance(option: str, written: str | None, default: float) -> float:
+    try:
+        value = default if written is None else float(written)
+    except ValueError:
+        value = math.nan
+    # Written so that NaN, which is not less than 0 either, is refused.
+    if not 0 <= value < math.inf:
+        raise UsageError(
+            f"{option}: expected a number of at least 0, found {written!r}",
+            remedy=f"The classic value is {default}.",
+        )
+    return value
+
+
+def _whole(option: str, written: str | None, *, least: int) -> int | None:
+    if written is None:
+        return None
+    try:
+        value = int(written)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise UsageError(
+            f"{option}: expected a whole number of at least {least}, found {written!r}",
+            remedy="Give one, or leave the option out.",
+        )
+    return value

@@ -1,0 +1,139 @@
+"""What a run does with a checkpoint: judge it, or load it for tests of the user's own."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcheck.errors import OutputError
+from clipcheck.session import memory, subjects
+from clipcheck.session.choices import Choices
+from clipcheck.session.sharing import Case, Finding, Findings
+
+if TYPE_CHECKING:
+    from clipcheck.backends.modules import ModuleBackend
+    from clipcheck.checking import Judgement, Result
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A checkpoint loaded both ways.
+
+    Attributes:
+        reference: the eager model.
+        candidate: the archive's.
+    """
+
+    reference: ModuleBackend
+    candidate: ModuleBackend
+
+
+class Run:
+    """Judges and loads what a run of pytest asks for, each once.
+
+    Args:
+        choices: what is asked for.
+        start: the folder that paths start from.
+        folder: what all workers of the run share.
+    """
+
+    def __init__(self, choices: Choices, start: Path, folder: Path) -> None:
+        self.findings = Findings(folder)
+        self._choices = choices
+        self._start = start
+        self._loaded: tuple[Case, Pair] | None = None
+
+    def judgement(self, case: Case) -> Judgement:
+        """What a check of it finds."""
+        return self.findings.once(case, lambda: self._judge(case)).judgement
+
+    def pair(self, case: Case) -> Pair:
+        """Both models. Only the last one is kept: tests of one checkpoint stand together.
+
+        Raises:
+            ClipcheckError: the checkpoint cannot be loaded both ways; the subclass tells why.
+        """
+        if self._loaded is None or self._loaded[0] != case:
+            self._loaded = None  # before the next comes, not after
+            self._loaded = case, self._load(case)
+        return self._loaded[1]
+
+    def _judge(self, case: Case) -> Finding:
+        size = subjects.size(case.model, self._start)
+        with memory.reserved(self.findings.folder, memory.estimate(size)):
+            try:
+                # The user's filters may make errors of them: a warning is no verdict.
+                with warnings.catch_warnings():
+                    warnings.simplefilter("default")
+                    return self._check(case)
+            # Whatever it is, it is of this checkpoint alone, and is not tried for each gate anew.
+            except Exception as error:
+                traceback.print_exc()
+                return Finding(case, _failed(case, error))
+
+    def _check(self, case: Case) -> Finding:
+        from clipcheck.checking import check
+
+        chosen = self._choices
+        subject = self._find(case)
+        examples: dict[str, Any] = {}
+        if chosen.examples is not None:
+            examples["examples"] = chosen.examples
+        result = check(
+            subject.path,
+            device=case.device,
+            dtype=case.dtype,
+            seed=chosen.seed,
+            atol=chosen.atol,
+            rtol=chosen.rtol,
+            **examples,
+        )
+        (judgement,) = result.judgements
+        judgement = replace(judgement, checkpoint=subject.label)
+        return Finding(case, self._kept(replace(result, judgements=(judgement,))), subject.source)
+
+    def _kept(self, result: Result) -> Judgement:
+        """The judgement, with its failing input in a folder, to be run again."""
+        from clipcheck.evidence import INPUTS, keep_inputs
+
+        # The verdict stands without it, and a report that cannot be written is told at the end.
+        with suppress(OutputError):
+            result = keep_inputs(result, (self._choices.report or self.findings.folder) / INPUTS)
+        (judgement,) = result.judgements
+        return judgement
+
+    def _load(self, case: Case) -> Pair:
+        import torch
+
+        from clipcheck.backends.modules import ModuleBackend
+        from clipcheck.checkpoints.formats import open_checkpoint
+        from clipcheck.models.loader import load_checkpoint_both, resolve_device
+
+        checkpoint = open_checkpoint(self._find(case).path)
+        device = resolve_device(case.device)
+        both = load_checkpoint_both(checkpoint, device, getattr(torch, case.dtype))
+        return Pair(
+            ModuleBackend("eager", both.eager_model, device),
+            ModuleBackend("jit", both.jit_model, device),
+        )
+
+    def _find(self, case: Case) -> subjects.Subject:
+        return subjects.find(case.model, self._start, self.findings.folder)
+
+
+def _failed(case: Case, error: Exception) -> Judgement:
+    from clipcheck.checking import Judgement
+
+    first = (str(error).strip().splitlines() or [""])[0]
+    return Judgement(
+        case.model,
+        case.device,
+        backend=case.backend,
+        dtype=case.dtype,
+        error=f"expected a judgement, found {type(error).__name__}: {first}. The traceback is in "
+        "what this test printed; if it is not for want of memory, please report it.",
+    )

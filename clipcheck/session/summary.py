@@ -1,0 +1,59 @@
+"""What a run says before it begins and when it is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from clipcheck.session import workers
+from clipcheck.session.choices import Choices
+from clipcheck.session.sharing import Finding
+
+
+def header(choices: Choices, count: int, busy: int) -> str:
+    """One line: what is going to be judged, and what with.
+
+    Args:
+        choices: what is asked for.
+        count: of the workers; 0 where there are none.
+        busy: how many of them compute at a time.
+    """
+    models, devices = ", ".join(choices.models), ", ".join(choices.devices)
+    return (
+        f"clipcheck: {models} on {devices}; seed {choices.seed}; {_threads(count, busy)}; "
+        f"torch {version('torch')}"
+    )
+
+
+def _threads(count: int, busy: int) -> str:
+    busy = min(busy, count) if count else 1
+    share = workers.own_threads(os.environ) or workers.threads(workers.cores(), busy)
+    threads = _counted(int(share), "thread")
+    return f"{threads} in each of {_counted(busy, 'busy worker')}" if count > 1 else threads
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def lines(findings: Sequence[Finding]) -> list[str]:
+    """Of each checkpoint, whether it was a file or seeded weights."""
+    return sorted({f"{f.case.model} on {f.case.device}: {f.source}" for f in findings if f.source})
+
+
+def write_reports(findings: Sequence[Finding], folder: Path) -> str:
+    """Write all judgements as JSON and as text, and the inputs that failed.
+
+    Returns:
+        Where they are, for people.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+    """
+    from clipcheck.checking import Result, environment
+    from clipcheck.evidence import keep
+
+    keep(Result(tuple(finding.judgement for finding in findings), environment()), folder)
+    return f"reports in {folder}"

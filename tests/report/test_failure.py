@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from clipcheck.checking import Judgement
+from clipcheck.compare.result import GateResult
+from clipcheck.report import text
+from clipcheck.report.failure import failure
+
+JUDGED = Judgement(
+    checkpoint="RN50 (seeded weights)",
+    path="/tmp/RN50.pt",
+    device="cuda",
+    dtype="float16",
+    gates=(
+        GateResult("integrity", True, "all weights the same"),
+        GateResult("contract", False, "probabilities differ"),
+    ),
+)
+
+
+def test_a_gate_that_failed_says_what_of_and_what_to_do() -> None:
+    assert failure(JUDGED, "contract") == "\n".join(
+        [
+            "RN50 (seeded weights), jit on cuda in float16: contract",
+            "probabilities differ",
+            "Next: clipcheck convert /tmp/RN50.pt -o mended.pt",
+            "      writes an archive of the same weights whose code is known to compute as it "
+            "should.",
+        ]
+    )
+
+
+def test_the_input_that_it_failed_on_stands_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "failing_lines", lambda judgement: [f"  of {judgement.path}"])
+    assert failure(JUDGED, "contract").splitlines()[1:4] == [
+        "probabilities differ",
+        "  of /tmp/RN50.pt",
+        "Next: clipcheck convert /tmp/RN50.pt -o mended.pt",
+    ]
+
+
+def test_a_gate_that_passed_says_nothing() -> None:
+    assert failure(JUDGED, "integrity") == ""
+
+
+def test_a_gate_that_was_not_judged_has_not_passed() -> None:
+    assert failure(JUDGED, "decision") == (
+        "RN50 (seeded weights), jit on cuda in float16: decision\n"
+        "expected what this gate found, but it was not judged"
+    )
+
+
+def test_what_could_not_be_judged_says_why_whatever_gate_is_asked_for() -> None:
+    unjudged = replace(JUDGED, error="RN50.pt: cut off. Fetch it again.")
+    for gate in ("integrity", "contract"):
+        assert failure(unjudged, gate) == (
+            "RN50 (seeded weights), jit on cuda in float16: not judged\n"
+            "RN50.pt: cut off. Fetch it again."
+        )

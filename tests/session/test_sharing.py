@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clipcheck.checking import Judgement
+from clipcheck.session.sharing import Case, Finding, Findings
+
+CASE = Case("a.pt", "jit", "cpu", "float32")
+
+DIES = """
+import os, sys
+from pathlib import Path
+from clipcheck.session.sharing import Case, Findings
+Findings(Path(sys.argv[1])).once(Case("a.pt", "jit", "cpu", "float32"), lambda: os._exit(7))
+"""
+
+
+def finding(case: Case = CASE, source: str = "the file given") -> Finding:
+    return Finding(case, Judgement(case.model, case.device, dtype=case.dtype), source)
+
+
+def never() -> Finding:
+    pytest.fail("judged twice")
+
+
+def test_a_case_is_judged_once_by_all_workers(tmp_path: Path) -> None:
+    one, other = Findings(tmp_path / "run"), Findings(tmp_path / "run")
+    assert one.once(CASE, finding) == finding()
+    assert other.once(CASE, never) == finding()
+    assert one.once(CASE, never) is one.once(CASE, never)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(CASE, model="b.pt"),
+        replace(CASE, backend="onnx"),
+        replace(CASE, device="cuda"),
+        replace(CASE, dtype="float16"),
+    ],
+    ids=str,
+)
+def test_other_cases_are_judged_on_their_own(tmp_path: Path, other: Case) -> None:
+    findings = Findings(tmp_path)
+    findings.once(CASE, finding)
+    assert findings.once(other, lambda: finding(other)) == finding(other)
+
+
+def test_a_checkpoint_that_killed_its_worker_is_not_tried_again(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", DIES, str(tmp_path)], check=False)
+    assert done.returncode == 7
+    found = Findings(tmp_path).once(CASE, never)
+    assert found.judgement == Judgement(
+        "a.pt",
+        "cpu",
+        dtype="float32",
+        error="expected a judgement, but the worker that was judging it died: it crashed, or the "
+        "machine ran out of memory. Judge it alone to see how: clipcheck check a.pt --device cpu "
+        "--dtype float32.",
+    )
+    assert Findings(tmp_path).all() == [found]
+
+
+def test_after_an_interrupt_it_is_tried_again(tmp_path: Path) -> None:
+    def interrupted() -> Finding:
+        raise KeyboardInterrupt
+
+    findings = Findings(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        findings.once(CASE, interrupted)
+    assert findings.all() == []
+    assert findings.once(CASE, finding) == finding()
+
+
+def test_all_that_was_found_comes_in_the_order_in_which_it_was_begun(tmp_path: Path) -> None:
+    cases = [replace(CASE, model=f"{name}.pt") for name in "qwertz"]
+    for case in cases:
+        Findings(tmp_path).once(case, lambda case=case: finding(case))  # type: ignore[misc]
+    assert [found.case for found in Findings(tmp_path).all()] == cases
+
+
+def test_a_case_reads_like_a_headline() -> None:
+    assert str(CASE) == "a.pt, jit on cpu in float32"

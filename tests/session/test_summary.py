@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from clipcheck.checking import Judgement
+from clipcheck.errors import OutputError
+from clipcheck.session import workers
+from clipcheck.session.choices import Choices
+from clipcheck.session.sharing import Case, Finding
+from clipcheck.session.summary import header, lines, write_reports
+
+CHOICES = Choices.of({"--clip-model": ["b.pt"], "--clip-seed": "3"}.get, Path("/nowhere"))
+
+
+def found(model: str, device: str, source: str, dtype: str = "float32") -> Finding:
+    judgement = Judgement(model, device, dtype=dtype, error="gone. Look again.")
+    return Finding(Case(model, "jit", device, dtype), judgement, source)
+
+
+@pytest.mark.parametrize(
+    ("count", "busy", "expected"),
+    [
+        (0, 0, "8 threads"),
+        (1, 1, "8 threads"),
+        (2, 2, "4 threads in each of 2 busy workers"),
+        (2, 1, "8 threads in each of 1 busy worker"),
+        (8, 8, "1 thread in each of 8 busy workers"),
+    ],
+)
+def test_the_header_says_what_is_judged_and_what_with(
+    monkeypatch: pytest.MonkeyPatch, count: int, busy: int, expected: str
+) -> None:
+    monkeypatch.setattr(workers, "cores", lambda: 8)
+    for name in workers.THREADS:
+        monkeypatch.delenv(name, raising=False)
+    torch = version("torch")
+    assert (
+        header(CHOICES, count, busy) == f"clipcheck: b.pt on cpu; seed 3; {expected}; torch {torch}"
+    )
+
+
+def test_the_header_has_the_threads_that_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert "; 5 threads in each of 2 busy workers; " in header(CHOICES, 2, 2)
+
+
+def test_seeded_weights_and_files_are_told_apart_at_the_end() -> None:
+    findings = [
+        found("b.pt", "cpu", "the file given"),
+        found("b.pt", "cpu", "the file given", "float16"),
+        found("RN50", "cuda", "seeded weights, NOT the released ones"),
+        found("gone.pt", "cpu", ""),
+    ]
+    assert lines(findings) == [
+        "RN50 on cuda: seeded weights, NOT the released ones",
+        "b.pt on cpu: the file given",
+    ]
+
+
+def test_the_reports_have_all_that_was_judged(tmp_path: Path) -> None:
+    write_reports([found("a.pt", "cpu", ""), found("b.pt", "cuda", "")], tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [(each["checkpoint"], each["device"]) for each in results] == [
+        ("a.pt", "cpu"),
+        ("b.pt", "cuda"),
+    ]
+    assert (
+        (tmp_path / "report.txt")
+        .read_text()
+        .endswith("NOT JUDGED: 2 checkpoints could not be judged.\n")
+    )
+
+
+def test_reports_that_cannot_be_written_say_so(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="gone"):
+        write_reports([], tmp_path / "gone")

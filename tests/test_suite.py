@@ -1,0 +1,180 @@
+"""The suite as people run it. Each run is a process of its own: torch is imported once in it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from clipcheck.session import workers
+from clipcheck.session.choices import GATES
+
+pytest_plugins = ["pytester"]
+
+SUITE = ("--pyargs", "clipcheck.suite")
+
+PRETENDS = """
+    import os, signal, sys
+    from dataclasses import replace
+    from pathlib import Path
+    from clipcheck.session import run
+
+    HERE = Path(__file__).parent
+
+    def check(self, case):
+        from clipcheck.checking import Judgement
+        from clipcheck.compare.result import GateResult
+
+        with (HERE / "judged").open("a") as file:
+            file.write(f"{case} in {os.environ.get('PYTEST_XDIST_WORKER')}\\n")
+        if case.model == "dies.pt":
+            os.kill(os.getpid(), signal.SIGKILL)
+        names = ("integrity", "contract", "fidelity", "modules", "decision", "stability")
+        bad = "contract" if case.model == "bad.pt" else ""
+        gates = tuple(GateResult(name, name != bad, f"so it is with {name}") for name in names)
+        judgement = Judgement(case.model, case.device, dtype=case.dtype, gates=gates)
+        judgement = replace(judgement, seconds={"load": 0, "run": 0})
+        return run.Finding(case, judgement, "the file given")
+
+    run.Run._check = check
+
+    def pytest_unconfigure(config):
+        if hasattr(config, "workerinput"):
+            with (HERE / "imported").open("a") as file:
+                file.write(f"{'torch' in sys.modules} {'numpy' in sys.modules}\\n")
+"""
+"""A conftest.py that judges in no time, and keeps a list of what was judged where."""
+
+
+@pytest.fixture
+def here(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A folder with checkpoints that are not looked at: judging them is pretended."""
+    for name in (*workers.THREADS, workers.GPUS):
+        monkeypatch.delenv(name, raising=False)
+    pytester.makeconftest(PRETENDS)
+    for name, size in (("large.pt", 300), ("dies.pt", 200), ("small.pt", 100), ("bad.pt", 100)):
+        (pytester.path / name).write_bytes(bytes(size))
+    return pytester
+
+
+def chosen(*names: str) -> list[str]:
+    return [part for name in names for part in ("--clip-model", name)]
+
+
+def judged(here: pytest.Pytester) -> list[str]:
+    return (here.path / "judged").read_text().splitlines()
+
+
+def cases(path: Path) -> Counter[tuple[str | None, str | None]]:
+    """How often each test case is in a JUnit file."""
+    found = ElementTree.parse(path).getroot().iter("testcase")
+    return Counter((case.get("classname"), case.get("name")) for case in found)
+
+
+def test_it_runs_where_nothing_can_be_written(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtypes = ("float32", "float16")
+    options = [part for dtype in dtypes for part in ("--clip-dtype", dtype)]
+    written = (f"--clip-report={pytester.path / 'report'}", f"--junit-xml={pytester.path / 'xml'}")
+    monkeypatch.chdir("/proc")  # where not even root can write
+    result = pytester.runpytest_subprocess(
+        *SUITE, *chosen("tiny-vit"), *options, "--clip-examples=1", *written, "-p", "no:randomly"
+    )
+    result.assert_outcomes(passed=11)
+    result.stdout.fnmatch_lines(
+        [
+            "clipcheck: tiny-vit on cpu; seed 0; *",
+            "*= clipcheck =*",
+            "tiny-vit on cpu: seeded weights, NOT the released ones",
+            f"reports in {pytester.path}/report",
+        ]
+    )
+    names = [f"{gate}-tiny-vit-jit-cpu-{dtype}" for dtype in dtypes for gate in GATES[dtype]]
+    expected = {("clipcheck.suite", f"test_gate[{name}]"): 1 for name in names}
+    assert cases(pytester.path / "xml") == expected
+    results = json.loads((pytester.path / "report/results.json").read_text())["results"]
+    found = {each["dtype"]: tuple(gate["name"] for gate in each["gates"]) for each in results}
+    assert found == {dtype: GATES[dtype] for dtype in dtypes}
+    assert (pytester.path / "report/report.txt").read_text().startswith("tiny-vit (seeded weights)")
+
+
+def test_a_checkpoint_that_kills_its_worker_fails_by_name_and_the_others_are_judged(
+    here: pytest.Pytester,
+) -> None:
+    options = ("-n2", "-p", "no:randomly", "--junit-xml=xml", "--clip-report=report")
+    result = here.runpytest_subprocess(*SUITE, *chosen("large.pt", "dies.pt", "small.pt"), *options)
+    result.assert_outcomes(passed=12, failed=6)
+    result.stdout.fnmatch_lines(
+        [
+            "*_ test_gate[[]integrity-dies.pt-jit-cpu-float32[]] _*",
+            "worker 'gw?' crashed while running '*dies.pt*': it crashed, or the machine ran out of "
+            "memory",
+            "*_ test_gate[[]contract-dies.pt-jit-cpu-float32[]] _*",
+            "dies.pt, jit on cpu in float32: not judged",
+            "expected a judgement, but the worker that was judging it died: *",
+        ]
+    )
+    assert sum("dies.pt" in line for line in judged(here)) == 1
+    assert set(cases(here.path / "xml").values()) == {1}
+    assert len(cases(here.path / "xml")) == 18
+    report = (here.path / "report/report.txt").read_text()
+    assert report.endswith("NOT JUDGED: 1 checkpoint could not be judged, 2 passed.\n")
+
+
+def test_each_checkpoint_is_judged_once_in_one_worker_large_ones_first(
+    here: pytest.Pytester,
+) -> None:
+    options = ("-n3", "-p", "no:randomly", "-v")
+    result = here.runpytest_subprocess(*SUITE, *chosen("small.pt", "large.pt"), *options)
+    result.assert_outcomes(passed=12)
+    assert len(judged(here)) == 2
+    ran = [line.split() for line in result.outlines if " PASSED " in line]
+    for name in ("small.pt", "large.pt"):
+        assert len({words[0] for words in ran if name in words[-1]}) == 1
+    (share,) = {workers.threads(workers.cores(), 2)}
+    result.stdout.fnmatch_lines([f"clipcheck: large.pt, small.pt on cpu; seed 0; {share} thread*"])
+    # One of the three had nothing to do, and imported nothing for it.
+    assert sorted((here.path / "imported").read_text().splitlines())[0] == "False False"
+
+
+def test_tests_that_are_spread_over_workers_share_one_judgement(here: pytest.Pytester) -> None:
+    options = ("-n2", "-p", "no:randomly", "--dist=load", "--maxschedchunk=1")
+    result = here.runpytest_subprocess(*SUITE, *chosen("bad.pt"), *options)
+    result.assert_outcomes(passed=5, failed=1)
+    assert len(judged(here)) == 1
+
+
+def test_a_failure_is_what_the_verdict_says_and_no_more(here: pytest.Pytester) -> None:
+    result = here.runpytest_subprocess(*SUITE, *chosen("bad.pt"), "-p", "no:randomly", "-rN")
+    result.assert_outcomes(passed=5, failed=1)
+    first = next(at for at, line in enumerate(result.outlines) if "= FAILURES =" in line)
+    assert result.outlines[first + 1 :][:5] == [
+        "__________________ test_gate[contract-bad.pt-jit-cpu-float32] __________________",
+        "bad.pt, jit on cpu in float32: contract",
+        "so it is with contract",
+        "Next: clipcheck convert bad.pt -o mended.pt",
+        "      writes an archive of the same weights whose code is known to compute as it should.",
+    ]
+    assert "= clipcheck =" in result.outlines[first + 6]
+
+
+def test_it_runs_beside_plugins_that_shuffle_and_repeat(here: pytest.Pytester) -> None:
+    here.makepyfile(
+        """
+        def test_flaky(clip_judgement, tmp_path_factory):
+            seen = tmp_path_factory.getbasetemp() / clip_judgement.checkpoint
+            before = seen.exists()
+            seen.touch()
+            assert before
+        """
+    )
+    here.makepyfile(test_suite="from clipcheck.suite import test_gate")
+    options = ("-n2", "-p", "no:cacheprovider", "-p", "randomly", "--reruns=1", "-v")
+    result = here.runpytest_subprocess(*chosen("large.pt", "small.pt"), *options)
+    result.assert_outcomes(passed=14)
+    result.stdout.fnmatch_lines(["Using --randomly-seed=*", "*= 14 passed, 2 rerun in *"])
+    assert len(judged(here)) == 2
