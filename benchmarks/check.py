@@ -26,12 +26,13 @@ import torch
 from clipcheck.backends.base import outputs
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.judging import inputs_of
+from clipcheck.checking import EXAMPLES
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.inputs.batches import CORNERS, batches
 from clipcheck.models.loader import load_checkpoint_both
+from clipcheck.search.inputs import Wanted, draw
 checkpoint, device = open_checkpoint(sys.argv[1]), torch.device("cpu")
 both = load_checkpoint_both(checkpoint, device)
-drawn = list(batches(CORNERS, inputs_of(checkpoint.architecture), 0))
+drawn = draw(Wanted(EXAMPLES, False, 0, "benchmark"), inputs_of(checkpoint.architecture)).batches
 started = time.perf_counter()
 for name, model in (("jit", both.jit_model), ("eager", both.eager_model)):
     for batch in drawn:

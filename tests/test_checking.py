@@ -15,6 +15,7 @@ from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.compare.result import GateResult
 from clipcheck.errors import UsageError
+from clipcheck.inputs.batches import CORNERS
 from clipcheck.models import loader
 from clipcheck.writers.convert import convert
 from conftest import SeededArchive
@@ -290,7 +291,9 @@ def test_the_archive_runs_in_float32_that_is_float32(
 def test_a_reduced_dtype_is_judged_by_precision_in_place_of_structure(
     seeded_archive: SeededArchive, dtype: str
 ) -> None:
-    result = clipcheck.check(seeded_archive("tiny-resnet"), dtype=["float32", dtype])
+    result = clipcheck.check(
+        seeded_archive("tiny-resnet"), dtype=["float32", dtype], examples=CORNERS
+    )
     single, reduced = result.judgements
     assert (single.dtype, reduced.dtype) == ("float32", dtype)
     assert [gate.name for gate in reduced.gates] == [

@@ -223,3 +223,19 @@ def test_archives_with_other_dimensions_of_their_own_take_raw_inputs_otherwise()
         input_resolution = torch.tensor(40)
 
     assert frontend_of(Says(), architecture_named("tiny-vit")) == Frontend(40, 77)
+
+
+def test_the_suite_prints_the_smallest_input_and_keeps_it(faulty: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "--pyargs", "clipcheck.suite"]
+    options = ["--clip-model", str(faulty), "--clip-report", "found", "--clip-examples", "14"]
+    done = subprocess.run(
+        [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    (folder,) = (tmp_path / "found" / "failing-inputs").iterdir()
+    (prompt,) = read(folder).example.prompts
+    assert f"smallest input that fails: the prompt '{prompt}'" in done.stdout
+    assert f"again: clipcheck replay {folder}" in done.stdout
+    assert "Traceback" not in done.stdout
+    document = json.loads((tmp_path / "found" / "results.json").read_text())
+    assert document["results"][0]["failing_example"]["saved"] == str(folder)
