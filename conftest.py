@@ -73,6 +73,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Runs the command line in this process: importing torch anew takes seconds."""
     from clipcheck import cli
 
+    # Else what fails in a test would be kept for the checks of whoever runs the tests.
+    storage = os.environ.get("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis")
+    monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", storage)
+
     def invoke(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["clipcheck", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:

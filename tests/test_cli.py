@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -180,6 +181,19 @@ def test_demo_writes_a_full_size_archive_and_finds_it_consistent(
     assert "151,277,313 parameters" in done.out
     assert "seeded" in done.out
     assert "CONSISTENT" in done.out
+
+
+def test_what_failed_is_not_kept_where_the_command_happens_to_be_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYPOTHESIS_STORAGE_DIRECTORY")
+    run("--version")
+    folder = Path(os.environ["HYPOTHESIS_STORAGE_DIRECTORY"])
+    assert folder.is_absolute()
+    assert folder.is_relative_to(Path.home())
+    monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", "mine")
+    run("--version")
+    assert os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] == "mine"
 
 
 def test_the_version_and_the_help_need_no_checkpoint(run: Run) -> None:

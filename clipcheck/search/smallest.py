@@ -146,13 +146,11 @@ class _Search:
 
 
 def _suspects(margins: Sequence[Mapping[Kind, float]]) -> Iterator[Kind]:
-    """The kinds of input that fail, the furthest first. Pairs only where neither kind alone does:
-    what is wrong in features is wrong in logits."""
+    """The kinds of input that fail, the furthest first. Pairs come last: what is wrong in features
+    is wrong in logits."""
     greatest = {kind: max(each.get(kind, 0.0) for each in margins) for kind in KINDS}
-    alone = [kind for kind in KINDS if kind != "pair" and greatest[kind] > 1]
-    yield from sorted(alone, key=lambda kind: -greatest[kind])
-    if not alone and greatest["pair"] > 1:
-        yield "pair"
+    failing = [kind for kind in KINDS if greatest[kind] > 1]
+    yield from sorted(failing, key=lambda kind: (kind == "pair", -greatest[kind]))
 
 
 def _joined(rows: Sequence[Batch]) -> Batch:
