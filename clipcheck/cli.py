@@ -78,6 +78,9 @@ def main() -> None:
 
 _log = logging.getLogger("clipcheck")
 
+DEMO = "ViT-B/32"
+"""What the demo is of."""
+
 _HYPOTHESIS = Path("~/.cache/clipcheck/hypothesis").expanduser()
 
 
@@ -191,9 +194,9 @@ def demo() -> None:
 
     typer.echo("No weights of OpenAI's are in this demo: it writes seeded ones of the same size.")
     with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder:
-        path = Path(folder) / "ViT-B-32.pt"
+        path = Path(folder) / f"{DEMO.replace('/', '-')}.pt"
         _progress(f"{path}: writing")
-        _synthesize("ViT-B/32", path, "archive", seed=0)
+        _synthesize(DEMO, path, "archive", seed=0)
         result = run(path, progress=_progress)
     _show(result, None)
     if result.passed:

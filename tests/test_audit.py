@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
 from clipcheck import audit as auditing
 from clipcheck.audit import Audit, Finding, audit
@@ -14,8 +18,36 @@ WEAK_AND_CLEAN = ("layer-norm-epsilon-1e-6", "end-token-missing", "batch-norm-by
 TINY = ("tiny-vit", "tiny-resnet")
 
 
+class Here:
+    """In place of the pool of processes, of which each would import torch: one after the other, in
+    this one. The audit of tests/test_cli.py has real ones."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work: Callable[[Any], Any], unit: object) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(work(unit))
+        return done
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _here() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auditing, "ProcessPoolExecutor", Here)
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def found() -> Audit:
+def found(_here: None) -> Audit:
     return audit(TINY, only=WEAK_AND_CLEAN)
 
 

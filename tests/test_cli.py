@@ -14,8 +14,6 @@ import clipcheck
 from clipcheck import checking, cli
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.inputs.examples import Example
-from clipcheck.search.source import Source
 from conftest import Run, SeededArchive
 
 
@@ -170,17 +168,18 @@ def test_models_lists_names_sizes_and_what_is_in_the_cache(run: Run, tmp_path: P
     assert lines[6].split()[1:] == ["354.0", "MB", "not", "in", "the", "cache"]
 
 
-def test_demo_writes_a_full_size_archive_and_finds_it_consistent(
+def test_demo_writes_an_archive_and_finds_it_consistent(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The corners alone: what Hypothesis draws beside them would take as long again.
-    monkeypatch.setattr(Source, "draw", lambda self, images: Example())
+    # The consistency tests write and judge a full-size ViT-B/32.
+    assert cli.DEMO == "ViT-B/32"
+    monkeypatch.setattr(cli, "DEMO", "tiny-vit")
     done = run("demo")
     assert done.code == 0
-    assert "ViT-B/32" in done.out
-    assert "151,277,313 parameters" in done.out
+    assert "tiny-vit.pt" in done.out
     assert "seeded" in done.out
     assert "CONSISTENT" in done.out
+    assert done.out.endswith("Yours: clipcheck check YOUR_CHECKPOINT\n")
 
 
 def test_what_failed_is_not_kept_where_the_command_happens_to_be_run(

@@ -23,6 +23,7 @@ from clipcheck.search import smallest as module
 from clipcheck.search.inputs import Drawn, Wanted, draw
 from clipcheck.search.probe import Measure, Probe, worst
 from clipcheck.search.smallest import Failing, smallest
+from clipcheck.search.source import Source
 from clipcheck.writers.synthesize import synthesize
 
 # CLIP's own vocabulary, so that prompts are texts.
@@ -85,6 +86,7 @@ def model() -> eager.CLIP:
 @pytest.fixture(autouse=True)
 def _database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(module, "SEARCHED", 80)
 
 
 Found = tuple[Failing | None, Candidate, Drawn]
@@ -166,6 +168,23 @@ def test_ids_that_no_text_gives_stay_ids(look: Callable[..., Found]) -> None:
     assert prompt == (49406, 0, 49407)
 
 
+def test_ids_are_told_as_a_text_where_one_gives_them(
+    look: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = Source._prompts
+    monkeypatch.setattr(Source, "_prompts", lambda self: {"ids": both(self)["ids"]})
+    assert prompts_of(look(text=where(lambda _: True))[0]) == ("",)
+
+
+def test_what_the_check_drew_itself_is_looked_at_first(
+    look: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SEARCHED", 0)
+    monkeypatch.setattr(module, "_TOGETHER", 1)
+    found, _, _ = look(text=where(lambda row: bool(((row >= 40_000) & (row < 49406)).any())))
+    assert len(prompts_of(found)) == 1
+
+
 def test_a_fault_on_every_image_shrinks_to_one_grey_pixel(look: Callable[..., Found]) -> None:
     ((mode, size, colour),) = images_of(look(image=where(lambda _: True))[0])
     assert (mode, size) == ("RGB", (1, 1))
@@ -241,7 +260,7 @@ def like_the_longest_corner(row: np.ndarray) -> bool:
 
 def test_examples_run_in_batches_and_only_shrinking_singly(look: Callable[..., Found]) -> None:
     _, candidate, _ = look(text=where(like_the_longest_corner), examples=CORNERS)
-    assert candidate.rows[:20] == [MOST_ROWS] * 20
+    assert candidate.rows[:8] == [MOST_ROWS] * 8
 
 
 def test_where_nothing_smaller_fails_it_is_the_batch_of_the_check(
