@@ -185,6 +185,13 @@ def test_a_report_folder_that_cannot_be_written_is_told_before_anything_is_run(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that not even root writes to")
+def test_a_folder_that_is_there_and_cannot_be_written_to_is_told_as_well(run: Run) -> None:
+    done = run("check", "gone.pt", "--report", "/proc")
+    assert done.code == 2
+    assert done.err.startswith("clipcheck: /proc: expected a folder that can be written to")
+
+
 def test_a_report_that_cannot_be_written_at_the_end_is_an_output_error(
     result: Result, tmp_path: Path
 ) -> None:

@@ -91,9 +91,10 @@ def test_what_failed_before_is_tried_first_for_that_checkpoint_and_looking_keeps
 ) -> None:
     assert not in_the_database("x.pt", tmp_path)
     Source(CLIP, "x.pt", seed=0).find(NUMBERS, lambda e: e.prompts[0][1] >= 5000, 50)
-    # Each look tries a few of what was kept, and would clear them away.
     for _ in range(20):
-        assert in_the_database("x.pt", tmp_path)
+        # Each look tries a few of what was kept, and would clear them away.
+        Source(CLIP, "x.pt", seed=1).gather(NUMBERS, 50)
+    assert in_the_database("x.pt", tmp_path)
     assert not in_the_database("y.pt", tmp_path)
 
 
