@@ -107,7 +107,22 @@ def test_a_buffer_that_contradicts_the_architecture_fails_integrity(
     convert(replace(opened, tensors=tensors), path, Format.ARCHIVE)
     result = clipcheck.check(path)
     assert "input_resolution is 999" in gate(result, "integrity").message
+    assert "raw inputs become 999x999 pixels and 77 tokens" in gate(result, "integrity").message
     assert result.exit_code == 1
+
+
+def test_of_weights_that_running_changes_no_input_is_the_fault(tmp_path: Path) -> None:
+    from clipcheck.faults import FAULTS
+    from clipcheck.writers.archive import write_archive
+    from clipcheck.writers.synthesize import architecture_named, synthesize
+
+    (drifting,) = (fault for fault in FAULTS if fault.name == "logit-scale-drifts")
+    architecture = architecture_named("tiny-vit")
+    path = tmp_path / "drifts.pt"
+    write_archive(architecture, synthesize(architecture), path, alter=drifting.plant)
+    (judgement,) = clipcheck.check(path, device="cpu").judgements
+    assert not judgement.passed
+    assert judgement.failing is None
 
 
 def test_nan_outputs_fail_every_gate(tiny_archive: Path, planted: Callable[..., None]) -> None:

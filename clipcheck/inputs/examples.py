@@ -116,9 +116,8 @@ def _spelled(prompt: Prompt, frontend: Frontend) -> Prompt:
 
 def storable(image: Image.Image, frontend: Frontend) -> Image.Image:
     """The image, if a PNG file holds all of it; else what the model sees of it, which one does."""
-    again = from_png(to_png(image)) if image.mode in _PNG_MODES else None
-    if again is not None and np.array_equal(frontend.pixels(again), frontend.pixels(image)):
-        return again
+    if image.mode in _PNG_MODES:
+        return from_png(to_png(image))
     seen = frontend.image_of(frontend.pixels(image))
     flat = seen.getcolors(maxcolors=1)
     return Image.new("RGB", (1, 1), flat[0][1]) if flat else seen
