@@ -62,7 +62,7 @@ def keep(result: Result, folder: Path) -> Result:
 
 
 def keep_inputs(result: Result, folder: Path | None = None) -> Result:
-    """Write a folder for each failing input.
+    """Write a folder for each failing input that has none yet.
 
     Args:
         result: of any verdict.
@@ -81,7 +81,7 @@ def keep_inputs(result: Result, folder: Path | None = None) -> Result:
 
 
 def _save(judgement: Judgement, folder: Path) -> Judgement:
-    if judgement.failing is None:
+    if judgement.failing is None or judgement.saved is not None:
         return judgement
     target = folder / _folder_name(judgement)
     saved = replace(judgement, saved=str(target))

@@ -165,6 +165,15 @@ def test_a_check_without_a_folder_keeps_the_input_in_a_temporary_one(result: Res
     assert read(Path(saved)).example.prompts
 
 
+def test_what_is_kept_already_is_not_written_again(
+    result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = evidence.keep_inputs(result, tmp_path / "once")
+    monkeypatch.setattr(evidence, "write", None)
+    assert evidence.keep_inputs(kept, tmp_path / "again") == kept
+    assert not (tmp_path / "again").exists()
+
+
 def test_where_nothing_fails_no_folder_is_made(
     result: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:

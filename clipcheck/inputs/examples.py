@@ -82,6 +82,11 @@ class Frontend:
         return Image.fromarray(levels.transpose(1, 2, 0))
 
 
+def ids_of(tokens: Tokens) -> tuple[int, ...]:
+    """The ids of a row up to its end token, which is the greatest: what `Frontend.tokens` takes."""
+    return tuple(int(token) for token in tokens[: int(tokens.argmax()) + 1])
+
+
 def unlike(one: Frontend, other: Frontend, example: Example) -> Iterator[str]:
     """Where two ways make something else of the same raw input, for people."""
     if one != other:

@@ -32,12 +32,14 @@ class Drawn:
 
     Attributes:
         batches: what both sides run.
+        asked: how many random images were asked for; Hypothesis may give fewer.
         random: those of the inputs that Hypothesis drew, as they are before preprocessing.
         source: which drew them.
         frontend: the eager model's, which made batches of them.
     """
 
     batches: list[Batch]
+    asked: int
     random: Example
     source: Source
     frontend: Frontend
@@ -61,7 +63,8 @@ def draw(wanted: Wanted, inputs: Inputs) -> Drawn:
     """
     source = Source(inputs, wanted.name, wanted.seed)
     frontend = Frontend(inputs.resolution, inputs.context_length)
-    random = source.draw(wanted.examples - CORNERS)
+    asked = max(0, wanted.examples - CORNERS)
+    random = source.draw(asked)
     found = list(batches(wanted.examples, inputs, wanted.seed))
     seen = {
         "image": sum(len(batch.pixels) for batch in found),
@@ -70,4 +73,4 @@ def draw(wanted: Wanted, inputs: Inputs) -> Drawn:
     found += packed(random.images, random.prompts, frontend, seen)
     if wanted.exhaustive:
         found += exhaustive(inputs)
-    return Drawn(found, random, source, frontend)
+    return Drawn(found, asked, random, source, frontend)

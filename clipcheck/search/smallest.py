@@ -16,7 +16,7 @@ import numpy as np
 
 from clipcheck.compare.result import Case
 from clipcheck.inputs.batches import MOST_ROWS, Batch
-from clipcheck.inputs.examples import Example, Kind, batch, spelled, storable
+from clipcheck.inputs.examples import Example, Kind, batch, ids_of, spelled, storable
 from clipcheck.search.inputs import Drawn
 from clipcheck.search.probe import KINDS, Measure, Probe, worst
 from clipcheck.search.source import Pool
@@ -85,7 +85,7 @@ class _Search:
         """One image or one prompt that fails alone."""
         if kind == "pair":
             return None
-        counts = self._source.counts(len(self._drawn.random.images))
+        counts = self._source.counts(self._drawn.asked)
         for pool in self._source.pools(kind):
             for count in (counts[pool.name], SEARCHED):
                 if count and self._any_fails(self._source.gather(pool, count)):
@@ -140,7 +140,7 @@ class _Search:
     def _as_it_was(self, given: Batch) -> Failing:
         """The batch that failed by most, where nothing smaller does."""
         images = tuple(self._frontend.image_of(pixels) for pixels in given.pixels)
-        prompts = tuple(tuple(int(t) for t in row[: int(row.argmax()) + 1]) for row in given.tokens)
+        prompts = tuple(ids_of(row) for row in given.tokens)
         example = spelled(Example(images, prompts), self._frontend)
         return Failing(example, worst(self._probe.measure(given)), shrunk=False)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.inputs.batches import MOST_ROWS, Inputs
-from clipcheck.inputs.examples import Example, Kind, Prompt, prompts_beside
+from clipcheck.inputs.examples import Example, Kind, Prompt, ids_of, prompts_beside
 
 if TYPE_CHECKING:
     from hypothesis import settings
@@ -144,7 +144,7 @@ class Source:
 
         i = self._inputs
         rows = token_ids(context_length=i.context_length, vocab_size=i.vocab_size)
-        ids = rows.map(lambda row: tuple(int(t) for t in row[: int(row.argmax()) + 1]))
+        ids = rows.map(ids_of)
         if i.vocab_size != VOCABULARY_SIZE:
             return {"ids": ids}
         return {"text": prompts(context_length=i.context_length), "ids": ids}

@@ -8,6 +8,7 @@ import pytest
 from clipcheck.inputs.batches import CORNERS, Inputs, batches, exhaustive
 from clipcheck.inputs.examples import Example, Frontend
 from clipcheck.search.inputs import Drawn, Wanted, draw
+from clipcheck.search.source import Source
 
 MINUTE = Inputs(resolution=16, context_length=8, vocab_size=100, grid=2)
 
@@ -47,6 +48,15 @@ def test_random_ones_follow_and_all_are_numbered() -> None:
         n, m = n + len(batch.pixels), m + len(batch.tokens)
     last = np.concatenate([batch.pixels for batch in found.batches])[CORNERS:]
     assert np.array_equal(last, [Frontend(16, 8).pixels(i) for i in found.random.images])
+
+
+@pytest.mark.parametrize(("examples", "asked"), [(3, 0), (CORNERS, 0), (CORNERS + 10, 10)])
+def test_how_many_were_asked_for_is_kept_though_there_be_fewer(
+    monkeypatch: pytest.MonkeyPatch, examples: int, asked: int
+) -> None:
+    """The search draws the very same again, which takes the same number."""
+    monkeypatch.setattr(Source, "draw", lambda self, images: Example())
+    assert drawn(examples).asked == asked
 
 
 def test_an_exhaustive_walk_comes_last() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,20 @@ def test_what_the_check_drew_itself_is_looked_at_first(
     monkeypatch.setattr(module, "_TOGETHER", 1)
     found, _, _ = look(text=where(lambda row: bool(((row >= 40_000) & (row < 49406)).any())))
     assert len(prompts_of(found)) == 1
+
+
+def test_as_many_are_drawn_again_as_the_check_asked_for(
+    look: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    counts, draw = Source.counts, Source.draw
+    fewer = lambda self, images: replace(draw(self, images), images=draw(self, images).images[:-1])  # noqa: E731
+    monkeypatch.setattr(Source, "draw", fewer)
+    monkeypatch.setattr(
+        Source, "counts", lambda self, images: seen.append(images) or counts(self, images)
+    )
+    look(text=where(lambda _: True))
+    assert set(seen) == {16}
 
 
 def test_a_fault_on_every_image_shrinks_to_one_grey_pixel(look: Callable[..., Found]) -> None:
