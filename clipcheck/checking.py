@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,9 @@ from clipcheck._version import __version__
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.compare.distance import Ruler
+from clipcheck.compare.localisation import Localisation
+from clipcheck.compare.measured import Measured, measured
+from clipcheck.compare.modules import Coverage
 from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import ClipcheckError, UsageError
@@ -63,6 +67,10 @@ class Judgement:
         gates: what each gate found; empty where the checkpoint could not be judged.
         failing: the smallest input that it fails on, where there is one.
         saved: the folder that this was saved in, if it was.
+        measured: every row's error, for reports; None where nothing could be measured.
+        coverage: every module's error, for reports; None in other dtypes than float32.
+        localisation: where it departs first; None where it passed or was not looked at.
+        peak_memory: of the process up to then, in bytes; None where the system does not tell.
         error: why it could not be judged, or None.
     """
 
@@ -82,6 +90,10 @@ class Judgement:
     gates: tuple[GateResult, ...] = ()
     failing: Failing | None = None
     saved: str | None = None
+    measured: Measured | None = None
+    coverage: Coverage | None = None
+    localisation: Localisation | None = None
+    peak_memory: int | None = None
     error: str | None = None
 
     @property
@@ -193,6 +205,16 @@ def environment() -> dict[str, str]:
         "machine": platform.machine(),
         "cpus": str(os.cpu_count()),
     }
+
+
+def _peak_memory() -> int | None:
+    """Of this process, in bytes. Linux counts in kilobytes; Windows does not have it."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _silent(_: str) -> None:
@@ -314,16 +336,20 @@ class _Judge:
         verdict = judge_archive(
             trial, checkpoint, both, target, self.limits, watch, seed=self.seed, unlike=unlike
         )
-        draft.add(gates=verdict.gates)
+        ruler = Ruler(verdict.run.cases, LIMITS[dtype], trial.scale)
+        draft.add(
+            gates=verdict.gates,
+            measured=measured(verdict.run.cases, ruler),
+            coverage=verdict.coverage,
+        )
         if not draft.judgement.passed and verdict.intact:
             self.progress(f"{name}: looking for the smallest input that fails")
-            ruler = Ruler(verdict.run.cases, LIMITS[dtype], trial.scale)
             candidate = ModuleBackend("jit", both.jit_model, target)
             probe = Probe(candidate, reference.standing(), ruler, self.limits)
             with watch.phase("search"):
                 draft.add(failing=smallest(probe, drawn, verdict.run.cases))
         seconds = {**watch.seconds, "run": sum(watch.seconds.values()) - watch.seconds["load"]}
-        draft.add(seconds=seconds)
+        draft.add(seconds=seconds, peak_memory=_peak_memory())
 
     def _wanted(self, name: str) -> Wanted:
         return Wanted(self.examples, self.exhaustive, self.seed, name)

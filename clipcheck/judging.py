@@ -189,11 +189,13 @@ class Verdict:
         gates: what each found.
         run: what the candidate gave.
         intact: whether its weights are still those that it was loaded with.
+        coverage: of its modules, in float32; None in other dtypes.
     """
 
     gates: tuple[GateResult, ...]
     run: Run
     intact: bool
+    coverage: Coverage | None
 
 
 def frontend_of(model: torch.nn.Module, architecture: Architecture) -> Frontend:
@@ -245,7 +247,8 @@ def judge_archive(
         failures = [*run.failures, *(coverage.failures if coverage else ())]
         changed = weights.changed()
         evidence = replace(evidence, changed=changed, failures=failures, unlike=unlike)
-        return Verdict(judge(trial, run, evidence, coverage, limits), run, not changed)
+        gates = judge(trial, run, evidence, coverage, limits)
+        return Verdict(gates, run, not changed, coverage)
 
 
 def _coverage(

@@ -40,11 +40,13 @@ class Failing:
         measure: what was found of it.
         shrunk: whether it is the smallest that Hypothesis found; else it is a whole batch of the
             check.
+        first: the input that failed before it was shrunk to this one.
     """
 
     example: Example
     measure: Measure
     shrunk: bool
+    first: Example | None = None
 
 
 def smallest(probe: Probe, drawn: Drawn, cases: Sequence[Case]) -> Failing | None:
@@ -68,6 +70,7 @@ class _Search:
         self._frontend = drawn.frontend
         self._source = drawn.source
         self._deadline = float("inf")
+        self._first: Example | None = None
         self._fails_in_batch: dict[bytes, bool] = {}
         self._measured: dict[bytes, Measure] = {}
 
@@ -101,6 +104,7 @@ class _Search:
 
     def _shrunk(self, pool: Pool, count: int) -> Example | None:
         self._deadline = float("inf")
+        self._first = None
         return self._source.find(pool, self._fails, count)
 
     def _fails(self, example: Example) -> bool:
@@ -113,6 +117,7 @@ class _Search:
             self._measured[key] = worst(self._probe.measure(given))
         failing = self._measured[key].margin > 1
         if failing:
+            self._first = self._first or example
             self._deadline = min(self._deadline, time.monotonic() + _SECONDS)
         return failing
 
@@ -130,12 +135,18 @@ class _Search:
 
     def _measured_anew(self, found: Example) -> Failing:
         """As it will be kept, and described as that: another image may have had its pixels."""
-        images = tuple(storable(image, self._frontend) for image in found.images)
-        found = spelled(Example(images, found.prompts), self._frontend)
+        first = self._first and self._kept(self._first)
+        found = self._kept(found)
         given = batch(found, self._frontend)
         again = worst(self._probe.measure(given))
         # What depends on the number of calls may be right this time.
-        return Failing(found, again if again.margin > 1 else self._measured[_digest(given)], True)
+        measure = again if again.margin > 1 else self._measured[_digest(given)]
+        return Failing(found, measure, True, first)
+
+    def _kept(self, example: Example) -> Example:
+        """With images that a PNG holds, and texts in place of ids."""
+        images = tuple(storable(image, self._frontend) for image in example.images)
+        return spelled(Example(images, example.prompts), self._frontend)
 
     def _as_it_was(self, given: Batch) -> Failing:
         """The batch that failed by most, where nothing smaller does."""
