@@ -255,7 +255,7 @@ def _coverage(
     checkpoint: Checkpoint, both: Both, device: torch.device, seed: int, watch: Stopwatch
 ) -> Coverage:
     from clipcheck.models.loader import load_tapped
-    from clipcheck.modules import judge_modules
+    from clipcheck.modules.judge import judge_modules
 
     with watch.phase("load"):
         tapped = load_tapped(checkpoint, device, both)

@@ -26,6 +26,7 @@ class ModuleError:
         reference: root mean square of the eager module's error.
         size: root mean square of the exact output.
         block: the name of the residual block that it is inside of, or nothing.
+        part: what it is, for people, where it lies between modules; else nothing.
     """
 
     module: str
@@ -34,6 +35,7 @@ class ModuleError:
     reference: float
     size: float
     block: str = ""
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     if not judged:
         message = f"not one module could be judged: {_reasons(coverage)}"
         return GateResult("modules", False, message, figures, float("inf"))
-    ratios = _explained([(_ratio(error, limits), error) for error in coverage.errors])
+    ratios = explained(coverage.errors, limits)
     ratio, worst = max(ratios, key=lambda item: item[0])
     figures = {
         **figures,
@@ -85,14 +87,17 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     return GateResult("modules", True, message, figures, margin)
 
 
-_Ratios = Sequence[tuple[float, ModuleError]]
+Ratios = Sequence[tuple[float, ModuleError]]
 
 
-def _explained(ratios: _Ratios) -> _Ratios:
-    """With the ratio of its block for a module that another one in the block makes up for."""
+def explained(errors: Sequence[ModuleError], limits: Limits) -> Ratios:
+    """Each error in the eager module's own; for a module that another one in its block makes up
+    for, that of the block."""
+    ratios = [(_ratio(error, limits), error) for error in errors]
     blocks: dict[str, float] = {}
     for ratio, error in ratios:
-        blocks[error.module] = max(ratio, blocks.get(error.module, 0))
+        if not error.part:
+            blocks[error.module] = max(ratio, blocks.get(error.module, 0))
     found = []
     for ratio, error in ratios:
         block = blocks.get(error.block, float("inf"))
@@ -143,7 +148,7 @@ def _reasons(coverage: Coverage) -> str:
     )
 
 
-def _beyond(ratios: _Ratios, limits: Limits) -> str:
+def _beyond(ratios: Ratios, limits: Limits) -> str:
     """The first module that is too far, in the order of the calls."""
     off = [(ratio, error) for ratio, error in ratios if ratio > limits.module]
     ratio, first = off[0]

@@ -93,15 +93,25 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels [N, 3, H, W] to features [N, E]."""
-        x = self.conv1(x)  # [N, D, grid, grid]
-        x = x.flatten(start_dim=2).transpose(1, 2)  # [N, grid * grid, D]
-        start = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)  # [N, 1, D]
-        x = torch.cat([start, x], dim=1)  # [N, L, D]
-        x = x + self.positional_embedding.to(x.dtype)
+        x = self.embed(self.conv1(x))
         x = self.ln_pre(x)
         x = self.transformer(x.transpose(0, 1)).transpose(0, 1)  # [N, L, D]
-        x = self.ln_post(x[:, 0])  # [N, D]
-        return x @ self.proj  # [N, E]
+        return self.project(self.ln_post(self.pool(x)))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Patches [N, D, grid, grid] to a sequence [N, L, D]: the class token, and positions."""
+        x = x.flatten(start_dim=2).transpose(1, 2)  # [N, grid * grid, D]
+        start = self.class_embedding.to(x).expand(x.shape[0], 1, -1)  # [N, 1, D]
+        x = torch.cat([start, x], dim=1)  # [N, L, D]
+        return x + self.positional_embedding.to(x)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The class token [N, D] of a sequence [N, L, D]."""
+        return x[:, 0]
+
+    def project(self, x: Tensor) -> Tensor:
+        """[N, D] to features [N, E]."""
+        return x @ self.proj.to(x)
 
 
 class Bottleneck(nn.Module):
@@ -270,13 +280,22 @@ class CLIP(nn.Module):
         """
         # Not `self.dtype`, the image tower's: one tower alone may be in float64.
         dtype = self.text_projection.dtype
-        x = self.token_embedding(text).to(dtype)  # [M, L, D]
-        x = x + self.positional_embedding[: text.shape[-1]].to(dtype)
+        x = self.embed(self.token_embedding(text).to(dtype))
         x = self.transformer(x.transpose(0, 1), causal_mask(x)).transpose(0, 1)  # [M, L, D]
-        x = self.ln_final(x)
+        return self.project(self.pool(self.ln_final(x), text))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Embedded tokens [M, L, D] and their positions."""
+        return x + self.positional_embedding[: x.shape[1]].to(x)
+
+    def pool(self, x: Tensor, text: Tensor) -> Tensor:
+        """The place [M, D] of the end-of-text token in a sequence [M, L, D] of the ids [M, L]."""
         rows = torch.arange(x.shape[0], device=x.device)
-        x = x[rows, text.argmax(dim=-1)]  # [M, D]
-        return x @ self.text_projection  # [M, E]
+        return x[rows, text.argmax(dim=-1)]
+
+    def project(self, x: Tensor) -> Tensor:
+        """[M, D] to features [M, E]."""
+        return x @ self.text_projection.to(x)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [N, 3, H, W] and ids [M, L] to logits per image [N, M] and per text [M, N]."""
@@ -284,10 +303,7 @@ class CLIP(nn.Module):
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
         """Features [N, E] and [M, E] to scaled cosine similarities [N, M] and [M, N]."""
-        image_features = image_features / image_features.norm(dim=-1, keepdim=True)
-        text_features = text_features / text_features.norm(dim=-1, keepdim=True)
-        logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()  # [N, M]
-        return logits_per_image, logits_per_image.t()
+        return scaled_cosines(image_features, text_features, self.logit_scale)
 
 
 class _Uninitialised(TorchFunctionMode):
@@ -307,6 +323,22 @@ _INITIALISERS = {
     Tensor.fill_,
     Tensor.zero_,
 }
+
+
+def scaled_cosines(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Features [N, E] and [M, E] to logits per image [N, M] and per text [M, N].
+
+    Args:
+        image_features: not normalised.
+        text_features: not normalised.
+        logit_scale: the natural logarithm of what cosines are multiplied with; no dimensions.
+    """
+    image_features = image_features / image_features.norm(dim=-1, keepdim=True)
+    text_features = text_features / text_features.norm(dim=-1, keepdim=True)
+    logits_per_image = logit_scale.exp() * image_features @ text_features.t()  # [N, M]
+    return logits_per_image, logits_per_image.t()
 
 
 def causal_mask(x: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clipcheck import modules as judging
 from clipcheck import torchscript_support
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.formats import open_checkpoint
@@ -26,7 +25,8 @@ from clipcheck.inputs.batches import for_modules
 from clipcheck.judging import inputs_of
 from clipcheck.models import taps
 from clipcheck.models.loader import load_checkpoint_both, load_tapped
-from clipcheck.modules import judge_modules
+from clipcheck.modules import twins
+from clipcheck.modules.judge import judge_modules
 from clipcheck.writers.archive import Alter, write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests.models import small
@@ -426,22 +426,22 @@ def test_of_twins_in_float64_there_is_no_more_than_one_block(
 ) -> None:
     path = tmp_path / "model.pt"
     write_archive(VIT, synthesize(VIT), path)
-    twins: list[weakref.ref[nn.Module]] = []
+    made: list[weakref.ref[nn.Module]] = []
     alive: list[int] = []
 
     def deepcopy(module: nn.Module) -> nn.Module:
-        alive.append(sum(ref() is not None for ref in twins))
+        alive.append(sum(ref() is not None for ref in made))
         twin = copy.deepcopy(module)
-        twins.append(weakref.ref(twin))
+        made.append(weakref.ref(twin))
         return twin
 
-    monkeypatch.setattr(judging, "copy", SimpleNamespace(deepcopy=deepcopy))
+    monkeypatch.setattr(twins, "copy", SimpleNamespace(deepcopy=deepcopy))
     judged_file(path)
     # The first of each tower, its blocks, and its last; leaves are taken from their block's twin.
-    assert len(twins) == (2 + 3 + 1) + (1 + 2 + 1)
+    assert len(made) == (2 + 3 + 1) + (1 + 2 + 1)
     assert max(alive) == 1
     gc.collect()
-    assert all(ref() is None for ref in twins)
+    assert all(ref() is None for ref in made)
 
 
 def test_twins_are_in_float64_and_the_table_of_tokens_is_not(
@@ -450,14 +450,14 @@ def test_twins_are_in_float64_and_the_table_of_tokens_is_not(
     path = tmp_path / "model.pt"
     write_archive(MINUTE, synthesize(MINUTE), path)
     dtypes: dict[str, set[torch.dtype]] = {}
-    of = judging._Twins.of
+    of = twins.Twins._of
 
-    def watched(self: Any, name: str, *rest: Any) -> nn.Module:
-        twin = of(self, name, *rest)
+    def watched(self: Any, name: str) -> nn.Module:
+        twin = of(self, name)
         dtypes.setdefault(name, set()).update(p.dtype for p in twin.parameters())
         return twin
 
-    monkeypatch.setattr(judging._Twins, "of", watched)
+    monkeypatch.setattr(twins.Twins, "_of", watched)
     found = judged_file(path)
     assert dtypes.pop("token_embedding") == {torch.float32}
     gelus = [name for name in dtypes if name.endswith("gelu")]
