@@ -41,7 +41,7 @@ class Joint:
     Attributes:
         target: what comes of it.
         sources: what it is made of, in the order that ``compute`` takes them.
-        compute: of tensors in any floating dtype; positions and rows are in the layout [N, L, D].
+        compute: of tensors in any floating dtype, and sequences in the layout [N, L, D].
         name: a name that the state dict or the modules have, where this is to be looked for.
         part: what it is, for people.
     """
@@ -51,6 +51,16 @@ class Joint:
     compute: Compute
     name: str
     part: str
+
+    @property
+    def passes(self) -> bool:
+        """Whether it passes a tensor on as it is."""
+        return self.compute is _same
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether it has to know which dimension counts the rows."""
+        return self.compute not in (_same, _add)
 
 
 def joints(model: eager.CLIP) -> Iterator[Joint]:

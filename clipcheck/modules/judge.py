@@ -118,7 +118,8 @@ class Judge:
             return
         for got in outputs:
             if got.shape == expected.exact.shape:
-                yield error_of(site.module, site.method, got, expected, self.twins)
+                block = self.twins.blocks[site.module]
+                yield error_of(site.module, site.method, got, expected, block)
 
     def coverage(self, failures: Sequence[str] = ()) -> Coverage:
         """What was judged, and what was not.
@@ -139,7 +140,7 @@ class Judge:
 
 
 def error_of(
-    name: str, method: str, got: torch.Tensor, expected: Pair, twins: Twins, part: str = ""
+    name: str, method: str, got: torch.Tensor, expected: Pair, block: str, part: str = ""
 ) -> ModuleError:
     """How far ``got`` is from what the eager model has there, of the same shape.
 
@@ -148,7 +149,7 @@ def error_of(
         method: the archive's method.
         got: the archive's tensor.
         expected: the eager model's.
-        twins: know the block.
+        block: the residual block that it is in, or nothing.
         part: what it is, where it is no module.
     """
     return ModuleError(
@@ -157,7 +158,7 @@ def error_of(
         candidate=distance(got, expected.exact),
         reference=distance(expected.own, expected.exact),
         size=float(expected.exact.double().square().mean().sqrt()),
-        block=twins.blocks.get(name, ""),
+        block=block,
         part=part,
     )
 

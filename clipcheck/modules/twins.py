@@ -1,4 +1,4 @@
-"""The modules of an eager model and their float64 twins, called with what the archive's were given."""
+"""The modules of an eager model and their float64 twins, given what the archive's were given."""
 
 from __future__ import annotations
 
