@@ -19,15 +19,18 @@ from typing import TYPE_CHECKING
 from clipcheck import torchscript_support
 from clipcheck.checking import Progress
 from clipcheck.compare.contract import contract
+from clipcheck.compare.localisation import Localisation, Place, Tower, tower_of
 from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import Contract
 from clipcheck.errors import UsageError
 from clipcheck.inputs.batches import CORNERS, Batch, batches, classic
 from clipcheck.judging import Stopwatch, Trial, inputs_of, judge_archive
+from clipcheck.localising import first_departures
 
 if TYPE_CHECKING:
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.faults import Variant
+    from clipcheck.faults.where import Spot
     from clipcheck.models.loader import Both
     from clipcheck.writers.archive import Alter
 
@@ -53,6 +56,8 @@ class Finding:
         classic_caught: whether the classic assertion fails.
         greatest: the greatest ratio to the eager model's error under each limit, by its name in
             `clipcheck.compare.tolerances.Limits`.
+        localisation: where it departs, if that was asked for of a fault.
+        localised: whether it departs where the fault was planted, and nowhere else.
     """
 
     name: str
@@ -66,6 +71,8 @@ class Finding:
     margin: float
     classic_caught: bool
     greatest: Mapping[str, float] = field(default_factory=dict)
+    localisation: Localisation | None = None
+    localised: bool = False
 
     @property
     def caught(self) -> bool:
@@ -86,8 +93,18 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """Whether every fault was caught, and every clean variant passed."""
-        return bool(self.findings) and all(finding.right for finding in self.findings)
+        """Whether every fault was caught, and every clean variant passed; where places were asked
+        for, whether all are right as well."""
+        return (
+            bool(self.findings)
+            and all(finding.right for finding in self.findings)
+            and all(finding.localised for finding in self.sought)
+        )
+
+    @property
+    def sought(self) -> Sequence[Finding]:
+        """Those of faults that a place was looked for."""
+        return [finding for finding in self.findings if finding.localisation is not None]
 
     @property
     def faults(self) -> Sequence[Finding]:
@@ -112,6 +129,7 @@ class _Unit:
     share: int
     of: int
     threads: int
+    localize: bool
 
 
 def audit(
@@ -121,6 +139,7 @@ def audit(
     spreads: Sequence[str] = ("unit",),
     only: Sequence[str] = (),
     threads: int | None = None,
+    localize: bool = False,
     progress: Progress | None = None,
 ) -> Audit:
     """Judge every variant of the catalogue in every architecture with every set of weights.
@@ -131,6 +150,7 @@ def audit(
         spreads: of the weights, see `clipcheck.writers.synthesize.SPREADS`.
         only: names of variants; by default the whole catalogue.
         threads: of torch, in each process; by default the cores are divided.
+        localize: find where each fault departs first, and compare with where it was planted.
         progress: called with a few words after each part.
 
     Raises:
@@ -138,7 +158,7 @@ def audit(
         UsageError: there is no spread or variant of that name, or nothing to audit.
     """
     _require_known(architectures, seeds, spreads, only)
-    units = _units(architectures, seeds, spreads, tuple(only), threads)
+    units = _units(architectures, seeds, spreads, tuple(only), threads, localize)
     # Spawned: a fork of a process that has used torch's threads may hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(os.cpu_count() or 1, len(units)), context) as pool:
@@ -161,13 +181,16 @@ def _units(
     spreads: Sequence[str],
     only: tuple[str, ...],
     threads: int | None,
+    localize: bool,
 ) -> list[_Unit]:
     """As many as there are cores, or more: small models gain nothing from threads."""
     cores = os.cpu_count() or 1
     plan = list(itertools.product(architectures, seeds, spreads))
     of = -(-cores // len(plan))
     threads = threads or max(1, cores // (len(plan) * of))
-    return [_Unit(*each, only, share, of, threads) for each in plan for share in range(of)]
+    return [
+        _Unit(*each, only, share, of, threads, localize) for each in plan for share in range(of)
+    ]
 
 
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:
@@ -230,6 +253,13 @@ def _greatest(gates: Sequence[GateResult]) -> dict[str, float]:
     return {limit: float(ratio) for each in found for limit, ratio in each.items()}
 
 
+def _is_at(place: Place, spot: Spot) -> bool:
+    # The archive has one ReLU in a block, which serves three times; the eager model has three.
+    names = {spot.name, *(f"{spot.name}{number}" for number in (1, 2, 3))}
+    of_module = not place.part or place.part.startswith("its")  # itself, or its weights
+    return place.module in names and (spot.part in place.part if spot.part else of_module)
+
+
 class _Bench:
     """Judges variants of one model. The reference runs once: all have the same weights."""
 
@@ -262,6 +292,7 @@ class _Bench:
         assertion = contract(self._classic.run(candidate).cases, Contract())
         worst = max(gates, key=lambda gate: gate.margin)
         failed = [gate for gate in gates if not gate.passed]
+        found = self._localise(variant, checkpoint) if self._unit.localize else None
         return Finding(
             variant.name,
             variant.family,
@@ -274,6 +305,29 @@ class _Bench:
             margin=worst.margin,
             classic_caught=not assertion.passed,
             greatest=_greatest(gates),
+            localisation=found,
+            localised=found is not None and self._is_right(found, variant),
+        )
+
+    def _localise(self, variant: Variant, checkpoint: Checkpoint) -> Localisation | None:
+        from clipcheck.faults import CLEAN_FAMILY
+        from clipcheck.models.loader import load_checkpoint_both
+
+        if variant.family == CLEAN_FAMILY:
+            return None
+        # Anew: some faults have changed the weights by now.
+        both = load_checkpoint_both(checkpoint, self._device)
+        return first_departures(checkpoint, both, self._device, "float32", Stopwatch())
+
+    def _is_right(self, found: Localisation, variant: Variant) -> bool:
+        """Whether the place in each tower is the first that was altered there."""
+        from clipcheck.faults.where import spots
+
+        first: dict[Tower, Spot] = {}
+        for spot in spots(variant.name, self._architecture):
+            first.setdefault(tower_of(spot.name), spot)
+        return {place.tower for place in found.found} == first.keys() and all(
+            _is_at(place, first[place.tower]) for place in found.found
         )
 
     def _write(self, plant: Alter | None) -> tuple[Checkpoint, Both]:

@@ -23,7 +23,9 @@ from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import ClipcheckError, UsageError
 from clipcheck.inputs.batches import CORNERS
+from clipcheck.inputs.examples import batch
 from clipcheck.judging import Stopwatch, Trial, frontend_of, inputs_of, judge_archive
+from clipcheck.localising import Suspect, first_departures
 from clipcheck.search.inputs import Wanted, draw
 from clipcheck.search.probe import Probe
 from clipcheck.search.smallest import smallest
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.models.loader import Both
     from clipcheck.search.smallest import Failing
 
 EXAMPLES = CORNERS + 16
@@ -348,8 +351,35 @@ class _Judge:
             probe = Probe(candidate, reference.standing(), ruler, self.limits)
             with watch.phase("search"):
                 draft.add(failing=smallest(probe, drawn, verdict.run.cases))
+        if not draft.judgement.passed:
+            self.progress(f"{name}: looking for the module that departs first")
+            draft.add(localisation=self._localise(draft, checkpoint, both, verdict.intact, watch))
         seconds = {**watch.seconds, "run": sum(watch.seconds.values()) - watch.seconds["load"]}
         draft.add(seconds=seconds, peak_memory=_peak_memory())
+
+    def _localise(
+        self, draft: _Draft, checkpoint: Checkpoint, both: Both, intact: bool, watch: Stopwatch
+    ) -> Localisation:
+        """Where it departs, or why that is not known: the verdict stands without it."""
+        from clipcheck.models.loader import load_checkpoint_both
+
+        judged = draft.judgement
+        target, dtype = both.eager_model.logit_scale.device, both.eager_model.dtype
+        suspect = None
+        if judged.failing is not None:
+            frontend = frontend_of(both.jit_model, checkpoint.architecture)
+            given = batch(judged.failing.example, frontend)
+            suspect = Suspect(given, judged.failing.measure.output)
+        try:
+            if not intact:
+                # Running has changed the weights, which both models share.
+                both = load_checkpoint_both(checkpoint, target, dtype)
+            return first_departures(
+                checkpoint, both, target, str(judged.dtype), watch, seed=self.seed, suspect=suspect
+            )
+        except ClipcheckError as error:
+            _log.debug("%s could not be localised", judged.checkpoint, exc_info=True)
+            return Localisation.nowhere(str(error))
 
     def _wanted(self, name: str) -> Wanted:
         return Wanted(self.examples, self.exhaustive, self.seed, name)

@@ -275,6 +275,9 @@ def audit(
         list[str] | None,
         typer.Option("--only", metavar="NAME", help="One variant; may be repeated."),
     ] = None,
+    localize: Annotated[
+        bool, typer.Option("--localize", help="Find the module that each fault was planted in too.")
+    ] = False,
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
     ] = None,
@@ -289,6 +292,7 @@ def audit(
         seeds=seed or (0,),
         spreads=spread or ("unit",),
         only=only or (),
+        localize=localize,
         progress=_progress,
     )
     _give(report.render(found), report.render_json(found), json)

@@ -25,6 +25,7 @@ ALLOWED = {
     "backends": {"models", "checkpoints"},
     "judging": {"backends", "checkpoints", "compare", "inputs", "models", "modules"},
     "modules": {"models", "backends", "inputs", "compare"},
+    "localising": {"checkpoints", "compare", "inputs", "judging", "models", "modules"},
     "search": {"backends", "compare", "inputs"},
     "checking": {
         "checkpoints",
@@ -33,7 +34,7 @@ ALLOWED = {
         "inputs",
         "compare",
         "judging",
-        "modules",
+        "localising",
         "search",
         "report",
     },
@@ -52,6 +53,7 @@ ALLOWED = {
     "audit": {
         "checking",
         "judging",
+        "localising",
         "faults",
         "writers",
         "checkpoints",
@@ -60,7 +62,7 @@ ALLOWED = {
         "inputs",
         "compare",
     },
-    "report": {"checking", "audit", "replaying", "checkpoints", "inputs", "compare"},
+    "report": {"localising", "checking", "audit", "replaying", "checkpoints", "inputs", "compare"},
     "session": {
         "backends",
         "checking",
@@ -73,6 +75,7 @@ ALLOWED = {
     "suite": {"checking", "report"},
     "pytest_plugin": {"backends", "checking", "session"},
     "cli": {
+        "localising",
         "audit",
         "checking",
         "replaying",

@@ -14,6 +14,8 @@ Tower = Literal["image", "text", "logits"]
 FORWARD = "forward"
 """In place of a module: the method, for what it does with the features."""
 
+_UNSEEN = "not looked at"
+
 _METHODS: dict[str, Tower] = {
     "encode_image": "image",
     "encode_text": "text",
@@ -58,6 +60,27 @@ class Localisation:
 
     places: Sequence[Place]
 
+    @classmethod
+    def nowhere(cls, reason: str = _UNSEEN) -> Localisation:
+        """No place in any tower: nothing was looked at yet, or could be."""
+        return cls([Place(tower, reason=reason) for tower in TOWERS])
+
+    @classmethod
+    def of_changed(cls, keys: Sequence[str], given: str) -> Localisation:
+        """The modules of weights that running changes.
+
+        Args:
+            keys: of the state dict.
+            given: what the candidate was given, for people.
+        """
+        found: dict[Tower, Place] = {}
+        for key in keys:
+            module, _, weight = key.rpartition(".")
+            part = f"its {weight}, which running changes" if module else "which running changes"
+            place = Place(tower_of(key), module or key, part, float("inf"), 0.0, given=given)
+            found.setdefault(place.tower, place)
+        return cls([found.get(tower) or Place(tower, reason=_UNSEEN) for tower in TOWERS])
+
     @property
     def found(self) -> Sequence[Place]:
         """Those where something departs."""
@@ -66,7 +89,7 @@ class Localisation:
     def completed(self, other: Localisation) -> Localisation:
         """With the places of another one for the towers where this one has none."""
         pairs = zip(self.places, other.places, strict=True)
-        return Localisation([a if a.module is not None else b for a, b in pairs])
+        return Localisation([_known(ours, theirs) for ours, theirs in pairs])
 
 
 @dataclass(frozen=True)
@@ -97,7 +120,7 @@ def localise(
     """
     found: dict[Tower, Place] = {}
     for ratio, error in explained(errors, limits):
-        tower = _tower(error.module)
+        tower = tower_of(error.module)
         if ratio > limits.module and tower not in found:
             found[tower] = Place(
                 tower,
@@ -125,16 +148,22 @@ def localise(
                 failure.problem,
             ),
         )
-    reached = {_tower(error.module) for error in errors}
-    nothing = {
-        tower: "nothing departs" if tower in reached else "not looked at" for tower in TOWERS
-    }
+    reached = {tower_of(error.module) for error in errors}
+    nothing = {tower: "nothing departs" if tower in reached else _UNSEEN for tower in TOWERS}
     return Localisation(
         [found.get(tower) or Place(tower, given=given, reason=nothing[tower]) for tower in TOWERS]
     )
 
 
-def _tower(name: str) -> Tower:
-    if name == FORWARD:
+def _known(ours: Place, theirs: Place) -> Place:
+    """The one that says more, ours where both do."""
+    if ours.module is not None or theirs.module is not None:
+        return ours if ours.module is not None else theirs
+    return theirs if ours.reason == _UNSEEN else ours
+
+
+def tower_of(name: str) -> Tower:
+    """The tower that a module, a key of the state dict or `FORWARD` belongs to."""
+    if name in (FORWARD, "logit_scale"):
         return "logits"
     return "image" if name.startswith("visual.") else "text"

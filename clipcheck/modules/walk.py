@@ -204,7 +204,7 @@ class _Walker:
         return block or (name if side == "out" else "")
 
     def _pooled_elsewhere(self, error: ModuleError, got: torch.Tensor) -> ModuleError:
-        """Told apart from another projection: some other place of each text gives these features."""
+        """Tell pooling from projection: another place of each text gives these features."""
         (last,) = self._joints[TEXT_FEATURES].sources[:1]
         pair = _rows_first(self._value(last, []), len(self.tokens))
         everywhere = self._model.project(pair.exact)  # [M, L, E]

@@ -23,6 +23,7 @@ def render(audit: Audit) -> str:
             "",
             *_rows(audit.clean, "clean variant"),
             "",
+            *_places(audit.sought),
             summary(audit),
         ]
     )
@@ -39,7 +40,17 @@ def summary(audit: Audit) -> str:
         f"{'PASSED' if audit.passed else 'FAILED'}: {caught} of {len(faults)} faults caught (the "
         f"classic assertion: {classic}); {passed} of {len(clean)} clean variants passed."
     )
-    return line if not wrong else f"{line}\nWrong: {', '.join(wrong)}."
+    sought = audit.sought
+    if sought:
+        hits = sum(finding.localised for finding in sought)
+        line += f" {hits} of {len(sought)} faults localised to the module they were planted in."
+    astray = [f"{f.name} in {f.architecture}" for f in sought if not f.localised]
+    lines = [line]
+    if wrong:
+        lines.append(f"Wrong: {', '.join(wrong)}.")
+    if astray:
+        lines.append(f"Localised elsewhere: {', '.join(sorted(set(astray)))}.")
+    return "\n".join(lines)
 
 
 def render_json(audit: Audit) -> str:
@@ -61,6 +72,19 @@ def _rows(findings: Sequence[Finding], kind: str) -> list[str]:
         classic = f"{sum(finding.classic_caught for finding in group)}/{len(group)}"
         rows.append(_row(one.name, one.architecture, gates, _margin(group), classic))
     return rows
+
+
+def _places(sought: Sequence[Finding]) -> list[str]:
+    """Where each fault departs first, in each tower."""
+    if not sought:
+        return []
+    rows = ["Where each fault departs first; those marked with an X are not where it was planted."]
+    for finding in sought:
+        places = finding.localisation.found if finding.localisation else ()
+        where = ", ".join(f"{p.module}{f' ({p.part})' if p.part else ''}" for p in places)
+        mark = " " if finding.localised else "X"
+        rows.append(f"{mark} {finding.name:<39}{finding.architecture:<12}{where or 'nowhere'}")
+    return [*rows, ""]
 
 
 def _row(name: str, architecture: str, gate: str, margin: str, classic: str) -> str:
@@ -97,6 +121,11 @@ def _fault(finding: Finding) -> dict[str, Any]:
         "margin": finding.margin,
         "classic_caught": finding.classic_caught,
         "greatest": finding.greatest,
+        "localised": finding.localised if finding.localisation else None,
+        "places": [
+            {"tower": place.tower, "module": place.module, "part": place.part}
+            for place in (finding.localisation.found if finding.localisation else ())
+        ],
     }
 
 

@@ -1,0 +1,159 @@
+"""Find where an archive first departs from the eager model, in each tower."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.compare.localisation import Localisation, Tower
+from clipcheck.compare.tolerances import LIMITS
+from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches, for_modules
+from clipcheck.judging import Stopwatch, inputs_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.models.loader import Both
+
+_TOWERS: Mapping[str, Tower] = {"image_features": "image", "text_features": "text"}
+"""The tower that is at fault where this output is."""
+
+
+@dataclass(frozen=True)
+class Localised:
+    """Where a checkpoint departs.
+
+    Attributes:
+        checkpoint: as it was asked for.
+        path: the file.
+        sha256: of the file, in hexadecimal.
+        device: where it ran.
+        dtype: what it computed in.
+        seconds: by phase.
+        localisation: a place for each tower.
+    """
+
+    checkpoint: str
+    path: str
+    sha256: str
+    device: str
+    dtype: str
+    seconds: Mapping[str, float]
+    localisation: Localisation
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing departs."""
+        return not self.localisation.found
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An input that an archive fails on.
+
+    Attributes:
+        batch: the input; of one kind there may be none.
+        output: what of it is wrong.
+    """
+
+    batch: Batch
+    output: str
+
+
+def localize(
+    checkpoint: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    download_root: str | os.PathLike[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Localised:
+    """Run an archive, and find the first module of each tower that departs.
+
+    Args:
+        checkpoint: a path or a released name.
+        device: where to run; by default the GPU where there is one.
+        dtype: what to compute in.
+        seed: of the inputs.
+        download_root: where released files are kept.
+        progress: called with a few words before each phase.
+
+    Raises:
+        ClipcheckError: the checkpoint or the device cannot be used; the subclass tells why.
+    """
+    import torch
+
+    from clipcheck.models.loader import load_checkpoint_both, resolve_device
+
+    say = progress or (lambda _: None)
+    name = os.fspath(checkpoint)
+    watch = Stopwatch()
+    target = resolve_device(device)
+    say(f"{name}: reading")
+    opened = open_checkpoint(name, download_root)
+    opened.verify()
+    say(f"{name}: loading both ways on {target} in {dtype}")
+    with watch.phase("load"):
+        both = load_checkpoint_both(opened, target, getattr(torch, dtype))
+    say(f"{name}: walking through the archive")
+    found = first_departures(opened, both, target, dtype, watch, seed=seed)
+    return Localised(
+        name, str(opened.path), opened.sha256, str(target), dtype, dict(watch.seconds), found
+    )
+
+
+def first_departures(
+    checkpoint: Checkpoint,
+    both: Both,
+    device: torch.device,
+    dtype: str,
+    watch: Stopwatch,
+    *,
+    seed: int = 0,
+    suspect: Suspect | None = None,
+) -> Localisation:
+    """Walk through an archive on ever more inputs, until something departs.
+
+    First come the inputs of the gate ``modules``; then the one that the archive fails on, where
+    what it gets wrong has no place yet; and where there is none at all, the corners.
+
+    Args:
+        checkpoint: the file, which is loaded once more.
+        both: with weights as they are in the file; a walk may change them.
+        device: where both are.
+        dtype: what they compute in.
+        watch: gets the time of each phase.
+        seed: of the inputs.
+        suspect: the input that it fails on, if one is known.
+    """
+    from clipcheck.models.loader import WeightWatch, load_tapped
+    from clipcheck.modules.walk import walk
+
+    with watch.phase("load"):
+        tapped = load_tapped(checkpoint, device, both)
+    weights = WeightWatch(tapped)
+    found = Localisation.nowhere()
+    for what, batch, tower in _inputs(inputs_of(checkpoint.architecture), seed, suspect):
+        placed = {place.tower for place in found.found}
+        if tower in placed or (tower is None and placed):
+            continue
+        with watch.phase("localisation"):
+            here = walk(tapped, both.eager_model, batch, device, LIMITS[dtype], what)
+        found = found.completed(here).completed(Localisation.of_changed(weights.changed(), what))
+    return found
+
+
+def _inputs(
+    inputs: Inputs, seed: int, suspect: Suspect | None
+) -> Iterator[tuple[str, Batch, Tower | None]]:
+    """Each with the tower that it is for, or None where it is for any."""
+    yield "the inputs of the gate modules", for_modules(inputs, seed), None
+    if suspect is not None:
+        yield "the input that fails", suspect.batch, _TOWERS.get(suspect.output)
+    for number, batch in enumerate(batches(CORNERS, inputs, seed), start=1):
+        yield f"batch {number} of the corners", batch, None
