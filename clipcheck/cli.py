@@ -257,6 +257,33 @@ def inspect(checkpoint: Checkpoint, download_root: DownloadRoot = None) -> None:
 
 
 @app.command()
+def localize(
+    checkpoint: Checkpoint,
+    device: Annotated[str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1, mps.")] = None,
+    dtype: Annotated[DtypeName, typer.Option(help="What to compute in.")] = "float32",
+    seed: Annotated[int, typer.Option(min=0, help="Of the images and prompts.")] = 0,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
+    ] = None,
+    download_root: DownloadRoot = None,
+) -> None:
+    """Find the first module of each tower that departs from float64. Exits with 1 if one does."""
+    from clipcheck.localising import localize as run
+    from clipcheck.report import localisation as report
+
+    found = run(
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        download_root=download_root,
+        progress=_progress,
+    )
+    _give(report.render(found), report.render_json(found), json)
+    raise typer.Exit(0 if found.passed else 1)
+
+
+@app.command()
 def audit(
     arch: Annotated[
         list[str] | None,

@@ -93,26 +93,26 @@ Ratios = Sequence[tuple[float, ModuleError]]
 def explained(errors: Sequence[ModuleError], limits: Limits) -> Ratios:
     """Each error in the eager module's own; for a module that another one in its block makes up
     for, that of the block."""
-    ratios = [(_ratio(error, limits), error) for error in errors]
+    ratios = [(ratio(error, limits), error) for error in errors]
     blocks: dict[str, float] = {}
-    for ratio, error in ratios:
+    for times_off, error in ratios:
         if not error.part:
-            blocks[error.module] = max(ratio, blocks.get(error.module, 0))
+            blocks[error.module] = max(times_off, blocks.get(error.module, 0))
     found = []
-    for ratio, error in ratios:
+    for times_off, error in ratios:
         block = blocks.get(error.block, float("inf"))
-        excused = block <= SAME_BLOCK and math.isfinite(ratio)
-        found.append((min(ratio, block) if excused else ratio, error))
+        excused = block <= SAME_BLOCK and math.isfinite(times_off)
+        found.append((min(times_off, block) if excused else times_off, error))
     return found
 
 
-def _ratio(error: ModuleError, limits: Limits) -> float:
-    """In the eager module's error, or in one rounding of the output where that one is exact."""
+def ratio(error: ModuleError, limits: Limits) -> float:
+    """An error in the eager module's, or in one rounding of the output where that one is exact."""
     unit = max(error.reference, limits.roundoff * error.size)
     if unit == 0:
         return float("inf") if error.candidate else 0.0
-    ratio = error.candidate / unit
-    return ratio if math.isfinite(ratio) and math.isfinite(unit) else float("inf")
+    found = error.candidate / unit
+    return found if math.isfinite(found) and math.isfinite(unit) else float("inf")
 
 
 def _figures(ratio: float, error: ModuleError, limits: Limits) -> dict[str, float | int | str]:

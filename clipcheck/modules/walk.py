@@ -20,8 +20,8 @@ import torch
 
 from clipcheck.backends.modules import run_method
 from clipcheck.backends.reference import exact_arithmetic
-from clipcheck.compare.localisation import FORWARD, Failure, Localisation, localise
-from clipcheck.compare.modules import ModuleError
+from clipcheck.compare.localisation import FORWARD, Failure, Localisation, Place, localise
+from clipcheck.compare.modules import ModuleError, ratio
 from clipcheck.compare.tolerances import Limits
 from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch
@@ -103,12 +103,16 @@ class _Walker:
         self._logit_scale = model.logit_scale.detach().clone()
         self._features: dict[End, torch.Tensor] = {}
         self._orders: dict[End, torch.Tensor] = {}
+        self._begun: dict[str, int] = {}
+        self._first = 0
+        self._placed = False
         self._failures: list[Failure] = []
         self._held = _Held(self._twins.blocks)
 
     def run(self, method: str, given: Mapping[End, torch.Tensor]) -> None:
         """Call a method of the archive, and hold each tensor between its modules."""
         self._held.begin(given)
+        self._first, self._placed = len(self._judge.errors), False
         try:
             with listening(self._listen):
                 result = run_method("jit", self._archive, method, *given.values())
@@ -117,6 +121,8 @@ class _Walker:
             self._failures.append(Failure(method, inside, error.problem))
             self._judge.running.clear()
             return
+        if self._placed:
+            return  # The rest was not looked at: the first is what is asked for.
         if method == "forward":
             self._compare_logits(result)
         elif isinstance(result, torch.Tensor):
@@ -130,20 +136,48 @@ class _Walker:
         return localise(self._judge.errors, self._failures, self._limits, given)
 
     def _listen(self, site: Site, entering: bool, tensors: Tensors) -> None:
-        if site.module in self._twins.blocks:
-            # Before the module itself is judged: what is inside of a block comes before the block.
-            self._hold(End(site.module, "in" if entering else "out"), tensors, site.method)
+        if self._placed or site.module not in self._twins.blocks:
+            return
+        # Before the module itself is judged: what is inside of a block comes before the block.
+        held = self._hold(End(site.module, "in" if entering else "out"), tensors, site.method)
+        if entering:
+            self._begun[site.module] = len(self._judge.errors)
+        elif held and self._is_settled(site.module):
+            self._judge.running.pop()
+            return
         self._judge.listen(site, entering, tensors)
+        if not self._judge.running and not self._is_sound(self._first):
+            self._placed = bool(self._departures())
 
-    def _hold(self, end: End, tensors: Tensors, method: str) -> None:
-        """Compare what the archive has there with what should be there, and keep it."""
+    def _is_settled(self, block: str) -> bool:
+        """Whether all that is inside of a block was judged, down to what comes out of it, and is as
+        it should be. Then the block is as well, and is not run to see it."""
+        begun = self._begun[block]
+        return len(self._judge.errors) > begun + 1 and self._is_sound(begun)
+
+    def _is_sound(self, start: int) -> bool:
+        """Whether all errors from that one on are explained by themselves."""
+        errors = self._judge.errors[start:]
+        return all(ratio(error, self._limits) <= self._limits.module for error in errors)
+
+    def _departures(self) -> Sequence[Place]:
+        """The places that were found in the method that runs."""
+        errors = self._judge.errors[self._first :]
+        return localise(errors, [], self._limits, "").found
+
+    def _hold(self, end: End, tensors: Tensors, method: str) -> bool:
+        """Compare what the archive has there with what should be there, and keep it.
+
+        Returns:
+            Whether there was something to compare it with.
+        """
         self._held.enter(end)
         joint = self._joints.get(end)
         if joint is not None and joint.sources[0] in (PIXELS, TOKENS) and joint.passes:
             self._follow(joint.sources[0], tensors[0])
-        if joint is not None:
-            self._compare(joint, tensors, method)
+        compared = joint is not None and self._compare(joint, tensors, method)
         self._held.keep(end, tensors)
+        return compared
 
     def _follow(self, given: End, got: torch.Tensor) -> None:
         """Where the archive takes the rows in another order, take them in that one too."""
@@ -153,12 +187,12 @@ class _Walker:
             self._held.keep(given, [rows[order]])
             self._orders[IMAGE_FEATURES if given == PIXELS else TEXT_FEATURES] = order
 
-    def _compare(self, joint: Joint, tensors: Tensors, method: str) -> None:
+    def _compare(self, joint: Joint, tensors: Tensors, method: str) -> bool:
         steps: list[_Step] = []
         try:
             expected = self._computed(joint, steps)
         except (_Unknown, *NOT_TAKEN):
-            return
+            return False
         name, part = _named(joint, steps)
         found = [
             error_of(name, method, got, expected, self._block(joint), part)
@@ -170,6 +204,7 @@ class _Walker:
             if joint.target == TEXT_FEATURES and len(steps) == 1:
                 error = self._pooled_elsewhere(error, tensors[0])
             self._judge.errors.append(error)
+        return bool(found)
 
     def _computed(self, joint: Joint, steps: list[_Step]) -> Pair:
         """What comes of the joint, in the eager model's dtype and in float64."""
