@@ -7,6 +7,8 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -125,6 +127,7 @@ def check(
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
     ] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
     report: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Keep text, JSON and the inputs that fail in a folder."),
@@ -134,9 +137,13 @@ def check(
     """Run checkpoints as archives and as eager models, and judge both against float64."""
     from clipcheck import evidence
     from clipcheck.checking import check as run
+    from clipcheck.report import junit as junit_report
 
-    if report is not None:
-        evidence.require_folder(report)
+    # What cannot be written is told at once, and must not hide the verdict.
+    unwritten: list[OutputError] = []
+    with _noting(unwritten):
+        if report is not None:
+            evidence.require_folder(report)
     result = run(
         checkpoints,
         device=device,
@@ -149,9 +156,19 @@ def check(
         download_root=download_root,
         progress=_progress,
     )
-    kept = evidence.keep_inputs(result) if report is None else evidence.keep(result, report)
-    _show(kept, json)
-    raise typer.Exit(result.exit_code)
+    report = None if unwritten else report
+    with _noting(unwritten):
+        result = evidence.keep_inputs(result, None if report is None else report / evidence.INPUTS)
+    with _noting(unwritten):
+        _show(result, json)
+    _tell_github(result, alone=json == "-")
+    if report is not None:
+        with _noting(unwritten):
+            evidence.keep_texts(result, report)
+    if junit is not None:
+        with _noting(unwritten):
+            _write(junit, junit_report.render(result))
+    raise typer.Exit(2 if unwritten else result.exit_code)
 
 
 @app.command()
@@ -340,13 +357,38 @@ def _show(result: Result, json: str | None) -> None:
     _give(text.render(result), json_report.render(result), json)
 
 
+@contextmanager
+def _noting(unwritten: list[OutputError]) -> Iterator[None]:
+    """Tell what cannot be written, note it, and go on."""
+    try:
+        yield
+    except OutputError as error:
+        _log.debug("the traceback, as asked for", exc_info=True)
+        typer.echo(f"clipcheck: {error}", err=True)
+        unwritten.append(error)
+
+
+def _tell_github(result: Result, *, alone: bool) -> None:
+    """Annotations, which the runner reads from stderr as well, and the summary of the job."""
+    from clipcheck import github
+
+    for line in github.annotate(result):
+        typer.echo(line, err=alone)
+    problem = github.summarise(result)
+    if problem:
+        typer.echo(f"clipcheck: {problem}", err=True)
+
+
 def _give(text: str, document: str, json: str | None) -> None:
     """The text, and the document where it is asked for; on stdout that is alone."""
-    if json == "-":
-        typer.echo(document, nl=False)
-        return
-    typer.echo(text)
-    if json is not None:
+    try:
+        typer.echo(document if json == "-" else text, nl=json != "-")
+    except OSError as error:
+        raise OutputError(
+            f"the verdict cannot be written to stdout ({error.strerror or error})",
+            remedy="Make room, or send it elsewhere.",
+        ) from error
+    if json is not None and json != "-":
         _write(Path(json), document)
 
 
