@@ -205,6 +205,24 @@ def replay(
 
 
 @app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(metavar="OLD.json", help="What a check wrote before.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="What one wrote after that.")],
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
+    ] = None,
+) -> None:
+    """Tell what changed between two runs. Exits with 1 when anything fails, or could not be
+    judged, that did not before, with 0 otherwise, and with 2 when they cannot be compared."""
+    from clipcheck.history import compare, read_results
+    from clipcheck.report import history as report
+
+    found = compare(read_results(old), read_results(new))
+    _give(report.render(found), report.render_json(found), json)
+    raise typer.Exit(1 if found.worse else 0)
+
+
+@app.command()
 def demo() -> None:
     """Write a full-size ViT-B/32 archive with seeded weights, and check it both ways."""
     from clipcheck.checking import check as run
