@@ -48,9 +48,14 @@ def verdict(difference: Difference) -> str:
     shrunk = sum(
         any(gate.change == "shrunk" for gate in each.gates) for each in difference.compared
     )
-    parts = [f"{counts[outcome]} {outcome}" for outcome in _ORDER if counts[outcome]]
+    parts = [_counted(counts[outcome], outcome) for outcome in _ORDER if counts[outcome]]
     parts += [f"margins shrank in {shrunk}"] if shrunk else []
     return f"{'WORSE' if difference.worse else 'NOT WORSE'}: {', '.join(parts)}."
+
+
+def _counted(number: int, outcome: Outcome) -> str:
+    several = {"new failure": "new failures", "passes as before": "pass as before"}
+    return f"{number} {outcome if number == 1 else several.get(outcome, outcome)}"
 
 
 def render_json(difference: Difference) -> str:
