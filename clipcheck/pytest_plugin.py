@@ -334,22 +334,24 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     if hasattr(config, "workerinput"):
         return
-    from clipcheck.session.summary import tell_github
+    found = _found(config)
+    if found:
+        from clipcheck.session.summary import tell_github
 
-    config.stash[_GITHUB] = tell_github(_found(config))
+        config.stash[_GITHUB] = tell_github(found)
     asked = config.getoption("--clip-report") is not None
     folder = _choices(config).report if asked else None
     if folder is not None:
-        _write_reports(session, folder)
+        _write_reports(session, found, folder)
 
 
-def _write_reports(session: pytest.Session, folder: Path) -> None:
+def _write_reports(session: pytest.Session, found: list[Finding], folder: Path) -> None:
     from clipcheck.errors import OutputError
     from clipcheck.session.summary import write_reports
 
     stash = session.config.stash
     try:
-        stash[_REPORTS] = write_reports(_found(session.config), folder)
+        stash[_REPORTS] = write_reports(found, folder)
     except OutputError as error:
         stash[_REPORTS] = str(error)
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR

@@ -75,8 +75,6 @@ def tell_github(findings: Sequence[Finding]) -> tuple[list[str], str]:
     Returns:
         Annotations, which are to be printed, and what went wrong, or nothing.
     """
-    if not findings:
-        return [], ""
     from clipcheck.github import annotate, summarise
 
     result = result_of(findings)
