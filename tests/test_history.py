@@ -13,7 +13,7 @@ from clipcheck import history
 from clipcheck.checking import Judgement, Result
 from clipcheck.compare.result import GateResult
 from clipcheck.errors import ResultsError
-from clipcheck.history import NOISE, Compared, Difference, Noise, Run, compare, read_results
+from clipcheck.history import NOISE, UNMEASURED, Compared, Difference, Run, compare, read_results
 from clipcheck.report.json import render
 from tests.report import ENVIRONMENT, PASSED, failed, failing_result, unjudged
 
@@ -208,9 +208,9 @@ def test_gates_that_appear_or_disappear_are_told(run_of: RunOf) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "change"),
     [
-        (0.2, 0.2 * 2.4, None),  # within the factor
-        (0.1, 0.29, None),  # within the difference
-        (0.0, 0.19, None),
+        (0.2, 0.49, None),
+        (0.0, 0.0, None),
+        (0.0, 0.19, "shrunk"),
         (0.2, 0.6, "shrunk"),
         (0.6, 0.2, "grown"),
         (20.0, 200.0, "shrunk"),
@@ -221,7 +221,7 @@ def test_gates_that_appear_or_disappear_are_told(run_of: RunOf) -> None:
 def test_a_margin_moves_where_it_does_by_more_than_its_noise(
     run_of: RunOf, monkeypatch: pytest.MonkeyPatch, before: float, after: float, change: str | None
 ) -> None:
-    monkeypatch.setitem(NOISE, "fidelity", Noise(2.5, 0.2))
+    monkeypatch.setitem(NOISE, "fidelity", 2.5)
     old, new = (
         run_of(gated(GateResult("fidelity", margin <= 1, "m", margin=margin)))
         for margin in (before, after)
@@ -235,9 +235,9 @@ def test_a_gate_that_was_not_measured_has_the_noise_of_the_widest(run_of: RunOf)
     def at(margin: float) -> Run:
         return run_of(gated(GateResult("new-gate", True, "m", margin=margin)))
 
-    factor = max(noise.factor for noise in NOISE.values())
-    assert only(compare(at(0.2), at(0.2 * factor * 0.99))).gates == []
-    assert only(compare(at(0.2), at(0.2 * factor * 1.01))).gates != []
+    assert max(NOISE.values()) == UNMEASURED
+    assert only(compare(at(0.2), at(0.2 * UNMEASURED * 0.99))).gates == []
+    assert only(compare(at(0.2), at(0.2 * UNMEASURED * 1.01))).gates != []
 
 
 def entry(document: Any) -> Any:

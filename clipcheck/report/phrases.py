@@ -40,8 +40,7 @@ def share(margin: float) -> str:
         return "beyond any limit"
     if margin <= 1:
         percent = 100 * margin
-        digits = f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
-        return "under 0.1 % of limit" if percent < 0.1 else f"{digits} % of limit"
+        return f"{percent:.0f} % of limit" if percent >= 10 else f"{percent:.2g} % of limit"
     rounded = float(f"{margin:.2g}")
     return f"{rounded:,.0f} × limit" if rounded >= 10 else f"{rounded:g} × limit"
 

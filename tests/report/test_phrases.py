@@ -31,7 +31,7 @@ def test_line_ends_become_blanks_and_what_has_no_glyph_is_spelled_out() -> None:
     ("margin", "expected"),
     [
         (0.0, ""),
-        (1e-5, "under 0.1 % of limit"),
+        (0.0000612, "0.0061 % of limit"),
         (0.0276, "2.8 % of limit"),
         (0.371, "37 % of limit"),
         (0.999, "100 % of limit"),
