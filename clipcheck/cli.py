@@ -161,7 +161,8 @@ def check(
         result = evidence.keep_inputs(result, None if report is None else report / evidence.INPUTS)
     with _noting(unwritten):
         _show(result, json)
-    _tell_github(result, alone=json == "-")
+    with _noting(unwritten):
+        _tell_github(result, alone=json == "-")
     if report is not None:
         with _noting(unwritten):
             evidence.keep_texts(result, report)
@@ -390,24 +391,29 @@ def _tell_github(result: Result, *, alone: bool) -> None:
     """Annotations, which the runner reads from stderr as well, and the summary of the job."""
     from clipcheck import github
 
-    for line in github.annotate(result):
-        typer.echo(line, err=alone)
     problem = github.summarise(result)
     if problem:
         typer.echo(f"clipcheck: {problem}", err=True)
+    for line in github.annotate(result):
+        _say(f"{line}\n", err=alone)
 
 
 def _give(text: str, document: str, json: str | None) -> None:
     """The text, and the document where it is asked for; on stdout that is alone."""
-    try:
-        typer.echo(document if json == "-" else text, nl=json != "-")
-    except OSError as error:
-        raise OutputError(
-            f"the verdict cannot be written to stdout ({error.strerror or error})",
-            remedy="Make room, or send it elsewhere.",
-        ) from error
+    _say(document if json == "-" else f"{text}\n")
     if json is not None and json != "-":
         _write(Path(json), document)
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    try:
+        typer.echo(text, nl=False, err=err)
+    except OSError as error:
+        raise OutputError(
+            f"the verdict cannot be written to {'stderr' if err else 'stdout'} "
+            f"({error.strerror or error})",
+            remedy="Make room, or send it elsewhere.",
+        ) from error
 
 
 def _write(path: Path, contents: str) -> None:

@@ -395,7 +395,7 @@ def _change(old: Gate | None, new: Gate | None) -> Change | None:
     if old.passed != new.passed:
         return "failed" if old.passed else "mended"
     low, high = sorted((old.margin, new.margin))
-    if low == high or high <= low * NOISE.get(new.name, UNMEASURED):
+    if high <= low * NOISE.get(new.name, UNMEASURED):
         return None
     return "shrunk" if new.margin == high else "grown"
 

@@ -415,8 +415,11 @@ def test_a_failing_input_that_cannot_be_kept_does_not_hide_the_verdict(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
-@pytest.mark.parametrize("options", [(), ("--json", "-")])
-def test_a_full_stdout_is_told_on_stderr(options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("options", "on_github"), [((), 0), (("--json", "-"), 0), ((), 1)])
+def test_a_full_stdout_is_told_on_stderr(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], on_github: int
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true" if on_github else "false")
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "clipcheck", "check", "gone.pt", *options],
@@ -428,6 +431,7 @@ def test_a_full_stdout_is_told_on_stderr(options: tuple[str, ...]) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("clipcheck: the verdict cannot be written to stdout (No space")
     assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1 + on_github
 
 
 @pytest.fixture

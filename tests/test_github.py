@@ -61,6 +61,17 @@ def test_a_summary_takes_no_more_than_github_shows(summary: Path, before: int) -
     assert text.endswith(f"should.\n```\n{github.LEFT_OUT}")
 
 
+def test_whatever_the_room_it_is_not_exceeded(
+    summary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = len(markdown.render(failing_result()).encode())
+    for room in range(0, whole + 1, 7):
+        summary.write_bytes(b"")
+        monkeypatch.setattr(github, "MOST_BYTES", room)
+        github.summarise(failing_result())
+        assert summary.stat().st_size <= room
+
+
 def test_a_full_summary_is_left_alone_and_told(summary: Path) -> None:
     summary.write_bytes(b"x" * ((1 << 20) - 10))
     assert "is left out, for the file is full" in github.summarise(failing_result())

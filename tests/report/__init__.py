@@ -59,7 +59,7 @@ def failed(name: str = "bad.pt", prompt: str = "addo") -> Judgement:
 
 def unjudged(name: str = "gone.pt") -> Judgement:
     """One that is not there."""
-    return Judgement(name, "cpu", error=f"expected a file, found {name!r}. Look again.")
+    return Judgement(name, "cpu", error=f"expected a file, found '{name}'. Look again.")
 
 
 def failing_result() -> Result:

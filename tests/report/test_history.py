@@ -93,10 +93,9 @@ def test_names_from_a_file_cannot_steer_a_terminal() -> None:
     odd = replace(GONE, checkpoint="\x1b[2J", dtype=None, error="\x1b]0;x\x07")
     gate = Gate("\x1b[1m", False, 2.0, "\x1b[3m")
     odd_gates = replace(BROKEN, gates=(gate,))
-    environment = {"\x1b[4m": "\x1b[5m"}
-    text = render(
-        compare(run(SOUND), Run("\x1b", environment, (odd_gates, odd, replace(odd, device="\x1b"))))
-    )
+    entries = (odd_gates, odd, replace(odd, device="\x1b"))
+    old, new = (Run("\x1b", {"\x1b": f"\x1b{number}"}, entries) for number in range(2))
+    text = render(compare(replace(old, entries=(SOUND,)), new))
     assert "\x1b" not in text
 
 
