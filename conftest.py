@@ -37,6 +37,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
     return make_scheduler(config, log)
 
 
+@pytest.fixture(autouse=True)
+def of_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails in a test on purpose is not for the summary of the job that runs the tests."""
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="session")
 def seeded_archive(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config

@@ -7,6 +7,8 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -125,6 +127,7 @@ def check(
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
     ] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
     report: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Keep text, JSON and the inputs that fail in a folder."),
@@ -134,9 +137,13 @@ def check(
     """Run checkpoints as archives and as eager models, and judge both against float64."""
     from clipcheck import evidence
     from clipcheck.checking import check as run
+    from clipcheck.report import junit as junit_report
 
-    if report is not None:
-        evidence.require_folder(report)
+    # What cannot be written is told at once, and must not hide the verdict.
+    unwritten: list[OutputError] = []
+    with _noting(unwritten):
+        if report is not None:
+            evidence.require_folder(report)
     result = run(
         checkpoints,
         device=device,
@@ -149,9 +156,20 @@ def check(
         download_root=download_root,
         progress=_progress,
     )
-    kept = evidence.keep_inputs(result) if report is None else evidence.keep(result, report)
-    _show(kept, json)
-    raise typer.Exit(result.exit_code)
+    report = None if unwritten else report
+    with _noting(unwritten):
+        result = evidence.keep_inputs(result, None if report is None else report / evidence.INPUTS)
+    with _noting(unwritten):
+        _show(result, json)
+    with _noting(unwritten):
+        _tell_github(result, alone=json == "-")
+    if report is not None:
+        with _noting(unwritten):
+            evidence.keep_texts(result, report)
+    if junit is not None:
+        with _noting(unwritten):
+            _write(junit, junit_report.render(result))
+    raise typer.Exit(2 if unwritten else result.exit_code)
 
 
 @app.command()
@@ -185,6 +203,24 @@ def replay(
     )
     typer.echo(render_replayed(replayed))
     raise typer.Exit(0 if replayed.passed else 1)
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(metavar="OLD.json", help="What a check wrote before.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="What one wrote after that.")],
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
+    ] = None,
+) -> None:
+    """Tell what changed between two runs. Exits with 1 when anything fails, or could not be
+    judged, that did not before, with 0 otherwise, and with 2 when they cannot be compared."""
+    from clipcheck.history import compare, read_results
+    from clipcheck.report import history as report
+
+    found = compare(read_results(old), read_results(new))
+    _give(report.render(found), report.render_json(found), json)
+    raise typer.Exit(1 if found.worse else 0)
 
 
 @app.command()
@@ -371,14 +407,44 @@ def _show(result: Result, json: str | None) -> None:
     _give(text.render(result), json_report.render(result), json)
 
 
+@contextmanager
+def _noting(unwritten: list[OutputError]) -> Iterator[None]:
+    """Tell what cannot be written, note it, and go on."""
+    try:
+        yield
+    except OutputError as error:
+        _log.debug("the traceback, as asked for", exc_info=True)
+        typer.echo(f"clipcheck: {error}", err=True)
+        unwritten.append(error)
+
+
+def _tell_github(result: Result, *, alone: bool) -> None:
+    """Annotations, which the runner reads from stderr as well, and the summary of the job."""
+    from clipcheck import github
+
+    problem = github.summarise(result)
+    if problem:
+        typer.echo(f"clipcheck: {problem}", err=True)
+    for line in github.annotate(result):
+        _say(f"{line}\n", err=alone)
+
+
 def _give(text: str, document: str, json: str | None) -> None:
     """The text, and the document where it is asked for; on stdout that is alone."""
-    if json == "-":
-        typer.echo(document, nl=False)
-        return
-    typer.echo(text)
-    if json is not None:
+    _say(document if json == "-" else f"{text}\n")
+    if json is not None and json != "-":
         _write(Path(json), document)
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    try:
+        typer.echo(text, nl=False, err=err)
+    except OSError as error:
+        raise OutputError(
+            f"the verdict cannot be written to {'stderr' if err else 'stdout'} "
+            f"({error.strerror or error})",
+            remedy="Make room, or send it elsewhere.",
+        ) from error
 
 
 def _write(path: Path, contents: str) -> None:

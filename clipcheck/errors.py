@@ -15,6 +15,7 @@
     ├── UnavailableError         a backend or a device that this machine does not have
     ├── RunError                 a model was loaded, but running it failed
     ├── ReplayError              a saved failing input cannot be used
+    ├── ResultsError             the results of a check cannot be read or compared
     ├── OutputError              a file could not be written
     └── UsageError               arguments that make no sense together
 
@@ -96,6 +97,10 @@ class RunError(ClipcheckError):
 
 class ReplayError(ClipcheckError):
     """A saved failing input is not one, or is damaged."""
+
+
+class ResultsError(ClipcheckError):
+    """A file is not the results of a check, or cannot be compared with another."""
 
 
 class OutputError(ClipcheckError):

@@ -55,10 +55,23 @@ def keep(result: Result, folder: Path) -> Result:
         OutputError: something cannot be written.
     """
     kept = keep_inputs(result, folder / INPUTS)
-    for name, contents in ((JSON, json.render(kept)), (TEXT, text.render(kept) + "\n")):
+    keep_texts(kept, folder)
+    return kept
+
+
+def keep_texts(result: Result, folder: Path) -> None:
+    """Write `JSON` and `TEXT`.
+
+    Args:
+        result: of any verdict.
+        folder: it has to be there.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
+    for name, contents in ((JSON, json.render(result)), (TEXT, text.render(result) + "\n")):
         with replacing(folder / name) as temporary:
             temporary.write_text(contents, encoding="utf-8")
-    return kept
 
 
 def keep_inputs(result: Result, folder: Path | None = None) -> Result:
@@ -76,8 +89,19 @@ def keep_inputs(result: Result, folder: Path | None = None) -> Result:
     """
     if all(judgement.failing is None for judgement in result.judgements):
         return result
-    where = folder or Path(tempfile.mkdtemp(prefix="clipcheck-"))
+    where = folder or _new_folder()
     return replace(result, judgements=tuple(_save(each, where) for each in result.judgements))
+
+
+def _new_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="clipcheck-"))
+    except OSError as error:
+        raise OutputError(
+            f"expected a temporary folder for the inputs that fail, found none "
+            f"({error.strerror or error})",
+            remedy="Make room, or name a folder with --report.",
+        ) from error
 
 
 def _save(judgement: Judgement, folder: Path) -> Judgement:

@@ -7,6 +7,7 @@ imported before it is needed: all who have clipcheck installed import this modul
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from clipcheck.checking import Judgement
     from clipcheck.session.choices import Choices
     from clipcheck.session.run import Pair, Run
-    from clipcheck.session.sharing import Case, Findings
+    from clipcheck.session.sharing import Case, Finding, Findings
 
 SUITE = "clipcheck.suite"
 """The module of tests, for ``--pyargs``."""
@@ -57,6 +58,7 @@ REPEATABLE = ("--clip-model", "--clip-device", "--clip-backend", "--clip-dtype")
 _CHOICES = pytest.StashKey["Choices"]()
 _RUN = pytest.StashKey["Run"]()
 _REPORTS = pytest.StashKey[str]()
+_GITHUB = pytest.StashKey[tuple[list[str], str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -328,20 +330,30 @@ def _loaded(run: Run, case: Case) -> Pair:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the reports, where they are asked for."""
+    """Write the reports, where they are asked for, and the summary of a job on GitHub Actions."""
     config = session.config
+    if hasattr(config, "workerinput"):
+        return
+    found = _found(config)
+    if found:
+        from clipcheck.session.summary import tell_github
+
+        config.stash[_GITHUB] = tell_github(found)
     asked = config.getoption("--clip-report") is not None
     folder = _choices(config).report if asked else None
-    if folder is None or hasattr(config, "workerinput"):
-        return
+    if folder is not None:
+        _write_reports(session, found, folder)
+
+
+def _write_reports(session: pytest.Session, found: list[Finding], folder: Path) -> None:
     from clipcheck.errors import OutputError
     from clipcheck.session.summary import write_reports
 
-    findings = _findings(config)
+    stash = session.config.stash
     try:
-        config.stash[_REPORTS] = write_reports(findings.all() if findings else [], folder)
+        stash[_REPORTS] = write_reports(found, folder)
     except OutputError as error:
-        config.stash[_REPORTS] = str(error)
+        stash[_REPORTS] = str(error)
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
 
@@ -349,14 +361,21 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Say of each checkpoint whether it was a file or seeded weights, and where the reports are."""
-    findings = _findings(config)
     written = [config.stash[_REPORTS]] if _REPORTS in config.stash else []
-    if findings or written:
+    annotations, problem = config.stash.get(_GITHUB, ([], ""))
+    if problem:
+        print(f"clipcheck: {problem}", file=sys.stderr)
+    if _findings(config) or written:
         from clipcheck.session.summary import lines
 
         terminalreporter.section("clipcheck")
-        for line in [*lines(findings.all() if findings else []), *written]:
+        for line in [*lines(_found(config)), *written, *annotations]:
             terminalreporter.write_line(line)
+
+
+def _found(config: pytest.Config) -> list[Finding]:
+    findings = _findings(config)
+    return findings.all() if findings else []
 
 
 def _findings(config: pytest.Config) -> Findings | None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,10 @@ import clipcheck
 from clipcheck import checking, cli
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.report import annotations, junit, markdown, text
+from clipcheck.report import json as json_report
 from conftest import Run, SeededArchive
+from tests.report import ENVIRONMENT, PASSED, failed, failing_result
 
 
 def test_check_prints_a_verdict_and_exits_0(run: Run, tiny_archive: Path) -> None:
@@ -198,7 +204,7 @@ def test_what_failed_is_not_kept_where_the_command_happens_to_be_run(
 def test_the_version_and_the_help_need_no_checkpoint(run: Run) -> None:
     assert run("--version").out == f"clipcheck {clipcheck.__version__}\n"
     done = run("--help")
-    for command in ("check", "demo", "synthesize", "convert", "inspect", "models"):
+    for command in ("check", "demo", "synthesize", "convert", "inspect", "diff", "models"):
         assert command in done.out
     assert "0 consistent, 1 inconsistent, 2 could not be judged" in done.out
 
@@ -306,3 +312,168 @@ def test_audit_refuses_what_it_does_not_know(run: Run) -> None:
     done = run("audit", "--only", "no-such-fault")
     assert done.code == 2
     assert "no-such-fault" in done.err
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> checking.Result:
+    """What every check finds: one that passes, one that fails, one that is not there."""
+    result = failing_result()
+    monkeypatch.setattr(checking, "check", lambda *a, **k: result)
+    return result
+
+
+def test_junit_xml_comes_beside_the_text(run: Run, found: checking.Result, tmp_path: Path) -> None:
+    done = run("check", "x.pt", "--junit", tmp_path / "junit.xml")
+    assert "INCONSISTENT" in done.out
+    assert (tmp_path / "junit.xml").read_text(encoding="utf-8") == junit.render(found)
+
+
+def test_on_github_there_are_annotations_and_a_summary(
+    run: Run, found: checking.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    lines = annotations.render(found)
+    done = run("check", "x.pt")
+    assert [line for line in done.out.splitlines() if line.startswith("::")] == lines
+    assert done.err == ""
+    assert (tmp_path / "summary.md").read_text(encoding="utf-8") == markdown.render(found)
+    done = run("check", "x.pt", "--json", "-")
+    assert json.loads(done.out)["schema"] == 1
+    assert done.err.splitlines() == lines
+
+
+def test_a_summary_that_cannot_be_written_changes_no_verdict(
+    run: Run, seeded_archive: SeededArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
+    done = run("check", seeded_archive(), "--examples", 2)
+    assert done.code == 0
+    assert done.err.startswith(f"clipcheck: {tmp_path}: the summary cannot be written (")
+
+
+def test_elsewhere_there_are_no_annotations(run: Run, found: checking.Result) -> None:
+    assert "::" not in run("check", "x.pt").out
+
+
+@pytest.mark.parametrize("option", ["--report", "--json", "--junit"])
+@pytest.mark.parametrize("reason", ["below a file", "a full disk"])
+def test_the_verdict_is_printed_whatever_cannot_be_written(
+    run: Run,
+    found: checking.Result,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    reason: str,
+) -> None:
+    target = tmp_path / "there"
+    if reason == "below a file":
+        target.touch()
+        target /= "below"
+    else:
+
+        def full(*_: object, **__: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(Path, "write_text", full)
+    done = run("check", "x.pt", option, target)
+    assert done.code == 2
+    assert done.out.startswith(text.render(found))
+    (line,) = done.err.splitlines()
+    assert line.startswith(f"clipcheck: {target}")
+    assert reason != "a full disk" or "(No space left on device). Give another" in line
+
+
+def test_all_that_cannot_be_written_is_told_and_what_can_be_is(
+    run: Run, found: checking.Result, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    below = tmp_path / "file" / "below"
+    options = ["--report", below, "--json", below, "--junit", tmp_path / "junit.xml"]
+    done = run("check", "x.pt", *options)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 2
+    assert (tmp_path / "junit.xml").exists()
+
+
+def test_a_failing_input_that_cannot_be_kept_does_not_hide_the_verdict(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsaved = replace(failed(), saved=None)
+    result = checking.Result((unsaved,), ENVIRONMENT)
+    monkeypatch.setattr(checking, "check", lambda *a, **k: result)
+
+    def none(**_: object) -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", none)
+    done = run("check", "x.pt")
+    assert done.code == 2
+    assert done.out == f"{text.render(result)}\n"
+    assert "expected a temporary folder for the inputs that fail, found none" in done.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.parametrize(("options", "on_github"), [((), 0), (("--json", "-"), 0), ((), 1)])
+def test_a_full_stdout_is_told_on_stderr(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], on_github: int
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true" if on_github else "false")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "clipcheck", "check", "gone.pt", *options],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("clipcheck: the verdict cannot be written to stdout (No space")
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1 + on_github
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path]:
+    """The results of two checks; the second is worse."""
+    better = checking.Result((PASSED,), ENVIRONMENT)
+    worse = checking.Result((replace(failed(), checkpoint="model.pt"),), ENVIRONMENT)
+    paths = tmp_path / "old.json", tmp_path / "new.json"
+    for path, result in zip(paths, (better, worse), strict=True):
+        path.write_text(json_report.render(result), encoding="utf-8")
+    return paths
+
+
+def test_diff_tells_what_got_worse_and_exits_1(run: Run, runs: tuple[Path, Path]) -> None:
+    old, new = runs
+    done = run("diff", old, new)
+    assert done.code == 1
+    assert done.out.startswith("new failure: model.pt, jit on cpu in float32\n")
+    assert done.out.endswith("\nWORSE: 1 new failure.\n")
+    done = run("diff", new, old)
+    assert done.code == 0
+    assert done.out.endswith("\nNOT WORSE: 1 mended.\n")
+    assert run("diff", old, old).out == "NOT WORSE: 1 passes as before.\n"
+
+
+def test_diff_writes_json(run: Run, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    done = run("diff", *runs, "--json", "-")
+    assert json.loads(done.out)["worse"] is True
+    assert done.code == 1
+    done = run("diff", *runs, "--json", tmp_path / "diff.json")
+    assert "WORSE" in done.out
+    assert json.loads((tmp_path / "diff.json").read_text())["worse"] is True
+    done = run("diff", *runs, "--json", tmp_path / "gone" / "diff.json")
+    assert (done.code, "WORSE" in done.out) == (2, True)
+
+
+def test_diff_exits_2_for_what_it_cannot_compare(run: Run, runs: tuple[Path, Path]) -> None:
+    old, new = runs
+    new.write_text(new.read_text()[:-100])
+    for pair in ((old, new), (new, old), (old, old.with_name("gone.json"))):
+        done = run("diff", *pair)
+        assert done.code == 2
+        assert done.out == ""
+        assert len(done.err.splitlines()) == 1
+        assert "expected the results of a check, but " in done.err

@@ -178,3 +178,42 @@ def test_it_runs_beside_plugins_that_shuffle_and_repeat(here: pytest.Pytester) -
     result.assert_outcomes(passed=14)
     result.stdout.fnmatch_lines(["Using --randomly-seed=*", "*= 14 passed, 2 rerun in *"])
     assert len(judged(here)) == 2
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_on_github_the_summary_is_written_once_and_failures_are_annotated(
+    here: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    summary = here.path / "summary.md"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    options = (workers, "-p", "no:randomly")
+    result = here.runpytest_subprocess(*SUITE, *chosen("bad.pt", "small.pt"), *options)
+    result.assert_outcomes(passed=11, failed=1)
+    assert [line for line in result.outlines if line.startswith("::")] == [
+        "::error title=clipcheck%3A bad.pt%2C jit on cpu in float32::does not pass contract"
+    ]
+    text = summary.read_text(encoding="utf-8")
+    assert text.count("### ✗ clipcheck: INCONSISTENT: 1 checkpoint not the same both ways") == 1
+    for name in ("bad.pt", "small.pt"):
+        assert text.count(f"| {name} | jit | cpu | float32 |") == 1
+
+
+def test_a_summary_that_cannot_be_written_is_told_on_stderr(
+    here: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(here.path))
+    result = here.runpytest_subprocess(*SUITE, *chosen("small.pt"), "-p", "no:randomly")
+    assert result.ret == 0
+    assert any("the summary cannot be written (" in line for line in result.errlines)
+
+
+def test_a_run_that_judges_nothing_adds_nothing_to_the_summary(
+    here: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(here.path / "summary.md"))
+    here.makepyfile("def test_mine(): assert False")
+    assert here.runpytest_subprocess().ret == 1
+    assert not (here.path / "summary.md").exists()

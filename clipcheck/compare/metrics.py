@@ -57,8 +57,10 @@ def difference(candidate: Array, reference: Array, *, atol: float, rtol: float) 
     close = np.isclose(candidate, reference, atol=atol, rtol=rtol)
     apart = np.abs(candidate.astype(np.float64) - reference.astype(np.float64))
     allowed = atol + rtol * np.abs(reference.astype(np.float64))
-    # NaN counts as the greatest here: argmax stops at the first.
-    worst = np.unravel_index(int(np.argmax(apart - allowed)), apart.shape)
+    # By proportion, which is what a margin is; NaN counts as the greatest, for it is sorted last.
+    times = np.divide(apart, allowed, out=np.where(apart == 0, 0, np.inf), where=allowed > 0)
+    order = np.lexsort((apart.ravel(), times.ravel()))
+    worst = np.unravel_index(int(order[-1]), apart.shape)
     index = tuple(int(i) for i in worst)
     return Difference(
         elements=close.size,

@@ -1,4 +1,4 @@
-"""A result as JSON, schema 1."""
+"""A result as JSON, schema 1, which ``schema/results-1.json`` beside this file describes."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
         "seconds": dict(judgement.seconds),
         "examples": judgement.examples,
         "seed": judgement.seed,
+        "peak_memory": judgement.peak_memory,
         "gates": [
             {
                 "name": g.name,
@@ -54,6 +55,7 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
             for g in judgement.gates
         ],
         "failing_example": _failing(judgement),
+        "localisation": _localisation(judgement),
     }
 
 
@@ -69,6 +71,27 @@ def _failing(judgement: Judgement) -> dict[str, Any] | None:
         "message": failing.measure.message,
         "saved": judgement.saved,
     }
+
+
+def _localisation(judgement: Judgement) -> list[dict[str, Any]] | None:
+    if judgement.localisation is None:
+        return None
+    return [
+        {
+            "tower": place.tower,
+            "module": place.module,
+            "part": place.part,
+            "figures": {
+                "rmse_ratio": place.ratio,
+                "allowed": place.allowed,
+                "rmse": place.error,
+                "method": place.method,
+            },
+            "given": place.given,
+            "reason": place.reason,
+        }
+        for place in judgement.localisation.places
+    ]
 
 
 def writable(value: Any) -> Any:

@@ -6,10 +6,14 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipcheck.session import workers
 from clipcheck.session.choices import Choices
 from clipcheck.session.sharing import Finding
+
+if TYPE_CHECKING:
+    from clipcheck.checking import Result
 
 
 def header(choices: Choices, count: int, busy: int) -> str:
@@ -43,6 +47,13 @@ def lines(findings: Sequence[Finding]) -> list[str]:
     return sorted({f"{f.case.model} on {f.case.device}: {f.source}" for f in findings if f.source})
 
 
+def result_of(findings: Sequence[Finding]) -> Result:
+    """All judgements of a run as one result."""
+    from clipcheck.checking import Result, environment
+
+    return Result(tuple(finding.judgement for finding in findings), environment())
+
+
 def write_reports(findings: Sequence[Finding], folder: Path) -> str:
     """Write all judgements as JSON and as text, and the inputs that failed.
 
@@ -52,8 +63,19 @@ def write_reports(findings: Sequence[Finding], folder: Path) -> str:
     Raises:
         OutputError: the folder cannot be written to.
     """
-    from clipcheck.checking import Result, environment
     from clipcheck.evidence import keep
 
-    keep(Result(tuple(finding.judgement for finding in findings), environment()), folder)
+    keep(result_of(findings), folder)
     return f"reports in {folder}"
+
+
+def tell_github(findings: Sequence[Finding]) -> tuple[list[str], str]:
+    """Add what was found to the summary of the job; elsewhere than on GitHub Actions do nothing.
+
+    Returns:
+        Annotations, which are to be printed, and what went wrong, or nothing.
+    """
+    from clipcheck.github import annotate, summarise
+
+    result = result_of(findings)
+    return annotate(result), summarise(result)

@@ -1,0 +1,67 @@
+"""Results of every kind, for the tests of reports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from PIL import Image
+
+from clipcheck.checking import Judgement, Result
+from clipcheck.compare.localisation import Localisation, Place
+from clipcheck.compare.result import GateResult
+from clipcheck.inputs.examples import Example
+from clipcheck.search.probe import Measure
+from clipcheck.search.smallest import Failing
+
+ENVIRONMENT = {"clipcheck": "0.1.0", "python": "3.11.7", "torch": "2.9.1"}
+
+PASSED = Judgement(
+    checkpoint="release/model.pt",
+    path="release/model.pt",
+    device="cpu",
+    sha256="ab" * 32,
+    description="archive, tiny-vit",
+    dtype="float32",
+    seconds={"load": 0.25, "run": 1.5, "jit": 1.0},
+    examples=8,
+    gates=(
+        GateResult("integrity", True, "77 weights the same"),
+        GateResult("fidelity", True, "near", margin=0.37),
+    ),
+)
+
+
+def failed(name: str = "bad.pt", prompt: str = "addo") -> Judgement:
+    """One that fails on an image and a prompt, and is known to depart in both towers."""
+    failing = Failing(
+        Example((Image.new("RGB", (3, 2)),), (prompt,)),
+        Measure("text_features", 12.0, 8.0, 0.5, f"text features of {prompt!r} differ"),
+        shrunk=True,
+    )
+    places = (
+        Place("image"),
+        Place(
+            "text", "transformer.resblocks.1", "the sum behind attn", 120.0, 10.0, 0.5, "forward"
+        ),
+        Place("logits", reason="the method is not there"),
+    )
+    gates = (PASSED.gates[0], GateResult("fidelity", False, "12 times further", margin=12.3))
+    return replace(
+        PASSED,
+        checkpoint=name,
+        path=name,
+        gates=gates,
+        failing=failing,
+        saved="found/failing-inputs/bad",
+        localisation=Localisation(places),
+    )
+
+
+def unjudged(name: str = "gone.pt") -> Judgement:
+    """One that is not there."""
+    return Judgement(name, "cpu", error=f"expected a file, found '{name}'. Look again.")
+
+
+def failing_result() -> Result:
+    """One that passed, one that failed, one that could not be judged."""
+    return Result((PASSED, failed(), unjudged()), ENVIRONMENT)

@@ -11,7 +11,7 @@ from clipcheck.errors import OutputError
 from clipcheck.session import workers
 from clipcheck.session.choices import Choices
 from clipcheck.session.sharing import Case, Finding
-from clipcheck.session.summary import header, lines, write_reports
+from clipcheck.session.summary import header, lines, tell_github, write_reports
 
 CHOICES = Choices.of({"--clip-model": ["b.pt"], "--clip-seed": "3"}.get, Path("/nowhere"))
 
@@ -78,3 +78,21 @@ def test_the_reports_have_all_that_was_judged(tmp_path: Path) -> None:
 def test_reports_that_cannot_be_written_say_so(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="gone"):
         write_reports([], tmp_path / "gone")
+
+
+def test_github_is_told_of_all_that_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    annotations, problem = tell_github([found("a.pt", "cpu", ""), found("b.pt", "cpu", "")])
+    assert [line.split(":")[2].split("%3A ")[1] for line in annotations] == [
+        "a.pt%2C jit on cpu in float32", "b.pt%2C jit on cpu in float32"
+    ]  # fmt: skip
+    assert problem == ""
+    assert "\n| b.pt | jit | cpu | float32 |" in summary.read_text(encoding="utf-8")
+
+
+def test_elsewhere_than_on_github_nobody_is_told() -> None:
+    assert tell_github([found("a.pt", "cpu", "")]) == ([], "")

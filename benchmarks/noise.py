@@ -1,0 +1,43 @@
+"""How far a margin moves though the checkpoint stays the same: `clipcheck.history.NOISE`.
+
+Reads what checks of the same files wrote, with several seeds, numbers of threads and versions of
+torch, and prints of each gate the greatest margin of a file in a dtype over its least.
+
+    for arch in tiny-vit tiny-resnet; do
+      clipcheck synthesize $arch -o $arch.pt
+      for threads in 1 2; do for seed in 0 1 2 3 4 5 6 7 8 9; do
+        for dtype in float32 float16 bfloat16; do
+          OMP_NUM_THREADS=$threads clipcheck check $arch.pt --seed $seed --dtype $dtype \\
+            --json noise-$arch-$threads-$seed-$dtype.json
+        done
+      done; done
+    done
+    python -m benchmarks.noise noise-*.json
+
+The same again with another torch, on the same files, adds what an upgrade does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+from clipcheck.history import read_results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", nargs="+", type=Path, metavar="JSON")
+    margins: dict[str, dict[object, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for path in parser.parse_args().results:
+        for entry in read_results(path).entries:
+            for gate in entry.gates:
+                margins[gate.name][entry.sha256, entry.dtype].append(gate.margin)
+    for name, found in margins.items():
+        factors = [max(each) / min(each) if min(each) else 1.0 for each in found.values()]
+        print(f"{name:<12} {sum(map(len, found.values())):>4} runs, factor {max(factors):.2f}")
+
+
+if __name__ == "__main__":
+    main()

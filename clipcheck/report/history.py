@@ -1,0 +1,168 @@
+"""What changed between two runs, as text and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from clipcheck.history import Compared, Difference, Entry, Gate, GateChange, Outcome
+from clipcheck.report.phrases import one_line, share
+
+SCHEMA = 1
+"""Of the document."""
+
+_WIDTH = 88
+
+_ORDER: tuple[Outcome, ...] = (
+    "new failure",
+    "newly unjudged",
+    "mended",
+    "still failing",
+    "still unjudged",
+    "only in new",
+    "only in old",
+    "passes as before",
+)
+
+
+def render(difference: Difference) -> str:
+    """What moved in the environment, a block for each checkpoint that changed or does not pass,
+    what got worse first, and the verdict. Ends without a newline."""
+    blocks = [*_environment(difference)]
+    for outcome in _ORDER:
+        blocks += [
+            block
+            for each in difference.compared
+            if each.outcome == outcome and (block := _block(each))
+        ]
+    return "\n\n".join([*blocks, verdict(difference)])
+
+
+def verdict(difference: Difference) -> str:
+    """The last line, which says it all."""
+    counts = Counter(each.outcome for each in difference.compared)
+    shrunk = sum(
+        any(gate.change == "shrunk" for gate in each.gates) for each in difference.compared
+    )
+    parts = [_counted(counts[outcome], outcome) for outcome in _ORDER if counts[outcome]]
+    parts += [f"margins shrank in {shrunk}"] if shrunk else []
+    return f"{'WORSE' if difference.worse else 'NOT WORSE'}: {', '.join(parts)}."
+
+
+def _counted(number: int, outcome: Outcome) -> str:
+    several = {"new failure": "new failures", "passes as before": "pass as before"}
+    return f"{number} {outcome if number == 1 else several.get(outcome, outcome)}"
+
+
+def render_json(difference: Difference) -> str:
+    """The document, with a newline at its end. A margin beyond any limit is null."""
+    document = {
+        "schema": SCHEMA,
+        "worse": difference.worse,
+        "old": difference.old.source,
+        "new": difference.new.source,
+        "versions": [_moved(*each) for each in difference.versions],
+        "results": [_entry(each) for each in difference.compared],
+    }
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def _environment(difference: Difference) -> Iterator[str]:
+    moved = [
+        f"  {one_line(name)} {one_line(old or 'not there')} -> {one_line(new or 'not there')}"
+        for name, old, new in difference.versions
+    ]
+    if moved:
+        yield "\n".join(["versions and machine", *moved])
+
+
+def _block(compared: Compared) -> str:
+    """Nothing where nothing changed, and it passes."""
+    lines = [
+        *(f"  {_condition(*each)}" for each in compared.conditions),
+        *(line for gate in compared.gates for line in _gate(gate)),
+    ]
+    new = compared.new
+    if new is not None and new.error is not None:
+        lines += _wrapped(new.error, "  ")
+    elif new is not None and (compared.old is None or compared.old.state == "unjudged"):
+        lines += [line for gate in new.gates if not gate.passed for line in _failure(gate)]
+    if compared.outcome == "passes as before" and not lines:
+        return ""
+    return "\n".join([f"{compared.outcome}: {one_line(compared.title)}", *lines])
+
+
+def _condition(name: str, old: str, new: str) -> str:
+    return f"another {name}: {old[:16]} -> {new[:16]}"
+
+
+def _gate(moved: GateChange) -> list[str]:
+    name = one_line(moved.name)
+    if moved.new is None:
+        return [f"  {name}: no longer judged"]
+    if moved.old is None:
+        judged = f"  {name}: not judged before"
+        return [judged, *([] if moved.new.passed else _failure(moved.new))]
+    room = {"shrunk": "less room: ", "grown": "more room: "}.get(moved.change, "")
+    line = f"  {name}: {room}{_found(moved.old)} -> {_found(moved.new)}"
+    return [line, *(_wrapped(moved.new.message, "    ") if moved.change == "failed" else [])]
+
+
+def _failure(gate: Gate) -> list[str]:
+    return [f"  {one_line(gate.name)}: {_found(gate)}", *_wrapped(gate.message, "    ")]
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(
+        one_line(text),
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _found(gate: Gate) -> str:
+    return f"{'passed' if gate.passed else 'FAILED'} {share(gate.margin)}".rstrip()
+
+
+def _moved(name: str, old: object, new: object) -> dict[str, object]:
+    return {"name": name, "old": old, "new": new}
+
+
+def _entry(compared: Compared) -> dict[str, Any]:
+    known = compared.new or compared.old
+    assert known is not None  # noqa: S101 - for the type: never is neither there
+    dtypes = [each.dtype for each in (compared.new, compared.old) if each and each.dtype]
+    return {
+        "checkpoint": known.checkpoint,
+        "backend": known.backend,
+        "device": known.device,
+        "dtype": dtypes[0] if dtypes else None,
+        "outcome": compared.outcome,
+        "old": _state(compared.old),
+        "new": _state(compared.new),
+        "conditions": [_moved(*each) for each in compared.conditions],
+        "gates": [
+            {"name": g.name, "change": g.change, "old": _side(g.old), "new": _side(g.new)}
+            for g in compared.gates
+        ],
+    }
+
+
+def _state(entry: Entry | None) -> dict[str, Any] | None:
+    if entry is None:
+        return None
+    return {"checkpoint": entry.checkpoint, "state": entry.state, "error": entry.error}
+
+
+def _side(gate: Gate | None) -> dict[str, Any] | None:
+    if gate is None:
+        return None
+    margin = gate.margin if math.isfinite(gate.margin) else None
+    return {"passed": gate.passed, "margin": margin}

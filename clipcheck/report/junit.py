@@ -1,0 +1,91 @@
+"""A result as JUnit XML: what CI servers show as tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+from clipcheck.checking import Judgement, Result
+from clipcheck.report.phrases import commands, evidence, one_line, title
+
+UNJUDGED = "judged"
+"""The case that stands for all gates where a checkpoint could not be judged."""
+
+
+def render(result: Result) -> str:
+    """The document, with a newline at its end: a suite for each judgement, a case for each gate.
+
+    A case is named as the test of `clipcheck.suite` is. All gates judge one run, whose time is
+    that of the first case. Characters that XML cannot hold become backslash escapes.
+    """
+    root = Element("testsuites", name="clipcheck")
+    suites = [_suite(judgement, result.environment) for judgement in result.judgements]
+    root.extend(suites)
+    for count in ("tests", "failures", "errors"):
+        root.set(count, str(sum(int(suite.get(count, 0)) for suite in suites)))
+    root.set("time", _seconds(*result.judgements))
+    indent(root)
+    return f"<?xml version='1.0' encoding='utf-8'?>\n{tostring(root, encoding='unicode')}\n"
+
+
+def _suite(judgement: Judgement, environment: Mapping[str, str]) -> Element:
+    cases = [*_cases(judgement)]
+    cases[0].set("time", _seconds(judgement))
+    suite = Element(
+        "testsuite",
+        name=one_line(title(judgement)),
+        tests=str(len(cases)),
+        failures=str(sum(case.find("failure") is not None for case in cases)),
+        errors=str(sum(case.find("error") is not None for case in cases)),
+        skipped="0",
+        time=_seconds(judgement),
+    )
+    properties = SubElement(suite, "properties")
+    for name, value in {**environment, **_facts(judgement)}.items():
+        SubElement(properties, "property", name=name, value=one_line(value))
+    suite.extend(cases)
+    return suite
+
+
+def _facts(judgement: Judgement) -> dict[str, str]:
+    facts = {
+        "path": judgement.path,
+        "sha256": judgement.sha256,
+        "reference": judgement.reference,
+        "seed": str(judgement.seed),
+        "examples": str(judgement.examples),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _cases(judgement: Judgement) -> list[Element]:
+    """At least one: nothing judged is no pass."""
+    if judgement.error is not None or not judgement.gates:
+        case = _case(judgement, UNJUDGED)
+        problem = judgement.error or "no gate has judged it"
+        _add(case, "error", problem, problem)
+        return [case]
+    cases = []
+    for gate in judgement.gates:
+        case = _case(judgement, gate.name)
+        if not gate.passed:
+            details = [gate.message, *evidence(judgement), *commands(judgement)]
+            _add(case, "failure", gate.message, *details)
+        cases.append(case)
+    return cases
+
+
+def _case(judgement: Judgement, name: str) -> Element:
+    parts = (name, judgement.checkpoint, judgement.backend, judgement.device, judgement.dtype)
+    full = "-".join(part for part in parts if part is not None)
+    return Element("testcase", classname="clipcheck", name=one_line(full), time="0.000")
+
+
+def _add(case: Element, kind: str, message: str, *lines: str) -> None:
+    found = SubElement(case, kind, message=one_line(message), type=kind)
+    found.text = "\n".join(one_line(line) for line in lines)
+
+
+def _seconds(*judgements: Judgement) -> str:
+    spent = sum(j.seconds.get("load", 0.0) + j.seconds.get("run", 0.0) for j in judgements)
+    return f"{spent:.3f}"

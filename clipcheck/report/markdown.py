@@ -1,0 +1,78 @@
+"""A result as Markdown, for the summary of a job on GitHub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from clipcheck.checking import Judgement, Result
+from clipcheck.compare.result import GateResult
+from clipcheck.report.phrases import commands, evidence, one_line, share, title
+from clipcheck.report.text import verdict
+
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
+"""A bar is not escaped by a backslash everywhere: a table would have a column more."""
+
+
+def render(result: Result) -> str:
+    """The verdict, a table, and the evidence of what did not pass. Ends with a newline."""
+    return "".join(parts(result))
+
+
+def parts(result: Result) -> list[str]:
+    """The same in parts that may be left out from the end: the verdict, the table's head, each of
+    its rows, and the evidence for each judgement that did not pass."""
+    sign = "✓" if result.passed else "✗"
+    names = list(dict.fromkeys(gate.name for each in result.judgements for gate in each.gates))
+    head = ["checkpoint", "backend", "device", "dtype", *names]
+    return [
+        f"### {sign} clipcheck: {escaped(verdict(result))}\n",
+        f"\n{_row(head)}{_row(['---'] * len(head))}",
+        *(_row(_cells(judgement, names)) for judgement in result.judgements),
+        *(_details(judgement) for judgement in result.judgements if not judgement.passed),
+    ]
+
+
+def escaped(text: str) -> str:
+    """The text on one line, so that Markdown takes none of it for its own."""
+    plain = re.sub(r"[\\`*_~\[\]$#]", r"\\\g<0>", one_line(text))
+    return re.sub(r"[&<>|]", lambda found: _ENTITIES[found[0]], plain)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _cells(judgement: Judgement, names: Sequence[str]) -> list[str]:
+    found = {gate.name: gate for gate in judgement.gates}
+    subject = (judgement.checkpoint, judgement.backend, judgement.device, judgement.dtype or "")
+    return [*map(escaped, subject), *(_verdict(found.get(name)) for name in names)]
+
+
+def _verdict(gate: GateResult | None) -> str:
+    if gate is None:
+        return "not judged"
+    return f"{'✓' if gate.passed else '✗'} {share(gate.margin)}".rstrip()
+
+
+def _details(judgement: Judgement) -> str:
+    items = "".join(f"- {item}\n" for item in _items(judgement))
+    return f"\n**{escaped(title(judgement))}**\n\n{items}{_fenced(commands(judgement))}"
+
+
+def _items(judgement: Judgement) -> Iterator[str]:
+    if judgement.error is not None:
+        yield f"could not be judged: {escaped(judgement.error)}"
+    for gate in judgement.gates:
+        if not gate.passed:
+            yield f"**{gate.name}**: {escaped(gate.message)}"
+    yield from map(escaped, evidence(judgement))
+
+
+def _fenced(lines: Sequence[str]) -> str:
+    """A block of code with a fence that is longer than any in it; nothing without lines."""
+    if not lines:
+        return ""
+    code = "\n".join(map(one_line, lines))
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
+    return f"\n{fence}\n{code}\n{fence}\n"

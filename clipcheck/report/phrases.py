@@ -1,0 +1,69 @@
+"""What reports for machines and for GitHub say of a judgement, one line each."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator
+
+from clipcheck.checking import Judgement
+from clipcheck.compare.fidelity import times
+from clipcheck.inputs.examples import describe
+from clipcheck.report.text import next_steps
+
+
+def one_line(text: str) -> str:
+    """The text on one line, without characters that are not for reading.
+
+    Line ends become blanks, and what has no glyph (control characters, lone halves of surrogate
+    pairs, marks that turn the direction of writing) becomes a backslash escape. What is left may
+    stand in XML, too.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
+    )
+
+
+def title(judgement: Judgement) -> str:
+    """What was judged: the checkpoint as it was asked for, the backend, and where it ran."""
+    dtype = f" in {judgement.dtype}" if judgement.dtype else ""
+    return f"{judgement.checkpoint}, {judgement.backend} on {judgement.device}{dtype}"
+
+
+def share(margin: float) -> str:
+    """How much of its limit a gate found: ``37 % of limit``, ``12 × limit``; nothing where nothing
+    is measured."""
+    if margin == 0:
+        return ""
+    if not math.isfinite(margin):
+        return "beyond any limit"
+    if margin <= 1:
+        percent = 100 * margin
+        return f"{percent:.0f} % of limit" if percent >= 10 else f"{percent:.2g} % of limit"
+    rounded = float(f"{margin:.2g}")
+    return f"{rounded:,.0f} × limit" if rounded >= 10 else f"{rounded:g} × limit"
+
+
+def evidence(judgement: Judgement) -> Iterator[str]:
+    """Where it departs first, and the input that it fails on; nothing where neither is known."""
+    if judgement.localisation is not None:
+        for place in judgement.localisation.found:
+            between = f", {place.part}" if place.part else ""
+            yield (
+                f"departs first in {place.tower}: {place.module}{between}: {times(place.ratio)} as "
+                f"far from float64 as the eager model; {place.allowed:g} times is allowed"
+            )
+    failing = judgement.failing
+    if failing is not None:
+        what = "smallest input" if failing.shrunk else "a batch"
+        yield f"{what} that fails: {describe(failing.example)}"
+
+
+def commands(judgement: Judgement) -> list[str]:
+    """How to run the failing input again, and what to do next; nothing where it was not judged."""
+    if judgement.error is not None:
+        return []
+    saved = judgement.saved
+    again = [] if saved is None else [f"Again: clipcheck replay {shlex.quote(saved)}"]
+    return [*again, *next_steps(judgement)]

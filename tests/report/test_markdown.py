@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+
+from clipcheck.checking import Result
+from clipcheck.compare.result import GateResult
+from clipcheck.report.markdown import escaped, render
+from tests.report import ENVIRONMENT, PASSED, failed, failing_result, unjudged
+from tests.report.test_phrases import ANY_TEXT
+
+
+def test_a_summary_reads_as_follows() -> None:
+    assert render(failing_result()) == "\n".join(
+        [
+            "### ✗ clipcheck: INCONSISTENT: 1 checkpoint not the same both ways, 1 checkpoint "
+            "could not be judged, 1 passed.",
+            "",
+            "| checkpoint | backend | device | dtype | integrity | fidelity |",
+            "| --- | --- | --- | --- | --- | --- |",
+            "| release/model.pt | jit | cpu | float32 | ✓ | ✓ 37 % of limit |",
+            "| bad.pt | jit | cpu | float32 | ✓ | ✗ 12 × limit |",
+            "| gone.pt | jit | cpu |  | not judged | not judged |",
+            "",
+            "**bad.pt, jit on cpu in float32**",
+            "",
+            "- **fidelity**: 12 times further",
+            "- departs first in text: transformer.resblocks.1, the sum behind attn: 120 times as "
+            "far from float64 as the eager model; 10 times is allowed",
+            "- smallest input that fails: the image RGB 3x2, all (0, 0, 0), the prompt 'addo'",
+            "",
+            "```",
+            "Again: clipcheck replay found/failing-inputs/bad",
+            "Next: clipcheck convert bad.pt -o mended.pt",
+            "      writes an archive of the same weights whose code is known to compute as it "
+            "should.",
+            "```",
+            "",
+            "**gone.pt, jit on cpu**",
+            "",
+            "- could not be judged: expected a file, found 'gone.pt'. Look again.",
+            "",
+        ]
+    )
+
+
+def test_what_passed_is_a_line_and_a_table() -> None:
+    text = render(Result((PASSED,), ENVIRONMENT))
+    assert text.startswith("### ✓ clipcheck: CONSISTENT: ")
+    assert text.endswith("| ✓ 37 % of limit |\n")
+
+
+def test_there_is_a_column_for_each_gate_of_any_dtype() -> None:
+    half = replace(PASSED, dtype="float16", gates=(GateResult("precision", True, "near"),))
+    lines = render(Result((PASSED, half), ENVIRONMENT)).splitlines()
+    assert lines[2].endswith("| dtype | integrity | fidelity | precision |")
+    assert lines[5].endswith("| float16 | not judged | not judged | ✓ |")
+
+
+def test_what_markdown_would_take_for_its_own_is_escaped() -> None:
+    assert escaped("a|b`c<d>e&f\ng") == r"a&#124;b\`c&lt;d&gt;e&amp;f g"
+    assert escaped("*_~[]$#\\") == r"\*\_\~\[\]\$\#" + "\\\\"
+
+
+@given(ANY_TEXT, ANY_TEXT)
+def test_any_name_and_prompt_leaves_the_table_and_the_lines_as_they_are(
+    name: str, prompt: str
+) -> None:
+    plain = render(Result((failed(), unjudged()), ENVIRONMENT)).splitlines()
+    spoilt = render(Result((failed(name, prompt), unjudged(name)), ENVIRONMENT)).splitlines()
+    assert len(spoilt) == len(plain)
+    assert [line.count("|") for line in spoilt[2:6]] == [7] * 4
+    fences = [at for at, line in enumerate(plain) if line == "```"]
+    assert set(spoilt[fences[0]]) == {"`"}
+    assert [at for at, line in enumerate(spoilt) if line == spoilt[fences[0]]] == fences
+    for line in [*spoilt[4:6], *spoilt[7:12]]:
+        assert "<" not in line
+
+
+def test_a_fence_is_longer_than_those_in_the_code() -> None:
+    text = render(Result((failed("````.pt"),), ENVIRONMENT))
+    assert "\n`````\nAgain: " in text
+    assert text.endswith("\n`````\n")
