@@ -9,6 +9,7 @@ from typing import Any
 
 from clipcheck.checking import Judgement, Result
 from clipcheck.inputs.examples import describe_image
+from clipcheck.report.places import entries
 
 SCHEMA = 1
 
@@ -55,7 +56,7 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
             for g in judgement.gates
         ],
         "failing_example": _failing(judgement),
-        "localisation": _localisation(judgement),
+        "localisation": entries(judgement.localisation) if judgement.localisation else None,
     }
 
 
@@ -71,27 +72,6 @@ def _failing(judgement: Judgement) -> dict[str, Any] | None:
         "message": failing.measure.message,
         "saved": judgement.saved,
     }
-
-
-def _localisation(judgement: Judgement) -> list[dict[str, Any]] | None:
-    if judgement.localisation is None:
-        return None
-    return [
-        {
-            "tower": place.tower,
-            "module": place.module,
-            "part": place.part,
-            "figures": {
-                "rmse_ratio": place.ratio,
-                "allowed": place.allowed,
-                "rmse": place.error,
-                "method": place.method,
-            },
-            "given": place.given,
-            "reason": place.reason,
-        }
-        for place in judgement.localisation.places
-    ]
 
 
 def writable(value: Any) -> Any:

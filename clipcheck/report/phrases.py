@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Iterator
 
 from clipcheck.checking import Judgement
-from clipcheck.compare.fidelity import times
 from clipcheck.inputs.examples import describe
+from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.report.text import next_steps
 
 
@@ -49,11 +49,7 @@ def evidence(judgement: Judgement) -> Iterator[str]:
     """Where it departs first, and the input that it fails on; nothing where neither is known."""
     if judgement.localisation is not None:
         for place in judgement.localisation.found:
-            between = f", {place.part}" if place.part else ""
-            yield (
-                f"departs first in {place.tower}: {place.module}{between}: {times(place.ratio)} as "
-                f"far from float64 as the eager model; {place.allowed:g} times is allowed"
-            )
+            yield f"departs first in the {TOWERS[place.tower]}: {named(place)} ({measured(place)})"
     failing = judgement.failing
     if failing is not None:
         what = "smallest input" if failing.shrunk else "a batch"

@@ -1,0 +1,49 @@
+"""Where a checkpoint departs first, in words and for JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipcheck.compare.fidelity import times
+from clipcheck.compare.localisation import Localisation, Place
+
+TOWERS = {"image": "image tower", "text": "text tower", "logits": "logits"}
+"""What each is called."""
+
+
+def named(place: Place) -> str:
+    """The module, and the part of it where it is not a module itself."""
+    return f"{place.module}, {place.part}" if place.part else str(place.module)
+
+
+def measured(place: Place) -> str:
+    """How far it is off, and on which inputs."""
+    seen = f"seen on {place.given}"
+    if place.reason:
+        return f"{place.reason}; {seen}"
+    if place.ratio == float("inf"):
+        return f"not finite, of another shape, or not what it was; {seen}"
+    return (
+        f"{times(place.ratio)} further from float64 than the eager model on the same; "
+        f"{place.allowed:g} times is allowed; {seen}"
+    )
+
+
+def entries(localisation: Localisation) -> list[dict[str, Any]]:
+    """One for each tower; ``module`` is None where nothing departs."""
+    return [
+        {
+            "tower": place.tower,
+            "module": place.module,
+            "part": place.part,
+            "figures": {
+                "rmse_ratio": place.ratio,
+                "allowed": place.allowed,
+                "rmse": place.error,
+                "method": place.method,
+            },
+            "given": place.given,
+            "reason": place.reason,
+        }
+        for place in localisation.places
+    ]

@@ -1,0 +1,286 @@
+"""Where altered archives first depart from the eager model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clipcheck import torchscript_support
+from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.compare.localisation import Localisation
+from clipcheck.compare.tolerances import LIMITS
+from clipcheck.faults import CLEAN, FAULTS
+from clipcheck.inputs.batches import Batch, for_modules
+from clipcheck.judging import inputs_of
+from clipcheck.models.loader import load_checkpoint_both, load_tapped
+from clipcheck.modules import walk as walking
+from clipcheck.modules.twins import Twins
+from clipcheck.modules.walk import walk
+from clipcheck.writers.archive import Alter, write_archive
+from clipcheck.writers.synthesize import synthesize
+from tests.models import small
+
+CPU = torch.device("cpu")
+FLOAT = LIMITS["float32"]
+VIT, RESNET = small("tiny-vit"), small("tiny-resnet")
+PLANTS = {variant.name: variant.plant for variant in (*FAULTS, *CLEAN)}
+
+Walked = Callable[..., Localisation]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    with torchscript_support.silenced():
+        yield
+
+
+@pytest.fixture
+def walked(tmp_path: Path) -> Walked:
+    """Writes an archive with altered code, and walks through it."""
+
+    def run(
+        a: Architecture, alter: Alter | None = None, change: Callable[[Batch], Batch] | None = None
+    ) -> Localisation:
+        path = tmp_path / "model.pt"
+        write_archive(a, synthesize(a), path, alter=alter)
+        checkpoint = open_checkpoint(path)
+        both = load_checkpoint_both(checkpoint, CPU)
+        batch = for_modules(inputs_of(a), 0)
+        tapped = load_tapped(checkpoint, CPU, both)
+        given = change(batch) if change else batch
+        return walk(tapped, both.eager_model, given, CPU, FLOAT, "a batch")
+
+    return run
+
+
+def named(found: Localisation) -> list[tuple[str, str]]:
+    return [(str(place.module), place.part) for place in found.found]
+
+
+@pytest.mark.parametrize("a", [VIT, RESNET], ids=["vit", "resnet"])
+def test_nothing_departs_in_a_sound_archive_and_all_of_it_was_looked_at(
+    walked: Walked, a: Architecture
+) -> None:
+    found = walked(a)
+    assert not found.found
+    assert [place.reason for place in found.places] == ["nothing departs"] * 3
+
+
+@pytest.mark.parametrize(
+    "variant", ["batch-first", "linear-by-addmm", "fused-attention", "batch-turned"]
+)
+def test_nothing_departs_where_the_same_is_computed_in_another_way(
+    walked: Walked, variant: str
+) -> None:
+    assert not walked(VIT, PLANTS[variant]).found
+
+
+@pytest.mark.parametrize(
+    ("fault", "place"),
+    [
+        ("quickgelu-slope-1.7", ("transformer.resblocks.0.mlp.gelu", "")),
+        ("residual-left-out", ("transformer.resblocks.0", "residual sum behind mlp")),
+        ("text-block-skipped", ("transformer.resblocks.1", "")),
+        ("text-block-twice", ("transformer.resblocks.1", "what it is given")),
+        ("text-blocks-swapped", ("transformer.resblocks.0", "itself, or positions")),
+        ("text-positions-left-out", ("positional_embedding", "positions")),
+        ("final-norm-missing", ("ln_final", "itself, or pooling and projection")),
+        ("pooled-at-last-position", ("text_projection", "pooling")),
+        ("text-features-scaled-by-two", ("text_projection", "pooling and projection")),
+        ("tokens-cut-at-40", ("token_embedding", "what it is given")),
+    ],
+)
+def test_a_fault_of_the_text_tower_is_found_where_it_was_planted(
+    walked: Walked, fault: str, place: tuple[str, str]
+) -> None:
+    assert place in named(walked(VIT, PLANTS[fault]))
+
+
+@pytest.mark.parametrize(
+    ("fault", "place"),
+    [
+        ("image-positions-transposed", "class token and positions"),
+        ("mean-of-image-tokens", "pooling before it"),
+        ("image-encoder-normalises", "projection"),
+        ("pixels-in-half", "what it is given"),
+    ],
+)
+def test_what_lies_between_the_modules_of_a_vision_transformer_has_a_place(
+    walked: Walked, fault: str, place: str
+) -> None:
+    ((_, part),) = named(walked(VIT, PLANTS[fault]))
+    assert part == place
+
+
+@pytest.mark.parametrize(
+    ("fault", "place"),
+    [
+        ("leaky-relu-in-one-bottleneck", ("visual.layer2.0.relu1", "")),
+        (
+            "relu-behind-sum-left-out",
+            ("visual.layer2.0.relu3", "itself, or residual sum behind bn3"),
+        ),
+        ("image-encoder-normalises", ("visual.attnpool", "what follows it")),
+        ("max-pool-in-stem", ("visual.avgpool", "")),
+    ],
+)
+def test_a_resnet_whose_archive_has_one_relu_for_three_is_walked_through_all_the_same(
+    walked: Walked, fault: str, place: tuple[str, str]
+) -> None:
+    ((module, part),) = named(walked(RESNET, PLANTS[fault]))
+    assert (module.rpartition(".")[2], part) == (place[0].rpartition(".")[2], place[1])
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "logit-scale-clipped-at-4.6",
+        "per-text-not-transposed",
+        "components-rotated-in-forward-alone",
+    ],
+)
+def test_what_forward_does_with_the_features_is_a_place(walked: Walked, fault: str) -> None:
+    (place,) = walked(VIT, PLANTS[fault]).found
+    assert (place.tower, place.module) == ("logits", "forward")
+
+
+def test_logits_are_not_at_fault_for_features_that_an_encoder_gives_in_another_way(
+    walked: Walked,
+) -> None:
+    """The logits of this archive are right, and so are those of its features."""
+    found = walked(VIT, PLANTS["image-encoder-normalises"])
+    assert [place.tower for place in found.found] == ["image"]
+
+
+def test_a_logit_scale_that_each_call_lowers_is_held_against_what_it_was(walked: Walked) -> None:
+    assert ("forward", walking.HEAD) in named(walked(VIT, PLANTS["logit-scale-drifts"]))
+
+
+def test_a_tower_that_is_given_no_rows_is_not_run(walked: Walked) -> None:
+    def texts_alone(batch: Batch) -> Batch:
+        return batch.select([], [0, 1, 2])
+
+    found = walked(VIT, PLANTS["gelu-for-quickgelu"], texts_alone)
+    assert [place.tower for place in found.found] == ["text"]
+    assert found.places[0].reason == "not looked at"
+
+
+def test_a_single_row_is_enough(walked: Walked) -> None:
+    found = walked(VIT, PLANTS["quickgelu-slope-1.7"], lambda batch: batch.select([0], [0]))
+    assert [place.part for place in found.found] == ["", ""]
+
+
+def test_what_is_not_finite_is_a_departure_and_what_follows_from_it_is_not(walked: Walked) -> None:
+    def alter(model: Any) -> None:
+        norm = model.transformer.resblocks[0].ln_2
+        original = norm.forward
+        norm.forward = lambda x: original(x) / 0.0
+
+    ((module, part),) = named(walked(VIT, alter))
+    assert (module, part) == ("transformer.resblocks.0.ln_2", "")
+
+
+def test_where_a_method_breaks_off_is_a_place_and_the_other_tower_is_looked_at(
+    walked: Walked,
+) -> None:
+    def alter(model: Any) -> None:
+        norm = model.transformer.resblocks[1].ln_1
+        original: Callable[[Tensor], Tensor] = norm.forward
+        table = torch.zeros(3, 1, dtype=torch.float16)
+
+        def lookup(x: Tensor) -> Tensor:
+            # Out of range, and so it fails; but not when it is traced, with no rows.
+            return original(x + functional.embedding(x[..., 0].long() * 0 + 9, table).type_as(x))
+
+        norm.forward = lookup
+
+    found = walked(VIT, alter)
+    (place,) = found.found
+    assert (place.tower, place.module) == ("text", "transformer.resblocks.1.ln_1")
+    assert "encode_text failed" in place.reason
+    assert found.places[0].reason == "nothing departs"
+
+
+def test_forward_is_run_only_where_both_towers_are_as_they_should_be(
+    walked: Walked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    original = walking.run_method
+
+    def counted(name: str, module: Any, method: str, *inputs: Tensor) -> Any:
+        calls.append(method)
+        return original(name, module, method, *inputs)
+
+    monkeypatch.setattr(walking, "run_method", counted)
+    walked(VIT)
+    assert calls == ["encode_image", "encode_text", "forward"]
+    calls.clear()
+    walked(VIT, PLANTS["residual-left-out"])
+    assert calls == ["encode_image", "encode_text"]
+
+
+def test_every_module_of_a_sound_archive_runs_once_and_no_block_as_a_whole(
+    walked: Walked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three passes of a tower: the archive's, the eager modules', and theirs in float64."""
+    ran: list[str] = []
+    original = Twins.run
+
+    def counted(self: Twins, name: str, given: Any) -> Any:
+        ran.append(name)
+        return original(self, name, given)
+
+    monkeypatch.setattr(Twins, "run", counted)
+    walked(VIT)
+    assert len(ran) == len(set(ran))
+    assert not [name for name in ran if name.rpartition(".")[2].isdigit()]
+    assert "visual.transformer.resblocks.0.mlp.gelu" in ran
+
+
+def test_behind_the_first_departure_of_a_tower_nothing_is_run(
+    walked: Walked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    original = Twins.run
+
+    def counted(self: Twins, name: str, given: Any) -> Any:
+        ran.append(name)
+        return original(self, name, given)
+
+    monkeypatch.setattr(Twins, "run", counted)
+    walked(VIT, PLANTS["quickgelu-slope-1.7"])
+    assert not [name for name in ran if "resblocks.1" in name]
+    assert "transformer.resblocks.0.mlp.gelu" in ran
+
+
+def test_no_more_is_held_than_two_blocks_and_the_ends_of_the_towers(
+    walked: Walked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most: list[set[str]] = []
+    keep = walking._Held.keep
+
+    def watched(self: Any, end: Any, tensors: Any) -> None:
+        keep(self, end, tensors)
+        most.append({self._whole(held) for held in self._tensors if held.side != "model"})
+
+    monkeypatch.setattr(walking._Held, "keep", watched)
+    assert not walked(VIT).found
+    assert max(len(held - set(walking._LAST)) for held in most) == 2
+
+
+def test_the_order_that_rows_are_taken_in_is_told_from_other_rows() -> None:
+    rows = torch.arange(6.0).reshape(3, 2)
+    order = walking._order(rows[[2, 0, 1]], rows)
+    assert order is not None
+    np.testing.assert_array_equal(order, [2, 0, 1])
+    assert walking._order(rows[[0, 0, 1]], rows) is None
+    assert walking._order(rows + 1e-6, rows) is None
+    assert walking._order(rows[:2], rows) is None
