@@ -67,8 +67,8 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     if not judged:
         message = f"not one module could be judged: {_reasons(coverage)}"
         return GateResult("modules", False, message, figures, float("inf"))
-    ratios = _explained([(_ratio(error, limits), error) for error in coverage.errors])
-    ratio, worst = max(ratios, key=lambda item: item[0])
+    found = ratios(coverage.errors, limits)
+    ratio, worst = max(found, key=lambda item: item[0])
     figures = {
         **figures,
         worst.module: _figures(ratio, worst, limits),
@@ -76,7 +76,7 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     }
     margin = ratio / limits.module
     if margin > 1:
-        return GateResult("modules", False, _beyond(ratios, limits), figures, margin)
+        return GateResult("modules", False, _beyond(found, limits), figures, margin)
     message = (
         f"{len(judged)} modules judged one by one: at most {ratio:.2g} times as far from "
         f"float64 as the eager module ({worst.module}); {limits.module:g} times is allowed"
@@ -88,13 +88,30 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
 _Ratios = Sequence[tuple[float, ModuleError]]
 
 
-def _explained(ratios: _Ratios) -> _Ratios:
+def ratios(errors: Sequence[ModuleError], limits: Limits) -> _Ratios:
+    """How many times as far from float64 as the eager one each module is, as the gate counts it:
+    what a block as a whole makes up for is not held against a module inside of it.
+
+    Args:
+        errors: of all modules, in the order of the calls, which is that of what is returned.
+        limits: of float32.
+    """
+    return _explained([(_ratio(error, limits), error) for error in errors])
+
+
+def unit(error: ModuleError, limits: Limits) -> float:
+    """What its error is counted in: the eager module's, or one rounding of the output where that
+    one is exact."""
+    return max(error.reference, limits.roundoff * error.size)
+
+
+def _explained(counted: _Ratios) -> _Ratios:
     """With the ratio of its block for a module that another one in the block makes up for."""
     blocks: dict[str, float] = {}
-    for ratio, error in ratios:
+    for ratio, error in counted:
         blocks[error.module] = max(ratio, blocks.get(error.module, 0))
     found = []
-    for ratio, error in ratios:
+    for ratio, error in counted:
         block = blocks.get(error.block, float("inf"))
         excused = block <= SAME_BLOCK and math.isfinite(ratio)
         found.append((min(ratio, block) if excused else ratio, error))
@@ -102,12 +119,11 @@ def _explained(ratios: _Ratios) -> _Ratios:
 
 
 def _ratio(error: ModuleError, limits: Limits) -> float:
-    """In the eager module's error, or in one rounding of the output where that one is exact."""
-    unit = max(error.reference, limits.roundoff * error.size)
-    if unit == 0:
+    measure = unit(error, limits)
+    if measure == 0:
         return float("inf") if error.candidate else 0.0
-    ratio = error.candidate / unit
-    return ratio if math.isfinite(ratio) and math.isfinite(unit) else float("inf")
+    ratio = error.candidate / measure
+    return ratio if math.isfinite(ratio) and math.isfinite(measure) else float("inf")
 
 
 def _figures(ratio: float, error: ModuleError, limits: Limits) -> dict[str, float | int | str]:
@@ -143,9 +159,9 @@ def _reasons(coverage: Coverage) -> str:
     )
 
 
-def _beyond(ratios: _Ratios, limits: Limits) -> str:
+def _beyond(found: _Ratios, limits: Limits) -> str:
     """The first module that is too far, in the order of the calls."""
-    off = [(ratio, error) for ratio, error in ratios if ratio > limits.module]
+    off = [(ratio, error) for ratio, error in found if ratio > limits.module]
     ratio, first = off[0]
     others = len({error.module for _, error in off}) - 1
     more = f"; {others} more are too far" if others else ""
