@@ -1,4 +1,4 @@
-"""Keep what a check found: a text, JSON, and the inputs that fail, in one folder."""
+"""Keep what a check found: a page, a text, JSON, and the inputs that fail, in one folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from clipcheck.checking import Judgement, Result, environment
 from clipcheck.errors import OutputError
-from clipcheck.report import json, text
+from clipcheck.report import html, json, text
 from clipcheck.report.json import writable
 from clipcheck.report.text import failing_lines
 from clipcheck.search.saved import write
@@ -19,6 +19,7 @@ from clipcheck.writers.output import replacing
 
 JSON = "results.json"
 TEXT = "report.txt"
+HTML = "report.html"
 INPUTS = "failing-inputs"
 
 
@@ -42,7 +43,7 @@ def require_folder(folder: Path) -> None:
 
 
 def keep(result: Result, folder: Path) -> Result:
-    """Write `JSON`, `TEXT`, and a folder for each failing input.
+    """Write `JSON`, `TEXT`, `HTML`, and a folder for each failing input.
 
     Args:
         result: of any verdict.
@@ -55,7 +56,12 @@ def keep(result: Result, folder: Path) -> Result:
         OutputError: something cannot be written.
     """
     kept = keep_inputs(result, folder / INPUTS)
-    for name, contents in ((JSON, json.render(kept)), (TEXT, text.render(kept) + "\n")):
+    forms = {
+        JSON: json.render(kept),
+        TEXT: text.render(kept) + "\n",
+        HTML: html.render(kept),
+    }
+    for name, contents in forms.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(contents, encoding="utf-8")
     return kept
