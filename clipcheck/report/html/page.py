@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from clipcheck.checking import Judgement, Result
+from clipcheck.compare.localisation import Place
 from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.inputs.examples import Example, Prompt
@@ -19,6 +20,9 @@ from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
 from clipcheck.report.html.words import figure, ratio, visible
 from clipcheck.report.text import next_steps, verdict
+
+GATES = ("integrity", "contract", "fidelity", "modules", "precision", "decision", "stability")
+"""The columns of the matrix, in their order."""
 
 PHASES = {
     "load": "loading both ways",
@@ -53,13 +57,12 @@ def page(result: Result) -> str:
         _Section.of(judgement, f"j{number}", side)
         for number, judgement in enumerate(result.judgements, 1)
     ]
-    gates = list(dict.fromkeys(gate.name for j in result.judgements for gate in j.gates))
     return environment.get_template("report.html.j2").render(
         verdict=verdict(result),
         state=_state(result),
-        next=_next(result),
+        steps=_next(result),
         sections=sections,
-        gates=gates,
+        gates=_gate_names(result),
         environment=result.environment,
     )
 
@@ -77,9 +80,18 @@ def _state(result: Result | Judgement) -> str:
     return "fail" if result.error is None else "unjudged"
 
 
-def _next(result: Result) -> str:
+def _next(result: Result) -> list[str]:
+    """The command that helps most, and what it does."""
     failed = [j for j in result.judgements if _state(j) == "fail"]
-    return "\n".join(next_steps(failed[0])) if failed else ""
+    lines = next_steps(failed[0]) if failed else []
+    return [line.removeprefix("Next:").strip() for line in lines]
+
+
+def _gate_names(result: Result) -> list[str]:
+    """Of all dtypes, each once; those that stand in for others come behind them."""
+    found = dict.fromkeys(gate.name for j in result.judgements for gate in j.gates)
+    known = [name for name in GATES if name in found]
+    return [*known, *(name for name in found if name not in GATES)]
 
 
 @dataclass(frozen=True)
@@ -138,6 +150,12 @@ class _Section:
         return self.cells.get("integrity")
 
     @property
+    def departures(self) -> Sequence[Place]:
+        """The first place of each tower, or none where that was not looked for."""
+        found = self.judgement.localisation
+        return found.found if found else ()
+
+    @property
     def again(self) -> str:
         return f"clipcheck replay {shlex.quote(self.judgement.saved or '')}"
 
@@ -155,7 +173,7 @@ def _cell(gate: GateResult) -> _Cell:
 def _room(gate: GateResult) -> str:
     """What is left to the limit, or by how much it is exceeded."""
     if not gate.margin < float("inf"):
-        return "no limit holds"
+        return "beyond any limit"
     if gate.margin > 1:
         return f"{ratio(gate.margin)} its limit"
     if gate.margin == 0:
@@ -170,7 +188,8 @@ def _headline(gate: GateResult) -> str:
     if gate.name == "integrity" and "weights" in rows:
         wrong = {key: rows["weights"].get(key) for key in ("differing", "unused", "changed")}
         told = [f"{count} {key}" for key, count in wrong.items() if count]
-        return ", ".join(told) or f"{rows['weights'].get('compared')} weights"
+        same = f"{rows['weights'].get('compared')} weights" if gate.passed else ""
+        return ", ".join(told) or same
     if gate.name == "contract" and rows:
         greatest = max(float(row.get("max_abs", 0)) for row in rows.values())
         return f"{figure(greatest)} apart"
@@ -214,7 +233,17 @@ def _inputs(judgement: Judgement) -> list[Example]:
     failing = judgement.failing
     if failing is None:
         return []
-    return [each for each in (failing.first, failing.example) if each is not None]
+    if failing.first is None or _same(failing.first, failing.example):
+        return [failing.example]
+    return [failing.first, failing.example]
+
+
+def _same(one: Example, other: Example) -> bool:
+    images = len(one.images) == len(other.images) and all(
+        (a.mode, a.size, a.tobytes()) == (b.mode, b.size, b.tobytes())
+        for a, b in zip(one.images, other.images, strict=True)
+    )
+    return images and one.prompts == other.prompts
 
 
 def _shown_inputs(judgement: Judgement, side: int) -> list[_Input]:

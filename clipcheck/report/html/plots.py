@@ -4,6 +4,7 @@ table."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
@@ -143,17 +145,16 @@ def _share(value: float, size: float) -> float:
 
 def _drift_caption(found: Sequence[_Module]) -> str:
     most = max(found, key=lambda this: this.times)
+    first = next((this for this in found if this.beyond), None)
     furthest = f"{most.error.module} is {ratio(most.times)} as far from float64 as the eager module"
-    beyond = [this for this in found if this.beyond]
-    if not beyond:
-        return (
-            f"All {len(found)} are within their limit, {ratio(most.allowed)} the eager module's "
-            f"error. Furthest: {furthest}."
-        )
-    return (
-        f"{len(beyond)} of {len(found)} beyond the limit, {ratio(most.allowed)} the eager module's "
-        f"error. First: {beyond[0].error.module}, {ratio(beyond[0].times)}. Furthest: {furthest}."
-    )
+    limit = f"{ratio(most.allowed)} the eager module's error"
+    if first is None:
+        return f"All {len(found)} are within their limit, {limit}. Furthest: {furthest}."
+    beyond = sum(this.beyond for this in found)
+    said = f"{beyond} of {len(found)} beyond the limit, {limit}. First"
+    if first is most:
+        return f"{said} and furthest: {furthest}."
+    return f"{said}: {first.error.module}, {ratio(first.times)}. Furthest: {furthest}."
 
 
 def _draw_drift(axes: Axes, found: Sequence[_Module]) -> None:
@@ -175,12 +176,12 @@ def _draw_drift(axes: Axes, found: Sequence[_Module]) -> None:
         linestyle=(0, (4, 2)), linewidth=1, label="limit",
     )  # fmt: skip
     axes.plot(
-        x, _at_edges(eager, low, high), marker="o", markersize=5.5, markerfacecolor="none",
+        x, _at_edges(eager, low, high), marker="o", markersize=6.5, markerfacecolor="none",
         markeredgecolor=COLOURS["eager"], label="eager", **line,
     )  # fmt: skip
     finite = np.isfinite(candidate)
     for chosen, marker, size, colour, label in (
-        (finite & (candidate >= low) & ~beyond & ~excused, "o", 3.5, "candidate", "candidate"),
+        (finite & (candidate >= low) & ~beyond & ~excused, "o", 4.0, "candidate", "candidate"),
         (finite & (candidate < low), "v", 4.5, "candidate", "candidate, exact"),
         (finite & excused, "D", 5.0, "candidate", "made up for by its block"),
         (finite & beyond, "X", 8.0, "fail", "candidate, beyond its limit"),
@@ -219,18 +220,22 @@ def _name_first(axes: Axes, found: Sequence[_Module], first: int) -> None:
 
 
 def _label_depth(axes: Axes, found: Sequence[_Module]) -> None:
-    """A name for each block, in its middle; where they are too many, for every second, third..."""
+    """A name for each block, in its middle, but for those that there is no room for."""
     groups: list[tuple[str, list[int]]] = []
     for place, this in enumerate(found):
         name = this.error.block or this.error.module
         if not groups or groups[-1][0] != name:
             groups.append((name, []))
         groups[-1][1].append(place)
-    shown = groups[:: math.ceil(len(groups) / _MOST_LABELS)]
-    labels = [name.removeprefix("visual.").removeprefix("transformer.") for name, _ in shown]
+    shown: list[tuple[float, str]] = []
+    for name, places in groups:
+        middle = float(np.mean(places))
+        if not shown or middle - shown[-1][0] >= len(found) / _MOST_LABELS:
+            label = name.removeprefix("visual.").removeprefix("transformer.")
+            shown.append((middle, ascii_only(cut(label, 20))))
     axes.set_xticks(
-        [float(np.mean(places)) for _, places in shown],
-        [ascii_only(cut(label, 20)) for label in labels],
+        [place for place, _ in shown],
+        [label for _, label in shown],
         rotation=40,
         ha="right",
         rotation_mode="anchor",
@@ -319,8 +324,8 @@ def _draw_row(
         linewidth=1, zorder=3,
     )  # fmt: skip
     axes.annotate(
-        f"limit {ratio(allowed)}", (allowed, place + 0.9), xytext=(4, 0), textcoords="offset points",
-        va="top", color=COLOURS["ink"],
+        f"limit {ratio(allowed)}", (allowed, place + 0.9), xytext=(4, 0),
+        textcoords="offset points", va="top", color=COLOURS["ink"],
     )  # fmt: skip
 
 
@@ -334,7 +339,8 @@ def _note_rows(axes: Axes, place: int, values: Values) -> None:
         axes.annotate(
             f"{bad} of {len(values)} rows are not a number", (1, place + 0.2),
             xycoords=("axes fraction", "data"), xytext=(-9, 0), textcoords="offset points",
-            ha="right", va="center", color=COLOURS["fail"], fontweight="bold",
+            ha="right", va="center", color=COLOURS["fail"], fontweight="bold", zorder=5,
+            bbox={"facecolor": COLOURS["bg"], "edgecolor": "none", "pad": 1},
         )  # fmt: skip
 
 
@@ -381,8 +387,8 @@ def heat(given: Heat, key: str) -> Plot:
         )
         _draw_heat(axes, differences, greatest)
         labels: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(np.arange(width) + 0.5, [_named(c, 22) for c in given.columns], **labels)
-        axes.set_yticks(np.arange(height) + 0.5, [_named(r, 27) for r in given.rows])
+        axes.set_xticks(np.arange(width) + 0.5, [_named(c, 26) for c in given.columns], **labels)
+        axes.set_yticks(np.arange(height) + 0.5, [_named(r, 30) for r in given.rows])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         svg = inline(drawn, key, f"{title}. {caption}")
@@ -394,34 +400,51 @@ def heat(given: Heat, key: str) -> Plot:
 
 
 def _named(row: str, most: int) -> str:
-    return cut(ascii_only(row), most)
+    """``image 5: white`` of ``image 5 (white)``."""
+    return cut(ascii_only(re.sub(r"^(\w+ \d+) \((.*)\)$", r"\1: \2", row)), most)
 
 
 def _draw_heat(axes: Axes, differences: Values, greatest: float) -> None:
     height, width = differences.shape
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
+    cells = []
     for (row, column), value in np.ndenumerate(differences):
-        ok = math.isfinite(value)
-        level = _LEVELS + round(_LEVELS * value / greatest) if ok and greatest else _LEVELS
-        corners = [column, column + 1], [row, row], [row + 1, row + 1]
-        axes.fill_between(
-            *corners, facecolor=COLOURS[f"heat-{level}"] if ok else COLOURS["surface"],
-            edgecolor=COLOURS["surface"] if ok else COLOURS["fail"], linewidth=1.2,
-            hatch=None if ok else "xxx",
-        )  # fmt: skip
+        level = _level(float(value), greatest)
+        cells.append((row, column, level))
         axes.text(
-            column + 0.5, row + 0.5, _short(value) if ok else "NaN" if value != value else "inf",
-            ha="center", va="center_baseline", fontsize=8.5,
-            color=COLOURS[f"heat-ink-{level}"] if ok else COLOURS["fail"],
-            fontweight="normal" if ok else "bold",
+            column + 0.5, row + 0.5, _short(float(value)), ha="center", va="center_baseline",
+            fontsize=8.5, color=COLOURS["fail" if level is None else f"heat-ink-{level}"],
+            fontweight="bold" if level is None else "normal",
         )  # fmt: skip
+    for odd in (False, True):
+        chosen = [cell for cell in cells if (cell[2] is None) == odd]
+        corners = [
+            [(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)]
+            for row, column, _ in chosen
+        ]
+        shades = ["surface" if level is None else f"heat-{level}" for _, _, level in chosen]
+        axes.add_collection(
+            PolyCollection(
+                corners, facecolors=[COLOURS[shade] for shade in shades], linewidths=1.5,
+                edgecolors=COLOURS["fail" if odd else "bg"], linestyles=":" if odd else "-",
+            ),
+            autolim=False,
+        )  # fmt: skip
+
+
+def _level(value: float, greatest: float) -> int | None:
+    """Its shade, or None where it is not a number."""
+    if not math.isfinite(value):
+        return None
+    return _LEVELS + round(_LEVELS * value / greatest) if greatest else _LEVELS
 
 
 def _short(value: float) -> str:
     """At most eight characters."""
-    text = f"{value:.2g}"
-    return text.replace("e-0", "e-").replace("e+0", "e")
+    if math.isnan(value):
+        return "NaN"
+    return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def _heat_caption(given: Heat, greatest: float) -> str:
@@ -458,6 +481,7 @@ def _at_edges(values: Values, low: float, high: float) -> Values:
 
 def _log_ticks(axes: Axes, which: str) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(numticks=7))
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
+    axis.set_major_locator(LogLocator(numticks=7, subs=(1, 2, 5) if high < 300 * low else (1,)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

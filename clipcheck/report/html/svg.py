@@ -14,6 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 COLOURS: Mapping[str, str] = {
+    "bg": "#010202",
     "ink": "#010203",
     "muted": "#010204",
     "line": "#010205",
@@ -71,7 +72,8 @@ def styled() -> Iterator[None]:
         for key, value in dict.items(matplotlib.rcParamsDefault)
         if not key.startswith(("backend", "webagg", "_internal", "toolbar", "date", "savefig"))
     }
-    with matplotlib.rc_context({**own, **_STYLE}):
+    own.update(_STYLE)
+    with matplotlib.rc_context(own):
         yield
 
 
