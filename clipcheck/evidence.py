@@ -57,11 +57,12 @@ def keep(result: Result, folder: Path) -> Result:
     """
     kept = keep_inputs(result, folder / INPUTS)
     forms = {
-        JSON: json.render(kept),
-        TEXT: text.render(kept) + "\n",
-        HTML: html.render(kept),
+        JSON: json.render,
+        TEXT: lambda result: text.render(result) + "\n",
+        HTML: html.render,
     }
-    for name, contents in forms.items():
+    for name, render in forms.items():
+        contents = render(kept)
         with replacing(folder / name) as temporary:
             temporary.write_text(contents, encoding="utf-8")
     return kept

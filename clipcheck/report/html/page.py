@@ -18,7 +18,7 @@ from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.inputs.examples import Example, Prompt
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
-from clipcheck.report.html.words import figure, ratio, visible
+from clipcheck.report.html.words import as_far, figure, ratio, visible
 from clipcheck.report.text import next_steps, verdict
 
 GATES = ("integrity", "contract", "fidelity", "modules", "precision", "decision", "stability")
@@ -51,7 +51,7 @@ def page(result: Result) -> str:
         lstrip_blocks=True,
         finalize=_seen,
     )
-    environment.filters.update(figure=figure, ratio=ratio)
+    environment.filters.update(as_far=as_far, figure=figure, ratio=ratio)
     side = side_for(sum(len(example.images) for j in result.judgements for example in _inputs(j)))
     sections = [
         _Section.of(judgement, f"j{number}", side)

@@ -21,7 +21,7 @@ from clipcheck.compare.measured import Heat, Measured
 from clipcheck.compare.modules import ModuleError, ratios, unit
 from clipcheck.compare.tolerances import Limits
 from clipcheck.report.html.svg import COLOURS, inline, styled
-from clipcheck.report.html.words import MEANT, ascii_only, cut, figure, ratio
+from clipcheck.report.html.words import MEANT, as_far, ascii_only, cut, figure, ratio
 
 _WIDTH = 9.6
 """Of every figure, in inches of 72 units; the style sheet scales it to the page."""
@@ -119,8 +119,8 @@ def drift(errors: Sequence[ModuleError], which: str, limits: Limits, key: str) -
     caption = _drift_caption(found)
     title = f"Error of each module of the {which} tower, in the order of the calls"
     with styled():
-        drawn = Figure(figsize=(_WIDTH, 3.5))
-        axes = drawn.add_axes((0.085, 0.25, 0.905, 0.64))
+        drawn = Figure(figsize=(_WIDTH, 3.7))
+        axes = drawn.add_axes((0.09, 0.28, 0.9, 0.63))
         _draw_drift(axes, found)
         svg = inline(drawn, key, f"{title}. {caption}")
     columns = ("module", "method", "candidate", "eager", "limit", "times eager", "verdict")
@@ -146,7 +146,7 @@ def _share(value: float, size: float) -> float:
 def _drift_caption(found: Sequence[_Module]) -> str:
     most = max(found, key=lambda this: this.times)
     first = next((this for this in found if this.beyond), None)
-    furthest = f"{most.error.module} is {ratio(most.times)} as far from float64 as the eager module"
+    furthest = f"{most.error.module} {as_far(most.times)}"
     limit = f"{ratio(most.allowed)} the eager module's error"
     if first is None:
         return f"All {len(found)} are within their limit, {limit}. Furthest: {furthest}."
@@ -232,11 +232,11 @@ def _label_depth(axes: Axes, found: Sequence[_Module]) -> None:
         middle = float(np.mean(places))
         if not shown or middle - shown[-1][0] >= len(found) / _MOST_LABELS:
             label = name.removeprefix("visual.").removeprefix("transformer.")
-            shown.append((middle, ascii_only(cut(label, 20))))
+            shown.append((middle, ascii_only(cut(label, 16))))
     axes.set_xticks(
         [place for place, _ in shown],
         [label for _, label in shown],
-        rotation=40,
+        rotation=50,
         ha="right",
         rotation_mode="anchor",
     )

@@ -13,6 +13,8 @@ from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from clipcheck.report.html.words import visible
+
 COLOURS: Mapping[str, str] = {
     "bg": "#010202",
     "ink": "#010203",
@@ -93,7 +95,7 @@ def inline(figure: Figure, key: str, label: str) -> Markup:
     _, _, body = drawn[drawn.index("<svg ") :].partition(">")
     return Markup(  # noqa: S704 - matplotlib has escaped what it wrote
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(label)}">{_shortened(body, key)}'
+        f'aria-label="{escape(visible(label))}">{_shortened(body, key)}'
     )
 
 

@@ -43,9 +43,16 @@ def ratio(value: float) -> str:
     return f"{digits}\N{MULTIPLICATION SIGN}"
 
 
+def as_far(times: float) -> str:
+    """The predicate of a sentence: how far from float64 something is."""
+    if not math.isfinite(times):
+        return "is not a number, or its float64 twin is not"
+    return f"is {ratio(times)} as far from float64 as the eager one"
+
+
 def ascii_only(text: str) -> str:
-    """For a plot, whose font measures no more than that."""
-    return text.encode("ascii", "backslashreplace").decode()
+    """In one line, for a plot, whose font measures no more than that."""
+    return visible(text).replace("\n", " ").encode("ascii", "backslashreplace").decode()
 
 
 def cut(text: str, most: int) -> str:
