@@ -285,7 +285,7 @@ def test_the_same_result_gives_the_same_page() -> None:
 
 def test_what_others_set_up_for_their_own_plots_changes_nothing() -> None:
     expected = render(result(FAILED))
-    with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.labelpad": 30}):
         assert render(result(FAILED)) == expected
         assert matplotlib.rcParams["font.size"] == 30
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -99,6 +100,8 @@ def test_of_an_exact_eager_module_the_limit_is_in_roundings() -> None:
 def test_what_is_not_a_number_is_drawn_at_the_edge_and_said(odd: dict[str, float]) -> None:
     plot = text_tower(error("token_embedding"), error("ln_final", **odd))
     assert "candidate, not a number" in plot.svg
+    # One in the legend, and the module itself.
+    assert len(re.findall(r"<use [^>]*fill: var\(--fail\)", plot.svg)) == 2
     assert "nan" not in plot.svg.lower().replace("candidate, not a number", "")
     assert (
         "First and furthest: ln_final is not a number, or its float64 twin is not." in plot.caption
