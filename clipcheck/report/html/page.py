@@ -124,7 +124,8 @@ class _Section:
     name: str
     state: str
     cells: Mapping[str, _Cell]
-    plots: Sequence[plots.Plot]
+    drifts: Sequence[plots.Plot]
+    spreads: Sequence[plots.Plot]
     inputs: Sequence[_Input]
     figures: Sequence[tuple[str, str, str, str]]
     phases: Sequence[tuple[str, str, str]]
@@ -138,7 +139,8 @@ class _Section:
             PurePath(judgement.path or judgement.checkpoint).name or judgement.checkpoint,
             _state(judgement),
             {gate.name: _cell(gate) for gate in judgement.gates},
-            _plots(judgement, key),
+            _drifts(judgement, key),
+            _spreads(judgement, key),
             _shown_inputs(judgement, side),
             [row for gate in judgement.gates for row in _figures(gate)],
             _phases(judgement.seconds),
@@ -215,18 +217,23 @@ def _figures(gate: GateResult) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _plots(judgement: Judgement, key: str) -> list[plots.Plot]:
-    """Those that there are numbers for."""
-    found: list[plots.Plot | None] = []
-    if judgement.coverage is not None and judgement.dtype in LIMITS:
-        errors, limits = judgement.coverage.errors, LIMITS[judgement.dtype]
-        found += [plots.drift(errors, which, limits, f"{key}-{which}") for which in plots.TOWERS]
-    if judgement.measured is not None:
-        found += [
-            plots.distribution(judgement.measured, f"{key}-rows"),
-            plots.heat(judgement.measured.heat, f"{key}-heat"),
-        ]
+def _drifts(judgement: Judgement, key: str) -> list[plots.Plot]:
+    """Of each tower whose modules were judged."""
+    if judgement.coverage is None or judgement.dtype not in LIMITS:
+        return []
+    errors, limits = judgement.coverage.errors, LIMITS[judgement.dtype]
+    found = [plots.drift(errors, which, limits, f"{key}-{which}") for which in plots.TOWERS]
     return [plot for plot in found if plot is not None]
+
+
+def _spreads(judgement: Judgement, key: str) -> list[plots.Plot]:
+    """Over the rows, and over the logits of a batch."""
+    if judgement.measured is None:
+        return []
+    return [
+        plots.distribution(judgement.measured, f"{key}-rows"),
+        plots.heat(judgement.measured.heat, f"{key}-heat"),
+    ]
 
 
 def _inputs(judgement: Judgement) -> list[Example]:

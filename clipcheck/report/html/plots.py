@@ -309,7 +309,7 @@ def _counted(values: Values, edges: Values) -> NDArray[np.int64]:
 def _draw_row(
     axes: Axes, place: int, edges: Values, counts: NDArray[np.int64], allowed: float
 ) -> None:
-    heights = place + 0.78 * counts / max(1, counts.max())
+    heights = place + 0.66 * counts / max(1, counts.max())
     beyond = edges[:-1] >= allowed * (1 - 1e-9)
     axes.axhline(place, color=COLOURS["line"], linewidth=0.8, zorder=1)
     for chosen, colour, hatch in ((~beyond, "candidate", None), (beyond, "fail", "////")):
@@ -320,11 +320,11 @@ def _draw_row(
                 edgecolor=COLOURS["surface"], linewidth=0, zorder=2,
             )  # fmt: skip
     axes.plot(
-        [allowed, allowed], [place, place + 0.9], color=COLOURS["ink"], linestyle=(0, (4, 2)),
+        [allowed, allowed], [place, place + 0.94], color=COLOURS["ink"], linestyle=(0, (4, 2)),
         linewidth=1, zorder=3,
     )  # fmt: skip
     axes.annotate(
-        f"limit {ratio(allowed)}", (allowed, place + 0.9), xytext=(4, 0),
+        f"limit {ratio(allowed)}", (allowed, place + 0.97), xytext=(4, 0),
         textcoords="offset points", va="top", color=COLOURS["ink"],
     )  # fmt: skip
 
