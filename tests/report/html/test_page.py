@@ -165,7 +165,10 @@ def test_the_weights_are_vouched_for() -> None:
     assert "Integrity of the weights ✓ pass 77 weights the same." in found
     assert f"SHA-256 {'ab' * 32} released none of the released files" in found
     assert "released as RN50, bit for bit" in page(replace(PASSED, released="RN50")).text
+    assert "weights 77 compared, 0 differing, 0 unused, 0 changed SHA-256" in found
     assert "integrity weights compared 77" in found
+    unread = page(replace(UNJUDGED, sha256="ab" * 32)).text
+    assert f"SHA-256 {'ab' * 32} released none" in unread
 
 
 def test_the_command_repeats_the_check() -> None:
