@@ -1,4 +1,4 @@
-"""Keep what a check found: a text, JSON, and the inputs that fail, in one folder."""
+"""Keep what a check found: a page, a text, JSON, and the inputs that fail, in one folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from clipcheck.checking import Judgement, Result, environment
 from clipcheck.errors import OutputError
-from clipcheck.report import json, text
+from clipcheck.report import html, json, text
 from clipcheck.report.json import writable
 from clipcheck.report.text import failing_lines
 from clipcheck.search.saved import write
@@ -19,6 +19,7 @@ from clipcheck.writers.output import replacing
 
 JSON = "results.json"
 TEXT = "report.txt"
+HTML = "report.html"
 INPUTS = "failing-inputs"
 
 
@@ -42,7 +43,7 @@ def require_folder(folder: Path) -> None:
 
 
 def keep(result: Result, folder: Path) -> Result:
-    """Write `JSON`, `TEXT`, and a folder for each failing input.
+    """Write `JSON`, `TEXT`, `HTML`, and a folder for each failing input.
 
     Args:
         result: of any verdict.
@@ -60,7 +61,7 @@ def keep(result: Result, folder: Path) -> Result:
 
 
 def keep_texts(result: Result, folder: Path) -> None:
-    """Write `JSON` and `TEXT`.
+    """Write `JSON`, `TEXT` and `HTML`, the page last: it is the most that can go wrong.
 
     Args:
         result: of any verdict.
@@ -69,7 +70,13 @@ def keep_texts(result: Result, folder: Path) -> None:
     Raises:
         OutputError: one cannot be written.
     """
-    for name, contents in ((JSON, json.render(result)), (TEXT, text.render(result) + "\n")):
+    forms = {
+        JSON: json.render,
+        TEXT: lambda result: text.render(result) + "\n",
+        HTML: html.render,
+    }
+    for name, render in forms.items():
+        contents = render(result)
         with replacing(folder / name) as temporary:
             temporary.write_text(contents, encoding="utf-8")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from clipcheck.compare.modules import ModuleError, explained
+from clipcheck.compare.modules import ModuleError, ratios
 from clipcheck.compare.tolerances import Limits
 
 Tower = Literal["image", "text", "logits"]
@@ -119,7 +119,7 @@ def localise(
         given: what the candidate was given, for people.
     """
     found: dict[Tower, Place] = {}
-    for ratio, error in explained(errors, limits):
+    for ratio, error in ratios(errors, limits):
         tower = tower_of(error.module)
         if ratio > limits.module and tower not in found:
             found[tower] = Place(

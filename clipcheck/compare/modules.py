@@ -69,18 +69,18 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     if not judged:
         message = f"not one module could be judged: {_reasons(coverage)}"
         return GateResult("modules", False, message, figures, float("inf"))
-    ratios = explained(coverage.errors, limits)
-    ratio, worst = max(ratios, key=lambda item: item[0])
+    found = ratios(coverage.errors, limits)
+    greatest, worst = max(found, key=lambda item: item[0])
     figures = {
         **figures,
-        worst.module: _figures(ratio, worst, limits),
-        "greatest": {"module": ratio},
+        worst.module: _figures(greatest, worst, limits),
+        "greatest": {"module": greatest},
     }
-    margin = ratio / limits.module
+    margin = greatest / limits.module
     if margin > 1:
-        return GateResult("modules", False, _beyond(ratios, limits), figures, margin)
+        return GateResult("modules", False, _beyond(found, limits), figures, margin)
     message = (
-        f"{len(judged)} modules judged one by one: at most {ratio:.2g} times as far from "
+        f"{len(judged)} modules judged one by one: at most {greatest:.2g} times as far from "
         f"float64 as the eager module ({worst.module}); {limits.module:g} times is allowed"
         f"{_left_out(coverage)}"
     )
@@ -90,34 +90,47 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
 Ratios = Sequence[tuple[float, ModuleError]]
 
 
-def explained(errors: Sequence[ModuleError], limits: Limits) -> Ratios:
-    """Each error in the eager module's own; for a module that another one in its block makes up
-    for, that of the block."""
-    ratios = [(ratio(error, limits), error) for error in errors]
+def ratios(errors: Sequence[ModuleError], limits: Limits) -> Ratios:
+    """How many times as far from float64 as the eager one each module is, as the gate counts it:
+    what a block as a whole makes up for is not held against a module inside of it.
+
+    Args:
+        errors: of all modules, in the order of the calls, which is that of what is returned.
+        limits: of the dtype.
+    """
+    counted = [(ratio(error, limits), error) for error in errors]
     blocks: dict[str, float] = {}
-    for times_off, error in ratios:
+    for found, error in counted:
         if not error.part:
-            blocks[error.module] = max(times_off, blocks.get(error.module, 0))
-    found = []
-    for times_off, error in ratios:
-        block = blocks.get(error.block, float("inf"))
-        excused = block <= SAME_BLOCK and math.isfinite(times_off)
-        found.append((min(times_off, block) if excused else times_off, error))
-    return found
+            blocks[error.module] = max(found, blocks.get(error.module, 0))
+    return [(_excused(found, blocks.get(error.block)), error) for found, error in counted]
 
 
 def ratio(error: ModuleError, limits: Limits) -> float:
-    """An error in the eager module's, or in one rounding of the output where that one is exact."""
-    unit = max(error.reference, limits.roundoff * error.size)
-    if unit == 0:
+    """One error in its `unit`, whatever its block does; infinite where it is not a number."""
+    measure = unit(error, limits)
+    if measure == 0:
         return float("inf") if error.candidate else 0.0
-    found = error.candidate / unit
-    return found if math.isfinite(found) and math.isfinite(unit) else float("inf")
+    found = error.candidate / measure
+    return found if math.isfinite(found) and math.isfinite(measure) else float("inf")
 
 
-def _figures(ratio: float, error: ModuleError, limits: Limits) -> dict[str, float | int | str]:
+def unit(error: ModuleError, limits: Limits) -> float:
+    """What its error is counted in: the eager module's, or one rounding of the output where that
+    one is exact."""
+    return max(error.reference, limits.roundoff * error.size)
+
+
+def _excused(found: float, block: float | None) -> float:
+    """The ratio of the block, where that one is as it should be."""
+    if block is None or block > SAME_BLOCK or not math.isfinite(found):
+        return found
+    return min(found, block)
+
+
+def _figures(found: float, error: ModuleError, limits: Limits) -> dict[str, float | int | str]:
     return {
-        "rmse_ratio": ratio,
+        "rmse_ratio": found,
         "allowed": limits.module,
         "rmse": error.candidate,
         "method": error.method,
@@ -148,13 +161,13 @@ def _reasons(coverage: Coverage) -> str:
     )
 
 
-def _beyond(ratios: Ratios, limits: Limits) -> str:
+def _beyond(found: Ratios, limits: Limits) -> str:
     """The first module that is too far, in the order of the calls."""
-    off = [(ratio, error) for ratio, error in ratios if ratio > limits.module]
-    ratio, first = off[0]
+    off = [(most, error) for most, error in found if most > limits.module]
+    most, first = off[0]
     others = len({error.module for _, error in off}) - 1
     more = f"; {others} more are too far" if others else ""
     return (
-        f"{first.module} ({first.method}) is {times(ratio)} further from float64 than the eager "
+        f"{first.module} ({first.method}) is {times(most)} further from float64 than the eager "
         f"module on the same input; {limits.module:g} times is allowed{more}"
     )

@@ -41,7 +41,14 @@ def failed(name: str = "bad.pt", prompt: str = "addo") -> Judgement:
     places = (
         Place("image"),
         Place(
-            "text", "transformer.resblocks.1", "the sum behind attn", 120.0, 10.0, 0.5, "forward"
+            "text",
+            "transformer.resblocks.1",
+            "the sum behind attn",
+            120.0,
+            10.0,
+            0.5,
+            "forward",
+            "the input that fails",
         ),
         Place("logits", reason="the method is not there"),
     )

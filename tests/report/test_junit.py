@@ -41,7 +41,7 @@ def test_a_gate_that_failed_is_a_failure_with_its_message_and_evidence() -> None
     assert failure.text is not None
     lines = failure.text.splitlines()
     assert lines[0] == "12 times further"
-    assert lines[1].startswith("departs first in text: transformer.resblocks.1")
+    assert lines[1].startswith("departs first in the text tower: transformer.resblocks.1")
     assert lines[2].startswith("smallest input that fails: ")
     assert lines[3] == "Again: clipcheck replay found/failing-inputs/bad"
     assert lines[4].startswith("Next: ")

@@ -26,8 +26,9 @@ def test_a_summary_reads_as_follows() -> None:
             "**bad.pt, jit on cpu in float32**",
             "",
             "- **fidelity**: 12 times further",
-            "- departs first in text: transformer.resblocks.1, the sum behind attn: 120 times as "
-            "far from float64 as the eager model; 10 times is allowed",
+            "- departs first in the text tower: transformer.resblocks.1, the sum behind attn (120 "
+            "times further from float64 than the eager model on the same; 10 times is "
+            "allowed; seen on the input that fails)",
             "- smallest input that fails: the image RGB 3x2, all (0, 0, 0), the prompt 'addo'",
             "",
             "```",

@@ -1,0 +1,300 @@
+"""From a result to what the template shows."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from clipcheck.checking import Judgement, Result
+from clipcheck.compare.localisation import Place
+from clipcheck.compare.result import GateResult
+from clipcheck.compare.tolerances import LIMITS, Contract
+from clipcheck.inputs.examples import Example, Prompt
+from clipcheck.report.html import plots
+from clipcheck.report.html.pictures import Picture, picture, side_for
+from clipcheck.report.html.words import as_far, figure, ratio, visible
+from clipcheck.report.text import next_steps, verdict
+
+GATES = ("integrity", "contract", "fidelity", "modules", "precision", "decision", "stability")
+"""The columns of the matrix, in their order."""
+
+PHASES = {
+    "load": "loading both ways",
+    "inputs": "drawing images and prompts",
+    "eager": "the eager model",
+    "float64": "the eager model in float64",
+    "jit": "the archive, all calls",
+    "modules": "modules one by one",
+    "gates": "gates",
+    "search": "looking for the smallest input that fails",
+}
+"""By phase, what is done in it. ``run`` is the sum of all but the first."""
+
+
+def page(result: Result) -> str:
+    """The whole page.
+
+    Args:
+        result: of any verdict.
+    """
+    environment = Environment(
+        loader=PackageLoader("clipcheck.report.html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_seen,
+    )
+    environment.filters.update(as_far=as_far, figure=figure, ratio=ratio)
+    side = side_for(sum(len(example.images) for j in result.judgements for example in _inputs(j)))
+    sections = [
+        _Section.of(judgement, f"j{number}", side)
+        for number, judgement in enumerate(result.judgements, 1)
+    ]
+    return environment.get_template("report.html.j2").render(
+        verdict=verdict(result),
+        state=_state(result),
+        steps=_next(result),
+        sections=sections,
+        gates=_gate_names(result),
+        environment=result.environment,
+    )
+
+
+def _seen(value: object) -> object:
+    """All that is put into the page and is not markup of our own goes through here."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _state(result: Result | Judgement) -> str:
+    if result.passed:
+        return "pass"
+    if isinstance(result, Result):
+        return "fail" if any(_state(j) == "fail" for j in result.judgements) else "unjudged"
+    return "fail" if result.error is None else "unjudged"
+
+
+def _next(result: Result) -> list[str]:
+    """The command that helps most, and what it does."""
+    failed = [j for j in result.judgements if _state(j) == "fail"]
+    lines = next_steps(failed[0]) if failed else []
+    return [line.removeprefix("Next:").strip() for line in lines]
+
+
+def _gate_names(result: Result) -> list[str]:
+    """Of all dtypes, each once; those that stand in for others come behind them."""
+    found = dict.fromkeys(gate.name for j in result.judgements for gate in j.gates)
+    known = [name for name in GATES if name in found]
+    return [*known, *(name for name in found if name not in GATES)]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What a gate found, in a few words."""
+
+    gate: GateResult
+    figure: str
+    room: str
+    used: float
+
+    @property
+    def state(self) -> str:
+        return "pass" if self.gate.passed else "fail"
+
+
+@dataclass(frozen=True)
+class _Input:
+    title: str
+    pictures: Sequence[Picture]
+    prompts: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class _Section:
+    """All that is shown of one judgement."""
+
+    key: str
+    judgement: Judgement
+    name: str
+    state: str
+    cells: Mapping[str, _Cell]
+    drifts: Sequence[plots.Plot]
+    spreads: Sequence[plots.Plot]
+    inputs: Sequence[_Input]
+    figures: Sequence[tuple[str, str, str, str]]
+    phases: Sequence[tuple[str, str, str]]
+    command: str
+
+    @classmethod
+    def of(cls, judgement: Judgement, key: str, side: int) -> _Section:
+        return cls(
+            key,
+            judgement,
+            PurePath(judgement.path or judgement.checkpoint).name or judgement.checkpoint,
+            _state(judgement),
+            {gate.name: _cell(gate) for gate in judgement.gates},
+            _drifts(judgement, key),
+            _spreads(judgement, key),
+            _shown_inputs(judgement, side),
+            [row for gate in judgement.gates for row in _figures(gate)],
+            _phases(judgement.seconds),
+            _command(judgement),
+        )
+
+    @property
+    def integrity(self) -> _Cell | None:
+        return self.cells.get("integrity")
+
+    @property
+    def departures(self) -> Sequence[Place]:
+        """The first place of each tower, or none where that was not looked for."""
+        found = self.judgement.localisation
+        return found.found if found else ()
+
+    @property
+    def again(self) -> str:
+        return f"clipcheck replay {shlex.quote(self.judgement.saved or '')}"
+
+    @property
+    def memory(self) -> str:
+        peak = self.judgement.peak_memory
+        return f"{peak / 1e9:.2f} GB" if peak else "not known on this system"
+
+
+def _cell(gate: GateResult) -> _Cell:
+    used = gate.margin if 0 <= gate.margin <= 1 else 1.0
+    return _Cell(gate, _headline(gate), _room(gate), used)
+
+
+def _room(gate: GateResult) -> str:
+    """What is left to the limit, or by how much it is exceeded."""
+    if not gate.margin < float("inf"):
+        return "beyond any limit"
+    if gate.margin > 1:
+        return f"{ratio(gate.margin)} its limit"
+    if gate.margin == 0:
+        return "nothing off" if gate.passed else ""
+    left = 100 * (1 - gate.margin)
+    return f"{left:.0f} % left" if left < 99.5 else "over 99 % left"
+
+
+def _headline(gate: GateResult) -> str:
+    """The figure that says most of a gate."""
+    rows = gate.figures
+    if gate.name == "integrity" and "weights" in rows:
+        wrong = {key: rows["weights"].get(key) for key in ("differing", "unused", "changed")}
+        told = [f"{count} {key}" for key, count in wrong.items() if count]
+        same = f"{rows['weights'].get('compared')} weights" if gate.passed else ""
+        return ", ".join(told) or same
+    if gate.name == "contract" and rows:
+        greatest = max(float(row.get("max_abs", 0)) for row in rows.values())
+        return f"{figure(greatest)} apart"
+    if gate.name == "decision" and "rows" in rows:
+        return f"{rows['rows'].get('wrong')} of {rows['rows'].get('clear')} wrong"
+    if gate.name == "stability" and rows:
+        return f"moved {ratio(max(float(row.get('moved', 0)) for row in rows.values()))}"
+    worst = max(
+        (row for row in rows.values() if "rmse_ratio" in row and "allowed" in row),
+        key=lambda row: float(row["rmse_ratio"]) / float(row["allowed"]),
+        default=None,
+    )
+    if worst is None:
+        return ""
+    return f"{ratio(float(worst['rmse_ratio']))} of {ratio(float(worst['allowed']))}"
+
+
+def _figures(gate: GateResult) -> list[tuple[str, str, str, str]]:
+    return [
+        (gate.name, of, what.replace("_", " "), value if isinstance(value, str) else figure(value))
+        for of, row in gate.figures.items()
+        for what, value in row.items()
+    ]
+
+
+def _drifts(judgement: Judgement, key: str) -> list[plots.Plot]:
+    """Of each tower whose modules were judged."""
+    if judgement.coverage is None or judgement.dtype not in LIMITS:
+        return []
+    errors, limits = judgement.coverage.errors, LIMITS[judgement.dtype]
+    found = [plots.drift(errors, which, limits, f"{key}-{which}") for which in plots.TOWERS]
+    return [plot for plot in found if plot is not None]
+
+
+def _spreads(judgement: Judgement, key: str) -> list[plots.Plot]:
+    """Over the rows, and over the logits of a batch."""
+    if judgement.measured is None:
+        return []
+    return [
+        plots.distribution(judgement.measured, f"{key}-rows"),
+        plots.heat(judgement.measured.heat, f"{key}-heat"),
+    ]
+
+
+def _inputs(judgement: Judgement) -> list[Example]:
+    failing = judgement.failing
+    if failing is None:
+        return []
+    if failing.first is None or _same(failing.first, failing.example):
+        return [failing.example]
+    return [failing.first, failing.example]
+
+
+def _same(one: Example, other: Example) -> bool:
+    images = len(one.images) == len(other.images) and all(
+        (a.mode, a.size, a.tobytes()) == (b.mode, b.size, b.tobytes())
+        for a, b in zip(one.images, other.images, strict=True)
+    )
+    return images and one.prompts == other.prompts
+
+
+def _shown_inputs(judgement: Judgement, side: int) -> list[_Input]:
+    failing = judgement.failing
+    if failing is None:
+        return []
+    last = "The smallest that fails" if failing.shrunk else "A batch that fails"
+    titles = ["As it was drawn", last][-len(_inputs(judgement)) :]
+    return [
+        _Input(
+            title,
+            [picture(image, side) for image in example.images],
+            [_prompt(prompt) for prompt in example.prompts],
+        )
+        for title, example in zip(titles, _inputs(judgement), strict=True)
+    ]
+
+
+def _prompt(prompt: Prompt) -> tuple[str, str]:
+    """As it is read, and every character of it; of ids there is just the second."""
+    if isinstance(prompt, str):
+        return prompt, ascii(prompt)
+    return "", f"ids {' '.join(map(str, prompt))}"
+
+
+def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """Name, seconds, and share of them all."""
+    parts = {name: spent for name, spent in seconds.items() if name != "run"}
+    total = sum(parts.values())
+    rows = [
+        (PHASES.get(name, name), f"{spent:.2f}", f"{100 * spent / total:.0f} %" if total else "")
+        for name, spent in parts.items()
+    ]
+    return [*rows, ("all", f"{total:.2f}", "")] if rows else []
+
+
+def _command(judgement: Judgement) -> str:
+    """What repeats the check."""
+    words: list[Any] = ["clipcheck", "check", judgement.path or judgement.checkpoint]
+    words += ["--device", judgement.device]
+    words += ["--dtype", judgement.dtype] if judgement.dtype else []
+    words += ["--examples", judgement.examples] if judgement.examples else []
+    words += ["--seed", judgement.seed]
+    for name in ("atol", "rtol"):
+        value = getattr(judgement.limits, name)
+        words += [f"--{name}", value] if value != getattr(Contract, name) else []
+    return shlex.join(str(word) for word in words)

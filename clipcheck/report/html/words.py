@@ -1,0 +1,60 @@
+"""How the page writes numbers, and what somebody else has written."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+"""Kinds of characters that show nothing, turn what is around them, or cannot be written."""
+
+MEANT = {
+    "image_features": "image features",
+    "text_features": "text features",
+    "logits_per_image": "logits per image",
+    "logits_per_text": "logits per text",
+}
+"""By output, how it is called."""
+
+
+def visible(text: str) -> str:
+    """The same with an escape, as Python writes it, for all that would not be seen."""
+    return "".join(
+        repr(letter)[1:-1] if unicodedata.category(letter) in _HIDDEN and letter != "\n" else letter
+        for letter in text
+    )
+
+
+def figure(value: float) -> str:
+    """Three digits that count."""
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "infinite"
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.2e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def ratio(value: float) -> str:
+    """How many times, with two digits that count."""
+    if not math.isfinite(value):
+        return "not a number"
+    rounded = float(f"{value:.2g}")
+    digits = f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
+    return f"{digits}\N{MULTIPLICATION SIGN}"
+
+
+def as_far(times: float) -> str:
+    """The predicate of a sentence: how far from float64 something is."""
+    if not math.isfinite(times):
+        return "is not a number, or its float64 twin is not"
+    return f"is {ratio(times)} as far from float64 as the eager one"
+
+
+def ascii_only(text: str) -> str:
+    """In one line, for a plot, whose font measures no more than that."""
+    return visible(text).replace("\n", " ").encode("ascii", "backslashreplace").decode()
+
+
+def cut(text: str, most: int) -> str:
+    """At most so many characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."

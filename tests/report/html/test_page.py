@@ -1,0 +1,402 @@
+"""What the page says, of whom it takes it, and that nothing that it is given can run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipcheck import evidence
+from clipcheck.checking import Judgement
+from clipcheck.compare.result import GateResult
+from clipcheck.compare.tolerances import Contract
+from clipcheck.inputs.examples import Example
+from clipcheck.report import html, text
+from clipcheck.report.html import render
+from tests.report.html.judgements import (
+    FAILED,
+    IN_HALF,
+    PASSED,
+    UNJUDGED,
+    measured,
+    result,
+    showing,
+)
+from tests.report.html.reading import Page
+
+HTML = "</pre></script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;"
+
+
+def page(*judgements: Judgement) -> Page:
+    return Page(render(result(*judgements)))
+
+
+# ------------------------------------------------------------------------------------- what it says
+
+
+@pytest.mark.parametrize(
+    ("judgements", "state"),
+    [
+        ((PASSED, IN_HALF), "pass"),
+        ((PASSED, FAILED), "fail"),
+        ((FAILED, UNJUDGED), "fail"),
+        ((PASSED, UNJUDGED), "unjudged"),
+        ((), "unjudged"),
+    ],
+)
+def test_the_verdict_comes_first(judgements: tuple[Judgement, ...], state: str) -> None:
+    found = page(*judgements)
+    verdict = text.verdict(result(*judgements))
+    assert [data for tag, data in found.texts if tag in ("h1", "title")] == [verdict, verdict]
+    (shown,) = [data for tag, data in found.elements if "verdict" in data.get("class", "")]
+    assert shown["class"] == f"verdict {state}"
+    headings = [tag for tag, _ in found.elements if tag in ("h1", "h2", "h3", "table")]
+    assert headings[0] == "h1"
+
+
+def test_the_matrix_has_each_gate_with_its_figure_and_the_room_that_is_left() -> None:
+    matrix = page(PASSED, IN_HALF, FAILED).text.partition("Gates ")[2].partition("In each cell")[0]
+    assert matrix.startswith(
+        "checkpoint integrity contract fidelity modules precision decision stability model.pt"
+    )
+    assert (
+        "jit, cpu, float32 ✓ pass 77 weights nothing off ✓ pass 2.40e-06 apart over 99 % left"
+        in (matrix)
+    )
+    assert "✓ pass 1.2× of 8× 85 % left ✓ pass 1× of 10× 90 % left not for float32" in matrix
+    assert (
+        "not for float16 not for float16 ✓ pass 1.2× of 8× 85 % left ✓ pass 0 of 7 wrong" in matrix
+    )
+    assert "✗ FAIL 400× of 8× 50× its limit ✗ FAIL 500× of 10× 50× its limit" in matrix
+
+
+def test_the_matrix_leads_to_what_was_found_of_each() -> None:
+    found = page(PASSED, IN_HALF)
+    ids = found.values("id")
+    assert [link["href"] for link in found.all("a")] == ["#content", "#j1", "#j2"]
+    assert {"content", "j1", "j2"} <= set(ids)
+
+
+@pytest.mark.parametrize("margin", [float("inf"), float("nan")])
+def test_a_gate_without_a_number_says_so(margin: float) -> None:
+    gate = GateResult("contract", False, "softmax is not finite", {}, margin)
+    assert "✗ FAIL beyond any limit" in page(replace(PASSED, gates=(gate,))).text
+
+
+def test_weights_that_are_wrong_are_counted_in_the_matrix() -> None:
+    figures = {"weights": {"compared": 77, "differing": 3, "unused": 0, "changed": 1}}
+    wrong = GateResult("integrity", False, "weights differ", figures, float("inf"))
+    assert "✗ FAIL 3 differing, 1 changed" in page(replace(PASSED, gates=(wrong,))).text
+    other = replace(wrong, figures={"weights": {"compared": 77, "differing": 0}})
+    assert "✗ FAIL beyond any limit" in page(replace(PASSED, gates=(other,))).text
+
+
+def test_what_could_not_be_judged_says_why() -> None:
+    found = page(UNJUDGED)
+    assert "not judged gone.pt: not found. Look again." in found.text
+    assert "clipcheck check gone.pt --device cpu --seed 0" in found.text
+    assert not found.all("svg")
+
+
+def test_where_it_departs_first_is_said_at_the_top_and_tower_by_tower() -> None:
+    found = page(FAILED).text
+    top = found.partition("Gates ")[0]
+    assert "my model.pt departs first at transformer.resblocks.0.mlp , sum behind it (text)" in top
+    table = found.partition("Where it departs first ")[2].partition("The input that fails")[0]
+    assert "image nowhere text transformer.resblocks.0.mlp , sum behind it (encode_text)" in table
+    assert "500× 10× 1.00e-04 prompt 3 logits its features are off" in table
+
+
+def test_without_it_the_first_gate_that_fails_is_at_the_top() -> None:
+    found = page(replace(FAILED, localisation=None)).text
+    assert "my model.pt, fidelity: 400 times as far." in found.partition("Gates ")[0]
+    assert "Where it departs first" not in found
+
+
+def test_the_next_command_is_that_of_the_text() -> None:
+    command = text.next_steps(FAILED)[0].removeprefix("Next:").strip()
+    assert f"Next: {command} writes an archive" in page(FAILED).text
+    assert "Next:" not in page(PASSED).text
+
+
+def test_the_failing_input_is_there_as_it_was_drawn_and_as_it_was_shrunk() -> None:
+    found = page(FAILED)
+    assert "As it was drawn RGB 40x20, all (9, 9, 9) a photo of a dog" in found.text
+    assert "The smallest that fails RGB 1x1, all (9, 9, 9) a prompt 'a'" in found.text
+    assert len(found.all("img")) == 2
+    assert all(image["alt"].startswith("The image RGB") for image in found.all("img"))
+    assert "clipcheck replay '/reports/failing inputs/model'" in found.text
+
+
+def test_an_input_that_was_drawn_as_the_smallest_is_shown_once() -> None:
+    assert FAILED.failing is not None
+    same = replace(FAILED.failing, first=FAILED.failing.example)
+    assert "As it was drawn" not in page(replace(FAILED, failing=same)).text
+    another = replace(FAILED.failing, first=Example((Image.new("RGB", (1, 1), (8, 9, 9)),), ("a",)))
+    assert "As it was drawn" in page(replace(FAILED, failing=another)).text
+
+
+def test_a_batch_that_was_not_shrunk_is_not_called_the_smallest() -> None:
+    assert FAILED.failing is not None
+    whole = replace(FAILED.failing, shrunk=False, first=None)
+    found = page(replace(FAILED, failing=whole)).text
+    assert "A batch that fails" in found
+    assert "smallest" not in found
+
+
+def test_ids_that_no_text_gives_are_shown_as_such() -> None:
+    assert FAILED.failing is not None
+    ids = replace(FAILED.failing, example=Example((), ((49406, 7, 49407),)), first=None)
+    assert "prompt ids 49406 7 49407" in page(replace(FAILED, failing=ids)).text
+
+
+def test_the_weights_are_vouched_for() -> None:
+    found = page(PASSED).text
+    assert "Integrity of the weights ✓ pass 77 weights the same." in found
+    assert f"SHA-256 {'ab' * 32} released none of the released files" in found
+    assert "released as RN50, bit for bit" in page(replace(PASSED, released="RN50")).text
+    assert "weights 77 compared, 0 differing, 0 unused, 0 changed SHA-256" in found
+    assert "integrity weights compared 77" in found
+    unread = page(replace(UNJUDGED, sha256="ab" * 32)).text
+    assert f"SHA-256 {'ab' * 32} released none" in unread
+
+
+def test_the_command_repeats_the_check() -> None:
+    def command(judgement: Judgement) -> list[str]:
+        (line,) = [
+            data
+            for tag, data in page(judgement).texts
+            if tag == "pre" and data.startswith("clipcheck check")
+        ]
+        return shlex.split(line)
+
+    asked = ["--device", "cpu", "--dtype", "float32", "--examples", "30", "--seed", "0"]
+    assert command(FAILED) == ["clipcheck", "check", "/models/my model.pt", *asked]
+    strict = replace(PASSED, seed=7, limits=Contract(atol=0.5))
+    assert command(strict)[-4:] == ["--seed", "7", "--atol", "0.5"]
+
+
+def test_time_goes_by_phase_and_memory_is_there() -> None:
+    found = page(PASSED).text
+    phases = found.partition("Time by phase ")[2].partition("Environment")[0]
+    assert phases.strip() == (
+        "phase seconds share loading both ways 0.24 11 % drawing images and prompts 0.50 22 % "
+        "the eager model 1.00 45 % the archive, all calls 0.50 22 % all 2.24"
+    )
+    assert "peak memory 1.23 GB" in found
+    assert "peak memory not known" in page(replace(PASSED, peak_memory=None)).text
+
+
+def test_versions_and_the_machine_are_at_the_end() -> None:
+    assert "Environment clipcheck 1.2.3 torch 2.9.1 platform Linux cpus 2" in page(PASSED).text
+
+
+# ----------------------------------------------------------------------------- what cannot happen
+
+
+@pytest.mark.parametrize(
+    "judgement",
+    [
+        showing(HTML),
+        replace(FAILED, checkpoint=HTML, path=HTML),
+        replace(FAILED, path=None, checkpoint=HTML, description=HTML, saved=HTML),
+        replace(UNJUDGED, error=HTML, checkpoint=HTML),
+        replace(FAILED, gates=(GateResult(HTML, False, HTML, {HTML: {HTML: HTML}}),)),
+        replace(FAILED, measured=measured(text=HTML)),
+        replace(
+            FAILED,
+            coverage=replace(
+                FAILED.coverage, errors=[replace(FAILED.coverage.errors[0], module=HTML)]
+            ),
+        ),
+    ],
+    ids=["prompt", "path", "checkpoint", "error", "gate", "row", "module"],
+)  # type: ignore[type-var]
+def test_what_is_html_is_shown_and_not_run(judgement: Judgement) -> None:
+    source = render(result(judgement))
+    found = Page(source)
+    assert not found.all("script")
+    assert all(image["src"].startswith("data:image/png;base64,") for image in found.all("img"))
+    assert not [name for _, attributes in found.elements for name in attributes if name[:2] == "on"]
+    assert "<script>alert(1)" in found.text.replace("/<", "<")
+    assert "<script" not in source.lower()
+
+
+def test_an_attribute_does_not_end_where_a_name_has_a_quote() -> None:
+    sly = '" autofocus onfocus="alert(1)'
+    found = page(replace(FAILED, measured=measured(text=sly)))
+    assert not found.values("onfocus")
+    assert any(sly in label for label in found.values("aria-label"))
+
+
+@pytest.mark.parametrize("letter", ["\0", "\x1b", "\x85", "\u202e", "\u2066", "\ud800", "\ufeff"])
+def test_a_character_that_is_not_seen_is_spelled_out(letter: str) -> None:
+    named = replace(
+        showing(f"a{letter}b"),
+        checkpoint=f"x{letter}y",
+        path=None,
+        measured=measured(text=f"c{letter}\nd"),
+    )
+    source = render(result(named))
+    assert letter not in source
+    source.encode()
+    escaped = repr(letter)[1:-1]
+    assert f"a{escaped}b" in source
+    assert f"x{escaped}y" in source
+    assert source.count(f"c{escaped}") == 4  # A label, the table, the caption, its alternative.
+
+
+def test_a_text_from_right_to_left_is_left_as_it_is_and_kept_apart() -> None:
+    source = render(result(showing("שלום עולם")))
+    assert '<pre class="prompt" dir="auto">שלום עולם</pre>' in source
+    assert ascii("שלום")[1:-1] in source
+
+
+def test_the_page_has_nothing_that_runs_and_nothing_to_fetch() -> None:
+    source = render(result(PASSED, FAILED, UNJUDGED))
+    found = Page(source)
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    assert policy in [meta.get("content") for meta in found.all("meta")]
+    fetched = [*found.values("src"), *found.values("href"), *re.findall(r"url\((.*?)\)", source)]
+    assert {address.partition(":")[0] for address in fetched if address[0] != "#"} == {"data"}
+    assert set(re.findall(r"https?://[^\"' <]*", source)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_ids_are_those_of_one_element_and_all_that_is_referred_to_is_there() -> None:
+    source = render(result(PASSED, FAILED, PASSED))
+    ids = Page(source).values("id")
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', source)) <= set(ids)
+
+
+def test_the_same_result_gives_the_same_page() -> None:
+    assert render(result(FAILED, PASSED)) == render(result(FAILED, PASSED))
+
+
+def test_what_others_set_up_for_their_own_plots_changes_nothing() -> None:
+    expected = render(result(FAILED))
+    with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.labelpad": 30}):
+        assert render(result(FAILED)) == expected
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_a_page_with_many_great_pictures_is_still_small() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 800, 3), dtype=np.uint8)
+    images = (Image.fromarray(noise),) * 8
+    source = render(result(*[showing("a", images)] * 6))
+    assert len(Page(source).all("img")) == 48
+    assert len(source.encode()) < 2_000_000
+
+
+# ------------------------------------------------------------------------------ reaching all of it
+
+
+def test_every_plot_has_an_alternative() -> None:
+    found = page(FAILED)
+    plots = found.all("svg")
+    assert len(plots) == 4
+    assert all(plot["role"] == "img" and len(plot["aria-label"]) > 80 for plot in plots)
+    summaries = [data for tag, data in found.texts if tag == "summary"]
+    assert len([summary for summary in summaries if summary.startswith("All values: ")]) == 4
+
+
+def test_what_scrolls_can_be_reached_by_the_keyboard_and_has_a_name() -> None:
+    scrolled = [data for _, data in page(FAILED).elements if data.get("class") == "scroll"]
+    assert scrolled
+    assert all(each["tabindex"] == "0" and each["aria-label"] for each in scrolled)
+
+
+def test_the_first_thing_to_reach_is_a_link_past_the_verdict() -> None:
+    assert page(FAILED).all("a")[0] == {"class": "skip", "href": "#content"}
+
+
+def test_no_heading_is_left_out() -> None:
+    levels = [int(tag[1]) for tag, _ in page(FAILED, PASSED).elements if re.match(r"h\d$", tag)]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+STYLE = (Path(html.__file__).parent / "templates" / "style.css").read_text()
+LIGHT, _, DARK = STYLE.partition("@media screen and (prefers-color-scheme: dark)")
+
+
+@pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
+def test_colours_are_far_enough_apart_to_be_read(scheme: str) -> None:
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", scheme))
+    for text_colour in ("ink", "muted", "pass", "fail", "unjudged", "link"):
+        for ground in ("bg", "surface"):
+            assert contrast(colours[text_colour], colours[ground]) >= 4.5, (text_colour, ground)
+    for level in range(9):
+        ink, ground = colours[f"heat-ink-{level}"], colours[f"heat-{level}"]
+        assert contrast(ink, ground) >= 4.5, level
+    for mark in ("eager", "candidate", "fail"):
+        assert contrast(colours[mark], colours["bg"]) >= 3, mark
+
+
+def contrast(one: str, other: str) -> float:
+    """As WCAG 2 has it."""
+    brighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (brighter + 0.05) / (darker + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+# ---------------------------------------------------------------------------------- where it goes
+
+
+def test_it_is_kept_beside_the_text(tmp_path: Path) -> None:
+    kept = evidence.keep(result(FAILED), tmp_path)
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(kept)
+
+
+def test_where_the_page_cannot_be_made_the_text_and_the_json_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence.html, "render", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evidence.keep(result(PASSED), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.txt", "results.json"]
+
+
+SCRIPT = """
+import sys
+from clipcheck.cli import main
+try:
+    main()
+finally:
+    print([name for name in ("jinja2", "matplotlib") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("report", [False, True])
+def test_a_check_without_a_report_imports_neither_templates_nor_plots(
+    report: bool, seeded_archive: object, tmp_path: Path
+) -> None:
+    checkpoint = seeded_archive()  # type: ignore[operator]
+    options = ["--report", str(tmp_path / "report")] if report else []
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "check", str(checkpoint), "--examples", "1", *options],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path / "hypothesis")},
+    )
+    loaded = done.stdout.splitlines()[-1]
+    assert loaded == ("['jinja2', 'matplotlib']" if report else "[]")

@@ -1,0 +1,236 @@
+"""The page in a real browser: quiet, alone, whole, and not wider than a phone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import clipcheck
+from clipcheck import evidence
+from clipcheck.faults import FAULTS
+from clipcheck.writers.archive import write_archive
+from clipcheck.writers.synthesize import architecture_named, synthesize
+from tests.report.html.judgements import FAILED, IN_HALF, PASSED, UNJUDGED, result, showing
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER) and not os.environ.get("CLIPCHECK_BROWSER"),
+    reason="neither chromium nor google-chrome is here with its chromedriver",
+)
+
+OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+PHONE, DESK = 360, 1280
+
+SLY = "</pre><script>document.title='run'</script><img src=http://127.0.0.1:9/x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    assert BROWSER, "CLIPCHECK_BROWSER is set, and there is no chromium or google-chrome"
+    assert DRIVER, "CLIPCHECK_BROWSER is set, and there is no chromedriver"
+    options = ChromeOptions()
+    options.binary_location = BROWSER
+    for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By name, a page: of a check of a faulty archive, and of what was made by hand."""
+    folder = tmp_path_factory.mktemp("pages")
+    architecture = architecture_named("tiny-vit")
+    (fault,) = (fault for fault in FAULTS if fault.name == "highlights-clipped")
+    faulty = folder / "faulty.pt"
+    write_archive(architecture, synthesize(architecture), faulty, alter=fault.plant)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(folder / "hypothesis"))
+        failing = clipcheck.check(faulty, device="cpu", examples=14)
+    results = {
+        "failing": failing,
+        "passing": result(PASSED, IN_HALF),
+        "unjudged": result(UNJUDGED),
+        "sly": result(FAILED, showing(SLY)),
+    }
+    for name, each in results.items():
+        (folder / name).mkdir()
+        evidence.keep(each, folder / name)
+    return {name: folder / name / evidence.HTML for name in results}
+
+
+def show(browser: Chrome, page: Path, width: int = DESK, scheme: str = "light") -> None:
+    """Open it, in a window of that width."""
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width == PHONE}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    for log in ("browser", "performance"):
+        browser.get_log(log)  # Which empties it.
+    browser.get(page.as_uri())
+
+
+def run(browser: Chrome, script: str) -> Any:
+    return browser.execute_script(script)
+
+
+@pytest.mark.parametrize("name", ["failing", "passing", "unjudged", "sly"])
+def test_it_is_quiet_and_asks_for_nothing_but_itself(
+    browser: Chrome, pages: dict[str, Path], name: str
+) -> None:
+    show(browser, pages[name])
+    run(browser, "document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert pages[name].as_uri() in asked
+    assert [url for url in asked if url != pages[name].as_uri() and url[:5] != "data:"] == []
+
+
+def test_what_a_prompt_says_is_not_run(browser: Chrome, pages: dict[str, Path]) -> None:
+    show(browser, pages["sly"])
+    assert browser.title.startswith("INCONSISTENT")
+    assert SLY in run(browser, "return document.querySelector('#j2 .prompt').innerText")
+    assert run(browser, "return document.scripts.length") == 0
+
+
+def test_sections_and_plots_are_there(browser: Chrome, pages: dict[str, Path]) -> None:
+    show(browser, pages["failing"])
+    headings = run(
+        browser, "return [...document.querySelectorAll('#j1 h3')].map(each => each.innerText)"
+    )
+    for expected in (
+        "The input that fails",
+        "Error of each module of the image tower",
+        "Error of each module of the text tower",
+        "Errors of all rows",
+        "Differences of the logits",
+        "Integrity of the weights",
+        "What was judged, and how to repeat it",
+        "Time by phase",
+    ):
+        assert any(heading.startswith(expected) for heading in headings), expected
+    boxes = run(
+        browser,
+        "return [...document.querySelectorAll('svg')].map(each => {"
+        " const box = each.getBoundingClientRect(); return [box.width, box.height]; })",
+    )
+    assert len(boxes) == 4
+    assert all(width > 600 and height > 100 for width, height in boxes)
+    loaded = "return [...document.images].map(each => each.complete && each.naturalWidth > 0)"
+    assert run(browser, loaded)
+    assert all(run(browser, loaded))
+
+
+def test_all_that_is_drawn_lies_inside_of_its_plot(browser: Chrome, pages: dict[str, Path]) -> None:
+    show(browser, pages["failing"])
+    outside = run(
+        browser,
+        "return [...document.querySelectorAll('svg')].flatMap(svg => {"
+        " const all = svg.getBoundingClientRect();"
+        " return [...svg.querySelectorAll('text')].filter(each => {"
+        "  const box = each.getBoundingClientRect();"
+        "  return box.left < all.left - 1 || box.right > all.right + 1"
+        "   || box.top < all.top - 1 || box.bottom > all.bottom + 1; })"
+        " .map(each => each.textContent); })",
+    )
+    assert outside == []
+
+
+@pytest.mark.parametrize("name", ["failing", "passing", "unjudged", "sly"])
+def test_nothing_is_wider_than_a_phone(browser: Chrome, pages: dict[str, Path], name: str) -> None:
+    show(browser, pages[name], PHONE)
+    run(browser, "document.querySelectorAll('details').forEach(each => each.open = true)")
+    root = "document.documentElement"
+    wide = run(browser, f"return [{root}.scrollWidth, {root}.clientWidth]")
+    assert wide[0] <= wide[1] == PHONE
+
+
+def test_text_in_a_plot_is_not_smaller_on_a_phone_than_can_be_read(
+    browser: Chrome, pages: dict[str, Path]
+) -> None:
+    show(browser, pages["failing"], PHONE)
+    heights = run(
+        browser,
+        "return [...document.querySelectorAll('svg text')].map(each => {"
+        " const drawn = each.getScreenCTM();"
+        " return parseFloat(getComputedStyle(each).fontSize) * Math.hypot(drawn.a, drawn.b); })",
+    )
+    assert min(heights) >= 9
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_has_the_colours_that_are_asked_for(
+    browser: Chrome, pages: dict[str, Path], scheme: str
+) -> None:
+    show(browser, pages["failing"], scheme=scheme)
+    ground = run(browser, "return getComputedStyle(document.body).backgroundColor")
+    letters = run(browser, "return getComputedStyle(document.querySelector('svg text')).fill")
+    dark = {colour: brightness(colour) < 128 for colour in (ground, letters)}
+    assert dark[ground] == (scheme == "dark")
+    assert dark[letters] == (scheme == "light")
+
+
+def brightness(colour: str) -> float:
+    parts = [float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    return sum(parts) / 3
+
+
+def test_it_is_read_by_the_keyboard(browser: Chrome, pages: dict[str, Path]) -> None:
+    from selenium.webdriver import ActionChains, Keys
+
+    show(browser, pages["failing"])
+    ActionChains(browser).send_keys(Keys.TAB).perform()
+    assert run(browser, "return document.activeElement.innerText") == "Skip to the report"
+    assert run(browser, "return document.activeElement.getBoundingClientRect().top") >= 0
+    assert run(browser, "return getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    run(browser, "document.querySelector('summary').focus()")
+    ActionChains(browser).send_keys(Keys.ENTER).perform()
+    assert run(browser, "return document.querySelector('details').open") is True
+
+
+def test_it_is_printed_on_white_and_nothing_is_cut_off(
+    browser: Chrome, pages: dict[str, Path]
+) -> None:
+    show(browser, pages["failing"], width=700, scheme="dark")
+    media = {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    ground = run(browser, "return getComputedStyle(document.body).backgroundColor")
+    assert brightness(ground) == 255
+    cut = run(
+        browser,
+        "return [...document.querySelectorAll('figure .scroll')]"
+        ".filter(each => each.scrollWidth > each.clientWidth).length",
+    )
+    assert cut == 0
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
