@@ -72,6 +72,7 @@ class Judgement:
         localisation: where it departs first; None where it passed or was not looked at.
         peak_memory: of the process up to then, in bytes; None where the system does not tell.
         error: why it could not be judged, or None.
+        remedy: the end of that, which tells what to do, where it is known.
     """
 
     checkpoint: str
@@ -95,6 +96,7 @@ class Judgement:
     localisation: Localisation | None = None
     peak_memory: int | None = None
     error: str | None = None
+    remedy: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -269,7 +271,7 @@ class _Draft:
             yield
         except ClipcheckError as error:
             _log.debug("%s could not be judged", self.judgement.checkpoint, exc_info=True)
-            self.add(error=str(error))
+            self.add(error=str(error), remedy=error.remedy)
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def replay(
 ) -> None:
     """Run a saved failing input again. Exits with 0 when it is mended, with 1 while it fails."""
     from clipcheck.replaying import replay as run
-    from clipcheck.report.text import render_replayed
+    from clipcheck.report.text import replayed_report
 
     replayed = run(
         file,
@@ -183,7 +183,7 @@ def replay(
         download_root=download_root,
         progress=_progress,
     )
-    typer.echo(render_replayed(replayed))
+    typer.echo(replayed_report(replayed).plain)
     raise typer.Exit(0 if replayed.passed else 1)
 
 

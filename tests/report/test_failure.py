@@ -27,8 +27,7 @@ def test_a_gate_that_failed_says_what_of_and_what_to_do() -> None:
             "RN50 (seeded weights), jit on cuda in float16: contract",
             "probabilities differ",
             "Next: clipcheck convert /tmp/RN50.pt -o mended.pt",
-            "      writes an archive of the same weights whose code is known to compute as it "
-            "should.",
+            "      writes an archive of the same weights with code that is known to be right.",
         ]
     )
 
