@@ -23,6 +23,7 @@ from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch
 from clipcheck.models import eager
 from clipcheck.models.taps import Site, listening
+from clipcheck.progress import Advance, Tally, still
 
 _LEAVES = (
     nn.Conv2d,
@@ -44,7 +45,11 @@ Tensors = Sequence[torch.Tensor]
 
 
 def judge_modules(
-    archive: torch.jit.ScriptModule, model: eager.CLIP, batch: Batch, device: torch.device
+    archive: torch.jit.ScriptModule,
+    model: eager.CLIP,
+    batch: Batch,
+    device: torch.device,
+    advance: Advance = still,
 ) -> Coverage:
     """Call all three methods of an archive, and judge the modules that it shares with ``model``.
 
@@ -54,12 +59,13 @@ def judge_modules(
         batch: inputs; neither the number of images nor that of prompts may be that of the
             positions in a tower.
         device: where both are.
+        advance: told the share of the modules that is done.
 
     Returns:
         The errors of the modules, and why others were not judged. A method that is not there, or
         that fails, leaves its reason.
     """
-    judge = _Judge(model, len(batch.pixels), len(batch.tokens), float64_device(device))
+    judge = _Judge(model, len(batch.pixels), len(batch.tokens), float64_device(device), advance)
     pixels = torch.from_numpy(batch.pixels).to(device)
     tokens = torch.from_numpy(batch.tokens).to(device)
     methods = {
@@ -79,6 +85,7 @@ class _Judge:
     images: int
     prompts: int
     exact_device: torch.device
+    advance: Advance
     errors: list[ModuleError] = field(default_factory=list)
     skipped: list[tuple[Site, str]] = field(default_factory=list)
     running: list[Tensors] = field(default_factory=list)
@@ -87,6 +94,7 @@ class _Judge:
 
     def __post_init__(self) -> None:
         self.targets = dict(_targets(self.model))
+        self.tally = Tally(len(self.targets), self.advance)
         self.twins = _Twins(self.exact_device)
 
     def run(self, archive: torch.jit.ScriptModule, method: str, inputs: Tensors) -> None:
@@ -111,6 +119,7 @@ class _Judge:
         if key in self.judged:
             return  # Another method did the very same.
         self.judged.add(key)
+        self.tally.add()
         # What is not finite is no activation: it is a mask, or comes of a fault further up.
         finite = [tensor for tensor in inputs if bool(torch.isfinite(tensor).all())]
         if not finite:

@@ -106,7 +106,8 @@ def test_several_seeds_and_spreads_are_all_judged() -> None:
         (0, "unit"), (0, "trained"), (1, "unit"), (1, "trained")
     ]  # fmt: skip
     assert len({f.margin for f in found.findings}) == 4
-    assert len(told) == 4
+    assert told[0] == "judging 4 variants in 4 parts"
+    assert len(told) == 5
     assert "(part 4 of 4)" in told[-1]
 
 
