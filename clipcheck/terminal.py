@@ -60,16 +60,11 @@ def progress(quiet: bool = False) -> Iterator[Progress | None]:
     if quiet:
         with without_bar():
             yield None
-    elif not _is_terminal():
+    elif not sys.stderr.isatty():
         yield None
     else:
         with Display(Console(stderr=True)) as display:
             yield display
-
-
-def _is_terminal() -> bool:
-    """Whether it is one where a line can be written over."""
-    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 class Display:

@@ -221,11 +221,11 @@ def shown(text: Text) -> str:
     return screen.close()
 
 
-REPORT = Text("  pass  ").append("contract " * 12, "green")
+REPORT = Text("  pass  ").append("contract " * 12, "bold green")
 
 
 def test_colours_are_shown_on_a_terminal_and_no_line_is_broken() -> None:
-    assert shown(REPORT) == f"  pass  \x1b[32m{'contract ' * 12}\x1b[0m\r\n"
+    assert shown(REPORT) == f"  pass  \x1b[1;32m{'contract ' * 12}\x1b[0m\r\n"
 
 
 @pytest.mark.parametrize("name", ["NO_COLOR", "TERM"])
@@ -239,7 +239,7 @@ def test_colours_are_not_shown_where_they_are_not_wanted(
 
 def test_an_empty_no_color_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "")
-    assert "\x1b[32m" in shown(REPORT)
+    assert "\x1b[1;32m" in shown(REPORT)
 
 
 def test_colours_are_shown_elsewhere_only_where_they_are_forced(
@@ -249,7 +249,7 @@ def test_colours_are_shown_elsewhere_only_where_they_are_forced(
     assert capsys.readouterr().out == f"{REPORT.plain}\n"
     monkeypatch.setenv("FORCE_COLOR", "1")
     terminal.show(REPORT)
-    assert "\x1b[32m" in capsys.readouterr().out
+    assert "\x1b[1;32m" in capsys.readouterr().out
 
 
 def test_what_a_stream_cannot_encode_is_escaped() -> None:

@@ -50,6 +50,7 @@ def test_wrapped_lines_fit_and_lose_no_word(text: str, first: str) -> None:
 def test_wrapped_lines_go_on_below_the_first() -> None:
     assert wrapped("word " * 16, "  a  ") == ["  a  " + "word " * 14 + "word", "     word"]
     assert wrapped("x" * 100, "  ") == ["  " + "x" * 78, "  " + "x" * 22]
+    assert wrapped("日" * 50, "  ") == ["  " + "日" * 39, "  " + "日" * 11]
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))))

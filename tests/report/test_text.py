@@ -178,6 +178,7 @@ def test_the_remedy_of_the_only_error_comes_next_and_is_said_once() -> None:
     for judgements in ((UNJUDGED, UNJUDGED), (UNJUDGED, FAILED)):
         assert "  error            gone.pt: not found. Look again." in lines_of(*judgements)
         assert "Next: Look again." not in lines_of(*judgements)
+    assert "Next:" not in render(result(UNJUDGED, UNJUDGED), rerun=RERUN)
 
 
 def test_an_error_is_told_in_place_of_gates() -> None:
