@@ -237,9 +237,8 @@ def _audit_unit(unit: _Unit) -> list[Finding]:
         bench = _Bench(unit, Path(folder))
         for variant in _variants(unit):
             findings.append(bench.judge(variant))
-            if _counter is not None:
-                with _counter.get_lock():
-                    _counter.value += 1
+            with _counter.get_lock():
+                _counter.value += 1
     return findings
 
 

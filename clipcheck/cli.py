@@ -400,6 +400,6 @@ def _write(path: Path, contents: str) -> None:
 
 def _visible(text: str) -> str:
     """Without anything that moves the cursor, but for ends of lines."""
-    from clipcheck.report.cells import visible
+    from clipcheck.report.cells import visible_lines
 
-    return "\n".join(visible(line) for line in text.split("\n"))
+    return visible_lines(text)

@@ -23,8 +23,10 @@ class Here:
     """In place of the pool of processes, of which each would import torch: one after the other, in
     this one. The audit of tests/test_cli.py has real ones."""
 
-    def __init__(self, *_: object) -> None:
-        pass
+    def __init__(
+        self, _: int, __: object, initializer: Callable[..., None], arguments: tuple[Any, ...]
+    ) -> None:
+        initializer(*arguments)
 
     def __enter__(self) -> Here:
         return self

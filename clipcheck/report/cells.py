@@ -26,6 +26,11 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def visible_lines(text: str) -> str:
+    """The same of each line of a text."""
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
 def shortened(text: str, width: int) -> str:
     """The text if it fits, or else its beginning and more of its end, which tells files apart."""
     if cell_len(text) <= width:

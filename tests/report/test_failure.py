@@ -41,6 +41,11 @@ def test_the_input_that_it_failed_on_stands_below(monkeypatch: pytest.MonkeyPatc
     ]
 
 
+def test_an_escape_sequence_in_a_name_is_shown_and_not_sent() -> None:
+    named = replace(JUDGED, checkpoint="\x1b[31m.pt")
+    assert failure(named, "contract").startswith(r"\x1b[31m.pt, jit on cuda in float16: contract")
+
+
 def test_a_gate_that_passed_says_nothing() -> None:
     assert failure(JUDGED, "integrity") == ""
 
