@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ def seeded_archive(
 def tiny_archive(request: pytest.FixtureRequest, seeded_archive: SeededArchive) -> Path:
     """An archive of each small architecture in turn. Tests must not change the file."""
     return seeded_archive(request.param)
+
+
+def unfolded(text: str) -> str:
+    """With every command in one line, as a shell puts it together."""
+    return re.sub(r" \\\n +", " ", text).replace(" \\\n", " ").replace("\\\n", "")
 
 
 @dataclass(frozen=True)

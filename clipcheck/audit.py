@@ -11,13 +11,12 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipcheck import torchscript_support
-from clipcheck.checking import Progress
 from clipcheck.compare.contract import contract
 from clipcheck.compare.localisation import Localisation, Place, Tower, tower_of
 from clipcheck.compare.result import GateResult
@@ -26,6 +25,7 @@ from clipcheck.errors import UsageError
 from clipcheck.inputs.batches import CORNERS, Batch, batches, classic
 from clipcheck.judging import Stopwatch, Trial, inputs_of, judge_archive
 from clipcheck.localising import first_departures
+from clipcheck.progress import Progress, Span, silent
 
 if TYPE_CHECKING:
     from clipcheck.checkpoints.checkpoint import Checkpoint
@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("tiny-vit", "tiny-resnet")
 """What is audited by default."""
+
+_LOOKS = 0.5
+"""Seconds between two looks at how many variants are judged."""
+
+_counter: Any = None
+"""In a process of the pool, what all of them count in. It can only be given as one starts."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,8 @@ def audit(
         only: names of variants; by default the whole catalogue.
         threads: of torch, in each process; by default the cores are divided.
         localize: find where each fault departs first, and compare with where it was planted.
-        progress: called with a few words after each part.
+        progress: called with a few words as it begins and after each part; one that is a
+            `clipcheck.progress.Gauge` is also told how much is done.
 
     Raises:
         UnknownModelError: there is no architecture of that name.
@@ -161,14 +168,22 @@ def audit(
     units = _units(architectures, seeds, spreads, tuple(only), threads, localize)
     # Spawned: a fork of a process that has used torch's threads may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(units)), context) as pool:
+    span = Span(progress or silent)
+    total = sum(len(_variants(unit)) for unit in units)
+    span.say(f"judging {total} variants in {len(units)} parts")
+    counter = context.Value("i", 0)
+    processes = min(os.cpu_count() or 1, len(units))
+    done: dict[_Unit, list[Finding]] = {}
+    with ProcessPoolExecutor(processes, context, _count_in, (counter,)) as pool:
         running = {pool.submit(_audit_unit, unit): unit for unit in units}
-        done: dict[_Unit, list[Finding]] = {}
-        for future in as_completed(running):
-            unit = running[future]
-            done[unit] = future.result()
-            if progress is not None:
-                progress(
+        waiting: set[Future[list[Finding]]] = set(running)
+        while waiting:
+            ready, waiting = wait(waiting, _LOOKS, FIRST_COMPLETED)
+            span.reach(counter.value / max(1, total))
+            for future in ready:
+                unit = running[future]
+                done[unit] = future.result()
+                span.say(
                     f"{unit.architecture}, seed {unit.seed}, {unit.spread} weights: "
                     f"{len(done[unit])} variants judged (part {len(done)} of {len(units)})"
                 )
@@ -230,22 +245,37 @@ def _require_known(
         )
 
 
+def _count_in(counter: Any) -> None:
+    """In a process of the pool: count there what is judged."""
+    global _counter
+    _counter = counter
+
+
 def _audit_unit(unit: _Unit) -> list[Finding]:
     import torch
 
+    torch.set_num_threads(unit.threads)
+    findings = []
+    with tempfile.TemporaryDirectory(prefix="clipcheck-audit-") as folder:
+        bench = _Bench(unit, Path(folder))
+        for variant in _variants(unit):
+            findings.append(bench.judge(variant))
+            with _counter.get_lock():
+                _counter.value += 1
+    return findings
+
+
+def _variants(unit: _Unit) -> list[Variant]:
     from clipcheck.faults import CLEAN, FAULTS
     from clipcheck.writers.synthesize import architecture_named
 
-    torch.set_num_threads(unit.threads)
     architecture = architecture_named(unit.architecture)
-    with tempfile.TemporaryDirectory(prefix="clipcheck-audit-") as folder:
-        bench = _Bench(unit, Path(folder))
-        variants = [
-            variant
-            for variant in (*FAULTS, *CLEAN)
-            if variant.applies_to(architecture) and (not unit.only or variant.name in unit.only)
-        ]
-        return [bench.judge(variant) for variant in variants[unit.share :: unit.of]]
+    variants = [
+        variant
+        for variant in (*FAULTS, *CLEAN)
+        if variant.applies_to(architecture) and (not unit.only or variant.name in unit.only)
+    ]
+    return variants[unit.share :: unit.of]
 
 
 def _greatest(gates: Sequence[GateResult]) -> dict[str, float]:

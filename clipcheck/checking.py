@@ -6,10 +6,11 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from clipcheck._version import __version__
@@ -21,11 +22,12 @@ from clipcheck.compare.measured import Measured, measured
 from clipcheck.compare.modules import Coverage
 from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
-from clipcheck.errors import ClipcheckError, UsageError
+from clipcheck.errors import ClipcheckError, UnknownModelError, UsageError
 from clipcheck.inputs.batches import CORNERS
 from clipcheck.inputs.examples import batch
 from clipcheck.judging import Stopwatch, Trial, frontend_of, inputs_of, judge_archive
 from clipcheck.localising import Suspect, first_departures
+from clipcheck.progress import Progress, Span, silent
 from clipcheck.search.inputs import Wanted, draw
 from clipcheck.search.probe import Probe
 from clipcheck.search.smallest import smallest
@@ -40,10 +42,26 @@ if TYPE_CHECKING:
 EXAMPLES = CORNERS + 16
 """Images that are compared by default: the corners, and two batches that Hypothesis draws."""
 
+SHARES = {"load": 4, "inputs": 4, "eager": 13, "float64": 26, "jit": 35, "modules": 14}
+"""Per cent of a check that each phase takes of a full-size ViT-B/32 (``benchmarks.check``)."""
+
+_READING = 4
+"""What reading and hashing takes."""
+
+_PHASES = {
+    "load": "loading both ways on {device} in {dtype}",
+    "inputs": "drawing images and prompts",
+    "eager": "running the eager model",
+    "float64": "running the eager model in float64",
+    "jit": "running the archive",
+    "modules": "running its modules one by one",
+    "search": "looking for the smallest input that fails, mostly within a minute",
+    "localisation": "looking for the module that departs first",
+}
+
 _log = logging.getLogger(__name__)
 
 Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-Progress = Callable[[str], None]
 Device: TypeAlias = "str | torch.device | None"
 Devices: TypeAlias = "Device | Sequence[str | torch.device]"
 Dtypes = str | Sequence[str] | None
@@ -75,6 +93,7 @@ class Judgement:
         localisation: where it departs first; None where it passed or was not looked at.
         peak_memory: of the process up to then, in bytes; None where the system does not tell.
         error: why it could not be judged, or None.
+        remedy: the end of that, which tells what to do, where it is known.
     """
 
     checkpoint: str
@@ -98,6 +117,7 @@ class Judgement:
     localisation: Localisation | None = None
     peak_memory: int | None = None
     error: str | None = None
+    remedy: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -158,7 +178,8 @@ def check(
         atol: the absolute tolerance of the gate ``contract``, on probabilities.
         rtol: its relative tolerance.
         download_root: where released files are kept.
-        progress: called with a few words before each phase.
+        progress: called with a few words before each phase; one that is a
+            `clipcheck.progress.Gauge` is also told how much is done.
 
     Returns:
         The result. A checkpoint that cannot be judged has its reason there and does not stop the
@@ -172,10 +193,10 @@ def check(
     devices = _several(device)
     if not names or not devices:
         raise UsageError("expected a checkpoint and a device, found none", remedy="Give one.")
-    judge_one = _Judge(
-        limits, examples, exhaustive, seed, _known(dtype), download_root, progress or _silent
-    )
-    found = [judge_one(os.fspath(name), where) for name in names for where in devices]
+    judge_one = _Judge(limits, examples, exhaustive, seed, _known(dtype), download_root)
+    asked = [(os.fspath(name), where) for name in names for where in devices]
+    spans = Span(progress or silent).split([_size(name) for name, _ in asked])
+    found = [judge_one(*each, span) for each, span in zip(asked, spans, strict=True)]
     return Result(tuple(judgement for each in found for judgement in each), environment())
 
 
@@ -220,8 +241,16 @@ def _peak_memory() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _silent(_: str) -> None:
-    pass
+def _size(name: str) -> float:
+    """Of the file, which the time to judge it goes by; nothing where there is none."""
+    try:
+        return float(Path(name).stat().st_size)
+    except OSError:
+        pass
+    try:
+        return float(registry.find(name).size)
+    except UnknownModelError:
+        return 0.0
 
 
 def _several(device: Devices) -> list[Device]:
@@ -272,7 +301,7 @@ class _Draft:
             yield
         except ClipcheckError as error:
             _log.debug("%s could not be judged", self.judgement.checkpoint, exc_info=True)
-            self.add(error=str(error))
+            self.add(error=str(error), remedy=error.remedy)
 
 
 @dataclass(frozen=True)
@@ -283,30 +312,35 @@ class _Judge:
     seed: int
     dtypes: tuple[str, ...]
     download_root: str | os.PathLike[str] | None
-    progress: Progress
 
-    def __call__(self, name: str, device: Device) -> list[Judgement]:
+    def __call__(self, name: str, device: Device, span: Span) -> list[Judgement]:
         """One for each dtype, or one that says why there is none."""
         where = str(device or "default")
         draft = _Draft(Judgement(name, where, seed=self.seed, limits=self.limits))
         found: list[Judgement] = []
+        reading, judging = span.split([_READING, 100 - _READING])
         with draft.keeping_errors():
-            checkpoint, target = self._open(draft, device)
-            for dtype in self.dtypes or _default_dtypes(checkpoint, target):
+            checkpoint, target = self._open(draft, device, reading)
+            dtypes = self.dtypes or _default_dtypes(checkpoint, target)
+            for dtype, share in zip(dtypes, judging.split([1] * len(dtypes)), strict=True):
                 part = _Draft(replace(draft.judgement, dtype=dtype))
                 with part.keeping_errors():
-                    self._judge(part, checkpoint, target, dtype)
+                    self._judge(part, checkpoint, target, dtype, share)
                 found.append(part.judgement)
+                share.reach(1.0)
+        span.reach(1.0)
         return found or [draft.judgement]
 
-    def _open(self, draft: _Draft, device: Device) -> tuple[Checkpoint, torch.device]:
-        from clipcheck.models.loader import resolve_device
-
+    def _open(self, draft: _Draft, device: Device, span: Span) -> tuple[Checkpoint, torch.device]:
         name = draft.judgement.checkpoint
+        span.say(f"{name}: reading")
+        from clipcheck.models.loader import resolve_device  # which imports torch, and takes seconds
+
         target = resolve_device(device)
         draft.add(device=str(target))
-        self.progress(f"{name}: reading")
-        checkpoint = open_checkpoint(name, self.download_root)
+        with span.apart():  # a download shows its own
+            checkpoint = open_checkpoint(name, self.download_root)
+        span.reach(0.0)
         draft.add(path=os.fspath(checkpoint.path), description=_describe(checkpoint))
         checkpoint.verify()
         released = registry.by_sha256(checkpoint.sha256)
@@ -314,7 +348,7 @@ class _Judge:
         return checkpoint, target
 
     def _judge(
-        self, draft: _Draft, checkpoint: Checkpoint, target: torch.device, dtype: str
+        self, draft: _Draft, checkpoint: Checkpoint, target: torch.device, dtype: str, span: Span
     ) -> None:
         import torch
 
@@ -323,19 +357,15 @@ class _Judge:
         from clipcheck.models.loader import load_checkpoint_both
 
         name = draft.judgement.checkpoint
-        watch = Stopwatch()
-        self.progress(f"{name}: loading both ways on {target} in {dtype}")
+        watch = Stopwatch(_Phases(span, name, str(target), dtype))
         with watch.phase("load"):
             both = load_checkpoint_both(checkpoint, target, getattr(torch, dtype))
-        self.progress(f"{name}: drawing images and prompts")
         with watch.phase("inputs"):
             drawn = draw(self._wanted(name), inputs_of(checkpoint.architecture))
             unlike = drawn.unlike(frontend_of(both.jit_model, checkpoint.architecture))
         draft.add(examples=drawn.images)
-        self.progress(f"{name}: running the eager model, and in float64")
         reference = Reference(both.eager_model, checkpoint.architecture, target)
         trial = Trial.of(reference, drawn.batches, dtype, watch)
-        self.progress(f"{name}: running the archive")
         verdict = judge_archive(
             trial, checkpoint, both, target, self.limits, watch, seed=self.seed, unlike=unlike
         )
@@ -346,13 +376,11 @@ class _Judge:
             coverage=verdict.coverage,
         )
         if not draft.judgement.passed and verdict.intact:
-            self.progress(f"{name}: looking for the smallest input that fails")
             candidate = ModuleBackend("jit", both.jit_model, target)
             probe = Probe(candidate, reference.standing(), ruler, self.limits)
             with watch.phase("search"):
                 draft.add(failing=smallest(probe, drawn, verdict.run.cases))
         if not draft.judgement.passed:
-            self.progress(f"{name}: looking for the module that departs first")
             draft.add(localisation=self._localise(draft, checkpoint, both, verdict.intact, watch))
         seconds = {**watch.seconds, "run": sum(watch.seconds.values()) - watch.seconds["load"]}
         draft.add(seconds=seconds, peak_memory=_peak_memory())
@@ -377,12 +405,39 @@ class _Judge:
             return first_departures(
                 checkpoint, both, target, str(judged.dtype), watch, seed=self.seed, suspect=suspect
             )
-        except ClipcheckError as error:
+        except (ClipcheckError, RuntimeError, MemoryError) as error:
+            # RuntimeError is torch's, for want of memory on a GPU among others.
             _log.debug("%s could not be localised", judged.checkpoint, exc_info=True)
-            return Localisation.nowhere(str(error))
+            return Localisation.nowhere(f"could not be looked for ({str(error).strip()})")
 
     def _wanted(self, name: str) -> Wanted:
         return Wanted(self.examples, self.exhaustive, self.seed, name)
+
+
+class _Phases:
+    """Tells how far one judgement is, phase by phase; what is done again is told once."""
+
+    def __init__(self, span: Span, name: str, device: str, dtype: str) -> None:
+        shares = {p: s for p, s in SHARES.items() if p != "modules" or dtype == "float32"}
+        self._span = span
+        self._parts = dict(zip(shares, span.split(list(shares.values())), strict=True))
+        self._words = {
+            phase: f"{name}: {words.format(device=device, dtype=dtype)}"
+            for phase, words in _PHASES.items()
+        }
+        self._done: set[str] = set()
+
+    def __call__(self, phase: str, share: float) -> None:
+        if phase not in self._words or phase in self._done:
+            return
+        if share == 0.0:
+            self._span.say(self._words[phase])
+        if phase in self._parts:
+            self._parts[phase].reach(share)
+        else:
+            self._span.stall()
+        if share == 1.0:
+            self._done.add(phase)
 
 
 def _default_dtypes(checkpoint: Checkpoint, device: torch.device) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,7 +19,10 @@ from clipcheck._version import __version__
 from clipcheck.errors import ClipcheckError, OutputError
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from clipcheck.checking import Result
+    from clipcheck.progress import Progress
 
 app = typer.Typer(
     add_completion=False,
@@ -52,6 +56,10 @@ Dtypes = Annotated[
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to.")]
 Form = Annotated[FormatName, typer.Option("--format", help="What to write.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same bits.")]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="No progress, and of the report the verdict alone."),
+]
 DownloadRoot = Annotated[
     Path | None,
     typer.Option(
@@ -69,7 +77,7 @@ def main() -> None:
         app()
     except ClipcheckError as error:
         _log.debug("the traceback, as asked for", exc_info=True)
-        typer.echo(f"clipcheck: {error}", err=True)
+        typer.echo(f"clipcheck: {_visible(str(error))}", err=True)
         sys.exit(2)
     except Exception:
         # Not 1, which Python itself would exit with: that says that a checkpoint is inconsistent.
@@ -133,34 +141,43 @@ def check(
         typer.Option(metavar="DIR", help="Keep text, JSON and the inputs that fail in a folder."),
     ] = None,
     download_root: DownloadRoot = None,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "-q", help="No progress, and of the report the table and the verdict alone."
+        ),
+    ] = False,
 ) -> None:
     """Run checkpoints as archives and as eager models, and judge both against float64."""
-    from clipcheck import evidence
+    from clipcheck import evidence, terminal
     from clipcheck.checking import check as run
     from clipcheck.report import junit as junit_report
+    from clipcheck.report import text
 
     # What cannot be written is told at once, and must not hide the verdict.
     unwritten: list[OutputError] = []
     with _noting(unwritten):
         if report is not None:
             evidence.require_folder(report)
-    result = run(
-        checkpoints,
-        device=device,
-        dtype=dtype,
-        examples=examples,
-        exhaustive=exhaustive,
-        seed=seed,
-        atol=atol,
-        rtol=rtol,
-        download_root=download_root,
-        progress=_progress,
-    )
+    with terminal.progress(quiet) as progress:
+        result = run(
+            checkpoints,
+            device=device,
+            dtype=dtype,
+            examples=examples,
+            exhaustive=exhaustive,
+            seed=seed,
+            atol=atol,
+            rtol=rtol,
+            download_root=download_root,
+            progress=progress,
+        )
+    again = ("clipcheck", *sys.argv[1:], "--report", text.KEPT) if report is None else ()
     report = None if unwritten else report
     with _noting(unwritten):
         result = evidence.keep_inputs(result, None if report is None else report / evidence.INPUTS)
     with _noting(unwritten):
-        _show(result, json)
+        _show(text.brief(result) if quiet else text.report(result, rerun=again), result, json)
     with _noting(unwritten):
         _tell_github(result, alone=json == "-")
     if report is not None:
@@ -188,20 +205,23 @@ def replay(
         DtypeName | None, typer.Option(help="By default the one that it failed in.")
     ] = None,
     download_root: DownloadRoot = None,
+    quiet: Quiet = False,
 ) -> None:
     """Run a saved failing input again. Exits with 0 when it is mended, with 1 while it fails."""
+    from clipcheck import terminal
     from clipcheck.replaying import replay as run
-    from clipcheck.report.text import render_replayed
+    from clipcheck.report.text import replayed_report, replayed_verdict
 
-    replayed = run(
-        file,
-        checkpoint=checkpoint,
-        device=device,
-        dtype=dtype,
-        download_root=download_root,
-        progress=_progress,
-    )
-    typer.echo(render_replayed(replayed))
+    with terminal.progress(quiet) as progress:
+        replayed = run(
+            file,
+            checkpoint=checkpoint,
+            device=device,
+            dtype=dtype,
+            download_root=download_root,
+            progress=progress,
+        )
+    terminal.show(replayed_verdict(replayed) if quiet else replayed_report(replayed))
     raise typer.Exit(0 if replayed.passed else 1)
 
 
@@ -215,28 +235,38 @@ def diff(
 ) -> None:
     """Tell what changed between two runs. Exits with 1 when anything fails, or could not be
     judged, that did not before, with 0 otherwise, and with 2 when they cannot be compared."""
+    from rich.text import Text
+
     from clipcheck.history import compare, read_results
     from clipcheck.report import history as report
 
     found = compare(read_results(old), read_results(new))
-    _give(report.render(found), report.render_json(found), json)
+    _give(Text(report.render(found)), report.render_json(found), json)
     raise typer.Exit(1 if found.worse else 0)
 
 
 @app.command()
-def demo() -> None:
+def demo(quiet: Quiet = False) -> None:
     """Write a full-size ViT-B/32 archive with seeded weights, and check it both ways."""
+    from clipcheck import terminal
     from clipcheck.checking import check as run
+    from clipcheck.report import text
 
-    typer.echo("No weights of OpenAI's are in this demo: it writes seeded ones of the same size.")
-    with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder:
+    if not quiet:
+        typer.echo("No weights of OpenAI's are in this: it writes seeded ones of the same size.")
+    with (
+        terminal.progress(quiet) as progress,
+        tempfile.TemporaryDirectory(prefix="clipcheck-") as folder,
+    ):
         path = Path(folder) / f"{DEMO.replace('/', '-')}.pt"
-        _progress(f"{path}: writing")
+        if progress is not None:
+            progress(f"{path}: writing")
         _synthesize(DEMO, path, "archive", seed=0)
-        result = run(path, progress=_progress)
-    _show(result, None)
-    if result.passed:
-        typer.echo("\nThat was the demo. Yours: clipcheck check YOUR_CHECKPOINT")
+        result = run(path, progress=progress)
+    # The file is gone: what to do next is to check another.
+    _show(text.brief(result) if quiet else text.report(result, advise=False), result)
+    if result.passed and not quiet:
+        typer.echo("Next: clipcheck check YOUR_CHECKPOINT")
     raise typer.Exit(result.exit_code)
 
 
@@ -266,18 +296,23 @@ def convert(
         ),
     ] = None,
     download_root: DownloadRoot = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write the weights in another format. An archive is checked before it is kept."""
     import torch
 
+    from clipcheck import terminal
     from clipcheck.checkpoints.checkpoint import Format
     from clipcheck.checkpoints.formats import open_checkpoint
     from clipcheck.writers.convert import convert as run
 
-    opened = open_checkpoint(checkpoint, download_root)
     wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
-    judge = _require_consistent if form == "archive" else None
-    run(opened, output, Format(form), dtype=wanted, judge=judge)
+    with terminal.progress(quiet) as progress:
+        judge = partial(_require_consistent, progress) if form == "archive" else None
+        opened = open_checkpoint(checkpoint, download_root)
+        if progress is not None:
+            progress(f"{output}: writing")
+        run(opened, output, Format(form), dtype=wanted, judge=judge)
     _report_written(output, f"weights of {checkpoint}")
 
 
@@ -289,7 +324,7 @@ def inspect(checkpoint: Checkpoint, download_root: DownloadRoot = None) -> None:
 
     opened = open_checkpoint(checkpoint, download_root)
     opened.verify()
-    typer.echo(render(opened))
+    typer.echo(_visible(render(opened)))
 
 
 @app.command()
@@ -302,20 +337,24 @@ def localize(
         str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
     ] = None,
     download_root: DownloadRoot = None,
+    quiet: Quiet = False,
 ) -> None:
     """Find the first module of each tower that departs from float64. Exits with 1 if one does."""
+    from clipcheck import terminal
     from clipcheck.localising import localize as run
     from clipcheck.report import localisation as report
 
-    found = run(
-        checkpoint,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-        download_root=download_root,
-        progress=_progress,
-    )
-    _give(report.render(found), report.render_json(found), json)
+    with terminal.progress(quiet) as progress:
+        found = run(
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+            download_root=download_root,
+            progress=progress,
+        )
+    told = report.verdict(found) if quiet else report.report(found)
+    _give(told, report.render_json(found), json)
     raise typer.Exit(0 if found.passed else 1)
 
 
@@ -344,21 +383,27 @@ def audit(
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Plant every known fault, and see that each is caught and that nothing else is."""
+    from rich.text import Text
+
+    from clipcheck import terminal
     from clipcheck.audit import ARCHITECTURES
     from clipcheck.audit import audit as run
     from clipcheck.report import audit as report
 
-    found = run(
-        arch or ARCHITECTURES,
-        seeds=seed or (0,),
-        spreads=spread or ("unit",),
-        only=only or (),
-        localize=localize,
-        progress=_progress,
-    )
-    _give(report.render(found), report.render_json(found), json)
+    with terminal.progress(quiet) as progress:
+        found = run(
+            arch or ARCHITECTURES,
+            seeds=seed or (0,),
+            spreads=spread or ("unit",),
+            only=only or (),
+            localize=localize,
+            progress=progress,
+        )
+    told = report.summary(found) if quiet else report.render(found)
+    _give(Text(told), report.render_json(found), json)
     raise typer.Exit(0 if found.passed else 1)
 
 
@@ -384,27 +429,27 @@ def _synthesize(architecture: str, path: Path, form: FormatName, seed: int) -> N
     write(dimensions, draw(dimensions, seed), path, Format(form))
 
 
-def _require_consistent(path: Path) -> None:
+def _require_consistent(progress: Progress | None, path: Path) -> None:
     from clipcheck.checking import check as run
     from clipcheck.report.text import render
 
-    result = run(path, device="cpu", progress=_progress)
+    result = run(path, device="cpu", progress=progress)
     if not result.passed:
+        told = render(result, advise=False)
         raise OutputError(
-            f"the archive does not compute the same both ways, and was not kept\n{render(result)}",
+            f"the archive does not compute the same both ways, and was not kept\n{told}",
             remedy="Report this: clipcheck wrote it.",
         )
 
 
 def _report_written(path: Path, contents: str) -> None:
-    typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {contents}")
+    typer.echo(_visible(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {contents}"))
 
 
-def _show(result: Result, json: str | None) -> None:
+def _show(text: Text, result: Result, json: str | None = None) -> None:
     from clipcheck.report import json as json_report
-    from clipcheck.report import text
 
-    _give(text.render(result), json_report.render(result), json)
+    _give(text, json_report.render(result), json)
 
 
 @contextmanager
@@ -429,20 +474,32 @@ def _tell_github(result: Result, *, alone: bool) -> None:
         _say(f"{line}\n", err=alone)
 
 
-def _give(text: str, document: str, json: str | None) -> None:
+def _give(text: Text, document: str, json: str | None) -> None:
     """The text, and the document where it is asked for; on stdout that is alone."""
-    _say(document if json == "-" else f"{text}\n")
-    if json is not None and json != "-":
+    from clipcheck import terminal
+
+    if json == "-":
+        _say(document)
+        return
+    with _writing("stdout"):
+        terminal.show(text)
+    if json is not None:
         _write(Path(json), document)
 
 
 def _say(text: str, *, err: bool = False) -> None:
-    try:
+    with _writing("stderr" if err else "stdout"):
         typer.echo(text, nl=False, err=err)
+
+
+@contextmanager
+def _writing(stream: str) -> Iterator[None]:
+    """A stream may be full, or closed at its other end."""
+    try:
+        yield
     except OSError as error:
         raise OutputError(
-            f"the verdict cannot be written to {'stderr' if err else 'stdout'} "
-            f"({error.strerror or error})",
+            f"the verdict cannot be written to {stream} ({error.strerror or error})",
             remedy="Make room, or send it elsewhere.",
         ) from error
 
@@ -454,11 +511,8 @@ def _write(path: Path, contents: str) -> None:
         temporary.write_text(contents, encoding="utf-8")
 
 
-def _progress(message: str) -> None:
-    """What is being done, on stderr, where a person is looking at it."""
-    if _is_terminal():
-        typer.echo(f"... {message}", err=True)
+def _visible(text: str) -> str:
+    """Without anything that moves the cursor, but for ends of lines."""
+    from clipcheck.report.cells import visible_lines
 
-
-def _is_terminal() -> bool:
-    return sys.stderr.isatty()
+    return visible_lines(text)

@@ -7,7 +7,7 @@ The reference's outputs, in its own dtype and in float64, are the same for every
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch, Inputs, for_modules
 from clipcheck.inputs.examples import Frontend
+from clipcheck.progress import Advance, Tally, still
 
 if TYPE_CHECKING:
     import torch
@@ -40,20 +41,27 @@ _LARGE = 2
 
 
 class Stopwatch:
-    """Seconds by phase."""
+    """Seconds by phase.
 
-    def __init__(self) -> None:
+    Args:
+        observe: told of a phase, by name, and how much of it is done: 0 as it begins, 1 at its end.
+    """
+
+    def __init__(self, observe: Callable[[str, float], None] = lambda _, __: None) -> None:
         self.seconds: dict[str, float] = {}
+        self._observe = observe
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add what is done under it to that phase."""
+    def phase(self, name: str) -> Iterator[Advance]:
+        """Add what is done under it to that phase. What it gives can be told how far that is."""
+        self._observe(name, 0.0)
         started = time.perf_counter()
         try:
-            yield
+            yield lambda share: self._observe(name, share)
         finally:
             spent = time.perf_counter() - started
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        self._observe(name, 1.0)
 
 
 @dataclass(frozen=True)
@@ -84,22 +92,28 @@ class Trial:
         model, and change them.
         """
         inputs = [(batch.pixels, batch.tokens) for batch in batches]
-        with watch.phase("eager"):
-            own = reference.outputs(inputs)
-        with watch.phase("float64"):
-            exact = reference.exact_outputs(inputs)
+        with watch.phase("eager") as advance:
+            own = reference.outputs(inputs, advance)
+        with watch.phase("float64") as advance:
+            exact = reference.exact_outputs(inputs, advance)
         return cls(batches, own, exact, reference.scale, dtype)
 
-    def run(self, candidate: Backend) -> Run:
+    def run(self, candidate: Backend, advance: Advance = still) -> Run:
         """Run a candidate over all batches, and over some of them again.
 
         A batch that it cannot run has no outputs, and leaves its reason.
+
+        Args:
+            candidate: what is judged.
+            advance: told the share of the rows that is done.
         """
+        tally = Tally(sum(len(b.pixels) + len(b.tokens) for b in self.batches), advance)
         failures: list[str] = []
         again: list[Repeat] = []
         found: list[Mapping[str, Array]] = []
         for number, batch in enumerate(self.batches):
             found.append(_attempt(candidate, batch, failures))
+            tally.add(len(batch.pixels) + len(batch.tokens))
             if number == _SMALL:
                 again.append(self._again(candidate, "in the second call", failures))
                 again.append(self._again(candidate, "in the third call", failures))
@@ -237,8 +251,8 @@ def judge_archive(
     from clipcheck.models.loader import WeightWatch
 
     weights = WeightWatch(both.jit_model)
-    with watch.phase("jit"), exact_arithmetic():
-        run = trial.run(ModuleBackend("jit", both.jit_model, device))
+    with watch.phase("jit") as advance, exact_arithmetic():
+        run = trial.run(ModuleBackend("jit", both.jit_model, device), advance)
     coverage = None
     if trial.dtype == "float32":
         coverage = _coverage(checkpoint, both, device, seed, watch)
@@ -261,8 +275,8 @@ def _coverage(
         tapped = load_tapped(checkpoint, device, both)
     with watch.phase("inputs"):
         batch = for_modules(inputs_of(checkpoint.architecture), seed)
-    with watch.phase("modules"):
-        return judge_modules(tapped, both.eager_model, batch, device)
+    with watch.phase("modules") as advance:
+        return judge_modules(tapped, both.eager_model, batch, device, advance)
 
 
 def _evidence(checkpoint: Checkpoint, both: Both) -> Evidence:

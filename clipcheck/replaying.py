@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcheck.checking import Device, Progress
+from clipcheck.checking import Device
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.result import Case
@@ -16,6 +16,7 @@ from clipcheck.errors import ReplayError
 from clipcheck.inputs.batches import MOST_ROWS, Inputs, batches
 from clipcheck.inputs.examples import Example, Frontend, batch
 from clipcheck.judging import Stopwatch, Trial, inputs_of
+from clipcheck.progress import Progress, Span, silent
 from clipcheck.search.probe import Measure, Probe, worst
 from clipcheck.search.saved import Saved, read
 
@@ -82,15 +83,16 @@ def replay(
     from clipcheck.models.loader import load_checkpoint_both, resolve_device
 
     saved = read(path)
-    say = progress or (lambda _: None)
+    span = Span(progress or silent)
     target = resolve_device(device or saved.device)
     name, wanted = checkpoint or saved.checkpoint, dtype or saved.dtype
-    say(f"{name}: loading both ways on {target} in {wanted}")
-    opened = open_checkpoint(name, download_root)
+    with span.apart():  # a download shows its own
+        opened = open_checkpoint(name, download_root)
+    span.say(f"{name}: loading both ways on {target} in {wanted}")
     inputs = inputs_of(opened.architecture)
     _require_fit(saved.example, inputs, path)
     both = load_checkpoint_both(opened, target, getattr(torch, wanted))
-    say(f"{name}: running the failing input")
+    span.say(f"{name}: running the failing input")
     reference = Reference(both.eager_model, opened.architecture, target)
     ruler = _ruler(reference, inputs, wanted)
     candidate = ModuleBackend("jit", both.jit_model, target)

@@ -13,6 +13,7 @@ from clipcheck import audit as auditing
 from clipcheck.audit import Audit, Finding, audit
 from clipcheck.errors import UnknownModelError, UsageError
 from clipcheck.faults import CLEAN, FAULTS
+from tests.test_progress import Listener
 
 WEAK_AND_CLEAN = ("layer-norm-epsilon-1e-6", "end-token-missing", "batch-norm-by-hand")
 TINY = ("tiny-vit", "tiny-resnet")
@@ -22,8 +23,10 @@ class Here:
     """In place of the pool of processes, of which each would import torch: one after the other, in
     this one. The audit of tests/test_cli.py has real ones."""
 
-    def __init__(self, *_: object) -> None:
-        pass
+    def __init__(
+        self, _: int, __: object, initializer: Callable[..., None], arguments: tuple[Any, ...]
+    ) -> None:
+        initializer(*arguments)
 
     def __enter__(self) -> Here:
         return self
@@ -94,20 +97,22 @@ def test_findings_come_in_the_order_of_the_catalogue(found: Audit) -> None:
 
 
 def test_several_seeds_and_spreads_are_all_judged() -> None:
-    told: list[str] = []
+    listener = Listener()
     found = audit(
         ["tiny-vit"],
         seeds=(0, 1),
         spreads=("unit", "trained"),
         only=["logits-in-half"],
-        progress=told.append,
+        progress=listener,
     )
     assert [(f.seed, f.spread) for f in found.findings] == [
         (0, "unit"), (0, "trained"), (1, "unit"), (1, "trained")
     ]  # fmt: skip
     assert len({f.margin for f in found.findings}) == 4
-    assert len(told) == 4
-    assert "(part 4 of 4)" in told[-1]
+    assert listener.words[0] == "judging 4 variants in 4 parts"
+    assert len(listener.words) == 5
+    assert "(part 4 of 4)" in listener.words[-1]
+    assert listener.shares[-1] == 1.0
 
 
 def test_the_work_is_divided_between_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import clipcheck
-from clipcheck.checking import EXAMPLES, Judgement, Result
+from clipcheck.checking import EXAMPLES, SHARES, Judgement, Result
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.compare.result import GateResult
@@ -20,6 +21,7 @@ from clipcheck.models import loader
 from clipcheck.writers.convert import convert
 from conftest import SeededArchive
 from tests.samples import minute_bytes
+from tests.test_progress import Listener
 
 
 def gate(result: Result, name: str) -> GateResult:
@@ -273,8 +275,55 @@ def test_the_same_seed_gives_the_same_figures_and_another_gives_others(
 
 def test_progress_is_told(seeded_archive: SeededArchive) -> None:
     told: list[str] = []
-    clipcheck.check(seeded_archive(), progress=told.append)
-    assert len(told) == 5
+    path = seeded_archive()
+    clipcheck.check(path, progress=told.append)
+    assert told == [
+        f"{path}: {what}"
+        for what in (
+            "reading",
+            "loading both ways on cpu in float32",
+            "drawing images and prompts",
+            "running the eager model",
+            "running the eager model in float64",
+            "running the archive",
+            "running its modules one by one",
+        )
+    ]
+
+
+def test_the_share_that_is_done_grows_to_all_of_it(seeded_archive: SeededArchive) -> None:
+    listener = Listener()
+    clipcheck.check([seeded_archive(), "gone.pt"], examples=CORNERS, progress=listener)
+    shares = [share for share in listener.shares if share is not None]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, pytest.approx(1.0))
+    half = Listener()
+    clipcheck.check(seeded_archive(), examples=1, dtype=["bfloat16", "float16"], progress=half)
+    assert not any("modules" in words for words in half.words)
+    assert half.shares[-1] == pytest.approx(1.0)
+
+
+def test_it_grows_with_batches_and_modules_in_each_phase_that_takes_long(
+    seeded_archive: SeededArchive,
+) -> None:
+    listener = Listener()
+    clipcheck.check(seeded_archive(), examples=CORNERS, progress=listener)
+    ends = dict(zip(SHARES, accumulate(SHARES.values()), strict=True))
+    for phase in ("eager", "float64", "jit", "modules"):
+        # Reading comes before, and takes 4 per cent.
+        last = 0.04 + 0.96 * ends[phase] / ends["modules"]
+        first = last - 0.96 * SHARES[phase] / ends["modules"]
+        within = {share for share in listener.shares if share and first < share < last - 1e-9}
+        assert len(within) >= 3, phase
+
+
+def test_looking_for_the_smallest_input_is_told_and_is_in_no_share(
+    seeded_archive: SeededArchive,
+) -> None:
+    listener = Listener()
+    clipcheck.check(seeded_archive(), examples=CORNERS, atol=0, rtol=0, progress=listener)
+    assert listener.words[-1].endswith("the smallest input that fails, mostly within a minute")
+    assert listener.shares.count(None) >= 1
 
 
 def test_the_classic_limits_are_the_defaults() -> None:

@@ -8,18 +8,21 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import clipcheck
-from clipcheck import checking, cli
+from clipcheck import checking, cli, terminal
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.progress import Progress
 from clipcheck.report import annotations, junit, markdown, text
 from clipcheck.report import json as json_report
-from conftest import Run, SeededArchive
+from conftest import Run, SeededArchive, unfolded
 from tests.report import ENVIRONMENT, PASSED, failed, failing_result
 
 
@@ -27,8 +30,39 @@ def test_check_prints_a_verdict_and_exits_0(run: Run, tiny_archive: Path) -> Non
     done = run("check", tiny_archive)
     assert done.code == 0
     assert done.out.startswith(f"{tiny_archive}\n")
-    assert done.out.endswith("\nCONSISTENT: 1 checkpoint the same both ways.\n")
+    assert unfolded(done.out).endswith(
+        "\nCONSISTENT: 1 checkpoint the same both ways.\n"
+        f"Next: clipcheck check {tiny_archive} --report clip-report\n"
+        "      keeps what was found, to go with the release.\n"
+    )
     assert done.err == ""
+
+
+def test_quiet_leaves_the_table_and_the_verdict(
+    run: Run, tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_archive.parent)
+    done = run("check", "-q", tiny_archive.name)
+    assert done.code == 0
+    first, *middle, last = done.out.splitlines()
+    assert first.split()[-6:] == [
+        "integrity", "contract", "fidelity", "modules", "decision", "stability"
+    ]  # fmt: skip
+    assert len(middle) <= 3
+    assert last == "CONSISTENT: 1 checkpoint the same both ways."
+
+
+def test_no_report_is_suggested_where_one_is_kept(
+    run: Run, seeded_archive: SeededArchive, tmp_path: Path
+) -> None:
+    assert "Next:" not in run("check", seeded_archive(), "--report", tmp_path / "report").out
+
+
+def test_an_escape_sequence_in_a_name_does_not_reach_the_terminal(run: Run) -> None:
+    for command in ("check", "inspect"):
+        done = run(command, "a\x1b[31m.pt")
+        assert "\x1b" not in done.out + done.err
+        assert r"a\x1b[31m.pt" in done.out + done.err
 
 
 def test_check_exits_1_for_an_inconsistent_checkpoint(run: Run, tiny_archive: Path) -> None:
@@ -185,7 +219,8 @@ def test_demo_writes_an_archive_and_finds_it_consistent(
     assert "tiny-vit.pt" in done.out
     assert "seeded" in done.out
     assert "CONSISTENT" in done.out
-    assert done.out.endswith("Yours: clipcheck check YOUR_CHECKPOINT\n")
+    assert done.out.endswith("\nNext: clipcheck check YOUR_CHECKPOINT\n")
+    assert len(run("demo", "-q").out.splitlines()) <= 5
 
 
 def test_what_failed_is_not_kept_where_the_command_happens_to_be_run(
@@ -254,13 +289,23 @@ def test_the_module_is_the_command() -> None:
     assert done.stdout == f"clipcheck {clipcheck.__version__}\n"
 
 
-def test_progress_goes_to_stderr_and_only_to_a_terminal(
+def test_progress_goes_to_whoever_looks_on(
     run: Run, seeded_archive: SeededArchive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_is_terminal", lambda: True)
-    done = run("check", seeded_archive())
-    assert "running the archive" in done.err
-    assert "comparing" not in done.out
+    told: list[str] = []
+    quiet: list[bool] = []
+
+    @contextmanager
+    def progress(wanted: bool = False) -> Iterator[Progress]:
+        quiet.append(wanted)
+        yield told.append
+
+    monkeypatch.setattr(terminal, "progress", progress)
+    done = run("check", seeded_archive(), "--examples", 1)
+    assert f"{seeded_archive()}: running the archive" in told
+    assert "running the archive" not in done.out + done.err
+    run("check", seeded_archive(), "--quiet", "--examples", 1)
+    assert quiet == [False, True]
 
 
 def test_the_defaults_of_the_command_are_those_of_the_function() -> None:

@@ -15,6 +15,7 @@ from clipcheck.compare.tolerances import Contract
 from clipcheck.errors import RunError
 from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches
 from clipcheck.judging import Run, Stopwatch, Trial, judge
+from clipcheck.progress import Advance
 
 SMALL = Inputs(resolution=16, context_length=8, vocab_size=100, grid=2)
 SOUND = Evidence(True, False, weights=9, differing={}, buffers={})
@@ -43,11 +44,15 @@ class TwinTables:
     scale: float = 100.0
     ran: list[tuple[str, int]] = field(default_factory=list)
 
-    def outputs(self, inputs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Named]:
+    def outputs(
+        self, inputs: Sequence[tuple[np.ndarray, np.ndarray]], advance: Advance
+    ) -> list[Named]:
         self.ran.append(("own", len(inputs)))
         return [{key: x.astype(np.float32) for key, x in exact(*pair).items()} for pair in inputs]
 
-    def exact_outputs(self, inputs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Named]:
+    def exact_outputs(
+        self, inputs: Sequence[tuple[np.ndarray, np.ndarray]], advance: Advance
+    ) -> list[Named]:
         self.ran.append(("exact", len(inputs)))
         return [exact(*pair) for pair in inputs]
 

@@ -11,12 +11,13 @@ import clipcheck
 
 ROOT = Path(clipcheck.__file__).parent
 
-EVERYWHERE = {"errors", "torchscript_support", "_version"}
+EVERYWHERE = {"errors", "progress", "torchscript_support", "_version"}
 
 ALLOWED = {
     "errors": set(),
     "torchscript_support": set(),
     "_version": set(),
+    "progress": set(),
     "checkpoints": set(),
     "inputs": set(),
     "compare": set(),
@@ -86,6 +87,7 @@ ALLOWED = {
     },
     "suite": {"checking", "report"},
     "pytest_plugin": {"backends", "checking", "session"},
+    "terminal": {"checkpoints", "report"},
     "cli": {
         "localising",
         "audit",
@@ -98,6 +100,7 @@ ALLOWED = {
         "models",
         "writers",
         "report",
+        "terminal",
     },
     "__init__": {"checking", "checkpoints", "inputs", "models"},
     "__main__": {"cli"},

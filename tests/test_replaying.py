@@ -22,7 +22,7 @@ from clipcheck.replaying import replay
 from clipcheck.search.saved import read
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import architecture_named, synthesize
-from conftest import Run, SeededArchive
+from conftest import Run, SeededArchive, unfolded
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_what_is_kept_is_all_that_it_takes_to_see_it_again(folder: Path, result:
     assert document["figures"]["rmse_ratio"] > document["figures"]["allowed"]
     assert document["environment"]["torch"]
     assert document["message"] in " ".join((folder / "report.txt").read_text().split())
-    assert f"clipcheck replay {folder}" in (folder / "report.txt").read_text()
+    assert f"clipcheck replay {folder}" in unfolded((folder / "report.txt").read_text())
 
 
 def test_the_dtype_and_the_device_may_be_others(folder: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_check_keeps_everything_in_the_folder_that_is_asked_for(
     assert Path(example["saved"]).parent == tmp_path / "new" / "report" / "failing-inputs"
     assert (len(example["prompts"]), example["images"]) == (1, [])
     assert (tmp_path / "new" / "report" / "report.txt").read_text() == done.out
-    assert f"again: clipcheck replay {example['saved']}" in done.out
+    assert f"again: clipcheck replay {example['saved']}" in unfolded(done.out)
 
 
 def test_a_check_without_a_folder_keeps_the_input_in_a_temporary_one(result: Result) -> None:
@@ -256,7 +256,7 @@ def test_the_suite_prints_the_smallest_input_and_keeps_it(faulty: Path, tmp_path
     (folder,) = (tmp_path / "found" / "failing-inputs").iterdir()
     (prompt,) = read(folder).example.prompts
     assert f"smallest input that fails: the prompt '{prompt}'" in done.stdout
-    assert f"again: clipcheck replay {folder}" in done.stdout
+    assert f"again: clipcheck replay {folder}" in unfolded(done.stdout)
     assert "Traceback" not in done.stdout
     document = json.loads((tmp_path / "found" / "results.json").read_text())
     assert document["results"][0]["failing_example"]["saved"] == str(folder)

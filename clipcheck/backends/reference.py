@@ -15,6 +15,7 @@ from clipcheck.backends.base import Array
 from clipcheck.backends.modules import run_method, to_numpy
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.models import eager
+from clipcheck.progress import Advance, Tally, still
 
 Pixels = NDArray[np.float32]
 Tokens = NDArray[np.int32]
@@ -44,31 +45,45 @@ class Reference:
         """exp(logit_scale), which logits are in proportion to."""
         return float(self._model.logit_scale.detach().cpu().double().exp())
 
-    def outputs(self, inputs: Sequence[tuple[Pixels, Tokens]]) -> list[Named]:
+    def outputs(
+        self, inputs: Sequence[tuple[Pixels, Tokens]], advance: Advance = still
+    ) -> list[Named]:
         """All four outputs of the eager model in its own dtype, for each batch.
+
+        Args:
+            inputs: pixels and tokens of each.
+            advance: told the share of the rows that is done.
 
         Raises:
             RunError: the model cannot be run.
         """
         model, device = self._model, self._device
+        encode = _Encoder(inputs, advance)
         with exact_arithmetic():
-            images = [_encode(model, "encode_image", pixels, device) for pixels, _ in inputs]
-            texts = [_encode(model, "encode_text", tokens, device) for _, tokens in inputs]
+            images = [encode(model, "encode_image", pixels, device) for pixels, _ in inputs]
+            texts = [encode(model, "encode_text", tokens, device) for _, tokens in inputs]
             return _named(model, images, texts)
 
-    def exact_outputs(self, inputs: Sequence[tuple[Pixels, Tokens]]) -> list[Named]:
+    def exact_outputs(
+        self, inputs: Sequence[tuple[Pixels, Tokens]], advance: Advance = still
+    ) -> list[Named]:
         """All four outputs of the same model in float64, for each batch.
+
+        Args:
+            inputs: pixels and tokens of each.
+            advance: told the share of the rows that is done.
 
         Raises:
             RunError: the model cannot be run.
         """
         device = self._exact_device
+        encode = _Encoder(inputs, advance)
         with exact_arithmetic():
             model = self._in_float64(_is_visual)
-            images = [_encode(model, "encode_image", pixels, device) for pixels, _ in inputs]
+            images = [encode(model, "encode_image", pixels, device) for pixels, _ in inputs]
             del model
             model = self._in_float64(lambda key: not _is_visual(key))
-            texts = [_encode(model, "encode_text", tokens, device) for _, tokens in inputs]
+            texts = [encode(model, "encode_text", tokens, device) for _, tokens in inputs]
             return _named(model, images, texts)
 
     def standing(self) -> Standing:
@@ -171,6 +186,20 @@ def _set_reductions(half: Any, bfloat16: Any) -> None:
 
 def _is_visual(key: str) -> bool:
     return key.startswith("visual.")
+
+
+class _Encoder:
+    """Encodes batches, and counts the rows that are done."""
+
+    def __init__(self, inputs: Sequence[tuple[Pixels, Tokens]], advance: Advance) -> None:
+        self._tally = Tally(sum(len(pixels) + len(tokens) for pixels, tokens in inputs), advance)
+
+    def __call__(
+        self, model: eager.CLIP, method: str, array: NDArray[Any], device: torch.device
+    ) -> torch.Tensor:
+        features = _encode(model, method, array, device)
+        self._tally.add(len(array))
+        return features
 
 
 def _encode(

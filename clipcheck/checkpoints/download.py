@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,18 @@ It is pooch's default. It bounds a stall, not the whole download, however slow t
 # In bytes. Pooch flushes after each piece, and its 1 KiB would mean a million writes per GB; a
 # quarter of a MiB still moves the bar each second on a line of 2 Mbit/s.
 _PIECE = 256 * 1024
+
+_bar_shown: ContextVar[bool] = ContextVar("_bar_shown", default=True)
+
+
+@contextmanager
+def without_bar() -> Iterator[None]:
+    """No download that is made under it shows its progress."""
+    before = _bar_shown.set(False)
+    try:
+        yield
+    finally:
+        _bar_shown.reset(before)
 
 
 def cache_directory(download_root: str | os.PathLike[str] | None) -> Path:
@@ -177,7 +190,7 @@ def _transfer(released: Released, part: Path, *, progress: bool) -> None:
                 total=released.size,
                 unit="B",
                 unit_scale=True,
-                disable=None if progress else True,
+                disable=None if progress and _bar_shown.get() else True,
             )
         )
         download = HTTPDownloader(

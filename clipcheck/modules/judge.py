@@ -22,6 +22,7 @@ from clipcheck.inputs.batches import Batch
 from clipcheck.models import eager
 from clipcheck.models.taps import Site, listening
 from clipcheck.modules.twins import Pair, Twins, distance
+from clipcheck.progress import Advance, Tally, still
 
 Tensors = Sequence[torch.Tensor]
 
@@ -30,7 +31,11 @@ NOT_TAKEN = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)
 
 
 def judge_modules(
-    archive: torch.jit.ScriptModule, model: eager.CLIP, batch: Batch, device: torch.device
+    archive: torch.jit.ScriptModule,
+    model: eager.CLIP,
+    batch: Batch,
+    device: torch.device,
+    advance: Advance = still,
 ) -> Coverage:
     """Call all three methods of an archive, and judge the modules that it shares with ``model``.
 
@@ -40,12 +45,14 @@ def judge_modules(
         batch: inputs; neither the number of images nor that of prompts may be that of the
             positions in a tower.
         device: where both are.
+        advance: told the share of the modules that is done.
 
     Returns:
         The errors of the modules, and why others were not judged. A method that is not there, or
         that fails, leaves its reason.
     """
-    judge = Judge(Twins(model, len(batch.pixels), len(batch.tokens), device))
+    twins = Twins(model, len(batch.pixels), len(batch.tokens), device)
+    judge = Judge(twins, Tally(len(twins.blocks), advance))
     pixels = torch.from_numpy(batch.pixels).to(device)
     tokens = torch.from_numpy(batch.tokens).to(device)
     methods = {
@@ -71,6 +78,7 @@ class Judge:
 
     Attributes:
         twins: what the archive's modules are compared with.
+        tally: of the modules that were judged.
         errors: what was found, in the order of the calls.
         skipped: the calls that could not be judged, with the reason.
         running: the calls that have begun, with what they were given; after a failure those that
@@ -78,6 +86,7 @@ class Judge:
     """
 
     twins: Twins
+    tally: Tally = field(default_factory=lambda: Tally(1, still))
     errors: list[ModuleError] = field(default_factory=list)
     skipped: list[tuple[Site, str]] = field(default_factory=list)
     running: list[tuple[Site, Tensors]] = field(default_factory=list)
@@ -99,6 +108,7 @@ class Judge:
         if key in self._judged:
             return  # Another method did the very same.
         self._judged.add(key)
+        self.tally.add()
         # What is not finite is no activation: it is a mask, or comes of a fault further up.
         finite = [tensor for tensor in inputs if bool(torch.isfinite(tensor).all())]
         if not finite:

@@ -10,6 +10,16 @@ if TYPE_CHECKING:
 
 def failure(judgement: Judgement, gate: str) -> str:
     """Why the gate is not passed and what to do next, or nothing where it is."""
+    found = _failure(judgement, gate)
+    if not found:
+        return found
+    # Here, for a run whose tests all pass has no use for it.
+    from clipcheck.report.cells import visible_lines
+
+    return visible_lines(found)
+
+
+def _failure(judgement: Judgement, gate: str) -> str:
     headline = (
         f"{judgement.checkpoint}, {judgement.backend} on {judgement.device} in {judgement.dtype}: "
     )

@@ -15,7 +15,7 @@ from clipcheck.report.phrases import one_line, share
 SCHEMA = 1
 """Of the document."""
 
-_WIDTH = 88
+_WIDTH = 80
 
 _ORDER: tuple[Outcome, ...] = (
     "new failure",

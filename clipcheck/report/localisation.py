@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 import json
-import shlex
+
+from rich.text import Text
 
 from clipcheck.compare.localisation import Place
 from clipcheck.localising import Localised
+from clipcheck.report.cells import command, visible, wrapped
 from clipcheck.report.json import writable
 from clipcheck.report.places import TOWERS, entries, measured, named
-from clipcheck.report.text import wrapped
+from clipcheck.report.text import BAD, GOOD, KEPT
 
 SCHEMA = 1
 
 
-def render(localised: Localised) -> str:
-    """The place in each tower, and what to do next. Ends without a newline."""
+def report(localised: Localised) -> Text:
+    """The place in each tower, and what to do next."""
     how = f"jit against eager on {localised.device} in {localised.dtype}"
     lines = [
-        localised.checkpoint,
-        *wrapped(f"{how}; walked through in {localised.seconds['localisation']:.1f} s"),
+        *wrapped(visible(localised.checkpoint)),
+        *wrapped(f"{how}; walked through in {localised.seconds['localisation']:.1f} s", "  "),
     ]
     for place in localised.localisation.places:
         lines += _place(place)
-    if localised.passed:
-        return "\n".join([*lines, "NOTHING DEPARTS in what was looked at."])
-    towers = ", ".join(TOWERS[place.tower] for place in localised.localisation.found)
-    return "\n".join(
-        [
-            *lines,
-            f"DEPARTS: {towers}.",
-            f"Next: clipcheck check {shlex.quote(localised.path)} --report clip-report",
-            "      judges all that it gives, and makes a page of it.",
+    steps: list[str] = []
+    if not localised.passed:
+        next_ = "Next: "
+        again = ["clipcheck", "check", localised.path, "--report", KEPT]
+        steps = [
+            *command(again, next_),
+            *wrapped("judges all that it gives, and makes a page of it.", " " * len(next_)),
         ]
-    )
+    texts = [Text(line) for line in lines]
+    return Text("\n").join([*texts, verdict(localised), *(Text(step) for step in steps)])
+
+
+def verdict(localised: Localised) -> Text:
+    """The last line, which says it all."""
+    if localised.passed:
+        return Text("NOTHING DEPARTS in what was looked at.", GOOD)
+    towers = ", ".join(TOWERS[place.tower] for place in localised.localisation.found)
+    return Text(f"DEPARTS: {towers}.", BAD)
 
 
 def _place(place: Place) -> list[str]:
-    label = f"{TOWERS[place.tower]}: "
+    label = f"  {TOWERS[place.tower]:<13}"
     if place.module is None:
-        return wrapped(f"{label}{place.reason}")
-    return [*wrapped(f"{label}{named(place)}"), *wrapped(measured(place), indent="    ")]
+        return wrapped(place.reason, label)
+    return [*wrapped(named(place), label), *wrapped(measured(place), " " * len(label))]
 
 
 def render_json(localised: Localised) -> str:

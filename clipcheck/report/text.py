@@ -1,34 +1,91 @@
-"""A result as text for a terminal or a log."""
+"""A result as text for a terminal or a log, in lines of at most 80 cells.
+
+It is made once, with styles, of which a terminal may show some and a file has none: the words say
+all that colours do.
+"""
 
 from __future__ import annotations
 
-import shlex
-import textwrap
+import math
+from collections.abc import Iterator, Sequence
+
+from rich.cells import cell_len
+from rich.text import Text
 
 from clipcheck.checking import Judgement, Result
+from clipcheck.compare.result import GateResult
 from clipcheck.inputs.examples import describe
 from clipcheck.replaying import Replayed
+from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
+from clipcheck.report.places import measured, named
 
-WIDTH = 88
+GOOD, BAD, UNKNOWN, ASIDE = "green", "bold red", "bold yellow", "dim"
+
+KEPT = "clip-report"
+"""The folder that a report is suggested for."""
+
 _INDENT = "  "
+_LABEL = 17
+_KEEPS = "keeps a report that shows what fails, and the input to run again."
+_NEXT, _OR = "Next: ", "  or: "
+
+# Six columns of gates and two cells between them leave 20 for what is judged, at the least.
+_COLUMNS = 6
+_COLUMN = 9
+_FIRST = 20
+
+_TOGETHER = {"precision": "fidelity"}
+"""Gates of which one takes the place of the other, in other dtypes: they share a column."""
+
+_VERDICTS = {"CONSISTENT": GOOD, "INCONSISTENT": BAD, "NOT JUDGED": UNKNOWN}
+_NOT_JUDGED = "not judged"
+
+_STYLES = {"ok": GOOD, "FAIL": BAD, "not": UNKNOWN}
+
+Lines = list[Text]
 
 
-def render(result: Result) -> str:
-    """The whole report: a block for each judgement, the verdict, and what to do next. Ends
-    without a newline."""
-    blocks = [_block(judgement) for judgement in result.judgements]
-    return "\n\n".join([*blocks, "\n".join([verdict(result), *_next(result)])])
+def render(result: Result, *, rerun: Sequence[str] = (), advise: bool = True) -> str:
+    """The whole report without colours. Ends without a newline. See `report`."""
+    return report(result, rerun=rerun, advise=advise).plain
 
 
-def render_replayed(replayed: Replayed) -> str:
-    """What became of a failing input. Ends without a newline."""
+def report(result: Result, *, rerun: Sequence[str] = (), advise: bool = True) -> Text:
+    """The whole report: what failed, or a single judgement whatever came of it; a table of all of
+    them; the verdict; what to do next.
+
+    Args:
+        result: of any verdict.
+        rerun: the command that keeps a report of the same check, where none is kept yet.
+        advise: whether to say what to do next.
+    """
+    alone = len(result.judgements) == 1
+    shown = [j for j in result.judgements if alone or not j.passed]
+    steps = _next(result, rerun) if advise else []
+    remedied = _remedied(result) if advise else None
+    blocks = [_block(judgement, remedied is not judgement) for judgement in shown]
+    return Text("\n\n").join(_joined(block) for block in [*blocks, *_end(result, steps)])
+
+
+def brief(result: Result) -> Text:
+    """The table and the verdict, and no more."""
+    return Text("\n\n").join(_joined(block) for block in _end(result, []))
+
+
+def replayed_report(replayed: Replayed) -> Text:
+    """What became of a failing input."""
     saved = replayed.saved
-    lines = [replayed.checkpoint]
+    lines = _texts(wrapped(visible(replayed.checkpoint)))
     if replayed.sha256 != saved.sha256:
-        lines += _wrapped(f"another file than the one that failed, {saved.checkpoint}")
-    lines += _wrapped(f"jit on {replayed.device} in {replayed.dtype}: {describe(saved.example)}")
-    lines += _wrapped(replayed.measure.message)
-    return "\n".join([*lines, "MENDED." if replayed.passed else "STILL FAILS."])
+        lines += _indented(f"another file than the one that failed, {saved.checkpoint}")
+    lines += _indented(f"jit on {replayed.device} in {replayed.dtype}: {describe(saved.example)}")
+    lines += _indented(replayed.measure.message)
+    return _joined([*lines, replayed_verdict(replayed)])
+
+
+def replayed_verdict(replayed: Replayed) -> Text:
+    """The last line, which says it all."""
+    return Text("MENDED.", GOOD) if replayed.passed else Text("STILL FAILS.", BAD)
 
 
 def verdict(result: Result) -> str:
@@ -42,56 +99,32 @@ def verdict(result: Result) -> str:
         return "NOT JUDGED: nothing was checked."
     parts = [
         f"{_count(failed)} not the same both ways" if failed else "",
-        f"{_count(unjudged)} could not be judged" if unjudged else "",
+        f"{unjudged} not judged" if unjudged and failed else "",
+        f"{_count(unjudged)} could not be judged" if unjudged and not failed else "",
         f"{passed} passed" if passed else "",
     ]
     headline = "INCONSISTENT" if failed else "NOT JUDGED"
     return f"{headline}: {', '.join(part for part in parts if part)}."
 
 
-def next_steps(judgement: Judgement) -> list[str]:
-    """The command that helps most with a checkpoint that did not pass, and what it does."""
+def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
+    """The commands that help most with a checkpoint that did not pass, and what they do."""
     named = judgement.path or judgement.checkpoint
     if any(gate.name == "integrity" and not gate.passed for gate in judgement.gates):
-        return [
-            f"Next: clipcheck inspect {shlex.quote(named)}",
-            "      shows what the file is, without running it.",
-        ]
-    return [
-        f"Next: clipcheck convert {shlex.quote(named)} -o mended.pt",
-        "      writes an archive of the same weights whose code is known to compute as it should.",
-    ]
-
-
-def _next(result: Result) -> list[str]:
-    """For the first checkpoint that needs it."""
-    failed = [j for j in result.judgements if j.error is None and not j.passed]
-    return next_steps(failed[0]) if failed else []
-
-
-def _count(number: int) -> str:
-    return f"{number} checkpoint" if number == 1 else f"{number} checkpoints"
-
-
-def _block(judgement: Judgement) -> str:
-    lines = [judgement.checkpoint]
-    if judgement.description:
-        lines += _wrapped(judgement.description)
-    if judgement.sha256:
-        source = judgement.released
-        known = f"the released {source}" if source else "none of the released files"
-        lines += [f"{_INDENT}SHA-256 {judgement.sha256}", f"{_INDENT}which is {known}"]
-    if judgement.error is not None:
-        return "\n".join([*lines, *_row("error", judgement.error)])
-    lines += _wrapped(
-        f"{judgement.backend} against {judgement.reference} on {judgement.device} in "
-        f"{judgement.dtype}; {judgement.examples} images; loaded in "
-        f"{judgement.seconds['load']:.1f} s, ran in {judgement.seconds['run']:.1f} s"
-    )
-    for gate in judgement.gates:
-        label = "pass" if gate.passed else "FAIL"
-        lines += _row(f"{label}  {gate.name}", gate.message)
-    return "\n".join([*lines, *failing_lines(judgement)])
+        steps = _step(
+            _NEXT, ["clipcheck", "inspect", named], "shows what the file is, without running it."
+        )
+    else:
+        steps = _step(
+            _NEXT,
+            ["clipcheck", "convert", named, "-o", "mended.pt"],
+            "writes an archive of the same weights with code that is known to be right.",
+        )
+    if rerun:
+        steps += _step(
+            _OR, rerun, "keeps a report that shows what fails, and the input to run again."
+        )
+    return steps
 
 
 def failing_lines(judgement: Judgement) -> list[str]:
@@ -100,31 +133,209 @@ def failing_lines(judgement: Judgement) -> list[str]:
     if failing is None:
         return []
     what = "smallest input" if failing.shrunk else "a batch"
-    lines = _wrapped(f"{what} that fails: {describe(failing.example)}")
-    lines += _wrapped(failing.measure.message)
+    lines = wrapped(f"{what} that fails: {describe(failing.example)}", _INDENT)
+    lines += wrapped(failing.measure.message, _INDENT)
     if judgement.saved is not None:
-        lines.append(f"{_INDENT}again: clipcheck replay {shlex.quote(judgement.saved)}")
+        lines += command(["clipcheck", "replay", judgement.saved], f"{_INDENT}again: ")
     return lines
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=_INDENT,
-        subsequent_indent=_INDENT,
-        break_long_words=False,
-        break_on_hyphens=False,
+def cell(gate: GateResult | None) -> str:
+    """What a gate found, in a few characters: how much of its limit, or how many times as much."""
+    if gate is None:
+        return "-"
+    if not gate.passed:
+        return f"FAIL {_times(gate.margin)}".rstrip()
+    share = gate.margin * 100
+    if not 0 < share <= 100:
+        return "ok"
+    return "ok <1%" if share < 1 else f"ok {share:.0f}%"
+
+
+def _times(margin: float) -> str:
+    """Of what is allowed; nothing where that is no number."""
+    if not 1 < margin < math.inf:
+        return ""
+    if margin < 9.95:
+        return f"{margin:.1f}x"
+    if margin < 999.5:
+        return f"{margin:.0f}x"
+    if margin >= 9.5e9:
+        return ">9e9"
+    digit, _, power = f"{margin:.0e}".partition("e+")
+    return f"{digit}e{int(power)}x"
+
+
+def _end(result: Result, steps: Lines) -> list[Lines]:
+    """The table and the verdict, with what to do next."""
+    said = _texts(wrapped(verdict(result)))
+    headline = verdict(result).partition(":")[0]
+    said[0].stylize(_VERDICTS[headline], 0, len(headline))
+    table = _table(result.judgements)
+    return [*([table] if table else []), [*said, *steps]]
+
+
+def _table(judgements: Sequence[Judgement]) -> Lines:
+    """A row for each judgement, a column for each gate."""
+    names = dict.fromkeys(gate.name for each in judgements for gate in each.gates)
+    columns: dict[str, list[str]] = {}
+    for name in names:
+        columns.setdefault(_TOGETHER.get(name, name), []).append(name)
+    shared = list(columns.values())
+    parts = [shared[start : start + _COLUMNS] for start in range(0, len(shared), _COLUMNS)]
+    return [line for part in parts for line in _part(judgements, part)]
+
+
+def _part(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> Lines:
+    """As many columns as fit side by side."""
+    heads = [_heads(column) for column in columns]
+    cells = [_cells(judgement, columns) for judgement in judgements]
+    # What was not judged has no cells, and says so in place of them.
+    widths = [
+        max(cell_len(text) for text in [*head, *(row[i] for row in cells if row)])
+        for i, head in enumerate(heads)
+    ]
+    title, labels = _labels(judgements)
+    first = max(cell_len(label) for label in [title, *labels])
+    gap = 2 if first + sum(widths) + 2 * len(widths) <= WIDTH else 1
+    blank = " " * gap
+
+    def row(label: str, texts: Sequence[str]) -> Text:
+        filled = [padded(text, width) for text, width in zip(texts, widths, strict=False)]
+        line = Text(blank.join([padded(label, first), *filled]).rstrip())
+        at = first + gap - cell_len(label) + len(label)
+        for text, width in zip(texts, widths, strict=False):
+            word = text.partition(" ")[0]
+            line.stylize(_STYLES.get(word, ASIDE), at, at + len(word))
+            line.stylize(ASIDE, at + len(word), at + len(text))
+            at += width + gap
+        return line
+
+    lines = [row(title if last else "", each) for last, each in _titled(heads)]
+    above = ""
+    for judgement, label, texts in zip(judgements, labels, cells, strict=True):
+        if not title and judgement.checkpoint != above:
+            above = judgement.checkpoint
+            lines.append(Text(shortened(visible(above), WIDTH).rstrip()))
+        lines.append(row(label, texts or [_NOT_JUDGED]))
+    return lines
+
+
+def _labels(judgements: Sequence[Judgement]) -> tuple[str, list[str]]:
+    """What stands above the labels of the rows, and these.
+
+    Names that fit stand in the rows, below the way of running that all of them share. Elsewhere
+    there is nothing above, the ways stand in the rows, and the names above these.
+    """
+    ways = [_way(judgement) for judgement in judgements]
+    shared = {way for way, judgement in zip(ways, judgements, strict=True) if judgement.gates}
+    names = [visible(judgement.checkpoint) for judgement in judgements]
+    if len(shared) == 1 and all(cell_len(text) <= _FIRST for text in [*names, *shared]):
+        return shared.pop(), names
+    return "", [f" {shortened(way, _FIRST - 1)}" for way in ways]
+
+
+def _way(judgement: Judgement) -> str:
+    parts = (judgement.backend, judgement.device, judgement.dtype)
+    return visible(" ".join(part for part in parts if part))
+
+
+def _heads(column: Sequence[str]) -> list[str]:
+    """The names of the gates that share a column, one below the other."""
+    return [shortened(visible(name), _COLUMN) for name in column]
+
+
+def _titled(heads: Sequence[Sequence[str]]) -> Iterator[tuple[bool, list[str]]]:
+    """The lines of all heads, and whether each is the last."""
+    most = max(len(head) for head in heads)
+    for number in range(most):
+        yield number == most - 1, [head[number] if number < len(head) else "" for head in heads]
+
+
+def _cells(judgement: Judgement, columns: Sequence[Sequence[str]]) -> list[str]:
+    found = {gate.name: gate for gate in judgement.gates}
+    if not found:
+        return []
+    return [
+        cell(next((found[name] for name in column if name in found), None)) for column in columns
+    ]
+
+
+def _remedied(result: Result) -> Judgement | None:
+    """The one of which the remedy is told as what to do next: where nothing else has a next."""
+    failed = any(j.error is None and not j.passed for j in result.judgements)
+    unjudged = [judgement for judgement in result.judgements if judgement.remedy is not None]
+    return unjudged[0] if len(unjudged) == 1 and not failed else None
+
+
+def _next(result: Result, rerun: Sequence[str]) -> Lines:
+    """For the first checkpoint that needs it."""
+    remedied = _remedied(result)
+    if remedied is not None:
+        return _texts(wrapped(str(remedied.remedy), _NEXT))
+    failed = [j for j in result.judgements if j.error is None and not j.passed]
+    if failed:
+        return _texts(next_steps(failed[0], rerun))
+    if rerun and result.passed:
+        return _texts(_step(_NEXT, rerun, "keeps what was found, to go with the release."))
+    return []
+
+
+def _step(label: str, words: Sequence[str], what: str) -> list[str]:
+    return [*command(words, label), *wrapped(what, " " * len(label))]
+
+
+def _count(number: int) -> str:
+    return f"{number} checkpoint" if number == 1 else f"{number} checkpoints"
+
+
+def _block(judgement: Judgement, with_remedy: bool) -> Lines:
+    """All that is known of a judgement."""
+    lines = [Text(line, "bold") for line in wrapped(visible(judgement.checkpoint))]
+    if judgement.description:
+        lines += _indented(judgement.description)
+    if judgement.sha256:
+        source = judgement.released
+        known = f"the released {source}" if source else "none of the released files"
+        lines += [Text(f"{_INDENT}SHA-256 {judgement.sha256}"), *_indented(f"which is {known}")]
+    if judgement.error is not None:
+        remedy = judgement.remedy or ""
+        error = judgement.error if with_remedy else judgement.error.removesuffix(remedy)
+        return [*lines, *_row("error", UNKNOWN, "", error)]
+    lines += _indented(_circumstances(judgement))
+    for gate in judgement.gates:
+        label, style = ("pass", GOOD) if gate.passed else ("FAIL", BAD)
+        lines += _row(label, style, gate.name, gate.message)
+    places = () if judgement.localisation is None else judgement.localisation.found
+    for place in places:
+        lines += _row("departs first", BAD, "", f"{named(place)}: {measured(place)}")
+    return [*lines, *_texts(failing_lines(judgement))]
+
+
+def _circumstances(judgement: Judgement) -> str:
+    seconds = judgement.seconds
+    return (
+        f"{judgement.backend} against {judgement.reference} on {judgement.device} in "
+        f"{judgement.dtype}; {judgement.examples} images; loaded in "
+        f"{seconds['load']:.1f} s, ran in {seconds['run']:.1f} s"
     )
 
 
-def _row(label: str, text: str) -> list[str]:
-    first = f"{_INDENT}{label:<17}"
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=" " * len(first),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+def _indented(text: str) -> Lines:
+    return _texts(wrapped(text, _INDENT))
+
+
+def _row(label: str, style: str, name: str, text: str) -> Lines:
+    """A label and a name in a column of their own, and the text beside them."""
+    title = shortened(visible(f"{label}  {name}".rstrip()), _LABEL - 1)
+    lines = _texts(wrapped(text, _INDENT + padded(title, _LABEL)))
+    lines[0].stylize(style, len(_INDENT), len(_INDENT) + len(label))
+    return lines
+
+
+def _texts(lines: Sequence[str]) -> Lines:
+    return [Text(line) for line in lines]
+
+
+def _joined(lines: Lines) -> Text:
+    return Text("\n").join(lines)

@@ -504,6 +504,18 @@ def test_the_bar_is_shown_on_a_terminal_only_and_can_be_hidden(
         assert stderr.getvalue() == ""
 
 
+def test_the_bars_of_all_downloads_below_can_be_hidden(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = Terminal()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with download.without_bar():
+        download.fetch("fake", tmp_path / "1")
+    assert stderr.getvalue() == ""
+    download.fetch("fake", tmp_path / "2")
+    assert "fake.pt: 100%" in stderr.getvalue()
+
+
 def test_the_folder_is_the_argument_then_the_variable_then_the_classic_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

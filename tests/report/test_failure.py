@@ -27,8 +27,7 @@ def test_a_gate_that_failed_says_what_of_and_what_to_do() -> None:
             "RN50 (seeded weights), jit on cuda in float16: contract",
             "probabilities differ",
             "Next: clipcheck convert /tmp/RN50.pt -o mended.pt",
-            "      writes an archive of the same weights whose code is known to compute as it "
-            "should.",
+            "      writes an archive of the same weights with code that is known to be right.",
         ]
     )
 
@@ -40,6 +39,11 @@ def test_the_input_that_it_failed_on_stands_below(monkeypatch: pytest.MonkeyPatc
         "  of /tmp/RN50.pt",
         "Next: clipcheck convert /tmp/RN50.pt -o mended.pt",
     ]
+
+
+def test_an_escape_sequence_in_a_name_is_shown_and_not_sent() -> None:
+    named = replace(JUDGED, checkpoint="\x1b[31m.pt")
+    assert failure(named, "contract").startswith(r"\x1b[31m.pt, jit on cuda in float16: contract")
 
 
 def test_a_gate_that_passed_says_nothing() -> None:

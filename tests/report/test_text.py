@@ -1,12 +1,27 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.text import Text
 
 from clipcheck.checking import Judgement, Result
+from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.compare.result import GateResult
-from clipcheck.report.text import WIDTH, render, verdict
+from clipcheck.inputs.examples import Example
+from clipcheck.report.cells import WIDTH
+from clipcheck.report.text import BAD, GOOD, brief, cell, render, report, verdict
+from clipcheck.search.probe import Measure
+from clipcheck.search.smallest import Failing
+
+FLOAT32 = ("integrity", "contract", "fidelity", "modules", "decision", "stability")
+HALF = ("integrity", "contract", "precision", "decision", "stability")
+RERUN = ("clipcheck", "check", "model.pt", "--report", "clip-report")
 
 PASSED = Judgement(
     checkpoint="model.pt",
@@ -19,54 +34,155 @@ PASSED = Judgement(
     examples=8,
     gates=(
         GateResult("integrity", True, "77 weights the same"),
-        GateResult("contract", True, "probabilities agree"),
+        GateResult("contract", True, "probabilities agree", margin=0.25),
     ),
 )
 FAILED = replace(
-    PASSED, gates=(PASSED.gates[0], GateResult("contract", False, "probabilities differ"))
+    PASSED,
+    gates=(PASSED.gates[0], GateResult("contract", False, "probabilities differ", margin=12.3)),
 )
-UNJUDGED = Judgement(checkpoint="gone.pt", device="cpu", error="gone.pt: not found. Look again.")
+UNSOUND = replace(FAILED, path="my model.pt", gates=(GateResult("integrity", False, "differ"),))
+UNJUDGED = Judgement(
+    checkpoint="gone.pt",
+    device="cpu",
+    error="gone.pt: not found. Look again.",
+    remedy="Look again.",
+)
 
 
 def result(*judgements: Judgement) -> Result:
     return Result(judgements, {})
 
 
+def lines_of(*judgements: Judgement) -> list[str]:
+    return render(result(*judgements), rerun=RERUN).splitlines()
+
+
+def table(*judgements: Judgement) -> list[str]:
+    """The lines above the verdict."""
+    return brief(result(*judgements)).plain.split("\n\n")[0].splitlines()
+
+
+def margins(names: tuple[str, ...], margin: float) -> tuple[GateResult, ...]:
+    return tuple(GateResult(name, margin <= 1, "found", margin=margin) for name in names)
+
+
 def test_a_report_reads_as_follows() -> None:
-    assert render(result(PASSED)) == "\n".join(
-        [
-            "model.pt",
-            "  archive, tiny-vit",
-            f"  SHA-256 {'ab' * 32}",
-            "  which is none of the released files",
-            "  jit against eager on cpu in float32; 8 images; loaded in 0.2 s, ran in 1.3 s",
-            "  pass  integrity  77 weights the same",
-            "  pass  contract   probabilities agree",
-            "",
-            "CONSISTENT: 1 checkpoint the same both ways.",
-        ]
-    )
+    assert lines_of(PASSED) == [
+        "model.pt",
+        "  archive, tiny-vit",
+        f"  SHA-256 {'ab' * 32}",
+        "  which is none of the released files",
+        "  jit against eager on cpu in float32; 8 images; loaded in 0.2 s, ran in 1.3 s",
+        "  pass  integrity  77 weights the same",
+        "  pass  contract   probabilities agree",
+        "",
+        "jit cpu float32  integrity  contract",
+        "model.pt         ok         ok 25%",
+        "",
+        "CONSISTENT: 1 checkpoint the same both ways.",
+        "Next: clipcheck check model.pt --report clip-report",
+        "      keeps what was found, to go with the release.",
+    ]
 
 
 def test_what_failed_stands_out() -> None:
-    assert "  FAIL  contract   probabilities differ" in render(result(FAILED))
+    assert "  FAIL  contract   probabilities differ" in lines_of(FAILED)
+
+
+def test_of_several_only_those_that_failed_are_told_in_full() -> None:
+    assert lines_of(PASSED, replace(FAILED, checkpoint="bad.pt"))[:1] == ["bad.pt"]
+    assert render(result(PASSED, FAILED)).count("SHA-256") == 1
+    assert lines_of(PASSED, PASSED)[0] == "jit cpu float32  integrity  contract"
+
+
+def test_names_that_fit_stand_in_the_rows_below_the_way_that_all_share() -> None:
+    assert table(PASSED, replace(FAILED, checkpoint="日本語.pt"), UNJUDGED) == [
+        "jit cpu float32  integrity  contract",
+        "model.pt         ok         ok 25%",
+        "日本語.pt        ok         FAIL 12x",
+        "gone.pt          not judged",
+    ]
+
+
+def test_names_stand_above_the_rows_where_the_ways_differ_or_a_name_is_long() -> None:
+    half = replace(PASSED, device="cuda:1", dtype="bfloat16", gates=margins(HALF, 0.5))
+    assert table(replace(PASSED, gates=margins(FLOAT32, 0.5)), half, UNJUDGED) == [
+        "                     integrity contract fidelity  modules decision stability",
+        "                                        precision",
+        "model.pt",
+        " jit cpu float32     ok 50%    ok 50%   ok 50%    ok 50%  ok 50%   ok 50%",
+        " jit cuda:1 bfloat16 ok 50%    ok 50%   ok 50%    -       ok 50%   ok 50%",
+        "gone.pt",
+        " jit cpu             not judged",
+    ]
+    long = table(replace(PASSED, checkpoint="long/" * 20 + "model.pt"))
+    assert long[1].startswith("long/long/long/")
+    assert long[1].endswith("/long/long/model.pt")
+    assert cell_len(long[1]) == WIDTH
+    assert long[2] == " jit cpu float32  ok         ok 25%"
+
+
+@pytest.mark.parametrize(
+    ("passed", "margin", "expected"),
+    [
+        (True, 0.0, "ok"),
+        (True, 0.004, "ok <1%"),
+        (True, 0.25, "ok 25%"),
+        (True, 1.0, "ok 100%"),
+        (False, 1.0004, "FAIL 1.0x"),
+        (False, 9.96, "FAIL 10x"),
+        (False, 12.3, "FAIL 12x"),
+        (False, 999.4, "FAIL 999x"),
+        (False, 999.6, "FAIL 1e3x"),
+        (False, 52_000.0, "FAIL 5e4x"),
+        (False, 9.4e9, "FAIL 9e9x"),
+        (False, 1e300, "FAIL >9e9"),
+        (False, math.inf, "FAIL"),
+        (False, math.nan, "FAIL"),
+        (False, 0.0, "FAIL"),
+    ],
+)
+def test_a_cell_tells_the_share_of_the_limit(passed: bool, margin: float, expected: str) -> None:
+    assert cell(GateResult("contract", passed, "", margin=margin)) == expected
+    assert len(expected) <= 9
 
 
 def test_the_next_command_mends_the_code_or_looks_at_the_file() -> None:
     assert render(result(FAILED)).endswith(
         "INCONSISTENT: 1 checkpoint not the same both ways.\n"
         "Next: clipcheck convert model.pt -o mended.pt\n"
-        "      writes an archive of the same weights whose code is known to compute as it should."
+        "      writes an archive of the same weights with code that is known to be right."
     )
-    unsound = replace(
-        FAILED, path="my model.pt", gates=(GateResult("integrity", False, "weights differ"),)
-    )
-    assert "Next: clipcheck inspect 'my model.pt'\n" in render(result(PASSED, unsound))
-    assert "Next:" not in render(result(PASSED, UNJUDGED))
+    assert "Next: clipcheck inspect 'my model.pt'\n" in render(result(PASSED, UNSOUND))
+    assert "Next:" not in render(result(FAILED), rerun=RERUN, advise=False)
+
+
+def test_a_report_is_suggested_where_none_is_kept() -> None:
+    assert lines_of(FAILED)[-2:] == [
+        "  or: clipcheck check model.pt --report clip-report",
+        "      keeps a report that shows what fails, and the input to run again.",
+    ]
+    assert "--report" not in render(result(FAILED))
+    assert "Next:" not in render(result(PASSED))
+
+
+def test_the_remedy_of_the_only_error_comes_next_and_is_said_once() -> None:
+    assert lines_of(UNJUDGED) == [
+        "gone.pt",
+        "  error            gone.pt: not found.",
+        "",
+        "NOT JUDGED: 1 checkpoint could not be judged.",
+        "Next: Look again.",
+    ]
+    for judgements in ((UNJUDGED, UNJUDGED), (UNJUDGED, FAILED)):
+        assert "  error            gone.pt: not found. Look again." in lines_of(*judgements)
+        assert "Next: Look again." not in lines_of(*judgements)
+    assert "Next:" not in render(result(UNJUDGED, UNJUDGED), rerun=RERUN)
 
 
 def test_an_error_is_told_in_place_of_gates() -> None:
-    text = render(result(UNJUDGED))
+    text = render(result(UNJUDGED), advise=False)
     assert "  error            gone.pt: not found. Look again." in text
     assert "integrity" not in text
 
@@ -75,11 +191,86 @@ def test_a_released_file_is_named() -> None:
     assert "  which is the released RN50\n" in render(result(replace(PASSED, released="RN50")))
 
 
+def test_it_says_where_it_departs_first() -> None:
+    places = [
+        Place("image", "visual.transformer.resblocks.5.mlp.gelu", ratio=340.4),
+        Place("text", None),
+        Place("logits", "", "scale", ratio=math.inf),
+    ]
+    told = lines_of(replace(FAILED, localisation=Localisation(places)))
+    assert told[7:10] == [
+        "  departs first    visual.transformer.resblocks.5.mlp.gelu: 340 times further",
+        "                   from float64 than the eager model's",
+        "  departs first    logits, scale: not finite, or the eager model's not",
+    ]
+
+
 def test_long_messages_are_wrapped_and_keep_their_column() -> None:
     long = replace(PASSED, gates=(GateResult("contract", True, "word " * 40),))
-    lines = render(result(long)).splitlines()
-    assert all(len(line) <= WIDTH for line in lines)
+    lines = lines_of(long)
     assert sum(line.startswith(" " * 19 + "word") for line in lines) > 1
+
+
+def styled(text: Text, word: str) -> set[str]:
+    """The styles that the word has wherever it stands."""
+    return {str(span.style) for span in text.spans if text.plain[span.start : span.end] == word}
+
+
+def test_colours_follow_the_words() -> None:
+    text = report(result(PASSED, FAILED))
+    assert styled(text, "FAIL") == styled(text, "INCONSISTENT") == {BAD}
+    assert styled(text, "pass") == styled(text, "ok") == {GOOD}
+    assert styled(text, " 12x") == {"dim"}
+    assert styled(report(result(PASSED)), "CONSISTENT") == {GOOD}
+    assert styled(report(result(UNJUDGED)), "NOT JUDGED") == {"bold yellow"}
+
+
+def test_in_brief_there_is_the_table_and_the_verdict() -> None:
+    assert brief(result(FAILED)).plain.splitlines() == [
+        "jit cpu float32  integrity  contract",
+        "model.pt         ok         FAIL 12x",
+        "",
+        "INCONSISTENT: 1 checkpoint not the same both ways.",
+    ]
+
+
+NAMES = st.text(max_size=200) | st.text("ab/ \x1b[31m\n\u202e日❤\ufe0f\u0301'", max_size=200)
+MARGINS = st.floats(min_value=0)
+
+
+@st.composite
+def judgements(draw: Callable[..., object]) -> Judgement:
+    """Of any names and figures, passing, failing and unjudged."""
+    name = str(draw(NAMES))
+    if draw(st.booleans()):
+        return Judgement(name, str(draw(NAMES)), error=f"{name}: no. {name}", remedy=name)
+    gates = tuple(
+        GateResult(gate, bool(draw(st.booleans())), str(draw(NAMES)), margin=draw(MARGINS))  # type: ignore[arg-type]
+        for gate in draw(st.sampled_from([FLOAT32, HALF, (*FLOAT32, *HALF, "another-gate", name)]))  # type: ignore[attr-defined]
+    )
+    prompt = str(draw(NAMES))
+    measure = Measure("text_features", 9.0, 8.0, 0.1, f"text features of {prompt}")
+    place = Place("image", str(draw(NAMES)), prompt, ratio=draw(MARGINS))  # type: ignore[arg-type]
+    return replace(
+        PASSED,
+        checkpoint=name,
+        path=draw(st.none() | NAMES),
+        device=str(draw(st.sampled_from(["cpu", "cuda:1"]) | NAMES)),
+        dtype=str(draw(st.sampled_from(["float32", "bfloat16"]))),
+        gates=gates,
+        failing=Failing(Example((), (prompt,)), measure, shrunk=True),
+        saved=draw(st.none() | NAMES),
+        localisation=Localisation([place]),
+    )
+
+
+@given(st.lists(judgements(), max_size=4))
+def test_no_line_is_wider_than_80_cells_nor_moves_the_cursor(found: list[Judgement]) -> None:
+    for text in (report(result(*found), rerun=RERUN), brief(result(*found))):
+        for line in text.plain.split("\n"):
+            assert cell_len(line) <= WIDTH
+            assert line.isprintable()
+            assert line == line.rstrip()
 
 
 @pytest.mark.parametrize(
@@ -90,11 +281,12 @@ def test_long_messages_are_wrapped_and_keep_their_column() -> None:
         ((FAILED, PASSED), "INCONSISTENT: 1 checkpoint not the same both ways, 1 passed."),
         ((UNJUDGED, PASSED), "NOT JUDGED: 1 checkpoint could not be judged, 1 passed."),
         (
-            (FAILED, UNJUDGED),
-            "INCONSISTENT: 1 checkpoint not the same both ways, 1 checkpoint could not be judged.",
+            (FAILED, UNJUDGED, PASSED),
+            "INCONSISTENT: 1 checkpoint not the same both ways, 1 not judged, 1 passed.",
         ),
         ((), "NOT JUDGED: nothing was checked."),
     ],
 )
 def test_the_verdict_says_it_all(judgements: tuple[Judgement, ...], expected: str) -> None:
     assert verdict(result(*judgements)) == expected
+    assert len(expected) <= WIDTH

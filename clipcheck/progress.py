@@ -1,0 +1,106 @@
+"""How far a piece of work is, told to whoever looks on.
+
+A listener is called with a few words before each phase. One that is a `Gauge` is told as well what
+share of the whole is done; others need not know of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol, runtime_checkable
+
+Progress = Callable[[str], None]
+"""Called with a few words before each phase."""
+
+Advance = Callable[[float], None]
+"""Called with the share of a phase that is done, from 0 to 1."""
+
+
+@runtime_checkable
+class Gauge(Protocol):
+    """A listener that wants to know how much is done."""
+
+    def __call__(self, what: str, /) -> None:
+        """A phase begins."""
+
+    def reach(self, share: float | None, /) -> None:
+        """So much of the whole is done, from 0 to 1, and never less than before; None where
+        something begins of which nobody knows how long it takes."""
+
+    def apart(self) -> AbstractContextManager[object]:
+        """Something that may show a progress of its own is done under it."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of the whole work.
+
+    Attributes:
+        listener: who looks on.
+        start: the share of the whole that comes before.
+        length: its own share of the whole.
+    """
+
+    listener: Progress
+    start: float = 0.0
+    length: float = 1.0
+
+    def split(self, weights: Sequence[float]) -> list[Span]:
+        """Parts that follow one another, in proportion to their weights."""
+        total = sum(weights)
+        shares = (
+            [weight / total for weight in weights] if total else [1 / len(weights)] * len(weights)
+        )
+        starts = accumulate(shares, initial=0.0)
+        return [
+            Span(self.listener, self.start + self.length * start, self.length * share)
+            for start, share in zip(starts, shares, strict=False)
+        ]
+
+    def say(self, what: str) -> None:
+        """Say what is being done."""
+        self.listener(what)
+
+    def reach(self, share: float) -> None:
+        """So much of this part is done."""
+        if isinstance(self.listener, Gauge):
+            self.listener.reach(self.start + self.length * share)
+
+    def stall(self) -> None:
+        """What begins now is in no part, and may take long."""
+        if isinstance(self.listener, Gauge):
+            self.listener.reach(None)
+
+    def apart(self) -> AbstractContextManager[object]:
+        """For what may show a progress of its own."""
+        return self.listener.apart() if isinstance(self.listener, Gauge) else nullcontext()
+
+
+class Tally:
+    """Counts what is done of a phase.
+
+    Args:
+        total: how many there are; more are no harm.
+        advance: called at each.
+    """
+
+    def __init__(self, total: int, advance: Advance) -> None:
+        self._total = total
+        self._advance = advance
+        self._done = 0
+
+    def add(self, count: int = 1) -> None:
+        """So many more are done."""
+        self._done += count
+        self._advance(min(1.0, self._done / max(1, self._total)))
+
+
+def still(_: float) -> None:
+    """An `Advance` that nobody looks on."""
+
+
+def silent(_: str) -> None:
+    """A `Progress` that nobody listens to."""
