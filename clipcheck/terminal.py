@@ -60,11 +60,14 @@ def progress(quiet: bool = False) -> Iterator[Progress | None]:
     if quiet:
         with without_bar():
             yield None
-    elif not sys.stderr.isatty():
+        return
+    console = Console(stderr=True)
+    # rich before 15 leaves an empty line where no line can be written over.
+    if not sys.stderr.isatty() or console.is_dumb_terminal:
         yield None
-    else:
-        with Display(Console(stderr=True)) as display:
-            yield display
+        return
+    with Display(console) as display:
+        yield display
 
 
 class Display:

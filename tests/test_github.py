@@ -58,7 +58,7 @@ def test_a_summary_takes_no_more_than_github_shows(summary: Path, before: int) -
     assert github.summarise(many) == ""
     text = summary.read_text(encoding="utf-8")
     assert (1 << 20) - 1000 < len(text.encode()) <= 1 << 20
-    assert text.endswith(f"should.\n```\n{github.LEFT_OUT}")
+    assert text.endswith(f"right.\n```\n{github.LEFT_OUT}")
 
 
 def test_whatever_the_room_it_is_not_exceeded(

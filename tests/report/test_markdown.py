@@ -34,8 +34,7 @@ def test_a_summary_reads_as_follows() -> None:
             "```",
             "Again: clipcheck replay found/failing-inputs/bad",
             "Next: clipcheck convert bad.pt -o mended.pt",
-            "      writes an archive of the same weights whose code is known to compute as it "
-            "should.",
+            "      writes an archive of the same weights with code that is known to be right.",
             "```",
             "",
             "**gone.pt, jit on cpu**",
