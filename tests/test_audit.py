@@ -117,9 +117,9 @@ def test_several_seeds_and_spreads_are_all_judged() -> None:
 
 def test_the_work_is_divided_between_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    one = auditing._units(["tiny-vit"], [0], ["unit"], (), None)
+    one = auditing._units(["tiny-vit"], [0], ["unit"], (), None, False)
     assert [(unit.share, unit.of, unit.threads) for unit in one] == [(i, 8, 1) for i in range(8)]
-    many = auditing._units(TINY, range(10), ["unit"], (), None)
+    many = auditing._units(TINY, range(10), ["unit"], (), None, False)
     assert [(unit.share, unit.of, unit.threads) for unit in many] == [(0, 1, 1)] * 20
 
 

@@ -349,7 +349,8 @@ def test_audit_exits_1_when_anything_is_wrong(
     assert json.loads(done.out)["passed"] is False
     del seen["progress"]
     assert seen == {
-        "architectures": ["RN50"], "seeds": [3, 4], "spreads": ["trained"], "only": ()
+        "architectures": ["RN50"], "seeds": [3, 4], "spreads": ["trained"], "only": (),
+        "localize": False,
     }  # fmt: skip
 
 
@@ -455,7 +456,8 @@ def test_a_failing_input_that_cannot_be_kept_does_not_hide_the_verdict(
     monkeypatch.setattr(tempfile, "mkdtemp", none)
     done = run("check", "x.pt")
     assert done.code == 2
-    assert done.out == f"{text.render(result)}\n"
+    again = ("clipcheck", *sys.argv[1:], "--report", text.KEPT)
+    assert done.out == f"{text.render(result, rerun=again)}\n"
     assert "expected a temporary folder for the inputs that fail, found none" in done.err
 
 

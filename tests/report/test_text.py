@@ -193,15 +193,16 @@ def test_a_released_file_is_named() -> None:
 
 def test_it_says_where_it_departs_first() -> None:
     places = [
-        Place("image", "visual.transformer.resblocks.5.mlp.gelu", ratio=340.4),
+        Place("image", "visual.bn1", ratio=340.4, allowed=10, given="a grey image"),
         Place("text", None),
-        Place("logits", "", "scale", ratio=math.inf),
+        Place("logits", "forward", "its end", ratio=math.inf, given="the prompt 'a'"),
     ]
     told = lines_of(replace(FAILED, localisation=Localisation(places)))
-    assert told[7:10] == [
-        "  departs first    visual.transformer.resblocks.5.mlp.gelu: 340 times further",
-        "                   from float64 than the eager model's",
-        "  departs first    logits, scale: not finite, or the eager model's not",
+    assert told[7:11] == [
+        "  departs first    visual.bn1: 340 times further from float64 than the eager",
+        "                   model on the same; 10 times is allowed; seen on a grey image",
+        "  departs first    forward, its end: not finite, of another shape, or not what",
+        "                   it was; seen on the prompt 'a'",
     ]
 
 
