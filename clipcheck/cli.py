@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -90,6 +90,9 @@ _log = logging.getLogger("clipcheck")
 
 DEMO = "ViT-B/32"
 """What the demo is of."""
+
+DEMO_RESNET = "RN50"
+"""What a demo is of whose fault a vision transformer cannot have."""
 
 _HYPOTHESIS = Path("~/.cache/clipcheck/hypothesis").expanduser()
 
@@ -246,12 +249,26 @@ def diff(
 
 
 @app.command()
-def demo(quiet: Quiet = False) -> None:
+def demo(
+    fault: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Plant a fault of the catalogue, and be led through what is found."
+        ),
+    ] = None,
+    report: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Where the faulty archive and its report are written."),
+    ] = Path("clipcheck-demo"),
+    quiet: Quiet = False,
+) -> None:
     """Write a full-size ViT-B/32 archive with seeded weights, and check it both ways."""
     from clipcheck import terminal
     from clipcheck.checking import check as run
     from clipcheck.report import text
 
+    if fault is not None:
+        _demonstrate(fault, report, quiet)
     if not quiet:
         typer.echo("No weights of OpenAI's are in this: it writes seeded ones of the same size.")
     with (
@@ -417,6 +434,40 @@ def models(download_root: DownloadRoot = None) -> None:
         size = registry.find(name).size / 1e6
         path = download.cached(name, download_root)
         typer.echo(f"{name:<16}{size:>8.1f} MB  {path or 'not in the cache'}")
+
+
+def _demonstrate(name: str, folder: Path, quiet: bool) -> NoReturn:
+    """Plant a fault, check the archive, and lead through what is found."""
+    from rich.text import Text
+
+    from clipcheck import evidence, terminal
+    from clipcheck.checking import check as run
+    from clipcheck.faults import fault_named
+    from clipcheck.report import demo as tour
+    from clipcheck.report import text
+    from clipcheck.writers.archive import write_archive
+    from clipcheck.writers.synthesize import architecture_named
+    from clipcheck.writers.synthesize import synthesize as draw
+
+    variant = fault_named(name)
+    fits = variant.applies_to(architecture_named(DEMO))
+    architecture = DEMO if fits else DEMO_RESNET
+    evidence.require_folder(folder)
+    path = folder / f"{architecture.replace('/', '-')}.pt"
+    if not quiet:
+        terminal.show(Text(tour.planted(variant, architecture)))
+    with terminal.progress(quiet) as progress:
+        if progress is not None:
+            progress(f"{path}: writing")
+        dimensions = architecture_named(architecture)
+        write_archive(dimensions, draw(dimensions, 0), path, alter=variant.plant)
+        result = run(path, progress=progress)
+    kept = evidence.keep(result, folder)
+    _show(text.brief(kept) if quiet else text.report(kept, advise=False), kept)
+    if not quiet:
+        told = tour.tour(kept.judgements[0], str(folder), str(folder / evidence.HTML))
+        terminal.show(Text("\n") + told)
+    raise typer.Exit(kept.exit_code)
 
 
 def _synthesize(architecture: str, path: Path, form: FormatName, seed: int) -> None:

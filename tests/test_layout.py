@@ -66,6 +66,7 @@ ALLOWED = {
         "compare",
     },
     "report": {
+        "faults",
         "localising",
         "checking",
         "audit",
@@ -89,6 +90,7 @@ ALLOWED = {
     "pytest_plugin": {"backends", "checking", "session"},
     "terminal": {"checkpoints", "report"},
     "cli": {
+        "faults",
         "localising",
         "audit",
         "checking",

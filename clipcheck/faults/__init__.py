@@ -16,6 +16,9 @@ by more than the rounding of float32.
 
 from __future__ import annotations
 
+import difflib
+
+from clipcheck.errors import UsageError
 from clipcheck.faults.attention import ATTENTION
 from clipcheck.faults.clean_layers import CLEAN_LAYERS
 from clipcheck.faults.clean_towers import CLEAN_TOWERS
@@ -30,7 +33,7 @@ from clipcheck.faults.stem import STEM
 from clipcheck.faults.variant import CLEAN_FAMILY, FAMILIES, Plant, Variant
 from clipcheck.faults.weights import WEIGHTS
 
-__all__ = ["CLEAN", "CLEAN_FAMILY", "FAMILIES", "FAULTS", "Plant", "Variant"]
+__all__ = ["CLEAN", "CLEAN_FAMILY", "FAMILIES", "FAULTS", "Plant", "Variant", "fault_named"]
 
 FAULTS: tuple[Variant, ...] = (
     *WEIGHTS,
@@ -48,5 +51,23 @@ FAULTS: tuple[Variant, ...] = (
     *STATE,
     *NAN,
 )
+
+
+def fault_named(name: str) -> Variant:
+    """The fault of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for fault in FAULTS:
+        if fault.name == name:
+            return fault
+    names = [fault.name for fault in FAULTS]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
+    raise UsageError(
+        f"expected a fault of the catalogue, found {name!r}",
+        remedy=f"Names are such as {', '.join(near)}; `clipcheck audit` shows all.",
+    )
+
 
 CLEAN: tuple[Variant, ...] = (*CLEAN_LAYERS, *CLEAN_TOWERS)

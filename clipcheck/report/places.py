@@ -24,7 +24,7 @@ def measured(place: Place) -> str:
     if place.ratio == float("inf"):
         return f"not finite, of another shape, or not what it was; {seen}"
     return (
-        f"{times(place.ratio)} further from float64 than the eager model on the same; "
+        f"{times(place.ratio)} further from float64 than the eager model, given the same; "
         f"{place.allowed:g} times is allowed; {seen}"
     )
 

@@ -27,8 +27,8 @@ def test_a_summary_reads_as_follows() -> None:
             "",
             "- **fidelity**: 12 times further",
             "- departs first in the text tower: transformer.resblocks.1, the sum behind attn (120 "
-            "times further from float64 than the eager model on the same; 10 times is "
-            "allowed; seen on the input that fails)",
+            "times further from float64 than the eager model, given the same; 10 times "
+            "is allowed; seen on the input that fails)",
             "- smallest input that fails: the image RGB 3x2, all (0, 0, 0), the prompt 'addo'",
             "",
             "```",

@@ -56,8 +56,8 @@ def test_a_title_has_the_dtype_where_one_was_chosen() -> None:
 def test_the_evidence_is_each_place_that_departs_and_the_input_that_fails() -> None:
     assert list(evidence(failed())) == [
         "departs first in the text tower: transformer.resblocks.1, the sum behind attn (120 "
-        "times further from float64 than the eager model on the same; 10 times is "
-        "allowed; seen on the input that fails)",
+        "times further from float64 than the eager model, given the same; 10 times "
+        "is allowed; seen on the input that fails)",
         "smallest input that fails: the image RGB 3x2, all (0, 0, 0), the prompt 'addo'",
     ]
     assert list(evidence(PASSED)) == []

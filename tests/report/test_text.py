@@ -198,9 +198,10 @@ def test_it_says_where_it_departs_first() -> None:
         Place("logits", "forward", "its end", ratio=math.inf, given="the prompt 'a'"),
     ]
     told = lines_of(replace(FAILED, localisation=Localisation(places)))
-    assert told[7:11] == [
+    assert told[7:12] == [
         "  departs first    visual.bn1: 340 times further from float64 than the eager",
-        "                   model on the same; 10 times is allowed; seen on a grey image",
+        "                   model, given the same; 10 times is allowed; seen on a grey",
+        "                   image",
         "  departs first    forward, its end: not finite, of another shape, or not what",
         "                   it was; seen on the prompt 'a'",
     ]

@@ -1,0 +1,63 @@
+"""What a demo of a planted fault says around the report: what to look at, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from clipcheck.checking import Judgement
+from clipcheck.compare.localisation import Place
+from clipcheck.faults import Variant
+from clipcheck.inputs.examples import describe
+from clipcheck.report.cells import command, wrapped
+from clipcheck.report.places import named
+
+_LABEL = 18
+
+
+def planted(variant: Variant, architecture: str) -> str:
+    """What is going to be checked, before it is."""
+    return "\n".join(
+        [
+            *wrapped(f"Planted into a {architecture} archive, with seeded weights:"),
+            *wrapped(f"{variant.name}: {variant.reason}.", "  "),
+        ]
+    )
+
+
+def tour(judgement: Judgement, folder: str, page: str) -> Text:
+    """Through what was found, step by step.
+
+    Args:
+        judgement: of the archive with the fault.
+        folder: what the demo has written to.
+        page: the report in it that a browser shows.
+    """
+    failed = [gate.name for gate in judgement.gates if not gate.passed]
+    steps = [
+        ("1. the verdict", f"not passed: {', '.join(failed)}"),
+        *(("2. the module", named(place)) for place in _places(judgement)),
+        ("3. the input", _input(judgement)),
+        ("4. the page", f"{page}, to be opened in a browser"),
+    ]
+    lines = ["What to look at:"]
+    for label, text in steps:
+        lines += wrapped(text, f"  {label:<{_LABEL}}")
+    if judgement.saved is not None:
+        lines += command(["clipcheck", "replay", judgement.saved], "Next: ")
+        lines += wrapped("runs that input again, and exits with 1 while it fails.", " " * 6)
+    lines += command(["rm", "-r", folder], "Last: ")
+    lines += wrapped("takes the demo away again, its archive among it.", " " * 6)
+    return Text("\n".join(lines))
+
+
+def _places(judgement: Judgement) -> Sequence[Place]:
+    return judgement.localisation.found if judgement.localisation is not None else ()
+
+
+def _input(judgement: Judgement) -> str:
+    failing = judgement.failing
+    if failing is None:
+        return "none fails by itself: the fault is seen in the module alone"
+    return f"{describe(failing.example)}, the smallest that fails"
