@@ -11,8 +11,10 @@ import torch
 
 from clipcheck import audit as auditing
 from clipcheck.audit import Audit, Finding, audit
+from clipcheck.compare.localisation import Place
 from clipcheck.errors import UnknownModelError, UsageError
-from clipcheck.faults import CLEAN, FAULTS
+from clipcheck.faults import CLEAN, FAULTS, where
+from clipcheck.faults.where import Spot
 from tests.test_progress import Listener
 
 WEAK_AND_CLEAN = ("layer-norm-epsilon-1e-6", "end-token-missing", "batch-norm-by-hand")
@@ -113,6 +115,62 @@ def test_several_seeds_and_spreads_are_all_judged() -> None:
     assert len(listener.words) == 5
     assert "(part 4 of 4)" in listener.words[-1]
     assert listener.shares[-1] == 1.0
+
+
+def test_a_fault_is_localised_where_it_was_planted_if_that_is_asked_for() -> None:
+    names = ("quickgelu-slope-1.7", "leaky-relu-in-one-bottleneck", "linear-by-addmm")
+    found = audit(TINY, only=names, localize=True)
+    assert found.passed
+    assert {f.name for f in found.sought} == set(names) - {"linear-by-addmm"}
+    for finding in found.sought:
+        assert finding.localised, finding
+        assert finding.localisation is not None
+        assert finding.localisation.found
+
+
+def test_weights_that_running_changes_lead_to_their_module() -> None:
+    found = audit(["tiny-resnet"], only=["running-mean-updated"], localize=True)
+    (finding,) = found.sought
+    assert finding.localised
+    (place,) = finding.localisation.found  # type: ignore[union-attr]
+    assert place.part == "its running_mean, which running changes"
+
+
+def test_nothing_is_localised_unless_asked(found: Audit) -> None:
+    assert not found.sought
+    assert not any(finding.localised for finding in found.findings)
+
+
+def test_a_fault_that_is_localised_elsewhere_fails_the_audit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elsewhere = [Spot("transformer.resblocks.1.mlp.gelu")]
+    monkeypatch.setattr(where, "spots", lambda *_: elsewhere)
+    found = audit(["tiny-vit"], only=["activation-clipped"], localize=True)
+    (finding,) = found.sought
+    assert finding.caught
+    assert not finding.localised
+    assert not found.passed
+
+
+@pytest.mark.parametrize(
+    ("place", "spot", "right"),
+    [
+        (("a.attn", ""), ("a.attn", ""), True),
+        (("a.attn", "itself, or b"), ("a.attn", ""), True),
+        (("a.attn", "what it is given"), ("a.attn", ""), False),
+        (("a.attn", "what it is given"), ("a.attn", "what it is given"), True),
+        (("a", "pooling and projection"), ("a", "pooling"), True),
+        (("a", ""), ("a", "pooling"), False),
+        (("b.relu3", ""), ("b.relu", ""), True),
+        (("b.relu4", ""), ("b.relu", ""), False),
+        (("b", ""), ("a", ""), False),
+    ],
+)
+def test_a_place_is_right_where_module_and_part_are(
+    place: tuple[str, str], spot: tuple[str, str], right: bool
+) -> None:
+    assert auditing._is_at(Place("text", *place), Spot(*spot)) is right
 
 
 def test_the_work_is_divided_between_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,18 @@ import pytest
 import torch
 
 import clipcheck
+from clipcheck import checking
 from clipcheck.checking import EXAMPLES, SHARES, Judgement, Result
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.compare.result import GateResult
-from clipcheck.errors import UsageError
+from clipcheck.errors import RunError, UsageError
+from clipcheck.faults import fault_named
 from clipcheck.inputs.batches import CORNERS
 from clipcheck.models import loader
+from clipcheck.writers.archive import write_archive
 from clipcheck.writers.convert import convert
+from clipcheck.writers.synthesize import architecture_named, synthesize
 from conftest import SeededArchive
 from tests.samples import minute_bytes
 from tests.test_progress import Listener
@@ -459,3 +463,53 @@ def test_the_command_line_asks_for_as_many_images_as_hold_all_corners() -> None:
     from clipcheck import cli
 
     assert inspect.signature(cli.check).parameters["examples"].default == EXAMPLES
+
+
+def faulty(path: Path, fault: str) -> Path:
+    dimensions = architecture_named("tiny-vit")
+    alter = fault_named(fault).plant
+    write_archive(dimensions, synthesize(dimensions, 0), path, alter=alter)
+    return path
+
+
+def test_what_fails_has_a_place_and_what_passes_has_none(
+    seeded_archive: SeededArchive, tmp_path: Path
+) -> None:
+    (passed,) = clipcheck.check(seeded_archive(), examples=CORNERS).judgements
+    assert passed.localisation is None
+    bad = faulty(tmp_path / "bad.pt", "empty-prompts")
+    (failed,) = clipcheck.check(bad, examples=CORNERS).judgements
+    assert failed.failing is not None
+    assert failed.localisation is not None
+    (place,) = failed.localisation.found
+    # Nothing departs on the inputs of the gate: it is the one that was found to fail.
+    assert (place.module, place.given) == ("text_projection", "the input that fails")
+    assert failed.seconds["localisation"] > 0
+
+
+def test_weights_that_running_has_changed_are_read_anew_to_look_for_the_place(
+    tmp_path: Path,
+) -> None:
+    bad = faulty(tmp_path / "bad.pt", "logit-scale-drifts")
+    (failed,) = clipcheck.check(bad, examples=CORNERS).judgements
+    assert failed.localisation is not None
+    assert [place.tower for place in failed.localisation.found] == ["logits"]
+
+
+@pytest.mark.parametrize(
+    "error", [RunError("broke off", remedy="Look."), RuntimeError("out of memory")]
+)
+def test_the_verdict_stands_where_the_place_cannot_be_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(checking, "first_departures", fails)
+    bad = faulty(tmp_path / "bad.pt", "activation-clipped")
+    (failed,) = clipcheck.check(bad, examples=CORNERS).judgements
+    assert failed.gates
+    assert failed.error is None
+    assert failed.localisation is not None
+    assert not failed.localisation.found
+    assert all(str(error)[:9] in place.reason for place in failed.localisation.places)

@@ -19,9 +19,12 @@ import clipcheck
 from clipcheck import checking, cli, terminal
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.faults import fault_named
 from clipcheck.progress import Progress
 from clipcheck.report import annotations, junit, markdown, text
 from clipcheck.report import json as json_report
+from clipcheck.writers.archive import write_archive
+from clipcheck.writers.synthesize import architecture_named, synthesize
 from conftest import Run, SeededArchive, unfolded
 from tests.report import ENVIRONMENT, PASSED, failed, failing_result
 
@@ -221,6 +224,83 @@ def test_demo_writes_an_archive_and_finds_it_consistent(
     assert "CONSISTENT" in done.out
     assert done.out.endswith("\nNext: clipcheck check YOUR_CHECKPOINT\n")
     assert len(run("demo", "-q").out.splitlines()) <= 5
+
+
+def test_demo_of_a_fault_leads_through_what_is_found(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli, "DEMO", "tiny-vit")
+    monkeypatch.chdir(tmp_path)
+    done = run("demo", "--fault", "quickgelu-slope-1.7")
+    assert done.code == 1
+    out = unfolded(done.out)
+    assert out.startswith("Planted into a tiny-vit archive, with seeded weights:\n")
+    assert "the factor 1.702 is rounded to 1.7" in out
+    assert "INCONSISTENT" in out
+    tour = out[out.index("What to look at:") :]
+    assert "1. the verdict    not passed: fidelity, modules" in tour
+    assert "2. the module     transformer.resblocks.0.mlp.gelu\n" in tour
+    assert "the smallest that fails" in tour
+    assert "4. the page       clipcheck-demo/report.html" in tour
+    (saved,) = Path("clipcheck-demo/failing-inputs").iterdir()
+    assert f"Next: clipcheck replay {saved}\n" in tour
+    assert "Last: rm -r clipcheck-demo\n" in tour
+    assert {path.name for path in Path("clipcheck-demo").iterdir()} == {
+        "failing-inputs", "report.html", "report.txt", "results.json", "tiny-vit.pt"
+    }  # fmt: skip
+    assert run("replay", saved).code == 1
+    quiet = run("demo", "--fault", "quickgelu-slope-1.7", "--report", "mine", "-q")
+    assert "What to look at" not in quiet.out
+    assert "INCONSISTENT" in quiet.out
+    assert Path("mine/report.html").exists()
+
+
+def test_demo_takes_a_resnet_for_a_fault_that_no_vision_transformer_has(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert cli.DEMO_RESNET == "RN50"
+    monkeypatch.setattr(cli, "DEMO", "tiny-vit")
+    monkeypatch.setattr(cli, "DEMO_RESNET", "tiny-resnet")
+    done = run("demo", "--fault", "max-pool-in-stem", "--report", tmp_path / "x")
+    assert "2. the module     visual.avgpool\n" in done.out
+    assert (tmp_path / "x" / "tiny-resnet.pt").exists()
+
+
+def test_demo_refuses_a_fault_that_there_is_not_before_anything_is_written(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("demo", "--fault", "gelu")
+    assert done.code == 2
+    assert "gelu-for-quickgelu" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_localize_names_the_module_and_exits_with_1(
+    run: Run, tmp_path: Path, tiny_archive: Path
+) -> None:
+    path = tmp_path / "bad.pt"
+    dimensions = architecture_named("tiny-vit")
+    plant = fault_named("activation-clipped").plant
+    write_archive(dimensions, synthesize(dimensions, 0), path, alter=plant)
+    done = run("localize", path)
+    assert done.code == 1
+    assert "  text tower   transformer.resblocks.0.mlp.gelu\n" in done.out
+    assert "  image tower  nothing departs\n" in done.out
+    assert "  logits       not looked at\n" in done.out
+    assert "DEPARTS: text tower.\n" in done.out
+    assert f"clipcheck check {path} --report clip-report" in unfolded(done.out)
+    assert run("localize", path, "-q").out == "DEPARTS: text tower.\n"
+    document = json.loads(run("localize", path, "--json", "-").out)
+    assert (document["schema"], document["passed"]) == (1, False)
+    assert [tower["module"] for tower in document["towers"]] == [
+        None, "transformer.resblocks.0.mlp.gelu", None
+    ]  # fmt: skip
+    assert document["towers"][1]["figures"]["allowed"] == 10
+    sound = run("localize", tiny_archive, "--dtype", "float32", "--device", "cpu")
+    assert sound.code == 0
+    assert sound.out.endswith("NOTHING DEPARTS in what was looked at.\n")
+    assert run("localize", tmp_path / "gone.pt").code == 2
 
 
 def test_what_failed_is_not_kept_where_the_command_happens_to_be_run(

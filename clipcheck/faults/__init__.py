@@ -63,7 +63,8 @@ def fault_named(name: str) -> Variant:
         if fault.name == name:
             return fault
     names = [fault.name for fault in FAULTS]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
+    alike = difflib.get_close_matches(name, names, n=3)
+    near = [known for known in names if name in known][:3] or alike or names[:3]
     raise UsageError(
         f"expected a fault of the catalogue, found {name!r}",
         remedy=f"Names are such as {', '.join(near)}; `clipcheck audit` shows all.",

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 from clipcheck.audit import Audit, Finding
+from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.report.audit import render, render_json, summary
 
 FAULT = Finding(
@@ -26,6 +27,36 @@ def test_what_is_wrong_is_named() -> None:
         "FAILED: 1 of 2 faults caught (the classic assertion: 1); 0 of 1 clean variants passed.\n"
         "Wrong: addmm in tiny-vit, gelu in tiny-vit."
     )
+
+
+FOUND = Localisation(
+    [Place("image"), Place("text", "ln_final", "itself, or pooling"), Place("logits", "forward")]
+)
+
+
+def test_the_hit_rate_is_told_and_what_was_localised_elsewhere_is_named() -> None:
+    hit = replace(FAULT, localisation=FOUND, localised=True)
+    miss = replace(GROSS, localisation=Localisation([Place("image")]))
+    assert summary(Audit([hit, CLEAN])) == (
+        "PASSED: 1 of 1 faults caught (the classic assertion: 0); 1 of 1 clean variants passed. "
+        "1 of 1 faults localised to the module they were planted in."
+    )
+    told = summary(Audit([hit, miss]))
+    assert told.startswith("FAILED: 2 of 2 faults caught")
+    assert "1 of 2 faults localised" in told
+    assert told.endswith("\nLocalised elsewhere: no-mask in tiny-vit.")
+    rows = render(Audit([hit, miss])).splitlines()
+    assert any(
+        row.split() == ["gelu", "tiny-vit", *["ln_final", "(itself,", "or", "pooling),", "forward"]]
+        for row in rows
+    )
+    assert any(row.split() == ["X", "no-mask", "tiny-vit", "nowhere"] for row in rows)
+    hits = json.loads(render_json(Audit([hit, miss, FAULT])))["faults"]
+    assert [fault["localised"] for fault in hits] == [True, False, None]
+    assert hits[0]["places"] == [
+        {"tower": "text", "module": "ln_final", "part": "itself, or pooling"},
+        {"tower": "logits", "module": "forward", "part": ""},
+    ]
 
 
 def test_a_row_has_the_least_margin_of_a_fault_and_the_greatest_of_a_clean_variant() -> None:

@@ -1,0 +1,122 @@
+"""From a file to a place in each tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.compare.localisation import Localisation
+from clipcheck.errors import CheckpointError
+from clipcheck.faults import fault_named
+from clipcheck.inputs.batches import for_modules
+from clipcheck.judging import Stopwatch, inputs_of
+from clipcheck.localising import Suspect, first_departures, localize
+from clipcheck.models.loader import load_checkpoint_both
+from clipcheck.modules import walk as walking
+from clipcheck.writers.archive import write_archive
+from clipcheck.writers.synthesize import synthesize
+from conftest import SeededArchive
+from tests.models import small
+
+VIT = small("tiny-vit")
+CPU = torch.device("cpu")
+
+Planted = Callable[[str], Path]
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Planted:
+    def plant(fault: str) -> Path:
+        path = tmp_path / "model.pt"
+        write_archive(VIT, synthesize(VIT), path, alter=fault_named(fault).plant)
+        return path
+
+    return plant
+
+
+def test_a_sound_archive_departs_nowhere(seeded_archive: SeededArchive) -> None:
+    said: list[str] = []
+    found = localize(seeded_archive(), progress=said.append)
+    assert found.passed
+    assert [place.reason for place in found.localisation.places] == ["nothing departs"] * 3
+    assert found.sha256 == open_checkpoint(found.path).sha256
+    assert (found.device, found.dtype) == ("cpu", "float32")
+    assert found.seconds.keys() == {"load", "localisation"}
+    assert len(said) == 3
+
+
+def test_a_fault_that_shows_on_any_input_is_found_on_the_first(planted: Planted) -> None:
+    found = localize(planted("activation-clipped"))
+    (place,) = found.localisation.found
+    assert place.module == "transformer.resblocks.0.mlp.gelu"
+    assert place.given == "the inputs of the gate modules"
+    assert not found.passed
+
+
+def test_a_fault_that_shows_on_few_inputs_is_found_on_the_corners(planted: Planted) -> None:
+    (place,) = localize(planted("empty-prompts")).localisation.found
+    assert place.module == "text_projection"
+    assert place.given.endswith("of the corners")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_fault_is_found_in_lower_precision_too(planted: Planted, dtype: str) -> None:
+    found = localize(planted("output-projection-transposed"), dtype=dtype)
+    assert [place.module for place in found.localisation.found] == ["transformer.resblocks.0.attn"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_sound_archive_departs_nowhere_in_lower_precision(
+    seeded_archive: SeededArchive, dtype: str
+) -> None:
+    assert localize(seeded_archive(), dtype=dtype).passed
+
+
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError):
+        localize(path)
+
+
+def given(path: Path, suspect: Suspect | None) -> list[str]:
+    checkpoint = open_checkpoint(path)
+    both = load_checkpoint_both(checkpoint, CPU)
+    found = first_departures(checkpoint, both, CPU, "float32", Stopwatch(), suspect=suspect)
+    return [place.given for place in found.found]
+
+
+def test_the_input_that_fails_is_tried_where_its_tower_has_no_place_yet(planted: Planted) -> None:
+    path = planted("empty-prompts")
+    inputs = inputs_of(VIT)
+    row = for_modules(inputs, 0).select([], [0])
+    row.tokens[0] = 0
+    row.tokens[0, :2] = inputs.start, inputs.end
+    assert given(path, Suspect(row, "text_features")) == ["the input that fails"]
+
+
+def test_the_input_that_fails_is_left_where_its_tower_has_a_place(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = planted("activation-clipped")
+    walked: list[str] = []
+    original = walking.walk
+
+    def watched(*arguments: Any) -> Localisation:
+        walked.append(arguments[-1])
+        return original(*arguments)
+
+    monkeypatch.setattr(walking, "walk", watched)
+    row = for_modules(inputs_of(VIT), 0).select([], [0])
+    for output in ("text_features", "logits_per_text"):
+        assert given(path, Suspect(row, output)) == ["the inputs of the gate modules"]
+    assert walked == ["the inputs of the gate modules"] * 2
+    # The image tower has none, and what it is given shows none either.
+    image = for_modules(inputs_of(VIT), 0).select([0], [])
+    given(path, Suspect(image, "image_features"))
+    assert walked[2:] == ["the inputs of the gate modules", "the input that fails"]
