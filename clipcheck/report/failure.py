@@ -31,7 +31,11 @@ def _failure(judgement: Judgement, gate: str) -> str:
     if found.passed:
         return ""
     # Here, for it imports numpy, which a run whose tests all pass has no use for until it judges.
-    from clipcheck.report.text import failing_lines, next_steps
+    from clipcheck.report.text import departing_lines, failing_lines, next_steps
 
-    evidence = [*failing_lines(judgement), *next_steps(judgement)]
+    evidence = [
+        *departing_lines(judgement),
+        *failing_lines(judgement),
+        *next_steps(judgement),
+    ]
     return "\n".join([f"{headline}{gate}", found.message, *evidence])

@@ -127,6 +127,16 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     return steps
 
 
+def departing_lines(judgement: Judgement) -> list[str]:
+    """Where each tower departs first, for people; nothing where that was not found."""
+    places = () if judgement.localisation is None else judgement.localisation.found
+    return [
+        line
+        for place in places
+        for line in wrapped(f"departs first: {named(place)}: {measured(place)}", _INDENT)
+    ]
+
+
 def failing_lines(judgement: Judgement) -> list[str]:
     """The input that it failed on, for people, and how to run it again; nothing without one."""
     failing = judgement.failing

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from clipcheck.checking import Judgement
+from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.compare.result import GateResult
 from clipcheck.report import text
 from clipcheck.report.failure import failure
@@ -34,8 +35,12 @@ def test_a_gate_that_failed_says_what_of_and_what_to_do() -> None:
 
 def test_the_input_that_it_failed_on_stands_below(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "failing_lines", lambda judgement: [f"  of {judgement.path}"])
-    assert failure(JUDGED, "contract").splitlines()[1:4] == [
+    place = Place("text", "ln_final", ratio=40, allowed=10, given="a batch")
+    departs = replace(JUDGED, localisation=Localisation([Place("image"), place]))
+    assert failure(departs, "contract").splitlines()[1:6] == [
         "probabilities differ",
+        "  departs first: ln_final: 40 times further from float64 than the eager model,",
+        "  given the same; 10 times is allowed; seen on a batch",
         "  of /tmp/RN50.pt",
         "Next: clipcheck convert /tmp/RN50.pt -o mended.pt",
     ]

@@ -1,0 +1,125 @@
+"""What it costs to find a fault in a full-size archive, and to write the report.
+
+For each archive (a fault in the first block of both towers, one in the middle of the text tower,
+one behind the image tower, and none) each round times, on the same batch, for both towers: one pass
+of the archive, one of the eager model, one in float64, and the walk that finds the place. The table
+has the walk as a multiple of the archive's pass, and of the three passes together. The time for the
+report is that of a process that has checked, from there to the written page, imports included.
+
+    python -m benchmarks.localize
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+FAULTS = ("gelu-for-quickgelu", "int8-weight-in-one-layer", "image-encoder-normalises", None)
+
+PLANT = """
+import sys
+from pathlib import Path
+from clipcheck.faults import fault_named
+from clipcheck.writers.archive import write_archive
+from clipcheck.writers.synthesize import architecture_named, synthesize
+architecture = architecture_named(sys.argv[1])
+alter = fault_named(sys.argv[3]).plant if len(sys.argv) > 3 else None
+write_archive(architecture, synthesize(architecture, 0), Path(sys.argv[2]), alter=alter)
+"""
+
+WALK = """
+import json, sys, time
+import torch
+from clipcheck import torchscript_support
+from clipcheck.backends.modules import run_method
+from clipcheck.backends.reference import Reference, exact_arithmetic
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.compare.tolerances import LIMITS
+from clipcheck.inputs.batches import for_modules
+from clipcheck.judging import inputs_of
+from clipcheck.models.loader import load_checkpoint_both, load_tapped
+from clipcheck.modules.walk import walk
+checkpoint, device = open_checkpoint(sys.argv[1]), torch.device("cpu")
+both = load_checkpoint_both(checkpoint, device)
+batch = for_modules(inputs_of(checkpoint.architecture), 0)
+given = [(batch.pixels, batch.tokens)]
+reference = Reference(both.eager_model, checkpoint.architecture, device).standing()
+def timed(work):
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+def archive():
+    with exact_arithmetic():
+        run_method("jit", both.jit_model, "encode_image", torch.from_numpy(batch.pixels))
+        run_method("jit", both.jit_model, "encode_text", torch.from_numpy(batch.tokens))
+def exact():  # the eager model, and in float64
+    reference.features("encode_image", batch.pixels)
+    reference.features("encode_text", batch.tokens)
+# The interpreter makes its plan in the first two calls, and float64 weights are made in the first.
+for _ in range(2):
+    archive(), exact()
+plain, both_ways = timed(archive), timed(exact)
+found = []
+tapped = load_tapped(checkpoint, device, both)
+seconds = timed(lambda: found.append(
+    walk(tapped, both.eager_model, batch, device, LIMITS["float32"], "a batch")))
+print(json.dumps({"archive": plain, "three": plain + both_ways, "walk": seconds,
+                  "places": [place.module for place in found[0].found]}))
+"""
+
+REPORT = """
+import json, sys, time, tempfile
+from pathlib import Path
+from clipcheck.checking import check
+result = check(sys.argv[1], device="cpu")
+started = time.perf_counter()
+from clipcheck import evidence
+with tempfile.TemporaryDirectory() as folder:
+    evidence.keep(result, Path(folder))
+    seconds = time.perf_counter() - started
+    size = (Path(folder) / evidence.HTML).stat().st_size
+print(json.dumps({"report": seconds, "size": size}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", default="ViT-B/32")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    print("| fault | found at | walk | times an archive's pass | times the three passes | report |")
+    print("|---|---|---|---|---|---|")
+    for fault in FAULTS:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.pt"
+            run(PLANT, arguments.arch, str(path), *([fault] if fault else []))
+            walks = [run(WALK, str(path)) for _ in range(arguments.rounds)]
+            report = run(REPORT, str(path))
+        row(fault or "none", walks, report)
+
+
+def run(worker: str, *arguments: str) -> dict:
+    command = [sys.executable, "-c", worker, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
+
+
+def row(fault: str, walks: list[dict], report: dict) -> None:
+    places = ", ".join(walks[0]["places"]) or "nowhere"
+    seconds = statistics.median(walk["walk"] for walk in walks)
+    of_archive = statistics.median(walk["walk"] / walk["archive"] for walk in walks)
+    of_three = statistics.median(walk["walk"] / walk["three"] for walk in walks)
+    print(
+        f"| {fault} | {places} | {seconds:.2f} s | {of_archive:.2f} | {of_three:.2f} | "
+        f"{report['report']:.2f} s, {report['size'] / 1000:.0f} kB |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
