@@ -141,7 +141,7 @@ def check(
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Keep text, JSON and the inputs that fail in a folder."),
+        typer.Option(metavar="DIR", help="Keep a page (HTML), text, JSON and what fails."),
     ] = None,
     download_root: DownloadRoot = None,
     quiet: Annotated[

@@ -124,7 +124,7 @@ class _Walker:
         if self._placed:
             return  # The rest was not looked at: the first is what is asked for.
         if method == "forward":
-            self._compare_logits(result)
+            self._compare_logits(result if isinstance(result, tuple) else ())
         elif isinstance(result, torch.Tensor):
             target = IMAGE_FEATURES if method == "encode_image" else TEXT_FEATURES
             self._features[target] = result
@@ -173,7 +173,7 @@ class _Walker:
         """
         self._held.enter(end)
         joint = self._joints.get(end)
-        if joint is not None and joint.sources[0] in (PIXELS, TOKENS) and joint.passes:
+        if joint is not None and joint.passes and joint.sources[0] in (PIXELS, TOKENS) and tensors:
             self._follow(joint.sources[0], tensors[0])
         compared = joint is not None and self._compare(joint, tensors, method)
         self._held.keep(end, tensors)
@@ -263,7 +263,8 @@ class _Walker:
             ]
             for image, text in pairs
         ]
-        for number, got in enumerate(logits):
+        for number in range(2):
+            got = logits[number] if len(logits) == 2 else torch.empty(0)
             found = [
                 error_of(FORWARD, "forward", got, Pair(own[number], exact[number]), "", HEAD)
                 for own, exact in expected
