@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from clipcheck import audit as auditing
 from clipcheck.audit import Audit, Finding, audit
-from clipcheck.compare.localisation import Place
+from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.errors import UnknownModelError, UsageError
 from clipcheck.faults import CLEAN, FAULTS, where
 from clipcheck.faults.where import Spot
@@ -171,6 +172,16 @@ def test_a_place_is_right_where_module_and_part_are(
     place: tuple[str, str], spot: tuple[str, str], right: bool
 ) -> None:
     assert auditing._is_at(Place("text", *place), Spot(*spot)) is right
+
+
+def test_a_fault_of_both_towers_has_to_be_found_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = [Spot("visual.ln_pre"), Spot("visual.ln_post"), Spot("ln_final")]
+    monkeypatch.setattr(where, "spots", lambda *_: planted)
+    bench: Any = SimpleNamespace(_architecture=None)
+    image, text = Place("image", "visual.ln_pre"), Place("text", "ln_final")
+    for places, right in (([image, text], True), ([image], False), ([], False)):
+        found = Localisation(places)
+        assert auditing._Bench._is_right(bench, found, FAULTS[0]) is right
 
 
 def test_the_work_is_divided_between_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from clipcheck import checking
 from clipcheck.checking import EXAMPLES, SHARES, Judgement, Result
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.compare.localisation import Localisation
 from clipcheck.compare.result import GateResult
 from clipcheck.errors import RunError, UsageError
 from clipcheck.faults import fault_named
@@ -497,7 +500,8 @@ def test_weights_that_running_has_changed_are_read_anew_to_look_for_the_place(
 
 
 @pytest.mark.parametrize(
-    "error", [RunError("broke off", remedy="Look."), RuntimeError("out of memory")]
+    "error",
+    [RunError("broke off", remedy="Look."), RuntimeError("no memory"), MemoryError("no memory")],
 )
 def test_the_verdict_stands_where_the_place_cannot_be_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -513,3 +517,43 @@ def test_the_verdict_stands_where_the_place_cannot_be_looked_for(
     assert failed.localisation is not None
     assert not failed.localisation.found
     assert all(str(error)[:9] in place.reason for place in failed.localisation.places)
+
+
+def test_the_place_is_looked_for_in_the_dtype_and_with_the_seed_of_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def noted(checkpoint: Any, both: Any, device: Any, dtype: str, *_: Any, **more: Any) -> Any:
+        asked.append((both.eager_model.dtype, both.eager_model.logit_scale, dtype, more["seed"]))
+        return Localisation.nowhere()
+
+    monkeypatch.setattr(checking, "first_departures", noted)
+    bad = faulty(tmp_path / "bad.pt", "logit-scale-drifts")
+    (failed,) = clipcheck.check(
+        bad, examples=CORNERS, dtype="bfloat16", device="cpu", seed=5
+    ).judgements
+    ((own, scale, dtype, seed),) = asked
+    assert (own, dtype, seed) == (torch.bfloat16, "bfloat16", 5)
+    # As it is in the file: running has lowered it by then.
+    (weights,) = (synthesize(architecture_named("tiny-vit"), 0),)
+    assert scale.item() == weights["logit_scale"].to(scale.dtype).item()
+    assert failed.localisation == Localisation.nowhere()
+    assert (failed.peak_memory or 0) > 1 << 27
+
+
+@pytest.mark.parametrize(("platform", "size"), [("linux", 3 * 1024), ("darwin", 3)])
+def test_memory_is_counted_in_bytes_on_every_system(
+    monkeypatch: pytest.MonkeyPatch, platform: str, size: int
+) -> None:
+    resource = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_maxrss=3))
+    monkeypatch.setitem(sys.modules, "resource", resource)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert checking._peak_memory() == size
+
+
+def test_memory_is_not_known_where_the_system_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert checking._peak_memory() is None

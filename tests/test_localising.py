@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from clipcheck import localising
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.compare.localisation import Localisation
 from clipcheck.errors import CheckpointError
@@ -22,8 +23,9 @@ from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import synthesize
 from conftest import SeededArchive
 from tests.models import small
+from tests.samples import CRC32, with_field
 
-VIT = small("tiny-vit")
+VIT, RESNET = small("tiny-vit"), small("tiny-resnet")
 CPU = torch.device("cpu")
 
 Planted = Callable[[str], Path]
@@ -82,6 +84,59 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError):
         localize(path)
+
+
+def test_a_damaged_file_is_refused_before_it_is_loaded(
+    seeded_archive: SeededArchive, tmp_path: Path
+) -> None:
+    path = tmp_path / "damaged.pt"
+    path.write_bytes(with_field(seeded_archive().read_bytes(), "data/0", CRC32, 0))
+    said: list[str] = []
+    with pytest.raises(CheckpointError):
+        localize(path, progress=said.append)
+    assert said == [f"{path}: reading"]
+
+
+def test_the_seed_and_the_folder_of_released_files_are_passed_on(
+    seeded_archive: SeededArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[object] = []
+    seeds: list[int] = []
+
+    def opened(name: str, folder: object) -> Any:
+        folders.append(folder)
+        return open_checkpoint(name)
+
+    def small_batch(inputs: Any, seed: int) -> Any:
+        seeds.append(seed)
+        return for_modules(inputs, seed)
+
+    def corners(_: int, inputs: Any, seed: int) -> list[Any]:
+        seeds.append(seed)
+        return []
+
+    monkeypatch.setattr(localising, "open_checkpoint", opened)
+    monkeypatch.setattr(localising, "for_modules", small_batch)
+    monkeypatch.setattr(localising, "batches", corners)
+    localize(seeded_archive(), seed=7, download_root=tmp_path)
+    assert folders == [tmp_path]
+    assert seeds == [7, 7]
+
+
+def test_the_batches_of_the_corners_are_counted_from_one() -> None:
+    names = [what for what, _, _ in localising._inputs(inputs_of(VIT), 0, None)]
+    assert names[:2] == ["the inputs of the gate modules", "batch 1 of the corners"]
+
+
+def test_weights_that_running_changes_are_a_place_where_nothing_else_departs(
+    tmp_path: Path, planted: Planted
+) -> None:
+    path = tmp_path / "resnet.pt"
+    write_archive(RESNET, synthesize(RESNET), path, alter=fault_named("running-mean-updated").plant)
+    (place,) = localize(path).localisation.found
+    assert place.part == "its running_mean, which running changes"
+    (place,) = localize(planted("logit-scale-drifts")).localisation.found
+    assert (place.module, place.part) == ("forward", walking.HEAD)
 
 
 def given(path: Path, suspect: Suspect | None) -> list[str]:

@@ -20,8 +20,8 @@ import torch
 
 from clipcheck.backends.modules import run_method
 from clipcheck.backends.reference import exact_arithmetic
-from clipcheck.compare.localisation import FORWARD, Failure, Localisation, Place, localise
-from clipcheck.compare.modules import ModuleError, ratio
+from clipcheck.compare.localisation import FORWARD, Failure, Localisation, localise
+from clipcheck.compare.modules import ModuleError, ratio, ratios
 from clipcheck.compare.tolerances import Limits
 from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch
@@ -147,7 +147,7 @@ class _Walker:
             return
         self._judge.listen(site, entering, tensors)
         if not self._judge.running and not self._is_sound(self._first):
-            self._placed = bool(self._departures())
+            self._placed = self._departs()
 
     def _is_settled(self, block: str) -> bool:
         """Whether all that is inside of a block was judged, down to what comes out of it, and is as
@@ -160,10 +160,11 @@ class _Walker:
         errors = self._judge.errors[start:]
         return all(ratio(error, self._limits) <= self._limits.module for error in errors)
 
-    def _departures(self) -> Sequence[Place]:
-        """The places that were found in the method that runs."""
-        errors = self._judge.errors[self._first :]
-        return localise(errors, [], self._limits, "").found
+    def _departs(self) -> bool:
+        """Whether there is a place in the method that runs. What a block makes up for was judged in
+        another method where that one did the very same."""
+        found = ratios(self._judge.errors, self._limits)[self._first :]
+        return any(most > self._limits.module for most, _ in found)
 
     def _hold(self, end: End, tensors: Tensors, method: str) -> bool:
         """Compare what the archive has there with what should be there, and keep it.
@@ -277,13 +278,17 @@ class _Walker:
 
     def _features_of_forward(self) -> Iterator[tuple[Pair, Pair]]:
         if self._features.keys() == {IMAGE_FEATURES, TEXT_FEATURES}:
-            image, text = self._features[IMAGE_FEATURES], self._features[TEXT_FEATURES]
-            yield self._twins.pair(image), self._twins.pair(text)
-        with suppress(_Unknown, *NOT_TAKEN):
             yield (
-                self._computed(self._joints[IMAGE_FEATURES], []),
-                self._computed(self._joints[TEXT_FEATURES], []),
+                self._twins.pair(self._features[IMAGE_FEATURES]),
+                self._twins.pair(self._features[TEXT_FEATURES]),
             )
+        with suppress(_Unknown, *NOT_TAKEN):
+            image, text = (
+                self._computed(self._joints[end], []) for end in (IMAGE_FEATURES, TEXT_FEATURES)
+            )
+            # An archive's last module may run over whole sequences, which have no logits.
+            if image.own.dim() == text.own.dim() == 2:
+                yield image, text
 
 
 class _Held:

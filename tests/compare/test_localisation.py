@@ -87,6 +87,31 @@ def test_a_method_that_breaks_off_has_its_place_in_the_module_that_it_broke_off_
     assert (found["logits"].module, found["logits"].part) == (FORWARD, "outside of its modules")
 
 
+def test_a_method_that_breaks_off_says_which_it_was_on_what_and_is_beyond_any_limit() -> None:
+    failure = Failure("encode_image", "visual.layer1.0", "sizes do not match")
+    assert places(failures=(failure,))["image"] == Place(
+        "image",
+        "visual.layer1.0",
+        "",
+        float("inf"),
+        10,
+        float("inf"),
+        "encode_image",
+        "two images",
+        "sizes do not match",
+    )
+
+
+def test_what_is_just_at_its_limit_is_no_departure() -> None:
+    at = ModuleError("visual.conv1", "forward", 10.0, 1.0, 1.0)
+    assert places(at)["image"].module is None
+
+
+def test_where_nothing_departs_it_is_told_on_which_inputs() -> None:
+    found = places(error("visual.conv1", 1))
+    assert [place.given for place in found.values()] == ["two images"] * 3
+
+
 def test_what_departed_before_a_method_broke_off_comes_first() -> None:
     failure = Failure("encode_image", "visual.layer1.0", "sizes do not match")
     found = places(error("visual.conv1", 99), failures=(failure,))
@@ -111,10 +136,19 @@ def test_what_was_looked_at_once_is_not_said_to_be_unseen() -> None:
         ]
 
 
+def test_of_two_looks_that_found_nothing_the_first_is_told() -> None:
+    one, two = (localise([error("visual.conv1", 1)], [], FLOAT, given) for given in ("one", "two"))
+    assert one.completed(two).places[0].given == "one"
+    broken = Localisation.nowhere("could not be looked for")
+    assert one.completed(broken).places[0].reason == "nothing departs"
+    assert one.completed(broken).places[1].reason == "could not be looked for"
+
+
 def test_weights_that_running_changes_are_places_of_their_modules() -> None:
     found = Localisation.of_changed(["visual.bn1.running_mean", "visual.bn2.x", "logit_scale"], "x")
     image, text, logits = found.places
     assert image.module == "visual.bn1"
     assert image.part == "its running_mean, which running changes"
+    assert (image.ratio, image.given) == (float("inf"), "x")
     assert text.module is None
     assert (logits.module, logits.part) == ("logit_scale", "which running changes")

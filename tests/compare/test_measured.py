@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from clipcheck.compare.distance import Ruler
-from clipcheck.compare.measured import measured
-from clipcheck.compare.result import OUTPUTS, Case
+from clipcheck.compare.measured import _heat, measured
+from clipcheck.compare.result import LOGITS, OUTPUTS, Case
 from clipcheck.compare.tolerances import LIMITS
 
 SHAPES = {
@@ -56,6 +58,37 @@ def test_the_heat_map_is_of_the_batch_whose_logits_are_furthest_off() -> None:
     np.testing.assert_allclose(found.heat.differences, np.full((3, 2), 7e-6), rtol=1e-3)
     assert found.heat.rows == ["prompt 0 (a)", "prompt 1 (b)", "prompt 2 (c)"]
     assert found.heat.columns == ["image 2 (black)", "image 3 (white)"]
+
+
+def test_features_that_are_further_off_than_any_logits_have_no_heat_map() -> None:
+    cases = [case({"image_features": 50.0, "logits_per_image": 3.0})]
+    found = measured(cases, ruler(cases))
+    assert found is not None
+    assert found.heat.output == "logits_per_image"
+
+
+def test_a_batch_is_as_far_off_as_its_furthest_row() -> None:
+    even, uneven = case({"logits_per_image": 5.0}), case({"logits_per_image": 9.0}, first_image=2)
+    row = uneven.candidate["logits_per_image"]
+    row[1] = uneven.exact["logits_per_image"][1]
+    found = measured([even, uneven], ruler([even, uneven]))
+    assert found is not None
+    assert found.heat.rows[0] == "image 2 (black)"
+
+
+def test_what_is_infinite_on_both_sides_has_no_difference_and_no_warning() -> None:
+    odd = case({})
+    for side in (odd.candidate, odd.exact):
+        side["logits_per_text"][0, 0] = np.inf
+    assert np.isnan(_heat("logits_per_text", odd).differences[0, 0])
+
+
+def test_each_output_has_what_is_allowed_of_itself() -> None:
+    cases = [case({})]
+    limits = replace(LIMITS["float32"], feature_row=3, logit_row=4)
+    found = measured(cases, Ruler(cases, limits, scale=1.0))
+    assert found is not None
+    assert found.allowed == {name: 4 if name in LOGITS else 3 for name in OUTPUTS}
 
 
 def test_a_batch_that_could_not_be_run_is_left_out() -> None:

@@ -26,7 +26,7 @@ from clipcheck.judging import inputs_of
 from clipcheck.models import taps
 from clipcheck.models.loader import load_checkpoint_both, load_tapped
 from clipcheck.modules import twins
-from clipcheck.modules.judge import judge_modules
+from clipcheck.modules.judge import Judge, judge_modules
 from clipcheck.writers.archive import Alter, write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests.models import small
@@ -480,3 +480,18 @@ def test_the_eager_model_is_left_as_it_was(tmp_path: Path) -> None:
         address, values = before[key]
         assert tensor.data_ptr() == address
         assert torch.equal(tensor, values)
+
+
+def test_a_module_that_one_method_calls_otherwise_is_skipped_in_that_one_alone() -> None:
+    known: Any = SimpleNamespace(blocks={"conv1": "", "conv2": "", "conv3": ""})
+    found = Judge(
+        known,
+        errors=[ModuleError("conv1", "forward", 1.0, 1.0, 1.0)],
+        skipped=[
+            (taps.Site("conv1", "encode_image"), OTHER_SHAPES),
+            (taps.Site("conv2", "forward"), OTHER_SHAPES),
+        ],
+    )
+    assert found.coverage().skipped == {
+        "conv1 in encode_image": OTHER_SHAPES, "conv2": OTHER_SHAPES, "conv3": NOT_CALLED
+    }  # fmt: skip

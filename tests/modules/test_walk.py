@@ -293,3 +293,180 @@ def test_the_order_that_rows_are_taken_in_is_told_from_other_rows() -> None:
     assert walking._order(rows[[0, 0, 1]], rows) is None
     assert walking._order(rows + 1e-6, rows) is None
     assert walking._order(rows[:2], rows) is None
+
+
+def test_a_row_that_is_another_one_is_no_order_wherever_it_stands() -> None:
+    rows = torch.arange(6.0).reshape(3, 2)
+    altered = rows.clone()
+    altered[0] += 1e-6
+    assert walking._order(altered, rows) is None
+
+
+def test_where_one_tower_has_no_rows_forward_is_not_run(walked: Walked) -> None:
+    found = walked(VIT, None, lambda batch: batch.select([], [0, 1, 2]))
+    assert [place.reason for place in found.places] == [
+        "not looked at", "nothing departs", "not looked at"
+    ]  # fmt: skip
+
+
+def shares_out_otherwise(block: Any) -> None:
+    """What its modules give is doubled, and taken half: the block computes the same."""
+    norm, attend = block.ln_1.forward, block.attn.forward
+    project, perceptron = block.mlp.c_proj.forward, block.mlp.forward
+    block.ln_1.forward = lambda x: 2 * norm(x)
+    block.attn.forward = lambda x, mask: attend(x / 2, mask)
+    block.mlp.c_proj.forward = lambda x: 2 * project(x)
+    block.mlp.forward = lambda x: perceptron(x) / 2
+
+
+def test_a_block_that_shares_out_its_work_otherwise_is_no_departure(walked: Walked) -> None:
+    found = walked(VIT, lambda model: shares_out_otherwise(model.transformer.resblocks[0]))
+    assert not found.found
+    assert [place.reason for place in found.places] == ["nothing departs"] * 3
+
+
+def test_what_forward_does_is_looked_at_behind_a_block_that_shares_out_its_work_otherwise(
+    walked: Walked,
+) -> None:
+    def alter(model: Any) -> None:
+        shares_out_otherwise(model.transformer.resblocks[0])
+        plant = PLANTS["logit-scale-clipped-at-4.6"]
+        assert plant is not None
+        plant(model)
+
+    assert named(walked(VIT, alter)) == [("forward", walking.HEAD)]
+
+
+def test_what_departs_behind_such_a_block_is_found_after_another_tower_has_departed(
+    walked: Walked,
+) -> None:
+    def alter(model: Any) -> None:
+        model.visual.ln_post.eps = 1e-3
+        shares_out_otherwise(model.transformer.resblocks[0])
+        model.ln_final.eps = 1e-3
+
+    assert named(walked(VIT, alter)) == [("visual.ln_post", ""), ("ln_final", "")]
+
+
+def test_of_several_tensors_that_go_in_one_is_what_should_and_the_others_are_no_departure(
+    walked: Walked,
+) -> None:
+    def alter(model: Any) -> None:
+        block = model.visual.transformer.resblocks[1]
+        norm = block.ln_1.forward
+
+        def several(broken: Tensor, x: Tensor, after: Tensor) -> Tensor:
+            nothing = 0 * torch.nan_to_num(broken)  # It comes first, as in the trace.
+            return nothing + norm(x) + 0 * after
+
+        def forward(x: Tensor) -> Tensor:
+            x = x + block.attn(block.ln_1(x * float("nan"), x, x * x), None)
+            return x + block.mlp(block.ln_2(x))
+
+        block.ln_1.forward = several
+        block.forward = forward
+
+    assert not walked(VIT, alter).found
+
+
+def test_the_sum_behind_attention_is_told_from_that_behind_the_perceptron(walked: Walked) -> None:
+    def alter(model: Any) -> None:
+        block = model.visual.transformer.resblocks[1]
+
+        def forward(x: Tensor) -> Tensor:
+            x = x + 1.001 * block.attn(block.ln_1(x), None)
+            return x + block.mlp(block.ln_2(x))
+
+        block.forward = forward
+
+    block = "visual.transformer.resblocks.1"
+    assert named(walked(VIT, alter)) == [(block, "residual sum behind attn")]
+
+
+def test_modules_over_whole_sequences_and_over_what_was_pooled_before_are_walked_through(
+    walked: Walked,
+) -> None:
+    def norm_of_all(model: Any) -> None:
+        visual = model.visual
+
+        def forward(x: Tensor) -> Tensor:
+            x = visual.conv1(x).flatten(start_dim=2).transpose(1, 2)
+            start = visual.class_embedding.type(x.dtype) + x.new_zeros(x.shape[0], 1, x.shape[2])
+            x = torch.cat([start, x], dim=1) + visual.positional_embedding.type(x.dtype)
+            x = visual.transformer(visual.ln_pre(x).permute(1, 0, 2)).permute(1, 0, 2)
+            return visual.ln_post(x)[:, 0] @ visual.proj
+
+        visual.forward = forward
+
+    def pooled_before(model: Any) -> None:
+        def encode_text(text: Tensor) -> Tensor:
+            x = model.token_embedding(text).type(model.dtype)
+            x = x + model.positional_embedding.type(model.dtype)
+            x = model.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
+            x = x[torch.arange(x.shape[0]), text.argmax(dim=-1)]
+            return model.ln_final(x) @ model.text_projection
+
+        model.encode_text = encode_text
+
+    for alter in (norm_of_all, pooled_before):
+        assert not walked(VIT, alter).found
+
+
+def test_a_module_over_other_shapes_does_not_end_the_walk(walked: Walked) -> None:
+    def alter(model: Any) -> None:
+        visual, conv1 = model.visual, model.visual.conv1
+        size = conv1.kernel_size[0]
+
+        def forward(x: Tensor) -> Tensor:
+            rows, channels, side, _ = x.shape
+            grid = side // size
+            x = x.reshape(rows, channels, grid, size, grid, size).permute(0, 2, 4, 1, 3, 5)
+            x = conv1(x.reshape(rows, grid * grid, channels * size * size))
+            start = visual.class_embedding.type(x.dtype) + x.new_zeros(rows, 1, x.shape[2])
+            x = torch.cat([start, x], dim=1) + visual.positional_embedding.type(x.dtype)
+            x = visual.transformer(visual.ln_pre(x).permute(1, 0, 2)).permute(1, 0, 2)
+            return visual.ln_post(x[:, 0]) @ visual.proj
+
+        conv1.forward = lambda x: functional.linear(x, conv1.weight.flatten(start_dim=1))
+        visual.forward = forward
+        visual.ln_post.eps = 1e-3
+
+    assert named(walked(VIT, alter)) == [("visual.ln_post", "")]
+
+
+def test_what_broke_off_in_one_method_is_not_taken_for_where_the_next_one_did(
+    walked: Walked,
+) -> None:
+    table = torch.zeros(3, 1, dtype=torch.float16)
+
+    def broken(x: Tensor) -> Tensor:
+        # Out of range, and so it fails; but not when it is traced, with no rows.
+        return x + functional.embedding(x[..., 0].long() * 0 + 9, table).type_as(x)
+
+    def alter(model: Any) -> None:
+        norm, encode = model.visual.ln_pre.forward, model.encode_text
+        model.visual.ln_pre.forward = lambda x: norm(broken(x))
+        model.encode_text = lambda text: broken(encode(text))
+
+    assert named(walked(VIT, alter)) == [
+        ("visual.ln_pre", ""), ("encode_text", "outside of its modules")
+    ]  # fmt: skip
+
+
+def test_pooling_is_not_told_from_a_module_before_it_that_the_archive_does_not_call(
+    walked: Walked,
+) -> None:
+    def alter(model: Any) -> None:
+        norm = model.ln_final
+
+        def encode_text(text: Tensor) -> Tensor:
+            x = model.token_embedding(text).type(model.dtype)
+            x = x + model.positional_embedding.type(model.dtype)
+            x = model.transformer(x.permute(1, 0, 2)).permute(1, 0, 2)
+            shape = (x.shape[2],)
+            x = functional.layer_norm(x.float(), shape, norm.weight, norm.bias).type(x.dtype)
+            return x[:, -1] @ model.text_projection
+
+        model.encode_text = encode_text
+
+    assert named(walked(VIT, alter)) == [("ln_final", "itself, or pooling and projection")]

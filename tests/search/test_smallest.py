@@ -155,6 +155,18 @@ def test_a_fault_on_every_prompt_shrinks_to_a_letter(look: Callable[..., Found])
     assert prompts_of(look(text=where(lambda _: True))[0]) == ("a",)
 
 
+def test_the_input_that_failed_before_it_was_shrunk_is_kept_as_a_text(
+    look: Callable[..., Found],
+) -> None:
+    found, _, _ = look(text=where(lambda row: int(row.argmax()) > 3))
+    assert found is not None
+    assert found.first is not None
+    ((small,), (first,)) = found.example.prompts, found.first.prompts
+    assert isinstance(small, str)
+    assert isinstance(first, str)
+    assert len(first) > len(small)
+
+
 def test_what_fails_empty_shrinks_to_hardly_anything(look: Callable[..., Found]) -> None:
     (prompt,) = prompts_of(look(text=where(lambda row: row[1] == 49407))[0])
     assert isinstance(prompt, str)

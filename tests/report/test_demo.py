@@ -1,0 +1,98 @@
+"""What a demo of a planted fault says around the report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from rich.cells import cell_len
+
+from clipcheck.checking import Judgement
+from clipcheck.compare.localisation import Localisation, Place
+from clipcheck.compare.result import GateResult
+from clipcheck.faults import fault_named
+from clipcheck.inputs.examples import Example
+from clipcheck.report.cells import WIDTH
+from clipcheck.report.demo import planted, tour
+from clipcheck.search.probe import Measure
+from clipcheck.search.smallest import Failing
+
+GELU = Place("text", "transformer.resblocks.0.mlp.gelu", "", 43.0, 10.0)
+
+FAILED = Judgement(
+    "clipcheck-demo/tiny-vit.pt",
+    "cpu",
+    gates=(
+        GateResult("integrity", True, "the same"),
+        GateResult("fidelity", False, "far off"),
+        GateResult("modules", False, "far off"),
+    ),
+    failing=Failing(
+        Example((), ("a",)), Measure("text_features", 40.0, 8.0, 1e-4, "far off"), True
+    ),
+    saved="clipcheck-demo/failing-inputs/one",
+    localisation=Localisation([Place("image"), GELU, Place("logits")]),
+)
+
+
+def lines(judgement: Judgement, folder: str = "clipcheck-demo") -> list[str]:
+    return tour(judgement, folder, f"{folder}/report.html").plain.splitlines()
+
+
+def test_a_tour_leads_from_the_verdict_to_the_page_and_takes_it_all_away_again() -> None:
+    assert lines(FAILED) == [
+        "What to look at:",
+        "  1. the verdict    not passed: fidelity, modules",
+        "  2. the module     transformer.resblocks.0.mlp.gelu",
+        "  3. the input      the prompt 'a', the smallest that fails",
+        "  4. the page       clipcheck-demo/report.html, to be opened in a browser",
+        "Next: clipcheck replay clipcheck-demo/failing-inputs/one",
+        "      runs that input again, and exits with 1 while it fails.",
+        "Last: rm -r clipcheck-demo",
+        "      takes the demo away again, its archive among it.",
+    ]
+
+
+def test_without_a_failing_input_there_is_none_to_run_again() -> None:
+    found = lines(replace(FAILED, failing=None, saved=None))
+    assert found[3:] == [
+        "  3. the input      none fails by itself: the fault is seen in the module alone",
+        "  4. the page       clipcheck-demo/report.html, to be opened in a browser",
+        "Last: rm -r clipcheck-demo",
+        "      takes the demo away again, its archive among it.",
+    ]
+
+
+def test_an_input_that_was_not_kept_cannot_be_run_again() -> None:
+    assert not any("replay" in line for line in lines(replace(FAILED, saved=None)))
+
+
+def test_every_tower_that_departs_has_its_module_and_without_a_place_there_is_none() -> None:
+    conv1 = Place("image", "visual.conv1", "what it is given", math.inf)
+    both = replace(FAILED, localisation=Localisation([conv1, GELU, Place("logits")]))
+    assert [line for line in lines(both) if "2. the module" in line] == [
+        "  2. the module     visual.conv1, what it is given",
+        "  2. the module     transformer.resblocks.0.mlp.gelu",
+    ]
+    for nothing in (None, Localisation.nowhere("could not be looked for")):
+        without = lines(replace(FAILED, localisation=nothing))
+        assert not any("2. the module" in line for line in without)
+
+
+def test_no_line_is_wider_than_a_terminal_whatever_the_names() -> None:
+    long = replace(GELU, module="transformer." * 20 + "0", part="itself, or what it is given")
+    found = replace(
+        FAILED, saved="/tmp/" + "s" * 120, localisation=Localisation([long]), gates=FAILED.gates * 9
+    )
+    assert max(map(cell_len, lines(found, "語" * 70))) <= WIDTH
+    variant = fault_named("gelu-for-quickgelu")
+    told = planted(replace(variant, reason=" because" * 40), "語" * 60)
+    assert max(map(cell_len, told.splitlines())) <= WIDTH
+
+
+def test_what_is_planted_is_told_before_it_is_checked() -> None:
+    variant = replace(fault_named("gelu-for-quickgelu"), reason="one for the other")
+    assert planted(variant, "tiny-vit").splitlines() == [
+        "Planted into a tiny-vit archive, with seeded weights:",
+        "  gelu-for-quickgelu: one for the other.",
+    ]

@@ -1,0 +1,139 @@
+"""What ``clipcheck localize`` found, as text and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from rich.cells import cell_len
+
+from clipcheck.compare.localisation import Localisation, Place
+from clipcheck.localising import Localised
+from clipcheck.report.cells import WIDTH
+from clipcheck.report.localisation import render_json, report, verdict
+from clipcheck.report.text import BAD, GOOD
+
+SOUND = Localised(
+    "model.pt",
+    "/models/model.pt",
+    "ab" * 32,
+    "cpu",
+    "float32",
+    {"load": 9.0, "localisation": 1.25},
+    Localisation(
+        [
+            Place("image", given="a batch", reason="nothing departs"),
+            Place("text", given="a batch", reason="nothing departs"),
+            Place("logits", given="a batch", reason="not looked at"),
+        ]
+    ),
+)
+
+GELU = Place(
+    "text", "transformer.resblocks.0.mlp.gelu", "", 43.0, 10.0, 1e-4, "encode_text", "a batch"
+)
+
+
+def departing(*places: Place) -> Localised:
+    """With those places, and none in the other towers."""
+    by_tower = {place.tower: place for place in places}
+    all_of_them = [by_tower.get(place.tower, place) for place in SOUND.localisation.places]
+    return replace(SOUND, localisation=Localisation(all_of_them))
+
+
+def lines(localised: Localised) -> list[str]:
+    return report(localised).plain.splitlines()
+
+
+def test_where_nothing_departs_each_tower_says_so_and_nothing_is_to_be_done() -> None:
+    assert lines(SOUND) == [
+        "model.pt",
+        "  jit against eager on cpu in float32; walked through in 1.2 s",
+        "  image tower  nothing departs",
+        "  text tower   nothing departs",
+        "  logits       not looked at",
+        "NOTHING DEPARTS in what was looked at.",
+    ]
+
+
+def test_a_place_stands_beside_its_tower_and_what_to_do_next_behind_the_verdict() -> None:
+    assert lines(departing(GELU))[2:] == [
+        "  image tower  nothing departs",
+        "  text tower   transformer.resblocks.0.mlp.gelu",
+        "               43 times further from float64 than the eager model, given the",
+        "               same; 10 times is allowed; seen on a batch",
+        "  logits       not looked at",
+        "DEPARTS: text tower.",
+        "Next: clipcheck check /models/model.pt --report clip-report",
+        "      judges all that it gives, and makes a page of it.",
+    ]
+
+
+def test_the_verdict_names_every_tower_that_departs() -> None:
+    found = departing(Place("image", "visual.conv1"), Place("logits", "forward"))
+    assert verdict(found).plain == "DEPARTS: image tower, logits."
+    assert verdict(found).style == BAD
+    assert verdict(SOUND).style == GOOD
+
+
+def test_a_ratio_that_is_infinite_and_a_method_that_broke_off_are_told_in_words() -> None:
+    found = departing(
+        Place("image", "visual.conv1", "", math.inf, 10.0, math.inf, "encode_image", "a batch"),
+        Place("text", "ln_final", ratio=math.inf, given="a batch", reason="encode_text failed"),
+    )
+    assert lines(found)[3:6] == [
+        "               not finite, of another shape, or not what it was; seen on a batch",
+        "  text tower   ln_final",
+        "               encode_text failed; seen on a batch",
+    ]
+
+
+LONG = "visual." + ".".join(["transformer.resblocks"] * 7) + ".0"
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        departing(replace(GELU, module=LONG, part="itself, or " + ", or ".join(["sums"] * 30))),
+        departing(replace(GELU, reason="of sizes " + "(1, 2, 3), " * 20 + "x" * 200)),
+        departing(replace(GELU, given="語" * 90)),
+        replace(departing(GELU), checkpoint="語" * 60, path="/models/" + "m" * 120 + ".pt"),
+        replace(SOUND, localisation=Localisation.nowhere("could not be looked for " + "x" * 99)),
+    ],
+    ids=["module", "reason", "given", "checkpoint", "nowhere"],
+)
+def test_no_line_is_wider_than_a_terminal_whatever_the_names(found: Localised) -> None:
+    assert max(map(cell_len, lines(found))) <= WIDTH
+
+
+def test_a_long_name_of_a_module_is_there_to_its_end() -> None:
+    found = departing(replace(GELU, module=LONG))
+    assert LONG in "".join(line[15:] for line in lines(found))
+
+
+def test_an_escape_sequence_in_a_name_or_a_reason_is_shown_and_not_sent() -> None:
+    found = replace(departing(replace(GELU, reason="\x1b[31mred")), checkpoint="\x1b[2J.pt")
+    assert "\x1b" not in report(found).plain
+    assert r"\x1b[2J.pt" in report(found).plain
+
+
+def test_the_document_has_all_of_it_and_infinity_as_a_word() -> None:
+    found = departing(replace(GELU, ratio=math.inf, error=math.nan))
+    written = render_json(found)
+    assert written.endswith("}\n")
+    document = json.loads(written, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    towers = document.pop("towers")
+    assert document == {
+        "schema": 1,
+        "passed": False,
+        "checkpoint": "model.pt",
+        "path": "/models/model.pt",
+        "sha256": "ab" * 32,
+        "device": "cpu",
+        "dtype": "float32",
+        "seconds": {"load": 9.0, "localisation": 1.25},
+    }
+    assert [tower["module"] for tower in towers] == [None, GELU.module, None]
+    assert json.loads(render_json(SOUND))["passed"] is True

@@ -1,0 +1,85 @@
+"""Where a checkpoint departs first, in words and for JSON."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from clipcheck.compare.localisation import TOWERS as ALL
+from clipcheck.compare.localisation import Localisation, Place
+from clipcheck.report.places import TOWERS, entries, measured, named
+
+GELU = Place(
+    "text", "transformer.resblocks.0.mlp.gelu", "", 43.0, 10.0, 1e-4, "encode_text", "two prompts"
+)
+
+
+def test_every_tower_has_a_name_of_its_own() -> None:
+    assert tuple(TOWERS) == ALL
+    assert len(set(TOWERS.values())) == len(ALL)
+
+
+@pytest.mark.parametrize(
+    ("module", "part", "words"),
+    [
+        ("visual.conv1", "", "visual.conv1"),
+        ("visual.conv1", "what it is given", "visual.conv1, what it is given"),
+        ("ln_final", "itself, or pooling", "ln_final, itself, or pooling"),
+    ],
+)
+def test_a_place_is_named_after_its_module_and_the_part_of_it(
+    module: str, part: str, words: str
+) -> None:
+    assert named(Place("image", module, part)) == words
+
+
+def test_how_far_it_is_off_stands_beside_what_is_allowed_and_what_it_was_seen_on() -> None:
+    assert measured(GELU) == (
+        "43 times further from float64 than the eager model, given the same; "
+        "10 times is allowed; seen on two prompts"
+    )
+
+
+def test_a_ratio_that_is_infinite_is_told_in_words() -> None:
+    place = Place("text", "ln_final", "", math.inf, 10.0, math.inf, "encode_text", "two prompts")
+    assert (
+        measured(place) == "not finite, of another shape, or not what it was; seen on two prompts"
+    )
+
+
+def test_what_a_method_said_as_it_broke_off_comes_before_any_number() -> None:
+    place = Place(
+        "text", "ln_final", ratio=math.inf, given="two prompts", reason="encode_text failed: sizes"
+    )
+    assert measured(place) == "encode_text failed: sizes; seen on two prompts"
+
+
+def test_every_tower_has_an_entry_whether_it_departs_or_not() -> None:
+    found = Localisation(
+        [Place("image", given="two images", reason="nothing departs"), GELU, Place("logits")]
+    )
+    image, text, logits = entries(found)
+    assert image == {
+        "tower": "image",
+        "module": None,
+        "part": "",
+        "figures": {"rmse_ratio": 0.0, "allowed": 0.0, "rmse": 0.0, "method": ""},
+        "given": "two images",
+        "reason": "nothing departs",
+    }
+    assert text == {
+        "tower": "text",
+        "module": "transformer.resblocks.0.mlp.gelu",
+        "part": "",
+        "figures": {"rmse_ratio": 43.0, "allowed": 10.0, "rmse": 1e-4, "method": "encode_text"},
+        "given": "two prompts",
+        "reason": "",
+    }
+    assert logits["tower"] == "logits"
+
+
+def test_a_part_has_an_entry_of_its_own() -> None:
+    place = Place("text", "text_projection", "pooling")
+    (entry,) = entries(Localisation([place]))
+    assert (entry["module"], entry["part"]) == ("text_projection", "pooling")
