@@ -9,6 +9,7 @@ no more is kept than what one residual block works on.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -116,7 +117,7 @@ class Judge:
             return
         found = [error for given in finite for error in self._errors(site, given, outputs)]
         if found:
-            self.errors.append(min(found, key=lambda error: error.candidate))
+            self.errors.append(nearest(found))
         else:
             self.skipped.append((site, "it takes or gives other shapes than the eager module"))
 
@@ -147,6 +148,11 @@ class Judge:
             name = f"{site.module} in {site.method}" if site.module in judged else site.module
             skipped[name] = reason
         return Coverage(self.errors, skipped, failures)
+
+
+def nearest(errors: Sequence[ModuleError]) -> ModuleError:
+    """The least of several; one that is not a number is more than all others."""
+    return min(errors, key=lambda e: e.candidate if math.isfinite(e.candidate) else math.inf)
 
 
 def error_of(

@@ -10,7 +10,6 @@ the towers' last modules.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -36,7 +35,7 @@ from clipcheck.models.joints import (
     joints,
 )
 from clipcheck.models.taps import Site, listening
-from clipcheck.modules.judge import NOT_TAKEN, Judge, Tensors, error_of
+from clipcheck.modules.judge import NOT_TAKEN, Judge, Tensors, error_of, nearest
 from clipcheck.modules.twins import Pair, Twins
 
 _LAST = ("visual.ln_post", "visual.attnpool", "ln_final")
@@ -62,7 +61,8 @@ def walk(
     Args:
         archive: with taps, and the weights of ``model``.
         model: the eager model.
-        batch: inputs; of one kind there may be none, and that tower is not run.
+        batch: inputs; of one kind there may be none, and that tower is not run. Neither number may
+            be that of the positions in a tower: rows and positions could not be told apart.
         device: where both are.
         limits: of the model's dtype.
         given: what the batch is, for people.
@@ -201,7 +201,7 @@ class _Walker:
             if (got := _laid_out(tensor, expected.exact)) is not None
         ]
         if found:
-            error = min(found, key=lambda error: _least(error.candidate))
+            error = nearest(found)
             if joint.target == TEXT_FEATURES and len(steps) == 1:
                 error = self._pooled_elsewhere(error, tensors[0])
             self._judge.errors.append(error)
@@ -272,9 +272,7 @@ class _Walker:
                 if got.shape == exact[number].shape
             ]
             other = ModuleError(FORWARD, "forward", float("inf"), 0, 0, part=f"{HEAD} (its shape)")
-            self._judge.errors.append(
-                min(found, key=lambda error: _least(error.candidate), default=other)
-            )
+            self._judge.errors.append(nearest(found) if found else other)
 
     def _features_of_forward(self) -> Iterator[tuple[Pair, Pair]]:
         if self._features.keys() == {IMAGE_FEATURES, TEXT_FEATURES}:
@@ -349,11 +347,6 @@ def _named(joint: Joint, steps: Sequence[_Step]) -> tuple[str, str]:
     if not others:
         return first.name, first.part
     return first.name, ", or ".join([first.part or "itself", *others])
-
-
-def _least(error: float) -> float:
-    """What to go by for the least: NaN, which compares with nothing, is more than all."""
-    return error if math.isfinite(error) else float("inf")
 
 
 def _laid_out(got: torch.Tensor, expected: torch.Tensor) -> torch.Tensor | None:

@@ -418,6 +418,16 @@ def test_a_method_that_fails_leaves_its_reason_and_the_others_are_judged(judged:
     assert taps._listeners == []
 
 
+def test_of_several_outputs_the_nearest_is_judged_whichever_is_not_a_number() -> None:
+    wrong, right, broken = (
+        ModuleError("a", "forward", candidate, 1e-6, 1.0)
+        for candidate in (1e-3, 1e-6, float("nan"))
+    )
+    assert nearest([broken, wrong, right]) is right
+    assert nearest([wrong, right, broken]) is right
+    assert nearest([broken]) is broken
+
+
 # --------------------------------------------------------------------------- memory and devices
 
 

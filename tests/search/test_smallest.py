@@ -167,6 +167,17 @@ def test_the_input_that_failed_before_it_was_shrunk_is_kept_as_a_text(
     assert len(first) > len(small)
 
 
+def test_so_is_one_that_was_drawn_as_ids(
+    look: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = Source._prompts
+    monkeypatch.setattr(Source, "_prompts", lambda self: {"ids": both(self)["ids"]})
+    found, _, _ = look(text=where(lambda _: True))
+    assert found is not None
+    assert found.first is not None
+    assert isinstance(found.first.prompts[0], str)
+
+
 def test_what_fails_empty_shrinks_to_hardly_anything(look: Callable[..., Found]) -> None:
     (prompt,) = prompts_of(look(text=where(lambda row: row[1] == 49407))[0])
     assert isinstance(prompt, str)
