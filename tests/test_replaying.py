@@ -211,7 +211,8 @@ def test_a_report_that_cannot_be_written_at_the_end_is_an_output_error(
 
 def test_texts_are_kept_without_the_inputs(result: Result, tmp_path: Path) -> None:
     evidence.keep_texts(result, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {evidence.JSON, evidence.TEXT}
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {evidence.JSON, evidence.TEXT, evidence.HTML}
 
 
 def test_two_checkpoints_of_the_same_name_are_kept_apart(result: Result, tmp_path: Path) -> None:

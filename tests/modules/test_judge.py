@@ -26,7 +26,7 @@ from clipcheck.judging import inputs_of
 from clipcheck.models import taps
 from clipcheck.models.loader import load_checkpoint_both, load_tapped
 from clipcheck.modules import twins
-from clipcheck.modules.judge import Judge, judge_modules
+from clipcheck.modules.judge import Judge, judge_modules, nearest
 from clipcheck.writers.archive import Alter, write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests.models import small
