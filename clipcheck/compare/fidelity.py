@@ -7,15 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from clipcheck.compare.distance import Distance, Ruler
-from clipcheck.compare.result import LOGITS, Case, Figures, GateResult, unusable
+from clipcheck.compare.result import LOGITS, MEANT, Case, Figures, GateResult, unusable
 from clipcheck.compare.tolerances import Limits
-
-_MEANT = {
-    "image_features": "image features",
-    "text_features": "text features",
-    "logits_per_image": "logits per image",
-    "logits_per_text": "logits per text",
-}
 
 
 def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
@@ -56,7 +49,7 @@ def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult
         margin = max(near.margin, error / cap)
         return GateResult("precision", near.passed, message, figures, margin)
     message = (
-        f"{_MEANT[name]} are {error:.2g} off at {case.where(name, index)}; {cap:.2g} is allowed, "
+        f"{MEANT[name]} are {error:.2g} off at {case.where(name, index)}; {cap:.2g} is allowed, "
         f"{limits.cap:g} units in the last place"
     )
     return GateResult("precision", False, message, figures, max(near.margin, error / cap))
@@ -79,14 +72,14 @@ def distance_text(output: str, place: str, ratio: float, error: float, allowed: 
         allowed: how many times that may be.
     """
     if ratio == float("inf"):
-        return f"{_MEANT[output]} of {place} are not finite, or the eager model's not"
+        return f"{MEANT[output]} of {place} are not finite, or the eager model's not"
     if ratio <= allowed:
         return (
             f"at most {ratio:.2g} times as far from float64 as the eager model, in the "
-            f"{_MEANT[output]} of {place}; {allowed:g} times is allowed"
+            f"{MEANT[output]} of {place}; {allowed:g} times is allowed"
         )
     return (
-        f"{_MEANT[output]} of {place} are {times(ratio)} further from float64 than the eager model "
+        f"{MEANT[output]} of {place} are {times(ratio)} further from float64 than the eager model "
         f"is (root mean square error {error:.2g}); {allowed:g} times is allowed"
     )
 

@@ -18,6 +18,14 @@ OUTPUTS = {
 """Every output that a model must give, with what its two dimensions count. Features are not
 normalised."""
 
+MEANT = {
+    "image_features": "image features",
+    "text_features": "text features",
+    "logits_per_image": "logits per image",
+    "logits_per_text": "logits per text",
+}
+"""By output, how it is called."""
+
 LOGITS = ("logits_per_image", "logits_per_text")
 
 Outputs = Mapping[str, Array]

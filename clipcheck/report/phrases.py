@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from clipcheck.checking import Judgement
 from clipcheck.inputs.examples import describe
+from clipcheck.report.cells import visible
 from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.report.text import next_steps
 
@@ -19,10 +20,7 @@ def one_line(text: str) -> str:
     pairs, marks that turn the direction of writing) becomes a backslash escape. What is left may
     stand in XML, too.
     """
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
-    )
+    return visible(text.replace("\r\n", " ").replace("\n", " ").replace("\r", " "))
 
 
 def title(judgement: Judgement) -> str:

@@ -61,6 +61,20 @@ def walked(tmp_path: Path) -> Walked:
     return run
 
 
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The modules that are run, eager and in float64, as they come."""
+    names: list[str] = []
+    original = Twins.run
+
+    def counted(self: Twins, name: str, given: Any) -> Any:
+        names.append(name)
+        return original(self, name, given)
+
+    monkeypatch.setattr(Twins, "run", counted)
+    return names
+
+
 def named(found: Localisation) -> list[tuple[str, str]]:
     return [(str(place.module), place.part) for place in found.found]
 
@@ -237,17 +251,9 @@ def test_forward_is_run_only_where_both_towers_are_as_they_should_be(
 
 
 def test_every_module_of_a_sound_archive_runs_once_and_no_block_as_a_whole(
-    walked: Walked, monkeypatch: pytest.MonkeyPatch
+    walked: Walked, ran: list[str]
 ) -> None:
     """Three passes of a tower: the archive's, the eager modules', and theirs in float64."""
-    ran: list[str] = []
-    original = Twins.run
-
-    def counted(self: Twins, name: str, given: Any) -> Any:
-        ran.append(name)
-        return original(self, name, given)
-
-    monkeypatch.setattr(Twins, "run", counted)
     walked(VIT)
     assert len(ran) == len(set(ran))
     assert not [name for name in ran if name.rpartition(".")[2].isdigit()]
@@ -255,16 +261,8 @@ def test_every_module_of_a_sound_archive_runs_once_and_no_block_as_a_whole(
 
 
 def test_behind_the_first_departure_of_a_tower_nothing_is_run(
-    walked: Walked, monkeypatch: pytest.MonkeyPatch
+    walked: Walked, ran: list[str]
 ) -> None:
-    ran: list[str] = []
-    original = Twins.run
-
-    def counted(self: Twins, name: str, given: Any) -> Any:
-        ran.append(name)
-        return original(self, name, given)
-
-    monkeypatch.setattr(Twins, "run", counted)
     walked(VIT, PLANTS["quickgelu-slope-1.7"])
     assert not [name for name in ran if "resblocks.1" in name]
     assert "transformer.resblocks.0.mlp.gelu" in ran

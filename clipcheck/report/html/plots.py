@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from clipcheck.compare.measured import Heat, Measured
 from clipcheck.compare.modules import ModuleError, ratios, unit
+from clipcheck.compare.result import MEANT
 from clipcheck.compare.tolerances import Limits
 from clipcheck.report.html.svg import COLOURS, inline, styled
-from clipcheck.report.html.words import MEANT, as_far, ascii_only, cut, figure, ratio
+from clipcheck.report.html.words import as_far, ascii_only, cut, figure, ratio
 
 _WIDTH = 9.6
 """Of every figure, in inches of 72 units; the style sheet scales it to the page."""

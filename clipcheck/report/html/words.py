@@ -8,14 +8,6 @@ import unicodedata
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Kinds of characters that show nothing, turn what is around them, or cannot be written."""
 
-MEANT = {
-    "image_features": "image features",
-    "text_features": "text features",
-    "logits_per_image": "logits per image",
-    "logits_per_text": "logits per text",
-}
-"""By output, how it is called."""
-
 
 def visible(text: str) -> str:
     """The same with an escape, as Python writes it, for all that would not be seen."""
