@@ -36,7 +36,7 @@ drawn = draw(Wanted(EXAMPLES, False, 0, "benchmark"), inputs_of(checkpoint.archi
 started = time.perf_counter()
 for name, model in (("jit", both.jit_model), ("eager", both.eager_model)):
     for batch in drawn:
-        outputs(ModuleBackend(name, model, device), batch.pixels, batch.tokens)
+        ModuleBackend(name, model, device).outputs(batch.pixels, batch.tokens)
 seconds = time.perf_counter() - started
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 print(json.dumps({"plain": seconds, "peak": peak}))

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from clipcheck.backends.base import Array, Backend, outputs
+from clipcheck.backends.base import Array, Backend
 from clipcheck.checkpoints.architecture import BUFFERS, Architecture
 from clipcheck.compare.contract import contract
 from clipcheck.compare.decision import decision
@@ -317,7 +317,7 @@ def _unused(both: Both) -> dict[str, list[str]]:
 
 def _attempt(candidate: Backend, batch: Batch, failures: list[str]) -> Mapping[str, Array]:
     try:
-        return outputs(candidate, batch.pixels, batch.tokens)
+        return candidate.outputs(batch.pixels, batch.tokens)
     except RunError as error:
         rows = " and ".join(
             f"{count} {kind}{'' if count == 1 else 's'}"

@@ -15,6 +15,8 @@ from clipcheck.errors import UnavailableError
 _FIRST_PYTHON_WITHOUT = (3, 14)
 """torch warns since 2.9 that torch.jit is not supported from this Python on (torch/jit)."""
 
+REMEDY = "Run clipcheck on Python 3.11 to 3.13, with a torch that has torch.jit."
+
 
 def unavailable() -> str | None:
     """Why TorchScript cannot be used here, or None where it can."""
@@ -38,7 +40,7 @@ def require() -> None:
     if reason is not None:
         raise UnavailableError(
             f"the jit way is not available: {reason}",
-            remedy="Run clipcheck on Python 3.11 to 3.13, with a torch that has torch.jit.",
+            remedy=REMEDY,
         )
 
 

@@ -23,7 +23,7 @@ ALLOWED = {
     "compare": set(),
     "writers": {"checkpoints"},
     "models": {"checkpoints", "inputs"},
-    "backends": {"models", "checkpoints"},
+    "backends": {"models", "checkpoints", "compare"},
     "judging": {"backends", "checkpoints", "compare", "inputs", "models", "modules"},
     "modules": {"models", "backends", "inputs", "compare"},
     "localising": {"checkpoints", "compare", "inputs", "judging", "models", "modules"},

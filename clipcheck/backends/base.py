@@ -1,13 +1,34 @@
-"""What a way to run a checkpoint has to offer, and how its outputs are gathered."""
+"""What a way to run a checkpoint has to offer, and how its failures are told.
+
+A backend is a file in this folder; the file itself is a `Way`, named as the file is.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipcheck.compare.integrity import Evidence
+from clipcheck.errors import ClipcheckError, RunError
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.backends.artefacts import Artefacts
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.models import eager
+    from clipcheck.models.loader import Both
+
 Array = NDArray[Any]
+Named = dict[str, Array]
+Pixels = NDArray[np.float32]
+Tokens = NDArray[np.int32]
 
 
 class Backend(Protocol):
@@ -20,30 +41,140 @@ class Backend(Protocol):
     def name(self) -> str:
         """The name that results and reports use."""
 
-    def encode_image(self, pixels: NDArray[np.float32]) -> Array:
+    def encode_image(self, pixels: Pixels) -> Array:
         """Pixels [N, 3, R, R] to features [N, E], not normalised."""
 
-    def encode_text(self, tokens: NDArray[np.int32]) -> Array:
+    def encode_text(self, tokens: Tokens) -> Array:
         """Ids [M, L] to features [M, E], not normalised."""
 
-    def __call__(
-        self, pixels: NDArray[np.float32], tokens: NDArray[np.int32]
-    ) -> tuple[Array, Array]:
+    def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
         """Pixels and ids to logits per image [N, M] and per text [M, N]."""
 
+    def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
+        """All four outputs by name, see `clipcheck.compare.result.OUTPUTS`.
 
-def outputs(
-    backend: Backend, pixels: NDArray[np.float32], tokens: NDArray[np.int32]
-) -> dict[str, Array]:
-    """All four outputs by name.
+        Raises:
+            RunError: the model cannot be run, or gives something else.
+        """
+
+    def evidence(self) -> Evidence:
+        """What the gate ``integrity`` has to know of it. To be asked for after it has run."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the artefact that it runs, or None where it has none of its own."""
+
+    def close(self) -> None:
+        """Let go of all that it opened. It cannot be run any more."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why a backend cannot run on this machine.
+
+    Attributes:
+        reason: what is missing, as a phrase without a full stop.
+        remedy: what to do about it, as a sentence.
+    """
+
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """Something that can be chosen of a backend.
+
+    Attributes:
+        default: its value where nothing is said.
+        values: what it may be; none where that is for the backend's library to say.
+        meaning: for people.
+    """
+
+    default: str
+    values: tuple[str, ...]
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a backend is made of.
+
+    Attributes:
+        checkpoint: the file.
+        model: the eager model of its weights, on ``device`` and in ``dtype``. Backends may share
+            its weights; they must not change it.
+        device: where to run.
+        dtype: what to compute in, by name: float32, float16 or bfloat16.
+        options: by name, one value for each of the way's options.
+        scratch: a folder of its own, which outlives the backend.
+        artefacts: what was built before.
+        both: the archive's module as well, where the checkpoint is an archive.
+    """
+
+    checkpoint: Checkpoint
+    model: eager.CLIP
+    device: torch.device
+    dtype: str
+    options: Mapping[str, str]
+    scratch: Path
+    artefacts: Artefacts
+    both: Both | None = None
+
+
+class Way(Protocol):
+    """A file of this folder, which makes backends."""
+
+    SUMMARY: str
+    """What it is, in a line."""
+
+    OPTIONS: Mapping[str, Option]
+    """What can be chosen, by name."""
+
+    VARIANTS: Sequence[Mapping[str, str]]
+    """The options of each way to run it that ``all`` stands for."""
+
+    def available(self) -> Missing | None:
+        """Why it cannot run on this machine, or None. It imports nothing that takes long."""
+
+    def version(self) -> str:
+        """Of the library that runs it. Only to be asked where it is available."""
+
+    def unfit(self, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:
+        """Why it is not made for this checkpoint, or None."""
+
+    def build(self, source: Source) -> Backend:
+        """Make a backend.
+
+        Raises:
+            RunError: its library failed; the message has the library's words.
+        """
+
+
+@contextmanager
+def translating(name: str, doing: str) -> Iterator[None]:
+    """Make what a backend's library raises an error of ours, with its words kept.
+
+    Args:
+        name: the backend's.
+        doing: what was done, as in ``encode_image`` or ``exporting``.
 
     Raises:
-        RunError: the model cannot be run, or gives something else.
+        RunError: in place of any error that is not ours.
     """
-    logits_per_image, logits_per_text = backend(pixels, tokens)
-    return {
-        "image_features": backend.encode_image(pixels),
-        "text_features": backend.encode_text(tokens),
-        "logits_per_image": logits_per_image,
-        "logits_per_text": logits_per_text,
-    }
+    try:
+        yield
+    except ClipcheckError:
+        raise
+    # Libraries raise nearly anything; what stops Python itself is no Exception.
+    except Exception as error:
+        raise RunError(
+            f"{name}: {doing} failed ({reason(error)})",
+            remedy="Run it again with --debug to see all of the message.",
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """The last line of a message: TorchScript's interpreter puts its own traceback before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""The backends ``eager`` and ``jit``: torch modules with CLIP's three methods."""
+"""Backends that are torch modules with CLIP's three methods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipcheck.backends.base import Array
+from clipcheck.backends.base import Array, Named, Pixels, Tokens, translating
+from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import RunError
 
 
@@ -17,27 +18,36 @@ class ModuleBackend:
     """Runs a torch module without recording gradients.
 
     Args:
-        name: ``eager`` or ``jit``.
+        name: the backend's, as it was asked for.
         module: in evaluation mode, with ``encode_image``, ``encode_text`` and ``forward``.
         device: where its weights are.
+        evidence: called when it has run, for the gate ``integrity``.
+        size: bytes of the artefact that it runs, if it has one.
     """
 
-    def __init__(self, name: str, module: torch.nn.Module, device: torch.device) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: Any,
+        device: torch.device,
+        evidence: Callable[[], Evidence] | None = None,
+        size: int | None = None,
+    ) -> None:
         self.name = name
+        self.size = size
+        self._evidence = evidence
         self._module: Any = module
         self._device = device
 
-    def encode_image(self, pixels: NDArray[np.float32]) -> Array:
+    def encode_image(self, pixels: Pixels) -> Array:
         """Pixels [N, 3, R, R] to features [N, E], not normalised."""
         return to_numpy(self._run("encode_image", pixels))
 
-    def encode_text(self, tokens: NDArray[np.int32]) -> Array:
+    def encode_text(self, tokens: Tokens) -> Array:
         """Ids [M, L] to features [M, E], not normalised."""
         return to_numpy(self._run("encode_text", tokens))
 
-    def __call__(
-        self, pixels: NDArray[np.float32], tokens: NDArray[np.int32]
-    ) -> tuple[Array, Array]:
+    def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
         """Pixels and ids to logits per image [N, M] and per text [M, N]."""
         logits = self._run("forward", pixels, tokens)
         if not isinstance(logits, tuple) or len(logits) != 2:
@@ -46,6 +56,30 @@ class ModuleBackend:
                 remedy="Let it return logits_per_image and logits_per_text.",
             )
         return to_numpy(logits[0]), to_numpy(logits[1])
+
+    def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
+        """All four outputs by name; each method is called once.
+
+        Raises:
+            RunError: the model cannot be run, or gives something else.
+        """
+        logits_per_image, logits_per_text = self(pixels, tokens)
+        return {
+            "image_features": self.encode_image(pixels),
+            "text_features": self.encode_text(tokens),
+            "logits_per_image": logits_per_image,
+            "logits_per_text": logits_per_text,
+        }
+
+    def evidence(self) -> Evidence:
+        """What the gate ``integrity`` has to know of it."""
+        if self._evidence is None:
+            return Evidence(None, doubts=["nothing is known of how the candidate was made"])
+        return self._evidence()
+
+    def close(self) -> None:
+        """Let go of the module."""
+        self._module = None
 
     def _run(self, method: str, *arrays: NDArray[Any]) -> Any:
         inputs = [torch.from_numpy(array).to(self._device) for array in arrays]
@@ -70,20 +104,8 @@ def run_method(name: str, module: Any, method: str, *inputs: torch.Tensor) -> An
             f"{name}: the model has no method {method}",
             remedy="Trace encode_image, encode_text and forward; `clipcheck convert` does.",
         )
-    try:
-        with torch.inference_mode():
-            return call(*inputs)
-    except (RuntimeError, IndexError) as error:
-        raise RunError(
-            f"{name}: {method} failed ({_reason(error)})",
-            remedy="Run the model by hand with --debug to see all of torch's message.",
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """The last line of torch's message: the interpreter puts its own traceback before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    with translating(name, method), torch.inference_mode():
+        return call(*inputs)
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:

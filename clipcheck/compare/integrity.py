@@ -16,10 +16,11 @@ class Evidence:
     """What `integrity` has to know beside the outputs.
 
     Attributes:
-        candidate_is_script: whether the candidate is a TorchScript module.
-        reference_is_script: whether the reference is one.
-        weights: number of weights that were compared bit for bit.
-        differing: by key, how a weight differs between the interpreter and the file.
+        weights: number of weights of the candidate that were compared with the file's bit for bit;
+            None where they are built into it and cannot be told apart any more.
+        doubts: what speaks against the candidate being what it is called, or against its being
+            another thing than the reference.
+        differing: by key, how a weight of the candidate differs from the file's.
         buffers: by name, the integer that the archive holds and the one that the dimensions of
             the weights imply; None where the archive does not have it.
         unused: by method, the weights that its code does not use although the model has to.
@@ -28,11 +29,10 @@ class Evidence:
         unlike: raw images and texts that the two sides make other inputs of.
     """
 
-    candidate_is_script: bool
-    reference_is_script: bool
-    weights: int
-    differing: Mapping[str, str]
-    buffers: Mapping[str, tuple[int | None, int]]
+    weights: int | None
+    doubts: Sequence[str] = ()
+    differing: Mapping[str, str] = field(default_factory=dict)
+    buffers: Mapping[str, tuple[int | None, int]] = field(default_factory=dict)
     unused: Mapping[str, Sequence[str]] = field(default_factory=dict)
     changed: Sequence[str] = ()
     failures: Sequence[str] = ()
@@ -42,10 +42,10 @@ class Evidence:
 def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
     """Two different things, the same weights, all of them used, and all outputs.
 
-    Passes when the candidate is a TorchScript module and the reference is not; the weights agree
-    bit for bit, all of them take part in what is computed, and running changes none; the integer
-    buffers are those that the architecture implies; raw images and texts become the same pixels and
-    ids both ways; and every output of `OUTPUTS` is there from
+    Passes when the candidate is what it is called, and not the reference once more; the weights
+    agree bit for bit, where they can be told, all of them take part in what is computed, and
+    running changes none; the integer buffers are those that the architecture implies; raw images
+    and texts become the same pixels and ids both ways; and every output of `OUTPUTS` is there from
     both for every batch, of the same shape and dtype, not empty and finite.
 
     Args:
@@ -54,7 +54,7 @@ def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
     """
     outputs = [problem for case in cases for problem in _output_problems(case)]
     problems = [
-        *_kind_problems(evidence),
+        *evidence.doubts,
         *_weight_problems(evidence),
         *evidence.unlike[:_NAMED],
         *evidence.failures[:1],
@@ -62,27 +62,17 @@ def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
         *([] if cases else ["nothing was run"]),
     ]
     unused = {key for keys in evidence.unused.values() for key in keys}
-    weights = {"compared": evidence.weights, "differing": len(evidence.differing)}
+    weights = {"compared": evidence.weights or 0, "differing": len(evidence.differing)}
     figures = {
         "weights": {**weights, "unused": len(unused), "changed": len(evidence.changed)},
         "runs": {"batches": len(cases), "failed": len(evidence.failures)},
     }
     if problems:
         return GateResult("integrity", False, "; ".join(problems), figures, float("inf"))
-    message = (
-        f"{evidence.weights} weights the same bit for bit in both readings of the file, and all "
-        f"used; all {len(OUTPUTS)} outputs there, finite, of the same shape and dtype"
-    )
+    message = f"all {len(OUTPUTS)} outputs there, finite, of the same shape and dtype"
+    if evidence.weights is not None:
+        message = f"{evidence.weights} weights the same bit for bit as the file's; {message}"
     return GateResult("integrity", True, message, figures)
-
-
-def _kind_problems(evidence: Evidence) -> list[str]:
-    if evidence.candidate_is_script and not evidence.reference_is_script:
-        return []
-    kind = "TorchScript modules" if evidence.reference_is_script else "eager models"
-    if evidence.candidate_is_script == evidence.reference_is_script:
-        return [f"nothing was compared: both sides are {kind}"]
-    return ["the candidate is an eager model and the reference a TorchScript module"]
 
 
 def _weight_problems(evidence: Evidence) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from clipcheck.backends.base import Array, Backend, outputs
+from clipcheck.backends.base import Array, Backend
 from clipcheck.compare.contract import contract
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.fidelity import distance_text
@@ -95,7 +95,7 @@ class Probe:
         """
         if len(given.pixels) and len(given.tokens):
             own, exact = self._reference.outputs(given.pixels, given.tokens)
-            got = self._attempt(lambda: outputs(self._candidate, given.pixels, given.tokens))
+            got = self._attempt(lambda: self._candidate.outputs(given.pixels, given.tokens))
             return self._measures(Case(got, own, exact, given.rows), tuple(OUTPUTS))
         kind: Kind = "image" if len(given.pixels) else "prompt"
         rows = given.pixels if kind == "image" else given.tokens

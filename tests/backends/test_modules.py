@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from clipcheck.backends.base import outputs
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.compare.result import OUTPUTS
 from clipcheck.errors import RunError
@@ -35,7 +34,7 @@ class Model(torch.nn.Module):
 
 
 def test_all_four_outputs_come_back_by_name() -> None:
-    found = outputs(ModuleBackend("eager", Model(), CPU), PIXELS, TOKENS)
+    found = ModuleBackend("eager", Model(), CPU).outputs(PIXELS, TOKENS)
     assert found.keys() == OUTPUTS.keys()
     shapes = {name: array.shape for name, array in found.items()}
     assert shapes == {
@@ -59,7 +58,7 @@ def test_all_four_outputs_come_back_by_name() -> None:
 def test_outputs_keep_their_dtype_where_numpy_has_it(
     dtype: torch.dtype, expected: type[np.floating]
 ) -> None:
-    found = outputs(ModuleBackend("eager", Model(dtype), CPU), PIXELS, TOKENS)
+    found = ModuleBackend("eager", Model(dtype), CPU).outputs(PIXELS, TOKENS)
     assert {array.dtype for array in found.values()} == {np.dtype(expected)}
 
 
@@ -73,7 +72,7 @@ def test_no_gradients_are_recorded() -> None:
         return forward(*inputs)
 
     model.forward = watched  # type: ignore[method-assign]
-    outputs(ModuleBackend("eager", model, CPU), PIXELS, TOKENS)
+    ModuleBackend("eager", model, CPU).outputs(PIXELS, TOKENS)
     assert seen == [True]
 
 
@@ -96,6 +95,6 @@ def test_a_model_that_cannot_be_run_is_an_error_that_names_the_backend(
     model = Model()
     change(model)
     with pytest.raises(RunError) as caught:
-        outputs(ModuleBackend("jit", model, CPU), PIXELS, TOKENS)
+        ModuleBackend("jit", model, CPU).outputs(PIXELS, TOKENS)
     assert str(caught.value).startswith("jit: ")
     assert message in str(caught.value)

@@ -1,0 +1,44 @@
+"""The eager model, as a candidate: of one file, judged against that of another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clipcheck.backends.base import Backend, Missing, Option, Source
+from clipcheck.compare.integrity import Evidence
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+
+SUMMARY = "the eager model, which clipcheck builds of the weights; needs --reference"
+OPTIONS: dict[str, Option] = {}
+VARIANTS: list[dict[str, str]] = [{}]
+
+
+def available() -> Missing | None:
+    """Wherever torch is."""
+    return None
+
+
+def version() -> str:
+    """Of torch."""
+    from importlib.metadata import version as version_of
+
+    return f"torch {version_of('torch')}"
+
+
+def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
+    """Fits all; whether it would be compared with itself is told where both are known."""
+    return None
+
+
+def build(source: Source) -> Backend:
+    """The source's own model."""
+    from clipcheck.backends.modules import ModuleBackend
+
+    def evidence() -> Evidence:
+        return Evidence(len(source.model.state_dict()))
+
+    return ModuleBackend("eager", source.model, source.device, evidence)

@@ -1,0 +1,104 @@
+"""The archive itself, run by TorchScript's interpreter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clipcheck import torchscript_support
+from clipcheck.backends.base import Backend, Missing, Option, Source
+from clipcheck.checkpoints.architecture import BUFFERS
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.compare.integrity import Evidence
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.models.loader import Both
+
+SUMMARY = "the archive's own code, run by TorchScript (torch.jit.load)"
+OPTIONS: dict[str, Option] = {}
+VARIANTS: list[dict[str, str]] = [{}]
+
+
+def available() -> Missing | None:
+    """Wherever torch has TorchScript."""
+    reason = torchscript_support.unavailable()
+    return None if reason is None else Missing(reason, torchscript_support.REMEDY)
+
+
+def version() -> str:
+    """Of torch."""
+    from importlib.metadata import version as version_of
+
+    return f"torch {version_of('torch')}"
+
+
+def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
+    """Archives alone have code of their own."""
+    if checkpoint.format is Format.ARCHIVE:
+        return None
+    return f"this {checkpoint.format} holds weights alone, and no code to run"
+
+
+def build(source: Source) -> Backend:
+    """The archive that was loaded beside the eager model, with whose weights it shares memory."""
+    from clipcheck.backends.modules import ModuleBackend
+
+    both = source.both
+    if both is None:
+        raise ValueError("the source was loaded without its archive")
+    size = source.checkpoint.path.stat().st_size
+    return ModuleBackend(
+        "jit",
+        both.jit_model,
+        source.device,
+        lambda: _evidence(source.checkpoint, both),
+        size,
+    )
+
+
+def _evidence(checkpoint: Checkpoint, both: Both) -> Evidence:
+    a = checkpoint.architecture
+    implied = (a.image_resolution, a.context_length, a.vocab_size)
+    found = {
+        name: int(checkpoint.tensors[name]) if name in checkpoint.tensors else None
+        for name in BUFFERS
+    }
+    return Evidence(
+        both.compared,
+        doubts=_doubts(both),
+        differing=both.differing,
+        buffers={name: (found[name], value) for name, value in zip(BUFFERS, implied, strict=True)},
+        unused=_unused(both),
+    )
+
+
+def _doubts(both: Both) -> list[str]:
+    import torch
+
+    candidate, reference = (
+        isinstance(model, torch.jit.ScriptModule) for model in (both.jit_model, both.eager_model)
+    )
+    if candidate and not reference:
+        return []
+    if candidate == reference:
+        kind = "TorchScript modules" if reference else "eager models"
+        return [f"nothing was compared: both sides are {kind}"]
+    return ["the candidate is an eager model and the reference a TorchScript module"]
+
+
+def _unused(both: Both) -> dict[str, list[str]]:
+    """By method, the weights that the archive's code does without."""
+    import torch
+
+    from clipcheck.models.torchscript import used_weights
+
+    if not isinstance(both.jit_model, torch.jit.ScriptModule):
+        return {}
+    methods = both.jit_model._c._method_names()
+    return {
+        method: sorted(expected - used_weights(both.jit_model, method))
+        for method, expected in both.eager_model.weights_of_methods().items()
+        if method in methods
+    }

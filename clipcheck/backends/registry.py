@@ -1,0 +1,122 @@
+"""The names of all backends, and how one is chosen: ``NAME`` or ``NAME:OPTION=VALUE,...``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import cast
+
+from clipcheck.backends.base import Missing, Option, Way
+from clipcheck.errors import UnavailableError, UsageError
+
+BACKENDS = (
+    "jit",
+    "eager",
+    "trace",
+    "script",
+    "compile",
+    "export",
+    "aotinductor",
+    "onnxruntime",
+    "open_clip",
+    "transformers",
+    "clip",
+)
+"""All, in the order in which they are run and told of: each is a file beside this one."""
+
+ALL = "all"
+"""Stands for every backend that fits."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend and its options.
+
+    Attributes:
+        name: of `BACKENDS`.
+        options: those that were given, with their values.
+    """
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        given = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}:{given}" if given else self.name
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """One value for each option that there is."""
+        known = way(self.name).OPTIONS
+        return {key: self.options.get(key, option.default) for key, option in known.items()}
+
+
+@cache
+def way(name: str) -> Way:
+    """The backend's file, imported."""
+    return cast(Way, importlib.import_module(f"clipcheck.backends.{name}"))
+
+
+def parse(written: str) -> Choice:
+    """Read what was written for ``--backend``, but for ``all``.
+
+    Raises:
+        UsageError: there is no such backend, option or value; the message names what there is.
+    """
+    name, _, rest = written.partition(":")
+    if name not in BACKENDS:
+        (nearest,) = difflib.get_close_matches(name, (*BACKENDS, ALL), n=1, cutoff=0.0)
+        raise UsageError(
+            f"expected a backend, found {name!r}",
+            remedy=f"The nearest name is {nearest!r}; all of them: {', '.join(BACKENDS)}.",
+        )
+    options = dict(_pair(name, each) for each in rest.split(",") if rest)
+    return Choice(name, dict(sorted(options.items())))
+
+
+def chosen(written: Sequence[str]) -> tuple[Choice, ...]:
+    """Read all of them, each once; ``all`` stands for every backend.
+
+    Raises:
+        UsageError: see `parse`.
+    """
+    found: dict[str, Choice] = {}
+    for each in written:
+        for choice in _everything() if each == ALL else [parse(each)]:
+            found.setdefault(str(choice), choice)
+    return tuple(found.values())
+
+
+def require_available(choice: Choice) -> None:
+    """See that a backend can run on this machine.
+
+    Raises:
+        UnavailableError: it cannot; the message tells why, and what to do.
+    """
+    missing: Missing | None = way(choice.name).available()
+    if missing is not None:
+        raise UnavailableError(f"{choice.name}: {missing.reason}", remedy=missing.remedy)
+
+
+def _everything() -> list[Choice]:
+    return [Choice(name, variant) for name in BACKENDS for variant in way(name).VARIANTS]
+
+
+def _pair(name: str, written: str) -> tuple[str, str]:
+    known: Mapping[str, Option] = way(name).OPTIONS
+    key, equals, value = written.partition("=")
+    if key not in known or not equals:
+        options = ", ".join(f"{key}=..." for key in known) or "none"
+        raise UsageError(
+            f"{name}: expected OPTION=VALUE, found {written!r}",
+            remedy=f"Its options are: {options}.",
+        )
+    if known[key].values and value not in known[key].values:
+        raise UsageError(
+            f"{name}: expected {key} to be one of {', '.join(known[key].values)}, found {value!r}",
+            remedy=f"Leave it out for {known[key].default!r}.",
+        )
+    return key, value
