@@ -163,7 +163,7 @@ class Artefacts:
             with self._telling():
                 kept.use(entry)
         with self._telling():
-            kept.trim(entry)
+            kept.trim()
         return folder
 
     def _fetched(self, folder: Path, name: str) -> Path:
@@ -275,11 +275,10 @@ class _Kept:
         now = time.time_ns()
         os.utime(self.path / entry / _RECORD, ns=(now, now))
 
-    def trim(self, last: str) -> None:
+    def trim(self) -> None:
         """Remove entries until the rest is within the limit, the least recently used first.
 
-        Args:
-            last: the entry that was just given. It stays, as do those in use.
+        Those in use stay, and with them the one that was just given.
         """
         with _file_lock(self.path / ".lock"):
             for part in self.path.glob(f"*{_PART}"):
@@ -289,7 +288,7 @@ class _Kept:
             found = sorted(self._entries())
             total = sum(size for _, _, size in found)
             for _, entry, size in found:
-                if total > self._limit and entry != last and self._removed(entry):
+                if total > self._limit and self._removed(entry):
                     total -= size
 
     def _entries(self) -> Iterator[tuple[int, str, int]]:

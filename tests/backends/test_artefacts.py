@@ -259,8 +259,8 @@ def test_the_one_just_given_stays_however_large_it_is(folder: Path, scratch: Pat
 
 def test_files_beside_it_count_as_well(folder: Path, scratch: Path) -> None:
     def build(path: Path) -> None:
-        path.touch()
-        path.with_name("data").write_bytes(bytes(1000))
+        path.write_bytes(bytes(500))
+        path.with_name("data").write_bytes(bytes(500))
 
     Artefacts(folder, scratch, limit=999).get("a", KEY, build)
     path = Artefacts(folder, scratch, limit=999).get("b", KEY, writing(b"1"))
