@@ -255,15 +255,12 @@ class _Kept:
             return False
 
     def add(self, entry: str, built: Path) -> None:
-        """Copy what was built, and only then give it the entry's name."""
+        """Copy what was built, and only then give it the entry's name. `trim` sweeps up."""
         self._remove(entry)
         part = self._part(entry)
-        try:
-            shutil.copytree(built, part)
-            (part / _RECORD).write_text(json.dumps(_checksums(built)), encoding="utf-8")
-            part.rename(self.path / entry)
-        finally:
-            _remove_folder(part)
+        shutil.copytree(built, part)
+        (part / _RECORD).write_text(json.dumps(_checksums(built)), encoding="utf-8")
+        part.rename(self.path / entry)
 
     def use(self, entry: str) -> None:
         """Mark it as used now, and as in use for as long as this object lives."""
