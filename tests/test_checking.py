@@ -14,7 +14,7 @@ import torch
 
 import clipcheck
 from clipcheck import checking
-from clipcheck.checking import EXAMPLES, SHARES, Judgement, Result
+from clipcheck.checking import EXAMPLES
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.compare.localisation import Localisation
@@ -22,6 +22,8 @@ from clipcheck.compare.result import GateResult
 from clipcheck.errors import RunError, UsageError
 from clipcheck.faults import fault_named
 from clipcheck.inputs.batches import CORNERS
+from clipcheck.judgement import Judgement, Result
+from clipcheck.matrix import OWN, SHARED
 from clipcheck.models import loader
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.convert import convert
@@ -53,7 +55,7 @@ def test_a_sound_archive_is_consistent(tiny_archive: Path) -> None:
     assert judgement.examples == EXAMPLES
     assert judgement.sha256 is not None
     assert judgement.released is None
-    assert judgement.seconds.keys() >= {"load", "run", "eager", "float64", "jit", "modules"}
+    assert judgement.seconds.keys() >= {"load", "run", "eager", "float64", "candidate", "modules"}
     assert 0 < gate(result, "contract").figures["logits_per_image"]["max_abs"] < 1e-3
 
 
@@ -315,11 +317,12 @@ def test_it_grows_with_batches_and_modules_in_each_phase_that_takes_long(
 ) -> None:
     listener = Listener()
     clipcheck.check(seeded_archive(), examples=CORNERS, progress=listener)
-    ends = dict(zip(SHARES, accumulate(SHARES.values()), strict=True))
-    for phase in ("eager", "float64", "jit", "modules"):
+    shares = {**SHARED, **OWN}
+    ends = dict(zip(shares, accumulate(shares.values()), strict=True))
+    for phase in ("eager", "float64", "candidate", "modules"):
         # Reading comes before, and takes 4 per cent.
         last = 0.04 + 0.96 * ends[phase] / ends["modules"]
-        first = last - 0.96 * SHARES[phase] / ends["modules"]
+        first = last - 0.96 * shares[phase] / ends["modules"]
         within = {share for share in listener.shares if share and first < share < last - 1e-9}
         assert len(within) >= 3, phase
 
@@ -391,8 +394,8 @@ def test_a_fault_in_half_precision_is_seen_by_precision(tmp_path: Path) -> None:
 def test_one_checkpoint_that_needs_no_other_dtype_is_judged_in_float32(
     seeded_archive: SeededArchive,
 ) -> None:
-    from clipcheck.checking import _default_dtypes
     from clipcheck.checkpoints.formats import open_checkpoint
+    from clipcheck.matrix import _default_dtypes
 
     half = open_checkpoint(seeded_archive())
     assert _default_dtypes(half, torch.device("cpu")) == ("float32",)

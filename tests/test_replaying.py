@@ -13,11 +13,11 @@ from PIL import Image
 
 import clipcheck
 from clipcheck import evidence
-from clipcheck.checking import Result
 from clipcheck.errors import OutputError, ReplayError, UnknownModelError
 from clipcheck.faults.conditional import absent_from_the_vocabulary
 from clipcheck.inputs.examples import Example, Frontend
 from clipcheck.inputs.tokenizer import default_tokenizer
+from clipcheck.judgement import Result
 from clipcheck.replaying import replay
 from clipcheck.search.saved import read
 from clipcheck.writers.archive import write_archive

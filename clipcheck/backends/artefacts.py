@@ -1,9 +1,14 @@
-"""What backends build once and keep: compiled and exported programs, in a folder of a bounded size."""
+"""Compiled and exported programs that are built once and kept, in a folder of bounded size."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+
+def default_folder() -> Path:
+    """Where they are kept."""
+    return Path("~/.cache/clipcheck/artefacts").expanduser()
 
 
 class Artefacts:
@@ -26,4 +31,6 @@ class Artefacts:
             key: all that it depends on, as versions and options, beside clipcheck's own version.
             build: writes it to the path that it is given.
         """
-        raise NotImplementedError
+        path = self._scratch / name
+        build(path)
+        return path

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from clipcheck.checking import Judgement, Result
 from clipcheck.inputs.examples import describe_image
+from clipcheck.judgement import Judgement, Result
 from clipcheck.report.places import entries
 
 SCHEMA = 1

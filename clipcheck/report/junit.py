@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from clipcheck.checking import Judgement, Result
+from clipcheck.judgement import Judgement, Result
 from clipcheck.report.phrases import commands, evidence, one_line, title
 
 UNJUDGED = "judged"

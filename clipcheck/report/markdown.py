@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from clipcheck.checking import Judgement, Result
 from clipcheck.compare.result import GateResult
+from clipcheck.judgement import Judgement, Result
 from clipcheck.report.phrases import commands, evidence, one_line, share, title
 from clipcheck.report.text import verdict
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-from clipcheck.checking import Judgement, Result
 from clipcheck.compare.result import GateResult
 from clipcheck.inputs.examples import describe
+from clipcheck.judgement import Judgement, Result
 from clipcheck.replaying import Replayed
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named

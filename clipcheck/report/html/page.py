@@ -11,11 +11,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from clipcheck.checking import Judgement, Result
 from clipcheck.compare.localisation import Place
 from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.inputs.examples import Example, Prompt
+from clipcheck.judgement import Judgement, Result
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
 from clipcheck.report.html.words import as_far, figure, ratio, visible
@@ -29,7 +29,8 @@ PHASES = {
     "inputs": "drawing images and prompts",
     "eager": "the eager model",
     "float64": "the eager model in float64",
-    "jit": "the archive, all calls",
+    "build": "building the candidate",
+    "candidate": "the candidate, all calls",
     "modules": "modules one by one",
     "gates": "gates",
     "search": "looking for the smallest input that fails",

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from clipcheck import evidence
-from clipcheck.checking import Judgement
 from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import Contract
 from clipcheck.inputs.examples import Example
+from clipcheck.judgement import Judgement
 from clipcheck.report import html, text
 from clipcheck.report.html import render
 from tests.report.html.judgements import (
