@@ -16,7 +16,7 @@ from clipcheck.checkpoints import registry
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import UnknownModelError, UsageError
 from clipcheck.inputs.batches import CORNERS
-from clipcheck.judgement import Result
+from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.matrix import Judge, Plan
 from clipcheck.progress import Progress, Span, silent
 
@@ -102,7 +102,12 @@ def check(
     asked = [(os.fspath(name), where) for name in names for where in devices]
     spans = Span(progress or silent).split([_size(name) for name, _ in asked])
     found = [judge_one(*each, span) for each, span in zip(asked, spans, strict=True)]
-    return Result(tuple(judgement for each in found for judgement in each), environment())
+    everything = [each for one in found for each in one]
+    return Result(
+        tuple(each for each in everything if isinstance(each, Judgement)),
+        environment(),
+        tuple(each for each in everything if isinstance(each, LeftOut)),
+    )
 
 
 def assert_consistent(checkpoints: Names, **options: object) -> None:

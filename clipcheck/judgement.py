@@ -43,8 +43,6 @@ class Judgement:
         artefact_bytes: size of what was built to be run, or of the archive; None where the backend
             has no file of its own.
         peak_memory: of the process up to then, in bytes; None where the system does not tell.
-        left_out: why this backend is not for this checkpoint or not on this machine, where every
-            backend was asked for and not this one by name; else None.
         error: why it could not be judged, or None.
         remedy: the end of that, which tells what to do, where it is known.
     """
@@ -70,7 +68,6 @@ class Judgement:
     localisation: Localisation | None = None
     artefact_bytes: int | None = None
     peak_memory: int | None = None
-    left_out: str | None = None
     error: str | None = None
     remedy: str | None = None
 
@@ -81,30 +78,46 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A backend that was not run: every one was asked for, and this one not by name.
+
+    Attributes:
+        checkpoint: as it was asked for.
+        backend: with its options.
+        device: where it would have run.
+        dtype: what it would have computed in.
+        reason: why it is not for this checkpoint or not on this machine.
+    """
+
+    checkpoint: str
+    backend: str
+    device: str
+    dtype: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Result:
     """What a check found.
 
     Attributes:
         judgements: one for each checkpoint, device, dtype and backend.
         environment: versions and the machine.
+        left_out: what was not run, of all that might have been; no part of the verdict.
     """
 
     judgements: tuple[Judgement, ...]
     environment: Mapping[str, str]
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether there is something that was judged, and all of it passed."""
-        return bool(self.judged) and all(j.passed for j in self.judged)
-
-    @property
-    def judged(self) -> tuple[Judgement, ...]:
-        """Without what was left out."""
-        return tuple(j for j in self.judgements if j.left_out is None)
+        return bool(self.judgements) and all(j.passed for j in self.judgements)
 
     @property
     def exit_code(self) -> int:
         """0 consistent, 1 inconsistent, 2 where anything could not be judged."""
-        if not self.judged or any(j.error is not None for j in self.judged):
+        if not self.judgements or any(j.error is not None for j in self.judgements):
             return 2
         return 0 if self.passed else 1

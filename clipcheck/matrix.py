@@ -27,7 +27,7 @@ from clipcheck.compare.measured import measured
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import ClipcheckError, UnavailableError
 from clipcheck.inputs.examples import batch
-from clipcheck.judgement import Judgement
+from clipcheck.judgement import Judgement, LeftOut
 from clipcheck.judging import Stopwatch, Trial, Verdict, inputs_of, judge_candidate
 from clipcheck.localising import Suspect, first_departures
 from clipcheck.progress import Span
@@ -63,6 +63,9 @@ _PHASES = {
     "search": "{backend}: looking for the smallest input that fails, mostly within a minute",
     "localisation": "{backend}: looking for the module that departs first",
 }
+
+_AFTERWARDS = ("search", "localisation")
+"""Phases that a judgement may need, and nobody knows how long."""
 
 _log = logging.getLogger(__name__)
 
@@ -119,13 +122,13 @@ class Judge:
 
     plan: Plan
 
-    def __call__(self, name: str, device: Device, span: Span) -> list[Judgement]:
+    def __call__(self, name: str, device: Device, span: Span) -> list[Judgement | LeftOut]:
         """One for each dtype and backend, or one that says why there is none."""
         plan = self.plan
         draft = _Draft(
             Judgement(name, str(device or "default"), seed=plan.seed, limits=plan.limits)
         )
-        found: list[Judgement] = []
+        found: list[Judgement | LeftOut] = []
         reading, judging = span.split([_READING, 100 - _READING])
         with draft.keeping_errors():
             checkpoint, reference, target = self._open(draft, device, reading)
@@ -164,32 +167,33 @@ class Judge:
         device: torch.device,
         choices: Sequence[Choice],
         span: Span,
-    ) -> list[Judgement]:
+    ) -> list[Judgement | LeftOut]:
         """One for each backend."""
         dtype = str(judgement.dtype)
-        left_out = {
-            str(choice): reason
+        name, where = judgement.checkpoint, judgement.device
+        left_out = [
+            LeftOut(name, str(choice), where, dtype, reason)
             for choice in choices
             if choice.optional and (reason := _unfit(choice, checkpoint, reference, device, dtype))
-        }
-        running = [choice for choice in choices if str(choice) not in left_out]
-        first, *shares = span.split([sum(SHARED.values()), *[sum(OWN.values())] * len(running)])
-        each = dict(zip(map(str, running), shares, strict=True))
-        shared = _Draft(judgement)
-        found: dict[str, Judgement] = {}
-        with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder, shared.keeping_errors():
-            if running:
-                bench = _Bench(self.plan, shared, checkpoint, device, running, folder, first)
-                for choice in running:
-                    part = _Draft(replace(judgement, backend=str(choice)))
-                    with part.keeping_errors():
-                        self._judge(part, bench, choice, each[str(choice)])
-                    found[str(choice)] = part.judgement
-                    each[str(choice)].reach(1.0)
-        return [
-            found.get(name) or replace(shared.judgement, backend=name, left_out=left_out.get(name))
-            for name in map(str, choices)
         ]
+        absent = {each.backend for each in left_out}
+        running = [choice for choice in choices if str(choice) not in absent]
+        if not running:
+            return [*left_out]
+        first, *shares = span.split([sum(SHARED.values()), *[sum(OWN.values())] * len(running)])
+        shared = _Draft(judgement)
+        parts = [_Draft(replace(judgement, backend=str(choice))) for choice in running]
+        with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder, shared.keeping_errors():
+            bench = _Bench(self.plan, shared, checkpoint, device, running, folder, first)
+            for choice, part, share in zip(running, parts, shares, strict=True):
+                with part.keeping_errors():
+                    self._judge(part, bench, choice, share)
+                share.reach(1.0)
+        error = shared.judgement.error
+        if error is not None:  # of what all of them share
+            for part in parts:
+                part.add(error=error, remedy=shared.judgement.remedy)
+        return [*(part.judgement for part in parts), *left_out]
 
     def _judge(self, draft: _Draft, bench: _Bench, choice: Choice, span: Span) -> None:
         from clipcheck.backends.reference import exact_floats
@@ -352,6 +356,7 @@ class _Phases:
         self._words = {
             phase: f"{judgement.checkpoint}: {words.format(**known)}"
             for phase, words in _PHASES.items()
+            if phase in (*shares, *_AFTERWARDS)
         }
         self._done: set[str] = set()
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import clipcheck
-from clipcheck import checking
+from clipcheck import matrix
 from clipcheck.checking import EXAMPLES
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Format
@@ -290,12 +290,13 @@ def test_progress_is_told(seeded_archive: SeededArchive) -> None:
         f"{path}: {what}"
         for what in (
             "reading",
-            "loading both ways on cpu in float32",
+            "loading on cpu in float32",
             "drawing images and prompts",
             "running the eager model",
             "running the eager model in float64",
-            "running the archive",
-            "running its modules one by one",
+            "jit: building",
+            "jit: running",
+            "jit: running its modules one by one",
         )
     ]
 
@@ -512,7 +513,7 @@ def test_the_verdict_stands_where_the_place_cannot_be_looked_for(
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(checking, "first_departures", fails)
+    monkeypatch.setattr(matrix, "first_departures", fails)
     bad = faulty(tmp_path / "bad.pt", "activation-clipped")
     (failed,) = clipcheck.check(bad, examples=CORNERS).judgements
     assert failed.gates
@@ -531,7 +532,7 @@ def test_the_place_is_looked_for_in_the_dtype_and_with_the_seed_of_the_check(
         asked.append((both.eager_model.dtype, both.eager_model.logit_scale, dtype, more["seed"]))
         return Localisation.nowhere()
 
-    monkeypatch.setattr(checking, "first_departures", noted)
+    monkeypatch.setattr(matrix, "first_departures", noted)
     bad = faulty(tmp_path / "bad.pt", "logit-scale-drifts")
     (failed,) = clipcheck.check(
         bad, examples=CORNERS, dtype="bfloat16", device="cpu", seed=5
@@ -552,11 +553,11 @@ def test_memory_is_counted_in_bytes_on_every_system(
     resource = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_maxrss=3))
     monkeypatch.setitem(sys.modules, "resource", resource)
     monkeypatch.setattr(sys, "platform", platform)
-    assert checking._peak_memory() == size
+    assert matrix._peak_memory() == size
 
 
 def test_memory_is_not_known_where_the_system_does_not_tell(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert checking._peak_memory() is None
+    assert matrix._peak_memory() is None

@@ -45,6 +45,7 @@ def test_a_checkpoint_is_checked_as_it_was_asked_for(
     assert checked == [
         {
             "path": tmp_path / "new.pt",
+            "backend": "jit",
             "device": "cpu",
             "dtype": "float32",
             "seed": 7,

@@ -64,6 +64,7 @@ def page(result: Result) -> str:
         steps=_next(result),
         sections=sections,
         gates=_gate_names(result),
+        left_out=list(dict.fromkeys((each.backend, each.reason) for each in result.left_out)),
         environment=result.environment,
     )
 
@@ -291,6 +292,7 @@ def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:
 def _command(judgement: Judgement) -> str:
     """What repeats the check."""
     words: list[Any] = ["clipcheck", "check", judgement.path or judgement.checkpoint]
+    words += ["--backend", judgement.backend] if judgement.backend != "jit" else []
     words += ["--device", judgement.device]
     words += ["--dtype", judgement.dtype] if judgement.dtype else []
     words += ["--examples", judgement.examples] if judgement.examples else []
