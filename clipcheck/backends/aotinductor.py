@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -84,11 +85,17 @@ def _compile(source: Source, path: Path) -> None:
         "aot_inductor.precompile_headers": False,
         "aot_inductor.metadata": {_TOKENS: _INPUTS["tokens"]},
     }
+    # What is logged is that there is no GPU, where CUDA's files are found without one.
+    logging.getLogger("torch.utils.cpp_extension").addFilter(_without_cuda_home)
     # Inductor's own cache would keep a second copy of all weights for good.
     with torch.inference_mode(False), torch.no_grad(), fresh_cache(dir=str(source.scratch)):
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(path), inductor_configs=settings
         )
+
+
+def _without_cuda_home(record: logging.LogRecord) -> bool:
+    return "No CUDA runtime is found" not in record.getMessage()
 
 
 def _hardware(device: torch.device) -> str:

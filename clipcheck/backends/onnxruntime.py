@@ -146,7 +146,9 @@ def open_program(
     providers = _providers(chosen, device)
     with translating("onnxruntime", "opening the program"):
         session = _session(path, providers, chosen["optimization"], torch.get_num_threads())
-    inputs = signature.inputs([_declared(each) for each in session.get_inputs()], architecture, path)
+    inputs = signature.inputs(
+        [_declared(each) for each in session.get_inputs()], architecture, path
+    )
     names = [each.name for each in session.get_outputs()]
 
     def run(pixels: Any, tokens: Any) -> signature.Raw:
@@ -268,4 +270,4 @@ def _behind(convolution: re.Match[str]) -> str:
 def _digest(array: Array) -> tuple[str, tuple[int, ...], bytes]:
     """Of the values: two arrays have the same only where dtype, shape and bits are the same."""
     contents = np.ascontiguousarray(array)
-    return str(array.dtype), array.shape, hashlib.blake2b(contents).digest()
+    return str(array.dtype), array.shape, hashlib.blake2b(contents.data).digest()

@@ -1,4 +1,4 @@
-"""Which input and which output of a program is what: by name, and where that says nothing, by shape.
+"""Which input and which output of a program is what: by name, else by shape.
 
 Programs come from clipcheck and from other exporters, which have names of their own. Nothing is
 guessed: what cannot be told is missing, and the gate ``integrity`` says so.
@@ -34,7 +34,7 @@ _INPUTS = {
 reference package and open_clip."""
 
 _NORMALISED = {"image_embeds": "image_features", "text_embeds": "text_features"}
-"""Outputs of transformers' ``CLIPModel`` that are features of length 1, and what they are made of."""
+"""Outputs of transformers' ``CLIPModel`` that are features of length 1, and of which."""
 
 _RANKS = {"pixels": 4, "tokens": 2, "mask": 2}
 

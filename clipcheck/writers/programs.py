@@ -78,7 +78,7 @@ def write_onnx(model: eager.CLIP, path: Path) -> None:
     """Export a model to ONNX, in one file.
 
     Constants are folded, as torch does where it is not told otherwise: a weight may be there in
-    another layout, or be part of another.
+    another layout, or be part of another. Not so in a ResNet in half precision.
 
     Args:
         model: in evaluation mode, on any device.
@@ -101,11 +101,25 @@ def write_onnx(model: eager.CLIP, path: Path) -> None:
         input_names=list(INPUTS),
         output_names=list(OUTPUTS),
         verbose=False,
+        optimize=not _is_half_resnet(model),
     )
     if written is None:
         raise TypeError("torch.onnx.export gave nothing, expected a program")
     # Not its own `save`, which makes two files of what has more than 1.5 GiB.
     onnx.save(written.model_proto, path)
+
+
+def _is_half_resnet(model: eager.CLIP) -> bool:
+    """Whether folding would spoil the program.
+
+    onnxscript (0.7.2) folds a BatchNorm in float32 into the half convolution before it and leaves
+    the result in float32, which makes a program that is not valid.
+    """
+    import torch
+
+    from clipcheck.models import eager
+
+    return isinstance(model.visual, eager.ModifiedResNet) and model.dtype != torch.float32
 
 
 def too_large_for_onnx(architecture: Architecture, dtype: str) -> str | None:
