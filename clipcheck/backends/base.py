@@ -208,6 +208,10 @@ def translating(name: str, doing: str) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The last line of a message: TorchScript's interpreter puts its own traceback before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The last line of a message: TorchScript's interpreter puts its own traceback before it.
+
+    torch may put where in its C++ code that was behind it.
+    """
+    message = str(error).partition("Exception raised from ")[0]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -30,6 +30,12 @@ class Format(StrEnum):
     SAFETENSORS = "safetensors"
     """Tensors and nothing else, as `safetensors` writes it."""
 
+    PT2 = "pt2"
+    """A program of torch: exported, as `torch.export.save` writes it, or compiled ahead of time."""
+
+    ONNX = "onnx"
+    """A program of ONNX, in one file, with or without its weights beside it."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
