@@ -24,7 +24,6 @@ from tests.samples import (
 )
 
 
-
 def opened(data: bytes, folder: Path) -> Checkpoint:
     path = folder / "file"
     path.write_bytes(data)
