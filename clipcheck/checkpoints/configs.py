@@ -336,8 +336,7 @@ def _require(items: _Items, path: Path) -> None:
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ArchitectureError(
-            f"it describes another model than its weights make up as CLIP: "
-            f"{'; '.join(problems[:5])}{more}",
+            f"it describes another model than the weights are of: {'; '.join(problems[:5])}{more}",
             remedy="Put the configuration there that belongs to the weights. If this one does, "
             "clipcheck cannot judge the model: it is none of CLIP's released kind.",
             path=path,
