@@ -187,7 +187,7 @@ def _read_index(path: Path) -> dict[str, str]:
         raise DamagedError("it has no 'weight_map'", remedy=_COPY_AGAIN, path=path)
     for key, name in found.items():
         # Names alone: what is in other folders is none of this checkpoint's.
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name or "\0" in name:
+        if not isinstance(name, str) or not _is_plain(name):
             raise DamagedError(
                 f"expected under {key[:80]!r} the name of a file beside it, found "
                 f"{str(name)[:80]!r}",
@@ -195,6 +195,10 @@ def _read_index(path: Path) -> dict[str, str]:
                 path=path,
             )
     return found
+
+
+def _is_plain(name: str) -> bool:
+    return name not in ("", "..") and Path(name).name == name and not set(name) & {"\\", "\0"}
 
 
 def _is_file(path: Path) -> bool:
