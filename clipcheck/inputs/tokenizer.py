@@ -66,10 +66,8 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: str) -> None:
-        # The file has five times as many lines as the models use.
-        lines = vocabulary.split("\n", _MERGE_COUNT + 1)[1:-1]
-        names = [line.replace(" ", "") for line in lines]
-        ids = {name: i for i, name in enumerate([*_names_of_bytes(), *names])}
+        lines = merges_of(vocabulary)
+        ids = {name: i for i, name in enumerate(names_of(lines))}
         parts = map(ids.__getitem__, " ".join(lines).split(" "))
         pairs = zip(parts, parts, strict=True)
         self._merged = {pair: i for i, pair in enumerate(pairs, start=_FIRST_MERGED)}
@@ -85,7 +83,7 @@ class Tokenizer:
         return [i for word in words for i in self._ids_of_word(word)]
 
     def encode_word(self, word: str) -> tuple[int, ...]:
-        """Token ids of a word of ASCII letters in lowercase: `encode` without its cleaning."""
+        """Token ids of a single word, in lowercase: `encode` without cleaning and splitting."""
         return self._ids_of_word(word)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -156,6 +154,21 @@ def default_tokenizer() -> Tokenizer:
         VocabularyError: as `read_vocabulary` does.
     """
     return Tokenizer(read_vocabulary())
+
+
+def merges_of(vocabulary: str) -> list[str]:
+    """The lines of the vocabulary that the models use: two parts with a space between them.
+
+    Args:
+        vocabulary: text of the vocabulary file, as `read_vocabulary` returns it.
+    """
+    # The file has five times as many.
+    return vocabulary.split("\n", _MERGE_COUNT + 1)[1:-1]
+
+
+def names_of(merges: list[str]) -> list[str]:
+    """The names of all tokens but the two special ones, each at the place of its id."""
+    return [*_names_of_bytes(), *(line.replace(" ", "") for line in merges)]
 
 
 def tokenize(
