@@ -190,7 +190,9 @@ def _unlike_ids(expected: Array, found: Array) -> Unlike | None:
     length = min(len(expected), len(found))
     others = np.flatnonzero(expected[:length] != found[:length])
     position = int(others[0]) if len(others) else length
-    wanted, other = (int(ids[position]) if position < len(ids) else None for ids in (expected, found))
+    wanted, other = (
+        int(ids[position]) if position < len(ids) else None for ids in (expected, found)
+    )
     message = f"id {_id(other)} in place of {_id(wanted)} at position {position}"
     if len(expected) != len(found):
         message += f", {len(found)} ids in place of {len(expected)}"

@@ -46,8 +46,8 @@ def compare(
     Args:
         candidates: as `clipcheck.frontends.registry.of` gives them.
         images: for those that take images.
-        prompts: for those that take texts; ids among them are left out, since no tokenizer takes
-            them.
+        prompts: for those that take texts. Ids among them are left out, since no tokenizer takes
+            them, and texts that are not `clipcheck.frontends.texts.settled`.
         frontend: the eager model's, with the sizes of its inputs.
 
     Returns:
@@ -56,7 +56,7 @@ def compare(
     Raises:
         VocabularyError: see `clipcheck.inputs.tokenizer.read_vocabulary`.
     """
-    written = [prompt for prompt in prompts if isinstance(prompt, str)]
+    written = [each for each in prompts if isinstance(each, str) and texts.settled(each)]
     inputs: dict[Kind, _Inputs] = {
         "image": _images(images, frontend),
         "text": _texts(written, frontend),

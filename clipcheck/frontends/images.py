@@ -61,7 +61,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    if "A" not in image.getbands() and image.info.get("transparency") is None:
+    # Not LAB, of which one band is called A as well.
+    opaque = image.mode == "LAB" or "A" not in image.getbands()
+    if opaque and image.info.get("transparency") is None:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

@@ -32,6 +32,8 @@ _OTHER_NAMES = {"<start_of_text>": START_TOKEN, "<end_of_text>": END_TOKEN}
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
+_LETTERS = regex.compile(r"[\p{L}\p{N}]")
+
 
 def tokens(text: str, length: int, how: Collection[Difference] = ()) -> NDArray[np.int64]:
     """Tokenize a text.
@@ -57,6 +59,15 @@ def tokens(text: str, length: int, how: Collection[Difference] = ()) -> NDArray[
         ids = [*ids[: length - 1], END_TOKEN]
     padding = END_TOKEN if PADDED_WITH_END in how else 0
     return np.array(ids + [padding] * (length - len(ids)), dtype=np.int64)
+
+
+def settled(text: str) -> bool:
+    """Whether all libraries know the same letters in a text.
+
+    Unicode gets new ones each year. Of a character that Python's own tables do not have yet, it
+    depends on each library's whether it is one.
+    """
+    return not any(unicodedata.category(each) == "Cn" for each in _LETTERS.findall(text))
 
 
 def _encoded(text: str, how: Collection[Difference]) -> Iterator[int]:

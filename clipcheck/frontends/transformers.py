@@ -36,10 +36,13 @@ if TYPE_CHECKING:
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
 
-OLDEST = 5
-"""The first major version whose ways are known here: in it the slow tokenizer is gone."""
+OLDEST = (5, 4)
+"""The first version whose ways are known here: the slow tokenizer is gone, and the slow image
+processor has a name of its own."""
+ON_WHITE_SINCE = (5, 21)
+"""The first version that puts what is transparent on white: 5.20.2 drops the opacities."""
 
-_SLOW: tuple[Difference, ...] = (RGB_FIRST, ON_WHITE, CROP_DOWN)
+_SLOW: tuple[Difference, ...] = (RGB_FIRST, CROP_DOWN)
 _FAST: tuple[Difference, ...] = (*_SLOW, TENSORS)
 _TOKENIZER: tuple[Difference, ...] = (
     NOT_REPAIRED,
@@ -56,11 +59,11 @@ def available() -> Missing | None:
     """Wherever transformers is, from `OLDEST` on."""
     if importlib.util.find_spec("transformers") is None:
         return Missing("transformers is not installed", "Run: pip install clipcheck[transformers]")
-    found = metadata.version("transformers")
-    if int(found.partition(".")[0]) < OLDEST:
+    if _numbers() < OLDEST:
+        least = ".".join(map(str, OLDEST))
         return Missing(
-            f"transformers {found} is installed, and how {OLDEST} and later take inputs is known",
-            f"Run: pip install 'transformers>={OLDEST}'",
+            f"{version()} is installed, and it is known of {least} and later how they take inputs",
+            f"Run: pip install 'transformers>={least}'",
         )
     return None
 
@@ -100,6 +103,11 @@ def tokenizer_files(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(named, encoding="utf-8")
 
 
+def _numbers() -> tuple[int, int]:
+    major, minor = metadata.version("transformers").split(".")[:2]
+    return int(major), int(minor)
+
+
 def _image_processors(checkpoint: Checkpoint) -> Iterator[Candidate]:
     from transformers import CLIPImageProcessor, CLIPImageProcessorPil
 
@@ -108,6 +116,7 @@ def _image_processors(checkpoint: Checkpoint) -> Iterator[Candidate]:
         ("fast", CLIPImageProcessor, _FAST),
         ("slow", CLIPImageProcessorPil, _SLOW),
     ]
+    white = (ON_WHITE,) if _numbers() >= ON_WHITE_SINCE else ()
     for name, made, differences in classes:
         if (folder / "preprocessor_config.json").is_file():
             processor = made.from_pretrained(folder)
@@ -119,7 +128,7 @@ def _image_processors(checkpoint: Checkpoint) -> Iterator[Candidate]:
             "image",
             version(),
             partial(_pixels, processor),
-            tuple(differences),
+            (*differences, *white),
         )
 
 
