@@ -83,7 +83,7 @@ class Tokenizer:
         return [i for word in words for i in self._ids_of_word(word)]
 
     def encode_word(self, word: str) -> tuple[int, ...]:
-        """Token ids of a word of ASCII letters in lowercase: `encode` without its cleaning."""
+        """Token ids of a single word, in lowercase: `encode` without cleaning and splitting."""
         return self._ids_of_word(word)
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -21,6 +21,7 @@ from clipcheck.checkpoints.keymaps import Layout, no_resnet, to_layout
 from clipcheck.errors import OutputError
 from clipcheck.inputs import tokenizer
 from clipcheck.inputs.preprocess import MEAN, STD
+from clipcheck.inputs.vocabulary_files import vocabulary_texts
 from clipcheck.writers.convert import apart
 from clipcheck.writers.output import creating
 
@@ -166,8 +167,6 @@ def _image_processor(resolution: int) -> dict[str, Any]:
 def _tokenizer(architecture: Architecture) -> dict[str, str]:
     if architecture.vocab_size != tokenizer.VOCABULARY_SIZE:
         return {}
-    merges = tokenizer.merges(tokenizer.read_vocabulary())
-    ids = {name: number for number, name in enumerate(tokenizer.names(merges))}
     config = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": architecture.context_length,
@@ -177,8 +176,4 @@ def _tokenizer(architecture: Architecture) -> dict[str, str]:
         "unk_token": "<|endoftext|>",
         "pad_token": "<|endoftext|>",
     }
-    return {
-        "vocab.json": _json(ids),
-        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]),
-        "tokenizer_config.json": _json(config),
-    }
+    return {**vocabulary_texts(), "tokenizer_config.json": _json(config)}
