@@ -76,6 +76,7 @@ ALLOWED = {
         "compare",
     },
     "report": {
+        "backends",
         "faults",
         "localising",
         "judgement",
