@@ -8,20 +8,22 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend, Source
 from clipcheck.backends.jit import Archive
+from clipcheck.backends.known import Known, everything, matching
 from clipcheck.backends.loading import Sides, build, load_sides
 from clipcheck.backends.registry import Choice, way
 from clipcheck.backends.weights import compare_weights, compared
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
-from clipcheck.checkpoints.opening import open_reference, open_subject
+from clipcheck.checkpoints.opening import open_reference, open_subject, weights_of
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.localisation import Localisation
 from clipcheck.compare.measured import measured
@@ -147,11 +149,7 @@ class _Files:
     @property
     def checkpoint(self) -> Checkpoint:
         """The weights that the subject has, or has to have."""
-        if isinstance(self.subject, Checkpoint):
-            return self.subject
-        if self.reference is None:
-            raise ValueError("a program was opened without its checkpoint")
-        return self.reference
+        return weights_of(self.subject, self.reference)
 
     @property
     def gates(self) -> tuple[GateResult, ...]:
@@ -202,7 +200,8 @@ class Judge:
         draft.add(sha256=subject.sha256, released=released.name if released else None)
         if reference is not None:
             reference.verify()
-            draft.add(reference=f"eager of {os.fspath(reference.path)}")
+            path = os.fspath(reference.path)
+            draft.add(reference=f"eager of {path}", reference_checkpoint=path)
         weights = None
         if reference is not None and isinstance(subject, Checkpoint):
             differences = list(compare_weights(subject, reference))
@@ -237,6 +236,7 @@ class Judge:
             for choice, part, share in zip(running, parts, shares, strict=True):
                 with part.keeping_errors():
                     self._judge(part, bench, choice, share)
+                part.add(known=_known(part.judgement, choice, files.checkpoint))
                 share.reach(1.0)
         error = shared.judgement.error
         if error is not None:  # of what all of them share
@@ -273,6 +273,8 @@ class Judge:
             )
             if not draft.judgement.passed:
                 self._explain(draft, bench, candidate, verdict, ruler, watch)
+        with watch.phase("frontends"):
+            draft.add(**self._frontends(bench, choice))
         if not verdict.intact:
             bench.renew()
         seconds = {**bench.seconds_once(), **watch.seconds}
@@ -280,6 +282,25 @@ class Judge:
         draft.add(seconds={**seconds, "run": run}, peak_memory=_peak_memory())
         del candidate
         gc.collect()  # a program's graph refers to itself, and holds its weights
+
+    def _frontends(self, bench: _Bench, choice: Choice) -> dict[str, object]:
+        """How the backend's own preprocessing and tokenizer compare, or why that is not known: the
+        verdict stands without it."""
+        from clipcheck.frontends.comparing import compare
+        from clipcheck.frontends.registry import of
+
+        if choice.name in bench.compared:  # with other options, which are the model's
+            return {}
+        bench.compared.add(choice.name)
+        drawn, source = bench.drawn, bench.source
+        try:
+            candidates = of(choice.name, source.checkpoint, source.scratch)
+            raw = drawn.random
+            found = compare(candidates, raw.images, raw.prompts, drawn.frontend)
+        except ClipcheckError as error:
+            _log.debug("%s: frontends were not compared", choice, exc_info=True)
+            return {"frontends_problem": str(error)}
+        return {"frontends": tuple(found)}
 
     def _explain(
         self,
@@ -360,6 +381,7 @@ class _Bench:
         self._artefacts = Artefacts(plan.artefacts, self._scratch)
         self._watch = Stopwatch(_Phases(span, draft.judgement, SHARED))
         self._told = False
+        self.compared: set[str] = set()
         with self._watch.phase("load"):
             self._sides = self._load()
         with self._watch.phase("inputs"):
@@ -426,6 +448,32 @@ class _Phases:
             self._span.stall()
         if share == 1.0:
             self._done.add(phase)
+
+
+def _known(judged: Judgement, choice: Choice, checkpoint: Checkpoint) -> tuple[Known, ...]:
+    """The failures of upstream that this one looks like."""
+    if judged.passed:
+        return ()
+    failed = "\n".join(f"{g.name}: {g.message}" for g in judged.gates if not g.passed)
+    return tuple(
+        matching(
+            choice.name,
+            judged.device,
+            str(judged.dtype),
+            judged.error or failed,
+            _versions(),
+            vision=type(checkpoint.architecture.vision).__name__,
+        )
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Of the distributions that known failures are of."""
+    found = {}
+    for name in sorted({package for known in everything() for package in known.packages}):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _unfit(choice: Choice, files: _Files, device: torch.device, dtype: str) -> str | None:

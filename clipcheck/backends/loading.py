@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from clipcheck.backends.base import Backend, Source, translating
 from clipcheck.backends.registry import Choice, require_available, way
 from clipcheck.checkpoints.checkpoint import Checkpoint, Program
+from clipcheck.checkpoints.opening import weights_of
 from clipcheck.errors import ArchitectureError, UnavailableError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def load_sides(
 
     wanted = getattr(torch, dtype)
     program = subject.path if isinstance(subject, Program) else None
-    checkpoint = subject if isinstance(subject, Checkpoint) else _needed(reference)
+    checkpoint = weights_of(subject, reference)
     both = None
     if archive and program is None:
         both = load_checkpoint_both(checkpoint, device, wanted)
@@ -91,12 +92,6 @@ def build(choice: Choice, source: Source) -> Backend:
         raise UnavailableError(f"{choice.name}: {unfit}", remedy="Choose another backend.")
     with translating(choice.name, "building"):
         return chosen.build(replace(source, options=choice.settings))
-
-
-def _needed(reference: Checkpoint | None) -> Checkpoint:
-    if reference is None:
-        raise ValueError("a program has no weights of its own to be compared with")
-    return reference
 
 
 def _stored_alike(reference: Checkpoint, candidate: Checkpoint) -> Checkpoint:

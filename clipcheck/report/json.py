@@ -48,6 +48,11 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
         "seed": judgement.seed,
         "peak_memory": judgement.peak_memory,
         "artefact_bytes": judgement.artefact_bytes,
+        "known": [
+            {"title": known.title, "link": known.link, "remedy": known.remedy}
+            for known in judgement.known
+        ],
+        "frontends": [asdict(found) for found in judgement.frontends],
         "gates": [
             {
                 "name": g.name,

@@ -7,15 +7,18 @@ all that colours do.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len
 from rich.text import Text
 
+from clipcheck.backends.known import Known
 from clipcheck.compare.result import GateResult
 from clipcheck.inputs.examples import describe
 from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.replaying import Replayed
+from clipcheck.report import frontends
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
 
@@ -64,12 +67,13 @@ def report(result: Result, *, rerun: Sequence[str] = (), advise: bool = True) ->
     steps = _next(result, rerun) if advise else []
     remedied = _remedied(result) if advise else None
     blocks = [_block(judgement, remedied is not judgement) for judgement in shown]
-    return Text("\n\n").join(_joined(block) for block in [*blocks, *_end(result, steps)])
+    end = _end(result, steps, _frontends(result.judgements))
+    return Text("\n\n").join(_joined(block) for block in [*blocks, *end])
 
 
 def brief(result: Result) -> Text:
     """The table and the verdict, and no more."""
-    return Text("\n\n").join(_joined(block) for block in _end(result, []))
+    return Text("\n\n").join(_joined(block) for block in _end(result, [], []))
 
 
 def replayed_report(replayed: Replayed) -> Text:
@@ -78,7 +82,9 @@ def replayed_report(replayed: Replayed) -> Text:
     lines = _texts(wrapped(visible(replayed.checkpoint)))
     if replayed.sha256 != saved.sha256:
         lines += _indented(f"another file than the one that failed, {saved.checkpoint}")
-    lines += _indented(f"jit on {replayed.device} in {replayed.dtype}: {describe(saved.example)}")
+    lines += _indented(
+        f"{saved.backend} on {replayed.device} in {replayed.dtype}: {describe(saved.example)}"
+    )
     lines += _indented(replayed.measure.message)
     return _joined([*lines, replayed_verdict(replayed)])
 
@@ -178,12 +184,22 @@ def _times(margin: float) -> str:
     return f"{digit}e{int(power)}x"
 
 
-def _end(result: Result, steps: Lines) -> list[Lines]:
-    """The table and the verdict, with what to do next."""
+def _frontends(judgements: Sequence[Judgement]) -> Lines:
+    """How other libraries take raw images and texts; apart from the verdict, and said so."""
+    told = []
+    for each in judgements:
+        told += frontends.lines(each.frontends)
+        if each.frontends_problem is not None:
+            told += wrapped(f"not compared: {each.backend}: {each.frontends_problem}", _INDENT)
+    return _texts(["Raw inputs, apart from the verdict:", *told]) if told else []
+
+
+def _end(result: Result, steps: Lines, apart: Lines) -> list[Lines]:
+    """The table, what is told apart, and the verdict, with what to do next."""
     said = _texts(wrapped(verdict(result)))
     headline = verdict(result).partition(":")[0]
     said[0].stylize(_VERDICTS[headline], 0, len(headline))
-    blocks = [_table(result.judgements), _left_out(result.left_out)]
+    blocks = [_table(result.judgements), apart, _left_out(result.left_out)]
     return [*(block for block in blocks if block), [*said, *steps]]
 
 
@@ -214,7 +230,7 @@ def _part(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> 
         max(cell_len(text) for text in [*head, *(row[i] for row in cells if row)])
         for i, head in enumerate(heads)
     ]
-    title, labels = _labels(judgements)
+    title, labels, named = _labels(judgements)
     first = max(cell_len(label) for label in [title, *labels])
     gap = 2 if first + sum(widths) + 2 * len(widths) <= WIDTH else 1
     blank = " " * gap
@@ -233,30 +249,36 @@ def _part(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> 
     lines = [row(title if last else "", each) for last, each in _titled(heads)]
     above = ""
     for judgement, label, texts in zip(judgements, labels, cells, strict=True):
-        if not title and judgement.checkpoint != above:
+        if not named and judgement.checkpoint != above:
             above = judgement.checkpoint
             lines.append(Text(shortened(visible(above), WIDTH).rstrip()))
         lines.append(row(label, texts or [_NOT_JUDGED]))
     return lines
 
 
-def _labels(judgements: Sequence[Judgement]) -> tuple[str, list[str]]:
-    """What stands above the labels of the rows, and these.
+def _labels(judgements: Sequence[Judgement]) -> tuple[str, list[str], bool]:
+    """What stands above the labels of the rows, these, and whether they name the checkpoints.
 
     Names that fit stand in the rows, below the way of running that all of them share. Elsewhere
-    there is nothing above, the ways stand in the rows, and the names above these.
+    the ways stand in the rows, and the names above these.
     """
     ways = [_way(judgement) for judgement in judgements]
-    shared = {way for way, judgement in zip(ways, judgements, strict=True) if judgement.gates}
+    shared = {" ".join(way) for way, each in zip(ways, judgements, strict=True) if each.gates}
     names = [visible(judgement.checkpoint) for judgement in judgements]
     if len(shared) == 1 and all(cell_len(text) <= _FIRST for text in [*names, *shared]):
-        return shared.pop(), names
-    return "", [f" {shortened(way, _FIRST - 1)}" for way in ways]
+        return shared.pop(), names, True
+    rest = {" ".join(way[1:]) for way in ways}
+    # Where all ran on one device in one dtype, that stands above, and the backends in the rows.
+    title = rest.pop() if len(rest) == 1 and len(ways) > 1 else ""
+    told = [way[0] if title else " ".join(way) for way in ways]
+    return shortened(title, _FIRST), [f" {shortened(way, _FIRST - 1)}" for way in told], False
 
 
-def _way(judgement: Judgement) -> str:
-    parts = (judgement.backend, judgement.device, judgement.dtype)
-    return visible(" ".join(part for part in parts if part))
+def _way(judgement: Judgement) -> list[str]:
+    """Backend, device and dtype; of a backend's options the values alone."""
+    backend = re.sub(r"\w+=", "", judgement.backend)
+    parts = (backend, judgement.device, judgement.dtype)
+    return [visible(part) for part in parts if part]
 
 
 def _heads(column: Sequence[str]) -> list[str]:
@@ -320,7 +342,7 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
     if judgement.error is not None:
         remedy = judgement.remedy or ""
         error = judgement.error if with_remedy else judgement.error.removesuffix(remedy)
-        return [*lines, *_row("error", UNKNOWN, "", error)]
+        return [*lines, *_row("error", UNKNOWN, "", error), *_known_rows(judgement)]
     lines += _indented(_circumstances(judgement))
     for gate in judgement.gates:
         label, style = ("pass", GOOD) if gate.passed else ("FAIL", BAD)
@@ -328,7 +350,18 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
     places = () if judgement.localisation is None else judgement.localisation.found
     for place in places:
         lines += _row("departs first", BAD, "", f"{named(place)}: {measured(place)}")
-    return [*lines, *_texts(failing_lines(judgement))]
+    return [*lines, *_known_rows(judgement), *_texts(failing_lines(judgement))]
+
+
+def _known_rows(judgement: Judgement) -> Lines:
+    """What is known of the library; it excuses nothing."""
+    rows = [_row("known", UNKNOWN, "", known_line(each)) for each in judgement.known]
+    return [line for row in rows for line in row]
+
+
+def known_line(known: Known) -> str:
+    """A failure of upstream, for people, with its link and what to do."""
+    return f"{str(known).removeprefix('known: ')}. {known.remedy}"
 
 
 def _circumstances(judgement: Judgement) -> str:
