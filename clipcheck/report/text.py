@@ -269,7 +269,8 @@ def _labels(judgements: Sequence[Judgement]) -> tuple[str, list[str], bool]:
         return shared.pop(), names, True
     rest = {" ".join(way[1:]) for way in ways}
     # Where all ran on one device in one dtype, that stands above, and the backends in the rows.
-    title = rest.pop() if len(rest) == 1 and len(ways) > 1 else ""
+    fits = len(ways) == 1 and cell_len(" ".join(ways[0])) < _FIRST
+    title = rest.pop() if len(rest) == 1 and not fits else ""
     told = [way[0] if title else " ".join(way) for way in ways]
     return shortened(title, _FIRST), [f" {shortened(way, _FIRST - 1)}" for way in told], False
 
