@@ -37,6 +37,10 @@ class Format(StrEnum):
     """A program of ONNX, in one file, with or without its weights beside it."""
 
 
+OF_WEIGHTS = (Format.ARCHIVE, Format.STATE_DICT, Format.SAFETENSORS)
+"""The formats that weights are read from, by the keys of the released state dicts."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A file with the weights of a CLIP model.

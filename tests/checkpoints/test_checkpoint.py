@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
+from clipcheck.checkpoints.checkpoint import OF_WEIGHTS, Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.records import MappedFile
 from clipcheck.errors import DamagedError, NotFiniteError
@@ -23,7 +23,7 @@ from tests.samples import (
     saved,
 )
 
-FORMATS = list(Format)
+FORMATS = list(OF_WEIGHTS)
 
 
 def opened(data: bytes, folder: Path) -> Checkpoint:
