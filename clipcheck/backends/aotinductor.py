@@ -88,7 +88,7 @@ def _compile(source: Source, path: Path) -> None:
     # What is logged is that there is no GPU, where CUDA's files are found without one.
     logging.getLogger("torch.utils.cpp_extension").addFilter(_without_cuda_home)
     # Inductor's own cache would keep a second copy of all weights for good.
-    with torch.inference_mode(False), torch.no_grad(), fresh_cache(dir=str(source.scratch)):
+    with torch.no_grad(), fresh_cache(dir=str(source.scratch)):
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(path), inductor_configs=settings
         )
