@@ -17,7 +17,7 @@ from clipcheck.backends import aotinductor
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend, Source
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.errors import RunError
+from clipcheck.errors import DamagedError, RunError
 from tests.backends.kept import (
     CPU,
     SIZES,
@@ -29,7 +29,7 @@ from tests.backends.kept import (
     expected,
     source,
 )
-from tests.samples import minute_bytes
+from tests.samples import flipped, minute_bytes
 
 pytestmark = pytest.mark.xdist_group("aotinductor")
 
@@ -117,11 +117,27 @@ def test_what_the_compiler_raises_is_translated(
 
 
 def test_what_the_loader_raises_is_translated(
-    made: Source, backend: Backend, tmp_path: Path
+    made: Source, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fail(_: str) -> None:
+        raise RuntimeError("no such symbol")
+
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", fail)
+    with pytest.raises(RunError, match=r"^aotinductor: loading failed \(no such symbol\)\."):
+        aotinductor.build(made)
+
+
+def test_code_that_was_altered_is_not_loaded(
+    made: Source, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(_: str) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", load)
+    contents = artefact(made).read_bytes()
     path = tmp_path / "package.pt2"
-    path.write_bytes(artefact(made).read_bytes()[:1000])
-    with pytest.raises(RunError, match=r"^aotinductor: loading failed \("):
+    path.write_bytes(flipped(contents, contents.index(b"\x7fELF") + 1000))
+    with pytest.raises(DamagedError, match="was altered"):
         aotinductor.open_package(path, CPU, made.checkpoint.architecture)
 
 

@@ -233,15 +233,24 @@ def test_a_batch_size_that_is_burnt_in_is_an_error_when_it_is_run(
         backend.outputs(*batch(MINUTE, 4, 4))
 
 
-def test_native_code_is_not_loaded_unasked(tmp_path: Path) -> None:
+def test_native_code_is_not_loaded_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "package.pt2"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("package/archive_format", "pt2")
         archive.writestr("package/data/aotinductor/model/x.so", "code")
+    loaded = []
+
+    def load(path: str) -> None:
+        loaded.append(path)
+        raise RuntimeError("not sound")
+
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", load)
     with pytest.raises(UnsafeError, match="it is native code"):
         open_file(path, CPU, MINUTE)
-    with pytest.raises(RunError, match="aotinductor: loading failed"):
+    assert not loaded
+    with pytest.raises(RunError, match=r"aotinductor: loading failed \(not sound\)"):
         open_file(path, CPU, MINUTE, native=True)
+    assert loaded == [str(path)]
 
 
 @pytest.mark.parametrize("contents", [b"", b"hello", minute_bytes(Format.ARCHIVE)])
