@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import ClipcheckError, RunError
+from clipcheck.inputs.examples import Frontend
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,10 @@ class Backend(Protocol):
         """What the gate ``integrity`` has to know of it. To be asked for after it has run."""
 
     @property
+    def frontend(self) -> Frontend | None:
+        """How it takes raw images and texts, where it has dimensions of its own for that."""
+
+    @property
     def size(self) -> int | None:
         """Bytes of the artefact that it runs, or None where it has none of its own."""
 
@@ -101,7 +106,7 @@ class Source:
     """What a backend is made of.
 
     Attributes:
-        checkpoint: the file.
+        checkpoint: the file; of a program the one that it was made of.
         model: the eager model of its weights, on ``device`` and in ``dtype``. Backends may share
             its weights; they must not change it.
         device: where to run.
@@ -110,6 +115,7 @@ class Source:
         scratch: a folder of its own, which outlives the backend.
         artefacts: what was built before.
         both: the archive's module as well, where the checkpoint is an archive.
+        program: a file that is to be run as it is, in place of one that is built.
     """
 
     checkpoint: Checkpoint
@@ -120,6 +126,7 @@ class Source:
     scratch: Path
     artefacts: Artefacts
     both: Both | None = None
+    program: Path | None = None
 
 
 class Way(Protocol):
@@ -149,6 +156,34 @@ class Way(Protocol):
         Raises:
             RunError: its library failed; the message has the library's words.
         """
+
+
+class Methods(Protocol):
+    """What has CLIP's three methods, each to be called by itself; see `Backend`."""
+
+    def encode_image(self, pixels: Pixels) -> Array:
+        """Pixels [N, 3, R, R] to features [N, E], not normalised."""
+
+    def encode_text(self, tokens: Tokens) -> Array:
+        """Ids [M, L] to features [M, E], not normalised."""
+
+    def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
+        """Pixels and ids to logits per image [N, M] and per text [M, N]."""
+
+
+def outputs_of_methods(methods: Methods, pixels: Pixels, tokens: Tokens) -> Named:
+    """All four outputs by name, of what has a method for each: so each tower runs twice.
+
+    Raises:
+        RunError: the model cannot be run, or gives something else.
+    """
+    logits_per_image, logits_per_text = methods(pixels, tokens)
+    return {
+        "image_features": methods.encode_image(pixels),
+        "text_features": methods.encode_text(tokens),
+        "logits_per_image": logits_per_image,
+        "logits_per_text": logits_per_text,
+    }
 
 
 @contextmanager

@@ -38,10 +38,12 @@ class Choice:
     Attributes:
         name: of `BACKENDS`.
         options: those that were given, with their values.
+        optional: whether it was not named, and may be left out where it does not fit.
     """
 
     name: str
     options: Mapping[str, str] = field(default_factory=dict)
+    optional: bool = False
 
     def __str__(self) -> str:
         given = ",".join(f"{key}={value}" for key, value in self.options.items())
@@ -52,6 +54,37 @@ class Choice:
         """One value for each option that there is."""
         known = way(self.name).OPTIONS
         return {key: self.options.get(key, option.default) for key, option in known.items()}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A backend, as it is on this machine.
+
+    Attributes:
+        name: of `BACKENDS`.
+        summary: what it is, in a line.
+        options: what can be chosen, by name.
+        version: of the library that runs it; nothing where it cannot run.
+        missing: why it cannot run, or None.
+    """
+
+    name: str
+    summary: str
+    options: Mapping[str, Option]
+    version: str
+    missing: Missing | None
+
+
+def listing() -> list[Listed]:
+    """All backends, in the order of `BACKENDS`."""
+    return [_listed(name) for name in BACKENDS]
+
+
+def _listed(name: str) -> Listed:
+    found = way(name)
+    missing = found.available()
+    version = found.version() if missing is None else ""
+    return Listed(name, found.SUMMARY, found.OPTIONS, version, missing)
 
 
 @cache
@@ -84,7 +117,8 @@ def chosen(written: Sequence[str]) -> tuple[Choice, ...]:
         UsageError: see `parse`.
     """
     found: dict[str, Choice] = {}
-    for each in written:
+    # Those that are named first: of one that is asked for by name as well, no reason is an excuse.
+    for each in sorted(written, key=lambda each: each == ALL):
         for choice in _everything() if each == ALL else [parse(each)]:
             found.setdefault(str(choice), choice)
     return tuple(found.values())
@@ -102,7 +136,9 @@ def require_available(choice: Choice) -> None:
 
 
 def _everything() -> list[Choice]:
-    return [Choice(name, variant) for name in BACKENDS for variant in way(name).VARIANTS]
+    return [
+        Choice(name, variant, optional=True) for name in BACKENDS for variant in way(name).VARIANTS
+    ]
 
 
 def _pair(name: str, written: str) -> tuple[str, str]:

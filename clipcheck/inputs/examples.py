@@ -53,7 +53,7 @@ class Frontend:
 
     def pixels(self, image: Image.Image) -> Pixels:
         """Float32 [3, R, R]."""
-        with _opacities_left_out():
+        with opacities_left_out():
             pixels: Pixels = transform(self.resolution)(image).numpy()
         return pixels
 
@@ -206,7 +206,7 @@ def describe(example: Example) -> str:
 
 def describe_image(image: Image.Image) -> str:
     """Mode, size, and the colour where there is just one."""
-    with _opacities_left_out():
+    with opacities_left_out():
         colours = image.convert("RGB").getcolors(maxcolors=1)
     alone = f", all {colours[0][1]}" if colours else ""
     return f"{image.mode} {image.width}x{image.height}{alone}"
@@ -219,7 +219,7 @@ def describe_prompt(prompt: Prompt) -> str:
 
 
 @contextmanager
-def _opacities_left_out() -> Iterator[None]:
+def opacities_left_out() -> Iterator[None]:
     """Pillow would have a palette with opacities made RGBA first; the reference does not."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Palette images with Transparency")

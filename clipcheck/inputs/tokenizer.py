@@ -66,10 +66,8 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: str) -> None:
-        # The file has five times as many lines as the models use.
-        lines = vocabulary.split("\n", _MERGE_COUNT + 1)[1:-1]
-        names = [line.replace(" ", "") for line in lines]
-        ids = {name: i for i, name in enumerate([*_names_of_bytes(), *names])}
+        lines = merges(vocabulary)
+        ids = {name: i for i, name in enumerate(names(lines))}
         parts = map(ids.__getitem__, " ".join(lines).split(" "))
         pairs = zip(parts, parts, strict=True)
         self._merged = {pair: i for i, pair in enumerate(pairs, start=_FIRST_MERGED)}
@@ -85,7 +83,7 @@ class Tokenizer:
         return [i for word in words for i in self._ids_of_word(word)]
 
     def encode_word(self, word: str) -> tuple[int, ...]:
-        """Token ids of a word of ASCII letters in lowercase: `encode` without its cleaning."""
+        """Token ids of a single word, in lowercase: `encode` without cleaning and splitting."""
         return self._ids_of_word(word)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -146,6 +144,21 @@ def read_vocabulary() -> str:
             path=path,
         )
     return gzip.decompress(packed).decode()
+
+
+def merges(vocabulary: str) -> list[str]:
+    """The merges of the released models, as lines of `read_vocabulary`, most frequent first."""
+    # The file has five times as many lines as the models use.
+    return vocabulary.split("\n", _MERGE_COUNT + 1)[1:-1]
+
+
+def names(lines: Iterable[str]) -> list[str]:
+    """What each id is called, in their order: a character for each byte, ``</w>`` ends a word.
+
+    Args:
+        lines: what `merges` gives.
+    """
+    return [*_names_of_bytes(), *(line.replace(" ", "") for line in lines), *_SPECIAL_TOKENS]
 
 
 @functools.cache
@@ -221,8 +234,8 @@ def _vocabulary_path() -> Path:
 def _names_of_bytes() -> list[str]:
     # The file writes a byte that Latin-1 does not print as a character from U+0100 on.
     others = range(0x100, 0x100 + len(_BYTES) - len(_PRINTED))
-    names = [chr(code) for code in (*_PRINTED, *others)]
-    return [*names, *(name + _WORD_END for name in names)]
+    single = [chr(code) for code in (*_PRINTED, *others)]
+    return [*single, *(name + _WORD_END for name in single)]
 
 
 def _spellings(merged: Iterable[tuple[int, int]]) -> list[bytes]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from clipcheck.checkpoints.artefacts import is_compiled, kind_of, require_inert
-from clipcheck.checkpoints.checkpoint import OF_WEIGHTS, Format
+from clipcheck.checkpoints.checkpoint import FILE_FORMATS, Format
 from clipcheck.checkpoints.records import ZIP_MAGIC
 from clipcheck.errors import CheckpointError, DamagedError, UnknownFormatError, UnsafeError
 from tests.samples import minute_bytes
@@ -281,7 +281,7 @@ def test_onnx_that_is_cut_off_is_not_told(cut: int, tmp_path: Path) -> None:
     assert kind_of(path) is None
 
 
-@pytest.mark.parametrize("form", OF_WEIGHTS)
+@pytest.mark.parametrize("form", FILE_FORMATS)
 def test_weights_are_no_program(form: Format, tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(minute_bytes(form))

@@ -1,0 +1,190 @@
+"""transformers: CLIP's image processors, fast and slow, and its tokenizer."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcheck.backends.base import Missing, translating
+from clipcheck.frontends.base import Candidate
+from clipcheck.frontends.differences import (
+    CASE_SENSITIVE,
+    COMPOSED,
+    CROP_DOWN,
+    ENTITIES_KEPT,
+    LEGACY_END,
+    LOWERED_APART,
+    NAMES_AS_WRITTEN,
+    NOT_REPAIRED,
+    ON_WHITE,
+    PADDED_WITH_END,
+    RGB_FIRST,
+    TENSORS,
+    UNTRUNCATED,
+    Difference,
+)
+from clipcheck.inputs.vocabulary_files import VOCABULARY_FILE, vocabulary_files
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+
+OLDEST = (5, 4)
+"""The first version whose ways are known here: the slow tokenizer is gone, and the slow image
+processor has a name of its own."""
+ON_WHITE_SINCE = (5, 21)
+"""The first version that puts what is transparent on white: 5.20.2 drops the opacities."""
+
+_SLOW: tuple[Difference, ...] = (RGB_FIRST, CROP_DOWN)
+_FAST: tuple[Difference, ...] = (*_SLOW, TENSORS)
+_TOKENIZER: tuple[Difference, ...] = (
+    NOT_REPAIRED,
+    ENTITIES_KEPT,
+    COMPOSED,
+    LOWERED_APART,
+    CASE_SENSITIVE,
+    NAMES_AS_WRITTEN,
+    PADDED_WITH_END,
+)
+
+
+def available() -> Missing | None:
+    """Wherever transformers is, from `OLDEST` on."""
+    if importlib.util.find_spec("transformers") is None:
+        return Missing("transformers is not installed", "Run: pip install clipcheck[transformers]")
+    if _numbers() < OLDEST:
+        least = ".".join(map(str, OLDEST))
+        return Missing(
+            f"{version()} is installed, and it is known of {least} and later how they take inputs",
+            f"Run: pip install 'transformers>={least}'",
+        )
+    return None
+
+
+def version() -> str:
+    """Of transformers."""
+    return f"transformers {metadata.version('transformers')}"
+
+
+def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
+    """Both image processors, the tokenizer with and without truncation, and the end token.
+
+    Where the checkpoint is a folder, the files in it are what is read: ``preprocessor_config.json``,
+    ``tokenizer.json`` or ``vocab.json``, ``config.json``. What is not there is as for the released
+    models.
+
+    Raises:
+        RunError: transformers cannot read the files.
+        VocabularyError: see `clipcheck.inputs.tokenizer.read_vocabulary`.
+    """
+    with translating("transformers", "reading the files of preprocessing"), _quiet():
+        return [
+            *_image_processors(checkpoint),
+            *_tokenizers(checkpoint, scratch),
+            *_end_tokens(checkpoint.path),
+        ]
+
+
+def tokenizer_files(folder: Path) -> None:
+    """Write a tokenizer as those of the released models into a folder that exists.
+
+    Raises:
+        VocabularyError: see `clipcheck.inputs.tokenizer.read_vocabulary`.
+    """
+    vocabulary_files(folder)
+    named = json.dumps({"tokenizer_class": "CLIPTokenizer"})
+    (folder / "tokenizer_config.json").write_text(named, encoding="utf-8")
+
+
+def _numbers() -> tuple[int, int]:
+    major, minor = metadata.version("transformers").split(".")[:2]
+    return int(major), int(minor)
+
+
+def _image_processors(checkpoint: Checkpoint) -> Iterator[Candidate]:
+    from transformers import CLIPImageProcessor, CLIPImageProcessorPil
+
+    folder, side = checkpoint.path, checkpoint.architecture.image_resolution
+    classes: list[tuple[str, Any, Sequence[Difference]]] = [
+        ("fast", CLIPImageProcessor, _FAST),
+        ("slow", CLIPImageProcessorPil, _SLOW),
+    ]
+    white = (ON_WHITE,) if _numbers() >= ON_WHITE_SINCE else ()
+    for name, made, differences in classes:
+        if (folder / "preprocessor_config.json").is_file():
+            processor = made.from_pretrained(folder)
+        else:
+            sizes = {"shortest_edge": side}, {"height": side, "width": side}
+            processor = made(size=sizes[0], crop_size=sizes[1])
+        yield Candidate(
+            f"transformers ({name})",
+            "image",
+            version(),
+            partial(_pixels, processor),
+            (*differences, *white),
+        )
+
+
+def _pixels(processor: Any, image: Image.Image) -> Any:
+    with _quiet():
+        return processor(images=image, return_tensors="np")["pixel_values"][0]
+
+
+def _tokenizers(checkpoint: Checkpoint, scratch: Path) -> Iterator[Candidate]:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(_tokenizer_folder(checkpoint.path, scratch))
+    length = checkpoint.architecture.context_length
+    for name, truncation in (("truncation=True", True), ("by default", False)):
+        yield Candidate(
+            f"transformers ({name})",
+            "text",
+            version(),
+            partial(_ids, tokenizer, length, truncation),
+            _TOKENIZER if truncation else (*_TOKENIZER, UNTRUNCATED),
+        )
+
+
+def _tokenizer_folder(path: Path, scratch: Path) -> Path:
+    if any((path / name).is_file() for name in ("tokenizer.json", VOCABULARY_FILE)):
+        return path
+    folder = scratch / "tokenizer"
+    folder.mkdir(exist_ok=True)
+    tokenizer_files(folder)
+    return folder
+
+
+def _ids(tokenizer: Any, length: int, truncation: bool, text: str) -> Any:
+    with _quiet():
+        return tokenizer(text, padding="max_length", max_length=length, truncation=truncation)[
+            "input_ids"
+        ]
+
+
+def _end_tokens(path: Path) -> Iterator[Candidate]:
+    from transformers import CLIPConfig
+
+    if (path / "config.json").is_file():
+        end = CLIPConfig.from_pretrained(path).text_config.eos_token_id
+        read: Callable[[str], list[int]] = lambda _: [end]  # noqa: E731
+        yield Candidate("transformers (config.json)", "end token", version(), read, (LEGACY_END,))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What transformers warns of while it reads and cuts is what is compared here."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

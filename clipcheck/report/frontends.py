@@ -1,0 +1,74 @@
+"""What libraries' own ways to take raw inputs give, in lines of at most 80 cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipcheck.compare.frontends import FrontendResult, Kind, Known, Unknown
+from clipcheck.report.cells import wrapped
+
+_INDENT = "  "
+_DEEPER = "    "
+
+_SHOWN = 3
+"""Inputs that are told of where they differ for no known reason; the others are counted."""
+
+_PARTS: dict[Kind, tuple[str, str, str]] = {
+    "image": ("preprocessing", "image", "images"),
+    "text": ("tokenizing", "text", "texts"),
+    "end token": ("end token", "id", "ids"),
+}
+"""By kind: what it is called, and what is counted."""
+
+
+def lines(results: Sequence[FrontendResult]) -> list[str]:
+    """What each gave: how many inputs become the same, which known differences the others show,
+    and the first of those that differ otherwise. Nothing without results."""
+    return [line for result in results for line in _lines(result)]
+
+
+def headline(result: FrontendResult) -> str:
+    """The first of them, not yet cut to lines."""
+    part, *counted = _PARTS[result.kind]
+    number = f"{result.same} of {result.compared} {counted[result.compared != 1]} the same"
+    counts = {"as known": result.differing_as_known, "otherwise": len(result.unknown)}
+    others = [f"{_differ(count)} {how}" for how, count in counts.items() if count]
+    if not result.compared:
+        number = f"no {counted[1]} were compared"
+    return f"{part} of {_named(result)}: {'; '.join([number, *others])}"
+
+
+def _lines(result: FrontendResult) -> list[str]:
+    found = wrapped(headline(result), rest=_INDENT)
+    for name, known in result.known.items():
+        found += _known_lines(name, known)
+    for unknown in result.unknown[:_SHOWN]:
+        found += _unknown_lines(unknown)
+    left = len(result.unknown) - _SHOWN
+    return [*found, *([f"{_INDENT}otherwise: {left} more"] if left > 0 else [])]
+
+
+def _known_lines(name: str, known: Known) -> list[str]:
+    return [
+        *wrapped(f"{name}: {known.count}, such as {known.example}", f"{_INDENT}known: ", _DEEPER),
+        *wrapped(known.meaning, _DEEPER),
+        *wrapped(known.link, _DEEPER),
+    ]
+
+
+def _unknown_lines(unknown: Unknown) -> list[str]:
+    message = f"{unknown.example}: {unknown.unlike.message}"
+    return wrapped(message, f"{_INDENT}otherwise: ", _DEEPER)
+
+
+def _named(result: FrontendResult) -> str:
+    """The version stands behind the library's name, and which of its ways after it."""
+    library, _, way = result.name.partition(" ")
+    version = (
+        result.version if result.version.startswith(library) else f"{library} {result.version}"
+    )
+    return f"{version} {way}".rstrip()
+
+
+def _differ(count: int) -> str:
+    return f"{count} {'differs' if count == 1 else 'differ'}"
