@@ -88,7 +88,7 @@ def _compile(source: Source, path: Path) -> None:
     # What is logged is that there is no GPU, where CUDA's files are found without one.
     logging.getLogger("torch.utils.cpp_extension").addFilter(_without_cuda_home)
     # Inductor's own cache would keep a second copy of all weights for good.
-    with torch.inference_mode(False), torch.no_grad(), fresh_cache(dir=str(source.scratch)):
+    with torch.no_grad(), fresh_cache(dir=str(source.scratch)):
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(path), inductor_configs=settings
         )
@@ -119,13 +119,17 @@ def open_package(path: Path, device: torch.device, architecture: Architecture) -
         architecture: what it is to be a model of.
 
     Raises:
+        DamagedError: the file was altered.
         CheckpointError: it takes other inputs than a CLIP model.
         RunError: it cannot be loaded on this machine.
     """
     from torch.utils import _pytree as pytree
 
     from clipcheck.backends import signature
+    from clipcheck.checkpoints.records import MappedFile, Records
 
+    # torch compares no checksums, and leaves all that it unpacked where it cannot load it.
+    Records(MappedFile(path)).verify()
     package = _load(path)
     with translating("aotinductor", "reading the package"):
         ids = package.get_metadata().get(_TOKENS, "int64")

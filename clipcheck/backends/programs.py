@@ -129,6 +129,8 @@ def key(source: Source, *libraries: str) -> dict[str, str]:
     """
     from importlib.metadata import version
 
+    import torch
+
     from clipcheck.writers.programs import PROGRAM
 
     return {
@@ -136,7 +138,9 @@ def key(source: Source, *libraries: str) -> dict[str, str]:
         "device": source.device.type,
         "dtype": source.dtype,
         "program": PROGRAM,
-        **{library: version(library) for library in ("torch", *libraries)},
+        # With what it was built for, as +cu130, which its metadata may leave out.
+        "torch": torch.__version__,
+        **{library: version(library) for library in libraries},
     }
 
 

@@ -107,8 +107,7 @@ def export(model: eager.CLIP) -> ExportedProgram:
         torch.zeros(texts, model.context_length, dtype=torch.int32, device=device),
     )
     sizes = {"pixels": {0: Dim("images", min=1)}, "tokens": {0: Dim("texts", min=1)}}
-    # What is run in inference mode is another program, with operations that nothing can lower.
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.no_grad():
         program = torch.export.export(Whole(model), example, dynamic_shapes=sizes, strict=False)
     for module in program.graph_module.modules():
         for node in module.graph.nodes:
