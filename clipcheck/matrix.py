@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, TypeAlias
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend, Source
 from clipcheck.backends.jit import Archive
-from clipcheck.backends.loading import build, load_source
+from clipcheck.backends.loading import Sides, build, load_sides
 from clipcheck.backends.registry import Choice, way
+from clipcheck.backends.weights import compare_weights, compared
 from clipcheck.checkpoints import registry
-from clipcheck.checkpoints.checkpoint import Checkpoint, Format
-from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
+from clipcheck.checkpoints.opening import open_reference, open_subject
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.localisation import Localisation
 from clipcheck.compare.measured import measured
+from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
+from clipcheck.compare.weights import weights as weights_gate
 from clipcheck.errors import ClipcheckError, UnavailableError
 from clipcheck.inputs.examples import batch
 from clipcheck.judgement import Judgement, LeftOut
@@ -48,6 +51,17 @@ for all backends (``benchmarks.check``)."""
 
 OWN = {"build": 1, "candidate": 34, "modules": 14}
 """The same of what each backend does for itself."""
+
+_PROGRAMS = {Format.PT2: "export", Format.ONNX: "onnxruntime"}
+"""By format, the backend that runs such a program."""
+
+_DEFAULTS = {
+    Format.ARCHIVE: "jit",
+    Format.TRANSFORMERS: "transformers",
+    Format.OPEN_CLIP: "open_clip",
+    **_PROGRAMS,
+}
+"""By format, the backend that such a file is made for."""
 
 _READING = 4
 """What reading and hashing takes."""
@@ -117,6 +131,35 @@ class _Draft:
 
 
 @dataclass(frozen=True)
+class _Files:
+    """What is judged, and with what it is compared.
+
+    Attributes:
+        subject: what is judged.
+        reference: the checkpoint whose eager model it has to equal; None where that is its own.
+        weights: what the gate ``weights`` found, where there are two files with weights.
+    """
+
+    subject: Checkpoint | Program
+    reference: Checkpoint | None
+    weights: GateResult | None
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The weights that the subject has, or has to have."""
+        if isinstance(self.subject, Checkpoint):
+            return self.subject
+        if self.reference is None:
+            raise ValueError("a program was opened without its checkpoint")
+        return self.reference
+
+    @property
+    def gates(self) -> tuple[GateResult, ...]:
+        """What is known before anything is run."""
+        return () if self.weights is None else (self.weights,)
+
+
+@dataclass(frozen=True)
 class Judge:
     """Judges checkpoints by a plan."""
 
@@ -131,39 +174,45 @@ class Judge:
         found: list[Judgement | LeftOut] = []
         reading, judging = span.split([_READING, 100 - _READING])
         with draft.keeping_errors():
-            checkpoint, reference, target = self._open(draft, device, reading)
-            choices = plan.backends or (_default_backend(checkpoint, reference),)
-            dtypes = plan.dtypes or _default_dtypes(checkpoint, target)
+            files, target = self._open(draft, device, reading)
+            choices = plan.backends or (_default_backend(files),)
+            dtypes = plan.dtypes or _default_dtypes(files.checkpoint, target)
             for dtype, share in zip(dtypes, judging.split([1] * len(dtypes)), strict=True):
                 part = replace(draft.judgement, dtype=dtype)
-                found += self._in_dtype(part, checkpoint, reference, target, choices, share)
+                found += self._in_dtype(part, files, target, choices, share)
                 share.reach(1.0)
         span.reach(1.0)
         return found or [draft.judgement]
 
-    def _open(
-        self, draft: _Draft, device: Device, span: Span
-    ) -> tuple[Checkpoint, Checkpoint | None, torch.device]:
-        name = draft.judgement.checkpoint
+    def _open(self, draft: _Draft, device: Device, span: Span) -> tuple[_Files, torch.device]:
+        name, root = draft.judgement.checkpoint, self.plan.download_root
         span.say(f"{name}: reading")
         from clipcheck.models.loader import resolve_device  # which imports torch, and takes seconds
 
         target = resolve_device(device)
         draft.add(device=str(target))
         with span.apart():  # a download shows its own
-            checkpoint = open_checkpoint(name, self.plan.download_root)
+            subject = open_subject(name, root)
+            reference = open_reference(subject, self.plan.reference, root)
         span.reach(0.0)
-        draft.add(path=os.fspath(checkpoint.path), description=_describe(checkpoint))
-        checkpoint.verify()
-        released = registry.by_sha256(checkpoint.sha256)
-        draft.add(sha256=checkpoint.sha256, released=released.name if released else None)
-        return checkpoint, None, target
+        draft.add(path=os.fspath(subject.path), description=_describe(subject))
+        if isinstance(subject, Checkpoint):
+            subject.verify()
+        released = registry.by_sha256(subject.sha256)
+        draft.add(sha256=subject.sha256, released=released.name if released else None)
+        if reference is not None:
+            reference.verify()
+            draft.add(reference=f"eager of {os.fspath(reference.path)}")
+        weights = None
+        if reference is not None and isinstance(subject, Checkpoint):
+            differences = list(compare_weights(subject, reference))
+            weights = weights_gate(differences, compared(subject, reference))
+        return _Files(subject, reference, weights), target
 
     def _in_dtype(
         self,
         judgement: Judgement,
-        checkpoint: Checkpoint,
-        reference: Checkpoint | None,
+        files: _Files,
         device: torch.device,
         choices: Sequence[Choice],
         span: Span,
@@ -174,7 +223,7 @@ class Judge:
         left_out = [
             LeftOut(name, str(choice), where, dtype, reason)
             for choice in choices
-            if choice.optional and (reason := _unfit(choice, checkpoint, reference, device, dtype))
+            if choice.optional and (reason := _unfit(choice, files, device, dtype))
         ]
         absent = {each.backend for each in left_out}
         running = [choice for choice in choices if str(choice) not in absent]
@@ -184,7 +233,7 @@ class Judge:
         shared = _Draft(judgement)
         parts = [_Draft(replace(judgement, backend=str(choice))) for choice in running]
         with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder, shared.keeping_errors():
-            bench = _Bench(self.plan, shared, checkpoint, device, running, folder, first)
+            bench = _Bench(self.plan, shared, files, device, running, folder, first)
             for choice, part, share in zip(running, parts, shares, strict=True):
                 with part.keeping_errors():
                     self._judge(part, bench, choice, share)
@@ -199,7 +248,7 @@ class Judge:
         from clipcheck.backends.reference import exact_floats
 
         judged = draft.judgement
-        _require_other(choice, bench.reference_checkpoint)
+        _require_other(choice, bench.files)
         watch = Stopwatch(_Phases(span, judged, OWN))
         draft.add(examples=bench.drawn.images)
         with watch.phase("build"), exact_floats():
@@ -217,7 +266,7 @@ class Judge:
             )
             ruler = Ruler(verdict.run.cases, LIMITS[bench.source.dtype], bench.trial.scale)
             draft.add(
-                gates=verdict.gates,
+                gates=(*bench.files.gates, *verdict.gates),
                 measured=measured(verdict.run.cases, ruler),
                 coverage=verdict.coverage,
                 artefact_bytes=candidate.size,
@@ -286,7 +335,7 @@ class _Bench:
     Args:
         plan: see there.
         draft: of what all have in common.
-        checkpoint: the file.
+        files: what is judged, and with what it is compared.
         device: where.
         choices: what is going to run.
         folder: for what backends write.
@@ -297,45 +346,51 @@ class _Bench:
         self,
         plan: Plan,
         draft: _Draft,
-        checkpoint: Checkpoint,
+        files: _Files,
         device: torch.device,
         choices: Sequence[Choice],
         folder: str,
         span: Span,
     ) -> None:
-        from clipcheck.backends.reference import Reference
-
+        self.files = files
         self._archive = any(choice.name == "jit" for choice in choices)
-        self._checkpoint, self._device = checkpoint, device
+        self._device = device
         self._dtype = str(draft.judgement.dtype)
         self._scratch = Path(folder)
         self._artefacts = Artefacts(plan.artefacts, self._scratch)
         self._watch = Stopwatch(_Phases(span, draft.judgement, SHARED))
         self._told = False
         with self._watch.phase("load"):
-            self.source = self._load()
+            self._sides = self._load()
         with self._watch.phase("inputs"):
             wanted = Wanted(plan.examples, plan.exhaustive, plan.seed, draft.judgement.checkpoint)
-            self.drawn: Drawn = draw(wanted, inputs_of(checkpoint.architecture))
-        self.reference_checkpoint: Checkpoint | None = None
-        self.reference: Reference = Reference(self.source.model, checkpoint.architecture, device)
+            self.drawn: Drawn = draw(wanted, inputs_of(files.checkpoint.architecture))
         self.trial = Trial.of(self.reference, self.drawn.batches, self._dtype, self._watch)
 
-    def renew(self) -> None:
-        """Load it once more: running a candidate has changed the weights, which all share."""
-        from clipcheck.backends.reference import Reference
+    @property
+    def source(self) -> Source:
+        """What candidates are made of."""
+        return self._sides.source
 
-        self.source = self._load()
-        self.reference = Reference(self.source.model, self._checkpoint.architecture, self._device)
+    @property
+    def reference(self) -> Reference:
+        """What they are compared with."""
+        return self._sides.reference
+
+    def renew(self) -> None:
+        """Load both sides once more: running a candidate has changed the weights, which all
+        share."""
+        self._sides = self._load()
 
     def seconds_once(self) -> Mapping[str, float]:
         """By phase, what was spent for all; told of one of them alone."""
         told, self._told = self._told, True
         return {} if told else self._watch.seconds
 
-    def _load(self) -> Source:
-        return load_source(
-            self._checkpoint,
+    def _load(self) -> Sides:
+        return load_sides(
+            self.files.subject,
+            self.files.reference,
             self._device,
             self._dtype,
             self._scratch,
@@ -373,45 +428,47 @@ class _Phases:
             self._done.add(phase)
 
 
-def _unfit(
-    choice: Choice,
-    checkpoint: Checkpoint,
-    reference: Checkpoint | None,
-    device: torch.device,
-    dtype: str,
-) -> str | None:
+def _unfit(choice: Choice, files: _Files, device: torch.device, dtype: str) -> str | None:
     """Why a backend is nothing for this checkpoint or not on this machine, or None."""
     chosen = way(choice.name)
     missing = chosen.available()
     if missing is not None:
         return f"{missing.reason}. {missing.remedy}"
     try:
-        _require_other(choice, reference)
+        _require_other(choice, files)
     except UnavailableError as error:
         return error.problem
-    return chosen.unfit(checkpoint, device, dtype)
+    return chosen.unfit(files.checkpoint, device, dtype)
 
 
-def _require_other(choice: Choice, reference: Checkpoint | None) -> None:
-    if choice.name == "eager" and reference is None:
+def _require_other(choice: Choice, files: _Files) -> None:
+    """See that a backend runs the subject, and not what that is compared with."""
+    if isinstance(files.subject, Program):
+        if choice.name != _PROGRAMS[files.subject.format]:
+            raise UnavailableError(
+                f"{choice.name} does not run programs of the format {files.subject.format}",
+                remedy=f"Leave --backend out, or choose {_PROGRAMS[files.subject.format]}.",
+            )
+    elif choice.name == "eager" and files.reference is None:
         raise UnavailableError(
             "the eager model is what the others are compared with",
             remedy="Give another checkpoint to compare it with: --reference CHECKPOINT.",
         )
 
 
-def _default_backend(checkpoint: Checkpoint, reference: Checkpoint | None) -> Choice:
+def _default_backend(files: _Files) -> Choice:
     """The way that a file is run in, by what it is."""
-    if checkpoint.format is Format.ARCHIVE:
-        return Choice("jit")
-    if reference is not None:
+    form = files.subject.format
+    if form in _DEFAULTS:
+        return Choice(_DEFAULTS[form])
+    if files.reference is not None:
         return Choice("eager")
     raise UnavailableError(
-        f"this {checkpoint.format} holds weights alone, so that there is no second way to run "
-        "it and nothing to compare",
+        f"this {form} holds weights alone, so that there is no second way to run it and nothing "
+        "to compare",
         remedy="Choose a backend (--backend all runs every one), compare it with another file "
         "(--reference CHECKPOINT), or make an archive of it: clipcheck convert WEIGHTS -o FILE.",
-        path=checkpoint.path,
+        path=files.subject.path,
     )
 
 
@@ -423,7 +480,10 @@ def _default_dtypes(checkpoint: Checkpoint, device: torch.device) -> tuple[str, 
     return ("float32", own)
 
 
-def _describe(checkpoint: Checkpoint) -> str:
+def _describe(subject: Checkpoint | Program) -> str:
+    if isinstance(subject, Program):
+        return f"{subject.format}, a program of {subject.path.stat().st_size / 1e6:,.1f} MB"
+    checkpoint = subject
     dtypes = " and ".join(checkpoint.dtypes)
     parameters = f"{checkpoint.architecture.parameters:,} parameters"
     described = checkpoint.architecture.describe()

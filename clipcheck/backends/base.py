@@ -106,7 +106,7 @@ class Source:
     """What a backend is made of.
 
     Attributes:
-        checkpoint: the file.
+        checkpoint: the file; of a program the one that it was made of.
         model: the eager model of its weights, on ``device`` and in ``dtype``. Backends may share
             its weights; they must not change it.
         device: where to run.
@@ -115,6 +115,7 @@ class Source:
         scratch: a folder of its own, which outlives the backend.
         artefacts: what was built before.
         both: the archive's module as well, where the checkpoint is an archive.
+        program: a file that is to be run as it is, in place of one that is built.
     """
 
     checkpoint: Checkpoint
@@ -125,6 +126,7 @@ class Source:
     scratch: Path
     artefacts: Artefacts
     both: Both | None = None
+    program: Path | None = None
 
 
 class Way(Protocol):

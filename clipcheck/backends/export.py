@@ -38,7 +38,16 @@ def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | Non
 
 
 def build(source: Source) -> Backend:
-    """Export the eager model, or take the program of an earlier run, and load it from its file."""
+    """Export the eager model, or take the program of an earlier run, and load it from its file.
+
+    A source that is a program already is opened as it is.
+    """
+    if source.program is not None:
+        from clipcheck.backends.artefact_files import open_file
+
+        weights = source.model.state_dict()
+        model = source.checkpoint.architecture
+        return open_file(source.program, source.device, model, weights=weights)
     from clipcheck.backends import programs
     from clipcheck.writers.programs import write_pt2
 

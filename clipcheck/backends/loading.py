@@ -1,35 +1,53 @@
-"""From a checkpoint that is open to what backends are made of, and to a backend."""
+"""From files that are open to both sides of a comparison: the reference, and what backends are made
+of."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Backend, Source, translating
 from clipcheck.backends.registry import Choice, require_available, way
-from clipcheck.errors import UnavailableError
+from clipcheck.checkpoints.checkpoint import Checkpoint, Program
+from clipcheck.errors import ArchitectureError, UnavailableError
 
 if TYPE_CHECKING:
     import torch
 
     from clipcheck.backends.artefacts import Artefacts
-    from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.backends.reference import Reference
 
 
-def load_source(
-    checkpoint: Checkpoint,
+@dataclass(frozen=True)
+class Sides:
+    """Both sides of a comparison.
+
+    Attributes:
+        source: what candidates are made of.
+        reference: the eager model that they have to equal; it may share weights with them.
+    """
+
+    source: Source
+    reference: Reference
+
+
+def load_sides(
+    subject: Checkpoint | Program,
+    reference: Checkpoint | None,
     device: torch.device,
     dtype: str,
     scratch: Path,
     artefacts: Artefacts,
     *,
     archive: bool,
-) -> Source:
-    """Load a checkpoint, once for all backends that are made of it.
+) -> Sides:
+    """Load both sides, once for all backends.
 
     Args:
-        checkpoint: the file.
+        subject: what is judged.
+        reference: the checkpoint that it is compared with; None for itself.
         device: where to.
         dtype: what to compute in, by name.
         scratch: a folder for what backends write.
@@ -37,19 +55,26 @@ def load_source(
         archive: whether the archive's own module is wanted as well.
 
     Raises:
-        ClipcheckError: it cannot be loaded; the subclass tells why.
+        ArchitectureError: the two are of different dimensions.
+        ClipcheckError: one cannot be loaded; the subclass tells why.
     """
     import torch
 
+    from clipcheck.backends.reference import Reference
+    from clipcheck.models import eager
     from clipcheck.models.loader import load_checkpoint_both, load_eager
 
     wanted = getattr(torch, dtype)
-    if archive:
+    program = subject.path if isinstance(subject, Program) else None
+    checkpoint = subject if isinstance(subject, Checkpoint) else _needed(reference)
+    both = None
+    if archive and program is None:
         both = load_checkpoint_both(checkpoint, device, wanted)
-        model = both.eager_model
-    else:
-        both, model = None, load_eager(checkpoint, device, wanted)
-    return Source(checkpoint, model, device, dtype, {}, scratch, artefacts, both)
+    model: eager.CLIP = both.eager_model if both else load_eager(checkpoint, device, wanted)
+    source = Source(checkpoint, model, device, dtype, {}, scratch, artefacts, both, program)
+    if reference is not None and reference is not checkpoint:
+        model = load_eager(_stored_alike(reference, checkpoint), device, wanted)
+    return Sides(source, Reference(model, checkpoint.architecture, device))
 
 
 def build(choice: Choice, source: Source) -> Backend:
@@ -62,7 +87,34 @@ def build(choice: Choice, source: Source) -> Backend:
     require_available(choice)
     chosen = way(choice.name)
     unfit = chosen.unfit(source.checkpoint, source.device, source.dtype)
-    if unfit is not None:
+    if source.program is None and unfit is not None:
         raise UnavailableError(f"{choice.name}: {unfit}", remedy="Choose another backend.")
     with translating(choice.name, "building"):
         return chosen.build(replace(source, options=choice.settings))
+
+
+def _needed(reference: Checkpoint | None) -> Checkpoint:
+    if reference is None:
+        raise ValueError("a program has no weights of its own to be compared with")
+    return reference
+
+
+def _stored_alike(reference: Checkpoint, candidate: Checkpoint) -> Checkpoint:
+    """The reference with its weights rounded to the dtypes that the candidate stores them in.
+
+    What rounding does to the outputs is no fault of a conversion to half precision; whether the
+    weights were rounded correctly is compared by themselves.
+    """
+    if reference.architecture != candidate.architecture:
+        raise ArchitectureError(
+            f"expected the dimensions of the reference, {reference.architecture.describe()}; "
+            f"found {candidate.architecture.describe()}",
+            remedy="Give the checkpoint that it was made of, with --reference.",
+            path=candidate.path,
+        )
+    stored: Mapping[str, torch.Tensor] = candidate.tensors
+    tensors = {
+        key: tensor.to(stored[key].dtype) if key in stored else tensor
+        for key, tensor in reference.tensors.items()
+    }
+    return replace(reference, tensors=tensors)

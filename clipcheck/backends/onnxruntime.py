@@ -91,10 +91,17 @@ def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | Non
 
 
 def build(source: Source) -> Backend:
-    """Export the eager model, or take the program of an earlier run, and open a session on it."""
+    """Export the eager model, or take the program of an earlier run, and open a session on it.
+
+    A source that is a program already is opened as it is.
+    """
     from clipcheck.backends import programs
     from clipcheck.writers.programs import write_onnx
 
+    if source.program is not None:
+        weights = source.model.state_dict()
+        model = source.checkpoint.architecture
+        return open_program(source.program, source.device, model, weights, source.options)
     # Before anything is exported: it takes seconds.
     _providers(source.options, source.device)
 

@@ -15,6 +15,7 @@ from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.compare.integrity import Evidence
 from clipcheck.compare.result import OUTPUTS
 from clipcheck.errors import RunError
+from clipcheck.inputs.examples import Frontend
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,7 @@ class ProgramBackend:
     ) -> None:
         self.name = name
         self.size: int | None = path.stat().st_size
+        self.frontend: Frontend | None = None
         self._run: Run | None = run
         self._architecture = architecture
         self._evidence = evidence

@@ -48,6 +48,25 @@ FILE_FORMATS = (Format.ARCHIVE, Format.STATE_DICT, Format.SAFETENSORS)
 
 
 @dataclass(frozen=True)
+class Program:
+    """A file that computes, and whose weights cannot be read by their keys.
+
+    Attributes:
+        path: the file.
+        format: ``pt2`` or ``onnx``.
+    """
+
+    path: Path
+    format: Format
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file, in hexadecimal."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A file with the weights of a CLIP model.
 

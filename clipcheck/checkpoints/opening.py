@@ -1,0 +1,72 @@
+"""Open whatever can be judged: a checkpoint, or a program whose checkpoint is another file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from clipcheck.checkpoints.artefacts import kind_of
+from clipcheck.checkpoints.checkpoint import Checkpoint, Program
+from clipcheck.checkpoints.formats import locate, open_checkpoint
+from clipcheck.errors import UsageError
+
+_BESIDE = (".safetensors", ".pt", ".pth", ".bin")
+"""How the checkpoint beside a program may end, in the order in which it is looked for."""
+
+
+def open_subject(
+    name: str | os.PathLike[str], download_root: str | os.PathLike[str] | None = None
+) -> Checkpoint | Program:
+    """Open what is to be judged. Nothing of it is run.
+
+    Args:
+        name: a released name, or the path of a file or folder.
+        download_root: as for `open_checkpoint`.
+
+    Raises:
+        ClipcheckError: as for `open_checkpoint`.
+    """
+    path = locate(name, download_root)
+    kind = kind_of(path) if path.is_file() else None
+    return open_checkpoint(name, download_root) if kind is None else Program(path, kind)
+
+
+def open_reference(
+    subject: Checkpoint | Program,
+    name: str | os.PathLike[str] | None,
+    download_root: str | os.PathLike[str] | None = None,
+) -> Checkpoint | None:
+    """What the subject is compared with, where that is another file.
+
+    Args:
+        subject: what is judged.
+        name: the one that was asked for. Without, a checkpoint is its own reference, and that of a
+            program is the file beside it that has its name but for the ending.
+        download_root: as for `open_checkpoint`.
+
+    Raises:
+        UsageError: a program has no reference, or the reference is a program.
+        ClipcheckError: as for `open_checkpoint`.
+    """
+    if name is None and isinstance(subject, Checkpoint):
+        return None
+    found = open_subject(name or _beside(subject.path), download_root)
+    if isinstance(found, Program):
+        raise UsageError(
+            f"expected a reference with weights, found a program ({found.format})",
+            remedy="Give the checkpoint that it was made of, with --reference.",
+        )
+    return found
+
+
+def _beside(path: Path) -> Path:
+    for ending in _BESIDE:
+        other = path.with_suffix(ending)
+        if other != path and other.is_file():
+            return other
+    names = ", ".join(path.with_suffix(ending).name for ending in _BESIDE)
+    raise UsageError(
+        f"{path}: expected the checkpoint that this program was made of beside it, found none of "
+        f"{names}",
+        remedy="Name it with --reference CHECKPOINT.",
+    )
