@@ -151,9 +151,18 @@ def test_it_asks_nothing_of_the_network(
     def never(*_: object) -> None:
         raise AssertionError("it opened a connection")
 
+    given: list[bool] = []
+    load = transformers.CLIPModel.from_pretrained
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        given.append(options["local_files_only"])
+        return load(*arguments, **options)
+
     monkeypatch.setattr(socket.socket, "connect", never)
     monkeypatch.setattr(socket, "getaddrinfo", never)
+    monkeypatch.setattr(transformers.CLIPModel, "from_pretrained", watched)
     way.build(source_of(open_checkpoint(folder), tmp_path, attention="sdpa"))
+    assert given == [True]
 
 
 def test_loading_is_quiet_and_leaves_the_librarys_settings(
