@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import ExitStack
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,14 +94,11 @@ class _Compiled:
 
     def __init__(self, source: Source) -> None:
         import torch
-        from torch._inductor.utils import fresh_cache
 
         self._device = source.device
         self._held = ExitStack()
-        # Of its own: what somebody compiled before, in whatever way, is not what is judged.
-        folder = source.scratch / "inductor"
-        folder.mkdir(exist_ok=True)
-        self._held.enter_context(fresh_cache(dir=str(folder)))
+        self._folder = Path(tempfile.mkdtemp(prefix="inductor-", dir=source.scratch))
+        self._held.enter_context(_compiling_in(self._folder))
         limits = torch._dynamo.config.patch(
             recompile_limit=_RECOMPILES, accumulated_recompile_limit=4 * _RECOMPILES
         )
@@ -131,21 +131,21 @@ class _Compiled:
             "dtype": source.dtype,
             **source.options,
         }
-        fresh = False
+        compiled = False
 
-        def compile_and_save(path: Path) -> None:
-            nonlocal fresh
-            fresh = True
+        def compile_and_keep(path: Path) -> None:
+            nonlocal compiled
             self._run_examples(source)
-            found = torch.compiler.save_cache_artifacts()
-            path.write_bytes(found[0] if found is not None else b"")
+            compiled = True
+            with tarfile.open(path, "w") as file:
+                file.add(self._folder, ".")
 
-        kept = source.artefacts.get("inductor.bin", key, compile_and_save).read_bytes()
-        if not fresh:
-            if kept:
-                torch.compiler.load_cache_artifacts(kept)
+        kept = source.artefacts.get("inductor.tar", key, compile_and_keep)
+        if not compiled:
+            with tarfile.open(kept) as file:
+                file.extractall(self._folder, filter="data")
             self._run_examples(source)
-        self.size = len(kept)
+        self.size = kept.stat().st_size
 
     def _run_examples(self, source: Source) -> None:
         pixels, tokens = (tensor.cpu().numpy() for tensor in example_inputs(source))
@@ -203,6 +203,29 @@ class _Compiled:
         torch._dynamo.reset()
         self._held.close()
         self._encode_image = self._encode_text = self._logits = None  # type: ignore[assignment]
+
+
+@contextmanager
+def _compiling_in(folder: Path) -> Iterator[None]:
+    """Have Inductor keep what it compiles in a folder, and look for nothing elsewhere.
+
+    What somebody compiled before, in whatever way, is not what is judged.
+    """
+    from torch._inductor.utils import clear_caches
+
+    names = {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder / "triton"}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: str(path) for name, path in names.items()})
+    clear_caches()
+    try:
+        yield
+    finally:
+        clear_caches()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _device_name(device: torch.device) -> str:

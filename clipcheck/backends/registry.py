@@ -56,6 +56,37 @@ class Choice:
         return {key: self.options.get(key, option.default) for key, option in known.items()}
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A backend, as it is on this machine.
+
+    Attributes:
+        name: of `BACKENDS`.
+        summary: what it is, in a line.
+        options: what can be chosen, by name.
+        version: of the library that runs it; nothing where it cannot run.
+        missing: why it cannot run, or None.
+    """
+
+    name: str
+    summary: str
+    options: Mapping[str, Option]
+    version: str
+    missing: Missing | None
+
+
+def listing() -> list[Listed]:
+    """All backends, in the order of `BACKENDS`."""
+    return [_listed(name) for name in BACKENDS]
+
+
+def _listed(name: str) -> Listed:
+    found = way(name)
+    missing = found.available()
+    version = found.version() if missing is None else ""
+    return Listed(name, found.SUMMARY, found.OPTIONS, version, missing)
+
+
 @cache
 def way(name: str) -> Way:
     """The backend's file, imported."""

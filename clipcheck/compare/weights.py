@@ -83,7 +83,6 @@ def weights(found: Sequence[WeightDifference], compared: int) -> GateResult:
         compared: number of weights that both have.
     """
     wrong = sorted((each for each in found if not each.harmless), key=_by_extent)
-    told = [str(each) for each in found if each.harmless]
     counted = {"compared": compared, "differing": len(wrong)}
     figures: Figures = {"weights": counted, **{each.key: _figures(each) for each in wrong}}
     if not compared:
@@ -91,7 +90,7 @@ def weights(found: Sequence[WeightDifference], compared: int) -> GateResult:
         return GateResult("weights", False, message, figures, float("inf"))
     if not wrong:
         message = f"all {compared} weights are the reference's, rounded at most"
-        return GateResult("weights", True, "; ".join([message, *told]), figures)
+        return GateResult("weights", True, "; ".join([message, *map(str, found)]), figures)
     tensors = "1 tensor" if len(wrong) == 1 else f"{len(wrong)} tensors"
     more = [f"and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
     named = ", ".join([*map(str, wrong[:_NAMED]), *more])
@@ -219,7 +218,10 @@ def _between(one: NDArray[Any], other: NDArray[Any]) -> Float64:
 
 
 def _rounded(values: Float64, dtype: str) -> NDArray[Any]:
-    """The bits of the nearest numbers of a dtype; of two as near, those of the even one."""
+    """The bits of the nearest numbers of a dtype; of two as near, those of the even one.
+
+    What NaN becomes is of no use.
+    """
     if dtype != "bfloat16":
         return values.astype(_FLOATS[dtype]).view(_BITS[dtype])
     single = values.astype(np.float32)
@@ -229,4 +231,4 @@ def _rounded(values: Float64, dtype: str) -> NDArray[Any]:
     bits = bits - (np.abs(single.astype(np.float64)) > np.abs(values))
     bits |= (bits.view(np.float32).astype(np.float64) != values).astype(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
-    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+    return np.asarray(rounded.astype(np.uint16))

@@ -100,6 +100,7 @@ def test_weights_that_are_missing_are_a_fault(side: str) -> None:
     sides = (less, minute_weights()) if side == "candidate" else (minute_weights(), less)
     found = gate(*map(held, sides))
     assert not found.passed
+    assert found.figures["weights"] == {"compared": len(less), "differing": 1}
     assert found.message == (f"weights differ in 1 tensor: visual.proj is missing from the {side}")
 
 

@@ -200,6 +200,15 @@ def test_a_weight_of_many_pieces_is_measured_whole(monkeypatch: pytest.MonkeyPat
     assert off.relative == pytest.approx(2**-20 / rms)
 
 
+def test_what_rounding_alone_does_to_the_others_does_not_count() -> None:
+    reference = tensor([1000.2, 2**-10], "float32")
+    candidate = reference.half()
+    candidate[1] += 2**-20
+    off = found(candidate, reference)
+    assert off is not None
+    assert (off.differing, off.max_abs, off.ulps) == (1, 2**-20, 1)
+
+
 def test_weights_where_the_reference_has_zeros_are_infinitely_far_in_proportion() -> None:
     off = found(tensor([0.0, 1e-3], "float32"), tensor([0.0, 0.0], "float32"))
     assert off is not None
@@ -229,8 +238,11 @@ def test_a_number_with_a_dimension_of_its_own_is_told_and_no_fault(
     assert wrong.ulps > 1
 
 
-def test_an_empty_dimension_is_another_shape() -> None:
-    off = found(torch.zeros(1, 1), torch.zeros(1))
+@pytest.mark.parametrize("shapes", [((1, 1), (1,)), ((), (0,)), ((2,), ())])
+def test_any_other_dimension_is_another_shape(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+) -> None:
+    off = found(torch.zeros(shapes[0]), torch.zeros(shapes[1]))
     assert off is not None
     assert not off.harmless
 
