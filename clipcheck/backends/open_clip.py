@@ -133,7 +133,7 @@ def _doubts(model: Any) -> list[str]:
 
     doubts = []
     if type(model) not in (library.CLIP, library.CustomTextCLIP):
-        doubts.append(f"it is a {type(model).__name__} and no CLIP of open_clip")
+        doubts.append(f"its class is {type(model).__name__} and not open_clip's CLIP")
     if any(isinstance(module, nn.GELU) for module in model.modules()):
         doubts.append("it computes with GELU in place of QuickGELU")
     return doubts

@@ -120,7 +120,7 @@ class Checkpoint:
             DamagedError: a record was altered.
             NotFiniteError: a weight is NaN or infinite; the message names the keys.
         """
-        for records in self.parts if self.records is None else (self.records, *self.parts):
+        for records in self.parts if self.records is None else (self.records,):
             records.verify()
         bad = [key for key in self.tensors if not self._is_finite(key)]
         if bad:
