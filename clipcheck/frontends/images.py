@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import Any
 
 from PIL import Image
 
@@ -18,9 +18,6 @@ from clipcheck.frontends.differences import (
 from clipcheck.inputs.batches import Pixels
 from clipcheck.inputs.examples import opacities_left_out
 from clipcheck.inputs.preprocess import MEAN, STD
-
-if TYPE_CHECKING:
-    import torch
 
 
 def pixels(image: Image.Image, resolution: int, how: Collection[Difference] = ()) -> Pixels:
@@ -40,7 +37,7 @@ def pixels(image: Image.Image, resolution: int, how: Collection[Difference] = ()
     convert = _on_white if ON_WHITE in how else _to_rgb
     early = any(each in how for each in (RGB_FIRST, TENSORS, FLOATS))
     with opacities_left_out():
-        drawn: Image.Image | torch.Tensor = convert(image) if early else image
+        drawn: Any = convert(image) if early else image
         if FLOATS in how:
             drawn = functional.to_dtype(functional.pil_to_tensor(drawn), scale=True)
         elif TENSORS in how:
@@ -69,9 +66,8 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
-def _cropped(
-    drawn: Image.Image | torch.Tensor, side: int, down: bool
-) -> Image.Image | torch.Tensor:
+def _cropped(drawn: Any, side: int, down: bool) -> Any:
+    """The square in the middle of a Pillow image or a tensor."""
     from torchvision.transforms.v2 import functional
 
     height, width = functional.get_size(drawn)

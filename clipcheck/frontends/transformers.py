@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
@@ -15,7 +15,6 @@ from clipcheck.backends.base import Missing, translating
 from clipcheck.frontends.base import Candidate
 from clipcheck.frontends.differences import (
     CASE_SENSITIVE,
-    COMPOSED,
     CROP_DOWN,
     ENTITIES_KEPT,
     LEGACY_END,
@@ -47,7 +46,6 @@ _FAST: tuple[Difference, ...] = (*_SLOW, TENSORS)
 _TOKENIZER: tuple[Difference, ...] = (
     NOT_REPAIRED,
     ENTITIES_KEPT,
-    COMPOSED,
     LOWERED_APART,
     CASE_SENSITIVE,
     NAMES_AS_WRITTEN,
@@ -76,9 +74,8 @@ def version() -> str:
 def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
     """Both image processors, the tokenizer with and without truncation, and the end token.
 
-    Where the checkpoint is a folder, the files in it are what is read: ``preprocessor_config.json``,
-    ``tokenizer.json`` or ``vocab.json``, ``config.json``. What is not there is as for the released
-    models.
+    Where the checkpoint is a folder, the files in it are what is read, as far as they are there:
+    ``preprocessor_config.json``; ``tokenizer.json`` or ``vocab.json``; ``config.json``.
 
     Raises:
         RunError: transformers cannot read the files.
@@ -172,9 +169,11 @@ def _end_tokens(path: Path) -> Iterator[Candidate]:
     from transformers import CLIPConfig
 
     if (path / "config.json").is_file():
-        end = CLIPConfig.from_pretrained(path).text_config.eos_token_id
-        read: Callable[[str], list[int]] = lambda _: [end]  # noqa: E731
-        yield Candidate("transformers (config.json)", "end token", version(), read, (LEGACY_END,))
+        config: Any = CLIPConfig.from_pretrained(path)
+        end = [config.text_config.eos_token_id]
+        yield Candidate(
+            "transformers (config.json)", "end token", version(), lambda _: end, (LEGACY_END,)
+        )
 
 
 @contextmanager
@@ -183,7 +182,7 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
