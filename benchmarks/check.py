@@ -23,7 +23,6 @@ from benchmarks.load import write_archive
 PLAIN = """
 import json, resource, sys, time
 import torch
-from clipcheck.backends.base import outputs
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.judging import inputs_of
 from clipcheck.checking import EXAMPLES
@@ -55,8 +54,8 @@ assert result.passed
 print(json.dumps({**result.judgements[0].seconds, "whole": whole, "peak": peak}))
 """
 
-FORWARD = ("eager", "float64", "jit", "modules")
-BESIDE = ("load", "inputs", "gates")
+FORWARD = ("eager", "float64", "candidate", "modules")
+BESIDE = ("load", "build", "inputs", "gates")
 
 
 def main() -> None:

@@ -25,7 +25,6 @@ import json, sys, time
 import numpy as np, torch, torchvision.transforms
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.reference import Reference, exact_arithmetic
-from clipcheck.backends.base import outputs
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.compare.contract import contract
 from clipcheck.compare.decision import decision
@@ -72,7 +71,7 @@ reference.outputs(parts)
 reference.exact_outputs(parts)
 with exact_arithmetic():
     for part in parts:
-        outputs(candidate, *part)
+        candidate.outputs(*part)
 print(json.dumps({"whole": time.perf_counter() - started}))
 """
 

@@ -23,11 +23,12 @@ from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import Contract
 from clipcheck.errors import UsageError
 from clipcheck.inputs.batches import CORNERS, Batch, batches, classic
-from clipcheck.judging import Stopwatch, Trial, inputs_of, judge_archive
+from clipcheck.judging import Stopwatch, Trial, inputs_of, judge_candidate
 from clipcheck.localising import first_departures
 from clipcheck.progress import Progress, Span, silent
 
 if TYPE_CHECKING:
+    from clipcheck.backends.base import Source
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.faults import Variant
     from clipcheck.faults.where import Spot
@@ -310,19 +311,16 @@ class _Bench:
 
     def judge(self, variant: Variant) -> Finding:
         """Plant a variant, and see what comes of it."""
-        from clipcheck.backends.modules import ModuleBackend
+        from clipcheck.backends.jit import Archive
         from clipcheck.faults import CLEAN_FAMILY
 
-        checkpoint, both = self._write(variant.plant)
-        verdict = judge_archive(
-            self._trial, checkpoint, both, self._device, Contract(), Stopwatch()
-        )
-        gates = verdict.gates
-        candidate = ModuleBackend("jit", both.jit_model, self._device)
+        source, both = self._write(variant.plant)
+        candidate = Archive(source, both)
+        gates = judge_candidate(self._trial, candidate, source, Contract(), Stopwatch()).gates
         assertion = contract(self._classic.run(candidate).cases, Contract())
         worst = max(gates, key=lambda gate: gate.margin)
         failed = [gate for gate in gates if not gate.passed]
-        found = self._localise(variant, checkpoint) if self._unit.localize else None
+        found = self._localise(variant, source.checkpoint) if self._unit.localize else None
         return Finding(
             variant.name,
             variant.family,
@@ -360,7 +358,9 @@ class _Bench:
             _is_at(place, first[place.tower]) for place in found.found
         )
 
-    def _write(self, plant: Alter | None) -> tuple[Checkpoint, Both]:
+    def _write(self, plant: Alter | None) -> tuple[Source, Both]:
+        from clipcheck.backends.artefacts import Artefacts
+        from clipcheck.backends.base import Source
         from clipcheck.checkpoints.formats import open_checkpoint
         from clipcheck.models.loader import load_checkpoint_both
         from clipcheck.writers.archive import write_archive
@@ -368,7 +368,11 @@ class _Bench:
         torchscript_support.forget_classes()
         write_archive(self._architecture, self._weights, self._path, alter=plant)
         checkpoint = open_checkpoint(self._path)
-        return checkpoint, load_checkpoint_both(checkpoint, self._device)
+        both = load_checkpoint_both(checkpoint, self._device)
+        folder = self._path.parent
+        nothing = Artefacts(None, folder)
+        model = both.eager_model
+        return Source(checkpoint, model, self._device, "float32", {}, folder, nothing, both), both
 
     def _prepare(self, both: Both, drawn: list[Batch]) -> Trial:
         from clipcheck.backends.reference import Reference

@@ -21,7 +21,7 @@ from clipcheck.errors import ClipcheckError, OutputError
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from clipcheck.checking import Result
+    from clipcheck.judgement import Result
     from clipcheck.progress import Progress
 
 app = typer.Typer(
@@ -59,6 +59,12 @@ Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same bit
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="No progress, and of the report the verdict alone."),
+]
+Cache = Annotated[
+    bool,
+    typer.Option(
+        "--cache/--no-cache", help="Whether to keep compiled and exported programs, and take them."
+    ),
 ]
 DownloadRoot = Annotated[
     Path | None,
@@ -120,6 +126,22 @@ def options(
 @app.command()
 def check(
     checkpoints: Checkpoints,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backend",
+            metavar="B",
+            help="NAME or NAME:OPTION=VALUE,... of `clipcheck backends`, or all; may be repeated. "
+            "By default what the file is made for: jit for an archive.",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Compare with another file's weights and eager model, not with the file's own.",
+        ),
+    ] = None,
     device: Devices = None,
     dtype: Dtypes = None,
     examples: Annotated[
@@ -143,6 +165,7 @@ def check(
         Path | None,
         typer.Option(metavar="DIR", help="Keep a page (HTML), text, JSON and what fails."),
     ] = None,
+    cache: Cache = True,
     download_root: DownloadRoot = None,
     quiet: Annotated[
         bool,
@@ -151,7 +174,7 @@ def check(
         ),
     ] = False,
 ) -> None:
-    """Run checkpoints as archives and as eager models, and judge both against float64."""
+    """Run checkpoints in other ways than as eager models, and judge both against float64."""
     from clipcheck import evidence, terminal
     from clipcheck.checking import check as run
     from clipcheck.report import junit as junit_report
@@ -165,6 +188,8 @@ def check(
     with terminal.progress(quiet) as progress:
         result = run(
             checkpoints,
+            backend=backend,
+            reference=reference,
             device=device,
             dtype=dtype,
             examples=examples,
@@ -172,6 +197,7 @@ def check(
             seed=seed,
             atol=atol,
             rtol=rtol,
+            cache=cache,
             download_root=download_root,
             progress=progress,
         )

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipcheck.checking import Judgement, Result, environment
+from clipcheck.checking import environment
 from clipcheck.errors import OutputError
+from clipcheck.judgement import Judgement, Result
 from clipcheck.report import html, json, text
 from clipcheck.report.json import writable
 from clipcheck.report.text import failing_lines

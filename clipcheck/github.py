@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from clipcheck.checking import Result
+from clipcheck.judgement import Result
 from clipcheck.report import markdown
 from clipcheck.report.annotations import render
 

@@ -78,7 +78,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Entry:
-    """A judgement as it was written; attributes as in `clipcheck.checking.Judgement`."""
+    """A judgement as it was written; attributes as in `clipcheck.judgement.Judgement`."""
 
     checkpoint: str
     sha256: str | None

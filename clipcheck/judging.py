@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Array, Backend
-from clipcheck.checkpoints.architecture import BUFFERS, Architecture
+from clipcheck.backends.jit import Archive
+from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.compare.contract import contract
 from clipcheck.compare.decision import decision
 from clipcheck.compare.fidelity import fidelity, precision
@@ -24,15 +25,11 @@ from clipcheck.compare.stability import Repeat, stability
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch, Inputs, for_modules
-from clipcheck.inputs.examples import Frontend
 from clipcheck.progress import Advance, Tally, still
 
 if TYPE_CHECKING:
-    import torch
-
+    from clipcheck.backends.base import Source
     from clipcheck.backends.reference import Reference
-    from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.models.loader import Both
 
 _SMALL = 0
 """The batch that is run three times in a row and once more at the end: the first, and smallest."""
@@ -170,16 +167,14 @@ def judge(
         trial: what was run.
         run: what the candidate gave.
         evidence: what is not in the outputs.
-        coverage: of the modules, in float32; None in other dtypes.
+        coverage: of the modules of an archive, in float32; else None.
         limits: of the gate ``contract``.
     """
     measures = LIMITS[trial.dtype]
     numbers = (run.cases, measures, trial.scale)
-    near = (
-        [precision(*numbers)]
-        if coverage is None
-        else [fidelity(*numbers), modules(coverage, measures)]
-    )
+    near = [fidelity(*numbers)] if trial.dtype == "float32" else [precision(*numbers)]
+    if coverage is not None:
+        near.append(modules(coverage, measures))
     return (
         integrity(run.cases, evidence),
         contract(run.cases, limits),
@@ -203,7 +198,7 @@ class Verdict:
         gates: what each found.
         run: what the candidate gave.
         intact: whether its weights are still those that it was loaded with.
-        coverage: of its modules, in float32; None in other dtypes.
+        coverage: of the modules of an archive, in float32; else None.
     """
 
     gates: tuple[GateResult, ...]
@@ -212,107 +207,53 @@ class Verdict:
     coverage: Coverage | None
 
 
-def frontend_of(model: torch.nn.Module, architecture: Architecture) -> Frontend:
-    """How an archive takes raw images and texts, by the dimensions that it holds itself; by those
-    of its weights where it holds none, as some that were converted."""
-    implied = {
-        "input_resolution": architecture.image_resolution,
-        "context_length": architecture.context_length,
-    }
-    resolution, length = (int(getattr(model, name, value)) for name, value in implied.items())
-    return Frontend(resolution, length)
-
-
-def judge_archive(
+def judge_candidate(
     trial: Trial,
-    checkpoint: Checkpoint,
-    both: Both,
-    device: torch.device,
+    candidate: Backend,
+    source: Source,
     limits: Contract,
     watch: Stopwatch,
     *,
     seed: int = 0,
     unlike: Sequence[str] = (),
 ) -> Verdict:
-    """Run an archive, and all gates over what it gave.
+    """Run a candidate, and all gates over what it gave.
 
     Args:
-        trial: with the outputs of the eager model of the same weights.
-        checkpoint: the archive's file.
-        both: loaded, and not run yet.
-        device: where.
+        trial: with the outputs of the eager model that it has to equal.
+        candidate: not run yet.
+        source: what it was made of; they may share weights.
         limits: of the gate ``contract``.
         watch: gets the time of each phase.
         seed: of the inputs of the gate ``modules``.
-        unlike: raw inputs that the archive's own dimensions make something else of.
+        unlike: raw inputs that the candidate's own dimensions make something else of.
     """
-    from clipcheck.backends.modules import ModuleBackend
     from clipcheck.backends.reference import exact_arithmetic
     from clipcheck.models.loader import WeightWatch
 
-    weights = WeightWatch(both.jit_model)
-    with watch.phase("jit") as advance, exact_arithmetic():
-        run = trial.run(ModuleBackend("jit", both.jit_model, device), advance)
+    weights = WeightWatch(source.both.jit_model if source.both else source.model)
+    with watch.phase("candidate") as advance, exact_arithmetic():
+        run = trial.run(candidate, advance)
     coverage = None
-    if trial.dtype == "float32":
-        coverage = _coverage(checkpoint, both, device, seed, watch)
+    if isinstance(candidate, Archive) and trial.dtype == "float32":
+        coverage = _coverage(candidate, source, seed, watch)
     with watch.phase("gates"):
-        evidence = _evidence(checkpoint, both)
         failures = [*run.failures, *(coverage.failures if coverage else ())]
         changed = weights.changed()
-        evidence = replace(evidence, changed=changed, failures=failures, unlike=unlike)
+        evidence = replace(candidate.evidence(), changed=changed, failures=failures, unlike=unlike)
         gates = judge(trial, run, evidence, coverage, limits)
         return Verdict(gates, run, not changed, coverage)
 
 
-def _coverage(
-    checkpoint: Checkpoint, both: Both, device: torch.device, seed: int, watch: Stopwatch
-) -> Coverage:
-    from clipcheck.models.loader import load_tapped
+def _coverage(archive: Archive, source: Source, seed: int, watch: Stopwatch) -> Coverage:
     from clipcheck.modules.judge import judge_modules
 
-    with watch.phase("load"):
-        tapped = load_tapped(checkpoint, device, both)
+    with watch.phase("build"):
+        tapped = archive.tapped()
     with watch.phase("inputs"):
-        batch = for_modules(inputs_of(checkpoint.architecture), seed)
+        batch = for_modules(inputs_of(source.checkpoint.architecture), seed)
     with watch.phase("modules") as advance:
-        return judge_modules(tapped, both.eager_model, batch, device, advance)
-
-
-def _evidence(checkpoint: Checkpoint, both: Both) -> Evidence:
-    import torch
-
-    a = checkpoint.architecture
-    implied = (a.image_resolution, a.context_length, a.vocab_size)
-    found = {
-        name: int(checkpoint.tensors[name]) if name in checkpoint.tensors else None
-        for name in BUFFERS
-    }
-    script = torch.jit.ScriptModule
-    return Evidence(
-        candidate_is_script=isinstance(both.jit_model, script),
-        reference_is_script=isinstance(both.eager_model, script),
-        weights=both.compared,
-        differing=both.differing,
-        buffers={name: (found[name], value) for name, value in zip(BUFFERS, implied, strict=True)},
-        unused=_unused(both),
-    )
-
-
-def _unused(both: Both) -> dict[str, list[str]]:
-    """By method, the weights that the archive's code does without."""
-    import torch
-
-    from clipcheck.models.torchscript import used_weights
-
-    if not isinstance(both.jit_model, torch.jit.ScriptModule):
-        return {}
-    methods = both.jit_model._c._method_names()
-    return {
-        method: sorted(expected - used_weights(both.jit_model, method))
-        for method, expected in both.eager_model.weights_of_methods().items()
-        if method in methods
-    }
+        return judge_modules(tapped, source.model, batch, source.device, advance)
 
 
 def _attempt(candidate: Backend, batch: Batch, failures: list[str]) -> Mapping[str, Array]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Protocol, runtime_checkable
 
 Progress = Callable[[str], None]
@@ -40,13 +40,13 @@ class Span:
 
     Attributes:
         listener: who looks on.
-        start: the share of the whole that comes before.
-        length: its own share of the whole.
+        start: the share of the whole that is done as it begins.
+        end: and that is done as it ends.
     """
 
     listener: Progress
     start: float = 0.0
-    length: float = 1.0
+    end: float = 1.0
 
     def split(self, weights: Sequence[float]) -> list[Span]:
         """Parts that follow one another, in proportion to their weights."""
@@ -54,11 +54,10 @@ class Span:
         shares = (
             [weight / total for weight in weights] if total else [1 / len(weights)] * len(weights)
         )
-        starts = accumulate(shares, initial=0.0)
-        return [
-            Span(self.listener, self.start + self.length * start, self.length * share)
-            for start, share in zip(starts, shares, strict=False)
-        ]
+        # Each ends where the next begins, to the last bit: what is done never grows less.
+        bounds = [self._at(share) for share in accumulate(shares, initial=0.0)]
+        bounds[-1] = self.end
+        return [Span(self.listener, *each) for each in pairwise(bounds)]
 
     def say(self, what: str) -> None:
         """Say what is being done."""
@@ -67,7 +66,10 @@ class Span:
     def reach(self, share: float) -> None:
         """So much of this part is done."""
         if isinstance(self.listener, Gauge):
-            self.listener.reach(self.start + self.length * share)
+            self.listener.reach(self._at(share))
+
+    def _at(self, share: float) -> float:
+        return self.end if share == 1.0 else self.start + (self.end - self.start) * share
 
     def stall(self) -> None:
         """What begins now is in no part, and may take long."""

@@ -17,7 +17,7 @@ import pytest
 
 if TYPE_CHECKING:
     from clipcheck.backends.base import Backend
-    from clipcheck.checking import Judgement
+    from clipcheck.judgement import Judgement
     from clipcheck.session.choices import Choices
     from clipcheck.session.run import Pair, Run
     from clipcheck.session.sharing import Case, Finding, Findings

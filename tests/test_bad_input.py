@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clipcheck
-from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
+from clipcheck.checkpoints.checkpoint import FILE_FORMATS, Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import (
     ArchitectureError,
@@ -294,7 +294,7 @@ def test_a_file_with_weights_that_are_not_finite_is_not_converted(run: Run, tmp_
 
 
 def test_a_directory_is_told_from_a_file(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(UnknownFormatError, match=r"found a directory\. Give the path of the file"):
+    with pytest.raises(UnknownFormatError, match=r"found a directory without either\. Give"):
         open_checkpoint(tmp_path)
     done = run("inspect", tmp_path)
     assert done.code == 2
@@ -528,17 +528,17 @@ def test_no_room_for_an_output_is_an_error_and_leaves_nothing(tmp_path: Path) ->
     folder = tmp_path / "out"
     folder.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, source, folder, *Format],
+        [sys.executable, "-c", LIMITED, source, folder, *FILE_FORMATS],
         capture_output=True,
         text=True,
         check=False,
     )
     # A writer that ends the process leaves another exit code, and no line.
-    assert done.stdout.splitlines() == [f"{form} 2" for form in Format], done.stderr
+    assert done.stdout.splitlines() == [f"{form} 2" for form in FILE_FORMATS], done.stderr
     assert done.returncode == 0
     messages = done.stderr.splitlines()
-    assert len(messages) == len(Format)
-    for form, message in zip(Format, messages, strict=True):
+    assert len(messages) == len(FILE_FORMATS)
+    for form, message in zip(FILE_FORMATS, messages, strict=True):
         assert message.startswith(f"clipcheck: {folder / form}: cannot be written (")
         assert "room" in message
     assert list(folder.iterdir()) == []

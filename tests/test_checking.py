@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import clipcheck
-from clipcheck import checking
-from clipcheck.checking import EXAMPLES, SHARES, Judgement, Result
+from clipcheck import matrix
+from clipcheck.checking import EXAMPLES
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.compare.localisation import Localisation
@@ -22,6 +22,8 @@ from clipcheck.compare.result import GateResult
 from clipcheck.errors import RunError, UsageError
 from clipcheck.faults import fault_named
 from clipcheck.inputs.batches import CORNERS
+from clipcheck.judgement import Judgement, Result
+from clipcheck.matrix import OWN, SHARED
 from clipcheck.models import loader
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.convert import convert
@@ -53,7 +55,7 @@ def test_a_sound_archive_is_consistent(tiny_archive: Path) -> None:
     assert judgement.examples == EXAMPLES
     assert judgement.sha256 is not None
     assert judgement.released is None
-    assert judgement.seconds.keys() >= {"load", "run", "eager", "float64", "jit", "modules"}
+    assert judgement.seconds.keys() >= {"load", "run", "eager", "float64", "candidate", "modules"}
     assert 0 < gate(result, "contract").figures["logits_per_image"]["max_abs"] < 1e-3
 
 
@@ -288,12 +290,13 @@ def test_progress_is_told(seeded_archive: SeededArchive) -> None:
         f"{path}: {what}"
         for what in (
             "reading",
-            "loading both ways on cpu in float32",
+            "loading on cpu in float32",
             "drawing images and prompts",
             "running the eager model",
             "running the eager model in float64",
-            "running the archive",
-            "running its modules one by one",
+            "jit: building",
+            "jit: running",
+            "jit: running its modules one by one",
         )
     ]
 
@@ -315,11 +318,12 @@ def test_it_grows_with_batches_and_modules_in_each_phase_that_takes_long(
 ) -> None:
     listener = Listener()
     clipcheck.check(seeded_archive(), examples=CORNERS, progress=listener)
-    ends = dict(zip(SHARES, accumulate(SHARES.values()), strict=True))
-    for phase in ("eager", "float64", "jit", "modules"):
+    shares = {**SHARED, **OWN}
+    ends = dict(zip(shares, accumulate(shares.values()), strict=True))
+    for phase in ("eager", "float64", "candidate", "modules"):
         # Reading comes before, and takes 4 per cent.
         last = 0.04 + 0.96 * ends[phase] / ends["modules"]
-        first = last - 0.96 * SHARES[phase] / ends["modules"]
+        first = last - 0.96 * shares[phase] / ends["modules"]
         within = {share for share in listener.shares if share and first < share < last - 1e-9}
         assert len(within) >= 3, phase
 
@@ -391,8 +395,8 @@ def test_a_fault_in_half_precision_is_seen_by_precision(tmp_path: Path) -> None:
 def test_one_checkpoint_that_needs_no_other_dtype_is_judged_in_float32(
     seeded_archive: SeededArchive,
 ) -> None:
-    from clipcheck.checking import _default_dtypes
     from clipcheck.checkpoints.formats import open_checkpoint
+    from clipcheck.matrix import _default_dtypes
 
     half = open_checkpoint(seeded_archive())
     assert _default_dtypes(half, torch.device("cpu")) == ("float32",)
@@ -509,7 +513,7 @@ def test_the_verdict_stands_where_the_place_cannot_be_looked_for(
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(checking, "first_departures", fails)
+    monkeypatch.setattr(matrix, "first_departures", fails)
     bad = faulty(tmp_path / "bad.pt", "activation-clipped")
     (failed,) = clipcheck.check(bad, examples=CORNERS).judgements
     assert failed.gates
@@ -528,7 +532,7 @@ def test_the_place_is_looked_for_in_the_dtype_and_with_the_seed_of_the_check(
         asked.append((both.eager_model.dtype, both.eager_model.logit_scale, dtype, more["seed"]))
         return Localisation.nowhere()
 
-    monkeypatch.setattr(checking, "first_departures", noted)
+    monkeypatch.setattr(matrix, "first_departures", noted)
     bad = faulty(tmp_path / "bad.pt", "logit-scale-drifts")
     (failed,) = clipcheck.check(
         bad, examples=CORNERS, dtype="bfloat16", device="cpu", seed=5
@@ -549,11 +553,11 @@ def test_memory_is_counted_in_bytes_on_every_system(
     resource = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_maxrss=3))
     monkeypatch.setitem(sys.modules, "resource", resource)
     monkeypatch.setattr(sys, "platform", platform)
-    assert checking._peak_memory() == size
+    assert matrix._peak_memory() == size
 
 
 def test_memory_is_not_known_where_the_system_does_not_tell(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert checking._peak_memory() is None
+    assert matrix._peak_memory() is None

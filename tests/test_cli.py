@@ -115,10 +115,15 @@ def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(checking, "check", spy)
     options = ["--device", "cpu", "--device", "mps", "--examples", 3, "--seed", 4]
     options += ["--dtype", "float32", "--dtype", "bfloat16", "--exhaustive"]
+    options += ["--backend", "jit", "--backend", "compile:dynamic=auto"]
+    options += ["--reference", "r", "--no-cache"]
     run("check", "a", "b", *options, "--atol", 0.5, "--rtol", 0.25, "--download-root", "x")
     seen.pop("progress")
     assert seen == {
         "checkpoints": ["a", "b"],
+        "backend": ["jit", "compile:dynamic=auto"],
+        "reference": "r",
+        "cache": False,
         "device": ["cpu", "mps"],
         "dtype": ["float32", "bfloat16"],
         "exhaustive": True,
@@ -382,7 +387,7 @@ def test_progress_goes_to_whoever_looks_on(
 
     monkeypatch.setattr(terminal, "progress", progress)
     done = run("check", seeded_archive(), "--examples", 1)
-    assert f"{seeded_archive()}: running the archive" in told
+    assert f"{seeded_archive()}: jit: running" in told
     assert "running the archive" not in done.out + done.err
     run("check", seeded_archive(), "--quiet", "--examples", 1)
     assert quiet == [False, True]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clipcheck import github
-from clipcheck.checking import Result
+from clipcheck.judgement import Result
 from clipcheck.report import annotations, markdown
 from tests.report import ENVIRONMENT, PASSED, failed, failing_result
 

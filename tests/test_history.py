@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from clipcheck import history
-from clipcheck.checking import Judgement, Result
 from clipcheck.compare.result import GateResult
 from clipcheck.errors import ResultsError
 from clipcheck.history import NOISE, UNMEASURED, Compared, Difference, Run, compare, read_results
+from clipcheck.judgement import Judgement, Result
 from clipcheck.report.json import render
 from tests.report import ENVIRONMENT, PASSED, failed, failing_result, unjudged
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
+from clipcheck.backends.base import outputs_of_methods
 from clipcheck.compare.integrity import Evidence
 from clipcheck.compare.modules import Coverage, ModuleError
 from clipcheck.compare.result import LOGITS, OUTPUTS, GateResult
@@ -18,7 +19,7 @@ from clipcheck.judging import Run, Stopwatch, Trial, judge
 from clipcheck.progress import Advance
 
 SMALL = Inputs(resolution=16, context_length=8, vocab_size=100, grid=2)
-SOUND = Evidence(True, False, weights=9, differing={}, buffers={})
+SOUND = Evidence(weights=9)
 COVERAGE = Coverage([ModuleError("conv1", "forward", 1e-7, 1e-7, 1.0)], {})
 
 Named = dict[str, np.ndarray]
@@ -81,6 +82,9 @@ class Tables:
 
     def encode_text(self, tokens: np.ndarray) -> np.ndarray:
         return self._now["text_features"]
+
+    def outputs(self, pixels: np.ndarray, tokens: np.ndarray) -> Named:
+        return outputs_of_methods(self, pixels, tokens)
 
     @property
     def sizes(self) -> list[tuple[int, int]]:

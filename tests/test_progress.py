@@ -25,15 +25,15 @@ class Listener:
 
 
 def test_parts_follow_one_another_in_proportion() -> None:
-    parts = Span(Listener(), 0.5, 0.4).split([1, 3])
-    assert [(part.start, part.length) for part in parts] == [
+    parts = Span(Listener(), 0.5, 0.9).split([1, 3])
+    assert [(part.start, part.end) for part in parts] == [
         (0.5, pytest.approx(0.1)),
         (pytest.approx(0.6), pytest.approx(0.3)),
     ]
 
 
 def test_parts_of_no_weight_are_alike() -> None:
-    assert [part.length for part in Span(Listener()).split([0, 0])] == [0.5, 0.5]
+    assert [part.end for part in Span(Listener()).split([0, 0])] == [0.5, 1.0]
 
 
 def test_a_gauge_is_told_the_share_of_the_whole() -> None:

@@ -13,11 +13,11 @@ from PIL import Image
 
 import clipcheck
 from clipcheck import evidence
-from clipcheck.checking import Result
 from clipcheck.errors import OutputError, ReplayError, UnknownModelError
 from clipcheck.faults.conditional import absent_from_the_vocabulary
 from clipcheck.inputs.examples import Example, Frontend
 from clipcheck.inputs.tokenizer import default_tokenizer
+from clipcheck.judgement import Result
 from clipcheck.replaying import replay
 from clipcheck.search.saved import read
 from clipcheck.writers.archive import write_archive
@@ -239,12 +239,12 @@ def test_what_the_texts_say_of_a_failing_input(result: Result) -> None:
 def test_archives_with_other_dimensions_of_their_own_take_raw_inputs_otherwise() -> None:
     import torch
 
-    from clipcheck.judging import frontend_of
+    from clipcheck.backends.jit import _frontend_of
 
     class Says(torch.nn.Module):
         input_resolution = torch.tensor(40)
 
-    assert frontend_of(Says(), architecture_named("tiny-vit")) == Frontend(40, 77)
+    assert _frontend_of(Says(), architecture_named("tiny-vit")) == Frontend(40, 77)
 
 
 def test_the_suite_prints_the_smallest_input_and_keeps_it(faulty: Path, tmp_path: Path) -> None:

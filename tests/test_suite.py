@@ -25,7 +25,7 @@ PRETENDS = """
     HERE = Path(__file__).parent
 
     def check(self, case):
-        from clipcheck.checking import Judgement
+        from clipcheck.judgement import Judgement
         from clipcheck.compare.result import GateResult
 
         with (HERE / "judged").open("a") as file:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import ClipcheckError, RunError
+from clipcheck.inputs.examples import Frontend
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,10 @@ class Backend(Protocol):
 
     def evidence(self) -> Evidence:
         """What the gate ``integrity`` has to know of it. To be asked for after it has run."""
+
+    @property
+    def frontend(self) -> Frontend | None:
+        """How it takes raw images and texts, where it has dimensions of its own for that."""
 
     @property
     def size(self) -> int | None:
@@ -151,6 +156,34 @@ class Way(Protocol):
         """
 
 
+class Methods(Protocol):
+    """What has CLIP's three methods, each to be called by itself; see `Backend`."""
+
+    def encode_image(self, pixels: Pixels) -> Array:
+        """Pixels [N, 3, R, R] to features [N, E], not normalised."""
+
+    def encode_text(self, tokens: Tokens) -> Array:
+        """Ids [M, L] to features [M, E], not normalised."""
+
+    def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
+        """Pixels and ids to logits per image [N, M] and per text [M, N]."""
+
+
+def outputs_of_methods(methods: Methods, pixels: Pixels, tokens: Tokens) -> Named:
+    """All four outputs by name, of what has a method for each: so each tower runs twice.
+
+    Raises:
+        RunError: the model cannot be run, or gives something else.
+    """
+    logits_per_image, logits_per_text = methods(pixels, tokens)
+    return {
+        "image_features": methods.encode_image(pixels),
+        "text_features": methods.encode_text(tokens),
+        "logits_per_image": logits_per_image,
+        "logits_per_text": logits_per_text,
+    }
+
+
 @contextmanager
 def translating(name: str, doing: str) -> Iterator[None]:
     """Make what a backend's library raises an error of ours, with its words kept.
@@ -175,6 +208,10 @@ def translating(name: str, doing: str) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The last line of a message: TorchScript's interpreter puts its own traceback before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The last line of a message: TorchScript's interpreter puts its own traceback before it.
+
+    torch may put where in its C++ code that was behind it.
+    """
+    message = str(error).partition("Exception raised from ")[0]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from clipcheck import torchscript_support
 from clipcheck.backends.base import Backend, Missing, Option, Source
-from clipcheck.checkpoints.architecture import BUFFERS
+from clipcheck.backends.modules import ModuleBackend
+from clipcheck.checkpoints.architecture import BUFFERS, Architecture
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.compare.integrity import Evidence
+from clipcheck.inputs.examples import Frontend
 
 if TYPE_CHECKING:
     import torch
@@ -43,19 +46,43 @@ def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | Non
 
 def build(source: Source) -> Backend:
     """The archive that was loaded beside the eager model, with whose weights it shares memory."""
-    from clipcheck.backends.modules import ModuleBackend
-
-    both = source.both
-    if both is None:
+    if source.both is None:
         raise ValueError("the source was loaded without its archive")
-    size = source.checkpoint.path.stat().st_size
-    return ModuleBackend(
-        "jit",
-        both.jit_model,
-        source.device,
-        lambda: _evidence(source.checkpoint, both),
-        size,
-    )
+    return Archive(source, source.both)
+
+
+class Archive(ModuleBackend):
+    """An archive, loaded beside the eager model of its weights.
+
+    Args:
+        source: with both.
+        both: the source's.
+    """
+
+    def __init__(self, source: Source, both: Both) -> None:
+        size = source.checkpoint.path.stat().st_size
+        evidence = partial(_evidence, source.checkpoint, both)
+        super().__init__("jit", both.jit_model, source.device, evidence, size)
+        self.frontend = _frontend_of(both.jit_model, source.checkpoint.architecture)
+        self._source = source
+        self._both = both
+
+    def tapped(self) -> torch.jit.ScriptModule:
+        """The archive once more, with taps in its code, over the same weights."""
+        from clipcheck.models.loader import load_tapped
+
+        return load_tapped(self._source.checkpoint, self._source.device, self._both)
+
+
+def _frontend_of(model: torch.nn.Module, architecture: Architecture) -> Frontend:
+    """By the dimensions that it holds itself; by those of its weights where it holds none, as some
+    that were converted."""
+    implied = {
+        "input_resolution": architecture.image_resolution,
+        "context_length": architecture.context_length,
+    }
+    resolution, length = (int(getattr(model, name, value)) for name, value in implied.items())
+    return Frontend(resolution, length)
 
 
 def _evidence(checkpoint: Checkpoint, both: Both) -> Evidence:

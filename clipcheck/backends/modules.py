@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from clipcheck.backends.base import Array, Named, Pixels, Tokens, translating
+from clipcheck.backends.base import Array, Named, Pixels, Tokens, outputs_of_methods, translating
 from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import RunError
+from clipcheck.inputs.examples import Frontend
+
+if TYPE_CHECKING:
+    import torch
 
 
 class ModuleBackend:
@@ -35,6 +38,7 @@ class ModuleBackend:
     ) -> None:
         self.name = name
         self.size = size
+        self.frontend: Frontend | None = None
         self._evidence = evidence
         self._module: Any = module
         self._device = device
@@ -63,13 +67,7 @@ class ModuleBackend:
         Raises:
             RunError: the model cannot be run, or gives something else.
         """
-        logits_per_image, logits_per_text = self(pixels, tokens)
-        return {
-            "image_features": self.encode_image(pixels),
-            "text_features": self.encode_text(tokens),
-            "logits_per_image": logits_per_image,
-            "logits_per_text": logits_per_text,
-        }
+        return outputs_of_methods(self, pixels, tokens)
 
     def evidence(self) -> Evidence:
         """What the gate ``integrity`` has to know of it."""
@@ -82,6 +80,8 @@ class ModuleBackend:
         self._module = None
 
     def _run(self, method: str, *arrays: NDArray[Any]) -> Any:
+        import torch
+
         inputs = [torch.from_numpy(array).to(self._device) for array in arrays]
         return run_method(self.name, self._module, method, *inputs)
 
@@ -98,6 +98,8 @@ def run_method(name: str, module: Any, method: str, *inputs: torch.Tensor) -> An
     Raises:
         RunError: it is not there, or it failed.
     """
+    import torch
+
     call: Callable[..., Any] | None = getattr(module, method, None)
     if call is None:
         raise RunError(
@@ -110,6 +112,8 @@ def run_method(name: str, module: Any, method: str, *inputs: torch.Tensor) -> An
 
 def to_numpy(tensor: torch.Tensor) -> Array:
     """The tensor's values; bfloat16, which numpy does not have, as float32."""
+    import torch
+
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
     return np.asarray(tensor.cpu().numpy())

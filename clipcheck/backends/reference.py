@@ -158,7 +158,7 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 @contextmanager
-def exact_arithmetic() -> Iterator[None]:
+def exact_floats() -> Iterator[None]:
     """Float32 that is float32: no TF32, no bfloat16 inside of it, no sums in half precision."""
     matmul = torch.backends.cuda.matmul
     precision = torch.get_float32_matmul_precision()
@@ -171,12 +171,18 @@ def exact_arithmetic() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = False
     _set_reductions(False, False)
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = cudnn
         _set_reductions(*reductions)
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """`exact_floats`, and no gradients."""
+    with exact_floats(), torch.inference_mode():
+        yield
 
 
 def _set_reductions(half: Any, bfloat16: Any) -> None:

@@ -38,10 +38,12 @@ class Choice:
     Attributes:
         name: of `BACKENDS`.
         options: those that were given, with their values.
+        optional: whether it was not named, and may be left out where it does not fit.
     """
 
     name: str
     options: Mapping[str, str] = field(default_factory=dict)
+    optional: bool = False
 
     def __str__(self) -> str:
         given = ",".join(f"{key}={value}" for key, value in self.options.items())
@@ -84,7 +86,8 @@ def chosen(written: Sequence[str]) -> tuple[Choice, ...]:
         UsageError: see `parse`.
     """
     found: dict[str, Choice] = {}
-    for each in written:
+    # Those that are named first: of one that is asked for by name as well, no reason is an excuse.
+    for each in sorted(written, key=lambda each: each == ALL):
         for choice in _everything() if each == ALL else [parse(each)]:
             found.setdefault(str(choice), choice)
     return tuple(found.values())
@@ -102,7 +105,9 @@ def require_available(choice: Choice) -> None:
 
 
 def _everything() -> list[Choice]:
-    return [Choice(name, variant) for name in BACKENDS for variant in way(name).VARIANTS]
+    return [
+        Choice(name, variant, optional=True) for name in BACKENDS for variant in way(name).VARIANTS
+    ]
 
 
 def _pair(name: str, written: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -269,12 +269,25 @@ def _attention_pool(a: Architecture, width: int) -> Specs:
 # --------------------------------------------------------------------------- inference
 
 
-def infer(tensors: Mapping[str, HasShape], path: str | os.PathLike[str]) -> Architecture:
+class _MisfitError(ValueError):
+    """The tensor under ``key`` cannot be what it has to be."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(problem)
+        self.key = key
+
+
+def infer(
+    tensors: Mapping[str, HasShape],
+    path: str | os.PathLike[str],
+    spelled: Callable[[str], str] = str,
+) -> Architecture:
     """The architecture whose state dict ``tensors`` is.
 
     Args:
         tensors: by key, without any prefix; only names and shapes are looked at.
         path: the file they come from, for messages.
+        spelled: what a key is called in that file, for messages.
 
     Raises:
         ArchitectureError: a key is missing, unknown, or of another shape than the others imply.
@@ -284,8 +297,8 @@ def infer(tensors: Mapping[str, HasShape], path: str | os.PathLike[str]) -> Arch
         _require_layers(architecture)
         _require_heads(architecture)
     except (KeyError, ValueError) as error:
-        raise _foreign(tensors, error, path) from error
-    _compare(tensors, dict(specs(architecture)), path)
+        raise _foreign(tensors, error, path, spelled) from error
+    _compare(tensors, dict(specs(architecture)), path, spelled)
     return architecture
 
 
@@ -326,7 +339,7 @@ def _sizes(tensors: Mapping[str, HasShape], key: str, dimensions: int) -> tuple[
     """The shape under ``key``, which has that many dimensions, each of at least 1."""
     shape = tuple(tensors[key].shape)
     if len(shape) != dimensions or 0 in shape:
-        raise ValueError(f"{key} {list(shape)} instead of {dimensions} sizes above 0")
+        raise _MisfitError(key, f"{list(shape)} instead of {dimensions} sizes above 0")
     return shape
 
 
@@ -364,29 +377,38 @@ def _grid(positions: int) -> int:
 
 
 def _foreign(
-    tensors: Mapping[str, HasShape], error: Exception, path: str | os.PathLike[str]
+    tensors: Mapping[str, HasShape],
+    error: Exception,
+    path: str | os.PathLike[str],
+    spelled: Callable[[str], str],
 ) -> ArchitectureError:
     if isinstance(error, KeyError):
-        found = f"it lacks {error.args[0]!r}"
+        found = f"it lacks {spelled(error.args[0])!r}"
     else:
-        found = f"its dimensions do not fit together ({error})"
-    some = ", ".join(repr(key) for key in list(tensors)[:3])
+        name = f"{spelled(error.key)} " if isinstance(error, _MisfitError) else ""
+        found = f"its dimensions do not fit together ({name}{error})"
+    some = ", ".join(repr(spelled(key)) for key in list(tensors)[:3])
     return ArchitectureError(
         f"expected the state dict of a CLIP model, but {found}; its {len(tensors)} keys begin "
         f"with {some or 'nothing'}",
-        remedy="Give a CLIP checkpoint with the keys of the reference implementation.",
+        remedy="Give a CLIP checkpoint with the keys of the reference implementation, of "
+        "open_clip or of transformers.",
         path=path,
     )
 
 
 def _compare(
-    tensors: Mapping[str, HasShape], expected: Mapping[str, Spec], path: str | os.PathLike[str]
+    tensors: Mapping[str, HasShape],
+    expected: Mapping[str, Spec],
+    path: str | os.PathLike[str],
+    spelled: Callable[[str], str],
 ) -> None:
     optional = {key for key, spec in expected.items() if spec.kind == "buffer"}
+    missing = [key for key in expected if key not in tensors and key not in optional]
     problems = [
-        _listed("missing", [key for key in expected if key not in tensors and key not in optional]),
-        _listed("unexpected", [key for key in tensors if key not in expected]),
-        _listed("misshapen", list(_misshapen(tensors, expected))),
+        listed("missing", [spelled(key) for key in missing]),
+        listed("unexpected", [spelled(key) for key in tensors if key not in expected]),
+        listed("misshapen", list(_misshapen(tensors, expected, spelled))),
     ]
     found = "; ".join(problem for problem in problems if problem)
     if found:
@@ -398,15 +420,18 @@ def _compare(
         )
 
 
-def _misshapen(tensors: Mapping[str, HasShape], expected: Mapping[str, Spec]) -> Iterator[str]:
+def _misshapen(
+    tensors: Mapping[str, HasShape], expected: Mapping[str, Spec], spelled: Callable[[str], str]
+) -> Iterator[str]:
     for key, spec in expected.items():
         found = tuple(tensors[key].shape) if key in tensors else spec.shape
         # openai/CLIP#67: the released logit_scale has shape [], some training code makes it [1].
         if found != spec.shape and not (key == "logit_scale" and found == (1,)):
-            yield f"{key} {list(found)} instead of {list(spec.shape)}"
+            yield f"{spelled(key)} {list(found)} instead of {list(spec.shape)}"
 
 
-def _listed(label: str, items: list[str], most: int = 5) -> str:
+def listed(label: str, items: list[str], most: int = 5) -> str:
+    """The first few of them, and how many more there are; nothing where there are none."""
     if not items:
         return ""
     more = f" and {len(items) - most} more" if len(items) > most else ""

@@ -30,18 +30,37 @@ class Format(StrEnum):
     SAFETENSORS = "safetensors"
     """Tensors and nothing else, as `safetensors` writes it."""
 
+    PT2 = "pt2"
+    """A program of torch: exported, as `torch.export.save` writes it, or compiled ahead of time."""
+
+    ONNX = "onnx"
+    """A program of ONNX, in one file, with or without its weights beside it."""
+
+    TRANSFORMERS = "transformers"
+    """A folder: ``config.json`` and weights, as transformers' ``save_pretrained`` writes it."""
+
+    OPEN_CLIP = "open_clip"
+    """A folder: ``open_clip_config.json`` and weights, as open_clip has it on the hub."""
+
+
+FILE_FORMATS = (Format.ARCHIVE, Format.STATE_DICT, Format.SAFETENSORS)
+"""Those that are a single file."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A file with the weights of a CLIP model.
 
     Attributes:
-        path: the file.
+        path: the file, or the folder.
         format: how it is laid out.
         architecture: the model's dimensions.
         tensors: the weights by the keys of the released state dicts, mapped from the file and of
             the dtypes that they have there. Not to be written to.
         records: the zip records, where the file has them.
+        files: of a folder, those that make up the model, sorted by name: the configuration and
+            the weights; no tokenizer.
+        parts: the zip records of those of a folder's files that have them.
     """
 
     path: Path
@@ -49,12 +68,25 @@ class Checkpoint:
     architecture: Architecture
     tensors: Mapping[str, torch.Tensor]
     records: Records | None = None
+    files: tuple[Path, ...] = ()
+    parts: tuple[Records, ...] = ()
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the file, in hexadecimal."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """SHA-256 of the file, in hexadecimal.
+
+        Of a folder, that of a list of its `files`: what ``sha256sum FILES | sha256sum`` prints in
+        the folder, with the names sorted.
+        """
+        if not self.files:
+            return _sha256(self.path)
+        lines = "".join(f"{_sha256(file)}  {file.name}\n" for file in self.files)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, or of a folder's `files`."""
+        return sum(file.stat().st_size for file in self.files or (self.path,))
 
     @property
     def dtypes(self) -> list[str]:
@@ -69,8 +101,8 @@ class Checkpoint:
             DamagedError: a record was altered.
             NotFiniteError: a weight is NaN or infinite; the message names the keys.
         """
-        if self.records is not None:
-            self.records.verify()
+        for records in self.parts if self.records is None else (self.records, *self.parts):
+            records.verify()
         bad = [key for key in self.tensors if not self._is_finite(key)]
         if bad:
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
@@ -104,6 +136,11 @@ class Checkpoint:
             return None, 0, 0
         file = self.records.file
         return file, file.offset_of(tensor.data_ptr()), tensor.nbytes
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -6,6 +6,8 @@ dict's through torch's own (``weights_only``), and safetensors has no code.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import pickle
 import stat
@@ -14,9 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcheck.checkpoints import download, registry
+from clipcheck.checkpoints import directories, download, registry
 from clipcheck.checkpoints.architecture import Spec, infer, specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of, spelled
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
 from clipcheck.checkpoints.unpickle import ITEM_SIZES, TensorRecord, read_tensors
 from clipcheck.errors import (
@@ -68,7 +71,12 @@ def _is_there(path: Path) -> bool:
 def open_checkpoint(
     name: str | os.PathLike[str], download_root: str | os.PathLike[str] | None = None
 ) -> Checkpoint:
-    """Read a checkpoint, given by a released name or by the path of a file.
+    """Read a checkpoint, given by a released name or by the path of a file or a folder.
+
+    The keys may be those of the reference implementation, of open_clip or of transformers (see
+    `clipcheck.checkpoints.keymaps`). A folder has a configuration, which has to ask for the model
+    that clipcheck builds; a file of weights alone does not tell its activation, and QuickGELU, as
+    in the released models, is taken for granted.
 
     Args:
         name: a name from `available_models`, or a path.
@@ -81,15 +89,40 @@ def open_checkpoint(
         CheckpointError: the file is no CLIP checkpoint; the subclass tells why.
     """
     path = locate(name, download_root)
+    if stat.S_ISDIR(_mode(path)):
+        return _open_directory(directories.read(path))
+    form, tensors, records = _read(path)
+    return _checkpoint(path, form, tensors, records)
+
+
+def _open_directory(directory: directories.Directory) -> Checkpoint:
+    by_file: dict[Path, dict[str, torch.Tensor]] = {}
+    parts = []
+    for file in directory.weights:
+        form, by_file[file], records = _read(file)
+        if form is Format.ARCHIVE:
+            raise UnknownFormatError(
+                "expected weights alone, found a TorchScript archive",
+                remedy="Give the path of the archive itself.",
+                path=file,
+            )
+        parts += [] if records is None else [records]
+    directory.require_indexed({file: list(found) for file, found in by_file.items()})
+    tensors = {key: tensor for found in by_file.values() for key, tensor in found.items()}
+    checkpoint = _checkpoint(directory.path, directory.format, tensors)
+    directory.require(checkpoint.architecture)
+    return dataclasses.replace(checkpoint, files=directory.files, parts=tuple(parts))
+
+
+def _read(path: Path) -> tuple[Format, dict[str, torch.Tensor], Records | None]:
+    """The format of a file, its tensors by the keys that it has, and its zip records."""
     head = _first_bytes(path)
     if head.startswith(ZIP_MAGIC):
-        return _open_zip(path)
+        return _read_zip(path)
     if head.startswith(_LEGACY_MAGIC):
-        tensors = _unwrap(_load_state_dict(path, mmap=False), path)
-        return _checkpoint(path, Format.STATE_DICT, tensors)
+        return Format.STATE_DICT, _unwrap(_load_state_dict(path, mmap=False), path), None
     if _looks_like_safetensors(head, path.stat().st_size):
-        tensors = _strip_parallel_prefix(_load_safetensors(path))
-        return _checkpoint(path, Format.SAFETENSORS, tensors)
+        return Format.SAFETENSORS, _strip_parallel_prefix(_load_safetensors(path)), None
     raise UnknownFormatError(
         f"expected {_ACCEPTED}; found {_describe(head)}",
         remedy="Give the path of a checkpoint.",
@@ -103,9 +136,13 @@ def _checkpoint(
     tensors: Mapping[str, torch.Tensor],
     records: Records | None = None,
 ) -> Checkpoint:
-    architecture = infer(tensors, path)
+    # An archive's code has the names of the reference, and goes with its weights.
+    layout = Layout.REFERENCE if form is Format.ARCHIVE else layout_of(tensors)
+    name = functools.partial(spelled, layout=layout)
+    tensors = from_layout(tensors, layout, path)
+    architecture = infer(tensors, path, name)
     found = [
-        f"{key} ({kind})"
+        f"{name(key)} ({kind})"
         for key, spec in specs(architecture)
         if key in tensors and (kind := _unusable(tensors[key], spec))
     ]
@@ -132,24 +169,27 @@ def _unusable(tensor: torch.Tensor, spec: Spec) -> str:
     return "" if spec.kind == "buffer" and dtype in ITEM_SIZES and dtype not in _FLOATS else dtype
 
 
-def _first_bytes(path: Path) -> bytes:
+def _mode(path: Path) -> int:
+    """What kind of thing is there, as `stat` has it."""
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            # Opening a pipe would wait for its other end.
-            raise UnknownFormatError(
-                f"expected {_ACCEPTED}; found a {'directory' if stat.S_ISDIR(mode) else 'device'}",
-                remedy="Give the path of the file itself.",
-                path=path,
-            )
+        return path.stat().st_mode
+    except OSError as error:
+        raise directories.unreadable(path, error) from error
+
+
+def _first_bytes(path: Path) -> bytes:
+    if not stat.S_ISREG(_mode(path)):
+        # Opening a pipe would wait for its other end.
+        raise UnknownFormatError(
+            f"expected {_ACCEPTED}; found a device",
+            remedy="Give the path of the file itself.",
+            path=path,
+        )
+    try:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot be read ({error.strerror})",
-            remedy="Check that the file is there and that you may read it.",
-            path=path,
-        ) from error
+        raise directories.unreadable(path, error) from error
     if not head:
         raise UnknownFormatError(
             f"expected {_ACCEPTED}; the file is empty", remedy=_COPY_AGAIN, path=path
@@ -170,19 +210,17 @@ def _describe(head: bytes) -> str:
 # --------------------------------------------------------------------------- zip files
 
 
-def _open_zip(path: Path) -> Checkpoint:
+def _read_zip(path: Path) -> tuple[Format, dict[str, torch.Tensor], Records]:
     records = Records(MappedFile(path))
     # The checksums of code, pickles and constants are compared at once: they are small, and they
     # decide how the rest is read and run. torch itself compares none, neither when it loads an
     # archive nor a state dict. Those of the weights are left to `Checkpoint.verify`.
     records.verify(name for name in records.names() if not name.startswith("data/"))
     if "constants.pkl" in records or records.names("code/"):
-        tensors = map_tensors(records, read_tensors(records))
-        return _checkpoint(path, Format.ARCHIVE, tensors, records)
+        return Format.ARCHIVE, map_tensors(records, read_tensors(records)), records
     # torch's reader would say that data.pkl is missing in words that help nobody.
     _ = records["data.pkl"]
-    tensors = _unwrap(_load_state_dict(path, mmap=True), path)
-    return _checkpoint(path, Format.STATE_DICT, tensors, records)
+    return Format.STATE_DICT, _unwrap(_load_state_dict(path, mmap=True), path), records
 
 
 def map_tensors(records: Records, found: Mapping[str, TensorRecord]) -> dict[str, torch.Tensor]:

@@ -40,7 +40,7 @@ _ENCRYPTED = 0x1
 _DIRECTORY_END = struct.Struct("<4s4H2IH")
 _DIRECTORY_END_MAGIC = b"PK\x05\x06"
 
-_OF_TORCH = re.compile(r"[^/]+/(data\.pkl|version|data/\d+)")
+_OF_TORCH = re.compile(r"[^/]+/(data\.pkl|version|archive_format|data/\d+)")
 """Names that every zip file of torch's has, and no other zip file is likely to have."""
 
 _MOST_UNPACKED = 64 << 20

@@ -66,8 +66,8 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: str) -> None:
-        lines = merges_of(vocabulary)
-        ids = {name: i for i, name in enumerate(names_of(lines))}
+        lines = merges(vocabulary)
+        ids = {name: i for i, name in enumerate(names(lines))}
         parts = map(ids.__getitem__, " ".join(lines).split(" "))
         pairs = zip(parts, parts, strict=True)
         self._merged = {pair: i for i, pair in enumerate(pairs, start=_FIRST_MERGED)}
@@ -146,6 +146,21 @@ def read_vocabulary() -> str:
     return gzip.decompress(packed).decode()
 
 
+def merges(vocabulary: str) -> list[str]:
+    """The merges of the released models, as lines of `read_vocabulary`, most frequent first."""
+    # The file has five times as many lines as the models use.
+    return vocabulary.split("\n", _MERGE_COUNT + 1)[1:-1]
+
+
+def names(lines: Iterable[str]) -> list[str]:
+    """What each id is called, in their order: a character for each byte, ``</w>`` ends a word.
+
+    Args:
+        lines: what `merges` gives.
+    """
+    return [*_names_of_bytes(), *(line.replace(" ", "") for line in lines), *_SPECIAL_TOKENS]
+
+
 @functools.cache
 def default_tokenizer() -> Tokenizer:
     """The tokenizer of the released CLIP models, built on the first call.
@@ -154,21 +169,6 @@ def default_tokenizer() -> Tokenizer:
         VocabularyError: as `read_vocabulary` does.
     """
     return Tokenizer(read_vocabulary())
-
-
-def merges_of(vocabulary: str) -> list[str]:
-    """The lines of the vocabulary that the models use: two parts with a space between them.
-
-    Args:
-        vocabulary: text of the vocabulary file, as `read_vocabulary` returns it.
-    """
-    # The file has five times as many.
-    return vocabulary.split("\n", _MERGE_COUNT + 1)[1:-1]
-
-
-def names_of(merges: list[str]) -> list[str]:
-    """The names of all tokens but the two special ones, each at the place of its id."""
-    return [*_names_of_bytes(), *(line.replace(" ", "") for line in merges)]
 
 
 def tokenize(
@@ -234,8 +234,8 @@ def _vocabulary_path() -> Path:
 def _names_of_bytes() -> list[str]:
     # The file writes a byte that Latin-1 does not print as a character from U+0100 on.
     others = range(0x100, 0x100 + len(_BYTES) - len(_PRINTED))
-    names = [chr(code) for code in (*_PRINTED, *others)]
-    return [*names, *(name + _WORD_END for name in names)]
+    single = [chr(code) for code in (*_PRINTED, *others)]
+    return [*single, *(name + _WORD_END for name in single)]
 
 
 def _spellings(merged: Iterable[tuple[int, int]]) -> list[bytes]:

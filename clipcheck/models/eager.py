@@ -25,7 +25,11 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` over its last dimension; the dtype stays."""
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+        # Not super().forward, which TorchScript cannot compile.
+        y = functional.layer_norm(
+            x.to(self.weight.dtype), self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return y.to(x.dtype)
 
 
 class QuickGELU(nn.Module):
@@ -335,8 +339,8 @@ def scaled_cosines(
         text_features: not normalised.
         logit_scale: the natural logarithm of what cosines are multiplied with; no dimensions.
     """
-    image_features = image_features / image_features.norm(dim=-1, keepdim=True)
-    text_features = text_features / text_features.norm(dim=-1, keepdim=True)
+    image_features = image_features / image_features.norm(p=2, dim=-1, keepdim=True)
+    text_features = text_features / text_features.norm(p=2, dim=-1, keepdim=True)
     logits_per_image = logit_scale.exp() * image_features @ text_features.t()  # [N, M]
     return logits_per_image, logits_per_image.t()
 

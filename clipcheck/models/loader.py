@@ -166,6 +166,26 @@ def load_checkpoint_both(
     return Both(jit_model, eager_model, len(weights), differing)
 
 
+def load_eager(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None = None
+) -> eager.CLIP:
+    """An eager model of a checkpoint that is open already.
+
+    Args:
+        checkpoint: of any format.
+        device: where to.
+        dtype: as for `load_checkpoint_both`.
+    """
+    dtype = dtype or _compute_dtype(device)
+    arena, wanted = _arena(checkpoint, dtype), _dtypes(checkpoint, dtype)
+    weights = {}
+    for key, stored in checkpoint.tensors.items():
+        checkpoint.prefetch(key)
+        weights[key] = _cast(stored.to(device), arena, wanted(key, stored))
+        checkpoint.give_back(key)
+    return eager.build(checkpoint.architecture, weights)
+
+
 class WeightWatch:
     """Tells which weights of a model were changed since this was made.
 
@@ -173,7 +193,7 @@ class WeightWatch:
     own code changes them without being counted.
     """
 
-    def __init__(self, module: torch.jit.ScriptModule) -> None:
+    def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
         self._versions = {key: held._version for key, held in _weights_of(module)}
         self._buffers = {key: buffer.clone() for key, buffer in module.named_buffers()}
@@ -326,9 +346,9 @@ def _share(
     return weights, differing
 
 
-def _weights_of(jit_model: torch.jit.ScriptModule) -> Iterator[tuple[str, torch.Tensor]]:
-    """The interpreter's weights and buffers by key: these very tensors, not copies."""
-    for prefix, module in jit_model.named_modules():
+def _weights_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """A model's weights and buffers by key: these very tensors, not copies."""
+    for prefix, module in model.named_modules():
         for name in (*module._parameters.keys(), *module._buffers.keys()):
             held = getattr(module, name)
             if held is not None:

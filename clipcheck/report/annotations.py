@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from clipcheck.checking import Judgement, Result
+from clipcheck.judgement import Judgement, Result
 from clipcheck.report.phrases import evidence, one_line, title
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from clipcheck.checking import Judgement
 from clipcheck.compare.localisation import Place
 from clipcheck.faults import Variant
 from clipcheck.inputs.examples import describe
+from clipcheck.judgement import Judgement
 from clipcheck.report.cells import command, wrapped
 from clipcheck.report.places import named
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clipcheck.checking import Judgement
+    from clipcheck.judgement import Judgement
 
 
 def failure(judgement: Judgement, gate: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from clipcheck.checking import Judgement, Result
 from clipcheck.inputs.examples import describe_image
+from clipcheck.judgement import Judgement, Result
 from clipcheck.report.places import entries
 
 SCHEMA = 1
@@ -25,6 +26,7 @@ def render(result: Result) -> str:
         "clipcheck": result.environment["clipcheck"],
         "environment": dict(result.environment),
         "results": [_entry(judgement) for judgement in result.judgements],
+        "left_out": [asdict(each) for each in result.left_out],
     }
     return json.dumps(writable(document), indent=2, allow_nan=False) + "\n"
 
@@ -45,6 +47,7 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
         "examples": judgement.examples,
         "seed": judgement.seed,
         "peak_memory": judgement.peak_memory,
+        "artefact_bytes": judgement.artefact_bytes,
         "gates": [
             {
                 "name": g.name,

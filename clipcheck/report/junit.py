@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from clipcheck.checking import Judgement, Result
+from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.report.phrases import commands, evidence, one_line, title
 
 UNJUDGED = "judged"
@@ -20,8 +20,10 @@ def render(result: Result) -> str:
     """
     root = Element("testsuites", name="clipcheck")
     suites = [_suite(judgement, result.environment) for judgement in result.judgements]
+    if result.left_out:
+        suites.append(_skipped(result.left_out))
     root.extend(suites)
-    for count in ("tests", "failures", "errors"):
+    for count in ("tests", "failures", "errors", "skipped"):
         root.set(count, str(sum(int(suite.get(count, 0)) for suite in suites)))
     root.set("time", _seconds(*result.judgements))
     indent(root)
@@ -44,6 +46,20 @@ def _suite(judgement: Judgement, environment: Mapping[str, str]) -> Element:
     for name, value in {**environment, **_facts(judgement)}.items():
         SubElement(properties, "property", name=name, value=one_line(value))
     suite.extend(cases)
+    return suite
+
+
+def _skipped(left_out: Sequence[LeftOut]) -> Element:
+    """A case for each backend that was not run."""
+    number = str(len(left_out))
+    suite = Element("testsuite", name="left out", tests=number, failures="0", errors="0")
+    suite.set("skipped", number)
+    suite.set("time", "0.000")
+    for each in left_out:
+        parts = (UNJUDGED, each.checkpoint, each.backend, each.device, each.dtype)
+        name = one_line("-".join(parts))
+        case = SubElement(suite, "testcase", classname="clipcheck", name=name, time="0.000")
+        SubElement(case, "skipped", message=one_line(each.reason), type="skipped")
     return suite
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from clipcheck.checking import Judgement, Result
 from clipcheck.compare.result import GateResult
+from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.report.phrases import commands, evidence, one_line, share, title
 from clipcheck.report.text import verdict
 
@@ -30,7 +30,14 @@ def parts(result: Result) -> list[str]:
         f"\n{_row(head)}{_row(['---'] * len(head))}",
         *(_row(_cells(judgement, names)) for judgement in result.judgements),
         *(_details(judgement) for judgement in result.judgements if not judgement.passed),
+        *_left_out(result.left_out),
     ]
+
+
+def _left_out(left_out: Sequence[LeftOut]) -> Iterator[str]:
+    rows = dict.fromkeys(f"{each.backend}: {each.reason}" for each in left_out)
+    if rows:
+        yield "\nLeft out:\n\n" + "".join(f"- {escaped(row)}\n" for row in rows)
 
 
 def escaped(text: str) -> str:

@@ -6,8 +6,8 @@ import math
 import shlex
 from collections.abc import Iterator
 
-from clipcheck.checking import Judgement
 from clipcheck.inputs.examples import describe
+from clipcheck.judgement import Judgement
 from clipcheck.report.cells import visible
 from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.report.text import next_steps

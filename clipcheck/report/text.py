@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-from clipcheck.checking import Judgement, Result
 from clipcheck.compare.result import GateResult
 from clipcheck.inputs.examples import describe
+from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.replaying import Replayed
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
@@ -93,14 +93,16 @@ def verdict(result: Result) -> str:
     unjudged = sum(judgement.error is not None for judgement in result.judgements)
     failed = sum(not j.passed and j.error is None for j in result.judgements)
     passed = len(result.judgements) - unjudged - failed
+    several = len({judgement.backend for judgement in result.judgements}) > 1
+    noun, same = ("run", "as the eager model") if several else ("checkpoint", "both ways")
     if result.passed:
-        return f"CONSISTENT: {_count(passed)} the same both ways."
+        return f"CONSISTENT: {_count(passed, noun)} the same {same}."
     if not result.judgements:
         return "NOT JUDGED: nothing was checked."
     parts = [
-        f"{_count(failed)} not the same both ways" if failed else "",
+        f"{_count(failed, noun)} not the same {same}" if failed else "",
         f"{unjudged} not judged" if unjudged and failed else "",
-        f"{_count(unjudged)} could not be judged" if unjudged and not failed else "",
+        f"{_count(unjudged, noun)} could not be judged" if unjudged and not failed else "",
         f"{passed} passed" if passed else "",
     ]
     headline = "INCONSISTENT" if failed else "NOT JUDGED"
@@ -114,16 +116,16 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
         steps = _step(
             _NEXT, ["clipcheck", "inspect", named], "shows what the file is, without running it."
         )
-    else:
+    elif judgement.backend == "jit":
         steps = _step(
             _NEXT,
             ["clipcheck", "convert", named, "-o", "mended.pt"],
             "writes an archive of the same weights with code that is known to be right.",
         )
+    else:
+        steps = []
     if rerun:
-        steps += _step(
-            _OR, rerun, "keeps a report that shows what fails, and the input to run again."
-        )
+        steps += _step(_OR if steps else _NEXT, rerun, _KEEPS)
     return steps
 
 
@@ -181,8 +183,15 @@ def _end(result: Result, steps: Lines) -> list[Lines]:
     said = _texts(wrapped(verdict(result)))
     headline = verdict(result).partition(":")[0]
     said[0].stylize(_VERDICTS[headline], 0, len(headline))
-    table = _table(result.judgements)
-    return [*([table] if table else []), [*said, *steps]]
+    blocks = [_table(result.judgements), _left_out(result.left_out)]
+    return [*(block for block in blocks if block), [*said, *steps]]
+
+
+def _left_out(left_out: Sequence[LeftOut]) -> Lines:
+    """What was not run, and why. The same reason for several checkpoints is told once."""
+    found: dict[tuple[str, str], None] = dict.fromkeys((o.backend, o.reason) for o in left_out)
+    rows = [_row("left out", ASIDE, "", f"{backend}: {reason}") for backend, reason in found]
+    return [line for row in rows for line in row]
 
 
 def _table(judgements: Sequence[Judgement]) -> Lines:
@@ -295,8 +304,8 @@ def _step(label: str, words: Sequence[str], what: str) -> list[str]:
     return [*command(words, label), *wrapped(what, " " * len(label))]
 
 
-def _count(number: int) -> str:
-    return f"{number} checkpoint" if number == 1 else f"{number} checkpoints"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _block(judgement: Judgement, with_remedy: bool) -> Lines:
@@ -327,7 +336,8 @@ def _circumstances(judgement: Judgement) -> str:
     return (
         f"{judgement.backend} against {judgement.reference} on {judgement.device} in "
         f"{judgement.dtype}; {judgement.examples} images; loaded in "
-        f"{seconds['load']:.1f} s, ran in {seconds['run']:.1f} s"
+        f"{seconds.get('load', 0.0) + seconds.get('build', 0.0):.1f} s, "
+        f"ran in {seconds['run']:.1f} s"
     )
 
 

@@ -16,7 +16,7 @@ from clipcheck.session.sharing import Case, Finding, Findings
 
 if TYPE_CHECKING:
     from clipcheck.backends.modules import ModuleBackend
-    from clipcheck.checking import Judgement, Result
+    from clipcheck.judgement import Judgement, Result
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Run:
             examples["examples"] = chosen.examples
         result = check(
             subject.path,
+            backend=case.backend,
             device=case.device,
             dtype=case.dtype,
             seed=chosen.seed,
@@ -126,7 +127,7 @@ class Run:
 
 
 def _failed(case: Case, error: Exception) -> Judgement:
-    from clipcheck.checking import Judgement
+    from clipcheck.judgement import Judgement
 
     first = (str(error).strip().splitlines() or [""])[0]
     return Judgement(

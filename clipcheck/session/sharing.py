@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clipcheck.checking import Judgement
+    from clipcheck.judgement import Judgement
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class _Entry:
 
 
 def _died(case: Case) -> Judgement:
-    from clipcheck.checking import Judgement
+    from clipcheck.judgement import Judgement
 
     error = (
         "expected a judgement, but the worker that was judging it died: it crashed, or the machine "

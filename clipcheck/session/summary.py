@@ -13,7 +13,7 @@ from clipcheck.session.choices import Choices
 from clipcheck.session.sharing import Finding
 
 if TYPE_CHECKING:
-    from clipcheck.checking import Result
+    from clipcheck.judgement import Result
 
 
 def header(choices: Choices, count: int, busy: int) -> str:
@@ -49,7 +49,8 @@ def lines(findings: Sequence[Finding]) -> list[str]:
 
 def result_of(findings: Sequence[Finding]) -> Result:
     """All judgements of a run as one result."""
-    from clipcheck.checking import Result, environment
+    from clipcheck.checking import environment
+    from clipcheck.judgement import Result
 
     return Result(tuple(finding.judgement for finding in findings), environment())
 

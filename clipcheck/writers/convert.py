@@ -71,7 +71,7 @@ def write(
         OutputError: the file cannot be written, or it did not come back as it was written.
     """
     whole = {**buffers(architecture), **tensors}
-    ordered = _apart(
+    ordered = apart(
         {
             key: whole[key].detach().reshape(spec.shape)
             for key, spec in specs(architecture)
@@ -91,7 +91,7 @@ def _room(form: Format, tensors: Mapping[str, torch.Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors, each contiguous and alone in its storage.
 
     A view would take all of its storage into a state dict, and safetensors refuses two tensors

@@ -41,6 +41,43 @@ def replacing(path: Path, *, room: int = 0) -> Iterator[Path]:
         raise _failed(path, error) from error
 
 
+@contextmanager
+def creating(folder: Path, *, room: int = 0) -> Iterator[Path]:
+    """A temporary folder for the contents of ``folder``, which gets its name when the block
+    succeeds.
+
+    As with ``git clone``, there has to be nothing at ``folder``, or an empty folder: what somebody
+    else put there is not for us to take away. When the block fails nothing is left.
+
+    Args:
+        folder: the one to make.
+        room: as for `replacing`.
+
+    Raises:
+        OutputError: it cannot be written: it has something in it, no permission, no room.
+    """
+    try:
+        target = Path(os.path.realpath(folder))
+        _require_vacant(target)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".clipcheck-") as outer:
+            _require_room(outer, room)
+            temporary = Path(outer) / target.name
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.iterdir():
+                file.chmod(0o666 & ~_umask())
+            _require_vacant(target)
+            temporary.replace(target)
+    except OSError as error:
+        raise _failed(folder, error) from error
+
+
+def _require_vacant(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        what = "it is not empty" if target.is_dir() else "it is a file"
+        raise OSError(errno.ENOTEMPTY, f"{what}, and is left as it is")
+
+
 def _target(path: Path) -> Path:
     """Where ``path`` leads. A device must not be replaced by a file: /dev/null is one."""
     target = Path(os.path.realpath(path))

@@ -261,7 +261,8 @@ def test_another_model_is_refused_with_what_it_has() -> None:
     assert str(caught.value) == (
         "resnet18.pt: expected the state dict of a CLIP model, but it lacks "
         "'positional_embedding'; its 122 keys begin with 'conv1.weight', 'bn1.weight', "
-        "'bn1.bias'. Give a CLIP checkpoint with the keys of the reference implementation."
+        "'bn1.bias'. Give a CLIP checkpoint with the keys of the reference implementation, "
+        "of open_clip or of transformers."
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
+from clipcheck.checkpoints.checkpoint import FILE_FORMATS, Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.records import MappedFile
 from clipcheck.errors import DamagedError, NotFiniteError
@@ -23,8 +23,6 @@ from tests.samples import (
     saved,
 )
 
-FORMATS = list(Format)
-
 
 def opened(data: bytes, folder: Path) -> Checkpoint:
     path = folder / "file"
@@ -32,7 +30,7 @@ def opened(data: bytes, folder: Path) -> Checkpoint:
     return open_checkpoint(path)
 
 
-@pytest.fixture(params=FORMATS)
+@pytest.fixture(params=FILE_FORMATS)
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoint:
     """The smallest checkpoint in each format."""
     return opened(minute_bytes(request.param), tmp_path)
@@ -78,7 +76,7 @@ def test_a_file_without_checksums_is_verified_as_far_as_that_goes(tmp_path: Path
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", FILE_FORMATS)
 def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, form: Format, value: float) -> None:
     key = "transformer.resblocks.0.ln_1.bias"
     path = tmp_path / "sound"
@@ -155,7 +153,7 @@ def test_the_memory_of_a_mapped_weight_is_its_record(
     assert data[start : start + size] == minute_weights()["visual.proj"].numpy().tobytes()
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", FILE_FORMATS)
 def test_writing_to_a_weight_does_not_change_the_file(tmp_path: Path, form: Format) -> None:
     data = minute_bytes(form)
     weight = opened(data, tmp_path).tensors["visual.proj"]

@@ -13,10 +13,7 @@ from clipcheck.compare.result import OUTPUTS, Case
 from tests.compare import NOT_FINITE, Named, exact_outputs, spoilt
 
 SOUND = Evidence(
-    candidate_is_script=True,
-    reference_is_script=False,
     weights=305,
-    differing={},
     buffers={"input_resolution": (224, 224), "context_length": (None, 77)},
     unused={"encode_image": [], "forward": []},
 )
@@ -41,7 +38,7 @@ def test_two_kinds_with_the_same_weights_and_all_outputs_pass() -> None:
     assert found.name == "integrity"
     assert found.margin == 0.0
     assert found.message == (
-        "305 weights the same bit for bit in both readings of the file, and all used; "
+        "305 weights the same bit for bit as the file's; "
         "all 4 outputs there, finite, of the same shape and dtype"
     )
     assert found.figures == {
@@ -54,16 +51,8 @@ def test_two_kinds_with_the_same_weights_and_all_outputs_pass() -> None:
     ("evidence", "message"),
     [
         (
-            replace(SOUND, reference_is_script=True),
-            "nothing was compared: both sides are TorchScript modules",
-        ),
-        (
-            replace(SOUND, candidate_is_script=False),
+            replace(SOUND, doubts=["nothing was compared: both sides are eager models"]),
             "nothing was compared: both sides are eager models",
-        ),
-        (
-            replace(SOUND, candidate_is_script=False, reference_is_script=True),
-            "the candidate is an eager model and the reference a TorchScript module",
         ),
         (replace(SOUND, weights=0), "no weights were compared"),
         (replace(SOUND, unlike=["one", "two", "three", "four"]), "one; two; three"),
@@ -102,6 +91,13 @@ def test_what_is_no_comparison_fails_and_says_why(evidence: Evidence, message: s
     assert not found.passed
     assert found.message == message
     assert found.margin == np.inf
+
+
+def test_of_weights_that_cannot_be_told_apart_nothing_is_said() -> None:
+    found = integrity([sound_case()], replace(SOUND, weights=None))
+    assert found.passed
+    assert found.message == "all 4 outputs there, finite, of the same shape and dtype"
+    assert found.figures["weights"]["compared"] == 0
 
 
 def test_unused_weights_are_counted_once_for_all_methods() -> None:

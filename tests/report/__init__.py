@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from PIL import Image
 
-from clipcheck.checking import Judgement, Result
 from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.compare.result import GateResult
 from clipcheck.inputs.examples import Example
+from clipcheck.judgement import Judgement, Result
 from clipcheck.search.probe import Measure
 from clipcheck.search.smallest import Failing
 
@@ -22,7 +22,7 @@ PASSED = Judgement(
     sha256="ab" * 32,
     description="archive, tiny-vit",
     dtype="float32",
-    seconds={"load": 0.25, "run": 1.5, "jit": 1.0},
+    seconds={"load": 0.25, "run": 1.5, "candidate": 1.0},
     examples=8,
     gates=(
         GateResult("integrity", True, "77 weights the same"),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from hypothesis import given
 
-from clipcheck.checking import Result
+from clipcheck.judgement import Result
 from clipcheck.report.annotations import render
 from tests.report import ENVIRONMENT, PASSED, failed, failing_result, unjudged
 from tests.report.test_phrases import ANY_TEXT

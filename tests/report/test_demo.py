@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from rich.cells import cell_len
 
-from clipcheck.checking import Judgement
 from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.compare.result import GateResult
 from clipcheck.faults import fault_named
 from clipcheck.inputs.examples import Example
+from clipcheck.judgement import Judgement
 from clipcheck.report.cells import WIDTH
 from clipcheck.report.demo import planted, tour
 from clipcheck.search.probe import Measure

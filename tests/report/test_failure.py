@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from clipcheck.checking import Judgement
 from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.compare.result import GateResult
+from clipcheck.judgement import Judgement
 from clipcheck.report import text
 from clipcheck.report.failure import failure
 

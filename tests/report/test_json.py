@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 
 import clipcheck
-from clipcheck.checking import Judgement, Result
 from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.compare.result import GateResult
+from clipcheck.judgement import Judgement, Result
 from clipcheck.report.json import render
 from tests.report import failing_result
 

@@ -9,7 +9,7 @@ import pytest
 import xmlschema
 from hypothesis import given
 
-from clipcheck.checking import Judgement, Result
+from clipcheck.judgement import Judgement, Result
 from clipcheck.report.junit import render
 from tests.report import ENVIRONMENT, PASSED, failed, failing_result, unjudged
 from tests.report.test_phrases import ANY_TEXT

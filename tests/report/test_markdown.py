@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from hypothesis import given
 
-from clipcheck.checking import Result
 from clipcheck.compare.result import GateResult
+from clipcheck.judgement import Result
 from clipcheck.report.markdown import escaped, render
 from tests.report import ENVIRONMENT, PASSED, failed, failing_result, unjudged
 from tests.report.test_phrases import ANY_TEXT

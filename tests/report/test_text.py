@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.text import Text
 
-from clipcheck.checking import Judgement, Result
 from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.compare.result import GateResult
 from clipcheck.inputs.examples import Example
+from clipcheck.judgement import Judgement, Result
 from clipcheck.report.cells import WIDTH
 from clipcheck.report.text import BAD, GOOD, brief, cell, render, report, verdict
 from clipcheck.search.probe import Measure

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipcheck.backends.base import outputs
+from clipcheck.backends.base import outputs_of_methods
 from clipcheck.backends.reference import Reference
 from clipcheck.checkpoints.architecture import Architecture, ViT
 from clipcheck.compare.distance import Ruler
@@ -64,6 +64,9 @@ class Candidate:
             )
         wrong = OFF * self._pair(np.array([len(pixels), len(tokens)])) if self._pair else 0
         return per_image.numpy() + wrong, per_text.numpy() + wrong
+
+    def outputs(self, pixels: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        return outputs_of_methods(self, pixels, tokens)
 
 
 def nowhere(rows: np.ndarray) -> np.ndarray:
@@ -360,7 +363,7 @@ def test_a_case_is_measured_row_by_row_as_the_ruler_does(model: eager.CLIP) -> N
     trial = Trial.of(reference, drawn.batches, "float32", Stopwatch())
     candidate = Candidate(model, nowhere, where(lambda _: True), None)
     batch = drawn.batches[2]
-    case = Case(outputs(candidate, batch.pixels, batch.tokens), trial.reference[2], trial.exact[2])
+    case = Case(candidate.outputs(batch.pixels, batch.tokens), trial.reference[2], trial.exact[2])
     ruler = Ruler([case], LIMITS["float32"], trial.scale)
     probe = Probe(candidate, reference.standing(), ruler, Contract())
     measures = [m for m in probe.measure(batch) if m.output == "text_features"]

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from clipcheck import checking, evidence
-from clipcheck.backends.base import outputs
-from clipcheck.checking import Judgement, Result
 from clipcheck.errors import ClipcheckError, OutputError
+from clipcheck.judgement import Judgement, Result
 from clipcheck.session import memory, run
 from clipcheck.session.choices import Choices
 from clipcheck.session.run import Run
@@ -46,6 +45,7 @@ def test_a_checkpoint_is_checked_as_it_was_asked_for(
     assert checked == [
         {
             "path": tmp_path / "new.pt",
+            "backend": "jit",
             "device": "cpu",
             "dtype": "float32",
             "seed": 7,
@@ -153,7 +153,7 @@ def test_both_models_are_loaded_once_and_compute_the_same(
     assert loads.pair(case) is pair
     assert (pair.reference.name, pair.candidate.name) == ("eager", "jit")
     pixels, tokens = np.zeros((2, 3, 32, 32), np.float32), np.full((3, 77), 49407, np.int32)
-    one, other = (outputs(model, pixels, tokens) for model in (pair.reference, pair.candidate))
+    one, other = (model.outputs(pixels, tokens) for model in (pair.reference, pair.candidate))
     for name, array in one.items():
         np.testing.assert_allclose(array, other[name], rtol=1e-4, atol=1e-4)
 

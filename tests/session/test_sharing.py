@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipcheck.checking import Judgement
+from clipcheck.judgement import Judgement
 from clipcheck.session.sharing import Case, Finding, Findings
 
 CASE = Case("a.pt", "jit", "cpu", "float32")

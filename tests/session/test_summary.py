@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from clipcheck.checking import Judgement
 from clipcheck.errors import OutputError
+from clipcheck.judgement import Judgement
 from clipcheck.session import workers
 from clipcheck.session.choices import Choices
 from clipcheck.session.sharing import Case, Finding

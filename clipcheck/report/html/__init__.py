@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipcheck.checking import Result
+from clipcheck.judgement import Result
 
 
 def render(result: Result) -> str:

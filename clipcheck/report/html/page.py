@@ -11,11 +11,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from clipcheck.checking import Judgement, Result
 from clipcheck.compare.localisation import Place
 from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.inputs.examples import Example, Prompt
+from clipcheck.judgement import Judgement, Result
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
 from clipcheck.report.html.words import as_far, figure, ratio, visible
@@ -29,7 +29,8 @@ PHASES = {
     "inputs": "drawing images and prompts",
     "eager": "the eager model",
     "float64": "the eager model in float64",
-    "jit": "the archive, all calls",
+    "build": "building the candidate",
+    "candidate": "the candidate, all calls",
     "modules": "modules one by one",
     "gates": "gates",
     "search": "looking for the smallest input that fails",
@@ -63,6 +64,7 @@ def page(result: Result) -> str:
         steps=_next(result),
         sections=sections,
         gates=_gate_names(result),
+        left_out=list(dict.fromkeys((each.backend, each.reason) for each in result.left_out)),
         environment=result.environment,
     )
 
@@ -290,6 +292,7 @@ def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:
 def _command(judgement: Judgement) -> str:
     """What repeats the check."""
     words: list[Any] = ["clipcheck", "check", judgement.path or judgement.checkpoint]
+    words += ["--backend", judgement.backend] if judgement.backend != "jit" else []
     words += ["--device", judgement.device]
     words += ["--dtype", judgement.dtype] if judgement.dtype else []
     words += ["--examples", judgement.examples] if judgement.examples else []

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from clipcheck.checking import Judgement, Result
 from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.compare.measured import Heat, Measured
 from clipcheck.compare.modules import Coverage, ModuleError, modules
 from clipcheck.compare.result import OUTPUTS, GateResult
 from clipcheck.compare.tolerances import LIMITS
 from clipcheck.inputs.examples import Example
+from clipcheck.judgement import Judgement, Result
 from clipcheck.search.probe import Measure
 from clipcheck.search.smallest import Failing
 
@@ -78,7 +78,7 @@ PASSED = Judgement(
     sha256="ab" * 32,
     description="archive, tiny-vit",
     dtype="float32",
-    seconds={"load": 0.24, "inputs": 0.5, "eager": 1.0, "jit": 0.5, "run": 2.0},
+    seconds={"load": 0.24, "inputs": 0.5, "eager": 1.0, "candidate": 0.5, "run": 2.0},
     examples=30,
     gates=gates("float32", 1.2, coverage()),
     measured=measured(),

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from clipcheck import evidence
-from clipcheck.checking import Judgement
 from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import Contract
 from clipcheck.inputs.examples import Example
+from clipcheck.judgement import Judgement
 from clipcheck.report import html, text
 from clipcheck.report.html import render
 from tests.report.html.judgements import (
@@ -73,9 +73,10 @@ def test_the_matrix_has_each_gate_with_its_figure_and_the_room_that_is_left() ->
         "jit, cpu, float32 ✓ pass 77 weights nothing off ✓ pass 2.40e-06 apart over 99 % left"
         in (matrix)
     )
-    assert "✓ pass 1.2× of 8× 85 % left ✓ pass 1× of 10× 90 % left not for float32" in matrix
+    assert "✓ pass 1.2× of 8× 85 % left ✓ pass 1× of 10× 90 % left not for jit in float32" in matrix
     assert (
-        "not for float16 not for float16 ✓ pass 1.2× of 8× 85 % left ✓ pass 0 of 7 wrong" in matrix
+        "not for jit in float16 not for float16 ✓ pass 1.2× of 8× 85 % left ✓ pass 0 of 7 wrong"
+        in matrix
     )
     assert "✗ FAIL 400× of 8× 50× its limit ✗ FAIL 500× of 10× 50× its limit" in matrix
 
@@ -191,7 +192,7 @@ def test_time_goes_by_phase_and_memory_is_there() -> None:
     phases = found.partition("Time by phase ")[2].partition("Environment")[0]
     assert phases.strip() == (
         "phase seconds share loading both ways 0.24 11 % drawing images and prompts 0.50 22 % "
-        "the eager model 1.00 45 % the archive, all calls 0.50 22 % all 2.24"
+        "the eager model 1.00 45 % the candidate, all calls 0.50 22 % all 2.24"
     )
     assert "peak memory 1.23 GB" in found
     assert "peak memory not known" in page(replace(PASSED, peak_memory=None)).text

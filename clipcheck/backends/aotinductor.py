@@ -1,0 +1,171 @@
+"""The eager model as native code, which Inductor compiles ahead of time and packs into a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcheck.backends.base import Backend, Missing, Option, Source, translating
+from clipcheck.compare.integrity import Evidence
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.backends.signature import Input
+    from clipcheck.checkpoints.architecture import Architecture
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+
+SUMMARY = "native code, compiled ahead of time and loaded from its package (AOTInductor)"
+OPTIONS: dict[str, Option] = {}
+VARIANTS: list[dict[str, str]] = [{}]
+
+_TOKENS = "clipcheck.tokens"
+"""Under this name a package tells the dtype of its ids: the code in it asks for none."""
+
+
+def available() -> Missing | None:
+    """Where there is the C++ compiler that Inductor calls: ``CXX``, else g++, on macOS clang++."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    words = shlex.split(compiler)
+    if words and shutil.which(words[0]):
+        return None
+    return Missing(
+        f"there is no C++ compiler {compiler!r} here",
+        "Install one, or set CXX to the path of the one that there is.",
+    )
+
+
+def version() -> str:
+    """Of torch."""
+    from importlib.metadata import version as version_of
+
+    return f"torch {version_of('torch')}"
+
+
+def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
+    """Inductor has code for CPUs and for CUDA, and none that can be packed for other devices."""
+    if device.type in ("cpu", "cuda"):
+        return None
+    return f"AOTInductor packs no code for {device.type}"
+
+
+def build(source: Source) -> Backend:
+    """Compile the eager model, or take the package of an earlier run, and load it."""
+    from clipcheck.backends import programs, signature
+
+    def write(path: Path) -> None:
+        with translating("aotinductor", "compiling"):
+            _compile(source, path)
+
+    key = {**programs.key(source), "hardware": _hardware(source.device)}
+    path = source.artefacts.get("package.pt2", key, write)
+    declared = [signature.Declared(name, None, dtype) for name, dtype in _INPUTS.items()]
+    architecture = source.checkpoint.architecture
+    inputs = signature.inputs(declared, architecture, path)
+    return _backend(path, _load(path), inputs, source.device, architecture)
+
+
+_INPUTS = {"pixels": "float32", "tokens": "int32"}
+
+
+def _compile(source: Source, path: Path) -> None:
+    import torch
+    from torch._inductor.utils import fresh_cache
+
+    from clipcheck.writers.programs import export
+
+    program = export(source.model)
+    settings = {
+        # It pays for itself where many programs are compiled: here it takes half of the time.
+        "aot_inductor.precompile_headers": False,
+        "aot_inductor.metadata": {_TOKENS: _INPUTS["tokens"]},
+    }
+    # What is logged is that there is no GPU, where CUDA's files are found without one.
+    logging.getLogger("torch.utils.cpp_extension").addFilter(_without_cuda_home)
+    # Inductor's own cache would keep a second copy of all weights for good.
+    with torch.inference_mode(False), torch.no_grad(), fresh_cache(dir=str(source.scratch)):
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path), inductor_configs=settings
+        )
+
+
+def _without_cuda_home(record: logging.LogRecord) -> bool:
+    return "No CUDA runtime is found" not in record.getMessage()
+
+
+def _hardware(device: torch.device) -> str:
+    """What the code is compiled for: on another it may not run, or end the process."""
+    import torch
+
+    if device.type == "cpu":
+        return torch.backends.cpu.get_cpu_capability()
+    return f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)}"
+
+
+def open_package(path: Path, device: torch.device, architecture: Architecture) -> Backend:
+    """Open a package of AOTInductor, of whoever's making.
+
+    Loading it runs native code of the file, with all rights of this process. The code does not
+    look at the dtype of what it gets: ids are int64 where the package does not say otherwise.
+
+    Args:
+        path: the file.
+        device: what it was compiled for.
+        architecture: what it is to be a model of.
+
+    Raises:
+        CheckpointError: it takes other inputs than a CLIP model.
+        RunError: it cannot be loaded on this machine.
+    """
+    from torch.utils import _pytree as pytree
+
+    from clipcheck.backends import signature
+
+    package = _load(path)
+    with translating("aotinductor", "reading the package"):
+        ids = package.get_metadata().get(_TOKENS, "int64")
+        arguments, named = pytree.treespec_loads(package.loader.get_call_spec()[0]).children()
+        # What is given by its place has no name; beyond the first two nothing tells what it is.
+        places = [*_INPUTS, *(f"argument {n}" for n in range(3, arguments.num_leaves + 1))]
+        names = [*places[: arguments.num_leaves], *(named.context or ())]
+    declared = [
+        signature.Declared(name, None, "float32" if "pixel" in name else ids) for name in names
+    ]
+    inputs = signature.inputs(declared, architecture, path)
+    return _backend(path, package, inputs, device, architecture)
+
+
+def _load(path: Path) -> Any:
+    import torch
+
+    with translating("aotinductor", "loading"):
+        return torch._inductor.aoti_load_package(str(path))
+
+
+def _backend(
+    path: Path,
+    package: Any,
+    inputs: tuple[Input, ...],
+    device: torch.device,
+    architecture: Architecture,
+) -> Backend:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    from clipcheck.backends.programs import ProgramBackend, flat
+    from clipcheck.backends.signature import Raw
+
+    spec = pytree.treespec_loads(package.loader.get_call_spec()[0])
+
+    def run(pixels: Any, tokens: Any) -> Raw:
+        given = [torch.from_numpy(each.value(pixels, tokens)).to(device) for each in inputs]
+        with torch.inference_mode():
+            arguments, named = pytree.tree_unflatten(given, spec)
+            return flat(package(*arguments, **named))
+
+    return ProgramBackend("aotinductor", run, architecture, path, lambda: Evidence(None))

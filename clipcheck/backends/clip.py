@@ -1,0 +1,87 @@
+"""The reference implementation, as a package: ``clip`` of openai/CLIP or of clip-anytorch."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from clipcheck.backends.base import Backend, Missing, Option, Source, translating
+from clipcheck.compare.integrity import Evidence
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+
+SUMMARY = "the reference package's eager model, clip.model.build_model"
+OPTIONS: dict[str, Option] = {}
+VARIANTS: list[dict[str, str]] = [{}]
+
+_DISTRIBUTIONS = ("clip-anytorch", "openai-clip", "clip")
+"""Names under which it is installed; the last from its repository."""
+
+_INSTALL = "Install it: pip install clip-anytorch 'setuptools<81'."
+
+
+def available() -> Missing | None:
+    """Wherever the package is installed; another one has the same name."""
+    spec = importlib.util.find_spec("clip")
+    folders = spec.submodule_search_locations if spec is not None else None
+    if spec is None:
+        return Missing("the reference package clip is not installed", _INSTALL)
+    if not folders or not (Path(folders[0]) / "simple_tokenizer.py").is_file():
+        return Missing("the package clip that is installed is another one", _INSTALL)
+    return None
+
+
+def version() -> str:
+    """Of the distribution that brought the package."""
+    for name in _DISTRIBUTIONS:
+        try:
+            return f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "clip, of no known version"
+
+
+def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
+    """It computes in float32 on the CPU, and in float16 or float32 elsewhere."""
+    if dtype == "float32" or (dtype == "float16" and device.type != "cpu"):
+        return None
+    where = "float32 on the CPU" if device.type == "cpu" else "float16 or float32"
+    return f"the reference package computes in {where}, not in {dtype}"
+
+
+def build(source: Source) -> Backend:
+    """The model that it builds of the weights, as its ``load`` does."""
+    from clipcheck.backends.modules import ModuleBackend
+
+    with translating("clip", "building the model"):
+        model = import_clip().model.build_model(dict(source.checkpoint.tensors))
+        model.to(source.device)
+        if source.dtype == "float32":
+            model.float()
+    return ModuleBackend("clip", model, source.device, lambda: _evidence(source, model))
+
+
+def import_clip() -> ModuleType:
+    """The package. It imports pkg_resources, which warns of its own end."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+        warnings.filterwarnings(
+            "ignore", message=".*declare_namespace", category=DeprecationWarning
+        )
+        return importlib.import_module("clip")
+
+
+def _evidence(source: Source, model: Any) -> Evidence:
+    from clipcheck.backends.libraries import evidence_of
+
+    reference = import_clip().model.CLIP
+    doubts = [] if type(model) is reference else [f"it is a {type(model).__name__}, no clip.CLIP"]
+    return evidence_of(source.checkpoint, model.state_dict(), source.dtype, doubts)

@@ -1,0 +1,69 @@
+"""What the backends of other libraries' CLIP models have in common: what they hold is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from clipcheck.checkpoints.architecture import BUFFERS, specs
+from clipcheck.checkpoints.checkpoint import same_bits
+from clipcheck.compare.integrity import Evidence
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+
+
+def evidence_of(
+    checkpoint: Checkpoint, held: Mapping[str, torch.Tensor], dtype: str, doubts: Sequence[str] = ()
+) -> Evidence:
+    """Compare the weights that a model holds with the file's, as cast to the model's dtypes.
+
+    Args:
+        checkpoint: the file.
+        held: the model's weights, by the reference's keys.
+        dtype: what it was asked to compute in, by name. The weights may have it, or be float32,
+            as normalisations and embeddings are in the released half models.
+        doubts: what else speaks against it.
+    """
+    import torch
+
+    wanted: torch.dtype = getattr(torch, dtype)
+    found = held["visual.conv1.weight"].dtype
+    if found != wanted:
+        doubts = [*doubts, f"it computes in {_named(found)} in place of {dtype}"]
+    expected = {key: t for key, t in checkpoint.tensors.items() if key not in BUFFERS}
+    differing = {
+        key: reason
+        for key, stored in expected.items()
+        if (reason := _unlike(held.get(key), stored, (wanted, torch.float32)))
+    }
+    # Counters of batches are left out of some files, and have no effect in evaluation.
+    counted = {key for key, spec in specs(checkpoint.architecture) if spec.kind != "buffer"}
+    for key in (held.keys() & counted) - expected.keys():
+        differing[key] = "the file does not have it"
+    return Evidence(len(expected), doubts=doubts, differing=differing)
+
+
+def _unlike(
+    held: torch.Tensor | None, stored: torch.Tensor, dtypes: tuple[torch.dtype, ...]
+) -> str:
+    """How the model's weight differs from the file's, or nothing."""
+    if held is None:
+        return "the model does not have it"
+    if held.numel() != stored.numel():
+        return f"the model has the shape {list(held.shape)}, the file {list(stored.shape)}"
+    if stored.is_floating_point() and held.dtype not in dtypes:
+        return f"the model has it in {_named(held.dtype)}"
+    # A logit_scale of shape [1] is the same as one of shape [].
+    here = held.detach().cpu().reshape(stored.shape)
+    if same_bits(here, stored.to(held.dtype)):
+        return ""
+    if same_bits(here, stored.half().to(held.dtype)):
+        return f"the library rounded it from {_named(stored.dtype)} to float16"
+    return "the model has other bits than the file"
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,273 @@
+"""The eager model as an ONNX program, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipcheck.backends.base import Array, Backend, Missing, Option, Source, translating
+from clipcheck.compare.integrity import Evidence
+from clipcheck.errors import UnavailableError
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.backends.signature import Declared
+    from clipcheck.checkpoints.architecture import Architecture
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+
+SUMMARY = "an ONNX program of any batch sizes (torch.onnx.export), run by ONNX Runtime"
+OPTIONS = {
+    "optimization": Option(
+        "all",
+        ("disable", "basic", "extended", "all"),
+        "how far ONNX Runtime rewrites the program before it is run",
+    ),
+    "providers": Option(
+        "device",
+        (),
+        "execution providers in the order in which they are asked, joined by +; by default the "
+        "device's own",
+    ),
+}
+VARIANTS: list[dict[str, str]] = [{}]
+
+_LIBRARIES = ("onnxruntime", "onnx", "onnxscript")
+
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "mps": "CoreMLExecutionProvider",
+}
+"""By kind of device, what runs on it (onnxruntime.ai/docs/execution-providers)."""
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+}
+"""numpy's names of ONNX Runtime's types, of those that an input of a CLIP model can have."""
+
+
+def available() -> Missing | None:
+    """Where ONNX Runtime is installed, and what writes programs for it."""
+    from importlib.util import find_spec
+
+    absent = [name for name in _LIBRARIES if find_spec(name) is None]
+    if not absent:
+        return None
+    are = "is" if len(absent) == 1 else "are"
+    return Missing(
+        f"{' and '.join(absent)} {are} not installed", 'Run: pip install "clipcheck[onnx]".'
+    )
+
+
+def version() -> str:
+    """Of ONNX Runtime."""
+    from importlib.metadata import version as version_of
+
+    return f"onnxruntime {version_of('onnxruntime')}"
+
+
+def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:
+    """What the program can be written of, and where it can be run."""
+    from clipcheck.writers.programs import too_large_for_onnx
+
+    if dtype == "bfloat16":
+        return "ONNX as torch writes it (opset 20) has no convolution in bfloat16"
+    provider = _PROVIDERS.get(device.type)
+    if provider is None:
+        return f"ONNX Runtime has no execution provider that clipcheck knows for {device.type}"
+    if provider not in _installed():
+        return f"this onnxruntime has no {provider}; it has {', '.join(_installed())}"
+    return too_large_for_onnx(checkpoint.architecture, dtype)
+
+
+def build(source: Source) -> Backend:
+    """Export the eager model, or take the program of an earlier run, and open a session on it."""
+    from clipcheck.backends import programs
+    from clipcheck.writers.programs import write_onnx
+
+    # Before anything is exported: it takes seconds.
+    _providers(source.options, source.device)
+
+    def write(path: Path) -> None:
+        with translating("onnxruntime", "exporting"):
+            write_onnx(source.model, path)
+
+    key = programs.key(source, "onnx", "onnxscript")
+    path = source.artefacts.get("program.onnx", key, write)
+    return open_program(
+        path,
+        source.device,
+        source.checkpoint.architecture,
+        source.model.state_dict(),
+        source.options,
+    )
+
+
+def open_program(
+    path: Path,
+    device: torch.device,
+    architecture: Architecture,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Backend:
+    """Open an ONNX file, of whoever's making.
+
+    An ONNX program is data. What is run is ONNX Runtime's own operators. Weights that it has in
+    files of their own are read from its folder.
+
+    Args:
+        path: the file.
+        device: where to run it.
+        architecture: what it is to be a model of.
+        weights: those that it has to have, by the released keys.
+        options: see `OPTIONS`.
+
+    Raises:
+        UnavailableError: an execution provider is not there.
+        CheckpointError: the program takes other inputs than a CLIP model.
+        RunError: ONNX Runtime cannot open it.
+    """
+    import torch
+
+    from clipcheck.backends import signature
+    from clipcheck.backends.programs import ProgramBackend
+
+    chosen = {name: option.default for name, option in OPTIONS.items()} | dict(options or {})
+    providers = _providers(chosen, device)
+    with translating("onnxruntime", "opening the program"):
+        session = _session(path, providers, chosen["optimization"], torch.get_num_threads())
+    inputs = signature.inputs(
+        [_declared(each) for each in session.get_inputs()], architecture, path
+    )
+    names = [each.name for each in session.get_outputs()]
+
+    def run(pixels: Any, tokens: Any) -> signature.Raw:
+        feed = {each.name: each.value(pixels, tokens) for each in inputs}
+        return list(zip(names, session.run(names, feed), strict=True))
+
+    # Asked for now: the session is to be let go of when the backend is closed.
+    doubts = _fallen_back(providers, session.get_providers())
+
+    def evidence() -> Evidence:
+        with translating("onnxruntime", "reading the weights"):
+            return _evidence(path, weights, doubts)
+
+    return ProgramBackend("onnxruntime", run, architecture, path, evidence)
+
+
+def _installed() -> list[str]:
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
+def _providers(options: Mapping[str, str], device: torch.device) -> list[str]:
+    """The providers to ask.
+
+    Raises:
+        UnavailableError: one of them is not there.
+    """
+    written = options["providers"]
+    wanted = [_PROVIDERS[device.type]] if written == "device" else written.split("+")
+    installed = _installed()
+    absent = [name for name in wanted if name not in installed]
+    if absent:
+        raise UnavailableError(
+            f"onnxruntime: expected execution providers out of {', '.join(installed)}, "
+            f"found {', '.join(map(repr, absent))}",
+            remedy="Name one of these, or install the onnxruntime package that has the other.",
+        )
+    return wanted
+
+
+def _session(path: Path, providers: list[str], optimization: str, threads: int) -> Any:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    level = f"ORT_{'DISABLE' if optimization == 'disable' else 'ENABLE'}_"
+    level += "ALL" if optimization == "disable" else optimization.upper()
+    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    # It would tell on stderr which operators it does not fold, which is nobody's concern.
+    settings.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, settings, providers=providers)
+
+
+def _fallen_back(wanted: list[str], found: list[str]) -> list[str]:
+    """ONNX Runtime goes on with what it has where a provider cannot be started."""
+    absent = [name for name in wanted if name not in found]
+    if not absent:
+        return []
+    return [f"{', '.join(absent)} could not be started, and {', '.join(found)} ran in its place"]
+
+
+def _declared(found: Any) -> Declared:
+    from clipcheck.backends.signature import Declared
+
+    shape = tuple(size if isinstance(size, int) else None for size in found.shape)
+    return Declared(found.name, shape, _DTYPES.get(found.type, found.type))
+
+
+def _evidence(
+    path: Path, weights: Mapping[str, torch.Tensor] | None, doubts: list[str]
+) -> Evidence:
+    """The weights that the program has, as they are or transposed, bit for bit.
+
+    Exporters fold constants: a convolution takes up the BatchNorm behind it, a logarithm its
+    exponential. Such weights are in no count. One under its own name must be the file's, unless
+    it was folded so.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    from clipcheck.models.whole import PREFIX
+
+    if weights is None:
+        return Evidence(None, doubts)
+    held = {
+        each.name.removeprefix(PREFIX): numpy_helper.to_array(each)
+        for each in onnx.load(path).graph.initializer
+    }
+    anywhere = {_digest(array) for array in held.values()}
+    differing = {}
+    compared = 0
+    for key, tensor in weights.items():
+        array = tensor.detach().cpu().numpy()
+        if key in held:
+            same = _digest(held[key]) == _digest(array)
+        else:
+            same = not anywhere.isdisjoint((_digest(array), _digest(array.T)))
+        if same:
+            compared += 1
+        elif key in held and not _is_folded(key, weights, held):
+            differing[key] = "the program has other bits than the file"
+    return Evidence(compared or None, doubts, differing)
+
+
+def _is_folded(key: str, weights: Container[str], held: Container[str]) -> bool:
+    """Whether it is a convolution that has taken up the BatchNorm behind it."""
+    normalisation = re.sub(r"(conv|downsample\.)(\d)\.weight$", _behind, key)
+    statistic = f"{normalisation}.running_mean"
+    return statistic in weights and statistic not in held
+
+
+def _behind(convolution: re.Match[str]) -> str:
+    kind, number = convolution.groups()
+    return f"bn{number}" if kind == "conv" else f"downsample.{int(number) + 1}"
+
+
+def _digest(array: Array) -> tuple[str, tuple[int, ...], bytes]:
+    """Of the values: two arrays have the same only where dtype, shape and bits are the same."""
+    contents = np.ascontiguousarray(array)
+    return str(array.dtype), array.shape, hashlib.blake2b(contents.data).digest()

@@ -1,0 +1,139 @@
+"""open_clip's own CLIP model."""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib.metadata import version as version_of
+from typing import TYPE_CHECKING, Any
+
+from clipcheck import torchscript_support
+from clipcheck.backends.base import Backend, Missing, Option, Source, translating
+from clipcheck.checkpoints import directories
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.configs import open_clip_config
+from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of, to_layout
+from clipcheck.compare.integrity import Evidence
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+
+SUMMARY = "open_clip's CLIP: load_openai_model for archives, else by its model_cfg"
+OPTIONS: dict[str, Option] = {}
+VARIANTS: list[dict[str, str]] = [{}]
+
+_PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+"""What open_clip calls dtypes. In half it keeps normalisations and embeddings in float32."""
+
+
+def available() -> Missing | None:
+    """Wherever it is installed."""
+    if importlib.util.find_spec("open_clip") is None:
+        return Missing("open_clip is not installed", "Install it: pip install open_clip_torch.")
+    return None
+
+
+def version() -> str:
+    """Of open_clip."""
+    return f"open_clip_torch {version_of('open_clip_torch')}"
+
+
+def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
+    """It reads archives with TorchScript."""
+    reason = torchscript_support.unavailable() if checkpoint.format is Format.ARCHIVE else None
+    return None if reason is None else f"open_clip cannot read an archive: {reason}"
+
+
+def build(source: Source) -> Backend:
+    """The model, as its users get it of such a file."""
+    from clipcheck.backends.modules import ModuleBackend
+
+    with translating("open_clip", "loading"), torchscript_support.silenced():
+        make = _from_archive if source.checkpoint.format is Format.ARCHIVE else _from_config
+        model = make(source).to(source.device).eval()
+    return ModuleBackend(
+        "open_clip", _Adapter(model), source.device, lambda: _evidence(source, model)
+    )
+
+
+def _from_archive(source: Source) -> Any:
+    import open_clip
+
+    return open_clip.load_openai_model(
+        str(source.checkpoint.path), precision=_PRECISIONS[source.dtype], device=source.device
+    )
+
+
+def _from_config(source: Source) -> Any:
+    """As ``create_model`` does it, of the folder's ``model_cfg`` or of one that is made."""
+    import open_clip.model as library
+    import torch
+
+    config = _config(source.checkpoint)
+    custom = config.pop("custom_text", False)
+    dtype = getattr(torch, source.dtype)
+    cast = None if dtype == torch.float32 else dtype
+    model = (library.CustomTextCLIP if custom else library.CLIP)(**config, cast_dtype=cast)
+    if cast is not None:
+        library.convert_weights_to_lp(model, cast)
+    held = model.state_dict()
+    weights = to_layout(
+        source.checkpoint.tensors, Layout.CUSTOM_TEXT if custom else Layout.OPEN_CLIP
+    )
+    weights["logit_scale"] = weights["logit_scale"].reshape(held["logit_scale"].shape)
+    counters = {key: t for key, t in held.items() if key.endswith("num_batches_tracked")}
+    model.load_state_dict({**counters, **weights})
+    return model
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    if checkpoint.format is Format.OPEN_CLIP:
+        return dict(directories.read(checkpoint.path).config)
+    return open_clip_config(checkpoint.architecture)
+
+
+class _Adapter:
+    """CLIP's three methods, called as open_clip's users call its."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Pixels [N, 3, R, R] to features [N, E], not normalised."""
+        features: torch.Tensor = self._model.encode_image(self._cast(image))
+        return features
+
+    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
+        """Ids [M, L] to features [M, E], not normalised."""
+        features: torch.Tensor = self._model.encode_text(text.long())
+        return features
+
+    def forward(self, image: torch.Tensor, text: torch.Tensor) -> tuple[Any, Any]:
+        """Pixels and ids to logits per image [N, M] and per text [M, N]."""
+        images, texts, scale = self._model(self._cast(image), text.long())
+        logits_per_image = scale * images @ texts.t()
+        return logits_per_image, logits_per_image.t()
+
+    def _cast(self, image: torch.Tensor) -> torch.Tensor:
+        return image.to(self._model.visual.conv1.weight.dtype)
+
+
+def _evidence(source: Source, model: Any) -> Evidence:
+    from clipcheck.backends.libraries import evidence_of
+
+    held = model.state_dict()
+    held = from_layout(held, layout_of(held), version())
+    return evidence_of(source.checkpoint, held, source.dtype, _doubts(model))
+
+
+def _doubts(model: Any) -> list[str]:
+    import open_clip.model as library
+    from torch import nn
+
+    doubts = []
+    if type(model) not in (library.CLIP, library.CustomTextCLIP):
+        doubts.append(f"it is a {type(model).__name__} and no CLIP of open_clip")
+    if any(isinstance(module, nn.GELU) for module in model.modules()):
+        doubts.append("it computes with GELU in place of QuickGELU")
+    return doubts

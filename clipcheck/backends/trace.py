@@ -1,0 +1,119 @@
+"""The eager model, traced anew by this torch: what `torch.jit.trace` makes of it today."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clipcheck import torchscript_support
+from clipcheck.backends.base import Backend, Missing, Option, Source
+from clipcheck.backends.eager import version
+from clipcheck.backends.modules import ModuleBackend
+from clipcheck.compare.integrity import Evidence
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.models import eager
+
+__all__ = ["OPTIONS", "SUMMARY", "VARIANTS", "available", "build", "unfit", "version"]
+
+SUMMARY = "the eager model, traced by this torch (torch.jit.trace_module)"
+OPTIONS: dict[str, Option] = {}
+VARIANTS: list[dict[str, str]] = [{}]
+
+_IMAGES, _TEXTS = 2, 3
+"""Of the example inputs: not as many, so that one number is not taken for the other."""
+
+
+def available() -> Missing | None:
+    """Wherever torch has TorchScript."""
+    reason = torchscript_support.unavailable()
+    return None if reason is None else Missing(reason, torchscript_support.REMEDY)
+
+
+def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
+    """Fits all."""
+    return None
+
+
+def build(source: Source) -> Backend:
+    """Trace all three methods; the weights stay those of the source."""
+    import torch
+
+    pixels, tokens = example_inputs(source)
+    methods = {
+        "encode_image": pixels,
+        "encode_text": tokens,
+        "forward": (pixels, tokens),
+    }
+    with torchscript_support.silenced(), torch.no_grad():
+        traced = torch.jit.trace_module(source.model, methods, check_trace=False)
+    return ScriptBackend("trace", traced, source)
+
+
+class ScriptBackend(ModuleBackend):
+    """A TorchScript module that was made of the eager model, whose weights it shares.
+
+    Args:
+        name: the backend's.
+        module: what was made.
+        source: of what.
+    """
+
+    def __init__(self, name: str, module: torch.nn.Module, source: Source) -> None:
+        super().__init__(name, module, source.device, self._found)
+        self._model: eager.CLIP = source.model
+
+    def _found(self) -> Evidence:
+        import torch
+
+        script = isinstance(self._module, torch.jit.ScriptModule)
+        doubts = [] if script else ["nothing was compared: the candidate is an eager model"]
+        return shared_weights(self._module, self._model, doubts)
+
+    def close(self) -> None:
+        """Let go of the module, and of the code that torch keeps of it."""
+        super().close()
+        torchscript_support.forget_classes()
+
+
+def shared_weights(module: torch.nn.Module, model: eager.CLIP, doubts: list[str]) -> Evidence:
+    """That a module which was made of the eager model still has all of its weights.
+
+    Args:
+        module: with the same keys.
+        model: the eager model.
+        doubts: what else is to be told.
+    """
+    from clipcheck.checkpoints.checkpoint import same_bits
+
+    expected, found = model.state_dict(), module.state_dict()
+    differing = {
+        key: "the candidate does not have it"
+        if key not in found
+        else "the candidate has other bits"
+        for key, tensor in expected.items()
+        if key not in found or not same_bits(found[key], tensor)
+    }
+    return Evidence(len(found), doubts=doubts, differing=differing)
+
+
+def example_inputs(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels [2, 3, R, R] in float32 and ids [3, L] in int32, to trace with.
+
+    The texts end at different places, so that where a text ends is not taken for a constant.
+    """
+    import torch
+
+    a = source.checkpoint.architecture
+    generator = torch.Generator().manual_seed(0)
+    size = (_IMAGES, 3, a.image_resolution, a.image_resolution)
+    pixels = torch.randn(size, generator=generator)
+    tokens = torch.zeros((_TEXTS, a.context_length), dtype=torch.int32)
+    for row in range(_TEXTS):
+        length = 1 + (row + 1) * a.context_length // (_TEXTS + 1)
+        tokens[row, 1:length] = torch.arange(1, length)
+        tokens[row, 0] = a.vocab_size - 2
+        tokens[row, length] = a.vocab_size - 1
+    return pixels.to(source.device), tokens.to(source.device)

@@ -1,0 +1,165 @@
+"""transformers' CLIPModel, with either of its attention implementations."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcheck.backends.base import Backend, Missing, Option, Source, translating
+from clipcheck.checkpoints.architecture import ResNet
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.keymaps import Layout, from_layout
+from clipcheck.compare.integrity import Evidence
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+
+SUMMARY = "transformers' CLIPModel.from_pretrained, from a folder in the hub's layout"
+OPTIONS = {
+    "attention": Option("sdpa", ("sdpa", "eager"), "how attention is computed, attn_implementation")
+}
+VARIANTS = [{"attention": "sdpa"}, {"attention": "eager"}]
+
+_OLDEST = (4, 56)
+"""The first whose ``from_pretrained`` takes ``dtype``; before it was ``torch_dtype``."""
+
+
+def available() -> Missing | None:
+    """Wherever a transformers is installed that is not too old."""
+    remedy = "Install it: pip install 'clipcheck[transformers]'."
+    if importlib.util.find_spec("transformers") is None:
+        return Missing("transformers is not installed", remedy)
+    found = version_of("transformers")
+    if tuple(int(part) for part in found.split(".")[:2]) < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        return Missing(f"transformers {found} is installed, and {oldest} is the oldest", remedy)
+    return None
+
+
+def version() -> str:
+    """Of transformers."""
+    return f"transformers {version_of('transformers')}"
+
+
+def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
+    """It has no ModifiedResNet."""
+    if isinstance(checkpoint.architecture.vision, ResNet):
+        return "transformers has no ModifiedResNet: its CLIPModel has a VisionTransformer alone"
+    return None
+
+
+def build(source: Source) -> Backend:
+    """The model, loaded from the checkpoint's own folder, or from one that is written."""
+    from clipcheck.backends.modules import ModuleBackend
+
+    attention = source.options["attention"]
+    name = f"transformers:attention={attention}"
+    with translating(name, "loading"):
+        model = _load(_folder(source), source, attention)
+    return ModuleBackend(name, _Adapter(model), source.device, lambda: _evidence(source, model))
+
+
+def _folder(source: Source) -> Path:
+    if source.checkpoint.format is Format.TRANSFORMERS:
+        return source.checkpoint.path
+    from clipcheck.writers.directories import write_transformers
+
+    folder = Path(tempfile.mkdtemp(prefix="transformers-", dir=source.scratch))
+    write_transformers(source.checkpoint, folder)
+    return folder
+
+
+def _load(folder: Path, source: Source, attention: str) -> Any:
+    import torch
+    import transformers
+
+    with _quiet():
+        model: Any = transformers.CLIPModel.from_pretrained(
+            folder,
+            dtype=getattr(torch, source.dtype),
+            attn_implementation=attention,
+            local_files_only=True,
+        )
+    return model.to(source.device).eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without its bar of progress and its table of keys: what it holds is compared afterwards."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+class _Adapter:
+    """CLIP's three methods, called as transformers' users call its."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Pixels [N, 3, R, R] to features [N, E], not normalised."""
+        return _projected(self._model.get_image_features(pixel_values=image))
+
+    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
+        """Ids [M, L] to features [M, E], not normalised."""
+        return _projected(self._model.get_text_features(**_tokenized(text)))
+
+    def forward(self, image: torch.Tensor, text: torch.Tensor) -> tuple[Any, Any]:
+        """Pixels and ids to logits per image [N, M] and per text [M, N]."""
+        found = self._model(pixel_values=image, **_tokenized(text))
+        return found.logits_per_image, found.logits_per_text
+
+
+def _tokenized(text: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a CLIPTokenizer gives: int64, and a mask [M, L] that ends with the end-of-text token."""
+    import torch
+
+    ends = text.argmax(dim=-1, keepdim=True)
+    places = torch.arange(text.shape[1], device=text.device)
+    return {"input_ids": text.long(), "attention_mask": (places <= ends).long()}
+
+
+def _projected(found: Any) -> torch.Tensor:
+    """The features: since version 5 in a tuple with all else that the tower gave."""
+    import torch
+
+    features: torch.Tensor = found if isinstance(found, torch.Tensor) else found.pooler_output
+    return features
+
+
+def _evidence(source: Source, model: Any) -> Evidence:
+    from clipcheck.backends.libraries import evidence_of
+
+    held = from_layout(model.state_dict(), Layout.TRANSFORMERS, version())
+    return evidence_of(source.checkpoint, held, source.dtype, _doubts(model, source.options))
+
+
+def _doubts(model: Any, options: Any) -> list[str]:
+    import transformers
+
+    config = model.config
+    doubts = []
+    if type(model) is not transformers.CLIPModel:
+        doubts.append(f"it is a {type(model).__name__} and no CLIPModel of transformers")
+    for tower in (config.text_config, config.vision_config):
+        if tower.hidden_act != "quick_gelu":
+            doubts.append(f"its {tower.model_type} computes with {tower.hidden_act}")
+    if config._attn_implementation != options["attention"]:
+        doubts.append(f"its attention is {config._attn_implementation}")
+    return doubts

@@ -1,0 +1,244 @@
+"""Programs in files: tell what they are by their content, and see that reading one runs no code.
+
+`torch.export.load` is not made for files of strangers (torch 2.14): it unpickles what is marked as
+pickled, evaluates the expressions of sizes, executes guards, imports what a tree of outputs names,
+and loads native code that lies beside the program. `require_inert` refuses all of these.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
+from clipcheck.errors import CheckpointError, DamagedError, UnsafeError
+
+_COMPILED = "data/aotinductor/"
+_MODELS = "models/"
+
+_ONNX_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
+"""Of a ModelProto (onnx.proto3): version, producer, graph, opsets, metadata and the like."""
+
+_ONNX_GRAPH, _ONNX_OPSETS = 7, 8
+
+_OPERATORS = re.compile(r"torch\.ops\.\w+\.[\w.]+|torch\.sym_\w+|_operator\.\w+|math\.\w+")
+"""What a program may call: operators that are registered with torch, and arithmetic on sizes."""
+
+_IMPORTING = ("__enum__", "default_factory_module")
+"""Keys in a tree of inputs or outputs that have torch import a module (torch.utils._pytree)."""
+
+_NAME = re.compile(r"[A-Z]\w*|[a-z]{1,4}\d+|oo|int_oo|inf")
+"""Names in expressions of sizes: sympy's classes, symbols such as ``s0``, and infinity. Python's
+own functions are none of these."""
+
+_ATTRIBUTES = ("size", "stride", "shape", "ndim", "dim")
+
+_ARITHMETIC = (
+    ast.Expression,
+    ast.BoolOp,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.Compare,
+    ast.Call,
+    ast.keyword,
+    ast.Subscript,
+    ast.Name,
+    ast.Attribute,
+    ast.Constant,
+    ast.expr_context,
+    ast.operator,
+    ast.unaryop,
+    ast.cmpop,
+    ast.boolop,
+)
+
+
+def kind_of(path: Path) -> Format | None:
+    """``pt2`` or ``onnx``, by the content of the file, or None where it is neither.
+
+    Raises:
+        CheckpointError: the file cannot be read, or it is a zip file that torch did not write.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
+                return Format.ONNX if _is_onnx(file) else None
+        records = Records(MappedFile(path))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read ({error.strerror})",
+            remedy="Check that the file is there and that you may read it.",
+            path=path,
+        ) from error
+    return Format.PT2 if "archive_format" in records else None
+
+
+def is_compiled(path: Path) -> bool:
+    """Whether a ``pt2`` file has native code in it, as the packages of AOTInductor have."""
+    return bool(Records(MappedFile(path)).names(_COMPILED))
+
+
+def require_inert(path: Path) -> None:
+    """See that `torch.export.load` runs none of the file's code, but the program when it is called.
+
+    Args:
+        path: a file of the format ``pt2``.
+
+    Raises:
+        UnsafeError: it would.
+        DamagedError: the file was altered, or is none that `torch.export.save` writes.
+    """
+    records = Records(MappedFile(path))
+    records.verify(name for name in records.names() if not name.startswith("data/weights/weight_"))
+    for reason in _dangers(records, path):
+        raise UnsafeError(
+            f"reading it could run code ({reason}); nothing was run",
+            remedy="Export the model anew with torch.export.save, of tensors alone; if the file "
+            "is not yours, do not load it with anything else.",
+            path=path,
+        )
+    if not any(_programs(records)):
+        raise DamagedError(
+            "expected an exported program, found none in the archive",
+            remedy="Write the file with torch.export.save.",
+            path=path,
+        )
+
+
+def _dangers(records: Records, path: Path) -> Iterator[str]:
+    if records.names(_COMPILED):
+        yield "it has native code in it"
+    for name in records.names("data/"):
+        folder, file = name.rpartition("/")[::2]
+        if folder == "data/sample_inputs":
+            if not _is_tensors(records.read(name)):
+                yield f"{name} is a pickle of more than tensors"
+        elif file.endswith("_config.json"):
+            if any(entry.get("use_pickle") for entry in _entries(_json(records, name, path))):
+                yield f"{name} names pickles"
+        elif not file.startswith(("weight_", "tensor_")):
+            yield f"{name} is a pickle"
+    for name in _programs(records):
+        yield from _dangers_of_program(_json(records, name, path))
+
+
+def _programs(records: Records) -> Iterator[str]:
+    return (name for name in records.names(_MODELS) if name.endswith(".json"))
+
+
+def _entries(config: Any) -> list[dict[str, Any]]:
+    found = config.get("config") if isinstance(config, dict) else None
+    return [each for each in (found or {}).values() if isinstance(each, dict)]
+
+
+def _is_tensors(pickled: bytes) -> bool:
+    import pickle
+
+    import torch
+
+    try:
+        torch.load(io.BytesIO(pickled), weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        return False
+    return True
+
+
+def _json(records: Records, name: str, path: Path) -> Any:
+    try:
+        return json.loads(records.read(name))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(
+            f"the record {name!r} is not JSON ({error})",
+            remedy="Write the file anew with torch.export.save.",
+            path=path,
+        ) from error
+
+
+def _dangers_of_program(program: Any) -> Iterator[str]:
+    guards = program.get("guards_code") if isinstance(program, dict) else None
+    for key, value in [*_fields(program), *(("guard", guard) for guard in guards or ())]:
+        if key in _IMPORTING:
+            yield "its tree of inputs or outputs imports a module"
+        elif key == "target" and not (isinstance(value, str) and _OPERATORS.fullmatch(value)):
+            yield f"it calls {value!r}, which is no operator"
+        elif key in ("expr_str", "guard") and not _is_arithmetic(value):
+            yield f"{value!r} is no expression of sizes"
+
+
+def _fields(value: Any) -> Iterator[tuple[str, Any]]:
+    """All keys with their values, however deep, also in JSON that a string holds."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            yield from each.items()
+            waiting += each.values()
+        elif isinstance(each, list):
+            waiting += each
+        elif isinstance(each, str) and each.lstrip()[:1] in ("[", "{"):
+            try:
+                waiting.append(json.loads(each))
+            except ValueError:  # Text that only begins so.
+                continue
+
+
+def _is_arithmetic(expression: object) -> bool:
+    try:
+        tree = ast.parse(str(expression).strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return all(_is_harmless(node) for node in ast.walk(tree))
+
+
+def _is_harmless(node: ast.AST) -> bool:
+    if isinstance(node, ast.Name):
+        return _NAME.fullmatch(node.id) is not None
+    if isinstance(node, ast.Attribute):
+        return node.attr in _ATTRIBUTES
+    if isinstance(node, ast.Constant):
+        text = node.value
+        return isinstance(text, int | float) or (isinstance(text, str) and text.isidentifier())
+    return isinstance(node, _ARITHMETIC)
+
+
+def _is_onnx(file: BinaryIO) -> bool:
+    """Whether it is a protobuf message with the fields of an ONNX model: its graph and its opsets.
+
+    A message is a sequence of fields, each with its number and its kind before it (protobuf.dev,
+    encoding). Their contents are stepped over.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    seen = set()
+    while file.tell() < size:
+        tag = _varint(file)
+        number, kind = (tag or 0) >> 3, (tag or 0) & 7
+        if number not in _ONNX_FIELDS or kind not in (0, 2):
+            return False
+        value = _varint(file)
+        if value is None or (kind == 2 and file.tell() + value > size):
+            return False
+        if kind == 2:
+            file.seek(value, os.SEEK_CUR)
+        seen.add(number)
+    return {_ONNX_GRAPH, _ONNX_OPSETS} <= seen
+
+
+def _varint(file: BinaryIO) -> int | None:
+    """An integer in groups of seven bits, the lowest first; the last has its top bit clear."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            return None
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    return None

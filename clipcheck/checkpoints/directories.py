@@ -1,0 +1,234 @@
+"""Folders that hold a checkpoint: a configuration in JSON, and weights in one or several files.
+
+The configuration tells which: ``config.json`` of a CLIPModel is transformers', as its
+``save_pretrained`` writes it and the hub has it, ``open_clip_config.json`` open_clip's. Where both
+are there, as in folders of open_clip's on the hub, transformers' goes first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.configs import require_open_clip, require_transformers
+from clipcheck.errors import (
+    ArchitectureError,
+    CheckpointError,
+    DamagedError,
+    UnknownFormatError,
+)
+
+TRANSFORMERS_CONFIG = "config.json"
+TRANSFORMERS_WEIGHTS = "model.safetensors"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+
+_INDEX = ".index.json"
+"""Ends the name of a file that tells which of several files has which tensor."""
+
+_WEIGHTS = {
+    # transformers/modeling_utils.py, `_get_resolved_checkpoint_files`: in its order.
+    Format.TRANSFORMERS: (
+        TRANSFORMERS_WEIGHTS,
+        f"{TRANSFORMERS_WEIGHTS}{_INDEX}",
+        "pytorch_model.bin",
+        f"pytorch_model.bin{_INDEX}",
+    ),
+    # open_clip/factory.py, `_find_checkpoint_in_dir`: in its order.
+    Format.OPEN_CLIP: (
+        OPEN_CLIP_WEIGHTS,
+        "open_clip_pytorch_model.safetensors",
+        "open_clip_pytorch_model.bin",
+        "open_clip_pytorch_model.pth",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "pytorch_model.pth",
+        "model.pth",
+    ),
+}
+
+_MOST_JSON = 32 << 20
+"""Bytes of a configuration or an index. Those of models of many billions of weights have 1 MB."""
+
+_COPY_AGAIN = "Copy or download the folder again, or write it anew."
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A folder that holds a checkpoint.
+
+    Attributes:
+        path: the folder.
+        format: `Format.TRANSFORMERS` or `Format.OPEN_CLIP`.
+        config_path: the file with the configuration.
+        config: what it says; of open_clip's the ``model_cfg``.
+        weights: the files with the weights.
+        index: the file that tells what is in which of them, where there is one.
+        file_of: by key, the name of its file; empty without an index.
+    """
+
+    path: Path
+    format: Format
+    config_path: Path
+    config: Mapping[str, Any]
+    weights: Sequence[Path]
+    index: Path | None
+    file_of: Mapping[str, str]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that the model is made of, sorted by name."""
+        index = () if self.index is None else (self.index,)
+        return tuple(sorted([self.config_path, *index, *self.weights]))
+
+    def require(self, architecture: Architecture) -> None:
+        """See that the configuration is that of the model that clipcheck builds of the weights.
+
+        Raises:
+            ArchitectureError: it is not.
+        """
+        check = require_transformers if self.format is Format.TRANSFORMERS else require_open_clip
+        check(self.config, architecture, self.config_path)
+
+    def require_indexed(self, keys: Mapping[Path, Sequence[str]]) -> None:
+        """See that each file has the tensors that the index says, and no others.
+
+        Args:
+            keys: by file, those that it has.
+
+        Raises:
+            DamagedError: it has not.
+        """
+        if self.index is None:
+            return
+        found = {(key, file.name) for file, names in keys.items() for key in names}
+        wrong = sorted(found.symmetric_difference(self.file_of.items()))
+        if wrong:
+            key, name = wrong[0]
+            state = "has not" if (key, name) not in found else "has, against the index,"
+            more = f"; {len(wrong) - 1} more do not agree" if len(wrong) > 1 else ""
+            raise DamagedError(
+                f"{name} {state} the tensor {key!r}{more}", remedy=_COPY_AGAIN, path=self.index
+            )
+
+
+def read(path: Path) -> Directory:
+    """What a folder holds, but for the weights.
+
+    Args:
+        path: an existing folder.
+
+    Raises:
+        UnknownFormatError: it has no configuration of a CLIP model.
+        ArchitectureError: its configuration is that of another kind of model.
+        DamagedError: a file is missing, or is not what its name says.
+        CheckpointError: a file cannot be read.
+    """
+    config_path = path / TRANSFORMERS_CONFIG
+    ours = path / OPEN_CLIP_CONFIG
+    if _is_file(config_path):
+        config = _read_json(config_path)
+        if config.get("model_type") == "clip":
+            return _directory(path, Format.TRANSFORMERS, config_path, config)
+        if not _is_file(ours):
+            raise ArchitectureError(
+                f"expected the model_type 'clip', found {str(config.get('model_type'))[:40]!r}",
+                remedy="Give the folder of a whole CLIPModel of transformers.",
+                path=config_path,
+            )
+    if not _is_file(ours):
+        raise UnknownFormatError(
+            f"expected a file, or a folder with {TRANSFORMERS_CONFIG} or {OPEN_CLIP_CONFIG}; found "
+            "a directory without either",
+            remedy="Give the path of the file itself, or of such a folder.",
+            path=path,
+        )
+    model = _read_json(ours).get("model_cfg")
+    if not isinstance(model, dict):
+        raise ArchitectureError(
+            "expected an object under 'model_cfg', found "
+            f"{'nothing' if model is None else f'a {type(model).__name__}'}",
+            remedy="Take the configuration that open_clip wrote.",
+            path=ours,
+        )
+    return _directory(path, Format.OPEN_CLIP, ours, model)
+
+
+def _directory(path: Path, form: Format, config_path: Path, config: Mapping[str, Any]) -> Directory:
+    first = next((path / name for name in _WEIGHTS[form] if _is_file(path / name)), None)
+    if first is None:
+        raise DamagedError(
+            f"it has {config_path.name}, but no weights: expected {', '.join(_WEIGHTS[form])}",
+            remedy="Fetch the files of the weights as well (git lfs pull).",
+            path=path,
+        )
+    if not first.name.endswith(_INDEX):
+        return Directory(path, form, config_path, config, (first,), None, {})
+    file_of = _read_index(first)
+    weights = tuple(path / name for name in sorted(set(file_of.values())))
+    for file in weights:
+        if not _is_file(file):
+            raise DamagedError(
+                f"the file {file.name!r}, which {first.name} names, is missing",
+                remedy=_COPY_AGAIN,
+                path=path,
+            )
+    return Directory(path, form, config_path, config, weights, first, file_of)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    found = _read_json(path).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise DamagedError("it has no 'weight_map'", remedy=_COPY_AGAIN, path=path)
+    for key, name in found.items():
+        # Names alone: what is in other folders is none of this checkpoint's.
+        if not isinstance(name, str) or not _is_plain(name):
+            raise DamagedError(
+                f"expected under {key[:80]!r} the name of a file beside it, found "
+                f"{str(name)[:80]!r}",
+                remedy=_COPY_AGAIN,
+                path=path,
+            )
+    return found
+
+
+def _is_plain(name: str) -> bool:
+    return name not in ("", "..") and Path(name).name == name and not set(name) & {"\\", "\0"}
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is there as a file; links are followed, as the hub's cache has them."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_JSON + 1)
+        found = json.loads(data) if len(data) <= _MOST_JSON else None
+    except OSError as error:
+        raise unreadable(path, error) from error
+    # Of bytes that are no text, and of an object in an object in an object.
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"it is not JSON ({error})", remedy=_COPY_AGAIN, path=path) from error
+    if not isinstance(found, dict):
+        what = "too long" if len(data) > _MOST_JSON else f"a {type(found).__name__}"
+        raise DamagedError(f"expected a JSON object, it is {what}", remedy=_COPY_AGAIN, path=path)
+    return found
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """What is to be said of a file that the system does not give."""
+    return CheckpointError(
+        f"cannot be read ({error.strerror})",
+        remedy="Check that the file is there and that you may read it.",
+        path=path,
+    )

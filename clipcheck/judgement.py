@@ -1,0 +1,123 @@
+"""What a check finds, for reports of all kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from clipcheck.compare.localisation import Localisation
+from clipcheck.compare.measured import Measured
+from clipcheck.compare.modules import Coverage
+from clipcheck.compare.result import GateResult
+from clipcheck.compare.tolerances import Contract
+
+if TYPE_CHECKING:
+    from clipcheck.search.smallest import Failing
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was found for one checkpoint, run by one backend on one device in one dtype.
+
+    Attributes:
+        checkpoint: as it was asked for.
+        path: the file, where it was found.
+        sha256: of the file, in hexadecimal; None where it could not be read.
+        description: format, architecture and dtypes, for people.
+        released: the released name, where the file is that released file bit for bit.
+        backend: the candidate, with its options.
+        reference: what it was compared with.
+        device: where both ran.
+        dtype: what both computed in.
+        seconds: by phase: ``load``, ``run``, and what that consists of.
+        examples: images compared.
+        seed: of what was drawn.
+        limits: of the gate ``contract``.
+        gates: what each gate found; empty where the checkpoint could not be judged.
+        failing: the smallest input that it fails on, where there is one.
+        saved: the folder that this was saved in, if it was.
+        measured: every row's error, for reports; None where nothing could be measured.
+        coverage: every module's error, for reports; None in other dtypes than float32.
+        localisation: where it departs first; None where it passed or was not looked at.
+        artefact_bytes: size of what was built to be run, or of the archive; None where the backend
+            has no file of its own.
+        peak_memory: of the process up to then, in bytes; None where the system does not tell.
+        error: why it could not be judged, or None.
+        remedy: the end of that, which tells what to do, where it is known.
+    """
+
+    checkpoint: str
+    device: str
+    path: str | None = None
+    sha256: str | None = None
+    description: str = ""
+    released: str | None = None
+    backend: str = "jit"
+    reference: str = "eager"
+    dtype: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    examples: int = 0
+    seed: int = 0
+    limits: Contract = field(default_factory=Contract)
+    gates: tuple[GateResult, ...] = ()
+    failing: Failing | None = None
+    saved: str | None = None
+    measured: Measured | None = None
+    coverage: Coverage | None = None
+    localisation: Localisation | None = None
+    artefact_bytes: int | None = None
+    peak_memory: int | None = None
+    error: str | None = None
+    remedy: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it was judged, and every gate passed. No gates is no pass."""
+        return self.error is None and bool(self.gates) and all(g.passed for g in self.gates)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A backend that was not run: every one was asked for, and this one not by name.
+
+    Attributes:
+        checkpoint: as it was asked for.
+        backend: with its options.
+        device: where it would have run.
+        dtype: what it would have computed in.
+        reason: why it is not for this checkpoint or not on this machine.
+    """
+
+    checkpoint: str
+    backend: str
+    device: str
+    dtype: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a check found.
+
+    Attributes:
+        judgements: one for each checkpoint, device, dtype and backend.
+        environment: versions and the machine.
+        left_out: what was not run, of all that might have been; no part of the verdict.
+    """
+
+    judgements: tuple[Judgement, ...]
+    environment: Mapping[str, str]
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is something that was judged, and all of it passed."""
+        return bool(self.judgements) and all(j.passed for j in self.judgements)
+
+    @property
+    def exit_code(self) -> int:
+        """0 consistent, 1 inconsistent, 2 where anything could not be judged."""
+        if not self.judgements or any(j.error is not None for j in self.judgements):
+            return 2
+        return 0 if self.passed else 1

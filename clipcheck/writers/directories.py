@@ -1,0 +1,179 @@
+"""Write a checkpoint as a folder of transformers or open_clip, and read it back first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcheck.checkpoints import configs
+from clipcheck.checkpoints.architecture import Architecture, ResNet, specs
+from clipcheck.checkpoints.checkpoint import Checkpoint, same_bits
+from clipcheck.checkpoints.directories import (
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    TRANSFORMERS_CONFIG,
+    TRANSFORMERS_WEIGHTS,
+)
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.keymaps import Layout, no_resnet, to_layout
+from clipcheck.errors import OutputError
+from clipcheck.inputs import tokenizer
+from clipcheck.inputs.preprocess import MEAN, STD
+from clipcheck.inputs.vocabulary_files import vocabulary_texts
+from clipcheck.writers.convert import apart
+from clipcheck.writers.output import creating
+
+if TYPE_CHECKING:
+    import torch
+
+Judge = Callable[[Path], None]
+
+_BICUBIC = 3
+"""PIL.Image.Resampling.BICUBIC, which configurations have by its number."""
+
+
+def write_transformers(checkpoint: Checkpoint, folder: Path, *, judge: Judge | None = None) -> None:
+    """Write a folder that ``CLIPModel.from_pretrained`` and ``CLIPProcessor.from_pretrained`` take.
+
+    The weights keep their dtypes. The tokenizer's files are written where the model has as many
+    tokens as the released ones, else left out: it has another vocabulary, which is not known.
+
+    Args:
+        checkpoint: its checksums are compared and its weights looked through first.
+        folder: to be made; it may be there, if it is empty.
+        judge: called with the written folder before it gets its name; what it raises keeps the
+            folder from being kept.
+
+    Raises:
+        UnavailableError: the image tower is a ModifiedResNet, which transformers does not have.
+        DamagedError, NotFiniteError: the checkpoint is not sound.
+        OutputError: the folder cannot be written, or it did not come back as it was written.
+    """
+    architecture = checkpoint.architecture
+    if isinstance(architecture.vision, ResNet):
+        raise no_resnet()
+    config = configs.transformers_config(architecture)
+    texts = {
+        TRANSFORMERS_CONFIG: _json({**config, "torch_dtype": _dtype(checkpoint)}),
+        "preprocessor_config.json": _json(_image_processor(architecture.image_resolution)),
+        **_tokenizer(architecture),
+    }
+    _write(checkpoint, folder, Layout.TRANSFORMERS, TRANSFORMERS_WEIGHTS, texts, judge)
+
+
+def write_open_clip(checkpoint: Checkpoint, folder: Path, *, judge: Judge | None = None) -> None:
+    """Write a folder that ``open_clip.create_model("local-dir:FOLDER")`` takes.
+
+    Args:
+        checkpoint: see `write_transformers`; with either image tower.
+        folder: see `write_transformers`.
+        judge: see `write_transformers`.
+
+    Raises:
+        DamagedError, NotFiniteError: the checkpoint is not sound.
+        OutputError: the folder cannot be written, or it did not come back as it was written.
+    """
+    config = {
+        "model_cfg": configs.open_clip_config(checkpoint.architecture),
+        "preprocess_cfg": {"mean": MEAN, "std": STD},
+    }
+    texts = {OPEN_CLIP_CONFIG: _json(config)}
+    _write(checkpoint, folder, Layout.OPEN_CLIP, OPEN_CLIP_WEIGHTS, texts, judge)
+
+
+def _write(
+    checkpoint: Checkpoint,
+    folder: Path,
+    layout: Layout,
+    weights: str,
+    texts: Mapping[str, str],
+    judge: Judge | None,
+) -> None:
+    checkpoint.verify()
+    ordered = {key: _shaped(checkpoint, key) for key, _ in specs(checkpoint.architecture)}
+    whole = {key: tensor for key, tensor in ordered.items() if tensor is not None}
+    tensors = apart(to_layout(whole, layout))
+    room = sum(tensor.nbytes for tensor in tensors.values())
+    with creating(folder, room=room) as temporary:
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        _save(tensors, temporary / weights, folder)
+        _require_equal(open_checkpoint(temporary), whole, folder)
+        if judge is not None:
+            judge(temporary)
+
+
+def _shaped(checkpoint: Checkpoint, key: str) -> torch.Tensor | None:
+    tensor = checkpoint.tensors.get(key)
+    # openai/CLIP#67: some training code gives it a dimension.
+    return tensor.reshape(()) if tensor is not None and key == "logit_scale" else tensor
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, folder: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OutputError(
+            f"cannot be written ({error})",
+            remedy="See that there is room on the disk, or give another output path.",
+            path=folder,
+        ) from error
+
+
+def _require_equal(written: Checkpoint, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    expected = to_layout(tensors, Layout.OPEN_CLIP)
+    for key in expected.keys() | written.tensors.keys():
+        there = key in expected and key in written.tensors
+        if not there or not same_bits(written.tensors[key], expected[key]):
+            raise OutputError(
+                f"was written, but {key!r} did not come back as it was; the folder was not kept",
+                remedy="Try again, and see whether the disk is sound.",
+                path=folder,
+            )
+
+
+def _dtype(checkpoint: Checkpoint) -> str:
+    """What transformers is to load all weights in, where nothing else is asked of it."""
+    return str(checkpoint.tensors["visual.conv1.weight"].dtype).removeprefix("torch.")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _image_processor(resolution: int) -> dict[str, Any]:
+    """As hub folders of CLIP have it."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": resolution},
+        "resample": _BICUBIC,
+        "do_center_crop": True,
+        "crop_size": {"height": resolution, "width": resolution},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": MEAN,
+        "image_std": STD,
+    }
+
+
+def _tokenizer(architecture: Architecture) -> dict[str, str]:
+    if architecture.vocab_size != tokenizer.VOCABULARY_SIZE:
+        return {}
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": architecture.context_length,
+        "do_lower_case": True,
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
+    return {**vocabulary_texts(), "tokenizer_config.json": _json(config)}

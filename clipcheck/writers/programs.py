@@ -1,0 +1,139 @@
+"""Write a model as one program that torch.export or ONNX runs, of any batch sizes.
+
+The program takes ``pixels`` [N, 3, R, R], float32, and ``tokens`` [M, L], int32, N and M each from
+1 on, and gives the four outputs of `clipcheck.models.whole.Whole` by their names.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipcheck.checkpoints.architecture import specs
+from clipcheck.compare.result import OUTPUTS
+from clipcheck.errors import OutputError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from clipcheck.checkpoints.architecture import Architecture
+    from clipcheck.models import eager
+
+INPUTS = ("pixels", "tokens")
+
+PROGRAM = "1"
+"""Counts what changes in how programs are written: those of another number are not used again."""
+
+_ROWS = (2, 3)
+"""Images and texts of the example that is exported: neither 1 nor equal, which would say that they
+always are."""
+
+_MOST = 2**31 - 1
+"""Bytes that a protobuf file, as an ONNX program is one, can have (protobuf.dev, encoding)."""
+
+
+def export(model: eager.CLIP) -> ExportedProgram:
+    """The program of a model, over the model's own weights.
+
+    Where the source of each operation stood, on the machine that exports, is not in it.
+
+    Args:
+        model: in evaluation mode, on any device.
+    """
+    import torch
+    from torch.export import Dim
+
+    from clipcheck.models.whole import Whole
+
+    side, device = model.visual.input_resolution, model.logit_scale.device
+    images, texts = _ROWS
+    example = (
+        torch.zeros(images, 3, side, side, device=device),
+        torch.zeros(texts, model.context_length, dtype=torch.int32, device=device),
+    )
+    sizes = {"pixels": {0: Dim("images", min=1)}, "tokens": {0: Dim("texts", min=1)}}
+    # What is run in inference mode is another program, with operations that nothing can lower.
+    with torch.inference_mode(False), torch.no_grad():
+        program = torch.export.export(Whole(model), example, dynamic_shapes=sizes, strict=False)
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes:
+            node.meta.pop("stack_trace", None)
+    return program
+
+
+def write_pt2(model: eager.CLIP, path: Path) -> None:
+    """Export a model and write it as `torch.export.load` reads it.
+
+    Args:
+        model: in evaluation mode, on any device.
+        path: the file, which ends in ``.pt2``; it is written over.
+    """
+    import torch
+
+    torch.export.save(export(model), path)
+
+
+def write_onnx(model: eager.CLIP, path: Path) -> None:
+    """Export a model to ONNX, in one file.
+
+    Constants are folded, as torch does where it is not told otherwise: a weight may be there in
+    another layout, or be part of another. Not so in a ResNet in half precision.
+
+    Args:
+        model: in evaluation mode, on any device.
+        path: the file; it is written over.
+
+    Raises:
+        OutputError: the weights are more than one ONNX file can hold.
+    """
+    import onnx
+    import torch
+
+    problem = _too_large(sum(tensor.nbytes for tensor in model.state_dict().values()))
+    if problem is not None:
+        raise OutputError(
+            problem, remedy="Write it in half precision, or as another format.", path=path
+        )
+    written = torch.onnx.export(
+        export(model),
+        dynamo=True,
+        input_names=list(INPUTS),
+        output_names=list(OUTPUTS),
+        verbose=False,
+        optimize=not _is_half_resnet(model),
+    )
+    if written is None:
+        raise TypeError("torch.onnx.export gave nothing, expected a program")
+    # Not its own `save`, which makes two files of what has more than 1.5 GiB.
+    onnx.save(written.model_proto, path)
+
+
+def _is_half_resnet(model: eager.CLIP) -> bool:
+    """Whether folding would spoil the program.
+
+    onnxscript (0.7.2) folds a BatchNorm in float32 into the half convolution before it and leaves
+    the result in float32, which makes a program that is not valid.
+    """
+    import torch
+
+    from clipcheck.models import eager
+
+    return isinstance(model.visual, eager.ModifiedResNet) and model.dtype != torch.float32
+
+
+def too_large_for_onnx(architecture: Architecture, dtype: str) -> str | None:
+    """Why a model that computes in ``dtype`` does not go into one ONNX file, or None."""
+    bytes_each = {"float16": 2, "bfloat16": 2}.get(dtype, 4)
+    return _too_large(
+        sum(
+            math.prod(spec.shape) * (bytes_each if spec.released_dtype == "float16" else 4)
+            for _, spec in specs(architecture)
+        )
+    )
+
+
+def _too_large(size: int) -> str | None:
+    if size <= _MOST:
+        return None
+    return f"its weights are {size / 1e9:.1f} GB, and one ONNX file holds {_MOST / 1e9:.1f} GB"

@@ -1,0 +1,96 @@
+"""Sources of backends, and artefacts that are built once for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.base import Named, Pixels, Source, Tokens, Way
+from clipcheck.backends.modules import to_numpy
+from clipcheck.checkpoints.architecture import Architecture, specs
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.models import eager
+
+CPU = torch.device("cpu")
+
+
+class Kept:
+    """Builds an artefact once for each key, in a folder; counts what it built."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.keys: list[Mapping[str, str]] = []
+
+    def get(self, name: str, key: Mapping[str, str], build: Callable[[Path], None]) -> Path:
+        path = self.folder / f"{abs(hash(tuple(sorted(key.items()))))}-{name}"
+        if not path.exists():
+            self.keys.append(key)
+            build(path)
+        return path
+
+
+def source(
+    archive: Path,
+    folder: Path,
+    way: Way,
+    dtype: str = "float32",
+    options: Mapping[str, str] | None = None,
+) -> Source:
+    """Of an archive, on the CPU, with artefacts in ``folder``."""
+    checkpoint = open_checkpoint(archive)
+    released = {key: spec.released_dtype for key, spec in specs(checkpoint.architecture)}
+    weights = {
+        key: tensor.to(getattr(torch, dtype) if released[key] == "float16" else torch.float32)
+        if tensor.is_floating_point()
+        else tensor
+        for key, tensor in checkpoint.tensors.items()
+    }
+    return Source(
+        checkpoint,
+        eager.build(checkpoint.architecture, weights),
+        CPU,
+        dtype,
+        {name: option.default for name, option in way.OPTIONS.items()} | dict(options or {}),
+        folder,
+        cast(Artefacts, Kept(folder)),
+    )
+
+
+def batch(architecture: Architecture, images: int, texts: int) -> tuple[Pixels, Tokens]:
+    """Seeded pixels and ids, as different from row to row as they can be."""
+    a = architecture
+    random = np.random.default_rng([images, texts])
+    sides = (a.image_resolution, a.image_resolution)
+    pixels = random.standard_normal((images, 3, *sides), dtype=np.float32)
+    tokens = random.integers(0, a.vocab_size, (texts, a.context_length), dtype=np.int32)
+    return pixels, tokens
+
+
+def expected(model: eager.CLIP, pixels: Pixels, tokens: Tokens) -> Named:
+    """What the eager model gives."""
+    with torch.inference_mode():
+        image = model.encode_image(torch.from_numpy(pixels))
+        text = model.encode_text(torch.from_numpy(tokens))
+        per_image, per_text = model(torch.from_numpy(pixels), torch.from_numpy(tokens))
+    found: dict[str, Any] = {
+        "image_features": image,
+        "text_features": text,
+        "logits_per_image": per_image,
+        "logits_per_text": per_text,
+    }
+    return {name: to_numpy(tensor) for name, tensor in found.items()}
+
+
+def assert_near(found: Named, wanted: Named, atol: float) -> None:
+    """All outputs, of one shape and dtype. ``atol`` is a share of each one's greatest value."""
+    assert list(found) == list(wanted)
+    for name, value in wanted.items():
+        assert found[name].dtype == value.dtype, name
+        assert found[name].shape == value.shape, name
+        limit = atol * float(np.abs(value).max())
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=limit, err_msg=name)
