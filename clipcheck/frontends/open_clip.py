@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.base import Missing, translating
+from clipcheck.frontends import transformers
 from clipcheck.frontends.base import Candidate
 from clipcheck.frontends.differences import (
     CASE_SENSITIVE,
@@ -19,7 +20,6 @@ from clipcheck.frontends.differences import (
     LOWERED_APART,
     NAMES_AS_WRITTEN,
     OTHER_NAMES,
-    PADDED_WITH_END,
     RGB_FIRST,
     Difference,
 )
@@ -39,7 +39,6 @@ _HF: tuple[Difference, ...] = (
     LOWERED_APART,
     CASE_SENSITIVE,
     NAMES_AS_WRITTEN,
-    PADDED_WITH_END,
 )
 
 
@@ -107,8 +106,6 @@ def _tokenizers(checkpoint: Checkpoint, scratch: Path) -> Iterator[Candidate]:
         yield _tokenizer(get_tokenizer(f"local-dir:{checkpoint.path}", context_length=length))
         return
     yield _tokenizer(get_tokenizer(_RELEASED, context_length=length))
-    from clipcheck.frontends import transformers
-
     if transformers.available() is None:
         folder = scratch / "hf_tokenizer"
         folder.mkdir(exist_ok=True)
@@ -123,7 +120,7 @@ def _tokenizer(tokenizer: Any) -> Candidate:
         "text",
         version(),
         lambda text: tokenizer([text])[0],
-        _SIMPLE if simple else _HF,
+        _SIMPLE if simple else (*_HF, *transformers.padding(tokenizer.tokenizer)),
     )
 
 

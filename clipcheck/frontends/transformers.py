@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +29,7 @@ from clipcheck.frontends.differences import (
     UNTRUNCATED,
     Difference,
 )
+from clipcheck.inputs.tokenizer import END_TOKEN
 from clipcheck.inputs.vocabulary_files import VOCABULARY_FILE, vocabulary_files
 
 if TYPE_CHECKING:
@@ -49,7 +51,6 @@ _TOKENIZER: tuple[Difference, ...] = (
     LOWERED_APART,
     CASE_SENSITIVE,
     NAMES_AS_WRITTEN,
-    PADDED_WITH_END,
 )
 
 
@@ -101,7 +102,7 @@ def tokenizer_files(folder: Path) -> None:
 
 
 def _numbers() -> tuple[int, int]:
-    major, minor = metadata.version("transformers").split(".")[:2]
+    major, minor = re.findall(r"\d+", metadata.version("transformers"))[:2]
     return int(major), int(minor)
 
 
@@ -139,14 +140,20 @@ def _tokenizers(checkpoint: Checkpoint, scratch: Path) -> Iterator[Candidate]:
 
     tokenizer = CLIPTokenizer.from_pretrained(_tokenizer_folder(checkpoint.path, scratch))
     length = checkpoint.architecture.context_length
+    differences = (*_TOKENIZER, *padding(tokenizer))
     for name, truncation in (("truncation=True", True), ("by default", False)):
         yield Candidate(
             f"transformers ({name})",
             "text",
             version(),
             partial(_ids, tokenizer, length, truncation),
-            _TOKENIZER if truncation else (*_TOKENIZER, UNTRUNCATED),
+            differences if truncation else (*differences, UNTRUNCATED),
         )
+
+
+def padding(tokenizer: Any) -> tuple[Difference, ...]:
+    """In what a tokenizer of transformers fills up otherwise: its own files may say with 0."""
+    return (PADDED_WITH_END,) if tokenizer.pad_token_id == END_TOKEN else ()
 
 
 def _tokenizer_folder(path: Path, scratch: Path) -> Path:
@@ -179,10 +186,12 @@ def _end_tokens(path: Path) -> Iterator[Candidate]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """What transformers warns of while it reads and cuts is what is compared here."""
+    import logging as levels
+
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(levels.ERROR)
     try:
         yield
     finally:
