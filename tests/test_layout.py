@@ -24,6 +24,7 @@ ALLOWED = {
     "writers": {"checkpoints", "compare", "inputs", "models"},
     "models": {"checkpoints", "inputs"},
     "backends": {"checkpoints", "compare", "inputs", "models", "writers"},
+    "frontends": {"backends", "checkpoints", "compare", "inputs"},
     "judging": {"backends", "checkpoints", "compare", "inputs", "models", "modules"},
     "modules": {"models", "backends", "inputs", "compare"},
     "localising": {"checkpoints", "compare", "inputs", "judging", "models", "modules"},
