@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import Missing, translating
+from clipcheck.backends.base import translating
+from clipcheck.backends.open_clip import available, version
 from clipcheck.frontends import transformers
 from clipcheck.frontends.base import Candidate
 from clipcheck.frontends.differences import (
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
 
+__all__ = ["available", "candidates", "version"]
+
 _CONFIG = "open_clip_config.json"
 _RELEASED = "ViT-B-32"
 """A released model in open_clip's list; all of these are preprocessed and tokenized alike."""
@@ -40,18 +41,6 @@ _HF: tuple[Difference, ...] = (
     CASE_SENSITIVE,
     NAMES_AS_WRITTEN,
 )
-
-
-def available() -> Missing | None:
-    """Wherever open_clip is."""
-    if importlib.util.find_spec("open_clip") is None:
-        return Missing("open_clip is not installed", "Run: pip install open_clip_torch")
-    return None
-
-
-def version() -> str:
-    """Of open_clip."""
-    return f"open_clip {metadata.version('open_clip_torch')}"
 
 
 def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipcheck.backends import transformers as backend
 from clipcheck.backends.base import Missing, translating
+from clipcheck.backends.transformers import version
 from clipcheck.frontends.base import Candidate
 from clipcheck.frontends.differences import (
     CASE_SENSITIVE,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
 
+__all__ = ["available", "candidates", "version"]
+
 OLDEST = (5, 4)
 """The first version whose ways are known here: the slow tokenizer is gone, and the slow image
 processor has a name of its own."""
@@ -56,20 +59,14 @@ _TOKENIZER: tuple[Difference, ...] = (
 
 def available() -> Missing | None:
     """Wherever transformers is, from `OLDEST` on."""
-    if importlib.util.find_spec("transformers") is None:
-        return Missing("transformers is not installed", "Run: pip install clipcheck[transformers]")
-    if _numbers() < OLDEST:
+    missing = backend.available()
+    if missing is None and _numbers() < OLDEST:
         least = ".".join(map(str, OLDEST))
         return Missing(
             f"{version()} is installed, and it is known of {least} and later how they take inputs",
-            f"Run: pip install 'transformers>={least}'",
+            f"Install it: pip install 'transformers>={least}'.",
         )
-    return None
-
-
-def version() -> str:
-    """Of transformers."""
-    return f"transformers {metadata.version('transformers')}"
+    return missing
 
 
 def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
