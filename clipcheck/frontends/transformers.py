@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -79,7 +78,7 @@ def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
         RunError: transformers cannot read the files.
         VocabularyError: see `clipcheck.inputs.tokenizer.read_vocabulary`.
     """
-    with translating("transformers", "reading the files of preprocessing"), _quiet():
+    with translating("transformers", "reading the files of preprocessing"):
         return [
             *_image_processors(checkpoint),
             *_tokenizers(checkpoint, scratch),
@@ -128,8 +127,7 @@ def _image_processors(checkpoint: Checkpoint) -> Iterator[Candidate]:
 
 
 def _pixels(processor: Any, image: Image.Image) -> Any:
-    with _quiet():
-        return processor(images=image, return_tensors="np")["pixel_values"][0]
+    return processor(images=image, return_tensors="np")["pixel_values"][0]
 
 
 def _tokenizers(checkpoint: Checkpoint, scratch: Path) -> Iterator[Candidate]:
@@ -163,10 +161,8 @@ def _tokenizer_folder(path: Path, scratch: Path) -> Path:
 
 
 def _ids(tokenizer: Any, length: int, truncation: bool, text: str) -> Any:
-    with _quiet():
-        return tokenizer(text, padding="max_length", max_length=length, truncation=truncation)[
-            "input_ids"
-        ]
+    made = tokenizer(text, padding="max_length", max_length=length, truncation=truncation)
+    return made["input_ids"]
 
 
 def _end_tokens(path: Path) -> Iterator[Candidate]:
@@ -178,18 +174,3 @@ def _end_tokens(path: Path) -> Iterator[Candidate]:
         yield Candidate(
             "transformers (config.json)", "end token", version(), lambda _: end, (LEGACY_END,)
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What transformers warns of while it reads and cuts is what is compared here."""
-    import logging as levels
-
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity(levels.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from clipcheck.errors import RunError
+from clipcheck.frontends import comparing
 from clipcheck.frontends.base import Candidate
 from clipcheck.frontends.comparing import compare
-from clipcheck.frontends.differences import PADDED_WITH_END, REFUSED
+from clipcheck.frontends.differences import PADDED_WITH_END, REFUSED, UNTRUNCATED, Difference
 from clipcheck.inputs.preprocess import STD
 from clipcheck.inputs.tokenizer import END_TOKEN
 from tests.frontends.conftest import Candidates
@@ -115,40 +118,15 @@ def test_a_missing_end_token_is_unknown_where_a_text_is_cut(candidates: Candidat
         assert len(result.unknown) == 1
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "transformers (truncation=True)",
-        "open_clip (SimpleTokenizer)",
-        "open_clip (HFTokenizer)",
-        "clip (truncate=True)",
-    ],
-)
-def test_capitals_that_are_kept_are_unknown(candidates: Candidates, name: str) -> None:
-    """As other ids of another text, since a library lowers inside of its tokenizer."""
-    right = candidates[f"text {name}"]
-    swapped = dataclasses.replace(right, run=lambda text: right(text.swapcase() + " x"))
-    (result,) = compare([swapped], [], ["A dog"], SMALL)
-    assert len(result.unknown) == 1
-
-
-def test_a_tokenizer_that_does_not_lower_is_unknown() -> None:
+def test_a_tokenizer_that_does_not_lower_is_unknown(tmp_path: Path) -> None:
     from tokenizers import normalizers
     from transformers import CLIPTokenizer
 
     from clipcheck.frontends import transformers
 
-    def without_lowercase(folder: Any) -> Any:
-        tokenizer = CLIPTokenizer.from_pretrained(folder)
-        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
-        return tokenizer
-
-    import tempfile
-    from pathlib import Path
-
-    with tempfile.TemporaryDirectory() as name:
-        transformers.tokenizer_files(Path(name))
-        tokenizer = without_lowercase(name)
+    transformers.tokenizer_files(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     faulty = Candidate(
         "transformers",
         "text",
@@ -212,6 +190,24 @@ def test_what_a_library_raises_is_unknown_with_its_words() -> None:
     for result in compare(failing, [NOISE], ["dog " * 30], SMALL):
         (unknown,) = result.unknown
         assert unknown.unlike.message == "refused: first line\nno such mode"
+
+
+def test_a_candidate_makes_what_a_library_raises_an_error_of_ours() -> None:
+    def run(raw: object) -> Array:
+        raise KeyError("none")
+
+    with pytest.raises(RunError, match=r"^x \(fast\): preprocessing failed \('none'\)"):
+        Candidate("x (fast)", "image", "x 1", run)(NOISE)
+
+
+def test_all_differences_are_named_where_no_single_one_matters() -> None:
+    def make(raw: object, how: Collection[Difference]) -> Array:
+        return np.array([len(how) >= 2], dtype=np.int64)
+
+    three = (PADDED_WITH_END, REFUSED, UNTRUNCATED)
+    inputs = comparing._Inputs(["x"], [np.array([0])], make, str)
+    assert comparing._reasons("x", three, inputs) == three
+    assert comparing._reasons("x", three[:2], inputs) == list(three[:2])
 
 
 def test_an_image_that_neither_side_takes_is_the_same() -> None:

@@ -105,6 +105,7 @@ KNOWN = [
     ),
     ("text transformers (truncation=True)", "<|endoftext|> " * 30, set()),
     ("text transformers (truncation=True)", "e\u0301 " * 30, set()),
+    ("text transformers (truncation=True)", "e\u0301\x07 " * 30, {"no repairs by ftfy"}),
     ("text open_clip (HFTokenizer)", "<e&#769; " * 30, {"composed to NFC"}),
     ("text open_clip (HFTokenizer)", "\u039f\u03a3 " * 30, {"lowercased letter by letter"}),
     ("text open_clip (HFTokenizer)", "\x07&amp; " * 30, set()),
@@ -319,8 +320,13 @@ def test_open_clip_has_no_tokenizer_of_transformers_without_it(
     assert names == [*fewer, "open_clip (HFTokenizer)"]
 
 
-def test_reading_and_cutting_says_nothing(
-    candidates: Candidates, capfd: pytest.CaptureFixture[str]
+def test_nothing_is_said_beside_the_results(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    compare(list(candidates.values()), [striped("P")], ["dog " * 200], SMALL)
+    named = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH}
+    folder = folder_of(tmp_path, tokenizer_config=named, preprocessor_config=processor())
+    vocabulary_files(folder)
+    for path in (folder, NOWHERE):
+        made = transformers.candidates(checkpoint(path), tmp_path)
+        compare(made, [striped("P")], ["dog " * 200], SMALL)
     assert capfd.readouterr() == ("", "")
