@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import importlib.util
 import logging
 import os
@@ -20,7 +21,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 
 from clipcheck import torchscript_support
 from clipcheck.backends import registry
@@ -42,13 +42,18 @@ from clipcheck.inputs.batches import CORNERS, Batch, batches
 from clipcheck.judging import inputs_of
 from clipcheck.models import eager
 from conftest import Run, SeededArchive
-from tests.backends.kept import CPU, assert_same
-from tests.samples import MINUTE, minute_bytes
+from tests.backends.kept import CPU, Kept, assert_same, minute
+from tests.samples import MINUTE
 
-SMALL = ("tiny-vit", "tiny-resnet")
+SMALL = {
+    "tiny-vit": ARCHITECTURES["tiny-vit"],
+    "tiny-resnet": ARCHITECTURES["tiny-resnet"],
+    "minute": MINUTE,
+}
 
-SLOW = ("compile", "aotinductor")
-"""They take most of a minute to build, and are run with one of the small architectures."""
+SLOW = {"compile": "tiny-vit", "aotinductor": "minute"}
+"""They take up to a minute to build, and are run with one architecture each: the smallest where
+that is compiled for other tests as well."""
 
 SIZES = [(2, 1), (1, 2), (5, 6), (6, 5), (3, 3), (1, 1)]
 """Images and texts of each batch."""
@@ -67,18 +72,21 @@ def unfit(choice: Choice, architecture: Architecture, dtype: str = "float32") ->
     return way(choice.name).unfit(checkpoint, CPU, dtype)
 
 
-PAIRS = [(choice, name) for choice in everything() for name in SMALL]
+PAIRS = [
+    (choice, name)
+    for choice in everything()
+    for name in ([SLOW[choice.name]] if choice.name in SLOW else ("tiny-vit", "tiny-resnet"))
+]
 FITTING = [
     pytest.param(pair, id=f"{pair[0]}-{pair[1]}", marks=pytest.mark.xdist_group(str(pair[0])))
     for pair in PAIRS
-    if unfit(pair[0], ARCHITECTURES[pair[1]]) is None
-    and not (pair[0].name in SLOW and pair[1] != SMALL[0])
+    if unfit(pair[0], SMALL[pair[1]]) is None
 ]
 UNFIT = [
     pytest.param(choice, dtype, id=f"{choice}-{name}-{dtype}")
     for choice, name in PAIRS
     for dtype in DTYPES
-    if unfit(choice, ARCHITECTURES[name], dtype) is not None
+    if unfit(choice, SMALL[name], dtype) is not None
 ]
 
 
@@ -136,20 +144,26 @@ def life(
         patch.setenv("TMPDIR", str(temporary))
         patch.setattr(tempfile, "tempdir", str(temporary))
         scratch = tmp_path_factory.mktemp("scratch")
-        sides = sides_of(seeded_archive(architecture), built, scratch)
+        small = architecture == "minute"
+        file = minute(built, Format.STATE_DICT) if small else seeded_archive(architecture)
+        sides = sides_of(file, built, scratch)
         with exact_floats():
             return lived(choice, sides, temporary)
 
 
-def sides_of(archive: Path, built: Path, scratch: Path, dtype: str = "float32") -> Sides:
-    artefacts = Artefacts(built / "artefacts", scratch)
-    checkpoint = open_checkpoint(archive)
-    return load_sides(checkpoint, None, CPU, dtype, scratch, artefacts, archive=True)
+def sides_of(file: Path, built: Path, scratch: Path, dtype: str = "float32") -> Sides:
+    checkpoint = open_checkpoint(file)
+    artefacts = cast(Artefacts, Kept(built))
+    archive = checkpoint.format is Format.ARCHIVE
+    return load_sides(checkpoint, None, CPU, dtype, scratch, artefacts, archive=archive)
 
 
 def lived(choice: Choice, sides: Sides, temporary: Path) -> Life:
     source = sides.source
     before = {key: tensor.clone() for key, tensor in source.model.state_dict().items()}
+    # What a library sets when it is first imported, it sets once for the process.
+    if choice.name in ("onnxruntime", "open_clip", "transformers"):
+        importlib.import_module(choice.name)
     given = inputs(source.checkpoint.architecture)
     pairs = [(batch.pixels, batch.tokens) for batch in given]
     own, exact = sides.reference.outputs(pairs), sides.reference.exact_outputs(pairs)
@@ -241,8 +255,11 @@ def by_method(backend: Backend, batch: Batch) -> Repeat:
 def raised(call: Callable[..., object], *arguments: object) -> BaseException:
     with pytest.raises(ClipcheckError) as caught:
         call(*arguments)
-    # Else the traceback would hold the backend.
-    return caught.value.with_traceback(None)
+    error: BaseException | None = caught.value
+    while error is not None:  # else the tracebacks would hold the backend
+        error.__traceback__ = None
+        error = error.__cause__
+    return caught.value
 
 
 def state(scratch: Path, temporary: Path) -> dict[str, object]:
@@ -366,22 +383,11 @@ def test_once_closed_it_says_so(life: Life) -> None:
     assert life.evidence_of_closed == Evidence(None, ["the candidate was closed"])
 
 
-@pytest.fixture(scope="module")
-def minute(built: Path) -> Path:
-    """An archive of the smallest model."""
-    path = built / "minute-archive.pt"
-    built.mkdir(exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            path.write_bytes(minute_bytes(Format.ARCHIVE))
-    return path
-
-
 @pytest.mark.parametrize(("choice", "dtype"), UNFIT)
 def test_what_it_is_unfit_for_is_refused_with_the_reason(
-    choice: Choice, dtype: str, minute: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    choice: Choice, dtype: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = sides_of(minute, tmp_path, tmp_path).source
+    source = sides_of(minute(built, Format.STATE_DICT), built, tmp_path).source
     monkeypatch.setattr(way(choice.name), "unfit", lambda *_: f"no {dtype}")
     monkeypatch.setattr(way(choice.name), "build", None)
     with pytest.raises(UnavailableError, match=f"^{choice.name}: no {dtype}. Choose another"):
@@ -400,9 +406,9 @@ HALF = [
 
 @pytest.mark.parametrize(("choice", "dtype"), HALF)
 def test_it_computes_in_half_as_near_to_float64_as_the_eager_model(
-    choice: Choice, dtype: str, minute: Path, built: Path, tmp_path: Path
+    choice: Choice, dtype: str, built: Path, tmp_path: Path
 ) -> None:
-    sides = sides_of(minute, built, tmp_path, dtype)
+    sides = sides_of(minute(built, Format.ARCHIVE), built, tmp_path, dtype)
     batch = inputs(MINUTE)[LARGE]
     pair = (batch.pixels, batch.tokens)
     with exact_floats():
@@ -486,7 +492,7 @@ def test_other_weights_are_told_where_they_can_be(
     if name not in WRONG:
         assert name in SLOW  # whose weights are part of the code, or the eager model's own
         return
-    sides = sides_of(seeded_archive(SMALL[0]), built, tmp_path)
+    sides = sides_of(seeded_archive("tiny-vit"), built, tmp_path)
     backend = WRONG[name](name, sides, tmp_path)
     evidence = backend.evidence()
     backend.close()
@@ -532,7 +538,7 @@ ABSENT = {
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_what_is_missing_is_exit_2_with_the_reason_and_the_remedy(
-    name: str, minute: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    name: str, built: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name not in ABSENT:
         assert name in ("eager", "export")  # of torch, without which nothing runs
@@ -544,7 +550,8 @@ def test_what_is_missing_is_exit_2_with_the_reason_and_the_remedy(
     assert missing is not None
     assert why in missing.reason
     assert remedy in missing.remedy
-    done = run("check", minute, "--backend", name, "--no-cache", "--examples", 1)
+    archive = minute(built, Format.ARCHIVE)
+    done = run("check", archive, "--backend", name, "--no-cache", "--examples", 1)
     assert done.code == 2
     told = " ".join(done.out.split())
     assert why in told
