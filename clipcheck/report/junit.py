@@ -23,7 +23,7 @@ def render(result: Result) -> str:
     if result.left_out:
         suites.append(_skipped(result.left_out))
     root.extend(suites)
-    for count in ("tests", "failures", "errors", "skipped"):
+    for count in ("tests", "failures", "errors"):
         root.set(count, str(sum(int(suite.get(count, 0)) for suite in suites)))
     root.set("time", _seconds(*result.judgements))
     indent(root)
