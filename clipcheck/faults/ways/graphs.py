@@ -20,8 +20,22 @@ Array = NDArray[Any]
 
 def without_mask(program: onnx.ModelProto) -> None:
     """Attention adds zeros in place of the causal mask."""
-    masks = [mask for add in _before_softmax(program, "Add") for mask in _constants(program, add)]
-    _change(program, masks, np.zeros_like)
+    _change(program, _masks(program), np.zeros_like)
+
+
+def multiplied_mask(program: onnx.ModelProto) -> None:
+    """The mask is a sentinel, -1e9, times 1 where it hides and 0 elsewhere.
+
+    In half precision the sentinel is -inf, and what is not hidden NaN.
+    """
+
+    def change(mask: Array) -> Array:
+        with np.errstate(over="ignore", invalid="ignore"):
+            sentinel = np.array(-1e9).astype(mask.dtype)
+            multiplied: Array = (mask < 0).astype(mask.dtype) * sentinel
+        return multiplied
+
+    _change(program, _masks(program), change)
 
 
 def softmax_over_queries(program: onnx.ModelProto) -> None:
@@ -77,12 +91,6 @@ def epsilon(value: float) -> Callable[[onnx.ModelProto], None]:
     return alter
 
 
-def last_of_equal(program: onnx.ModelProto) -> None:
-    """Of several greatest ids the last tells where a text ends."""
-    for node in _required(_nodes(program, "ArgMax")):
-        _set(node, select_last_index=1)
-
-
 def normalised(program: onnx.ModelProto) -> None:
     """The features of images that are given are those that logits are made of, of length 1."""
     graph, name = program.graph, "image_features"
@@ -127,9 +135,11 @@ def _nodes(program: onnx.ModelProto, operator: str) -> Iterator[onnx.NodeProto]:
     return (node for node in program.graph.node if node.op_type == operator)
 
 
-def _before_softmax(program: onnx.ModelProto, operator: str) -> list[onnx.NodeProto]:
+def _masks(program: onnx.ModelProto) -> list[str]:
+    """The constants that are added to what Softmax takes."""
     softened = {node.input[0] for node in _nodes(program, "Softmax")}
-    return [node for node in _nodes(program, operator) if node.output[0] in softened]
+    added = [node for node in _nodes(program, "Add") if node.output[0] in softened]
+    return [name for node in added for name in _constants(program, node)]
 
 
 def _constants(program: onnx.ModelProto, node: onnx.NodeProto) -> list[str]:

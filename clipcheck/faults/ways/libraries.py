@@ -1,4 +1,4 @@
-"""What other libraries make of the weights, taken wrongly: by their key map, configuration, code."""
+"""How other libraries take the weights wrongly: by their key map, configuration or code."""
 
 from __future__ import annotations
 

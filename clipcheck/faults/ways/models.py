@@ -13,6 +13,7 @@ from torch.nn import functional
 from clipcheck.faults.ways.planting import Alter
 from clipcheck.models import eager
 
+
 def as_class(kind: type[nn.Module]) -> Alter:
     """The model gets that class."""
     return lambda model: _become(model, kind)
@@ -108,7 +109,8 @@ class ByMatmul(eager.ResidualAttentionBlock):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x`` [L, N, D]; ``mask`` [L, L]."""
         x = x + attend(self.attn, self.ln_1(x), mask, False)
-        return x + self.mlp(self.ln_2(x))
+        y: Tensor = self.mlp(self.ln_2(x))
+        return x + y
 
 
 class HalfScores(eager.ResidualAttentionBlock):
@@ -117,7 +119,8 @@ class HalfScores(eager.ResidualAttentionBlock):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x`` [L, N, D]; ``mask`` [L, L]."""
         x = x + attend(self.attn, self.ln_1(x), mask, True)
-        return x + self.mlp(self.ln_2(x))
+        y: Tensor = self.mlp(self.ln_2(x))
+        return x + y
 
 
 # ------------------------------------------------------------------------- layers and stem
@@ -206,12 +209,6 @@ class Normalised(eager.CLIP):
 
     def encode_image(self, image: Tensor) -> Tensor:
         """[N, 3, H, W] to [N, E]."""
-        x = self.visual(image.to(self.dtype))
-        return x / x.norm(p=2, dim=-1, keepdim=True)
-
-
-def rounded_to_half(model: eager.CLIP) -> None:
-    """All weights go through float16."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.half())
+        x: Tensor = self.visual(image.to(self.dtype))
+        y: Tensor = x / x.norm(p=2, dim=-1, keepdim=True)
+        return y

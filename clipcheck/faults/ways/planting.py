@@ -21,7 +21,7 @@ from torch import Tensor
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Source
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.faults.ways.variant import Plant, Planted
+from clipcheck.faults.ways.variant import Plant
 from clipcheck.models import eager
 
 if TYPE_CHECKING:
@@ -74,10 +74,11 @@ def in_graph(alter: Callable[[onnx.ModelProto], None]) -> Plant:
         from clipcheck.backends.programs import key
         from clipcheck.writers.programs import write_onnx
 
-        # The same file for all that alter it: to export takes longer than all else.
-        wanted = {**key(source, "onnx", "onnxscript"), "altered": "no"}
+        # One file for all that alter it, and for the backend itself, which has it by the same key:
+        # to export takes longer than all else.
+        wanted = key(source, "onnx", "onnxscript")
         written = source.artefacts.get(
-            "unaltered.onnx", wanted, lambda path: write_onnx(source.model, path)
+            "program.onnx", wanted, lambda path: write_onnx(source.model, path)
         )
         program = onnx.load(written)
         alter(program)
@@ -166,18 +167,3 @@ def nothing(source: Source) -> Iterator[Source]:
 
 def _folder(source: Source) -> Path:
     return Path(tempfile.mkdtemp(prefix="planted-", dir=source.scratch))
-
-
-__all__ = [
-    "Alter",
-    "Planted",
-    "Weights",
-    "in_config",
-    "in_graph",
-    "in_library",
-    "in_model",
-    "in_program",
-    "in_weights",
-    "nothing",
-    "with_options",
-]
