@@ -423,11 +423,13 @@ def backends() -> None:
 @app.command()
 def inspect(checkpoint: Checkpoint, download_root: DownloadRoot = None) -> None:
     """Say what a file is. Nothing from it is run."""
-    from clipcheck.checkpoints.formats import open_checkpoint
+    from clipcheck.checkpoints.checkpoint import Program
+    from clipcheck.checkpoints.opening import open_subject
     from clipcheck.report.inspection import render
 
-    opened = open_checkpoint(checkpoint, download_root)
-    opened.verify()
+    opened = open_subject(checkpoint, download_root)
+    if not isinstance(opened, Program):
+        opened.verify()
     typer.echo(_visible(render(opened)))
 
 

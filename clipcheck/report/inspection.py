@@ -5,34 +5,45 @@ from __future__ import annotations
 from collections import Counter
 
 from clipcheck.checkpoints import registry
-from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.inspection import format_version, read_code
 
+_FORMATS = {
+    Format.ARCHIVE: "TorchScript archive",
+    Format.STATE_DICT: "state dict (torch.save)",
+    Format.SAFETENSORS: "safetensors",
+    Format.TRANSFORMERS: "folder of transformers (the hub's layout)",
+    Format.OPEN_CLIP: "folder of open_clip",
+    Format.PT2: "program of torch.export",
+    Format.ONNX: "ONNX program",
+}
+"""By format, what it is called."""
 
-def render(checkpoint: Checkpoint) -> str:
+
+def render(subject: Checkpoint | Program) -> str:
     """A line for each fact, without a newline at the end."""
-    released = registry.by_sha256(checkpoint.sha256)
+    released = registry.by_sha256(subject.sha256)
     known = f"released as {released.name}" if released else "none of the released files"
     facts = {
-        "file": f"{checkpoint.path} ({checkpoint.path.stat().st_size:,} bytes)",
-        "format": _format(checkpoint),
-        "architecture": checkpoint.architecture.describe(),
-        "parameters": f"{checkpoint.architecture.parameters:,}",
-        "dtypes": _counted(Counter(_dtype(t) for t in checkpoint.tensors.values()), "tensors"),
-        "SHA-256": f"{checkpoint.sha256} ({known})",
-        "checksums": _checksums(checkpoint),
-        **_code(checkpoint),
+        "file": f"{subject.path} ({subject.size:,} bytes)",
+        "format": _FORMATS[subject.format],
+        **(_weights(subject) if isinstance(subject, Checkpoint) else {}),
+        "SHA-256": f"{subject.sha256} ({known})",
+        **(_records(subject) if isinstance(subject, Checkpoint) else {}),
     }
     return "\n".join(f"{label:<14}{fact}" for label, fact in facts.items())
 
 
-def _format(checkpoint: Checkpoint) -> str:
-    names = {
-        Format.ARCHIVE: "TorchScript archive",
-        Format.STATE_DICT: "state dict (torch.save)",
-        Format.SAFETENSORS: "safetensors",
+def _weights(checkpoint: Checkpoint) -> dict[str, str]:
+    return {
+        "architecture": checkpoint.architecture.describe(),
+        "parameters": f"{checkpoint.architecture.parameters:,}",
+        "dtypes": _counted(Counter(_dtype(t) for t in checkpoint.tensors.values()), "tensors"),
     }
-    return names[checkpoint.format]
+
+
+def _records(checkpoint: Checkpoint) -> dict[str, str]:
+    return {"checksums": _checksums(checkpoint), **_code(checkpoint)}
 
 
 def _dtype(tensor: object) -> str:
@@ -40,11 +51,12 @@ def _dtype(tensor: object) -> str:
 
 
 def _checksums(checkpoint: Checkpoint) -> str:
-    if checkpoint.records is None:
+    files = checkpoint.parts if checkpoint.records is None else (checkpoint.records,)
+    if not files:
         return "this format has none"
-    if not checkpoint.records.has_checksums:
+    if not all(records.has_checksums for records in files):
         return "left out by the writer"
-    return f"right in all {len(checkpoint.records.names())} records"
+    return f"right in all {sum(len(records.names()) for records in files)} records"
 
 
 def _code(checkpoint: Checkpoint) -> dict[str, str]:

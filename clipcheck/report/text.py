@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -32,8 +33,7 @@ _LABEL = 17
 _KEEPS = "keeps a report that shows what fails, and the input to run again."
 _NEXT, _OR = "Next: ", "  or: "
 
-# Six columns of gates and two cells between them leave 20 for what is judged, at the least.
-_COLUMNS = 6
+# Six columns of gates, of the greatest width, leave 20 for what is judged.
 _COLUMN = 9
 _FIRST = 20
 
@@ -101,6 +101,8 @@ def verdict(result: Result) -> str:
     passed = len(result.judgements) - unjudged - failed
     several = len({judgement.backend for judgement in result.judgements}) > 1
     noun, same = ("run", "as the eager model") if several else ("checkpoint", "both ways")
+    if all(judgement.reference_checkpoint is not None for judgement in result.judgements):
+        same = "as the reference"
     if result.passed:
         return f"CONSISTENT: {_count(passed, noun)} the same {same}."
     if not result.judgements:
@@ -118,11 +120,12 @@ def verdict(result: Result) -> str:
 def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     """The commands that help most with a checkpoint that did not pass, and what they do."""
     named = judgement.path or judgement.checkpoint
-    if any(gate.name == "integrity" and not gate.passed for gate in judgement.gates):
+    failed = {gate.name for gate in judgement.gates if not gate.passed}
+    if "integrity" in failed:
         steps = _step(
             _NEXT, ["clipcheck", "inspect", named], "shows what the file is, without running it."
         )
-    elif judgement.backend == "jit":
+    elif judgement.backend == "jit" and "weights" not in failed:
         steps = _step(
             _NEXT,
             ["clipcheck", "convert", named, "-o", "mended.pt"],
@@ -216,20 +219,40 @@ def _table(judgements: Sequence[Judgement]) -> Lines:
     columns: dict[str, list[str]] = {}
     for name in names:
         columns.setdefault(_TOGETHER.get(name, name), []).append(name)
-    shared = list(columns.values())
-    parts = [shared[start : start + _COLUMNS] for start in range(0, len(shared), _COLUMNS)]
-    return [line for part in parts for line in _part(judgements, part)]
+    left = list(columns.values())
+    lines: Lines = []
+    while left:
+        fitting = _fitting(judgements, left)
+        lines += _part(judgements, left[:fitting])
+        left = left[fitting:]
+    return lines
+
+
+def _fitting(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> int:
+    """How many of the columns fit side by side, from the first on."""
+    title, labels, _ = _labels(judgements)
+    ends = accumulate(
+        _widths(judgements, columns),
+        lambda end, width: end + 1 + width,
+        initial=max(cell_len(label) for label in [title, *labels]),
+    )
+    return sum(end <= WIDTH for end in ends) - 1
+
+
+def _widths(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> list[int]:
+    """Of the columns. What was not judged has no cells, and says so in place of them."""
+    rows = [row for row in (_cells(judgement, columns) for judgement in judgements) if row]
+    return [
+        max(cell_len(text) for text in [*_heads(column), *(row[number] for row in rows)])
+        for number, column in enumerate(columns)
+    ]
 
 
 def _part(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> Lines:
-    """As many columns as fit side by side."""
+    """Columns that fit side by side."""
     heads = [_heads(column) for column in columns]
     cells = [_cells(judgement, columns) for judgement in judgements]
-    # What was not judged has no cells, and says so in place of them.
-    widths = [
-        max(cell_len(text) for text in [*head, *(row[i] for row in cells if row)])
-        for i, head in enumerate(heads)
-    ]
+    widths = _widths(judgements, columns)
     title, labels, named = _labels(judgements)
     first = max(cell_len(label) for label in [title, *labels])
     gap = 2 if first + sum(widths) + 2 * len(widths) <= WIDTH else 1
