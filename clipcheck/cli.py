@@ -423,12 +423,12 @@ def backends() -> None:
 @app.command()
 def inspect(checkpoint: Checkpoint, download_root: DownloadRoot = None) -> None:
     """Say what a file is. Nothing from it is run."""
-    from clipcheck.checkpoints.checkpoint import Program
+    from clipcheck.checkpoints.checkpoint import Checkpoint as OpenCheckpoint
     from clipcheck.checkpoints.opening import open_subject
     from clipcheck.report.inspection import render
 
     opened = open_subject(checkpoint, download_root)
-    if not isinstance(opened, Program):
+    if isinstance(opened, OpenCheckpoint):
         opened.verify()
     typer.echo(_visible(render(opened)))
 

@@ -76,8 +76,8 @@ class ModuleBackend:
         return self._evidence()
 
     def close(self) -> None:
-        """Let go of the module."""
-        self._module = None
+        """Let go of the module, and of what its evidence holds."""
+        self._module = self._evidence = None
 
     def _run(self, method: str, *arrays: NDArray[Any]) -> Any:
         import torch
