@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 from rich.cells import cell_len
@@ -193,7 +194,8 @@ def _frontends(judgements: Sequence[Judgement]) -> Lines:
     for each in judgements:
         told += frontends.lines(each.frontends)
         if each.frontends_problem is not None:
-            told += wrapped(f"not compared: {each.backend}: {each.frontends_problem}", _INDENT)
+            problem = each.frontends_problem.removeprefix(f"{each.backend}: ")
+            told += wrapped(f"not compared for {each.backend}: {problem}", rest=_INDENT)
     return _texts(["Raw inputs, apart from the verdict:", *told]) if told else []
 
 
@@ -220,22 +222,21 @@ def _table(judgements: Sequence[Judgement]) -> Lines:
     for name in names:
         columns.setdefault(_TOGETHER.get(name, name), []).append(name)
     left = list(columns.values())
+    if not left:
+        return []
+    room = WIDTH - sum(1 + width for width in _widths(judgements, left))
+    labels = _labels(judgements, max(_FIRST, room))
     lines: Lines = []
     while left:
-        fitting = _fitting(judgements, left)
-        lines += _part(judgements, left[:fitting])
+        fitting = _fitting(_widths(judgements, left), labels)
+        lines += _part(judgements, left[:fitting], labels)
         left = left[fitting:]
     return lines
 
 
-def _fitting(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> int:
-    """How many of the columns fit side by side, from the first on."""
-    title, labels, _ = _labels(judgements)
-    ends = accumulate(
-        _widths(judgements, columns),
-        lambda end, width: end + 1 + width,
-        initial=max(cell_len(label) for label in [title, *labels]),
-    )
+def _fitting(widths: Sequence[int], labels: _Labels) -> int:
+    """How many columns fit side by side, from the first on."""
+    ends = accumulate(widths, lambda end, width: end + 1 + width, initial=labels.width)
     return sum(end <= WIDTH for end in ends) - 1
 
 
@@ -248,13 +249,14 @@ def _widths(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -
     ]
 
 
-def _part(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> Lines:
+def _part(
+    judgements: Sequence[Judgement], columns: Sequence[Sequence[str]], labels: _Labels
+) -> Lines:
     """Columns that fit side by side."""
     heads = [_heads(column) for column in columns]
     cells = [_cells(judgement, columns) for judgement in judgements]
     widths = _widths(judgements, columns)
-    title, labels, named = _labels(judgements)
-    first = max(cell_len(label) for label in [title, *labels])
+    first = labels.width
     gap = 2 if first + sum(widths) + 2 * len(widths) <= WIDTH else 1
     blank = " " * gap
 
@@ -269,18 +271,38 @@ def _part(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> 
             at += width + gap
         return line
 
-    lines = [row(title if last else "", each) for last, each in _titled(heads)]
+    lines = [row(labels.title if last else "", each) for last, each in _titled(heads)]
     above = ""
-    for judgement, label, texts in zip(judgements, labels, cells, strict=True):
-        if not named and judgement.checkpoint != above:
+    for judgement, label, texts in zip(judgements, labels.rows, cells, strict=True):
+        if not labels.named and judgement.checkpoint != above:
             above = judgement.checkpoint
             lines.append(Text(shortened(visible(above), WIDTH).rstrip()))
         lines.append(row(label, texts or [_NOT_JUDGED]))
     return lines
 
 
-def _labels(judgements: Sequence[Judgement]) -> tuple[str, list[str], bool]:
-    """What stands above the labels of the rows, these, and whether they name the checkpoints.
+@dataclass(frozen=True)
+class _Labels:
+    """What stands left of the gates.
+
+    Attributes:
+        title: above the rows.
+        rows: one for each.
+        named: whether these name the checkpoints.
+    """
+
+    title: str
+    rows: Sequence[str]
+    named: bool
+
+    @property
+    def width(self) -> int:
+        """Cells that they take."""
+        return max(cell_len(label) for label in [self.title, *self.rows])
+
+
+def _labels(judgements: Sequence[Judgement], room: int) -> _Labels:
+    """Of a table that leaves so many cells for them.
 
     Names that fit stand in the rows, below the way of running that all of them share. Elsewhere
     the ways stand in the rows, and the names above these.
@@ -289,13 +311,14 @@ def _labels(judgements: Sequence[Judgement]) -> tuple[str, list[str], bool]:
     shared = {" ".join(way) for way, each in zip(ways, judgements, strict=True) if each.gates}
     names = [visible(judgement.checkpoint) for judgement in judgements]
     if len(shared) == 1 and all(cell_len(text) <= _FIRST for text in [*names, *shared]):
-        return shared.pop(), names, True
+        return _Labels(shared.pop(), names, True)
     rest = {" ".join(way[1:]) for way in ways}
     # Where all ran on one device in one dtype, that stands above, and the backends in the rows.
     fits = len(ways) == 1 and cell_len(" ".join(ways[0])) < _FIRST
     title = rest.pop() if len(rest) == 1 and not fits else ""
     told = [way[0] if title else " ".join(way) for way in ways]
-    return shortened(title, _FIRST), [f" {shortened(way, _FIRST - 1)}" for way in told], False
+    rows = [f" {shortened(way, room - 1)}" for way in told]
+    return _Labels(shortened(title, room), rows, False)
 
 
 def _way(judgement: Judgement) -> list[str]:
@@ -366,6 +389,8 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
     if judgement.error is not None:
         remedy = judgement.remedy or ""
         error = judgement.error if with_remedy else judgement.error.removesuffix(remedy)
+        if judgement.dtype is not None:  # else it is of no backend alone
+            lines += _indented(f"{judgement.backend} on {judgement.device} in {judgement.dtype}")
         return [*lines, *_row("error", UNKNOWN, "", error), *_known_rows(judgement)]
     lines += _indented(_circumstances(judgement))
     for gate in judgement.gates:
