@@ -79,7 +79,7 @@ def _cases(judgement: Judgement) -> list[Element]:
     if judgement.error is not None or not judgement.gates:
         case = _case(judgement, UNJUDGED)
         problem = judgement.error or "no gate has judged it"
-        _add(case, "error", problem, problem)
+        _add(case, "error", problem, problem, *evidence(judgement))
         return [case]
     cases = []
     for gate in judgement.gates:

@@ -319,6 +319,8 @@ def _command(judgement: Judgement) -> str:
     """What repeats the check."""
     words: list[Any] = ["clipcheck", "check", judgement.path or judgement.checkpoint]
     words += ["--backend", judgement.backend] if judgement.backend != "jit" else []
+    reference = judgement.reference_checkpoint
+    words += [] if reference is None else ["--reference", reference]
     words += ["--device", judgement.device]
     words += ["--dtype", judgement.dtype] if judgement.dtype else []
     words += ["--examples", judgement.examples] if judgement.examples else []
