@@ -423,11 +423,13 @@ def backends() -> None:
 @app.command()
 def inspect(checkpoint: Checkpoint, download_root: DownloadRoot = None) -> None:
     """Say what a file is. Nothing from it is run."""
-    from clipcheck.checkpoints.formats import open_checkpoint
+    from clipcheck.checkpoints.checkpoint import Checkpoint as OpenCheckpoint
+    from clipcheck.checkpoints.opening import open_subject
     from clipcheck.report.inspection import render
 
-    opened = open_checkpoint(checkpoint, download_root)
-    opened.verify()
+    opened = open_subject(checkpoint, download_root)
+    if isinstance(opened, OpenCheckpoint):
+        opened.verify()
     typer.echo(_visible(render(opened)))
 
 
@@ -477,6 +479,15 @@ def audit(
         list[str] | None,
         typer.Option("--spread", help="Of the weights: unit, initial, trained; may be repeated."),
     ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backend",
+            metavar="B",
+            help="What to plant into; may be repeated, all is each that runs here (compile and "
+            "aotinductor take most of a minute for each variant). By default jit.",
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="NAME", help="One variant; may be repeated."),
@@ -502,6 +513,7 @@ def audit(
             arch or ARCHITECTURES,
             seeds=seed or (0,),
             spreads=spread or ("unit",),
+            backends=backend or ("jit",),
             only=only or (),
             localize=localize,
             progress=progress,

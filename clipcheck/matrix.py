@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -19,7 +19,7 @@ from clipcheck.backends.base import Backend, Source
 from clipcheck.backends.jit import Archive
 from clipcheck.backends.known import Known, everything, matching
 from clipcheck.backends.loading import Sides, build, load_sides
-from clipcheck.backends.registry import Choice, way
+from clipcheck.backends.registry import ALL, Choice, way
 from clipcheck.backends.weights import compare_weights, compared
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
@@ -140,11 +140,14 @@ class _Files:
         subject: what is judged.
         reference: the checkpoint whose eager model it has to equal; None where that is its own.
         weights: what the gate ``weights`` found, where there are two files with weights.
+        compared: backends whose way to take raw inputs was compared, which is the same in all
+            dtypes.
     """
 
     subject: Checkpoint | Program
     reference: Checkpoint | None
     weights: GateResult | None
+    compared: set[str] = field(default_factory=set)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -166,8 +169,11 @@ class Judge:
     def __call__(self, name: str, device: Device, span: Span) -> list[Judgement | LeftOut]:
         """One for each dtype and backend, or one that says why there is none."""
         plan = self.plan
+        asked = _asked(plan.backends)
         draft = _Draft(
-            Judgement(name, str(device or "default"), seed=plan.seed, limits=plan.limits)
+            Judgement(
+                name, str(device or "default"), backend=asked, seed=plan.seed, limits=plan.limits
+            )
         )
         found: list[Judgement | LeftOut] = []
         reading, judging = span.split([_READING, 100 - _READING])
@@ -289,9 +295,9 @@ class Judge:
         from clipcheck.frontends.comparing import compare
         from clipcheck.frontends.registry import of
 
-        if choice.name in bench.compared:  # with other options, which are the model's
+        if choice.name in bench.files.compared:  # with other options, which are the model's
             return {}
-        bench.compared.add(choice.name)
+        bench.files.compared.add(choice.name)
         drawn, source = bench.drawn, bench.source
         try:
             candidates = of(choice.name, source.checkpoint, source.scratch)
@@ -381,7 +387,6 @@ class _Bench:
         self._artefacts = Artefacts(plan.artefacts, self._scratch)
         self._watch = Stopwatch(_Phases(span, draft.judgement, SHARED))
         self._told = False
-        self.compared: set[str] = set()
         with self._watch.phase("load"):
             self._sides = self._load()
         with self._watch.phase("inputs"):
@@ -448,6 +453,12 @@ class _Phases:
             self._span.stall()
         if share == 1.0:
             self._done.add(phase)
+
+
+def _asked(choices: Sequence[Choice]) -> str:
+    """What stands for the backends where a file cannot be opened: those that were asked for."""
+    names = [ALL if choice.optional else str(choice) for choice in choices]
+    return ", ".join(dict.fromkeys(names)) or Judgement.backend
 
 
 def _known(judged: Judgement, choice: Choice, checkpoint: Checkpoint) -> tuple[Known, ...]:
@@ -530,7 +541,7 @@ def _default_dtypes(checkpoint: Checkpoint, device: torch.device) -> tuple[str, 
 
 def _describe(subject: Checkpoint | Program) -> str:
     if isinstance(subject, Program):
-        return f"{subject.format}, a program of {subject.path.stat().st_size / 1e6:,.1f} MB"
+        return f"{subject.format}, a program of {subject.size / 1e6:,.1f} MB"
     checkpoint = subject
     dtypes = " and ".join(checkpoint.dtypes)
     parameters = f"{checkpoint.architecture.parameters:,} parameters"

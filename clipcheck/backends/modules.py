@@ -85,7 +85,7 @@ class ModuleBackend:
         return self._evidence()
 
     def close(self) -> None:
-        """Let go of the module."""
+        """Let go of the module, and of what its evidence holds."""
         self._module = None
         self._evidence = evidence_of_closed
 

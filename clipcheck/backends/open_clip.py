@@ -77,13 +77,11 @@ def _from_config(source: Source) -> Any:
     model = (library.CustomTextCLIP if custom else library.CLIP)(**config, cast_dtype=cast)
     if cast is not None:
         library.convert_weights_to_lp(model, cast)
-    held = model.state_dict()
     weights = to_layout(
         source.checkpoint.tensors, Layout.CUSTOM_TEXT if custom else Layout.OPEN_CLIP
     )
-    weights["logit_scale"] = weights["logit_scale"].reshape(held["logit_scale"].shape)
-    counters = {key: t for key, t in held.items() if key.endswith("num_batches_tracked")}
-    model.load_state_dict({**counters, **weights})
+    weights["logit_scale"] = weights["logit_scale"].reshape(model.logit_scale.shape)
+    model.load_state_dict(weights)
     return model
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -32,8 +34,7 @@ _LABEL = 17
 _KEEPS = "keeps a report that shows what fails, and the input to run again."
 _NEXT, _OR = "Next: ", "  or: "
 
-# Six columns of gates and two cells between them leave 20 for what is judged, at the least.
-_COLUMNS = 6
+# Six columns of gates, of the greatest width, leave 20 for what is judged.
 _COLUMN = 9
 _FIRST = 20
 
@@ -101,6 +102,8 @@ def verdict(result: Result) -> str:
     passed = len(result.judgements) - unjudged - failed
     several = len({judgement.backend for judgement in result.judgements}) > 1
     noun, same = ("run", "as the eager model") if several else ("checkpoint", "both ways")
+    if all(judgement.reference_checkpoint is not None for judgement in result.judgements):
+        same = "as the reference"
     if result.passed:
         return f"CONSISTENT: {_count(passed, noun)} the same {same}."
     if not result.judgements:
@@ -118,11 +121,12 @@ def verdict(result: Result) -> str:
 def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     """The commands that help most with a checkpoint that did not pass, and what they do."""
     named = judgement.path or judgement.checkpoint
-    if any(gate.name == "integrity" and not gate.passed for gate in judgement.gates):
+    failed = {gate.name for gate in judgement.gates if not gate.passed}
+    if "integrity" in failed:
         steps = _step(
             _NEXT, ["clipcheck", "inspect", named], "shows what the file is, without running it."
         )
-    elif judgement.backend == "jit":
+    elif judgement.backend == "jit" and "weights" not in failed:
         steps = _step(
             _NEXT,
             ["clipcheck", "convert", named, "-o", "mended.pt"],
@@ -190,7 +194,8 @@ def _frontends(judgements: Sequence[Judgement]) -> Lines:
     for each in judgements:
         told += frontends.lines(each.frontends)
         if each.frontends_problem is not None:
-            told += wrapped(f"not compared: {each.backend}: {each.frontends_problem}", _INDENT)
+            problem = each.frontends_problem.removeprefix(f"{each.backend}: ")
+            told += wrapped(f"not compared for {each.backend}: {problem}", rest=_INDENT)
     return _texts(["Raw inputs, apart from the verdict:", *told]) if told else []
 
 
@@ -216,22 +221,42 @@ def _table(judgements: Sequence[Judgement]) -> Lines:
     columns: dict[str, list[str]] = {}
     for name in names:
         columns.setdefault(_TOGETHER.get(name, name), []).append(name)
-    shared = list(columns.values())
-    parts = [shared[start : start + _COLUMNS] for start in range(0, len(shared), _COLUMNS)]
-    return [line for part in parts for line in _part(judgements, part)]
+    left = list(columns.values())
+    if not left:
+        return []
+    room = WIDTH - sum(1 + width for width in _widths(judgements, left))
+    labels = _labels(judgements, max(_FIRST, room))
+    lines: Lines = []
+    while left:
+        fitting = _fitting(_widths(judgements, left), labels)
+        lines += _part(judgements, left[:fitting], labels)
+        left = left[fitting:]
+    return lines
 
 
-def _part(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> Lines:
-    """As many columns as fit side by side."""
+def _fitting(widths: Sequence[int], labels: _Labels) -> int:
+    """How many columns fit side by side, from the first on."""
+    ends = accumulate(widths, lambda end, width: end + 1 + width, initial=labels.width)
+    return sum(end <= WIDTH for end in ends) - 1
+
+
+def _widths(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> list[int]:
+    """Of the columns. What was not judged has no cells, and says so in place of them."""
+    rows = [row for row in (_cells(judgement, columns) for judgement in judgements) if row]
+    return [
+        max(cell_len(text) for text in [*_heads(column), *(row[number] for row in rows)])
+        for number, column in enumerate(columns)
+    ]
+
+
+def _part(
+    judgements: Sequence[Judgement], columns: Sequence[Sequence[str]], labels: _Labels
+) -> Lines:
+    """Columns that fit side by side."""
     heads = [_heads(column) for column in columns]
     cells = [_cells(judgement, columns) for judgement in judgements]
-    # What was not judged has no cells, and says so in place of them.
-    widths = [
-        max(cell_len(text) for text in [*head, *(row[i] for row in cells if row)])
-        for i, head in enumerate(heads)
-    ]
-    title, labels, named = _labels(judgements)
-    first = max(cell_len(label) for label in [title, *labels])
+    widths = _widths(judgements, columns)
+    first = labels.width
     gap = 2 if first + sum(widths) + 2 * len(widths) <= WIDTH else 1
     blank = " " * gap
 
@@ -246,18 +271,38 @@ def _part(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> 
             at += width + gap
         return line
 
-    lines = [row(title if last else "", each) for last, each in _titled(heads)]
+    lines = [row(labels.title if last else "", each) for last, each in _titled(heads)]
     above = ""
-    for judgement, label, texts in zip(judgements, labels, cells, strict=True):
-        if not named and judgement.checkpoint != above:
+    for judgement, label, texts in zip(judgements, labels.rows, cells, strict=True):
+        if not labels.named and judgement.checkpoint != above:
             above = judgement.checkpoint
             lines.append(Text(shortened(visible(above), WIDTH).rstrip()))
         lines.append(row(label, texts or [_NOT_JUDGED]))
     return lines
 
 
-def _labels(judgements: Sequence[Judgement]) -> tuple[str, list[str], bool]:
-    """What stands above the labels of the rows, these, and whether they name the checkpoints.
+@dataclass(frozen=True)
+class _Labels:
+    """What stands left of the gates.
+
+    Attributes:
+        title: above the rows.
+        rows: one for each.
+        named: whether these name the checkpoints.
+    """
+
+    title: str
+    rows: Sequence[str]
+    named: bool
+
+    @property
+    def width(self) -> int:
+        """Cells that they take."""
+        return max(cell_len(label) for label in [self.title, *self.rows])
+
+
+def _labels(judgements: Sequence[Judgement], room: int) -> _Labels:
+    """Of a table that leaves so many cells for them.
 
     Names that fit stand in the rows, below the way of running that all of them share. Elsewhere
     the ways stand in the rows, and the names above these.
@@ -266,13 +311,14 @@ def _labels(judgements: Sequence[Judgement]) -> tuple[str, list[str], bool]:
     shared = {" ".join(way) for way, each in zip(ways, judgements, strict=True) if each.gates}
     names = [visible(judgement.checkpoint) for judgement in judgements]
     if len(shared) == 1 and all(cell_len(text) <= _FIRST for text in [*names, *shared]):
-        return shared.pop(), names, True
+        return _Labels(shared.pop(), names, True)
     rest = {" ".join(way[1:]) for way in ways}
     # Where all ran on one device in one dtype, that stands above, and the backends in the rows.
     fits = len(ways) == 1 and cell_len(" ".join(ways[0])) < _FIRST
     title = rest.pop() if len(rest) == 1 and not fits else ""
     told = [way[0] if title else " ".join(way) for way in ways]
-    return shortened(title, _FIRST), [f" {shortened(way, _FIRST - 1)}" for way in told], False
+    rows = [f" {shortened(way, room - 1)}" for way in told]
+    return _Labels(shortened(title, room), rows, False)
 
 
 def _way(judgement: Judgement) -> list[str]:
@@ -343,6 +389,8 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
     if judgement.error is not None:
         remedy = judgement.remedy or ""
         error = judgement.error if with_remedy else judgement.error.removesuffix(remedy)
+        if judgement.dtype is not None:  # else it is of no backend alone
+            lines += _indented(f"{judgement.backend} on {judgement.device} in {judgement.dtype}")
         return [*lines, *_row("error", UNKNOWN, "", error), *_known_rows(judgement)]
     lines += _indented(_circumstances(judgement))
     for gate in judgement.gates:

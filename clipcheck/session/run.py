@@ -59,8 +59,6 @@ class Run:
             ClipcheckError: the checkpoint cannot be loaded both ways; the subclass tells why.
         """
         if self._loaded is None or self._loaded[0] != case:
-            if self._loaded is not None:
-                self._loaded[1].candidate.close()
             self._loaded = None  # before the next comes, not after
             self._loaded = case, self._load(case)
         return self._loaded[1]

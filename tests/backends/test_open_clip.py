@@ -122,6 +122,8 @@ def test_in_half_it_keeps_in_float32_what_the_eager_model_keeps(
     held = model_of(backend).state_dict()
     eager = source.model.state_dict()
     assert {key: t.dtype for key, t in held.items()} == {key: t.dtype for key, t in eager.items()}
+    norms = {type(m).__name__ for m in model_of(backend).modules() if "LayerNorm" in str(type(m))}
+    assert norms == {"LayerNorm" if dtype == "float32" else "LayerNormFp32"}
     assert max(ratios(source, backend, pairs(archive))) < (3 if dtype == "float32" else 8)
     evidence = backend.evidence()
     assert (list(evidence.doubts), dict(evidence.differing)) == ([], {})
