@@ -587,9 +587,9 @@ def _require_consistent(
 
     result = run(path, device="cpu", progress=progress, **how)
     if not result.passed:
-        told = render(result, advise=False)
+        told = render(result, advise=False).removesuffix(".")
         raise OutputError(
-            f"the {form} does not compute the same both ways, and was not kept\n{told}",
+            f"the {form} does not compute what it should, and was not kept\n{told}",
             remedy="Report this: clipcheck wrote it.",
         )
 

@@ -18,7 +18,7 @@ from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend, Source
 from clipcheck.backends.jit import Archive
 from clipcheck.backends.known import Known, everything, matching
-from clipcheck.backends.loading import Sides, build, load_sides
+from clipcheck.backends.loading import PROGRAMS, Sides, build, load_sides, require_runs
 from clipcheck.backends.registry import ALL, Choice, way
 from clipcheck.backends.weights import compare_weights, compared
 from clipcheck.checkpoints import registry
@@ -54,14 +54,11 @@ for all backends (``benchmarks.check``)."""
 OWN = {"build": 1, "candidate": 34, "modules": 14}
 """The same of what each backend does for itself."""
 
-_PROGRAMS = {Format.PT2: "export", Format.ONNX: "onnxruntime"}
-"""By format, the backend that runs such a program."""
-
 _DEFAULTS = {
     Format.ARCHIVE: "jit",
     Format.TRANSFORMERS: "transformers",
     Format.OPEN_CLIP: "open_clip",
-    **_PROGRAMS,
+    **PROGRAMS,
 }
 """By format, the backend that such a file is made for."""
 
@@ -502,13 +499,8 @@ def _unfit(choice: Choice, files: _Files, device: torch.device, dtype: str) -> s
 
 def _require_other(choice: Choice, files: _Files) -> None:
     """See that a backend runs the subject, and not what that is compared with."""
-    if isinstance(files.subject, Program):
-        if choice.name != _PROGRAMS[files.subject.format]:
-            raise UnavailableError(
-                f"{choice.name} does not run programs of the format {files.subject.format}",
-                remedy=f"Leave --backend out, or choose {_PROGRAMS[files.subject.format]}.",
-            )
-    elif choice.name == "eager" and files.reference is None:
+    require_runs(choice, files.subject)
+    if choice.name == "eager" and files.reference is None:
         raise UnavailableError(
             "the eager model is what the others are compared with",
             remedy="Give another checkpoint to compare it with: --reference CHECKPOINT.",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcheck.backends.artefacts import Artefacts, default_folder
-from clipcheck.backends.loading import build, load_sides
+from clipcheck.backends.loading import build, load_sides, require_runs
 from clipcheck.backends.registry import parse
 from clipcheck.checking import Device
 from clipcheck.checkpoints.opening import open_reference, open_subject, weights_of
@@ -94,6 +94,7 @@ def replay(
     inputs = inputs_of(weights_of(subject, other).architecture)
     _require_fit(saved.example, inputs, path)
     choice = parse(saved.backend)
+    require_runs(choice, subject)
     given = batch(saved.example, Frontend(inputs.resolution, inputs.context_length))
     with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder, exact_floats():
         span.say(f"{name}: loading on {target} in {wanted}")

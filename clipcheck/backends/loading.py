@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Backend, Source, translating
 from clipcheck.backends.registry import Choice, require_available, way
-from clipcheck.checkpoints.checkpoint import Checkpoint, Program
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.opening import weights_of
 from clipcheck.errors import ArchitectureError, UnavailableError
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from clipcheck.backends.artefacts import Artefacts
     from clipcheck.backends.reference import Reference
+
+
+PROGRAMS = {Format.PT2: "export", Format.ONNX: "onnxruntime"}
+"""By format, the backend that runs such a program."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,19 @@ def load_sides(
     if reference is not None and reference is not checkpoint:
         model = load_eager(_stored_alike(reference, checkpoint), device, wanted)
     return Sides(source, Reference(model, checkpoint.architecture, device))
+
+
+def require_runs(choice: Choice, subject: Checkpoint | Program) -> None:
+    """See that a backend runs the subject: others would run what a program is compared with.
+
+    Raises:
+        UnavailableError: it does not.
+    """
+    if isinstance(subject, Program) and choice.name != PROGRAMS[subject.format]:
+        raise UnavailableError(
+            f"{choice.name} does not run programs of the format {subject.format}",
+            remedy=f"Leave --backend out, or choose {PROGRAMS[subject.format]}.",
+        )
 
 
 def build(choice: Choice, source: Source) -> Backend:

@@ -110,13 +110,14 @@ class Run:
 
     def _load(self, case: Case) -> Pair:
         from clipcheck.backends.artefacts import Artefacts, default_folder
-        from clipcheck.backends.loading import build, load_sides
+        from clipcheck.backends.loading import build, load_sides, require_runs
         from clipcheck.backends.modules import ModuleBackend
         from clipcheck.backends.registry import parse
         from clipcheck.checkpoints.opening import open_reference, open_subject
         from clipcheck.models.loader import resolve_device
 
         subject, choice = open_subject(self._find(case).path), parse(case.backend)
+        require_runs(choice, subject)
         device = resolve_device(case.device)
         scratch = Path(tempfile.mkdtemp(prefix="pair-", dir=self.findings.folder))
         source = load_sides(

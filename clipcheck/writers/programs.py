@@ -6,7 +6,10 @@ The program takes ``pixels`` [N, 3, R, R], float32, and ``tokens`` [M, L], int32
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,11 +123,28 @@ def write_pt2(model: eager.CLIP, path: Path) -> None:
 
     Args:
         model: in evaluation mode, on any device.
-        path: the file, which ends in ``.pt2``; it is written over.
+        path: the file; it is written over.
     """
     import torch
 
-    torch.export.save(export(model), path)
+    with of_any_name():
+        torch.export.save(export(model), path)
+
+
+@contextmanager
+def of_any_name() -> Iterator[None]:
+    """Without torch's warnings of files whose names do not end in ``.pt2``: what they are is told
+    by their contents."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "ending in .pt2" not in record.getMessage()
+
+    logger = logging.getLogger("torch.export.pt2_archive._package")
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def write_onnx(model: eager.CLIP, path: Path) -> None:

@@ -12,7 +12,14 @@ from clipcheck.compare.result import OUTPUTS
 from clipcheck.errors import OutputError
 from clipcheck.models import eager
 from clipcheck.writers import programs
-from clipcheck.writers.programs import INPUTS, export, too_large_for_onnx, write_onnx, write_pt2
+from clipcheck.writers.programs import (
+    INPUTS,
+    export,
+    of_any_name,
+    too_large_for_onnx,
+    write_onnx,
+    write_pt2,
+)
 from clipcheck.writers.synthesize import synthesize
 from tests.samples import MINUTE
 
@@ -56,6 +63,18 @@ def test_a_pt2_file_says_nothing_of_this_machine(tmp_path: Path) -> None:
     write_pt2(built(MINUTE), path)
     assert str(Path(eager.__file__).parents[2]).encode() not in path.read_bytes()
     assert torch.export.load(path).graph_signature.user_inputs == INPUTS
+
+
+def test_a_pt2_file_may_have_any_name_and_torch_may_warn_of_others_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "program"
+    write_pt2(built(MINUTE), path)
+    with of_any_name():
+        torch.export.load(path)
+    assert "ending in .pt2" not in capfd.readouterr().err
+    torch.export.load(path)
+    assert "ending in .pt2" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
