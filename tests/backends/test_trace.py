@@ -43,7 +43,7 @@ def test_of_torchs_own_checks_nothing_is_told_and_of_ours_it_would_be(
     encode = made.model.encode_image
 
     def branching(image: torch.Tensor) -> torch.Tensor:
-        return encode(image) if image.sum() > 0 else encode(image)
+        return encode(image) if image.sum() > 0 else encode(-image)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
