@@ -5,7 +5,11 @@ batches through all three methods of both, in float32, and no more: the plain ti
 checks. The table has the medians of each phase, and the check as a multiple of the plain time,
 round by round.
 
+With ``--backends`` a third process checks by all of those named, and tells how many passes over
+all inputs that took: one of the eager model, one in float64, and one of each backend.
+
     python -m benchmarks.check
+    python -m benchmarks.check --backends trace script open_clip clip
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks.load import write_archive
 
@@ -54,6 +59,32 @@ assert result.passed
 print(json.dumps({**result.judgements[0].seconds, "whole": whole, "peak": peak}))
 """
 
+PASSES = """
+import json, sys, time
+from clipcheck.backends.reference import Reference
+from clipcheck.checking import check
+from clipcheck.judging import Trial
+counts = {}
+def counted(kind, owner, name):
+    whole = getattr(owner, name)
+    def call(*args, **kwargs):
+        counts[kind] = counts.get(kind, 0) + 1
+        return whole(*args, **kwargs)
+    setattr(owner, name, call)
+counted("eager", Reference, "outputs")
+counted("float64", Reference, "exact_outputs")
+counted("backends", Trial, "run")
+started = time.perf_counter()
+result = check(sys.argv[1], backend=sys.argv[2:], device="cpu")
+whole = time.perf_counter() - started
+assert result.passed, result
+seconds = {kind: 0.0 for kind in ("eager", "float64", "build", "candidate")}
+for judgement in result.judgements:
+    for kind in seconds:
+        seconds[kind] += judgement.seconds.get(kind, 0.0)
+print(json.dumps({"passes": counts, "seconds": seconds, "whole": whole}))
+"""
+
 FORWARD = ("eager", "float64", "candidate", "modules")
 BESIDE = ("load", "build", "inputs", "gates")
 
@@ -62,17 +93,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, help="an archive; by default a ViT-B/32")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--backends", nargs="+", default=[], help="to count the passes of")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = arguments.checkpoint or write_archive(Path(folder))
+        if arguments.backends:
+            report_passes(run(PASSES, checkpoint, *arguments.backends), arguments.backends)
+            return
         rounds = [
             (run(PLAIN, checkpoint), run(CHECK, checkpoint)) for _ in range(arguments.rounds + 1)
         ][1:]  # The first only warms the page cache.
     report(rounds)
 
 
-def run(worker: str, checkpoint: Path) -> dict[str, float]:
-    command = [sys.executable, "-c", worker, str(checkpoint)]
+def report_passes(found: dict[str, dict[str, float]], backends: list[str]) -> None:
+    print(f"{len(backends)} backends: {', '.join(backends)}; {found['whole']:.1f} s in all.\n")
+    print("| of | passes over all inputs | seconds |")
+    print("|---|---|---|")
+    kinds = {"eager": "eager", "float64": "float64", "candidate": "backends"}
+    for kind, counted in kinds.items():
+        print(f"| {counted} | {found['passes'][counted]} | {found['seconds'][kind]:.1f} |")
+
+
+def run(worker: str, checkpoint: Path, *more: str) -> dict[str, Any]:
+    command = [sys.executable, "-c", worker, str(checkpoint), *more]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -7,20 +7,23 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from clipcheck._version import __version__
-from clipcheck.errors import ClipcheckError, OutputError
+from clipcheck.errors import ClipcheckError, OutputError, UsageError
 
 if TYPE_CHECKING:
+    import torch
     from rich.text import Text
 
+    from clipcheck.checkpoints.checkpoint import Checkpoint as OpenCheckpoint
+    from clipcheck.checkpoints.checkpoint import Format
     from clipcheck.judgement import Result
     from clipcheck.progress import Progress
 
@@ -34,6 +37,9 @@ app = typer.Typer(
 )
 
 FormatName = Literal["archive", "state-dict", "safetensors"]
+ConvertedName = Literal[
+    "archive", "state-dict", "safetensors", "transformers", "open_clip", "pt2", "onnx"
+]
 DtypeName = Literal["float16", "bfloat16", "float32"]
 
 Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A path or released name.")]
@@ -331,42 +337,99 @@ def synthesize(
 def convert(
     checkpoint: Checkpoint,
     output: Output,
-    form: Form = "archive",
+    form: Annotated[ConvertedName, typer.Option("--format", help="What to write.")] = "archive",
     dtype: Annotated[
         DtypeName | None,
         typer.Option(
-            help="For the weights that released files have in half; by default bits are kept."
+            help="For the weights that released files have in half; by default bits are kept. Of a "
+            "program what it computes in, by default float32."
         ),
     ] = None,
     download_root: DownloadRoot = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write the weights in another format. An archive is checked before it is kept."""
+    """Write it in another format: weights, a library's folder, or a program. What computes is
+    checked before it is kept."""
     import torch
 
     from clipcheck import terminal
     from clipcheck.checkpoints.checkpoint import Format
     from clipcheck.checkpoints.formats import open_checkpoint
-    from clipcheck.writers.convert import convert as run
 
     wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
+    _require_converter(form, dtype)
     with terminal.progress(quiet) as progress:
-        judge = partial(_require_consistent, progress) if form == "archive" else None
         opened = open_checkpoint(checkpoint, download_root)
+        how = {"reference": opened.path, "dtype": dtype} if form in _PROGRAMS else {}
+        if form in _FOLDERS:
+            how = {"reference": opened.path}
+        judge = partial(_require_consistent, progress, form, how)
         if progress is not None:
             progress(f"{output}: writing")
-        run(opened, output, Format(form), dtype=wanted, judge=judge)
+        _convert(opened, output, Format(form), wanted, judge)
     _report_written(output, f"weights of {checkpoint}")
+
+
+_PROGRAMS = {"pt2": "export", "onnx": "onnxruntime"}
+"""Formats of programs, and the backends that run them."""
+
+_FOLDERS = ("transformers", "open_clip")
+"""Formats that are folders, named as the backends that they are for."""
+
+
+def _require_converter(form: ConvertedName, dtype: DtypeName | None) -> None:
+    """See that what is written can be checked here, and that the options go together."""
+    from clipcheck.backends.registry import Choice, require_available
+
+    if form in _FOLDERS and dtype is not None:
+        raise UsageError(
+            f"--dtype is not for folders of {form}, which keep the weights bit for bit",
+            remedy="Convert to safetensors with --dtype first, and that file to the folder.",
+        )
+    if form in _PROGRAMS or form in _FOLDERS:
+        require_available(Choice(_PROGRAMS.get(form, form)))
+
+
+def _convert(
+    opened: OpenCheckpoint,
+    output: Path,
+    form: Format,
+    dtype: torch.dtype | None,
+    judge: Callable[[Path], None],
+) -> None:
+    from clipcheck.writers.convert import convert as convert_weights
+    from clipcheck.writers.directories import write_open_clip, write_transformers
+    from clipcheck.writers.programs import convert_to_program
+
+    if form in _PROGRAMS:
+        convert_to_program(opened, output, form, dtype=dtype, judge=judge)
+    elif form in _FOLDERS:
+        write = write_transformers if form == "transformers" else write_open_clip
+        write(opened, output, judge=judge)
+    else:
+        judged = judge if form == "archive" else None  # the others do not compute
+        convert_weights(opened, output, form, dtype=dtype, judge=judged)
+
+
+@app.command()
+def backends() -> None:
+    """List the ways to run a checkpoint: their versions and options, or what is missing here."""
+    from clipcheck.backends.registry import listing
+    from clipcheck.report.backends import render
+
+    typer.echo(_visible(render(listing())))
 
 
 @app.command()
 def inspect(checkpoint: Checkpoint, download_root: DownloadRoot = None) -> None:
     """Say what a file is. Nothing from it is run."""
-    from clipcheck.checkpoints.formats import open_checkpoint
+    from clipcheck.checkpoints.checkpoint import Checkpoint as OpenCheckpoint
+    from clipcheck.checkpoints.opening import open_subject
     from clipcheck.report.inspection import render
 
-    opened = open_checkpoint(checkpoint, download_root)
-    opened.verify()
+    opened = open_subject(checkpoint, download_root)
+    if isinstance(opened, OpenCheckpoint):
+        opened.verify()
     typer.echo(_visible(render(opened)))
 
 
@@ -516,21 +579,25 @@ def _synthesize(architecture: str, path: Path, form: FormatName, seed: int) -> N
     write(dimensions, draw(dimensions, seed), path, Format(form))
 
 
-def _require_consistent(progress: Progress | None, path: Path) -> None:
+def _require_consistent(
+    progress: Progress | None, form: str, how: Mapping[str, Any], path: Path
+) -> None:
     from clipcheck.checking import check as run
     from clipcheck.report.text import render
 
-    result = run(path, device="cpu", progress=progress)
+    result = run(path, device="cpu", progress=progress, **how)
     if not result.passed:
-        told = render(result, advise=False)
+        told = render(result, advise=False).removesuffix(".")
         raise OutputError(
-            f"the archive does not compute the same both ways, and was not kept\n{told}",
+            f"the {form} does not compute what it should, and was not kept\n{told}",
             remedy="Report this: clipcheck wrote it.",
         )
 
 
 def _report_written(path: Path, contents: str) -> None:
-    typer.echo(_visible(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {contents}"))
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    typer.echo(_visible(f"{path}: {size / 1e6:.1f} MB, {contents}"))
 
 
 def _show(text: Text, result: Result, json: str | None = None) -> None:

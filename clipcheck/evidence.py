@@ -129,13 +129,17 @@ def _folder_name(judgement: Judgement) -> str:
     return re.sub(r"[^\w.-]+", "-", "-".join((*parts, str(judgement.dtype))))
 
 
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
+
+
 def _described(judgement: Judgement, failing: Failing) -> dict[str, Any]:
-    path = judgement.path
     described = {
-        "checkpoint": str(Path(path).absolute()) if path else judgement.checkpoint,
+        "checkpoint": _absolute(judgement.path) or judgement.checkpoint,
         "sha256": judgement.sha256,
         "backend": judgement.backend,
         "reference": judgement.reference,
+        "reference_checkpoint": _absolute(judgement.reference_checkpoint),
         "device": judgement.device,
         "dtype": judgement.dtype,
         "seed": judgement.seed,

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from clipcheck.backends.known import Known
+from clipcheck.compare.frontends import FrontendResult
 from clipcheck.compare.localisation import Localisation
 from clipcheck.compare.measured import Measured
 from clipcheck.compare.modules import Coverage
@@ -28,6 +30,7 @@ class Judgement:
         released: the released name, where the file is that released file bit for bit.
         backend: the candidate, with its options.
         reference: what it was compared with.
+        reference_checkpoint: the file whose eager model that is, where it is another one.
         device: where both ran.
         dtype: what both computed in.
         seconds: by phase: ``load``, ``run``, and what that consists of.
@@ -40,6 +43,11 @@ class Judgement:
         measured: every row's error, for reports; None where nothing could be measured.
         coverage: every module's error, for reports; None in other dtypes than float32.
         localisation: where it departs first; None where it passed or was not looked at.
+        known: failures of the backend's library that are known and look like this one; they excuse
+            nothing.
+        frontends: how the backend's own preprocessing and tokenizer compare; no part of the
+            verdict.
+        frontends_problem: why these could not be compared, or None.
         artefact_bytes: size of what was built to be run, or of the archive; None where the backend
             has no file of its own.
         peak_memory: of the process up to then, in bytes; None where the system does not tell.
@@ -55,6 +63,7 @@ class Judgement:
     released: str | None = None
     backend: str = "jit"
     reference: str = "eager"
+    reference_checkpoint: str | None = None
     dtype: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     examples: int = 0
@@ -66,6 +75,9 @@ class Judgement:
     measured: Measured | None = None
     coverage: Coverage | None = None
     localisation: Localisation | None = None
+    known: tuple[Known, ...] = ()
+    frontends: tuple[FrontendResult, ...] = ()
+    frontends_problem: str | None = None
     artefact_bytes: int | None = None
     peak_memory: int | None = None
     error: str | None = None

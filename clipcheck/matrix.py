@@ -8,20 +8,22 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend, Source
 from clipcheck.backends.jit import Archive
-from clipcheck.backends.loading import Sides, build, load_sides
-from clipcheck.backends.registry import Choice, way
+from clipcheck.backends.known import Known, everything, matching
+from clipcheck.backends.loading import PROGRAMS, Sides, build, load_sides, require_runs
+from clipcheck.backends.registry import ALL, Choice, way
 from clipcheck.backends.weights import compare_weights, compared
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
-from clipcheck.checkpoints.opening import open_reference, open_subject
+from clipcheck.checkpoints.opening import open_reference, open_subject, weights_of
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.localisation import Localisation
 from clipcheck.compare.measured import measured
@@ -52,14 +54,11 @@ for all backends (``benchmarks.check``)."""
 OWN = {"build": 1, "candidate": 34, "modules": 14}
 """The same of what each backend does for itself."""
 
-_PROGRAMS = {Format.PT2: "export", Format.ONNX: "onnxruntime"}
-"""By format, the backend that runs such a program."""
-
 _DEFAULTS = {
     Format.ARCHIVE: "jit",
     Format.TRANSFORMERS: "transformers",
     Format.OPEN_CLIP: "open_clip",
-    **_PROGRAMS,
+    **PROGRAMS,
 }
 """By format, the backend that such a file is made for."""
 
@@ -138,20 +137,19 @@ class _Files:
         subject: what is judged.
         reference: the checkpoint whose eager model it has to equal; None where that is its own.
         weights: what the gate ``weights`` found, where there are two files with weights.
+        compared: backends whose way to take raw inputs was compared, which is the same in all
+            dtypes.
     """
 
     subject: Checkpoint | Program
     reference: Checkpoint | None
     weights: GateResult | None
+    compared: set[str] = field(default_factory=set)
 
     @property
     def checkpoint(self) -> Checkpoint:
         """The weights that the subject has, or has to have."""
-        if isinstance(self.subject, Checkpoint):
-            return self.subject
-        if self.reference is None:
-            raise ValueError("a program was opened without its checkpoint")
-        return self.reference
+        return weights_of(self.subject, self.reference)
 
     @property
     def gates(self) -> tuple[GateResult, ...]:
@@ -168,8 +166,11 @@ class Judge:
     def __call__(self, name: str, device: Device, span: Span) -> list[Judgement | LeftOut]:
         """One for each dtype and backend, or one that says why there is none."""
         plan = self.plan
+        asked = _asked(plan.backends)
         draft = _Draft(
-            Judgement(name, str(device or "default"), seed=plan.seed, limits=plan.limits)
+            Judgement(
+                name, str(device or "default"), backend=asked, seed=plan.seed, limits=plan.limits
+            )
         )
         found: list[Judgement | LeftOut] = []
         reading, judging = span.split([_READING, 100 - _READING])
@@ -202,7 +203,8 @@ class Judge:
         draft.add(sha256=subject.sha256, released=released.name if released else None)
         if reference is not None:
             reference.verify()
-            draft.add(reference=f"eager of {os.fspath(reference.path)}")
+            path = os.fspath(reference.path)
+            draft.add(reference=f"eager of {path}", reference_checkpoint=path)
         weights = None
         if reference is not None and isinstance(subject, Checkpoint):
             differences = list(compare_weights(subject, reference))
@@ -237,6 +239,7 @@ class Judge:
             for choice, part, share in zip(running, parts, shares, strict=True):
                 with part.keeping_errors():
                     self._judge(part, bench, choice, share)
+                part.add(known=_known(part.judgement, choice, files.checkpoint))
                 share.reach(1.0)
         error = shared.judgement.error
         if error is not None:  # of what all of them share
@@ -273,6 +276,8 @@ class Judge:
             )
             if not draft.judgement.passed:
                 self._explain(draft, bench, candidate, verdict, ruler, watch)
+        with watch.phase("frontends"):
+            draft.add(**self._frontends(bench, choice))
         if not verdict.intact:
             bench.renew()
         seconds = {**bench.seconds_once(), **watch.seconds}
@@ -280,6 +285,25 @@ class Judge:
         draft.add(seconds={**seconds, "run": run}, peak_memory=_peak_memory())
         del candidate
         gc.collect()  # a program's graph refers to itself, and holds its weights
+
+    def _frontends(self, bench: _Bench, choice: Choice) -> dict[str, object]:
+        """How the backend's own preprocessing and tokenizer compare, or why that is not known: the
+        verdict stands without it."""
+        from clipcheck.frontends.comparing import compare
+        from clipcheck.frontends.registry import of
+
+        if choice.name in bench.files.compared:  # with other options, which are the model's
+            return {}
+        bench.files.compared.add(choice.name)
+        drawn, source = bench.drawn, bench.source
+        try:
+            candidates = of(choice.name, source.checkpoint, source.scratch)
+            raw = drawn.random
+            found = compare(candidates, raw.images, raw.prompts, drawn.frontend)
+        except ClipcheckError as error:
+            _log.debug("%s: frontends were not compared", choice, exc_info=True)
+            return {"frontends_problem": str(error)}
+        return {"frontends": tuple(found)}
 
     def _explain(
         self,
@@ -428,6 +452,38 @@ class _Phases:
             self._done.add(phase)
 
 
+def _asked(choices: Sequence[Choice]) -> str:
+    """What stands for the backends where a file cannot be opened: those that were asked for."""
+    names = [ALL if choice.optional else str(choice) for choice in choices]
+    return ", ".join(dict.fromkeys(names)) or Judgement.backend
+
+
+def _known(judged: Judgement, choice: Choice, checkpoint: Checkpoint) -> tuple[Known, ...]:
+    """The failures of upstream that this one looks like."""
+    if judged.passed:
+        return ()
+    failed = "\n".join(f"{g.name}: {g.message}" for g in judged.gates if not g.passed)
+    return tuple(
+        matching(
+            choice.name,
+            judged.device,
+            str(judged.dtype),
+            judged.error or failed,
+            _versions(),
+            vision=type(checkpoint.architecture.vision).__name__,
+        )
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Of the distributions that known failures are of."""
+    found = {}
+    for name in sorted({package for known in everything() for package in known.packages}):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def _unfit(choice: Choice, files: _Files, device: torch.device, dtype: str) -> str | None:
     """Why a backend is nothing for this checkpoint or not on this machine, or None."""
     chosen = way(choice.name)
@@ -443,13 +499,8 @@ def _unfit(choice: Choice, files: _Files, device: torch.device, dtype: str) -> s
 
 def _require_other(choice: Choice, files: _Files) -> None:
     """See that a backend runs the subject, and not what that is compared with."""
-    if isinstance(files.subject, Program):
-        if choice.name != _PROGRAMS[files.subject.format]:
-            raise UnavailableError(
-                f"{choice.name} does not run programs of the format {files.subject.format}",
-                remedy=f"Leave --backend out, or choose {_PROGRAMS[files.subject.format]}.",
-            )
-    elif choice.name == "eager" and files.reference is None:
+    require_runs(choice, files.subject)
+    if choice.name == "eager" and files.reference is None:
         raise UnavailableError(
             "the eager model is what the others are compared with",
             remedy="Give another checkpoint to compare it with: --reference CHECKPOINT.",
@@ -482,7 +533,7 @@ def _default_dtypes(checkpoint: Checkpoint, device: torch.device) -> tuple[str, 
 
 def _describe(subject: Checkpoint | Program) -> str:
     if isinstance(subject, Program):
-        return f"{subject.format}, a program of {subject.path.stat().st_size / 1e6:,.1f} MB"
+        return f"{subject.format}, a program of {subject.size / 1e6:,.1f} MB"
     checkpoint = subject
     dtypes = " and ".join(checkpoint.dtypes)
     parameters = f"{checkpoint.architecture.parameters:,} parameters"

@@ -40,7 +40,10 @@ OPTIONS = {
         "D",
         "cpu, cuda, cuda:1, mps (default: cpu). 'cuda' gives each worker a GPU of its own",
     ),
-    "--clip-backend": ("B", "what is compared with the eager model: jit"),
+    "--clip-backend": (
+        "B",
+        "what is compared with the eager model, as `clipcheck backends` lists (default: jit)",
+    ),
     "--clip-dtype": (
         "T",
         "float32, float16, bfloat16 (default: float32, and elsewhere than on the CPU float16 too)",

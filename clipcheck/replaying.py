@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipcheck.backends.artefacts import Artefacts, default_folder
+from clipcheck.backends.loading import build, load_sides, require_runs
+from clipcheck.backends.registry import parse
 from clipcheck.checking import Device
-from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.opening import open_reference, open_subject, weights_of
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.result import Case
 from clipcheck.compare.tolerances import LIMITS
@@ -76,30 +81,33 @@ def replay(
         ReplayError: there is no such input.
         ClipcheckError: the checkpoint or the device cannot be used; the subclass tells why.
     """
-    import torch
-
-    from clipcheck.backends.modules import ModuleBackend
-    from clipcheck.backends.reference import Reference
-    from clipcheck.models.loader import load_checkpoint_both, resolve_device
+    from clipcheck.backends.reference import exact_floats
+    from clipcheck.models.loader import resolve_device
 
     saved = read(path)
     span = Span(progress or silent)
     target = resolve_device(device or saved.device)
     name, wanted = checkpoint or saved.checkpoint, dtype or saved.dtype
     with span.apart():  # a download shows its own
-        opened = open_checkpoint(name, download_root)
-    span.say(f"{name}: loading both ways on {target} in {wanted}")
-    inputs = inputs_of(opened.architecture)
+        subject = open_subject(name, download_root)
+        other = open_reference(subject, saved.reference, download_root)
+    inputs = inputs_of(weights_of(subject, other).architecture)
     _require_fit(saved.example, inputs, path)
-    both = load_checkpoint_both(opened, target, getattr(torch, wanted))
-    span.say(f"{name}: running the failing input")
-    reference = Reference(both.eager_model, opened.architecture, target)
-    ruler = _ruler(reference, inputs, wanted)
-    candidate = ModuleBackend("jit", both.jit_model, target)
-    probe = Probe(candidate, reference.standing(), ruler, saved.limits)
+    choice = parse(saved.backend)
+    require_runs(choice, subject)
     given = batch(saved.example, Frontend(inputs.resolution, inputs.context_length))
-    found = worst([measure for _ in range(_CALLS) for measure in probe.measure(given)])
-    return Replayed(saved, name, opened.sha256, str(target), wanted, found)
+    with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder, exact_floats():
+        span.say(f"{name}: loading on {target} in {wanted}")
+        artefacts = Artefacts(default_folder(), Path(folder))
+        sides = load_sides(
+            subject, other, target, wanted, Path(folder), artefacts, archive=choice.name == "jit"
+        )
+        span.say(f"{name}: running the failing input by {choice}")
+        with closing(build(choice, sides.source)) as candidate:
+            ruler = _ruler(sides.reference, inputs, wanted)
+            probe = Probe(candidate, sides.reference.standing(), ruler, saved.limits)
+            found = worst([measure for _ in range(_CALLS) for measure in probe.measure(given)])
+    return Replayed(saved, name, subject.sha256, str(target), wanted, found)
 
 
 def _ruler(reference: Reference, inputs: Inputs, dtype: str) -> Ruler:

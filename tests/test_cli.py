@@ -12,12 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import clipcheck
 from clipcheck import checking, cli, terminal
+from clipcheck.backends.base import Missing
+from clipcheck.backends.registry import BACKENDS, way
 from clipcheck.checkpoints import registry
+from clipcheck.checkpoints.checkpoint import Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.faults import fault_named
 from clipcheck.progress import Progress
@@ -27,6 +31,7 @@ from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import architecture_named, synthesize
 from conftest import Run, SeededArchive, unfolded
 from tests.report import ENVIRONMENT, PASSED, failed, failing_result
+from tests.samples import minute_bytes
 
 
 def test_check_prints_a_verdict_and_exits_0(run: Run, tiny_archive: Path) -> None:
@@ -609,3 +614,160 @@ def test_diff_exits_2_for_what_it_cannot_compare(run: Run, runs: tuple[Path, Pat
         assert done.out == ""
         assert len(done.err.splitlines()) == 1
         assert "expected the results of a check, but " in done.err
+
+
+def minute(path: Path) -> Path:
+    """An archive of a few hundred kilobytes."""
+    path.write_bytes(minute_bytes(Format.ARCHIVE))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        ("pt2", None),
+        ("pt2", "float16"),
+        ("onnx", None),
+        ("onnx", "float16"),
+        ("transformers", None),
+        ("open_clip", None),
+    ],
+)
+def test_what_is_converted_is_checked_and_can_be_checked_again(
+    run: Run, tmp_path: Path, form: str, dtype: str | None
+) -> None:
+    archive, path = minute(tmp_path / "minute.pt"), tmp_path / f"minute.{form}"
+    options = [] if dtype is None else ["--dtype", dtype]
+    done = run("convert", archive, "-o", path, "--format", form, *options)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"{path}: ")
+    assert f" MB, weights of {archive}\n" in done.out
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted([archive.name, path.name])
+    check = run("check", path, "--reference", archive, "--examples", 1, *options)
+    assert check.code == 0, check.out
+
+
+def test_weights_come_back_from_a_folder_as_they_were(run: Run, tmp_path: Path) -> None:
+    archive = minute(tmp_path / "minute.pt")
+    folder, back = tmp_path / "folder", tmp_path / "back.pt"
+    assert run("convert", archive, "-o", folder, "--format", "transformers").code == 0
+    assert run("convert", folder, "-o", back, "--format", "state-dict").code == 0
+    first, last = open_checkpoint(archive).tensors, open_checkpoint(back).tensors
+    floats = [key for key, tensor in first.items() if tensor.is_floating_point()]
+    assert all(same_bits(first[key], last[key]) for key in floats)
+    assert len(floats) > 20
+
+
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
+def test_a_program_that_computes_something_else_is_not_kept(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    import torch
+
+    from clipcheck.models import whole
+
+    forward = whole.Whole.forward
+
+    def negating(self: whole.Whole, pixels: torch.Tensor, tokens: torch.Tensor) -> Any:
+        found = forward(self, pixels, tokens)
+        return {**found, "text_features": -found["text_features"]}
+
+    monkeypatch.setattr(whole.Whole, "forward", negating)
+    archive, path = minute(tmp_path / "minute.pt"), tmp_path / "program"
+    path.write_bytes(b"what was there before")
+    done = run("convert", archive, "-o", path, "--format", form)
+    assert done.code == 2
+    assert done.err.startswith(f"clipcheck: the {form} does not compute what it should")
+    assert "FAIL  fidelity " in done.err
+    assert "not the same as the reference. Report this: clipcheck wrote it.\n" in done.err
+    assert path.read_bytes() == b"what was there before"
+    assert {each.name for each in tmp_path.iterdir()} == {archive.name, path.name}
+
+
+@pytest.mark.parametrize("form", ["transformers", "open_clip"])
+def test_a_folder_whose_weights_are_others_is_not_kept(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    from clipcheck.backends import modules
+
+    run_method = modules.ModuleBackend.outputs
+
+    def negating(self: modules.ModuleBackend, *given: object) -> dict[str, object]:
+        found = run_method(self, *given)
+        return {name: -array if name == "text_features" else array for name, array in found.items()}
+
+    monkeypatch.setattr(modules.ModuleBackend, "outputs", negating)
+    archive = minute(tmp_path / "minute.pt")
+    done = run("convert", archive, "-o", tmp_path / "folder", "--format", form)
+    assert done.code == 2
+    assert f"the {form} does not compute what it should, and was not kept" in done.err
+    assert [each.name for each in tmp_path.iterdir()] == [archive.name]
+
+
+@pytest.mark.parametrize("form", ["transformers", "open_clip"])
+def test_a_folder_takes_no_dtype(run: Run, tmp_path: Path, form: str) -> None:
+    options = ["-o", tmp_path / "folder", "--format", form, "--dtype", "float16"]
+    done = run("convert", tmp_path / "gone.pt", *options)
+    assert done.code == 2
+    assert done.err == (
+        f"clipcheck: --dtype is not for folders of {form}, which keep the weights bit for bit. "
+        "Convert to safetensors with --dtype first, and that file to the folder.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "backend"),
+    [("onnx", "onnxruntime"), ("transformers", "transformers"), ("open_clip", "open_clip")],
+)
+def test_without_the_library_that_would_check_it_nothing_is_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, backend: str
+) -> None:
+    missing = Missing(f"{backend} is not installed", "Install it.")
+    monkeypatch.setattr(way(backend), "available", lambda: missing)
+    archive = minute(tmp_path / "minute.pt")
+    done = run("convert", archive, "-o", tmp_path / "made", "--format", form)
+    assert done.code == 2
+    assert done.err == f"clipcheck: {backend}: {backend} is not installed. Install it.\n"
+    assert [each.name for each in tmp_path.iterdir()] == [archive.name]
+
+
+def test_backends_are_listed_with_what_is_missing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = Missing("onnxruntime is not installed", "Install it: pip install 'clipcheck[onnx]'.")
+    monkeypatch.setattr(way("onnxruntime"), "available", lambda: missing)
+    done = run("backends")
+    assert (done.code, done.err) == (0, "")
+    assert "onnxruntime   cannot run here: onnxruntime is not installed.\n" in done.out
+    assert "pip install 'clipcheck[onnx]'" in done.out
+    starts = [line.split()[0] for line in done.out.splitlines() if line[:1] not in ("", " ")]
+    assert starts[: len(BACKENDS)] == list(BACKENDS)
+
+
+def test_check_runs_the_backends_that_are_asked_for_against_a_reference(
+    run: Run, tmp_path: Path
+) -> None:
+    archive, weights = minute(tmp_path / "minute.pt"), tmp_path / "weights.pt"
+    assert run("convert", archive, "-o", weights, "--format", "state-dict").code == 0
+    options = ["--reference", archive, "--examples", 1, "--no-cache", "--json", "-"]
+    done = run("check", weights, "--backend", "eager", "--backend", "trace", *options)
+    assert done.code == 0
+    found = json.loads(done.out)["results"]
+    assert [each["backend"] for each in found] == ["eager", "trace"]
+    assert {each["reference_checkpoint"] for each in found} == {str(archive)}
+    assert {each["gates"][0]["name"] for each in found} == {"weights"}
+
+
+def test_a_backend_that_there_is_not_exits_2_with_the_nearest(run: Run) -> None:
+    done = run("check", "gone.pt", "--backend", "tracer")
+    assert done.code == 2
+    assert done.err.startswith("clipcheck: expected a backend, found 'tracer'. The nearest name is")
+
+
+def test_inspect_tells_what_folders_and_programs_are(run: Run, tmp_path: Path) -> None:
+    archive, folder = minute(tmp_path / "minute.pt"), tmp_path / "folder"
+    assert run("convert", archive, "-o", folder, "--format", "open_clip").code == 0
+    done = run("inspect", folder)
+    facts = dict(line.split(maxsplit=1) for line in done.out.splitlines())
+    assert facts["format"].startswith("folder of open_clip")
+    assert facts["SHA-256"].startswith(open_checkpoint(folder).sha256)

@@ -13,9 +13,16 @@ from clipcheck import history
 from clipcheck.compare.result import GateResult
 from clipcheck.errors import ResultsError
 from clipcheck.history import NOISE, UNMEASURED, Compared, Difference, Run, compare, read_results
-from clipcheck.judgement import Judgement, Result
+from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.report.json import render
-from tests.report import ENVIRONMENT, PASSED, failed, failing_result, unjudged
+from tests.report import (
+    ENVIRONMENT,
+    PASSED,
+    failed,
+    failing_result,
+    several_backends,
+    unjudged,
+)
 
 FAILED = replace(failed("model.pt"), localisation=None)
 UNJUDGED = replace(unjudged("model.pt"), dtype=None)
@@ -344,3 +351,54 @@ def test_what_powershell_redirects_is_read(tmp_path: Path) -> None:
 def test_the_sample_of_schema_1_is_read() -> None:
     sample = Path(__file__).parent / "report" / "data" / "results-1.json"
     assert [each.state for each in read_results(sample).entries] == ["passed", "failed", "unjudged"]
+
+
+def test_backends_of_one_checkpoint_are_matched_each_with_its_own(tmp_path: Path) -> None:
+    before, after = several_backends(), several_backends()
+    jit, slow, broken, shy = after.judgements
+    mended = replace(slow, gates=jit.gates, failing=None)
+    after = replace(after, judgements=(shy, broken, mended, failed(jit.checkpoint)))
+    paths = tmp_path / "old.json", tmp_path / "new.json"
+    for path, each in zip(paths, (before, after), strict=True):
+        path.write_text(render(each), encoding="utf-8")
+    difference = compare(*map(read_results, paths))
+    where = "on cpu in float32"
+    assert outcomes(difference) == [
+        (f"release/model.pt, clip {where}", "passes as before"),
+        (f"release/model.pt, onnxruntime {where}", "still unjudged"),
+        (f"release/model.pt, transformers:attention=eager {where}", "mended"),
+        (f"release/model.pt, jit {where}", "new failure"),
+    ]
+
+
+def test_a_backend_that_is_left_out_by_now_is_told_and_is_not_worse(tmp_path: Path) -> None:
+    old, new = several_backends(), several_backends()
+    *others, shy = new.judgements
+    gone = LeftOut(shy.checkpoint, shy.backend, shy.device, "float32", "it is not installed")
+    new = replace(new, judgements=tuple(others), left_out=(*new.left_out, gone))
+    paths = tmp_path / "old.json", tmp_path / "new.json"
+    for path, each in zip(paths, (old, new), strict=True):
+        path.write_text(render(each), encoding="utf-8")
+    difference = compare(*map(read_results, paths))
+    assert outcomes(difference)[-1] == ("release/model.pt, clip on cpu in float32", "only in old")
+    assert not difference.worse
+
+
+def test_results_of_before_there_were_other_backends_are_compared_with_those_of_now(
+    tmp_path: Path,
+) -> None:
+    sample = Path(__file__).parent / "report" / "data" / "results-1.json"
+    document = json.loads(sample.read_text(encoding="utf-8"))
+    assert "left_out" not in document
+    first = document["results"][0]
+    assert "known" not in first
+    now = json.loads(render(several_backends()))
+    for each in now["results"]:
+        each["checkpoint"] = first["checkpoint"]
+    path = tmp_path / "new.json"
+    path.write_text(json.dumps(now), encoding="utf-8")
+    found = compare(read_results(sample), read_results(path)).compared
+    assert [each.outcome for each in found if each.old and each.new] == ["passes as before"]
+    assert [each.new.backend for each in found if not each.old and each.new] == [
+        "transformers:attention=eager", "onnxruntime", "clip"
+    ]  # fmt: skip

@@ -29,11 +29,12 @@ ALLOWED = {
     "modules": {"models", "backends", "inputs", "compare"},
     "localising": {"checkpoints", "compare", "inputs", "judging", "models", "modules"},
     "search": {"backends", "compare", "inputs"},
-    "judgement": {"compare", "search"},
+    "judgement": {"backends", "compare", "search"},
     "matrix": {
         "backends",
         "checkpoints",
         "compare",
+        "frontends",
         "inputs",
         "judgement",
         "judging",
@@ -114,6 +115,7 @@ ALLOWED = {
     "pytest_plugin": {"backends", "judgement", "session"},
     "terminal": {"checkpoints", "report"},
     "cli": {
+        "backends",
         "faults",
         "localising",
         "audit",

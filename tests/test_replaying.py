@@ -13,7 +13,8 @@ from PIL import Image
 
 import clipcheck
 from clipcheck import evidence
-from clipcheck.errors import OutputError, ReplayError, UnknownModelError
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.errors import OutputError, ReplayError, UnavailableError, UnknownModelError
 from clipcheck.faults.conditional import absent_from_the_vocabulary
 from clipcheck.inputs.examples import Example, Frontend
 from clipcheck.inputs.tokenizer import default_tokenizer
@@ -21,8 +22,10 @@ from clipcheck.judgement import Result
 from clipcheck.replaying import replay
 from clipcheck.search.saved import read
 from clipcheck.writers.archive import write_archive
+from clipcheck.writers.convert import write
 from clipcheck.writers.synthesize import architecture_named, synthesize
 from conftest import Run, SeededArchive, unfolded
+from tests.samples import MINUTE, minute_weights
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +143,61 @@ def test_a_file_that_is_no_failing_input_is_one_usage_error(
 def test_a_checkpoint_that_is_gone_is_an_error(folder: Path) -> None:
     with pytest.raises(UnknownModelError):
         replay(folder, checkpoint="gone.pt")
+
+
+def test_what_was_saved_before_there_were_other_backends_is_run_as_an_archive(folder: Path) -> None:
+    document = json.loads((folder / "example.json").read_text())
+    assert document["backend"] == "jit"
+    for name in ("backend", "reference", "reference_checkpoint"):
+        del document[name]
+    (folder / "example.json").write_text(json.dumps(document))
+    replayed = replay(folder)
+    assert (replayed.saved.backend, replayed.passed) == ("jit", False)
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint, and another with one weight that is not the same."""
+    folder = tmp_path_factory.mktemp("beside")
+    tensors = minute_weights()
+    write(MINUTE, tensors, folder / "made-of.pt", Format.SAFETENSORS)
+    tensors["transformer.resblocks.0.mlp.c_fc.weight"][3, 4] += 0.5
+    write(MINUTE, tensors, folder / "weights.pt", Format.SAFETENSORS)
+    return folder / "weights.pt", folder / "made-of.pt"
+
+
+@pytest.mark.parametrize("backend", ["eager", "transformers:attention=eager"])
+def test_it_is_run_by_the_backend_that_failed_against_the_same_reference(
+    beside: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run,
+    backend: str,
+) -> None:
+    weights, made_of = beside
+    monkeypatch.chdir(weights.parent)
+    result = clipcheck.check(
+        weights.name, backend=backend, reference=made_of.name, device="cpu", examples=1
+    )
+    saved = evidence.keep_inputs(result, tmp_path / "kept").judgements[0].saved
+    assert saved is not None
+    monkeypatch.chdir(tmp_path)  # paths are kept in full
+    found = read(Path(saved))
+    assert (found.backend, found.reference) == (backend, str(made_of))
+    done = run("replay", saved)
+    assert done.code == 1
+    assert f"{backend} on cpu in float32: " in " ".join(done.out.split())
+    assert run("replay", saved, "--checkpoint", made_of).code == 0
+
+
+def test_backends_of_one_checkpoint_are_kept_apart(result: Result, tmp_path: Path) -> None:
+    one = result.judgements[0]
+    both = replace(result, judgements=(one, replace(one, backend="compile:mode=default")))
+    first, second = (
+        judgement.saved for judgement in evidence.keep_inputs(both, tmp_path).judgements
+    )
+    assert first != second
+    assert Path(str(second)).name.endswith("-compile-mode-default-cpu-float32")
 
 
 # --------------------------------------------------------------------------- what a check leaves
@@ -261,3 +319,20 @@ def test_the_suite_prints_the_smallest_input_and_keeps_it(faulty: Path, tmp_path
     assert "Traceback" not in done.stdout
     document = json.loads((tmp_path / "found" / "results.json").read_text())
     assert document["results"][0]["failing_example"]["saved"] == str(folder)
+
+
+def test_a_program_is_not_taken_for_the_checkpoint_that_it_was_made_of(
+    folder: Path, tmp_path: Path, faulty: Path
+) -> None:
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    program = tmp_path / "program.onnx"
+    program.write_bytes(helper.make_model(graph).SerializeToString())
+    document = json.loads((folder / "example.json").read_text())
+    (folder / "example.json").write_text(
+        json.dumps({**document, "backend": "trace", "reference_checkpoint": str(faulty)})
+    )
+    with pytest.raises(UnavailableError, match="trace does not run programs of the format onnx"):
+        replay(folder, checkpoint=str(program))

@@ -82,6 +82,7 @@ def import_clip() -> ModuleType:
 def _evidence(source: Source, model: Any) -> Evidence:
     from clipcheck.backends.libraries import evidence_of
 
-    reference = import_clip().model.CLIP
-    doubts = [] if type(model) is reference else [f"it is a {type(model).__name__}, no clip.CLIP"]
+    doubts = []
+    if type(model) is not import_clip().model.CLIP:
+        doubts.append(f"its class is {type(model).__name__} and not the reference's CLIP")
     return evidence_of(source.checkpoint, model.state_dict(), source.dtype, doubts)

@@ -98,8 +98,9 @@ def _loaded(
 
     from clipcheck.backends import signature
     from clipcheck.backends.programs import ProgramBackend, compared, flat
+    from clipcheck.writers.programs import of_any_name
 
-    with translating("export", "loading"):
+    with translating("export", "loading"), of_any_name():
         program = torch.export.load(path)
         held = program.state_dict
         if any(tensor.device.type != device.type for tensor in held.values()):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Backend, Source, translating
 from clipcheck.backends.registry import Choice, require_available, way
-from clipcheck.checkpoints.checkpoint import Checkpoint, Program
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
+from clipcheck.checkpoints.opening import weights_of
 from clipcheck.errors import ArchitectureError, UnavailableError
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
     from clipcheck.backends.artefacts import Artefacts
     from clipcheck.backends.reference import Reference
+
+
+PROGRAMS = {Format.PT2: "export", Format.ONNX: "onnxruntime"}
+"""By format, the backend that runs such a program."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def load_sides(
 
     wanted = getattr(torch, dtype)
     program = subject.path if isinstance(subject, Program) else None
-    checkpoint = subject if isinstance(subject, Checkpoint) else _needed(reference)
+    checkpoint = weights_of(subject, reference)
     both = None
     if archive and program is None:
         both = load_checkpoint_both(checkpoint, device, wanted)
@@ -75,6 +80,19 @@ def load_sides(
     if reference is not None and reference is not checkpoint:
         model = load_eager(_stored_alike(reference, checkpoint), device, wanted)
     return Sides(source, Reference(model, checkpoint.architecture, device))
+
+
+def require_runs(choice: Choice, subject: Checkpoint | Program) -> None:
+    """See that a backend runs the subject: others would run what a program is compared with.
+
+    Raises:
+        UnavailableError: it does not.
+    """
+    if isinstance(subject, Program) and choice.name != PROGRAMS[subject.format]:
+        raise UnavailableError(
+            f"{choice.name} does not run programs of the format {subject.format}",
+            remedy=f"Leave --backend out, or choose {PROGRAMS[subject.format]}.",
+        )
 
 
 def build(choice: Choice, source: Source) -> Backend:
@@ -91,12 +109,6 @@ def build(choice: Choice, source: Source) -> Backend:
         raise UnavailableError(f"{choice.name}: {unfit}", remedy="Choose another backend.")
     with translating(choice.name, "building"):
         return chosen.build(replace(source, options=choice.settings))
-
-
-def _needed(reference: Checkpoint | None) -> Checkpoint:
-    if reference is None:
-        raise ValueError("a program has no weights of its own to be compared with")
-    return reference
 
 
 def _stored_alike(reference: Checkpoint, candidate: Checkpoint) -> Checkpoint:

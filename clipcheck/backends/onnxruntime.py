@@ -208,11 +208,12 @@ def _session(path: Path, providers: list[str], optimization: str, threads: int) 
     settings.inter_op_num_threads = 1
     # It would tell on stderr which operators it does not fold, which is nobody's concern.
     settings.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, settings, providers=providers)
+    # No fallback: it would print to stdout, and run what nobody asked for.
+    return onnxruntime.InferenceSession(path, settings, providers=providers, enable_fallback=0)
 
 
 def _fallen_back(wanted: list[str], found: list[str]) -> list[str]:
-    """ONNX Runtime goes on with what it has where a provider cannot be started."""
+    """ONNX Runtime may go on with what it has where a provider cannot be started."""
     absent = [name for name in wanted if name not in found]
     if not absent:
         return []
@@ -254,7 +255,8 @@ def _evidence(
         if key in held:
             same = _digest(held[key]) == _digest(array)
         else:
-            same = not anywhere.isdisjoint((_digest(array), _digest(array.T)))
+            # One value throughout, as of a bias that is 0, might be any constant of the program.
+            same = np.ptp(array) > 0 and not anywhere.isdisjoint(map(_digest, (array, array.T)))
         if same:
             compared += 1
         elif key in held and not _is_folded(key, weights, held):

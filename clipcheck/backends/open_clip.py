@@ -77,13 +77,11 @@ def _from_config(source: Source) -> Any:
     model = (library.CustomTextCLIP if custom else library.CLIP)(**config, cast_dtype=cast)
     if cast is not None:
         library.convert_weights_to_lp(model, cast)
-    held = model.state_dict()
     weights = to_layout(
         source.checkpoint.tensors, Layout.CUSTOM_TEXT if custom else Layout.OPEN_CLIP
     )
-    weights["logit_scale"] = weights["logit_scale"].reshape(held["logit_scale"].shape)
-    counters = {key: t for key, t in held.items() if key.endswith("num_batches_tracked")}
-    model.load_state_dict({**counters, **weights})
+    weights["logit_scale"] = weights["logit_scale"].reshape(model.logit_scale.shape)
+    model.load_state_dict(weights)
     return model
 
 
@@ -133,7 +131,7 @@ def _doubts(model: Any) -> list[str]:
 
     doubts = []
     if type(model) not in (library.CLIP, library.CustomTextCLIP):
-        doubts.append(f"it is a {type(model).__name__} and no CLIP of open_clip")
+        doubts.append(f"its class is {type(model).__name__} and not open_clip's CLIP")
     if any(isinstance(module, nn.GELU) for module in model.modules()):
         doubts.append("it computes with GELU in place of QuickGELU")
     return doubts

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipcheck.backends import signature
-from clipcheck.backends.base import Array, Named, Pixels, Tokens, translating
+from clipcheck.backends.base import (
+    Array,
+    Named,
+    Pixels,
+    Tokens,
+    closed,
+    evidence_of_closed,
+    translating,
+)
 from clipcheck.backends.signature import Outputs, Raw
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.compare.integrity import Evidence
@@ -95,7 +103,7 @@ class ProgramBackend:
     def close(self) -> None:
         """Let go of the program."""
         self._run = None
-        self._evidence = _closed
+        self._evidence = evidence_of_closed
 
     def _one(self, name: str, pixels: Pixels, tokens: Tokens) -> Array:
         found = self.outputs(pixels, tokens)
@@ -111,13 +119,9 @@ class ProgramBackend:
 
     def _raw(self, pixels: Pixels, tokens: Tokens) -> Raw:
         if self._run is None:
-            raise RunError(f"{self.name}: it was closed", remedy="Build it anew.")
+            raise closed(self.name)
         with translating(self.name, "running the program"):
             return self._run(pixels, tokens)
-
-
-def _closed() -> Evidence:
-    return Evidence(None, doubts=["the candidate was closed"])
 
 
 def key(source: Source, *libraries: str) -> dict[str, str]:
@@ -129,6 +133,8 @@ def key(source: Source, *libraries: str) -> dict[str, str]:
     """
     from importlib.metadata import version
 
+    import torch
+
     from clipcheck.writers.programs import PROGRAM
 
     return {
@@ -136,7 +142,9 @@ def key(source: Source, *libraries: str) -> dict[str, str]:
         "device": source.device.type,
         "dtype": source.dtype,
         "program": PROGRAM,
-        **{library: version(library) for library in ("torch", *libraries)},
+        # With what it was built for, as +cu130, which its metadata may leave out.
+        "torch": torch.__version__,
+        **{library: version(library) for library in libraries},
     }
 
 

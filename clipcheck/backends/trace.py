@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from clipcheck import torchscript_support
@@ -47,9 +50,25 @@ def build(source: Source) -> Backend:
         "encode_text": tokens,
         "forward": (pixels, tokens),
     }
-    with torchscript_support.silenced(), torch.no_grad():
+    with torchscript_support.silenced(), torch.no_grad(), _quiet_about_attention():
         traced = torch.jit.trace_module(source.model, methods, check_trace=False)
     return ScriptBackend("trace", traced, source)
+
+
+@contextmanager
+def _quiet_about_attention() -> Iterator[None]:
+    """Without the warnings of torch's own checks of shapes, which hold for every batch size.
+
+    torch ignores them itself (``TracerWarning.ignore_lib_warnings``), but not under filters that
+    somebody set later.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", category=torch.jit._trace.TracerWarning, module=r"torch\.nn\.functional"
+        )
+        yield
 
 
 class ScriptBackend(ModuleBackend):

@@ -156,7 +156,7 @@ def _doubts(model: Any, options: Any) -> list[str]:
     config = model.config
     doubts = []
     if type(model) is not transformers.CLIPModel:
-        doubts.append(f"it is a {type(model).__name__} and no CLIPModel of transformers")
+        doubts.append(f"its class is {type(model).__name__} and not transformers' CLIPModel")
     for tower in (config.text_config, config.vision_config):
         if tower.hidden_act != "quick_gelu":
             doubts.append(f"its {tower.model_type} computes with {tower.hidden_act}")

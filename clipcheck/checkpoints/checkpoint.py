@@ -62,8 +62,12 @@ class Program:
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the file, in hexadecimal."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _sha256(self.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Checkpoint:
             DamagedError: a record was altered.
             NotFiniteError: a weight is NaN or infinite; the message names the keys.
         """
-        for records in self.parts if self.records is None else (self.records, *self.parts):
+        for records in self.parts if self.records is None else (self.records,):
             records.verify()
         bad = [key for key in self.tensors if not self._is_finite(key)]
         if bad:
@@ -154,7 +158,10 @@ class Checkpoint:
         if tensor is None or self.records is None or self.format is not Format.ARCHIVE:
             return None, 0, 0
         file = self.records.file
-        return file, file.offset_of(tensor.data_ptr()), tensor.nbytes
+        start = file.offset_of(tensor.data_ptr())
+        # A weight that was put in the place of the file's, as one of another dtype, lies elsewhere.
+        mapped = 0 <= start <= len(file) - tensor.nbytes
+        return (file, start, tensor.nbytes) if mapped else (None, 0, 0)
 
 
 def _sha256(path: Path) -> str:

@@ -59,6 +59,20 @@ def open_reference(
     return found
 
 
+def weights_of(subject: Checkpoint | Program, reference: Checkpoint | None) -> Checkpoint:
+    """The checkpoint whose weights the subject has, or has to have.
+
+    Args:
+        subject: what is judged.
+        reference: what `open_reference` gave for it.
+    """
+    if isinstance(subject, Checkpoint):
+        return subject
+    if reference is None:
+        raise ValueError("a program has no weights of its own")
+    return reference
+
+
 def _beside(path: Path) -> Path:
     for ending in _BESIDE:
         other = path.with_suffix(ending)

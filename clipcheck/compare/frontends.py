@@ -132,8 +132,11 @@ def unlike(expected: Outcome, found: Outcome, deviations: Sequence[float] = ()) 
         found: the other side's.
         deviations: of the three channels, by which pixels were divided; none for ids.
     """
-    if isinstance(expected, Refusal) or isinstance(found, Refusal):
-        return _unlike_refusal(expected, found)
+    if isinstance(found, Refusal):
+        alike = isinstance(expected, Refusal) and expected.reason == found.reason
+        return None if alike else Unlike(f"refused: {found.reason}")
+    if isinstance(expected, Refusal):
+        return Unlike(f"taken, where clipcheck refuses it: {expected.reason}")
     if deviations:
         return _unlike_pixels(expected, found, deviations)
     return _unlike_ids(expected, found)
@@ -144,15 +147,6 @@ def distance(expected: Outcome, found: Outcome) -> float:
     if isinstance(expected, Refusal) or isinstance(found, Refusal):
         return 0.0
     return float(np.abs(expected - found).max(initial=0.0))
-
-
-def _unlike_refusal(expected: Outcome, found: Outcome) -> Unlike | None:
-    if isinstance(found, Refusal):
-        if isinstance(expected, Refusal) and expected.reason == found.reason:
-            return None
-        return Unlike(f"refused: {found.reason}")
-    assert isinstance(expected, Refusal)
-    return Unlike(f"taken, where the other way refuses it: {expected.reason}")
 
 
 def _unlike_pixels(expected: Array, found: Array, deviations: Sequence[float]) -> Unlike | None:
@@ -190,13 +184,15 @@ def _unlike_ids(expected: Array, found: Array) -> Unlike | None:
     length = min(len(expected), len(found))
     others = np.flatnonzero(expected[:length] != found[:length])
     position = int(others[0]) if len(others) else length
-    wanted, other = (
-        int(ids[position]) if position < len(ids) else None for ids in (expected, found)
-    )
+    wanted, other = _at(expected, position), _at(found, position)
     message = f"id {_id(other)} in place of {_id(wanted)} at position {position}"
     if len(expected) != len(found):
         message += f", {len(found)} ids in place of {len(expected)}"
     return Unlike(message, {"position": position, "expected": wanted, "found": other})
+
+
+def _at(ids: Array, position: int) -> int | None:
+    return int(ids[position]) if position < len(ids) else None
 
 
 def _id(token: int | None) -> str:

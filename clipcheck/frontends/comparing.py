@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,17 +87,17 @@ class _Inputs:
 
 def _images(images: Sequence[Image.Image], frontend: Frontend) -> _Inputs:
     def make(image: Image.Image, how: Collection[Difference]) -> Outcome:
-        return _outcome("image", lambda: pixels(image, frontend.resolution, how))
+        return _outcome("image", partial(pixels, image, frontend.resolution, how))
 
-    expected = [_outcome("image", lambda image=image: frontend.pixels(image)) for image in images]
+    expected = [_outcome("image", partial(frontend.pixels, image)) for image in images]
     return _Inputs(images, expected, make, describe_image, STD)
 
 
 def _texts(written: Sequence[str], frontend: Frontend) -> _Inputs:
     def make(text: str, how: Collection[Difference]) -> Outcome:
-        return _outcome("text", lambda: texts.tokens(text, frontend.context_length, how))
+        return _outcome("text", partial(texts.tokens, text, frontend.context_length, how))
 
-    expected = [_outcome("text", lambda text=text: frontend.tokens(text)) for text in written]
+    expected = [_outcome("text", partial(frontend.tokens, text)) for text in written]
     return _Inputs(written, expected, make, describe_prompt)
 
 
@@ -120,7 +121,7 @@ def _result(candidate: Candidate, inputs: _Inputs) -> FrontendResult:
     known: dict[Difference, list[str]] = {each: [] for each in candidate.differences}
     unknown: list[Unknown] = []
     for raw, expected in zip(inputs.raw, inputs.expected, strict=True):
-        found = _outcome(candidate.kind, lambda raw=raw: candidate(raw))
+        found = _outcome(candidate.kind, partial(candidate, raw))
         differs = unlike(expected, found, inputs.deviations)
         if differs is None:
             same += 1

@@ -49,8 +49,8 @@ FLOATS = Difference(
 )
 CROP_DOWN = Difference(
     "crop rounded down",
-    "begins the crop half a pixel before the centre where there is none; torchvision rounds to "
-    "the even number",
+    "where the crop would begin between two pixels, begins at the first; the reference begins at "
+    "the even one",
     "https://github.com/huggingface/transformers/pull/40856",
 )
 
@@ -72,7 +72,7 @@ REFUSED = Difference(
 NOT_REPAIRED = Difference(
     "no repairs by ftfy",
     "leaves mojibake, control characters, ligatures, curled quotes and full-width letters as they "
-    "are; the reference mends them with ftfy",
+    "are, and composes to NFC alone; the reference mends them with ftfy",
     "https://github.com/huggingface/transformers/pull/15067",
 )
 ENTITIES_KEPT = Difference(
@@ -82,7 +82,7 @@ ENTITIES_KEPT = Difference(
 )
 COMPOSED = Difference(
     "composed to NFC",
-    "composes letters and their marks in the end; the reference does so before it unescapes HTML",
+    "composes letters and their marks after HTML is unescaped; the reference does so before",
     "https://github.com/huggingface/transformers/pull/15067",
 )
 LOWERED_APART = Difference(

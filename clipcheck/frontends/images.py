@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import Any
 
 from PIL import Image
 
@@ -19,9 +19,6 @@ from clipcheck.inputs.batches import Pixels
 from clipcheck.inputs.examples import opacities_left_out
 from clipcheck.inputs.preprocess import MEAN, STD
 
-if TYPE_CHECKING:
-    import torch
-
 
 def pixels(image: Image.Image, resolution: int, how: Collection[Difference] = ()) -> Pixels:
     """Preprocess an image.
@@ -35,24 +32,25 @@ def pixels(image: Image.Image, resolution: int, how: Collection[Difference] = ()
         Float32 [3, R, R]. It raises what Pillow raises for a mode that it cannot convert.
     """
     from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional
+    from torchvision.transforms.functional import normalize, pil_to_tensor, to_tensor
+    from torchvision.transforms.v2.functional import resize
 
     convert = _on_white if ON_WHITE in how else _to_rgb
     early = any(each in how for each in (RGB_FIRST, TENSORS, FLOATS))
     with opacities_left_out():
-        drawn: Image.Image | torch.Tensor = convert(image) if early else image
+        drawn: Any = convert(image) if early else image
         if FLOATS in how:
-            drawn = functional.to_dtype(functional.pil_to_tensor(drawn), scale=True)
+            drawn = to_tensor(drawn)
         elif TENSORS in how:
-            drawn = functional.pil_to_tensor(drawn)
-        drawn = functional.resize(drawn, [resolution], InterpolationMode.BICUBIC, antialias=True)
+            drawn = pil_to_tensor(drawn)
+        drawn = resize(drawn, [resolution], InterpolationMode.BICUBIC, antialias=True)
         drawn = _cropped(drawn, resolution, CROP_DOWN in how)
         if not early:
             drawn = convert(drawn)
     if isinstance(drawn, Image.Image):
-        drawn = functional.pil_to_tensor(drawn)
-    shares = functional.to_dtype(drawn, scale=True)
-    found: Pixels = functional.normalize(shares, list(MEAN), list(STD)).numpy()
+        drawn = to_tensor(drawn)
+    shares = drawn if drawn.is_floating_point() else drawn.float().div(255)
+    found: Pixels = normalize(shares, list(MEAN), list(STD)).numpy()
     return found
 
 
@@ -69,9 +67,8 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
-def _cropped(
-    drawn: Image.Image | torch.Tensor, side: int, down: bool
-) -> Image.Image | torch.Tensor:
+def _cropped(drawn: Any, side: int, down: bool) -> Any:
+    """The square in the middle of a Pillow image or a tensor."""
     from torchvision.transforms.v2 import functional
 
     height, width = functional.get_size(drawn)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import Missing, translating
+from clipcheck.backends.base import translating
+from clipcheck.backends.open_clip import available, version
+from clipcheck.frontends import transformers
 from clipcheck.frontends.base import Candidate
 from clipcheck.frontends.differences import (
     CASE_SENSITIVE,
@@ -19,7 +19,6 @@ from clipcheck.frontends.differences import (
     LOWERED_APART,
     NAMES_AS_WRITTEN,
     OTHER_NAMES,
-    PADDED_WITH_END,
     RGB_FIRST,
     Difference,
 )
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
+
+__all__ = ["available", "candidates", "version"]
 
 _CONFIG = "open_clip_config.json"
 _RELEASED = "ViT-B-32"
@@ -39,20 +40,7 @@ _HF: tuple[Difference, ...] = (
     LOWERED_APART,
     CASE_SENSITIVE,
     NAMES_AS_WRITTEN,
-    PADDED_WITH_END,
 )
-
-
-def available() -> Missing | None:
-    """Wherever open_clip is."""
-    if importlib.util.find_spec("open_clip") is None:
-        return Missing("open_clip is not installed", "Run: pip install open_clip_torch")
-    return None
-
-
-def version() -> str:
-    """Of open_clip."""
-    return f"open_clip {metadata.version('open_clip_torch')}"
 
 
 def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
@@ -107,8 +95,6 @@ def _tokenizers(checkpoint: Checkpoint, scratch: Path) -> Iterator[Candidate]:
         yield _tokenizer(get_tokenizer(f"local-dir:{checkpoint.path}", context_length=length))
         return
     yield _tokenizer(get_tokenizer(_RELEASED, context_length=length))
-    from clipcheck.frontends import transformers
-
     if transformers.available() is None:
         folder = scratch / "hf_tokenizer"
         folder.mkdir(exist_ok=True)
@@ -123,7 +109,7 @@ def _tokenizer(tokenizer: Any) -> Candidate:
         "text",
         version(),
         lambda text: tokenizer([text])[0],
-        _SIMPLE if simple else _HF,
+        _SIMPLE if simple else (*_HF, *transformers.padding(tokenizer.tokenizer)),
     )
 
 

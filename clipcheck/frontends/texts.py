@@ -82,9 +82,9 @@ def _encoded(text: str, how: Collection[Difference]) -> Iterator[int]:
             yield names[part]
             continue
         for word in _split(_lowered(_composed(part, how), how), names, how):
-            # No token of its own any more, so that it is split as any other text is.
-            for piece in _split(word, {}, how) if word in names else [word]:
-                yield from _ids(piece, {})
+            # A name by now, but no token any more, so that it is split as any other text is.
+            pieces = _split(word, (), how) if word in names else [word]
+            yield from (i for piece in pieces for i in _ids(piece, {}))
 
 
 def _cleaned(text: str, how: Collection[Difference]) -> str:
@@ -96,7 +96,9 @@ def _cleaned(text: str, how: Collection[Difference]) -> str:
 
 
 def _composed(text: str, how: Collection[Difference]) -> str:
-    return unicodedata.normalize("NFC", text) if COMPOSED in how else text
+    # ftfy composes as well: what is done in place of it does no more than that.
+    composing = COMPOSED in how or NOT_REPAIRED in how
+    return unicodedata.normalize("NFC", text) if composing else text
 
 
 def _lowered(text: str, how: Collection[Difference]) -> str:
@@ -106,13 +108,16 @@ def _lowered(text: str, how: Collection[Difference]) -> str:
 
 
 def _parts(text: str, names: Collection[str]) -> list[str]:
-    return regex.split("(" + "|".join(map(regex.escape, names)) + ")", text)
+    parts: list[str] = regex.split("(" + "|".join(map(regex.escape, names)) + ")", text)
+    return parts
 
 
 def _split(text: str, names: Collection[str], how: Collection[Difference]) -> list[str]:
     pattern = "|".join([*map(regex.escape, names), _WORDS])
     # IGNORECASE in the reference: U+017F, the long s, has to match as an "s".
-    return regex.findall(pattern, text, 0 if CASE_SENSITIVE in how else regex.IGNORECASE)
+    flags = 0 if CASE_SENSITIVE in how else regex.IGNORECASE
+    words: list[str] = regex.findall(pattern, text, flags)
+    return words
 
 
 def _ids(word: str, names: dict[str, int]) -> tuple[int, ...]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipcheck.backends import transformers as backend
 from clipcheck.backends.base import Missing, translating
+from clipcheck.backends.transformers import version
 from clipcheck.frontends.base import Candidate
 from clipcheck.frontends.differences import (
     CASE_SENSITIVE,
-    COMPOSED,
     CROP_DOWN,
     ENTITIES_KEPT,
     LEGACY_END,
@@ -29,12 +29,15 @@ from clipcheck.frontends.differences import (
     UNTRUNCATED,
     Difference,
 )
+from clipcheck.inputs.tokenizer import END_TOKEN
 from clipcheck.inputs.vocabulary_files import VOCABULARY_FILE, vocabulary_files
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
+
+__all__ = ["available", "candidates", "version"]
 
 OLDEST = (5, 4)
 """The first version whose ways are known here: the slow tokenizer is gone, and the slow image
@@ -47,44 +50,35 @@ _FAST: tuple[Difference, ...] = (*_SLOW, TENSORS)
 _TOKENIZER: tuple[Difference, ...] = (
     NOT_REPAIRED,
     ENTITIES_KEPT,
-    COMPOSED,
     LOWERED_APART,
     CASE_SENSITIVE,
     NAMES_AS_WRITTEN,
-    PADDED_WITH_END,
 )
 
 
 def available() -> Missing | None:
     """Wherever transformers is, from `OLDEST` on."""
-    if importlib.util.find_spec("transformers") is None:
-        return Missing("transformers is not installed", "Run: pip install clipcheck[transformers]")
-    if _numbers() < OLDEST:
+    missing = backend.available()
+    if missing is None and _numbers() < OLDEST:
         least = ".".join(map(str, OLDEST))
         return Missing(
             f"{version()} is installed, and it is known of {least} and later how they take inputs",
-            f"Run: pip install 'transformers>={least}'",
+            f"Install it: pip install 'transformers>={least}'.",
         )
-    return None
-
-
-def version() -> str:
-    """Of transformers."""
-    return f"transformers {metadata.version('transformers')}"
+    return missing
 
 
 def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
     """Both image processors, the tokenizer with and without truncation, and the end token.
 
-    Where the checkpoint is a folder, the files in it are what is read: ``preprocessor_config.json``,
-    ``tokenizer.json`` or ``vocab.json``, ``config.json``. What is not there is as for the released
-    models.
+    Where the checkpoint is a folder, the files in it are what is read, as far as they are there:
+    ``preprocessor_config.json``; ``tokenizer.json`` or ``vocab.json``; ``config.json``.
 
     Raises:
         RunError: transformers cannot read the files.
         VocabularyError: see `clipcheck.inputs.tokenizer.read_vocabulary`.
     """
-    with translating("transformers", "reading the files of preprocessing"), _quiet():
+    with translating("transformers", "reading the files of preprocessing"):
         return [
             *_image_processors(checkpoint),
             *_tokenizers(checkpoint, scratch),
@@ -104,7 +98,7 @@ def tokenizer_files(folder: Path) -> None:
 
 
 def _numbers() -> tuple[int, int]:
-    major, minor = metadata.version("transformers").split(".")[:2]
+    major, minor = re.findall(r"\d+", metadata.version("transformers"))[:2]
     return int(major), int(minor)
 
 
@@ -133,8 +127,7 @@ def _image_processors(checkpoint: Checkpoint) -> Iterator[Candidate]:
 
 
 def _pixels(processor: Any, image: Image.Image) -> Any:
-    with _quiet():
-        return processor(images=image, return_tensors="np")["pixel_values"][0]
+    return processor(images=image, return_tensors="np")["pixel_values"][0]
 
 
 def _tokenizers(checkpoint: Checkpoint, scratch: Path) -> Iterator[Candidate]:
@@ -142,14 +135,20 @@ def _tokenizers(checkpoint: Checkpoint, scratch: Path) -> Iterator[Candidate]:
 
     tokenizer = CLIPTokenizer.from_pretrained(_tokenizer_folder(checkpoint.path, scratch))
     length = checkpoint.architecture.context_length
+    differences = (*_TOKENIZER, *padding(tokenizer))
     for name, truncation in (("truncation=True", True), ("by default", False)):
         yield Candidate(
             f"transformers ({name})",
             "text",
             version(),
             partial(_ids, tokenizer, length, truncation),
-            _TOKENIZER if truncation else (*_TOKENIZER, UNTRUNCATED),
+            differences if truncation else (*differences, UNTRUNCATED),
         )
+
+
+def padding(tokenizer: Any) -> tuple[Difference, ...]:
+    """In what a tokenizer of transformers fills up otherwise: its own files may say with 0."""
+    return (PADDED_WITH_END,) if tokenizer.pad_token_id == END_TOKEN else ()
 
 
 def _tokenizer_folder(path: Path, scratch: Path) -> Path:
@@ -162,29 +161,16 @@ def _tokenizer_folder(path: Path, scratch: Path) -> Path:
 
 
 def _ids(tokenizer: Any, length: int, truncation: bool, text: str) -> Any:
-    with _quiet():
-        return tokenizer(text, padding="max_length", max_length=length, truncation=truncation)[
-            "input_ids"
-        ]
+    made = tokenizer(text, padding="max_length", max_length=length, truncation=truncation)
+    return made["input_ids"]
 
 
 def _end_tokens(path: Path) -> Iterator[Candidate]:
     from transformers import CLIPConfig
 
     if (path / "config.json").is_file():
-        end = CLIPConfig.from_pretrained(path).text_config.eos_token_id
-        read: Callable[[str], list[int]] = lambda _: [end]  # noqa: E731
-        yield Candidate("transformers (config.json)", "end token", version(), read, (LEGACY_END,))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What transformers warns of while it reads and cuts is what is compared here."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
+        config: Any = CLIPConfig.from_pretrained(path)
+        end = [config.text_config.eos_token_id]
+        yield Candidate(
+            "transformers (config.json)", "end token", version(), lambda _: end, (LEGACY_END,)
+        )

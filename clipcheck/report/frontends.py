@@ -23,8 +23,12 @@ _PARTS: dict[Kind, tuple[str, str, str]] = {
 
 def lines(results: Sequence[FrontendResult]) -> list[str]:
     """What each gave: how many inputs become the same, which known differences the others show,
-    and the first of those that differ otherwise. Nothing without results."""
-    return [line for result in results for line in _lines(result)]
+    and the first of those that differ otherwise. Nothing without results.
+
+    What a known difference is, is told where it first comes up.
+    """
+    told: set[str] = set()
+    return [line for result in results for line in _lines(result, told)]
 
 
 def headline(result: FrontendResult) -> str:
@@ -38,36 +42,30 @@ def headline(result: FrontendResult) -> str:
     return f"{part} of {_named(result)}: {'; '.join([number, *others])}"
 
 
-def _lines(result: FrontendResult) -> list[str]:
+def _lines(result: FrontendResult, told: set[str]) -> list[str]:
     found = wrapped(headline(result), rest=_INDENT)
     for name, known in result.known.items():
-        found += _known_lines(name, known)
+        found += wrapped(f"{name}: {known.count}, such as {known.example}", f"{_INDENT}known: ")
+        found += [] if name in told else _explained(known)
+        told.add(name)
     for unknown in result.unknown[:_SHOWN]:
         found += _unknown_lines(unknown)
     left = len(result.unknown) - _SHOWN
     return [*found, *([f"{_INDENT}otherwise: {left} more"] if left > 0 else [])]
 
 
-def _known_lines(name: str, known: Known) -> list[str]:
-    return [
-        *wrapped(f"{name}: {known.count}, such as {known.example}", f"{_INDENT}known: ", _DEEPER),
-        *wrapped(known.meaning, _DEEPER),
-        *wrapped(known.link, _DEEPER),
-    ]
+def _explained(known: Known) -> list[str]:
+    return [*wrapped(known.meaning, _DEEPER), *wrapped(known.link, _DEEPER)]
 
 
 def _unknown_lines(unknown: Unknown) -> list[str]:
-    message = f"{unknown.example}: {unknown.unlike.message}"
-    return wrapped(message, f"{_INDENT}otherwise: ", _DEEPER)
+    return wrapped(f"{unknown.example}: {unknown.unlike.message}", f"{_INDENT}otherwise: ")
 
 
 def _named(result: FrontendResult) -> str:
     """The version stands behind the library's name, and which of its ways after it."""
-    library, _, way = result.name.partition(" ")
-    version = (
-        result.version if result.version.startswith(library) else f"{library} {result.version}"
-    )
-    return f"{version} {way}".rstrip()
+    way = result.name.partition(" ")[2]
+    return f"{result.version} {way}".rstrip()
 
 
 def _differ(count: int) -> str:

@@ -5,17 +5,31 @@ from __future__ import annotations
 from collections import Counter
 
 from clipcheck.checkpoints import registry
-from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.inspection import format_version, read_code
 
 
-def render(checkpoint: Checkpoint) -> str:
+def render(subject: Checkpoint | Program) -> str:
     """A line for each fact, without a newline at the end."""
+    facts = _of_program(subject) if isinstance(subject, Program) else _of_checkpoint(subject)
+    return "\n".join(f"{label:<14}{fact}" for label, fact in facts.items())
+
+
+def _of_program(program: Program) -> dict[str, str]:
+    return {
+        "file": f"{program.path} ({program.path.stat().st_size:,} bytes)",
+        "format": _FORMATS[program.format],
+        "weights": "inside of the program, not under keys of their own",
+        "SHA-256": program.sha256,
+    }
+
+
+def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, str]:
     released = registry.by_sha256(checkpoint.sha256)
     known = f"released as {released.name}" if released else "none of the released files"
-    facts = {
-        "file": f"{checkpoint.path} ({checkpoint.path.stat().st_size:,} bytes)",
-        "format": _format(checkpoint),
+    return {
+        "file": f"{checkpoint.path} ({checkpoint.size:,} bytes)",
+        "format": _FORMATS[checkpoint.format],
         "architecture": checkpoint.architecture.describe(),
         "parameters": f"{checkpoint.architecture.parameters:,}",
         "dtypes": _counted(Counter(_dtype(t) for t in checkpoint.tensors.values()), "tensors"),
@@ -23,16 +37,17 @@ def render(checkpoint: Checkpoint) -> str:
         "checksums": _checksums(checkpoint),
         **_code(checkpoint),
     }
-    return "\n".join(f"{label:<14}{fact}" for label, fact in facts.items())
 
 
-def _format(checkpoint: Checkpoint) -> str:
-    names = {
-        Format.ARCHIVE: "TorchScript archive",
-        Format.STATE_DICT: "state dict (torch.save)",
-        Format.SAFETENSORS: "safetensors",
-    }
-    return names[checkpoint.format]
+_FORMATS = {
+    Format.ARCHIVE: "TorchScript archive",
+    Format.STATE_DICT: "state dict (torch.save)",
+    Format.SAFETENSORS: "safetensors",
+    Format.TRANSFORMERS: "folder of transformers (config.json)",
+    Format.OPEN_CLIP: "folder of open_clip (open_clip_config.json)",
+    Format.PT2: "program of torch.export or AOTInductor",
+    Format.ONNX: "ONNX program",
+}
 
 
 def _dtype(tensor: object) -> str:
@@ -40,11 +55,12 @@ def _dtype(tensor: object) -> str:
 
 
 def _checksums(checkpoint: Checkpoint) -> str:
-    if checkpoint.records is None:
+    parts = checkpoint.parts if checkpoint.records is None else (checkpoint.records,)
+    if not parts:
         return "this format has none"
-    if not checkpoint.records.has_checksums:
+    if not all(records.has_checksums for records in parts):
         return "left out by the writer"
-    return f"right in all {len(checkpoint.records.names())} records"
+    return f"right in all {sum(len(records.names()) for records in parts)} records"
 
 
 def _code(checkpoint: Checkpoint) -> dict[str, str]:

@@ -39,6 +39,7 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
         "released": judgement.released,
         "backend": judgement.backend,
         "reference": judgement.reference,
+        "reference_checkpoint": judgement.reference_checkpoint,
         "device": judgement.device,
         "dtype": judgement.dtype,
         "passed": judgement.passed,
@@ -48,6 +49,12 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
         "seed": judgement.seed,
         "peak_memory": judgement.peak_memory,
         "artefact_bytes": judgement.artefact_bytes,
+        "known": [
+            {"title": known.title, "link": known.link, "remedy": known.remedy}
+            for known in judgement.known
+        ],
+        "frontends": [asdict(found) for found in judgement.frontends],
+        "frontends_problem": judgement.frontends_problem,
         "gates": [
             {
                 "name": g.name,

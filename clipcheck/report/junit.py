@@ -23,7 +23,7 @@ def render(result: Result) -> str:
     if result.left_out:
         suites.append(_skipped(result.left_out))
     root.extend(suites)
-    for count in ("tests", "failures", "errors", "skipped"):
+    for count in ("tests", "failures", "errors"):
         root.set(count, str(sum(int(suite.get(count, 0)) for suite in suites)))
     root.set("time", _seconds(*result.judgements))
     indent(root)
@@ -79,7 +79,7 @@ def _cases(judgement: Judgement) -> list[Element]:
     if judgement.error is not None or not judgement.gates:
         case = _case(judgement, UNJUDGED)
         problem = judgement.error or "no gate has judged it"
-        _add(case, "error", problem, problem)
+        _add(case, "error", problem, problem, *evidence(judgement))
         return [case]
     cases = []
     for gate in judgement.gates:

@@ -10,7 +10,7 @@ from clipcheck.inputs.examples import describe
 from clipcheck.judgement import Judgement
 from clipcheck.report.cells import visible
 from clipcheck.report.places import TOWERS, measured, named
-from clipcheck.report.text import next_steps
+from clipcheck.report.text import known_line, next_steps
 
 
 def one_line(text: str) -> str:
@@ -52,6 +52,8 @@ def evidence(judgement: Judgement) -> Iterator[str]:
     if failing is not None:
         what = "smallest input" if failing.shrunk else "a batch"
         yield f"{what} that fails: {describe(failing.example)}"
+    for known in judgement.known:
+        yield f"known: {known_line(known)}"
 
 
 def commands(judgement: Judgement) -> list[str]:

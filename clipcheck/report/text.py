@@ -7,15 +7,20 @@ all that colours do.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 from rich.cells import cell_len
 from rich.text import Text
 
+from clipcheck.backends.known import Known
 from clipcheck.compare.result import GateResult
 from clipcheck.inputs.examples import describe
 from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.replaying import Replayed
+from clipcheck.report import frontends
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
 
@@ -29,8 +34,7 @@ _LABEL = 17
 _KEEPS = "keeps a report that shows what fails, and the input to run again."
 _NEXT, _OR = "Next: ", "  or: "
 
-# Six columns of gates and two cells between them leave 20 for what is judged, at the least.
-_COLUMNS = 6
+# Six columns of gates, of the greatest width, leave 20 for what is judged.
 _COLUMN = 9
 _FIRST = 20
 
@@ -64,12 +68,13 @@ def report(result: Result, *, rerun: Sequence[str] = (), advise: bool = True) ->
     steps = _next(result, rerun) if advise else []
     remedied = _remedied(result) if advise else None
     blocks = [_block(judgement, remedied is not judgement) for judgement in shown]
-    return Text("\n\n").join(_joined(block) for block in [*blocks, *_end(result, steps)])
+    end = _end(result, steps, _frontends(result.judgements))
+    return Text("\n\n").join(_joined(block) for block in [*blocks, *end])
 
 
 def brief(result: Result) -> Text:
     """The table and the verdict, and no more."""
-    return Text("\n\n").join(_joined(block) for block in _end(result, []))
+    return Text("\n\n").join(_joined(block) for block in _end(result, [], []))
 
 
 def replayed_report(replayed: Replayed) -> Text:
@@ -78,7 +83,9 @@ def replayed_report(replayed: Replayed) -> Text:
     lines = _texts(wrapped(visible(replayed.checkpoint)))
     if replayed.sha256 != saved.sha256:
         lines += _indented(f"another file than the one that failed, {saved.checkpoint}")
-    lines += _indented(f"jit on {replayed.device} in {replayed.dtype}: {describe(saved.example)}")
+    lines += _indented(
+        f"{saved.backend} on {replayed.device} in {replayed.dtype}: {describe(saved.example)}"
+    )
     lines += _indented(replayed.measure.message)
     return _joined([*lines, replayed_verdict(replayed)])
 
@@ -95,6 +102,8 @@ def verdict(result: Result) -> str:
     passed = len(result.judgements) - unjudged - failed
     several = len({judgement.backend for judgement in result.judgements}) > 1
     noun, same = ("run", "as the eager model") if several else ("checkpoint", "both ways")
+    if all(judgement.reference_checkpoint is not None for judgement in result.judgements):
+        same = "as the reference"
     if result.passed:
         return f"CONSISTENT: {_count(passed, noun)} the same {same}."
     if not result.judgements:
@@ -112,11 +121,12 @@ def verdict(result: Result) -> str:
 def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     """The commands that help most with a checkpoint that did not pass, and what they do."""
     named = judgement.path or judgement.checkpoint
-    if any(gate.name == "integrity" and not gate.passed for gate in judgement.gates):
+    failed = {gate.name for gate in judgement.gates if not gate.passed}
+    if "integrity" in failed:
         steps = _step(
             _NEXT, ["clipcheck", "inspect", named], "shows what the file is, without running it."
         )
-    elif judgement.backend == "jit":
+    elif judgement.backend == "jit" and "weights" not in failed:
         steps = _step(
             _NEXT,
             ["clipcheck", "convert", named, "-o", "mended.pt"],
@@ -178,12 +188,23 @@ def _times(margin: float) -> str:
     return f"{digit}e{int(power)}x"
 
 
-def _end(result: Result, steps: Lines) -> list[Lines]:
-    """The table and the verdict, with what to do next."""
+def _frontends(judgements: Sequence[Judgement]) -> Lines:
+    """How other libraries take raw images and texts; apart from the verdict, and said so."""
+    told = []
+    for each in judgements:
+        told += frontends.lines(each.frontends)
+        if each.frontends_problem is not None:
+            problem = each.frontends_problem.removeprefix(f"{each.backend}: ")
+            told += wrapped(f"not compared for {each.backend}: {problem}", rest=_INDENT)
+    return _texts(["Raw inputs, apart from the verdict:", *told]) if told else []
+
+
+def _end(result: Result, steps: Lines, apart: Lines) -> list[Lines]:
+    """The table, what is told apart, and the verdict, with what to do next."""
     said = _texts(wrapped(verdict(result)))
     headline = verdict(result).partition(":")[0]
     said[0].stylize(_VERDICTS[headline], 0, len(headline))
-    blocks = [_table(result.judgements), _left_out(result.left_out)]
+    blocks = [_table(result.judgements), apart, _left_out(result.left_out)]
     return [*(block for block in blocks if block), [*said, *steps]]
 
 
@@ -200,22 +221,42 @@ def _table(judgements: Sequence[Judgement]) -> Lines:
     columns: dict[str, list[str]] = {}
     for name in names:
         columns.setdefault(_TOGETHER.get(name, name), []).append(name)
-    shared = list(columns.values())
-    parts = [shared[start : start + _COLUMNS] for start in range(0, len(shared), _COLUMNS)]
-    return [line for part in parts for line in _part(judgements, part)]
+    left = list(columns.values())
+    if not left:
+        return []
+    room = WIDTH - sum(1 + width for width in _widths(judgements, left))
+    labels = _labels(judgements, max(_FIRST, room))
+    lines: Lines = []
+    while left:
+        fitting = _fitting(_widths(judgements, left), labels)
+        lines += _part(judgements, left[:fitting], labels)
+        left = left[fitting:]
+    return lines
 
 
-def _part(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> Lines:
-    """As many columns as fit side by side."""
+def _fitting(widths: Sequence[int], labels: _Labels) -> int:
+    """How many columns fit side by side, from the first on."""
+    ends = accumulate(widths, lambda end, width: end + 1 + width, initial=labels.width)
+    return sum(end <= WIDTH for end in ends) - 1
+
+
+def _widths(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> list[int]:
+    """Of the columns. What was not judged has no cells, and says so in place of them."""
+    rows = [row for row in (_cells(judgement, columns) for judgement in judgements) if row]
+    return [
+        max(cell_len(text) for text in [*_heads(column), *(row[number] for row in rows)])
+        for number, column in enumerate(columns)
+    ]
+
+
+def _part(
+    judgements: Sequence[Judgement], columns: Sequence[Sequence[str]], labels: _Labels
+) -> Lines:
+    """Columns that fit side by side."""
     heads = [_heads(column) for column in columns]
     cells = [_cells(judgement, columns) for judgement in judgements]
-    # What was not judged has no cells, and says so in place of them.
-    widths = [
-        max(cell_len(text) for text in [*head, *(row[i] for row in cells if row)])
-        for i, head in enumerate(heads)
-    ]
-    title, labels = _labels(judgements)
-    first = max(cell_len(label) for label in [title, *labels])
+    widths = _widths(judgements, columns)
+    first = labels.width
     gap = 2 if first + sum(widths) + 2 * len(widths) <= WIDTH else 1
     blank = " " * gap
 
@@ -230,33 +271,61 @@ def _part(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> 
             at += width + gap
         return line
 
-    lines = [row(title if last else "", each) for last, each in _titled(heads)]
+    lines = [row(labels.title if last else "", each) for last, each in _titled(heads)]
     above = ""
-    for judgement, label, texts in zip(judgements, labels, cells, strict=True):
-        if not title and judgement.checkpoint != above:
+    for judgement, label, texts in zip(judgements, labels.rows, cells, strict=True):
+        if not labels.named and judgement.checkpoint != above:
             above = judgement.checkpoint
             lines.append(Text(shortened(visible(above), WIDTH).rstrip()))
         lines.append(row(label, texts or [_NOT_JUDGED]))
     return lines
 
 
-def _labels(judgements: Sequence[Judgement]) -> tuple[str, list[str]]:
-    """What stands above the labels of the rows, and these.
+@dataclass(frozen=True)
+class _Labels:
+    """What stands left of the gates.
+
+    Attributes:
+        title: above the rows.
+        rows: one for each.
+        named: whether these name the checkpoints.
+    """
+
+    title: str
+    rows: Sequence[str]
+    named: bool
+
+    @property
+    def width(self) -> int:
+        """Cells that they take."""
+        return max(cell_len(label) for label in [self.title, *self.rows])
+
+
+def _labels(judgements: Sequence[Judgement], room: int) -> _Labels:
+    """Of a table that leaves so many cells for them.
 
     Names that fit stand in the rows, below the way of running that all of them share. Elsewhere
-    there is nothing above, the ways stand in the rows, and the names above these.
+    the ways stand in the rows, and the names above these.
     """
     ways = [_way(judgement) for judgement in judgements]
-    shared = {way for way, judgement in zip(ways, judgements, strict=True) if judgement.gates}
+    shared = {" ".join(way) for way, each in zip(ways, judgements, strict=True) if each.gates}
     names = [visible(judgement.checkpoint) for judgement in judgements]
     if len(shared) == 1 and all(cell_len(text) <= _FIRST for text in [*names, *shared]):
-        return shared.pop(), names
-    return "", [f" {shortened(way, _FIRST - 1)}" for way in ways]
+        return _Labels(shared.pop(), names, True)
+    rest = {" ".join(way[1:]) for way in ways}
+    # Where all ran on one device in one dtype, that stands above, and the backends in the rows.
+    fits = len(ways) == 1 and cell_len(" ".join(ways[0])) < _FIRST
+    title = rest.pop() if len(rest) == 1 and not fits else ""
+    told = [way[0] if title else " ".join(way) for way in ways]
+    rows = [f" {shortened(way, room - 1)}" for way in told]
+    return _Labels(shortened(title, room), rows, False)
 
 
-def _way(judgement: Judgement) -> str:
-    parts = (judgement.backend, judgement.device, judgement.dtype)
-    return visible(" ".join(part for part in parts if part))
+def _way(judgement: Judgement) -> list[str]:
+    """Backend, device and dtype; of a backend's options the values alone."""
+    backend = re.sub(r"\w+=", "", judgement.backend)
+    parts = (backend, judgement.device, judgement.dtype)
+    return [visible(part) for part in parts if part]
 
 
 def _heads(column: Sequence[str]) -> list[str]:
@@ -320,7 +389,9 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
     if judgement.error is not None:
         remedy = judgement.remedy or ""
         error = judgement.error if with_remedy else judgement.error.removesuffix(remedy)
-        return [*lines, *_row("error", UNKNOWN, "", error)]
+        if judgement.dtype is not None:  # else it is of no backend alone
+            lines += _indented(f"{judgement.backend} on {judgement.device} in {judgement.dtype}")
+        return [*lines, *_row("error", UNKNOWN, "", error), *_known_rows(judgement)]
     lines += _indented(_circumstances(judgement))
     for gate in judgement.gates:
         label, style = ("pass", GOOD) if gate.passed else ("FAIL", BAD)
@@ -328,7 +399,18 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
     places = () if judgement.localisation is None else judgement.localisation.found
     for place in places:
         lines += _row("departs first", BAD, "", f"{named(place)}: {measured(place)}")
-    return [*lines, *_texts(failing_lines(judgement))]
+    return [*lines, *_known_rows(judgement), *_texts(failing_lines(judgement))]
+
+
+def _known_rows(judgement: Judgement) -> Lines:
+    """What is known of the library; it excuses nothing."""
+    rows = [_row("known", UNKNOWN, "", known_line(each)) for each in judgement.known]
+    return [line for row in rows for line in row]
+
+
+def known_line(known: Known) -> str:
+    """A failure of upstream, for people, with its link and what to do."""
+    return f"{str(known).removeprefix('known: ')}. {known.remedy}"
 
 
 def _circumstances(judgement: Judgement) -> str:

@@ -40,6 +40,8 @@ class Saved:
         device: where.
         dtype: in which.
         limits: of the gate ``contract``.
+        backend: which ran it, with its options.
+        reference: the file that it was compared with; None for its own eager model.
     """
 
     example: Example
@@ -48,6 +50,8 @@ class Saved:
     device: str
     dtype: str
     limits: Contract
+    backend: str = "jit"
+    reference: str | None = None
 
 
 def write(target: Path, example: Example, described: Mapping[str, Any], text: str) -> None:
@@ -160,7 +164,13 @@ def _saved(document: Mapping[str, Any], folder: Path) -> Saved:
     if texts["dtype"] not in LIMITS:
         raise ValueError(f"dtype is {texts['dtype']!r}")
     limits = Contract(_number(document, "atol"), _number(document, "rtol"))
-    return Saved(Example(images, prompts), **texts, limits=limits)
+    # Those that were saved before there were other backends have none of these.
+    backend, reference = document.get("backend", "jit"), document.get("reference_checkpoint")
+    if not isinstance(backend, str) or not isinstance(reference, str | None):
+        raise ValueError("backend or reference_checkpoint is no text")
+    return Saved(
+        Example(images, prompts), **texts, limits=limits, backend=backend, reference=reference
+    )
 
 
 def _list(document: Mapping[str, Any], key: str) -> list[Any]:

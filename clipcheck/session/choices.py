@@ -22,8 +22,8 @@ DEFAULT_MODELS = ("tiny-vit", "tiny-resnet", "ViT-B/32")
 NAMES = ("clip_gate", "clip_model", "clip_backend", "clip_device", "clip_dtype")
 """What a test can ask for, in the order in which it stands in the id of a test."""
 
-BACKENDS = ("jit",)
-"""The ways to run a checkpoint that are compared with the eager model."""
+DEFAULT_BACKENDS = ("jit",)
+"""The ways to run a checkpoint that are compared with the eager model, where none is named."""
 
 _HALF = ("integrity", "contract", "precision", "decision", "stability")
 
@@ -32,7 +32,12 @@ GATES = {
     "float16": _HALF,
     "bfloat16": _HALF,
 }
-"""By dtype, the gates that a judgement has."""
+"""By dtype, the gates that a judgement of an archive has."""
+
+
+def gates_of(backend: str, dtype: str) -> tuple[str, ...]:
+    """The gates that a judgement has: archives alone are looked into, module by module."""
+    return tuple(gate for gate in GATES[dtype] if backend == "jit" or gate != "modules")
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Choices:
     Attributes:
         models: released names, architectures and paths; large ones first.
         devices: as torch names them.
-        backends: of `BACKENDS`.
+        backends: as `clipcheck.backends.registry.Choice` writes them.
         dtypes: the names of dtypes; none for those that suit each device.
         atol: the absolute tolerance of the gate ``contract``.
         rtol: its relative tolerance.
@@ -76,7 +81,7 @@ class Choices:
         return cls(
             models=_models(option("--clip-model") or DEFAULT_MODELS, folder),
             devices=_once(option("--clip-device") or ["cpu"]),
-            backends=_known("--clip-backend", option("--clip-backend") or BACKENDS, BACKENDS),
+            backends=_backends(option("--clip-backend")),
             dtypes=_known("--clip-dtype", option("--clip-dtype") or [], LIMITS),
             atol=_tolerance("--clip-atol", option("--clip-atol"), Contract.atol),
             rtol=_tolerance("--clip-rtol", option("--clip-rtol"), Contract.rtol),
@@ -100,7 +105,7 @@ class Choices:
     def _all(self) -> Iterator[Mapping[str, str]]:
         for model, device in self.pairs():
             for backend, dtype in product(self.backends, self.dtypes_on(device)):
-                for gate in GATES[dtype]:
+                for gate in gates_of(backend, dtype):
                     yield {
                         "clip_gate": gate,
                         "clip_model": model,
@@ -172,6 +177,26 @@ def _require_writable(folder: Path) -> None:
 def _models(chosen: Sequence[str], folder: Path) -> tuple[str, ...]:
     named = [name for m in chosen for name in (available_models() if m == "all" else [m])]
     return tuple(sorted(_once(named), key=lambda model: -size(model, folder)))
+
+
+def _backends(written: Sequence[str] | None) -> tuple[str, ...]:
+    if not written:
+        return DEFAULT_BACKENDS
+    # Here, for it imports numpy, which a run without these options has no use for.
+    from clipcheck.backends.registry import ALL, parse, require_available
+
+    if ALL in written:
+        raise UsageError(
+            f"--clip-backend: expected the names of backends, found {ALL!r}",
+            remedy="Name each; `clipcheck backends` lists those that can run here.",
+        )
+    try:
+        choices = [parse(each) for each in written]
+        for choice in choices:
+            require_available(choice)
+    except ClipcheckError as error:
+        raise type(error)(f"--clip-backend: {error.problem}", remedy=error.remedy) from error
+    return _once([str(choice) for choice in choices])
 
 
 def _once(chosen: Sequence[str]) -> tuple[str, ...]:

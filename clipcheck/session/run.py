@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import traceback
 import warnings
 from contextlib import suppress
@@ -15,21 +16,21 @@ from clipcheck.session.choices import Choices
 from clipcheck.session.sharing import Case, Finding, Findings
 
 if TYPE_CHECKING:
-    from clipcheck.backends.modules import ModuleBackend
+    from clipcheck.backends.base import Backend
     from clipcheck.judgement import Judgement, Result
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A checkpoint loaded both ways.
+    """A checkpoint, to be run in two ways.
 
     Attributes:
         reference: the eager model.
-        candidate: the archive's.
+        candidate: what is compared with it.
     """
 
-    reference: ModuleBackend
-    candidate: ModuleBackend
+    reference: Backend
+    candidate: Backend
 
 
 class Run:
@@ -108,19 +109,27 @@ class Run:
         return judgement
 
     def _load(self, case: Case) -> Pair:
-        import torch
-
+        from clipcheck.backends.artefacts import Artefacts, default_folder
+        from clipcheck.backends.loading import build, load_sides, require_runs
         from clipcheck.backends.modules import ModuleBackend
-        from clipcheck.checkpoints.formats import open_checkpoint
-        from clipcheck.models.loader import load_checkpoint_both, resolve_device
+        from clipcheck.backends.registry import parse
+        from clipcheck.checkpoints.opening import open_reference, open_subject
+        from clipcheck.models.loader import resolve_device
 
-        checkpoint = open_checkpoint(self._find(case).path)
+        subject, choice = open_subject(self._find(case).path), parse(case.backend)
+        require_runs(choice, subject)
         device = resolve_device(case.device)
-        both = load_checkpoint_both(checkpoint, device, getattr(torch, case.dtype))
-        return Pair(
-            ModuleBackend("eager", both.eager_model, device),
-            ModuleBackend("jit", both.jit_model, device),
-        )
+        scratch = Path(tempfile.mkdtemp(prefix="pair-", dir=self.findings.folder))
+        source = load_sides(
+            subject,
+            open_reference(subject, None),
+            device,
+            case.dtype,
+            scratch,
+            Artefacts(default_folder(), scratch),
+            archive=choice.name == "jit",
+        ).source
+        return Pair(ModuleBackend("eager", source.model, device), build(choice, source))
 
     def _find(self, case: Case) -> subjects.Subject:
         return subjects.find(case.model, self._start, self.findings.folder)

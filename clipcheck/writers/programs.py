@@ -6,18 +6,26 @@ The program takes ``pixels`` [N, 3, R, R], float32, and ``tokens`` [M, L], int32
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints.architecture import specs
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.compare.result import OUTPUTS
-from clipcheck.errors import OutputError
+from clipcheck.errors import ClipcheckError, OutputError
+from clipcheck.writers.convert import Judge
+from clipcheck.writers.output import replacing
 
 if TYPE_CHECKING:
+    import torch
     from torch.export import ExportedProgram
 
     from clipcheck.checkpoints.architecture import Architecture
+    from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.models import eager
 
 INPUTS = ("pixels", "tokens")
@@ -31,6 +39,55 @@ always are."""
 
 _MOST = 2**31 - 1
 """Bytes that a protobuf file, as an ONNX program is one, can have (protobuf.dev, encoding)."""
+
+
+def convert_to_program(
+    checkpoint: Checkpoint,
+    path: Path,
+    form: Format,
+    *,
+    dtype: torch.dtype | None = None,
+    judge: Judge | None = None,
+) -> None:
+    """Write the program of a checkpoint's eager model.
+
+    Args:
+        checkpoint: its checksums are compared and its weights looked through first.
+        path: the file to write; it is replaced when all has succeeded.
+        form: ``pt2`` or ``onnx``.
+        dtype: what the program computes in; by default float32.
+        judge: called with the path of the written file before it gets its name; what it raises
+            keeps the file from being kept.
+
+    Raises:
+        DamagedError, NotFiniteError: the checkpoint is not sound.
+        OutputError: the program cannot be made or written.
+    """
+    import torch
+
+    from clipcheck.models.loader import load_eager
+
+    checkpoint.verify()
+    write = {Format.PT2: write_pt2, Format.ONNX: write_onnx}[form]
+    model = load_eager(checkpoint, torch.device("cpu"), dtype or torch.float32)
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    with replacing(path, room=size) as temporary:
+        try:
+            write(model, temporary)
+        except (ClipcheckError, OSError):
+            raise
+        # Exporters raise nearly anything.
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise OutputError(
+                f"cannot be exported ({reason})",
+                remedy="Run it again with --debug to see all of the message, or choose another "
+                "format.",
+                path=path,
+            ) from error
+        del model
+        if judge is not None:
+            judge(temporary)
 
 
 def export(model: eager.CLIP) -> ExportedProgram:
@@ -53,8 +110,7 @@ def export(model: eager.CLIP) -> ExportedProgram:
         torch.zeros(texts, model.context_length, dtype=torch.int32, device=device),
     )
     sizes = {"pixels": {0: Dim("images", min=1)}, "tokens": {0: Dim("texts", min=1)}}
-    # What is run in inference mode is another program, with operations that nothing can lower.
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.no_grad():
         program = torch.export.export(Whole(model), example, dynamic_shapes=sizes, strict=False)
     for module in program.graph_module.modules():
         for node in module.graph.nodes:
@@ -67,11 +123,28 @@ def write_pt2(model: eager.CLIP, path: Path) -> None:
 
     Args:
         model: in evaluation mode, on any device.
-        path: the file, which ends in ``.pt2``; it is written over.
+        path: the file; it is written over.
     """
     import torch
 
-    torch.export.save(export(model), path)
+    with of_any_name():
+        torch.export.save(export(model), path)
+
+
+@contextmanager
+def of_any_name() -> Iterator[None]:
+    """Without torch's warnings of files whose names do not end in ``.pt2``: what they are is told
+    by their contents."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "ending in .pt2" not in record.getMessage()
+
+    logger = logging.getLogger("torch.export.pt2_archive._package")
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def write_onnx(model: eager.CLIP, path: Path) -> None:

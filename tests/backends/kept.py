@@ -2,36 +2,57 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Named, Pixels, Source, Tokens, Way
 from clipcheck.backends.modules import to_numpy
 from clipcheck.checkpoints.architecture import Architecture, specs
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.models import eager
+from tests.samples import minute_bytes
 
 CPU = torch.device("cpu")
 
+SIZES = [(1, 1), (1, 3), (3, 1), (2, 2), (5, 4)]
+"""Images and texts of batches: 1 on either side and on both, as many and not as many."""
+
 
 class Kept:
-    """Builds an artefact once for each key, in a folder; counts what it built."""
+    """Builds an artefact once for each key, in a folder, for all processes that have it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.keys: list[Mapping[str, str]] = []
+        self.built: list[Mapping[str, str]] = []
+        self.path: Path | None = None
 
     def get(self, name: str, key: Mapping[str, str], build: Callable[[Path], None]) -> Path:
-        path = self.folder / f"{abs(hash(tuple(sorted(key.items()))))}-{name}"
+        place = self.folder / hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:16]
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / "lock"):
+            if not (place / name).exists():
+                self.built.append(key)
+                build(place / name)
+        self.path = place / name
+        return self.path
+
+
+def minute(built: Path, form: Format) -> Path:
+    """A file of the smallest model, written once for all processes that have the folder."""
+    path = built / f"minute-{form.name.lower()}.pt"
+    built.mkdir(exist_ok=True)
+    with FileLock(f"{path}.lock"):
         if not path.exists():
-            self.keys.append(key)
-            build(path)
-        return path
+            path.write_bytes(minute_bytes(form))
+    return path
 
 
 def source(
@@ -94,3 +115,17 @@ def assert_near(found: Named, wanted: Named, atol: float) -> None:
         assert found[name].shape == value.shape, name
         limit = atol * float(np.abs(value).max())
         np.testing.assert_allclose(found[name], value, rtol=0, atol=limit, err_msg=name)
+
+
+def assert_same(found: Named, wanted: Named) -> None:
+    """All outputs, bit for bit."""
+    assert list(found) == list(wanted)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def artefact(made: Source) -> Path:
+    """The file that the backend of this source was built as."""
+    path = cast(Kept, made.artefacts).path
+    assert path is not None
+    return path

@@ -1,28 +1,52 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
+import torch
 
 from clipcheck.backends import export
+from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend, Source
-from tests.backends.kept import assert_near, batch, expected, source
-
-SIZES = [(1, 1), (1, 3), (3, 1), (2, 2), (5, 4)]
+from clipcheck.errors import ArchitectureError, RunError
+from clipcheck.writers import programs
+from clipcheck.writers.synthesize import architecture_named
+from tests.backends.kept import (
+    CPU,
+    SIZES,
+    Kept,
+    artefact,
+    assert_near,
+    assert_same,
+    batch,
+    expected,
+    source,
+)
 
 
 @pytest.fixture(scope="module")
-def made(tiny_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return source(tiny_archive, tmp_path_factory.mktemp("export"), export)
+def made(tiny_archive: Path, built: Path) -> Source:
+    return source(tiny_archive, built, export)
 
 
 @pytest.fixture(scope="module")
 def backend(made: Source) -> Iterator[Backend]:
-    built = export.build(made)
-    yield built
-    built.close()
+    found = export.build(made)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def program(made: Source, backend: Backend) -> Path:
+    return artefact(made)
+
+
+def half(seeded_archive: Callable[..., Path], built: Path, dtype: str) -> Source:
+    return source(seeded_archive("tiny-vit"), built, export, dtype)
 
 
 @pytest.mark.parametrize(("images", "texts"), SIZES)
@@ -32,4 +56,119 @@ def test_it_gives_the_eager_models_outputs_for_any_batch(
     pixels, tokens = batch(made.checkpoint.architecture, images, texts)
     found = backend.outputs(pixels, tokens)
     assert_near(found, expected(made.model, pixels, tokens), atol=1e-6)
-    np.testing.assert_array_equal(backend.encode_image(pixels), found["image_features"])
+
+
+def test_one_output_is_that_of_all(backend: Backend, made: Source) -> None:
+    pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
+    found = backend.outputs(pixels, tokens)
+    near = {"rtol": 1e-5, "atol": 1e-5}
+    np.testing.assert_allclose(backend.encode_image(pixels), found["image_features"], **near)
+    np.testing.assert_allclose(backend.encode_text(tokens), found["text_features"], **near)
+    per_image, per_text = backend(pixels, tokens)
+    np.testing.assert_array_equal(per_image, found["logits_per_image"])
+    np.testing.assert_array_equal(per_text, found["logits_per_text"])
+
+
+def test_it_is_deterministic(backend: Backend, made: Source) -> None:
+    pixels, tokens = batch(made.checkpoint.architecture, 3, 2)
+    assert_same(backend.outputs(pixels, tokens), backend.outputs(pixels, tokens))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_it_computes_in_half_precision(
+    seeded_archive: Callable[..., Path], built: Path, dtype: str
+) -> None:
+    made = half(seeded_archive, built, dtype)
+    backend = export.build(made)
+    pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
+    assert_near(backend.outputs(pixels, tokens), expected(made.model, pixels, tokens), atol=1e-3)
+    backend.close()
+
+
+def test_all_weights_are_compared(backend: Backend, made: Source) -> None:
+    found = backend.evidence()
+    assert found.weights == len(made.model.state_dict())
+    assert not found.differing
+    assert not found.doubts
+
+
+def test_a_weight_of_other_bits_is_named(made: Source, program: Path) -> None:
+    weights = dict(made.model.state_dict())
+    weights["ln_final.bias"] = weights["ln_final.bias"] + 1
+    architecture = made.checkpoint.architecture
+    found = export.open_program(program, CPU, architecture, weights).evidence()
+    assert found.differing == {"ln_final.bias": "the program has other bits than the file"}
+
+
+def test_a_weight_that_is_not_there_is_named(made: Source, program: Path) -> None:
+    weights = {**made.model.state_dict(), "more": torch.zeros(1)}
+    architecture = made.checkpoint.architecture
+    found = export.open_program(program, CPU, architecture, weights).evidence()
+    assert found.differing == {"more": "the program does not have it"}
+
+
+def test_weights_of_other_names_are_not_compared(made: Source, program: Path) -> None:
+    weights = {"theirs": torch.zeros(1)}
+    found = export.open_program(program, CPU, made.checkpoint.architecture, weights)
+    assert found.evidence().weights is None
+
+
+def test_what_was_built_before_is_loaded(
+    made: Source, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: object) -> None:
+        raise AssertionError("exported again")
+
+    monkeypatch.setattr(programs, "write_pt2", write)
+    again = export.build(made)
+    pixels, tokens = batch(made.checkpoint.architecture, 1, 2)
+    assert_same(again.outputs(pixels, tokens), backend.outputs(pixels, tokens))
+
+
+def test_the_artefact_depends_on_weights_versions_and_dtype(
+    made: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(tmp_path)
+    monkeypatch.setattr(programs, "write_pt2", lambda _, path: path.write_bytes(b""))
+    for dtype in ("float32", "float16"):
+        with pytest.raises(RunError, match="loading failed"):
+            export.build(dataclasses.replace(made, dtype=dtype, artefacts=cast(Artefacts, kept)))
+    one, other = kept.built
+    assert one["checkpoint"] == made.checkpoint.sha256
+    assert one["torch"] == torch.__version__
+    assert (one["dtype"], other["dtype"]) == ("float32", "float16")
+
+
+def test_its_size_is_that_of_the_file(backend: Backend, program: Path) -> None:
+    assert backend.size == program.stat().st_size
+
+
+def test_what_torch_raises_is_translated(
+    made: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no such operator")
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    fresh = dataclasses.replace(made, artefacts=cast(Artefacts, Kept(tmp_path)))
+    with pytest.raises(RunError, match=r"^export: exporting failed \(no such operator\)\."):
+        export.build(fresh)
+
+
+def test_a_program_of_another_architecture_is_refused(program: Path) -> None:
+    with pytest.raises(ArchitectureError, match=r"its input 'pixels' has shape \[any, 3, "):
+        export.open_program(program, CPU, architecture_named("ViT-B/32"))
+
+
+def test_it_is_not_run_when_it_is_closed(made: Source) -> None:
+    backend = export.build(made)
+    backend.close()
+    with pytest.raises(RunError, match="export: it was closed"):
+        backend.outputs(*batch(made.checkpoint.architecture, 1, 1))
+
+
+def test_the_eager_model_stays_as_it_was(made: Source, backend: Backend) -> None:
+    before = {key: tensor._version for key, tensor in made.model.state_dict().items()}
+    backend.outputs(*batch(made.checkpoint.architecture, 1, 1))
+    assert {key: tensor._version for key, tensor in made.model.state_dict().items()} == before
+    assert not made.model.training

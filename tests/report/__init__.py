@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from PIL import Image
 
+from clipcheck.backends.known import Known
+from clipcheck.compare.frontends import FrontendResult, Unknown, Unlike
+from clipcheck.compare.frontends import Known as KnownDifference
 from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.compare.result import GateResult
 from clipcheck.inputs.examples import Example
-from clipcheck.judgement import Judgement, Result
+from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.search.probe import Measure
 from clipcheck.search.smallest import Failing
 
@@ -72,3 +76,49 @@ def unjudged(name: str = "gone.pt") -> Judgement:
 def failing_result() -> Result:
     """One that passed, one that failed, one that could not be judged."""
     return Result((PASSED, failed(), unjudged()), ENVIRONMENT)
+
+
+KNOWN = Known(
+    "a sign is lost",
+    "https://example.org/issues/1",
+    "Take a newer one.",
+    backends=("transformers",),
+    packages=("transformers",),
+    versions="<6",
+    symptom="x",
+    example="x",
+)
+
+FRONTENDS = (
+    FrontendResult(
+        "transformers (slow)",
+        "image",
+        "transformers 5.24.0",
+        30,
+        28,
+        known={"on white": KnownDifference(1, "RGBA 3x4", "puts it on white", KNOWN.link)},
+        unknown=[Unknown("LA 1x1", Unlike("1 level apart", {"levels": 1.0, "share": math.nan}))],
+    ),
+)
+
+
+def several_backends() -> Result:
+    """One checkpoint in four ways, of which one passes, and two that were left out."""
+    release = replace(PASSED, artefact_bytes=1000)
+    slow = replace(
+        failed(PASSED.checkpoint),
+        backend="transformers:attention=eager",
+        reference="eager of single.pt",
+        reference_checkpoint="single.pt",
+        known=(KNOWN,),
+        frontends=FRONTENDS,
+    )
+    broken = replace(
+        unjudged(PASSED.checkpoint), backend="onnxruntime", dtype="float32", known=(KNOWN,)
+    )
+    shy = replace(PASSED, backend="clip", frontends_problem="clip: no vocabulary. Give one.")
+    left_out = [
+        LeftOut(PASSED.checkpoint, "compile:mode=default", "cpu", dtype, "there is no compiler")
+        for dtype in ("float32", "float16")
+    ]
+    return Result((release, slow, broken, shy), ENVIRONMENT, tuple(left_out))

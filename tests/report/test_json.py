@@ -14,7 +14,7 @@ from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.compare.result import GateResult
 from clipcheck.judgement import Judgement, Result
 from clipcheck.report.json import render
-from tests.report import failing_result
+from tests.report import KNOWN, failing_result, several_backends
 
 SAMPLE = Path(__file__).with_name("data") / "results-1.json"
 """Written by the first version of schema 1. It stays as it is: what is valid once is valid."""
@@ -31,7 +31,10 @@ def require_valid(document: Any) -> None:
 
 def test_the_document_has_the_fields_of_schema_1(tiny_archive: Path) -> None:
     document = json.loads(render(clipcheck.check(tiny_archive, examples=2)))
-    assert document.keys() == {"schema", "passed", "clipcheck", "environment", "results"}
+    assert document.keys() == {
+        "schema", "passed", "clipcheck", "environment", "results", "left_out"
+    }  # fmt: skip
+    assert document["left_out"] == []
     assert document["schema"] == 1
     assert document["passed"] is True
     assert document["clipcheck"] == clipcheck.__version__
@@ -149,6 +152,52 @@ def entry(document: Any) -> Any:
 def test_a_document_of_another_form_is_not_valid(spoil: Callable[[Any], object]) -> None:
     document = json.loads(render(failing_result()))
     require_valid(document)
+    spoil(document)
+    with pytest.raises(jsonschema.ValidationError):
+        require_valid(document)
+
+
+def test_what_several_backends_give_is_valid_and_all_there() -> None:
+    text = render(several_backends())
+    document = json.loads(text)
+    require_valid(document)
+    jit, slow, broken, shy = document["results"]
+    assert [each["artefact_bytes"] for each in (jit, slow)] == [1000, None]
+    assert jit["reference_checkpoint"] is None
+    assert (slow["reference"], slow["reference_checkpoint"]) == ("eager of single.pt", "single.pt")
+    named = {"title": "a sign is lost", "link": KNOWN.link, "remedy": "Take a newer one."}
+    assert slow["known"] == broken["known"] == [named]
+    assert (slow["passed"], jit["known"]) == (False, [])
+    (frontend,) = slow["frontends"]
+    assert (frontend["kind"], frontend["compared"], frontend["same"]) == ("image", 30, 28)
+    assert frontend["known"]["on white"]["count"] == 1
+    assert frontend["unknown"][0]["unlike"]["figures"] == {"levels": 1.0, "share": None}
+    assert shy["frontends_problem"] == "clip: no vocabulary. Give one."
+    assert document["left_out"][0] == {
+        "checkpoint": "release/model.pt",
+        "backend": "compile:mode=default",
+        "device": "cpu",
+        "dtype": "float32",
+        "reason": "there is no compiler",
+    }
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda document: document["left_out"][0].pop("reason"),
+        lambda document: document["results"][1]["known"][0].pop("link"),
+        lambda document: document["results"][1]["frontends"][0].update(kind="sound"),
+        lambda document: document["results"][1]["frontends"][0]["known"]["on white"].pop("count"),
+        lambda document: document["results"][1]["frontends"][0]["unknown"][0].pop("unlike"),
+        lambda document: document["results"][1].update(reference_checkpoint=1),
+        lambda document: document["results"][0].update(artefact_bytes=-1),
+    ],
+)
+def test_a_field_of_a_backend_that_is_of_another_form_is_not_valid(
+    spoil: Callable[[Any], object],
+) -> None:
+    document = json.loads(render(several_backends()))
     spoil(document)
     with pytest.raises(jsonschema.ValidationError):
         require_valid(document)

@@ -11,7 +11,14 @@ from hypothesis import given
 
 from clipcheck.judgement import Judgement, Result
 from clipcheck.report.junit import render
-from tests.report import ENVIRONMENT, PASSED, failed, failing_result, unjudged
+from tests.report import (
+    ENVIRONMENT,
+    PASSED,
+    failed,
+    failing_result,
+    several_backends,
+    unjudged,
+)
 from tests.report.test_phrases import ANY_TEXT
 
 SCHEMA = xmlschema.XMLSchema10(Path(__file__).with_name("data") / "junit.xsd")
@@ -108,3 +115,33 @@ def test_the_schema_can_tell() -> None:
     text = render(failing_result())
     with pytest.raises(xmlschema.XMLSchemaValidationError):
         SCHEMA.validate(text.replace('time="1.750"', 'time="1.7500"'))
+
+
+def test_what_was_left_out_is_skipped_and_fails_nothing() -> None:
+    root = parsed(several_backends())
+    assert [root.get(name) for name in ("tests", "failures", "errors")] == ["9", "1", "1"]
+    last = root[-1]
+    assert (last.get("name"), last.get("skipped"), last.get("failures")) == ("left out", "2", "0")
+    first, second = last.iter("testcase")
+    assert first.get("name") == "judged-release/model.pt-compile:mode=default-cpu-float32"
+    assert second.get("name") == "judged-release/model.pt-compile:mode=default-cpu-float16"
+    skipped = first.find("skipped")
+    assert skipped is not None
+    assert skipped.get("message") == "there is no compiler"
+
+
+def test_what_is_known_stands_with_the_failure_and_with_the_error() -> None:
+    line = (
+        "known: a sign is lost (transformers <6, https://example.org/issues/1). Take a newer one."
+    )
+    root = parsed(several_backends())
+    for kind in ("failure", "error"):
+        (found,) = root.iter(kind)
+        assert found.text is not None
+        assert line in found.text.splitlines()
+
+
+def test_backends_of_one_checkpoint_are_suites_of_their_own() -> None:
+    names = [suite.get("name") for suite in parsed(several_backends())]
+    assert names[1] == "release/model.pt, transformers:attention=eager on cpu in float32"
+    assert len(set(names)) == len(names) == 5

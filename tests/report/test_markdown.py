@@ -7,7 +7,14 @@ from hypothesis import given
 from clipcheck.compare.result import GateResult
 from clipcheck.judgement import Result
 from clipcheck.report.markdown import escaped, render
-from tests.report import ENVIRONMENT, PASSED, failed, failing_result, unjudged
+from tests.report import (
+    ENVIRONMENT,
+    PASSED,
+    failed,
+    failing_result,
+    several_backends,
+    unjudged,
+)
 from tests.report.test_phrases import ANY_TEXT
 
 
@@ -85,3 +92,13 @@ def test_a_fence_is_longer_than_those_in_the_code() -> None:
     text = render(Result((failed("````.pt"),), ENVIRONMENT))
     assert "\n`````\nAgain: " in text
     assert text.endswith("\n`````\n")
+
+
+def test_backends_are_rows_and_what_was_left_out_comes_last() -> None:
+    text = render(several_backends())
+    assert "| release/model.pt | transformers:attention=eager | cpu | float32 | ✓ |" in text
+    assert "| release/model.pt | onnxruntime | cpu | float32 | not judged | not judged |" in text
+    assert text.endswith("\nLeft out:\n\n- compile:mode=default: there is no compiler\n")
+    known = "- known: a sign is lost (transformers &lt;6, https://example.org/issues/1). Take"
+    assert text.count(known) == 2
+    assert "Left out" not in render(failing_result())

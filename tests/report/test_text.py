@@ -18,6 +18,7 @@ from clipcheck.report.cells import WIDTH
 from clipcheck.report.text import BAD, GOOD, brief, cell, render, report, verdict
 from clipcheck.search.probe import Measure
 from clipcheck.search.smallest import Failing
+from tests.report import several_backends
 
 FLOAT32 = ("integrity", "contract", "fidelity", "modules", "decision", "stability")
 HALF = ("integrity", "contract", "precision", "decision", "stability")
@@ -292,3 +293,105 @@ def test_no_line_is_wider_than_80_cells_nor_moves_the_cursor(found: list[Judgeme
 def test_the_verdict_says_it_all(judgements: tuple[Judgement, ...], expected: str) -> None:
     assert verdict(result(*judgements)) == expected
     assert len(expected) <= WIDTH
+
+
+def test_backends_stand_in_the_rows_below_where_they_all_ran() -> None:
+    assert brief(several_backends()).plain.splitlines() == [
+        "cpu float32          integrity  fidelity",
+        "release/model.pt",
+        " jit                 ok         ok 37%",
+        " transformers:eager  ok         FAIL 12x",
+        " onnxruntime         not judged",
+        " clip                ok         ok 37%",
+        "",
+        "  left out         compile:mode=default: there is no compiler",
+        "",
+        "INCONSISTENT: 1 run not the same as the eager model, 1 not judged, 2 passed.",
+    ]
+
+
+def test_a_backend_whose_name_is_long_has_the_room_that_the_gates_leave() -> None:
+    long = replace(PASSED, backend="onnxruntime:optimization=basic,providers=device")
+    *_, row = table(PASSED, replace(long, gates=margins(HALF, 0.5)))
+    assert row.startswith(" onnxruntime:basic,device  ok 50%")
+    *_, row = table(PASSED, replace(long, gates=margins(FLOAT32, 12_000.0)))
+    assert row.startswith(" onnxr...asic,device FAIL 1e4x")
+    assert cell_len(row) <= WIDTH
+
+
+def test_of_several_backends_each_error_says_whose_it_is_and_what_is_known_of_it() -> None:
+    lines = render(several_backends()).splitlines()
+    at = lines.index("  onnxruntime on cpu in float32")
+    assert lines[at - 1 : at + 4] == [
+        "release/model.pt",
+        "  onnxruntime on cpu in float32",
+        "  error            expected a file, found 'release/model.pt'. Look again.",
+        "  known            a sign is lost (transformers <6,",
+        "                   https://example.org/issues/1). Take a newer one.",
+    ]
+
+
+def test_what_is_known_is_told_and_it_fails_all_the_same() -> None:
+    text = render(several_backends())
+    block = text[: text.index("\n\n")]
+    assert "  FAIL  fidelity   12 times further\n" in block
+    assert "  known            a sign is lost (transformers <6,\n" in block
+    assert "transformers:attention=eager against eager of single.pt on cpu in float32" in block
+
+
+def test_raw_inputs_are_told_apart_from_the_verdict() -> None:
+    text = render(several_backends())
+    apart = text[text.index("Raw inputs, apart from the verdict:\n") :]
+    assert apart.splitlines()[1:8] == [
+        "preprocessing of transformers 5.24.0 (slow): 28 of 30 images the same; 1 differs",
+        "  as known; 1 differs otherwise",
+        "  known: on white: 1, such as RGBA 3x4",
+        "    puts it on white",
+        "    https://example.org/issues/1",
+        "  otherwise: LA 1x1: 1 level apart",
+        "not compared for clip: no vocabulary. Give one.",
+    ]
+    assert "Raw inputs" not in brief(several_backends()).plain
+
+
+def test_a_fault_of_weights_or_of_another_backend_is_not_mended_by_another_archive() -> None:
+    weights = GateResult("weights", False, "differ")
+    assert "Next:" not in render(result(replace(FAILED, gates=(weights, *FAILED.gates))))
+    assert "Next:" not in render(result(replace(FAILED, backend="trace")))
+
+
+def test_seven_gates_stand_side_by_side_where_there_is_room() -> None:
+    found = replace(PASSED, checkpoint="x" * 30, gates=margins(("weights", *FLOAT32), 0.5))
+    lines = table(found)
+    assert len(lines) == 3
+    assert lines[0].split() == ["weights", *FLOAT32]
+    wide = table(found, replace(found, backend="compile:mode=max-autotune"))
+    assert len(wide) == 8
+    assert wide[4].split() == ["cpu", "float32", "stability"]
+
+
+BESIDE = {"reference_checkpoint": "other.pt", "reference": "eager of other.pt"}
+
+
+@pytest.mark.parametrize(
+    ("judgements", "expected"),
+    [
+        (
+            (PASSED, replace(PASSED, backend="trace")),
+            "CONSISTENT: 2 runs the same as the eager model.",
+        ),
+        (
+            (UNJUDGED, replace(UNJUDGED, backend="trace")),
+            "NOT JUDGED: 2 runs could not be judged.",
+        ),
+        ((replace(PASSED, **BESIDE),), "CONSISTENT: 1 checkpoint the same as the reference."),
+        (
+            (replace(PASSED, **BESIDE), replace(FAILED, backend="trace", **BESIDE)),
+            "INCONSISTENT: 1 run not the same as the reference, 1 passed.",
+        ),
+    ],
+)
+def test_the_verdict_of_several_backends_and_of_another_reference(
+    judgements: tuple[Judgement, ...], expected: str
+) -> None:
+    assert verdict(result(*judgements)) == expected

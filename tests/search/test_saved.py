@@ -117,6 +117,8 @@ BAD = [
     (having(atol=-1), "atol is no number of at least 0"),
     (having(rtol=True), "rtol is no number of at least 0"),
     (having(rtol="0.1"), "rtol is no number of at least 0"),
+    (having(backend=None), "backend or reference_checkpoint is no text"),
+    (having(reference_checkpoint=3), "backend or reference_checkpoint is no text"),
 ]
 
 
@@ -161,3 +163,19 @@ def test_a_folder_that_is_not_there_is_one_error(tmp_path: Path) -> None:
         read(tmp_path / "nothing")
     with pytest.raises(ReplayError, match=r"example\.json: expected a failing input"):
         read(tmp_path)
+
+
+def test_what_was_saved_before_there_were_other_backends_is_of_the_archive(folder: Path) -> None:
+    assert (read(folder).backend, read(folder).reference) == ("jit", None)
+
+
+def test_the_backend_and_the_reference_come_back(tmp_path: Path) -> None:
+    described = {
+        **DESCRIBED,
+        "backend": "transformers:attention=eager",
+        "reference": "eager of /models/b.pt",
+        "reference_checkpoint": "/models/b.pt",
+    }
+    write(tmp_path / "found", EXAMPLE, described, "It fails.")
+    found = read(tmp_path / "found")
+    assert (found.backend, found.reference) == ("transformers:attention=eager", "/models/b.pt")

@@ -66,6 +66,20 @@ def test_every_gate_of_every_dtype_is_a_test_and_a_checkpoint_stands_together() 
     assert gates == [*GATES["float16"], *GATES["float16"]]
 
 
+def test_an_option_of_a_backend_that_there_is_not_is_refused() -> None:
+    with pytest.raises(UsageError, match="--clip-backend: compile: expected mode to be one of"):
+        choices(backend=["compile:mode=fast"])
+
+
+def test_archives_alone_have_the_gate_modules() -> None:
+    found = choices(model=["a"], backend=["jit", "trace"], dtype=["float32"]).combinations(NAMES)
+    gates = {
+        name: [each["clip_gate"] for each in found if each["clip_backend"] == name]
+        for name in ("jit", "trace")
+    }
+    assert set(gates["jit"]) - set(gates["trace"]) == {"modules"}
+
+
 def test_a_test_gets_what_it_asks_for_and_no_more() -> None:
     assert choices(model=["a", "b"]).combinations(["clip_model"]) == [
         {"clip_model": "a"},
@@ -84,7 +98,8 @@ def test_a_test_gets_what_it_asks_for_and_no_more() -> None:
         ("examples", "1.5", "a whole number of at least 1, found '1.5'"),
         ("seed", "-1", "a whole number of at least 0, found '-1'"),
         ("dtype", ["float8"], "one of float32, float16, bfloat16, found 'float8'"),
-        ("backend", ["onnx"], "one of jit, found 'onnx'"),
+        ("backend", ["onnx"], "a backend, found 'onnx'"),
+        ("backend", ["all"], "the names of backends, found 'all'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(option: str, value: object, expected: str) -> None:

@@ -8,7 +8,7 @@ import torch
 
 import clipcheck
 from clipcheck.checkpoints.architecture import specs
-from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
+from clipcheck.checkpoints.checkpoint import FILE_FORMATS, Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import ClipcheckError, DamagedError, NotFiniteError, OutputError, RunError
 from clipcheck.writers import convert as convert_module
@@ -16,7 +16,7 @@ from clipcheck.writers.convert import convert, write
 from clipcheck.writers.synthesize import synthesize
 from tests.models import TINY, assert_near, inputs, outputs, small
 
-_A, _S, _T = Format
+_A, _S, _T = FILE_FORMATS
 TOUR = [_A, _S, _S, _T, _T, _A, _T, _S, _A]
 
 
@@ -55,7 +55,7 @@ def test_from_any_format_to_any_other_all_is_equal_bit_for_bit(
 
 def test_the_tour_leads_from_any_format_to_any_other() -> None:
     assert set(itertools.pairwise([Format.ARCHIVE, *TOUR])) == set(
-        itertools.product(Format, repeat=2)
+        itertools.product(FILE_FORMATS, repeat=2)
     )
 
 
@@ -82,7 +82,7 @@ def test_the_same_weights_give_the_same_bytes(
 # --------------------------------------------------------------------------- dtypes
 
 
-@pytest.mark.parametrize("form", Format)
+@pytest.mark.parametrize("form", FILE_FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
 def test_a_dtype_is_for_the_weights_that_are_half_in_the_released_files(
     checkpoint: Checkpoint, tmp_path: Path, dtype: torch.dtype, form: Format
@@ -156,7 +156,7 @@ def flat_views(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return views
 
 
-@pytest.mark.parametrize("form", Format)
+@pytest.mark.parametrize("form", FILE_FORMATS)
 def test_views_and_shared_weights_are_written_apart(
     checkpoint: Checkpoint, tmp_path: Path, form: Format
 ) -> None:
@@ -207,7 +207,7 @@ def test_a_judge_that_is_content_lets_the_file_be(checkpoint: Checkpoint, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
 
 
-@pytest.mark.parametrize("form", Format)
+@pytest.mark.parametrize("form", FILE_FORMATS)
 def test_no_room_is_an_error_and_leaves_nothing(
     checkpoint: Checkpoint, tmp_path: Path, form: Format
 ) -> None:

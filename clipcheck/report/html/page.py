@@ -11,17 +11,28 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from clipcheck.compare.frontends import FrontendResult
 from clipcheck.compare.localisation import Place
 from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.inputs.examples import Example, Prompt
 from clipcheck.judgement import Judgement, Result
+from clipcheck.report.frontends import headline
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
 from clipcheck.report.html.words import as_far, figure, ratio, visible
 from clipcheck.report.text import next_steps, verdict
 
-GATES = ("integrity", "contract", "fidelity", "modules", "precision", "decision", "stability")
+GATES = (
+    "weights",
+    "integrity",
+    "contract",
+    "fidelity",
+    "modules",
+    "precision",
+    "decision",
+    "stability",
+)
 """The columns of the matrix, in their order."""
 
 PHASES = {
@@ -33,9 +44,13 @@ PHASES = {
     "candidate": "the candidate, all calls",
     "modules": "modules one by one",
     "gates": "gates",
+    "frontends": "comparing raw inputs",
     "search": "looking for the smallest input that fails",
 }
 """By phase, what is done in it. ``run`` is the sum of all but the first."""
+
+_UNKNOWN = 10
+"""Inputs that are shown of those that a library takes otherwise for no known reason."""
 
 
 def page(result: Result) -> str:
@@ -131,6 +146,7 @@ class _Section:
     inputs: Sequence[_Input]
     figures: Sequence[tuple[str, str, str, str]]
     phases: Sequence[tuple[str, str, str]]
+    frontends: Sequence[tuple[str, Sequence[tuple[str, str]]]]
     command: str
 
     @classmethod
@@ -146,6 +162,7 @@ class _Section:
             _shown_inputs(judgement, side),
             [row for gate in judgement.gates for row in _figures(gate)],
             _phases(judgement.seconds),
+            [_frontend(result) for result in judgement.frontends],
             _command(judgement),
         )
 
@@ -189,6 +206,8 @@ def _room(gate: GateResult) -> str:
 def _headline(gate: GateResult) -> str:
     """The figure that says most of a gate."""
     rows = gate.figures
+    if gate.name == "weights" and "weights" in rows:
+        return f"{rows['weights'].get('differing')} of {rows['weights'].get('compared')} differ"
     if gate.name == "integrity" and "weights" in rows:
         wrong = {key: rows["weights"].get(key) for key in ("differing", "unused", "changed")}
         told = [f"{count} {key}" for key, count in wrong.items() if count]
@@ -289,10 +308,19 @@ def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:
     return [*rows, ("all", f"{total:.2f}", "")] if rows else []
 
 
+def _frontend(result: FrontendResult) -> tuple[str, list[tuple[str, str]]]:
+    """How a library takes raw inputs: in a line, and each way in which it differs."""
+    known = [(name, f"{each.count}: {each.meaning}") for name, each in result.known.items()]
+    unknown = [(f"otherwise, {each.example}", each.unlike.message) for each in result.unknown]
+    return headline(result), [*known, *unknown[:_UNKNOWN]]
+
+
 def _command(judgement: Judgement) -> str:
     """What repeats the check."""
     words: list[Any] = ["clipcheck", "check", judgement.path or judgement.checkpoint]
     words += ["--backend", judgement.backend] if judgement.backend != "jit" else []
+    reference = judgement.reference_checkpoint
+    words += [] if reference is None else ["--reference", reference]
     words += ["--device", judgement.device]
     words += ["--dtype", judgement.dtype] if judgement.dtype else []
     words += ["--examples", judgement.examples] if judgement.examples else []

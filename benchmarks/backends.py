@@ -1,0 +1,147 @@
+"""What each way to run a checkpoint costs, and how near it is to float64: a table to choose by.
+
+Every backend that fits is built twice in one process, with nothing kept from before and then with
+what the first time left; and it is run in pairs with the eager model, on the same batch, one after
+the other, so that both have the same machine. The table has medians.
+
+    python -m benchmarks.backends
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.load import write_archive
+from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.base import Backend, Source
+from clipcheck.backends.loading import Sides, build, load_sides
+from clipcheck.backends.modules import ModuleBackend
+from clipcheck.backends.reference import exact_arithmetic, exact_floats
+from clipcheck.backends.registry import ALL, Choice, chosen, way
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.compare.fidelity import fidelity
+from clipcheck.compare.tolerances import LIMITS
+from clipcheck.inputs.batches import Batch, batches
+from clipcheck.judging import Stopwatch, Trial, inputs_of
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a backend: seconds, ratios, and bytes."""
+
+    name: str
+    cold: float
+    warm: float
+    batch: float
+    beside_eager: float
+    size: int | None
+    ratio: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, help="an archive; by default a ViT-B/32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=16, help="of the batch, and as many texts")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = arguments.checkpoint or write_archive(Path(folder))
+        report(measure(path, Path(folder), arguments.rounds, arguments.images), arguments.images)
+
+
+def measure(path: Path, folder: Path, rounds: int, images: int) -> list[Row]:
+    checkpoint = open_checkpoint(path)
+    kept = folder / "artefacts"
+    artefacts = Artefacts(kept, folder)
+    sides = load_sides(checkpoint, None, CPU, "float32", folder, artefacts, archive=True)
+    drawn = list(batches(8, inputs_of(checkpoint.architecture), 0))
+    trial = Trial.of(sides.reference, drawn, "float32", Stopwatch())
+    batch = repeated(drawn, images)
+    rows = []
+    for choice in chosen([ALL]):
+        chosen_way = way(choice.name)
+        if choice.name == "eager" or chosen_way.available():
+            continue
+        if chosen_way.unfit(checkpoint, CPU, "float32"):
+            continue
+        rows.append(measure_one(choice, sides, trial, batch, rounds))
+    return rows
+
+
+def measure_one(choice: Choice, sides: Sides, trial: Trial, batch: Batch, rounds: int) -> Row:
+    cold, _ = timed(lambda: built(choice, sides.source))
+    _.close()
+    warm, candidate = timed(lambda: built(choice, sides.source))
+    eager = ModuleBackend("eager", sides.source.model, CPU)
+    with closing(candidate), exact_arithmetic():
+        run(candidate, batch)
+        run(eager, batch)
+        pairs = [
+            (timed(lambda: run(candidate, batch))[0], timed(lambda: run(eager, batch))[0])
+            for _ in range(rounds)
+        ]
+        gate = fidelity(trial.run(candidate).cases, LIMITS["float32"], trial.scale)
+        size = candidate.size
+    ratios = [float(row["rmse_ratio"]) for row in gate.figures.values() if "rmse_ratio" in row]
+    return Row(
+        str(choice),
+        cold,
+        warm,
+        statistics.median(mine for mine, _ in pairs),
+        statistics.median(mine / other for mine, other in pairs),
+        size,
+        max(ratios),
+    )
+
+
+def built(choice: Choice, source: Source) -> Backend:
+    with exact_floats():
+        return build(choice, source)
+
+
+def run(backend: Backend, batch: Batch) -> None:
+    """Logits of a batch, which every way gives in one pass of each tower."""
+    backend(batch.pixels, batch.tokens)
+
+
+def repeated(drawn: list[Batch], images: int) -> Batch:
+    """The rows of a batch again and again, until there are so many."""
+    rows = [i % len(drawn[-1].pixels) for i in range(images)]
+    texts = [i % len(drawn[-1].tokens) for i in range(images)]
+    return drawn[-1].select(rows, texts)
+
+
+def timed(call: Callable[[], object]) -> tuple[float, object]:
+    started = time.perf_counter()
+    found = call()
+    return time.perf_counter() - started, found
+
+
+def report(rows: list[Row], images: int) -> None:
+    print(f"{images} images and {images} texts, {torch.get_num_threads()} threads.\n")
+    print(
+        "| backend | build, s | again, s | batch, s | of eager's time | artefact, MB "
+        "| of eager's distance from float64 |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        size = "-" if row.size is None else f"{row.size / 1e6:,.0f}"
+        print(
+            f"| `{row.name}` | {row.cold:.1f} | {row.warm:.1f} | {row.batch:.2f} "
+            f"| {row.beside_eager:.2f} | {size} | {row.ratio:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

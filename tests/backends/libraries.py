@@ -1,0 +1,94 @@
+"""What the tests of the backends of other libraries' CLIP models share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.base import Backend, Named, Source, Way
+from clipcheck.backends.reference import Reference, exact_arithmetic
+from clipcheck.checkpoints.architecture import specs
+from clipcheck.checkpoints.checkpoint import Checkpoint
+from clipcheck.inputs.batches import Inputs, batches
+from clipcheck.models import eager
+
+CPU = torch.device("cpu")
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def source_of(
+    checkpoint: Checkpoint, scratch: Path, dtype: str = "float32", **options: str
+) -> Source:
+    """The checkpoint, with the eager model of its weights in that dtype."""
+    released = {key: spec.released_dtype for key, spec in specs(checkpoint.architecture)}
+    wanted = getattr(torch, dtype)
+    weights = {
+        key: t.to(wanted if released[key] == "float16" else torch.float32)
+        if t.is_floating_point()
+        else t
+        for key, t in checkpoint.tensors.items()
+    }
+    model = eager.build(checkpoint.architecture, weights)
+    return Source(checkpoint, model, CPU, dtype, options, scratch, Artefacts(None, scratch))
+
+
+def pairs(checkpoint: Checkpoint, examples: int = 5) -> list[Pair]:
+    """Batches of several and of one, drawn from all kinds of inputs."""
+    a = checkpoint.architecture
+    drawn = batches(examples, Inputs(a.image_resolution, a.context_length, a.vocab_size, a.grid), 0)
+    found = [(batch.pixels, batch.tokens) for batch in drawn]
+    pixels, tokens = found[0]
+    return [*found, (pixels[:1], tokens[:1]), (pixels[:2], tokens[:1]), (pixels[:1], tokens)]
+
+
+def run(backend: Backend, pair: Pair) -> Named:
+    with exact_arithmetic():
+        return backend.outputs(*pair)
+
+
+def ratios(source: Source, backend: Backend, batch: list[Pair]) -> list[float]:
+    """By output and batch: how far from float64, in units of the eager model's distance."""
+    a = source.checkpoint.architecture
+    reference = Reference(source.model, a, CPU)
+    found = []
+    for pair, own, exact in zip(
+        batch, reference.outputs(batch), reference.exact_outputs(batch), strict=True
+    ):
+        outputs = run(backend, pair)
+        assert list(outputs) == list(own)
+        for name, values in outputs.items():
+            assert (values.shape, values.dtype) == (own[name].shape, own[name].dtype), name
+            floor = 1e-6 * np.abs(exact[name]).max()
+            found.append(_rmse(values, exact[name]) / max(_rmse(own[name], exact[name]), floor))
+    return found
+
+
+def _rmse(values: Any, exact: Any) -> float:
+    return float(np.sqrt(np.square(values.astype(np.float64) - exact).mean()))
+
+
+def assert_deterministic(backend: Backend, batch: list[Pair]) -> None:
+    """Twice the same bits, and a row alone what it is among others."""
+    pixels, tokens = batch[0]
+    first, second = run(backend, batch[0]), run(backend, batch[0])
+    for name, values in first.items():
+        assert values.tobytes() == second[name].tobytes(), name
+    alone = run(backend, (pixels[:1], tokens[:1]))
+    for name in ("image_features", "text_features"):
+        np.testing.assert_allclose(alone[name], first[name][:1], rtol=1e-4, atol=1e-5)
+    assert first["logits_per_image"].shape == (len(pixels), len(tokens))
+
+
+def assert_fits(way: Way) -> None:
+    """The file is a way to run a checkpoint."""
+    assert way.SUMMARY
+    for variant in way.VARIANTS:
+        assert variant.keys() <= way.OPTIONS.keys()
+        for key, value in variant.items():
+            assert value in way.OPTIONS[key].values
+    assert way.available() is None
+    assert way.version()

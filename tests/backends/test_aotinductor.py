@@ -1,0 +1,188 @@
+"""Compiling takes long: the package is built once for all of these tests, whoever runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+
+from clipcheck.backends import aotinductor
+from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.base import Backend, Source
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.errors import DamagedError, RunError
+from tests.backends.kept import (
+    CPU,
+    SIZES,
+    Kept,
+    artefact,
+    assert_near,
+    assert_same,
+    batch,
+    expected,
+    minute,
+    source,
+)
+from tests.samples import flipped
+
+pytestmark = pytest.mark.xdist_group("aotinductor")
+
+
+@pytest.fixture(scope="module")
+def made(built: Path) -> Source:
+    """Of the smallest model: what is compiled takes as long as it has different layers."""
+    return source(minute(built, Format.STATE_DICT), built, aotinductor)
+
+
+@pytest.fixture(scope="module")
+def backend(made: Source) -> Iterator[Backend]:
+    found = aotinductor.build(made)
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize(("images", "texts"), SIZES)
+def test_it_gives_the_eager_models_outputs_for_any_batch(
+    backend: Backend, made: Source, images: int, texts: int
+) -> None:
+    pixels, tokens = batch(made.checkpoint.architecture, images, texts)
+    assert_near(backend.outputs(pixels, tokens), expected(made.model, pixels, tokens), atol=1e-5)
+
+
+def test_one_output_is_that_of_all(backend: Backend, made: Source) -> None:
+    pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
+    found = backend.outputs(pixels, tokens)
+    near = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(backend.encode_image(pixels), found["image_features"], **near)
+    np.testing.assert_allclose(backend.encode_text(tokens), found["text_features"], **near)
+
+
+def test_it_is_deterministic(backend: Backend, made: Source) -> None:
+    pixels, tokens = batch(made.checkpoint.architecture, 3, 2)
+    assert_same(backend.outputs(pixels, tokens), backend.outputs(pixels, tokens))
+
+
+def test_its_weights_cannot_be_told(backend: Backend) -> None:
+    found = backend.evidence()
+    assert found.weights is None
+    assert not found.doubts
+
+
+def test_its_size_is_that_of_the_package(backend: Backend, made: Source) -> None:
+    assert backend.size == artefact(made).stat().st_size
+
+
+def test_it_leaves_nothing_where_it_was_compiled(backend: Backend, made: Source) -> None:
+    places = [path for path in made.scratch.iterdir() if not (path / "lock").exists()]
+    assert [path for path in places if path.is_dir()] == []
+
+
+def test_the_package_says_which_ids_it_takes(backend: Backend, made: Source) -> None:
+    """Its code would take any others for these."""
+    architecture = made.checkpoint.architecture
+    opened = aotinductor.open_package(artefact(made), CPU, architecture)
+    pixels, tokens = batch(architecture, 2, 3)
+    assert_same(opened.outputs(pixels, tokens), backend.outputs(pixels, tokens))
+    opened.close()
+
+
+def test_what_it_raises_is_translated_without_where_in_cpp(backend: Backend, made: Source) -> None:
+    pixels, tokens = batch(made.checkpoint.architecture, 1, 1)
+    message = r"^aotinductor: running the program failed \(index out of bounds: [^\n]*\)\. "
+    with pytest.raises(RunError, match=message):
+        backend.outputs(pixels, np.full_like(tokens, 10**6))
+
+
+def test_what_the_compiler_raises_is_translated(
+    made: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no such operator")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
+    fresh = dataclasses.replace(made, artefacts=cast(Artefacts, Kept(tmp_path)), scratch=tmp_path)
+    with pytest.raises(RunError, match=r"^aotinductor: compiling failed \(no such operator\)\."):
+        aotinductor.build(fresh)
+
+
+def test_what_the_loader_raises_is_translated(
+    made: Source, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> None:
+        raise RuntimeError("no such symbol")
+
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", fail)
+    with pytest.raises(RunError, match=r"^aotinductor: loading failed \(no such symbol\)\."):
+        aotinductor.build(made)
+
+
+def test_code_that_was_altered_is_not_loaded(
+    made: Source, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(_: str) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", load)
+    contents = artefact(made).read_bytes()
+    path = tmp_path / "package.pt2"
+    path.write_bytes(flipped(contents, contents.index(b"\x7fELF") + 1000))
+    with pytest.raises(DamagedError, match="was altered"):
+        aotinductor.open_package(path, CPU, made.checkpoint.architecture)
+
+
+def test_the_artefact_depends_on_the_hardware(
+    made: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(tmp_path)
+    monkeypatch.setattr(aotinductor, "_compile", lambda _, path: path.write_bytes(b""))
+    for capability in ("DEFAULT", "AVX2"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
+        with pytest.raises(RunError):
+            aotinductor.build(dataclasses.replace(made, artefacts=cast(Artefacts, kept)))
+    assert [key["hardware"] for key in kept.built] == ["DEFAULT", "AVX2"]
+
+
+def test_it_is_available_where_there_is_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{compiler} -O1")
+    assert aotinductor.available() is None
+
+
+@pytest.mark.parametrize(
+    ("cxx", "platform", "looked_for"),
+    [(None, "linux", "g++"), (None, "darwin", "clang++"), ("none++", "linux", "none++")],
+)
+def test_it_is_not_available_without_a_compiler(
+    cxx: str | None,
+    platform: str,
+    looked_for: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", os.fspath(tmp_path))
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.delenv("CXX", raising=False)
+    if cxx is not None:
+        monkeypatch.setenv("CXX", cxx)
+    missing = aotinductor.available()
+    assert missing is not None
+    assert missing.reason == f"there is no C++ compiler {looked_for!r} here"
+    assert "set CXX" in missing.remedy
+
+
+@pytest.mark.parametrize(("device", "fits"), [("cpu", True), ("cuda", True), ("mps", False)])
+def test_it_is_unfit_for_devices_that_it_has_no_code_for(
+    made: Source, device: str, fits: bool
+) -> None:
+    reason = aotinductor.unfit(made.checkpoint, torch.device(device), "float32")
+    assert reason == (None if fits else f"AOTInductor packs no code for {device}")

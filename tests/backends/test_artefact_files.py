@@ -1,0 +1,272 @@
+"""Programs that others made: of their names, their order of inputs, and parts of their outputs."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clipcheck.backends import onnxruntime as onnx_way
+from clipcheck.backends.artefact_files import open_file
+from clipcheck.backends.base import Backend, Missing
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.compare.integrity import integrity
+from clipcheck.compare.result import Case
+from clipcheck.errors import (
+    ArchitectureError,
+    CheckpointError,
+    RunError,
+    UnavailableError,
+    UnknownFormatError,
+    UnsafeError,
+)
+from clipcheck.models import eager
+from clipcheck.writers.programs import write_onnx, write_pt2
+from clipcheck.writers.synthesize import architecture_named
+from tests.backends.kept import CPU, assert_near, batch, expected
+from tests.samples import MINUTE, minute_bytes, minute_weights
+
+
+@pytest.fixture(scope="module")
+def model() -> eager.CLIP:
+    return eager.build(MINUTE, {key: tensor.float() for key, tensor in minute_weights().items()})
+
+
+@pytest.fixture(scope="module")
+def own(model: eager.CLIP, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX program as clipcheck writes it, under a name that says nothing."""
+    path = tmp_path_factory.mktemp("own") / "program.pt2"
+    write_onnx(model, path)
+    return path
+
+
+class TheirForward(nn.Module):
+    """The eager model in another's clothes; subclasses have their forward."""
+
+    def __init__(self, model: eager.CLIP) -> None:
+        super().__init__()
+        self.clip = model
+
+    def both(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        image, text = self.clip.encode_image(pixels), self.clip.encode_text(ids)
+        return (*self.clip.logits(image, text), image, text)
+
+
+class LikeTransformers(TheirForward):
+    def forward(
+        self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, ...]:
+        per_image, per_text, image, text = self.both(pixel_values, input_ids)
+        text = text + 0 * attention_mask.sum()
+        image, text = (each / each.norm(dim=-1, keepdim=True) for each in (image, text))
+        return per_image, per_text, text, image
+
+
+class LogitsAlone(TheirForward):
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        return self.both(image, text)[:2]
+
+
+class FeaturesAlone(TheirForward):
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        return self.both(image, text)[2:]
+
+
+class Twice(TheirForward):
+    """Gives two things of the shape of image features."""
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+        found = self.both(image, text)
+        return (*found, 2 * found[2])
+
+
+class ImageAlone(TheirForward):
+    def forward(self, image: Tensor) -> Tensor:
+        return self.clip.encode_image(image)
+
+
+class More(TheirForward):
+    def forward(self, image: Tensor, text: Tensor, temperature: Tensor) -> Tensor:
+        return self.both(image, text)[0] * temperature
+
+
+IMAGES, TEXTS = (torch.export.Dim(name, min=1) for name in ("images", "texts"))
+
+
+def exported(module: nn.Module, names: list[str], dtype: torch.dtype = torch.int64) -> Any:
+    """A program of a module that gets its inputs by name."""
+    side, length = MINUTE.image_resolution, MINUTE.context_length
+    pixels, ids = torch.zeros(2, 3, side, side), torch.zeros(3, length, dtype=dtype)
+    known = {
+        "pixel_values": (pixels, {0: IMAGES}),
+        "image": (pixels, {0: IMAGES}),
+        "input_ids": (ids, {0: TEXTS}),
+        "attention_mask": (torch.ones_like(ids), {0: TEXTS}),
+        "text": (ids, {0: TEXTS}),
+        "temperature": (torch.ones(1), None),
+    }
+    example = {name: known[name][0] for name in names}
+    sizes = {name: known[name][1] for name in names}
+    with torch.no_grad():
+        return torch.export.export(module.eval(), (), example, dynamic_shapes=sizes, strict=False)
+
+
+def saved_pt2(path: Path, module: nn.Module, names: list[str]) -> Path:
+    torch.export.save(exported(module, names), path)
+    return path
+
+
+def saved_onnx(path: Path, module: nn.Module, names: list[str], outputs: list[str]) -> Path:
+    program = torch.onnx.export(
+        exported(module, names), dynamo=True, output_names=outputs, verbose=False
+    )
+    assert program is not None
+    onnx.save(program.model_proto, path)
+    return path
+
+
+def outputs_of(backend: Backend, model: eager.CLIP) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a backend and the eager model give, of a batch of as many images as texts."""
+    pixels, tokens = batch(MINUTE, 4, 4)
+    return backend.outputs(pixels, tokens), expected(model, pixels, tokens)
+
+
+def missing(backend: Backend, model: eager.CLIP) -> str:
+    """What the gate ``integrity`` says of a program that gives less than it has to."""
+    found, wanted = outputs_of(backend, model)
+    result = integrity([Case(found, wanted, wanted)], backend.evidence())
+    assert not result.passed
+    return result.message
+
+
+def test_our_own_pt2_gives_all(model: eager.CLIP, tmp_path: Path) -> None:
+    write_pt2(model, tmp_path / "own.pt2")
+    backend = open_file(tmp_path / "own.pt2", CPU, MINUTE, weights=model.state_dict())
+    assert_near(*outputs_of(backend, model), atol=1e-6)
+    assert backend.evidence().weights == len(model.state_dict())
+
+
+def test_our_own_onnx_gives_all(model: eager.CLIP, own: Path) -> None:
+    backend = open_file(own, CPU, MINUTE, weights=model.state_dict())
+    assert backend.name == "onnxruntime"
+    assert_near(*outputs_of(backend, model), atol=1e-5)
+    assert backend.evidence().weights
+
+
+def test_logits_of_transformers_are_judged_and_normalised_features_missed(
+    model: eager.CLIP, tmp_path: Path
+) -> None:
+    names = ["input_ids", "pixel_values", "attention_mask"]
+    outputs = ["logits_per_image", "logits_per_text", "text_embeds", "image_embeds"]
+    path = saved_onnx(tmp_path / "theirs.onnx", LikeTransformers(model), names, outputs)
+    backend = open_file(path, CPU, MINUTE)
+    found, wanted = outputs_of(backend, model)
+    logits = ("logits_per_image", "logits_per_text")
+    assert_near(found, {name: wanted[name] for name in logits}, atol=1e-5)
+    message = missing(backend, model)
+    assert "the program gives image_embeds, which are normalised, and no image_features" in message
+    assert "image_features is missing from the candidate" in message
+
+
+def test_a_program_of_logits_alone_lacks_features(model: eager.CLIP, tmp_path: Path) -> None:
+    path = saved_pt2(tmp_path / "theirs.pt2", LogitsAlone(model), ["image", "text"])
+    backend = open_file(path, CPU, MINUTE)
+    found, wanted = outputs_of(backend, model)
+    logits = ("logits_per_image", "logits_per_text")
+    assert_near(found, {name: wanted[name] for name in logits}, atol=1e-6)
+    assert "image_features is missing from the candidate" in missing(backend, model)
+    with pytest.raises(RunError, match="export: the program gives no image_features"):
+        backend.encode_image(batch(MINUTE, 1, 1)[0])
+
+
+def test_a_program_of_features_alone_lacks_logits(model: eager.CLIP, tmp_path: Path) -> None:
+    path = saved_onnx(
+        tmp_path / "theirs.onnx", FeaturesAlone(model), ["image", "text"], ["one", "two"]
+    )
+    backend = open_file(path, CPU, MINUTE)
+    found, wanted = outputs_of(backend, model)
+    features = ("image_features", "text_features")
+    assert_near(found, {name: wanted[name] for name in features}, atol=1e-5)
+    assert "logits_per_image is missing from the candidate" in missing(backend, model)
+    with pytest.raises(RunError, match="onnxruntime: the program gives no logits_per_image"):
+        backend(*batch(MINUTE, 1, 1))
+
+
+def test_of_two_outputs_of_one_shape_neither_is_taken(model: eager.CLIP, tmp_path: Path) -> None:
+    path = saved_pt2(tmp_path / "theirs.pt2", Twice(model), ["image", "text"])
+    found, _ = outputs_of(open_file(path, CPU, MINUTE), model)
+    assert list(found) == ["text_features", "logits_per_image", "logits_per_text"]
+
+
+def test_a_program_of_one_tower_is_refused(model: eager.CLIP, tmp_path: Path) -> None:
+    path = saved_pt2(tmp_path / "theirs.pt2", ImageAlone(model), ["image"])
+    message = "expected a program of pixels and ids, found one that takes image"
+    with pytest.raises(CheckpointError, match=message):
+        open_file(path, CPU, MINUTE)
+
+
+def test_an_input_that_no_clip_model_has_is_named(model: eager.CLIP, tmp_path: Path) -> None:
+    path = saved_pt2(tmp_path / "theirs.pt2", More(model), ["image", "text", "temperature"])
+    with pytest.raises(CheckpointError, match="its input 'temperature' is none that a CLIP"):
+        open_file(path, CPU, MINUTE)
+
+
+def test_a_program_of_another_architecture_is_refused(own: Path) -> None:
+    with pytest.raises(ArchitectureError, match=r"\[any, 3, 16, 16\], expected \[any, 3, 32, 32\]"):
+        open_file(own, CPU, architecture_named("tiny-vit"))
+
+
+def test_a_batch_size_that_is_burnt_in_is_an_error_when_it_is_run(
+    model: eager.CLIP, tmp_path: Path
+) -> None:
+    side, length = MINUTE.image_resolution, MINUTE.context_length
+    example = (torch.zeros(2, 3, side, side), torch.zeros(3, length, dtype=torch.int64))
+    program = torch.export.export(LogitsAlone(model).eval(), example, strict=False)
+    torch.export.save(program, tmp_path / "burnt.pt2")
+    backend = open_file(tmp_path / "burnt.pt2", CPU, MINUTE)
+    with pytest.raises(RunError, match="export: running the program failed"):
+        backend.outputs(*batch(MINUTE, 4, 4))
+
+
+def test_native_code_is_not_loaded_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "package.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("package/archive_format", "pt2")
+        archive.writestr("package/data/aotinductor/model/x.so", "code")
+    loaded = []
+
+    def load(path: str) -> None:
+        loaded.append(path)
+        raise RuntimeError("not sound")
+
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", load)
+    with pytest.raises(UnsafeError, match="it is native code"):
+        open_file(path, CPU, MINUTE)
+    assert not loaded
+    with pytest.raises(RunError, match=r"aotinductor: loading failed \(not sound\)"):
+        open_file(path, CPU, MINUTE, native=True)
+    assert loaded == [str(path)]
+
+
+@pytest.mark.parametrize("contents", [b"", b"hello", minute_bytes(Format.ARCHIVE)])
+def test_what_is_no_program_is_refused(contents: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "other.onnx"
+    path.write_bytes(contents)
+    with pytest.raises(UnknownFormatError, match="expected a program"):
+        open_file(path, CPU, MINUTE)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be read \(No such file"):
+        open_file(tmp_path / "none.onnx", CPU, MINUTE)
+
+
+def test_onnx_needs_onnx_runtime(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_way, "available", lambda: Missing("it is not there", "Install it."))
+    with pytest.raises(UnavailableError, match=r"onnxruntime: it is not there\. Install it\."):
+        open_file(own, CPU, MINUTE)

@@ -1,0 +1,95 @@
+"""How the weights that a library's model holds are compared with the file's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clipcheck.backends.libraries import evidence_of
+from clipcheck.checkpoints.architecture import BUFFERS
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+from tests.samples import MINUTE, Weights, minute_weights
+
+CONV = "visual.conv1.weight"
+SCALE = "logit_scale"
+
+
+def checkpoint(weights: Weights | None = None) -> Checkpoint:
+    tensors = minute_weights() if weights is None else weights
+    return Checkpoint(Path("weights"), Format.STATE_DICT, MINUTE, tensors)
+
+
+def held(dtype: torch.dtype = torch.float32) -> Weights:
+    return {
+        key: t.to(dtype if t.dtype == torch.float16 else torch.float32)
+        for key, t in minute_weights().items()
+        if key not in BUFFERS
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("all_of_it", [False, True], ids=["mixed", "pure"])
+def test_weights_cast_to_the_dtype_are_the_files(dtype: str, all_of_it: bool) -> None:
+    wanted = getattr(torch, dtype)
+    weights = {key: t.to(wanted) for key, t in held().items()} if all_of_it else held(wanted)
+    found = evidence_of(checkpoint(), weights, dtype, ["a doubt"])
+    assert (found.weights, list(found.doubts)) == (len(weights), ["a doubt"])
+    assert dict(found.differing) == {}
+
+
+DIFFERENT: dict[str, tuple[str, Callable[[Weights], Any], str]] = {
+    "a value": (SCALE, lambda w: w[SCALE].add_(1e-6), "the model has other bits than the file"),
+    "the sign of nothing": (
+        CONV,
+        lambda w: w[CONV].view(-1)[0].neg_(),
+        "the model has other bits than the file",
+    ),
+    "no weight": (SCALE, lambda w: w.pop(SCALE), "the model does not have it"),
+    "a shape": (
+        CONV,
+        lambda w: w.update({CONV: w[CONV][:1]}),
+        "the model has the shape [1, 3, 8, 8], the file [64, 3, 8, 8]",
+    ),
+    "a dtype": (SCALE, lambda w: w.update({SCALE: w[SCALE].half()}), "the model has it in float16"),
+    "one more": ("visual.proj", lambda w: None, "the file does not have it"),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_a_weight_that_differs_is_named_with_how_it_does(case: str) -> None:
+    key, change, reason = DIFFERENT[case]
+    file = minute_weights()
+    if case == "one more":
+        del file[key]
+    if case == "the sign of nothing":
+        file[CONV].view(-1)[0] = 0.0
+    weights = held()
+    if case == "the sign of nothing":
+        weights[CONV].view(-1)[0] = 0.0
+    change(weights)
+    assert dict(evidence_of(checkpoint(file), weights, "float32").differing) == {key: reason}
+
+
+def test_a_weight_that_was_rounded_is_told_from_another() -> None:
+    file = {key: t.float() * 1.0001 for key, t in minute_weights().items()}
+    weights = {key: t.half().float() for key, t in file.items() if key not in BUFFERS}
+    found = evidence_of(checkpoint(file), weights, "float32").differing
+    assert set(found.values()) == {"the library rounded it from float32 to float16"}
+    assert CONV in found
+
+
+def test_a_logit_scale_may_have_a_dimension_on_either_side() -> None:
+    for file, model in (((1,), ()), ((), (1,))):
+        stored, weights = minute_weights(), held()
+        stored[SCALE] = stored[SCALE].reshape(file)
+        weights[SCALE] = weights[SCALE].reshape(model)
+        assert dict(evidence_of(checkpoint(stored), weights, "float32").differing) == {}
+
+
+def test_another_dtype_than_the_one_asked_for_is_a_doubt() -> None:
+    found = evidence_of(checkpoint(), held(), "float16")
+    assert list(found.doubts) == ["it computes in float32 in place of float16"]

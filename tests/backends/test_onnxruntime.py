@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from clipcheck.backends import onnxruntime as way
+from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.base import Backend, Source
+from clipcheck.checkpoints.architecture import ARCHITECTURES
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+from clipcheck.errors import RunError, UnavailableError
+from clipcheck.models import eager
+from tests.backends.kept import (
+    CPU,
+    SIZES,
+    Kept,
+    artefact,
+    assert_near,
+    assert_same,
+    batch,
+    expected,
+    source,
+)
+
+NEAR = 1e-5
+"""Share of the greatest value: ONNX Runtime's own kernels were 4e-6 off at most."""
+
+
+@pytest.fixture(scope="module")
+def made(tiny_archive: Path, built: Path) -> Source:
+    return source(tiny_archive, built, way)
+
+
+@pytest.fixture(scope="module")
+def backend(made: Source) -> Iterator[Backend]:
+    found = way.build(made)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def vit(seeded_archive: Callable[..., Path], built: Path) -> Source:
+    return source(seeded_archive("tiny-vit"), built, way)
+
+
+def with_options(made: Source, **options: str) -> Source:
+    return dataclasses.replace(made, options={**made.options, **options})
+
+
+@pytest.mark.parametrize(("images", "texts"), SIZES)
+def test_it_gives_the_eager_models_outputs_for_any_batch(
+    backend: Backend, made: Source, images: int, texts: int
+) -> None:
+    pixels, tokens = batch(made.checkpoint.architecture, images, texts)
+    assert_near(backend.outputs(pixels, tokens), expected(made.model, pixels, tokens), NEAR)
+
+
+@pytest.mark.parametrize("level", way.OPTIONS["optimization"].values)
+def test_every_level_of_optimisation_gives_them(vit: Source, level: str) -> None:
+    backend = way.build(with_options(vit, optimization=level))
+    pixels, tokens = batch(vit.checkpoint.architecture, 2, 3)
+    assert_near(backend.outputs(pixels, tokens), expected(vit.model, pixels, tokens), NEAR)
+    backend.close()
+
+
+def test_the_levels_and_threads_are_the_sessions(
+    vit: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way.build(vit)
+    seen: list[Any] = []
+
+    def session(path: Path, settings: Any, **_: Any) -> None:
+        seen.append(settings)
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    levels = onnxruntime.GraphOptimizationLevel
+    for level in way.OPTIONS["optimization"].values:
+        with pytest.raises(RunError, match="stopped"):
+            way.build(with_options(vit, optimization=level))
+    assert [settings.graph_optimization_level for settings in seen] == [
+        levels.ORT_DISABLE_ALL,
+        levels.ORT_ENABLE_BASIC,
+        levels.ORT_ENABLE_EXTENDED,
+        levels.ORT_ENABLE_ALL,
+    ]
+    assert {settings.intra_op_num_threads for settings in seen} == {3}
+
+
+def test_the_default_level_is_onnx_runtimes_own() -> None:
+    default = way.OPTIONS["optimization"].default
+    level = onnxruntime.SessionOptions().graph_optimization_level
+    assert level == getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{default.upper()}")
+
+
+def test_one_output_is_that_of_all(backend: Backend, made: Source) -> None:
+    pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
+    found = backend.outputs(pixels, tokens)
+    near = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(backend.encode_image(pixels), found["image_features"], **near)
+    np.testing.assert_allclose(backend.encode_text(tokens), found["text_features"], **near)
+
+
+def test_it_is_deterministic(backend: Backend, made: Source) -> None:
+    pixels, tokens = batch(made.checkpoint.architecture, 3, 2)
+    assert_same(backend.outputs(pixels, tokens), backend.outputs(pixels, tokens))
+
+
+@pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet"])
+def test_it_computes_in_half_precision(
+    seeded_archive: Callable[..., Path], built: Path, name: str
+) -> None:
+    made = source(seeded_archive(name), built, way, "float16")
+    assert way.unfit(made.checkpoint, CPU, "float16") is None
+    backend = way.build(made)
+    pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
+    assert_near(backend.outputs(pixels, tokens), expected(made.model, pixels, tokens), atol=5e-3)
+    backend.close()
+
+
+def test_weights_are_compared_as_they_are_and_transposed(backend: Backend, made: Source) -> None:
+    found = backend.evidence()
+    keys = set(made.model.state_dict())
+    if isinstance(made.model.visual, eager.ModifiedResNet):
+        # The image tower's convolutions have taken these up.
+        keys -= {key for key in keys if "bn" in key or "downsample" in key}
+        keys -= {key for key in keys if "conv" in key}
+    assert found.weights == len(keys - {"logit_scale"})
+    assert not found.differing
+    assert not found.doubts
+
+
+def test_a_weight_of_other_bits_is_named(vit: Source) -> None:
+    way.build(vit)
+    weights = dict(vit.model.state_dict())
+    weights["ln_final.bias"] = weights["ln_final.bias"] + 1
+    architecture = vit.checkpoint.architecture
+    found = way.open_program(artefact(vit), CPU, architecture, weights).evidence()
+    assert found.differing == {"ln_final.bias": "the program has other bits than the file"}
+
+
+def test_a_weight_that_cannot_be_told_is_not_counted(vit: Source) -> None:
+    way.build(vit)
+    architecture = vit.checkpoint.architecture
+    weights = dict(vit.model.state_dict())
+    path = artefact(vit)
+    before = way.open_program(path, CPU, architecture, weights).evidence().weights
+    key = "transformer.resblocks.0.mlp.c_fc.weight"
+    weights[key] = weights[key] + 1
+    found = way.open_program(path, CPU, architecture, weights).evidence()
+    assert before is not None
+    assert found.weights == before - 1
+    assert not found.differing
+
+
+def test_without_weights_to_compare_none_are(vit: Source) -> None:
+    way.build(vit)
+    found = way.open_program(artefact(vit), CPU, vit.checkpoint.architecture)
+    assert found.evidence().weights is None
+
+
+def test_the_program_says_nothing_of_this_machine(vit: Source) -> None:
+    way.build(vit)
+    program = onnx.load(artefact(vit), load_external_data=False)
+    del program.graph.initializer[:]
+    assert str(Path(eager.__file__).parent).encode() not in program.SerializeToString()
+
+
+def test_an_unknown_provider_is_told_with_those_that_there_are(vit: Source) -> None:
+    message = (
+        r"^onnxruntime: expected execution providers out of .*CPUExecutionProvider.*, "
+        r"found 'NoneProvider'\. Name one of these"
+    )
+    with pytest.raises(UnavailableError, match=message):
+        way.build(with_options(vit, providers="CPUExecutionProvider+NoneProvider"))
+
+
+def test_several_providers_are_asked_in_their_order(
+    vit: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way.build(vit)
+    seen: list[list[str]] = []
+
+    def session(*_: Any, providers: list[str], **__: Any) -> None:
+        seen.append(providers)
+        raise RuntimeError("stopped")
+
+    available = ["CPUExecutionProvider", "OneProvider"]
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    with pytest.raises(RunError, match="stopped"):
+        way.build(with_options(vit, providers="OneProvider+CPUExecutionProvider"))
+    assert seen == [["OneProvider", "CPUExecutionProvider"]]
+
+
+def test_a_provider_that_did_not_start_is_a_doubt(
+    vit: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way.build(vit)
+    made = onnxruntime.InferenceSession
+
+    def fallen_back(path: Path, settings: Any, providers: list[str], **_: Any) -> Any:
+        return made(path, settings, providers=["CPUExecutionProvider"])
+
+    available = ["CPUExecutionProvider", "OneProvider"]
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fallen_back)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    backend = way.build(with_options(vit, providers="OneProvider"))
+    assert backend.evidence().doubts == [
+        "OneProvider could not be started, and CPUExecutionProvider ran in its place"
+    ]
+
+
+def test_what_onnx_runtime_raises_is_translated(vit: Source, tmp_path: Path) -> None:
+    way.build(vit)
+    path = tmp_path / "program.onnx"
+    path.write_bytes(artefact(vit).read_bytes()[:-1000])
+    with pytest.raises(RunError, match=r"^onnxruntime: opening the program failed \(.*ONNXRuntime"):
+        way.open_program(path, CPU, vit.checkpoint.architecture)
+
+
+def test_what_the_exporter_raises_is_translated(
+    vit: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no such operator")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    fresh = dataclasses.replace(vit, artefacts=cast(Artefacts, Kept(tmp_path)))
+    with pytest.raises(RunError, match=r"^onnxruntime: exporting failed \(no such operator\)\."):
+        way.build(fresh)
+
+
+@pytest.mark.parametrize("absent", [["onnxruntime"], ["onnx", "onnxscript"]])
+def test_it_is_not_available_without_its_libraries(
+    absent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert way.available() is None
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in absent else find(name)
+    )
+    missing = way.available()
+    assert missing is not None
+    are = "is" if len(absent) == 1 else "are"
+    assert missing.reason == f"{' and '.join(absent)} {are} not installed"
+    assert missing.remedy == 'Run: pip install "clipcheck[onnx]".'
+
+
+def test_it_tells_its_version() -> None:
+    assert way.version() == f"onnxruntime {onnxruntime.__version__}"
+
+
+UNFIT = {
+    ("ViT-B/32", "cpu", "float32"): None,
+    ("ViT-L/14", "cpu", "float32"): None,
+    ("ViT-B/32", "cpu", "bfloat16"): "no convolution in bfloat16",
+    ("ViT-B/32", "xpu", "float32"): "no execution provider that clipcheck knows for xpu",
+    ("ViT-B/32", "cuda", "float32"): "has no CUDAExecutionProvider; it has .*CPUExecutionProvider",
+    ("RN50x64", "cpu", "float32"): r"its weights are 2\.\d GB, and one ONNX file holds 2\.1 GB",
+    ("RN50x64", "cpu", "float16"): None,
+}
+
+
+@pytest.mark.parametrize(("architecture", "device", "dtype"), UNFIT)
+def test_it_tells_what_it_is_unfit_for(
+    architecture: str, device: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    checkpoint = Checkpoint(Path("x"), Format.ARCHIVE, ARCHITECTURES[architecture], {})
+    reason = UNFIT[architecture, device, dtype]
+    found = way.unfit(checkpoint, torch.device(device), dtype)
+    if reason is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert re.search(reason, found)

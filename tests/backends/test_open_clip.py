@@ -1,0 +1,264 @@
+"""open_clip's CLIP as a backend."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clipcheck import torchscript_support
+from clipcheck.backends import open_clip as way
+from clipcheck.backends import registry
+from clipcheck.backends.base import Backend, Source
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.errors import RunError
+from clipcheck.inputs.tokenizer import tokenize
+from clipcheck.writers.convert import write
+from clipcheck.writers.directories import write_open_clip, write_transformers
+from conftest import SeededArchive
+from tests.backends.libraries import (
+    CPU,
+    assert_deterministic,
+    assert_fits,
+    pairs,
+    ratios,
+    source_of,
+)
+from tests.oracles import open_clip
+
+Built = tuple[Source, Backend]
+DTYPES = ["float32", "float16", "bfloat16"]
+
+
+@pytest.fixture(scope="module")
+def archive(tiny_archive: Path) -> Checkpoint:
+    return open_checkpoint(tiny_archive)
+
+
+@pytest.fixture(scope="module")
+def vit(seeded_archive: SeededArchive) -> Checkpoint:
+    return open_checkpoint(seeded_archive("tiny-vit"))
+
+
+def as_safetensors(checkpoint: Checkpoint, folder: Path) -> Path:
+    path = folder / "weights.safetensors"
+    write(checkpoint.architecture, checkpoint.tensors, path, Format.SAFETENSORS)
+    return path
+
+
+def as_folder(checkpoint: Checkpoint, folder: Path) -> Path:
+    write_open_clip(checkpoint, folder / "oc")
+    return folder / "oc"
+
+
+def as_custom_text(checkpoint: Checkpoint, folder: Path) -> Path:
+    path = as_folder(checkpoint, folder)
+    config = path / "open_clip_config.json"
+    value = json.loads(config.read_text())
+    value["model_cfg"] |= {"custom_text": True, "nonscalar_logit_scale": True}
+    config.write_text(json.dumps(value))
+    return path
+
+
+FORMS: dict[str, Callable[[Checkpoint, Path], Path]] = {
+    "archive": lambda checkpoint, _: checkpoint.path,
+    "safetensors": as_safetensors,
+    "folder": as_folder,
+    "custom text": as_custom_text,
+}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def built(
+    tmp_path_factory: pytest.TempPathFactory, archive: Checkpoint, request: pytest.FixtureRequest
+) -> Iterator[Built]:
+    folder = tmp_path_factory.mktemp("open_clip")
+    source = source_of(open_checkpoint(FORMS[request.param](archive, folder)), folder)
+    backend = way.build(source)
+    yield source, backend
+    backend.close()
+
+
+def model_of(backend: Any) -> Any:
+    return backend._module._model
+
+
+# ------------------------------------------------------------------ what it computes
+
+
+def test_it_is_a_way_to_run_a_checkpoint() -> None:
+    assert_fits(registry.way("open_clip"))
+    assert way.version() == f"open_clip_torch {open_clip().__version__}"
+
+
+def test_it_computes_what_the_eager_model_does(built: Built) -> None:
+    assert max(ratios(*built, pairs(built[0].checkpoint))) < 3
+
+
+def test_it_is_deterministic(built: Built) -> None:
+    assert_deterministic(built[1], pairs(built[0].checkpoint))
+
+
+def test_all_its_weights_are_the_files(built: Built) -> None:
+    evidence = built[1].evidence()
+    assert evidence.weights == len(model_of(built[1]).state_dict())
+    assert (list(evidence.doubts), dict(evidence.differing)) == ([], {})
+
+
+@pytest.mark.parametrize("form", ["archive", "safetensors"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_in_half_it_keeps_in_float32_what_the_eager_model_keeps(
+    archive: Checkpoint, tmp_path: Path, dtype: str, form: str
+) -> None:
+    source = source_of(open_checkpoint(FORMS[form](archive, tmp_path)), tmp_path, dtype)
+    backend = way.build(source)
+    held = model_of(backend).state_dict()
+    eager = source.model.state_dict()
+    assert {key: t.dtype for key, t in held.items()} == {key: t.dtype for key, t in eager.items()}
+    norms = {type(m).__name__ for m in model_of(backend).modules() if "LayerNorm" in str(type(m))}
+    assert norms == {"LayerNorm" if dtype == "float32" else "LayerNormFp32"}
+    assert max(ratios(source, backend, pairs(archive))) < (3 if dtype == "float32" else 8)
+    evidence = backend.evidence()
+    assert (list(evidence.doubts), dict(evidence.differing)) == ([], {})
+
+
+def test_its_class_is_the_one_that_the_folder_asks_for(vit: Checkpoint, tmp_path: Path) -> None:
+    model = open_clip().model
+    plain = source_of(open_checkpoint(as_safetensors(vit, tmp_path)), tmp_path)
+    custom = source_of(open_checkpoint(as_custom_text(vit, tmp_path)), tmp_path)
+    assert type(model_of(way.build(plain))) is model.CLIP
+    assert type(model_of(way.build(custom))) is model.CustomTextCLIP
+
+
+def test_create_model_makes_the_same_of_the_folder(vit: Checkpoint, tmp_path: Path) -> None:
+    folder = as_folder(vit, tmp_path)
+    backend = way.build(source_of(open_checkpoint(folder), tmp_path))
+    theirs = open_clip().create_model(f"local-dir:{folder}").eval()
+    texts = ["a photo of a cat", "two dogs"]
+    pixels, _ = pairs(vit)[0]
+    with torch.inference_mode():
+        found = theirs.get_logits(
+            torch.from_numpy(pixels), open_clip().get_tokenizer("ViT-B-32")(texts)
+        )
+    per_image, per_text = backend(pixels, tokenize(texts).numpy())
+    np.testing.assert_array_equal(per_image, found[0].numpy())
+    np.testing.assert_array_equal(per_text, found[1].numpy())
+
+
+def test_a_folder_of_transformers_is_run_as_well(vit: Checkpoint, tmp_path: Path) -> None:
+    write_transformers(vit, tmp_path / "hf")
+    source = source_of(open_checkpoint(tmp_path / "hf"), tmp_path)
+    backend = way.build(source)
+    assert max(ratios(source, backend, pairs(vit))) < 3
+    assert dict(backend.evidence().differing) == {}
+
+
+def test_counters_that_training_code_leaves_out_are_not_missed(
+    seeded_archive: SeededArchive, tmp_path: Path
+) -> None:
+    whole = open_checkpoint(seeded_archive("tiny-resnet"))
+    weights = {k: t for k, t in whole.tensors.items() if "num_batches_tracked" not in k}
+    path = tmp_path / "weights.safetensors"
+    write(whole.architecture, weights, path, Format.SAFETENSORS)
+    backend = way.build(source_of(open_checkpoint(path), tmp_path))
+    evidence = backend.evidence()
+    assert evidence.weights == len(weights) - 3
+    assert dict(evidence.differing) == {}
+
+
+# ------------------------------------------------------------------ what it is
+
+
+def test_an_archive_in_float32_is_rounded_by_the_library_and_that_is_told(
+    vit: Checkpoint, tmp_path: Path
+) -> None:
+    weights = {
+        key: t.float() * 1.0001 if t.is_floating_point() else t for key, t in vit.tensors.items()
+    }
+    path = tmp_path / "float32.pt"
+    write(vit.architecture, weights, path, Format.ARCHIVE)
+    source = source_of(open_checkpoint(path), tmp_path)
+    backend = way.build(source)
+    reasons = set(backend.evidence().differing.values())
+    assert reasons == {"the library rounded it from float32 to float16"}
+    assert max(ratios(source, backend, pairs(vit)[:1])) > 50
+    exact = source_of(open_checkpoint(as_safetensors(open_checkpoint(path), tmp_path)), tmp_path)
+    assert dict(way.build(exact).evidence().differing) == {}
+
+
+def test_a_weight_that_is_another_is_named(vit: Checkpoint, tmp_path: Path) -> None:
+    backend = way.build(source_of(open_checkpoint(as_custom_text(vit, tmp_path)), tmp_path))
+    with torch.no_grad():
+        model_of(backend).text.ln_final.bias[3] += 1e-3
+    assert dict(backend.evidence().differing) == {
+        "ln_final.bias": "the model has other bits than the file"
+    }
+
+
+def test_what_is_not_as_it_is_called_is_doubted(vit: Checkpoint, tmp_path: Path) -> None:
+    source = source_of(open_checkpoint(as_safetensors(vit, tmp_path)), tmp_path)
+
+    class Another(open_clip().model.CLIP):  # type: ignore[misc, name-defined]
+        pass
+
+    backend = way.build(source)
+    model = model_of(backend)
+    model.__class__ = Another
+    model.visual.transformer.resblocks[0].mlp.gelu = torch.nn.GELU()
+    model.visual.half()
+    assert list(backend.evidence().doubts) == [
+        "its class is Another and not open_clip's CLIP",
+        "it computes with GELU in place of QuickGELU",
+        "it computes in float16 in place of float32",
+    ]
+
+
+# ------------------------------------------------------------------ where it does not run
+
+
+def test_it_fits_all_where_there_is_torchscript(
+    vit: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = open_checkpoint(as_safetensors(vit, tmp_path))
+    for dtype in DTYPES:
+        assert way.unfit(vit, CPU, dtype) is None
+    monkeypatch.setattr(torchscript_support, "unavailable", lambda: "it is gone")
+    assert way.unfit(vit, CPU, "float32") == "open_clip cannot read an archive: it is gone"
+    assert way.unfit(plain, CPU, "float32") is None
+
+
+def test_what_is_missing_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "open_clip" else find_spec(name)
+    )
+    missing = way.available()
+    assert missing is not None
+    assert missing.reason == "open_clip is not installed"
+    assert missing.remedy == "Install it: pip install open_clip_torch."
+
+
+def test_what_the_library_raises_is_told_in_its_words(
+    vit: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(open_clip(), "load_openai_model", failing)
+    with pytest.raises(RunError, match=r"open_clip: loading failed \(no such thing\)"):
+        way.build(source_of(vit, tmp_path))
+
+
+def test_inputs_that_do_not_fit_are_an_error(built: Built) -> None:
+    pixels, tokens = pairs(built[0].checkpoint)[0]
+    with pytest.raises(RunError, match="open_clip: encode_image failed"):
+        built[1].encode_image(pixels[:, :2])
+    with pytest.raises(RunError, match="open_clip: encode_text failed"):
+        built[1].encode_text(np.repeat(tokens, 2, axis=1))

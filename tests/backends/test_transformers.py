@@ -1,0 +1,300 @@
+"""transformers' CLIPModel as a backend."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers.utils import logging as library_logging
+
+from clipcheck.backends import registry
+from clipcheck.backends import transformers as way
+from clipcheck.backends.base import Backend, Source
+from clipcheck.checkpoints.checkpoint import Checkpoint
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.errors import RunError
+from clipcheck.writers.directories import write_transformers
+from conftest import SeededArchive
+from tests.backends.libraries import (
+    CPU,
+    assert_deterministic,
+    assert_fits,
+    pairs,
+    ratios,
+    run,
+    source_of,
+)
+
+Built = tuple[Source, Backend]
+DTYPES = ["float32", "float16", "bfloat16"]
+
+
+@pytest.fixture(scope="module")
+def tiny(seeded_archive: SeededArchive) -> Checkpoint:
+    return open_checkpoint(seeded_archive("tiny-vit"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Path:
+    path = tmp_path_factory.mktemp("hub") / "model"
+    write_transformers(tiny, path)
+    return path
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def attention(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def built(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint, attention: str
+) -> Iterator[Built]:
+    source = source_of(tiny, tmp_path_factory.mktemp("scratch"), attention=attention)
+    backend = way.build(source)
+    yield source, backend
+    backend.close()
+
+
+def model_of(backend: Any) -> Any:
+    return backend._module._model
+
+
+# ------------------------------------------------------------------ what it computes
+
+
+def test_it_is_a_way_to_run_a_checkpoint() -> None:
+    assert_fits(registry.way("transformers"))
+    assert way.version() == f"transformers {transformers.__version__}"
+
+
+def test_it_computes_what_the_eager_model_does(built: Built, tiny: Checkpoint) -> None:
+    assert max(ratios(*built, pairs(tiny))) < 3
+
+
+def test_it_is_deterministic(built: Built, tiny: Checkpoint) -> None:
+    assert_deterministic(built[1], pairs(tiny))
+
+
+def test_it_is_called_as_its_users_call_it(
+    built: Built, tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(built[1])
+    seen: list[Any] = []
+    forward = model.text_model.forward
+
+    def watched(*arguments: Any, **given: Any) -> Any:
+        seen.append(given)
+        return forward(*arguments, **given)
+
+    monkeypatch.setattr(model.text_model, "forward", watched)
+    _, tokens = pairs(tiny)[0]
+    built[1].encode_text(tokens)
+    (given,) = seen
+    assert given["input_ids"].dtype == torch.int64
+    ends = tokens.argmax(axis=1)
+    # As a tokenizer makes the mask: a one for each token, the last of which ends the text.
+    assert given["attention_mask"].sum(dim=1).tolist() == (ends + 1).tolist()
+    assert bool((given["attention_mask"].cumprod(dim=1) == given["attention_mask"]).all())
+
+
+def test_its_own_tokenizer_and_processor_would_have_led_to_the_same(
+    built: Built, folder: Path
+) -> None:
+    from clipcheck.inputs.tokenizer import tokenize
+
+    texts = ["a photo of a cat", "two dogs and three birds on a green meadow"]
+    tokens = transformers.CLIPTokenizer.from_pretrained(folder)(
+        texts, padding=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        theirs = model_of(built[1]).get_text_features(**tokens).pooler_output
+    ours = built[1].encode_text(tokenize(texts).numpy())
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_has_the_dtype_and_the_attention_that_are_asked_for(
+    tiny: Checkpoint, folder: Path, tmp_path: Path, dtype: str, attention: str
+) -> None:
+    source = source_of(open_checkpoint(folder), tmp_path, dtype, attention=attention)
+    backend = way.build(source)
+    model = model_of(backend)
+    assert {t.dtype for t in model.parameters()} == {getattr(torch, dtype)}
+    assert model.config._attn_implementation == attention
+    assert backend.name == f"transformers:attention={attention}"
+    assert not model.training
+    # Normalisations are in half as well, and lose more than the eager model's.
+    assert max(ratios(source, backend, pairs(tiny))) < (3 if dtype == "float32" else 8)
+    evidence = backend.evidence()
+    assert (list(evidence.doubts), dict(evidence.differing)) == ([], {})
+
+
+def test_its_own_folder_is_loaded_and_none_is_written(folder: Path, tmp_path: Path) -> None:
+    way.build(source_of(open_checkpoint(folder), tmp_path, attention="sdpa"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_asks_nothing_of_the_network(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    def never(*_: object) -> None:
+        raise AssertionError("it opened a connection")
+
+    given: list[bool] = []
+    load = transformers.CLIPModel.from_pretrained
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        given.append(options["local_files_only"])
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(socket.socket, "connect", never)
+    monkeypatch.setattr(socket, "getaddrinfo", never)
+    monkeypatch.setattr(transformers.CLIPModel, "from_pretrained", watched)
+    way.build(source_of(open_checkpoint(folder), tmp_path, attention="sdpa"))
+    assert given == [True]
+
+
+def test_loading_is_quiet_and_leaves_the_librarys_settings(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
+    way.build(source_of(open_checkpoint(folder), tmp_path, attention="sdpa"))
+    assert capfd.readouterr() == ("", "")
+    assert (library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()) == before
+    library_logging.disable_progress_bar()
+    library_logging.set_verbosity(logging.ERROR)
+    try:
+        way.build(source_of(open_checkpoint(folder), tmp_path, attention="sdpa"))
+        assert not library_logging.is_progress_bar_enabled()
+        assert library_logging.get_verbosity() == logging.ERROR
+    finally:
+        library_logging.enable_progress_bar()
+        library_logging.set_verbosity(before[0])
+
+
+# ------------------------------------------------------------------ what it is
+
+
+def test_all_its_weights_are_the_files(built: Built) -> None:
+    evidence = built[1].evidence()
+    assert evidence.weights == 74
+    assert (list(evidence.doubts), dict(evidence.differing)) == ([], {})
+
+
+def test_a_weight_that_is_another_is_named_as_ours(
+    tiny: Checkpoint, folder: Path, tmp_path: Path
+) -> None:
+    backend = way.build(source_of(tiny, tmp_path, attention="sdpa"))
+    with torch.no_grad():
+        model_of(backend).vision_model.encoder.layers[1].self_attn.k_proj.bias[3] += 1e-3
+    assert dict(backend.evidence().differing) == {
+        "visual.transformer.resblocks.1.attn.in_proj_bias": "the model has other bits than the file"
+    }
+
+
+def doubts_after(tiny: Checkpoint, tmp_path: Path, change: Any) -> list[str]:
+    backend = way.build(source_of(tiny, tmp_path, attention="sdpa"))
+    change(model_of(backend))
+    return list(backend.evidence().doubts)
+
+
+def test_what_is_not_as_it_is_called_is_doubted(tiny: Checkpoint, tmp_path: Path) -> None:
+    def other(model: Any) -> None:
+        model.config.text_config.hidden_act = "gelu"
+        model.set_attn_implementation("eager")
+        model.half()
+
+    class Another(transformers.CLIPModel):
+        pass
+
+    assert doubts_after(tiny, tmp_path, other) == [
+        "its clip_text_model computes with gelu",
+        "its attention is eager",
+        "it computes in float16 in place of float32",
+    ]
+    found = doubts_after(tiny, tmp_path, lambda model: setattr(model, "__class__", Another))
+    assert found == ["its class is Another and not transformers' CLIPModel"]
+
+
+# ------------------------------------------------------------------ where it does not run
+
+
+def test_it_has_no_resnet(seeded_archive: SeededArchive, tiny: Checkpoint) -> None:
+    resnet = open_checkpoint(seeded_archive("tiny-resnet"))
+    for dtype in DTYPES:
+        assert way.unfit(tiny, CPU, dtype) is None
+        assert "has no ModifiedResNet" in (way.unfit(resnet, CPU, dtype) or "")
+
+
+def test_what_is_missing_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name == "transformers" else find_spec(name),
+    )
+    missing = way.available()
+    assert missing is not None
+    assert missing.reason == "transformers is not installed"
+    assert missing.remedy == "Install it: pip install 'clipcheck[transformers]'."
+
+
+@pytest.mark.parametrize(
+    ("version", "old"),
+    [("4.55.4", True), ("3.9", True), ("4.56.0", False), ("5.24.0", False), ("5.0.0rc1", False)],
+)
+def test_one_that_is_too_old_is_told(
+    version: str, old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(way, "version_of", lambda _: version)
+    missing = way.available()
+    assert (missing is not None) == old
+    if missing is not None:
+        assert missing.reason == f"transformers {version} is installed, and 4.56 is the oldest"
+
+
+def test_what_the_library_raises_is_told_in_its_words(
+    tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(transformers.CLIPModel, "from_pretrained", failing)
+    with pytest.raises(RunError, match=r"transformers:attention=sdpa: loading failed \(no such th"):
+        way.build(source_of(tiny, tmp_path, attention="sdpa"))
+
+
+def test_inputs_that_do_not_fit_are_an_error(built: Built, tiny: Checkpoint) -> None:
+    pixels, tokens = pairs(tiny)[0]
+    with pytest.raises(RunError, match=r"encode_image failed .*doesn't match model"):
+        built[1].encode_image(pixels[:, :, 1:])
+    with pytest.raises(RunError, match="encode_text failed"):
+        built[1].encode_text(np.repeat(tokens, 2, axis=1))
+
+
+def test_a_legacy_end_of_text_is_found_as_well(
+    tiny: Checkpoint, tmp_path: Path, attention: str
+) -> None:
+    write_transformers(tiny, tmp_path / "hf")
+    config = tmp_path / "hf" / "config.json"
+    value = json.loads(config.read_text())
+    value["text_config"]["eos_token_id"] = 2
+    config.write_text(json.dumps(value))
+    source = source_of(open_checkpoint(tmp_path / "hf"), tmp_path, attention=attention)
+    backend = way.build(source)
+    assert model_of(backend).text_model.eos_token_id == 2
+    (pair, *_) = pairs(tiny)
+    for name, values in run(backend, pair).items():
+        assert np.isfinite(values).all(), name
+    assert max(ratios(source, backend, [pair])) < 3

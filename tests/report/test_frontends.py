@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from rich.cells import cell_len
+
+from clipcheck.compare.frontends import FrontendResult, Known, Unknown, Unlike
+from clipcheck.report.frontends import lines
+
+LINK = "https://example.org/issues/1"
+WHITE = Known(2, "RGBA 3x4", "puts it on white; the reference does not", LINK)
+IMAGES = FrontendResult(
+    "transformers (fast)", "image", "transformers 5.24.0", 30, 28, known={"on white": WHITE}
+)
+
+
+def test_what_is_known_is_counted_and_explained() -> None:
+    assert lines([IMAGES]) == [
+        "preprocessing of transformers 5.24.0 (fast): 28 of 30 images the same; 2 differ",
+        "  as known",
+        "  known: on white: 2, such as RGBA 3x4",
+        "    puts it on white; the reference does not",
+        "    https://example.org/issues/1",
+    ]
+
+
+def test_an_explanation_is_given_once() -> None:
+    assert lines([IMAGES, IMAGES]) == [*lines([IMAGES]), *lines([IMAGES])[:3]]
+
+
+def test_what_is_unknown_is_shown_up_to_a_number() -> None:
+    unknown = [Unknown(f"'{n}'", Unlike(f"id {n} in place of 0 at position 1")) for n in range(5)]
+    result = FrontendResult("clip", "text", "clip-anytorch 2.6.0", 5, 0, unknown=unknown)
+    assert lines([result]) == [
+        "tokenizing of clip-anytorch 2.6.0: 0 of 5 texts the same; 5 differ otherwise",
+        "  otherwise: '0': id 0 in place of 0 at position 1",
+        "  otherwise: '1': id 1 in place of 0 at position 1",
+        "  otherwise: '2': id 2 in place of 0 at position 1",
+        "  otherwise: 2 more",
+    ]
+
+
+def test_one_is_told_of_as_one() -> None:
+    unknown = [Unknown("RGB 1x1", Unlike("other"))]
+    result = FrontendResult("clip", "image", "clip 1", 1, 0, unknown=unknown)
+    assert (
+        lines([result])[0] == "preprocessing of clip 1: 0 of 1 image the same; 1 differs otherwise"
+    )
+
+
+def test_the_end_token_is_no_input() -> None:
+    result = FrontendResult("transformers (config.json)", "end token", "transformers 5.24.0", 1, 1)
+    assert lines([result]) == ["end token of transformers 5.24.0 (config.json): 1 of 1 id the same"]
+
+
+def test_nothing_is_not_called_the_same() -> None:
+    result = FrontendResult("clip", "text", "clip 1", 0, 0)
+    assert lines([result]) == ["tokenizing of clip 1: no texts were compared"]
+    assert lines([]) == []
+
+
+def test_no_line_runs_over_and_nothing_moves_the_cursor() -> None:
+    hostile = "\x1b[2J" + "\u72ac" * 90
+    result = FrontendResult(
+        f"x {hostile}",
+        "image",
+        "x 1",
+        3,
+        0,
+        known={hostile: Known(1, hostile, hostile, LINK + "0" * 90)},
+        unknown=[Unknown(hostile, Unlike(hostile))],
+    )
+    for line in lines([result]):
+        assert cell_len(line) <= 80
+        assert line.isprintable()

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture, ResNet
+from clipcheck.compare.result import OUTPUTS
+from clipcheck.errors import OutputError
+from clipcheck.models import eager
+from clipcheck.writers import programs
+from clipcheck.writers.programs import (
+    INPUTS,
+    export,
+    of_any_name,
+    too_large_for_onnx,
+    write_onnx,
+    write_pt2,
+)
+from clipcheck.writers.synthesize import synthesize
+from tests.samples import MINUTE
+
+SMALL = dataclasses.replace(
+    MINUTE, image_resolution=32, vision=ResNet((1, 1, 1, 1), 2), text_layers=1
+)
+
+
+def built(architecture: Architecture, dtype: torch.dtype = torch.float32) -> eager.CLIP:
+    weights = synthesize(architecture)
+    cast = {
+        key: tensor.to(dtype) if tensor.dtype == torch.float16 else tensor
+        for key, tensor in weights.items()
+    }
+    return eager.build(architecture, cast)
+
+
+def test_a_program_holds_the_weights_of_the_model_themselves() -> None:
+    model = built(MINUTE)
+    held = export(model).state_dict
+    for key, tensor in model.state_dict().items():
+        assert held[f"model.{key}"].data_ptr() == tensor.data_ptr()
+
+
+def test_both_batches_are_of_any_size_from_one_on() -> None:
+    sizes = export(built(MINUTE)).range_constraints.values()
+    assert [int(size.lower) for size in sizes] == [1, 1]
+
+
+def test_it_can_be_exported_in_inference_mode() -> None:
+    model = built(MINUTE)
+    with torch.inference_mode():
+        found = export(model)
+    assert [str(node.target) for node in found.graph.nodes] == [
+        str(node.target) for node in export(model).graph.nodes
+    ]
+
+
+def test_a_pt2_file_says_nothing_of_this_machine(tmp_path: Path) -> None:
+    path = tmp_path / "program.pt2"
+    write_pt2(built(MINUTE), path)
+    assert str(Path(eager.__file__).parents[2]).encode() not in path.read_bytes()
+    assert torch.export.load(path).graph_signature.user_inputs == INPUTS
+
+
+def test_a_pt2_file_may_have_any_name_and_torch_may_warn_of_others_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "program"
+    write_pt2(built(MINUTE), path)
+    with of_any_name():
+        torch.export.load(path)
+    assert "ending in .pt2" not in capfd.readouterr().err
+    torch.export.load(path)
+    assert "ending in .pt2" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("architecture", [MINUTE, SMALL], ids=["vit", "resnet"])
+def test_an_onnx_file_is_valid_and_alone(
+    architecture: Architecture, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    path = tmp_path / "program.onnx"
+    write_onnx(built(architecture, dtype), path)
+    assert list(tmp_path.iterdir()) == [path]
+    onnx.checker.check_model(path, full_check=True)
+    graph = onnx.load(path).graph
+    assert [each.name for each in graph.input] == list(INPUTS)
+    assert [each.name for each in graph.output] == list(OUTPUTS)
+    for each in [*graph.input, *graph.output]:
+        assert each.type.tensor_type.shape.dim[0].dim_param
+
+
+def test_weights_beyond_what_a_file_holds_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = built(MINUTE)
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    monkeypatch.setattr(programs, "_MOST", size - 1)
+    with pytest.raises(OutputError, match=r"one ONNX file holds .* Write it in half precision"):
+        write_onnx(model, tmp_path / "program.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "fits"),
+    [
+        ("ViT-L/14@336px", "float32", True),
+        ("RN50x64", "float32", False),
+        ("RN50x64", "float16", True),
+    ],
+)
+def test_which_released_models_fit_into_one_onnx_file(name: str, dtype: str, fits: bool) -> None:
+    assert (too_large_for_onnx(ARCHITECTURES[name], dtype) is None) is fits
