@@ -141,8 +141,7 @@ def life(
     choice, architecture = request.param
     # When it is imported, torch chooses and makes the folder of its precompiled headers, which are
     # for all processes of a user.
-    import torch._inductor.codecache
-
+    importlib.import_module("torch._inductor.codecache")
     with pytest.MonkeyPatch.context() as patch:
         temporary = tmp_path_factory.mktemp("temporary")
         patch.setenv("TMPDIR", str(temporary))
