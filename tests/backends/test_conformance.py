@@ -139,6 +139,9 @@ def life(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Life:
     choice, architecture = request.param
+    # When it is imported, torch chooses and makes the folder of its precompiled headers, which are
+    # for all processes of a user.
+    importlib.import_module("torch._inductor.codecache")
     with pytest.MonkeyPatch.context() as patch:
         temporary = tmp_path_factory.mktemp("temporary")
         patch.setenv("TMPDIR", str(temporary))
