@@ -1,7 +1,8 @@
 """Measure what the gates see: plant each fault of the catalogue, and each clean variant.
 
-Every variant becomes an archive like any other, is loaded and judged like any other. Beside the
-gates stands the classic assertion as people run it: one image, three prompts.
+Every variant becomes an archive like any other, or comes into another way to run a checkpoint
+(`clipcheck.audit_ways`), and is judged like any other. Beside the gates stands the classic
+assertion as people run it: one image, three prompts.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipcheck import torchscript_support
+from clipcheck.backends import registry
 from clipcheck.compare.contract import contract
 from clipcheck.compare.localisation import Localisation, Place, Tower, tower_of
 from clipcheck.compare.result import GateResult
@@ -28,15 +31,23 @@ from clipcheck.localising import first_departures
 from clipcheck.progress import Progress, Span, silent
 
 if TYPE_CHECKING:
+    from clipcheck.audit_ways import WayBench
     from clipcheck.backends.base import Source
+    from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.faults import Variant
+    from clipcheck.faults.ways import WayVariant
     from clipcheck.faults.where import Spot
     from clipcheck.models.loader import Both
     from clipcheck.writers.archive import Alter
 
 ARCHITECTURES = ("tiny-vit", "tiny-resnet")
 """What is audited by default."""
+
+BACKENDS = tuple(name for name in registry.BACKENDS if name != "eager")
+"""What faults can be planted into: all but what the others are compared with."""
+
+Planted: TypeAlias = "Variant | WayVariant"
 
 _LOOKS = 0.5
 """Seconds between two looks at how many variants are judged."""
@@ -65,6 +76,7 @@ class Finding:
             `clipcheck.compare.tolerances.Limits`.
         localisation: where it departs, if that was asked for of a fault.
         localised: whether it departs where the fault was planted, and nowhere else.
+        backend: what it was planted into.
     """
 
     name: str
@@ -80,6 +92,7 @@ class Finding:
     greatest: Mapping[str, float] = field(default_factory=dict)
     localisation: Localisation | None = None
     localised: bool = False
+    backend: str = "jit"
 
     @property
     def caught(self) -> bool:
@@ -94,9 +107,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found, in the order of the catalogue."""
+    """What an audit found.
+
+    Attributes:
+        findings: in the order of the backends, then of the catalogue.
+        left_out: by backend that cannot run on this machine, why.
+    """
 
     findings: Sequence[Finding]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -127,11 +146,13 @@ class Audit:
 @dataclass(frozen=True)
 class _Unit:
     """What one process works on: one architecture with one set of weights, and every variant of
-    the catalogue, or each whose number leaves ``share`` when it is divided by ``of``."""
+    the catalogue in every backend, or each whose number leaves ``share`` when it is divided by
+    ``of``."""
 
     architecture: str
     seed: int
     spread: str
+    backends: tuple[str, ...]
     only: tuple[str, ...]
     share: int
     of: int
@@ -144,6 +165,7 @@ def audit(
     *,
     seeds: Sequence[int] = (0,),
     spreads: Sequence[str] = ("unit",),
+    backends: Sequence[str] = ("jit",),
     only: Sequence[str] = (),
     threads: int | None = None,
     localize: bool = False,
@@ -155,22 +177,27 @@ def audit(
         architectures: released names, ``tiny-vit`` or ``tiny-resnet``.
         seeds: of the weights.
         spreads: of the weights, see `clipcheck.writers.synthesize.SPREADS`.
+        backends: what to plant into, of `BACKENDS`; ``all`` for each that can run on this machine.
+            ``compile`` and ``aotinductor`` take most of a minute for each variant.
         only: names of variants; by default the whole catalogue.
         threads: of torch, in each process; by default the cores are divided.
-        localize: find where each fault departs first, and compare with where it was planted.
+        localize: find where each fault of an archive departs first, and compare with where it was
+            planted.
         progress: called with a few words as it begins and after each part; one that is a
             `clipcheck.progress.Gauge` is also told how much is done.
 
     Raises:
         UnknownModelError: there is no architecture of that name.
-        UsageError: there is no spread or variant of that name, or nothing to audit.
+        UsageError: there is no spread, backend or variant of that name, or nothing to audit.
+        UnavailableError: a backend that was named cannot run on this machine.
     """
     _require_known(architectures, seeds, spreads, only)
-    units = _units(architectures, seeds, spreads, tuple(only), threads, localize)
+    able, left_out = _backends(backends)
+    units = _units(architectures, seeds, spreads, able, tuple(only), threads, localize)
     # Spawned: a fork of a process that has used torch's threads may hang.
     context = multiprocessing.get_context("spawn")
     span = Span(progress or silent)
-    total = sum(len(_variants(unit)) for unit in units)
+    total = sum(len(_planned(unit)) for unit in units)
     span.say(f"judging {total} variants in {len(units)} parts")
     counter = context.Value("i", 0)
     processes = min(os.cpu_count() or 1, len(units))
@@ -188,13 +215,14 @@ def audit(
                     f"{unit.architecture}, seed {unit.seed}, {unit.spread} weights: "
                     f"{len(done[unit])} variants judged (part {len(done)} of {len(units)})"
                 )
-    return Audit(_in_order([finding for unit in units for finding in done[unit]]))
+    return Audit(_in_order([finding for unit in units for finding in done[unit]]), left_out)
 
 
 def _units(
     architectures: Sequence[str],
     seeds: Sequence[int],
     spreads: Sequence[str],
+    backends: tuple[str, ...],
     only: tuple[str, ...],
     threads: int | None,
     localize: bool,
@@ -205,16 +233,54 @@ def _units(
     of = -(-cores // len(plan))
     threads = threads or max(1, cores // (len(plan) * of))
     return [
-        _Unit(*each, only, share, of, threads, localize) for each in plan for share in range(of)
+        _Unit(*each, backends, only, share, of, threads, localize)
+        for each in plan
+        for share in range(of)
     ]
 
 
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """By the catalogue's order, then by architecture as they come."""
-    from clipcheck.faults import CLEAN, FAULTS
+    """By backend, then by the catalogue's order, then by architecture as they come."""
+    order = {
+        (backend, variant.name): (number, place)
+        for number, backend in enumerate(BACKENDS)
+        for place, variant in enumerate(_catalogue(backend))
+    }
+    return sorted(findings, key=lambda finding: order[finding.backend, finding.name])
 
-    order = {variant.name: number for number, variant in enumerate((*FAULTS, *CLEAN))}
-    return sorted(findings, key=lambda finding: order[finding.name])
+
+def _backends(written: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Those that are to run, and of the others that ``all`` stands for, why they cannot."""
+    named = {_known(each) for each in written if each != registry.ALL}
+    for name in named:
+        registry.require_available(registry.Choice(name))
+    left_out = {}
+    if registry.ALL in written:
+        missing = {name: registry.way(name).available() for name in BACKENDS}
+        left_out = {name: f"{m.reason}. {m.remedy}" for name, m in missing.items() if m}
+        named = set(BACKENDS) - left_out.keys()
+    return tuple(name for name in BACKENDS if name in named), left_out
+
+
+def _known(written: str) -> str:
+    choice = registry.parse(written)
+    if choice.options or choice.name not in BACKENDS:
+        raise UsageError(
+            f"expected a backend to plant faults into, found {written!r}",
+            remedy=f"They are, without options: {', '.join(BACKENDS)}.",
+        )
+    return choice.name
+
+
+def _catalogue(backend: str) -> Sequence[Planted]:
+    """All variants that there are for a backend."""
+    if backend == "jit":
+        from clipcheck.faults import CLEAN, FAULTS
+
+        return (*FAULTS, *CLEAN)
+    from clipcheck.faults.ways import CLEAN_WAYS, WAY_FAULTS
+
+    return [variant for variant in (*WAY_FAULTS, *CLEAN_WAYS) if backend in variant.plants]
 
 
 def _require_known(
@@ -223,7 +289,6 @@ def _require_known(
     spreads: Sequence[str],
     only: Sequence[str],
 ) -> None:
-    from clipcheck.faults import CLEAN, FAULTS
     from clipcheck.writers.synthesize import SPREADS, architecture_named
 
     for name in architectures:
@@ -234,11 +299,11 @@ def _require_known(
                 f"expected a spread of weights, found {spread!r}",
                 remedy=f"Known are {', '.join(SPREADS)}.",
             )
-    unknown = set(only) - {variant.name for variant in (*FAULTS, *CLEAN)}
+    unknown = set(only) - {variant.name for name in BACKENDS for variant in _catalogue(name)}
     if unknown:
         raise UsageError(
             f"no variant is named {min(unknown)!r}",
-            remedy="`clipcheck audit` without --only lists them all.",
+            remedy="`clipcheck audit --backend all` without --only lists them all.",
         )
     if not (architectures and seeds and spreads):
         raise UsageError(
@@ -258,25 +323,93 @@ def _audit_unit(unit: _Unit) -> list[Finding]:
     torch.set_num_threads(unit.threads)
     findings = []
     with tempfile.TemporaryDirectory(prefix="clipcheck-audit-") as folder:
-        bench = _Bench(unit, Path(folder))
-        for variant in _variants(unit):
-            findings.append(bench.judge(variant))
+        judges = _Judges(unit, Path(folder))
+        for backend, variant in _planned(unit):
+            findings.append(judges(backend, variant))
             with _counter.get_lock():
                 _counter.value += 1
     return findings
 
 
-def _variants(unit: _Unit) -> list[Variant]:
-    from clipcheck.faults import CLEAN, FAULTS
+class _Judges:
+    """Judges variants of one model; what they share is made where there is one that needs it."""
+
+    def __init__(self, unit: _Unit, folder: Path) -> None:
+        self._unit = unit
+        self._folder = folder
+
+    def __call__(self, backend: str, variant: Planted) -> Finding:
+        """Plant a variant, and see what comes of it."""
+        from clipcheck.faults import Variant
+
+        if isinstance(variant, Variant):
+            return self._archives.judge(variant)
+        gates, assertion = self._ways.judge(backend, variant)
+        return _finding(self._unit, backend, variant, gates, assertion)
+
+    @cached_property
+    def _archives(self) -> _Bench:
+        return _Bench(self._unit, self._folder)
+
+    @cached_property
+    def _ways(self) -> WayBench:
+        from clipcheck.audit_ways import WayBench
+
+        unit = self._unit
+        return WayBench(unit.architecture, unit.seed, unit.spread, self._folder)
+
+
+def _planned(unit: _Unit) -> list[tuple[str, Planted]]:
+    """The unit's share of what there is, each with its backend."""
     from clipcheck.writers.synthesize import architecture_named
 
     architecture = architecture_named(unit.architecture)
-    variants = [
-        variant
-        for variant in (*FAULTS, *CLEAN)
-        if variant.applies_to(architecture) and (not unit.only or variant.name in unit.only)
+    found = [
+        (backend, variant)
+        for backend in unit.backends
+        for variant in _catalogue(backend)
+        if not unit.only or variant.name in unit.only
+        if _applies(backend, variant, architecture)
     ]
-    return variants[unit.share :: unit.of]
+    return found[unit.share :: unit.of]
+
+
+def _applies(backend: str, variant: Planted, architecture: Architecture) -> bool:
+    from clipcheck.faults import Variant
+
+    if isinstance(variant, Variant):
+        return variant.applies_to(architecture)
+    return variant.applies_to(backend, architecture)
+
+
+def _finding(
+    unit: _Unit,
+    backend: str,
+    variant: Planted,
+    gates: Sequence[GateResult],
+    assertion: GateResult,
+    localisation: Localisation | None = None,
+    localised: bool = False,
+) -> Finding:
+    from clipcheck.faults import CLEAN_FAMILY
+
+    failed = [gate for gate in gates if not gate.passed]
+    return Finding(
+        variant.name,
+        variant.family,
+        variant.reason,
+        variant.family == CLEAN_FAMILY,
+        unit.architecture,
+        unit.seed,
+        unit.spread,
+        gate=max(failed, key=lambda gate: gate.margin).name if failed else None,
+        margin=max(gate.margin for gate in gates),
+        classic_caught=not assertion.passed,
+        greatest=_greatest(gates),
+        localisation=localisation,
+        localised=localised,
+        backend=backend,
+    )
 
 
 def _greatest(gates: Sequence[GateResult]) -> dict[str, float]:
@@ -312,30 +445,14 @@ class _Bench:
     def judge(self, variant: Variant) -> Finding:
         """Plant a variant, and see what comes of it."""
         from clipcheck.backends.jit import Archive
-        from clipcheck.faults import CLEAN_FAMILY
 
         source, both = self._write(variant.plant)
         candidate = Archive(source, both)
         gates = judge_candidate(self._trial, candidate, source, Contract(), Stopwatch()).gates
         assertion = contract(self._classic.run(candidate).cases, Contract())
-        worst = max(gates, key=lambda gate: gate.margin)
-        failed = [gate for gate in gates if not gate.passed]
         found = self._localise(variant, source.checkpoint) if self._unit.localize else None
-        return Finding(
-            variant.name,
-            variant.family,
-            variant.reason,
-            variant.family == CLEAN_FAMILY,
-            self._unit.architecture,
-            self._unit.seed,
-            self._unit.spread,
-            gate=max(failed, key=lambda gate: gate.margin).name if failed else None,
-            margin=worst.margin,
-            classic_caught=not assertion.passed,
-            greatest=_greatest(gates),
-            localisation=found,
-            localised=found is not None and self._is_right(found, variant),
-        )
+        right = found is not None and self._is_right(found, variant)
+        return _finding(self._unit, "jit", variant, gates, assertion, found, right)
 
     def _localise(self, variant: Variant, checkpoint: Checkpoint) -> Localisation | None:
         from clipcheck.faults import CLEAN_FAMILY

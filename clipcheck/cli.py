@@ -479,6 +479,15 @@ def audit(
         list[str] | None,
         typer.Option("--spread", help="Of the weights: unit, initial, trained; may be repeated."),
     ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backend",
+            metavar="B",
+            help="What to plant into; may be repeated, all is each that runs here (compile and "
+            "aotinductor take most of a minute for each variant). By default jit.",
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="NAME", help="One variant; may be repeated."),
@@ -504,6 +513,7 @@ def audit(
             arch or ARCHITECTURES,
             seeds=seed or (0,),
             spreads=spread or ("unit",),
+            backends=backend or ("jit",),
             only=only or (),
             localize=localize,
             progress=progress,

@@ -7,6 +7,8 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,17 +87,31 @@ def _compile(source: Source, path: Path) -> None:
         "aot_inductor.precompile_headers": False,
         "aot_inductor.metadata": {_TOKENS: _INPUTS["tokens"]},
     }
-    # What is logged is that there is no GPU, where CUDA's files are found without one.
-    logging.getLogger("torch.utils.cpp_extension").addFilter(_without_cuda_home)
     # Inductor's own cache would keep a second copy of all weights for good.
-    with torch.no_grad(), fresh_cache(dir=str(source.scratch)):
+    own = fresh_cache(dir=str(source.scratch))
+    with quiet_about_cuda(source.device), torch.no_grad(), own:
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(path), inductor_configs=settings
         )
 
 
-def _without_cuda_home(record: logging.LogRecord) -> bool:
-    return "No CUDA runtime is found" not in record.getMessage()
+@contextmanager
+def quiet_about_cuda(device: torch.device) -> Iterator[None]:
+    """While code for a CPU is compiled: without the word that CUDA's files are there and no GPU.
+
+    torch logs it when it first looks for a compiler.
+    """
+
+    def other(record: logging.LogRecord) -> bool:
+        return "No CUDA runtime is found" not in record.getMessage()
+
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    if device.type == "cpu":
+        logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def _hardware(device: torch.device) -> str:

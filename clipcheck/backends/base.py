@@ -209,6 +209,16 @@ def translating(name: str, doing: str) -> Iterator[None]:
         ) from error
 
 
+def closed(name: str) -> RunError:
+    """What is raised of a backend that is run after it was closed."""
+    return RunError(f"{name}: it was closed", remedy="Build it anew.")
+
+
+def evidence_of_closed() -> Evidence:
+    """What is known of a backend after it was closed: nothing any more."""
+    return Evidence(None, doubts=["the candidate was closed"])
+
+
 def reason(error: Exception) -> str:
     """The last line of a message: TorchScript's interpreter puts its own traceback before it.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -12,15 +11,17 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipcheck.backends.aotinductor import available, quiet_about_cuda
 from clipcheck.backends.base import (
     Array,
     Backend,
-    Missing,
     Named,
     Option,
     Pixels,
     Source,
     Tokens,
+    closed,
+    evidence_of_closed,
     translating,
 )
 from clipcheck.backends.eager import version
@@ -52,24 +53,13 @@ VARIANTS: list[dict[str, str]] = [{}]
 
 _DYNAMIC = {"true": True, "false": False, "auto": None}
 
+_FUNCTIONS = ("encode_image", "encode_text", "logits")
+
+_SET_BY_INDUCTOR = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"
+"""Inductor tells compiled code by it where a tensor's data are, each time before it loads some."""
+
 _RECOMPILES = 64
 """Batch sizes that a program may be compiled for; beyond its limit torch would run eagerly."""
-
-
-def compiler() -> Missing | None:
-    """Inductor writes C++ for the CPU, and needs a compiler for it."""
-    found = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name]
-    if any(shutil.which(name) for name in found):
-        return None
-    return Missing(
-        f"no C++ compiler was found ({', '.join(found)})",
-        "Install g++, or name another in the environment variable CXX.",
-    )
-
-
-def available() -> Missing | None:
-    """Where there is a C++ compiler."""
-    return compiler()
 
 
 def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
@@ -93,10 +83,19 @@ class _Compiled:
     frontend = None
 
     def __init__(self, source: Source) -> None:
-        import torch
-
         self._device = source.device
         self._held = ExitStack()
+        self._graphs = _graphs()
+        self._functions: dict[str, Any] = {}
+        try:
+            self._compile(source)
+        except BaseException:
+            self.close()
+            raise
+
+    def _compile(self, source: Source) -> None:
+        import torch
+
         self._folder = Path(tempfile.mkdtemp(prefix="inductor-", dir=source.scratch))
         self._held.enter_context(_compiling_in(self._folder))
         limits = torch._dynamo.config.patch(
@@ -109,15 +108,10 @@ class _Compiled:
             "dynamic": _DYNAMIC[source.options["dynamic"]],
             "fullgraph": True,
         }
-        model = source.model
-        self._encode_image = torch.compile(model.encode_image, **how)
-        self._encode_text = torch.compile(model.encode_text, **how)
-        self._logits = torch.compile(model.logits, **how)
-        try:
+        for name in _FUNCTIONS:
+            self._functions[name] = torch.compile(getattr(source.model, name), **how)
+        with quiet_about_cuda(source.device):
             self._prepare(source)
-        except BaseException:
-            self.close()
-            raise
 
     def _prepare(self, source: Source) -> None:
         """Take what was compiled before, or compile and keep it."""
@@ -154,11 +148,11 @@ class _Compiled:
 
     def encode_image(self, pixels: Pixels) -> Array:
         """Pixels [N, 3, R, R] to features [N, E], not normalised."""
-        return to_numpy(self._call("encode_image", self._encode_image, pixels))
+        return to_numpy(self._call("encode_image", pixels))
 
     def encode_text(self, tokens: Tokens) -> Array:
         """Ids [M, L] to features [M, E], not normalised."""
-        return to_numpy(self._call("encode_text", self._encode_text, tokens))
+        return to_numpy(self._call("encode_text", tokens))
 
     def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
         """Pixels and ids to logits per image [N, M] and per text [M, N]."""
@@ -171,9 +165,9 @@ class _Compiled:
         Raises:
             RunError: it cannot be compiled for these inputs, or not be run.
         """
-        image_features = self._call("encode_image", self._encode_image, pixels)
-        text_features = self._call("encode_text", self._encode_text, tokens)
-        per_image, per_text = self._call("logits", self._logits, image_features, text_features)
+        image_features = self._call("encode_image", pixels)
+        text_features = self._call("encode_text", tokens)
+        per_image, per_text = self._call("logits", image_features, text_features)
         return {
             "image_features": to_numpy(image_features),
             "text_features": to_numpy(text_features),
@@ -181,19 +175,21 @@ class _Compiled:
             "logits_per_text": to_numpy(per_text),
         }
 
-    def _call(self, what: str, function: Any, *inputs: Any) -> Any:
+    def _call(self, what: str, *inputs: Any) -> Any:
         import torch
 
+        if what not in self._functions:
+            raise closed(self.name)
         given = [torch.as_tensor(each).to(self._device) for each in inputs]
         with translating(self.name, what), torch.inference_mode():
-            return function(*given)
+            return self._functions[what](*given)
 
     def evidence(self) -> Evidence:
         """That something was compiled. The weights are the eager model's own, and not compared."""
-        from torch._dynamo.utils import counters
-
-        graphs = counters["stats"]["unique_graphs"]
-        doubts = [] if graphs else ["nothing was compared: torch.compile has compiled no graph"]
+        if not self._functions:
+            return evidence_of_closed()
+        compiled = _graphs() > self._graphs
+        doubts = [] if compiled else ["nothing was compared: torch.compile has compiled no graph"]
         return Evidence(None, doubts)
 
     def close(self) -> None:
@@ -202,7 +198,14 @@ class _Compiled:
 
         torch._dynamo.reset()
         self._held.close()
-        self._encode_image = self._encode_text = self._logits = None  # type: ignore[assignment]
+        self._functions.clear()
+
+
+def _graphs() -> int:
+    """How many graphs torch has compiled in this process: it starts to count once."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 @contextmanager
@@ -214,7 +217,7 @@ def _compiling_in(folder: Path) -> Iterator[None]:
     from torch._inductor.utils import clear_caches
 
     names = {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder / "triton"}
-    before = {name: os.environ.get(name) for name in names}
+    before = {name: os.environ.get(name) for name in (*names, _SET_BY_INDUCTOR)}
     os.environ.update({name: str(path) for name, path in names.items()})
     clear_caches()
     try:
@@ -223,7 +226,7 @@ def _compiling_in(folder: Path) -> Iterator[None]:
         clear_caches()
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 

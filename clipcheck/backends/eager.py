@@ -36,9 +36,10 @@ def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | Non
 
 def build(source: Source) -> Backend:
     """The source's own model."""
+    from clipcheck.backends.libraries import evidence_of
     from clipcheck.backends.modules import ModuleBackend
 
     def evidence() -> Evidence:
-        return Evidence(len(source.model.state_dict()))
+        return evidence_of(source.checkpoint, source.model.state_dict(), source.dtype)
 
     return ModuleBackend("eager", source.model, source.device, evidence)

@@ -1,4 +1,4 @@
-"""What the backends of other libraries' CLIP models have in common: what they hold is compared."""
+"""What backends of whole models have in common: the weights that they hold are compared."""
 
 from __future__ import annotations
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcheck.backends.base import Array, Named, Pixels, Tokens, outputs_of_methods, translating
+from clipcheck.backends.base import (
+    Array,
+    Named,
+    Pixels,
+    Tokens,
+    closed,
+    evidence_of_closed,
+    outputs_of_methods,
+    translating,
+)
 from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import RunError
 from clipcheck.inputs.examples import Frontend
@@ -77,11 +86,14 @@ class ModuleBackend:
 
     def close(self) -> None:
         """Let go of the module, and of what its evidence holds."""
-        self._module = self._evidence = None
+        self._module = None
+        self._evidence = evidence_of_closed
 
     def _run(self, method: str, *arrays: NDArray[Any]) -> Any:
         import torch
 
+        if self._module is None:
+            raise closed(self.name)
         inputs = [torch.from_numpy(array).to(self._device) for array in arrays]
         return run_method(self.name, self._module, method, *inputs)
 

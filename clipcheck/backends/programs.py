@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipcheck.backends import signature
-from clipcheck.backends.base import Array, Named, Pixels, Tokens, translating
+from clipcheck.backends.base import (
+    Array,
+    Named,
+    Pixels,
+    Tokens,
+    closed,
+    evidence_of_closed,
+    translating,
+)
 from clipcheck.backends.signature import Outputs, Raw
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.compare.integrity import Evidence
@@ -95,7 +103,7 @@ class ProgramBackend:
     def close(self) -> None:
         """Let go of the program."""
         self._run = None
-        self._evidence = _closed
+        self._evidence = evidence_of_closed
 
     def _one(self, name: str, pixels: Pixels, tokens: Tokens) -> Array:
         found = self.outputs(pixels, tokens)
@@ -111,13 +119,9 @@ class ProgramBackend:
 
     def _raw(self, pixels: Pixels, tokens: Tokens) -> Raw:
         if self._run is None:
-            raise RunError(f"{self.name}: it was closed", remedy="Build it anew.")
+            raise closed(self.name)
         with translating(self.name, "running the program"):
             return self._run(pixels, tokens)
-
-
-def _closed() -> Evidence:
-    return Evidence(None, doubts=["the candidate was closed"])
 
 
 def key(source: Source, *libraries: str) -> dict[str, str]:

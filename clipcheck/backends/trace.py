@@ -66,7 +66,7 @@ def _quiet_about_attention() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.filterwarnings(
-            "ignore", category=torch.jit.TracerWarning, module=r"torch\.nn\.functional"
+            "ignore", category=torch.jit._trace.TracerWarning, module=r"torch\.nn\.functional"
         )
         yield
 

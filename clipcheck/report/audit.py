@@ -24,6 +24,7 @@ def render(audit: Audit) -> str:
             *_rows(audit.clean, "clean variant"),
             "",
             *_places(audit.sought),
+            *_left_out(audit),
             summary(audit),
         ]
     )
@@ -35,7 +36,7 @@ def summary(audit: Audit) -> str:
     caught = sum(finding.caught for finding in faults)
     classic = sum(finding.classic_caught for finding in faults)
     passed = sum(not finding.caught for finding in clean)
-    wrong = sorted({f"{f.name} in {f.architecture}" for f in audit.findings if not f.right})
+    wrong = sorted({_told(finding) for finding in audit.findings if not finding.right})
     line = (
         f"{'PASSED' if audit.passed else 'FAILED'}: {caught} of {len(faults)} faults caught (the "
         f"classic assertion: {classic}); {passed} of {len(clean)} clean variants passed."
@@ -58,6 +59,7 @@ def render_json(audit: Audit) -> str:
     document = {
         "schema": SCHEMA,
         "passed": audit.passed,
+        "left_out": dict(audit.left_out),
         "faults": [_fault(finding) for finding in audit.faults],
         "clean": [_clean(finding) for finding in audit.clean],
     }
@@ -65,12 +67,13 @@ def render_json(audit: Audit) -> str:
 
 
 def _rows(findings: Sequence[Finding], kind: str) -> list[str]:
-    rows = [_row(kind, "in", "gate", "x limit", "classic")]
+    rows = [_row(kind, "in", "backend", "gate", "x limit", "classic")]
     for group in _grouped(findings):
         one = group[0]
         gates = ",".join(sorted({finding.gate or "-" for finding in group}))
         classic = f"{sum(finding.classic_caught for finding in group)}/{len(group)}"
-        rows.append(_row(one.name, one.architecture, gates, _margin(group), classic))
+        told = (one.name, one.architecture, one.backend)
+        rows.append(_row(*told, gates, _margin(group), classic))
     return rows
 
 
@@ -87,15 +90,26 @@ def _places(sought: Sequence[Finding]) -> list[str]:
     return [*rows, ""]
 
 
-def _row(name: str, architecture: str, gate: str, margin: str, classic: str) -> str:
-    return f"{name:<40}{architecture:<12}{gate:<17}{margin:>10}  {classic}"
+def _left_out(audit: Audit) -> list[str]:
+    """The backends that nothing was planted into, and why."""
+    rows = [f"{name}: left out ({reason})" for name, reason in audit.left_out.items()]
+    return [*rows, ""] if rows else []
+
+
+def _told(finding: Finding) -> str:
+    return f"{finding.name} in {finding.architecture} ({finding.backend})"
+
+
+def _row(name: str, architecture: str, backend: str, gate: str, margin: str, classic: str) -> str:
+    return f"{name:<40}{architecture:<12}{backend:<13}{gate:<17}{margin:>10}  {classic}"
 
 
 def _grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """Those of one variant in one architecture, whatever the weights."""
-    groups: dict[tuple[str, str], list[Finding]] = {}
+    """Those of one variant in one backend and one architecture, whatever the weights."""
+    groups: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
-        groups.setdefault((finding.name, finding.architecture), []).append(finding)
+        place = (finding.backend, finding.name, finding.architecture)
+        groups.setdefault(place, []).append(finding)
     return list(groups.values())
 
 
@@ -114,6 +128,7 @@ def _fault(finding: Finding) -> dict[str, Any]:
         "family": finding.family,
         "reason": finding.reason,
         "architecture": finding.architecture,
+        "backend": finding.backend,
         "seed": finding.seed,
         "spread": finding.spread,
         "caught": finding.caught,
@@ -134,6 +149,7 @@ def _clean(finding: Finding) -> dict[str, Any]:
         "name": finding.name,
         "reason": finding.reason,
         "architecture": finding.architecture,
+        "backend": finding.backend,
         "seed": finding.seed,
         "spread": finding.spread,
         "passed": not finding.caught,

@@ -15,8 +15,10 @@ from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Named, Pixels, Source, Tokens, Way
 from clipcheck.backends.modules import to_numpy
 from clipcheck.checkpoints.architecture import Architecture, specs
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.models import eager
+from tests.samples import minute_bytes
 
 CPU = torch.device("cpu")
 
@@ -41,6 +43,16 @@ class Kept:
                 build(place / name)
         self.path = place / name
         return self.path
+
+
+def minute(built: Path, form: Format) -> Path:
+    """A file of the smallest model, written once for all processes that have the folder."""
+    path = built / f"minute-{form.name.lower()}.pt"
+    built.mkdir(exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            path.write_bytes(minute_bytes(form))
+    return path
 
 
 def source(

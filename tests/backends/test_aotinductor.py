@@ -11,7 +11,6 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 
 from clipcheck.backends import aotinductor
 from clipcheck.backends.artefacts import Artefacts
@@ -27,9 +26,10 @@ from tests.backends.kept import (
     assert_same,
     batch,
     expected,
+    minute,
     source,
 )
-from tests.samples import flipped, minute_bytes
+from tests.samples import flipped
 
 pytestmark = pytest.mark.xdist_group("aotinductor")
 
@@ -37,12 +37,7 @@ pytestmark = pytest.mark.xdist_group("aotinductor")
 @pytest.fixture(scope="module")
 def made(built: Path) -> Source:
     """Of the smallest model: what is compiled takes as long as it has different layers."""
-    path = built / "minute.pt"
-    built.mkdir(exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            path.write_bytes(minute_bytes(Format.STATE_DICT))
-    return source(path, built, aotinductor)
+    return source(minute(built, Format.STATE_DICT), built, aotinductor)
 
 
 @pytest.fixture(scope="module")

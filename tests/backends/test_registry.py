@@ -4,7 +4,16 @@ import pytest
 
 from clipcheck.backends import registry
 from clipcheck.backends.base import Missing
-from clipcheck.backends.registry import BACKENDS, listing, way
+from clipcheck.backends.registry import (
+    BACKENDS,
+    Choice,
+    chosen,
+    listing,
+    parse,
+    require_available,
+    way,
+)
+from clipcheck.errors import UnavailableError, UsageError
 
 
 def test_every_backend_is_listed_with_what_its_file_says() -> None:
@@ -26,3 +35,83 @@ def test_of_one_that_cannot_run_no_version_is_asked(monkeypatch: pytest.MonkeyPa
     found = {each.name: each for each in registry.listing()}["onnxruntime"]
     assert found.missing == missing
     assert found.version == ""
+
+
+def test_a_backend_is_read_with_its_options_in_one_order() -> None:
+    assert parse("jit") == Choice("jit")
+    assert parse("jit:") == Choice("jit")
+    found = parse("compile:mode=max-autotune,dynamic=false")
+    assert found == Choice("compile", {"dynamic": "false", "mode": "max-autotune"})
+    assert str(found) == "compile:dynamic=false,mode=max-autotune"
+    assert str(parse("compile:dynamic=false,mode=max-autotune")) == str(found)
+    assert parse(str(found)) == found
+
+
+def test_an_option_that_its_library_knows_may_be_anything() -> None:
+    choice = parse("onnxruntime:providers=A+B=C")
+    assert choice.options == {"providers": "A+B=C"}
+
+
+def test_what_is_not_chosen_has_its_default() -> None:
+    assert parse("compile:dynamic=auto").settings == {"mode": "default", "dynamic": "auto"}
+    assert Choice("jit").settings == {}
+
+
+@pytest.mark.parametrize(
+    ("written", "told", "remedy"),
+    [
+        ("onnx", "expected a backend, found 'onnx'", "The nearest name is 'onnxruntime'; all of "),
+        ("JIT", "expected a backend, found 'JIT'", ", ".join(BACKENDS)),
+        ("", "expected a backend, found ''", ", ".join(BACKENDS)),
+        ("all", "expected a backend, found 'all'", "The nearest name is 'all'"),
+        ("jit:x=1", "jit: expected OPTION=VALUE, found 'x=1'", "Its options are: none."),
+        ("compile:mode", "compile: expected OPTION=VALUE, found 'mode'", "mode=..., dynamic=..."),
+        ("compile:,", "compile: expected OPTION=VALUE, found ''", "mode=..., dynamic=..."),
+        ("compile:x=1", "compile: expected OPTION=VALUE, found 'x=1'", "mode=..., dynamic=..."),
+        (
+            "compile:dynamic=maybe",
+            "compile: expected dynamic to be one of true, false, auto, found 'maybe'",
+            "Leave it out for 'true'.",
+        ),
+    ],
+)
+def test_what_there_is_not_is_refused_with_what_there_is(
+    written: str, told: str, remedy: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(written)
+    assert caught.value.problem == told
+    assert remedy in caught.value.remedy
+
+
+def test_all_stands_for_every_variant_of_every_backend() -> None:
+    found = chosen(["all"])
+    assert [str(choice) for choice in found] == [
+        str(Choice(name, variant)) for name in BACKENDS for variant in way(name).VARIANTS
+    ]
+    assert all(choice.optional for choice in found)
+    assert [str(choice) for choice in found if choice.name == "transformers"] == [
+        "transformers:attention=sdpa",
+        "transformers:attention=eager",
+    ]
+
+
+def test_one_that_is_named_as_well_as_all_is_not_left_out() -> None:
+    found = {str(choice): choice for choice in chosen(["all", "clip", "compile:dynamic=auto"])}
+    assert len(found) == len(chosen(["all"])) + 1
+    named = {name for name, choice in found.items() if not choice.optional}
+    assert named == {"clip", "compile:dynamic=auto"}
+
+
+def test_each_is_chosen_once_in_the_order_in_which_they_were_written() -> None:
+    assert chosen(["clip", "jit", "clip"]) == (Choice("clip"), Choice("jit"))
+    assert chosen([]) == ()
+
+
+def test_one_that_is_not_available_is_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    require_available(Choice("clip"))
+    monkeypatch.setattr(way("clip"), "available", lambda: Missing("it is not there", "Get it."))
+    with pytest.raises(UnavailableError, match=r"^clip: it is not there\. Get it\.$"):
+        require_available(Choice("clip"))

@@ -1,0 +1,166 @@
+"""What is of torch.compile alone; what it computes is for the conformance suite."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from clipcheck.backends import compile as way
+from clipcheck.backends.aotinductor import quiet_about_cuda
+from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.base import Source
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.errors import RunError
+from tests.backends.kept import CPU, Kept, assert_same, batch, expected, minute, source
+
+FUNCTIONS = ["encode_image", "encode_text", "logits"]
+Asked = list[tuple[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def made(built: Path, tmp_path: Path) -> Source:
+    own = cast(Artefacts, Kept(tmp_path / "kept"))
+    found = source(minute(built, Format.STATE_DICT), tmp_path, way)
+    return dataclasses.replace(found, artefacts=own)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """torch.compile gives back what it gets; what it was asked for is here."""
+    asked: Asked = []
+
+    def compile_nothing(function: Callable[..., Any], **how: Any) -> Callable[..., Any]:
+        asked.append((function.__name__, how))
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    return asked
+
+
+def test_what_compiled_nothing_is_doubted_whatever_was_compiled_before(
+    made: Source, uncompiled: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(counters["stats"], "unique_graphs", 7)
+    backend = way.build(made)
+    pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
+    assert_same(backend.outputs(pixels, tokens), expected(made.model, pixels, tokens))
+    doubt = "nothing was compared: torch.compile has compiled no graph"
+    assert backend.evidence().doubts == [doubt]
+    counters["stats"]["unique_graphs"] += 1
+    assert backend.evidence().doubts == []
+    backend.close()
+
+
+@pytest.mark.parametrize(("written", "dynamic"), [("true", True), ("false", False), ("auto", None)])
+def test_its_options_are_torchs(
+    made: Source, uncompiled: Asked, written: str, dynamic: bool | None
+) -> None:
+    options = {"mode": "max-autotune", "dynamic": written}
+    way.build(dataclasses.replace(made, options=options)).close()
+    how = {"mode": "max-autotune", "dynamic": dynamic, "fullgraph": True}
+    assert uncompiled == [(name, how) for name in FUNCTIONS]
+
+
+def test_what_was_compiled_is_kept_by_all_that_it_depends_on(
+    made: Source, uncompiled: Asked
+) -> None:
+    kept = cast(Kept, made.artefacts)
+    way.build(made).close()
+    way.build(made).close()
+    assert len(kept.built) == 1
+    assert kept.built[0] == {
+        "backend": "compile",
+        "checkpoint": made.checkpoint.sha256,
+        "torch": torch.__version__,
+        "device": f"cpu {torch.backends.cpu.get_cpu_capability()}",
+        "dtype": "float32",
+        "mode": "default",
+        "dynamic": "true",
+    }
+    way.build(dataclasses.replace(made, options={"mode": "default", "dynamic": "auto"})).close()
+    assert len(kept.built) == 2
+
+
+def test_inductor_looks_into_its_own_folder_alone_and_finds_there_what_was_kept(
+    made: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no code is judged that somebody compiled before in another way."""
+    seen: list[Path] = []
+
+    def compile_a_file(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def call(*inputs: torch.Tensor) -> Any:
+            place = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+            seen.append(place)
+            assert os.environ["TRITON_CACHE_DIR"] == str(place / "triton")
+            (place / "code.so").touch()
+            return function(*inputs)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_a_file)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere/else")
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    way.build(made).close()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/somewhere/else"
+    assert "TRITON_CACHE_DIR" not in os.environ
+    (first,) = set(seen)
+    assert first.parent == made.scratch
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    seen.clear()
+    way.build(made).close()
+    assert len(list(made.scratch.glob("inductor-*/code.so"))) == 2
+
+
+def test_one_that_fails_leaves_nothing_changed(
+    made: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> None:
+        raise ValueError("no such operation")
+
+    before = dict(os.environ)
+    limit = torch._dynamo.config.recompile_limit
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: failing)
+    with pytest.raises(RunError, match=r"^compile: encode_image failed \(no such operation\)\."):
+        way.build(made)
+    assert dict(os.environ) == before
+    assert torch._dynamo.config.recompile_limit == limit
+
+
+def test_enough_batch_sizes_are_compiled_for(made: Source, uncompiled: Asked) -> None:
+    """Beyond its limit torch gives up, and by default that is 8."""
+    backend = way.build(made)
+    assert torch._dynamo.config.recompile_limit == 64
+    assert torch._dynamo.config.accumulated_recompile_limit >= 3 * 64
+    backend.close()
+
+
+def test_it_is_not_for_apples_gpus(made: Source) -> None:
+    assert way.unfit(made.checkpoint, CPU, "float32") is None
+    assert way.unfit(made.checkpoint, torch.device("mps"), "float32") == "Inductor is not for mps"
+
+
+@pytest.mark.parametrize(("device", "told"), [("cpu", ["another"]), ("cuda", ["No", "another"])])
+def test_of_gpus_nothing_is_told_where_a_cpu_is_compiled_for(
+    device: str, told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    caplog.set_level(logging.WARNING, logger.name)
+    logger.addHandler(caplog.handler)
+    try:
+        with quiet_about_cuda(torch.device(device)):
+            logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local")
+            logger.warning("another warning")
+        assert [record.getMessage().split()[0] for record in caplog.records] == told
+        logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local")
+        assert len(caplog.records) == len(told) + 1
+    finally:
+        logger.removeHandler(caplog.handler)

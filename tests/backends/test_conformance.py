@@ -1,0 +1,573 @@
+"""What every backend has to do, whatever its library is.
+
+Each is built, run, given what it cannot run, and closed, once for all tests: some take a minute to
+build. What is seen on the way is what the tests are about.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib
+import importlib.util
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from clipcheck import torchscript_support
+from clipcheck.backends import registry
+from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.base import Backend, Named, reason
+from clipcheck.backends.loading import Sides, build, load_sides
+from clipcheck.backends.reference import exact_floats
+from clipcheck.backends.registry import BACKENDS, Choice, way
+from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.compare.fidelity import fidelity, precision
+from clipcheck.compare.integrity import Evidence, integrity
+from clipcheck.compare.result import OUTPUTS, Case
+from clipcheck.compare.stability import Repeat, stability
+from clipcheck.compare.tolerances import LIMITS
+from clipcheck.errors import ClipcheckError, RunError, UnavailableError
+from clipcheck.inputs.batches import CORNERS, Batch, batches
+from clipcheck.judging import inputs_of
+from clipcheck.models import eager
+from conftest import Run, SeededArchive
+from tests.backends.kept import CPU, Kept, assert_same, minute
+from tests.samples import MINUTE
+
+SMALL = {
+    "tiny-vit": ARCHITECTURES["tiny-vit"],
+    "tiny-resnet": ARCHITECTURES["tiny-resnet"],
+    "minute": MINUTE,
+}
+
+SLOW = {"compile": "tiny-vit", "aotinductor": "minute"}
+"""They take up to a minute to build, and are run with one architecture each: the smallest where
+that is compiled for other tests as well."""
+
+SIZES = [(2, 1), (1, 2), (5, 6), (6, 5), (3, 3), (1, 1)]
+"""Images and texts of each batch."""
+
+LARGE = SIZES.index((5, 6))
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def everything() -> list[Choice]:
+    return [Choice(name, variant) for name in BACKENDS for variant in way(name).VARIANTS]
+
+
+def unfit(choice: Choice, architecture: Architecture, dtype: str = "float32") -> str | None:
+    checkpoint = Checkpoint(Path("archive.pt"), Format.ARCHIVE, architecture, {})
+    return way(choice.name).unfit(checkpoint, CPU, dtype)
+
+
+PAIRS = [
+    (choice, name)
+    for choice in everything()
+    for name in ([SLOW[choice.name]] if choice.name in SLOW else ("tiny-vit", "tiny-resnet"))
+]
+FITTING = [
+    pytest.param(pair, id=f"{pair[0]}-{pair[1]}", marks=pytest.mark.xdist_group(str(pair[0])))
+    for pair in PAIRS
+    if unfit(pair[0], SMALL[pair[1]]) is None
+]
+UNFIT = [
+    pytest.param(choice, dtype, id=f"{choice}-{name}-{dtype}")
+    for choice, name in PAIRS
+    for dtype in DTYPES
+    if unfit(choice, SMALL[name], dtype) is not None
+]
+
+
+@dataclass(frozen=True)
+class Life:
+    """What was seen of a backend from before it was built until after it was closed.
+
+    Attributes:
+        choice: which.
+        model: the eager model of the source.
+        before: its weights, before anything was built.
+        name: the backend's.
+        size: the same.
+        cases: each batch, beside what the reference gave.
+        untouched: by batch, whether pixels and ids are what they were.
+        scale: exp(logit_scale).
+        twice: each batch once more.
+        repeats: rows of the large batch, alone and in other company.
+        methods: the large batch, each output by its own method.
+        error: what came of ids that no model has.
+        evidence: of it, when it had run.
+        closed: what came of each method afterwards.
+        evidence_of_closed: the evidence, afterwards.
+        left: what it left behind in this process or on the disk, by what was looked at.
+    """
+
+    choice: Choice
+    model: eager.CLIP
+    before: dict[str, torch.Tensor]
+    name: str
+    size: int | None
+    cases: list[Case]
+    untouched: list[bool]
+    scale: float
+    twice: list[Named]
+    repeats: list[Repeat]
+    methods: Repeat
+    error: BaseException
+    evidence: Evidence
+    closed: dict[str, BaseException]
+    evidence_of_closed: Evidence
+    left: dict[str, tuple[object, object]]
+
+
+@pytest.fixture(scope="module", params=FITTING)
+def life(
+    request: pytest.FixtureRequest,
+    seeded_archive: SeededArchive,
+    built: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Life:
+    choice, architecture = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        temporary = tmp_path_factory.mktemp("temporary")
+        patch.setenv("TMPDIR", str(temporary))
+        patch.setattr(tempfile, "tempdir", str(temporary))
+        scratch = tmp_path_factory.mktemp("scratch")
+        small = architecture == "minute"
+        file = minute(built, Format.STATE_DICT) if small else seeded_archive(architecture)
+        sides = sides_of(file, built, scratch)
+        with exact_floats():
+            return lived(choice, sides, temporary)
+
+
+def sides_of(file: Path, built: Path, scratch: Path, dtype: str = "float32") -> Sides:
+    checkpoint = open_checkpoint(file)
+    artefacts = cast(Artefacts, Kept(built))
+    archive = checkpoint.format is Format.ARCHIVE
+    return load_sides(checkpoint, None, CPU, dtype, scratch, artefacts, archive=archive)
+
+
+def lived(choice: Choice, sides: Sides, temporary: Path) -> Life:
+    source = sides.source
+    before = {key: tensor.clone() for key, tensor in source.model.state_dict().items()}
+    # What a library sets when it is first imported, it sets once for the process.
+    if choice.name in ("onnxruntime", "open_clip", "transformers"):
+        importlib.import_module(choice.name)
+    given = inputs(source.checkpoint.architecture)
+    pairs = [(batch.pixels, batch.tokens) for batch in given]
+    own, exact = sides.reference.outputs(pairs), sides.reference.exact_outputs(pairs)
+    standing = state(source.scratch, temporary)
+
+    backend = build(choice, source)
+    found, untouched = [], []
+    for batch in given:
+        pixels, tokens = batch.pixels.copy(), batch.tokens.copy()
+        found.append(backend.outputs(pixels, tokens))
+        same = pixels.tobytes() == batch.pixels.tobytes()
+        untouched.append(same and tokens.tobytes() == batch.tokens.tobytes())
+    twice = [backend.outputs(batch.pixels, batch.tokens) for batch in given]
+    repeats = [
+        again(backend, given[LARGE], "alone", [4], [5]),
+        again(backend, given[LARGE], "in other company", [4, 0], [5, 1, 0]),
+    ]
+    methods = by_method(backend, given[LARGE])
+    pixels, tokens = pairs[0]
+    error = raised(backend.outputs, pixels, np.full_like(tokens, 10**6))
+    evidence, name, size = backend.evidence(), backend.name, backend.size
+    backend.close()
+    closed = {
+        "encode_image": raised(backend.encode_image, pixels),
+        "encode_text": raised(backend.encode_text, tokens),
+        "__call__": raised(backend, pixels, tokens),
+        "outputs": raised(backend.outputs, pixels, tokens),
+    }
+    evidence_of_closed = backend.evidence()
+    del backend
+    gc.collect()
+    after = state(source.scratch, temporary)
+
+    cases = [
+        Case(mine, ours, float64, batch.rows, batch.first_rows)
+        for mine, ours, float64, batch in zip(found, own, exact, given, strict=True)
+    ]
+    left = {what: (standing[what], after[what]) for what in standing}
+    return Life(
+        choice,
+        source.model,
+        before,
+        name,
+        size,
+        cases,
+        untouched,
+        sides.reference.scale,
+        twice,
+        repeats,
+        methods,
+        error,
+        evidence,
+        closed,
+        evidence_of_closed,
+        left,
+    )
+
+
+@functools.cache
+def inputs(architecture: Architecture) -> list[Batch]:
+    """The corners, as many images as texts, and one of each."""
+    found = list(batches(CORNERS, inputs_of(architecture), seed=0))
+    found.append(found[LARGE].select([0, 1, 2], [0, 1, 2]))
+    found.append(found[LARGE].select([3], [4]))
+    assert [(len(batch.pixels), len(batch.tokens)) for batch in found] == SIZES
+    return found
+
+
+def again(
+    backend: Backend, batch: Batch, what: str, images: list[int], prompts: list[int]
+) -> Repeat:
+    some = batch.select(images, prompts)
+    rows = {"image": images, "prompt": prompts}
+    return Repeat(what, LARGE, rows, backend.outputs(some.pixels, some.tokens))
+
+
+def by_method(backend: Backend, batch: Batch) -> Repeat:
+    per_image, per_text = backend(batch.pixels, batch.tokens)
+    rows = {"image": list(range(len(batch.pixels))), "prompt": list(range(len(batch.tokens)))}
+    found = {
+        "image_features": backend.encode_image(batch.pixels),
+        "text_features": backend.encode_text(batch.tokens),
+        "logits_per_image": per_image,
+        "logits_per_text": per_text,
+    }
+    return Repeat("by each method", LARGE, rows, found)
+
+
+def raised(call: Callable[..., object], *arguments: object) -> BaseException:
+    with pytest.raises(ClipcheckError) as caught:
+        call(*arguments)
+    error: BaseException | None = caught.value
+    while error is not None:  # else the tracebacks would hold the backend
+        error.__traceback__ = None
+        error = error.__cause__
+    return caught.value
+
+
+def state(scratch: Path, temporary: Path) -> dict[str, object]:
+    """What of this process and of the disk a backend has to leave as it was."""
+    import torch._dynamo
+
+    return {
+        "environment variables": dict(os.environ),
+        "working directory": Path.cwd(),
+        "temporary files": sorted(path.name for path in temporary.iterdir()),
+        "open files in its folder": sorted(_open_files(scratch)),
+        "torch's threads": torch.get_num_threads(),
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's precision": torch.get_float32_matmul_precision(),
+        "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "Dynamo's limits": (
+            torch._dynamo.config.recompile_limit,
+            torch._dynamo.config.accumulated_recompile_limit,
+        ),
+        "log filters": list(logging.getLogger("torch.utils.cpp_extension").filters),
+    }
+
+
+def _open_files(folder: Path) -> Iterator[str]:
+    for path in Path("/proc/self/fd").glob("*"):
+        # The one that lists the folder is gone by now.
+        if path.exists() and folder in path.resolve().parents:
+            yield str(path.resolve())
+
+
+# ------------------------------------------------------------------ what it computes
+
+
+def test_it_gives_all_outputs_by_name_in_the_eager_models_shapes_and_dtypes(life: Life) -> None:
+    for case, (images, texts) in zip(life.cases, SIZES, strict=True):
+        assert list(case.candidate) == list(OUTPUTS)
+        assert case.candidate["logits_per_image"].shape == (images, texts)
+        for name, array in case.candidate.items():
+            assert type(array) is np.ndarray
+            assert (name, array.shape) == (name, case.reference[name].shape)
+            assert (name, array.dtype) == (name, case.reference[name].dtype)
+
+
+def test_it_is_as_near_to_float64_as_the_eager_model(life: Life) -> None:
+    found = fidelity(life.cases, LIMITS["float32"], life.scale)
+    assert found.passed, found.message
+
+
+def test_each_method_gives_what_all_outputs_have(life: Life) -> None:
+    found = stability(life.cases, [life.methods], LIMITS["float32"], life.scale)
+    assert found.passed, found.message
+    for name, array in life.methods.outputs.items():
+        assert array.dtype == life.cases[LARGE].candidate[name].dtype
+
+
+def test_a_row_does_not_depend_on_its_company(life: Life) -> None:
+    found = stability(life.cases, life.repeats, LIMITS["float32"], life.scale)
+    assert found.passed, found.message
+
+
+def test_the_same_inputs_give_the_same_bits(life: Life) -> None:
+    for case, found in zip(life.cases, life.twice, strict=True):
+        assert_same(found, cast(Named, case.candidate))
+
+
+# ------------------------------------------------------------------ what it is
+
+
+def test_it_has_the_name_that_it_was_chosen_by(life: Life) -> None:
+    assert life.name == str(life.choice)
+
+
+def test_nothing_speaks_against_it(life: Life) -> None:
+    found = integrity(life.cases, life.evidence)
+    assert found.passed, found.message
+    assert life.evidence.weights is None or life.evidence.weights > 30
+
+
+def test_its_artefact_has_a_size(life: Life) -> None:
+    has_one = ("jit", "compile", "export", "aotinductor", "onnxruntime")
+    assert (life.size is not None) == (life.choice.name in has_one)
+    assert life.size is None or life.size > 10_000
+
+
+# ------------------------------------------------------------------ what it leaves alone
+
+
+def test_it_does_not_write_to_its_inputs(life: Life) -> None:
+    assert life.untouched == [True] * len(SIZES)
+
+
+def test_the_weights_that_it_was_made_of_are_what_they_were(life: Life) -> None:
+    after = life.model.state_dict()
+    assert after.keys() == life.before.keys()
+    for key, tensor in life.before.items():
+        assert same_bits(after[key], tensor), key
+
+
+def test_closing_lets_go_of_what_it_opened(life: Life) -> None:
+    for what, (before, after) in life.left.items():
+        assert after == before, what
+
+
+# ------------------------------------------------------------------ how it fails
+
+
+def test_what_its_library_raises_is_told_once_in_the_librarys_words(life: Life) -> None:
+    assert type(life.error) is RunError
+    cause = life.error.__cause__
+    assert isinstance(cause, Exception)
+    assert not isinstance(cause, ClipcheckError)
+    assert life.error.problem.startswith(f"{life.choice}: ")
+    assert life.error.problem.endswith(f" failed ({reason(cause)})")
+    assert life.error.problem.count(" failed (") == 1
+
+
+def test_once_closed_it_says_so(life: Life) -> None:
+    for method, error in life.closed.items():
+        assert type(error) is RunError, method
+        assert str(error) == f"{life.choice}: it was closed. Build it anew."
+    assert life.evidence_of_closed == Evidence(None, ["the candidate was closed"])
+
+
+@pytest.mark.parametrize(("choice", "dtype"), UNFIT)
+def test_what_it_is_unfit_for_is_refused_with_the_reason(
+    choice: Choice, dtype: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sides_of(minute(built, Format.STATE_DICT), built, tmp_path).source
+    monkeypatch.setattr(way(choice.name), "unfit", lambda *_: f"no {dtype}")
+    monkeypatch.setattr(way(choice.name), "build", None)
+    with pytest.raises(UnavailableError, match=f"^{choice.name}: no {dtype}. Choose another"):
+        build(choice, source)
+
+
+# ------------------------------------------------------------------ in other dtypes
+
+HALF = [
+    pytest.param(choice, dtype, id=f"{choice}-{dtype}")
+    for choice in everything()
+    for dtype in ("float16", "bfloat16")
+    if choice.name not in SLOW and unfit(choice, MINUTE, dtype) is None
+]
+
+
+@pytest.mark.parametrize(("choice", "dtype"), HALF)
+def test_it_computes_in_half_as_near_to_float64_as_the_eager_model(
+    choice: Choice, dtype: str, built: Path, tmp_path: Path
+) -> None:
+    sides = sides_of(minute(built, Format.ARCHIVE), built, tmp_path, dtype)
+    batch = inputs(MINUTE)[LARGE]
+    pair = (batch.pixels, batch.tokens)
+    with exact_floats():
+        backend = build(choice, sides.source)
+        found = backend.outputs(*pair)
+    (own,), (exact,) = sides.reference.outputs([pair]), sides.reference.exact_outputs([pair])
+    case = Case(found, own, exact, batch.rows)
+    for gate in (
+        precision([case], LIMITS[dtype], sides.reference.scale),
+        integrity([case], backend.evidence()),
+    ):
+        assert gate.passed, gate.message
+    backend.close()
+
+
+# ------------------------------------------------------------------ what is not what it should be
+
+KEY = "ln_final.bias"
+
+
+def of_another_file(name: str, sides: Sides, scratch: Path) -> Backend:
+    """The file has other weights than those that are told of it."""
+    checkpoint = sides.source.checkpoint
+    tensors = {**checkpoint.tensors, KEY: checkpoint.tensors[KEY] + 1}
+    other = load_sides(
+        replace(checkpoint, tensors=tensors),
+        None,
+        CPU,
+        "float32",
+        scratch,
+        sides.source.artefacts,
+        archive=True,
+    )
+    return build(Choice(name), other.source)
+
+
+def of_another_model(name: str, sides: Sides, scratch: Path) -> Backend:
+    """The model has other weights than the file, or than the program that was made before."""
+    source = sides.source
+    build(Choice(name), source).close()
+    weights = source.model.state_dict()
+    weights[KEY] = weights[KEY] + 1
+    model = eager.build(source.checkpoint.architecture, weights)
+    return build(Choice(name), replace(source, model=model))
+
+
+def altered(name: str, sides: Sides, scratch: Path) -> Backend:
+    """Its weights were changed after it was loaded."""
+    backend: Any = build(Choice(name), sides.source)
+    module = getattr(backend._module, "_model", backend._module)
+    with torch.no_grad():
+        next(module.parameters()).add_(1)
+    return cast(Backend, backend)
+
+
+def unlike_its_source(name: str, sides: Sides, scratch: Path) -> Backend:
+    """It holds other tensors than the model that it was made of."""
+    backend = build(Choice(name), sides.source)
+    bias = sides.source.model.ln_final.bias
+    sides.source.model.ln_final.bias = torch.nn.Parameter(bias + 1, requires_grad=False)
+    return backend
+
+
+WRONG = {
+    "jit": of_another_file,
+    "eager": of_another_model,
+    "trace": unlike_its_source,
+    "script": unlike_its_source,
+    "export": of_another_model,
+    "onnxruntime": of_another_model,
+    "open_clip": of_another_file,
+    "transformers": altered,
+    "clip": altered,
+}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_other_weights_are_told_where_they_can_be(
+    name: str, seeded_archive: SeededArchive, built: Path, tmp_path: Path
+) -> None:
+    if name not in WRONG:
+        assert name in SLOW  # whose weights are part of the code, or the eager model's own
+        return
+    sides = sides_of(seeded_archive("tiny-vit"), built, tmp_path)
+    backend = WRONG[name](name, sides, tmp_path)
+    evidence = backend.evidence()
+    backend.close()
+    assert len(evidence.differing) == 1
+    assert not integrity([], evidence).passed
+
+
+# ------------------------------------------------------------------ what is not there
+
+
+def without(module: str) -> Callable[[pytest.MonkeyPatch], None]:
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        find: Any = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda name, *rest: None if name == module else find(name, *rest),
+        )
+
+    return patch
+
+
+def without_torchscript(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchscript_support, "unavailable", lambda: "this torch has none")
+
+
+def without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "there-is-no-such-compiler")
+
+
+ABSENT = {
+    "jit": (without_torchscript, "this torch has none", "with a torch that has torch.jit"),
+    "trace": (without_torchscript, "this torch has none", "with a torch that has torch.jit"),
+    "script": (without_torchscript, "this torch has none", "with a torch that has torch.jit"),
+    "compile": (without_a_compiler, "there is no C++ compiler 'there-is-no", "set CXX to the path"),
+    "aotinductor": (without_a_compiler, "there is no C++ compiler 'there-is-no", "set CXX to"),
+    "onnxruntime": (without("onnxruntime"), "onnxruntime is not installed", "clipcheck[onnx]"),
+    "open_clip": (without("open_clip"), "open_clip is not installed", "open_clip_torch"),
+    "transformers": (without("transformers"), "transformers is not installed", "[transformers]"),
+    "clip": (without("clip"), "the reference package clip is not installed", "clip-anytorch"),
+}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_what_is_missing_is_exit_2_with_the_reason_and_the_remedy(
+    name: str, built: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name not in ABSENT:
+        assert name in ("eager", "export")  # of torch, without which nothing runs
+        return
+    patch, why, remedy = ABSENT[name]
+    assert way(name).available() is None
+    patch(monkeypatch)
+    missing = way(name).available()
+    assert missing is not None
+    assert why in missing.reason
+    assert remedy in missing.remedy
+    archive = minute(built, Format.ARCHIVE)
+    done = run("check", archive, "--backend", name, "--no-cache", "--examples", 1)
+    assert done.code == 2
+    told = " ".join(done.out.split())
+    assert why in told
+    assert remedy in told
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_file_says_what_it_is_and_imports_nothing_that_takes_long(name: str) -> None:
+
+    found = way(name)
+    assert found.SUMMARY
+    assert found.VARIANTS
+    for variant in found.VARIANTS:
+        assert variant.keys() <= found.OPTIONS.keys()
+    for option in found.OPTIONS.values():
+        assert option.meaning
+        assert not option.values or option.default in option.values
+    assert found.version()
+    assert registry.require_available(Choice(name)) is None

@@ -1,0 +1,204 @@
+"""From files that are open to what is compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.base import Missing, Source
+from clipcheck.backends.loading import Sides, build, load_sides
+from clipcheck.backends.registry import Choice, way
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program, same_bits
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.errors import ArchitectureError, ClipcheckError, RunError, UnavailableError
+from conftest import SeededArchive
+from tests.backends.kept import CPU, Kept, batch, expected, minute
+
+BIAS, PROJECTION = "ln_final.bias", "text_projection"
+
+
+@pytest.fixture
+def archive(built: Path) -> Checkpoint:
+    return open_checkpoint(minute(built, Format.ARCHIVE))
+
+
+def load(
+    subject: Checkpoint | Program,
+    reference: Checkpoint | None,
+    scratch: Path,
+    dtype: str = "float32",
+    *,
+    archive: bool = False,
+) -> Sides:
+    artefacts = cast(Artefacts, Kept(scratch))
+    return load_sides(subject, reference, CPU, dtype, scratch, artefacts, archive=archive)
+
+
+def model_of(sides: Sides) -> Any:
+    return sides.reference._model
+
+
+def altered(checkpoint: Checkpoint, key: str, by: float) -> Checkpoint:
+    return replace(
+        checkpoint, tensors={**checkpoint.tensors, key: checkpoint.tensors[key].float() + by}
+    )
+
+
+def test_without_a_reference_both_sides_share_one_model(
+    archive: Checkpoint, tmp_path: Path
+) -> None:
+    sides = load(archive, None, tmp_path)
+    assert sides.source.checkpoint is archive
+    assert sides.source.program is None
+    assert sides.source.both is None
+    assert model_of(sides) is sides.source.model
+
+
+def test_the_archive_is_loaded_beside_its_eager_model_where_it_is_wanted(
+    archive: Checkpoint, tmp_path: Path
+) -> None:
+    sides = load(archive, None, tmp_path, archive=True)
+    both = sides.source.both
+    assert both is not None
+    assert both.eager_model is sides.source.model
+    assert isinstance(both.jit_model, torch.jit.ScriptModule)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_models_compute_in_the_dtype_that_was_asked_for(
+    dtype: str, archive: Checkpoint, tmp_path: Path
+) -> None:
+    sides = load(archive, altered(archive, BIAS, 0), tmp_path, dtype)
+    assert sides.source.dtype == dtype
+    for model in (sides.source.model, model_of(sides)):
+        assert model.visual.conv1.weight.dtype == getattr(torch, dtype)
+        assert model.ln_final.bias.dtype == torch.float32
+
+
+def test_with_a_reference_that_is_what_is_compared_with(
+    archive: Checkpoint, tmp_path: Path
+) -> None:
+    other = altered(archive, BIAS, 1)
+    sides = load(archive, other, tmp_path)
+    assert same_bits(sides.source.model.ln_final.bias, archive.tensors[BIAS].float())
+    assert same_bits(model_of(sides).ln_final.bias, other.tensors[BIAS])
+    pixels, tokens = batch(archive.architecture, 2, 3)
+    (found,) = sides.reference.outputs([(pixels, tokens)])
+    wanted = expected(model_of(sides), pixels, tokens)
+    assert (found["text_features"] == wanted["text_features"]).all()
+    own = expected(sides.source.model, pixels, tokens)
+    assert (found["text_features"] != own["text_features"]).any()
+
+
+def test_the_reference_is_rounded_to_what_the_candidate_stores(
+    archive: Checkpoint, tmp_path: Path
+) -> None:
+    """What rounding does to the outputs is no fault of a conversion to half."""
+    assert archive.tensors[PROJECTION].dtype == torch.float16
+    finer = altered(archive, PROJECTION, 1e-6)
+    rounded = finer.tensors[PROJECTION].half().float()
+    assert not same_bits(rounded, finer.tensors[PROJECTION])
+    assert same_bits(model_of(load(archive, finer, tmp_path)).text_projection, rounded)
+    # And not where the candidate has them as fine.
+    same = model_of(load(finer, altered(finer, PROJECTION, 0), tmp_path)).text_projection
+    assert same_bits(same, finer.tensors[PROJECTION])
+
+
+def test_a_weight_that_the_candidate_does_not_have_stays_the_references(
+    archive: Checkpoint, tmp_path: Path
+) -> None:
+    less = {key: t for key, t in archive.tensors.items() if key != "context_length"}
+    sides = load(replace(archive, tensors=less), archive, tmp_path)
+    assert same_bits(model_of(sides).ln_final.bias, archive.tensors[BIAS].float())
+
+
+def test_other_dimensions_are_refused(
+    archive: Checkpoint, seeded_archive: SeededArchive, tmp_path: Path
+) -> None:
+    other = open_checkpoint(seeded_archive("tiny-vit"))
+    with pytest.raises(ArchitectureError, match="expected the dimensions of the ref") as caught:
+        load(archive, other, tmp_path)
+    assert caught.value.path == str(archive.path)
+    assert archive.architecture.describe() in caught.value.problem
+    assert other.architecture.describe() in caught.value.problem
+    assert "--reference" in caught.value.remedy
+
+
+def test_a_program_is_compared_with_the_model_of_its_checkpoint(
+    archive: Checkpoint, tmp_path: Path
+) -> None:
+    program = Program(tmp_path / "program.pt2", Format.PT2)
+    sides = load(program, archive, tmp_path, archive=True)
+    assert sides.source.program == program.path
+    assert sides.source.checkpoint is archive
+    assert sides.source.both is None
+    assert model_of(sides) is sides.source.model
+    with pytest.raises(ValueError, match="no weights of its own"):
+        load(program, None, tmp_path)
+
+
+# ------------------------------------------------------------------ building
+
+
+@pytest.fixture
+def source(archive: Checkpoint, tmp_path: Path) -> Source:
+    return load(archive, None, tmp_path).source
+
+
+def test_a_backend_is_built_with_a_value_for_each_option(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Source] = []
+    monkeypatch.setattr(way("compile"), "build", given.append)
+    build(Choice("compile", {"dynamic": "auto"}), source)
+    assert given == [replace(source, options={"mode": "default", "dynamic": "auto"})]
+
+
+def test_one_that_is_not_there_or_does_not_fit_is_told_before_anything_is_built(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(way("clip"), "build", None)
+    half = replace(source, dtype="float16")
+    with pytest.raises(UnavailableError, match=r"^clip: .* not in float16\. Choose another back"):
+        build(Choice("clip"), half)
+    monkeypatch.setattr(way("clip"), "available", lambda: Missing("it is not there", "Get it."))
+    with pytest.raises(UnavailableError, match=r"^clip: it is not there\. Get it\.$"):
+        build(Choice("clip"), half)
+
+
+def test_a_program_is_opened_whatever_its_checkpoint_would_fit(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(way("export"), "unfit", lambda *_: "it does not fit")
+    monkeypatch.setattr(way("export"), "build", lambda _: "built")
+    assert build(Choice("export"), replace(source, program=tmp_path)) == "built"
+
+
+def raising(error: BaseException) -> Any:
+    def call(_: Source) -> None:
+        raise error
+
+    return call
+
+
+def test_what_building_raises_is_translated_once(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cause = KeyError("no such thing")
+    monkeypatch.setattr(way("trace"), "build", raising(cause))
+    with pytest.raises(RunError, match=r"^trace: building failed \('no such thing'\)\. ") as caught:
+        build(Choice("trace"), source)
+    assert caught.value.__cause__ is cause
+    ours = RunError("trace: tracing failed (so it is)", remedy="Do something.")
+    monkeypatch.setattr(way("trace"), "build", raising(ours))
+    with pytest.raises(ClipcheckError) as caught:
+        build(Choice("trace"), source)
+    assert caught.value is ours
+    monkeypatch.setattr(way("trace"), "build", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        build(Choice("trace"), source)

@@ -1,0 +1,95 @@
+"""What is of TorchScript's modules alone; what they compute is for the conformance suite."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipcheck import torchscript_support
+from clipcheck.backends import script, trace
+from clipcheck.backends.base import Source
+from clipcheck.backends.trace import ScriptBackend, example_inputs, shared_weights
+from clipcheck.checkpoints.checkpoint import Format
+from tests.backends.kept import minute, source
+
+
+@pytest.fixture
+def made(built: Path, tmp_path: Path) -> Source:
+    return source(minute(built, Format.STATE_DICT), tmp_path, trace)
+
+
+def test_the_texts_to_trace_with_end_at_different_places(tiny_archive: Path, built: Path) -> None:
+    """Else where they end would be a constant of the trace, as would one number of both."""
+    made = source(tiny_archive, built, trace)
+    a = made.checkpoint.architecture
+    pixels, tokens = example_inputs(made)
+    assert pixels.shape == (2, 3, a.image_resolution, a.image_resolution)
+    assert (pixels.dtype, tokens.dtype) == (torch.float32, torch.int32)
+    assert tokens.shape == (3, a.context_length)
+    ends = tokens.argmax(dim=-1)
+    assert len(set(ends.tolist())) == 3
+    for row, end in zip(tokens, ends, strict=True):
+        assert (row[0], row[end]) == (a.vocab_size - 2, a.vocab_size - 1)
+        assert (row[1:end] > 0).all()
+        assert (row[end + 1 :] == 0).all()
+
+
+def test_of_torchs_own_checks_nothing_is_told_and_of_ours_it_would_be(
+    made: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = made.model.encode_image
+
+    def branching(image: torch.Tensor) -> torch.Tensor:
+        return encode(image) if image.sum() > 0 else encode(-image)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trace.build(made).close()
+        monkeypatch.setattr(type(made.model), "encode_image", lambda self, image: branching(image))
+        with pytest.raises(torch.jit.TracerWarning):
+            trace.build(made)
+
+
+@pytest.mark.parametrize("way", [trace, script])
+def test_it_shares_the_weights_of_its_source(way: type[script], made: Source) -> None:
+    backend = way.build(made)
+    assert isinstance(backend, ScriptBackend)
+    module = backend._module
+    held = dict(module.named_parameters())
+    for key, parameter in made.model.named_parameters():
+        assert held[key].data_ptr() == parameter.data_ptr()
+    backend.close()
+
+
+def test_an_eager_model_in_its_place_is_doubted(made: Source) -> None:
+    backend = ScriptBackend("trace", made.model, made)
+    assert backend.evidence().doubts == ["nothing was compared: the candidate is an eager model"]
+
+
+def test_weights_that_are_others_or_not_there_are_named(made: Source) -> None:
+    other = torch.nn.Module()
+    state = made.model.state_dict()
+    state["ln_final.bias"] = state["ln_final.bias"] + 1
+    del state["text_projection"]
+    other.state_dict = lambda: state  # type: ignore[method-assign, assignment]
+    found = shared_weights(other, made.model, ["a doubt"])
+    assert found.weights == len(state)
+    assert found.doubts == ["a doubt"]
+    assert found.differing == {
+        "ln_final.bias": "the candidate has other bits",
+        "text_projection": "the candidate does not have it",
+    }
+
+
+def test_closing_lets_go_of_the_classes_that_torch_keeps(
+    made: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    backend = trace.build(made)
+    monkeypatch.setattr(torchscript_support, "forget_classes", lambda: calls.append("forgotten"))
+    assert calls == []
+    backend.close()
+    assert calls == ["forgotten"]
