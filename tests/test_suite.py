@@ -9,8 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.session import workers
 from clipcheck.session.choices import GATES
+from tests.samples import minute_bytes
 
 pytest_plugins = ["pytester"]
 
@@ -217,3 +219,38 @@ def test_a_run_that_judges_nothing_adds_nothing_to_the_summary(
     here.makepyfile("def test_mine(): assert False")
     assert here.runpytest_subprocess().ret == 1
     assert not (here.path / "summary.md").exists()
+
+
+def test_several_backends_are_judged_each_by_its_gates(pytester: pytest.Pytester) -> None:
+    (pytester.path / "minute.pt").write_bytes(minute_bytes(Format.ARCHIVE))
+    pytester.makepyfile(
+        test_own="""
+        import numpy as np
+
+        def test_pair(clip_reference, clip_candidate, clip_backend):
+            assert clip_candidate.name == clip_backend
+            pixels = np.zeros((1, 3, 16, 16), np.float32)
+            own, other = (each.encode_image(pixels) for each in (clip_reference, clip_candidate))
+            assert np.allclose(own, other, atol=1e-4)
+        """,
+        test_gates="from clipcheck.suite import test_gate",
+    )
+    backends = ("--clip-backend=trace", "--clip-backend=script")
+    options = ("--clip-examples=1", "--clip-report=report", "-p", "no:randomly")
+    result = pytester.runpytest_subprocess(*chosen("minute.pt"), *backends, *options)
+    result.assert_outcomes(passed=2 * 5 + 2)
+    results = json.loads((pytester.path / "report/results.json").read_text())["results"]
+    assert [(each["backend"], each["passed"]) for each in results] == [
+        ("trace", True), ("script", True)
+    ]  # fmt: skip
+    gates = [gate for gate in GATES["float32"] if gate != "modules"]
+    assert [[gate["name"] for gate in each["gates"]] for each in results] == [gates] * 2
+
+
+def test_an_unknown_backend_is_refused_before_any_test_runs(here: pytest.Pytester) -> None:
+    result = here.runpytest_subprocess(*SUITE, *chosen("small.pt"), "--clip-backend=tracer")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["*--clip-backend: expected a backend, found 'tracer'. The nearest name is 'trace'*"]
+    )
+    assert not (here.path / "judged").exists()

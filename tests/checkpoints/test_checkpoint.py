@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -212,3 +213,20 @@ def test_one_bit_makes_the_difference(
     other.view(-1)[index] ^= mask
     assert not same_bits(one.view(dtype), other.view(dtype))
     assert not same_bits(one, other)
+
+
+def test_a_weight_in_the_place_of_the_files_has_none_of_its_pages(tmp_path: Path) -> None:
+    found = opened(minute_bytes(Format.ARCHIVE), tmp_path)
+    assert found.records is not None
+    asked: list[tuple[int, int]] = []
+    file = found.records.file
+    key = "token_embedding.weight"
+    cast = replace(found, tensors={**found.tensors, key: found.tensors[key].double()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file, "prefetch", lambda start, size: asked.append((start, size)))
+        patch.setattr(file, "give_back", lambda start, size: asked.append((start, size)))
+        for checkpoint in (cast, found):
+            checkpoint.prefetch(key)
+            checkpoint.give_back(key)
+    tensor = found.tensors[key]
+    assert asked == [(file.offset_of(tensor.data_ptr()), tensor.nbytes)] * 2
