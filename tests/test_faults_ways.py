@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -15,7 +14,7 @@ from onnx import helper
 from clipcheck.audit_ways import WayBench
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Source
-from clipcheck.backends.registry import BACKENDS, Choice, way
+from clipcheck.backends.registry import BACKENDS, way
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
@@ -23,7 +22,6 @@ from clipcheck.faults import CLEAN, CLEAN_FAMILY, FAMILIES, FAULTS
 from clipcheck.faults.ways import CLEAN_WAYS, WAY_FAULTS, WayVariant, graphs
 from clipcheck.models.loader import load_eager
 from clipcheck.writers.convert import write
-from clipcheck.writers.synthesize import architecture_named, synthesize
 from tests.models import TINY, small
 from tests.samples import MINUTE, minute_weights
 
@@ -158,7 +156,7 @@ def test_a_library_has_its_own_functions_again_after_an_error(source: Source) ->
     fault = next(v for v in ALL if v.name == "causal-mask-dropped")
     library = import_clip().model
     own = library.CLIP.build_attention_mask
-    with pytest.raises(KeyError), fault.plants["clip"](source):
+    with pytest.raises(KeyError), fault.plants["clip"](source):  # noqa: PT012 - both are of it
         assert library.CLIP.build_attention_mask is not own
         raise KeyError
     assert library.CLIP.build_attention_mask is own
