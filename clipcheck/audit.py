@@ -193,6 +193,11 @@ def audit(
     """
     _require_known(architectures, seeds, spreads, only)
     able, left_out = _backends(backends)
+    if not able:
+        raise UsageError(
+            "expected a backend to plant faults into, found none",
+            remedy=f"They are: {', '.join(BACKENDS)}.",
+        )
     units = _units(architectures, seeds, spreads, able, tuple(only), threads, localize)
     # Spawned: a fork of a process that has used torch's threads may hang.
     context = multiprocessing.get_context("spawn")
@@ -354,9 +359,11 @@ class _Judges:
     @cached_property
     def _ways(self) -> WayBench:
         from clipcheck.audit_ways import WayBench
+        from clipcheck.writers.synthesize import architecture_named
 
         unit = self._unit
-        return WayBench(unit.architecture, unit.seed, unit.spread, self._folder)
+        architecture = architecture_named(unit.architecture)
+        return WayBench(architecture, unit.seed, unit.spread, self._folder)
 
 
 def _planned(unit: _Unit) -> list[tuple[str, Planted]]:

@@ -20,6 +20,7 @@ from clipcheck.judging import Stopwatch, Trial, inputs_of, judge_candidate
 
 if TYPE_CHECKING:
     from clipcheck.backends.base import Source
+    from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.faults.ways import WayVariant
 
 
@@ -42,21 +43,20 @@ class WayBench:
     """Judges variants of one model in any backend. In each dtype the reference runs once.
 
     Args:
-        architecture: by name.
+        architecture: its dimensions.
         seed: of the weights, and of the inputs.
         spread: of the weights.
         folder: for what is written.
     """
 
-    def __init__(self, architecture: str, seed: int, spread: str, folder: Path) -> None:
+    def __init__(self, architecture: Architecture, seed: int, spread: str, folder: Path) -> None:
         from clipcheck.checkpoints.checkpoint import Format
         from clipcheck.checkpoints.formats import open_checkpoint
         from clipcheck.writers.convert import write
-        from clipcheck.writers.synthesize import architecture_named, synthesize
+        from clipcheck.writers.synthesize import synthesize
 
-        dimensions = architecture_named(architecture)
         path = folder / "ways.safetensors"
-        write(dimensions, synthesize(dimensions, seed, spread), path, Format.SAFETENSORS)
+        write(architecture, synthesize(architecture, seed, spread), path, Format.SAFETENSORS)
         self._checkpoint = open_checkpoint(path)
         self._seed = seed
         self._folder = folder

@@ -12,8 +12,10 @@ import torch
 
 from clipcheck import audit as auditing
 from clipcheck.audit import Audit, Finding, audit
+from clipcheck.backends import registry
+from clipcheck.backends.base import Missing
 from clipcheck.compare.localisation import Localisation, Place
-from clipcheck.errors import UnknownModelError, UsageError
+from clipcheck.errors import UnavailableError, UnknownModelError, UsageError
 from clipcheck.faults import CLEAN, FAULTS, where
 from clipcheck.faults.where import Spot
 from tests.test_progress import Listener
@@ -186,9 +188,9 @@ def test_a_fault_of_both_towers_has_to_be_found_in_both(monkeypatch: pytest.Monk
 
 def test_the_work_is_divided_between_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    one = auditing._units(["tiny-vit"], [0], ["unit"], (), None, False)
+    one = auditing._units(["tiny-vit"], [0], ["unit"], ("jit",), (), None, False)
     assert [(unit.share, unit.of, unit.threads) for unit in one] == [(i, 8, 1) for i in range(8)]
-    many = auditing._units(TINY, range(10), ["unit"], (), None, False)
+    many = auditing._units(TINY, range(10), ["unit"], ("jit",), (), None, False)
     assert [(unit.share, unit.of, unit.threads) for unit in many] == [(0, 1, 1)] * 20
 
 
@@ -200,6 +202,10 @@ def test_the_work_is_divided_between_the_cores(monkeypatch: pytest.MonkeyPatch) 
         ({"only": ["no-such-fault"]}, UsageError, "no variant is named 'no-such-fault'"),
         ({"architectures": []}, UsageError, "found none"),
         ({"seeds": []}, UsageError, "found none"),
+        ({"backends": ["eager"]}, UsageError, "expected a backend to plant .* found 'eager'"),
+        ({"backends": ["compile:mode=default"]}, UsageError, "found 'compile:mode=default'"),
+        ({"backends": ["onxruntime"]}, UsageError, "found 'onxruntime'"),
+        ({"backends": []}, UsageError, "found none"),
     ],
 )
 def test_what_is_not_known_is_refused_before_anything_is_run(
@@ -233,3 +239,44 @@ def test_shares_of_one_architecture_judge_each_variant_once(
 def test_a_weight_that_running_changes_is_told() -> None:
     found = audit(["tiny-vit"], only=["logit-scale-drifts"])
     assert [finding.gate for finding in found.findings] == ["integrity"]
+
+
+# ------------------------------------------------------------------------- other backends
+
+
+WAYS = ("layer-norm-epsilon-1e-3", "end-of-text-by-legacy-id", "logits-in-half")
+
+
+def test_faults_are_planted_into_every_backend_that_is_named() -> None:
+    found = audit(TINY, backends=["transformers", "trace", "jit", "trace"], only=WAYS)
+    assert [(f.backend, f.name, f.architecture) for f in found.findings] == [
+        ("jit", "logits-in-half", "tiny-vit"),
+        ("jit", "logits-in-half", "tiny-resnet"),
+        ("trace", "layer-norm-epsilon-1e-3", "tiny-vit"),
+        ("trace", "layer-norm-epsilon-1e-3", "tiny-resnet"),
+        ("transformers", "layer-norm-epsilon-1e-3", "tiny-vit"),
+        ("transformers", "end-of-text-by-legacy-id", "tiny-vit"),
+    ]
+    assert found.passed
+    assert found.left_out == {}
+    assert [finding.name for finding in found.clean] == ["end-of-text-by-legacy-id"]
+
+
+def test_all_leaves_out_what_cannot_run_here_and_tells_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in set(auditing.BACKENDS) - {"clip", "trace"}:
+        missing = Missing(f"no {name}", "Install it.")
+        monkeypatch.setattr(registry.way(name), "available", lambda missing=missing: missing)
+    found = audit(["tiny-vit"], backends=["all"], only=["logit-scale-not-exponentiated"])
+    assert [finding.backend for finding in found.findings] == ["trace", "clip"]
+    assert found.left_out["onnxruntime"] == "no onnxruntime. Install it."
+    assert found.left_out.keys() == set(auditing.BACKENDS) - {"clip", "trace"}
+    with pytest.raises(UnavailableError, match="compile: no compile"):
+        audit(["tiny-vit"], backends=["all", "compile"])
+
+
+def test_of_the_other_ways_no_place_is_looked_for() -> None:
+    found = audit(["tiny-vit"], backends=["trace"], only=WAYS, localize=True)
+    assert found.passed
+    assert not found.sought

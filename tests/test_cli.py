@@ -416,6 +416,17 @@ def test_audit_prints_the_table_and_exits_0_when_all_is_right(run: Run, tmp_path
     assert [fault["name"] for fault in document["faults"]] == ["quickgelu-slope-1.7"]
 
 
+def test_audit_plants_into_the_backends_that_are_named(run: Run) -> None:
+    name = "logit-scale-not-exponentiated"
+    done = run(
+        "audit", "--arch", "tiny-vit", "--backend", "clip", "--backend", "trace", "--only", name,
+        "--json", "-",
+    )  # fmt: skip
+    assert done.code == 0
+    document = json.loads(done.out)
+    assert [fault["backend"] for fault in document["faults"]] == ["trace", "clip"]
+
+
 @pytest.mark.parametrize("wrong", ["a fault that slips through", "a clean variant rejected"])
 def test_audit_exits_1_when_anything_is_wrong(
     run: Run, monkeypatch: pytest.MonkeyPatch, wrong: str
@@ -439,8 +450,8 @@ def test_audit_exits_1_when_anything_is_wrong(
     assert json.loads(done.out)["passed"] is False
     del seen["progress"]
     assert seen == {
-        "architectures": ["RN50"], "seeds": [3, 4], "spreads": ["trained"], "only": (),
-        "localize": False,
+        "architectures": ["RN50"], "seeds": [3, 4], "spreads": ["trained"],
+        "backends": ("jit",), "only": (), "localize": False,
     }  # fmt: skip
 
 

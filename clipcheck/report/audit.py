@@ -101,7 +101,7 @@ def _told(finding: Finding) -> str:
 
 
 def _row(name: str, architecture: str, backend: str, gate: str, margin: str, classic: str) -> str:
-    return f"{name:<40}{architecture:<12}{backend:<13}{gate:<17}{margin:>10}  {classic}"
+    return f"{name:<40}{architecture:<12}{backend:<13}{gate:<16}{margin:>10}  {classic}"
 
 
 def _grouped(findings: Sequence[Finding]) -> list[list[Finding]]:

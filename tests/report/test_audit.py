@@ -25,7 +25,7 @@ def test_what_is_wrong_is_named() -> None:
     missed, rejected = replace(FAULT, gate=None), replace(CLEAN, gate="modules")
     assert summary(Audit([missed, GROSS, rejected])) == (
         "FAILED: 1 of 2 faults caught (the classic assertion: 1); 0 of 1 clean variants passed.\n"
-        "Wrong: addmm in tiny-vit, gelu in tiny-vit."
+        "Wrong: addmm in tiny-vit (jit), gelu in tiny-vit (jit)."
     )
 
 
@@ -64,10 +64,10 @@ def test_a_row_has_the_least_margin_of_a_fault_and_the_greatest_of_a_clean_varia
     audit = Audit([FAULT, weaker, GROSS, CLEAN, replace(CLEAN, seed=1, margin=0.61)])
     lines = render(audit).splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines if line}
-    assert rows["gelu"] == ["tiny-vit", "modules", "12", "1/2"]
-    assert rows["no-mask"] == ["tiny-vit", "integrity", "not", "finite", "1/1"]
-    assert rows["addmm"] == ["tiny-vit", "-", "0.61", "0/2"]
-    assert all(len(line) <= 88 for line in lines)
+    assert rows["gelu"] == ["tiny-vit", "jit", "modules", "12", "1/2"]
+    assert rows["no-mask"] == ["tiny-vit", "jit", "integrity", "not", "finite", "1/1"]
+    assert rows["addmm"] == ["tiny-vit", "jit", "-", "0.61", "0/2"]
+    assert all(len(line) <= 100 for line in lines)
 
 
 def test_the_longest_names_of_the_catalogue_keep_their_columns_apart() -> None:
@@ -81,11 +81,11 @@ def test_the_longest_names_of_the_catalogue_keep_their_columns_apart() -> None:
 
 def test_the_json_has_the_fields_of_schema_1() -> None:
     document = json.loads(render_json(Audit([FAULT, GROSS, CLEAN])))
-    assert document.keys() == {"schema", "passed", "faults", "clean"}
+    assert document.keys() == {"schema", "passed", "left_out", "faults", "clean"}
     assert (document["schema"], document["passed"]) == (1, True)
     first, second = document["faults"]
     assert first["name"] == "gelu"
-    assert first["architecture"] == "tiny-vit"
+    assert (first["architecture"], first["backend"]) == ("tiny-vit", "jit")
     assert (first["caught"], first["gate"], first["classic_caught"]) == (True, "modules", False)
     assert first["margin"] == 1830.4
     assert first["greatest"] == {"module": 18304.0}
@@ -98,6 +98,19 @@ def test_each_architecture_has_a_row_of_its_own() -> None:
     audit = Audit([FAULT, replace(FAULT, architecture="tiny-resnet", margin=7.0), CLEAN])
     lines = render(audit).splitlines()
     assert [line.split()[1:4] for line in lines if line.startswith("gelu")] == [
-        ["tiny-vit", "modules", "1,830"],
-        ["tiny-resnet", "modules", "7"],
+        ["tiny-vit", "jit", "modules"],
+        ["tiny-resnet", "jit", "modules"],
     ]
+
+
+def test_each_backend_has_a_row_of_its_own_and_those_left_out_are_told() -> None:
+    other = replace(FAULT, backend="onnxruntime", gate=None)
+    audit = Audit([FAULT, other, CLEAN], {"compile": "no C++ compiler was found. Install g++."})
+    lines = render(audit).splitlines()
+    assert [line.split()[2] for line in lines if line.startswith("gelu")] == ["jit", "onnxruntime"]
+    assert "compile: left out (no C++ compiler was found. Install g++.)" in lines
+    assert lines[-1] == "Wrong: gelu in tiny-vit (onnxruntime)."
+    document = json.loads(render_json(audit))
+    assert document["left_out"] == audit.left_out
+    assert [fault["backend"] for fault in document["faults"]] == ["jit", "onnxruntime"]
+    assert [variant["backend"] for variant in document["clean"]] == ["jit"]

@@ -131,7 +131,7 @@ WAY_FAULTS: tuple[WayVariant, ...] = (
         "linear-in-bfloat16",
         "precision",
         "pytorch#174467: Inductor multiplies with less precision than was asked for",
-        _all(_to(models.Bfloat16Linear, nn.Linear), "script", "export", "aotinductor"),
+        _all(_to(models.Bfloat16Linear, nn.Linear), "script", "aotinductor"),
     ),
     WayVariant(
         "constants-folded-in-half",
@@ -169,7 +169,7 @@ WAY_FAULTS: tuple[WayVariant, ...] = (
     WayVariant(
         "layer-norm-epsilon-1e-3",
         "normalisation",
-        "an operator's default epsilon in place of the layer's",
+        "an epsilon that is the default elsewhere, as 1e-3 in Keras, in place of the layer's",
         {
             **_all(in_model(models.setting(eager.LayerNorm, "eps", 1e-3)), *_EXPORTS),
             "onnxruntime": in_graph(graphs.epsilon(1e-3)),
@@ -253,7 +253,7 @@ CLEAN_WAYS: tuple[WayVariant, ...] = (
     _clean(
         name="attention-by-matmul",
         reason="attention step by step, as exporters take a fused one apart",
-        plants=_all(_to(models.ByMatmul, eager.ResidualAttentionBlock), *_EXPORTS, "onnxruntime"),
+        plants=_all(_to(models.ByMatmul, eager.ResidualAttentionBlock), *_EXPORTS),
     ),
     _clean(
         name="mask-sentinel-finite",
