@@ -440,7 +440,7 @@ def test_audit_exits_1_when_anything_is_wrong(
     del seen["progress"]
     assert seen == {
         "architectures": ["RN50"], "seeds": [3, 4], "spreads": ["trained"], "only": (),
-        "localize": False,
+        "localize": False, "backends": ("jit",),
     }  # fmt: skip
 
 
