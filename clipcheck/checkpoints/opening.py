@@ -27,7 +27,8 @@ def open_subject(
         ClipcheckError: as for `open_checkpoint`.
     """
     path = locate(name, download_root)
-    kind = kind_of(path) if path.is_file() else None
+    # Not `Path.is_file`, which raises where the folder may not be read: opening it tells that.
+    kind = kind_of(path) if os.path.isfile(path) else None  # noqa: PTH113
     return open_checkpoint(name, download_root) if kind is None else Program(path, kind)
 
 
