@@ -27,8 +27,8 @@ class Listener:
 def test_parts_follow_one_another_in_proportion() -> None:
     parts = Span(Listener(), 0.5, 0.9).split([1, 3])
     assert [(part.start, part.end) for part in parts] == [
-        (0.5, pytest.approx(0.1)),
-        (pytest.approx(0.6), pytest.approx(0.3)),
+        (0.5, pytest.approx(0.6)),
+        (pytest.approx(0.6), 0.9),
     ]
 
 
