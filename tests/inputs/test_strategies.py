@@ -76,9 +76,9 @@ def counts_of(name: str) -> Counter[str]:
         return False
 
     # Examples come in runs that are alike, and which depends on the modules that were imported
-    # before: so there are many starts.
-    for seed in range(24):
-        search(strategy, look, examples // 12, seed)
+    # before: so there are several starts.
+    for seed in range(8):
+        search(strategy, look, examples // 4, seed)
     return counts
 
 
@@ -789,7 +789,7 @@ TABLES: dict[str, tuple[SearchStrategy[Any], Features, int]] = {
     "images": (images(), IMAGE_FEATURES, 800),
     "small images": (images(max_side=8), SMALL_IMAGE_FEATURES, 800),
     "pixels": (pixels(resolution=32), PIXEL_FEATURES, 600),
-    "prompts": (prompts(), PROMPT_FEATURES, 800),
+    "prompts": (prompts(), PROMPT_FEATURES, 1600),
     "token ids": (token_ids(), TOKEN_FEATURES, 400),
     "small token ids": (token_ids(context_length=12, vocab_size=20), SMALL_FEATURES, 400),
     "batches": (batches(inputs=CLIP), BATCH_FEATURES, 200),
