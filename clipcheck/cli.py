@@ -353,6 +353,7 @@ def convert(
     import torch
 
     from clipcheck import terminal
+    from clipcheck.backends.loading import PROGRAMS
     from clipcheck.checkpoints.checkpoint import Format
     from clipcheck.checkpoints.formats import open_checkpoint
 
@@ -360,7 +361,7 @@ def convert(
     _require_converter(form, dtype)
     with terminal.progress(quiet) as progress:
         opened = open_checkpoint(checkpoint, download_root)
-        how = {"reference": opened.path, "dtype": dtype} if form in _PROGRAMS else {}
+        how = {"reference": opened.path, "dtype": dtype} if form in PROGRAMS else {}
         if form in _FOLDERS:
             how = {"reference": opened.path}
         judge = partial(_require_consistent, progress, form, how)
@@ -370,24 +371,25 @@ def convert(
     _report_written(output, f"weights of {checkpoint}")
 
 
-_PROGRAMS = {"pt2": "export", "onnx": "onnxruntime"}
-"""Formats of programs, and the backends that run them."""
-
 _FOLDERS = ("transformers", "open_clip")
 """Formats that are folders, named as the backends that they are for."""
 
 
 def _require_converter(form: ConvertedName, dtype: DtypeName | None) -> None:
     """See that what is written can be checked here, and that the options go together."""
+    from clipcheck.backends.loading import PROGRAMS
     from clipcheck.backends.registry import Choice, require_available
+    from clipcheck.checkpoints.checkpoint import Format
 
     if form in _FOLDERS and dtype is not None:
         raise UsageError(
             f"--dtype is not for folders of {form}, which keep the weights bit for bit",
             remedy="Convert to safetensors with --dtype first, and that file to the folder.",
         )
-    if form in _PROGRAMS or form in _FOLDERS:
-        require_available(Choice(_PROGRAMS.get(form, form)))
+    if form in _FOLDERS:
+        require_available(Choice(form))
+    elif form in PROGRAMS:
+        require_available(Choice(PROGRAMS[Format(form)]))
 
 
 def _convert(
@@ -397,11 +399,12 @@ def _convert(
     dtype: torch.dtype | None,
     judge: Callable[[Path], None],
 ) -> None:
+    from clipcheck.backends.loading import PROGRAMS
     from clipcheck.writers.convert import convert as convert_weights
     from clipcheck.writers.directories import write_open_clip, write_transformers
     from clipcheck.writers.programs import convert_to_program
 
-    if form in _PROGRAMS:
+    if form in PROGRAMS:
         convert_to_program(opened, output, form, dtype=dtype, judge=judge)
     elif form in _FOLDERS:
         write = write_transformers if form == "transformers" else write_open_clip

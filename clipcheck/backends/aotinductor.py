@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.base import Backend, Missing, Option, Source, translating
+from clipcheck.backends.eager import version as version
 from clipcheck.compare.integrity import Evidence
 
 if TYPE_CHECKING:
@@ -40,13 +41,6 @@ def available() -> Missing | None:
         f"there is no C++ compiler {compiler!r} here",
         "Install one, or set CXX to the path of the one that there is.",
     )
-
-
-def version() -> str:
-    """Of torch."""
-    from importlib.metadata import version as version_of
-
-    return f"torch {version_of('torch')}"
 
 
 def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.base import Backend, Missing, Option, Source, translating
+from clipcheck.backends.eager import version as version
 
 if TYPE_CHECKING:
     import torch
@@ -23,13 +24,6 @@ VARIANTS: list[dict[str, str]] = [{}]
 def available() -> Missing | None:
     """Wherever torch is."""
     return None
-
-
-def version() -> str:
-    """Of torch."""
-    from importlib.metadata import version as version_of
-
-    return f"torch {version_of('torch')}"
 
 
 def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck import torchscript_support
 from clipcheck.backends.base import Backend, Missing, Option, Source
+from clipcheck.backends.eager import version as version
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.checkpoints.architecture import BUFFERS, Architecture
 from clipcheck.checkpoints.checkpoint import Format
@@ -28,13 +29,6 @@ def available() -> Missing | None:
     """Wherever torch has TorchScript."""
     reason = torchscript_support.unavailable()
     return None if reason is None else Missing(reason, torchscript_support.REMEDY)
-
-
-def version() -> str:
-    """Of torch."""
-    from importlib.metadata import version as version_of
-
-    return f"torch {version_of('torch')}"
 
 
 def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from clipcheck import torchscript_support
-from clipcheck.backends.base import Backend, Missing, Option, Source
+from clipcheck.backends.base import Backend, Option, Source
 from clipcheck.backends.eager import version
+from clipcheck.backends.jit import available
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.compare.integrity import Evidence
 
@@ -27,12 +28,6 @@ VARIANTS: list[dict[str, str]] = [{}]
 
 _IMAGES, _TEXTS = 2, 3
 """Of the example inputs: not as many, so that one number is not taken for the other."""
-
-
-def available() -> Missing | None:
-    """Wherever torch has TorchScript."""
-    reason = torchscript_support.unavailable()
-    return None if reason is None else Missing(reason, torchscript_support.REMEDY)
 
 
 def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
