@@ -547,13 +547,13 @@ def test_what_is_missing_is_exit_2_with_the_reason_and_the_remedy(
         assert name in ("eager", "export")  # of torch, without which nothing runs
         return
     patch, why, remedy = ABSENT[name]
+    archive = minute(built, Format.ARCHIVE)  # before TorchScript is gone, which writes it
     assert way(name).available() is None
     patch(monkeypatch)
     missing = way(name).available()
     assert missing is not None
     assert why in missing.reason
     assert remedy in missing.remedy
-    archive = minute(built, Format.ARCHIVE)
     done = run("check", archive, "--backend", name, "--no-cache", "--examples", 1)
     assert done.code == 2
     told = " ".join(done.out.split())
