@@ -86,7 +86,9 @@ def write_crashing(path: Path, depth: int = 200_000) -> Path:
             contents = read.read(name)
             if re.search(r"/code/__torch__.*\.py$", name):
                 deep = b"(" * depth + b"1" + b")" * depth
-                contents = contents.replace(b"    return ", b"    _0 = " + deep + b"\n    return ", 1)
+                contents = contents.replace(
+                    b"    return ", b"    _0 = " + deep + b"\n    return ", 1
+                )
             written.writestr(name, contents)
     sound.unlink()
     return path

@@ -280,6 +280,8 @@ class _Life:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
             return int(self._zygote.ask({"do": "wait", "pid": self._pid})["status"])
+        except IsolationError:
+            return signal.SIGKILL  # What it was forked from is gone, and has taken it along.
         finally:
             self._near.close()
             self.sharing.close()
@@ -328,11 +330,11 @@ class _Zygote:
             IsolationError: it has ended, or does not answer.
         """
         with self._lock:
-            self._control.settimeout(_STARTING)
             try:
+                self._control.settimeout(_STARTING)
                 socket.send_fds(self._control, [json.dumps(message).encode()], descriptors)
                 answer = self._control.recv(MOST)
-            except OSError:  # gone, or too slow
+            except OSError:  # gone, closed, or too slow
                 answer = b""
         if not answer:
             words = self._last_words()
