@@ -49,7 +49,7 @@ def reading(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def writing(path: Path) -> Callable[[Tensor], Tensor]:
-    """Makes a file by an operator of torch."""
+    """Makes a file by an operator of torch: once already when it is traced, as a constant."""
     return _with_path(path, "secret = torch.from_file({path!r}, True, 8, dtype=torch.uint8)")
 
 

@@ -92,6 +92,7 @@ def test_a_file_that_writes_another_fails_and_leaves_nothing(
     archive: Written, tmp_path: Path
 ) -> None:
     path = archive(hostile.writing(tmp_path / "made"))
+    (tmp_path / "made").unlink()
     assert not judged(path).passed
     assert not (tmp_path / "made").exists()
     assert judged(path, isolation="none").passed
@@ -100,6 +101,7 @@ def test_a_file_that_writes_another_fails_and_leaves_nothing(
 
 def test_replay_and_localize_run_it_apart_too(run: Run, archive: Written, tmp_path: Path) -> None:
     path = archive(hostile.writing(tmp_path / "made"))
+    (tmp_path / "made").unlink()
     done = run("check", path, "--report", tmp_path / "report", "--examples", 14)
     (saved,) = (tmp_path / "report" / "failing-inputs").iterdir()
     assert done.code == 1

@@ -347,6 +347,8 @@ class _Zygote:
         return found
 
     def _last_words(self) -> str:
+        if self._said.closed:
+            return "it was ended before"
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it has said nothing"
