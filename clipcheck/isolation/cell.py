@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 _PROGRAM = """
 import json, sys
-sys.path += [path for path in json.loads(sys.argv[1]) if path not in sys.path]
+sys.path[:0] = json.loads(sys.argv[1])
 from clipcheck.isolation.zygote import main
 main(int(sys.argv[2]), sys.argv[3:])
 """
-"""What a zygote runs. It finds what this process finds, and nothing in the folder it starts in."""
+"""What a zygote runs. It imports from where this process does, and not from the folder it is in."""
 
 _STARTING = 120.0
 """Seconds for a zygote to import torch, on a machine that does much else."""
