@@ -1,9 +1,9 @@
 """What it costs to run an archive's own code in a process without rights.
 
 Each round is two whole commands, one after the other so that both have the same machine:
-`clipcheck check FILE --isolation none` and the same with `process`, in turn which comes first. Given
-are the medians of the seconds and of the ratio of each pair, and of what the operating system
-counted as the time of processors, children included.
+`clipcheck check FILE --isolation none`, and the same with `process`; they take turns at coming
+first. Given are the medians of the seconds and of the ratio of each pair, and of what the operating
+system counted as the time of processors, children included.
 
     python -m benchmarks.isolation
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,24 @@ def test_an_archive_that_changes_its_weights_leaves_the_eager_models(tmp_path: P
     assert not found.passed
     assert "running the model changed" in found.gates[0].message
     assert found.localisation.found[0].part == "its running_mean, which running changes"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize(("folder", "file"), [(0o755, 0o600), (0o700, 0o644)])
+def test_root_judges_what_only_another_user_may_read(
+    folder: int, file: int, tiny_archive: Path, tmp_path: Path
+) -> None:
+    """As what is mounted into a container may be: a process without privileges cannot open it."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    path = Path(shutil.copy(tiny_archive, theirs / "model.pt"))
+    path.chmod(file)
+    theirs.chmod(folder)
+    for each in (path, theirs):
+        os.chown(each, 12345, 12345)
+    found = judged(path)
+    assert found.passed
+    assert found.isolation
 
 
 def test_the_parent_is_as_it_was(tiny_archive: Path) -> None:

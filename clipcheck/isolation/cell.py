@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from clipcheck import errors
-from clipcheck.errors import ClipcheckError, IsolationError, UnavailableError
+from clipcheck.errors import ClipcheckError, IsolationError, OutputError, UnavailableError
 from clipcheck.isolation.limits import Limits
+from clipcheck.isolation.reach import within_reach
 from clipcheck.isolation.serving import MEMORY, MOST_WORDS
 from clipcheck.isolation.wire import ROOM, Channel, Garbled, Memory, Message, Received
 from clipcheck.isolation.zygote import MOST
@@ -155,6 +157,16 @@ class Cell:
         life = self._living()
         socket.send_fds(life.sharing, [b"m"], [memory.descriptor])
 
+    def seen(self, path: Path) -> str:
+        """Where it finds a file that it may read: in its own folder, as a copy, where this process
+        can open the file by privileges alone.
+
+        Raises:
+            OutputError: there is no room for the copy.
+        """
+        life = self._living()
+        return os.fspath(path.absolute() if within_reach(path) else life.copied(path))
+
     @property
     def peak_memory(self) -> int:
         """Bytes that it has had at most, shared ones as well; 0 where the system does not tell."""
@@ -263,6 +275,19 @@ class _Life:
         with far, far_sharing:
             descriptors = [far.fileno(), far_sharing.fileno(), self._memory.descriptor]
             self._pid = int(self._zygote.ask(message, descriptors)["pid"])
+
+    def copied(self, path: Path) -> Path:
+        """A copy of the file in the cell's folder."""
+        target = Path(self._scratch.name, path.name)
+        try:
+            shutil.copyfile(path, target)
+        except OSError as error:
+            raise OutputError(
+                f"cannot be copied for the process that is to run it ({error.strerror or error})",
+                remedy="Let all users read it, or make room in the folder for temporary files.",
+                path=path,
+            ) from error
+        return target
 
     @property
     def peak_memory(self) -> int:
