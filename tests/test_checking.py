@@ -61,7 +61,7 @@ def test_a_sound_archive_is_consistent(tiny_archive: Path) -> None:
 
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[loader.Both], Any]], None]:
-    """Puts a fault into what was loaded both ways."""
+    """Puts a fault into what was loaded both ways, for checks in this process."""
     load = loader.load_checkpoint_both
 
     def plant(fault: Callable[[loader.Both], Any]) -> None:
@@ -81,7 +81,7 @@ def test_another_projection_is_inconsistent(
         both.eager_model.text_projection = torch.nn.Parameter(-both.eager_model.text_projection)
 
     planted(negate)
-    result = clipcheck.check(tiny_archive)
+    result = clipcheck.check(tiny_archive, isolation="none")
     assert not result.passed
     assert result.exit_code == 1
     assert gate(result, "integrity").passed
@@ -91,8 +91,11 @@ def test_another_projection_is_inconsistent(
 def test_comparing_a_model_with_itself_is_no_pass(
     tiny_archive: Path, planted: Callable[..., None]
 ) -> None:
-    planted(lambda both: replace(both, jit_model=both.eager_model))
-    result = clipcheck.check(tiny_archive)
+    def same(both: loader.Both) -> None:
+        both.archive.module = both.eager_model
+
+    planted(same)
+    result = clipcheck.check(tiny_archive, isolation="none")
     assert result.exit_code == 1
     assert "nothing was compared" in gate(result, "integrity").message
 
@@ -101,7 +104,7 @@ def test_weights_that_the_interpreter_reads_otherwise_fail_integrity(
     tiny_archive: Path, planted: Callable[..., None]
 ) -> None:
     planted(lambda both: replace(both, differing={"ln_final.bias": "has other bits"}))
-    result = clipcheck.check(tiny_archive)
+    result = clipcheck.check(tiny_archive, isolation="none")
     assert result.exit_code == 1
     assert "ln_final.bias" in gate(result, "integrity").message
 
@@ -143,7 +146,7 @@ def test_nan_outputs_fail_every_gate(tiny_archive: Path, planted: Callable[..., 
             both.eager_model.text_projection.fill_(float("nan"))
 
     planted(poison)
-    result = clipcheck.check(tiny_archive)
+    result = clipcheck.check(tiny_archive, isolation="none")
     assert "not finite" in gate(result, "integrity").message
     # The projection is in no module: each of them computes what it should.
     assert [gate.name for gate in result.judgements[0].gates if gate.passed] == ["modules"]
@@ -219,7 +222,7 @@ def test_a_model_that_fails_to_run_cannot_be_judged(
         both.eager_model.text_projection = torch.nn.Parameter(torch.zeros(3, 3))
 
     planted(cripple)
-    result = clipcheck.check(seeded_archive())
+    result = clipcheck.check(seeded_archive(), isolation="none")
     assert result.exit_code == 2
     assert "eager: encode_text failed" in str(result.judgements[0].error)
 
@@ -229,7 +232,7 @@ def test_defects_of_our_own_are_not_swallowed(
 ) -> None:
     planted(lambda both: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        clipcheck.check(seeded_archive())
+        clipcheck.check(seeded_archive(), isolation="none")
 
 
 @pytest.mark.parametrize(
@@ -258,10 +261,10 @@ def test_nothing_judged_is_no_pass() -> None:
 def test_assert_consistent_is_silent_or_raises_with_the_report(
     tiny_archive: Path, planted: Callable[..., None]
 ) -> None:
-    clipcheck.assert_consistent(tiny_archive, examples=1)
+    clipcheck.assert_consistent(tiny_archive, examples=1, isolation="none")
     planted(lambda both: replace(both, differing={"ln_final.bias": "has other bits"}))
     with pytest.raises(AssertionError, match=r"(?s)FAIL.*INCONSISTENT"):
-        clipcheck.assert_consistent(tiny_archive, examples=1)
+        clipcheck.assert_consistent(tiny_archive, examples=1, isolation="none")
 
 
 def test_the_limits_reach_the_gate(tiny_archive: Path) -> None:
@@ -528,8 +531,8 @@ def test_the_place_is_looked_for_in_the_dtype_and_with_the_seed_of_the_check(
 ) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def noted(checkpoint: Any, both: Any, device: Any, dtype: str, *_: Any, **more: Any) -> Any:
-        asked.append((both.eager_model.dtype, both.eager_model.logit_scale, dtype, more["seed"]))
+    def noted(_: Any, __: Any, model: Any, ___: Any, dtype: str, *____: Any, **more: Any) -> Any:
+        asked.append((model.dtype, model.logit_scale, dtype, more["seed"]))
         return Localisation.nowhere()
 
     monkeypatch.setattr(matrix, "first_departures", noted)
@@ -553,11 +556,11 @@ def test_memory_is_counted_in_bytes_on_every_system(
     resource = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_maxrss=3))
     monkeypatch.setitem(sys.modules, "resource", resource)
     monkeypatch.setattr(sys, "platform", platform)
-    assert matrix._peak_memory() == size
+    assert matrix._peak_memory(None) == size
 
 
 def test_memory_is_not_known_where_the_system_does_not_tell(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert matrix._peak_memory() is None
+    assert matrix._peak_memory(None) is None

@@ -537,7 +537,7 @@ def test_native_code_is_not_loaded(
     path = tmp_path / "package.pt2"
     contents = programs["pt2"].read_bytes()
     path.write_bytes(with_records(contents, {"data/aotinductor/model/x.so": b""}))
-    result = check(path, reference=archive)
+    result = check(path, reference=archive, isolation="none")
     assert result.exit_code == 2
     assert "it is native code, which runs as soon as it is loaded" in str(only(result).error)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from clipcheck import torchscript_support
 from clipcheck.backends.modules import run_method
 from clipcheck.errors import IsolationError
 from clipcheck.isolation.cell import Cell
@@ -84,6 +85,7 @@ def open_archive(
 
     if cell is not None:
         require_archive(checkpoint)
+        torchscript_support.require()
         apart, model = _open_apart(checkpoint, device, dtype, cell)
         return OpenArchive(apart, len(checkpoint.tensors), apart.differing), model
     both = load_checkpoint_both(checkpoint, device, dtype)

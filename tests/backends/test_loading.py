@@ -55,7 +55,7 @@ def test_without_a_reference_both_sides_share_one_model(
     sides = load(archive, None, tmp_path)
     assert sides.source.checkpoint is archive
     assert sides.source.program is None
-    assert sides.source.both is None
+    assert sides.source.archive is None
     assert model_of(sides) is sides.source.model
 
 
@@ -63,10 +63,10 @@ def test_the_archive_is_loaded_beside_its_eager_model_where_it_is_wanted(
     archive: Checkpoint, tmp_path: Path
 ) -> None:
     sides = load(archive, None, tmp_path, archive=True)
-    both = sides.source.both
-    assert both is not None
-    assert both.eager_model is sides.source.model
-    assert isinstance(both.jit_model, torch.jit.ScriptModule)
+    opened = sides.source.archive
+    assert opened is not None
+    assert opened.runner.facts.scripted
+    assert not isinstance(sides.source.model, torch.jit.ScriptModule)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -136,7 +136,7 @@ def test_a_program_is_compared_with_the_model_of_its_checkpoint(
     sides = load(program, archive, tmp_path, archive=True)
     assert sides.source.program == program.path
     assert sides.source.checkpoint is archive
-    assert sides.source.both is None
+    assert sides.source.archive is None
     assert model_of(sides) is sides.source.model
     with pytest.raises(ValueError, match="no weights of its own"):
         load(program, None, tmp_path)

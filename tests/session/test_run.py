@@ -51,6 +51,7 @@ def test_a_checkpoint_is_checked_as_it_was_asked_for(
             "seed": 7,
             "atol": 0.5,
             "rtol": 0.25,
+            "isolation": None,
             "examples": 3,
         }
     ]
