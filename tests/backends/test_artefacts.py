@@ -211,7 +211,7 @@ def test_what_is_in_a_read_only_folder_serves(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(artefacts, "_file_lock", refuse)  # root may write anywhere
+    monkeypatch.setattr(artefacts, "file_lock", refuse)  # root may write anywhere
     kept = Artefacts(folder, scratch)
     assert kept.get("x.so", KEY, never) == path
     with pytest.warns(UserWarning, match=r"Permission denied.*CLIPCHECK_ARTEFACTS"):
