@@ -259,12 +259,12 @@ class _Kept:
         """
         self._remove(entry)
         part = self._part(entry)
-        shutil.copytree(built, part)
-        (part / _RECORD).write_text(json.dumps(_checksums(built)), encoding="utf-8")
         try:
+            shutil.copytree(built, part)
+            (part / _RECORD).write_text(json.dumps(_checksums(built)), encoding="utf-8")
             part.rename(self.path / entry)
         except OSError:
-            # Where locks let two in, the other one was first.
+            # Where locks let two in, the other one may have been first, and swept this one up.
             if not self.is_sound(entry):
                 raise
 
