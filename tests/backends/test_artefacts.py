@@ -485,11 +485,11 @@ def test_two_at_once_whose_locks_do_nothing_do_not_write_to_one_entry(
         """Half of it, and then another one comes, and copies all of its own."""
         monkeypatch.setattr(artefacts.shutil, "copytree", copy)
         target.mkdir()
-        shutil.copy(source / "x.so", target)
+        shutil.copy(source / "x.so", target / "x.so")
         with ThreadPoolExecutor(1) as pool:  # in one thread, filelock would see that it is held
             theirs = pool.submit(Artefacts(folder, scratch).get, "x.so", KEY, build(b"theirs"))
             other.append(theirs.result(10))
-        shutil.copy(source / "weights", target)
+        shutil.copy(source / "weights", target / "weights")
 
     def build(contents: bytes) -> Callable[[Path], None]:
         def write(path: Path) -> None:
