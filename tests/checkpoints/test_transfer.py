@@ -10,6 +10,8 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -597,3 +599,34 @@ def test_the_record_of_another_version_is_not_trusted(server: Server, tmp_path: 
         record.write_text(json.dumps(written))
         with pytest.warns(UserWarning, match="re-downloading"):
             assert get(server, tmp_path) == CONTENT
+
+
+GET = """
+import sys
+from clipcheck.checkpoints.download import retrieve
+url, path, sha256, size = sys.argv[1:]
+retrieve(url, path, sha256=sha256, size=int(size))
+"""
+
+
+def test_a_process_that_is_killed_has_begun_what_the_next_ends(
+    server: Server, tmp_path: Path
+) -> None:
+    def stop_halfway(handler: Handler) -> None:
+        handler.serve(upto=HALF)
+        handler.server.over.wait(20)
+
+    server.behave = stop_halfway
+    arguments = [f"{server.address}/x", str(tmp_path / "x"), FAKE.sha256, str(FAKE.size)]
+    with subprocess.Popen([sys.executable, "-c", GET, *arguments]) as process:
+        until = time.monotonic() + 20
+        while sum(part.stat().st_size for part in tmp_path.glob("x.*.part")) < HALF // 2:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.kill()
+    (part,) = tmp_path.glob("x.*.part")
+    kept = part.stat().st_size
+    server.behave = give
+    assert get(server, tmp_path) == CONTENT
+    assert server.ranges == [None, f"bytes={kept}-"]
+    assert left_in(tmp_path) == ["x"]
