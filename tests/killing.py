@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -203,6 +204,15 @@ class Trials:
             self._look(old, "not killed")
         return steps
 
+    def at_sizes(self, *sizes: int) -> int:
+        """Kill one as any file that it writes gets longer than so many bytes; how many were."""
+        kills = 0
+        for size in sizes:
+            self._begin(old=True)
+            kills += self._killed(lambda size=size: _kill_beyond(size))  # type: ignore[misc]
+            self._look(True, f"killed at {size} bytes")
+        return kills
+
     def at_random(self, count: int, seed: int) -> int:
         """Kill some at times of no choice, over its whole run; how many were killed."""
         draw = random.Random(seed)
@@ -306,6 +316,16 @@ def _kill_at(step: int, folder: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
+
+
+def _kill_beyond(size: int) -> None:
+    """Have the kernel kill this process where a file of its gets longer, whoever writes it."""
+    from clipcheck.writers import output
+
+    output._require_room = lambda *_: None  # which is what would get longer first
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def _digest(path: Path) -> str:

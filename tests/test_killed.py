@@ -66,6 +66,11 @@ def test_killed_before_any_step_it_leaves_nothing_half(kill: Kill, task: str) ->
     assert kill(task, "at_each_step", every, *olds) >= 4
 
 
+@pytest.mark.parametrize("task", [*QUICK, *SLOW, "finding"])
+def test_killed_in_the_middle_of_a_file_it_leaves_nothing_half(kill: Kill, task: str) -> None:
+    assert kill(task, "at_sizes", 1, 100, 100_000) >= 1
+
+
 @pytest.mark.parametrize("task", [*QUICK, *SLOW])
 def test_killed_at_any_time_it_leaves_nothing_half(kill: Kill, task: str) -> None:
     assert kill(task, "at_random", KILLS, 7) >= 1
