@@ -11,12 +11,13 @@ import clipcheck
 
 ROOT = Path(clipcheck.__file__).parent
 
-EVERYWHERE = {"errors", "progress", "sizes", "torchscript_support", "_version"}
+EVERYWHERE = {"errors", "locks", "progress", "sizes", "torchscript_support", "_version"}
 
 ALLOWED = {
     "errors": set(),
     "torchscript_support": set(),
     "_version": set(),
+    "locks": set(),
     "progress": set(),
     "sizes": set(),
     "isolation": set(),
@@ -30,7 +31,7 @@ ALLOWED = {
     "judging": {"backends", "checkpoints", "compare", "inputs", "models", "modules"},
     "modules": {"models", "backends", "inputs", "compare"},
     "localising": {"backends", "checkpoints", "compare", "inputs", "judging", "models", "modules"},
-    "search": {"backends", "compare", "inputs"},
+    "search": {"backends", "compare", "inputs", "writers"},
     "judgement": {"backends", "compare", "search"},
     "matrix": {
         "backends",
