@@ -52,6 +52,7 @@ class Judgement:
             has no file of its own.
         peak_memory: of the process up to then, in bytes; None where the system does not tell.
         error: why it could not be judged, or None.
+        error_type: the name of the class of that, of `clipcheck.errors`.
         remedy: the end of that, which tells what to do, where it is known.
     """
 
@@ -81,6 +82,7 @@ class Judgement:
     artefact_bytes: int | None = None
     peak_memory: int | None = None
     error: str | None = None
+    error_type: str | None = None
     remedy: str | None = None
 
     @property

@@ -130,7 +130,7 @@ class _Draft:
             yield
         except ClipcheckError as error:
             _log.debug("%s could not be judged", self.judgement.checkpoint, exc_info=True)
-            self.add(error=str(error), remedy=error.remedy)
+            self.add(error=str(error), error_type=type(error).__name__, remedy=error.remedy)
 
 
 @dataclass(frozen=True)
@@ -247,10 +247,10 @@ class Judge:
                     self._judge(part, bench, choice, share)
                 part.add(known=_known(part.judgement, choice, files.checkpoint))
                 share.reach(1.0)
-        error = shared.judgement.error
-        if error is not None:  # of what all of them share
+        failed = shared.judgement
+        if failed.error is not None:  # of what all of them share
             for part in parts:
-                part.add(error=error, remedy=shared.judgement.remedy)
+                part.add(error=failed.error, error_type=failed.error_type, remedy=failed.remedy)
         return [*(part.judgement for part in parts), *left_out]
 
     def _judge(self, draft: _Draft, bench: _Bench, choice: Choice, span: Span) -> None:
