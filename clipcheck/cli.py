@@ -293,10 +293,7 @@ def sweep(
     cache: Cache = True,
     isolation: IsolationOption = None,
     download_root: DownloadRoot = None,
-    quiet: Annotated[
-        bool,
-        typer.Option("--quiet", "-q", help="No progress, and of the report the verdict alone."),
-    ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check many checkpoints; what is judged is kept, and a sweep that was ended goes on."""
     from clipcheck import evidence, terminal

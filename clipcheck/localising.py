@@ -150,7 +150,8 @@ def first_departures(
             continue
         with watch.phase("localisation"):
             here = walk(archive, model, batch, device, LIMITS[dtype], what)
-        found = found.completed(here).completed(Localisation.of_changed(archive.changed(), what))
+        changed = Localisation.of_changed(archive.changed(), what)
+        found = found.completed(here.explained(changed))
     return found
 
 

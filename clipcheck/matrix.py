@@ -247,6 +247,8 @@ class Judge:
                     self._judge(part, bench, choice, share)
                 part.add(known=_known(part.judgement, choice, files.checkpoint))
                 share.reach(1.0)
+        for choice, part in zip(running, parts, strict=True):
+            part.add(isolation=_isolation(choice, files.subject, cell))
         failed = shared.judgement
         if failed.error is not None:  # of what all of them share
             for part in parts:
@@ -288,7 +290,7 @@ class Judge:
             bench.renew()
         seconds = {**bench.seconds_once(), **watch.seconds}
         run = sum(spent for phase, spent in seconds.items() if phase not in ("load", "build"))
-        draft.add(seconds={**seconds, "run": run}, peak_memory=_peak_memory())
+        draft.add(seconds={**seconds, "run": run}, peak_memory=_peak_memory(bench.source.cell))
         del candidate
         gc.collect()  # a program's graph refers to itself, and holds its weights
 
@@ -486,6 +488,15 @@ def _known(judged: Judgement, choice: Choice, checkpoint: Checkpoint) -> tuple[K
     )
 
 
+def _isolation(
+    choice: Choice, subject: Checkpoint | Program, cell: Cell | None
+) -> tuple[str, ...] | None:
+    """What the file's own code was confined by, see `Judgement.isolation`."""
+    if isinstance(subject, Checkpoint) and choice.name != "jit":
+        return None
+    return () if cell is None else cell.measures
+
+
 def _versions() -> dict[str, str]:
     """Of the distributions that known failures are of."""
     found = {}
@@ -552,11 +563,15 @@ def _describe(subject: Checkpoint | Program) -> str:
     return f"{checkpoint.format}, {described}, {parameters}, {dtypes}"
 
 
-def _peak_memory() -> int | None:
-    """Of this process, in bytes. Linux counts in kilobytes; Windows does not have it."""
+def _peak_memory(cell: Cell | None) -> int | None:
+    """Of this process and of a cell, in bytes. Linux counts in kilobytes; Windows does not have it.
+
+    What both have mapped, as torch itself, counts twice.
+    """
     try:
         import resource
     except ImportError:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return own if cell is None else own + cell.peak_memory

@@ -6,14 +6,17 @@ by name, and give what goes back, and the tensors with that.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from clipcheck.backends.archives import Inside
+from clipcheck.backends.opened import Opened
 from clipcheck.backends.reference import exact_floats
 from clipcheck.errors import RunError
 from clipcheck.isolation.serving import Answer, Caller
@@ -114,3 +117,55 @@ def _packed(result: object) -> Answer:
             remedy="Let it return dense tensors of floating-point numbers.",
         )
     return {"type": "tuple" if isinstance(result, tuple) else "Tensor"}, tensors
+
+
+class ProgramServant:
+    """Opens a program, and runs it.
+
+    Args:
+        caller: who has asked.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._opened: Opened | None = None
+
+    def open(
+        self, _: Tensors, backend: str, path: str, device: str, options: dict[str, str]
+    ) -> Answer:
+        """Open it, and tell what it takes.
+
+        Args:
+            backend: that runs such programs.
+            path: the file.
+            device: where to run it.
+            options: the backend's.
+        """
+        way = importlib.import_module(f"clipcheck.backends.{backend}")
+        self._opened = way.opened(Path(path), torch.device(device), options)
+        declared = [[each.name, each.shape, each.dtype] for each in self._program.declared]
+        return {"declared": declared, "doubts": list(self._program.doubts)}, ()
+
+    def run(self, tensors: Tensors) -> Answer:
+        """What it gives, and what these are called."""
+        with exact_floats():
+            found = self._program.run([tensor.numpy() for tensor in tensors])
+        return {"names": [name for name, _ in found]}, [
+            torch.from_numpy(np.asarray(array)) for _, array in found
+        ]
+
+    def weights(self, _: Tensors) -> Answer:
+        """Each of its weights is told."""
+
+        def tell(name: str, weight: torch.Tensor) -> None:
+            question, tensors = _told(name, weight)
+            self._caller.ask(question, tensors)
+
+        self._program.weights(tell)
+        return {}, ()
+
+    @property
+    def _program(self) -> Opened:
+        if self._opened is None:
+            raise ValueError("no program was opened")
+        return self._opened

@@ -155,6 +155,11 @@ class Cell:
         life = self._living()
         socket.send_fds(life.sharing, [b"m"], [memory.descriptor])
 
+    @property
+    def peak_memory(self) -> int:
+        """Bytes that it has had at most, shared ones as well; 0 where the system does not tell."""
+        return 0 if self._life is None else self._life.peak_memory
+
     def close(self) -> None:
         """End it, and remove all that it has written."""
         if self._life is not None:
@@ -258,6 +263,15 @@ class _Life:
         with far, far_sharing:
             descriptors = [far.fileno(), far_sharing.fileno(), self._memory.descriptor]
             self._pid = int(self._zygote.ask(message, descriptors)["pid"])
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes that it has had at most; 0 where the system does not tell."""
+        with suppress(OSError):
+            for line in Path(f"/proc/{self._pid}/status").read_text(encoding="ascii").splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        return 0
 
     def end(self) -> int:
         """How it has ended, as `os.waitpid` tells it."""

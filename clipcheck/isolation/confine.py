@@ -91,30 +91,27 @@ def confine(
     Returns:
         What is in force, as phrases for people.
     """
-    done = [_limit(limits, gpu=gpu)]
+    taken = _limit(limits, gpu=gpu)
     if sys.platform != "linux":
-        return done
-    spaces = _leave_namespaces()
+        return [taken]
+    apart = _leave_namespaces()
     _prctl(_SET_NO_NEW_PRIVS, 1)
     _prctl(_SET_DUMPABLE, 0)
     landlock = _restrict_files(readable, writable, gpu=gpu)
     _drop_capabilities()
     filtered = _filter_system_calls()
-    network = [
-        *(["an empty network namespace"] if spaces else []),
-        *(["seccomp"] if filtered else []),
+    network = [name for name, held in (("namespace", apart), ("seccomp", filtered)) if held]
+    return [
+        *([f"no network ({', '.join(network)})"] if network else []),
+        *(
+            [f"reads Python and this file, writes scratch (Landlock {landlock})"]
+            if landlock
+            else []
+        ),
+        *(["no other processes (seccomp)"] if filtered else []),
+        "no new privileges",
+        taken,
     ]
-    if network:
-        done.append(f"no network ({', '.join(network)})")
-    if landlock:
-        done.append(
-            "files: reads Python, the system's libraries and the checkpoint, writes its scratch "
-            f"folder (Landlock {landlock})"
-        )
-    if filtered:
-        done.append("no other processes (seccomp)")
-    done.append("no new privileges")
-    return done
 
 
 def _limit(limits: Limits, *, gpu: bool) -> str:

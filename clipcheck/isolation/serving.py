@@ -85,8 +85,9 @@ class Caller:
 
 
 def _told(error: Exception) -> dict[str, str]:
-    if _is_for_memory(error):
-        return {"kind": MEMORY, "problem": _words(error), "remedy": ""}
+    for_memory = _for_memory(error)
+    if for_memory is not None:
+        return {"kind": MEMORY, "problem": _words(for_memory), "remedy": ""}
     if isinstance(error, ClipcheckError):
         path = "" if error.path is None else error.path
         told = {"kind": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
@@ -95,15 +96,20 @@ def _told(error: Exception) -> dict[str, str]:
 
 
 def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:MOST_WORDS]
+    """The last line: TorchScript's interpreter puts its own traceback before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ": ".join([type(error).__name__, *lines[-1:]])[:MOST_WORDS]
 
 
-def _is_for_memory(error: BaseException | None) -> bool:
-    """Whether there was no memory: torch and others say so in words alone."""
-    seen = 0
-    while error is not None and seen < 10:
+def _for_memory(error: BaseException | None) -> BaseException | None:
+    """The error that there was no memory, if that is behind it: torch and others say so in words
+    alone."""
+    behind = None
+    for _ in range(10):
+        if error is None:
+            break
         words = str(error).lower()
         if isinstance(error, MemoryError) or any(phrase in words for phrase in _NO_MEMORY):
-            return True
-        error, seen = error.__cause__ or error.__context__, seen + 1
-    return False
+            behind = error
+        error = error.__cause__ or error.__context__
+    return behind

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
-from clipcheck.checking import environment
 from clipcheck.judgement import Result
 from clipcheck.report.cells import WIDTH, padded, shortened, visible, wrapped
 from clipcheck.report.json import SCHEMA
@@ -19,7 +17,6 @@ from clipcheck.sweep.cost import makespan, rates
 from clipcheck.sweep.plan import Plan, Unit
 from clipcheck.sweep.results import result_of
 from clipcheck.sweep.run import Row, Swept
-from clipcheck.writers.output import replacing
 
 WORKERS = (1, 8, 64)
 """For so many a plan tells the time."""
@@ -34,18 +31,17 @@ def result(swept: Swept) -> Result:
     rows = swept.rows
     conditions = rows[0].unit.conditions
     entries, left_out = _entries(rows), [each for row in rows for each in row.left_out]
-    return result_of(entries, left_out, environment(), conditions)
+    return result_of(entries, left_out, swept.environment, conditions)
 
 
 def render_json(swept: Swept) -> str:
     """The document of results, schema 1, with what each judgement cost. Ends with a newline."""
     entries = _entries(swept.rows)
-    known = environment()
     document = {
         "schema": SCHEMA,
         "passed": bool(entries) and all(each["passed"] for each in entries),
-        "clipcheck": known["clipcheck"],
-        "environment": known,
+        "clipcheck": swept.environment["clipcheck"],
+        "environment": dict(swept.environment),
         "results": entries,
         "left_out": [each for row in swept.rows for each in row.left_out],
         "sweep": {
@@ -109,18 +105,15 @@ def plan_text(plan: Plan, threads: int) -> str:
         line = f"{name}  {job.seconds:>9.1f}  {fetched:>9}  {backends or 'default'}"
         lines.append(shortened(line.rstrip(), WIDTH))
     lines += ["", f"{len(plan.units)} to be judged, of which the ledger has {known}."]
-    fetching = (
-        f"{written(plan.bytes_to_fetch)} to fetch" if plan.bytes_to_fetch else "nothing to fetch"
+    fetched = written(plan.bytes_to_fetch) if plan.bytes_to_fetch else "nothing"
+    lines.append(
+        f"{len(plan.jobs)} checks, {sum(seconds):,.0f} s of one worker, {fetched} to fetch."
     )
-    lines.append(f"{len(plan.jobs)} checks, {sum(seconds):,.0f} s of one worker, {fetching}.")
     threaded = "1 thread" if threads == 1 else f"{threads} threads"
+    times = [(makespan(seconds, count, plan.bytes_to_fetch), count) for count in WORKERS]
+    told = ", ".join(f"{_time(time)} on {count}" for time, count in times)
     lines += wrapped(
-        "About "
-        + ", ".join(
-            f"{_time(makespan(seconds, count, plan.bytes_to_fetch))} on {count}"
-            for count in WORKERS
-        )
-        + f" workers of {threaded} each, by what was measured on {rates().machine}."
+        f"About {told} workers of {threaded} each, by what was measured on {rates().machine}."
     )
     return "\n".join(lines)
 
@@ -157,10 +150,9 @@ def _worst(row: Row) -> str:
     margin = _margin(worst)
     if margin == float("inf"):
         return str(worst["name"])
-    told = (
-        f"{margin:.0%}" if margin < 10 else f"{margin:.0e}x".replace("e+0", "e").replace("e+", "e")
-    )
-    return f"{worst['name']} {told}"
+    if margin <= 1:
+        return f"{worst['name']} {margin:.0%}"
+    return f"{worst['name']} {margin:.2g}x".replace("e+0", "e").replace("e+", "e")
 
 
 def _margin(gate: Mapping[str, Any]) -> float:
@@ -223,25 +215,3 @@ def _time(seconds: float) -> str:
     if whole < 7200:
         return f"{whole / 60:.0f} min"
     return f"{whole / 3600:.1f} h"
-
-
-def keep(swept: Swept, folder: Path) -> None:
-    """Write a page, a text and JSON of all, as a check does.
-
-    Args:
-        swept: of any verdict.
-        folder: it has to be there.
-
-    Raises:
-        OutputError: one cannot be written.
-    """
-    from clipcheck.report import html
-
-    forms = {
-        "results.json": render_json(swept),
-        "report.txt": render(swept) + "\n",
-        "report.html": html.render(result(swept)),
-    }
-    for name, contents in forms.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_text(contents, encoding="utf-8")

@@ -1,8 +1,8 @@
 """What a sweep will take: bytes, operations, and seconds on so many workers.
 
 The seconds of a check are a fixed part, a part for each byte that is read and hashed, and a part
-for each operation of its passes. The figures are measured (``python -m benchmarks.sweep --measure``)
-and stand in ``cost.toml`` beside this file, with the machine that they are of.
+for each operation of its passes. The figures are measured (``python -m benchmarks.sweep``) and
+stand in ``cost.toml`` beside this file, with the machine that they are of.
 """
 
 from __future__ import annotations

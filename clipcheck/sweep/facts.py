@@ -1,4 +1,4 @@
-"""What a file is, before it is judged: its hash, by which it is known, and what judging it costs."""
+"""What a file is, before it is judged: its hash, by which it is known, and what it will cost."""
 
 from __future__ import annotations
 

@@ -191,8 +191,10 @@ class Ledger:
         )
         if row is None:
             return None
-        *texts, found, cost = row
-        return Verdict(*texts, json.loads(found), json.loads(cost))
+        key, content, reference, backend, device, dtype, found, cost = row
+        return Verdict(
+            key, content, reference, backend, device, dtype, json.loads(found), json.loads(cost)
+        )
 
     def facts(self, path: str, size: int, changed: int) -> dict[str, Any] | None:
         """What is known of a file that has not changed since; None where nothing is."""

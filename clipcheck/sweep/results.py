@@ -57,6 +57,7 @@ def _judgement(entry: Mapping[str, Any], conditions: Conditions) -> Judgement:
     return Judgement(
         **{name: entry[name] for name in same},
         limits=Contract(conditions.atol, conditions.rtol),
+        isolation=None if entry["isolation"] is None else tuple(entry["isolation"]),
         gates=tuple(_gate(each) for each in entry["gates"]),
         known=tuple(_known(each["title"]) for each in entry["known"]),
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from clipcheck.checking import environment
 from clipcheck.progress import Gauge, Progress, silent
 from clipcheck.sizes import written
 from clipcheck.sweep.engines import Engine
@@ -70,6 +71,7 @@ class Swept:
         workers: how many.
         engine: its name.
         again: how many jobs were begun once more.
+        environment: versions and the machine of who led it.
     """
 
     rows: Sequence[Row]
@@ -77,6 +79,7 @@ class Swept:
     workers: int
     engine: str
     again: int
+    environment: Mapping[str, str]
 
 
 Tell = Callable[[str], None]
@@ -159,6 +162,7 @@ class _Leader:
             self.engine.workers(),
             self.engine.name,
             self.again,
+            environment(),
         )
 
     def _begin(self, waiting: list[Job]) -> list[Job]:

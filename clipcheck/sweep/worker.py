@@ -25,7 +25,7 @@ SURROUNDINGS = ("DownloadError", "OutputError", "UnavailableError", "UnknownMode
 """Errors that say nothing of a checkpoint: another time, or elsewhere, it may be judged."""
 
 CELL = "IsolationError"
-"""That of a checkpoint whose own code ended the process that ran it, as one that ends its worker."""
+"""Of a checkpoint whose own code ended the process that ran it: that is as if it had ended ours."""
 
 
 def perform(job: Job) -> str:
