@@ -11,12 +11,13 @@ import clipcheck
 
 ROOT = Path(clipcheck.__file__).parent
 
-EVERYWHERE = {"errors", "progress", "sizes", "torchscript_support", "_version"}
+EVERYWHERE = {"errors", "locks", "progress", "sizes", "torchscript_support", "_version"}
 
 ALLOWED = {
     "errors": set(),
     "torchscript_support": set(),
     "_version": set(),
+    "locks": set(),
     "progress": set(),
     "sizes": set(),
     "isolation": set(),

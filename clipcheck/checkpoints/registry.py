@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from clipcheck.errors import UnknownModelError
 
 BASE_ADDRESS = "https://openaipublic.azureedge.net/clip/models"
 """Where the released files lie, each under ``SHA256/FILE`` (from openai/CLIP's clip/clip.py)."""
+
+BASE_VARIABLE = "CLIPCHECK_BASE_URL"
+"""The environment variable that names a mirror: an address or a folder, laid out alike."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class Released:
 
     @property
     def url(self) -> str:
-        """The address of the file."""
-        return f"{BASE_ADDRESS}/{self.sha256}/{self.filename}"
+        """The address of the file, on the mirror where one is named."""
+        return f"{base_address()}/{self.sha256}/{self.filename}"
 
 
 # Names, files and digests are those of the addresses in openai/CLIP's clip/clip.py, in its order.
@@ -94,6 +99,18 @@ _RELEASED = (
 
 RELEASED: dict[str, Released] = {released.name: released for released in _RELEASED}
 """The released models by name, in the order in which the reference package lists them."""
+
+
+def base_address() -> str:
+    """Where the released files are fetched from, without a slash at the end.
+
+    It is what ``CLIPCHECK_BASE_URL`` names, an address (``https:``, ``http:``, ``file:``) or a
+    folder, or else `BASE_ADDRESS`.
+    """
+    named = os.environ.get(BASE_VARIABLE) or BASE_ADDRESS
+    if "://" not in named:
+        named = Path(named).expanduser().absolute().as_uri()
+    return named.rstrip("/")
 
 
 def available_models() -> list[str]:

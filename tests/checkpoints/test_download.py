@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,58 +17,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from clipcheck.checkpoints import download, registry
+from clipcheck.checkpoints import download, registry, transfer
 from clipcheck.checkpoints.registry import Released
 from clipcheck.errors import DownloadError, UnknownModelError
-
-CONTENT = random.Random(0).randbytes(200_000)
-FAKE = Released("fake", "fake.pt", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
-
-
-class Server(ThreadingHTTPServer):
-    """Gives CONTENT, unless told to behave otherwise; counts what it was asked."""
-
-    daemon_threads = False  # so that closing the server waits until its sockets are closed too
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.behave: Callable[[Handler], None] = give
-        self.paths: list[str] = []
-        self.over = threading.Event()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.paths.append(self.path)
-        with suppress(ConnectionError):  # the client may leave before the end
-            self.server.behave(self)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def reply(self, content: bytes, length: int | None = len(CONTENT)) -> None:
-        self.send_response(200)
-        if length is not None:
-            self.send_header("Content-Length", str(length))
-        self.end_headers()
-        self.wfile.write(content)
-        self.wfile.flush()
-
-
-def give(handler: Handler) -> None:
-    handler.reply(CONTENT)
+from tests.checkpoints.serving import CONTENT, FAKE, Handler, Server, give, serving
 
 
 def give_slowly(handler: Handler) -> None:
@@ -86,6 +43,10 @@ def cut_off_without_announced_length(handler: Handler) -> None:
 
 def give_wrong_bytes(handler: Handler) -> None:
     handler.reply(bytes(len(CONTENT)))
+
+
+def announce_less(handler: Handler) -> None:
+    handler.reply(CONTENT, length=len(CONTENT) // 2)
 
 
 def announce_nonsense(handler: Handler) -> None:
@@ -120,24 +81,20 @@ def interrupt_midway(handler: Handler) -> None:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setitem(registry.RELEASED, FAKE.name, FAKE)
-    with Server() as server:
+    monkeypatch.setattr(transfer, "FIRST_WAIT_SECONDS", 0.001)
+    with serving() as server:
         monkeypatch.setattr(registry, "BASE_ADDRESS", server.address)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
         yield server
-        server.over.set()
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that were hashed so far."""
+    """The names of the files that were hashed so far, ``fake.pt.part`` for one on its way."""
     names: list[str] = []
     digest = hashlib.file_digest
 
     def count(file: io.BufferedReader, algorithm: str) -> object:
-        names.append(Path(file.name).name)
+        names.append(re.sub(r"\.[0-9a-f]{32}\.part$", ".part", Path(file.name).name))
         return digest(file, algorithm)
 
     monkeypatch.setattr(hashlib, "file_digest", count)
@@ -184,6 +141,10 @@ class Terminal(io.StringIO):
 
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def parts_in(folder: Path) -> list[Path]:
+    return list(folder.glob("fake.pt.*.part"))
 
 
 LOCK = ".fake.pt.lock"
@@ -291,22 +252,23 @@ def test_a_file_with_wrong_content_is_downloaded_again_with_a_warning(
     ("behave", "reason"),
     [
         (cut_off, "100000 bytes read, 100000 more expected"),
-        (cut_off_without_announced_length, "found 100,000 bytes with SHA-256"),
+        (cut_off_without_announced_length, "cut off after 100,000 of 200,000 bytes"),
         (give_wrong_bytes, "found 200,000 bytes with SHA-256"),
-        (announce_nonsense, "many"),
+        (announce_less, "expected 200,000 bytes, found 100,000 there"),
+        (announce_nonsense, "cut off after 0 of 200,000 bytes"),
         (know_nothing, "404"),
         (stall_at_once, "Read timed out"),
         (stall_midway, "Read timed out"),
     ],
 )
-def test_a_failed_download_says_why_and_leaves_nothing(
+def test_a_failed_download_says_why_and_gives_nothing_the_name(
     server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     behave: Callable[[Handler], None],
     reason: str,
 ) -> None:
-    monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(transfer, "TIMEOUT_SECONDS", 0.2)
     server.behave = behave
     start = time.monotonic()
     with pytest.raises(DownloadError) as caught:
@@ -317,7 +279,8 @@ def test_a_failed_download_says_why_and_leaves_nothing(
     assert reason in caught.value.problem
     assert caught.value.remedy.endswith(f"{FAKE.url} by hand to {tmp_path / 'fake.pt'}.")
     assert ".. " not in str(caught.value)
-    assert names_in(tmp_path) <= {LOCK}
+    assert "fake.pt" not in names_in(tmp_path)
+    assert len(parts_in(tmp_path)) <= 1
 
 
 def test_a_server_that_cannot_be_reached_is_a_download_error(
@@ -336,7 +299,7 @@ def test_a_failed_download_leaves_the_wrong_file_as_it_was(server: Server, tmp_p
     with pytest.warns(UserWarning, match="does not match"), pytest.raises(DownloadError):
         download.fetch("fake", tmp_path)
     assert path.read_bytes() == b"something else"
-    assert names_in(tmp_path) - {LOCK} == {"fake.pt"}
+    assert names_in(tmp_path) - {LOCK, *(part.name for part in parts_in(tmp_path))} == {"fake.pt"}
 
 
 def test_a_full_disk_is_a_download_error_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
@@ -353,11 +316,17 @@ def test_a_full_disk_is_a_download_error_and_leaves_nothing(server: Server, tmp_
     assert names_in(tmp_path) <= {LOCK}
 
 
-def test_an_interrupted_download_leaves_nothing(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_gone_on_with(server: Server, tmp_path: Path) -> None:
     server.behave = interrupt_midway
     with pytest.raises(KeyboardInterrupt):
         download.fetch("fake", tmp_path)
-    assert names_in(tmp_path) <= {LOCK}
+    (part,) = parts_in(tmp_path)
+    kept = part.stat().st_size
+    assert kept > 0
+    server.behave = give
+    assert download.fetch("fake", tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, f"bytes={kept}-"]
+    assert names_in(tmp_path) - {LOCK} == COMPLETE
 
 
 def test_a_download_succeeds_after_one_that_was_killed(server: Server, tmp_path: Path) -> None:
@@ -370,7 +339,7 @@ def test_a_download_succeeds_after_one_that_was_killed(server: Server, tmp_path:
 ASK = """
 import hashlib
 import sys
-from clipcheck.checkpoints import download, registry
+from clipcheck.checkpoints import download, registry, transfer
 
 digest = hashlib.file_digest
 hashed = []
