@@ -98,12 +98,11 @@ def keep_sweep(swept: Swept, folder: Path) -> None:
     from clipcheck.report import sweep
 
     forms = {
-        JSON: sweep.render_json,
-        TEXT: lambda swept: sweep.render(swept) + "\n",
-        HTML: lambda swept: html.render(sweep.result(swept)),
+        JSON: sweep.render_json(swept),
+        TEXT: f"{sweep.render(swept)}\n",
+        HTML: html.render(sweep.result(swept)),
     }
-    for name, render in forms.items():
-        contents = render(swept)
+    for name, contents in forms.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(contents, encoding="utf-8")
 

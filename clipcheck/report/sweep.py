@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ from clipcheck.report.cells import WIDTH, padded, shortened, visible, wrapped
 from clipcheck.report.json import SCHEMA
 from clipcheck.report.text import BAD, GOOD, UNKNOWN, verdict
 from clipcheck.sizes import written
+from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.cost import makespan, rates
+from clipcheck.sweep.jobs import DEFAULT, Conditions
 from clipcheck.sweep.plan import Plan, Unit
 from clipcheck.sweep.results import result_of
 from clipcheck.sweep.run import Row, Swept
@@ -29,9 +32,16 @@ _STYLES = {"consistent": GOOD, "INCONSISTENT": BAD, "not judged": UNKNOWN}
 def result(swept: Swept) -> Result:
     """What all checks of a sweep found, as a check of all of them would have."""
     rows = swept.rows
-    conditions = rows[0].unit.conditions
-    entries, left_out = _entries(rows), [each for row in rows for each in row.left_out]
-    return result_of(entries, left_out, swept.environment, conditions)
+    conditions = rows[0].unit.conditions if rows else Conditions(0)
+    return result_of(_entries(rows), _left_out(swept), swept.environment, conditions)
+
+
+def _left_out(swept: Swept) -> list[dict[str, Any]]:
+    nothing = {"backend": "", "device": "", "dtype": ""}
+    return [
+        *(dict(each) for row in swept.rows for each in row.left_out),
+        *({"checkpoint": e.label, **nothing, "reason": e.unfit} for e in swept.unfit),
+    ]
 
 
 def render_json(swept: Swept) -> str:
@@ -43,7 +53,7 @@ def render_json(swept: Swept) -> str:
         "clipcheck": swept.environment["clipcheck"],
         "environment": dict(swept.environment),
         "results": entries,
-        "left_out": [each for row in swept.rows for each in row.left_out],
+        "left_out": _left_out(swept),
         "sweep": {
             "seconds": swept.seconds,
             "engine": swept.engine,
@@ -75,6 +85,7 @@ def report(swept: Swept) -> Text:
     lines = list(_table(swept.rows))
     for row in swept.rows:
         lines += [Text(line) for line in _reasons(row)]
+    lines += [Text(line) for line in _unfit(swept.unfit)]
     lines.append(Text())
     lines += [Text(line, "bold") for line in wrapped(verdict(found))]
     lines += [Text(line) for line in _told(swept)]
@@ -98,12 +109,15 @@ def plan_text(plan: Plan, threads: int) -> str:
     lines = [f"{padded('checkpoint', 40)}  {'seconds':>9}  {'to fetch':>9}  backends"]
     for job in plan.jobs:
         fetched = written(job.bytes_to_fetch) if job.bytes_to_fetch else "-"
+        if job.source.estimated:
+            fetched = f"~{fetched}"
         if job.source.fetched and job.source.size is None:
             fetched = "unknown"
-        backends = ", ".join(job.backends) or "default"
+        backends = ", ".join("default" if b == DEFAULT else b for b in job.backends)
         name = padded(shortened(visible(job.label), 40), 40)
-        line = f"{name}  {job.seconds:>9.1f}  {fetched:>9}  {backends or 'default'}"
+        line = f"{name}  {job.seconds:>9.1f}  {fetched:>9}  {backends}"
         lines.append(shortened(line.rstrip(), WIDTH))
+    lines += _unfit(plan.unfit)
     lines += ["", f"{len(plan.units)} to be judged, of which the ledger has {known}."]
     fetched = written(plan.bytes_to_fetch) if plan.bytes_to_fetch else "nothing"
     lines.append(
@@ -184,6 +198,15 @@ def _reasons(row: Row) -> Iterator[str]:
                 yield from wrapped(gate["message"], f"  FAIL  {gate['name']}: ")
         if each["failing_example"] is not None:
             yield from wrapped(each["failing_example"]["message"], "  smallest input: ")
+
+
+def _unfit(entries: Sequence[Entry]) -> Iterator[str]:
+    """Why they were left out, each reason once."""
+    counted = Counter(entry.unfit for entry in entries)
+    if counted:
+        yield ""
+    for reason, count in counted.most_common():
+        yield from wrapped(reason, f"{count} left out: ", "  ")
 
 
 def _told(swept: Swept) -> list[str]:

@@ -38,6 +38,7 @@ from urllib.parse import urlsplit
 
 from clipcheck.backends.registry import ALL, chosen
 from clipcheck.checkpoints import download, registry
+from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
 from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
 from clipcheck.compare.tolerances import LIMITS
 from clipcheck.errors import CatalogueError, ClipcheckError
@@ -70,7 +71,8 @@ class Entry:
         devices: where to run; none for the default.
         dtypes: what to compute in; `DEFAULT` alone for what suits the device.
         reference: the path or released name of what it is compared with; None for itself.
-        architecture: that of open_clip's own configuration, by name; nothing elsewhere.
+        architecture: where it is known before the file is here.
+        unfit: why it is not judged at all; nothing where it is.
     """
 
     label: str
@@ -79,7 +81,8 @@ class Entry:
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = (DEFAULT,)
     reference: str | None = None
-    architecture: str = ""
+    architecture: Architecture | None = None
+    unfit: str = ""
 
 
 class _Wrong(ValueError):  # noqa: N818 - it becomes an error with a place
@@ -253,6 +256,7 @@ def _entries(given: Mapping[str, Any], folder: Path, root: str | None) -> Iterat
                 _strings(given, "device"),
                 _strings(given, "dtype") or (DEFAULT,),
                 _reference(given, folder),
+                ARCHITECTURES.get(label) if kind == "name" else None,
             )
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from clipcheck.compare.tolerances import Contract
@@ -24,15 +25,18 @@ class Source:
 
     Attributes:
         kind: a ``path`` on this machine, a ``url``, or a file of Hugging Face's ``hub``.
-        place: the absolute path, the URL, or ``ORGANISATION/REPOSITORY/FILE``.
+        place: the absolute path, the URL, or ``ORGANISATION/REPOSITORY/FILE``; a
+            place on the hub that ends in ``/`` stands for open_clip's own file there.
         sha256: of the file, or how it begins, where that is known beforehand.
         size: of the file in bytes, where that is known beforehand.
+        estimated: whether that is a guess.
     """
 
     kind: Kind
     place: str
     sha256: str = ""
     size: int | None = None
+    estimated: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.place}"
@@ -76,7 +80,8 @@ class Job:
         dtype: what to compute in; `DEFAULT` for what suits the device.
         reference: the path or released name of what it is compared with; None for itself.
         conditions: see there.
-        scratch: the folder that fetched files are put into, for as long as they are judged.
+        scratch: the folder that fetched files are put into, for as long as they are judged; None
+            for the temporary one of whatever machine it is.
         cache: as for `check`.
         isolation: as for `check`.
         download_root: as for `check`.
@@ -93,7 +98,7 @@ class Job:
     dtype: str
     reference: str | None
     conditions: Conditions
-    scratch: str
+    scratch: str | None
     cache: bool = True
     isolation: str | None = None
     download_root: str | None = None
@@ -104,6 +109,11 @@ class Job:
     def on_gpu(self) -> bool:
         """Whether it needs a GPU."""
         return self.device.startswith("cuda")
+
+    @property
+    def folder(self) -> Path | None:
+        """Its own folder in that."""
+        return None if self.scratch is None else Path(self.scratch) / f"job-{self.number}"
 
     @property
     def bytes_to_fetch(self) -> int:

@@ -84,10 +84,10 @@ class Lead:
 
     def plan(self, progress: Progress | None = None) -> Plan:
         """What is to be done; see `clipcheck.sweep.plan.plan`."""
-        named = all(entry.devices for entry in self.entries)
+        named = all(entry.devices or entry.unfit for entry in self.entries)
         setting = Setting(
             self.asked.conditions,
-            self.asked.scratch,
+            self.asked.scratch if self.asked.engine == "local" else None,
             "" if named else self.engine.default_device(),
             self.threads,
             self.asked.cache,

@@ -12,7 +12,7 @@ from clipcheck.checkpoints import registry
 from clipcheck.progress import Progress, silent
 from clipcheck.session import memory
 from clipcheck.sweep.catalogue import Entry
-from clipcheck.sweep.cost import Flops, seconds_of_check
+from clipcheck.sweep.cost import flops, seconds_of_check
 from clipcheck.sweep.facts import Facts, facts_of
 from clipcheck.sweep.identity import key_of, versions_for
 from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Conditions, Job, Source
@@ -25,7 +25,7 @@ class Setting:
 
     Attributes:
         conditions: without versions, which go by the backend.
-        scratch: the folder for files that are fetched.
+        scratch: the folder for files that are fetched; None where workers are on other machines.
         default_device: where to run what names no device.
         threads: of each worker.
         cache: as for `clipcheck.checking.check`.
@@ -34,7 +34,7 @@ class Setting:
     """
 
     conditions: Conditions
-    scratch: Path
+    scratch: Path | None
     default_device: str
     threads: int
     cache: bool = True
@@ -85,14 +85,16 @@ class Plan:
     """What a sweep is going to do.
 
     Attributes:
-        units: all of them, in the order of the catalogue.
+        units: all that can be judged, in the order of the catalogue.
         jobs: what is not known yet, the longest first.
         tasks: by the number of a job, its units.
+        unfit: entries of the catalogue that are not judged.
     """
 
     units: Sequence[Unit]
     jobs: Sequence[Job]
     tasks: dict[int, list[Unit]]
+    unfit: Sequence[Entry] = ()
 
     @property
     def bytes_to_fetch(self) -> int:
@@ -115,6 +117,8 @@ def plan(
     versions = cache(lambda backend: replace(setting.conditions, versions=versions_for([backend])))
     units = []
     for entry in entries:
+        if entry.unfit:
+            continue
         say(f"{entry.label}: reading")
         source, facts = _looked_at(entry, ledger)
         reference = _content_of_reference(entry.reference, ledger)
@@ -134,7 +138,8 @@ def plan(
                         None,
                     )
                     units.append(replace(unit, verdict=ledger.verdict(unit.key)))
-    return _with_jobs(units, setting)
+    unfit = [entry for entry in entries if entry.unfit]
+    return replace(_with_jobs(units, setting), unfit=unfit)
 
 
 def _with_jobs(units: Sequence[Unit], setting: Setting) -> Plan:
@@ -174,7 +179,7 @@ def _job(units: Sequence[Unit], setting: Setting) -> Job:
         first.dtype,
         first.entry.reference,
         conditions,
-        str(setting.scratch),
+        None if setting.scratch is None else str(setting.scratch),
         setting.cache,
         setting.isolation,
         setting.download_root,
@@ -199,17 +204,10 @@ def _looked_at(entry: Entry, ledger: Ledger) -> tuple[Source, Facts]:
     sha256, size = source.sha256, source.size
     if known is not None and known[0].startswith(sha256):
         sha256, size = known
+        source = replace(source, estimated=False)
     whole = sha256 if len(sha256) == 64 else ""
-    image, text = _flops(entry) or (None, None)
+    image, text = (None, None) if entry.architecture is None else flops(entry.architecture)
     return replace(source, sha256=sha256, size=size), Facts(whole, size or 0, image, text)
-
-
-def _flops(entry: Entry) -> Flops | None:
-    from clipcheck.checkpoints.architecture import ARCHITECTURES
-    from clipcheck.sweep.cost import flops
-
-    name = entry.label if entry.label in registry.RELEASED else entry.architecture
-    return flops(ARCHITECTURES[name]) if name in ARCHITECTURES else None
 
 
 def _content_of_reference(name: str | None, ledger: Ledger) -> str:

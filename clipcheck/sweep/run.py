@@ -14,8 +14,8 @@ from typing import Any, Literal
 from clipcheck.checking import environment
 from clipcheck.progress import Gauge, Progress, silent
 from clipcheck.sizes import written
+from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.engines import Engine
-from clipcheck.sweep.fetching import drop
 from clipcheck.sweep.jobs import Job, Outcome
 from clipcheck.sweep.ledger import Ledger, Verdict
 from clipcheck.sweep.plan import Plan, Unit
@@ -72,6 +72,7 @@ class Swept:
         engine: its name.
         again: how many jobs were begun once more.
         environment: versions and the machine of who led it.
+        unfit: of the catalogue, what was not judged.
     """
 
     rows: Sequence[Row]
@@ -80,6 +81,7 @@ class Swept:
     engine: str
     again: int
     environment: Mapping[str, str]
+    unfit: Sequence[Entry] = ()
 
 
 Tell = Callable[[str], None]
@@ -163,6 +165,7 @@ class _Leader:
             self.engine.name,
             self.again,
             environment(),
+            self.plan.unfit,
         )
 
     def _begin(self, waiting: list[Job]) -> list[Job]:
@@ -204,7 +207,8 @@ class _Leader:
         job = self.running.pop(outcome.job)
         if outcome.fate == "done":
             return self._judged(job, outcome, json.loads(outcome.found))
-        drop(job.source, self.scratch)
+        if job.folder is not None:
+            shutil.rmtree(job.folder, ignore_errors=True)
         if outcome.fate == "lost":
             self._end(job, outcome, "lost", outcome.reason)
             self.losses[job.number] += 1

@@ -57,7 +57,7 @@ def _performed(job: Job) -> dict[str, Any]:
 
     _forget_peak()
     started = time.perf_counter()
-    with without_bar(), _own_examples(), brought(job.source, Path(job.scratch)) as (path, fetched):
+    with without_bar(), _own_examples(), brought(job.source, job.folder) as (path, fetched):
         result = check(
             path,
             backend=[each for each in job.backends if each != DEFAULT] or None,
