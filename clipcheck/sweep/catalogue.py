@@ -41,7 +41,7 @@ from clipcheck.checkpoints import download, registry
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
 from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
 from clipcheck.compare.tolerances import LIMITS
-from clipcheck.errors import CatalogueError, ClipcheckError
+from clipcheck.errors import CatalogueError, ClipcheckError, UnknownModelError
 from clipcheck.sizes import bytes_in
 from clipcheck.sweep.jobs import DEFAULT, Source
 
@@ -289,20 +289,15 @@ def _by_url(place: str, folder: Path, root: str | None) -> _Found:  # noqa: ARG0
 
 
 def _by_name(place: str, folder: Path, root: str | None) -> _Found:  # noqa: ARG001
-    yield place, released(place, root)
-
-
-def released(name: str, root: str | None) -> Source:
-    """Where a released model is: in the cache, or to be fetched.
-
-    Raises:
-        UnknownModelError: there is none of that name.
-    """
-    there = download.cached(name, root)
-    if there is not None:
-        return Source("path", str(there.absolute()))
-    known = registry.find(name)
-    return Source("url", known.url, known.sha256, known.size)
+    try:
+        there = download.cached(place, root)
+        known = registry.find(place)
+    except UnknownModelError as error:
+        raise _Wrong(error.problem, error.remedy) from error
+    if there is None:
+        yield place, Source("url", known.url, known.sha256, known.size)
+    else:
+        yield place, Source("path", str(there.absolute()))
 
 
 def _checked(entry: Entry) -> Entry:

@@ -253,6 +253,12 @@ class Ledger:
 def _locked(path: Path) -> Any:
     from filelock import FileLock, Timeout
 
+    if not path.absolute().parent.is_dir():
+        raise LedgerError(
+            "expected a folder for the ledger, found none",
+            remedy="Make the folder, or name another ledger with --ledger.",
+            path=path,
+        )
     lock = FileLock(f"{path}.lock")
     try:
         lock.acquire(timeout=0)

@@ -31,6 +31,7 @@ from clipcheck.session.workers import (
     wanted_gpus,
 )
 from clipcheck.sweep.jobs import Job, Outcome
+from clipcheck.sweep.worker import perform
 
 
 @dataclass
@@ -65,6 +66,7 @@ class LocalEngine:
         scratch: the folder that they keep temporary files in.
         gpus: those that are dealt out, by their names; none where nothing runs on one.
         available: tells the bytes of memory that can be had; asked while nothing runs.
+        perform: does a job, in the workers.
     """
 
     name = "local"
@@ -75,11 +77,13 @@ class LocalEngine:
         scratch: Path,
         gpus: Sequence[str] = (),
         available: Callable[[], int | None] = memory.available,
+        perform: Callable[[Job], str] = perform,
     ) -> None:
         self._count = count
         self._scratch = scratch
         self._gpus = gpus
         self._available = available
+        self._perform = perform
         self._budget: int | None = None
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
@@ -126,8 +130,11 @@ class LocalEngine:
     def wait(self) -> list[Outcome]:
         """What came back, and who died."""
         busy = [each for each in self._workers if each.job is not None]
-        wait([*(w.connection for w in busy), *(w.process.sentinel for w in busy)])
-        return [outcome for worker in busy if (outcome := self._ended(worker)) is not None]
+        found: list[Outcome] = []
+        while not found:  # A process that has just died may not be told of as dead yet.
+            wait([*(w.connection for w in busy), *(w.process.sentinel for w in busy)])
+            found = [outcome for each in busy if (outcome := self._ended(each)) is not None]
+        return found
 
     def close(self) -> None:
         """End all workers; what they were at is not done."""
@@ -168,7 +175,9 @@ class LocalEngine:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=serve, args=(theirs,), name=f"worker {number}")
+        process = self._context.Process(
+            target=serve, args=(theirs, self._perform), name=f"worker {number}"
+        )
         with _environment(self._share(number, folder)):
             process.start()
         theirs.close()
@@ -202,14 +211,13 @@ def engine_for(
     return LocalEngine(workers or max(1, min(most, checkpoints)), scratch, gpus)
 
 
-def serve(connection: Connection) -> None:
+def serve(connection: Connection, perform: Callable[[Job], str]) -> None:
     """Judge what comes, until the process that started this one ends.
 
     Args:
-        connection: jobs come from there, and what `clipcheck.sweep.worker.perform` found goes back.
+        connection: jobs come from there, and what was found goes back.
+        perform: does a job.
     """
-    from clipcheck.sweep.worker import perform
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Who started it ends it.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
