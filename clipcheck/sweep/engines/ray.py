@@ -13,7 +13,10 @@ Ray's own retries are off: the sweep begins a lost job once more itself, and kee
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from clipcheck.errors import UnavailableError
@@ -23,23 +26,32 @@ _CPUS = 1
 """That a task takes, and threads that it has: of many checkpoints, most are done in a time when
 each has one."""
 
+_HERE = "auto"
+"""What Ray calls the cluster of this machine."""
+
+_TIMEOUT = 10.0
+"""Seconds to wait for a connection."""
+
 
 class RayEngine:
     """Runs jobs as tasks of the cluster that this process is connected to.
 
     Args:
         count: how many at a time; None for as many as the cluster has CPUs, at any time.
+        perform: does a job on a node: of a module that the nodes have, for its name is sent and
+            not its code.
     """
 
     name = "ray"
 
-    def __init__(self, count: int | None) -> None:
+    def __init__(
+        self, count: int | None, perform: Callable[[Job], tuple[str, bytes]] | None = None
+    ) -> None:
         import ray
 
         self._ray = ray
         self._count = count
-        # Of a module that the nodes have, so that its name is sent and not its code.
-        self._perform = ray.remote(perform_small)
+        self._perform = ray.remote(perform or perform_small)
         self._running: dict[Any, Job] = {}
 
     def workers(self) -> int:
@@ -111,7 +123,7 @@ def connected(address: str | None, count: int | None) -> RayEngine:
     """The engine of a cluster that is there.
 
     Args:
-        address: of the cluster; None for the one of this machine, or of ``$RAY_ADDRESS``.
+        address: of the cluster; None for ``$RAY_ADDRESS``, or the one of this machine.
         count: as for `RayEngine`.
 
     Raises:
@@ -124,9 +136,11 @@ def connected(address: str | None, count: int | None) -> RayEngine:
             "the engine ray needs Ray, which is not installed",
             remedy="Install it: pip install 'clipcheck[ray]'; or sweep with --engine local.",
         ) from error
+    wanted = address or os.environ.get("RAY_ADDRESS") or _HERE
     try:
-        ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        _require_answer(wanted)
+        ray.init(address=wanted, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
         raise UnavailableError(
             f"expected a Ray cluster at {address or 'this machine'}, found none "
             f"({_first_line(error)})",
@@ -134,6 +148,13 @@ def connected(address: str | None, count: int | None) -> RayEngine:
             "--engine local.",
         ) from error
     return RayEngine(count)
+
+
+def _require_answer(address: str) -> None:
+    """See that somebody is there: Ray itself would ask for minutes."""
+    if address != _HERE and "://" not in address:
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), _TIMEOUT).close()
 
 
 def perform_small(job: Job) -> tuple[str, bytes]:

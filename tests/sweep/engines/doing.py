@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import zlib
 from pathlib import Path
 
 from clipcheck.sweep.jobs import Job
@@ -25,3 +26,11 @@ def long(job: Job) -> str:
     Path(job.label).write_text(str(os.getpid()))
     time.sleep(60)
     return ""
+
+
+def on_a_node(job: Job) -> tuple[str, bytes]:
+    if job.label == "ended":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.label == "long":
+        time.sleep(60)
+    return str(os.getpid()), zlib.compress(job.label.encode())
