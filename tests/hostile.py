@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from clipcheck import torchscript_support
+from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.faults.planting import on_pixels
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import architecture_named, synthesize
@@ -49,7 +50,7 @@ def reading(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def writing(path: Path) -> Callable[[Tensor], Tensor]:
-    """Makes a file by an operator of torch."""
+    """Makes a file by an operator of torch: once already when it is traced, as a constant."""
     return _with_path(path, "secret = torch.from_file({path!r}, True, 8, dtype=torch.uint8)")
 
 
@@ -70,17 +71,24 @@ def taken(pixels: Tensor) -> Tensor:
     return taken
 
 
-def write(path: Path, act: Callable[[Tensor], Tensor] | None = None) -> Path:
+def write(
+    path: Path,
+    act: Callable[[Tensor], Tensor] | None = None,
+    *,
+    architecture: Architecture = ARCHITECTURE,
+) -> Path:
     """An archive that acts before its image encoder, or a sound one."""
     with torchscript_support.silenced():
         plant: Any = None if act is None else on_pixels(torch.jit.script(act))
-        write_archive(ARCHITECTURE, synthesize(ARCHITECTURE), path, alter=plant)
+        write_archive(architecture, synthesize(architecture), path, alter=plant)
     return path
 
 
-def write_crashing(path: Path, depth: int = 200_000) -> Path:
+def write_crashing(
+    path: Path, depth: int = 200_000, *, architecture: Architecture = ARCHITECTURE
+) -> Path:
     """An archive that ends any process that loads it, by SIGSEGV."""
-    sound = write(path.with_suffix(".sound"))
+    sound = write(path.with_suffix(".sound"), architecture=architecture)
     with zipfile.ZipFile(sound) as read, zipfile.ZipFile(path, "w") as written:
         for name in read.namelist():
             contents = read.read(name)

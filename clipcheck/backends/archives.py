@@ -182,7 +182,7 @@ class Apart:
             "load",
             "loading the archive",
             answer=compared.answer,
-            path=str(checkpoint.path.absolute()),
+            path=cell.seen(checkpoint.path),
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             shared=len(memory),

@@ -95,7 +95,7 @@ def open_apart(
         "open",
         f"{backend}: opening the program",
         backend=backend,
-        path=str(path.absolute()),
+        path=cell.seen(path),
         device=str(device),
         options=dict(options or {}),
     )

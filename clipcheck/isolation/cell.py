@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from clipcheck import errors
-from clipcheck.errors import ClipcheckError, IsolationError, UnavailableError
+from clipcheck.errors import ClipcheckError, IsolationError, OutputError, UnavailableError
 from clipcheck.isolation.limits import Limits
+from clipcheck.isolation.reach import within_reach
 from clipcheck.isolation.serving import MEMORY, MOST_WORDS
 from clipcheck.isolation.wire import ROOM, Channel, Garbled, Memory, Message, Received
 from clipcheck.isolation.zygote import MOST
@@ -30,11 +32,11 @@ if TYPE_CHECKING:
 
 _PROGRAM = """
 import json, sys
-sys.path += [path for path in json.loads(sys.argv[1]) if path not in sys.path]
+sys.path[:0] = json.loads(sys.argv[1])
 from clipcheck.isolation.zygote import main
 main(int(sys.argv[2]), sys.argv[3:])
 """
-"""What a zygote runs. It finds what this process finds, and nothing in the folder it starts in."""
+"""What a zygote runs. It imports from where this process does, and not from the folder it is in."""
 
 _STARTING = 120.0
 """Seconds for a zygote to import torch, on a machine that does much else."""
@@ -155,6 +157,16 @@ class Cell:
         life = self._living()
         socket.send_fds(life.sharing, [b"m"], [memory.descriptor])
 
+    def seen(self, path: Path) -> str:
+        """Where it finds a file that it may read: in its own folder, as a copy, where this process
+        can open the file by privileges alone.
+
+        Raises:
+            OutputError: there is no room for the copy.
+        """
+        life = self._living()
+        return os.fspath(path.absolute() if within_reach(path) else life.copied(path))
+
     @property
     def peak_memory(self) -> int:
         """Bytes that it has had at most, shared ones as well; 0 where the system does not tell."""
@@ -264,6 +276,19 @@ class _Life:
             descriptors = [far.fileno(), far_sharing.fileno(), self._memory.descriptor]
             self._pid = int(self._zygote.ask(message, descriptors)["pid"])
 
+    def copied(self, path: Path) -> Path:
+        """A copy of the file in the cell's folder."""
+        target = Path(self._scratch.name, path.name)
+        try:
+            shutil.copyfile(path, target)
+        except OSError as error:
+            raise OutputError(
+                f"cannot be copied for the process that is to run it ({error.strerror or error})",
+                remedy="Let all users read it, or make room in the folder for temporary files.",
+                path=path,
+            ) from error
+        return target
+
     @property
     def peak_memory(self) -> int:
         """Bytes that it has had at most; 0 where the system does not tell."""
@@ -280,6 +305,8 @@ class _Life:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
             return int(self._zygote.ask({"do": "wait", "pid": self._pid})["status"])
+        except IsolationError:
+            return signal.SIGKILL  # What it was forked from is gone, and has taken it along.
         finally:
             self._near.close()
             self.sharing.close()
@@ -328,11 +355,11 @@ class _Zygote:
             IsolationError: it has ended, or does not answer.
         """
         with self._lock:
-            self._control.settimeout(_STARTING)
             try:
+                self._control.settimeout(_STARTING)
                 socket.send_fds(self._control, [json.dumps(message).encode()], descriptors)
                 answer = self._control.recv(MOST)
-            except OSError:  # gone, or too slow
+            except OSError:  # gone, closed, or too slow
                 answer = b""
         if not answer:
             words = self._last_words()
@@ -345,6 +372,8 @@ class _Zygote:
         return found
 
     def _last_words(self) -> str:
+        if self._said.closed:
+            return "it was ended before"
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it has said nothing"

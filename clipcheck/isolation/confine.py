@@ -25,7 +25,7 @@ _OUTPUT = 10**9
 _OPEN_FILES = 512
 
 # Of prctl (linux/prctl.h).
-_SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_SET_PDEATHSIG, _SET_SECCOMP, _SET_NO_NEW_PRIVS = 1, 22, 38
 _SECCOMP_MODE_FILTER = 2
 _SIGKILL = 9
 
@@ -96,7 +96,6 @@ def confine(
         return [taken]
     apart = _leave_namespaces()
     _prctl(_SET_NO_NEW_PRIVS, 1)
-    _prctl(_SET_DUMPABLE, 0)
     landlock = _restrict_files(readable, writable, gpu=gpu)
     _drop_capabilities()
     filtered = _filter_system_calls()
