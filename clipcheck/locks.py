@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,25 @@ def file_lock(path: Path) -> BaseFileLock:
 def are_missing(error: OSError) -> bool:
     """Whether it says that a file system has no locks, as some that are mounted over a network."""
     return error.errno in _NONE
+
+
+@contextmanager
+def locked_where_possible(path: Path) -> Iterator[bool]:
+    """Whether the lock is held for the time of the block; not where there are no locks.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    lock: AbstractContextManager[object] = nullcontext()
+    held = True
+    try:
+        lock = file_lock(path).acquire()
+    except OSError as error:
+        if not are_missing(error):
+            raise
+        held = False
+    with lock:
+        yield held
 
 
 def _require_locks(path: Path) -> None:

@@ -31,7 +31,7 @@ ALLOWED = {
     "judging": {"backends", "checkpoints", "compare", "inputs", "models", "modules"},
     "modules": {"models", "backends", "inputs", "compare"},
     "localising": {"backends", "checkpoints", "compare", "inputs", "judging", "models", "modules"},
-    "search": {"backends", "compare", "inputs"},
+    "search": {"backends", "compare", "inputs", "writers"},
     "judgement": {"backends", "compare", "search"},
     "matrix": {
         "backends",

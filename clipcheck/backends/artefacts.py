@@ -4,7 +4,7 @@ For each key, by its hash, the folder holds::
 
     HASH/             the entry: all files of what was built. It is there whole, or not at all
     HASH/.sha256.json the files' checksums; its time of change is when the entry was last used
-    HASH.part/        an entry on its way in or out; what a killed process left of one
+    HASH.HEX.part/    an entry on its way in or out; what a killed process left of one
     .HASH.lock        held by who looks for the entry, builds it or removes it
     .HASH.*.used      held by each process that was given the entry, for as long as it may read it
 
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck._version import __version__
 from clipcheck.errors import UsageError
+from clipcheck.locks import file_lock
 from clipcheck.sizes import bytes_in
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ class _Kept:
         one, and a newcomer a new one, both at once.
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _file_lock(self.path / f".{entry}.lock").acquire()
+        return file_lock(self.path / f".{entry}.lock").acquire()
 
     def is_sound(self, entry: str) -> bool:
         """Whether it is there, with all its files as they were.
@@ -252,21 +253,30 @@ class _Kept:
             return False
 
     def add(self, entry: str, built: Path) -> None:
-        """Copy what was built, and only then give it the entry's name. `trim` sweeps up."""
+        """Copy what was built, and only then give it the entry's name. `trim` sweeps up.
+
+        It need not be on the disk then: what a power cut tears is not sound when it is asked for.
+        """
         self._remove(entry)
         part = self._part(entry)
-        shutil.copytree(built, part)
-        (part / _RECORD).write_text(json.dumps(_checksums(built)), encoding="utf-8")
-        part.rename(self.path / entry)
+        try:
+            shutil.copytree(built, part)
+            (part / _RECORD).write_text(json.dumps(_checksums(built)), encoding="utf-8")
+            part.rename(self.path / entry)
+        except OSError:
+            # Where locks let two in, the other one may have been first, and swept this one up.
+            if not self.is_sound(entry):
+                raise
 
     def use(self, entry: str) -> None:
         """Mark it as used now, and as in use for as long as this object lives."""
         self._in_use(entry)  # Lets the marks go that processes left which have ended.
-        mark = _file_lock(self.path / f".{entry}.{uuid.uuid4().hex}{_USED}")
+        mark = file_lock(self.path / f".{entry}.{uuid.uuid4().hex}{_USED}")
         mark.acquire()
         self._marks.append(mark)
-        # Finer than the clock that the system would take: some tick every 4 ms alone.
-        now = time.time_ns()
+        # Finer than the clock that the system would take: some tick every 4 ms alone. And later
+        # than all that was used before, though the clock may have been set back since.
+        now = max([time.time_ns(), *(used + 1 for used, _, _ in self._entries())])
         os.utime(self.path / entry / _RECORD, ns=(now, now))
 
     def trim(self) -> None:
@@ -274,9 +284,9 @@ class _Kept:
 
         Those in use stay, and with them the one that was just given.
         """
-        with _file_lock(self.path / ".lock"):
+        with file_lock(self.path / ".lock"):
             for part in self.path.glob(f"*{_PART}"):
-                with self._alone(part.stem) as alone:
+                with self._alone(part.name.partition(".")[0]) as alone:
                     if alone:
                         _remove_folder(part)
             found = sorted(self._entries())
@@ -305,7 +315,7 @@ class _Kept:
         """Whether the entry's lock could be had at once."""
         from filelock import Timeout
 
-        lock = _file_lock(self.path / f".{entry}.lock")
+        lock = file_lock(self.path / f".{entry}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -327,7 +337,7 @@ class _Kept:
         used = False
         for path in self.path.glob(f".{entry}.*{_USED}"):
             try:
-                with _file_lock(path).acquire(timeout=0):
+                with file_lock(path).acquire(timeout=0):
                     path.unlink()
             except Timeout:
                 used = True
@@ -336,13 +346,13 @@ class _Kept:
     def _remove(self, entry: str) -> None:
         """By another name first: what is left if this is interrupted is no entry."""
         part = self._part(entry)
-        _remove_folder(part)
         with suppress(FileNotFoundError):
             (self.path / entry).rename(part)
             _remove_folder(part)
 
     def _part(self, entry: str) -> Path:
-        return self.path / (entry + _PART)
+        """Of its own, should two be at the same entry where there are no locks."""
+        return self.path / f"{entry}.{uuid.uuid4().hex}{_PART}"
 
 
 def _hash(name: str, key: Mapping[str, str]) -> str:
@@ -366,10 +376,3 @@ def _files(folder: Path) -> list[Path]:
 def _remove_folder(folder: Path) -> None:
     with suppress(FileNotFoundError):
         shutil.rmtree(folder)
-
-
-def _file_lock(path: Path) -> BaseFileLock:
-    from filelock import FileLock
-
-    # Whichever thread lets go of it: the last reference may be dropped in any.
-    return FileLock(path, thread_local=False)

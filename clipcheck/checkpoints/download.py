@@ -19,16 +19,16 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
 
-from clipcheck import locks
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.transfer import Transfer, without_password
 from clipcheck.errors import DownloadError
+from clipcheck.locks import locked_where_possible
 
 CACHE_VARIABLE = "CLIPCHECK_CACHE"
 """The environment variable that names the folder of the released files."""
@@ -177,31 +177,21 @@ def _provide(wanted: _Wanted, *, progress: bool) -> None:
             remedy=f"Remove it, or name another folder by download_root or {CACHE_VARIABLE}.",
             path=target,
         )
-    lock: AbstractContextManager[object] = nullcontext()
-    alone = True
-    try:
-        lock = _lock(target)
-    except OSError as error:
-        # A shared cache is often read-only: a sound file in it serves without lock or record.
-        if target.is_file() and _is_right(wanted, target):
-            return
-        if not locks.are_missing(error):
+    with ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Beside the file, so that whoever shares the folder shares the lock.
+            lock = locked_where_possible(target.with_name(f".{target.name}.lock"))
+            alone = stack.enter_context(lock)
+        except OSError:
+            # A shared cache is often read-only: a sound file in it serves without lock or record.
+            if target.is_file() and _is_right(wanted, target):
+                return
             raise
-        alone = False
-    with lock:
         # While this process waited, another one may have done the work.
         if _is_recorded(wanted) or _verify(wanted):
             return
         _download(wanted, alone=alone, progress=progress)
-
-
-def _lock(target: Path) -> AbstractContextManager[object]:
-    """Wait until this process alone works on the file; make its folder if need be.
-
-    The lock is a dot-file beside the file, so that whoever shares the folder shares the lock.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return locks.file_lock(target.with_name(f".{target.name}.lock")).acquire()
 
 
 def _verify(wanted: _Wanted) -> bool:

@@ -169,7 +169,7 @@ class Transfer:
         _log.warning(
             "%s: %s; try %d of %d in %.1f s",
             without_password(self._url),
-            error,
+            without_password(str(error)),
             tried + 1,
             TRIES,
             seconds,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from PIL import Image
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import OutputError, ReplayError
 from clipcheck.inputs.examples import Example, Prompt, from_png, to_png
+from clipcheck.writers.output import creating
 
 SCHEMA = 1
 
@@ -68,19 +67,14 @@ def write(target: Path, example: Example, described: Mapping[str, Any], text: st
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".clipcheck-") as temporary:
-            written = Path(temporary) / target.name
-            written.mkdir()
-            _write(written, example, described, text)
-            if (target / _NAME).exists():
-                shutil.rmtree(target)
-            written.rename(target)
     except OSError as error:
         raise OutputError(
             f"the failing input cannot be written ({error.strerror or error})",
             remedy="Give another folder, or make room or permission for this one.",
             path=target,
         ) from error
+    with creating(target, ours=lambda there: (there / _NAME).exists()) as written:
+        _write(written, example, described, text)
 
 
 def _write(folder: Path, example: Example, described: Mapping[str, Any], text: str) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from clipcheck.locks import file_lock, locked_where_possible
+
 _BASE = 600_000_000
 _PER_BYTE = 7
 """Judging a file of half precision: the 151 M weights of a ViT-B/32 peak at 2.3 GB, the 102 M of an
@@ -42,7 +44,8 @@ def reserved(
 ) -> Iterator[None]:
     """Wait until so much memory is free, and keep it for the time of the block.
 
-    Each reservation is a file that its process holds a lock on, which dies with the process.
+    Each reservation is a file that its process holds a lock on, which dies with the process. Where
+    the folder has no locks nobody waits.
 
     Args:
         folder: what all workers of a run share.
@@ -50,22 +53,18 @@ def reserved(
         available: tells what can be had; asked while nobody holds any.
         pause: seconds from one look to the next.
     """
-    from filelock import FileLock
-
     mine = folder / f"{uuid.uuid4().hex}.reserved"
-    with FileLock(f"{mine}.lock"):
-        while not _try(folder, mine, wanted, available):
+    with locked_where_possible(mine.with_name(f"{mine.name}.lock")) as held:
+        while held and not _try(folder, mine, wanted, available):
             time.sleep(pause)
         try:
             yield
         finally:
-            mine.unlink()
+            mine.unlink(missing_ok=True)
 
 
 def _try(folder: Path, mine: Path, wanted: int, available: Callable[[], int | None]) -> bool:
-    from filelock import FileLock
-
-    with FileLock(folder / "memory.lock"):
+    with file_lock(folder / "memory.lock"):
         others = _living(folder)
         budget = folder / "memory.budget"
         if not others:
@@ -80,18 +79,18 @@ def _try(folder: Path, mine: Path, wanted: int, available: Callable[[], int | No
 
 def _living(folder: Path) -> list[int]:
     """What others have reserved; the reservations of dead processes are cleared away."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     found = []
     for file in folder.glob("*.reserved"):
         # It goes away when its process is done, which may be now.
         with suppress(FileNotFoundError):
-            reserved = int(file.read_text(encoding="utf-8"))
+            told = file.read_text(encoding="utf-8")
             try:
-                with FileLock(f"{file}.lock", timeout=0):
+                with file_lock(file.with_name(f"{file.name}.lock")).acquire(timeout=0):
                     file.unlink()
             except Timeout:
-                found.append(reserved)
+                found.append(int(told))
     return found
 
 

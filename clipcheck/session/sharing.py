@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from clipcheck.locks import locked_where_possible
 
 if TYPE_CHECKING:
     from clipcheck.judgement import Judgement
@@ -65,14 +67,14 @@ class Findings:
         """What is known of the case; where nothing is, ``judge`` finds it.
 
         Another worker that judges it already is waited for. If it died over it, that is what was
-        found: whoever tried again would die as well.
+        found: whoever tried again would die as well. Where the folder has no locks, nobody can be
+        waited for, and each judges what it does not find.
         """
-        from filelock import FileLock
-
         if case not in self._held:
             entry = _Entry(self.folder, case)
-            with FileLock(entry.lock):
-                self._held[case] = entry.known() or entry.judged(judge)
+            with locked_where_possible(entry.lock) as alone:
+                known = entry.known() if alone else entry.found()
+                self._held[case] = known or entry.judged(judge)
         return self._held[case]
 
     def all(self) -> list[Finding]:
@@ -101,24 +103,34 @@ class _Entry:
         Only to be asked by who holds the lock, or when all workers are done: the mark alone does
         not tell a dead worker from one that is at it.
         """
-        if self._found.exists():
-            found: Finding = pickle.loads(self._found.read_bytes())  # noqa: S301 - our own
-            return found
-        return Finding(self.case, _died(self.case)) if self._started.exists() else None
+        died = Finding(self.case, _died(self.case)) if self._started.exists() else None
+        return self.found() or died
+
+    def found(self) -> Finding | None:
+        """What was found, if anything was."""
+        if not self._found.exists():
+            return None
+        found: Finding = pickle.loads(self._found.read_bytes())  # noqa: S301 - our own
+        return found
 
     def judged(self, judge: Callable[[], Finding]) -> Finding:
         """What ``judge`` finds, kept for the others."""
-        self._started.write_bytes(pickle.dumps(self.case))
+        _write(self._started, self.case)
         try:
             found = judge()
         except BaseException:
             # An interrupt, say: this process is well, and may try again.
-            self._started.unlink()
+            self._started.unlink(missing_ok=True)
             raise
-        part = self._found.with_suffix(f".{os.getpid()}")
-        part.write_bytes(pickle.dumps(found))
-        part.replace(self._found)
+        _write(self._found, found)
         return found
+
+
+def _write(path: Path, value: Case | Finding) -> None:
+    """Whole or not at all: a worker may be killed at any time."""
+    part = path.with_suffix(f".{uuid.uuid4().hex}")
+    part.write_bytes(pickle.dumps(value))
+    part.replace(path)
 
 
 def _died(case: Case) -> Judgement:

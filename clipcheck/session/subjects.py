@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clipcheck.checkpoints import download, registry
 from clipcheck.checkpoints.architecture import ARCHITECTURES
+from clipcheck.locks import locked_where_possible
 
 _RELEASED_BYTES = 2
 """Of a weight in a released archive: nearly all are in half precision."""
@@ -67,14 +68,12 @@ def seeded_archive(name: str, folder: Path) -> Path:
 
     It is written once for all processes that give the same folder.
     """
-    from filelock import FileLock
-
     from clipcheck.checkpoints.checkpoint import Format
     from clipcheck.writers.convert import write
     from clipcheck.writers.synthesize import architecture_named, synthesize
 
     path = folder / f"seeded-{name.replace('/', '-')}.pt"
-    with FileLock(f"{path}.lock"):
+    with locked_where_possible(path.with_name(f"{path.name}.lock")):
         if not path.exists():
             architecture = architecture_named(name)
             write(architecture, synthesize(architecture), path, Format.ARCHIVE)

@@ -1,12 +1,20 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all.
+
+What is on its way stands beside its place, in ``.clipcheck-MACHINE-RANDOM``, which is locked for as
+long as its process lives. A process that is killed leaves it; the next that writes there takes it
+away.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import platform
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clipcheck.errors import OutputError
@@ -30,19 +38,20 @@ def replacing(path: Path, *, room: int = 0) -> Iterator[Path]:
     """
     try:
         target = _target(path)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".clipcheck-") as folder:
+        with _folder_in(target.parent) as folder:
             _require_room(folder, room)
-            temporary = Path(folder) / target.name
+            temporary = folder / target.name
             yield temporary
-            # Some writers keep their files from other users; this one has no secrets.
-            temporary.chmod(0o666 & ~_umask())
+            _finish(temporary)
             temporary.replace(target)
     except OSError as error:
         raise _failed(path, error) from error
 
 
 @contextmanager
-def creating(folder: Path, *, room: int = 0) -> Iterator[Path]:
+def creating(
+    folder: Path, *, room: int = 0, ours: Callable[[Path], bool] = lambda _: False
+) -> Iterator[Path]:
     """A temporary folder for the contents of ``folder``, which gets its name when the block
     succeeds.
 
@@ -52,27 +61,98 @@ def creating(folder: Path, *, room: int = 0) -> Iterator[Path]:
     Args:
         folder: the one to make.
         room: as for `replacing`.
+        ours: tells whether what is at ``folder`` may be replaced.
 
     Raises:
         OutputError: it cannot be written: it has something in it, no permission, no room.
     """
     try:
         target = Path(os.path.realpath(folder))
-        _require_vacant(target)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".clipcheck-") as outer:
+        _require_vacant(target, ours)
+        with _folder_in(target.parent) as outer:
             _require_room(outer, room)
-            temporary = Path(outer) / target.name
+            temporary = outer / target.name
             temporary.mkdir()
             yield temporary
             for file in temporary.iterdir():
-                file.chmod(0o666 & ~_umask())
-            _require_vacant(target)
+                _finish(file)
+            _require_vacant(target, ours)
+            if target.exists():
+                # In one step, so that at no time half of it is there.
+                target.rename(outer / f"{target.name}.before")
             temporary.replace(target)
     except OSError as error:
         raise _failed(folder, error) from error
 
 
-def _require_vacant(target: Path) -> None:
+@contextmanager
+def _folder_in(parent: Path) -> Iterator[Path]:
+    """A new folder in ``parent``, gone after the block, and with it what killed processes left."""
+    mine = f".clipcheck-{_machine()}-"
+    for folder in parent.glob(f"{mine}*"):
+        _sweep(folder)
+    while True:
+        with (
+            tempfile.TemporaryDirectory(dir=parent, prefix=mine) as name,
+            _locked(Path(name), otherwise=True) as alone,
+        ):
+            # Another process may have taken it for a dead one's before it was locked.
+            if alone:
+                yield Path(name)
+                return
+
+
+def _machine() -> str:
+    """Locks may reach no further, where folders are mounted over a network."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove it if its process is dead. What cannot be looked into or removed stays."""
+    with suppress(OSError), _locked(folder, otherwise=False) as alone:
+        if alone:
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def _locked(folder: Path, *, otherwise: bool) -> Iterator[bool]:
+    """Whether this process alone has the folder, which is locked for the time of the block;
+    ``otherwise`` where folders cannot be locked, as on Windows and NFS."""
+    try:
+        import fcntl
+    except ImportError:
+        yield otherwise
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = folder.exists()
+        except BlockingIOError:
+            alone = False
+        except OSError:
+            alone = otherwise
+        yield alone
+    finally:
+        os.close(descriptor)
+
+
+def _finish(file: Path) -> None:
+    """Have it on the disk before it gets its name: else that may outlive a power cut, and the bytes
+    not."""
+    with file.open("r+b") as written:
+        os.fsync(written.fileno())
+    # Some writers keep their files from other users; this one has no secrets.
+    file.chmod(0o666 & ~_umask())
+
+
+def _require_vacant(target: Path, ours: Callable[[Path], bool]) -> None:
+    if target.exists() and ours(target):
+        return
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         what = "it is not empty" if target.is_dir() else "it is a file"
         raise OSError(errno.ENOTEMPTY, f"{what}, and is left as it is")
@@ -88,7 +168,7 @@ def _target(path: Path) -> Path:
     return target
 
 
-def _require_room(folder: str, size: int) -> None:
+def _require_room(folder: Path, size: int) -> None:
     """Reserve ``size`` bytes and let them go again.
 
     On a full disk torch's TorchScript writer does not raise: it ends the process, from a

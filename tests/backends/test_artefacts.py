@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from clipcheck.backends import artefacts
 from clipcheck.backends.artefacts import Artefacts, default_folder, limit_in_bytes
 from clipcheck.errors import UsageError
+from tests.locking import NONE, pretend_locks, refuse_locks
 
 SPAWN = multiprocessing.get_context("spawn")
 KEY = {"torch": "2.9", "checkpoint": "ab"}
@@ -211,7 +214,7 @@ def test_what_is_in_a_read_only_folder_serves(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(artefacts, "_file_lock", refuse)  # root may write anywhere
+    monkeypatch.setattr(artefacts, "file_lock", refuse)  # root may write anywhere
     kept = Artefacts(folder, scratch)
     assert kept.get("x.so", KEY, never) == path
     with pytest.warns(UserWarning, match=r"Permission denied.*CLIPCHECK_ARTEFACTS"):
@@ -422,6 +425,86 @@ def test_its_marks_are_let_go_of_without_a_word(folder: Path, scratch: Path) -> 
     )
     run = [sys.executable, "-Walways", "-c", code, str(folder), str(scratch)]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stderr == ""
+
+
+def test_when_the_clock_is_set_back_the_least_recently_used_go_first_all_the_same(
+    folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    year = 365 * 86400 * 10**9
+    clock = time.time_ns()
+    for name in "abcd":
+        monkeypatch.setattr(time, "time_ns", lambda clock=clock: clock)
+        Artefacts(folder, scratch, limit=2000).get(name, KEY, writing(bytes(1000)))
+        clock -= year
+    assert {path.name for path in folder.glob("*/[a-d]")} == {"c", "d"}
+
+
+def test_what_another_version_keeps_its_own_way_is_left_alone(folder: Path, scratch: Path) -> None:
+    ours = Artefacts(folder, scratch).get("x.so", KEY, writing()).parent
+    newer = folder / "v2"
+    newer.mkdir()
+    (newer / "entry").write_bytes(b"of another kind")
+    (folder / ".v2.lock").touch()
+    (folder / f"{'ab' * 32}.new").mkdir()
+    Artefacts(folder, scratch, limit=0).get("y.so", KEY, writing())
+    assert not ours.exists()
+    assert (newer / "entry").read_bytes() == b"of another kind"
+    assert (folder / ".v2.lock").exists()
+    assert (folder / f"{'ab' * 32}.new").exists()
+
+
+def test_what_an_earlier_version_left_half_is_swept(folder: Path, scratch: Path) -> None:
+    (folder / f"{'ab' * 32}.part").mkdir(parents=True)
+    path = Artefacts(folder, scratch).get("x.so", KEY, writing())
+    assert entries(folder) == [path.parent]
+
+
+def test_on_a_file_system_without_locks_what_is_there_serves(
+    folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Artefacts(folder, scratch).get("x.so", KEY, writing())
+    for number in NONE:
+        refuse_locks(monkeypatch, number)
+        kept = Artefacts(folder, scratch)
+        assert kept.get("x.so", KEY, never) == path
+        with pytest.warns(UserWarning, match=os.strerror(number)):
+            built = kept.get("y.so", KEY, writing(b"another"))
+        assert built.is_relative_to(scratch)
+        assert built.read_bytes() == b"another"
+    assert entries(folder) == [path.parent]
+
+
+def test_two_at_once_whose_locks_do_nothing_do_not_write_to_one_entry(
+    folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_locks(monkeypatch)
+    copy = shutil.copytree
+    other: list[Path] = []
+
+    def interrupted(source: Path, target: Path) -> None:
+        """Half of it, and then another one comes, and copies all of its own."""
+        monkeypatch.setattr(artefacts.shutil, "copytree", copy)
+        target.mkdir()
+        shutil.copy(source / "x.so", target / "x.so")
+        with ThreadPoolExecutor(1) as pool:  # in one thread, filelock would see that it is held
+            theirs = pool.submit(Artefacts(folder, scratch).get, "x.so", KEY, build(b"theirs"))
+            other.append(theirs.result(10))
+        shutil.copy(source / "weights", target / "weights")
+
+    def build(contents: bytes) -> Callable[[Path], None]:
+        def write(path: Path) -> None:
+            path.write_bytes(contents)
+            path.with_name("weights").write_bytes(contents)
+
+        return write
+
+    monkeypatch.setattr(artefacts.shutil, "copytree", interrupted)
+    path = Artefacts(folder, scratch).get("x.so", KEY, build(b"ours"))
+    assert path == other[0]
+    for found in (path, path.with_name("weights")):
+        assert found.read_bytes() == b"theirs"
+    assert entries(folder) == [path.parent]
+    Artefacts(folder, scratch).get("x.so", KEY, never)
 
 
 def test_the_folder_is_the_variables_or_the_homes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import email.utils
 import hashlib
+import json
 import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,6 +36,7 @@ from tests.checkpoints.serving import (
     running,
     serving,
 )
+from tests.locking import NONE, pretend_locks, refuse_locks
 
 OTHER = bytes(reversed(CONTENT))
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -118,6 +124,7 @@ def test_a_server_without_ranges_is_asked_for_all_again(server: Server, tmp_path
 def test_what_another_file_gives_is_not_put_together(server: Server, tmp_path: Path) -> None:
     server.behave = in_turn(cut(HALF, '"1"'), lambda handler: handler.serve(OTHER, etag='"2"'))
     assert get(server, tmp_path, sha256=None) == OTHER
+    assert len(server.ranges) == 2
     assert server.ranges[1] is not None
 
 
@@ -287,12 +294,12 @@ def test_a_time_to_come_back_that_is_none_is_ours_to_choose(
 
 
 def test_more_bytes_than_there_are_to_be_are_not_waited_for(server: Server, tmp_path: Path) -> None:
-    def endless(handler: Handler) -> None:
+    def too_much(handler: Handler) -> None:
         handler.start(200, {})
-        while True:
+        for _ in range(500):
             handler.send(bytes(10_000))
 
-    server.behave = endless
+    server.behave = too_much
     with pytest.raises(DownloadError, match="expected 200,000 bytes, found more"):
         get(server, tmp_path)
     assert all(path.stat().st_size < 300_000 for path in tmp_path.iterdir())
@@ -492,3 +499,134 @@ def test_a_proxy_that_refuses_to_tunnel_is_a_download_error(
 
 def test_the_hash_of_the_fake_is_that_of_its_content() -> None:
     assert hashlib.sha256(CONTENT).hexdigest() == FAKE.sha256
+
+
+@pytest.mark.parametrize("number", NONE)
+def test_on_a_file_system_without_locks_it_is_fetched_all_the_same(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    refuse_locks(monkeypatch, number)
+    part = leave(tmp_path, CONTENT[:HALF])
+    assert get(server, tmp_path) == CONTENT
+    # Its process may live: so it is not gone on with, and not taken away.
+    assert server.ranges == [None]
+    assert left_in(tmp_path) == sorted(["x", part.name])
+
+
+def at_once(server: Server, folder: Path, *, wait: bool) -> list[bytes]:
+    """What two get of which the second begins, and may end, while the first is half done."""
+    half, over = threading.Event(), threading.Event()
+
+    def pause(handler: Handler) -> None:
+        handler.start(200, {"Content-Length": len(CONTENT)})
+        handler.send(CONTENT[:HALF])
+        half.set()
+        over.wait(10)
+        handler.send(CONTENT[HALF:])
+
+    server.behave = in_turn(pause, give)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(get, server, folder)
+        assert half.wait(10)
+        second = pool.submit(get, server, folder)
+        if wait:
+            second.result(10)
+        over.set()
+        return [first.result(10), second.result(10)]
+
+
+def test_two_at_once_ask_once(server: Server, tmp_path: Path) -> None:
+    assert at_once(server, tmp_path, wait=False) == [CONTENT] * 2
+    assert server.ranges == [None]
+
+
+def test_two_at_once_without_locks_fetch_a_file_each(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_locks(monkeypatch)
+    assert at_once(server, tmp_path, wait=True) == [CONTENT] * 2
+    assert server.ranges == [None, None]
+    assert left_in(tmp_path) == ["x"]
+
+
+def test_two_at_once_whose_locks_do_nothing_do_not_write_to_one_file(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_locks(monkeypatch)
+    inodes: set[int] = set()
+    write = transfer.Transfer._write
+
+    def noting(self: transfer.Transfer, pieces: Iterator[bytes]) -> None:
+        inodes.add(os.fstat(self._file.fileno()).st_ino)
+        write(self, pieces)
+
+    monkeypatch.setattr(transfer.Transfer, "_write", noting)
+    assert at_once(server, tmp_path, wait=True) == [CONTENT] * 2
+    assert len(inodes) == 2
+    assert left_in(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("years", [-50, 50])
+def test_a_clock_that_is_wrong_does_not_make_it_wait(
+    server: Server,
+    tmp_path: Path,
+    waits: list[float],
+    years: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = time.time()
+    server.behave = in_turn(
+        say(503, {"Retry-After": email.utils.formatdate(now + 7, usegmt=True)}), give
+    )
+    monkeypatch.setattr(time, "time", lambda: now + years * 365 * 86400)
+    if years < 0:
+        with pytest.raises(DownloadError, match="it asks to wait for"):
+            get(server, tmp_path)
+    else:
+        assert get(server, tmp_path) == CONTENT
+    assert sum(waits) == 0
+
+
+def test_the_record_of_another_version_is_not_trusted(server: Server, tmp_path: Path) -> None:
+    assert get(server, tmp_path) == CONTENT
+    record = tmp_path / ".x.verified.json"
+    newer = {**json.loads(record.read_text()), "schema": 2}
+    for written in (newer, [1], "sound"):
+        (tmp_path / "x").write_bytes(OTHER)
+        stat = (tmp_path / "x").stat()
+        if isinstance(written, dict):
+            written["mtime_ns"] = stat.st_mtime_ns
+        record.write_text(json.dumps(written))
+        with pytest.warns(UserWarning, match="re-downloading"):
+            assert get(server, tmp_path) == CONTENT
+
+
+GET = """
+import sys
+from clipcheck.checkpoints.download import retrieve
+url, path, sha256, size = sys.argv[1:]
+retrieve(url, path, sha256=sha256, size=int(size))
+"""
+
+
+def test_a_process_that_is_killed_has_begun_what_the_next_ends(
+    server: Server, tmp_path: Path
+) -> None:
+    def stop_halfway(handler: Handler) -> None:
+        handler.serve(upto=HALF)
+        handler.server.over.wait(20)
+
+    server.behave = stop_halfway
+    arguments = [f"{server.address}/x", str(tmp_path / "x"), FAKE.sha256, str(FAKE.size)]
+    with subprocess.Popen([sys.executable, "-c", GET, *arguments]) as process:
+        until = time.monotonic() + 20
+        while sum(part.stat().st_size for part in tmp_path.glob("x.*.part")) < HALF // 2:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.kill()
+    (part,) = tmp_path.glob("x.*.part")
+    kept = part.stat().st_size
+    server.behave = give
+    assert get(server, tmp_path) == CONTENT
+    assert server.ranges == [None, f"bytes={kept}-"]
+    assert left_in(tmp_path) == ["x"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipcheck.session import memory
+from tests.locking import refuse_locks
 
 GB = 10**9
 
@@ -100,3 +101,18 @@ def test_what_a_dead_process_had_reserved_does_not_count(tmp_path: Path) -> None
         assert memory._living(tmp_path) == []
         with memory.reserved(tmp_path, 3 * GB, lambda: 4 * GB):
             assert len(list(tmp_path.glob("*.reserved"))) == 1
+
+
+def test_a_reservation_that_a_killed_process_had_only_begun_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "dead.reserved").touch()
+    assert memory._living(tmp_path) == []
+    assert not (tmp_path / "dead.reserved").exists()
+
+
+def test_without_locks_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_locks(monkeypatch)
+    with (
+        memory.reserved(tmp_path, 3 * GB, lambda: 4 * GB),
+        memory.reserved(tmp_path, 3 * GB, lambda: 4 * GB),
+    ):
+        pass

@@ -9,6 +9,7 @@ import pytest
 
 from clipcheck.judgement import Judgement
 from clipcheck.session.sharing import Case, Finding, Findings
+from tests.locking import refuse_locks
 
 CASE = Case("a.pt", "jit", "cpu", "float32")
 
@@ -82,6 +83,40 @@ def test_all_that_was_found_comes_in_the_order_in_which_it_was_begun(tmp_path: P
     for case in cases:
         Findings(tmp_path).once(case, lambda case=case: finding(case))  # type: ignore[misc]
     assert [found.case for found in Findings(tmp_path).all()] == cases
+
+
+def test_what_a_full_disk_cuts_off_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def cut_off(path: Path, contents: bytes) -> int:
+        write(path, contents[: len(contents) // 2])
+        raise OSError(28, "No space left on device")
+
+    findings = Findings(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", cut_off)
+        with pytest.raises(OSError, match="No space left"):
+            findings.once(CASE, finding)
+    assert findings.all() == []
+    assert findings.once(CASE, finding) == finding()
+    assert findings.all() == [finding()]
+
+
+def test_without_locks_each_judges_what_it_does_not_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_locks(monkeypatch)
+
+    def interrupted() -> Finding:
+        # Another one begins: it cannot know whether this one lives.
+        assert Findings(tmp_path).once(CASE, lambda: finding(source="theirs")) is not None
+        return finding(source="ours")
+
+    assert Findings(tmp_path).once(CASE, interrupted) == finding(source="ours")
+    assert Findings(tmp_path).once(CASE, never) == finding(source="ours")
+    assert Findings(tmp_path).all() == [finding(source="ours")]
 
 
 def test_a_case_reads_like_a_headline() -> None:

@@ -3,12 +3,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clipcheck.errors import OutputError
-from clipcheck.writers.output import replacing
+from clipcheck.writers import output
+from clipcheck.writers.output import creating, replacing
+from tests.locking import refuse_locks
 
 
 def write_and_fail(path: Path, error: BaseException) -> None:
@@ -102,6 +110,133 @@ def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
         temporary.write_text("new")
     assert link.is_symlink()
     assert target.read_text() == "new"
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from clipcheck.writers.output import replacing
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    print("written", flush=True)
+    sys.stdin.readline()
+    temporary.write_text("whole")
+"""
+
+
+@contextmanager
+def another(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has written half of it, and goes on when it is told to."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n"
+        yield process
+
+
+def write_it(path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text("mine")
+
+
+def test_what_a_killed_process_left_is_taken_away_and_what_a_living_one_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    with another(tmp_path / "theirs") as living, another(tmp_path / "dead") as dead:
+        dead.kill()
+        dead.wait()
+        assert len(list(tmp_path.glob(".clipcheck-*"))) == 2
+        write_it(tmp_path / "mine")
+        (folder,) = tmp_path.glob(".clipcheck-*")
+        assert (folder / "theirs").read_text() == "half"
+        living.communicate("go on\n")
+    assert living.returncode == 0
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "theirs": "whole",
+        "mine": "mine",
+    }
+
+
+def test_what_may_be_of_a_living_process_or_of_somebody_else_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / ".clipcheck-01234567-abcdefgh"  # of another machine
+    elsewhere.mkdir()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "thesis.txt").write_text("all of it")
+    mine = f".clipcheck-{output._machine()}-"
+    (tmp_path / f"{mine}link").symlink_to(outside)
+    (tmp_path / f"{mine}file").write_text("no folder")
+    write_it(tmp_path / "m.pt")
+    refuse_locks(monkeypatch)
+    unknown = tmp_path / f"{mine}unknown"
+    unknown.mkdir()
+    write_it(tmp_path / "m.pt")
+    assert (outside / "thesis.txt").read_text() == "all of it"
+    assert (tmp_path / "m.pt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["m.pt", "outside", elsewhere.name, f"{mine}link", f"{mine}file", unknown.name]
+    )
+
+
+def test_a_folder_that_was_taken_for_a_dead_ones_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = tempfile.mkdtemp
+    taken: list[str] = []
+
+    def swept(*arguments: Any, **named: Any) -> str:
+        folder = make(*arguments, **named)
+        if not taken:  # between making it and locking it
+            taken.append(folder)
+            output._sweep(Path(folder))
+            assert not Path(folder).exists()
+        return folder
+
+    monkeypatch.setattr(tempfile, "mkdtemp", swept)
+    write_it(tmp_path / "m.pt")
+    assert len(taken) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
+
+
+@pytest.mark.parametrize("write", [replacing, creating])
+def test_the_bytes_are_on_the_disk_before_they_get_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any
+) -> None:
+    synced: list[int] = []
+
+    def sync(descriptor: int) -> None:
+        assert not (tmp_path / "m").exists()
+        assert os.fstat(descriptor).st_size == 4
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with write(tmp_path / "m") as temporary:
+        file = temporary if write is replacing else temporary / "file"
+        file.write_text("mine")
+    assert synced == [
+        (tmp_path / "m" if write is replacing else tmp_path / "m" / "file").stat().st_ino
+    ]
+
+
+def test_a_folder_of_ours_is_replaced_in_one_step(tmp_path: Path) -> None:
+    with creating(tmp_path / "m") as temporary:
+        (temporary / "old").write_text("old")
+    with creating(tmp_path / "m", ours=lambda there: (there / "old").exists()) as temporary:
+        (temporary / "new").write_text("new")
+        assert (tmp_path / "m" / "old").read_text() == "old"
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["new"]
+    with (
+        pytest.raises(OutputError, match="it is not empty, and is left as it is"),
+        creating(tmp_path / "m", ours=lambda there: (there / "old").exists()),
+    ):
+        pytest.fail("the block must not be entered")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="there is no such device")

@@ -1,0 +1,81 @@
+"""Whatever writes may be killed at any time: what has its name is whole, and the next run mends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+KILLS = 200 if THOROUGH else 4
+
+QUICK = ["download", "state-dict", "safetensors", "open_clip", "report", "files", "artefact"]
+SLOW = ["archive", *(["pt2"] if THOROUGH else [])]
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+Kill = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.killing"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[1],
+    ) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline()) == "ready"
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+@pytest.fixture
+def kill(killer: subprocess.Popen[str], tmp_path: Path) -> Kill:
+    """How many were killed over a task in some way; fails on what they left."""
+
+    def ask(task: str, how: str, *arguments: Any) -> int:
+        assert killer.stdin is not None
+        assert killer.stdout is not None
+        request = {"task": task, "how": how, "arguments": arguments, "folder": str(tmp_path)}
+        killer.stdin.write(json.dumps(request) + "\n")
+        killer.stdin.flush()
+        answer = json.loads(killer.stdout.readline())
+        if "problem" in answer:
+            pytest.fail(answer["problem"])
+        return int(answer["killed"])
+
+    return ask
+
+
+@pytest.mark.parametrize("task", [*QUICK, "finding", *(SLOW if THOROUGH else [])])
+def test_killed_before_any_step_it_leaves_nothing_half(kill: Kill, task: str) -> None:
+    every, olds = (1, [True, False]) if THOROUGH else (3, [True])
+    assert kill(task, "at_each_step", every, *olds) >= 4
+
+
+@pytest.mark.parametrize("task", [*QUICK, *SLOW, "finding"])
+def test_killed_in_the_middle_of_a_file_it_leaves_nothing_half(kill: Kill, task: str) -> None:
+    assert kill(task, "at_sizes", 1, 100, 100_000) >= 1
+
+
+@pytest.mark.parametrize("task", [*QUICK, *SLOW])
+def test_killed_at_any_time_it_leaves_nothing_half(kill: Kill, task: str) -> None:
+    assert kill(task, "at_random", KILLS, 7) >= 1
+
+
+@pytest.mark.parametrize("task", QUICK)
+def test_killed_again_and_again_it_does_not_pile_up(kill: Kill, task: str) -> None:
+    assert kill(task, "again_and_again", KILLS, 8) >= 1
