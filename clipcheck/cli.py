@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from clipcheck.checkpoints.checkpoint import Format
     from clipcheck.judgement import Result
     from clipcheck.progress import Progress
-    from clipcheck.sweep.leading import Lead
-    from clipcheck.sweep.plan import Plan
-    from clipcheck.sweep.run import Swept
 
 app = typer.Typer(
     add_completion=False,
@@ -288,7 +285,7 @@ def sweep(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Keep a page (HTML), text, JSON and what fails."),
+        typer.Option(metavar="DIR", help="Keep a page (HTML), text and JSON of all."),
     ] = None,
     cache: Cache = True,
     isolation: IsolationOption = None,
@@ -297,6 +294,7 @@ def sweep(
 ) -> None:
     """Check many checkpoints; what is judged is kept, and a sweep that was ended goes on."""
     from clipcheck import evidence, terminal
+    from clipcheck.progress import silent
     from clipcheck.report import sweep as sweep_report
     from clipcheck.sweep import leading
 
@@ -315,10 +313,16 @@ def sweep(
     )
     if report is not None:
         evidence.require_folder(report)
-    with leading.opened(asked) as lead, terminal.progress(quiet) as progress:
+    with (
+        _stopping(ledger),
+        leading.opened(asked) as lead,
+        terminal.progress(quiet) as progress,
+    ):
         planned = lead.plan(progress)
         if not plan:
-            swept = _sweep(lead, planned, progress, quiet)
+            # A line for each checkpoint where nobody sees the line of progress.
+            tell = silent if quiet or progress is not None else _tell
+            swept = lead.run(planned, progress, tell)
     if plan:
         typer.echo(sweep_report.plan_text(planned, lead.threads))
         raise typer.Exit
@@ -650,22 +654,22 @@ def models(download_root: DownloadRoot = None) -> None:
         typer.echo(f"{name:<16}{size:>8.1f} MB  {path or 'not in the cache'}")
 
 
-def _sweep(lead: Lead, planned: Plan, progress: Progress | None, quiet: bool) -> Swept:
-    """Run it, with a line for each checkpoint where nobody sees the line of progress."""
-
-    def tell(line: str) -> None:
-        if progress is None and not quiet:
-            _say(_visible(line) + "\n", err=True)
-
+@contextmanager
+def _stopping(ledger: Path) -> Iterator[None]:
+    """An interrupt is no verdict, and a sweep goes on from there."""
     try:
-        return lead.run(planned, progress, tell)
+        yield
     except KeyboardInterrupt:
         typer.echo(
-            f"clipcheck: stopped; what is judged is kept in {_visible(str(lead.asked.ledger))}, "
-            "and the same command goes on from there",
+            f"clipcheck: stopped; what is judged is kept in {_visible(str(ledger))}, and the same "
+            "command goes on from there",
             err=True,
         )
         raise typer.Exit(130) from None
+
+
+def _tell(line: str) -> None:
+    _say(f"{_visible(line)}\n", err=True)
 
 
 def _demonstrate(name: str, folder: Path, quiet: bool) -> NoReturn:

@@ -85,15 +85,22 @@ def test_a_plan_runs_nothing(run: Run, staged: Callable[..., Stage], tmp_path: P
     assert rows(tmp_path / "clipcheck-sweep.sqlite", "SELECT count(*) FROM runs") == [(0,)]
 
 
+@pytest.mark.parametrize("during", ["planning", "judging"])
 def test_ctrl_c_is_told_and_is_no_verdict(
-    run: Run, staged: Callable[..., Stage], tmp_path: Path
+    run: Run,
+    staged: Callable[..., Stage],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    during: str,
 ) -> None:
     files(tmp_path / "all", 2)
 
-    def interrupted(_: object) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     stage = staged(interrupted)
+    if during == "planning":
+        monkeypatch.setattr(leading, "plan", interrupted)
     done = run("sweep", "all", "--ledger", "mine")
     assert done.code == 130
     assert "kept in mine, and the same command goes on from there" in done.err
