@@ -132,9 +132,8 @@ def opened(asked: Asked) -> Iterator[Lead]:
     isolation_named(asked.isolation)
     disk = _disk(asked.disk)
     entries = _entries(asked)
-    devices = [device for entry in entries for device in entry.devices]
     with Ledger(asked.ledger) as ledger:
-        engine = _engine(asked, len(entries), devices)
+        engine = _engine(asked, [entry for entry in entries if not entry.unfit])
         try:
             yield Lead(asked, entries, engine, ledger, disk)
         finally:
@@ -157,16 +156,19 @@ def _entries(asked: Asked) -> list[Entry]:
     return entries
 
 
-def _engine(asked: Asked, checkpoints: int, devices: Sequence[str]) -> Engine:
+def _engine(asked: Asked, entries: Sequence[Entry]) -> Engine:
     if asked.engine == "ray":
         from clipcheck.sweep.engines.ray import connected
 
         return connected(asked.address, asked.workers)
     if asked.address is not None:
         raise UsageError("--address is of a Ray cluster", remedy="Add --engine ray.")
-    from clipcheck.sweep.engines.local import engine_for
+    from clipcheck.sweep.engines.local import default_device, engine_for
 
-    return engine_for(asked.workers, checkpoints, devices, asked.scratch)
+    devices = {device for entry in entries for device in entry.devices}
+    if not all(entry.devices for entry in entries):
+        devices.add(default_device())
+    return engine_for(asked.workers, len(entries), sorted(devices), asked.scratch)
 
 
 def _disk(written: str | None) -> int | None:

@@ -309,7 +309,7 @@ class _Leader:
 
     def _tell(self, job: Job) -> None:
         rows = [self.found[unit.key] for unit in self.plan.tasks[job.number]]
-        states = ", ".join(dict.fromkeys(row.state for row in rows if row is not None))
+        states = ", ".join(dict.fromkeys(row.state for row in rows))
         seconds = rows[0].cost.get("seconds")
         took = "" if seconds is None else f", {seconds:.1f} s"
         self.tell(f"{self._done()} of {len(self.plan.units)}: {job.label}: {states}{took}")

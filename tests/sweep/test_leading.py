@@ -12,7 +12,7 @@ import pytest
 
 from clipcheck.sweep import leading
 from conftest import Run
-from tests.sweep.samples import Stage, failing, files, passing, rows
+from tests.sweep.samples import CONDITIONS, Stage, failing, files, passing, rows
 
 
 @pytest.fixture
@@ -129,6 +129,22 @@ def test_how_a_check_is_run_is_handed_on(
     (job,) = stage.begun
     assert (job.isolation, job.cache, job.download_root) == ("none", False, str(tmp_path))
     assert job.folder == tmp_path / "clipcheck-sweep.sqlite.files" / "job-0"
+
+
+def test_a_gpu_that_nobody_has_named_is_dealt_out_as_well(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clipcheck.sweep.engines import local
+
+    files(tmp_path / "all", 4)
+    monkeypatch.setattr(local, "default_device", lambda: "cuda")
+    monkeypatch.setattr(local, "wanted_gpus", lambda devices: 2 if devices == ["cuda"] else 0)
+    asked = leading.Asked(
+        Path("all"), False, "local", None, None, Path("l"), None, CONDITIONS, True, None, None
+    )
+    with leading.opened(asked) as lead:
+        assert lead.engine.workers() == 2
+        assert {unit.device for unit in lead.plan().units} == {"cuda"}
 
 
 @pytest.mark.parametrize(

@@ -94,13 +94,12 @@ class LocalEngine:
 
     def threads(self) -> int:
         """The share of the cores, or what the user set."""
-        return int(own_threads(os.environ) or threads(cores(), self._count))
+        told = (own_threads(os.environ) or "").partition(",")[0]  # OpenMP has one for each level
+        return int(told) if told.isdecimal() else threads(cores(), self._count)
 
     def default_device(self) -> str:
         """As for a check: the GPU where there is one."""
-        from clipcheck.models.loader import resolve_device
-
-        return str(resolve_device(None))
+        return default_device()
 
     def refusal(self, job: Job) -> str:  # noqa: ARG002 - it is never told
         """There is none: what is too large for the memory is tried alone."""
@@ -187,11 +186,19 @@ class LocalEngine:
 
     def _share(self, number: int, folder: Path) -> dict[str, str]:
         """What a worker's environment has more than ours: read when torch and BLAS are imported."""
-        share = dict.fromkeys(THREADS, str(self.threads()))
-        share["TMPDIR"] = str(folder)
+        share = {"TMPDIR": str(folder)}
+        if own_threads(os.environ) is None:
+            share |= dict.fromkeys(THREADS, str(self.threads()))
         if self._gpus:
             share[GPUS] = deal(self._gpus, number)
         return share
+
+
+def default_device() -> str:
+    """Where a check runs on this machine that is told nothing else."""
+    from clipcheck.models.loader import resolve_device
+
+    return resolve_device(None).type
 
 
 def engine_for(
@@ -203,7 +210,7 @@ def engine_for(
         workers: how many were asked for. By default one for each core, or for each GPU where all
             is run on these, and no more than there are checkpoints.
         checkpoints: how many there are.
-        devices: all that are named; ``cuda`` is dealt out, where none is asked for by its number.
+        devices: all that are run on; ``cuda`` is dealt out, where none is asked for by its number.
         scratch: the folder for temporary files.
     """
     gpus = visible(wanted_gpus(devices), os.environ) if dealt(devices) else []

@@ -60,8 +60,18 @@ def test_threads_gpus_and_temporary_folders_are_dealt_out(
 def test_threads_that_the_user_set_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert engine(tmp_path, 2).threads() == 3
+    monkeypatch.setattr("clipcheck.sweep.engines.local.cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
+    local = engine(tmp_path, 2)
+    assert local.threads() == 3
+    try:
+        local.submit(job(0))
+        (outcome,) = local.wait()
+    finally:
+        local.close()
+    assert outcome.found.split()[1] == "3,1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert local.threads() == 4
 
 
 def test_a_worker_that_dies_is_told_and_replaced(tmp_path: Path) -> None:
