@@ -310,7 +310,9 @@ def _kill_at(step: int, folder: Path) -> None:
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
-        if event in _EVENTS and any(str(folder) in str(each) for each in arguments[:2]):
+        inside = any(str(folder) in str(each) for each in arguments[:2])
+        # Where a whole folder is removed, its files are named by what is open.
+        if event in _EVENTS and (inside or event in ("os.remove", "os.rmdir")):
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -108,7 +108,7 @@ def _machine() -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove it if its process is dead. What cannot be looked into or removed stays."""
+    """Remove it if its process is dead. What cannot be removed stays, as links do."""
     with suppress(OSError), _locked(folder, otherwise=False) as alone:
         if alone:
             shutil.rmtree(folder)
@@ -124,7 +124,7 @@ def _locked(folder: Path, *, otherwise: bool) -> Iterator[bool]:
         yield otherwise
         return
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
         yield False
         return

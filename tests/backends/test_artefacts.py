@@ -480,16 +480,20 @@ def test_two_at_once_whose_locks_do_nothing_do_not_write_to_one_entry(
     pretend_locks(monkeypatch)
     copy = shutil.copytree
     other: list[Path] = []
+    targets: list[Path] = []
 
     def interrupted(source: Path, target: Path) -> None:
         """Half of it, and then another one comes, and copies all of its own."""
-        monkeypatch.setattr(artefacts.shutil, "copytree", copy)
+        targets.append(target)
+        if len(targets) == 2:
+            copy(source, target)
+            return
         target.mkdir()
-        shutil.copy(source / "x.so", target / "x.so")
+        shutil.copyfile(source / "x.so", target / "x.so")
         with ThreadPoolExecutor(1) as pool:  # in one thread, filelock would see that it is held
             theirs = pool.submit(Artefacts(folder, scratch).get, "x.so", KEY, build(b"theirs"))
             other.append(theirs.result(10))
-        shutil.copy(source / "weights", target / "weights")
+        shutil.copyfile(source / "weights", target / "weights")
 
     def build(contents: bytes) -> Callable[[Path], None]:
         def write(path: Path) -> None:
@@ -501,6 +505,7 @@ def test_two_at_once_whose_locks_do_nothing_do_not_write_to_one_entry(
     monkeypatch.setattr(artefacts.shutil, "copytree", interrupted)
     path = Artefacts(folder, scratch).get("x.so", KEY, build(b"ours"))
     assert path == other[0]
+    assert len(set(targets)) == 2
     for found in (path, path.with_name("weights")):
         assert found.read_bytes() == b"theirs"
     assert entries(folder) == [path.parent]

@@ -111,7 +111,8 @@ def test_without_locks_each_judges_what_it_does_not_find(
 
     def interrupted() -> Finding:
         # Another one begins: it cannot know whether this one lives.
-        assert Findings(tmp_path).once(CASE, lambda: finding(source="theirs")) is not None
+        theirs = finding(source="theirs")
+        assert Findings(tmp_path).once(CASE, lambda: theirs) == theirs
         return finding(source="ours")
 
     assert Findings(tmp_path).once(CASE, interrupted) == finding(source="ours")
