@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from clipcheck.errors import UnavailableError
 from clipcheck.sweep.engines.ray import RayEngine, connected
-from clipcheck.sweep.jobs import Outcome
+from clipcheck.sweep.jobs import Outcome, Source
 from tests.sweep.engines.doing import on_a_node
 from tests.sweep.samples import job
 
@@ -50,9 +51,13 @@ def test_a_job_is_done_on_a_node(engine: RayEngine) -> None:
     assert outcome.worker
 
 
-def test_a_worker_that_dies_is_told_and_not_retried_by_ray(engine: RayEngine) -> None:
-    engine.submit(job(0, "ended"))
+def test_a_worker_that_dies_is_told_and_not_retried_by_ray(
+    engine: RayEngine, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    engine.submit(job(0, "ended", source=Source("path", str(log))))
     outcome = one(engine)
+    assert log.read_text() == "begun\n"
     assert (outcome.job, outcome.fate) == (0, "died")
     assert "WorkerCrashedError" in outcome.reason
 
