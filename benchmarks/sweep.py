@@ -198,6 +198,8 @@ def report_rates(measured: Rates) -> None:
 
 
 def write(measured: Rates) -> None:
+    if not all(measured.per_gigaflop.values()):
+        raise SystemExit("Nothing to write: --arch is too small to tell its operations' time.")
     path = Path(__file__).parent.parent / "clipcheck" / "sweep" / "cost.toml"
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     lines = [

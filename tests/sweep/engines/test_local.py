@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -114,6 +116,40 @@ def test_closing_ends_what_runs(tmp_path: Path) -> None:
     local.close()
     with pytest.raises(ProcessLookupError):
         os.kill(int(mark.read_text()), 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what runs is looked up in /proc")
+def test_a_worker_ends_with_the_process_that_started_it_whatever_it_does(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    code = (
+        "import sys, pathlib\n"
+        "from clipcheck.sweep.engines.local import LocalEngine\n"
+        "from tests.sweep.engines.doing import long\n"
+        "from tests.sweep.samples import job\n"
+        "engine = LocalEngine(1, pathlib.Path(sys.argv[1]), perform=long)\n"
+        "engine.submit(job(0, sys.argv[2]))\n"
+        "engine.wait()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "scratch"), str(mark)]
+    parent = subprocess.Popen(command, cwd=Path(__file__).parents[3])
+    while not mark.exists() or not mark.read_text():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    for _ in range(400):  # it would sleep for longer
+        if not running(int(mark.read_text())):
+            return
+        time.sleep(0.05)
+    pytest.fail("it is still there")
+
+
+def running(pid: int) -> bool:
+    """A process that is dead, and that nobody has waited for, is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_jobs_that_do_not_fit_into_memory_together_wait(tmp_path: Path) -> None:
