@@ -15,6 +15,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 from clipcheck.history import compare, read_results
 from tests.sweep.samples import archives, rows
@@ -38,10 +39,21 @@ sys.addaudithook(look)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Archives, of which the first is inconsistent."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    archives(folder, COUNT)
+def shared(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A folder for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if hasattr(pytestconfig, "workerinput") else base) / "sweeps"
+    shared.mkdir(exist_ok=True)
+    return shared
+
+
+@pytest.fixture(scope="module")
+def folder(shared: Path) -> Path:
+    """Archives, of which the first is inconsistent. Tests must not change them."""
+    folder = shared / "checkpoints"
+    with FileLock(shared / "checkpoints.lock"):
+        if not folder.exists():
+            archives(folder, COUNT)
     return folder
 
 
@@ -125,11 +137,20 @@ def require_each_once(folder: Path, ledger: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def locally(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def locally(folder: Path, shared: Path) -> Path:
     """The ledger of a sweep by two workers that was killed in the middle, and swept again."""
     if sys.platform != "linux":
         pytest.skip("what runs is looked up in /proc")
-    place = tmp_path_factory.mktemp("locally")
+    place = shared / "locally"
+    with FileLock(shared / "locally.lock"):
+        if not (place / "done").exists():
+            place.mkdir()
+            _sweep_twice(folder, place)
+            (place / "done").touch()
+    return place / "ledger.sqlite"
+
+
+def _sweep_twice(folder: Path, place: Path) -> None:
     (place / "sitecustomize.py").write_text(SIDE_LOG)
     ledger = place / "ledger.sqlite"
     paths = os.pathsep.join([str(place), *sys.path[:1], os.environ.get("PYTHONPATH", "")])
@@ -161,7 +182,6 @@ def locally(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     opened = set((place / "second").read_text().split())
     assert not opened & before, "what was judged was judged again"
     assert opened | before == {path.name for path in folder.iterdir()}
-    return ledger
 
 
 def test_a_sweep_whose_parent_is_killed_goes_on_where_it_was(folder: Path, locally: Path) -> None:
