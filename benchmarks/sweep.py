@@ -201,7 +201,7 @@ def write(measured: Rates) -> None:
     if not all(measured.per_gigaflop.values()):
         raise SystemExit("Nothing to write: --arch is too small to tell its operations' time.")
     path = Path(__file__).parent.parent / "clipcheck" / "sweep" / "cost.toml"
-    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    head = path.read_text().splitlines()[:2]
     lines = [
         *head,
         f'machine = "{measured.machine}"',
