@@ -86,7 +86,7 @@ def check(
     Raises:
         UsageError: the arguments make no sense.
     """
-    limits = _limits(examples, atol, rtol)
+    limits = limits_of(examples, atol, rtol)
     names = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else list(checkpoints)
     devices = _several(device)
     if not names or not devices:
@@ -177,7 +177,12 @@ def _known(dtype: Dtypes) -> tuple[str, ...]:
     return names
 
 
-def _limits(examples: int, atol: float, rtol: float) -> Contract:
+def limits_of(examples: int, atol: float, rtol: float) -> Contract:
+    """The limits of the gate ``contract``, and that there is something to compare.
+
+    Raises:
+        UsageError: a number makes no sense.
+    """
     if examples < 1:
         raise UsageError(
             f"expected at least 1 example, found {examples}", remedy=f"Leave it out for {EXAMPLES}."

@@ -40,6 +40,7 @@ FormatName = Literal["archive", "state-dict", "safetensors"]
 ConvertedName = Literal[
     "archive", "state-dict", "safetensors", "transformers", "open_clip", "pt2", "onnx"
 ]
+EngineName = Literal["local", "ray"]
 IsolationName = Literal["process", "none"]
 DtypeName = Literal["float16", "bfloat16", "float32"]
 
@@ -233,6 +234,106 @@ def check(
         with _noting(unwritten):
             _write(junit, junit_report.render(result))
     raise typer.Exit(2 if unwritten else result.exit_code)
+
+
+@app.command()
+def sweep(
+    catalogue: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CATALOGUE", help="A TOML or CSV file of checkpoints, or a folder of them."
+        ),
+    ] = None,
+    pretrained: Annotated[
+        bool,
+        typer.Option("--pretrained", help="Also open_clip's own list of pretrained checkpoints."),
+    ] = False,
+    engine: Annotated[
+        EngineName,
+        typer.Option(help="Processes on this machine, or a Ray cluster that is there."),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Of the Ray cluster; by default the one that is found."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Checks at a time; by default one for each core."),
+    ] = None,
+    ledger: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="What is judged is kept there, and not judged again."),
+    ] = Path("clipcheck-sweep.sqlite"),
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Tell what would be run and how long, and run nothing.")
+    ] = False,
+    disk: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Bytes that fetched files may have at a time, as 50GB."),
+    ] = None,
+    examples: Annotated[
+        int,
+        typer.Option(min=1, help="Images to compare: 14 are corners, Hypothesis draws the others."),
+    ] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="Of the images and prompts.")] = 0,
+    atol: Annotated[float, typer.Option(help="Absolute tolerance on probabilities.")] = 0.01,
+    rtol: Annotated[float, typer.Option(help="Relative tolerance on probabilities.")] = 0.1,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep a page (HTML), text and JSON of all."),
+    ] = None,
+    cache: Cache = True,
+    isolation: IsolationOption = None,
+    download_root: DownloadRoot = None,
+    quiet: Quiet = False,
+) -> None:
+    """Check many checkpoints; what is judged is kept, and a sweep that was ended goes on."""
+    from clipcheck import evidence, terminal
+    from clipcheck.progress import silent
+    from clipcheck.report import sweep as sweep_report
+    from clipcheck.sweep import leading
+
+    asked = leading.Asked(
+        catalogue,
+        pretrained,
+        engine,
+        address,
+        workers,
+        ledger,
+        disk,
+        leading.conditions(examples, seed, atol, rtol),
+        cache,
+        isolation,
+        None if download_root is None else str(download_root),
+    )
+    if report is not None:
+        evidence.require_folder(report)
+    with (
+        _stopping(ledger),
+        leading.opened(asked) as lead,
+        terminal.progress(quiet) as progress,
+    ):
+        planned = lead.plan(progress)
+        if not plan:
+            # A line for each checkpoint where nobody sees the line of progress.
+            tell = silent if quiet or progress is not None else _tell
+            swept = lead.run(planned, progress, tell)
+    if plan:
+        typer.echo(sweep_report.plan_text(planned, lead.threads))
+        raise typer.Exit
+    told = sweep_report.brief(swept) if quiet else sweep_report.report(swept)
+    unwritten: list[OutputError] = []
+    with _noting(unwritten):
+        _give(told, sweep_report.render_json(swept), json)
+    if report is not None:
+        with _noting(unwritten):
+            evidence.keep_sweep(swept, report)
+    raise typer.Exit(2 if unwritten else sweep_report.result(swept).exit_code)
 
 
 @app.command()
@@ -551,6 +652,24 @@ def models(download_root: DownloadRoot = None) -> None:
         size = registry.find(name).size / 1e6
         path = download.cached(name, download_root)
         typer.echo(f"{name:<16}{size:>8.1f} MB  {path or 'not in the cache'}")
+
+
+@contextmanager
+def _stopping(ledger: Path) -> Iterator[None]:
+    """An interrupt is no verdict, and a sweep goes on from there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(
+            f"clipcheck: stopped; what is judged is kept in {_visible(str(ledger))}, and the same "
+            "command goes on from there",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+
+
+def _tell(line: str) -> None:
+    _say(f"{_visible(line)}\n", err=True)
 
 
 def _demonstrate(name: str, folder: Path, quiet: bool) -> NoReturn:

@@ -17,6 +17,8 @@
     ├── IsolationError           what ran a file's code crashed, hung, or took too much
     ├── ReplayError              a saved failing input cannot be used
     ├── ResultsError             the results of a check cannot be read or compared
+    ├── CatalogueError           what names the checkpoints of a sweep cannot be read
+    ├── LedgerError              what a sweep keeps of its verdicts cannot be used
     ├── OutputError              a file could not be written
     └── UsageError               arguments that make no sense together
 
@@ -107,6 +109,14 @@ class ReplayError(ClipcheckError):
 
 class ResultsError(ClipcheckError):
     """A file is not the results of a check, or cannot be compared with another."""
+
+
+class CatalogueError(ClipcheckError):
+    """A catalogue of checkpoints cannot be read, or says something that makes no sense."""
+
+
+class LedgerError(ClipcheckError):
+    """The ledger of a sweep is none, is damaged, or is in use."""
 
 
 class OutputError(ClipcheckError):

@@ -6,7 +6,7 @@ import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipcheck.checking import environment
 from clipcheck.errors import OutputError
@@ -17,6 +17,9 @@ from clipcheck.report.text import failing_lines
 from clipcheck.search.saved import write
 from clipcheck.search.smallest import Failing
 from clipcheck.writers.output import replacing
+
+if TYPE_CHECKING:
+    from clipcheck.sweep.run import Swept
 
 JSON = "results.json"
 TEXT = "report.txt"
@@ -78,6 +81,28 @@ def keep_texts(result: Result, folder: Path) -> None:
     }
     for name, render in forms.items():
         contents = render(result)
+        with replacing(folder / name) as temporary:
+            temporary.write_text(contents, encoding="utf-8")
+
+
+def keep_sweep(swept: Swept, folder: Path) -> None:
+    """Write `JSON`, `TEXT` and `HTML` of a whole sweep.
+
+    Args:
+        swept: of any verdict.
+        folder: it has to be there.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
+    from clipcheck.report import sweep
+
+    forms = {
+        JSON: sweep.render_json(swept),
+        TEXT: f"{sweep.render(swept)}\n",
+        HTML: html.render(sweep.result(swept)),
+    }
+    for name, contents in forms.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(contents, encoding="utf-8")
 

@@ -55,6 +55,7 @@ class Judgement:
         isolation: what the file's own code was confined by, as phrases; nothing where it ran in
             this process, and None where none of it ran.
         error: why it could not be judged, or None.
+        error_type: the name of the class of that, of `clipcheck.errors`.
         remedy: the end of that, which tells what to do, where it is known.
     """
 
@@ -85,6 +86,7 @@ class Judgement:
     peak_memory: int | None = None
     isolation: tuple[str, ...] | None = None
     error: str | None = None
+    error_type: str | None = None
     remedy: str | None = None
 
     @property

@@ -130,7 +130,7 @@ class _Draft:
             yield
         except ClipcheckError as error:
             _log.debug("%s could not be judged", self.judgement.checkpoint, exc_info=True)
-            self.add(error=str(error), remedy=error.remedy)
+            self.add(error=str(error), error_type=type(error).__name__, remedy=error.remedy)
 
 
 @dataclass(frozen=True)
@@ -249,10 +249,10 @@ class Judge:
                 share.reach(1.0)
         for choice, part in zip(running, parts, strict=True):
             part.add(isolation=_isolation(choice, files.subject, cell))
-        error = shared.judgement.error
-        if error is not None:  # of what all of them share
+        failed = shared.judgement
+        if failed.error is not None:  # of what all of them share
             for part in parts:
-                part.add(error=error, remedy=shared.judgement.remedy)
+                part.add(error=failed.error, error_type=failed.error_type, remedy=failed.remedy)
         return [*(part.judgement for part in parts), *left_out]
 
     def _judge(self, draft: _Draft, bench: _Bench, choice: Choice, span: Span) -> None:

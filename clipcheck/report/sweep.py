@@ -1,0 +1,245 @@
+"""A sweep as text, as one document of results, and what it would be before it is run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from clipcheck.judgement import Result
+from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
+from clipcheck.report.json import SCHEMA
+from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN, verdict
+from clipcheck.sizes import written
+from clipcheck.sweep.catalogue import Entry
+from clipcheck.sweep.cost import makespan, rates
+from clipcheck.sweep.jobs import DEFAULT, Conditions
+from clipcheck.sweep.plan import Plan, Unit
+from clipcheck.sweep.results import result_of
+from clipcheck.sweep.run import Row, Swept
+
+WORKERS = (1, 8, 64)
+"""For so many a plan tells the time."""
+
+_HEAD = ("verdict", "worst gate", "seconds", "fetched", "memory")
+_WIDTHS = (12, 15, 7, 8, 7)
+_STYLES = {"consistent": GOOD, "INCONSISTENT": BAD, "not judged": UNKNOWN}
+
+
+def result(swept: Swept) -> Result:
+    """What all checks of a sweep found, as a check of all of them would have."""
+    rows = swept.rows
+    conditions = rows[0].unit.conditions if rows else Conditions(0)
+    return result_of(_entries(rows), _left_out(swept), swept.environment, conditions)
+
+
+def _left_out(swept: Swept) -> list[dict[str, Any]]:
+    nothing = {"backend": "", "device": "", "dtype": ""}
+    return [
+        *(dict(each) for row in swept.rows for each in row.left_out),
+        *({"checkpoint": e.label, **nothing, "reason": e.unfit} for e in swept.unfit),
+    ]
+
+
+def render_json(swept: Swept) -> str:
+    """The document of results, schema 1, with what each judgement cost. Ends with a newline."""
+    entries = _entries(swept.rows)
+    document = {
+        "schema": SCHEMA,
+        "passed": bool(entries) and all(each["passed"] for each in entries),
+        "clipcheck": swept.environment["clipcheck"],
+        "environment": dict(swept.environment),
+        "results": entries,
+        "left_out": _left_out(swept),
+        "sweep": {
+            "seconds": swept.seconds,
+            "engine": swept.engine,
+            "workers": swept.workers,
+            "again": swept.again,
+        },
+    }
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def _entries(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Each judgement once: one that was asked for by name may be among all that fit as well."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        for each in row.results:
+            key = tuple(each[name] for name in ("checkpoint", "backend", "device", "dtype"))
+            found.setdefault(key, {**each, "cost": dict(row.cost), "problem": row.problem or None})
+    return list(found.values())
+
+
+def render(swept: Swept) -> str:
+    """The whole report without colours. Ends without a newline."""
+    return report(swept).plain
+
+
+def report(swept: Swept) -> Text:
+    """A line for each judgement, what failed and why, the verdict, and what it took."""
+    found = result(swept)
+    lines = list(_table(swept.rows))
+    for row in swept.rows:
+        lines += [Text(line) for line in _reasons(row)]
+    lines += [Text(line) for line in _unfit(swept.unfit)]
+    lines.append(Text())
+    lines += [Text(line, "bold") for line in wrapped(verdict(found))]
+    lines += [Text(line) for line in _told(swept)]
+    return Text("\n").join(lines)
+
+
+def brief(swept: Swept) -> Text:
+    """The verdict alone."""
+    return Text("\n").join(Text(line) for line in wrapped(verdict(result(swept))))
+
+
+def plan_text(plan: Plan, threads: int) -> str:
+    """What would be run, in which order, and how long that may take.
+
+    Args:
+        plan: see there.
+        threads: of each worker.
+    """
+    known = sum(unit.verdict is not None for unit in plan.units)
+    seconds = [job.seconds for job in plan.jobs]
+    lines = [f"{padded('checkpoint', 40)}  {'seconds':>9}  {'to fetch':>9}  backends"]
+    for job in plan.jobs:
+        fetched = written(job.bytes_to_fetch) if job.bytes_to_fetch else "-"
+        if job.source.estimated:
+            fetched = f"~{fetched}"
+        if job.source.fetched and job.source.size is None:
+            fetched = "unknown"
+        backends = ", ".join("default" if b == DEFAULT else b for b in job.backends)
+        name = padded(shortened(visible(job.label), 40), 40)
+        line = f"{name}  {job.seconds:>9.1f}  {fetched:>9}  {backends}"
+        lines.append(shortened(line.rstrip(), WIDTH))
+    lines += _unfit(plan.unfit)
+    lines += ["", f"{len(plan.units)} to be judged, of which the ledger has {known}."]
+    fetched = written(plan.bytes_to_fetch) if plan.bytes_to_fetch else "nothing"
+    lines.append(
+        f"{len(plan.jobs)} checks, {sum(seconds):,.0f} s of one worker, {fetched} to fetch."
+    )
+    threaded = "1 thread" if threads == 1 else f"{threads} threads"
+    times = [(makespan(seconds, count, plan.bytes_to_fetch), count) for count in WORKERS]
+    told = ", ".join(f"{_time(time)} on {count}" for time, count in times)
+    lines += wrapped(
+        f"About {told} workers of {threaded} each, by what was measured on {rates().machine}."
+    )
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[Row]) -> Iterator[Text]:
+    room = WIDTH - sum(1 + width for width in _WIDTHS)
+    heads = [padded("checkpoint", room)]
+    heads += [padded(head, width) for head, width in zip(_HEAD, _WIDTHS, strict=True)]
+    yield Text(" ".join(heads).rstrip(), "bold")
+    ways = {_way(row.unit) for row in rows}
+    for row in rows:
+        name = visible(row.unit.entry.label)
+        if len(ways) > 1:
+            name = f"{shortened(name, max(8, room - len(_way(row.unit)) - 1))} {_way(row.unit)}"
+        cells = [row.state, _worst(row), *_costs(row)]
+        label = padded(shortened(name, room), room)
+        filled = [padded(cell, width) for cell, width in zip(cells, _WIDTHS, strict=True)]
+        line = Text(" ".join([label, *filled]).rstrip())
+        line.stylize(_STYLES.get(row.state, ""), len(label) + 1, len(label) + 1 + len(row.state))
+        yield line
+
+
+def _way(unit: Unit) -> str:
+    return " ".join(part for part in (unit.backend, unit.device, unit.dtype) if part)
+
+
+def _worst(row: Row) -> str:
+    """The gate that came nearest to its limit, or was furthest beyond, and how far."""
+    gates = [gate for each in row.results for gate in each["gates"]]
+    if not gates:
+        return ""
+    # Null stands for what is beyond any limit.
+    worst = max(gates, key=lambda gate: _margin(gate))
+    margin = _margin(worst)
+    if margin == float("inf"):
+        return str(worst["name"])
+    if margin <= 1:
+        return f"{worst['name']} {margin:.0%}"
+    return f"{worst['name']} {margin:.2g}x".replace("e+0", "e").replace("e+", "e")
+
+
+def _margin(gate: Mapping[str, Any]) -> float:
+    return float("inf") if gate["margin"] is None else float(gate["margin"])
+
+
+def _costs(row: Row) -> list[str]:
+    cost = row.cost
+    peak = cost.get("peak_memory")
+    return [
+        f"{cost['seconds']:.1f}" if "seconds" in cost else "-",
+        written(cost["bytes"]) if cost.get("bytes") else "-",
+        f"{peak / 1e9:.2f} GB" if peak else "-",
+    ]
+
+
+def _reasons(row: Row) -> Iterator[str]:
+    """Why it did not pass."""
+    for each in row.results:
+        if each["passed"]:
+            continue
+        yield ""
+        way = [each["backend"], each["device"], each["dtype"]]
+        yield from wrapped(f"{each['checkpoint']}: {' '.join(part for part in way if part)}")
+        if each["error"] is not None:
+            yield from wrapped(each["error"], "  not judged: ")
+        for gate in each["gates"]:
+            if not gate["passed"]:
+                yield from wrapped(gate["message"], f"  FAIL  {gate['name']}: ")
+        if each["failing_example"] is not None:
+            yield from wrapped(each["failing_example"]["message"], "  smallest input: ")
+
+
+def _unfit(entries: Sequence[Entry]) -> Iterator[str]:
+    """Why they were left out, each reason once."""
+    counted = Counter(entry.unfit for entry in entries)
+    if counted:
+        yield ""
+    for reason, count in counted.most_common():
+        yield from wrapped(reason, f"{count} left out: ", "  ")
+
+
+def _told(swept: Swept) -> list[str]:
+    """What it took."""
+    rows = swept.rows
+    kept = sum(row.kept for row in rows)
+    left = sum(bool(row.problem) for row in rows)
+    fetched = sum(row.cost.get("bytes", 0) for row in rows if not row.kept)
+    workers = "1 worker" if swept.workers == 1 else f"{swept.workers} workers"
+    parts = [
+        f"{len(rows) - kept - left} judged in {_time(swept.seconds)} by {workers} ({swept.engine})",
+        f"{kept} known from before" if kept else "",
+        f"{swept.again} begun once more" if swept.again else "",
+        f"{written(fetched)} fetched" if fetched else "",
+    ]
+    lines = wrapped(", ".join(part for part in parts if part) + ".")
+    failed = [row for row in rows if row.state == "INCONSISTENT"]
+    if failed:
+        path = failed[0].results[0]["path"] or failed[0].unit.entry.label
+        lines += command(["clipcheck", "check", path, "--report", KEPT], "Next: ")
+        lines += ["      keeps a report that shows what fails, and the input to run again."]
+    if left:
+        lines += wrapped(
+            f"{left} could not be judged for reasons that may pass: the same command tries "
+            "them again, and them alone."
+        )
+    return lines
+
+
+def _time(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole / 60:.0f} min"
+    return f"{whole / 3600:.1f} h"

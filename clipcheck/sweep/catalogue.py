@@ -1,0 +1,420 @@
+"""Which checkpoints a sweep is of, and how each is run: read from TOML, CSV or a folder.
+
+In TOML, one table for each checkpoint, or for all that a pattern matches; paths start from the
+folder of the catalogue::
+
+    [defaults]                      # for those that do not say it themselves
+    device = "cpu"
+
+    [[checkpoint]]
+    path = "release/*.pt"
+    backend = ["jit", "export"]
+    dtype = ["float32", "bfloat16"]
+
+    [[checkpoint]]
+    url = "https://example.org/model.pt"
+    sha256 = "9c1f…"                # or how it begins
+    size = "350 MB"
+
+    [[checkpoint]]
+    name = "ViT-B/32"               # a released one
+
+In CSV the same words head the columns, and several values in a cell stand with ``;`` between them.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import glob
+import io
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from clipcheck.backends.registry import ALL, chosen
+from clipcheck.checkpoints import download, registry
+from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
+from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
+from clipcheck.compare.tolerances import LIMITS
+from clipcheck.errors import CatalogueError, ClipcheckError, UnknownModelError
+from clipcheck.sizes import bytes_in
+from clipcheck.sweep.jobs import DEFAULT, Source
+
+ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pt2", ".onnx")
+"""Of the files that a folder is searched for."""
+
+MOST_BYTES = 16 << 20
+"""Of a catalogue: thousands of entries take less."""
+
+_WHERE = ("path", "url", "name")
+_HOW = ("backend", "device", "dtype", "reference")
+_KEYS = (*_WHERE, *_HOW, "sha256", "size")
+
+_DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+_DIGEST = re.compile(r"[0-9a-f]{8,64}")
+_PATTERN = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint of a catalogue, and how it is to be run.
+
+    Attributes:
+        label: what people call it: the path or name as it was given, or the URL.
+        source: where it is.
+        backends: as for `clipcheck.checking.check`; `DEFAULT` alone for what suits the file.
+        devices: where to run; none for the default.
+        dtypes: what to compute in; `DEFAULT` alone for what suits the device.
+        reference: the path or released name of what it is compared with; None for itself.
+        architecture: where it is known before the file is here.
+        unfit: why it is not judged at all; nothing where it is.
+    """
+
+    label: str
+    source: Source
+    backends: tuple[str, ...] = (DEFAULT,)
+    devices: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = (DEFAULT,)
+    reference: str | None = None
+    architecture: Architecture | None = None
+    unfit: str = ""
+
+
+class _Wrong(ValueError):  # noqa: N818 - it becomes an error with a place
+    """What is wrong, and what to do about it."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem)
+        self.remedy = remedy
+
+
+def read(path: Path, download_root: str | None = None) -> list[Entry]:
+    """The checkpoints of a catalogue, in its order.
+
+    Args:
+        path: a TOML or CSV file, or a folder, of which all checkpoints are taken, by name.
+        download_root: where released files may be already.
+
+    Raises:
+        CatalogueError: it cannot be read; a word is unknown, or missing; a pattern matches nothing;
+            a checkpoint is there twice. The message names the entry or the line.
+    """
+    if path.is_dir():
+        return _of_folder(path)
+    readers = {".toml": _from_toml, ".csv": _from_csv}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise CatalogueError(
+            f"expected a folder, or a catalogue that ends in .toml or .csv, found {path.name!r}",
+            remedy="Name one of these; a single checkpoint is for `clipcheck check`.",
+            path=path,
+        )
+    entries: list[Entry] = []
+    for place, given in reader(_text(path), path):
+        try:
+            entries += _entries(given, path.parent, download_root)
+            _require_once(entries)
+        except _Wrong as wrong:
+            raise CatalogueError(f"{place}: {wrong}", remedy=wrong.remedy, path=path) from wrong
+    if not entries:
+        raise CatalogueError(
+            "expected a checkpoint, found none",
+            remedy="Give one a [[checkpoint]] of its own, or in CSV a line.",
+            path=path,
+        )
+    return entries
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise _refused(path, f"it has more than {MOST_BYTES:,} bytes")
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise _refused(path, error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        raise _refused(path, f"it is not in UTF-8, at byte {error.start}") from error
+
+
+def _refused(path: Path, problem: str) -> CatalogueError:
+    return CatalogueError(
+        f"expected a catalogue that can be read, but {problem}",
+        remedy="Give the path of a TOML or CSV file, or of a folder.",
+        path=path,
+    )
+
+
+_Given = Iterator[tuple[str, Mapping[str, Any]]]
+"""Of each entry, where it stands and what it says."""
+
+
+def _from_toml(text: str, path: Path) -> _Given:
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise _refused(path, f"it is no TOML ({error})") from error
+    try:
+        _require_known(document, ("defaults", "checkpoint"))
+        defaults = _table(document.get("defaults", {}), "defaults")
+        _require_known(defaults, _HOW)
+        checkpoints = document.get("checkpoint", [])
+        if not isinstance(checkpoints, list):
+            raise _Wrong("expected [[checkpoint]]", "Write it with two brackets on each side.")
+    except _Wrong as wrong:
+        raise CatalogueError(str(wrong), remedy=wrong.remedy, path=path) from wrong
+    for number, given in enumerate(checkpoints, 1):
+        place = f"checkpoint {number}"
+        if not isinstance(given, dict):
+            raise CatalogueError(
+                f"{place}: expected a table, found {given!r}",
+                remedy='Write [[checkpoint]] and, in the next line, path = "...".',
+                path=path,
+            )
+        yield place, {**defaults, **given}
+
+
+def _from_csv(text: str, path: Path) -> _Given:
+    # Strict, for a quote that is never closed would swallow all that follows.
+    rows = csv.reader(io.StringIO(text), strict=True)
+    try:
+        head = [name.strip() for name in next(rows, [])]
+        _require_known(dict.fromkeys(head), _KEYS)
+        if len(set(head)) < len(head):
+            raise _Wrong("a column is there twice", "Give each column a name of its own.")
+        for row in rows:
+            if not any(cell.strip() for cell in row):
+                continue
+            place = f"line {rows.line_num}"
+            if len(row) != len(head):
+                raise _Wrong(
+                    f"{place}: expected {len(head)} cells, found {len(row)}",
+                    "Give each line as many as the first has; quote what has commas in it.",
+                )
+            cells = {key: cell.strip() for key, cell in zip(head, row, strict=True)}
+            yield (
+                place,
+                {
+                    key: [each.strip() for each in cell.split(";")] if ";" in cell else cell
+                    for key, cell in cells.items()
+                    if cell
+                },
+            )
+    except csv.Error as error:
+        raise _refused(path, f"line {rows.line_num} is no CSV ({error})") from error
+    except _Wrong as wrong:
+        raise CatalogueError(str(wrong), remedy=wrong.remedy, path=path) from wrong
+
+
+def _table(value: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _Wrong(f"expected [{name}] to be a table, found {value!r}", f"Write [{name}].")
+    return value
+
+
+def _require_known(given: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in given:
+        if key not in known:
+            (nearest,) = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise _Wrong(
+                f"expected one of {', '.join(known)}, found {key!r}",
+                f"The nearest is {nearest!r}.",
+            )
+
+
+def _entries(given: Mapping[str, Any], folder: Path, root: str | None) -> Iterator[Entry]:
+    """Those of one table or line: several where its path is a pattern."""
+    _require_known(given, _KEYS)
+    where = [key for key in _WHERE if key in given]
+    if len(where) != 1:
+        raise _Wrong(
+            f"expected one of {', '.join(_WHERE)}, found {' and '.join(where) or 'none'}",
+            "Say where the checkpoint is, in one way.",
+        )
+    (kind,) = where
+    place = _string(given, kind)
+    sha256, size = _digest(given), _size(given)
+    if kind != "url" and (sha256 or size is not None):
+        raise _Wrong(
+            f"expected sha256 and size of a url alone, found them beside {kind}",
+            "Leave them out: a file that is there tells them itself.",
+        )
+    make = {"path": _by_path, "url": _by_url, "name": _by_name}[kind]
+    for label, source in make(place, folder, root):
+        known = replace(source, sha256=sha256, size=size) if kind == "url" else source
+        yield _checked(
+            Entry(
+                label,
+                known,
+                _strings(given, "backend") or (DEFAULT,),
+                _strings(given, "device"),
+                _strings(given, "dtype") or (DEFAULT,),
+                _reference(given, folder),
+                ARCHITECTURES.get(label) if kind == "name" else None,
+            )
+        )
+
+
+_Found = Iterator[tuple[str, Source]]
+
+
+def _by_path(place: str, folder: Path, root: str | None) -> _Found:  # noqa: ARG001
+    if not _PATTERN.search(place):
+        yield place, Source("path", str((folder / place).absolute()))
+        return
+    matching = sorted(glob.glob(place, root_dir=folder, recursive=True))  # noqa: PTH207 - relative
+    if not matching:
+        raise _Wrong(
+            f"expected files that {place!r} matches, found none",
+            f"Paths start from the folder of the catalogue, {folder.absolute()}.",
+        )
+    for each in matching:
+        yield each, Source("path", str((folder / each).absolute()))
+
+
+def _by_url(place: str, folder: Path, root: str | None) -> _Found:  # noqa: ARG001
+    try:
+        parts = urlsplit(place)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise _Wrong(f"expected a url of http or https, found {place!r}", "Write https://...")
+    yield place, Source("url", place)
+
+
+def _by_name(place: str, folder: Path, root: str | None) -> _Found:  # noqa: ARG001
+    try:
+        there = download.cached(place, root)
+        known = registry.find(place)
+    except UnknownModelError as error:
+        raise _Wrong(error.problem, error.remedy) from error
+    if there is None:
+        yield place, Source("url", known.url, known.sha256, known.size)
+    else:
+        yield place, Source("path", str(there.absolute()))
+
+
+def _checked(entry: Entry) -> Entry:
+    """The same, if all that it names is known."""
+    wild = [each for each in entry.backends if each in (ALL, DEFAULT)]
+    if wild and len(entry.backends) > 1:
+        raise _Wrong(
+            f"expected {ALL} alone, found {', '.join(entry.backends)}",
+            "It stands for each backend that fits; leave out the others.",
+        )
+    for dtype in entry.dtypes:
+        if dtype != DEFAULT and dtype not in LIMITS:
+            raise _Wrong(f"expected a dtype, found {dtype!r}", f"Known are {', '.join(LIMITS)}.")
+    for device in entry.devices:
+        if not _DEVICE.fullmatch(device):
+            raise _Wrong(
+                f"expected a device, found {device!r}", "Known are cpu, cuda, cuda:1, mps."
+            )
+    if wild:
+        return entry
+    return replace(entry, backends=tuple(str(choice) for choice in chosen(entry.backends)))
+
+
+def _require_once(entries: Sequence[Entry]) -> None:
+    seen: set[tuple[str, str, str, str]] = set()
+    for entry in entries:
+        for device in entry.devices or ("",):
+            for backend in entry.backends:
+                for dtype in entry.dtypes:
+                    run = (str(entry.source), device, backend, dtype)
+                    if run in seen:
+                        told = " ".join(part for part in run[1:] if part)
+                        raise _Wrong(
+                            f"expected {entry.label} once, found it twice"
+                            + (f" ({told})" if told else ""),
+                            "Leave one of them out.",
+                        )
+                    seen.add(run)
+
+
+def _string(given: Mapping[str, Any], key: str) -> str:
+    value = given[key]
+    if not isinstance(value, str) or not value.strip():
+        raise _Wrong(f"expected {key} to be a text, found {value!r}", "Put it in quotes.")
+    return value
+
+
+def _strings(given: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = given.get(key, [])
+    several = [value] if isinstance(value, str) else value
+    if not isinstance(several, list) or not all(isinstance(e, str) and e for e in several):
+        raise _Wrong(f"expected {key} to be a text or a list of them, found {value!r}", "Quote it.")
+    if len(set(several)) < len(several):
+        raise _Wrong(f"expected each {key} once, found {value!r}", "Leave one of them out.")
+    try:
+        if key == "backend":
+            chosen(several)
+    except ClipcheckError as error:
+        raise _Wrong(error.problem, error.remedy) from error
+    return tuple(several)
+
+
+def _reference(given: Mapping[str, Any], folder: Path) -> str | None:
+    if "reference" not in given:
+        return None
+    name = _string(given, "reference")
+    return name if name in registry.RELEASED else str((folder / name).absolute())
+
+
+def _digest(given: Mapping[str, Any]) -> str:
+    if "sha256" not in given:
+        return ""
+    found = _string(given, "sha256").lower()
+    if not _DIGEST.fullmatch(found):
+        raise _Wrong(
+            f"expected a SHA-256 of 64 hexadecimal digits, or 8 or more that it begins with, "
+            f"found {found!r}",
+            "Leave it out if it is not known.",
+        )
+    return found
+
+
+def _size(given: Mapping[str, Any]) -> int | None:
+    value = given.get("size")
+    if value is None:
+        return None
+    size = value if type(value) is int else bytes_in(value) if isinstance(value, str) else None
+    if size is None or size <= 0:
+        raise _Wrong(f"expected a size such as '350 MB', found {value!r}", "Or leave it out.")
+    return size
+
+
+def _of_folder(folder: Path) -> list[Entry]:
+    """All checkpoints in it and below, by name. A folder that is one is not searched."""
+    found = sorted(_within(folder))
+    if not found:
+        raise CatalogueError(
+            f"expected a checkpoint in this folder, found none ({', '.join(ENDINGS)})",
+            remedy="Name the folder that they are in.",
+            path=folder,
+        )
+    return [Entry(str(path), Source("path", str(path.absolute()))) for path in found]
+
+
+def _within(folder: Path) -> Iterator[Path]:
+    try:
+        inside = list(folder.iterdir())
+    except OSError as error:
+        raise _refused(folder, error.strerror or str(error)) from error
+    for path in inside:
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            whole = any((path / name).is_file() for name in (TRANSFORMERS_CONFIG, OPEN_CLIP_CONFIG))
+            if whole:
+                yield path
+            elif not path.is_symlink():  # which may lead back to where it is
+                yield from _within(path)
+        elif path.suffix.lower() in ENDINGS:
+            yield path

@@ -1,0 +1,180 @@
+"""What a sweep will take: bytes, operations, and seconds on so many workers.
+
+The seconds of a check are a fixed part, a part for each byte that is read and hashed, and a part
+for each operation of its passes. The figures are measured (``python -m benchmarks.sweep``) and
+stand in ``cost.toml`` beside this file, with the machine that they are of.
+"""
+
+from __future__ import annotations
+
+import heapq
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+from clipcheck.checkpoints.architecture import RESNET_STRIDE, Architecture, ResNet, ViT
+from clipcheck.matrix import OWN, SHARED
+
+_GIGA = 1e9
+
+_PASS = SHARED["eager"]
+"""The share of a check that one pass of the eager model over all inputs takes."""
+
+
+class Flops(NamedTuple):
+    """Operations of one pass, in units of 10^9; a product and a sum are two."""
+
+    image: float
+    text: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured.
+
+    Attributes:
+        machine: on which.
+        fixed: seconds of a check that has next to nothing to compute.
+        start: seconds until a worker that starts can judge.
+        per_gigabyte: seconds to read and hash so much.
+        per_gigaflop: by the number of threads, seconds.
+        build: by backend, seconds to build what it runs, beside its passes.
+        fetch: bytes in a second, of all workers together; not measured, an assumption.
+    """
+
+    machine: str
+    fixed: float
+    start: float
+    per_gigabyte: float
+    per_gigaflop: Mapping[int, float]
+    build: Mapping[str, float]
+    fetch: float
+
+    def gigaflop(self, threads: int) -> float:
+        """Seconds with so many threads; of more than were measured, those of the most."""
+        fitting = [count for count in self.per_gigaflop if count <= threads]
+        return self.per_gigaflop[max(fitting, default=min(self.per_gigaflop))]
+
+
+@cache
+def rates() -> Rates:
+    """As they were measured last."""
+    text = files("clipcheck.sweep").joinpath("cost.toml").read_text(encoding="utf-8")
+    found = tomllib.loads(text)
+    threads = {int(count): seconds for count, seconds in found.pop("per_gigaflop").items()}
+    return Rates(**found, per_gigaflop=threads)
+
+
+def flops(architecture: Architecture) -> Flops:
+    """Of one pass through each tower. Products of matrices alone: the rest is small beside them."""
+    a = architecture
+    text = _transformer(a.text_width, a.text_layers, a.context_length) + a.text_width * a.embed_dim
+    image = sum(_vit(a, a.vision) if isinstance(a.vision, ViT) else _resnet(a, a.vision))
+    return Flops(2 * image / _GIGA, 2 * text / _GIGA)
+
+
+def _transformer(width: int, layers: int, tokens: int) -> int:
+    """Products of numbers: projections and perceptron, then scores and what they weigh."""
+    return layers * (12 * tokens * width**2 + 2 * tokens**2 * width)
+
+
+def _vit(a: Architecture, vision: ViT) -> Iterator[int]:
+    yield 3 * vision.patch_size**2 * vision.width * a.grid**2
+    yield _transformer(vision.width, vision.layers, a.grid**2 + 1)
+    yield vision.width * a.embed_dim
+
+
+def _resnet(a: Architecture, vision: ResNet) -> Iterator[int]:
+    half, width = vision.width // 2, vision.width
+    side = a.grid * RESNET_STRIDE // 2
+    yield 9 * (3 * half + half * half + half * width) * side**2
+    side, channels = side // 2, width
+    for stage, blocks in enumerate(vision.layers):
+        planes = width * 2**stage
+        for block in range(blocks):
+            # The first of each stage but the first halves the sides, behind its second convolution.
+            after = side // 2 if stage and not block else side
+            yield (channels * planes + 9 * planes**2) * side**2
+            yield 4 * planes**2 * after**2
+            if not block:
+                yield 4 * channels * planes * after**2
+            side, channels = after, 4 * planes
+    yield from _attention_pool(vision.embed_width, a.grid**2 + 1, a.embed_dim)
+
+
+def _attention_pool(width: int, tokens: int, embed: int) -> Iterator[int]:
+    """One query looks at all places."""
+    yield width**2 * (2 * tokens + 1) + 2 * width * tokens + width * embed
+
+
+def seconds_of_check(
+    pass_of_one: Flops | None,
+    size: int,
+    backends: Sequence[str],
+    dtype: str,
+    examples: int,
+    threads: int,
+    measured: Rates | None = None,
+) -> float:
+    """What a check will take on one worker.
+
+    Args:
+        pass_of_one: of the checkpoint; None where it is not known, and guessed from the size.
+        size: of the file in bytes.
+        backends: that it is run by.
+        dtype: that they compute in; in others than float32 no modules are looked into.
+        examples: images, and as many texts.
+        threads: of the worker.
+        measured: by default `rates`.
+    """
+    known = measured or rates()
+    built = sum(known.build.get(backend.partition(":")[0], 0.0) for backend in backends)
+    read = known.per_gigabyte * size / _GIGA
+    gigaflops = gigaflops_of_check(pass_of_one or _guessed(size), backends, dtype, examples)
+    return known.fixed + built + read + gigaflops * known.gigaflop(threads)
+
+
+def gigaflops_of_check(
+    pass_of_one: Flops, backends: Sequence[str], dtype: str, examples: int
+) -> float:
+    """Operations of a check, in units of 10^9; see `seconds_of_check`."""
+    shares = sum(SHARED[phase] for phase in ("eager", "float64"))
+    shares += sum(OWN[phase] for each in backends for phase in _phases(each, dtype))
+    return shares / _PASS * examples * (pass_of_one.image + pass_of_one.text)
+
+
+def _phases(backend: str, dtype: str) -> tuple[str, ...]:
+    """Those of a backend's own in which models run; modules are looked into in archives alone."""
+    with_modules = backend in ("", "all", "jit") and dtype in ("", "float32")
+    return ("candidate", "modules") if with_modules else ("candidate",)
+
+
+def _guessed(size: int) -> Flops:
+    """Of a file in half precision, as if it were a ViT-B/32: of whose weights 58 per cent are used
+    for each of 50 patches of an image, and 25 per cent for each of 77 tokens of a text."""
+    weights = size / 2 / _GIGA
+    return Flops(2 * 50 * 0.58 * weights, 2 * 77 * 0.25 * weights)
+
+
+def makespan(
+    seconds: Sequence[float],
+    workers: int,
+    bytes_to_fetch: int = 0,
+    measured: Rates | None = None,
+) -> float:
+    """Seconds until all is done, when each worker that is free takes the longest that is left.
+
+    Args:
+        seconds: of each job.
+        workers: that start at the same time.
+        bytes_to_fetch: by all jobs, over a line that they share: no less than that takes.
+        measured: by default `rates`.
+    """
+    known = measured or rates()
+    free = [known.start] * workers
+    for each in sorted(seconds, reverse=True):
+        heapq.heapreplace(free, free[0] + each)
+    return max(*free, bytes_to_fetch / known.fetch) if seconds else 0.0

@@ -1,0 +1,70 @@
+"""What makes two verdicts the same one: content, way of running, conditions, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from clipcheck.checking import environment
+from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Conditions
+
+_LIBRARIES = {
+    "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
+    "open_clip": ("open_clip_torch",),
+    "transformers": ("transformers", "safetensors"),
+    "clip": ("clip-anytorch", "openai-clip", "clip"),
+}
+"""By backend, the distributions that its verdict depends on beside torch and clipcheck's own."""
+
+_OF_ALL = ("clipcheck", "torch", "torchvision", "numpy", "pillow", "hypothesis")
+
+
+def versions_for(backends: Sequence[str]) -> dict[str, str]:
+    """Versions of what these backends compute with, on this machine.
+
+    Args:
+        backends: as they were asked for, with their options.
+    """
+    names = {backend.partition(":")[0] for backend in backends}
+    if names & {ALL_THAT_FIT, DEFAULT}:
+        names |= _LIBRARIES.keys()
+    wanted = [each for name in sorted(names) for each in _LIBRARIES.get(name, ())]
+    known = {**environment(), **{name: _version(name) for name in ("hypothesis", *wanted)}}
+    return {name: known[name] for name in (*_OF_ALL, *wanted)}
+
+
+def key_of(
+    content: str, reference: str, backend: str, device: str, dtype: str, conditions: Conditions
+) -> str:
+    """What a verdict is kept under, in hexadecimal.
+
+    Args:
+        content: SHA-256 of the file, or where it comes from while that is not known.
+        reference: the same of what it is compared with; nothing for itself.
+        backend: as it was asked for.
+        device: where it runs.
+        dtype: what it computes in, as it was asked for.
+        conditions: with the versions that concern the backend.
+    """
+    parts = {
+        "content": content,
+        "reference": reference,
+        "backend": backend,
+        "device": device,
+        "dtype": dtype,
+        "examples": conditions.examples,
+        "seed": conditions.seed,
+        "atol": conditions.atol,
+        "rtol": conditions.rtol,
+        "versions": dict(conditions.versions),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"

@@ -1,0 +1,182 @@
+"""From the arguments of a sweep to its plan and its run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from clipcheck.backends.cells import isolation_named
+from clipcheck.checking import limits_of
+from clipcheck.errors import UsageError
+from clipcheck.progress import Progress, silent
+from clipcheck.sizes import bytes_in
+from clipcheck.sweep import catalogue
+from clipcheck.sweep.catalogue import Entry
+from clipcheck.sweep.engines import Engine
+from clipcheck.sweep.jobs import Conditions
+from clipcheck.sweep.ledger import Ledger
+from clipcheck.sweep.plan import Plan, Setting, plan
+from clipcheck.sweep.run import Swept, Tell, run
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of a sweep.
+
+    Attributes:
+        catalogue: a file or folder; None where it is open_clip's list alone.
+        pretrained: whether open_clip's list is asked for.
+        engine: ``local`` or ``ray``.
+        address: of the Ray cluster; None for the one that is found.
+        workers: checks at a time; None for as many as there is room for.
+        ledger: the file.
+        disk: bytes that fetched files may have, as people write it; None for any number.
+        conditions: without versions.
+        cache: as for `clipcheck.checking.check`.
+        isolation: as for `check`.
+        download_root: as for `check`.
+    """
+
+    catalogue: Path | None
+    pretrained: bool
+    engine: Literal["local", "ray"]
+    address: str | None
+    workers: int | None
+    ledger: Path
+    disk: str | None
+    conditions: Conditions
+    cache: bool
+    isolation: str | None
+    download_root: str | None
+
+    @property
+    def scratch(self) -> Path:
+        """The folder for what is fetched, and other temporary files: beside the ledger."""
+        path = self.ledger.absolute()
+        return path.with_name(f"{path.name}.files")
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A sweep that can be planned, and run.
+
+    Attributes:
+        asked: what was asked for.
+        entries: of the catalogue.
+        engine: see there.
+        ledger: open.
+        disk: in bytes.
+    """
+
+    asked: Asked
+    entries: Sequence[Entry]
+    engine: Engine
+    ledger: Ledger
+    disk: int | None
+
+    @property
+    def threads(self) -> int:
+        """Of each worker."""
+        return self.engine.threads()
+
+    def plan(self, progress: Progress | None = None) -> Plan:
+        """What is to be done; see `clipcheck.sweep.plan.plan`."""
+        named = all(entry.devices or entry.unfit for entry in self.entries)
+        setting = Setting(
+            self.asked.conditions,
+            self.asked.scratch if self.asked.engine == "local" else None,
+            "" if named else self.engine.default_device(),
+            self.threads,
+            self.asked.cache,
+            self.asked.isolation,
+            self.asked.download_root,
+        )
+        return plan(self.entries, self.ledger, setting, progress)
+
+    def run(self, planned: Plan, progress: Progress | None = None, tell: Tell = silent) -> Swept:
+        """Do it; see `clipcheck.sweep.run.run`."""
+        return run(
+            planned,
+            self.engine,
+            self.ledger,
+            self.asked.scratch,
+            disk=self.disk,
+            progress=progress,
+            tell=tell,
+        )
+
+
+def conditions(examples: int, seed: int, atol: float, rtol: float) -> Conditions:
+    """The conditions of a sweep, without versions.
+
+    Raises:
+        UsageError: one of them makes no sense.
+    """
+    limits = limits_of(examples, atol, rtol)
+    return Conditions(examples, seed, limits.atol, limits.rtol)
+
+
+@contextmanager
+def opened(asked: Asked) -> Iterator[Lead]:
+    """Read the catalogue, open the ledger and find the engine, which are closed in the end.
+
+    Raises:
+        UsageError: the arguments make no sense.
+        CatalogueError: as for `clipcheck.sweep.catalogue.read`.
+        LedgerError: as for `Ledger`.
+        UnavailableError: there is no Ray, or no cluster.
+    """
+    isolation_named(asked.isolation)
+    disk = _disk(asked.disk)
+    entries = _entries(asked)
+    with Ledger(asked.ledger) as ledger:
+        engine = _engine(asked, [entry for entry in entries if not entry.unfit])
+        try:
+            yield Lead(asked, entries, engine, ledger, disk)
+        finally:
+            engine.close()
+
+
+def _entries(asked: Asked) -> list[Entry]:
+    if asked.catalogue is None and not asked.pretrained:
+        raise UsageError(
+            "expected a catalogue, found none",
+            remedy="Name a TOML or CSV file, or a folder; or give --pretrained.",
+        )
+    entries = []
+    if asked.catalogue is not None:
+        entries += catalogue.read(asked.catalogue, asked.download_root)
+    if asked.pretrained:
+        from clipcheck.sweep.pretrained import pretrained
+
+        entries += pretrained()
+    return entries
+
+
+def _engine(asked: Asked, entries: Sequence[Entry]) -> Engine:
+    if asked.engine == "ray":
+        from clipcheck.sweep.engines.ray import connected
+
+        return connected(asked.address, asked.workers)
+    if asked.address is not None:
+        raise UsageError("--address is of a Ray cluster", remedy="Add --engine ray.")
+    from clipcheck.sweep.engines.local import default_device, engine_for
+
+    devices = {device for entry in entries for device in entry.devices}
+    if not all(entry.devices for entry in entries):
+        devices.add(default_device())
+    return engine_for(asked.workers, len(entries), sorted(devices), asked.scratch)
+
+
+def _disk(written: str | None) -> int | None:
+    if written is None:
+        return None
+    size = bytes_in(written)
+    if not size:
+        raise UsageError(
+            f"expected a size, found {written!r}", remedy="Write --disk 50GB, or 500MB."
+        )
+    return size

@@ -1,0 +1,310 @@
+"""What a sweep has found, in an SQLite file that outlives whatever ends it.
+
+Only the process that leads a sweep writes to it, one transaction for each thing that happens, and
+each is on the disk before the next job begins. A verdict has a key (`clipcheck.sweep.identity`) of
+which there is one: a second one of the same key is refused. What did not end in a verdict is an
+attempt, and is made again by the next sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from clipcheck.errors import LedgerError
+
+SCHEMA = 1
+
+_APPLICATION = 0x636C6970
+"""``clip``: what SQLite files of clipcheck are marked with."""
+
+_TABLES = """
+CREATE TABLE files (
+    path TEXT PRIMARY KEY, size INTEGER NOT NULL, changed INTEGER NOT NULL, facts TEXT NOT NULL
+) STRICT;
+CREATE TABLE sources (
+    source TEXT PRIMARY KEY, sha256 TEXT NOT NULL, size INTEGER NOT NULL
+) STRICT;
+CREATE TABLE runs (
+    run INTEGER PRIMARY KEY, started REAL NOT NULL, ended REAL, engine TEXT NOT NULL,
+    workers INTEGER NOT NULL
+) STRICT;
+CREATE TABLE attempts (
+    attempt INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES runs, task TEXT NOT NULL,
+    label TEXT NOT NULL, started REAL NOT NULL, ended REAL, fate TEXT, worker TEXT, reason TEXT
+) STRICT;
+CREATE TABLE verdicts (
+    key TEXT PRIMARY KEY, attempt INTEGER NOT NULL REFERENCES attempts, judged REAL NOT NULL,
+    content TEXT NOT NULL, reference TEXT NOT NULL, backend TEXT NOT NULL, device TEXT NOT NULL,
+    dtype TEXT NOT NULL, found TEXT NOT NULL, cost TEXT NOT NULL
+) STRICT;
+"""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found under a key.
+
+    Attributes:
+        key: see `clipcheck.sweep.identity.key_of`.
+        content: SHA-256 of the file, or where it came from.
+        reference: the same of what it was compared with; nothing for itself.
+        backend: as it was asked for.
+        device: where it ran.
+        dtype: as it was asked for.
+        found: ``results`` and ``left_out``, as in the document of a check.
+        cost: ``seconds``, ``bytes`` fetched, ``peak_memory``, ``threads``, ``worker``.
+    """
+
+    key: str
+    content: str
+    reference: str
+    backend: str
+    device: str
+    dtype: str
+    found: Mapping[str, Any]
+    cost: Mapping[str, Any]
+
+
+class Ledger:
+    """An open ledger, which nobody else has open for as long.
+
+    Args:
+        path: the file, which is made where it is not there.
+
+    Raises:
+        LedgerError: it is no ledger, of another schema, damaged, in use, or cannot be written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = _locked(path)
+        try:
+            with self._telling():
+                self._connection = _connected(path)
+        except LedgerError:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._connection.close()
+        self._lock.release()
+
+    def begin_run(self, engine: str, workers: int) -> int:
+        """A sweep begins; attempts that a dead one left open are closed.
+
+        Returns:
+            The number of the run.
+        """
+        with self._writing() as database:
+            database.execute("UPDATE attempts SET fate = 'interrupted' WHERE fate IS NULL")
+            cursor = database.execute(
+                "INSERT INTO runs (started, engine, workers) VALUES (?, ?, ?)",
+                (time.time(), engine, workers),
+            )
+        return int(cursor.lastrowid or 0)
+
+    def end_run(self, run: int) -> None:
+        """It came to its end."""
+        with self._writing() as database:
+            database.execute("UPDATE runs SET ended = ? WHERE run = ?", (time.time(), run))
+
+    def begin_attempt(self, run: int, task: str, label: str) -> int:
+        """A job begins.
+
+        Args:
+            run: the sweep that it is of.
+            task: what it does, the same in each sweep.
+            label: what people call the checkpoint.
+
+        Returns:
+            The number of the attempt.
+        """
+        with self._writing() as database:
+            cursor = database.execute(
+                "INSERT INTO attempts (run, task, label, started) VALUES (?, ?, ?, ?)",
+                (run, task, label, time.time()),
+            )
+        return int(cursor.lastrowid or 0)
+
+    def end_attempt(
+        self, attempt: int, fate: str, worker: str, reason: str, verdicts: Sequence[Verdict] = ()
+    ) -> None:
+        """A job has ended; its verdicts are there with it or not at all.
+
+        A verdict whose key has one already is dropped: the first one stands.
+        """
+        now = time.time()
+        with self._writing() as database:
+            database.execute(
+                "UPDATE attempts SET ended = ?, fate = ?, worker = ?, reason = ? WHERE attempt = ?",
+                (now, fate, worker, reason, attempt),
+            )
+            database.executemany(
+                "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (key) DO NOTHING",
+                [
+                    (
+                        each.key,
+                        attempt,
+                        now,
+                        each.content,
+                        each.reference,
+                        each.backend,
+                        each.device,
+                        each.dtype,
+                        json.dumps(each.found),
+                        json.dumps(each.cost),
+                    )
+                    for each in verdicts
+                ],
+            )
+
+    def times(self, task: str, fate: str) -> int:
+        """How many attempts at a task came to that, in all sweeps."""
+        (count,) = self._row(
+            "SELECT count(*) FROM attempts WHERE task = ? AND fate = ?", (task, fate)
+        )
+        return int(count)
+
+    def verdict(self, key: str) -> Verdict | None:
+        """What was found under a key."""
+        row = self._row(
+            "SELECT key, content, reference, backend, device, dtype, found, cost FROM verdicts "
+            "WHERE key = ?",
+            (key,),
+        )
+        if row is None:
+            return None
+        key, content, reference, backend, device, dtype, found, cost = row
+        return Verdict(
+            key, content, reference, backend, device, dtype, json.loads(found), json.loads(cost)
+        )
+
+    def facts(self, path: str, size: int, changed: int) -> dict[str, Any] | None:
+        """What is known of a file that has not changed since; None where nothing is."""
+        row = self._row(
+            "SELECT facts FROM files WHERE path = ? AND size = ? AND changed = ?",
+            (path, size, changed),
+        )
+        if row is None:
+            return None
+        facts: dict[str, Any] = json.loads(row[0])
+        return facts
+
+    def keep_facts(self, path: str, size: int, changed: int, facts: Mapping[str, Any]) -> None:
+        """Keep them for the next time."""
+        with self._writing() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
+                (path, size, changed, json.dumps(facts)),
+            )
+
+    def source(self, source: str) -> tuple[str, int] | None:
+        """SHA-256 and bytes of what was fetched from there before."""
+        row = self._row("SELECT sha256, size FROM sources WHERE source = ?", (source,))
+        return None if row is None else (str(row[0]), int(row[1]))
+
+    def keep_source(self, source: str, sha256: str, size: int) -> None:
+        """Keep what was fetched, for the next time."""
+        with self._writing() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO sources VALUES (?, ?, ?)", (source, sha256, size)
+            )
+
+    def _row(self, query: str, values: Sequence[object]) -> Any:
+        with self._telling():
+            return self._connection.execute(query, values).fetchone()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._telling(), self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield self._connection
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise LedgerError(
+                f"expected a ledger that can be read and written, found that it cannot ({error})",
+                remedy="Make room or give permission; if it is damaged, name another with "
+                "--ledger, which judges everything anew.",
+                path=self.path,
+            ) from error
+
+
+def _locked(path: Path) -> Any:
+    from filelock import FileLock, Timeout
+
+    if not path.absolute().parent.is_dir():
+        raise LedgerError(
+            "expected a folder for the ledger, found none",
+            remedy="Make the folder, or name another ledger with --ledger.",
+            path=path,
+        )
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise LedgerError(
+            "expected a ledger that is free, found that another sweep has it open",
+            remedy="Wait for it to end, or name another ledger with --ledger.",
+            path=path,
+        ) from error
+    except OSError as error:
+        raise LedgerError(
+            f"cannot be written ({error.strerror or error})",
+            remedy="Name another ledger with --ledger, or give yourself permission for this one.",
+            path=path,
+        ) from error
+    return lock
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (schema,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        if tables and application != _APPLICATION:
+            raise _foreign(path, "another SQLite file")
+        if tables and schema != SCHEMA:
+            raise _foreign(path, f"one of schema {schema}, where this clipcheck has {SCHEMA}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        # A verdict that was told of is there after a loss of power as well.
+        connection.execute("PRAGMA synchronous = FULL")
+        if not tables:
+            # One transaction: a ledger that was killed in the making is an empty file.
+            connection.executescript(
+                f"BEGIN; {_TABLES} PRAGMA application_id = {_APPLICATION}; "
+                f"PRAGMA user_version = {SCHEMA}; COMMIT;"
+            )
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _foreign(path: Path, found: str) -> LedgerError:
+    return LedgerError(
+        f"expected the ledger of a sweep, found {found}",
+        remedy="Name another file with --ledger.",
+        path=path,
+    )

@@ -1,0 +1,218 @@
+"""From a catalogue to what is known already and the jobs that are left, the longest first."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from clipcheck.checkpoints import registry
+from clipcheck.progress import Progress, silent
+from clipcheck.session import memory
+from clipcheck.sweep.catalogue import Entry
+from clipcheck.sweep.cost import flops, seconds_of_check
+from clipcheck.sweep.facts import Facts, facts_of
+from clipcheck.sweep.identity import key_of, versions_for
+from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Conditions, Job, Source
+from clipcheck.sweep.ledger import Ledger, Verdict
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all jobs of a sweep have in common.
+
+    Attributes:
+        conditions: without versions, which go by the backend.
+        scratch: the folder for files that are fetched; None where workers are on other machines.
+        default_device: where to run what names no device.
+        threads: of each worker.
+        cache: as for `clipcheck.checking.check`.
+        isolation: as for `check`.
+        download_root: as for `check`.
+    """
+
+    conditions: Conditions
+    scratch: Path | None
+    default_device: str
+    threads: int
+    cache: bool = True
+    isolation: str | None = None
+    download_root: str | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One line of a sweep's report: a checkpoint, run by one backend on one device in one dtype.
+
+    Attributes:
+        entry: of the catalogue.
+        backend: as it was asked for.
+        device: where it runs.
+        dtype: as it was asked for.
+        content: SHA-256 of the file, or where it comes from.
+        reference: the same of what it is compared with; nothing for itself.
+        conditions: with versions.
+        facts: of the file.
+        verdict: what is known already.
+    """
+
+    entry: Entry
+    backend: str
+    device: str
+    dtype: str
+    content: str
+    reference: str
+    conditions: Conditions
+    facts: Facts
+    verdict: Verdict | None
+
+    @property
+    def key(self) -> str:
+        """What its verdict is kept under."""
+        return self.key_for(self.content)
+
+    def key_for(self, content: str) -> str:
+        """The same where the file turns out to be another one."""
+        return key_of(
+            content, self.reference, self.backend, self.device, self.dtype, self.conditions
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep is going to do.
+
+    Attributes:
+        units: all that can be judged, in the order of the catalogue.
+        jobs: what is not known yet, the longest first.
+        tasks: by the number of a job, its units.
+        unfit: entries of the catalogue that are not judged.
+    """
+
+    units: Sequence[Unit]
+    jobs: Sequence[Job]
+    tasks: dict[int, list[Unit]]
+    unfit: Sequence[Entry] = ()
+
+    @property
+    def bytes_to_fetch(self) -> int:
+        """By all jobs, where their sizes are known."""
+        return sum(job.bytes_to_fetch for job in self.jobs)
+
+
+def plan(
+    entries: Sequence[Entry], ledger: Ledger, setting: Setting, progress: Progress | None = None
+) -> Plan:
+    """Look at every file, and at what the ledger has of it.
+
+    Args:
+        entries: of a catalogue.
+        ledger: what was judged before.
+        setting: see there.
+        progress: called with a few words before each file.
+    """
+    say = progress or silent
+    versions = cache(lambda backend: replace(setting.conditions, versions=versions_for([backend])))
+    units = []
+    for entry in entries:
+        if entry.unfit:
+            continue
+        say(f"{entry.label}: reading")
+        source, facts = _looked_at(entry, ledger)
+        reference = _content_of_reference(entry.reference, ledger)
+        entry = replace(entry, source=source)
+        for device in entry.devices or (setting.default_device,):
+            for backend in entry.backends:
+                for dtype in entry.dtypes:
+                    unit = Unit(
+                        entry,
+                        backend,
+                        device,
+                        dtype,
+                        facts.sha256 or str(source),
+                        reference,
+                        versions(backend),
+                        facts,
+                        None,
+                    )
+                    units.append(replace(unit, verdict=ledger.verdict(unit.key)))
+    unfit = [entry for entry in entries if entry.unfit]
+    return replace(_with_jobs(units, setting), unfit=unfit)
+
+
+def _with_jobs(units: Sequence[Unit], setting: Setting) -> Plan:
+    """The units that have no verdict, with those of one file in one job: it is read once, and the
+    eager model runs once for all backends. A file that is there twice is judged once."""
+    groups: dict[tuple[str, ...], list[Unit]] = defaultdict(list)
+    for unit in units:
+        if unit.verdict is None:
+            wild = unit.backend if unit.backend in (ALL_THAT_FIT, DEFAULT) else "named"
+            groups[unit.content, unit.reference, unit.device, unit.dtype, wild].append(unit)
+    made = [(_job(group, setting), group) for group in groups.values()]
+    # By name where they take as long: the order does not depend on that of the files.
+    made.sort(key=lambda each: (-each[0].seconds, each[0].label))
+    jobs = [replace(job, number=number) for number, (job, _) in enumerate(made)]
+    return Plan(units, jobs, {number: group for number, (_, group) in enumerate(made)})
+
+
+def _job(units: Sequence[Unit], setting: Setting) -> Job:
+    first = units[0]
+    backends = tuple(dict.fromkeys(unit.backend for unit in units))
+    size = first.facts.size or first.entry.source.size or 0
+    conditions = replace(setting.conditions, versions=versions_for(backends))
+    return Job(
+        0,
+        key_of(
+            first.content,
+            first.reference,
+            " ".join(backends),
+            first.device,
+            first.dtype,
+            conditions,
+        ),
+        first.entry.label,
+        first.entry.source,
+        backends,
+        first.device,
+        first.dtype,
+        first.entry.reference,
+        conditions,
+        None if setting.scratch is None else str(setting.scratch),
+        setting.cache,
+        setting.isolation,
+        setting.download_root,
+        memory.estimate(size),
+        seconds_of_check(
+            first.facts.flops,
+            size,
+            backends,
+            first.dtype,
+            setting.conditions.examples,
+            setting.threads,
+        ),
+    )
+
+
+def _looked_at(entry: Entry, ledger: Ledger) -> tuple[Source, Facts]:
+    """Where it is, and what is known of it; of a file that is not here, what was seen before."""
+    source = entry.source
+    if not source.fetched:
+        return source, facts_of(Path(source.place), ledger)
+    known = ledger.source(str(source))
+    sha256, size = source.sha256, source.size
+    if known is not None and known[0].startswith(sha256):
+        sha256, size = known
+        source = replace(source, estimated=False)
+    whole = sha256 if len(sha256) == 64 else ""
+    image, text = (None, None) if entry.architecture is None else flops(entry.architecture)
+    return replace(source, sha256=sha256, size=size), Facts(whole, size or 0, image, text)
+
+
+def _content_of_reference(name: str | None, ledger: Ledger) -> str:
+    if name is None:
+        return ""
+    if name in registry.RELEASED:
+        return registry.find(name).sha256
+    return facts_of(Path(name), ledger).sha256 or f"path:{name}"

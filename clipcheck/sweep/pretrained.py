@@ -1,0 +1,119 @@
+"""open_clip's own list of pretrained checkpoints, as a catalogue.
+
+Of those that are no CLIP of the released kind the list tells that beforehand, by the configuration
+of the model and by whether the weights were trained with QuickGELU: they are left out, each with
+its reason, and not fetched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from clipcheck.checkpoints import registry
+from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
+from clipcheck.checkpoints.configs import require_open_clip
+from clipcheck.errors import ArchitectureError
+from clipcheck.sweep.catalogue import Entry
+from clipcheck.sweep.jobs import DEFAULT, Source
+
+_BYTES = 4
+"""Of a weight in most of these files."""
+
+_OF_OPENAI = "openaipublic"
+_OF_OPEN_CLIP = "mlfoundations"
+
+
+def pretrained() -> list[Entry]:
+    """All of the list, in its order, as ``MODEL/TAG``."""
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    return [
+        entry_of(
+            f"{model}/{tag}", open_clip.get_model_config(model), get_pretrained_cfg(model, tag)
+        )
+        for model, tag in open_clip.list_pretrained()
+    ]
+
+
+def entry_of(label: str, model: Mapping[str, Any] | None, weights: Mapping[str, Any]) -> Entry:
+    """The entry of a catalogue for one of the list.
+
+    Args:
+        label: what it is called.
+        model: the configuration of the model.
+        weights: that of the weights: ``url``, ``hf_hub``, ``quick_gelu``.
+    """
+    try:
+        architecture = _architecture(label, model, weights)
+    except ArchitectureError as error:
+        return Entry(label, Source("url", ""), unfit=error.problem)
+    source = _source(weights, architecture)
+    # An archive has code of its own, and the others hold weights alone.
+    archive = _OF_OPENAI in source.place
+    return Entry(
+        label, source, (DEFAULT,) if archive else ("open_clip",), architecture=architecture
+    )
+
+
+def _architecture(
+    label: str, model: Mapping[str, Any] | None, weights: Mapping[str, Any]
+) -> Architecture:
+    """What the configuration describes, if it is a CLIP of the released kind."""
+    if not weights.get("quick_gelu", False):
+        raise ArchitectureError(
+            "its weights were trained with GELU, and CLIP's released models compute with QuickGELU",
+            remedy="",
+        )
+    try:
+        known = model or {}
+        vision, text = known["vision_cfg"], known["text_cfg"]
+        layers, width = vision["layers"], vision["width"]
+        tower: ViT | ResNet
+        if isinstance(layers, list):
+            one, two, three, four = layers
+            tower = ResNet((one, two, three, four), width)
+        else:
+            tower = ViT(layers, width, vision["patch_size"])
+        found = Architecture(
+            known["embed_dim"],
+            vision["image_size"],
+            tower,
+            text["width"],
+            text["layers"],
+            text.get("context_length", 77),
+            text.get("vocab_size", 49408),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArchitectureError(
+            "its configuration describes no CLIP of the released kind", remedy=""
+        ) from error
+    require_open_clip({**known, "quick_gelu": True}, found, Path(label))
+    return found
+
+
+def _source(weights: Mapping[str, Any], architecture: Architecture) -> Source:
+    url = weights.get("url", "")
+    size = _BYTES * architecture.parameters
+    if not url:
+        return Source("hub", weights["hf_hub"], size=size, estimated=True)
+    sha256 = _digest(url)
+    released = registry.by_sha256(sha256)
+    if released is not None:
+        return Source("url", url, sha256, released.size)
+    return Source("url", url, sha256, size, estimated=True)
+
+
+def _digest(url: str) -> str:
+    """The SHA-256 that an address tells, as open_clip reads it, or how it begins."""
+    parts = PurePosixPath(urlsplit(url).path)
+    told = ""
+    if _OF_OPENAI in url:
+        told = parts.parent.name
+    elif _OF_OPEN_CLIP in url:
+        told = parts.stem.rpartition("-")[2]
+    return told if re.fullmatch(r"[0-9a-f]{8,64}", told) else ""

@@ -1,0 +1,80 @@
+"""From the documents that verdicts are kept as to what reports are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from clipcheck.backends.known import Known, everything
+from clipcheck.compare.result import GateResult
+from clipcheck.judgement import Judgement, LeftOut, Result
+from clipcheck.sweep.jobs import Conditions
+
+
+def result_of(
+    results: Iterable[Mapping[str, Any]],
+    left_out: Iterable[Mapping[str, Any]],
+    environment: Mapping[str, str],
+    conditions: Conditions,
+) -> Result:
+    """The result that documents tell of: all but the plots and the inputs themselves.
+
+    Args:
+        results: as in the document of a check.
+        left_out: the same.
+        environment: of who leads the sweep.
+        conditions: that all was judged under.
+    """
+    return Result(
+        tuple(_judgement(each, conditions) for each in results),
+        environment,
+        tuple(LeftOut(**each) for each in left_out),
+    )
+
+
+def _judgement(entry: Mapping[str, Any], conditions: Conditions) -> Judgement:
+    from clipcheck.compare.tolerances import Contract
+
+    same = (
+        "checkpoint",
+        "device",
+        "path",
+        "sha256",
+        "released",
+        "backend",
+        "reference",
+        "reference_checkpoint",
+        "dtype",
+        "seconds",
+        "examples",
+        "seed",
+        "frontends_problem",
+        "artefact_bytes",
+        "peak_memory",
+        "error",
+    )
+    return Judgement(
+        **{name: entry[name] for name in same},
+        limits=Contract(conditions.atol, conditions.rtol),
+        isolation=None if entry["isolation"] is None else tuple(entry["isolation"]),
+        gates=tuple(_gate(each) for each in entry["gates"]),
+        known=tuple(_known(each["title"]) for each in entry["known"]),
+    )
+
+
+def _gate(entry: Mapping[str, Any]) -> GateResult:
+    """With infinity again for null, which stands for it in JSON."""
+    margin = math.inf if entry["margin"] is None else entry["margin"]
+    return GateResult(entry["name"], entry["passed"], entry["message"], _figures(entry), margin)
+
+
+def _figures(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {key: math.inf if value is None else value for key, value in figures.items()}
+        for name, figures in entry["figures"].items()
+    }
+
+
+def _known(title: str) -> Known:
+    return next(each for each in everything() if each.title == title)

@@ -1,0 +1,340 @@
+"""Lead a sweep: hand out jobs, keep what comes back, try again what was lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from clipcheck.checking import environment
+from clipcheck.progress import Gauge, Progress, silent
+from clipcheck.sizes import written
+from clipcheck.sweep.catalogue import Entry
+from clipcheck.sweep.engines import Engine
+from clipcheck.sweep.jobs import Job, Outcome
+from clipcheck.sweep.ledger import Ledger, Verdict
+from clipcheck.sweep.plan import Plan, Unit
+from clipcheck.sweep.worker import unjudged
+
+DEATHS = 2
+"""So many workers may a checkpoint end before that is its verdict."""
+
+LOSSES = 5
+"""So many nodes may be lost under a job before it is left to the next sweep."""
+
+
+State = Literal["consistent", "INCONSISTENT", "not judged", "left out"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a unit.
+
+    Attributes:
+        unit: of the plan.
+        results: as in the document of a check.
+        left_out: the same.
+        cost: as in `clipcheck.sweep.ledger.Verdict`; nothing where it was not judged.
+        kept: whether it was known before.
+        problem: why it is left to the next sweep; nothing where there is a verdict.
+    """
+
+    unit: Unit
+    results: Sequence[Mapping[str, Any]]
+    left_out: Sequence[Mapping[str, Any]]
+    cost: Mapping[str, Any]
+    kept: bool = False
+    problem: str = ""
+
+    @property
+    def state(self) -> State:
+        """What came of it, in a word or two."""
+        if any(each["error"] is not None for each in self.results):
+            return "not judged"
+        if not self.results:
+            return "left out"
+        return "consistent" if all(each["passed"] for each in self.results) else "INCONSISTENT"
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep has found.
+
+    Attributes:
+        rows: one for each unit, in the order of the catalogue.
+        seconds: that it took.
+        workers: how many.
+        engine: its name.
+        again: how many jobs were begun once more.
+        environment: versions and the machine of who led it.
+        unfit: of the catalogue, what was not judged.
+    """
+
+    rows: Sequence[Row]
+    seconds: float
+    workers: int
+    engine: str
+    again: int
+    environment: Mapping[str, str]
+    unfit: Sequence[Entry] = ()
+
+
+Tell = Callable[[str], None]
+"""Called with a line for each job that has ended."""
+
+
+def run(
+    plan: Plan,
+    engine: Engine,
+    ledger: Ledger,
+    scratch: Path,
+    *,
+    disk: int | None = None,
+    progress: Progress | None = None,
+    tell: Tell = silent,
+) -> Swept:
+    """Do what is planned, and keep it in the ledger.
+
+    Args:
+        plan: see there.
+        engine: what runs the jobs; it is closed in the end.
+        ledger: what verdicts are kept in.
+        scratch: the folder for files that are fetched, which is removed in the end.
+        disk: bytes that these may have at a time.
+        progress: called with a few words when something changes, and told of what is done.
+        tell: called with a line for each job that has ended.
+    """
+    shutil.rmtree(scratch, ignore_errors=True)  # What a sweep that was killed has left there.
+    try:
+        return _Leader(plan, engine, ledger, scratch, disk, progress or silent, tell).lead()
+    finally:
+        engine.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@dataclass
+class _Leader:
+    """The state of a sweep that is going on.
+
+    Attributes:
+        run: its number in the ledger.
+        running: jobs by their numbers.
+        attempts: by the number of a job that is running, that of its attempt.
+        losses: by the number of a job, how many nodes were lost under it.
+        again: how many jobs were begun once more.
+        found: by the key of a unit, what came of it.
+    """
+
+    plan: Plan
+    engine: Engine
+    ledger: Ledger
+    scratch: Path
+    disk: int | None
+    progress: Progress
+    tell: Tell
+    started: float = field(default_factory=time.monotonic)
+    run: int = 0
+    running: dict[int, Job] = field(default_factory=dict)
+    attempts: dict[int, int] = field(default_factory=dict)
+    losses: Counter[int] = field(default_factory=Counter)
+    again: int = 0
+    found: dict[str, Row] = field(default_factory=dict)
+
+    def lead(self) -> Swept:
+        """Until nothing is left to be done."""
+        self.run = self.ledger.begin_run(self.engine.name, self.engine.workers())
+        waiting = list(self.plan.jobs)
+        while waiting or self.running:
+            waiting = self._begin(waiting)
+            self._show()
+            if self.running:
+                settled = [self._settle(outcome) for outcome in self.engine.wait()]
+                again = [job for job in settled if job is not None]
+                self.again += len(again)
+                waiting = again + waiting
+        self.ledger.end_run(self.run)
+        return Swept(
+            [self._row(unit) for unit in self.plan.units],
+            time.monotonic() - self.started,
+            self.engine.workers(),
+            self.engine.name,
+            self.again,
+            environment(),
+            self.plan.unfit,
+        )
+
+    def _begin(self, waiting: list[Job]) -> list[Job]:
+        """Begin those that there is room for, in their order, so that none waits for ever; what
+        is left."""
+        for number, job in enumerate(waiting):
+            refusal = self._refusal(job)
+            if not refusal and not self._has_room(job):
+                return waiting[number:]
+            attempt = self.ledger.begin_attempt(self.run, job.task, job.label)
+            if refusal:
+                self.ledger.end_attempt(attempt, "failed", "", refusal)
+                self._leave(job, refusal)
+            else:
+                self.attempts[job.number] = attempt
+                self.running[job.number] = job
+                self.engine.submit(job)
+        return []
+
+    def _refusal(self, job: Job) -> str:
+        """Why it can never be begun, or nothing."""
+        if self.disk is not None and job.source.fetched:
+            if job.source.size is None:
+                return "expected the size of what is fetched, for --disk bounds it. Give it a size."
+            if job.bytes_to_fetch > self.disk:
+                return (
+                    f"expected to fetch at most {written(self.disk)}, as --disk has it, found "
+                    f"{written(job.bytes_to_fetch)}."
+                )
+        return self.engine.refusal(job)
+
+    def _has_room(self, job: Job) -> bool:
+        used = sum(each.bytes_to_fetch for each in self.running.values())
+        fits = self.disk is None or used + job.bytes_to_fetch <= self.disk
+        return fits and self.engine.has_room(job)
+
+    def _settle(self, outcome: Outcome) -> Job | None:
+        """Keep what came of a job; it comes back where it is to be begun once more."""
+        job = self.running.pop(outcome.job)
+        if outcome.fate == "done":
+            return self._judged(job, outcome, json.loads(outcome.found))
+        if job.folder is not None:
+            shutil.rmtree(job.folder, ignore_errors=True)
+        if outcome.fate == "lost":
+            self._end(job, outcome, "lost", outcome.reason)
+            self.losses[job.number] += 1
+            if self.losses[job.number] < LOSSES:
+                return job
+            self._leave(job, outcome.reason)
+            return None
+        return self._died(job, outcome)
+
+    def _judged(self, job: Job, outcome: Outcome, found: Mapping[str, Any]) -> Job | None:
+        if "failed" in found:
+            self._end(job, outcome, "failed", found["failed"])
+            self._leave(job, found["failed"])
+            return None
+        ended = tuple(each for each in job.backends if found["units"][each]["ended"])
+        again = bool(ended) and not self._last(job)
+        cost = {**found["cost"], "worker": outcome.worker}
+        verdicts = []
+        for unit in self._units(job):
+            told = found["units"][unit.backend]
+            if again and unit.backend in ended:
+                continue
+            row = Row(unit, told["results"], told["left_out"], cost, problem=told["failed"] or "")
+            self.found[unit.key] = row
+            # What has no hash cannot be told from what takes its place.
+            if not row.problem and found["sha256"]:
+                verdicts.append(_verdict(row, found["sha256"]))
+        if job.source.fetched and found["sha256"]:
+            self.ledger.keep_source(str(job.source), found["sha256"], found["size"])
+        reason = found["units"][ended[0]]["ended"] if ended else ""
+        self._end(job, outcome, "died" if ended else "done", reason, verdicts)
+        if again:
+            return replace(job, backends=ended)
+        self._tell(job)
+        return None
+
+    def _died(self, job: Job, outcome: Outcome) -> Job | None:
+        """Its worker did: once that may be for anything, and then it is the verdict."""
+        if not self._last(job):
+            self._end(job, outcome, "died", outcome.reason)
+            return job
+        error = (
+            f"expected a judgement, found that it ended its worker {DEATHS} times: the last time "
+            f"{outcome.reason}. Judge it alone to see how: clipcheck check."
+        )
+        verdicts = []
+        for unit in self._units(job):
+            told = unjudged(job, unit.backend, unit.content, error)
+            row = Row(unit, told["results"], told["left_out"], {"worker": outcome.worker})
+            self.found[unit.key] = row
+            verdicts.append(_verdict(row, unit.content))
+        self._end(job, outcome, "died", outcome.reason, verdicts)
+        self._tell(job)
+        return None
+
+    def _last(self, job: Job) -> bool:
+        """Whether it may not end another worker after this one."""
+        return self.ledger.times(job.task, "died") + 1 >= DEATHS
+
+    def _end(
+        self,
+        job: Job,
+        outcome: Outcome,
+        fate: str,
+        reason: str,
+        verdicts: Sequence[Verdict] = (),
+    ) -> None:
+        attempt = self.attempts.pop(job.number)
+        self.ledger.end_attempt(attempt, fate, outcome.worker, reason, verdicts)
+
+    def _leave(self, job: Job, problem: str) -> None:
+        """To the next sweep."""
+        for unit in self._units(job):
+            told = unjudged(job, unit.backend, unit.content, problem)
+            row = Row(unit, told["results"], told["left_out"], {}, problem=problem)
+            self.found[unit.key] = row
+        self._tell(job)
+
+    def _units(self, job: Job) -> list[Unit]:
+        """Those that are still to be found."""
+        return [unit for unit in self.plan.tasks[job.number] if unit.backend in job.backends]
+
+    def _row(self, unit: Unit) -> Row:
+        """As this unit calls it: another may have the same content."""
+        if unit.verdict is not None:
+            found = unit.verdict.found
+            row = Row(unit, found["results"], found["left_out"], unit.verdict.cost, kept=True)
+        else:
+            row = self.found[unit.key]
+        label, source = unit.entry.label, unit.entry.source
+        own = {"checkpoint": label, "path": None if source.fetched else source.place}
+        return replace(
+            row,
+            unit=unit,
+            results=[{**each, **own} for each in row.results],
+            left_out=[{**each, "checkpoint": label} for each in row.left_out],
+        )
+
+    def _tell(self, job: Job) -> None:
+        rows = [self.found[unit.key] for unit in self.plan.tasks[job.number]]
+        states = ", ".join(dict.fromkeys(row.state for row in rows))
+        seconds = rows[0].cost.get("seconds")
+        took = "" if seconds is None else f", {seconds:.1f} s"
+        self.tell(f"{self._done()} of {len(self.plan.units)}: {job.label}: {states}{took}")
+
+    def _done(self) -> int:
+        return sum(u.verdict is not None or u.key in self.found for u in self.plan.units)
+
+    def _show(self) -> None:
+        at = ", ".join(job.label for job in self.running.values())
+        self.progress(f"{self._done()} of {len(self.plan.units)} judged; now {at}")
+        whole = sum(job.seconds for job in self.plan.jobs)
+        if isinstance(self.progress, Gauge) and whole:
+            left = sum(j.seconds for j in self.plan.jobs if self._units(j)[0].key not in self.found)
+            self.progress.reach(1 - left / whole)
+
+
+def _verdict(row: Row, content: str) -> Verdict:
+    unit = row.unit
+    return Verdict(
+        unit.key_for(content),
+        content,
+        unit.reference,
+        unit.backend,
+        unit.device,
+        unit.dtype,
+        {"results": row.results, "left_out": row.left_out},
+        row.cost,
+    )

@@ -1,0 +1,182 @@
+"""Jobs and outcomes of sweeps that nothing is computed for, and archives of a few layers."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clipcheck.faults import fault_named
+from clipcheck.sweep.catalogue import Entry
+from clipcheck.sweep.jobs import Conditions, Job, Outcome, Source
+from clipcheck.sweep.ledger import Ledger
+from clipcheck.sweep.plan import Plan, Setting, plan
+from clipcheck.writers.archive import write_archive
+from clipcheck.writers.synthesize import synthesize
+from tests.samples import MINUTE
+
+CONDITIONS = Conditions(examples=30)
+
+Judge = Callable[[Job], dict[str, Any]]
+
+
+def archives(folder: Path, count: int) -> list[Path]:
+    """Archives of one layer, each with other weights; the first has a fault."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"model-{number:02}.pt" for number in range(count)]
+    for number, path in enumerate(paths):
+        weights = synthesize(MINUTE, number)
+        if number:
+            write_archive(MINUTE, weights, path)
+        else:
+            fault = fault_named("gelu-for-quickgelu")
+            write_archive(MINUTE, weights, path, alter=fault.plant)
+    return paths
+
+
+def files(folder: Path, count: int) -> list[Entry]:
+    """Entries of files that are no checkpoints, each with other bytes."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"model-{number:02}.pt" for number in range(count)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"%d" % number)
+    return [Entry(path.name, Source("path", str(path))) for path in paths]
+
+
+def planned(entries: Sequence[Entry], ledger: Ledger, scratch: Path | None = None) -> Plan:
+    """What there is to do, on the CPU."""
+    return plan(entries, ledger, Setting(CONDITIONS, scratch, "cpu", 1))
+
+
+def job(number: int = 0, label: str = "model.pt", **other: Any) -> Job:
+    """A job of a file that is not there."""
+    known = Job(
+        number,
+        f"task {number}",
+        label,
+        Source("path", f"/nowhere/{label}"),
+        ("",),
+        "cpu",
+        "",
+        None,
+        CONDITIONS,
+        None,
+    )
+    return replace(known, **other)
+
+
+def passing(of: Job) -> dict[str, Any]:
+    """What a worker finds of a checkpoint that is consistent."""
+    return found(of, passed=True)
+
+
+def failing(of: Job) -> dict[str, Any]:
+    """What a worker finds of a checkpoint that is not."""
+    return found(of, passed=False)
+
+
+def found(of: Job, *, passed: bool, sha256: str | None = None) -> dict[str, Any]:
+    """What a worker finds, without any computing."""
+    content = sha256 or sha256_of(of)
+    units = {}
+    for backend in of.backends:
+        margin = 0.25 if passed else 1800.0
+        gate = {"name": "fidelity", "passed": passed, "margin": margin, "message": "far"}
+        entry = {
+            "checkpoint": of.label,
+            "path": of.source.place,
+            "sha256": content,
+            "released": None,
+            "backend": backend or "jit",
+            "reference": "eager",
+            "reference_checkpoint": None,
+            "device": of.device,
+            "dtype": of.dtype or "float32",
+            "passed": passed,
+            "error": None,
+            "isolation": [],
+            "seconds": {"run": 1.5},
+            "examples": 30,
+            "seed": 0,
+            "peak_memory": 10**9,
+            "artefact_bytes": None,
+            "known": [],
+            "frontends": [],
+            "frontends_problem": None,
+            "gates": [{**gate, "figures": {}}],
+            "failing_example": None,
+            "localisation": None,
+        }
+        units[backend] = {"results": [entry], "left_out": [], "failed": None, "ended": None}
+    cost = {"seconds": 1.5, "bytes": 0, "peak_memory": 10**9, "threads": 1}
+    return {"sha256": content, "size": 0, "units": units, "cost": cost}
+
+
+def sha256_of(of: Job) -> str:
+    """Of the job's file; some digest where there is none."""
+    import hashlib
+
+    path = Path(of.source.place)
+    data = path.read_bytes() if path.is_file() else str(of.source).encode()
+    return hashlib.sha256(data).hexdigest()
+
+
+class Stage:
+    """An engine that plays what it is told, one job at a time or several.
+
+    Args:
+        judge: what is found of a job; an `Outcome` stands for something else than an end.
+        count: jobs at a time.
+    """
+
+    name = "stage"
+
+    def __init__(self, judge: Callable[[Job], dict[str, Any] | Outcome], count: int = 1) -> None:
+        self.judge = judge
+        self.count = count
+        self.begun: list[Job] = []
+        self.most = 0
+        self.closed = False
+        self._running: list[Job] = []
+
+    def workers(self) -> int:
+        return self.count
+
+    def threads(self) -> int:
+        return 1
+
+    def default_device(self) -> str:
+        return "cpu"
+
+    def refusal(self, job: Job) -> str:
+        return ""
+
+    def has_room(self, job: Job) -> bool:
+        return len(self._running) < self.count
+
+    def submit(self, job: Job) -> None:
+        self.begun.append(job)
+        self._running.append(job)
+        self.most = max(self.most, len(self._running))
+
+    def wait(self) -> list[Outcome]:
+        job = self._running.pop(0)
+        told = self.judge(job)
+        if isinstance(told, Outcome):
+            return [told]
+        return [Outcome(job.number, "done", "worker 0", json.dumps(told))]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def rows(ledger: Path, query: str) -> list[tuple[Any, ...]]:
+    """What a ledger has, read by somebody else."""
+    connection = sqlite3.connect(ledger)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()

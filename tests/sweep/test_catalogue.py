@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipcheck.checkpoints import registry
+from clipcheck.errors import CatalogueError
+from clipcheck.sweep.catalogue import Entry, read
+from clipcheck.sweep.jobs import Source
+
+DIGEST = "9c1f" * 16
+
+
+def toml(folder: Path, text: str) -> Path:
+    path = folder / "all.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def table(folder: Path, text: str) -> Path:
+    path = folder / "all.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(CatalogueError) as caught:
+        read(path)
+    assert caught.value.remedy
+    assert caught.value.path is not None
+    return str(caught.value)
+
+
+def touched(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_paths_start_from_the_folder_of_the_catalogue(tmp_path: Path) -> None:
+    path = toml(tmp_path, '[[checkpoint]]\npath = "a/model.pt"')
+    (entry,) = read(path)
+    assert entry == Entry("a/model.pt", Source("path", str(tmp_path / "a" / "model.pt")))
+
+
+def test_a_checkpoint_says_how_it_is_run(tmp_path: Path) -> None:
+    path = toml(
+        tmp_path,
+        """
+        [[checkpoint]]
+        path = "model.pt"
+        backend = ["jit", "compile:dynamic=auto"]
+        device = ["cpu", "cuda:1"]
+        dtype = "bfloat16"
+        reference = "trained.pt"
+        """,
+    )
+    (entry,) = read(path)
+    assert entry.backends == ("jit", "compile:dynamic=auto")
+    assert entry.devices == ("cpu", "cuda:1")
+    assert entry.dtypes == ("bfloat16",)
+    assert entry.reference == str(tmp_path / "trained.pt")
+
+
+def test_defaults_are_for_those_that_do_not_say_it_themselves(tmp_path: Path) -> None:
+    path = toml(
+        tmp_path,
+        """
+        [defaults]
+        device = "cpu"
+        backend = "trace"
+        [[checkpoint]]
+        path = "a.pt"
+        [[checkpoint]]
+        path = "b.pt"
+        backend = ["jit"]
+        """,
+    )
+    one, other = read(path)
+    assert (one.backends, one.devices) == (("trace",), ("cpu",))
+    assert (other.backends, other.devices) == (("jit",), ("cpu",))
+
+
+def test_a_pattern_stands_for_all_that_it_matches_by_name(tmp_path: Path) -> None:
+    touched(tmp_path, "b.pt", "a.pt", "c.txt", "deep/d.pt")
+    entries = read(toml(tmp_path, '[[checkpoint]]\npath = "*.pt"'))
+    assert [entry.label for entry in entries] == ["a.pt", "b.pt"]
+    entries = read(toml(tmp_path, '[[checkpoint]]\npath = "**/*.pt"'))
+    assert [entry.label for entry in entries] == ["a.pt", "b.pt", "deep/d.pt"]
+
+
+def test_a_url_may_say_its_hash_or_how_it_begins_and_its_size(tmp_path: Path) -> None:
+    path = toml(
+        tmp_path,
+        f"""
+        [[checkpoint]]
+        url = "https://example.org/a.pt"
+        sha256 = "{DIGEST.upper()}"
+        size = "350 MB"
+        [[checkpoint]]
+        url = "https://example.org/b.pt"
+        sha256 = "9c1f9c1f"
+        size = 12
+        """,
+    )
+    one, other = read(path)
+    assert one.source == Source("url", "https://example.org/a.pt", DIGEST, 350_000_000)
+    assert other.source == Source("url", "https://example.org/b.pt", "9c1f9c1f", 12)
+
+
+def test_a_released_name_is_fetched_where_it_is_not_in_the_cache(tmp_path: Path) -> None:
+    path = toml(tmp_path, '[[checkpoint]]\nname = "ViT-B/32"')
+    released = registry.find("ViT-B/32")
+    (entry,) = read(path, str(tmp_path))
+    assert entry.source == Source("url", released.url, released.sha256, released.size)
+    assert entry.architecture is not None
+    with (tmp_path / released.filename).open("wb") as file:
+        os.truncate(file.fileno(), released.size)
+    (entry,) = read(path, str(tmp_path))
+    assert entry.source == Source("path", str(tmp_path / released.filename))
+
+
+def test_csv_has_a_line_for_each_and_several_values_in_a_cell(tmp_path: Path) -> None:
+    path = table(
+        tmp_path,
+        '\ufeffpath,url,backend,dtype\na.pt,,jit; trace,\n\n "b, c.pt",,,float16\n'.replace(
+            ' "', '"'
+        )
+        + ",https://example.org/d.pt,,\n",
+    )
+    one, other, last = read(path)
+    assert (one.label, one.backends, one.dtypes) == ("a.pt", ("jit", "trace"), ("",))
+    assert (other.label, other.backends, other.dtypes) == ("b, c.pt", ("",), ("float16",))
+    assert last.source.kind == "url"
+
+
+def test_a_folder_has_all_checkpoints_in_it_and_below(tmp_path: Path) -> None:
+    touched(
+        tmp_path,
+        "b.pt",
+        "a.safetensors",
+        "README.md",
+        ".hidden.pt",
+        "deep/c.ONNX",
+        "whole/config.json",
+        "whole/model.safetensors",
+        "other/open_clip_config.json",
+        "other/open_clip_model.safetensors",
+    )
+    found = [Path(entry.source.place).relative_to(tmp_path) for entry in read(tmp_path)]
+    assert [str(path) for path in found] == [
+        "a.safetensors",
+        "b.pt",
+        "deep/c.ONNX",
+        "other",
+        "whole",
+    ]
+
+
+def test_a_folder_that_leads_back_to_itself_is_searched_once(tmp_path: Path) -> None:
+    touched(tmp_path, "deep/a.pt")
+    (tmp_path / "deep" / "back").symlink_to(tmp_path)
+    assert len(read(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[[checkpoint]]\npth = 'a.pt'", "checkpoint 1: expected one of path, url, name"),
+        ("[[checkpoint]]\npath = 'a'\n[[checkpoint]]\n", "checkpoint 2: expected one of path"),
+        ("[[checkpoint]]\npath = 'a.pt'\nurl = 'https://a.org/b'", "found path and url"),
+        ("[[checkpoint]]\npath = 3", "expected path to be a text, found 3"),
+        ("[[checkpoint]]\npath = ' '", "expected path to be a text"),
+        ("[[checkpoint]]\npath = '*.pt'", "files that '*.pt' matches, found none"),
+        ("[[checkpoint]]\npath = 'a.pt'\nsha256 = '9c1f9c1f'", "found them beside path"),
+        ("[[checkpoint]]\nurl = 'ftp://a.org/b'", "a url of http or https"),
+        ("[[checkpoint]]\nurl = 'https://[b'", "a url of http or https"),
+        ("[[checkpoint]]\nurl = 'https://a.org/b'\nsha256 = '9c1'", "64 hexadecimal digits"),
+        ("[[checkpoint]]\nurl = 'https://a.org/b'\nsize = '3 apples'", "a size such as"),
+        ("[[checkpoint]]\nurl = 'https://a.org/b'\nsize = -1", "a size such as"),
+        ("[[checkpoint]]\nurl = 'https://a.org/b'\nsize = true", "a size such as"),
+        ("[[checkpoint]]\nname = 'ViT-B/33'", "found 'ViT-B/33'"),
+        ("[[checkpoint]]\npath = 'a.pt'\nbackend = 'jitt'", "expected a backend, found 'jitt'"),
+        ("[[checkpoint]]\npath = 'a.pt'\nbackend = ['all', 'jit']", "expected all alone"),
+        ("[[checkpoint]]\npath = 'a.pt'\nbackend = ['jit', 'jit']", "expected each backend once"),
+        ("[[checkpoint]]\npath = 'a.pt'\nbackend = [1]", "a text or a list of them"),
+        ("[[checkpoint]]\npath = 'a.pt'\ndtype = 'int8'", "expected a dtype, found 'int8'"),
+        ("[[checkpoint]]\npath = 'a.pt'\ndevice = 'tpu'", "expected a device, found 'tpu'"),
+        (
+            "[[checkpoint]]\npath = 'a.pt'\n[[checkpoint]]\npath = 'a.pt'",
+            "checkpoint 2: expected a",
+        ),
+        ("[[checkpoint]]\npath = 'a.pt'\n[[checkpoint]]\npath = './a.pt'", "found it twice"),
+        ("[defaults]\npath = 'a.pt'\n[[checkpoint]]", "found 'path'"),
+        ("defaults = 3", "[defaults] to be a table"),
+        ("checkpoint = 3", "expected [[checkpoint]]"),
+        ("checkpoint = [3]", "checkpoint 1: expected a table, found 3"),
+        ("[checkpoints]", "The nearest is 'checkpoint'"),
+        ("", "expected a checkpoint, found none"),
+        ("[[checkpoint]", "it is no TOML"),
+    ],
+)
+def test_what_is_wrong_in_toml_is_told_with_its_place(tmp_path: Path, text: str, told: str) -> None:
+    assert told in refused(toml(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("pth\na.pt\n", "found 'pth'"),
+        ("path,path\na.pt,b.pt\n", "a column is there twice"),
+        ("path,dtype\na.pt\n", "line 2: expected 2 cells, found 1"),
+        ("path,dtype\na.pt,float16\nb.pt,int8\n", "line 3: expected a dtype"),
+        ('path\n"a.pt\n', "is no CSV"),
+        ("path\n\n", "expected a checkpoint, found none"),
+        ("", "expected a checkpoint, found none"),
+    ],
+)
+def test_what_is_wrong_in_csv_is_told_with_its_line(tmp_path: Path, text: str, told: str) -> None:
+    assert told in refused(table(tmp_path, text))
+
+
+def test_what_is_no_catalogue_is_refused(tmp_path: Path) -> None:
+    touched(tmp_path, "empty/README.md", "model.pt")
+    assert "expected a checkpoint in this folder" in refused(tmp_path / "empty")
+    assert "ends in .toml or .csv" in refused(tmp_path / "model.pt")
+    assert "No such file" in refused(tmp_path / "nowhere.toml")
+    (tmp_path / "all.toml").write_bytes(b"path = '\xff'")
+    assert "not in UTF-8, at byte 8" in refused(tmp_path / "all.toml")
+    with (tmp_path / "all.csv").open("wb") as file:
+        os.truncate(file.fileno(), (16 << 20) + 1)
+    assert "more than 16,777,216 bytes" in refused(tmp_path / "all.csv")
+
+
+@given(data=st.binary(max_size=200), ending=st.sampled_from([".toml", ".csv"]))
+def test_whatever_a_catalogue_holds_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, ending: str
+) -> None:
+    path = tmp_path_factory.mktemp("catalogue") / f"all{ending}"
+    path.write_bytes(data)
+    with contextlib.suppress(CatalogueError):
+        assert read(path)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+
+from clipcheck.checkpoints.architecture import ARCHITECTURES
+from clipcheck.checkpoints.registry import RELEASED
+from clipcheck.sweep.jobs import Source
+from clipcheck.sweep.pretrained import entry_of, pretrained
+
+MODEL = {
+    "embed_dim": 512,
+    "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
+}
+PLACE = "https://github.com/mlfoundations/open_clip/releases/download/v0.2-weights"
+
+
+def test_of_the_list_what_openai_released_is_known_by_its_hash() -> None:
+    entries = {entry.label: entry for entry in pretrained()}
+    assert len(entries) > 100
+    released = {
+        entry.source.sha256
+        for label, entry in entries.items()
+        if label.endswith("/openai") and not entry.unfit
+    }
+    assert released == {known.sha256 for known in RELEASED.values()}
+    entry = entries["ViT-B-32/openai"]
+    known = RELEASED["ViT-B/32"]
+    assert entry.source == Source("url", known.url, known.sha256, known.size)
+    assert entry.architecture == ARCHITECTURES["ViT-B/32"]
+    assert entry.backends == ("",)
+
+
+def test_of_the_list_all_are_an_architecture_that_can_be_judged_or_say_why_not() -> None:
+    for entry in pretrained():
+        assert bool(entry.unfit) != (entry.architecture is not None), entry.label
+        assert not entry.unfit.endswith(".")
+    reasons = {entry.unfit for entry in pretrained()}
+    assert any("head_width is 80" in reason for reason in reasons)
+    assert any("GELU" in reason for reason in reasons)
+
+
+def test_weights_of_open_clip_are_run_by_it_and_their_address_tells_how_their_hash_begins() -> None:
+    url = f"{PLACE}/vit_b_32-quickgelu-laion400m_e32-46683a32.pt"
+    entry = entry_of("m/t", MODEL, {"url": url, "quick_gelu": True})
+    assert entry.backends == ("open_clip",)
+    assert entry.source.sha256 == "46683a32"
+    assert entry.source.estimated
+    assert entry.source.size == pytest.approx(605e6, rel=0.01)
+
+
+def test_weights_of_the_hub_are_taken_from_there() -> None:
+    entry = entry_of("m/t", MODEL, {"url": "", "hf_hub": "timm/vit/", "quick_gelu": True})
+    assert (entry.source.kind, entry.source.place) == ("hub", "timm/vit/")
+
+
+def test_an_address_that_tells_no_hash_has_none() -> None:
+    url = "https://example.org/46683a32/model-46683a32.pt"
+    assert entry_of("m/t", MODEL, {"url": url, "quick_gelu": True}).source.sha256 == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "quick", "told"),
+    [
+        (MODEL, False, "trained with GELU"),
+        (None, True, "no CLIP of the released kind"),
+        ({**MODEL, "vision_cfg": {"timm_model_name": "convnext"}}, True, "no CLIP of the released"),
+        ({**MODEL, "vision_cfg": {**MODEL["vision_cfg"], "layers": [1, 2]}}, True, "no CLIP of"),  # type: ignore[dict-item]
+        ({**MODEL, "vision_cfg": {**MODEL["vision_cfg"], "head_width": 80}}, True, "head_width"),  # type: ignore[dict-item]
+        ({**MODEL, "multimodal_cfg": {}}, True, "multimodal_cfg"),
+    ],
+)
+def test_another_model_is_left_out(model: dict[str, object] | None, quick: bool, told: str) -> None:
+    entry = entry_of("m/t", model, {"url": "https://example.org/m.pt", "quick_gelu": quick})
+    assert told in entry.unfit

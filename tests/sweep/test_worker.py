@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.errors import IsolationError
+from clipcheck.sweep.identity import versions_for
+from clipcheck.sweep.jobs import Conditions, Job, Source
+from clipcheck.sweep.worker import perform, unjudged
+from tests.samples import minute_bytes
+from tests.sweep.samples import job
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "minute.pt"
+    path.write_bytes(minute_bytes(Format.ARCHIVE))
+    return path
+
+
+def of(path: Path, *backends: str, **other: Any) -> Job:
+    given = backends or ("",)
+    known = Conditions(examples=2, versions=versions_for(given))
+    made = job(label="its name", source=Source("path", str(path)), backends=given)
+    return replace(made, conditions=known, isolation="none", **other)
+
+
+def done(asked: Job) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(perform(asked))
+    return found
+
+
+def test_what_was_found_is_by_backend_and_under_the_name_that_it_was_asked_for(
+    archive: Path,
+) -> None:
+    found = done(of(archive, "jit", "trace"))
+    assert found["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert list(found["units"]) == ["jit", "trace"]
+    for backend, unit in found["units"].items():
+        (entry,) = unit["results"]
+        assert (entry["backend"], entry["passed"]) == (backend, True)
+        assert (entry["checkpoint"], entry["path"]) == ("its name", str(archive))
+        assert (unit["failed"], unit["ended"]) == (None, None)
+    assert found["cost"]["seconds"] > 0
+    assert found["cost"]["threads"] >= 1
+    assert found["cost"]["bytes"] == 0
+
+
+def test_all_that_fit_are_one_unit_with_what_was_left_out(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipcheck.backends.registry.BACKENDS", ("jit", "eager", "trace"))
+    found = done(of(archive, "all"))
+    unit = found["units"]["all"]
+    assert [entry["backend"] for entry in unit["results"]] == ["jit", "trace"]
+    (left_out,) = unit["left_out"]
+    assert (left_out["backend"], left_out["checkpoint"]) == ("eager", "its name")
+
+
+def test_a_file_that_cannot_be_opened_is_told_of_each_backend(tmp_path: Path) -> None:
+    path = tmp_path / "broken.pt"
+    path.write_bytes(b"PK\x03\x04nothing")
+    found = done(of(path, "jit", "trace"))
+    assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    for backend in ("jit", "trace"):
+        unit = found["units"][backend]
+        (entry,) = unit["results"]
+        assert entry["backend"] == backend
+        assert "cut off or altered" in entry["error"]
+        assert unit["failed"] is None
+
+
+def test_a_file_that_is_not_there_is_for_the_surroundings(tmp_path: Path) -> None:
+    found = done(of(tmp_path / "gone.pt"))
+    assert found["sha256"] is None
+    assert "gone.pt" in found["units"][""]["failed"]
+
+
+def test_a_backend_that_is_missing_here_is_for_the_surroundings(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clipcheck.backends import compile as backend
+    from clipcheck.backends.base import Missing
+
+    monkeypatch.setattr(backend, "available", lambda: Missing("no compiler", "Install one."))
+    units = done(of(archive, "jit", "compile"))["units"]
+    assert units["jit"]["failed"] is None
+    assert "no compiler" in units["compile"]["failed"]
+
+
+def test_code_that_ended_its_cell_is_told_as_that(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crashed(*_: object) -> None:
+        raise IsolationError("it crashed", remedy="Look at it.")
+
+    monkeypatch.setattr("clipcheck.matrix.build", crashed)
+    unit = done(of(archive, "jit"))["units"]["jit"]
+    assert "it crashed" in unit["ended"]
+    assert unit["failed"] is None
+
+
+def test_what_is_no_error_of_ours_is_told_and_counts_for_nothing(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr("clipcheck.checking.check", full)
+    assert done(of(archive)) == {"failed": "MemoryError: no more"}
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_worker_of_other_versions_judges_nothing(archive: Path) -> None:
+    asked = of(archive)
+    versions = {**asked.conditions.versions, "torch": "1.0"}
+    asked = replace(asked, conditions=replace(asked.conditions, versions=versions))
+    assert "torch 1.0 there and" in done(asked)["failed"]
+
+
+def test_what_failed_elsewhere_before_is_not_tried_first(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from clipcheck import checking
+
+    check = checking.check
+    folders: list[str] = []
+
+    def looked(*arguments: Any, **known: Any) -> Any:
+        folders.append(os.environ["HYPOTHESIS_STORAGE_DIRECTORY"])
+        return check(*arguments, **known)
+
+    monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr("clipcheck.checking.check", looked)
+    done(of(archive))
+    done(of(archive))
+    assert len({*folders, str(tmp_path)}) == 3
+    assert not any(Path(folder).exists() for folder in folders)
+    assert os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] == str(tmp_path)
+
+
+def test_what_never_came_to_its_end_has_an_entry_as_well() -> None:
+    told = unjudged(job(label="m.pt", dtype="float16"), "trace", "a" * 64, "why")
+    (entry,) = told["results"]
+    assert (entry["checkpoint"], entry["backend"], entry["dtype"]) == ("m.pt", "trace", "float16")
+    assert (entry["error"], entry["passed"], entry["sha256"]) == ("why", False, "a" * 64)
+    assert unjudged(job(), "", "url:x", "why")["results"][0]["sha256"] is None
