@@ -32,6 +32,7 @@ from clipcheck.progress import Progress, Span, silent
 
 if TYPE_CHECKING:
     from clipcheck.audit_ways import WayBench
+    from clipcheck.backends.archives import OpenArchive
     from clipcheck.backends.base import Source
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
@@ -454,7 +455,7 @@ class _Bench:
         from clipcheck.backends.jit import Archive
 
         source, both = self._write(variant.plant)
-        candidate = Archive(source, both)
+        candidate = Archive(source, _opened(both))
         gates = judge_candidate(self._trial, candidate, source, Contract(), Stopwatch()).gates
         assertion = contract(self._classic.run(candidate).cases, Contract())
         found = self._localise(variant, source.checkpoint) if self._unit.localize else None
@@ -469,7 +470,8 @@ class _Bench:
             return None
         # Anew: some faults have changed the weights by now.
         both = load_checkpoint_both(checkpoint, self._device)
-        return first_departures(checkpoint, both, self._device, "float32", Stopwatch())
+        archive, model = _opened(both).runner, both.eager_model
+        return first_departures(checkpoint, archive, model, self._device, "float32", Stopwatch())
 
     def _is_right(self, found: Localisation, variant: Variant) -> bool:
         """Whether the place in each tower is the first that was altered there."""
@@ -496,10 +498,20 @@ class _Bench:
         folder = self._path.parent
         nothing = Artefacts(None, folder)
         model = both.eager_model
-        return Source(checkpoint, model, self._device, "float32", {}, folder, nothing, both), both
+        source = Source(
+            checkpoint, model, self._device, "float32", {}, folder, nothing, _opened(both)
+        )
+        return source, both
 
     def _prepare(self, both: Both, drawn: list[Batch]) -> Trial:
         from clipcheck.backends.reference import Reference
 
         reference = Reference(both.eager_model, self._architecture, self._device)
         return Trial.of(reference, drawn, "float32", Stopwatch())
+
+
+def _opened(both: Both) -> OpenArchive:
+    """In this process: it was written here."""
+    from clipcheck.backends.archives import Inside, OpenArchive
+
+    return OpenArchive(Inside(both.archive), both.compared, both.differing)

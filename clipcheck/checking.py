@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from clipcheck._version import __version__
 from clipcheck.backends.artefacts import default_folder
+from clipcheck.backends.cells import isolation_named, prepare
 from clipcheck.backends.registry import chosen
 from clipcheck.checkpoints import registry
 from clipcheck.compare.tolerances import LIMITS, Contract
@@ -46,6 +47,7 @@ def check(
     atol: float = Contract.atol,
     rtol: float = Contract.rtol,
     cache: bool = True,
+    isolation: str | None = None,
     download_root: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -70,6 +72,9 @@ def check(
         rtol: its relative tolerance.
         cache: whether compiled and exported programs are kept for the next time, and taken from
             there.
+        isolation: ``process`` runs the code of a file (an archive, a program) in a process of its
+            own, which has no rights; ``none`` in this one, which is for files that are trusted. By
+            default ``process``, but for the released files, which are known by their hash.
         download_root: where released files are kept.
         progress: called with a few words before each phase; one that is a
             `clipcheck.progress.Gauge` is also told how much is done.
@@ -96,8 +101,10 @@ def check(
         _known(dtype),
         None if reference is None else os.fspath(reference),
         default_folder() if cache else None,
+        isolation_named(isolation),
         download_root,
     )
+    prepare([os.fspath(name) for name in names], plan.isolation)
     judge_one = Judge(plan)
     asked = [(os.fspath(name), where) for name in names for where in devices]
     spans = Span(progress or silent).split([_size(name) for name, _ in asked])

@@ -40,6 +40,7 @@ FormatName = Literal["archive", "state-dict", "safetensors"]
 ConvertedName = Literal[
     "archive", "state-dict", "safetensors", "transformers", "open_clip", "pt2", "onnx"
 ]
+IsolationName = Literal["process", "none"]
 DtypeName = Literal["float16", "bfloat16", "float32"]
 
 Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A path or released name.")]
@@ -70,6 +71,14 @@ Cache = Annotated[
     bool,
     typer.Option(
         "--cache/--no-cache", help="Whether to keep compiled and exported programs, and take them."
+    ),
+]
+IsolationOption = Annotated[
+    IsolationName | None,
+    typer.Option(
+        "--isolation",
+        help="Run the code of a file in a process without rights, or in this one. By default "
+        "process, but for released files, which are known by their hash.",
     ),
 ]
 DownloadRoot = Annotated[
@@ -172,6 +181,7 @@ def check(
         typer.Option(metavar="DIR", help="Keep a page (HTML), text, JSON and what fails."),
     ] = None,
     cache: Cache = True,
+    isolation: IsolationOption = None,
     download_root: DownloadRoot = None,
     quiet: Annotated[
         bool,
@@ -204,6 +214,7 @@ def check(
             atol=atol,
             rtol=rtol,
             cache=cache,
+            isolation=isolation,
             download_root=download_root,
             progress=progress,
         )
@@ -239,6 +250,7 @@ def replay(
     dtype: Annotated[
         DtypeName | None, typer.Option(help="By default the one that it failed in.")
     ] = None,
+    isolation: IsolationOption = None,
     download_root: DownloadRoot = None,
     quiet: Quiet = False,
 ) -> None:
@@ -253,6 +265,7 @@ def replay(
             checkpoint=checkpoint,
             device=device,
             dtype=dtype,
+            isolation=isolation,
             download_root=download_root,
             progress=progress,
         )
@@ -311,7 +324,7 @@ def demo(
         if progress is not None:
             progress(f"{path}: writing")
         _synthesize(DEMO, path, "archive", seed=0)
-        result = run(path, progress=progress)
+        result = run(path, isolation="none", progress=progress)  # it was written here
     # The file is gone: what to do next is to check another.
     _show(text.brief(result) if quiet else text.report(result, advise=False), result)
     if result.passed and not quiet:
@@ -445,6 +458,7 @@ def localize(
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
     ] = None,
+    isolation: IsolationOption = None,
     download_root: DownloadRoot = None,
     quiet: Quiet = False,
 ) -> None:
@@ -459,6 +473,7 @@ def localize(
             device=device,
             dtype=dtype,
             seed=seed,
+            isolation=isolation,
             download_root=download_root,
             progress=progress,
         )
@@ -563,7 +578,7 @@ def _demonstrate(name: str, folder: Path, quiet: bool) -> NoReturn:
             progress(f"{path}: writing")
         dimensions = architecture_named(architecture)
         write_archive(dimensions, draw(dimensions, 0), path, alter=variant.plant)
-        result = run(path, progress=progress)
+        result = run(path, isolation="none", progress=progress)  # it was written here
     kept = evidence.keep(result, folder)
     _show(text.brief(kept) if quiet else text.report(kept, advise=False), kept)
     if not quiet:
@@ -588,7 +603,8 @@ def _require_consistent(
     from clipcheck.checking import check as run
     from clipcheck.report.text import render
 
-    result = run(path, device="cpu", progress=progress, **how)
+    # It was written here.
+    result = run(path, device="cpu", isolation="none", progress=progress, **how)
     if not result.passed:
         told = render(result, advise=False).removesuffix(".")
         raise OutputError(

@@ -14,6 +14,7 @@
     ├── VocabularyError          the tokenizer's vocabulary is missing or not the right one
     ├── UnavailableError         a backend or a device that this machine does not have
     ├── RunError                 a model was loaded, but running it failed
+    ├── IsolationError           what ran a file's code crashed, hung, or took too much
     ├── ReplayError              a saved failing input cannot be used
     ├── ResultsError             the results of a check cannot be read or compared
     ├── OutputError              a file could not be written
@@ -93,6 +94,11 @@ class UnavailableError(ClipcheckError):
 
 class RunError(ClipcheckError):
     """A model was loaded, but running it failed."""
+
+
+class IsolationError(ClipcheckError):
+    """The process that ran a file's own code crashed, hung, took too much memory, or answered with
+    something that is no answer."""
 
 
 class ReplayError(ClipcheckError):

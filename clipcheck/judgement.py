@@ -50,7 +50,10 @@ class Judgement:
         frontends_problem: why these could not be compared, or None.
         artefact_bytes: size of what was built to be run, or of the archive; None where the backend
             has no file of its own.
-        peak_memory: of the process up to then, in bytes; None where the system does not tell.
+        peak_memory: of the process up to then, and of that which ran the file's own code, in bytes;
+            None where the system does not tell.
+        isolation: what the file's own code was confined by, as phrases; nothing where it ran in
+            this process, and None where none of it ran.
         error: why it could not be judged, or None.
         remedy: the end of that, which tells what to do, where it is known.
     """
@@ -80,6 +83,7 @@ class Judgement:
     frontends_problem: str | None = None
     artefact_bytes: int | None = None
     peak_memory: int | None = None
+    isolation: tuple[str, ...] | None = None
     error: str | None = None
     remedy: str | None = None
 

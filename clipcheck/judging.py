@@ -229,9 +229,9 @@ def judge_candidate(
         unlike: raw inputs that the candidate's own dimensions make something else of.
     """
     from clipcheck.backends.reference import exact_arithmetic
-    from clipcheck.models.loader import WeightWatch
+    from clipcheck.models.weights import WeightWatch
 
-    weights = WeightWatch(source.both.jit_model if source.both else source.model)
+    weights = WeightWatch(source.model)
     with watch.phase("candidate") as advance, exact_arithmetic():
         run = trial.run(candidate, advance)
     coverage = None
@@ -239,7 +239,8 @@ def judge_candidate(
         coverage = _coverage(candidate, source, seed, watch)
     with watch.phase("gates"):
         failures = [*run.failures, *(coverage.failures if coverage else ())]
-        changed = weights.changed()
+        own = candidate.runner.changed() if isinstance(candidate, Archive) else []
+        changed = list(dict.fromkeys([*own, *weights.changed()]))
         evidence = replace(candidate.evidence(), changed=changed, failures=failures, unlike=unlike)
         gates = judge(trial, run, evidence, coverage, limits)
         return Verdict(gates, run, not changed, coverage)
@@ -248,12 +249,10 @@ def judge_candidate(
 def _coverage(archive: Archive, source: Source, seed: int, watch: Stopwatch) -> Coverage:
     from clipcheck.modules.judge import judge_modules
 
-    with watch.phase("build"):
-        tapped = archive.tapped()
     with watch.phase("inputs"):
         batch = for_modules(inputs_of(source.checkpoint.architecture), seed)
     with watch.phase("modules") as advance:
-        return judge_modules(tapped, source.model, batch, source.device, advance)
+        return judge_modules(archive.runner, source.model, batch, source.device, advance)
 
 
 def _attempt(candidate: Backend, batch: Batch, failures: list[str]) -> Mapping[str, Array]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from clipcheck.backends.archives import open_archive
+from clipcheck.backends.cells import cell_for, isolation_named, prepare
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.compare.localisation import Localisation, Tower
 from clipcheck.compare.tolerances import LIMITS
@@ -16,8 +18,9 @@ from clipcheck.judging import Stopwatch, inputs_of
 if TYPE_CHECKING:
     import torch
 
+    from clipcheck.backends.archives import Runner
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.models.loader import Both
+    from clipcheck.models import eager
 
 _TOWERS: Mapping[str, Tower] = {"image_features": "image", "text_features": "text"}
 """The tower that is at fault where this output is."""
@@ -70,6 +73,7 @@ def localize(
     device: str | torch.device | None = None,
     dtype: str = "float32",
     seed: int = 0,
+    isolation: str | None = None,
     download_root: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Localised:
@@ -80,15 +84,18 @@ def localize(
         device: where to run; by default the GPU where there is one.
         dtype: what to compute in.
         seed: of the inputs.
+        isolation: as for `clipcheck.check`.
         download_root: where released files are kept.
         progress: called with a few words before each phase.
 
     Raises:
         ClipcheckError: the checkpoint or the device cannot be used; the subclass tells why.
     """
+    prepare([os.fspath(checkpoint)], isolation_named(isolation))
+
     import torch
 
-    from clipcheck.models.loader import load_checkpoint_both, resolve_device
+    from clipcheck.models.loader import resolve_device
 
     say = progress or (lambda _: None)
     name = os.fspath(checkpoint)
@@ -98,10 +105,11 @@ def localize(
     opened = open_checkpoint(name, download_root)
     opened.verify()
     say(f"{name}: loading both ways on {target} in {dtype}")
-    with watch.phase("load"):
-        both = load_checkpoint_both(opened, target, getattr(torch, dtype))
-    say(f"{name}: walking through the archive")
-    found = first_departures(opened, both, target, dtype, watch, seed=seed)
+    with cell_for(opened, target, isolation_named(isolation)) as cell:
+        with watch.phase("load"):
+            archive, model = open_archive(opened, target, getattr(torch, dtype), cell)
+        say(f"{name}: walking through the archive")
+        found = first_departures(opened, archive.runner, model, target, dtype, watch, seed=seed)
     return Localised(
         name, str(opened.path), opened.sha256, str(target), dtype, dict(watch.seconds), found
     )
@@ -109,7 +117,8 @@ def localize(
 
 def first_departures(
     checkpoint: Checkpoint,
-    both: Both,
+    archive: Runner,
+    model: eager.CLIP,
     device: torch.device,
     dtype: str,
     watch: Stopwatch,
@@ -123,28 +132,26 @@ def first_departures(
     what it gets wrong has no place yet; and where there is none at all, the corners.
 
     Args:
-        checkpoint: the file, which is loaded once more.
-        both: with weights as they are in the file; a walk may change them.
+        checkpoint: the file.
+        archive: runs it, with weights as they are in the file; a walk may change them.
+        model: the eager model of these weights.
         device: where both are.
         dtype: what they compute in.
         watch: gets the time of each phase.
         seed: of the inputs.
         suspect: the input that it fails on, if one is known.
     """
-    from clipcheck.models.loader import WeightWatch, load_tapped
     from clipcheck.modules.walk import walk
 
-    with watch.phase("load"):
-        tapped = load_tapped(checkpoint, device, both)
-    weights = WeightWatch(tapped)
     found = Localisation.nowhere()
     for what, batch, tower in _inputs(inputs_of(checkpoint.architecture), seed, suspect):
         placed = {place.tower for place in found.found}
         if tower in placed or (tower is None and placed):
             continue
         with watch.phase("localisation"):
-            here = walk(tapped, both.eager_model, batch, device, LIMITS[dtype], what)
-        found = found.completed(here).completed(Localisation.of_changed(weights.changed(), what))
+            here = walk(archive, model, batch, device, LIMITS[dtype], what)
+        changed = Localisation.of_changed(archive.changed(), what)
+        found = found.completed(here.explained(changed))
     return found
 
 

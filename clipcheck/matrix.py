@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend, Source
+from clipcheck.backends.cells import Isolation, cell_for
 from clipcheck.backends.jit import Archive
 from clipcheck.backends.known import Known, everything, matching
 from clipcheck.backends.loading import PROGRAMS, Sides, build, load_sides, require_runs
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.backends.reference import Reference
+    from clipcheck.isolation.cell import Cell
 
 Device: TypeAlias = "str | torch.device | None"
 
@@ -96,6 +98,7 @@ class Plan:
         dtypes: none for those that suit the device.
         reference: the checkpoint whose eager model all are compared with, if it is another.
         artefacts: where what was built is kept; None keeps nothing.
+        isolation: where a file's own code runs, see `clipcheck.backends.cells`.
         download_root: where released files are kept.
     """
 
@@ -107,6 +110,7 @@ class Plan:
     dtypes: tuple[str, ...]
     reference: str | None
     artefacts: Path | None
+    isolation: Isolation | None
     download_root: str | os.PathLike[str] | None
 
 
@@ -178,10 +182,11 @@ class Judge:
             files, target = self._open(draft, device, reading)
             choices = plan.backends or (_default_backend(files),)
             dtypes = plan.dtypes or _default_dtypes(files.checkpoint, target)
-            for dtype, share in zip(dtypes, judging.split([1] * len(dtypes)), strict=True):
-                part = replace(draft.judgement, dtype=dtype)
-                found += self._in_dtype(part, files, target, choices, share)
-                share.reach(1.0)
+            with cell_for(files.subject, target, plan.isolation) as cell:
+                for dtype, share in zip(dtypes, judging.split([1] * len(dtypes)), strict=True):
+                    part = replace(draft.judgement, dtype=dtype)
+                    found += self._in_dtype(part, files, target, choices, cell, share)
+                    share.reach(1.0)
         span.reach(1.0)
         return found or [draft.judgement]
 
@@ -217,6 +222,7 @@ class Judge:
         files: _Files,
         device: torch.device,
         choices: Sequence[Choice],
+        cell: Cell | None,
         span: Span,
     ) -> list[Judgement | LeftOut]:
         """One for each backend."""
@@ -235,12 +241,14 @@ class Judge:
         shared = _Draft(judgement)
         parts = [_Draft(replace(judgement, backend=str(choice))) for choice in running]
         with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder, shared.keeping_errors():
-            bench = _Bench(self.plan, shared, files, device, running, folder, first)
+            bench = _Bench(self.plan, shared, files, device, running, cell, folder, first)
             for choice, part, share in zip(running, parts, shares, strict=True):
                 with part.keeping_errors():
                     self._judge(part, bench, choice, share)
                 part.add(known=_known(part.judgement, choice, files.checkpoint))
                 share.reach(1.0)
+        for choice, part in zip(running, parts, strict=True):
+            part.add(isolation=_isolation(choice, files.subject, cell))
         error = shared.judgement.error
         if error is not None:  # of what all of them share
             for part in parts:
@@ -282,7 +290,7 @@ class Judge:
             bench.renew()
         seconds = {**bench.seconds_once(), **watch.seconds}
         run = sum(spent for phase, spent in seconds.items() if phase not in ("load", "build"))
-        draft.add(seconds={**seconds, "run": run}, peak_memory=_peak_memory())
+        draft.add(seconds={**seconds, "run": run}, peak_memory=_peak_memory(bench.source.cell))
         del candidate
         gc.collect()  # a program's graph refers to itself, and holds its weights
 
@@ -336,11 +344,12 @@ class Judge:
                 # Running has changed the weights, which both models share.
                 bench.renew()
             source = bench.source
-            if source.both is None:
+            if source.archive is None:
                 raise ValueError("an archive was run that was not loaded")
             return first_departures(
                 source.checkpoint,
-                source.both,
+                source.archive.runner,
+                source.model,
                 source.device,
                 source.dtype,
                 watch,
@@ -362,6 +371,7 @@ class _Bench:
         files: what is judged, and with what it is compared.
         device: where.
         choices: what is going to run.
+        cell: what runs the subject's own code; None for this process.
         folder: for what backends write.
         span: of the progress.
     """
@@ -373,12 +383,14 @@ class _Bench:
         files: _Files,
         device: torch.device,
         choices: Sequence[Choice],
+        cell: Cell | None,
         folder: str,
         span: Span,
     ) -> None:
         self.files = files
         self._archive = any(choice.name == "jit" for choice in choices)
         self._device = device
+        self._cell = cell
         self._dtype = str(draft.judgement.dtype)
         self._scratch = Path(folder)
         self._artefacts = Artefacts(plan.artefacts, self._scratch)
@@ -420,6 +432,7 @@ class _Bench:
             self._scratch,
             self._artefacts,
             archive=self._archive,
+            cell=self._cell,
         )
 
 
@@ -473,6 +486,15 @@ def _known(judged: Judgement, choice: Choice, checkpoint: Checkpoint) -> tuple[K
             vision=type(checkpoint.architecture.vision).__name__,
         )
     )
+
+
+def _isolation(
+    choice: Choice, subject: Checkpoint | Program, cell: Cell | None
+) -> tuple[str, ...] | None:
+    """What the file's own code was confined by, see `Judgement.isolation`."""
+    if isinstance(subject, Checkpoint) and choice.name != "jit":
+        return None
+    return () if cell is None else cell.measures
 
 
 def _versions() -> dict[str, str]:
@@ -541,11 +563,15 @@ def _describe(subject: Checkpoint | Program) -> str:
     return f"{checkpoint.format}, {described}, {parameters}, {dtypes}"
 
 
-def _peak_memory() -> int | None:
-    """Of this process, in bytes. Linux counts in kilobytes; Windows does not have it."""
+def _peak_memory(cell: Cell | None) -> int | None:
+    """Of this process and of a cell, in bytes. Linux counts in kilobytes; Windows does not have it.
+
+    What both have mapped, as torch itself, counts twice.
+    """
     try:
         import resource
     except ImportError:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return own if cell is None else own + cell.peak_memory

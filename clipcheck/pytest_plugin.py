@@ -52,6 +52,10 @@ OPTIONS = {
     "--clip-rtol": ("R", "relative tolerance on probabilities (default: 0.1)"),
     "--clip-examples": ("N", "number of images and prompts (default: as `clipcheck check`)"),
     "--clip-seed": ("S", "of the images and prompts (default: 0)"),
+    "--clip-isolation": (
+        "I",
+        "process or none: where a file's own code runs (default: process, but for released files)",
+    ),
     "--clip-report": ("DIR", "write results.json, report.txt and the inputs that failed there"),
 }
 """By option, what stands for its value, and its help."""

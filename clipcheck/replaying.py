@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcheck.backends.artefacts import Artefacts, default_folder
+from clipcheck.backends.cells import cell_for, isolation_named, prepare
 from clipcheck.backends.loading import build, load_sides, require_runs
 from clipcheck.backends.registry import parse
 from clipcheck.checking import Device
@@ -64,6 +65,7 @@ def replay(
     checkpoint: str | None = None,
     device: Device = None,
     dtype: str | None = None,
+    isolation: str | None = None,
     download_root: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Replayed:
@@ -74,6 +76,7 @@ def replay(
         checkpoint: a path or released name; by default the one that it failed with.
         device: where to; by default as it was.
         dtype: what to compute in; by default as it was.
+        isolation: as for `clipcheck.check`.
         download_root: where released files are kept.
         progress: called with a few words before each phase.
 
@@ -85,6 +88,8 @@ def replay(
     from clipcheck.models.loader import resolve_device
 
     saved = read(path)
+    apart = isolation_named(isolation)
+    prepare([checkpoint or saved.checkpoint], apart)
     span = Span(progress or silent)
     target = resolve_device(device or saved.device)
     name, wanted = checkpoint or saved.checkpoint, dtype or saved.dtype
@@ -96,11 +101,22 @@ def replay(
     choice = parse(saved.backend)
     require_runs(choice, subject)
     given = batch(saved.example, Frontend(inputs.resolution, inputs.context_length))
-    with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder, exact_floats():
+    with (
+        tempfile.TemporaryDirectory(prefix="clipcheck-") as folder,
+        cell_for(subject, target, apart) as cell,
+        exact_floats(),
+    ):
         span.say(f"{name}: loading on {target} in {wanted}")
         artefacts = Artefacts(default_folder(), Path(folder))
         sides = load_sides(
-            subject, other, target, wanted, Path(folder), artefacts, archive=choice.name == "jit"
+            subject,
+            other,
+            target,
+            wanted,
+            Path(folder),
+            artefacts,
+            archive=choice.name == "jit",
+            cell=cell,
         )
         span.say(f"{name}: running the failing input by {choice}")
         with closing(build(choice, sides.source)) as candidate:

@@ -11,23 +11,25 @@ import clipcheck
 
 ROOT = Path(clipcheck.__file__).parent
 
-EVERYWHERE = {"errors", "progress", "torchscript_support", "_version"}
+EVERYWHERE = {"errors", "progress", "sizes", "torchscript_support", "_version"}
 
 ALLOWED = {
     "errors": set(),
     "torchscript_support": set(),
     "_version": set(),
     "progress": set(),
+    "sizes": set(),
+    "isolation": set(),
     "checkpoints": set(),
     "inputs": set(),
     "compare": set(),
     "writers": {"checkpoints", "compare", "inputs", "models"},
     "models": {"checkpoints", "inputs"},
-    "backends": {"checkpoints", "compare", "inputs", "models", "writers"},
+    "backends": {"checkpoints", "compare", "inputs", "isolation", "models", "writers"},
     "frontends": {"backends", "checkpoints", "compare", "inputs"},
     "judging": {"backends", "checkpoints", "compare", "inputs", "models", "modules"},
     "modules": {"models", "backends", "inputs", "compare"},
-    "localising": {"checkpoints", "compare", "inputs", "judging", "models", "modules"},
+    "localising": {"backends", "checkpoints", "compare", "inputs", "judging", "models", "modules"},
     "search": {"backends", "compare", "inputs"},
     "judgement": {"backends", "compare", "search"},
     "matrix": {
@@ -36,6 +38,7 @@ ALLOWED = {
         "compare",
         "frontends",
         "inputs",
+        "isolation",
         "judgement",
         "judging",
         "localising",

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from clipcheck import localising
+from clipcheck.backends.archives import Inside
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.compare.localisation import Localisation
 from clipcheck.errors import CheckpointError
@@ -142,7 +143,10 @@ def test_weights_that_running_changes_are_a_place_where_nothing_else_departs(
 def given(path: Path, suspect: Suspect | None) -> list[str]:
     checkpoint = open_checkpoint(path)
     both = load_checkpoint_both(checkpoint, CPU)
-    found = first_departures(checkpoint, both, CPU, "float32", Stopwatch(), suspect=suspect)
+    archive, model = Inside(both.archive), both.eager_model
+    found = first_departures(
+        checkpoint, archive, model, CPU, "float32", Stopwatch(), suspect=suspect
+    )
     return [place.given for place in found.found]
 
 

@@ -295,14 +295,12 @@ def test_what_the_texts_say_of_a_failing_input(result: Result) -> None:
 
 
 def test_archives_with_other_dimensions_of_their_own_take_raw_inputs_otherwise() -> None:
-    import torch
 
     from clipcheck.backends.jit import _frontend_of
+    from clipcheck.models.facts import Facts
 
-    class Says(torch.nn.Module):
-        input_resolution = torch.tensor(40)
-
-    assert _frontend_of(Says(), architecture_named("tiny-vit")) == Frontend(40, 77)
+    facts = Facts(True, {}, input_resolution=40)
+    assert _frontend_of(facts, architecture_named("tiny-vit")) == Frontend(40, 77)
 
 
 def test_the_suite_prints_the_smallest_input_and_keeps_it(faulty: Path, tmp_path: Path) -> None:

@@ -7,21 +7,23 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import Backend, Missing, Option, Source, translating
+from clipcheck.backends.base import Array, Backend, Missing, Option, Source, translating
 from clipcheck.backends.eager import version as version
+from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
+from clipcheck.backends.signature import Declared, Raw
 from clipcheck.compare.integrity import Evidence
 
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.backends.signature import Input
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.isolation.cell import Cell
 
 SUMMARY = "native code, compiled ahead of time and loaded from its package (AOTInductor)"
 OPTIONS: dict[str, Option] = {}
@@ -52,7 +54,7 @@ def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | Non
 
 def build(source: Source) -> Backend:
     """Compile the eager model, or take the package of an earlier run, and load it."""
-    from clipcheck.backends import programs, signature
+    from clipcheck.backends import programs
 
     def write(path: Path) -> None:
         with translating("aotinductor", "compiling"):
@@ -60,10 +62,9 @@ def build(source: Source) -> Backend:
 
     key = {**programs.key(source), "hardware": _hardware(source.device)}
     path = source.artefacts.get("package.pt2", key, write)
-    declared = [signature.Declared(name, None, dtype) for name, dtype in _INPUTS.items()]
-    architecture = source.checkpoint.architecture
-    inputs = signature.inputs(declared, architecture, path)
-    return _backend(path, _load(path), inputs, source.device, architecture)
+    declared = [Declared(name, None, dtype) for name, dtype in _INPUTS.items()]
+    found = _opened(_load(path), declared, source.device)
+    return as_backend("aotinductor", found, source.checkpoint.architecture, path, _unknown)
 
 
 _INPUTS = {"pixels": "float32", "tokens": "int32"}
@@ -117,29 +118,42 @@ def _hardware(device: torch.device) -> str:
     return f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)}"
 
 
-def open_package(path: Path, device: torch.device, architecture: Architecture) -> Backend:
+def open_package(
+    path: Path, device: torch.device, architecture: Architecture, cell: Cell | None = None
+) -> Backend:
     """Open a package of AOTInductor, of whoever's making.
 
-    Loading it runs native code of the file, with all rights of this process. The code does not
-    look at the dtype of what it gets: ids are int64 where the package does not say otherwise.
+    Loading it runs native code of the file, with all rights of the process that does it. The code
+    does not look at the dtype of what it gets: ids are int64 where the package does not say
+    otherwise.
 
     Args:
         path: the file.
         device: what it was compiled for.
         architecture: what it is to be a model of.
+        cell: what runs it; None for this process.
 
     Raises:
         DamagedError: the file was altered.
         CheckpointError: it takes other inputs than a CLIP model.
         RunError: it cannot be loaded on this machine.
     """
-    from torch.utils import _pytree as pytree
-
-    from clipcheck.backends import signature
     from clipcheck.checkpoints.records import MappedFile, Records
 
     # torch compares no checksums, and leaves all that it unpacked where it cannot load it.
     Records(MappedFile(path)).verify()
+    found = open_apart("aotinductor", path, device, None, cell) if cell else opened(path, device)
+    return as_backend("aotinductor", found, architecture, path, _unknown)
+
+
+def opened(
+    path: Path,
+    device: torch.device,
+    options: Mapping[str, str] | None = None,  # noqa: ARG001 - it has none
+) -> Opened:
+    """A package in this process."""
+    from torch.utils import _pytree as pytree
+
     package = _load(path)
     with translating("aotinductor", "reading the package"):
         ids = package.get_metadata().get(_TOKENS, "int64")
@@ -147,11 +161,8 @@ def open_package(path: Path, device: torch.device, architecture: Architecture) -
         # What is given by its place has no name; beyond the first two nothing tells what it is.
         places = [*_INPUTS, *(f"argument {n}" for n in range(3, arguments.num_leaves + 1))]
         names = [*places[: arguments.num_leaves], *(named.context or ())]
-    declared = [
-        signature.Declared(name, None, "float32" if "pixel" in name else ids) for name in names
-    ]
-    inputs = signature.inputs(declared, architecture, path)
-    return _backend(path, package, inputs, device, architecture)
+    declared = [Declared(name, None, "float32" if "pixel" in name else ids) for name in names]
+    return _opened(package, declared, device)
 
 
 def _load(path: Path) -> Any:
@@ -161,25 +172,26 @@ def _load(path: Path) -> Any:
         return torch._inductor.aoti_load_package(str(path))
 
 
-def _backend(
-    path: Path,
-    package: Any,
-    inputs: tuple[Input, ...],
-    device: torch.device,
-    architecture: Architecture,
-) -> Backend:
+def _opened(package: Any, declared: Sequence[Declared], device: torch.device) -> Opened:
     import torch
     from torch.utils import _pytree as pytree
 
-    from clipcheck.backends.programs import ProgramBackend, flat
-    from clipcheck.backends.signature import Raw
+    from clipcheck.backends.programs import flat
 
     spec = pytree.treespec_loads(package.loader.get_call_spec()[0])
 
-    def run(pixels: Any, tokens: Any) -> Raw:
-        given = [torch.from_numpy(each.value(pixels, tokens)).to(device) for each in inputs]
+    def run(arrays: Sequence[Array]) -> Raw:
+        given = [torch.from_numpy(array).to(device) for array in arrays]
         with torch.inference_mode():
             arguments, named = pytree.tree_unflatten(given, spec)
             return flat(package(*arguments, **named))
 
-    return ProgramBackend("aotinductor", run, architecture, path, lambda: Evidence(None))
+    def weights(receive: Receive) -> None:
+        """They are built in."""
+
+    return Opened(declared, run, weights)
+
+
+def _unknown(_: Opened) -> Evidence:
+    """Its weights cannot be told apart any more."""
+    return Evidence(None)

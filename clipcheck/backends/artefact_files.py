@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.architecture import Architecture
+    from clipcheck.isolation.cell import Cell
 
 
 def open_file(
@@ -26,12 +27,13 @@ def open_file(
     weights: Mapping[str, torch.Tensor] | None = None,
     options: Mapping[str, str] | None = None,
     native: bool = False,
+    cell: Cell | None = None,
 ) -> Backend:
     """Open a ``pt2`` or ``onnx`` file.
 
     It computes in the dtype that it was written in. Of exported programs and of ONNX nothing runs
     but operators of torch and ONNX Runtime; a compiled package is native code, which runs with all
-    rights of this process as soon as it is loaded.
+    rights of the process as soon as it is loaded.
 
     Args:
         path: the file.
@@ -40,7 +42,8 @@ def open_file(
         weights: those that it has to have, by the released keys, of the dtypes that it computes
             in; where they can be told, they are compared.
         options: of the backend ``onnxruntime``, for an ONNX file.
-        native: whether a compiled package may be loaded.
+        native: whether a compiled package may be loaded into this process.
+        cell: what runs it; None for this process.
 
     Returns:
         A backend, whose missing outputs are told by the gate ``integrity``.
@@ -55,7 +58,7 @@ def open_file(
         missing = onnxruntime.available()
         if missing is not None:
             raise UnavailableError(f"onnxruntime: {missing.reason}", remedy=missing.remedy)
-        return onnxruntime.open_program(path, device, architecture, weights, options)
+        return onnxruntime.open_program(path, device, architecture, weights, options, cell)
     if kind is not Format.PT2:
         raise UnknownFormatError(
             "expected a program, as torch.export.save, AOTInductor or an ONNX exporter writes it",
@@ -63,11 +66,11 @@ def open_file(
             path=path,
         )
     if not is_compiled(path):
-        return export.open_program(path, device, architecture, weights)
-    if not native:
+        return export.open_program(path, device, architecture, weights, cell)
+    if cell is None and not native:
         raise UnsafeError(
             "it is native code, which runs as soon as it is loaded; nothing was run",
-            remedy="Load it only where you trust whoever compiled it.",
+            remedy="Leave out --isolation none: a process without rights runs it.",
             path=path,
         )
-    return aotinductor.open_package(path, device, architecture)
+    return aotinductor.open_package(path, device, architecture, cell)

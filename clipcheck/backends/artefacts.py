@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck._version import __version__
 from clipcheck.errors import UsageError
+from clipcheck.sizes import bytes_in
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -44,9 +44,6 @@ LIMIT_VARIABLE = "CLIPCHECK_ARTEFACTS_LIMIT"
 
 DEFAULT_LIMIT = 20 * 10**9
 """In bytes: room for some ten ways to run each of three ViT-B/32, at 0.6 GB a piece in float32."""
-
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kMGT]?)B?")
 
 _RECORD = ".sha256.json"
 _PART = ".part"
@@ -72,13 +69,13 @@ def limit_in_bytes() -> int:
     written = os.environ.get(LIMIT_VARIABLE, "").strip()
     if not written:
         return DEFAULT_LIMIT
-    found = _SIZE.fullmatch(written)
+    found = bytes_in(written)
     if found is None:
         raise UsageError(
             f"{LIMIT_VARIABLE}: expected a size as in 5GB or 500MB, found {written!r}",
             remedy="Give bytes, or a number with kB, MB, GB or TB; or leave it unset for 20GB.",
         )
-    return int(float(found[1]) * _UNITS[found[2]])
+    return found
 
 
 @dataclass(frozen=True)

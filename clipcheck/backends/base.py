@@ -21,10 +21,11 @@ from clipcheck.inputs.examples import Frontend
 if TYPE_CHECKING:
     import torch
 
+    from clipcheck.backends.archives import OpenArchive
     from clipcheck.backends.artefacts import Artefacts
     from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.isolation.cell import Cell
     from clipcheck.models import eager
-    from clipcheck.models.loader import Both
 
 Array = NDArray[Any]
 Named = dict[str, Array]
@@ -114,8 +115,9 @@ class Source:
         options: by name, one value for each of the way's options.
         scratch: a folder of its own, which outlives the backend.
         artefacts: what was built before.
-        both: the archive's module as well, where the checkpoint is an archive.
+        archive: what runs the archive itself, where the checkpoint is one and that is wanted.
         program: a file that is to be run as it is, in place of one that is built.
+        cell: what runs the code of such a file; None for this process.
     """
 
     checkpoint: Checkpoint
@@ -125,8 +127,9 @@ class Source:
     options: Mapping[str, str]
     scratch: Path
     artefacts: Artefacts
-    both: Both | None = None
+    archive: OpenArchive | None = None
     program: Path | None = None
+    cell: Cell | None = None
 
 
 class Way(Protocol):

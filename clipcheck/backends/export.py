@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from clipcheck.backends.base import Backend, Missing, Option, Source, translating
+from clipcheck.backends.base import Array, Backend, Missing, Option, Source, translating
 from clipcheck.backends.eager import version as version
+from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
+from clipcheck.backends.signature import Declared, Raw
+from clipcheck.compare.integrity import Evidence
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.isolation.cell import Cell
 
 SUMMARY = "a program of any batch sizes, saved and loaded back (torch.export)"
 OPTIONS: dict[str, Option] = {}
@@ -41,7 +46,7 @@ def build(source: Source) -> Backend:
 
         weights = source.model.state_dict()
         model = source.checkpoint.architecture
-        return open_file(source.program, source.device, model, weights=weights)
+        return open_file(source.program, source.device, model, weights=weights, cell=source.cell)
     from clipcheck.backends import programs
     from clipcheck.writers.programs import write_pt2
 
@@ -51,7 +56,10 @@ def build(source: Source) -> Backend:
 
     path = source.artefacts.get("program.pt2", programs.key(source), write)
     architecture = source.checkpoint.architecture
-    return _loaded(path, source.device, architecture, source.model.state_dict())
+    weights = source.model.state_dict()
+    return as_backend(
+        "export", opened(path, source.device), architecture, path, partial(_evidence, weights)
+    )
 
 
 def open_program(
@@ -59,6 +67,7 @@ def open_program(
     device: torch.device,
     architecture: Architecture,
     weights: Mapping[str, torch.Tensor] | None = None,
+    cell: Cell | None = None,
 ) -> Backend:
     """Open a file that `torch.export.save` wrote, of whoever's making.
 
@@ -70,6 +79,7 @@ def open_program(
         device: where to run it.
         architecture: what it is to be a model of.
         weights: those that it has to have, by the released keys.
+        cell: what runs it; None for this process.
 
     Raises:
         CheckpointError: it holds no such program; the subclass tells why.
@@ -77,21 +87,21 @@ def open_program(
     from clipcheck.checkpoints.artefacts import require_inert
 
     require_inert(path)
-    return _loaded(path, device, architecture, weights)
+    found = open_apart("export", path, device, None, cell) if cell else opened(path, device)
+    return as_backend("export", found, architecture, path, partial(_evidence, weights))
 
 
-def _loaded(
+def opened(
     path: Path,
     device: torch.device,
-    architecture: Architecture,
-    weights: Mapping[str, torch.Tensor] | None,
-) -> Backend:
+    options: Mapping[str, str] | None = None,  # noqa: ARG001 - it has none
+) -> Opened:
+    """A program in this process."""
     import torch
     from torch.export.passes import move_to_device_pass
     from torch.utils import _pytree as pytree
 
-    from clipcheck.backends import signature
-    from clipcheck.backends.programs import ProgramBackend, compared, flat
+    from clipcheck.backends.programs import flat
     from clipcheck.writers.programs import of_any_name
 
     with translating("export", "loading"), of_any_name():
@@ -101,22 +111,34 @@ def _loaded(
             program = move_to_device_pass(program, device)
             held = program.state_dict
         module = program.module()
-    inputs = signature.inputs(_declared(program), architecture, path)
     spec = program.call_spec.in_spec
 
-    def run(pixels: Any, tokens: Any) -> signature.Raw:
-        given = [torch.from_numpy(each.value(pixels, tokens)).to(device) for each in inputs]
+    def run(arrays: Sequence[Array]) -> Raw:
+        given = [torch.from_numpy(array).to(device) for array in arrays]
         arguments, named = pytree.tree_unflatten(given, spec)
         with torch.inference_mode():
             return flat(module(*arguments, **named))
 
-    return ProgramBackend("export", run, architecture, path, lambda: compared(held, weights))
+    def weights(receive: Receive) -> None:
+        for name, tensor in held.items():
+            receive(name, tensor.detach())
+
+    return Opened(_declared(program), run, weights)
 
 
-def _declared(program: ExportedProgram) -> list[Any]:
+def _evidence(weights: Mapping[str, torch.Tensor] | None, program: Opened) -> Evidence:
+    """The weights of the program against those that it has to have, bit for bit."""
+    from clipcheck.backends.programs import WeightsCompared
+
+    if weights is None:
+        return Evidence(None)
+    found = WeightsCompared(weights)
+    program.weights(found.receive)
+    return found.evidence()
+
+
+def _declared(program: ExportedProgram) -> list[Declared]:
     """The inputs of a program, but for its weights."""
-    from clipcheck.backends.signature import Declared
-
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     values = {name: nodes[name].meta["val"] for name in program.graph_signature.user_inputs}
     return [

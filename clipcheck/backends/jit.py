@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipcheck import torchscript_support
 from clipcheck.backends.base import Backend, Missing, Option, Source
@@ -17,8 +17,10 @@ from clipcheck.inputs.examples import Frontend
 if TYPE_CHECKING:
     import torch
 
+    from clipcheck.backends.archives import OpenArchive
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.models.loader import Both
+    from clipcheck.models import eager
+    from clipcheck.models.facts import Facts
 
 SUMMARY = "the archive's own code, run by TorchScript (torch.jit.load)"
 OPTIONS: dict[str, Option] = {}
@@ -39,68 +41,67 @@ def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | Non
 
 
 def build(source: Source) -> Backend:
-    """The archive that was loaded beside the eager model, with whose weights it shares memory."""
-    if source.both is None:
+    """The archive that was loaded beside the eager model."""
+    if source.archive is None:
         raise ValueError("the source was loaded without its archive")
-    return Archive(source, source.both)
+    return Archive(source, source.archive)
 
 
 class Archive(ModuleBackend):
     """An archive, loaded beside the eager model of its weights.
 
     Args:
-        source: with both.
-        both: the source's.
+        source: what it was loaded from.
+        archive: the source's.
+
+    Attributes:
+        runner: runs it.
     """
 
-    def __init__(self, source: Source, both: Both) -> None:
+    def __init__(self, source: Source, archive: OpenArchive) -> None:
         size = source.checkpoint.path.stat().st_size
-        evidence = partial(_evidence, source.checkpoint, both)
-        super().__init__("jit", both.jit_model, source.device, evidence, size)
-        self.frontend = _frontend_of(both.jit_model, source.checkpoint.architecture)
-        self._source = source
-        self._both = both
+        super().__init__("jit", archive.runner, source.device, partial(_evidence, source), size)
+        self.runner = archive.runner
+        self.frontend = _frontend_of(archive.runner.facts, source.checkpoint.architecture)
 
-    def tapped(self) -> torch.jit.ScriptModule:
-        """The archive once more, with taps in its code, over the same weights."""
-        from clipcheck.models.loader import load_tapped
-
-        return load_tapped(self._source.checkpoint, self._source.device, self._both)
+    def _called(self, method: str, *inputs: torch.Tensor) -> Any:
+        return self.runner.call(method, *inputs)
 
 
-def _frontend_of(model: torch.nn.Module, architecture: Architecture) -> Frontend:
+def _frontend_of(facts: Facts, architecture: Architecture) -> Frontend:
     """By the dimensions that it holds itself; by those of its weights where it holds none, as some
     that were converted."""
-    implied = {
-        "input_resolution": architecture.image_resolution,
-        "context_length": architecture.context_length,
-    }
-    resolution, length = (int(getattr(model, name, value)) for name, value in implied.items())
-    return Frontend(resolution, length)
+    resolution, length = facts.input_resolution, facts.context_length
+    return Frontend(
+        architecture.image_resolution if resolution is None else resolution,
+        architecture.context_length if length is None else length,
+    )
 
 
-def _evidence(checkpoint: Checkpoint, both: Both) -> Evidence:
+def _evidence(source: Source) -> Evidence:
+    archive, checkpoint = source.archive, source.checkpoint
+    if archive is None:
+        raise ValueError("the source was loaded without its archive")
     a = checkpoint.architecture
     implied = (a.image_resolution, a.context_length, a.vocab_size)
     found = {
         name: int(checkpoint.tensors[name]) if name in checkpoint.tensors else None
         for name in BUFFERS
     }
+    facts = archive.runner.facts
     return Evidence(
-        both.compared,
-        doubts=_doubts(both),
-        differing=both.differing,
+        archive.compared,
+        doubts=_doubts(facts, source.model),
+        differing=archive.differing,
         buffers={name: (found[name], value) for name, value in zip(BUFFERS, implied, strict=True)},
-        unused=_unused(both),
+        unused=_unused(facts, source.model),
     )
 
 
-def _doubts(both: Both) -> list[str]:
+def _doubts(facts: Facts, model: torch.nn.Module) -> list[str]:
     import torch
 
-    candidate, reference = (
-        isinstance(model, torch.jit.ScriptModule) for model in (both.jit_model, both.eager_model)
-    )
+    candidate, reference = facts.scripted, isinstance(model, torch.jit.ScriptModule)
     if candidate and not reference:
         return []
     if candidate == reference:
@@ -109,17 +110,12 @@ def _doubts(both: Both) -> list[str]:
     return ["the candidate is an eager model and the reference a TorchScript module"]
 
 
-def _unused(both: Both) -> dict[str, list[str]]:
+def _unused(facts: Facts, model: eager.CLIP) -> dict[str, list[str]]:
     """By method, the weights that the archive's code does without."""
-    import torch
-
-    from clipcheck.models.torchscript import used_weights
-
-    if not isinstance(both.jit_model, torch.jit.ScriptModule):
+    if not facts.scripted:
         return {}
-    methods = both.jit_model._c._method_names()
     return {
-        method: sorted(expected - used_weights(both.jit_model, method))
-        for method, expected in both.eager_model.weights_of_methods().items()
-        if method in methods
+        method: sorted(expected - facts.used[method])
+        for method, expected in model.weights_of_methods().items()
+        if method in facts.used
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipcheck.backends.archives import OpenArchive, open_archive
 from clipcheck.backends.base import Backend, Source, translating
 from clipcheck.backends.registry import Choice, require_available, way
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from clipcheck.backends.artefacts import Artefacts
     from clipcheck.backends.reference import Reference
+    from clipcheck.isolation.cell import Cell
 
 
 PROGRAMS = {Format.PT2: "export", Format.ONNX: "onnxruntime"}
@@ -47,6 +49,7 @@ def load_sides(
     artefacts: Artefacts,
     *,
     archive: bool,
+    cell: Cell | None = None,
 ) -> Sides:
     """Load both sides, once for all backends.
 
@@ -57,7 +60,8 @@ def load_sides(
         dtype: what to compute in, by name.
         scratch: a folder for what backends write.
         artefacts: what was built before.
-        archive: whether the archive's own module is wanted as well.
+        archive: whether the archive is to be run as well.
+        cell: what runs the subject's own code; None for this process.
 
     Raises:
         ArchitectureError: the two are of different dimensions.
@@ -67,16 +71,18 @@ def load_sides(
 
     from clipcheck.backends.reference import Reference
     from clipcheck.models import eager
-    from clipcheck.models.loader import load_checkpoint_both, load_eager
+    from clipcheck.models.loader import load_eager
 
     wanted = getattr(torch, dtype)
     program = subject.path if isinstance(subject, Program) else None
     checkpoint = weights_of(subject, reference)
-    both = None
+    opened: OpenArchive | None = None
+    model: eager.CLIP
     if archive and program is None:
-        both = load_checkpoint_both(checkpoint, device, wanted)
-    model: eager.CLIP = both.eager_model if both else load_eager(checkpoint, device, wanted)
-    source = Source(checkpoint, model, device, dtype, {}, scratch, artefacts, both, program)
+        opened, model = open_archive(checkpoint, device, wanted, cell)
+    else:
+        model = load_eager(checkpoint, device, wanted)
+    source = Source(checkpoint, model, device, dtype, {}, scratch, artefacts, opened, program, cell)
     if reference is not None and reference is not checkpoint:
         model = load_eager(_stored_alike(reference, checkpoint), device, wanted)
     return Sides(source, Reference(model, checkpoint.architecture, device))

@@ -94,7 +94,9 @@ class ModuleBackend:
 
         if self._module is None:
             raise closed(self.name)
-        inputs = [torch.from_numpy(array).to(self._device) for array in arrays]
+        return self._called(method, *(torch.from_numpy(array).to(self._device) for array in arrays))
+
+    def _called(self, method: str, *inputs: torch.Tensor) -> Any:
         return run_method(self.name, self._module, method, *inputs)
 
 

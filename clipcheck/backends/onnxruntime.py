@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clipcheck.backends.base import Array, Backend, Missing, Option, Source, translating
+from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
+from clipcheck.backends.signature import Declared, Raw
 from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import UnavailableError
 
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.backends.signature import Declared
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.isolation.cell import Cell
 
 SUMMARY = "an ONNX program of any batch sizes (torch.onnx.export), run by ONNX Runtime"
 OPTIONS = {
@@ -101,7 +105,9 @@ def build(source: Source) -> Backend:
     if source.program is not None:
         weights = source.model.state_dict()
         model = source.checkpoint.architecture
-        return open_program(source.program, source.device, model, weights, source.options)
+        return open_program(
+            source.program, source.device, model, weights, source.options, source.cell
+        )
     # Before anything is exported: it takes seconds.
     _providers(source.options, source.device)
 
@@ -126,6 +132,7 @@ def open_program(
     architecture: Architecture,
     weights: Mapping[str, torch.Tensor] | None = None,
     options: Mapping[str, str] | None = None,
+    cell: Cell | None = None,
 ) -> Backend:
     """Open an ONNX file, of whoever's making.
 
@@ -138,38 +145,53 @@ def open_program(
         architecture: what it is to be a model of.
         weights: those that it has to have, by the released keys.
         options: see `OPTIONS`.
+        cell: what runs it; None for this process.
 
     Raises:
         UnavailableError: an execution provider is not there.
         CheckpointError: the program takes other inputs than a CLIP model.
         RunError: ONNX Runtime cannot open it.
     """
-    import torch
+    found = (
+        open_apart("onnxruntime", path, device, options, cell)
+        if cell
+        else opened(path, device, options)
+    )
+    return as_backend("onnxruntime", found, architecture, path, partial(_evidence, weights))
 
-    from clipcheck.backends import signature
-    from clipcheck.backends.programs import ProgramBackend
+
+def opened(path: Path, device: torch.device, options: Mapping[str, str] | None = None) -> Opened:
+    """A program in this process."""
+    import torch
 
     chosen = {name: option.default for name, option in OPTIONS.items()} | dict(options or {})
     providers = _providers(chosen, device)
     with translating("onnxruntime", "opening the program"):
         session = _session(path, providers, chosen["optimization"], torch.get_num_threads())
-    inputs = signature.inputs(
-        [_declared(each) for each in session.get_inputs()], architecture, path
-    )
+    given = [each.name for each in session.get_inputs()]
     names = [each.name for each in session.get_outputs()]
 
-    def run(pixels: Any, tokens: Any) -> signature.Raw:
-        feed = {each.name: each.value(pixels, tokens) for each in inputs}
+    def run(arrays: Sequence[Array]) -> Raw:
+        feed = dict(zip(given, arrays, strict=True))
         return list(zip(names, session.run(names, feed), strict=True))
 
-    # Asked for now: the session is to be let go of when the backend is closed.
-    doubts = _fallen_back(providers, session.get_providers())
-
-    def evidence() -> Evidence:
+    def weights(receive: Receive) -> None:
         with translating("onnxruntime", "reading the weights"):
-            return _evidence(path, weights, doubts)
+            _give_weights(path, receive)
 
-    return ProgramBackend("onnxruntime", run, architecture, path, evidence)
+    doubts = _fallen_back(providers, session.get_providers())
+    return Opened([_declared(each) for each in session.get_inputs()], run, weights, doubts)
+
+
+def _give_weights(path: Path, receive: Receive) -> None:
+    import onnx
+    import torch
+    from onnx import numpy_helper
+
+    for each in onnx.load(path).graph.initializer:
+        array = numpy_helper.to_array(each)
+        with suppress(TypeError):  # of a dtype that no weight has
+            receive(each.name, torch.from_numpy(np.array(array)))
 
 
 def _installed() -> list[str]:
@@ -221,39 +243,34 @@ def _fallen_back(wanted: list[str], found: list[str]) -> list[str]:
 
 
 def _declared(found: Any) -> Declared:
-    from clipcheck.backends.signature import Declared
-
     shape = tuple(size if isinstance(size, int) else None for size in found.shape)
     return Declared(found.name, shape, _DTYPES.get(found.type, found.type))
 
 
-def _evidence(
-    path: Path, weights: Mapping[str, torch.Tensor] | None, doubts: list[str]
-) -> Evidence:
+def _evidence(weights: Mapping[str, torch.Tensor] | None, program: Opened) -> Evidence:
     """The weights that the program has, as they are or transposed, bit for bit.
 
     Exporters fold constants: a convolution takes up the BatchNorm behind it, a logarithm its
     exponential. Such weights are in no count. One under its own name must be the file's, unless
     it was folded so.
     """
-    import onnx
-    from onnx import numpy_helper
-
     from clipcheck.models.whole import PREFIX
 
     if weights is None:
-        return Evidence(None, doubts)
-    held = {
-        each.name.removeprefix(PREFIX): numpy_helper.to_array(each)
-        for each in onnx.load(path).graph.initializer
-    }
-    anywhere = {_digest(array) for array in held.values()}
+        return Evidence(None, program.doubts)
+    held: dict[str, _Digest] = {}
+
+    def receive(name: str, tensor: torch.Tensor) -> None:
+        held[name.removeprefix(PREFIX)] = _digest(tensor.numpy())
+
+    program.weights(receive)
+    anywhere = set(held.values())
     differing = {}
     compared = 0
     for key, tensor in weights.items():
         array = tensor.detach().cpu().numpy()
         if key in held:
-            same = _digest(held[key]) == _digest(array)
+            same = held[key] == _digest(array)
         else:
             # One value throughout, as of a bias that is 0, might be any constant of the program.
             same = np.ptp(array) > 0 and not anywhere.isdisjoint(map(_digest, (array, array.T)))
@@ -261,7 +278,7 @@ def _evidence(
             compared += 1
         elif key in held and not _is_folded(key, weights, held):
             differing[key] = "the program has other bits than the file"
-    return Evidence(compared or None, doubts, differing)
+    return Evidence(compared or None, program.doubts, differing)
 
 
 def _is_folded(key: str, weights: Container[str], held: Container[str]) -> bool:
@@ -276,7 +293,10 @@ def _behind(convolution: re.Match[str]) -> str:
     return f"bn{number}" if kind == "conv" else f"downsample.{int(number) + 1}"
 
 
-def _digest(array: Array) -> tuple[str, tuple[int, ...], bytes]:
+_Digest = tuple[str, tuple[int, ...], bytes]
+
+
+def _digest(array: Array) -> _Digest:
     """Of the values: two arrays have the same only where dtype, shape and bits are the same."""
     contents = np.ascontiguousarray(array)
     return str(array.dtype), array.shape, hashlib.blake2b(contents.data).digest()

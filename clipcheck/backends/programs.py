@@ -168,25 +168,38 @@ def flat(result: Any) -> Raw:
     ]
 
 
-def compared(
-    held: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor] | None
-) -> Evidence:
-    """The weights of a program against those that it has to have, bit for bit.
+class WeightsCompared:
+    """Compares the weights of a program with those that it has to have, bit for bit, as they come.
 
     Args:
-        held: by key, with or without `clipcheck.models.whole.PREFIX`.
-        weights: the expected, by key; None where none are known.
+        weights: the expected, by key.
     """
-    from clipcheck.checkpoints.checkpoint import same_bits
-    from clipcheck.models.whole import PREFIX
 
-    found = {name.removeprefix(PREFIX): tensor for name, tensor in held.items()}
-    if weights is None or not found.keys() & weights.keys():
-        return Evidence(None)
-    differing = {}
-    for name, tensor in weights.items():
-        if name not in found:
-            differing[name] = "the program does not have it"
-        elif not same_bits(found[name].detach(), tensor.to(found[name].device)):
-            differing[name] = "the program has other bits than the file"
-    return Evidence(len(found.keys() & weights.keys()), differing=differing)
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self._weights = weights
+        self._seen: set[str] = set()
+        self._differing: dict[str, str] = {}
+
+    def receive(self, name: str, held: torch.Tensor) -> None:
+        """Compare one.
+
+        Args:
+            name: its key, with or without `clipcheck.models.whole.PREFIX`.
+            held: what the program has.
+        """
+        from clipcheck.checkpoints.checkpoint import same_bits
+        from clipcheck.models.whole import PREFIX
+
+        key = name.removeprefix(PREFIX)
+        if key not in self._weights:
+            return
+        self._seen.add(key)
+        if not same_bits(held, self._weights[key].to(held.device)):
+            self._differing[key] = "the program has other bits than the file"
+
+    def evidence(self) -> Evidence:
+        """What was found; of a program that has none of them by their keys, nothing is known."""
+        if not self._seen:
+            return Evidence(None)
+        absent = dict.fromkeys(self._weights.keys() - self._seen, "the program does not have it")
+        return Evidence(len(self._seen), differing={**self._differing, **absent})

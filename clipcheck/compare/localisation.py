@@ -91,6 +91,16 @@ class Localisation:
         pairs = zip(self.places, other.places, strict=True)
         return Localisation([_known(ours, theirs) for ours, theirs in pairs])
 
+    def explained(self, changed: Localisation) -> Localisation:
+        """With places of weights that running changes: for the towers where this one has none, and
+        where it has the module of such a weight."""
+        pairs = zip(self.places, changed.places, strict=True)
+        same = [
+            theirs if theirs.module is not None and theirs.module == ours.module else ours
+            for ours, theirs in pairs
+        ]
+        return Localisation(same).completed(changed)
+
 
 @dataclass(frozen=True)
 class Failure:

@@ -21,14 +21,22 @@ _ALIGNMENT = 64
 
 
 class Arena:
-    """Room for ``size`` bytes of tensors, which live as long as one of them does.
+    """Room for tensors, which lives as long as one of them does.
 
     Each tensor gets a storage of its own, so that it can be saved, moved and freed as any other.
+
+    Args:
+        buffer: the room.
     """
 
-    def __init__(self, size: int) -> None:
-        self._buffer = mmap.mmap(-1, max(size, 1))
+    def __init__(self, buffer: mmap.mmap) -> None:
+        self._buffer = buffer
         self._used = 0
+
+    @classmethod
+    def of(cls, size: int) -> Arena:
+        """One of that many bytes."""
+        return cls(mmap.mmap(-1, max(size, 1)))
 
     @staticmethod
     def room_for(tensors: list[torch.Tensor], dtype: torch.dtype) -> int:

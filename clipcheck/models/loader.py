@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,10 @@ from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import DamagedError, UnavailableError, UsageError
 from clipcheck.inputs.preprocess import transform
-from clipcheck.models import eager, taps, torchscript
+from clipcheck.models import eager, torchscript
+from clipcheck.models.archives import LoadedArchive
 from clipcheck.models.arena import Arena
+from clipcheck.models.weights import weights_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,8 +77,8 @@ def load(
         arena = _arena(checkpoint, dtype)
         model = torchscript.load_archive(checkpoint.path, target)
         torchscript.patch(model, target, dtype)
-        wanted = _dtypes(checkpoint, dtype)
-        for key, held in _weights_of(model):
+        wanted = dtypes(checkpoint, dtype)
+        for key, held in weights_of(model):
             held.data = _cast(held.data, arena, wanted(key, held.data))
     else:
         model = eager.build(checkpoint.architecture, _classic_weights(checkpoint, target))
@@ -122,16 +124,21 @@ class Both:
     """A checkpoint loaded both ways.
 
     Attributes:
-        jit_model: the archive's module, patched.
+        archive: the archive, patched.
         eager_model: built from the weights that the file's records have.
         compared: number of weights and buffers that were compared.
         differing: by key, how the interpreter's weight differs from the record's.
     """
 
-    jit_model: torch.jit.ScriptModule
+    archive: LoadedArchive
     eager_model: eager.CLIP
     compared: int
     differing: Mapping[str, str]
+
+    @property
+    def jit_model(self) -> torch.jit.ScriptModule:
+        """The archive's module."""
+        return self.archive.module
 
 
 def load_checkpoint_both(
@@ -150,6 +157,22 @@ def load_checkpoint_both(
         UnavailableError: the file has no second way to run, or TorchScript is not available.
         DamagedError: the interpreter cannot load the file.
     """
+    require_archive(checkpoint)
+    dtype = dtype or _compute_dtype(device)
+    arena = _arena(checkpoint, dtype)
+    archive = LoadedArchive(checkpoint.path, device, dtype)
+    weights, differing = _share(archive.module, checkpoint, device, dtype, arena)
+    archive.watch()
+    eager_model = eager.build(checkpoint.architecture, weights)
+    return Both(archive, eager_model, len(weights), differing)
+
+
+def require_archive(checkpoint: Checkpoint) -> None:
+    """See that a checkpoint has code of its own.
+
+    Raises:
+        UnavailableError: it has not.
+    """
     if checkpoint.format is not Format.ARCHIVE:
         raise UnavailableError(
             f"this {checkpoint.format} holds weights alone, so that there is no second way to run "
@@ -157,17 +180,13 @@ def load_checkpoint_both(
             remedy="Make an archive of it: clipcheck convert WEIGHTS -o FILE.",
             path=checkpoint.path,
         )
-    dtype = dtype or _compute_dtype(device)
-    arena = _arena(checkpoint, dtype)
-    jit_model = torchscript.load_archive(checkpoint.path, device)
-    torchscript.patch(jit_model, device, dtype)
-    weights, differing = _share(jit_model, checkpoint, device, dtype, arena)
-    eager_model = eager.build(checkpoint.architecture, weights)
-    return Both(jit_model, eager_model, len(weights), differing)
 
 
 def load_eager(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None = None
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    arena: Arena | None = None,
 ) -> eager.CLIP:
     """An eager model of a checkpoint that is open already.
 
@@ -175,53 +194,16 @@ def load_eager(
         checkpoint: of any format.
         device: where to.
         dtype: as for `load_checkpoint_both`.
+        arena: room for the weights that are cast, see `cast_room`; by default one of its own.
     """
     dtype = dtype or _compute_dtype(device)
-    arena, wanted = _arena(checkpoint, dtype), _dtypes(checkpoint, dtype)
+    arena, wanted = arena or _arena(checkpoint, dtype), dtypes(checkpoint, dtype)
     weights = {}
     for key, stored in checkpoint.tensors.items():
         checkpoint.prefetch(key)
         weights[key] = _cast(stored.to(device), arena, wanted(key, stored))
         checkpoint.give_back(key)
     return eager.build(checkpoint.architecture, weights)
-
-
-class WeightWatch:
-    """Tells which weights of a model were changed since this was made.
-
-    torch counts what is done to a tensor in place. Statistics are compared as well: BatchNorm's
-    own code changes them without being counted.
-    """
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self._module = module
-        self._versions = {key: held._version for key, held in _weights_of(module)}
-        self._buffers = {key: buffer.clone() for key, buffer in module.named_buffers()}
-
-    def changed(self) -> list[str]:
-        """The keys."""
-        return [
-            key
-            for key, held in _weights_of(self._module)
-            if held._version != self._versions[key]
-            or (key in self._buffers and not same_bits(held.data, self._buffers[key]))
-        ]
-
-
-def load_tapped(checkpoint: Checkpoint, device: torch.device, both: Both) -> torch.jit.ScriptModule:
-    """The archive once more, with taps in its code, over the weights of ``both``.
-
-    Taps go in before the first call, and would keep the interpreter from fusing what it fuses for
-    users: so they are put into a module of their own.
-    """
-    tapped = torchscript.load_archive(checkpoint.path, device)
-    shared = dict(_weights_of(both.jit_model))
-    for key, held in _weights_of(tapped):
-        if key in shared:
-            held.data = shared[key].data
-    torchscript.patch(tapped, device, both.eager_model.dtype)
-    taps.tap(tapped)
-    return tapped
 
 
 def resolve_device(device: Device) -> torch.device:
@@ -276,6 +258,19 @@ def _classic_weights(checkpoint: Checkpoint, device: torch.device) -> dict[str, 
     return weights
 
 
+def cast_room(checkpoint: Checkpoint, dtype: torch.dtype | None) -> int:
+    """Bytes that the weights take which have to be cast to float32; 0 where that is not what is
+    computed in."""
+    if dtype != torch.float32:
+        return 0
+    return Arena.room_for(_casts(checkpoint, dtype), dtype)
+
+
+def _casts(checkpoint: Checkpoint, dtype: torch.dtype) -> list[torch.Tensor]:
+    tensors = checkpoint.tensors.values()
+    return [t for t in tensors if t.dtype.is_floating_point and t.dtype != dtype]
+
+
 def _arena(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Arena | None:
     """Room for the weights that have to be cast, where any have.
 
@@ -284,12 +279,11 @@ def _arena(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Arena | None:
     """
     if dtype != torch.float32:
         return None
-    tensors = list(checkpoint.tensors.values())
-    casts = [t for t in tensors if t.dtype.is_floating_point and t.dtype != dtype]
-    room = Arena.room_for(casts, dtype)
-    arena = Arena(room)
-    held = sum(tensor.nbytes for tensor in casts)
-    arena.populate(room - held + max(tensor.nbytes for tensor in tensors) + _SLACK)
+    room = cast_room(checkpoint, dtype)
+    arena = Arena.of(room)
+    held = sum(tensor.nbytes for tensor in _casts(checkpoint, dtype))
+    largest = max(tensor.nbytes for tensor in checkpoint.tensors.values())
+    arena.populate(room - held + largest + _SLACK)
     return arena
 
 
@@ -299,7 +293,7 @@ def _cast(tensor: torch.Tensor, arena: Arena | None, dtype: torch.dtype) -> torc
     return tensor.to(dtype) if arena is None else arena.cast(tensor, dtype)
 
 
-def _dtypes(
+def dtypes(
     checkpoint: Checkpoint, dtype: torch.dtype | None
 ) -> Callable[[str, torch.Tensor], torch.dtype]:
     """By key and tensor, the dtype that a weight has in a model that computes in ``dtype``."""
@@ -327,12 +321,12 @@ def _share(
     Returns:
         The eager model's weights, and by key how the interpreter's differ.
     """
-    wanted = _dtypes(checkpoint, dtype)
+    wanted = dtypes(checkpoint, dtype)
     weights: dict[str, torch.Tensor] = {}
     differing: dict[str, str] = {}
-    for key, held in _weights_of(jit_model):
+    for key, held in weights_of(jit_model):
         checkpoint.prefetch(key)
-        reason = _unlike(held.data, checkpoint.tensors.get(key))
+        reason = unlike(held.data, checkpoint.tensors.get(key))
         checkpoint.give_back(key)
         held.data = _cast(held.data, arena, wanted(key, held.data))
         if reason:
@@ -346,16 +340,7 @@ def _share(
     return weights, differing
 
 
-def _weights_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """A model's weights and buffers by key: these very tensors, not copies."""
-    for prefix, module in model.named_modules():
-        for name in (*module._parameters.keys(), *module._buffers.keys()):
-            held = getattr(module, name)
-            if held is not None:
-                yield f"{prefix}.{name}" if prefix else name, held
-
-
-def _unlike(held: torch.Tensor, stored: torch.Tensor | None) -> str:
+def unlike(held: torch.Tensor, stored: torch.Tensor | None) -> str:
     """How the interpreter's weight differs from the file's record, or nothing."""
     if stored is None:
         return "the file's records do not have it"

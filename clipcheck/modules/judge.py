@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from clipcheck.backends.modules import run_method
+from clipcheck.backends.archives import Runner
 from clipcheck.backends.reference import exact_arithmetic
 from clipcheck.compare.modules import Coverage, ModuleError
 from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch
 from clipcheck.models import eager
-from clipcheck.models.taps import Site, listening
+from clipcheck.models.taps import Site
 from clipcheck.modules.twins import Pair, Twins, distance
 from clipcheck.progress import Advance, Tally, still
 
@@ -32,7 +32,7 @@ NOT_TAKEN = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)
 
 
 def judge_modules(
-    archive: torch.jit.ScriptModule,
+    archive: Runner,
     model: eager.CLIP,
     batch: Batch,
     device: torch.device,
@@ -41,7 +41,7 @@ def judge_modules(
     """Call all three methods of an archive, and judge the modules that it shares with ``model``.
 
     Args:
-        archive: with taps, and the weights of ``model``.
+        archive: runs it, with the weights of ``model``.
         model: the eager model in float32.
         batch: inputs; neither the number of images nor that of prompts may be that of the
             positions in a tower.
@@ -62,10 +62,10 @@ def judge_modules(
         "forward": (pixels, tokens),
     }
     failures: list[str] = []
-    with exact_arithmetic(), listening(judge.listen):
+    with exact_arithmetic():
         for method, inputs in methods.items():
             try:
-                run_method("jit", archive, method, *inputs)
+                archive.listen(method, inputs, twins.blocks, judge.listen)
             except RunError as error:
                 rows = " and ".join(str(len(tensor)) for tensor in inputs)
                 failures.append(f"{error.problem}, in a batch of {rows} rows")
@@ -95,8 +95,6 @@ class Judge:
 
     def listen(self, site: Site, entering: bool, tensors: Tensors) -> None:
         """Called by the taps of an archive, see `clipcheck.models.taps.Listener`."""
-        if site.module not in self.twins.blocks:
-            return
         if entering:
             # Copied: a ReLU in place, or a sum, may write over it before the call ends.
             self.running.append((site, [tensor.clone() for tensor in tensors]))

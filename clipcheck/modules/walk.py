@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from clipcheck.backends.modules import run_method
+from clipcheck.backends.archives import Runner
 from clipcheck.backends.reference import exact_arithmetic
 from clipcheck.compare.localisation import FORWARD, Failure, Localisation, localise
 from clipcheck.compare.modules import ModuleError, ratio, ratios
@@ -34,7 +34,7 @@ from clipcheck.models.joints import (
     Joint,
     joints,
 )
-from clipcheck.models.taps import Site, listening
+from clipcheck.models.taps import Site
 from clipcheck.modules.judge import NOT_TAKEN, Judge, Tensors, error_of, nearest
 from clipcheck.modules.twins import Pair, Twins
 
@@ -46,7 +46,7 @@ HEAD = "normalisation, scale and product"
 
 
 def walk(
-    archive: torch.jit.ScriptModule,
+    archive: Runner,
     model: eager.CLIP,
     batch: Batch,
     device: torch.device,
@@ -59,7 +59,7 @@ def walk(
     float64. Where both towers are as they should be ``forward`` is run as well.
 
     Args:
-        archive: with taps, and the weights of ``model``.
+        archive: runs it, with the weights of ``model``.
         model: the eager model.
         batch: inputs; of one kind there may be none, and that tower is not run. Neither number may
             be that of the positions in a tower: rows and positions could not be told apart.
@@ -85,7 +85,7 @@ class _Unknown(Exception):  # noqa: N818 - no error: it ends the search for a va
 class _Walker:
     def __init__(
         self,
-        archive: torch.jit.ScriptModule,
+        archive: Runner,
         model: eager.CLIP,
         batch: Batch,
         device: torch.device,
@@ -114,8 +114,9 @@ class _Walker:
         self._held.begin(given)
         self._first, self._placed = len(self._judge.errors), False
         try:
-            with listening(self._listen):
-                result = run_method("jit", self._archive, method, *given.values())
+            result = self._archive.listen(
+                method, list(given.values()), self._twins.blocks, self._listen
+            )
         except RunError as error:
             inside = self._judge.running[-1][0].module if self._judge.running else ""
             self._failures.append(Failure(method, inside, error.problem))
@@ -136,7 +137,7 @@ class _Walker:
         return localise(self._judge.errors, self._failures, self._limits, given)
 
     def _listen(self, site: Site, entering: bool, tensors: Tensors) -> None:
-        if self._placed or site.module not in self._twins.blocks:
+        if self._placed:
             return
         # Before the module itself is judged: what is inside of a block comes before the block.
         held = self._hold(End(site.module, "in" if entering else "out"), tensors, site.method)

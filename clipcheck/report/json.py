@@ -49,6 +49,7 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
         "seed": judgement.seed,
         "peak_memory": judgement.peak_memory,
         "artefact_bytes": judgement.artefact_bytes,
+        "isolation": None if judgement.isolation is None else list(judgement.isolation),
         "known": [
             {"title": known.title, "link": known.link, "remedy": known.remedy}
             for known in judgement.known

@@ -20,7 +20,7 @@ from clipcheck.compare.result import GateResult
 from clipcheck.inputs.examples import describe
 from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.replaying import Replayed
-from clipcheck.report import frontends
+from clipcheck.report import frontends, isolation
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
 
@@ -386,6 +386,8 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
         source = judgement.released
         known = f"the released {source}" if source else "none of the released files"
         lines += [Text(f"{_INDENT}SHA-256 {judgement.sha256}"), *_indented(f"which is {known}")]
+    if isolation.told(judgement.isolation):
+        lines += _indented(isolation.told(judgement.isolation))
     if judgement.error is not None:
         remedy = judgement.remedy or ""
         error = judgement.error if with_remedy else judgement.error.removesuffix(remedy)

@@ -53,6 +53,7 @@ class Choices:
         rtol: its relative tolerance.
         examples: number of images; None for what a check takes by default.
         seed: of the images and prompts.
+        isolation: where a file's own code runs; None for what a check takes by default.
         report: the folder that the reports are written to, if they are asked for.
     """
 
@@ -64,6 +65,7 @@ class Choices:
     rtol: float
     examples: int | None
     seed: int
+    isolation: str | None
     report: Path | None
 
     @classmethod
@@ -87,6 +89,7 @@ class Choices:
             rtol=_tolerance("--clip-rtol", option("--clip-rtol"), Contract.rtol),
             examples=_whole("--clip-examples", option("--clip-examples"), least=1),
             seed=_whole("--clip-seed", option("--clip-seed"), least=0) or 0,
+            isolation=_isolation(option("--clip-isolation")),
             report=None if report is None else folder / report,
         )
 
@@ -197,6 +200,12 @@ def _backends(written: Sequence[str] | None) -> tuple[str, ...]:
     except ClipcheckError as error:
         raise type(error)(f"--clip-backend: {error.problem}", remedy=error.remedy) from error
     return _once([str(choice) for choice in choices])
+
+
+def _isolation(written: str | None) -> str | None:
+    from clipcheck.backends.cells import ISOLATIONS
+
+    return None if written is None else _known("--clip-isolation", [written], ISOLATIONS)[0]
 
 
 def _once(chosen: Sequence[str]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import traceback
 import warnings
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ class Run:
         self._choices = choices
         self._start = start
         self._loaded: tuple[Case, Pair] | None = None
+        self._open = ExitStack()
 
     def judgement(self, case: Case) -> Judgement:
         """What a check of it finds."""
@@ -60,6 +61,7 @@ class Run:
         """
         if self._loaded is None or self._loaded[0] != case:
             self._loaded = None  # before the next comes, not after
+            self._open.close()
             self._loaded = case, self._load(case)
         return self._loaded[1]
 
@@ -92,6 +94,7 @@ class Run:
             seed=chosen.seed,
             atol=chosen.atol,
             rtol=chosen.rtol,
+            isolation=self._isolation(subject),
             **examples,
         )
         (judgement,) = result.judgements
@@ -110,15 +113,19 @@ class Run:
 
     def _load(self, case: Case) -> Pair:
         from clipcheck.backends.artefacts import Artefacts, default_folder
+        from clipcheck.backends.cells import cell_for, isolation_named
         from clipcheck.backends.loading import build, load_sides, require_runs
         from clipcheck.backends.modules import ModuleBackend
         from clipcheck.backends.registry import parse
         from clipcheck.checkpoints.opening import open_reference, open_subject
         from clipcheck.models.loader import resolve_device
 
-        subject, choice = open_subject(self._find(case).path), parse(case.backend)
+        found = self._find(case)
+        subject, choice = open_subject(found.path), parse(case.backend)
         require_runs(choice, subject)
         device = resolve_device(case.device)
+        apart = isolation_named(self._isolation(found))
+        cell = self._open.enter_context(cell_for(subject, device, apart))
         scratch = Path(tempfile.mkdtemp(prefix="pair-", dir=self.findings.folder))
         source = load_sides(
             subject,
@@ -128,8 +135,13 @@ class Run:
             scratch,
             Artefacts(default_folder(), scratch),
             archive=choice.name == "jit",
+            cell=cell,
         ).source
         return Pair(ModuleBackend("eager", source.model, device), build(choice, source))
+
+    def _isolation(self, subject: subjects.Subject) -> str | None:
+        """Where its code runs: in this process, if this run has written it and nothing is said."""
+        return self._choices.isolation or ("none" if subject.own else None)
 
     def _find(self, case: Case) -> subjects.Subject:
         return subjects.find(case.model, self._start, self.findings.folder)

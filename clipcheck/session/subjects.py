@@ -20,11 +20,13 @@ class Subject:
         path: the file.
         label: the name, and whether it stands for seeded weights.
         source: whether that is a released file, a file given by its path, or seeded weights.
+        own: whether this run has written it.
     """
 
     path: Path
     label: str
     source: str
+    own: bool = False
 
 
 def find(name: str, start: Path, folder: Path) -> Subject:
@@ -43,7 +45,8 @@ def find(name: str, start: Path, folder: Path) -> Subject:
         return Subject(download.fetch(name), name, f"the released file {cached}")
     if name in ARCHITECTURES:
         path = seeded_archive(name, folder)
-        return Subject(path, f"{name} (seeded weights)", "seeded weights, NOT the released ones")
+        source = "seeded weights, NOT the released ones"
+        return Subject(path, f"{name} (seeded weights)", source, own=True)
     return Subject(start / name, name, "the file given")
 
 

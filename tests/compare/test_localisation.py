@@ -144,6 +144,24 @@ def test_of_two_looks_that_found_nothing_the_first_is_told() -> None:
     assert one.completed(broken).places[1].reason == "could not be looked for"
 
 
+def test_a_place_of_which_running_changes_weights_is_told_as_that_and_no_other() -> None:
+    departed = localise(
+        [error("visual.bn1", 99), error("ln_final", 99), error("transformer.a", 1)], [], FLOAT, ""
+    )
+    changed = Localisation.of_changed(["visual.bn1.running_mean", "transformer.b.bias"], "two")
+    found = departed.explained(changed)
+    assert [(place.module, place.part) for place in found.found] == [
+        ("visual.bn1", "its running_mean, which running changes"),
+        ("ln_final", ""),
+    ]
+    sound = localise([error("visual.conv1", 1), error("ln_final", 1)], [], FLOAT, "")
+    assert [place.reason for place in sound.explained(Localisation.of_changed([], "")).places] == [
+        "nothing departs",
+        "nothing departs",
+        "not looked at",
+    ]
+
+
 def test_weights_that_running_changes_are_places_of_their_modules() -> None:
     found = Localisation.of_changed(["visual.bn1.running_mean", "visual.bn2.x", "logit_scale"], "x")
     image, text, logits = found.places

@@ -24,7 +24,7 @@ def tensors() -> list[torch.Tensor]:
 
 
 def filled(tensors: list[torch.Tensor], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    arena = Arena(Arena.room_for(tensors, dtype))
+    arena = Arena.of(Arena.room_for(tensors, dtype))
     return [arena.cast(tensor, dtype) for tensor in tensors]
 
 
@@ -73,7 +73,7 @@ def test_the_room_is_enough_and_no_more(tensors: list[torch.Tensor]) -> None:
     room = Arena.room_for(tensors, torch.float32)
     exact = sum(tensor.numel() * 4 for tensor in tensors)
     assert exact <= room < exact + 64 * len(tensors)
-    arena = Arena(room)
+    arena = Arena.of(room)
     for tensor in tensors:
         arena.cast(tensor, torch.float32)
     start = torch.frombuffer(arena._buffer, dtype=torch.uint8).data_ptr()
@@ -84,7 +84,7 @@ def test_the_room_is_enough_and_no_more(tensors: list[torch.Tensor]) -> None:
 
 
 def test_the_memory_lives_as_long_as_a_tensor_and_no_longer(tensors: list[torch.Tensor]) -> None:
-    arena = Arena(Arena.room_for(tensors, torch.float32))
+    arena = Arena.of(Arena.room_for(tensors, torch.float32))
     arena.populate(100 * mmap.PAGESIZE)
     memory = weakref.ref(arena._buffer)
     cast = [arena.cast(tensor, torch.float32) for tensor in tensors]
@@ -101,7 +101,7 @@ def test_the_memory_lives_as_long_as_a_tensor_and_no_longer(tensors: list[torch.
 
 @pytest.mark.parametrize("size", [-1, 0, 1, mmap.PAGESIZE, 10 * mmap.PAGESIZE, 1 << 40])
 def test_to_populate_changes_nothing(tensors: list[torch.Tensor], size: int) -> None:
-    arena = Arena(Arena.room_for(tensors, torch.float32))
+    arena = Arena.of(Arena.room_for(tensors, torch.float32))
     before = [arena.cast(tensor, torch.float32) for tensor in tensors[:-1]]
     arena.populate(size)
     arena.populate(size)
@@ -125,7 +125,7 @@ def test_only_whole_pages_of_the_arena_are_populated(
             calls.append((length.value, advice))
 
     monkeypatch.setattr(ctypes, "CDLL", System)
-    Arena(10 * mmap.PAGESIZE).populate(size)
+    Arena.of(10 * mmap.PAGESIZE).populate(size)
     _wait_for_threads()
     whole = min(size, 10 * mmap.PAGESIZE) // mmap.PAGESIZE * mmap.PAGESIZE
     assert calls == [(whole, 23)]
@@ -133,7 +133,7 @@ def test_only_whole_pages_of_the_arena_are_populated(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the pages are made ready on Linux alone")
 def test_an_arena_may_go_while_it_is_populated() -> None:
-    arena = Arena(64 << 20)
+    arena = Arena.of(64 << 20)
     memory = weakref.ref(arena._buffer)
     arena.populate(64 << 20)
     held = memory() is not None
@@ -145,7 +145,7 @@ def test_an_arena_may_go_while_it_is_populated() -> None:
 
 
 def test_an_empty_arena_is_no_error() -> None:
-    Arena(0).populate(0)
+    Arena.of(0).populate(0)
     assert filled([]) == []
 
 

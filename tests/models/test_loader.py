@@ -19,6 +19,7 @@ from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import DamagedError, UnavailableError, UnknownModelError, UsageError
 from clipcheck.models import eager, loader, taps
+from clipcheck.models.weights import WeightWatch
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.convert import convert, write
 from clipcheck.writers.synthesize import synthesize
@@ -309,9 +310,9 @@ def test_a_weight_that_only_one_reading_has_is_named(
     )
     both = loader.load_checkpoint_both(short, torch.device("cpu"))
     assert both.differing == {"context_length": "the file's records do not have it"}
-    weights_of = loader._weights_of
+    weights_of = loader.weights_of
     monkeypatch.setattr(
-        loader, "_weights_of", lambda m: (kv for kv in weights_of(m) if kv[0] != "logit_scale")
+        loader, "weights_of", lambda m: (kv for kv in weights_of(m) if kv[0] != "logit_scale")
     )
     both = loader.load_checkpoint_both(checkpoint, torch.device("cpu"))
     assert both.differing == {"logit_scale": "the interpreter does not have it"}
@@ -533,7 +534,7 @@ def test_weights_that_running_a_model_changes_are_told(
     module = drifting(training)
     with torchscript_support.silenced(), torch.inference_mode(inference):
         module(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), by)
-        watch = loader.WeightWatch(module)
+        watch = WeightWatch(module)
         assert watch.changed() == []  # What was before does not count.
         for seed in range(2):
             module(torch.randn(4, 3, generator=torch.Generator().manual_seed(seed)), by)
@@ -542,7 +543,7 @@ def test_weights_that_running_a_model_changes_are_told(
 
 def test_a_weight_that_was_changed_and_changed_back_is_told() -> None:
     module = drifting(False)
-    watch = loader.WeightWatch(module)
+    watch = WeightWatch(module)
     with torchscript_support.silenced():
         for by in (0.5, -0.5):
             module(torch.ones(4, 3), by)
@@ -554,7 +555,7 @@ def test_a_sound_archive_changes_no_weight(
     tiny_archive: Path, batch: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     jit, model, _ = clipcheck.load_both(tiny_archive, device="cpu")
-    watch = loader.WeightWatch(jit)
+    watch = WeightWatch(jit)
     outputs(jit, *batch)
     outputs(model, *batch)
     assert watch.changed() == []
@@ -597,7 +598,7 @@ def test_what_the_code_of_an_archive_changes_is_told(
     a = small("tiny-resnet")
     write_archive(a, synthesize(a), tmp_path / "model.pt", alter=alter)
     jit, _, _ = clipcheck.load_both(tmp_path / "model.pt", device="cpu")
-    watch = loader.WeightWatch(jit)
+    watch = WeightWatch(jit)
     outputs(jit, *inputs(a))
     assert watch.changed() == changed
 
@@ -611,7 +612,7 @@ def test_an_archive_with_taps_has_the_same_weights_and_gives_the_same(
     checkpoint = open_checkpoint(tiny_archive)
     device = torch.device("cpu")
     both = loader.load_checkpoint_both(checkpoint, device)
-    tapped = loader.load_tapped(checkpoint, device, both)
+    tapped = both.archive.tapped()
     shared = both.jit_model.state_dict()
     for key, tensor in tapped.state_dict().items():
         assert tensor.data_ptr() == shared[key].data_ptr(), key

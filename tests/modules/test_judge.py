@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipcheck import torchscript_support
+from clipcheck.backends.archives import Inside
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.compare.modules import Coverage, ModuleError, modules
@@ -24,7 +25,7 @@ from clipcheck.compare.tolerances import LIMITS
 from clipcheck.inputs.batches import for_modules
 from clipcheck.judging import inputs_of
 from clipcheck.models import taps
-from clipcheck.models.loader import load_checkpoint_both, load_tapped
+from clipcheck.models.loader import load_checkpoint_both
 from clipcheck.modules import twins
 from clipcheck.modules.judge import Judge, judge_modules, nearest
 from clipcheck.writers.archive import Alter, write_archive
@@ -50,7 +51,7 @@ def judged_file(path: Path) -> Coverage:
     checkpoint = open_checkpoint(path)
     both = load_checkpoint_both(checkpoint, CPU)
     batch = for_modules(inputs_of(checkpoint.architecture), 0)
-    return judge_modules(load_tapped(checkpoint, CPU, both), both.eager_model, batch, CPU)
+    return judge_modules(Inside(both.archive), both.eager_model, batch, CPU)
 
 
 Judged = Callable[..., Coverage]
@@ -485,7 +486,7 @@ def test_the_eager_model_is_left_as_it_was(tmp_path: Path) -> None:
     both = load_checkpoint_both(checkpoint, CPU)
     before = {key: (t.data_ptr(), t.clone()) for key, t in both.eager_model.state_dict().items()}
     batch = for_modules(inputs_of(MINUTE), 0)
-    judge_modules(load_tapped(checkpoint, CPU, both), both.eager_model, batch, CPU)
+    judge_modules(Inside(both.archive), both.eager_model, batch, CPU)
     for key, tensor in both.eager_model.state_dict().items():
         address, values = before[key]
         assert tensor.data_ptr() == address

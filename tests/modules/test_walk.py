@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from clipcheck import torchscript_support
+from clipcheck.backends import archives
+from clipcheck.backends.archives import Inside
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.compare.localisation import Localisation
@@ -20,7 +22,7 @@ from clipcheck.compare.tolerances import LIMITS
 from clipcheck.faults import CLEAN, FAULTS
 from clipcheck.inputs.batches import Batch, for_modules
 from clipcheck.judging import inputs_of
-from clipcheck.models.loader import load_checkpoint_both, load_tapped
+from clipcheck.models.loader import load_checkpoint_both
 from clipcheck.modules import walk as walking
 from clipcheck.modules.twins import Twins
 from clipcheck.modules.walk import walk
@@ -54,9 +56,8 @@ def walked(tmp_path: Path) -> Walked:
         checkpoint = open_checkpoint(path)
         both = load_checkpoint_both(checkpoint, CPU)
         batch = for_modules(inputs_of(a), 0)
-        tapped = load_tapped(checkpoint, CPU, both)
         given = change(batch) if change else batch
-        return walk(tapped, both.eager_model, given, CPU, FLOAT, "a batch")
+        return walk(Inside(both.archive), both.eager_model, given, CPU, FLOAT, "a batch")
 
     return run
 
@@ -236,13 +237,13 @@ def test_forward_is_run_only_where_both_towers_are_as_they_should_be(
     walked: Walked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    original = walking.run_method
+    original = archives.run_method
 
     def counted(name: str, module: Any, method: str, *inputs: Tensor) -> Any:
         calls.append(method)
         return original(name, module, method, *inputs)
 
-    monkeypatch.setattr(walking, "run_method", counted)
+    monkeypatch.setattr(archives, "run_method", counted)
     walked(VIT)
     assert calls == ["encode_image", "encode_text", "forward"]
     calls.clear()

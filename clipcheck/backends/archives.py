@@ -1,0 +1,333 @@
+"""An archive that runs in this process, or in a cell: for who asks, the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from clipcheck.backends.modules import run_method
+from clipcheck.errors import IsolationError
+from clipcheck.isolation.cell import Cell
+from clipcheck.isolation.wire import Memory, Message
+from clipcheck.models.facts import METHODS, Facts
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.models import eager
+    from clipcheck.models.archives import LoadedArchive
+    from clipcheck.models.taps import Listener
+
+SERVANT = "clipcheck.backends.servants:ArchiveServant"
+
+
+class Runner(Protocol):
+    """Runs an archive."""
+
+    @property
+    def facts(self) -> Facts:
+        """What the archive is."""
+
+    def call(self, method: str, *inputs: torch.Tensor) -> object:
+        """What a method gives: a tensor or a tuple of them, if it is right.
+
+        Raises:
+            RunError: it is not there, or it failed.
+            IsolationError: what ran it crashed, hung or took too much.
+        """
+
+    def listen(
+        self,
+        method: str,
+        inputs: Sequence[torch.Tensor],
+        modules: Collection[str],
+        listener: Listener,
+    ) -> object:
+        """The same, with ``listener`` called before and after each call of one of the modules."""
+
+    def changed(self) -> list[str]:
+        """The keys of the weights that running it has changed."""
+
+
+@dataclass(frozen=True)
+class OpenArchive:
+    """An archive that is ready to run, and how its weights compare with the file's.
+
+    Attributes:
+        runner: runs it.
+        compared: number of weights and buffers that were compared.
+        differing: by key, how the interpreter's weight differs from the record's.
+    """
+
+    runner: Runner
+    compared: int
+    differing: Mapping[str, str]
+
+
+def open_archive(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, cell: Cell | None
+) -> tuple[OpenArchive, eager.CLIP]:
+    """Load an archive, and the eager model of its weights.
+
+    Args:
+        checkpoint: the archive.
+        device: where to.
+        dtype: what both are to compute in.
+        cell: what runs the archive's code; None for this process, where both share their weights.
+
+    Raises:
+        ClipcheckError: it cannot be loaded; the subclass tells why.
+    """
+    from clipcheck.models.loader import load_checkpoint_both, require_archive
+
+    if cell is not None:
+        require_archive(checkpoint)
+        apart, model = _open_apart(checkpoint, device, dtype, cell)
+        return OpenArchive(apart, len(checkpoint.tensors), apart.differing), model
+    both = load_checkpoint_both(checkpoint, device, dtype)
+    return OpenArchive(Inside(both.archive), both.compared, both.differing), both.eager_model
+
+
+class Inside:
+    """Runs an archive in this process.
+
+    Args:
+        archive: what was loaded.
+    """
+
+    def __init__(self, archive: LoadedArchive) -> None:
+        self._archive = archive
+
+    @property
+    def facts(self) -> Facts:
+        """What the archive is."""
+        return self._archive.facts()
+
+    def call(self, method: str, *inputs: torch.Tensor) -> object:
+        """What a method gives."""
+        return run_method("jit", self._archive.module, method, *inputs)
+
+    def listen(
+        self,
+        method: str,
+        inputs: Sequence[torch.Tensor],
+        modules: Collection[str],
+        listener: Listener,
+    ) -> object:
+        """The same, with ``listener`` called before and after each call of one of the modules."""
+        from clipcheck.models.taps import Site, listening
+
+        def heard(site: Site, entering: bool, tensors: Sequence[torch.Tensor]) -> None:
+            if site.module in modules:
+                listener(site, entering, tensors)
+
+        with listening(heard):
+            return run_method("jit", self._archive.tapped(), method, *inputs)
+
+    def changed(self) -> list[str]:
+        """The keys of the weights that running it has changed."""
+        return self._archive.changed()
+
+
+def _open_apart(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, cell: Cell
+) -> tuple[Apart, eager.CLIP]:
+    from clipcheck.models.arena import Arena
+    from clipcheck.models.loader import cast_room, load_eager
+    from clipcheck.models.weights import weights_of
+
+    memory = Memory(max(cast_room(checkpoint, dtype), 1))
+    model = load_eager(checkpoint, device, dtype, Arena(memory.buffer))
+    weights = dict(weights_of(model))
+    apart = Apart(cell, checkpoint, device, dtype, weights, memory)
+    return apart, model
+
+
+class Apart:
+    """Runs an archive in a cell.
+
+    Args:
+        cell: that of the archive.
+        checkpoint: the archive.
+        device: where to run.
+        dtype: what to compute in.
+        weights: the eager model's, by key.
+        memory: what those of them lie in that the archive is to have as well.
+
+    Attributes:
+        facts: what the archive says that it is.
+        differing: by key, how its weights differ from the file's.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        weights: Mapping[str, torch.Tensor],
+        memory: Memory,
+    ) -> None:
+        from clipcheck.models.loader import dtypes
+
+        self._cell = cell
+        self._device = device
+        compared = _Compared(checkpoint, dtypes(checkpoint, dtype), weights, memory)
+        memory.seal()
+        cell.share(memory)
+        memory.close()
+        done = cell.ask(
+            "load",
+            "loading the archive",
+            answer=compared.answer,
+            path=str(checkpoint.path.absolute()),
+            device=str(device),
+            dtype=str(dtype).removeprefix("torch."),
+            shared=len(memory),
+        )
+        self.facts = _facts(done.message)
+        self.differing = compared.differing_of_all()
+
+    def call(self, method: str, *inputs: torch.Tensor) -> object:
+        """What a method gives."""
+        done = self._cell.ask("call", _running(method, inputs), inputs, method=method)
+        return self._result(done.message, done.tensors)
+
+    def listen(
+        self,
+        method: str,
+        inputs: Sequence[torch.Tensor],
+        modules: Collection[str],
+        listener: Listener,
+    ) -> object:
+        """The same, with ``listener`` called before and after each call of one of the modules."""
+        from clipcheck.models.taps import Site
+
+        def answer(question: Message, tensors: list[torch.Tensor]) -> Message:
+            site = Site(str(question.get("module")), str(question.get("method")))
+            if site.module in modules:
+                listener(site, question.get("entering") is True, self._placed(tensors))
+            return {}
+
+        doing = f"{_running(method, inputs)} module by module"
+        names = sorted(modules)
+        done = self._cell.ask("listen", doing, inputs, answer, method=method, modules=names)
+        return self._result(done.message, done.tensors)
+
+    def changed(self) -> list[str]:
+        """The keys of the weights that running it has changed, as the cell tells."""
+        done = self._cell.ask("changed", "looking for weights that changed")
+        return _texts(done.message.get("changed"))
+
+    def _result(self, message: Message, tensors: list[torch.Tensor]) -> object:
+        kind, placed = message.get("type"), self._placed(tensors)
+        if kind == "tuple":
+            return tuple(placed)
+        if kind == "Tensor" and len(placed) == 1:
+            return placed[0]
+        return _Other(str(kind))
+
+    def _placed(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [tensor.to(self._device) for tensor in tensors]
+
+
+@dataclass(frozen=True)
+class _Other:
+    """What a method gave in place of tensors; its text is its type."""
+
+    kind: str
+
+
+@dataclass
+class _Compared:
+    """Compares the weights of the interpreter as they come, and tells where the eager model's are.
+
+    Attributes:
+        checkpoint: the file.
+        wanted: by key and weight, what it is to be cast to.
+        weights: the eager model's, by key.
+        memory: what is shared.
+        differing: by key, how the interpreter's differ.
+        seen: the keys that it has.
+    """
+
+    checkpoint: Checkpoint
+    wanted: Callable[[str, torch.Tensor], torch.dtype]
+    weights: Mapping[str, torch.Tensor]
+    memory: Memory
+    differing: dict[str, str] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+    def answer(self, question: Message, tensors: list[torch.Tensor]) -> Message:
+        """Where the weight is that the archive is to have in place of its own, or what it is to be
+        cast to."""
+        from clipcheck.models.loader import unlike
+
+        key = str(question.get("weight"))
+        self.seen.add(key)
+        if not tensors:
+            self.differing[key] = f"the interpreter has {question.get('kind')}"
+            return {"at": None, "dtype": None}
+        (held,) = tensors[:1]
+        self.checkpoint.prefetch(key)
+        reason = unlike(held, self.checkpoint.tensors.get(key))
+        self.checkpoint.give_back(key)
+        if reason:
+            self.differing[key] = reason
+        return {
+            "at": None if reason else self._place(self.weights.get(key)),
+            "dtype": str(self.wanted(key, held)).removeprefix("torch."),
+        }
+
+    def differing_of_all(self) -> dict[str, str]:
+        """With those that the interpreter does not have."""
+        absent = {
+            key: "the interpreter does not have it"
+            for key in self.checkpoint.tensors
+            if key not in self.seen
+        }
+        return {**self.differing, **absent}
+
+    def _place(self, weight: torch.Tensor | None) -> int | None:
+        """Where in the shared memory a weight of the eager model lies."""
+        import ctypes
+
+        if weight is None or weight.device.type != "cpu":
+            return None
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self.memory.buffer))
+        offset = weight.data_ptr() - start
+        return offset if 0 <= offset < len(self.memory) else None
+
+
+def _running(method: str, inputs: Sequence[torch.Tensor]) -> str:
+    rows = " and ".join(str(len(tensor)) for tensor in inputs)
+    return f"jit: running {method} on a batch of {rows}"
+
+
+def _facts(message: Message) -> Facts:
+    used = message.get("used")
+    if not isinstance(used, dict):
+        raise _no_facts("which weights it uses")
+    dimensions = {name: message.get(name) for name in ("input_resolution", "context_length")}
+    if not all(value is None or type(value) is int for value in dimensions.values()):
+        raise _no_facts("its dimensions")
+    return Facts(
+        message.get("scripted") is True,
+        {method: frozenset(_texts(used[method])) for method in METHODS if method in used},
+        **dimensions,
+    )
+
+
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise _no_facts("a list of names")
+    return value
+
+
+def _no_facts(what: str) -> IsolationError:
+    return IsolationError(
+        f"expected the process that runs the archive to tell {what}, found something else",
+        remedy="Do not run this file: it has taken over the process that ran it.",
+    )

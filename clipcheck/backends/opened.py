@@ -1,0 +1,152 @@
+"""A program that was opened, in this process or in a cell: for who runs it, the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcheck.backends.base import Array, Pixels, Tokens
+from clipcheck.backends.signature import Declared, Raw, inputs
+from clipcheck.compare.integrity import Evidence
+from clipcheck.errors import IsolationError
+from clipcheck.isolation.cell import Cell
+from clipcheck.isolation.wire import Message
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.backends.programs import ProgramBackend
+    from clipcheck.checkpoints.architecture import Architecture
+
+Receive = Callable[[str, "torch.Tensor"], None]
+"""Called with each weight that a program holds, and its name in it."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A program, ready to run.
+
+    Attributes:
+        declared: its inputs, in its order.
+        run: takes an array for each of these, and gives what the program gives.
+        weights: gives all that it holds, one after another.
+        doubts: what speaks against its being what it is called.
+    """
+
+    declared: Sequence[Declared]
+    run: Callable[[Sequence[Array]], Raw]
+    weights: Callable[[Receive], None]
+    doubts: Sequence[str] = ()
+
+
+def as_backend(
+    name: str,
+    opened: Opened,
+    architecture: Architecture,
+    path: Path,
+    evidence: Callable[[Opened], Evidence],
+) -> ProgramBackend:
+    """A backend that runs it.
+
+    Args:
+        name: the backend's, as it was asked for.
+        opened: the program.
+        architecture: what it is to be a model of.
+        path: the file that it was opened from.
+        evidence: called when it has run, for the gate ``integrity``.
+
+    Raises:
+        CheckpointError: it takes other inputs than a CLIP model.
+    """
+    from clipcheck.backends.programs import ProgramBackend
+
+    given = inputs(opened.declared, architecture, path)
+
+    def run(pixels: Pixels, tokens: Tokens) -> Raw:
+        return opened.run([each.value(pixels, tokens) for each in given])
+
+    return ProgramBackend(name, run, architecture, path, lambda: evidence(opened))
+
+
+def open_apart(
+    backend: str,
+    path: Path,
+    device: torch.device,
+    options: Mapping[str, str] | None,
+    cell: Cell,
+) -> Opened:
+    """Open a program in a cell.
+
+    Args:
+        backend: that runs such programs.
+        path: the file.
+        device: where to run it.
+        options: the backend's.
+        cell: that of the file.
+
+    Raises:
+        ClipcheckError: it cannot be opened; the subclass tells why.
+    """
+    import torch
+
+    done = cell.ask(
+        "open",
+        f"{backend}: opening the program",
+        backend=backend,
+        path=str(path.absolute()),
+        device=str(device),
+        options=dict(options or {}),
+    )
+
+    def run(arrays: Sequence[Array]) -> Raw:
+        rows = " and ".join(str(len(array)) for array in arrays)
+        given = [torch.from_numpy(array) for array in arrays]
+        doing = f"{backend}: running the program on a batch of {rows}"
+        found = cell.ask("run", doing, given)
+        names = found.message.get("names")
+        if not isinstance(names, list) or len(names) != len(found.tensors):
+            raise _garbled("a name for each output")
+        return [
+            (None if name is None else str(name), tensor.numpy())
+            for name, tensor in zip(names, found.tensors, strict=True)
+        ]
+
+    def weights(receive: Receive) -> None:
+        def answer(question: Message, tensors: list[torch.Tensor]) -> Message:
+            for tensor in tensors[:1]:
+                receive(str(question.get("weight")), tensor)
+            return {}
+
+        cell.ask("weights", f"{backend}: reading the weights", answer=answer)
+
+    doubts = done.message.get("doubts")
+    return Opened(
+        _declared(done.message.get("declared")),
+        run,
+        weights,
+        [str(doubt) for doubt in doubts] if isinstance(doubts, list) else [],
+    )
+
+
+def _declared(value: Any) -> list[Declared]:
+    if not isinstance(value, list):
+        raise _garbled("the inputs of the program")
+    found = []
+    for each in value:
+        if not isinstance(each, list) or len(each) != 3:
+            raise _garbled("name, shape and dtype of each input")
+        name, shape, dtype = each
+        sizes = shape if isinstance(shape, list) else []
+        if not all(size is None or type(size) is int for size in sizes):
+            raise _garbled("the shape of each input")
+        found.append(Declared(str(name), None if shape is None else tuple(sizes), str(dtype)))
+    return found
+
+
+def _garbled(what: str) -> IsolationError:
+    return IsolationError(
+        f"expected the process that runs the program to tell {what}, found something else",
+        remedy="Do not run this file: it has taken over the process that ran it.",
+    )

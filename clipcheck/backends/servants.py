@@ -1,0 +1,171 @@
+"""What a cell does for the backends that run a file's own code, see `clipcheck.isolation`.
+
+All of this runs in the cell. A servant's methods get the tensors that came and what came with them
+by name, and give what goes back, and the tensors with that.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clipcheck.backends.archives import Inside
+from clipcheck.backends.opened import Opened
+from clipcheck.backends.reference import exact_floats
+from clipcheck.errors import RunError
+from clipcheck.isolation.serving import Answer, Caller
+from clipcheck.isolation.wire import place_in
+from clipcheck.models.archives import LoadedArchive
+from clipcheck.models.taps import Site
+from clipcheck.models.weights import weights_of
+
+Tensors = list[torch.Tensor]
+
+
+class ArchiveServant:
+    """Loads an archive, and runs its methods.
+
+    Args:
+        caller: who has asked.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._archive: LoadedArchive | None = None
+
+    def load(self, _: Tensors, path: str, device: str, dtype: str, shared: int) -> Answer:
+        """Load it, and have its weights compared, one by one. Those that are right are replaced by
+        the eager model's, which lie in shared memory.
+
+        Args:
+            path: the file.
+            device: where to.
+            dtype: what it is to compute in.
+            shared: bytes of the memory that was shared.
+        """
+        self._archive = None
+        memory = self._caller.shared(shared)
+        archive = LoadedArchive(Path(path), torch.device(device), getattr(torch, dtype))
+        for key, held in weights_of(archive.module):
+            answer = self._caller.ask(*_told(key, held.data))
+            if answer["dtype"] is None:
+                continue
+            wanted: torch.dtype = getattr(torch, answer["dtype"])
+            if answer["at"] is None:
+                held.data = held.data.to(wanted)
+            else:
+                held.data = place_in(memory, answer["at"], wanted, held.shape)
+        archive.watch()
+        self._archive = archive
+        facts = archive.facts()
+        return {**asdict(facts), "used": {m: sorted(keys) for m, keys in facts.used.items()}}, ()
+
+    def call(self, tensors: Tensors, method: str) -> Answer:
+        """What a method gives."""
+        with exact_floats():
+            return _packed(self._inside().call(method, *self._placed(tensors)))
+
+    def listen(self, tensors: Tensors, method: str, modules: Sequence[str]) -> Answer:
+        """What a method gives; on the way each of the modules tells what it gets and what it
+        gives."""
+        wanted = frozenset(modules)
+
+        def tell(site: Site, entering: bool, found: Sequence[torch.Tensor]) -> None:
+            question = {"module": site.module, "method": site.method, "entering": entering}
+            self._caller.ask(question, found)
+
+        inputs = self._placed(tensors)
+        with exact_floats():
+            return _packed(self._inside().listen(method, inputs, wanted, tell))
+
+    def changed(self, _: Tensors) -> Answer:
+        """The keys of the weights that running it has changed."""
+        return {"changed": self._inside().changed()}, ()
+
+    def _inside(self) -> Inside:
+        if self._archive is None:
+            raise ValueError("no archive was loaded")
+        return Inside(self._archive)
+
+    def _placed(self, tensors: Tensors) -> Tensors:
+        assert self._archive is not None  # noqa: S101 - for the type: it was loaded
+        return [tensor.to(self._archive.device) for tensor in tensors]
+
+
+def _told(key: str, held: torch.Tensor) -> tuple[dict[str, Any], Tensors]:
+    """A weight as it is compared. One of a kind that no CLIP model has does not cross."""
+    plain = held.layout is torch.strided and not held.is_quantized and not held.is_complex()
+    return {"weight": key, "kind": f"{held.dtype}, {held.layout}"}, [held] if plain else []
+
+
+def _packed(result: object) -> Answer:
+    """What a method gave: a tensor, a tuple of them, or the name of what else it is."""
+    found = result if isinstance(result, tuple) else (result,)
+    if not all(isinstance(each, torch.Tensor) for each in found):
+        return {"type": type(result).__name__}, ()
+    tensors = [each for each in found if isinstance(each, torch.Tensor)]
+    odd = [each for each in tensors if each.layout is not torch.strided or each.is_complex()]
+    if odd:
+        raise RunError(
+            f"jit: the result has a {odd[0].layout} tensor of {odd[0].dtype}",
+            remedy="Let it return dense tensors of floating-point numbers.",
+        )
+    return {"type": "tuple" if isinstance(result, tuple) else "Tensor"}, tensors
+
+
+class ProgramServant:
+    """Opens a program, and runs it.
+
+    Args:
+        caller: who has asked.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._opened: Opened | None = None
+
+    def open(
+        self, _: Tensors, backend: str, path: str, device: str, options: dict[str, str]
+    ) -> Answer:
+        """Open it, and tell what it takes.
+
+        Args:
+            backend: that runs such programs.
+            path: the file.
+            device: where to run it.
+            options: the backend's.
+        """
+        way = importlib.import_module(f"clipcheck.backends.{backend}")
+        self._opened = way.opened(Path(path), torch.device(device), options)
+        declared = [[each.name, each.shape, each.dtype] for each in self._program.declared]
+        return {"declared": declared, "doubts": list(self._program.doubts)}, ()
+
+    def run(self, tensors: Tensors) -> Answer:
+        """What it gives, and what these are called."""
+        with exact_floats():
+            found = self._program.run([tensor.numpy() for tensor in tensors])
+        return {"names": [name for name, _ in found]}, [
+            torch.from_numpy(np.asarray(array)) for _, array in found
+        ]
+
+    def weights(self, _: Tensors) -> Answer:
+        """Each of its weights is told."""
+
+        def tell(name: str, weight: torch.Tensor) -> None:
+            question, tensors = _told(name, weight)
+            self._caller.ask(question, tensors)
+
+        self._program.weights(tell)
+        return {}, ()
+
+    @property
+    def _program(self) -> Opened:
+        if self._opened is None:
+            raise ValueError("no program was opened")
+        return self._opened

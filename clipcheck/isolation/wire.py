@@ -1,0 +1,245 @@
+"""What crosses between clipcheck and a cell: JSON on a socket, tensors in shared memory.
+
+A message is its length in four bytes, then JSON. Tensors lie one after another in a piece of memory
+that both have mapped and neither can make longer or shorter; the message says of each what dtype
+and shape it has and where it begins. Only one side writes at a time: who has asked waits.
+
+Neither side trusts what it receives more than it has to: sizes and shapes are looked at before
+anything is read, and what was read is a copy, which the other side cannot change any more.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import socket
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    import torch
+
+ROOM = 1 << 30
+"""Bytes for the tensors of one message. No page of it is there before it is written to."""
+
+MOST_TEXT = 1 << 20
+"""Bytes of a message. The longest has the names of all weights of a model."""
+
+_MOST_DIMENSIONS = 8
+_ALIGNMENT = 64
+_DTYPES = frozenset(
+    "float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 bool".split()  # noqa: SIM905
+)
+
+# Of fcntl (linux/fcntl.h).
+_ADD_SEALS, _NEITHER_SHRINK_NOR_GROW, _NO_MORE_SEALS = 1033, 0b110, 0b1
+_FUTURE_WRITE = 0x10
+
+Message = Mapping[str, Any]
+
+
+class Garbled(Exception):  # noqa: N818 - said by who waits for the message, as an error of ours
+    """What came is no message."""
+
+
+class Received(NamedTuple):
+    """A message, and the tensors that came with it."""
+
+    message: Message
+    tensors: list[torch.Tensor]
+
+
+class Memory:
+    """A piece of memory that processes can share.
+
+    Args:
+        size: in bytes.
+        descriptor: of one that is there already.
+        private: whether what this process writes is seen by itself alone.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+
+    def __init__(self, size: int, descriptor: int | None = None, *, private: bool = False) -> None:
+        self.descriptor = _anonymous(size) if descriptor is None else descriptor
+        access = mmap.ACCESS_COPY if private else mmap.ACCESS_WRITE
+        self.buffer = mmap.mmap(self.descriptor, size, access=access)
+
+    def __len__(self) -> int:
+        return len(self.buffer)
+
+    def seal(self) -> None:
+        """Let nobody write to it who has not mapped it yet. Does nothing elsewhere than on
+        Linux."""
+        if sys.platform == "linux":
+            import fcntl
+
+            fcntl.fcntl(self.descriptor, _ADD_SEALS, _FUTURE_WRITE)
+
+    def close(self) -> None:
+        """Close the descriptor. The memory goes with the last tensor in it."""
+        os.close(self.descriptor)
+
+
+def _anonymous(size: int) -> int:
+    """A descriptor of memory without a name, which cannot be made shorter on Linux: who reads past
+    the end of what was made shorter is ended by the system."""
+    if sys.platform != "linux":
+        with tempfile.TemporaryFile() as file:
+            file.truncate(size)
+            return os.dup(file.fileno())
+    import fcntl
+
+    descriptor = os.memfd_create("clipcheck", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, size)
+    fcntl.fcntl(descriptor, _ADD_SEALS, _NEITHER_SHRINK_NOR_GROW)
+    return descriptor
+
+
+class Channel:
+    """One end.
+
+    Args:
+        connection: a connected socket.
+        memory: what both ends have mapped.
+    """
+
+    def __init__(self, connection: socket.socket, memory: Memory) -> None:
+        self._connection = connection
+        self._memory = memory
+
+    def send(
+        self, message: Message, tensors: Sequence[torch.Tensor] = (), seconds: float | None = None
+    ) -> None:
+        """Send a message.
+
+        Args:
+            message: anything that JSON has.
+            tensors: strided ones of any device.
+            seconds: how long the other end may take to read it; None is for ever.
+
+        Raises:
+            ValueError: a tensor is of a kind that does not cross, or they are too large.
+            OSError: the other end is gone, or does not read (TimeoutError).
+        """
+        placed = self._put(tensors)
+        text = json.dumps({**message, "tensors": placed}).encode()
+        if len(text) > MOST_TEXT:
+            raise ValueError(f"a message has {len(text):,} bytes; at most {MOST_TEXT:,} cross")
+        self._connection.settimeout(seconds)
+        self._connection.sendall(struct.pack(">I", len(text)) + text)
+
+    def receive(self, seconds: float | None = None) -> Received:
+        """Wait for a message.
+
+        Args:
+            seconds: how long, until all of it is there; None is for ever.
+
+        Raises:
+            EOFError: the other end is gone.
+            TimeoutError: it took longer.
+            Garbled: what came is no message.
+        """
+        until = None if seconds is None else time.monotonic() + seconds
+        (length,) = struct.unpack(">I", self._read(4, until))
+        if length > MOST_TEXT:
+            raise Garbled(f"a message of {length:,} bytes")
+        return self._understood(self._read(length, until))
+
+    def _read(self, count: int, until: float | None) -> bytes:
+        parts = bytearray()
+        while len(parts) < count:
+            if until is not None and until <= time.monotonic():
+                raise TimeoutError
+            self._connection.settimeout(None if until is None else until - time.monotonic())
+            try:
+                part = self._connection.recv(count - len(parts))
+            except ConnectionError as error:
+                raise EOFError from error
+            if not part:
+                raise EOFError
+            parts += part
+        return bytes(parts)
+
+    def _understood(self, text: bytes) -> Received:
+        try:
+            message = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise Garbled("something else than JSON") from error
+        if not isinstance(message, dict):
+            raise Garbled("JSON that is no object")
+        described = message.pop("tensors", None)
+        if not isinstance(described, list):
+            raise Garbled("a message without a list of tensors")
+        return Received(message, [self._get(each) for each in described])
+
+    def _put(self, tensors: Sequence[torch.Tensor]) -> list[tuple[str, list[int], int]]:
+        import torch
+
+        placed = []
+        offset = 0
+        for tensor in tensors:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            if kind not in _DTYPES or tensor.layout is not torch.strided:
+                raise ValueError(f"a {tensor.layout} tensor of {kind} does not cross")
+            if offset + tensor.nbytes > len(self._memory):
+                raise ValueError(f"tensors of more than {len(self._memory):,} bytes do not cross")
+            place_in(self._memory, offset, tensor.dtype, tensor.shape).copy_(tensor)
+            placed.append((kind, list(tensor.shape), offset))
+            offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        return placed
+
+    def _get(self, described: object) -> torch.Tensor:
+        """A copy of the tensor that is said to lie there."""
+        import torch
+
+        kind, shape, offset = _parts(described)
+        count = 1
+        for size in shape:
+            count *= size
+            if count > len(self._memory):  # Before it gets longer than any number should.
+                raise Garbled("a tensor that is larger than the memory that it lies in")
+        dtype: torch.dtype = getattr(torch, kind)
+        if offset % _ALIGNMENT or offset + count * dtype.itemsize > len(self._memory):
+            raise Garbled("a tensor outside of the memory that was made for it")
+        return place_in(self._memory, offset, dtype, shape).clone()
+
+
+def place_in(memory: Memory, offset: int, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
+    """The tensor that lies in memory, at a byte that is aligned for it: no copy."""
+    import math
+
+    import torch
+
+    count = math.prod(shape)
+    if count == 0:
+        return torch.empty(tuple(shape), dtype=dtype)
+    flat = torch.frombuffer(memory.buffer, dtype=dtype, count=count, offset=offset)
+    return flat.view(tuple(shape))
+
+
+def _parts(described: object) -> tuple[str, list[int], int]:
+    if not isinstance(described, list) or len(described) != 3:
+        raise Garbled("a tensor that is not described by three things")
+    kind, shape, offset = described
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise Garbled("a tensor of a dtype that does not cross")
+    if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
+        raise Garbled("a tensor whose shape is no list of counts")
+    if not all(_is_count(count) for count in [*shape, offset]):
+        raise Garbled("a tensor whose shape or place is no count")
+    return kind, shape, offset
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)

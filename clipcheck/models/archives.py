@@ -1,0 +1,101 @@
+"""A TorchScript archive that was loaded into this process: its module, taps, and what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from clipcheck.errors import DamagedError
+from clipcheck.models import taps, torchscript
+from clipcheck.models.facts import METHODS, Facts
+from clipcheck.models.weights import WeightWatch, weights_of
+
+
+class LoadedArchive:
+    """An archive, patched for a device and a dtype. Loading it trusts the file.
+
+    Args:
+        path: the file.
+        device: where to.
+        dtype: what its code is to compute in; None leaves it.
+
+    Attributes:
+        device: where it is.
+        module: the archive's. Weights may be put in place of its own until `watch` is called.
+
+    Raises:
+        UnavailableError: this torch or Python has no TorchScript.
+        DamagedError: the interpreter cannot load it.
+    """
+
+    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype | None) -> None:
+        self.module = torchscript.load_archive(path, device)
+        torchscript.patch(self.module, device, dtype)
+        self.device = device
+        self._path, self._dtype = path, dtype
+        self._tapped: torch.jit.ScriptModule | None = None
+        self._watches: list[WeightWatch] = []
+
+    def watch(self) -> None:
+        """From now on its weights are not to change."""
+        self._watches = [WeightWatch(self.module)]
+
+    def changed(self) -> list[str]:
+        """The keys of the weights that running it has changed since `watch`."""
+        return list(dict.fromkeys(key for watch in self._watches for key in watch.changed()))
+
+    def tapped(self) -> torch.jit.ScriptModule:
+        """The archive once more, with taps in its code, over the same weights.
+
+        Taps go in before the first call, and would keep the interpreter from fusing what it fuses
+        for users: so they are put into a module of their own.
+        """
+        if self._tapped is None:
+            # What is loaded in inference mode has no counters of what is done to it.
+            with torch.inference_mode(False):
+                self._tapped = self._with_taps()
+                self._watches.append(WeightWatch(self._tapped))
+        return self._tapped
+
+    def _with_taps(self) -> torch.jit.ScriptModule:
+        tapped = torchscript.load_archive(self._path, self.device)
+        shared = dict(weights_of(self.module))
+        for key, held in weights_of(tapped):
+            if key in shared:
+                held.data = shared[key].data
+        torchscript.patch(tapped, self.device, self._dtype)
+        taps.tap(tapped)
+        return tapped
+
+    def facts(self) -> Facts:
+        """What it is.
+
+        Raises:
+            DamagedError: what it holds as a dimension is no number.
+        """
+        scripted = isinstance(self.module, torch.jit.ScriptModule)
+        methods = self.module._c._method_names() if scripted else ()
+        return Facts(
+            scripted,
+            {
+                method: frozenset(torchscript.used_weights(self.module, method))
+                for method in METHODS
+                if method in methods
+            },
+            self._dimension("input_resolution"),
+            self._dimension("context_length"),
+        )
+
+    def _dimension(self, name: str) -> int | None:
+        value = getattr(self.module, name, None)
+        if value is None:
+            return None
+        try:
+            return int(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise DamagedError(
+                f"expected a whole number as {name}, found {type(value).__name__}",
+                remedy="Write it anew with `clipcheck convert`.",
+                path=self._path,
+            ) from error

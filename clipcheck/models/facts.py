@@ -1,0 +1,26 @@
+"""What is known of an archive beside its weights. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+METHODS = ("encode_image", "encode_text", "forward")
+"""What a CLIP model is run by."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an archive is, beside its weights and what it computes.
+
+    Attributes:
+        scripted: whether it is a TorchScript module.
+        used: by each of `METHODS` that it has, the keys of the weights that take part in it.
+        input_resolution: pixels a side, where it holds that itself.
+        context_length: ids of a text, where it holds that itself.
+    """
+
+    scripted: bool
+    used: Mapping[str, frozenset[str]]
+    input_resolution: int | None = None
+    context_length: int | None = None

@@ -1,0 +1,40 @@
+"""The weights that a model holds, and whether running it changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from clipcheck.checkpoints.checkpoint import same_bits
+
+
+def weights_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """A model's weights and buffers by key: these very tensors, not copies."""
+    for prefix, module in model.named_modules():
+        for name in (*module._parameters.keys(), *module._buffers.keys()):
+            held = getattr(module, name)
+            if held is not None:
+                yield f"{prefix}.{name}" if prefix else name, held
+
+
+class WeightWatch:
+    """Tells which weights of a model were changed since this was made.
+
+    torch counts what is done to a tensor in place. Statistics are compared as well: BatchNorm's
+    own code changes them without being counted.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+        self._versions = {key: held._version for key, held in weights_of(module)}
+        self._buffers = {key: buffer.clone() for key, buffer in module.named_buffers()}
+
+    def changed(self) -> list[str]:
+        """The keys."""
+        return [
+            key
+            for key, held in weights_of(self._module)
+            if held._version != self._versions[key]
+            or (key in self._buffers and not same_bits(held.data, self._buffers[key]))
+        ]

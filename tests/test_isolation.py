@@ -1,0 +1,191 @@
+"""Files that do what no model should: judged, told, and without effect on anything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipcheck.checking import check
+from clipcheck.checkpoints import registry
+from clipcheck.errors import IsolationError, UsageError
+from clipcheck.localising import localize
+from conftest import Run, SeededArchive
+from tests import hostile
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that confines")
+
+Written = Callable[..., Path]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Written:
+    return lambda *act: hostile.write(tmp_path / "hostile.pt", *act)
+
+
+def judged(path: Path, **how: Any) -> Any:
+    (judgement,) = check(path, examples=14, **how).judgements
+    return judgement
+
+
+def test_a_crash_is_a_verdict_of_its_checkpoint_and_the_next_one_is_judged(
+    run: Run, tmp_path: Path, seeded_archive: SeededArchive
+) -> None:
+    crashing = hostile.write_crashing(tmp_path / "crashing.pt")
+    done = run("check", crashing, seeded_archive(), "--json", "-", "--examples", 14)
+    assert done.code == 2
+    first, second = json.loads(done.out)["results"]
+    assert first["error"].startswith("loading the archive: the process was ended by SIGSEGV.")
+    assert (first["sha256"], first["gates"]) == (registry_free(first), [])
+    assert first["isolation"]
+    assert second["passed"]
+
+
+def registry_free(entry: dict[str, Any]) -> str:
+    """Its SHA-256, which is known though it could not be run."""
+    sha256: str = entry["sha256"]
+    assert registry.by_sha256(sha256) is None
+    return sha256
+
+
+def test_a_hang_is_a_verdict(archive: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPCHECK_TIME_LIMIT", "2")
+    found = judged(archive(hostile.hangs))
+    assert "it took more than 2 s, and was ended" in found.error
+    assert "running forward on a batch of 2 and 1" in found.error
+    assert "CLIPCHECK_TIME_LIMIT" in found.remedy
+
+
+def test_taking_too_much_memory_is_a_verdict(archive: Written) -> None:
+    found = judged(archive(hostile.takes_memory))
+    assert "it needs more memory than the 6.2 GB that it may take" in found.error
+
+
+def test_what_a_file_prints_is_not_seen(
+    archive: Written, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert judged(archive(hostile.prints)).passed
+    assert "from the file" not in "".join(capfd.readouterr())
+
+
+def test_a_file_that_reads_another_fails_and_gets_nothing_of_it(
+    archive: Written, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"\xff" * 8)
+    path = archive(hostile.reading(secret))
+    found = judged(path)
+    assert not found.passed
+    assert "Permission denied" in found.gates[0].message
+    # It does read it where it may, and what is in it is seen in its features.
+    trusting = judged(path, isolation="none")
+    assert not trusting.passed
+    assert "Permission denied" not in trusting.gates[0].message
+
+
+def test_a_file_that_writes_another_fails_and_leaves_nothing(
+    archive: Written, tmp_path: Path
+) -> None:
+    path = archive(hostile.writing(tmp_path / "made"))
+    (tmp_path / "made").unlink()
+    assert not judged(path).passed
+    assert not (tmp_path / "made").exists()
+    assert judged(path, isolation="none").passed
+    assert (tmp_path / "made").exists()
+
+
+def test_replay_and_localize_run_it_apart_too(run: Run, archive: Written, tmp_path: Path) -> None:
+    path = archive(hostile.writing(tmp_path / "made"))
+    (tmp_path / "made").unlink()
+    done = run("check", path, "--report", tmp_path / "report", "--examples", 14)
+    (saved,) = (tmp_path / "report" / "failing-inputs").iterdir()
+    assert done.code == 1
+    assert run("replay", saved).code == 1
+    assert localize(path).localisation.found
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_crash_ends_localize_with_an_error(tmp_path: Path) -> None:
+    with pytest.raises(IsolationError, match="SIGSEGV"):
+        localize(hostile.write_crashing(tmp_path / "crashing.pt"))
+
+
+def test_both_ways_of_running_it_find_the_same(tiny_archive: Path) -> None:
+    apart, here = (judged(tiny_archive, isolation=how) for how in ("process", "none"))
+    assert [gate.figures for gate in apart.gates] == [gate.figures for gate in here.gates]
+    assert (bool(apart.isolation), here.isolation) == (True, ())
+
+
+def test_by_default_all_but_released_files_run_apart(
+    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert judged(tiny_archive).isolation
+    monkeypatch.setattr(registry, "by_sha256", lambda _: registry.find("RN50"))
+    assert judged(tiny_archive).isolation == ()
+    assert judged(tiny_archive, isolation="process").isolation
+
+
+def test_nothing_runs_apart_of_a_file_without_code(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    assert run("synthesize", "tiny-vit", "-o", path, "--format", "safetensors").code == 0
+    (found,) = check(path, backend="trace", examples=14).judgements
+    assert (found.passed, found.isolation) == (True, None)
+
+
+def test_where_it_ran_is_told(run: Run, tiny_archive: Path) -> None:
+    apart = run("check", tiny_archive, "--examples", 14).out
+    assert "its own code ran apart: no network" in " ".join(apart.split())
+    here = run("check", tiny_archive, "--examples", 14, "--isolation", "none").out
+    assert "its own code ran in this process, with all rights" in here
+
+
+def test_another_isolation_is_refused(tiny_archive: Path, run: Run) -> None:
+    with pytest.raises(UsageError, match="expected an isolation, found 'docker'"):
+        check(tiny_archive, isolation="docker")
+    assert run("check", tiny_archive, "--isolation", "docker").code == 2
+
+
+@pytest.mark.parametrize("written", ["0", "-1", "nan", "inf", "soon"])
+def test_a_time_limit_that_is_none_is_refused(
+    written: str, tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPCHECK_TIME_LIMIT", written)
+    assert "expected a number of seconds above 0" in judged(tiny_archive).error
+
+
+def test_a_memory_limit_that_is_none_is_refused_and_one_that_is_holds(
+    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPCHECK_MEMORY_LIMIT", "much")
+    assert "expected a size" in judged(tiny_archive).error
+    monkeypatch.setenv("CLIPCHECK_MEMORY_LIMIT", "3GB")
+    assert judged(tiny_archive).isolation[-1].startswith("at most 300 s a call, 3.0 GB, ")
+
+
+def test_an_archive_that_changes_its_weights_leaves_the_eager_models(tmp_path: Path) -> None:
+    from clipcheck.faults import fault_named
+    from clipcheck.writers.archive import write_archive
+    from clipcheck.writers.synthesize import architecture_named, synthesize
+
+    a = architecture_named("tiny-resnet")
+    path = tmp_path / "drifts.pt"
+    write_archive(a, synthesize(a), path, alter=fault_named("running-mean-updated").plant)
+    found = judged(path)
+    assert not found.passed
+    assert "running the model changed" in found.gates[0].message
+    assert found.localisation.found[0].part == "its running_mean, which running changes"
+
+
+def test_the_parent_is_as_it_was(tiny_archive: Path) -> None:
+    """No capability is dropped and no limit taken in the process of the check."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA), os.environ.get("TMPDIR"), Path.cwd()
+    judged(tiny_archive)
+    after = resource.getrlimit(resource.RLIMIT_DATA), os.environ.get("TMPDIR"), Path.cwd()
+    assert before == after
