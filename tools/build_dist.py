@@ -1,7 +1,8 @@
 """Build the sdist and the wheel as they are released, and check them.
 
-``python -m tools.build_dist FOLDER`` needs `build` and `twine`. Both files are built twice, to the
-same bytes. What is in them is held against what git tracks, and twine reads their metadata.
+``python -m tools.build_dist FOLDER`` needs `build`, `hatchling` and `twine`. Both files are built
+twice, to the same bytes. What is in them is held against what git tracks, and twine reads their
+metadata.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"expected an empty folder, found files in {folder}")
     with tempfile.TemporaryDirectory() as again:
         for into in (folder, Path(again)):
-            _run("build", "--outdir", str(into), str(ROOT))
+            _run("build", "--no-isolation", "--outdir", str(into), str(ROOT))
         wrong = differences(folder, Path(again))
     (wheel,) = folder.glob("*.whl")
     (sdist,) = folder.glob("*.tar.gz")
