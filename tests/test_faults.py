@@ -168,6 +168,13 @@ def error(subject: Subject, variant: Variant, path: Path) -> float:
     )
 
 
+def some(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+    """The first of each family; all in a long run. `clipcheck audit`, which the gate of a change
+    runs, wants every one of them told from what is right, in both architectures."""
+    first = {variant.family: variant for variant in reversed(variants)}
+    return variants if THOROUGH else tuple(first.values())
+
+
 def cases(variants: tuple[Variant, ...]) -> Any:
     """Each variant in the first small architecture that it applies to; all in a long run."""
     found = []
@@ -228,7 +235,7 @@ def test_an_archive_without_a_plant_is_as_exact_as_float32(
     assert error(subjects[name], nothing, path) < MOST_OF_CLEAN
 
 
-@cases(FAULTS)
+@cases(some(FAULTS))
 def test_a_fault_shows(subjects: Subjects, name: str, variant: Variant, path: Path) -> None:
     assert error(subjects[name], variant, path) > LEAST_OF_FAULTS
 

@@ -157,10 +157,12 @@ def opened(
     package = _load(path)
     with translating("aotinductor", "reading the package"):
         ids = package.get_metadata().get(_TOKENS, "int64")
-        arguments, named = pytree.treespec_loads(package.loader.get_call_spec()[0]).children()
+        spec = pytree.treespec_loads(package.loader.get_call_spec()[0])
+        arguments, named = pytree.tree_unflatten(range(spec.num_leaves), spec)
         # What is given by its place has no name; beyond the first two nothing tells what it is.
-        places = [*_INPUTS, *(f"argument {n}" for n in range(3, arguments.num_leaves + 1))]
-        names = [*places[: arguments.num_leaves], *(named.context or ())]
+        count = len(pytree.tree_leaves(arguments))
+        places = [*_INPUTS, *(f"argument {n}" for n in range(3, count + 1))]
+        names = [*places[:count], *named]
     declared = [Declared(name, None, "float32" if "pixel" in name else ids) for name in names]
     return _opened(package, declared, device)
 

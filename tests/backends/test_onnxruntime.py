@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from packaging.version import Version
 
 from clipcheck.backends import onnxruntime as way
 from clipcheck.backends.artefacts import Artefacts
@@ -117,7 +118,13 @@ def test_it_is_deterministic(backend: Backend, made: Source) -> None:
     assert_same(backend.outputs(pixels, tokens), backend.outputs(pixels, tokens))
 
 
-@pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet"])
+ILL_TYPED = pytest.mark.skipif(
+    Version(onnxruntime.__version__) < Version("1.31"),
+    reason="it opens no ResNet in half precision: it inserts casts to another type",
+)
+
+
+@pytest.mark.parametrize("name", ["tiny-vit", pytest.param("tiny-resnet", marks=ILL_TYPED)])
 def test_it_computes_in_half_precision(
     seeded_archive: Callable[..., Path], built: Path, name: str
 ) -> None:
