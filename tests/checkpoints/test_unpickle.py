@@ -3,7 +3,6 @@ from __future__ import annotations
 import builtins
 import os
 import pickle
-import pickletools
 import re
 import warnings
 from contextlib import suppress
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clipcheck import torchscript_support
@@ -299,8 +298,17 @@ def test_modules_that_contain_each_other_are_refused(tmp_path: Path) -> None:
     endless = (
         b"\x80\x02c__torch__\nM\n)\x81q\x00}(" + _text("a") + b"h\x00" + _text("b") + b"h\x00ub."
     )
-    with pytest.raises(DamagedError, match=f"more than {unpickle._MOST_MODULES} modules"):
+    with pytest.raises(DamagedError, match="with no name, or with a very long one"):
         read_tensors(archive_with({"data.pkl": endless}, tmp_path))
+
+
+def test_modules_without_number_are_refused(tmp_path: Path) -> None:
+    leaf = b"c__torch__\nM\n)\x81q\x00}b"
+    several = (b"(" + b"".join(_text(f"a{n}") + b"h\x00" for n in range(101)) + b"u").join
+    wide = b"\x80\x02" + leaf + b"0c__torch__\nM\n)\x81}" + several([b"", b"b"]) + b"q\x00"
+    wider = wide + b"0c__torch__\nM\n)\x81}" + several([b"", b"b."])
+    with pytest.raises(DamagedError, match=f"more than {unpickle._MOST_MODULES} modules"):
+        read_tensors(archive_with({"data.pkl": wider}, tmp_path))
 
 
 def test_a_tensor_without_its_record_is_damage(tmp_path: Path) -> None:
@@ -321,18 +329,6 @@ def test_no_altered_pickle_raises_anything_but_our_errors(
     pickled = bytearray(archive_with({}, folder).read("data.pkl"))
     for position, value in edits:
         pickled[position % len(pickled)] = value
-    assume(not _takes_all_memory(bytes(pickled)))
     records = archive_with({"data.pkl": bytes(pickled)}, folder)
     with suppress(ClipcheckError):
         map_tensors(records, read_tensors(records))
-
-
-def _takes_all_memory(pickled: bytes) -> bool:
-    """Whether the pickle numbers its objects so that Python's unpickler reserves gigabytes."""
-    try:
-        return any(
-            opcode.name == "LONG_BINPUT" and (argument or 0) > 1 << 20
-            for opcode, argument, _ in pickletools.genops(pickled)
-        )
-    except Exception:
-        return False

@@ -1,0 +1,133 @@
+"""See that reading a pickle takes time and memory in proportion to it, before it is read.
+
+A pickle is a small program. Where it can call nothing, it can still number its objects by billions,
+for which Python's unpickler reserves an array; nest them deeper than the process has stack; or hold
+one object within itself so often that whoever compares or prints it does not end. Here its opcodes
+are gone through without anything being built: what no pickler writes is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import struct
+from typing import NamedTuple
+
+MOST_BYTES = 64 << 20
+"""Of a pickle. That of a state dict of a thousand weights has 0.1 MB."""
+
+_MOST_OPCODES = 1 << 20
+"""A weight takes some 25 of them."""
+
+_MOST_DEPTH = 200
+"""Of objects in objects. A module's state is in the module, which is in its parent's state."""
+
+_MOST_WORK = 1 << 24
+"""Objects gone through, were all that is made looked at when it is made."""
+
+_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
+_GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
+"""What they put something into was there before, and is no deeper for itself."""
+
+_GETS = ("GET", "BINGET", "LONG_BINGET")
+
+
+class _Made(NamedTuple):
+    """What an opcode leaves on the stack: the objects in it, repeated ones too, and their depth."""
+
+    size: int
+    depth: int
+
+
+def survey(data: bytes, *, pickles: int = 1) -> frozenset[str]:
+    """See that pickles are modest, and what they name.
+
+    Args:
+        data: pickles one after the other, and anything behind them.
+        pickles: how many.
+
+    Returns:
+        The classes and functions that they ask for by ``GLOBAL`` and ``INST``, as
+        ``module.name``.
+
+    Raises:
+        ValueError: reading one could take all memory, or any time, or it is none.
+    """
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+    file = io.BytesIO(data)
+    names: set[str] = set()
+    for _ in range(pickles):
+        try:
+            names |= _names(file)
+        except (IndexError, KeyError, struct.error) as error:
+            raise ValueError("it takes an object that is not there") from error
+    return frozenset(names)
+
+
+def _names(file: io.BytesIO) -> set[str]:
+    names = set()
+    stack: list[_Made | None] = []  # None is a mark
+    memo: dict[int, _Made] = {}
+    work = 0
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if count == _MOST_OPCODES:
+            raise ValueError(f"it has more than {_MOST_OPCODES:,} opcodes")
+        if opcode.name in ("GLOBAL", "INST"):
+            names.add(str(argument).replace(" ", "."))
+        if opcode.name == "MARK":
+            stack.append(None)
+        elif opcode.name in _PUTS or opcode.name == "MEMOIZE":
+            # A pickler counts, from 0 or 1.
+            number = len(memo) if opcode.name == "MEMOIZE" else _index(argument)
+            if number > count:
+                raise ValueError(f"it numbers an object {number} that is at most the {count}th")
+            memo[number] = _top(stack)
+        elif opcode.name in _GETS:
+            stack.append(memo[_index(argument)])
+        elif opcode.name == "DUP":
+            stack.append(_top(stack))
+        elif opcode.name == "POP":
+            stack.pop()
+        else:
+            work += _step(opcode, stack)
+            if work > _MOST_WORK:
+                raise ValueError("its objects are in each other too often")
+    return names
+
+
+def _step(opcode: pickletools.OpcodeInfo, stack: list[_Made | None]) -> int:
+    """Take from the stack what the opcode takes, and leave what it leaves.
+
+    Returns:
+        How many objects it puts into another, those within others too.
+    """
+    taken = []
+    plain = len(opcode.stack_before)
+    if pickletools.markobject in opcode.stack_before:
+        while (made := stack.pop()) is not None:
+            taken.append(made)
+        plain = opcode.stack_before.index(pickletools.markobject)
+    for _ in range(plain):
+        taken.append(_top(stack))
+        stack.pop()
+    held = taken.pop() if opcode.name in _GROWING else _Made(0, 0)
+    size = sum(made.size for made in taken)
+    depth = max(held.depth, 1 + max((made.depth for made in taken), default=0))
+    if depth > _MOST_DEPTH:
+        raise ValueError(f"it has more than {_MOST_DEPTH} objects in each other")
+    stack.extend(_Made(1 + held.size + size, depth) for _ in opcode.stack_after)
+    return size
+
+
+def _top(stack: list[_Made | None]) -> _Made:
+    made = stack[-1]
+    if made is None:
+        raise ValueError("it takes a mark for an object")
+    return made
+
+
+def _index(argument: object) -> int:
+    if not isinstance(argument, int):
+        raise ValueError("it numbers an object by no number")
+    return argument
