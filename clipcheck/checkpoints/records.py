@@ -240,7 +240,7 @@ def _require_end(file: MappedFile) -> tuple[int, int]:
     size = len(file)
     at = size - _DIRECTORY_END.size
     end = file.buffer[max(at, 0) :]
-    if not end.startswith(_DIRECTORY_END_MAGIC):
+    if at < 0 or not end.startswith(_DIRECTORY_END_MAGIC):
         tail = file.buffer[-_MOST_TAIL:]
         if 0 <= tail.rfind(_DIRECTORY_END_MAGIC) < len(tail) - _DIRECTORY_END.size:
             raise _altered_file("something follows its directory", file.path)
@@ -249,9 +249,9 @@ def _require_end(file: MappedFile) -> tuple[int, int]:
     count, length, start = found[4:7]
     if file.buffer[at - _LOCATOR_SIZE : at].startswith(_LOCATOR_MAGIC):
         at -= _LOCATOR_SIZE + _LARGE_END.size
-        large = _LARGE_END.unpack_from(file.buffer, max(at, 0))
-        if large[0] != _LARGE_END_MAGIC:
+        if at < 0 or file.buffer[at : at + 4] != _LARGE_END_MAGIC:
             raise _altered_file("the end of its directory is not where it says", file.path)
+        large = _LARGE_END.unpack_from(file.buffer, at)
         if (count, length, start) != tuple(
             min(one, most) for one, most in zip(large[7:], (0xFFFF, *[0xFFFFFFFF] * 2), strict=True)
         ):

@@ -92,8 +92,13 @@ class TensorRecord(_Unstated):
 class ScriptObject:
     """Stands for an instance of any class of the archive: the attributes, and no behaviour."""
 
-    def __init__(self) -> None:
-        self.attributes: dict[str, object] = {}
+    attributes: dict[str, object]
+
+    def __new__(cls, *_: object) -> ScriptObject:
+        # Not in `__init__`, which an unpickler does not call.
+        made = super().__new__(cls)
+        made.attributes = {}
+        return made
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, dict):

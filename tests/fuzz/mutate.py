@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import itertools
 import json
 import pickletools
 import random
@@ -115,7 +116,7 @@ def _edited(document: Any, rng: random.Random) -> Any:
         for _ in range(rng.choice((1, 2, 300))):
             holder[key] = [holder[key]]
     elif action == 6 and type(holder[key]) in (int, float):
-        holder[key] = holder[key] * rng.choice((-1, 2, 1000)) + rng.choice((-1, 0, 1, 0.5))
+        holder[key] = holder[key] * rng.choice((-1, 2, 1000)) + rng.choice((-1, 0, 1))
     else:
         holder[key] = _value(rng)
     return document
@@ -182,7 +183,7 @@ def _pieces(data: bytes) -> list[bytes]:
         while file.tell() < len(data):
             starts += [position for _, _, position in pickletools.genops(file)]
     bounds = [*starts, len(data)]
-    return [data[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def _number_in_place_of(piece: bytes, rng: random.Random) -> bytes:
