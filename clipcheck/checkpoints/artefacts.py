@@ -173,7 +173,7 @@ def _is_tensors(data: bytes) -> bool:
             if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
                 return False
             (pickled,) = (info for info in infos if info.filename.endswith("/data.pkl"))
-            names = survey(archive.read(pickled))
+            names = survey(archive.read(pickled), room=len(data))
         if not all(map(_OF_TENSORS.fullmatch, names)):
             return False
         torch.load(io.BytesIO(data), weights_only=True)
@@ -257,7 +257,7 @@ def _is_onnx(file: BinaryIO) -> bool:
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    seen = set()
+    seen: set[int] = set()
     for _ in range(_MOST_ONNX_FIELDS):
         if file.tell() >= size:
             return {_ONNX_GRAPH, _ONNX_OPSETS} <= seen

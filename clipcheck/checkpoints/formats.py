@@ -329,7 +329,7 @@ def _require_dense(pickled: bytes, path: Path, *, pickles: int = 1) -> None:
     import torch
 
     try:
-        names = survey(pickled, pickles=pickles)
+        names = survey(pickled, room=path.stat().st_size, pickles=pickles)
     except ValueError as error:
         raise _unreadable_pickle(str(error), path) from error
     # Whoever calls clipcheck may have told torch that they trust more.

@@ -33,17 +33,25 @@ _GETS = ("GET", "BINGET", "LONG_BINGET")
 
 
 class _Made(NamedTuple):
-    """What an opcode leaves on the stack: the objects in it, repeated ones too, and their depth."""
+    """What an opcode leaves on the stack.
+
+    Attributes:
+        size: the objects in it, repeated ones too.
+        depth: of objects in objects.
+        number: the greatest in it.
+    """
 
     size: int
     depth: int
+    number: int = 0
 
 
-def survey(data: bytes, *, pickles: int = 1) -> frozenset[str]:
+def survey(data: bytes, *, room: int, pickles: int = 1) -> frozenset[str]:
     """See that pickles are modest, and what they name.
 
     Args:
         data: pickles one after the other, and anything behind them.
+        room: bytes of the file that has their storages: none has more elements.
         pickles: how many.
 
     Returns:
@@ -59,13 +67,13 @@ def survey(data: bytes, *, pickles: int = 1) -> frozenset[str]:
     names: set[str] = set()
     for _ in range(pickles):
         try:
-            names |= _names(file)
+            names |= _names(file, room)
         except (IndexError, KeyError, struct.error) as error:
             raise ValueError("it takes an object that is not there") from error
     return frozenset(names)
 
 
-def _names(file: io.BytesIO) -> set[str]:
+def _names(file: io.BytesIO, room: int) -> set[str]:
     names = set()
     stack: list[_Made | None] = []  # None is a mark
     memo: dict[int, _Made] = {}
@@ -90,13 +98,15 @@ def _names(file: io.BytesIO) -> set[str]:
         elif opcode.name == "POP":
             stack.pop()
         else:
-            work += _step(opcode, stack)
+            work += _step(opcode, argument, stack)
             if work > _MOST_WORK:
                 raise ValueError("its objects are in each other too often")
+            if opcode.name == "BINPERSID" and _top(stack).number > room:
+                raise ValueError("it has a storage of more elements than the file has bytes")
     return names
 
 
-def _step(opcode: pickletools.OpcodeInfo, stack: list[_Made | None]) -> int:
+def _step(opcode: pickletools.OpcodeInfo, argument: object, stack: list[_Made | None]) -> int:
     """Take from the stack what the opcode takes, and leave what it leaves.
 
     Returns:
@@ -116,7 +126,9 @@ def _step(opcode: pickletools.OpcodeInfo, stack: list[_Made | None]) -> int:
     depth = max(held.depth, 1 + max((made.depth for made in taken), default=0))
     if depth > _MOST_DEPTH:
         raise ValueError(f"it has more than {_MOST_DEPTH} objects in each other")
-    stack.extend(_Made(1 + held.size + size, depth) for _ in opcode.stack_after)
+    own = argument if isinstance(argument, int) else 0
+    number = max([own, held.number, *(made.number for made in taken)])
+    stack.extend(_Made(1 + held.size + size, depth, number) for _ in opcode.stack_after)
     return size
 
 

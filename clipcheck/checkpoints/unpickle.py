@@ -95,7 +95,7 @@ class ScriptObject:
     attributes: dict[str, object]
 
     def __new__(cls, *_: object) -> ScriptObject:
-        # Not in `__init__`, which an unpickler does not call.
+        """Without attributes. Not in `__init__`, which an unpickler does not call."""
         made = super().__new__(cls)
         made.attributes = {}
         return made
@@ -136,7 +136,7 @@ def _load(records: Records, name: str) -> object:
     path = records.file.path
     try:
         pickled = records.read(name)
-        survey(pickled)
+        survey(pickled, room=len(records.file))
         return _ArchiveUnpickler(pickled, path).load()
     except (DamagedError, UnsafeError):
         raise

@@ -38,7 +38,9 @@ def main() -> None:
     guided = importlib.util.find_spec("atheris") is not None
     print(f"{'guided by coverage (atheris)' if guided else 'unguided'}, seed {options.seed}, "
           f"{seconds:.0f} s a target", flush=True)  # fmt: skip
-    print(f"{'target':<16}{'runs':>10}{'per s':>8}{'accepted':>10}{'edges':>8}{'peak MB':>9}  finds")
+    print(
+        f"{'target':<16}{'runs':>10}{'per s':>8}{'accepted':>10}{'edges':>8}{'peak MB':>9}  finds"
+    )
 
     def searched(name: str) -> tuple[int, dict[str, int]]:
         return _search(name, seconds, options.seed, options.finds)

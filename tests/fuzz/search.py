@@ -108,7 +108,7 @@ class Search:
         path = self._folder / name
         path.write_bytes(data)  # as it is first: making it smaller may end the process
         path.with_suffix(".txt").write_text(f"{outcome}\n", encoding="utf-8")
-        if not "Hang at" in outcome:
+        if "Hang at" not in outcome:
             path.write_bytes(self._minimised(data, outcome))
 
     def _minimised(self, data: bytes, outcome: str) -> bytes:
