@@ -16,7 +16,7 @@ from typing import NamedTuple
 MOST_BYTES = 64 << 20
 """Of a pickle. That of a state dict of a thousand weights has 0.1 MB."""
 
-_MOST_OPCODES = 1 << 20
+_MOST_OPCODES = 1 << 18
 """A weight takes some 25 of them."""
 
 _MOST_DEPTH = 200

@@ -9,16 +9,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.fuzz.search import scratch_folder
-
 _STUCK = 60.0
 """Seconds without a sign after which a process is taken to hang where no alarm reaches it."""
 
-_NAMES = (
+# As in `tests.fuzz.targets.TARGETS`, which would have this process import torch.
+NAMES = (
     *("zip", "archive-pickle", "archive", "state-dict", "legacy", "code", "safetensors"),
     *("architecture", "folder", "replay", "results", "program", "onnx", "kept"),
 )
@@ -28,12 +28,12 @@ def main() -> None:
     """Search, and print a line for each target as it is done, then all that got out."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, required=True, help="in all")
-    parser.add_argument("--target", action="append", choices=_NAMES, help="one of them alone")
+    parser.add_argument("--target", action="append", choices=NAMES, help="one of them alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--finds", type=Path, default=Path("finds"), help="where finds are put")
     options = parser.parse_args()
-    names = options.target or _NAMES
+    names = options.target or NAMES
     seconds = 60 * options.minutes * options.jobs / len(names)
     guided = importlib.util.find_spec("atheris") is not None
     print(f"{'guided by coverage (atheris)' if guided else 'unguided'}, seed {options.seed}, "
@@ -58,7 +58,7 @@ def _search(name: str, seconds: float, seed: int, folder: Path) -> tuple[int, di
     runs = accepted = peak = edges = 0
     finds: dict[str, int] = {}
     while (left := seconds - (time.monotonic() - began)) > 1:
-        with scratch_folder() as scratch:
+        with _scratch_folder() as scratch:
             out = Path(scratch) / "tally.json"
             ended, told = _process(name, left, seed, folder, out)
             tally = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
@@ -105,6 +105,12 @@ def _process(name: str, seconds: float, seed: int, folder: Path, out: Path) -> t
         tail = " | ".join(told.splitlines()[-3:])
         return f"the process ended with {process.returncode} ({tail[:300]})", told
     return "", told
+
+
+def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """In memory, where the system has such a place."""
+    shared = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None, prefix="fuzz-")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import json
 import random
 import resource
 import signal
-import tempfile
 import time
 import traceback
 import warnings
@@ -190,9 +189,3 @@ def bound_memory() -> None:
     words = Path("/proc/self/statm").read_text(encoding="ascii").split()
     limit = int(words[0]) * resource.getpagesize() + MOST_GROWTH
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """In memory, where the system has such a place."""
-    shared = Path("/dev/shm")
-    return tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None, prefix="fuzz-")
