@@ -384,7 +384,7 @@ def _refused_by_torch(path: Path, error: pickle.UnpicklingError) -> CheckpointEr
 def _unsafe(name: str, path: Path) -> UnsafeError:
     harm = "could run code"
     if name in _GREEDY:
-        harm = "no state dict needs, and which takes what memory or time it is told"
+        harm = "takes what memory or time it is told"
     return UnsafeError(
         f"its pickle asks for {name.removeprefix('builtins.')[:80]}, which {harm}; nothing was run",
         remedy="If it is yours, save model.state_dict() alone, in place of the whole model or the "

@@ -124,7 +124,7 @@ def _step(opcode: pickletools.OpcodeInfo, argument: object, stack: list[_Made | 
     held = taken.pop() if opcode.name in _GROWING else _Made(0, 0)
     size = sum(made.size for made in taken)
     depth = max(held.depth, 1 + max((made.depth for made in taken), default=0))
-    if depth > _MOST_DEPTH:
+    if opcode.stack_after and depth > _MOST_DEPTH:
         raise ValueError(f"it has more than {_MOST_DEPTH} objects in each other")
     own = argument if isinstance(argument, int) else 0
     number = max([own, held.number, *(made.number for made in taken)])

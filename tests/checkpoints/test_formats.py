@@ -508,3 +508,34 @@ def test_all_known_architectures_have_another_name_than_a_wrapper() -> None:
     # A state dict has no key of these names, or it could be taken for what is saved around one.
     keys = {key.split(".")[0] for a in ARCHITECTURES.values() for key, _ in specs(a)}
     assert keys.isdisjoint(formats._WRAPPERS)
+
+
+# ------------------------------------------------------------------ what a pickle may ask for
+
+
+@pytest.mark.parametrize("value", [b"bytes", bytearray(3)], ids=["encode", "bytearray"])
+def test_what_fills_memory_or_time_is_refused_by_name(tmp_path: Path, value: object) -> None:
+    with pytest.raises(UnsafeError, match="which takes what memory or time it is told"):
+        opened(saved({"state_dict": minute_weights(), "x": value}), tmp_path)
+
+
+def test_what_is_usual_beside_weights_is_read(tmp_path: Path) -> None:
+    beside = {"epoch": 3, "size": torch.Size([2]), "set": {1}, "kind": torch.float16, "z": 1j}
+    assert opened(saved({"state_dict": minute_weights(), **beside}), tmp_path).tensors
+
+
+class Trusted:
+    pass
+
+
+def test_what_the_caller_told_torch_to_trust_is_read(tmp_path: Path) -> None:
+    data = saved({"state_dict": minute_weights(), "x": Trusted()})
+    with pytest.raises(UnsafeError, match="Trusted"):
+        opened(data, tmp_path)
+    with torch.serialization.safe_globals([Trusted]):
+        assert opened(data, tmp_path).tensors
+
+
+def test_weights_may_repeat_what_they_hold_within_reason(tmp_path: Path) -> None:
+    weights = {**minute_weights(), "ln_final.bias": torch.zeros(()).expand(64)}
+    assert opened(saved(weights), tmp_path).tensors["ln_final.bias"].stride() == (0,)

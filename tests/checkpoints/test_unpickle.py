@@ -332,3 +332,34 @@ def test_no_altered_pickle_raises_anything_but_our_errors(
     records = archive_with({"data.pkl": bytes(pickled)}, folder)
     with suppress(ClipcheckError):
         map_tensors(records, read_tensors(records))
+
+
+def test_an_object_that_was_never_initialised_has_no_attributes(tmp_path: Path) -> None:
+    # NEWOBJ makes it, and no BUILD follows.
+    assert (
+        read_tensors(archive_with({"data.pkl": b"\x80\x02c__torch__\nM\n)\x81."}, tmp_path)) == {}
+    )
+
+
+def test_a_records_state_cannot_be_set(tmp_path: Path) -> None:
+    state = b"}" + _text("shape") + b"(" + _number(1 << 20) + b"ts"
+    altered = module_with(a=tensor_of(shape=(1,)) + state + b"b")
+    with pytest.raises(DamagedError, match="gives a state to what has none"):
+        read_tensors(archive_with({"data.pkl": altered}, tmp_path))
+
+
+def test_a_helpers_defaults_cannot_be_set(tmp_path: Path) -> None:
+    helper = unpickle._HELPERS["torch._utils", "_rebuild_tensor_v2"]
+    before = vars(helper).copy(), unpickle._tensor.__defaults__
+    state = b"N}" + _text("__defaults__") + b")s\x86b."
+    altered = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + state
+    with pytest.raises(DamagedError, match="gives a state to what has none"):
+        read_tensors(archive_with({"data.pkl": altered}, tmp_path))
+    assert (vars(helper), unpickle._tensor.__defaults__) == before
+
+
+def test_too_many_attributes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = module_with(a=tensor_of(shape=(1,)), b=tensor_of(shape=(1,)))
+    monkeypatch.setattr(unpickle, "_MOST_ATTRIBUTES", 1)
+    with pytest.raises(DamagedError, match="more than 1 attributes"):
+        read_tensors(archive_with({"data.pkl": sound}, tmp_path))
