@@ -173,8 +173,8 @@ def _is_tensors(data: bytes) -> bool:
             if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
                 return False
             (pickled,) = (info for info in infos if info.filename.endswith("/data.pkl"))
-            names = survey(archive.read(pickled), room=len(data))
-        if not all(map(_OF_TENSORS.fullmatch, names)):
+            names, odd = survey(archive.read(pickled), room=len(data))
+        if odd or not all(map(_OF_TENSORS.fullmatch, names)):
             return False
         torch.load(io.BytesIO(data), weights_only=True)
     # zipfile, torch and its unpickler raise nearly anything on an altered file.

@@ -53,10 +53,10 @@ _LEGACY_PICKLES = 5
 
 _DENSE = re.compile(
     r"collections\.(OrderedDict|Counter)|builtins\.(set|complex)"
-    r"|torch\.(Size|Tensor|device|storage\.\w+|(cuda\.)?\w+Storage)"
+    r"|torch\.(Size|device|storage\.\w+|(cuda\.)?\w+Storage)"
     r"|torch\.(b?float|b?complex|[qu]*int|bits|bool)\w*|torch\.nn\.parameter\.Parameter"
     r"|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state"
-    r"|meta_tensor_no_storage)|torch\._tensor\._rebuild_from_type_v2"
+    r"|meta_tensor_no_storage)"
 )
 """What state dicts of dense weights name, and what training code saves beside them. torch allows
 more (torch/_weights_only_unpickler.py), some of which takes whatever memory or time it is told."""
@@ -329,7 +329,7 @@ def _require_dense(pickled: bytes, path: Path, *, pickles: int = 1) -> None:
     import torch
 
     try:
-        names = survey(pickled, room=path.stat().st_size, pickles=pickles)
+        names, odd = survey(pickled, room=path.stat().st_size, pickles=pickles)
     except ValueError as error:
         raise _unreadable_pickle(str(error), path) from error
     # Whoever calls clipcheck may have told torch that they trust more.
@@ -347,6 +347,8 @@ def _require_dense(pickled: bytes, path: Path, *, pickles: int = 1) -> None:
             )
         if not _DENSE.fullmatch(name):
             raise _unsafe(name, path)
+    if odd:
+        raise _unreadable_pickle(odd, path)
 
 
 def _load_state_dict(path: Path, *, mmap: bool) -> object:

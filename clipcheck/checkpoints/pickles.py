@@ -25,6 +25,13 @@ _MOST_DEPTH = 200
 _MOST_WORK = 1 << 24
 """Objects gone through, were all that is made looked at when it is made."""
 
+_CALLS = ("REDUCE", "NEWOBJ", "NEWOBJ_EX")
+_GIVING = (*_CALLS, "OBJ", "INST", "PERSID", "BINPERSID", "BUILD", "EXT1", "EXT2", "EXT4")
+"""What they leave is no literal."""
+
+_OF_TENSORS = ("torch._utils._rebuild_", "torch.nn.parameter.", "torch.jit._pickle.")
+"""What the names of functions that take tensors begin with."""
+
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 _GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
 """What they put something into was there before, and is no deeper for itself."""
@@ -39,24 +46,39 @@ class _Made(NamedTuple):
         size: the objects in it, repeated ones too.
         depth: of objects in objects.
         number: the greatest in it.
+        name: of the class or function that it is.
+        literal: it is written there, and no call gives it.
+        plain: nor is anything in it given by a call.
     """
 
     size: int
     depth: int
     number: int = 0
+    name: str = ""
+    literal: bool = True
+    plain: bool = True
 
 
-def survey(data: bytes, *, room: int, pickles: int = 1) -> frozenset[str]:
+class Survey(NamedTuple):
+    """What pickles ask for.
+
+    Attributes:
+        names: the classes and functions that they name by ``GLOBAL`` and ``INST``, as
+            ``module.name``.
+        odd: a call that no pickler writes, as a phrase; nothing where there is none.
+    """
+
+    names: frozenset[str]
+    odd: str
+
+
+def survey(data: bytes, *, room: int, pickles: int = 1) -> Survey:
     """See that pickles are modest, and what they name.
 
     Args:
         data: pickles one after the other, and anything behind them.
         room: bytes of the file that has their storages: none has more elements.
         pickles: how many.
-
-    Returns:
-        The classes and functions that they ask for by ``GLOBAL`` and ``INST``, as
-        ``module.name``.
 
     Raises:
         ValueError: reading one could take all memory, or any time, or it is none.
@@ -65,16 +87,18 @@ def survey(data: bytes, *, room: int, pickles: int = 1) -> frozenset[str]:
         raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
     file = io.BytesIO(data)
     names: set[str] = set()
+    odd = ""
     for _ in range(pickles):
         try:
-            names |= _names(file, room)
+            odd = _go_through(file, room, names) or odd
         except (IndexError, KeyError, struct.error) as error:
             raise ValueError("it takes an object that is not there") from error
-    return frozenset(names)
+    return Survey(frozenset(names), odd)
 
 
-def _names(file: io.BytesIO, room: int) -> set[str]:
-    names = set()
+def _go_through(file: io.BytesIO, room: int, names: set[str]) -> str:
+    """Add what a pickle names, and tell the first call in it that is odd."""
+    odd = ""
     stack: list[_Made | None] = []  # None is a mark
     memo: dict[int, _Made] = {}
     work = 0
@@ -98,12 +122,13 @@ def _names(file: io.BytesIO, room: int) -> set[str]:
         elif opcode.name == "POP":
             stack.pop()
         else:
+            odd = odd or _odd(opcode.name, stack)
             work += _step(opcode, argument, stack)
             if work > _MOST_WORK:
                 raise ValueError("its objects are in each other too often")
             if opcode.name == "BINPERSID" and _top(stack).number > room:
                 raise ValueError("it has a storage of more elements than the file has bytes")
-    return names
+    return odd
 
 
 def _step(opcode: pickletools.OpcodeInfo, argument: object, stack: list[_Made | None]) -> int:
@@ -128,8 +153,36 @@ def _step(opcode: pickletools.OpcodeInfo, argument: object, stack: list[_Made | 
         raise ValueError(f"it has more than {_MOST_DEPTH} objects in each other")
     own = argument if isinstance(argument, int) else 0
     number = max([own, held.number, *(made.number for made in taken)])
-    stack.extend(_Made(1 + held.size + size, depth, number) for _ in opcode.stack_after)
+    name = str(argument).replace(" ", ".") if opcode.name == "GLOBAL" else ""
+    if opcode.name == "STACK_GLOBAL":
+        name = "told by texts"
+    literal = opcode.name not in _GIVING and held.literal
+    plain = literal and held.plain and all(made.plain for made in taken)
+    made = _Made(1 + held.size + size, depth, number, name, literal, plain)
+    stack.extend(made for _ in opcode.stack_after)
     return size
+
+
+def _odd(opcode: str, stack: list[_Made | None]) -> str:
+    """What is odd about a call, if it is one: of no function, or with arguments that are given.
+
+    What is called otherwise, torch prints in its message, all numbers of a tensor (torch 2.14,
+    `torch._weights_only_unpickler`), and what takes its arguments from a tensor, or makes a set of
+    one, goes through all of them: these may be any number, of which the file has one.
+    """
+    if opcode in _CALLS:
+        function, arguments = stack[-3 if opcode == "NEWOBJ_EX" else -2], _top(stack)
+        if function is None or not function.name:
+            return "it calls what is no function"
+        if not arguments.literal:
+            return "it calls a function with what is no list of arguments"
+        if not arguments.plain and not function.name.startswith(_OF_TENSORS):
+            return f"it calls {function.name[:80]} with what is no number and no text"
+    if opcode == "BUILD" and not _top(stack).literal:
+        return "it gives an object a state that is none"
+    if opcode == "BINPERSID" and not _top(stack).plain:
+        return "it has a storage whose name is no text"
+    return ""
 
 
 def _top(stack: list[_Made | None]) -> _Made:

@@ -136,7 +136,8 @@ def _load(records: Records, name: str) -> object:
     path = records.file.path
     try:
         pickled = records.read(name)
-        survey(pickled, room=len(records.file))
+        if odd := survey(pickled, room=len(records.file)).odd:
+            raise pickle.UnpicklingError(odd)
         return _ArchiveUnpickler(pickled, path).load()
     except (DamagedError, UnsafeError):
         raise

@@ -131,6 +131,18 @@ def storage(elements: int, key: str = "0") -> bytes:
     return tag + number(elements) + b"tQ"
 
 
+def endless() -> bytes:
+    """A tensor of 2^40 pairs of one number."""
+    sizes = b"(" + number(1 << 40) + number(2) + b"t(" + number(0) * 2 + b"t"
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage(1, "2")
+        + number(0)
+        + sizes
+        + b"\x89ccollections\nOrderedDict\n)RtR"
+    )
+
+
 def restated() -> bytes:
     """A sound tensor, which then is given the state of an unsound one."""
     state = b"}" + text("shape") + b"(" + number(1 << 35) + b"ts"
@@ -230,6 +242,28 @@ PICKLES = {
             b"\x80\x02ctorch._utils\n_rebuild_sparse_tensor\n" + b"(N(NNNtt" + b"R."
         ),
         "expected dense weights",
+    ),
+    "a storage that is called, for torch to print": of(
+        lambda: state_dict(b"\x80\x02" + storage(4096, "1") + b")R."), "calls what is no function"
+    ),
+    "a storage that is named by another, for torch to print": of(
+        lambda: state_dict(
+            b"\x80\x02(" + text("storage") + b"ctorch\nFloatStorage\n" + storage(4096, "1")
+            + text("cpu") + number(1) + b"tQ."
+        ),
+        "a storage whose name is no text",
+    ),
+    "arguments that are a tensor without end": of(
+        lambda: state_dict(b"\x80\x02ccollections\nOrderedDict\n" + endless() + b"R."),
+        "with what is no list of arguments",
+    ),
+    "a set of a tensor without end": of(
+        lambda: state_dict(b"\x80\x02c__builtin__\nset\n" + endless() + b"\x85R."),
+        "set with what is no number and no text",
+    ),
+    "a state that is a tensor without end": of(
+        lambda: state_dict(b"\x80\x02ccollections\nOrderedDict\n)R" + endless() + b"b."),
+        "a state that is none",
     ),
     "a tensor that is given another state": of(
         lambda: archive(restated()), "gives a state to what has none"
@@ -521,7 +555,7 @@ ZIPS = {
     "two records in one place": of(overlapping, "overlaps with another"),
     "a record's header in another record": of(header_in_another, "overlaps with another"),
     "a record that goes on into the directory": of(within_the_directory, "overlaps with another"),
-    "two records of one name": of(twice, "two records have the same name"),
+    "two records of one name": of(twice, r"two records have the same name\."),
     "two records whose names differ in capitals": of(
         lambda: named("minute/DATA.pkl"), "the same name but for capitals"
     ),

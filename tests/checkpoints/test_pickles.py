@@ -20,17 +20,17 @@ ROOM = 1 << 20
 
 def test_what_is_named_is_told() -> None:
     value = [OrderedDict(a=1), Ellipsis, range]
-    assert survey(pickle.dumps(value, protocol=2), room=ROOM) >= {
+    assert survey(pickle.dumps(value, protocol=2), room=ROOM).names >= {
         "collections.OrderedDict",
         "__builtin__.xrange",
     }
-    assert survey(b"(ios\nsystem\n.", room=ROOM) == {"os.system"}
-    assert survey(pickle.dumps([1, "a"], protocol=2), room=ROOM) == frozenset()
+    assert survey(b"(ios\nsystem\n.", room=ROOM).names == {"os.system"}
+    assert survey(pickle.dumps([1, "a"], protocol=2), room=ROOM) == (frozenset(), "")
 
 
 def test_several_pickles_are_gone_through_and_what_is_behind_them_is_not() -> None:
     data = pickle.dumps(1, protocol=2) + pickle.dumps(OrderedDict(), protocol=2) + b"nonsense"
-    assert survey(data, room=ROOM, pickles=2) == {"collections.OrderedDict"}
+    assert survey(data, room=ROOM, pickles=2).names == {"collections.OrderedDict"}
     with pytest.raises(ValueError, match="opcode b'n' unknown"):
         survey(data, room=ROOM, pickles=3)
 
@@ -60,7 +60,7 @@ def test_what_is_no_pickle_is_a_value_error(data: bytes) -> None:
 def test_training_states_are_modest() -> None:
     state = {"state_dict": {f"layer.{n}": [n, (n, n + 1)] for n in range(2000)}, "epoch": 3}
     data = saved(state)
-    assert survey(_pickle(data), room=ROOM) == frozenset()
+    assert survey(_pickle(data), room=ROOM) == (frozenset(), "")
 
 
 def _pickle(data: bytes) -> bytes:
@@ -76,7 +76,9 @@ def test_whole_checkpoints_are_far_from_the_limits(monkeypatch: pytest.MonkeyPat
     for form in (Format.ARCHIVE, Format.STATE_DICT):
         data = minute_bytes(form)
         assert "data.pkl" in {name.partition("/")[2] for name in record_names(data)}
-        assert "collections.OrderedDict" in survey(_pickle(data), room=len(data))
+        found = survey(_pickle(data), room=len(data))
+        assert "collections.OrderedDict" in found.names
+        assert not found.odd
 
 
 def tuples(levels: int) -> bytes:
@@ -112,3 +114,21 @@ def test_no_storage_has_more_elements_than_its_file_has_bytes() -> None:
     survey(pickled, room=4096)
     with pytest.raises(ValueError, match="a storage of more elements than the file has bytes"):
         survey(pickled, room=4095)
+
+
+@pytest.mark.parametrize(
+    ("pickled", "odd"),
+    [
+        (b"K\x01)R.", "calls what is no function"),
+        (b"K\x01)\x81.", "calls what is no function"),
+        (b"ca\nb\n)R)R.", "calls what is no function"),
+        (b"ca\nb\nca\nb\n)RR.", "no list of arguments"),
+        (b"ca\nb\nca\nb\n)R\x85R.", "calls a.b with what is no number and no text"),
+        (b"ca\nb\n)Rca\nb\n)Rb.", "a state that is none"),
+        (b"ca\nb\n)RQ.", "a storage whose name is no text"),
+    ],
+)
+def test_calls_that_no_pickler_writes_are_told(pickled: bytes, odd: str) -> None:
+    found = survey(pickled, room=ROOM)
+    assert odd in found.odd
+    assert found.names <= {"a.b"}

@@ -64,13 +64,15 @@ def _search(name: str, seconds: float, seed: int, folder: Path) -> tuple[int, di
             tally = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
             if ended:
                 folder.mkdir(parents=True, exist_ok=True)
-                shutil.copy(Path(scratch) / "current", folder / f"{name}-ended-{seed}")
+                current = Path(scratch) / "current"
+                if current.exists():  # it had begun
+                    shutil.copy(current, folder / f"{name}-ended-{seed}")
                 tally.setdefault("finds", {})[f"{name}: {ended}"] = 1
         runs += tally.get("runs", 0)
         accepted += tally.get("accepted", 0)
         peak = max(peak, tally.get("peak", 0))
         edges = max([edges, *(int(each) for each in re.findall(r"cov: (\d+)", told))])
-        for outcome, count in tally["finds"].items():
+        for outcome, count in tally.get("finds", {}).items():
             finds[outcome] = finds.get(outcome, 0) + count
         seed += 1
     per_second = runs / (time.monotonic() - began)
