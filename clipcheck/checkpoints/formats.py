@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import pickle
 import re
@@ -329,7 +330,10 @@ def _require_dense(pickled: bytes, path: Path, *, pickles: int = 1) -> None:
     import torch
 
     try:
-        names, odd = survey(pickled, room=path.stat().st_size, pickles=pickles)
+        size = path.stat().st_size
+        # torch makes the storages of an old file larger, for tensors that reach beyond them.
+        reach = max(size, _MOST_REPEATED) if pickles > 1 else math.inf
+        names, odd = survey(pickled, room=size, pickles=pickles, reach=reach)
     except ValueError as error:
         raise _unreadable_pickle(str(error), path) from error
     # Whoever calls clipcheck may have told torch that they trust more.

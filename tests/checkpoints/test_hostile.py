@@ -274,6 +274,13 @@ PICKLES = {
         ),
         "gives a state to what has none",
     ),
+    "a tensor far out of its storage, in an old state dict": of(
+        lambda: old(b"\x80\x02}" + text("a") + b"ctorch._utils\n_rebuild_tensor_v2\n(("
+                    + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
+                    + number(1) + b"NtQ" + number(1 << 36) + b"K\x01\x85K\x01\x85\x89"
+                    + b"ccollections\nOrderedDict\n)RtRs."),
+        "a tensor that reaches beyond the file",
+    ),
     "a storage of 2^60 elements in an old state dict": of(
         lambda: old(b"\x80\x02}" + text("a") + b"(" + text("storage") + b"ctorch\nFloatStorage\n"
                     + text("0") + text("cpu") + number(HUGE) + b"NtQs."),
