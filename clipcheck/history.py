@@ -26,7 +26,7 @@ from clipcheck.errors import ResultsError
 SCHEMA = 1
 """Of the results that are read."""
 
-MOST_BYTES = 64 << 20
+MOST_BYTES = 16 << 20
 """Of a file of results: what a check writes has some kilobytes for each judgement."""
 
 State = Literal["passed", "failed", "unjudged"]
@@ -402,15 +402,16 @@ def _change(old: Gate | None, new: Gate | None) -> Change | None:
 
 def _compared(old: Sequence[Entry], new: Sequence[Entry]) -> Iterator[Compared]:
     """In the order of the new run; what is only in the old one comes last."""
-    partners = _partners(_subjects(old), _subjects(new))
+    olds, news = _subjects(old), _subjects(new)
+    partners = _partners(olds, news)
     seen: set[_Subject] = set()
-    for key, entries in _subjects(new).items():
+    for key, entries in news.items():
         partner = partners.get(key)
-        before = _subjects(old)[partner] if partner else []
+        before = olds[partner] if partner else []
         if partner:
             seen.add(partner)
         yield from _by_dtype(before, entries)
-    for key, entries in _subjects(old).items():
+    for key, entries in olds.items():
         if key not in seen:
             yield from _by_dtype(entries, [])
 

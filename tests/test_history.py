@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -402,3 +403,12 @@ def test_results_of_before_there_were_other_backends_are_compared_with_those_of_
     assert [each.new.backend for each in found if not each.old and each.new] == [
         "transformers:attention=eager", "onnxruntime", "clip"
     ]  # fmt: skip
+
+
+def test_many_checkpoints_take_no_longer_each(run_of: RunOf) -> None:
+    many = run_of(*(replace(PASSED, checkpoint=f"{n}.pt") for n in range(3000)))
+    began = time.perf_counter()
+    found = compare(many, many)
+    assert len(found.compared) == 3000
+    # 0.1 s where nothing else runs; it took a minute when each looked through all again.
+    assert time.perf_counter() - began < 5

@@ -249,7 +249,8 @@ class _Kept:
         folder = self.path / entry
         try:
             return bool(json.loads((folder / _RECORD).read_bytes()) == _checksums(folder))
-        except (OSError, ValueError):  # there is no entry, or no whole record
+        # There is no entry, or no whole record.
+        except (OSError, ValueError, RecursionError):
             return False
 
     def add(self, entry: str, built: Path) -> None:

@@ -22,6 +22,13 @@ BUFFERS = ("input_resolution", "context_length", "vocab_size")
 """The integer buffers of a released archive. Training code leaves them out of state dicts."""
 
 
+_MOST_POSITIONS = 4096
+"""Tokens of a text, and patches of an image: attention takes the square of it in memory. Released
+models have 77 and 577."""
+
+_MOST_PIXELS = 4096
+"""Along one side of an image."""
+
 UNTRAINED = ("buffer", "statistic")
 """Kinds of `Spec` that no optimiser changes."""
 
@@ -299,7 +306,25 @@ def infer(
     except (KeyError, ValueError) as error:
         raise _foreign(tensors, error, path, spelled) from error
     _compare(tensors, dict(specs(architecture)), path, spelled)
+    _require_bounded(architecture, path)
     return architecture
+
+
+def _require_bounded(a: Architecture, path: str | os.PathLike[str]) -> None:
+    """See that running the model takes memory in proportion to its weights."""
+    limits = (
+        (a.context_length, _MOST_POSITIONS, "tokens of a text"),
+        (a.grid**2, _MOST_POSITIONS, "patches of an image"),
+        (a.image_resolution, _MOST_PIXELS, "pixels a side"),
+    )
+    for found, most, unit in limits:
+        if found > most:
+            raise ArchitectureError(
+                f"expected a CLIP model of at most {most} {unit}, found {found:,}: running it "
+                "would take more memory than there is",
+                remedy="Give a CLIP checkpoint of a usual size.",
+                path=path,
+            )
 
 
 def _dimensions(tensors: Mapping[str, HasShape]) -> Architecture:

@@ -12,11 +12,14 @@ import io
 import json
 import os
 import re
+import reprlib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.pickles import survey
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
 from clipcheck.errors import CheckpointError, DamagedError, UnsafeError
 
@@ -28,6 +31,20 @@ _ONNX_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
 
 _ONNX_GRAPH, _ONNX_OPSETS = 7, 8
 
+_MOST_ONNX_FIELDS = 10_000
+"""Of a ModelProto: a few, and one for each opset, function and piece of metadata."""
+
+_MOST_JSON = 64 << 20
+"""Bytes of a record with JSON. That of a program of the largest released model has some 10 MB."""
+
+_OF_TENSORS = re.compile(
+    r"collections\.OrderedDict|torch\.(\w+Storage|storage\.\w+|Size|device)"
+    r"|torch\._utils\._rebuild_tensor_v[23]|torch\.nn\.parameter\.Parameter"
+    r"|torch\._utils\._rebuild_parameter|torch\.(b?float|complex|u?int|bool)\w*"
+)
+"""What a pickle of example inputs may name. torch allows more, some of which takes whatever memory
+it is told."""
+
 _OPERATORS = re.compile(r"torch\.ops\.\w+\.[\w.]+|torch\.sym_\w+|_operator\.\w+|math\.\w+")
 """What a program may call: operators that are registered with torch, and arithmetic on sizes."""
 
@@ -37,6 +54,9 @@ _IMPORTING = ("__enum__", "default_factory_module")
 _NAME = re.compile(r"[A-Z]\w*|[a-z]{1,4}\d+|oo|int_oo|inf")
 """Names in expressions of sizes: sympy's classes, symbols such as ``s0``, and infinity. Python's
 own functions are none of these."""
+
+_MOST_EXPRESSION = 10_000
+"""Characters of an expression of sizes."""
 
 _ATTRIBUTES = ("size", "stride", "shape", "ndim", "dim")
 
@@ -126,7 +146,10 @@ def _dangers(records: Records, path: Path) -> Iterator[str]:
         elif not file.startswith(("weight_", "tensor_")):
             yield f"{name} is a pickle"
     for name in _programs(records):
-        yield from _dangers_of_program(_json(records, name, path))
+        try:
+            yield from _dangers_of_program(_json(records, name, path))
+        except RecursionError:
+            yield "a text in it nests too deeply to be read"
 
 
 def _programs(records: Records) -> Iterator[str]:
@@ -135,27 +158,39 @@ def _programs(records: Records) -> Iterator[str]:
 
 def _entries(config: Any) -> list[dict[str, Any]]:
     found = config.get("config") if isinstance(config, dict) else None
-    return [each for each in (found or {}).values() if isinstance(each, dict)]
+    entries = found.values() if isinstance(found, dict) else ()
+    return [each for each in entries if isinstance(each, dict)]
 
 
-def _is_tensors(pickled: bytes) -> bool:
-    import pickle
-
+def _is_tensors(data: bytes) -> bool:
+    """Whether it is a file of `torch.save` with tensors alone: of its kind now, a zip file."""
     import torch
 
     try:
-        torch.load(io.BytesIO(pickled), weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            infos = archive.infolist()
+            # Compressed, its weights would take any number of times as much memory.
+            if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+                return False
+            (pickled,) = (info for info in infos if info.filename.endswith("/data.pkl"))
+            names, odd = survey(archive.read(pickled), room=len(data))
+        if odd or not all(map(_OF_TENSORS.fullmatch, names)):
+            return False
+        torch.load(io.BytesIO(data), weights_only=True)
+    # zipfile, torch and its unpickler raise nearly anything on an altered file.
+    except Exception:
         return False
     return True
 
 
 def _json(records: Records, name: str, path: Path) -> Any:
     try:
+        if records[name].size > _MOST_JSON:
+            raise ValueError(f"it has more than {_MOST_JSON:,} bytes")
         return json.loads(records.read(name))
     except (ValueError, RecursionError) as error:
         raise DamagedError(
-            f"the record {name!r} is not JSON ({error})",
+            f"the record {name!r} is not JSON ({str(error)[:120]})",
             remedy="Write the file anew with torch.export.save.",
             path=path,
         ) from error
@@ -163,13 +198,16 @@ def _json(records: Records, name: str, path: Path) -> Any:
 
 def _dangers_of_program(program: Any) -> Iterator[str]:
     guards = program.get("guards_code") if isinstance(program, dict) else None
+    if not isinstance(guards, list | None):
+        yield "its guards are no list"
+        return
     for key, value in [*_fields(program), *(("guard", guard) for guard in guards or ())]:
         if key in _IMPORTING:
             yield "its tree of inputs or outputs imports a module"
         elif key == "target" and not (isinstance(value, str) and _OPERATORS.fullmatch(value)):
-            yield f"it calls {value!r}, which is no operator"
+            yield f"it calls {reprlib.repr(value)}, which is no operator"
         elif key in ("expr_str", "guard") and not _is_arithmetic(value):
-            yield f"{value!r} is no expression of sizes"
+            yield f"{reprlib.repr(value)} is no expression of sizes"
 
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]]:
@@ -190,8 +228,11 @@ def _fields(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_arithmetic(expression: object) -> bool:
+    text = str(expression).strip()
+    if len(text) > _MOST_EXPRESSION:
+        return False
     try:
-        tree = ast.parse(str(expression).strip(), mode="eval")
+        tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return all(_is_harmless(node) for node in ast.walk(tree))
@@ -216,8 +257,10 @@ def _is_onnx(file: BinaryIO) -> bool:
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    seen = set()
-    while file.tell() < size:
+    seen: set[int] = set()
+    for _ in range(_MOST_ONNX_FIELDS):
+        if file.tell() >= size:
+            return {_ONNX_GRAPH, _ONNX_OPSETS} <= seen
         tag = _varint(file)
         number, kind = (tag or 0) >> 3, (tag or 0) & 7
         if number not in _ONNX_FIELDS or kind not in (0, 2):
@@ -228,7 +271,7 @@ def _is_onnx(file: BinaryIO) -> bool:
         if kind == 2:
             file.seek(value, os.SEEK_CUR)
         seen.add(number)
-    return {_ONNX_GRAPH, _ONNX_OPSETS} <= seen
+    return False
 
 
 def _varint(file: BinaryIO) -> int | None:

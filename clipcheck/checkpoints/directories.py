@@ -8,6 +8,7 @@ are there, as in folders of open_clip's on the hub, transformers' goes first.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,7 @@ def read(path: Path) -> Directory:
             return _directory(path, Format.TRANSFORMERS, config_path, config)
         if not _is_file(ours):
             raise ArchitectureError(
-                f"expected the model_type 'clip', found {str(config.get('model_type'))[:40]!r}",
+                f"expected the model_type 'clip', found {reprlib.repr(config.get('model_type'))}",
                 remedy="Give the folder of a whole CLIPModel of transformers.",
                 path=config_path,
             )
@@ -190,7 +191,7 @@ def _read_index(path: Path) -> dict[str, str]:
         if not isinstance(name, str) or not _is_plain(name):
             raise DamagedError(
                 f"expected under {key[:80]!r} the name of a file beside it, found "
-                f"{str(name)[:80]!r}",
+                f"{reprlib.repr(name)}",
                 remedy=_COPY_AGAIN,
                 path=path,
             )

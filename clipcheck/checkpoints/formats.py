@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import pickle
+import re
 import stat
 import warnings
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ from clipcheck.checkpoints import directories, download, registry
 from clipcheck.checkpoints.architecture import Spec, infer, specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of, spelled
+from clipcheck.checkpoints.pickles import MOST_BYTES, survey
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
 from clipcheck.checkpoints.unpickle import ITEM_SIZES, TensorRecord, read_tensors
 from clipcheck.errors import (
@@ -40,6 +43,32 @@ _ACCEPTED = "a TorchScript archive, a state dict saved by torch.save, or a safet
 _COPY_AGAIN = "Copy or download the file again, or write it anew."
 _WRAPPERS = ("state_dict", "model")
 _PARALLEL_PREFIX = "module."
+_MOST_REPEATED = 64 << 20
+"""Bytes that weights may be read as, though the file has fewer."""
+
+_MOST_HEADER = 16 << 20
+"""Bytes of a safetensors file's header. A weight takes a hundred."""
+
+_LEGACY_PICKLES = 5
+"""Before the weights: magic number, protocol, system, the state dict, the keys of the storages."""
+
+_DENSE = re.compile(
+    r"collections\.(OrderedDict|Counter)|builtins\.(set|complex)"
+    r"|torch\.(Size|device|storage\.\w+|(cuda\.)?\w+Storage)"
+    r"|torch\.(b?float|b?complex|[qu]*int|bits|bool)\w*|torch\.nn\.parameter\.Parameter"
+    r"|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state"
+    r"|meta_tensor_no_storage)"
+)
+"""What state dicts of dense weights name, and what training code saves beside them. torch allows
+more (torch/_weights_only_unpickler.py), some of which takes whatever memory or time it is told."""
+
+_OTHER_TENSORS = re.compile(
+    r"torch\._utils\._rebuild_(sparse|q|nested|wrapper_subclass|device)\w*"
+    r"|torch\.(cuda\.)?sparse\.\w+"
+)
+_GREEDY = ("builtins.bytearray", "_codecs.encode")
+"""They run nothing; one fills the memory that it is asked for, the other takes its time."""
+
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -118,16 +147,38 @@ def _read(path: Path) -> tuple[Format, dict[str, torch.Tensor], Records | None]:
     """The format of a file, its tensors by the keys that it has, and its zip records."""
     head = _first_bytes(path)
     if head.startswith(ZIP_MAGIC):
-        return _read_zip(path)
+        form, tensors, records = _read_zip(path)
+        _require_stored(tensors, path)
+        return form, tensors, records
     if head.startswith(_LEGACY_MAGIC):
-        return Format.STATE_DICT, _unwrap(_load_state_dict(path, mmap=False), path), None
+        tensors = _read_legacy(path)
+        _require_stored(tensors, path)
+        return Format.STATE_DICT, tensors, None
     if _looks_like_safetensors(head, path.stat().st_size):
-        return Format.SAFETENSORS, _strip_parallel_prefix(_load_safetensors(path)), None
+        return Format.SAFETENSORS, _strip_parallel_prefix(_load_safetensors(path, head)), None
     raise UnknownFormatError(
         f"expected {_ACCEPTED}; found {_describe(head)}",
         remedy="Give the path of a checkpoint.",
         path=path,
     )
+
+
+def _require_stored(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """See that reading all weights gives about as many bytes as the file has.
+
+    A stride of 0 makes a tensor of any size of a single number, and any number of tensors may
+    share their numbers. A whole model of a few kilobytes would fill all memory when it is cast.
+    """
+    claimed = sum(t.numel() * t.itemsize for t in tensors.values() if not t.is_meta)
+    size = path.stat().st_size
+    if claimed > max(2 * size, _MOST_REPEATED):
+        raise DamagedError(
+            f"its tensors would be {claimed:,} bytes, and the file has {size:,}: they repeat what "
+            "they hold",
+            remedy="Save a copy of each tensor (tensor.contiguous().clone()), if the file is "
+            "yours; if it is not, do not use it.",
+            path=path,
+        )
 
 
 def _checkpoint(
@@ -219,7 +270,7 @@ def _read_zip(path: Path) -> tuple[Format, dict[str, torch.Tensor], Records]:
     if "constants.pkl" in records or records.names("code/"):
         return Format.ARCHIVE, map_tensors(records, read_tensors(records)), records
     # torch's reader would say that data.pkl is missing in words that help nobody.
-    _ = records["data.pkl"]
+    _require_dense(records.read("data.pkl"), path)
     return Format.STATE_DICT, _unwrap(_load_state_dict(path, mmap=True), path), records
 
 
@@ -261,6 +312,49 @@ def _map_tensor(records: Records, tensor: TensorRecord) -> torch.Tensor:
 # --------------------------------------------------------------------------- state dicts
 
 
+def _read_legacy(path: Path) -> dict[str, torch.Tensor]:
+    with path.open("rb") as file:
+        pickles = file.read(MOST_BYTES)
+    _require_dense(pickles, path, pickles=_LEGACY_PICKLES)
+    return _unwrap(_load_state_dict(path, mmap=False), path)
+
+
+def _require_dense(pickled: bytes, path: Path, *, pickles: int = 1) -> None:
+    """See that torch can read the pickle of a state dict without harm, before it does.
+
+    Raises:
+        DamagedError: reading it could take all memory, or any time, or it is no pickle.
+        ArchitectureError: it has sparse or quantized tensors.
+        UnsafeError: it names what no state dict needs.
+    """
+    import torch
+
+    try:
+        size = path.stat().st_size
+        # torch makes the storages of an old file larger, for tensors that reach beyond them.
+        reach = max(size, _MOST_REPEATED) if pickles > 1 else math.inf
+        names, odd = survey(pickled, room=size, pickles=pickles, reach=reach)
+    except ValueError as error:
+        raise _unreadable_pickle(str(error), path) from error
+    # Whoever calls clipcheck may have told torch that they trust more.
+    trusted = {
+        each[1] if isinstance(each, tuple) else f"{each.__module__}.{each.__qualname__}"
+        for each in torch.serialization.get_safe_globals()
+    }
+    for name in sorted(name.replace("__builtin__.", "builtins.") for name in names - trusted):
+        if _OTHER_TENSORS.fullmatch(name):
+            raise ArchitectureError(
+                f"expected dense weights, found some that {name} makes: they are sparse, quantized "
+                "or of a kind of their own",
+                remedy="Save the model's state dict before it is quantized or moved elsewhere.",
+                path=path,
+            )
+        if not _DENSE.fullmatch(name):
+            raise _unsafe(name, path)
+    if odd:
+        raise _unreadable_pickle(odd, path)
+
+
 def _load_state_dict(path: Path, *, mmap: bool) -> object:
     import torch
 
@@ -274,7 +368,7 @@ def _load_state_dict(path: Path, *, mmap: bool) -> object:
             source = path if mmap else file
             return torch.load(source, map_location="cpu", mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise _unsafe(path, error) from error
+        raise _refused_by_torch(path, error) from error
     # torch and its unpickler raise nearly anything on an altered file.
     except Exception as error:
         raise DamagedError(
@@ -284,23 +378,35 @@ def _load_state_dict(path: Path, *, mmap: bool) -> object:
         ) from error
 
 
-def _unsafe(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
+def _refused_by_torch(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
     reason = str(error)
-    if "GLOBAL " not in reason:
-        # torch has its advice before the reason, and more of it behind.
-        reason = reason.rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
-        return DamagedError(f"its pickle cannot be read ({reason})", remedy=_COPY_AGAIN, path=path)
-    name = reason.partition("GLOBAL ")[2].split()[0]
+    if "GLOBAL " in reason:
+        return _unsafe(reason.partition("GLOBAL ")[2].split()[0], path)
+    # torch has its advice before the reason, and more of it behind.
+    reason = reason.rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+    return _unreadable_pickle(reason, path)
+
+
+def _unsafe(name: str, path: Path) -> UnsafeError:
+    harm = "could run code"
+    if name in _GREEDY:
+        harm = "takes what memory or time it is told"
     return UnsafeError(
-        f"its pickle asks for {name}, which could run code; nothing was run",
+        f"its pickle asks for {name.removeprefix('builtins.')[:80]}, which {harm}; nothing was run",
         remedy="If it is yours, save model.state_dict() alone, in place of the whole model or the "
         "training state; if it is not, do not load it with anything else.",
         path=path,
     )
 
 
+def _unreadable_pickle(reason: str, path: Path) -> DamagedError:
+    return DamagedError(
+        f"its pickle cannot be read ({reason[:120]})", remedy=_COPY_AGAIN, path=path
+    )
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def _unwrap(found: object, path: Path) -> dict[str, torch.Tensor]:
@@ -344,9 +450,17 @@ def _looks_like_safetensors(head: bytes, size: int) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
 
 
-def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _load_safetensors(path: Path, head: bytes) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    header = int.from_bytes(head[:8], "little")
+    if header > _MOST_HEADER:
+        raise DamagedError(
+            f"its header has {header:,} bytes, and that of no model has more than {_MOST_HEADER:,}",
+            remedy=_COPY_AGAIN,
+            path=path,
+        )
 
     try:
         return load_file(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,6 +13,16 @@ from clipcheck.errors import DamagedError
 
 SCALAR_TYPES = {3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 15: "bfloat16"}
 """Names of the dtypes that TorchScript's code has by number (c10/core/ScalarType.h)."""
+
+
+_COPY_AGAIN = "Copy or download the file again, or write it anew."
+
+_MOST_CODE = 4 << 20
+"""Bytes. Parsing takes up to 900 times as much memory; the largest released archive has 2 MB."""
+
+
+_MOST_NAME = 40
+"""Characters of a device that are told."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,14 @@ def format_version(records: Records) -> str:
     Raises:
         DamagedError: it does not say.
     """
-    return records.read("version").decode("ascii", "replace").strip()
+    found = records.read("version").strip()
+    if not re.fullmatch(rb"\d{1,9}", found):
+        raise DamagedError(
+            f"expected the number of a format in the record 'version', found {found[:20]!r}",
+            remedy=_COPY_AGAIN,
+            path=records.file.path,
+        )
+    return found.decode()
 
 
 def read_code(records: Records) -> Code:
@@ -43,11 +61,17 @@ def read_code(records: Records) -> Code:
         DamagedError: the code is not what TorchScript writes.
     """
     code = Code()
-    for name in records.names("code/"):
-        if name.endswith(".py"):
-            for node in ast.walk(_parse(records, name)):
-                if isinstance(node, ast.Call):
-                    _count(node, code)
+    names = [name for name in records.names("code/") if name.endswith(".py")]
+    if sum(records[name].size for name in names) > _MOST_CODE:
+        raise DamagedError(
+            f"it has more than {_MOST_CODE:,} bytes of code",
+            remedy=_COPY_AGAIN,
+            path=records.file.path,
+        )
+    for name in names:
+        for node in ast.walk(_parse(records, name)):
+            if isinstance(node, ast.Call):
+                _count(node, code)
     return code
 
 
@@ -56,19 +80,21 @@ def _parse(records: Records, name: str) -> ast.Module:
         with warnings.catch_warnings():
             # Python's, of what looks odd in code of its own. This code is not for Python.
             warnings.simplefilter("ignore")
-            return ast.parse(records.read(name))
+            # As text: of bytes, the first line could name any encoding.
+            return ast.parse(records.read(name).decode())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise DamagedError(
             f"the record {name!r} is not TorchScript code ({error})",
-            remedy="Copy or download the file again, or write it anew.",
+            remedy=_COPY_AGAIN,
             path=records.file.path,
         ) from error
 
 
 def _count(call: ast.Call, code: Code) -> None:
     function = _attribute(call.func)
-    if function == "device" and call.args and isinstance(call.args[0], ast.Constant):
-        code.devices[str(call.args[0].value)] += 1
+    device = call.args[0] if function == "device" and call.args else None
+    if isinstance(device, ast.Constant) and isinstance(device.value, str):
+        code.devices[device.value[:_MOST_NAME]] += 1
     elif function == "to":
         # The dtype comes second, or third where a device comes before it.
         after = [argument for argument in call.args[1:3] if not isinstance(argument, ast.Call)]
@@ -87,4 +113,6 @@ def _attribute(function: ast.expr) -> str:
 
 def _count_dtype(value: ast.expr | None, code: Code) -> None:
     if isinstance(value, ast.Constant) and type(value.value) is int:
-        code.dtypes[SCALAR_TYPES.get(value.value, f"dtype {value.value}")] += 1
+        number = value.value
+        unknown = f"dtype {number}" if 0 <= number < 1000 else "what is no dtype"
+        code.dtypes[SCALAR_TYPES.get(number, unknown)] += 1

@@ -266,7 +266,7 @@ def _counts_up(tensor: torch.Tensor) -> bool:
 
     if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
         return False
-    return bool(tensor.flatten().tolist() == list(range(tensor.numel())))
+    return bool((tensor.flatten() == torch.arange(tensor.numel())).all())
 
 
 def _no_model(problem: str, layout: Layout, path: str | os.PathLike[str]) -> ArchitectureError:

@@ -39,12 +39,25 @@ _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # PKWARE APPNOTE 4.3.7
 _ENCRYPTED = 0x1
 _DIRECTORY_END = struct.Struct("<4s4H2IH")
 _DIRECTORY_END_MAGIC = b"PK\x05\x06"
+_LARGE_END = struct.Struct("<4sQ2H2I4Q")  # PKWARE APPNOTE 4.3.14, of zip64
+_LARGE_END_MAGIC = b"PK\x06\x06"
+_LOCATOR_SIZE = 20
+_LOCATOR_MAGIC = b"PK\x06\x07"
+_MOST_TAIL = _DIRECTORY_END.size + 0xFFFF
+"""Bytes from the end within which a zip file's own end may begin: a comment may follow it."""
+
+_DESCRIBED_LATER = 0x8
+"""The sizes are not in a record's own header, but behind its contents."""
+
+_MOST_DIRECTORY = 4 << 20
+"""Bytes of the directory. That of the largest released archive has 0.2 MB."""
 
 _OF_TORCH = re.compile(r"[^/]+/(data\.pkl|version|archive_format|data/\d+)")
 """Names that every zip file of torch's has, and no other zip file is likely to have."""
 
 _MOST_UNPACKED = 64 << 20
-"""Bytes that a compressed record may have. Code of the largest released archive has 2 MB."""
+"""Bytes that all compressed records together may have. Code of the largest released archive has
+2 MB."""
 
 _COPY_AGAIN = "Copy or download the file again, or write it anew."
 
@@ -128,12 +141,15 @@ class Records:
 
     def __init__(self, file: MappedFile) -> None:
         self.file = file
+        count, start = _require_end(file)
         infos = _directory(file)
         _require_torch(infos, file.path)
-        _require_whole(infos, file)
+        _require_names(infos, count, file.path)
         self.root = _top_folder(infos, file.path)
-        records = [_record(info, file) for info in infos if not info.filename.endswith("/")]
-        _require_disjoint(records, file.path)
+        infos = [info for info in infos if not info.filename.endswith("/")]
+        _require_modest(infos, file.path)
+        records = [_record(info, file) for info in infos]
+        _require_disjoint(infos, records, start, file.path)
         cut = len(self.root) + 1
         self._by_name = {record.name[cut:]: record for record in records}
 
@@ -214,19 +230,61 @@ def _altered(record: Record, reason: str, file: MappedFile) -> DamagedError:
     )
 
 
+def _require_end(file: MappedFile) -> tuple[int, int]:
+    """See that the file ends as torch ends it, and that its directory is where it says.
+
+    Returns:
+        How many records it says that there are (0xffff stands for any larger number), and where
+        its directory begins.
+    """
+    size = len(file)
+    at = size - _DIRECTORY_END.size
+    end = file.buffer[max(at, 0) :]
+    if at < 0 or not end.startswith(_DIRECTORY_END_MAGIC):
+        tail = file.buffer[-_MOST_TAIL:]
+        if 0 <= tail.rfind(_DIRECTORY_END_MAGIC) < len(tail) - _DIRECTORY_END.size:
+            raise _altered_file("something follows its directory", file.path)
+        raise _cut_off("it has no end", file.path)
+    found = _DIRECTORY_END.unpack(end)
+    count, length, start = found[4:7]
+    if file.buffer[at - _LOCATOR_SIZE : at].startswith(_LOCATOR_MAGIC):
+        at -= _LOCATOR_SIZE + _LARGE_END.size
+        if at < 0 or file.buffer[at : at + 4] != _LARGE_END_MAGIC:
+            raise _altered_file("the end of its directory is not where it says", file.path)
+        large = _LARGE_END.unpack_from(file.buffer, at)
+        if (count, length, start) != tuple(
+            min(one, most) for one, most in zip(large[7:], (0xFFFF, *[0xFFFFFFFF] * 2), strict=True)
+        ):
+            raise _altered_file("its directory has two ends that do not agree", file.path)
+        length, start = large[8:]
+    if length > _MOST_DIRECTORY:
+        raise _altered_file(f"its directory has more than {_MOST_DIRECTORY:,} bytes", file.path)
+    if start + length != at:
+        raise _cut_off("it is not where the file says", file.path)
+    return count, start
+
+
 def _directory(file: MappedFile) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(file.path) as archive:
             infos = archive.infolist()
     # zipfile lets nearly anything out on a garbled directory; none of it is a defect here.
     except Exception as error:
-        raise DamagedError(
-            f"the file begins like a torch zip file, but its directory cannot be read ({error}): "
-            "it was cut off or altered",
-            remedy=_COPY_AGAIN,
-            path=file.path,
-        ) from error
+        raise _cut_off(error, file.path) from error
     return infos
+
+
+def _cut_off(reason: object, path: Path) -> DamagedError:
+    return DamagedError(
+        f"the file begins like a torch zip file, but its directory cannot be read ({reason}): "
+        "it was cut off or altered",
+        remedy=_COPY_AGAIN,
+        path=path,
+    )
+
+
+def _altered_file(problem: str, path: Path) -> DamagedError:
+    return DamagedError(f"the file was altered: {problem}", remedy=_COPY_AGAIN, path=path)
 
 
 def _require_torch(infos: list[zipfile.ZipInfo], path: Path) -> None:
@@ -239,24 +297,44 @@ def _require_torch(infos: list[zipfile.ZipInfo], path: Path) -> None:
         )
 
 
-def _require_whole(infos: list[zipfile.ZipInfo], file: MappedFile) -> None:
-    """See that the directory has as many records as it says, each once.
+def _require_names(infos: list[zipfile.ZipInfo], count: int, path: Path) -> None:
+    """See that the directory has as many records as it says, each once, by a name that torch uses.
 
     zipfile goes by the directory's length alone. A single altered byte, the length of a record's
     comment, hides the records that follow it: an archive without its code is like a state dict.
+    And torch looks records up whatever the case of their letters (miniz.h), so that it may find
+    another than is found here.
     """
-    end = file.buffer[-_DIRECTORY_END.size :]
-    count = _DIRECTORY_END.unpack(end)[4]  # 0xffff stands for any larger number
     names = {info.filename for info in infos}
-    if not end.startswith(_DIRECTORY_END_MAGIC):
-        problem = "something follows its directory"
-    elif count != min(len(infos), 0xFFFF):
+    odd = [info.orig_filename for info in infos if not _is_usual(info)]
+    if count != min(len(infos), 0xFFFF):
         problem = f"its directory has {len(infos)} records, and says that it has {count}"
     elif len(names) != len(infos):
         problem = "two records have the same name"
+    elif len({name.lower() for name in names}) != len(infos):
+        problem = "two records have the same name but for capitals"
+    elif odd:
+        problem = f"a record is named {odd[0][:80]!r}"
     else:
         return
-    raise DamagedError(f"the file was altered: {problem}", remedy=_COPY_AGAIN, path=file.path)
+    raise _altered_file(problem, path)
+
+
+def _is_usual(info: zipfile.ZipInfo) -> bool:
+    """Whether a record's name leads nowhere but into the archive, and ends where it seems to."""
+    name = info.orig_filename  # zipfile cuts the other at the first NUL
+    parts = name.removesuffix("/").split("/")
+    return not {"", ".", ".."} & set(parts) and not {"\\", "\0"} & set(name)
+
+
+def _require_modest(infos: list[zipfile.ZipInfo], path: Path) -> None:
+    compressed = [info for info in infos if info.compress_type != zipfile.ZIP_STORED]
+    if sum(info.file_size for info in compressed) > _MOST_UNPACKED:
+        raise _altered_file(
+            f"its compressed records have more than {_MOST_UNPACKED:,} bytes, which torch's never "
+            "have",
+            path,
+        )
 
 
 def _top_folder(infos: list[zipfile.ZipInfo], path: Path) -> str:
@@ -295,7 +373,7 @@ def _record(info: zipfile.ZipInfo, file: MappedFile) -> Record:
 def _unlike_torch(info: zipfile.ZipInfo, header: bytes) -> str:
     """What about this record torch would not have written, or nothing."""
     if info.compress_type == zipfile.ZIP_DEFLATED:
-        if info.file_size > _MOST_UNPACKED or "/data/" in info.filename:
+        if "/data/" in info.filename:
             return "is compressed, which torch does with code alone"
     elif info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
         return "is compressed in a way that torch never uses"
@@ -303,13 +381,24 @@ def _unlike_torch(info: zipfile.ZipInfo, header: bytes) -> str:
         return "is encrypted, which torch never does"
     if len(header) < _LOCAL_HEADER.size or not header.startswith(ZIP_MAGIC):
         return "does not start where the directory says"
+    _, _, flags, method, _, _, _, stored, size, _, _ = _LOCAL_HEADER.unpack(header)
+    sizes = (info.compress_size, info.file_size)
+    if method != info.compress_type:
+        return "is compressed in another way in the directory"
+    if not flags & _DESCRIBED_LATER and (stored, size) not in (sizes, (0xFFFFFFFF, 0xFFFFFFFF)):
+        return "has another size in the directory"
     return ""
 
 
-def _require_disjoint(records: list[Record], path: Path) -> None:
+def _require_disjoint(
+    infos: list[zipfile.ZipInfo], records: list[Record], directory: int, path: Path
+) -> None:
+    """See that no byte belongs to two records, their headers included, or to the directory too."""
+    starts = [info.header_offset for info in infos]
+    placed = sorted(zip(starts, records, strict=True), key=lambda each: each[0])
     end = 0
-    for record in sorted(records, key=lambda record: record.offset):
-        if record.offset < end:
+    for start, record in [*placed, (directory, placed[-1][1])]:
+        if start < end:
             raise DamagedError(
                 f"the record {record.name!r} overlaps with another",
                 remedy=_COPY_AGAIN,

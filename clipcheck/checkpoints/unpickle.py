@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipcheck.checkpoints.pickles import survey
 from clipcheck.checkpoints.records import Records
 from clipcheck.errors import DamagedError, UnsafeError
 
@@ -49,14 +50,27 @@ ITEM_SIZES = {
 _MOST_MODULES = 10_000
 """Modules in an archive's tree, with those met again. RN50x64 has about 500."""
 
+_MOST_ATTRIBUTES = 1_000_000
+"""Of all these modules."""
+
+_MOST_NAME = 1000
+"""Characters of a weight's name. It is that of its module and of all above, joined."""
+
 _MOST_ELEMENTS = 2**40
 """Of a tensor, in any dimension. It keeps what is computed of them within 64 bits in torch."""
 
 _REWRITE = "Copy or download the file again, or write it anew."
 
 
+class _Unstated:
+    """Made whole by what makes it: a pickle cannot give it another state."""
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("it gives a state to what has none")
+
+
 @dataclass(frozen=True)
-class StorageRecord:
+class StorageRecord(_Unstated):
     """A run of ``length`` elements in the record ``key``, written from ``location``."""
 
     dtype: str
@@ -66,7 +80,7 @@ class StorageRecord:
 
 
 @dataclass(frozen=True)
-class TensorRecord:
+class TensorRecord(_Unstated):
     """Where a tensor lies. ``offset`` and ``stride`` are in elements."""
 
     storage: StorageRecord
@@ -78,8 +92,13 @@ class TensorRecord:
 class ScriptObject:
     """Stands for an instance of any class of the archive: the attributes, and no behaviour."""
 
-    def __init__(self) -> None:
-        self.attributes: dict[str, object] = {}
+    attributes: dict[str, object]
+
+    def __new__(cls, *_: object) -> ScriptObject:
+        """Without attributes. Not in `__init__`, which an unpickler does not call."""
+        made = super().__new__(cls)
+        made.attributes = {}
+        return made
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, dict):
@@ -116,7 +135,10 @@ def read_constants(records: Records) -> tuple[TensorRecord, ...]:
 def _load(records: Records, name: str) -> object:
     path = records.file.path
     try:
-        return _ArchiveUnpickler(records.read(name), path).load()
+        pickled = records.read(name)
+        if odd := survey(pickled, room=len(records.file)).odd:
+            raise pickle.UnpicklingError(odd)
+        return _ArchiveUnpickler(pickled, path).load()
     except (DamagedError, UnsafeError):
         raise
     # An altered pickle can make the unpickler raise nearly anything; none of it is a defect here.
@@ -126,15 +148,20 @@ def _load(records: Records, name: str) -> object:
 
 def _flatten(root: ScriptObject, path: Path) -> Iterator[tuple[str, TensorRecord]]:
     pending = [("", root)]
-    met = 0
+    met = attributes = 0
     while pending:
         prefix, module = pending.pop()
         met += 1
+        attributes += len(module.attributes)
         # A tree whose modules contain each other has no end.
         if met > _MOST_MODULES:
             raise _damaged(path, f"it has more than {_MOST_MODULES} modules")
+        if attributes > _MOST_ATTRIBUTES:
+            raise _damaged(path, f"its modules have more than {_MOST_ATTRIBUTES} attributes")
         children = []
         for name, value in module.attributes.items():
+            if not isinstance(name, str) or len(prefix) + len(name) > _MOST_NAME:
+                raise _damaged(path, "it has an attribute with no name, or with a very long one")
             if isinstance(value, TensorRecord):
                 yield f"{prefix}{name}", value
             elif isinstance(value, ScriptObject):
@@ -171,9 +198,11 @@ class _ArchiveUnpickler(pickle.Unpickler):
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
             raise pickle.UnpicklingError("a persistent id is not that of a storage")
         _, dtype, key, location, length = pid
+        if not all(isinstance(text, str) for text in (dtype, key, location)):
+            raise pickle.UnpicklingError("a storage has no known dtype or no name")
         if dtype not in ITEM_SIZES or not isinstance(length, int) or length < 0:
             raise pickle.UnpicklingError("a storage has no known dtype or no size")
-        return StorageRecord(dtype, str(key), str(location), length)
+        return StorageRecord(dtype, key, location, length)
 
 
 def _tensor(
@@ -195,13 +224,23 @@ def _as_is(value: object, *_: object) -> object:
     return value
 
 
+class _Helper(_Unstated):
+    """A function that a pickle may call. Of a bare one it could change the defaults."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: object) -> object:
+        return self._function(*arguments)
+
+
 _HELPERS: dict[tuple[str, str], Callable[..., object]] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _Helper(_tensor),
     ("collections", "OrderedDict"): OrderedDict,
     # Typed lists and dicts: attributes that are no weights.
     **{
-        ("torch.jit._pickle", name): _as_is
+        ("torch.jit._pickle", name): _Helper(_as_is)
         for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
     },
-    ("torch.jit._pickle", "restore_type_tag"): _as_is,
+    ("torch.jit._pickle", "restore_type_tag"): _Helper(_as_is),
 }

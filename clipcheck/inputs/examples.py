@@ -24,6 +24,12 @@ Kind = Literal["image", "prompt", "pair"]
 
 _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
+MOST_PIXELS = 1 << 24
+"""Of a picture that is read from a file: 64 MB of colours with opacities."""
+
+MOST_ASPECT = 256
+"""Longer side by shorter side. Resizing makes the shorter one as long as the model wants it."""
+
 _SHORT = 60
 """Characters that a description of a prompt has at most."""
 
@@ -139,12 +145,18 @@ def from_png(data: bytes) -> Image.Image:
     """The image in a PNG file, all of it decoded.
 
     Raises:
-        ValueError: it is no such file, or damaged.
+        ValueError: it is no such file, damaged, or larger than any that clipcheck draws.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow says of so many pixels, is said below
+            image = Image.open(io.BytesIO(data), formats=("PNG",))
+        short, long = sorted(image.size)
+        if short * long > MOST_PIXELS or long > MOST_ASPECT * short:
+            raise ValueError(f"it has {image.width}x{image.height} pixels")
         image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    # Pillow lets nearly anything out on a garbled chunk; none of it is a defect here.
+    except Exception as error:
         raise ValueError(f"its picture cannot be read ({error})") from error
     return image
 

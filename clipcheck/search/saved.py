@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ SCHEMA = 1
 _NAME = "example.json"
 _KIND = "clipcheck failing input"
 _MOST_BYTES = 1 << 20
+_MOST_PICTURE_BYTES = 64 << 20
 _MOST_ROWS = 64
 _MOST_TOKENS = 1 << 12
 _MOST_ID = 1 << 31
@@ -115,9 +117,7 @@ def read(path: Path) -> Saved:
 
 def _document(file: Path) -> Mapping[str, Any]:
     try:
-        if file.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(_contents(file, _MOST_BYTES))
     except OSError as error:
         raise ReplayError(
             f"expected a failing input that clipcheck saved, but it cannot be read "
@@ -139,11 +139,28 @@ def _document(file: Path) -> Mapping[str, Any]:
         )
     if document.get("schema") != SCHEMA:
         raise ReplayError(
-            f"expected a failing input of schema {SCHEMA}, found {document.get('schema')!r}",
+            f"expected a failing input of schema {SCHEMA}, found "
+            f"{reprlib.repr(document.get('schema'))}",
             remedy="Replay it with the version of clipcheck that saved it.",
             path=file,
         )
     return document
+
+
+def _contents(file: Path, most: int) -> bytes:
+    """The bytes of a file, and not of a device or a pipe, which may have no end.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no file, or larger than ``most``.
+    """
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file.name} is no file")
+    with file.open("rb") as opened:
+        data = opened.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{file.name} has more than {most:,} bytes")
+    return data
 
 
 def _saved(document: Mapping[str, Any], folder: Path) -> Saved:
@@ -156,7 +173,7 @@ def _saved(document: Mapping[str, Any], folder: Path) -> Saved:
         if not isinstance(value, str):
             raise ValueError(f"{key} is no text")
     if texts["dtype"] not in LIMITS:
-        raise ValueError(f"dtype is {texts['dtype']!r}")
+        raise ValueError(f"dtype is {reprlib.repr(texts['dtype'])}")
     limits = Contract(_number(document, "atol"), _number(document, "rtol"))
     # Those that were saved before there were other backends have none of these.
     backend, reference = document.get("backend", "jit"), document.get("reference_checkpoint")
@@ -184,9 +201,9 @@ def _number(document: Mapping[str, Any], key: str) -> float:
 def _image(name: Any, folder: Path) -> Image.Image:
     # A name and nothing else: it must not lead out of the folder.
     if not isinstance(name, str) or not re.fullmatch(r"image-\d{1,3}\.png", name):
-        raise ValueError(f"a picture is named {name!r}")
+        raise ValueError(f"a picture is named {reprlib.repr(name)}")
     try:
-        return from_png((folder / name).read_bytes())
+        return from_png(_contents(folder / name, _MOST_PICTURE_BYTES))
     except OSError as error:
         raise ValueError(f"{name} cannot be read ({error.strerror or error})") from error
 

@@ -64,6 +64,19 @@ def with_json(data: bytes, name: str, alter: Callable[[Any], None]) -> bytes:
     return with_records(data, {name: json.dumps(value).encode()})
 
 
+def zip_of(pickled: bytes, byteorder: bytes = b"little", method: int = zipfile.ZIP_STORED) -> bytes:
+    """A file as of `torch.save`, with that pickle."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as target:
+        for name, contents in {
+            "data.pkl": pickled,
+            "byteorder": byteorder,
+            "version": b"3",
+        }.items():
+            target.writestr(f"inputs/{name}", contents)
+    return out.getvalue()
+
+
 class Evil:
     """Makes a folder when it is unpickled."""
 
@@ -314,3 +327,62 @@ def test_any_other_bytes_are_no_program(contents: bytes) -> None:
         path = Path(folder) / "file"
         path.write_bytes(contents)
         assert kind_of(path) is None
+
+
+# ------------------------------------------------------------------ what the search has found
+
+
+DEEP = "[" * 100_000
+GREEDY = b"\x80\x02c__builtin__\nbytearray\nJ\x00\x00\x00\x70\x85R."
+ODD = {
+    "a configuration that is a number": (
+        {"data/weights/model_weights_config.json": b'{"config": 0.5}'},
+        None,
+    ),
+    "guards that are no list": ({MODEL: b'{"guards_code": 7}'}, "its guards are no list"),
+    "a text that nests": ({MODEL: json.dumps({"a": DEEP}).encode()}, "nests too deeply"),
+    "a long expression": (
+        {MODEL: json.dumps({"guards_code": ["1+" * 10_000 + "1"]}).encode()},
+        "is no expression of sizes",
+    ),
+    "a name that is no text": (
+        {"data/sample_inputs/model.pt": zip_of(b"\x80\x02c\xeb\n\xeb\n.")},
+        "is a pickle of more than tensors",
+    ),
+    "a pickle that takes what is not there": (
+        {"data/sample_inputs/model.pt": zip_of(b"\x80\x02R.")},
+        "is a pickle of more than tensors",
+    ),
+    "another byte order": (
+        {"data/sample_inputs/model.pt": zip_of(b"\x80\x02}.", byteorder=b"littTe")},
+        "is a pickle of more than tensors",
+    ),
+    "gigabytes by a call that torch allows": (
+        {"data/sample_inputs/model.pt": zip_of(GREEDY)},
+        "is a pickle of more than tensors",
+    ),
+    "compressed inputs": (
+        {"data/sample_inputs/model.pt": zip_of(b"\x80\x02}.", method=zipfile.ZIP_DEFLATED)},
+        "is a pickle of more than tensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_records_are_refused_or_inert(program: bytes, case: str, tmp_path: Path) -> None:
+    records, reason = ODD[case]
+    path = tmp_path / "program.pt2"
+    path.write_bytes(with_records(program, records))
+    if reason is None:
+        require_inert(path)
+    else:
+        with pytest.raises(UnsafeError, match=reason) as caught:
+            require_inert(path)
+        assert len(str(caught.value)) < 500
+
+
+def test_json_of_many_megabytes_is_not_parsed(program: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "program.pt2"
+    path.write_bytes(with_records(program, {MODEL: b" " * (65 << 20)}))
+    with pytest.raises(DamagedError, match="it has more than 67,108,864 bytes"):
+        require_inert(path)

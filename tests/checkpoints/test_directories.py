@@ -372,7 +372,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[CheckpointError], str]] = 
     "numbers in the map": (
         index_of({"a": 1}),
         DamagedError,
-        "expected under 'a' the name of a file beside it, found '1'",
+        "expected under 'a' the name of a file beside it, found 1",
     ),
     "traversal": (
         index_of({"a": "../other/model.safetensors"}),

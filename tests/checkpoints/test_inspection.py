@@ -126,3 +126,29 @@ def test_the_numbers_of_the_dtypes_are_those_of_torch() -> None:
                 f"def f(x: Tensor) -> Tensor:\n  return x.to({number})\n"
             )
             assert scripted.f(torch.ones(1)).dtype == getattr(torch, name)
+
+
+@pytest.mark.parametrize("version", [b"", b"three", b"\x1b[2J", b"9" * 5000])
+def test_a_version_that_is_no_number_is_damage(version: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "altered"
+    path.write_bytes(repacked(minute_bytes(Format.ARCHIVE), {"version": version}))
+    with pytest.raises(DamagedError, match="expected the number of a format") as caught:
+        format_version(records_of(path))
+    assert len(str(caught.value)) < 400
+
+
+def test_numbers_that_cannot_be_printed_are_told_in_words(tmp_path: Path) -> None:
+    huge = f"0x{'f' * 5000}"
+    found = code_with(f"torch.to(x, {huge})\ntorch.device({huge})\n", tmp_path)
+    assert found.dtypes["what is no dtype"] == 1
+    assert not any("f" * 100 in device for device in found.devices)
+
+
+def test_a_long_device_is_cut(tmp_path: Path) -> None:
+    assert "d" * 40 in code_with(f"torch.device('{'d' * 1_000_000}')", tmp_path).devices
+
+
+def test_code_cannot_choose_its_encoding(tmp_path: Path) -> None:
+    # As rot13, or what takes its length squared to decode, Python would read it.
+    found = code_with("# coding: utf-7\ntorch.device('+AGE-')\n", tmp_path)
+    assert "+AGE-" in found.devices

@@ -160,12 +160,14 @@ def test_code_is_not_unpacked_without_end(archive: bytes, tmp_path: Path) -> Non
     bomb = bytes(module._MOST_UNPACKED + 1)
     data = _with_record(archive, name, bomb)
     assert len(data) < len(archive) + 100_000
-    with pytest.raises(DamagedError, match=r"huge\.py' is compressed, which torch does with code"):
+    with pytest.raises(DamagedError, match=r"compressed records have more than 67,108,864 bytes"):
         opened(data, tmp_path)
-    # Nor where the directory says that it is small.
-    lying = with_field(data, name, SIZE, 1000)
+    # Nor where the file says that it is small.
+    lying = bytearray(with_field(data, name, SIZE, 1000))
+    (header,) = struct.unpack_from("<I", lying, entry(data, name) + OFFSET)
+    struct.pack_into("<I", lying, header + 22, 1000)
     with pytest.raises(DamagedError, match=r"huge\.py' was altered"):
-        opened(lying, tmp_path).read(name)
+        opened(bytes(lying), tmp_path).read(name)
 
 
 def _with_record(data: bytes, name: str, contents: bytes) -> bytes:
@@ -351,3 +353,26 @@ def test_a_file_that_the_system_does_not_map_is_an_error_that_says_why(
     monkeypatch.setattr(mmap, "mmap", refuse)
     with pytest.raises(CheckpointError, match=r"mapped into memory \(Cannot allocate memory\)\. "):
         opened(archive, tmp_path)
+
+
+def test_a_file_of_a_few_bytes_is_cut_off(tmp_path: Path) -> None:
+    for data in (
+        b"PK\x03\x04",
+        b"PK\x05\x06",
+        b"PK\x03\x04" + bytes(10),
+        b"PK\x06\x07" + bytes(20),
+    ):
+        with pytest.raises(DamagedError, match="it was cut off or altered"):
+            opened(data, tmp_path)
+
+
+def test_an_end_of_zip64_that_is_not_there_is_refused(archive: bytes, tmp_path: Path) -> None:
+    for data in (archive[-42:], flipped(archive, len(archive) - 98)):
+        with pytest.raises(DamagedError, match="the end of its directory is not where it says"):
+            opened(data, tmp_path)
+
+
+def test_a_directory_elsewhere_is_refused(archive: bytes, tmp_path: Path) -> None:
+    # As zipfile takes it: with something before the file itself.
+    with pytest.raises(DamagedError, match="it is not where the file says"):
+        opened(b"PK\x03\x04" + archive, tmp_path)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +158,42 @@ def test_a_file_of_another_kind_is_one_error(folder: Path, contents: bytes, mess
 def test_a_picture_that_is_damaged_is_one_error(folder: Path) -> None:
     (folder / "image-1.png").write_bytes((folder / "image-1.png").read_bytes()[:50])
     with pytest.raises(ReplayError, match="its picture cannot be read"):
+        read(folder)
+
+
+def _with_chunk(data: bytes, kind: bytes, contents: bytes) -> bytes:
+    """The PNG file with one more chunk behind its first, the checksum right."""
+    length = len(contents).to_bytes(4, "big")
+    chunk = length + kind + contents + zlib.crc32(kind + contents).to_bytes(4, "big")
+    return data[:33] + chunk + data[33:]
+
+
+@pytest.mark.parametrize("kind", [b"tRNS", b"PLTE", b"gAMA", b"pHYs", b"iTXt", b"zTXt", b"iCCP"])
+def test_a_chunk_that_pillow_does_not_expect_is_one_error_or_none(
+    folder: Path, kind: bytes
+) -> None:
+    path = folder / "image-1.png"
+    path.write_bytes(_with_chunk(path.read_bytes(), kind, b""))
+    with suppress(ReplayError):
+        read(folder)
+
+
+def test_a_document_of_another_kind_of_schema_is_told_in_a_few_words(folder: Path) -> None:
+    _alter(folder, schema="x" * 100_000)
+    with pytest.raises(ReplayError, match="found 'xxx") as caught:
+        read(folder)
+    assert len(str(caught.value)) < 500
+
+
+def _alter(folder: Path, **changes: object) -> None:
+    path = folder / "example.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_pipe_is_no_picture(folder: Path) -> None:
+    (folder / "image-1.png").unlink()
+    os.mkfifo(folder / "image-1.png")
+    with pytest.raises(ReplayError, match=r"image-1\.png is no file"):
         read(folder)
 
 
