@@ -121,7 +121,7 @@ def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) 
     options = ["--device", "cpu", "--device", "mps", "--examples", 3, "--seed", 4]
     options += ["--dtype", "float32", "--dtype", "bfloat16", "--exhaustive"]
     options += ["--backend", "jit", "--backend", "compile:dynamic=auto"]
-    options += ["--reference", "r", "--no-cache"]
+    options += ["--reference", "r", "--no-cache", "--isolation", "none"]
     run("check", "a", "b", *options, "--atol", 0.5, "--rtol", 0.25, "--download-root", "x")
     seen.pop("progress")
     assert seen == {
@@ -129,6 +129,7 @@ def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) 
         "backend": ["jit", "compile:dynamic=auto"],
         "reference": "r",
         "cache": False,
+        "isolation": "none",
         "device": ["cpu", "mps"],
         "dtype": ["float32", "bfloat16"],
         "exhaustive": True,
