@@ -92,6 +92,9 @@ def test_nothing_grows_however_many_files_are_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPCHECK_TIME_LIMIT", "3")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))  # Others write to the system's.
     files = _written(tmp_path)
     for path in files:  # What is imported, and kept for good, is by then.
         check(path, examples=1)

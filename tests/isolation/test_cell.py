@@ -296,7 +296,10 @@ def _children(pid: int) -> list[int]:
     return [int(each) for each in found]
 
 
-def test_nothing_is_left_of_many_cells_whatever_became_of_them() -> None:
+def test_nothing_is_left_of_many_cells_whatever_became_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # Others write to the system's.
     with short() as cell:
         cell.ask("echo", "asking")
     zygote = cells.zygote()._process.pid
