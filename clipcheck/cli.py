@@ -95,6 +95,8 @@ def main() -> None:
     """Run the command line: the entry point ``clipcheck``."""
     # Hypothesis would keep its database where the command happens to be run.
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(_HYPOTHESIS))
+    # Threads that wait would keep the cores busy that the process of a file's own code computes on.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except ClipcheckError as error:

@@ -86,8 +86,8 @@ def open_archive(
     if cell is not None:
         require_archive(checkpoint)
         torchscript_support.require()
-        apart, model = _open_apart(checkpoint, device, dtype, cell)
-        return OpenArchive(apart, len(checkpoint.tensors), apart.differing), model
+        apart = Apart(cell, checkpoint, device, dtype)
+        return OpenArchive(apart, len(checkpoint.tensors), apart.differing), apart.model
     both = load_checkpoint_both(checkpoint, device, dtype)
     return OpenArchive(Inside(both.archive), both.compared, both.differing), both.eager_model
 
@@ -133,57 +133,47 @@ class Inside:
         return self._archive.changed()
 
 
-def _open_apart(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, cell: Cell
-) -> tuple[Apart, eager.CLIP]:
-    from clipcheck.models.arena import Arena
-    from clipcheck.models.loader import cast_room, load_eager
-    from clipcheck.models.weights import weights_of
-
-    memory = Memory(max(cast_room(checkpoint, dtype), 1))
-    model = load_eager(checkpoint, device, dtype, Arena(memory.buffer))
-    weights = dict(weights_of(model))
-    apart = Apart(cell, checkpoint, device, dtype, weights, memory)
-    return apart, model
-
-
 class Apart:
-    """Runs an archive in a cell.
+    """Runs an archive in a cell. While that loads it, the eager model is loaded here.
 
     Args:
         cell: that of the archive.
         checkpoint: the archive.
         device: where to run.
         dtype: what to compute in.
-        weights: the eager model's, by key.
-        memory: what those of them lie in that the archive is to have as well.
 
     Attributes:
+        model: the eager model.
         facts: what the archive says that it is.
         differing: by key, how its weights differ from the file's.
     """
 
+    model: eager.CLIP
+
     def __init__(
-        self,
-        cell: Cell,
-        checkpoint: Checkpoint,
-        device: torch.device,
-        dtype: torch.dtype,
-        weights: Mapping[str, torch.Tensor],
-        memory: Memory,
+        self, cell: Cell, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
     ) -> None:
-        from clipcheck.models.loader import dtypes
+        from clipcheck.models.arena import Arena
+        from clipcheck.models.loader import cast_room, dtypes, load_eager
+        from clipcheck.models.weights import weights_of
 
         self._cell = cell
         self._device = device
-        compared = _Compared(checkpoint, dtypes(checkpoint, dtype), weights, memory)
+        memory = Memory(max(cast_room(checkpoint, dtype), 1))
         memory.seal()
         cell.share(memory)
         memory.close()
+        compared = _Compared(checkpoint, dtypes(checkpoint, dtype), memory)
+
+        def load() -> None:
+            self.model = load_eager(checkpoint, device, dtype, Arena(memory.buffer))
+            compared.weights.update(weights_of(self.model))
+
         done = cell.ask(
             "load",
             "loading the archive",
             answer=compared.answer,
+            meanwhile=load,
             path=cell.seen(checkpoint.path),
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
@@ -249,16 +239,16 @@ class _Compared:
     Attributes:
         checkpoint: the file.
         wanted: by key and weight, what it is to be cast to.
-        weights: the eager model's, by key.
         memory: what is shared.
+        weights: the eager model's, by key.
         differing: by key, how the interpreter's differ.
         seen: the keys that it has.
     """
 
     checkpoint: Checkpoint
     wanted: Callable[[str, torch.Tensor], torch.dtype]
-    weights: Mapping[str, torch.Tensor]
     memory: Memory
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
     differing: dict[str, str] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
 

@@ -108,6 +108,7 @@ class Cell:
         doing: str,
         tensors: Sequence[torch.Tensor] = (),
         answer: Answer | None = None,
+        meanwhile: Callable[[], None] | None = None,
         **how: Any,
     ) -> Received:
         """Have it do something, and wait for what comes of it.
@@ -117,6 +118,7 @@ class Cell:
             doing: what that is, as a phrase such as ``running encode_image``.
             tensors: for the method.
             answer: for what the cell asks back.
+            meanwhile: what this process does before it looks for an answer.
             how: for the method, by name.
 
         Raises:
@@ -127,6 +129,8 @@ class Cell:
         life = self._living()
         try:
             life.channel.send({"do": do, "with": how}, tensors, self._limits.seconds)
+            if meanwhile is not None:
+                meanwhile()
             received = self._outcome(life, answer)
             return self._result(received, doing)
         except _Told as told:
@@ -425,8 +429,13 @@ def _environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name in _KEPT or name.startswith(_KEPT_PREFIXES)
     }
-    # Its threads would be lost in a fork, and nothing here needs it.
-    return {**kept, "OPENBLAS_NUM_THREADS": "1"}
+    return {
+        **kept,
+        # Its threads would be lost in a fork, and nothing here needs it.
+        "OPENBLAS_NUM_THREADS": "1",
+        # While a cell waits its threads would keep the cores busy that its asker computes on.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
 
 
 def _became(status: int) -> str:

@@ -124,7 +124,7 @@ def test_its_environment_has_nothing_of_the_users(monkeypatch: pytest.MonkeyPatc
     assert "MY_TOKEN" not in cells._environment()
     with short() as cell:
         names = cell.ask("environment", "looking").message["environment"]
-    allowed = (*cells._KEPT, "HOME", "TMPDIR", "OPENBLAS_NUM_THREADS")
+    allowed = (*cells._KEPT, "HOME", "TMPDIR", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
     assert [n for n in names if n not in allowed and not n.startswith(cells._KEPT_PREFIXES)] == []
 
 
