@@ -64,6 +64,15 @@ Dtypes = Annotated[
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to.")]
 Form = Annotated[FormatName, typer.Option("--format", help="What to write.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same bits.")]
+InputSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the images and prompts.")]
+Examples = Annotated[
+    int, typer.Option(min=1, help="Images to compare: 14 are corners, Hypothesis draws the others.")
+]
+Atol = Annotated[float, typer.Option(help="Absolute tolerance on probabilities.")]
+Rtol = Annotated[float, typer.Option(help="Relative tolerance on probabilities.")]
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write JSON; - is stdout, alone.")
+]
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="No progress, and of the report the verdict alone."),
@@ -162,22 +171,17 @@ def check(
     ] = None,
     device: Devices = None,
     dtype: Dtypes = None,
-    examples: Annotated[
-        int,
-        typer.Option(min=1, help="Images to compare: 14 are corners, Hypothesis draws the others."),
-    ] = 30,
+    examples: Examples = 30,
     exhaustive: Annotated[
         bool,
         typer.Option(
             "--exhaustive", help="Walk every token id and every position of an image as well."
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the images and prompts.")] = 0,
-    atol: Annotated[float, typer.Option(help="Absolute tolerance on probabilities.")] = 0.01,
-    rtol: Annotated[float, typer.Option(help="Relative tolerance on probabilities.")] = 0.1,
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
-    ] = None,
+    seed: InputSeed = 0,
+    atol: Atol = 0.01,
+    rtol: Rtol = 0.1,
+    json: Json = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.")] = None,
     report: Annotated[
         Path | None,
@@ -275,16 +279,11 @@ def sweep(
         str | None,
         typer.Option(metavar="SIZE", help="Bytes that fetched files may have at a time, as 50GB."),
     ] = None,
-    examples: Annotated[
-        int,
-        typer.Option(min=1, help="Images to compare: 14 are corners, Hypothesis draws the others."),
-    ] = 30,
-    seed: Annotated[int, typer.Option(min=0, help="Of the images and prompts.")] = 0,
-    atol: Annotated[float, typer.Option(help="Absolute tolerance on probabilities.")] = 0.01,
-    rtol: Annotated[float, typer.Option(help="Relative tolerance on probabilities.")] = 0.1,
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
-    ] = None,
+    examples: Examples = 30,
+    seed: InputSeed = 0,
+    atol: Atol = 0.01,
+    rtol: Rtol = 0.1,
+    json: Json = None,
     report: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Keep a page (HTML), text and JSON of all."),
@@ -380,9 +379,7 @@ def replay(
 def diff(
     old: Annotated[Path, typer.Argument(metavar="OLD.json", help="What a check wrote before.")],
     new: Annotated[Path, typer.Argument(metavar="NEW.json", help="What one wrote after that.")],
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
-    ] = None,
+    json: Json = None,
 ) -> None:
     """Tell what changed between two runs. Exits with 1 when anything fails, or could not be
     judged, that did not before, with 0 otherwise, and with 2 when they cannot be compared."""
@@ -557,10 +554,8 @@ def localize(
     checkpoint: Checkpoint,
     device: Annotated[str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[DtypeName, typer.Option(help="What to compute in.")] = "float32",
-    seed: Annotated[int, typer.Option(min=0, help="Of the images and prompts.")] = 0,
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
-    ] = None,
+    seed: InputSeed = 0,
+    json: Json = None,
     isolation: IsolationOption = None,
     download_root: DownloadRoot = None,
     quiet: Quiet = False,
@@ -616,9 +611,7 @@ def audit(
     localize: Annotated[
         bool, typer.Option("--localize", help="Find the module that each fault was planted in too.")
     ] = False,
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write JSON; - is stdout, alone.")
-    ] = None,
+    json: Json = None,
     quiet: Quiet = False,
 ) -> None:
     """Plant every known fault, and see that each is caught and that nothing else is."""

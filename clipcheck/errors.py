@@ -31,6 +31,11 @@ import os
 from functools import partial
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of its message, or the name of its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+
+
 class ClipcheckError(RuntimeError):
     """Base of all errors that clipcheck raises on purpose.
 

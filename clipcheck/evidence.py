@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,15 +75,14 @@ def keep_texts(result: Result, folder: Path) -> None:
     Raises:
         OutputError: one cannot be written.
     """
-    forms = {
-        JSON: json.render,
-        TEXT: lambda result: text.render(result) + "\n",
-        HTML: html.render,
-    }
-    for name, render in forms.items():
-        contents = render(result)
-        with replacing(folder / name) as temporary:
-            temporary.write_text(contents, encoding="utf-8")
+    _keep(
+        {
+            JSON: lambda: json.render(result),
+            TEXT: lambda: text.render(result) + "\n",
+            HTML: lambda: html.render(result),
+        },
+        folder,
+    )
 
 
 def keep_sweep(swept: Swept, folder: Path) -> None:
@@ -97,12 +97,20 @@ def keep_sweep(swept: Swept, folder: Path) -> None:
     """
     from clipcheck.report import sweep
 
-    forms = {
-        JSON: sweep.render_json(swept),
-        TEXT: f"{sweep.render(swept)}\n",
-        HTML: html.render(sweep.result(swept)),
-    }
-    for name, contents in forms.items():
+    _keep(
+        {
+            JSON: lambda: sweep.render_json(swept),
+            TEXT: lambda: sweep.render(swept) + "\n",
+            HTML: lambda: html.render(sweep.result(swept)),
+        },
+        folder,
+    )
+
+
+def _keep(forms: Mapping[str, Callable[[], str]], folder: Path) -> None:
+    """Each is made when those before it are written: should it fail, they are there."""
+    for name, render in forms.items():
+        contents = render()
         with replacing(folder / name) as temporary:
             temporary.write_text(contents, encoding="utf-8")
 

@@ -62,7 +62,7 @@ class Program:
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the file, in hexadecimal."""
-        return _sha256(self.path)
+        return sha256_of(self.path)
 
     @property
     def size(self) -> int:
@@ -102,8 +102,8 @@ class Checkpoint:
         the folder, with the names sorted.
         """
         if not self.files:
-            return _sha256(self.path)
-        lines = "".join(f"{_sha256(file)}  {file.name}\n" for file in self.files)
+            return sha256_of(self.path)
+        lines = "".join(f"{sha256_of(file)}  {file.name}\n" for file in self.files)
         return hashlib.sha256(lines.encode()).hexdigest()
 
     @property
@@ -164,7 +164,8 @@ class Checkpoint:
         return (file, start, tensor.nbytes) if mapped else (None, 0, 0)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of the bytes of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

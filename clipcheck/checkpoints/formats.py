@@ -31,6 +31,7 @@ from clipcheck.errors import (
     DamagedError,
     UnknownFormatError,
     UnsafeError,
+    first_line,
 )
 
 if TYPE_CHECKING:
@@ -372,7 +373,7 @@ def _load_state_dict(path: Path, *, mmap: bool) -> object:
     # torch and its unpickler raise nearly anything on an altered file.
     except Exception as error:
         raise DamagedError(
-            f"torch.load cannot read this state dict ({_first_line(error)})",
+            f"torch.load cannot read this state dict ({first_line(error)[:120]})",
             remedy=_COPY_AGAIN,
             path=path,
         ) from error
@@ -403,10 +404,6 @@ def _unreadable_pickle(reason: str, path: Path) -> DamagedError:
     return DamagedError(
         f"its pickle cannot be read ({reason[:120]})", remedy=_COPY_AGAIN, path=path
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def _unwrap(found: object, path: Path) -> dict[str, torch.Tensor]:
@@ -466,5 +463,7 @@ def _load_safetensors(path: Path, head: bytes) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
         raise DamagedError(
-            f"not a sound safetensors file ({_first_line(error)})", remedy=_COPY_AGAIN, path=path
+            f"not a sound safetensors file ({first_line(error)[:120]})",
+            remedy=_COPY_AGAIN,
+            path=path,
         ) from error

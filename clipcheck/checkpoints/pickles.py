@@ -142,12 +142,12 @@ def _step(opcode: pickletools.OpcodeInfo, argument: object, stack: list[_Made | 
         How many objects it puts into another, those within others too.
     """
     taken = []
-    plain = len(opcode.stack_before)
+    alone = len(opcode.stack_before)
     if pickletools.markobject in opcode.stack_before:
         while (made := stack.pop()) is not None:
             taken.append(made)
-        plain = opcode.stack_before.index(pickletools.markobject)
-    for _ in range(plain):
+        alone = opcode.stack_before.index(pickletools.markobject)
+    for _ in range(alone):
         taken.append(_top(stack))
         stack.pop()
     held = taken.pop() if opcode.name in _GROWING else _Made(0, 0)

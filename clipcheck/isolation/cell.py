@@ -14,9 +14,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any
 
 from clipcheck import errors
@@ -236,7 +237,7 @@ class Cell:
                 f"it may take ({words['problem'].splitlines()[0]})",
                 remedy="Where that is too little, allow more: CLIPCHECK_MEMORY_LIMIT=SIZE.",
             )
-        error = _known(kind)
+        error = _error_named(kind)
         if error is None:
             raise _told(
                 IsolationError,
@@ -262,27 +263,32 @@ class _Life:
     """A cell from its start to its end."""
 
     def __init__(self, servant: str, readable: list[str], limits: Limits, *, gpu: bool) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="clipcheck-", ignore_cleanup_errors=True)
-        self._memory = Memory(ROOM)
-        self._near, far = socket.socketpair()
-        self.sharing, far_sharing = socket.socketpair()
-        self.channel = Channel(self._near, self._memory)
         self._zygote = zygote()
-        message = {
-            "do": "fork",
-            "servant": servant,
-            "readable": readable,
-            "scratch": self._scratch.name,
-            "limits": asdict(limits),
-            "gpu": gpu,
-        }
-        with far, far_sharing:
-            descriptors = [far.fileno(), far_sharing.fileno(), self._memory.descriptor]
-            self._pid = int(self._zygote.ask(message, descriptors)["pid"])
+        with ExitStack() as held:  # until it lives, of who starts it
+            scratch = TemporaryDirectory(prefix="clipcheck-", ignore_cleanup_errors=True)
+            self._scratch = Path(held.enter_context(scratch))
+            self._memory = Memory(ROOM)
+            held.callback(self._memory.close)
+            near, far = socket.socketpair()
+            self.channel = Channel(held.enter_context(near), self._memory)
+            self.sharing, far_sharing = socket.socketpair()
+            held.enter_context(self.sharing)
+            message = {
+                "do": "fork",
+                "servant": servant,
+                "readable": readable,
+                "scratch": str(self._scratch),
+                "limits": asdict(limits),
+                "gpu": gpu,
+            }
+            with far, far_sharing:
+                descriptors = [far.fileno(), far_sharing.fileno(), self._memory.descriptor]
+                self._pid = int(self._zygote.ask(message, descriptors)["pid"])
+            self._held = held.pop_all()
 
     def copied(self, path: Path) -> Path:
         """A copy of the file in the cell's folder."""
-        target = Path(self._scratch.name, path.name)
+        target = self._scratch / path.name
         try:
             shutil.copyfile(path, target)
         except OSError as error:
@@ -312,10 +318,7 @@ class _Life:
         except IsolationError:
             return signal.SIGKILL  # What it was forked from is gone, and has taken it along.
         finally:
-            self._near.close()
-            self.sharing.close()
-            self._memory.close()
-            self._scratch.cleanup()
+            self._held.close()
 
 
 class _Zygote:
@@ -447,8 +450,8 @@ def _became(status: int) -> str:
     return f"ended by itself, with exit code {os.waitstatus_to_exitcode(status)}"
 
 
-def _known(kind: object) -> type[ClipcheckError] | None:
-    """The error of that name."""
+def _error_named(kind: object) -> type[ClipcheckError] | None:
+    """One of clipcheck's own."""
     found = getattr(errors, kind, None) if isinstance(kind, str) else None
     if isinstance(found, type) and issubclass(found, ClipcheckError):
         return found

@@ -386,8 +386,8 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
         source = judgement.released
         known = f"the released {source}" if source else "none of the released files"
         lines += [Text(f"{_INDENT}SHA-256 {judgement.sha256}"), *_indented(f"which is {known}")]
-    if isolation.told(judgement.isolation):
-        lines += _indented(isolation.told(judgement.isolation))
+    where = isolation.told(judgement.isolation)
+    lines += _indented(where) if where else []
     if judgement.error is not None:
         remedy = judgement.remedy or ""
         error = judgement.error if with_remedy else judgement.error.removesuffix(remedy)

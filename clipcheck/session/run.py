@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.errors import OutputError
+from clipcheck.errors import OutputError, first_line
 from clipcheck.session import memory, subjects
 from clipcheck.session.choices import Choices
 from clipcheck.session.sharing import Case, Finding, Findings
@@ -150,12 +150,12 @@ class Run:
 def _failed(case: Case, error: Exception) -> Judgement:
     from clipcheck.judgement import Judgement
 
-    first = (str(error).strip().splitlines() or [""])[0]
     return Judgement(
         case.model,
         case.device,
         backend=case.backend,
         dtype=case.dtype,
-        error=f"expected a judgement, found {type(error).__name__}: {first}. The traceback is in "
-        "what this test printed; if it is not for want of memory, please report it.",
+        error=f"expected a judgement, found {type(error).__name__}: {first_line(error)}. The "
+        "traceback is in what this test printed; if it is not for want of memory, please report "
+        "it.",
     )

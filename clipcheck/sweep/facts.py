@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -75,13 +74,14 @@ def _looked_into(path: Path, size: int) -> Facts:
         return Facts(subject.sha256, subject.size, image, text)
     except ClipcheckError:
         # Why it is none is for the check to tell: the same file is known by its bytes as well.
-        return Facts(sha256_of(path), size)
+        return Facts(content_of(path), size)
 
 
-def sha256_of(path: Path) -> str:
-    """Of the bytes of a file, in hexadecimal; nothing of what is none."""
+def content_of(path: Path) -> str:
+    """SHA-256 of the bytes of a file, in hexadecimal; nothing of what is none."""
+    from clipcheck.checkpoints.checkpoint import sha256_of
+
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError:
         return ""

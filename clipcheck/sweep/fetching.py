@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from clipcheck.errors import DownloadError, UsageError
+from clipcheck.errors import DownloadError, UsageError, first_line
 from clipcheck.sweep.jobs import Source
 
 _ON_THE_HUB = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -86,9 +86,8 @@ def _from_hub(source: Source, folder: Path) -> Path:
 
 
 def _not_fetched(source: Source, error: Exception) -> DownloadError:
-    told = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return DownloadError(
-        f"{source.place} could not be fetched from the hub: {told.rstrip('.')}",
+        f"{source.place} could not be fetched from the hub: {first_line(error).rstrip('.')}",
         remedy="Check the network, and whether the repository asks for a login.",
     )
 

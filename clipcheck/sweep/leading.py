@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,7 +103,6 @@ class Lead:
             planned,
             self.engine,
             self.ledger,
-            self.asked.scratch,
             disk=self.disk,
             progress=progress,
             tell=tell,
@@ -132,12 +132,20 @@ def opened(asked: Asked) -> Iterator[Lead]:
     isolation_named(asked.isolation)
     disk = _disk(asked.disk)
     entries = _entries(asked)
-    with Ledger(asked.ledger) as ledger:
+    with Ledger(asked.ledger) as ledger, _clear(asked.scratch):
         engine = _engine(asked, [entry for entry in entries if not entry.unfit])
-        try:
+        with closing(engine):
             yield Lead(asked, entries, engine, ledger, disk)
-        finally:
-            engine.close()
+
+
+@contextmanager
+def _clear(folder: Path) -> Iterator[None]:
+    """Remove what a sweep that was killed has left there, and what this one leaves."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _entries(asked: Asked) -> list[Entry]:

@@ -16,9 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipcheck.errors import LedgerError
+from clipcheck.locks import file_lock
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 SCHEMA = 1
 
@@ -250,8 +254,8 @@ class Ledger:
             ) from error
 
 
-def _locked(path: Path) -> Any:
-    from filelock import FileLock, Timeout
+def _locked(path: Path) -> BaseFileLock:
+    from filelock import Timeout
 
     if not path.absolute().parent.is_dir():
         raise LedgerError(
@@ -259,8 +263,8 @@ def _locked(path: Path) -> Any:
             remedy="Make the folder, or name another ledger with --ledger.",
             path=path,
         )
-    lock = FileLock(f"{path}.lock")
     try:
+        lock = file_lock(path.with_name(f"{path.name}.lock"))
         lock.acquire(timeout=0)
     except Timeout as error:
         raise LedgerError(

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from clipcheck.checking import environment
@@ -92,7 +91,6 @@ def run(
     plan: Plan,
     engine: Engine,
     ledger: Ledger,
-    scratch: Path,
     *,
     disk: int | None = None,
     progress: Progress | None = None,
@@ -102,19 +100,13 @@ def run(
 
     Args:
         plan: see there.
-        engine: what runs the jobs; it is closed in the end.
+        engine: what runs the jobs.
         ledger: what verdicts are kept in.
-        scratch: the folder for files that are fetched, which is removed in the end.
-        disk: bytes that these may have at a time.
+        disk: bytes that files that are fetched may have at a time.
         progress: called with a few words when something changes, and told of what is done.
         tell: called with a line for each job that has ended.
     """
-    shutil.rmtree(scratch, ignore_errors=True)  # What a sweep that was killed has left there.
-    try:
-        return _Leader(plan, engine, ledger, scratch, disk, progress or silent, tell).lead()
-    finally:
-        engine.close()
-        shutil.rmtree(scratch, ignore_errors=True)
+    return _Leader(plan, engine, ledger, disk, progress or silent, tell).lead()
 
 
 @dataclass
@@ -133,7 +125,6 @@ class _Leader:
     plan: Plan
     engine: Engine
     ledger: Ledger
-    scratch: Path
     disk: int | None
     progress: Progress
     tell: Tell

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipcheck.errors import ClipcheckError
+from clipcheck.errors import ClipcheckError, first_line
 from clipcheck.judgement import Judgement, Result
-from clipcheck.sweep.facts import sha256_of
+from clipcheck.sweep.facts import content_of
 from clipcheck.sweep.fetching import brought
 from clipcheck.sweep.identity import versions_for
 from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Job
@@ -46,8 +46,7 @@ def perform(job: Job) -> str:
     except Exception as error:
         # Of want of memory, of a library, or our own: it must neither end the others nor count.
         traceback.print_exc()
-        told = (str(error).strip().splitlines() or [""])[0]
-        return json.dumps({"failed": f"{type(error).__name__}: {told}"})
+        return json.dumps({"failed": f"{type(error).__name__}: {first_line(error)}"})
 
 
 def _performed(job: Job) -> dict[str, Any]:
@@ -74,7 +73,7 @@ def _performed(job: Job) -> dict[str, Any]:
         )
         units = {backend: _unit(result, backend, job) for backend in job.backends}
         known = next((j.sha256 for j in result.judgements if j.sha256), None)
-        sha256 = known or sha256_of(path)
+        sha256 = known or content_of(path)
     return {
         "sha256": sha256 or None,
         "size": fetched,

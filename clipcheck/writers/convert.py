@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from clipcheck.checkpoints.architecture import Architecture, specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.errors import ClipcheckError, OutputError
+from clipcheck.errors import ClipcheckError, OutputError, first_line
 from clipcheck.writers import archive
 from clipcheck.writers.archive import buffers, write_archive
 from clipcheck.writers.output import replacing
@@ -132,9 +132,8 @@ def _write_as(
         raise
     # torch's and safetensors' writers do not say why a write failed but in their words.
     except (RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise OutputError(
-            f"cannot be written ({reason})",
+            f"cannot be written ({first_line(error)})",
             remedy="See that there is room on the disk, or give another output path.",
             path=path,
         ) from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.compare.result import OUTPUTS
-from clipcheck.errors import ClipcheckError, OutputError
+from clipcheck.errors import ClipcheckError, OutputError, first_line
 from clipcheck.writers.convert import Judge
 from clipcheck.writers.output import replacing
 
@@ -78,9 +78,8 @@ def convert_to_program(
             raise
         # Exporters raise nearly anything.
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise OutputError(
-                f"cannot be exported ({reason})",
+                f"cannot be exported ({first_line(error)})",
                 remedy="Run it again with --debug to see all of the message, or choose another "
                 "format.",
                 path=path,

@@ -356,6 +356,29 @@ def test_a_zygote_that_was_killed_is_replaced() -> None:
     assert cells.zygote() is not first
 
 
+def test_a_cell_that_cannot_be_forked_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def sockets() -> int:
+        files = Path("/proc/self/fd").iterdir()
+        return sum(file.is_socket() for file in files)
+
+    def refuse(*_: object) -> None:
+        raise IsolationError("no fork", remedy="None.")
+
+    zygote = cells.zygote()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(zygote, "ask", refuse)
+    gc.collect()
+    before = sockets()
+    with short() as cell, pytest.raises(IsolationError, match="no fork") as raised:
+        cell.ask("echo", "asking")
+    # What holds the frames of its making would close it in the end.
+    assert raised.tb is not None
+    assert sockets() == before
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_process_that_was_forked_does_not_use_the_zygote_of_its_parent() -> None:
     mine = cells.zygote()
     assert mine.lives

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from clipcheck.sweep import leading
+from clipcheck.sweep.jobs import Job
 from conftest import Run
 from tests.sweep.samples import CONDITIONS, Stage, failing, files, passing, rows
 
@@ -105,6 +106,26 @@ def test_ctrl_c_is_told_and_is_no_verdict(
     assert done.code == 130
     assert "kept in mine, and the same command goes on from there" in done.err
     assert stage.closed
+
+
+def test_what_a_killed_sweep_has_left_is_removed_first_and_its_own_last(
+    run: Run, staged: Callable[..., Stage], tmp_path: Path
+) -> None:
+    files(tmp_path / "all", 1)
+    scratch = tmp_path / "mine.files"
+    left = scratch / "job-7" / "model.pt"
+    left.parent.mkdir(parents=True)
+    left.touch()
+
+    def judge(job: Job) -> dict[str, Any]:
+        assert not left.exists()
+        scratch.mkdir()
+        return passing(job)
+
+    stage = staged(judge)
+    assert run("sweep", "all", "--ledger", "mine").code == 0
+    assert len(stage.begun) == 1
+    assert not scratch.exists()
 
 
 def test_options_are_part_of_what_a_verdict_is_kept_under(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import pytest
 
 from clipcheck.errors import LedgerError
 from clipcheck.sweep.ledger import Ledger, Verdict
+from tests.locking import NONE, refuse_locks
 from tests.sweep.samples import rows
 
 
@@ -92,6 +95,15 @@ def test_a_ledger_that_is_open_is_not_opened_by_another_process(tmp_path: Path) 
         done = subprocess.run(command, capture_output=True, text=True)
     assert "another sweep has it open" in done.stderr
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("number", NONE)
+def test_where_there_are_no_locks_that_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    refuse_locks(monkeypatch, number)
+    with pytest.raises(LedgerError, match=re.escape(os.strerror(number))):
+        Ledger(tmp_path / "ledger")
 
 
 def test_a_ledger_is_free_again_when_it_was_no_ledger(tmp_path: Path) -> None:

@@ -31,10 +31,9 @@ def swept(
 ) -> tuple[Swept, Stage]:
     """A sweep with the ledger of a folder."""
     stage = Stage(judge, count)
-    scratch = folder / "scratch"
     with Ledger(folder / "ledger") as ledger:
-        plan = planned(entries, ledger, scratch)
-        return run(plan, stage, ledger, scratch, disk=disk), stage
+        plan = planned(entries, ledger, folder / "scratch")
+        return run(plan, stage, ledger, disk=disk), stage
 
 
 def states(done: Swept) -> list[str]:
@@ -67,7 +66,6 @@ def test_each_checkpoint_is_judged_once_and_told_in_the_order_of_the_catalogue(
     assert states(done) == ["consistent"] * 5
     assert sorted(job.label for job in stage.begun) == [entry.label for entry in entries]
     assert stage.most == 2
-    assert stage.closed
     assert verdicts(tmp_path) == 5
 
 
@@ -296,9 +294,7 @@ def test_a_file_that_is_not_there_is_no_verdict(tmp_path: Path) -> None:
     assert verdicts(tmp_path) == 0
 
 
-def test_a_sweep_that_is_interrupted_closes_its_engine_and_keeps_what_it_has(
-    tmp_path: Path,
-) -> None:
+def test_a_sweep_that_is_interrupted_keeps_what_it_has(tmp_path: Path) -> None:
     entries = files(tmp_path / "files", 3)
     seen: list[str] = []
 
@@ -310,8 +306,7 @@ def test_a_sweep_that_is_interrupted_closes_its_engine_and_keeps_what_it_has(
 
     stage = Stage(judge)
     with Ledger(tmp_path / "ledger") as ledger, pytest.raises(KeyboardInterrupt):
-        run(planned(entries, ledger), stage, ledger, tmp_path / "scratch")
-    assert stage.closed
+        run(planned(entries, ledger), stage, ledger)
     assert verdicts(tmp_path) == 2
     _, stage = swept(tmp_path, entries, passing)
     assert [job.label for job in stage.begun] == seen[2:]
@@ -368,20 +363,8 @@ def test_what_a_dead_worker_has_fetched_is_removed(tmp_path: Path) -> None:
         folders.append(job.folder)
         return died(job)
 
-    swept(tmp_path, [entry], judge)
-    assert not (tmp_path / "scratch").exists()
-
-
-def test_what_a_killed_sweep_has_left_is_removed_first(tmp_path: Path) -> None:
-    left = tmp_path / "scratch" / "job-7" / "model.pt"
-    left.parent.mkdir(parents=True)
-    left.touch()
-
-    def judge(job: Job) -> dict[str, Any]:
-        assert not left.exists()
-        return passing(job)
-
-    swept(tmp_path, files(tmp_path / "files", 1), judge)
+    _, stage = swept(tmp_path, [entry], judge)
+    assert len(stage.begun) == 2
 
 
 def test_each_job_that_ended_is_told_in_a_line(tmp_path: Path) -> None:
@@ -389,7 +372,7 @@ def test_each_job_that_ended_is_told_in_a_line(tmp_path: Path) -> None:
     entries = files(tmp_path / "files", 2)
     with Ledger(tmp_path / "ledger") as ledger:
         plan = planned(entries, ledger)
-        run(plan, Stage(passing), ledger, tmp_path / "scratch", tell=lines.append)
+        run(plan, Stage(passing), ledger, tell=lines.append)
     assert lines == [
         "1 of 2: model-00.pt: consistent, 1.5 s",
         "2 of 2: model-01.pt: consistent, 1.5 s",

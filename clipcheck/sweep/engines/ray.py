@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from clipcheck.errors import UnavailableError
+from clipcheck.errors import UnavailableError, first_line
 from clipcheck.sweep.jobs import Job, Outcome
 
 _CPUS = 1
@@ -109,10 +109,10 @@ class RayEngine:
         try:
             worker, found = self._ray.get(reference)
         except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
-            return Outcome(job.number, "died", reason=_first_line(error))
+            return Outcome(job.number, "died", reason=_told(error))
         except errors.RayError as error:
             # The node is gone, or what it had found: that says nothing of the checkpoint.
-            return Outcome(job.number, "lost", reason=_first_line(error))
+            return Outcome(job.number, "lost", reason=_told(error))
         return Outcome(job.number, "done", worker, zlib.decompress(found).decode())
 
     def _needs(self, job: Job) -> dict[str, float]:
@@ -142,8 +142,7 @@ def connected(address: str | None, count: int | None) -> RayEngine:
         ray.init(address=wanted, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         raise UnavailableError(
-            f"expected a Ray cluster at {address or 'this machine'}, found none "
-            f"({_first_line(error)})",
+            f"expected a Ray cluster at {address or 'this machine'}, found none ({_told(error)})",
             remedy="Start one (ray start --head), name one with --address HOST:PORT, or sweep with "
             "--engine local.",
         ) from error
@@ -168,6 +167,5 @@ def perform_small(job: Job) -> tuple[str, bytes]:
     return worker, zlib.compress(perform(job).encode())
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {(lines or [''])[0].rstrip('.')}"
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error).rstrip('.')}"
