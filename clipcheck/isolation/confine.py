@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import struct
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,13 @@ _OUTPUT = 10**9
 """Bytes that any file may grow to that is written."""
 
 _OPEN_FILES = 512
+
+_COUNTED_SINCE = (5, 14)
+"""The Linux that counts threads by user namespace: before it, all else that the user runs counts
+too."""
+
+_NOBODY = 65534
+"""The user whom systems have for what is nobody's."""
 
 # Of prctl (linux/prctl.h).
 _SET_PDEATHSIG, _SET_SECCOMP, _SET_NO_NEW_PRIVS = 1, 22, 38
@@ -82,7 +90,7 @@ def confine(
     """Give up what is not needed, for good. Only for a process of a single thread.
 
     Args:
-        limits: of memory; seconds are for who waits for an answer.
+        limits: of memory and threads; seconds are for who waits for an answer.
         readable: files and folders, beside Python's own and the system's libraries.
         writable: the folder that it may write to.
         gpu: whether it has to reach the devices of a GPU, whose drivers reserve more memory than
@@ -91,10 +99,14 @@ def confine(
     Returns:
         What is in force, as phrases for people.
     """
-    taken = _limit(limits, gpu=gpu)
+    _limit(limits, gpu=gpu)
+    taken = _taken(limits, gpu=gpu)
     if sys.platform != "linux":
         return [taken]
+    countable = _be_countable()
     apart = _leave_namespaces()
+    if countable and apart:
+        taken += f", {_limit_threads(limits)} in all"
     _prctl(_SET_NO_NEW_PRIVS, 1)
     landlock = _restrict_files(readable, writable, gpu=gpu)
     _drop_capabilities()
@@ -113,7 +125,13 @@ def confine(
     ]
 
 
-def _limit(limits: Limits, *, gpu: bool) -> str:
+def _taken(limits: Limits, *, gpu: bool) -> str:
+    memory = "" if gpu else f", {limits.memory / 1e9:.1f} GB"
+    threads = "1 thread" if limits.threads == 1 else f"{limits.threads} threads"
+    return f"at most {limits.seconds:g} s a call{memory}, {threads} for torch"
+
+
+def _limit(limits: Limits, *, gpu: bool) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -123,8 +141,6 @@ def _limit(limits: Limits, *, gpu: bool) -> str:
         _lower(resource.RLIMIT_DATA, limits.memory)
         # Memory that is shared with nobody is in no other count. What is mapped already stays.
         _lower(resource.RLIMIT_AS, _mapped() + 2 * limits.memory)
-    memory = "" if gpu else f", {limits.memory / 1e9:.1f} GB"
-    return f"at most {limits.seconds:g} s a call{memory}, {limits.threads} threads"
 
 
 def _lower(which: int, value: int) -> None:
@@ -148,6 +164,32 @@ def _mapped() -> int:
 def _leave_namespaces() -> bool:
     """Whether there is a network of its own now, which has nothing in it."""
     return bool(_libc().unshare(_NEWUSER | _NEWNET | _NEWIPC) == 0)
+
+
+def _be_countable() -> bool:
+    """Whether the system will count the threads of this process's namespace.
+
+    It limits none of root's, whom it knows by the real user. The effective one, who may open
+    root's files, stays; and without a map of users in its namespace there is no way back.
+    """
+    first, second = re.findall(r"\d+", os.uname().release)[:2]
+    if (int(first), int(second)) < _COUNTED_SINCE:
+        return False
+    if os.getuid() == 0:
+        try:
+            os.setresuid(_NOBODY, -1, -1)
+        except OSError:  # In a container that has no such user.
+            return False
+    return True
+
+
+def _limit_threads(limits: Limits) -> int:
+    """How many there may be: beside torch's own, pools of its and of other libraries, by cores."""
+    import resource
+
+    most = 64 + 4 * max(limits.threads, os.cpu_count() or 1)
+    _lower(resource.RLIMIT_NPROC, most)
+    return most
 
 
 def _restrict_files(readable: Sequence[Path], writable: Path, *, gpu: bool) -> int:

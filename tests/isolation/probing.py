@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import mmap
 import os
 import signal
@@ -97,6 +99,13 @@ class Prober:
 
     def opens(self, _: Tensors, count: int) -> Answer:
         return _tried(lambda: [os.open("/dev/null", os.O_RDONLY) for _ in range(count)])
+
+    def starts_threads(self, _: Tensors, count: int) -> Answer:
+        """Gives how many it has then."""
+        with contextlib.suppress(RuntimeError):
+            for _ in range(count):
+                _thread.start_new_thread(time.sleep, (3600,))
+        return {"came": len(os.listdir("/proc/self/task"))}, ()  # noqa: PTH208
 
     def fails(self, _: Tensors) -> Answer:
         raise ZeroDivisionError("of its own")

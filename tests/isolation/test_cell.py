@@ -129,12 +129,14 @@ def test_its_environment_has_nothing_of_the_users(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_in_force_is_told(prober: Cell) -> None:
+    prober.ask("echo", "starting")
+    most = 64 + 4 * (os.cpu_count() or 1)
     assert prober.measures == (
         "no network (namespace, seccomp)",
         f"reads Python and this file, writes scratch (Landlock {_landlock()})",
         "no other processes (seccomp)",
         "no new privileges",
-        "at most 60 s a call, 4.0 GB, 1 threads",
+        f"at most 60 s a call, 4.0 GB, 1 thread for torch, {most} in all",
     )
 
 
@@ -142,6 +144,12 @@ def _landlock() -> int:
     import ctypes
 
     return int(ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1))
+
+
+def test_it_starts_no_more_threads_than_it_may() -> None:
+    with short() as cell:
+        came = cell.ask("starts_threads", "trying", count=10**4).message["came"]
+        assert cell.measures[-1].endswith(f" {came} in all")
 
 
 # --------------------------------------------------------------------------- memory
