@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, Tokenizer, default_tokenizer
+from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, default_tokenizer
 
 PLAIN = ("a", "dog", "red", "snow", "guitar", "Bridge", "it's", "7", "TWO", "x-ray", "rock'n'roll")
 """Words of one to three tokens, the plainest first."""
@@ -59,11 +59,9 @@ def whole_words() -> tuple[str, ...]:
     decoded = enumerate(tokenizer.decode([i]) for i in range(VOCABULARY_SIZE - 2))
     # What ends without a blank is never the end of a word.
     words = [(i, text.strip()) for i, text in decoded if text.endswith(" ")]
-    return tuple(word for i, word in words if _ids(tokenizer, word) == (i,))
+    return tuple(word for i, word in words if _is_plain(word) or tokenizer.encode(word) == [i])
 
 
-def _ids(tokenizer: Tokenizer, word: str) -> tuple[int, ...]:
-    # Cleaning would take most of the time, and it leaves letters as they are.
-    if word.isascii() and word.isalpha() and word.islower():
-        return tokenizer.encode_word(word)
-    return tuple(tokenizer.encode(word))
+def _is_plain(word: str) -> bool:
+    """Of such letters each word of this vocabulary encodes to itself; to see so takes a second."""
+    return word.isascii() and word.isalpha() and word.islower()

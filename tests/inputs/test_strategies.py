@@ -568,7 +568,7 @@ def test_the_whole_words_are_in_the_order_of_their_tokens_and_quickly_there() ->
     whole_words.cache_clear()
     started = time.perf_counter()
     words = whole_words()
-    # 0.9 s on an idle machine; the bound only catches what is slow by itself.
+    # 0.1 s on an idle machine; the bound only catches what is slow by itself.
     assert time.perf_counter() - started < 5
     assert whole_words() is words
     ids = [i for word in words for i in ids_of(word)]
