@@ -77,6 +77,20 @@ def tiny_archive(request: pytest.FixtureRequest, seeded_archive: SeededArchive) 
     return seeded_archive(request.param)
 
 
+@pytest.fixture(scope="session")
+def minute_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive that is checked in the shortest time, for what all architectures have alike.
+
+    Tests must not change the file.
+    """
+    from clipcheck.checkpoints.checkpoint import Format
+    from tests.samples import minute_bytes
+
+    path = tmp_path_factory.mktemp("minute") / "minute.pt"
+    path.write_bytes(minute_bytes(Format.ARCHIVE))
+    return path
+
+
 def unfolded(text: str) -> str:
     """With every command in one line, as a shell puts it together."""
     return re.sub(r" \\\n +", " ", text).replace(" \\\n", " ").replace("\\\n", "")
