@@ -8,11 +8,12 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from clipcheck.checkpoints.architecture import Architecture, ViT
+from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.writers.convert import write
 from clipcheck.writers.synthesize import synthesize
@@ -26,6 +27,9 @@ MINUTE = Architecture(
     context_length=8,
     vocab_size=100,
 )
+
+MINUTE_RESNET = replace(MINUTE, image_resolution=32, vision=ResNet(layers=(1, 2, 1, 1), width=2))
+"""One of its stages has a block that takes what it gets as it is, as all have in larger models."""
 
 Weights = dict[str, torch.Tensor]
 
@@ -41,11 +45,11 @@ def _weights() -> Weights:
 
 
 @functools.cache
-def minute_bytes(form: Format) -> bytes:
-    """A file of that format with `minute_weights`."""
+def minute_bytes(form: Format, architecture: Architecture = MINUTE) -> bytes:
+    """A file of that format with seeded weights, by default `minute_weights`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "minute"
-        write(MINUTE, _weights(), path, form)
+        write(architecture, synthesize(architecture), path, form)
         return path.read_bytes()
 
 

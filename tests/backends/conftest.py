@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from clipcheck.checkpoints.checkpoint import Format
+from tests.backends.kept import minute
+from tests.samples import MINUTE, MINUTE_RESNET
+
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
@@ -14,3 +18,9 @@ def built(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
     if hasattr(pytestconfig, "workerinput"):
         folder = folder.parent
     return folder / "built"
+
+
+@pytest.fixture(scope="session", params=[MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
+def small_archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of the smallest model of each kind in turn. Tests must not change the file."""
+    return minute(tmp_path_factory.mktemp("small"), Format.ARCHIVE, request.param)

@@ -18,7 +18,7 @@ from clipcheck.checkpoints.architecture import Architecture, specs
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.models import eager
-from tests.samples import minute_bytes
+from tests.samples import MINUTE, minute_bytes
 
 CPU = torch.device("cpu")
 
@@ -45,13 +45,14 @@ class Kept:
         return self.path
 
 
-def minute(built: Path, form: Format) -> Path:
-    """A file of the smallest model, written once for all processes that have the folder."""
-    path = built / f"minute-{form.name.lower()}.pt"
+def minute(built: Path, form: Format, architecture: Architecture = MINUTE) -> Path:
+    """A file of a smallest model, written once for all processes that have the folder."""
+    kind = type(architecture.vision).__name__.lower()
+    path = built / f"minute-{kind}-{form.name.lower()}.pt"
     built.mkdir(exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            path.write_bytes(minute_bytes(form))
+            path.write_bytes(minute_bytes(form, architecture))
     return path
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +12,7 @@ import torch
 from clipcheck.backends import export
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend, Source
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import ArchitectureError, RunError
 from clipcheck.writers import programs
 from clipcheck.writers.synthesize import architecture_named
@@ -24,13 +25,14 @@ from tests.backends.kept import (
     assert_same,
     batch,
     expected,
+    minute,
     source,
 )
 
 
 @pytest.fixture(scope="module")
-def made(tiny_archive: Path, built: Path) -> Source:
-    return source(tiny_archive, built, export)
+def made(small_archive: Path, built: Path) -> Source:
+    return source(small_archive, built, export)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +47,8 @@ def program(made: Source, backend: Backend) -> Path:
     return artefact(made)
 
 
-def half(seeded_archive: Callable[..., Path], built: Path, dtype: str) -> Source:
-    return source(seeded_archive("tiny-vit"), built, export, dtype)
+def half(built: Path, dtype: str) -> Source:
+    return source(minute(built, Format.ARCHIVE), built, export, dtype)
 
 
 @pytest.mark.parametrize(("images", "texts"), SIZES)
@@ -75,10 +77,8 @@ def test_it_is_deterministic(backend: Backend, made: Source) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_it_computes_in_half_precision(
-    seeded_archive: Callable[..., Path], built: Path, dtype: str
-) -> None:
-    made = half(seeded_archive, built, dtype)
+def test_it_computes_in_half_precision(built: Path, dtype: str) -> None:
+    made = half(built, dtype)
     backend = export.build(made)
     pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
     assert_near(backend.outputs(pixels, tokens), expected(made.model, pixels, tokens), atol=1e-3)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from packaging.version import Version
 from clipcheck.backends import onnxruntime as way
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend, Source
-from clipcheck.checkpoints.architecture import ARCHITECTURES
+from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.errors import RunError, UnavailableError
 from clipcheck.models import eager
@@ -30,16 +30,18 @@ from tests.backends.kept import (
     assert_same,
     batch,
     expected,
+    minute,
     source,
 )
+from tests.samples import MINUTE, MINUTE_RESNET
 
 NEAR = 1e-5
 """Share of the greatest value: ONNX Runtime's own kernels were 4e-6 off at most."""
 
 
 @pytest.fixture(scope="module")
-def made(tiny_archive: Path, built: Path) -> Source:
-    return source(tiny_archive, built, way)
+def made(small_archive: Path, built: Path) -> Source:
+    return source(small_archive, built, way)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +52,8 @@ def backend(made: Source) -> Iterator[Backend]:
 
 
 @pytest.fixture
-def vit(seeded_archive: Callable[..., Path], built: Path) -> Source:
-    return source(seeded_archive("tiny-vit"), built, way)
+def vit(built: Path) -> Source:
+    return source(minute(built, Format.ARCHIVE), built, way)
 
 
 def with_options(made: Source, **options: str) -> Source:
@@ -124,11 +126,15 @@ ILL_TYPED = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("name", ["tiny-vit", pytest.param("tiny-resnet", marks=ILL_TYPED)])
-def test_it_computes_in_half_precision(
-    seeded_archive: Callable[..., Path], built: Path, name: str
-) -> None:
-    made = source(seeded_archive(name), built, way, "float16")
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(MINUTE, id="vit"),
+        pytest.param(MINUTE_RESNET, marks=ILL_TYPED, id="resnet"),
+    ],
+)
+def test_it_computes_in_half_precision(architecture: Architecture, built: Path) -> None:
+    made = source(minute(built, Format.ARCHIVE, architecture), built, way, "float16")
     assert way.unfit(made.checkpoint, CPU, "float16") is None
     backend = way.build(made)
     pixels, tokens = batch(made.checkpoint.architecture, 2, 3)

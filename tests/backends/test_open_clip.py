@@ -38,8 +38,8 @@ DTYPES = ["float32", "float16", "bfloat16"]
 
 
 @pytest.fixture(scope="module")
-def archive(tiny_archive: Path) -> Checkpoint:
-    return open_checkpoint(tiny_archive)
+def archive(small_archive: Path) -> Checkpoint:
+    return open_checkpoint(small_archive)
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ def made(built: Path, tmp_path: Path) -> Source:
     return source(minute(built, Format.STATE_DICT), tmp_path, trace)
 
 
-def test_the_texts_to_trace_with_end_at_different_places(tiny_archive: Path, built: Path) -> None:
+def test_the_texts_to_trace_with_end_at_different_places(small_archive: Path, built: Path) -> None:
     """Else where they end would be a constant of the trace, as would one number of both."""
-    made = source(tiny_archive, built, trace)
+    made = source(small_archive, built, trace)
     a = made.checkpoint.architecture
     pixels, tokens = example_inputs(made)
     assert pixels.shape == (2, 3, a.image_resolution, a.image_resolution)

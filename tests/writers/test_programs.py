@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
 
-from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture, ResNet
+from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
 from clipcheck.compare.result import OUTPUTS
 from clipcheck.errors import OutputError
 from clipcheck.models import eager
@@ -21,11 +20,7 @@ from clipcheck.writers.programs import (
     write_pt2,
 )
 from clipcheck.writers.synthesize import synthesize
-from tests.samples import MINUTE
-
-SMALL = dataclasses.replace(
-    MINUTE, image_resolution=32, vision=ResNet((1, 1, 1, 1), 2), text_layers=1
-)
+from tests.samples import MINUTE, MINUTE_RESNET
 
 
 def built(architecture: Architecture, dtype: torch.dtype = torch.float32) -> eager.CLIP:
@@ -77,8 +72,13 @@ def test_a_pt2_file_may_have_any_name_and_torch_may_warn_of_others_again(
     assert "ending in .pt2" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("architecture", [MINUTE, SMALL], ids=["vit", "resnet"])
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        pytest.param(MINUTE, torch.float32, id="vit"),
+        pytest.param(MINUTE_RESNET, torch.float16, id="resnet"),
+    ],
+)
 def test_an_onnx_file_is_valid_and_alone(
     architecture: Architecture, dtype: torch.dtype, tmp_path: Path
 ) -> None:
