@@ -8,11 +8,12 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from clipcheck.checkpoints.architecture import Architecture, ViT
+from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.writers.convert import write
 from clipcheck.writers.synthesize import synthesize
@@ -26,6 +27,7 @@ MINUTE = Architecture(
     context_length=8,
     vocab_size=100,
 )
+MINUTE_RESNET = replace(MINUTE, image_resolution=32, vision=ResNet((1, 1, 1, 1), 2))
 
 Weights = dict[str, torch.Tensor]
 
