@@ -16,7 +16,7 @@ from clipcheck.checking import check
 from clipcheck.checkpoints import registry
 from clipcheck.errors import IsolationError, UsageError
 from clipcheck.localising import localize
-from conftest import Run, SeededArchive
+from conftest import Run
 from tests import hostile
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that confines")
@@ -35,10 +35,10 @@ def judged(path: Path, **how: Any) -> Any:
 
 
 def test_a_crash_is_a_verdict_of_its_checkpoint_and_the_next_one_is_judged(
-    run: Run, tmp_path: Path, seeded_archive: SeededArchive
+    run: Run, tmp_path: Path, minute_archive: Path
 ) -> None:
     crashing = hostile.write_crashing(tmp_path / "crashing.pt")
-    done = run("check", crashing, seeded_archive(), "--json", "-", "--examples", 14)
+    done = run("check", crashing, minute_archive, "--json", "-", "--examples", 14)
     assert done.code == 2
     first, second = json.loads(done.out)["results"]
     assert first["error"].startswith("loading the archive: the process was ended by SIGSEGV.")
@@ -123,12 +123,12 @@ def test_both_ways_of_running_it_find_the_same(tiny_archive: Path) -> None:
 
 
 def test_by_default_all_but_released_files_run_apart(
-    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+    minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert judged(tiny_archive).isolation
+    assert judged(minute_archive).isolation
     monkeypatch.setattr(registry, "by_sha256", lambda _: registry.find("RN50"))
-    assert judged(tiny_archive).isolation == ()
-    assert judged(tiny_archive, isolation="process").isolation
+    assert judged(minute_archive).isolation == ()
+    assert judged(minute_archive, isolation="process").isolation
 
 
 def test_nothing_runs_apart_of_a_file_without_code(run: Run, tmp_path: Path) -> None:
@@ -138,34 +138,34 @@ def test_nothing_runs_apart_of_a_file_without_code(run: Run, tmp_path: Path) -> 
     assert (found.passed, found.isolation) == (True, None)
 
 
-def test_where_it_ran_is_told(run: Run, tiny_archive: Path) -> None:
-    apart = run("check", tiny_archive, "--examples", 14).out
+def test_where_it_ran_is_told(run: Run, minute_archive: Path) -> None:
+    apart = run("check", minute_archive, "--examples", 14).out
     assert "its own code ran apart: no network" in " ".join(apart.split())
-    here = run("check", tiny_archive, "--examples", 14, "--isolation", "none").out
+    here = run("check", minute_archive, "--examples", 14, "--isolation", "none").out
     assert "its own code ran in this process, with all rights" in here
 
 
-def test_another_isolation_is_refused(tiny_archive: Path, run: Run) -> None:
+def test_another_isolation_is_refused(minute_archive: Path, run: Run) -> None:
     with pytest.raises(UsageError, match="expected an isolation, found 'docker'"):
-        check(tiny_archive, isolation="docker")
-    assert run("check", tiny_archive, "--isolation", "docker").code == 2
+        check(minute_archive, isolation="docker")
+    assert run("check", minute_archive, "--isolation", "docker").code == 2
 
 
 @pytest.mark.parametrize("written", ["0", "-1", "nan", "inf", "soon"])
 def test_a_time_limit_that_is_none_is_refused(
-    written: str, tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+    written: str, minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPCHECK_TIME_LIMIT", written)
-    assert "expected a number of seconds above 0" in judged(tiny_archive).error
+    assert "expected a number of seconds above 0" in judged(minute_archive).error
 
 
 def test_a_memory_limit_that_is_none_is_refused_and_one_that_is_holds(
-    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+    minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPCHECK_MEMORY_LIMIT", "much")
-    assert "expected a size" in judged(tiny_archive).error
+    assert "expected a size" in judged(minute_archive).error
     monkeypatch.setenv("CLIPCHECK_MEMORY_LIMIT", "3GB")
-    assert judged(tiny_archive).isolation[-1].startswith("at most 300 s a call, 3.0 GB, ")
+    assert judged(minute_archive).isolation[-1].startswith("at most 300 s a call, 3.0 GB, ")
 
 
 def test_an_archive_that_changes_its_weights_leaves_the_eager_models(tmp_path: Path) -> None:
@@ -185,12 +185,12 @@ def test_an_archive_that_changes_its_weights_leaves_the_eager_models(tmp_path: P
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 @pytest.mark.parametrize(("folder", "file"), [(0o755, 0o600), (0o700, 0o644)])
 def test_root_judges_what_only_another_user_may_read(
-    folder: int, file: int, tiny_archive: Path, tmp_path: Path
+    folder: int, file: int, minute_archive: Path, tmp_path: Path
 ) -> None:
     """As what is mounted into a container may be: a process without privileges cannot open it."""
     theirs = tmp_path / "theirs"
     theirs.mkdir()
-    path = Path(shutil.copy(tiny_archive, theirs / "model.pt"))
+    path = Path(shutil.copy(minute_archive, theirs / "model.pt"))
     path.chmod(file)
     theirs.chmod(folder)
     for each in (path, theirs):
@@ -200,11 +200,11 @@ def test_root_judges_what_only_another_user_may_read(
     assert found.isolation
 
 
-def test_the_parent_is_as_it_was(tiny_archive: Path) -> None:
+def test_the_parent_is_as_it_was(minute_archive: Path) -> None:
     """No capability is dropped and no limit taken in the process of the check."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_DATA), os.environ.get("TMPDIR"), Path.cwd()
-    judged(tiny_archive)
+    judged(minute_archive)
     after = resource.getrlimit(resource.RLIMIT_DATA), os.environ.get("TMPDIR"), Path.cwd()
     assert before == after
