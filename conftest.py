@@ -30,14 +30,6 @@ def pytest_xdist_setupnodes(specs: Sequence[object]) -> None:
     divide_cores(specs, busy=len(specs))
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
-    """Tests of one checkpoint go to one worker in the runs of the whole repository as well."""
-    from clipcheck.pytest_plugin import make_scheduler
-
-    return make_scheduler(config, log)
-
-
 @pytest.fixture(autouse=True)
 def of_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails in a test on purpose is not for the summary of the job that runs the tests."""

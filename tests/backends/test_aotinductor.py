@@ -31,8 +31,6 @@ from tests.backends.kept import (
 )
 from tests.samples import flipped
 
-pytestmark = pytest.mark.xdist_group("aotinductor")
-
 
 @pytest.fixture(scope="module")
 def made(built: Path) -> Source:
