@@ -14,10 +14,12 @@ import pytest
 
 from clipcheck.checking import check
 from clipcheck.checkpoints import registry
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import IsolationError, UsageError
 from clipcheck.localising import localize
-from conftest import Run, SeededArchive
+from conftest import Run
 from tests import hostile
+from tests.samples import MINUTE, MINUTE_RESNET, minute_bytes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that confines")
 
@@ -26,7 +28,7 @@ Written = Callable[..., Path]
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Written:
-    return lambda *act: hostile.write(tmp_path / "hostile.pt", *act)
+    return lambda *act: hostile.write(tmp_path / "hostile.pt", *act, architecture=MINUTE)
 
 
 def judged(path: Path, **how: Any) -> Any:
@@ -35,10 +37,10 @@ def judged(path: Path, **how: Any) -> Any:
 
 
 def test_a_crash_is_a_verdict_of_its_checkpoint_and_the_next_one_is_judged(
-    run: Run, tmp_path: Path, seeded_archive: SeededArchive
+    run: Run, tmp_path: Path, minute_archive: Path
 ) -> None:
-    crashing = hostile.write_crashing(tmp_path / "crashing.pt")
-    done = run("check", crashing, seeded_archive(), "--json", "-", "--examples", 14)
+    crashing = hostile.write_crashing(tmp_path / "crashing.pt", architecture=MINUTE)
+    done = run("check", crashing, minute_archive, "--json", "-", "--examples", 14)
     assert done.code == 2
     first, second = json.loads(done.out)["results"]
     assert first["error"].startswith("loading the archive: the process was ended by SIGSEGV.")
@@ -64,7 +66,7 @@ def test_a_hang_is_a_verdict(archive: Written, monkeypatch: pytest.MonkeyPatch) 
 
 def test_taking_too_much_memory_is_a_verdict(archive: Written) -> None:
     found = judged(archive(hostile.takes_memory))
-    assert "it needs more memory than the 6.2 GB that it may take" in found.error
+    assert "it needs more memory than the 6.0 GB that it may take" in found.error
 
 
 def test_what_a_file_prints_is_not_seen(
@@ -100,8 +102,8 @@ def test_a_file_that_writes_another_fails_and_leaves_nothing(
     assert (tmp_path / "made").exists()
 
 
-def test_replay_and_localize_run_it_apart_too(run: Run, archive: Written, tmp_path: Path) -> None:
-    path = archive(hostile.writing(tmp_path / "made"))
+def test_replay_and_localize_run_it_apart_too(run: Run, tmp_path: Path) -> None:
+    path = hostile.write(tmp_path / "hostile.pt", hostile.writing(tmp_path / "made"))
     (tmp_path / "made").unlink()
     done = run("check", path, "--report", tmp_path / "report", "--examples", 14)
     (saved,) = (tmp_path / "report" / "failing-inputs").iterdir()
@@ -113,7 +115,7 @@ def test_replay_and_localize_run_it_apart_too(run: Run, archive: Written, tmp_pa
 
 def test_a_crash_ends_localize_with_an_error(tmp_path: Path) -> None:
     with pytest.raises(IsolationError, match="SIGSEGV"):
-        localize(hostile.write_crashing(tmp_path / "crashing.pt"))
+        localize(hostile.write_crashing(tmp_path / "crashing.pt", architecture=MINUTE))
 
 
 def test_both_ways_of_running_it_find_the_same(tiny_archive: Path) -> None:
@@ -123,59 +125,59 @@ def test_both_ways_of_running_it_find_the_same(tiny_archive: Path) -> None:
 
 
 def test_by_default_all_but_released_files_run_apart(
-    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+    minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert judged(tiny_archive).isolation
+    assert judged(minute_archive).isolation
     monkeypatch.setattr(registry, "by_sha256", lambda _: registry.find("RN50"))
-    assert judged(tiny_archive).isolation == ()
-    assert judged(tiny_archive, isolation="process").isolation
+    assert judged(minute_archive).isolation == ()
+    assert judged(minute_archive, isolation="process").isolation
 
 
-def test_nothing_runs_apart_of_a_file_without_code(run: Run, tmp_path: Path) -> None:
+def test_nothing_runs_apart_of_a_file_without_code(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
-    assert run("synthesize", "tiny-vit", "-o", path, "--format", "safetensors").code == 0
+    path.write_bytes(minute_bytes(Format.SAFETENSORS))
     (found,) = check(path, backend="trace", examples=14).judgements
     assert (found.passed, found.isolation) == (True, None)
 
 
-def test_where_it_ran_is_told(run: Run, tiny_archive: Path) -> None:
-    apart = run("check", tiny_archive, "--examples", 14).out
+def test_where_it_ran_is_told(run: Run, minute_archive: Path) -> None:
+    apart = run("check", minute_archive, "--examples", 14).out
     assert "its own code ran apart: no network" in " ".join(apart.split())
-    here = run("check", tiny_archive, "--examples", 14, "--isolation", "none").out
+    here = run("check", minute_archive, "--examples", 14, "--isolation", "none").out
     assert "its own code ran in this process, with all rights" in here
 
 
-def test_another_isolation_is_refused(tiny_archive: Path, run: Run) -> None:
+def test_another_isolation_is_refused(minute_archive: Path, run: Run) -> None:
     with pytest.raises(UsageError, match="expected an isolation, found 'docker'"):
-        check(tiny_archive, isolation="docker")
-    assert run("check", tiny_archive, "--isolation", "docker").code == 2
+        check(minute_archive, isolation="docker")
+    assert run("check", minute_archive, "--isolation", "docker").code == 2
 
 
 @pytest.mark.parametrize("written", ["0", "-1", "nan", "inf", "soon"])
 def test_a_time_limit_that_is_none_is_refused(
-    written: str, tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+    written: str, minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPCHECK_TIME_LIMIT", written)
-    assert "expected a number of seconds above 0" in judged(tiny_archive).error
+    assert "expected a number of seconds above 0" in judged(minute_archive).error
 
 
 def test_a_memory_limit_that_is_none_is_refused_and_one_that_is_holds(
-    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+    minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPCHECK_MEMORY_LIMIT", "much")
-    assert "expected a size" in judged(tiny_archive).error
+    assert "expected a size" in judged(minute_archive).error
     monkeypatch.setenv("CLIPCHECK_MEMORY_LIMIT", "3GB")
-    assert judged(tiny_archive).isolation[-1].startswith("at most 300 s a call, 3.0 GB, ")
+    assert judged(minute_archive).isolation[-1].startswith("at most 300 s a call, 3.0 GB, ")
 
 
 def test_an_archive_that_changes_its_weights_leaves_the_eager_models(tmp_path: Path) -> None:
     from clipcheck.faults import fault_named
     from clipcheck.writers.archive import write_archive
-    from clipcheck.writers.synthesize import architecture_named, synthesize
+    from clipcheck.writers.synthesize import synthesize
 
-    a = architecture_named("tiny-resnet")
     path = tmp_path / "drifts.pt"
-    write_archive(a, synthesize(a), path, alter=fault_named("running-mean-updated").plant)
+    plant = fault_named("running-mean-updated").plant
+    write_archive(MINUTE_RESNET, synthesize(MINUTE_RESNET), path, alter=plant)
     found = judged(path)
     assert not found.passed
     assert "running the model changed" in found.gates[0].message
@@ -185,12 +187,12 @@ def test_an_archive_that_changes_its_weights_leaves_the_eager_models(tmp_path: P
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 @pytest.mark.parametrize(("folder", "file"), [(0o755, 0o600), (0o700, 0o644)])
 def test_root_judges_what_only_another_user_may_read(
-    folder: int, file: int, tiny_archive: Path, tmp_path: Path
+    folder: int, file: int, minute_archive: Path, tmp_path: Path
 ) -> None:
     """As what is mounted into a container may be: a process without privileges cannot open it."""
     theirs = tmp_path / "theirs"
     theirs.mkdir()
-    path = Path(shutil.copy(tiny_archive, theirs / "model.pt"))
+    path = Path(shutil.copy(minute_archive, theirs / "model.pt"))
     path.chmod(file)
     theirs.chmod(folder)
     for each in (path, theirs):
@@ -200,11 +202,11 @@ def test_root_judges_what_only_another_user_may_read(
     assert found.isolation
 
 
-def test_the_parent_is_as_it_was(tiny_archive: Path) -> None:
+def test_the_parent_is_as_it_was(minute_archive: Path) -> None:
     """No capability is dropped and no limit taken in the process of the check."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_DATA), os.environ.get("TMPDIR"), Path.cwd()
-    judged(tiny_archive)
+    judged(minute_archive)
     after = resource.getrlimit(resource.RLIMIT_DATA), os.environ.get("TMPDIR"), Path.cwd()
     assert before == after

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import clipcheck
 from clipcheck import torchscript_support
+from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import DamagedError, UnavailableError, UnknownModelError, UsageError
@@ -23,12 +24,11 @@ from clipcheck.models.weights import WeightWatch
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.convert import convert, write
 from clipcheck.writers.synthesize import synthesize
-from tests.models import assert_near, inputs, outputs, small
+from tests.models import assert_near, inputs, outputs
 from tests.oracles import reference_clip
+from tests.samples import MINUTE, MINUTE_RESNET
 
 InFormat = Callable[..., Path]
-
-SMALL = small("tiny-vit")
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
@@ -37,12 +37,12 @@ no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
 def in_format(tmp_path_factory: pytest.TempPathFactory) -> InFormat:
     """Small weights in a format and a dtype. Tests must not change the file."""
     folder = tmp_path_factory.mktemp("formats")
-    weights = synthesize(SMALL)
+    weights = synthesize(MINUTE)
 
     def written(form: str, dtype: torch.dtype | None = None) -> Path:
         path = folder / f"{form}-{dtype}.bin"
         if not path.exists():
-            write(SMALL, weights, folder / "released", Format.STATE_DICT)
+            write(MINUTE, weights, folder / "released", Format.STATE_DICT)
             convert(open_checkpoint(folder / "released"), path, Format(form), dtype=dtype)
         return path
 
@@ -100,7 +100,7 @@ def test_the_results_are_those_of_the_reference(
 
 
 def test_the_reference_agrees_from_a_state_dict(in_format: InFormat) -> None:
-    batch = inputs(SMALL)
+    batch = inputs(MINUTE)
     path = in_format("state-dict")
     model, _ = clipcheck.load(path, device="cpu")
     theirs = reference_clip().model.build_model(torch.load(path, weights_only=True)).float()
@@ -122,17 +122,17 @@ def test_jit_without_an_archive_warns_and_gives_the_eager_model(
     assert isinstance(model, eager.CLIP)
 
 
-def test_an_archive_does_not_warn(tiny_archive: Path) -> None:
-    clipcheck.load(tiny_archive, device="cpu", jit=True)
-    clipcheck.load(tiny_archive, device="cpu", jit=False)
-    clipcheck.load_both(tiny_archive, device="cpu")
+def test_an_archive_does_not_warn(minute_archive: Path) -> None:
+    clipcheck.load(minute_archive, device="cpu", jit=True)
+    clipcheck.load(minute_archive, device="cpu", jit=False)
+    clipcheck.load_both(minute_archive, device="cpu")
 
 
 def test_an_archive_that_is_damaged_is_never_taken_for_a_state_dict(
-    tiny_archive: Path, tmp_path: Path
+    minute_archive: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "cut.pt"
-    path.write_bytes(tiny_archive.read_bytes()[:-100_000])
+    path.write_bytes(minute_archive.read_bytes()[:-50_000])
     for jit in (False, True):
         with pytest.raises(DamagedError):
             clipcheck.load(path, device="cpu", jit=jit)
@@ -152,30 +152,29 @@ def test_a_name_that_is_unknown_is_a_runtime_error_as_in_the_reference() -> None
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu"), torch.device("cpu", 0)])
 def test_the_cpu_by_any_name_computes_in_float32(
-    tiny_archive: Path,
-    batch: tuple[torch.Tensor, torch.Tensor],
+    minute_archive: Path,
     device: str | torch.device,
     jit: bool,
 ) -> None:
-    model, _ = clipcheck.load(tiny_archive, device=device, jit=jit)
+    model, _ = clipcheck.load(minute_archive, device=device, jit=jit)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert {str(p.device) for p in model.parameters()} == {"cpu"}
     with torch.inference_mode(), torchscript_support.silenced():
-        per_image, _ = model(*batch)
+        per_image, _ = model(*inputs(MINUTE))
     assert per_image.dtype == torch.float32
 
 
 @no_cuda
-def test_the_device_is_the_cpu_where_there_is_no_gpu(tiny_archive: Path) -> None:
-    model, _ = clipcheck.load(tiny_archive)
+def test_the_device_is_the_cpu_where_there_is_no_gpu(minute_archive: Path) -> None:
+    model, _ = clipcheck.load(minute_archive)
     assert next(model.parameters()).device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "", 3.5, ["cpu"]])
-def test_what_is_no_device_is_a_usage_error(tiny_archive: Path, device: Any) -> None:
+def test_what_is_no_device_is_a_usage_error(minute_archive: Path, device: Any) -> None:
     for load in (clipcheck.load, clipcheck.load_both):
         with pytest.raises(UsageError) as caught:
-            load(tiny_archive, device=device)
+            load(minute_archive, device=device)
         assert str(caught.value) == (
             f"expected a device, found {device!r}. Give cpu, cuda, cuda:1 or mps."
         )
@@ -183,10 +182,10 @@ def test_what_is_no_device_is_a_usage_error(tiny_archive: Path, device: Any) -> 
 
 @no_cuda
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "xpu"])
-def test_a_device_that_is_not_there_is_unavailable(tiny_archive: Path, device: str) -> None:
+def test_a_device_that_is_not_there_is_unavailable(minute_archive: Path, device: str) -> None:
     for load in (clipcheck.load, clipcheck.load_both):
         with pytest.raises(UnavailableError, match=f"the device '{device}' is not available here"):
-            load(tiny_archive, device=device)
+            load(minute_archive, device=device)
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has a GPU")
@@ -259,7 +258,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("key", ["text_projection", "ln_final.weight"])
 def test_a_weight_that_the_interpreter_has_otherwise_is_named(
-    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch, key: str, change: str
+    minute_archive: Path, monkeypatch: pytest.MonkeyPatch, key: str, change: str
 ) -> None:
     alter, reason = CHANGES[change]
     load_archive = loader.torchscript.load_archive
@@ -272,17 +271,17 @@ def test_a_weight_that_the_interpreter_has_otherwise_is_named(
 
     monkeypatch.setattr(loader.torchscript, "load_archive", tampered)
     with pytest.raises(DamagedError) as caught:
-        clipcheck.load_both(tiny_archive, device="cpu")
+        clipcheck.load_both(minute_archive, device="cpu")
     assert f"the weight {key!r} differs" in str(caught.value)
     assert reason in str(caught.value)
-    assert caught.value.path == str(tiny_archive)
-    both = loader.load_checkpoint_both(open_checkpoint(tiny_archive), torch.device("cpu"))
+    assert caught.value.path == str(minute_archive)
+    both = loader.load_checkpoint_both(open_checkpoint(minute_archive), torch.device("cpu"))
     assert list(both.differing) == [key]
-    assert both.compared == len(open_checkpoint(tiny_archive).tensors)
+    assert both.compared == len(open_checkpoint(minute_archive).tensors)
 
 
 def test_the_eager_model_has_the_weights_of_the_record(
-    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+    minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the interpreter's, where the two differ: a comparison has to see it."""
     load_archive = loader.torchscript.load_archive
@@ -293,16 +292,16 @@ def test_the_eager_model_has_the_weights_of_the_record(
         return module
 
     monkeypatch.setattr(loader.torchscript, "load_archive", tampered)
-    checkpoint = open_checkpoint(tiny_archive)
+    checkpoint = open_checkpoint(minute_archive)
     both = loader.load_checkpoint_both(checkpoint, torch.device("cpu"))
     assert torch.equal(both.eager_model.ln_final.bias, checkpoint.tensors["ln_final.bias"])
     assert not torch.equal(both.eager_model.ln_final.bias, both.jit_model.ln_final.bias)
 
 
 def test_a_weight_that_only_one_reading_has_is_named(
-    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
+    minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = open_checkpoint(tiny_archive)
+    checkpoint = open_checkpoint(minute_archive)
     some = dict(checkpoint.tensors)
     del some["context_length"]
     short = type(checkpoint)(
@@ -379,7 +378,7 @@ def test_a_training_step_changes_the_model_and_not_the_file(
     content = path.read_bytes()
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    per_image, _ = model(*inputs(SMALL))
+    per_image, _ = model(*inputs(MINUTE))
     per_image.sum().backward()
     optimizer.step()
     for key, parameter in model.named_parameters():
@@ -414,7 +413,7 @@ def test_a_model_can_be_saved_and_takes_no_more_than_its_weights(
 
 def test_a_model_can_be_copied_and_moved(loaded: tuple[torch.nn.Module, Path]) -> None:
     model, _ = loaded
-    batch = inputs(SMALL)
+    batch = inputs(MINUTE)
     expected = outputs(model, *batch)
     twin = copy.deepcopy(model)
     for parameter in twin.parameters():
@@ -426,7 +425,7 @@ def test_a_model_can_be_copied_and_moved(loaded: tuple[torch.nn.Module, Path]) -
 
 
 def test_a_model_outlives_its_file(in_format: InFormat, tmp_path: Path) -> None:
-    batch = inputs(SMALL)
+    batch = inputs(MINUTE)
     path = tmp_path / "model.pt"
     path.write_bytes(in_format("archive", torch.float32).read_bytes())
     model, _ = clipcheck.load(path, device="cpu")
@@ -471,12 +470,11 @@ def test_released_halves_get_the_dtype_that_is_asked_for_and_the_others_are_floa
         assert found["ln_final.weight"] == torch.float32
 
 
-@pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet"])
+@pytest.mark.parametrize("a", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_both_ways_run_on_the_cpu_in_half_and_agree(
-    tmp_path: Path, name: str, dtype: torch.dtype
+    tmp_path: Path, a: Architecture, dtype: torch.dtype
 ) -> None:
-    a = small(name)
     write(a, synthesize(a), tmp_path / "model.pt", Format.ARCHIVE)
     checkpoint = open_checkpoint(tmp_path / "model.pt")
     both = loader.load_checkpoint_both(checkpoint, torch.device("cpu"), dtype)
@@ -595,7 +593,7 @@ def drift(model: Any) -> None:
 def test_what_the_code_of_an_archive_changes_is_told(
     tmp_path: Path, alter: Callable[[Any], None], changed: list[str]
 ) -> None:
-    a = small("tiny-resnet")
+    a = MINUTE_RESNET
     write_archive(a, synthesize(a), tmp_path / "model.pt", alter=alter)
     jit, _, _ = clipcheck.load_both(tmp_path / "model.pt", device="cpu")
     watch = WeightWatch(jit)

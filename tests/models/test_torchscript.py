@@ -31,8 +31,9 @@ from clipcheck.models.torchscript import (
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import architecture_named, synthesize
 from conftest import SeededArchive
-from tests.models import TINY, assert_near, inputs, outputs, small
+from tests.models import assert_near, inputs, outputs, small
 from tests.oracles import reference_clip
+from tests.samples import MINUTE, MINUTE_RESNET
 
 CPU = torch.device("cpu")
 HALF = SCALAR_TYPES[torch.float16]
@@ -216,11 +217,10 @@ def test_a_layer_in_another_dtype_than_the_models_stays_in_it(
 
 
 @pytest.mark.parametrize("dtype", SCALAR_TYPES)
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("a", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
 def test_the_code_computes_in_the_dtype_of_the_weights(
-    tmp_path: Path, name: str, dtype: torch.dtype
+    tmp_path: Path, a: Architecture, dtype: torch.dtype
 ) -> None:
-    a = small(name)
     weights = {
         key: tensor.to(dtype) if tensor.dtype == torch.float16 else tensor
         for key, tensor in synthesize(a).items()
@@ -356,24 +356,24 @@ def test_weights_that_nothing_depends_on_are_not_in_use(
 # --------------------------------------------------------------------------- methods
 
 
-def test_forward1_is_patched(tiny_archive: Path) -> None:
-    a = open_checkpoint(tiny_archive).architecture
+def test_forward1_is_patched(minute_archive: Path) -> None:
+    a = open_checkpoint(minute_archive).architecture
     pixels, tokens = inputs(a)
-    naive = to_float(load_archive(tiny_archive, CPU))
+    naive = to_float(load_archive(minute_archive, CPU))
     patch_named(naive, ("forward",))
     with torch.inference_mode(), torchscript_support.silenced():
         naive.encode_image(pixels)  # Through each submodule's `forward`: works.
         with pytest.raises(RuntimeError):
             naive(pixels, tokens)  # Through `forward1`.
 
-    ours, _ = clipcheck.load(tiny_archive, device="cpu", jit=True)
+    ours, _ = clipcheck.load(minute_archive, device="cpu", jit=True)
     outputs(ours, pixels, tokens)
 
 
 @pytest.mark.parametrize("forgotten", ["encode_image", "encode_text", "forward"])
-def test_every_method_of_the_root_is_patched(seeded_archive: SeededArchive, forgotten: str) -> None:
-    path = seeded_archive("tiny-vit")
-    batch = inputs(architecture_named("tiny-vit"))
+def test_every_method_of_the_root_is_patched(minute_archive: Path, forgotten: str) -> None:
+    path = minute_archive
+    batch = inputs(MINUTE)
     naive = to_float(load_archive(path, CPU))
     for submodule in naive.modules():
         for name in submodule._c._method_names():
@@ -476,9 +476,9 @@ def test_patching_after_a_failed_call_is_too_late(seeded_archive: SeededArchive)
     fails(naive, *batch)
 
 
-def test_casting_the_weights_alone_is_not_enough(tiny_archive: Path) -> None:
-    batch = inputs(open_checkpoint(tiny_archive).architecture)
-    naive = to_float(load_archive(tiny_archive, CPU))
+def test_casting_the_weights_alone_is_not_enough(minute_archive: Path) -> None:
+    batch = inputs(MINUTE)
+    naive = to_float(load_archive(minute_archive, CPU))
     patch(naive, CPU)
     fails(naive, *batch)
 
@@ -489,16 +489,16 @@ def test_the_code_is_untouched_without_a_dtype(tiny_archive: Path) -> None:
     assert dtypes(module) == {HALF, FLOAT}
 
 
-def test_cpu_0_is_the_cpu(tiny_archive: Path) -> None:
-    a = open_checkpoint(tiny_archive).architecture
-    jit, _ = clipcheck.load(tiny_archive, device="cpu:0", jit=True)
+def test_cpu_0_is_the_cpu(minute_archive: Path) -> None:
+    a = open_checkpoint(minute_archive).architecture
+    jit, _ = clipcheck.load(minute_archive, device="cpu:0", jit=True)
     assert devices(jit) == {"cpu"}
     assert dtypes(jit) == {FLOAT}
     found = outputs(jit, *inputs(a))
     assert {value.dtype for value in found.values()} == {torch.float32}
     # The reference compares with "cpu", and stays in half.
     with torchscript_support.silenced():
-        naive, _ = reference_clip().load(str(tiny_archive), device="cpu:0", jit=True)
+        naive, _ = reference_clip().load(str(minute_archive), device="cpu:0", jit=True)
     assert HALF in dtypes(naive)
 
 
@@ -618,13 +618,16 @@ def traced_by_others(
     [(reference_model, False), (reference_model, True), (another_model, False)],
     ids=["reference-float32", "reference-half", "another-float32"],
 )
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("a", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
 def test_archives_of_other_people_load(
-    tmp_path: Path, name: str, make: Callable[[dict[str, Tensor], bool], nn.Module], half: bool
+    tmp_path: Path,
+    a: Architecture,
+    make: Callable[[dict[str, Tensor], bool], nn.Module],
+    half: bool,
 ) -> None:
-    path = traced_by_others(tmp_path / "other.pt", small(name), make, half=half)
+    path = traced_by_others(tmp_path / "other.pt", a, make, half=half)
     checkpoint = open_checkpoint(path)
-    assert checkpoint.architecture == small(name)
+    assert checkpoint.architecture == a
     assert "input_resolution" not in checkpoint.tensors
     module = load_archive(path, CPU)
     assert "Multimodal" not in module._c._type().qualified_name()
@@ -640,7 +643,7 @@ def test_archives_of_other_people_load(
 
 
 def test_an_archive_of_other_people_is_patched_for_another_device(tmp_path: Path) -> None:
-    path = traced_by_others(tmp_path / "other.pt", small("tiny-vit"))
+    path = traced_by_others(tmp_path / "other.pt", MINUTE)
     module = load_archive(path, CPU)
     patch(module, torch.device("cuda:1"))
     assert devices(module) == {"cuda:1"}
@@ -655,7 +658,7 @@ def test_an_archive_without_a_method_loads_and_the_check_names_it(
     tmp_path: Path, missing: str
 ) -> None:
     methods = [name for name in ("encode_image", "encode_text", "forward") if name != missing]
-    a = small("tiny-vit")
+    a = MINUTE
     path = traced_by_others(tmp_path / "other.pt", a, methods=tuple(methods))
     jit, reference, _ = clipcheck.load_both(path, device="cpu")
     pixels, tokens = inputs(a)

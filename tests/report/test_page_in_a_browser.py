@@ -15,8 +15,8 @@ import clipcheck
 from clipcheck import evidence
 from clipcheck.faults import FAULTS
 from clipcheck.writers.archive import write_archive
-from clipcheck.writers.synthesize import architecture_named, synthesize
 from tests.report.html.judgements import FAILED, IN_HALF, PASSED, UNJUDGED, result, showing
+from tests.samples import MINUTE, minute_weights
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -66,10 +66,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By name, a page: of a check of a faulty archive, and of what was made by hand."""
     folder = tmp_path_factory.mktemp("pages")
-    architecture = architecture_named("tiny-vit")
     (fault,) = (fault for fault in FAULTS if fault.name == "highlights-clipped")
     faulty = folder / "faulty.pt"
-    write_archive(architecture, synthesize(architecture), faulty, alter=fault.plant)
+    write_archive(MINUTE, minute_weights(), faulty, alter=fault.plant)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(folder / "hypothesis"))
         failing = clipcheck.check(faulty, device="cpu", examples=14)

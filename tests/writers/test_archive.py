@@ -22,8 +22,9 @@ from clipcheck.checkpoints.unpickle import read_constants, read_tensors
 from clipcheck.models.torchscript import device_constants, float_casts, graphs, load_archive
 from clipcheck.writers.archive import buffers, write_archive
 from clipcheck.writers.synthesize import synthesize
-from tests.models import TINY, inputs, outputs, small
+from tests.models import TINY, inputs, outputs
 from tests.oracles import open_clip, reference_clip
+from tests.samples import MINUTE, MINUTE_RESNET, minute_weights
 
 MODEL = "__torch__.multimodal.model"
 
@@ -236,40 +237,43 @@ def test_the_top_folder_is_named_after_the_file(tiny_archive: Path, records: Rec
 
 @pytest.mark.parametrize("name", ["traced.pt", "model.pt.traced", "model", "a b.jit.pt", "ä.pt"])
 def test_the_file_may_have_any_name(tmp_path: Path, name: str) -> None:
-    a = small("tiny-vit")
-    weights = synthesize(a)
-    write_archive(a, weights, tmp_path / name)
+    weights = minute_weights()
+    write_archive(MINUTE, weights, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     found = open_checkpoint(tmp_path / name).tensors
     assert all(torch.equal(found[key], tensor) for key, tensor in weights.items())
 
 
 WRITE = """
-import sys
+import os, sys
 from pathlib import Path
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import architecture_named, synthesize
-for name in ("tiny-vit", "tiny-resnet"):
-    a = architecture_named(name)
-    write_archive(a, synthesize(a), Path(sys.argv[1]) / f"{name}.pt")
+children = []
+for folder in sys.argv[1:]:
+    children.append(os.fork())  # Before anything is traced.
+    if children[-1] == 0:
+        for name in ("tiny-vit", "tiny-resnet"):
+            a = architecture_named(name)
+            write_archive(a, synthesize(a), Path(folder) / f"{name}.pt")
+        sys.exit()
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
 """
 
 
 def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     """In processes of their own: within one, TorchScript numbers equal class names on and on."""
-    processes = []
-    for number in range(2):
-        folder = tmp_path / str(number)
+    folders = [tmp_path / str(number) for number in range(2)]
+    for folder in folders:
         folder.mkdir()
-        processes.append(subprocess.Popen([sys.executable, "-c", WRITE, str(folder)]))
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    subprocess.run([sys.executable, "-c", WRITE, *map(str, folders)], check=True, timeout=120)
     for name in TINY:
-        one, other = (tmp_path / str(number) / f"{name}.pt" for number in range(2))
+        one, other = (folder / f"{name}.pt" for folder in folders)
         assert one.read_bytes() == other.read_bytes()
 
 
 def test_counters_and_buffers_that_are_missing_are_added(tmp_path: Path) -> None:
-    a = small("tiny-resnet")
+    a = MINUTE_RESNET
     bare = {key: t for key, t in synthesize(a).items() if t.is_floating_point()}
     write_archive(a, {**bare, "logit_scale": bare["logit_scale"].reshape(1)}, tmp_path / "m.pt")
     found = open_checkpoint(tmp_path / "m.pt").tensors

@@ -18,7 +18,7 @@ from clipcheck.checkpoints.checkpoint import same_bits
 from clipcheck.errors import UnknownModelError
 from clipcheck.models.eager import build
 from clipcheck.writers.synthesize import SPREADS, architecture_named, synthesize
-from tests.models import TINY, inputs
+from tests.models import TINY, inputs, small
 
 Weights = dict[str, torch.Tensor]
 
@@ -33,7 +33,7 @@ DEEP = {
 
 @pytest.fixture(scope="module", params=TINY)
 def architecture(request: pytest.FixtureRequest) -> Architecture:
-    return architecture_named(request.param)
+    return small(request.param)
 
 
 @pytest.fixture(scope="module")

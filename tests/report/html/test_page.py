@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import os
 import re
 import shlex
@@ -40,6 +42,12 @@ HTML = "</pre></script><script>alert(1)</script><img src=x onerror=alert(1)>&amp
 
 def page(*judgements: Judgement) -> Page:
     return Page(render(result(*judgements)))
+
+
+@functools.cache
+def failed_page() -> Page:
+    """What most tests look at a part of."""
+    return page(FAILED)
 
 
 # ------------------------------------------------------------------------------------- what it says
@@ -109,7 +117,7 @@ def test_what_could_not_be_judged_says_why() -> None:
 
 
 def test_where_it_departs_first_is_said_at_the_top_and_tower_by_tower() -> None:
-    found = page(FAILED).text
+    found = failed_page().text
     top = found.partition("Gates ")[0]
     assert "my model.pt departs first at transformer.resblocks.0.mlp , sum behind it (text)" in top
     table = found.partition("Where it departs first ")[2].partition("The input that fails")[0]
@@ -125,12 +133,12 @@ def test_without_it_the_first_gate_that_fails_is_at_the_top() -> None:
 
 def test_the_next_command_is_that_of_the_text() -> None:
     command = text.next_steps(FAILED)[0].removeprefix("Next:").strip()
-    assert f"Next: {command} writes an archive" in page(FAILED).text
+    assert f"Next: {command} writes an archive" in failed_page().text
     assert "Next:" not in page(PASSED).text
 
 
 def test_the_failing_input_is_there_as_it_was_drawn_and_as_it_was_shrunk() -> None:
-    found = page(FAILED)
+    found = failed_page()
     assert "As it was drawn RGB 40x20, all (9, 9, 9) a photo of a dog" in found.text
     assert "The smallest that fails RGB 1x1, all (9, 9, 9) a prompt 'a'" in found.text
     assert len(found.all("img")) == 2
@@ -319,7 +327,7 @@ def test_a_page_with_many_great_pictures_is_still_small() -> None:
 
 
 def test_every_plot_has_an_alternative() -> None:
-    found = page(FAILED)
+    found = failed_page()
     plots = found.all("svg")
     assert len(plots) == 4
     assert all(plot["role"] == "img" and len(plot["aria-label"]) > 80 for plot in plots)
@@ -328,13 +336,13 @@ def test_every_plot_has_an_alternative() -> None:
 
 
 def test_what_scrolls_can_be_reached_by_the_keyboard_and_has_a_name() -> None:
-    scrolled = [data for _, data in page(FAILED).elements if data.get("class") == "scroll"]
+    scrolled = [data for _, data in failed_page().elements if data.get("class") == "scroll"]
     assert scrolled
     assert all(each["tabindex"] == "0" and each["aria-label"] for each in scrolled)
 
 
 def test_the_first_thing_to_reach_is_a_link_past_the_verdict() -> None:
-    assert page(FAILED).all("a")[0] == {"class": "skip", "href": "#content"}
+    assert failed_page().all("a")[0] == {"class": "skip", "href": "#content"}
 
 
 def test_no_heading_is_left_out() -> None:
@@ -390,27 +398,36 @@ def test_where_the_page_cannot_be_made_the_text_and_the_json_are_there(
 
 
 SCRIPT = """
-import sys
+import json, sys
 from clipcheck.cli import main
-try:
-    main()
-finally:
-    print([name for name in ("jinja2", "matplotlib") if name in sys.modules])
+
+heavy = ("jinja2", "matplotlib")
+found = {}
+for name, options in json.loads(sys.argv[1]).items():
+    sys.argv = ["clipcheck", "check", *options]
+    try:
+        main()
+    except SystemExit as done:
+        assert done.code == 0
+    found[name] = [each for each in heavy if each in sys.modules]
+print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("report", [False, True])
 def test_a_check_without_a_report_imports_neither_templates_nor_plots(
-    report: bool, seeded_archive: object, tmp_path: Path
+    minute_archive: Path, tmp_path: Path
 ) -> None:
-    checkpoint = seeded_archive()  # type: ignore[operator]
-    options = ["--report", str(tmp_path / "report")] if report else []
+    """In a process where nothing else has imported them."""
+    plain = [str(minute_archive), "--examples", "1"]
+    checks = {"plain": plain, "with a report": [*plain, "--report", str(tmp_path / "report")]}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, "check", str(checkpoint), "--examples", "1", *options],
+        [sys.executable, "-c", SCRIPT, json.dumps(checks)],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path / "hypothesis")},
     )
-    loaded = done.stdout.splitlines()[-1]
-    assert loaded == ("['jinja2', 'matplotlib']" if report else "[]")
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "plain": [],
+        "with a report": ["jinja2", "matplotlib"],
+    }
