@@ -8,10 +8,10 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
 
@@ -132,7 +132,7 @@ _HYPOTHESIS = Path("~/.cache/clipcheck/hypothesis").expanduser()
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"clipcheck {__version__}")
+        _print(f"clipcheck {__version__}")
         raise typer.Exit
 
 
@@ -325,7 +325,7 @@ def sweep(
             tell = silent if quiet or progress is not None else _tell
             swept = lead.run(planned, progress, tell)
     if plan:
-        typer.echo(sweep_report.plan_text(planned, lead.threads))
+        _print(sweep_report.plan_text(planned, lead.threads))
         raise typer.Exit
     told = sweep_report.brief(swept) if quiet else sweep_report.report(swept)
     unwritten: list[OutputError] = []
@@ -371,7 +371,7 @@ def replay(
             download_root=download_root,
             progress=progress,
         )
-    terminal.show(replayed_verdict(replayed) if quiet else replayed_report(replayed))
+    _display(replayed_verdict(replayed) if quiet else replayed_report(replayed))
     raise typer.Exit(0 if replayed.passed else 1)
 
 
@@ -415,7 +415,7 @@ def demo(
     if fault is not None:
         _demonstrate(fault, report, quiet)
     if not quiet:
-        typer.echo("No weights of OpenAI's are in this: it writes seeded ones of the same size.")
+        _print("No weights of OpenAI's are in this: it writes seeded ones of the same size.")
     with (
         terminal.progress(quiet) as progress,
         tempfile.TemporaryDirectory(prefix="clipcheck-") as folder,
@@ -428,7 +428,7 @@ def demo(
     # The file is gone: what to do next is to check another.
     _show(text.brief(result) if quiet else text.report(result, advise=False), result)
     if result.passed and not quiet:
-        typer.echo("Next: clipcheck check YOUR_CHECKPOINT")
+        _print("Next: clipcheck check YOUR_CHECKPOINT")
     raise typer.Exit(result.exit_code)
 
 
@@ -533,7 +533,7 @@ def backends() -> None:
     from clipcheck.backends.registry import listing
     from clipcheck.report.backends import render
 
-    typer.echo(_visible(render(listing())))
+    _print(render(listing()))
 
 
 @app.command()
@@ -546,7 +546,7 @@ def inspect(checkpoint: Checkpoint, download_root: DownloadRoot = None) -> None:
     opened = open_subject(checkpoint, download_root)
     if isinstance(opened, OpenCheckpoint):
         opened.verify()
-    typer.echo(_visible(render(opened)))
+    _print(render(opened))
 
 
 @app.command()
@@ -642,11 +642,11 @@ def models(download_root: DownloadRoot = None) -> None:
     """List the released models, and which are in the cache."""
     from clipcheck.checkpoints import download, registry
 
-    typer.echo(f"cache: {download.cache_directory(download_root)}")
+    _print(f"cache: {download.cache_directory(download_root)}")
     for name in registry.available_models():
         size = registry.find(name).size / 1e6
         path = download.cached(name, download_root)
-        typer.echo(f"{name:<16}{size:>8.1f} MB  {path or 'not in the cache'}")
+        _print(f"{name:<16}{size:>8.1f} MB  {path or 'not in the cache'}")
 
 
 @contextmanager
@@ -686,7 +686,7 @@ def _demonstrate(name: str, folder: Path, quiet: bool) -> NoReturn:
     evidence.require_folder(folder)
     path = folder / f"{architecture.replace('/', '-')}.pt"
     if not quiet:
-        terminal.show(Text(tour.planted(variant, architecture)))
+        _display(Text(tour.planted(variant, architecture)))
     with terminal.progress(quiet) as progress:
         if progress is not None:
             progress(f"{path}: writing")
@@ -697,7 +697,7 @@ def _demonstrate(name: str, folder: Path, quiet: bool) -> NoReturn:
     _show(text.brief(kept) if quiet else text.report(kept, advise=False), kept)
     if not quiet:
         told = tour.tour(kept.judgements[0], str(folder), str(folder / evidence.HTML))
-        terminal.show(Text("\n") + told)
+        _display(Text("\n") + told)
     raise typer.Exit(kept.exit_code)
 
 
@@ -730,7 +730,7 @@ def _require_consistent(
 def _report_written(path: Path, contents: str) -> None:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
-    typer.echo(_visible(f"{path}: {size / 1e6:.1f} MB, {contents}"))
+    _print(f"{path}: {size / 1e6:.1f} MB, {contents}")
 
 
 def _show(text: Text, result: Result, json: str | None = None) -> None:
@@ -763,15 +763,24 @@ def _tell_github(result: Result, *, alone: bool) -> None:
 
 def _give(text: Text, document: str, json: str | None) -> None:
     """The text, and the document where it is asked for; on stdout that is alone."""
-    from clipcheck import terminal
-
     if json == "-":
         _say(document)
         return
-    with _writing("stdout"):
-        terminal.show(text)
+    _display(text)
     if json is not None:
         _write(Path(json), document)
+
+
+def _display(text: Text) -> None:
+    """In colours, where it is a terminal that has them."""
+    from clipcheck import terminal
+
+    with _writing("stdout"):
+        terminal.show(text)
+
+
+def _print(line: str) -> None:
+    _say(f"{_visible(line)}\n")
 
 
 def _say(text: str, *, err: bool = False) -> None:
@@ -785,10 +794,17 @@ def _writing(stream: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        _abandon(sys.stdout if stream == "stdout" else sys.stderr)
         raise OutputError(
-            f"the verdict cannot be written to {stream} ({error.strerror or error})",
+            f"what was found cannot be written to {stream} ({error.strerror or error})",
             remedy="Make room, or send it elsewhere.",
         ) from error
+
+
+def _abandon(stream: TextIO) -> None:
+    """Send what the stream still holds nowhere: else Python fails once more, over the exit code."""
+    with suppress(OSError), open(os.devnull, "wb") as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), stream.fileno())
 
 
 def _write(path: Path, contents: str) -> None:

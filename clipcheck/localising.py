@@ -161,6 +161,19 @@ def _inputs(
     """Each with the tower that it is for, or None where it is for any."""
     yield "the inputs of the gate modules", for_modules(inputs, seed), None
     if suspect is not None:
-        yield "the input that fails", suspect.batch, _TOWERS.get(suspect.output)
+        yield (
+            "the input that fails",
+            _told_apart(suspect.batch, inputs),
+            _TOWERS.get(suspect.output),
+        )
     for number, batch in enumerate(batches(CORNERS, inputs, seed), start=1):
-        yield f"batch {number} of the corners", batch, None
+        yield f"batch {number} of the corners", _told_apart(batch, inputs), None
+
+
+def _told_apart(batch: Batch, inputs: Inputs) -> Batch:
+    """With its first row once more at the end where there are as many rows as positions: a walk
+    could not tell them apart."""
+    images, prompts = list(range(len(batch.pixels))), list(range(len(batch.tokens)))
+    images += images[:1] if len(images) == 1 + inputs.grid**2 else []
+    prompts += prompts[:1] if len(prompts) == inputs.context_length else []
+    return batch.select(images, prompts)

@@ -27,8 +27,6 @@ MINUTE = Architecture(
     context_length=8,
     vocab_size=100,
 )
-MINUTE_RESNET = replace(MINUTE, image_resolution=32, vision=ResNet((1, 1, 1, 1), 2))
-
 MINUTE_RESNET = replace(MINUTE, image_resolution=32, vision=ResNet(layers=(1, 2, 1, 1), width=2))
 """One of its stages has a block that takes what it gets as it is, as all have in larger models."""
 

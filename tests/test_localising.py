@@ -129,6 +129,17 @@ def test_the_batches_of_the_corners_are_counted_from_one() -> None:
     assert names[:2] == ["the inputs of the gate modules", "batch 1 of the corners"]
 
 
+def test_of_as_many_rows_as_positions_one_comes_twice(minute_archive: Path) -> None:
+    inputs = inputs_of(open_checkpoint(minute_archive).architecture)
+    positions = inputs.grid**2 + 1
+    given = list(localising._inputs(inputs, 0, None))
+    assert positions == 5
+    assert [len(batch.pixels) for _, batch, _ in given] == [2, 2, 1, 6, 6]
+    (_, one, _) = given[3]
+    assert (one.pixels[-1] == one.pixels[0]).all()
+    assert localize(minute_archive).passed
+
+
 def test_weights_that_running_changes_are_a_place_where_nothing_else_departs(
     tmp_path: Path, planted: Planted
 ) -> None:
