@@ -53,6 +53,9 @@ Planted: TypeAlias = "Variant | WayVariant"
 _LOOKS = 0.5
 """Seconds between two looks at how many variants are judged."""
 
+_PARTS = 2
+"""For each core."""
+
 _counter: Any = None
 """In a process of the pool, what all of them count in. It can only be given as one starts."""
 
@@ -233,10 +236,11 @@ def _units(
     threads: int | None,
     localize: bool,
 ) -> list[_Unit]:
-    """As many as there are cores, or more: small models gain nothing from threads."""
+    """Several for each core, for architectures differ in what they take; small models gain nothing
+    from threads."""
     cores = os.cpu_count() or 1
     plan = list(itertools.product(architectures, seeds, spreads))
-    of = -(-cores // len(plan))
+    of = -(-_PARTS * cores // len(plan))
     threads = threads or max(1, cores // (len(plan) * of))
     return [
         _Unit(*each, backends, only, share, of, threads, localize)

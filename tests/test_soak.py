@@ -29,7 +29,7 @@ from tests.samples import MINUTE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 
-CHECKS = 500 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 21
+CHECKS = 500 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 14
 _GROWTH = 48 << 20
 """Bytes of this process that a run may take for good: what Python and torch keep for the next."""
 
