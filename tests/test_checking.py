@@ -520,7 +520,7 @@ def test_the_place_is_looked_for_in_the_dtype_and_with_the_seed_of_the_check(
     monkeypatch.setattr(matrix, "first_departures", noted)
     bad = written(fault_named("logit-scale-drifts").plant)
     (failed,) = clipcheck.check(
-        bad, examples=CORNERS, dtype="bfloat16", device="cpu", seed=5
+        bad, examples=CORNERS, dtype="bfloat16", device="cpu", seed=5, isolation="none"
     ).judgements
     ((own, scale, dtype, seed),) = asked
     assert (own, dtype, seed) == (torch.bfloat16, "bfloat16", 5)
