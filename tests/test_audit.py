@@ -14,6 +14,7 @@ from clipcheck import audit as auditing
 from clipcheck.audit import Audit, Finding, audit
 from clipcheck.backends import registry
 from clipcheck.backends.base import Missing
+from clipcheck.checkpoints.architecture import ARCHITECTURES, ResNet, ViT
 from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.errors import UnavailableError, UnknownModelError, UsageError
 from clipcheck.faults import CLEAN, FAULTS, where
@@ -21,6 +22,9 @@ from clipcheck.faults.where import Spot
 from tests.test_progress import Listener
 
 WEAK_AND_CLEAN = ("layer-norm-epsilon-1e-6", "end-token-missing", "batch-norm-by-hand")
+LOCALISED = (
+    "quickgelu-slope-1.7", "leaky-relu-in-one-bottleneck", "running-mean-updated", "linear-by-addmm"
+)  # fmt: skip
 TINY = ("tiny-vit", "tiny-resnet")
 
 
@@ -54,9 +58,34 @@ def _here() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _smaller() -> Iterator[None]:
+    """With one block of each kind, under the names of the two for tests: what takes the time is to
+    trace them. The words remain, which the classic assertion is about."""
+    towers = {"tiny-vit": ViT(1, 64, 16), "tiny-resnet": ResNet((1, 1, 1, 1), 8)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, vision in towers.items():
+            smaller = replace(ARCHITECTURES[name], vision=vision, text_layers=1, text_width=64)
+            patch.setitem(ARCHITECTURES, name, smaller)
+        yield
+
+
 @pytest.fixture(scope="module")
-def found(_here: None) -> Audit:
+def found(_here: None, _smaller: None) -> Audit:
     return audit(TINY, only=WEAK_AND_CLEAN)
+
+
+@pytest.fixture(scope="module")
+def localised(_here: None, _smaller: None) -> Audit:
+    return audit(TINY, only=LOCALISED, localize=True)
+
+
+@pytest.fixture(scope="module")
+def shared(_here: None, _smaller: None) -> Audit:
+    """By two cores, for one architecture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 2)
+        return audit(["tiny-vit"], only=["linear-by-addmm", "logit-scale-drifts", "empty-prompts"])
 
 
 def of(found: Audit, name: str, architecture: str) -> Finding:
@@ -120,22 +149,17 @@ def test_several_seeds_and_spreads_are_all_judged() -> None:
     assert listener.shares[-1] == 1.0
 
 
-def test_a_fault_is_localised_where_it_was_planted_if_that_is_asked_for() -> None:
-    names = ("quickgelu-slope-1.7", "leaky-relu-in-one-bottleneck", "linear-by-addmm")
-    found = audit(TINY, only=names, localize=True)
-    assert found.passed
-    assert {f.name for f in found.sought} == set(names) - {"linear-by-addmm"}
-    for finding in found.sought:
+def test_a_fault_is_localised_where_it_was_planted_if_that_is_asked_for(localised: Audit) -> None:
+    assert localised.passed
+    assert {f.name for f in localised.sought} == set(LOCALISED) - {"linear-by-addmm"}
+    for finding in localised.sought:
         assert finding.localised, finding
         assert finding.localisation is not None
         assert finding.localisation.found
 
 
-def test_weights_that_running_changes_lead_to_their_module() -> None:
-    found = audit(["tiny-resnet"], only=["running-mean-updated"], localize=True)
-    (finding,) = found.sought
-    assert finding.localised
-    (place,) = finding.localisation.found  # type: ignore[union-attr]
+def test_weights_that_running_changes_lead_to_their_module(localised: Audit) -> None:
+    (place,) = of(localised, "running-mean-updated", "tiny-resnet").localisation.found  # type: ignore[union-attr]
     assert place.part == "its running_mean, which running changes"
 
 
@@ -226,19 +250,14 @@ def test_an_audit_passes_when_every_fault_is_caught_and_nothing_else_is() -> Non
     assert not Audit([]).passed
 
 
-def test_shares_of_one_architecture_judge_each_variant_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    found = audit(["tiny-vit"], only=["logits-in-half", "empty-prompts", "linear-by-addmm"])
-    assert [finding.name for finding in found.findings] == [
-        "logits-in-half", "empty-prompts", "linear-by-addmm"
+def test_shares_of_one_architecture_judge_each_variant_once(shared: Audit) -> None:
+    assert [finding.name for finding in shared.findings] == [
+        "empty-prompts", "logit-scale-drifts", "linear-by-addmm"
     ]  # fmt: skip
 
 
-def test_a_weight_that_running_changes_is_told() -> None:
-    found = audit(["tiny-vit"], only=["logit-scale-drifts"])
-    assert [finding.gate for finding in found.findings] == ["integrity"]
+def test_a_weight_that_running_changes_is_told(shared: Audit) -> None:
+    assert of(shared, "logit-scale-drifts", "tiny-vit").gate == "integrity"
 
 
 # ------------------------------------------------------------------------- other backends

@@ -309,7 +309,8 @@ def test_a_worker_starts_with_its_threads_and_sees_its_gpu_alone(pytester: pytes
             print("seen", worker_id, at_start["gpu"], at_start["threads"])
         """
     )
-    result = pytester.runpytest_subprocess("-n2", "--clip-device=cuda", "-rP")
+    lean = ("-p", "no:anyio", "-p", "no:hypothesispytest")
+    result = pytester.runpytest_subprocess("-n2", "--clip-device=cuda", "-rP", *lean)
     result.assert_outcomes(passed=4)
     seen = {line for line in result.outlines if line.startswith("seen")}
     share = workers.threads(workers.cores(), 2)

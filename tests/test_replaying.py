@@ -15,7 +15,9 @@ import clipcheck
 from clipcheck import evidence
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import OutputError, ReplayError, UnavailableError, UnknownModelError
+from clipcheck.faults import fault_named
 from clipcheck.faults.conditional import absent_from_the_vocabulary
+from clipcheck.inputs.batches import CORNERS
 from clipcheck.inputs.examples import Example, Frontend
 from clipcheck.inputs.tokenizer import default_tokenizer
 from clipcheck.judgement import Result
@@ -27,14 +29,25 @@ from clipcheck.writers.synthesize import architecture_named, synthesize
 from conftest import Run, SeededArchive, unfolded
 from tests.samples import MINUTE, minute_weights
 
+# CLIP's own vocabulary, so that prompts are texts.
+WITH_WORDS = replace(MINUTE, context_length=77, vocab_size=49408)
+
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ids from 40,000 are not embedded."""
     path = tmp_path_factory.mktemp("faulty") / "above-40000.pt"
-    architecture = architecture_named("tiny-vit")
     plant = absent_from_the_vocabulary(lambda text, most: (text >= 40_000) & (text < most - 2))
-    write_archive(architecture, synthesize(architecture), path, alter=plant)
+    write_archive(WITH_WORDS, synthesize(WITH_WORDS), path, alter=plant)
+    return path
+
+
+@pytest.fixture(scope="module")
+def wrong_on_any_prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In which the smallest input is soon found."""
+    path = tmp_path_factory.mktemp("wrong") / "scaled.pt"
+    alter = fault_named("text-features-scaled-by-two").plant
+    write_archive(WITH_WORDS, synthesize(WITH_WORDS), path, alter=alter)
     return path
 
 
@@ -42,7 +55,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def result(faulty: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path_factory.mktemp("hypothesis")))
-        return clipcheck.check(faulty, device="cpu", seed=5)
+        return clipcheck.check(faulty, device="cpu", seed=5, examples=CORNERS)
 
 
 @pytest.fixture
@@ -204,10 +217,12 @@ def test_backends_of_one_checkpoint_are_kept_apart(result: Result, tmp_path: Pat
 
 
 def test_a_check_keeps_everything_in_the_folder_that_is_asked_for(
-    faulty: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wrong_on_any_prompt: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path / "hypothesis"))
-    done = run("check", faulty, "--report", tmp_path / "new" / "report", "--examples", 14)
+    done = run(
+        "check", wrong_on_any_prompt, "--report", tmp_path / "new" / "report", "--examples", 14
+    )
     assert done.code == 1
     document = json.loads((tmp_path / "new" / "report" / "results.json").read_text())
     example = document["results"][0]["failing_example"]
@@ -303,9 +318,19 @@ def test_archives_with_other_dimensions_of_their_own_take_raw_inputs_otherwise()
     assert _frontend_of(facts, architecture_named("tiny-vit")) == Frontend(40, 77)
 
 
-def test_the_suite_prints_the_smallest_input_and_keeps_it(faulty: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "--pyargs", "clipcheck.suite"]
-    options = ["--clip-model", str(faulty), "--clip-report", "found", "--clip-examples", "14"]
+def test_the_suite_prints_the_smallest_input_and_keeps_it(
+    wrong_on_any_prompt: Path, tmp_path: Path
+) -> None:
+    lean = ["-p", "no:anyio", "-p", "no:hypothesispytest"]
+    command = [sys.executable, "-m", "pytest", *lean, "--pyargs", "clipcheck.suite"]
+    options = [
+        "--clip-model",
+        str(wrong_on_any_prompt),
+        "--clip-report",
+        "found",
+        "--clip-examples",
+        "14",
+    ]
     done = subprocess.run(
         [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False
     )

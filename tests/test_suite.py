@@ -51,6 +51,12 @@ PRETENDS = """
 """A conftest.py that judges in no time, and keeps a list of what was judged where."""
 
 
+@pytest.fixture(autouse=True)
+def _lean(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without plugins of other packages that take most of a second in each process."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:anyio -p no:hypothesispytest")
+
+
 @pytest.fixture
 def here(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A folder with checkpoints that are not looked at: judging them is pretended."""
