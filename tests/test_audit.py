@@ -213,7 +213,7 @@ def test_a_fault_of_both_towers_has_to_be_found_in_both(monkeypatch: pytest.Monk
 def test_the_work_is_divided_between_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     one = auditing._units(["tiny-vit"], [0], ["unit"], ("jit",), (), None, False)
-    assert [(unit.share, unit.of, unit.threads) for unit in one] == [(i, 8, 1) for i in range(8)]
+    assert [(unit.share, unit.of, unit.threads) for unit in one] == [(i, 16, 1) for i in range(16)]
     many = auditing._units(TINY, range(10), ["unit"], ("jit",), (), None, False)
     assert [(unit.share, unit.of, unit.threads) for unit in many] == [(0, 1, 1)] * 20
 
