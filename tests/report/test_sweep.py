@@ -39,7 +39,7 @@ def swept(folder: Path, entries: list[Entry] | None = None) -> Swept:
 
     with Ledger(folder / "ledger") as ledger:
         plan = planned(entries or files(folder / "files", 4), ledger)
-        return run(plan, Stage(judge, 2), ledger, folder / "scratch")
+        return run(plan, Stage(judge, 2), ledger)
 
 
 def test_there_is_a_line_for_each_with_its_verdict_worst_gate_and_cost(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_plan_tells_the_order_the_bytes_and_the_time(tmp_path: Path) -> None:
     entries += [Entry("known", known), Entry("guess", replace(known, place="x", estimated=True))]
     entries += [Entry("unknown", Source("url", "https://example.org/other.pt"))]
     with Ledger(tmp_path / "ledger") as ledger:
-        run(planned(entries[:1], ledger), Stage(passing), ledger, tmp_path / "scratch")
+        run(planned(entries[:1], ledger), Stage(passing), ledger)
         text = report.plan_text(planned(entries, ledger), threads=2)
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[1:5]] == ["guess", "known", "model-01.pt", "unknown"]

@@ -17,6 +17,7 @@ from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.inputs.examples import Example, Prompt
 from clipcheck.judgement import Judgement, Result
+from clipcheck.report import isolation
 from clipcheck.report.frontends import headline
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
@@ -179,6 +180,11 @@ class _Section:
     @property
     def again(self) -> str:
         return f"clipcheck replay {shlex.quote(self.judgement.saved or '')}"
+
+    @property
+    def confined(self) -> str:
+        """Where the file's own code ran, or nothing."""
+        return isolation.told(self.judgement.isolation)
 
     @property
     def memory(self) -> str:

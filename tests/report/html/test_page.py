@@ -168,6 +168,13 @@ def test_ids_that_no_text_gives_are_shown_as_such() -> None:
     assert "prompt ids 49406 7 49407" in page(replace(FAILED, failing=ids)).text
 
 
+def test_where_the_files_own_code_ran_is_told() -> None:
+    apart = replace(PASSED, isolation=("no network (seccomp)", "no new privileges"))
+    assert "its own code ran apart: no network (seccomp); no new privileges" in page(apart).text
+    assert "with all rights" in page(replace(PASSED, isolation=())).text
+    assert "its own code" not in page(replace(PASSED, isolation=None)).text
+
+
 def test_the_weights_are_vouched_for() -> None:
     found = page(PASSED).text
     assert "Integrity of the weights ✓ pass 77 weights the same." in found
