@@ -90,7 +90,7 @@ def model() -> eager.CLIP:
 @pytest.fixture(autouse=True)
 def _database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(module, "SEARCHED", 80)
+    monkeypatch.setattr(module, "SEARCHED", 40)
 
 
 Found = tuple[Failing | None, Candidate, Drawn]
@@ -301,7 +301,11 @@ def like_the_longest_corner(row: np.ndarray) -> bool:
     return bool(row[76] == 49407 and row[1] == _CORNER[0])
 
 
-def test_examples_run_in_batches_and_only_shrinking_singly(look: Callable[..., Found]) -> None:
+def test_examples_run_in_batches_and_only_shrinking_singly(
+    look: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SEARCHED", 8 * MOST_ROWS)
+    monkeypatch.setattr(module, "_TOGETHER", 2)
     _, candidate, _ = look(text=where(like_the_longest_corner), examples=CORNERS)
     assert candidate.rows[:8] == [MOST_ROWS] * 8
 
@@ -344,7 +348,7 @@ def test_when_the_time_is_up_the_smallest_so_far_is_given(
     look: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_SECONDS", 0.0)
-    found, candidate, _ = look(text=where(lambda row: int(row.argmax()) > 60))
+    found, candidate, _ = look(text=where(lambda row: int(row.argmax()) > 20))
     assert found is not None
     assert found.shrunk
     # One that failed in a batch, and then again as it will be kept. None that passed in one.
