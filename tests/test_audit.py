@@ -62,7 +62,7 @@ def _here() -> Iterator[None]:
 def _smaller() -> Iterator[None]:
     """With one block of each kind, under the names of the two for tests: what takes the time is to
     trace them. The words remain, which the classic assertion is about."""
-    towers = {"tiny-vit": ViT(1, 64, 16), "tiny-resnet": ResNet((1, 1, 1, 1), 8)}
+    towers = {"tiny-vit": ViT(1, 64, 8), "tiny-resnet": ResNet((1, 1, 1, 1), 8)}
     with pytest.MonkeyPatch.context() as patch:
         for name, vision in towers.items():
             smaller = replace(ARCHITECTURES[name], vision=vision, text_layers=1, text_width=64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -10,13 +12,16 @@ from clipcheck.faults import FAULTS, fault_named
 from clipcheck.faults.where import _WHERE, FORWARD, spots
 from clipcheck.writers.legacy import Multimodal
 from clipcheck.writers.synthesize import architecture_named
+from tests.models import TINY
+
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
 def test_every_fault_has_a_place_and_nothing_else_has() -> None:
     assert _WHERE.keys() == {fault.name for fault in FAULTS}
 
 
-@pytest.mark.parametrize("name", ["ViT-B/32", "RN50", "tiny-vit", "tiny-resnet"])
+@pytest.mark.parametrize("name", [*TINY, *(["ViT-B/32", "RN50"] if THOROUGH else [])])
 def test_every_fault_that_can_be_planted_has_a_spot_that_the_model_has(name: str) -> None:
     architecture = architecture_named(name)
     with torch.device("meta"):

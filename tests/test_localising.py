@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from clipcheck import localising
 from clipcheck.backends.archives import Inside
+from clipcheck.checkpoints.architecture import Architecture, ViT
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.compare.localisation import Localisation
 from clipcheck.errors import CheckpointError
@@ -22,29 +24,36 @@ from clipcheck.models.loader import load_checkpoint_both
 from clipcheck.modules import walk as walking
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import synthesize
-from conftest import SeededArchive
 from tests.models import small
-from tests.samples import CRC32, with_field
+from tests.samples import CRC32, MINUTE, with_field
 
 VIT, RESNET = small("tiny-vit"), small("tiny-resnet")
 CPU = torch.device("cpu")
 
-Planted = Callable[[str], Path]
+Planted = Callable[..., Path]
 
 
 @pytest.fixture
 def planted(tmp_path: Path) -> Planted:
-    def plant(fault: str) -> Path:
+    def plant(fault: str, a: Architecture = MINUTE) -> Path:
         path = tmp_path / "model.pt"
-        write_archive(VIT, synthesize(VIT), path, alter=fault_named(fault).plant)
+        write_archive(a, synthesize(a), path, alter=fault_named(fault).plant)
         return path
 
     return plant
 
 
-def test_a_sound_archive_departs_nowhere(seeded_archive: SeededArchive) -> None:
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sound") / "model.pt"
+    a = replace(VIT, vision=ViT(1, 64, 8), text_layers=1, text_width=64)
+    write_archive(a, synthesize(a), path)
+    return path
+
+
+def test_a_sound_archive_departs_nowhere(sound: Path) -> None:
     said: list[str] = []
-    found = localize(seeded_archive(), progress=said.append)
+    found = localize(sound, progress=said.append)
     assert found.passed
     assert [place.reason for place in found.localisation.places] == ["nothing departs"] * 3
     assert found.sha256 == open_checkpoint(found.path).sha256
@@ -62,7 +71,7 @@ def test_a_fault_that_shows_on_any_input_is_found_on_the_first(planted: Planted)
 
 
 def test_a_fault_that_shows_on_few_inputs_is_found_on_the_corners(planted: Planted) -> None:
-    (place,) = localize(planted("empty-prompts")).localisation.found
+    (place,) = localize(planted("empty-prompts", VIT)).localisation.found
     assert place.module == "text_projection"
     assert place.given.endswith("of the corners")
 
@@ -74,10 +83,8 @@ def test_a_fault_is_found_in_lower_precision_too(planted: Planted, dtype: str) -
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_sound_archive_departs_nowhere_in_lower_precision(
-    seeded_archive: SeededArchive, dtype: str
-) -> None:
-    assert localize(seeded_archive(), dtype=dtype).passed
+def test_a_sound_archive_departs_nowhere_in_lower_precision(sound: Path, dtype: str) -> None:
+    assert localize(sound, dtype=dtype).passed
 
 
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
@@ -88,10 +95,10 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_refused_before_it_is_loaded(
-    seeded_archive: SeededArchive, tmp_path: Path
+    minute_archive: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "damaged.pt"
-    path.write_bytes(with_field(seeded_archive().read_bytes(), "data/0", CRC32, 0))
+    path.write_bytes(with_field(minute_archive.read_bytes(), "data/0", CRC32, 0))
     said: list[str] = []
     with pytest.raises(CheckpointError):
         localize(path, progress=said.append)
@@ -99,7 +106,7 @@ def test_a_damaged_file_is_refused_before_it_is_loaded(
 
 
 def test_the_seed_and_the_folder_of_released_files_are_passed_on(
-    seeded_archive: SeededArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    minute_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders: list[object] = []
     seeds: list[int] = []
@@ -119,13 +126,13 @@ def test_the_seed_and_the_folder_of_released_files_are_passed_on(
     monkeypatch.setattr(localising, "open_checkpoint", opened)
     monkeypatch.setattr(localising, "for_modules", small_batch)
     monkeypatch.setattr(localising, "batches", corners)
-    localize(seeded_archive(), seed=7, download_root=tmp_path)
+    localize(minute_archive, seed=7, download_root=tmp_path)
     assert folders == [tmp_path]
     assert seeds == [7, 7]
 
 
 def test_the_batches_of_the_corners_are_counted_from_one() -> None:
-    names = [what for what, _, _ in localising._inputs(inputs_of(VIT), 0, None)]
+    names = [what for what, _, _ in localising._inputs(inputs_of(MINUTE), 0, None)]
     assert names[:2] == ["the inputs of the gate modules", "batch 1 of the corners"]
 
 
@@ -141,11 +148,9 @@ def test_of_as_many_rows_as_positions_one_comes_twice(minute_archive: Path) -> N
 
 
 def test_weights_that_running_changes_are_a_place_where_nothing_else_departs(
-    tmp_path: Path, planted: Planted
+    planted: Planted,
 ) -> None:
-    path = tmp_path / "resnet.pt"
-    write_archive(RESNET, synthesize(RESNET), path, alter=fault_named("running-mean-updated").plant)
-    (place,) = localize(path).localisation.found
+    (place,) = localize(planted("running-mean-updated", RESNET)).localisation.found
     assert place.part == "its running_mean, which running changes"
     (place,) = localize(planted("logit-scale-drifts")).localisation.found
     assert (place.module, place.part) == ("forward", walking.HEAD)
@@ -163,7 +168,7 @@ def given(path: Path, suspect: Suspect | None) -> list[str]:
 
 def test_the_input_that_fails_is_tried_where_its_tower_has_no_place_yet(planted: Planted) -> None:
     path = planted("empty-prompts")
-    inputs = inputs_of(VIT)
+    inputs = inputs_of(MINUTE)
     row = for_modules(inputs, 0).select([], [0])
     row.tokens[0] = 0
     row.tokens[0, :2] = inputs.start, inputs.end
@@ -182,11 +187,11 @@ def test_the_input_that_fails_is_left_where_its_tower_has_a_place(
         return original(*arguments)
 
     monkeypatch.setattr(walking, "walk", watched)
-    row = for_modules(inputs_of(VIT), 0).select([], [0])
+    row = for_modules(inputs_of(MINUTE), 0).select([], [0])
     for output in ("text_features", "logits_per_text"):
         assert given(path, Suspect(row, output)) == ["the inputs of the gate modules"]
     assert walked == ["the inputs of the gate modules"] * 2
     # The image tower has none, and what it is given shows none either.
-    image = for_modules(inputs_of(VIT), 0).select([0], [])
+    image = for_modules(inputs_of(MINUTE), 0).select([0], [])
     given(path, Suspect(image, "image_features"))
     assert walked[2:] == ["the inputs of the gate modules", "the input that fails"]

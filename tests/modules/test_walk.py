@@ -36,7 +36,7 @@ from tests.models import small
 CPU = torch.device("cpu")
 FLOAT = LIMITS["float32"]
 VIT, RESNET = (
-    replace(small("tiny-vit"), vision=ViT(1, 64, 16), text_width=64),
+    replace(small("tiny-vit"), vision=ViT(1, 64, 8), text_width=64),
     replace(small("tiny-resnet"), text_layers=1, text_width=64),
 )
 PLANTS = {variant.name: variant.plant for variant in (*FAULTS, *CLEAN)}
