@@ -199,7 +199,9 @@ def test_somebody_elses_run_is_left_alone(pytester: pytest.Pytester) -> None:
 def test_tests_of_a_checkpoint_go_to_one_worker_where_nothing_else_is_asked_for(
     pytester: pytest.Pytester, options: list[str], expected: str
 ) -> None:
-    config = pytester.parseconfig(*options, "--collect-only")
+    # Its own: that of the repository, in which the suite lies as well, asks for something else.
+    ini = pytester.makeini("[pytest]")
+    config = pytester.parseconfig(*options, "--collect-only", "-c", str(ini))
     main = config.pluginmanager.getplugin("main")
     config.pluginmanager.unregister(main)  # which would go on to run the tests
     config.hook.pytest_cmdline_main(config=config)
