@@ -481,7 +481,7 @@ def test_of_weights_that_running_changes_no_input_is_the_fault(drifted: Judgemen
     assert drifted.failing is None
 
 
-def test_weights_that_running_has_changed_are_read_anew_to_look_for_the_place(
+def test_weights_that_running_changes_have_a_place(
     drifted: Judgement,
 ) -> None:
     assert drifted.localisation is not None
