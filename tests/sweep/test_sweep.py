@@ -230,7 +230,13 @@ def test_ctrl_c_leaves_a_ledger_to_go_on_from(folder: Path, tmp_path: Path) -> N
     ledger = tmp_path / "ledger.sqlite"
     asked = command(folder, ledger, "--workers", 1)
     process = subprocess.Popen(
-        asked, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+        asked,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Else it ignores it where the tests are run in the background of a script.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until(lambda: judged(ledger) >= 1, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all of them
