@@ -330,7 +330,10 @@ def test_it_has_the_name_that_it_was_chosen_by(life: Life) -> None:
 def test_nothing_speaks_against_it(life: Life) -> None:
     found = integrity(life.cases, life.evidence)
     assert found.passed, found.message
-    assert life.evidence.weights is None or life.evidence.weights > 20
+    # Of a ResNet, ONNX's convolutions have taken up what normalises.
+    resnet = isinstance(life.model.visual, eager.ModifiedResNet)
+    least = 20 if resnet and life.choice.name == "onnxruntime" else 30
+    assert life.evidence.weights is None or life.evidence.weights > least
 
 
 def test_its_artefact_has_a_size(life: Life) -> None:
