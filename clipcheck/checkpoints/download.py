@@ -26,6 +26,7 @@ from io import BufferedRandom, BufferedReader
 from pathlib import Path
 
 from clipcheck.checkpoints import registry
+from clipcheck.checkpoints.checkpoint import sha256_of
 from clipcheck.checkpoints.transfer import Transfer, without_password
 from clipcheck.errors import DownloadError
 from clipcheck.locks import locked_where_possible
@@ -212,7 +213,7 @@ def _verify(wanted: _Wanted) -> bool:
 
 
 def _is_right(wanted: _Wanted, path: Path) -> bool:
-    digest = None if wanted.sha256 is None else _sha256(path)
+    digest = None if wanted.sha256 is None else sha256_of(path)
     return wanted.fits(digest, path.stat().st_size)
 
 
@@ -374,11 +375,6 @@ def _record_of(target: Path) -> Path:
 
 def _facts(wanted: _Wanted, stat: os.stat_result) -> dict[str, object]:
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": wanted.sha256}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return _digest(file)
 
 
 def _digest(file: BufferedReader | BufferedRandom) -> str:
