@@ -10,6 +10,8 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packaging.version import Version
+
 from clipcheck.backends.base import Backend, Missing, Option, Source, translating
 from clipcheck.checkpoints.architecture import ResNet
 from clipcheck.checkpoints.checkpoint import Format
@@ -27,8 +29,9 @@ OPTIONS = {
 }
 VARIANTS = [{"attention": "sdpa"}, {"attention": "eager"}]
 
-_OLDEST = (4, 56)
-"""The first whose ``from_pretrained`` takes ``dtype``; before it was ``torch_dtype``."""
+_OLDEST = "5.4"
+"""The first whose ways to take inputs are known here: the slow tokenizer is gone, and the slow
+image processor has a name of its own."""
 
 
 def available() -> Missing | None:
@@ -37,9 +40,8 @@ def available() -> Missing | None:
     if importlib.util.find_spec("transformers") is None:
         return Missing("transformers is not installed", remedy)
     found = version_of("transformers")
-    if tuple(int(part) for part in found.split(".")[:2]) < _OLDEST:
-        oldest = ".".join(map(str, _OLDEST))
-        return Missing(f"transformers {found} is installed, and {oldest} is the oldest", remedy)
+    if Version(found) < Version(_OLDEST):
+        return Missing(f"transformers {found} is installed, and {_OLDEST} is the oldest", remedy)
     return None
 
 
@@ -114,11 +116,13 @@ class _Adapter:
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Pixels [N, 3, R, R] to features [N, E], not normalised."""
-        return _projected(self._model.get_image_features(pixel_values=image))
+        features: torch.Tensor = self._model.get_image_features(pixel_values=image).pooler_output
+        return features
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
         """Ids [M, L] to features [M, E], not normalised."""
-        return _projected(self._model.get_text_features(**_tokenized(text)))
+        features: torch.Tensor = self._model.get_text_features(**_tokenized(text)).pooler_output
+        return features
 
     def forward(self, image: torch.Tensor, text: torch.Tensor) -> tuple[Any, Any]:
         """Pixels and ids to logits per image [N, M] and per text [M, N]."""
@@ -133,14 +137,6 @@ def _tokenized(text: torch.Tensor) -> dict[str, torch.Tensor]:
     ends = text.argmax(dim=-1, keepdim=True)
     places = torch.arange(text.shape[1], device=text.device)
     return {"input_ids": text.long(), "attention_mask": (places <= ends).long()}
-
-
-def _projected(found: Any) -> torch.Tensor:
-    """The features: since version 5 in a tuple with all else that the tower gave."""
-    import torch
-
-    features: torch.Tensor = found if isinstance(found, torch.Tensor) else found.pooler_output
-    return features
 
 
 def _evidence(source: Source, model: Any) -> Evidence:

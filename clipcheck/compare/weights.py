@@ -190,7 +190,9 @@ def _pieces(stored: Stored) -> Iterator[Stored]:
 def _exact(stored: Stored) -> Float64:
     """The values in float64, which holds those of all the others."""
     if stored.dtype == "bfloat16":
-        return (stored.values.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        # By a shift of the same dtype: numpy 1 makes int64 of a scalar's by Python's 16.
+        bits = np.left_shift(stored.values.astype(np.uint32), np.uint32(16))
+        return bits.view(np.float32).astype(np.float64)
     return stored.values.astype(np.float64)
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends import transformers as backend
-from clipcheck.backends.base import Missing, translating
-from clipcheck.backends.transformers import version
+from packaging.version import Version
+
+from clipcheck.backends.base import translating
+from clipcheck.backends.transformers import available, version
 from clipcheck.frontends.base import Candidate
 from clipcheck.frontends.differences import (
     CASE_SENSITIVE,
@@ -39,10 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["available", "candidates", "version"]
 
-OLDEST = (5, 4)
-"""The first version whose ways are known here: the slow tokenizer is gone, and the slow image
-processor has a name of its own."""
-ON_WHITE_SINCE = (5, 21)
+ON_WHITE_SINCE = "5.21"
 """The first version that puts what is transparent on white: 5.20.2 drops the opacities."""
 
 _SLOW: tuple[Difference, ...] = (RGB_FIRST, CROP_DOWN)
@@ -54,18 +51,6 @@ _TOKENIZER: tuple[Difference, ...] = (
     CASE_SENSITIVE,
     NAMES_AS_WRITTEN,
 )
-
-
-def available() -> Missing | None:
-    """Wherever transformers is, from `OLDEST` on."""
-    missing = backend.available()
-    if missing is None and _numbers() < OLDEST:
-        least = ".".join(map(str, OLDEST))
-        return Missing(
-            f"{version()} is installed, and it is known of {least} and later how they take inputs",
-            f"Install it: pip install 'transformers>={least}'.",
-        )
-    return missing
 
 
 def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
@@ -97,11 +82,6 @@ def tokenizer_files(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(named, encoding="utf-8")
 
 
-def _numbers() -> tuple[int, int]:
-    major, minor = re.findall(r"\d+", metadata.version("transformers"))[:2]
-    return int(major), int(minor)
-
-
 def _image_processors(checkpoint: Checkpoint) -> Iterator[Candidate]:
     from transformers import CLIPImageProcessor, CLIPImageProcessorPil
 
@@ -110,7 +90,8 @@ def _image_processors(checkpoint: Checkpoint) -> Iterator[Candidate]:
         ("fast", CLIPImageProcessor, _FAST),
         ("slow", CLIPImageProcessorPil, _SLOW),
     ]
-    white = (ON_WHITE,) if _numbers() >= ON_WHITE_SINCE else ()
+    installed = Version(metadata.version("transformers"))
+    white = (ON_WHITE,) if installed >= Version(ON_WHITE_SINCE) else ()
     for name, made, differences in classes:
         if (folder / "preprocessor_config.json").is_file():
             processor = made.from_pretrained(folder)

@@ -252,7 +252,7 @@ def test_what_is_missing_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("version", "old"),
-    [("4.55.4", True), ("3.9", True), ("4.56.0", False), ("5.24.0", False), ("5.0.0rc1", False)],
+    [("4.57.1", True), ("5.3.0", True), ("5.4.0", False), ("5.24.0", False), ("6.0rc1", False)],
 )
 def test_one_that_is_too_old_is_told(
     version: str, old: bool, monkeypatch: pytest.MonkeyPatch
@@ -261,7 +261,7 @@ def test_one_that_is_too_old_is_told(
     missing = way.available()
     assert (missing is not None) == old
     if missing is not None:
-        assert missing.reason == f"transformers {version} is installed, and 4.56 is the oldest"
+        assert missing.reason == f"transformers {version} is installed, and 5.4 is the oldest"
 
 
 def test_what_the_library_raises_is_told_in_its_words(
