@@ -9,7 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,29 @@ def test_a_sweep_whose_parent_is_killed_goes_on_where_it_was(folder: Path, local
     assert not locally.with_name(f"{locally.name}.files").exists()
 
 
+def _node_of_the_last(ledger: Path, nodes: Sequence[Any]) -> Any:
+    """The node that has just judged one: it is at the next."""
+    last = "SELECT worker FROM attempts WHERE fate = 'done' ORDER BY ended DESC LIMIT 1"
+    ((worker,),) = rows(ledger, last)
+    (node,) = (node for node in nodes if worker.startswith(f"node {node.node_id[:8]},"))
+    return node
+
+
+def _lose(cluster: Any, node: Any) -> None:
+    """Kill a node in the middle of a job, which is stopped first: it could end meanwhile."""
+    (raylet,) = node.all_processes["raylet"]
+    workers = children(raylet.process.pid)
+    try:
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(1)  # if it was between two jobs, it is given the next
+        cluster.remove_node(node, allow_graceful=False)
+    finally:
+        for pid in workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 def test_a_sweep_on_a_cluster_that_loses_a_node_finds_the_same(
     folder: Path, locally: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +232,7 @@ def test_a_sweep_on_a_cluster_that_loses_a_node_finds_the_same(
         leader = subprocess.Popen(asked, env=environment(), stderr=subprocess.PIPE, text=True)
         try:
             until(lambda: judged(ledger) >= ENOUGH, leader)
-            cluster.remove_node(nodes[0], allow_graceful=False)
+            _lose(cluster, _node_of_the_last(ledger, nodes))
             _, told = leader.communicate()
         finally:
             leader.kill()
