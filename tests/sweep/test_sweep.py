@@ -14,14 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 from filelock import FileLock
 
 from clipcheck.history import compare, read_results
 from tests.sweep.samples import archives, rows
 
-COUNT = 40 if hypothesis.settings.get_profile("thorough") == hypothesis.settings() else 6
+COUNT = 40 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 6
 """Archives that are judged."""
 
 ENOUGH = 2
