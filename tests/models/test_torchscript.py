@@ -721,6 +721,7 @@ def test_a_torch_without_jit_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
+@pytest.mark.filterwarnings("error")  # also where a run makes exceptions of some
 def test_only_the_warnings_of_torchscript_are_silenced() -> None:
     with torchscript_support.silenced():
         warnings.warn("`torch.jit.load` is deprecated.", DeprecationWarning, stacklevel=1)
@@ -729,8 +730,8 @@ def test_only_the_warnings_of_torchscript_are_silenced() -> None:
             warnings.warn("something else", UserWarning, stacklevel=1)
         with pytest.raises(FutureWarning, match="else"):
             warnings.warn("something else", FutureWarning, stacklevel=1)
-    with pytest.raises(FutureWarning):
-        warnings.warn("`torch.jit.load` is not supported.", FutureWarning, stacklevel=1)
+    with pytest.raises(DeprecationWarning):
+        warnings.warn("`torch.jit.load` is deprecated.", DeprecationWarning, stacklevel=1)
 
 
 def test_what_the_interpreter_cannot_load_is_damaged(tmp_path: Path) -> None:
