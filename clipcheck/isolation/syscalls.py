@@ -30,6 +30,7 @@ _DENIED = {
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
     "kcmp": (312, 272),
     "pidfd_open": (434, 434),
     "pidfd_getfd": (438, 438),
@@ -60,6 +61,10 @@ _DENIED = {
     "fsmount": (432, 432),
     "fspick": (433, 433),
     "mount_setattr": (442, 442),
+    "open_tree_attr": (467, 467),
+    "statmount": (457, 457),
+    "listmount": (458, 458),
+    "listns": (470, 470),
     "open_by_handle_at": (304, 265),
     "name_to_handle_at": (303, 264),
     # What a file may be changed by without writing to it, which Landlock leaves alone.
@@ -81,6 +86,9 @@ _DENIED = {
     "removexattr": (197, 14),
     "lremovexattr": (198, 15),
     "fremovexattr": (199, 16),
+    "setxattrat": (463, 463),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
     # Parts of the kernel that few need, and that many holes were in.
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
@@ -92,7 +100,9 @@ _DENIED = {
     "request_key": (249, 218),
     "keyctl": (250, 219),
     "fanotify_init": (300, 262),
+    "lsm_set_self_attr": (460, 460),
     "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
     "acct": (163, 89),
     "syslog": (103, 116),
     "reboot": (169, 142),
@@ -116,14 +126,21 @@ _DENIED = {
 }
 """By name, the numbers on x86-64 and on 64-bit ARM."""
 
+_NEWEST = 471
+"""The newest system call that was looked at, rseq_slice_yield: what comes after it is denied."""
+
+_GAPS = ((337, 423), (295, 423))
+"""Numbers below that which no system call had when these tables were read."""
+
+_ATTRIBUTE_REQUESTS = {"FS_IOC_SETFLAGS": 0x40086602, "FS_IOC_FSSETXATTR": 0x401C5820}
+"""Requests of ioctl that change a file as file_setattr does (linux/fs.h)."""
+
+_IOCTL = (16, 29)
 _CLONE, _CLONE3, _PRLIMIT = (56, 220), (435, 435), (302, 261)
 _ON_PROCESSES = ((62, 129), (234, 131))  # kill, tgkill
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """By machine, which of two numbers is its own, and what the kernel calls it (linux/audit.h)."""
-
-_X32 = 0x40000000
-"""Set in the numbers of another set of system calls that x86-64 has as well."""
 
 _CLONE_THREAD = 0x10000
 
@@ -132,8 +149,8 @@ _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _ANSWER = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 _EPERM, _ENOSYS = 1, 38
 
-# Where struct seccomp_data has the number, the architecture, and the low half of an argument.
-_NUMBER, _ARCHITECTURE, _ARGUMENT = 0, 4, 16
+# Where struct seccomp_data has the number, the architecture, and the low half of two arguments.
+_NUMBER, _ARCHITECTURE, _ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 
 
 @dataclass(frozen=True)
@@ -153,8 +170,10 @@ class Instruction:
 def seccomp_filter(own: int) -> bytes:
     """The filter for this machine, as an array of ``struct sock_filter``.
 
-    What is denied fails with EPERM, as it would for want of rights. Threads may be started, and
-    no processes; signals may be sent to the process itself, which is how it aborts.
+    What is denied fails with EPERM, as it would for want of rights. A system call that nobody
+    looked at fails with ENOSYS, as on an older kernel, so that the C library does without it; the
+    x32 calls of x86-64, whose numbers are greater still, are among these. Threads may be started,
+    and no processes; signals may be sent to the process itself, which is how it aborts.
 
     Args:
         own: the number of the process.
@@ -169,28 +188,35 @@ def seccomp_filter(own: int) -> bytes:
             remedy="Run it there.",
         )
     which, architecture = _ARCHITECTURES[machine]
-    deny = Instruction(_ANSWER, _ERROR | _EPERM)
+    deny, unknown = Instruction(_ANSWER, _ERROR | _EPERM), Instruction(_ANSWER, _ERROR | _ENOSYS)
+    gap_begins, gap_ends = _GAPS[which]
     code = [
         Instruction(_LOAD, _ARCHITECTURE),
         Instruction(_EQUAL, architecture, true=1),
         Instruction(_ANSWER, _KILL),
         Instruction(_LOAD, _NUMBER),
-        Instruction(_AT_LEAST, _X32, false=1),
-        deny,
+        Instruction(_AT_LEAST, _NEWEST + 1, false=1),
+        unknown,
+        Instruction(_AT_LEAST, gap_begins, false=2),
+        Instruction(_AT_LEAST, gap_ends + 1, true=1),
+        unknown,
     ]
     for numbers in _DENIED.values():
         number = numbers[which]
         if number is not None:
             code += [Instruction(_EQUAL, number, false=1), deny]
     # glibc then starts a thread by clone, whose flags can be looked at.
-    code += [
-        Instruction(_EQUAL, _CLONE3[which], false=1),
-        Instruction(_ANSWER, _ERROR | _ENOSYS),
-    ]
+    code += [Instruction(_EQUAL, _CLONE3[which], false=1), unknown]
     code += _only_if(_CLONE[which], Instruction(_ANY_BIT, _CLONE_THREAD, true=1))
     for process in _ON_PROCESSES:
         code += _only_if(process[which], Instruction(_EQUAL, own, true=1))
     code += _only_if(_PRLIMIT[which], Instruction(_EQUAL, 0, true=1))
+    code += [
+        Instruction(_EQUAL, _IOCTL[which], false=2 * len(_ATTRIBUTE_REQUESTS) + 1),
+        Instruction(_LOAD, _SECOND_ARGUMENT),
+    ]
+    for request in _ATTRIBUTE_REQUESTS.values():
+        code += [Instruction(_EQUAL, request, false=1), deny]
     code.append(Instruction(_ANSWER, _ALLOW))
     return b"".join(each.packed() for each in code)
 

@@ -23,7 +23,7 @@ from clipcheck.isolation import cell as cells
 from clipcheck.isolation.cell import Cell
 from clipcheck.isolation.limits import Limits
 from clipcheck.isolation.wire import Memory
-from tests.isolation.probing import HERE, SERVANT
+from tests.isolation.probing import HERE, SERVANT, _tried, called
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that confines")
 
@@ -69,6 +69,13 @@ def test_a_file_of_the_user_cannot_be_read_or_changed(tried: Tried, tmp_path: Pa
     assert secret.read_text() == "mine"
     assert secret.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["secret"]
+
+
+@pytest.mark.parametrize("number", [463, 466, 469])
+def test_newer_calls_that_change_a_file_are_denied(tried: Tried, number: int) -> None:
+    """setxattrat, removexattrat, file_setattr: outside of a cell Linux finds other faults first."""
+    assert _tried(lambda: called(number))[0]["came"] not in (DENIED, FORBIDDEN)
+    assert tried("calls", number=number) == DENIED
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/proc/1/status", "/dev/mem", str(Path.home())])
