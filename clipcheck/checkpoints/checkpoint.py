@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.records import MappedFile, Records
+from clipcheck.checkpoints.training import Entry
 from clipcheck.errors import NotFiniteError
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class Checkpoint:
         files: of a folder, those that make up the model, sorted by name: the configuration and
             the weights; no tokenizer.
         parts: the zip records of those of a folder's files that have them.
+        record: the strings and numbers that training code saved beside the weights, such as
+            open_clip's ``name``; empty where there are none.
     """
 
     path: Path
@@ -93,6 +96,7 @@ class Checkpoint:
     records: Records | None = None
     files: tuple[Path, ...] = ()
     parts: tuple[Records, ...] = ()
+    record: Mapping[str, Entry] = field(default_factory=dict)
 
     @cached_property
     def sha256(self) -> str:

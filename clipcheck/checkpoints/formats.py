@@ -24,6 +24,7 @@ from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of, spelled
 from clipcheck.checkpoints.pickles import MOST_BYTES, survey
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
+from clipcheck.checkpoints.training import Entry, read_record
 from clipcheck.checkpoints.unpickle import ITEM_SIZES, TensorRecord, read_tensors
 from clipcheck.errors import (
     ArchitectureError,
@@ -121,42 +122,53 @@ def open_checkpoint(
     path = locate(name, download_root)
     if stat.S_ISDIR(_mode(path)):
         return _open_directory(directories.read(path))
-    form, tensors, records = _read(path)
-    return _checkpoint(path, form, tensors, records)
+    found = _read(path)
+    return _checkpoint(path, found.format, found.tensors, found.records, found.record)
 
 
 def _open_directory(directory: directories.Directory) -> Checkpoint:
     by_file: dict[Path, dict[str, torch.Tensor]] = {}
     parts = []
     for file in directory.weights:
-        form, by_file[file], records = _read(file)
-        if form is Format.ARCHIVE:
+        found = _read(file)
+        if found.format is Format.ARCHIVE:
             raise UnknownFormatError(
                 "expected weights alone, found a TorchScript archive",
                 remedy="Give the path of the archive itself.",
                 path=file,
             )
-        parts += [] if records is None else [records]
-    directory.require_indexed({file: list(found) for file, found in by_file.items()})
-    tensors = {key: tensor for found in by_file.values() for key, tensor in found.items()}
+        by_file[file] = found.tensors
+        parts += [] if found.records is None else [found.records]
+    directory.require_indexed({file: list(weights) for file, weights in by_file.items()})
+    tensors = {key: tensor for weights in by_file.values() for key, tensor in weights.items()}
     checkpoint = _checkpoint(directory.path, directory.format, tensors)
     directory.require(checkpoint.architecture)
     return dataclasses.replace(checkpoint, files=directory.files, parts=tuple(parts))
 
 
-def _read(path: Path) -> tuple[Format, dict[str, torch.Tensor], Records | None]:
-    """The format of a file, its tensors by the keys that it has, and its zip records."""
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """The contents of a file: its tensors by their keys there, its zip records and its record."""
+
+    format: Format
+    tensors: dict[str, torch.Tensor]
+    records: Records | None = None
+    record: Mapping[str, Entry] = dataclasses.field(default_factory=dict)
+
+
+def _read(path: Path) -> _Found:
     head = _first_bytes(path)
     if head.startswith(ZIP_MAGIC):
-        form, tensors, records = _read_zip(path)
-        _require_stored(tensors, path)
-        return form, tensors, records
+        found = _read_zip(path)
+        _require_stored(found.tensors, path)
+        return found
     if head.startswith(_LEGACY_MAGIC):
-        tensors = _read_legacy(path)
-        _require_stored(tensors, path)
-        return Format.STATE_DICT, tensors, None
+        found = _read_legacy(path)
+        _require_stored(found.tensors, path)
+        return found
     if _looks_like_safetensors(head, path.stat().st_size):
-        return Format.SAFETENSORS, _strip_parallel_prefix(_load_safetensors(path, head)), None
+        weights = _strip_parallel_prefix(_load_safetensors(path, head))
+        return _Found(Format.SAFETENSORS, weights)
     raise UnknownFormatError(
         f"expected {_ACCEPTED}; found {_describe(head)}",
         remedy="Give the path of a checkpoint.",
@@ -187,6 +199,7 @@ def _checkpoint(
     form: Format,
     tensors: Mapping[str, torch.Tensor],
     records: Records | None = None,
+    record: Mapping[str, Entry] | None = None,
 ) -> Checkpoint:
     # An archive's code has the names of the reference, and goes with its weights.
     layout = Layout.REFERENCE if form is Format.ARCHIVE else layout_of(tensors)
@@ -206,7 +219,7 @@ def _checkpoint(
             remedy="Save the model's state dict before it is quantized or moved elsewhere.",
             path=path,
         )
-    return Checkpoint(path, form, architecture, tensors, records)
+    return Checkpoint(path, form, architecture, tensors, records, record=record or {})
 
 
 def _unusable(tensor: torch.Tensor, spec: Spec) -> str:
@@ -262,17 +275,18 @@ def _describe(head: bytes) -> str:
 # --------------------------------------------------------------------------- zip files
 
 
-def _read_zip(path: Path) -> tuple[Format, dict[str, torch.Tensor], Records]:
+def _read_zip(path: Path) -> _Found:
     records = Records(MappedFile(path))
     # The checksums of code, pickles and constants are compared at once: they are small, and they
     # decide how the rest is read and run. torch itself compares none, neither when it loads an
     # archive nor a state dict. Those of the weights are left to `Checkpoint.verify`.
     records.verify(name for name in records.names() if not name.startswith("data/"))
     if "constants.pkl" in records or records.names("code/"):
-        return Format.ARCHIVE, map_tensors(records, read_tensors(records)), records
+        return _Found(Format.ARCHIVE, map_tensors(records, read_tensors(records)), records)
     # torch's reader would say that data.pkl is missing in words that help nobody.
     _require_dense(records.read("data.pkl"), path)
-    return Format.STATE_DICT, _unwrap(_load_state_dict(path, mmap=True), path), records
+    saved = _load_state_dict(path, mmap=True)
+    return _Found(Format.STATE_DICT, _unwrap(saved, path), records, read_record(saved))
 
 
 def map_tensors(records: Records, found: Mapping[str, TensorRecord]) -> dict[str, torch.Tensor]:
@@ -313,11 +327,12 @@ def _map_tensor(records: Records, tensor: TensorRecord) -> torch.Tensor:
 # --------------------------------------------------------------------------- state dicts
 
 
-def _read_legacy(path: Path) -> dict[str, torch.Tensor]:
+def _read_legacy(path: Path) -> _Found:
     with path.open("rb") as file:
         pickles = file.read(MOST_BYTES)
     _require_dense(pickles, path, pickles=_LEGACY_PICKLES)
-    return _unwrap(_load_state_dict(path, mmap=False), path)
+    saved = _load_state_dict(path, mmap=False)
+    return _Found(Format.STATE_DICT, _unwrap(saved, path), record=read_record(saved))
 
 
 def _require_dense(pickled: bytes, path: Path, *, pickles: int = 1) -> None:
