@@ -1,11 +1,13 @@
-"""The dimensions of a CLIP model, read off its tensors, and the tensors that they imply."""
+"""The architecture of a CLIP model: dimensions, which its tensors imply, and how it computes with
+them, which they do not; and the tensors that it has."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from clipcheck.errors import ArchitectureError
 
@@ -14,6 +16,12 @@ if TYPE_CHECKING:
 
 HEAD_WIDTH = 64
 """Channels of an attention head in every released model (Radford et al. 2021, appendix F)."""
+
+MLP_RATIO = 4.0
+"""Width of a residual block's perceptron in every released model, in widths of the block."""
+
+EPSILON = 1e-5
+"""Of each LayerNorm: torch's default, which the reference implementation leaves as it is."""
 
 RESNET_STRIDE = 32
 """Pixels of the input for each position of a ModifiedResNet's last feature map."""
@@ -41,6 +49,66 @@ class HasShape(Protocol):
         """The size of each dimension."""
 
 
+class Activation(StrEnum):
+    """The nonlinearity between the two layers of a residual block's perceptron."""
+
+    QUICK_GELU = "quick_gelu"
+    """x * sigmoid(1.702 x), which OpenAI's models were trained with."""
+
+    GELU = "gelu"
+    """x * Phi(x), exactly."""
+
+    GELU_TANH = "gelu_tanh"
+    """The approximation of GELU by a hyperbolic tangent."""
+
+    @property
+    def label(self) -> str:
+        """The name that papers give it."""
+        return _LABELS[self]
+
+
+_LABELS = {
+    Activation.QUICK_GELU: "QuickGELU",
+    Activation.GELU: "GELU",
+    Activation.GELU_TANH: "GELU approximated by tanh",
+}
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the residual blocks of a tower compute. The defaults are those of the released models.
+
+    Attributes:
+        head_width: channels of each attention head.
+        mlp_ratio: width of the perceptron, in widths of the tower.
+        activation: between the perceptron's two layers.
+        epsilon: of each LayerNorm of the tower, those before and behind the blocks among them.
+    """
+
+    head_width: int = HEAD_WIDTH
+    mlp_ratio: float = MLP_RATIO
+    activation: Activation = Activation.QUICK_GELU
+    epsilon: float = EPSILON
+
+    def describe(self, width: int) -> str:
+        """What is not as in the released models, for people; nothing where all is.
+
+        Args:
+            width: the tower's.
+        """
+        released = Blocks()
+        found = []
+        if self.activation != released.activation:
+            found.append(self.activation.label)
+        if self.head_width != released.head_width:
+            found.append(f"{width // self.head_width} heads of {self.head_width} channels")
+        if self.mlp_ratio != released.mlp_ratio:
+            found.append(f"a perceptron of width {round(width * self.mlp_ratio)}")
+        if self.epsilon != released.epsilon:
+            found.append(f"an epsilon of {self.epsilon:g}")
+        return ", ".join(found)
+
+
 @dataclass(frozen=True)
 class ViT:
     """Image tower of kind VisionTransformer. ``patch_size`` is in pixels."""
@@ -48,19 +116,30 @@ class ViT:
     layers: int
     width: int
     patch_size: int
+    blocks: Blocks = field(default=Blocks(), kw_only=True)
 
     @property
     def heads(self) -> int:
         """Attention heads of each residual block."""
-        return self.width // HEAD_WIDTH
+        return self.width // self.blocks.head_width
+
+    @property
+    def mlp_width(self) -> int:
+        """Width of the perceptron of each residual block."""
+        return round(self.width * self.blocks.mlp_ratio)
 
 
 @dataclass(frozen=True)
 class ResNet:
-    """Image tower of kind ModifiedResNet; ``layers`` counts the bottlenecks of each stage."""
+    """Image tower of kind ModifiedResNet.
+
+    ``layers`` counts the bottlenecks of each stage, ``head_width`` the channels of each head of the
+    attention pool.
+    """
 
     layers: tuple[int, int, int, int]
     width: int
+    head_width: int = field(default=HEAD_WIDTH, kw_only=True)
 
     @property
     def embed_width(self) -> int:
@@ -70,14 +149,15 @@ class ResNet:
     @property
     def heads(self) -> int:
         """Attention heads of the attention pool."""
-        return self.embed_width // HEAD_WIDTH
+        return self.embed_width // self.head_width
 
 
 @dataclass(frozen=True)
 class Architecture:
     """Everything that is needed to build a CLIP model but its weights.
 
-    ``image_resolution`` is in pixels, ``context_length`` in tokens.
+    ``image_resolution`` is in pixels, ``context_length`` in tokens. A variant is made with
+    `dataclasses.replace`, or `with_blocks`.
     """
 
     embed_dim: int
@@ -87,11 +167,33 @@ class Architecture:
     text_layers: int
     context_length: int = 77
     vocab_size: int = 49408
+    text_blocks: Blocks = field(default=Blocks(), kw_only=True)
 
     @property
     def text_heads(self) -> int:
         """Attention heads of each residual block of the text tower."""
-        return self.text_width // HEAD_WIDTH
+        return self.text_width // self.text_blocks.head_width
+
+    @property
+    def text_mlp_width(self) -> int:
+        """Width of the perceptron of each residual block of the text tower."""
+        return round(self.text_width * self.text_blocks.mlp_ratio)
+
+    def with_blocks(self, **changes: Any) -> Architecture:
+        """The architecture with other residual blocks, in both towers.
+
+        Args:
+            changes: attributes of `Blocks`. A ModifiedResNet has no such blocks: of its image
+                tower ``head_width`` alone is changed.
+        """
+        text = replace(self.text_blocks, **changes)
+        vision: ViT | ResNet
+        if isinstance(self.vision, ViT):
+            vision = replace(self.vision, blocks=replace(self.vision.blocks, **changes))
+        else:
+            head_width = changes.get("head_width", self.vision.head_width)
+            vision = replace(self.vision, head_width=head_width)
+        return replace(self, vision=vision, text_blocks=text)
 
     @property
     def grid(self) -> int:
@@ -118,8 +220,29 @@ class Architecture:
         else:
             kind = f"ModifiedResNet, stages of {self.vision.layers}, width {self.vision.width}"
         text = f"text transformer, {self.text_layers} layers of width {self.text_width}"
-        label = self.name or "not a released architecture"
-        return f"{label} ({kind}; {self.image_resolution} px; {text}; embeds in {self.embed_dim})"
+        other = self.departures()
+        computes = f"; computes with {other}" if other else ""
+        return (
+            f"{self.name or 'not a released architecture'} ({kind}; {self.image_resolution} px; "
+            f"{text}; embeds in {self.embed_dim}{computes})"
+        )
+
+    def departures(self) -> str:
+        """How it computes where the released models compute otherwise, for people.
+
+        Nothing where it computes as they do.
+        """
+        text = self.text_blocks.describe(self.text_width)
+        if isinstance(self.vision, ViT):
+            image = self.vision.blocks.describe(self.vision.width)
+        elif self.vision.head_width != HEAD_WIDTH:
+            image = f"{self.vision.heads} heads of {self.vision.head_width} channels"
+        else:
+            image = ""
+        if image == text:
+            return image
+        towers = (("the image tower", image), ("the text tower", text))
+        return " and ".join(f"{found} in {tower}" for tower, found in towers if found)
 
 
 def _tiny_text(vision: ViT | ResNet, resolution: int) -> Architecture:
@@ -181,7 +304,7 @@ def specs(architecture: Architecture) -> Specs:
         yield name, Spec((), "buffer")
     visual = _vit(a, a.vision) if isinstance(a.vision, ViT) else _resnet(a, a.vision)
     yield from _prefixed("visual", visual)
-    yield from _prefixed("transformer", _transformer(a.text_width, a.text_layers))
+    yield from _prefixed("transformer", _transformer(a.text_width, a.text_layers, a.text_mlp_width))
     yield "token_embedding.weight", Spec((a.vocab_size, a.text_width), "embedding")
     yield from _norm("ln_final", a.text_width)
 
@@ -200,18 +323,18 @@ def _linear(name: str, width_in: int, width_out: int) -> Specs:
     yield f"{name}.bias", Spec((width_out,), "weight")
 
 
-def _transformer(width: int, layers: int) -> Specs:
+def _transformer(width: int, layers: int, mlp_width: int) -> Specs:
     for layer in range(layers):
-        yield from _prefixed(f"resblocks.{layer}", _residual_block(width))
+        yield from _prefixed(f"resblocks.{layer}", _residual_block(width, mlp_width))
 
 
-def _residual_block(width: int) -> Specs:
+def _residual_block(width: int, mlp_width: int) -> Specs:
     yield "attn.in_proj_weight", Spec((3 * width, width), "weight")
     yield "attn.in_proj_bias", Spec((3 * width,), "weight")
     yield from _linear("attn.out_proj", width, width)
     yield from _norm("ln_1", width)
-    yield from _linear("mlp.c_fc", width, 4 * width)
-    yield from _linear("mlp.c_proj", 4 * width, width)
+    yield from _linear("mlp.c_fc", width, mlp_width)
+    yield from _linear("mlp.c_proj", mlp_width, width)
     yield from _norm("ln_2", width)
 
 
@@ -222,7 +345,7 @@ def _vit(a: Architecture, vision: ViT) -> Specs:
     yield "proj", Spec((width, a.embed_dim), "weight")
     yield "conv1.weight", Spec((width, 3, patch, patch), "weight")
     yield from _norm("ln_pre", width)
-    yield from _prefixed("transformer", _transformer(width, vision.layers))
+    yield from _prefixed("transformer", _transformer(width, vision.layers, vision.mlp_width))
     yield from _norm("ln_post", width)
 
 
@@ -343,14 +466,24 @@ def _dimensions(tensors: Mapping[str, HasShape]) -> Architecture:
         text_layers=_count(tensors, "transformer.resblocks."),
         context_length=context_length,
         vocab_size=_sizes(tensors, "token_embedding.weight", 2)[0],
+        text_blocks=_blocks(tensors, "transformer", text_width),
     )
+
+
+def _blocks(tensors: Mapping[str, HasShape], prefix: str, width: int) -> Blocks:
+    """The residual blocks of a tower, which compute as released but for the perceptron's width."""
+    key = f"{prefix}.resblocks.0.mlp.c_fc.weight"
+    # Where it is missing or misshapen, `_compare` says so with all that is.
+    shape = tuple(tensors[key].shape) if key in tensors else ()
+    return Blocks(mlp_ratio=shape[0] / width) if len(shape) == 2 and shape[0] else Blocks()
 
 
 def _vit_dimensions(tensors: Mapping[str, HasShape]) -> tuple[ViT, int, int]:
     width, _, _, patch = _sizes(tensors, "visual.conv1.weight", 4)
     layers = _count(tensors, "visual.transformer.resblocks.")
     grid = _grid(_sizes(tensors, "visual.positional_embedding", 2)[0])
-    return ViT(layers, width, patch), grid, patch
+    blocks = _blocks(tensors, "visual.transformer", width)
+    return ViT(layers, width, patch, blocks=blocks), grid, patch
 
 
 def _resnet_dimensions(tensors: Mapping[str, HasShape]) -> tuple[ResNet, int, int]:

@@ -7,21 +7,25 @@ released models do. A configuration that asks for anything else is another model
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipcheck.checkpoints.architecture import HEAD_WIDTH, Architecture, ResNet, ViT
+from clipcheck.checkpoints.architecture import (
+    EPSILON,
+    HEAD_WIDTH,
+    MLP_RATIO,
+    Activation,
+    Architecture,
+    Blocks,
+    ResNet,
+    ViT,
+)
 from clipcheck.errors import ArchitectureError
 
 Config = Mapping[str, Any]
-
-_EPSILON = 1e-5
-"""Of each LayerNorm: torch's default, which the reference implementation leaves as it is."""
-
-_MLP_RATIO = 4
-"""Width of a residual block's perceptron, in widths of the block."""
 
 LEGACY_END = 2
 """An ``eos_token_id`` that stands for the greatest id of each text, as the reference pools it.
@@ -50,7 +54,7 @@ _TEXT_DEFAULTS: Config = {
     "num_attention_heads": 8,
     "max_position_embeddings": 77,
     "hidden_act": "quick_gelu",
-    "layer_norm_eps": _EPSILON,
+    "layer_norm_eps": EPSILON,
     "eos_token_id": 49407,
 }
 _VISION_DEFAULTS: Config = {
@@ -62,7 +66,7 @@ _VISION_DEFAULTS: Config = {
     "image_size": 224,
     "patch_size": 32,
     "hidden_act": "quick_gelu",
-    "layer_norm_eps": _EPSILON,
+    "layer_norm_eps": EPSILON,
 }
 _PROJECTION_DEFAULT = 512
 """These three are the defaults of transformers/models/clip/configuration_clip.py."""
@@ -81,7 +85,7 @@ def transformers_config(architecture: Architecture) -> dict[str, Any]:
         "model_type": "clip_text_model",
         "vocab_size": a.vocab_size,
         "max_position_embeddings": a.context_length,
-        **_tower(a.text_width, a.text_layers, a.embed_dim),
+        **_tower(a.text_width, a.text_layers, a.text_blocks, a.embed_dim),
         "bos_token_id": a.vocab_size - 2,
         "eos_token_id": a.vocab_size - 1,
     }
@@ -90,7 +94,7 @@ def transformers_config(architecture: Architecture) -> dict[str, Any]:
         "image_size": a.image_resolution,
         "patch_size": a.vision.patch_size,
         "num_channels": 3,
-        **_tower(a.vision.width, a.vision.layers, a.embed_dim),
+        **_tower(a.vision.width, a.vision.layers, a.vision.blocks, a.embed_dim),
     }
     return {
         "architectures": ["CLIPModel"],
@@ -101,14 +105,22 @@ def transformers_config(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def _tower(width: int, layers: int, embed_dim: int) -> dict[str, Any]:
+_HIDDEN_ACT = {
+    Activation.QUICK_GELU: "quick_gelu",
+    Activation.GELU: "gelu",
+    Activation.GELU_TANH: "gelu_pytorch_tanh",
+}
+"""The names of activations in transformers/activations.py."""
+
+
+def _tower(width: int, layers: int, blocks: Blocks, embed_dim: int) -> dict[str, Any]:
     return {
         "hidden_size": width,
-        "intermediate_size": _MLP_RATIO * width,
+        "intermediate_size": round(width * blocks.mlp_ratio),
         "num_hidden_layers": layers,
-        "num_attention_heads": width // HEAD_WIDTH,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": _EPSILON,
+        "num_attention_heads": width // blocks.head_width,
+        "hidden_act": _HIDDEN_ACT[blocks.activation],
+        "layer_norm_eps": blocks.epsilon,
         "projection_dim": embed_dim,
     }
 
@@ -233,25 +245,54 @@ _MODEL_KEYS = {
 
 
 def open_clip_config(architecture: Architecture) -> dict[str, Any]:
-    """The ``model_cfg`` of an ``open_clip_config.json``."""
+    """The ``model_cfg`` of an ``open_clip_config.json``.
+
+    Args:
+        architecture: with QuickGELU in both towers or in none: the library has one switch for both.
+    """
     a = architecture
     vision: dict[str, Any] = {"image_size": a.image_resolution}
     if isinstance(a.vision, ResNet):
         vision |= {"layers": list(a.vision.layers), "width": a.vision.width, "patch_size": None}
+        if a.vision.head_width != HEAD_WIDTH:
+            vision["head_width"] = a.vision.head_width
     else:
         vision |= {
             "layers": a.vision.layers,
             "width": a.vision.width,
             "patch_size": a.vision.patch_size,
+            **_other_blocks(a.vision.width, a.vision.blocks),
         }
+        if a.vision.blocks.head_width != HEAD_WIDTH:
+            vision["head_width"] = a.vision.blocks.head_width
     text = {
         "context_length": a.context_length,
         "vocab_size": a.vocab_size,
         "width": a.text_width,
         "heads": a.text_heads,
         "layers": a.text_layers,
+        **_other_blocks(a.text_width, a.text_blocks),
     }
-    return {"embed_dim": a.embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    quick = a.text_blocks.activation is Activation.QUICK_GELU
+    return {"embed_dim": a.embed_dim, "quick_gelu": quick, "vision_cfg": vision, "text_cfg": text}
+
+
+def _other_blocks(width: int, blocks: Blocks) -> dict[str, Any]:
+    """What open_clip has to be told of residual blocks that are not as it has them by default."""
+    found: dict[str, Any] = {}
+    if blocks.mlp_ratio != MLP_RATIO:
+        found["mlp_ratio"] = _ratio(width, round(width * blocks.mlp_ratio))
+    if blocks.activation is Activation.GELU_TANH:
+        found["act_kwargs"] = {"approximate": "tanh"}
+    if blocks.epsilon != EPSILON:
+        found["norm_kwargs"] = {"eps": blocks.epsilon}
+    return found
+
+
+def _ratio(width: int, mlp_width: int) -> float:
+    """A ratio that open_clip, which rounds down, makes exactly that width of."""
+    ratio = mlp_width / width
+    return ratio if int(width * ratio) == mlp_width else math.nextafter(ratio, math.inf)
 
 
 def require_open_clip(config: Config, architecture: Architecture, path: Path) -> None:

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from clipcheck.checkpoints.architecture import BUFFERS, RESNET_STRIDE, Architecture, ResNet, ViT
+from clipcheck.checkpoints.architecture import (
+    BUFFERS,
+    RESNET_STRIDE,
+    Activation,
+    Architecture,
+    Blocks,
+    ResNet,
+    ViT,
+)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -40,20 +48,27 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+def _activation(kind: Activation) -> nn.Module:
+    if kind is Activation.QUICK_GELU:
+        return QuickGELU()
+    return nn.GELU(approximate="tanh" if kind is Activation.GELU_TANH else "none")
+
+
 class ResidualAttentionBlock(nn.Module):
     """Self-attention, then a two-layer perceptron, each behind a LayerNorm and beside a sum."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, blocks: Blocks) -> None:
         super().__init__()
-        self.attn = nn.MultiheadAttention(width, heads)
-        self.ln_1 = LayerNorm(width)
+        mlp_width = round(width * blocks.mlp_ratio)
+        self.attn = nn.MultiheadAttention(width, width // blocks.head_width)
+        self.ln_1 = LayerNorm(width, eps=blocks.epsilon)
         layers = [
-            ("c_fc", nn.Linear(width, 4 * width)),
-            ("gelu", QuickGELU()),
-            ("c_proj", nn.Linear(4 * width, width)),
+            ("c_fc", nn.Linear(width, mlp_width)),
+            ("gelu", _activation(blocks.activation)),
+            ("c_proj", nn.Linear(mlp_width, width)),
         ]
         self.mlp = nn.Sequential(OrderedDict(layers))
-        self.ln_2 = LayerNorm(width)
+        self.ln_2 = LayerNorm(width, eps=blocks.epsilon)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x`` [L, N, D]; ``mask`` [L, L] is added to the attention's logits."""
@@ -65,10 +80,10 @@ class ResidualAttentionBlock(nn.Module):
 class Transformer(nn.Module):
     """A stack of residual attention blocks."""
 
-    def __init__(self, width: int, layers: int, heads: int) -> None:
+    def __init__(self, width: int, layers: int, blocks: Blocks) -> None:
         super().__init__()
         self.resblocks = nn.Sequential(
-            *(ResidualAttentionBlock(width, heads) for _ in range(layers))
+            *(ResidualAttentionBlock(width, blocks) for _ in range(layers))
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -90,9 +105,9 @@ class VisionTransformer(nn.Module):
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(positions, width))
-        self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, vision.layers, vision.heads)
-        self.ln_post = LayerNorm(width)
+        self.ln_pre = LayerNorm(width, eps=vision.blocks.epsilon)
+        self.transformer = Transformer(width, vision.layers, vision.blocks)
+        self.ln_post = LayerNorm(width, eps=vision.blocks.epsilon)
         self.proj = nn.Parameter(torch.empty(width, output_dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -241,12 +256,12 @@ class CLIP(nn.Module):
             self.visual = ModifiedResNet(a.vision, a.image_resolution, a.embed_dim)
         self.context_length = a.context_length
         self.vocab_size = a.vocab_size
-        self.transformer = Transformer(a.text_width, a.text_layers, a.text_heads)
+        self.transformer = Transformer(a.text_width, a.text_layers, a.text_blocks)
         # Not nn.Embedding(...): its initialisation on meta costs a second, spent on imports.
         table = torch.empty(a.vocab_size, a.text_width)
         self.token_embedding = nn.Embedding.from_pretrained(table, freeze=False)
         self.positional_embedding = nn.Parameter(torch.empty(a.context_length, a.text_width))
-        self.ln_final = LayerNorm(a.text_width)
+        self.ln_final = LayerNorm(a.text_width, eps=a.text_blocks.epsilon)
         self.text_projection = nn.Parameter(torch.empty(a.text_width, a.embed_dim))
         self.logit_scale = nn.Parameter(torch.empty(()))
 

@@ -20,6 +20,7 @@ _LEAVES = (
     nn.Linear,
     nn.Embedding,
     nn.MultiheadAttention,
+    nn.GELU,
     eager.LayerNorm,
     eager.QuickGELU,
     eager.AttentionPool2d,

@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
-from clipcheck.checkpoints.architecture import RESNET_STRIDE, Architecture, ResNet, ViT
+from clipcheck.checkpoints.architecture import RESNET_STRIDE, Architecture, Blocks, ResNet, ViT
 from clipcheck.matrix import OWN, SHARED
 
 _GIGA = 1e9
@@ -71,19 +71,24 @@ def rates() -> Rates:
 def flops(architecture: Architecture) -> Flops:
     """Of one pass through each tower. Products of matrices alone: the rest is small beside them."""
     a = architecture
-    text = _transformer(a.text_width, a.text_layers, a.context_length) + a.text_width * a.embed_dim
+    text = _transformer(a.text_width, a.text_layers, a.context_length, a.text_blocks)
+    text += a.text_width * a.embed_dim
     image = sum(_vit(a, a.vision) if isinstance(a.vision, ViT) else _resnet(a, a.vision))
     return Flops(2 * image / _GIGA, 2 * text / _GIGA)
 
 
-def _transformer(width: int, layers: int, tokens: int) -> int:
+def _transformer(width: int, layers: int, tokens: int, blocks: Blocks) -> int:
     """Products of numbers: projections and perceptron, then scores and what they weigh."""
-    return layers * (12 * tokens * width**2 + 2 * tokens**2 * width)
+    return layers * (_projections(width, blocks) * tokens + 2 * tokens**2 * width)
+
+
+def _projections(width: int, blocks: Blocks) -> int:
+    return 4 * width**2 + 2 * width * round(width * blocks.mlp_ratio)
 
 
 def _vit(a: Architecture, vision: ViT) -> Iterator[int]:
     yield 3 * vision.patch_size**2 * vision.width * a.grid**2
-    yield _transformer(vision.width, vision.layers, a.grid**2 + 1)
+    yield _transformer(vision.width, vision.layers, a.grid**2 + 1, vision.blocks)
     yield vision.width * a.embed_dim
 
 

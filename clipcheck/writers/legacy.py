@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clipcheck.checkpoints.architecture import RESNET_STRIDE, Architecture, ResNet, ViT
+from clipcheck.checkpoints.architecture import (
+    RESNET_STRIDE,
+    Activation,
+    Architecture,
+    Blocks,
+    ResNet,
+    ViT,
+)
 
 _TRANSFORMER = "multimodal.model.multimodal_transformer"
 _RESNET = "multimodal.model.modified_resnet"
@@ -74,20 +81,27 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor 
     return torch.bmm(functional.softmax(scores, dim=-1), value)
 
 
+def _activation(kind: Activation) -> nn.Module:
+    if kind is Activation.QUICK_GELU:
+        return QuickGELU()
+    return nn.GELU(approximate="tanh" if kind is Activation.GELU_TANH else "none")
+
+
 class ResidualAttentionBlock(nn.Module):
     """With a causal mask of its own, which the tracer makes a constant of the block."""
 
-    def __init__(self, width: int, heads: int, mask: Tensor | None) -> None:
+    def __init__(self, width: int, blocks: Blocks, mask: Tensor | None) -> None:
         super().__init__()
-        self.attn = MultiheadAttention(width, heads)
-        self.ln_1 = LayerNorm(width)
+        mlp_width = round(width * blocks.mlp_ratio)
+        self.attn = MultiheadAttention(width, width // blocks.head_width)
+        self.ln_1 = LayerNorm(width, eps=blocks.epsilon)
         layers = [
-            ("c_fc", nn.Linear(width, 4 * width)),
-            ("gelu", QuickGELU()),
-            ("c_proj", nn.Linear(4 * width, width)),
+            ("c_fc", nn.Linear(width, mlp_width)),
+            ("gelu", _activation(blocks.activation)),
+            ("c_proj", nn.Linear(mlp_width, width)),
         ]
         self.mlp = nn.Sequential(OrderedDict(layers))
-        self.ln_2 = LayerNorm(width)
+        self.ln_2 = LayerNorm(width, eps=blocks.epsilon)
         self.mask = None if mask is None else mask.clone()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,10 +113,10 @@ class ResidualAttentionBlock(nn.Module):
 class Transformer(nn.Module):
     """A stack of residual attention blocks."""
 
-    def __init__(self, width: int, layers: int, heads: int, mask: Tensor | None) -> None:
+    def __init__(self, width: int, layers: int, blocks: Blocks, mask: Tensor | None) -> None:
         super().__init__()
-        blocks = (ResidualAttentionBlock(width, heads, mask) for _ in range(layers))
-        self.resblocks = nn.Sequential(*blocks)
+        built = (ResidualAttentionBlock(width, blocks, mask) for _ in range(layers))
+        self.resblocks = nn.Sequential(*built)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resblocks(x)
@@ -118,9 +132,9 @@ class VisualTransformer(nn.Module):
         self.positional_embedding = nn.Parameter(torch.empty(grid**2 + 1, width))
         self.proj = nn.Parameter(torch.empty(width, output_dim))
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
-        self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, vision.layers, vision.heads, mask=None)
-        self.ln_post = LayerNorm(width)
+        self.ln_pre = LayerNorm(width, eps=vision.blocks.epsilon)
+        self.transformer = Transformer(width, vision.layers, vision.blocks, mask=None)
+        self.ln_post = LayerNorm(width, eps=vision.blocks.epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
@@ -245,10 +259,10 @@ class Multimodal(nn.Module):
             grid = a.image_resolution // RESNET_STRIDE
             self.visual = ModifiedResNet(a.vision, grid, a.embed_dim)
         hidden = torch.full((a.context_length, a.context_length), float("-inf"), device="cpu")
-        self.transformer = Transformer(a.text_width, a.text_layers, a.text_heads, hidden.triu(1))
+        self.transformer = Transformer(a.text_width, a.text_layers, a.text_blocks, hidden.triu(1))
         table = torch.empty(a.vocab_size, a.text_width)
         self.token_embedding = nn.Embedding.from_pretrained(table, freeze=False)
-        self.ln_final = LayerNorm(a.text_width)
+        self.ln_final = LayerNorm(a.text_width, eps=a.text_blocks.epsilon)
 
     @property
     def dtype(self) -> torch.dtype:

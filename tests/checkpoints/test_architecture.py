@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from clipcheck.checkpoints.architecture import (
     ARCHITECTURES,
     BUFFERS,
+    Activation,
     Architecture,
+    Blocks,
     ResNet,
     ViT,
     infer,
@@ -139,7 +141,46 @@ def test_a_line_describes_an_architecture_for_people() -> None:
     )
 
 
+def test_a_line_says_what_is_not_computed_as_in_the_released_models() -> None:
+    gelu = ARCHITECTURES["ViT-B/32"].with_blocks(activation=Activation.GELU)
+    assert gelu.describe() == (
+        "not a released architecture (ViT, 12 layers of width 768, patches of 32 px; 224 px; text "
+        "transformer, 12 layers of width 512; embeds in 512; computes with GELU)"
+    )
+    towers = replace(
+        ARCHITECTURES["tiny-vit"],
+        vision=ViT(3, 320, 8, blocks=Blocks(80, 2.5, epsilon=1e-6)),
+        text_blocks=Blocks(activation=Activation.GELU_TANH),
+    )
+    assert towers.departures() == (
+        "4 heads of 80 channels, a perceptron of width 800, an epsilon of 1e-06 in the image tower "
+        "and GELU approximated by tanh in the text tower"
+    )
+    pool = replace(MINUTE_RESNET, vision=replace(MINUTE_RESNET.vision, head_width=32))
+    assert pool.departures() == "4 heads of 32 channels in the image tower"
+
+
+def test_other_blocks_are_another_architecture_in_both_towers() -> None:
+    for name in ("tiny-vit", "tiny-resnet"):
+        released = ARCHITECTURES[name]
+        changed = released.with_blocks(head_width=32, epsilon=1e-6)
+        assert (changed.text_heads, changed.vision.heads) == (
+            2 * released.text_heads,
+            2 * released.vision.heads,
+        )
+        assert changed.text_blocks.epsilon == 1e-6
+        assert changed.name is None
+        assert changed.with_blocks(head_width=64, epsilon=1e-5) == released
+
+
 # ------------------------------------------------------------------ what may differ
+
+
+@pytest.mark.parametrize("architecture", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
+def test_the_width_of_the_perceptrons_is_inferred(architecture: Architecture) -> None:
+    # 71 of 64 is no ratio that floating point has exactly.
+    changed = architecture.with_blocks(mlp_ratio=71 / 64)
+    assert (changed.text_mlp_width, infer(shapes(changed), "file")) == (71, changed)
 
 
 @pytest.mark.parametrize("architecture", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])

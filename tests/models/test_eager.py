@@ -5,15 +5,25 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clipcheck.checkpoints.architecture import BUFFERS, Architecture, specs
+from clipcheck.checkpoints.architecture import (
+    BUFFERS,
+    Activation,
+    Architecture,
+    ViT,
+    specs,
+)
+from clipcheck.checkpoints.configs import open_clip_config, transformers_config
+from clipcheck.checkpoints.keymaps import Layout, to_layout
 from clipcheck.models.eager import CLIP, LayerNorm, build, causal_mask
 from clipcheck.writers.synthesize import architecture_named, synthesize
 from tests.models import TINY, assert_near, inputs, outputs
-from tests.oracles import reference_clip
+from tests.oracles import open_clip, reference_clip
+from tests.samples import MINUTE, MINUTE_RESNET
 
 FEW_ULPS = 8 * torch.finfo(torch.float32).eps
 
@@ -69,6 +79,79 @@ def test_the_outputs_are_those_of_the_reference(
 ) -> None:
     batch = inputs(architecture)
     assert_near(outputs(model, *batch), outputs(reference, *batch), FEW_ULPS)
+
+
+# --------------------------------------------------------------------------- other blocks
+
+BLOCKS: list[dict[str, Any]] = [
+    {"activation": Activation.GELU},
+    {"activation": Activation.GELU_TANH},
+    {"head_width": 32},
+    {"mlp_ratio": 2.5},
+    {"epsilon": 1e-3},
+    {"activation": Activation.GELU, "head_width": 16, "mlp_ratio": 4.375, "epsilon": 1e-6},
+]
+VARIANTS = [MINUTE.with_blocks(**changes) for changes in BLOCKS]
+RESNET_VARIANTS = [MINUTE_RESNET.with_blocks(**changes) for changes in BLOCKS]
+
+
+def _in_open_clip(a: Architecture, weights: Weights) -> Any:
+    config = open_clip_config(a)
+    with torch.device("meta"):
+        model = open_clip().CLIP(**config).eval()
+    kept = {key: t for key, t in weights.items() if key in model.state_dict()}
+    model.load_state_dict(kept, assign=True, strict=True)
+    model.attn_mask = causal_mask(torch.zeros(1, a.context_length, 1, dtype=torch.float64))
+    return model
+
+
+def _in_transformers(a: Architecture, weights: Weights) -> Any:
+    config = transformers.CLIPConfig(**transformers_config(a))
+    model = transformers.CLIPModel(config).double().eval()
+    model.load_state_dict(to_layout(weights, Layout.TRANSFORMERS), strict=True)
+    return model
+
+
+def _features(model: Any, pixels: Tensor, tokens: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        if not isinstance(model, transformers.CLIPModel):
+            return [model.encode_image(pixels), model.encode_text(tokens)]
+        images = model.get_image_features(pixel_values=pixels)
+        return [images.pooler_output, model.get_text_features(input_ids=tokens).pooler_output]
+
+
+LIBRARIES = [
+    *((changed, _in_open_clip) for changed in VARIANTS + RESNET_VARIANTS),
+    *((changed, _in_transformers) for changed in VARIANTS),
+]
+
+
+@pytest.mark.parametrize(("changed", "library"), LIBRARIES)
+def test_other_blocks_compute_as_in_the_libraries(
+    changed: Architecture, library: Callable[[Architecture, Weights], Any]
+) -> None:
+    weights = in_dtype(synthesize(changed, spread="trained"), torch.float64)
+    pixels, tokens = inputs(changed)
+    batch = pixels.double(), tokens
+    found = _features(build(changed, weights), *batch)
+    for ours, theirs in zip(found, _features(library(changed, weights), *batch), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("changes", [each for each in BLOCKS if "mlp_ratio" not in each], ids=str)
+@pytest.mark.parametrize("released", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
+def test_other_blocks_show_in_each_tower(released: Architecture, changes: dict[str, Any]) -> None:
+    weights = in_dtype(synthesize(released, spread="trained"), torch.float64)
+    pixels, tokens = inputs(released)
+    batch = pixels.double(), tokens
+    expected = _features(build(released, weights), *batch)
+    found = _features(build(released.with_blocks(**changes), weights), *batch)
+    image, text = (
+        (a - b).abs().max() / b.abs().max() for a, b in zip(found, expected, strict=True)
+    )
+    assert text > 1e-6
+    # A ModifiedResNet has heads alone.
+    assert (image > 1e-6) == (isinstance(released.vision, ViT) or "head_width" in changes)
 
 
 @pytest.mark.parametrize("length", [1, 2, 20, 76])

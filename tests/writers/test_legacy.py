@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from clipcheck.checkpoints.architecture import BUFFERS, Architecture, specs
+from clipcheck.checkpoints.architecture import BUFFERS, Activation, Architecture, specs
 from clipcheck.models.eager import build
 from clipcheck.writers import legacy
 from clipcheck.writers.synthesize import architecture_named, synthesize
 from tests.models import TINY, assert_near, inputs, outputs
+from tests.samples import MINUTE, MINUTE_RESNET
 
 Weights = dict[str, torch.Tensor]
 
@@ -49,6 +50,20 @@ def test_it_computes_what_the_eager_model_does(
     found, expected = placed(architecture, wide), build(architecture, wide)
     limit = 1e-5 if dtype == torch.float32 else 1e-13
     assert_near(outputs(found, *batch), outputs(expected, *batch), limit)
+
+
+@pytest.mark.parametrize("released", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_other_blocks_compute_what_the_eager_model_does(
+    released: Architecture, activation: str
+) -> None:
+    other = {"head_width": 16, "mlp_ratio": 2.5, "epsilon": 1e-3}
+    changed = released.with_blocks(activation=Activation(activation), **other)
+    weights = synthesize(changed, spread="trained")
+    wide = {key: t.double() if t.is_floating_point() else t for key, t in weights.items()}
+    batch = inputs(changed)
+    found, expected = placed(changed, wide), build(changed, wide)
+    assert_near(outputs(found, *batch), outputs(expected, *batch), 1e-13)
 
 
 def test_in_half_it_is_near_the_eager_model(architecture: Architecture, weights: Weights) -> None:
