@@ -33,8 +33,8 @@ _SUITE_FILE = Path(__file__).with_name("suite.py")
 OPTIONS = {
     "--clip-model": (
         "M",
-        "a released name, 'all' for the nine of them, an architecture, or a path (default: "
-        "tiny-vit, tiny-resnet and ViT-B/32)",
+        "a path, a released name (downloaded if need be), 'all' for the nine of them, or "
+        "'seeded:' and an architecture, such as seeded:ViT-B/32",
     ),
     "--clip-device": (
         "D",
@@ -60,11 +60,17 @@ OPTIONS = {
 }
 """By option, what stands for its value, and its help."""
 
+FLAGS = {
+    "--clip-seeded": "judge seeded weights, not trained ones, of each architecture that "
+    "--clip-model names (default: tiny-vit, tiny-resnet and ViT-B/32)",
+}
+"""By option without a value, its help."""
+
 REPEATABLE = ("--clip-model", "--clip-device", "--clip-backend", "--clip-dtype")
 
 _CHOICES = pytest.StashKey["Choices"]()
 _RUN = pytest.StashKey["Run"]()
-_REPORTS = pytest.StashKey[str]()
+_NOTES = pytest.StashKey[list[str]]()
 _GITHUB = pytest.StashKey[tuple[list[str], str]]()
 
 
@@ -77,12 +83,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             group.addoption(name, action="append", metavar=metavar, help=f"{text}; repeatable")
         else:
             group.addoption(name, metavar=metavar, help=text)
+    for name, text in FLAGS.items():
+        group.addoption(name, action="store_true", default=None, help=text)
 
 
 def in_use(config: pytest.Config) -> bool:
     """Whether this run has to do with checkpoints: else it is somebody else's, and left alone."""
-    given = any(config.getoption(name) is not None for name in OPTIONS)
-    return given or any(_names_suite(argument) for argument in config.args)
+    given = any(config.getoption(name) is not None for name in (*OPTIONS, *FLAGS))
+    return given or _runs_suite(config)
+
+
+def _runs_suite(config: pytest.Config) -> bool:
+    return any(_names_suite(argument) for argument in config.args)
 
 
 def _names_suite(argument: str) -> bool:
@@ -111,12 +123,14 @@ def _dist(config: pytest.Config) -> str | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Add the marker. Refuse bad options, before any test runs."""
+    """Add the marker. Refuse bad options, and the suite without a checkpoint, before any test."""
     config.addinivalue_line("markers", "clipcheck: judges a CLIP checkpoint, or runs one")
     if not hasattr(config, "workerinput") and in_use(config):
-        from clipcheck.session.choices import require_there
+        from clipcheck.session.choices import GIVE_A_MODEL, require_there
 
         choices = _choices(config)
+        if _runs_suite(config) and not choices.models:
+            raise pytest.UsageError(GIVE_A_MODEL)
         with _usage_errors():
             require_there(choices, config.invocation_params.dir)
 
@@ -184,7 +198,7 @@ def _busy(config: pytest.Config, workers: int) -> int:
     """How many workers compute: where nothing but the suite is run, no more than have a part."""
     if not all(_names_suite(argument) for argument in config.args):
         return workers
-    return min(workers, len(_choices(config).pairs()))
+    return max(1, min(workers, len(_choices(config).pairs())))
 
 
 def _workers(config: pytest.Config) -> int:
@@ -197,7 +211,7 @@ def _workers(config: pytest.Config) -> int:
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """Name what is going to be judged, and what with."""
-    if not in_use(config):
+    if not in_use(config) or not _choices(config).models:
         return None
     from clipcheck.session.summary import header
 
@@ -266,6 +280,10 @@ def clip_gate(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def clip_model(request: pytest.FixtureRequest) -> str:
     """A checkpoint as it was asked for, each of ``--clip-model`` in turn."""
+    from clipcheck.session.choices import GIVE_A_MODEL, NO_MODEL
+
+    if request.param == NO_MODEL:
+        pytest.fail(GIVE_A_MODEL, pytrace=False)
     return str(request.param)
 
 
@@ -342,6 +360,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(config, "workerinput"):
         return
     found = _found(config)
+    passed = session.exitstatus == pytest.ExitCode.OK
+    if passed and not found and _runs_suite(config) and not config.option.collectonly:
+        _note(config, "the suite was asked for, but no checkpoint was judged")
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
     if found:
         from clipcheck.session.summary import tell_github
 
@@ -356,27 +378,30 @@ def _write_reports(session: pytest.Session, found: list[Finding], folder: Path) 
     from clipcheck.errors import OutputError
     from clipcheck.session.summary import write_reports
 
-    stash = session.config.stash
     try:
-        stash[_REPORTS] = write_reports(found, folder)
+        _note(session.config, write_reports(found, folder))
     except OutputError as error:
-        stash[_REPORTS] = str(error)
+        _note(session.config, str(error))
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+
+
+def _note(config: pytest.Config, line: str) -> None:
+    config.stash.setdefault(_NOTES, []).append(line)
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Say of each checkpoint whether it was a file or seeded weights, and where the reports are."""
-    written = [config.stash[_REPORTS]] if _REPORTS in config.stash else []
+    notes = config.stash.get(_NOTES, [])
     annotations, problem = config.stash.get(_GITHUB, ([], ""))
     if problem:
         print(f"clipcheck: {problem}", file=sys.stderr)
-    if _findings(config) or written:
+    if _findings(config) or notes:
         from clipcheck.session.summary import lines
 
         terminalreporter.section("clipcheck")
-        for line in [*lines(_found(config)), *written, *annotations]:
+        for line in [*lines(_found(config)), *notes, *annotations]:
             terminalreporter.write_line(line)
 
 

@@ -1,8 +1,8 @@
 """The promise, as tests: an archive and the eager model of its weights compute the same.
 
-``pytest --pyargs clipcheck.suite --clip-model new.pt`` runs them in any folder. Released names
-stand for the released files where they are in the cache, and for seeded weights elsewhere; the
-summary of the run tells which.
+``pytest --pyargs clipcheck.suite --clip-model new.pt`` runs them in any folder. Without a
+checkpoint it does not run. The summary says of each what was judged: a file, a released file, or
+seeded weights, which are judged only where they are asked for (``--clip-seeded``).
 """
 
 from __future__ import annotations

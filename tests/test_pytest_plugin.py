@@ -37,9 +37,19 @@ def shown(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
-def test_by_default_it_takes_what_runs_in_a_minute(shown: pytest.Pytester) -> None:
-    result = shown.runpytest_inprocess("-v")
-    result.stdout.fnmatch_lines(["*[[]ViT-B/32-cpu]*", "*[[]tiny-*-cpu]*", "*[[]tiny-*-cpu]*"])
+def test_without_a_checkpoint_only_the_tests_that_need_one_fail(shown: pytest.Pytester) -> None:
+    shown.makepyfile(test_other="def test_other(clip_device, clip_dtype): pass")
+    shown.makepyfile(test_imported="from clipcheck.suite import test_gate")
+    result = shown.runpytest_inprocess()
+    result.assert_outcomes(passed=1, errors=1 + 6)
+    assert "--clip-model: expected the checkpoint to judge, found none." in result.stdout.str()
+    assert "clipcheck:" not in result.stdout.str()
+
+
+def test_seeded_weights_are_taken_where_they_are_asked_for(shown: pytest.Pytester) -> None:
+    result = shown.runpytest_inprocess("-v", "--clip-seeded")
+    lines = [f"*[[]seeded:{name}-cpu]*" for name in ("ViT-B/32", "tiny-*", "tiny-*")]
+    result.stdout.fnmatch_lines(lines)
     result.assert_outcomes(passed=3)
 
 
@@ -68,13 +78,15 @@ def test_the_help_describes_the_options_and_the_marker(shown: pytest.Pytester) -
     result = shown.runpytest_inprocess("--help")
     for option in pytest_plugin.OPTIONS:
         assert f"  {option}=" in result.stdout.str()
+    for option in pytest_plugin.FLAGS:
+        assert f"  {option} " in result.stdout.str()
     result = shown.runpytest_inprocess("--markers")
     result.stdout.fnmatch_lines(["@pytest.mark.clipcheck: judges a CLIP checkpoint*"])
 
 
 def test_tests_of_checkpoints_can_be_left_out_by_their_marker(shown: pytest.Pytester) -> None:
     result = shown.runpytest_inprocess("--strict-markers", "-m", "not clipcheck")
-    result.assert_outcomes(deselected=3)
+    result.assert_outcomes(deselected=1)
 
 
 def test_tests_of_one_checkpoint_stand_together(shown: pytest.Pytester) -> None:
@@ -85,11 +97,17 @@ def test_tests_of_one_checkpoint_stand_together(shown: pytest.Pytester) -> None:
         def test_two(clip_model, clip_device): pass
         """
     )
-    options = ("--clip-model=a.pt", "--clip-model=tiny-vit", "--clip-device=cpu")
+    options = ("--clip-model=a.pt", "--clip-model=seeded:tiny-vit", "--clip-device=cpu")
     result = shown.runpytest_inprocess("-v", *options, "--clip-device=cpu:0")
     seen = [line.split("::")[1].split()[0] for line in result.outlines if "::" in line]
     places = [test.partition("[")[2].removesuffix("]").removesuffix("-cpu") for test in seen]
-    assert places == [*2 * ["tiny-vit"], "tiny-vit-cpu:0", *2 * ["a.pt"], "a.pt-cpu:0", ""]
+    assert places == [
+        *2 * ["seeded:tiny-vit"],
+        "seeded:tiny-vit-cpu:0",
+        *2 * ["a.pt"],
+        "a.pt-cpu:0",
+        "",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +123,9 @@ def test_tests_of_one_checkpoint_stand_together(shown: pytest.Pytester) -> None:
         ["--clip-seed=-1"],
         ["--clip-report", "a.pt"],
         ["--clip-seed=x", "-nauto", "--pyargs", "clipcheck.suite"],
+        ["--clip-model="],
+        ["--clip-model", "tiny-vit"],
+        ["--clip-model", "a.pt", "--clip-seeded"],
     ],
     ids=" ".join,
 )
@@ -220,7 +241,8 @@ def test_tests_of_a_checkpoint_go_to_one_worker_where_nothing_else_is_asked_for(
         # Where nothing but the suite is run, there may be less to do than there are cores.
         (["--pyargs", "clipcheck.suite", "--clip-model=RN50"], 1),
         (["--pyargs", "clipcheck.suite", "--clip-model=RN50", "--clip-device=cuda"], 1),
-        (["--pyargs", "clipcheck.suite", "--clip-device=cuda"], 3),
+        (["--pyargs", "clipcheck.suite", "--clip-device=cuda"], 1),
+        (["--pyargs", "clipcheck.suite", "--clip-device=cuda", "--clip-seeded"], 3),
         (["--pyargs", "clipcheck.suite", "--clip-model=all"], None),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),

@@ -90,18 +90,24 @@ def test_it_runs_where_nothing_can_be_written(
     written = (f"--clip-report={pytester.path / 'report'}", f"--junit-xml={pytester.path / 'xml'}")
     monkeypatch.chdir("/proc")  # where not even root can write
     result = pytester.runpytest_subprocess(
-        *SUITE, *chosen("tiny-vit"), *options, "--clip-examples=1", *written, "-p", "no:randomly"
+        *SUITE,
+        *chosen("seeded:tiny-vit"),
+        *options,
+        "--clip-examples=1",
+        *written,
+        "-p",
+        "no:randomly",
     )
     result.assert_outcomes(passed=11)
     result.stdout.fnmatch_lines(
         [
-            "clipcheck: tiny-vit on cpu; seed 0; *",
+            "clipcheck: seeded:tiny-vit on cpu; seed 0; *",
             "*= clipcheck =*",
-            "tiny-vit on cpu: seeded weights, NOT the released ones",
+            "seeded:tiny-vit on cpu: seeded weights, NOT the released ones",
             f"reports in {pytester.path}/report",
         ]
     )
-    names = [f"{gate}-tiny-vit-jit-cpu-{dtype}" for dtype in dtypes for gate in GATES[dtype]]
+    names = [f"{gate}-seeded:tiny-vit-jit-cpu-{dtype}" for dtype in dtypes for gate in GATES[dtype]]
     expected = {("clipcheck.suite", f"test_gate[{name}]"): 1 for name in names}
     assert cases(pytester.path / "xml") == expected
     results = json.loads((pytester.path / "report/results.json").read_text())["results"]
@@ -251,6 +257,27 @@ def test_several_backends_are_judged_each_by_its_gates(pytester: pytest.Pytester
     ]  # fmt: skip
     gates = [gate for gate in GATES["float32"] if gate != "modules"]
     assert [[gate["name"] for gate in each["gates"]] for each in results] == [gates] * 2
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_it_does_not_run_without_a_checkpoint(here: pytest.Pytester, workers: str) -> None:
+    result = here.runpytest_subprocess(*SUITE, workers, "--clip-report=report")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (line,) = filter(None, result.errlines)
+    assert line.startswith("ERROR: --clip-model: expected the checkpoint to judge, found none. ")
+    assert not (here.path / "judged").exists()
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_it_is_not_green_where_all_of_it_is_left_out(here: pytest.Pytester, workers: str) -> None:
+    here.makepyfile(test_mine="def test_mine(): pass")
+    options = (*SUITE, "test_mine.py", *chosen("small.pt"), workers, "-p", "no:randomly")
+    result = here.runpytest_subprocess(*options, "-k", "mine")
+    result.assert_outcomes(passed=1, deselected=6 if workers == "-n0" else 0)
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    result.stdout.fnmatch_lines(["the suite was asked for, but no checkpoint was judged"])
+    assert here.runpytest_subprocess(*options, "-k", "nothing").ret == result.ret
+    assert here.runpytest_subprocess(*options).ret == pytest.ExitCode.OK
 
 
 def test_an_unknown_backend_is_refused_before_any_test_runs(here: pytest.Pytester) -> None:

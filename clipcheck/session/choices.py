@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,10 +14,18 @@ from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.registry import available_models
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import ClipcheckError, OutputError, UnknownModelError, UsageError
-from clipcheck.session.subjects import size
+from clipcheck.session.subjects import SEEDED, size
 
-DEFAULT_MODELS = ("tiny-vit", "tiny-resnet", "ViT-B/32")
-"""What runs in a minute: both small architectures, and a full-size one."""
+SEEDED_MODELS = ("tiny-vit", "tiny-resnet", "ViT-B/32")
+"""The architectures of ``--clip-seeded`` alone, which take a minute: two of them small."""
+
+NO_MODEL = "no-model"
+"""Stands in the id of a test that asks for a checkpoint where none is given."""
+
+GIVE_A_MODEL = (
+    "--clip-model: expected the checkpoint to judge, found none. Give its path or its released "
+    "name, or ask for seeded weights with --clip-seeded."
+)
 
 NAMES = ("clip_gate", "clip_model", "clip_backend", "clip_device", "clip_dtype")
 """What a test can ask for, in the order in which it stands in the id of a test."""
@@ -45,7 +53,8 @@ class Choices:
     """What is to be judged, and how.
 
     Attributes:
-        models: released names, architectures and paths; large ones first.
+        models: released names, paths, and ``seeded:`` with an architecture; large ones first. None
+            where none was given: then nothing can be judged.
         devices: as torch names them.
         backends: as `clipcheck.backends.registry.Choice` writes them.
         dtypes: the names of dtypes; none for those that suit each device.
@@ -81,7 +90,7 @@ class Choices:
         """
         report = option("--clip-report")
         return cls(
-            models=_models(option("--clip-model") or DEFAULT_MODELS, folder),
+            models=_models(option("--clip-model"), option("--clip-seeded"), folder),
             devices=_once(option("--clip-device") or ["cpu"]),
             backends=_backends(option("--clip-backend")),
             dtypes=_known("--clip-dtype", option("--clip-dtype") or [], LIMITS),
@@ -90,7 +99,7 @@ class Choices:
             examples=_whole("--clip-examples", option("--clip-examples"), least=1),
             seed=_whole("--clip-seed", option("--clip-seed"), least=0) or 0,
             isolation=_isolation(option("--clip-isolation")),
-            report=None if report is None else folder / report,
+            report=None if report is None else folder / _given("--clip-report", report),
         )
 
     def dtypes_on(self, device: str) -> tuple[str, ...]:
@@ -106,7 +115,7 @@ class Choices:
         return [dict(pairs) for pairs in dict.fromkeys(tuple(each.items()) for each in found)]
 
     def _all(self) -> Iterator[Mapping[str, str]]:
-        for model, device in self.pairs():
+        for model, device in product(self.models or (NO_MODEL,), self.devices):
             for backend, dtype in product(self.backends, self.dtypes_on(device)):
                 for gate in gates_of(backend, dtype):
                     yield {
@@ -137,15 +146,35 @@ def require_there(choices: Choices, folder: Path) -> None:
 
 
 def _require_model(model: str, folder: Path) -> None:
-    known = [*available_models(), *ARCHITECTURES, "all"]
-    if model in known or (folder / model).exists():
+    if model.startswith(SEEDED):
+        _require_architecture(model.removeprefix(SEEDED))
         return
-    (nearest,) = difflib.get_close_matches(model, known, n=1, cutoff=0.0)
+    if model in available_models() or (folder / model).exists():
+        return
+    if model in ARCHITECTURES:
+        raise UnknownModelError(
+            f"--clip-model: {model} has no released weights",
+            remedy=f"Ask for seeded ones: --clip-model {SEEDED}{model}.",
+        )
+    names = ", ".join(available_models())
     raise UnknownModelError(
-        f"--clip-model: expected a released name, an architecture or an existing file, found "
-        f"{model!r}",
-        remedy=f"The nearest name is {nearest!r}; all of them: {', '.join(dict.fromkeys(known))}.",
+        f"--clip-model: expected an existing file or a released name, found {model!r}",
+        remedy=f"{_nearest(model, available_models())}Released names are {names}.",
     )
+
+
+def _require_architecture(name: str) -> None:
+    if name not in ARCHITECTURES:
+        raise UnknownModelError(
+            f"--clip-model: expected an architecture to seed the weights of, found {name!r}",
+            remedy=f"{_nearest(name, ARCHITECTURES)}Known are {', '.join(ARCHITECTURES)}. A file "
+            f"is judged without --clip-seeded and {SEEDED!r}.",
+        )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"The nearest name is {near[0]!r}. " if near else ""
 
 
 def _require_device(device: str) -> None:
@@ -177,9 +206,30 @@ def _require_writable(folder: Path) -> None:
         raise OutputError(problem, remedy=error.remedy, path=error.path) from error
 
 
-def _models(chosen: Sequence[str], folder: Path) -> tuple[str, ...]:
-    named = [name for m in chosen for name in (available_models() if m == "all" else [m])]
+def _models(written: Sequence[str] | None, seeded: bool | None, folder: Path) -> tuple[str, ...]:
+    chosen = written or (SEEDED_MODELS if seeded else ())
+    for each in chosen:
+        _given("--clip-model", each)
+    prefix = SEEDED if seeded else ""
+    named = [f"{prefix}{name.removeprefix(prefix)}" for each in chosen for name in _expanded(each)]
     return tuple(sorted(_once(named), key=lambda model: -size(model, folder)))
+
+
+def _expanded(model: str) -> Sequence[str]:
+    """The names that one name stands for: ``all`` for the released ones."""
+    if model.removeprefix(SEEDED) != "all":
+        return [model]
+    return [model.replace("all", name) for name in available_models()]
+
+
+def _given(option: str, written: str) -> str:
+    """See that an option is not empty, as one from an unset variable is."""
+    if not written.strip():
+        raise UsageError(
+            f"{option}: expected a name or a path, found {written!r}",
+            remedy="Give one, or leave the option out.",
+        )
+    return written
 
 
 def _backends(written: Sequence[str] | None) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ class Run:
         if chosen.examples is not None:
             examples["examples"] = chosen.examples
         result = check(
-            subject.path,
+            subject.checkpoint,
             backend=case.backend,
             device=case.device,
             dtype=case.dtype,
@@ -121,7 +121,7 @@ class Run:
         from clipcheck.models.loader import resolve_device
 
         found = self._find(case)
-        subject, choice = open_subject(found.path), parse(case.backend)
+        subject, choice = open_subject(found.checkpoint), parse(case.backend)
         require_runs(choice, subject)
         device = resolve_device(case.device)
         apart = isolation_named(self._isolation(found))

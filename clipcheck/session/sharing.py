@@ -138,7 +138,7 @@ def _died(case: Case) -> Judgement:
 
     error = (
         "expected a judgement, but the worker that was judging it died: it crashed, or the machine "
-        "ran out of memory. Judge it alone to see how: clipcheck check "
-        f"{case.model} --device {case.device} --dtype {case.dtype}."
+        "ran out of memory. Judge it alone to see how: pytest --pyargs clipcheck.suite -n 0 "
+        f"--clip-model {case.model} --clip-device {case.device} --clip-dtype {case.dtype}."
     )
     return Judgement(case.model, case.device, backend=case.backend, dtype=case.dtype, error=error)

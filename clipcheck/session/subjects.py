@@ -13,50 +13,52 @@ _RELEASED_BYTES = 2
 """Of a weight in a released archive: nearly all are in half precision."""
 
 
+SEEDED = "seeded:"
+"""Stands before the name of an architecture that seeded weights are written of."""
+
+
 @dataclass(frozen=True)
 class Subject:
-    """The file that a name stands for.
+    """The checkpoint that a name stands for.
 
     Attributes:
-        path: the file.
-        label: the name, and whether it stands for seeded weights.
-        source: whether that is a released file, a file given by its path, or seeded weights.
+        checkpoint: its path, or its released name.
+        label: the name for people, with a note where the weights are seeded.
+        source: a released file, a file given by its path, or seeded weights.
         own: whether this run has written it.
     """
 
-    path: Path
+    checkpoint: str
     label: str
     source: str
     own: bool = False
 
 
 def find(name: str, start: Path, folder: Path) -> Subject:
-    """Find or write the checkpoint of that name.
-
-    A released name stands for the released file where that is in the cache, else for seeded
-    weights of the same architecture; `Subject.source` tells which.
+    """Find the checkpoint of that name, or write it where seeded weights are asked for.
 
     Args:
-        name: a released name, an architecture, or a path.
+        name: a released name, a path, or ``seeded:`` and the name of an architecture.
         start: the folder that paths start from.
         folder: where seeded weights are written to.
     """
-    cached = _cached(name)
-    if cached is not None:
-        return Subject(download.fetch(name), name, f"the released file {cached}")
-    if name in ARCHITECTURES:
-        path = seeded_archive(name, folder)
+    if name.startswith(SEEDED):
+        architecture = name.removeprefix(SEEDED)
+        path = seeded_archive(architecture, folder)
         source = "seeded weights, NOT the released ones"
-        return Subject(path, f"{name} (seeded weights)", source, own=True)
-    return Subject(start / name, name, "the file given")
+        return Subject(str(path), f"{architecture} (seeded weights)", source, own=True)
+    if name in registry.RELEASED:
+        return Subject(name, name, "the released file")
+    return Subject(str(start / name), name, "the file given")
 
 
 def size(name: str, start: Path) -> int:
-    """Bytes of the checkpoint's file, or those of a released one with as many weights; 0 where
-    there is no such file."""
-    cached = _cached(name)
-    if cached is None and name in ARCHITECTURES:
-        return _RELEASED_BYTES * ARCHITECTURES[name].parameters
+    """Bytes of the checkpoint's file, or of a released one with as many weights; 0 if there is no
+    such file."""
+    cached = download.cached(name) if name in registry.RELEASED else None
+    architecture = ARCHITECTURES.get(name.removeprefix(SEEDED))
+    if cached is None and architecture and (name in registry.RELEASED or name.startswith(SEEDED)):
+        return _RELEASED_BYTES * architecture.parameters
     try:
         return (cached or start / name).stat().st_size
     except OSError:
@@ -78,7 +80,3 @@ def seeded_archive(name: str, folder: Path) -> Path:
             architecture = architecture_named(name)
             write(architecture, synthesize(architecture), path, Format.ARCHIVE)
     return path
-
-
-def _cached(name: str) -> Path | None:
-    return download.cached(name) if name in registry.RELEASED else None

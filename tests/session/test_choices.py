@@ -7,7 +7,14 @@ import torch
 
 from clipcheck.checkpoints.registry import available_models
 from clipcheck.errors import ClipcheckError, UsageError
-from clipcheck.session.choices import DEFAULT_MODELS, GATES, NAMES, Choices, require_there
+from clipcheck.session.choices import (
+    GATES,
+    NAMES,
+    NO_MODEL,
+    SEEDED_MODELS,
+    Choices,
+    require_there,
+)
 
 HERE = Path("/nowhere")
 
@@ -16,12 +23,20 @@ def choices(folder: Path = HERE, **given: object) -> Choices:
     return Choices.of({f"--clip-{name}": value for name, value in given.items()}.get, folder)
 
 
-def test_by_default_it_is_what_runs_in_a_minute() -> None:
+def test_nothing_is_judged_by_default() -> None:
     chosen = choices()
-    assert sorted(chosen.models) == sorted(DEFAULT_MODELS)
+    assert chosen.models == ()
+    assert chosen.combinations(["clip_model"]) == [{"clip_model": NO_MODEL}]
     assert (chosen.devices, chosen.backends, chosen.dtypes) == (("cpu",), ("jit",), ())
     assert (chosen.atol, chosen.rtol, chosen.seed) == (0.01, 0.1, 0)
     assert (chosen.examples, chosen.report) == (None, None)
+
+
+def test_seeded_weights_are_asked_for() -> None:
+    default = sorted(f"seeded:{name}" for name in SEEDED_MODELS)
+    assert sorted(choices(seeded=True).models) == default
+    assert choices(seeded=True, model=["RN50", "seeded:RN50"]).models == ("seeded:RN50",)
+    assert choices(model=["RN50", "seeded:RN50"]).models == ("RN50", "seeded:RN50")
 
 
 def test_what_is_given_is_taken() -> None:
@@ -33,13 +48,16 @@ def test_what_is_given_is_taken() -> None:
 def test_large_checkpoints_come_first(tmp_path: Path) -> None:
     (tmp_path / "small.pt").write_bytes(b"1")
     (tmp_path / "large.pt").write_bytes(bytes(10**6))
-    given = ["small.pt", "ViT-B/32", "large.pt", "tiny-vit"]
+    given = ["small.pt", "ViT-B/32", "large.pt", "seeded:tiny-vit"]
     found = choices(tmp_path, model=given).models
-    assert found == ("ViT-B/32", "tiny-vit", "large.pt", "small.pt")
+    assert found == ("ViT-B/32", "seeded:tiny-vit", "large.pt", "small.pt")
 
 
 def test_all_stands_for_the_nine_released_models() -> None:
     assert sorted(choices(model=["all", "RN50"]).models) == sorted(available_models())
+    seeded = sorted(f"seeded:{name}" for name in available_models())
+    assert sorted(choices(model=["seeded:all"]).models) == seeded
+    assert sorted(choices(model=["all"], seeded=True).models) == seeded
 
 
 def test_what_is_asked_for_twice_is_judged_once() -> None:
@@ -100,6 +118,9 @@ def test_a_test_gets_what_it_asks_for_and_no_more() -> None:
         ("dtype", ["float8"], "one of float32, float16, bfloat16, found 'float8'"),
         ("backend", ["onnx"], "a backend, found 'onnx'"),
         ("backend", ["all"], "the names of backends, found 'all'"),
+        ("model", ["a.pt", ""], "a name or a path, found ''"),
+        ("model", [" "], "a name or a path, found ' '"),
+        ("report", "", "a name or a path, found ''"),
     ],
 )
 def test_what_makes_no_sense_is_refused(option: str, value: object, expected: str) -> None:
@@ -108,14 +129,27 @@ def test_what_makes_no_sense_is_refused(option: str, value: object, expected: st
     assert caught.value.problem == f"--clip-{option}: expected {expected}"
 
 
-def test_an_unknown_model_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
-    with pytest.raises(ClipcheckError, match=r"^--clip-model: .* found 'tiny-vti'.* 'tiny-vit'"):
-        require_there(choices(tmp_path, model=["tiny-vti"]), tmp_path)
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("ViT-B32", r"expected an existing file or a released name, .* name is 'ViT-B/32'"),
+        ("*.pt", r"expected an existing file or a released name, found '\*\.pt'\. Released"),
+        ("tiny-vit", r"has no released weights\. .* --clip-model seeded:tiny-vit\."),
+        ("seeded:tiny-vti", r"an architecture to seed .* found 'tiny-vti'.* 'tiny-vit'"),
+        ("seeded:new.pt", r"found 'new\.pt'\. Known are .* judged without --clip-seeded"),
+    ],
+)
+def test_an_unknown_model_is_refused_with_the_nearest_name(
+    tmp_path: Path, model: str, expected: str
+) -> None:
+    (tmp_path / "new.pt").touch()
+    with pytest.raises(ClipcheckError, match=f"^--clip-model: .*{expected}"):
+        require_there(choices(tmp_path, model=[model]), tmp_path)
 
 
 def test_known_names_and_files_that_are_there_are_fine(tmp_path: Path) -> None:
     (tmp_path / "new.pt").touch()
-    given = ["all", "tiny-vit", "new.pt", str(tmp_path / "new.pt")]
+    given = ["all", "seeded:tiny-vit", "new.pt", str(tmp_path / "new.pt")]
     require_there(choices(tmp_path, model=given, report="new/folder"), tmp_path)
     assert list((tmp_path / "new/folder").iterdir()) == []
 

@@ -30,9 +30,9 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The arguments of each check, which finds nothing."""
     seen: list[dict[str, Any]] = []
 
-    def check(path: Path, **options: Any) -> Result:
+    def check(path: str, **options: Any) -> Result:
         seen.append({"path": path, **options})
-        return Result((Judgement(str(path), options["device"], dtype=options["dtype"]),), {})
+        return Result((Judgement(path, options["device"], dtype=options["dtype"]),), {})
 
     monkeypatch.setattr(checking, "check", check)
     return seen
@@ -44,7 +44,7 @@ def test_a_checkpoint_is_checked_as_it_was_asked_for(
     found = runs(tmp_path, atol="0.5", rtol="0.25", examples="3", seed="7").judgement(CASE)
     assert checked == [
         {
-            "path": tmp_path / "new.pt",
+            "path": str(tmp_path / "new.pt"),
             "backend": "jit",
             "device": "cpu",
             "dtype": "float32",

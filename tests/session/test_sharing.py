@@ -61,8 +61,8 @@ def test_a_checkpoint_that_killed_its_worker_is_not_tried_again(tmp_path: Path) 
         "cpu",
         dtype="float32",
         error="expected a judgement, but the worker that was judging it died: it crashed, or the "
-        "machine ran out of memory. Judge it alone to see how: clipcheck check a.pt --device cpu "
-        "--dtype float32.",
+        "machine ran out of memory. Judge it alone to see how: pytest --pyargs clipcheck.suite "
+        "-n 0 --clip-model a.pt --clip-device cpu --clip-dtype float32.",
     )
     assert Findings(tmp_path).all() == [found]
 

@@ -26,30 +26,26 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_path_starts_where_pytest_was_started(tmp_path: Path) -> None:
     found = find("new.pt", tmp_path, tmp_path / "shared")
-    assert found == Subject(tmp_path / "new.pt", "new.pt", "the file given")
-    assert find("/somewhere/new.pt", tmp_path, tmp_path).path == Path("/somewhere/new.pt")
+    assert found == Subject(str(tmp_path / "new.pt"), "new.pt", "the file given")
+    assert find("/somewhere/new.pt", tmp_path, tmp_path).checkpoint == "/somewhere/new.pt"
 
 
 @pytest.mark.parametrize("name", ["tiny-vit", "ViT-B/32"])
 def test_seeded_weights_are_never_taken_for_released_ones(
-    name: str, written: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, written: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path))
-    found = find(name, tmp_path, tmp_path)
+    found = find(f"seeded:{name}", tmp_path, tmp_path)
     assert written == [name]
     assert found.label == f"{name} (seeded weights)"
     assert found.source == "seeded weights, NOT the released ones"
 
 
-def test_a_released_file_in_the_cache_is_taken(
+def test_a_released_name_never_stands_for_seeded_weights(
     written: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    there = tmp_path / "ViT-B-32.pt"
-    monkeypatch.setattr(download, "cached", lambda name: there)
-    monkeypatch.setattr(download, "fetch", lambda name: there)
-    assert find("ViT-B/32", tmp_path, tmp_path) == Subject(
-        there, "ViT-B/32", f"the released file {there}"
-    )
+    monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path))  # which is empty
+    found = find("ViT-B/32", tmp_path, tmp_path)
+    assert found == Subject("ViT-B/32", "ViT-B/32", "the released file")
     assert written == []
 
 
@@ -60,6 +56,8 @@ def test_the_size_is_that_of_the_file_or_of_a_released_one(
     (tmp_path / "new.pt").write_bytes(bytes(1234))
     assert size("new.pt", tmp_path) == 1234
     assert size("gone.pt", tmp_path) == 0
+    assert size("tiny-vit", tmp_path) == 0
+    assert size("seeded:tiny-vit", tmp_path) == 2 * ARCHITECTURES["tiny-vit"].parameters
     assert size("ViT-B/32", tmp_path) == 2 * ARCHITECTURES["ViT-B/32"].parameters
 
 
