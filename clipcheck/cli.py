@@ -75,7 +75,7 @@ Json = Annotated[
 ]
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", help="No progress, and of the report the verdict alone."),
+    typer.Option("--quiet", "-q", help="Print only the verdict."),
 ]
 Cache = Annotated[
     bool,
@@ -192,9 +192,7 @@ def check(
     download_root: DownloadRoot = None,
     quiet: Annotated[
         bool,
-        typer.Option(
-            "--quiet", "-q", help="No progress, and of the report the table and the verdict alone."
-        ),
+        typer.Option("--quiet", "-q", help="Print only the table and the verdict."),
     ] = False,
 ) -> None:
     """Run checkpoints in other ways than as eager models, and judge both against float64."""

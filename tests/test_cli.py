@@ -42,7 +42,7 @@ def test_check_prints_a_verdict_and_exits_0(run: Run, tiny_archive: Path) -> Non
     assert done.code == 0
     assert done.out.startswith(f"{tiny_archive}\n")
     assert unfolded(done.out).endswith(
-        "\nCONSISTENT: 1 checkpoint the same both ways.\n"
+        "\nCONSISTENT: 1 checkpoint agrees between JIT and eager.\n"
         f"Next: clipcheck check {tiny_archive} --report clip-report\n"
         "      keeps what was found, to go with the release.\n"
     )
@@ -60,7 +60,7 @@ def test_quiet_leaves_the_table_and_the_verdict(
         "integrity", "contract", "fidelity", "modules", "decision", "stability"
     ]  # fmt: skip
     assert len(middle) <= 3
-    assert last == "CONSISTENT: 1 checkpoint the same both ways."
+    assert last == "CONSISTENT: 1 checkpoint agrees between JIT and eager."
 
 
 def test_no_report_is_suggested_where_one_is_kept(
@@ -90,7 +90,7 @@ def test_check_judges_several_and_exits_2_where_one_cannot_be(
     done = run("check", "RN51", minute_archive, "--examples", 1)
     assert done.code == 2
     assert "'RN50'" in done.out
-    assert "NOT JUDGED: 1 checkpoint could not be judged, 1 passed." in done.out
+    assert "NOT JUDGED: 1 of 2 checkpoints could not be judged, 1 passed." in done.out
 
 
 def test_json_on_stdout_is_alone_there(run: Run, minute_archive: Path) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 from clipcheck.judgement import Judgement, Result
 from clipcheck.report.phrases import evidence, one_line, title
+from clipcheck.report.verdict import worst_first
 
 
 def render(result: Result) -> list[str]:
-    """A line for each judgement that did not pass."""
+    """A line for each judgement that did not pass, the worst first: GitHub shows ten of a step."""
     return [
         f"::error title={_property(f'clipcheck: {title(each)}')}::{_data(_lines(each))}"
-        for each in result.judgements
+        for each in worst_first(result.judgements)
         if not each.passed
     ]
 

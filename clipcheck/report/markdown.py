@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from clipcheck.compare.result import GateResult
 from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.report.phrases import commands, evidence, one_line, share, title
-from clipcheck.report.text import verdict
+from clipcheck.report.verdict import verdict, worst_first
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
 """A bar is not escaped by a backslash everywhere: a table would have a column more."""
@@ -29,7 +29,7 @@ def parts(result: Result) -> list[str]:
         f"### {sign} clipcheck: {escaped(verdict(result))}\n",
         f"\n{_row(head)}{_row(['---'] * len(head))}",
         *(_row(_cells(judgement, names)) for judgement in result.judgements),
-        *(_details(judgement) for judgement in result.judgements if not judgement.passed),
+        *(_details(each) for each in worst_first(result.judgements) if not each.passed),
         *_left_out(result.left_out),
     ]
 

@@ -12,7 +12,8 @@ from rich.text import Text
 from clipcheck.judgement import Result
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
 from clipcheck.report.json import SCHEMA
-from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN, verdict
+from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN
+from clipcheck.report.verdict import verdict, worst_first
 from clipcheck.sizes import written
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.cost import makespan, rates
@@ -88,7 +89,7 @@ def report(swept: Swept) -> Text:
     lines += [Text(line) for line in _unfit(swept.unfit)]
     lines.append(Text())
     lines += [Text(line, "bold") for line in wrapped(verdict(found))]
-    lines += [Text(line) for line in _told(swept)]
+    lines += [Text(line) for line in _told(swept, found)]
     return Text("\n").join(lines)
 
 
@@ -209,7 +210,7 @@ def _unfit(entries: Sequence[Entry]) -> Iterator[str]:
         yield from wrapped(reason, f"{count} left out: ", "  ")
 
 
-def _told(swept: Swept) -> list[str]:
+def _told(swept: Swept, found: Result) -> list[str]:
     """What it took."""
     rows = swept.rows
     kept = sum(row.kept for row in rows)
@@ -223,10 +224,11 @@ def _told(swept: Swept) -> list[str]:
         f"{written(fetched)} fetched" if fetched else "",
     ]
     lines = wrapped(", ".join(part for part in parts if part) + ".")
-    failed = [row for row in rows if row.state == "INCONSISTENT"]
+    failed = [each for each in found.judgements if each.error is None and not each.passed]
     if failed:
-        path = failed[0].results[0]["path"] or failed[0].unit.entry.label
-        lines += command(["clipcheck", "check", path, "--report", KEPT], "Next: ")
+        worst = worst_first(failed)[0]
+        named = worst.path or worst.checkpoint
+        lines += command(["clipcheck", "check", named, "--report", KEPT], "Next: ")
         lines += ["      keeps a report that shows what fails, and the input to run again."]
     if left:
         lines += wrapped(

@@ -6,7 +6,6 @@ all that colours do.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from clipcheck.replaying import Replayed
 from clipcheck.report import frontends, isolation
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
+from clipcheck.report.verdict import times, verdict, worst_first
 
 GOOD, BAD, UNKNOWN, ASIDE = "green", "bold red", "bold yellow", "dim"
 
@@ -55,8 +55,8 @@ def render(result: Result, *, rerun: Sequence[str] = (), advise: bool = True) ->
 
 
 def report(result: Result, *, rerun: Sequence[str] = (), advise: bool = True) -> Text:
-    """The whole report: what failed, or a single judgement whatever came of it; a table of all of
-    them; the verdict; what to do next.
+    """The whole report: what failed, the worst first, or a single judgement whatever came of it; a
+    table of all of them; the verdict; what to do next.
 
     Args:
         result: of any verdict.
@@ -64,7 +64,7 @@ def report(result: Result, *, rerun: Sequence[str] = (), advise: bool = True) ->
         advise: whether to say what to do next.
     """
     alone = len(result.judgements) == 1
-    shown = [j for j in result.judgements if alone or not j.passed]
+    shown = [j for j in worst_first(result.judgements) if alone or not j.passed]
     steps = _next(result, rerun) if advise else []
     remedied = _remedied(result) if advise else None
     blocks = [_block(judgement, remedied is not judgement) for judgement in shown]
@@ -93,29 +93,6 @@ def replayed_report(replayed: Replayed) -> Text:
 def replayed_verdict(replayed: Replayed) -> Text:
     """The last line, which says it all."""
     return Text("MENDED.", GOOD) if replayed.passed else Text("STILL FAILS.", BAD)
-
-
-def verdict(result: Result) -> str:
-    """The last line, which says it all."""
-    unjudged = sum(judgement.error is not None for judgement in result.judgements)
-    failed = sum(not j.passed and j.error is None for j in result.judgements)
-    passed = len(result.judgements) - unjudged - failed
-    several = len({judgement.backend for judgement in result.judgements}) > 1
-    noun, same = ("run", "as the eager model") if several else ("checkpoint", "both ways")
-    if all(judgement.reference_checkpoint is not None for judgement in result.judgements):
-        same = "as the reference"
-    if result.passed:
-        return f"CONSISTENT: {_count(passed, noun)} the same {same}."
-    if not result.judgements:
-        return "NOT JUDGED: nothing was checked."
-    parts = [
-        f"{_count(failed, noun)} not the same {same}" if failed else "",
-        f"{unjudged} not judged" if unjudged and failed else "",
-        f"{_count(unjudged, noun)} could not be judged" if unjudged and not failed else "",
-        f"{passed} passed" if passed else "",
-    ]
-    headline = "INCONSISTENT" if failed else "NOT JUDGED"
-    return f"{headline}: {', '.join(part for part in parts if part)}."
 
 
 def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
@@ -167,25 +144,11 @@ def cell(gate: GateResult | None) -> str:
     if gate is None:
         return "-"
     if not gate.passed:
-        return f"FAIL {_times(gate.margin)}".rstrip()
+        return f"FAIL {times(gate.margin)}".rstrip()
     share = gate.margin * 100
     if not 0 < share <= 100:
         return "ok"
     return "ok <1%" if share < 1 else f"ok {share:.0f}%"
-
-
-def _times(margin: float) -> str:
-    """Of what is allowed; nothing where that is no number."""
-    if not 1 < margin < math.inf:
-        return ""
-    if margin < 9.95:
-        return f"{margin:.1f}x"
-    if margin < 999.5:
-        return f"{margin:.0f}x"
-    if margin >= 9.5e9:
-        return ">9e9"
-    digit, _, power = f"{margin:.0e}".partition("e+")
-    return f"{digit}e{int(power)}x"
 
 
 def _frontends(judgements: Sequence[Judgement]) -> Lines:
@@ -357,24 +320,18 @@ def _remedied(result: Result) -> Judgement | None:
 
 
 def _next(result: Result, rerun: Sequence[str]) -> Lines:
-    """For the first checkpoint that needs it."""
+    """For the worst of them."""
     remedied = _remedied(result)
     if remedied is not None:
         return _texts(wrapped(str(remedied.remedy), _NEXT))
-    failed = [j for j in result.judgements if j.error is None and not j.passed]
-    if failed:
-        return _texts(next_steps(failed[0], rerun))
     if rerun and result.passed:
         return _texts(_step(_NEXT, rerun, "keeps what was found, to go with the release."))
-    return []
+    failed = [j for j in worst_first(result.judgements) if j.error is None and not j.passed]
+    return _texts(next_steps(failed[0], rerun)) if failed else []
 
 
 def _step(label: str, words: Sequence[str], what: str) -> list[str]:
     return [*command(words, label), *wrapped(what, " " * len(label))]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _block(judgement: Judgement, with_remedy: bool) -> Lines:

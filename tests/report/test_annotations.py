@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from hypothesis import given
 
+from clipcheck.compare.result import GateResult
 from clipcheck.judgement import Result
 from clipcheck.report.annotations import render
 from tests.report import ENVIRONMENT, PASSED, failed, failing_result, unjudged
@@ -44,3 +45,11 @@ def test_any_name_and_prompt_gives_one_line_that_is_read_back(name: str, prompt:
         for part in (properties, data):
             left = part.replace("%25", "").replace("%3A", "").replace("%2C", "")
             assert "%" not in left.replace("%0A", "")
+
+
+def test_the_worst_comes_first() -> None:
+    near = replace(failed("near.pt"), gates=(GateResult("fidelity", False, "", margin=1.1),))
+    lines = render(Result((unjudged(), near, failed("far.pt")), {}))
+    assert [line.split("%3A ")[1].split("%2C")[0] for line in lines] == [
+        "far.pt", "near.pt", "gone.pt"
+    ]  # fmt: skip

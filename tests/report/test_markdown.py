@@ -21,8 +21,8 @@ from tests.report.test_phrases import ANY_TEXT
 def test_a_summary_reads_as_follows() -> None:
     assert render(failing_result()) == "\n".join(
         [
-            "### ✗ clipcheck: INCONSISTENT: 1 checkpoint not the same both ways, 1 not judged, "
-            "1 passed.",
+            "### ✗ clipcheck: INCONSISTENT: 1 of 3 checkpoints differs between JIT and eager, 1 "
+            "could not be judged. Worst: bad.pt: fidelity, 12x its limit.",
             "",
             "| checkpoint | backend | device | dtype | integrity | fidelity |",
             "| --- | --- | --- | --- | --- | --- |",

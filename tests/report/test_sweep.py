@@ -58,7 +58,8 @@ def test_what_did_not_pass_says_why_and_what_to_do(tmp_path: Path) -> None:
     assert "FAIL  fidelity: far" in text
     assert "not judged: no archive. Give one." in text
     assert "not judged: the network is gone" in text
-    assert "INCONSISTENT: 1 checkpoint not the same both ways, 2 not judged, 1 passed." in text
+    assert "INCONSISTENT: 1 of 4 checkpoints differs between JIT and eager, 2 could not be" in text
+    assert "Worst: model-01.pt: integrity." in " ".join(text.split())
     assert "3 judged in" in text
     assert "1 could not be judged for reasons that may pass" in text
     assert "clipcheck check" in text

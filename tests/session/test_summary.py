@@ -71,7 +71,7 @@ def test_the_reports_have_all_that_was_judged(tmp_path: Path) -> None:
     assert (
         (tmp_path / "report.txt")
         .read_text()
-        .endswith("NOT JUDGED: 2 checkpoints could not be judged.\n")
+        .endswith("NOT JUDGED: 2 of 2 checkpoints could not be judged.\n")
     )
 
 

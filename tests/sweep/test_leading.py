@@ -40,7 +40,7 @@ def test_a_sweep_tells_what_it_found_and_exits_as_a_check_does(
     stage = staged()
     done = run("sweep", "all", "--json", "found.json", "--report", "kept")
     assert done.code == 0
-    assert "CONSISTENT: 2 checkpoints the same both ways." in done.out
+    assert "CONSISTENT: 2 checkpoints agree between JIT and eager." in done.out
     assert "2 of 2: all/model-01.pt: consistent, 1.5 s" in done.err
     assert stage.closed
     assert rows(tmp_path / "clipcheck-sweep.sqlite", "SELECT count(*) FROM verdicts") == [(2,)]
@@ -66,7 +66,7 @@ def test_quiet_is_the_verdict_alone(run: Run, staged: Callable[..., Stage], tmp_
     files(tmp_path / "all", 2)
     staged()
     done = run("sweep", "all", "--quiet")
-    assert done.out == "CONSISTENT: 2 checkpoints the same both ways.\n"
+    assert done.out == "CONSISTENT: 2 checkpoints agree between JIT and eager.\n"
     assert done.err == ""
 
 

@@ -22,7 +22,8 @@ from clipcheck.report.frontends import headline
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
 from clipcheck.report.html.words import as_far, figure, ratio, visible
-from clipcheck.report.text import next_steps, verdict
+from clipcheck.report.text import next_steps
+from clipcheck.report.verdict import verdict
 
 GATES = (
     "weights",

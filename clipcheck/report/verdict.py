@@ -1,0 +1,119 @@
+"""The sentence that every report begins or ends with, and which failure is the worst."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from clipcheck.compare.result import GateResult
+from clipcheck.judgement import Judgement, Result
+from clipcheck.report.cells import visible
+
+
+def verdict(result: Result) -> str:
+    """Say how many agree, differ or could not be judged, and which differs most.
+
+    They are counted as checkpoints where each ran once, else as runs.
+    """
+    judgements = result.judgements
+    if not judgements:
+        return "NOT JUDGED: nothing was checked."
+    failed = [each for each in judgements if each.error is None and not each.passed]
+    unjudged = sum(each.error is not None for each in judgements)
+    aside = f", {unjudged} could not be judged" if unjudged else ""
+    between, against = _sides(judgements)
+    if failed:
+        differ = _verb(failed, "differs", "differ")
+        differing = f"{_counted(len(failed), judgements)} {differ} {between or f'from {against}'}"
+        return f"INCONSISTENT: {differing}{aside}. Worst: {_worst(judgements)}."
+    if unjudged:
+        passed = len(judgements) - unjudged
+        rest = f", {passed} passed" if passed else ""
+        return f"NOT JUDGED: {_counted(unjudged, judgements)} could not be judged{rest}."
+    count = f"{len(judgements)} {_noun(judgements)}"
+    agree = _verb(judgements, "agrees", "agree")
+    return f"CONSISTENT: {count} {agree} {between or f'with {against}'}."
+
+
+def worst_first(judgements: Iterable[Judgement]) -> list[Judgement]:
+    """Order them: what differs most, what could not be judged, and what passed."""
+    return sorted(judgements, key=_rank)
+
+
+def worst_gate(judgement: Judgement) -> GateResult | None:
+    """The gate that is furthest beyond its limit, or None where none has failed."""
+    failed = [gate for gate in judgement.gates if not gate.passed]
+    return max(failed, key=_severity) if failed else None
+
+
+def times(margin: float) -> str:
+    """How many times as much as is allowed, in five characters; nothing where that is no number."""
+    if not 1 < margin < math.inf:
+        return ""
+    if margin < 9.95:
+        return f"{margin:.1f}x"
+    if margin < 999.5:
+        return f"{margin:.0f}x"
+    if margin >= 9.5e9:
+        return ">9e9"
+    digit, _, power = f"{margin:.0e}".partition("e+")
+    return f"{digit}e{int(power)}x"
+
+
+def _rank(judgement: Judgement) -> tuple[int, float]:
+    if judgement.passed:
+        return 2, 0.0
+    if judgement.error is not None:
+        return 1, 0.0
+    gate = worst_gate(judgement)
+    return 0, -math.inf if gate is None else -_severity(gate)
+
+
+def _severity(gate: GateResult) -> float:
+    """Its margin; infinite where it failed by something that is not measured."""
+    return gate.margin if gate.margin > 1 else math.inf
+
+
+def _worst(judgements: Sequence[Judgement]) -> str:
+    worst = worst_first(judgements)[0]
+    gate = worst_gate(worst)
+    found = "judged by no gate" if gate is None else gate.name
+    far = "" if gate is None else times(gate.margin)
+    limit = f", {far} its limit" if far else ""
+    return f"{_subject(worst, judgements)}{found}{limit}"
+
+
+def _subject(worst: Judgement, judgements: Sequence[Judgement]) -> str:
+    """What has to be said to tell it from the others."""
+    if len(judgements) == 1:
+        return ""
+    how = "" if _once(judgements) else f", {worst.backend} on {worst.device} in {worst.dtype}"
+    return visible(f"{worst.checkpoint}{how}: ")
+
+
+def _sides(judgements: Sequence[Judgement]) -> tuple[str, str]:
+    """What was compared, as a pair where it is always the same one, and the second of the two."""
+    if all(each.reference_checkpoint is not None for each in judgements):
+        return "", "the reference"
+    if all(each.backend == "jit" for each in judgements):
+        return "between JIT and eager", "the eager model"
+    return "", "the eager model"
+
+
+def _noun(judgements: Sequence[Judgement]) -> str:
+    noun = "checkpoint" if _once(judgements) else "run"
+    return noun if len(judgements) == 1 else f"{noun}s"
+
+
+def _once(judgements: Sequence[Judgement]) -> bool:
+    """Whether each checkpoint ran once."""
+    return len({each.checkpoint for each in judgements}) == len(judgements)
+
+
+def _counted(number: int, judgements: Sequence[Judgement]) -> str:
+    of = "" if len(judgements) == 1 else f" of {len(judgements)}"
+    return f"{number}{of} {_noun(judgements)}"
+
+
+def _verb(judgements: Sequence[Judgement], one: str, several: str) -> str:
+    return one if len(judgements) == 1 else several
