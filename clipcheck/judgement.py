@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from clipcheck.backends.known import Known
+from clipcheck.checkpoints.inspection import Patched
 from clipcheck.compare.frontends import FrontendResult
 from clipcheck.compare.localisation import Localisation
 from clipcheck.compare.measured import Measured
@@ -54,6 +55,8 @@ class Judgement:
             None where the system does not tell.
         isolation: what the file's own code was confined by, as phrases; nothing where it ran in
             this process, and None where none of it ran.
+        patched: constants in an archive's code that were rewritten before it ran; None where no
+            archive ran.
         error: why it could not be judged, or None.
         error_type: the name of the class of that, of `clipcheck.errors`.
         remedy: the end of that, which tells what to do, where it is known.
@@ -85,6 +88,7 @@ class Judgement:
     artefact_bytes: int | None = None
     peak_memory: int | None = None
     isolation: tuple[str, ...] | None = None
+    patched: Patched | None = None
     error: str | None = None
     error_type: str | None = None
     remedy: str | None = None

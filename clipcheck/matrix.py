@@ -281,6 +281,7 @@ class Judge:
                 measured=measured(verdict.run.cases, ruler),
                 coverage=verdict.coverage,
                 artefact_bytes=candidate.size,
+                patched=candidate.patched if isinstance(candidate, Archive) else None,
             )
             if not draft.judgement.passed:
                 self._explain(draft, bench, candidate, verdict, ruler, watch)

@@ -218,7 +218,9 @@ def test_inspect_tells_all_and_runs_nothing(
     )
     assert facts["checksums"].startswith("right in all ")
     assert re.match(r"2 cpu, \d+ cuda:0 \(constants to patch\)", facts["devices"])
-    assert re.match(r"\d+ float16, \d+ float32", facts["casts"])
+    assert re.match(
+        r"\d+ float16 \(rewritten .*\), \d+ float32, \d+ int64 \(left as", facts["casts"]
+    )
 
 
 def test_models_lists_names_sizes_and_what_is_in_the_cache(run: Run, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def archive(subject: Subject, variant: Variant, path: Path) -> Any:
     with torchscript_support.silenced():
         write_archive(subject.architecture, subject.weights, path, alter=variant.plant)
         model = load_archive(path, CPU)
-        patch(model, CPU, torch.float32)
+        patch(model, CPU, torch.float32, ["float16"])
         return model.float()
 
 

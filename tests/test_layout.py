@@ -32,7 +32,7 @@ ALLOWED = {
     "modules": {"models", "backends", "inputs", "compare"},
     "localising": {"backends", "checkpoints", "compare", "inputs", "judging", "models", "modules"},
     "search": {"backends", "compare", "inputs", "writers"},
-    "judgement": {"backends", "compare", "search"},
+    "judgement": {"backends", "checkpoints", "compare", "search"},
     "matrix": {
         "backends",
         "checkpoints",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from clipcheck import torchscript_support
 from clipcheck.backends.modules import run_method
+from clipcheck.checkpoints.inspection import Patched
 from clipcheck.errors import IsolationError
 from clipcheck.isolation.cell import Cell
 from clipcheck.isolation.wire import Memory, Message
@@ -176,7 +177,8 @@ class Apart:
             meanwhile=load,
             path=cell.seen(checkpoint.path),
             device=str(device),
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=_name(dtype),
+            weights=checkpoint.weight_dtypes,
             shared=len(memory),
         )
         self.facts = _facts(done.message)
@@ -270,7 +272,7 @@ class _Compared:
             self.differing[key] = reason
         return {
             "at": None if reason else self._place(self.weights.get(key)),
-            "dtype": str(self.wanted(key, held)).removeprefix("torch."),
+            "dtype": _name(self.wanted(key, held)),
         }
 
     def differing_of_all(self) -> dict[str, str]:
@@ -293,6 +295,10 @@ class _Compared:
         return offset if 0 <= offset < len(self.memory) else None
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _running(method: str, inputs: Sequence[torch.Tensor]) -> str:
     rows = " and ".join(str(len(tensor)) for tensor in inputs)
     return f"jit: running {method} on a batch of {rows}"
@@ -309,7 +315,23 @@ def _facts(message: Message) -> Facts:
         message.get("scripted") is True,
         {method: frozenset(_texts(used[method])) for method in METHODS if method in used},
         **dimensions,
+        patched=_patched(message.get("patched")),
     )
+
+
+def _patched(value: Any) -> Patched:
+    found = value if isinstance(value, dict) else {}
+    device, dtype = found.get("device"), found.get("dtype")
+    counts: list[Any] = [found.get(name) for name in ("devices", "casts", "kept")]
+    if not isinstance(device, str) or not all(map(_is_counts, counts)):
+        raise _no_facts("what it has rewritten in the code")
+    devices, casts, kept = counts
+    weights = tuple(_texts(found.get("weights")))
+    return Patched(device, None if dtype is None else str(dtype), weights, devices, casts, kept)
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(count) is int for count in value.values())
 
 
 def _texts(value: Any) -> list[str]:

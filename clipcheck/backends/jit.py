@@ -56,13 +56,16 @@ class Archive(ModuleBackend):
 
     Attributes:
         runner: runs it.
+        patched: constants of its code that were rewritten.
     """
 
     def __init__(self, source: Source, archive: OpenArchive) -> None:
         size = source.checkpoint.path.stat().st_size
         super().__init__("jit", archive.runner, source.device, partial(_evidence, source), size)
         self.runner = archive.runner
-        self.frontend = _frontend_of(archive.runner.facts, source.checkpoint.architecture)
+        facts = archive.runner.facts
+        self.patched = facts.patched
+        self.frontend = _frontend_of(facts, source.checkpoint.architecture)
 
     def _called(self, method: str, *inputs: torch.Tensor) -> Any:
         return self.runner.call(method, *inputs)

@@ -39,7 +39,9 @@ class ArchiveServant:
         self._caller = caller
         self._archive: LoadedArchive | None = None
 
-    def load(self, _: Tensors, path: str, device: str, dtype: str, shared: int) -> Answer:
+    def load(
+        self, _: Tensors, path: str, device: str, dtype: str, weights: Sequence[str], shared: int
+    ) -> Answer:
         """Load it, and have its weights compared, one by one. Those that are right are replaced by
         the eager model's, which lie in shared memory.
 
@@ -47,11 +49,17 @@ class ArchiveServant:
             path: the file.
             device: where to.
             dtype: what it is to compute in.
+            weights: see `clipcheck.checkpoints.checkpoint.Checkpoint.weight_dtypes`.
             shared: bytes of the memory that was shared.
         """
         self._archive = None
         memory = self._caller.shared(shared)
-        archive = LoadedArchive(Path(path), torch.device(device), getattr(torch, dtype))
+        archive = LoadedArchive(
+            Path(path),
+            torch.device(device),
+            getattr(torch, dtype),
+            weights,
+        )
         for key, held in weights_of(archive.module):
             answer = self._caller.ask(*_told(key, held.data))
             if answer["dtype"] is None:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.checkpoints.architecture import Architecture, specs
 from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.checkpoints.training import Entry
 from clipcheck.errors import NotFiniteError
@@ -120,6 +120,12 @@ class Checkpoint:
         """Names of the dtypes of the floating-point weights, sorted."""
         found = {t.dtype for t in self.tensors.values() if t.dtype.is_floating_point}
         return sorted(str(dtype).removeprefix("torch.") for dtype in found)
+
+    @property
+    def weight_dtypes(self) -> list[str]:
+        """Names of the dtypes of the weights that released files have in half, sorted."""
+        half = (k for k, spec in specs(self.architecture) if spec.released_dtype == "float16")
+        return sorted({str(self.tensors[key].dtype).removeprefix("torch.") for key in half})
 
     def verify(self) -> None:
         """Compare the checksums of all records, and see that all weights are finite.

@@ -6,6 +6,7 @@ import ast
 import re
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from clipcheck.checkpoints.records import Records
@@ -36,6 +37,27 @@ class Code:
 
     devices: Counter[str] = field(default_factory=Counter)
     dtypes: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Patched:
+    """Constants in an archive's code that were rewritten to run it elsewhere or in another dtype.
+
+    Attributes:
+        device: the device that all others were rewritten to.
+        dtype: the dtype that those of the weights were rewritten to; None where they were left.
+        weights: see `clipcheck.checkpoints.checkpoint.Checkpoint.weight_dtypes`.
+        devices: by device, the number of places that named it and were rewritten.
+        casts: by dtype, the number of casts to it that were rewritten.
+        kept: by dtype, the number of casts to it that were left as they are.
+    """
+
+    device: str
+    dtype: str | None
+    weights: tuple[str, ...]
+    devices: Mapping[str, int]
+    casts: Mapping[str, int]
+    kept: Mapping[str, int]
 
 
 def format_version(records: Records) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ class LoadedArchive:
         path: the file.
         device: where to.
         dtype: what its code is to compute in; None leaves it.
+        weights: see `clipcheck.checkpoints.checkpoint.Checkpoint.weight_dtypes`.
 
     Attributes:
         device: where it is.
@@ -29,11 +31,17 @@ class LoadedArchive:
         DamagedError: the interpreter cannot load it.
     """
 
-    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        weights: Collection[str],
+    ) -> None:
         self.module = torchscript.load_archive(path, device)
-        torchscript.patch(self.module, device, dtype)
+        self._patched = torchscript.patch(self.module, device, dtype, weights)
         self.device = device
-        self._path, self._dtype = path, dtype
+        self._path, self._dtype, self._stored = path, dtype, weights
         self._tapped: torch.jit.ScriptModule | None = None
         self._watches: list[WeightWatch] = []
 
@@ -64,7 +72,7 @@ class LoadedArchive:
         for key, held in weights_of(tapped):
             if key in shared:
                 held.data = shared[key].data
-        torchscript.patch(tapped, self.device, self._dtype)
+        torchscript.patch(tapped, self.device, self._dtype, self._stored)
         taps.tap(tapped)
         return tapped
 
@@ -85,6 +93,7 @@ class LoadedArchive:
             },
             self._dimension("input_resolution"),
             self._dimension("context_length"),
+            self._patched,
         )
 
     def _dimension(self, name: str) -> int | None:

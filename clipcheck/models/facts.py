@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from clipcheck.checkpoints.inspection import Patched
+
 METHODS = ("encode_image", "encode_text", "forward")
 """What a CLIP model is run by."""
 
@@ -18,9 +20,11 @@ class Facts:
         used: by each of `METHODS` that it has, the keys of the weights that take part in it.
         input_resolution: pixels a side, where it holds that itself.
         context_length: ids of a text, where it holds that itself.
+        patched: constants of its code that were rewritten; None where it was not patched.
     """
 
     scripted: bool
     used: Mapping[str, frozenset[str]]
     input_resolution: int | None = None
     context_length: int | None = None
+    patched: Patched | None = None

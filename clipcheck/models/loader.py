@@ -76,7 +76,7 @@ def load(
         dtype = _compute_dtype(target)
         arena = _arena(checkpoint, dtype)
         model = torchscript.load_archive(checkpoint.path, target)
-        torchscript.patch(model, target, dtype)
+        torchscript.patch(model, target, dtype, checkpoint.weight_dtypes)
         wanted = dtypes(checkpoint, dtype)
         for key, held in weights_of(model):
             held.data = _cast(held.data, arena, wanted(key, held.data))
@@ -160,7 +160,7 @@ def load_checkpoint_both(
     require_archive(checkpoint)
     dtype = dtype or _compute_dtype(device)
     arena = _arena(checkpoint, dtype)
-    archive = LoadedArchive(checkpoint.path, device, dtype)
+    archive = LoadedArchive(checkpoint.path, device, dtype, checkpoint.weight_dtypes)
     weights, differing = _share(archive.module, checkpoint, device, dtype, arena)
     archive.watch()
     eager_model = eager.build(checkpoint.architecture, weights)

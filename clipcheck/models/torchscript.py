@@ -8,7 +8,7 @@ that failed has cached its plan, and is not helped by patching afterwards.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from clipcheck import torchscript_support
+from clipcheck.checkpoints.inspection import Patched
 from clipcheck.errors import DamagedError
 
 SCALAR_TYPES = {
@@ -26,7 +27,10 @@ SCALAR_TYPES = {
 }
 """Numbers of the floating dtypes in TorchScript's code (c10/core/ScalarType.h)."""
 
-_FLOATING = frozenset(SCALAR_TYPES.values())
+_NAMES = {number: str(dtype).removeprefix("torch.") for dtype, number in SCALAR_TYPES.items()}
+
+_NORMALISATIONS = ("aten::layer_norm", "aten::batch_norm", "aten::group_norm")
+"""Their weights stay float32 in every dtype, as in the released files."""
 
 
 def load_archive(path: Path, device: torch.device) -> torch.jit.ScriptModule:
@@ -55,50 +59,77 @@ def load_archive(path: Path, device: torch.device) -> torch.jit.ScriptModule:
 
 
 def patch(
-    module: torch.jit.ScriptModule, device: torch.device, dtype: torch.dtype | None = None
-) -> None:
+    module: torch.jit.ScriptModule,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    weights: Collection[str] = (),
+) -> Patched:
     """Make the code of ``module`` run on ``device``, and compute in ``dtype``.
+
+    A cast to a dtype that the weights are stored in belongs to these weights, and is rewritten with
+    them. A cast to any other dtype is part of what the model computes: it stays, and is judged.
 
     Args:
         module: an archive that was not called yet. Its weights are not touched.
         device: replaces every device in the code.
-        dtype: replaces the dtype that the code computes in, see `compute_dtype`; None leaves it.
-            Any other dtype that the code casts to is part of what the model computes: a layer in
-            bfloat16 is one in float32, too.
+        dtype: replaces the dtypes of the weights in the code; None leaves them.
+        weights: see `clipcheck.checkpoints.checkpoint.Checkpoint.weight_dtypes`.
+
+    Returns:
+        The number of places that were rewritten, and of the casts that were not.
     """
-    old = compute_dtype(module) if dtype is not None else None
+    devices: Counter[str] = Counter()
+    casts: Counter[int] = Counter()
+    kept: Counter[int] = Counter()
+    stored = {number for number, name in _NAMES.items() if name in weights}
+    new = None if dtype is None else SCALAR_TYPES[dtype]
     for graph in graphs(module):
         for node in device_constants(graph):
-            node.s_("value", str(device))
-        if dtype is not None and old is not None:
-            _replace_floats(graph, old, SCALAR_TYPES[dtype])
+            if node.s("value") != str(device):
+                devices[node.s("value")] += 1
+                node.s_("value", str(device))
+        for node, index, number in float_casts(graph):
+            if new is None or number not in stored or _stays_float32(node, number):
+                kept[number] += 1
+            elif number != new:
+                casts[number] += 1
+                _replace_float(graph, node, index, new)
+    return Patched(
+        str(device),
+        None if new is None else _NAMES[new],
+        tuple(weights),
+        dict(devices),
+        {_NAMES[number]: count for number, count in casts.items()},
+        {_NAMES[number]: count for number, count in kept.items()},
+    )
 
 
-def compute_dtype(module: torch.jit.ScriptModule) -> int | None:
-    """The number of the dtype that the code computes in: the one that most of its casts ask for.
+def _stays_float32(cast: Any, number: int) -> bool:
+    """Whether a cast to float32 feeds normalisations alone, whose weights are float32.
 
-    Half in the released files, whose normalisations cast to float32 and back. Where it is as
-    often float32 as another one, it is the other. None where there are no casts.
+    The code of a float32 archive does not tell these casts from those to the dtype of the model.
     """
-    counts = Counter(number for graph in graphs(module) for *_, number in float_casts(graph))
-    return max(
-        counts,
-        key=lambda number: (counts[number], number != SCALAR_TYPES[torch.float32]),
-        default=None,
+    return number == SCALAR_TYPES[torch.float32] and all(
+        use.user.kind() in _NORMALISATIONS and use.offset == 0 for use in cast.output().uses()
     )
 
 
 def graphs(module: torch.jit.ScriptModule) -> Iterator[Any]:
-    """The graph of every method of every submodule.
+    """The graph of every method of every submodule, each once: scripted modules of one class share
+    theirs.
 
     The methods are those that each submodule says it has. Names alone do not tell: the second
     call of a module is ``forward1``, a third ``forward2``, and one that was never called itself,
     such as an attention's ``out_proj``, has none.
     """
+    seen: set[str] = set()
     for submodule in module.modules():
         script: Any = submodule._c
-        for name in script._method_names():
-            yield script._get_method(name).graph
+        kind = script._type().qualified_name()
+        if kind not in seen:
+            seen.add(kind)
+            for name in script._method_names():
+                yield script._get_method(name).graph
 
 
 def device_constants(graph: Any) -> list[Any]:
@@ -122,20 +153,17 @@ def float_casts(graph: Any) -> list[tuple[Any, int, int]]:
     ]
 
 
-def _replace_floats(graph: Any, old: int, new: int) -> None:
-    """Give each cast to the dtype ``old`` a constant of its own, which says ``new``.
+def _replace_float(graph: Any, node: Any, index: int, new: int) -> None:
+    """Give a cast a constant of its own, which says ``new``.
 
     Importing an archive pools equal constants of a graph: the number of half precision, 5, may be
     the very node that is a dimension somewhere else.
     """
-    for node, index, number in float_casts(graph):
-        if number != old or number == new:
-            continue
-        constant = graph.create("prim::Constant")
-        constant.i_("value", new)
-        constant.output().setType(torch._C.IntType.get())
-        constant.insertBefore(node)
-        node.replaceInput(index, constant.output())
+    constant = graph.create("prim::Constant")
+    constant.i_("value", new)
+    constant.output().setType(torch._C.IntType.get())
+    constant.insertBefore(node)
+    node.replaceInput(index, constant.output())
 
 
 def _floating(constant: Any) -> int | None:
@@ -143,7 +171,7 @@ def _floating(constant: Any) -> int | None:
     if not constant.hasAttribute("value") or constant.kindOf("value") != "i":
         return None
     number: int = constant.i("value")
-    return number if number in _FLOATING else None
+    return number if number in _NAMES else None
 
 
 def _is_dtype(node: Any, index: int) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
-from clipcheck.checkpoints.inspection import format_version, read_code
+from clipcheck.checkpoints.inspection import Patched, format_version, read_code
+from clipcheck.report import patched
 
 
 def render(subject: Checkpoint | Program) -> str:
@@ -74,7 +76,22 @@ def _code(checkpoint: Checkpoint) -> dict[str, str]:
     return {
         "written by": written,
         "devices": _counted(code.devices, "constants to patch"),
-        "casts": _counted(code.dtypes, "constants"),
+        **_casts(code.dtypes, checkpoint.weight_dtypes),
+    }
+
+
+def _casts(counts: Counter[str], weights: Sequence[str]) -> dict[str, str]:
+    """Casts to a dtype of the weights, which are rewritten with these, and all others."""
+    rewritten = Counter({name: n for name, n in counts.items() if name in weights})
+    kept = counts - rewritten
+    told = [
+        _counted(rewritten, "rewritten where another dtype is asked for") if rewritten else "",
+        _counted(kept, "left as they are") if kept else "",
+    ]
+    suspicion = patched.suspicion(Patched("", None, tuple(weights), {}, {}, kept))
+    return {
+        "casts": ", ".join(part for part in told if part) or "none",
+        **({"note": suspicion} if suspicion else {}),
     }
 
 

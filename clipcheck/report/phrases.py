@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from clipcheck.inputs.examples import describe
 from clipcheck.judgement import Judgement
+from clipcheck.report import patched
 from clipcheck.report.cells import visible
 from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.report.text import known_line, next_steps
@@ -52,6 +53,9 @@ def evidence(judgement: Judgement) -> Iterator[str]:
     if failing is not None:
         what = "smallest input" if failing.shrunk else "a batch"
         yield f"{what} that fails: {describe(failing.example)}"
+    suspicion = "" if judgement.passed else patched.suspicion(judgement.patched)
+    if suspicion:
+        yield suspicion
     for known in judgement.known:
         yield f"known: {known_line(known)}"
 

@@ -19,7 +19,7 @@ from clipcheck.compare.result import GateResult
 from clipcheck.inputs.examples import describe
 from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.replaying import Replayed
-from clipcheck.report import frontends, isolation
+from clipcheck.report import frontends, isolation, patched
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
 from clipcheck.report.verdict import times, verdict, worst_first
@@ -351,10 +351,14 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
         if judgement.dtype is not None:  # else it is of no backend alone
             lines += _indented(f"{judgement.backend} on {judgement.device} in {judgement.dtype}")
         return [*lines, *_row("error", UNKNOWN, "", error), *_known_rows(judgement)]
+    code = patched.told(judgement.patched)
+    lines += _indented(code) if code else []
     lines += _indented(_circumstances(judgement))
     for gate in judgement.gates:
         label, style = ("pass", GOOD) if gate.passed else ("FAIL", BAD)
         lines += _row(label, style, gate.name, gate.message)
+    suspicion = "" if judgement.passed else patched.suspicion(judgement.patched)
+    lines += _row("casts", UNKNOWN, "", suspicion) if suspicion else []
     places = () if judgement.localisation is None else judgement.localisation.found
     for place in places:
         lines += _row("departs first", BAD, "", f"{named(place)}: {measured(place)}")

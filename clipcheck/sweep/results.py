@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from clipcheck.backends.known import Known, everything
+from clipcheck.checkpoints.inspection import Patched
 from clipcheck.compare.result import GateResult
 from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.sweep.jobs import Conditions
@@ -58,6 +59,7 @@ def _judgement(entry: Mapping[str, Any], conditions: Conditions) -> Judgement:
         **{name: entry[name] for name in same},
         limits=Contract(conditions.atol, conditions.rtol),
         isolation=None if entry["isolation"] is None else tuple(entry["isolation"]),
+        patched=Patched(**entry["patched"]) if entry.get("patched") else None,
         gates=tuple(_gate(each) for each in entry["gates"]),
         known=tuple(_known(each["title"]) for each in entry["known"]),
     )

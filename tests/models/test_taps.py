@@ -40,7 +40,7 @@ def loaded(path: Path) -> torch.jit.ScriptModule:
             for part in path_to:
                 held = getattr(held, part)
             getattr(held, name).data = tensor.float()
-    patch(module, CPU, torch.float32)
+    patch(module, CPU, torch.float32, ["float16"])
     return module
 
 

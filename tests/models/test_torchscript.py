@@ -20,7 +20,6 @@ from clipcheck.errors import DamagedError, UnavailableError
 from clipcheck.models import eager, torchscript
 from clipcheck.models.torchscript import (
     SCALAR_TYPES,
-    compute_dtype,
     device_constants,
     float_casts,
     graphs,
@@ -84,7 +83,9 @@ def naive_floats(graph: Any) -> None:
 
 
 def separate_floats(graph: Any) -> None:
-    torchscript._replace_floats(graph, HALF, FLOAT)
+    for node, index, number in float_casts(graph):
+        if number == HALF:
+            torchscript._replace_float(graph, node, index, FLOAT)
 
 
 def patch_named(
@@ -124,7 +125,7 @@ def test_a_cast_gets_a_constant_of_its_own(five: Path) -> None:
     shared = [n for n in fives if {use.user.kind() for use in n.output().uses()} > {"aten::to"}]
     assert shared, "the archive has no pooled constant, and this test shows nothing"
     others = [other_uses(node) for node in shared]
-    patch(module, CPU, torch.float32)
+    patch(module, CPU, torch.float32, ["float16"])
     assert [other_uses(node) for node in shared] == others
     assert {node.i("value") for node in shared} == {HALF}
 
@@ -218,7 +219,7 @@ def test_a_layer_in_another_dtype_than_the_models_stays_in_it(
 
 @pytest.mark.parametrize("dtype", SCALAR_TYPES)
 @pytest.mark.parametrize("a", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
-def test_the_code_computes_in_the_dtype_of_the_weights(
+def test_casts_to_the_dtype_of_the_weights_are_rewritten(
     tmp_path: Path, a: Architecture, dtype: torch.dtype
 ) -> None:
     weights = {
@@ -226,11 +227,14 @@ def test_the_code_computes_in_the_dtype_of_the_weights(
         for key, tensor in synthesize(a).items()
     }
     write_archive(a, weights, tmp_path / "model.pt")
+    stored = open_checkpoint(tmp_path / "model.pt").weight_dtypes
+    assert stored == [str(dtype).removeprefix("torch.")]
     module = load_archive(tmp_path / "model.pt", CPU)
-    assert compute_dtype(module) == SCALAR_TYPES[dtype]
-    assert FLOAT in dtypes(module)  # The normalisations are in float32 in each.
-    patch(module, CPU, torch.float32)
-    assert compute_dtype(module) == FLOAT
+    assert dtypes(module) == {FLOAT, SCALAR_TYPES[dtype]}  # Normalisations are in float32.
+    patched = patch(module, CPU, torch.float32, stored)
+    assert dtypes(module) == {FLOAT}
+    assert set(patched.casts) == set(stored) - {"float32"}
+    assert patched.devices["cuda:0"] > 5
 
 
 class Casts(nn.Module):
@@ -250,23 +254,53 @@ class Casts(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("counts", "expected"),
+    ("weights", "casts", "kept"),
     [
-        ((3, 2, 0), HALF),
-        ((2, 3, 0), FLOAT),
-        ((2, 2, 0), HALF),  # As often: float32 is what half normalises in.
-        ((0, 2, 2), SCALAR_TYPES[torch.float64]),
-        ((0, 1, 0), FLOAT),
-        ((0, 0, 0), None),
+        (["float16"], {"float16": 3}, {"float32": 7, "float64": 2}),
+        (["float32"], {"float32": 7}, {"float16": 3, "float64": 2}),
+        (["float16", "float32"], {"float16": 3, "float32": 7}, {"float64": 2}),
+        (["float64"], {"float64": 2}, {"float16": 3, "float32": 7}),
+        (["bfloat16"], {}, {"float16": 3, "float32": 7, "float64": 2}),
     ],
 )
-def test_the_dtype_that_most_casts_ask_for_is_what_the_code_computes_in(
-    counts: tuple[int, int, int], expected: int | None
+def test_the_weights_tell_which_casts_are_rewritten_and_no_count_of_casts_does(
+    weights: list[str], casts: dict[str, int], kept: dict[str, int]
 ) -> None:
     with torchscript_support.silenced():
-        module = torch.jit.trace(Casts(*counts), torch.zeros(2), check_trace=False)
-    assert len([cast for graph in graphs(module) for cast in float_casts(graph)]) == sum(counts)
-    assert compute_dtype(module) == expected
+        module = torch.jit.trace(Casts(3, 7, 2), torch.zeros(2), check_trace=False)
+    patched = patch(module, CPU, torch.bfloat16, weights)
+    assert (patched.casts, patched.kept, patched.dtype) == (casts, kept, "bfloat16")
+    left = {SCALAR_TYPES[getattr(torch, name)] for name in kept}
+    assert dtypes(module) == left | ({SCALAR_TYPES[torch.bfloat16]} if casts else set())
+
+
+class Normalised(nn.Module):
+    """The second normalisation is not all that takes what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.layer_norm(x.to(torch.float64).float(), [2])
+        z = (y + 1).to(torch.float64).float()
+        return nn.functional.layer_norm(z, [2]) + z
+
+
+def test_what_feeds_normalisations_alone_stays_in_their_float32() -> None:
+    with torchscript_support.silenced():
+        module = torch.jit.trace(Normalised(), torch.zeros(2, 2), check_trace=False)
+    patched = patch(module, CPU, torch.float16, ["float32"])
+    assert (patched.casts, patched.kept) == ({"float32": 1}, {"float32": 1, "float64": 2})
+
+
+class Cast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.half()
+
+
+def test_code_that_modules_share_is_rewritten_and_counted_once() -> None:
+    with torchscript_support.silenced():
+        module = torch.jit.script(nn.Sequential(Cast(), Cast()))
+    assert patch(module, CPU, torch.float32, ["bfloat16"]).kept == {"float16": 1}
+    assert patch(module, CPU, torch.float32, ["float16"]).casts == {"float16": 1}
+    assert dtypes(module) == {FLOAT}
 
 
 # --------------------------------------------------------------------------- weights in use
@@ -432,7 +466,7 @@ def test_forward2_is_patched(tmp_path: Path) -> None:
     assert devices(naive) == {"cuda:0", "cpu"}
 
     ours = cuda_archive(tmp_path / "thrice.pt")
-    patch(ours, CPU, torch.float32)
+    patch(ours, CPU, torch.float32, ["float16"])
     assert devices(ours) == {"cpu"}
     assert dtypes(ours) == {FLOAT}
     with torchscript_support.silenced():
@@ -471,7 +505,7 @@ def test_patching_after_a_failed_call_is_too_late(seeded_archive: SeededArchive)
     batch = inputs(architecture_named("tiny-vit"))
     naive = to_float(load_archive(path, CPU))
     fails(naive, *batch)
-    patch(naive, CPU, torch.float32)
+    patch(naive, CPU, torch.float32, ["float16"])
     assert devices(naive) == {"cpu"}
     fails(naive, *batch)
 
@@ -506,7 +540,7 @@ def test_cpu_0_is_the_cpu(minute_archive: Path) -> None:
 def test_no_other_device_and_no_half_is_left(tiny_archive: Path, device: str) -> None:
     module = load_archive(tiny_archive, CPU)
     assert devices(module) == {"cuda:0", "cpu"}
-    patch(module, torch.device(device), torch.float32)
+    patch(module, torch.device(device), torch.float32, ["float16"])
     assert devices(module) == {device}
     assert dtypes(module) == {FLOAT}
 
@@ -549,10 +583,10 @@ def test_nested_blocks_are_patched() -> None:
     with torchscript_support.silenced():
         module = torch.jit.script(Branch())
     assert devices(module) == {"cuda:2", "cuda:3"}
-    patch(module, torch.device("mps"), torch.float32)
+    patch(module, torch.device("mps"), torch.float32, ["float16"])
     assert devices(module) == {"mps"}
     assert dtypes(module) == {FLOAT}
-    patch(module, CPU, torch.float32)
+    patch(module, CPU, torch.float32, ["float16"])
     with torchscript_support.silenced():
         assert module(torch.tensor([3.0, 4.0])).tolist() == [4.0, 5.0]
 

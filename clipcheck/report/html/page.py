@@ -17,7 +17,7 @@ from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.inputs.examples import Example, Prompt
 from clipcheck.judgement import Judgement, Result
-from clipcheck.report import isolation
+from clipcheck.report import isolation, patched
 from clipcheck.report.frontends import headline
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
@@ -186,6 +186,14 @@ class _Section:
     def confined(self) -> str:
         """Where the file's own code ran, or nothing."""
         return isolation.told(self.judgement.isolation)
+
+    @property
+    def patched(self) -> str:
+        return patched.told(self.judgement.patched)
+
+    @property
+    def suspicion(self) -> str:
+        return "" if self.judgement.passed else patched.suspicion(self.judgement.patched)
 
     @property
     def memory(self) -> str:
