@@ -14,8 +14,9 @@ from clipcheck.backends.artefacts import default_folder
 from clipcheck.backends.cells import isolation_named, prepare
 from clipcheck.backends.registry import chosen
 from clipcheck.checkpoints import registry
+from clipcheck.checkpoints.opening import size_of
 from clipcheck.compare.tolerances import LIMITS, Contract
-from clipcheck.errors import UnknownModelError, UsageError
+from clipcheck.errors import UsageError
 from clipcheck.inputs.batches import CORNERS
 from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.matrix import Judge, Plan
@@ -149,15 +150,9 @@ def environment() -> dict[str, str]:
 
 
 def _size(name: str) -> float:
-    """Of the file, which the time to judge it goes by; nothing where there is none."""
-    try:
-        return float(Path(name).stat().st_size)
-    except OSError:
-        pass
-    try:
-        return float(registry.find(name).size)
-    except UnknownModelError:
-        return 0.0
+    """Bytes, which the time to judge it goes by; 0 where there is no such file."""
+    released = registry.RELEASED.get(name)
+    return float(size_of(Path(name)) if released is None else released.size)
 
 
 def _several(device: Devices) -> list[Device]:

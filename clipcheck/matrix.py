@@ -556,7 +556,10 @@ def _default_dtypes(checkpoint: Checkpoint, device: torch.device) -> tuple[str, 
 
 def _describe(subject: Checkpoint | Program) -> str:
     if isinstance(subject, Program):
-        return f"{subject.format}, a program of {subject.size / 1e6:,.1f} MB"
+        names = ", ".join(file.name for file in subject.files[:3])
+        more = ", ..." if len(subject.files) > 3 else ""
+        several = f" in {len(subject.files)} files ({names}{more})" if subject.data else ""
+        return f"{subject.format}, a program of {subject.size / 1e6:,.1f} MB{several}"
     checkpoint = subject
     dtypes = " and ".join(checkpoint.dtypes)
     parameters = f"{checkpoint.architecture.parameters:,} parameters"

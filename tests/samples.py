@@ -59,6 +59,23 @@ def saved(value: object, *, legacy: bool = False) -> bytes:
     return file.getvalue()
 
 
+def onnx_naming(path: Path, *locations: str) -> Path:
+    """An ONNX program that names these files for its weights, and the files, of 8 bytes each."""
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    for number, location in enumerate(locations):
+        tensor = graph.initializer.add(name=f"w{number}", data_type=TensorProto.FLOAT, dims=[2])
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+        file = path.parent / location
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(bytes([number]) * 8)
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    return path
+
+
 def record_names(data: bytes) -> list[str]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return archive.namelist()

@@ -29,6 +29,9 @@ _SERVANTS = {
 }
 """By format, what runs such a file. Others hold weights alone, of which nothing is run."""
 
+_MOST_NAMED = 50
+"""Data files that a cell is told one by one, in a message of 64 kB."""
+
 _WITH_CODE = (b"PK\x03\x04", b"\x08")
 """How files begin that may have code: zip files, and ONNX as most exporters write it."""
 
@@ -70,14 +73,19 @@ def cell_for(
     import torch
 
     limits = limits_for(subject.size, torch.get_num_threads())
-    readable = [subject.path]
-    if subject.format is Format.ONNX:  # Its weights may lie in files beside it.
-        readable.append(subject.path.absolute().parent)
-    cell = Cell(_SERVANTS[subject.format], readable, limits, gpu=device.type == "cuda")
+    cell = Cell(_SERVANTS[subject.format], _readable(subject), limits, gpu=device.type == "cuda")
     try:
         yield cell
     finally:
         cell.close()
+
+
+def _readable(subject: Checkpoint | Program) -> list[Path]:
+    """The files that it is made of; their folders, where an exporter made a file of each weight."""
+    data = subject.data if isinstance(subject, Program) else ()
+    if len(data) <= _MOST_NAMED:
+        return [subject.path, *data]
+    return [subject.path, *sorted({file.resolve().parent for file in data})]
 
 
 def prepare(names: Sequence[str], isolation: Isolation | None) -> None:

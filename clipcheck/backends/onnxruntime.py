@@ -15,6 +15,7 @@ import numpy as np
 from clipcheck.backends.base import Array, Backend, Missing, Option, Source, translating
 from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
 from clipcheck.backends.signature import Declared, Raw
+from clipcheck.checkpoints.onnx_data import data_files, located, piece_of
 from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import UnavailableError
 
@@ -136,8 +137,8 @@ def open_program(
 ) -> Backend:
     """Open an ONNX file, of whoever's making.
 
-    An ONNX program is data. What is run is ONNX Runtime's own operators. Weights that it has in
-    files of their own are read from its folder.
+    An ONNX program is data. What is run is ONNX Runtime's own operators. Weights may lie in files
+    of their own, in its folder or below.
 
     Args:
         path: the file.
@@ -149,15 +150,17 @@ def open_program(
 
     Raises:
         UnavailableError: an execution provider is not there.
-        CheckpointError: the program takes other inputs than a CLIP model.
+        CheckpointError: the program takes other inputs than a CLIP model, or a file that it names
+            is missing.
         RunError: ONNX Runtime cannot open it.
     """
+    data = data_files(path)
     found = (
-        open_apart("onnxruntime", path, device, options, cell)
+        open_apart("onnxruntime", path, device, options, cell, data)
         if cell
         else opened(path, device, options)
     )
-    return as_backend("onnxruntime", found, architecture, path, partial(_evidence, weights))
+    return as_backend("onnxruntime", found, architecture, path, partial(_evidence, weights), data)
 
 
 def opened(path: Path, device: torch.device, options: Mapping[str, str] | None = None) -> Opened:
@@ -188,10 +191,22 @@ def _give_weights(path: Path, receive: Receive) -> None:
     import torch
     from onnx import numpy_helper
 
-    for each in onnx.load(path).graph.initializer:
+    # Not its own way to read data files, which refuses the links of a hub's cache.
+    for each in onnx.load(path, load_external_data=False).graph.initializer:
+        if each.data_location == onnx.TensorProto.EXTERNAL:
+            each.raw_data = _contents(path, {pair.key: pair.value for pair in each.external_data})
+            each.data_location = onnx.TensorProto.DEFAULT
         array = numpy_helper.to_array(each)
         with suppress(TypeError):  # of a dtype that no weight has
             receive(each.name, torch.from_numpy(np.array(array)))
+
+
+def _contents(path: Path, entries: Mapping[str, str]) -> bytes:
+    """The bytes of a tensor that are in a file of their own."""
+    piece = piece_of(entries, path)
+    with located(path, piece.location).open("rb") as file:
+        file.seek(piece.offset)
+        return file.read(-1 if piece.length is None else piece.length)
 
 
 def _installed() -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.base import Array, Pixels, Tokens
 from clipcheck.backends.signature import Declared, Raw, inputs
+from clipcheck.checkpoints.checkpoint import bytes_of
 from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import IsolationError
 from clipcheck.isolation.cell import Cell
@@ -47,6 +48,7 @@ def as_backend(
     architecture: Architecture,
     path: Path,
     evidence: Callable[[Opened], Evidence],
+    data: Sequence[Path] = (),
 ) -> ProgramBackend:
     """A backend that runs it.
 
@@ -56,6 +58,7 @@ def as_backend(
         architecture: what it is to be a model of.
         path: the file that it was opened from.
         evidence: called when it has run, for the gate ``integrity``.
+        data: the files that this one names for its weights.
 
     Raises:
         CheckpointError: it takes other inputs than a CLIP model.
@@ -67,7 +70,8 @@ def as_backend(
     def run(pixels: Pixels, tokens: Tokens) -> Raw:
         return opened.run([each.value(pixels, tokens) for each in given])
 
-    return ProgramBackend(name, run, architecture, path, lambda: evidence(opened))
+    size = bytes_of([path, *data])
+    return ProgramBackend(name, run, architecture, size, lambda: evidence(opened))
 
 
 def open_apart(
@@ -76,6 +80,7 @@ def open_apart(
     device: torch.device,
     options: Mapping[str, str] | None,
     cell: Cell,
+    data: Sequence[Path] = (),
 ) -> Opened:
     """Open a program in a cell.
 
@@ -85,6 +90,7 @@ def open_apart(
         device: where to run it.
         options: the backend's.
         cell: that of the file.
+        data: the files that this one names for its weights.
 
     Raises:
         ClipcheckError: it cannot be opened; the subclass tells why.
@@ -95,7 +101,7 @@ def open_apart(
         "open",
         f"{backend}: opening the program",
         backend=backend,
-        path=cell.seen(path),
+        path=cell.seen(path, data),
         device=str(device),
         options=dict(options or {}),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +39,7 @@ class ProgramBackend:
         name: the backend's, as it was asked for.
         run: the program.
         architecture: what it is a model of.
-        path: the file that it was loaded from.
+        size: bytes of the files that it was loaded from.
         evidence: called when it has run, for the gate ``integrity``.
     """
 
@@ -49,11 +48,11 @@ class ProgramBackend:
         name: str,
         run: Run,
         architecture: Architecture,
-        path: Path,
+        size: int,
         evidence: Callable[[], Evidence],
     ) -> None:
         self.name = name
-        self.size: int | None = path.stat().st_size
+        self.size: int | None = size
         self.frontend: Frontend | None = None
         self._run: Run | None = run
         self._architecture = architecture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -55,20 +55,27 @@ class Program:
     Attributes:
         path: the file.
         format: ``pt2`` or ``onnx``.
+        data: the files that it names for its weights, in its folder or below.
     """
 
     path: Path
     format: Format
+    data: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the program is made of, itself first."""
+        return (self.path, *self.data)
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the file, in hexadecimal."""
-        return sha256_of(self.path)
+        """SHA-256 of the file, in hexadecimal; of several files, see `sha256_of_all`."""
+        return sha256_of_all(self.files, self.path.parent)
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
-        return self.path.stat().st_size
+        """Bytes of all `files`."""
+        return bytes_of(self.files)
 
 
 @dataclass(frozen=True)
@@ -100,20 +107,16 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the file, in hexadecimal.
-
-        Of a folder, that of a list of its `files`: what ``sha256sum FILES | sha256sum`` prints in
-        the folder, with the names sorted.
-        """
+        """SHA-256 of the file, in hexadecimal; of a folder that of its `files`, see
+        `sha256_of_all`."""
         if not self.files:
             return sha256_of(self.path)
-        lines = "".join(f"{sha256_of(file)}  {file.name}\n" for file in self.files)
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return sha256_of_all(self.files, self.path)
 
     @property
     def size(self) -> int:
         """Bytes of the file, or of a folder's `files`."""
-        return sum(file.stat().st_size for file in self.files or (self.path,))
+        return bytes_of(self.files or (self.path,))
 
     @property
     def dtypes(self) -> list[str]:
@@ -178,6 +181,28 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of the bytes of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_all(files: Sequence[Path], folder: Path) -> str:
+    """One SHA-256 for all files that a subject is made of, in hexadecimal.
+
+    Of several files it is that of a list: what ``sha256sum FILES | sha256sum`` prints in their
+    folder, with the names sorted.
+
+    Args:
+        files: at least one.
+        folder: where their names begin.
+    """
+    if len(files) == 1:
+        return sha256_of(files[0])
+    names = {file.relative_to(folder).as_posix(): file for file in files}
+    lines = "".join(f"{sha256_of(names[name])}  {name}\n" for name in sorted(names))
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+
+
+def bytes_of(files: Sequence[Path]) -> int:
+    """Bytes of all these files."""
+    return sum(file.stat().st_size for file in files)
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:

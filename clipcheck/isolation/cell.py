@@ -162,15 +162,23 @@ class Cell:
         life = self._living()
         socket.send_fds(life.sharing, [b"m"], [memory.descriptor])
 
-    def seen(self, path: Path) -> str:
+    def seen(self, path: Path, data: Sequence[Path] = ()) -> str:
         """Where it finds a file that it may read: in its own folder, as a copy, where this process
         can open the file by privileges alone.
+
+        Args:
+            path: the file.
+            data: files that it names, in its folder or below. They are copied along.
 
         Raises:
             OutputError: there is no room for the copy.
         """
         life = self._living()
-        return os.fspath(path.absolute() if within_reach(path) else life.copied(path))
+        if all(map(within_reach, (path, *data))):
+            return os.fspath(path.absolute())
+        for file in data:
+            life.copied(file, path.parent)
+        return os.fspath(life.copied(path, path.parent))
 
     @property
     def peak_memory(self) -> int:
@@ -286,10 +294,11 @@ class _Life:
                 self._pid = int(self._zygote.ask(message, descriptors)["pid"])
             self._held = held.pop_all()
 
-    def copied(self, path: Path) -> Path:
-        """A copy of the file in the cell's folder."""
-        target = self._scratch / path.name
+    def copied(self, path: Path, folder: Path) -> Path:
+        """A copy of the file in the cell's folder, where its name begins in ``folder``."""
+        target = self._scratch / os.path.normpath(path.relative_to(folder))
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
         except OSError as error:
             raise OutputError(

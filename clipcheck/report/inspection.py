@@ -18,12 +18,22 @@ def render(subject: Checkpoint | Program) -> str:
 
 
 def _of_program(program: Program) -> dict[str, str]:
+    several = f" of all {len(program.files)} files" if program.data else ""
     return {
         "file": f"{program.path} ({program.path.stat().st_size:,} bytes)",
+        **_data(program),
         "format": _FORMATS[program.format],
         "weights": "inside of the program, not under keys of their own",
-        "SHA-256": program.sha256,
+        "SHA-256": f"{program.sha256}{several}",
     }
+
+
+def _data(program: Program) -> dict[str, str]:
+    """The files that it names, the first ten by name."""
+    told = [f"{file} ({file.stat().st_size:,} bytes)" for file in program.data[:_MOST_DATA]]
+    if len(program.data) > _MOST_DATA:
+        told.append(f"and {len(program.data) - _MOST_DATA} more")
+    return {"data": f"\n{'':<14}".join(told)} if told else {}
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, str]:
@@ -40,6 +50,8 @@ def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, str]:
         **_code(checkpoint),
     }
 
+
+_MOST_DATA = 10
 
 _FORMATS = {
     Format.ARCHIVE: "TorchScript archive",

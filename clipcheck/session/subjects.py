@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clipcheck.checkpoints import download, registry
 from clipcheck.checkpoints.architecture import ARCHITECTURES
+from clipcheck.checkpoints.opening import size_of
 from clipcheck.locks import locked_where_possible
 
 _RELEASED_BYTES = 2
@@ -53,16 +54,13 @@ def find(name: str, start: Path, folder: Path) -> Subject:
 
 
 def size(name: str, start: Path) -> int:
-    """Bytes of the checkpoint's file, or of a released one with as many weights; 0 if there is no
+    """Bytes of the checkpoint's files, or of a released one with as many weights; 0 if there is no
     such file."""
     cached = download.cached(name) if name in registry.RELEASED else None
     architecture = ARCHITECTURES.get(name.removeprefix(SEEDED))
     if cached is None and architecture and (name in registry.RELEASED or name.startswith(SEEDED)):
         return _RELEASED_BYTES * architecture.parameters
-    try:
-        return (cached or start / name).stat().st_size
-    except OSError:
-        return 0
+    return size_of(cached or start / name)
 
 
 def seeded_archive(name: str, folder: Path) -> Path:

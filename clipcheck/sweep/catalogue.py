@@ -31,6 +31,7 @@ import io
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ from clipcheck.backends.registry import ALL, chosen
 from clipcheck.checkpoints import download, registry
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
 from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
+from clipcheck.checkpoints.onnx_data import data_files
 from clipcheck.compare.tolerances import LIMITS
-from clipcheck.errors import CatalogueError, ClipcheckError, UnknownModelError
+from clipcheck.errors import CatalogueError, CheckpointError, ClipcheckError, UnknownModelError
 from clipcheck.sizes import bytes_in
 from clipcheck.sweep.jobs import DEFAULT, Source
 
@@ -392,7 +394,7 @@ def _size(given: Mapping[str, Any]) -> int | None:
 
 def _of_folder(folder: Path) -> list[Entry]:
     """All checkpoints in it and below, by name. A folder that is one is not searched."""
-    found = sorted(_within(folder))
+    found = sorted(_without_data(list(_within(folder))))
     if not found:
         raise CatalogueError(
             f"expected a checkpoint in this folder, found none ({', '.join(ENDINGS)})",
@@ -400,6 +402,16 @@ def _of_folder(folder: Path) -> list[Entry]:
             path=folder,
         )
     return [Entry(str(path), Source("path", str(path.absolute()))) for path in found]
+
+
+def _without_data(paths: Sequence[Path]) -> Iterator[Path]:
+    """These, less the files that programs among them name: their endings are anything."""
+    data: set[Path] = set()
+    for path in paths:
+        if path.suffix.lower() == ".onnx":
+            with suppress(CheckpointError):  # What is wrong with it is for the check to tell.
+                data.update(data_files(path))
+    return (path for path in paths if path not in data)
 
 
 def _within(folder: Path) -> Iterator[Path]:

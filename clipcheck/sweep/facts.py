@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clipcheck.errors import ClipcheckError
+from clipcheck.errors import CheckpointError, ClipcheckError
 from clipcheck.sweep.cost import Flops, flops
 from clipcheck.sweep.ledger import Ledger
 
@@ -38,18 +40,21 @@ class Facts:
 def facts_of(path: Path, ledger: Ledger) -> Facts:
     """What the ledger knows of a file that has not changed since, or what the file tells now.
 
-    A file is taken to be the same while size and time of change are, as git does.
+    A file is taken to be the same while size and times of change are, as git does. So is what is
+    made of several, as a folder or a program with data beside it, while each of them is.
     """
     try:
         size, changed = _stamp(path)
     except OSError:
         return Facts()
     known = ledger.facts(str(path), size, changed)
-    if known is not None:
-        return Facts(**known)
-    found = _looked_into(path, size)
+    if known is not None and "files" in known:
+        files = known.pop("files")
+        if files == _stamps(files):
+            return Facts(**known)
+    found, made_of = _looked_into(path, size)
     if found.sha256:
-        ledger.keep_facts(str(path), size, changed, asdict(found))
+        ledger.keep_facts(str(path), size, changed, {**asdict(found), "files": _stamps(made_of)})
     return found
 
 
@@ -62,26 +67,55 @@ def _stamp(path: Path) -> tuple[int, int]:
     return sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
 
 
-def _looked_into(path: Path, size: int) -> Facts:
+def _stamps(files: Iterable[str]) -> dict[str, list[int]]:
+    """Bytes and times of change of each that is there; nothing else tells that one is as it was."""
+    found = {}
+    for file in files:
+        with suppress(OSError):
+            stat = Path(file).stat()
+            found[file] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    return found
+
+
+def _looked_into(path: Path, size: int) -> tuple[Facts, list[str]]:
+    """What a file tells, and the files that it is made of."""
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.checkpoints.opening import open_subject
 
     try:
         subject = open_subject(path)
+        files = [str(file) for file in subject.files or (path,)]
         if not isinstance(subject, Checkpoint):
-            return Facts(subject.sha256, size)
+            return Facts(subject.sha256, subject.size), files
         image, text = flops(subject.architecture)
-        return Facts(subject.sha256, subject.size, image, text)
+        return Facts(subject.sha256, subject.size, image, text), files
     except ClipcheckError:
         # Why it is none is for the check to tell: the same file is known by its bytes as well.
-        return Facts(content_of(path), size)
+        return Facts(content_of(path), size), [str(path)]
 
 
 def content_of(path: Path) -> str:
-    """SHA-256 of the bytes of a file, in hexadecimal; nothing of what is none."""
-    from clipcheck.checkpoints.checkpoint import sha256_of
+    """SHA-256 of the bytes of a file, in hexadecimal.
 
+    Nothing of what is no file, nor of a program: what it names may be missing, and is part of it.
+    """
+    from clipcheck.checkpoints.artefacts import kind_of
+    from clipcheck.checkpoints.checkpoint import Format, sha256_of
+
+    with suppress(CheckpointError):  # Such a file is known by its bytes.
+        if kind_of(path) is Format.ONNX:
+            return ""
     try:
         return sha256_of(path)
     except OSError:
         return ""
+
+
+def beside(path: Path) -> Path | None:
+    """The checkpoint that a program is compared with where none is named; None of all else."""
+    from clipcheck.checkpoints import opening
+    from clipcheck.checkpoints.artefacts import kind_of
+
+    with suppress(ClipcheckError):
+        return opening.beside(path) if kind_of(path) else None
+    return None

@@ -13,7 +13,7 @@ from clipcheck.progress import Progress, silent
 from clipcheck.session import memory
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.cost import flops, seconds_of_check
-from clipcheck.sweep.facts import Facts, facts_of
+from clipcheck.sweep.facts import Facts, beside, facts_of
 from clipcheck.sweep.identity import key_of, versions_for
 from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Conditions, Job, Source
 from clipcheck.sweep.ledger import Ledger, Verdict
@@ -121,7 +121,7 @@ def plan(
             continue
         say(f"{entry.label}: reading")
         source, facts = _looked_at(entry, ledger)
-        reference = _content_of_reference(entry.reference, ledger)
+        reference = _content_of_reference(entry, ledger)
         entry = replace(entry, source=source)
         for device in entry.devices or (setting.default_device,):
             for backend in entry.backends:
@@ -210,9 +210,12 @@ def _looked_at(entry: Entry, ledger: Ledger) -> tuple[Source, Facts]:
     return replace(source, sha256=sha256, size=size), Facts(whole, size or 0, image, text)
 
 
-def _content_of_reference(name: str | None, ledger: Ledger) -> str:
+def _content_of_reference(entry: Entry, ledger: Ledger) -> str:
+    name: str | Path | None = entry.reference
+    if name is None and not entry.source.fetched:
+        name = beside(Path(entry.source.place))
     if name is None:
         return ""
     if name in registry.RELEASED:
-        return registry.find(name).sha256
+        return registry.find(str(name)).sha256
     return facts_of(Path(name), ledger).sha256 or f"path:{name}"

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,11 +15,13 @@ import pytest
 import torch
 from packaging.version import Version
 
+from clipcheck.backends import cells
 from clipcheck.backends import onnxruntime as way
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend, Source
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
-from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
+from clipcheck.checkpoints.opening import open_subject
 from clipcheck.errors import RunError, UnavailableError
 from clipcheck.models import eager
 from tests.backends.kept import (
@@ -154,6 +157,59 @@ def test_weights_are_compared_as_they_are_and_transposed(backend: Backend, made:
     assert not found.doubts
 
 
+def one_file(path: Path) -> Path:
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="w", size_threshold=100)
+    return path
+
+
+def a_file_for_each(path: Path) -> Path:
+    kept = {"all_tensors_to_one_file": False, "size_threshold": 100}
+    onnx.save(onnx.load(path), path, save_as_external_data=True, **kept)
+    return path
+
+
+def hub(path: Path) -> Path:
+    """As a hub's cache has it: links to files of other names."""
+    one_file(path)
+    snapshot = path.parent / "snapshot"
+    snapshot.mkdir()
+    for number, name in enumerate((path.name, "w")):
+        (path.parent / name).rename(path.parent / f"blob{number}")
+        (snapshot / name).symlink_to(f"../blob{number}")
+    return snapshot / path.name
+
+
+@pytest.mark.parametrize("lay", [one_file, a_file_for_each, hub])
+@pytest.mark.parametrize("isolation", ["process", "none"])
+def test_weights_in_files_of_their_own_are_run_and_compared(
+    lay: Callable[[Path], Path],
+    isolation: cells.Isolation,
+    vit: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cells, "_MOST_NAMED", 10)
+    way.build(vit).close()
+    whole = artefact(vit)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(whole.read_bytes())
+    path = lay(path)
+    subject = open_subject(path)
+    assert isinstance(subject, Program)
+    assert (len(subject.data) > 10) == (lay is a_file_for_each)
+    weights = vit.model.state_dict()
+    with cells.cell_for(subject, CPU, isolation) as cell:
+        found = way.open_program(path, CPU, vit.checkpoint.architecture, weights, cell=cell)
+        with contextlib.closing(found):
+            given = batch(vit.checkpoint.architecture, 2, 3)
+            outputs = found.outputs(*given)
+            assert_near(outputs, expected(vit.model, *given), NEAR)
+            evidence = found.evidence()
+            # The exponential of logit_scale is a constant of the program.
+            assert (evidence.weights, evidence.differing) == (len(weights) - 1, {})
+            assert found.size == subject.size > whole.stat().st_size / 2
+
+
 def test_a_weight_of_other_bits_is_named(vit: Source) -> None:
     way.build(vit)
     weights = dict(vit.model.state_dict())
@@ -238,7 +294,9 @@ def test_a_provider_that_did_not_start_is_a_doubt(
 def test_what_onnx_runtime_raises_is_translated(vit: Source, tmp_path: Path) -> None:
     way.build(vit)
     path = tmp_path / "program.onnx"
-    path.write_bytes(artefact(vit).read_bytes()[:-1000])
+    program = onnx.load(artefact(vit))
+    program.graph.node[0].op_type = "Nonsense"
+    onnx.save(program, path)
     with pytest.raises(RunError, match=r"^onnxruntime: opening the program failed \(.*ONNXRuntime"):
         way.open_program(path, CPU, vit.checkpoint.architecture)
 

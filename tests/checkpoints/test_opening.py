@@ -9,7 +9,7 @@ from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.opening import open_reference, open_subject, weights_of
 from clipcheck.errors import UnknownModelError, UsageError
-from tests.samples import minute_bytes
+from tests.samples import minute_bytes, onnx_naming
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def archive(tmp_path: Path) -> Path:
 def program(request: pytest.FixtureRequest, archive: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that is taken for a program; what is one is for the tests of `kind_of`."""
     path = archive.with_suffix(".bin" if request.param is Format.PT2 else ".onnx")
-    path.write_bytes(b"a program")
+    onnx_naming(path)
     kinds = {path: request.param}
     monkeypatch.setattr(opening, "kind_of", kinds.get)
     return path

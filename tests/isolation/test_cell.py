@@ -96,6 +96,23 @@ def test_what_it_was_given_can_be_read_and_not_written_to(tmp_path: Path) -> Non
     assert came == ["b'the file'", FORBIDDEN, FORBIDDEN]
 
 
+def test_a_file_out_of_its_reach_is_copied_with_those_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("program", "sub/data")
+    (tmp_path / "sub").mkdir()
+    for name in names:
+        (tmp_path / name).write_text(name)
+    path, data = (tmp_path / name for name in names)
+    with short() as cell:
+        assert cell.seen(path, [data]) == str(path)
+        monkeypatch.setattr(cells, "within_reach", lambda file: file != data)
+        folder = Path(cell.seen(path, [data])).parent
+        for name in names:
+            came = cell.ask("reads", "trying", path=str(folder / name)).message["came"]
+            assert came == str(name.encode())
+
+
 def test_it_has_a_folder_to_write_to_which_goes_with_it(tmp_path: Path) -> None:
     with short() as cell:
         home = cell.ask("environment", "looking").message["home"]

@@ -12,6 +12,7 @@ from clipcheck.checkpoints import registry
 from clipcheck.errors import CatalogueError
 from clipcheck.sweep.catalogue import Entry, read
 from clipcheck.sweep.jobs import Source
+from tests.samples import onnx_naming
 
 DIGEST = "9c1f" * 16
 
@@ -160,6 +161,12 @@ def test_a_folder_has_all_checkpoints_in_it_and_below(tmp_path: Path) -> None:
         "other",
         "whole",
     ]
+
+
+def test_what_a_program_names_is_no_checkpoint_of_its_own(tmp_path: Path) -> None:
+    onnx_naming(tmp_path / "m.onnx", "weights.bin")
+    touched(tmp_path, "other.bin")
+    assert [Path(entry.source.place).name for entry in read(tmp_path)] == ["m.onnx", "other.bin"]
 
 
 def test_a_folder_that_leads_back_to_itself_is_searched_once(tmp_path: Path) -> None:

@@ -1,0 +1,246 @@
+"""Find the files that an ONNX program keeps its weights in, beside the program itself.
+
+An ONNX program may name files for the contents of its tensors ("external data" in onnx.proto3), as
+torch's exporter does by default. They are part of the program: who reads, hashes or copies it has
+to take them along. This module finds them without onnx, which need not be installed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import reprlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from clipcheck.errors import CheckpointError, DamagedError
+
+_TENSOR = "tensor"
+
+_PARTS: Mapping[str, Mapping[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: _TENSOR, 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: _TENSOR, 6: "graph", 10: _TENSOR, 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: _TENSOR, 2: _TENSOR},
+}
+"""By kind of message, the fields in which it may hold tensors, however deep (onnx.proto3)."""
+
+_ENTRY, _LOCATION, _EXTERNAL = 13, 14, 1
+"""Of a TensorProto: the field of a key with its value, that of where the contents are, and what the
+latter says of contents that are in another file."""
+
+_MOST_FIELDS = 10_000_000
+"""Of all messages that are looked into. A program of the largest released model has 100,000."""
+
+_WRITE_ANEW = "Copy or download the program again, or export it anew."
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where the contents of a tensor are.
+
+    Attributes:
+        location: the name of the file, from the program's folder on.
+        offset: of the first byte.
+        length: in bytes; None for all the rest of the file.
+    """
+
+    location: str
+    offset: int = 0
+    length: int | None = None
+
+    @property
+    def end(self) -> int:
+        """Bytes that the file needs to have."""
+        return self.offset + (self.length or 0)
+
+
+def data_files(path: Path) -> tuple[Path, ...]:
+    """The files that an ONNX program names, each once, in the order in which it names them.
+
+    Args:
+        path: a file of the format ``onnx``.
+
+    Raises:
+        CheckpointError: a name leads out of the program's folder.
+        DamagedError: a file is missing or too short, or the program is damaged.
+    """
+    needed: dict[str, int] = {}
+    for piece in _pieces(path):
+        needed[piece.location] = max(needed.get(piece.location, 0), piece.end)
+    found: dict[Path, None] = {}
+    for location, size in needed.items():
+        file = located(path, location)
+        _require_whole(file, location, size, path)
+        found[file] = None
+    return tuple(found)
+
+
+def located(path: Path, location: str) -> Path:
+    """The file that a program names.
+
+    It has to be in the program's folder or below. A program that is a symbolic link, as in the
+    cache of a hub, may name files of its own folder and of its target's.
+
+    Raises:
+        CheckpointError: it is elsewhere.
+    """
+    ways = (PurePosixPath(location), PureWindowsPath(location))
+    file = path.parent / location
+    if "\0" in location:
+        raise DamagedError("the name of its data has a NUL in it", remedy=_WRITE_ANEW, path=path)
+    if not any(way.is_absolute() or way.drive for way in ways):
+        homes = {os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path))}  # noqa: PTH120
+        if any(Path(os.path.realpath(file)).is_relative_to(home) for home in homes):
+            return file
+    link = f", a link to {os.path.realpath(file)}" if os.path.islink(file) else ""  # noqa: PTH114
+    raise CheckpointError(
+        f"expected its data in its own folder, found that it names {reprlib.repr(location)}{link}",
+        remedy="Export it anew, with its data beside it; if the file is not yours, do not use it.",
+        path=path,
+    )
+
+
+def piece_of(entries: Mapping[str, str], path: Path) -> Piece:
+    """Read the entries of a tensor.
+
+    Args:
+        entries: by key, as the program has them.
+        path: of the program, for messages.
+
+    Raises:
+        DamagedError: they make no sense.
+    """
+    numbers = [entries.get(key) for key in ("offset", "length")]
+    if not entries.get("location") or not all(
+        number is None or (number.isascii() and number.isdecimal() and len(number) < 20)
+        for number in numbers
+    ):
+        raise DamagedError(
+            "a tensor of it names its data in a way that is not ONNX's",
+            remedy=_WRITE_ANEW,
+            path=path,
+        )
+    offset, length = (None if number is None else int(number) for number in numbers)
+    return Piece(entries["location"], offset or 0, length)
+
+
+def _require_whole(file: Path, location: str, needed: int, path: Path) -> None:
+    try:
+        size = file.stat().st_size if file.is_file() else None
+    except OSError as error:
+        raise CheckpointError(
+            f"its data file {reprlib.repr(location)} cannot be read ({error.strerror})",
+            remedy="Check that you may read it.",
+            path=path,
+        ) from error
+    if size is None:
+        raise DamagedError(
+            f"its data file {reprlib.repr(location)} is missing",
+            remedy=f"Fetch it, and put it at {file}; or export the program in one file.",
+            path=path,
+        )
+    if size < needed:
+        raise DamagedError(
+            f"its data file {reprlib.repr(location)} has {size:,} bytes, and {needed:,} are needed",
+            remedy="Fetch all of it (git lfs pull), or export the program anew.",
+            path=path,
+        )
+
+
+def _pieces(path: Path) -> Iterator[Piece]:
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            for entries in _Walk(data).external():
+                yield piece_of(entries, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read ({error.strerror})", remedy="Check that you may read it.", path=path
+        ) from error
+    except (ValueError, IndexError) as error:
+        raise DamagedError(f"it is no ONNX ({error})", remedy=_WRITE_ANEW, path=path) from error
+
+
+class _Walk:
+    """A walk through a protobuf message (protobuf.dev, encoding); contents are stepped over."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._left = _MOST_FIELDS
+
+    def external(self) -> Iterator[dict[str, str]]:
+        """The entries of each tensor whose contents are in another file.
+
+        Raises:
+            ValueError, IndexError: it is no such message.
+        """
+        waiting = [("model", 0, len(self._data))]
+        while waiting:
+            kind, start, end = waiting.pop()
+            if kind == _TENSOR:
+                entries = self._entries(start, end)
+                if entries is not None:
+                    yield entries
+                continue
+            parts = _PARTS[kind]
+            for number, value in self._fields(start, end):
+                if number in parts and isinstance(value, range):
+                    waiting.append((parts[number], value.start, value.stop))
+
+    def _entries(self, start: int, end: int) -> dict[str, str] | None:
+        entries = {}
+        external = False
+        for number, value in self._fields(start, end):
+            if number == _LOCATION:
+                external = value == _EXTERNAL
+            elif number == _ENTRY and isinstance(value, range):
+                texts = {n: self._text(v) for n, v in self._fields(value.start, value.stop)}
+                entries[texts.get(1, "")] = texts.get(2, "")
+        return entries if external else None
+
+    def _text(self, value: int | range) -> str:
+        return self._data[value.start : value.stop].decode() if isinstance(value, range) else ""
+
+    def _fields(self, start: int, end: int) -> Iterator[tuple[int, int | range]]:
+        """Each field's number with its value: an integer, or where its contents are."""
+        place = start
+        while place < end:
+            self._left -= 1
+            if self._left < 0:
+                raise ValueError(f"it has more than {_MOST_FIELDS:,} fields")
+            tag, place = self._varint(place)
+            value: int | range = 0
+            kind = tag & 7
+            if kind == 0:
+                value, place = self._varint(place)
+            else:
+                fixed = {1: 8, 5: 4}
+                size, place = (fixed[kind], place) if kind in fixed else self._size(kind, place)
+                value = range(place, place + size)
+                place += size
+            if place > end:
+                raise ValueError("a field ends behind its message")
+            yield tag >> 3, value
+
+    def _size(self, kind: int, place: int) -> tuple[int, int]:
+        if kind != 2:
+            raise ValueError(f"a field is of kind {kind}")
+        return self._varint(place)
+
+    def _varint(self, place: int) -> tuple[int, int]:
+        """An integer in groups of seven bits, the lowest first; the last has its top bit clear."""
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = self._data[place]
+            place += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, place
+        raise ValueError("a number has no end")
