@@ -178,9 +178,9 @@ BAD = {
         "Save the model's whole state dict",
     ),
     "extra key": Bad(
-        lambda: saved(altered(head__weight=torch.ones(1))),
+        lambda: saved(altered(visual__head__weight=torch.ones(1))),
         ArchitectureError,
-        "unexpected: head.weight",
+        "unexpected: visual.head.weight",
         "Save the model's whole state dict, and nothing else",
     ),
     "misshapen key": Bad(

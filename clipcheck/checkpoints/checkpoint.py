@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints.architecture import Architecture, specs
+from clipcheck.checkpoints.finding import Origin
 from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.checkpoints.training import Entry
 from clipcheck.errors import NotFiniteError
@@ -94,6 +95,7 @@ class Checkpoint:
         parts: the zip records of those of a folder's files that have them.
         record: the strings and numbers that training code saved beside the weights, such as
             open_clip's ``name``; empty where there are none.
+        origin: where in the file the model was found.
     """
 
     path: Path
@@ -104,6 +106,7 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     parts: tuple[Records, ...] = ()
     record: Mapping[str, Entry] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
 
     @cached_property
     def sha256(self) -> str:

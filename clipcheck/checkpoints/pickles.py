@@ -9,7 +9,6 @@ are gone through without anything being built: what no pickler writes is refused
 from __future__ import annotations
 
 import io
-import math
 import pickletools
 import struct
 from typing import NamedTuple
@@ -73,14 +72,13 @@ class Survey(NamedTuple):
     odd: str
 
 
-def survey(data: bytes, *, room: int, pickles: int = 1, reach: float = math.inf) -> Survey:
+def survey(data: bytes, *, room: int, pickles: int = 1) -> Survey:
     """See that pickles are modest, and what they name.
 
     Args:
         data: pickles one after the other, and anything behind them.
         room: bytes of the file that has their storages: none has more elements.
         pickles: how many.
-        reach: the greatest number that a tensor may have for an offset, a size or a stride.
 
     Raises:
         ValueError: reading one could take all memory, or any time, or it is none.
@@ -92,13 +90,13 @@ def survey(data: bytes, *, room: int, pickles: int = 1, reach: float = math.inf)
     odd = ""
     for _ in range(pickles):
         try:
-            odd = _go_through(file, room, reach, names) or odd
+            odd = _go_through(file, room, names) or odd
         except (IndexError, KeyError, struct.error) as error:
             raise ValueError("it takes an object that is not there") from error
     return Survey(frozenset(names), odd)
 
 
-def _go_through(file: io.BytesIO, room: int, reach: float, names: set[str]) -> str:
+def _go_through(file: io.BytesIO, room: int, names: set[str]) -> str:
     """Add what a pickle names, and tell the first call in it that is odd."""
     odd = ""
     stack: list[_Made | None] = []  # None is a mark
@@ -124,8 +122,6 @@ def _go_through(file: io.BytesIO, room: int, reach: float, names: set[str]) -> s
         elif opcode.name == "POP":
             stack.pop()
         else:
-            if opcode.name == "REDUCE" and _is_tensor_beyond(reach, stack):
-                raise ValueError("it has a tensor that reaches beyond the file")
             odd = odd or _odd(opcode.name, stack)
             work += _step(opcode, argument, stack)
             if work > _MOST_WORK:
@@ -165,12 +161,6 @@ def _step(opcode: pickletools.OpcodeInfo, argument: object, stack: list[_Made | 
     made = _Made(1 + held.size + size, depth, number, name, literal, plain)
     stack.extend(made for _ in opcode.stack_after)
     return size
-
-
-def _is_tensor_beyond(reach: float, stack: list[_Made | None]) -> bool:
-    function, arguments = stack[-2], _top(stack)
-    named = function is not None and function.name.startswith("torch._utils._rebuild_")
-    return named and arguments.number > reach
 
 
 def _odd(opcode: str, stack: list[_Made | None]) -> str:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
+from clipcheck.checkpoints.state_dicts import Inert
+
 Entry: TypeAlias = "str | bool | int | float | list[Entry] | dict[str, Entry]"
 """A value of a record."""
 
@@ -24,8 +26,8 @@ _MOST_NUMBER = 1 << 63
 def read_record(found: object) -> dict[str, Entry]:
     """The strings and numbers of a training checkpoint's top level, by their names.
 
-    Values may be lists and mappings of such values. What is longer, deeper or of another type is
-    left out: tensors, for one.
+    Values may be lists and mappings of such values, and the attributes of an object count as a
+    mapping. What is longer, deeper or of another type is left out: tensors, for one.
 
     Args:
         found: what the file holds.
@@ -59,6 +61,8 @@ def _entry(value: object, depth: int, room: Iterator[int]) -> Entry | None:
         return value if math.isfinite(value) else None
     if not depth or len(value) > _MOST_ENTRIES:
         return None
+    if isinstance(value, Inert) and not value:
+        value = value.attributes
     if isinstance(value, Mapping):
         return _mapping(value, depth - 1, room) or None
     entries = [_entry(each, depth - 1, room) for each in value]

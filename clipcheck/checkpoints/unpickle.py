@@ -11,7 +11,7 @@ import io
 import math
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,12 @@ _MOST_ATTRIBUTES = 1_000_000
 
 _MOST_NAME = 1000
 """Characters of a weight's name. It is that of its module and of all above, joined."""
+
+_MOST_KEY = 100
+"""Characters of a storage's name. torch counts them."""
+
+META = "meta"
+"""The location of a tensor without values."""
 
 _MOST_ELEMENTS = 2**40
 """Of a tensor, in any dimension. It keeps what is computed of them within 64 bits in torch."""
@@ -195,52 +201,94 @@ class _ArchiveUnpickler(pickle.Unpickler):
         return known
 
     def persistent_load(self, pid: object) -> StorageRecord:
-        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
-            raise pickle.UnpicklingError("a persistent id is not that of a storage")
-        _, dtype, key, location, length = pid
-        if not all(isinstance(text, str) for text in (dtype, key, location)):
-            raise pickle.UnpicklingError("a storage has no known dtype or no name")
-        if dtype not in ITEM_SIZES or not isinstance(length, int) or length < 0:
-            raise pickle.UnpicklingError("a storage has no known dtype or no size")
-        return StorageRecord(dtype, key, location, length)
+        return storage_record(pid, ITEM_SIZES)
 
 
-def _tensor(
-    storage: StorageRecord, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
+def storage_record(pid: object, dtypes: Container[str]) -> StorageRecord:
+    """The storage that a persistent id names.
+
+    Args:
+        pid: as `torch.save` and TorchScript write it, with the name of a dtype for the class.
+        dtypes: those that it may have.
+
+    Raises:
+        UnpicklingError: it is none.
+    """
+    if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
+        raise pickle.UnpicklingError("a persistent id is not that of a storage")
+    _, dtype, key, location, length = pid
+    if not all(isinstance(text, str) for text in (dtype, key, location)):
+        raise pickle.UnpicklingError("a storage has no known dtype or no name")
+    if dtype not in dtypes or not isinstance(length, int) or length < 0:
+        raise pickle.UnpicklingError("a storage has no known dtype or no size")
+    if len(key) > _MOST_KEY:
+        raise pickle.UnpicklingError("a storage has a very long name")
+    return StorageRecord(dtype, key, location, length)
+
+
+def tensor_record(
+    storage: object, offset: object, shape: object, stride: object, *_: object
 ) -> TensorRecord:
-    """What `torch._utils._rebuild_tensor_v2` gets; its further arguments tell of gradients."""
-    if not isinstance(storage, StorageRecord) or len(shape) != len(stride):
-        raise pickle.UnpicklingError("a tensor without a storage, or with a bad shape")
-    numbers = (offset, *shape, *stride)
-    if not all(isinstance(n, int) and 0 <= n < _MOST_ELEMENTS for n in numbers):
-        raise pickle.UnpicklingError("a tensor with a dimension that none can have")
-    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-    if math.prod(shape) and last >= storage.length:
+    """The tensor that `torch._utils._rebuild_tensor_v2` would make.
+
+    Its further arguments tell of gradients.
+
+    Raises:
+        UnpicklingError: it is none, or it reaches beyond its storage.
+    """
+    if not isinstance(storage, StorageRecord):
+        raise pickle.UnpicklingError("a tensor without a storage")
+    tensor = TensorRecord(storage, *_sizes(offset, shape, stride))
+    steps = zip(tensor.shape, tensor.stride, strict=True)
+    last = tensor.offset + sum((n - 1) * step for n, step in steps)
+    if math.prod(tensor.shape) and last >= storage.length:
         raise pickle.UnpicklingError("a tensor reaches beyond its storage")
-    return TensorRecord(storage, offset, tuple(shape), tuple(stride))
+    return tensor
+
+
+def meta_record(dtype: str, shape: object, stride: object) -> TensorRecord:
+    """A tensor without values.
+
+    Raises:
+        UnpicklingError: it is none.
+    """
+    return TensorRecord(StorageRecord(dtype, "", META, 0), *_sizes(0, shape, stride))
+
+
+def _sizes(
+    offset: object, shape: object, stride: object
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    if not (isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride)):
+        raise pickle.UnpicklingError("a tensor with a bad shape")
+    numbers = (offset, *shape, *stride)
+    whole = all(isinstance(n, int) and 0 <= n < _MOST_ELEMENTS for n in numbers)
+    if not whole or math.prod(n or 1 for n in shape) > _MOST_ELEMENTS:
+        raise pickle.UnpicklingError("a tensor with a dimension that none can have")
+    return int(offset), shape, stride  # type: ignore[call-overload]
 
 
 def _as_is(value: object, *_: object) -> object:
     return value
 
 
-class _Helper(_Unstated):
+class Helper(_Unstated):
     """A function that a pickle may call. Of a bare one it could change the defaults."""
 
     def __init__(self, function: Callable[..., object]) -> None:
         self._function = function
 
     def __call__(self, *arguments: object) -> object:
+        """As the function."""
         return self._function(*arguments)
 
 
 _HELPERS: dict[tuple[str, str], Callable[..., object]] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _Helper(_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): Helper(tensor_record),
     ("collections", "OrderedDict"): OrderedDict,
     # Typed lists and dicts: attributes that are no weights.
     **{
-        ("torch.jit._pickle", name): _Helper(_as_is)
+        ("torch.jit._pickle", name): Helper(_as_is)
         for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
     },
-    ("torch.jit._pickle", "restore_type_tag"): _Helper(_as_is),
+    ("torch.jit._pickle", "restore_type_tag"): Helper(_as_is),
 }

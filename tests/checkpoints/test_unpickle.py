@@ -350,12 +350,12 @@ def test_a_records_state_cannot_be_set(tmp_path: Path) -> None:
 
 def test_a_helpers_defaults_cannot_be_set(tmp_path: Path) -> None:
     helper = unpickle._HELPERS["torch._utils", "_rebuild_tensor_v2"]
-    before = vars(helper).copy(), unpickle._tensor.__defaults__
+    before = vars(helper).copy(), unpickle.tensor_record.__defaults__
     state = b"N}" + _text("__defaults__") + b")s\x86b."
     altered = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + state
     with pytest.raises(DamagedError, match="gives a state to what has none"):
         read_tensors(archive_with({"data.pkl": altered}, tmp_path))
-    assert (vars(helper), unpickle._tensor.__defaults__) == before
+    assert (vars(helper), unpickle.tensor_record.__defaults__) == before
 
 
 def test_too_many_attributes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,313 @@
+"""Find a CLIP model in what training code saved: under any key, prefix and wrapper, beside others.
+
+Where there is one, it is taken; where there are several, the user says which.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, TypeVar
+
+from clipcheck.checkpoints.architecture import listed
+from clipcheck.checkpoints.state_dicts import Inert
+from clipcheck.checkpoints.unpickle import TensorRecord
+from clipcheck.checkpoints.variants import require_usual
+from clipcheck.errors import ArchitectureError, CheckpointError, UsageError
+
+Weight = TypeVar("Weight")
+"""A tensor, or the place of one in a file."""
+
+TOP = "."
+"""The name of a model whose keys are those of the file's top level."""
+
+_MOST_LEVELS = 6
+"""Mappings in each other, and parts of a prefix, above a model."""
+
+_MOST_NAME = 250
+"""Characters of a key; the rest is cut off. Those of a wrapped model have up to 150."""
+
+_MOST_NAMED = 8
+"""Models that a message lists."""
+
+_WRAPPERS = (
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_fpw_module",
+    "_checkpoint_wrapped_module",
+)
+"""Parts of keys that come from wrapping a module: in DistributedDataParallel or AveragedModel, by
+`torch.compile`, in FullyShardedDataParallel, and for activation checkpoints."""
+
+_IMAGE_PARTS = frozenset({"visual", "vision_model"})
+_TEXT_PARTS = frozenset(
+    {
+        "text",
+        "text_model",
+        "transformer",
+        "token_embedding",
+        "positional_embedding",
+        "text_projection",
+        "ln_final",
+    }
+)
+"""What follows a model's prefix in the keys of each tower, in any layout."""
+
+_OWN = (
+    "visual",
+    "vision",
+    "transformer",
+    "text",
+    "token",
+    "positional",
+    "ln_",
+    "logit",
+    "attn_mask",
+    "context_length",
+    "input_resolution",
+    "vocab_size",
+)
+"""How a model's own keys begin behind its prefix. Those of unknown additions to it do as well."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The place of a model in a file.
+
+    Attributes:
+        key: the keys of the mappings that lead to it, joined by dots; empty at the top.
+        prefix: what all its keys begin with there.
+        left_out: the keys of tensors beside it, which are no part of it.
+    """
+
+    key: str = ""
+    prefix: str = ""
+    left_out: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """A phrase for people; nothing where the file is that model and no more."""
+        taken = [
+            f"read from {self.key!r}" if self.key else "",
+            f"without {self.prefix!r}" if self.prefix else "",
+        ]
+        parts = [", ".join(filter(None, taken)), listed("left out", list(self.left_out), 3)]
+        return "; ".join(filter(None, parts))
+
+
+@dataclass(frozen=True)
+class Model(Generic[Weight]):
+    """A CLIP model in a file.
+
+    Attributes:
+        weights: by the keys that they have without prefix and wrappers.
+        origin: where it was found.
+    """
+
+    weights: Mapping[str, Weight]
+    origin: Origin
+
+
+def find_model(
+    saved: object, kind: type[Weight], key: str | None, path: str | os.PathLike[str]
+) -> Model[Weight]:
+    """Find the CLIP model in an object that training code saved.
+
+    Where there is none, all tensors of the mapping with the most of them are given: the caller
+    tells what they lack.
+
+    Args:
+        saved: what the file holds.
+        kind: the class of its tensors.
+        key: the name of the model, or the beginning of it, where the user gave one.
+        path: the file, for messages.
+
+    Raises:
+        ArchitectureError: it has no tensors by name, or those of another kind of model.
+        CheckpointError: it has several models, and the key does not say which.
+        UsageError: it has no model of that name.
+    """
+    mappings = list(_mappings(saved))
+    candidates = _distinct(
+        each for place, found in mappings for each in _candidates(place, found, kind)
+    )
+    if candidates or key is not None:
+        return _chosen(candidates, key, path).model(path)
+    tensors = [(place, _tensors(found, kind)) for place, found in mappings]
+    place, most = max(tensors, key=lambda each: len(each[1]), default=("", {}))
+    if not most:
+        raise ArchitectureError(
+            f"expected a dict of tensors by name, found {_described(saved)}",
+            remedy="Save model.state_dict().",
+            path=path,
+        )
+    require_usual(most, path)
+    return Model({_unwrapped(key): tensor for key, tensor in most.items()}, Origin(place))
+
+
+def _described(saved: object) -> str:
+    found = _mapping_of(saved)
+    if found:
+        names = [key[:80] for key in found if isinstance(key, str)]
+        return f"none under {listed('its keys', names) or 'its keys, which are no names'}"
+    if isinstance(saved, TensorRecord):
+        return "a tensor"
+    return "an object of another class" if type(saved) is Inert else f"a {type(saved).__name__}"
+
+
+def _mapping_of(value: object) -> Mapping[object, object] | None:
+    """The items of a mapping, or the attributes of an object."""
+    if isinstance(value, Inert):
+        return value or value.attributes
+    return value if isinstance(value, Mapping) else None
+
+
+def _mappings(saved: object) -> Iterator[tuple[str, Mapping[object, object]]]:
+    """Give all mappings, the outer ones first, each once, with the keys that lead to it."""
+    pending: deque[tuple[tuple[str, ...], object]] = deque([((), saved)])
+    met: set[int] = set()
+    while pending:
+        keys, value = pending.popleft()
+        found = _mapping_of(value)
+        if found is None or id(found) in met:
+            continue
+        met.add(id(found))
+        yield ".".join(keys), found
+        if len(keys) == _MOST_LEVELS:
+            continue
+        for key, child in found.items():
+            if isinstance(key, str) and _mapping_of(child) is not None:
+                pending.append(((*keys, key[:_MOST_NAME]), child))
+
+
+def _candidates(
+    place: str, found: Mapping[object, object], kind: type[Weight]
+) -> list[_Candidate[Weight]]:
+    """Give what may be a CLIP model in a mapping: keys of both towers are behind one prefix."""
+    tensors = _tensors(found, kind)
+    parts = [(prefix, part) for key in tensors for prefix, part in _cuts(key)]
+    images = {prefix for prefix, part in parts if part in _IMAGE_PARTS}
+    prefixes = images & {prefix for prefix, part in parts if part in _TEXT_PARTS}
+    keys: dict[str | None, list[str]] = {None: []}
+    for key in tensors:
+        owners = [prefix for prefix, _ in _cuts(key) if prefix in prefixes]
+        keys.setdefault(owners[-1] if owners else None, []).append(key)
+    beside = keys.pop(None)
+    return [_Candidate(place, str(prefix), own, beside, tensors) for prefix, own in keys.items()]
+
+
+def _tensors(found: Mapping[object, object], kind: type[Weight]) -> dict[str, Weight]:
+    return {
+        key[:_MOST_NAME]: value
+        for key, value in found.items()
+        if isinstance(key, str) and isinstance(value, kind)
+    }
+
+
+def _cuts(key: str) -> list[tuple[str, str]]:
+    """What may be a prefix in a key, with its dot, and the part that comes behind it."""
+    parts = key.split(".")[: _MOST_LEVELS + 1]
+    return [("".join(f"{part}." for part in parts[:n]), parts[n]) for n in range(len(parts))]
+
+
+@dataclass(frozen=True)
+class _Candidate(Generic[Weight]):
+    """What may be a CLIP model.
+
+    Attributes:
+        place: the keys that lead to its mapping.
+        prefix: of its keys there, with the dot.
+        keys: those that have the prefix, and no longer one of another model.
+        beside: keys that have the prefix of no model.
+        tensors: all of the mapping.
+    """
+
+    place: str
+    prefix: str
+    keys: Sequence[str]
+    beside: Sequence[str]
+    tensors: Mapping[str, Weight]
+
+    @property
+    def name(self) -> str:
+        """The name by which the user may ask for it."""
+        return ".".join(filter(None, [self.place, self.prefix.rstrip(".")])) or TOP
+
+    @cached_property
+    def own(self) -> list[tuple[str, str]]:
+        """The keys of its weights, without prefix and wrappers, each with that in the file."""
+        named = [(_unwrapped(key.removeprefix(self.prefix)), key) for key in self.keys]
+        return [(name, key) for name, key in named if name.startswith(_OWN)]
+
+    @cached_property
+    def identity(self) -> frozenset[tuple[str, object]]:
+        """Equal to that of another which is the same tensors in the file."""
+        return frozenset((name, _identity(self.tensors[key])) for name, key in self.own)
+
+    def model(self, path: str | os.PathLike[str]) -> Model[Weight]:
+        """The model, if it is one that can be read.
+
+        Raises:
+            ArchitectureError: it has additions, or a weight twice.
+        """
+        require_usual([_unwrapped(key) for key in [*self.keys, *self.beside]], path)
+        weights: dict[str, Weight] = {}
+        for name, key in self.own:
+            tensor = self.tensors[key]
+            if _identity(weights.setdefault(name, tensor)) != _identity(tensor):
+                raise ArchitectureError(
+                    f"expected one tensor for {name}, found two that differ, one of them {key}",
+                    remedy="Save the state dict of the model without its wrapper.",
+                    path=path,
+                )
+        taken = {key for _, key in self.own}
+        left_out = tuple(key for key in self.tensors if key not in taken)
+        return Model(weights, Origin(self.place, self.prefix, left_out))
+
+
+def _identity(tensor: object) -> object:
+    """Equal to that of a tensor which is the same in the file."""
+    return tensor if isinstance(tensor, TensorRecord) else id(tensor)
+
+
+def _unwrapped(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+
+
+def _distinct(candidates: Iterable[_Candidate[Weight]]) -> list[_Candidate[Weight]]:
+    """Without those that are the tensors of one before."""
+    found: dict[frozenset[tuple[str, object]], _Candidate[Weight]] = {}
+    for candidate in candidates:
+        found.setdefault(candidate.identity, candidate)
+    return list(found.values())
+
+
+def _chosen(
+    candidates: Sequence[_Candidate[Weight]], key: str | None, path: str | os.PathLike[str]
+) -> _Candidate[Weight]:
+    """The one of that name, or the one whose name begins so; without a name, the only one."""
+    if key is None:
+        found = list(candidates)
+    else:
+        found = [each for each in candidates if each.name == key] or [
+            each for each in candidates if each.name.startswith(f"{key}.")
+        ]
+    if len(found) == 1:
+        return found[0]
+    names = [each.name[:80] for each in found or candidates]
+    if not found:
+        some = listed("it has", names, _MOST_NAMED).replace(":", "", 1) or "it has none"
+        raise UsageError(
+            f"{os.fspath(path)}: expected a CLIP model under {key!r}; {some}",
+            remedy="Give one of these as --key (in Python, key=)."
+            if names
+            else "Leave --key out to see what is wrong with the file.",
+        )
+    raise CheckpointError(
+        f"expected one CLIP model, found {listed(str(len(names)), names, _MOST_NAMED)}",
+        remedy=f"Say which with --key (in Python, key=), as --key {names[0]}.",
+        path=path,
+    )

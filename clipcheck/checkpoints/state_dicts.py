@@ -1,0 +1,339 @@
+"""Read what `torch.save` wrote, in its old format and in the one since torch 1.6. Nothing is run.
+
+Training code saves much beside the weights: numpy numbers, dates, paths, options. The unpickler
+here makes tensors into `TensorRecord`s, and every other object into an `Inert`, which does nothing.
+What training code does not leave behind is refused by its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from clipcheck.checkpoints.pickles import MOST_BYTES, survey
+from clipcheck.checkpoints.records import MappedFile
+from clipcheck.checkpoints.unpickle import (
+    ITEM_SIZES,
+    STORAGE_DTYPES,
+    Helper,
+    StorageRecord,
+    TensorRecord,
+    meta_record,
+    storage_record,
+    tensor_record,
+)
+from clipcheck.errors import ArchitectureError, DamagedError, UnsafeError, first_line
+
+LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""How `torch.save` files began before torch 1.6: a pickle of torch's magic number."""
+
+_LEGACY_PICKLES = 5
+"""Before the weights: magic number, protocol, system, the object, the keys of the storages."""
+
+_LENGTH_BYTES = 8
+"""Of the number of elements before each storage of an old file."""
+
+_STORAGES = {
+    **STORAGE_DTYPES,
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "UntypedStorage": "uint8",
+    "_UntypedStorage": "uint8",
+}
+_ITEM_SIZES = {**ITEM_SIZES, "complex64": 8, "complex128": 16}
+
+_DTYPE = re.compile(r"(b?float|b?complex|[qu]*int|bits|bool)\w*")
+
+_MAPPING = re.compile(r"collections\.(OrderedDict|defaultdict|Counter)")
+
+_INERT = re.compile(
+    r"collections\.deque|builtins\.(set|frozenset|complex|slice|x?range|object|type|NoneType|Ellipsis"
+    r"|dict|list|tuple|int|long|float|str|unicode|bool|bytes)"
+    r"|(copyreg|copy_reg)\._reconstructor"
+    # Python's own values, as dates and paths.
+    r"|datetime\.(datetime|date|time|timedelta|timezone)|argparse\.Namespace|types\.SimpleNamespace"
+    r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|uuid\.UUID|decimal\.Decimal"
+    r"|fractions\.Fraction|random\.Random|typing\.\w+"
+    # Numbers, arrays and states of random generators.
+    r"|numpy\.(dtype|ndarray|dtypes\.\w+DType|(bool|u?int|float|complex|str|bytes|datetime"
+    r"|timedelta)\w*)"
+    r"|numpy\._?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)"
+    r"|numpy\.ma(\.core)?\.(_mareconstruct|MaskedArray)"
+    r"|numpy\.random\.(_pickle\.__\w+_ctor|_\w+\.[A-Z]\w*|bit_generator\.\w*SeedSequence"
+    r"|mtrand\.RandomState)"
+    r"|torch\.(Size|device|storage\.\w*TypedStorage|torch_version\.TorchVersion|(_tensor\.)?Tensor"
+    r"|Generator|nn\.parameter\.Buffer|optim\.[\w.]*\b[A-Z]\w*|(cuda\.)?amp\.[\w.]*\b[A-Z]\w*)"
+    # Classes of libraries that hold options and states of training.
+    r"|(omegaconf|pytorch_lightning|lightning|lightning_fabric|lightning_utilities|torchmetrics"
+    r"|transformers|accelerate|deepspeed|mmengine|mmcv|yacs|ml_collections|easydict|addict|hydra"
+    r"|torchvision\.transforms)\.[\w.]*\b[A-Z]\w*"
+)
+"""Names that training code leaves beside the weights."""
+
+_OTHER_TENSORS = re.compile(
+    r"torch\._utils\._rebuild_(sparse|q|nested|wrapper_subclass|device)\w*"
+    r"|torch\.(cuda\.)?sparse\.\w+|torchao\.[\w.]+|bitsandbytes\.[\w.]+"
+    r"|torch\.distributed\.[\w.]*(DTensor|ShardedTensor)"
+)
+
+
+class Inert(dict[object, object]):
+    """Stands for any object that is no tensor: its items and attributes, and no behaviour.
+
+    Attributes:
+        attributes: what the pickle gave it for a state, where that is a mapping.
+    """
+
+    attributes: Mapping[object, object]
+
+    def __new__(cls, *_: object, **__: object) -> Inert:
+        """Without items or attributes. Not in `__init__`, which an unpickler may leave out."""
+        made = super().__new__(cls)
+        made.attributes = {}
+        return made
+
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        # Kept, not copied: any number of objects may have the same state.
+        self.attributes = state if isinstance(state, dict) else {}
+
+    def _drop(self, _: object) -> None:
+        """What a list or a set would take."""
+
+    append = extend = add = _drop
+
+    # By identity: it may be a key.
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class _Items(Inert):
+    """A mapping of Python's own. Its state is not its contents: of a state dict, versions."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _GreedyError(Exception):
+    """A call that takes the memory or the time that the file says."""
+
+
+def read_pickle(pickled: bytes, path: Path) -> object:
+    """The object of a file since torch 1.6, with `TensorRecord`s and `Inert` objects in it.
+
+    Args:
+        pickled: its record ``data.pkl``.
+        path: the file.
+
+    Raises:
+        DamagedError: it is no pickle, or reading it could take all memory, or any time.
+        ArchitectureError: it has sparse or quantized tensors.
+        UnsafeError: it names what no training code leaves.
+    """
+    return _read(pickled, 1, path)[0][0]
+
+
+class LegacyFile:
+    """A file as `torch.save` wrote it before torch 1.6.
+
+    Attributes:
+        saved: the object, with `TensorRecord`s and `Inert` objects in it.
+
+    Raises:
+        DamagedError, ArchitectureError, UnsafeError: as for `read_pickle`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = MappedFile(path)
+        found, end, storages = _read(self._file.buffer[:MOST_BYTES], _LEGACY_PICKLES, path)
+        _, _, system, self.saved, keys = found
+        if isinstance(system, dict) and system.get("little_endian") is False:
+            raise DamagedError(
+                "its weights are big-endian",
+                remedy="Write the file anew on a little-endian machine.",
+                path=path,
+            )
+        self._places = self._find(keys, storages, end)
+        self._storages: dict[str, bytearray] = {}
+
+    def _find(
+        self, keys: object, storages: Mapping[str, StorageRecord], at: int
+    ) -> dict[str, tuple[int, int]]:
+        """Where each storage begins and ends. Before each is its number of elements."""
+        places = {}
+        for key in keys if isinstance(keys, list) else ():
+            storage = storages.get(key) if isinstance(key, str) else None
+            if storage is None or key in places:
+                raise self._damaged("it lists a storage that no tensor has")
+            begin = at + _LENGTH_BYTES
+            if int.from_bytes(self._file.buffer[at:begin], "little") != storage.length:
+                raise self._damaged("a storage has another length than its tensor says")
+            at = begin + storage.length * _ITEM_SIZES[storage.dtype]
+            places[key] = begin, at
+        if at > len(self._file):
+            raise self._damaged("it was cut off")
+        return places
+
+    def read(self, storage: StorageRecord) -> bytearray:
+        """The bytes of a storage, copied: in these files they are not aligned.
+
+        Raises:
+            DamagedError: the file does not have it.
+        """
+        key = storage.key
+        if key not in self._places:
+            raise self._damaged("a tensor has a storage that is not there")
+        if key not in self._storages:
+            self._storages[key] = bytearray(self._file.buffer[slice(*self._places[key])])
+        return self._storages[key]
+
+    def _damaged(self, problem: str) -> DamagedError:
+        return _damaged(problem, self._file.path)
+
+
+def _read(
+    data: bytes, pickles: int, path: Path
+) -> tuple[list[object], int, dict[str, StorageRecord]]:
+    """The objects of pickles one behind the other, where these end, and the storages in them."""
+    storages: dict[str, StorageRecord] = {}
+    try:
+        survey(data, room=path.stat().st_size, pickles=pickles)
+        file = io.BytesIO(data)
+        found = [_Unpickler(file, path, storages).load() for _ in range(pickles)]
+    except (UnsafeError, ArchitectureError):
+        raise
+    except _GreedyError as error:
+        raise _unsafe(str(error), "takes what memory or time it is told", path) from error
+    # An altered pickle can make the unpickler raise nearly anything; none of it is a defect here.
+    except Exception as error:
+        raise _damaged(f"its pickle cannot be read ({first_line(error)[:120]})", path) from error
+    return found, file.tell(), storages
+
+
+def _damaged(problem: str, path: Path) -> DamagedError:
+    return DamagedError(
+        problem, remedy="Copy or download the file again, or write it anew.", path=path
+    )
+
+
+def _unsafe(name: str, harm: str, path: Path) -> UnsafeError:
+    return UnsafeError(
+        f"its pickle asks for {name.removeprefix('builtins.')[:80]}, which {harm}; nothing was run",
+        remedy="If it is yours, save model.state_dict() alone, in place of the whole model or the "
+        "training state; if it is not, do not load it with anything else.",
+        path=path,
+    )
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, path: Path, storages: dict[str, StorageRecord]) -> None:
+        super().__init__(file)
+        self._path = path
+        self._storages = storages
+
+    def find_class(self, module: str, name: str) -> Callable[..., object] | str:
+        full = f"{module}.{name}".replace("__builtin__.", "builtins.")
+        if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
+            return _STORAGES[name]
+        if module == "torch" and _DTYPE.fullmatch(name):
+            return name
+        if full in _MAKERS:
+            return _MAKERS[full]
+        if _MAPPING.fullmatch(full):
+            return _Items
+        if _INERT.fullmatch(full) or full in _trusted():
+            return Inert
+        if _OTHER_TENSORS.fullmatch(full):
+            raise ArchitectureError(
+                f"expected dense weights, found some that {full[:80]} makes: they are sparse, "
+                "quantized, sharded or of a kind of their own",
+                remedy="Save the model's whole state dict before it is quantized, sharded or moved "
+                "elsewhere.",
+                path=self._path,
+            )
+        raise _unsafe(full, "could run code", self._path)
+
+    def persistent_load(self, pid: object) -> StorageRecord:
+        # Before torch 1.6 a sixth told of a part of another storage.
+        if isinstance(pid, tuple) and len(pid) == 6 and pid[5] is None:
+            pid = pid[:5]
+        storage = storage_record(pid, _ITEM_SIZES)
+        if self._storages.setdefault(storage.key, storage) != storage:
+            raise pickle.UnpicklingError("two storages have the same name")
+        return storage
+
+
+def _trusted() -> set[str]:
+    """What the caller told torch to trust."""
+    import torch
+
+    return {
+        each[1] if isinstance(each, tuple) else f"{each.__module__}.{each.__qualname__}"
+        for each in torch.serialization.get_safe_globals()
+    }
+
+
+def _typed_tensor(storage: StorageRecord, *arguments: object) -> TensorRecord:
+    """As `torch._utils._rebuild_tensor_v3`: the storage is of bytes, and the dtype comes apart."""
+    import torch
+
+    offset, shape, stride, _, _, dtype = arguments[:6]
+    if not (isinstance(dtype, str) and _DTYPE.fullmatch(dtype) and hasattr(torch, dtype)):
+        raise pickle.UnpicklingError("a tensor has no known dtype")
+    length = storage.length // getattr(torch, dtype).itemsize
+    typed = dataclasses.replace(storage, dtype=dtype, length=length)
+    return tensor_record(typed, offset, shape, stride)
+
+
+def _meta_tensor(dtype: object, shape: object, stride: object, *_: object) -> TensorRecord:
+    if not (isinstance(dtype, str) and _DTYPE.fullmatch(dtype)):
+        raise pickle.UnpicklingError("a tensor has no known dtype")
+    return meta_record(dtype, shape, stride)
+
+
+def _of_type(function: object, _: object, arguments: object, *__: object) -> object:
+    """As `torch._tensor._rebuild_from_type_v2`: a tensor with attributes, which are dropped."""
+    if not (callable(function) and isinstance(arguments, tuple)):
+        raise pickle.UnpicklingError("it calls what is no function")
+    return function(*arguments)
+
+
+def _tensor(value: object, *_: object) -> object:
+    return value
+
+
+def _literal(name: str) -> Callable[..., object]:
+    """A call that makes bytes: of a text, as picklers write it, it is harmless."""
+
+    def made(*arguments: object) -> Inert:
+        texts = all(isinstance(each, str | Inert) for each in arguments)
+        if not texts or not {*arguments[1:]} <= {"latin1", "latin-1"}:
+            raise _GreedyError(name)
+        return Inert()
+
+    return made
+
+
+_MAKERS = {
+    name: Helper(function)
+    for name, function in (
+        ("torch._utils._rebuild_tensor", tensor_record),
+        ("torch._utils._rebuild_tensor_v2", tensor_record),
+        ("torch._utils._rebuild_tensor_v3", _typed_tensor),
+        ("torch._utils._rebuild_meta_tensor_no_storage", _meta_tensor),
+        ("torch._utils._rebuild_parameter", _tensor),
+        ("torch._utils._rebuild_parameter_with_state", _tensor),
+        ("torch._tensor._rebuild_from_type_v2", _of_type),
+        ("torch.nn.parameter.Parameter", _tensor),
+        ("_codecs.encode", _literal("_codecs.encode")),
+        ("builtins.bytearray", _literal("bytearray")),
+    )
+}

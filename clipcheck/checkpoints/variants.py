@@ -1,0 +1,69 @@
+"""Additions that make another model of a CLIP model, told by the keys of their weights.
+
+Without these weights the rest would still load, and compute something else than the file's model.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+
+from clipcheck.checkpoints.architecture import listed
+from clipcheck.errors import ArchitectureError
+
+_ANOTHER = "Give a checkpoint that has the modules of the released models and no others."
+_MERGE = "Merge them into the weights (peft: merge_and_unload()), then save the state dict."
+_GATHER = "Gather the whole state dict (StateDictType.FULL_STATE_DICT), then save that."
+_UNPRUNE = "Make them permanent (torch.nn.utils.parametrize.remove_parametrizations), then save."
+_UNQUANTIZED = "Give the checkpoint that it was quantized from."
+
+_VARIANTS = tuple(
+    (re.compile(pattern, re.IGNORECASE), meaning, remedy)
+    for pattern, meaning, remedy in (
+        (r"positional_embedding_res$", "Long-CLIP's second positional embedding", _ANOTHER),
+        (r"(^|\.)conv1_alpha\.", "Alpha-CLIP's convolution of the alpha channel", _ANOTHER),
+        (r"(^|[._])lora_|\.base_layer\.", "LoRA's weights, which are not merged", _MERGE),
+        (r"(^|\.)logit_bias$", "the bias of a sigmoid loss", _ANOTHER),
+        (r"(^|[._])(adapter|adaptmlp)s?\d*([._]|$)", "an adapter", _ANOTHER),
+        (r"(^|\.)(prompt_learner|\w*prompt_embeddings?|ctx)(\.|$)", "learned prompts, as CoOp's",
+         _ANOTHER),
+        (r"\.ls_?[12]\.gamma$", "LayerScale", _ANOTHER),
+        (r"attn\.(ln_[qk]|[qk]_norm|norm_[qk])\.", "normalised queries and keys", _ANOTHER),
+        (r"attn\.(logit_scale|head_scale)$", "an attention with scales of its own", _ANOTHER),
+        (r"\.(ln_attn|attn\.ln_inner|mlp\.ln)\.", "further norms in its blocks", _ANOTHER),
+        (r"(^|\.)visual\.attn_pool", "an attention pooler, as CoCa's", _ANOTHER),
+        (r"(^|\.)cls_emb$", "a class token of the text tower, as CoCa's", _ANOTHER),
+        (r"(^|\.)visual\.trunk\.", "an image tower of timm", _ANOTHER),
+        (r"(^|\.)text\.transformer\.(embeddings|encoder)\.", "a text tower of transformers",
+         _ANOTHER),
+        (r"(^|[._])flat_param", "FSDP's flattened weights", _GATHER),
+        (r"(weight|bias)_(orig|mask)$|\.parametrizations\.|\.weight_[gv]$", "parametrized weights",
+         _UNPRUNE),
+        (r"\.(SCB|absmax|quant_state|qweight|qzeros|weight_scale)(\.|$)|_packed_params",
+         "quantized weights", _UNQUANTIZED),
+    )
+)  # fmt: skip
+"""A pattern of keys, what has such keys, and what can be done."""
+
+
+def require_usual(keys: Iterable[str], path: str | os.PathLike[str]) -> None:
+    """See that no weights belong to an addition that is known.
+
+    Args:
+        keys: of all weights.
+        path: the file, for messages.
+
+    Raises:
+        ArchitectureError: some do; the message names the addition.
+    """
+    keys = list(keys)
+    for pattern, meaning, remedy in _VARIANTS:
+        found = [key for key in keys if pattern.search(key)]
+        if found:
+            raise ArchitectureError(
+                f"{listed('it has', found, 2).replace(':', '', 1)}, {meaning}: another model, not "
+                "supported",
+                remedy=remedy,
+                path=path,
+            )
