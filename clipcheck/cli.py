@@ -461,15 +461,17 @@ def convert(
 ) -> None:
     """Write it in another format: weights, a library's folder, or a program. What computes is
     checked before it is kept."""
+    from clipcheck.checkpoints.formats import open_checkpoint, require_found
+
+    _require_converter(form, dtype)
+    require_found(checkpoint)
     import torch
 
     from clipcheck import terminal
     from clipcheck.backends.loading import PROGRAMS
     from clipcheck.checkpoints.checkpoint import Format
-    from clipcheck.checkpoints.formats import open_checkpoint
 
     wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
-    _require_converter(form, dtype)
     with terminal.progress(quiet) as progress:
         opened = open_checkpoint(checkpoint, download_root)
         how = {"reference": opened.path, "dtype": dtype} if form in PROGRAMS else {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck.backends.archives import open_archive
 from clipcheck.backends.cells import cell_for, isolation_named, prepare
-from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.formats import open_checkpoint, require_found
 from clipcheck.compare.localisation import Localisation, Tower
 from clipcheck.compare.tolerances import LIMITS
 from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches, for_modules
@@ -91,6 +91,7 @@ def localize(
     Raises:
         ClipcheckError: the checkpoint or the device cannot be used; the subclass tells why.
     """
+    require_found(checkpoint)
     prepare([os.fspath(checkpoint)], isolation_named(isolation))
 
     import torch

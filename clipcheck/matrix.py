@@ -24,6 +24,7 @@ from clipcheck.backends.registry import ALL, Choice, way
 from clipcheck.backends.weights import compare_weights, compared
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
+from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_reference, open_subject, weights_of
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.localisation import Localisation
@@ -193,6 +194,9 @@ class Judge:
     def _open(self, draft: _Draft, device: Device, span: Span) -> tuple[_Files, torch.device]:
         name, root = draft.judgement.checkpoint, self.plan.download_root
         span.say(f"{name}: reading")
+        require_found(name)
+        if self.plan.reference is not None:
+            require_found(self.plan.reference)
         from clipcheck.models.loader import resolve_device  # which imports torch, and takes seconds
 
         target = resolve_device(device)

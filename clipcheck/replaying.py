@@ -14,6 +14,7 @@ from clipcheck.backends.cells import cell_for, isolation_named, prepare
 from clipcheck.backends.loading import build, load_sides, require_runs
 from clipcheck.backends.registry import parse
 from clipcheck.checking import Device
+from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_reference, open_subject, weights_of
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.result import Case
@@ -84,10 +85,12 @@ def replay(
         ReplayError: there is no such input.
         ClipcheckError: the checkpoint or the device cannot be used; the subclass tells why.
     """
+    saved = read(path)
+    require_found(checkpoint or saved.checkpoint)
+
     from clipcheck.backends.reference import exact_floats
     from clipcheck.models.loader import resolve_device
 
-    saved = read(path)
     apart = isolation_named(isolation)
     prepare([checkpoint or saved.checkpoint], apart)
     span = Span(progress or silent)

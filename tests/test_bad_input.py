@@ -301,6 +301,42 @@ def test_a_directory_is_told_from_a_file(run: Run, tmp_path: Path) -> None:
     assert done.err.startswith(f"clipcheck: {tmp_path}: expected ")
 
 
+WITHOUT_TORCH = """
+import sys
+from clipcheck.cli import main
+sys.modules["torch"] = sys.modules["torchvision"] = None
+for line in sys.stdin.read().splitlines():
+    sys.argv = ["clipcheck", *line.split()]
+    try:
+        main()
+    except SystemExit as end:
+        print("ended with", end.code, flush=True)
+"""
+"""Runs commands where importing torch is an error."""
+
+
+def test_a_path_that_does_not_exist_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "there.pt").write_bytes(archive())
+    commands = [
+        "check gone.pt",
+        "check there.pt --reference gone.pt",
+        "inspect gone.pt",
+        "convert gone.pt -o made.pt",
+        "localize gone.pt",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH],
+        input="\n".join(commands),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert done.stdout.count("ended with 2") == len(commands)
+    assert (done.stdout + done.stderr).count("gone.pt: no such file or folder") == len(commands)
+    assert "Traceback" not in done.stderr
+
+
 def test_an_unknown_name_is_answered_with_the_nearest(run: Run) -> None:
     with pytest.raises(UnknownModelError) as caught:
         open_checkpoint("ViT-B-32")

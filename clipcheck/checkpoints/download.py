@@ -389,7 +389,7 @@ def _failure(wanted: _Wanted, reason: str) -> DownloadError:
     if wanted.url.startswith(f"{registry.base_address()}/"):
         mirror = f"name a mirror by {registry.BASE_VARIABLE}; "
     return DownloadError(
-        f"{url} could not be fetched: {without_password(reason).rstrip('.')}",
+        f"could not be fetched: {without_password(reason).rstrip('.')}",
         remedy="Check the network and the proxy (https_proxy, no_proxy), and that the folder is "
         f"writable and has room; {mirror}or download {url} by hand to {wanted.path}.",
         path=wanted.path,

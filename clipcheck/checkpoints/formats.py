@@ -53,11 +53,20 @@ def locate(name: str | os.PathLike[str], download_root: str | os.PathLike[str] |
         UnknownModelError: ``name`` is neither a released name nor an existing path.
         DownloadError: the released file could not be fetched.
     """
-    path = Path(name)
-    if str(name) not in registry.available_models() and _is_there(path):
-        return path
-    released = registry.find(str(name))
-    return download.fetch(released.name, download_root)
+    require_found(name)
+    if str(name) in registry.RELEASED:
+        return download.fetch(str(name), download_root)
+    return Path(name)
+
+
+def require_found(name: str | os.PathLike[str]) -> None:
+    """See that a name is a released one, or that there is something at its path.
+
+    Raises:
+        UnknownModelError: it is neither.
+    """
+    if str(name) not in registry.RELEASED and not _is_there(Path(name)):
+        raise registry.not_found(str(name))
 
 
 def _is_there(path: Path) -> bool:

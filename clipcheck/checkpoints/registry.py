@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,12 +127,50 @@ def find(name: str) -> Released:
     """
     if name in RELEASED:
         return RELEASED[name]
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> UnknownModelError:
     # Without a cutoff there is always a nearest name, so the message has one form only.
     (nearest,) = difflib.get_close_matches(name, RELEASED, n=1, cutoff=0.0)
-    raise UnknownModelError(
+    return UnknownModelError(
         f"expected a released model or an existing file, found {name!r}",
         remedy=f"The nearest released name is {nearest!r}; all of them: {', '.join(RELEASED)}.",
     )
+
+
+def not_found(name: str) -> UnknownModelError:
+    """The error for a name that is neither a released one nor the path of anything.
+
+    A name with a separator or a suffix is meant as a path.
+    """
+    path = Path(name)
+    if not path.suffix and not set(name) & {"/", "\\"}:
+        return _unknown(name)
+    if path.is_symlink():
+        return UnknownModelError(
+            f"it is a link to {str(path.readlink())!r}, which does not exist",
+            remedy="Fetch the file that it leads to, or give another path.",
+            path=name,
+        )
+    return UnknownModelError("no such file or folder", remedy=_path_hint(path), path=name)
+
+
+def _path_hint(path: Path) -> str:
+    for released in RELEASED.values():
+        if path.name == released.filename:
+            return f"The name {released.name!r} fetches the released file; a path has to exist."
+    lower = {name.lower(): name for name in RELEASED}
+    near = difflib.get_close_matches(str(path).lower(), lower, n=1, cutoff=0.8)
+    if near:
+        return f"The nearest released name is {lower[near[0]]!r}."
+    if not path.parent.is_dir():
+        return f"Check the path: there is no folder {str(path.parent)!r} either."
+    with suppress(OSError):
+        near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.75)
+    if near:
+        return f"The nearest name there is {near[0]!r}."
+    return f"Check the path; relative ones start from {os.getcwd()}."  # noqa: PTH109
 
 
 def by_sha256(digest: str) -> Released | None:

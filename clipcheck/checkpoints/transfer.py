@@ -7,13 +7,14 @@ import logging
 import os
 import random
 import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeGuard
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -210,7 +211,13 @@ class Transfer:
             requests.exceptions.Timeout,
             requests.exceptions.ChunkedEncodingError,
         ) as error:
-            raise _PassingError(str(error)) from error
+            causes = list(_causes(error))
+            if any(isinstance(cause, socket.gaierror) for cause in causes):
+                # Asking again would find the same, after the system's own tries.
+                host = next(filter(None, map(_unresolved, causes)), urlsplit(self._url).hostname)
+                raise OSError(f"no address is known for {host} (no network?)") from error
+            system = next((c.strerror for c in causes if _is_of_the_system(c)), None)
+            raise _PassingError(system or str(error)) from error
 
     def _read(self, response: Response, start: int) -> _Answer:
         status = response.status_code
@@ -244,6 +251,30 @@ class Transfer:
             return _Answer(start, start, iter(()))
         self.restart()
         raise _PassingError(f"more than the file has was there, {start:,} bytes", wait=0)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error of requests, and those that it wraps, from the outermost inwards."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        each = waiting.pop(0)
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        inner = [getattr(each, "reason", None), each.__cause__, *each.args]
+        waiting += [cause for cause in inner if isinstance(cause, BaseException)]
+
+
+def _is_of_the_system(error: BaseException) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and isinstance(error.strerror, str)
+
+
+def _unresolved(error: BaseException) -> str | None:
+    """The host that urllib3 found no address for: that of the address, or of a proxy."""
+    found = re.search(r"Failed to resolve '([^']+)'", str(error))
+    return found[1] if found else None
 
 
 def without_password(text: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clipcheck.checkpoints import registry
+from clipcheck.checkpoints.formats import locate
 from clipcheck.checkpoints.registry import Released
 from clipcheck.errors import UnknownModelError
 
@@ -80,6 +81,34 @@ def test_the_message_for_an_unknown_name_tells_what_there_is() -> None:
         "The nearest released name is 'RN50'; all of them: RN50, RN101, RN50x4, RN50x16, RN50x64, "
         "ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px."
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("nofile.pt", "Check the path; relative ones start from "),
+        ("folder/", "Check the path; relative ones start from "),
+        ("gone/model", "Check the path: there is no folder 'gone' either."),
+        ("model.pth", "The nearest name there is 'model.pt'."),
+        ("vit-b/33", "The nearest released name is 'ViT-B/32'."),
+        ("x/RN50.pt", "The name 'RN50' fetches the released file; a path has to exist."),
+    ],
+)
+def test_a_name_with_a_separator_or_a_suffix_is_a_path(
+    name: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.pt").touch()
+    with pytest.raises(UnknownModelError) as caught:
+        locate(name, None)
+    assert str(caught.value).startswith(f"{name}: no such file or folder. {hint}")
+
+
+def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.symlink_to("gone.pt")
+    with pytest.raises(UnknownModelError, match="it is a link to 'gone.pt', which does not exist"):
+        locate(path, None)
 
 
 def test_a_digest_leads_back_to_its_model() -> None:

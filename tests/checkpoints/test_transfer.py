@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -249,6 +250,35 @@ def test_what_is_no_file_is_not_taken_for_one(server: Server, tmp_path: Path, st
     with pytest.raises(DownloadError, match=f"expected 200 OK, found {status}"):
         get(server, tmp_path, sha256=None, size=None)
     assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("proxy", ["", "http://proxy.invalid:3128"])
+@pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_AGAIN])
+def test_a_host_without_an_address_is_asked_for_once(
+    tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch, code: int, proxy: str
+) -> None:
+    asked = []
+
+    def unknown(host: str, *_: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(code, "not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setenv("http_proxy", proxy)
+    host = "proxy.invalid" if proxy else "mirror.invalid"
+    told = re.escape(f"could not be fetched: no address is known for {host} (no network?). Check")
+    with pytest.raises(DownloadError, match=told):
+        download.retrieve("http://mirror.invalid/x", tmp_path / "x")
+    assert asked == [host]
+    assert waits == []
+
+
+def test_what_the_system_says_of_a_connection_is_told_in_its_words(
+    tmp_path: Path, waits: list[float]
+) -> None:
+    with pytest.raises(DownloadError, match=r"fetched: Connection refused \(tried 5 times\)\. "):
+        download.retrieve("http://127.0.0.1:1/x", tmp_path / "x")
+    assert len(waits) == 4
 
 
 def test_each_wait_is_twice_as_long_and_up_to_half_shorter(
