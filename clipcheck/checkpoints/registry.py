@@ -167,7 +167,8 @@ def _path_hint(path: Path) -> str:
     if not path.parent.is_dir():
         return f"Check the path: there is no folder {str(path.parent)!r} either."
     with suppress(OSError):
-        near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.75)
+        names = [each.name for each in path.parent.iterdir()]
+        near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
     if near:
         return f"The nearest name there is {near[0]!r}."
     return f"Check the path; relative ones start from {os.getcwd()}."  # noqa: PTH109

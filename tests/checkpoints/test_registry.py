@@ -90,7 +90,8 @@ def test_the_message_for_an_unknown_name_tells_what_there_is() -> None:
         ("folder/", "Check the path; relative ones start from "),
         ("gone/model", "Check the path: there is no folder 'gone' either."),
         ("model.pth", "The nearest name there is 'model.pt'."),
-        ("vit-b/33", "The nearest released name is 'ViT-B/32'."),
+        ("vit-l/14", "The nearest released name is 'ViT-L/14'."),
+        ("ViT-B/33", "The nearest released name is 'ViT-B/32'."),
         ("x/RN50.pt", "The name 'RN50' fetches the released file; a path has to exist."),
     ],
 )
@@ -107,7 +108,7 @@ def test_a_name_with_a_separator_or_a_suffix_is_a_path(
 def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.symlink_to("gone.pt")
-    with pytest.raises(UnknownModelError, match="it is a link to 'gone.pt', which does not exist"):
+    with pytest.raises(UnknownModelError, match=r"a link to 'gone\.pt', which does not exist"):
         locate(path, None)
 
 
