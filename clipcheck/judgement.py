@@ -28,6 +28,8 @@ class Judgement:
         path: the file, where it was found.
         sha256: of the file, in hexadecimal; None where it could not be read.
         description: format, architecture and dtypes, for people.
+        origin: where in the file the model was found, and what was left out, as a phrase; empty
+            where the file is that model and no more.
         released: the released name, where the file is that released file bit for bit.
         backend: the candidate, with its options.
         reference: what it was compared with.
@@ -67,6 +69,7 @@ class Judgement:
     path: str | None = None
     sha256: str | None = None
     description: str = ""
+    origin: str = ""
     released: str | None = None
     backend: str = "jit"
     reference: str = "eager"

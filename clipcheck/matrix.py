@@ -207,13 +207,16 @@ class Judge:
         span.reach(0.0)
         draft.add(path=os.fspath(subject.path), description=_describe(subject))
         if isinstance(subject, Checkpoint):
+            draft.add(origin=str(subject.origin))
+        if isinstance(subject, Checkpoint):
             subject.verify()
         released = registry.by_sha256(subject.sha256)
         draft.add(sha256=subject.sha256, released=released.name if released else None)
         if reference is not None:
             reference.verify()
             path = os.fspath(reference.path)
-            draft.add(reference=f"eager of {path}", reference_checkpoint=path)
+            origin = f" ({reference.origin})" if str(reference.origin) else ""
+            draft.add(reference=f"eager of {path}{origin}", reference_checkpoint=path)
         weights = None
         if reference is not None and isinstance(subject, Checkpoint):
             differences = list(compare_weights(subject, reference))

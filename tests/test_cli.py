@@ -223,6 +223,20 @@ def test_inspect_tells_all_and_runs_nothing(
     )
 
 
+def test_inspect_tells_where_in_a_file_the_model_was_found(run: Run, tmp_path: Path) -> None:
+    import torch
+
+    from tests.samples import minute_weights, saved
+
+    weights = {f"model.{key}": tensor for key, tensor in minute_weights().items()}
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(saved({"state_dict": {**weights, "head.weight": torch.ones(1)}}))
+    done = run("inspect", path)
+    assert (done.code, done.err) == (0, "")
+    told = "read from 'state_dict', without 'model.'; left out: head.weight"
+    assert f"\nmodel         {told}\n" in done.out
+
+
 def test_models_lists_names_sizes_and_what_is_in_the_cache(run: Run, tmp_path: Path) -> None:
     done = run("models", "--download-root", tmp_path)
     lines = done.out.splitlines()

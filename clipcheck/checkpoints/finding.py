@@ -88,6 +88,15 @@ class Origin:
     prefix: str = ""
     left_out: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """The name by which the user may ask for the model."""
+        return ".".join(filter(None, [self.key, self.prefix.rstrip(".")])) or TOP
+
+    def has_name(self, name: str) -> bool:
+        """Whether it is the model of that name, or one whose name begins so."""
+        return self.name == name or self.name.startswith(f"{name}.")
+
     def __str__(self) -> str:
         """A phrase for people; nothing where the file is that model and no more."""
         taken = [
@@ -112,7 +121,12 @@ class Model(Generic[Weight]):
 
 
 def find_model(
-    saved: object, kind: type[Weight], key: str | None, path: str | os.PathLike[str]
+    saved: object,
+    kind: type[Weight],
+    key: str | None,
+    path: str | os.PathLike[str],
+    *,
+    strict: bool = True,
 ) -> Model[Weight]:
     """Find the CLIP model in an object that training code saved.
 
@@ -124,6 +138,7 @@ def find_model(
         kind: the class of its tensors.
         key: the name of the model, or the beginning of it, where the user gave one.
         path: the file, for messages.
+        strict: whether there has to be a model of that name; else the only one is taken as well.
 
     Raises:
         ArchitectureError: it has no tensors by name, or those of another kind of model.
@@ -134,8 +149,8 @@ def find_model(
     candidates = _distinct(
         each for place, found in mappings for each in _candidates(place, found, kind)
     )
-    if candidates or key is not None:
-        return _chosen(candidates, key, path).model(path)
+    if candidates or (key is not None and strict):
+        return _chosen(candidates, key, path, strict=strict).model(path)
     tensors = [(place, _tensors(found, kind)) for place, found in mappings]
     place, most = max(tensors, key=lambda each: len(each[1]), default=("", {}))
     if not most:
@@ -232,9 +247,9 @@ class _Candidate(Generic[Weight]):
     tensors: Mapping[str, Weight]
 
     @property
-    def name(self) -> str:
-        """The name by which the user may ask for it."""
-        return ".".join(filter(None, [self.place, self.prefix.rstrip(".")])) or TOP
+    def origin(self) -> Origin:
+        """Its place, without what is left out."""
+        return Origin(self.place, self.prefix)
 
     @cached_property
     def own(self) -> list[tuple[str, str]]:
@@ -286,18 +301,22 @@ def _distinct(candidates: Iterable[_Candidate[Weight]]) -> list[_Candidate[Weigh
 
 
 def _chosen(
-    candidates: Sequence[_Candidate[Weight]], key: str | None, path: str | os.PathLike[str]
+    candidates: Sequence[_Candidate[Weight]],
+    key: str | None,
+    path: str | os.PathLike[str],
+    *,
+    strict: bool,
 ) -> _Candidate[Weight]:
     """The one of that name, or the one whose name begins so; without a name, the only one."""
-    if key is None:
+    found = list(candidates)
+    if key is not None:
+        named = [each for each in candidates if each.origin.has_name(key)]
+        found = [each for each in named if each.origin.name == key] or named
+    if not found and not strict:
         found = list(candidates)
-    else:
-        found = [each for each in candidates if each.name == key] or [
-            each for each in candidates if each.name.startswith(f"{key}.")
-        ]
     if len(found) == 1:
         return found[0]
-    names = [each.name[:80] for each in found or candidates]
+    names = [each.origin.name[:80] for each in found or candidates]
     if not found:
         some = listed("it has", names, _MOST_NAMED).replace(":", "", 1) or "it has none"
         raise UsageError(

@@ -219,7 +219,7 @@ def storage_record(pid: object, dtypes: Container[str]) -> StorageRecord:
     _, dtype, key, location, length = pid
     if not all(isinstance(text, str) for text in (dtype, key, location)):
         raise pickle.UnpicklingError("a storage has no known dtype or no name")
-    if dtype not in dtypes or not isinstance(length, int) or length < 0:
+    if dtype not in dtypes or type(length) is not int or length < 0:
         raise pickle.UnpicklingError("a storage has no known dtype or no size")
     if len(key) > _MOST_KEY:
         raise pickle.UnpicklingError("a storage has a very long name")
@@ -261,7 +261,8 @@ def _sizes(
     if not (isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride)):
         raise pickle.UnpicklingError("a tensor with a bad shape")
     numbers = (offset, *shape, *stride)
-    whole = all(isinstance(n, int) and 0 <= n < _MOST_ELEMENTS for n in numbers)
+    # Not `isinstance`: torch takes no True for 1 there.
+    whole = all(type(n) is int and 0 <= n < _MOST_ELEMENTS for n in numbers)
     if not whole or math.prod(n or 1 for n in shape) > _MOST_ELEMENTS:
         raise pickle.UnpicklingError("a tensor with a dimension that none can have")
     return int(offset), shape, stride  # type: ignore[call-overload]

@@ -9,6 +9,7 @@ from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.inspection import Patched, format_version, read_code
 from clipcheck.report import patched
+from clipcheck.report.cells import visible
 
 
 def render(subject: Checkpoint | Program) -> str:
@@ -42,6 +43,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, str]:
     return {
         "file": f"{checkpoint.path} ({checkpoint.size:,} bytes)",
         "format": _FORMATS[checkpoint.format],
+        **({"model": visible(str(checkpoint.origin))} if str(checkpoint.origin) else {}),
         "architecture": checkpoint.architecture.describe(),
         "parameters": f"{checkpoint.architecture.parameters:,}",
         "dtypes": _counted(Counter(_dtype(t) for t in checkpoint.tensors.values()), "tensors"),

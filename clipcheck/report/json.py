@@ -37,6 +37,7 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
         "path": judgement.path,
         "sha256": judgement.sha256,
         "released": judgement.released,
+        "origin": judgement.origin or None,
         "backend": judgement.backend,
         "reference": judgement.reference,
         "reference_checkpoint": judgement.reference_checkpoint,

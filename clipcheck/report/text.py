@@ -339,6 +339,8 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
     lines = [Text(line, "bold") for line in wrapped(visible(judgement.checkpoint))]
     if judgement.description:
         lines += _indented(judgement.description)
+    if judgement.origin:
+        lines += _indented(visible(judgement.origin))
     if judgement.sha256:
         source = judgement.released
         known = f"the released {source}" if source else "none of the released files"

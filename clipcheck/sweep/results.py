@@ -57,6 +57,7 @@ def _judgement(entry: Mapping[str, Any], conditions: Conditions) -> Judgement:
     )
     return Judgement(
         **{name: entry[name] for name in same},
+        origin=entry.get("origin") or "",
         limits=Contract(conditions.atol, conditions.rtol),
         isolation=None if entry["isolation"] is None else tuple(entry["isolation"]),
         patched=Patched(**entry["patched"]) if entry.get("patched") else None,

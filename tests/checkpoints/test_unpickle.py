@@ -262,6 +262,13 @@ MALFORMED = {
     "a negative offset": (module_with(a=tensor_of(offset=-1)), "dimension that none can have"),
     "a fraction": (module_with(a=tensor_of(shape=(0.5,))), "dimension that none can have"),
     "text": (module_with(a=tensor_of(shape=("2",))), "dimension that none can have"),
+    "true": (module_with(a=tensor_of(shape=(True,))), "dimension that none can have"),
+    "too large in all": (
+        module_with(a=tensor_of(shape=(0, 2**30, 2**30), stride=(1, 1, 1))),
+        "dimension that none can have",
+    ),
+    "a length of true": (module_with(a=tensor_of(length=True)), "no known dtype or no size"),
+    "a long name": (module_with(a=tensor_of(key="9" * 101)), "a storage has a very long name"),
     "too large": (
         module_with(a=tensor_of(shape=(0, 2**70), stride=(1, 1))),
         "dimension that none can have",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import functools
 import io
 import json
 import struct
 import tempfile
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -71,13 +74,27 @@ def archive_pickles() -> list[bytes]:
     return [module, records["data.pkl"], records["constants.pkl"]]
 
 
+def training() -> dict[str, object]:
+    """Two models and all kinds of objects, as training code saves them."""
+    model = {"module.visual.a": torch.zeros(2), "module.text.b": torch.zeros(1).half()}
+    return {
+        "model": model,
+        "ema": {key.replace("module", "m._orig_mod"): t.clone() for key, t in model.items()},
+        "args": argparse.Namespace(lr=np.float64(0.1), folder=PurePosixPath("a"), names={"a"}),
+        "array": np.zeros(2),
+        "when": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+        "bytes": b"a",
+        "losses": defaultdict(list, {"a": [1.0]}),
+    }
+
+
 def state_dict_pickles() -> list[bytes]:
     """Of a whole state dict; of two tensors; of what training code saves around them."""
     two = {"a": torch.zeros(2, 3), "b": torch.zeros(4).half()}
     around = {"state_dict": OrderedDict(two), "epoch": 3, "best": 0.5, "names": ["a", ("b",)]}
     strange = {"p": torch.nn.Parameter(torch.zeros(2)), "q": torch.zeros(1), "s": torch.Size([1])}
     pickles = []
-    for value in (two, around, strange):
+    for value in (two, around, strange, training()):
         with zipfile.ZipFile(io.BytesIO(saved(value))) as archive:
             name = next(each for each in archive.namelist() if each.endswith("data.pkl"))
             pickles.append(archive.read(name))
@@ -85,8 +102,9 @@ def state_dict_pickles() -> list[bytes]:
 
 
 def legacy_files() -> list[bytes]:
-    """As torch wrote before 1.6, of two tensors."""
-    return [saved({"a": torch.zeros(2), "b": torch.ones(3).half()}, legacy=True)]
+    """As torch wrote before 1.6, of two tensors, and of what training code saves."""
+    two = {"a": torch.zeros(2), "b": torch.ones(3).half()}
+    return [saved(value, legacy=True) for value in (two, training())]
 
 
 def codes() -> list[bytes]:

@@ -143,6 +143,8 @@ _PIECES = (
     *(b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nSize\n"),
     *(b"ctorch._utils\n_rebuild_sparse_tensor\n", b"c_codecs\nencode\n", b"ctorch\nfloat32\n"),
     *(b"\x96\xff\xff\xff\xff\x00\x00\x00\x00", b"\x8e\xff\xff\xff\xff\xff\x00\x00\x00", b"q\x00"),
+    *(b"cargparse\nNamespace\n", b"cnumpy\nndarray\n", b"cnumpy.core.multiarray\nscalar\n"),
+    *(b"X\x07\x00\x00\x00visual.", b"X\x05\x00\x00\x00text.", b"cbuiltins\ngetattr\n"),
     *(b"2\x86" * 30, b"(" * 300, b"\x85" * 2000, b"ctorch._tensor\n_rebuild_from_type_v2\n"),
 )
 

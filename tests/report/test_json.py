@@ -57,6 +57,7 @@ def test_the_document_has_the_fields_of_schema_1(passed: Any, minute_archive: Pa
     assert len(entry["sha256"]) == 64
     assert (entry["backend"], entry["reference"]) == ("jit", "eager")
     assert (entry["device"], entry["dtype"], entry["examples"]) == ("cpu", "float32", 2)
+    assert entry["origin"] is None
     assert entry["passed"] is True
     assert entry["error"] is None
     assert entry["seconds"].keys() >= {"load", "run"}

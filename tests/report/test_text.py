@@ -87,6 +87,12 @@ def test_a_report_reads_as_follows() -> None:
     ]
 
 
+def test_where_the_model_was_found_stands_under_what_it_is() -> None:
+    origin = "read from 'model'; left out: head.\x1b"
+    lines = lines_of(replace(PASSED, origin=origin))
+    assert lines[2] == "  read from 'model'; left out: head.\\x1b"
+
+
 def test_what_failed_stands_out() -> None:
     assert "  FAIL  contract   probabilities differ" in lines_of(FAILED)
 
