@@ -563,19 +563,33 @@ def _compare(
 ) -> None:
     optional = {key for key, spec in expected.items() if spec.kind == "buffer"}
     missing = [key for key in expected if key not in tensors and key not in optional]
+    unexpected = [spelled(key) for key in tensors if key not in expected]
     problems = [
         listed("missing", [spelled(key) for key in missing]),
-        listed("unexpected", [spelled(key) for key in tensors if key not in expected]),
+        listed("unexpected", unexpected),
         listed("misshapen", list(_misshapen(tensors, expected, spelled))),
     ]
     found = "; ".join(problem for problem in problems if problem)
     if found:
         raise ArchitectureError(
             f"its tensors do not make up a CLIP model: {found}",
-            remedy="Save the model's whole state dict, and nothing else, from the code that "
-            "trained it.",
+            remedy=remedy_for(unexpected=bool(unexpected)),
             path=path,
         )
+
+
+def remedy_for(*, unexpected: bool) -> str:
+    """What can be done about a state dict that is not that of a CLIP model.
+
+    Args:
+        unexpected: whether it has weights that such a model does not have.
+    """
+    if unexpected:
+        return (
+            "Weights that a CLIP model does not have make another model of it, which is not "
+            "supported. If they are no part of the model, save the state dict without them."
+        )
+    return "Save the model's whole state dict, from the code that trained it."
 
 
 def _misshapen(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from clipcheck.checkpoints.architecture import BUFFERS, listed
+from clipcheck.checkpoints.architecture import BUFFERS, listed, remedy_for
 from clipcheck.errors import ArchitectureError, UnavailableError
 
 if TYPE_CHECKING:
@@ -163,12 +163,14 @@ def from_layout(
     _require_usual_positions(tensors, layout, path)
     weights = {key: tensor for key, tensor in tensors.items() if key not in _POSITION_IDS}
     places = {key: _place(key, layout) for key in weights}
+    unexpected = [key for key, place in places.items() if place is None]
     problems = [
         listed("missing", _missing_thirds(places, layout)),
-        listed("unexpected", [key for key, place in places.items() if place is None]),
+        listed("unexpected", unexpected),
     ]
     if any(problems):
-        raise _no_model("; ".join(filter(None, problems)), layout, path)
+        found = "; ".join(filter(None, problems))
+        raise _no_model(found, layout, path, unexpected=bool(unexpected))
     pieces: dict[str, dict[int, torch.Tensor]] = {}
     for key, place in places.items():
         if place is not None:
@@ -269,10 +271,11 @@ def _counts_up(tensor: torch.Tensor) -> bool:
     return bool((tensor.flatten() == torch.arange(tensor.numel())).all())
 
 
-def _no_model(problem: str, layout: Layout, path: str | os.PathLike[str]) -> ArchitectureError:
+def _no_model(
+    problem: str, layout: Layout, path: str | os.PathLike[str], *, unexpected: bool = False
+) -> ArchitectureError:
     return ArchitectureError(
         f"its tensors, which are named as in {layout}, do not make up a CLIP model: {problem}",
-        remedy="Save the model's whole state dict, and nothing else, from the code that trained "
-        "it.",
+        remedy=remedy_for(unexpected=unexpected),
         path=path,
     )

@@ -221,8 +221,16 @@ def test_an_unexpected_key_is_named() -> None:
     message = refusal({**shapes(MINUTE), "visual.head.weight": Shaped((1,))})
     assert message == (
         "some/file.pt: its tensors do not make up a CLIP model: unexpected: visual.head.weight. "
-        "Save the model's whole state dict, and nothing else, from the code that trained it."
+        "Weights that a CLIP model does not have make another model of it, which is not supported. "
+        "If they are no part of the model, save the state dict without them."
     )
+
+
+def test_what_lacks_weights_is_to_be_saved_whole() -> None:
+    rest = shapes(MINUTE)
+    del rest["ln_final.bias"]
+    message = refusal(rest)
+    assert message.endswith("Save the model's whole state dict, from the code that trained it.")
 
 
 def test_of_many_keys_five_are_named_and_the_others_counted() -> None:
