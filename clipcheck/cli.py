@@ -9,9 +9,9 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO, get_args
 
 import typer
 
@@ -61,8 +61,10 @@ Dtypes = Annotated[
         "on the CPU the checkpoint's own too.",
     ),
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to.")]
-Form = Annotated[FormatName, typer.Option("--format", help="What to write.")]
+# A string: of a path, the slash at its end is lost, which tells a folder.
+Output = Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Where to.")]
+_FORM = typer.Option("--format", help="What to write. By default what the output's suffix says.")
+Form = Annotated[FormatName | None, _FORM]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same bits.")]
 InputSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the images and prompts.")]
 Examples = Annotated[
@@ -408,6 +410,7 @@ def demo(
     """Write a full-size ViT-B/32 archive with seeded weights, and check it both ways."""
     from clipcheck import terminal
     from clipcheck.checking import check as run
+    from clipcheck.checkpoints.checkpoint import Format
     from clipcheck.report import text
 
     if fault is not None:
@@ -421,7 +424,7 @@ def demo(
         path = Path(folder) / f"{DEMO.replace('/', '-')}.pt"
         if progress is not None:
             progress(f"{path}: writing")
-        _synthesize(DEMO, path, "archive", seed=0)
+        _synthesize(DEMO, path, Format.ARCHIVE, seed=0)
         result = run(path, isolation="none", progress=progress)  # it was written here
     # The file is gone: what to do next is to check another.
     _show(text.brief(result) if quiet else text.report(result, advise=False), result)
@@ -436,19 +439,23 @@ def synthesize(
         str, typer.Argument(metavar="ARCH", help="A released name, tiny-vit or tiny-resnet.")
     ],
     output: Output,
-    form: Form = "archive",
+    form: Form = None,
     seed: Seed = 0,
 ) -> None:
     """Write a checkpoint with seeded weights of any released architecture."""
-    _synthesize(architecture, output, form, seed)
-    _report_written(output, f"seeded weights, not trained ones, of {architecture}")
+    from clipcheck.writers.suffixes import format_for
+
+    chosen = format_for(output, form, get_args(FormatName))
+    count = _synthesize(architecture, Path(output), chosen, seed)
+    _report_written(Path(output), f"seeded weights, not trained ones, of {architecture}")
+    _print(f"read back: {count} tensors, bit for bit as drawn")
 
 
 @app.command()
 def convert(
     checkpoint: Checkpoint,
     output: Output,
-    form: Annotated[ConvertedName, typer.Option("--format", help="What to write.")] = "archive",
+    form: Annotated[ConvertedName | None, _FORM] = None,
     dtype: Annotated[
         DtypeName | None,
         typer.Option(
@@ -462,37 +469,46 @@ def convert(
     """Write it in another format: weights, a library's folder, or a program. What computes is
     checked before it is kept."""
     from clipcheck.checkpoints.formats import open_checkpoint, require_found
+    from clipcheck.writers.suffixes import format_for
 
-    _require_converter(form, dtype)
+    chosen = format_for(output, form, get_args(ConvertedName))
+    _require_converter(chosen, dtype)
     require_found(checkpoint)
     import torch
 
     from clipcheck import terminal
     from clipcheck.backends.loading import PROGRAMS
-    from clipcheck.checkpoints.checkpoint import Format
 
     wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
+    found: list[Result] = []
     with terminal.progress(quiet) as progress:
         opened = open_checkpoint(checkpoint, download_root)
-        how = {"reference": opened.path, "dtype": dtype} if form in PROGRAMS else {}
-        if form in _FOLDERS:
+        how = {"reference": opened.path, "dtype": dtype} if chosen in PROGRAMS else {}
+        if chosen in _FOLDERS:
             how = {"reference": opened.path}
-        judge = partial(_require_consistent, progress, form, how)
+
+        def judge(path: Path) -> None:
+            found.append(_require_consistent(progress, chosen, how, path))
+
         if progress is not None:
             progress(f"{output}: writing")
-        _convert(opened, output, Format(form), wanted, judge)
-    _report_written(output, f"weights of {checkpoint}")
+        count = _convert(opened, Path(output), chosen, wanted, judge)
+    _report_written(Path(output), f"weights of {checkpoint}")
+    if count:
+        cast = f", cast to {dtype}" if dtype else ""
+        _print(f"read back: {count} tensors, bit for bit those of {checkpoint}{cast}")
+    for result in found:
+        _display(_found_of_written(result, output, quiet))
 
 
 _FOLDERS = ("transformers", "open_clip")
 """Formats that are folders, named as the backends that they are for."""
 
 
-def _require_converter(form: ConvertedName, dtype: DtypeName | None) -> None:
+def _require_converter(form: Format, dtype: DtypeName | None) -> None:
     """See that what is written can be checked here, and that the options go together."""
     from clipcheck.backends.loading import PROGRAMS
     from clipcheck.backends.registry import Choice, require_available
-    from clipcheck.checkpoints.checkpoint import Format
 
     if form in _FOLDERS and dtype is not None:
         raise UsageError(
@@ -502,7 +518,7 @@ def _require_converter(form: ConvertedName, dtype: DtypeName | None) -> None:
     if form in _FOLDERS:
         require_available(Choice(form))
     elif form in PROGRAMS:
-        require_available(Choice(PROGRAMS[Format(form)]))
+        require_available(Choice(PROGRAMS[form]))
 
 
 def _convert(
@@ -511,7 +527,8 @@ def _convert(
     form: Format,
     dtype: torch.dtype | None,
     judge: Callable[[Path], None],
-) -> None:
+) -> int:
+    """Write it; how many tensors were compared bit for bit with those of the written file."""
     from clipcheck.backends.loading import PROGRAMS
     from clipcheck.writers.convert import convert as convert_weights
     from clipcheck.writers.directories import write_open_clip, write_transformers
@@ -524,7 +541,8 @@ def _convert(
         write(opened, output, judge=judge)
     else:
         judged = judge if form == "archive" else None  # the others do not compute
-        convert_weights(opened, output, form, dtype=dtype, judge=judged)
+        return convert_weights(opened, output, form, dtype=dtype, judge=judged)
+    return 0
 
 
 @app.command()
@@ -701,19 +719,18 @@ def _demonstrate(name: str, folder: Path, quiet: bool) -> NoReturn:
     raise typer.Exit(kept.exit_code)
 
 
-def _synthesize(architecture: str, path: Path, form: FormatName, seed: int) -> None:
-    from clipcheck.checkpoints.checkpoint import Format
+def _synthesize(architecture: str, path: Path, form: Format, seed: int) -> int:
     from clipcheck.writers.convert import write
     from clipcheck.writers.synthesize import architecture_named
     from clipcheck.writers.synthesize import synthesize as draw
 
     dimensions = architecture_named(architecture)
-    write(dimensions, draw(dimensions, seed), path, Format(form))
+    return write(dimensions, draw(dimensions, seed), path, form)
 
 
 def _require_consistent(
     progress: Progress | None, form: str, how: Mapping[str, Any], path: Path
-) -> None:
+) -> Result:
     from clipcheck.checking import check as run
     from clipcheck.report.text import render
 
@@ -725,6 +742,16 @@ def _require_consistent(
             f"the {form} does not compute what it should, and was not kept\n{told}",
             remedy="Report this: clipcheck wrote it.",
         )
+    return result
+
+
+def _found_of_written(result: Result, output: str, quiet: bool) -> Text:
+    """The table and the verdict of a file that was checked under a temporary name."""
+    from clipcheck.report import text
+
+    judgements = tuple(replace(each, checkpoint=output) for each in result.judgements)
+    named = replace(result, judgements=judgements)
+    return text.verdict_alone(named) if quiet else text.brief(named)
 
 
 def _report_written(path: Path, contents: str) -> None:

@@ -177,7 +177,7 @@ def require_archive(checkpoint: Checkpoint) -> None:
         raise UnavailableError(
             f"this {checkpoint.format} holds weights alone, so that there is no second way to run "
             "it and nothing to compare",
-            remedy="Make an archive of it: clipcheck convert WEIGHTS -o FILE.",
+            remedy="Make an archive of it: clipcheck convert WEIGHTS -o model.pt.",
             path=checkpoint.path,
         )
 

@@ -77,6 +77,11 @@ def brief(result: Result) -> Text:
     return Text("\n\n").join(_joined(block) for block in _end(result, [], []))
 
 
+def verdict_alone(result: Result) -> Text:
+    """The verdict, and nothing else."""
+    return _joined(_said(result))
+
+
 def replayed_report(replayed: Replayed) -> Text:
     """What became of a failing input."""
     saved = replayed.saved
@@ -164,11 +169,15 @@ def _frontends(judgements: Sequence[Judgement]) -> Lines:
 
 def _end(result: Result, steps: Lines, apart: Lines) -> list[Lines]:
     """The table, what is told apart, and the verdict, with what to do next."""
+    blocks = [_table(result.judgements), apart, _left_out(result.left_out)]
+    return [*(block for block in blocks if block), [*_said(result), *steps]]
+
+
+def _said(result: Result) -> Lines:
     said = _texts(wrapped(verdict(result)))
     headline = verdict(result).partition(":")[0]
     said[0].stylize(_VERDICTS[headline], 0, len(headline))
-    blocks = [_table(result.judgements), apart, _left_out(result.left_out)]
-    return [*(block for block in blocks if block), [*said, *steps]]
+    return said
 
 
 def _left_out(left_out: Sequence[LeftOut]) -> Lines:

@@ -27,7 +27,7 @@ def convert(
     *,
     dtype: torch.dtype | None = None,
     judge: Judge | None = None,
-) -> None:
+) -> int:
     """Write the weights of ``checkpoint`` in another format.
 
     Args:
@@ -39,6 +39,9 @@ def convert(
         judge: called with the path of the written file before it gets its name; what it raises
             keeps the file from being kept.
 
+    Returns:
+        How many tensors came back from the written file bit for bit as they were meant to be.
+
     Raises:
         DamagedError, NotFiniteError: the checkpoint is not sound.
         OutputError: the file cannot be written, or it did not come back as it was written.
@@ -47,7 +50,7 @@ def convert(
     tensors = dict(checkpoint.tensors)
     if dtype is not None:
         tensors = _in_dtype(checkpoint.architecture, tensors, dtype)
-    write(checkpoint.architecture, tensors, path, form, judge=judge)
+    return write(checkpoint.architecture, tensors, path, form, judge=judge)
 
 
 def write(
@@ -57,7 +60,7 @@ def write(
     form: Format,
     *,
     judge: Judge | None = None,
-) -> None:
+) -> int:
     """Write a checkpoint, read it back, and compare all weights bit for bit.
 
     Args:
@@ -66,6 +69,9 @@ def write(
         path: the file to write; it is replaced when all has succeeded.
         form: the format to write.
         judge: see `convert`.
+
+    Returns:
+        See `convert`.
 
     Raises:
         OutputError: the file cannot be written, or it did not come back as it was written.
@@ -83,6 +89,7 @@ def write(
         _require_equal(open_checkpoint(temporary), ordered, path)
         if judge is not None:
             judge(temporary)
+    return len(ordered)
 
 
 def _room(form: Format, tensors: Mapping[str, torch.Tensor]) -> int:
