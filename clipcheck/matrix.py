@@ -548,7 +548,8 @@ def _default_backend(files: _Files) -> Choice:
         f"this {form} holds weights alone, so that there is no second way to run it and nothing "
         "to compare",
         remedy="Choose a backend (--backend all runs every one), compare it with another file "
-        "(--reference CHECKPOINT), or make an archive of it: clipcheck convert WEIGHTS -o model.pt.",
+        "(--reference CHECKPOINT), or make an archive of it: clipcheck convert WEIGHTS -o "
+        "model.pt.",
         path=files.subject.path,
     )
 
