@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import uuid
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -104,6 +106,8 @@ def check(
         default_folder() if cache else None,
         isolation_named(isolation),
         download_root,
+        run=uuid.uuid4().hex[:12],
+        date=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     )
     prepare([os.fspath(name) for name in names], plan.isolation)
     judge_one = Judge(plan)

@@ -90,6 +90,7 @@ class Entry:
     examples: int
     seed: int
     gates: tuple[Gate, ...]
+    inputs: str | None = None
 
     @property
     def state(self) -> State:
@@ -193,6 +194,7 @@ class Compared:
                 (name, str(getattr(self.old, name)), str(getattr(self.new, name)))
                 for name in ("seed", "examples")
             ]
+            pairs += [("inputs", self.old.inputs, self.new.inputs)]
         return [(name, old, new) for name, old, new in pairs if old and new and old != new]
 
 
@@ -320,6 +322,10 @@ class _Fields:
         value: str | None = self._get(name, "a text or null", str, type(None))
         return value
 
+    def text_if_there(self, name: str) -> str | None:
+        """Also None where it is not there: it was added to the schema later."""
+        return self.text_or_none(name) if name in self._value else None
+
     def truth(self, name: str) -> bool:
         return bool(self._get(name, "true or false", bool))
 
@@ -377,6 +383,7 @@ def _entry(fields: _Fields) -> Entry:
         error=fields.text_or_none("error"),
         examples=fields.integer("examples"),
         seed=fields.integer("seed"),
+        inputs=fields.text_if_there("inputs"),
         gates=tuple(
             Gate(
                 gate.text("name"),

@@ -39,6 +39,9 @@ class Judgement:
         seconds: by phase: ``load``, ``run``, and what that consists of.
         examples: images compared.
         seed: of what was drawn.
+        inputs: a fingerprint of all images and prompts; None where none were run.
+        run: names the check that this is of; None outside of one.
+        date: when that began, in UTC, as ISO 8601 writes it.
         limits: of the gate ``contract``.
         gates: what each gate found; empty where the checkpoint could not be judged.
         failing: the smallest input that it fails on, where there is one.
@@ -78,6 +81,9 @@ class Judgement:
     seconds: Mapping[str, float] = field(default_factory=dict)
     examples: int = 0
     seed: int = 0
+    inputs: str | None = None
+    run: str | None = None
+    date: str | None = None
     limits: Contract = field(default_factory=Contract)
     gates: tuple[GateResult, ...] = ()
     failing: Failing | None = None

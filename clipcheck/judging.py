@@ -25,6 +25,7 @@ from clipcheck.compare.stability import Repeat, stability
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch, Inputs, for_modules
+from clipcheck.inputs.digest import digest
 from clipcheck.progress import Advance, Tally, still
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class Trial:
     exact: Sequence[Mapping[str, Array]]
     scale: float
     dtype: str
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of all inputs."""
+        return digest(self.batches)
 
     @classmethod
     def of(

@@ -101,6 +101,8 @@ class Plan:
         artefacts: where what was built is kept; None keeps nothing.
         isolation: where a file's own code runs, see `clipcheck.backends.cells`.
         download_root: where released files are kept.
+        run: names the check that this is of.
+        date: when it began.
     """
 
     backends: tuple[Choice, ...]
@@ -113,6 +115,8 @@ class Plan:
     artefacts: Path | None
     isolation: Isolation | None
     download_root: str | os.PathLike[str] | None
+    run: str
+    date: str
 
 
 class _Draft:
@@ -174,7 +178,13 @@ class Judge:
         asked = _asked(plan.backends)
         draft = _Draft(
             Judgement(
-                name, str(device or "default"), backend=asked, seed=plan.seed, limits=plan.limits
+                name,
+                str(device or "default"),
+                backend=asked,
+                seed=plan.seed,
+                run=plan.run,
+                date=plan.date,
+                limits=plan.limits,
             )
         )
         found: list[Judgement | LeftOut] = []
@@ -268,7 +278,7 @@ class Judge:
         judged = draft.judgement
         _require_other(choice, bench.files)
         watch = Stopwatch(_Phases(span, judged, OWN))
-        draft.add(examples=bench.drawn.images)
+        draft.add(examples=bench.drawn.images, inputs=bench.trial.digest)
         with watch.phase("build"), exact_floats():
             candidate = build(choice, bench.source)
         with closing(candidate):

@@ -276,6 +276,17 @@ def test_the_same_seed_gives_the_same_figures_and_another_gives_others(
     assert figures[0] != figures[2]
 
 
+def test_the_same_inputs_are_known_by_their_digest(minute_archive: Path) -> None:
+    first, other, more = (
+        clipcheck.check(minute_archive, examples=examples, seed=seed).judgements[0]
+        for examples, seed in ((2, 1), (2, 2), (3, 1))
+    )
+    (again,) = clipcheck.check(minute_archive, backend="trace", examples=2, seed=1).judgements
+    assert again.inputs == first.inputs
+    assert len({first.inputs, other.inputs, more.inputs}) == 3
+    assert len({each.run for each in (first, again, other)}) == 3
+
+
 def test_progress_is_told(minute_archive: Path) -> None:
     told: list[str] = []
     clipcheck.check(minute_archive, progress=told.append)

@@ -210,6 +210,15 @@ def test_another_file_seed_or_number_of_examples_is_told(run_of: RunOf) -> None:
     assert only(compare(run_of(PASSED), run_of(UNJUDGED))).conditions == []
 
 
+def test_other_inputs_are_told_where_both_runs_know_theirs(run_of: RunOf) -> None:
+    one, other = (replace(PASSED, inputs=letter * 32) for letter in "ab")
+    assert only(compare(run_of(one), run_of(one))).conditions == []
+    assert only(compare(run_of(one), run_of(other))).conditions == [
+        ("inputs", "a" * 32, "b" * 32)
+    ]  # fmt: skip
+    assert only(compare(run_of(one), run_of(PASSED))).conditions == []
+
+
 def test_gates_that_appear_or_disappear_are_told(run_of: RunOf) -> None:
     one, other = (gated(GateResult(name, True, "m")) for name in ("modules", "precision"))
     assert [(g.name, g.change) for g in only(compare(run_of(one), run_of(other))).gates] == [

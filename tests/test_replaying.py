@@ -94,6 +94,9 @@ def test_what_is_kept_is_all_that_it_takes_to_see_it_again(folder: Path, result:
     judgement = result.judgements[0]
     assert document["sha256"] == judgement.sha256
     assert (document["seed"], document["shrunk"]) == (5, True)
+    assert len(document["inputs"]) == 32
+    assert document["run"]
+    assert document["date"].endswith("Z")
     assert (document["atol"], document["rtol"]) == (0.01, 0.1)
     assert document["figures"]["output"] == "text_features"
     assert document["figures"]["rmse_ratio"] > document["figures"]["allowed"]

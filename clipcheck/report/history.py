@@ -97,7 +97,8 @@ def _block(compared: Compared) -> str:
 
 
 def _condition(name: str, old: str, new: str) -> str:
-    return f"another {name}: {old[:16]} -> {new[:16]}"
+    other = "other" if name.endswith("s") else "another"
+    return f"{other} {name}: {old[:16]} -> {new[:16]}"
 
 
 def _gate(moved: GateChange) -> list[str]:

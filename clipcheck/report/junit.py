@@ -70,6 +70,9 @@ def _facts(judgement: Judgement) -> dict[str, str]:
         "reference": judgement.reference,
         "seed": str(judgement.seed),
         "examples": str(judgement.examples),
+        "inputs": judgement.inputs,
+        "run": judgement.run,
+        "date": judgement.date,
     }
     return {name: value for name, value in facts.items() if value is not None}
 

@@ -343,6 +343,14 @@ def _step(label: str, words: Sequence[str], what: str) -> list[str]:
     return [*command(words, label), *wrapped(what, " " * len(label))]
 
 
+def _run_and_inputs(judgement: Judgement) -> Lines:
+    """Which run this is of, and which inputs it took."""
+    if judgement.run is None:
+        return []
+    inputs = f"; inputs {judgement.inputs[:12]}, seed {judgement.seed}" if judgement.inputs else ""
+    return _indented(f"run {judgement.run}, {judgement.date}{inputs}")
+
+
 def _block(judgement: Judgement, with_remedy: bool) -> Lines:
     """All that is known of a judgement."""
     lines = [Text(line, "bold") for line in wrapped(visible(judgement.checkpoint))]
@@ -354,6 +362,7 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
         source = judgement.released
         known = f"the released {source}" if source else "none of the released files"
         lines += [Text(f"{_INDENT}SHA-256 {judgement.sha256}"), *_indented(f"which is {known}")]
+    lines += _run_and_inputs(judgement)
     where = isolation.told(judgement.isolation)
     lines += _indented(where) if where else []
     if judgement.error is not None:

@@ -7,7 +7,6 @@ singly.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from clipcheck.compare.result import Case
 from clipcheck.inputs.batches import MOST_ROWS, Batch
+from clipcheck.inputs.digest import digest
 from clipcheck.inputs.examples import Example, Kind, batch, ids_of, spelled, storable
 from clipcheck.search.inputs import Drawn
 from clipcheck.search.probe import KINDS, Measure, Probe, worst
@@ -71,8 +71,8 @@ class _Search:
         self._source = drawn.source
         self._deadline = float("inf")
         self._first: Example | None = None
-        self._fails_in_batch: dict[bytes, bool] = {}
-        self._measured: dict[bytes, Measure] = {}
+        self._fails_in_batch: dict[str, bool] = {}
+        self._measured: dict[str, Measure] = {}
 
     def look(self, margins: Sequence[Mapping[Kind, float]]) -> Failing | None:
         for kind in _suspects(margins):
@@ -110,7 +110,7 @@ class _Search:
     def _fails(self, example: Example) -> bool:
         """Whether it does, alone. When the time is up, what was not looked at does not."""
         given = batch(example, self._frontend)
-        key = _digest(given)
+        key = digest([given])
         if key not in self._measured:
             if not self._fails_in_batch.get(key, True) or time.monotonic() > self._deadline:
                 return False
@@ -128,7 +128,7 @@ class _Search:
             some = rows[start : start + MOST_ROWS]
             measures = self._probe.measure(_joined(some))
             for row, measure in zip(some, measures, strict=True):
-                self._fails_in_batch[_digest(row)] = measure.margin > 1
+                self._fails_in_batch[digest([row])] = measure.margin > 1
             if any(measure.margin > 1 for measure in measures):
                 return True
         return False
@@ -140,7 +140,7 @@ class _Search:
         given = batch(found, self._frontend)
         again = worst(self._probe.measure(given))
         # What depends on the number of calls may be right this time.
-        measure = again if again.margin > 1 else self._measured[_digest(given)]
+        measure = again if again.margin > 1 else self._measured[digest([given])]
         return Failing(found, measure, True, first)
 
     def _kept(self, example: Example) -> Example:
@@ -175,11 +175,3 @@ def _joined(rows: Sequence[Batch]) -> Batch:
         described,
         {"image": 0, "prompt": 0},
     )
-
-
-def _digest(given: Batch) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for array in (given.pixels, given.tokens):
-        digest.update(str(array.shape).encode())
-        digest.update(array.tobytes())
-    return digest.digest()

@@ -7,16 +7,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipcheck.inputs.batches import MOST_ROWS, Inputs
 from clipcheck.inputs.examples import Example, Kind, Prompt, ids_of, prompts_beside
+from clipcheck.search.constants import without_local_constants
 
 if TYPE_CHECKING:
-    from hypothesis import settings
+    from hypothesis import Phase, settings
     from hypothesis.database import ExampleDatabase
     from hypothesis.strategies import SearchStrategy
     from PIL import Image
+
+_Condition: TypeAlias = Callable[[Example], Any]
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,9 @@ class Pool:
 class Source:
     """Draws raw inputs for a model, the same ones for the same seed.
 
-    What failed before comes first, mended or not: Hypothesis keeps it in its database, which is in
-    the folder ``.hypothesis`` (or ``$HYPOTHESIS_STORAGE_DIRECTORY``).
+    What failed before is tried as well, mended or not, and takes no other's place: Hypothesis keeps
+    it in its database, which is in the folder ``.hypothesis`` (or
+    ``$HYPOTHESIS_STORAGE_DIRECTORY``).
 
     Args:
         inputs: what the model takes.
@@ -95,31 +99,53 @@ class Source:
         )
 
     def gather(self, pool: Pool, count: int) -> list[Example]:
-        """At most ``count`` examples: the ones that `find` will look at with that count."""
+        """The examples that `find` will look at with that count: at most ``count``, and behind
+        them some that failed before."""
         from hypothesis.database import ReadOnlyDatabase
 
         drawn: list[Example] = []
         # Looking at them is no verdict: what failed before must stay in the database.
-        self._find(pool, drawn.append, count, ReadOnlyDatabase(self._database(pool)))
+        kept = ReadOnlyDatabase(self._database(pool))
+        self._draw(pool, drawn.append, count, kept)
+        self._try_again(pool, drawn.append, count, kept)
         return drawn
 
     def find(self, pool: Pool, condition: Callable[[Example], bool], count: int) -> Example | None:
-        """The smallest example that the condition holds for, or None where none of ``count`` is."""
-        return self._find(pool, condition, count, self._database(pool))
+        """The smallest example that the condition holds for, or None where none of those is that
+        `gather` gives."""
+        database = self._database(pool)
+        again = self._try_again(pool, condition, count, database)
+        return self._draw(pool, condition, count, database) if again is None else again
 
-    def _find(
-        self,
-        pool: Pool,
-        condition: Callable[[Example], Any],
-        count: int,
-        database: ExampleDatabase,
+    def _draw(
+        self, pool: Pool, condition: _Condition, count: int, database: ExampleDatabase
     ) -> Example | None:
+        from hypothesis import Phase
+
+        return self._find(pool, condition, _settings(count, database, Phase.generate))
+
+    def _try_again(
+        self, pool: Pool, condition: _Condition, count: int, database: ExampleDatabase
+    ) -> Example | None:
+        """Look at what failed before: a few, as Hypothesis keeps many that it has not shrunk."""
+        from unittest import SkipTest
+
+        from hypothesis import Phase
+        from hypothesis.errors import Unsatisfiable
+
+        few = max(2, count // 10)
+        try:
+            return self._find(pool, condition, _settings(few, database, Phase.reuse))
+        except (SkipTest, Unsatisfiable):  # Nothing is kept, or nothing that is drawn today.
+            return None
+
+    def _find(self, pool: Pool, condition: _Condition, how: settings) -> Example | None:
         from hypothesis import given, seed
 
         found: list[Example] = []
 
         # In this order: a seed puts the database out of use, and settings above it say which.
-        @_settings(count, database)
+        @how
         @seed(self._seed)
         @given(pool.strategy)
         def look(example: Example) -> None:
@@ -128,7 +154,8 @@ class Source:
                 raise _Found
 
         try:
-            look()
+            with without_local_constants():
+                look()
         except _Found:
             return found[0]
         return None
@@ -161,15 +188,17 @@ class _Found(Exception):  # noqa: N818 - it is what was looked for, no error
     """An example that a condition holds for."""
 
 
-def _settings(count: int, database: ExampleDatabase) -> settings:
+def _settings(count: int, database: ExampleDatabase, phase: Phase) -> settings:
+    """Hypothesis's settings. What they leave open a profile of the caller's would decide."""
     from hypothesis import HealthCheck, Phase, Verbosity, settings
 
     return settings(
         max_examples=count,
+        backend="hypothesis",
         database=database,
         derandomize=False,  # The seed is given; a profile for CI would have it from the code.
         deadline=None,
-        phases=(Phase.reuse, Phase.generate, Phase.shrink),
+        phases=(phase, Phase.shrink),
         report_multiple_bugs=False,
         # As in hypothesis.find: a machine that is busy is no mistake of this search, nor is one
         # inside of somebody's own test.

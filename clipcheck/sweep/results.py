@@ -58,6 +58,9 @@ def _judgement(entry: Mapping[str, Any], conditions: Conditions) -> Judgement:
     return Judgement(
         **{name: entry[name] for name in same},
         origin=entry.get("origin") or "",
+        inputs=entry.get("inputs"),
+        run=entry.get("run"),
+        date=entry.get("date"),
         limits=Contract(conditions.atol, conditions.rtol),
         isolation=None if entry["isolation"] is None else tuple(entry["isolation"]),
         patched=Patched(**entry["patched"]) if entry.get("patched") else None,

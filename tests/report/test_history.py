@@ -80,6 +80,9 @@ def test_what_passes_as_before_is_told_only_where_something_else_changed() -> No
         "",
         "NOT WORSE: 1 passes as before.",
     ]
+    drawn = [run(replace(SOUND, inputs=letter * 32)) for letter in "ab"]
+    told = f"\n  other inputs: {'a' * 16} -> {'b' * 16}\n"
+    assert told in render(compare(*drawn))
 
 
 def test_gates_that_come_and_go_are_told() -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,10 @@ def test_the_document_has_the_fields_of_schema_1(passed: Any, minute_archive: Pa
     assert [gate["name"] for gate in entry["gates"]] == [
         "integrity", "contract", "fidelity", "modules", "decision", "stability"
     ]  # fmt: skip
+    assert re.fullmatch("[0-9a-f]{32}", entry["inputs"])
+    assert re.fullmatch("[0-9a-f]{12}", entry["run"])
+    began = datetime.fromisoformat(entry["date"])
+    assert timedelta() < datetime.now(UTC) - began < timedelta(hours=1)
     for gate in entry["gates"]:
         assert gate["passed"] is True
         assert gate["message"]

@@ -93,6 +93,13 @@ def test_where_the_model_was_found_stands_under_what_it_is() -> None:
     assert lines[2] == "  read from 'model'; left out: head.\\x1b"
 
 
+def test_the_run_and_its_inputs_are_told() -> None:
+    made = {"run": "3f", "date": "2026-11-30T04:10:11Z"}
+    run = replace(PASSED, inputs="ab" * 16, seed=7, **made)
+    assert "  run 3f, 2026-11-30T04:10:11Z; inputs abababababab, seed 7" in lines_of(run)
+    assert "  run 3f, 2026-11-30T04:10:11Z" in lines_of(replace(UNJUDGED, **made))
+
+
 def test_what_failed_stands_out() -> None:
     assert "  FAIL  contract   probabilities differ" in lines_of(FAILED)
 
