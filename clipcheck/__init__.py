@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 from clipcheck._version import __version__
 
 if TYPE_CHECKING:
-    from clipcheck.checking import assert_consistent, check
+    from clipcheck.checking import Result, assert_consistent, check
     from clipcheck.checkpoints.registry import available_models
     from clipcheck.errors import ClipcheckError
     from clipcheck.inputs.tokenizer import tokenize
-    from clipcheck.judgement import Result
     from clipcheck.models.loader import load, load_both
 
 _HOME = {

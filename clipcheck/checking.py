@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import update_wrapper
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
 
 from clipcheck._version import __version__
 from clipcheck.backends.artefacts import default_folder
@@ -20,7 +21,8 @@ from clipcheck.checkpoints.opening import size_of
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import UsageError
 from clipcheck.inputs.batches import CORNERS
-from clipcheck.judgement import Judgement, LeftOut, Result
+from clipcheck.judgement import Judgement, LeftOut
+from clipcheck.judgement import Result as Found
 from clipcheck.matrix import Judge, Plan
 from clipcheck.progress import Progress, Span, silent
 
@@ -35,6 +37,32 @@ Device: TypeAlias = "str | torch.device | None"
 Devices: TypeAlias = "Device | Sequence[str | torch.device]"
 Dtypes = str | Sequence[str] | None
 Backends = str | Sequence[str] | None
+
+_NOT_NAMES = (str, bytes, os.PathLike, Mapping)
+"""What can be iterated over and is no list of names: a state dict among others."""
+
+_Options = ParamSpec("_Options")
+
+
+class Result(Found):
+    """What a check found, and how it is shown: as text, in a notebook, as JSON."""
+
+    def __str__(self) -> str:
+        """The table and the verdict."""
+        from clipcheck.report.text import brief
+
+        return brief(self).plain
+
+    def _repr_html_(self) -> str:
+        from clipcheck.report.notebook import render
+
+        return render(self)
+
+    def to_json(self) -> str:
+        """The document that ``clipcheck check --json`` writes."""
+        from clipcheck.report.json import render
+
+        return render(self)
 
 
 def check(
@@ -90,7 +118,7 @@ def check(
         UsageError: the arguments make no sense.
     """
     limits = limits_of(examples, atol, rtol)
-    names = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else list(checkpoints)
+    names = _files(checkpoints)
     devices = _several(device)
     if not names or not devices:
         raise UsageError("expected a checkpoint and a device, found none", remedy="Give one.")
@@ -102,16 +130,16 @@ def check(
         exhaustive,
         seed,
         _known(dtype),
-        None if reference is None else os.fspath(reference),
+        None if reference is None else _file(reference, "a reference"),
         default_folder() if cache else None,
         isolation_named(isolation),
         download_root,
         run=uuid.uuid4().hex[:12],
         date=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     )
-    prepare([os.fspath(name) for name in names], plan.isolation)
+    prepare(names, plan.isolation)
     judge_one = Judge(plan)
-    asked = [(os.fspath(name), where) for name in names for where in devices]
+    asked = [(name, where) for name in names for where in devices]
     spans = Span(progress or silent).split([_size(name) for name, _ in asked])
     found = [judge_one(*each, span) for each, span in zip(asked, spans, strict=True)]
     everything = [each for one in found for each in one]
@@ -122,22 +150,29 @@ def check(
     )
 
 
-def assert_consistent(checkpoints: Names, **options: object) -> None:
-    """`check`, for use in a test.
+def _as_assertion(check: Callable[_Options, Result]) -> Callable[_Options, None]:
+    """Take the arguments of a check, for people and type checkers alike."""
 
-    Args:
-        checkpoints: as for `check`.
-        options: the other arguments of `check`.
+    def assert_consistent(*args: _Options.args, **options: _Options.kwargs) -> None:
+        """`check`, for use in a test; the arguments are the same.
 
-    Raises:
-        AssertionError: a checkpoint is inconsistent or could not be judged; the message is the
-            report.
-    """
-    from clipcheck.report.text import render
+        Raises:
+            AssertionError: a checkpoint is inconsistent or could not be judged; the message says on
+                one screen what failed, the worst first.
+            UsageError: the arguments make no sense.
+        """
+        __tracebackhide__ = True
+        from clipcheck.report.failure import summary
 
-    result = check(checkpoints, **options)  # type: ignore[arg-type]
-    if not result.passed:
-        raise AssertionError(render(result))
+        result = check(*args, **options)
+        if not result:
+            raise AssertionError(summary(result))
+
+    assert_consistent.__qualname__ = assert_consistent.__name__
+    return update_wrapper(assert_consistent, check, assigned=("__module__",), updated=())
+
+
+assert_consistent = _as_assertion(check)
 
 
 def environment() -> dict[str, str]:
@@ -159,6 +194,32 @@ def _size(name: str) -> float:
     return float(size_of(Path(name)) if released is None else released.size)
 
 
+def _files(checkpoints: object) -> list[str]:
+    """The checkpoints as they are named.
+
+    Raises:
+        UsageError: it is something else, such as a model.
+    """
+    several = isinstance(checkpoints, Iterable) and not isinstance(checkpoints, _NOT_NAMES)
+    if isinstance(checkpoints, Iterable) and several:
+        return [_file(each, "a checkpoint") for each in checkpoints]
+    return [_file(checkpoints, "a checkpoint")]
+
+
+def _file(name: object, what: str) -> str:
+    if isinstance(name, str | os.PathLike):
+        path = os.fspath(name)
+        if isinstance(path, str):
+            return path
+    kind = f"{type(name).__module__}.{type(name).__qualname__}".removeprefix("builtins.")
+    raise UsageError(
+        f"expected the path or the released name of {what}, found an object of type {kind}",
+        remedy="A file is judged, as it will be released. Save it and give its path: "
+        "torch.jit.save(archive, PATH) for TorchScript, torch.save(model.state_dict(), PATH) for "
+        "weights alone, which need a backend as well.",
+    )
+
+
 def _several(device: Devices) -> list[Device]:
     # torch.device is asked for by its absence: naming it would import torch.
     if isinstance(device, Sequence) and not isinstance(device, str):
@@ -167,7 +228,8 @@ def _several(device: Devices) -> list[Device]:
 
 
 def _known(dtype: Dtypes) -> tuple[str, ...]:
-    names = () if dtype is None else (dtype,) if isinstance(dtype, str) else tuple(dtype)
+    single = isinstance(dtype, str) or not isinstance(dtype, Iterable)
+    names: tuple[Any, ...] = () if dtype is None else (dtype,) if single else tuple(dtype)
     for name in names:
         if name not in LIMITS:
             raise UsageError(

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipcheck.checking import environment
 from clipcheck.errors import OutputError
@@ -21,6 +21,8 @@ from clipcheck.writers.output import replacing
 
 if TYPE_CHECKING:
     from clipcheck.sweep.run import Swept
+
+_Result = TypeVar("_Result", bound=Result)
 
 JSON = "results.json"
 TEXT = "report.txt"
@@ -47,7 +49,7 @@ def require_folder(folder: Path) -> None:
         ) from error
 
 
-def keep(result: Result, folder: Path) -> Result:
+def keep(result: _Result, folder: Path) -> _Result:
     """Write `JSON`, `TEXT`, `HTML`, and a folder for each failing input.
 
     Args:
@@ -115,7 +117,7 @@ def _keep(forms: Mapping[str, Callable[[], str]], folder: Path) -> None:
             temporary.write_text(contents, encoding="utf-8")
 
 
-def keep_inputs(result: Result, folder: Path | None = None) -> Result:
+def keep_inputs(result: _Result, folder: Path | None = None) -> _Result:
     """Write a folder for each failing input that has none yet.
 
     Args:

@@ -107,6 +107,11 @@ class Judgement:
         """Whether it was judged, and every gate passed. No gates is no pass."""
         return self.error is None and bool(self.gates) and all(g.passed for g in self.gates)
 
+    def __repr__(self) -> str:
+        found = "passed" if self.passed else "FAILED" if self.error is None else "not judged"
+        way = f"{self.checkpoint!r}, {self.backend} on {self.device} in {self.dtype}"
+        return f"<{type(self).__name__} {found}: {way}>"
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -145,6 +150,23 @@ class Result:
     def passed(self) -> bool:
         """Whether there is something that was judged, and all of it passed."""
         return bool(self.judgements) and all(j.passed for j in self.judgements)
+
+    @property
+    def failures(self) -> tuple[Judgement, ...]:
+        """What did not pass, or could not be judged."""
+        return tuple(judgement for judgement in self.judgements if not judgement.passed)
+
+    def __bool__(self) -> bool:
+        """Whether it passed: ``if check(...)`` and ``assert check(...)`` do what they say."""
+        return self.passed
+
+    def __repr__(self) -> str:
+        runs, unjudged = len(self.judgements), sum(j.error is not None for j in self.judgements)
+        failed = len(self.failures) - unjudged
+        return (
+            f"<{type(self).__name__} {'passed' if self.passed else 'NOT PASSED'}: {runs} run"
+            f"{'' if runs == 1 else 's'}, {failed} failed, {unjudged} not judged>"
+        )
 
     @property
     def exit_code(self) -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from clipcheck.inputs.batches import CORNERS
 from clipcheck.judgement import Judgement, Result
 from clipcheck.matrix import OWN, SHARED
 from clipcheck.models import loader
+from clipcheck.report import json, notebook, text
 from clipcheck.writers.archive import Alter, write_archive
 from clipcheck.writers.convert import convert
 from conftest import SeededArchive
@@ -234,6 +236,7 @@ def test_defects_of_our_own_are_not_swallowed(minute_archive: Path, planted: Pla
         ({"atol": float("inf")}, "expected atol"),
         ({"device": []}, "a device"),
         ({"dtype": "float8"}, "expected a dtype, found 'float8'"),
+        ({"dtype": torch.float16}, r"expected a dtype, found torch.float16"),
         ({"checkpoints": []}, "a checkpoint"),
     ],
 )
@@ -253,8 +256,66 @@ def test_assert_consistent_is_silent_or_raises_with_the_report(
 ) -> None:
     clipcheck.assert_consistent(minute_archive, examples=1, isolation="none")
     planted(lambda both: replace(both, differing={"ln_final.bias": "has other bits"}))
-    with pytest.raises(AssertionError, match=r"(?s)FAIL.*INCONSISTENT"):
+    with pytest.raises(AssertionError, match=r"(?s)^INCONSISTENT: .*\n  integrity: ") as caught:
         clipcheck.assert_consistent(minute_archive, examples=1, isolation="none")
+    assert caught.traceback[-1].name == "assert_consistent"
+    assert caught.traceback[-1].ishidden(caught)
+
+
+def test_assert_consistent_takes_what_check_takes_and_nothing_else() -> None:
+    assert inspect.signature(clipcheck.assert_consistent) == inspect.signature(clipcheck.check)
+    with pytest.raises(TypeError, match="'atoll'"):
+        clipcheck.assert_consistent("x.pt", atoll=3)
+
+
+@pytest.fixture(scope="module")
+def failing(minute_archive: Path) -> clipcheck.Result:
+    return clipcheck.check(minute_archive, examples=CORNERS, atol=0, rtol=0)
+
+
+def test_a_result_is_true_where_it_passed(failing: clipcheck.Result) -> None:
+    assert not failing
+    assert not failing.passed
+    passed = replace(
+        failing,
+        judgements=(
+            replace(failing.judgements[0], gates=(GateResult("integrity", True, "same"),)),
+        ),
+    )
+    assert passed
+    assert (passed.failures, failing.failures) == ((), failing.judgements)
+    assert not Result((), {})
+
+
+def test_a_result_is_shown_in_brief(failing: clipcheck.Result, minute_archive: Path) -> None:
+    assert repr(failing) == "<Result NOT PASSED: 1 run, 1 failed, 0 not judged>"
+    assert str(failing) == text.brief(failing).plain
+    assert repr(failing.judgements[0]) == (
+        f"<Judgement FAILED: {str(minute_archive)!r}, jit on cpu in float32>"
+    )
+    assert failing._repr_html_() == notebook.render(failing)
+    assert failing.to_json() == json.render(failing)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        (torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
+        (torch.nn.Sequential(torch.nn.Linear(1, 1)), "torch.nn.modules.linear.Linear"),
+        (torch.nn.Linear(1, 1).state_dict(), "collections.OrderedDict"),
+        ({"model.pt": 1}, "dict"),
+        (torch.zeros(1), "torch.Tensor"),
+        (b"model.pt", "bytes"),
+        (["model.pt", None], "NoneType"),
+        (3, "int"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_name_is_refused_and_what_to_give_is_said(given: Any, kind: str) -> None:
+    with pytest.raises(UsageError, match=r"^expected the path or the released name of a reference"):
+        clipcheck.check("x.pt", reference=given)
+    with pytest.raises(UsageError, match=rf"type {re.escape(kind)}\. A file .* torch\.jit\.save"):
+        clipcheck.check(given)
 
 
 def test_the_limits_reach_the_gate(minute_archive: Path) -> None:

@@ -1,11 +1,48 @@
-"""What a test says of a gate that a checkpoint does not pass."""
+"""What a test says of a checkpoint, or of a gate that it does not pass."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clipcheck.judgement import Judgement
+    from clipcheck.judgement import Judgement, Result
+
+SCREEN = 24
+"""Lines of a terminal."""
+
+
+def summary(result: Result) -> str:
+    """What differs, on one screen: the verdict, which names the worst failure, then each failure
+    with its evidence, the worst first."""
+    from clipcheck.report.cells import visible, wrapped
+    from clipcheck.report.verdict import verdict, worst_first
+
+    lines = wrapped(verdict(result))
+    for judgement in worst_first(result.judgements):
+        if not judgement.passed:
+            lines += ["", *wrapped(_title(judgement)), *_found(judgement)]
+    if len(lines) > SCREEN:
+        lines = [*lines[: SCREEN - 1], f"... and {len(lines) - SCREEN + 1} more lines"]
+    return "\n".join(map(visible, lines))
+
+
+def _found(judgement: Judgement) -> Iterator[str]:
+    from clipcheck.report.cells import wrapped
+    from clipcheck.report.text import departing_lines, failing_lines
+
+    if judgement.error is not None:
+        yield from wrapped(judgement.error, "  not judged: ")
+    for gate in judgement.gates:
+        if not gate.passed:
+            yield from wrapped(gate.message, f"  {gate.name}: ", "    ")
+    yield from departing_lines(judgement)
+    yield from failing_lines(judgement)
+
+
+def _title(judgement: Judgement) -> str:
+    dtype = f" in {judgement.dtype}" if judgement.dtype else ""
+    return f"{judgement.checkpoint}, {judgement.backend} on {judgement.device}{dtype}"
 
 
 def failure(judgement: Judgement, gate: str) -> str:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.compare.result import GateResult
-from clipcheck.judgement import Judgement
+from clipcheck.judgement import Judgement, Result
 from clipcheck.report import text
-from clipcheck.report.failure import failure
+from clipcheck.report.failure import SCREEN, failure, summary
+from tests.report import PASSED, failed, unjudged
 
 JUDGED = Judgement(
     checkpoint="RN50 (seeded weights)",
@@ -69,3 +71,27 @@ def test_what_could_not_be_judged_says_why_whatever_gate_is_asked_for() -> None:
             "RN50 (seeded weights), jit on cuda in float16: not judged\n"
             "RN50.pt: cut off. Fetch it again."
         )
+
+
+def test_a_summary_begins_with_the_worst_and_fits_a_screen() -> None:
+    result = Result((PASSED, unjudged(), failed("bad.pt")), {})
+    lines = summary(result).splitlines()
+    assert lines[:5] == [
+        "INCONSISTENT: 1 of 3 checkpoints differs between JIT and eager, 1 could not be",
+        "judged. Worst: bad.pt: fidelity, 12x its limit.",
+        "",
+        "bad.pt, jit on cpu in float32",
+        "  fidelity: 12 times further",
+    ]
+    assert lines[-3:] == [
+        "",
+        "gone.pt, jit on cpu",
+        "  not judged: expected a file, found 'gone.pt'. Look again.",
+    ]
+    many = summary(Result(tuple(failed(f"{n}.pt") for n in range(9)), {})).splitlines()
+    assert len(many) == SCREEN
+    assert re.fullmatch(r"\.\.\. and \d+ more lines", many[-1])
+
+
+def test_a_summary_moves_no_cursor() -> None:
+    assert "\x1b" not in summary(Result((failed("\x1b[2J.pt", prompt="\x1b[1m"),), {}))
