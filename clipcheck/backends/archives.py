@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clipcheck import torchscript_support
@@ -33,7 +33,7 @@ class Runner(Protocol):
         """What the archive is."""
 
     def call(self, method: str, *inputs: torch.Tensor) -> object:
-        """What a method gives: a tensor or a tuple of them, if it is right.
+        """What a method gives: a tensor, or a tuple or a dict of them, if it is right.
 
         Raises:
             RunError: it is not there, or it failed.
@@ -110,7 +110,7 @@ class Inside:
 
     def call(self, method: str, *inputs: torch.Tensor) -> object:
         """What a method gives."""
-        return run_method("jit", self._archive.module, method, *inputs)
+        return run_method("jit", self._archive.module, method, *self._archive.given(method, inputs))
 
     def listen(
         self,
@@ -123,11 +123,13 @@ class Inside:
         from clipcheck.models.taps import Site, listening
 
         def heard(site: Site, entering: bool, tensors: Sequence[torch.Tensor]) -> None:
-            if site.module in modules:
+            site = self._archive.site(site)
+            if site.module in modules and site.is_whole:
                 listener(site, entering, tensors)
 
         with listening(heard):
-            return run_method("jit", self._archive.tapped(), method, *inputs)
+            given = self._archive.given(method, inputs)
+            return run_method("jit", self._archive.tapped(), method, *given)
 
     def changed(self) -> list[str]:
         """The keys of the weights that running it has changed."""
@@ -179,6 +181,7 @@ class Apart:
             device=str(device),
             dtype=_name(dtype),
             weights=checkpoint.weight_dtypes,
+            naming={**asdict(checkpoint.naming), "masks": sorted(checkpoint.naming.masks)},
             shared=len(memory),
         )
         self.facts = _facts(done.message)
@@ -201,7 +204,7 @@ class Apart:
 
         def answer(question: Message, tensors: list[torch.Tensor]) -> Message:
             site = Site(str(question.get("module")), str(question.get("method")))
-            if site.module in modules:
+            if site.module in modules and site.is_whole:
                 listener(site, question.get("entering") is True, self._placed(tensors))
             return {}
 
@@ -221,6 +224,9 @@ class Apart:
             return tuple(placed)
         if kind == "Tensor" and len(placed) == 1:
             return placed[0]
+        names = message.get("names")
+        if kind == "dict" and isinstance(names, list) and len(names) == len(placed):
+            return dict(zip(map(str, names), placed, strict=True))
         return _Other(str(kind))
 
     def _placed(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -232,6 +238,9 @@ class _Other:
     """What a method gave in place of tensors; its text is its type."""
 
     kind: str
+
+    def __str__(self) -> str:
+        return self.kind
 
 
 @dataclass

@@ -6,12 +6,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from clipcheck import torchscript_support
-from clipcheck.backends.base import Backend, Missing, Option, Source
+from clipcheck.backends.base import (
+    Array,
+    Backend,
+    Missing,
+    Named,
+    Option,
+    Pixels,
+    Source,
+    Tokens,
+)
 from clipcheck.backends.eager import version as version
-from clipcheck.backends.modules import ModuleBackend
+from clipcheck.backends.forward import logits_of
+from clipcheck.backends.modules import ModuleBackend, to_numpy
 from clipcheck.checkpoints.architecture import BUFFERS, Architecture
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.compare.integrity import Evidence
+from clipcheck.compare.result import LOGITS
+from clipcheck.errors import RunError
 from clipcheck.inputs.examples import Frontend
 
 if TYPE_CHECKING:
@@ -66,6 +78,40 @@ class Archive(ModuleBackend):
         facts = archive.runner.facts
         self.patched = facts.patched
         self.frontend = _frontend_of(facts, source.checkpoint.architecture)
+
+    def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
+        """Pixels and ids to logits per image [N, M] and per text [M, N]."""
+        found = self._logits(pixels, tokens)
+        for name in LOGITS:
+            if name not in found:
+                raise RunError(f"jit: forward gives no {name}", remedy="Let it return both logits.")
+        return found[LOGITS[0]], found[LOGITS[1]]
+
+    def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
+        """Its outputs by name; each method is called once.
+
+        Raises:
+            RunError: it cannot be run, or gives something else.
+        """
+        return {
+            **self._logits(pixels, tokens),
+            "image_features": self.encode_image(pixels),
+            "text_features": self.encode_text(tokens),
+        }
+
+    def _logits(self, pixels: Pixels, tokens: Tokens) -> Named:
+        import torch
+
+        given = self._run("forward", pixels, tokens)
+        try:
+            with torch.inference_mode():
+                found = logits_of(given)
+        except ValueError as error:
+            raise RunError(
+                f"jit: {error}",
+                remedy="Let forward return logits_per_image and logits_per_text.",
+            ) from error
+        return {name: to_numpy(tensor) for name, tensor in found.items()}
 
     def _called(self, method: str, *inputs: torch.Tensor) -> Any:
         return self.runner.call(method, *inputs)

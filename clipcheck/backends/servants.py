@@ -18,12 +18,13 @@ import torch
 from clipcheck.backends.archives import Inside
 from clipcheck.backends.opened import Opened
 from clipcheck.backends.reference import exact_floats
+from clipcheck.checkpoints.keymaps import Layout
+from clipcheck.checkpoints.naming import Naming
 from clipcheck.errors import RunError
 from clipcheck.isolation.serving import Answer, Caller
 from clipcheck.isolation.wire import place_in
 from clipcheck.models.archives import LoadedArchive
 from clipcheck.models.taps import Site
-from clipcheck.models.weights import weights_of
 
 Tensors = list[torch.Tensor]
 
@@ -40,7 +41,14 @@ class ArchiveServant:
         self._archive: LoadedArchive | None = None
 
     def load(
-        self, _: Tensors, path: str, device: str, dtype: str, weights: Sequence[str], shared: int
+        self,
+        _: Tensors,
+        path: str,
+        device: str,
+        dtype: str,
+        weights: Sequence[str],
+        naming: dict[str, Any],
+        shared: int,
     ) -> Answer:
         """Load it, and have its weights compared, one by one. Those that are right are replaced by
         the eager model's, which lie in shared memory.
@@ -50,6 +58,7 @@ class ArchiveServant:
             device: where to.
             dtype: what it is to compute in.
             weights: see `clipcheck.checkpoints.checkpoint.Checkpoint.weight_dtypes`.
+            naming: the attributes of `clipcheck.checkpoints.naming.Naming`.
             shared: bytes of the memory that was shared.
         """
         self._archive = None
@@ -59,8 +68,9 @@ class ArchiveServant:
             torch.device(device),
             getattr(torch, dtype),
             weights,
+            Naming(naming["prefix"], Layout(naming["layout"]), frozenset(naming["masks"])),
         )
-        for key, held in weights_of(archive.module):
+        for key, held in archive.weights():
             answer = self._caller.ask(*_told(key, held.data))
             if answer["dtype"] is None:
                 continue
@@ -113,8 +123,9 @@ def _told(key: str, held: torch.Tensor) -> tuple[dict[str, Any], Tensors]:
 
 
 def _packed(result: object) -> Answer:
-    """What a method gave: a tensor, a tuple of them, or the name of what else it is."""
-    found = result if isinstance(result, tuple) else (result,)
+    """What a method gave: a tensor, a tuple or a dict of them, or the name of what else it is."""
+    named = result if isinstance(result, dict) else {}
+    found = result if isinstance(result, tuple) else tuple(named.values()) or (result,)
     if not all(isinstance(each, torch.Tensor) for each in found):
         return {"type": type(result).__name__}, ()
     tensors = [each for each in found if isinstance(each, torch.Tensor)]
@@ -124,6 +135,8 @@ def _packed(result: object) -> Answer:
             f"jit: the result has a {odd[0].layout} tensor of {odd[0].dtype}",
             remedy="Let it return dense tensors of floating-point numbers.",
         )
+    if named:
+        return {"type": "dict", "names": list(named)}, tensors
     return {"type": "tuple" if isinstance(result, tuple) else "Tensor"}, tensors
 
 

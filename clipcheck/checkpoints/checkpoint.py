@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints.architecture import Architecture, specs
 from clipcheck.checkpoints.finding import Origin
+from clipcheck.checkpoints.naming import Naming
 from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.checkpoints.training import Entry
 from clipcheck.errors import NotFiniteError
@@ -96,6 +97,7 @@ class Checkpoint:
         record: the strings and numbers that training code saved beside the weights, such as
             open_clip's ``name``; empty where there are none.
         origin: where in the file the model was found.
+        naming: how an archive names its weights and modules.
     """
 
     path: Path
@@ -107,6 +109,7 @@ class Checkpoint:
     parts: tuple[Records, ...] = ()
     record: Mapping[str, Entry] = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
+    naming: Naming = field(default_factory=Naming)
 
     @cached_property
     def sha256(self) -> str:

@@ -18,7 +18,8 @@ from clipcheck.checkpoints import directories, download, registry
 from clipcheck.checkpoints.architecture import Spec, infer, specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.finding import Origin, find_model
-from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of, spelled
+from clipcheck.checkpoints.keymaps import from_layout, layout_of, spelled
+from clipcheck.checkpoints.naming import Naming, read_names
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
 from clipcheck.checkpoints.state_dicts import LEGACY_MAGIC, LegacyFile, read_pickle
 from clipcheck.checkpoints.training import read_record
@@ -224,10 +225,12 @@ def _checkpoint(path: Path, form: Format, file: _File, key: str | None, size: in
     """
     tensors, origin = _model(file, key, path)
     _require_stored(tensors, size, path)
-    # An archive's code has the names of the reference, and goes with its weights.
-    layout = Layout.REFERENCE if form is Format.ARCHIVE else layout_of(tensors)
-    name = functools.partial(spelled, layout=layout)
-    tensors = from_layout(tensors, layout, path)
+    if form is Format.ARCHIVE:
+        tensors, naming = read_names(tensors, path)
+    else:
+        naming = Naming(layout=layout_of(tensors))
+        tensors = from_layout(tensors, naming.layout, path)
+    name = functools.partial(spelled, layout=naming.layout)
     architecture = infer(tensors, path, name)
     found = [
         f"{name(key)} ({kind})"
@@ -243,7 +246,16 @@ def _checkpoint(path: Path, form: Format, file: _File, key: str | None, size: in
             path=path,
         )
     record = read_record(file.saved) if file.kind is TensorRecord else {}
-    return Checkpoint(path, form, architecture, tensors, file.records, record=record, origin=origin)
+    return Checkpoint(
+        path,
+        form,
+        architecture,
+        tensors,
+        file.records,
+        record=record,
+        origin=origin,
+        naming=naming,
+    )
 
 
 def _model(file: _File, key: str | None, path: Path) -> tuple[dict[str, torch.Tensor], Origin]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
+from clipcheck.checkpoints.naming import Naming
 from clipcheck.errors import DamagedError
 from clipcheck.models import taps, torchscript
 from clipcheck.models.facts import METHODS, Facts
-from clipcheck.models.weights import WeightWatch, weights_of
+from clipcheck.models.weights import WeightWatch, by_reference, weights_of
 
 
 class LoadedArchive:
@@ -21,6 +22,7 @@ class LoadedArchive:
         device: where to.
         dtype: what its code is to compute in; None leaves it.
         weights: see `clipcheck.checkpoints.checkpoint.Checkpoint.weight_dtypes`.
+        naming: how it names its weights and modules.
 
     Attributes:
         device: where it is.
@@ -37,13 +39,40 @@ class LoadedArchive:
         device: torch.device,
         dtype: torch.dtype | None,
         weights: Collection[str],
+        naming: Naming,
     ) -> None:
         self.module = torchscript.load_archive(path, device)
         self._patched = torchscript.patch(self.module, device, dtype, weights)
         self.device = device
-        self._path, self._dtype, self._stored = path, dtype, weights
+        self._path, self._dtype, self._dtypes, self._naming = path, dtype, weights, naming
         self._tapped: torch.jit.ScriptModule | None = None
         self._watches: list[WeightWatch] = []
+        self._uncast: dict[str, bool] = {}
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Its weights and buffers by the reference's keys: these very tensors, no masks."""
+        return by_reference(self.module, self._naming)
+
+    def site(self, site: taps.Site) -> taps.Site:
+        """The same call, by the reference's name of the module."""
+        return taps.Site(self._naming.reference(site.module), site.method)
+
+    def given(self, method: str, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The inputs of a method as its code takes them: open_clip's does not cast pixels, and its
+        users give them in the dtype of the weights."""
+        if self._dtype is None or not self._convolves_uncast(method):
+            return list(inputs)
+        return [each.to(self._dtype) if each.is_floating_point() else each for each in inputs]
+
+    def _convolves_uncast(self, method: str) -> bool:
+        if method not in self._uncast:
+            there = method in self._methods() and method != "encode_text"
+            self._uncast[method] = there and torchscript.convolves_uncast(self.module, method)
+        return self._uncast[method]
+
+    def _methods(self) -> Sequence[str]:
+        scripted = isinstance(self.module, torch.jit.ScriptModule)
+        return self.module._c._method_names() if scripted else ()
 
     def watch(self) -> None:
         """From now on its weights are not to change."""
@@ -72,7 +101,7 @@ class LoadedArchive:
         for key, held in weights_of(tapped):
             if key in shared:
                 held.data = shared[key].data
-        torchscript.patch(tapped, self.device, self._dtype, self._stored)
+        torchscript.patch(tapped, self.device, self._dtype, self._dtypes)
         taps.tap(tapped)
         return tapped
 
@@ -82,12 +111,14 @@ class LoadedArchive:
         Raises:
             DamagedError: what it holds as a dimension is no number.
         """
-        scripted = isinstance(self.module, torch.jit.ScriptModule)
-        methods = self.module._c._method_names() if scripted else ()
+        methods = self._methods()
         return Facts(
-            scripted,
+            isinstance(self.module, torch.jit.ScriptModule),
             {
-                method: frozenset(torchscript.used_weights(self.module, method))
+                method: frozenset(
+                    self._naming.reference(key)
+                    for key in torchscript.used_weights(self.module, method)
+                )
                 for method in METHODS
                 if method in methods
             },

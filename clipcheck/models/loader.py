@@ -19,7 +19,7 @@ from clipcheck.inputs.preprocess import transform
 from clipcheck.models import eager, torchscript
 from clipcheck.models.archives import LoadedArchive
 from clipcheck.models.arena import Arena
-from clipcheck.models.weights import weights_of
+from clipcheck.models.weights import by_reference
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,7 +78,7 @@ def load(
         model = torchscript.load_archive(checkpoint.path, target)
         torchscript.patch(model, target, dtype, checkpoint.weight_dtypes)
         wanted = dtypes(checkpoint, dtype)
-        for key, held in weights_of(model):
+        for key, held in by_reference(model, checkpoint.naming):
             held.data = _cast(held.data, arena, wanted(key, held.data))
     else:
         model = eager.build(checkpoint.architecture, _classic_weights(checkpoint, target))
@@ -160,8 +160,10 @@ def load_checkpoint_both(
     require_archive(checkpoint)
     dtype = dtype or _compute_dtype(device)
     arena = _arena(checkpoint, dtype)
-    archive = LoadedArchive(checkpoint.path, device, dtype, checkpoint.weight_dtypes)
-    weights, differing = _share(archive.module, checkpoint, device, dtype, arena)
+    archive = LoadedArchive(
+        checkpoint.path, device, dtype, checkpoint.weight_dtypes, checkpoint.naming
+    )
+    weights, differing = _share(archive, checkpoint, device, dtype, arena)
     archive.watch()
     eager_model = eager.build(checkpoint.architecture, weights)
     return Both(archive, eager_model, len(weights), differing)
@@ -308,13 +310,13 @@ def dtypes(
 
 
 def _share(
-    jit_model: torch.jit.ScriptModule,
+    archive: LoadedArchive,
     checkpoint: Checkpoint,
     device: torch.device,
     dtype: torch.dtype | None,
     arena: Arena | None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Compare the weights, and give those of ``jit_model`` that agree to the eager model too.
+    """Compare the weights, and give those of the archive that agree to the eager model too.
 
     One at a time, so that half and float32 copies of the whole never stand side by side.
 
@@ -324,7 +326,7 @@ def _share(
     wanted = dtypes(checkpoint, dtype)
     weights: dict[str, torch.Tensor] = {}
     differing: dict[str, str] = {}
-    for key, held in weights_of(jit_model):
+    for key, held in archive.weights():
         checkpoint.prefetch(key)
         reason = unlike(held.data, checkpoint.tensors.get(key))
         checkpoint.give_back(key)

@@ -3,16 +3,22 @@
 Hooks do not fire inside of the interpreter. But an operator may be put into the code before and
 after each call of a submodule, and that operator may be Python: so a listener gets what goes into
 every submodule and what comes out, one by one while the archive runs, and nothing is kept.
+
+Scripted modules of one class share their code, and so their taps: which of them was called is told
+by the calls that it is inside of.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from clipcheck.models.torchscript import graphs
 
 
 @dataclass(frozen=True)
@@ -22,12 +28,28 @@ class Site:
     module: str
     method: str
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it calls the module itself, and no method that does a part of its work."""
+        return re.fullmatch(r"forward\d*", self.method) is not None
+
 
 Listener = Callable[[Site, bool, Sequence[torch.Tensor]], None]
 """Called with the site, whether the call begins, and the tensors that go in or come out."""
 
+
+@dataclass
+class _Hearing:
+    """A listener, and the names of the modules whose calls have begun."""
+
+    listener: Listener
+    within: list[str] = field(default_factory=list)
+
+
 _sites: list[Site] = []
-_listeners: list[Listener] = []
+"""By number of a tap, the call; the module by its name within the one whose code that is."""
+
+_listeners: list[_Hearing] = []
 
 _library = torch.library.Library("clipcheck", "DEF")
 # Conservative: else the interpreter drops a call whose result nobody uses.
@@ -37,46 +59,42 @@ _library.define(
 
 
 def _tap(tensors: list[torch.Tensor], site: int, entering: bool) -> None:
-    _listeners[-1](_sites[site], entering, tensors)
+    hearing, call = _listeners[-1], _sites[site]
+    if entering:
+        caller = hearing.within[-1] if hearing.within else ""
+        hearing.within.append(".".join(part for part in (caller, call.module) if part))
+    name = hearing.within[-1] if entering else hearing.within.pop()
+    hearing.listener(Site(name, call.method), entering, tensors)
 
 
 _library.impl("tap", _tap, "CompositeExplicitAutograd")
 
 
-def tap(module: torch.jit.ScriptModule) -> list[Site]:
+def tap(module: torch.jit.ScriptModule) -> None:
     """Put taps around every call of a submodule, in every method of ``module``.
 
     Args:
         module: an archive that was not called yet. From now on it runs under `listening` alone.
-
-    Returns:
-        The calls.
     """
-    first = len(_sites)
-    for prefix, submodule in module.named_modules():
-        script: Any = submodule._c
-        for name in script._method_names():
-            graph = script._get_method(name).graph
-            for node in graph.findAllNodes("prim::CallMethod"):
-                _tap_call(graph, node, prefix)
-    return _sites[first:]
+    for graph in graphs(module):
+        for node in graph.findAllNodes("prim::CallMethod"):
+            _tap_call(graph, node)
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """Have ``listener`` called by every tap."""
-    _listeners.append(listener)
+    _listeners.append(_Hearing(listener))
     try:
         yield
     finally:
         _listeners.pop()
 
 
-def _tap_call(graph: Any, node: Any, prefix: str) -> None:
+def _tap_call(graph: Any, node: Any) -> None:
     callee, *arguments = node.inputs()
     number = len(_sites)
-    path = ".".join(part for part in (prefix, *_attributes(callee)) if part)
-    _sites.append(Site(path, node.s("name")))
+    _sites.append(Site(".".join(_attributes(callee)), node.s("name")))
     for new in _tap_nodes(graph, _tensors(arguments), number, entering=True):
         new.insertBefore(node)
     results, last = _results(graph, node)

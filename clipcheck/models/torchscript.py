@@ -32,6 +32,8 @@ _NAMES = {number: str(dtype).removeprefix("torch.") for dtype, number in SCALAR_
 _NORMALISATIONS = ("aten::layer_norm", "aten::batch_norm", "aten::group_norm")
 """Their weights stay float32 in every dtype, as in the released files."""
 
+_CONVOLUTIONS = ("aten::conv2d", "aten::_convolution", "aten::convolution")
+
 
 def load_archive(path: Path, device: torch.device) -> torch.jit.ScriptModule:
     """The archive's module as it is, weights on ``device``, code not patched, in evaluation mode.
@@ -200,6 +202,20 @@ def used_weights(module: torch.jit.ScriptModule, method: str) -> set[str]:
         for node in graph.findAllNodes("prim::GetAttr")
         if node.output().type().kind() == "TensorType"
     }
+
+
+def convolves_uncast(module: torch.jit.ScriptModule, method: str) -> bool:
+    """Whether a method convolves its first input as it is given, and so takes it in the dtype of
+    the weights alone."""
+    graph = module._c._get_method(method).inlined_graph
+    values = [list(graph.inputs())[1]]
+    for value in values:
+        for use in value.uses():
+            if use.user.kind() == "prim::unchecked_cast":  # from Optional[Tensor]
+                values.append(use.user.output())
+            elif use.user.kind() in _CONVOLUTIONS and use.offset == 0:
+                return True
+    return False
 
 
 def _key(node: Any) -> str:

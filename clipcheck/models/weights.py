@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from clipcheck.checkpoints.checkpoint import same_bits
+from clipcheck.checkpoints.naming import Naming
 
 
 def weights_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -16,6 +17,20 @@ def weights_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             held = getattr(module, name)
             if held is not None:
                 yield f"{prefix}.{name}" if prefix else name, held
+
+
+def by_reference(
+    module: torch.jit.ScriptModule, naming: Naming
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """An archive's weights and buffers by the reference's keys, without causal masks.
+
+    Args:
+        module: the archive's.
+        naming: how it names them.
+    """
+    for key, held in weights_of(module):
+        if key not in naming.masks:
+            yield naming.reference(key), held
 
 
 class WeightWatch:

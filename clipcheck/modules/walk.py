@@ -18,9 +18,11 @@ from typing import NamedTuple
 import torch
 
 from clipcheck.backends.archives import Runner
+from clipcheck.backends.forward import logits_of
 from clipcheck.backends.reference import exact_arithmetic
 from clipcheck.compare.localisation import FORWARD, Failure, Localisation, localise
 from clipcheck.compare.modules import ModuleError, ratio, ratios
+from clipcheck.compare.result import LOGITS
 from clipcheck.compare.tolerances import Limits
 from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch
@@ -125,7 +127,7 @@ class _Walker:
         if self._placed:
             return  # The rest was not looked at: the first is what is asked for.
         if method == "forward":
-            self._compare_logits(result if isinstance(result, tuple) else ())
+            self._compare_logits(result)
         elif isinstance(result, torch.Tensor):
             target = IMAGE_FEATURES if method == "encode_image" else TEXT_FEATURES
             self._features[target] = result
@@ -250,7 +252,7 @@ class _Walker:
         allowed = self._limits.module * max(error.reference, self._limits.roundoff * error.size)
         return replace(error, part="pooling") if nearest <= allowed < error.candidate else error
 
-    def _compare_logits(self, logits: Sequence[torch.Tensor]) -> None:
+    def _compare_logits(self, given: object) -> None:
         """The end of ``forward``: nearest to what follows from the features that the encoders
         gave, or from what came out of the towers' last modules within ``forward``."""
         pairs = list(self._features_of_forward())
@@ -265,8 +267,14 @@ class _Walker:
             ]
             for image, text in pairs
         ]
-        for number in range(2):
-            got = logits[number] if len(logits) == 2 else torch.empty(0)
+        try:
+            logits = logits_of(given)
+        except ValueError:
+            logits = dict.fromkeys(LOGITS, torch.empty(0))
+        for number, name in enumerate(LOGITS):
+            if name not in logits:
+                continue
+            got = logits[name]
             found = [
                 error_of(FORWARD, "forward", got, Pair(own[number], exact[number]), "", HEAD)
                 for own, exact in expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 
 import clipcheck
 from clipcheck import torchscript_support
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.keymaps import Layout, to_layout
+from clipcheck.errors import ArchitectureError
 from clipcheck.judgement import Judgement
 from clipcheck.report import patched
 from tests.models import inputs
-from tests.oracles import reference_clip
+from tests.oracles import open_clip, reference_clip
 from tests.samples import MINUTE, minute_weights
 
 METHODS = ("encode_image", "encode_text", "forward")
@@ -26,20 +30,26 @@ def reference() -> Any:
     return reference_clip().model.build_model(minute_weights()).eval().requires_grad_(False)
 
 
-def traced(model: nn.Module, path: Path, methods: tuple[str, ...] = METHODS) -> Path:
+def traced(
+    model: nn.Module,
+    path: Path,
+    methods: tuple[str, ...] = METHODS,
+    pixels: torch.dtype = torch.float32,
+) -> Path:
     image, text = inputs(MINUTE)
+    image = image.to(pixels)
     arguments = {"encode_image": (image,), "encode_text": (text,), "forward": (image, text)}
     chosen = {name: arguments[name] for name in methods}
     with torchscript_support.silenced(), torch.no_grad():
         # Shapes that become constants: the tracer warns of each.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        torch.jit.save(torch.jit.trace_module(model, chosen, check_trace=False), path)
+        torch.jit.save(torch.jit.trace_module(model, chosen, check_trace=False, strict=False), path)
     return path
 
 
-def checked(path: Path, dtype: str = "float32") -> Judgement:
-    """The judgement of a short check in this process."""
-    (judgement,) = clipcheck.check(path, dtype=dtype, examples=2, isolation="none").judgements
+def checked(path: Path, dtype: str = "float32", isolation: str | None = "none") -> Judgement:
+    """The judgement of a short check, by default in this process."""
+    (judgement,) = clipcheck.check(path, dtype=dtype, examples=2, isolation=isolation).judgements
     return judgement
 
 
@@ -100,3 +110,100 @@ def test_normalisations_written_out_in_float32_do_not_outvote_the_half_weights(
     assert set(kept) == {"float32"}
     if dtype != "float16":
         assert 0 < casts["float16"] < kept["float32"]
+
+
+# --------------------------------------------------------------------------- archives of open_clip
+
+
+def open_clip_model(
+    kind: str = "CLIP", dtype: torch.dtype = torch.float32, *, quick: bool = True, **options: Any
+) -> nn.Module:
+    """open_clip's model of the same weights; ``kind`` is the name of its class."""
+    library = open_clip().model
+    vision = {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8}
+    text = {"context_length": 8, "vocab_size": 100, "width": 64, "heads": 1, "layers": 1}
+    cast = None if dtype == torch.float32 else dtype
+    model: nn.Module = getattr(library, kind)(
+        64, vision, text, quick_gelu=quick, cast_dtype=cast, **options
+    )
+    layout = Layout.OPEN_CLIP if kind == "CLIP" else Layout.CUSTOM_TEXT
+    model.load_state_dict(to_layout(minute_weights(), layout), strict=False)
+    if cast is not None:
+        library.convert_weights_to_lp(model, cast)
+    return model.eval().requires_grad_(False)
+
+
+def scripted(model: nn.Module, path: Path) -> Path:
+    with torchscript_support.silenced():
+        torch.jit.save(torch.jit.script(model), path)
+    return path
+
+
+class Wrapped(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.clip = model
+
+    def encode_image(self, image: Tensor) -> Any:
+        return self.clip.encode_image(image)
+
+    def encode_text(self, text: Tensor) -> Any:
+        return self.clip.encode_text(text)
+
+    def forward(self, image: Tensor, text: Tensor) -> Any:
+        return self.clip(image, text)
+
+
+@pytest.mark.parametrize(
+    ("write", "kind", "options"),
+    [
+        (scripted, "CLIP", {}),
+        (scripted, "CustomTextCLIP", {"output_dict": True}),
+        (traced, "CLIP", {"output_dict": True}),
+        (lambda model, path: traced(Wrapped(model), path), "CustomTextCLIP", {}),
+    ],
+)
+def test_archives_of_open_clip_are_judged_as_the_reference_s(
+    tmp_path: Path, write: Callable[..., Path], kind: str, options: dict[str, Any]
+) -> None:
+    path = write(open_clip_model(kind, **options), tmp_path / "model.pt")
+    judged = checked(path)
+    assert failed(judged) == set()
+    (found,) = (gate for gate in judged.gates if gate.name == "modules")
+    assert found.figures["coverage"] == {"judged": 19, "not_judged": 0}
+
+
+def test_archives_of_open_clip_in_half_take_pixels_in_half(tmp_path: Path) -> None:
+    model = open_clip_model(dtype=torch.float16)
+    path = traced(model, tmp_path / "model.pt", pixels=torch.float16)
+    for dtype in ("float16", "bfloat16", "float32"):
+        assert failed(checked(path, dtype)) == set()
+
+
+def test_a_fault_in_an_archive_of_open_clip_is_found_by_the_reference_s_names(
+    tmp_path: Path,
+) -> None:
+    model = open_clip_model("CustomTextCLIP", quick=False, output_dict=True)
+    # In a process of its own, where names and tensors cross.
+    judged = checked(scripted(model, tmp_path / "model.pt"), isolation=None)
+    assert failed(judged) == {"fidelity", "modules"}
+    assert judged.localisation is not None
+    assert [place.module for place in judged.localisation.found] == [
+        "visual.transformer.resblocks.0.mlp.gelu",
+        "transformer.resblocks.0.mlp.gelu",
+    ]
+
+
+def test_an_archive_with_a_logit_bias_is_refused(tmp_path: Path) -> None:
+    path = scripted(open_clip_model(init_logit_bias=-10.0), tmp_path / "model.pt")
+    with pytest.raises(ArchitectureError, match="logit_bias"):
+        open_checkpoint(path)
+
+
+def test_an_archive_of_open_clip_loads_as_the_classic_way_does(tmp_path: Path) -> None:
+    path = scripted(open_clip_model("CustomTextCLIP"), tmp_path / "model.pt")
+    jit, eager, _ = clipcheck.load_both(path, device="cpu")
+    with torch.inference_mode(), torchscript_support.silenced():
+        image, _ = inputs(MINUTE)
+        torch.testing.assert_close(jit.encode_image(image), eager.encode_image(image))
+    assert jit.text.ln_final.weight.data_ptr() == eager.ln_final.weight.data_ptr()

@@ -309,9 +309,11 @@ def test_a_weight_that_only_one_reading_has_is_named(
     )
     both = loader.load_checkpoint_both(short, torch.device("cpu"))
     assert both.differing == {"context_length": "the file's records do not have it"}
-    weights_of = loader.weights_of
+    weights = loader.LoadedArchive.weights
     monkeypatch.setattr(
-        loader, "weights_of", lambda m: (kv for kv in weights_of(m) if kv[0] != "logit_scale")
+        loader.LoadedArchive,
+        "weights",
+        lambda archive: (kv for kv in weights(archive) if kv[0] != "logit_scale"),
     )
     both = loader.load_checkpoint_both(checkpoint, torch.device("cpu"))
     assert both.differing == {"logit_scale": "the interpreter does not have it"}

@@ -199,10 +199,10 @@ def test_what_forward_does_with_the_features_is_a_place(walked: Walked, fault: s
     assert (place.tower, place.module) == ("logits", "forward")
 
 
-def test_a_forward_that_gives_one_tensor_is_at_fault(walked: Walked) -> None:
+def test_a_forward_that_gives_a_number_is_at_fault(walked: Walked) -> None:
     def alter(model: Any) -> None:
         forward = model.forward
-        model.forward = lambda image, text: forward(image, text)[0]
+        model.forward = lambda image, text: forward(image, text)[0].sum()
 
     (place,) = walked(VIT, alter).found
     assert (place.tower, place.part) == ("logits", f"{walking.HEAD} (its shape)")

@@ -1,0 +1,98 @@
+"""The names that an archive's code has for the weights and modules of the reference.
+
+Archives keep the names of the modules that were traced or scripted: those of the reference,
+open_clip's, or either behind the name that a wrapper has for the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of
+from clipcheck.checkpoints.variants import require_usual
+from clipcheck.errors import UnknownFormatError
+
+if TYPE_CHECKING:
+    import torch
+
+_FIRST_LAYERS = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")
+"""A key of every image tower, in each layout."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How an archive names weights and modules.
+
+    Attributes:
+        prefix: what all names begin with.
+        layout: how they are made behind it; transformers' is none of them.
+        masks: keys of causal masks, which are no weights.
+    """
+
+    prefix: str = ""
+    layout: Layout = Layout.REFERENCE
+    masks: frozenset[str] = frozenset()
+
+    def reference(self, name: str) -> str:
+        """The reference's name of a weight or a module."""
+        name = name.removeprefix(self.prefix)
+        return name.removeprefix("text.") if self.layout is Layout.CUSTOM_TEXT else name
+
+
+def read_names(
+    tensors: Mapping[str, torch.Tensor], path: Path
+) -> tuple[dict[str, torch.Tensor], Naming]:
+    """The weights of an archive by the reference's keys, and how it names them.
+
+    open_clip keeps the causal mask of its text tower as a buffer, which is no weight: state dicts
+    leave it out, and archives do not.
+
+    Args:
+        tensors: by the keys that they have in the archive.
+        path: the file, for messages.
+
+    Raises:
+        ArchitectureError: some weights belong to an addition to CLIP, or a key is unknown.
+        UnknownFormatError: the archive was made of transformers' model.
+    """
+    require_usual(tensors, path)
+    masks = frozenset(key for key, tensor in tensors.items() if _is_causal_mask(tensor))
+    prefix = _prefix(tensors)
+    weights = {key.removeprefix(prefix): t for key, t in tensors.items() if key not in masks}
+    naming = Naming(prefix, layout_of(weights), masks)
+    if naming.layout is Layout.TRANSFORMERS:
+        raise UnknownFormatError(
+            "expected an archive of the reference's or open_clip's model, found one of "
+            "transformers' CLIPModel, whose code takes and gives other things",
+            remedy="Check the model itself: save it with save_pretrained, and give the folder.",
+            path=path,
+        )
+    return from_layout(weights, naming.layout, path), naming
+
+
+def _prefix(keys: Iterable[str]) -> str:
+    """What all keys begin with, before those of a model."""
+    keys = list(keys)
+    found = (
+        key.removesuffix(layer) for key in keys for layer in _FIRST_LAYERS if key.endswith(layer)
+    )
+    prefix = next(found, "")
+    whole = prefix.endswith(".") and all(key.startswith(prefix) for key in keys)
+    return prefix if whole else ""
+
+
+def _is_causal_mask(tensor: torch.Tensor) -> bool:
+    """Whether it has minus infinity above its diagonal, and zeros elsewhere."""
+    import torch
+
+    if tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1] or tensor.shape[0] < 2:
+        return False
+    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    # Of a weight, one number is enough to tell.
+    if float(tensor[0, 1]) != float("-inf"):
+        return False
+    return torch.equal(tensor, torch.full_like(tensor, float("-inf")).triu(1))
