@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +16,7 @@ from clipcheck.judgement import Judgement, Result
 from clipcheck.report import html, json, text
 from clipcheck.report.json import writable
 from clipcheck.report.text import failing_lines
-from clipcheck.search.saved import write
+from clipcheck.search.saved import remove, write
 from clipcheck.search.smallest import Failing
 from clipcheck.writers.output import replacing
 
@@ -68,7 +69,8 @@ def keep(result: _Result, folder: Path) -> _Result:
 
 
 def keep_texts(result: Result, folder: Path) -> None:
-    """Write `JSON`, `TEXT` and `HTML`, the page last: it is the most that can go wrong.
+    """Write `JSON`, `TEXT` and `HTML`, the page last: it is the most that can go wrong. Failing
+    inputs of other runs are taken away from there.
 
     Args:
         result: of any verdict.
@@ -77,6 +79,7 @@ def keep_texts(result: Result, folder: Path) -> None:
     Raises:
         OutputError: one cannot be written.
     """
+    _remove_of_other_runs(result, folder / INPUTS)
     _keep(
         {
             JSON: lambda: json.render(result),
@@ -88,7 +91,7 @@ def keep_texts(result: Result, folder: Path) -> None:
 
 
 def keep_sweep(swept: Swept, folder: Path) -> None:
-    """Write `JSON`, `TEXT` and `HTML` of a whole sweep.
+    """Write `JSON`, `TEXT` and `HTML` of a whole sweep, which keeps no failing inputs.
 
     Args:
         swept: of any verdict.
@@ -99,22 +102,50 @@ def keep_sweep(swept: Swept, folder: Path) -> None:
     """
     from clipcheck.report import sweep
 
+    found = sweep.result(swept)
+    _remove_of_other_runs(found, folder / INPUTS)
     _keep(
         {
             JSON: lambda: sweep.render_json(swept),
             TEXT: lambda: sweep.render(swept) + "\n",
-            HTML: lambda: html.render(sweep.result(swept)),
+            HTML: lambda: html.render(found),
         },
         folder,
     )
 
 
 def _keep(forms: Mapping[str, Callable[[], str]], folder: Path) -> None:
-    """Each is made when those before it are written: should it fail, they are there."""
-    for name, render in forms.items():
-        contents = render()
-        with replacing(folder / name) as temporary:
-            temporary.write_text(contents, encoding="utf-8")
+    """Each is made when those before it are written: should it fail, they are there, and of the
+    others none that an earlier run has left."""
+    missing = list(forms)
+    try:
+        for name, render in forms.items():
+            contents = render()
+            with replacing(folder / name) as temporary:
+                temporary.write_text(contents, encoding="utf-8")
+            missing.remove(name)
+    finally:
+        for name in missing:
+            with suppress(OSError):  # The error that it is here for tells more.
+                (folder / name).unlink()
+
+
+def _remove_of_other_runs(result: Result, folder: Path) -> None:
+    """Take away the failing inputs that another run has left in a report's folder."""
+    mine = {Path(each.saved).absolute() for each in result.judgements if each.saved is not None}
+    try:
+        there = list(folder.iterdir()) if folder.is_dir() else []
+        for each in there:
+            if each.absolute() not in mine:
+                remove(each)
+        if there and not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError as error:
+        raise OutputError(
+            f"the failing inputs of a run before cannot be removed ({error.strerror or error})",
+            remedy="Remove them, or name another folder.",
+            path=folder,
+        ) from error
 
 
 def keep_inputs(result: _Result, folder: Path | None = None) -> _Result:
@@ -172,6 +203,7 @@ def _described(judgement: Judgement, failing: Failing) -> dict[str, Any]:
     described = {
         "checkpoint": _absolute(judgement.path) or judgement.checkpoint,
         "sha256": judgement.sha256,
+        "architecture": judgement.architecture and dict(judgement.architecture),
         "backend": judgement.backend,
         "reference": judgement.reference,
         "reference_checkpoint": _absolute(judgement.reference_checkpoint),

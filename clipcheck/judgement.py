@@ -30,6 +30,7 @@ class Judgement:
         description: format, architecture and dtypes, for people.
         origin: where in the file the model was found, and what was left out, as a phrase; empty
             where the file is that model and no more.
+        architecture: the dimensions of its weights; None where they could not be read.
         released: the released name, where the file is that released file bit for bit.
         backend: the candidate, with its options.
         reference: what it was compared with.
@@ -73,6 +74,7 @@ class Judgement:
     sha256: str | None = None
     description: str = ""
     origin: str = ""
+    architecture: Mapping[str, int | str] | None = None
     released: str | None = None
     backend: str = "jit"
     reference: str = "eager"

@@ -24,6 +24,7 @@ from clipcheck.backends.registry import ALL, Choice, way
 from clipcheck.backends.weights import compare_weights, compared
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
+from clipcheck.checkpoints.dimensions import dimensions
 from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_reference, open_subject, weights_of
 from clipcheck.compare.distance import Ruler
@@ -227,6 +228,8 @@ class Judge:
             path = os.fspath(reference.path)
             origin = f" ({reference.origin})" if str(reference.origin) else ""
             draft.add(reference=f"eager of {path}{origin}", reference_checkpoint=path)
+        judged = weights_of(subject, reference).architecture
+        draft.add(architecture=dimensions(judged))
         weights = None
         if reference is not None and isinstance(subject, Checkpoint):
             differences = list(compare_weights(subject, reference))

@@ -14,6 +14,7 @@ from clipcheck.backends.cells import cell_for, isolation_named, prepare
 from clipcheck.backends.loading import build, load_sides, require_runs
 from clipcheck.backends.registry import parse
 from clipcheck.checking import Device
+from clipcheck.checkpoints.dimensions import Dimensions, dimensions
 from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_reference, open_subject, weights_of
 from clipcheck.compare.distance import Ruler
@@ -99,7 +100,9 @@ def replay(
     with span.apart():  # a download shows its own
         subject = open_subject(name, download_root)
         other = open_reference(subject, saved.reference, download_root)
-    inputs = inputs_of(weights_of(subject, other).architecture)
+    architecture = weights_of(subject, other).architecture
+    _require_same(saved, dimensions(architecture), subject.sha256, path)
+    inputs = inputs_of(architecture)
     _require_fit(saved.example, inputs, path)
     choice = parse(saved.backend)
     require_runs(choice, subject)
@@ -134,6 +137,31 @@ def _ruler(reference: Reference, inputs: Inputs, dtype: str) -> Ruler:
     trial = Trial.of(reference, list(batches(MOST_ROWS, inputs, seed=0)), dtype, Stopwatch())
     cases = [Case(own, own, exact) for own, exact in zip(trial.reference, trial.exact, strict=True)]
     return Ruler(cases, LIMITS[dtype], trial.scale)
+
+
+def _require_same(saved: Saved, found: Dimensions, sha256: str, path: Path) -> None:
+    """See that the model is such a one as the input failed with: another proves nothing."""
+    if sha256 == saved.sha256:
+        return
+    if saved.architecture is None:
+        raise ReplayError(
+            "it does not say what model it failed with, and this is another file",
+            remedy="Run the check again, which saves it anew.",
+            path=path,
+        )
+    names = dict.fromkeys((*saved.architecture, *found))
+    wanted = {name: saved.architecture.get(name, "none") for name in names}
+    other = [name for name in names if wanted[name] != found.get(name, "none")]
+    if other:
+        listed = "; ".join(
+            f"{name} {found.get(name, 'none')}, not {wanted[name]}" for name in other[:3]
+        )
+        more = f"; and {len(other) - 3} more" if len(other) > 3 else ""
+        raise ReplayError(
+            f"expected a model of the architecture that it failed with, found {listed}{more}",
+            remedy="Replay it with a checkpoint of the same architecture.",
+            path=path,
+        )
 
 
 def _require_fit(example: Example, inputs: Inputs, path: Path) -> None:

@@ -80,13 +80,34 @@ def test_it_is_shrunk_to_a_prompt_of_one_token_and_found_again_in_another_proces
 
 
 def test_another_checkpoint_may_be_without_it(
-    folder: Path, seeded_archive: SeededArchive, faulty: Path, run: Run
+    folder: Path, tmp_path: Path, faulty: Path, run: Run
 ) -> None:
-    done = run("replay", folder / "example.json", "--checkpoint", seeded_archive())
+    write_archive(WITH_WORDS, synthesize(WITH_WORDS), tmp_path / "sound.pt")
+    done = run("replay", folder / "example.json", "--checkpoint", tmp_path / "sound.pt")
     assert done.code == 0, done.err
     assert f"another file than the one that failed, {faulty}" in " ".join(done.out.split())
     assert "times as far from float64 as the eager model" in done.out
     assert done.out.endswith("MENDED.\n")
+
+
+def test_a_model_of_another_architecture_is_refused(
+    folder: Path, minute_archive: Path, run: Run
+) -> None:
+    done = run("replay", folder, "--checkpoint", minute_archive)
+    assert (done.code, done.out) == (2, "")
+    assert "expected a model of the architecture that it failed with, found " in done.err
+    assert "context length 8, not 77; vocabulary size 100, not 49408. Replay it with" in done.err
+
+
+def test_what_does_not_say_its_architecture_is_run_with_the_same_file_alone(
+    folder: Path, seeded_archive: SeededArchive
+) -> None:
+    document = json.loads((folder / "example.json").read_text())
+    del document["architecture"]
+    (folder / "example.json").write_text(json.dumps(document))
+    assert not replay(folder).passed
+    with pytest.raises(ReplayError, match="does not say what model it failed with"):
+        replay(folder, checkpoint=str(seeded_archive()))
 
 
 def test_what_is_kept_is_all_that_it_takes_to_see_it_again(folder: Path, result: Result) -> None:
@@ -289,6 +310,41 @@ def test_texts_are_kept_without_the_inputs(result: Result, tmp_path: Path) -> No
     evidence.keep_texts(result, tmp_path)
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {evidence.JSON, evidence.TEXT, evidence.HTML}
+
+
+def test_a_folder_has_the_failing_inputs_of_its_run_alone(result: Result, tmp_path: Path) -> None:
+    inputs = tmp_path / evidence.INPUTS
+    (judgement,) = result.judgements
+    evidence.keep(result, tmp_path)
+    evidence.keep(replace(result, judgements=(replace(judgement, device="cuda"),)), tmp_path)
+    (left,) = inputs.iterdir()
+    assert left.name.endswith("-cuda-float32")
+    (inputs / "mine").mkdir()
+    (inputs / "mine" / "example.json").write_text("{}")
+    (left / "notes.txt").write_text("of my own")
+    evidence.keep(replace(result, judgements=(replace(judgement, failing=None),)), tmp_path)
+    assert {each.name for each in inputs.iterdir()} == {left.name, "mine"}
+    (left / "notes.txt").unlink()
+    (inputs / "mine" / "example.json").unlink()
+    (inputs / "mine").rmdir()
+    evidence.keep(replace(result, judgements=(replace(judgement, failing=None),)), tmp_path)
+    assert not inputs.exists()
+
+
+def test_a_link_to_a_failing_input_is_left_alone(result: Result, tmp_path: Path) -> None:
+    kept = evidence.keep_inputs(result, tmp_path / "elsewhere")
+    link = tmp_path / evidence.INPUTS / "link"
+    link.parent.mkdir()
+    link.symlink_to(str(kept.judgements[0].saved))
+    evidence.keep_texts(replace(result, judgements=()), tmp_path)
+    assert read(link).example.prompts
+
+
+def test_what_is_kept_before_the_texts_stays(result: Result, tmp_path: Path) -> None:
+    """As in the suite, whose workers keep inputs long before the report is written."""
+    kept = evidence.keep_inputs(result, tmp_path / evidence.INPUTS)
+    evidence.keep(kept, tmp_path)
+    assert read(Path(str(kept.judgements[0].saved))).example.prompts
 
 
 def test_two_checkpoints_of_the_same_name_are_kept_apart(result: Result, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
         "checkpoint": judgement.checkpoint,
         "path": judgement.path,
         "sha256": judgement.sha256,
+        "architecture": judgement.architecture and dict(judgement.architecture),
         "released": judgement.released,
         "origin": judgement.origin or None,
         "backend": judgement.backend,

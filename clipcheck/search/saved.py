@@ -15,11 +15,13 @@ from PIL import Image
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import OutputError, ReplayError
 from clipcheck.inputs.examples import Example, Prompt, from_png, to_png
-from clipcheck.writers.output import creating
+from clipcheck.writers.output import creating, removing
 
 SCHEMA = 1
 
 _NAME = "example.json"
+_TEXT = "report.txt"
+_PICTURE = r"image-\d{1,3}\.png"
 _KIND = "clipcheck failing input"
 _MOST_BYTES = 1 << 20
 _MOST_PICTURE_BYTES = 64 << 20
@@ -43,6 +45,7 @@ class Saved:
         limits: of the gate ``contract``.
         backend: which ran it, with its options.
         reference: the file that it was compared with; None for its own eager model.
+        architecture: the dimensions of the weights; None where an older version has saved it.
     """
 
     example: Example
@@ -53,6 +56,7 @@ class Saved:
     limits: Contract
     backend: str = "jit"
     reference: str | None = None
+    architecture: Mapping[str, int | str] | None = None
 
 
 def write(target: Path, example: Example, described: Mapping[str, Any], text: str) -> None:
@@ -75,8 +79,32 @@ def write(target: Path, example: Example, described: Mapping[str, Any], text: st
             remedy="Give another folder, or make room or permission for this one.",
             path=target,
         ) from error
-    with creating(target, ours=lambda there: (there / _NAME).exists()) as written:
+    with creating(target, ours=is_ours) as written:
         _write(written, example, described, text)
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether all that is in a folder is what `write` wrote."""
+    if folder.is_symlink() or not folder.is_dir() or not (folder / _NAME).is_file():
+        return False
+    names = {file.name for file in folder.iterdir()} - {_NAME, _TEXT}
+    if not all(re.fullmatch(_PICTURE, name) for name in names):
+        return False
+    try:
+        document = json.loads(_contents(folder / _NAME, _MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("kind") == _KIND
+
+
+def remove(folder: Path) -> None:
+    """Take away what `write` wrote, in one step; a folder with anything else in it stays.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    if is_ours(folder):
+        removing(folder)
 
 
 def _write(folder: Path, example: Example, described: Mapping[str, Any], text: str) -> None:
@@ -92,7 +120,7 @@ def _write(folder: Path, example: Example, described: Mapping[str, Any], text: s
     }
     contents = json.dumps(document, indent=2, allow_nan=False)
     (folder / _NAME).write_text(contents + "\n", encoding="utf-8")
-    (folder / "report.txt").write_text(text + "\n", encoding="utf-8")
+    (folder / _TEXT).write_text(text + "\n", encoding="utf-8")
 
 
 def read(path: Path) -> Saved:
@@ -180,8 +208,21 @@ def _saved(document: Mapping[str, Any], folder: Path) -> Saved:
     if not isinstance(backend, str) or not isinstance(reference, str | None):
         raise ValueError("backend or reference_checkpoint is no text")
     return Saved(
-        Example(images, prompts), **texts, limits=limits, backend=backend, reference=reference
+        Example(images, prompts),
+        **texts,
+        limits=limits,
+        backend=backend,
+        reference=reference,
+        architecture=_dimensions(document.get("architecture")),
     )
+
+
+def _dimensions(value: Any) -> Mapping[str, int | str] | None:
+    if value is not None and not (
+        isinstance(value, dict) and all(type(each) in (int, str) for each in value.values())
+    ):
+        raise ValueError("architecture is no list of dimensions")
+    return value
 
 
 def _list(document: Mapping[str, Any], key: str) -> list[Any]:
@@ -200,7 +241,7 @@ def _number(document: Mapping[str, Any], key: str) -> float:
 
 def _image(name: Any, folder: Path) -> Image.Image:
     # A name and nothing else: it must not lead out of the folder.
-    if not isinstance(name, str) or not re.fullmatch(r"image-\d{1,3}\.png", name):
+    if not isinstance(name, str) or not re.fullmatch(_PICTURE, name):
         raise ValueError(f"a picture is named {reprlib.repr(name)}")
     try:
         return from_png(_contents(folder / name, _MOST_PICTURE_BYTES))

@@ -58,6 +58,7 @@ def _judgement(entry: Mapping[str, Any], conditions: Conditions) -> Judgement:
     return Judgement(
         **{name: entry[name] for name in same},
         origin=entry.get("origin") or "",
+        architecture=entry.get("architecture"),
         inputs=entry.get("inputs"),
         run=entry.get("run"),
         date=entry.get("date"),

@@ -85,6 +85,23 @@ def creating(
         raise _failed(folder, error) from error
 
 
+def removing(folder: Path) -> None:
+    """Take away a folder with all that is in it: at no time half of it is there.
+
+    Raises:
+        OutputError: it cannot be taken away.
+    """
+    try:
+        with _folder_in(folder.parent) as outer:
+            folder.rename(outer / folder.name)
+    except OSError as error:
+        raise OutputError(
+            f"cannot be removed ({error.strerror or error})",
+            remedy="Remove it, or give another folder.",
+            path=folder,
+        ) from error
+
+
 @contextmanager
 def _folder_in(parent: Path) -> Iterator[Path]:
     """A new folder in ``parent``, gone after the block, and with it what killed processes left."""

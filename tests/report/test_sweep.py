@@ -9,11 +9,13 @@ from rich.cells import cell_len
 
 from clipcheck import evidence
 from clipcheck.history import read_results
+from clipcheck.judgement import Result
 from clipcheck.report import sweep as report
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.jobs import Job, Source
 from clipcheck.sweep.ledger import Ledger
 from clipcheck.sweep.run import Swept, run
+from tests.report import failed
 from tests.report.test_json import require_valid
 from tests.sweep.samples import Stage, failing, files, found, passing, planned
 
@@ -143,7 +145,12 @@ def test_a_plan_tells_the_order_the_bytes_and_the_time(tmp_path: Path) -> None:
 
 def test_a_page_a_text_and_json_are_kept(tmp_path: Path) -> None:
     done = swept(tmp_path)
+    old = evidence.keep_inputs(
+        Result((replace(failed(), saved=None),), {}), tmp_path / "failing-inputs"
+    )
+    assert Path(str(old.judgements[0].saved)).is_dir()
     evidence.keep_sweep(done, tmp_path)
+    assert not (tmp_path / "failing-inputs").exists()
     assert (tmp_path / "report.txt").read_text() == report.render(done) + "\n"
     assert (tmp_path / "results.json").read_text() == report.render_json(done)
     page = (tmp_path / "report.html").read_text()

@@ -65,6 +65,22 @@ def test_what_was_there_before_is_replaced(folder: Path) -> None:
     assert not (folder / "image-1.png").exists()
 
 
+def test_what_somebody_else_has_put_there_is_not_replaced(folder: Path) -> None:
+    (folder / "notes.txt").write_text("of my own")
+    with pytest.raises(OutputError, match="it is not empty, and is left as it is"):
+        write(folder, Example(prompts=("b",)), DESCRIBED, "Again.")
+    saved.remove(folder)
+    assert (folder / "notes.txt").read_text() == "of my own"
+    assert read(folder).example.prompts == EXAMPLE.prompts
+
+
+@pytest.mark.parametrize("contents", ["{}", "[]", "{", '{"kind": "of my own"}', "[" * 100_000])
+def test_a_folder_with_another_document_is_none_of_ours(folder: Path, contents: str) -> None:
+    assert saved.is_ours(folder)
+    (folder / "example.json").write_text(contents)
+    assert not saved.is_ours(folder)
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")

@@ -404,6 +404,16 @@ def test_where_the_page_cannot_be_made_the_text_and_the_json_are_there(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.txt", "results.json"]
 
 
+def test_a_page_of_another_run_does_not_stand_in_for_one_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evidence.keep(result(PASSED), tmp_path)
+    monkeypatch.setattr(evidence.html, "render", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evidence.keep(result(FAILED), tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
 SCRIPT = """
 import json, sys
 from clipcheck.cli import main
