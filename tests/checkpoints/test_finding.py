@@ -138,6 +138,8 @@ SHAPES: dict[str, Shape] = {
         lambda: {"model": wrapped("_checkpoint_wrapped_module")}, Origin("model")
     ),
     "compiled in parts": (lambda: wrapped("_orig_mod"), Origin()),
+    "parallel in parts": (lambda: wrapped("module"), Origin()),
+    "sharded by old versions": (lambda: wrapped("_fpw_module"), Origin()),
     "averaged": (
         lambda: {**prefixed("module."), "n_averaged": torch.tensor(7)},
         Origin("", "module.", ("n_averaged",)),
@@ -307,6 +309,12 @@ def test_additions_that_change_the_model_are_named(tmp_path: Path, key: str, pre
     assert caught.value.problem.startswith(f"it has {prefix}{key}, {VARIANTS[key]}")
     assert caught.value.problem.endswith(": another model, not supported")
     assert "nothing else" not in caught.value.remedy
+
+
+def test_additions_may_stand_beside_the_model(tmp_path: Path) -> None:
+    value = {**prefixed("model."), "adapter.fc.weight": torch.ones(1)}
+    with pytest.raises(ArchitectureError, match=r"it has adapter\.fc\.weight, an adapter"):
+        opened(tmp_path, value)
 
 
 def test_additions_of_another_model_beside_it_do_not_matter(tmp_path: Path) -> None:

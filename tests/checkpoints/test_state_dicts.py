@@ -174,7 +174,7 @@ def test_storages_that_are_not_as_they_are_told_are_damage(tmp_path: Path, case:
         LegacyFile(path)
 
 
-def with_keys(keys: list[object]) -> bytes:
+def with_keys(alter: Callable[[list[Any]], list[Any]]) -> bytes:
     """A file whose list of storages is another."""
     data = saved({"a": torch.zeros(3)}, legacy=True)
     file = io.BytesIO(data)
@@ -189,23 +189,24 @@ def with_keys(keys: list[object]) -> bytes:
     for _ in range(4):
         Loose(file).load()
     start = file.tell()
-    rest = data[start + len(pickle.dumps(["0" * 15], protocol=2)) :]
-    return data[:start] + pickle.dumps(keys, protocol=2) + rest
+    keys = pickle.load(file)
+    return data[:start] + pickle.dumps(alter(keys), protocol=2) + data[file.tell() :] * 2
 
 
 @pytest.mark.parametrize(
-    ("keys", "problem"),
+    ("alter", "problem"),
     [
-        (["x"], "lists a storage that no tensor has"),
-        ([1], "lists a storage that no tensor has"),
-        ([], "a tensor has a storage that is not there"),
+        (lambda _: ["x"], "lists a storage that no tensor has"),
+        (lambda _: [1], "lists a storage that no tensor has"),
+        (lambda keys: keys * 2, "lists a storage that no tensor has"),
+        (lambda _: [], "a tensor has a storage that is not there"),
     ],
 )
 def test_storages_that_are_not_those_of_the_tensors_are_damage(
-    tmp_path: Path, keys: list[object], problem: str
+    tmp_path: Path, alter: Callable[[list[Any]], list[Any]], problem: str
 ) -> None:
     path = tmp_path / "file"
-    path.write_bytes(with_keys(keys))
+    path.write_bytes(with_keys(alter))
     with pytest.raises(DamagedError, match=problem):
         _read_of_legacy(path)
 
@@ -237,6 +238,6 @@ def test_the_command_of_a_legacy_file_is_refused_wherever_it_stands(tmp_path: Pa
             return os.system, ("true",)
 
     path = tmp_path / "file"
-    path.write_bytes(with_keys([Command()]))
+    path.write_bytes(with_keys(lambda _: [Command()]))
     with pytest.raises(UnsafeError, match=rf"{os.name}\.system"):
         LegacyFile(path)

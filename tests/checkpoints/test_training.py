@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,9 +42,23 @@ def test_a_record_is_bounded() -> None:
     assert read_record({"a": laughing}) == {}
 
 
+class Endless(list[int]):
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("it was gone through")
+
+
+def test_what_is_too_long_is_not_gone_through() -> None:
+    assert read_record({"a": Endless()}) == {}
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_a_checkpoint_has_the_record_of_its_training(tmp_path: Path, legacy: bool) -> None:
     path = tmp_path / "file"
     beside = {"epoch": 3, "name": "ViT-B-32"}
-    path.write_bytes(saved({**beside, "state_dict": minute_weights()}, legacy=legacy))
-    assert open_checkpoint(path).record == beside
+    args = argparse.Namespace(model="RN50", layers=[1])
+    state = {**beside, "args": args, "state_dict": minute_weights()}
+    path.write_bytes(saved(state, legacy=legacy))
+    assert open_checkpoint(path).record == {**beside, "args": {"model": "RN50", "layers": [1]}}
