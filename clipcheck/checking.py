@@ -69,6 +69,7 @@ def check(
     checkpoints: Names,
     *,
     backend: Backends = None,
+    key: str | None = None,
     reference: str | os.PathLike[str] | None = None,
     device: Devices = None,
     dtype: Dtypes = None,
@@ -89,6 +90,8 @@ def check(
         backend: the ways to run it, one or several, as ``NAME`` or ``NAME:OPTION=VALUE,...``
             (`clipcheck.backends.registry.BACKENDS`); ``all`` for each that fits. By default the one
             that the file is made for: ``jit`` for an archive.
+        key: which model to read of a training checkpoint that holds several, such as ``model_ema``;
+            parts are joined by dots, as ``state_dict.teacher``.
         reference: another checkpoint, whose eager model all are compared with: by default the
             eager model of the checkpoint itself.
         device: where to run, one or several; by default the GPU where there is one.
@@ -136,6 +139,7 @@ def check(
         download_root,
         run=uuid.uuid4().hex[:12],
         date=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        key=key,
     )
     prepare(names, plan.isolation)
     judge_one = Judge(plan)

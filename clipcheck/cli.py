@@ -48,6 +48,14 @@ Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A path or
 Checkpoints = Annotated[
     list[str], typer.Argument(metavar="CHECKPOINT...", help="Paths or released names.")
 ]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="NAME",
+        help="Which model to read of a training checkpoint that holds several, as model_ema.",
+    ),
+]
 Devices = Annotated[
     list[str] | None,
     typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1, mps; may be repeated."),
@@ -164,6 +172,7 @@ def check(
             "By default what the file is made for: jit for an archive.",
         ),
     ] = None,
+    key: KeyOption = None,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -212,6 +221,7 @@ def check(
         result = run(
             checkpoints,
             backend=backend,
+            key=key,
             reference=reference,
             device=device,
             dtype=dtype,
@@ -346,6 +356,7 @@ def replay(
         str | None,
         typer.Option(metavar="CHECKPOINT", help="Another one than that which failed on it."),
     ] = None,
+    key: KeyOption = None,
     device: Annotated[
         str | None, typer.Option(metavar="D", help="By default the one that it failed on.")
     ] = None,
@@ -365,6 +376,7 @@ def replay(
         replayed = run(
             file,
             checkpoint=checkpoint,
+            key=key,
             device=device,
             dtype=dtype,
             isolation=isolation,
@@ -456,6 +468,7 @@ def convert(
     checkpoint: Checkpoint,
     output: Output,
     form: Annotated[ConvertedName | None, _FORM] = None,
+    key: KeyOption = None,
     dtype: Annotated[
         DtypeName | None,
         typer.Option(
@@ -482,10 +495,12 @@ def convert(
     wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
     found: list[Result] = []
     with terminal.progress(quiet) as progress:
-        opened = open_checkpoint(checkpoint, download_root)
-        how = {"reference": opened.path, "dtype": dtype} if chosen in PROGRAMS else {}
-        if chosen in _FOLDERS:
-            how = {"reference": opened.path}
+        opened = open_checkpoint(checkpoint, download_root, key=key)
+        how: dict[str, Any] = {}
+        if chosen in PROGRAMS or chosen in _FOLDERS:
+            how = {"reference": opened.path, "key": key}
+        if chosen in PROGRAMS:
+            how["dtype"] = dtype
 
         def judge(path: Path) -> None:
             found.append(_require_consistent(progress, chosen, how, path))
@@ -493,7 +508,8 @@ def convert(
         if progress is not None:
             progress(f"{output}: writing")
         count = _convert(opened, Path(output), chosen, wanted, judge)
-    _report_written(Path(output), f"weights of {checkpoint}")
+    origin = f" ({opened.origin})" if str(opened.origin) else ""
+    _report_written(Path(output), f"weights of {checkpoint}{origin}")
     if count:
         cast = f", cast to {dtype}" if dtype else ""
         _print(f"read back: {count} tensors, bit for bit those of {checkpoint}{cast}")
@@ -555,13 +571,15 @@ def backends() -> None:
 
 
 @app.command()
-def inspect(checkpoint: Checkpoint, download_root: DownloadRoot = None) -> None:
+def inspect(
+    checkpoint: Checkpoint, key: KeyOption = None, download_root: DownloadRoot = None
+) -> None:
     """Say what a file is. Nothing from it is run."""
     from clipcheck.checkpoints.checkpoint import Checkpoint as OpenCheckpoint
     from clipcheck.checkpoints.opening import open_subject
     from clipcheck.report.inspection import render
 
-    opened = open_subject(checkpoint, download_root)
+    opened = open_subject(checkpoint, download_root, key=key)
     if isinstance(opened, OpenCheckpoint):
         opened.verify()
     _print(render(opened))

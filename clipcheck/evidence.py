@@ -205,6 +205,7 @@ def _described(judgement: Judgement, failing: Failing) -> dict[str, Any]:
         "sha256": judgement.sha256,
         "architecture": judgement.architecture and dict(judgement.architecture),
         "backend": judgement.backend,
+        "key": judgement.key,
         "reference": judgement.reference,
         "reference_checkpoint": _absolute(judgement.reference_checkpoint),
         "device": judgement.device,

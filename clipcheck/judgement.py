@@ -28,6 +28,7 @@ class Judgement:
         path: the file, where it was found.
         sha256: of the file, in hexadecimal; None where it could not be read.
         description: format, architecture and dtypes, for people.
+        key: the name of the model, of those in a file, that was asked for.
         origin: where in the file the model was found, and what was left out, as a phrase; empty
             where the file is that model and no more.
         architecture: the dimensions of its weights; None where they could not be read.
@@ -73,6 +74,7 @@ class Judgement:
     path: str | None = None
     sha256: str | None = None
     description: str = ""
+    key: str | None = None
     origin: str = ""
     architecture: Mapping[str, int | str] | None = None
     released: str | None = None

@@ -26,7 +26,7 @@ from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.dimensions import dimensions
 from clipcheck.checkpoints.formats import require_found
-from clipcheck.checkpoints.opening import open_reference, open_subject, weights_of
+from clipcheck.checkpoints.opening import open_pair, weights_of
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.localisation import Localisation
 from clipcheck.compare.measured import measured
@@ -104,6 +104,7 @@ class Plan:
         download_root: where released files are kept.
         run: names the check that this is of.
         date: when it began.
+        key: which model of a file that holds several.
     """
 
     backends: tuple[Choice, ...]
@@ -118,6 +119,7 @@ class Plan:
     download_root: str | os.PathLike[str] | None
     run: str
     date: str
+    key: str | None = None
 
 
 class _Draft:
@@ -186,6 +188,7 @@ class Judge:
                 run=plan.run,
                 date=plan.date,
                 limits=plan.limits,
+                key=plan.key,
             )
         )
         found: list[Judgement | LeftOut] = []
@@ -213,13 +216,11 @@ class Judge:
         target = resolve_device(device)
         draft.add(device=str(target))
         with span.apart():  # a download shows its own
-            subject = open_subject(name, root)
-            reference = open_reference(subject, self.plan.reference, root)
+            subject, reference = open_pair(name, self.plan.reference, root, key=self.plan.key)
         span.reach(0.0)
         draft.add(path=os.fspath(subject.path), description=_describe(subject))
         if isinstance(subject, Checkpoint):
             draft.add(origin=str(subject.origin))
-        if isinstance(subject, Checkpoint):
             subject.verify()
         released = registry.by_sha256(subject.sha256)
         draft.add(sha256=subject.sha256, released=released.name if released else None)

@@ -56,6 +56,10 @@ OPTIONS = {
         "I",
         "process or none: where a file's own code runs (default: process, but for released files)",
     ),
+    "--clip-key": (
+        "NAME",
+        "which model to read of a training checkpoint that holds several, such as model_ema",
+    ),
     "--clip-report": ("DIR", "write results.json, report.txt and the inputs that failed there"),
 }
 """By option, what stands for its value, and its help."""

@@ -16,7 +16,7 @@ from clipcheck.backends.registry import parse
 from clipcheck.checking import Device
 from clipcheck.checkpoints.dimensions import Dimensions, dimensions
 from clipcheck.checkpoints.formats import require_found
-from clipcheck.checkpoints.opening import open_reference, open_subject, weights_of
+from clipcheck.checkpoints.opening import open_pair, weights_of
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.result import Case
 from clipcheck.compare.tolerances import LIMITS
@@ -65,6 +65,7 @@ def replay(
     path: Path,
     *,
     checkpoint: str | None = None,
+    key: str | None = None,
     device: Device = None,
     dtype: str | None = None,
     isolation: str | None = None,
@@ -76,6 +77,8 @@ def replay(
     Args:
         path: the folder of a failing input, or the JSON in it.
         checkpoint: a path or released name; by default the one that it failed with.
+        key: which model to read, as for `clipcheck.check`; by default, of the same checkpoint, the
+            one that it failed with.
         device: where to; by default as it was.
         dtype: what to compute in; by default as it was.
         isolation: as for `clipcheck.check`.
@@ -98,8 +101,8 @@ def replay(
     target = resolve_device(device or saved.device)
     name, wanted = checkpoint or saved.checkpoint, dtype or saved.dtype
     with span.apart():  # a download shows its own
-        subject = open_subject(name, download_root)
-        other = open_reference(subject, saved.reference, download_root)
+        model = key or (saved.key if checkpoint is None else None)
+        subject, other = open_pair(name, saved.reference, download_root, key=model)
     architecture = weights_of(subject, other).architecture
     _require_same(saved, dimensions(architecture), subject.sha256, path)
     inputs = inputs_of(architecture)

@@ -32,7 +32,7 @@ from clipcheck.report import json as json_report
 from clipcheck.writers.archive import write_archive
 from conftest import Run, SeededArchive, unfolded
 from tests.report import ENVIRONMENT, PASSED, failed, failing_result
-from tests.samples import MINUTE, MINUTE_RESNET, minute_bytes, minute_weights
+from tests.samples import MINUTE, MINUTE_RESNET, minute_bytes, minute_weights, saved
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
@@ -130,12 +130,13 @@ def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) 
     options = ["--device", "cpu", "--device", "mps", "--examples", 3, "--seed", 4]
     options += ["--dtype", "float32", "--dtype", "bfloat16", "--exhaustive"]
     options += ["--backend", "jit", "--backend", "compile:dynamic=auto"]
-    options += ["--reference", "r", "--no-cache", "--isolation", "none"]
+    options += ["--key", "k", "--reference", "r", "--no-cache", "--isolation", "none"]
     run("check", "a", "b", *options, "--atol", 0.5, "--rtol", 0.25, "--download-root", "x")
     seen.pop("progress")
     assert seen == {
         "checkpoints": ["a", "b"],
         "backend": ["jit", "compile:dynamic=auto"],
+        "key": "k",
         "reference": "r",
         "cache": False,
         "isolation": "none",
@@ -241,17 +242,55 @@ def test_inspect_tells_all_and_runs_nothing(
 
 
 def test_inspect_tells_where_in_a_file_the_model_was_found(run: Run, tmp_path: Path) -> None:
-    import torch
-
-    from tests.samples import minute_weights, saved
-
     weights = {f"model.{key}": tensor for key, tensor in minute_weights().items()}
+    weights["head.weight"] = weights["model.ln_final.weight"]
     path = tmp_path / "a.ckpt"
-    path.write_bytes(saved({"state_dict": {**weights, "head.weight": torch.ones(1)}}))
+    path.write_bytes(saved({"state_dict": weights}))
     done = run("inspect", path)
     assert (done.code, done.err) == (0, "")
     told = "read from 'state_dict', without 'model.'; left out: head.weight"
     assert f"\nmodel         {told}\n" in done.out
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """A training checkpoint of two models; the weights of the second are those of the other way."""
+    weights = minute_weights()
+    other = {key: -tensor if key == "visual.proj" else tensor for key, tensor in weights.items()}
+    path = tmp_path / "several.ckpt"
+    path.write_bytes(saved({"model": weights, "model_ema": other}))
+    return path
+
+
+def test_of_several_models_the_user_names_one(run: Run, several: Path, tmp_path: Path) -> None:
+    done = run("inspect", several)
+    assert done.code == 2
+    assert "expected one CLIP model, found 2: model, model_ema. Say which with --key" in done.err
+    done = run("inspect", several, "--key", "model_ema")
+    assert "\nmodel         read from 'model_ema'\n" in done.out
+    path = tmp_path / "written.safetensors"
+    done = run("convert", several, "--key", "model_ema", "-o", path)
+    assert done.code == 0, done.err
+    assert f"weights of {several} (read from 'model_ema')" in done.out
+    found = open_checkpoint(path).tensors["visual.proj"]
+    assert found.equal(-minute_weights()["visual.proj"])
+    done = run("convert", several, "--key", "nothing", "-o", path)
+    assert done.code == 2
+    assert "expected a CLIP model under 'nothing'; it has model, model_ema. Give" in done.err
+
+
+def test_a_model_of_a_training_checkpoint_is_judged(run: Run, several: Path) -> None:
+    asked = ("--backend", "eager", "--examples", "1", "--reference", minute_path(several.parent))
+    for key, code in (("model", 0), ("model_ema", 1)):
+        done = run("check", several, "--key", key, *asked, "--json", "-")
+        (result,) = json.loads(done.out)["results"]
+        assert (done.code, result["origin"]) == (code, f"read from {key!r}"), result["error"]
+
+
+def minute_path(folder: Path) -> Path:
+    path = folder / "reference.pt"
+    path.write_bytes(minute_bytes(Format.ARCHIVE))
+    return path
 
 
 def test_models_lists_names_sizes_and_what_is_in_the_cache(run: Run, tmp_path: Path) -> None:

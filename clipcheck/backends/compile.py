@@ -120,6 +120,7 @@ class _Compiled:
         key = {
             "backend": self.name,
             "checkpoint": source.checkpoint.sha256,
+            "model": source.checkpoint.origin.name,
             "torch": torch.__version__,
             "device": _device_name(source.device),
             "dtype": source.dtype,

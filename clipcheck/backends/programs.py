@@ -138,6 +138,7 @@ def key(source: Source, *libraries: str) -> dict[str, str]:
 
     return {
         "checkpoint": source.checkpoint.sha256,
+        "model": source.checkpoint.origin.name,
         "device": source.device.type,
         "dtype": source.dtype,
         "program": PROGRAM,

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from clipcheck.checkpoints import directories, download, registry
 from clipcheck.checkpoints.architecture import Spec, infer, specs
@@ -86,6 +86,7 @@ def open_checkpoint(
     download_root: str | os.PathLike[str] | None = None,
     *,
     key: str | None = None,
+    strict: bool = True,
 ) -> Checkpoint:
     """Read a checkpoint, given by a released name or by the path of a file or a folder.
 
@@ -100,21 +101,29 @@ def open_checkpoint(
             ``~/.cache/clip``.
         key: which model to read of a file that holds several, as a training checkpoint with
             ``model`` and ``model_ema``; parts are joined by dots, as ``state_dict.teacher``.
+        strict: whether there has to be a model of that name; else a file of one model will do.
 
     Raises:
         UnknownModelError: ``name`` is neither.
-        UsageError: there is no model under ``key``.
+        UsageError: there is no model under ``key``, and there has to be one.
         DownloadError: a released file could not be fetched.
         CheckpointError: the file is no CLIP checkpoint; the subclass tells why.
     """
     path = locate(name, download_root)
     if stat.S_ISDIR(_mode(path)):
-        return _open_directory(directories.read(path), key)
+        return _open_directory(directories.read(path), _Key(key, strict))
     file = _read(path)
-    return _checkpoint(path, file.format, file, key, path.stat().st_size)
+    return _checkpoint(path, file.format, file, _Key(key, strict), path.stat().st_size)
 
 
-def _open_directory(directory: directories.Directory, key: str | None) -> Checkpoint:
+class _Key(NamedTuple):
+    """Which model is asked for, and whether it has to be there."""
+
+    name: str | None
+    strict: bool
+
+
+def _open_directory(directory: directories.Directory, key: _Key) -> Checkpoint:
     files = {path: _read(path) for path in directory.weights}
     for path, file in files.items():
         if file.format is Format.ARCHIVE:
@@ -213,7 +222,7 @@ def _require_stored(tensors: Mapping[str, torch.Tensor], size: int, path: Path) 
         )
 
 
-def _checkpoint(path: Path, form: Format, file: _File, key: str | None, size: int) -> Checkpoint:
+def _checkpoint(path: Path, form: Format, file: _File, key: _Key, size: int) -> Checkpoint:
     """Make a checkpoint of the model in a file.
 
     Args:
@@ -258,12 +267,12 @@ def _checkpoint(path: Path, form: Format, file: _File, key: str | None, size: in
     )
 
 
-def _model(file: _File, key: str | None, path: Path) -> tuple[dict[str, torch.Tensor], Origin]:
+def _model(file: _File, key: _Key, path: Path) -> tuple[dict[str, torch.Tensor], Origin]:
     """The tensors of the model, and where it is in the file."""
     if file.format is not Format.ARCHIVE:
-        model = find_model(file.saved, file.kind, key, path)
+        model = find_model(file.saved, file.kind, key.name, path, strict=key.strict)
         return {name: file.load(each) for name, each in model.weights.items()}, model.origin
-    if key is not None:
+    if key.name is not None and key.strict:
         raise UsageError(
             f"{path}: expected a file of several models for --key, found a TorchScript archive, "
             "which is one",

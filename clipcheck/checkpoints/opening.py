@@ -16,14 +16,52 @@ _BESIDE = (".safetensors", ".pt", ".pth", ".bin")
 """How the checkpoint beside a program may end, in the order in which it is looked for."""
 
 
+def open_pair(
+    name: str | os.PathLike[str],
+    reference: str | os.PathLike[str] | None = None,
+    download_root: str | os.PathLike[str] | None = None,
+    *,
+    key: str | None = None,
+) -> tuple[Checkpoint | Program, Checkpoint | None]:
+    """Open what is to be judged and what it is compared with. Nothing of either is run.
+
+    Args:
+        name: as for `open_subject`.
+        reference: as for `open_reference`.
+        download_root: as for `open_checkpoint`.
+        key: which model to read of a file that holds several, as for `open_checkpoint`. One of the
+            two files has to have it.
+
+    Raises:
+        UsageError: neither has a model under ``key``.
+        ClipcheckError: as for `open_subject` and `open_reference`.
+    """
+    subject = open_subject(name, download_root, key=key, strict=reference is None)
+    other = open_reference(subject, reference, download_root, key=key)
+    opened = [each for each in (subject, other) if isinstance(each, Checkpoint)]
+    if key is not None and not any(each.origin.has_name(key) for each in opened):
+        raise UsageError(
+            f"expected a CLIP model under {key!r} in one of the files, found "
+            + " and ".join(f"{each.origin.name!r} in {each.path}" for each in opened),
+            remedy="Give --key (in Python, key=) the name of one that is there, or leave it out.",
+        )
+    return subject, other
+
+
 def open_subject(
-    name: str | os.PathLike[str], download_root: str | os.PathLike[str] | None = None
+    name: str | os.PathLike[str],
+    download_root: str | os.PathLike[str] | None = None,
+    *,
+    key: str | None = None,
+    strict: bool = True,
 ) -> Checkpoint | Program:
     """Open what is to be judged. Nothing of it is run.
 
     Args:
         name: a released name, or the path of a file or folder.
         download_root: as for `open_checkpoint`.
+        key: as for `open_checkpoint`. A program has no such names.
+        strict: as for `open_checkpoint`.
 
     Raises:
         ClipcheckError: as for `open_checkpoint`.
@@ -31,7 +69,9 @@ def open_subject(
     path = locate(name, download_root)
     # Not `Path.is_file`, which raises where the folder may not be read: opening it tells that.
     kind = kind_of(path) if os.path.isfile(path) else None  # noqa: PTH113
-    return open_checkpoint(name, download_root) if kind is None else _program(path, kind)
+    if kind is not None:
+        return _program(path, kind)
+    return open_checkpoint(name, download_root, key=key, strict=strict)
 
 
 def _program(path: Path, kind: Format) -> Program:
@@ -43,6 +83,8 @@ def open_reference(
     subject: Checkpoint | Program,
     name: str | os.PathLike[str] | None,
     download_root: str | os.PathLike[str] | None = None,
+    *,
+    key: str | None = None,
 ) -> Checkpoint | None:
     """What the subject is compared with, where that is another file.
 
@@ -51,6 +93,7 @@ def open_reference(
         name: the one that was asked for. Without, a checkpoint is its own reference, and that of a
             program is the file beside it that has its name but for the ending.
         download_root: as for `open_checkpoint`.
+        key: as for `open_checkpoint`; a file of one model will do.
 
     Raises:
         UsageError: a program has no reference, or the reference is a program.
@@ -58,7 +101,7 @@ def open_reference(
     """
     if name is None and isinstance(subject, Checkpoint):
         return None
-    found = open_subject(name or beside(subject.path), download_root)
+    found = open_subject(name or beside(subject.path), download_root, key=key, strict=False)
     if isinstance(found, Program):
         raise UsageError(
             f"expected a reference with weights, found a program ({found.format})",

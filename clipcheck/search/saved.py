@@ -46,6 +46,7 @@ class Saved:
         backend: which ran it, with its options.
         reference: the file that it was compared with; None for its own eager model.
         architecture: the dimensions of the weights; None where an older version has saved it.
+        key: the name of the model in the file, where one was asked for.
     """
 
     example: Example
@@ -57,6 +58,7 @@ class Saved:
     backend: str = "jit"
     reference: str | None = None
     architecture: Mapping[str, int | str] | None = None
+    key: str | None = None
 
 
 def write(target: Path, example: Example, described: Mapping[str, Any], text: str) -> None:
@@ -205,8 +207,11 @@ def _saved(document: Mapping[str, Any], folder: Path) -> Saved:
     limits = Contract(_number(document, "atol"), _number(document, "rtol"))
     # Those that were saved before there were other backends have none of these.
     backend, reference = document.get("backend", "jit"), document.get("reference_checkpoint")
+    model = document.get("key")
     if not isinstance(backend, str) or not isinstance(reference, str | None):
         raise ValueError("backend or reference_checkpoint is no text")
+    if not isinstance(model, str | None):
+        raise ValueError("key is no text")
     return Saved(
         Example(images, prompts),
         **texts,
@@ -214,6 +219,7 @@ def _saved(document: Mapping[str, Any], folder: Path) -> Saved:
         backend=backend,
         reference=reference,
         architecture=_dimensions(document.get("architecture")),
+        key=model,
     )
 
 

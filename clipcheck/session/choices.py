@@ -63,6 +63,7 @@ class Choices:
         examples: number of images; None for what a check takes by default.
         seed: of the images and prompts.
         isolation: where a file's own code runs; None for what a check takes by default.
+        key: which model to read of a file that holds several, if one is named.
         report: the folder that the reports are written to, if they are asked for.
     """
 
@@ -75,6 +76,7 @@ class Choices:
     examples: int | None
     seed: int
     isolation: str | None
+    key: str | None
     report: Path | None
 
     @classmethod
@@ -99,6 +101,7 @@ class Choices:
             examples=_whole("--clip-examples", option("--clip-examples"), least=1),
             seed=_whole("--clip-seed", option("--clip-seed"), least=0) or 0,
             isolation=_isolation(option("--clip-isolation")),
+            key=_key(option("--clip-key")),
             report=None if report is None else folder / _given("--clip-report", report),
         )
 
@@ -256,6 +259,10 @@ def _isolation(written: str | None) -> str | None:
     from clipcheck.backends.cells import ISOLATIONS
 
     return None if written is None else _known("--clip-isolation", [written], ISOLATIONS)[0]
+
+
+def _key(written: str | None) -> str | None:
+    return None if written is None else _given("--clip-key", written)
 
 
 def _once(chosen: Sequence[str]) -> tuple[str, ...]:

@@ -95,6 +95,7 @@ class Run:
             atol=chosen.atol,
             rtol=chosen.rtol,
             isolation=self._isolation(subject),
+            key=self._key(subject),
             **examples,
         )
         (judgement,) = result.judgements
@@ -117,11 +118,12 @@ class Run:
         from clipcheck.backends.loading import build, load_sides, require_runs
         from clipcheck.backends.modules import ModuleBackend
         from clipcheck.backends.registry import parse
-        from clipcheck.checkpoints.opening import open_reference, open_subject
+        from clipcheck.checkpoints.opening import open_pair
         from clipcheck.models.loader import resolve_device
 
         found = self._find(case)
-        subject, choice = open_subject(found.checkpoint), parse(case.backend)
+        subject, reference = open_pair(found.checkpoint, key=self._key(found))
+        choice = parse(case.backend)
         require_runs(choice, subject)
         device = resolve_device(case.device)
         apart = isolation_named(self._isolation(found))
@@ -129,7 +131,7 @@ class Run:
         scratch = Path(tempfile.mkdtemp(prefix="pair-", dir=self.findings.folder))
         source = load_sides(
             subject,
-            open_reference(subject, None),
+            reference,
             device,
             case.dtype,
             scratch,
@@ -138,6 +140,10 @@ class Run:
             cell=cell,
         ).source
         return Pair(ModuleBackend("eager", source.model, device), build(choice, source))
+
+    def _key(self, subject: subjects.Subject) -> str | None:
+        """Which model of its file to read. Seeded weights are one."""
+        return None if subject.own else self._choices.key
 
     def _isolation(self, subject: subjects.Subject) -> str | None:
         """Where its code runs: in this process, if this run has written it and nothing is said."""

@@ -17,6 +17,10 @@ folder of the catalogue::
     size = "350 MB"
 
     [[checkpoint]]
+    path = "epoch-9.ckpt"
+    key = "model_ema"               # of the models in it
+
+    [[checkpoint]]
     name = "ViT-B/32"               # a released one
 
 In CSV the same words head the columns, and several values in a cell stand with ``;`` between them.
@@ -54,7 +58,7 @@ MOST_BYTES = 16 << 20
 """Of a catalogue: thousands of entries take less."""
 
 _WHERE = ("path", "url", "name")
-_HOW = ("backend", "device", "dtype", "reference")
+_HOW = ("backend", "device", "dtype", "key", "reference")
 _KEYS = (*_WHERE, *_HOW, "sha256", "size")
 
 _DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
@@ -75,6 +79,7 @@ class Entry:
         reference: the path or released name of what it is compared with; None for itself.
         architecture: where it is known before the file is here.
         unfit: why it is not judged at all; nothing where it is.
+        key: which model to read of a file that holds several, as for `clipcheck.checking.check`.
     """
 
     label: str
@@ -85,6 +90,7 @@ class Entry:
     reference: str | None = None
     architecture: Architecture | None = None
     unfit: str = ""
+    key: str | None = None
 
 
 class _Wrong(ValueError):  # noqa: N818 - it becomes an error with a place
@@ -248,17 +254,19 @@ def _entries(given: Mapping[str, Any], folder: Path, root: str | None) -> Iterat
             "Leave them out: a file that is there tells them itself.",
         )
     make = {"path": _by_path, "url": _by_url, "name": _by_name}[kind]
+    key = _string(given, "key") if "key" in given else None
     for label, source in make(place, folder, root):
         known = replace(source, sha256=sha256, size=size) if kind == "url" else source
         yield _checked(
             Entry(
-                label,
+                label if key is None else f"{label} ({key})",
                 known,
                 _strings(given, "backend") or (DEFAULT,),
                 _strings(given, "device"),
                 _strings(given, "dtype") or (DEFAULT,),
                 _reference(given, folder),
                 ARCHITECTURES.get(label) if kind == "name" else None,
+                key=key,
             )
         )
 
@@ -324,14 +332,14 @@ def _checked(entry: Entry) -> Entry:
 
 
 def _require_once(entries: Sequence[Entry]) -> None:
-    seen: set[tuple[str, str, str, str]] = set()
+    seen: set[tuple[str, str, str, str, str | None]] = set()
     for entry in entries:
         for device in entry.devices or ("",):
             for backend in entry.backends:
                 for dtype in entry.dtypes:
-                    run = (str(entry.source), device, backend, dtype)
+                    run = (str(entry.source), device, backend, dtype, entry.key)
                     if run in seen:
-                        told = " ".join(part for part in run[1:] if part)
+                        told = " ".join(part for part in run[1:4] if part)
                         raise _Wrong(
                             f"expected {entry.label} once, found it twice"
                             + (f" ({told})" if told else ""),

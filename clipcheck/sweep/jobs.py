@@ -87,6 +87,7 @@ class Job:
         download_root: as for `check`.
         memory: bytes that judging it takes, as a guess.
         seconds: that judging it takes, as a guess.
+        key: as for `check`.
     """
 
     number: int
@@ -104,6 +105,7 @@ class Job:
     download_root: str | None = None
     memory: int = 0
     seconds: float = 0.0
+    key: str | None = None
 
     @property
     def on_gpu(self) -> bool:

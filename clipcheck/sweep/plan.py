@@ -69,6 +69,11 @@ class Unit:
     verdict: Verdict | None
 
     @property
+    def model(self) -> str:
+        """The file's content, with the name of the model in it where one is asked for."""
+        return _model_of(self.content, self.entry)
+
+    @property
     def key(self) -> str:
         """What its verdict is kept under."""
         return self.key_for(self.content)
@@ -76,7 +81,12 @@ class Unit:
     def key_for(self, content: str) -> str:
         """The same where the file turns out to be another one."""
         return key_of(
-            content, self.reference, self.backend, self.device, self.dtype, self.conditions
+            _model_of(content, self.entry),
+            self.reference,
+            self.backend,
+            self.device,
+            self.dtype,
+            self.conditions,
         )
 
 
@@ -149,7 +159,7 @@ def _with_jobs(units: Sequence[Unit], setting: Setting) -> Plan:
     for unit in units:
         if unit.verdict is None:
             wild = unit.backend if unit.backend in (ALL_THAT_FIT, DEFAULT) else "named"
-            groups[unit.content, unit.reference, unit.device, unit.dtype, wild].append(unit)
+            groups[unit.model, unit.reference, unit.device, unit.dtype, wild].append(unit)
     made = [(_job(group, setting), group) for group in groups.values()]
     # By name where they take as long: the order does not depend on that of the files.
     made.sort(key=lambda each: (-each[0].seconds, each[0].label))
@@ -165,7 +175,7 @@ def _job(units: Sequence[Unit], setting: Setting) -> Job:
     return Job(
         0,
         key_of(
-            first.content,
+            first.model,
             first.reference,
             " ".join(backends),
             first.device,
@@ -192,7 +202,12 @@ def _job(units: Sequence[Unit], setting: Setting) -> Job:
             setting.conditions.examples,
             setting.threads,
         ),
+        key=first.entry.key,
     )
+
+
+def _model_of(content: str, entry: Entry) -> str:
+    return content if entry.key is None else f"{content} {entry.key}"
 
 
 def _looked_at(entry: Entry, ledger: Ledger) -> tuple[Source, Facts]:

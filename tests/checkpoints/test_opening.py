@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from clipcheck.backends import programs
 from clipcheck.checkpoints import opening
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.checkpoints.opening import open_reference, open_subject, weights_of
-from clipcheck.errors import UnknownModelError, UsageError
-from tests.samples import minute_bytes, onnx_naming
+from clipcheck.checkpoints.opening import open_pair, open_reference, open_subject, weights_of
+from clipcheck.errors import CheckpointError, UnknownModelError, UsageError
+from tests.samples import minute_bytes, minute_weights, onnx_naming, saved
+
+WEIGHTS = minute_weights()
 
 
 @pytest.fixture
@@ -86,6 +92,60 @@ def test_the_reference_that_is_asked_for_is_taken(archive: Path, tmp_path: Path)
     assert found is not None
     assert found.path == other
     assert weights_of(subject, found) is subject
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """A training checkpoint of two models."""
+    path = tmp_path / "several.ckpt"
+    other = {key: tensor.flip(0) if tensor.ndim else tensor for key, tensor in WEIGHTS.items()}
+    path.write_bytes(saved({"model": WEIGHTS, "ema": {"module": other}}))
+    return path
+
+
+def names_of(*found: Checkpoint | Program | None) -> list[str | None]:
+    return [each.origin.name if isinstance(each, Checkpoint) else None for each in found]
+
+
+def test_a_key_is_that_of_either_file(several: Path, archive: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one.safetensors"
+    one.write_bytes(minute_bytes(Format.SAFETENSORS))
+    assert names_of(*open_pair(several, key="ema")) == ["ema.module", None]
+    assert names_of(*open_pair(several, one, key="ema")) == ["ema.module", "."]
+    assert names_of(*open_pair(one, several, key="model")) == [".", "model"]
+    assert names_of(*open_pair(archive, several, key="model")) == [".", "model"]
+    assert names_of(*open_pair(several, several, key="model")) == ["model", "model"]
+
+
+def test_a_key_that_neither_file_has_is_refused(archive: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one.safetensors"
+    one.write_bytes(minute_bytes(Format.SAFETENSORS))
+    with pytest.raises(UsageError, match=r"under 'ema' in one of the files, found '\.' in .*one\."):
+        open_pair(one, archive, key="ema")
+    with pytest.raises(UsageError, match=r"several models for --key, found a TorchScript archive"):
+        open_pair(archive, key="ema")
+
+
+def test_a_programs_key_is_that_of_the_checkpoint_beside_it(
+    program: Path, archive: Path, several: Path
+) -> None:
+    archive.unlink()
+    several.rename(program.with_suffix(".pth"))
+    subject, reference = open_pair(program, key="model")
+    assert names_of(subject, reference) == [None, "model"]
+    with pytest.raises(CheckpointError, match="expected one CLIP model, found 2"):
+        open_pair(program)
+
+
+def test_what_is_built_of_one_model_is_not_taken_for_another(several: Path) -> None:
+    keys = []
+    for name in ("model", "ema"):
+        checkpoint = open_checkpoint(several, key=name)
+        source: Any = SimpleNamespace(
+            checkpoint=checkpoint, device=torch.device("cpu"), dtype="float32"
+        )
+        keys.append(programs.key(source))
+    assert keys[0] != keys[1]
 
 
 def test_a_program_is_no_reference(program: Path, archive: Path) -> None:

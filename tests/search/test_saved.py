@@ -137,6 +137,7 @@ BAD = [
     (having(rtol=True), "rtol is no number of at least 0"),
     (having(rtol="0.1"), "rtol is no number of at least 0"),
     (having(backend=None), "backend or reference_checkpoint is no text"),
+    (having(key=3), "key is no text"),
     (having(reference_checkpoint=3), "backend or reference_checkpoint is no text"),
 ]
 
@@ -230,7 +231,9 @@ def test_the_backend_and_the_reference_come_back(tmp_path: Path) -> None:
         "backend": "transformers:attention=eager",
         "reference": "eager of /models/b.pt",
         "reference_checkpoint": "/models/b.pt",
+        "key": "ema",
     }
     write(tmp_path / "found", EXAMPLE, described, "It fails.")
     found = read(tmp_path / "found")
     assert (found.backend, found.reference) == ("transformers:attention=eager", "/models/b.pt")
+    assert found.key == "ema"

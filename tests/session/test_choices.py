@@ -40,9 +40,10 @@ def test_seeded_weights_are_asked_for() -> None:
 
 
 def test_what_is_given_is_taken() -> None:
-    chosen = choices(atol="0.5", rtol="0", examples="3", seed="7", report="found")
+    chosen = choices(atol="0.5", rtol="0", examples="3", seed="7", report="found", key="ema")
     assert (chosen.atol, chosen.rtol, chosen.examples, chosen.seed) == (0.5, 0, 3, 7)
     assert chosen.report == HERE / "found"
+    assert chosen.key == "ema"
 
 
 def test_large_checkpoints_come_first(tmp_path: Path) -> None:
@@ -121,6 +122,7 @@ def test_a_test_gets_what_it_asks_for_and_no_more() -> None:
         ("model", ["a.pt", ""], "a name or a path, found ''"),
         ("model", [" "], "a name or a path, found ' '"),
         ("report", "", "a name or a path, found ''"),
+        ("key", "", "a name or a path, found ''"),
     ],
 )
 def test_what_makes_no_sense_is_refused(option: str, value: object, expected: str) -> None:

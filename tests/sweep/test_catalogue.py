@@ -12,7 +12,9 @@ from clipcheck.checkpoints import registry
 from clipcheck.errors import CatalogueError
 from clipcheck.sweep.catalogue import Entry, read
 from clipcheck.sweep.jobs import Source
+from clipcheck.sweep.ledger import Ledger
 from tests.samples import onnx_naming
+from tests.sweep.samples import planned
 
 DIGEST = "9c1f" * 16
 
@@ -66,6 +68,22 @@ def test_a_checkpoint_says_how_it_is_run(tmp_path: Path) -> None:
     assert entry.devices == ("cpu", "cuda:1")
     assert entry.dtypes == ("bfloat16",)
     assert entry.reference == str(tmp_path / "trained.pt")
+
+
+def test_each_model_of_a_file_is_judged_for_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.ckpt").write_bytes(b"")
+    text = '[[checkpoint]]\npath = "a.ckpt"\n'
+    entries = read(toml(tmp_path, f'{text}{text}key = "model"\n{text}key = "ema"\n'))
+    assert [(each.label, each.key) for each in entries] == [
+        ("a.ckpt", None), ("a.ckpt (model)", "model"), ("a.ckpt (ema)", "ema")
+    ]  # fmt: skip
+    with Ledger(tmp_path / "ledger") as ledger:
+        found = planned(entries, ledger)
+    assert len({unit.key for unit in found.units}) == 3
+    assert sorted(str(job.key) for job in found.jobs) == ["None", "ema", "model"]
+    assert len({job.task for job in found.jobs}) == 3
+    with pytest.raises(CatalogueError, match=r"expected a\.ckpt \(ema\) once"):
+        read(toml(tmp_path, f'{text}key = "ema"\n' * 2))
 
 
 def test_defaults_are_for_those_that_do_not_say_it_themselves(tmp_path: Path) -> None:

@@ -334,6 +334,7 @@ def _command(judgement: Judgement) -> str:
     """What repeats the check."""
     words: list[Any] = ["clipcheck", "check", judgement.path or judgement.checkpoint]
     words += ["--backend", judgement.backend] if judgement.backend != "jit" else []
+    words += [] if judgement.key is None else ["--key", judgement.key]
     reference = judgement.reference_checkpoint
     words += [] if reference is None else ["--reference", reference]
     words += ["--device", judgement.device]
