@@ -28,6 +28,7 @@ def open_file(
     options: Mapping[str, str] | None = None,
     native: bool = False,
     cell: Cell | None = None,
+    dtype: str | None = None,
 ) -> Backend:
     """Open a ``pt2`` or ``onnx`` file.
 
@@ -44,6 +45,7 @@ def open_file(
         options: of the backend ``onnxruntime``, for an ONNX file.
         native: whether a compiled package may be loaded into this process.
         cell: what runs it; None for this process.
+        dtype: what it computes in, where that is known.
 
     Returns:
         A backend, whose missing outputs are told by the gate ``integrity``.
@@ -58,7 +60,9 @@ def open_file(
         missing = onnxruntime.available()
         if missing is not None:
             raise UnavailableError(f"onnxruntime: {missing.reason}", remedy=missing.remedy)
-        return onnxruntime.open_program(path, device, architecture, weights, options, cell)
+        return onnxruntime.open_program(
+            path, device, architecture, weights, options, cell, dtype=dtype
+        )
     if kind is not Format.PT2:
         raise UnknownFormatError(
             "expected a program, as torch.export.save, AOTInductor or an ONNX exporter writes it",
@@ -66,7 +70,7 @@ def open_file(
             path=path,
         )
     if not is_compiled(path):
-        return export.open_program(path, device, architecture, weights, cell)
+        return export.open_program(path, device, architecture, weights, cell, dtype=dtype)
     if cell is None and not native:
         raise UnsafeError(
             "it is native code, which runs as soon as it is loaded; nothing was run",

@@ -46,7 +46,14 @@ def build(source: Source) -> Backend:
 
         weights = source.model.state_dict()
         model = source.checkpoint.architecture
-        return open_file(source.program, source.device, model, weights=weights, cell=source.cell)
+        return open_file(
+            source.program,
+            source.device,
+            model,
+            weights=weights,
+            cell=source.cell,
+            dtype=source.dtype,
+        )
     from clipcheck.backends import programs
     from clipcheck.writers.programs import write_pt2
 
@@ -68,6 +75,8 @@ def open_program(
     architecture: Architecture,
     weights: Mapping[str, torch.Tensor] | None = None,
     cell: Cell | None = None,
+    *,
+    dtype: str | None = None,
 ) -> Backend:
     """Open a file that `torch.export.save` wrote, of whoever's making.
 
@@ -80,15 +89,18 @@ def open_program(
         architecture: what it is to be a model of.
         weights: those that it has to have, by the released keys.
         cell: what runs it; None for this process.
+        dtype: what it computes in, where that is known.
 
     Raises:
         CheckpointError: it holds no such program; the subclass tells why.
     """
-    from clipcheck.checkpoints.artefacts import require_inert
+    from clipcheck.checkpoints.artefacts import require_inert, require_plain
 
     require_inert(path)
+    require_plain(path)
     found = open_apart("export", path, device, None, cell) if cell else opened(path, device)
-    return as_backend("export", found, architecture, path, partial(_evidence, weights))
+    evidence = partial(_evidence, weights)
+    return as_backend("export", found, architecture, path, evidence, dtype=dtype)
 
 
 def opened(

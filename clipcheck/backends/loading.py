@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 from clipcheck.backends.archives import OpenArchive, open_archive
 from clipcheck.backends.base import Backend, Source, translating
 from clipcheck.backends.registry import Choice, require_available, way
+from clipcheck.checkpoints import onnx_data
+from clipcheck.checkpoints.artefacts import computing_dtype
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.opening import weights_of
-from clipcheck.errors import ArchitectureError, UnavailableError
+from clipcheck.compare.tolerances import LIMITS
+from clipcheck.errors import ArchitectureError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +68,7 @@ def load_sides(
 
     Raises:
         ArchitectureError: the two are of different dimensions.
+        UsageError: the subject is a program that computes in another dtype.
         ClipcheckError: one cannot be loaded; the subclass tells why.
     """
     import torch
@@ -73,6 +77,8 @@ def load_sides(
     from clipcheck.models import eager
     from clipcheck.models.loader import load_eager
 
+    if isinstance(subject, Program):
+        require_dtype(subject, dtype)
     wanted = getattr(torch, dtype)
     program = subject.path if isinstance(subject, Program) else None
     checkpoint = weights_of(subject, reference)
@@ -99,6 +105,27 @@ def require_runs(choice: Choice, subject: Checkpoint | Program) -> None:
             f"{choice.name} does not run programs of the format {subject.format}",
             remedy=f"Leave --backend out, or choose {PROGRAMS[subject.format]}.",
         )
+
+
+def require_dtype(program: Program, dtype: str) -> None:
+    """See that a program computes in the dtype that it is to be judged in, where the file tells.
+
+    Raises:
+        UsageError: it does not.
+    """
+    tell = onnx_data.computing_dtype if program.format is Format.ONNX else computing_dtype
+    found = tell(program.path)
+    if found in (None, dtype):
+        return
+    raise UsageError(
+        f"it computes in {found}, and was to be judged in {dtype}",
+        remedy=f"Add --dtype {found}." if found in LIMITS else _judged_in(),
+        path=program.path,
+    )
+
+
+def _judged_in() -> str:
+    return f"Export it in {', '.join(LIMITS)}: what is judged computes in one of these."
 
 
 def build(choice: Choice, source: Source) -> Backend:

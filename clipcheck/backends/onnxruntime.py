@@ -107,7 +107,13 @@ def build(source: Source) -> Backend:
         weights = source.model.state_dict()
         model = source.checkpoint.architecture
         return open_program(
-            source.program, source.device, model, weights, source.options, source.cell
+            source.program,
+            source.device,
+            model,
+            weights,
+            source.options,
+            source.cell,
+            dtype=source.dtype,
         )
     # Before anything is exported: it takes seconds.
     _providers(source.options, source.device)
@@ -134,6 +140,8 @@ def open_program(
     weights: Mapping[str, torch.Tensor] | None = None,
     options: Mapping[str, str] | None = None,
     cell: Cell | None = None,
+    *,
+    dtype: str | None = None,
 ) -> Backend:
     """Open an ONNX file, of whoever's making.
 
@@ -147,6 +155,7 @@ def open_program(
         weights: those that it has to have, by the released keys.
         options: see `OPTIONS`.
         cell: what runs it; None for this process.
+        dtype: what it computes in, where that is known.
 
     Raises:
         UnavailableError: an execution provider is not there.
@@ -160,7 +169,8 @@ def open_program(
         if cell
         else opened(path, device, options)
     )
-    return as_backend("onnxruntime", found, architecture, path, partial(_evidence, weights), data)
+    evidence = partial(_evidence, weights)
+    return as_backend("onnxruntime", found, architecture, path, evidence, data, dtype)
 
 
 def opened(path: Path, device: torch.device, options: Mapping[str, str] | None = None) -> Opened:
@@ -266,17 +276,22 @@ def _evidence(weights: Mapping[str, torch.Tensor] | None, program: Opened) -> Ev
     """The weights that the program has, as they are or transposed, bit for bit.
 
     Exporters fold constants: a convolution takes up the BatchNorm behind it, a logarithm its
-    exponential. Such weights are in no count. One under its own name must be the file's, unless
-    it was folded so.
+    exponential. Such weights are in no count, nor are those that are rounded for a program that
+    computes in half precision. One under its own name must be the file's, unless it is such a one.
     """
+    from clipcheck.backends.programs import is_rounded
     from clipcheck.models.whole import PREFIX
 
     if weights is None:
         return Evidence(None, program.doubts)
     held: dict[str, _Digest] = {}
+    rounded: set[str] = set()
 
     def receive(name: str, tensor: torch.Tensor) -> None:
-        held[name.removeprefix(PREFIX)] = _digest(tensor.numpy())
+        key = name.removeprefix(PREFIX)
+        held[key] = _digest(tensor.numpy())
+        if key in weights and is_rounded(tensor, weights[key]):
+            rounded.add(key)
 
     program.weights(receive)
     anywhere = set(held.values())
@@ -291,7 +306,7 @@ def _evidence(weights: Mapping[str, torch.Tensor] | None, program: Opened) -> Ev
             same = np.ptp(array) > 0 and not anywhere.isdisjoint(map(_digest, (array, array.T)))
         if same:
             compared += 1
-        elif key in held and not _is_folded(key, weights, held):
+        elif key in held and key not in rounded and not _is_folded(key, weights, held):
             differing[key] = "the program has other bits than the file"
     return Evidence(compared or None, program.doubts, differing)
 

@@ -49,6 +49,7 @@ def as_backend(
     path: Path,
     evidence: Callable[[Opened], Evidence],
     data: Sequence[Path] = (),
+    dtype: str | None = None,
 ) -> ProgramBackend:
     """A backend that runs it.
 
@@ -59,6 +60,8 @@ def as_backend(
         path: the file that it was opened from.
         evidence: called when it has run, for the gate ``integrity``.
         data: the files that this one names for its weights.
+        dtype: what it computes in. Where that is float16, outputs that it casts to float32 in the
+            end, as converted programs do, are rounded back to it.
 
     Raises:
         CheckpointError: it takes other inputs than a CLIP model.
@@ -68,10 +71,15 @@ def as_backend(
     given = inputs(opened.declared, architecture, path)
 
     def run(pixels: Pixels, tokens: Tokens) -> Raw:
-        return opened.run([each.value(pixels, tokens) for each in given])
+        raw = opened.run([each.value(pixels, tokens) for each in given])
+        return raw if dtype != "float16" else [(name, _narrowed(array)) for name, array in raw]
 
     size = bytes_of([path, *data])
     return ProgramBackend(name, run, architecture, size, lambda: evidence(opened))
+
+
+def _narrowed(array: Array) -> Array:
+    return array.astype("float16") if array.dtype == "float32" else array
 
 
 def open_apart(

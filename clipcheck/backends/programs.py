@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from clipcheck.backends.signature import Outputs, Raw
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.compare.integrity import Evidence
 from clipcheck.compare.result import OUTPUTS
-from clipcheck.errors import RunError
+from clipcheck.errors import CheckpointError, RunError
 from clipcheck.inputs.examples import Frontend
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class ProgramBackend:
 
         Raises:
             RunError: it cannot be run.
+            CheckpointError: it runs at some batch sizes alone.
         """
         raw = self._raw(pixels, tokens)
         if [name for name, _ in raw] == list(OUTPUTS):
@@ -119,8 +120,39 @@ class ProgramBackend:
     def _raw(self, pixels: Pixels, tokens: Tokens) -> Raw:
         if self._run is None:
             raise closed(self.name)
+        run = self._run
         with translating(self.name, "running the program"):
-            return self._run(pixels, tokens)
+            try:
+                return run(pixels, tokens)
+            except Exception as error:
+                sizes = [size for size in _SIZES if _runs(run, size, self._architecture)]
+                if len(sizes) in (0, len(_SIZES)):
+                    raise
+                raise _some_sizes_alone(self.name, sizes, (len(pixels), len(tokens))) from error
+
+
+_SIZES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (4, 4), (8, 8))
+"""Images and texts that a program is tried with that does not run at another size."""
+
+
+def _runs(run: Run, size: tuple[int, int], architecture: Architecture) -> bool:
+    try:
+        run(*signature.blank(architecture, *size))
+    # Of whatever library, and for whatever reason.
+    except Exception:
+        return False
+    return True
+
+
+def _some_sizes_alone(
+    name: str, sizes: Sequence[tuple[int, int]], wanted: tuple[int, int]
+) -> CheckpointError:
+    told = ", ".join(f"{images} and {texts}" for images, texts in sizes)
+    return CheckpointError(
+        f"{name}: the program does not run with {wanted[0]} and {wanted[1]} images and texts; of "
+        f"the sizes that were tried it runs with {told}",
+        remedy=signature.any_size("pixels", "tokens"),
+    )
 
 
 def key(source: Source, *libraries: str) -> dict[str, str]:
@@ -168,6 +200,25 @@ def flat(result: Any) -> Raw:
     ]
 
 
+_SMALLEST = 1.2e-7
+"""What converters of ONNX to half precision raise smaller weights to (1e-7, rounded to float16)."""
+
+
+def is_rounded(held: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether a weight is the expected one, rounded to half precision or bfloat16.
+
+    Programs that compute in one of these throughout hold all weights so, where the eager model has
+    some in float32.
+    """
+    import torch
+
+    narrow = held.dtype in (torch.float16, torch.bfloat16)
+    if not narrow or expected.dtype != torch.float32 or held.shape != expected.shape:
+        return False
+    off = held.float() - expected.to(held.device, held.dtype).float()
+    return bool((off.abs() <= _SMALLEST).all())
+
+
 class WeightsCompared:
     """Compares the weights of a program with those that it has to have, bit for bit, as they come.
 
@@ -178,6 +229,7 @@ class WeightsCompared:
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
         self._weights = weights
         self._seen: set[str] = set()
+        self._rounded: set[str] = set()
         self._differing: dict[str, str] = {}
 
     def receive(self, name: str, held: torch.Tensor) -> None:
@@ -193,13 +245,18 @@ class WeightsCompared:
         key = name.removeprefix(PREFIX)
         if key not in self._weights:
             return
+        expected = self._weights[key].to(held.device)
+        if is_rounded(held, expected):
+            self._rounded.add(key)
+            return
         self._seen.add(key)
-        if not same_bits(held, self._weights[key].to(held.device)):
+        if not same_bits(held, expected):
             self._differing[key] = "the program has other bits than the file"
 
     def evidence(self) -> Evidence:
         """What was found; of a program that has none of them by their keys, nothing is known."""
         if not self._seen:
             return Evidence(None)
-        absent = dict.fromkeys(self._weights.keys() - self._seen, "the program does not have it")
+        known = self._seen | self._rounded
+        absent = dict.fromkeys(self._weights.keys() - known, "the program does not have it")
         return Evidence(len(self._seen), differing={**self._differing, **absent})

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from clipcheck.backends.archives import Inside
+from clipcheck.backends.base import translating
 from clipcheck.backends.opened import Opened
 from clipcheck.backends.reference import exact_floats
 from clipcheck.checkpoints.keymaps import Layout
@@ -149,6 +150,7 @@ class ProgramServant:
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
+        self._backend = ""
         self._opened: Opened | None = None
 
     def open(
@@ -162,6 +164,7 @@ class ProgramServant:
             device: where to run it.
             options: the backend's.
         """
+        self._backend = backend
         way = importlib.import_module(f"clipcheck.backends.{backend}")
         self._opened = way.opened(Path(path), torch.device(device), options)
         declared = [[each.name, each.shape, each.dtype] for each in self._program.declared]
@@ -169,7 +172,7 @@ class ProgramServant:
 
     def run(self, tensors: Tensors) -> Answer:
         """What it gives, and what these are called."""
-        with exact_floats():
+        with exact_floats(), translating(self._backend, "running the program"):
             found = self._program.run([tensor.numpy() for tensor in tensors])
         return {"names": [name for name, _ in found]}, [
             torch.from_numpy(np.asarray(array)) for _, array in found

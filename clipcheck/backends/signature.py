@@ -108,7 +108,31 @@ def inputs(
         )
     for each, known in zip(declared, found, strict=True):
         _require_shape(each, known.kind, architecture, path)
+    _require_any_size({known.kind: each for each, known in zip(declared, found, strict=True)}, path)
     return found
+
+
+def _require_any_size(declared: Mapping[str, Declared], path: Path) -> None:
+    told = []
+    for kind, noun in (("pixels", "image"), ("tokens", "text")):
+        shape = declared[kind].shape
+        if shape and shape[0] is not None:
+            told.append(f"{shape[0]} {noun}" if shape[0] == 1 else f"{shape[0]} {noun}s")
+    if told:
+        raise CheckpointError(
+            f"it takes batches of exactly {' and '.join(told)}; what is judged runs at many sizes",
+            remedy=any_size(*(declared[kind].name for kind in ("pixels", "tokens"))),
+            path=path,
+        )
+
+
+def any_size(pixels: str, tokens: str) -> str:
+    """How to make a program that takes any number of images and texts, by its inputs' names."""
+    return (
+        "Export it for any number of them, by torch.export.export or by torch.onnx.export with "
+        f'dynamo=True: dynamic_shapes={{"{pixels}": {{0: Dim("images", min=1)}}, "{tokens}": '
+        '{0: Dim("texts", min=1)}}. clipcheck convert writes such programs, too.'
+    )
 
 
 def _kind(declared: Declared, path: Path) -> str:
@@ -171,8 +195,12 @@ class Outputs:
 
 def probe(architecture: Architecture) -> tuple[Pixels, Tokens]:
     """Inputs whose outputs `outputs` tells apart."""
+    return blank(architecture, *_PROBE)
+
+
+def blank(architecture: Architecture, images: int, texts: int) -> tuple[Pixels, Tokens]:
+    """Inputs of zeros."""
     a = architecture
-    images, texts = _PROBE
     pixels = np.zeros((images, 3, a.image_resolution, a.image_resolution), dtype=np.float32)
     return pixels, np.zeros((texts, a.context_length), dtype=np.int32)
 

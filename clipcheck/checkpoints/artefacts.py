@@ -14,6 +14,7 @@ import os
 import re
 import reprlib
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,6 +51,28 @@ _OPERATORS = re.compile(r"torch\.ops\.\w+\.[\w.]+|torch\.sym_\w+|_operator\.\w+|
 
 _IMPORTING = ("__enum__", "default_factory_module")
 """Keys in a tree of inputs or outputs that have torch import a module (torch.utils._pytree)."""
+
+_PLAIN = (
+    "builtins.tuple",
+    "builtins.list",
+    "builtins.dict",
+    "collections.namedtuple",
+    "collections.OrderedDict",
+    "collections.defaultdict",
+    "collections.deque",
+    "torch.fx.immutable_collections.immutable_list",
+    "torch.fx.immutable_collections.immutable_dict",
+    "torch.Size",
+)
+"""Kinds of containers that torch knows of itself (torch.utils._pytree)."""
+
+_MULTIPLYING = re.compile(r"torch\.ops\.aten\.(linear|matmul|mm|bmm|addmm|conv2d|convolution)\..*")
+"""Operators that nearly all of a CLIP model's arithmetic is in."""
+
+_GRAPH = ("nodes", "tensor_values")
+
+_DTYPES = {6: "float16", 7: "float32", 8: "float64", 13: "bfloat16"}
+"""By number (torch._export.serde.schema.ScalarType), the dtypes that a program may compute in."""
 
 _NAME = re.compile(r"[A-Z]\w*|[a-z]{1,4}\d+|oo|int_oo|inf")
 """Names in expressions of sizes: sympy's classes, symbols such as ``s0``, and infinity. Python's
@@ -130,6 +153,61 @@ def require_inert(path: Path) -> None:
             remedy="Write the file with torch.export.save.",
             path=path,
         )
+
+
+def require_plain(path: Path) -> None:
+    """See that an exported program takes and gives what torch alone can make.
+
+    Args:
+        path: a file that `require_inert` has passed.
+
+    Raises:
+        CheckpointError: its inputs or outputs are of a class of its own, which the file does not
+            have.
+    """
+    records = Records(MappedFile(path))
+    for name in _programs(records):
+        specs = [v for k, v in _fields(_json(records, name, path)) if k in ("in_spec", "out_spec")]
+        types = (value for key, value in _fields(specs) if key == "type" and value is not None)
+        for found in types:
+            if found not in _PLAIN:
+                raise CheckpointError(
+                    f"its inputs or outputs are of a class of its own, {reprlib.repr(found)}, "
+                    "which is not in the file",
+                    remedy="Export a module whose forward takes tensors, and gives a tuple or a "
+                    "dict of tensors.",
+                    path=path,
+                )
+
+
+def computing_dtype(path: Path) -> str | None:
+    """The dtype of most products of matrices and convolutions of an exported program; None where
+    none is told.
+
+    Raises:
+        DamagedError: the file was altered, or is none that `torch.export.save` writes.
+    """
+    records = Records(MappedFile(path))
+    found: Counter[str] = Counter()
+    for name in _programs(records):
+        for graph in (v for k, v in _fields(_json(records, name, path)) if k == "graph"):
+            found.update(_products(graph))
+    return found.most_common(1)[0][0] if found else None
+
+
+def _products(graph: Any) -> Iterator[str]:
+    """The dtype of each product that a graph makes."""
+    nodes, values = (graph.get(key) if isinstance(graph, dict) else None for key in _GRAPH)
+    if not isinstance(nodes, list) or not isinstance(values, dict):
+        return
+    for node in nodes:
+        if not isinstance(node, dict) or not _MULTIPLYING.fullmatch(str(node.get("target"))):
+            continue
+        for key, name in _fields(node.get("outputs")):
+            tensor = values.get(name) if key == "name" and isinstance(name, str) else None
+            number = tensor.get("dtype") if isinstance(tensor, dict) else None
+            if isinstance(number, int) and number in _DTYPES:
+                yield _DTYPES[number]
 
 
 def _dangers(records: Records, path: Path) -> Iterator[str]:

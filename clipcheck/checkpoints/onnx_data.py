@@ -1,8 +1,8 @@
-"""Find the files that an ONNX program keeps its weights in, beside the program itself.
+"""Read an ONNX program without onnx, which need not be installed: its data files, and its dtype.
 
 An ONNX program may name files for the contents of its tensors ("external data" in onnx.proto3), as
 torch's exporter does by default. They are part of the program: who reads, hashes or copies it has
-to take them along. This module finds them without onnx, which need not be installed.
+to take them along.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import mmap
 import os
 import reprlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -32,6 +34,12 @@ _PARTS: Mapping[str, Mapping[int, str]] = {
 _ENTRY, _LOCATION, _EXTERNAL = 13, 14, 1
 """Of a TensorProto: the field of a key with its value, that of where the contents are, and what the
 latter says of contents that are in another file."""
+
+_MULTIPLYING = (b"MatMul", b"Gemm", b"Conv", b"FusedMatMul")
+"""Operators that nearly all of a CLIP model's arithmetic is in."""
+
+_DTYPES = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
+"""By number of a TensorProto's data_type, the dtypes that a program may compute in."""
 
 _MOST_FIELDS = 10_000_000
 """Of all messages that are looked into. A program of the largest released model has 100,000."""
@@ -78,6 +86,21 @@ def data_files(path: Path) -> tuple[Path, ...]:
         _require_whole(file, location, size, path)
         found[file] = None
     return tuple(found)
+
+
+def computing_dtype(path: Path) -> str | None:
+    """The dtype of most weights that an ONNX program multiplies with; None where none is told.
+
+    Weights that it casts first, as those of a file that is stored in half precision, tell nothing.
+
+    Raises:
+        CheckpointError, DamagedError: as for `data_files`.
+    """
+    with _walking(path) as walk:
+        dtypes, inputs = walk.graph()
+    found = Counter(dtypes[name] for name in inputs if name in dtypes)
+    known = [_DTYPES[number] for number, _ in found.most_common() if number in _DTYPES]
+    return known[0] if known else None
 
 
 def located(path: Path, location: str) -> Path:
@@ -152,14 +175,19 @@ def _require_whole(file: Path, location: str, needed: int, path: Path) -> None:
         )
 
 
-def _pieces(path: Path) -> Iterator[Piece]:
+def _pieces(path: Path) -> list[Piece]:
+    with _walking(path) as walk:
+        return [piece_of(entries, path) for entries in walk.external()]
+
+
+@contextmanager
+def _walking(path: Path) -> Iterator[_Walk]:
     try:
         with (
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
-            for entries in _Walk(data).external():
-                yield piece_of(entries, path)
+            yield _Walk(data)
     except OSError as error:
         raise CheckpointError(
             f"cannot be read ({error.strerror})", remedy="Check that you may read it.", path=path
@@ -194,6 +222,35 @@ class _Walk:
                 if number in parts and isinstance(value, range):
                     waiting.append((parts[number], value.start, value.stop))
 
+    def graph(self) -> tuple[dict[bytes, int], list[bytes]]:
+        """The number of the dtype of each initializer, by its name; and the names of all that is
+        multiplied.
+
+        Raises:
+            ValueError, IndexError: it is no such message.
+        """
+        dtypes: dict[bytes, int] = {}
+        inputs: list[bytes] = []
+        for number, graph in self._fields(0, len(self._data)):
+            if number != 7 or not isinstance(graph, range):
+                continue
+            for field, value in self._fields(graph.start, graph.stop):
+                if not isinstance(value, range):
+                    continue
+                inside = list(self._fields(value.start, value.stop)) if field in (1, 5) else []
+                if field == 1 and self._last(inside, 4) in _MULTIPLYING:
+                    inputs += [self._bytes(each) for known, each in inside if known == 1]
+                elif field == 5:
+                    kinds = [each for known, each in inside if known == 2]
+                    dtypes[self._last(inside, 8)] = next(
+                        (kind for kind in kinds if isinstance(kind, int)), 0
+                    )
+        return dtypes, inputs
+
+    def _last(self, fields: list[tuple[int, int | range]], wanted: int) -> bytes:
+        """The contents of a field that is there once."""
+        return next((self._bytes(value) for number, value in fields if number == wanted), b"")
+
     def _entries(self, start: int, end: int) -> dict[str, str] | None:
         entries = {}
         external = False
@@ -206,7 +263,10 @@ class _Walk:
         return entries if external else None
 
     def _text(self, value: int | range) -> str:
-        return self._data[value.start : value.stop].decode() if isinstance(value, range) else ""
+        return self._bytes(value).decode()
+
+    def _bytes(self, value: int | range) -> bytes:
+        return self._data[value.start : value.stop] if isinstance(value, range) else b""
 
     def _fields(self, start: int, end: int) -> Iterator[tuple[int, int | range]]:
         """Each field's number with its value: an integer, or where its contents are."""

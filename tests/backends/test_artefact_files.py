@@ -221,16 +221,15 @@ def test_a_program_of_another_architecture_is_refused(own: Path) -> None:
         open_file(own, CPU, architecture_named("tiny-vit"))
 
 
-def test_a_batch_size_that_is_burnt_in_is_an_error_when_it_is_run(
+def test_a_batch_size_that_is_burnt_in_is_told_before_it_is_run(
     model: eager.CLIP, tmp_path: Path
 ) -> None:
     side, length = MINUTE.image_resolution, MINUTE.context_length
     example = (torch.zeros(2, 3, side, side), torch.zeros(3, length, dtype=torch.int64))
     program = torch.export.export(LogitsAlone(model).eval(), example, strict=False)
     torch.export.save(program, tmp_path / "burnt.pt2")
-    backend = open_file(tmp_path / "burnt.pt2", CPU, MINUTE)
-    with pytest.raises(RunError, match="export: running the program failed"):
-        backend.outputs(*batch(MINUTE, 4, 4))
+    with pytest.raises(CheckpointError, match="batches of exactly 2 images and 3 texts"):
+        open_file(tmp_path / "burnt.pt2", CPU, MINUTE)
 
 
 def test_native_code_is_not_loaded_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -9,15 +10,23 @@ from typing import Any, cast
 import pytest
 import torch
 
+from clipcheck.backends import loading
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Missing, Source
 from clipcheck.backends.loading import Sides, build, load_sides
 from clipcheck.backends.registry import Choice, way
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.errors import ArchitectureError, ClipcheckError, RunError, UnavailableError
+from clipcheck.errors import (
+    ArchitectureError,
+    ClipcheckError,
+    RunError,
+    UnavailableError,
+    UsageError,
+)
 from conftest import SeededArchive
 from tests.backends.kept import CPU, Kept, batch, expected, minute
+from tests.samples import onnx_naming
 
 BIAS, PROJECTION = "ln_final.bias", "text_projection"
 
@@ -132,7 +141,7 @@ def test_other_dimensions_are_refused(
 def test_a_program_is_compared_with_the_model_of_its_checkpoint(
     archive: Checkpoint, tmp_path: Path
 ) -> None:
-    program = Program(tmp_path / "program.pt2", Format.PT2)
+    program = Program(onnx_naming(tmp_path / "program.onnx"), Format.ONNX)
     sides = load(program, archive, tmp_path, archive=True)
     assert sides.source.program == program.path
     assert sides.source.checkpoint is archive
@@ -140,6 +149,21 @@ def test_a_program_is_compared_with_the_model_of_its_checkpoint(
     assert model_of(sides) is sides.source.model
     with pytest.raises(ValueError, match="no weights of its own"):
         load(program, None, tmp_path)
+
+
+@pytest.mark.parametrize("found", ["float16", "float64", "float32", None])
+def test_a_program_that_computes_in_another_dtype_is_told_before_anything_is_run(
+    found: str | None, archive: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = Program(tmp_path / "program.pt2", Format.PT2)
+    monkeypatch.setattr(loading, "computing_dtype", lambda _: found)
+    if found in ("float32", None):
+        assert load(program, archive, tmp_path).source.program == program.path
+        return
+    told = f"{program.path}: it computes in {found}, and was to be judged in float32. "
+    told += "Add --dtype float16." if found == "float16" else "Export it in float32, float16, "
+    with pytest.raises(UsageError, match=f"^{re.escape(told)}"):
+        load(program, archive, tmp_path)
 
 
 # ------------------------------------------------------------------ building

@@ -21,6 +21,7 @@ from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend, Source
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
+from clipcheck.checkpoints.onnx_data import computing_dtype
 from clipcheck.checkpoints.opening import open_subject
 from clipcheck.errors import RunError, UnavailableError
 from clipcheck.models import eager
@@ -208,6 +209,25 @@ def test_weights_in_files_of_their_own_are_run_and_compared(
             # The exponential of logit_scale is a constant of the program.
             assert (evidence.weights, evidence.differing) == (len(weights) - 1, {})
             assert found.size == subject.size > whole.stat().st_size / 2
+
+
+@pytest.mark.parametrize("keep_io_types", [True, False])
+def test_a_program_that_was_converted_to_half_is_run_and_compared(
+    keep_io_types: bool, vit: Source, tmp_path: Path
+) -> None:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    way.build(vit).close()
+    path = tmp_path / "half.onnx"
+    program = onnx.load(artefact(vit))
+    onnx.save(convert_float_to_float16(program, keep_io_types=keep_io_types), path)
+    assert computing_dtype(path) == "float16"
+    architecture, weights = vit.checkpoint.architecture, vit.model.state_dict()
+    found = way.open_program(path, CPU, architecture, weights, dtype="float16")
+    with contextlib.closing(found):
+        outputs = found.outputs(*batch(architecture, 2, 3))
+        assert {array.dtype for array in outputs.values()} == {np.dtype("float16")}
+        assert not found.evidence().differing
 
 
 def test_a_weight_of_other_bits_is_named(vit: Source) -> None:

@@ -49,6 +49,24 @@ def test_pixels_of_another_shape_are_refused(shape: tuple[int | None, ...]) -> N
         inputs([Declared("image", shape, "float32"), IDS], MINUTE, FILE)
 
 
+@pytest.mark.parametrize(
+    ("images", "texts", "told"),
+    [
+        (1, None, "exactly 1 image;"),
+        (None, 3, "exactly 3 texts;"),
+        (2, 1, "exactly 2 images and 1 text;"),
+    ],
+)
+def test_a_fixed_batch_is_told_with_the_way_to_any(
+    images: int | None, texts: int | None, told: str
+) -> None:
+    declared = [Declared("x", (images, 3, 16, 16), "float32"), Declared("y", (texts, 8), "int64")]
+    with pytest.raises(CheckpointError, match=f"it takes batches of {told}") as caught:
+        inputs(declared, MINUTE, FILE)
+    shapes = '{"x": {0: Dim("images", min=1)}, "y": {0: Dim("texts", min=1)}}'
+    assert f"dynamic_shapes={shapes}" in caught.value.remedy
+
+
 def test_outputs_are_told_by_name_whatever_their_shape() -> None:
     features, logits = np.zeros((2, 64)), np.zeros((2, 3))
     found = outputs([("logits_per_text", features), (None, logits)], MINUTE)

@@ -17,7 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from clipcheck.checkpoints.artefacts import is_compiled, kind_of, require_inert
+from clipcheck.checkpoints.artefacts import (
+    computing_dtype,
+    is_compiled,
+    kind_of,
+    require_inert,
+    require_plain,
+)
 from clipcheck.checkpoints.checkpoint import FILE_FORMATS, Format
 from clipcheck.checkpoints.records import ZIP_MAGIC
 from clipcheck.errors import CheckpointError, DamagedError, UnknownFormatError, UnsafeError
@@ -184,6 +190,34 @@ def test_a_program_is_inert(program: bytes, tmp_path: Path) -> None:
     assert kind_of(path) is Format.PT2
     assert not is_compiled(path)
     require_inert(path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_the_dtype_that_a_program_computes_in_is_told(dtype: str, tmp_path: Path) -> None:
+    module = torch.nn.Linear(3, 3).to(getattr(torch, dtype))
+    path = tmp_path / "program.pt2"
+    torch.export.save(torch.export.export(module, (module.weight.data,), strict=False), path)
+    assert computing_dtype(path) == dtype
+
+
+def test_a_program_that_multiplies_nothing_tells_no_dtype(tmp_path: Path) -> None:
+    path = tmp_path / "program.pt2"
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(2),), strict=False), path)
+    assert computing_dtype(path) is None
+
+
+def test_outputs_of_a_class_of_its_own_are_told(program: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "program.pt2"
+    path.write_bytes(program)
+    require_plain(path)
+    spec = json.dumps([1, {"type": "theirs.Output", "context": "null", "children_spec": []}])
+
+    def alter(model: Any) -> None:
+        model["graph_module"]["module_call_graph"][0]["signature"]["out_spec"] = spec
+
+    path.write_bytes(with_json(program, MODEL, alter))
+    with pytest.raises(CheckpointError, match=r"of a class of its own, 'theirs\.Output', which is"):
+        require_plain(path)
 
 
 def test_repacking_alone_keeps_a_program_inert(program: bytes, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from clipcheck.checkpoints.onnx_data import data_files, located
+from clipcheck.checkpoints.onnx_data import computing_dtype, data_files, located
 from clipcheck.checkpoints.opening import open_subject, size_of
 from clipcheck.errors import CheckpointError, DamagedError
 
@@ -191,3 +191,23 @@ def test_contents_of_another_place_are_no_data(tmp_path: Path) -> None:
 
 def test_a_name_of_its_own_folder_is_located(tmp_path: Path) -> None:
     assert located(tmp_path / "m.onnx", "./sub/w") == tmp_path / "sub" / "w"
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "operator", "told"),
+    [
+        ([TensorProto.FLOAT16, TensorProto.FLOAT16, TensorProto.FLOAT], "MatMul", "float16"),
+        ([TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.FLOAT16], "Conv", "float32"),
+        ([TensorProto.BFLOAT16], "Gemm", "bfloat16"),
+        ([TensorProto.FLOAT16], "Cast", None),
+        ([TensorProto.INT8], "MatMul", None),
+    ],
+)
+def test_the_dtype_is_that_of_most_weights_that_are_multiplied(
+    dtypes: list[int], operator: str, told: str | None, tmp_path: Path
+) -> None:
+    nodes = [helper.make_node(operator, ["x", f"w{n}"], [f"y{n}"]) for n in range(len(dtypes))]
+    model = helper.make_model(graph(nodes=tuple(nodes)))
+    for number, dtype in enumerate(dtypes):
+        model.graph.initializer.add(name=f"w{number}", data_type=dtype, dims=[0])
+    assert computing_dtype(written(tmp_path, model)) == told

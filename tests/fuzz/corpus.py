@@ -201,8 +201,23 @@ def programs() -> list[bytes]:
 
 
 def onnx_files() -> list[bytes]:
-    """A graph and its opset, as protobuf has them: fields with a number, a kind and a length."""
-    return [b"\x08\x0a\x12\x01a\x3a\x04\x0a\x02ab\x42\x04\x0a\x00\x10\x12"]
+    """A product with a weight in half precision, and one whose weight is in a file: itself."""
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    found = []
+    for location in ("", "file"):
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])], "g", ends[:1], ends[1:]
+        )
+        weight = graph.initializer.add(name="w", data_type=TensorProto.FLOAT16, dims=[1])
+        weight.raw_data = b"\0\0"
+        if location:
+            weight.data_location = TensorProto.EXTERNAL
+            for key, value in {"location": location, "offset": "2", "length": "2"}.items():
+                weight.external_data.add(key=key, value=value)
+        found.append(helper.make_model(graph).SerializeToString())
+    return found
 
 
 def entries() -> list[bytes]:

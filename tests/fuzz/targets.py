@@ -14,10 +14,11 @@ import torch
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.checkpoints.architecture import infer
 from clipcheck.checkpoints.artefacts import is_compiled, kind_of, require_inert
-from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.checkpoint import Format, Program
 from clipcheck.checkpoints.formats import map_tensors, open_checkpoint
 from clipcheck.checkpoints.inspection import format_version, read_code
 from clipcheck.checkpoints.keymaps import from_layout, layout_of
+from clipcheck.checkpoints.onnx_data import computing_dtype
 from clipcheck.checkpoints.opening import open_subject
 from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.checkpoints.unpickle import read_constants, read_tensors
@@ -190,7 +191,9 @@ def _program(data: bytes, folder: Path) -> None:
 
 
 def _kind(data: bytes, folder: Path) -> None:
-    open_subject(_written(data, folder))
+    subject = open_subject(_written(data, folder))
+    if isinstance(subject, Program):
+        computing_dtype(subject.path)
 
 
 def _kept(data: bytes, folder: Path) -> None:
