@@ -19,7 +19,7 @@ from clipcheck.checkpoints.architecture import Spec, infer, specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.finding import Origin, find_model
 from clipcheck.checkpoints.keymaps import from_layout, layout_of, spelled
-from clipcheck.checkpoints.naming import Naming, read_names
+from clipcheck.checkpoints.naming import Naming, is_causal_mask, read_names
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
 from clipcheck.checkpoints.state_dicts import LEGACY_MAGIC, LegacyFile, read_pickle
 from clipcheck.checkpoints.training import read_record
@@ -237,6 +237,8 @@ def _checkpoint(path: Path, form: Format, file: _File, key: _Key, size: int) -> 
     if form is Format.ARCHIVE:
         tensors, naming = read_names(tensors, path)
     else:
+        # That of a scripted or traced model, or of open_clip's first versions.
+        tensors = {key: t for key, t in tensors.items() if not is_causal_mask(t)}
         naming = Naming(layout=layout_of(tensors))
         tensors = from_layout(tensors, naming.layout, path)
     name = functools.partial(spelled, layout=naming.layout)

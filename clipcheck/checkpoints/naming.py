@@ -59,7 +59,7 @@ def read_names(
         UnknownFormatError: the archive was made of transformers' model.
     """
     require_usual(tensors, path)
-    masks = frozenset(key for key, tensor in tensors.items() if _is_causal_mask(tensor))
+    masks = frozenset(key for key, tensor in tensors.items() if is_causal_mask(tensor))
     prefix = _prefix(tensors)
     weights = {key.removeprefix(prefix): t for key, t in tensors.items() if key not in masks}
     naming = Naming(prefix, layout_of(weights), masks)
@@ -84,13 +84,15 @@ def _prefix(keys: Iterable[str]) -> str:
     return prefix if whole else ""
 
 
-def _is_causal_mask(tensor: torch.Tensor) -> bool:
+def is_causal_mask(tensor: torch.Tensor) -> bool:
     """Whether it has minus infinity above its diagonal, and zeros elsewhere."""
     import torch
 
     if tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1] or tensor.shape[0] < 2:
         return False
     if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    if tensor.itemsize < 2:  # torch does not compute with floats of eight bits
         return False
     # Of a weight, one number is enough to tell.
     if float(tensor[0, 1]) != float("-inf"):

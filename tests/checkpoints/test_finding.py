@@ -342,6 +342,16 @@ def test_no_weight_of_a_usual_model_is_an_addition_or_left_out(layout: Layout) -
         assert (found.weights, found.origin) == (named, Origin())
 
 
+def test_a_causal_mask_is_no_weight(tmp_path: Path) -> None:
+    mask = torch.full((8, 8), float("-inf")).triu(1)
+    value = {"model": {**prefixed("clip."), "clip.attn_mask": mask}}
+    assert_minute(opened(tmp_path, value), minute_weights())
+    for other in (torch.zeros(8, 8), mask.t(), mask.to(torch.float8_e5m2)):
+        value["model"]["clip.attn_mask"] = other
+        with pytest.raises(ArchitectureError, match="unexpected: attn_mask"):
+            opened(tmp_path, value)
+
+
 @pytest.mark.parametrize(
     "key", ["visual.extra", "transformer.extra", "text_extra", "ln_extra.weight"]
 )

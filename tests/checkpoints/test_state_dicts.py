@@ -120,12 +120,17 @@ def test_tensors_of_other_kinds_are_refused_as_such(name: str) -> None:
 
 
 def test_a_tensor_of_a_dtype_without_a_storage_class_is_placed(tmp_path: Path) -> None:
-    value = {"a": torch.zeros(2, 3, dtype=torch.float8_e4m3fn), "b": torch.zeros(2, device="meta")}
+    value = {
+        "a": torch.zeros(2, 3, dtype=torch.float8_e4m3fn),
+        "b": torch.zeros(2, device="meta"),
+        "c": torch.zeros(3, dtype=torch.uint16),
+    }
     path = tmp_path / "file"
     path.write_bytes(saved(value, legacy=True))
     found: Any = LegacyFile(path).saved
     assert isinstance(found["a"], TensorRecord)
     assert (found["a"].storage.dtype, found["a"].shape) == ("float8_e4m3fn", (2, 3))
+    assert (found["c"].storage.dtype, found["c"].storage.length) == ("uint16", 3)
     assert (found["b"].storage.location, found["b"].shape) == ("meta", (2,))
 
 
