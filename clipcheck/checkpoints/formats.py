@@ -19,7 +19,12 @@ from clipcheck.checkpoints.architecture import Spec, infer, specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.finding import Origin, find_model
 from clipcheck.checkpoints.keymaps import from_layout, layout_of, spelled
-from clipcheck.checkpoints.naming import Naming, is_causal_mask, read_names
+from clipcheck.checkpoints.naming import (
+    Naming,
+    is_causal_mask,
+    read_names,
+    require_not_frozen,
+)
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
 from clipcheck.checkpoints.state_dicts import LEGACY_MAGIC, LegacyFile, read_pickle
 from clipcheck.checkpoints.training import read_record
@@ -234,7 +239,8 @@ def _checkpoint(path: Path, form: Format, file: _File, key: _Key, size: int) -> 
     """
     tensors, origin = _model(file, key, path)
     _require_stored(tensors, size, path)
-    if form is Format.ARCHIVE:
+    if form is Format.ARCHIVE and file.records is not None:
+        require_not_frozen(file.records, path)
         tensors, naming = read_names(tensors, path)
     else:
         # That of a scripted or traced model, or of open_clip's first versions.

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of
+from clipcheck.checkpoints.records import Records
 from clipcheck.checkpoints.variants import require_usual
-from clipcheck.errors import UnknownFormatError
+from clipcheck.errors import ArchitectureError, UnknownFormatError
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,25 @@ def read_names(
             path=path,
         )
     return from_layout(weights, naming.layout, path), naming
+
+
+def require_not_frozen(records: Records, path: Path) -> None:
+    """See that the weights of an archive are attributes, and not constants of its code.
+
+    Raises:
+        ArchitectureError: they are constants.
+    """
+    held, constant = (
+        sum(records[name].size for name in records.names(folder))
+        for folder in ("data/", "constants/")
+    )
+    if constant > held:
+        raise ArchitectureError(
+            "it is frozen: its weights are constants of its code, which have no names",
+            remedy="Give the archive that was saved before torch.jit.freeze or "
+            "torch.jit.optimize_for_inference.",
+            path=path,
+        )
 
 
 def _prefix(keys: Iterable[str]) -> str:

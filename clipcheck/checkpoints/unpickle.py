@@ -17,7 +17,7 @@ from pathlib import Path
 
 from clipcheck.checkpoints.pickles import survey
 from clipcheck.checkpoints.records import Records
-from clipcheck.errors import DamagedError, UnsafeError
+from clipcheck.errors import ArchitectureError, DamagedError, UnsafeError
 
 STORAGE_DTYPES = {
     "BoolStorage": "bool",
@@ -64,6 +64,10 @@ META = "meta"
 
 _MOST_ELEMENTS = 2**40
 """Of a tensor, in any dimension. It keeps what is computed of them within 64 bits in torch."""
+
+_QUANTIZED = "__torch__.torch.classes.quantized"
+_QUANTIZED_TENSOR = ("torch._utils", "_rebuild_qtensor")
+"""What the pickle of an archive names whose weights are quantized."""
 
 _REWRITE = "Copy or download the file again, or write it anew."
 
@@ -116,6 +120,7 @@ def read_tensors(records: Records) -> dict[str, TensorRecord]:
     """The tensors of the archive's module tree by the names that its state dict has.
 
     Raises:
+        ArchitectureError: it holds quantized weights.
         DamagedError: the records cannot be understood.
         UnsafeError: the pickle names something that has no place in an archive.
     """
@@ -145,7 +150,7 @@ def _load(records: Records, name: str) -> object:
         if odd := survey(pickled, room=len(records.file)).odd:
             raise pickle.UnpicklingError(odd)
         return _ArchiveUnpickler(pickled, path).load()
-    except (DamagedError, UnsafeError):
+    except (ArchitectureError, DamagedError, UnsafeError):
         raise
     # An altered pickle can make the unpickler raise nearly anything; none of it is a defect here.
     except Exception as error:
@@ -185,6 +190,14 @@ class _ArchiveUnpickler(pickle.Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str) -> Callable[..., object] | str:
+        if module == _QUANTIZED or (module, name) == _QUANTIZED_TENSOR:
+            raise ArchitectureError(
+                f"it is quantized: its pickle names {module}.{name}, and not the weights of a CLIP "
+                "model",
+                remedy="Give the archive that was made before quantize_dynamic. Quantized weights "
+                "are not compared.",
+                path=self._path,
+            )
         if module == "__torch__" or module.startswith("__torch__."):
             return ScriptObject
         if module == "torch" and name in STORAGE_DTYPES:

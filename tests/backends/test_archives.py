@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,43 @@ def test_a_fault_in_an_archive_of_open_clip_is_found_by_the_reference_s_names(
         "visual.transformer.resblocks.0.mlp.gelu",
         "transformer.resblocks.0.mlp.gelu",
     ]
+
+
+def frozen(model: nn.Module, path: Path) -> Path:
+    module = torch.jit.load(traced(model, path)).eval()
+    kept = ["encode_image", "encode_text", "logit_scale"]
+    torch.jit.save(torch.jit.freeze(module, preserved_attrs=kept), path)
+    return path
+
+
+def quantized(model: nn.Module, path: Path, dtype: torch.dtype) -> Path:
+    kinds = {nn.Linear}
+    return traced(torch.ao.quantization.quantize_dynamic(model, kinds, dtype=dtype), path)
+
+
+def with_a_quantized_buffer(model: nn.Module, path: Path) -> Path:
+    model.register_buffer("buffer", torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8))
+    return traced(model, path)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (frozen, "it is frozen: its weights are constants of its code"),
+        (partial(quantized, dtype=torch.qint8), "it is quantized"),
+        (partial(quantized, dtype=torch.float16), "it is quantized"),
+        (with_a_quantized_buffer, "it is quantized: its pickle names torch._utils"),
+    ],
+    ids=["frozen", "int8", "float16", "buffer"],
+)
+def test_archives_whose_weights_have_no_names_are_told_apart(
+    tmp_path: Path, write: Callable[..., Path], message: str
+) -> None:
+    with torchscript_support.silenced(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of quantization, which torch is about to drop
+        path = write(reference().float(), tmp_path / "model.pt")
+    with pytest.raises(ArchitectureError, match=message):
+        open_checkpoint(path)
 
 
 def test_an_archive_with_a_logit_bias_is_refused(tmp_path: Path) -> None:
