@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck.backends.known import Known
 from clipcheck.checkpoints.inspection import Patched
+from clipcheck.compare.alternative import Alternative
 from clipcheck.compare.frontends import FrontendResult
 from clipcheck.compare.localisation import Localisation
 from clipcheck.compare.measured import Measured
@@ -62,6 +63,10 @@ class Judgement:
             None where the system does not tell.
         isolation: what the file's own code was confined by, as phrases; nothing where it ran in
             this process, and None where none of it ran.
+        assumed: whether it was assumed, and told by nothing, how the model computes where its
+            weights do not tell.
+        alternative: the other architecture that the candidate equals; None where it passed or there
+            is none.
         patched: constants in an archive's code that were rewritten before it ran; None where no
             archive ran.
         error: why it could not be judged, or None.
@@ -102,6 +107,8 @@ class Judgement:
     peak_memory: int | None = None
     isolation: tuple[str, ...] | None = None
     patched: Patched | None = None
+    assumed: bool = False
+    alternative: Alternative | None = None
     error: str | None = None
     error_type: str | None = None
     remedy: str | None = None

@@ -23,10 +23,11 @@ from clipcheck.backends.loading import PROGRAMS, Sides, build, load_sides, requi
 from clipcheck.backends.registry import ALL, Choice, way
 from clipcheck.backends.weights import compare_weights, compared
 from clipcheck.checkpoints import registry
-from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
+from clipcheck.checkpoints.checkpoint import FILE_FORMATS, Checkpoint, Format, Program
 from clipcheck.checkpoints.dimensions import dimensions
 from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_pair, weights_of
+from clipcheck.compare.alternative import Alternative
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.localisation import Localisation
 from clipcheck.compare.measured import measured
@@ -34,6 +35,7 @@ from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.compare.weights import weights as weights_gate
 from clipcheck.errors import ClipcheckError, UnavailableError
+from clipcheck.explaining import find_alternative
 from clipcheck.inputs.examples import batch
 from clipcheck.judgement import Judgement, LeftOut
 from clipcheck.judging import Stopwatch, Trial, Verdict, inputs_of, judge_candidate
@@ -78,10 +80,11 @@ _PHASES = {
     "candidate": "{backend}: running",
     "modules": "{backend}: running its modules one by one",
     "search": "{backend}: looking for the smallest input that fails, mostly within a minute",
+    "alternative": "{backend}: looking for another architecture that it equals",
     "localisation": "{backend}: looking for the module that departs first",
 }
 
-_AFTERWARDS = ("search", "localisation")
+_AFTERWARDS = ("search", "alternative", "localisation")
 """Phases that a judgement may need, and nobody knows how long."""
 
 _log = logging.getLogger(__name__)
@@ -229,8 +232,9 @@ class Judge:
             path = os.fspath(reference.path)
             origin = f" ({reference.origin})" if str(reference.origin) else ""
             draft.add(reference=f"eager of {path}{origin}", reference_checkpoint=path)
-        judged = weights_of(subject, reference).architecture
-        draft.add(architecture=dimensions(judged))
+        judged = weights_of(subject, reference)
+        draft.add(architecture=dimensions(judged.architecture))
+        draft.add(assumed=released is None and judged.format in FILE_FORMATS)
         weights = None
         if reference is not None and isinstance(subject, Checkpoint):
             differences = list(compare_weights(subject, reference))
@@ -349,9 +353,19 @@ class Judge:
             probe = Probe(candidate, bench.reference.standing(), ruler, self.plan.limits)
             with watch.phase("search"):
                 draft.add(failing=smallest(probe, bench.drawn, verdict.run.cases))
+        with watch.phase("alternative"):
+            draft.add(alternative=self._alternative(bench, verdict, ruler))
         if isinstance(candidate, Archive):
             where = self._localise(draft.judgement, bench, candidate, verdict.intact, watch)
             draft.add(localisation=where)
+
+    def _alternative(self, bench: _Bench, verdict: Verdict, ruler: Ruler) -> Alternative | None:
+        """The other architecture that the candidate equals, if it is another that it departs by."""
+        if not verdict.intact:
+            return None
+        architecture = bench.files.checkpoint.architecture
+        cases = verdict.run.cases
+        return find_alternative(bench.source.model, architecture, bench.trial.batches, cases, ruler)
 
     def _localise(
         self, judged: Judgement, bench: _Bench, archive: Archive, intact: bool, watch: Stopwatch

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from clipcheck.inputs.examples import describe
 from clipcheck.judgement import Judgement
-from clipcheck.report import patched
+from clipcheck.report import alternative, patched
 from clipcheck.report.cells import visible
 from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.report.text import known_line, next_steps
@@ -56,6 +56,9 @@ def evidence(judgement: Judgement) -> Iterator[str]:
     suspicion = "" if judgement.passed else patched.suspicion(judgement.patched)
     if suspicion:
         yield suspicion
+    other = alternative.told(judgement)
+    if other:
+        yield other
     for known in judgement.known:
         yield f"known: {known_line(known)}"
 

@@ -19,7 +19,7 @@ from clipcheck.compare.result import GateResult
 from clipcheck.inputs.examples import describe
 from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.replaying import Replayed
-from clipcheck.report import frontends, isolation, patched
+from clipcheck.report import alternative, frontends, isolation, patched
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
 from clipcheck.report.verdict import times, verdict, worst_first
@@ -32,6 +32,10 @@ KEPT = "clip-report"
 _INDENT = "  "
 _LABEL = 17
 _KEEPS = "keeps a report that shows what fails, and the input to run again."
+_CAVEAT = (
+    " Only for a model that was trained with QuickGELU and heads as the released ones: any other "
+    "it destroys."
+)
 _NEXT, _OR = "Next: ", "  or: "
 
 # Six columns of gates, of the greatest width, leave 20 for what is judged.
@@ -104,7 +108,14 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     """The commands that help most with a checkpoint that did not pass, and what they do."""
     named = judgement.path or judgement.checkpoint
     failed = {gate.name for gate in judgement.gates if not gate.passed}
-    if "integrity" in failed:
+    if judgement.alternative is not None:
+        steps = _step(
+            _NEXT,
+            ["clipcheck", "check", named, "--architecture", "ARCH"],
+            "judges it as what it was trained as: a released name, open_clip:NAME, or a "
+            "configuration file.",
+        )
+    elif "integrity" in failed:
         steps = _step(
             _NEXT, ["clipcheck", "inspect", named], "shows what the file is, without running it."
         )
@@ -112,7 +123,8 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
         steps = _step(
             _NEXT,
             ["clipcheck", "convert", named, "-o", "mended.pt"],
-            "writes an archive of the same weights with code that is known to be right.",
+            "writes an archive of the same weights with code that is known to be right."
+            + (_CAVEAT if judgement.assumed else ""),
         )
     else:
         steps = []
@@ -379,6 +391,8 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
         lines += _row(label, style, gate.name, gate.message)
     suspicion = "" if judgement.passed else patched.suspicion(judgement.patched)
     lines += _row("casts", UNKNOWN, "", suspicion) if suspicion else []
+    other = alternative.told(judgement)
+    lines += _row("equals", UNKNOWN, "", other) if other else []
     places = () if judgement.localisation is None else judgement.localisation.found
     for place in places:
         lines += _row("departs first", BAD, "", f"{named(place)}: {measured(place)}")

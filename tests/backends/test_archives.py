@@ -16,6 +16,7 @@ import clipcheck
 from clipcheck import torchscript_support
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.keymaps import Layout, to_layout
+from clipcheck.compare.alternative import Alternative, Departure
 from clipcheck.errors import ArchitectureError
 from clipcheck.judgement import Judgement
 from clipcheck.report import patched
@@ -193,6 +194,73 @@ def test_a_fault_in_an_archive_of_open_clip_is_found_by_the_reference_s_names(
         "visual.transformer.resblocks.0.mlp.gelu",
         "transformer.resblocks.0.mlp.gelu",
     ]
+
+
+# --------------------------------------------------------------------------- other architectures
+
+
+def with_gelu(model: Any, prefix: str, approximate: str = "none") -> Any:
+    for name, module in model.named_modules():
+        if name.startswith(prefix) and name.endswith(".mlp"):
+            module.gelu = nn.GELU(approximate)
+    return model
+
+
+def with_heads(model: Any, heads: int) -> Any:
+    attention = model.visual.transformer.resblocks[0].attn
+    attention.num_heads, attention.head_dim = heads, attention.embed_dim // heads
+    return model
+
+
+def with_epsilon(model: Any, epsilon: float) -> Any:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm) and not name.startswith("visual"):
+            module.eps = epsilon
+    return model
+
+
+GELU = Departure("GELU", "QuickGELU")
+
+
+@pytest.mark.parametrize(
+    ("alter", "expected"),
+    [
+        (lambda m: with_gelu(m, ""), {"image": GELU, "text": GELU}),
+        (lambda m: with_gelu(m, "visual"), {"image": GELU}),
+        (
+            lambda m: with_gelu(m, "transformer", "tanh"),
+            {"text": Departure("GELU approximated by tanh", "QuickGELU")},
+        ),
+        (lambda m: with_heads(m, 2), {"image": Departure("2 heads", "1 heads")}),
+        (
+            lambda m: with_heads(with_gelu(m, "visual"), 4),
+            {"image": Departure("GELU and 4 heads", "QuickGELU and 1 heads")},
+        ),
+        (
+            lambda m: with_epsilon(m, 1e-12),
+            {"text": Departure("an epsilon of 1e-12", "an epsilon of 1e-05")},
+        ),
+    ],
+    ids=["gelu", "image", "text-tanh", "heads", "gelu-heads", "epsilon"],
+)
+def test_an_archive_of_another_architecture_is_told_what_it_computes(
+    tmp_path: Path, alter: Callable[[Any], Any], expected: dict[str, Departure]
+) -> None:
+    judged = checked(traced(alter(reference().float()), tmp_path / "model.pt"))
+    assert failed(judged)
+    assert judged.assumed
+    assert judged.alternative == Alternative(expected)
+
+
+def test_a_fault_that_is_no_other_architecture_is_told_as_none(tmp_path: Path) -> None:
+    model = reference().float()
+    model.visual.transformer.resblocks[0].mlp.gelu = nn.ReLU()
+    judged = checked(traced(model, tmp_path / "model.pt"))
+    assert failed(judged)
+    assert judged.alternative is None
+
+
+# --------------------------------------------------------------------------- archives without keys
 
 
 def frozen(model: nn.Module, path: Path) -> Path:

@@ -17,7 +17,7 @@ from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.inputs.examples import Example, Prompt
 from clipcheck.judgement import Judgement, Result
-from clipcheck.report import isolation, patched
+from clipcheck.report import alternative, isolation, patched
 from clipcheck.report.frontends import headline
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
@@ -190,6 +190,10 @@ class _Section:
     @property
     def patched(self) -> str:
         return patched.told(self.judgement.patched)
+
+    @property
+    def alternative(self) -> str:
+        return alternative.told(self.judgement)
 
     @property
     def suspicion(self) -> str:

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from clipcheck.compare.alternative import Alternative, Departure
+from clipcheck.judgement import Result
+from clipcheck.report import alternative, text
+from clipcheck.report import json as json_report
+from clipcheck.report.html.page import page
+from clipcheck.report.phrases import evidence
+from tests.report import ENVIRONMENT, PASSED, failed
+
+GELU = Departure("GELU", "QuickGELU")
+HEADS = Departure("4 heads", "2 heads")
+
+
+def test_what_it_equals_is_told_with_what_it_was_judged_as() -> None:
+    both = replace(failed(), alternative=Alternative({"image": GELU, "text": GELU}), assumed=True)
+    assert alternative.told(both) == (
+        "this candidate computes GELU in the image and text towers, judged as QuickGELU, which was "
+        "assumed. If it was trained so, say it with --architecture; converting it would destroy a "
+        "good model"
+    )
+    apart = replace(both, alternative=Alternative({"image": HEADS, "text": GELU}), assumed=False)
+    assert alternative.told(apart).startswith(
+        "this candidate computes 4 heads in the image tower, judged as 2 heads; GELU in the text "
+        "tower, judged as QuickGELU, which was told."
+    )
+    assert "in the text tower, judged" in alternative.told(
+        replace(both, alternative=Alternative({"text": GELU}))
+    )
+    assert alternative.told(PASSED) == ""
+
+
+def test_every_report_has_it_and_none_says_to_convert() -> None:
+    judged = replace(failed(), alternative=Alternative({"text": GELU}))
+    result = Result((judged,), ENVIRONMENT)
+    told = alternative.told(judged)
+    plain = " ".join(text.render(result).split())
+    assert told in plain
+    assert told in page(result)
+    assert told in evidence(judged)
+    assert "clipcheck convert" not in plain + page(result)
+    assert "clipcheck check bad.pt --architecture ARCH" in plain
+    (entry,) = json.loads(json_report.render(result))["results"]
+    assert entry["alternative"] == {"text": {"computes": "GELU", "judged": "QuickGELU"}}
+
+
+def test_converting_is_advised_with_what_it_destroys_where_the_architecture_was_assumed() -> None:
+    for assumed in (True, False):
+        judged = replace(failed(), assumed=assumed)
+        plain = " ".join(text.render(Result((judged,), ENVIRONMENT)).split())
+        assert "clipcheck convert bad.pt" in plain
+        assert ("any other it destroys" in plain) is assumed
