@@ -26,7 +26,15 @@ from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import Contract
 from clipcheck.errors import UsageError
 from clipcheck.inputs.batches import CORNERS, Batch, batches, classic
-from clipcheck.judging import Stopwatch, Trial, inputs_of, judge_candidate
+from clipcheck.inputs.dealing import Effort
+from clipcheck.judging import (
+    Stopwatch,
+    Trial,
+    effort_for,
+    inputs_of,
+    judge_candidate,
+    lengths_for,
+)
 from clipcheck.localising import first_departures
 from clipcheck.progress import Progress, Span, silent
 
@@ -451,7 +459,10 @@ class _Bench:
         self._weights = synthesize(self._architecture, unit.seed, unit.spread)
         inputs = inputs_of(self._architecture)
         _, both = self._write(None)
-        self._trial = self._prepare(both, list(batches(CORNERS, inputs, unit.seed)))
+        drawn = list(batches(CORNERS, inputs, unit.seed))
+        lengths = lengths_for(self._architecture, unit.seed)
+        effort = effort_for(self._architecture)
+        self._trial = self._prepare(both, drawn, lengths=lengths, effort=effort)
         self._classic = self._prepare(both, [classic(inputs)])
 
     def judge(self, variant: Variant) -> Finding:
@@ -507,11 +518,18 @@ class _Bench:
         )
         return source, both
 
-    def _prepare(self, both: Both, drawn: list[Batch]) -> Trial:
+    def _prepare(
+        self,
+        both: Both,
+        drawn: list[Batch],
+        *,
+        lengths: Batch | None = None,
+        effort: Effort | None = None,
+    ) -> Trial:
         from clipcheck.backends.reference import Reference
 
         reference = Reference(both.eager_model, self._architecture, self._device)
-        return Trial.of(reference, drawn, "float32", Stopwatch())
+        return Trial.of(reference, drawn, "float32", Stopwatch(), lengths=lengths, effort=effort)
 
 
 def _opened(both: Both) -> OpenArchive:

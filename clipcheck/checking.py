@@ -29,7 +29,7 @@ from clipcheck.progress import Progress, Span, silent
 if TYPE_CHECKING:
     import torch
 
-EXAMPLES = CORNERS + 16
+EXAMPLES = CORNERS + 12
 """Images that are compared by default: the corners, and two batches that Hypothesis draws."""
 
 Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

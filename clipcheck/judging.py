@@ -12,19 +12,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from clipcheck.backends.base import Array, Backend
 from clipcheck.backends.jit import Archive
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.compare.contract import contract
 from clipcheck.compare.decision import decision
+from clipcheck.compare.distance import Ruler
 from clipcheck.compare.fidelity import fidelity, precision
 from clipcheck.compare.integrity import Evidence, integrity
+from clipcheck.compare.lengths import with_lengths
 from clipcheck.compare.modules import Coverage, modules
-from clipcheck.compare.result import Case, GateResult
+from clipcheck.compare.result import LOGITS, Case, GateResult
 from clipcheck.compare.stability import Repeat, stability
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import RunError
-from clipcheck.inputs.batches import Batch, Inputs, for_modules
+from clipcheck.inputs.batches import Batch, Inputs, every_length, for_modules
+from clipcheck.inputs.dealing import BRIEF, FULL, Call, Effort, deal
 from clipcheck.inputs.digest import digest
 from clipcheck.progress import Advance, Tally, still
 
@@ -32,10 +37,16 @@ if TYPE_CHECKING:
     from clipcheck.backends.base import Source
     from clipcheck.backends.reference import Reference
 
+_FEATURES = {"encode_image": "image_features", "encode_text": "text_features"}
+"""By method, what it gives."""
+
 _SMALL = 0
 """The batch that is run three times in a row and once more at the end: the first, and smallest."""
 _LARGE = 2
 """The batch of which rows are run alone."""
+
+_SMALL_MODEL = 30_000_000
+"""Parameters of a model that takes so little time for a row that all calls are made."""
 
 
 class Stopwatch:
@@ -63,6 +74,31 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """Prompts of every length, and what the reference made of them.
+
+    Attributes:
+        batch: without images.
+        reference: the eager model's text features, in the dtype that is judged.
+        exact: the same in float64.
+    """
+
+    batch: Batch
+    reference: Array
+    exact: Array
+
+    def case(self, rows: Sequence[int], found: Array) -> Case:
+        """Some of the rows, as the candidate gave them."""
+        names = self.batch.rows["prompt"]
+        return Case(
+            {"text_features": found},
+            {"text_features": self.reference[rows]},
+            {"text_features": self.exact[rows]},
+            {"prompt": tuple(names[row] for row in rows)},
+        )
+
+
+@dataclass(frozen=True)
 class Trial:
     """Batches, and what the reference made of them.
 
@@ -72,6 +108,8 @@ class Trial:
         exact: the same in float64.
         scale: exp(logit_scale).
         dtype: what is judged, by name.
+        lengths: prompts of every length.
+        calls: what candidates run beside the batches: some of their rows, and all ``lengths``.
     """
 
     batches: Sequence[Batch]
@@ -79,30 +117,53 @@ class Trial:
     exact: Sequence[Mapping[str, Array]]
     scale: float
     dtype: str
+    lengths: Lengths | None = None
+    calls: Sequence[Call] = ()
 
     @property
     def digest(self) -> str:
         """A fingerprint of all inputs."""
-        return digest(self.batches)
+        return digest([*self.batches, *([self.lengths.batch] if self.lengths else [])])
 
     @classmethod
     def of(
-        cls, reference: Reference, batches: Sequence[Batch], dtype: str, watch: Stopwatch
+        cls,
+        reference: Reference,
+        batches: Sequence[Batch],
+        dtype: str,
+        watch: Stopwatch,
+        *,
+        lengths: Batch | None = None,
+        effort: Effort | None = None,
     ) -> Trial:
         """Run the reference over all batches, in both ways.
 
         It has to happen before any candidate runs, which may share its weights with the eager
         model, and change them.
+
+        Args:
+            reference: the eager model.
+            batches: what both sides run.
+            dtype: what is judged, by name.
+            watch: gets the time of each phase.
+            lengths: of `clipcheck.inputs.batches.every_length`.
+            effort: how much candidates are called beside the batches; None for nothing.
         """
         inputs = [(batch.pixels, batch.tokens) for batch in batches]
+        more = {} if lengths is None else {"lengths": lengths.tokens}
         with watch.phase("eager") as advance:
-            own = reference.outputs(inputs, advance)
+            own = reference.outputs(inputs, advance, **more)
         with watch.phase("float64") as advance:
-            exact = reference.exact_outputs(inputs, advance)
-        return cls(batches, own, exact, reference.scale, dtype)
+            exact = reference.exact_outputs(inputs, advance, **more)
+        measured = None
+        if lengths is not None:
+            measured = Lengths(lengths, own.pop()["text_features"], exact.pop()["text_features"])
+        count = 0 if lengths is None else len(lengths.tokens)
+        calls = deal(batches, count, effort) if effort else ()
+        return cls(batches, own, exact, reference.scale, dtype, measured, calls)
 
     def run(self, candidate: Backend, advance: Advance = still) -> Run:
-        """Run a candidate over all batches, and over some of them again.
+        """Run a candidate over all batches, and over some of their rows again.
 
         A batch that it cannot run has no outputs, and leaves its reason.
 
@@ -110,10 +171,13 @@ class Trial:
             candidate: what is judged.
             advance: told the share of the rows that is done.
         """
-        tally = Tally(sum(len(b.pixels) + len(b.tokens) for b in self.batches), advance)
+        rows = sum(len(b.pixels) + len(b.tokens) for b in self.batches)
+        rows += sum(len(call.images) + len(call.prompts) for call in self.calls)
+        tally = Tally(rows, advance)
         failures: list[str] = []
         again: list[Repeat] = []
         found: list[Mapping[str, Array]] = []
+        by_length: list[Case] = []
         for number, batch in enumerate(self.batches):
             found.append(_attempt(candidate, batch, failures))
             tally.add(len(batch.pixels) + len(batch.tokens))
@@ -121,6 +185,11 @@ class Trial:
                 again.append(self._again(candidate, "in the second call", failures))
                 again.append(self._again(candidate, "in the third call", failures))
         again += self._alone(candidate, failures)
+        for call in self.calls:
+            outputs = self._called(candidate, call, failures)
+            again += self._repeats(call, outputs)
+            by_length += self._by_length(call, outputs)
+            tally.add(len(call.images) + len(call.prompts))
         again.append(self._again(candidate, "after all other calls", failures))
         cases = [
             Case(mine, own, exact, batch.rows, batch.first_rows)
@@ -128,7 +197,50 @@ class Trial:
                 found, self.reference, self.exact, self.batches, strict=True
             )
         ]
-        return Run(cases, again, failures)
+        return Run(cases, again, failures, by_length)
+
+    def _called(self, candidate: Backend, call: Call, failures: list[str]) -> Mapping[str, Array]:
+        """What a call gives, by output."""
+        every = [*self.batches, *([self.lengths.batch] if self.lengths else [])]
+        pixels = [every[row.batch].pixels[row.row] for row in call.images]
+        tokens = [every[row.batch].tokens[row.row] for row in call.prompts]
+        inputs = [np.stack(rows) for rows in (pixels, tokens) if rows]
+
+        def outputs() -> Mapping[str, Array]:
+            if call.method == "forward":
+                return dict(zip(LOGITS, candidate(*inputs), strict=True))
+            return {_FEATURES[call.method]: getattr(candidate, call.method)(*inputs)}
+
+        return _attempted(outputs, len(pixels), len(tokens), failures)
+
+    def _repeats(self, call: Call, outputs: Mapping[str, Array]) -> Iterator[Repeat]:
+        """For each batch that has rows in it, these."""
+        what = "alone" if max(len(call.images), len(call.prompts)) == 1 else "in another batch"
+        if call.method == "forward":
+            rows = {
+                "image": [row.row for row in call.images],
+                "prompt": [row.row for row in call.prompts],
+            }
+            yield Repeat(what, call.images[0].batch, rows, outputs, LOGITS)
+            return
+        name = _FEATURES[call.method]
+        kind, given = ("image", call.images) if call.images else ("prompt", call.prompts)
+        if len(given) > 1:
+            what = f"in a batch of {len(given)}"
+        for number in sorted({row.batch for row in given} - {len(self.batches)}):
+            places = [place for place, row in enumerate(given) if row.batch == number]
+            here = {name: outputs[name][places]} if _has(outputs, name, len(given)) else {}
+            rows = {"image": [], "prompt": [], kind: [given[place].row for place in places]}
+            yield Repeat(what, number, rows, here, (name,))
+
+    def _by_length(self, call: Call, outputs: Mapping[str, Array]) -> Iterator[Case]:
+        """Those of the rows that are prompts of every length."""
+        places = [n for n, row in enumerate(call.prompts) if row.batch == len(self.batches)]
+        name = "text_features"
+        if self.lengths and places and _has(outputs, name, len(call.prompts)):
+            yield self.lengths.case(
+                [call.prompts[place].row for place in places], outputs[name][places]
+            )
 
     def _again(self, candidate: Backend, what: str, failures: list[str]) -> Repeat:
         """The small batch, once more."""
@@ -157,11 +269,13 @@ class Run:
         cases: each batch, beside what the reference gave.
         repeats: what was run again.
         failures: why batches could not be run.
+        lengths: prompts of every length, by call, with text features alone.
     """
 
     cases: Sequence[Case]
     repeats: Sequence[Repeat]
     failures: list[str] = field(default_factory=list)
+    lengths: Sequence[Case] = ()
 
 
 def judge(
@@ -179,6 +293,8 @@ def judge(
     measures = LIMITS[trial.dtype]
     numbers = (run.cases, measures, trial.scale)
     near = [fidelity(*numbers)] if trial.dtype == "float32" else [precision(*numbers)]
+    if run.lengths and near[0].margin < float("inf"):
+        near = [with_lengths(near[0], run.lengths, Ruler(*numbers))]
     if coverage is not None:
         near.append(modules(coverage, measures))
     return (
@@ -188,6 +304,16 @@ def judge(
         decision(*numbers),
         stability(run.cases, run.repeats, measures, trial.scale),
     )
+
+
+def effort_for(architecture: Architecture) -> Effort:
+    """How much is called of a model of these dimensions."""
+    return FULL if architecture.parameters < _SMALL_MODEL else BRIEF
+
+
+def lengths_for(architecture: Architecture, seed: int) -> Batch:
+    """Prompts of every length for a model of these dimensions."""
+    return every_length(inputs_of(architecture), seed)
 
 
 def inputs_of(architecture: Architecture) -> Inputs:
@@ -262,12 +388,25 @@ def _coverage(archive: Archive, source: Source, seed: int, watch: Stopwatch) -> 
 
 
 def _attempt(candidate: Backend, batch: Batch, failures: list[str]) -> Mapping[str, Array]:
+    counts = len(batch.pixels), len(batch.tokens)
+    return _attempted(lambda: candidate.outputs(batch.pixels, batch.tokens), *counts, failures)
+
+
+def _attempted(
+    call: Callable[[], Mapping[str, Array]], images: int, prompts: int, failures: list[str]
+) -> Mapping[str, Array]:
     try:
-        return candidate.outputs(batch.pixels, batch.tokens)
+        return call()
     except RunError as error:
         rows = " and ".join(
             f"{count} {kind}{'' if count == 1 else 's'}"
-            for kind, count in (("image", len(batch.pixels)), ("prompt", len(batch.tokens)))
+            for kind, count in (("image", images), ("prompt", prompts))
+            if count
         )
         failures.append(f"{error.problem}, in a batch of {rows}")
         return {}
+
+
+def _has(outputs: Mapping[str, Array], name: str, rows: int) -> bool:
+    """Whether the output is there, with a row for each."""
+    return name in outputs and outputs[name].ndim > 0 and len(outputs[name]) == rows

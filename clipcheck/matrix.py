@@ -38,7 +38,15 @@ from clipcheck.errors import ClipcheckError, UnavailableError
 from clipcheck.explaining import find_alternative
 from clipcheck.inputs.examples import batch
 from clipcheck.judgement import Judgement, LeftOut
-from clipcheck.judging import Stopwatch, Trial, Verdict, inputs_of, judge_candidate
+from clipcheck.judging import (
+    Stopwatch,
+    Trial,
+    Verdict,
+    effort_for,
+    inputs_of,
+    judge_candidate,
+    lengths_for,
+)
 from clipcheck.localising import Suspect, first_departures
 from clipcheck.progress import Span
 from clipcheck.search.inputs import Drawn, Wanted, draw
@@ -437,7 +445,15 @@ class _Bench:
         with self._watch.phase("inputs"):
             wanted = Wanted(plan.examples, plan.exhaustive, plan.seed, draft.judgement.checkpoint)
             self.drawn: Drawn = draw(wanted, inputs_of(files.checkpoint.architecture))
-        self.trial = Trial.of(self.reference, self.drawn.batches, self._dtype, self._watch)
+        architecture = files.checkpoint.architecture
+        self.trial = Trial.of(
+            self.reference,
+            self.drawn.batches,
+            self._dtype,
+            self._watch,
+            lengths=lengths_for(architecture, plan.seed),
+            effort=effort_for(architecture),
+        )
 
     @property
     def source(self) -> Source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from clipcheck.compare.modules import Coverage, ModuleError
 from clipcheck.compare.result import LOGITS, OUTPUTS, GateResult
 from clipcheck.compare.tolerances import Contract
 from clipcheck.errors import RunError
-from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches
+from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches, every_length
+from clipcheck.inputs.dealing import Effort
 from clipcheck.judging import Run, Stopwatch, Trial, judge
 from clipcheck.progress import Advance
 
@@ -38,6 +40,13 @@ def exact(pixels: np.ndarray, tokens: np.ndarray) -> Named:
     return dict(zip(OUTPUTS, (images, texts, logits, logits.T.copy()), strict=True))
 
 
+def of_lengths(lengths: np.ndarray | None) -> list[Named]:
+    if lengths is None:
+        return []
+    pixels = np.zeros((1, 3, 16, 16), dtype=np.float32)
+    return [{"text_features": exact(pixels, lengths)["text_features"]}]
+
+
 @dataclass
 class TwinTables:
     """Stands for the eager model; counts what it runs."""
@@ -46,16 +55,23 @@ class TwinTables:
     ran: list[tuple[str, int]] = field(default_factory=list)
 
     def outputs(
-        self, inputs: Sequence[tuple[np.ndarray, np.ndarray]], advance: Advance
+        self,
+        inputs: Sequence[tuple[np.ndarray, np.ndarray]],
+        advance: Advance,
+        lengths: np.ndarray | None = None,
     ) -> list[Named]:
         self.ran.append(("own", len(inputs)))
-        return [{key: x.astype(np.float32) for key, x in exact(*pair).items()} for pair in inputs]
+        found = [exact(*pair) for pair in inputs] + of_lengths(lengths)
+        return [{key: x.astype(np.float32) for key, x in each.items()} for each in found]
 
     def exact_outputs(
-        self, inputs: Sequence[tuple[np.ndarray, np.ndarray]], advance: Advance
+        self,
+        inputs: Sequence[tuple[np.ndarray, np.ndarray]],
+        advance: Advance,
+        lengths: np.ndarray | None = None,
     ) -> list[Named]:
         self.ran.append(("exact", len(inputs)))
-        return [exact(*pair) for pair in inputs]
+        return [exact(*pair) for pair in inputs] + of_lengths(lengths)
 
 
 Change = Callable[[int, Named], Named]
@@ -115,7 +131,7 @@ def failing(gates: Mapping[str, GateResult]) -> list[str]:
 # --------------------------------------------------------------------------- calls
 
 
-FIRST, *OTHERS = [(2, 1), (1, 2), (5, 6), (6, 5)]
+FIRST, *OTHERS = [(2, 1), (1, 2), (5, 6), (6, 5), (4, 4)]
 
 
 def test_the_first_batch_runs_three_times_the_others_once_rows_alone_and_the_first_again(
@@ -124,11 +140,11 @@ def test_the_first_batch_runs_three_times_the_others_once_rows_alone_and_the_fir
     candidate = Tables()
     run = trial.run(candidate)
     assert candidate.sizes == [FIRST, FIRST, FIRST, *OTHERS, (1, 1), (1, 1), FIRST]
-    for call in (0, 1, 2, 8):
+    for call in (0, 1, 2, 9):
         assert candidate.calls[call][0].tobytes() == drawn[0].pixels.tobytes()
         assert candidate.calls[call][1].tobytes() == drawn[0].tokens.tobytes()
     large = drawn[2]
-    for call, row in ((6, 0), (7, -1)):
+    for call, row in ((7, 0), (8, -1)):
         assert (candidate.calls[call][0] == large.pixels[[row]]).all()
         assert (candidate.calls[call][1] == large.tokens[[row]]).all()
     assert [(repeat.what, repeat.number, repeat.rows) for repeat in run.repeats] == [
@@ -160,7 +176,7 @@ def test_the_outputs_of_a_case_are_those_of_the_first_call(trial: Trial) -> None
     run = trial.run(Tables(lambda call, outputs: {k: x + call for k, x in outputs.items()}))
     right = trial.reference[0]["text_features"]
     assert (run.cases[0].candidate["text_features"] == right + 1).all()
-    for repeat, call in zip(run.repeats, (2, 3, 7, 8, 9), strict=True):
+    for repeat, call in zip(run.repeats, (2, 3, 8, 9, 10), strict=True):
         rows = repeat.rows["prompt"]
         expected = trial.reference[repeat.number]["text_features"][rows] + np.float32(call)
         assert repeat.outputs["text_features"] == pytest.approx(expected, rel=1e-6)
@@ -182,7 +198,7 @@ def test_the_reference_runs_once_however_many_candidates_there_are(drawn: list[B
     found = Trial.of(reference, drawn, "float16", watch)  # type: ignore[arg-type]
     for _ in range(3):
         found.run(Tables())
-    assert reference.ran == [("own", 4), ("exact", 4)]
+    assert reference.ran == [("own", 5), ("exact", 5)]
     assert (found.scale, found.dtype) == (14.0, "float16")
     assert list(watch.seconds) == ["eager", "float64"]
 
@@ -198,6 +214,87 @@ def test_a_stopwatch_adds_up_by_phase_also_when_a_phase_fails() -> None:
         pass
     assert watch.seconds["one"] > first >= 0
     assert list(watch.seconds) == ["one", "two"]
+
+
+# ------------------------------------------------------------------ rows that are dealt anew
+
+LENGTHS = every_length(SMALL, 0)
+SOME = Effort(images=(3, 20), prompts=(9, 4), squares=(2,), singles=(2, 3, 1))
+
+
+class Dealt(Tables):
+    """By method, the sizes of the batches; ``wrong`` says which outputs are off."""
+
+    def __init__(self, wrong: Callable[[str, int, int], bool] = lambda *_: False) -> None:
+        super().__init__()
+        self.wrong = wrong
+        self.sizes_of: dict[str, list[int]] = {"encode_image": [], "encode_text": []}
+
+    def outputs(self, pixels: np.ndarray, tokens: np.ndarray) -> Named:
+        return {key: x.astype(np.float32) for key, x in exact(pixels, tokens).items()}
+
+    def encode_image(self, pixels: np.ndarray) -> np.ndarray:
+        tokens = np.zeros((1, 8), dtype=np.int64)
+        return self._given("encode_image", self.outputs(pixels, tokens)["image_features"])
+
+    def encode_text(self, tokens: np.ndarray) -> np.ndarray:
+        pixels = np.zeros((1, 3, 16, 16), dtype=np.float32)
+        return self._given("encode_text", self.outputs(pixels, tokens)["text_features"])
+
+    def _given(self, method: str, features: np.ndarray) -> np.ndarray:
+        sizes = self.sizes_of[method]
+        sizes.append(len(features))
+        return features * (1.01 if self.wrong(method, len(sizes), len(features)) else 1)
+
+
+@pytest.fixture(scope="module")
+def dealt(drawn: list[Batch]) -> Trial:
+    reference: Any = TwinTables()
+    return Trial.of(reference, drawn, "float32", Stopwatch(), lengths=LENGTHS, effort=SOME)
+
+
+def test_rows_are_dealt_anew_in_the_sizes_asked_for(dealt: Trial) -> None:
+    candidate = Dealt()
+    run = dealt.run(candidate)
+    assert sorted(candidate.sizes_of["encode_image"]) == [1, 1, 3, 20]
+    assert sorted(candidate.sizes_of["encode_text"]) == [1, 1, 1, 4, 9]
+    assert sorted(candidate.sizes) == [(1, 1), (2, 2)]
+    assert sum(len(case.exact["text_features"]) for case in run.lengths) == len(LENGTHS.tokens)
+    gates = judged(dealt, run)
+    assert failing(gates) == []
+    assert gates["fidelity"].figures["lengths"]["rmse_ratio"] <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("method", "size", "gate", "words"),
+    [
+        ("encode_image", 20, "stability", "in a batch of 20 moved by"),
+        ("encode_image", 1, "stability", "alone moved by"),
+        ("encode_text", 9, "fidelity", "a prompt of"),
+    ],
+)
+def test_a_size_that_is_wrong_is_found_and_named(
+    dealt: Trial, method: str, size: int, gate: str, words: str
+) -> None:
+    run = dealt.run(Dealt(lambda called, _, rows: (called, rows) == (method, size)))
+    gates = judged(dealt, run)
+    assert gate in failing(gates)
+    assert words in gates[gate].message
+
+
+def test_a_call_late_in_the_run_that_is_wrong_is_found(dealt: Trial) -> None:
+    run = dealt.run(Dealt(lambda method, call, _: (method, call) == ("encode_image", 4)))
+    assert failing(judged(dealt, run)) == ["stability"]
+
+
+def test_one_length_that_is_wrong_is_named(dealt: Trial) -> None:
+    class Wrong(Dealt):
+        def encode_text(self, tokens: np.ndarray) -> np.ndarray:
+            wrong = tokens.argmax(axis=1) == 5
+            return super().encode_text(tokens) * np.where(wrong, 1.01, 1)[:, None]
+
+    gates = judged(dealt, dealt.run(Wrong()))
+    assert "text features of a prompt of 6 tokens are" in gates["fidelity"].message
 
 
 # --------------------------------------------------------------------------- gates
@@ -248,9 +345,9 @@ def test_the_scale_reaches_the_gates(trial: Trial) -> None:
     [
         ([2], "in the second call"),
         ([3], "in the third call"),
-        ([7], "alone in a batch"),
         ([8], "alone in a batch"),
-        ([9], "after all other calls"),
+        ([9], "alone in a batch"),
+        ([10], "after all other calls"),
     ],
 )
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -292,10 +389,10 @@ def test_a_batch_that_fails_leaves_a_reason_and_no_outputs(trial: Trial) -> None
     run = trial.run(Tables(failing_on(5)))
     reason = "jit: forward failed (sizes), in a batch of 5 images and 6 prompts"
     assert run.failures == [reason]
-    assert [bool(case.candidate) for case in run.cases] == [True, True, False, True]
+    assert [bool(case.candidate) for case in run.cases] == [True, True, False, True, True]
     gates = judged(trial, run)
     assert gates["integrity"].message == reason
-    assert gates["integrity"].figures["runs"] == {"batches": 4, "failed": 1}
+    assert gates["integrity"].figures["runs"] == {"batches": 5, "failed": 1}
     assert failing(gates) == [name for name in gates if name != "modules"]
 
 
@@ -312,7 +409,7 @@ def test_a_repeat_that_fails_leaves_a_reason_and_fails_stability(trial: Trial) -
 def test_a_candidate_that_never_runs_is_called_as_often_and_passes_nothing(trial: Trial) -> None:
     candidate = Tables(failing_on(*range(1, 99)))
     run = trial.run(candidate)
-    assert len(candidate.calls) == len(run.failures) == 9
+    assert len(candidate.calls) == len(run.failures) == 10
     gates = judged(trial, run, Coverage([], {}))
     assert failing(gates) == list(gates)
 

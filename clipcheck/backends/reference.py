@@ -46,13 +46,18 @@ class Reference:
         return float(self._model.logit_scale.detach().cpu().double().exp())
 
     def outputs(
-        self, inputs: Sequence[tuple[Pixels, Tokens]], advance: Advance = still
+        self,
+        inputs: Sequence[tuple[Pixels, Tokens]],
+        advance: Advance = still,
+        lengths: Tokens | None = None,
     ) -> list[Named]:
         """All four outputs of the eager model in its own dtype, for each batch.
 
         Args:
             inputs: pixels and tokens of each.
             advance: told the share of the rows that is done.
+            lengths: prompts of `clipcheck.inputs.batches.every_length`; their text features are
+                added as a last batch.
 
         Raises:
             RunError: the model cannot be run.
@@ -62,16 +67,20 @@ class Reference:
         with exact_arithmetic():
             images = [encode(model, "encode_image", pixels, device) for pixels, _ in inputs]
             texts = [encode(model, "encode_text", tokens, device) for _, tokens in inputs]
-            return _named(model, images, texts)
+            return [*_named(model, images, texts), *_of_lengths(model, lengths, device)]
 
     def exact_outputs(
-        self, inputs: Sequence[tuple[Pixels, Tokens]], advance: Advance = still
+        self,
+        inputs: Sequence[tuple[Pixels, Tokens]],
+        advance: Advance = still,
+        lengths: Tokens | None = None,
     ) -> list[Named]:
         """All four outputs of the same model in float64, for each batch.
 
         Args:
             inputs: pixels and tokens of each.
             advance: told the share of the rows that is done.
+            lengths: as of `outputs`.
 
         Raises:
             RunError: the model cannot be run.
@@ -84,7 +93,7 @@ class Reference:
             del model
             model = self._in_float64(lambda key: not _is_visual(key))
             texts = [encode(model, "encode_text", tokens, device) for _, tokens in inputs]
-            return _named(model, images, texts)
+            return [*_named(model, images, texts), *_of_lengths(model, lengths, device)]
 
     def standing(self) -> Standing:
         """Runs single inputs, one after another: its float64 weights stay for the next."""
@@ -213,6 +222,13 @@ def _encode(
 ) -> torch.Tensor:
     features: torch.Tensor = run_method("eager", model, method, torch.from_numpy(array).to(device))
     return features
+
+
+def _of_lengths(model: eager.CLIP, lengths: Tokens | None, device: torch.device) -> list[Named]:
+    if lengths is None:
+        return []
+    longest = torch.from_numpy(lengths[-1:]).to(device)
+    return [{"text_features": to_numpy(model.encode_every_length(longest))}]
 
 
 def _named(

@@ -24,12 +24,14 @@ class Repeat:
         number: of the case that the rows are from.
         rows: by ``image`` and ``prompt``, which rows.
         outputs: what the candidate gave this time.
+        names: the outputs that were asked for.
     """
 
     what: str
     number: int
     rows: dict[str, list[int]]
     outputs: Outputs
+    names: tuple[str, ...] = tuple(OUTPUTS)
 
 
 def stability(
@@ -54,7 +56,7 @@ def stability(
     found = [moved for repeat in repeats for moved in _moved(cases, repeat, limits, ruler)]
     worst = max(found, key=lambda moved: moved.margin)
     figures = {
-        name: {"moved": max(moved.ratio for moved in found if moved.output == name)}
+        name: {"moved": max((moved.ratio for moved in found if moved.output == name), default=0.0)}
         for name in OUTPUTS
     }
     figures["calls"] = {"repeated": len(repeats)}
@@ -84,8 +86,8 @@ class _Moved:
 def _moved(cases: Sequence[Case], repeat: Repeat, limits: Limits, ruler: Ruler) -> list[_Moved]:
     case = cases[repeat.number]
     found = []
-    for name, (kind, _) in OUTPUTS.items():
-        rows = repeat.rows[kind]
+    for name in repeat.names:
+        rows = repeat.rows[OUTPUTS[name][0]]
         before = _selected(case.candidate, name, repeat.rows)
         again = repeat.outputs.get(name)
         if again is None or again.shape != before.shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -35,19 +36,26 @@ def _happened(x: Tensor) -> Tensor:
     return x.detach().new_ones(x[:1].shape[0]).sum()
 
 
-def _from_call(number: int, change: Change) -> Plant:
-    """Right for the first calls, which a constant of the graph counts."""
+On = Callable[[Change], Plant]
+
+
+def _in_calls(chosen: Change, change: Change, on: On = on_text_features) -> Plant:
+    """Changed in calls whose number, which a constant of the graph counts, is chosen."""
 
     def plant(model: Multimodal) -> None:
         calls = torch.zeros(())
 
         def counted(x: Tensor) -> Tensor:
             calls.add_(_happened(x).type_as(calls))
-            return change(x).where(calls >= number, x)
+            return change(x).where(chosen(calls), x)
 
-        on_text_features(counted)(model)
+        on(counted)(model)
 
     return plant
+
+
+def _shifted(x: Tensor) -> Tensor:
+    return x.roll(1, -1)
 
 
 def _remembering(module: Any) -> None:
@@ -108,7 +116,27 @@ STATE = (
     _state(
         name="third-call-differs",
         reason="pytorch#74534: the first and later calls of a script differ",
-        plant=_from_call(3, lambda x: x.roll(1, -1)),
+        plant=_in_calls(lambda calls: calls >= 3, _shifted),
+    ),
+    _state(
+        name="wrong-from-the-23rd-text-call",
+        reason="a ring buffer of 22 places is full",
+        plant=_in_calls(lambda calls: calls >= 23, _shifted),
+    ),
+    _state(
+        name="wrong-from-the-23rd-image-call",
+        reason="the same in the other tower",
+        plant=_in_calls(lambda calls: calls >= 23, _shifted, on_image_features),
+    ),
+    _state(
+        name="every-50th-text-call",
+        reason="a cache that is swept every 50 calls gives what it should not",
+        plant=_in_calls(lambda calls: calls % 50 == 0, _shifted),
+    ),
+    _state(
+        name="every-50th-image-call",
+        reason="the same in the other tower",
+        plant=_in_calls(lambda calls: calls % 50 == 0, _shifted, on_image_features),
     ),
     _state(
         name="calls-remembered",

@@ -108,6 +108,9 @@ _EMBEDDING = (Where("token_embedding"),)
 _IMAGE_FEATURES = (Where("visual.proj", "projection"), Where("visual.attnpool", "what follows it"))
 _TEXT_FEATURES = (Where("text_projection", "projection"),)
 _POOLING = (Where("text_projection", "pooling"),)
+_NOWHERE: tuple[Where, ...] = ()
+"""Of faults that no run of a few rows shows again."""
+
 _LOGITS = (Where(FORWARD, "normalisation, scale and product"),)
 _TEXT_POSITIONS = (Where("positional_embedding", "positions"),)
 _IMAGE_POSITIONS = (Where("visual.positional_embedding", "class token and positions"),)
@@ -220,15 +223,38 @@ _WHERE: Mapping[str, tuple[Where, ...]] = {
     "empty-prompts": _TEXT_FEATURES,
     "highlights-clipped": _PIXELS,
     "flat-images": _IMAGE_FEATURES,
+    "images-of-zeros": _IMAGE_FEATURES,
+    "images-with-a-zero": _IMAGE_FEATURES,
+    "red-images": _IMAGE_FEATURES,
+    "blue-images": _IMAGE_FEATURES,
+    "natural-images": _IMAGE_FEATURES,
+    "pixels-clipped-at-2.2": _PIXELS,
+    "texts-of-8": _TEXT_FEATURES,
+    "texts-of-33": _TEXT_FEATURES,
+    "texts-of-51": _NOWHERE,
+    "pooled-at-last-end": _IDS,
+    "texts-without-end": _TEXT_FEATURES,
     "images-beyond-the-fourth": _IMAGE_FEATURES,
     "image-of-row-before": _IMAGE_FEATURES,
     "single-image": _IMAGE_FEATURES,
     "statistics-over-batch": _IMAGE_FEATURES,
     "first-text-leaks": _TEXT_FEATURES,
     "more-images-than-prompts": _LOGITS,
+    "three-images": _NOWHERE,
+    "seven-images": _NOWHERE,
+    "nine-images-and-more": _NOWHERE,
+    "sixteen-images-and-more": _NOWHERE,
+    "eight-texts-and-more": _NOWHERE,
+    "thirty-three-texts-and-more": _NOWHERE,
+    "kept-by-batch-size": _NOWHERE,
+    "square-logits-not-transposed": _LOGITS,
     "dropout-left-on": (Where(text_block, f"{_SUM} behind mlp"),),
     "noise-on-image-features": _IMAGE_FEATURES,
     "third-call-differs": _TEXT_FEATURES,
+    "wrong-from-the-23rd-text-call": _NOWHERE,
+    "wrong-from-the-23rd-image-call": _NOWHERE,
+    "every-50th-text-call": _NOWHERE,
+    "every-50th-image-call": _NOWHERE,
     "calls-remembered": (Where(within(text_block, "ln_1")),),
     "running-mean-updated": (Where(within(bottleneck, "bn2")),),
     "logit-scale-drifts": _LOGITS,

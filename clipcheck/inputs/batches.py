@@ -1,8 +1,8 @@
 """Batches of pixels and token ids: the corners, which every check runs first.
 
 There faults hide that no photograph and no short prompt reaches: flat and saturated images, high
-frequencies, asymmetry; prompts of every length class, ids from all over the vocabulary,
-repetitions, and prompts that differ in one word. Some of each are drawn from a seed.
+frequencies, asymmetry, pixels that no picture has; prompts of every length, ids from all over the
+vocabulary, repetitions, and prompts that differ in one word. Some of each are drawn from a seed.
 `clipcheck.inputs.strategies` draws all else.
 """
 
@@ -22,9 +22,9 @@ from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, tokenize
 MOST_ROWS = 8
 """Rows in one batch: enough to be fast, few enough for the memory that a large model takes."""
 
-SIZES = ((2, 1), (1, 2), (5, 6), (6, 5))
+SIZES = ((2, 1), (1, 2), (5, 6), (6, 5), (4, 4))
 """Images and prompts of the first batches: one, two, five and more of each, more images than
-prompts and fewer."""
+prompts, fewer, and as many."""
 
 CORNERS = sum(images for images, _ in SIZES)
 """Images that the corners are."""
@@ -113,6 +113,20 @@ def for_modules(inputs: Inputs, seed: int) -> Batch:
     return _batch(images, prompts, {"image": 0, "prompt": 0})
 
 
+def every_length(inputs: Inputs, seed: int) -> Batch:
+    """Prompts of every length, from the empty one to the longest: all are the beginning of one."""
+    longest = _spaced(np.random.default_rng([seed, 2]), inputs, inputs.context_length)
+    ids = [int(token) for token in longest[1:-1]]
+    rows = [_described(_whole(inputs, ids[:count])) for count in range(len(ids) + 1)]
+    side = inputs.resolution
+    return Batch(
+        np.zeros((0, 3, side, side), dtype=np.float32),
+        np.stack([tokens for _, tokens in rows]),
+        {"image": (), "prompt": tuple(name for name, _ in rows)},
+        {"image": 0, "prompt": 0},
+    )
+
+
 def classic(inputs: Inputs) -> Batch:
     """What the reference implementation's own consistency test runs: one image, three prompts.
 
@@ -157,14 +171,24 @@ def _batch(
 
 
 def _images(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[str, Pixels]]:
-    """Two random images, the corners, and three random images more."""
+    """Two random images, the corners, and what no picture gives after normalisation."""
+    to_pixels = transform(inputs.resolution)
     for kind in ("blobs", "noise"):
         yield _random(generator, inputs, kind)
     for name, draw in _CORNERS.items():
         colours = Image.fromarray(draw(generator, inputs.resolution), "RGB")
-        yield name, transform(inputs.resolution)(colours).numpy()
-    for kind in ("gradient", "stripes", "blobs"):
-        yield _random(generator, inputs, kind)
+        yield name, to_pixels(colours).numpy()
+    yield from _unusual(generator, inputs.resolution)
+
+
+def _unusual(generator: np.random.Generator, side: int) -> Iterator[tuple[str, Pixels]]:
+    """Pixels that other preprocessing than CLIP's gives."""
+    yield "all zero", np.zeros((3, side, side), dtype=np.float32)
+    natural = np.stack([_natural(generator, side) for _ in range(3)]).astype(np.float32)
+    y, x = generator.integers(0, side, 2)
+    natural[:, y, x] = 0
+    yield f"natural but for a zero at {y}, {x}", natural
+    yield "beyond white and black", 3 * generator.standard_normal((3, side, side), np.float32)
 
 
 def _random(generator: np.random.Generator, inputs: Inputs, kind: str) -> tuple[str, Pixels]:
@@ -181,6 +205,31 @@ def _halves(generator: np.random.Generator, side: int, axis: int) -> Colours:
 
 def _flat(value: int) -> Callable[[np.random.Generator, int], Colours]:
     return lambda _, side: np.full((side, side, 3), value, dtype=np.uint8)
+
+
+def _one_channel(channel: int) -> Callable[[np.random.Generator, int], Colours]:
+    def draw(_: np.random.Generator, side: int) -> Colours:
+        colours = np.zeros((side, side, 3), dtype=np.uint8)
+        colours[..., channel] = 255
+        return colours
+
+    return draw
+
+
+def _natural(generator: np.random.Generator, side: int) -> Plane:
+    """Noise of mean 0 and deviation 1 whose amplitude falls with the frequency, as that of
+    photographs does (Field 1987)."""
+    fy, fx = np.fft.fftfreq(side)[:, np.newaxis], np.fft.rfftfreq(side)
+    frequency = np.maximum(np.hypot(fy, fx), 1 / side)
+    plane = np.fft.irfft2(np.fft.rfft2(generator.standard_normal((side, side))) / frequency)
+    return (plane - plane.mean()) / plane.std()
+
+
+def _natural_colours(generator: np.random.Generator, side: int) -> Colours:
+    """One such plane of brightness, and a fainter one of each colour."""
+    brightness = _natural(generator, side)
+    planes = [brightness + 0.3 * _natural(generator, side) for _ in range(3)]
+    return np.clip(110 + 50 * np.stack(planes, axis=-1), 0, 255).astype(np.uint8)
 
 
 def _saturated(generator: np.random.Generator, side: int) -> Colours:
@@ -210,6 +259,10 @@ _CORNERS: dict[str, Callable[[np.random.Generator, int], Colours]] = {
     "noise of pixels": lambda generator, side: generator.integers(
         0, 256, (side, side, 3), dtype=np.uint8
     ),
+    "natural": lambda generator, side: _natural_colours(generator, side),
+    "red": _one_channel(0),
+    "green": _one_channel(1),
+    "blue": _one_channel(2),
 }
 
 
@@ -275,12 +328,22 @@ def _prompts(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[s
         yield _words(generator, inputs)
     else:
         yield _described(_spaced(generator, inputs, int(generator.integers(2, most + 1))))
+    for length in (8, 33):
+        yield _described(_spaced(generator, inputs, min(length, most)))
+    yield "two ends", _ended_twice(_spaced(generator, inputs, max(4, most // 5)), inputs)
+    yield "no end", _spaced(generator, inputs, most).clip(max=inputs.start)
 
 
 def _words(generator: np.random.Generator, inputs: Inputs) -> tuple[str, Tokens]:
     subject = _SUBJECTS[int(generator.integers(len(_SUBJECTS)))]
     text = _TEMPLATES[int(generator.integers(len(_TEMPLATES)))].format(subject)
     return repr(text), tokenize(text, inputs.context_length, truncate=True).numpy()[0]
+
+
+def _ended_twice(tokens: Tokens, inputs: Inputs) -> Tokens:
+    """With the end token in the middle as well: the first one counts."""
+    tokens[max(2, int(tokens.argmax()) // 2)] = inputs.end
+    return tokens
 
 
 def _spaced(generator: np.random.Generator, inputs: Inputs, length: int) -> Tokens:

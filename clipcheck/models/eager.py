@@ -303,6 +303,26 @@ class CLIP(nn.Module):
         x = self.transformer(x.transpose(0, 1), causal_mask(x)).transpose(0, 1)  # [M, L, D]
         return self.project(self.pool(self.ln_final(x), text))
 
+    def encode_every_length(self, text: Tensor) -> Tensor:
+        """Features [L - 1, E] of the prompts that end behind each token of ``text`` [1, L].
+
+        A token sees none that follows it. So all these prompts share the tokens before their ends,
+        and their ends stand behind these in one sequence, each of which sees what is before it.
+        """
+        dtype = self.text_projection.dtype
+        tokens = self.embed(self.token_embedding(text).to(dtype))  # [1, L, D]
+        count = text.shape[1] - 1
+        end = self.token_embedding(text[:, -1:]).to(dtype)  # [1, 1, D]
+        ends = end + self.positional_embedding[1 : count + 1].to(dtype)  # [1, L - 1, D]
+        x = torch.cat([tokens[:, :count], ends], dim=1)  # [1, 2 (L - 1), D]
+        mask = torch.full((2 * count, 2 * count), float("-inf"), dtype=dtype, device=x.device)
+        seen = causal_mask(tokens[:, :count])
+        mask[:count, :count] = seen
+        mask[count:, :count] = seen
+        mask[count:, count:].fill_diagonal_(0)
+        x = self.transformer(x.transpose(0, 1), mask).transpose(0, 1)[:, count:]
+        return self.project(self.ln_final(x)[0])
+
     def embed(self, x: Tensor) -> Tensor:
         """Embedded tokens [M, L, D] and their positions."""
         return x + self.positional_embedding[: x.shape[1]].to(x)

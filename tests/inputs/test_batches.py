@@ -15,6 +15,7 @@ from clipcheck.inputs.batches import (
     Inputs,
     batches,
     classic,
+    every_length,
     exhaustive,
     for_modules,
 )
@@ -45,6 +46,18 @@ def images_of(drawn: Iterable[Batch]) -> dict[str, np.ndarray]:
         for name, pixels in zip(batch.rows["image"], batch.pixels, strict=True):
             found.setdefault(name, pixels)
     return found
+
+
+UNUSUAL = ("two ends", "no end")
+
+
+def described(drawn: Iterable[Batch]) -> list[tuple[str, np.ndarray]]:
+    """Each prompt [1, L] with what it is."""
+    return [
+        (name, tokens[np.newaxis])
+        for batch in drawn
+        for name, tokens in zip(batch.rows["prompt"], batch.tokens, strict=True)
+    ]
 
 
 def lengths_of(tokens: np.ndarray) -> np.ndarray:
@@ -79,9 +92,8 @@ def test_there_are_batches_of_one_two_five_and_more_with_more_images_than_prompt
     assert any(images < prompts for images, prompts in sizes)
 
 
-def test_no_batch_is_square_so_that_a_transpose_shows() -> None:
-    for batch in draw():
-        assert len(batch.pixels) != len(batch.tokens)
+def test_one_batch_is_square_and_in_the_others_a_transpose_shows() -> None:
+    assert sum(len(batch.pixels) == len(batch.tokens) for batch in draw()) == 1
 
 
 @every_kind
@@ -202,8 +214,8 @@ def test_noise_is_there_faint_and_strong() -> None:
 
 @every_kind
 def test_every_prompt_begins_and_ends_as_models_expect_with_zeros_after(inputs: Inputs) -> None:
-    drawn = [*draw(40, inputs), for_modules(inputs, 0)]
-    tokens = prompts_of(drawn)
+    drawn = [*draw(40, inputs), for_modules(inputs, 0), every_length(inputs, 0)]
+    tokens = np.concatenate([row for name, row in described(drawn) if name not in UNUSUAL])
     assert inputs.start == inputs.vocab_size - 2
     assert inputs.end == inputs.vocab_size - 1
     for row in tokens:
@@ -214,6 +226,41 @@ def test_every_prompt_begins_and_ends_as_models_expect_with_zeros_after(inputs: 
         assert (row[1:end] < inputs.start).all()
         assert (row >= 0).all()
         assert (row[end + 1 :] == 0).all()
+
+
+@every_kind
+def test_there_is_a_prompt_of_every_length_and_all_begin_alike(inputs: Inputs) -> None:
+    found = every_length(inputs, 0)
+    assert len(found.pixels) == 0
+    assert lengths_of(found.tokens).tolist() == list(range(2, inputs.context_length + 1))
+    *shorter, longest = found.tokens
+    for row in shorter:
+        end = int(row.argmax())
+        assert (row[:end] == longest[:end]).all()
+    assert not np.array_equal(every_length(inputs, 1).tokens, found.tokens)
+
+
+def test_images_have_values_that_no_picture_gives() -> None:
+    images = images_of(draw())
+    assert not images["all zero"].any()
+    (name,) = (name for name in images if name.startswith("natural but"))
+    assert (images[name] == 0).all(axis=0).sum() == 1
+    assert np.abs(images["beyond white and black"]).max() > 5
+    for channel, name in enumerate(("red", "green", "blue")):
+        lit = images[name] > 0
+        assert lit[channel].all()
+        assert lit.sum() == lit[channel].size
+
+
+def test_a_natural_image_has_amplitudes_that_fall_with_the_frequency() -> None:
+    large = Inputs(resolution=64, context_length=8, vocab_size=100, grid=2)
+    plane = images_of(draw(inputs=large))["natural"].mean(axis=0)
+    amplitudes = np.abs(np.fft.rfft2(plane - plane.mean()))
+    distance = np.hypot(np.fft.fftfreq(64)[:, np.newaxis], np.fft.rfftfreq(64))
+    bands = [(low, 2 * low) for low in (1 / 32, 1 / 16, 1 / 8, 1 / 4)]
+    means = [amplitudes[(distance >= low) & (distance < high)].mean() for low, high in bands]
+    for one, next_ in itertools.pairwise(means):
+        assert 1.5 < one / next_ < 2.7
 
 
 def test_clips_own_start_and_end_are_the_tokenizers() -> None:
@@ -282,6 +329,10 @@ def test_a_prompt_says_what_it_is() -> None:
                 assert length == 2
             elif name.startswith("one token"):
                 assert name == f"one token {length - 2} times"
+            elif name == "two ends":
+                assert (row == CLIP.end).sum() == 2
+            elif name == "no end":
+                assert row.max() == row[0]
             else:
                 assert name.removesuffix(", one changed") == f"{length} tokens"
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from clipcheck.checkpoints.architecture import (
 )
 from clipcheck.checkpoints.configs import open_clip_config, transformers_config
 from clipcheck.checkpoints.keymaps import Layout, to_layout
+from clipcheck.inputs.batches import Inputs, every_length
 from clipcheck.models.eager import CLIP, LayerNorm, build, causal_mask
 from clipcheck.writers.synthesize import architecture_named, synthesize
 from tests.models import TINY, assert_near, inputs, outputs
@@ -322,6 +324,15 @@ def test_a_token_does_not_see_those_that_follow(architecture: Architecture, mode
     before, after = seen  # [L, M, D]
     assert torch.equal(before[:30], after[:30])
     assert (before[30:] != after[30:]).any(dim=-1).all()
+
+
+def test_prompts_of_every_length_in_one_sequence_are_as_one_by_one(model: CLIP) -> None:
+    taken = Inputs(32, model.context_length, model.vocab_size, 4)
+    prompts = torch.from_numpy(every_length(taken, 0).tokens)
+    twin = copy.deepcopy(model).double()
+    with torch.inference_mode():
+        expected, found = twin.encode_text(prompts), twin.encode_every_length(prompts[-1:])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_features_are_those_of_the_first_token_with_the_highest_id(

@@ -62,7 +62,7 @@ def test_how_many_were_asked_for_is_kept_though_there_be_fewer(
 def test_an_exhaustive_walk_comes_last() -> None:
     walk = list(exhaustive(MINUTE))
     found = drawn(CORNERS + 1, exhaustive=True).batches
-    assert len(found) == 4 + 1 + len(walk)
+    assert len(found) == 5 + 1 + len(walk)
     assert np.array_equal(found[-1].tokens, walk[-1].tokens)
 
 

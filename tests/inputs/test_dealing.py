@@ -1,0 +1,57 @@
+"""Rows that were run before, dealt anew."""
+
+from __future__ import annotations
+
+import pytest
+
+from clipcheck.inputs.batches import CORNERS, Inputs, batches
+from clipcheck.inputs.dealing import BRIEF, FULL, Call, Effort, Row, deal
+
+DRAWN = list(batches(CORNERS, Inputs(16, 77, 100, 2), 0))
+LENGTHS = 76
+
+
+def calls_of(calls: list[Call], method: str) -> list[Call]:
+    return [call for call in calls if call.method == method]
+
+
+@pytest.mark.parametrize("effort", [FULL, BRIEF], ids=["full", "brief"])
+def test_every_length_is_run_and_each_size_asked_for(effort: Effort) -> None:
+    calls = deal(DRAWN, LENGTHS, effort)
+    of_lengths = {row.row for call in calls for row in call.prompts if row.batch == len(DRAWN)}
+    assert of_lengths == set(range(LENGTHS))
+    for method, sizes in (("encode_image", effort.images), ("encode_text", effort.prompts)):
+        found = [len(call.images) + len(call.prompts) for call in calls_of(calls, method)]
+        assert [size for size in found if size > 1] == list(sizes)
+
+
+def test_all_calls_of_a_small_model_are_more_than_a_hundred_of_one_row_in_turn() -> None:
+    calls = deal(DRAWN, LENGTHS, FULL)
+    alone = [call for call in calls if max(len(call.images), len(call.prompts)) == 1]
+    assert len(alone) >= 100
+    for start in range(0, len(calls) - 12, 12):
+        methods = {call.method for call in calls[start : start + 12]}
+        assert methods == {"encode_image", "encode_text", "forward"}
+
+
+def test_each_tower_is_called_fifty_times_where_that_takes_no_time() -> None:
+    calls = deal(DRAWN, LENGTHS, FULL)
+    for method in ("encode_image", "encode_text"):
+        assert len(calls_of(calls, method)) + len(DRAWN) >= 50
+
+
+def test_a_pair_or_a_square_has_the_rows_of_one_batch_alone() -> None:
+    for call in calls_of(deal(DRAWN, LENGTHS, FULL), "forward"):
+        assert len({row.batch for row in (*call.images, *call.prompts)}) == 1
+        for row in call.images:
+            assert row.row < len(DRAWN[row.batch].pixels)
+        for row in call.prompts:
+            assert row.row < len(DRAWN[row.batch].tokens)
+
+
+def test_a_large_batch_has_rows_of_many_batches_and_no_row_twice_before_all_were_had() -> None:
+    effort = Effort(images=(18,), prompts=(), squares=(), singles=(0, 0, 0))
+    (call,) = deal(DRAWN, 0, effort)
+    rows = [Row(n, i) for n, batch in enumerate(DRAWN) for i in range(len(batch.pixels))]
+    assert sorted(call.images) == rows
+    assert list(call.images) != rows
