@@ -40,6 +40,22 @@ class Runner(Protocol):
             IsolationError: what ran it crashed, hung or took too much.
         """
 
+    def call_with(
+        self, weights: Mapping[str, torch.Tensor], method: str, *inputs: torch.Tensor
+    ) -> object:
+        """The same, with other weights in place of those with these keys for this call."""
+
+    def call_module(
+        self, module: str, method: str, inputs: Sequence[torch.Tensor]
+    ) -> Sequence[torch.Tensor]:
+        """The tensors that a module by itself gives, by the name and the method that `listen`
+        tells.
+
+        Raises:
+            RunError: it failed.
+            IsolationError: what ran it crashed, hung or took too much.
+        """
+
     def listen(
         self,
         method: str,
@@ -111,6 +127,26 @@ class Inside:
     def call(self, method: str, *inputs: torch.Tensor) -> object:
         """What a method gives."""
         return run_method("jit", self._archive.module, method, *self._archive.given(method, inputs))
+
+    def call_with(
+        self, weights: Mapping[str, torch.Tensor], method: str, *inputs: torch.Tensor
+    ) -> object:
+        """The same, with other weights in place of those with these keys for this call."""
+        with self._archive.replaced(weights):
+            return self.call(method, *inputs)
+
+    def call_module(
+        self, module: str, method: str, inputs: Sequence[torch.Tensor]
+    ) -> Sequence[torch.Tensor]:
+        """The tensors that a module by itself gives."""
+        import torch
+
+        from clipcheck.backends.base import translating
+
+        with translating("jit", f"{module}.{method}"), torch.inference_mode():
+            found = self._archive.part(module, method)(*inputs)
+        given = found if isinstance(found, tuple) else (found,)
+        return [each for each in given if isinstance(each, torch.Tensor)]
 
     def listen(
         self,
@@ -191,6 +227,22 @@ class Apart:
         """What a method gives."""
         done = self._cell.ask("call", _running(method, inputs), inputs, method=method)
         return self._result(done.message, done.tensors)
+
+    def call_with(
+        self, weights: Mapping[str, torch.Tensor], method: str, *inputs: torch.Tensor
+    ) -> object:
+        """The same, with other weights in place of those with these keys for this call."""
+        doing, tensors = _running(method, inputs), [*weights.values(), *inputs]
+        done = self._cell.ask("call_with", doing, tensors, method=method, keys=list(weights))
+        return self._result(done.message, done.tensors)
+
+    def call_module(
+        self, module: str, method: str, inputs: Sequence[torch.Tensor]
+    ) -> Sequence[torch.Tensor]:
+        """The tensors that a module by itself gives."""
+        doing = f"jit: running {module}.{method}"
+        done = self._cell.ask("call_module", doing, inputs, module=module, method=method)
+        return self._placed(done.tensors)
 
     def listen(
         self,

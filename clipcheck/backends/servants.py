@@ -90,6 +90,20 @@ class ArchiveServant:
         with exact_floats():
             return _packed(self._inside().call(method, *self._placed(tensors)))
 
+    def call_with(self, tensors: Tensors, method: str, keys: Sequence[str]) -> Answer:
+        """What a method gives with other weights, which come first, under these keys."""
+        placed = self._placed(tensors)
+        weights, inputs = placed[: len(keys)], placed[len(keys) :]
+        with exact_floats():
+            given = dict(zip(keys, weights, strict=True))
+            return _packed(self._inside().call_with(given, method, *inputs))
+
+    def call_module(self, tensors: Tensors, module: str, method: str) -> Answer:
+        """What a module by itself gives."""
+        with exact_floats():
+            found = self._inside().call_module(module, method, self._placed(tensors))
+        return _packed(tuple(found))
+
     def listen(self, tensors: Tensors, method: str, modules: Sequence[str]) -> Answer:
         """What a method gives; on the way each of the modules tells what it gets and what it
         gives."""

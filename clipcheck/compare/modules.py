@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clipcheck.compare.fidelity import times
 from clipcheck.compare.result import Figures, GateResult
@@ -27,6 +27,7 @@ class ModuleError:
         size: root mean square of the exact output.
         block: the name of the residual block that it is inside of, or nothing.
         part: what it is, for people, where it lies between modules; else nothing.
+        given: what it was given, where it was called by itself; else nothing.
     """
 
     module: str
@@ -36,6 +37,7 @@ class ModuleError:
     size: float
     block: str = ""
     part: str = ""
+    given: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,15 @@ class Coverage:
             that is called in several methods.
         skipped: by name, why a module of the eager model was not judged.
         failures: why methods could not be run to their end.
+        ranges: of modules that were called by themselves, on inputs that the whole never gives.
+        reached: by kind of number, the greatest that there was.
     """
 
     errors: Sequence[ModuleError]
     skipped: Mapping[str, str]
     failures: Sequence[str] = ()
+    ranges: Sequence[ModuleError] = ()
+    reached: Mapping[str, float] = field(default_factory=dict)
 
 
 def modules(coverage: Coverage, limits: Limits) -> GateResult:
@@ -69,7 +75,7 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     if not judged:
         message = f"not one module could be judged: {_reasons(coverage)}"
         return GateResult("modules", False, message, figures, float("inf"))
-    found = ratios(coverage.errors, limits)
+    found = [*ratios(coverage.errors, limits), *ratios(coverage.ranges, limits)]
     greatest, worst = max(found, key=lambda item: item[0])
     figures = {
         **figures,
@@ -80,8 +86,8 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     if margin > 1:
         return GateResult("modules", False, _beyond(found, limits), figures, margin)
     message = (
-        f"{len(judged)} modules judged one by one: at most {greatest:.2g} times as far from "
-        f"float64 as the eager module ({worst.module}); {limits.module:g} times is allowed"
+        f"{len(judged)} modules judged one by one{_also(coverage)}: at most {greatest:.2g} times as "
+        f"far from float64 as the eager module ({worst.module}); {limits.module:g} times is allowed"
         f"{_left_out(coverage)}"
     )
     return GateResult("modules", True, message, figures, margin)
@@ -140,8 +146,14 @@ def _figures(found: float, error: ModuleError, limits: Limits) -> dict[str, floa
 def _coverage_figures(judged: set[str], coverage: Coverage) -> Figures:
     return {
         "coverage": {"judged": len(judged), "not_judged": len(coverage.skipped)},
+        **({"reached": dict(coverage.reached)} if coverage.reached else {}),
         **{name: {"not_judged": reason} for name, reason in coverage.skipped.items()},
     }
+
+
+def _also(coverage: Coverage) -> str:
+    alone = len({error.module for error in coverage.ranges})
+    return f", {alone} on extreme inputs as well" if alone else ""
 
 
 def _left_out(coverage: Coverage) -> str:
@@ -169,5 +181,5 @@ def _beyond(found: Ratios, limits: Limits) -> str:
     more = f"; {others} more are too far" if others else ""
     return (
         f"{first.module} ({first.method}) is {times(most)} further from float64 than the eager "
-        f"module on the same input; {limits.module:g} times is allowed{more}"
+        f"module on {first.given or 'the same input'}; {limits.module:g} times is allowed{more}"
     )

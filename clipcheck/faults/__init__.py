@@ -28,6 +28,7 @@ from clipcheck.faults.inputs import INPUTS
 from clipcheck.faults.layers import ACTIVATION, NORMALISATION
 from clipcheck.faults.places import POOLING, POSITION
 from clipcheck.faults.precision import PRECISION
+from clipcheck.faults.ranges import RANGES
 from clipcheck.faults.state import NAN, STATE
 from clipcheck.faults.stem import STEM
 from clipcheck.faults.variant import CLEAN_FAMILY, FAMILIES, Plant, Variant
@@ -46,6 +47,7 @@ FAULTS: tuple[Variant, ...] = (
     *PROJECTION,
     *INPUTS,
     *PRECISION,
+    *RANGES,
     *INPUT_DEPENDENT,
     *BATCH_DEPENDENT,
     *STATE,

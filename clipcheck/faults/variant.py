@@ -22,6 +22,7 @@ FAMILIES = (
     "stem",
     "inputs",
     "precision",
+    "range",
     "input-dependent",
     "batch-dependent",
     "state",

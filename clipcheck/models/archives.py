@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -81,6 +84,29 @@ class LoadedArchive:
     def changed(self) -> list[str]:
         """The keys of the weights that running it has changed since `watch`."""
         return list(dict.fromkeys(key for watch in self._watches for key in watch.changed()))
+
+    def part(self, module: str, method: str) -> Callable[..., object]:
+        """A method of one of its modules."""
+        script: Any = functools.reduce(getattr, module.split("."), self.module)
+        found: Callable[..., object] = script._c._get_method(method)
+        return found
+
+    @contextmanager
+    def replaced(self, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Have other weights in place of those with these keys.
+
+        Raises:
+            KeyError: it has none of that name.
+        """
+        held = dict(weights_of(self.module))
+        before = {key: held[key].data for key in weights}
+        try:
+            for key, weight in weights.items():
+                held[key].data = weight.to(held[key].dtype)
+            yield
+        finally:
+            for key, weight in before.items():
+                held[key].data = weight
 
     def tapped(self) -> torch.jit.ScriptModule:
         """The archive once more, with taps in its code, over the same weights.

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch
 from clipcheck.models import eager
 from clipcheck.models.taps import Site
+from clipcheck.modules.ranges import Ranges, Sited, sited
 from clipcheck.modules.twins import Pair, Twins, distance
 from clipcheck.progress import Advance, Tally, still
 
@@ -70,7 +72,25 @@ def judge_modules(
                 rows = " and ".join(str(len(tensor)) for tensor in inputs)
                 failures.append(f"{error.problem}, in a batch of {rows} rows")
                 judge.running.clear()
-    return judge.coverage(failures)
+        found = judge.coverage(failures)
+        return replace(found, **_ranges(archive, model, judge, batch, device, found))
+
+
+def _ranges(
+    archive: Runner,
+    model: eager.CLIP,
+    judge: Judge,
+    batch: Batch,
+    device: torch.device,
+    found: Coverage,
+) -> dict[str, Any]:
+    """What is found beyond the numbers that ordinary inputs give."""
+    if found.failures:
+        return {}
+    ranges = Ranges(archive, model, device)
+    ranges.modules(judge.sites)
+    ranges.head(batch)
+    return {"ranges": ranges.errors, "reached": ranges.reached}
 
 
 @dataclass
@@ -84,6 +104,7 @@ class Judge:
         skipped: the calls that could not be judged, with the reason.
         running: the calls that have begun, with what they were given; after a failure those that
             it happened in.
+        sites: by module, how its first call that was judged was made.
     """
 
     twins: Twins
@@ -91,6 +112,7 @@ class Judge:
     errors: list[ModuleError] = field(default_factory=list)
     skipped: list[tuple[Site, str]] = field(default_factory=list)
     running: list[tuple[Site, Tensors]] = field(default_factory=list)
+    sites: dict[str, Sited] = field(default_factory=dict)
     _judged: set[tuple[str, bytes]] = field(default_factory=set)
 
     def listen(self, site: Site, entering: bool, tensors: Tensors) -> None:
@@ -109,26 +131,36 @@ class Judge:
         self._judged.add(key)
         self.tally.add()
         # What is not finite is no activation: it is a mask, or comes of a fault further up.
-        finite = [tensor for tensor in inputs if bool(torch.isfinite(tensor).all())]
-        if not finite:
+        if not any(bool(torch.isfinite(tensor).all()) for tensor in inputs):
             self.skipped.append((site, "nothing that it is given is finite"))
             return
-        found = [error for given in finite for error in self._errors(site, given, outputs)]
+        found = [
+            (error, place, output)
+            for place, given in enumerate(inputs)
+            if bool(torch.isfinite(given).all())
+            for output, error in self._errors(site, given, outputs)
+        ]
         if found:
-            self.errors.append(nearest(found))
+            least = nearest([error for error, _, _ in found])
+            self.errors.append(least)
+            place, output = next(found[1:] for found in found if found[0] is least)
+            self.sites.setdefault(site.module, sited(site, inputs, place, output, least))
         else:
             self.skipped.append((site, "it takes or gives other shapes than the eager module"))
 
-    def _errors(self, site: Site, given: torch.Tensor, outputs: Tensors) -> Iterator[ModuleError]:
-        """One for each output that could be the module's, were ``given`` its input."""
+    def _errors(
+        self, site: Site, given: torch.Tensor, outputs: Tensors
+    ) -> Iterator[tuple[int, ModuleError]]:
+        """One for each output that could be the module's, were ``given`` its input, with its
+        place."""
         try:
             expected = self.twins.run(site.module, self.twins.pair(given))
         except NOT_TAKEN:
             return
-        for got in outputs:
+        for place, got in enumerate(outputs):
             if got.shape == expected.exact.shape:
                 block = self.twins.blocks[site.module]
-                yield error_of(site.module, site.method, got, expected, block)
+                yield place, error_of(site.module, site.method, got, expected, block)
 
     def coverage(self, failures: Sequence[str] = ()) -> Coverage:
         """What was judged, and what was not.

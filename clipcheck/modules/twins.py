@@ -87,13 +87,21 @@ class Twins:
     def _of(self, name: str) -> nn.Module:
         whole = self.blocks[name] or name
         if whole != self._name:
-            module = self._model.get_submodule(whole)
-            self._twin = copy.deepcopy(module).to(self.device)
-            # A lookup computes nothing, and a table of all tokens in float64 is large.
-            if not isinstance(module, nn.Embedding):
-                self._twin = self._twin.to(torch.float64)
+            self._twin = nn.Identity()  # The one before goes before there is another.
+            self._twin = self._copied(self._model.get_submodule(whole))
             self._name = whole
         return self._twin.get_submodule(name.removeprefix(whole).removeprefix("."))
+
+    def _copied(self, module: nn.Module) -> nn.Module:
+        # A lookup computes nothing, and a table of all tokens in float64 is large.
+        if isinstance(module, nn.Embedding):
+            return copy.deepcopy(module).to(self.device)
+        # Given as what the parameters were copied to already, so that they are copied once.
+        done = {
+            id(weight): nn.Parameter(weight.detach().to(self.device).double(), False)
+            for weight in module.parameters()
+        }
+        return copy.deepcopy(module, done).to(self.device).to(torch.float64)
 
 
 def distance(got: torch.Tensor, exact: torch.Tensor) -> float:

@@ -445,9 +445,9 @@ def test_of_twins_in_float64_there_is_no_more_than_one_block(
     made: list[weakref.ref[nn.Module]] = []
     alive: list[int] = []
 
-    def deepcopy(module: nn.Module) -> nn.Module:
+    def deepcopy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         alive.append(sum(ref() is not None for ref in made))
-        twin = copy.deepcopy(module)
+        twin = copy.deepcopy(module, memo)
         made.append(weakref.ref(twin))
         return twin
 
