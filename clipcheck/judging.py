@@ -16,6 +16,7 @@ import numpy as np
 
 from clipcheck.backends.base import Array, Backend
 from clipcheck.backends.jit import Archive
+from clipcheck.backends.modules import ModuleBackend
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.compare.contract import contract
 from clipcheck.compare.decision import decision
@@ -39,6 +40,29 @@ if TYPE_CHECKING:
 
 _FEATURES = {"encode_image": "image_features", "encode_text": "text_features"}
 """By method, what it gives."""
+
+_KEPT = "as usual"
+"""The form of a call whose result is kept over the next call."""
+
+_FORMS = {
+    "encode_image": (_KEPT, "strided", "channels last", "with gradients"),
+    "encode_text": (_KEPT, "strided", "as int64"),
+    "forward": (_KEPT, "as int64"),
+}
+"""By method, the forms that its inputs come in, see `clipcheck.backends.forms`."""
+
+_OWN_FORMS = {("encode_image", dtype): (f"as {dtype}",) for dtype in ("float16", "bfloat16")}
+"""By method and dtype, more of them."""
+
+_KINDS = {
+    "encode_image": ("image",),
+    "encode_text": ("prompt",),
+    "forward": ("image", "prompt"),
+}
+"""By method, what it takes."""
+
+_GIVES = {method: (name,) for method, name in _FEATURES.items()} | {"forward": LOGITS}
+"""By method, the outputs that it gives."""
 
 _SMALL = 0
 """The batch that is run three times in a row and once more at the end: the first, and smallest."""
@@ -185,6 +209,8 @@ class Trial:
                 again.append(self._again(candidate, "in the second call", failures))
                 again.append(self._again(candidate, "in the third call", failures))
         again += self._alone(candidate, failures)
+        if self.calls and isinstance(candidate, ModuleBackend):
+            again += self._in_forms(candidate, failures)
         for call in self.calls:
             outputs = self._called(candidate, call, failures)
             again += self._repeats(call, outputs)
@@ -198,6 +224,21 @@ class Trial:
             )
         ]
         return Run(cases, again, failures, by_length)
+
+    def _in_forms(self, candidate: ModuleBackend, failures: list[str]) -> Iterator[Repeat]:
+        """A few rows again, in every form that inputs come in."""
+        number = min(_LARGE, len(self.batches) - 1)
+        batch = self.batches[number]
+        every = {"image": batch.pixels, "prompt": batch.tokens}
+        for method, forms in _FORMS.items():
+            arrays = {kind: every[kind] for kind in _KINDS[method]}
+            rows = {kind: [0, min(1, len(array) - 1)] for kind, array in arrays.items()}
+            given = {kind: array[rows[kind]] for kind, array in arrays.items()}
+            for form in (*forms, *_OWN_FORMS.get((method, self.dtype), ())):
+                after = {kind: array[-2:] for kind, array in arrays.items() if form == _KEPT}
+                found = _in_form(candidate, form, method, given, after, failures)
+                where = {"image": [], "prompt": [], **rows}
+                yield Repeat(form, number, where, found, _GIVES[method])
 
     def _called(self, candidate: Backend, call: Call, failures: list[str]) -> Mapping[str, Array]:
         """What a call gives, by output."""
@@ -405,6 +446,27 @@ def _attempted(
         )
         failures.append(f"{error.problem}, in a batch of {rows}")
         return {}
+
+
+def _in_form(
+    candidate: ModuleBackend,
+    form: str,
+    method: str,
+    given: Mapping[str, Array],
+    after: Mapping[str, Array],
+    failures: list[str],
+) -> Mapping[str, Array]:
+    """What a method gives to inputs, by kind, in some form; what is wrong with how is a failure."""
+
+    def outputs() -> Mapping[str, Array]:
+        arrays = list(given.values()), list(after.values())
+        found, wrong = candidate.call_in_form(form, method, *arrays)
+        if wrong:
+            failures.append(f"{candidate.name}: {method} {wrong}")
+        return dict(zip(_GIVES[method], found, strict=False))
+
+    images, prompts = (len(given.get(kind, ())) for kind in ("image", "prompt"))
+    return _attempted(outputs, images, prompts, failures)
 
 
 def _has(outputs: Mapping[str, Array], name: str, rows: int) -> bool:

@@ -149,10 +149,10 @@ def test_nan_outputs_fail_every_gate(minute_archive: Path, planted: Planted) -> 
 
 
 def test_more_examples_than_the_corners_are_all_compared(minute_archive: Path) -> None:
-    result = clipcheck.check(minute_archive, examples=19)
-    assert result.judgements[0].examples == 19
+    result = clipcheck.check(minute_archive, examples=CORNERS + 5)
+    assert result.judgements[0].examples == CORNERS + 5
     elements = gate(result, "contract").figures["logits_per_image"]["elements"]
-    assert elements == 2 * 1 + 1 * 2 + 5 * 6 + 6 * 5 + 5 * 4
+    assert elements == 2 * 1 + 1 * 2 + 5 * 6 + 6 * 5 + 4 * 4 + 5 * 4
 
 
 def test_an_exhaustive_check_walks_the_whole_vocabulary(minute_archive: Path) -> None:

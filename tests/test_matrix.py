@@ -129,7 +129,9 @@ def test_backends_of_one_checkpoint_share_the_references(
     for name in ("outputs", "exact_outputs"):
         method = getattr(Reference, name)
         monkeypatch.setattr(
-            Reference, name, lambda *given, of=method, as_=name: ran.append(as_) or of(*given)
+            Reference,
+            name,
+            lambda *given, of=method, as_=name, **more: ran.append(as_) or of(*given, **more),
         )
     result = check(archive, "trace", "script", "clip", "trace")
     assert ran == ["outputs", "exact_outputs"]
@@ -238,7 +240,7 @@ def test_a_backend_that_changes_the_weights_does_not_spoil_the_next(folder: Path
 
 
 def test_what_all_share_fails_all_of_them(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(*_: object) -> None:
+    def none(*_: object, **__: object) -> None:
         raise RunError("no memory is left", remedy="Take a smaller one.")
 
     monkeypatch.setattr(Reference, "exact_outputs", none)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 SERVANT = "clipcheck.backends.servants:ArchiveServant"
 
 
+_MOST_WRONG = 100
+"""Characters of what a sandbox process says of a call."""
+
+
 class Runner(Protocol):
     """Runs an archive."""
 
@@ -44,6 +48,15 @@ class Runner(Protocol):
         self, weights: Mapping[str, torch.Tensor], method: str, *inputs: torch.Tensor
     ) -> object:
         """The same, with other weights in place of those with these keys for this call."""
+
+    def call_in_form(
+        self,
+        form: str,
+        method: str,
+        inputs: Sequence[torch.Tensor],
+        after: Sequence[torch.Tensor] = (),
+    ) -> tuple[object, str]:
+        """What a method gives to inputs in some form, see `clipcheck.backends.forms`."""
 
     def call_module(
         self, module: str, method: str, inputs: Sequence[torch.Tensor]
@@ -134,6 +147,20 @@ class Inside:
         """The same, with other weights in place of those with these keys for this call."""
         with self._archive.replaced(weights):
             return self.call(method, *inputs)
+
+    def call_in_form(
+        self,
+        form: str,
+        method: str,
+        inputs: Sequence[torch.Tensor],
+        after: Sequence[torch.Tensor] = (),
+    ) -> tuple[object, str]:
+        """What a method gives to inputs in some form."""
+        from clipcheck.backends.base import translating
+        from clipcheck.backends.forms import call_in_form
+
+        with translating("jit", f"{method} {form}"):
+            return call_in_form(getattr(self._archive.module, method), form, inputs, after)
 
     def call_module(
         self, module: str, method: str, inputs: Sequence[torch.Tensor]
@@ -235,6 +262,20 @@ class Apart:
         doing, tensors = _running(method, inputs), [*weights.values(), *inputs]
         done = self._cell.ask("call_with", doing, tensors, method=method, keys=list(weights))
         return self._result(done.message, done.tensors)
+
+    def call_in_form(
+        self,
+        form: str,
+        method: str,
+        inputs: Sequence[torch.Tensor],
+        after: Sequence[torch.Tensor] = (),
+    ) -> tuple[object, str]:
+        """What a method gives to inputs in some form."""
+        doing = f"{_running(method, inputs)} {form}"
+        how = {"method": method, "form": form, "count": len(inputs)}
+        done = self._cell.ask("call_in_form", doing, [*inputs, *after], **how)
+        wrong = str(done.message.get("wrong"))[:_MOST_WRONG]
+        return self._result(done.message, done.tensors), wrong
 
     def call_module(
         self, module: str, method: str, inputs: Sequence[torch.Tensor]

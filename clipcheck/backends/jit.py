@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,15 @@ class Archive(ModuleBackend):
 
     def _called(self, method: str, *inputs: torch.Tensor) -> Any:
         return self.runner.call(method, *inputs)
+
+    def _called_in_form(
+        self,
+        form: str,
+        method: str,
+        inputs: Sequence[torch.Tensor],
+        after: Sequence[torch.Tensor],
+    ) -> tuple[object, str]:
+        return self.runner.call_in_form(form, method, inputs, after)
 
 
 def _frontend_of(facts: Facts, architecture: Architecture) -> Frontend:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,8 +96,49 @@ class ModuleBackend:
             raise closed(self.name)
         return self._called(method, *(torch.from_numpy(array).to(self._device) for array in arrays))
 
+    def call_in_form(
+        self,
+        form: str,
+        method: str,
+        arrays: Sequence[NDArray[Any]],
+        after: Sequence[NDArray[Any]] = (),
+    ) -> tuple[list[Array], str]:
+        """What a method gives, and what was wrong with how.
+
+        Args:
+            form: of `clipcheck.backends.forms.FORMS`.
+            method: ``encode_image``, ``encode_text`` or ``forward``.
+            arrays: its inputs.
+            after: others, for a second call; none for no such call.
+
+        Raises:
+            RunError: it failed.
+        """
+        import torch
+
+        if self._module is None:
+            raise closed(self.name)
+        inputs, more = (
+            [torch.from_numpy(array).to(self._device) for array in each] for each in (arrays, after)
+        )
+        found, wrong = self._called_in_form(form, method, inputs, more)
+        given = found if isinstance(found, tuple) else (found,)
+        return [to_numpy(each) for each in given if isinstance(each, torch.Tensor)], wrong
+
     def _called(self, method: str, *inputs: torch.Tensor) -> Any:
         return run_method(self.name, self._module, method, *inputs)
+
+    def _called_in_form(
+        self,
+        form: str,
+        method: str,
+        inputs: Sequence[torch.Tensor],
+        after: Sequence[torch.Tensor],
+    ) -> tuple[object, str]:
+        from clipcheck.backends.forms import call_in_form
+
+        with translating(self.name, f"{method} {form}"):
+            return call_in_form(getattr(self._module, method), form, inputs, after)
 
 
 def run_method(name: str, module: Any, method: str, *inputs: torch.Tensor) -> Any:

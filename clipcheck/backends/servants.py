@@ -98,6 +98,15 @@ class ArchiveServant:
             given = dict(zip(keys, weights, strict=True))
             return _packed(self._inside().call_with(given, method, *inputs))
 
+    def call_in_form(self, tensors: Tensors, method: str, form: str, count: int) -> Answer:
+        """What a method gives to inputs in some form, the first so many; the others are for a call
+        after that."""
+        placed = self._placed(tensors)
+        with exact_floats():
+            found, wrong = self._inside().call_in_form(form, method, placed[:count], placed[count:])
+        told, given = _packed(found)
+        return {**told, "wrong": wrong}, given
+
     def call_module(self, tensors: Tensors, module: str, method: str) -> Answer:
         """What a module by itself gives."""
         with exact_floats():

@@ -86,9 +86,9 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     if margin > 1:
         return GateResult("modules", False, _beyond(found, limits), figures, margin)
     message = (
-        f"{len(judged)} modules judged one by one{_also(coverage)}: at most {greatest:.2g} times as "
-        f"far from float64 as the eager module ({worst.module}); {limits.module:g} times is allowed"
-        f"{_left_out(coverage)}"
+        f"{len(judged)} modules judged one by one{_also(coverage)}: at most {greatest:.2g} "
+        f"times as far from float64 as the eager module ({worst.module}); "
+        f"{limits.module:g} times is allowed{_left_out(coverage)}"
     )
     return GateResult("modules", True, message, figures, margin)
 

@@ -23,6 +23,7 @@ from clipcheck.faults.attention import ATTENTION
 from clipcheck.faults.clean_layers import CLEAN_LAYERS
 from clipcheck.faults.clean_towers import CLEAN_TOWERS
 from clipcheck.faults.conditional import BATCH_DEPENDENT, INPUT_DEPENDENT
+from clipcheck.faults.forms import FORMS
 from clipcheck.faults.head import PROJECTION
 from clipcheck.faults.inputs import INPUTS
 from clipcheck.faults.layers import ACTIVATION, NORMALISATION
@@ -51,6 +52,7 @@ FAULTS: tuple[Variant, ...] = (
     *INPUT_DEPENDENT,
     *BATCH_DEPENDENT,
     *STATE,
+    *FORMS,
     *NAN,
 )
 

@@ -26,6 +26,7 @@ FAMILIES = (
     "input-dependent",
     "batch-dependent",
     "state",
+    "form",
     "nan",
 )
 """The families of faults, in the order of the catalogue."""

@@ -1,0 +1,107 @@
+"""Give a method the same numbers in other forms, and see what it does to them.
+
+People call a model with ids in int64, with pixels that are a view of something larger, with
+gradients on. A program that reads memory as it expects it to lie, or keeps what it gave for the
+next call, is right only for who calls it as it was tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+
+import torch
+
+Tensors = Sequence[torch.Tensor]
+Call = Callable[..., object]
+
+
+def _strided(x: torch.Tensor) -> torch.Tensor:
+    """Every second number of something larger."""
+    wide = x.new_zeros((*x.shape[:-1], 2 * x.shape[-1]))
+    wide[..., ::2] = x
+    return wide[..., ::2]
+
+
+def _turned(x: torch.Tensor) -> torch.Tensor:
+    """Channels last, or columns of a table."""
+    if x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.t().contiguous().t()
+
+
+def _with_gradients(x: torch.Tensor) -> torch.Tensor:
+    return x.clone().requires_grad_() if x.is_floating_point() else x.clone()
+
+
+def _in_own_dtype(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: x.to(dtype) if x.is_floating_point() else x.clone()
+
+
+FORMS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "as usual": torch.clone,
+    "as int64": lambda x: x.clone() if x.is_floating_point() else x.long(),
+    "strided": _strided,
+    "channels last": _turned,
+    "with gradients": _with_gradients,
+    "as float16": _in_own_dtype(torch.float16),
+    "as bfloat16": _in_own_dtype(torch.bfloat16),
+}
+"""By name, how a tensor is made of one that is contiguous."""
+
+
+def call_in_form(call: Call, form: str, inputs: Tensors, after: Tensors = ()) -> tuple[object, str]:
+    """Call a method with its inputs in some form.
+
+    Args:
+        call: the method.
+        form: of `FORMS`.
+        inputs: what to make of.
+        after: other inputs of the same kind, for a second call; none for no such call.
+
+    Returns:
+        What the first call gave, and what was wrong with how: nothing, or a phrase that begins with
+        a verb.
+    """
+    with _mode(form):
+        given = [FORMS[form](each) for each in inputs]
+        before = [each.detach().clone() for each in given]
+        result = _detached(call(*given))
+        kept = [each.clone() for each in _tensors(result)]
+        wrong = ""
+        if not all(map(_same, given, before)):
+            wrong = "changes what it is given"
+        if after:
+            call(*(FORMS[form](each) for each in after))
+            if not all(map(_same, _tensors(result), kept)):
+                wrong = wrong or "writes over what it gave before"
+    return (tuple(kept) if isinstance(result, tuple) else kept[0] if kept else result), wrong
+
+
+def _mode(form: str) -> AbstractContextManager[object]:
+    if form != "with gradients":
+        return torch.inference_mode()
+    modes = ExitStack()
+    modes.enter_context(torch.inference_mode(False))
+    modes.enter_context(torch.enable_grad())
+    return modes
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    one, other = one.detach(), other.detach()
+    return (
+        one.shape == other.shape
+        and bool(torch.equal(one.isnan(), other.isnan()))
+        and bool(torch.equal(one.nan_to_num(), other.nan_to_num()))
+    )
+
+
+def _tensors(result: object) -> list[torch.Tensor]:
+    found = result if isinstance(result, tuple) else (result,)
+    return [each for each in found if isinstance(each, torch.Tensor)]
+
+
+def _detached(result: object) -> object:
+    if isinstance(result, tuple):
+        return tuple(_detached(each) for each in result)
+    return result.detach() if isinstance(result, torch.Tensor) else result
