@@ -145,7 +145,9 @@ class Inside:
         self, weights: Mapping[str, torch.Tensor], method: str, *inputs: torch.Tensor
     ) -> object:
         """The same, with other weights in place of those with these keys for this call."""
-        with self._archive.replaced(weights):
+        from clipcheck.backends.base import translating
+
+        with translating("jit", method), self._archive.replaced(weights):
             return self.call(method, *inputs)
 
     def call_in_form(
@@ -159,8 +161,11 @@ class Inside:
         from clipcheck.backends.base import translating
         from clipcheck.backends.forms import call_in_form
 
+        def call(*given: torch.Tensor) -> object:
+            return getattr(self._archive.module, method)(*self._archive.given(method, given))
+
         with translating("jit", f"{method} {form}"):
-            return call_in_form(getattr(self._archive.module, method), form, inputs, after)
+            return call_in_form(call, form, inputs, after)
 
     def call_module(
         self, module: str, method: str, inputs: Sequence[torch.Tensor]

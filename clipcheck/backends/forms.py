@@ -66,16 +66,14 @@ def call_in_form(call: Call, form: str, inputs: Tensors, after: Tensors = ()) ->
     with _mode(form):
         given = [FORMS[form](each) for each in inputs]
         before = [each.detach().clone() for each in given]
-        result = _detached(call(*given))
-        kept = [each.clone() for each in _tensors(result)]
-        wrong = ""
-        if not all(map(_same, given, before)):
-            wrong = "changes what it is given"
+        result = call(*given)
+        kept = _copied(result)
+        wrong = "" if all(map(_same, given, before)) else "changes what it is given"
         if after:
             call(*(FORMS[form](each) for each in after))
-            if not all(map(_same, _tensors(result), kept)):
+            if not all(map(_same, _tensors(result), _tensors(kept))):
                 wrong = wrong or "writes over what it gave before"
-    return (tuple(kept) if isinstance(result, tuple) else kept[0] if kept else result), wrong
+    return kept, wrong
 
 
 def _mode(form: str) -> AbstractContextManager[object]:
@@ -97,11 +95,15 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _tensors(result: object) -> list[torch.Tensor]:
+    if isinstance(result, Mapping):
+        result = tuple(result.values())
     found = result if isinstance(result, tuple) else (result,)
     return [each for each in found if isinstance(each, torch.Tensor)]
 
 
-def _detached(result: object) -> object:
+def _copied(result: object) -> object:
     if isinstance(result, tuple):
-        return tuple(_detached(each) for each in result)
-    return result.detach() if isinstance(result, torch.Tensor) else result
+        return tuple(_copied(each) for each in result)
+    if isinstance(result, Mapping):
+        return {name: _copied(each) for name, each in result.items()}
+    return result.detach().clone() if isinstance(result, torch.Tensor) else result

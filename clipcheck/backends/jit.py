@@ -16,6 +16,7 @@ from clipcheck.backends.base import (
     Pixels,
     Source,
     Tokens,
+    translating,
 )
 from clipcheck.backends.eager import version as version
 from clipcheck.backends.forward import logits_of
@@ -124,7 +125,11 @@ class Archive(ModuleBackend):
         inputs: Sequence[torch.Tensor],
         after: Sequence[torch.Tensor],
     ) -> tuple[object, str]:
-        return self.runner.call_in_form(form, method, inputs, after)
+        found, wrong = self.runner.call_in_form(form, method, inputs, after)
+        if method != "forward":
+            return found, wrong
+        with translating(self.name, f"forward {form}"):
+            return tuple(logits_of(found).values()), wrong
 
 
 def _frontend_of(facts: Facts, architecture: Architecture) -> Frontend:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +50,7 @@ class LoadedArchive:
         self._tapped: torch.jit.ScriptModule | None = None
         self._watches: list[WeightWatch] = []
         self._uncast: dict[str, bool] = {}
+        self._parts: dict[str, torch.nn.Module] = {}
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Its weights and buffers by the reference's keys: these very tensors, no masks."""
@@ -86,19 +86,26 @@ class LoadedArchive:
         return list(dict.fromkeys(key for watch in self._watches for key in watch.changed()))
 
     def part(self, module: str, method: str) -> Callable[..., object]:
-        """A method of one of its modules."""
-        script: Any = functools.reduce(getattr, module.split("."), self.module)
+        """A method of one of its modules, by the reference's name of that.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        if not self._parts:
+            named = self.module.named_modules()
+            self._parts = {self._naming.reference(name): part for name, part in named}
+        script: Any = self._parts[module]
         found: Callable[..., object] = script._c._get_method(method)
         return found
 
     @contextmanager
     def replaced(self, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Have other weights in place of those with these keys.
+        """Have other weights in place of those with these keys of the reference's.
 
         Raises:
             KeyError: it has none of that name.
         """
-        held = dict(weights_of(self.module))
+        held = dict(self.weights())
         before = {key: held[key].data for key in weights}
         try:
             for key, weight in weights.items():

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
 from clipcheck.backends.archives import Runner
+from clipcheck.backends.forward import logits_of
 from clipcheck.compare.modules import ModuleError, ratio
+from clipcheck.compare.result import LOGITS
 from clipcheck.compare.tolerances import LIMITS
 from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch
@@ -125,9 +126,9 @@ class Ranges:
             image = self._tensor(self.archive.call("encode_image", pixels))
             other = {"text_projection": self._aligned(image, tokens)}
             text = self._tensor(self.archive.call_with(other, "encode_text", tokens))
-            given: Any = self.archive.call_with(other, "forward", pixels, tokens)
-            got = self._tensor(given[0])
-        except (RunError, KeyError, TypeError, IndexError):
+            given = logits_of(self.archive.call_with(other, "forward", pixels, tokens))
+            got = self._tensor(given.get(LOGITS[0]))
+        except (RunError, TypeError, ValueError):
             return  # What it does not have is told by other gates.
         own = self.model.logits(image, text)[0]
         scale = self.model.logit_scale
