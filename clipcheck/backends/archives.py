@@ -277,7 +277,7 @@ class Apart:
     ) -> tuple[object, str]:
         """What a method gives to inputs in some form."""
         doing = f"{_running(method, inputs)} {form}"
-        how = {"method": method, "form": form, "count": len(inputs)}
+        how: dict[str, Any] = {"method": method, "form": form, "count": len(inputs)}
         done = self._cell.ask("call_in_form", doing, [*inputs, *after], **how)
         wrong = str(done.message.get("wrong"))[:_MOST_WRONG]
         return self._result(done.message, done.tensors), wrong

@@ -102,7 +102,8 @@ def _last_end(model: Multimodal) -> None:
 
 
 def _without_end(model: Any, text: Tensor) -> Tensor:
-    return (text < model.token_embedding.num_embeddings - 1).all(-1)
+    below: Tensor = text < model.token_embedding.num_embeddings - 1
+    return below.all(-1)
 
 
 def _no_end(model: Multimodal) -> None:

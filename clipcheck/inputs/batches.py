@@ -222,7 +222,7 @@ def _natural(generator: np.random.Generator, side: int) -> Plane:
     fy, fx = np.fft.fftfreq(side)[:, np.newaxis], np.fft.rfftfreq(side)
     frequency = np.maximum(np.hypot(fy, fx), 1 / side)
     plane = np.fft.irfft2(np.fft.rfft2(generator.standard_normal((side, side))) / frequency)
-    return (plane - plane.mean()) / plane.std()
+    return np.asarray((plane - plane.mean()) / plane.std())
 
 
 def _natural_colours(generator: np.random.Generator, side: int) -> Colours:

@@ -23,7 +23,7 @@ from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch
 from clipcheck.models import eager
 from clipcheck.models.taps import Site
-from clipcheck.modules.twins import Pair, Twins
+from clipcheck.modules.twins import Pair, Twins, distance
 
 SCORE = 95.0
 """What attention scores are pushed to: float32 has no exponential of more than 88."""
@@ -136,10 +136,16 @@ class Ranges:
         if got.shape != exact.shape:
             return
         self._reach("logit", exact)
-        apart = [float((each.double() - exact).square().mean().sqrt()) for each in (got, own)]
-        size = float(exact.square().mean().sqrt())
-        given = f"logits from {float(exact.min()):.3g} to {float(exact.max()):.3g}"
-        self.errors.append(ModuleError("forward", "forward", *apart, size, given=given))
+        self.errors.append(
+            ModuleError(
+                "forward",
+                "forward",
+                candidate=distance(got, exact),
+                reference=distance(own, exact),
+                size=float(exact.square().mean().sqrt()),
+                given=f"logits from {float(exact.min()):.3g} to {float(exact.max()):.3g}",
+            )
+        )
 
     def _aligned(self, image: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """A projection that gives the first prompt the image's features, the second the negative
@@ -153,7 +159,8 @@ class Ranges:
         wanted = torch.cat([unit, 0.2 * beside - unit])  # [2, E]
         projection = model.text_projection.double()
         change = torch.linalg.pinv(hidden) @ (wanted - hidden @ projection)
-        return (projection + change).to(model.text_projection.dtype)
+        aligned: torch.Tensor = projection + change
+        return aligned.to(model.text_projection.dtype)
 
     def _tensor(self, found: object) -> torch.Tensor:
         if not isinstance(found, torch.Tensor):

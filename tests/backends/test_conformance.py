@@ -50,7 +50,7 @@ SMALL = {"vit": MINUTE, "resnet": MINUTE_RESNET}
 SLOW = ("compile", "aotinductor")
 """They take up to a minute to build, and are run with one architecture."""
 
-SIZES = [(2, 1), (1, 2), (5, 6), (6, 5), (3, 3), (1, 1)]
+SIZES = [(2, 1), (1, 2), (5, 6), (6, 5), (4, 4), (3, 3), (1, 1)]
 """Images and texts of each batch."""
 
 LARGE = SIZES.index((5, 6))
