@@ -66,6 +66,11 @@ def spots(fault: str, architecture: Architecture) -> list[Spot]:
     return [spot for where in _WHERE[fault] for spot in _resolved(where, model)]
 
 
+def is_hidden(fault: str) -> bool:
+    """Whether a few calls on ordinary inputs do not show it, so that it has no place in them."""
+    return not _WHERE[fault]
+
+
 def _resolved(where: Where, model: Multimodal) -> Iterator[Spot]:
     names = {id(module): name for name, module in model.named_modules()}
     if not isinstance(where.modules, str):
