@@ -66,7 +66,8 @@ _INERT = re.compile(
     r"|numpy\.random\.(_pickle\.__\w+_ctor|_\w+\.[A-Z]\w*|bit_generator\.\w*SeedSequence"
     r"|mtrand\.RandomState)"
     r"|torch\.(Size|device|storage\.\w*TypedStorage|torch_version\.TorchVersion|(_tensor\.)?Tensor"
-    r"|Generator|nn\.parameter\.Buffer|optim\.[\w.]*\b[A-Z]\w*|(cuda\.)?amp\.[\w.]*\b[A-Z]\w*)"
+    r"|Generator|nn\.parameter\.Buffer|optim\.[\w.]*\b[A-Z]\w*|(cuda\.)?amp\.[\w.]*\b[A-Z]\w*"
+    r"|(cuda\.)?amp\.grad_scaler\._refresh_per_optimizer_state|serialization\._get_layout)"
     # Classes of libraries that hold options and states of training.
     r"|(omegaconf|pytorch_lightning|lightning|lightning_fabric|lightning_utilities|torchmetrics"
     r"|transformers|accelerate|deepspeed|mmengine|mmcv|yacs|ml_collections|easydict|addict|hydra"

@@ -65,6 +65,9 @@ TOLERATED = {
     "pytorch_lightning.utilities.parsing AttributeDict",
     "lightning.pytorch.callbacks.model_checkpoint ModelCheckpoint",
     "torch.optim.adamw AdamW",
+    "torch.amp.grad_scaler GradScaler",
+    "torch.cuda.amp.grad_scaler _refresh_per_optimizer_state",
+    "torch.serialization _get_layout",
     "torch.torch_version TorchVersion",
     "transformers.training_args TrainingArguments",
 }
@@ -76,6 +79,8 @@ REFUSED = {
     "torch.storage _load_from_bytes",
     "torch.nn.modules.linear Linear",
     "torch.optim.adamw adamw",
+    "torch.serialization load",
+    "torch.serialization _get_layout.x",
     "torch.optim.adamw_AdamW x",
     "numpy.testing._private.utils runstring",
     "numpy.f2py.os system",
