@@ -24,7 +24,7 @@ from clipcheck.compare.contract import contract
 from clipcheck.compare.localisation import Localisation, Place, Tower, tower_of
 from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import Contract
-from clipcheck.errors import UsageError
+from clipcheck.errors import UsageError, nearest
 from clipcheck.inputs.batches import CORNERS, Batch, batches, classic
 from clipcheck.inputs.dealing import Effort
 from clipcheck.judging import (
@@ -290,6 +290,13 @@ def _known(written: str) -> str:
     return choice.name
 
 
+def catalogue() -> Sequence[Planted]:
+    """All variants: those for archives first, then those for other backends."""
+    from clipcheck.faults.ways import CLEAN_WAYS, WAY_FAULTS
+
+    return (*_catalogue("jit"), *WAY_FAULTS, *CLEAN_WAYS)
+
+
 def _catalogue(backend: str) -> Sequence[Planted]:
     """All variants that there are for a backend."""
     if backend == "jit":
@@ -317,12 +324,13 @@ def _require_known(
                 f"expected a spread of weights, found {spread!r}",
                 remedy=f"Known are {', '.join(SPREADS)}.",
             )
-    unknown = set(only) - {variant.name for name in BACKENDS for variant in _catalogue(name)}
-    if unknown:
-        raise UsageError(
-            f"no variant is named {min(unknown)!r}",
-            remedy="`clipcheck audit --backend all` without --only lists them all.",
-        )
+    names = {variant.name for variant in catalogue()}
+    for name in only:
+        if name not in names:
+            raise UsageError(
+                f"no variant is named {name!r}",
+                remedy=f"{nearest(name, sorted(names))}; `clipcheck audit --list` lists all.",
+            )
     if not (architectures and seeds and spreads):
         raise UsageError(
             "expected an architecture, a seed and a spread, found none", remedy="Give one of each."

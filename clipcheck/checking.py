@@ -19,7 +19,7 @@ from clipcheck.backends.registry import chosen
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.opening import size_of
 from clipcheck.compare.tolerances import LIMITS, Contract
-from clipcheck.errors import UsageError
+from clipcheck.errors import UsageError, nearest
 from clipcheck.inputs.batches import CORNERS
 from clipcheck.judgement import Judgement, LeftOut
 from clipcheck.judgement import Result as Found
@@ -237,7 +237,8 @@ def _known(dtype: Dtypes) -> tuple[str, ...]:
     for name in names:
         if name not in LIMITS:
             raise UsageError(
-                f"expected a dtype, found {name!r}", remedy=f"Known are {', '.join(LIMITS)}."
+                f"expected a dtype, found {name!r}",
+                remedy=f"{nearest(name, LIMITS)}; all of them: {', '.join(LIMITS)}.",
             )
     return names
 

@@ -647,6 +647,9 @@ def audit(
     localize: Annotated[
         bool, typer.Option("--localize", help="Find the module that each fault was planted in too.")
     ] = False,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Print the names of all variants, and judge nothing.")
+    ] = False,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -654,10 +657,13 @@ def audit(
     from rich.text import Text
 
     from clipcheck import terminal
-    from clipcheck.audit import ARCHITECTURES
+    from clipcheck.audit import ARCHITECTURES, catalogue
     from clipcheck.audit import audit as run
     from clipcheck.report import audit as report
 
+    if listed:
+        _print(report.render_catalogue(catalogue()))
+        return
     with terminal.progress(quiet) as progress:
         found = run(
             arch or ARCHITECTURES,

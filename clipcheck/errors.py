@@ -27,13 +27,22 @@ Each message says what was expected, what was found, in which file, and how to m
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Iterable
 from functools import partial
 
 
 def first_line(error: BaseException) -> str:
     """The first line of its message, or the name of its class where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The remedy for a name that is not known: the one that is most like it."""
+    # Without a cutoff there is always one, so that messages have one form only.
+    (found,) = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"The nearest name is {found!r}"
 
 
 class ClipcheckError(RuntimeError):

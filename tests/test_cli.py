@@ -911,3 +911,45 @@ def test_inspect_tells_what_folders_and_programs_are(run: Run, tmp_path: Path) -
     facts = dict(line.split(maxsplit=1) for line in done.out.splitlines())
     assert facts["format"].startswith("folder of open_clip")
     assert facts["SHA-256"].startswith(open_checkpoint(folder).sha256)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            "check x.pt --dtype fp16",
+            "expected a dtype, found 'fp16'. The nearest name is 'float16'; all of them: float32, ",
+        ),
+        (
+            "demo --fault gelu-for-quickgeli",
+            "found 'gelu-for-quickgeli'. The nearest name is 'gelu-for-quickgelu'; `clipcheck "
+            "audit --list` lists all.",
+        ),
+        (
+            "audit --only gelu-for-quickgeli",
+            "'gelu-for-quickgeli'. The nearest name is 'gelu-for-quickgelu'; `clipcheck audit --li",
+        ),
+        ("audit --arch ViT-B-32", "named 'ViT-B-32'. The nearest name is 'ViT-B/32'; all of them"),
+    ],
+)
+def test_a_name_that_is_not_known_is_answered_with_the_nearest(
+    run: Run, arguments: str, told: str
+) -> None:
+    done = run(*arguments.split())
+    assert done.code == 2
+    assert done.err.startswith("clipcheck: ")
+    assert told in done.err
+
+
+def test_the_audit_lists_all_names_and_judges_nothing(run: Run) -> None:
+    from clipcheck.faults import CLEAN, FAULTS
+    from clipcheck.faults.ways import CLEAN_WAYS, WAY_FAULTS
+
+    done = run("audit", "--list")
+    assert (done.code, done.err) == (0, "")
+    faults, clean = done.out.split("\n\n")
+    for part, variants in ((faults, (*FAULTS, *WAY_FAULTS)), (clean, (*CLEAN, *CLEAN_WAYS))):
+        title, *lines = part.strip().splitlines()
+        assert title.startswith(f"{len(variants)} ")
+        assert [line.split()[0] for line in lines] == [each.name for each in variants]
+        assert all(each.reason in line for line, each in zip(lines, variants, strict=True))

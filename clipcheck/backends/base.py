@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -85,6 +86,27 @@ class Missing:
 
     reason: str
     remedy: str
+
+
+def too_old(distribution: str, oldest: str) -> Missing | None:
+    """Why an installed library cannot be used, or None; one whose version is not known can.
+
+    Args:
+        distribution: that brings it.
+        oldest: the first version that works here.
+    """
+    from packaging.version import Version
+
+    try:
+        found = version(distribution)
+    except PackageNotFoundError:
+        return None
+    if Version(found) >= Version(oldest):
+        return None
+    return Missing(
+        f"{distribution} {found} is installed, and {oldest} is the oldest that works",
+        f"Upgrade it: pip install --upgrade '{distribution}>={oldest}'.",
+    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipcheck.backends.base import Array, Backend, Missing, Option, Source, translating
+from clipcheck.backends.base import Array, Backend, Missing, Option, Source, too_old, translating
 from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.checkpoints.onnx_data import data_files, located, piece_of
@@ -42,7 +42,8 @@ OPTIONS = {
 }
 VARIANTS: list[dict[str, str]] = [{}]
 
-_LIBRARIES = ("onnxruntime", "onnx", "onnxscript")
+_LIBRARIES = {"onnxruntime": "1.20", "onnx": "1.17", "onnxscript": "0.7.0"}
+"""What is needed, each with the oldest that works."""
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -67,7 +68,7 @@ def available() -> Missing | None:
 
     absent = [name for name in _LIBRARIES if find_spec(name) is None]
     if not absent:
-        return None
+        return next(filter(None, (too_old(*each) for each in _LIBRARIES.items())), None)
     are = "is" if len(absent) == 1 else "are"
     return Missing(
         f"{' and '.join(absent)} {are} not installed", 'Run: pip install "clipcheck[onnx]".'
@@ -75,10 +76,10 @@ def available() -> Missing | None:
 
 
 def version() -> str:
-    """Of ONNX Runtime."""
-    from importlib.metadata import version as version_of
+    """Of ONNX Runtime, which comes in distributions of several names."""
+    import onnxruntime
 
-    return f"onnxruntime {version_of('onnxruntime')}"
+    return f"onnxruntime {onnxruntime.__version__}"
 
 
 def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:

@@ -7,7 +7,7 @@ from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING, Any
 
 from clipcheck import torchscript_support
-from clipcheck.backends.base import Backend, Missing, Option, Source, translating
+from clipcheck.backends.base import Backend, Missing, Option, Source, too_old, translating
 from clipcheck.checkpoints import directories
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.configs import open_clip_config
@@ -27,11 +27,15 @@ _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 """What open_clip calls dtypes. In half it keeps normalisations and embeddings in float32."""
 
 
+_OLDEST = "3.3"
+"""Older ones do not run beside transformers 5, or know no local folders."""
+
+
 def available() -> Missing | None:
-    """Wherever it is installed."""
+    """Wherever one is installed that is not too old."""
     if importlib.util.find_spec("open_clip") is None:
         return Missing("open_clip is not installed", "Install it: pip install open_clip_torch.")
-    return None
+    return too_old("open_clip_torch", _OLDEST)
 
 
 def version() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from functools import cache
 from typing import cast
 
 from clipcheck.backends.base import Missing, Option, Way
-from clipcheck.errors import UnavailableError, UsageError
+from clipcheck.errors import UnavailableError, UsageError, nearest
 
 BACKENDS = (
     "jit",
@@ -29,6 +28,9 @@ BACKENDS = (
 
 ALL = "all"
 """Stands for every backend that fits."""
+
+
+_LISTED = "`clipcheck backends` lists all."
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,9 @@ def parse(written: str) -> Choice:
     """
     name, _, rest = written.partition(":")
     if name not in BACKENDS:
-        (nearest,) = difflib.get_close_matches(name, (*BACKENDS, ALL), n=1, cutoff=0.0)
         raise UsageError(
             f"expected a backend, found {name!r}",
-            remedy=f"The nearest name is {nearest!r}; all of them: {', '.join(BACKENDS)}.",
+            remedy=f"{nearest(name, (*BACKENDS, ALL))}; all of them: {', '.join(BACKENDS)}.",
         )
     options = dict(_pair(name, each) for each in rest.split(",") if rest)
     return Choice(name, dict(sorted(options.items())))
@@ -144,15 +145,21 @@ def _everything() -> list[Choice]:
 def _pair(name: str, written: str) -> tuple[str, str]:
     known: Mapping[str, Option] = way(name).OPTIONS
     key, equals, value = written.partition("=")
-    if key not in known or not equals:
-        options = ", ".join(f"{key}=..." for key in known) or "none"
+    if not known:
         raise UsageError(
-            f"{name}: expected OPTION=VALUE, found {written!r}",
-            remedy=f"Its options are: {options}.",
+            f"{name} has no options, found {written!r}", remedy=f"Write --backend {name}. {_LISTED}"
         )
-    if known[key].values and value not in known[key].values:
+    if key not in known:
         raise UsageError(
-            f"{name}: expected {key} to be one of {', '.join(known[key].values)}, found {value!r}",
-            remedy=f"Leave it out for {known[key].default!r}.",
+            f"{name}: expected an option, found {key!r}",
+            remedy=f"{nearest(key, known)}; all of them: {', '.join(known)}. {_LISTED}",
+        )
+    values = known[key].values
+    if not equals or (values and value not in values):
+        wanted = f"{key} to be one of {', '.join(values)}" if values else f"{key}=VALUE"
+        near = f"{nearest(value, values)}. " if values and value else ""
+        raise UsageError(
+            f"{name}: expected {wanted}, found {(value or written)!r}",
+            remedy=f"{near}Leave it out for {known[key].default!r}. {_LISTED}",
         )
     return key, value

@@ -10,9 +10,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packaging.version import Version
-
-from clipcheck.backends.base import Backend, Missing, Option, Source, translating
+from clipcheck.backends.base import Backend, Missing, Option, Source, too_old, translating
 from clipcheck.checkpoints.architecture import ResNet
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.keymaps import Layout, from_layout
@@ -36,13 +34,10 @@ image processor has a name of its own."""
 
 def available() -> Missing | None:
     """Wherever a transformers is installed that is not too old."""
-    remedy = "Install it: pip install 'clipcheck[transformers]'."
     if importlib.util.find_spec("transformers") is None:
+        remedy = "Install it: pip install 'clipcheck[transformers]'."
         return Missing("transformers is not installed", remedy)
-    found = version_of("transformers")
-    if Version(found) < Version(_OLDEST):
-        return Missing(f"transformers {found} is installed, and {_OLDEST} is the oldest", remedy)
-    return None
+    return too_old("transformers", _OLDEST)
 
 
 def version() -> str:

@@ -16,9 +16,7 @@ by more than the rounding of float32.
 
 from __future__ import annotations
 
-import difflib
-
-from clipcheck.errors import UsageError
+from clipcheck.errors import UsageError, nearest
 from clipcheck.faults.attention import ATTENTION
 from clipcheck.faults.clean_layers import CLEAN_LAYERS
 from clipcheck.faults.clean_towers import CLEAN_TOWERS
@@ -67,11 +65,9 @@ def fault_named(name: str) -> Variant:
         if fault.name == name:
             return fault
     names = [fault.name for fault in FAULTS]
-    alike = difflib.get_close_matches(name, names, n=3)
-    near = [known for known in names if name in known][:3] or alike or names[:3]
     raise UsageError(
         f"expected a fault of the catalogue, found {name!r}",
-        remedy=f"Names are such as {', '.join(near)}; `clipcheck audit` shows all.",
+        remedy=f"{nearest(name, names)}; `clipcheck audit --list` lists all.",
     )
 
 

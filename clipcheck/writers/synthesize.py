@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture, Spec, specs
-from clipcheck.errors import UnknownModelError
+from clipcheck.errors import UnknownModelError, nearest
 from clipcheck.writers.archive import buffers
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def architecture_named(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         raise UnknownModelError(
             f"no architecture is named {name!r}",
-            remedy=f"Known are {', '.join(ARCHITECTURES)}.",
+            remedy=f"{nearest(name, ARCHITECTURES)}; all of them: {', '.join(ARCHITECTURES)}.",
         )
     return ARCHITECTURES[name]
 

@@ -64,10 +64,27 @@ def test_what_is_not_chosen_has_its_default() -> None:
         ("JIT", "expected a backend, found 'JIT'", ", ".join(BACKENDS)),
         ("", "expected a backend, found ''", ", ".join(BACKENDS)),
         ("all", "expected a backend, found 'all'", "The nearest name is 'all'"),
-        ("jit:x=1", "jit: expected OPTION=VALUE, found 'x=1'", "Its options are: none."),
-        ("compile:mode", "compile: expected OPTION=VALUE, found 'mode'", "mode=..., dynamic=..."),
-        ("compile:,", "compile: expected OPTION=VALUE, found ''", "mode=..., dynamic=..."),
-        ("compile:x=1", "compile: expected OPTION=VALUE, found 'x=1'", "mode=..., dynamic=..."),
+        ("jit:x=1", "jit has no options, found 'x=1'", "Write --backend jit. `clipcheck backends`"),
+        (
+            "compile:dynamic",
+            "compile: expected dynamic to be one of true, false, auto, found 'dynamic'",
+            "Leave it out for 'true'.",
+        ),
+        ("compile:,", "compile: expected an option, found ''", "all of them: mode, dynamic."),
+        ("compile:x=1", "compile: expected an option, found 'x'", "all of them: mode, dynamic."),
+        (
+            "onnxruntime:optimisation=all",
+            "onnxruntime: expected an option, found 'optimisation'",
+            "The nearest name is 'optimization'; all of them: optimization, providers. `clipcheck "
+            "backends` lists all.",
+        ),
+        (
+            "onnxruntime:optimization=extend",
+            "onnxruntime: expected optimization to be one of disable, basic, extended, all, found "
+            "'extend'",
+            "The nearest name is 'extended'. Leave it out for 'all'. `clipcheck backends` lists",
+        ),
+        ("onnxruntime:providers", "onnxruntime: expected providers=VALUE, found 'providers'", ""),
         (
             "compile:dynamic=maybe",
             "compile: expected dynamic to be one of true, false, auto, found 'maybe'",

@@ -250,20 +250,6 @@ def test_what_is_missing_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch
     assert missing.remedy == "Install it: pip install 'clipcheck[transformers]'."
 
 
-@pytest.mark.parametrize(
-    ("version", "old"),
-    [("4.57.1", True), ("5.3.0", True), ("5.4.0", False), ("5.24.0", False), ("6.0rc1", False)],
-)
-def test_one_that_is_too_old_is_told(
-    version: str, old: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(way, "version_of", lambda _: version)
-    missing = way.available()
-    assert (missing is not None) == old
-    if missing is not None:
-        assert missing.reason == f"transformers {version} is installed, and 5.4 is the oldest"
-
-
 def test_what_the_library_raises_is_told_in_its_words(
     tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,7 +148,8 @@ def test_a_name_that_is_unknown_lists_the_known_ones() -> None:
     with pytest.raises(UnknownModelError) as caught:
         architecture_named("ViT-B-32")
     assert str(caught.value) == (
-        f"no architecture is named 'ViT-B-32'. Known are {', '.join(ARCHITECTURES)}."
+        f"no architecture is named 'ViT-B-32'. The nearest name is 'ViT-B/32'; all of "
+        f"them: {', '.join(ARCHITECTURES)}."
     )
 
 
