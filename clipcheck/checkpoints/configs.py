@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,6 +139,7 @@ def require_transformers(config: Config, architecture: Architecture, path: Path)
     """
     text = _section(config, "text_config", _TEXT_DEFAULTS, path)
     vision = _section(config, "vision_config", _VISION_DEFAULTS, path)
+    _require_end(text, path)
     for name, section in (("text_config", text), ("vision_config", vision)):
         if section["hidden_act"] != "quick_gelu":
             raise _other_activation(
@@ -146,6 +148,30 @@ def require_transformers(config: Config, architecture: Architecture, path: Path)
                 path,
             )
     _require(_transformers_items(config, text, vision, architecture), path)
+
+
+def _require_end(text: Config, path: Path) -> None:
+    """See where the text features are taken, of a vocabulary that tokens were added to."""
+    size, end = text["vocab_size"], text["eos_token_id"]
+    if not isinstance(size, int) or size <= _TEXT_DEFAULTS["vocab_size"]:
+        return
+    added = f"vocab_size {size}, {size - _TEXT_DEFAULTS['vocab_size']} more than CLIP's tokenizer"
+    if end == _TEXT_DEFAULTS["eos_token_id"]:
+        raise ArchitectureError(
+            f"text_config has {added}, and eos_token_id {end}: transformers takes the text "
+            "features at that token, and the reference at the greatest id, which may be an added "
+            "one. The two are not comparable",
+            remedy="Leave eos_token_id as it is: another one breaks the model. What can be judged "
+            "is the model without the added tokens.",
+            path=path,
+        )
+    if end == LEGACY_END:
+        warnings.warn(
+            f"{path}: text_config has {added}, and the legacy eos_token_id {end}: text features "
+            "are taken at the greatest id, in transformers as in the reference. In a prompt with "
+            "an added token that is not its end.",
+            stacklevel=2,
+        )
 
 
 def _transformers_items(config: Config, text: Config, vision: Config, a: Architecture) -> _Items:

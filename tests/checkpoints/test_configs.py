@@ -273,3 +273,24 @@ def test_whatever_stands_there_is_accepted_or_refused(
     place = data.draw(st.sampled_from(places(config)))
     with contextlib.suppress(ArchitectureError):
         require(set_at(config, place, data.draw(json_values)), MINUTE, PATH)
+
+
+ADDED = dataclasses.replace(B32, vocab_size=49410)
+"""Two tokens were added behind CLIP's own."""
+
+
+def test_added_tokens_and_the_end_token_are_not_comparable() -> None:
+    config = set_at(transformers_config(ADDED), "text_config.eos_token_id", 49407)
+    with pytest.raises(ArchitectureError, match=r"vocab_size 49410, 2 more .* not comparable") as e:
+        require_transformers(config, ADDED, PATH)
+    assert e.value.remedy.startswith("Leave eos_token_id as it is: another one breaks the model.")
+
+
+def test_added_tokens_and_the_legacy_end_are_warned_of() -> None:
+    config = set_at(transformers_config(ADDED), "text_config.eos_token_id", 2)
+    with pytest.warns(UserWarning, match="49410, 2 more .* legacy eos_token_id 2: .* greatest"):
+        require_transformers(config, ADDED, PATH)
+
+
+def test_added_tokens_of_which_the_last_is_the_end_are_as_in_the_reference() -> None:
+    require_transformers(transformers_config(ADDED), ADDED, PATH)
