@@ -134,6 +134,7 @@ class Trial:
         dtype: what is judged, by name.
         lengths: prompts of every length.
         calls: what candidates run beside the batches: some of their rows, and all ``lengths``.
+        in_form: how many rows candidates are given in each form.
     """
 
     batches: Sequence[Batch]
@@ -143,6 +144,7 @@ class Trial:
     dtype: str
     lengths: Lengths | None = None
     calls: Sequence[Call] = ()
+    in_form: int = 0
 
     @property
     def digest(self) -> str:
@@ -184,7 +186,8 @@ class Trial:
             measured = Lengths(lengths, own.pop()["text_features"], exact.pop()["text_features"])
         count = 0 if lengths is None else len(lengths.tokens)
         calls = deal(batches, count, effort) if effort else ()
-        return cls(batches, own, exact, reference.scale, dtype, measured, calls)
+        in_form = effort.in_form if effort else 0
+        return cls(batches, own, exact, reference.scale, dtype, measured, calls, in_form)
 
     def run(self, candidate: Backend, advance: Advance = still) -> Run:
         """Run a candidate over all batches, and over some of their rows again.
@@ -208,8 +211,9 @@ class Trial:
             if number == _SMALL:
                 again.append(self._again(candidate, "in the second call", failures))
                 again.append(self._again(candidate, "in the third call", failures))
-        again += self._alone(candidate, failures)
-        if self.calls and isinstance(candidate, ModuleBackend):
+        if not self.calls:
+            again += self._alone(candidate, failures)
+        if self.in_form and isinstance(candidate, ModuleBackend):
             again += self._in_forms(candidate, failures)
         for call in self.calls:
             outputs = self._called(candidate, call, failures)
@@ -232,10 +236,14 @@ class Trial:
         every = {"image": batch.pixels, "prompt": batch.tokens}
         for method, forms in _FORMS.items():
             arrays = {kind: every[kind] for kind in _KINDS[method]}
-            rows = {kind: [0, min(1, len(array) - 1)] for kind, array in arrays.items()}
+            rows = {
+                kind: list(range(min(self.in_form, len(array)))) for kind, array in arrays.items()
+            }
             given = {kind: array[rows[kind]] for kind, array in arrays.items()}
             for form in (*forms, *_OWN_FORMS.get((method, self.dtype), ())):
-                after = {kind: array[-2:] for kind, array in arrays.items() if form == _KEPT}
+                after = {
+                    kind: array[-self.in_form :] for kind, array in arrays.items() if form == _KEPT
+                }
                 found = _in_form(candidate, form, method, given, after, failures)
                 where = {"image": [], "prompt": [], **rows}
                 yield Repeat(form, number, where, found, _GIVES[method])

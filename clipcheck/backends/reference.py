@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from clipcheck.backends.base import Array
 from clipcheck.backends.modules import run_method, to_numpy
 from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.inputs.batches import MOST_ROWS
 from clipcheck.models import eager
 from clipcheck.progress import Advance, Tally, still
 
@@ -92,7 +93,7 @@ class Reference:
             images = [encode(model, "encode_image", pixels, device) for pixels, _ in inputs]
             del model
             model = self._in_float64(lambda key: not _is_visual(key))
-            texts = [encode(model, "encode_text", tokens, device) for _, tokens in inputs]
+            texts = _encode_by_length(encode, model, [tokens for _, tokens in inputs], device)
             return [*_named(model, images, texts), *_of_lengths(model, lengths, device)]
 
     def standing(self) -> Standing:
@@ -222,6 +223,24 @@ def _encode(
 ) -> torch.Tensor:
     features: torch.Tensor = run_method("eager", model, method, torch.from_numpy(array).to(device))
     return features
+
+
+def _encode_by_length(
+    encode: _Encoder, model: eager.CLIP, batches: Sequence[Tokens], device: torch.device
+) -> list[torch.Tensor]:
+    """The features of texts, for each batch. What follows the end of a text has no effect on it, so
+    texts of about the same length are run together, and cut behind their ends."""
+    tokens = np.concatenate(batches)
+    if tokens.shape[1] != model.context_length:  # which the model may refuse
+        return [encode(model, "encode_text", batch, device) for batch in batches]
+    ends = tokens.argmax(axis=1)
+    order = np.argsort(ends, kind="stable")
+    found = [
+        encode(model, "encode_text", tokens[rows, : int(ends[rows].max()) + 1], device)
+        for rows in np.array_split(order, -(-len(order) // MOST_ROWS))
+    ]
+    back = torch.from_numpy(np.argsort(order)).to(device)
+    return list(torch.cat(found)[back].split([len(batch) for batch in batches]))
 
 
 def _of_lengths(model: eager.CLIP, lengths: Tokens | None, device: torch.device) -> list[Named]:

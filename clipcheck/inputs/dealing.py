@@ -51,12 +51,14 @@ class Effort:
         prompts: the numbers of prompts in a batch.
         squares: the numbers of both in a batch for ``forward``.
         singles: how many images, prompts and pairs are run alone.
+        in_form: how many rows are given in each form.
     """
 
     images: tuple[int, ...]
     prompts: tuple[int, ...]
     squares: tuple[int, ...]
     singles: tuple[int, int, int]
+    in_form: int = 2
 
 
 FULL = Effort(
@@ -68,8 +70,9 @@ FULL = Effort(
 """For models that take no time: with the batches themselves every size to 9, and those beside 16
 and 32, where the tiles of kernels end; 124 calls of one row."""
 
-BRIEF = Effort(images=(3, 7, 9, 16), prompts=(8, 9, 33), squares=(), singles=(16, 26, 0))
-"""For models whose rows are costly."""
+BRIEF = Effort(images=(3, 7, 16), prompts=(33,), squares=(), singles=(6, 43, 0), in_form=1)
+"""For models whose rows are costly: prompts of every length, most of them alone, make 50 calls of
+the text tower."""
 
 
 _STEP = 7
