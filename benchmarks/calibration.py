@@ -1,6 +1,6 @@
 """Where the limits of `clipcheck.compare.tolerances` come from.
 
-Runs an audit over seeds, spreads of weights and architectures, each with one thread and with one
+Runs an audit over seeds, kinds of weights and architectures, each with one thread and with one
 for each core, and prints, limit by limit, how far clean variants and faults are from float64 in the
 eager model's own error. Audits that were made before (``clipcheck audit --json``) are read with
 ``--read`` in place of running one. ``--plot`` draws what every variant took of its limit;
@@ -34,7 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", action="append", help="default: both tiny ones")
     parser.add_argument("--seed", action="append", type=int, help="default: 0")
-    parser.add_argument("--spread", action="append", help="default: unit, initial and trained")
+    parser.add_argument("--weights", action="append", help="default: all kinds")
+    parser.add_argument("--dtype", default="float32", help="what archives are judged in")
     parser.add_argument("--read", action="append", type=Path, default=[], metavar="JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE")
     parser.add_argument("--tables", action="store_true")
@@ -56,6 +57,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> list[Entry]:
     from clipcheck.audit import ARCHITECTURES, audit
     from clipcheck.report.audit import render_json
+    from clipcheck.writers.trained import KINDS
 
     return [
         json.loads(
@@ -63,7 +65,8 @@ def measure(arguments: argparse.Namespace) -> list[Entry]:
                 audit(
                     arguments.arch or ARCHITECTURES,
                     seeds=arguments.seed or (0,),
-                    spreads=arguments.spread or ("unit", "initial", "trained"),
+                    weights=arguments.weights or KINDS,
+                    dtypes=(arguments.dtype,),
                     threads=threads,
                     progress=print,
                 )
@@ -75,11 +78,11 @@ def measure(arguments: argparse.Namespace) -> list[Entry]:
 
 def report(faults: list[Entry], clean: list[Entry]) -> None:
     limits = LIMITS["float32"]
-    runs = {(e["architecture"], e["seed"], e["spread"]) for e in (*faults, *clean)}
+    runs = {(e["architecture"], e["seed"], e["weights"]) for e in (*faults, *clean)}
     print(
         f"\n{len(faults)} faults and {len(clean)} clean variants, over {len(runs)} sets of weights"
     )
-    print("(architecture, seed, spread). Ratio of a variant's error to the eager model's, the")
+    print("(architecture, seed, kind). Ratio of a variant's error to the eager model's, the")
     print("greatest of each variant. 'weakest fault': of those that exceed this limit by most.\n")
     print("| limit | allowed | clean: median | clean: greatest | faults beyond | weakest fault |")
     print("|---|---|---|---|---|---|")

@@ -23,7 +23,7 @@ from clipcheck.backends import registry
 from clipcheck.compare.contract import contract
 from clipcheck.compare.localisation import Localisation, Place, Tower, tower_of
 from clipcheck.compare.result import GateResult
-from clipcheck.compare.tolerances import Contract
+from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import UsageError, nearest
 from clipcheck.inputs.batches import CORNERS, Batch, batches, classic
 from clipcheck.inputs.dealing import Effort
@@ -79,7 +79,8 @@ class Finding:
         clean: whether it has to pass.
         architecture: what it was planted into.
         seed: of the weights.
-        spread: of the weights.
+        weights: their kind.
+        dtype: what both sides computed in.
         gate: the gate that failed by most, or None.
         margin: how many times what is allowed that was; for a variant that passes, how much of
             what is allowed.
@@ -97,7 +98,8 @@ class Finding:
     clean: bool
     architecture: str
     seed: int
-    spread: str
+    weights: str
+    dtype: str
     gate: str | None
     margin: float
     classic_caught: bool
@@ -157,13 +159,14 @@ class Audit:
 
 @dataclass(frozen=True)
 class _Unit:
-    """What one process works on: one architecture with one set of weights, and every variant of
-    the catalogue in every backend, or each whose number leaves ``share`` when it is divided by
-    ``of``."""
+    """What one process works on: one architecture with one set of weights in one dtype, and every
+    variant of the catalogue in every backend, or each whose number leaves ``share`` when it is
+    divided by ``of``."""
 
     architecture: str
     seed: int
-    spread: str
+    weights: str
+    dtype: str
     backends: tuple[str, ...]
     only: tuple[str, ...]
     share: int
@@ -176,7 +179,8 @@ def audit(
     architectures: Sequence[str] = ARCHITECTURES,
     *,
     seeds: Sequence[int] = (0,),
-    spreads: Sequence[str] = ("unit",),
+    weights: Sequence[str] = ("seeded",),
+    dtypes: Sequence[str] = ("float32",),
     backends: Sequence[str] = ("jit",),
     only: Sequence[str] = (),
     threads: int | None = None,
@@ -188,7 +192,10 @@ def audit(
     Args:
         architectures: released names, ``tiny-vit`` or ``tiny-resnet``.
         seeds: of the weights.
-        spreads: of the weights, see `clipcheck.writers.synthesize.SPREADS`.
+        weights: kinds of weights, see `clipcheck.writers.trained.KINDS`; ``trained`` takes a minute
+            for each small architecture and seed, the first time.
+        dtypes: what archives are judged in. Variants of other backends have dtypes of their own,
+            and are judged beside float32 alone.
         backends: what to plant into, of `BACKENDS`; ``all`` for each that can run on this machine.
             ``compile`` and ``aotinductor`` take most of a minute for each variant.
         only: names of variants; by default the whole catalogue.
@@ -200,17 +207,18 @@ def audit(
 
     Raises:
         UnknownModelError: there is no architecture of that name.
-        UsageError: there is no spread, backend or variant of that name, or nothing to audit.
+        UsageError: there is no kind of weights, dtype, backend or variant of that name, or nothing
+            to audit.
         UnavailableError: a backend that was named cannot run on this machine.
     """
-    _require_known(architectures, seeds, spreads, only)
+    _require_known(architectures, seeds, weights, dtypes, only)
     able, left_out = _backends(backends)
     if not able:
         raise UsageError(
             "expected a backend to plant faults into, found none",
             remedy=f"They are: {', '.join(BACKENDS)}.",
         )
-    units = _units(architectures, seeds, spreads, able, tuple(only), threads, localize)
+    units = _units(architectures, seeds, weights, dtypes, able, tuple(only), threads, localize)
     # Spawned: a fork of a process that has used torch's threads may hang.
     context = multiprocessing.get_context("spawn")
     span = Span(progress or silent)
@@ -229,7 +237,7 @@ def audit(
                 unit = running[future]
                 done[unit] = future.result()
                 span.say(
-                    f"{unit.architecture}, seed {unit.seed}, {unit.spread} weights: "
+                    f"{unit.architecture}, seed {unit.seed}, {unit.weights} weights, {unit.dtype}: "
                     f"{len(done[unit])} variants judged (part {len(done)} of {len(units)})"
                 )
     return Audit(_in_order([finding for unit in units for finding in done[unit]]), left_out)
@@ -238,7 +246,8 @@ def audit(
 def _units(
     architectures: Sequence[str],
     seeds: Sequence[int],
-    spreads: Sequence[str],
+    weights: Sequence[str],
+    dtypes: Sequence[str],
     backends: tuple[str, ...],
     only: tuple[str, ...],
     threads: int | None,
@@ -247,7 +256,7 @@ def _units(
     """Several for each core, for architectures differ in what they take; small models gain nothing
     from threads."""
     cores = os.cpu_count() or 1
-    plan = list(itertools.product(architectures, seeds, spreads))
+    plan = list(itertools.product(architectures, seeds, weights, dtypes))
     of = -(-_PARTS * cores // len(plan))
     threads = threads or max(1, cores // (len(plan) * of))
     return [
@@ -311,19 +320,26 @@ def _catalogue(backend: str) -> Sequence[Planted]:
 def _require_known(
     architectures: Sequence[str],
     seeds: Sequence[int],
-    spreads: Sequence[str],
+    weights: Sequence[str],
+    dtypes: Sequence[str],
     only: Sequence[str],
 ) -> None:
-    from clipcheck.writers.synthesize import SPREADS, architecture_named
+    from clipcheck.writers.synthesize import architecture_named
+    from clipcheck.writers.trained import KINDS, require_trainable
 
     for name in architectures:
-        architecture_named(name)
-    for spread in spreads:
-        if spread not in SPREADS:
-            raise UsageError(
-                f"expected a spread of weights, found {spread!r}",
-                remedy=f"Known are {', '.join(SPREADS)}.",
-            )
+        architecture = architecture_named(name)
+        if "trained" in weights:
+            require_trainable(architecture)
+    for what, known, given in (
+        ("a kind of weights", KINDS, weights),
+        ("a dtype", tuple(LIMITS), dtypes),
+    ):
+        for each in given:
+            if each not in known:
+                raise UsageError(
+                    f"expected {what}, found {each!r}", remedy=f"Known are {', '.join(known)}."
+                )
     names = {variant.name for variant in catalogue()}
     for name in only:
         if name not in names:
@@ -331,9 +347,10 @@ def _require_known(
                 f"no variant is named {name!r}",
                 remedy=f"{nearest(name, sorted(names))}; `clipcheck audit --list` lists all.",
             )
-    if not (architectures and seeds and spreads):
+    if not (architectures and seeds and weights and dtypes):
         raise UsageError(
-            "expected an architecture, a seed and a spread, found none", remedy="Give one of each."
+            "expected an architecture, a seed, a kind of weights and a dtype, found none",
+            remedy="Give one of each.",
         )
 
 
@@ -381,10 +398,12 @@ class _Judges:
     def _ways(self) -> WayBench:
         from clipcheck.audit_ways import WayBench
         from clipcheck.writers.synthesize import architecture_named
+        from clipcheck.writers.trained import weights_of
 
         unit = self._unit
         architecture = architecture_named(unit.architecture)
-        return WayBench(architecture, unit.seed, unit.spread, self._folder)
+        made = weights_of(architecture, unit.seed, unit.weights)
+        return WayBench(architecture, unit.seed, made, self._folder)
 
 
 def _planned(unit: _Unit) -> list[tuple[str, Planted]]:
@@ -396,6 +415,7 @@ def _planned(unit: _Unit) -> list[tuple[str, Planted]]:
         (backend, variant)
         for backend in unit.backends
         for variant in _catalogue(backend)
+        if backend == "jit" or unit.dtype == "float32"
         if not unit.only or variant.name in unit.only
         if _applies(backend, variant, architecture)
     ]
@@ -429,7 +449,8 @@ def _finding(
         variant.family == CLEAN_FAMILY,
         unit.architecture,
         unit.seed,
-        unit.spread,
+        unit.weights,
+        unit.dtype,
         gate=max(failed, key=lambda gate: gate.margin).name if failed else None,
         margin=max(gate.margin for gate in gates),
         classic_caught=not assertion.passed,
@@ -458,13 +479,14 @@ class _Bench:
     def __init__(self, unit: _Unit, folder: Path) -> None:
         import torch
 
-        from clipcheck.writers.synthesize import architecture_named, synthesize
+        from clipcheck.writers.synthesize import architecture_named
+        from clipcheck.writers.trained import weights_of
 
         self._unit = unit
         self._path = folder / "variant.pt"
         self._device = torch.device("cpu")
         self._architecture = architecture_named(unit.architecture)
-        self._weights = synthesize(self._architecture, unit.seed, unit.spread)
+        self._weights = weights_of(self._architecture, unit.seed, unit.weights)
         inputs = inputs_of(self._architecture)
         _, both = self._write(None)
         drawn = list(batches(CORNERS, inputs, unit.seed))
@@ -487,14 +509,20 @@ class _Bench:
 
     def _localise(self, variant: Variant, checkpoint: Checkpoint) -> Localisation | None:
         from clipcheck.faults import CLEAN_FAMILY
-        from clipcheck.models.loader import load_checkpoint_both
 
         if variant.family == CLEAN_FAMILY:
             return None
         # Anew: some faults have changed the weights by now.
-        both = load_checkpoint_both(checkpoint, self._device)
-        archive, model = _opened(both).runner, both.eager_model
-        return first_departures(checkpoint, archive, model, self._device, "float32", Stopwatch())
+        both = self._load(checkpoint)
+        archive, model, dtype = _opened(both).runner, both.eager_model, self._unit.dtype
+        return first_departures(checkpoint, archive, model, self._device, dtype, Stopwatch())
+
+    def _load(self, checkpoint: Checkpoint) -> Both:
+        import torch
+
+        from clipcheck.models.loader import load_checkpoint_both
+
+        return load_checkpoint_both(checkpoint, self._device, getattr(torch, self._unit.dtype))
 
     def _is_right(self, found: Localisation, variant: Variant) -> bool:
         """Whether the place in each tower is the first that was altered there."""
@@ -511,19 +539,17 @@ class _Bench:
         from clipcheck.backends.artefacts import Artefacts
         from clipcheck.backends.base import Source
         from clipcheck.checkpoints.formats import open_checkpoint
-        from clipcheck.models.loader import load_checkpoint_both
         from clipcheck.writers.archive import write_archive
 
         torchscript_support.forget_classes()
         write_archive(self._architecture, self._weights, self._path, alter=plant)
         checkpoint = open_checkpoint(self._path)
-        both = load_checkpoint_both(checkpoint, self._device)
+        both = self._load(checkpoint)
         folder = self._path.parent
         nothing = Artefacts(None, folder)
         model = both.eager_model
-        source = Source(
-            checkpoint, model, self._device, "float32", {}, folder, nothing, _opened(both)
-        )
+        dtype = self._unit.dtype
+        source = Source(checkpoint, model, self._device, dtype, {}, folder, nothing, _opened(both))
         return source, both
 
     def _prepare(
@@ -537,7 +563,8 @@ class _Bench:
         from clipcheck.backends.reference import Reference
 
         reference = Reference(both.eager_model, self._architecture, self._device)
-        return Trial.of(reference, drawn, "float32", Stopwatch(), lengths=lengths, effort=effort)
+        dtype = self._unit.dtype
+        return Trial.of(reference, drawn, dtype, Stopwatch(), lengths=lengths, effort=effort)
 
 
 def _opened(both: Both) -> OpenArchive:

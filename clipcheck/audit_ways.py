@@ -6,7 +6,7 @@ The weights are a safetensors file's, so that none of it needs TorchScript but t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,8 @@ from clipcheck.inputs.batches import CORNERS, Batch, batches, classic
 from clipcheck.judging import Stopwatch, Trial, inputs_of, judge_candidate
 
 if TYPE_CHECKING:
+    import torch
+
     from clipcheck.backends.base import Source
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.faults.ways import WayVariant
@@ -44,19 +46,24 @@ class WayBench:
 
     Args:
         architecture: its dimensions.
-        seed: of the weights, and of the inputs.
-        spread: of the weights.
+        seed: of the inputs.
+        weights: by the released keys.
         folder: for what is written.
     """
 
-    def __init__(self, architecture: Architecture, seed: int, spread: str, folder: Path) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        seed: int,
+        weights: Mapping[str, torch.Tensor],
+        folder: Path,
+    ) -> None:
         from clipcheck.checkpoints.checkpoint import Format
         from clipcheck.checkpoints.formats import open_checkpoint
         from clipcheck.writers.convert import write
-        from clipcheck.writers.synthesize import synthesize
 
         path = folder / "ways.safetensors"
-        write(architecture, synthesize(architecture, seed, spread), path, Format.SAFETENSORS)
+        write(architecture, weights, path, Format.SAFETENSORS)
         self._checkpoint = open_checkpoint(path)
         self._seed = seed
         self._folder = folder

@@ -627,9 +627,20 @@ def audit(
     seed: Annotated[
         list[int] | None, typer.Option("--seed", min=0, help="Of the weights; may be repeated.")
     ] = None,
-    spread: Annotated[
+    weights: Annotated[
         list[str] | None,
-        typer.Option("--spread", help="Of the weights: unit, initial, trained; may be repeated."),
+        typer.Option(
+            "--weights",
+            metavar="KIND",
+            help="seeded (the default), initial, outliers, or trained, which takes a minute the "
+            "first time; may be repeated.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dtype", help="What archives compute in; may be repeated. By default float32."
+        ),
     ] = None,
     backend: Annotated[
         list[str] | None,
@@ -668,7 +679,8 @@ def audit(
         found = run(
             arch or ARCHITECTURES,
             seeds=seed or (0,),
-            spreads=spread or ("unit",),
+            weights=weights or ("seeded",),
+            dtypes=dtype or ("float32",),
             backends=backend or ("jit",),
             only=only or (),
             localize=localize,

@@ -25,7 +25,7 @@ from clipcheck.compare.fidelity import fidelity, precision
 from clipcheck.compare.integrity import Evidence, integrity
 from clipcheck.compare.lengths import with_lengths
 from clipcheck.compare.modules import Coverage, modules
-from clipcheck.compare.result import LOGITS, Case, GateResult
+from clipcheck.compare.result import LOGITS, Case, GateResult, eager_not_finite
 from clipcheck.compare.stability import Repeat, stability
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import RunError
@@ -174,6 +174,10 @@ class Trial:
             watch: gets the time of each phase.
             lengths: of `clipcheck.inputs.batches.every_length`.
             effort: how much candidates are called beside the batches; None for nothing.
+
+        Raises:
+            RunError: the model cannot be run, or gives what is not finite: nothing can be said of
+                what is compared with that.
         """
         inputs = [(batch.pixels, batch.tokens) for batch in batches]
         more = {} if lengths is None else {"lengths": lengths.tokens}
@@ -184,6 +188,7 @@ class Trial:
         measured = None
         if lengths is not None:
             measured = Lengths(lengths, own.pop()["text_features"], exact.pop()["text_features"])
+        _require_finite(batches, own, exact, dtype)
         count = 0 if lengths is None else len(lengths.tokens)
         calls = deal(batches, count, effort) if effort else ()
         in_form = effort.in_form if effort else 0
@@ -310,6 +315,26 @@ class Trial:
             yield Repeat("alone in a batch", number, rows, _attempt(candidate, single, failures))
 
 
+def _require_finite(
+    batches: Sequence[Batch],
+    reference: Sequence[Mapping[str, Array]],
+    exact: Sequence[Mapping[str, Array]],
+    dtype: str,
+) -> None:
+    for batch, own, in_float64 in zip(batches, reference, exact, strict=True):
+        remedies = (
+            (in_float64, "float64", "Look for NaN, infinities and zeros in its weights."),
+            (own, dtype, f"The numbers do not fit: choose a --dtype of wider range than {dtype}."),
+        )
+        for outputs, name, remedy in remedies:
+            problem = eager_not_finite(
+                Case(outputs, outputs, outputs, batch.rows, batch.first_rows)
+            )
+            if problem:
+                unknown = "so that nothing can be said of what is compared with it"
+                raise RunError(f"{problem}, in {name}, {unknown}", remedy=remedy)
+
+
 @dataclass(frozen=True)
 class Run:
     """What a candidate gave.
@@ -348,7 +373,7 @@ def judge(
         near.append(modules(coverage, measures))
     return (
         integrity(run.cases, evidence),
-        contract(run.cases, limits),
+        contract(run.cases, limits, measures),
         *near,
         decision(*numbers),
         stability(run.cases, run.repeats, measures, trial.scale),

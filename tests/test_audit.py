@@ -130,22 +130,24 @@ def test_findings_come_in_the_order_of_the_catalogue(found: Audit) -> None:
     assert positions == sorted(positions)
 
 
-def test_several_seeds_and_spreads_are_all_judged() -> None:
+def test_several_seeds_kinds_of_weights_and_dtypes_are_all_judged() -> None:
     listener = Listener()
     found = audit(
         ["tiny-vit"],
         seeds=(0, 1),
-        spreads=("unit", "trained"),
+        weights=("seeded", "outliers"),
+        dtypes=("float32", "float16"),
         only=["logits-in-half"],
         progress=listener,
     )
-    assert [(f.seed, f.spread) for f in found.findings] == [
-        (0, "unit"), (0, "trained"), (1, "unit"), (1, "trained")
-    ]  # fmt: skip
-    assert len({f.margin for f in found.findings}) == 4
-    assert listener.words[0] == "judging 4 variants in 4 parts"
-    assert len(listener.words) == 5
-    assert "(part 4 of 4)" in listener.words[-1]
+    kinds = [(kind, dtype) for kind in ("seeded", "outliers") for dtype in ("float32", "float16")]
+    assert [(f.seed, f.weights, f.dtype) for f in found.findings] == [
+        (seed, *kind) for seed in (0, 1) for kind in kinds
+    ]
+    assert len({f.margin for f in found.findings}) == 8
+    assert listener.words[0] == "judging 8 variants in 8 parts"
+    assert len(listener.words) == 9
+    assert "(part 8 of 8)" in listener.words[-1]
     assert listener.shares[-1] == 1.0
 
 
@@ -212,9 +214,9 @@ def test_a_fault_of_both_towers_has_to_be_found_in_both(monkeypatch: pytest.Monk
 
 def test_the_work_is_divided_between_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    one = auditing._units(["tiny-vit"], [0], ["unit"], ("jit",), (), None, False)
+    one = auditing._units(["tiny-vit"], [0], ["seeded"], ["float32"], ("jit",), (), None, False)
     assert [(unit.share, unit.of, unit.threads) for unit in one] == [(i, 16, 1) for i in range(16)]
-    many = auditing._units(TINY, range(10), ["unit"], ("jit",), (), None, False)
+    many = auditing._units(TINY, range(10), ["seeded"], ["float32"], ("jit",), (), None, False)
     assert [(unit.share, unit.of, unit.threads) for unit in many] == [(0, 1, 1)] * 20
 
 
@@ -222,7 +224,9 @@ def test_the_work_is_divided_between_the_cores(monkeypatch: pytest.MonkeyPatch) 
     ("arguments", "error", "message"),
     [
         ({"architectures": ["ViT-Z"]}, UnknownModelError, "'ViT-Z'"),
-        ({"spreads": ["wide"]}, UsageError, "expected a spread of weights, found 'wide'"),
+        ({"weights": ["wide"]}, UsageError, "expected a kind of weights, found 'wide'"),
+        ({"dtypes": ["half"]}, UsageError, "expected a dtype, found 'half'"),
+        ({"architectures": ["RN50"], "weights": ["trained"]}, UsageError, "at most 20,000,000 par"),
         ({"only": ["no-such-fault"]}, UsageError, "no variant is named 'no-such-fault'"),
         ({"architectures": []}, UsageError, "found none"),
         ({"seeds": []}, UsageError, "found none"),
@@ -239,8 +243,10 @@ def test_what_is_not_known_is_refused_before_anything_is_run(
         audit(**arguments)
 
 
-FAULT = Finding("f", "weights", "r", False, "tiny-vit", 0, "unit", "fidelity", 9.0, False)
-HARMLESS = Finding("c", "clean", "r", True, "tiny-vit", 0, "unit", None, 0.3, False)
+FAULT = Finding(
+    "f", "weights", "r", False, "tiny-vit", 0, "seeded", "float32", "fidelity", 9.0, False
+)
+HARMLESS = Finding("c", "clean", "r", True, "tiny-vit", 0, "seeded", "float32", None, 0.3, False)
 
 
 def test_an_audit_passes_when_every_fault_is_caught_and_nothing_else_is() -> None:

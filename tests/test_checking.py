@@ -21,6 +21,7 @@ from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.compare.localisation import Localisation
 from clipcheck.compare.result import GateResult
+from clipcheck.compare.tolerances import LIMITS
 from clipcheck.errors import RunError, UsageError
 from clipcheck.faults import fault_named
 from clipcheck.inputs.batches import CORNERS
@@ -30,6 +31,7 @@ from clipcheck.models import loader
 from clipcheck.report import json, notebook, text
 from clipcheck.writers.archive import Alter, write_archive
 from clipcheck.writers.convert import convert
+from clipcheck.writers.synthesize import synthesize
 from conftest import SeededArchive
 from tests.samples import MINUTE, minute_weights
 from tests.test_progress import Listener
@@ -135,7 +137,9 @@ def test_a_buffer_that_contradicts_the_architecture_fails_integrity(
     assert result.exit_code == 1
 
 
-def test_nan_outputs_fail_every_gate(minute_archive: Path, planted: Planted) -> None:
+def test_nan_on_both_sides_is_no_pass_and_blames_nobody(
+    minute_archive: Path, planted: Planted
+) -> None:
     def poison(both: loader.Both) -> None:
         # Shared by both models, so that both give NaN and are, in a way, the same.
         with torch.no_grad():
@@ -143,9 +147,12 @@ def test_nan_outputs_fail_every_gate(minute_archive: Path, planted: Planted) -> 
 
     planted(poison)
     result = clipcheck.check(minute_archive, isolation="none", examples=CORNERS)
-    assert "not finite" in gate(result, "integrity").message
-    # The projection is in no module: each of them computes what it should.
-    assert [gate.name for gate in result.judgements[0].gates if gate.passed] == ["modules"]
+    (judgement,) = result.judgements
+    assert judgement.error is not None
+    assert judgement.error.startswith("the eager model itself is not finite: text features of ")
+    assert "in float64, so that nothing can be said" in judgement.error
+    assert not judgement.gates
+    assert result.exit_code == 2
 
 
 def test_more_examples_than_the_corners_are_all_compared(minute_archive: Path) -> None:
@@ -457,6 +464,35 @@ def test_a_fault_in_half_precision_is_seen_by_precision(written: Written) -> Non
     bad = written(fault_named("gelu-for-quickgelu").plant)
     (judgement,) = clipcheck.check(bad, dtype="float16", examples=CORNERS).judgements
     assert not gate_of(judgement, "precision").passed
+
+
+def test_a_sound_model_with_sharp_attention_is_not_rejected_in_bfloat16(tmp_path: Path) -> None:
+    """Rounding alone takes a logit beyond eight units in the last place."""
+    weights = synthesize(MINUTE, seed=1)
+    for tower in ("visual.transformer", "transformer"):
+        weights[f"{tower}.resblocks.0.attn.in_proj_weight"][:128] *= 4  # queries and keys
+    path = tmp_path / "sharp.pt"
+    write_archive(MINUTE, weights, path)
+    (judgement,) = clipcheck.check(path, dtype="bfloat16", examples=CORNERS).judgements
+    assert judgement.passed
+    logits = gate_of(judgement, "precision").figures["logits"]
+    assert logits["max_abs"] > LIMITS["bfloat16"].logit_cap(100)
+
+
+def test_what_overflows_in_the_eager_model_as_well_could_not_be_judged(tmp_path: Path) -> None:
+    weights = minute_weights()
+    weights["ln_final.weight"] *= 1e6  # Beyond half precision, and well within float32.
+    write_archive(MINUTE, weights, tmp_path / "large.pt")
+    result = clipcheck.check(tmp_path / "large.pt", dtype=["float16", "float32"], examples=CORNERS)
+    half, single = result.judgements
+    assert half.error == (
+        "the eager model itself is not finite: text features of prompt 0 (3 tokens), in float16, "
+        "so that nothing can be said of what is compared with it. The numbers do not fit: choose "
+        "a --dtype of wider range than float16."
+    )
+    assert not half.gates
+    assert result.exit_code == 2
+    assert single.passed
 
 
 def test_one_checkpoint_that_needs_no_other_dtype_is_judged_in_float32(

@@ -530,7 +530,9 @@ def test_audit_exits_1_when_anything_is_wrong(
 
     clean = wrong.startswith("a clean")
     gate = "fidelity" if clean else None
-    finding = audit.Finding("x", "f", "r", clean, "tiny-vit", 3, "unit", gate, 2.0, False)
+    finding = audit.Finding(
+        "x", "f", "r", clean, "tiny-vit", 3, "seeded", "float32", gate, 2.0, False
+    )
     seen: dict[str, object] = {}
 
     def found(architectures: list[str], **options: object) -> audit.Audit:
@@ -539,13 +541,13 @@ def test_audit_exits_1_when_anything_is_wrong(
 
     monkeypatch.setattr(audit, "audit", found)
     done = run(
-        "audit", "--arch", "RN50", "--seed", 3, "--seed", 4, "--spread", "trained", "--json", "-"
+        "audit", "--arch", "RN50", "--seed", 3, "--seed", 4, "--weights", "trained", "--json", "-"
     )
     assert done.code == 1
     assert json.loads(done.out)["passed"] is False
     del seen["progress"]
     assert seen == {
-        "architectures": ["RN50"], "seeds": [3, 4], "spreads": ["trained"],
+        "architectures": ["RN50"], "seeds": [3, 4], "weights": ["trained"], "dtypes": ("float32",),
         "backends": ("jit",), "only": (), "localize": False,
     }  # fmt: skip
 

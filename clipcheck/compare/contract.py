@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from clipcheck.compare.metrics import Difference, difference, softmax
 from clipcheck.compare.result import LOGITS, Case, GateResult, not_finite, unusable
-from clipcheck.compare.tolerances import Contract
+from clipcheck.compare.tolerances import Contract, Limits
 
 
-def contract(cases: Sequence[Case], limits: Contract) -> GateResult:
+def contract(cases: Sequence[Case], limits: Contract, measures: Limits | None = None) -> GateResult:
     """``np.allclose`` on the softmax of both logits, of every batch.
 
     Logits that are not finite fail, on either side and equal or not: softmax would hide infinities.
@@ -17,6 +17,8 @@ def contract(cases: Sequence[Case], limits: Contract) -> GateResult:
     Args:
         cases: at least one.
         limits: absolute and relative tolerance.
+        measures: say how near to float64 the eager model has to be for the assertion to judge;
+            where it is further, differences are shown. Without them the assertion always judges.
     """
     problem = unusable(cases, LOGITS) or not_finite(cases, LOGITS)
     if problem:
@@ -40,12 +42,31 @@ def contract(cases: Sequence[Case], limits: Contract) -> GateResult:
         )
     else:
         message = _mismatch(name, worst, limits, case)
+        own = 0.0 if measures is None else _own_excess(cases)
+        if measures is not None and own > measures.contract:
+            return GateResult("contract", True, f"{_of_rounding(own)}; {message}", figures)
     return GateResult("contract", passed, message, figures, _excess(worst))
 
 
 def _differ(case: Case, name: str, limits: Contract) -> Difference:
     mine, other = softmax(case.candidate[name]), softmax(case.reference[name])
     return difference(mine, other, atol=limits.atol, rtol=limits.rtol)
+
+
+def _of_rounding(own: float) -> str:
+    return (
+        "judges nothing where rounding alone may exceed it: the eager model is "
+        f"{own:.2g} times as far from float64 as is allowed"
+    )
+
+
+def _own_excess(cases: Sequence[Case]) -> float:
+    """How many times what the classic assertion allows the eager model is from float64."""
+    return max(
+        _excess(_differ(Case(case.reference, case.exact, case.exact), name, Contract()))
+        for case in cases
+        for name in LOGITS
+    )
 
 
 def _excess(found: Difference) -> float:

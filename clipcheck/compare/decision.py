@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clipcheck.compare.distance import Ruler
 from clipcheck.compare.result import (
     LOGITS,
     OUTPUTS,
@@ -18,9 +19,10 @@ from clipcheck.compare.tolerances import Limits
 
 
 def decision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
-    """The highest logit of a row is where float64 has it, where that leads by twice the cap.
+    """The highest logit of a row is where float64 has it, where that leads by twice what a logit of
+    that row may be off by.
 
-    Where it leads by less, two models that are both within the cap may differ.
+    Where it leads by less, two models of which neither is further off may differ.
 
     Args:
         cases: at least one.
@@ -30,24 +32,28 @@ def decision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     problem = unusable(cases, LOGITS) or not_finite(cases, LOGITS)
     if problem:
         return GateResult("decision", False, problem, margin=float("inf"))
-    cap = limits.logit_cap(scale)
+    ruler = Ruler(cases, limits, scale)
     clear = rows = 0
     wrong: list[tuple[float, str]] = []
     for case in cases:
         for name in LOGITS:
-            decided = _margin(case.exact[name]) > 2 * cap
+            leads = 2 * ruler.caps(name, case)
+            decided = _margin(case.exact[name]) > leads
             same = np.argmax(case.candidate[name], axis=1) == np.argmax(case.exact[name], axis=1)
             rows += len(decided)
             clear += int(decided.sum())
-            wrong += [_wrong(case, name, int(row)) for row in np.flatnonzero(decided & ~same)]
+            wrong += [
+                _wrong(case, name, int(row), float(leads[row]))
+                for row in np.flatnonzero(decided & ~same)
+            ]
     figures = {"rows": {"compared": rows, "clear": clear, "wrong": len(wrong)}}
     if wrong:
-        lead, worst = max(wrong)
+        margin, worst = max(wrong)
         message = f"{len(wrong)} of {clear} clear best matches are others: {worst}"
-        return GateResult("decision", False, message, figures, lead / (2 * cap))
+        return GateResult("decision", False, message, figures, margin)
     message = (
         f"the best match is the same in all {clear} of {rows} rows where it leads by more than "
-        f"{2 * cap:.2g}"
+        "rounding explains"
     )
     return GateResult("decision", True, message, figures)
 
@@ -60,13 +66,13 @@ def _margin(logits: np.ndarray) -> np.ndarray:
     return np.asarray(ordered[:, -1] - ordered[:, -2])
 
 
-def _wrong(case: Case, name: str, row: int) -> tuple[float, str]:
-    """By how much the right one leads, and that in words."""
+def _wrong(case: Case, name: str, row: int, clear: float) -> tuple[float, str]:
+    """How many times as much as a clear lead the right one leads by, and that in words."""
     exact = case.exact[name][row]
     kind = OUTPUTS[name][1]
     right, found = int(exact.argmax()), int(case.candidate[name][row].argmax())
     lead = float(exact[right] - exact[found])
-    return lead, (
+    return lead / clear, (
         f"{case.where(name, [row])} goes with {case.place(kind, found)} in place of "
         f"{case.place(kind, right)}, which leads by {lead:.2g}"
     )

@@ -75,19 +75,24 @@ class Ruler:
         cases: all that was run; their candidates are not looked at.
         limits: of the dtype that was run in.
         scale: the model's exp(logit_scale), which logits are in proportion to.
+
+    Attributes:
+        limits: those given.
     """
 
     @_quietly
     def __init__(self, cases: Sequence[Case], limits: Limits, scale: float) -> None:
-        self._limits = limits
+        self.limits = limits
         self._scale = scale
         self._units: dict[str, list[Rows]] = {}
+        self._typical: dict[str, float] = {}
         self._least: dict[str, float] = {}
         for name in OUTPUTS:
             errors = [row_rms(case.reference[name] - case.exact[name]) for case in cases]
             sizes = [_sizes(name, case.exact, scale) for case in cases]
             relative = np.concatenate(errors) / np.concatenate(sizes)
-            least = max(float(np.median(relative)), limits.roundoff)
+            self._typical[name] = float(np.median(relative))
+            least = max(self._typical[name], limits.roundoff)
             self._least[name] = least
             self._units[name] = [
                 np.maximum(error, least * size) for error, size in zip(errors, sizes, strict=True)
@@ -102,14 +107,29 @@ class Ruler:
             name: an output that all three sides of the case have.
             case: of the same model.
         """
-        exact = case.exact[name]
-        floor = self._least[name] * _sizes(name, case.exact, self._scale)
-        units = np.maximum(row_rms(case.reference[name] - exact), floor)
-        return _ratio(row_rms(case.candidate[name] - exact), units)
+        units = self._errors(name, case, self._least[name])
+        return _ratio(row_rms(case.candidate[name] - case.exact[name]), units)
+
+    def _errors(self, name: str, case: Case, least: float) -> Rows:
+        """The eager model's in each row; in proportion to the row's size at least that."""
+        floor = least * _sizes(name, case.exact, self._scale)
+        return np.maximum(row_rms(case.reference[name] - case.exact[name]), floor)
+
+    @_quietly
+    def caps(self, name: str, case: Case) -> Rows:
+        """How far each logit of each row may be off: the cap, and more where the eager model itself
+        is so far off that it is no measure.
+
+        Args:
+            name: one of `LOGITS`.
+            case: of the same model.
+        """
+        own = self._errors(name, case, self._typical[name])
+        return np.maximum(self.limits.logit_cap(self._scale), self.limits.logit_row * own)
 
     def allowed(self, name: str) -> float:
         """How many times that may be, in one row of that output."""
-        return self._limits.logit_row if name in LOGITS else self._limits.feature_row
+        return self.limits.logit_row if name in LOGITS else self.limits.feature_row
 
     @_quietly
     def ratios(
@@ -146,11 +166,11 @@ class Ruler:
         of_batch, of_row = (
             ("logits", "logit_row") if name in LOGITS else ("features", "feature_row")
         )
-        furthest = float(ratios[row]), self._limits, of_row, float(errors[row])
+        furthest = float(ratios[row]), self.limits, of_row, float(errors[row])
         found = [Distance(name, case, row, *furthest)]
         if len(ratios) > 1:
             whole = float(_ratio(np.array([rms(errors)]), np.array([rms(units)]))[0])
-            found.append(Distance(name, case, None, whole, self._limits, of_batch, rms(errors)))
+            found.append(Distance(name, case, None, whole, self.limits, of_batch, rms(errors)))
         return found
 
 

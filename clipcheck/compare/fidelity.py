@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from clipcheck.compare.distance import Distance, Ruler
+from clipcheck.compare.distance import Distance, Rows, Ruler
 from clipcheck.compare.result import LOGITS, MEANT, Case, Figures, GateResult, unusable
 from clipcheck.compare.tolerances import Limits
 
@@ -29,7 +30,8 @@ def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
 
 
 def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
-    """In half precision or bfloat16: as `fidelity`, and no logit further than a cap.
+    """In half precision or bfloat16: as `fidelity`, and no logit further than a cap, which stands
+    where the eager model keeps it with room to spare.
 
     Args:
         cases: at least one.
@@ -39,26 +41,41 @@ def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult
     near = fidelity(cases, limits, scale)
     if near.margin == float("inf"):
         return GateResult("precision", False, near.message, near.figures, near.margin)
-    cap = limits.logit_cap(scale)
-    name, case, index, error = max(
-        (_worst_logit(name, case) for name in LOGITS for case in cases), key=lambda item: item[3]
+    ruler = Ruler(cases, limits, scale)
+    worst = max(
+        (_worst_logit(name, case, ruler.caps(name, case)) for name in LOGITS for case in cases),
+        key=lambda logit: logit.error / logit.cap,
     )
+    error, cap = worst.error, worst.cap
     figures = {**near.figures, "logits": {"max_abs": error, "cap": cap}}
+    margin = max(near.margin, error / cap)
     if error <= cap:
         message = f"{near.message}; no logit off by more than {error:.2g} of {cap:.2g} allowed"
-        margin = max(near.margin, error / cap)
         return GateResult("precision", near.passed, message, figures, margin)
+    by_eager = f"{limits.logit_row:g} times what the eager model is off by"
+    reason = f"{limits.cap:g} units in the last place"
     message = (
-        f"{MEANT[name]} are {error:.2g} off at {case.where(name, index)}; {cap:.2g} is allowed, "
-        f"{limits.cap:g} units in the last place"
+        f"{MEANT[worst.name]} are {error:.2g} off at {worst.place}; {cap:.2g} is allowed, "
+        f"{reason if cap == limits.logit_cap(scale) else by_eager}"
     )
-    return GateResult("precision", False, message, figures, max(near.margin, error / cap))
+    return GateResult("precision", False, message, figures, margin)
 
 
-def _worst_logit(name: str, case: Case) -> tuple[str, Case, tuple[int, ...], float]:
-    errors = np.abs(case.candidate[name] - case.exact[name])
-    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(errors)), errors.shape))
-    return name, case, index, float(errors[index])
+@dataclass(frozen=True)
+class _Logit:
+    name: str
+    place: str
+    error: float
+    cap: float
+
+
+def _worst_logit(name: str, case: Case, caps: Rows) -> _Logit:
+    """The one that is most of what is allowed in its row."""
+    errors = np.abs(case.candidate[name].astype(np.float64) - case.exact[name])
+    shares = errors / caps[:, None]
+    row, column = (int(i) for i in np.unravel_index(int(np.argmax(shares)), shares.shape))
+    place = case.where(name, (row, column))
+    return _Logit(name, place, float(errors[row, column]), float(caps[row]))
 
 
 def distance_text(output: str, place: str, ratio: float, error: float, allowed: float) -> str:

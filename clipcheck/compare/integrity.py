@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from clipcheck.compare.result import OUTPUTS, Case, GateResult, where_not_finite
+from clipcheck.compare.result import (
+    OUTPUTS,
+    Case,
+    GateResult,
+    eager_not_finite,
+    where_not_finite,
+)
 
 _NAMED = 3
 """Weights that a message names, of those that are wrong; the others are counted."""
@@ -115,9 +121,9 @@ def _output_problems(case: Case) -> list[str]:
             problems.append(f"{name} has dtype {mine.dtype} in place of {other.dtype}")
         if mine.size == 0:
             problems.append(f"{name} is empty")
-        problems += [
-            f"{name} of the {side} is not finite in {place}"
-            for side, outputs in sides.items()
-            if (place := where_not_finite(case, name, outputs[name]))
-        ]
+        eager = eager_not_finite(case, [name])
+        if eager:
+            problems.append(eager)
+        elif place := where_not_finite(case, name, mine):
+            problems.append(f"{name} of the candidate is not finite in {place}")
     return problems

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from clipcheck.compare.fidelity import times
 from clipcheck.compare.result import Figures, GateResult
@@ -70,6 +70,7 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
         coverage: one entry or more.
         limits: of float32.
     """
+    coverage = _where_eager_is_finite(coverage)
     judged = {error.module for error in coverage.errors}
     figures = _coverage_figures(judged, coverage)
     if not judged:
@@ -93,6 +94,21 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     return GateResult("modules", True, message, figures, margin)
 
 
+def _where_eager_is_finite(coverage: Coverage) -> Coverage:
+    """Without the modules that overflow in the eager model as well, which are not judged."""
+    finite = [error for error in coverage.errors if _is_measure(error)]
+    overflowing = {
+        f"{error.module} in {error.method}": "the eager module itself is not finite there"
+        for error in coverage.errors
+        if not _is_measure(error)
+    }
+    return replace(coverage, errors=finite, skipped={**coverage.skipped, **overflowing})
+
+
+def _is_measure(error: ModuleError) -> bool:
+    return math.isfinite(error.reference) and math.isfinite(error.size)
+
+
 Ratios = Sequence[tuple[float, ModuleError]]
 
 
@@ -113,12 +129,15 @@ def ratios(errors: Sequence[ModuleError], limits: Limits) -> Ratios:
 
 
 def ratio(error: ModuleError, limits: Limits) -> float:
-    """One error in its `unit`, whatever its block does; infinite where it is not a number."""
+    """One error in its `unit`, whatever its block does; infinite where it is not a number. Nothing
+    is held against it where the eager module's is none."""
     measure = unit(error, limits)
+    if not math.isfinite(measure):
+        return 0.0
     if measure == 0:
         return float("inf") if error.candidate else 0.0
     found = error.candidate / measure
-    return found if math.isfinite(found) and math.isfinite(measure) else float("inf")
+    return found if math.isfinite(found) else float("inf")
 
 
 def unit(error: ModuleError, limits: Limits) -> float:

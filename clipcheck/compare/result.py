@@ -92,18 +92,23 @@ def unusable(cases: Sequence[Case], names: Sequence[str] = tuple(OUTPUTS)) -> st
 
 
 def not_finite(cases: Sequence[Case], names: Sequence[str]) -> str:
-    """Which of these outputs is NaN or infinite on either side, or nothing."""
+    """Which of these outputs of the candidate is NaN or infinite, or nothing."""
     for case in cases:
         for name in names:
-            sides = {
-                "candidate": case.candidate,
-                "reference": case.reference,
-                "reference in float64": case.exact,
-            }
-            for side, outputs in sides.items():
-                place = where_not_finite(case, name, outputs.get(name, np.zeros(0)))
-                if place:
-                    return f"{name} of the {side} is not finite in {place}"
+            place = where_not_finite(case, name, case.candidate[name])
+            if place:
+                return f"{name} of the candidate is not finite in {place}"
+    return ""
+
+
+def eager_not_finite(case: Case, names: Sequence[str] = tuple(OUTPUTS)) -> str:
+    """That the eager model itself gives what is NaN or infinite, so that nothing can be compared
+    with it; or nothing."""
+    for name in names:
+        for outputs, in_float64 in ((case.reference, ""), (case.exact, " in float64")):
+            place = where_not_finite(case, name, outputs[name])
+            if place:
+                return f"the eager model itself is not finite{in_float64}: {MEANT[name]} of {place}"
     return ""
 
 
@@ -121,3 +126,5 @@ def _problems(case: Case, names: Sequence[str]) -> Iterator[str]:
             yield f"{name} has different shapes, so that nothing can be compared"
         elif case.candidate[name].size == 0:
             yield f"{name} is empty, so that nothing can be compared"
+    if all(name in case.reference for name in names):
+        yield from filter(None, [eager_not_finite(case, names)])

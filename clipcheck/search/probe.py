@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from clipcheck.backends.base import Array, Backend
 from clipcheck.compare.contract import contract
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.fidelity import distance_text
 from clipcheck.compare.metrics import row_rms
-from clipcheck.compare.result import LOGITS, OUTPUTS, Case, unusable
+from clipcheck.compare.result import LOGITS, OUTPUTS, Case, eager_not_finite, unusable
 from clipcheck.compare.tolerances import Contract
 from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch
@@ -81,7 +83,7 @@ class Probe:
             name: float(self._ruler.further(name, case).max()) / self._ruler.allowed(name)
             for name in OUTPUTS
         }
-        asserted = contract([case], self._limits).margin
+        asserted = contract([case], self._limits, self._ruler.limits).margin
         return {
             **{kind: found[name] for kind, name in _FEATURES.items()},
             "pair": max(*(found[name] for name in LOGITS), asserted),
@@ -127,7 +129,9 @@ class Probe:
             message = f"{name} {what}"
             yield from [Measure(name, float("inf"), allowed, float("nan"), message)] * len(expected)
             return
-        ratios = self._ruler.further(name, case)
+        # Nothing is held against the candidate where the eager model overflows.
+        finite = np.isfinite(row_rms(expected) + row_rms(case.exact[name]))
+        ratios = np.where(finite, self._ruler.further(name, case), 0.0)
         errors = row_rms(got - case.exact[name])
         for row, (ratio, error) in enumerate(zip(ratios, errors, strict=True)):
             figures = float(ratio), float(error), allowed
@@ -135,7 +139,9 @@ class Probe:
             yield Measure(name, float(ratio), allowed, float(error), message)
 
     def _of_contract(self, case: Case) -> Iterator[Measure]:
-        verdict = contract([case], self._limits)
+        if eager_not_finite(case, LOGITS):
+            return
+        verdict = contract([case], self._limits, self._ruler.limits)
         if not verdict.passed:
             yield Measure(LOGITS[0], verdict.margin, 1.0, float("nan"), verdict.message)
 

@@ -4,10 +4,10 @@ They are no trained weights and mean nothing; they are made so that a fault anyw
 outputs: no parameter keeps its initial value, no bias is zero, no two channels are alike, and the
 activations stay within half precision through all layers.
 
-What a fault does depends on how large weights and activations are. `SPREADS` are three answers:
-``unit`` keeps activations of order one; ``initial`` has the sizes that training starts from, after
-the paper's code; ``trained`` has what training tends to, normalisations that amplify some channels
-many times more than others, and large biases.
+How far a model rounds, and what a fault does, depends on how large weights and activations are.
+`DRAWN` are three answers: ``seeded`` keeps activations of order one; ``initial`` has the sizes that
+training starts from, after the paper's code; ``outliers`` has what training leads to, see
+`clipcheck.writers.outliers`. `clipcheck.writers.trained` really trains.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture, Spec, specs
 from clipcheck.errors import UnknownModelError, nearest
 from clipcheck.writers.archive import buffers
+from clipcheck.writers.outliers import add_outliers
 
 if TYPE_CHECKING:
     import torch
@@ -47,14 +48,14 @@ def architecture_named(name: str) -> Architecture:
 
 
 def synthesize(
-    architecture: Architecture, seed: int = 0, spread: str = "unit"
+    architecture: Architecture, seed: int = 0, kind: str = "seeded"
 ) -> dict[str, torch.Tensor]:
     """Seeded weights in the dtypes of the released files, integer buffers included.
 
     Args:
         architecture: the model's dimensions.
         seed: the same seed gives the same bits.
-        spread: one of `SPREADS`.
+        kind: one of `DRAWN`.
 
     Returns:
         The tensors by the released keys, in the released order, on the CPU.
@@ -65,15 +66,18 @@ def synthesize(
 
     def tensor(item: tuple[str, Spec]) -> torch.Tensor:
         key, spec = item
-        return fixed[key] if key in fixed else _draw(key, spec, seed, spread)
+        return fixed[key] if key in fixed else _draw(key, spec, seed, kind)
 
     items = list(specs(architecture))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         drawn = pool.map(tensor, items)
-        return {key: value for (key, _), value in zip(items, drawn, strict=True)}
+        weights = {key: value for (key, _), value in zip(items, drawn, strict=True)}
+    if kind == "outliers":
+        add_outliers(architecture, weights, seed)
+    return weights
 
 
-def _draw(key: str, spec: Spec, seed: int, spread: str) -> torch.Tensor:
+def _draw(key: str, spec: Spec, seed: int, kind: str) -> torch.Tensor:
     import torch
 
     if spec.kind == "buffer":
@@ -82,7 +86,7 @@ def _draw(key: str, spec: Spec, seed: int, spread: str) -> torch.Tensor:
     # numpy's generator, since it is several times as fast as torch's.
     generator = np.random.default_rng([seed, zlib.crc32(key.encode())])
     unit = torch.from_numpy(generator.random(spec.shape, dtype=np.float32))  # [0, 1)
-    centre, width = _distribution(key, spec, SPREADS[spread])
+    centre, width = _distribution(key, spec, DRAWN[kind])
     return unit.mul_(2 * width).add_(centre - width).to(getattr(torch, spec.released_dtype))
 
 
@@ -138,8 +142,8 @@ _BY_SUFFIX: Distributions = {
     **_norms(1.0, 0.3),
 }
 
-SPREADS: dict[str, Distributions] = {
-    "unit": {},
+DRAWN: dict[str, Distributions] = {
+    "seeded": {},
     "initial": {
         **_norms(1.0, 0.02),
         # Standard deviations of openai/CLIP's `initialize_parameters`; sqrt(3) makes a half-width.
@@ -152,15 +156,6 @@ SPREADS: dict[str, Distributions] = {
         "running_mean": _constant(0.0, 0.02),
         "running_var": _constant(1.0, 0.1),
     },
-    "trained": {
-        **_norms(1.0, 0.9),
-        "token_embedding.weight": _constant(0.0, 0.2),
-        "positional_embedding": _constant(0.0, 0.1),
-        "in_proj_weight": _scaled(1.5),
-        "bias": _constant(0.0, 0.5),
-        "bn3.weight": _constant(0.15, 0.12),
-        "running_mean": _constant(0.0, 0.5),
-        "running_var": _constant(1.0, 0.8),
-    },
+    "outliers": {},
 }
-"""By name, what a spread draws otherwise than ``unit`` does."""
+"""By kind of weights, what is drawn otherwise than for ``seeded``."""

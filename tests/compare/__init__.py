@@ -10,7 +10,9 @@ from numpy.typing import ArrayLike
 from clipcheck.compare.result import LOGITS, OUTPUTS, Case
 from clipcheck.compare.tolerances import Limits
 
-APART = Limits(2**-24, features=2, feature_row=5, logits=3, logit_row=7, module=10, cap=64)
+APART = Limits(
+    2**-24, features=2, feature_row=5, logits=3, logit_row=7, module=10, cap=64, contract=0.5
+)
 """No two limits alike, so that none does for another."""
 
 SCALE = 128.0

@@ -10,7 +10,7 @@ import pytest
 
 from clipcheck.compare.contract import contract
 from clipcheck.compare.result import LOGITS, Case, GateResult
-from clipcheck.compare.tolerances import Contract
+from clipcheck.compare.tolerances import LIMITS, Contract
 from tests.compare import NOT_FINITE, Named, exact_outputs, spoilt
 
 
@@ -186,3 +186,24 @@ def test_what_is_not_finite_fails_whatever_the_limits(
 def test_features_are_not_what_it_is_about() -> None:
     candidate = {**outputs(), "image_features": outputs()["image_features"] * 9}
     assert judged(candidate, outputs()).passed
+
+
+@pytest.mark.parametrize(("own", "passes"), [(0.45, False), (0.55, True)])
+def test_where_rounding_alone_may_exceed_it_the_assertion_judges_nothing(
+    own: float, passes: bool
+) -> None:
+    def sides(allowed: float) -> Named:
+        """Probabilities of a half, off by so many times what is allowed there."""
+        first = 0.5 + allowed * (Contract.atol + Contract.rtol * 0.5)
+        logits = np.log(np.array([[first, 1 - first]]))
+        return {**outputs(), "logits_per_image": logits, "logits_per_text": logits}
+
+    case = Case(sides(own + 1.2), sides(own), sides(0.0))
+    found = contract([case], Contract(), LIMITS["float16"])
+    assert found.passed is passes
+    assert found.message.startswith(
+        f"judges nothing where rounding alone may exceed it: the eager model is {own} times as far "
+        "from float64 as is allowed; softmax(logits_per_image) differs in "
+    ) is passes  # fmt: skip
+    assert contract([case], Contract(), LIMITS["bfloat16"]).passed
+    assert not contract([case], Contract()).passed

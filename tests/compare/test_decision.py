@@ -49,13 +49,26 @@ def test_the_lead_that_counts_is_in_proportion_to_the_scale(dtype: str, scale: f
         assert decision([case], LIMITS[dtype], scale).passed is passes
 
 
+@pytest.mark.parametrize("off", [0.0, 1.0])
+def test_a_lead_that_the_eager_model_itself_does_not_keep_is_not_clear(off: float) -> None:
+    exact = leading_by(3 * CAP)
+    case = judged(exact[:, [1, 0, 2]], exact)
+    reference = {**case.reference}
+    for name in LOGITS:
+        reference[name] = exact - off * CAP
+    found = decision([replace(case, reference=reference)], APART, SCALE)
+    assert found.passed is bool(off)
+    assert found.figures["rows"]["clear"] == (0 if off else 6)
+
+
 def test_the_same_best_matches_pass_whatever_the_logits_are() -> None:
     exact = leading_by(1.0)
     found = decision([judged(exact * 9 - 4, exact)], APART, SCALE)
     assert found.name == "decision"
     assert found.passed
     assert found.message == (
-        f"the best match is the same in all 6 of 6 rows where it leads by more than {2 * CAP:.2g}"
+        "the best match is the same in all 6 of 6 rows where it leads by more than rounding "
+        "explains"
     )
     assert found.figures == {"rows": {"compared": 6, "clear": 6, "wrong": 0}}
     assert found.margin == 0.0

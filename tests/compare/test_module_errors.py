@@ -142,21 +142,24 @@ def test_an_output_of_nothing_but_zeros_has_to_be_just_that() -> None:
 
 @pytest.mark.parametrize("value", [abs(value) for value in NOT_FINITE[:2]])
 @pytest.mark.parametrize(
-    "fields",
-    [
-        ("candidate",),
-        ("reference",),
-        ("candidate", "reference"),
-        ("candidate", "reference", "size"),
-    ],
-    ids="+".join,
+    "fields", [("reference",), ("candidate", "reference"), ("candidate", "reference", "size")]
 )
-@pytest.mark.parametrize("position", [0, 1])
-def test_what_is_not_finite_fails_whatever_the_limit(
-    value: float, fields: tuple[str, ...], position: int
+def test_a_module_that_overflows_in_the_eager_model_too_is_not_judged(
+    value: float, fields: tuple[str, ...]
 ) -> None:
+    overflowing = replace(error("conv1", 1.0), **dict.fromkeys(fields, value))
+    found = modules(Coverage([overflowing, error("conv2", 2.0)], {}), APART)
+    assert found.passed
+    assert found.figures["coverage"] == {"judged": 1, "not_judged": 1}
+    assert "the eager module itself is not finite there" in found.message
+    assert not modules(Coverage([overflowing], {}), APART).passed  # Nothing passes by default.
+
+
+@pytest.mark.parametrize("value", [abs(value) for value in NOT_FINITE[:2]])
+@pytest.mark.parametrize("position", [0, 1])
+def test_what_is_not_finite_fails_whatever_the_limit(value: float, position: int) -> None:
     errors = [error("conv1", 1.0), error("conv2", 1.0)]
-    errors[position] = replace(errors[position], **dict.fromkeys(fields, value))
+    errors[position] = replace(errors[position], candidate=value)
     found = modules(Coverage(errors, {}), replace(APART, module=1e30))
     assert not found.passed
     assert found.margin == np.inf

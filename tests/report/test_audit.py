@@ -8,8 +8,8 @@ from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.report.audit import render, render_json, summary
 
 FAULT = Finding(
-    "gelu", "activation", "another GELU", False, "tiny-vit", 0, "unit", "modules", 1830.4, False,
-    {"module": 18304.0},
+    "gelu", "activation", "another GELU", False, "tiny-vit", 0, "seeded", "float32", "modules",
+    1830.4, False, {"module": 18304.0},
 )  # fmt: skip
 GROSS = replace(FAULT, name="no-mask", gate="integrity", margin=float("inf"), classic_caught=True)
 CLEAN = replace(FAULT, name="addmm", family="clean", clean=True, gate=None, margin=0.42)
