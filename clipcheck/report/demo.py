@@ -48,7 +48,7 @@ def tour(judgement: Judgement, folder: str, page: str) -> Text:
         lines += command(["clipcheck", "replay", judgement.saved], "Next: ")
         lines += wrapped("runs that input again, and exits with 1 while it fails.", " " * 6)
     lines += command(["rm", "-r", folder], "Last: ")
-    lines += wrapped("takes the demo away again, its archive among it.", " " * 6)
+    lines += wrapped("deletes the demo's files.", " " * 6)
     return Text("\n".join(lines))
 
 

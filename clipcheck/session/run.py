@@ -100,7 +100,8 @@ class Run:
         )
         (judgement,) = result.judgements
         judgement = replace(judgement, checkpoint=subject.label)
-        return Finding(case, self._kept(replace(result, judgements=(judgement,))), subject.source)
+        source = subject.source if judgement.path else ""  # else it was not fetched
+        return Finding(case, self._kept(replace(result, judgements=(judgement,))), source)
 
     def _kept(self, result: Result) -> Judgement:
         """The judgement, with its failing input in a folder, to be run again."""

@@ -49,7 +49,7 @@ def test_a_tour_leads_from_the_verdict_to_the_page_and_takes_it_all_away_again()
         "Next: clipcheck replay clipcheck-demo/failing-inputs/one",
         "      runs that input again, and exits with 1 while it fails.",
         "Last: rm -r clipcheck-demo",
-        "      takes the demo away again, its archive among it.",
+        "      deletes the demo's files.",
     ]
 
 
@@ -59,7 +59,7 @@ def test_without_a_failing_input_there_is_none_to_run_again() -> None:
         "  3. the input      none fails by itself: the fault is seen in the module alone",
         "  4. the page       clipcheck-demo/report.html, to be opened in a browser",
         "Last: rm -r clipcheck-demo",
-        "      takes the demo away again, its archive among it.",
+        "      deletes the demo's files.",
     ]
 
 
