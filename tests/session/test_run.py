@@ -41,7 +41,9 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_checkpoint_is_checked_as_it_was_asked_for(
     tmp_path: Path, checked: list[dict[str, Any]]
 ) -> None:
-    found = runs(tmp_path, atol="0.5", rtol="0.25", examples="3", seed="7").judgement(CASE)
+    found = runs(tmp_path, atol="0.5", rtol="0.25", examples="3", seed="7", key="model").judgement(
+        CASE
+    )
     assert checked == [
         {
             "path": str(tmp_path / "new.pt"),
@@ -52,6 +54,7 @@ def test_a_checkpoint_is_checked_as_it_was_asked_for(
             "atol": 0.5,
             "rtol": 0.25,
             "isolation": None,
+            "key": "model",
             "examples": 3,
         }
     ]
