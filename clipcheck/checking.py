@@ -18,6 +18,7 @@ from clipcheck.backends.cells import isolation_named, prepare
 from clipcheck.backends.registry import chosen
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.opening import size_of
+from clipcheck.checkpoints.told import named
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import UsageError, nearest
 from clipcheck.inputs.batches import CORNERS
@@ -71,6 +72,7 @@ def check(
     backend: Backends = None,
     key: str | None = None,
     reference: str | os.PathLike[str] | None = None,
+    architecture: str | os.PathLike[str] | None = None,
     device: Devices = None,
     dtype: Dtypes = None,
     examples: int = EXAMPLES,
@@ -94,6 +96,9 @@ def check(
             parts are joined by dots, as ``state_dict.teacher``.
         reference: another checkpoint, whose eager model all are compared with: by default the
             eager model of the checkpoint itself.
+        architecture: what the checkpoints are of: a released name, ``open_clip:NAME``, or the path
+            of an ``open_clip_config.json`` or a ``config.json``. Weights alone do not tell their
+            activation, heads and epsilon, and are not judged without it.
         device: where to run, one or several; by default the GPU where there is one.
         dtype: what to compute in, one or several of float32, float16 and bfloat16. By default
             float32, and elsewhere than on the CPU the checkpoint's own as well.
@@ -119,6 +124,7 @@ def check(
 
     Raises:
         UsageError: the arguments make no sense.
+        UnknownModelError: there is no such architecture.
     """
     limits = limits_of(examples, atol, rtol)
     names = _files(checkpoints)
@@ -140,6 +146,7 @@ def check(
         run=uuid.uuid4().hex[:12],
         date=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         key=key,
+        architecture=None if architecture is None else named(os.fspath(architecture)).argument,
     )
     prepare(names, plan.isolation)
     judge_one = Judge(plan)

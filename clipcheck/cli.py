@@ -73,6 +73,15 @@ Dtypes = Annotated[
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Where to.")]
 _FORM = typer.Option("--format", help="What to write. By default what the output's suffix says.")
 Form = Annotated[FormatName | None, _FORM]
+ArchitectureOption = Annotated[
+    str | None,
+    typer.Option(
+        "--architecture",
+        metavar="ARCH",
+        help="What the weights are of, where they do not tell: a released name, open_clip:NAME, or "
+        "the path of an open_clip_config.json or a config.json.",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same bits.")]
 InputSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the images and prompts.")]
 Examples = Annotated[
@@ -180,6 +189,7 @@ def check(
             help="Compare with another file's weights and eager model, not with the file's own.",
         ),
     ] = None,
+    architecture: ArchitectureOption = None,
     device: Devices = None,
     dtype: Dtypes = None,
     examples: Examples = 30,
@@ -223,6 +233,7 @@ def check(
             backend=backend,
             key=key,
             reference=reference,
+            architecture=architecture,
             device=device,
             dtype=dtype,
             examples=examples,
@@ -282,6 +293,7 @@ def sweep(
         Path,
         typer.Option(metavar="FILE", help="What is judged is kept there, and not judged again."),
     ] = Path("clipcheck-sweep.sqlite"),
+    architecture: ArchitectureOption = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Tell what would be run and how long, and run nothing.")
     ] = False,
@@ -321,6 +333,7 @@ def sweep(
         cache,
         isolation,
         None if download_root is None else str(download_root),
+        architecture,
     )
     if report is not None:
         evidence.require_folder(report)
@@ -357,6 +370,7 @@ def replay(
         typer.Option(metavar="CHECKPOINT", help="Another one than that which failed on it."),
     ] = None,
     key: KeyOption = None,
+    architecture: ArchitectureOption = None,
     device: Annotated[
         str | None, typer.Option(metavar="D", help="By default the one that it failed on.")
     ] = None,
@@ -377,6 +391,7 @@ def replay(
             file,
             checkpoint=checkpoint,
             key=key,
+            architecture=architecture,
             device=device,
             dtype=dtype,
             isolation=isolation,
@@ -448,7 +463,11 @@ def demo(
 @app.command()
 def synthesize(
     architecture: Annotated[
-        str, typer.Argument(metavar="ARCH", help="A released name, tiny-vit or tiny-resnet.")
+        str,
+        typer.Argument(
+            metavar="ARCH",
+            help="A released name, tiny-vit, tiny-resnet, open_clip:NAME, or a configuration file.",
+        ),
     ],
     output: Output,
     form: Form = None,
@@ -476,6 +495,7 @@ def convert(
             "program what it computes in, by default float32."
         ),
     ] = None,
+    architecture: ArchitectureOption = None,
     download_root: DownloadRoot = None,
     quiet: Quiet = False,
 ) -> None:
@@ -491,14 +511,17 @@ def convert(
 
     from clipcheck import terminal
     from clipcheck.backends.loading import PROGRAMS
+    from clipcheck.checkpoints.opening import require_convertible
+    from clipcheck.checkpoints.told import named
 
     wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
     found: list[Result] = []
     with terminal.progress(quiet) as progress:
-        opened = open_checkpoint(checkpoint, download_root, key=key)
-        how: dict[str, Any] = {}
+        told = None if architecture is None else named(architecture)
+        opened = require_convertible(open_checkpoint(checkpoint, download_root, key=key, told=told))
+        how: dict[str, Any] = {"architecture": architecture}
         if chosen in PROGRAMS or chosen in _FOLDERS:
-            how = {"reference": opened.path, "key": key}
+            how |= {"reference": opened.path, "key": key}
         if chosen in PROGRAMS:
             how["dtype"] = dtype
 
@@ -572,14 +595,19 @@ def backends() -> None:
 
 @app.command()
 def inspect(
-    checkpoint: Checkpoint, key: KeyOption = None, download_root: DownloadRoot = None
+    checkpoint: Checkpoint,
+    key: KeyOption = None,
+    architecture: ArchitectureOption = None,
+    download_root: DownloadRoot = None,
 ) -> None:
     """Say what a file is. Nothing from it is run."""
     from clipcheck.checkpoints.checkpoint import Checkpoint as OpenCheckpoint
     from clipcheck.checkpoints.opening import open_subject
+    from clipcheck.checkpoints.told import named
     from clipcheck.report.inspection import render
 
-    opened = open_subject(checkpoint, download_root, key=key)
+    told = None if architecture is None else named(architecture)
+    opened = open_subject(checkpoint, download_root, key=key, told=told)
     if isinstance(opened, OpenCheckpoint):
         opened.verify()
     _print(render(opened))
@@ -588,6 +616,7 @@ def inspect(
 @app.command()
 def localize(
     checkpoint: Checkpoint,
+    architecture: ArchitectureOption = None,
     device: Annotated[str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[DtypeName, typer.Option(help="What to compute in.")] = "float32",
     seed: InputSeed = 0,
@@ -604,6 +633,7 @@ def localize(
     with terminal.progress(quiet) as progress:
         found = run(
             checkpoint,
+            architecture=architecture,
             device=device,
             dtype=dtype,
             seed=seed,
@@ -756,12 +786,12 @@ def _demonstrate(name: str, folder: Path, quiet: bool) -> NoReturn:
 
 
 def _synthesize(architecture: str, path: Path, form: Format, seed: int) -> int:
+    from clipcheck.checkpoints.told import named
     from clipcheck.writers.convert import write
-    from clipcheck.writers.synthesize import architecture_named
     from clipcheck.writers.synthesize import synthesize as draw
 
-    dimensions = architecture_named(architecture)
-    return write(dimensions, draw(dimensions, seed), path, form)
+    wanted = named(architecture).architecture
+    return write(wanted, draw(wanted, seed), path, form)
 
 
 def _require_consistent(

@@ -208,6 +208,7 @@ def _described(judgement: Judgement, failing: Failing) -> dict[str, Any]:
         "key": judgement.key,
         "reference": judgement.reference,
         "reference_checkpoint": _absolute(judgement.reference_checkpoint),
+        "asked_architecture": judgement.asked_architecture,
         "device": judgement.device,
         "dtype": judgement.dtype,
         "seed": judgement.seed,

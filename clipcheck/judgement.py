@@ -33,6 +33,9 @@ class Judgement:
         origin: where in the file the model was found, and what was left out, as a phrase; empty
             where the file is that model and no more.
         architecture: the dimensions of its weights; None where they could not be read.
+        computes: how the model computes where its weights do not tell, and what told that, for
+            people.
+        asked_architecture: what ``--architecture`` said, or None.
         released: the released name, where the file is that released file bit for bit.
         backend: the candidate, with its options.
         reference: what it was compared with.
@@ -82,6 +85,8 @@ class Judgement:
     key: str | None = None
     origin: str = ""
     architecture: Mapping[str, int | str] | None = None
+    computes: str = ""
+    asked_architecture: str | None = None
     released: str | None = None
     backend: str = "jit"
     reference: str = "eager"

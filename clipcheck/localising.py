@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from clipcheck.backends.archives import open_archive
 from clipcheck.backends.cells import cell_for, isolation_named, prepare
 from clipcheck.checkpoints.formats import open_checkpoint, require_found
+from clipcheck.checkpoints.told import named
 from clipcheck.compare.localisation import Localisation, Tower
 from clipcheck.compare.tolerances import LIMITS
 from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches, for_modules
@@ -70,6 +71,7 @@ class Suspect:
 def localize(
     checkpoint: str | os.PathLike[str],
     *,
+    architecture: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     dtype: str = "float32",
     seed: int = 0,
@@ -81,6 +83,7 @@ def localize(
 
     Args:
         checkpoint: a path or a released name.
+        architecture: as for `clipcheck.check`.
         device: where to run; by default the GPU where there is one.
         dtype: what to compute in.
         seed: of the inputs.
@@ -103,7 +106,8 @@ def localize(
     watch = Stopwatch()
     target = resolve_device(device)
     say(f"{name}: reading")
-    opened = open_checkpoint(name, download_root)
+    told = None if architecture is None else named(os.fspath(architecture))
+    opened = open_checkpoint(name, download_root, told=told)
     opened.verify()
     say(f"{name}: loading both ways on {target} in {dtype}")
     with cell_for(opened, target, isolation_named(isolation)) as cell:

@@ -23,7 +23,7 @@ from clipcheck.backends.loading import PROGRAMS, Sides, build, load_sides, requi
 from clipcheck.backends.registry import ALL, Choice, way
 from clipcheck.backends.weights import compare_weights, compared
 from clipcheck.checkpoints import registry
-from clipcheck.checkpoints.checkpoint import FILE_FORMATS, Checkpoint, Format, Program
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.dimensions import dimensions
 from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_pair, weights_of
@@ -116,6 +116,7 @@ class Plan:
         run: names the check that this is of.
         date: when it began.
         key: which model of a file that holds several.
+        architecture: what the checkpoints are of, as for `clipcheck.checkpoints.told.named`.
     """
 
     backends: tuple[Choice, ...]
@@ -131,6 +132,7 @@ class Plan:
     run: str
     date: str
     key: str | None = None
+    architecture: str | None = None
 
 
 class _Draft:
@@ -227,7 +229,10 @@ class Judge:
         target = resolve_device(device)
         draft.add(device=str(target))
         with span.apart():  # a download shows its own
-            subject, reference = open_pair(name, self.plan.reference, root, key=self.plan.key)
+            wanted = self.plan.architecture
+            subject, reference = open_pair(
+                name, self.plan.reference, root, key=self.plan.key, architecture=wanted
+            )
         span.reach(0.0)
         draft.add(path=os.fspath(subject.path), description=_describe(subject))
         if isinstance(subject, Checkpoint):
@@ -235,14 +240,15 @@ class Judge:
             subject.verify()
         released = registry.by_sha256(subject.sha256)
         draft.add(sha256=subject.sha256, released=released.name if released else None)
+        of = weights_of(subject, reference)
+        draft.add(computes=_computes(of, draft.judgement.released), asked_architecture=wanted)
         if reference is not None:
             reference.verify()
             path = os.fspath(reference.path)
             origin = f" ({reference.origin})" if str(reference.origin) else ""
             draft.add(reference=f"eager of {path}{origin}", reference_checkpoint=path)
-        judged = weights_of(subject, reference)
-        draft.add(architecture=dimensions(judged.architecture))
-        draft.add(assumed=released is None and judged.format in FILE_FORMATS)
+        draft.add(architecture=dimensions(of.architecture))
+        draft.add(assumed=released is None and not of.told)
         weights = None
         if reference is not None and isinstance(subject, Checkpoint):
             differences = list(compare_weights(subject, reference))
@@ -617,6 +623,13 @@ def _describe(subject: Checkpoint | Program) -> str:
     parameters = f"{checkpoint.architecture.parameters:,} parameters"
     described = checkpoint.architecture.describe()
     return f"{checkpoint.format}, {described}, {parameters}, {dtypes}"
+
+
+def _computes(checkpoint: Checkpoint, released: str | None) -> str:
+    """How the model computes, and what told that."""
+    told = checkpoint.told or (f"the released file of {released}" if released else "")
+    source = f"from {told}" if told else "assumed, as in the released models"
+    return f"{checkpoint.architecture.summary()}: {source}"
 
 
 def _peak_memory(cell: Cell | None) -> int | None:

@@ -36,6 +36,11 @@ OPTIONS = {
         "a path, a released name (downloaded if need be), 'all' for the nine of them, or "
         "'seeded:' and an architecture, such as seeded:ViT-B/32",
     ),
+    "--clip-architecture": (
+        "ARCH",
+        "what weights are of that do not tell: a released name, open_clip:NAME, or the path of an "
+        "open_clip_config.json or a config.json",
+    ),
     "--clip-device": (
         "D",
         "cpu, cuda, cuda:1, mps (default: cpu). 'cuda' gives each worker a GPU of its own",

@@ -66,6 +66,7 @@ def replay(
     *,
     checkpoint: str | None = None,
     key: str | None = None,
+    architecture: str | os.PathLike[str] | None = None,
     device: Device = None,
     dtype: str | None = None,
     isolation: str | None = None,
@@ -79,6 +80,7 @@ def replay(
         checkpoint: a path or released name; by default the one that it failed with.
         key: which model to read, as for `clipcheck.check`; by default, of the same checkpoint, the
             one that it failed with.
+        architecture: as for `clipcheck.check`; by default as it was.
         device: where to; by default as it was.
         dtype: what to compute in; by default as it was.
         isolation: as for `clipcheck.check`.
@@ -102,10 +104,13 @@ def replay(
     name, wanted = checkpoint or saved.checkpoint, dtype or saved.dtype
     with span.apart():  # a download shows its own
         model = key or (saved.key if checkpoint is None else None)
-        subject, other = open_pair(name, saved.reference, download_root, key=model)
-    architecture = weights_of(subject, other).architecture
-    _require_same(saved, dimensions(architecture), subject.sha256, path)
-    inputs = inputs_of(architecture)
+        asked = architecture or saved.asked_architecture
+        subject, other = open_pair(
+            name, saved.reference, download_root, key=model, architecture=asked
+        )
+    found = weights_of(subject, other).architecture
+    _require_same(saved, dimensions(found), subject.sha256, path)
+    inputs = inputs_of(found)
     _require_fit(saved.example, inputs, path)
     choice = parse(saved.backend)
     require_runs(choice, subject)
@@ -131,8 +136,8 @@ def replay(
         with closing(build(choice, sides.source)) as candidate:
             ruler = _ruler(sides.reference, inputs, wanted)
             probe = Probe(candidate, sides.reference.standing(), ruler, saved.limits)
-            found = worst([measure for _ in range(_CALLS) for measure in probe.measure(given)])
-    return Replayed(saved, name, subject.sha256, str(target), wanted, found)
+            measured = worst([measure for _ in range(_CALLS) for measure in probe.measure(given)])
+    return Replayed(saved, name, subject.sha256, str(target), wanted, measured)
 
 
 def _ruler(reference: Reference, inputs: Inputs, dtype: str) -> Ruler:

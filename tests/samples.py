@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import struct
 import tempfile
 import zipfile
@@ -15,6 +16,7 @@ import torch
 
 from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.configs import open_clip_config
 from clipcheck.writers.convert import write
 from clipcheck.writers.synthesize import synthesize
 
@@ -31,6 +33,13 @@ MINUTE_RESNET = replace(MINUTE, image_resolution=32, vision=ResNet(layers=(1, 2,
 """One of its stages has a block that takes what it gets as it is, as all have in larger models."""
 
 Weights = dict[str, torch.Tensor]
+
+
+def minute_config(folder: Path, architecture: Architecture = MINUTE) -> Path:
+    """A configuration in that folder that tells how weights compute, by default `MINUTE`'s."""
+    path = folder / "minute.json"
+    path.write_text(json.dumps(open_clip_config(architecture)), encoding="utf-8")
+    return path
 
 
 def minute_weights() -> Weights:

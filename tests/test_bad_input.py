@@ -49,6 +49,7 @@ from tests.samples import (
     entry,
     flipped,
     minute_bytes,
+    minute_config,
     minute_weights,
     repacked,
     saved,
@@ -249,12 +250,19 @@ def test_opening_and_verifying_raises_one_error_that_tells_all(bad: Bad, path: P
     assert "\n" not in message
 
 
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What tells how the weights compute, so that the error is another one."""
+    return minute_config(tmp_path_factory.mktemp("config"))
+
+
 @pytest.mark.parametrize("command", ["inspect", "convert"])
 def test_a_command_says_it_in_one_line_and_exits_2(
-    run: Run, bad: Bad, path: Path, command: str
+    run: Run, bad: Bad, path: Path, command: str, config: Path
 ) -> None:
     output = path.with_name("output.pt")
-    done = run(command, path, *(["-o", output] if command == "convert" else []))
+    more = ["-o", output] if command == "convert" else []
+    done = run(command, path, *more, "--architecture", config)
     assert done.code == 2
     assert done.out == ""
     assert done.err.startswith(f"clipcheck: {path}: ")
@@ -264,8 +272,8 @@ def test_a_command_says_it_in_one_line_and_exits_2(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_check_says_it_once_and_exits_2(run: Run, bad: Bad, path: Path) -> None:
-    done = run("check", path, "--json", "-")
+def test_a_check_says_it_once_and_exits_2(run: Run, bad: Bad, path: Path, config: Path) -> None:
+    done = run("check", path, "--json", "-", "--architecture", config)
     (result,) = json.loads(done.out)["results"]
     assert done.code == 2
     assert done.err == ""
@@ -286,8 +294,10 @@ def test_a_file_with_weights_that_are_not_finite_is_not_converted(run: Run, tmp_
     path, output = tmp_path / "in", tmp_path / "out"
     path.write_bytes(saved(spoilt("visual.proj", value=float("inf"))))
     output.write_text("before")
-    done = run("convert", path, "-o", output, "--format", "safetensors")
+    config = minute_config(tmp_path)
+    done = run("convert", path, "-o", output, "--format", "safetensors", "--architecture", config)
     assert done.code == 2
+    assert "NaN or infinite" in done.err
     assert output.read_text() == "before"
 
 
@@ -549,10 +559,11 @@ LIMITED = """
 import resource, sys
 from clipcheck import cli
 
-source, folder, *forms = sys.argv[1:]
+source, config, folder, *forms = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 for form in forms:
     sys.argv = ["clipcheck", "convert", source, "-o", f"{folder}/{form}", "--format", form]
+    sys.argv += ["--architecture", config]
     try:
         cli.main()
     except SystemExit as done:
@@ -568,7 +579,7 @@ def test_no_room_for_an_output_is_an_error_and_leaves_nothing(tmp_path: Path) ->
     folder = tmp_path / "out"
     folder.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, source, folder, *FILE_FORMATS],
+        [sys.executable, "-c", LIMITED, source, minute_config(tmp_path), folder, *FILE_FORMATS],
         capture_output=True,
         text=True,
         check=False,

@@ -33,7 +33,7 @@ from clipcheck.writers.archive import Alter, write_archive
 from clipcheck.writers.convert import convert
 from clipcheck.writers.synthesize import synthesize
 from conftest import SeededArchive
-from tests.samples import MINUTE, minute_weights
+from tests.samples import MINUTE, minute_config, minute_weights
 from tests.test_progress import Listener
 
 Planted = Callable[[Callable[[loader.Both], Any]], None]
@@ -191,7 +191,7 @@ def test_a_state_dict_alone_cannot_be_judged_and_the_remedy_is_named(
 ) -> None:
     path = tmp_path / "weights.pt"
     convert(open_checkpoint(minute_archive), path, Format.STATE_DICT)
-    result = clipcheck.check(path)
+    result = clipcheck.check(path, architecture=minute_config(tmp_path))
     assert result.exit_code == 2
     (judgement,) = result.judgements
     assert "clipcheck convert" in str(judgement.error)

@@ -32,7 +32,14 @@ from clipcheck.report import json as json_report
 from clipcheck.writers.archive import write_archive
 from conftest import Run, SeededArchive, unfolded
 from tests.report import ENVIRONMENT, PASSED, failed, failing_result
-from tests.samples import MINUTE, MINUTE_RESNET, minute_bytes, minute_weights, saved
+from tests.samples import (
+    MINUTE,
+    MINUTE_RESNET,
+    minute_bytes,
+    minute_config,
+    minute_weights,
+    saved,
+)
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
@@ -131,6 +138,7 @@ def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) 
     options += ["--dtype", "float32", "--dtype", "bfloat16", "--exhaustive"]
     options += ["--backend", "jit", "--backend", "compile:dynamic=auto"]
     options += ["--key", "k", "--reference", "r", "--no-cache", "--isolation", "none"]
+    options += ["--architecture", "ViT-B/32"]
     run("check", "a", "b", *options, "--atol", 0.5, "--rtol", 0.25, "--download-root", "x")
     seen.pop("progress")
     assert seen == {
@@ -138,6 +146,7 @@ def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) 
         "backend": ["jit", "compile:dynamic=auto"],
         "key": "k",
         "reference": "r",
+        "architecture": "ViT-B/32",
         "cache": False,
         "isolation": "none",
         "device": ["cpu", "mps"],
@@ -160,11 +169,11 @@ def test_synthesize_writes_what_was_asked_for(run: Run, tmp_path: Path) -> None:
     assert (opened.format, opened.architecture.name) == ("safetensors", "tiny-vit")
 
 
-def test_an_unknown_architecture_is_an_error_that_lists_the_known(run: Run, tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_refused_with_the_nearest_name(run: Run, tmp_path: Path) -> None:
     done = run("synthesize", "ViT-Z", "-o", tmp_path / "t.pt")
     assert done.code == 2
     assert "'ViT-Z'" in done.err
-    assert "tiny-resnet" in done.err
+    assert "The nearest name is 'ViT-L/14'." in done.err
     assert not list(tmp_path.iterdir())
 
 
@@ -175,6 +184,9 @@ def test_a_state_dict_becomes_an_archive_that_was_checked(
     assert run("convert", minute_archive, "-o", weights, "--format", "state-dict").code == 0
     assert run("check", weights).code == 2
     done = run("convert", weights, "-o", archive)
+    assert (done.code, done.out) == (2, "")
+    assert "these weights do not tell how the model computes" in done.err
+    done = run("convert", weights, "-o", archive, "--architecture", minute_config(tmp_path))
     assert done.code == 0
     count = len(open_checkpoint(weights).tensors)
     assert f"\nread back: {count} tensors, bit for bit those of {weights}\n" in done.out
@@ -269,7 +281,8 @@ def test_of_several_models_the_user_names_one(run: Run, several: Path, tmp_path:
     done = run("inspect", several, "--key", "model_ema")
     assert "\nmodel         read from 'model_ema'\n" in done.out
     path = tmp_path / "written.safetensors"
-    done = run("convert", several, "--key", "model_ema", "-o", path)
+    told = ("--architecture", minute_config(tmp_path))
+    done = run("convert", several, "--key", "model_ema", "-o", path, *told)
     assert done.code == 0, done.err
     assert f"weights of {several} (read from 'model_ema')" in done.out
     found = open_checkpoint(path).tensors["visual.proj"]

@@ -14,6 +14,7 @@ from clipcheck import localising
 from clipcheck.backends.archives import Inside
 from clipcheck.checkpoints.architecture import Architecture, ViT
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.told import Told
 from clipcheck.compare.localisation import Localisation
 from clipcheck.errors import CheckpointError
 from clipcheck.faults import fault_named
@@ -109,10 +110,12 @@ def test_the_seed_and_the_folder_of_released_files_are_passed_on(
     minute_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders: list[object] = []
+    architectures: list[object] = []
     seeds: list[int] = []
 
-    def opened(name: str, folder: object) -> Any:
+    def opened(name: str, folder: object, told: Told | None) -> Any:
         folders.append(folder)
+        architectures.append(told and told.argument)
         return open_checkpoint(name)
 
     def small_batch(inputs: Any, seed: int) -> Any:
@@ -126,8 +129,8 @@ def test_the_seed_and_the_folder_of_released_files_are_passed_on(
     monkeypatch.setattr(localising, "open_checkpoint", opened)
     monkeypatch.setattr(localising, "for_modules", small_batch)
     monkeypatch.setattr(localising, "batches", corners)
-    localize(minute_archive, seed=7, download_root=tmp_path)
-    assert folders == [tmp_path]
+    localize(minute_archive, architecture="tiny-vit", seed=7, download_root=tmp_path)
+    assert (folders, architectures) == ([tmp_path], ["tiny-vit"])
     assert seeds == [7, 7]
 
 

@@ -49,8 +49,11 @@ def version() -> str:
     return "clip, of no known version"
 
 
-def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
-    """It computes in float32 on the CPU, and in float16 or float32 elsewhere."""
+def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:
+    """It computes as the released models do, in float32, or in float16 as well on a GPU."""
+    other = checkpoint.architecture.departures()
+    if other:
+        return f"the reference package computes as the released models do, not with {other}"
     if dtype == "float32" or (dtype == "float16" and device.type != "cpu"):
         return None
     where = "float32 on the CPU" if device.type == "cpu" else "float16 or float32"

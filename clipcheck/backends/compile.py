@@ -121,6 +121,7 @@ class _Compiled:
             "backend": self.name,
             "checkpoint": source.checkpoint.sha256,
             "model": source.checkpoint.origin.name,
+            "architecture": repr(source.checkpoint.architecture),
             "torch": torch.__version__,
             "device": _device_name(source.device),
             "dtype": source.dtype,

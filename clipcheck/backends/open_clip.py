@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from clipcheck import torchscript_support
 from clipcheck.backends.base import Backend, Missing, Option, Source, too_old, translating
 from clipcheck.checkpoints import directories
+from clipcheck.checkpoints.architecture import Activation, Architecture, ViT
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.checkpoints.configs import open_clip_config
+from clipcheck.checkpoints.configs import open_clip_config, open_clip_lacks
 from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of, to_layout
 from clipcheck.compare.integrity import Evidence
 
@@ -44,9 +45,16 @@ def version() -> str:
 
 
 def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
-    """It reads archives with TorchScript."""
-    reason = torchscript_support.unavailable() if checkpoint.format is Format.ARCHIVE else None
-    return None if reason is None else f"open_clip cannot read an archive: {reason}"
+    """It reads archives with TorchScript, and has one switch for the activation of both towers."""
+    reason = torchscript_support.unavailable() if _is_released_kind(checkpoint) else None
+    if reason is not None:
+        return f"open_clip cannot read an archive: {reason}"
+    return open_clip_lacks(checkpoint.architecture) or None
+
+
+def _is_released_kind(checkpoint: Checkpoint) -> bool:
+    """Whether it is an archive that its ``load_openai_model`` understands, which assumes all."""
+    return checkpoint.format is Format.ARCHIVE and not checkpoint.architecture.departures()
 
 
 def build(source: Source) -> Backend:
@@ -54,7 +62,7 @@ def build(source: Source) -> Backend:
     from clipcheck.backends.modules import ModuleBackend
 
     with translating("open_clip", "loading"), torchscript_support.silenced():
-        make = _from_archive if source.checkpoint.format is Format.ARCHIVE else _from_config
+        make = _from_archive if _is_released_kind(source.checkpoint) else _from_config
         model = make(source).to(source.device).eval()
     return ModuleBackend(
         "open_clip", _Adapter(model), source.device, lambda: _evidence(source, model)
@@ -126,16 +134,32 @@ def _evidence(source: Source, model: Any) -> Evidence:
 
     held = model.state_dict()
     held = from_layout(held, layout_of(held), version())
-    return evidence_of(source.checkpoint, held, source.dtype, _doubts(model))
+    doubts = _doubts(model, source.checkpoint.architecture)
+    return evidence_of(source.checkpoint, held, source.dtype, doubts)
 
 
-def _doubts(model: Any) -> list[str]:
+def _doubts(model: Any, architecture: Architecture) -> list[str]:
     import open_clip.model as library
-    from torch import nn
 
     doubts = []
     if type(model) not in (library.CLIP, library.CustomTextCLIP):
         doubts.append(f"its class is {type(model).__name__} and not open_clip's CLIP")
-    if any(isinstance(module, nn.GELU) for module in model.modules()):
-        doubts.append("it computes with GELU in place of QuickGELU")
+    wanted = {architecture.text_blocks.activation}
+    if isinstance(architecture.vision, ViT):
+        wanted.add(architecture.vision.blocks.activation)
+    found = {kind for module in model.modules() if (kind := _activation(module))}
+    if found != wanted:
+        names = (" and ".join(sorted(kind.label for kind in kinds)) for kinds in (found, wanted))
+        doubts.append("it computes with {} in place of {}".format(*names))
     return doubts
+
+
+def _activation(module: Any) -> Activation | None:
+    import open_clip.transformer as library
+    from torch import nn
+
+    if isinstance(module, library.QuickGELU):
+        return Activation.QUICK_GELU
+    if isinstance(module, nn.GELU):
+        return Activation.GELU_TANH if module.approximate == "tanh" else Activation.GELU
+    return None

@@ -171,6 +171,8 @@ def key(source: Source, *libraries: str) -> dict[str, str]:
     return {
         "checkpoint": source.checkpoint.sha256,
         "model": source.checkpoint.origin.name,
+        # The same weights may be of several architectures: they do not tell.
+        "architecture": repr(source.checkpoint.architecture),
         "device": source.device.type,
         "dtype": source.dtype,
         "program": PROGRAM,

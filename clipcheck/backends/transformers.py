@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.base import Backend, Missing, Option, Source, too_old, translating
-from clipcheck.checkpoints.architecture import ResNet
+from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.configs import ACTIVATIONS
 from clipcheck.checkpoints.keymaps import Layout, from_layout
 from clipcheck.compare.integrity import Evidence
 
@@ -138,19 +139,23 @@ def _evidence(source: Source, model: Any) -> Evidence:
     from clipcheck.backends.libraries import evidence_of
 
     held = from_layout(model.state_dict(), Layout.TRANSFORMERS, version())
-    return evidence_of(source.checkpoint, held, source.dtype, _doubts(model, source.options))
+    return evidence_of(source.checkpoint, held, source.dtype, _doubts(model, source))
 
 
-def _doubts(model: Any, options: Any) -> list[str]:
+def _doubts(model: Any, source: Source) -> list[str]:
     import transformers
 
     config = model.config
     doubts = []
     if type(model) is not transformers.CLIPModel:
         doubts.append(f"its class is {type(model).__name__} and not transformers' CLIPModel")
-    for tower in (config.text_config, config.vision_config):
-        if tower.hidden_act != "quick_gelu":
+    architecture = source.checkpoint.architecture
+    blocks = [(config.text_config, architecture.text_blocks)]
+    if isinstance(architecture.vision, ViT):
+        blocks.append((config.vision_config, architecture.vision.blocks))
+    for tower, wanted in blocks:
+        if ACTIVATIONS.get(tower.hidden_act) is not wanted.activation:
             doubts.append(f"its {tower.model_type} computes with {tower.hidden_act}")
-    if config._attn_implementation != options["attention"]:
+    if config._attn_implementation != source.options["attention"]:
         doubts.append(f"its attention is {config._attn_implementation}")
     return doubts

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -90,7 +90,17 @@ class Blocks:
     activation: Activation = Activation.QUICK_GELU
     epsilon: float = EPSILON
 
-    def describe(self, width: int) -> str:
+    def summary(self, width: int) -> str:
+        """How they compute, for people: what weights do not tell.
+
+        Args:
+            width: the tower's.
+        """
+        heads = width // self.head_width
+        found = f"{self.activation.label}, {heads} heads of {self.head_width} channels"
+        return found if self.epsilon == EPSILON else f"{found}, an epsilon of {self.epsilon:g}"
+
+    def departures(self, width: int) -> str:
         """What is not as in the released models, for people; nothing where all is.
 
         Args:
@@ -227,14 +237,44 @@ class Architecture:
             f"{text}; embeds in {self.embed_dim}{computes})"
         )
 
+    def summary(self) -> str:
+        """How it computes, for people: what weights do not tell."""
+        text = self.text_blocks.summary(self.text_width)
+        if isinstance(self.vision, ViT):
+            image = self.vision.blocks.summary(self.vision.width)
+        else:
+            image = f"{self.vision.heads} heads of {self.vision.head_width} channels"
+        return f"images {image}; texts {text}"
+
+    @property
+    def dimensions(self) -> Architecture:
+        """What its weights tell: it computes as the released models do, if there are such."""
+        return self.computing_as(self.with_blocks(**asdict(Blocks(mlp_ratio=MLP_RATIO))))
+
+    def computing_as(self, other: Architecture) -> Architecture:
+        """These dimensions, and what no weights tell as the other has it.
+
+        Args:
+            other: of the same dimensions; where its image tower is of another kind, that of this
+                stays as it is.
+        """
+        vision: ViT | ResNet = self.vision
+        if isinstance(vision, ViT) and isinstance(other.vision, ViT):
+            ratio = vision.blocks.mlp_ratio
+            vision = replace(vision, blocks=replace(other.vision.blocks, mlp_ratio=ratio))
+        elif isinstance(vision, ResNet) and isinstance(other.vision, ResNet):
+            vision = replace(vision, head_width=other.vision.head_width)
+        text = replace(other.text_blocks, mlp_ratio=self.text_blocks.mlp_ratio)
+        return replace(self, vision=vision, text_blocks=text)
+
     def departures(self) -> str:
         """How it computes where the released models compute otherwise, for people.
 
         Nothing where it computes as they do.
         """
-        text = self.text_blocks.describe(self.text_width)
+        text = self.text_blocks.departures(self.text_width)
         if isinstance(self.vision, ViT):
-            image = self.vision.blocks.describe(self.vision.width)
+            image = self.vision.blocks.departures(self.vision.width)
         elif self.vision.head_width != HEAD_WIDTH:
             image = f"{self.vision.heads} heads of {self.vision.head_width} channels"
         else:
@@ -412,7 +452,7 @@ def infer(
     path: str | os.PathLike[str],
     spelled: Callable[[str], str] = str,
 ) -> Architecture:
-    """The architecture whose state dict ``tensors`` is.
+    """The architecture whose state dict ``tensors`` is, if it computes as the released models do.
 
     Args:
         tensors: by key, without any prefix; only names and shapes are looked at.
@@ -422,15 +462,81 @@ def infer(
     Raises:
         ArchitectureError: a key is missing, unknown, or of another shape than the others imply.
     """
+    found = dimensions_of(tensors, path, spelled)
+    _require_heads(found, path)
+    return found
+
+
+def dimensions_of(
+    tensors: Mapping[str, HasShape],
+    path: str | os.PathLike[str],
+    spelled: Callable[[str], str] = str,
+) -> Architecture:
+    """The dimensions of the model whose state dict ``tensors`` is.
+
+    Args:
+        tensors: see `infer`.
+        path: see `infer`.
+        spelled: see `infer`.
+
+    Returns:
+        An architecture with these dimensions. How it computes is to be told by something else, see
+        `Architecture.computing_as`.
+
+    Raises:
+        ArchitectureError: a key is missing, unknown, or of another shape than the others imply.
+    """
     try:
         architecture = _dimensions(tensors)
         _require_layers(architecture)
-        _require_heads(architecture)
     except (KeyError, ValueError) as error:
         raise _foreign(tensors, error, path, spelled) from error
     _compare(tensors, dict(specs(architecture)), path, spelled)
     _require_bounded(architecture, path)
     return architecture
+
+
+def differences(told: Architecture, found: Architecture) -> list[str]:
+    """In what two architectures differ that weights tell, for people.
+
+    Args:
+        told: what something says of the weights.
+        found: what the weights themselves say.
+    """
+    one, other = _sizes_by_name(told), _sizes_by_name(found)
+    # A whole other kind of tower is one difference.
+    return [
+        f"{name} {one[name]} in place of {other[name]}"
+        for name in one
+        if name in other and one[name] != other[name]
+    ]
+
+
+def _sizes_by_name(a: Architecture) -> dict[str, object]:
+    sizes: dict[str, object] = {
+        "embedding in": a.embed_dim,
+        "pixels a side": a.image_resolution,
+        "image tower": "ViT" if isinstance(a.vision, ViT) else "ModifiedResNet",
+    }
+    if isinstance(a.vision, ViT):
+        sizes |= {
+            "pixels of a patch": a.vision.patch_size,
+            "layers of the ViT": a.vision.layers,
+            "width of the ViT": a.vision.width,
+            "perceptron of the ViT": a.vision.mlp_width,
+        }
+    else:
+        sizes |= {
+            "stages of the ModifiedResNet": a.vision.layers,
+            "width of the ModifiedResNet": a.vision.width,
+        }
+    return sizes | {
+        "layers of the text tower": a.text_layers,
+        "width of the text tower": a.text_width,
+        "perceptron of the text tower": a.text_mlp_width,
+        "tokens of a text": a.context_length,
+        "tokens in all": a.vocab_size,
+    }
 
 
 def _require_bounded(a: Architecture, path: str | os.PathLike[str]) -> None:
@@ -513,12 +619,18 @@ def _require_layers(a: Architecture) -> None:
             raise KeyError(f"{prefix}.0")
 
 
-def _require_heads(a: Architecture) -> None:
+def _require_heads(a: Architecture, path: str | os.PathLike[str]) -> None:
     vision = a.vision
     image_width = vision.width if isinstance(vision, ViT) else vision.embed_width
     for tower, width in (("image", image_width), ("text", a.text_width)):
         if width < HEAD_WIDTH or width % HEAD_WIDTH:
-            raise ValueError(f"a width of {width} in the {tower} tower is no multiple of 64")
+            raise ArchitectureError(
+                f"a width of {width} in the {tower} tower is no multiple of {HEAD_WIDTH}, the "
+                "channels of a head in the released models, and nothing tells how many it has",
+                remedy="Say so with --architecture: the open_clip_config.json or config.json "
+                "(transformers) that it was trained with.",
+                path=path,
+            )
 
 
 def _count(tensors: Mapping[str, HasShape], prefix: str) -> int:
@@ -607,4 +719,4 @@ def listed(label: str, items: list[str], most: int = 5) -> str:
     if not items:
         return ""
     more = f" and {len(items) - most} more" if len(items) > most else ""
-    return f"{label}: {', '.join(items[:most])}{more}"
+    return f"{label}{': ' if label else ''}{', '.join(items[:most])}{more}"

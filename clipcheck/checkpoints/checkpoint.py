@@ -87,7 +87,7 @@ class Checkpoint:
     Attributes:
         path: the file, or the folder.
         format: how it is laid out.
-        architecture: the model's dimensions.
+        architecture: the model's dimensions, and how it computes with them.
         tensors: the weights by the keys of the released state dicts, mapped from the file and of
             the dtypes that they have there. Not to be written to.
         records: the zip records, where the file has them.
@@ -98,6 +98,9 @@ class Checkpoint:
             open_clip's ``name``; empty where there are none.
         origin: where in the file the model was found.
         naming: how an archive names its weights and modules.
+        told: what told how the model computes, for people. Nothing where it was assumed to compute
+            as the released models do: weights do not tell.
+        untold: what is there and does not tell, for people.
     """
 
     path: Path
@@ -110,6 +113,8 @@ class Checkpoint:
     record: Mapping[str, Entry] = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
     naming: Naming = field(default_factory=Naming)
+    told: str = ""
+    untold: str = ""
 
     @cached_property
     def sha256(self) -> str:

@@ -1,8 +1,8 @@
-"""What the configurations of transformers and open_clip say of a CLIP model, and have to say.
+"""The configurations of transformers and open_clip, from and to an architecture.
 
 A configuration tells two things: dimensions, which the weights imply as well, and how the model
-computes, which they do not: the activation, above all. clipcheck's eager model computes as the
-released models do. A configuration that asks for anything else is another model's, and refused.
+computes, which they do not: the activation, above all. What clipcheck's eager model does not
+compute is refused: other pooling, LayerScale, a tower of another kind.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import reprlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from clipcheck.checkpoints.architecture import (
     EPSILON,
@@ -23,10 +23,13 @@ from clipcheck.checkpoints.architecture import (
     Blocks,
     ResNet,
     ViT,
+    listed,
 )
 from clipcheck.errors import ArchitectureError
 
 Config = Mapping[str, Any]
+
+_T = TypeVar("_T")
 
 LEGACY_END = 2
 """An ``eos_token_id`` that stands for the greatest id of each text, as the reference pools it.
@@ -35,15 +38,70 @@ transformers/models/clip/modeling_clip.py; any other is looked for itself.
 """
 
 
-class _Item(NamedTuple):
-    """Something that a configuration says: where, what, and what it may be."""
+_MOST = 1 << 20
+"""Of any size in a configuration; the largest known is a vocabulary of 901,629."""
 
-    place: str
-    found: Any
-    allowed: tuple[Any, ...]
+_MOST_LAYERS = 1000
+_MOST_RATIO = 100
 
 
-_Items = Iterator[_Item]
+class _Reader:
+    """Takes values out of a configuration, and collects what is not as it has to be."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def whole(self, place: str, value: Any, most: int = _MOST) -> int:
+        """A size: a whole number above 0, as JSON has it (true is not 1, nor is 2.0 two)."""
+        if type(value) is int and 0 < value <= most:
+            return value
+        return self._refuse(place, value, "a whole number above 0", 1)
+
+    def side(self, place: str, value: Any) -> int:
+        """Pixels a side, which open_clip may have once for the height and once for the width."""
+        if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+            value = value[0]
+        return self.whole(place, value)
+
+    def number(self, place: str, value: Any, most: float) -> float:
+        """A number above 0, and no greater than ``most``."""
+        if type(value) in (int, float) and 0 < value <= most:
+            return float(value)
+        return self._refuse(place, value, f"a number above 0 and up to {most}", most)
+
+    def require(self, place: str, value: Any, allowed: tuple[Any, ...]) -> None:
+        """See that a value is one of those allowed; with none, the place itself is unknown."""
+        if not allowed:
+            self.problems.append(f"{place}, which no CLIP model of the released kind has")
+        elif not any(type(value) is type(each) and value == each for each in allowed):
+            self._refuse(place, value, repr(allowed[0]), None)
+
+    def choose(self, place: str, value: Any, known: Mapping[str, Activation]) -> Activation:
+        """The activation of that name."""
+        if isinstance(value, str) and value in known:
+            return known[value]
+        return self._refuse(place, value, f"one of {', '.join(known)}", Activation.QUICK_GELU)
+
+    def head_width(self, place: str, value: Any, width: int, heads: int) -> int:
+        """Channels of each of that many heads."""
+        if heads > 0 and width % heads == 0:
+            return width // heads
+        return self._refuse(place, value, f"one that divides the width of {width}", width)
+
+    def _refuse(self, place: str, value: Any, wanted: str, instead: _T) -> _T:
+        self.problems.append(f"{place} is {reprlib.repr(value)} in place of {wanted}")
+        return instead
+
+    def finish(self, path: Path) -> None:
+        """Raise an error if anything was refused."""
+        if self.problems:
+            raise ArchitectureError(
+                f"it describes a model that clipcheck does not build: {listed('', self.problems)}",
+                remedy="Take the configuration that belongs to the weights. If this is the one, "
+                "clipcheck cannot judge the model: it is none of CLIP's released kind.",
+                path=path,
+            )
+
 
 # --------------------------------------------------------------------------- transformers
 
@@ -126,28 +184,38 @@ def _tower(width: int, layers: int, blocks: Blocks, embed_dim: int) -> dict[str,
     }
 
 
-def require_transformers(config: Config, architecture: Architecture, path: Path) -> None:
-    """See that a ``config.json`` is that of the model that clipcheck builds of the weights.
+def of_transformers(config: Config, path: Path) -> Architecture:
+    """The architecture that a ``config.json`` of a CLIPModel describes.
 
     Args:
         config: what the file says.
-        architecture: what the weights imply.
         path: the file, for messages.
 
     Raises:
-        ArchitectureError: it is not; the message says where, and what to do.
+        ArchitectureError: it is none that clipcheck builds; the message says where.
     """
     text = _section(config, "text_config", _TEXT_DEFAULTS, path)
     vision = _section(config, "vision_config", _VISION_DEFAULTS, path)
     _require_end(text, path)
-    for name, section in (("text_config", text), ("vision_config", vision)):
-        if section["hidden_act"] != "quick_gelu":
-            raise _other_activation(
-                f"{name} has hidden_act {reprlib.repr(section['hidden_act'])}",
-                '"hidden_act": "quick_gelu" in text_config and in vision_config',
-                path,
-            )
-    _require(_transformers_items(config, text, vision, architecture), path)
+    read = _Reader()
+    vocab_size = read.whole("text_config.vocab_size", text["vocab_size"])
+    read.require("text_config.eos_token_id", text["eos_token_id"], (vocab_size - 1, LEGACY_END))
+    read.require("vision_config.num_channels", vision["num_channels"], (3,))
+    vision_layers, vision_width, vision_blocks = _read_tower("vision_config", vision, read)
+    layers, width, blocks = _read_tower("text_config", text, read)
+    patch_size = read.whole("vision_config.patch_size", vision["patch_size"])
+    found = Architecture(
+        read.whole("projection_dim", config.get("projection_dim", _PROJECTION_DEFAULT)),
+        read.whole("vision_config.image_size", vision["image_size"]),
+        ViT(vision_layers, vision_width, patch_size, blocks=vision_blocks),
+        width,
+        layers,
+        read.whole("text_config.max_position_embeddings", text["max_position_embeddings"]),
+        vocab_size,
+        text_blocks=blocks,
+    )
+    read.finish(path)
+    return found
 
 
 def _require_end(text: Config, path: Path) -> None:
@@ -174,19 +242,28 @@ def _require_end(text: Config, path: Path) -> None:
         )
 
 
-def _transformers_items(config: Config, text: Config, vision: Config, a: Architecture) -> _Items:
-    expected = transformers_config(a)
-    found = config.get("projection_dim", _PROJECTION_DEFAULT)
-    yield _Item("projection_dim", found, (a.embed_dim,))
-    for name, section, defaults in (
-        ("text_config", text, _TEXT_DEFAULTS),
-        ("vision_config", vision, _VISION_DEFAULTS),
-    ):
-        for key in defaults:
-            allowed: tuple[Any, ...] = (expected[name][key],)
-            if key == "eos_token_id":
-                allowed += (LEGACY_END,)
-            yield _Item(f"{name}.{key}", section[key], allowed)
+ACTIVATIONS = {name: kind for kind, name in _HIDDEN_ACT.items()} | {
+    "gelu_python": Activation.GELU,
+    "gelu_new": Activation.GELU_TANH,
+    "gelu_accurate": Activation.GELU_TANH,
+}
+"""Other names there that compute the same."""
+
+
+def _read_tower(name: str, section: Config, read: _Reader) -> tuple[int, int, Blocks]:
+    layers = read.whole(
+        f"{name}.num_hidden_layers", section["num_hidden_layers"], most=_MOST_LAYERS
+    )
+    width = read.whole(f"{name}.hidden_size", section["hidden_size"])
+    place = f"{name}.num_attention_heads"
+    heads = read.whole(place, section["num_attention_heads"])
+    blocks = Blocks(
+        read.head_width(place, heads, width, heads),
+        read.whole(f"{name}.intermediate_size", section["intermediate_size"]) / width,
+        read.choose(f"{name}.hidden_act", section["hidden_act"], ACTIVATIONS),
+        read.number(f"{name}.layer_norm_eps", section["layer_norm_eps"], most=1.0),
+    )
+    return layers, width, blocks
 
 
 def _section(config: Config, name: str, defaults: Config, path: Path) -> dict[str, Any]:
@@ -215,10 +292,7 @@ _OPEN_CLIP_TEXT: Config = {
 """Both are the defaults of open_clip/model.py, CLIPVisionCfg and CLIPTextCfg."""
 
 _USUAL_BLOCK: dict[str, tuple[Any, ...]] = {
-    "mlp_ratio": (4.0, 4),
     "ls_init_value": (None,),
-    "act_kwargs": (None, {}),
-    "norm_kwargs": (None, {}),
     "block_type": (None, "default"),
     **dict.fromkeys(
         (
@@ -235,7 +309,6 @@ _USUAL_BLOCK: dict[str, tuple[Any, ...]] = {
 }
 _USUAL_VISION: dict[str, tuple[Any, ...]] = {
     **_USUAL_BLOCK,
-    "head_width": (HEAD_WIDTH,),
     "attentional_pool": (False,),
     "no_ln_pre": (False,),
     "pos_embed_type": ("learnable",),
@@ -251,10 +324,17 @@ _USUAL_TEXT: dict[str, tuple[Any, ...]] = {
     "proj_type": ("linear",),
     "hf_model_name": (None,),
 }
-"""What changes how a tower computes, with the values that leave it as released."""
+"""What makes a tower compute as clipcheck does not, with the values that leave it as released."""
+
+_BLOCKS: Config = {"mlp_ratio": MLP_RATIO, "act_kwargs": None, "norm_kwargs": None}
+"""What changes how residual blocks compute, with its defaults."""
 
 _IDLE_VISION = ("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads")
 _IDLE_TEXT = ("output_tokens", "pad_id", "eos_id", "tokenizer_mode", "tokenizer_kwargs")
+_KNOWN_VISION = (*_OPEN_CLIP_VISION, *_IDLE_VISION, *_BLOCKS, "head_width")
+_KNOWN_TEXT = (*_OPEN_CLIP_TEXT, *_IDLE_TEXT, *_BLOCKS)
+_TANH = {"approximate": "tanh"}
+
 _IDLE_PREFIXES = ("timm_", "hf_")
 """What changes nothing in evaluation, or nothing without another option that is refused."""
 
@@ -274,7 +354,7 @@ def open_clip_config(architecture: Architecture) -> dict[str, Any]:
     """The ``model_cfg`` of an ``open_clip_config.json``.
 
     Args:
-        architecture: with QuickGELU in both towers or in none: the library has one switch for both.
+        architecture: for which `open_clip_lacks` has nothing.
     """
     a = architecture
     vision: dict[str, Any] = {"image_size": a.image_resolution}
@@ -303,13 +383,23 @@ def open_clip_config(architecture: Architecture) -> dict[str, Any]:
     return {"embed_dim": a.embed_dim, "quick_gelu": quick, "vision_cfg": vision, "text_cfg": text}
 
 
+def open_clip_lacks(architecture: Architecture) -> str:
+    """What of an architecture open_clip does not have; nothing where it has all."""
+    if not isinstance(architecture.vision, ViT):
+        return ""
+    activations = {architecture.vision.blocks.activation, architecture.text_blocks.activation}
+    if len(activations) > 1 and Activation.QUICK_GELU in activations:
+        return "open_clip has QuickGELU in both towers or in none"
+    return ""
+
+
 def _other_blocks(width: int, blocks: Blocks) -> dict[str, Any]:
     """What open_clip has to be told of residual blocks that are not as it has them by default."""
     found: dict[str, Any] = {}
     if blocks.mlp_ratio != MLP_RATIO:
         found["mlp_ratio"] = _ratio(width, round(width * blocks.mlp_ratio))
     if blocks.activation is Activation.GELU_TANH:
-        found["act_kwargs"] = {"approximate": "tanh"}
+        found["act_kwargs"] = dict(_TANH)
     if blocks.epsilon != EPSILON:
         found["norm_kwargs"] = {"eps": blocks.epsilon}
     return found
@@ -321,65 +411,104 @@ def _ratio(width: int, mlp_width: int) -> float:
     return ratio if int(width * ratio) == mlp_width else math.nextafter(ratio, math.inf)
 
 
-def require_open_clip(config: Config, architecture: Architecture, path: Path) -> None:
-    """See that an ``open_clip_config.json`` is that of the model that clipcheck builds.
+def of_open_clip(config: Config, path: Path) -> Architecture:
+    """The architecture that a ``model_cfg`` of open_clip describes.
 
     Args:
-        config: its ``model_cfg``.
-        architecture: what the weights imply.
+        config: what it says.
         path: the file, for messages.
 
     Raises:
-        ArchitectureError: it is not; the message says where, and what to do.
+        ArchitectureError: it is none that clipcheck builds; the message says where.
     """
-    quick = config.get("quick_gelu", False)
-    if quick is not True:
-        said = (
-            f"quick_gelu {reprlib.repr(quick)}"
-            if "quick_gelu" in config
-            else "no quick_gelu, so GELU"
-        )
-        raise _other_activation(f"model_cfg has {said}", '"quick_gelu": true in model_cfg', path)
     vision = _mapping(config.get("vision_cfg"), "model_cfg.vision_cfg", path)
-    text = _mapping(config.get("text_cfg"), "model_cfg.text_cfg", path)
-    _require(_open_clip_items(config, vision, text, architecture), path)
-
-
-def _open_clip_items(config: Config, vision: Config, text: Config, a: Architecture) -> _Items:
-    expected = open_clip_config(a)
-    yield _Item("model_cfg.embed_dim", config.get("embed_dim"), (a.embed_dim,))
-    yield _Item("model_cfg.init_logit_bias", config.get("init_logit_bias"), (None,))
-    yield _Item("model_cfg.custom_text", config.get("custom_text", False), (False, True))
+    text = {**_OPEN_CLIP_TEXT, **_mapping(config.get("text_cfg"), "model_cfg.text_cfg", path)}
+    read = _Reader()
+    quick = config.get("quick_gelu", False)
+    read.require("model_cfg.quick_gelu", quick, (False, True))
+    read.require("model_cfg.init_logit_bias", config.get("init_logit_bias"), (None,))
+    read.require("model_cfg.custom_text", config.get("custom_text", False), (False, True))
     for key in config.keys() - _MODEL_KEYS:
-        yield _Item(f"model_cfg.{key}", config[key], ())
-    resnet = isinstance(a.vision, ResNet)
-    dimensions = [key for key in _OPEN_CLIP_VISION if not (resnet and key == "patch_size")]
-    yield from _dimension_items("vision_cfg", vision, _OPEN_CLIP_VISION, expected, dimensions)
-    yield from _usual_items(
-        "vision_cfg", vision, _USUAL_VISION, (*_OPEN_CLIP_VISION, *_IDLE_VISION)
+        read.require(f"model_cfg.{key}", config[key], ())
+    _require_usual("vision_cfg", vision, _USUAL_VISION, _KNOWN_VISION, read)
+    _require_usual("text_cfg", text, _USUAL_TEXT, _KNOWN_TEXT, read)
+    width = read.whole("model_cfg.text_cfg.width", text["width"])
+    heads = read.whole("model_cfg.text_cfg.heads", text["heads"])
+    head_width = read.head_width("model_cfg.text_cfg.heads", heads, width, heads)
+    found = Architecture(
+        read.whole("model_cfg.embed_dim", config.get("embed_dim")),
+        read.side("model_cfg.vision_cfg.image_size", vision.get("image_size", 224)),
+        _open_clip_vision({**_OPEN_CLIP_VISION, **vision}, quick, read),
+        width,
+        read.whole("model_cfg.text_cfg.layers", text["layers"], most=_MOST_LAYERS),
+        read.whole("model_cfg.text_cfg.context_length", text["context_length"]),
+        read.whole("model_cfg.text_cfg.vocab_size", text["vocab_size"]),
+        text_blocks=_open_clip_blocks("text_cfg", text, width, head_width, quick, read),
     )
-    yield from _dimension_items("text_cfg", text, _OPEN_CLIP_TEXT, expected, _OPEN_CLIP_TEXT)
-    yield from _usual_items("text_cfg", text, _USUAL_TEXT, (*_OPEN_CLIP_TEXT, *_IDLE_TEXT))
+    read.finish(path)
+    return found
 
 
-def _dimension_items(
-    name: str, section: Config, defaults: Config, expected: Config, keys: Any
-) -> _Items:
-    for key in keys:
-        allowed: tuple[Any, ...] = (expected[name][key],)
-        if key in ("image_size", "patch_size"):
-            allowed += ([allowed[0]] * 2,)  # height and width
-        yield _Item(f"model_cfg.{name}.{key}", section.get(key, defaults[key]), allowed)
+def _open_clip_vision(vision: Config, quick: bool, read: _Reader) -> ViT | ResNet:
+    name = "model_cfg.vision_cfg"
+    width = read.whole(f"{name}.width", vision["width"])
+    asked = read.whole(f"{name}.head_width", vision.get("head_width", HEAD_WIDTH))
+    layers = vision["layers"]
+    if isinstance(layers, list):
+        whole = [read.whole(f"{name}.layers", each, most=_MOST_LAYERS) for each in layers]
+        if len(whole) != 4:
+            read.require(f"{name}.layers", layers, ([3, 4, 6, 3],))
+            return ResNet((1, 1, 1, 1), width)
+        one, two, three, four = whole
+        inner = ResNet((one, two, three, four), width).embed_width
+        # open_clip has as many heads as go into the width, and as wide as these then are.
+        head_width = read.head_width(f"{name}.head_width", asked, inner, inner // asked)
+        return ResNet((one, two, three, four), width, head_width=head_width)
+    head_width = read.head_width(f"{name}.head_width", asked, width, width // asked)
+    return ViT(
+        read.whole(f"{name}.layers", layers, most=_MOST_LAYERS),
+        width,
+        read.side(f"{name}.patch_size", vision["patch_size"]),
+        blocks=_open_clip_blocks("vision_cfg", vision, width, head_width, quick, read),
+    )
 
 
-def _usual_items(
-    name: str, section: Config, usual: Mapping[str, tuple[Any, ...]], known: tuple[str, ...]
-) -> _Items:
+def _open_clip_blocks(
+    name: str, section: Config, width: int, head_width: int, quick: bool, read: _Reader
+) -> Blocks:
+    asked = {**_BLOCKS, **section}
+    place = f"model_cfg.{name}.mlp_ratio"
+    mlp_width = int(width * read.number(place, asked["mlp_ratio"], most=_MOST_RATIO))
+    act, norm = ({} if asked[key] is None else asked[key] for key in ("act_kwargs", "norm_kwargs"))
+    # QuickGELU takes no arguments.
+    known: tuple[Any, ...] = ({},) if quick else ({}, {"approximate": "none"}, _TANH)
+    read.require(f"model_cfg.{name}.act_kwargs", act, known)
+    epsilon = EPSILON
+    if isinstance(norm, dict) and list(norm) == ["eps"]:
+        epsilon = read.number(f"model_cfg.{name}.norm_kwargs.eps", norm["eps"], most=1.0)
+    else:
+        read.require(f"model_cfg.{name}.norm_kwargs", norm, ({},))
+    activation = Activation.GELU_TANH if act == _TANH else Activation.GELU
+    return Blocks(
+        head_width,
+        read.whole(place, mlp_width) / width,
+        Activation.QUICK_GELU if quick else activation,
+        epsilon,
+    )
+
+
+def _require_usual(
+    name: str,
+    section: Config,
+    usual: Mapping[str, tuple[Any, ...]],
+    known: Collection[str],
+    read: _Reader,
+) -> None:
     for key, value in section.items():
         if key in usual:
-            yield _Item(f"model_cfg.{name}.{key}", value, usual[key])
+            read.require(f"model_cfg.{name}.{key}", value, usual[key])
         elif key not in known and not key.startswith(_IDLE_PREFIXES):
-            yield _Item(f"model_cfg.{name}.{key}", value, ())
+            read.require(f"model_cfg.{name}.{key}", value, ())
 
 
 # --------------------------------------------------------------------------- both
@@ -394,38 +523,3 @@ def _mapping(value: Any, name: str, path: Path) -> Config:
             path=path,
         )
     return value
-
-
-def _require(items: _Items, path: Path) -> None:
-    problems = [
-        _told(item) for item in items if not any(_same(item.found, v) for v in item.allowed)
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ArchitectureError(
-            f"it describes another model than the weights are of: {'; '.join(problems[:5])}{more}",
-            remedy="Put the configuration there that belongs to the weights. If this one does, "
-            "clipcheck cannot judge the model: it is none of CLIP's released kind.",
-            path=path,
-        )
-
-
-def _same(one: Any, other: Any) -> bool:
-    """As JSON has it: true is not 1, nor is 2.0 two."""
-    return type(one) is type(other) and bool(one == other)
-
-
-def _told(item: _Item) -> str:
-    if not item.allowed:
-        return f"{item.place}, which no CLIP model of the released kind has"
-    return f"{item.place} is {reprlib.repr(item.found)} in place of {item.allowed[0]!r}"
-
-
-def _other_activation(found: str, mending: str, path: Path) -> ArchitectureError:
-    return ArchitectureError(
-        f"{found}, and the released CLIP models, as the eager model of clipcheck, compute with "
-        "QuickGELU: this is another model",
-        remedy=f"If the weights were trained with QuickGELU, put {mending}. If they were not, "
-        "clipcheck cannot judge them.",
-        path=path,
-    )

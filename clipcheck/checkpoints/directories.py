@@ -16,7 +16,7 @@ from typing import Any
 
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.checkpoints.configs import require_open_clip, require_transformers
+from clipcheck.checkpoints.configs import of_open_clip, of_transformers
 from clipcheck.errors import (
     ArchitectureError,
     CheckpointError,
@@ -87,14 +87,15 @@ class Directory:
         index = () if self.index is None else (self.index,)
         return tuple(sorted([self.config_path, *index, *self.weights]))
 
-    def require(self, architecture: Architecture) -> None:
-        """See that the configuration is that of the model that clipcheck builds of the weights.
+    @property
+    def architecture(self) -> Architecture:
+        """What the configuration describes.
 
         Raises:
-            ArchitectureError: it is not.
+            ArchitectureError: it is none that clipcheck builds.
         """
-        check = require_transformers if self.format is Format.TRANSFORMERS else require_open_clip
-        check(self.config, architecture, self.config_path)
+        read = of_transformers if self.format is Format.TRANSFORMERS else of_open_clip
+        return read(self.config, self.config_path)
 
     def require_indexed(self, keys: Mapping[Path, Sequence[str]]) -> None:
         """See that each file has the tensors that the index says, and no others.
@@ -133,7 +134,7 @@ def read(path: Path) -> Directory:
     config_path = path / TRANSFORMERS_CONFIG
     ours = path / OPEN_CLIP_CONFIG
     if _is_file(config_path):
-        config = _read_json(config_path)
+        config = read_json(config_path)
         if config.get("model_type") == "clip":
             return _directory(path, Format.TRANSFORMERS, config_path, config)
         if not _is_file(ours):
@@ -149,7 +150,7 @@ def read(path: Path) -> Directory:
             remedy="Give the path of the file itself, or of such a folder.",
             path=path,
         )
-    model = _read_json(ours).get("model_cfg")
+    model = read_json(ours).get("model_cfg")
     if not isinstance(model, dict):
         raise ArchitectureError(
             "expected an object under 'model_cfg', found "
@@ -183,7 +184,7 @@ def _directory(path: Path, form: Format, config_path: Path, config: Mapping[str,
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    found = _read_json(path).get("weight_map")
+    found = read_json(path).get("weight_map")
     if not isinstance(found, dict) or not found:
         raise DamagedError("it has no 'weight_map'", remedy=_COPY_AGAIN, path=path)
     for key, name in found.items():
@@ -210,7 +211,13 @@ def _is_file(path: Path) -> bool:
         raise unreadable(path, error) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a file holds.
+
+    Raises:
+        DamagedError: it holds something else.
+        CheckpointError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_JSON + 1)

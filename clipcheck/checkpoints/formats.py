@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from clipcheck.checkpoints import directories, download, registry
-from clipcheck.checkpoints.architecture import Spec, infer, specs
+from clipcheck.checkpoints.architecture import (
+    ARCHITECTURES,
+    Spec,
+    dimensions_of,
+    infer,
+    specs,
+)
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.finding import Origin, find_model
 from clipcheck.checkpoints.keymaps import from_layout, layout_of, spelled
@@ -27,6 +33,14 @@ from clipcheck.checkpoints.naming import (
 )
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
 from clipcheck.checkpoints.state_dicts import LEGACY_MAGIC, LegacyFile, read_pickle
+from clipcheck.checkpoints.told import (
+    EXTRA,
+    METADATA,
+    MOST_RECORD,
+    Told,
+    require_dimensions,
+    telling,
+)
 from clipcheck.checkpoints.training import read_record
 from clipcheck.checkpoints.unpickle import ITEM_SIZES, META, TensorRecord, read_tensors
 from clipcheck.errors import (
@@ -92,13 +106,14 @@ def open_checkpoint(
     *,
     key: str | None = None,
     strict: bool = True,
+    told: Told | None = None,
 ) -> Checkpoint:
     """Read a checkpoint, given by a released name or by the path of a file or a folder.
 
     The keys may be those of the reference implementation, of open_clip or of transformers (see
-    `clipcheck.checkpoints.keymaps`). A folder has a configuration, which has to ask for the model
-    that clipcheck builds; a file of weights alone does not tell its activation, and QuickGELU, as
-    in the released models, is taken for granted.
+    `clipcheck.checkpoints.keymaps`). How the model computes is told by the user, by the folder's
+    configuration, by a record in the file or by a configuration beside it. Where nothing tells,
+    `Checkpoint.told` is empty, and the architecture computes as the released models do.
 
     Args:
         name: a name from `available_models`, or a path.
@@ -107,6 +122,7 @@ def open_checkpoint(
         key: which model to read of a file that holds several, as a training checkpoint with
             ``model`` and ``model_ema``; parts are joined by dots, as ``state_dict.teacher``.
         strict: whether there has to be a model of that name; else a file of one model will do.
+        told: the architecture that it has to be of.
 
     Raises:
         UnknownModelError: ``name`` is neither.
@@ -116,9 +132,12 @@ def open_checkpoint(
     """
     path = locate(name, download_root)
     if stat.S_ISDIR(_mode(path)):
-        return _open_directory(directories.read(path), _Key(key, strict))
+        return _open_directory(directories.read(path), _Key(key, strict), told)
     file = _read(path)
-    return _checkpoint(path, file.format, file, _Key(key, strict), path.stat().st_size)
+    checkpoint = _checkpoint(path, file.format, file, _Key(key, strict), path.stat().st_size, told)
+    if not checkpoint.told and checkpoint.architecture == ARCHITECTURES.get(str(name)):
+        return dataclasses.replace(checkpoint, told=f"the released model {name}")
+    return checkpoint
 
 
 class _Key(NamedTuple):
@@ -128,7 +147,7 @@ class _Key(NamedTuple):
     strict: bool
 
 
-def _open_directory(directory: directories.Directory, key: _Key) -> Checkpoint:
+def _open_directory(directory: directories.Directory, key: _Key, told: Told | None) -> Checkpoint:
     files = {path: _read(path) for path in directory.weights}
     for path, file in files.items():
         if file.format is Format.ARCHIVE:
@@ -140,8 +159,9 @@ def _open_directory(directory: directories.Directory, key: _Key) -> Checkpoint:
     directory.require_indexed({path: file.keys() for path, file in files.items()})
     whole = _merged(list(files.values()))
     size = sum(path.stat().st_size for path in files)
-    checkpoint = _checkpoint(directory.path, directory.format, whole, key, size)
-    directory.require(checkpoint.architecture)
+    if told is None:
+        told = Told(directory.architecture, f"its {directory.config_path.name}")
+    checkpoint = _checkpoint(directory.path, directory.format, whole, key, size, told)
     parts = tuple(file.records for file in files.values() if file.records is not None)
     return dataclasses.replace(checkpoint, files=directory.files, parts=parts, records=None)
 
@@ -156,6 +176,7 @@ class _File:
         kind: the class of its tensors there.
         load: makes a tensor of one of these.
         records: its zip records, where it has some.
+        computes: what clipcheck itself wrote into it of how the model computes.
     """
 
     format: Format
@@ -163,6 +184,7 @@ class _File:
     kind: type[Any]
     load: Callable[[Any], torch.Tensor]
     records: Records | None = None
+    computes: str | None = None
 
     def keys(self) -> list[str]:
         """The names at the top."""
@@ -201,8 +223,8 @@ def _read(path: Path) -> _File:
         load = functools.partial(_load_legacy, file)
         return _File(Format.STATE_DICT, file.saved, TensorRecord, load)
     if _looks_like_safetensors(head, path.stat().st_size):
-        tensors = _load_safetensors(path, head)
-        return _File(Format.SAFETENSORS, tensors, torch.Tensor, _as_it_is)
+        tensors, computes = _load_safetensors(path, head)
+        return _File(Format.SAFETENSORS, tensors, torch.Tensor, _as_it_is, computes=computes)
     raise UnknownFormatError(
         f"expected {_ACCEPTED}; found {_describe(head)}",
         remedy="Give the path of a checkpoint.",
@@ -227,7 +249,9 @@ def _require_stored(tensors: Mapping[str, torch.Tensor], size: int, path: Path) 
         )
 
 
-def _checkpoint(path: Path, form: Format, file: _File, key: _Key, size: int) -> Checkpoint:
+def _checkpoint(
+    path: Path, form: Format, file: _File, key: _Key, size: int, told: Told | None
+) -> Checkpoint:
     """Make a checkpoint of the model in a file.
 
     Args:
@@ -236,6 +260,7 @@ def _checkpoint(path: Path, form: Format, file: _File, key: _Key, size: int) -> 
         file: its contents.
         key: which model of it.
         size: bytes of its weights.
+        told: the architecture that it has to be of.
     """
     tensors, origin = _model(file, key, path)
     _require_stored(tensors, size, path)
@@ -248,7 +273,14 @@ def _checkpoint(path: Path, form: Format, file: _File, key: _Key, size: int) -> 
         naming = Naming(layout=layout_of(tensors))
         tensors = from_layout(tensors, naming.layout, path)
     name = functools.partial(spelled, layout=naming.layout)
-    architecture = infer(tensors, path, name)
+    record = read_record(file.saved) if file.kind is TensorRecord else {}
+    dimensions, untold = dimensions_of(tensors, path, name), ""
+    if told is not None:
+        require_dimensions(told, dimensions, path)
+    else:
+        archive = form is Format.ARCHIVE
+        told, untold = telling(path, dimensions, file.computes, record, archive=archive)
+    architecture = told.architecture if told is not None else infer(tensors, path, name)
     found = [
         f"{name(key)} ({kind})"
         for key, spec in specs(architecture)
@@ -262,7 +294,6 @@ def _checkpoint(path: Path, form: Format, file: _File, key: _Key, size: int) -> 
             remedy="Save the model's state dict before it is quantized or moved elsewhere.",
             path=path,
         )
-    record = read_record(file.saved) if file.kind is TensorRecord else {}
     return Checkpoint(
         path,
         form,
@@ -272,6 +303,8 @@ def _checkpoint(path: Path, form: Format, file: _File, key: _Key, size: int) -> 
         record=record,
         origin=origin,
         naming=naming,
+        told="" if told is None else str(told),
+        untold=untold,
     )
 
 
@@ -352,7 +385,10 @@ def _read_zip(path: Path) -> _File:
     records.verify(name for name in records.names() if not name.startswith("data/"))
     if "constants.pkl" in records or records.names("code/"):
         tensors = map_tensors(records, read_tensors(records))
-        return _File(Format.ARCHIVE, tensors, torch.Tensor, _as_it_is, records)
+        computes = None
+        if EXTRA in records and records[EXTRA].size <= MOST_RECORD:
+            computes = records.read(EXTRA).decode(errors="replace")
+        return _File(Format.ARCHIVE, tensors, torch.Tensor, _as_it_is, records, computes)
     saved = read_pickle(records.read("data.pkl"), path)
     _require_little_endian(records)
     load = functools.partial(_map_tensor, records)
@@ -429,8 +465,9 @@ def _looks_like_safetensors(head: bytes, size: int) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
 
 
-def _load_safetensors(path: Path, head: bytes) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
+def _load_safetensors(path: Path, head: bytes) -> tuple[dict[str, torch.Tensor], str | None]:
+    """The weights, and what clipcheck wrote of how they compute."""
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     header = int.from_bytes(head[:8], "little")
@@ -442,7 +479,9 @@ def _load_safetensors(path: Path, head: bytes) -> dict[str, torch.Tensor]:
         )
 
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), metadata.get(METADATA)
     except (SafetensorError, ValueError, OSError) as error:
         raise DamagedError(
             f"not a sound safetensors file ({first_line(error)[:120]})",

@@ -6,7 +6,7 @@ import ast
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from clipcheck.checkpoints.records import Records
@@ -83,6 +83,21 @@ def read_code(records: Records) -> Code:
         DamagedError: the code is not what TorchScript writes.
     """
     code = Code()
+    for call in _calls(records):
+        _count(call, code)
+    return code
+
+
+def calls_gelu(records: Records) -> bool:
+    """Whether the code of an archive calls GELU, which that of the released ones does not.
+
+    Raises:
+        DamagedError: the code is not what TorchScript writes.
+    """
+    return any(_attribute(call.func) == "gelu" for call in _calls(records))
+
+
+def _calls(records: Records) -> Iterator[ast.Call]:
     names = [name for name in records.names("code/") if name.endswith(".py")]
     if sum(records[name].size for name in names) > _MOST_CODE:
         raise DamagedError(
@@ -93,8 +108,7 @@ def read_code(records: Records) -> Code:
     for name in names:
         for node in ast.walk(_parse(records, name)):
             if isinstance(node, ast.Call):
-                _count(node, code)
-    return code
+                yield node
 
 
 def _parse(records: Records, name: str) -> ast.Module:

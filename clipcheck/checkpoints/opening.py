@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from clipcheck.checkpoints import directories
+from clipcheck.checkpoints import directories, registry
 from clipcheck.checkpoints.artefacts import kind_of
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program, bytes_of
 from clipcheck.checkpoints.formats import locate, open_checkpoint
+from clipcheck.checkpoints.inspection import calls_gelu
 from clipcheck.checkpoints.onnx_data import data_files
-from clipcheck.errors import ClipcheckError, UsageError
+from clipcheck.checkpoints.told import OPTION, Told, candidates, named
+from clipcheck.errors import ArchitectureError, ClipcheckError, UsageError
 
 _BESIDE = (".safetensors", ".pt", ".pth", ".bin")
 """How the checkpoint beside a program may end, in the order in which it is looked for."""
@@ -22,8 +25,11 @@ def open_pair(
     download_root: str | os.PathLike[str] | None = None,
     *,
     key: str | None = None,
+    architecture: str | os.PathLike[str] | None = None,
 ) -> tuple[Checkpoint | Program, Checkpoint | None]:
     """Open what is to be judged and what it is compared with. Nothing of either is run.
+
+    What tells how one of them computes tells it of the other too: they are one model.
 
     Args:
         name: as for `open_subject`.
@@ -31,13 +37,16 @@ def open_pair(
         download_root: as for `open_checkpoint`.
         key: which model to read of a file that holds several, as for `open_checkpoint`. One of the
             two files has to have it.
+        architecture: the one of both, as for `clipcheck.checkpoints.told.named`.
 
     Raises:
         UsageError: neither has a model under ``key``.
+        ArchitectureError: nothing tells how the model computes.
         ClipcheckError: as for `open_subject` and `open_reference`.
     """
-    subject = open_subject(name, download_root, key=key, strict=reference is None)
-    other = open_reference(subject, reference, download_root, key=key)
+    told = None if architecture is None else named(os.fspath(architecture))
+    subject = open_subject(name, download_root, key=key, strict=reference is None, told=told)
+    other = open_reference(subject, reference, download_root, key=key, told=told)
     opened = [each for each in (subject, other) if isinstance(each, Checkpoint)]
     if key is not None and not any(each.origin.has_name(key) for each in opened):
         raise UsageError(
@@ -45,7 +54,81 @@ def open_pair(
             + " and ".join(f"{each.origin.name!r} in {each.path}" for each in opened),
             remedy="Give --key (in Python, key=) the name of one that is there, or leave it out.",
         )
+    return _computing_alike(subject, other)
+
+
+def _computing_alike(
+    subject: Checkpoint | Program, other: Checkpoint | None
+) -> tuple[Checkpoint | Program, Checkpoint | None]:
+    """Both, with what tells how one computes told of the other."""
+    if other is None or isinstance(subject, Program):
+        require_told(weights_of(subject, other))
+    elif subject.told and not other.told:
+        other = _computing_as(other, subject)
+    elif other.told and not subject.told:
+        subject = _computing_as(subject, other)
+    elif Format.ARCHIVE not in (subject.format, other.format):
+        require_told(subject)
     return subject, other
+
+
+def _computing_as(one: Checkpoint, other: Checkpoint) -> Checkpoint:
+    architecture = one.architecture.computing_as(other.architecture)
+    return replace(one, architecture=architecture, told=f"{other.told}, of {other.path}")
+
+
+def require_told(checkpoint: Checkpoint) -> None:
+    """See that something tells how a model computes, or that its file has code that does it.
+
+    Raises:
+        ArchitectureError: nothing does; the message lists what the weights could be.
+    """
+    if checkpoint.told or checkpoint.format is Format.ARCHIVE:
+        return
+    what = checkpoint.untold or "no configuration beside it, no record in it"
+    raise _undecided(
+        checkpoint,
+        "these weights do not tell how the model computes (activation, heads, epsilon), and "
+        f"nothing else does: {what}",
+    )
+
+
+def require_convertible(checkpoint: Checkpoint) -> Checkpoint:
+    """See that what is written of a checkpoint will compute as it does.
+
+    Returns:
+        The same, with what told how it computes.
+
+    Raises:
+        ArchitectureError: nothing tells how the model computes, or the code of an archive computes
+            otherwise than is assumed.
+    """
+    require_told(checkpoint)
+    if checkpoint.told or checkpoint.records is None:
+        return checkpoint
+    released = registry.by_sha256(checkpoint.sha256)
+    if released is not None:
+        return replace(checkpoint, told=f"the released file of {released.name}")
+    if calls_gelu(checkpoint.records):
+        raise _undecided(
+            checkpoint,
+            "its code computes GELU, and what is written of its weights would compute QuickGELU: "
+            "nothing tells which of these they were trained with",
+        )
+    return checkpoint
+
+
+def _undecided(checkpoint: Checkpoint, problem: str) -> ArchitectureError:
+    """An error that lists what the weights could be."""
+    found = candidates(checkpoint.architecture)
+    known = "; ".join(f"{', '.join(names)} ({function})" for function, names in found)
+    could_be = f"Of these dimensions are: {known}" if known else "No known model is of these sizes"
+    return ArchitectureError(
+        f"{problem}. {could_be}",
+        remedy=f"Say which it is with {OPTION}: {'one of these names, or ' if known else ''}the "
+        "open_clip_config.json or config.json (transformers) that it was trained with.",
+        path=checkpoint.path,
+    )
 
 
 def open_subject(
@@ -54,6 +137,7 @@ def open_subject(
     *,
     key: str | None = None,
     strict: bool = True,
+    told: Told | None = None,
 ) -> Checkpoint | Program:
     """Open what is to be judged. Nothing of it is run.
 
@@ -62,6 +146,7 @@ def open_subject(
         download_root: as for `open_checkpoint`.
         key: as for `open_checkpoint`. A program has no such names.
         strict: as for `open_checkpoint`.
+        told: as for `open_checkpoint`.
 
     Raises:
         ClipcheckError: as for `open_checkpoint`.
@@ -71,7 +156,7 @@ def open_subject(
     kind = kind_of(path) if os.path.isfile(path) else None  # noqa: PTH113
     if kind is not None:
         return _program(path, kind)
-    return open_checkpoint(name, download_root, key=key, strict=strict)
+    return open_checkpoint(name, download_root, key=key, strict=strict, told=told)
 
 
 def _program(path: Path, kind: Format) -> Program:
@@ -85,6 +170,7 @@ def open_reference(
     download_root: str | os.PathLike[str] | None = None,
     *,
     key: str | None = None,
+    told: Told | None = None,
 ) -> Checkpoint | None:
     """What the subject is compared with, where that is another file.
 
@@ -94,6 +180,7 @@ def open_reference(
             program is the file beside it that has its name but for the ending.
         download_root: as for `open_checkpoint`.
         key: as for `open_checkpoint`; a file of one model will do.
+        told: as for `open_checkpoint`.
 
     Raises:
         UsageError: a program has no reference, or the reference is a program.
@@ -101,7 +188,8 @@ def open_reference(
     """
     if name is None and isinstance(subject, Checkpoint):
         return None
-    found = open_subject(name or beside(subject.path), download_root, key=key, strict=False)
+    where = name or beside(subject.path)
+    found = open_subject(where, download_root, key=key, strict=False, told=told)
     if isinstance(found, Program):
         raise UsageError(
             f"expected a reference with weights, found a program ({found.format})",

@@ -43,6 +43,11 @@ def load(
     The checksums of code and pickles are compared first, those of the weights are not, as torch
     does not either: `clipcheck check` and `clipcheck inspect` compare them all.
 
+    Weights do not tell how the model computes with them. Where a configuration beside them or a
+    record in their file does not either, this assumes what holds of the released models, as the
+    reference package does: QuickGELU, heads of 64 channels, an epsilon of 1e-5. `clipcheck.check`
+    assumes nothing there.
+
     Args:
         name: a name from `clipcheck.available_models`, or the path of a checkpoint: a TorchScript
             archive, a state dict, or safetensors.

@@ -45,6 +45,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, str]:
         "format": _FORMATS[checkpoint.format],
         **({"model": visible(str(checkpoint.origin))} if str(checkpoint.origin) else {}),
         "architecture": checkpoint.architecture.describe(),
+        "computes": _computes(checkpoint),
         "parameters": f"{checkpoint.architecture.parameters:,}",
         "dtypes": _counted(Counter(_dtype(t) for t in checkpoint.tensors.values()), "tensors"),
         "SHA-256": f"{checkpoint.sha256} ({known})",
@@ -54,6 +55,15 @@ def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 _MOST_DATA = 10
+
+
+def _computes(checkpoint: Checkpoint) -> str:
+    if checkpoint.told:
+        return f"{checkpoint.architecture.summary()}: from {checkpoint.told}"
+    if checkpoint.format is Format.ARCHIVE:
+        return "what its code says"
+    return " ".join(["not told by the weights", checkpoint.untold and f"({checkpoint.untold})"])
+
 
 _FORMATS = {
     Format.ARCHIVE: "TorchScript archive",

@@ -42,6 +42,8 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
         "backend": judgement.backend,
         "reference": judgement.reference,
         "reference_checkpoint": judgement.reference_checkpoint,
+        "asked_architecture": judgement.asked_architecture,
+        "computes": judgement.computes,
         "device": judgement.device,
         "dtype": judgement.dtype,
         "passed": judgement.passed,

@@ -370,6 +370,8 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
         lines += _indented(judgement.description)
     if judgement.origin:
         lines += _indented(visible(judgement.origin))
+    if judgement.computes:
+        lines += _indented(visible(f"computes {judgement.computes}"))
     if judgement.sha256:
         source = judgement.released
         known = f"the released {source}" if source else "none of the released files"

@@ -47,6 +47,7 @@ class Saved:
         reference: the file that it was compared with; None for its own eager model.
         architecture: the dimensions of the weights; None where an older version has saved it.
         key: the name of the model in the file, where one was asked for.
+        asked_architecture: what the user said that the checkpoint is of; None where they did not.
     """
 
     example: Example
@@ -59,6 +60,7 @@ class Saved:
     reference: str | None = None
     architecture: Mapping[str, int | str] | None = None
     key: str | None = None
+    asked_architecture: str | None = None
 
 
 def write(target: Path, example: Example, described: Mapping[str, Any], text: str) -> None:
@@ -210,8 +212,9 @@ def _saved(document: Mapping[str, Any], folder: Path) -> Saved:
     model = document.get("key")
     if not isinstance(backend, str) or not isinstance(reference, str | None):
         raise ValueError("backend or reference_checkpoint is no text")
-    if not isinstance(model, str | None):
-        raise ValueError("key is no text")
+    asked = document.get("asked_architecture")
+    if not isinstance(model, str | None) or not isinstance(asked, str | None):
+        raise ValueError("key or asked_architecture is no text")
     return Saved(
         Example(images, prompts),
         **texts,
@@ -220,6 +223,7 @@ def _saved(document: Mapping[str, Any], folder: Path) -> Saved:
         reference=reference,
         architecture=_dimensions(document.get("architecture")),
         key=model,
+        asked_architecture=asked,
     )
 
 

@@ -65,6 +65,7 @@ class Choices:
         isolation: where a file's own code runs; None for what a check takes by default.
         key: which model to read of a file that holds several, if one is named.
         report: the folder that the reports are written to, if they are asked for.
+        architecture: what the models are of, but for seeded ones; None where nothing is said.
     """
 
     models: tuple[str, ...]
@@ -78,6 +79,7 @@ class Choices:
     isolation: str | None
     key: str | None
     report: Path | None
+    architecture: str | None = None
 
     @classmethod
     def of(cls, option: Callable[[str], Any], folder: Path) -> Choices:
@@ -103,6 +105,7 @@ class Choices:
             isolation=_isolation(option("--clip-isolation")),
             key=_key(option("--clip-key")),
             report=None if report is None else folder / _given("--clip-report", report),
+            architecture=_architecture(option("--clip-architecture"), folder),
         )
 
     def dtypes_on(self, device: str) -> tuple[str, ...]:
@@ -263,6 +266,20 @@ def _isolation(written: str | None) -> str | None:
 
 def _key(written: str | None) -> str | None:
     return None if written is None else _given("--clip-key", written)
+
+
+def _architecture(written: str | None, folder: Path) -> str | None:
+    from clipcheck.checkpoints.told import named
+
+    if written is None:
+        return None
+    # A path starts from the folder, as all do.
+    place = folder / written
+    try:
+        return named(str(place) if place.is_file() else written).argument
+    except ClipcheckError as error:
+        problem = f"--clip-architecture: {error.problem.removeprefix('--architecture: ')}"
+        raise type(error)(problem, remedy=error.remedy) from error
 
 
 def _once(chosen: Sequence[str]) -> tuple[str, ...]:

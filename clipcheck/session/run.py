@@ -88,6 +88,7 @@ class Run:
             examples["examples"] = chosen.examples
         result = check(
             subject.checkpoint,
+            architecture=self._architecture(subject),
             backend=case.backend,
             device=case.device,
             dtype=case.dtype,
@@ -123,7 +124,9 @@ class Run:
         from clipcheck.models.loader import resolve_device
 
         found = self._find(case)
-        subject, reference = open_pair(found.checkpoint, key=self._key(found))
+        subject, reference = open_pair(
+            found.checkpoint, key=self._key(found), architecture=self._architecture(found)
+        )
         choice = parse(case.backend)
         require_runs(choice, subject)
         device = resolve_device(case.device)
@@ -145,6 +148,10 @@ class Run:
     def _key(self, subject: subjects.Subject) -> str | None:
         """Which model of its file to read. Seeded weights are one."""
         return None if subject.own else self._choices.key
+
+    def _architecture(self, subject: subjects.Subject) -> str | None:
+        """What was said of the models. Seeded ones are known."""
+        return None if subject.own else self._choices.architecture
 
     def _isolation(self, subject: subjects.Subject) -> str | None:
         """Where its code runs: in this process, if this run has written it and nothing is said."""

@@ -12,6 +12,10 @@ folder of the catalogue::
     dtype = ["float32", "bfloat16"]
 
     [[checkpoint]]
+    path = "weights.safetensors"
+    architecture = "open_clip:ViT-B-32"     # weights alone do not tell
+
+    [[checkpoint]]
     url = "https://example.org/model.pt"
     sha256 = "9c1f…"                # or how it begins
     size = "350 MB"
@@ -46,6 +50,7 @@ from clipcheck.checkpoints import download, registry
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
 from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
 from clipcheck.checkpoints.onnx_data import data_files
+from clipcheck.checkpoints.told import named
 from clipcheck.compare.tolerances import LIMITS
 from clipcheck.errors import CatalogueError, CheckpointError, ClipcheckError, UnknownModelError
 from clipcheck.sizes import bytes_in
@@ -58,7 +63,7 @@ MOST_BYTES = 16 << 20
 """Of a catalogue: thousands of entries take less."""
 
 _WHERE = ("path", "url", "name")
-_HOW = ("backend", "device", "dtype", "key", "reference")
+_HOW = ("backend", "device", "dtype", "key", "reference", "architecture")
 _KEYS = (*_WHERE, *_HOW, "sha256", "size")
 
 _DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
@@ -77,7 +82,8 @@ class Entry:
         devices: where to run; none for the default.
         dtypes: what to compute in; `DEFAULT` alone for what suits the device.
         reference: the path or released name of what it is compared with; None for itself.
-        architecture: where it is known before the file is here.
+        architecture: what it is of, as for `clipcheck.checking.check`; None where nothing is said.
+        dimensions: where they are known before the file is here.
         unfit: why it is not judged at all; nothing where it is.
         key: which model to read of a file that holds several, as for `clipcheck.checking.check`.
     """
@@ -88,7 +94,8 @@ class Entry:
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = (DEFAULT,)
     reference: str | None = None
-    architecture: Architecture | None = None
+    architecture: str | None = None
+    dimensions: Architecture | None = None
     unfit: str = ""
     key: str | None = None
 
@@ -265,6 +272,7 @@ def _entries(given: Mapping[str, Any], folder: Path, root: str | None) -> Iterat
                 _strings(given, "device"),
                 _strings(given, "dtype") or (DEFAULT,),
                 _reference(given, folder),
+                _architecture(given, folder),
                 ARCHITECTURES.get(label) if kind == "name" else None,
                 key=key,
             )
@@ -375,6 +383,17 @@ def _reference(given: Mapping[str, Any], folder: Path) -> str | None:
         return None
     name = _string(given, "reference")
     return name if name in registry.RELEASED else str((folder / name).absolute())
+
+
+def _architecture(given: Mapping[str, Any], folder: Path) -> str | None:
+    if "architecture" not in given:
+        return None
+    name = _string(given, "architecture")
+    place = folder / name
+    try:
+        return named(str(place) if place.is_file() else name).argument
+    except ClipcheckError as error:
+        raise _Wrong(f"architecture: {error.problem}", error.remedy) from error
 
 
 def _digest(given: Mapping[str, Any]) -> str:

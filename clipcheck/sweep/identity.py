@@ -36,7 +36,13 @@ def versions_for(backends: Sequence[str]) -> dict[str, str]:
 
 
 def key_of(
-    content: str, reference: str, backend: str, device: str, dtype: str, conditions: Conditions
+    content: str,
+    reference: str,
+    backend: str,
+    device: str,
+    dtype: str,
+    conditions: Conditions,
+    architecture: str = "",
 ) -> str:
     """What a verdict is kept under, in hexadecimal.
 
@@ -47,6 +53,7 @@ def key_of(
         device: where it runs.
         dtype: what it computes in, as it was asked for.
         conditions: with the versions that concern the backend.
+        architecture: what tells how the model computes, by its content.
     """
     parts = {
         "content": content,
@@ -59,6 +66,7 @@ def key_of(
         "atol": conditions.atol,
         "rtol": conditions.rtol,
         "versions": dict(conditions.versions),
+        "architecture": architecture,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

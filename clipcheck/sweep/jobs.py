@@ -88,6 +88,7 @@ class Job:
         memory: bytes that judging it takes, as a guess.
         seconds: that judging it takes, as a guess.
         key: as for `check`.
+        architecture: as for `check`.
     """
 
     number: int
@@ -106,6 +107,7 @@ class Job:
     memory: int = 0
     seconds: float = 0.0
     key: str | None = None
+    architecture: str | None = None
 
     @property
     def on_gpu(self) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from clipcheck.backends.cells import isolation_named
 from clipcheck.checking import limits_of
+from clipcheck.checkpoints.told import named
 from clipcheck.errors import UsageError
 from clipcheck.progress import Progress, silent
 from clipcheck.sizes import bytes_in
@@ -39,6 +40,7 @@ class Asked:
         cache: as for `clipcheck.checking.check`.
         isolation: as for `check`.
         download_root: as for `check`.
+        architecture: as for `check`, of what the catalogue does not say it of itself.
     """
 
     catalogue: Path | None
@@ -52,6 +54,7 @@ class Asked:
     cache: bool
     isolation: str | None
     download_root: str | None
+    architecture: str | None = None
 
     @property
     def scratch(self) -> Path:
@@ -156,7 +159,9 @@ def _entries(asked: Asked) -> list[Entry]:
         )
     entries = []
     if asked.catalogue is not None:
-        entries += catalogue.read(asked.catalogue, asked.download_root)
+        found = catalogue.read(asked.catalogue, asked.download_root)
+        default = None if asked.architecture is None else named(asked.architecture).argument
+        entries += [replace(each, architecture=each.architecture or default) for each in found]
     if asked.pretrained:
         from clipcheck.sweep.pretrained import pretrained
 

@@ -9,11 +9,13 @@ from functools import cache
 from pathlib import Path
 
 from clipcheck.checkpoints import registry
+from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
+from clipcheck.checkpoints.told import named
 from clipcheck.progress import Progress, silent
 from clipcheck.session import memory
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.cost import flops, seconds_of_check
-from clipcheck.sweep.facts import Facts, beside, facts_of
+from clipcheck.sweep.facts import Facts, beside, content_of, facts_of
 from clipcheck.sweep.identity import key_of, versions_for
 from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Conditions, Job, Source
 from clipcheck.sweep.ledger import Ledger, Verdict
@@ -56,6 +58,7 @@ class Unit:
         conditions: with versions.
         facts: of the file.
         verdict: what is known already.
+        architecture: what tells how the model computes, by its content.
     """
 
     entry: Entry
@@ -67,6 +70,7 @@ class Unit:
     conditions: Conditions
     facts: Facts
     verdict: Verdict | None
+    architecture: str = ""
 
     @property
     def model(self) -> str:
@@ -87,6 +91,7 @@ class Unit:
             self.device,
             self.dtype,
             self.conditions,
+            self.architecture,
         )
 
 
@@ -133,6 +138,7 @@ def plan(
         source, facts = _looked_at(entry, ledger)
         reference = _content_of_reference(entry, ledger)
         entry = replace(entry, source=source)
+        architecture = _architecture_of(entry)
         for device in entry.devices or (setting.default_device,):
             for backend in entry.backends:
                 for dtype in entry.dtypes:
@@ -146,6 +152,7 @@ def plan(
                         versions(backend),
                         facts,
                         None,
+                        architecture,
                     )
                     units.append(replace(unit, verdict=ledger.verdict(unit.key)))
     unfit = [entry for entry in entries if entry.unfit]
@@ -159,7 +166,8 @@ def _with_jobs(units: Sequence[Unit], setting: Setting) -> Plan:
     for unit in units:
         if unit.verdict is None:
             wild = unit.backend if unit.backend in (ALL_THAT_FIT, DEFAULT) else "named"
-            groups[unit.model, unit.reference, unit.device, unit.dtype, wild].append(unit)
+            same = (unit.model, unit.reference, unit.architecture, unit.device, unit.dtype)
+            groups[*same, wild].append(unit)
     made = [(_job(group, setting), group) for group in groups.values()]
     # By name where they take as long: the order does not depend on that of the files.
     made.sort(key=lambda each: (-each[0].seconds, each[0].label))
@@ -181,6 +189,7 @@ def _job(units: Sequence[Unit], setting: Setting) -> Job:
             first.device,
             first.dtype,
             conditions,
+            first.architecture,
         ),
         first.entry.label,
         first.entry.source,
@@ -203,6 +212,7 @@ def _job(units: Sequence[Unit], setting: Setting) -> Job:
             setting.threads,
         ),
         key=first.entry.key,
+        architecture=first.entry.architecture,
     )
 
 
@@ -221,7 +231,7 @@ def _looked_at(entry: Entry, ledger: Ledger) -> tuple[Source, Facts]:
         sha256, size = known
         source = replace(source, estimated=False)
     whole = sha256 if len(sha256) == 64 else ""
-    image, text = (None, None) if entry.architecture is None else flops(entry.architecture)
+    image, text = (None, None) if entry.dimensions is None else flops(entry.dimensions)
     return replace(source, sha256=sha256, size=size), Facts(whole, size or 0, image, text)
 
 
@@ -233,4 +243,21 @@ def _content_of_reference(entry: Entry, ledger: Ledger) -> str:
         return ""
     if name in registry.RELEASED:
         return registry.find(str(name)).sha256
-    return facts_of(Path(name), ledger).sha256 or f"path:{name}"
+    content = facts_of(Path(name), ledger).sha256 or f"path:{name}"
+    configured = _told_beside(Path(name))
+    return f"{content} with {configured}" if configured else content
+
+
+def _architecture_of(entry: Entry) -> str:
+    """What tells how the model computes: what the user said, or what is beside the file."""
+    if entry.architecture is not None:
+        return repr(named(entry.architecture).architecture)
+    return "" if entry.source.fetched else _told_beside(Path(entry.source.place))
+
+
+def _told_beside(path: Path) -> str:
+    """Hashes of the configurations in a file's folder; nothing of a folder, which has its own."""
+    if path.is_dir():
+        return ""
+    configs = (path.with_name(name) for name in (TRANSFORMERS_CONFIG, OPEN_CLIP_CONFIG))
+    return " ".join(found for each in configs if (found := content_of(each)))

@@ -1,8 +1,8 @@
 """open_clip's own list of pretrained checkpoints, as a catalogue.
 
-Of those that are no CLIP of the released kind the list tells that beforehand, by the configuration
-of the model and by whether the weights were trained with QuickGELU: they are left out, each with
-its reason, and not fetched.
+Of those that clipcheck does not build the list tells that beforehand, by the configuration of the
+model: they are left out, each with its reason, and not fetched. The others are judged as their
+weights were trained, by what the list says of the tag.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clipcheck.checkpoints import registry
-from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
-from clipcheck.checkpoints.configs import require_open_clip
+from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.checkpoints.configs import of_open_clip
+from clipcheck.checkpoints.told import OPEN_CLIP, trained
 from clipcheck.errors import ArchitectureError
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.jobs import DEFAULT, Source
@@ -49,51 +50,21 @@ def entry_of(label: str, model: Mapping[str, Any] | None, weights: Mapping[str, 
         weights: that of the weights: ``url``, ``hf_hub``, ``quick_gelu``.
     """
     try:
-        architecture = _architecture(label, model, weights)
+        configured = of_open_clip(model or {}, Path(label))
     except ArchitectureError as error:
         return Entry(label, Source("url", ""), unfit=error.problem)
+    # The tag tells: 28 of them have another activation than the configuration.
+    architecture = trained(configured, quick=bool(weights.get("quick_gelu", False)))
     source = _source(weights, architecture)
     # An archive has code of its own, and the others hold weights alone.
     archive = _OF_OPENAI in source.place
     return Entry(
-        label, source, (DEFAULT,) if archive else ("open_clip",), architecture=architecture
+        label,
+        source,
+        (DEFAULT,) if archive else ("open_clip",),
+        architecture=f"{OPEN_CLIP}{label}",
+        dimensions=architecture,
     )
-
-
-def _architecture(
-    label: str, model: Mapping[str, Any] | None, weights: Mapping[str, Any]
-) -> Architecture:
-    """What the configuration describes, if it is a CLIP of the released kind."""
-    if not weights.get("quick_gelu", False):
-        raise ArchitectureError(
-            "its weights were trained with GELU, and CLIP's released models compute with QuickGELU",
-            remedy="",
-        )
-    try:
-        known = model or {}
-        vision, text = known["vision_cfg"], known["text_cfg"]
-        layers, width = vision["layers"], vision["width"]
-        tower: ViT | ResNet
-        if isinstance(layers, list):
-            one, two, three, four = layers
-            tower = ResNet((one, two, three, four), width)
-        else:
-            tower = ViT(layers, width, vision["patch_size"])
-        found = Architecture(
-            known["embed_dim"],
-            vision["image_size"],
-            tower,
-            text["width"],
-            text["layers"],
-            text.get("context_length", 77),
-            text.get("vocab_size", 49408),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArchitectureError(
-            "its configuration describes no CLIP of the released kind", remedy=""
-        ) from error
-    require_open_clip({**known, "quick_gelu": True}, found, Path(label))
-    return found
 
 
 def _source(weights: Mapping[str, Any], architecture: Architecture) -> Source:

@@ -59,6 +59,8 @@ def _judgement(entry: Mapping[str, Any], conditions: Conditions) -> Judgement:
         **{name: entry[name] for name in same},
         origin=entry.get("origin") or "",
         architecture=entry.get("architecture"),
+        computes=entry.get("computes") or "",
+        asked_architecture=entry.get("asked_architecture"),
         inputs=entry.get("inputs"),
         run=entry.get("run"),
         date=entry.get("date"),

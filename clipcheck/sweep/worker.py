@@ -62,6 +62,7 @@ def _performed(job: Job) -> dict[str, Any]:
             backend=[each for each in job.backends if each != DEFAULT] or None,
             reference=job.reference,
             key=job.key,
+            architecture=job.architecture,
             device=job.device,
             dtype=None if job.dtype == DEFAULT else job.dtype,
             examples=job.conditions.examples,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from clipcheck import torchscript_support
 from clipcheck.checkpoints.architecture import BUFFERS, Architecture
 from clipcheck.checkpoints.records import MappedFile, Records
+from clipcheck.checkpoints.told import EXTRA, encode
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,9 @@ def write_archive(
             _set_devices(graph)
         scratch = path.with_name(f"{path.name}.traced")
         traced.save(str(scratch))
-    _relocate(scratch, path)
+    # As released where it computes so: their files have no such record.
+    computes = {EXTRA: encode(architecture).encode()} if architecture.departures() else {}
+    _relocate(scratch, path, computes)
     scratch.unlink()
 
 
@@ -120,11 +123,16 @@ def _set_devices(graph: Any) -> None:
         node.s_("value", RELEASED_DEVICE)
 
 
-def _relocate(source: Path, path: Path) -> None:
+def _relocate(source: Path, path: Path, more: Mapping[str, bytes]) -> None:
     """Copy an archive, and say in its pickles that the storages come from the released device.
 
     torch writes the device that they are on, which is the CPU. A released file needs
     ``map_location`` on a machine without a GPU, and so does one that is written here.
+
+    Args:
+        source: the archive.
+        path: where to.
+        more: other records to be put in.
     """
     import torch
 
@@ -139,6 +147,8 @@ def _relocate(source: Path, path: Path) -> None:
             data = records.read(name)
             if name in ("data.pkl", "constants.pkl"):
                 data = _with_location(data)
+            writer.write_record(name, data, len(data))
+        for name, data in more.items():
             writer.write_record(name, data, len(data))
     finally:
         # After a failure as well: the writer's destructor would do it, and end the process.

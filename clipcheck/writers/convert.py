@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from clipcheck.checkpoints.architecture import Architecture, specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.told import METADATA, Told, encode
 from clipcheck.errors import ClipcheckError, OutputError, first_line
 from clipcheck.writers import archive
 from clipcheck.writers.archive import buffers, write_archive
@@ -50,7 +51,9 @@ def convert(
     tensors = dict(checkpoint.tensors)
     if dtype is not None:
         tensors = _in_dtype(checkpoint.architecture, tensors, dtype)
-    return write(checkpoint.architecture, tensors, path, form, judge=judge)
+    return write(
+        checkpoint.architecture, tensors, path, form, told=bool(checkpoint.told), judge=judge
+    )
 
 
 def write(
@@ -59,15 +62,18 @@ def write(
     path: Path,
     form: Format,
     *,
+    told: bool = True,
     judge: Judge | None = None,
 ) -> int:
     """Write a checkpoint, read it back, and compare all weights bit for bit.
 
     Args:
-        architecture: the model's dimensions.
+        architecture: the model's. A safetensors file says in its metadata how it computes, and an
+            archive where it does not compute as the released models do.
         tensors: the weights by the released keys. Integer buffers that are missing are added.
         path: the file to write; it is replaced when all has succeeded.
         form: the format to write.
+        told: whether the architecture is known, and not assumed: then the file says it.
         judge: see `convert`.
 
     Returns:
@@ -85,8 +91,9 @@ def write(
         }
     )
     with replacing(path, room=_room(form, ordered)) as temporary:
-        _write_as(form, architecture, ordered, temporary, path)
-        _require_equal(open_checkpoint(temporary), ordered, path)
+        _write_as(form, architecture, ordered, temporary, path, told=told)
+        written = open_checkpoint(temporary, told=Told(architecture, "what was written"))
+        _require_equal(written, ordered, path)
         if judge is not None:
             judge(temporary)
     return len(ordered)
@@ -123,6 +130,8 @@ def _write_as(
     tensors: dict[str, torch.Tensor],
     temporary: Path,
     path: Path,
+    *,
+    told: bool,
 ) -> None:
     import torch
     from safetensors import SafetensorError
@@ -134,7 +143,8 @@ def _write_as(
         elif form is Format.STATE_DICT:
             torch.save(tensors, temporary)
         else:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+            computes = {METADATA: encode(architecture)} if told else {}
+            save_file(tensors, temporary, metadata={"format": "pt", **computes})
     except ClipcheckError:
         raise
     # torch's and safetensors' writers do not say why a write failed but in their words.

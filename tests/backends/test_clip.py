@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from clipcheck import torchscript_support
 from clipcheck.backends import clip as way
 from clipcheck.backends import registry
 from clipcheck.backends.base import Backend, Source
+from clipcheck.checkpoints.architecture import Activation
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import RunError
@@ -218,3 +220,10 @@ def test_inputs_that_do_not_fit_are_an_error(built: Built) -> None:
         built[1].encode_image(pixels[:, :2])
     with pytest.raises(RunError, match="clip: encode_text failed"):
         built[1].encode_text(np.repeat(tokens, 2, axis=1))
+
+
+def test_it_computes_as_the_released_models_alone(vit: Checkpoint) -> None:
+    gelu = vit.architecture.with_blocks(activation=Activation.GELU)
+    assert way.unfit(replace(vit, architecture=gelu), torch.device("cpu"), "float32") == (
+        "the reference package computes as the released models do, not with GELU"
+    )

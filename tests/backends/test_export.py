@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from clipcheck.backends import export
+from clipcheck.backends import programs as built
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend, Source
+from clipcheck.checkpoints.architecture import Activation
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import ArchitectureError, RunError
 from clipcheck.writers import programs
 from clipcheck.writers.synthesize import architecture_named
@@ -28,6 +31,7 @@ from tests.backends.kept import (
     minute,
     source,
 )
+from tests.backends.libraries import source_of
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +176,13 @@ def test_the_eager_model_stays_as_it_was(made: Source, backend: Backend) -> None
     backend.outputs(*batch(made.checkpoint.architecture, 1, 1))
     assert {key: tensor._version for key, tensor in made.model.state_dict().items()} == before
     assert not made.model.training
+
+
+def test_a_program_is_kept_for_an_architecture(minute_archive: Path, tmp_path: Path) -> None:
+    """The same weights may be of several: they do not tell."""
+    source = source_of(open_checkpoint(minute_archive), tmp_path)
+    gelu = source.checkpoint.architecture.with_blocks(activation=Activation.GELU)
+    checkpoint = dataclasses.replace(source.checkpoint, architecture=gelu)
+    other = dataclasses.replace(source, checkpoint=checkpoint)
+    assert built.key(source) != built.key(other)
+    assert built.key(source) == built.key(dataclasses.replace(source))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from clipcheck import torchscript_support
 from clipcheck.backends import open_clip as way
 from clipcheck.backends import registry
 from clipcheck.backends.base import Backend, Source
+from clipcheck.checkpoints.architecture import Activation, Architecture, Blocks
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.errors import RunError
+from clipcheck.checkpoints.told import Told
+from clipcheck.errors import RunError, UnavailableError
 from clipcheck.inputs.tokenizer import tokenize
 from clipcheck.writers.convert import write
 from clipcheck.writers.directories import write_open_clip, write_transformers
+from clipcheck.writers.synthesize import synthesize
 from conftest import SeededArchive
 from tests.backends.libraries import (
     CPU,
@@ -32,7 +36,9 @@ from tests.backends.libraries import (
     source_of,
 )
 from tests.oracles import open_clip
+from tests.samples import MINUTE, MINUTE_RESNET
 
+GELU = MINUTE.with_blocks(activation=Activation.GELU)
 Built = tuple[Source, Backend]
 DTYPES = ["float32", "float16", "bfloat16"]
 
@@ -215,8 +221,55 @@ def test_what_is_not_as_it_is_called_is_doubted(vit: Checkpoint, tmp_path: Path)
     model.visual.half()
     assert list(backend.evidence().doubts) == [
         "its class is Another and not open_clip's CLIP",
-        "it computes with GELU in place of QuickGELU",
+        "it computes with GELU and QuickGELU in place of QuickGELU",
         "it computes in float16 in place of float32",
+    ]
+
+
+# ------------------------------------------------------------------ other architectures
+
+OTHER = [
+    *(MINUTE.with_blocks(activation=kind, head_width=16, mlp_ratio=2.5) for kind in Activation),
+    MINUTE_RESNET.with_blocks(activation=Activation.GELU, head_width=32, epsilon=1e-6),
+]
+
+
+@pytest.mark.parametrize("form", [Format.SAFETENSORS, Format.ARCHIVE])
+@pytest.mark.parametrize("architecture", OTHER, ids=Architecture.departures)
+def test_it_builds_the_architecture_that_is_told(
+    tmp_path: Path, architecture: Architecture, form: Format
+) -> None:
+    write(architecture, synthesize(architecture), tmp_path / "w", form)
+    source = source_of(open_checkpoint(tmp_path / "w"), tmp_path)
+    assert way.unfit(source.checkpoint, CPU, "float32") is None
+    backend = way.build(source)
+    assert max(ratios(source, backend, pairs(source.checkpoint))) < 3
+    assert not backend.evidence().doubts
+
+
+def test_one_activation_for_each_tower_is_nothing_that_it_has(tmp_path: Path) -> None:
+    mixed = replace(MINUTE, text_blocks=Blocks(activation=Activation.GELU))
+    write(mixed, synthesize(mixed), tmp_path / "w", Format.SAFETENSORS)
+    checkpoint = open_checkpoint(tmp_path / "w")
+    assert way.unfit(checkpoint, CPU, "float32") == (
+        "open_clip has QuickGELU in both towers or in none"
+    )
+    with pytest.raises(UnavailableError, match="QuickGELU in both towers or in none"):
+        write_open_clip(checkpoint, tmp_path / "folder")
+    tanh = replace(GELU, text_blocks=Blocks(activation=Activation.GELU_TANH))
+    write(tanh, synthesize(tanh), tmp_path / "w", Format.SAFETENSORS)
+    source = source_of(open_checkpoint(tmp_path / "w"), tmp_path)
+    assert max(ratios(source, way.build(source), pairs(source.checkpoint))) < 3
+
+
+def test_a_folder_whose_configuration_says_another_activation_than_the_user_is_doubted(
+    tmp_path: Path,
+) -> None:
+    write(GELU, synthesize(GELU), tmp_path / "w", Format.SAFETENSORS)
+    write_open_clip(open_checkpoint(tmp_path / "w"), tmp_path / "folder")
+    source = source_of(open_checkpoint(tmp_path / "folder", told=Told(MINUTE, "x")), tmp_path)
+    assert list(way.build(source).evidence().doubts) == [
+        "it computes with GELU in place of QuickGELU"
     ]
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from transformers.utils import logging as library_logging
 from clipcheck.backends import registry
 from clipcheck.backends import transformers as way
 from clipcheck.backends.base import Backend, Source
-from clipcheck.checkpoints.checkpoint import Checkpoint
+from clipcheck.checkpoints.architecture import Activation, Blocks
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import RunError
+from clipcheck.writers.convert import write
 from clipcheck.writers.directories import write_transformers
+from clipcheck.writers.synthesize import synthesize
 from conftest import SeededArchive
 from tests.backends.libraries import (
     CPU,
@@ -32,6 +36,7 @@ from tests.backends.libraries import (
     run,
     source_of,
 )
+from tests.samples import MINUTE
 
 Built = tuple[Source, Backend]
 DTYPES = ["float32", "float16", "bfloat16"]
@@ -225,6 +230,21 @@ def test_what_is_not_as_it_is_called_is_doubted(tiny: Checkpoint, tmp_path: Path
     ]
     found = doubts_after(tiny, tmp_path, lambda model: setattr(model, "__class__", Another))
     assert found == ["its class is Another and not transformers' CLIPModel"]
+
+
+# ------------------------------------------------------------------ other architectures
+
+
+def test_it_builds_the_architecture_that_is_told(tmp_path: Path) -> None:
+    changed = replace(
+        MINUTE.with_blocks(head_width=16, mlp_ratio=2.5, epsilon=1e-6),
+        text_blocks=Blocks(activation=Activation.GELU_TANH),
+    )
+    write(changed, synthesize(changed), tmp_path / "w", Format.SAFETENSORS)
+    source = source_of(open_checkpoint(tmp_path / "w"), tmp_path, attention="sdpa")
+    backend = way.build(source)
+    assert max(ratios(source, backend, pairs(source.checkpoint))) < 3
+    assert not backend.evidence().doubts
 
 
 # ------------------------------------------------------------------ where it does not run

@@ -18,6 +18,7 @@ from clipcheck.checkpoints.architecture import (
     Blocks,
     ResNet,
     ViT,
+    dimensions_of,
     infer,
     specs,
 )
@@ -276,7 +277,8 @@ def test_a_width_that_does_not_make_up_whole_heads_is_refused(tower: str) -> Non
     else:
         a = Architecture(64, 16, ViT(1, 64, 8), width, 1, 8, 100)
     message = refusal(shapes(a))
-    assert f"(a width of 96 in the {tower} tower is no multiple of 64)" in message
+    assert f"a width of 96 in the {tower} tower is no multiple of 64, the channels" in message
+    assert dimensions_of(shapes(a), "some/file.pt").dimensions == a.dimensions
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from clipcheck.checkpoints.architecture import Activation
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.configs import open_clip_config, transformers_config
 from clipcheck.checkpoints.directories import read
@@ -265,8 +266,13 @@ def twice(folder: Path) -> None:
     indexed(folder, {**names, "logit_scale": "other.safetensors"})
 
 
-def gelu(folder: Path) -> None:
-    change_json(folder / "config.json", lambda c: c["text_config"].update(hidden_act="gelu"))
+def relu(folder: Path) -> None:
+    change_json(folder / "config.json", lambda c: c["text_config"].update(hidden_act="relu"))
+
+
+def wider(folder: Path) -> None:
+    other = {"vocab_size": 101, "eos_token_id": 100}
+    change_json(folder / "config.json", lambda c: c["text_config"].update(other))
 
 
 def other_weights(folder: Path) -> None:
@@ -339,7 +345,17 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[CheckpointError], str]] = 
     "an archive in place of weights": (archived, UnknownFormatError, "found a TorchScript archive"),
     "other weights": (other_weights, ArchitectureError, r"hf: .*unexpected: text_model\.x"),
     "code in its pickle": (unsafe, UnsafeError, "nothing was run"),
-    "GELU": (gelu, ArchitectureError, r"config\.json: text_config has hidden_act 'gelu', and"),
+    "ReLU": (
+        relu,
+        ArchitectureError,
+        r"config\.json: .*text_config\.hidden_act is 'relu' in place",
+    ),
+    "other dimensions": (
+        wider,
+        ArchitectureError,
+        r"hf: its weights are of another model than its config\.json describes, which has tokens "
+        "in all 101 in place of 100",
+    ),
     "no JSON": (text(b"{"), DamagedError, r"config\.json: it is not JSON \("),
     "no text": (text(b"\xff\xfe\x00"), DamagedError, r"config\.json: it is not JSON \("),
     "nothing in it": (text(b""), DamagedError, r"config\.json: it is not JSON \("),
@@ -425,11 +441,15 @@ def test_an_open_clip_config_without_a_model_is_refused(oc: Path, model_cfg: obj
         open_checkpoint(oc)
 
 
-def test_open_clip_without_quick_gelu_is_refused(oc: Path) -> None:
-    config = oc / "open_clip_config.json"
-    change_json(config, lambda value: value["model_cfg"].pop("quick_gelu"))
-    with pytest.raises(ArchitectureError, match=r"no quick_gelu, so GELU.*\"quick_gelu\": true"):
-        open_checkpoint(oc)
+def test_a_folder_computes_what_its_configuration_says(hf: Path, oc: Path) -> None:
+    gelu = MINUTE.with_blocks(activation=Activation.GELU)
+    change_json(oc / "open_clip_config.json", lambda value: value["model_cfg"].pop("quick_gelu"))
+    found = open_checkpoint(oc)
+    assert (found.architecture, found.told) == (gelu, "its open_clip_config.json")
+    for tower in ("text_config", "vision_config"):
+        change_json(hf / "config.json", lambda value, t=tower: value[t].update(hidden_act="gelu"))
+    found = open_checkpoint(hf)
+    assert (found.architecture, found.told) == (gelu, "its config.json")
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")

@@ -13,7 +13,7 @@ from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.opening import open_pair, open_reference, open_subject, weights_of
 from clipcheck.errors import CheckpointError, UnknownModelError, UsageError
-from tests.samples import minute_bytes, minute_weights, onnx_naming, saved
+from tests.samples import minute_bytes, minute_config, minute_weights, onnx_naming, saved
 
 WEIGHTS = minute_weights()
 
@@ -110,11 +110,14 @@ def names_of(*found: Checkpoint | Program | None) -> list[str | None]:
 def test_a_key_is_that_of_either_file(several: Path, archive: Path, tmp_path: Path) -> None:
     one = tmp_path / "one.safetensors"
     one.write_bytes(minute_bytes(Format.SAFETENSORS))
-    assert names_of(*open_pair(several, key="ema")) == ["ema.module", None]
+    alone = open_pair(several, key="ema", architecture=minute_config(tmp_path))
+    assert names_of(*alone) == ["ema.module", None]
     assert names_of(*open_pair(several, one, key="ema")) == ["ema.module", "."]
     assert names_of(*open_pair(one, several, key="model")) == [".", "model"]
     assert names_of(*open_pair(archive, several, key="model")) == [".", "model"]
-    assert names_of(*open_pair(several, several, key="model")) == ["model", "model"]
+    config = minute_config(tmp_path)
+    twice = open_pair(several, several, key="model", architecture=config)
+    assert names_of(*twice) == ["model", "model"]
 
 
 def test_a_key_that_neither_file_has_is_refused(archive: Path, tmp_path: Path) -> None:
@@ -131,7 +134,8 @@ def test_a_programs_key_is_that_of_the_checkpoint_beside_it(
 ) -> None:
     archive.unlink()
     several.rename(program.with_suffix(".pth"))
-    subject, reference = open_pair(program, key="model")
+    config = minute_config(program.parent)
+    subject, reference = open_pair(program, key="model", architecture=config)
     assert names_of(subject, reference) == [None, "model"]
     with pytest.raises(CheckpointError, match="expected one CLIP model, found 2"):
         open_pair(program)

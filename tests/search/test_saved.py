@@ -137,7 +137,8 @@ BAD = [
     (having(rtol=True), "rtol is no number of at least 0"),
     (having(rtol="0.1"), "rtol is no number of at least 0"),
     (having(backend=None), "backend or reference_checkpoint is no text"),
-    (having(key=3), "key is no text"),
+    (having(key=3), "key or asked_architecture is no text"),
+    (having(asked_architecture=3), "key or asked_architecture is no text"),
     (having(reference_checkpoint=3), "backend or reference_checkpoint is no text"),
 ]
 

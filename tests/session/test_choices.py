@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clipcheck.checkpoints.registry import available_models
-from clipcheck.errors import ClipcheckError, UsageError
+from clipcheck.errors import ClipcheckError, UnknownModelError, UsageError
 from clipcheck.session.choices import (
     GATES,
     NAMES,
@@ -37,6 +37,14 @@ def test_seeded_weights_are_asked_for() -> None:
     assert sorted(choices(seeded=True).models) == default
     assert choices(seeded=True, model=["RN50", "seeded:RN50"]).models == ("seeded:RN50",)
     assert choices(model=["RN50", "seeded:RN50"]).models == ("RN50", "seeded:RN50")
+
+
+def test_an_architecture_is_a_name_or_a_path_from_the_folder() -> None:
+    assert choices(architecture="open_clip:ViT-B-32").architecture == "open_clip:ViT-B-32"
+    with pytest.raises(UnknownModelError) as caught:
+        choices(architecture="ViT-B-32")
+    assert str(caught.value).startswith("--clip-architecture: expected a released name")
+    assert str(caught.value).endswith("The nearest name is 'ViT-B/32'.")
 
 
 def test_what_is_given_is_taken() -> None:

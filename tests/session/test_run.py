@@ -16,6 +16,7 @@ from clipcheck.session.choices import Choices
 from clipcheck.session.run import Run
 from clipcheck.session.sharing import Case
 from conftest import SeededArchive
+from tests.samples import minute_config
 
 CASE = Case("new.pt", "jit", "cpu", "float32")
 
@@ -41,12 +42,13 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_checkpoint_is_checked_as_it_was_asked_for(
     tmp_path: Path, checked: list[dict[str, Any]]
 ) -> None:
-    found = runs(tmp_path, atol="0.5", rtol="0.25", examples="3", seed="7", key="model").judgement(
-        CASE
-    )
+    config = minute_config(tmp_path)
+    given = {"atol": "0.5", "rtol": "0.25", "examples": "3", "seed": "7", "key": "model"}
+    found = runs(tmp_path, **given, architecture="minute.json").judgement(CASE)
     assert checked == [
         {
             "path": str(tmp_path / "new.pt"),
+            "architecture": str(config),
             "backend": "jit",
             "device": "cpu",
             "dtype": "float32",

@@ -13,7 +13,7 @@ from clipcheck.errors import CatalogueError
 from clipcheck.sweep.catalogue import Entry, read
 from clipcheck.sweep.jobs import Source
 from clipcheck.sweep.ledger import Ledger
-from tests.samples import onnx_naming
+from tests.samples import minute_config, onnx_naming
 from tests.sweep.samples import planned
 
 DIGEST = "9c1f" * 16
@@ -86,6 +86,31 @@ def test_each_model_of_a_file_is_judged_for_itself(tmp_path: Path) -> None:
         read(toml(tmp_path, f'{text}key = "ema"\n' * 2))
 
 
+def test_a_checkpoint_says_its_architecture_by_name_or_by_a_file_beside_the_catalogue(
+    tmp_path: Path,
+) -> None:
+    config = minute_config(tmp_path)
+    path = toml(
+        tmp_path,
+        """
+        [defaults]
+        architecture = "minute.json"
+        [[checkpoint]]
+        path = "a.pt"
+        [[checkpoint]]
+        path = "b.pt"
+        architecture = "open_clip:ViT-B-32"
+        """,
+    )
+    assert [entry.architecture for entry in read(path)] == [str(config), "open_clip:ViT-B-32"]
+
+
+def test_an_unknown_architecture_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    message = refused(toml(tmp_path, '[[checkpoint]]\npath = "a.pt"\narchitecture = "ViT-B-32"'))
+    assert "checkpoint 1: architecture: " in message
+    assert "The nearest name is 'ViT-B/32'." in message
+
+
 def test_defaults_are_for_those_that_do_not_say_it_themselves(tmp_path: Path) -> None:
     path = toml(
         tmp_path,
@@ -137,7 +162,7 @@ def test_a_released_name_is_fetched_where_it_is_not_in_the_cache(tmp_path: Path)
     released = registry.find("ViT-B/32")
     (entry,) = read(path, str(tmp_path))
     assert entry.source == Source("url", released.url, released.sha256, released.size)
-    assert entry.architecture is not None
+    assert entry.dimensions is not None
     with (tmp_path / released.filename).open("wb") as file:
         os.truncate(file.fileno(), released.size)
     (entry,) = read(path, str(tmp_path))

@@ -3,10 +3,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from clipcheck.checkpoints.architecture import Activation
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.sweep import facts
 from clipcheck.sweep.catalogue import Entry
@@ -15,7 +17,8 @@ from clipcheck.sweep.facts import Facts, facts_of
 from clipcheck.sweep.jobs import Source
 from clipcheck.sweep.ledger import Ledger
 from clipcheck.sweep.plan import _content_of_reference
-from tests.samples import MINUTE, minute_bytes, onnx_naming
+from tests.samples import MINUTE, minute_bytes, minute_config, onnx_naming
+from tests.sweep.samples import planned
 
 
 def test_a_checkpoint_tells_its_hash_its_size_and_its_operations(tmp_path: Path) -> None:
@@ -139,3 +142,26 @@ def test_the_checkpoint_beside_a_program_is_what_it_is_compared_with(tmp_path: P
         assert found == hashlib.sha256(reference.read_bytes()).hexdigest()
         own = Entry("m", Source("path", str(reference)))
         assert _content_of_reference(own, ledger) == ""
+
+
+def test_what_tells_how_weights_compute_is_part_of_what_a_verdict_is_kept_under(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "w.pt"
+    path.write_bytes(b"weights")
+    config = minute_config(tmp_path)
+    told = Entry("w.pt", Source("path", str(path)), architecture=str(config))
+    alone = replace(told, architecture=None)
+
+    def key(entry: Entry) -> str:
+        with Ledger(tmp_path / "ledger") as ledger:
+            (unit,) = planned([entry], ledger).units
+        return unit.key
+
+    assert len({key(alone), key(told), key(replace(told, architecture="tiny-vit"))}) == 3
+    before = key(told), key(alone)
+    gelu = MINUTE.with_blocks(activation=Activation.GELU)
+    minute_config(tmp_path, gelu)
+    assert key(told) != before[0]
+    minute_config(tmp_path, gelu).rename(tmp_path / "open_clip_config.json")
+    assert key(alone) != before[1]

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from clipcheck.checkpoints.architecture import ARCHITECTURES
+from clipcheck.checkpoints.architecture import ARCHITECTURES, Activation
 from clipcheck.checkpoints.registry import RELEASED
+from clipcheck.checkpoints.told import named
 from clipcheck.sweep.jobs import Source
 from clipcheck.sweep.pretrained import entry_of, pretrained
 
@@ -27,17 +28,29 @@ def test_of_the_list_what_openai_released_is_known_by_its_hash() -> None:
     entry = entries["ViT-B-32/openai"]
     known = RELEASED["ViT-B/32"]
     assert entry.source == Source("url", known.url, known.sha256, known.size)
-    assert entry.architecture == ARCHITECTURES["ViT-B/32"]
+    assert entry.architecture == "open_clip:ViT-B-32/openai"
+    assert entry.dimensions == ARCHITECTURES["ViT-B/32"]
     assert entry.backends == ("",)
 
 
 def test_of_the_list_all_are_an_architecture_that_can_be_judged_or_say_why_not() -> None:
-    for entry in pretrained():
+    entries = pretrained()
+    for entry in entries:
         assert bool(entry.unfit) != (entry.architecture is not None), entry.label
         assert not entry.unfit.endswith(".")
-    reasons = {entry.unfit for entry in pretrained()}
-    assert any("head_width is 80" in reason for reason in reasons)
-    assert any("GELU" in reason for reason in reasons)
+        if entry.architecture is not None and entry.label.startswith("ViT-B-32/"):
+            assert named(entry.architecture).architecture == entry.dimensions
+    assert sum(not entry.unfit for entry in entries) >= 96
+    assert any("no_ln_pre is True" in entry.unfit for entry in entries)
+
+
+def test_the_tag_tells_the_activation() -> None:
+    gelu, quick = (
+        entry_of("m/t", MODEL, {"url": "https://example.org/m.pt", **more}).dimensions
+        for more in ({}, {"quick_gelu": True})
+    )
+    assert quick == ARCHITECTURES["ViT-B/32"]
+    assert gelu == ARCHITECTURES["ViT-B/32"].with_blocks(activation=Activation.GELU)
 
 
 def test_weights_of_open_clip_are_run_by_it_and_their_address_tells_how_their_hash_begins() -> None:
@@ -60,16 +73,15 @@ def test_an_address_that_tells_no_hash_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "quick", "told"),
+    ("model", "told"),
     [
-        (MODEL, False, "trained with GELU"),
-        (None, True, "no CLIP of the released kind"),
-        ({**MODEL, "vision_cfg": {"timm_model_name": "convnext"}}, True, "no CLIP of the released"),
-        ({**MODEL, "vision_cfg": {**MODEL["vision_cfg"], "layers": [1, 2]}}, True, "no CLIP of"),  # type: ignore[dict-item]
-        ({**MODEL, "vision_cfg": {**MODEL["vision_cfg"], "head_width": 80}}, True, "head_width"),  # type: ignore[dict-item]
-        ({**MODEL, "multimodal_cfg": {}}, True, "multimodal_cfg"),
+        (None, "expected an object under 'model_cfg.vision_cfg', found nothing"),
+        ({**MODEL, "vision_cfg": {"timm_model_name": "convnext"}}, "timm_model_name is 'convnext'"),
+        ({**MODEL, "vision_cfg": {**MODEL["vision_cfg"], "layers": [1, 2]}}, r"layers is [1, 2]"),  # type: ignore[dict-item]
+        ({**MODEL, "vision_cfg": {**MODEL["vision_cfg"], "no_ln_pre": True}}, "no_ln_pre is True"),  # type: ignore[dict-item]
+        ({**MODEL, "multimodal_cfg": {}}, "multimodal_cfg"),
     ],
 )
-def test_another_model_is_left_out(model: dict[str, object] | None, quick: bool, told: str) -> None:
-    entry = entry_of("m/t", model, {"url": "https://example.org/m.pt", "quick_gelu": quick})
+def test_another_model_is_left_out(model: dict[str, object] | None, told: str) -> None:
+    entry = entry_of("m/t", model, {"url": "https://example.org/m.pt", "quick_gelu": True})
     assert told in entry.unfit

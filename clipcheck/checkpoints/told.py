@@ -1,0 +1,393 @@
+"""What tells how a model computes, where its weights do not: the activation, heads, the epsilon.
+
+Something does that belongs to the weights (a configuration beside them, a record in their file), or
+the user, with ``--architecture``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clipcheck.checkpoints.architecture import (
+    ARCHITECTURES,
+    Activation,
+    Architecture,
+    Blocks,
+    ViT,
+    differences,
+    listed,
+)
+from clipcheck.checkpoints.configs import of_open_clip, of_transformers
+from clipcheck.checkpoints.directories import (
+    OPEN_CLIP_CONFIG,
+    TRANSFORMERS_CONFIG,
+    read_json,
+)
+from clipcheck.errors import ArchitectureError, CheckpointError, UnknownModelError
+
+OPEN_CLIP = "open_clip:"
+"""How the name of one of open_clip's configurations begins."""
+
+METADATA = "clipcheck_architecture"
+"""Where a safetensors file that clipcheck wrote says how its model computes."""
+
+EXTRA = f"extra/{METADATA}"
+"""The record of an archive that says the same."""
+
+MOST_RECORD = 4096
+"""Bytes of that; what clipcheck writes has about 200."""
+
+OPTION = "--architecture"
+
+
+@dataclass(frozen=True)
+class Told:
+    """An architecture, and where it was taken from.
+
+    Attributes:
+        architecture: with the dimensions that are told as well, which those of the weights have to
+            be.
+        source: what told it, for people.
+        argument: where the user did, the same as ``--architecture`` from any folder.
+        note: what else there is to know of the source, for people.
+    """
+
+    architecture: Architecture
+    source: str
+    argument: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        """The source, with the note."""
+        return f"{self.source} ({self.note})" if self.note else self.source
+
+
+def named(name: str) -> Told:
+    """The architecture that ``--architecture`` names.
+
+    Args:
+        name: a released name, ``tiny-vit`` or ``tiny-resnet``; ``open_clip:NAME``, or
+            ``open_clip:NAME/TAG``, which has the activation that the weights of that tag were
+            trained with; or the path of an ``open_clip_config.json`` or a ``config.json``.
+
+    Raises:
+        UnknownModelError: there is none of that name; the message tells the nearest one.
+        ArchitectureError: clipcheck does not build what it describes.
+        CheckpointError: the file cannot be read.
+    """
+    if name in ARCHITECTURES:
+        return Told(ARCHITECTURES[name], f"{OPTION} {name}", name)
+    if name.startswith(OPEN_CLIP):
+        return _of_open_clips(name)
+    path = Path(name)
+    if path.is_file():
+        return Told(of_file(path), f"{OPTION} {name}", str(path.absolute()))
+    if path.is_dir():
+        raise UnknownModelError(
+            f"{OPTION}: expected a name or a configuration file, found the folder {name!r}",
+            remedy="Give the file in it: open_clip_config.json, or config.json.",
+        )
+    if path.suffix == ".json":
+        raise UnknownModelError(
+            f"{OPTION}: there is no file {name!r}", remedy="Give the path of a configuration."
+        )
+    raise _unknown(name)
+
+
+def of_file(path: Path) -> Architecture:
+    """The architecture that a configuration of transformers or open_clip describes.
+
+    Raises:
+        ArchitectureError: it is none of a CLIP model, or of one that clipcheck does not build.
+        CheckpointError: the file cannot be read.
+    """
+    config = read_json(path)
+    if config.get("model_type") == "clip":
+        return of_transformers(config, path)
+    if isinstance(config.get("model_cfg"), dict):
+        return of_open_clip(config["model_cfg"], path)
+    if "vision_cfg" in config:
+        return of_open_clip(config, path)
+    raise ArchitectureError(
+        "expected the configuration of a CLIP model: a model_cfg (open_clip), or the model_type "
+        "'clip' (transformers)",
+        remedy="Give the open_clip_config.json or the config.json of the whole model.",
+        path=path,
+    )
+
+
+# --------------------------------------------------------------------------- open_clip's names
+
+
+def _of_open_clips(name: str) -> Told:
+    model, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
+    if model not in _open_clip_files():
+        raise _unknown(name)
+    found = _open_clip_architecture(model)
+    tags = _tags(model)
+    if tag:
+        if tag not in tags:
+            (nearest,) = difflib.get_close_matches(tag, tags or [""], n=1, cutoff=0.0)
+            raise UnknownModelError(
+                f"{OPTION}: open_clip has no weights {tag!r} of {model}",
+                remedy=f"The nearest tag is {nearest!r}." if nearest else "Leave the tag out.",
+            )
+        return Told(trained(found, quick=tags[tag]), f"open_clip's {model} and its tag {tag}", name)
+    note = _other_tags(model, found, tags)
+    return Told(found, f"open_clip's configuration {model}", name, note)
+
+
+def _other_tags(model: str, found: Architecture, tags: Mapping[str, bool]) -> str:
+    """The tags of a configuration that were trained with another activation, and which has that."""
+    quick = found.text_blocks.activation is Activation.QUICK_GELU
+    others = [tag for tag, trained in tags.items() if trained != quick]
+    if not others:
+        return ""
+    other = trained(found, quick=not quick).text_blocks.activation.label
+    alike = f"{model}-quickgelu"
+    use = f"{OPEN_CLIP}{alike}" if alike in _open_clip_files() else f"{OPEN_CLIP}{model}/TAG"
+    return f"of its tags, {', '.join(others)} compute {other}: {use}"
+
+
+def trained(architecture: Architecture, *, quick: bool) -> Architecture:
+    """The architecture, as weights compute that were trained with QuickGELU, or without."""
+    activation = architecture.text_blocks.activation
+    if quick:
+        return architecture.with_blocks(activation=Activation.QUICK_GELU)
+    if activation is Activation.QUICK_GELU:
+        return architecture.with_blocks(activation=Activation.GELU)
+    return architecture
+
+
+def _tags(model: str) -> dict[str, bool]:
+    """The tags of one of open_clip's models, and whether each was trained with QuickGELU."""
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    return {
+        tag: bool(get_pretrained_cfg(model, tag).get("quick_gelu", False))
+        for tag in list_pretrained_tags_by_model(model)
+    }
+
+
+@functools.cache
+def _open_clip_files() -> dict[str, Path]:
+    """The configurations that open_clip brings along, by name. Importing it takes seconds."""
+    spec = importlib.util.find_spec("open_clip")
+    folders = spec.submodule_search_locations if spec is not None else None
+    found = Path(folders[0]).glob("model_configs/*.json") if folders else ()
+    return {path.stem: path for path in sorted(found)}
+
+
+@functools.cache
+def _open_clip_architecture(model: str) -> Architecture:
+    return of_file(_open_clip_files()[model])
+
+
+def _unknown(name: str) -> UnknownModelError:
+    known = [*ARCHITECTURES, *(f"{OPEN_CLIP}{model}" for model in _open_clip_files())]
+    (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return UnknownModelError(
+        f"{OPTION}: expected a released name, {OPEN_CLIP}NAME, or the path of an "
+        f"open_clip_config.json or a config.json; found {name!r}",
+        remedy=f"The nearest name is {nearest!r}.",
+    )
+
+
+def candidates(found: Architecture) -> list[tuple[str, list[str]]]:
+    """What weights could be that do not tell how they compute.
+
+    Args:
+        found: their dimensions.
+
+    Returns:
+        How a model of these dimensions computes, for people, and the names of those that do.
+    """
+    by_function: dict[str, list[str]] = {}
+    for name, known in _known():
+        if known.dimensions == found.dimensions:
+            by_function.setdefault(known.summary(), []).append(name)
+    return list(by_function.items())
+
+
+def _known() -> Iterator[tuple[str, Architecture]]:
+    yield from ARCHITECTURES.items()
+    for model in _open_clip_files():
+        try:
+            yield f"{OPEN_CLIP}{model}", _open_clip_architecture(model)
+        except ArchitectureError:  # one that clipcheck does not build
+            continue
+
+
+def require_dimensions(told: Told, found: Architecture, path: Path) -> None:
+    """See that weights have the dimensions that are told of them.
+
+    Args:
+        told: what is told.
+        found: their own.
+        path: their file, for messages.
+
+    Raises:
+        ArchitectureError: they have not.
+    """
+    if found.computing_as(told.architecture) != told.architecture:
+        unlike = listed("", differences(told.architecture, found))
+        raise ArchitectureError(
+            f"its weights are of another model than {told.source} describes, which has {unlike}",
+            remedy="Give the architecture or the configuration that belongs to the weights.",
+            path=path,
+        )
+
+
+# --------------------------------------------------------------------------- beside weights
+
+
+def telling(
+    path: Path,
+    found: Architecture,
+    computes: str | None,
+    record: Mapping[str, object],
+    *,
+    archive: bool,
+) -> tuple[Told | None, str]:
+    """What belongs to a file of weights and tells how they compute, and what does not tell.
+
+    Args:
+        path: the file.
+        found: its dimensions.
+        computes: what `encode` made, where the file has it.
+        record: what training code saved beside the weights.
+        archive: whether the file has code of its own, to which nothing beside it has to belong.
+    """
+    if computes is not None:
+        told = decode(computes, found)
+        return (
+            (None, "its metadata was altered")
+            if told is None
+            else (Told(told, "its own metadata"), "")
+        )
+    of_record, open_question = of_run(record.get("name"))
+    if of_record is not None:
+        return _fitting(of_record, found)
+    if open_question or archive:
+        return None, open_question
+    return _beside(path, found)
+
+
+def _fitting(told: Told, found: Architecture) -> tuple[Told | None, str]:
+    """The same, if the weights have its dimensions. A run may have had images of another size."""
+    computing = found.computing_as(told.architecture)
+    same = replace(
+        told.architecture,
+        image_resolution=found.image_resolution,
+        context_length=found.context_length,
+    )
+    if computing == same:
+        return replace(told, architecture=computing), ""
+    return None, f"{told.source} is not theirs: {listed('', differences(same, found))}"
+
+
+def _beside(path: Path, found: Architecture) -> tuple[Told | None, str]:
+    """What the configurations in a file's folder tell: all that describe such weights agree."""
+    told: list[Told] = []
+    doubts = []
+    for name in (TRANSFORMERS_CONFIG, OPEN_CLIP_CONFIG):
+        config = path.with_name(name)
+        if not config.is_file():
+            continue
+        try:
+            architecture = of_file(config)
+        except CheckpointError as error:
+            doubts.append(f"the {name} beside it does not tell ({error.problem})")
+            continue
+        unlike = listed("", differences(architecture, found))
+        if unlike:
+            doubts.append(f"the {name} beside it is of another model ({unlike})")
+        else:
+            told.append(Told(architecture, f"the {name} beside it"))
+    if len({each.architecture for each in told}) > 1:
+        return None, f"the {TRANSFORMERS_CONFIG} and the {OPEN_CLIP_CONFIG} beside it disagree"
+    return (told[0], "") if told else (None, "; ".join(doubts))
+
+
+# --------------------------------------------------------------------------- records
+
+_RUN = re.compile(
+    r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d-model_(?P<model>.+)-lr_[^-]+(?:-\d+)?-b_\d+-j_\d+-p_\w+"
+)
+"""What open_clip's training calls a run that was given no name (open_clip_train/main.py)."""
+
+
+def of_run(name: object) -> tuple[Told | None, str]:
+    """What the name of a run of open_clip's training tells, and what it leaves open.
+
+    A run with ``--force-quick-gelu`` has the same name as one without. So a configuration with
+    QuickGELU is told, and one without is not.
+
+    Args:
+        name: what the training checkpoint has under ``name``.
+    """
+    run = _RUN.fullmatch(name) if isinstance(name, str) else None
+    model = run["model"] if run else ""
+    if model not in _open_clip_files():
+        return None, ""
+    try:
+        found = _open_clip_architecture(model)
+    except ArchitectureError as error:
+        return None, f"its record says open_clip's {model}: {error.problem}"
+    if found.text_blocks.activation is Activation.QUICK_GELU:
+        return Told(found, f"the run's name in it, which has open_clip's {model}"), ""
+    return None, (
+        f"its record says that it was trained as open_clip's {model}, and not whether with "
+        "--force-quick-gelu"
+    )
+
+
+def encode(architecture: Architecture) -> str:
+    """How an architecture computes, as JSON: what weights do not tell."""
+    vision = architecture.vision
+    image = asdict(vision.blocks) if isinstance(vision, ViT) else {"head_width": vision.head_width}
+    return json.dumps({"image": image, "text": asdict(architecture.text_blocks)})
+
+
+def decode(text: str, found: Architecture) -> Architecture | None:
+    """The architecture that `encode` wrote, or None where it is something else.
+
+    Args:
+        text: what it wrote.
+        found: the dimensions of the weights.
+    """
+    try:
+        told = json.loads(text)
+        blocks = _blocks(told["text"], found.text_width, found.text_blocks)
+        vision = found.vision
+        if isinstance(vision, ViT):
+            image = _blocks(told["image"], vision.width, vision.blocks)
+            return replace(found, vision=replace(vision, blocks=image), text_blocks=blocks)
+        head_width = _head_width(told["image"], vision.embed_width)
+        return replace(found, vision=replace(vision, head_width=head_width), text_blocks=blocks)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _blocks(told: Mapping[str, Any], width: int, found: Blocks) -> Blocks:
+    epsilon = told["epsilon"]
+    if type(epsilon) is not float or not 0 < epsilon <= 1:
+        raise ValueError("no epsilon")
+    return Blocks(
+        _head_width(told, width), found.mlp_ratio, Activation(told["activation"]), epsilon
+    )
+
+
+def _head_width(told: Mapping[str, Any], width: int) -> int:
+    head_width = told["head_width"]
+    if type(head_width) is not int or head_width < 1 or width % head_width:
+        raise ValueError("no width of a head")
+    return head_width
