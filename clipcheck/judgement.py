@@ -66,6 +66,8 @@ class Judgement:
             None where the system does not tell.
         isolation: what the file's own code was confined by, as phrases; nothing where it ran in
             this process, and None where none of it ran.
+        absent: outputs that the candidate does not have by its own signature, and that were not
+            judged.
         assumed: whether it was assumed, and told by nothing, how the model computes where its
             weights do not tell.
         alternative: the other architecture that the candidate equals; None where it passed or there
@@ -112,6 +114,7 @@ class Judgement:
     peak_memory: int | None = None
     isolation: tuple[str, ...] | None = None
     patched: Patched | None = None
+    absent: tuple[str, ...] = ()
     assumed: bool = False
     alternative: Alternative | None = None
     error: str | None = None

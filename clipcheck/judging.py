@@ -25,7 +25,7 @@ from clipcheck.compare.fidelity import fidelity, precision
 from clipcheck.compare.integrity import Evidence, integrity
 from clipcheck.compare.lengths import with_lengths
 from clipcheck.compare.modules import Coverage, modules
-from clipcheck.compare.result import LOGITS, Case, GateResult, eager_not_finite
+from clipcheck.compare.result import LOGITS, OUTPUTS, Case, GateResult, eager_not_finite, judged
 from clipcheck.compare.stability import Repeat, stability
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import RunError
@@ -221,13 +221,15 @@ class Trial:
         if self.in_form and isinstance(candidate, ModuleBackend):
             again += self._in_forms(candidate, failures)
         for call in self.calls:
+            if candidate.absent.intersection(_GIVES[call.method]):
+                continue
             outputs = self._called(candidate, call, failures)
             again += self._repeats(call, outputs)
             by_length += self._by_length(call, outputs)
             tally.add(len(call.images) + len(call.prompts))
         again.append(self._again(candidate, "after all other calls", failures))
         cases = [
-            Case(mine, own, exact, batch.rows, batch.first_rows)
+            Case(mine, own, exact, batch.rows, batch.first_rows, candidate.absent)
             for mine, own, exact, batch in zip(
                 found, self.reference, self.exact, self.batches, strict=True
             )
@@ -240,6 +242,8 @@ class Trial:
         batch = self.batches[number]
         every = {"image": batch.pixels, "prompt": batch.tokens}
         for method, forms in _FORMS.items():
+            if candidate.absent.intersection(_GIVES[method]):
+                continue
             arrays = {kind: every[kind] for kind in _KINDS[method]}
             rows = {
                 kind: list(range(min(self.in_form, len(array)))) for kind, array in arrays.items()
@@ -355,7 +359,8 @@ class Run:
 def judge(
     trial: Trial, run: Run, evidence: Evidence, coverage: Coverage | None, limits: Contract
 ) -> tuple[GateResult, ...]:
-    """What every gate finds. Structure is judged in float32, where rounding hides none of it.
+    """What every gate finds. Structure is judged in float32, where rounding hides none of it. Gates
+    of logits are left out where the candidate has none.
 
     Args:
         trial: what was run.
@@ -371,11 +376,12 @@ def judge(
         near = [with_lengths(near[0], run.lengths, Ruler(*numbers))]
     if coverage is not None:
         near.append(modules(coverage, measures))
+    logits = judged(run.cases, LOGITS)
     return (
         integrity(run.cases, evidence),
-        contract(run.cases, limits, measures),
+        *([contract(run.cases, limits, measures)] if logits else []),
         *near,
-        decision(*numbers),
+        *([decision(*numbers)] if logits else []),
         stability(run.cases, run.repeats, measures, trial.scale),
     )
 
@@ -433,6 +439,9 @@ def judge_candidate(
         watch: gets the time of each phase.
         seed: of the inputs of the gate ``modules``.
         unlike: raw inputs that the candidate's own dimensions make something else of.
+
+    Raises:
+        RunError: it has none of the outputs.
     """
     from clipcheck.backends.reference import exact_arithmetic
     from clipcheck.models.weights import WeightWatch
@@ -440,6 +449,11 @@ def judge_candidate(
     weights = WeightWatch(source.model)
     with watch.phase("candidate") as advance, exact_arithmetic():
         run = trial.run(candidate, advance)
+    if not judged(run.cases):
+        raise RunError(
+            f"{candidate.name}: it gives none of {', '.join(OUTPUTS)}",
+            remedy="Give a file that has a CLIP model's features, or its logits.",
+        )
     coverage = None
     if isinstance(candidate, Archive) and trial.dtype == "float32":
         coverage = _coverage(candidate, source, seed, watch)

@@ -31,7 +31,7 @@ from clipcheck.compare.alternative import Alternative
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.localisation import Localisation
 from clipcheck.compare.measured import measured
-from clipcheck.compare.result import GateResult
+from clipcheck.compare.result import OUTPUTS, GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.compare.weights import weights as weights_gate
 from clipcheck.errors import ClipcheckError, UnavailableError
@@ -320,6 +320,7 @@ class Judge:
                 measured=measured(verdict.run.cases, ruler),
                 coverage=verdict.coverage,
                 artefact_bytes=candidate.size,
+                absent=tuple(name for name in OUTPUTS if name in candidate.absent),
                 patched=candidate.patched if isinstance(candidate, Archive) else None,
             )
             if not draft.judgement.passed:

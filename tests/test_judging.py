@@ -81,6 +81,7 @@ class Tables:
     """A candidate; ``change`` gets the number of the call, from 1, and what would be right."""
 
     name = "jit"
+    absent: frozenset[str] = frozenset()
 
     def __init__(self, change: Change = lambda _, outputs: outputs) -> None:
         self.change = change

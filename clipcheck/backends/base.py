@@ -68,6 +68,10 @@ class Backend(Protocol):
         """How it takes raw images and texts, where it has dimensions of its own for that."""
 
     @property
+    def absent(self) -> frozenset[str]:
+        """Outputs that it does not have by its own signature. To be asked for after it has run."""
+
+    @property
     def size(self) -> int | None:
         """Bytes of the artefact that it runs, or None where it has none of its own."""
 

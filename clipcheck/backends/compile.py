@@ -82,6 +82,8 @@ class _Compiled:
     size: int | None = None
     frontend = None
 
+    absent: frozenset[str] = frozenset()
+
     def __init__(self, source: Source) -> None:
         self._device = source.device
         self._held = ExitStack()

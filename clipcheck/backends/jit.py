@@ -61,6 +61,14 @@ def build(source: Source) -> Backend:
     return Archive(source, source.archive)
 
 
+_GIVEN = {
+    "encode_image": ("image_features",),
+    "encode_text": ("text_features",),
+    "forward": LOGITS,
+}
+"""By method, the outputs that come of it."""
+
+
 class Archive(ModuleBackend):
     """An archive, loaded beside the eager model of its weights.
 
@@ -79,6 +87,13 @@ class Archive(ModuleBackend):
         self.runner = archive.runner
         facts = archive.runner.facts
         self.patched = facts.patched
+        self._methods = facts.methods
+        self.absent = frozenset(
+            name
+            for method, names in _GIVEN.items()
+            if method not in facts.methods
+            for name in names
+        )
         self.frontend = _frontend_of(facts, source.checkpoint.architecture)
 
     def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
@@ -95,11 +110,15 @@ class Archive(ModuleBackend):
         Raises:
             RunError: it cannot be run, or gives something else.
         """
-        return {
-            **self._logits(pixels, tokens),
-            "image_features": self.encode_image(pixels),
-            "text_features": self.encode_text(tokens),
-        }
+        found: Named = {}
+        if "forward" in self._methods:
+            found.update(self._logits(pixels, tokens))
+            self.absent = self.absent.difference(LOGITS).union(set(LOGITS) - set(found))
+        if "encode_image" in self._methods:
+            found["image_features"] = self.encode_image(pixels)
+        if "encode_text" in self._methods:
+            found["text_features"] = self.encode_text(tokens)
+        return found
 
     def _logits(self, pixels: Pixels, tokens: Tokens) -> Named:
         import torch

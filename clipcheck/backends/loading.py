@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck.backends.archives import OpenArchive, open_archive
 from clipcheck.backends.base import Backend, Source, translating
+from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.registry import Choice, require_available, way
 from clipcheck.checkpoints import onnx_data
 from clipcheck.checkpoints.artefacts import computing_dtype
@@ -141,7 +142,10 @@ def build(choice: Choice, source: Source) -> Backend:
     if source.program is None and unfit is not None:
         raise UnavailableError(f"{choice.name}: {unfit}", remedy="Choose another backend.")
     with translating(choice.name, "building"):
-        return chosen.build(replace(source, options=choice.settings))
+        built = chosen.build(replace(source, options=choice.settings))
+    if isinstance(built, ProgramBackend):
+        built.made_here = source.program is None
+    return built
 
 
 def _stored_alike(reference: Checkpoint, candidate: Checkpoint) -> Checkpoint:

@@ -48,6 +48,7 @@ class ModuleBackend:
         self.name = name
         self.size = size
         self.frontend: Frontend | None = None
+        self.absent: frozenset[str] = frozenset()
         self._evidence = evidence
         self._module: Any = module
         self._device = device

@@ -41,6 +41,9 @@ class ProgramBackend:
         architecture: what it is a model of.
         size: bytes of the files that it was loaded from.
         evidence: called when it has run, for the gate ``integrity``.
+
+    Attributes:
+        made_here: whether it was made by the backend, and has to have all outputs.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class ProgramBackend:
         self._run: Run | None = run
         self._architecture = architecture
         self._evidence = evidence
+        self.made_here = False
         self._known: Outputs | None = None
 
     def encode_image(self, pixels: Pixels) -> Array:
@@ -90,6 +94,11 @@ class ProgramBackend:
             example = signature.probe(self._architecture)
             self._known = signature.outputs(self._raw(*example), self._architecture)
         return self._known.named(raw)
+
+    @property
+    def absent(self) -> frozenset[str]:
+        """Outputs that a user's program does not have. One that was made here has all of them."""
+        return frozenset() if self._known is None or self.made_here else self._known.absent
 
     def evidence(self) -> Evidence:
         """What the gate ``integrity`` has to know of it."""

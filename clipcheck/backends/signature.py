@@ -183,10 +183,12 @@ class Outputs:
     Attributes:
         places: by name of `OUTPUTS`, its number in the program's order.
         doubts: what is there in another form than it has to be compared in.
+        absent: outputs that the program does not have: nothing that it gives has their shape.
     """
 
     places: Mapping[str, int]
     doubts: Sequence[str] = ()
+    absent: frozenset[str] = frozenset()
 
     def named(self, raw: Raw) -> Named:
         """The outputs that are known."""
@@ -238,4 +240,7 @@ def outputs(raw: Raw, architecture: Architecture) -> Outputs:
         for normalised, name in _NORMALISED.items()
         if normalised in names and name not in places
     ]
-    return Outputs({name: places[name] for name in OUTPUTS if name in places}, doubts)
+    given = {array.shape for _, array in raw}
+    absent = (name for name in OUTPUTS if name not in places and shapes[name] not in given)
+    known = {name: places[name] for name in OUTPUTS if name in places}
+    return Outputs(known, doubts, frozenset(absent))

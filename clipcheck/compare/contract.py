@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipcheck.compare.metrics import Difference, difference, softmax
-from clipcheck.compare.result import LOGITS, Case, GateResult, not_finite, unusable
+from clipcheck.compare.result import LOGITS, Case, GateResult, judged, not_finite, unusable
 from clipcheck.compare.tolerances import Contract, Limits
 
 
@@ -23,13 +23,14 @@ def contract(cases: Sequence[Case], limits: Contract, measures: Limits | None = 
     problem = unusable(cases, LOGITS) or not_finite(cases, LOGITS)
     if problem:
         return GateResult("contract", False, problem, margin=float("inf"))
-    found = {name: [_differ(case, name, limits) for case in cases] for name in LOGITS}
+    names = judged(cases, LOGITS)
+    found = {name: [_differ(case, name, limits) for case in cases] for name in names}
     figures = {name: _figures(differences, limits) for name, differences in found.items()}
     passed = all(this.mismatched == 0 for each in found.values() for this in each)
     name, case, worst = max(
         (
             (name, case, this)
-            for name in LOGITS
+            for name in names
             for case, this in zip(cases, found[name], strict=True)
         ),
         key=lambda item: (item[2].mismatched > 0, _excess(item[2])),

@@ -12,6 +12,7 @@ from clipcheck.compare.result import (
     OUTPUTS,
     Case,
     GateResult,
+    judged,
     not_finite,
     unusable,
 )
@@ -36,7 +37,7 @@ def decision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     clear = rows = 0
     wrong: list[tuple[float, str]] = []
     for case in cases:
-        for name in LOGITS:
+        for name in judged(cases, LOGITS):
             leads = 2 * ruler.caps(name, case)
             decided = _margin(case.exact[name]) > leads
             same = np.argmax(case.candidate[name], axis=1) == np.argmax(case.exact[name], axis=1)

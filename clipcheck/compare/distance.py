@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcheck.compare.metrics import Array, rms, row_rms
-from clipcheck.compare.result import LOGITS, OUTPUTS, Case, Outputs
+from clipcheck.compare.result import LOGITS, OUTPUTS, Case, Outputs, judged
 from clipcheck.compare.tolerances import Limits
 
 Rows = NDArray[np.float64]
@@ -153,7 +153,7 @@ class Ruler:
         of the whole batch as well."""
         return [
             distance
-            for name in OUTPUTS
+            for name in judged(cases)
             for number, case in enumerate(cases)
             for distance in self._distances(name, number, case)
         ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipcheck.compare.distance import Distance, Rows, Ruler
-from clipcheck.compare.result import LOGITS, MEANT, Case, Figures, GateResult, unusable
+from clipcheck.compare.result import LOGITS, MEANT, Case, Figures, GateResult, judged, unusable
 from clipcheck.compare.tolerances import Limits
 
 
@@ -41,9 +41,12 @@ def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult
     near = fidelity(cases, limits, scale)
     if near.margin == float("inf"):
         return GateResult("precision", False, near.message, near.figures, near.margin)
+    logits = judged(cases, LOGITS)
+    if not logits:
+        return GateResult("precision", near.passed, near.message, near.figures, near.margin)
     ruler = Ruler(cases, limits, scale)
     worst = max(
-        (_worst_logit(name, case, ruler.caps(name, case)) for name in LOGITS for case in cases),
+        (_worst_logit(name, case, ruler.caps(name, case)) for name in logits for case in cases),
         key=lambda logit: logit.error / logit.cap,
     )
     error, cap = worst.error, worst.cap

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clipcheck.compare.result import (
-    OUTPUTS,
     Case,
     GateResult,
     eager_not_finite,
+    judged,
     where_not_finite,
 )
 
@@ -75,7 +75,7 @@ def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
     }
     if problems:
         return GateResult("integrity", False, "; ".join(problems), figures, float("inf"))
-    message = f"all {len(OUTPUTS)} outputs there, finite, of the same shape and dtype"
+    message = f"all {len(judged(cases))} outputs there, finite, of the same shape and dtype"
     if evidence.weights is not None:
         message = f"{evidence.weights} weights the same bit for bit as the file's; {message}"
     return GateResult("integrity", True, message, figures)
@@ -108,7 +108,7 @@ def _listed(keys: Sequence[str]) -> str:
 
 def _output_problems(case: Case) -> list[str]:
     problems = []
-    for name in OUTPUTS:
+    for name in judged([case]):
         sides = {"candidate": case.candidate, "reference": case.reference}
         absent = [side for side, outputs in sides.items() if name not in outputs]
         if absent:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcheck.compare.distance import Ruler
-from clipcheck.compare.result import LOGITS, OUTPUTS, Case, unusable
+from clipcheck.compare.result import LOGITS, OUTPUTS, Case, judged, unusable
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Measured:
         ratios: by output, how many times as far from float64 as the eager model each row is, in
             the order of the batches; infinite where it is not a number.
         allowed: by output, how many times that may be.
-        heat: of the batch whose logits are furthest off.
+        heat: of the batch whose logits are furthest off; None where there are no logits.
     """
 
     ratios: Mapping[str, Sequence[float]]
     allowed: Mapping[str, float]
-    heat: Heat
+    heat: Heat | None
 
 
 def measured(cases: Sequence[Case], ruler: Ruler) -> Measured | None:
@@ -57,14 +57,15 @@ def measured(cases: Sequence[Case], ruler: Ruler) -> Measured | None:
         return None
     ratios = {
         name: [float(ratio) for case in usable for ratio in ruler.further(name, case)]
-        for name in OUTPUTS
+        for name in judged(cases)
     }
-    allowed = {name: ruler.allowed(name) for name in OUTPUTS}
+    allowed = {name: ruler.allowed(name) for name in ratios}
     name, case = max(
-        ((name, case) for name in LOGITS for case in usable),
+        ((name, case) for name in judged(cases, LOGITS) for case in usable),
         key=lambda item: float(ruler.further(*item).max()),
+        default=("", usable[0]),
     )
-    return Measured(ratios, allowed, _heat(name, case))
+    return Measured(ratios, allowed, _heat(name, case) if name else None)
 
 
 def _heat(name: str, case: Case) -> Heat:

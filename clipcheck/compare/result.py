@@ -42,6 +42,7 @@ class Case:
         exact: the eager model's outputs in float64.
         rows: by ``image`` and ``prompt``, what each row is, in a few words.
         first_rows: by ``image`` and ``prompt``, how many come in the batches before.
+        absent: outputs that the candidate does not have by its own signature.
     """
 
     candidate: Outputs
@@ -49,6 +50,7 @@ class Case:
     exact: Outputs
     rows: Mapping[str, Sequence[str]] = field(default_factory=dict)
     first_rows: Mapping[str, int] = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
 
     def where(self, output: str, index: Sequence[int]) -> str:
         """The place in an output, for people: ``image 3 (black), prompt 5 (77 tokens)``."""
@@ -84,17 +86,24 @@ class GateResult:
     margin: float = 0.0
 
 
+def judged(cases: Sequence[Case], names: Sequence[str] = tuple(OUTPUTS)) -> tuple[str, ...]:
+    """Those of these outputs that the candidate has to give."""
+    absent = frozenset[str]().union(*(case.absent for case in cases))
+    return tuple(name for name in names if name not in absent)
+
+
 def unusable(cases: Sequence[Case], names: Sequence[str] = tuple(OUTPUTS)) -> str:
     """Why these outputs cannot be compared number by number, or nothing."""
     if not cases:
         return "nothing was run, so that nothing can be compared"
+    names = judged(cases, names)
     return next((problem for case in cases for problem in _problems(case, names)), "")
 
 
 def not_finite(cases: Sequence[Case], names: Sequence[str]) -> str:
     """Which of these outputs of the candidate is NaN or infinite, or nothing."""
     for case in cases:
-        for name in names:
+        for name in judged([case], names):
             place = where_not_finite(case, name, case.candidate[name])
             if place:
                 return f"{name} of the candidate is not finite in {place}"

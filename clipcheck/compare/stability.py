@@ -11,7 +11,7 @@ import numpy as np
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.fidelity import times
 from clipcheck.compare.metrics import Array
-from clipcheck.compare.result import LOGITS, OUTPUTS, Case, GateResult, Outputs, unusable
+from clipcheck.compare.result import LOGITS, OUTPUTS, Case, GateResult, Outputs, judged, unusable
 from clipcheck.compare.tolerances import Limits
 
 
@@ -57,7 +57,7 @@ def stability(
     worst = max(found, key=lambda moved: moved.margin)
     figures = {
         name: {"moved": max((moved.ratio for moved in found if moved.output == name), default=0.0)}
-        for name in OUTPUTS
+        for name in judged(cases)
     }
     figures["calls"] = {"repeated": len(repeats)}
     if worst.margin <= 1:
@@ -86,7 +86,7 @@ class _Moved:
 def _moved(cases: Sequence[Case], repeat: Repeat, limits: Limits, ruler: Ruler) -> list[_Moved]:
     case = cases[repeat.number]
     found = []
-    for name in repeat.names:
+    for name in judged([case], repeat.names):
         rows = repeat.rows[OUTPUTS[name][0]]
         before = _selected(case.candidate, name, repeat.rows)
         again = repeat.outputs.get(name)

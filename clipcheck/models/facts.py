@@ -28,3 +28,8 @@ class Facts:
     input_resolution: int | None = None
     context_length: int | None = None
     patched: Patched | None = None
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those of `METHODS` that it has."""
+        return tuple(self.used) if self.scripted else METHODS

@@ -40,7 +40,7 @@ def judge_modules(
     device: torch.device,
     advance: Advance = still,
 ) -> Coverage:
-    """Call all three methods of an archive, and judge the modules that it shares with ``model``.
+    """Call the methods of an archive, and judge the modules that it shares with ``model``.
 
     Args:
         archive: runs it, with the weights of ``model``.
@@ -51,8 +51,8 @@ def judge_modules(
         advance: told the share of the modules that is done.
 
     Returns:
-        The errors of the modules, and why others were not judged. A method that is not there, or
-        that fails, leaves its reason.
+        The errors of the modules, and why others were not judged. A method that fails leaves its
+        reason; one that is not there is not called.
     """
     twins = Twins(model, len(batch.pixels), len(batch.tokens), device)
     judge = Judge(twins, Tally(len(twins.blocks), advance))
@@ -66,6 +66,8 @@ def judge_modules(
     failures: list[str] = []
     with exact_arithmetic():
         for method, inputs in methods.items():
+            if method not in archive.facts.methods:
+                continue
             try:
                 archive.listen(method, inputs, twins.blocks, judge.listen)
             except RunError as error:

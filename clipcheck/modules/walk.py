@@ -69,13 +69,15 @@ def walk(
         limits: of the model's dtype.
         given: what the batch is, for people.
     """
+    methods = archive.facts.methods
     walker = _Walker(archive, model, batch, device, limits)
     with exact_arithmetic():
-        if len(batch.pixels):
+        if len(batch.pixels) and "encode_image" in methods:
             walker.run("encode_image", {PIXELS: walker.pixels})
-        if len(batch.tokens):
+        if len(batch.tokens) and "encode_text" in methods:
             walker.run("encode_text", {TOKENS: walker.tokens})
-        if len(batch.pixels) and len(batch.tokens) and not walker.localisation(given).found:
+        both = len(batch.pixels) and len(batch.tokens)
+        if both and "forward" in methods and not walker.localisation(given).found:
             walker.run("forward", {PIXELS: walker.pixels, TOKENS: walker.tokens})
     return walker.localisation(given)
 

@@ -387,6 +387,8 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
         return [*lines, *_row("error", UNKNOWN, "", error), *_known_rows(judgement)]
     code = patched.told(judgement.patched)
     lines += _indented(code) if code else []
+    if judgement.absent:
+        lines += _indented(f"not in this file: {', '.join(judgement.absent)}")
     lines += _indented(_circumstances(judgement))
     for gate in judgement.gates:
         label, style = ("pass", GOOD) if gate.passed else ("FAIL", BAD)

@@ -13,7 +13,7 @@ from clipcheck.compare.contract import contract
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.fidelity import distance_text
 from clipcheck.compare.metrics import row_rms
-from clipcheck.compare.result import LOGITS, OUTPUTS, Case, eager_not_finite, unusable
+from clipcheck.compare.result import LOGITS, Case, eager_not_finite, judged, unusable
 from clipcheck.compare.tolerances import Contract
 from clipcheck.errors import RunError
 from clipcheck.inputs.batches import Batch
@@ -81,13 +81,14 @@ class Probe:
             return {"pair": float("inf")}
         found = {
             name: float(self._ruler.further(name, case).max()) / self._ruler.allowed(name)
-            for name in OUTPUTS
+            for name in judged([case])
         }
-        asserted = contract([case], self._limits, self._ruler.limits).margin
-        return {
-            **{kind: found[name] for kind, name in _FEATURES.items()},
-            "pair": max(*(found[name] for name in LOGITS), asserted),
-        }
+        margins = {kind: found[name] for kind, name in _FEATURES.items() if name in found}
+        logits = [found[name] for name in judged([case], LOGITS)]
+        if logits:
+            asserted = contract([case], self._limits, self._ruler.limits).margin
+            margins["pair"] = max(*logits, asserted)
+        return margins
 
     def measure(self, given: Batch) -> list[Measure]:
         """Of each output, in each row. Where all rows are of one kind, of that tower alone.
@@ -98,7 +99,8 @@ class Probe:
         if len(given.pixels) and len(given.tokens):
             own, exact = self._reference.outputs(given.pixels, given.tokens)
             got = self._attempt(lambda: self._candidate.outputs(given.pixels, given.tokens))
-            return self._measures(Case(got, own, exact, given.rows), tuple(OUTPUTS))
+            case = Case(got, own, exact, given.rows, absent=self._candidate.absent)
+            return self._measures(case, judged([case]))
         kind: Kind = "image" if len(given.pixels) else "prompt"
         rows = given.pixels if kind == "image" else given.tokens
         name, method = _FEATURES[kind], _METHODS[kind]
@@ -117,7 +119,7 @@ class Probe:
 
     def _measures(self, case: Case, names: Sequence[str]) -> list[Measure]:
         found = [measure for name in names for measure in self._of_rows(case, name)]
-        if set(LOGITS) <= set(names):
+        if set(LOGITS) & set(names):
             found += self._of_contract(case)
         return found
 

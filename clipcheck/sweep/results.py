@@ -66,6 +66,7 @@ def _judgement(entry: Mapping[str, Any], conditions: Conditions) -> Judgement:
         date=entry.get("date"),
         limits=Contract(conditions.atol, conditions.rtol),
         isolation=None if entry["isolation"] is None else tuple(entry["isolation"]),
+        absent=tuple(entry.get("absent", ())),
         patched=Patched(**entry["patched"]) if entry.get("patched") else None,
         gates=tuple(_gate(each) for each in entry["gates"]),
         known=tuple(_known(each["title"]) for each in entry["known"]),

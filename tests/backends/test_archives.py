@@ -17,9 +17,10 @@ from clipcheck import torchscript_support
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.keymaps import Layout, to_layout
 from clipcheck.compare.alternative import Alternative, Departure
+from clipcheck.compare.result import LOGITS
 from clipcheck.errors import ArchitectureError
-from clipcheck.judgement import Judgement
-from clipcheck.report import patched
+from clipcheck.judgement import Judgement, Result
+from clipcheck.report import patched, text
 from tests.models import inputs
 from tests.oracles import open_clip, reference_clip
 from tests.samples import MINUTE, minute_weights
@@ -194,6 +195,90 @@ def test_a_fault_in_an_archive_of_open_clip_is_found_by_the_reference_s_names(
         "visual.transformer.resblocks.0.mlp.gelu",
         "transformer.resblocks.0.mlp.gelu",
     ]
+
+
+# --------------------------------------------------------------------------- outputs that are not
+
+
+class OneOutput(nn.Module):
+    """``forward`` gives logits per image and nothing else; with ``off`` added to them."""
+
+    def __init__(self, model: Any, off: float) -> None:
+        super().__init__()
+        self.clip, self.off = model, off
+
+    def forward(self, image: Tensor, text: Tensor) -> Any:
+        return self.clip(image, text)[0] + self.off
+
+
+@pytest.mark.parametrize(
+    ("methods", "absent", "gates"),
+    [
+        (("forward",), ("image_features", "text_features"), 6),
+        (("encode_image", "encode_text"), LOGITS, 4),
+        (("encode_text",), ("image_features", *LOGITS), 4),
+    ],
+)
+def test_outputs_that_exist_are_judged_and_others_listed(
+    tmp_path: Path, methods: tuple[str, ...], absent: tuple[str, ...], gates: int
+) -> None:
+    judged = checked(traced(reference().float(), tmp_path / "model.pt", methods))
+    assert failed(judged) == set()
+    assert judged.absent == absent
+    assert len(judged.gates) == gates
+    assert f"all {4 - len(absent)} outputs there" in judged.gates[0].message
+    told = " ".join(text.render(Result((judged,), {"clipcheck": "0"})).split())
+    assert f"not in this file: {', '.join(absent)}" in told
+
+
+@pytest.mark.parametrize("off", [0.0, 0.01])
+def test_one_of_the_logits_may_be_all_that_a_file_gives(tmp_path: Path, off: float) -> None:
+    model = OneOutput(reference().float(), off)
+    judged = checked(traced(model, tmp_path / "model.pt", ("forward",)))
+    assert judged.absent == ("image_features", "text_features", "logits_per_text")
+    assert failed(judged) == ({"fidelity"} if off else set())
+    if off:
+        assert judged.failing is not None
+        assert judged.failing.measure.output == "logits_per_image"
+        assert judged.localisation is not None
+        assert [place.module for place in judged.localisation.found] == ["forward"]
+
+
+class Idle(nn.Module):
+    """Holds a model, and has none of its methods; or one that fails."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        for name, parameter in model.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, child in model.named_children():
+            self.add_module(name, child)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return self.text_projection[tokens.long() + 1000]
+
+    def other(self, tokens: Tensor) -> Tensor:
+        return tokens + 1
+
+
+@pytest.mark.parametrize("promised", [True, False])
+def test_a_method_that_fails_is_a_failure_and_no_method_at_all_is_not_judged(
+    tmp_path: Path, promised: bool
+) -> None:
+    path = tmp_path / "model.pt"
+    model = Idle(reference().float())
+    tokens = torch.full((1, 8), -1000)
+    name = "encode_text" if promised else "other"
+    with torchscript_support.silenced():
+        module = torch.jit.trace_module(model, {name: (tokens,)}, check_trace=False)
+        torch.jit.save(module, path)
+    judged = checked(path)
+    if promised:
+        assert {"integrity", "fidelity"} <= failed(judged)
+        assert "encode_text failed" in judged.gates[0].message
+    else:
+        assert judged.error is not None
+        assert "jit: it gives none of image_features, text_features" in judged.error
 
 
 # --------------------------------------------------------------------------- other architectures

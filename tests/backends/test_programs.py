@@ -74,3 +74,19 @@ def test_what_a_converter_raises_is_rounded_and_what_is_off_is_not() -> None:
     assert is_rounded(raised, tiny)
     assert not is_rounded(torch.tensor([1e-8, -1e-8, 0.5005]).half(), tiny)
     assert not is_rounded(tiny, tiny)
+
+
+def test_outputs_of_which_nothing_has_the_shape_are_absent_unless_the_program_was_made_here() -> (
+    None
+):
+    def run(pixels: Pixels, tokens: Tokens) -> Raw:
+        images, texts = len(pixels), len(tokens)
+        return [(None, np.zeros((images, texts))), (None, np.zeros((images, 64)))] * 2
+
+    backend = ProgramBackend("export", run, MINUTE, 0, lambda: Evidence(None))
+    assert backend.absent == set()
+    backend.outputs(*blank(MINUTE, 2, 3))
+    # Of features of images there are two: which is meant is not told, and one is missing.
+    assert backend.absent == {"text_features", "logits_per_text"}
+    backend.made_here = True
+    assert backend.absent == set()

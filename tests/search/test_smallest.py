@@ -41,6 +41,7 @@ class Candidate:
     """The eager model, with features that are off where a fault says so, and a count of rows."""
 
     name = "jit"
+    absent: frozenset[str] = frozenset()
 
     def __init__(self, model: eager.CLIP, image: Spoil, text: Spoil, pair: Spoil | None) -> None:
         self._model, self._image, self._text, self._pair = model, image, text, pair

@@ -270,9 +270,10 @@ def _spreads(judgement: Judgement, key: str) -> list[plots.Plot]:
     """Over the rows, and over the logits of a batch."""
     if judgement.measured is None:
         return []
+    heat = judgement.measured.heat
     return [
         plots.distribution(judgement.measured, f"{key}-rows"),
-        plots.heat(judgement.measured.heat, f"{key}-heat"),
+        *([] if heat is None else [plots.heat(heat, f"{key}-heat")]),
     ]
 
 
