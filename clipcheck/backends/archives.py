@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from clipcheck import torchscript_support
 from clipcheck.backends.modules import run_method
 from clipcheck.checkpoints.inspection import Patched
-from clipcheck.errors import IsolationError
+from clipcheck.errors import IsolationError, RunError
 from clipcheck.isolation.cell import Cell
 from clipcheck.isolation.wire import Memory, Message
 from clipcheck.models.facts import METHODS, Facts
@@ -174,9 +174,17 @@ class Inside:
         import torch
 
         from clipcheck.backends.base import translating
+        from clipcheck.models import torchscript
 
+        part = self._archive.part(module, method)
+        if torchscript.tensor_arguments(part) > len(inputs):
+            # Such as a mask that may be None: taps hear tensors alone.
+            raise RunError(
+                f"jit: {module}.{method} takes more than {len(inputs)} tensors",
+                remedy="Call it as the whole model does.",
+            )
         with translating("jit", f"{module}.{method}"), torch.inference_mode():
-            found = self._archive.part(module, method)(*inputs)
+            found = part(*inputs)
         given = found if isinstance(found, tuple) else (found,)
         return [each for each in given if isinstance(each, torch.Tensor)]
 

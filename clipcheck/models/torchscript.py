@@ -218,6 +218,12 @@ def convolves_uncast(module: torch.jit.ScriptModule, method: str) -> bool:
     return False
 
 
+def tensor_arguments(method: Any) -> int:
+    """The number of tensors that a method takes, with those that may be None."""
+    kinds = [str(argument.type) for argument in method.schema.arguments[1:]]
+    return sum(kind in ("Tensor", "Optional[Tensor]") for kind in kinds)
+
+
 def _key(node: Any) -> str:
     """The name of an attribute, with those of the modules that it is in."""
     names: list[str] = []
