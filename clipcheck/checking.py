@@ -245,7 +245,7 @@ def _known(dtype: Dtypes) -> tuple[str, ...]:
         if name not in LIMITS:
             raise UsageError(
                 f"expected a dtype, found {name!r}",
-                remedy=f"{nearest(name, LIMITS)}; all of them: {', '.join(LIMITS)}.",
+                remedy=f"{nearest(str(name), LIMITS)}; all of them: {', '.join(LIMITS)}.",
             )
     return names
 
