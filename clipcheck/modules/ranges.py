@@ -61,8 +61,13 @@ def sited(
 ) -> Sited:
     """Remember a call that was judged, without the input itself."""
     limits = LIMITS["float32"]
+    # One of the input's shape may be the input once more, as key and value are.
     beside = tuple(
-        tensor.clone() if number != place and tensor.numel() <= _MOST_BESIDE else None
+        tensor.clone()
+        if number != place
+        and tensor.shape != inputs[place].shape
+        and tensor.numel() <= _MOST_BESIDE
+        else None
         for number, tensor in enumerate(inputs)
     )
     sound = ratio(error, limits) <= limits.module
