@@ -24,7 +24,7 @@ from clipcheck.backends.modules import ModuleBackend, to_numpy
 from clipcheck.checkpoints.architecture import BUFFERS, Architecture
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.compare.integrity import Evidence
-from clipcheck.compare.result import LOGITS
+from clipcheck.compare.result import LOGITS, OUTPUTS
 from clipcheck.errors import RunError
 from clipcheck.inputs.examples import Frontend
 
@@ -118,7 +118,7 @@ class Archive(ModuleBackend):
             found["image_features"] = self.encode_image(pixels)
         if "encode_text" in self._methods:
             found["text_features"] = self.encode_text(tokens)
-        return found
+        return {name: found[name] for name in OUTPUTS if name in found}
 
     def _logits(self, pixels: Pixels, tokens: Tokens) -> Named:
         import torch

@@ -87,7 +87,7 @@ def _ranges(
     found: Coverage,
 ) -> dict[str, Any]:
     """What is found beyond the numbers that ordinary inputs give."""
-    if found.failures:
+    if found.failures or not archive.facts.scripted:
         return {}
     ranges = Ranges(archive, model, device)
     ranges.modules(judge.sites)

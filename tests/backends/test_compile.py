@@ -79,6 +79,8 @@ def test_what_was_compiled_is_kept_by_all_that_it_depends_on(
     assert kept.built[0] == {
         "backend": "compile",
         "checkpoint": made.checkpoint.sha256,
+        "model": made.checkpoint.origin.name,
+        "architecture": repr(made.checkpoint.architecture),
         "torch": torch.__version__,
         "device": f"cpu {torch.backends.cpu.get_cpu_capability()}",
         "dtype": "float32",
