@@ -96,16 +96,17 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
 
 def _where_eager_is_finite(coverage: Coverage) -> Coverage:
     """Without the modules that overflow in the eager model as well, which are not judged."""
-    finite = [error for error in coverage.errors if _is_measure(error)]
+    finite = [error for error in coverage.errors if is_measure(error)]
     overflowing = {
         f"{error.module} in {error.method}": "the eager module itself is not finite there"
         for error in coverage.errors
-        if not _is_measure(error)
+        if not is_measure(error)
     }
     return replace(coverage, errors=finite, skipped={**coverage.skipped, **overflowing})
 
 
-def _is_measure(error: ModuleError) -> bool:
+def is_measure(error: ModuleError) -> bool:
+    """Whether the eager module's own error is a number: nothing else can be held against it."""
     return math.isfinite(error.reference) and math.isfinite(error.size)
 
 

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from clipcheck.compare.measured import Heat, Measured
-from clipcheck.compare.modules import ModuleError, ratios, unit
+from clipcheck.compare.modules import ModuleError, is_measure, ratios, unit
 from clipcheck.compare.result import MEANT
 from clipcheck.compare.tolerances import Limits
 from clipcheck.report.html.svg import COLOURS, inline, styled
@@ -105,7 +105,8 @@ def drift(errors: Sequence[ModuleError], which: str, limits: Limits, key: str) -
     """Each module's error along the depth of a tower, or None where none was judged.
 
     Args:
-        errors: of all modules, in the order of the calls.
+        errors: of all modules, in the order of the calls. Those that are not finite in the eager
+            model either were not judged, and are left out.
         which: the tower, ``image`` or ``text``.
         limits: of the dtype.
         key: another one for each plot of a page.
@@ -113,7 +114,7 @@ def drift(errors: Sequence[ModuleError], which: str, limits: Limits, key: str) -
     found = [
         _Module.of(times, error, limits)
         for times, error in ratios(errors, limits)
-        if tower(error) == which
+        if tower(error) == which and is_measure(error)
     ]
     if not found:
         return None

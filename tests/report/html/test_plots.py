@@ -93,7 +93,6 @@ def test_of_an_exact_eager_module_the_limit_is_in_roundings() -> None:
     [
         {"candidate": NAN},
         {"candidate": INF},
-        {"candidate": NAN, "reference": NAN, "size": NAN},
         {"candidate": 1.0, "reference": 0.0, "size": 0.0},
     ],
 )
@@ -107,6 +106,13 @@ def test_what_is_not_a_number_is_drawn_at_the_edge_and_said(odd: dict[str, float
         "First and furthest: ln_final is not a number, or its float64 twin is not." in plot.caption
     )
     assert column(plot, "verdict") == ["within", "beyond"]
+
+
+@pytest.mark.parametrize("own", [{"reference": NAN, "size": NAN}, {"reference": INF}])
+def test_what_is_not_finite_in_the_eager_model_either_is_left_out(own: dict[str, float]) -> None:
+    overflowing = error("ln_final", candidate=NAN, **own)
+    assert len(text_tower(error("token_embedding"), overflowing).rows) == 1
+    assert drift([overflowing], "text", FLOAT32, "key") is None
 
 
 def test_what_is_exact_is_drawn_at_the_edge_and_said() -> None:
