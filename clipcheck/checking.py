@@ -211,8 +211,9 @@ def _files(checkpoints: object) -> list[str]:
     Raises:
         UsageError: it is something else, such as a model.
     """
-    several = isinstance(checkpoints, Iterable) and not isinstance(checkpoints, _NOT_NAMES)
-    if isinstance(checkpoints, Iterable) and several:
+    # A module may be iterable, and an archive's then raises NotImplementedError.
+    one = isinstance(checkpoints, _NOT_NAMES) or hasattr(checkpoints, "state_dict")
+    if isinstance(checkpoints, Iterable) and not one:
         return [_file(each, "a checkpoint") for each in checkpoints]
     return [_file(checkpoints, "a checkpoint")]
 

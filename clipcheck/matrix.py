@@ -553,7 +553,9 @@ def _isolation(
     """What the file's own code was confined by, see `Judgement.isolation`."""
     if isinstance(subject, Checkpoint) and choice.name != "jit":
         return None
-    return () if cell is None else cell.measures
+    if cell is None:
+        return ()
+    return cell.measures or None  # it was not started: none of the file's code ran
 
 
 def _versions() -> dict[str, str]:

@@ -308,7 +308,11 @@ def test_a_result_is_shown_in_brief(failing: clipcheck.Result, minute_archive: P
     ("given", "kind"),
     [
         (torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
-        (torch.nn.Sequential(torch.nn.Linear(1, 1)), "torch.nn.modules.linear.Linear"),
+        (
+            torch.nn.Sequential(torch.nn.Linear(1, 1)),
+            "torch.nn.modules.container.Sequential",
+        ),
+        (torch.jit.ScriptModule(), "torch.jit._script.ScriptModule"),
         (torch.nn.Linear(1, 1).state_dict(), "collections.OrderedDict"),
         ({"model.pt": 1}, "dict"),
         (torch.zeros(1), "torch.Tensor"),

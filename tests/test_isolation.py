@@ -147,6 +147,17 @@ def test_where_it_ran_is_told(run: Run, minute_archive: Path) -> None:
     assert "its own code ran in this process, with all rights" in here
 
 
+def test_nothing_is_told_of_where_it_ran_if_it_was_refused_before(
+    tmp_path: Path, minute_archive: Path, run: Run
+) -> None:
+    program = tmp_path / "half.onnx"
+    written = run("convert", minute_archive, "-o", program, "--dtype", "float16", "-q")
+    assert written.code == 0, written.err
+    told = run("check", program, "--reference", minute_archive)
+    assert "it computes in float16" in told.out
+    assert "its own code ran" not in told.out
+
+
 def test_another_isolation_is_refused(minute_archive: Path, run: Run) -> None:
     with pytest.raises(UsageError, match="expected an isolation, found 'docker'"):
         check(minute_archive, isolation="docker")

@@ -12,7 +12,7 @@ from rich.text import Text
 from clipcheck.judgement import Result
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
 from clipcheck.report.json import SCHEMA
-from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN
+from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN, given_options
 from clipcheck.report.verdict import verdict, worst_first
 from clipcheck.sizes import written
 from clipcheck.sweep.catalogue import Entry
@@ -228,7 +228,10 @@ def _told(swept: Swept, found: Result) -> list[str]:
     if failed:
         worst = worst_first(failed)[0]
         named = worst.path or worst.checkpoint
-        lines += command(["clipcheck", "check", named, "--report", KEPT], "Next: ")
+        reference = worst.reference_checkpoint
+        options = ["--reference", reference] if reference else []
+        options += given_options(worst)
+        lines += command(["clipcheck", "check", named, *options, "--report", KEPT], "Next: ")
         lines += ["      keeps a report that shows what fails, and the input to run again."]
     if left:
         lines += wrapped(

@@ -122,7 +122,7 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     elif judgement.backend == "jit" and "weights" not in failed:
         steps = _step(
             _NEXT,
-            ["clipcheck", "convert", named, "-o", "mended.pt"],
+            ["clipcheck", "convert", named, *given_options(judgement), "-o", "mended.pt"],
             "writes an archive of the same weights with code that is known to be right."
             + (_CAVEAT if judgement.assumed else ""),
         )
@@ -131,6 +131,12 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     if rerun:
         steps += _step(_OR if steps else _NEXT, rerun, _KEEPS)
     return steps
+
+
+def given_options(judgement: Judgement) -> list[str]:
+    """Return the options that say what to read of the file, and of which model it is."""
+    options = {"--key": judgement.key, "--architecture": judgement.asked_architecture}
+    return [word for option, value in options.items() if value for word in (option, value)]
 
 
 def departing_lines(judgement: Judgement) -> list[str]:

@@ -173,6 +173,14 @@ def test_the_next_command_mends_the_code_or_looks_at_the_file() -> None:
     assert "Next:" not in render(result(FAILED), rerun=RERUN, advise=False)
 
 
+def test_the_next_command_takes_along_what_was_said_of_the_weights() -> None:
+    told = replace(FAILED, key="model_ema", asked_architecture="gelu.json")
+    assert (
+        "Next: clipcheck convert model.pt --key model_ema --architecture gelu.json -o \\\n"
+        "      mended.pt\n"
+    ) in render(result(told))
+
+
 def test_a_report_is_suggested_where_none_is_kept() -> None:
     assert lines_of(FAILED)[-2:] == [
         "  or: clipcheck check model.pt --report clip-report",
