@@ -52,10 +52,10 @@ class _Reader:
         self.problems: list[str] = []
 
     def whole(self, place: str, value: Any, most: int = _MOST) -> int:
-        """A size: a whole number above 0, as JSON has it (true is not 1, nor is 2.0 two)."""
+        """A size: a whole number from 1 on, as JSON has it (true is not 1, nor is 2.0 two)."""
         if type(value) is int and 0 < value <= most:
             return value
-        return self._refuse(place, value, "a whole number above 0", 1)
+        return self._refuse(place, value, f"a whole number from 1 to {most}", 1)
 
     def side(self, place: str, value: Any) -> int:
         """Pixels a side, which open_clip may have once for the height and once for the width."""

@@ -228,7 +228,7 @@ def test_sections_of_old_files_override_the_others_with_their_defaults_as_well()
 
 # ------------------------------------------------------------------ other models
 
-WHOLE = "in place of a whole number above 0"
+WHOLE = "in place of a whole number from 1 to 1"
 OTHER: list[tuple[str, Any, str]] = [
     ("vision_config.hidden_act", "relu", "vision_config.hidden_act is 'relu' in place of one of"),
     ("vision_config.hidden_act", None, "vision_config.hidden_act is None"),

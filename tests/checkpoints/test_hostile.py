@@ -722,7 +722,8 @@ FOLDERS = {
         folder(b'{"model_type": ' + b"9" * 1_000_000 + b"}"), "it is not JSON"
     ),
     "a configuration of huge layers": Attack(
-        folder(config(projection_dim=HUGE)), f"projection_dim is {HUGE} in place of 64"
+        folder(config(projection_dim=HUGE)),
+        f"projection_dim is {HUGE} in place of a whole number from 1 to",
     ),
     "a configuration without end": Attack(
         folder(b" " * (33 << 20) + config()), "expected a JSON object, it is too long"

@@ -132,7 +132,7 @@ LIBRARIES = [
 def test_other_blocks_compute_as_in_the_libraries(
     changed: Architecture, library: Callable[[Architecture, Weights], Any]
 ) -> None:
-    weights = in_dtype(synthesize(changed, spread="trained"), torch.float64)
+    weights = in_dtype(synthesize(changed, kind="outliers"), torch.float64)
     pixels, tokens = inputs(changed)
     batch = pixels.double(), tokens
     found = _features(build(changed, weights), *batch)
@@ -143,7 +143,7 @@ def test_other_blocks_compute_as_in_the_libraries(
 @pytest.mark.parametrize("changes", [each for each in BLOCKS if "mlp_ratio" not in each], ids=str)
 @pytest.mark.parametrize("released", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
 def test_other_blocks_show_in_each_tower(released: Architecture, changes: dict[str, Any]) -> None:
-    weights = in_dtype(synthesize(released, spread="trained"), torch.float64)
+    weights = in_dtype(synthesize(released), torch.float64)
     pixels, tokens = inputs(released)
     batch = pixels.double(), tokens
     expected = _features(build(released, weights), *batch)

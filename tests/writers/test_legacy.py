@@ -59,7 +59,7 @@ def test_other_blocks_compute_what_the_eager_model_does(
 ) -> None:
     other = {"head_width": 16, "mlp_ratio": 2.5, "epsilon": 1e-3}
     changed = released.with_blocks(activation=Activation(activation), **other)
-    weights = synthesize(changed, spread="trained")
+    weights = synthesize(changed, kind="outliers")
     wide = {key: t.double() if t.is_floating_point() else t for key, t in weights.items()}
     batch = inputs(changed)
     found, expected = placed(changed, wide), build(changed, wide)
