@@ -533,6 +533,9 @@ def convert(
         count = _convert(opened, Path(output), chosen, wanted, judge)
     origin = f" ({opened.origin})" if str(opened.origin) else ""
     _report_written(Path(output), f"weights of {checkpoint}{origin}")
+    if not opened.told:
+        function = opened.architecture.summary()
+        _print(f"computes {function}: assumed, as in the released models, not read of its code")
     if count:
         cast = f", cast to {dtype}" if dtype else ""
         _print(f"read back: {count} tensors, bit for bit those of {checkpoint}{cast}")

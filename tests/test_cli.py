@@ -794,6 +794,7 @@ def test_what_is_converted_is_checked_and_can_be_checked_again(
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith(f"{path}: ")
     assert f" MB, weights of {archive}\n" in done.out
+    assert "assumed, as in the released models, not read of its code\n" in done.out
     precise = "precision" if dtype else "fidelity"
     assert re.search(rf"integrity +contract +{precise} ", done.out)
     assert done.out.endswith("CONSISTENT: 1 checkpoint agrees with the reference.\n")
