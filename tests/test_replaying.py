@@ -14,7 +14,13 @@ from PIL import Image
 import clipcheck
 from clipcheck import evidence
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.errors import OutputError, ReplayError, UnavailableError, UnknownModelError
+from clipcheck.errors import (
+    ArchitectureError,
+    OutputError,
+    ReplayError,
+    UnavailableError,
+    UnknownModelError,
+)
 from clipcheck.faults import fault_named
 from clipcheck.faults.conditional import absent_from_the_vocabulary
 from clipcheck.inputs.batches import CORNERS
@@ -108,6 +114,16 @@ def test_what_does_not_say_its_architecture_is_run_with_the_same_file_alone(
     assert not replay(folder).passed
     with pytest.raises(ReplayError, match="does not say what model it failed with"):
         replay(folder, checkpoint=str(seeded_archive()))
+
+
+def test_it_is_run_as_the_architecture_that_was_told(folder: Path) -> None:
+    document = json.loads((folder / "example.json").read_text())
+    document["asked_architecture"] = "tiny-vit"
+    (folder / "example.json").write_text(json.dumps(document))
+    with pytest.raises(ArchitectureError, match="another model than --architecture tiny-vit"):
+        replay(folder)
+    with pytest.raises(ArchitectureError, match="another model than --architecture tiny-resnet"):
+        replay(folder, architecture="tiny-resnet")
 
 
 def test_what_is_kept_is_all_that_it_takes_to_see_it_again(folder: Path, result: Result) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import clipcheck
 from clipcheck import torchscript_support
+from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.keymaps import Layout, to_layout
 from clipcheck.compare.alternative import Alternative, Departure
@@ -21,9 +22,10 @@ from clipcheck.compare.result import LOGITS
 from clipcheck.errors import ArchitectureError
 from clipcheck.judgement import Judgement, Result
 from clipcheck.report import patched, text
+from clipcheck.writers.synthesize import synthesize
 from tests.models import inputs
 from tests.oracles import open_clip, reference_clip
-from tests.samples import MINUTE, minute_weights
+from tests.samples import MINUTE, MINUTE_RESNET, minute_weights
 
 METHODS = ("encode_image", "encode_text", "forward")
 
@@ -38,8 +40,9 @@ def traced(
     path: Path,
     methods: tuple[str, ...] = METHODS,
     pixels: torch.dtype = torch.float32,
+    architecture: Architecture = MINUTE,
 ) -> Path:
-    image, text = inputs(MINUTE)
+    image, text = inputs(architecture)
     image = image.to(pixels)
     arguments = {"encode_image": (image,), "encode_text": (text,), "forward": (image, text)}
     chosen = {name: arguments[name] for name in methods}
@@ -325,8 +328,12 @@ GELU = Departure("GELU", "QuickGELU")
             lambda m: with_epsilon(m, 1e-12),
             {"text": Departure("an epsilon of 1e-12", "an epsilon of 1e-05")},
         ),
+        (
+            lambda m: with_epsilon(m, 1e-6),
+            {"text": Departure("an epsilon of 1e-06", "an epsilon of 1e-05")},
+        ),
     ],
-    ids=["gelu", "image", "text-tanh", "heads", "gelu-heads", "epsilon"],
+    ids=["gelu", "image", "text-tanh", "heads", "gelu-heads", "epsilon", "epsilon-timm"],
 )
 def test_an_archive_of_another_architecture_is_told_what_it_computes(
     tmp_path: Path, alter: Callable[[Any], Any], expected: dict[str, Departure]
@@ -337,9 +344,24 @@ def test_an_archive_of_another_architecture_is_told_what_it_computes(
     assert judged.alternative == Alternative(expected)
 
 
+def test_of_a_resnet_the_heads_are_told(tmp_path: Path) -> None:
+    model = reference_clip().model.build_model(synthesize(MINUTE_RESNET)).eval().float()
+    model.requires_grad_(False).visual.attnpool.num_heads = 2
+    judged = checked(traced(model, tmp_path / "model.pt", architecture=MINUTE_RESNET))
+    assert judged.alternative == Alternative({"image": Departure("2 heads", "1 heads")})
+
+
 def test_a_fault_that_is_no_other_architecture_is_told_as_none(tmp_path: Path) -> None:
     model = reference().float()
     model.visual.transformer.resblocks[0].mlp.gelu = nn.ReLU()
+    judged = checked(traced(model, tmp_path / "model.pt"))
+    assert failed(judged)
+    assert judged.alternative is None
+
+
+def test_a_fault_beside_another_activation_is_told_as_none(tmp_path: Path) -> None:
+    model = with_gelu(reference().float(), "visual")
+    model.visual.ln_post.eps = 1e-4
     judged = checked(traced(model, tmp_path / "model.pt"))
     assert failed(judged)
     assert judged.alternative is None

@@ -102,6 +102,20 @@ def test_every_option_of_open_clips_towers_is_known() -> None:
         assert of_open_clip(config, PATH) == MINUTE
 
 
+def test_switches_of_open_clips_towers_are_refused_but_for_those_that_change_nothing() -> None:
+    model = open_clip().model
+    taken = set()
+    for section, cls in (("vision_cfg", model.CLIPVisionCfg), ("text_cfg", model.CLIPTextCfg)):
+        switches = {k: v for k, v in dataclasses.asdict(cls()).items() if isinstance(v, bool)}
+        for key, usual in switches.items():
+            config = set_at(open_clip_config(MINUTE), f"{section}.{key}", not usual)
+            with contextlib.suppress(ArchitectureError):
+                assert of_open_clip(config, PATH) == MINUTE
+                taken.add(key)
+    idle = {"timm_model_pretrained", "timm_proj_bias", "hf_model_pretrained"}
+    assert taken == {"output_tokens", *idle}
+
+
 RELEASED = {
     "RN50": "RN50-quickgelu",
     "RN101": "RN101-quickgelu",
@@ -287,6 +301,9 @@ OTHER_OPEN_CLIP: list[tuple[str, Any, str]] = [
     ("text_cfg.no_causal_mask", True, "model_cfg.text_cfg.no_causal_mask is True"),
     ("text_cfg.pool_type", "last", "model_cfg.text_cfg.pool_type is 'last'"),
     ("text_cfg.hf_model_name", "bert", "model_cfg.text_cfg.hf_model_name is 'bert'"),
+    ("text_cfg.proj_type", "none", "model_cfg.text_cfg.proj_type is 'none' in place of 'linear'"),
+    ("text_cfg.ls_init_value", 1e-5, "model_cfg.text_cfg.ls_init_value is 1e-05 in place"),
+    ("vision_cfg.pos_embed_type", "sin_cos_2d", "vision_cfg.pos_embed_type is 'sin_cos_2d'"),
     # QuickGELU takes none.
     ("text_cfg.act_kwargs", {"approximate": "tanh"}, "model_cfg.text_cfg.act_kwargs is"),
     ("text_cfg.act_kwargs", False, "model_cfg.text_cfg.act_kwargs is False"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipcheck.checkpoints import told
+from clipcheck.checkpoints import registry, told
 from clipcheck.checkpoints.architecture import (
     ARCHITECTURES,
     Activation,
@@ -454,6 +454,14 @@ def test_an_archive_that_computes_gelu_is_not_converted_to_quickgelu(tmp_path: P
     for a in (MINUTE, GELU):
         told_of = open_checkpoint(path, told=Told(a, "somebody"))
         assert require_convertible(told_of) is told_of
+
+
+def test_a_released_file_is_told_by_its_hash(
+    minute_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "by_sha256", lambda _: registry.find("ViT-B/32"))
+    found = require_convertible(open_checkpoint(minute_archive))
+    assert found.told == "the released file of ViT-B/32"
 
 
 def test_a_released_archive_has_no_record_of_its_own(minute_archive: Path) -> None:

@@ -63,6 +63,14 @@ def test_a_checkpoint_is_checked_as_it_was_asked_for(
     assert found.checkpoint == "new.pt"
 
 
+def test_nothing_that_was_said_of_the_models_is_said_of_seeded_ones(
+    tmp_path: Path, checked: list[dict[str, Any]]
+) -> None:
+    seeded = replace(CASE, model="seeded:tiny-vit")
+    runs(tmp_path, key="model", architecture="ViT-B/32").judgement(seeded)
+    assert (checked[0]["architecture"], checked[0]["key"]) == (None, None)
+
+
 def test_a_check_takes_its_own_number_of_examples_unless_it_is_given_one(
     tmp_path: Path, checked: list[dict[str, Any]]
 ) -> None:

@@ -165,3 +165,13 @@ def test_what_tells_how_weights_compute_is_part_of_what_a_verdict_is_kept_under(
     assert key(told) != before[0]
     minute_config(tmp_path, gelu).rename(tmp_path / "open_clip_config.json")
     assert key(alone) != before[1]
+
+
+def test_a_configuration_beside_the_reference_is_part_of_it_as_well(tmp_path: Path) -> None:
+    reference = tmp_path / "w.pt"
+    reference.write_bytes(b"weights")
+    entry = Entry("m", Source("path", str(tmp_path / "m.pt")), reference=str(reference))
+    with Ledger(tmp_path / "ledger") as ledger:
+        before = _content_of_reference(entry, ledger)
+        minute_config(tmp_path).rename(tmp_path / "config.json")
+        assert _content_of_reference(entry, ledger) != before
