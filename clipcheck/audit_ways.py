@@ -78,6 +78,7 @@ class WayBench:
         Raises:
             RunError: the backend cannot be built with it.
         """
+        from clipcheck.backends.programs import ProgramBackend
         from clipcheck.backends.reference import exact_floats
         from clipcheck.backends.registry import Choice, way
 
@@ -91,6 +92,9 @@ class WayBench:
             with variant.plants[backend](source) as planted:
                 with exact_floats():
                     candidate = way(backend).build(planted)
+                # A program that is planted stands for one that the backend makes.
+                if isinstance(candidate, ProgramBackend):
+                    candidate.made_here = True
                 with closing(candidate):
                     found = judge_candidate(
                         setting.trial, candidate, setting.source, Contract(), Stopwatch()

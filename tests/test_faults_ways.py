@@ -24,7 +24,7 @@ from clipcheck.faults import CLEAN, CLEAN_FAMILY, FAMILIES, FAULTS
 from clipcheck.faults.ways import CLEAN_WAYS, WAY_FAULTS, WayVariant, graphs
 from clipcheck.models.loader import load_eager
 from clipcheck.writers.convert import write
-from clipcheck.writers.synthesize import architecture_named
+from clipcheck.writers.synthesize import architecture_named, synthesize
 from tests.models import TINY
 from tests.samples import MINUTE, minute_weights
 
@@ -41,8 +41,10 @@ CPU = torch.device("cpu")
 def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, WayBench]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    small = {name: smallest(name) for name in TINY}
     yield {
-        name: WayBench(smallest(name), 0, "unit", tmp_path_factory.mktemp("ways")) for name in TINY
+        name: WayBench(each, 0, synthesize(each), tmp_path_factory.mktemp("ways"))
+        for name, each in small.items()
     }
     torch.set_num_threads(threads)
 

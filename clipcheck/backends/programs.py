@@ -135,7 +135,7 @@ class ProgramBackend:
                 return run(pixels, tokens)
             except Exception as error:
                 sizes = [size for size in _SIZES if _runs(run, size, self._architecture)]
-                if len(sizes) in (0, len(_SIZES)):
+                if self.made_here or len(sizes) in (0, len(_SIZES)):
                     raise
                 raise _some_sizes_alone(self.name, sizes, (len(pixels), len(tokens))) from error
 

@@ -136,7 +136,7 @@ def plan(
             continue
         say(f"{entry.label}: reading")
         source, facts = _looked_at(entry, ledger)
-        reference = _content_of_reference(entry, ledger)
+        reference = _content_of_reference(entry, facts, ledger)
         entry = replace(entry, source=source)
         architecture = _architecture_of(entry)
         for device in entry.devices or (setting.default_device,):
@@ -235,9 +235,10 @@ def _looked_at(entry: Entry, ledger: Ledger) -> tuple[Source, Facts]:
     return replace(source, sha256=sha256, size=size), Facts(whole, size or 0, image, text)
 
 
-def _content_of_reference(entry: Entry, ledger: Ledger) -> str:
+def _content_of_reference(entry: Entry, facts: Facts, ledger: Ledger) -> str:
     name: str | Path | None = entry.reference
-    if name is None and not entry.source.fetched:
+    # What has an architecture of its own is no program, and need not be opened to tell.
+    if name is None and not entry.source.fetched and facts.flops is None:
         name = beside(Path(entry.source.place))
     if name is None:
         return ""

@@ -136,12 +136,12 @@ def test_the_checkpoint_beside_a_program_is_what_it_is_compared_with(tmp_path: P
     entry = Entry("m", Source("path", str(path)))
     reference = tmp_path / "m.pt"
     with Ledger(tmp_path / "ledger") as ledger:
-        assert _content_of_reference(entry, ledger) == ""
+        assert _content_of_reference(entry, facts_of(path, ledger), ledger) == ""
         reference.write_bytes(minute_bytes(Format.ARCHIVE))
-        found = _content_of_reference(entry, ledger)
+        found = _content_of_reference(entry, facts_of(path, ledger), ledger)
         assert found == hashlib.sha256(reference.read_bytes()).hexdigest()
         own = Entry("m", Source("path", str(reference)))
-        assert _content_of_reference(own, ledger) == ""
+        assert _content_of_reference(own, facts_of(reference, ledger), ledger) == ""
 
 
 def test_what_tells_how_weights_compute_is_part_of_what_a_verdict_is_kept_under(
@@ -172,6 +172,6 @@ def test_a_configuration_beside_the_reference_is_part_of_it_as_well(tmp_path: Pa
     reference.write_bytes(b"weights")
     entry = Entry("m", Source("path", str(tmp_path / "m.pt")), reference=str(reference))
     with Ledger(tmp_path / "ledger") as ledger:
-        before = _content_of_reference(entry, ledger)
+        before = _content_of_reference(entry, Facts(), ledger)
         minute_config(tmp_path).rename(tmp_path / "config.json")
-        assert _content_of_reference(entry, ledger) != before
+        assert _content_of_reference(entry, Facts(), ledger) != before
