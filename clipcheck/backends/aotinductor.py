@@ -183,7 +183,7 @@ def _opened(package: Any, declared: Sequence[Declared], device: torch.device) ->
     spec = pytree.treespec_loads(package.loader.get_call_spec()[0])
 
     def run(arrays: Sequence[Array]) -> Raw:
-        given = [torch.from_numpy(array).to(device) for array in arrays]
+        given = [torch.from_numpy(array).to(device, copy=True) for array in arrays]
         with torch.inference_mode():
             arguments, named = pytree.tree_unflatten(given, spec)
             return flat(package(*arguments, **named))

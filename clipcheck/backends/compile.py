@@ -186,7 +186,7 @@ class _Compiled:
 
         if what not in self._functions:
             raise closed(self.name)
-        given = [torch.as_tensor(each).to(self._device) for each in inputs]
+        given = [torch.as_tensor(each).to(self._device, copy=True) for each in inputs]
         with translating(self.name, what), torch.inference_mode():
             return self._functions[what](*given)
 

@@ -126,7 +126,7 @@ def opened(
     spec = program.call_spec.in_spec
 
     def run(arrays: Sequence[Array]) -> Raw:
-        given = [torch.from_numpy(array).to(device) for array in arrays]
+        given = [torch.from_numpy(array).to(device, copy=True) for array in arrays]
         arguments, named = pytree.tree_unflatten(given, spec)
         with torch.inference_mode():
             return flat(module(*arguments, **named))

@@ -95,7 +95,9 @@ class ModuleBackend:
 
         if self._module is None:
             raise closed(self.name)
-        return self._called(method, *(torch.from_numpy(array).to(self._device) for array in arrays))
+        # Copies: a method that writes over its inputs is not to write over those of the others.
+        inputs = [torch.from_numpy(array).to(self._device, copy=True) for array in arrays]
+        return self._called(method, *inputs)
 
     def call_in_form(
         self,

@@ -116,7 +116,7 @@ def open_apart(
 
     def run(arrays: Sequence[Array]) -> Raw:
         rows = " and ".join(str(len(array)) for array in arrays)
-        given = [torch.from_numpy(array) for array in arrays]
+        given = [torch.from_numpy(array).clone() for array in arrays]
         doing = f"{backend}: running the program on a batch of {rows}"
         found = cell.ask("run", doing, given)
         names = found.message.get("names")
