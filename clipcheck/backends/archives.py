@@ -204,7 +204,8 @@ class Inside:
                 listener(site, entering, tensors)
 
         with listening(heard):
-            given = self._archive.given(method, inputs)
+            # Copied: what changes its inputs would change those of all that runs after it.
+            given = self._archive.given(method, [each.clone() for each in inputs])
             return run_method("jit", self._archive.tapped(), method, *given)
 
     def changed(self) -> list[str]:

@@ -48,10 +48,12 @@ class Where:
     Attributes:
         modules: the modules that are altered, or a name of `Spot`.
         part: as of `Spot`.
+        hidden: whether ordinary inputs need not show it there.
     """
 
     modules: Select | str
     part: str = ""
+    hidden: bool = False
 
 
 def spots(fault: str, architecture: Architecture) -> list[Spot]:
@@ -67,8 +69,8 @@ def spots(fault: str, architecture: Architecture) -> list[Spot]:
 
 
 def is_hidden(fault: str) -> bool:
-    """Whether a few calls on ordinary inputs do not show it, so that it has no place in them."""
-    return not _WHERE[fault]
+    """Whether a few calls on ordinary inputs need not show it, and so find it nowhere."""
+    return all(where.hidden for where in _WHERE[fault])
 
 
 def _resolved(where: Where, model: Multimodal) -> Iterator[Spot]:
@@ -117,6 +119,7 @@ _NOWHERE: tuple[Where, ...] = ()
 """Of faults that no run of a few rows shows again."""
 
 _LOGITS = (Where(FORWARD, "normalisation, scale and product"),)
+_GREAT_LOGITS = (Where(FORWARD, "normalisation, scale and product", hidden=True),)
 _TEXT_POSITIONS = (Where("positional_embedding", "positions"),)
 _IMAGE_POSITIONS = (Where("visual.positional_embedding", "class token and positions"),)
 _TEXT_ATTENTION = (Where(within(text_block, "attn")),)
@@ -222,9 +225,9 @@ _WHERE: Mapping[str, tuple[Where, ...]] = {
     "positions-in-half": _TEXT_POSITIONS,
     "text-features-in-half-in-forward-alone": _LOGITS,
     "logits-in-half": _LOGITS,
-    "logits-clamped-at-30": _NOWHERE,
-    "logits-clamped-at-50": _NOWHERE,
-    "logits-clamped-at-90": _NOWHERE,
+    "logits-clamped-at-30": _GREAT_LOGITS,
+    "logits-clamped-at-50": _GREAT_LOGITS,
+    "logits-clamped-at-90": _GREAT_LOGITS,
     "scores-clamped-at-50": _NOWHERE,
     "softmax-without-maximum": _NOWHERE,
     "image-scores-clamped-at-50": _NOWHERE,
@@ -265,7 +268,7 @@ _WHERE: Mapping[str, tuple[Where, ...]] = {
     "sixteen-images-and-more": _NOWHERE,
     "eight-texts-and-more": _NOWHERE,
     "thirty-three-texts-and-more": _NOWHERE,
-    "kept-by-batch-size": _NOWHERE,
+    "kept-by-batch-size": _IMAGE_FEATURES,
     "square-logits-not-transposed": _LOGITS,
     "dropout-left-on": (Where(text_block, f"{_SUM} behind mlp"),),
     "noise-on-image-features": _IMAGE_FEATURES,
