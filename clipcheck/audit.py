@@ -88,7 +88,8 @@ class Finding:
         greatest: the greatest ratio to the eager model's error under each limit, by its name in
             `clipcheck.compare.tolerances.Limits`.
         localisation: where it departs, if that was asked for of a fault.
-        localised: whether it departs where the fault was planted, and nowhere else.
+        localised: whether it departs where the fault was planted, and nowhere else; nowhere at all
+            where the fault shows on no ordinary input.
         backend: what it was planted into.
     """
 
@@ -112,6 +113,12 @@ class Finding:
     def caught(self) -> bool:
         """Whether any gate failed."""
         return self.gate is not None
+
+    @property
+    def hidden(self) -> bool:
+        """Whether a place was looked for, and the fault rightly showed nowhere."""
+        found = self.localisation
+        return self.localised and found is not None and not found.found
 
     @property
     def right(self) -> bool:

@@ -56,8 +56,7 @@ def summary(audit: Audit) -> str:
     )
     sought = audit.sought
     if sought:
-        hits = sum(finding.localised for finding in sought)
-        line += f" {hits} of {len(sought)} faults localised to the module they were planted in."
+        line += f" {_hits(sought)}"
     astray = [f"{f.name} in {f.architecture}" for f in sought if not f.localised]
     lines = [line]
     if wrong:
@@ -65,6 +64,17 @@ def summary(audit: Audit) -> str:
     if astray:
         lines.append(f"Localised elsewhere: {', '.join(sorted(set(astray)))}.")
     return "\n".join(lines)
+
+
+def _hits(sought: Sequence[Finding]) -> str:
+    """How many faults were localised, of those that can be."""
+    showing = [finding for finding in sought if not finding.hidden]
+    hits, hidden = sum(finding.localised for finding in showing), len(sought) - len(showing)
+    apart = f"; {hidden} {'does' if hidden == 1 else 'do'} not show there" if hidden else ""
+    return (
+        f"{hits} of {len(showing)} faults that show on ordinary inputs localised to the module "
+        f"they were planted in{apart}."
+    )
 
 
 def render_json(audit: Audit) -> str:
@@ -151,6 +161,7 @@ def _fault(finding: Finding) -> dict[str, Any]:
         "classic_caught": finding.classic_caught,
         "greatest": finding.greatest,
         "localised": finding.localised if finding.localisation else None,
+        "hidden": finding.hidden,
         "places": [
             {"tower": place.tower, "module": place.module, "part": place.part}
             for place in (finding.localisation.found if finding.localisation else ())
