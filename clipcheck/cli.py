@@ -619,6 +619,7 @@ def inspect(
 @app.command()
 def localize(
     checkpoint: Checkpoint,
+    key: KeyOption = None,
     architecture: ArchitectureOption = None,
     device: Annotated[str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[DtypeName, typer.Option(help="What to compute in.")] = "float32",
@@ -636,6 +637,7 @@ def localize(
     with terminal.progress(quiet) as progress:
         found = run(
             checkpoint,
+            key=key,
             architecture=architecture,
             device=device,
             dtype=dtype,

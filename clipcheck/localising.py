@@ -39,6 +39,8 @@ class Localised:
         dtype: what it computed in.
         seconds: by phase.
         localisation: a place for each tower.
+        key: the name of the model, of those in a file, that was asked for.
+        asked_architecture: what ``--architecture`` said, or None.
     """
 
     checkpoint: str
@@ -48,6 +50,8 @@ class Localised:
     dtype: str
     seconds: Mapping[str, float]
     localisation: Localisation
+    key: str | None = None
+    asked_architecture: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -71,6 +75,7 @@ class Suspect:
 def localize(
     checkpoint: str | os.PathLike[str],
     *,
+    key: str | None = None,
     architecture: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     dtype: str = "float32",
@@ -83,6 +88,7 @@ def localize(
 
     Args:
         checkpoint: a path or a released name.
+        key: as for `clipcheck.check`.
         architecture: as for `clipcheck.check`.
         device: where to run; by default the GPU where there is one.
         dtype: what to compute in.
@@ -107,7 +113,7 @@ def localize(
     target = resolve_device(device)
     say(f"{name}: reading")
     told = None if architecture is None else named(os.fspath(architecture))
-    opened = open_checkpoint(name, download_root, told=told)
+    opened = open_checkpoint(name, download_root, key=key, told=told)
     opened.verify()
     say(f"{name}: loading both ways on {target} in {dtype}")
     with cell_for(opened, target, isolation_named(isolation)) as cell:
@@ -116,7 +122,15 @@ def localize(
         say(f"{name}: walking through the archive")
         found = first_departures(opened, archive.runner, model, target, dtype, watch, seed=seed)
     return Localised(
-        name, str(opened.path), opened.sha256, str(target), dtype, dict(watch.seconds), found
+        name,
+        str(opened.path),
+        opened.sha256,
+        str(target),
+        dtype,
+        dict(watch.seconds),
+        found,
+        key,
+        None if told is None else told.argument,
     )
 
 

@@ -602,7 +602,7 @@ def _default_backend(files: _Files) -> Choice:
         "to compare",
         remedy="Choose a backend (--backend all runs every one), compare it with another file "
         "(--reference CHECKPOINT), or make an archive of it: clipcheck convert WEIGHTS -o "
-        "model.pt.",
+        "model.pt, with --architecture ARCH and --key NAME where it needs them.",
         path=files.subject.path,
     )
 

@@ -106,16 +106,18 @@ def test_a_damaged_file_is_refused_before_it_is_loaded(
     assert said == [f"{path}: reading"]
 
 
-def test_the_seed_and_the_folder_of_released_files_are_passed_on(
+def test_what_was_asked_for_is_passed_on(
     minute_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders: list[object] = []
     architectures: list[object] = []
+    keys: list[object] = []
     seeds: list[int] = []
 
-    def opened(name: str, folder: object, told: Told | None) -> Any:
+    def opened(name: str, folder: object, key: str | None, told: Told | None) -> Any:
         folders.append(folder)
         architectures.append(told and told.argument)
+        keys.append(key)
         return open_checkpoint(name)
 
     def small_batch(inputs: Any, seed: int) -> Any:
@@ -129,9 +131,12 @@ def test_the_seed_and_the_folder_of_released_files_are_passed_on(
     monkeypatch.setattr(localising, "open_checkpoint", opened)
     monkeypatch.setattr(localising, "for_modules", small_batch)
     monkeypatch.setattr(localising, "batches", corners)
-    localize(minute_archive, architecture="tiny-vit", seed=7, download_root=tmp_path)
-    assert (folders, architectures) == ([tmp_path], ["tiny-vit"])
+    found = localize(
+        minute_archive, key="model", architecture="tiny-vit", seed=7, download_root=tmp_path
+    )
+    assert (folders, architectures, keys) == ([tmp_path], ["tiny-vit"], ["model"])
     assert seeds == [7, 7]
+    assert (found.key, found.asked_architecture) == ("model", "tiny-vit")
 
 
 def test_the_batches_of_the_corners_are_counted_from_one() -> None:

@@ -11,7 +11,7 @@ from clipcheck.localising import Localised
 from clipcheck.report.cells import command, visible, wrapped
 from clipcheck.report.json import writable
 from clipcheck.report.places import TOWERS, entries, measured, named
-from clipcheck.report.text import BAD, GOOD, KEPT
+from clipcheck.report.text import BAD, GOOD, KEPT, given_options
 
 SCHEMA = 1
 
@@ -28,7 +28,7 @@ def report(localised: Localised) -> Text:
     steps: list[str] = []
     if not localised.passed:
         next_ = "Next: "
-        again = ["clipcheck", "check", localised.path, "--report", KEPT]
+        again = ["clipcheck", "check", localised.path, *given_options(localised), "--report", KEPT]
         steps = [
             *command(again, next_),
             *wrapped("judges all that it gives, and makes a page of it.", " " * len(next_)),

@@ -18,6 +18,7 @@ from clipcheck.backends.known import Known
 from clipcheck.compare.result import GateResult
 from clipcheck.inputs.examples import describe
 from clipcheck.judgement import Judgement, LeftOut, Result
+from clipcheck.localising import Localised
 from clipcheck.replaying import Replayed
 from clipcheck.report import alternative, frontends, isolation, patched
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
@@ -133,9 +134,9 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     return steps
 
 
-def given_options(judgement: Judgement) -> list[str]:
+def given_options(found: Judgement | Localised) -> list[str]:
     """Return the options that say what to read of the file, and of which model it is."""
-    options = {"--key": judgement.key, "--architecture": judgement.asked_architecture}
+    options = {"--key": found.key, "--architecture": found.asked_architecture}
     return [word for option, value in options.items() if value for word in (option, value)]
 
 

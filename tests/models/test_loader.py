@@ -327,7 +327,8 @@ def test_weights_alone_cannot_be_loaded_both_ways(in_format: InFormat, form: str
         clipcheck.load_both(path, device="cpu")
     assert str(caught.value) == (
         f"{path}: this {form} holds weights alone, so that there is no second way to run it and "
-        "nothing to compare. Make an archive of it: clipcheck convert WEIGHTS -o model.pt."
+        "nothing to compare. Make an archive of it: clipcheck convert WEIGHTS -o model.pt, with "
+        "--architecture ARCH and --key NAME where it needs them."
     )
 
 

@@ -71,6 +71,12 @@ def test_a_place_stands_beside_its_tower_and_what_to_do_next_behind_the_verdict(
     ]
 
 
+def test_the_next_command_reads_what_this_one_read() -> None:
+    found = replace(departing(GELU), key="model", asked_architecture="ViT-B/32")
+    (line,) = (line for line in lines(found) if line.startswith("Next: "))
+    assert line.startswith("Next: clipcheck check /models/model.pt --key model --architecture")
+
+
 def test_the_verdict_names_every_tower_that_departs() -> None:
     found = departing(Place("image", "visual.conv1"), Place("logits", "forward"))
     assert verdict(found).plain == "DEPARTS: image tower, logits."
