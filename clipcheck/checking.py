@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import uuid
@@ -163,6 +164,7 @@ def check(
 
 def _as_assertion(check: Callable[_Options, Result]) -> Callable[_Options, None]:
     """Take the arguments of a check, for people and type checkers alike."""
+    takes = inspect.signature(check)
 
     def assert_consistent(*args: _Options.args, **options: _Options.kwargs) -> None:
         """`check`, for use in a test; the arguments are the same.
@@ -175,6 +177,10 @@ def _as_assertion(check: Callable[_Options, Result]) -> Callable[_Options, None]
         __tracebackhide__ = True
         from clipcheck.report.failure import summary
 
+        try:
+            takes.bind(*args, **options)
+        except TypeError as error:  # Python's own would name the function that is called below
+            raise TypeError(f"{assert_consistent.__name__}() {error}") from None
         result = check(*args, **options)
         if not result:
             raise AssertionError(summary(result))

@@ -75,7 +75,9 @@ def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
     }
     if problems:
         return GateResult("integrity", False, "; ".join(problems), figures, float("inf"))
-    message = f"all {len(judged(cases))} outputs there, finite, of the same shape and dtype"
+    count = len(judged(cases))
+    given = "the one output" if count == 1 else f"all {count} outputs"
+    message = f"{given} there, finite, of the same shape and dtype"
     if evidence.weights is not None:
         message = f"{evidence.weights} weights the same bit for bit as the file's; {message}"
     return GateResult("integrity", True, message, figures)

@@ -184,8 +184,8 @@ def require_archive(checkpoint: Checkpoint) -> None:
         raise UnavailableError(
             f"this {checkpoint.format} holds weights alone, so that there is no second way to run "
             "it and nothing to compare",
-            remedy="Make an archive of it: clipcheck convert WEIGHTS -o model.pt, with --architecture "
-            "ARCH and --key NAME where it needs them.",
+            remedy="Make an archive of it: clipcheck convert WEIGHTS -o model.pt, with "
+            "--architecture ARCH and --key NAME where it needs them.",
             path=checkpoint.path,
         )
 

@@ -93,6 +93,12 @@ def test_what_is_no_comparison_fails_and_says_why(evidence: Evidence, message: s
     assert found.margin == np.inf
 
 
+def test_where_one_output_is_all_that_there_is_it_is_told_as_one() -> None:
+    absent = frozenset(OUTPUTS) - {"image_features"}
+    found = integrity([replace(sound_case(), absent=absent)], replace(SOUND, weights=None))
+    assert found.message == "the one output there, finite, of the same shape and dtype"
+
+
 def test_of_weights_that_cannot_be_told_apart_nothing_is_said() -> None:
     found = integrity([sound_case()], replace(SOUND, weights=None))
     assert found.passed
