@@ -213,7 +213,7 @@ def check(
     download_root: DownloadRoot = None,
     quiet: Annotated[
         bool,
-        typer.Option("--quiet", "-q", help="Print only the table and the verdict."),
+        typer.Option("--quiet", "-q", help="Print only the table, errors and the verdict."),
     ] = False,
 ) -> None:
     """Run checkpoints in other ways than as eager models, and judge both against float64."""

@@ -78,8 +78,9 @@ def report(result: Result, *, rerun: Sequence[str] = (), advise: bool = True) ->
 
 
 def brief(result: Result) -> Text:
-    """The table and the verdict, and no more."""
-    return Text("\n\n").join(_joined(block) for block in _end(result, [], []))
+    """The table, why anything could not be judged, and the verdict, and no more."""
+    why = _unjudged(result.judgements)
+    return Text("\n\n").join(_joined(block) for block in _end(result, [], why))
 
 
 def verdict_alone(result: Result) -> Text:
@@ -197,6 +198,20 @@ def _said(result: Result) -> Lines:
     headline = verdict(result).partition(":")[0]
     said[0].stylize(_VERDICTS[headline], 0, len(headline))
     return said
+
+
+def _unjudged(judgements: Sequence[Judgement]) -> Lines:
+    """Why these could not be judged: each reason once, with the first that it is of."""
+    found: dict[str, list[Judgement]] = {}
+    for each in judgements:
+        if each.error is not None:
+            found.setdefault(each.error, []).append(each)
+    rows = []
+    for error, those in found.items():
+        more = f" and {len(those) - 1} more" if len(those) > 1 else ""
+        who = f"{those[0].checkpoint}, {' '.join(_way(those[0]))}{more}: "
+        rows.append(_row("error", UNKNOWN, "", error if len(judgements) == 1 else who + error))
+    return [line for row in rows for line in row]
 
 
 def _left_out(left_out: Sequence[LeftOut]) -> Lines:

@@ -260,6 +260,21 @@ def test_in_brief_there_is_the_table_and_the_verdict() -> None:
     ]
 
 
+def test_in_brief_each_reason_why_nothing_was_judged_is_told_once() -> None:
+    assert brief(result(UNJUDGED)).plain.splitlines() == [
+        "  error            gone.pt: not found. Look again.",
+        "",
+        "NOT JUDGED: 1 checkpoint could not be judged.",
+    ]
+    found = brief(result(UNJUDGED, replace(UNJUDGED, checkpoint="b.pt"), PASSED))
+    assert found.plain.splitlines()[4:] == [
+        "",
+        "  error            gone.pt, jit cpu and 1 more: gone.pt: not found. Look again.",
+        "",
+        "NOT JUDGED: 2 of 3 checkpoints could not be judged, 1 passed.",
+    ]
+
+
 NAMES = st.text(max_size=200) | st.text("ab/ \x1b[31m\n\u202e日❤\ufe0f\u0301'", max_size=200)
 MARGINS = st.floats(min_value=0)
 
@@ -307,6 +322,9 @@ def test_backends_stand_in_the_rows_below_where_they_all_ran() -> None:
         " transformers:eager  ok         FAIL 12x",
         " onnxruntime         not judged",
         " clip                ok         ok 37%",
+        "",
+        "  error            release/model.pt, onnxruntime cpu float32: expected a file,",
+        "                   found 'release/model.pt'. Look again.",
         "",
         "  left out         compile:mode=default: there is no compiler",
         "",
