@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO, get
 import typer
 
 from clipcheck._version import __version__
-from clipcheck.errors import ClipcheckError, OutputError, UsageError
+from clipcheck.errors import ClipcheckError, Notice, OutputError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +127,8 @@ def main() -> None:
     # Threads that wait would keep the cores busy that the process of a file's own code computes on.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        with _noticing():
+            app()
     except ClipcheckError as error:
         _log.debug("the traceback, as asked for", exc_info=True)
         typer.echo(f"clipcheck: {_visible(str(error))}", err=True)
@@ -136,6 +138,22 @@ def main() -> None:
         traceback.print_exc()
         typer.echo("clipcheck: a defect of clipcheck's own; please report the above", err=True)
         sys.exit(2)
+
+
+@contextmanager
+def _noticing() -> Iterator[None]:
+    """Print notices as errors are, in one line, and not as Python does."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, Notice):
+                typer.echo(f"clipcheck: {_visible(str(message))}", err=True)
+            else:
+                shown(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 _log = logging.getLogger("clipcheck")

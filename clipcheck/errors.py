@@ -45,6 +45,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"The nearest name is {found!r}"
 
 
+class Notice(UserWarning):
+    """What the user should know, and what stops nothing; on the command line it is one line."""
+
+
 class ClipcheckError(RuntimeError):
     """Base of all errors that clipcheck raises on purpose.
 

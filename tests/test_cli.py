@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.checkpoint import Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.errors import Notice
 from clipcheck.faults import fault_named
 from clipcheck.progress import Progress
 from clipcheck.report import annotations, junit, markdown, text
@@ -98,6 +100,22 @@ def test_check_judges_several_and_exits_2_where_one_cannot_be(
     assert done.code == 2
     assert "'RN50'" in done.out
     assert "NOT JUDGED: 1 of 2 checkpoints could not be judged, 1 passed." in done.out
+
+
+def test_a_notice_is_one_line_and_other_warnings_are_as_ever(
+    run: Run, minute_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(*_: object, **__: object) -> checking.Result:
+        warnings.simplefilter("always")
+        warnings.warn("look\x1b here", Notice, stacklevel=1)
+        warnings.warn("something else", UserWarning, stacklevel=1)
+        return checking.Result((PASSED,), ENVIRONMENT)
+
+    monkeypatch.setattr(checking, "check", judge)
+    with pytest.warns(UserWarning, match="something else") as caught:
+        done = run("check", minute_archive)
+    assert done.err == "clipcheck: look\\x1b here\n"
+    assert len(caught) == 1
 
 
 def test_json_on_stdout_is_alone_there(run: Run, minute_archive: Path) -> None:

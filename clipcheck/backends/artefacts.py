@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcheck._version import __version__
-from clipcheck.errors import UsageError
+from clipcheck.errors import Notice, UsageError
 from clipcheck.locks import file_lock
 from clipcheck.sizes import bytes_in
 
@@ -211,6 +211,7 @@ class Artefacts:
             f"{self._kept.path}: what is built cannot be kept there "
             f"({error.strerror or error}), and is built anew each time. Make room or permission, "
             f"or name another folder by {FOLDER_VARIABLE}.",
+            Notice,
             stacklevel=2,
         )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import reprlib
-import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -218,13 +217,23 @@ def of_transformers(config: Config, path: Path) -> Architecture:
     return found
 
 
+def note_of(config: Config, path: Path) -> str:
+    """What there is to know of a ``config.json`` of a CLIPModel that can be read, or nothing."""
+    text = _section(config, "text_config", _TEXT_DEFAULTS, path)
+    added = _added_tokens(text)
+    if not added or text["eos_token_id"] != LEGACY_END:
+        return ""
+    return (
+        f"text_config has {added}, and the legacy eos_token_id {LEGACY_END}: text features are "
+        "taken at the greatest id, in transformers as in the reference; in a prompt with an added "
+        "token that is not its end"
+    )
+
+
 def _require_end(text: Config, path: Path) -> None:
     """See where the text features are taken, of a vocabulary that tokens were added to."""
-    size, end = text["vocab_size"], text["eos_token_id"]
-    if not isinstance(size, int) or size <= _TEXT_DEFAULTS["vocab_size"]:
-        return
-    added = f"vocab_size {size}, {size - _TEXT_DEFAULTS['vocab_size']} more than CLIP's tokenizer"
-    if end == _TEXT_DEFAULTS["eos_token_id"]:
+    added, end = _added_tokens(text), text["eos_token_id"]
+    if added and end == _TEXT_DEFAULTS["eos_token_id"]:
         raise ArchitectureError(
             f"text_config has {added}, and eos_token_id {end}: transformers takes the text "
             "features at that token, and the reference at the greatest id, which may be an added "
@@ -233,13 +242,14 @@ def _require_end(text: Config, path: Path) -> None:
             "is the model without the added tokens.",
             path=path,
         )
-    if end == LEGACY_END:
-        warnings.warn(
-            f"{path}: text_config has {added}, and the legacy eos_token_id {end}: text features "
-            "are taken at the greatest id, in transformers as in the reference. In a prompt with "
-            "an added token that is not its end.",
-            stacklevel=2,
-        )
+
+
+def _added_tokens(text: Config) -> str:
+    """How many tokens were added to CLIP's vocabulary, or nothing."""
+    size, usual = text["vocab_size"], _TEXT_DEFAULTS["vocab_size"]
+    if not isinstance(size, int) or size <= usual:
+        return ""
+    return f"vocab_size {size}, {size - usual} more than CLIP's tokenizer"
 
 
 ACTIVATIONS = {name: kind for kind, name in _HIDDEN_ACT.items()} | {

@@ -16,7 +16,7 @@ from typing import Any
 
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.checkpoints.configs import of_open_clip, of_transformers
+from clipcheck.checkpoints.configs import note_of, of_open_clip, of_transformers
 from clipcheck.errors import (
     ArchitectureError,
     CheckpointError,
@@ -96,6 +96,12 @@ class Directory:
         """
         read = of_transformers if self.format is Format.TRANSFORMERS else of_open_clip
         return read(self.config, self.config_path)
+
+    @property
+    def note(self) -> str:
+        """What else there is to know of the configuration, for people."""
+        known = self.format is Format.TRANSFORMERS
+        return note_of(self.config, self.config_path) if known else ""
 
     def require_indexed(self, keys: Mapping[Path, Sequence[str]]) -> None:
         """See that each file has the tensors that the index says, and no others.

@@ -28,7 +28,7 @@ from pathlib import Path
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import sha256_of
 from clipcheck.checkpoints.transfer import Transfer, without_password
-from clipcheck.errors import DownloadError
+from clipcheck.errors import DownloadError, Notice
 from clipcheck.locks import locked_where_possible
 
 CACHE_VARIABLE = "CLIPCHECK_CACHE"
@@ -207,6 +207,7 @@ def _verify(wanted: _Wanted) -> bool:
     what = "size" if wanted.sha256 is None else "SHA256 checksum"
     warnings.warn(
         f"{wanted.path} exists, but the {what} does not match; re-downloading the file",
+        Notice,
         stacklevel=5,  # the caller of fetch or retrieve
     )
     return False

@@ -160,7 +160,8 @@ def _open_directory(directory: directories.Directory, key: _Key, told: Told | No
     whole = _merged(list(files.values()))
     size = sum(path.stat().st_size for path in files)
     if told is None:
-        told = Told(directory.architecture, f"its {directory.config_path.name}")
+        source = f"its {directory.config_path.name}"
+        told = Told(directory.architecture, source, note=directory.note)
     checkpoint = _checkpoint(directory.path, directory.format, whole, key, size, told)
     parts = tuple(file.records for file in files.values() if file.records is not None)
     return dataclasses.replace(checkpoint, files=directory.files, parts=parts, records=None)

@@ -25,7 +25,7 @@ from clipcheck.checkpoints.architecture import (
     differences,
     listed,
 )
-from clipcheck.checkpoints.configs import of_open_clip, of_transformers
+from clipcheck.checkpoints.configs import note_of, of_open_clip, of_transformers
 from clipcheck.checkpoints.directories import (
     OPEN_CLIP_CONFIG,
     TRANSFORMERS_CONFIG,
@@ -89,7 +89,7 @@ def named(name: str) -> Told:
         return _of_open_clips(name)
     path = Path(name)
     if path.is_file():
-        return Told(of_file(path), f"{OPTION} {name}", str(path.absolute()))
+        return of_file(path, f"{OPTION} {name}", str(path.absolute()))
     if path.is_dir():
         raise UnknownModelError(
             f"{OPTION}: expected a name or a configuration file, found the folder {name!r}",
@@ -102,8 +102,13 @@ def named(name: str) -> Told:
     raise _unknown(name)
 
 
-def of_file(path: Path) -> Architecture:
-    """The architecture that a configuration of transformers or open_clip describes.
+def of_file(path: Path, source: str, argument: str = "") -> Told:
+    """What a configuration of transformers or open_clip tells.
+
+    Args:
+        path: the file.
+        source: see `Told`.
+        argument: see `Told`.
 
     Raises:
         ArchitectureError: it is none of a CLIP model, or of one that clipcheck does not build.
@@ -111,11 +116,11 @@ def of_file(path: Path) -> Architecture:
     """
     config = read_json(path)
     if config.get("model_type") == "clip":
-        return of_transformers(config, path)
+        return Told(of_transformers(config, path), source, argument, note_of(config, path))
     if isinstance(config.get("model_cfg"), dict):
-        return of_open_clip(config["model_cfg"], path)
+        return Told(of_open_clip(config["model_cfg"], path), source, argument)
     if "vision_cfg" in config:
-        return of_open_clip(config, path)
+        return Told(of_open_clip(config, path), source, argument)
     raise ArchitectureError(
         "expected the configuration of a CLIP model: a model_cfg (open_clip), or the model_type "
         "'clip' (transformers)",
@@ -188,7 +193,7 @@ def _open_clip_files() -> dict[str, Path]:
 
 @functools.cache
 def _open_clip_architecture(model: str) -> Architecture:
-    return of_file(_open_clip_files()[model])
+    return of_file(_open_clip_files()[model], model).architecture
 
 
 def _unknown(name: str) -> UnknownModelError:
@@ -303,15 +308,15 @@ def _beside(path: Path, found: Architecture) -> tuple[Told | None, str]:
         if not config.is_file():
             continue
         try:
-            architecture = of_file(config)
+            described = of_file(config, f"the {name} beside it")
         except CheckpointError as error:
             doubts.append(f"the {name} beside it does not tell ({error.problem})")
             continue
-        unlike = listed("", differences(architecture, found))
+        unlike = listed("", differences(described.architecture, found))
         if unlike:
-            doubts.append(f"the {name} beside it is of another model ({unlike})")
+            doubts.append(f"{described.source} is of another model ({unlike})")
         else:
-            told.append(Told(architecture, f"the {name} beside it"))
+            told.append(described)
     if len({each.architecture for each in told}) > 1:
         return None, f"the {TRANSFORMERS_CONFIG} and the {OPEN_CLIP_CONFIG} beside it disagree"
     return (told[0], "") if told else (None, "; ".join(doubts))

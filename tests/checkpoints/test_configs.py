@@ -27,6 +27,7 @@ from clipcheck.checkpoints.architecture import (
     specs,
 )
 from clipcheck.checkpoints.configs import (
+    note_of,
     of_open_clip,
     of_transformers,
     open_clip_config,
@@ -386,11 +387,16 @@ def test_added_tokens_and_the_end_token_are_not_comparable() -> None:
     assert e.value.remedy.startswith("Leave eos_token_id as it is: another one breaks the model.")
 
 
-def test_added_tokens_and_the_legacy_end_are_warned_of() -> None:
+def test_added_tokens_and_the_legacy_end_are_noted() -> None:
     config = set_at(transformers_config(ADDED), "text_config.eos_token_id", 2)
-    with pytest.warns(UserWarning, match="49410, 2 more .* legacy eos_token_id 2: .* greatest"):
-        assert of_transformers(config, PATH) == ADDED
+    assert of_transformers(config, PATH) == ADDED
+    assert note_of(config, PATH).startswith(
+        "text_config has vocab_size 49410, 2 more than CLIP's tokenizer, and the legacy "
+        "eos_token_id 2: text features are taken at the greatest id"
+    )
+    assert note_of(set_at(transformers_config(B32), "text_config.eos_token_id", 2), PATH) == ""
 
 
 def test_added_tokens_of_which_the_last_is_the_end_are_as_in_the_reference() -> None:
     assert of_transformers(transformers_config(ADDED), PATH) == ADDED
+    assert note_of(transformers_config(ADDED), PATH) == ""

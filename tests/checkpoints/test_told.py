@@ -319,6 +319,21 @@ def test_a_configuration_beside_weights_tells(weights: Path, name: str) -> None:
     assert (found.architecture, found.told) == (GELU, f"the {name} beside it")
 
 
+def test_what_there_is_to_know_of_a_configuration_is_told_with_it(tmp_path: Path) -> None:
+    added = replace(MINUTE, vocab_size=49410)
+    config = transformers_config(added)
+    config["text_config"]["eos_token_id"] = 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(synthesize(added), tmp_path / "model.safetensors")
+    for path, source in (
+        (tmp_path / "model.safetensors", "the config.json beside it"),
+        (tmp_path, "its config.json"),
+    ):
+        assert open_checkpoint(path).told.startswith(f"{source} (text_config has vocab_size 49410")
+    told_by_user = named(str(tmp_path / "config.json"))
+    assert "the legacy eos_token_id 2: text features are" in told_by_user.note
+
+
 def test_configurations_beside_weights_have_to_agree(weights: Path) -> None:
     put(weights.parent, "config.json", GELU)
     put(weights.parent, "open_clip_config.json", GELU)
