@@ -13,6 +13,7 @@
     ├── DownloadError            a released file could not be fetched or verified
     ├── VocabularyError          the tokenizer's vocabulary is missing or not the right one
     ├── UnavailableError         a backend or a device that this machine does not have
+    │   └── UnfitError             a backend or a format that is not made for this checkpoint
     ├── RunError                 a model was loaded, but running it failed
     ├── IsolationError           what ran a file's code crashed, hung, or took too much
     ├── ReplayError              a saved failing input cannot be used
@@ -110,6 +111,10 @@ class VocabularyError(ClipcheckError):
 
 class UnavailableError(ClipcheckError):
     """A backend or a device that this machine does not have."""
+
+
+class UnfitError(UnavailableError):
+    """A backend or a format that is not made for this checkpoint, on any machine."""
 
 
 class RunError(ClipcheckError):

@@ -34,7 +34,7 @@ from clipcheck.compare.measured import measured
 from clipcheck.compare.result import OUTPUTS, GateResult
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.compare.weights import weights as weights_gate
-from clipcheck.errors import ClipcheckError, UnavailableError
+from clipcheck.errors import ClipcheckError, UnfitError
 from clipcheck.explaining import find_alternative
 from clipcheck.inputs.examples import batch
 from clipcheck.judgement import Judgement, LeftOut
@@ -575,7 +575,7 @@ def _unfit(choice: Choice, files: _Files, device: torch.device, dtype: str) -> s
         return f"{missing.reason}. {missing.remedy}"
     try:
         _require_other(choice, files)
-    except UnavailableError as error:
+    except UnfitError as error:
         return error.problem
     return chosen.unfit(files.checkpoint, device, dtype)
 
@@ -584,7 +584,7 @@ def _require_other(choice: Choice, files: _Files) -> None:
     """See that a backend runs the subject, and not what that is compared with."""
     require_runs(choice, files.subject)
     if choice.name == "eager" and files.reference is None:
-        raise UnavailableError(
+        raise UnfitError(
             "the eager model is what the others are compared with",
             remedy="Give another checkpoint to compare it with: --reference CHECKPOINT.",
         )
@@ -597,7 +597,7 @@ def _default_backend(files: _Files) -> Choice:
         return Choice(_DEFAULTS[form])
     if files.reference is not None:
         return Choice("eager")
-    raise UnavailableError(
+    raise UnfitError(
         f"this {form} holds weights alone, so that there is no second way to run it and nothing "
         "to compare",
         remedy="Choose a backend (--backend all runs every one), compare it with another file "

@@ -17,7 +17,7 @@ from clipcheck.checkpoints.artefacts import computing_dtype
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.opening import weights_of
 from clipcheck.compare.tolerances import LIMITS
-from clipcheck.errors import ArchitectureError, UnavailableError, UsageError
+from clipcheck.errors import ArchitectureError, UnfitError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -99,10 +99,10 @@ def require_runs(choice: Choice, subject: Checkpoint | Program) -> None:
     """See that a backend runs the subject: others would run what a program is compared with.
 
     Raises:
-        UnavailableError: it does not.
+        UnfitError: it does not.
     """
     if isinstance(subject, Program) and choice.name != PROGRAMS[subject.format]:
-        raise UnavailableError(
+        raise UnfitError(
             f"{choice.name} does not run programs of the format {subject.format}",
             remedy=f"Leave --backend out, or choose {PROGRAMS[subject.format]}.",
         )
@@ -133,14 +133,15 @@ def build(choice: Choice, source: Source) -> Backend:
     """Make the backend that was chosen.
 
     Raises:
-        UnavailableError: it cannot run on this machine, or not this checkpoint.
+        UnavailableError: it cannot run on this machine.
+        UnfitError: it is not made for this checkpoint.
         RunError: its library failed.
     """
     require_available(choice)
     chosen = way(choice.name)
     unfit = chosen.unfit(source.checkpoint, source.device, source.dtype)
     if source.program is None and unfit is not None:
-        raise UnavailableError(f"{choice.name}: {unfit}", remedy="Choose another backend.")
+        raise UnfitError(f"{choice.name}: {unfit}", remedy="Choose another backend.")
     with translating(choice.name, "building"):
         built = chosen.build(replace(source, options=choice.settings))
     if isinstance(built, ProgramBackend):

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints.architecture import BUFFERS, listed, remedy_for
-from clipcheck.errors import ArchitectureError, UnavailableError
+from clipcheck.errors import ArchitectureError, UnfitError
 
 if TYPE_CHECKING:
     import os
@@ -125,7 +125,7 @@ def to_layout(tensors: Weights, layout: Layout) -> dict[str, torch.Tensor]:
         layout: the one to make.
 
     Raises:
-        UnavailableError: the library has no such model.
+        UnfitError: the library has no such model.
     """
     if layout is Layout.REFERENCE:
         return dict(tensors)
@@ -193,9 +193,9 @@ def spelled(key: str, layout: Layout) -> str:
     return key
 
 
-def no_resnet() -> UnavailableError:
+def no_resnet() -> UnfitError:
     """What is to be said of transformers and a ModifiedResNet."""
-    return UnavailableError(
+    return UnfitError(
         "transformers has no ModifiedResNet: its CLIPModel has a VisionTransformer alone",
         remedy="Use open_clip, safetensors or an archive for RN models.",
     )

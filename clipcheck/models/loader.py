@@ -14,7 +14,7 @@ import torchvision.transforms  # noqa: F401 - here, so that no load is the one t
 from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.errors import DamagedError, UnavailableError, UsageError
+from clipcheck.errors import DamagedError, UnavailableError, UnfitError, UsageError
 from clipcheck.inputs.preprocess import transform
 from clipcheck.models import eager, torchscript
 from clipcheck.models.archives import LoadedArchive
@@ -108,7 +108,8 @@ def load_both(
         The archive's module, the eager model, and the preprocessing.
 
     Raises:
-        UnavailableError: the file has no second way to run, or TorchScript is not available.
+        UnfitError: the file has no second way to run.
+        UnavailableError: TorchScript is not available.
         DamagedError: the interpreter holds other weights than the file has.
         ClipcheckError: the file or the device cannot be used; the subclass tells why.
     """
@@ -159,7 +160,8 @@ def load_checkpoint_both(
             CPU, elsewhere the file's own.
 
     Raises:
-        UnavailableError: the file has no second way to run, or TorchScript is not available.
+        UnfitError: the file has no second way to run.
+        UnavailableError: TorchScript is not available.
         DamagedError: the interpreter cannot load the file.
     """
     require_archive(checkpoint)
@@ -178,10 +180,10 @@ def require_archive(checkpoint: Checkpoint) -> None:
     """See that a checkpoint has code of its own.
 
     Raises:
-        UnavailableError: it has not.
+        UnfitError: it has not.
     """
     if checkpoint.format is not Format.ARCHIVE:
-        raise UnavailableError(
+        raise UnfitError(
             f"this {checkpoint.format} holds weights alone, so that there is no second way to run "
             "it and nothing to compare",
             remedy="Make an archive of it: clipcheck convert WEIGHTS -o model.pt, with "

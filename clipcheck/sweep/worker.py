@@ -22,7 +22,8 @@ from clipcheck.sweep.identity import versions_for
 from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Job
 
 SURROUNDINGS = ("DownloadError", "OutputError", "UnavailableError", "UnknownModelError")
-"""Errors that say nothing of a checkpoint: another time, or elsewhere, it may be judged."""
+"""Errors that say nothing of a checkpoint: another time, or elsewhere, it may be judged. Those of
+what is not made for it (`UnfitError`) are none of these."""
 
 CELL = "IsolationError"
 """Of a checkpoint whose own code ended the process that ran it: that is as if it had ended ours."""

@@ -18,7 +18,7 @@ from clipcheck.checkpoints.directories import (
 )
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.keymaps import Layout, no_resnet, to_layout
-from clipcheck.errors import OutputError, UnavailableError
+from clipcheck.errors import OutputError, UnfitError
 from clipcheck.inputs import tokenizer
 from clipcheck.inputs.preprocess import MEAN, STD
 from clipcheck.inputs.vocabulary_files import vocabulary_texts
@@ -47,7 +47,7 @@ def write_transformers(checkpoint: Checkpoint, folder: Path, *, judge: Judge | N
             folder from being kept.
 
     Raises:
-        UnavailableError: the image tower is a ModifiedResNet, which transformers does not have.
+        UnfitError: the image tower is a ModifiedResNet, which transformers does not have.
         DamagedError, NotFiniteError: the checkpoint is not sound.
         OutputError: the folder cannot be written, or it did not come back as it was written.
     """
@@ -72,13 +72,13 @@ def write_open_clip(checkpoint: Checkpoint, folder: Path, *, judge: Judge | None
         judge: see `write_transformers`.
 
     Raises:
-        UnavailableError: the library does not have the architecture.
+        UnfitError: the library does not have the architecture.
         DamagedError, NotFiniteError: the checkpoint is not sound.
         OutputError: the folder cannot be written, or it did not come back as it was written.
     """
     lacking = configs.open_clip_lacks(checkpoint.architecture)
     if lacking:
-        raise UnavailableError(lacking, remedy="Use transformers, safetensors or an archive.")
+        raise UnfitError(lacking, remedy="Use transformers, safetensors or an archive.")
     config = {
         "model_cfg": configs.open_clip_config(checkpoint.architecture),
         "preprocess_cfg": {"mean": MEAN, "std": STD},

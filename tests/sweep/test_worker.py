@@ -14,7 +14,7 @@ from clipcheck.errors import IsolationError
 from clipcheck.sweep.identity import versions_for
 from clipcheck.sweep.jobs import Conditions, Job, Source
 from clipcheck.sweep.worker import perform, unjudged
-from tests.samples import minute_bytes
+from tests.samples import minute_bytes, minute_config, minute_weights, saved
 from tests.sweep.samples import job
 
 
@@ -93,6 +93,19 @@ def test_a_backend_that_is_missing_here_is_for_the_surroundings(
     units = done(of(archive, "jit", "compile"))["units"]
     assert units["jit"]["failed"] is None
     assert "no compiler" in units["compile"]["failed"]
+
+
+def test_what_has_nothing_to_be_compared_with_has_nothing_another_time_either(
+    archive: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(saved(minute_weights()))
+    told = str(minute_config(tmp_path))
+    asked = [of(weights, architecture=told), of(weights, "jit", architecture=told)]
+    for unit in (done(each)["units"][each.backends[0]] for each in [*asked, of(archive, "eager")]):
+        (entry,) = unit["results"]
+        assert entry["error"]
+        assert (unit["failed"], unit["ended"]) == (None, None)
 
 
 def test_code_that_ended_its_cell_is_told_as_that(
