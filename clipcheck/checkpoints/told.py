@@ -278,25 +278,14 @@ def telling(
             if told is None
             else (Told(told, "its own metadata"), "")
         )
-    of_record, open_question = of_run(record.get("name"))
-    if of_record is not None:
-        return _fitting(of_record, found)
-    if open_question or archive:
-        return None, open_question
-    return _beside(path, found)
-
-
-def _fitting(told: Told, found: Architecture) -> tuple[Told | None, str]:
-    """The same, if the weights have its dimensions. A run may have had images of another size."""
-    computing = found.computing_as(told.architecture)
-    same = replace(
-        told.architecture,
-        image_resolution=found.image_resolution,
-        context_length=found.context_length,
-    )
-    if computing == same:
-        return replace(told, architecture=computing), ""
-    return None, f"{told.source} is not theirs: {listed('', differences(same, found))}"
+    name = record.get("name")
+    of_record, open_question = of_run(name, found)
+    if of_record is not None or open_question or archive:
+        return of_record, open_question
+    beside, doubts = _beside(path, found)
+    if beside is not None:
+        return beside, ""
+    return None, "; ".join(filter(None, [_of_name(name, found), doubts]))
 
 
 def _beside(path: Path, found: Architecture) -> tuple[Told | None, str]:
@@ -330,7 +319,7 @@ _RUN = re.compile(
 """What open_clip's training calls a run that was given no name (open_clip_train/main.py)."""
 
 
-def of_run(name: object) -> tuple[Told | None, str]:
+def of_run(name: object, found: Architecture) -> tuple[Told | None, str]:
     """What the name of a run of open_clip's training tells, and what it leaves open.
 
     A run with ``--force-quick-gelu`` has the same name as one without. So a configuration with
@@ -338,21 +327,46 @@ def of_run(name: object) -> tuple[Told | None, str]:
 
     Args:
         name: what the training checkpoint has under ``name``.
+        found: the dimensions of its weights.
     """
     run = _RUN.fullmatch(name) if isinstance(name, str) else None
     model = run["model"] if run else ""
     if model not in _open_clip_files():
         return None, ""
-    try:
-        found = _open_clip_architecture(model)
-    except ArchitectureError as error:
-        return None, f"its record says open_clip's {model}: {error.problem}"
-    if found.text_blocks.activation is Activation.QUICK_GELU:
-        return Told(found, f"the run's name in it, which has open_clip's {model}"), ""
+    computing, doubt = _recorded(model, found)
+    if computing is None:
+        return None, doubt
+    if computing.text_blocks.activation is Activation.QUICK_GELU:
+        return Told(computing, f"the run's name in it, which has open_clip's {model}"), ""
     return None, (
         f"its record says that it was trained as open_clip's {model}, and not whether with "
         "--force-quick-gelu"
     )
+
+
+def _of_name(name: object, found: Architecture) -> str:
+    """What is to be said of a name that somebody gave a run, where it is that of a model."""
+    model = str(name).replace("/", "-")
+    if model not in _open_clip_files():
+        return ""
+    _, doubt = _recorded(model, found)
+    return doubt or f"its record has the name {name}, which is whatever the run was called"
+
+
+def _recorded(model: str, found: Architecture) -> tuple[Architecture | None, str]:
+    """One of open_clip's models that a record names, with the weights' own sizes of images and
+    texts, which a run may have changed; or why it is not theirs."""
+    try:
+        recorded = _open_clip_architecture(model)
+    except ArchitectureError as error:
+        return None, f"its record says open_clip's {model}: {error.problem}"
+    same = replace(
+        recorded, image_resolution=found.image_resolution, context_length=found.context_length
+    )
+    unlike = listed("", differences(same, found))
+    if unlike:
+        return None, f"its record names open_clip's {model}, whose sizes differ: {unlike}"
+    return found.computing_as(recorded), ""
 
 
 def encode(architecture: Architecture) -> str:

@@ -378,13 +378,14 @@ def write_run(path: Path, weights: Mapping[str, torch.Tensor], name: object) -> 
     path.write_bytes(saved({"epoch": 3, "name": name, "state_dict": dict(weights)}))
 
 
+RN50 = ARCHITECTURES["RN50"]
+
+
 def test_the_name_of_a_run_tells_a_configuration_that_leaves_nothing_open() -> None:
-    found, question = told.of_run(RUN.format("RN50-quickgelu"))
-    assert found == Told(
-        ARCHITECTURES["RN50"], "the run's name in it, which has open_clip's RN50-quickgelu"
-    )
+    found, question = told.of_run(RUN.format("RN50-quickgelu"), RN50)
+    assert found == Told(RN50, "the run's name in it, which has open_clip's RN50-quickgelu")
     assert question == ""
-    found, question = told.of_run(RUN.replace("0.0005", "5e-05").format("RN50"))
+    found, question = told.of_run(RUN.replace("0.0005", "5e-05").format("RN50"), RN50)
     assert found is None
     assert question == (
         "its record says that it was trained as open_clip's RN50, and not whether with "
@@ -394,33 +395,53 @@ def test_the_name_of_a_run_tells_a_configuration_that_leaves_nothing_open() -> N
 
 @pytest.mark.parametrize("name", ["my-run", 3, None, RUN.format("RN51"), "model_RN50"])
 def test_another_name_of_a_run_tells_nothing(name: object) -> None:
-    assert told.of_run(name) == (None, "")
+    assert told.of_run(name, RN50) == (None, "")
+    assert told.telling(Path("x"), RN50, None, {"name": name}, archive=False) == (None, "")
 
 
 def test_a_run_may_have_had_images_of_another_size() -> None:
     record = {"name": RUN.format("RN50-quickgelu")}
-    larger = replace(ARCHITECTURES["RN50"], image_resolution=256, context_length=32)
-    for found in (ARCHITECTURES["RN50"], larger):
+    larger = replace(RN50, image_resolution=256, context_length=32)
+    for found in (RN50, larger):
         taken, _ = told.telling(Path("x"), found, None, record, archive=False)
         assert taken is not None
         assert taken.architecture == found
-    other = replace(ARCHITECTURES["RN50"], text_layers=3)
-    nothing, why = told.telling(Path("x"), other, None, record, archive=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["RN50", "RN50-quickgelu", RUN.format("RN50"), RUN.format("RN50-quickgelu")]
+)
+def test_a_record_that_names_a_model_of_other_sizes_says_which(name: str) -> None:
+    other = replace(RN50, text_layers=3)
+    nothing, why = told.telling(Path("x"), other, None, {"name": name}, archive=False)
     assert nothing is None
-    assert why.endswith("is not theirs: layers of the text tower 12 in place of 3")
+    assert "RN50" in why
+    assert why.endswith(", whose sizes differ: layers of the text tower 12 in place of 3")
+
+
+def test_a_name_that_somebody_gave_a_run_tells_nothing_and_a_configuration_beside_it_does(
+    weights: Path,
+) -> None:
+    sizes = {"name": "ViT-B/32"}
+    nothing, why = told.telling(weights, ARCHITECTURES["ViT-B/32"], None, sizes, archive=False)
+    assert nothing is None
+    assert why == "its record has the name ViT-B/32, which is whatever the run was called"
+    put(weights.parent, "config.json", GELU)
+    found, why = told.telling(weights, MINUTE, None, sizes, archive=False)
+    assert (found, why) == (Told(GELU, "the config.json beside it"), "")
 
 
 def test_a_training_checkpoint_of_open_clips_is_told_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "epoch_3.pt"
-    write_run(path, minute_weights(), RUN.format("ViT-B-32-quickgelu"))
-    found = open_checkpoint(path)
-    assert (found.told, found.architecture) == ("", MINUTE)
-    assert (
-        "which has open_clip's ViT-B-32-quickgelu is not theirs: embedding in 512" in found.untold
-    )
-    write_run(path, minute_weights(), RUN.format("ViT-B-32"))
-    with pytest.raises(ArchitectureError, match="and not whether with --force-quick-gelu"):
-        open_pair(path)
+    for name in (RUN.format("ViT-B-32-quickgelu"), "ViT-B-32"):
+        write_run(path, minute_weights(), name)
+        found = open_checkpoint(path)
+        assert (found.told, found.architecture) == ("", MINUTE)
+        with pytest.raises(
+            ArchitectureError,
+            match=r"its record names open_clip's ViT-B-32.*, whose sizes differ: embedding in 512",
+        ):
+            open_pair(path)
 
 
 # ------------------------------------------------------------------ what clipcheck writes
