@@ -41,15 +41,13 @@ if TYPE_CHECKING:
 _FEATURES = {"encode_image": "image_features", "encode_text": "text_features"}
 """By method, what it gives."""
 
-_KEPT = "as usual"
-"""The form of a call whose result is kept over the next call."""
-
 _FORMS = {
-    "encode_image": (_KEPT, "strided", "channels last", "with gradients"),
-    "encode_text": (_KEPT, "strided", "as int64"),
-    "forward": (_KEPT, "as int64"),
+    "encode_image": ("strided", "channels last", "with gradients"),
+    "encode_text": ("strided", "as int64"),
+    "forward": ("as int64",),
 }
-"""By method, the forms that its inputs come in, see `clipcheck.backends.forms`."""
+"""By method, the forms that its inputs come in, see `clipcheck.backends.forms`. The result of the
+first is kept over another call."""
 
 _OWN_FORMS = {("encode_image", dtype): (f"as {dtype}",) for dtype in ("float16", "bfloat16")}
 """By method and dtype, more of them."""
@@ -133,7 +131,8 @@ class Trial:
         scale: exp(logit_scale).
         dtype: what is judged, by name.
         lengths: prompts of every length.
-        calls: what candidates run beside the batches: some of their rows, and all ``lengths``.
+        calls: what candidates run beside the batches: some of their rows, and of ``lengths`` those
+            that no prompt of the batches has.
         in_form: how many rows candidates are given in each form.
     """
 
@@ -189,8 +188,8 @@ class Trial:
         if lengths is not None:
             measured = Lengths(lengths, own.pop()["text_features"], exact.pop()["text_features"])
         _require_finite(batches, own, exact, dtype)
-        count = 0 if lengths is None else len(lengths.tokens)
-        calls = deal(batches, count, effort) if effort else ()
+        rows = [] if lengths is None else _lengths_not_drawn(lengths, batches)
+        calls = deal(batches, rows, effort) if effort else ()
         in_form = effort.in_form if effort else 0
         return cls(batches, own, exact, reference.scale, dtype, measured, calls, in_form)
 
@@ -250,9 +249,8 @@ class Trial:
             }
             given = {kind: array[rows[kind]] for kind, array in arrays.items()}
             for form in (*forms, *_OWN_FORMS.get((method, self.dtype), ())):
-                after = {
-                    kind: array[-self.in_form :] for kind, array in arrays.items() if form == _KEPT
-                }
+                kept = form == forms[0]
+                after = {kind: array[-self.in_form :] for kind, array in arrays.items() if kept}
                 found = _in_form(candidate, form, method, given, after, failures)
                 where = {"image": [], "prompt": [], **rows}
                 yield Repeat(form, number, where, found, _GIVES[method])
@@ -317,6 +315,18 @@ class Trial:
             }
             single = batch.select(rows["image"], rows["prompt"])
             yield Repeat("alone in a batch", number, rows, _attempt(candidate, single, failures))
+
+
+def _lengths_not_drawn(lengths: Batch, batches: Sequence[Batch]) -> list[int]:
+    """The rows of ``lengths`` that are as long as no prompt of the batches."""
+    end = lengths.tokens.max()
+    drawn = {
+        int(row.argmax())
+        for batch in batches
+        for row in batch.tokens
+        if np.count_nonzero(row == end) == 1
+    }
+    return [number for number, row in enumerate(lengths.tokens) if int(row.argmax()) not in drawn]
 
 
 def _require_finite(

@@ -15,7 +15,7 @@ from clipcheck.compare.modules import Coverage, ModuleError
 from clipcheck.compare.result import LOGITS, OUTPUTS, GateResult
 from clipcheck.compare.tolerances import Contract
 from clipcheck.errors import RunError
-from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches, every_length
+from clipcheck.inputs.batches import CORNERS, SIZES, Batch, Inputs, batches, every_length
 from clipcheck.inputs.dealing import Effort
 from clipcheck.judging import Run, Stopwatch, Trial, judge
 from clipcheck.progress import Advance
@@ -132,7 +132,7 @@ def failing(gates: Mapping[str, GateResult]) -> list[str]:
 # --------------------------------------------------------------------------- calls
 
 
-FIRST, *OTHERS = [(2, 1), (1, 2), (5, 6), (6, 5), (4, 4)]
+FIRST, *OTHERS = list(SIZES)
 
 
 def test_the_first_batch_runs_three_times_the_others_once_rows_alone_and_the_first_again(
@@ -152,7 +152,7 @@ def test_the_first_batch_runs_three_times_the_others_once_rows_alone_and_the_fir
         ("in the second call", 0, {"image": [0, 1], "prompt": [0]}),
         ("in the third call", 0, {"image": [0, 1], "prompt": [0]}),
         ("alone in a batch", 2, {"image": [0], "prompt": [0]}),
-        ("alone in a batch", 2, {"image": [4], "prompt": [5]}),
+        ("alone in a batch", 2, {"image": [4], "prompt": [3]}),
         ("after all other calls", 0, {"image": [0, 1], "prompt": [0]}),
     ]
     assert run.failures == []
@@ -260,7 +260,7 @@ def test_rows_are_dealt_anew_in_the_sizes_asked_for(dealt: Trial) -> None:
     assert sorted(candidate.sizes_of["encode_image"]) == [1, 1, 3, 20]
     assert sorted(candidate.sizes_of["encode_text"]) == [1, 1, 1, 4, 9]
     assert sorted(candidate.sizes) == [(1, 1), (2, 2)]
-    assert sum(len(case.exact["text_features"]) for case in run.lengths) == len(LENGTHS.tokens)
+    assert [case.rows["prompt"] for case in run.lengths] == [("5 tokens",)]  # No other has it.
     gates = judged(dealt, run)
     assert failing(gates) == []
     assert gates["fidelity"].figures["lengths"]["rmse_ratio"] <= 1.5
@@ -288,14 +288,23 @@ def test_a_call_late_in_the_run_that_is_wrong_is_found(dealt: Trial) -> None:
     assert failing(judged(dealt, run)) == ["stability"]
 
 
+def test_a_length_that_no_prompt_has_is_dealt_and_no_other(dealt: Trial) -> None:
+    number = len(dealt.batches)
+    of_lengths = {row.row for call in dealt.calls for row in call.prompts if row.batch == number}
+    rows = [row for batch in dealt.batches for row in batch.tokens]
+    drawn = {int(row.argmax()) - 1 for row in rows if np.count_nonzero(row == 99) == 1}
+    assert of_lengths.isdisjoint(drawn)
+    assert of_lengths | drawn == set(range(len(LENGTHS.tokens)))
+
+
 def test_one_length_that_is_wrong_is_named(dealt: Trial) -> None:
     class Wrong(Dealt):
         def encode_text(self, tokens: np.ndarray) -> np.ndarray:
-            wrong = tokens.argmax(axis=1) == 5
+            wrong = tokens.argmax(axis=1) == 4
             return super().encode_text(tokens) * np.where(wrong, 1.01, 1)[:, None]
 
     gates = judged(dealt, dealt.run(Wrong()))
-    assert "text features of a prompt of 6 tokens are" in gates["fidelity"].message
+    assert "text features of a prompt of 5 tokens are" in gates["fidelity"].message
 
 
 # --------------------------------------------------------------------------- gates
@@ -388,7 +397,7 @@ def failing_on(*calls: int) -> Change:
 
 def test_a_batch_that_fails_leaves_a_reason_and_no_outputs(trial: Trial) -> None:
     run = trial.run(Tables(failing_on(5)))
-    reason = "jit: forward failed (sizes), in a batch of 5 images and 6 prompts"
+    reason = "jit: forward failed (sizes), in a batch of 5 images and 4 prompts"
     assert run.failures == [reason]
     assert [bool(case.candidate) for case in run.cases] == [True, True, False, True, True]
     gates = judged(trial, run)

@@ -39,7 +39,6 @@ def _in_own_dtype(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 FORMS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "as usual": torch.clone,
     "as int64": lambda x: x.clone() if x.is_floating_point() else x.long(),
     "strided": _strided,
     "channels last": _turned,

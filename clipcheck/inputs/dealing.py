@@ -50,7 +50,7 @@ class Effort:
         images: the numbers of images in a batch.
         prompts: the numbers of prompts in a batch.
         squares: the numbers of both in a batch for ``forward``.
-        singles: how many images, prompts and pairs are run alone.
+        singles: how many images, prompts and pairs are run alone, at least.
         in_form: how many rows are given in each form.
     """
 
@@ -70,32 +70,33 @@ FULL = Effort(
 """For models that take no time: with the batches themselves every size to 9, and those beside 16
 and 32, where the tiles of kernels end; 124 calls of one row."""
 
-BRIEF = Effort(images=(3, 7, 16), prompts=(33,), squares=(), singles=(6, 43, 0), in_form=1)
-"""For models whose rows are costly: prompts of every length, most of them alone, make 50 calls of
-the text tower."""
+BRIEF = Effort(images=(16,), prompts=(33,), squares=(), singles=(4, 24, 0), in_form=1)
+"""For models whose rows are costly: with the batches themselves seven sizes to 8, and one above.
+Prompts of every length, many of them alone, make more than 30 calls of the text tower."""
 
 
 _STEP = 7
 """How far apart rows are that come one after another."""
 
 
-def deal(batches: Sequence[Batch], lengths: int, effort: Effort) -> list[Call]:
+def deal(batches: Sequence[Batch], lengths: Sequence[int], effort: Effort) -> list[Call]:
     """Calls of all methods in turn, each kind spread evenly.
 
     Args:
         batches: that have been run.
-        lengths: prompts of `clipcheck.inputs.batches.every_length`; they are the batch behind the
-            others, and come first.
+        lengths: the rows of `clipcheck.inputs.batches.every_length` to run, all of them, before
+            other prompts. They are the batch behind the others.
         effort: how much.
     """
     images = [Row(n, i) for n, batch in enumerate(batches) for i in range(len(batch.pixels))]
     prompts = [Row(n, i) for n, batch in enumerate(batches) for i in range(len(batch.tokens))]
-    by_length = [Row(len(batches), i) for i in range(lengths)]
+    by_length = [Row(len(batches), i) for i in lengths]
     image, prompt = (
         itertools.cycle(_scattered(images)),
         itertools.cycle([*_scattered(by_length), *_scattered(prompts)]),
     )
     alone, alone_prompts, pairs = effort.singles
+    alone_prompts = max(alone_prompts, len(lengths) - sum(effort.prompts))
     return list(
         _interleaved(
             _encodings("encode_image", [*effort.images, *[1] * alone], image),

@@ -264,25 +264,44 @@ def _attended(
     module: nn.MultiheadAttention, noise: torch.Tensor, reached: dict[str, float]
 ) -> torch.Tensor:
     """Inputs [L, D] whose even positions attend sharply to each other, and the odd ones evenly."""
-    weight, bias = module.in_proj_weight.detach().cpu(), module.in_proj_bias.detach().cpu()
     low, high = 0.0, 64.0
     noise = noise.clone()
     noise[1::2] *= 1e-2
+    square, linear, constant = _scores(module, noise)
     for _ in range(20):  # The bias keeps it from being a square.
         middle = (low + high) / 2
-        if _greatest_score(middle * noise, weight, bias, module.num_heads) > SCORE:
+        if float((middle**2 * square + middle * linear + constant).max()) > SCORE:
             high = middle
         else:
             low = middle
-    found = _greatest_score(low * noise, weight, bias, module.num_heads)
+    found = float((low**2 * square + low * linear + constant).max())
     reached["attention score"] = max(reached.get("attention score", 0.0), found)
     return low * noise
 
 
-def _greatest_score(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, heads: int) -> float:
-    query, key, _ = (x.float() @ weight.float().t() + bias.float()).chunk(3, dim=-1)
-    query, key = (y.unflatten(-1, (heads, -1)).transpose(0, 1) for y in (query, key))
-    return float((query @ key.transpose(1, 2)).max()) / math.sqrt(query.shape[-1])
+def _scores(module: nn.MultiheadAttention, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The attention scores [heads, L, L] that the inputs s * x [L, D] give are s squared times the
+    first, plus s times the second, plus the third."""
+    width, heads = x.shape[1], module.num_heads
+    weight, bias = module.in_proj_weight.detach().cpu(), module.in_proj_bias.detach().cpu()
+    projected = x.float() @ weight[: 2 * width].float().t()
+    query, key, own_query, own_key = (
+        y.unflatten(-1, (heads, -1)).transpose(0, 1)
+        for y in (
+            *projected.chunk(2, dim=-1),
+            *bias[: 2 * width].float().expand_as(projected).chunk(2, dim=-1),
+        )
+    )
+    root = math.sqrt(width // heads)
+
+    def product(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return query @ key.transpose(1, 2) / root
+
+    return (
+        product(query, key),
+        product(query, own_key) + product(own_query, key),
+        product(own_query, own_key),
+    )
 
 
 def _planes(shape: tuple[int, ...], generator: torch.Generator) -> _Values:

@@ -42,7 +42,7 @@ def test_gradients_are_on_in_the_one_form_that_has_them() -> None:
 
 
 def test_what_is_right_is_given_and_nothing_is_wrong() -> None:
-    found, wrong = call_in_form(lambda x: (x * 2, x + 1), "as usual", [PIXELS], [PIXELS + 1])
+    found, wrong = call_in_form(lambda x: (x * 2, x + 1), "strided", [PIXELS], [PIXELS + 1])
     assert wrong == ""
     assert isinstance(found, tuple)
     assert torch.equal(found[0], PIXELS * 2)
@@ -50,7 +50,7 @@ def test_what_is_right_is_given_and_nothing_is_wrong() -> None:
 
 def test_a_method_that_changes_its_input_is_told_of() -> None:
     given = PIXELS.clone()
-    _, wrong = call_in_form(lambda x: x.mul_(2), "as usual", [given])
+    _, wrong = call_in_form(lambda x: x.mul_(2), "strided", [given])
     assert wrong == "changes what it is given"
     assert torch.equal(given, PIXELS)
 
@@ -58,7 +58,7 @@ def test_a_method_that_changes_its_input_is_told_of() -> None:
 def test_a_method_that_gives_one_buffer_each_time_is_told_of_and_the_first_is_kept() -> None:
     buffer = torch.zeros_like(PIXELS)
     found, wrong = call_in_form(
-        lambda x: {"features": buffer.copy_(x)}, "as usual", [PIXELS], [PIXELS + 1]
+        lambda x: {"features": buffer.copy_(x)}, "strided", [PIXELS], [PIXELS + 1]
     )
     assert wrong == "writes over what it gave before"
     assert isinstance(found, dict)
@@ -67,5 +67,5 @@ def test_a_method_that_gives_one_buffer_each_time_is_told_of_and_the_first_is_ke
 
 def test_numbers_that_are_none_are_the_same() -> None:
     nothing = torch.full((2, 2), float("nan"))
-    _, wrong = call_in_form(lambda x: x, "as usual", [nothing])
+    _, wrong = call_in_form(lambda x: x, "strided", [nothing])
     assert wrong == ""

@@ -8,7 +8,7 @@ from clipcheck.inputs.batches import CORNERS, Inputs, batches
 from clipcheck.inputs.dealing import BRIEF, FULL, Call, Effort, Row, deal
 
 DRAWN = list(batches(CORNERS, Inputs(16, 77, 100, 2), 0))
-LENGTHS = 76
+LENGTHS = range(76)
 
 
 def calls_of(calls: list[Call], method: str) -> list[Call]:
@@ -19,10 +19,16 @@ def calls_of(calls: list[Call], method: str) -> list[Call]:
 def test_every_length_is_run_and_each_size_asked_for(effort: Effort) -> None:
     calls = deal(DRAWN, LENGTHS, effort)
     of_lengths = {row.row for call in calls for row in call.prompts if row.batch == len(DRAWN)}
-    assert of_lengths == set(range(LENGTHS))
+    assert of_lengths == set(LENGTHS)
     for method, sizes in (("encode_image", effort.images), ("encode_text", effort.prompts)):
         found = [len(call.images) + len(call.prompts) for call in calls_of(calls, method)]
         assert [size for size in found if size > 1] == list(sizes)
+
+
+def test_more_are_run_alone_than_asked_for_where_lengths_are_left() -> None:
+    effort = Effort(images=(), prompts=(2,), squares=(), singles=(0, 3, 0))
+    for lengths, calls in ((10, 1 + 8), (3, 1 + 3)):
+        assert len(deal(DRAWN, range(lengths), effort)) == calls
 
 
 def test_all_calls_of_a_small_model_are_more_than_a_hundred_of_one_row_in_turn() -> None:
@@ -51,7 +57,7 @@ def test_a_pair_or_a_square_has_the_rows_of_one_batch_alone() -> None:
 
 def test_a_large_batch_has_rows_of_many_batches_and_no_row_twice_before_all_were_had() -> None:
     effort = Effort(images=(18,), prompts=(), squares=(), singles=(0, 0, 0))
-    (call,) = deal(DRAWN, 0, effort)
+    (call,) = deal(DRAWN, (), effort)
     rows = [Row(n, i) for n, batch in enumerate(DRAWN) for i in range(len(batch.pixels))]
     assert sorted(call.images) == rows
     assert list(call.images) != rows

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from clipcheck import torchscript_support
 from clipcheck.backends.archives import Inside
@@ -20,7 +21,7 @@ from clipcheck.inputs.batches import for_modules
 from clipcheck.judging import inputs_of
 from clipcheck.models.loader import load_checkpoint_both
 from clipcheck.modules.judge import judge_modules
-from clipcheck.modules.ranges import SCORE
+from clipcheck.modules.ranges import SCORE, _scores
 from clipcheck.writers.archive import Alter, write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests.samples import MINUTE, MINUTE_RESNET
@@ -114,3 +115,18 @@ def test_weights_are_back_in_their_place_and_nothing_has_changed(tmp_path: Path)
     judge_modules(runner, both.eager_model, for_modules(inputs_of(MINUTE), 0), CPU)
     assert {key: held.data_ptr() for key, held in both.archive.weights()} == before
     assert runner.changed() == []
+
+
+def test_scores_are_those_of_attention_at_every_scale() -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2)
+    nn.init.normal_(attention.in_proj_bias)
+    x = torch.randn(5, 8)
+    for scale in (0.5, 3.0):
+        query, key, _ = nn.functional.linear(
+            scale * x, attention.in_proj_weight, attention.in_proj_bias
+        ).chunk(3, dim=-1)
+        of_heads = [(y.unflatten(-1, (2, 4)).transpose(0, 1)) for y in (query, key)]
+        expected = of_heads[0] @ of_heads[1].transpose(1, 2) / 2
+        square, linear, constant = _scores(attention, x)
+        assert torch.allclose(scale**2 * square + scale * linear + constant, expected, atol=1e-5)
