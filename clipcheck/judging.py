@@ -479,9 +479,8 @@ def judge_candidate(
 def _coverage(archive: Archive, source: Source, seed: int, watch: Stopwatch) -> Coverage:
     from clipcheck.modules.judge import judge_modules
 
-    with watch.phase("inputs"):
-        batch = for_modules(inputs_of(source.checkpoint.architecture), seed)
     with watch.phase("modules") as advance:
+        batch = for_modules(inputs_of(source.checkpoint.architecture), seed)
         return judge_modules(archive.runner, source.model, batch, source.device, advance)
 
 
