@@ -24,7 +24,7 @@ from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import LIMITS
 from clipcheck.errors import RunError, UsageError
 from clipcheck.faults import fault_named
-from clipcheck.inputs.batches import CORNERS
+from clipcheck.inputs.batches import CORNERS, SIZES
 from clipcheck.judgement import Judgement, Result
 from clipcheck.matrix import OWN, SHARED
 from clipcheck.models import loader
@@ -159,7 +159,7 @@ def test_more_examples_than_the_corners_are_all_compared(minute_archive: Path) -
     result = clipcheck.check(minute_archive, examples=CORNERS + 5)
     assert result.judgements[0].examples == CORNERS + 5
     elements = gate(result, "contract").figures["logits_per_image"]["elements"]
-    assert elements == 2 * 1 + 1 * 2 + 5 * 6 + 6 * 5 + 4 * 4 + 5 * 4
+    assert elements == sum(images * prompts for images, prompts in SIZES) + 5 * 4
 
 
 def test_an_exhaustive_check_walks_the_whole_vocabulary(minute_archive: Path) -> None:
