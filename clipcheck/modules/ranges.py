@@ -93,12 +93,12 @@ class Ranges:
     reached: dict[str, float] = field(default_factory=dict)
 
     def modules(self, sites: Mapping[str, Sited]) -> None:
-        """Call each that can be, the ones of a block one after another."""
+        """Call each that can be, in the order that their first calls ended in: a module before the
+        block that it is in, which is off on its account alone."""
         # One row of each tower: rows are told from positions by their number.
         twins = Twins(self.model, 1, 1, self.device)
-        for name in twins.blocks:
-            called = sites.get(name)
-            if called is not None and called.sound and None not in _others(called):
+        for name, called in sites.items():
+            if called.sound and None not in _others(called):
                 self._module(twins, name, called)
 
     def _module(self, twins: Twins, name: str, called: Sited) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,25 +88,30 @@ def test_a_limit_that_no_drawn_input_reaches_is_found_and_named(
     assert off[module].given == given
     result = modules(found, FLOAT)
     assert not result.passed
+    assert result.message.startswith(f"{module} (")
     assert f"further from float64 than the eager module on {given}" in result.message
 
 
+@pytest.mark.parametrize("norm", ["visual.ln_pre", "visual.transformer.resblocks.0.ln_1"])
 def test_an_epsilon_beside_a_large_variance_shows_in_nearly_constant_numbers(
-    tmp_path: Path,
+    tmp_path: Path, norm: str
 ) -> None:
-    """The variance in front of the norm is made so large that no ordinary input shows it."""
+    """The variance in front of the norm is made so large that no ordinary input shows it. The norm
+    is named, and not the block that it is in."""
     weights = synthesize(MINUTE)
     weights["visual.positional_embedding"] *= 1e4
+    weights["visual.ln_pre.weight"] *= 1e4
     path = tmp_path / "model.pt"
-    write_archive(MINUTE, weights, path, alter=_with_epsilon)
+    write_archive(MINUTE, weights, path, alter=partial(_with_epsilon, norm))
     found = judged(open_checkpoint(path))
     assert all(ratio(error, FLOAT) <= FLOAT.module for error in found.errors)
-    assert worst(found).module == "visual.ln_pre"
+    assert worst(found).module == norm
     assert worst(found).given == "nearly constant numbers"
+    assert modules(found, FLOAT).message.startswith(f"{norm} (forward) is ")
 
 
-def _with_epsilon(model: Any) -> None:
-    model.visual.ln_pre.eps = 1e-6
+def _with_epsilon(norm: str, model: Any) -> None:
+    model.get_submodule(norm).eps = 1e-6
 
 
 def test_weights_are_back_in_their_place_and_nothing_has_changed(tmp_path: Path) -> None:
