@@ -86,7 +86,7 @@ ArchitectureOption = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same bits.")]
 InputSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the images and prompts.")]
 Examples = Annotated[
-    int, typer.Option(min=1, help="Images to compare: 14 are corners, Hypothesis draws the others.")
+    int, typer.Option(min=1, help="Images to compare: 18 are corners, Hypothesis draws the others.")
 ]
 Atol = Annotated[float, typer.Option(help="Absolute tolerance on probabilities.")]
 Rtol = Annotated[float, typer.Option(help="Relative tolerance on probabilities.")]
