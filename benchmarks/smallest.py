@@ -1,107 +1,182 @@
-"""The smallest relative change that is seen, by kind and depth: the README's table.
+"""The smallest change that is seen, by kind and depth: the README's table.
 
-Each change is planted into archives, smaller each time by a factor of the root of ten, until all
-gates pass. What is still caught is below what float32 rounds to in the end, or it is not a change.
+Each change is planted into archives at sizes a factor of the root of ten apart, and halving finds
+the least that a gate fails for. A size is relative: that share of a weight, a constant, a scale or
+a number is added to it. What is added to the norms of features is as it is.
 
-    python -m benchmarks.smallest --weights seeded --weights trained
+    python -m benchmarks.smallest --arch tiny-vit --arch tiny-resnet --weights trained
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from clipcheck.audit import _Bench, _Unit
+from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.faults.planting import (
-    Plant,
-    after,
+    Pair,
+    Select,
     at,
+    bottlenecks,
     instead,
     on_image_features,
+    on_text_features,
     text_blocks,
     unit,
+    vision_blocks,
     with_head,
     within,
 )
-from clipcheck.faults.variant import Variant
+from clipcheck.faults.steps import attend, attention, attention_pool
+from clipcheck.faults.variant import Plant, Variant
 from clipcheck.writers.legacy import Multimodal
 from clipcheck.writers.trained import KINDS
 
-SIZES = tuple(10 ** (-power / 2) for power in range(6, 16))
-"""From 1e-3 to 3e-8."""
-
 Changes = Callable[[float], Plant]
+Change = tuple[str, Changes, tuple[type, ...]]
+
+SIZES = tuple(10 ** (power / 2) for power in range(-15, -5))
+"""From 3e-8 to 1e-3."""
+
+OF_EPSILON = tuple(10 ** (power / 2) for power in range(-3, 3))
+"""From 0.03 to 10: an epsilon is little beside a variance."""
 
 
-def disturbed(size: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Off by that share, in another direction."""
-    return lambda x: x + size * x.roll(1, -1)
+def noise(size: float, x: Tensor) -> Tensor:
+    """Other noise in each call."""
+    return x * (1 + size * torch.randn_like(x))
 
 
 def of_scale(size: float) -> Plant:
-    def head(
-        model: Multimodal, image: torch.Tensor, text: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def head(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
         per_image = (1 + size) * model.logit_scale.exp() * unit(image) @ unit(text).t()
         return per_image, per_image.t()
 
     return with_head(head)
 
 
-def in_text(number: int, path: str) -> Changes:
-    def blocks(model: Multimodal) -> list[object]:
-        return [text_blocks(model)[number]]
+def of_norms(size: float) -> Plant:
+    def head(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
+        near = image / (image.norm(dim=-1, keepdim=True) + size)
+        per_image = model.logit_scale.exp() * near @ unit(text).t()
+        return per_image, per_image.t()
 
-    return lambda size: at(within(blocks, path), after(disturbed(size)))
+    return with_head(head)
 
 
-def of_slope(size: float) -> Plant:
-    def gelu(_: object, x: torch.Tensor) -> torch.Tensor:
+def of_slope(blocks: Select, size: float) -> Plant:
+    def gelu(_: object, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * (1 + size) * x)
 
-    return at(within(text_blocks, "mlp.gelu"), instead(gelu))
+    return at(within(blocks, "mlp.gelu"), instead(gelu))
 
 
-CHANGES: dict[str, Changes] = {
-    "image features": lambda size: on_image_features(disturbed(size)),
-    "logit scale": of_scale,
-    "slope of QuickGELU, every text block": of_slope,
-    "one linear layer, first text block": in_text(0, "mlp.c_fc"),
-    "one linear layer, last text block": in_text(-1, "mlp.c_fc"),
-    "one attention, first text block": in_text(0, "attn"),
-    "one LayerNorm, last text block": in_text(-1, "ln_2"),
-}
+def of_matrix(blocks: Select, size: float) -> Plant:
+    def linear(module: Any, x: Tensor) -> Tensor:
+        weight = module.weight + size * module.weight.roll(1, -1)
+        return functional.linear(x, weight, module.bias)
+
+    return at(within(blocks, "mlp.c_fc"), instead(linear))
+
+
+def of_convolution(blocks: Select, size: float) -> Plant:
+    def convolution(module: Any, x: Tensor) -> Tensor:
+        return functional.conv2d(x, module.weight + size * module.weight.roll(1, 1), padding=1)
+
+    return at(within(blocks, "conv2"), instead(convolution))
+
+
+def of_epsilon(norms: Select, size: float) -> Plant:
+    def alter(norm: Any) -> None:
+        norm.eps *= 1 + size
+
+    return at(norms, alter)
+
+
+def of_attention(blocks: Select, size: float) -> Plant:
+    return at(within(blocks, "attn"), attention(attend=partial(scaled, size)))
+
+
+def of_pool(size: float) -> Plant:
+    return at(only("visual.attnpool"), attention_pool(attend=partial(scaled, size)))
+
+
+def scaled(size: float, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    return attend((1 + size) * query, key, value, mask)
+
+
+def only(path: str) -> Select:
+    return lambda model: [model.get_submodule(path)]
+
+
+def place(select: Select, number: int) -> Select:
+    return lambda model: [select(model)[number]]
+
+
+def changes() -> Iterator[Change]:
+    """Each with what it is planted into: both small architectures have the same text tower."""
+    both, vit, resnet = (ViT, ResNet), (ViT,), (ResNet,)
+    yield "noise on features of images", lambda s: on_image_features(partial(noise, s)), both
+    yield "noise on features of texts", lambda s: on_text_features(partial(noise, s)), vit
+    yield "norms of images", of_norms, both
+    yield "logit scale", of_scale, both
+    for depth, number in (("first", 0), ("last", -1)):
+        for tower, blocks in (("text", text_blocks), ("image", vision_blocks)):
+            block, where = place(blocks, number), f", {depth} {tower} block"
+            yield f"slope of QuickGELU{where}", partial(of_slope, block), vit
+            yield f"one weight matrix{where}", partial(of_matrix, block), vit
+            yield f"scale of attention{where}", partial(of_attention, block), vit
+            yield f"epsilon of ln_2{where}", partial(of_epsilon, within(block, "ln_2")), vit
+        block, where = place(bottlenecks, number), f", {depth} bottleneck"
+        yield f"one weight matrix{where}", partial(of_convolution, block), resnet
+        yield f"epsilon of bn2{where}", partial(of_epsilon, within(block, "bn2")), resnet
+    yield "epsilon of ln_final", partial(of_epsilon, only("ln_final")), vit
+    yield "epsilon of visual.ln_post", partial(of_epsilon, only("visual.ln_post")), vit
+    yield "scale of attention, attention pool", of_pool, resnet
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", default="tiny-vit")
+    parser.add_argument("--arch", action="append", help="default: tiny-vit")
     parser.add_argument("--weights", action="append", choices=KINDS, help="default: seeded")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print("| change | weights | smallest seen | gate |")
-    print("|---|---|---|---|")
-    for weights in arguments.weights or ["seeded"]:
-        part = _Unit(arguments.arch, 0, weights, "float32", ("jit",), (), 0, 1, 1, False)
+    print("| change | in | weights | smallest seen | gate |")
+    print("|---|---|---|---|---|")
+    plan = itertools.product(arguments.arch or ["tiny-vit"], arguments.weights or ["seeded"])
+    for arch, weights in plan:
+        part = _Unit(arch, 0, weights, "float32", ("jit",), (), 0, 1, 1, False)
         with tempfile.TemporaryDirectory() as folder:
             bench = _Bench(part, Path(folder))
-            for name, change in CHANGES.items():
-                seen, gate = smallest(bench, change)
-                print(f"| {name} | {weights} | {seen} | {gate} |", flush=True)
+            for name, change, kinds in changes():
+                if isinstance(bench._architecture.vision, kinds):
+                    sizes = OF_EPSILON if name.startswith("epsilon") else SIZES
+                    seen, gate = smallest(bench, change, sizes)
+                    print(f"| {name} | {arch} | {weights} | {seen} | {gate} |", flush=True)
 
 
-def smallest(bench: _Bench, change: Changes) -> tuple[str, str]:
-    seen, gate = "none", ""
-    for size in SIZES:
-        found = bench.judge(Variant("small", "numerics", "small", change(size)))
+def smallest(bench: _Bench, change: Changes, sizes: Sequence[float]) -> tuple[str, str]:
+    """The least of the sizes that is seen, where each that is greater is seen too, and by what."""
+    seen, gate = len(sizes), ""
+    unseen = -1
+    while seen - unseen > 1:
+        tried = (seen + unseen) // 2
+        found = bench.judge(Variant("small", "numerics", "small", change(sizes[tried])))
         if found.gate is None:
-            break
-        seen, gate = f"{size:.0e}", found.gate
-    return seen, gate
+            unseen = tried
+        else:
+            seen, gate = tried, found.gate
+    return (f"{sizes[seen]:.0e}" if gate else "none"), gate
 
 
 if __name__ == "__main__":

@@ -495,7 +495,7 @@ class _Bench:
         self._architecture = architecture_named(unit.architecture)
         self._weights = weights_of(self._architecture, unit.seed, unit.weights)
         inputs = inputs_of(self._architecture)
-        _, both = self._write(None)
+        _, both = self._open(self._write(None))
         drawn = list(batches(CORNERS, inputs, unit.seed))
         lengths = lengths_for(self._architecture, unit.seed)
         effort = effort_for(self._architecture)
@@ -506,7 +506,7 @@ class _Bench:
         """Plant a variant, and see what comes of it."""
         from clipcheck.backends.jit import Archive
 
-        source, both = self._write(variant.plant)
+        source, both = self._open(self._write(variant.plant))
         candidate = Archive(source, _opened(both))
         gates = judge_candidate(self._trial, candidate, source, Contract(), Stopwatch()).gates
         assertion = contract(self._classic.run(candidate).cases, Contract())
@@ -544,15 +544,18 @@ class _Bench:
             _is_at(place, first[place.tower]) for place in found.found
         )
 
-    def _write(self, plant: Alter | None) -> tuple[Source, Both]:
-        from clipcheck.backends.artefacts import Artefacts
-        from clipcheck.backends.base import Source
+    def _write(self, plant: Alter | None) -> Checkpoint:
         from clipcheck.checkpoints.formats import open_checkpoint
         from clipcheck.writers.archive import write_archive
 
         torchscript_support.forget_classes()
         write_archive(self._architecture, self._weights, self._path, alter=plant)
-        checkpoint = open_checkpoint(self._path)
+        return open_checkpoint(self._path)
+
+    def _open(self, checkpoint: Checkpoint) -> tuple[Source, Both]:
+        from clipcheck.backends.artefacts import Artefacts
+        from clipcheck.backends.base import Source
+
         both = self._load(checkpoint)
         folder = self._path.parent
         nothing = Artefacts(None, folder)

@@ -161,7 +161,7 @@ def train(architecture: Architecture, seed: int = 0, steps: int = STEPS) -> dict
 
     require_trainable(architecture)
     initial = synthesize(architecture, seed, "initial")
-    pairs = _Pairs(architecture, seed)
+    pairs = Pairs(architecture, seed)
     # No other row of the table gets a gradient: it is trained without them, in half the time.
     small = replace(architecture, vocab_size=len(pairs.used))
     begin = {key: t.float() if t.is_floating_point() else t for key, t in initial.items()}
@@ -214,7 +214,7 @@ def _rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 20) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-class _Pairs:
+class Pairs:
     """Without an end: batches of pictures, and of their captions' ids.
 
     Attributes:

@@ -1,0 +1,152 @@
+"""Which faults of the catalogue are caught, by kind of weights and dtype: the README's table.
+
+An audit calls each archive over a hundred times, to see what only the number of calls shows. Here
+that comes second, for what the edge cases alone do not show, and an archive is written once for
+all dtypes: the same verdicts in a third of the time. Each is kept at once in a file of lines of
+JSON; what is in it is not judged again.
+
+    python -m benchmarks.power --weights trained --keep power.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipcheck.audit import ARCHITECTURES, _Bench, _opened, _Unit
+from clipcheck.backends.jit import Archive
+from clipcheck.checkpoints.checkpoint import Checkpoint
+from clipcheck.compare.result import GateResult
+from clipcheck.compare.tolerances import LIMITS, Contract
+from clipcheck.faults import CLEAN, CLEAN_FAMILY, FAULTS
+from clipcheck.faults.variant import Variant
+from clipcheck.inputs.batches import CORNERS, batches
+from clipcheck.judging import Stopwatch, inputs_of, judge_candidate
+from clipcheck.writers.synthesize import architecture_named
+from clipcheck.writers.trained import KINDS
+
+Entry = dict[str, Any]
+
+
+class Bench(_Bench):
+    """Judges in two stages."""
+
+    def __init__(self, unit: _Unit, folder: Path) -> None:
+        super().__init__(unit, folder)
+        inputs = inputs_of(self._architecture)
+        _, both = self._open(self._write(None))
+        self._few = self._prepare(both, list(batches(CORNERS, inputs, unit.seed)))
+
+    def written(self, variant: Variant) -> Checkpoint:
+        """The archive of a variant, for all benches of this folder."""
+        return self._write(variant.plant)
+
+    def gates(self, checkpoint: Checkpoint, few: bool) -> Sequence[GateResult]:
+        """Judge an archive, in few calls or in all of them."""
+        source, both = self._open(checkpoint)
+        candidate = Archive(source, _opened(both))
+        trial = self._few if few else self._trial
+        return judge_candidate(trial, candidate, source, Contract(), Stopwatch()).gates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", action="append", help="default: both tiny ones")
+    parser.add_argument("--weights", action="append", choices=KINDS, help="default: trained")
+    parser.add_argument("--dtype", action="append", choices=tuple(LIMITS), help="default: all")
+    parser.add_argument("--keep", type=Path, default=Path("power.jsonl"), metavar="FILE")
+    parser.add_argument("--share", type=int, default=0, help="which part of the catalogue")
+    parser.add_argument("--of", type=int, default=1, help="how many parts there are")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for arch, weights in itertools.product(
+        arguments.arch or ARCHITECTURES, arguments.weights or ["trained"]
+    ):
+        with tempfile.TemporaryDirectory() as folder, arguments.keep.open("a") as lines:
+            for entry in judge(arch, weights, arguments, Path(folder)):
+                lines.write(json.dumps(entry) + "\n")
+                lines.flush()
+    report(read(arguments.keep))
+
+
+def read(path: Path) -> list[Entry]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def judge(arch: str, weights: str, arguments: argparse.Namespace, folder: Path) -> Iterator[Entry]:
+    architecture = architecture_named(arch)
+    fitting = [each for each in (*CLEAN, *FAULTS) if each.applies_to(architecture)]
+    fitting.sort(key=lambda variant: len(variant.kinds))  # What this kind of tower alone has first.
+    known = {key(entry) for entry in read(arguments.keep)}
+    benches: dict[str, Bench] = {}
+    for variant in fitting[arguments.share :: arguments.of]:
+        entry = {"name": variant.name, "architecture": arch, "weights": weights}
+        dtypes = arguments.dtype or tuple(LIMITS)
+        wanted = [dtype for dtype in dtypes if key({**entry, "dtype": dtype}) not in known]
+        for dtype in wanted:
+            if dtype not in benches:
+                part = _Unit(arch, 0, weights, dtype, ("jit",), (), 0, 1, 1, False)
+                benches[dtype] = Bench(part, folder)
+        if not wanted:
+            continue
+        checkpoint = benches[wanted[0]].written(variant)
+        for dtype in wanted:
+            yield {
+                **entry,
+                "dtype": dtype,
+                "clean": variant.family == CLEAN_FAMILY,
+                **verdict(benches[dtype], checkpoint),
+            }
+
+
+def key(entry: Entry) -> tuple[str, ...]:
+    return tuple(entry[name] for name in ("name", "architecture", "weights", "dtype"))
+
+
+def verdict(bench: Bench, checkpoint: Checkpoint) -> Entry:
+    for few in (True, False):
+        gates = bench.gates(checkpoint, few)
+        failed = [gate for gate in gates if not gate.passed]
+        if failed:
+            break
+    worst = max(failed or gates, key=lambda gate: gate.margin)
+    return {
+        "gate": worst.name if failed else None,
+        "margin": min(worst.margin, 1e9),
+        "message": worst.message,
+    }
+
+
+def report(entries: Sequence[Entry]) -> None:
+    print("\n| weights | dtype | faults caught | clean variants passed | missed |")
+    print("|---|---|---|---|---|")
+    for kind in dict.fromkeys((entry["weights"], entry["dtype"]) for entry in entries):
+        here = [e for e in entries if (e["weights"], e["dtype"]) == kind]
+        faults = [e for e in here if not e["clean"]]
+        sound = [e for e in here if e["clean"]]
+        print(
+            f"| {' | '.join(kind)} | {sum(e['gate'] is not None for e in faults)} of "
+            f"{len(faults)} | {sum(e['gate'] is None for e in sound)} of {len(sound)} | "
+            f"{', '.join(missed(faults))} |"
+        )
+
+
+def missed(faults: Sequence[Entry]) -> list[str]:
+    """The names of those that are not caught; with the architecture where another one's is."""
+    found = []
+    for name in dict.fromkeys(entry["name"] for entry in faults if entry["gate"] is None):
+        group = [entry for entry in faults if entry["name"] == name]
+        where = [entry["architecture"] for entry in group if entry["gate"] is None]
+        found.append(name if len(where) == len(group) else f"{name} ({', '.join(where)})")
+    return found
+
+
+if __name__ == "__main__":
+    main()
