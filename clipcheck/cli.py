@@ -514,29 +514,37 @@ def convert(
         ),
     ] = None,
     architecture: ArchitectureOption = None,
+    isolation: IsolationOption = None,
     download_root: DownloadRoot = None,
     quiet: Quiet = False,
 ) -> None:
     """Write it in another format: weights, a library's folder, or a program. What computes is
     checked before it is kept."""
+    from clipcheck.backends.cells import prepare
     from clipcheck.checkpoints.formats import open_checkpoint, require_found
     from clipcheck.writers.suffixes import format_for
 
     chosen = format_for(output, form, get_args(ConvertedName))
     _require_converter(chosen, dtype)
     require_found(checkpoint)
+    if architecture is None:
+        prepare([checkpoint], isolation)
     import torch
 
     from clipcheck import terminal
     from clipcheck.backends.loading import PROGRAMS
-    from clipcheck.checkpoints.opening import require_convertible
     from clipcheck.checkpoints.told import named
+    from clipcheck.converting import require_convertible
 
     wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
     found: list[Result] = []
     with terminal.progress(quiet) as progress:
         told = None if architecture is None else named(architecture)
-        opened = require_convertible(open_checkpoint(checkpoint, download_root, key=key, told=told))
+        opened = open_checkpoint(checkpoint, download_root, key=key, told=told)
+        if progress is not None:
+            progress(f"{checkpoint}: looking how it computes")
+        known = require_convertible(opened, isolation)
+        opened = known.checkpoint
         how: dict[str, Any] = {"architecture": architecture}
         if chosen in PROGRAMS or chosen in _FOLDERS:
             how |= {"reference": opened.path, "key": key}
@@ -551,9 +559,7 @@ def convert(
         count = _convert(opened, Path(output), chosen, wanted, judge)
     origin = f" ({opened.origin})" if str(opened.origin) else ""
     _report_written(Path(output), f"weights of {checkpoint}{origin}")
-    if not opened.told:
-        function = opened.architecture.summary()
-        _print(f"computes {function}: assumed, as in the released models, not read of its code")
+    _print(f"computes {known.computes}")
     if count:
         cast = f", cast to {dtype}" if dtype else ""
         _print(f"read back: {count} tensors, bit for bit those of {checkpoint}{cast}")

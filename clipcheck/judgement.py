@@ -70,8 +70,8 @@ class Judgement:
             judged.
         assumed: whether it was assumed, and told by nothing, how the model computes where its
             weights do not tell.
-        alternative: the other architecture that the candidate equals; None where it passed or there
-            is none.
+        alternative: the other architecture that the candidate computes as; None where it passed or
+            there is none.
         patched: constants in an archive's code that were rewritten before it ran; None where no
             archive ran.
         error: why it could not be judged, or None.

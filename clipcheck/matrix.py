@@ -88,7 +88,7 @@ _PHASES = {
     "candidate": "{backend}: running",
     "modules": "{backend}: running its modules one by one",
     "search": "{backend}: looking for the smallest input that fails, mostly within a minute",
-    "alternative": "{backend}: looking for another architecture that it equals",
+    "alternative": "{backend}: looking for another architecture that it computes as",
     "localisation": "{backend}: looking for the module that departs first",
 }
 
@@ -369,18 +369,22 @@ class Judge:
             with watch.phase("search"):
                 draft.add(failing=smallest(probe, bench.drawn, verdict.run.cases))
         with watch.phase("alternative"):
-            draft.add(alternative=self._alternative(bench, verdict, ruler))
+            assumed = draft.judgement.assumed
+            draft.add(alternative=self._alternative(bench, verdict, ruler, assumed))
         if isinstance(candidate, Archive):
             where = self._localise(draft.judgement, bench, candidate, verdict.intact, watch)
             draft.add(localisation=where)
 
-    def _alternative(self, bench: _Bench, verdict: Verdict, ruler: Ruler) -> Alternative | None:
-        """The other architecture that the candidate equals, if it is another that it departs by."""
+    def _alternative(
+        self, bench: _Bench, verdict: Verdict, ruler: Ruler, assumed: bool
+    ) -> Alternative | None:
+        """The other architecture that the candidate computes as, if it is one that it departs by.
+        Where its own was assumed, and told by nothing, it may be one that it is nearer to."""
         if not verdict.intact:
             return None
-        architecture = bench.files.checkpoint.architecture
-        cases = verdict.run.cases
-        return find_alternative(bench.source.model, architecture, bench.trial.batches, cases, ruler)
+        model, batches = bench.source.model, bench.trial.batches
+        architecture, cases = bench.files.checkpoint.architecture, verdict.run.cases
+        return find_alternative(model, architecture, batches, cases, ruler, nearer=assumed)
 
     def _localise(
         self, judged: Judgement, bench: _Bench, archive: Archive, intact: bool, watch: Stopwatch

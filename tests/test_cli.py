@@ -23,7 +23,7 @@ from clipcheck import checking, cli, terminal
 from clipcheck.backends.base import Missing
 from clipcheck.backends.registry import BACKENDS, way
 from clipcheck.checkpoints import registry
-from clipcheck.checkpoints.architecture import ARCHITECTURES
+from clipcheck.checkpoints.architecture import ARCHITECTURES, Activation
 from clipcheck.checkpoints.checkpoint import Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import Notice
@@ -211,6 +211,24 @@ def test_a_state_dict_becomes_an_archive_that_was_checked(
     assert re.search(r"\bjit\s+cpu\b", done.out)
     assert done.out.endswith("CONSISTENT: 1 checkpoint agrees between JIT and eager.\n")
     assert run("check", archive, "--examples", 1).code == 0
+
+
+def test_an_archive_of_another_architecture_is_not_converted_before_that_is_told(
+    run: Run, tmp_path: Path
+) -> None:
+    path, output = tmp_path / "gelu.pt", tmp_path / "a.safetensors"
+    gelu = MINUTE.with_blocks(activation=Activation.GELU)
+    write_archive(MINUTE, minute_weights(), path, alter=fault_named("gelu-for-quickgelu").plant)
+    for options in ((), ("--isolation", "none")):
+        done = run("convert", path, "-o", output, *options)
+        assert (done.code, done.out) == (2, "")
+        assert f"clipcheck: {path}: this candidate computes GELU in the image and text" in done.err
+        assert "Say which it is with --architecture: " in done.err
+        assert not output.exists()
+    config = minute_config(tmp_path, gelu)
+    done = run("convert", path, "-o", output, "--architecture", config)
+    assert done.code == 0
+    assert f"\ncomputes {gelu.summary()}: from --architecture {config}\n" in done.out
 
 
 def test_an_archive_that_does_not_pass_is_not_kept(
@@ -815,7 +833,7 @@ def test_what_is_converted_is_checked_and_can_be_checked_again(
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith(f"{path}: ")
     assert f" MB, weights of {archive}\n" in done.out
-    assert "assumed, as in the released models, not read of its code\n" in done.out
+    assert f"\ncomputes {MINUTE.summary()}: from its own code, which was run\n" in done.out
     precise = "precision" if dtype else "fidelity"
     assert re.search(rf"integrity +contract +{precise} ", done.out)
     assert done.out.endswith("CONSISTENT: 1 checkpoint agrees with the reference.\n")

@@ -88,15 +88,6 @@ def read_code(records: Records) -> Code:
     return code
 
 
-def calls_gelu(records: Records) -> bool:
-    """Whether the code of an archive calls GELU, which that of the released ones does not.
-
-    Raises:
-        DamagedError: the code is not what TorchScript writes.
-    """
-    return any(_attribute(call.func) == "gelu" for call in _calls(records))
-
-
 def _calls(records: Records) -> Iterator[ast.Call]:
     names = [name for name in records.names("code/") if name.endswith(".py")]
     if sum(records[name].size for name in names) > _MOST_CODE:

@@ -6,11 +6,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from clipcheck.checkpoints import directories, registry
+from clipcheck.checkpoints import directories
 from clipcheck.checkpoints.artefacts import kind_of
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program, bytes_of
 from clipcheck.checkpoints.formats import locate, open_checkpoint
-from clipcheck.checkpoints.inspection import calls_gelu
 from clipcheck.checkpoints.onnx_data import data_files
 from clipcheck.checkpoints.told import OPTION, Told, candidates, named
 from clipcheck.errors import ArchitectureError, ClipcheckError, UsageError
@@ -86,40 +85,20 @@ def require_told(checkpoint: Checkpoint) -> None:
     if checkpoint.told or checkpoint.format is Format.ARCHIVE:
         return
     what = checkpoint.untold or "no configuration beside it, no record in it"
-    raise _undecided(
+    raise undecided(
         checkpoint,
         "these weights do not tell how the model computes (activation, heads, epsilon), and "
         f"nothing else does: {what}",
     )
 
 
-def require_convertible(checkpoint: Checkpoint) -> Checkpoint:
-    """See that what is written of a checkpoint will compute as it does.
+def undecided(checkpoint: Checkpoint, problem: str) -> ArchitectureError:
+    """An error that lists what the weights could be.
 
-    Returns:
-        The same, with what told how it computes.
-
-    Raises:
-        ArchitectureError: nothing tells how the model computes, or the code of an archive computes
-            otherwise than is assumed.
+    Args:
+        checkpoint: whose weights.
+        problem: why that is not known.
     """
-    require_told(checkpoint)
-    if checkpoint.told or checkpoint.records is None:
-        return checkpoint
-    released = registry.by_sha256(checkpoint.sha256)
-    if released is not None:
-        return replace(checkpoint, told=f"the released file of {released.name}")
-    if calls_gelu(checkpoint.records):
-        raise _undecided(
-            checkpoint,
-            "its code computes GELU, and what is written of its weights would compute QuickGELU: "
-            "nothing tells which of these they were trained with",
-        )
-    return checkpoint
-
-
-def _undecided(checkpoint: Checkpoint, problem: str) -> ArchitectureError:
-    """An error that lists what the weights could be."""
     found = candidates(checkpoint.architecture)
     known = "; ".join(f"{', '.join(names)} ({function})" for function, names in found)
     could_be = f"Of these dimensions are: {known}" if known else "No known model is of these sizes"

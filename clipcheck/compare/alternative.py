@@ -1,4 +1,4 @@
-"""Another architecture that a candidate equals where it departs from the one it was judged as."""
+"""Another architecture that a candidate computes as, where it departs from its own."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ class Departure:
     Attributes:
         computes: how it computes, where that is not as it was judged, for people.
         judged: the same of how it was judged.
+        equal: whether it computes just so; else it is only nearer to that.
     """
 
     computes: str
     judged: str
+    equal: bool = True
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """The architecture that a candidate equals.
+    """The architecture that a candidate computes as, or is nearer to.
 
     Attributes:
-        towers: by ``image`` and ``text``, those that equal another one.
+        towers: by ``image`` and ``text``, those that compute as another one.
     """
 
     towers: Mapping[str, Departure]

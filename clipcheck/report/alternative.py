@@ -1,28 +1,38 @@
-"""Another architecture that a candidate equals, for people."""
+"""Another architecture that a candidate computes as, for people."""
 
 from __future__ import annotations
 
+from clipcheck.compare.alternative import Alternative, Departure
 from clipcheck.judgement import Judgement
 
 
 def told(judgement: Judgement) -> str:
     """In two sentences; nothing where there is none."""
-    alternative = judgement.alternative
-    if alternative is None:
+    if judgement.alternative is None:
         return ""
-    several = {(each.computes, each.judged) for each in alternative.towers.values()}
-    if len(several) == 1:
-        ((computes, judged),) = several
-        towers = " and ".join(alternative.towers)
-        tower = "towers" if len(alternative.towers) > 1 else "tower"
-        found = [f"{computes} in the {towers} {tower}, judged as {judged}"]
-    else:
-        found = [
-            f"{each.computes} in the {name} tower, judged as {each.judged}"
-            for name, each in alternative.towers.items()
-        ]
-    source = "was assumed" if judgement.assumed else "was told"
+    found = described(judgement.alternative, assumed=judgement.assumed)
     return (
-        f"this candidate computes {'; '.join(found)}, which {source}. If it was trained so, say it "
-        "with --architecture; converting it would destroy a good model"
+        f"{found}. If it was trained so, say it with --architecture; converting it would destroy a "
+        "good model"
     )
+
+
+def described(alternative: Alternative, *, assumed: bool) -> str:
+    """As what a candidate computes, and as what it was judged, without a full stop.
+
+    Args:
+        alternative: what was found.
+        assumed: whether that as what it was judged was assumed, and told by nothing.
+    """
+    towers: dict[Departure, list[str]] = {}
+    for name, departure in alternative.towers.items():
+        towers.setdefault(departure, []).append(name)
+    found = "; ".join(_phrase(departure, names) for departure, names in towers.items())
+    return f"this candidate {found}, which was {'assumed' if assumed else 'told'}"
+
+
+def _phrase(departure: Departure, towers: list[str]) -> str:
+    where = f"in the {' and '.join(towers)} tower{'s' if len(towers) > 1 else ''}"
+    if departure.equal:
+        return f"computes {departure.computes} {where}, judged as {departure.judged}"
+    return f"is nearer to {departure.computes} {where} than to {departure.judged}"

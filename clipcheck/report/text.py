@@ -33,10 +33,8 @@ KEPT = "clip-report"
 _INDENT = "  "
 _LABEL = 17
 _KEEPS = "keeps a report that shows what fails, and the input to run again."
-_CAVEAT = (
-    " Only for a model that was trained with QuickGELU and heads as the released ones: any other "
-    "it destroys."
-)
+_ARCHITECTURE = ("--architecture", "ARCH")
+_NAMES = "a released name, open_clip:NAME, or a configuration file"
 _NEXT, _OR = "Next: ", "  or: "
 
 # Six columns of gates, of the greatest width, leave 20 for what is judged.
@@ -113,26 +111,38 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     if judgement.alternative is not None:
         steps = _step(
             _NEXT,
-            ["clipcheck", "check", named, "--architecture", "ARCH"],
-            "judges it as what it was trained as: a released name, open_clip:NAME, or a "
-            "configuration file.",
+            ["clipcheck", "check", named, *_key(judgement), *_ARCHITECTURE],
+            f"judges it as what it was trained as: {_NAMES}.",
         )
     elif "integrity" in failed:
         steps = _step(
             _NEXT, ["clipcheck", "inspect", named], "shows what the file is, without running it."
         )
     elif judgement.backend == "jit" and "weights" not in failed:
-        steps = _step(
-            _NEXT,
-            ["clipcheck", "convert", named, *given_options(judgement), "-o", "mended.pt"],
-            "writes an archive of the same weights with code that is known to be right."
-            + (_CAVEAT if judgement.assumed else ""),
-        )
+        steps = _mend(named, judgement)
     else:
         steps = []
     if rerun:
         steps += _step(_OR if steps else _NEXT, rerun, _KEEPS)
     return steps
+
+
+def _mend(named: str, judgement: Judgement) -> list[str]:
+    """The command that writes an archive anew. It needs to be told what the weights are of, where
+    the file does not tell, nor the command that judged it."""
+    told_elsewhere = judgement.reference_checkpoint is not None and not judgement.asked_architecture
+    asks = judgement.assumed or told_elsewhere
+    options = [*given_options(judgement), *(_ARCHITECTURE if asks else ())]
+    what = f" ARCH is what they were trained as: {_NAMES}." if asks else ""
+    return _step(
+        _NEXT,
+        ["clipcheck", "convert", named, *options, "-o", "mended.pt"],
+        f"writes an archive of the same weights with code that is known to be right.{what}",
+    )
+
+
+def _key(judgement: Judgement) -> list[str]:
+    return ["--key", judgement.key] if judgement.key else []
 
 
 def given_options(found: Judgement | Localised) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 import clipcheck
 from clipcheck import torchscript_support
-from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.keymaps import Layout, to_layout
 from clipcheck.compare.alternative import Alternative, Departure
@@ -23,39 +23,18 @@ from clipcheck.errors import ArchitectureError
 from clipcheck.judgement import Judgement, Result
 from clipcheck.report import patched, text
 from clipcheck.writers.synthesize import synthesize
+from tests.archives import reference, traced, with_epsilon, with_gelu, with_heads
 from tests.models import inputs
 from tests.oracles import open_clip, reference_clip
-from tests.samples import MINUTE, MINUTE_RESNET, minute_weights
-
-METHODS = ("encode_image", "encode_text", "forward")
+from tests.samples import MINUTE, MINUTE_RESNET, minute_config, minute_weights
 
 
-def reference() -> Any:
-    """The reference package's model, in half as the released files are."""
-    return reference_clip().model.build_model(minute_weights()).eval().requires_grad_(False)
-
-
-def traced(
-    model: nn.Module,
-    path: Path,
-    methods: tuple[str, ...] = METHODS,
-    pixels: torch.dtype = torch.float32,
-    architecture: Architecture = MINUTE,
-) -> Path:
-    image, text = inputs(architecture)
-    image = image.to(pixels)
-    arguments = {"encode_image": (image,), "encode_text": (text,), "forward": (image, text)}
-    chosen = {name: arguments[name] for name in methods}
-    with torchscript_support.silenced(), torch.no_grad():
-        # Shapes that become constants: the tracer warns of each.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        torch.jit.save(torch.jit.trace_module(model, chosen, check_trace=False, strict=False), path)
-    return path
-
-
-def checked(path: Path, dtype: str = "float32", isolation: str | None = "none") -> Judgement:
+def checked(
+    path: Path, dtype: str = "float32", isolation: str | None = "none", **options: Any
+) -> Judgement:
     """The judgement of a short check, by default in this process."""
-    (judgement,) = clipcheck.check(path, dtype=dtype, examples=2, isolation=isolation).judgements
+    result = clipcheck.check(path, dtype=dtype, examples=2, isolation=isolation, **options)
+    (judgement,) = result.judgements
     return judgement
 
 
@@ -288,26 +267,6 @@ def test_a_method_that_fails_is_a_failure_and_no_method_at_all_is_not_judged(
 # --------------------------------------------------------------------------- other architectures
 
 
-def with_gelu(model: Any, prefix: str, approximate: str = "none") -> Any:
-    for name, module in model.named_modules():
-        if name.startswith(prefix) and name.endswith(".mlp"):
-            module.gelu = nn.GELU(approximate)
-    return model
-
-
-def with_heads(model: Any, heads: int) -> Any:
-    attention = model.visual.transformer.resblocks[0].attn
-    attention.num_heads, attention.head_dim = heads, attention.embed_dim // heads
-    return model
-
-
-def with_epsilon(model: Any, epsilon: float) -> Any:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm) and not name.startswith("visual"):
-            module.eps = epsilon
-    return model
-
-
 GELU = Departure("GELU", "QuickGELU")
 
 
@@ -360,12 +319,34 @@ def test_a_fault_that_is_no_other_architecture_is_told_as_none(tmp_path: Path) -
     assert judged.alternative is None
 
 
-def test_a_fault_beside_another_activation_is_told_as_none(tmp_path: Path) -> None:
+def test_a_fault_beside_another_activation_leaves_it_nearer_to_that_where_none_was_told(
+    tmp_path: Path,
+) -> None:
     model = with_gelu(reference().float(), "visual")
     model.visual.ln_post.eps = 1e-4
-    judged = checked(traced(model, tmp_path / "model.pt"))
+    path = traced(model, tmp_path / "model.pt")
+    judged = checked(path)
+    assert failed(judged)
+    assert judged.alternative == Alternative({"image": replace(GELU, equal=False)})
+    judged = checked(path, architecture=minute_config(tmp_path))
     assert failed(judged)
     assert judged.alternative is None
+
+
+@pytest.mark.parametrize(("activation", "towers"), [("GELU", ["image", "text"]), ("", [])])
+def test_of_an_archive_traced_under_autocast_it_is_told_which_activation_is_nearer(
+    tmp_path: Path, activation: str, towers: list[str]
+) -> None:
+    model = reference().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        path = traced(with_gelu(model, "") if activation else model, tmp_path / "autocast.pt")
+    judged = checked(path)
+    assert failed(judged)
+    assert list(judged.alternative.towers if judged.alternative else {}) == towers
+    plain = " ".join(text.render(Result((judged,), {"clipcheck": "0"})).split())
+    # What converts it, or does not, is told what it is of.
+    assert ("--architecture ARCH -o mended.pt" in plain) is (not towers)
+    assert ("clipcheck convert" in plain) is (not towers)
 
 
 # --------------------------------------------------------------------------- archives without keys

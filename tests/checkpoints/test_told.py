@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipcheck.checkpoints import registry, told
+from clipcheck.checkpoints import told
 from clipcheck.checkpoints.architecture import (
     ARCHITECTURES,
     Activation,
@@ -25,11 +25,10 @@ from clipcheck.checkpoints.architecture import (
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.configs import open_clip_config, transformers_config
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.checkpoints.opening import open_pair, require_convertible
+from clipcheck.checkpoints.opening import open_pair
 from clipcheck.checkpoints.told import Told, candidates, named
 from clipcheck.errors import ArchitectureError, ClipcheckError, UnknownModelError
-from clipcheck.writers.archive import write_archive
-from clipcheck.writers.convert import convert, write
+from clipcheck.writers.convert import write
 from clipcheck.writers.synthesize import synthesize
 from tests.oracles import open_clip
 from tests.samples import MINUTE, MINUTE_RESNET, minute_weights, saved
@@ -463,41 +462,6 @@ def test_what_is_written_tells_itself(
     write(architecture, synthesize(architecture), path, form)
     found = open_checkpoint(path)
     assert (found.architecture, found.told) == (architecture, "its own metadata")
-
-
-def test_what_is_assumed_of_an_archive_is_not_written_as_if_it_were_told(
-    tmp_path: Path, minute_archive: Path
-) -> None:
-    archive = open_checkpoint(minute_archive)
-    convert(require_convertible(archive), tmp_path / "a.safetensors", Format.SAFETENSORS)
-    with pytest.raises(ArchitectureError, match="do not tell"):
-        open_pair(tmp_path / "a.safetensors")
-    released = open_checkpoint(minute_archive, told=Told(MINUTE, "somebody"))
-    convert(require_convertible(released), tmp_path / "b.safetensors", Format.SAFETENSORS)
-    assert open_checkpoint(tmp_path / "b.safetensors").told == "its own metadata"
-
-
-def test_an_archive_that_computes_gelu_is_not_converted_to_quickgelu(tmp_path: Path) -> None:
-    path = tmp_path / "gelu.pt"
-
-    def plant(model: Any) -> None:
-        for block in (*model.transformer.resblocks, *model.visual.transformer.resblocks):
-            block.mlp.gelu = torch.nn.GELU()
-
-    write_archive(MINUTE, minute_weights(), path, alter=plant)
-    with pytest.raises(ArchitectureError, match="its code computes GELU, and what is written"):
-        require_convertible(open_checkpoint(path))
-    for a in (MINUTE, GELU):
-        told_of = open_checkpoint(path, told=Told(a, "somebody"))
-        assert require_convertible(told_of) is told_of
-
-
-def test_a_released_file_is_told_by_its_hash(
-    minute_archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(registry, "by_sha256", lambda _: registry.find("ViT-B/32"))
-    found = require_convertible(open_checkpoint(minute_archive))
-    assert found.told == "the released file of ViT-B/32"
 
 
 def test_a_released_archive_has_no_record_of_its_own(minute_archive: Path) -> None:

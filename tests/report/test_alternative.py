@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from clipcheck.compare.alternative import Alternative, Departure
 from clipcheck.judgement import Result
@@ -22,10 +25,15 @@ def test_what_it_equals_is_told_with_what_it_was_judged_as() -> None:
         "assumed. If it was trained so, say it with --architecture; converting it would destroy a "
         "good model"
     )
+    near = Alternative({"image": replace(GELU, equal=False), "text": GELU})
+    assert alternative.told(replace(both, alternative=near)).startswith(
+        "this candidate is nearer to GELU in the image tower than to QuickGELU; computes GELU in "
+        "the text tower, judged as QuickGELU, which was assumed. If it was"
+    )
     apart = replace(both, alternative=Alternative({"image": HEADS, "text": GELU}), assumed=False)
     assert alternative.told(apart).startswith(
-        "this candidate computes 4 heads in the image tower, judged as 2 heads; GELU in the text "
-        "tower, judged as QuickGELU, which was told."
+        "this candidate computes 4 heads in the image tower, judged as 2 heads; computes GELU in "
+        "the text tower, judged as QuickGELU, which was told."
     )
     assert "in the text tower, judged" in alternative.told(
         replace(both, alternative=Alternative({"text": GELU}))
@@ -44,12 +52,28 @@ def test_every_report_has_it_and_none_says_to_convert() -> None:
     assert "clipcheck convert" not in plain + page(result)
     assert "clipcheck check bad.pt --architecture ARCH" in plain
     (entry,) = json.loads(json_report.render(result))["results"]
-    assert entry["alternative"] == {"text": {"computes": "GELU", "judged": "QuickGELU"}}
+    assert entry["alternative"] == {
+        "text": {"computes": "GELU", "judged": "QuickGELU", "equal": True}
+    }
 
 
-def test_converting_is_advised_with_what_it_destroys_where_the_architecture_was_assumed() -> None:
-    for assumed in (True, False):
-        judged = replace(failed(), assumed=assumed)
-        plain = " ".join(text.render(Result((judged,), ENVIRONMENT)).split())
-        assert "clipcheck convert bad.pt" in plain
-        assert ("any other it destroys" in plain) is assumed
+OTHER = {"reference_checkpoint": "other.pt"}
+
+
+@pytest.mark.parametrize(
+    ("known", "options"),
+    [
+        ({}, ""),
+        ({"assumed": True}, " --architecture ARCH"),
+        ({"asked_architecture": "ViT-B/32"}, " --architecture ViT-B/32"),
+        (OTHER, " --architecture ARCH"),
+        ({**OTHER, "asked_architecture": "ViT-B/32"}, " --architecture ViT-B/32"),
+    ],
+)
+def test_converting_is_advised_with_an_architecture_where_nothing_else_tells_it(
+    known: dict[str, Any], options: str
+) -> None:
+    judged = replace(failed(), **known)
+    plain = " ".join(text.render(Result((judged,), ENVIRONMENT)).split())
+    assert f"clipcheck convert bad.pt{options} -o mended.pt" in plain
+    assert ("ARCH is what they were trained as: a released name" in plain) == ("ARCH" in options)
