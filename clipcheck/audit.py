@@ -582,5 +582,7 @@ class _Bench:
 def _opened(both: Both) -> OpenArchive:
     """In this process: it was written here."""
     from clipcheck.backends.archives import Inside, OpenArchive
+    from clipcheck.backends.forward import ByName
 
-    return OpenArchive(Inside(both.archive), both.compared, both.differing)
+    runner = ByName(Inside(both.archive), both.eager_model.text_projection.shape[1])
+    return OpenArchive(runner, both.compared, both.differing)

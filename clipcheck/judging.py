@@ -220,10 +220,11 @@ class Trial:
         if self.in_form and isinstance(candidate, ModuleBackend):
             again += self._in_forms(candidate, failures)
         for call in self.calls:
-            if candidate.absent.intersection(_GIVES[call.method]):
+            names = _given_by(candidate, call.method)
+            if not names:
                 continue
             outputs = self._called(candidate, call, failures)
-            again += self._repeats(call, outputs)
+            again += self._repeats(call, outputs, names)
             by_length += self._by_length(call, outputs)
             tally.add(len(call.images) + len(call.prompts))
         again.append(self._again(candidate, "after all other calls", failures))
@@ -241,7 +242,8 @@ class Trial:
         batch = self.batches[number]
         every = {"image": batch.pixels, "prompt": batch.tokens}
         for method, forms in _FORMS.items():
-            if candidate.absent.intersection(_GIVES[method]):
+            names = _given_by(candidate, method, itself=True)
+            if not names:
                 continue
             arrays = {kind: every[kind] for kind in _KINDS[method]}
             rows = {
@@ -251,9 +253,9 @@ class Trial:
             for form in (*forms, *_OWN_FORMS.get((method, self.dtype), ())):
                 kept = form == forms[0]
                 after = {kind: array[-self.in_form :] for kind, array in arrays.items() if kept}
-                found = _in_form(candidate, form, method, given, after, failures)
+                found = _in_form(candidate, form, method, given, after, failures, names)
                 where = {"image": [], "prompt": [], **rows}
-                yield Repeat(form, number, where, found, _GIVES[method])
+                yield Repeat(form, number, where, found, names)
 
     def _called(self, candidate: Backend, call: Call, failures: list[str]) -> Mapping[str, Array]:
         """What a call gives, by output."""
@@ -263,13 +265,17 @@ class Trial:
         inputs = [np.stack(rows) for rows in (pixels, tokens) if rows]
 
         def outputs() -> Mapping[str, Array]:
+            if call.method == "forward" and isinstance(candidate, Archive):
+                return candidate.forward(*inputs)
             if call.method == "forward":
                 return dict(zip(LOGITS, candidate(*inputs), strict=True))
             return {_FEATURES[call.method]: getattr(candidate, call.method)(*inputs)}
 
         return _attempted(outputs, len(pixels), len(tokens), failures)
 
-    def _repeats(self, call: Call, outputs: Mapping[str, Array]) -> Iterator[Repeat]:
+    def _repeats(
+        self, call: Call, outputs: Mapping[str, Array], names: tuple[str, ...]
+    ) -> Iterator[Repeat]:
         """For each batch that has rows in it, these."""
         what = "alone" if max(len(call.images), len(call.prompts)) == 1 else "in another batch"
         if call.method == "forward":
@@ -277,7 +283,7 @@ class Trial:
                 "image": [row.row for row in call.images],
                 "prompt": [row.row for row in call.prompts],
             }
-            yield Repeat(what, call.images[0].batch, rows, outputs, LOGITS)
+            yield Repeat(what, call.images[0].batch, rows, outputs, names)
             return
         name = _FEATURES[call.method]
         kind, given = ("image", call.images) if call.images else ("prompt", call.prompts)
@@ -460,8 +466,9 @@ def judge_candidate(
     with watch.phase("candidate") as advance, exact_arithmetic():
         run = trial.run(candidate, advance)
     if not judged(run.cases):
+        none = f"{candidate.name}: it gives none of {', '.join(OUTPUTS)}"
         raise RunError(
-            f"{candidate.name}: it gives none of {', '.join(OUTPUTS)}",
+            next(iter(run.failures), none),
             remedy="Give a file that has a CLIP model's features, or its logits.",
         )
     coverage = None
@@ -511,6 +518,7 @@ def _in_form(
     given: Mapping[str, Array],
     after: Mapping[str, Array],
     failures: list[str],
+    names: tuple[str, ...],
 ) -> Mapping[str, Array]:
     """What a method gives to inputs, by kind, in some form; what is wrong with how is a failure."""
 
@@ -519,10 +527,24 @@ def _in_form(
         found, wrong = candidate.call_in_form(form, method, *arrays)
         if wrong:
             failures.append(f"{candidate.name}: {method} {wrong}")
-        return dict(zip(_GIVES[method], found, strict=False))
+        return dict(zip(names, found, strict=False))
 
     images, prompts = (len(given.get(kind, ())) for kind in ("image", "prompt"))
     return _attempted(outputs, images, prompts, failures)
+
+
+def _given_by(candidate: Backend, method: str, *, itself: bool = False) -> tuple[str, ...]:
+    """The outputs that a method gives; nothing where it has none.
+
+    Args:
+        candidate: that has run.
+        method: see `_GIVES`.
+        itself: whether it has to be there, and no other method stand in for it.
+    """
+    if isinstance(candidate, Archive) and (itself or method == "forward"):
+        return candidate.methods.get(method, ())
+    names = _GIVES[method]
+    return () if candidate.absent.intersection(names) else names
 
 
 def _has(outputs: Mapping[str, Array], name: str, rows: int) -> bool:

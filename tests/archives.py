@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clipcheck import torchscript_support
 from clipcheck.checkpoints.architecture import Architecture
@@ -39,10 +40,56 @@ def traced(
     image = image.to(pixels)
     arguments = {"encode_image": (image,), "encode_text": (text,), "forward": (image, text)}
     chosen = {name: arguments[name] for name in methods}
-    with torchscript_support.silenced(), torch.no_grad():
+    return saved_trace(model, chosen, path)
+
+
+class Forward(nn.Module):
+    """Has both encoders, and a ``forward`` that may give something else than the reference's.
+
+    Args:
+        model: the reference package's.
+        give: called with that, ``off``, and what ``forward`` takes.
+        off: a number.
+    """
+
+    def __init__(self, model: Any, give: Callable[..., Any], off: float) -> None:
+        super().__init__()
+        self.clip, self.give, self.off = model, give, off
+
+    def encode_image(self, image: Tensor) -> Any:
+        return self.clip.encode_image(image)
+
+    def encode_text(self, text: Tensor) -> Any:
+        return self.clip.encode_text(text)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.give(self.clip, self.off, *inputs)
+
+
+def traced_forward(
+    path: Path,
+    takes: str,
+    give: Callable[..., Any],
+    *encoders: str,
+    off: float = 0.0,
+    model: Any = None,
+) -> Path:
+    """Trace a ``forward`` that takes images (i) and texts (t), and some of the encoders."""
+    image, tokens = inputs(MINUTE)
+    every = {"i": image, "t": tokens}
+    given = {"encode_image": (image,), "encode_text": (tokens,)}
+    chosen = {name: given[name] for name in encoders}
+    chosen["forward"] = tuple(every[each] for each in takes)
+    module = Forward(model or reference().float(), give, off)
+    return saved_trace(module, chosen, path)
+
+
+def saved_trace(model: nn.Module, given: Mapping[str, tuple[Tensor, ...]], path: Path) -> Path:
+    """Trace methods with what they are given."""
+    with torchscript_support.silenced(), torch.no_grad(), warnings.catch_warnings():
         # Shapes that become constants: the tracer warns of each.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        torch.jit.save(torch.jit.trace_module(model, chosen, check_trace=False, strict=False), path)
+        torch.jit.save(torch.jit.trace_module(model, given, check_trace=False, strict=False), path)
     return path
 
 

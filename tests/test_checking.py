@@ -413,7 +413,7 @@ def test_looking_for_the_smallest_input_is_told_and_is_in_no_share(
     clipcheck.check(minute_archive, examples=CORNERS, atol=0, rtol=0, progress=listener)
     smallest, other, first = listener.words[-3:]
     assert smallest.endswith("the smallest input that fails, mostly within a minute")
-    assert other.endswith("another architecture that it equals")
+    assert other.endswith("another architecture that it computes as")
     assert first.endswith("the module that departs first")
     assert listener.shares.count(None) >= 1
 

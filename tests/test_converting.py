@@ -22,7 +22,15 @@ from clipcheck.faults import fault_named
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.convert import convert
 from clipcheck.writers.synthesize import synthesize
-from tests.archives import METHODS, reference, traced, with_epsilon, with_gelu, with_heads
+from tests.archives import (
+    METHODS,
+    reference,
+    traced,
+    traced_forward,
+    with_epsilon,
+    with_gelu,
+    with_heads,
+)
 from tests.samples import CRC32, MINUTE, MINUTE_RESNET, minute_weights, saved, with_field
 
 GELU = MINUTE.with_blocks(activation=Activation.GELU)
@@ -121,6 +129,23 @@ def test_of_logits_alone_both_towers_are_changed_at_once(tmp_path: Path) -> None
     model = with_gelu(reference(seed=3).float(), "")
     path = traced(model, tmp_path / "model.pt", ("forward",))
     assert f"computes GELU {BOTH} QuickGELU" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("takes", "give", "towers"),
+    [
+        ("it", lambda c, _, i, t: (c.encode_image(i), c.encode_text(t)), "image and text towers"),
+        ("it", lambda c, _, i, t: c(i, t)[1], "image and text towers"),
+        ("i", lambda c, _, i: c.encode_image(i), "image tower"),
+        ("t", lambda c, _, t: c.encode_text(t), "text tower"),
+    ],
+    ids=["features", "per-text", "image", "text"],
+)
+def test_what_forward_gives_tells_as_well(
+    tmp_path: Path, takes: str, give: Callable[..., Any], towers: str
+) -> None:
+    path = traced_forward(tmp_path / "model.pt", takes, give, model=with_activation(ByErf))
+    assert f"computes GELU in the {towers}, judged as QuickGELU" in refused(path)
 
 
 @pytest.mark.parametrize("texts", [3, 1])

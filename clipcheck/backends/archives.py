@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clipcheck import torchscript_support
+from clipcheck.backends.forward import ByName
 from clipcheck.backends.modules import run_method
 from clipcheck.checkpoints.inspection import Patched
 from clipcheck.errors import IsolationError, RunError
@@ -87,12 +88,12 @@ class OpenArchive:
     """An archive that is ready to run, and how its weights compare with the file's.
 
     Attributes:
-        runner: runs it.
+        runner: runs it, and gives what comes of it by name.
         compared: number of weights and buffers that were compared.
         differing: by key, how the interpreter's weight differs from the record's.
     """
 
-    runner: Runner
+    runner: ByName
     compared: int
     differing: Mapping[str, str]
 
@@ -117,9 +118,11 @@ def open_archive(
         require_archive(checkpoint)
         torchscript_support.require()
         apart = Apart(cell, checkpoint, device, dtype)
-        return OpenArchive(apart, len(checkpoint.tensors), apart.differing), apart.model
+        runner = ByName(apart, checkpoint.architecture.embed_dim)
+        return OpenArchive(runner, len(checkpoint.tensors), apart.differing), apart.model
     both = load_checkpoint_both(checkpoint, device, dtype)
-    return OpenArchive(Inside(both.archive), both.compared, both.differing), both.eager_model
+    runner = ByName(Inside(both.archive), checkpoint.architecture.embed_dim)
+    return OpenArchive(runner, both.compared, both.differing), both.eager_model
 
 
 class Inside:
@@ -427,11 +430,15 @@ def _facts(message: Message) -> Facts:
     dimensions = {name: message.get(name) for name in ("input_resolution", "context_length")}
     if not all(value is None or type(value) is int for value in dimensions.values()):
         raise _no_facts("its dimensions")
+    takes = message.get("forward_takes")
+    if type(takes) is not int:
+        raise _no_facts("how many tensors forward takes")
     return Facts(
         message.get("scripted") is True,
         {method: frozenset(_texts(used[method])) for method in METHODS if method in used},
         **dimensions,
         patched=_patched(message.get("patched")),
+        forward_takes=takes,
     )
 
 

@@ -1,72 +1,151 @@
-"""The logits in what an archive's ``forward`` gives.
+"""What an archive's ``forward`` takes and gives.
 
-The reference's model gives both logits. open_clip's gives the normalised features of images and of
-texts and the logit scale, of which its users make logits, in a tuple or under names.
+The reference's takes pixels and ids, and gives both logits. open_clip's gives the normalised
+features of images and of texts and the logit scale, of which its users make logits, in a tuple or
+under names. Others give one of the logits, the features, or all four; or are one of the encoders.
+What is what is told by name, else by shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from clipcheck.compare.result import LOGITS
+from clipcheck.compare.result import LOGITS, OUTPUTS
+from clipcheck.errors import RunError
+from clipcheck.models.facts import METHODS, Facts
 
 if TYPE_CHECKING:
     import torch
 
-_FEATURES = ("image_features", "text_features", "logit_scale")
+    from clipcheck.backends.archives import Runner
+    from clipcheck.models.taps import Listener
+
+FEATURES = ("image_features", "text_features")
+
+_SCALED = (*FEATURES, "logit_scale")
 _BIAS = "logit_bias"
 
+_EXPECTED = (
+    "logits per image and per text, features of images and of texts that are not normalised, or "
+    "normalised ones and the logit scale"
+)
 
-def logits_of(given: object) -> dict[str, torch.Tensor]:
-    """The logits by the names of `LOGITS`, of which one may be missing.
+_REMEDY = "Let forward take pixels and ids, and return logits_per_image and logits_per_text."
+
+_GIVES = {"encode_image": "image_features", "encode_text": "text_features"}
+"""By encoder, what it gives."""
+
+_UNIT = 1e-2
+"""How far from 1 the length of a feature may be that is normalised, also in bfloat16."""
+
+
+class UntoldError(RunError):
+    """What ``forward`` takes or gives is nothing that is known."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What outputs are told by.
+
+    Attributes:
+        images: how many there were.
+        texts: how many there were.
+        width: components of a feature.
+    """
+
+    images: int
+    texts: int
+    width: int
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, int]]:
+        """The shape of each output."""
+        return {
+            "image_features": (self.images, self.width),
+            "text_features": (self.texts, self.width),
+            "logits_per_image": (self.images, self.texts),
+            "logits_per_text": (self.texts, self.images),
+        }
+
+
+def outputs_of(given: object, sizes: Sizes, order: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    """The outputs in what ``forward`` gave, by the names of `OUTPUTS`, in their order there.
 
     Args:
-        given: what ``forward`` gave.
+        given: what it gave.
+        sizes: of what it was given.
+        order: what its tensors are, where an earlier call told that.
 
     Raises:
         ValueError: there are none in it; the message describes it.
     """
-    named = _named(given)
+    named = _named(given, sizes, order)
     if _BIAS in named:
         raise ValueError(
             "forward gave a logit bias, as models of a sigmoid loss do, which are not supported"
         )
-    if all(name in named for name in _FEATURES):
-        images, texts, scale = (named[name] for name in _FEATURES)
+    if all(name in named for name in _SCALED):
+        images, texts, scale = (named[name] for name in _SCALED)
         logits = scale * images @ texts.t()
         return {"logits_per_image": logits, "logits_per_text": logits.t()}
-    found = {name: named[name] for name in LOGITS if name in named}
+    normalised = [name for name in FEATURES if name in named and _is_normalised(named[name])]
+    found = {name: named[name] for name in OUTPUTS if name in named and name not in normalised}
     if not found:
-        raise ValueError(
-            f"forward gave {_described(given)}, expected logits per image and per text, or "
-            "normalised image features, normalised text features and the logit scale"
-        )
+        what = "normalised features and no scale" if normalised else _described(given)
+        raise ValueError(f"forward gave {what}, expected {_EXPECTED}")
     return found
 
 
-def _named(given: object) -> dict[str, torch.Tensor]:
+def order_of(given: object, sizes: Sizes) -> tuple[str, ...]:
+    """What the tensors are that ``forward`` gave, where their shapes tell it of each."""
+    expected: dict[tuple[int, ...], str] = {s: name for name, s in sizes.shapes.items()}
+    if len(expected) < len(OUTPUTS):  # As many images as texts: both logits are of one shape.
+        return ()
+    names = [expected.get(tuple(each.shape), "") for each in _tensors(given)]
+    return tuple(names) if all(names) and len(set(names)) == len(names) else ()
+
+
+def _tensors(given: object) -> Sequence[torch.Tensor]:
+    """Those that were given without names, where nothing else was."""
+    import torch
+
+    several = [given] if isinstance(given, torch.Tensor) else given
+    if not isinstance(several, Sequence) or isinstance(several, str):
+        return ()
+    return several if all(isinstance(each, torch.Tensor) for each in several) else ()
+
+
+def _named(given: object, sizes: Sizes, order: Sequence[str]) -> dict[str, torch.Tensor]:
     """The tensors by name: their own, or what they are by number and shape."""
     import torch
 
     if isinstance(given, Mapping):
         return {str(name): each for name, each in given.items() if isinstance(each, torch.Tensor)}
-    tensors = [given] if isinstance(given, torch.Tensor) else given
-    if not isinstance(tensors, Sequence) or isinstance(tensors, str):
-        return {}
-    if not all(isinstance(each, torch.Tensor) for each in tensors):
-        return {}
-    if len(tensors) <= len(LOGITS):
-        return dict(zip(LOGITS, tensors, strict=False))
-    scales = all(each.numel() == 1 for each in tensors[2:])
-    names = (*_FEATURES, _BIAS)
-    if not scales or len(tensors) > len(names) or not _is_features(*tensors[:2]):
-        return {}
+    tensors = _tensors(given)
+    names = order if len(order) == len(tensors) else ()
+    names = names or order_of(given, sizes) or _usual([each.shape for each in tensors], sizes)
     return dict(zip(names, tensors, strict=False))
 
 
-def _is_features(images: torch.Tensor, texts: torch.Tensor) -> bool:
-    return images.dim() == texts.dim() == 2 and images.shape[1] == texts.shape[1]
+def _usual(shapes: Sequence[torch.Size], sizes: Sizes) -> Sequence[str]:
+    """What so many tensors are, where their shapes alone do not tell."""
+    if len(shapes) == 2 and all(shape[1:] == (sizes.width,) for shape in shapes):
+        return FEATURES if sizes.width not in (sizes.images, sizes.texts) else LOGITS
+    if len(shapes) <= len(LOGITS):
+        return LOGITS
+    scales = all(shape.numel() == 1 for shape in shapes[2:])
+    features = len(shapes[0]) == len(shapes[1]) == 2 and shapes[0][1] == shapes[1][1]
+    names = (*_SCALED, _BIAS)
+    return names if scales and features and len(shapes) <= len(names) else ()
+
+
+def _is_normalised(features: torch.Tensor) -> bool:
+    """Whether all rows are of length 1."""
+    lengths = features.detach().double().norm(dim=-1)
+    return features.numel() > 0 and bool(((lengths - 1).abs() < _UNIT).all())
 
 
 def _described(given: object) -> str:
@@ -79,3 +158,146 @@ def _described(given: object) -> str:
     if isinstance(given, tuple | list):
         return f"a {type(given).__name__} of {', '.join(map(_described, given)) or 'nothing'}"
     return str(given) if type(given).__module__.startswith("clipcheck") else type(given).__name__
+
+
+class ByName:
+    """Runs an archive, and gives what comes of ``forward`` by name.
+
+    A ``forward`` that is one of the encoders is called that, where the archive has no other.
+
+    Args:
+        runner: runs the archive.
+        width: components of a feature.
+
+    Attributes:
+        gives: the outputs that ``forward`` gave; nothing before it ran.
+        untold: why it cannot be told what it takes or gives, or nothing.
+    """
+
+    def __init__(self, runner: Runner, width: int) -> None:
+        self.gives: tuple[str, ...] = ()
+        self.untold = ""
+        self._runner = runner
+        self._width = width
+        self._order: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> Facts:
+        """What the archive is, with the methods that can be called here."""
+        used = {
+            self._encoder if method == "forward" and self._is_encoder else method: keys
+            for method, keys in self._facts.used.items()
+            if method != "forward" or not self.untold
+        }
+        return replace(self._facts, used={each: used[each] for each in METHODS if each in used})
+
+    def call(self, method: str, *inputs: torch.Tensor) -> object:
+        """What a method gives."""
+        name, taken = self._called(method, inputs)
+        return self._named(method, inputs, self._runner.call(name, *taken))
+
+    def call_with(
+        self, weights: Mapping[str, torch.Tensor], method: str, *inputs: torch.Tensor
+    ) -> object:
+        """The same, with other weights in place of those with these keys for this call."""
+        name, taken = self._called(method, inputs)
+        return self._named(method, inputs, self._runner.call_with(weights, name, *taken))
+
+    def call_in_form(
+        self,
+        form: str,
+        method: str,
+        inputs: Sequence[torch.Tensor],
+        after: Sequence[torch.Tensor] = (),
+    ) -> tuple[object, str]:
+        """What a method gives to inputs in some form."""
+        name, taken = self._called(method, inputs)
+        then = self._called(method, after)[1] if after else ()
+        found, wrong = self._runner.call_in_form(form, name, taken, then)
+        return self._named(method, inputs, found), wrong
+
+    def call_module(
+        self, module: str, method: str, inputs: Sequence[torch.Tensor]
+    ) -> Sequence[torch.Tensor]:
+        """The tensors that a module by itself gives."""
+        return self._runner.call_module(module, method, inputs)
+
+    def listen(
+        self,
+        method: str,
+        inputs: Sequence[torch.Tensor],
+        modules: Collection[str],
+        listener: Listener,
+    ) -> object:
+        """The same, with ``listener`` called before and after each call of one of the modules."""
+        name, taken = self._called(method, inputs)
+        given = self._runner.listen(name, taken, modules, listener)
+        return self._named(method, inputs, given)
+
+    def changed(self) -> list[str]:
+        """The keys of the weights that running it has changed."""
+        return self._runner.changed()
+
+    @cached_property
+    def _facts(self) -> Facts:
+        return self._runner.facts
+
+    @cached_property
+    def _encoder(self) -> str:
+        """The encoder that ``forward`` is, which takes one tensor; or nothing."""
+        if self._facts.forward_takes != 1:
+            return ""
+        towers = {key.startswith("visual.") for key in self._facts.used.get("forward", ())}
+        if len(towers) != 1:
+            return ""
+        return "encode_image" if towers.pop() else "encode_text"
+
+    @property
+    def _is_encoder(self) -> bool:
+        """Whether it is called by the encoder's name: the archive has no other of that name."""
+        return bool(self._encoder) and self._encoder not in self._facts.used
+
+    def _called(
+        self, method: str, inputs: Sequence[torch.Tensor]
+    ) -> tuple[str, Sequence[torch.Tensor]]:
+        """The archive's own method, and what that takes of the inputs."""
+        if self._is_encoder and method == self._encoder:
+            return "forward", inputs
+        if method != "forward" or self._facts.forward_takes == len(inputs):
+            return method, inputs
+        if not self._encoder:
+            count = self._facts.forward_takes
+            tensors = "1 tensor, and is no encoder" if count == 1 else f"{count} tensors"
+            raise self._not_told(f"forward takes {tensors}, expected pixels and ids")
+        return method, inputs[:1] if self._encoder == "encode_image" else inputs[1:]
+
+    def _named(self, method: str, inputs: Sequence[torch.Tensor], given: object) -> object:
+        """What was given; of ``forward``, by name."""
+        encoder = method if self._is_encoder and method == self._encoder else ""
+        if method != "forward" and not encoder:
+            return given
+        import torch
+
+        sizes = self._sizes(inputs, encoder)
+        self._order = self._order or order_of(given, sizes)
+        try:
+            with torch.inference_mode():
+                found = outputs_of(given, sizes, self._order)
+        except ValueError as error:
+            raise self._not_told(str(error)) from error
+        self.gives = self.gives or tuple(found)
+        feature = _GIVES.get(encoder, "")
+        return found.get(feature, given) if encoder else found
+
+    def _sizes(self, inputs: Sequence[torch.Tensor], encoder: str) -> Sizes:
+        counts = [len(each) for each in inputs]
+        if encoder:
+            counts = [*counts, 0] if encoder == "encode_image" else [0, *counts]
+        return Sizes(counts[0], counts[1], self._width)
+
+    def _not_told(self, problem: str) -> RunError:
+        """What to raise: something else where an earlier call told what it gives."""
+        if self.gives:
+            return RunError(f"jit: {problem}", remedy=_REMEDY)
+        self.untold = f"jit: {problem}"
+        return UntoldError(self.untold, remedy=_REMEDY)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +18,11 @@ from clipcheck.backends.base import (
     Pixels,
     Source,
     Tokens,
-    translating,
 )
 from clipcheck.backends.eager import version as version
-from clipcheck.backends.forward import logits_of
+from clipcheck.backends.forward import ByName, UntoldError
 from clipcheck.backends.modules import ModuleBackend, to_numpy
+from clipcheck.backends.signature import blank
 from clipcheck.checkpoints.architecture import BUFFERS, Architecture
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.compare.integrity import Evidence
@@ -61,12 +63,8 @@ def build(source: Source) -> Backend:
     return Archive(source, source.archive)
 
 
-_GIVEN = {
-    "encode_image": ("image_features",),
-    "encode_text": ("text_features",),
-    "forward": LOGITS,
-}
-"""By method, the outputs that come of it."""
+_FEATURES = {"encode_image": "image_features", "encode_text": "text_features"}
+"""By encoder, what it gives."""
 
 
 class Archive(ModuleBackend):
@@ -87,22 +85,46 @@ class Archive(ModuleBackend):
         self.runner = archive.runner
         facts = archive.runner.facts
         self.patched = facts.patched
-        self._methods = facts.methods
-        self.absent = frozenset(
-            name
-            for method, names in _GIVEN.items()
-            if method not in facts.methods
-            for name in names
-        )
-        self.frontend = _frontend_of(facts, source.checkpoint.architecture)
+        self._architecture = source.checkpoint.architecture
+        self.frontend = _frontend_of(facts, self._architecture)
+        self.absent = self._absent()
+
+    @property
+    def methods(self) -> Mapping[str, tuple[str, ...]]:
+        """By method that it has, the outputs that it gives; of ``forward`` as a call told."""
+        forward = self.runner.gives or LOGITS
+        return {
+            method: forward if method == "forward" else (_FEATURES[method],)
+            for method in self.runner.facts.methods
+        }
+
+    def encode_image(self, pixels: Pixels) -> Array:
+        """Pixels [N, 3, R, R] to features [N, E], not normalised."""
+        if self._by_forward_alone("encode_image"):
+            return self.forward(pixels, blank(self._architecture, 0, 1)[1])["image_features"]
+        return super().encode_image(pixels)
+
+    def encode_text(self, tokens: Tokens) -> Array:
+        """Ids [M, L] to features [M, E], not normalised."""
+        if self._by_forward_alone("encode_text"):
+            return self.forward(blank(self._architecture, 1, 0)[0], tokens)["text_features"]
+        return super().encode_text(tokens)
 
     def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
         """Pixels and ids to logits per image [N, M] and per text [M, N]."""
-        found = self._logits(pixels, tokens)
+        found = self.forward(pixels, tokens)
         for name in LOGITS:
             if name not in found:
                 raise RunError(f"jit: forward gives no {name}", remedy="Let it return both logits.")
         return found[LOGITS[0]], found[LOGITS[1]]
+
+    def forward(self, pixels: Pixels, tokens: Tokens) -> Named:
+        """What ``forward`` gives, by name.
+
+        Raises:
+            RunError: it cannot be run, or gives something else.
+        """
+        return {name: to_numpy(each) for name, each in self._run("forward", pixels, tokens).items()}
 
     def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
         """Its outputs by name; each method is called once.
@@ -111,28 +133,30 @@ class Archive(ModuleBackend):
             RunError: it cannot be run, or gives something else.
         """
         found: Named = {}
-        if "forward" in self._methods:
-            found.update(self._logits(pixels, tokens))
-            self.absent = self.absent.difference(LOGITS).union(set(LOGITS) - set(found))
-        if "encode_image" in self._methods:
-            found["image_features"] = self.encode_image(pixels)
-        if "encode_text" in self._methods:
-            found["text_features"] = self.encode_text(tokens)
+        with suppress(UntoldError):  # of which the evidence tells
+            if "forward" in self.methods:
+                found.update(self.forward(pixels, tokens))
+        with suppress(UntoldError):
+            if "encode_image" in self.methods:
+                found["image_features"] = self.encode_image(pixels)
+            if "encode_text" in self.methods:
+                found["text_features"] = self.encode_text(tokens)
+        self.absent = self._absent()
+        if not self.methods and self.runner.untold:
+            raise RunError(self.runner.untold, remedy="Trace encode_image and encode_text as well.")
         return {name: found[name] for name in OUTPUTS if name in found}
 
-    def _logits(self, pixels: Pixels, tokens: Tokens) -> Named:
-        import torch
+    def evidence(self) -> Evidence:
+        """What the gate ``integrity`` has to know of it."""
+        found, untold = super().evidence(), self.runner.untold
+        return replace(found, doubts=[*found.doubts, untold]) if untold else found
 
-        given = self._run("forward", pixels, tokens)
-        try:
-            with torch.inference_mode():
-                found = logits_of(given)
-        except ValueError as error:
-            raise RunError(
-                f"jit: {error}",
-                remedy="Let forward return logits_per_image and logits_per_text.",
-            ) from error
-        return {name: to_numpy(tensor) for name, tensor in found.items()}
+    def _absent(self) -> frozenset[str]:
+        return frozenset(OUTPUTS).difference(*self.methods.values())
+
+    def _by_forward_alone(self, encoder: str) -> bool:
+        methods = self.methods
+        return encoder not in methods and _FEATURES[encoder] in methods.get("forward", ())
 
     def _called(self, method: str, *inputs: torch.Tensor) -> Any:
         return self.runner.call(method, *inputs)
@@ -145,10 +169,7 @@ class Archive(ModuleBackend):
         after: Sequence[torch.Tensor],
     ) -> tuple[object, str]:
         found, wrong = self.runner.call_in_form(form, method, inputs, after)
-        if method != "forward":
-            return found, wrong
-        with translating(self.name, f"forward {form}"):
-            return tuple(logits_of(found).values()), wrong
+        return (tuple(found.values()) if isinstance(found, dict) else found), wrong
 
 
 def _frontend_of(facts: Facts, architecture: Architecture) -> Frontend:
@@ -177,7 +198,7 @@ def _evidence(source: Source) -> Evidence:
         doubts=_doubts(facts, source.model),
         differing=archive.differing,
         buffers={name: (found[name], value) for name, value in zip(BUFFERS, implied, strict=True)},
-        unused=_unused(facts, source.model),
+        unused=_unused(archive.runner, source.model),
     )
 
 
@@ -193,12 +214,13 @@ def _doubts(facts: Facts, model: torch.nn.Module) -> list[str]:
     return ["the candidate is an eager model and the reference a TorchScript module"]
 
 
-def _unused(facts: Facts, model: eager.CLIP) -> dict[str, list[str]]:
+def _unused(runner: ByName, model: eager.CLIP) -> dict[str, list[str]]:
     """By method, the weights that the archive's code does without."""
+    facts, expected = runner.facts, model.weights_of_methods()
     if not facts.scripted:
         return {}
-    return {
-        method: sorted(expected - facts.used[method])
-        for method, expected in model.weights_of_methods().items()
-        if method in facts.used
-    }
+    if set(LOGITS).isdisjoint(runner.gives):
+        encoders = [method for method, name in _FEATURES.items() if name in runner.gives]
+        if encoders:
+            expected["forward"] = set().union(*(expected[each] for each in encoders))
+    return {method: sorted(expected[method] - used) for method, used in facts.used.items()}

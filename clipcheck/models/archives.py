@@ -158,6 +158,9 @@ class LoadedArchive:
             self._dimension("input_resolution"),
             self._dimension("context_length"),
             self._patched,
+            torchscript.tensors_taken(self.module._c._get_method("forward"))
+            if "forward" in methods
+            else 2,
         )
 
     def _dimension(self, name: str) -> int | None:

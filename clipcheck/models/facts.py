@@ -21,6 +21,7 @@ class Facts:
         input_resolution: pixels a side, where it holds that itself.
         context_length: ids of a text, where it holds that itself.
         patched: constants of its code that were rewritten; None where it was not patched.
+        forward_takes: how many tensors ``forward`` takes.
     """
 
     scripted: bool
@@ -28,6 +29,7 @@ class Facts:
     input_resolution: int | None = None
     context_length: int | None = None
     patched: Patched | None = None
+    forward_takes: int = 2
 
     @property
     def methods(self) -> tuple[str, ...]:

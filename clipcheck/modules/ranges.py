@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from clipcheck.backends.archives import Runner
-from clipcheck.backends.forward import logits_of
+from clipcheck.backends.forward import Sizes, outputs_of
 from clipcheck.compare.modules import ModuleError, ratio
 from clipcheck.compare.result import LOGITS
 from clipcheck.compare.tolerances import LIMITS
@@ -131,8 +131,9 @@ class Ranges:
             image = self._tensor(self.archive.call("encode_image", pixels))
             other = {"text_projection": self._aligned(image, tokens)}
             text = self._tensor(self.archive.call_with(other, "encode_text", tokens))
-            given = logits_of(self.archive.call_with(other, "forward", pixels, tokens))
-            got = self._tensor(given.get(LOGITS[0]))
+            given = self.archive.call_with(other, "forward", pixels, tokens)
+            sizes = Sizes(len(pixels), len(tokens), image.shape[-1])
+            got = self._tensor(outputs_of(given, sizes).get(LOGITS[0]))
         except (RunError, TypeError, ValueError):
             return  # What it does not have is told by other gates.
         own = self.model.logits(image, text)[0]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from clipcheck.backends.archives import Runner
-from clipcheck.backends.forward import logits_of
+from clipcheck.backends.forward import FEATURES, Sizes, outputs_of
 from clipcheck.backends.reference import exact_arithmetic
 from clipcheck.compare.localisation import FORWARD, Failure, Localisation, localise
 from clipcheck.compare.modules import ModuleError, ratio, ratios
@@ -129,12 +129,11 @@ class _Walker:
         if self._placed:
             return  # The rest was not looked at: the first is what is asked for.
         if method == "forward":
-            self._compare_logits(result)
+            self._compare_forward(result)
         elif isinstance(result, torch.Tensor):
             target = IMAGE_FEATURES if method == "encode_image" else TEXT_FEATURES
             self._features[target] = result
-            order = self._orders.get(target)
-            self._hold(target, [result if order is None else result[order]], method)
+            self._hold_features(target, result, method)
 
     def localisation(self, given: str) -> Localisation:
         """What was found up to now."""
@@ -254,7 +253,22 @@ class _Walker:
         allowed = self._limits.module * max(error.reference, self._limits.roundoff * error.size)
         return replace(error, part="pooling") if nearest <= allowed < error.candidate else error
 
-    def _compare_logits(self, given: object) -> None:
+    def _hold_features(self, target: End, got: torch.Tensor, method: str) -> None:
+        order = self._orders.get(target)
+        self._hold(target, [got if order is None else got[order]], method)
+
+    def _compare_forward(self, given: object) -> None:
+        sizes = Sizes(len(self.pixels), len(self.tokens), self._model.text_projection.shape[1])
+        try:
+            found = outputs_of(given, sizes)
+        except ValueError:
+            found = dict.fromkeys(LOGITS, torch.empty(0))
+        for name, target in zip(FEATURES, (IMAGE_FEATURES, TEXT_FEATURES), strict=True):
+            if name in found:
+                self._hold_features(target, found[name], "forward")
+        self._compare_logits({name: found[name] for name in LOGITS if name in found})
+
+    def _compare_logits(self, logits: Mapping[str, torch.Tensor]) -> None:
         """The end of ``forward``: nearest to what follows from the features that the encoders
         gave, or from what came out of the towers' last modules within ``forward``."""
         pairs = list(self._features_of_forward())
@@ -269,10 +283,6 @@ class _Walker:
             ]
             for image, text in pairs
         ]
-        try:
-            logits = logits_of(given)
-        except ValueError:
-            logits = dict.fromkeys(LOGITS, torch.empty(0))
         for number, name in enumerate(LOGITS):
             if name not in logits:
                 continue

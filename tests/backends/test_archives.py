@@ -18,12 +18,19 @@ from clipcheck import torchscript_support
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.keymaps import Layout, to_layout
 from clipcheck.compare.alternative import Alternative, Departure
-from clipcheck.compare.result import LOGITS
+from clipcheck.compare.result import LOGITS, OUTPUTS
 from clipcheck.errors import ArchitectureError
 from clipcheck.judgement import Judgement, Result
 from clipcheck.report import patched, text
 from clipcheck.writers.synthesize import synthesize
-from tests.archives import reference, traced, with_epsilon, with_gelu, with_heads
+from tests.archives import (
+    reference,
+    traced,
+    traced_forward,
+    with_epsilon,
+    with_gelu,
+    with_heads,
+)
 from tests.models import inputs
 from tests.oracles import open_clip, reference_clip
 from tests.samples import MINUTE, MINUTE_RESNET, minute_config, minute_weights
@@ -182,17 +189,6 @@ def test_a_fault_in_an_archive_of_open_clip_is_found_by_the_reference_s_names(
 # --------------------------------------------------------------------------- outputs that are not
 
 
-class OneOutput(nn.Module):
-    """``forward`` gives logits per image and nothing else; with ``off`` added to them."""
-
-    def __init__(self, model: Any, off: float) -> None:
-        super().__init__()
-        self.clip, self.off = model, off
-
-    def forward(self, image: Tensor, text: Tensor) -> Any:
-        return self.clip(image, text)[0] + self.off
-
-
 @pytest.mark.parametrize(
     ("methods", "absent", "gates"),
     [
@@ -214,17 +210,110 @@ def test_outputs_that_exist_are_judged_and_others_listed(
     assert f"not in this file: {', '.join(absent)}" in told
 
 
-@pytest.mark.parametrize("off", [0.0, 0.01])
-def test_one_of_the_logits_may_be_all_that_a_file_gives(tmp_path: Path, off: float) -> None:
-    model = OneOutput(reference().float(), off)
-    judged = checked(traced(model, tmp_path / "model.pt", ("forward",)))
-    assert judged.absent == ("image_features", "text_features", "logits_per_text")
-    assert failed(judged) == ({"fidelity"} if off else set())
-    if off:
-        assert judged.failing is not None
-        assert judged.failing.measure.output == "logits_per_image"
-        assert judged.localisation is not None
-        assert [place.module for place in judged.localisation.found] == ["forward"]
+def normalised(features: Tensor) -> Tensor:
+    return features / features.norm(dim=-1, keepdim=True)
+
+
+FORWARDS: dict[str, tuple[str, Callable[..., Any], tuple[str, ...]]] = {
+    "image": ("i", lambda c, off, i: c.encode_image(i) + off, ("image_features",)),
+    "text": ("t", lambda c, off, t: c.encode_text(t) + off, ("text_features",)),
+    "per-image": ("it", lambda c, off, i, t: c(i, t)[0] + off, ("logits_per_image",)),
+    "per-text": ("it", lambda c, off, i, t: c(i, t)[1] + off, ("logits_per_text",)),
+    "features": (
+        "it",
+        lambda c, off, i, t: (c.encode_image(i), c.encode_text(t) + off),
+        ("image_features", "text_features"),
+    ),
+    "named": (
+        "it",
+        lambda c, off, _, t: {"text_features": c.encode_text(t) + off},
+        ("text_features",),
+    ),
+    "all": (
+        "it",
+        lambda c, off, i, t: (c.encode_image(i), c.encode_text(t) + off, *c(i, t)),
+        tuple(OUTPUTS),
+    ),
+}
+"""By name what ``forward`` takes, what it gives, with ``off`` added to some, and what that is."""
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_what_forward_gives_is_judged_and_what_it_does_not_is_listed(
+    tmp_path: Path, name: str
+) -> None:
+    takes, give, there = FORWARDS[name]
+    judged = checked(traced_forward(tmp_path / "model.pt", takes, give))
+    assert failed(judged) == set()
+    assert judged.absent == tuple(each for each in OUTPUTS if each not in there)
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "tower"),
+    [
+        ("image", "image_features", "image"),
+        ("text", "text_features", "text"),
+        ("per-image", "logits_per_image", "logits"),
+        ("per-text", "logits_per_text", "logits"),
+        ("features", "text_features", "text"),
+        ("named", "text_features", "text"),
+        ("all", "text_features", "text"),
+    ],
+)
+def test_what_is_wrong_in_what_forward_gives_is_found(
+    tmp_path: Path, name: str, output: str, tower: str
+) -> None:
+    takes, give, _ = FORWARDS[name]
+    judged = checked(traced_forward(tmp_path / "model.pt", takes, give, off=0.01))
+    assert failed(judged) == {"fidelity"}
+    assert judged.failing is not None
+    assert judged.failing.measure.output == output
+    assert judged.localisation is not None
+    assert [place.tower for place in judged.localisation.found] == [tower]
+
+
+@pytest.mark.parametrize("name", ["image", "features"])
+def test_a_forward_beside_the_encoders_has_to_give_what_these_give(
+    tmp_path: Path, name: str
+) -> None:
+    takes, give, _ = FORWARDS[name]
+    for off, expected in ((0.0, set()), (0.01, {"stability"})):
+        path = tmp_path / f"{off}.pt"
+        traced_forward(path, takes, give, "encode_image", "encode_text", off=off)
+        judged = checked(path)
+        assert failed(judged) == expected
+        assert judged.absent == LOGITS
+
+
+@pytest.mark.parametrize(
+    ("takes", "give", "problem"),
+    [
+        (
+            "it",
+            lambda c, _, i, t: (normalised(c.encode_image(i)), normalised(c.encode_text(t))),
+            "forward gave normalised features and no scale, expected logits per image and per",
+        ),
+        ("it", lambda c, _, i, t: (c(i, t)[0].sum(),) * 3, "forward gave a tuple of a tensor of"),
+        (
+            "itt",
+            lambda c, _, i, t, u: c(i, t + 0 * u),
+            "forward takes 3 tensors, expected pixels and",
+        ),
+    ],
+    ids=["normalised", "sums", "three"],
+)
+def test_of_a_forward_that_is_not_known_one_line_tells_what_was_expected(
+    tmp_path: Path, takes: str, give: Callable[..., Any], problem: str
+) -> None:
+    path = tmp_path / "model.pt"
+    judged = checked(traced_forward(path, takes, give))
+    assert judged.gates == ()
+    assert str(judged.error).startswith(f"jit: {problem}")
+    judged = checked(traced_forward(path, takes, give, "encode_image", "encode_text"))
+    assert failed(judged) == {"integrity"}
+    assert judged.gates[0].message.startswith(f"jit: {problem}")
+    assert ";" not in judged.gates[0].message
+    assert judged.absent == LOGITS
 
 
 class Idle(nn.Module):

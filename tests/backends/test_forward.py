@@ -1,41 +1,88 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from clipcheck.backends.forward import logits_of
-from clipcheck.compare.result import LOGITS
+from clipcheck.backends.forward import ByName, Sizes, UntoldError, order_of, outputs_of
+from clipcheck.compare.result import LOGITS, OUTPUTS
+from clipcheck.errors import RunError
+from clipcheck.models.facts import Facts
 
-IMAGES = torch.nn.functional.normalize(torch.arange(8.0).reshape(2, 4), dim=1)
-TEXTS = torch.nn.functional.normalize(torch.arange(12.0).flip(0).reshape(3, 4), dim=1)
+RAW_IMAGES, RAW_TEXTS = torch.arange(8.0).reshape(2, 4), torch.arange(12.0).flip(0).reshape(3, 4)
+IMAGES, TEXTS = (torch.nn.functional.normalize(each, dim=1) for each in (RAW_IMAGES, RAW_TEXTS))
 SCALE = torch.tensor(100.0)
 LOGITS_PER_IMAGE = 100 * IMAGES @ TEXTS.T
+LOGITS_PER_TEXT = LOGITS_PER_IMAGE.T
+SIZES = Sizes(2, 3, 4)
+SQUARE = Sizes(3, 3, 4)
 
 
 @pytest.mark.parametrize(
     "given",
     [
-        (LOGITS_PER_IMAGE, LOGITS_PER_IMAGE.T),
-        {"logits_per_text": LOGITS_PER_IMAGE.T, "logits_per_image": LOGITS_PER_IMAGE},
+        (LOGITS_PER_IMAGE, LOGITS_PER_TEXT),
+        (LOGITS_PER_TEXT, LOGITS_PER_IMAGE),
+        {"logits_per_text": LOGITS_PER_TEXT, "logits_per_image": LOGITS_PER_IMAGE},
         (IMAGES, TEXTS, SCALE),
         [IMAGES, TEXTS, SCALE.reshape(1)],
         {"text_features": TEXTS, "image_features": IMAGES, "logit_scale": SCALE},
+        {
+            "logits_per_text": LOGITS_PER_TEXT,
+            "logits_per_image": LOGITS_PER_IMAGE,
+            "image_embeds": 1,
+        },
     ],
-    ids=["pair", "named", "features", "shape-1", "named-features"],
+    ids=["pair", "turned", "named", "features", "shape-1", "named-features", "transformers"],
 )
 def test_logits_are_what_is_given_or_follow_from_it(given: Any) -> None:
-    found = logits_of(given)
-    assert set(found) == set(LOGITS)
+    found = outputs_of(given, SIZES)
+    assert list(found) == list(LOGITS)
     torch.testing.assert_close(found["logits_per_image"], LOGITS_PER_IMAGE)
-    torch.testing.assert_close(found["logits_per_text"], LOGITS_PER_IMAGE.T)
+    torch.testing.assert_close(found["logits_per_text"], LOGITS_PER_TEXT)
 
 
-def test_one_of_the_logits_may_be_all() -> None:
-    assert set(logits_of(LOGITS_PER_IMAGE)) == {"logits_per_image"}
-    assert set(logits_of((LOGITS_PER_IMAGE,))) == {"logits_per_image"}
-    assert set(logits_of({"logits_per_text": LOGITS_PER_IMAGE.T})) == {"logits_per_text"}
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (LOGITS_PER_IMAGE, ["logits_per_image"]),
+        ((LOGITS_PER_IMAGE,), ["logits_per_image"]),
+        (LOGITS_PER_TEXT, ["logits_per_text"]),
+        ({"logits_per_text": LOGITS_PER_TEXT}, ["logits_per_text"]),
+        (RAW_IMAGES, ["image_features"]),
+        ((RAW_IMAGES, RAW_TEXTS), ["image_features", "text_features"]),
+        ((RAW_TEXTS, RAW_IMAGES), ["image_features", "text_features"]),
+        ({"text_features": RAW_TEXTS}, ["text_features"]),
+        ((LOGITS_PER_IMAGE, LOGITS_PER_TEXT, RAW_TEXTS, RAW_IMAGES), list(OUTPUTS)),
+        # Normalised ones are another thing than the reference's.
+        ((LOGITS_PER_IMAGE, LOGITS_PER_TEXT, TEXTS, RAW_IMAGES), ["image_features", *LOGITS]),
+    ],
+)
+def test_what_there_is_may_be_some_of_the_outputs(given: Any, names: list[str]) -> None:
+    found = outputs_of(given, SIZES)
+    assert list(found) == names
+    for name, tensor in found.items():
+        assert tuple(tensor.shape) == SIZES.shapes[name]
+
+
+def test_where_shapes_do_not_tell_an_earlier_call_does() -> None:
+    logits = torch.rand(3, 3)
+    assert order_of(LOGITS_PER_TEXT, SIZES) == ("logits_per_text",)
+    assert order_of(logits, SQUARE) == ()
+    assert list(outputs_of(logits, SQUARE)) == ["logits_per_image"]
+    assert list(outputs_of(logits, SQUARE, ("logits_per_text",))) == ["logits_per_text"]
+    # Of features the width tells.
+    assert list(outputs_of((RAW_TEXTS, RAW_TEXTS), SQUARE)) == ["image_features", "text_features"]
+
+
+def test_what_has_other_shapes_is_taken_for_logits_and_fails_as_such() -> None:
+    for given in ((LOGITS_PER_IMAGE, LOGITS_PER_IMAGE), (torch.rand(7), torch.rand(2))):
+        assert order_of(given, SIZES) == ()
+        assert list(outputs_of(given, SIZES)) == list(LOGITS)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +92,8 @@ def test_one_of_the_logits_may_be_all() -> None:
         ({"logit_bias": SCALE, "logits_per_image": IMAGES}, "a logit bias"),
         ((IMAGES, TEXTS, IMAGES), r"a tuple of a tensor of shape \[2, 4\], a tensor of shape"),
         ((IMAGES, TEXTS[:, :2], SCALE), r"\[3, 2\]"),
-        ({"image_features": IMAGES, "text_features": TEXTS}, "a dict of image_features, text_feat"),
+        ((IMAGES, TEXTS), "forward gave normalised features and no scale, expected logits per"),
+        ({"image_features": IMAGES, "text_features": TEXTS}, "normalised features and no scale"),
         ((LOGITS_PER_IMAGE, 3), "a tuple of .*, int, expected"),
         ((), "a tuple of nothing"),
         ({}, "a dict of nothing"),
@@ -55,4 +103,114 @@ def test_one_of_the_logits_may_be_all() -> None:
 )
 def test_anything_else_is_described(given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        logits_of(given)
+        outputs_of(given, SIZES)
+
+
+# --------------------------------------------------------------------------- archives
+
+
+class Fake:
+    """An archive whose methods give what they are told to."""
+
+    def __init__(self, takes: int = 2, **used: Sequence[str]) -> None:
+        keys = {method: frozenset(each) for method, each in used.items()}
+        self.facts = Facts(True, keys, forward_takes=takes)
+        self.gives: dict[str, object] = {}
+        self.calls: list[tuple[str, int]] = []
+
+    def call(self, method: str, *inputs: Tensor) -> object:
+        self.calls.append((method, len(inputs)))
+        return self.gives[method]
+
+    def call_with(self, _: object, method: str, *inputs: Tensor) -> object:
+        return self.call(method, *inputs)
+
+    def call_in_form(
+        self, _: str, method: str, inputs: Sequence[Tensor], after: Sequence[Tensor]
+    ) -> tuple[object, str]:
+        self.calls.append((method, len(after)))
+        return self.call(method, *inputs), "wrong"
+
+    def listen(self, method: str, inputs: Sequence[Tensor], *_: object) -> object:
+        return self.call(method, *inputs)
+
+
+PIXELS, TOKENS = torch.zeros(2, 3, 8, 8), torch.zeros(3, 5)
+
+
+def by_name(runner: Any) -> ByName:
+    return ByName(runner, 4)
+
+
+def test_a_forward_that_is_an_encoder_is_called_that() -> None:
+    for key, encoder, rows, features in (
+        ("visual.proj", "encode_image", PIXELS, RAW_IMAGES),
+        ("text_projection", "encode_text", TOKENS, RAW_TEXTS),
+    ):
+        archive = Fake(1, forward=[key])
+        archive.gives["forward"] = features
+        found = by_name(archive)
+        assert found.facts.used == {encoder: {key}}
+        assert found.facts.methods == (encoder,)
+        assert found.call(encoder, rows) is features
+        assert found.call_with({}, encoder, rows) is features
+        assert found.listen(encoder, [rows], (), lambda *_: None) is features
+        assert found.call_in_form("strided", encoder, [rows], [rows]) == (features, "wrong")
+        assert archive.calls == [("forward", 1)] * 5
+
+
+def test_one_beside_an_encoder_of_that_name_is_given_what_it_takes() -> None:
+    archive = Fake(1, forward=["text_projection"], encode_text=["text_projection"])
+    archive.gives = {"forward": RAW_TEXTS, "encode_text": "its own"}
+    found = by_name(archive)
+    assert found.facts.methods == ("encode_text", "forward")
+    assert found.call("encode_text", TOKENS) == "its own"
+    given = found.call("forward", PIXELS, TOKENS)
+    assert isinstance(given, dict)
+    assert list(given) == ["text_features"]
+    assert found.gives == ("text_features",)
+    assert archive.calls == [("encode_text", 1), ("forward", 1)]
+
+
+def test_what_the_first_call_gave_is_what_it_gives() -> None:
+    archive = Fake(forward=["visual.proj", "text_projection"])
+    found = by_name(archive)
+    archive.gives["forward"] = LOGITS_PER_TEXT
+    found.call("forward", PIXELS, TOKENS)
+    archive.gives["forward"] = square = torch.rand(3, 3)
+    given: Any = found.call("forward", PIXELS[[0, 0, 0]], TOKENS)
+    assert given["logits_per_text"] is square
+    archive.gives["forward"] = "text"
+    with pytest.raises(RunError) as caught:
+        found.call("forward", PIXELS, TOKENS)
+    # It is known what it gives, so that this is a failure.
+    assert not isinstance(caught.value, UntoldError)
+    assert (found.gives, found.untold) == (("logits_per_text",), "")
+
+
+@pytest.mark.parametrize(
+    ("takes", "keys", "problem"),
+    [
+        (2, ["visual.proj", "x"], "jit: forward gave str, expected logits per image and per text"),
+        (3, ["visual.proj", "x"], "jit: forward takes 3 tensors, expected pixels and ids"),
+        (1, ["visual.proj", "x"], "jit: forward takes 1 tensor, and is no encoder, expected"),
+        (1, [], "jit: forward takes 1 tensor, and is no encoder, expected pixels and ids"),
+    ],
+)
+def test_a_forward_of_which_nothing_can_be_told_is_no_method(
+    takes: int, keys: list[str], problem: str
+) -> None:
+    archive = Fake(takes, forward=keys, encode_image=["visual.proj"])
+    archive.gives["forward"] = "text"
+    found = by_name(archive)
+    with pytest.raises(UntoldError, match=problem):
+        found.call("forward", PIXELS, TOKENS)
+    assert found.untold.startswith(problem)
+    assert found.facts.methods == ("encode_image",)
+
+
+def test_all_else_of_an_archive_is_as_it_was() -> None:
+    archive = Fake(forward=["x"], other=["y"])
+    known = replace(archive.facts, input_resolution=8, context_length=5)
+    archive.facts = known
+    assert by_name(archive).facts == replace(known, used={"forward": {"x"}})
