@@ -22,11 +22,12 @@ import torch
 
 from benchmarks.load import write_archive
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Backend, Source
+from clipcheck.backends.base import Backend
 from clipcheck.backends.loading import Sides, build, load_sides
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.reference import exact_arithmetic, exact_floats
 from clipcheck.backends.registry import ALL, Choice, chosen, way
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.compare.fidelity import fidelity
 from clipcheck.compare.tolerances import LIMITS

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 from clipcheck._version import __version__
 
 if TYPE_CHECKING:
-    from clipcheck.checking import Result, assert_consistent, check
     from clipcheck.checkpoints.registry import available_models
     from clipcheck.errors import ClipcheckError
     from clipcheck.inputs.tokenizer import tokenize
     from clipcheck.models.loader import load, load_both
+    from clipcheck.testing import Result, assert_consistent, check
 
 _HOME = {
     "ClipcheckError": "clipcheck.errors",
-    "Result": "clipcheck.checking",
-    "assert_consistent": "clipcheck.checking",
+    "Result": "clipcheck.testing",
+    "assert_consistent": "clipcheck.testing",
     "available_models": "clipcheck.checkpoints.registry",
-    "check": "clipcheck.checking",
+    "check": "clipcheck.testing",
     "load": "clipcheck.models.loader",
     "load_both": "clipcheck.models.loader",
     "tokenize": "clipcheck.inputs.tokenizer",

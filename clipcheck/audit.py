@@ -41,7 +41,7 @@ from clipcheck.progress import Progress, Span, silent
 if TYPE_CHECKING:
     from clipcheck.audit_ways import WayBench
     from clipcheck.backends.archives import OpenArchive
-    from clipcheck.backends.base import Source
+    from clipcheck.backends.source import Source
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.faults import Variant
@@ -554,7 +554,7 @@ class _Bench:
 
     def _open(self, checkpoint: Checkpoint) -> tuple[Source, Both]:
         from clipcheck.backends.artefacts import Artefacts
-        from clipcheck.backends.base import Source
+        from clipcheck.backends.source import Source
 
         both = self._load(checkpoint)
         folder = self._path.parent

@@ -21,7 +21,7 @@ from clipcheck.judging import Stopwatch, Trial, inputs_of, judge_candidate
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.backends.base import Source
+    from clipcheck.backends.source import Source
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.faults.ways import WayVariant
 
@@ -106,8 +106,8 @@ class WayBench:
         import torch
 
         from clipcheck.backends.artefacts import Artefacts
-        from clipcheck.backends.base import Source
         from clipcheck.backends.reference import Reference
+        from clipcheck.backends.source import Source
         from clipcheck.models.loader import load_eager
 
         device = torch.device("cpu")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import platform
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import update_wrapper
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipcheck._version import __version__
 from clipcheck.backends.artefacts import default_folder
@@ -23,8 +21,7 @@ from clipcheck.checkpoints.told import named
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import UsageError, nearest
 from clipcheck.inputs.batches import CORNERS
-from clipcheck.judgement import Judgement, LeftOut
-from clipcheck.judgement import Result as Found
+from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.matrix import Judge, Plan
 from clipcheck.progress import Progress, Span, silent
 
@@ -42,29 +39,6 @@ Backends = str | Sequence[str] | None
 
 _NOT_NAMES = (str, bytes, os.PathLike, Mapping)
 """What can be iterated over and is no list of names: a state dict among others."""
-
-_Options = ParamSpec("_Options")
-
-
-class Result(Found):
-    """What a check found, and how it is shown: as text, in a notebook, as JSON."""
-
-    def __str__(self) -> str:
-        """The table and the verdict."""
-        from clipcheck.report.text import brief
-
-        return brief(self).plain
-
-    def _repr_html_(self) -> str:
-        from clipcheck.report.notebook import render
-
-        return render(self)
-
-    def to_json(self) -> str:
-        """The document that ``clipcheck check --json`` writes."""
-        from clipcheck.report.json import render
-
-        return render(self)
 
 
 def check(
@@ -160,36 +134,6 @@ def check(
         environment(),
         tuple(each for each in everything if isinstance(each, LeftOut)),
     )
-
-
-def _as_assertion(check: Callable[_Options, Result]) -> Callable[_Options, None]:
-    """Take the arguments of a check, for people and type checkers alike."""
-    takes = inspect.signature(check)
-
-    def assert_consistent(*args: _Options.args, **options: _Options.kwargs) -> None:
-        """`check`, for use in a test; the arguments are the same.
-
-        Raises:
-            AssertionError: a checkpoint is inconsistent or could not be judged; the message says on
-                one screen what failed, the worst first.
-            UsageError: the arguments make no sense.
-        """
-        __tracebackhide__ = True
-        from clipcheck.report.failure import summary
-
-        try:
-            takes.bind(*args, **options)
-        except TypeError as error:  # Python's own would name the function that is called below
-            raise TypeError(f"{assert_consistent.__name__}() {error}") from None
-        result = check(*args, **options)
-        if not result:
-            raise AssertionError(summary(result))
-
-    assert_consistent.__qualname__ = assert_consistent.__name__
-    return update_wrapper(assert_consistent, check, assigned=("__module__",), updated=())
-
-
-assert_consistent = _as_assertion(check)
 
 
 def environment() -> dict[str, str]:

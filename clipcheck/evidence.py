@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipcheck.checking import environment
 from clipcheck.errors import OutputError
+from clipcheck.failing import Failing
 from clipcheck.judgement import Judgement, Result
 from clipcheck.report import html, json, text
 from clipcheck.report.json import writable
 from clipcheck.report.text import failing_lines
 from clipcheck.search.saved import remove, write
-from clipcheck.search.smallest import Failing
 from clipcheck.writers.output import replacing
 
 if TYPE_CHECKING:

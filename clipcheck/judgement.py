@@ -17,7 +17,7 @@ from clipcheck.compare.result import GateResult
 from clipcheck.compare.tolerances import Contract
 
 if TYPE_CHECKING:
-    from clipcheck.search.smallest import Failing
+    from clipcheck.failing import Failing
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from clipcheck.inputs.digest import digest
 from clipcheck.progress import Advance, Tally, still
 
 if TYPE_CHECKING:
-    from clipcheck.backends.base import Source
     from clipcheck.backends.reference import Reference
+    from clipcheck.backends.source import Source
 
 _FEATURES = {"encode_image": "image_features", "encode_text": "text_features"}
 """By method, what it gives."""

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Backend, Source
+from clipcheck.backends.base import Backend
 from clipcheck.backends.cells import Isolation, cell_for
 from clipcheck.backends.jit import Archive
 from clipcheck.backends.known import Known, everything, matching
 from clipcheck.backends.loading import PROGRAMS, Sides, build, load_sides, require_runs
 from clipcheck.backends.registry import ALL, Choice, way
+from clipcheck.backends.source import Source
 from clipcheck.backends.weights import compare_weights, compared
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program

@@ -21,11 +21,12 @@ from clipcheck.compare.distance import Ruler
 from clipcheck.compare.result import Case
 from clipcheck.compare.tolerances import LIMITS
 from clipcheck.errors import ReplayError
+from clipcheck.failing import Measure
 from clipcheck.inputs.batches import MOST_ROWS, Inputs, batches
 from clipcheck.inputs.examples import Example, Frontend, batch
 from clipcheck.judging import Stopwatch, Trial, inputs_of
 from clipcheck.progress import Progress, Span, silent
-from clipcheck.search.probe import Measure, Probe, worst
+from clipcheck.search.probe import Probe, worst
 from clipcheck.search.saved import Saved, read
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from onnx import helper
 
 from clipcheck.audit_ways import WayBench
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Source
 from clipcheck.backends.registry import BACKENDS, way
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import Array, Backend, Missing, Option, Source, translating
+from clipcheck.backends.base import Array, Backend, Missing, Option, translating
 from clipcheck.backends.eager import version as version
 from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
 from clipcheck.backends.signature import Declared, Raw
+from clipcheck.backends.source import Source
 from clipcheck.compare.integrity import Evidence
 
 if TYPE_CHECKING:

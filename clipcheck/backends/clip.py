@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import Backend, Missing, Option, Source, translating
+from clipcheck.backends.base import Backend, Missing, Option, translating
+from clipcheck.backends.source import Source
 from clipcheck.compare.integrity import Evidence
 
 if TYPE_CHECKING:

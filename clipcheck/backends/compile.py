@@ -18,7 +18,6 @@ from clipcheck.backends.base import (
     Named,
     Option,
     Pixels,
-    Source,
     Tokens,
     closed,
     evidence_of_closed,
@@ -26,6 +25,7 @@ from clipcheck.backends.base import (
 )
 from clipcheck.backends.eager import version
 from clipcheck.backends.modules import to_numpy
+from clipcheck.backends.source import Source
 from clipcheck.backends.trace import example_inputs
 from clipcheck.compare.integrity import Evidence
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipcheck.backends.base import Backend, Missing, Option, Source
+from clipcheck.backends.base import Backend, Missing, Option
+from clipcheck.backends.source import Source
 from clipcheck.compare.integrity import Evidence
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ from clipcheck.backends.base import (
     Named,
     Option,
     Pixels,
-    Source,
     Tokens,
 )
 from clipcheck.backends.eager import version as version
 from clipcheck.backends.forward import ByName, UntoldError
 from clipcheck.backends.modules import ModuleBackend, to_numpy
 from clipcheck.backends.signature import blank
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import BUFFERS, Architecture
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.compare.integrity import Evidence

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcheck.backends.archives import OpenArchive, open_archive
-from clipcheck.backends.base import Backend, Source, translating
+from clipcheck.backends.base import Backend, translating
 from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.registry import Choice, require_available, way
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints import onnx_data
 from clipcheck.checkpoints.artefacts import computing_dtype
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipcheck.backends.base import Array, Backend, Missing, Option, Source, too_old, translating
+from clipcheck.backends.base import Array, Backend, Missing, Option, too_old, translating
 from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
 from clipcheck.backends.signature import Declared, Raw
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.onnx_data import data_files, located, piece_of
 from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import UnavailableError

@@ -7,7 +7,8 @@ from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING, Any
 
 from clipcheck import torchscript_support
-from clipcheck.backends.base import Backend, Missing, Option, Source, too_old, translating
+from clipcheck.backends.base import Backend, Missing, Option, too_old, translating
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints import directories
 from clipcheck.checkpoints.architecture import Activation, Architecture, ViT
 from clipcheck.checkpoints.checkpoint import Format

@@ -27,7 +27,7 @@ from clipcheck.inputs.examples import Frontend
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.backends.base import Source
+    from clipcheck.backends.source import Source
 
 Run = Callable[[Pixels, Tokens], Raw]
 

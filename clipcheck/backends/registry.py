@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import cast
 
-from clipcheck.backends.base import Missing, Option, Way
+from clipcheck.backends.base import Missing, Option
+from clipcheck.backends.source import Way
 from clipcheck.errors import UnavailableError, UsageError, nearest
 
 BACKENDS = (

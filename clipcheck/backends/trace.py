@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from clipcheck import torchscript_support
-from clipcheck.backends.base import Backend, Option, Source
+from clipcheck.backends.base import Backend, Option
 from clipcheck.backends.eager import version
 from clipcheck.backends.jit import available
 from clipcheck.backends.modules import ModuleBackend
+from clipcheck.backends.source import Source
 from clipcheck.compare.integrity import Evidence
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from clipcheck.compare.localisation import Localisation
 from clipcheck.inputs.examples import describe_image
 from clipcheck.judgement import Judgement, Result
-from clipcheck.report.places import entries
 
 SCHEMA = 1
 
@@ -77,7 +77,7 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
             for g in judgement.gates
         ],
         "failing_example": _failing(judgement),
-        "localisation": entries(judgement.localisation) if judgement.localisation else None,
+        "localisation": places(judgement.localisation) if judgement.localisation else None,
     }
 
 
@@ -104,3 +104,23 @@ def writable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [writable(item) for item in value]
     return value
+
+
+def places(localisation: Localisation) -> list[dict[str, Any]]:
+    """One for each tower; ``module`` is None where nothing departs."""
+    return [
+        {
+            "tower": place.tower,
+            "module": place.module,
+            "part": place.part,
+            "figures": {
+                "rmse_ratio": place.ratio,
+                "allowed": place.allowed,
+                "rmse": place.error,
+                "method": place.method,
+            },
+            "given": place.given,
+            "reason": place.reason,
+        }
+        for place in localisation.places
+    ]

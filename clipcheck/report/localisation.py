@@ -9,8 +9,8 @@ from rich.text import Text
 from clipcheck.compare.localisation import Place
 from clipcheck.localising import Localised
 from clipcheck.report.cells import command, visible, wrapped
-from clipcheck.report.json import writable
-from clipcheck.report.places import TOWERS, entries, measured, named
+from clipcheck.report.json import places, writable
+from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.report.text import BAD, GOOD, KEPT, given_options
 
 SCHEMA = 1
@@ -63,6 +63,6 @@ def render_json(localised: Localised) -> str:
         "device": localised.device,
         "dtype": localised.dtype,
         "seconds": dict(localised.seconds),
-        "towers": entries(localised.localisation),
+        "towers": places(localised.localisation),
     }
     return json.dumps(writable(document), indent=2, allow_nan=False) + "\n"

@@ -1,11 +1,9 @@
-"""Where a checkpoint departs first, in words and for JSON."""
+"""Where a checkpoint departs first, in words."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from clipcheck.compare.fidelity import times
-from clipcheck.compare.localisation import Localisation, Place
+from clipcheck.compare.localisation import Place
 
 TOWERS = {"image": "image tower", "text": "text tower", "logits": "logits"}
 """What each is called."""
@@ -27,23 +25,3 @@ def measured(place: Place) -> str:
         f"{times(place.ratio)} further from float64 than the eager model, given the same; "
         f"{place.allowed:g} times is allowed; {seen}"
     )
-
-
-def entries(localisation: Localisation) -> list[dict[str, Any]]:
-    """One for each tower; ``module`` is None where nothing departs."""
-    return [
-        {
-            "tower": place.tower,
-            "module": place.module,
-            "part": place.part,
-            "figures": {
-                "rmse_ratio": place.ratio,
-                "allowed": place.allowed,
-                "rmse": place.error,
-                "method": place.method,
-            },
-            "given": place.given,
-            "reason": place.reason,
-        }
-        for place in localisation.places
-    ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
+from clipcheck.compare.tolerances import Contract
 from clipcheck.judgement import Result
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
 from clipcheck.report.json import SCHEMA
@@ -34,7 +35,8 @@ def result(swept: Swept) -> Result:
     """What all checks of a sweep found, as a check of all of them would have."""
     rows = swept.rows
     conditions = rows[0].unit.conditions if rows else Conditions(0)
-    return result_of(_entries(rows), _left_out(swept), swept.environment, conditions)
+    limits = Contract(conditions.atol, conditions.rtol)
+    return result_of(_entries(rows), _left_out(swept), swept.environment, limits)
 
 
 def _left_out(swept: Swept) -> list[dict[str, Any]]:

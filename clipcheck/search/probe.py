@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ from clipcheck.compare.metrics import row_rms
 from clipcheck.compare.result import LOGITS, Case, eager_not_finite, judged, unusable
 from clipcheck.compare.tolerances import Contract
 from clipcheck.errors import RunError
+from clipcheck.failing import Measure
 from clipcheck.inputs.batches import Batch
 from clipcheck.inputs.examples import Kind
 
@@ -26,31 +26,6 @@ KINDS: tuple[Kind, ...] = ("image", "prompt", "pair")
 
 _METHODS: dict[Kind, str] = {"image": "encode_image", "prompt": "encode_text"}
 _FEATURES: dict[Kind, str] = {"image": "image_features", "prompt": "text_features"}
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What was found of one input, in the output where it was most.
-
-    Attributes:
-        output: its name.
-        ratio: how many times as far from float64 as the eager model; infinite where something is
-            missing or not finite.
-        allowed: how many times that may be.
-        error: the root mean square error.
-        message: for people.
-    """
-
-    output: str
-    ratio: float
-    allowed: float
-    error: float
-    message: str
-
-    @property
-    def margin(self) -> float:
-        """How many times what is allowed."""
-        return self.ratio / self.allowed
 
 
 class Probe:

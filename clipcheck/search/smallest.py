@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from clipcheck.compare.result import Case
+from clipcheck.failing import Failing, Measure
 from clipcheck.inputs.batches import MOST_ROWS, Batch
 from clipcheck.inputs.digest import digest
 from clipcheck.inputs.examples import Example, Kind, batch, ids_of, spelled, storable
 from clipcheck.search.inputs import Drawn
-from clipcheck.search.probe import KINDS, Measure, Probe, worst
+from clipcheck.search.probe import KINDS, Probe, worst
 from clipcheck.search.source import Pool
 
 SEARCHED = 200
@@ -29,24 +29,6 @@ _TOGETHER = 50
 
 _SECONDS = 60.0
 """Time for shrinking: what is smallest by then is given."""
-
-
-@dataclass(frozen=True)
-class Failing:
-    """An input that a candidate fails on.
-
-    Attributes:
-        example: the images and prompts, run as one batch.
-        measure: what was found of it.
-        shrunk: whether it is the smallest that Hypothesis found; else it is a whole batch of the
-            check.
-        first: the input that failed before it was shrunk to this one.
-    """
-
-    example: Example
-    measure: Measure
-    shrunk: bool
-    first: Example | None = None
 
 
 def smallest(probe: Probe, drawn: Drawn, cases: Sequence[Case]) -> Failing | None:

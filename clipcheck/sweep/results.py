@@ -9,15 +9,15 @@ from typing import Any
 from clipcheck.backends.known import Known, everything
 from clipcheck.checkpoints.inspection import Patched
 from clipcheck.compare.result import GateResult
+from clipcheck.compare.tolerances import Contract
 from clipcheck.judgement import Judgement, LeftOut, Result
-from clipcheck.sweep.jobs import Conditions
 
 
 def result_of(
     results: Iterable[Mapping[str, Any]],
     left_out: Iterable[Mapping[str, Any]],
     environment: Mapping[str, str],
-    conditions: Conditions,
+    limits: Contract,
 ) -> Result:
     """The result that documents tell of: all but the plots and the inputs themselves.
 
@@ -25,18 +25,16 @@ def result_of(
         results: as in the document of a check.
         left_out: the same.
         environment: of who leads the sweep.
-        conditions: that all was judged under.
+        limits: of the gate ``contract``, that all was judged under.
     """
     return Result(
-        tuple(_judgement(each, conditions) for each in results),
+        tuple(_judgement(each, limits) for each in results),
         environment,
         tuple(LeftOut(**each) for each in left_out),
     )
 
 
-def _judgement(entry: Mapping[str, Any], conditions: Conditions) -> Judgement:
-    from clipcheck.compare.tolerances import Contract
-
+def _judgement(entry: Mapping[str, Any], limits: Contract) -> Judgement:
     same = (
         "checkpoint",
         "device",
@@ -64,7 +62,7 @@ def _judgement(entry: Mapping[str, Any], conditions: Conditions) -> Judgement:
         inputs=entry.get("inputs"),
         run=entry.get("run"),
         date=entry.get("date"),
-        limits=Contract(conditions.atol, conditions.rtol),
+        limits=limits,
         isolation=None if entry["isolation"] is None else tuple(entry["isolation"]),
         absent=tuple(entry.get("absent", ())),
         patched=Patched(**entry["patched"]) if entry.get("patched") else None,

@@ -12,8 +12,9 @@ import torch
 from filelock import FileLock
 
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Named, Pixels, Source, Tokens, Way
+from clipcheck.backends.base import Named, Pixels, Tokens
 from clipcheck.backends.modules import to_numpy
+from clipcheck.backends.source import Source, Way
 from clipcheck.checkpoints.architecture import Architecture, specs
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint

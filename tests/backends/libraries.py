@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Backend, Named, Source, Way
+from clipcheck.backends.base import Backend, Named
 from clipcheck.backends.reference import Reference, exact_arithmetic
+from clipcheck.backends.source import Source, Way
 from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.inputs.batches import Inputs, batches

@@ -15,7 +15,8 @@ from packaging.version import Version
 
 from clipcheck.backends import aotinductor
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Backend, Source
+from clipcheck.backends.base import Backend
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import DamagedError, RunError
 from tests.backends.kept import (

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from clipcheck.backends import compile as way
 from clipcheck.backends.aotinductor import quiet_about_cuda
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Source
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import RunError
 from tests.backends.kept import CPU, Kept, assert_same, batch, expected, minute, source

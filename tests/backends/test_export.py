@@ -12,7 +12,8 @@ import torch
 from clipcheck.backends import export
 from clipcheck.backends import programs as built
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Backend, Source
+from clipcheck.backends.base import Backend
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Activation
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint

@@ -12,9 +12,10 @@ import torch
 
 from clipcheck.backends import loading
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Missing, Source
+from clipcheck.backends.base import Missing
 from clipcheck.backends.loading import Sides, build, load_sides
 from clipcheck.backends.registry import Choice, way
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import (

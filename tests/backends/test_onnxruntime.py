@@ -18,7 +18,8 @@ from packaging.version import Version
 from clipcheck.backends import cells
 from clipcheck.backends import onnxruntime as way
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Backend, Source
+from clipcheck.backends.base import Backend
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.onnx_data import computing_dtype

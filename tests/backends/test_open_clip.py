@@ -16,7 +16,8 @@ import torch
 from clipcheck import torchscript_support
 from clipcheck.backends import open_clip as way
 from clipcheck.backends import registry
-from clipcheck.backends.base import Backend, Source
+from clipcheck.backends.base import Backend
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Activation, Architecture, Blocks
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint

@@ -10,7 +10,7 @@ import torch
 
 from clipcheck import torchscript_support
 from clipcheck.backends import script, trace
-from clipcheck.backends.base import Source
+from clipcheck.backends.source import Source
 from clipcheck.backends.trace import ScriptBackend, example_inputs, shared_weights
 from clipcheck.checkpoints.checkpoint import Format
 from tests.backends.kept import minute, source

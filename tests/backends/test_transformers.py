@@ -18,7 +18,8 @@ from transformers.utils import logging as library_logging
 
 from clipcheck.backends import registry
 from clipcheck.backends import transformers as way
-from clipcheck.backends.base import Backend, Source
+from clipcheck.backends.base import Backend
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Activation, Blocks
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint

@@ -12,10 +12,9 @@ from clipcheck.compare.frontends import FrontendResult, Unknown, Unlike
 from clipcheck.compare.frontends import Known as KnownDifference
 from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.compare.result import GateResult
+from clipcheck.failing import Failing, Measure
 from clipcheck.inputs.examples import Example
 from clipcheck.judgement import Judgement, LeftOut, Result
-from clipcheck.search.probe import Measure
-from clipcheck.search.smallest import Failing
 
 ENVIRONMENT = {"clipcheck": "0.1.0", "python": "3.11.7", "torch": "2.9.1"}
 

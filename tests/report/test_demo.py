@@ -9,13 +9,12 @@ from rich.cells import cell_len
 
 from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.compare.result import GateResult
+from clipcheck.failing import Failing, Measure
 from clipcheck.faults import fault_named
 from clipcheck.inputs.examples import Example
 from clipcheck.judgement import Judgement
 from clipcheck.report.cells import WIDTH
 from clipcheck.report.demo import planted, tour
-from clipcheck.search.probe import Measure
-from clipcheck.search.smallest import Failing
 
 GELU = Place("text", "transformer.resblocks.0.mlp.gelu", "", 43.0, 10.0)
 

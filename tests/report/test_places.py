@@ -8,7 +8,8 @@ import pytest
 
 from clipcheck.compare.localisation import TOWERS as ALL
 from clipcheck.compare.localisation import Localisation, Place
-from clipcheck.report.places import TOWERS, entries, measured, named
+from clipcheck.report.json import places
+from clipcheck.report.places import TOWERS, measured, named
 
 GELU = Place(
     "text", "transformer.resblocks.0.mlp.gelu", "", 43.0, 10.0, 1e-4, "encode_text", "two prompts"
@@ -59,7 +60,7 @@ def test_every_tower_has_an_entry_whether_it_departs_or_not() -> None:
     found = Localisation(
         [Place("image", given="two images", reason="nothing departs"), GELU, Place("logits")]
     )
-    image, text, logits = entries(found)
+    image, text, logits = places(found)
     assert image == {
         "tower": "image",
         "module": None,
@@ -81,5 +82,5 @@ def test_every_tower_has_an_entry_whether_it_departs_or_not() -> None:
 
 def test_a_part_has_an_entry_of_its_own() -> None:
     place = Place("text", "text_projection", "pooling")
-    (entry,) = entries(Localisation([place]))
+    (entry,) = places(Localisation([place]))
     assert (entry["module"], entry["part"]) == ("text_projection", "pooling")

@@ -12,12 +12,11 @@ from rich.text import Text
 
 from clipcheck.compare.localisation import Localisation, Place
 from clipcheck.compare.result import GateResult
+from clipcheck.failing import Failing, Measure
 from clipcheck.inputs.examples import Example
 from clipcheck.judgement import Judgement, Result
 from clipcheck.report.cells import WIDTH
 from clipcheck.report.text import BAD, GOOD, brief, cell, render, report
-from clipcheck.search.probe import Measure
-from clipcheck.search.smallest import Failing
 from tests.report import several_backends
 
 FLOAT32 = ("integrity", "contract", "fidelity", "modules", "decision", "stability")

@@ -17,13 +17,14 @@ from clipcheck.compare.distance import Ruler
 from clipcheck.compare.result import Case
 from clipcheck.compare.tolerances import LIMITS, Contract
 from clipcheck.errors import RunError
+from clipcheck.failing import Failing, Measure
 from clipcheck.inputs.batches import CORNERS, MOST_ROWS
 from clipcheck.judging import Stopwatch, Trial, inputs_of
 from clipcheck.models import eager
 from clipcheck.search import smallest as module
 from clipcheck.search.inputs import Drawn, Wanted, draw
-from clipcheck.search.probe import Measure, Probe, worst
-from clipcheck.search.smallest import Failing, smallest
+from clipcheck.search.probe import Probe, worst
+from clipcheck.search.smallest import smallest
 from clipcheck.search.source import Source
 from clipcheck.writers.synthesize import synthesize
 

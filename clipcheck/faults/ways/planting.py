@@ -19,7 +19,7 @@ from unittest import mock
 from torch import Tensor
 
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Source
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.faults.ways.variant import Plant
 from clipcheck.models import eager

@@ -12,10 +12,9 @@ from clipcheck.compare.measured import Heat, Measured
 from clipcheck.compare.modules import Coverage, ModuleError, modules
 from clipcheck.compare.result import OUTPUTS, GateResult
 from clipcheck.compare.tolerances import LIMITS
+from clipcheck.failing import Failing, Measure
 from clipcheck.inputs.examples import Example
 from clipcheck.judgement import Judgement, Result
-from clipcheck.search.probe import Measure
-from clipcheck.search.smallest import Failing
 
 NAMES = (
     "visual.conv1",

@@ -1,0 +1,78 @@
+"""What a backend is made of, and what makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from clipcheck.backends.archives import OpenArchive
+from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.base import Backend, Missing, Option
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.isolation.cell import Cell
+    from clipcheck.models import eager
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a backend is made of.
+
+    Attributes:
+        checkpoint: the file; of a program the one that it was made of.
+        model: the eager model of its weights, on ``device`` and in ``dtype``. Backends may share
+            its weights; they must not change it.
+        device: where to run.
+        dtype: what to compute in, by name: float32, float16 or bfloat16.
+        options: by name, one value for each of the way's options.
+        scratch: a folder of its own, which outlives the backend.
+        artefacts: what was built before.
+        archive: what runs the archive itself, where the checkpoint is one and that is wanted.
+        program: a file that is to be run as it is, in place of one that is built.
+        cell: what runs the code of such a file; None for this process.
+    """
+
+    checkpoint: Checkpoint
+    model: eager.CLIP
+    device: torch.device
+    dtype: str
+    options: Mapping[str, str]
+    scratch: Path
+    artefacts: Artefacts
+    archive: OpenArchive | None = None
+    program: Path | None = None
+    cell: Cell | None = None
+
+
+class Way(Protocol):
+    """A file of this folder, which makes backends."""
+
+    SUMMARY: str
+    """What it is, in a line."""
+
+    OPTIONS: Mapping[str, Option]
+    """What can be chosen, by name."""
+
+    VARIANTS: Sequence[Mapping[str, str]]
+    """The options of each way to run it that ``all`` stands for."""
+
+    def available(self) -> Missing | None:
+        """Why it cannot run on this machine, or None. It imports nothing that takes long."""
+
+    def version(self) -> str:
+        """Of the library that runs it. Only to be asked where it is available."""
+
+    def unfit(self, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:
+        """Why it is not made for this checkpoint, or None."""
+
+    def build(self, source: Source) -> Backend:
+        """Make a backend.
+
+        Raises:
+            RunError: its library failed; the message has the library's words.
+        """

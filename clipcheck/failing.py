@@ -1,0 +1,50 @@
+"""An input that a candidate fails on, as it is found and as it is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clipcheck.inputs.examples import Example
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What was found of one input, in the output where it was most.
+
+    Attributes:
+        output: its name.
+        ratio: how many times as far from float64 as the eager model; infinite where something is
+            missing or not finite.
+        allowed: how many times that may be.
+        error: the root mean square error.
+        message: for people.
+    """
+
+    output: str
+    ratio: float
+    allowed: float
+    error: float
+    message: str
+
+    @property
+    def margin(self) -> float:
+        """How many times what is allowed."""
+        return self.ratio / self.allowed
+
+
+@dataclass(frozen=True)
+class Failing:
+    """An input that a candidate fails on.
+
+    Attributes:
+        example: the images and prompts, run as one batch.
+        measure: what was found of it.
+        shrunk: whether it is the smallest that Hypothesis found; else it is a whole batch of the
+            check.
+        first: the input that failed before it was shrunk to this one.
+    """
+
+    example: Example
+    measure: Measure
+    shrunk: bool
+    first: Example | None = None
