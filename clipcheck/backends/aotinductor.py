@@ -18,6 +18,7 @@ from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import Source
 from clipcheck.compare.integrity import Evidence
+from clipcheck.errors import UnsafeError
 
 if TYPE_CHECKING:
     import torch
@@ -120,21 +121,22 @@ def _hardware(device: torch.device) -> str:
 
 
 def open_package(
-    path: Path, device: torch.device, architecture: Architecture, cell: Cell | None = None
+    path: Path, device: torch.device, architecture: Architecture, cell: Cell | None
 ) -> Backend:
     """Open a package of AOTInductor, of whoever's making.
 
-    Loading it runs native code of the file, with all rights of the process that does it. The code
-    does not look at the dtype of what it gets: ids are int64 where the package does not say
-    otherwise.
+    Loading it runs native code of the file, with all rights of the process that does it: only a
+    cell does. The code does not look at the dtype of what it gets: ids are int64 where the package
+    does not say otherwise.
 
     Args:
         path: the file.
         device: what it was compiled for.
         architecture: what it is to be a model of.
-        cell: what runs it; None for this process.
+        cell: what runs it.
 
     Raises:
+        UnsafeError: there is no cell.
         DamagedError: the file was altered.
         CheckpointError: it takes other inputs than a CLIP model.
         RunError: it cannot be loaded on this machine.
@@ -143,7 +145,13 @@ def open_package(
 
     # torch compares no checksums, and leaves all that it unpacked where it cannot load it.
     Records(MappedFile(path)).verify()
-    found = open_apart("aotinductor", path, device, None, cell) if cell else opened(path, device)
+    if cell is None:
+        raise UnsafeError(
+            "it is native code, which runs as soon as it is loaded; nothing was run",
+            remedy="Leave out --isolation none: a process without rights runs it.",
+            path=path,
+        )
+    found = open_apart("aotinductor", path, device, None, cell)
     return as_backend("aotinductor", found, architecture, path, _unknown)
 
 

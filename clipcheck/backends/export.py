@@ -43,18 +43,7 @@ def build(source: Source) -> Backend:
     A source that is a program already is opened as it is.
     """
     if source.program is not None:
-        from clipcheck.backends.artefact_files import open_file
-
-        weights = source.model.state_dict()
-        model = source.checkpoint.architecture
-        return open_file(
-            source.program,
-            source.device,
-            model,
-            weights=weights,
-            cell=source.cell,
-            dtype=source.dtype,
-        )
+        return _as_it_is(source, source.program)
     from clipcheck.backends import programs
     from clipcheck.writers.programs import write_pt2
 
@@ -67,6 +56,20 @@ def build(source: Source) -> Backend:
     weights = source.model.state_dict()
     return as_backend(
         "export", opened(path, source.device), architecture, path, partial(_evidence, weights)
+    )
+
+
+def _as_it_is(source: Source, program: Path) -> Backend:
+    """A program that somebody else made: exported, or compiled from one."""
+    from clipcheck.backends.aotinductor import open_package
+    from clipcheck.checkpoints.artefacts import is_compiled
+
+    architecture = source.checkpoint.architecture
+    if is_compiled(program):
+        return open_package(program, source.device, architecture, source.cell)
+    weights = source.model.state_dict()
+    return open_program(
+        program, source.device, architecture, weights, source.cell, dtype=source.dtype
     )
 
 

@@ -16,8 +16,10 @@ from packaging.version import Version
 from clipcheck.backends import aotinductor
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
+from clipcheck.backends.opened import as_backend
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import DamagedError, RunError
 from tests.backends.kept import (
     CPU,
@@ -86,7 +88,10 @@ def test_it_leaves_nothing_where_it_was_compiled(backend: Backend, made: Source)
 def test_the_package_says_which_ids_it_takes(backend: Backend, made: Source) -> None:
     """Its code would take any others for these."""
     architecture = made.checkpoint.architecture
-    opened = aotinductor.open_package(artefact(made), CPU, architecture)
+    path = artefact(made)
+    opened = as_backend(
+        "aotinductor", aotinductor.opened(path, CPU), architecture, path, lambda _: Evidence(None)
+    )
     pixels, tokens = batch(architecture, 2, 3)
     assert_same(opened.outputs(pixels, tokens), backend.outputs(pixels, tokens))
     opened.close()
@@ -137,7 +142,7 @@ def test_code_that_was_altered_is_not_loaded(
     path = tmp_path / "package.pt2"
     path.write_bytes(flipped(contents, contents.index(b"\x7fELF") + 1000))
     with pytest.raises(DamagedError, match="was altered"):
-        aotinductor.open_package(path, CPU, made.checkpoint.architecture)
+        aotinductor.open_package(path, CPU, made.checkpoint.architecture, None)
 
 
 def test_the_artefact_depends_on_the_hardware(

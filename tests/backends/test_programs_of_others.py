@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clipcheck.backends import onnxruntime as onnx_way
-from clipcheck.backends.artefact_files import open_file
-from clipcheck.backends.base import Backend, Missing
+from clipcheck.backends import aotinductor, export, onnxruntime
+from clipcheck.backends.base import Backend
+from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.checkpoints.artefacts import kind_of
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.compare.integrity import integrity
 from clipcheck.compare.result import Case
@@ -21,15 +22,13 @@ from clipcheck.errors import (
     ArchitectureError,
     CheckpointError,
     RunError,
-    UnavailableError,
-    UnknownFormatError,
     UnsafeError,
 )
 from clipcheck.models import eager
 from clipcheck.writers.programs import write_onnx, write_pt2
 from clipcheck.writers.synthesize import architecture_named
 from tests.backends.kept import CPU, assert_near, batch, expected
-from tests.samples import MINUTE, minute_bytes, minute_weights
+from tests.samples import MINUTE, minute_weights
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +42,13 @@ def own(model: eager.CLIP, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("own") / "program.pt2"
     write_onnx(model, path)
     return path
+
+
+def open_file(
+    path: Path, architecture: Architecture = MINUTE, weights: dict[str, Tensor] | None = None
+) -> Backend:
+    way = onnxruntime if kind_of(path) is Format.ONNX else export
+    return way.open_program(path, CPU, architecture, weights)
 
 
 class TheirForward(nn.Module):
@@ -146,13 +152,13 @@ def missing(backend: Backend, model: eager.CLIP) -> str:
 
 def test_our_own_pt2_gives_all(model: eager.CLIP, tmp_path: Path) -> None:
     write_pt2(model, tmp_path / "own.pt2")
-    backend = open_file(tmp_path / "own.pt2", CPU, MINUTE, weights=model.state_dict())
+    backend = open_file(tmp_path / "own.pt2", weights=model.state_dict())
     assert_near(*outputs_of(backend, model), atol=1e-6)
     assert backend.evidence().weights == len(model.state_dict())
 
 
 def test_our_own_onnx_gives_all(model: eager.CLIP, own: Path) -> None:
-    backend = open_file(own, CPU, MINUTE, weights=model.state_dict())
+    backend = open_file(own, weights=model.state_dict())
     assert backend.name == "onnxruntime"
     assert_near(*outputs_of(backend, model), atol=1e-5)
     assert backend.evidence().weights
@@ -164,7 +170,7 @@ def test_logits_of_transformers_are_judged_and_normalised_features_missed(
     names = ["input_ids", "pixel_values", "attention_mask"]
     outputs = ["logits_per_image", "logits_per_text", "text_embeds", "image_embeds"]
     path = saved_onnx(tmp_path / "theirs.onnx", LikeTransformers(model), names, outputs)
-    backend = open_file(path, CPU, MINUTE)
+    backend = open_file(path)
     found, wanted = outputs_of(backend, model)
     logits = ("logits_per_image", "logits_per_text")
     assert_near(found, {name: wanted[name] for name in logits}, atol=1e-5)
@@ -175,7 +181,7 @@ def test_logits_of_transformers_are_judged_and_normalised_features_missed(
 
 def test_a_program_of_logits_alone_lacks_features(model: eager.CLIP, tmp_path: Path) -> None:
     path = saved_pt2(tmp_path / "theirs.pt2", LogitsAlone(model), ["image", "text"])
-    backend = open_file(path, CPU, MINUTE)
+    backend = open_file(path)
     found, wanted = outputs_of(backend, model)
     logits = ("logits_per_image", "logits_per_text")
     assert_near(found, {name: wanted[name] for name in logits}, atol=1e-6)
@@ -188,7 +194,7 @@ def test_a_program_of_features_alone_lacks_logits(model: eager.CLIP, tmp_path: P
     path = saved_onnx(
         tmp_path / "theirs.onnx", FeaturesAlone(model), ["image", "text"], ["one", "two"]
     )
-    backend = open_file(path, CPU, MINUTE)
+    backend = open_file(path)
     found, wanted = outputs_of(backend, model)
     features = ("image_features", "text_features")
     assert_near(found, {name: wanted[name] for name in features}, atol=1e-5)
@@ -199,7 +205,7 @@ def test_a_program_of_features_alone_lacks_logits(model: eager.CLIP, tmp_path: P
 
 def test_of_two_outputs_of_one_shape_neither_is_taken(model: eager.CLIP, tmp_path: Path) -> None:
     path = saved_pt2(tmp_path / "theirs.pt2", Twice(model), ["image", "text"])
-    found, _ = outputs_of(open_file(path, CPU, MINUTE), model)
+    found, _ = outputs_of(open_file(path), model)
     assert list(found) == ["text_features", "logits_per_image", "logits_per_text"]
 
 
@@ -207,18 +213,18 @@ def test_a_program_of_one_tower_is_refused(model: eager.CLIP, tmp_path: Path) ->
     path = saved_pt2(tmp_path / "theirs.pt2", ImageAlone(model), ["image"])
     message = "expected a program of pixels and ids, found one that takes image"
     with pytest.raises(CheckpointError, match=message):
-        open_file(path, CPU, MINUTE)
+        open_file(path)
 
 
 def test_an_input_that_no_clip_model_has_is_named(model: eager.CLIP, tmp_path: Path) -> None:
     path = saved_pt2(tmp_path / "theirs.pt2", More(model), ["image", "text", "temperature"])
     with pytest.raises(CheckpointError, match="its input 'temperature' is none that a CLIP"):
-        open_file(path, CPU, MINUTE)
+        open_file(path)
 
 
 def test_a_program_of_another_architecture_is_refused(own: Path) -> None:
     with pytest.raises(ArchitectureError, match=r"\[any, 3, 16, 16\], expected \[any, 3, 32, 32\]"):
-        open_file(own, CPU, architecture_named("tiny-vit"))
+        open_file(own, architecture_named("tiny-vit"))
 
 
 def test_a_batch_size_that_is_burnt_in_is_told_before_it_is_run(
@@ -229,7 +235,7 @@ def test_a_batch_size_that_is_burnt_in_is_told_before_it_is_run(
     program = torch.export.export(LogitsAlone(model).eval(), example, strict=False)
     torch.export.save(program, tmp_path / "burnt.pt2")
     with pytest.raises(CheckpointError, match="batches of exactly 2 images and 3 texts"):
-        open_file(tmp_path / "burnt.pt2", CPU, MINUTE)
+        open_file(tmp_path / "burnt.pt2")
 
 
 def test_native_code_is_not_loaded_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,27 +251,8 @@ def test_native_code_is_not_loaded_unasked(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(torch._inductor, "aoti_load_package", load)
     with pytest.raises(UnsafeError, match="it is native code"):
-        open_file(path, CPU, MINUTE)
+        aotinductor.open_package(path, CPU, MINUTE, None)
     assert not loaded
     with pytest.raises(RunError, match=r"aotinductor: loading failed \(not sound\)"):
-        open_file(path, CPU, MINUTE, native=True)
+        aotinductor.opened(path, CPU)
     assert loaded == [str(path)]
-
-
-@pytest.mark.parametrize("contents", [b"", b"hello", minute_bytes(Format.ARCHIVE)])
-def test_what_is_no_program_is_refused(contents: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "other.onnx"
-    path.write_bytes(contents)
-    with pytest.raises(UnknownFormatError, match="expected a program"):
-        open_file(path, CPU, MINUTE)
-
-
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"cannot be read \(No such file"):
-        open_file(tmp_path / "none.onnx", CPU, MINUTE)
-
-
-def test_onnx_needs_onnx_runtime(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_way, "available", lambda: Missing("it is not there", "Install it."))
-    with pytest.raises(UnavailableError, match=r"onnxruntime: it is not there\. Install it\."):
-        open_file(own, CPU, MINUTE)
