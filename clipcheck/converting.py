@@ -21,7 +21,7 @@ from clipcheck.backends.registry import Choice
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.checkpoints.opening import require_told, undecided
-from clipcheck.compare.alternative import Alternative
+from clipcheck.compare.alternative import Alternative, described
 from clipcheck.compare.distance import Ruler
 from clipcheck.compare.fidelity import fidelity
 from clipcheck.compare.result import LOGITS, OUTPUTS, Case, GateResult
@@ -30,7 +30,6 @@ from clipcheck.errors import CheckpointError, IsolationError, RunError
 from clipcheck.explaining import TOWERS, find_alternative
 from clipcheck.inputs.batches import Batch, for_modules
 from clipcheck.judging import Stopwatch, Trial, inputs_of
-from clipcheck.report.alternative import described
 
 _SIZES = ((2, 3), (1, 3), (1, 1))
 """Images and prompts of the batches that are tried: an archive may take those alone that it was
