@@ -25,7 +25,7 @@ SeededArchive = Callable[..., Path]
 @pytest.hookimpl(optionalhook=True, trylast=True)
 def pytest_xdist_setupnodes(specs: Sequence[object]) -> None:
     """Divide the cores: all workers import torch, whatever is chosen by clipcheck's options."""
-    from clipcheck.session.workers import divide_cores
+    from clipcheck.system.workers import divide_cores
 
     divide_cores(specs, busy=len(specs))
 
@@ -55,7 +55,7 @@ def seeded_archive(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> SeededArchive:
     """Gives the path of an archive with seeded weights. Tests must not change the file."""
-    from clipcheck.session.subjects import seeded_archive
+    from clipcheck.plugin.subjects import seeded_archive
 
     folder = tmp_path_factory.getbasetemp()
     if hasattr(pytestconfig, "workerinput"):
@@ -103,7 +103,7 @@ Run = Callable[..., Done]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the command line in this process: importing torch anew takes seconds."""
-    from clipcheck import cli
+    from clipcheck.cli import app as cli
 
     # Else what fails in a test would be kept for the checks of whoever runs the tests.
     storage = os.environ.get("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis")

@@ -29,10 +29,10 @@ from clipcheck.backends.reference import exact_arithmetic, exact_floats
 from clipcheck.backends.registry import ALL, Choice, chosen, way
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.compare.fidelity import fidelity
-from clipcheck.compare.tolerances import LIMITS
+from clipcheck.gates.fidelity import fidelity
+from clipcheck.gates.tolerances import LIMITS
+from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
 from clipcheck.inputs.batches import Batch, batches
-from clipcheck.judging import Stopwatch, Trial, inputs_of
 
 CPU = torch.device("cpu")
 

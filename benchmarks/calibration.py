@@ -1,4 +1,4 @@
-"""Where the limits of `clipcheck.compare.tolerances` come from.
+"""Where the limits of `clipcheck.gates.tolerances` come from.
 
 Runs an audit over seeds, kinds of weights and architectures, each with one thread and with one
 for each core, and prints, limit by limit, how far clean variants and faults are from float64 in the
@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from clipcheck.compare.tolerances import LIMITS
+from clipcheck.gates.tolerances import LIMITS
 
 NAMES = ("features", "feature_row", "logits", "logit_row", "module")
 UNMEASURED = 1e9
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> list[Entry]:
-    from clipcheck.audit import ARCHITECTURES, audit
+    from clipcheck.audit.bench import ARCHITECTURES, audit
     from clipcheck.report.audit import render_json
     from clipcheck.writers.trained import KINDS
 

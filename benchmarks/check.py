@@ -29,11 +29,11 @@ PLAIN = """
 import json, resource, sys, time
 import torch
 from clipcheck.backends.modules import ModuleBackend
-from clipcheck.judging import inputs_of
-from clipcheck.checking import EXAMPLES
+from clipcheck.harness.judging import inputs_of
+from clipcheck.harness.checking import EXAMPLES
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.models.loader import load_checkpoint_both
-from clipcheck.search.inputs import Wanted, draw
+from clipcheck.harness.search.inputs import Wanted, draw
 checkpoint, device = open_checkpoint(sys.argv[1]), torch.device("cpu")
 both = load_checkpoint_both(checkpoint, device)
 drawn = draw(Wanted(EXAMPLES, False, 0, "benchmark"), inputs_of(checkpoint.architecture)).batches
@@ -49,8 +49,8 @@ print(json.dumps({"plain": seconds, "peak": peak}))
 CHECK = """
 import json, resource, sys, time
 import torch, torchvision.transforms
-from clipcheck.checking import check
-import clipcheck.modules, clipcheck.models.loader
+from clipcheck.harness.checking import check
+import clipcheck.harness.modules, clipcheck.models.loader
 started = time.perf_counter()
 result = check(sys.argv[1], device="cpu")
 whole = time.perf_counter() - started
@@ -62,8 +62,8 @@ print(json.dumps({**result.judgements[0].seconds, "whole": whole, "peak": peak})
 PASSES = """
 import json, sys, time
 from clipcheck.backends.reference import Reference
-from clipcheck.checking import check
-from clipcheck.judging import Trial
+from clipcheck.harness.checking import check
+from clipcheck.harness.judging import Trial
 counts = {}
 def counted(kind, owner, name):
     whole = getattr(owner, name)

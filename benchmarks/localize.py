@@ -24,7 +24,7 @@ FAULTS = ("gelu-for-quickgelu", "int8-weight-in-one-layer", "image-encoder-norma
 PLANT = """
 import sys
 from pathlib import Path
-from clipcheck.faults import fault_named
+from clipcheck.audit.faults import fault_named
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import architecture_named, synthesize
 architecture = architecture_named(sys.argv[1])
@@ -35,15 +35,15 @@ write_archive(architecture, synthesize(architecture, 0), Path(sys.argv[2]), alte
 WALK = """
 import json, sys, time
 import torch
-from clipcheck import torchscript_support
+from clipcheck.system import torchscript_support
 from clipcheck.backends.modules import run_method
 from clipcheck.backends.reference import Reference, exact_arithmetic
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.compare.tolerances import LIMITS
+from clipcheck.gates.tolerances import LIMITS
 from clipcheck.inputs.batches import for_modules
-from clipcheck.judging import inputs_of
+from clipcheck.harness.judging import inputs_of
 from clipcheck.models.loader import load_checkpoint_both, load_tapped
-from clipcheck.modules.walk import walk
+from clipcheck.harness.modules.walk import walk
 checkpoint, device = open_checkpoint(sys.argv[1]), torch.device("cpu")
 both = load_checkpoint_both(checkpoint, device)
 batch = for_modules(inputs_of(checkpoint.architecture), 0)
@@ -75,10 +75,10 @@ print(json.dumps({"archive": plain, "three": plain + both_ways, "walk": seconds,
 REPORT = """
 import json, sys, time, tempfile
 from pathlib import Path
-from clipcheck.checking import check
+from clipcheck.harness.checking import check
 result = check(sys.argv[1], device="cpu")
 started = time.perf_counter()
-from clipcheck import evidence
+from clipcheck.report import evidence
 with tempfile.TemporaryDirectory() as folder:
     evidence.keep(result, Path(folder))
     seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""How far a margin moves though the checkpoint stays the same: `clipcheck.history.NOISE`.
+"""How far a margin moves though the checkpoint stays the same: `clipcheck.results.history.NOISE`.
 
 Reads what checks of the same files wrote, with several seeds, numbers of threads and versions of
 torch, and prints of each gate the greatest margin of a file in a dtype over its least.
@@ -23,7 +23,7 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
-from clipcheck.history import read_results
+from clipcheck.results.history import read_results
 
 
 def main() -> None:

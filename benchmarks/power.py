@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 
-from clipcheck.audit import ARCHITECTURES, _Bench, _opened, _Unit
+from clipcheck.audit.bench import ARCHITECTURES, _Bench, _opened, _Unit
+from clipcheck.audit.faults import CLEAN, CLEAN_FAMILY, FAULTS
+from clipcheck.audit.faults.variant import Variant
 from clipcheck.backends.jit import Archive
 from clipcheck.checkpoints.checkpoint import Checkpoint
-from clipcheck.compare.result import GateResult
-from clipcheck.compare.tolerances import LIMITS, Contract
-from clipcheck.faults import CLEAN, CLEAN_FAMILY, FAULTS
-from clipcheck.faults.variant import Variant
+from clipcheck.gates.result import GateResult
+from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.harness.judging import Stopwatch, inputs_of, judge_candidate
 from clipcheck.inputs.batches import CORNERS, batches
-from clipcheck.judging import Stopwatch, inputs_of, judge_candidate
 from clipcheck.writers.synthesize import architecture_named
 from clipcheck.writers.trained import KINDS
 

@@ -26,15 +26,15 @@ import numpy as np, torch, torchvision.transforms
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.reference import Reference, exact_arithmetic
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.compare.contract import contract
-from clipcheck.compare.decision import decision
-from clipcheck.compare.fidelity import fidelity
-from clipcheck.compare.tolerances import LIMITS, Contract
+from clipcheck.gates.contract import contract
+from clipcheck.gates.decision import decision
+from clipcheck.gates.fidelity import fidelity
+from clipcheck.gates.tolerances import LIMITS, Contract
 from clipcheck.inputs.batches import CORNERS
 from clipcheck.inputs.examples import Frontend, packed
-from clipcheck.judging import Stopwatch, Trial, inputs_of
+from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
 from clipcheck.models.loader import load_checkpoint_both
-from clipcheck.search.source import Source
+from clipcheck.harness.search.source import Source
 checkpoint, device = open_checkpoint(sys.argv[1]), torch.device("cpu")
 both = load_checkpoint_both(checkpoint, device)
 inputs, examples = inputs_of(checkpoint.architecture), int(sys.argv[2])

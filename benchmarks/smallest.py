@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clipcheck.audit import _Bench, _Unit
-from clipcheck.checkpoints.architecture import ResNet, ViT
-from clipcheck.faults.planting import (
+from clipcheck.audit.bench import _Bench, _Unit
+from clipcheck.audit.faults.planting import (
     Pair,
     Select,
     at,
@@ -37,8 +36,9 @@ from clipcheck.faults.planting import (
     with_head,
     within,
 )
-from clipcheck.faults.steps import attend, attention, attention_pool
-from clipcheck.faults.variant import Plant, Variant
+from clipcheck.audit.faults.steps import attend, attention, attention_pool
+from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal
 from clipcheck.writers.trained import KINDS
 

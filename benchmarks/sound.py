@@ -25,13 +25,13 @@ from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.loading import build, load_sides
 from clipcheck.backends.reference import exact_floats
 from clipcheck.backends.registry import Choice, chosen, way
-from clipcheck.checking import EXAMPLES
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.compare.result import GateResult
-from clipcheck.compare.tolerances import LIMITS, Contract
-from clipcheck.judging import Stopwatch, Trial, inputs_of, judge_candidate
-from clipcheck.search.inputs import Wanted, draw
+from clipcheck.gates.result import GateResult
+from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.harness.checking import EXAMPLES
+from clipcheck.harness.judging import Stopwatch, Trial, inputs_of, judge_candidate
+from clipcheck.harness.search.inputs import Wanted, draw
 from clipcheck.writers.convert import write
 from clipcheck.writers.synthesize import architecture_named
 from clipcheck.writers.trained import KINDS, weights_of

@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipcheck.session.workers import THREADS, cores
+from clipcheck.system.workers import THREADS, cores
 
 ARCHITECTURES = ("ViT-B/32", "RN50")
 
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def write_archives(folder: Path) -> list[Path]:
-    from clipcheck.session.subjects import seeded_archive
+    from clipcheck.plugin.subjects import seeded_archive
 
     return [seeded_archive(name, folder) for name in ARCHITECTURES]
 

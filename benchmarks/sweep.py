@@ -31,7 +31,6 @@ from pathlib import Path
 
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.registry import RELEASED
-from clipcheck.session.workers import cores, threads
 from clipcheck.sweep.cost import (
     Rates,
     flops,
@@ -40,6 +39,7 @@ from clipcheck.sweep.cost import (
     rates,
     seconds_of_check,
 )
+from clipcheck.system.workers import cores, threads
 
 EXAMPLES = 30
 WORKERS = (1, 2)

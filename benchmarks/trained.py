@@ -17,7 +17,7 @@ import time
 import torch
 
 from clipcheck.checkpoints.architecture import Architecture
-from clipcheck.models import eager
+from clipcheck.families import eager
 from clipcheck.writers.synthesize import architecture_named
 from clipcheck.writers.trained import SUBJECTS, Pairs, train
 

@@ -1,5 +1,5 @@
 """``python -m clipcheck`` is the command ``clipcheck``."""
 
-from clipcheck.cli import main
+from clipcheck.cli.app import main
 
 main()

@@ -14,7 +14,7 @@ import pytest
 from clipcheck.report.failure import failure
 
 if TYPE_CHECKING:
-    from clipcheck.judgement import Judgement
+    from clipcheck.results.judgement import Judgement
 
 
 def test_gate(clip_judgement: Judgement, clip_gate: str) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import update_wrapper, wraps
 from typing import ParamSpec
 
-from clipcheck import checking
-from clipcheck.judgement import Result as Found
+from clipcheck.harness import checking
+from clipcheck.results.judgement import Result as Found
 
 _Options = ParamSpec("_Options")
 
@@ -29,7 +29,7 @@ class Result(Found):
 
     def to_json(self) -> str:
         """The document that ``clipcheck check --json`` writes."""
-        from clipcheck.report.json import render
+        from clipcheck.results.document import render
 
         return render(self)
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipcheck import torchscript_support
 from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.system import torchscript_support
 from clipcheck.writers.synthesize import synthesize
 from tests.models import inputs
 from tests.oracles import reference_clip

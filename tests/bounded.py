@@ -86,7 +86,7 @@ def _memory(name: str) -> int:
 
 
 def _run(arguments: list[str]) -> Outcome:
-    from clipcheck import cli
+    from clipcheck.cli import app as cli
 
     out, err = io.StringIO(), io.StringIO()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is counted anew

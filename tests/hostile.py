@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipcheck import torchscript_support
+from clipcheck.audit.faults.planting import on_pixels
 from clipcheck.checkpoints.architecture import Architecture
-from clipcheck.faults.planting import on_pixels
+from clipcheck.system import torchscript_support
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import architecture_named, synthesize
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipcheck.judgement import Result
+    from clipcheck.results.judgement import Result
 
 Files = dict[str, str]
 """What is in a folder, by name: a digest of each file."""
@@ -77,9 +77,9 @@ def _convert(form: str) -> Callable[[Path, int], None]:
 
 
 def _open_clip(folder: Path, version: int) -> None:
-    from clipcheck import cli
     from clipcheck.checkpoints.checkpoint import Format
     from clipcheck.checkpoints.formats import open_checkpoint
+    from clipcheck.cli import app as cli
     from clipcheck.writers.directories import write_open_clip
     from tests.samples import minute_bytes
 
@@ -105,8 +105,8 @@ def _pt2(folder: Path, version: int) -> None:
 
 
 def _report(folder: Path, version: int) -> None:
-    from clipcheck import evidence
-    from clipcheck.judgement import Result
+    from clipcheck.report import evidence
+    from clipcheck.results.judgement import Result
     from tests.report import ENVIRONMENT, failed
 
     evidence.require_folder(folder)
@@ -115,10 +115,10 @@ def _report(folder: Path, version: int) -> None:
 
 
 def _files(folder: Path, version: int) -> None:
-    from clipcheck import cli
-    from clipcheck.judgement import Result
-    from clipcheck.report import json as json_report
+    from clipcheck.cli import app as cli
     from clipcheck.report import junit
+    from clipcheck.results import document as json_report
+    from clipcheck.results.judgement import Result
     from tests.report import ENVIRONMENT, failed
 
     result = Result((failed(prompt=f"prompt {version}"),), ENVIRONMENT)
@@ -141,7 +141,7 @@ def _artefact(folder: Path, version: int) -> None:
 
 
 def _finding(folder: Path, version: int) -> None:
-    from clipcheck.session.sharing import Case, Finding, Findings
+    from clipcheck.plugin.sharing import Case, Finding, Findings
     from tests.report import PASSED
 
     case = Case(f"{version}.pt", "jit", "cpu", "float32")
@@ -359,9 +359,9 @@ def main() -> None:
 
     import clipcheck.backends.artefacts
     import clipcheck.checkpoints.download
-    import clipcheck.cli
-    import clipcheck.evidence
-    import clipcheck.session.sharing
+    import clipcheck.cli.app
+    import clipcheck.plugin.sharing
+    import clipcheck.report.evidence
     import clipcheck.writers.directories
     import tests.report
     import tests.samples
@@ -371,7 +371,7 @@ def main() -> None:
     for form in Format.STATE_DICT, Format.SAFETENSORS:
         tests.samples.minute_bytes(form)
     # A page costs a second, and how it is drawn is not what is looked at.
-    clipcheck.evidence.html.render = _page  # type: ignore[assignment]
+    clipcheck.report.evidence.html.render = _page  # type: ignore[assignment]
     print(json.dumps("ready"), flush=True)
     for request in _requests():
         with tempfile.TemporaryDirectory(dir=request["folder"]) as folder:

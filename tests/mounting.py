@@ -52,7 +52,7 @@ def unchanged(folder: Path, *, but: str = "?") -> Iterator[None]:
 
 def run(*arguments: object) -> tuple[int, str, str]:
     """The command line: exit code, stdout, stderr."""
-    from clipcheck import cli
+    from clipcheck.cli import app as cli
 
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -163,8 +163,8 @@ def bytes_to(path: Path, content: bytes) -> None:
 
 
 def a_failing_input(disk: Path, outside: Path) -> None:
+    from clipcheck.harness.search.saved import write
     from clipcheck.inputs.examples import Example
-    from clipcheck.search.saved import write
 
     with unchanged(disk), raising(OutputError, NO_ROOM):
         write(disk / "found", Example(prompts=("a",)), {"text": "x" * 100_000}, "")

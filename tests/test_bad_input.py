@@ -314,7 +314,7 @@ def test_a_directory_is_told_from_a_file(run: Run, tmp_path: Path) -> None:
 
 WITHOUT_TORCH = """
 import sys
-from clipcheck.cli import main
+from clipcheck.cli.app import main
 sys.modules["torch"] = sys.modules["torchvision"] = None
 for line in sys.stdin.read().splitlines():
     sys.argv = ["clipcheck", *line.split()]
@@ -557,7 +557,7 @@ def test_a_damaged_archive_is_neither_run_nor_taken_for_a_state_dict(
 
 LIMITED = """
 import resource, sys
-from clipcheck import cli
+from clipcheck.cli import app as cli
 
 source, config, folder, *forms = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from clipcheck.checking import check
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import IsolationError, UsageError
-from clipcheck.localising import localize
+from clipcheck.harness.checking import check
+from clipcheck.harness.localising import localize
 from conftest import Run
 from tests import hostile
 from tests.samples import MINUTE, MINUTE_RESNET, minute_bytes
@@ -182,7 +182,7 @@ def test_a_memory_limit_that_is_none_is_refused_and_one_that_is_holds(
 
 
 def test_an_archive_that_changes_its_weights_leaves_the_eager_models(tmp_path: Path) -> None:
-    from clipcheck.faults import fault_named
+    from clipcheck.audit.faults import fault_named
     from clipcheck.writers.archive import write_archive
     from clipcheck.writers.synthesize import synthesize
 

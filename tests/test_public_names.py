@@ -35,7 +35,7 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
 
 
 def test_functions_are_not_hidden_by_modules_of_the_same_name() -> None:
-    code = "import clipcheck.checking, clipcheck; assert callable(clipcheck.check)"
+    code = "import clipcheck.harness.checking, clipcheck; assert callable(clipcheck.check)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -44,7 +44,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         clipcheck.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("statement", ["import clipcheck", "import clipcheck.cli"])
+@pytest.mark.parametrize("statement", ["import clipcheck", "import clipcheck.cli.app"])
 def test_importing_is_quick_and_does_not_import_torch(statement: str) -> None:
     code = f"{statement}; import sys; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     started = time.perf_counter()

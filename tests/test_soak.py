@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from clipcheck.checking import check
-from clipcheck.faults import fault_named
-from clipcheck.isolation import cell as cells
+from clipcheck.audit.faults import fault_named
+from clipcheck.harness.checking import check
+from clipcheck.sandbox import cell as cells
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests import hostile

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.session import workers
-from clipcheck.session.choices import GATES
+from clipcheck.plugin.choices import GATES
+from clipcheck.system import workers
 from tests.samples import minute_bytes
 
 pytest_plugins = ["pytester"]
@@ -22,13 +22,13 @@ PRETENDS = """
     import os, signal, sys
     from dataclasses import replace
     from pathlib import Path
-    from clipcheck.session import run
+    from clipcheck.plugin import run
 
     HERE = Path(__file__).parent
 
     def check(self, case):
-        from clipcheck.judgement import Judgement
-        from clipcheck.compare.result import GateResult
+        from clipcheck.results.judgement import Judgement
+        from clipcheck.gates.result import GateResult
 
         with (HERE / "judged").open("a") as file:
             file.write(f"{case} in {os.environ.get('PYTEST_XDIST_WORKER')}\\n")

@@ -17,15 +17,15 @@ from clipcheck.backends.eager import version as version
 from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import Source
-from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import UnsafeError
+from clipcheck.gates.integrity import Evidence
 
 if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.isolation.cell import Cell
+    from clipcheck.sandbox.cell import Cell
 
 SUMMARY = "native code, compiled ahead of time and loaded from its package (AOTInductor)"
 OPTIONS: dict[str, Option] = {}

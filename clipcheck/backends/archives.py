@@ -6,20 +6,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from clipcheck import torchscript_support
 from clipcheck.backends.forward import ByName
 from clipcheck.backends.modules import run_method
 from clipcheck.checkpoints.inspection import Patched
 from clipcheck.errors import IsolationError, RunError
-from clipcheck.isolation.cell import Cell
-from clipcheck.isolation.wire import Memory, Message
 from clipcheck.models.facts import METHODS, Facts
+from clipcheck.sandbox.cell import Cell
+from clipcheck.sandbox.wire import Memory, Message
+from clipcheck.system import torchscript_support
 
 if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.models import eager
+    from clipcheck.families import eager
     from clipcheck.models.archives import LoadedArchive
     from clipcheck.models.taps import Listener
 

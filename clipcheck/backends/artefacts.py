@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING
 
 from clipcheck._version import __version__
 from clipcheck.errors import Notice, UsageError
-from clipcheck.locks import file_lock
-from clipcheck.sizes import bytes_in
+from clipcheck.system.locks import file_lock
+from clipcheck.system.sizes import bytes_in
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

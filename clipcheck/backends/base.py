@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import ClipcheckError, RunError
+from clipcheck.gates.integrity import Evidence
 from clipcheck.inputs.examples import Frontend
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Backend(Protocol):
         """Pixels and ids to logits per image [N, M] and per text [M, N]."""
 
     def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
-        """All four outputs by name, see `clipcheck.compare.result.OUTPUTS`.
+        """All four outputs by name, see `clipcheck.gates.result.OUTPUTS`.
 
         Raises:
             RunError: the model cannot be run, or gives something else.

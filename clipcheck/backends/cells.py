@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.errors import UsageError
-from clipcheck.isolation.cell import Cell, zygote
-from clipcheck.isolation.limits import limits_for
+from clipcheck.sandbox.cell import Cell, zygote
+from clipcheck.sandbox.limits import limits_for
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.base import Backend, Missing, Option, translating
 from clipcheck.backends.source import Source
-from clipcheck.compare.integrity import Evidence
+from clipcheck.gates.integrity import Evidence
 
 if TYPE_CHECKING:
     import torch

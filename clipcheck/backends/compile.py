@@ -27,7 +27,7 @@ from clipcheck.backends.eager import version
 from clipcheck.backends.modules import to_numpy
 from clipcheck.backends.source import Source
 from clipcheck.backends.trace import example_inputs
-from clipcheck.compare.integrity import Evidence
+from clipcheck.gates.integrity import Evidence
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Backend, Missing, Option
 from clipcheck.backends.source import Source
-from clipcheck.compare.integrity import Evidence
+from clipcheck.gates.integrity import Evidence
 
 if TYPE_CHECKING:
     import torch

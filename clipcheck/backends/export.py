@@ -12,7 +12,7 @@ from clipcheck.backends.eager import version as version
 from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import Source
-from clipcheck.compare.integrity import Evidence
+from clipcheck.gates.integrity import Evidence
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.isolation.cell import Cell
+    from clipcheck.sandbox.cell import Cell
 
 SUMMARY = "a program of any batch sizes, saved and loaded back (torch.export)"
 OPTIONS: dict[str, Option] = {}

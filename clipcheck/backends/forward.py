@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from clipcheck.compare.result import LOGITS, OUTPUTS
 from clipcheck.errors import RunError
+from clipcheck.gates.result import LOGITS, OUTPUTS
 from clipcheck.models.facts import METHODS, Facts
 
 if TYPE_CHECKING:

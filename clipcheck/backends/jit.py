@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from clipcheck import torchscript_support
 from clipcheck.backends.base import (
     Array,
     Backend,
@@ -25,17 +24,18 @@ from clipcheck.backends.signature import blank
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import BUFFERS, Architecture
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.compare.integrity import Evidence
-from clipcheck.compare.result import LOGITS, OUTPUTS
 from clipcheck.errors import RunError
+from clipcheck.gates.integrity import Evidence
+from clipcheck.gates.result import LOGITS, OUTPUTS
 from clipcheck.inputs.examples import Frontend
+from clipcheck.system import torchscript_support
 
 if TYPE_CHECKING:
     import torch
 
     from clipcheck.backends.archives import OpenArchive
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.models import eager
+    from clipcheck.families import eager
     from clipcheck.models.facts import Facts
 
 SUMMARY = "the archive's own code, run by TorchScript (torch.jit.load)"

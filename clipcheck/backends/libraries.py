@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints.architecture import BUFFERS, specs
 from clipcheck.checkpoints.checkpoint import same_bits
-from clipcheck.compare.integrity import Evidence
+from clipcheck.gates.integrity import Evidence
 
 if TYPE_CHECKING:
     import torch

@@ -17,15 +17,15 @@ from clipcheck.checkpoints import onnx_data
 from clipcheck.checkpoints.artefacts import computing_dtype
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.opening import weights_of
-from clipcheck.compare.tolerances import LIMITS
 from clipcheck.errors import ArchitectureError, UnfitError, UsageError
+from clipcheck.gates.tolerances import LIMITS
 
 if TYPE_CHECKING:
     import torch
 
     from clipcheck.backends.artefacts import Artefacts
     from clipcheck.backends.reference import Reference
-    from clipcheck.isolation.cell import Cell
+    from clipcheck.sandbox.cell import Cell
 
 
 PROGRAMS = {Format.PT2: "export", Format.ONNX: "onnxruntime"}
@@ -76,7 +76,7 @@ def load_sides(
     import torch
 
     from clipcheck.backends.reference import Reference
-    from clipcheck.models import eager
+    from clipcheck.families import eager
     from clipcheck.models.loader import load_eager
 
     if isinstance(subject, Program):

@@ -18,8 +18,8 @@ from clipcheck.backends.base import (
     outputs_of_methods,
     translating,
 )
-from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import RunError
+from clipcheck.gates.integrity import Evidence
 from clipcheck.inputs.examples import Frontend
 
 if TYPE_CHECKING:

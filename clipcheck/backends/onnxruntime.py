@@ -17,15 +17,15 @@ from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.onnx_data import data_files, located, piece_of
-from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import UnavailableError
+from clipcheck.gates.integrity import Evidence
 
 if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.isolation.cell import Cell
+    from clipcheck.sandbox.cell import Cell
 
 SUMMARY = "an ONNX program of any batch sizes (torch.onnx.export), run by ONNX Runtime"
 OPTIONS = {

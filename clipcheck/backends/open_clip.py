@@ -6,7 +6,6 @@ import importlib.util
 from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING, Any
 
-from clipcheck import torchscript_support
 from clipcheck.backends.base import Backend, Missing, Option, too_old, translating
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints import directories
@@ -14,7 +13,8 @@ from clipcheck.checkpoints.architecture import Activation, Architecture, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.configs import open_clip_config, open_clip_lacks
 from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of, to_layout
-from clipcheck.compare.integrity import Evidence
+from clipcheck.gates.integrity import Evidence
+from clipcheck.system import torchscript_support
 
 if TYPE_CHECKING:
     import torch

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from clipcheck.backends.base import Array, Pixels, Tokens
 from clipcheck.backends.signature import Declared, Raw, inputs
 from clipcheck.checkpoints.checkpoint import bytes_of
-from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import IsolationError
-from clipcheck.isolation.cell import Cell
-from clipcheck.isolation.wire import Message
+from clipcheck.gates.integrity import Evidence
+from clipcheck.sandbox.cell import Cell
+from clipcheck.sandbox.wire import Message
 
 if TYPE_CHECKING:
     import torch

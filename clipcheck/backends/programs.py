@@ -19,9 +19,9 @@ from clipcheck.backends.base import (
 )
 from clipcheck.backends.signature import Outputs, Raw
 from clipcheck.checkpoints.architecture import Architecture
-from clipcheck.compare.integrity import Evidence
-from clipcheck.compare.result import OUTPUTS
 from clipcheck.errors import CheckpointError, RunError
+from clipcheck.gates.integrity import Evidence
+from clipcheck.gates.result import OUTPUTS
 from clipcheck.inputs.examples import Frontend
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from clipcheck.backends.base import Array
 from clipcheck.backends.modules import run_method, to_numpy
 from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.families import eager
 from clipcheck.inputs.batches import MOST_ROWS
-from clipcheck.models import eager
-from clipcheck.progress import Advance, Tally, still
+from clipcheck.system.progress import Advance, Tally, still
 
 Pixels = NDArray[np.float32]
 Tokens = NDArray[np.int32]

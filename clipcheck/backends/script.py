@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from clipcheck import torchscript_support
 from clipcheck.backends.base import Backend, Option
 from clipcheck.backends.eager import version
 from clipcheck.backends.source import Source
 from clipcheck.backends.trace import ScriptBackend, available, unfit
+from clipcheck.system import torchscript_support
 
 __all__ = ["OPTIONS", "SUMMARY", "VARIANTS", "available", "build", "unfit", "version"]
 

@@ -1,4 +1,4 @@
-"""What a cell does for the backends that run a file's own code, see `clipcheck.isolation`.
+"""What a cell does for the backends that run a file's own code, see `clipcheck.sandbox`.
 
 All of this runs in the cell. A servant's methods get the tensors that came and what came with them
 by name, and give what goes back, and the tensors with that.
@@ -22,10 +22,10 @@ from clipcheck.backends.reference import exact_floats
 from clipcheck.checkpoints.keymaps import Layout
 from clipcheck.checkpoints.naming import Naming
 from clipcheck.errors import RunError
-from clipcheck.isolation.serving import Answer, Caller
-from clipcheck.isolation.wire import place_in
 from clipcheck.models.archives import LoadedArchive
 from clipcheck.models.taps import Site
+from clipcheck.sandbox.serving import Answer, Caller
+from clipcheck.sandbox.wire import place_in
 
 Tensors = list[torch.Tensor]
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from clipcheck.backends.base import Array, Named, Pixels, Tokens
 from clipcheck.checkpoints.architecture import Architecture
-from clipcheck.compare.result import OUTPUTS
 from clipcheck.errors import ArchitectureError, CheckpointError
+from clipcheck.gates.result import OUTPUTS
 
 _INPUTS = {
     "pixels": "pixels",

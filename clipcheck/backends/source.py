@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.isolation.cell import Cell
-    from clipcheck.models import eager
+    from clipcheck.families import eager
+    from clipcheck.sandbox.cell import Cell
 
 
 @dataclass(frozen=True)

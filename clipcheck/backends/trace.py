@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from clipcheck import torchscript_support
 from clipcheck.backends.base import Backend, Option
 from clipcheck.backends.eager import version
 from clipcheck.backends.jit import available
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.source import Source
-from clipcheck.compare.integrity import Evidence
+from clipcheck.gates.integrity import Evidence
+from clipcheck.system import torchscript_support
 
 if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.models import eager
+    from clipcheck.families import eager
 
 __all__ = ["OPTIONS", "SUMMARY", "VARIANTS", "available", "build", "unfit", "version"]
 

@@ -16,7 +16,7 @@ from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.configs import ACTIVATIONS
 from clipcheck.checkpoints.keymaps import Layout, from_layout
-from clipcheck.compare.integrity import Evidence
+from clipcheck.gates.integrity import Evidence
 
 if TYPE_CHECKING:
     import torch

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, same_bits
-from clipcheck.compare.weights import Stored, WeightDifference, absent, difference
+from clipcheck.gates.weights import Stored, WeightDifference, absent, difference
 
 if TYPE_CHECKING:
     import torch
 
 
 def compare_weights(candidate: Checkpoint, reference: Checkpoint) -> Iterator[WeightDifference]:
-    """How the candidate's weights differ from the reference's, see `clipcheck.compare.weights`.
+    """How the candidate's weights differ from the reference's, see `clipcheck.gates.weights`.
 
     One at a time, so that no more than a few copies of the largest are in memory. Integers that
     nothing is computed with, as ``input_resolution``, may be missing from either.

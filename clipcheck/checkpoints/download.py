@@ -29,7 +29,7 @@ from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import sha256_of
 from clipcheck.checkpoints.transfer import Transfer, without_password
 from clipcheck.errors import DownloadError, Notice
-from clipcheck.locks import locked_where_possible
+from clipcheck.system.locks import locked_where_possible
 
 CACHE_VARIABLE = "CLIPCHECK_CACHE"
 """The environment variable that names the folder of the released files."""

@@ -15,8 +15,9 @@ from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import DamagedError, UnavailableError, UnfitError, UsageError
+from clipcheck.families import eager
 from clipcheck.inputs.preprocess import transform
-from clipcheck.models import eager, torchscript
+from clipcheck.models import torchscript
 from clipcheck.models.archives import LoadedArchive
 from clipcheck.models.arena import Arena
 from clipcheck.models.weights import by_reference

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from clipcheck import torchscript_support
 from clipcheck.checkpoints.inspection import Patched
 from clipcheck.errors import DamagedError
+from clipcheck.system import torchscript_support
 
 SCALAR_TYPES = {
     torch.float16: 5,

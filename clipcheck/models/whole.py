@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from clipcheck.models import eager
+from clipcheck.families import eager
 
 PREFIX = "model."
 """Before the keys of the eager model, in those of `Whole`."""
@@ -23,7 +23,7 @@ class Whole(nn.Module):
         self.train(model.training)
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        """All four outputs by name, see `clipcheck.compare.result.OUTPUTS`.
+        """All four outputs by name, see `clipcheck.gates.result.OUTPUTS`.
 
         Args:
             pixels: [N, 3, R, R], of any floating-point dtype.

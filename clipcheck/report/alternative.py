@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clipcheck.compare.alternative import described
-from clipcheck.judgement import Judgement
+from clipcheck.gates.alternative import described
+from clipcheck.results.judgement import Judgement
 
 
 def told(judgement: Judgement) -> str:

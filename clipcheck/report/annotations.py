@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from clipcheck.judgement import Judgement, Result
 from clipcheck.report.phrases import evidence, one_line, title
 from clipcheck.report.verdict import worst_first
+from clipcheck.results.judgement import Judgement, Result
 
 
 def render(result: Result) -> list[str]:

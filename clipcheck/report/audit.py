@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from clipcheck.audit import Audit, Finding, Planted
-from clipcheck.faults.variant import CLEAN_FAMILY
-from clipcheck.report.json import writable
+from clipcheck.audit.bench import Audit, Finding, Planted
+from clipcheck.audit.faults.variant import CLEAN_FAMILY
+from clipcheck.results.document import writable
 
 SCHEMA = 1
 

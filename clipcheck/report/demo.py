@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from clipcheck.compare.localisation import Place
-from clipcheck.faults import Variant
+from clipcheck.audit.faults import Variant
+from clipcheck.gates.localisation import Place
 from clipcheck.inputs.examples import describe
-from clipcheck.judgement import Judgement
 from clipcheck.report.cells import command, wrapped
 from clipcheck.report.places import named
+from clipcheck.results.judgement import Judgement
 
 _LABEL = 18
 

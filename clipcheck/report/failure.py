@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clipcheck.judgement import Judgement, Result
+    from clipcheck.results.judgement import Judgement, Result
 
 SCREEN = 24
 """Lines of a terminal."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipcheck.compare.frontends import FrontendResult, Kind, Known, Unknown
+from clipcheck.gates.frontends import FrontendResult, Kind, Known, Unknown
 from clipcheck.report.cells import wrapped
 
 _INDENT = "  "

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from clipcheck.history import Compared, Difference, Entry, Gate, GateChange, Outcome
 from clipcheck.report.phrases import one_line, share
+from clipcheck.results.history import Compared, Difference, Entry, Gate, GateChange, Outcome
 
 SCHEMA = 1
 """Of the document."""

@@ -7,7 +7,7 @@ def told(isolation: tuple[str, ...] | None) -> str:
     """In a line; nothing where none of the file's own code ran.
 
     Args:
-        isolation: see `clipcheck.judgement.Judgement.isolation`.
+        isolation: see `clipcheck.results.judgement.Judgement.isolation`.
     """
     if isolation is None:
         return ""

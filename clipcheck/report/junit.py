@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from clipcheck.judgement import Judgement, LeftOut, Result
 from clipcheck.report.phrases import commands, evidence, one_line, title
+from clipcheck.results.judgement import Judgement, LeftOut, Result
 
 UNJUDGED = "judged"
 """The case that stands for all gates where a checkpoint could not be judged."""

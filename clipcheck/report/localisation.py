@@ -6,12 +6,12 @@ import json
 
 from rich.text import Text
 
-from clipcheck.compare.localisation import Place
-from clipcheck.localising import Localised
+from clipcheck.gates.localisation import Place
+from clipcheck.harness.localising import Localised
 from clipcheck.report.cells import command, visible, wrapped
-from clipcheck.report.json import places, writable
 from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.report.text import BAD, GOOD, KEPT, given_options
+from clipcheck.results.document import places, writable
 
 SCHEMA = 1
 

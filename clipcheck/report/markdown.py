@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from clipcheck.compare.result import GateResult
-from clipcheck.judgement import Judgement, LeftOut, Result
+from clipcheck.gates.result import GateResult
 from clipcheck.report.phrases import commands, evidence, one_line, share, title
 from clipcheck.report.verdict import verdict, worst_first
+from clipcheck.results.judgement import Judgement, LeftOut, Result
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
 """A bar is not escaped by a backslash everywhere: a table would have a column more."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from clipcheck.judgement import Judgement, Result
 from clipcheck.report.cells import visible
 from clipcheck.report.text import cell
 from clipcheck.report.verdict import verdict
+from clipcheck.results.judgement import Judgement, Result
 
 
 def render(result: Result) -> str:

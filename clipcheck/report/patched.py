@@ -14,7 +14,7 @@ def told(patched: Patched | None) -> str:
     """In a line; nothing where no code of an archive ran, or nothing in it is of interest.
 
     Args:
-        patched: see `clipcheck.judgement.Judgement.patched`.
+        patched: see `clipcheck.results.judgement.Judgement.patched`.
     """
     if patched is None:
         return ""

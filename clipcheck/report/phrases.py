@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Iterator
 
 from clipcheck.inputs.examples import describe
-from clipcheck.judgement import Judgement
 from clipcheck.report import alternative, patched
 from clipcheck.report.cells import visible
 from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.report.text import known_line, next_steps
+from clipcheck.results.judgement import Judgement
 
 
 def one_line(text: str) -> str:

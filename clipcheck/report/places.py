@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clipcheck.compare.fidelity import times
-from clipcheck.compare.localisation import Place
+from clipcheck.gates.fidelity import times
+from clipcheck.gates.localisation import Place
 
 TOWERS = {"image": "image tower", "text": "text tower", "logits": "logits"}
 """What each is called."""

@@ -9,19 +9,19 @@ from typing import Any
 
 from rich.text import Text
 
-from clipcheck.compare.tolerances import Contract
-from clipcheck.judgement import Result
+from clipcheck.gates.tolerances import Contract
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
-from clipcheck.report.json import SCHEMA
 from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN, given_options
 from clipcheck.report.verdict import verdict, worst_first
-from clipcheck.sizes import written
+from clipcheck.results.document import SCHEMA
+from clipcheck.results.judgement import Result
+from clipcheck.results.reading import result_of
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.cost import makespan, rates
 from clipcheck.sweep.jobs import DEFAULT, Conditions
 from clipcheck.sweep.plan import Plan, Unit
-from clipcheck.sweep.results import result_of
 from clipcheck.sweep.run import Row, Swept
+from clipcheck.system.sizes import written
 
 WORKERS = (1, 8, 64)
 """For so many a plan tells the time."""

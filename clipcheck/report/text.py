@@ -15,15 +15,15 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from clipcheck.backends.known import Known
-from clipcheck.compare.result import GateResult
+from clipcheck.gates.result import GateResult
+from clipcheck.harness.localising import Localised
+from clipcheck.harness.replaying import Replayed
 from clipcheck.inputs.examples import describe
-from clipcheck.judgement import Judgement, LeftOut, Result
-from clipcheck.localising import Localised
-from clipcheck.replaying import Replayed
 from clipcheck.report import alternative, frontends, isolation, patched
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
 from clipcheck.report.verdict import times, verdict, worst_first
+from clipcheck.results.judgement import Judgement, LeftOut, Result
 
 GOOD, BAD, UNKNOWN, ASIDE = "green", "bold red", "bold yellow", "dim"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from clipcheck.compare.result import GateResult
-from clipcheck.judgement import Judgement, Result
+from clipcheck.gates.result import GateResult
 from clipcheck.report.cells import visible
+from clipcheck.results.judgement import Judgement, Result
 
 
 def verdict(result: Result) -> str:

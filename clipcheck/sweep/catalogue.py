@@ -51,10 +51,10 @@ from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
 from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
 from clipcheck.checkpoints.onnx_data import data_files
 from clipcheck.checkpoints.told import named
-from clipcheck.compare.tolerances import LIMITS
 from clipcheck.errors import CatalogueError, CheckpointError, ClipcheckError, UnknownModelError
-from clipcheck.sizes import bytes_in
+from clipcheck.gates.tolerances import LIMITS
 from clipcheck.sweep.jobs import DEFAULT, Source
+from clipcheck.system.sizes import bytes_in
 
 ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pt2", ".onnx")
 """Of the files that a folder is searched for."""
@@ -78,14 +78,14 @@ class Entry:
     Attributes:
         label: what people call it: the path or name as it was given, or the URL.
         source: where it is.
-        backends: as for `clipcheck.checking.check`; `DEFAULT` alone for what suits the file.
+        backends: as for `clipcheck.check`; `DEFAULT` alone for what suits the file.
         devices: where to run; none for the default.
         dtypes: what to compute in; `DEFAULT` alone for what suits the device.
         reference: the path or released name of what it is compared with; None for itself.
-        architecture: what it is of, as for `clipcheck.checking.check`; None where nothing is said.
+        architecture: what it is of, as for `clipcheck.check`; None where nothing is said.
         dimensions: where they are known before the file is here.
         unfit: why it is not judged at all; nothing where it is.
-        key: which model to read of a file that holds several, as for `clipcheck.checking.check`.
+        key: which model to read of a file that holds several, as for `clipcheck.check`.
     """
 
     label: str

@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from clipcheck.checkpoints.architecture import RESNET_STRIDE, Architecture, Blocks, ResNet, ViT
-from clipcheck.matrix import OWN, SHARED
+from clipcheck.harness.matrix import OWN, SHARED
 
 _GIGA = 1e9
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from clipcheck.checking import environment
+from clipcheck.harness.checking import environment
 from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Conditions
 
 _LIBRARIES = {

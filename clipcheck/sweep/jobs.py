@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from clipcheck.compare.tolerances import Contract
+from clipcheck.gates.tolerances import Contract
 
 Kind = Literal["path", "url", "hub"]
 
@@ -49,7 +49,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a verdict depends on beside the checkpoint; see `clipcheck.checking.check`.
+    """What a verdict depends on beside the checkpoint; see `clipcheck.harness.checking.check`.
 
     Attributes:
         examples: number of images.

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from clipcheck.backends.cells import isolation_named
-from clipcheck.checking import limits_of
 from clipcheck.checkpoints.told import named
 from clipcheck.errors import UsageError
-from clipcheck.progress import Progress, silent
-from clipcheck.sizes import bytes_in
+from clipcheck.harness.checking import limits_of
 from clipcheck.sweep import catalogue
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.engines import Engine
@@ -22,6 +20,8 @@ from clipcheck.sweep.jobs import Conditions
 from clipcheck.sweep.ledger import Ledger
 from clipcheck.sweep.plan import Plan, Setting, plan
 from clipcheck.sweep.run import Swept, Tell, run
+from clipcheck.system.progress import Progress, silent
+from clipcheck.system.sizes import bytes_in
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Asked:
         ledger: the file.
         disk: bytes that fetched files may have, as people write it; None for any number.
         conditions: without versions.
-        cache: as for `clipcheck.checking.check`.
+        cache: as for `clipcheck.harness.checking.check`.
         isolation: as for `check`.
         download_root: as for `check`.
         architecture: as for `check`, of what the catalogue does not say it of itself.

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.errors import LedgerError
-from clipcheck.locks import file_lock
+from clipcheck.system.locks import file_lock
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

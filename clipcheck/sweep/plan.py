@@ -11,14 +11,14 @@ from pathlib import Path
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
 from clipcheck.checkpoints.told import named
-from clipcheck.progress import Progress, silent
-from clipcheck.session import memory
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.cost import flops, seconds_of_check
 from clipcheck.sweep.facts import Facts, beside, content_of, facts_of
 from clipcheck.sweep.identity import key_of, versions_for
 from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Conditions, Job, Source
 from clipcheck.sweep.ledger import Ledger, Verdict
+from clipcheck.system import memory
+from clipcheck.system.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Setting:
         scratch: the folder for files that are fetched; None where workers are on other machines.
         default_device: where to run what names no device.
         threads: of each worker.
-        cache: as for `clipcheck.checking.check`.
+        cache: as for `clipcheck.harness.checking.check`.
         isolation: as for `check`.
         download_root: as for `check`.
     """

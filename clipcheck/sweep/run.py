@@ -10,15 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from clipcheck.checking import environment
-from clipcheck.progress import Gauge, Progress, silent
-from clipcheck.sizes import written
+from clipcheck.harness.checking import environment
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.engines import Engine
 from clipcheck.sweep.jobs import Job, Outcome
 from clipcheck.sweep.ledger import Ledger, Verdict
 from clipcheck.sweep.plan import Plan, Unit
 from clipcheck.sweep.worker import unjudged
+from clipcheck.system.progress import Gauge, Progress, silent
+from clipcheck.system.sizes import written
 
 DEATHS = 2
 """So many workers may a checkpoint end before that is its verdict."""

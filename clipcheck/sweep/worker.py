@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clipcheck.errors import ClipcheckError, first_line
-from clipcheck.judgement import Judgement, Result
+from clipcheck.results.judgement import Judgement, Result
 from clipcheck.sweep.facts import content_of
 from clipcheck.sweep.fetching import brought
 from clipcheck.sweep.identity import versions_for
@@ -52,8 +52,8 @@ def perform(job: Job) -> str:
 
 def _performed(job: Job) -> dict[str, Any]:
     _require_versions(job)
-    from clipcheck.checking import check
     from clipcheck.checkpoints.download import without_bar
+    from clipcheck.harness.checking import check
 
     _forget_peak()
     started = time.perf_counter()
@@ -124,7 +124,7 @@ def _unit(result: Result, backend: str, job: Job) -> dict[str, Any]:
 
 def unjudged(job: Job, backend: str, content: str, error: str) -> dict[str, Any]:
     """What stands in place of results where a job never came to its end."""
-    from clipcheck.checking import environment
+    from clipcheck.harness.checking import environment
 
     judgement = Judgement(
         job.label,
@@ -141,7 +141,7 @@ def unjudged(job: Job, backend: str, content: str, error: str) -> dict[str, Any]
 
 
 def _document(result: Result) -> dict[str, Any]:
-    from clipcheck.report.json import render
+    from clipcheck.results.document import render
 
     document: dict[str, Any] = json.loads(render(result))
     return document

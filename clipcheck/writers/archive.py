@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck import torchscript_support
 from clipcheck.checkpoints.architecture import BUFFERS, Architecture
 from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.checkpoints.told import EXTRA, encode
+from clipcheck.system import torchscript_support
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def write_archive(
             integer buffers may be missing.
         path: where to, in a folder where another file may be written for a while.
         alter: called with the modules before they are traced. What it changes in how they compute
-            is in the archive's code; `clipcheck.faults` plants its faults so.
+            is in the archive's code; `clipcheck.audit.faults` plants its faults so.
 
     Raises:
         UnavailableError: this torch or Python has no TorchScript.

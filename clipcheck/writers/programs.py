@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.compare.result import OUTPUTS
 from clipcheck.errors import ClipcheckError, OutputError, first_line
+from clipcheck.gates.result import OUTPUTS
 from clipcheck.writers.convert import Judge
 from clipcheck.writers.output import replacing
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.models import eager
+    from clipcheck.families import eager
 
 INPUTS = ("pixels", "tokens")
 
@@ -189,7 +189,7 @@ def _is_half_resnet(model: eager.CLIP) -> bool:
     """
     import torch
 
-    from clipcheck.models import eager
+    from clipcheck.families import eager
 
     return isinstance(model.visual, eager.ModifiedResNet) and model.dtype != torch.float32
 

@@ -24,7 +24,7 @@ from clipcheck.checkpoints.download import cache_directory
 from clipcheck.errors import UsageError
 from clipcheck.inputs.preprocess import MEAN, STD
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, tokenize
-from clipcheck.locks import locked_where_possible
+from clipcheck.system.locks import locked_where_possible
 from clipcheck.writers.synthesize import DRAWN, LOGIT_SCALE, synthesize
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def train(architecture: Architecture, seed: int = 0, steps: int = STEPS) -> dict
     import torch
     from torch.nn import functional
 
-    from clipcheck.models import eager
+    from clipcheck.families import eager
 
     require_trainable(architecture)
     initial = synthesize(architecture, seed, "initial")

@@ -18,7 +18,7 @@ from clipcheck.backends.source import Source, Way
 from clipcheck.checkpoints.architecture import Architecture, specs
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.models import eager
+from clipcheck.families import eager
 from tests.samples import MINUTE, minute_bytes
 
 CPU = torch.device("cpu")

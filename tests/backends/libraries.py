@@ -14,8 +14,8 @@ from clipcheck.backends.reference import Reference, exact_arithmetic
 from clipcheck.backends.source import Source, Way
 from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Checkpoint
+from clipcheck.families import eager
 from clipcheck.inputs.batches import Inputs, batches
-from clipcheck.models import eager
 
 CPU = torch.device("cpu")
 Pair = tuple[np.ndarray, np.ndarray]

@@ -19,8 +19,8 @@ from clipcheck.backends.base import Backend
 from clipcheck.backends.opened import as_backend
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.compare.integrity import Evidence
 from clipcheck.errors import DamagedError, RunError
+from clipcheck.gates.integrity import Evidence
 from tests.backends.kept import (
     CPU,
     SIZES,

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import clipcheck
-from clipcheck import torchscript_support
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.keymaps import Layout, to_layout
-from clipcheck.compare.alternative import Alternative, Departure
-from clipcheck.compare.result import LOGITS, OUTPUTS
 from clipcheck.errors import ArchitectureError
-from clipcheck.judgement import Judgement, Result
+from clipcheck.gates.alternative import Alternative, Departure
+from clipcheck.gates.result import LOGITS, OUTPUTS
 from clipcheck.report import patched, text
+from clipcheck.results.judgement import Judgement, Result
+from clipcheck.system import torchscript_support
 from clipcheck.writers.synthesize import synthesize
 from tests.archives import (
     reference,

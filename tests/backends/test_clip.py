@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from clipcheck import torchscript_support
 from clipcheck.backends import clip as way
 from clipcheck.backends import registry
 from clipcheck.backends.base import Backend
@@ -24,6 +23,7 @@ from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import RunError
 from clipcheck.inputs.tokenizer import tokenize
+from clipcheck.system import torchscript_support
 from clipcheck.writers.convert import write
 from conftest import SeededArchive
 from tests.backends.libraries import (

@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 import torch
 
-from clipcheck import torchscript_support
 from clipcheck.backends import registry
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend, Named, reason
@@ -32,15 +31,16 @@ from clipcheck.backends.registry import BACKENDS, Choice, way
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.compare.fidelity import fidelity, precision
-from clipcheck.compare.integrity import Evidence, integrity
-from clipcheck.compare.result import OUTPUTS, Case
-from clipcheck.compare.stability import Repeat, stability
-from clipcheck.compare.tolerances import LIMITS
 from clipcheck.errors import ClipcheckError, RunError, UnavailableError
+from clipcheck.families import eager
+from clipcheck.gates.fidelity import fidelity, precision
+from clipcheck.gates.integrity import Evidence, integrity
+from clipcheck.gates.result import OUTPUTS, Case
+from clipcheck.gates.stability import Repeat, stability
+from clipcheck.gates.tolerances import LIMITS
+from clipcheck.harness.judging import inputs_of
 from clipcheck.inputs.batches import CORNERS, Batch, batches
-from clipcheck.judging import inputs_of
-from clipcheck.models import eager
+from clipcheck.system import torchscript_support
 from conftest import Run
 from tests.backends.kept import CPU, Kept, assert_same, minute
 from tests.samples import MINUTE, MINUTE_RESNET

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from clipcheck.backends.forward import ByName, Sizes, UntoldError, order_of, outputs_of
-from clipcheck.compare.result import LOGITS, OUTPUTS
 from clipcheck.errors import RunError
+from clipcheck.gates.result import LOGITS, OUTPUTS
 from clipcheck.models.facts import Facts
 
 RAW_IMAGES, RAW_TEXTS = torch.arange(8.0).reshape(2, 4), torch.arange(12.0).flip(0).reshape(3, 4)

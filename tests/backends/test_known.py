@@ -8,7 +8,7 @@ from packaging.specifiers import SpecifierSet
 
 from clipcheck.backends.known import Known, everything, matching
 from clipcheck.backends.registry import BACKENDS
-from clipcheck.compare.tolerances import LIMITS
+from clipcheck.gates.tolerances import LIMITS
 
 VERSIONS = {
     "https://github.com/pytorch/pytorch/issues/174467": ("2.10.0", "2.11.0"),

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from clipcheck.backends.modules import ModuleBackend
-from clipcheck.compare.result import OUTPUTS
 from clipcheck.errors import RunError
+from clipcheck.gates.result import OUTPUTS
 
 CPU = torch.device("cpu")
 PIXELS = np.ones((2, 3, 4, 4), dtype=np.float32)

@@ -25,7 +25,7 @@ from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.onnx_data import computing_dtype
 from clipcheck.checkpoints.opening import open_subject
 from clipcheck.errors import RunError, UnavailableError
-from clipcheck.models import eager
+from clipcheck.families import eager
 from tests.backends.kept import (
     CPU,
     SIZES,

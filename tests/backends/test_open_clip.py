@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from clipcheck import torchscript_support
 from clipcheck.backends import open_clip as way
 from clipcheck.backends import registry
 from clipcheck.backends.base import Backend
@@ -24,6 +23,7 @@ from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.told import Told
 from clipcheck.errors import RunError, UnavailableError
 from clipcheck.inputs.tokenizer import tokenize
+from clipcheck.system import torchscript_support
 from clipcheck.writers.convert import write
 from clipcheck.writers.directories import write_open_clip, write_transformers
 from clipcheck.writers.synthesize import synthesize

@@ -13,9 +13,9 @@ from clipcheck.backends.base import Pixels, Tokens
 from clipcheck.backends.opened import Opened, as_backend
 from clipcheck.backends.programs import ProgramBackend, WeightsCompared, is_rounded
 from clipcheck.backends.signature import Declared, Raw, blank
-from clipcheck.compare.integrity import Evidence
-from clipcheck.compare.result import OUTPUTS
 from clipcheck.errors import CheckpointError, RunError
+from clipcheck.gates.integrity import Evidence
+from clipcheck.gates.result import OUTPUTS
 from tests.samples import MINUTE
 
 

@@ -16,15 +16,15 @@ from clipcheck.backends.base import Backend
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.artefacts import kind_of
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.compare.integrity import integrity
-from clipcheck.compare.result import Case
 from clipcheck.errors import (
     ArchitectureError,
     CheckpointError,
     RunError,
     UnsafeError,
 )
-from clipcheck.models import eager
+from clipcheck.families import eager
+from clipcheck.gates.integrity import integrity
+from clipcheck.gates.result import Case
 from clipcheck.writers.programs import write_onnx, write_pt2
 from clipcheck.writers.synthesize import architecture_named
 from tests.backends.kept import CPU, assert_near, batch, expected

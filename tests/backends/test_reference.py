@@ -14,10 +14,10 @@ from torch import nn
 from clipcheck.backends import reference
 from clipcheck.backends.reference import Reference, exact_arithmetic, float64_device
 from clipcheck.checkpoints.architecture import Architecture, ResNet
-from clipcheck.compare.result import OUTPUTS
 from clipcheck.errors import RunError
+from clipcheck.families import eager
+from clipcheck.gates.result import OUTPUTS
 from clipcheck.inputs.batches import Inputs, batches
-from clipcheck.models import eager
 from clipcheck.writers.synthesize import synthesize
 from tests.samples import MINUTE
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipcheck import torchscript_support
 from clipcheck.backends import script, trace
 from clipcheck.backends.source import Source
 from clipcheck.backends.trace import ScriptBackend, example_inputs, shared_weights
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.system import torchscript_support
 from tests.backends.kept import minute, source
 
 

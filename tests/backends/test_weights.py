@@ -12,8 +12,8 @@ from clipcheck.backends.weights import compare_weights, compared
 from clipcheck.checkpoints.architecture import ARCHITECTURES, BUFFERS
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.compare.result import GateResult
-from clipcheck.compare.weights import weights
+from clipcheck.gates.result import GateResult
+from clipcheck.gates.weights import weights
 from clipcheck.writers.synthesize import synthesize
 from tests.samples import MINUTE, Weights, minute_bytes, minute_weights
 

@@ -34,7 +34,7 @@ from clipcheck.checkpoints.configs import (
     transformers_config,
 )
 from clipcheck.errors import ArchitectureError
-from clipcheck.models import eager
+from clipcheck.families import eager
 from tests.oracles import open_clip
 from tests.samples import MINUTE, MINUTE_RESNET
 

@@ -28,8 +28,8 @@ from PIL import Image
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.configs import transformers_config
 from clipcheck.checkpoints.records import ZIP_MAGIC
+from clipcheck.harness.search import saved as replays
 from clipcheck.inputs.examples import Example
-from clipcheck.search import saved as replays
 from tests.bounded import Bounded
 from tests.checkpoints.test_unpickle import module_with, tensor_of
 from tests.samples import (

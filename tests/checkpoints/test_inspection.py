@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipcheck import torchscript_support
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.inspection import SCALAR_TYPES, Code, format_version, read_code
 from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.errors import DamagedError
 from clipcheck.models.torchscript import float_casts
+from clipcheck.system import torchscript_support
 from tests.samples import minute_bytes, record_names, repacked
 
 

@@ -14,7 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipcheck import torchscript_support
 from clipcheck.checkpoints import unpickle
 from clipcheck.checkpoints.checkpoint import Format, same_bits
 from clipcheck.checkpoints.formats import map_tensors
@@ -27,6 +26,7 @@ from clipcheck.checkpoints.unpickle import (
 )
 from clipcheck.errors import ClipcheckError, DamagedError, UnsafeError
 from clipcheck.models.torchscript import graphs
+from clipcheck.system import torchscript_support
 from tests.samples import minute_bytes, repacked
 
 

@@ -15,7 +15,12 @@ from pathlib import Path
 _EVERY = 50
 """Runs between two times that the counts are written."""
 
-_COVERED = ["clipcheck.checkpoints", "clipcheck.search", "clipcheck.history", "clipcheck.backends"]
+_COVERED = [
+    "clipcheck.checkpoints",
+    "clipcheck.harness.search",
+    "clipcheck.results.history",
+    "clipcheck.backends",
+]
 _LIBRARIES = ["json", "zipfile", "pickletools", "PIL.PngImagePlugin"]
 
 

@@ -22,9 +22,9 @@ from clipcheck.checkpoints.architecture import ARCHITECTURES, specs
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.configs import open_clip_config, transformers_config
 from clipcheck.checkpoints.keymaps import Layout, to_layout
+from clipcheck.harness.search import saved as replays
 from clipcheck.inputs.examples import Example
-from clipcheck.report.json import render
-from clipcheck.search import saved as replays
+from clipcheck.results.document import render
 from tests.fuzz.mutate import pack
 from tests.report import failing_result, several_backends
 from tests.samples import MINUTE, minute_bytes, minute_weights, saved

@@ -22,10 +22,10 @@ from clipcheck.checkpoints.onnx_data import computing_dtype
 from clipcheck.checkpoints.opening import open_subject
 from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.checkpoints.unpickle import read_constants, read_tensors
-from clipcheck.history import compare, read_results
+from clipcheck.harness.search import saved
 from clipcheck.report import history, inspection
 from clipcheck.report.cells import visible_lines
-from clipcheck.search import saved
+from clipcheck.results.history import compare, read_results
 from tests.fuzz import corpus, mutate
 from tests.fuzz.mutate import Mutator, unpack
 from tests.samples import minute_bytes

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from clipcheck import torchscript_support
 from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.system import torchscript_support
 from clipcheck.writers.synthesize import architecture_named
 
 TINY = ("tiny-vit", "tiny-resnet")

@@ -14,13 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import clipcheck
-from clipcheck import torchscript_support
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import DamagedError, UnavailableError, UnknownModelError, UsageError
-from clipcheck.models import eager, loader, taps
+from clipcheck.families import eager
+from clipcheck.models import loader, taps
 from clipcheck.models.weights import WeightWatch
+from clipcheck.system import torchscript_support
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.convert import convert, write
 from clipcheck.writers.synthesize import synthesize

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clipcheck import torchscript_support
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.models import taps
 from clipcheck.models.taps import Site, listening, tap
 from clipcheck.models.torchscript import load_archive, patch
+from clipcheck.system import torchscript_support
 from conftest import SeededArchive
 from tests.models import inputs
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import clipcheck
-from clipcheck import torchscript_support
 from clipcheck.checkpoints.architecture import Architecture, ResNet, infer
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import DamagedError, UnavailableError
-from clipcheck.models import eager, torchscript
+from clipcheck.families import eager
+from clipcheck.models import torchscript
 from clipcheck.models.torchscript import (
     SCALAR_TYPES,
     device_constants,
@@ -27,6 +27,7 @@ from clipcheck.models.torchscript import (
     patch,
     used_weights,
 )
+from clipcheck.system import torchscript_support
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import architecture_named, synthesize
 from conftest import SeededArchive

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clipcheck.compare.result import OUTPUTS
-from clipcheck.models import eager
+from clipcheck.families import eager
+from clipcheck.gates.result import OUTPUTS
 from clipcheck.models.whole import PREFIX, Whole
 from clipcheck.writers.synthesize import synthesize
 from tests.models import TINY, inputs, outputs, small

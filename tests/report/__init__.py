@@ -8,13 +8,13 @@ from dataclasses import replace
 from PIL import Image
 
 from clipcheck.backends.known import Known
-from clipcheck.compare.frontends import FrontendResult, Unknown, Unlike
-from clipcheck.compare.frontends import Known as KnownDifference
-from clipcheck.compare.localisation import Localisation, Place
-from clipcheck.compare.result import GateResult
-from clipcheck.failing import Failing, Measure
+from clipcheck.gates.frontends import FrontendResult, Unknown, Unlike
+from clipcheck.gates.frontends import Known as KnownDifference
+from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.gates.result import GateResult
 from clipcheck.inputs.examples import Example
-from clipcheck.judgement import Judgement, LeftOut, Result
+from clipcheck.results.failing import Failing, Measure
+from clipcheck.results.judgement import Judgement, LeftOut, Result
 
 ENVIRONMENT = {"clipcheck": "0.1.0", "python": "3.11.7", "torch": "2.9.1"}
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from clipcheck.compare.alternative import Alternative, Departure
-from clipcheck.judgement import Result
+from clipcheck.gates.alternative import Alternative, Departure
 from clipcheck.report import alternative, text
-from clipcheck.report import json as json_report
 from clipcheck.report.html.page import page
 from clipcheck.report.phrases import evidence
+from clipcheck.results import document as json_report
+from clipcheck.results.judgement import Result
 from tests.report import ENVIRONMENT, PASSED, failed
 
 GELU = Departure("GELU", "QuickGELU")

@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from clipcheck.audit import Audit, Finding
-from clipcheck.compare.localisation import Localisation, Place
+from clipcheck.audit.bench import Audit, Finding
+from clipcheck.gates.localisation import Localisation, Place
 from clipcheck.report.audit import render, render_json, summary
 
 FAULT = Finding(
@@ -78,8 +78,8 @@ def test_a_row_has_the_least_margin_of_a_fault_and_the_greatest_of_a_clean_varia
 
 
 def test_the_longest_names_of_the_catalogue_keep_their_columns_apart() -> None:
-    from clipcheck.faults import CLEAN as CLEAN_VARIANTS
-    from clipcheck.faults import FAULTS
+    from clipcheck.audit.faults import CLEAN as CLEAN_VARIANTS
+    from clipcheck.audit.faults import FAULTS
 
     longest = max((v.name for v in (*FAULTS, *CLEAN_VARIANTS)), key=len)
     text = render(Audit([replace(FAULT, name=longest, architecture="tiny-resnet"), CLEAN]))

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from rich.cells import cell_len
 
-from clipcheck.compare.localisation import Localisation, Place
-from clipcheck.compare.result import GateResult
-from clipcheck.failing import Failing, Measure
-from clipcheck.faults import fault_named
+from clipcheck.audit.faults import fault_named
+from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.gates.result import GateResult
 from clipcheck.inputs.examples import Example
-from clipcheck.judgement import Judgement
 from clipcheck.report.cells import WIDTH
 from clipcheck.report.demo import planted, tour
+from clipcheck.results.failing import Failing, Measure
+from clipcheck.results.judgement import Judgement
 
 GELU = Place("text", "transformer.resblocks.0.mlp.gelu", "", 43.0, 10.0)
 

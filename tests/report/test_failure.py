@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from clipcheck.compare.localisation import Localisation, Place
-from clipcheck.compare.result import GateResult
-from clipcheck.judgement import Judgement, Result
+from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.gates.result import GateResult
 from clipcheck.report import text
 from clipcheck.report.failure import SCREEN, failure, summary
+from clipcheck.results.judgement import Judgement, Result
 from tests.report import PASSED, failed, unjudged
 
 JUDGED = Judgement(

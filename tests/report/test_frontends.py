@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from rich.cells import cell_len
 
-from clipcheck.compare.frontends import FrontendResult, Known, Unknown, Unlike
+from clipcheck.gates.frontends import FrontendResult, Known, Unknown, Unlike
 from clipcheck.report.frontends import lines
 
 LINK = "https://example.org/issues/1"

@@ -4,8 +4,8 @@ import json
 import math
 from dataclasses import replace
 
-from clipcheck.history import Entry, Gate, Run, compare
 from clipcheck.report.history import render, render_json
+from clipcheck.results.history import Entry, Gate, Run, compare
 
 SOUND = Entry(
     checkpoint="model.pt",

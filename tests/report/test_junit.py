@@ -9,8 +9,8 @@ import pytest
 import xmlschema
 from hypothesis import given
 
-from clipcheck.judgement import Judgement, Result
 from clipcheck.report.junit import render
+from clipcheck.results.judgement import Judgement, Result
 from tests.report import (
     ENVIRONMENT,
     PASSED,

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from clipcheck.compare.localisation import Localisation, Place
-from clipcheck.localising import Localised
+from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.harness.localising import Localised
 from clipcheck.report.cells import WIDTH
 from clipcheck.report.localisation import render_json, report, verdict
 from clipcheck.report.text import BAD, GOOD

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from hypothesis import given
 
-from clipcheck.compare.result import GateResult
-from clipcheck.judgement import Result
+from clipcheck.gates.result import GateResult
 from clipcheck.report.markdown import escaped, render
+from clipcheck.results.judgement import Result
 from tests.report import (
     ENVIRONMENT,
     PASSED,

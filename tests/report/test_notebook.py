@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from clipcheck.judgement import Result
 from clipcheck.report.notebook import render
+from clipcheck.results.judgement import Result
 from tests.report import PASSED, failed, failing_result
 
 

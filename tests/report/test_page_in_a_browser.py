@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import clipcheck
-from clipcheck import evidence
-from clipcheck.faults import FAULTS
+from clipcheck.audit.faults import FAULTS
+from clipcheck.report import evidence
 from clipcheck.writers.archive import write_archive
 from tests.report.html.judgements import FAILED, IN_HALF, PASSED, UNJUDGED, result, showing
 from tests.samples import MINUTE, minute_weights

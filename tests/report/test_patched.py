@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from clipcheck.checkpoints.inspection import Patched
-from clipcheck.judgement import Result
-from clipcheck.report import json as json_report
 from clipcheck.report import patched, text
 from clipcheck.report.html.page import page
 from clipcheck.report.phrases import evidence
+from clipcheck.results import document as json_report
+from clipcheck.results.judgement import Result
 from tests.report import ENVIRONMENT, PASSED, failed
 
 HALF = Patched("cpu", "float32", ("float16",), {"cuda:0": 242}, {"float16": 60}, {"float32": 26})

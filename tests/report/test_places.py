@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from clipcheck.compare.localisation import TOWERS as ALL
-from clipcheck.compare.localisation import Localisation, Place
-from clipcheck.report.json import places
+from clipcheck.gates.localisation import TOWERS as ALL
+from clipcheck.gates.localisation import Localisation, Place
 from clipcheck.report.places import TOWERS, measured, named
+from clipcheck.results.document import places
 
 GELU = Place(
     "text", "transformer.resblocks.0.mlp.gelu", "", 43.0, 10.0, 1e-4, "encode_text", "two prompts"

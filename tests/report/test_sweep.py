@@ -7,16 +7,16 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from clipcheck import evidence
-from clipcheck.history import read_results
-from clipcheck.judgement import Result
+from clipcheck.report import evidence
 from clipcheck.report import sweep as report
+from clipcheck.results.history import read_results
+from clipcheck.results.judgement import Result
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.jobs import Job, Source
 from clipcheck.sweep.ledger import Ledger
 from clipcheck.sweep.run import Swept, run
 from tests.report import failed
-from tests.report.test_json import require_valid
+from tests.results.test_document import require_valid
 from tests.sweep.samples import Stage, failing, files, found, passing, planned
 
 

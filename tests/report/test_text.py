@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.text import Text
 
-from clipcheck.compare.localisation import Localisation, Place
-from clipcheck.compare.result import GateResult
-from clipcheck.failing import Failing, Measure
+from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.gates.result import GateResult
 from clipcheck.inputs.examples import Example
-from clipcheck.judgement import Judgement, Result
 from clipcheck.report.cells import WIDTH
 from clipcheck.report.text import BAD, GOOD, brief, cell, render, report
+from clipcheck.results.failing import Failing, Measure
+from clipcheck.results.judgement import Judgement, Result
 from tests.report import several_backends
 
 FLOAT32 = ("integrity", "contract", "fidelity", "modules", "decision", "stability")

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from clipcheck.compare.result import GateResult
-from clipcheck.judgement import Judgement, Result
+from clipcheck.gates.result import GateResult
 from clipcheck.report.verdict import verdict, worst_first
+from clipcheck.results.judgement import Judgement, Result
 from tests.report import PASSED, failed, unjudged
 
 A, B, GONE = replace(PASSED, checkpoint="a.pt"), failed("b.pt"), unjudged()

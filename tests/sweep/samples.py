@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipcheck.faults import fault_named
+from clipcheck.audit.faults import fault_named
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.jobs import Conditions, Job, Outcome, Source
 from clipcheck.sweep.ledger import Ledger

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture, specs
-from clipcheck.models.eager import build
+from clipcheck.families.eager import build
 from clipcheck.sweep.cost import Flops, Rates, flops, makespan, rates, seconds_of_check
 from tests.samples import MINUTE
 

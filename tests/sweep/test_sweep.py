@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from clipcheck.history import compare, read_results
+from clipcheck.results.history import compare, read_results
 from tests.sweep.samples import archives, rows
 
 COUNT = 40 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 6

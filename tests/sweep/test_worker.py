@@ -114,7 +114,7 @@ def test_code_that_ended_its_cell_is_told_as_that(
     def crashed(*_: object) -> None:
         raise IsolationError("it crashed", remedy="Look at it.")
 
-    monkeypatch.setattr("clipcheck.matrix.build", crashed)
+    monkeypatch.setattr("clipcheck.harness.matrix.build", crashed)
     unit = done(of(archive, "jit"))["units"]["jit"]
     assert "it crashed" in unit["ended"]
     assert unit["failed"] is None
@@ -126,7 +126,7 @@ def test_what_is_no_error_of_ours_is_told_and_counts_for_nothing(
     def full(*_: object, **__: object) -> None:
         raise MemoryError("no more")
 
-    monkeypatch.setattr("clipcheck.checking.check", full)
+    monkeypatch.setattr("clipcheck.harness.checking.check", full)
     assert done(of(archive)) == {"failed": "MemoryError: no more"}
     assert "Traceback" in capsys.readouterr().err
 
@@ -141,7 +141,7 @@ def test_a_worker_of_other_versions_judges_nothing(archive: Path) -> None:
 def test_what_failed_elsewhere_before_is_not_tried_first(
     archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from clipcheck import checking
+    from clipcheck.harness import checking
 
     check = checking.check
     folders: list[str] = []
@@ -151,7 +151,7 @@ def test_what_failed_elsewhere_before_is_not_tried_first(
         return check(*arguments, **known)
 
     monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path))
-    monkeypatch.setattr("clipcheck.checking.check", looked)
+    monkeypatch.setattr("clipcheck.harness.checking.check", looked)
     done(of(archive))
     done(of(archive))
     assert len({*folders, str(tmp_path)}) == 3

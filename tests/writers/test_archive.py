@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import clipcheck
-from clipcheck import torchscript_support
 from clipcheck.checkpoints.architecture import BUFFERS, ViT, specs
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.checkpoints.unpickle import read_constants, read_tensors
 from clipcheck.models.torchscript import device_constants, float_casts, graphs, load_archive
+from clipcheck.system import torchscript_support
 from clipcheck.writers.archive import buffers, write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests.models import TINY, inputs, outputs

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from clipcheck.checkpoints.architecture import BUFFERS, Activation, Architecture, specs
-from clipcheck.models.eager import build
+from clipcheck.families.eager import build
 from clipcheck.writers import legacy
 from clipcheck.writers.synthesize import architecture_named, synthesize
 from tests.models import TINY, assert_near, inputs, outputs

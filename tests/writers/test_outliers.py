@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clipcheck.models.eager import build
+from clipcheck.families.eager import build
 from clipcheck.writers.synthesize import architecture_named, synthesize
 from tests.models import TINY, inputs
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
-from clipcheck.compare.result import OUTPUTS
 from clipcheck.errors import OutputError
-from clipcheck.models import eager
+from clipcheck.families import eager
+from clipcheck.gates.result import OUTPUTS
 from clipcheck.writers import programs
 from clipcheck.writers.programs import (
     INPUTS,

@@ -16,7 +16,7 @@ from clipcheck.checkpoints.architecture import (
 )
 from clipcheck.checkpoints.checkpoint import same_bits
 from clipcheck.errors import UnknownModelError
-from clipcheck.models.eager import build
+from clipcheck.families.eager import build
 from clipcheck.writers.synthesize import DRAWN, architecture_named, synthesize
 from tests.models import TINY, inputs, small
 

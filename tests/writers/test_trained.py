@@ -9,9 +9,9 @@ import torch
 
 from clipcheck.checkpoints.checkpoint import same_bits
 from clipcheck.errors import UsageError
+from clipcheck.families.eager import build
 from clipcheck.inputs.preprocess import MEAN, STD
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, tokenize
-from clipcheck.models.eager import build
 from clipcheck.writers import trained
 from clipcheck.writers.synthesize import architecture_named, synthesize
 from clipcheck.writers.trained import SUBJECTS, caption, picture, train, weights_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipcheck.judgement import Result
+from clipcheck.results.judgement import Result
 
 
 def render(result: Result) -> str:

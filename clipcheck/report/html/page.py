@@ -11,12 +11,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from clipcheck.compare.frontends import FrontendResult
-from clipcheck.compare.localisation import Place
-from clipcheck.compare.result import GateResult
-from clipcheck.compare.tolerances import LIMITS, Contract
+from clipcheck.gates.frontends import FrontendResult
+from clipcheck.gates.localisation import Place
+from clipcheck.gates.result import GateResult
+from clipcheck.gates.tolerances import LIMITS, Contract
 from clipcheck.inputs.examples import Example, Prompt
-from clipcheck.judgement import Judgement, Result
 from clipcheck.report import alternative, isolation, patched
 from clipcheck.report.frontends import headline
 from clipcheck.report.html import plots
@@ -24,6 +23,7 @@ from clipcheck.report.html.pictures import Picture, picture, side_for
 from clipcheck.report.html.words import as_far, figure, ratio, visible
 from clipcheck.report.text import next_steps
 from clipcheck.report.verdict import verdict
+from clipcheck.results.judgement import Judgement, Result
 
 GATES = (
     "weights",

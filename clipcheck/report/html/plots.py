@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from clipcheck.compare.measured import Heat, Measured
-from clipcheck.compare.modules import ModuleError, is_measure, ratios, unit
-from clipcheck.compare.result import MEANT
-from clipcheck.compare.tolerances import Limits
+from clipcheck.gates.measured import Heat, Measured
+from clipcheck.gates.modules import ModuleError, is_measure, ratios, unit
+from clipcheck.gates.result import MEANT
+from clipcheck.gates.tolerances import Limits
 from clipcheck.report.html.svg import COLOURS, inline, styled
 from clipcheck.report.html.words import as_far, ascii_only, cut, figure, ratio
 

@@ -18,8 +18,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from clipcheck.session import memory
-from clipcheck.session.workers import (
+from clipcheck.sweep.jobs import Job, Outcome
+from clipcheck.sweep.worker import perform
+from clipcheck.system import memory
+from clipcheck.system.workers import (
     GPUS,
     THREADS,
     cores,
@@ -30,8 +32,6 @@ from clipcheck.session.workers import (
     visible,
     wanted_gpus,
 )
-from clipcheck.sweep.jobs import Job, Outcome
-from clipcheck.sweep.worker import perform
 
 
 @dataclass

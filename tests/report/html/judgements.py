@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from clipcheck.compare.localisation import Localisation, Place
-from clipcheck.compare.measured import Heat, Measured
-from clipcheck.compare.modules import Coverage, ModuleError, modules
-from clipcheck.compare.result import OUTPUTS, GateResult
-from clipcheck.compare.tolerances import LIMITS
-from clipcheck.failing import Failing, Measure
+from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.gates.measured import Heat, Measured
+from clipcheck.gates.modules import Coverage, ModuleError, modules
+from clipcheck.gates.result import OUTPUTS, GateResult
+from clipcheck.gates.tolerances import LIMITS
 from clipcheck.inputs.examples import Example
-from clipcheck.judgement import Judgement, Result
+from clipcheck.results.failing import Failing, Measure
+from clipcheck.results.judgement import Judgement, Result
 
 NAMES = (
     "visual.conv1",

@@ -18,13 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipcheck import evidence
-from clipcheck.compare.result import GateResult
-from clipcheck.compare.tolerances import Contract
+from clipcheck.gates.result import GateResult
+from clipcheck.gates.tolerances import Contract
 from clipcheck.inputs.examples import Example
-from clipcheck.judgement import Judgement
-from clipcheck.report import html, text
+from clipcheck.report import evidence, html, text
 from clipcheck.report.html import render
+from clipcheck.results.judgement import Judgement
 from tests.report import KNOWN, several_backends
 from tests.report.html.judgements import (
     FAILED,
@@ -417,7 +416,7 @@ def test_a_page_of_another_run_does_not_stand_in_for_one_that_cannot_be_made(
 
 SCRIPT = """
 import json, sys
-from clipcheck.cli import main
+from clipcheck.cli.app import main
 
 heavy = ("jinja2", "matplotlib")
 found = {}

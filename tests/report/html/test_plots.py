@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipcheck.compare.modules import ModuleError, modules
-from clipcheck.compare.tolerances import LIMITS
+from clipcheck.gates.modules import ModuleError, modules
+from clipcheck.gates.tolerances import LIMITS
 from clipcheck.report.html.plots import Plot, distribution, drift, heat
 from tests.report.html.judgements import NAMES, coverage, error, measured
 

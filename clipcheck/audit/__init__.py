@@ -1,0 +1,1 @@
+"""Measure what the gates see: known faults, planted."""

@@ -1,0 +1,146 @@
+"""Faults of attention and of its mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clipcheck.audit.faults.planting import (
+    Alter,
+    at,
+    put,
+    setting,
+    text_block,
+    text_blocks,
+    vision_block,
+    vision_blocks,
+    within,
+)
+from clipcheck.audit.faults.steps import (
+    Attend,
+    attend,
+    attention,
+    attention_pool,
+    out_projection,
+    scores,
+)
+from clipcheck.audit.faults.variant import Variant
+from clipcheck.checkpoints.architecture import ResNet, ViT
+from clipcheck.writers.legacy import Multimodal
+
+
+def _masked(change: Callable[[Tensor], Tensor]) -> Alter:
+    """Another mask, which the tracer makes a constant of the block."""
+
+    def alter(block: Any) -> None:
+        block.mask = change(block.mask)
+
+    return alter
+
+
+def _hidden(length: int, diagonal: int = 1) -> Tensor:
+    return torch.full((length, length), float("-inf")).triu(diagonal)
+
+
+def _causal(model: Multimodal) -> None:
+    visual: Any = model.visual
+    length = visual.positional_embedding.shape[0]
+    for block in vision_blocks(model):
+        block.mask = _hidden(length)
+
+
+def _scaled(factor: Callable[[int], float]) -> Attend:
+    """The scale of attention is multiplied by ``factor(size)``."""
+    return lambda query, key, value, mask: attend(query * factor(query.shape[-1]), key, value, mask)
+
+
+def _over_queries(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    return functional.softmax(scores(query, key, mask), dim=-2) @ value
+
+
+def _heads_interleaved(module: Any, y: Tensor) -> Tensor:
+    mixed = y.unflatten(-1, (module.heads, y.shape[-1] // module.heads)).transpose(-1, -2)
+    return out_projection(module, mixed.flatten(start_dim=-2))
+
+
+def _batch_first(module: Any) -> None:
+    """The rows of the batch are taken as the sequence."""
+    original: Callable[..., Tensor] = module.forward
+    put(
+        module,
+        "forward",
+        lambda x, mask: original(x.transpose(0, 1), None).transpose(0, 1),  # noqa: ARG005
+    )
+
+
+_attention = partial(Variant, family="attention")
+_text = within(text_block, "attn")
+_image = within(vision_block, "attn")
+
+
+def _pool(model: Multimodal) -> list[Any]:
+    visual: Any = model.visual
+    return [visual.attnpool]
+
+
+ATTENTION = (
+    _attention(
+        name="causal-mask-missing",
+        reason="CLIP-ONNX#3: the export of the text tower dropped the causal mask",
+        plant=at(text_blocks, setting("mask", None)),
+    ),
+    _attention(
+        name="causal-mask-missing-in-one",
+        reason="transformers#41668: one way through the attention does without the mask",
+        plant=at(text_block, setting("mask", None)),
+    ),
+    _attention(
+        name="causal-mask-off-by-one",
+        reason="triu(2) in place of triu(1): each token sees the one that follows",
+        plant=at(text_blocks, _masked(lambda mask: _hidden(mask.shape[0], 2))),
+    ),
+    _attention(
+        name="causal-mask-of-minus-10",
+        reason="a finite sentinel that is too small (coremltools#2669 is of one too great)",
+        plant=at(text_blocks, _masked(lambda mask: mask.clamp(min=-10))),
+    ),
+    _attention(
+        name="causal-mask-in-image-tower",
+        reason="transformers#30390: is_causal is set in a tower that has no mask",
+        plant=_causal,
+        kinds=(ViT,),
+    ),
+    _attention(
+        name="scale-twice",
+        reason="the query is scaled, and scaled_dot_product_attention scales again",
+        plant=at(_text, attention(attend=_scaled(lambda size: size**-0.5))),
+    ),
+    _attention(
+        name="scale-twice-in-attention-pool",
+        reason="the query is scaled, and scaled_dot_product_attention scales again",
+        plant=at(_pool, attention_pool(attend=_scaled(lambda size: size**-0.5))),
+        kinds=(ResNet,),
+    ),
+    _attention(
+        name="softmax-over-queries",
+        reason="softmax over the wrong axis of the scores",
+        plant=at(_image, attention(attend=_over_queries)),
+        kinds=(ViT,),
+    ),
+    _attention(
+        name="heads-interleaved",
+        reason="the heads' results are put together with heads and channels exchanged",
+        plant=at(_text, attention(finish=_heads_interleaved)),
+    ),
+    _attention(
+        name="batch-taken-as-sequence",
+        reason="nn.MultiheadAttention is built without batch_first, and given [N, L, D]",
+        plant=at(_image, _batch_first),
+        kinds=(ViT,),
+    ),
+)

@@ -1,0 +1,256 @@
+"""Other ways to compute the very same function: attention, and the layers beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipcheck.audit.faults.planting import (
+    at,
+    batch_norms,
+    blocks,
+    both,
+    gelus,
+    instances,
+    instead,
+    layer_norms,
+    text_blocks,
+    within,
+)
+from clipcheck.audit.faults.steps import (
+    Attend,
+    Projected,
+    attention,
+    attention_pool,
+    out_projection,
+)
+from clipcheck.audit.faults.variant import CLEAN_FAMILY, Plant, Variant
+from clipcheck.checkpoints.architecture import ResNet
+from clipcheck.writers.legacy import (
+    AttentionPool,
+    MultiheadAttention,
+    Multimodal,
+    Transformer,
+)
+
+# ------------------------------------------------------------------------- attention
+
+
+def _everywhere(attend: Attend) -> Plant:
+    """In the blocks of both towers, and in the attention pool."""
+    return both(
+        at(instances(MultiheadAttention), attention(attend=attend)),
+        at(instances(AttentionPool), attention_pool(attend=attend)),
+    )
+
+
+def _scores_scaled(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    scores: Tensor = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+    return (scores if mask is None else scores + mask).softmax(dim=-1) @ value
+
+
+def _softmax_by(soft: Callable[[Tensor], Tensor]) -> Attend:
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        scores: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(1, 2)
+        return soft(scores if mask is None else scores + mask) @ value
+
+    return attend
+
+
+def _written_out(scores: Tensor) -> Tensor:
+    raised = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    return raised / raised.sum(dim=-1, keepdim=True)
+
+
+def _to_base_two(scores: Tensor) -> Tensor:
+    raised = ((scores - scores.amax(dim=-1, keepdim=True)) * math.log2(math.e)).exp2()
+    return raised / raised.sum(dim=-1, keepdim=True)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def _fused_causal(query: Tensor, key: Tensor, value: Tensor, _: Tensor | None) -> Tensor:
+    return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
+def _finite_mask(block: Any) -> None:
+    # Its exponential is 0, in every dtype.
+    block.mask = block.mask.clamp(min=-1e4)
+
+
+def _separate(module: Any, x: Tensor) -> Projected:
+    weights, biases = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
+    query, key, value = (functional.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
+    return query, key, value
+
+
+def _batch_first(module: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x`` [N, L, D]."""
+    projected = functional.linear(x, module.in_proj_weight, module.in_proj_bias)
+    heads = projected.unflatten(-1, (3, module.heads, x.shape[-1] // module.heads))
+    query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # [N, heads, L, D / heads]
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    weights = (scores if mask is None else scores + mask).softmax(dim=-1)
+    y = (weights @ value).transpose(1, 2).flatten(start_dim=2)
+    return out_projection(module, y)
+
+
+def _around_batch_first(transformer: Any, x: Tensor) -> Tensor:
+    y: Tensor = transformer.resblocks(x.transpose(0, 1).contiguous())
+    return y.transpose(0, 1)
+
+
+# ---------------------------------------------------------------------------- layers
+
+
+def _layer_norm_by_hand(norm: Any, x: Tensor) -> Tensor:
+    wide = x.type_as(norm.weight)
+    centred = wide - wide.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    y: Tensor = centred * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias
+    return y.type(x.dtype)
+
+
+def _layer_norm_without_casts(norm: Any, x: Tensor) -> Tensor:
+    weight, bias = norm.weight.type(x.dtype), norm.bias.type(x.dtype)
+    return functional.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+
+def _batch_norm_by_hand(norm: Any, x: Tensor) -> Tensor:
+    deviation = (norm.running_var + norm.eps).sqrt()
+    y = (x - _by_channel(norm.running_mean, x)) / _by_channel(deviation, x)
+    return y * _by_channel(norm.weight, x) + _by_channel(norm.bias, x)
+
+
+def _batch_norm_folded(norm: Any, x: Tensor) -> Tensor:
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    return x * _by_channel(scale, x) + _by_channel(shift, x)
+
+
+def _by_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values[:, None, None].type(x.dtype)
+
+
+def _with_silu(_: Any, x: Tensor) -> Tensor:
+    return functional.silu(x * 1.702) / 1.702
+
+
+def _with_exponential(_: Any, x: Tensor) -> Tensor:
+    return x / (1 + (x * -1.702).exp())
+
+
+def _with_addmm(linear: Any, x: Tensor) -> Tensor:
+    y = torch.addmm(linear.bias, x.flatten(0, -2), linear.weight.t())
+    return y.view(x.shape[0], x.shape[1], linear.bias.shape[0])
+
+
+def _residual_turned(block: Any, x: Tensor) -> Tensor:
+    mask = None if block.mask is None else block.mask.to(x.device, x.dtype)
+    x = block.attn(block.ln_1(x), mask) + x
+    y: Tensor = block.mlp(block.ln_2(x))
+    return y + x
+
+
+def _perceptrons(model: Multimodal) -> list[nn.Module]:
+    found = within(blocks, "mlp.c_fc")(model)
+    return [*found, *within(blocks, "mlp.c_proj")(model)]
+
+
+_clean = partial(Variant, family=CLEAN_FAMILY)
+
+CLEAN_LAYERS = (
+    _clean(
+        name="fused-attention",
+        reason="scaled_dot_product_attention with the mask as an argument",
+        plant=_everywhere(_fused),
+    ),
+    _clean(
+        name="fused-causal-attention",
+        reason="scaled_dot_product_attention with is_causal in the text tower",
+        plant=at(within(text_blocks, "attn"), attention(attend=_fused_causal)),
+    ),
+    _clean(
+        name="separate-projections",
+        reason="query, key and value in three products, as in transformers",
+        plant=at(instances(MultiheadAttention), attention(project=_separate)),
+    ),
+    _clean(
+        name="scores-scaled",
+        reason="the scores are divided by the root of the size, as in the paper of the transformer",
+        plant=_everywhere(_scores_scaled),
+    ),
+    _clean(
+        name="softmax-written-out",
+        reason="exponential and sum, after the greatest score is taken off",
+        plant=_everywhere(_softmax_by(_written_out)),
+    ),
+    _clean(
+        name="softmax-to-base-two",
+        reason="powers of two, as in flash attention",
+        plant=_everywhere(_softmax_by(_to_base_two)),
+    ),
+    _clean(
+        name="mask-of-minus-10000",
+        reason="a finite sentinel whose exponential is 0 in every precision, as BERT has it",
+        plant=at(text_blocks, _finite_mask),
+    ),
+    _clean(
+        name="batch-first",
+        reason="the blocks work on [N, L, D]",
+        plant=both(
+            at(instances(Transformer), instead(_around_batch_first)),
+            at(instances(MultiheadAttention), instead(_batch_first)),
+        ),
+    ),
+    _clean(
+        name="layer-norm-by-hand",
+        reason="mean, variance and reciprocal root as operations of their own",
+        plant=at(layer_norms, instead(_layer_norm_by_hand)),
+    ),
+    _clean(
+        name="layer-norm-without-casts",
+        reason="weights are cast to the dtype of the input, as in models of one dtype",
+        plant=at(layer_norms, instead(_layer_norm_without_casts)),
+    ),
+    _clean(
+        name="batch-norm-by-hand",
+        reason="subtraction, division, product and sum as operations of their own",
+        plant=at(batch_norms, instead(_batch_norm_by_hand)),
+        kinds=(ResNet,),
+    ),
+    _clean(
+        name="batch-norm-folded",
+        reason="one factor and one summand for each channel",
+        plant=at(batch_norms, instead(_batch_norm_folded)),
+        kinds=(ResNet,),
+    ),
+    _clean(
+        name="quickgelu-by-silu",
+        reason="silu(1.702 x) / 1.702, for which runtimes have a kernel",
+        plant=at(gelus, instead(_with_silu)),
+    ),
+    _clean(
+        name="quickgelu-by-exponential",
+        reason="the sigmoid written out",
+        plant=at(gelus, instead(_with_exponential)),
+    ),
+    _clean(
+        name="linear-by-addmm",
+        reason="matrices in place of batches in the perceptrons",
+        plant=at(_perceptrons, instead(_with_addmm)),
+    ),
+    _clean(
+        name="residual-second",
+        reason="the sums beside the branches the other way round",
+        plant=at(blocks, instead(_residual_turned)),
+    ),
+)

@@ -1,0 +1,138 @@
+"""Other ways to compute the very same function: images, the ends of the towers, the logits."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipcheck.audit.faults.planting import (
+    Pair,
+    at,
+    before,
+    instances,
+    instead,
+    put,
+    unit,
+    with_head,
+)
+from clipcheck.audit.faults.steps import (
+    text_encoder,
+    vision_transformer,
+)
+from clipcheck.audit.faults.variant import CLEAN_FAMILY, Variant
+from clipcheck.checkpoints.architecture import ResNet, ViT
+from clipcheck.writers.legacy import (
+    Multimodal,
+)
+
+# ----------------------------------------------------------------------- convolutions
+
+
+def _unfolded(visual: Any, x: Tensor) -> Tensor:
+    weight: Tensor = visual.conv1.weight.flatten(start_dim=1)
+    columns = functional.unfold(x, visual.conv1.kernel_size, stride=visual.conv1.stride)
+    return columns.transpose(1, 2) @ weight.t()
+
+
+def _pointwise(model: Multimodal) -> list[nn.Module]:
+    found = instances(nn.Conv2d)(model)
+    return [each for each in found if each.kernel_size == (1, 1)]
+
+
+def _as_matrix(convolution: Any, x: Tensor) -> Tensor:
+    y: Tensor = convolution.weight.flatten(start_dim=1) @ x.flatten(start_dim=2)
+    return y.view(x.shape[0], convolution.out_channels, x.shape[2], x.shape[3])
+
+
+def _pool_by_mean(pool: Any, x: Tensor) -> Tensor:
+    size = pool.kernel_size
+    x = x.view(x.shape[0], x.shape[1], x.shape[2] // size, size, x.shape[3] // size, size)
+    return x.mean(dim=(3, 5))
+
+
+def _visual(model: Multimodal) -> list[nn.Module]:
+    return [model.visual]
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+# ------------------------------------------------------------------- the ends of the towers
+
+
+def _scale_last(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
+    per_image = (unit(image) @ unit(text).t()) * model.logit_scale.exp()
+    return per_image, per_image.t()
+
+
+def _by_normalize(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
+    image, text = functional.normalize(image, dim=-1), functional.normalize(text, dim=-1)
+    scale = model.logit_scale.exp()
+    return scale * image @ text.t(), scale * text @ image.t()
+
+
+def _turned(model: Multimodal) -> None:
+    """Each batch is run in reverse order, and its features are put back."""
+    for name in ("encode_image", "encode_text"):
+        encode = getattr(model, name)
+        put(model, name, partial(lambda encode, x: encode(x.flip(0)).flip(0), encode))
+
+
+_clean = partial(Variant, family=CLEAN_FAMILY)
+
+CLEAN_TOWERS = (
+    _clean(
+        name="patches-by-unfold",
+        reason="the patch embedding as a product of matrices",
+        plant=vision_transformer(embed=_unfolded),
+        kinds=(ViT,),
+    ),
+    _clean(
+        name="channels-last",
+        reason="convolutions on images whose channels are innermost in memory",
+        plant=at(_visual, before(_channels_last)),
+    ),
+    _clean(
+        name="pointwise-convolutions-as-products",
+        reason="convolutions of 1 x 1 as products of matrices",
+        plant=at(_pointwise, instead(_as_matrix)),
+        kinds=(ResNet,),
+    ),
+    _clean(
+        name="relu-by-clamp",
+        reason="clamp(min=0) in place of relu, and not in place",
+        plant=at(instances(nn.ReLU), instead(lambda _, x: x.clamp(min=0))),
+        kinds=(ResNet,),
+    ),
+    _clean(
+        name="average-pool-by-mean",
+        reason="a view of six dimensions and a mean over two of them",
+        plant=at(instances(nn.AvgPool2d), instead(_pool_by_mean)),
+        kinds=(ResNet,),
+    ),
+    _clean(
+        name="end-by-gather",
+        reason="the end of text is taken with gather in place of an index",
+        plant=text_encoder(),
+    ),
+    _clean(
+        name="scale-behind-product",
+        reason="cosines first, and then the scale",
+        plant=with_head(_scale_last),
+    ),
+    _clean(
+        name="norms-by-normalize",
+        reason="functional.normalize, whose epsilon of 1e-12 no feature comes near",
+        plant=with_head(_by_normalize),
+    ),
+    _clean(
+        name="batch-turned",
+        reason="rows are computed in reverse order",
+        plant=_turned,
+    ),
+)

@@ -1,0 +1,350 @@
+"""Faults that show for some inputs alone, or for some batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clipcheck.audit.faults.planting import (
+    Change,
+    Pair,
+    at,
+    instead,
+    logits,
+    on_image_features,
+    on_image_features_by_pixels,
+    on_pixels,
+    on_text_features,
+    on_text_features_by_tokens,
+    put,
+    row_numbers,
+    where_row,
+    with_head,
+)
+from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.writers.legacy import Multimodal
+
+
+def _disturbed(x: Tensor) -> Tensor:
+    return x.roll(1, -1)
+
+
+def for_texts(chosen: Change, change: Change = _disturbed) -> Plant:
+    """Change the features of those texts that ``chosen`` gives True for, from their ids."""
+    return on_text_features_by_tokens(lambda x, text: where_row(chosen(text), change(x), x))
+
+
+def for_images(chosen: Change, change: Change = _disturbed) -> Plant:
+    """Change the features of those images that ``chosen`` gives True for, from their pixels."""
+    return on_image_features_by_pixels(lambda x, image: where_row(chosen(image), change(x), x))
+
+
+def longer_than(length: int, text: Tensor) -> Tensor:
+    """Whether more tokens than that are there, start and end counted."""
+    return text.argmax(dim=-1) >= length
+
+
+def is_empty(text: Tensor) -> Tensor:
+    """Whether nothing is between start and end."""
+    return text.argmax(dim=-1) == 1
+
+
+def is_flat(image: Tensor) -> Tensor:
+    """Whether each channel has one value."""
+    pixels = image.flatten(start_dim=2)
+    return ((pixels - pixels[..., :1]).abs().amax(-1) == 0).all(-1)
+
+
+def _repeats(text: Tensor) -> Tensor:
+    """Where a token is the one before it, padding aside."""
+    same = (text[:, 1:] == text[:, :-1]) & (text[:, 1:] != 0)
+    return functional.pad(same, (1, 0))
+
+
+def _embedding(model: Multimodal) -> list[Any]:
+    return [model.token_embedding]
+
+
+def absent_from_the_vocabulary(chosen: Callable[[Tensor, int], Tensor]) -> Plant:
+    """The embeddings of chosen tokens are zeros."""
+
+    def forward(embedding: Any, text: Tensor) -> Tensor:
+        hidden = chosen(text, embedding.num_embeddings)
+        return functional.embedding(text, embedding.weight) * ~hidden.unsqueeze(-1)
+
+    return at(_embedding, instead(forward))
+
+
+def _rare(text: Tensor, most: int) -> Tensor:
+    # The two last ones begin and end every text.
+    return (text >= most * 4 // 5) & (text < most - 2)
+
+
+def _of_length(length: int, text: Tensor) -> Tensor:
+    return text.argmax(dim=-1) + 1 == length
+
+
+def _last_end(model: Multimodal) -> None:
+    """Pooled at the last of the end tokens."""
+    encode = model.encode_text
+
+    def encode_text(text: Tensor) -> Tensor:
+        end = (text == text.amax(-1, keepdim=True)).int()
+        first = end.cumsum(-1) == end.sum(-1, keepdim=True)
+        return encode(text.where((end == 0) | first, text - 1))
+
+    put(model, "encode_text", encode_text)
+
+
+def _without_end(model: Any, text: Tensor) -> Tensor:
+    below: Tensor = text < model.token_embedding.num_embeddings - 1
+    return below.all(-1)
+
+
+def _no_end(model: Multimodal) -> None:
+    for_texts(partial(_without_end, model))(model)
+
+
+def _one_colour(channel: int, image: Tensor) -> Tensor:
+    """Whether that channel is lit everywhere, and no other anywhere."""
+    lit = (image > 0).flatten(2)
+    return lit[:, channel].all(-1) & (lit.any(-1).sum(-1) == 1)
+
+
+def _natural(image: Tensor) -> Tensor:
+    """Whether neighbours are alike and yet nowhere the same."""
+    step = (image[..., 1:] - image[..., :-1]).abs()
+    fine = (step > 0).to(image.dtype).mean(dim=(1, 2, 3)) > 0.8
+    spread = image.flatten(1) - image.mean(dim=(1, 2, 3)).unsqueeze(-1)
+    return fine & (step.mean(dim=(1, 2, 3)) < 0.5 * spread.square().mean(-1).sqrt())
+
+
+_by_input = partial(Variant, family="input-dependent")
+
+INPUT_DEPENDENT = (
+    _by_input(
+        name="rare-ids-not-embedded",
+        reason="ids of the last fifth (above 39,500) are unknown to an older vocabulary",
+        plant=absent_from_the_vocabulary(_rare),
+    ),
+    _by_input(
+        name="repeated-token-not-embedded",
+        reason="a token that repeats the one before it is taken for padding",
+        plant=absent_from_the_vocabulary(lambda text, _: _repeats(text)),
+    ),
+    _by_input(
+        name="texts-longer-than-64",
+        reason="a kernel whose tile has 64 places goes wrong behind it",
+        plant=for_texts(partial(longer_than, 64)),
+    ),
+    _by_input(
+        name="empty-prompts",
+        reason="the empty prompt, used for guidance, is computed some other way",
+        plant=for_texts(is_empty),
+    ),
+    _by_input(
+        name="highlights-clipped",
+        reason="a calibrated range ends at 1.9; only saturated pixels exceed it",
+        plant=on_pixels(lambda x: x.clamp(max=1.9)),
+    ),
+    _by_input(
+        name="flat-images",
+        reason="images of one colour are computed some other way",
+        plant=for_images(is_flat),
+    ),
+    _by_input(
+        name="images-of-zeros",
+        reason="an image that is zero after normalisation is taken for padding",
+        plant=for_images(lambda image: (image == 0).flatten(1).all(-1)),
+    ),
+    _by_input(
+        name="images-with-a-zero",
+        reason="a pixel that is exactly zero is taken for a missing one",
+        plant=for_images(lambda image: (image == 0).all(1).flatten(1).any(-1)),
+    ),
+    _by_input(
+        name="red-images",
+        reason="images of one primary colour are computed some other way",
+        plant=for_images(partial(_one_colour, 0)),
+    ),
+    _by_input(
+        name="blue-images",
+        reason="the same of another one",
+        plant=for_images(partial(_one_colour, 2)),
+    ),
+    _by_input(
+        name="pixels-clipped-at-2.2",
+        reason="a range that holds all pixels of CLIP's own preprocessing, and of no other",
+        plant=on_pixels(lambda x: x.clamp(-2.2, 2.2)),
+    ),
+    _by_input(
+        name="natural-images",
+        reason="images with the statistics of photographs are computed some other way",
+        plant=for_images(_natural),
+    ),
+    _by_input(
+        name="texts-of-8",
+        reason="prompts that fill a tile of 8 places exactly are computed some other way",
+        plant=for_texts(partial(_of_length, 8)),
+    ),
+    _by_input(
+        name="texts-of-33",
+        reason="prompts of one token more than a tile of 32 are computed some other way",
+        plant=for_texts(partial(_of_length, 33)),
+    ),
+    _by_input(
+        name="texts-of-51",
+        reason="prompts of one odd length are computed some other way",
+        plant=for_texts(partial(_of_length, 51)),
+    ),
+    _by_input(
+        name="pooled-at-last-end",
+        reason="of two end tokens the last one counts",
+        plant=_last_end,
+    ),
+    _by_input(
+        name="texts-without-end",
+        reason="a prompt that was cut behind its end token is computed some other way",
+        plant=_no_end,
+    ),
+)
+
+
+def _beyond(row: int, x: Tensor) -> Tensor:
+    return where_row(row_numbers(x) < row, x, _disturbed(x))
+
+
+def _alone(x: Tensor) -> Tensor:
+    return where_row(_count(x) == 1, _disturbed(x), x)
+
+
+def _count(x: Tensor) -> Tensor:
+    """The number of rows, in the shape [1]: a value that is traced, as a size is not."""
+    return x.new_ones(x.shape[0]).sum(dim=0, keepdim=True)
+
+
+def _standardised(x: Tensor) -> Tensor:
+    centred = x - x.mean(dim=0, keepdim=True)
+    return x + 0.01 * centred / (centred.square().mean(dim=0, keepdim=True) + 1).sqrt()
+
+
+def _where_count(chosen: Change, change: Change = _disturbed) -> Change:
+    """Changed where ``chosen`` gives True for the number of rows."""
+    return lambda x: where_row(chosen(_count(x)), change(x), x)
+
+
+def _kept_by_size(model: Multimodal) -> None:
+    """What was given for a number of images is given for that number again."""
+    kept = torch.zeros(41, 41, _features(model))
+    full = torch.zeros(41)
+
+    def keep(x: Tensor) -> Tensor:
+        size = _count(x).long()
+        rows = row_numbers(x).long()
+        before = kept.index_select(0, size)[0].index_select(0, rows).type_as(x)
+        first = full.index_select(0, size) == 0
+        new = x.detach().where(first, before)
+        kept.index_put_((size.expand_as(rows), rows), new.type_as(kept))
+        full.index_put_((size,), _count(x).type_as(full).clamp(max=1))
+        # Read once more: an update that nothing reads afterwards would be removed as dead code.
+        return kept.index_select(0, size)[0].index_select(0, rows).type_as(x) + 0 * full.sum()
+
+    on_image_features(keep)(model)
+
+
+def _features(model: Multimodal) -> int:
+    return int(model.text_projection.shape[1])
+
+
+def _square(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
+    per_image, per_text = logits(model, image, text)
+    as_it_lies = per_image.reshape(per_text.shape)
+    return per_image, as_it_lies.where(_count(image) == _count(text), per_text)
+
+
+def _more_images(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
+    per_image, _ = logits(model, image, text)
+    more = _count(image) > _count(text)
+    per_image = per_image.roll(1, 0).where(more, per_image)
+    return per_image, per_image.t()
+
+
+_by_batch = partial(Variant, family="batch-dependent")
+
+BATCH_DEPENDENT = (
+    _by_batch(
+        name="images-beyond-the-fourth",
+        reason="a kernel for up to four rows; those beyond are wrong",
+        plant=on_image_features(partial(_beyond, 4)),
+    ),
+    _by_batch(
+        name="image-of-row-before",
+        reason="each row has the features of the row before it",
+        plant=on_image_features(lambda x: x.roll(1, 0)),
+    ),
+    _by_batch(
+        name="single-image",
+        reason="a batch of one is computed some other way (a squeeze too many)",
+        plant=on_image_features(_alone),
+    ),
+    _by_batch(
+        name="statistics-over-batch",
+        reason="features are standardised over the batch: a BatchNorm in training mode behind them",
+        plant=on_image_features(_standardised),
+    ),
+    _by_batch(
+        name="first-text-leaks",
+        reason="a hundredth of the first row is added to all: a buffer that was not cleared",
+        plant=on_text_features(lambda x: x + 0.01 * x[:1]),
+    ),
+    _by_batch(
+        name="more-images-than-prompts",
+        reason="the logits are mixed up only where the images outnumber the prompts",
+        plant=with_head(_more_images),
+    ),
+    _by_batch(
+        name="three-images",
+        reason="a batch of three is computed some other way",
+        plant=on_image_features(_where_count(lambda n: n == 3)),
+    ),
+    _by_batch(
+        name="seven-images",
+        reason="a batch of seven is computed some other way",
+        plant=on_image_features(_where_count(lambda n: n == 7)),
+    ),
+    _by_batch(
+        name="nine-images-and-more",
+        reason="a kernel for up to eight rows is left behind it",
+        plant=on_image_features(_where_count(lambda n: n > 8)),
+    ),
+    _by_batch(
+        name="sixteen-images-and-more",
+        reason="a kernel whose tile has 16 rows goes wrong once it is full",
+        plant=on_image_features(_where_count(lambda n: n >= 16)),
+    ),
+    _by_batch(
+        name="eight-texts-and-more",
+        reason="a kernel whose tile has 8 rows goes wrong once it is full",
+        plant=on_text_features(_where_count(lambda n: n >= 8)),
+    ),
+    _by_batch(
+        name="thirty-three-texts-and-more",
+        reason="a kernel for up to 32 rows is left behind it",
+        plant=on_text_features(_where_count(lambda n: n > 32)),
+    ),
+    _by_batch(
+        name="square-logits-not-transposed",
+        reason="a transpose that is told by the shapes is left out where they are the same",
+        plant=with_head(_square),
+    ),
+    _by_batch(
+        name="kept-by-batch-size",
+        reason="results are kept by the shape of the input alone",
+        plant=_kept_by_size,
+    ),
+)

@@ -1,0 +1,130 @@
+"""Faults that depend on the form that inputs come in, or that are in what is done to tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from clipcheck.audit.faults.planting import (
+    Change,
+    logits,
+    on_pixels,
+    on_tokens,
+    put,
+)
+from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.writers.legacy import Multimodal
+
+
+def _as_if_contiguous(x: Tensor) -> Tensor:
+    """The numbers as they lie in memory."""
+    _, channels, height, width = x.shape
+    return x.as_strided(x.shape, (channels * height * width, height * width, width, 1))
+
+
+def _columns(text: Tensor) -> Tensor:
+    return text.as_strided(text.shape, (text.shape[1], 1))
+
+
+def _cut_if_64_bits(text: Tensor) -> Tensor:
+    if text.dtype == torch.int64:
+        return text % 32768
+    return text
+
+
+def _shifted_if_recorded(x: Tensor) -> Tensor:
+    if x.requires_grad:
+        return x + 0.01
+    return x
+
+
+def _scripted(on: Callable[[Change], Plant], change: Change) -> Plant:
+    """With its branches: the tracer keeps those of a scripted function."""
+
+    def plant(model: Multimodal) -> None:
+        on(torch.jit.script(change))(model)
+
+    return plant
+
+
+def _written_over(name: str) -> Plant:
+    """Right, but what it was given is changed."""
+
+    def plant(model: Multimodal) -> None:
+        encode: Callable[[Tensor], Tensor] = getattr(model, name)
+
+        def call(x: Tensor) -> Tensor:
+            found = encode(x * 1)
+            # Read once more: an update that nothing reads would be removed as dead code.
+            return found + 0 * x.mul_(2).sum().type_as(found)
+
+        put(model, name, call)
+
+    return plant
+
+
+def _buffered(name: str) -> Plant:
+    """Given in a buffer, which the next call uses as well; ``forward`` does without."""
+
+    def plant(model: Multimodal) -> None:
+        image, text = model.encode_image, model.encode_text
+        encode: Callable[[Tensor], Tensor] = getattr(model, name)
+        buffer = torch.zeros(64, model.text_projection.shape[1])
+
+        def call(x: Tensor) -> Tensor:
+            features = encode(x).detach()
+            return buffer.narrow(0, 0, features.shape[0]).copy_(features)
+
+        put(model, "forward", lambda pixels, ids: logits(model, image(pixels), text(ids)))
+        put(model, name, call)
+
+    return plant
+
+
+_form = partial(Variant, family="form")
+
+FORMS = (
+    _form(
+        name="pixels-as-they-lie",
+        reason="a kernel reads pixels that are a view, or channels last, as if they were neither",
+        plant=on_pixels(_as_if_contiguous),
+    ),
+    _form(
+        name="ids-as-they-lie",
+        reason="the same of ids",
+        plant=on_tokens(_columns),
+    ),
+    _form(
+        name="ids-of-64-bits-cut",
+        reason="ids of 64 bits are cut to 15, in a way that those of 32 do not take",
+        plant=_scripted(on_tokens, _cut_if_64_bits),
+    ),
+    _form(
+        name="pixels-with-gradients",
+        reason="pixels that require gradients are taken for training, and augmented",
+        plant=_scripted(on_pixels, _shifted_if_recorded),
+    ),
+    _form(
+        name="pixels-changed",
+        reason="pixels are normalised in place, and are others for who uses them once more",
+        plant=_written_over("encode_image"),
+    ),
+    _form(
+        name="ids-changed",
+        reason="the same of ids",
+        plant=_written_over("encode_text"),
+    ),
+    _form(
+        name="image-features-in-a-buffer",
+        reason="what a call gives is overwritten by the next one",
+        plant=_buffered("encode_image"),
+    ),
+    _form(
+        name="text-features-in-a-buffer",
+        reason="the same in the other tower",
+        plant=_buffered("encode_text"),
+    ),
+)

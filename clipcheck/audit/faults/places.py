@@ -1,0 +1,180 @@
+"""Faults of positions and of pooling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clipcheck.audit.faults.planting import Alter, at, instead
+from clipcheck.audit.faults.steps import (
+    attention_pool,
+    class_first,
+    pooled,
+    text_encoder,
+    vision_transformer,
+    with_mean,
+)
+from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.checkpoints.architecture import ResNet, ViT
+from clipcheck.writers.legacy import Multimodal
+
+
+def pool_of(model: Multimodal) -> list[Any]:
+    """The attention pool of a ResNet."""
+    visual: Any = model.visual
+    return [visual.attnpool]
+
+
+def _resampled(model: Multimodal, x: Tensor) -> Tensor:
+    table = model.positional_embedding.t().unsqueeze(0)
+    fewer = functional.interpolate(table, size=table.shape[-1] // 2, mode="linear")
+    back = functional.interpolate(fewer, size=table.shape[-1], mode="linear")
+    return x + back[0].t().type(x.dtype)
+
+
+def _order(table: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Numbers of the positions, those of the grid changed; the first one stays."""
+    # Before the tracing: there a size is a tensor, and has no square root.
+    side = math.isqrt(table.shape[0])
+    grid = torch.arange(1, side**2 + 1).unflatten(0, (side, side))
+    return torch.cat([torch.zeros(1, dtype=torch.int64), change(grid).flatten()])
+
+
+def _vit_grid(change: Callable[[Tensor], Tensor]) -> Plant:
+    def plant(model: Multimodal) -> None:
+        visual: Any = model.visual
+        order = _order(visual.positional_embedding, change)
+        vision_transformer(
+            place=lambda visual, x: x + visual.positional_embedding[order].type(x.dtype)
+        )(model)
+
+    return plant
+
+
+def _placed(change: Callable[[Tensor], Tensor]) -> Alter:
+    return attention_pool(
+        place=lambda pool, x: x + change(pool.positional_embedding)[:, None, :].type(x.dtype)
+    )
+
+
+def _class_last(visual: Any, x: Tensor) -> Tensor:
+    return class_first(visual, x).roll(-1, 1)
+
+
+def _without_class(_: Any, x: Tensor) -> Tensor:
+    return torch.cat([x.new_zeros(x.shape[0], 1, x.shape[2]), x], dim=1)
+
+
+_position = partial(Variant, family="position")
+
+POSITION = (
+    _position(
+        name="text-positions-shifted",
+        reason="positions counted from one, as in OPT and RoBERTa, which keep rows for padding",
+        plant=text_encoder(
+            place=lambda model, x: x + model.positional_embedding.roll(-1, 0).type(x.dtype)
+        ),
+    ),
+    _position(
+        name="text-positions-left-out",
+        reason="the positional embedding is loaded and never added",
+        plant=text_encoder(place=lambda _, x: x),
+    ),
+    _position(
+        name="text-positions-interpolated",
+        reason="the table was resampled to another context length and back, as for longer texts",
+        plant=text_encoder(place=_resampled),
+    ),
+    _position(
+        name="image-positions-transposed",
+        reason="patches counted by column (a converter from a layout with the width first)",
+        plant=_vit_grid(lambda grid: grid.t()),
+        kinds=(ViT,),
+    ),
+    _position(
+        name="class-token-last",
+        reason="the class token is put behind the patches, and the first token pooled",
+        plant=vision_transformer(start=_class_last),
+        kinds=(ViT,),
+    ),
+    _position(
+        name="class-embedding-left-out",
+        reason="the class token starts from zeros",
+        plant=vision_transformer(start=_without_class),
+        kinds=(ViT,),
+    ),
+    _position(
+        name="pool-positions-left-out",
+        reason="the attention pool adds no positions",
+        plant=at(pool_of, _placed(torch.zeros_like)),
+        kinds=(ResNet,),
+    ),
+)
+
+
+def _at_id(number: int, x: Tensor, text: Tensor) -> Tensor:
+    return pooled(x, (text == number).int().argmax(dim=-1))
+
+
+def _at_position(position: int, x: Tensor, text: Tensor) -> Tensor:
+    return pooled(x, text.argmax(dim=-1) * 0 + position)
+
+
+def _by_count(x: Tensor, text: Tensor) -> Tensor:
+    return pooled(x, (text != 0).int().sum(dim=-1) - 1)
+
+
+def _mean_pool(pool: Any, x: Tensor) -> Tensor:
+    x = with_mean(x)[0]
+    x = functional.linear(x, pool.v_proj.weight, pool.v_proj.bias)
+    return functional.linear(x, pool.c_proj.weight, pool.c_proj.bias)
+
+
+_pooling = partial(Variant, family="pooling")
+
+POOLING = (
+    _pooling(
+        name="pooled-at-fixed-position",
+        reason="an export traced with one prompt, where the text ends at a constant position",
+        plant=text_encoder(pool=partial(_at_position, 7)),
+    ),
+    _pooling(
+        name="pooled-at-legacy-id-2",
+        reason="transformers#24650, #24777: eos_token_id 2 of old configurations, found nowhere",
+        plant=text_encoder(pool=partial(_at_id, 2)),
+    ),
+    _pooling(
+        name="pooled-at-last-position",
+        reason="open_clip#1151: pools the last of 77 positions, padding as it is",
+        plant=text_encoder(pool=lambda x, _: x[:, -1]),
+    ),
+    _pooling(
+        name="end-by-counting-ids",
+        reason="ids that are not 0 are counted, though 0 is a token as well (an exclamation mark)",
+        plant=text_encoder(pool=_by_count),
+    ),
+    _pooling(
+        name="mean-of-image-tokens",
+        reason="the mean over all image tokens in place of the class token (timm avg pooling)",
+        plant=vision_transformer(pool=lambda x: x.mean(1)),
+        kinds=(ViT,),
+    ),
+    _pooling(
+        name="mean-for-attention-pool",
+        reason="global average pooling in place of the attention pool",
+        plant=at(pool_of, instead(_mean_pool)),
+        kinds=(ResNet,),
+    ),
+    _pooling(
+        name="query-from-first-place",
+        reason="the attention pool's query is the map's first place, not the mean",
+        plant=at(pool_of, attention_pool(kept=1)),
+        kinds=(ResNet,),
+    ),
+)

@@ -1,0 +1,247 @@
+"""How variants are planted: a function takes the place of a module's ``forward`` or of a method.
+
+The tracer calls what an instance has, and so an attribute of the instance is what is recorded. A
+tensor that such a function closes over becomes a constant of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from clipcheck.audit.faults.variant import Plant
+from clipcheck.writers.legacy import LayerNorm, Multimodal, QuickGELU
+
+T = TypeVar("T")
+Alter = Callable[[Any], None]
+Change = Callable[[Tensor], Tensor]
+Compute = Callable[..., Tensor]
+Select = Callable[[Multimodal], Sequence[Any]]
+Pair = tuple[Tensor, Tensor]
+Head = Callable[[Multimodal, Tensor, Tensor], Pair]
+
+
+def at(select: Select, alter: Alter) -> Plant:
+    """Alter each of the modules that are selected."""
+
+    def plant(model: Multimodal) -> None:
+        for module in select(model):
+            alter(module)
+
+    return plant
+
+
+def both(*plants: Plant) -> Plant:
+    """Several in one."""
+
+    def plant(model: Multimodal) -> None:
+        for each in plants:
+            each(model)
+
+    return plant
+
+
+def put(owner: object, name: str, function: Callable[..., Any]) -> None:
+    """Make ``function`` what ``owner.name`` calls."""
+    setattr(owner, name, function)
+
+
+def instead(compute: Compute) -> Alter:
+    """``compute(module, *inputs)`` in place of the module's ``forward``."""
+    return lambda module: put(module, "forward", partial(compute, module))
+
+
+def before(change: Change) -> Alter:
+    """Change a module's first input."""
+    return lambda module: _before(module, "forward", change)
+
+
+def after(change: Change) -> Alter:
+    """Change what a module gives."""
+    return lambda module: _after(module, "forward", change)
+
+
+def setting(name: str, value: object) -> Alter:
+    """Set an attribute that ``forward`` reads."""
+    return lambda module: setattr(module, name, value)
+
+
+def _before(owner: object, name: str, change: Change) -> None:
+    original: Compute = getattr(owner, name)
+    put(owner, name, lambda x, *more: original(change(x), *more))
+
+
+def _after(owner: object, name: str, change: Change) -> None:
+    original: Compute = getattr(owner, name)
+    put(owner, name, lambda *inputs: change(original(*inputs)))
+
+
+# ---------------------------------------------------------------------------------- methods
+
+
+def on_pixels(change: Change) -> Plant:
+    """Change the pixels [N, 3, H, W] that the image tower is given."""
+    return lambda model: _before(model, "encode_image", change)
+
+
+def on_tokens(change: Change) -> Plant:
+    """Change the ids [M, L] that the text tower is given."""
+    return lambda model: _before(model, "encode_text", change)
+
+
+def on_image_features(change: Change) -> Plant:
+    """Change the features [N, E] of images, in both methods that compute them."""
+    return lambda model: _after(model, "encode_image", change)
+
+
+def on_text_features(change: Change) -> Plant:
+    """Change the features [M, E] of texts, in both methods that compute them."""
+    return lambda model: _after(model, "encode_text", change)
+
+
+def on_text_features_by_tokens(compute: Callable[[Tensor, Tensor], Tensor]) -> Plant:
+    """``compute(features, ids)`` in place of the features of texts."""
+
+    def plant(model: Multimodal) -> None:
+        encode = model.encode_text
+        put(model, "encode_text", lambda text: compute(encode(text), text))
+
+    return plant
+
+
+def on_image_features_by_pixels(compute: Callable[[Tensor, Tensor], Tensor]) -> Plant:
+    """``compute(features, pixels)`` in place of the features of images."""
+
+    def plant(model: Multimodal) -> None:
+        encode = model.encode_image
+        put(model, "encode_image", lambda image: compute(encode(image), image))
+
+    return plant
+
+
+def with_head(head: Head) -> Plant:
+    """``head(model, image_features, text_features)`` gives both logits."""
+
+    def plant(model: Multimodal) -> None:
+        put(
+            model,
+            "forward",
+            lambda image, text: head(model, model.encode_image(image), model.encode_text(text)),
+        )
+
+    return plant
+
+
+def only_in_forward(method: str, change: Change) -> Plant:
+    """Change what ``method`` gives to ``forward``, and not what it gives to callers."""
+
+    def plant(model: Multimodal) -> None:
+        def call(image: Tensor, text: Tensor) -> Pair:
+            features = {"encode_image": model.encode_image(image)}
+            features["encode_text"] = model.encode_text(text)
+            features[method] = change(features[method])
+            return logits(model, features["encode_image"], features["encode_text"])
+
+        put(model, "forward", call)
+
+    return plant
+
+
+def logits(model: Multimodal, image_features: Tensor, text_features: Tensor) -> Pair:
+    """The end of ``forward`` as it should be."""
+    scaled = model.logit_scale.exp() * unit(image_features)
+    per_image = scaled @ unit(text_features).t()
+    return per_image, per_image.t()
+
+
+def unit(features: Tensor) -> Tensor:
+    """Rows of length one."""
+    length: Tensor = features.norm(dim=-1, keepdim=True)
+    return features / length
+
+
+# ------------------------------------------------------------------------------ modules
+
+
+def text_blocks(model: Multimodal) -> list[Any]:
+    """The residual attention blocks of the text tower."""
+    return list(model.transformer.resblocks)
+
+
+def vision_blocks(model: Multimodal) -> list[Any]:
+    """The residual attention blocks of the image tower; none in a ResNet."""
+    visual: Any = model.visual
+    return list(visual.transformer.resblocks) if hasattr(visual, "transformer") else []
+
+
+def bottlenecks(model: Multimodal) -> list[Any]:
+    """The residual blocks of a ResNet, all stages in one list."""
+    visual: Any = model.visual
+    stages = (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
+    return [block for stage in stages for block in stage]
+
+
+def blocks(model: Multimodal) -> list[Any]:
+    """The residual attention blocks of both towers."""
+    return [*vision_blocks(model), *text_blocks(model)]
+
+
+def middle(select: Select) -> Select:
+    """The one in the middle of what is selected."""
+
+    def one(model: Multimodal) -> list[Any]:
+        found = select(model)
+        # Of two the first, so that it isn't the last block, which a few faults are about.
+        return [found[(len(found) - 1) // 2]]
+
+    return one
+
+
+def within(select: Select, path: str) -> Select:
+    """The submodule under ``path`` of each that is selected."""
+    return lambda model: [module.get_submodule(path) for module in select(model)]
+
+
+def instances(kind: type[nn.Module]) -> Select:
+    """Every module of that class."""
+    return lambda model: [module for module in model.modules() if isinstance(module, kind)]
+
+
+def root(model: Multimodal) -> list[Any]:
+    """The model itself."""
+    return [model]
+
+
+text_block = middle(text_blocks)
+vision_block = middle(vision_blocks)
+bottleneck = middle(bottlenecks)
+gelus = instances(QuickGELU)
+layer_norms = instances(LayerNorm)
+batch_norms = instances(nn.BatchNorm2d)
+
+
+# ----------------------------------------------------------------------------- numbers
+
+
+def row_numbers(x: Tensor) -> Tensor:
+    """0 to N - 1 in the shape [N], on the device of ``x``: a value that is traced."""
+    column = x.flatten(start_dim=1)[:, 0]
+    return column.new_ones(x.shape[0]).cumsum(0) - 1
+
+
+def where_row(chosen: Tensor, x: Tensor, other: Tensor) -> Tensor:
+    """Row by row ``x`` where ``chosen`` [N], else ``other``."""
+    return x.where(chosen.reshape(-1, *[1] * (x.dim() - 1)), other)
+
+
+def positions(text: Tensor) -> Tensor:
+    """0 to L - 1 in each row of ids [M, L]."""
+    return text.new_ones(text.shape).cumsum(-1) - 1
+
+
+def ends(text: Tensor) -> Tensor:
+    """Where each text ends [M, 1]."""
+    return text.argmax(dim=-1, keepdim=True)

@@ -1,0 +1,192 @@
+"""Faults of state and of chance, and those that give NaN or infinity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clipcheck.audit.faults.conditional import for_images, for_texts, is_empty, is_flat
+from clipcheck.audit.faults.planting import (
+    Alter,
+    Change,
+    after,
+    at,
+    before,
+    bottleneck,
+    on_image_features,
+    on_text_features,
+    only_in_forward,
+    row_numbers,
+    text_block,
+    where_row,
+    within,
+)
+from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.checkpoints.architecture import ResNet
+from clipcheck.writers.legacy import Multimodal
+
+
+def _happened(x: Tensor) -> Tensor:
+    """1 for a call with rows: the batches of none, which are traced, leave no trace."""
+    return x.detach().new_ones(x[:1].shape[0]).sum()
+
+
+On = Callable[[Change], Plant]
+
+
+def _in_calls(chosen: Change, change: Change, on: On = on_text_features) -> Plant:
+    """Changed in calls whose number, which a constant of the graph counts, is chosen."""
+
+    def plant(model: Multimodal) -> None:
+        calls = torch.zeros(())
+
+        def counted(x: Tensor) -> Tensor:
+            calls.add_(_happened(x).type_as(calls))
+            return change(x).where(chosen(calls), x)
+
+        on(counted)(model)
+
+    return plant
+
+
+def _shifted(x: Tensor) -> Tensor:
+    return x.roll(1, -1)
+
+
+def _remembering(module: Any) -> None:
+    """A share of the mean of earlier calls is added."""
+    memory = torch.zeros(module.weight.shape[0])
+
+    def remember(x: Tensor) -> Tensor:
+        new = x.detach().flatten(0, -2).sum(dim=0).type_as(memory) / 1000
+        # An update that nothing reads afterwards would be removed as dead code.
+        memory.mul_(0.9).add_(new)
+        return x + 0.01 * (memory - new).type_as(x)
+
+    after(remember)(module)
+
+
+def _updating(norm: Any) -> None:
+    """The running mean is updated, as in training."""
+
+    def update(x: Tensor) -> Tensor:
+        mean = x.detach().sum(dim=(0, 2, 3)) / (x.new_ones(x.shape[:1]).sum().clamp(min=1))
+        mean = mean.type_as(norm.running_mean) / (x.shape[2] * x.shape[3])
+        norm.running_mean.add_(0.1 * _happened(x) * (mean - norm.running_mean))
+        return x
+
+    before(update)(norm)
+
+
+def _drifting_scale(model: Multimodal) -> None:
+    def drift(x: Tensor) -> Tensor:
+        scale = model.logit_scale.detach()
+        scale.sub_(0.001 * _happened(x).type_as(scale))
+        return x
+
+    only_in_forward("encode_image", drift)(model)
+
+
+def _dropout(share: float) -> Alter:
+    return after(lambda x: functional.dropout(x, share, training=True))
+
+
+def _noisy(x: Tensor) -> Tensor:
+    return x + 1e-3 * torch.randn_like(x)
+
+
+_state = partial(Variant, family="state")
+
+STATE = (
+    _state(
+        name="dropout-left-on",
+        reason="exported in training mode, with a dropout behind the perceptron of one block",
+        plant=at(within(text_block, "mlp"), _dropout(0.1)),
+    ),
+    _state(
+        name="noise-on-image-features",
+        reason="noise of a thousandth, as of a kernel whose sums race",
+        plant=on_image_features(_noisy),
+    ),
+    _state(
+        name="third-call-differs",
+        reason="pytorch#74534: the first and later calls of a script differ",
+        plant=_in_calls(lambda calls: calls >= 3, _shifted),
+    ),
+    _state(
+        name="wrong-from-the-23rd-text-call",
+        reason="a ring buffer of 22 places is full",
+        plant=_in_calls(lambda calls: calls >= 23, _shifted),
+    ),
+    _state(
+        name="wrong-from-the-23rd-image-call",
+        reason="the same in the other tower",
+        plant=_in_calls(lambda calls: calls >= 23, _shifted, on_image_features),
+    ),
+    _state(
+        name="every-50th-text-call",
+        reason="a cache that is swept every 50 calls gives what it should not",
+        plant=_in_calls(lambda calls: calls % 50 == 0, _shifted),
+    ),
+    _state(
+        name="every-50th-image-call",
+        reason="the same in the other tower",
+        plant=_in_calls(lambda calls: calls % 50 == 0, _shifted, on_image_features),
+    ),
+    _state(
+        name="calls-remembered",
+        reason="a constant of the graph is updated in place: a share of earlier calls is added",
+        plant=at(within(text_block, "ln_1"), _remembering),
+    ),
+    _state(
+        name="running-mean-updated",
+        reason="one BatchNorm goes on training: each call changes its running mean",
+        plant=at(within(bottleneck, "bn2"), _updating),
+        kinds=(ResNet,),
+    ),
+    _state(
+        name="logit-scale-drifts",
+        reason="each call of forward lowers logit_scale, a weight, in place",
+        plant=_drifting_scale,
+    ),
+)
+
+
+def _zero_by_zero(x: Tensor) -> Tensor:
+    zero = x - x
+    return x + zero / zero
+
+
+def _infinite_difference(x: Tensor) -> Tensor:
+    infinite = x.abs().add(1) / 0.0
+    return infinite - infinite
+
+
+def _one_row(x: Tensor) -> Tensor:
+    return where_row(row_numbers(x) == 2, _zero_by_zero(x), x)
+
+
+_nan = partial(Variant, family="nan")
+
+NAN = (
+    _nan(
+        name="flat-image-divided-by-zero",
+        reason="each image is divided by its own deviation, which is 0 for one of one colour",
+        plant=for_images(is_flat, _zero_by_zero),
+    ),
+    _nan(
+        name="empty-prompt-all-masked",
+        reason="transformers#42137: all keys are masked, and infinity minus infinity is NaN",
+        plant=for_texts(is_empty, _infinite_difference),
+    ),
+    _nan(
+        name="nan-in-forward-alone",
+        reason="the norm in forward divides 0 by 0 for one row; the encoders do not",
+        plant=only_in_forward("encode_image", _one_row),
+    ),
+)

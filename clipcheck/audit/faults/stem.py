@@ -1,0 +1,95 @@
+"""Faults of the patch embedding, of a ResNet's stem, and of its pools and shortcuts."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from clipcheck.audit.faults.planting import at, before, instead, middle
+from clipcheck.audit.faults.variant import Variant
+from clipcheck.checkpoints.architecture import ResNet, ViT
+from clipcheck.writers.legacy import Multimodal
+
+
+def _visual(model: Multimodal) -> list[Any]:
+    return [model.visual]
+
+
+def _first_convolution(model: Multimodal) -> list[Any]:
+    return [model.visual.conv1]
+
+
+def _stem_pool(model: Multimodal) -> list[Any]:
+    visual: Any = model.visual
+    return [visual.avgpool]
+
+
+def _strided(model: Multimodal) -> list[Any]:
+    visual: Any = model.visual
+    return [visual.layer2[0], visual.layer3[0], visual.layer4[0]]
+
+
+def _shortcut(model: Multimodal) -> list[Any]:
+    return [block.downsample for block in middle(_strided)(model)]
+
+
+def _shortcut_pool(model: Multimodal) -> list[Any]:
+    return [shortcut.get_submodule("-1") for shortcut in _shortcut(model)]
+
+
+def _replicated(convolution: Any, x: Tensor) -> Tensor:
+    x = functional.pad(x, (1, 1, 1, 1), mode="replicate")
+    return functional.conv2d(x, convolution.weight, None, convolution.stride)
+
+
+def _subsampled(_: Any, x: Tensor) -> Tensor:
+    return x[:, :, ::2, ::2]
+
+
+def _without_shortcut(block: Any, x: Tensor) -> Tensor:
+    y: Tensor = block.relu(block.bn1(block.conv1(x)))
+    y = block.relu(block.bn2(block.conv2(y)))
+    y = block.bn3(block.conv3(block.avgpool(y)))
+    return y.relu()
+
+
+_stem_fault = partial(Variant, family="stem")
+
+STEM = (
+    _stem_fault(
+        name="stem-padded-by-replication",
+        reason="another padding mode than zeros in the first convolution",
+        plant=at(_first_convolution, instead(_replicated)),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="max-pool-in-stem",
+        reason="the max pool of a plain ResNet in place of the average pool",
+        plant=at(_stem_pool, instead(lambda _, x: functional.max_pool2d(x, 2))),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="shortcut-without-anti-aliasing",
+        reason="one shortcut takes every second pixel, as a convolution of stride 2 does",
+        plant=at(_shortcut_pool, instead(_subsampled)),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="shortcut-left-out",
+        reason="one block is not residual",
+        plant=at(middle(_strided), instead(_without_shortcut)),
+        kinds=(ResNet,),
+    ),
+    _stem_fault(
+        name="patches-one-pixel-off",
+        reason="the patch embedding is padded before and so is one pixel off the grid",
+        plant=at(
+            _first_convolution,
+            before(lambda x: functional.pad(x, (1, -1, 1, -1))),
+        ),
+        kinds=(ViT,),
+    ),
+)

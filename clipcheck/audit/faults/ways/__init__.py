@@ -1,0 +1,309 @@
+"""Faults of the ways other than the archive, and harmless differences between them.
+
+Each is planted into one or several backends, by what users and libraries get wrong there: the
+model that is exported, the program that comes of it, the map of its weights, a configuration, the
+library itself.
+
+What outputs cannot show is not in the catalogue: only an archive is judged module by module.
+`torch.compile` and AOTInductor take most of a minute for each variant, and have few.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from clipcheck.audit.faults.variant import CLEAN_FAMILY
+from clipcheck.audit.faults.ways import graphs, libraries, models
+from clipcheck.audit.faults.ways.planting import (
+    in_config,
+    in_graph,
+    in_library,
+    in_model,
+    in_program,
+    in_weights,
+    nothing,
+    with_options,
+)
+from clipcheck.audit.faults.ways.programs import (
+    write_of_fixed_rows,
+    write_rounded,
+    write_unfolded,
+)
+from clipcheck.audit.faults.ways.variant import Plant, WayVariant
+from clipcheck.checkpoints.architecture import ResNet, ViT
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.families import eager
+
+__all__ = ["CLEAN_WAYS", "WAY_FAULTS", "WayVariant"]
+
+
+def _all(plant: Plant, *backends: str) -> dict[str, Plant]:
+    return dict.fromkeys(backends, plant)
+
+
+def _to(kind: type[nn.Module], of: type[nn.Module]) -> Plant:
+    return in_model(models.each(of, kind))
+
+
+_TRANSFORMERS = partial(in_config, Format.TRANSFORMERS)
+_OPEN_CLIP = partial(in_config, Format.OPEN_CLIP)
+_LIBRARIES = ("open_clip", "transformers", "clip")
+_EXPORTS = ("trace", "script", "export")
+_COMPILERS = ("compile", "aotinductor")
+
+WAY_FAULTS: tuple[WayVariant, ...] = (
+    WayVariant(
+        "causal-mask-dropped",
+        "attention",
+        "CLIP-ONNX#3, transformers#41668: an export or a kernel that does without the causal mask",
+        {
+            **_all(_to(models.Unmasked, eager.Transformer), *_EXPORTS, *_COMPILERS),
+            "onnxruntime": in_graph(graphs.without_mask),
+            "open_clip": _OPEN_CLIP(libraries.of_text(no_causal_mask=True)),
+            "transformers": with_options(
+                {"attention": "eager"}, in_library(libraries.transformers_without_mask)
+            ),
+            "clip": in_library(libraries.clip_without_mask),
+        },
+    ),
+    WayVariant(
+        "mask-sentinel-overflows",
+        "nan",
+        "coremltools#2669: a sentinel of -1e9, which is -inf in half, and NaN times 0",
+        _all(_to(models.MultipliedMask, eager.Transformer), *_EXPORTS),
+        dtype="float16",
+    ),
+    WayVariant(
+        "mask-sentinel-overflows-when-folded",
+        "nan",
+        "coremltools#2669, as a constant: an optimiser folds the mask in float16",
+        {"onnxruntime": in_graph(graphs.multiplied_mask)},
+        kinds=(ViT,),  # of a ResNet in half no constants are folded
+        dtype="float16",
+    ),
+    WayVariant(
+        "softmax-over-queries",
+        "attention",
+        "opset 12 against 13: an axis of Softmax that means another one",
+        {"onnxruntime": in_graph(graphs.softmax_over_queries)},
+    ),
+    WayVariant(
+        "softmax-in-half",
+        "precision",
+        "a fused attention that keeps its scores in float16",
+        _all(_to(models.HalfScores, eager.ResidualAttentionBlock), *_EXPORTS),
+    ),
+    WayVariant(
+        "query-and-key-swapped",
+        "weights",
+        "a key map that gives k_proj the queries and q_proj the keys",
+        _all(in_weights(libraries.query_and_key_swapped), *_LIBRARIES),
+    ),
+    WayVariant(
+        "heads-by-halves",
+        "attention",
+        "a configuration whose number of heads is not the width by 64",
+        {"transformers": _TRANSFORMERS(libraries.heads_by_halves)},
+    ),
+    WayVariant(
+        "quickgelu-slope-in-bfloat16",
+        "activation",
+        "a fused QuickGELU with its slope in bfloat16: 1.703125 in place of 1.702",
+        {
+            **_all(_to(models.RoundedSlope, eager.QuickGELU), *_EXPORTS, "compile"),
+            "onnxruntime": in_graph(graphs.slope(1.703125)),
+        },
+    ),
+    WayVariant(
+        "gelu-for-quickgelu",
+        "activation",
+        "open_clip#771, timm#1754: GELU, or how a kernel approximates it, in place of QuickGELU",
+        {
+            "trace": _to(models.TanhGELU, eager.QuickGELU),
+            "open_clip": _OPEN_CLIP(libraries.of_model(quick_gelu=False)),
+            "transformers": _TRANSFORMERS(libraries.in_towers(hidden_act="gelu")),
+            "clip": in_library(libraries.clip_with_gelu),
+        },
+    ),
+    WayVariant(
+        "linear-in-bfloat16",
+        "precision",
+        "pytorch#174467: Inductor multiplies with less precision than was asked for",
+        _all(_to(models.Bfloat16Linear, nn.Linear), "script", "aotinductor"),
+    ),
+    WayVariant(
+        "constants-folded-in-half",
+        "precision",
+        "an exporter folds constants in float16: weights in float32 come back rounded",
+        {
+            "export": in_program("rounded.pt2", write_rounded),
+            "onnxruntime": in_graph(graphs.constants_in_half),
+        },
+    ),
+    WayVariant(
+        "convolutions-folded-in-half",
+        "precision",
+        "a normalisation is folded into its convolution in float16",
+        {"onnxruntime": in_graph(graphs.convolutions_in_half)},
+        kinds=(ResNet,),
+    ),
+    WayVariant(
+        "pads-behind-alone",
+        "stem",
+        "an opset that pads as SAME does: a side of even length behind, and not before",
+        {
+            **_all(in_model(models.one("visual.conv1", models.PaddedBehind)), *_EXPORTS),
+            "onnxruntime": in_graph(graphs.pad_behind),
+        },
+        kinds=(ResNet,),
+    ),
+    WayVariant(
+        "normalises-by-batch",
+        "normalisation",
+        "a model that was exported before it was put in evaluation mode",
+        _all(in_model(models.in_training), "trace", "script"),
+        kinds=(ResNet,),
+    ),
+    WayVariant(
+        "layer-norm-epsilon-1e-3",
+        "normalisation",
+        "an epsilon that is the default elsewhere, as 1e-3 in Keras, in place of the layer's",
+        {
+            **_all(in_model(models.setting(eager.LayerNorm, "eps", 1e-3)), *_EXPORTS),
+            "onnxruntime": in_graph(graphs.epsilon(1e-3)),
+            "transformers": _TRANSFORMERS(libraries.in_towers(layer_norm_eps=1e-3)),
+        },
+    ),
+    WayVariant(
+        "batch-size-burnt-in",
+        "batch-dependent",
+        "a tracer or exporter that took the example's number of rows for a constant",
+        {
+            "trace": in_model(models.as_class(models.FixedRows)),
+            "export": in_program("fixed.pt2", write_of_fixed_rows),
+        },
+    ),
+    WayVariant(
+        "class-token-of-two-images",
+        "batch-dependent",
+        "the class token is expanded to the example's number of images",
+        {"onnxruntime": in_graph(graphs.rows_of_example)},
+        kinds=(ViT,),
+    ),
+    WayVariant(
+        "end-of-text-burnt-in",
+        "pooling",
+        "a tracer that took where the example's texts ended for a constant",
+        _all(in_model(models.as_class(models.FixedEnd)), "trace", "export"),
+    ),
+    WayVariant(
+        "end-of-text-by-start-token",
+        "pooling",
+        "transformers#24650: eos_token_id is another token's, and the first place is pooled",
+        {"transformers": _TRANSFORMERS(libraries.ends_with(lambda tokens: tokens - 2))},
+    ),
+    WayVariant(
+        "last-position-pooled",
+        "pooling",
+        "open_clip#1151: the last position is read, whatever stands there",
+        {"open_clip": _OPEN_CLIP(libraries.of_text(pool_type="last"))},
+    ),
+    WayVariant(
+        "logit-scale-not-exponentiated",
+        "projection",
+        "an export that multiplies cosines with the scale's logarithm",
+        {
+            **_all(in_model(models.as_class(models.Unexponentiated)), *_EXPORTS),
+            **_all(in_weights(libraries.scale_is_logarithm), *_LIBRARIES),
+        },
+    ),
+    WayVariant(
+        "logit-scale-exponentiated-twice",
+        "projection",
+        "a conversion that stores the scale in place of its logarithm",
+        _all(in_weights(libraries.scale_exponentiated), *_LIBRARIES),
+    ),
+    WayVariant(
+        "features-normalised",
+        "projection",
+        "exports that give image_embeds, which are of length 1, as features",
+        {
+            **_all(in_model(models.as_class(models.Normalised)), "trace", "script"),
+            "onnxruntime": in_graph(graphs.normalised),
+        },
+    ),
+)
+
+_clean = partial(WayVariant, family=CLEAN_FAMILY)
+
+CLEAN_WAYS: tuple[WayVariant, ...] = (
+    _clean(
+        name="as-it-is",
+        reason="nothing is planted",
+        plants=_all(nothing, *_EXPORTS, "onnxruntime", *_COMPILERS, *_LIBRARIES),
+    ),
+    _clean(
+        name="as-it-is-in-half",
+        reason="nothing is planted, in float16",
+        plants=_all(nothing, *_EXPORTS, "onnxruntime", "open_clip", "transformers"),
+        dtype="float16",
+    ),
+    _clean(
+        name="attention-by-matmul",
+        reason="attention step by step, as exporters take a fused one apart",
+        plants=_all(_to(models.ByMatmul, eager.ResidualAttentionBlock), *_EXPORTS),
+    ),
+    _clean(
+        name="mask-sentinel-finite",
+        reason="a sentinel of -1e9 in float32, where it hides all that it has to",
+        plants={
+            **_all(_to(models.MultipliedMask, eager.Transformer), "trace", "script"),
+            "onnxruntime": in_graph(graphs.multiplied_mask),
+        },
+    ),
+    _clean(
+        name="quickgelu-by-exp",
+        reason="x / (1 + exp(-1.702 x)), which is the same",
+        plants={
+            **_all(_to(models.ByExp, eager.QuickGELU), "trace", "script"),
+            "clip": in_library(libraries.clip_with_gelu_by_exp),
+        },
+    ),
+    _clean(
+        name="opset-21",
+        reason="the program in the opset that follows, by ONNX's own converter",
+        plants={"onnxruntime": in_graph(graphs.in_opset(21))},
+    ),
+    _clean(
+        name="constants-unfolded",
+        reason="the program as it was exported, before constants are folded",
+        plants={"onnxruntime": in_program("unfolded.onnx", write_unfolded)},
+    ),
+    _clean(
+        name="program-not-optimised",
+        reason="ONNX Runtime runs the program as it is written",
+        plants={"onnxruntime": with_options({"optimization": "disable"})},
+    ),
+    _clean(
+        name="attention-eager",
+        reason="transformers' other attention",
+        plants={"transformers": with_options({"attention": "eager"})},
+    ),
+    _clean(
+        name="end-of-text-by-legacy-id",
+        reason="transformers#24773: an eos_token_id of 2 stands for the greatest id",
+        plants={"transformers": _TRANSFORMERS(libraries.ends_with(lambda _: 2))},
+    ),
+    _clean(
+        name="mask-left-to-kernel",
+        reason="no mask is made, and the fused attention is told to be causal",
+        plants={"transformers": in_library(libraries.transformers_without_mask)},
+    ),
+    _clean(
+        name="custom-text",
+        reason="open_clip's other class, whose text tower has its keys under another name",
+        plants={"open_clip": _OPEN_CLIP(libraries.of_model(custom_text=True))},
+    ),
+)

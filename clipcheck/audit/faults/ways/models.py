@@ -1,0 +1,214 @@
+"""Other computations for the eager model, which tracers, exporters and compilers all take.
+
+A module gets another class over the same weights. TorchScript compiles classes from their source,
+and would not see a function that takes the place of a method of one instance.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipcheck.audit.faults.ways.planting import Alter
+from clipcheck.families import eager
+
+
+def as_class(kind: type[nn.Module]) -> Alter:
+    """The model gets that class."""
+    return lambda model: _become(model, kind)
+
+
+def each(of: type[nn.Module], kind: type[nn.Module]) -> Alter:
+    """Every module of the class ``of`` gets the class ``kind``."""
+
+    def alter(model: eager.CLIP) -> None:
+        for module in model.modules():
+            if type(module) is of:
+                _become(module, kind)
+
+    return alter
+
+
+def one(path: str, kind: type[nn.Module]) -> Alter:
+    """The module under ``path`` gets the class ``kind``."""
+    return lambda model: _become(model.get_submodule(path), kind)
+
+
+def setting(of: type[nn.Module], name: str, value: object) -> Alter:
+    """Every module of the class has another attribute."""
+
+    def alter(model: eager.CLIP) -> None:
+        for module in model.modules():
+            if type(module) is of:
+                setattr(module, name, value)
+
+    return alter
+
+
+def _become(module: nn.Module, kind: type[nn.Module]) -> None:
+    module.__class__ = kind
+
+
+# ------------------------------------------------------------------------------ attention
+
+
+class Unmasked(eager.Transformer):
+    """Hides nothing from any token."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """``x`` [L, N, D]."""
+        for block in self.resblocks:
+            x = block(x, None)
+        return x
+
+
+class MultipliedMask(eager.Transformer):
+    """Hides by a sentinel, -1e9, that the hidden places are multiplied with.
+
+    In half precision the sentinel is -inf, and what is not hidden NaN.
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x`` [L, N, D]; ``mask`` [L, L] is 0 where nothing is hidden."""
+        if mask is not None:
+            sentinel = torch.full([], -1e9, device=x.device).to(x.dtype)
+            mask = (mask < 0).to(x.dtype) * sentinel
+        for block in self.resblocks:
+            x = block(x, mask)
+        return x
+
+
+def attend(attention: nn.MultiheadAttention, x: Tensor, mask: Tensor | None, half: bool) -> Tensor:
+    """Self-attention of ``x`` [L, N, D], step by step.
+
+    Args:
+        attention: with the weights.
+        x: what attends to itself.
+        mask: [L, L], is added to the scores.
+        half: whether scores and softmax are computed in float16.
+    """
+    length, rows, width = x.shape
+    heads = attention.num_heads
+    projected = functional.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    split = projected.reshape(length, rows, 3, heads, width // heads).permute(2, 1, 3, 0, 4)
+    query, key, value = split[0], split[1], split[2]  # [N, heads, L, D / heads]
+    scores = query @ key.transpose(-1, -2) * (width // heads) ** -0.5
+    if mask is not None:
+        scores = scores + mask
+    if half:
+        scores = scores.to(torch.float16)
+    y = scores.softmax(dim=-1).to(value.dtype) @ value
+    y = y.permute(2, 0, 1, 3).reshape(length, rows, width)
+    return functional.linear(y, attention.out_proj.weight, attention.out_proj.bias)
+
+
+class ByMatmul(eager.ResidualAttentionBlock):
+    """Attention without a fused operation."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x`` [L, N, D]; ``mask`` [L, L]."""
+        x = x + attend(self.attn, self.ln_1(x), mask, False)
+        y: Tensor = self.mlp(self.ln_2(x))
+        return x + y
+
+
+class HalfScores(eager.ResidualAttentionBlock):
+    """Attention with its softmax in half precision."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x`` [L, N, D]; ``mask`` [L, L]."""
+        x = x + attend(self.attn, self.ln_1(x), mask, True)
+        y: Tensor = self.mlp(self.ln_2(x))
+        return x + y
+
+
+# ------------------------------------------------------------------------- layers and stem
+
+
+class RoundedSlope(nn.Module):
+    """QuickGELU with the slope that a kernel in bfloat16 has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return x * torch.sigmoid(1.703125 * x)
+
+
+class TanhGELU(nn.Module):
+    """GELU, as a kernel approximates it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return functional.gelu(x, approximate="tanh")
+
+
+class ByExp(nn.Module):
+    """QuickGELU without its sigmoid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return x / (1.0 + torch.exp(-1.702 * x))
+
+
+class Bfloat16Linear(nn.Linear):
+    """A linear layer that multiplies in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        y = functional.linear(x.to(torch.bfloat16), self.weight.to(torch.bfloat16))
+        return y.to(x.dtype) + self.bias
+
+
+class PaddedBehind(nn.Conv2d):
+    """A convolution of stride 2 that pads an even side as SAME does: behind alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, C', H / 2, W / 2]."""
+        return functional.conv2d(functional.pad(x, [0, 1, 0, 1]), self.weight, None, [2, 2])
+
+
+def in_training(model: eager.CLIP) -> None:
+    """Batches are normalised by their own statistics."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train()
+
+
+# ------------------------------------------------------------------------ the whole model
+
+
+class FixedRows(eager.CLIP):
+    """As many texts as the example had."""
+
+    def pool(self, x: Tensor, text: Tensor) -> Tensor:
+        """The place [M, D] of the end-of-text token in [M, L, D]."""
+        return x[torch.arange(3, device=x.device), text.argmax(dim=-1)]
+
+
+class FixedEnd(eager.CLIP):
+    """Every text ends where the example's did."""
+
+    def pool(self, x: Tensor, text: Tensor) -> Tensor:  # noqa: ARG002
+        """[M, L, D] to [M, D]."""
+        return x[:, 7]
+
+
+class Unexponentiated(eager.CLIP):
+    """The logarithm of the scale in its place."""
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, E] and [M, E] to [N, M] and [M, N]."""
+        image_features = image_features / image_features.norm(p=2, dim=-1, keepdim=True)
+        text_features = text_features / text_features.norm(p=2, dim=-1, keepdim=True)
+        per_image = self.logit_scale * image_features @ text_features.t()
+        return per_image, per_image.t()
+
+
+class Normalised(eager.CLIP):
+    """Gives features of length 1."""
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """[N, 3, H, W] to [N, E]."""
+        x: Tensor = self.visual(image.to(self.dtype))
+        y: Tensor = x / x.norm(p=2, dim=-1, keepdim=True)
+        return y

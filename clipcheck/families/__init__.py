@@ -1,0 +1,1 @@
+"""What a checkpoint is a model of."""

@@ -1,0 +1,187 @@
+"""What lies between the modules of an eager model: sums, positions, pooling, projections.
+
+A joint says what goes into a module, or comes out of a tower, in terms of what came out of the
+modules before. Most pass a tensor on as it is; that is to be held as well, for a module that is
+skipped or that runs twice shows there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from clipcheck.families import eager
+
+
+class End(NamedTuple):
+    """One end of a joint: what goes into a module, or what comes out of it.
+
+    Of the model itself: what it is given, ``pixels`` or ``tokens``, and what it gives,
+    ``image_features`` or ``text_features``.
+    """
+
+    name: str
+    side: Literal["in", "out", "model"]
+
+
+PIXELS, TOKENS = End("pixels", "model"), End("tokens", "model")
+IMAGE_FEATURES, TEXT_FEATURES = End("image_features", "model"), End("text_features", "model")
+
+Compute = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Joint:
+    """How one tensor comes of others, between modules.
+
+    Attributes:
+        target: what comes of it.
+        sources: what it is made of, in the order that ``compute`` takes them.
+        compute: of tensors in any floating dtype, and sequences in the layout [N, L, D].
+        name: a name that the state dict or the modules have, where this is to be looked for.
+        part: what it is, for people.
+    """
+
+    target: End
+    sources: Sequence[End]
+    compute: Compute
+    name: str
+    part: str
+
+    @property
+    def passes(self) -> bool:
+        """Whether it passes a tensor on as it is."""
+        return self.compute is _same
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether it has to know which dimension counts the rows."""
+        return self.compute not in (_same, _add)
+
+
+def joints(model: eager.CLIP) -> Iterator[Joint]:
+    """All that lies between the modules of a model."""
+    visual = model.visual
+    if isinstance(visual, eager.VisionTransformer):
+        yield from _vision_transformer(visual)
+    else:
+        yield from _resnet(visual)
+    yield from _text(model)
+    for name, module in model.named_modules():
+        if isinstance(module, eager.ResidualAttentionBlock):
+            yield from _attention_block(name)
+        elif isinstance(module, eager.Bottleneck):
+            yield from _bottleneck(name, module)
+
+
+def _vision_transformer(visual: eager.VisionTransformer) -> Iterator[Joint]:
+    blocks = _blocks("visual.transformer.resblocks", visual.transformer.resblocks)
+    yield _passed(PIXELS, "visual.conv1")
+    yield Joint(
+        End("visual.ln_pre", "in"),
+        [End("visual.conv1", "out")],
+        visual.embed,
+        "visual.positional_embedding",
+        "class token and positions",
+    )
+    yield from _chain(["visual.ln_pre", *blocks])
+    yield Joint(
+        End("visual.ln_post", "in"),
+        [End(blocks[-1], "out")],
+        visual.pool,
+        "visual.ln_post",
+        "pooling before it",
+    )
+    yield Joint(
+        IMAGE_FEATURES, [End("visual.ln_post", "out")], visual.project, "visual.proj", "projection"
+    )
+
+
+def _resnet(visual: eager.ModifiedResNet) -> Iterator[Joint]:
+    layers = [f"{kind}{number}" for number in (1, 2, 3) for kind in ("conv", "bn", "relu")]
+    stem = [f"visual.{name}" for name in (*layers, "avgpool")]
+    stages = [
+        name
+        for stage in ("layer1", "layer2", "layer3", "layer4")
+        for name in _blocks(f"visual.{stage}", visual.get_submodule(stage))
+    ]
+    yield _passed(PIXELS, stem[0])
+    yield from _chain([*stem, *stages, "visual.attnpool"])
+    yield Joint(
+        IMAGE_FEATURES, [End("visual.attnpool", "out")], _same, "visual.attnpool", "what follows it"
+    )
+
+
+def _text(model: eager.CLIP) -> Iterator[Joint]:
+    blocks = _blocks("transformer.resblocks", model.transformer.resblocks)
+    yield _passed(TOKENS, "token_embedding")
+    yield Joint(
+        End(blocks[0], "in"),
+        [End("token_embedding", "out")],
+        model.embed,
+        "positional_embedding",
+        "positions",
+    )
+    yield from _chain([*blocks, "ln_final"])
+    yield Joint(
+        TEXT_FEATURES,
+        [End("ln_final", "out"), TOKENS],
+        lambda x, text: model.project(model.pool(x, text)),
+        "text_projection",
+        "pooling and projection",
+    )
+
+
+def _attention_block(name: str) -> Iterator[Joint]:
+    first, attention, second = (f"{name}.{part}" for part in ("ln_1", "attn", "ln_2"))
+    layers = [f"{name}.mlp.{part}" for part in ("c_fc", "gelu", "c_proj")]
+    yield _passed(End(name, "in"), first)
+    yield from _chain([first, attention])
+    yield _sum(End(second, "in"), [End(name, "in"), End(attention, "out")], name, "attn")
+    yield from _chain([second, *layers])
+    yield _sum(End(name, "out"), [End(second, "in"), End(layers[-1], "out")], name, "mlp")
+
+
+def _bottleneck(name: str, block: eager.Bottleneck) -> Iterator[Joint]:
+    parts = ["conv1", "bn1", "relu1", "conv2", "bn2", "relu2", "avgpool", "conv3", "bn3"]
+    if isinstance(block.avgpool, nn.Identity):
+        parts.remove("avgpool")
+    yield _passed(End(name, "in"), f"{name}.conv1")
+    yield from _chain([f"{name}.{part}" for part in parts])
+    shortcut = End(name, "in")
+    if block.downsample is not None:
+        layers = [f"{name}.downsample.{part}" for part in ("-1", "0", "1")]
+        yield _passed(shortcut, layers[0])
+        yield from _chain(layers)
+        shortcut = End(layers[-1], "out")
+    yield _sum(End(f"{name}.relu3", "in"), [End(f"{name}.bn3", "out"), shortcut], name, "bn3")
+    yield Joint(End(name, "out"), [End(f"{name}.relu3", "out")], _same, name, "what follows relu3")
+
+
+def _chain(names: Sequence[str]) -> Iterator[Joint]:
+    for before, after in itertools.pairwise(names):
+        yield _passed(End(before, "out"), after)
+
+
+def _passed(source: End, name: str) -> Joint:
+    return Joint(End(name, "in"), [source], _same, name, "what it is given")
+
+
+def _sum(target: End, sources: Sequence[End], name: str, behind: str) -> Joint:
+    return Joint(target, sources, _add, name, f"residual sum behind {behind}")
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _add(x: Tensor, y: Tensor) -> Tensor:
+    return x + y
+
+
+def _blocks(prefix: str, sequence: nn.Module) -> list[str]:
+    return [f"{prefix}.{number}" for number, _ in sequence.named_children()]

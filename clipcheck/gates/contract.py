@@ -1,0 +1,98 @@
+"""The gate ``contract``: the classic assertion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipcheck.gates.metrics import Difference, difference, softmax
+from clipcheck.gates.result import LOGITS, Case, GateResult, judged, not_finite, unusable
+from clipcheck.gates.tolerances import Contract, Limits
+
+
+def contract(cases: Sequence[Case], limits: Contract, measures: Limits | None = None) -> GateResult:
+    """``np.allclose`` on the softmax of both logits, of every batch.
+
+    Logits that are not finite fail, on either side and equal or not: softmax would hide infinities.
+
+    Args:
+        cases: at least one.
+        limits: absolute and relative tolerance.
+        measures: say how near to float64 the eager model has to be for the assertion to judge;
+            where it is further, differences are shown. Without them the assertion always judges.
+    """
+    problem = unusable(cases, LOGITS) or not_finite(cases, LOGITS)
+    if problem:
+        return GateResult("contract", False, problem, margin=float("inf"))
+    names = judged(cases, LOGITS)
+    found = {name: [_differ(case, name, limits) for case in cases] for name in names}
+    figures = {name: _figures(differences, limits) for name, differences in found.items()}
+    passed = all(this.mismatched == 0 for each in found.values() for this in each)
+    name, case, worst = max(
+        (
+            (name, case, this)
+            for name in names
+            for case, this in zip(cases, found[name], strict=True)
+        ),
+        key=lambda item: (item[2].mismatched > 0, _excess(item[2])),
+    )
+    if passed:
+        greatest = max(float(figure["max_abs"]) for figure in figures.values())
+        message = (
+            f"probabilities agree within atol {limits.atol:g} and rtol {limits.rtol:g}; "
+            f"greatest difference {greatest:.2g}"
+        )
+    else:
+        message = _mismatch(name, worst, limits, case)
+        own = 0.0 if measures is None else _own_excess(cases)
+        if measures is not None and own > measures.contract:
+            return GateResult("contract", True, f"{_of_rounding(own)}; {message}", figures)
+    return GateResult("contract", passed, message, figures, _excess(worst))
+
+
+def _differ(case: Case, name: str, limits: Contract) -> Difference:
+    mine, other = softmax(case.candidate[name]), softmax(case.reference[name])
+    return difference(mine, other, atol=limits.atol, rtol=limits.rtol)
+
+
+def _of_rounding(own: float) -> str:
+    return (
+        "judges nothing where rounding alone may exceed it: the eager model is "
+        f"{own:.2g} times as far from float64 as is allowed"
+    )
+
+
+def _own_excess(cases: Sequence[Case]) -> float:
+    """How many times what the classic assertion allows the eager model is from float64."""
+    return max(
+        _excess(_differ(Case(case.reference, case.exact, case.exact), name, Contract()))
+        for case in cases
+        for name in LOGITS
+    )
+
+
+def _excess(found: Difference) -> float:
+    """How many times what is allowed."""
+    if found.allowed == 0:
+        return float("inf") if found.found else 0.0
+    return found.found / found.allowed
+
+
+def _figures(found: Sequence[Difference], limits: Contract) -> dict[str, float | int | str]:
+    return {
+        "max_abs": max(this.max_abs for this in found),
+        "mismatched": sum(this.mismatched for this in found),
+        "elements": sum(this.elements for this in found),
+        "atol": limits.atol,
+        "rtol": limits.rtol,
+    }
+
+
+def _mismatch(name: str, found: Difference, limits: Contract, case: Case) -> str:
+    """Headline; where the greatest excess is; what was allowed there, and why."""
+    return (
+        f"softmax({name}) differs in {found.mismatched} of {found.elements} probabilities; "
+        f"worst at {case.where(name, found.index)}: candidate {found.candidate:.4g}, "
+        f"reference {found.reference:.4g}, "
+        f"{found.found:.2g} apart; up to {found.allowed:.2g} allowed "
+        f"(atol {limits.atol:g} + rtol {limits.rtol:g} x reference)"
+    )

@@ -1,0 +1,133 @@
+"""The gates ``fidelity`` and ``precision``: as near to float64 as the eager model is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clipcheck.gates.distance import Distance, Rows, Ruler
+from clipcheck.gates.result import LOGITS, MEANT, Case, Figures, GateResult, judged, unusable
+from clipcheck.gates.tolerances import Limits
+
+
+def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
+    """In float32: no output, no batch and no row further from float64 than the eager model is.
+
+    Args:
+        cases: at least one.
+        limits: of float32.
+        scale: the model's exp(logit_scale).
+    """
+    problem = unusable(cases)
+    if problem:
+        return GateResult("fidelity", False, problem, margin=float("inf"))
+    found = Ruler(cases, limits, scale).distances(cases)
+    worst = max(found, key=lambda distance: distance.margin)
+    message = distance_text(worst.output, worst.place, worst.ratio, worst.error, worst.allowed)
+    return GateResult("fidelity", worst.margin <= 1, message, _figures(found), worst.margin)
+
+
+def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
+    """In half precision or bfloat16: as `fidelity`, and no logit further than a cap, which stands
+    where the eager model keeps it with room to spare.
+
+    Args:
+        cases: at least one.
+        limits: of the dtype that was run in.
+        scale: the model's exp(logit_scale).
+    """
+    near = fidelity(cases, limits, scale)
+    if near.margin == float("inf"):
+        return GateResult("precision", False, near.message, near.figures, near.margin)
+    logits = judged(cases, LOGITS)
+    if not logits:
+        return GateResult("precision", near.passed, near.message, near.figures, near.margin)
+    ruler = Ruler(cases, limits, scale)
+    worst = max(
+        (_worst_logit(name, case, ruler.caps(name, case)) for name in logits for case in cases),
+        key=lambda logit: logit.error / logit.cap,
+    )
+    error, cap = worst.error, worst.cap
+    figures = {**near.figures, "logits": {"max_abs": error, "cap": cap}}
+    margin = max(near.margin, error / cap)
+    if error <= cap:
+        message = f"{near.message}; no logit off by more than {error:.2g} of {cap:.2g} allowed"
+        return GateResult("precision", near.passed, message, figures, margin)
+    by_eager = f"{limits.logit_row:g} times what the eager model is off by"
+    reason = f"{limits.cap:g} units in the last place"
+    message = (
+        f"{MEANT[worst.name]} are {error:.2g} off at {worst.place}; {cap:.2g} is allowed, "
+        f"{reason if cap == limits.logit_cap(scale) else by_eager}"
+    )
+    return GateResult("precision", False, message, figures, margin)
+
+
+@dataclass(frozen=True)
+class _Logit:
+    name: str
+    place: str
+    error: float
+    cap: float
+
+
+def _worst_logit(name: str, case: Case, caps: Rows) -> _Logit:
+    """The one that is most of what is allowed in its row."""
+    errors = np.abs(case.candidate[name].astype(np.float64) - case.exact[name])
+    shares = errors / caps[:, None]
+    row, column = (int(i) for i in np.unravel_index(int(np.argmax(shares)), shares.shape))
+    place = case.where(name, (row, column))
+    return _Logit(name, place, float(errors[row, column]), float(caps[row]))
+
+
+def distance_text(output: str, place: str, ratio: float, error: float, allowed: float) -> str:
+    """How far an output is from float64, for people.
+
+    Args:
+        output: its name.
+        place: the row, or the batch.
+        ratio: how many times as far as the eager model.
+        error: the root mean square error.
+        allowed: how many times that may be.
+    """
+    if ratio == float("inf"):
+        return f"{MEANT[output]} of {place} are not finite, or the eager model's not"
+    if ratio <= allowed:
+        return (
+            f"at most {ratio:.2g} times as far from float64 as the eager model, in the "
+            f"{MEANT[output]} of {place}; {allowed:g} times is allowed"
+        )
+    return (
+        f"{MEANT[output]} of {place} are {times(ratio)} further from float64 than the eager model "
+        f"is (root mean square error {error:.2g}); {allowed:g} times is allowed"
+    )
+
+
+def times(ratio: float) -> str:
+    """``40 times``, with two digits that count."""
+    rounded = float(f"{ratio:.2g}")
+    return f"{rounded:,.0f} times" if rounded >= 10 else f"{rounded:g} times"
+
+
+def _figures(found: Sequence[Distance]) -> Figures:
+    """The worst of each output, and the greatest ratio under each limit."""
+    by_output: dict[str, Distance] = {}
+    greatest: dict[str, float] = {}
+    for distance in found:
+        best = by_output.get(distance.output)
+        if best is None or distance.margin > best.margin:
+            by_output[distance.output] = distance
+        greatest[distance.limit] = max(distance.ratio, greatest.get(distance.limit, 0.0))
+    return {
+        **{
+            name: {
+                "rmse_ratio": distance.ratio,
+                "allowed": distance.allowed,
+                "rmse": distance.error,
+                "worst": distance.place,
+            }
+            for name, distance in by_output.items()
+        },
+        "greatest": greatest,
+    }

@@ -1,0 +1,199 @@
+"""Pixels against pixels and ids against ids: what becomes of raw inputs on two ways."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from clipcheck.gates.metrics import Array
+
+Kind = Literal["image", "text", "end token"]
+"""What a library's frontend takes; or the id that its model looks for to end a text."""
+
+ROUNDING = 2.0**-19
+"""How far two normalised pixels of the same one of 256 levels may be apart.
+
+Scaling and normalising in float32 rounds at most four times, and so are mean and deviation, by half
+an epsilon of 1.2e-7 each. With deviations from 0.26 on and values up to 2.7, each side is within
+9e-7 of the real number. The levels themselves are 1.4e-2 apart.
+"""
+
+LEVELS = 255
+"""What a pixel of 1 is in 8 bits."""
+
+_TOO_LONG = re.compile(r"too long for context length \d+")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """In place of an array, what was said where none was made.
+
+    Attributes:
+        words: the library's.
+    """
+
+    words: str
+
+    @property
+    def reason(self) -> str:
+        """The words that do not depend on the input, where these are known."""
+        found = _TOO_LONG.search(self.words)
+        return found[0] if found else self.words
+
+
+Outcome = Array | Refusal
+"""What became of an input."""
+
+
+@dataclass(frozen=True)
+class Unlike:
+    """In what two outcomes differ.
+
+    Attributes:
+        message: for people, as a phrase.
+        figures: for images ``max_abs``, of normalised pixels, ``levels`` of 255 and ``share`` of
+            the values; for texts ``position``, ``expected`` and ``found``. None where there is no
+            such number.
+    """
+
+    message: str
+    figures: Mapping[str, float | int | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A documented difference that was met.
+
+    Attributes:
+        count: inputs that differ by it, alone or beside others.
+        example: the first of them.
+        meaning: what the library does, and what the reference does.
+        link: where it is told of.
+    """
+
+    count: int
+    example: str
+    meaning: str
+    link: str
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """An input that differs for no documented reason.
+
+    Attributes:
+        example: for people.
+        unlike: in what.
+    """
+
+    example: str
+    unlike: Unlike
+
+
+@dataclass(frozen=True)
+class FrontendResult:
+    """What a library's own way to take images, or texts, gives beside clipcheck's.
+
+    Attributes:
+        name: the library's, and which of its ways.
+        kind: what it takes.
+        version: of the library.
+        compared: how many inputs.
+        same: how many of them give the same, within `ROUNDING`.
+        rounding: the greatest distance of normalised pixels among these.
+        known: by name, the documented differences that give exactly what the library gives.
+        unknown: all inputs that differ otherwise.
+    """
+
+    name: str
+    kind: Kind
+    version: str
+    compared: int
+    same: int
+    rounding: float = 0.0
+    known: Mapping[str, Known] = field(default_factory=dict)
+    unknown: Sequence[Unknown] = ()
+
+    @property
+    def differing_as_known(self) -> int:
+        """How many inputs differ, all of it for documented reasons."""
+        return self.compared - self.same - len(self.unknown)
+
+
+def unlike(expected: Outcome, found: Outcome, deviations: Sequence[float] = ()) -> Unlike | None:
+    """In what an outcome differs, or None.
+
+    Args:
+        expected: pixels [3, R, R], ids [L], or a refusal.
+        found: the other side's.
+        deviations: of the three channels, by which pixels were divided; none for ids.
+    """
+    if isinstance(found, Refusal):
+        alike = isinstance(expected, Refusal) and expected.reason == found.reason
+        return None if alike else Unlike(f"refused: {found.reason}")
+    if isinstance(expected, Refusal):
+        return Unlike(f"taken, where clipcheck refuses it: {expected.reason}")
+    if deviations:
+        return _unlike_pixels(expected, found, deviations)
+    return _unlike_ids(expected, found)
+
+
+def distance(expected: Outcome, found: Outcome) -> float:
+    """The greatest distance of two outcomes that are alike; 0 where they are no numbers."""
+    if isinstance(expected, Refusal) or isinstance(found, Refusal):
+        return 0.0
+    return float(np.abs(expected - found).max(initial=0.0))
+
+
+def _unlike_pixels(expected: Array, found: Array, deviations: Sequence[float]) -> Unlike | None:
+    if expected.shape != found.shape or found.dtype != np.float32:
+        size = "x".join(map(str, found.shape))
+        wanted = "x".join(map(str, expected.shape))
+        return Unlike(f"{found.dtype} {size} in place of float32 {wanted}", _no_pixels())
+    apart = np.abs(found.astype(np.float64) - expected)
+    # So that NaN counts as well.
+    differing = ~(apart <= ROUNDING)
+    if not differing.any():
+        return None
+    levels = float((apart * np.reshape(deviations, (3, 1, 1))).max()) * LEVELS
+    share = float(differing.mean())
+    figures = {"max_abs": float(apart.max()), "levels": levels, "share": share}
+    return Unlike(f"up to {levels:.3g} of 255 levels apart, in {_percent(share)}", figures)
+
+
+def _no_pixels() -> dict[str, float | int | None]:
+    return {"max_abs": None, "levels": None, "share": None}
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%} of the values" if share >= 0.005 else "less than 1% of the values"
+
+
+def _unlike_ids(expected: Array, found: Array) -> Unlike | None:
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        return Unlike(
+            f"{found.dtype} {list(found.shape)} in place of one row of integers",
+            {"position": None, "expected": None, "found": None},
+        )
+    if np.array_equal(expected, found):
+        return None
+    length = min(len(expected), len(found))
+    others = np.flatnonzero(expected[:length] != found[:length])
+    position = int(others[0]) if len(others) else length
+    wanted, other = _at(expected, position), _at(found, position)
+    message = f"id {_id(other)} in place of {_id(wanted)} at position {position}"
+    if len(expected) != len(found):
+        message += f", {len(found)} ids in place of {len(expected)}"
+    return Unlike(message, {"position": position, "expected": wanted, "found": other})
+
+
+def _at(ids: Array, position: int) -> int | None:
+    return int(ids[position]) if position < len(ids) else None
+
+
+def _id(token: int | None) -> str:
+    return "none" if token is None else str(token)

@@ -1,0 +1,39 @@
+"""Prompts of every length, which a check runs through the text tower alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from clipcheck.gates.distance import Ruler
+from clipcheck.gates.fidelity import distance_text
+from clipcheck.gates.result import Case, GateResult
+
+_NAME = "text_features"
+
+
+def with_lengths(gate: GateResult, cases: Sequence[Case], ruler: Ruler) -> GateResult:
+    """Add the features of these prompts to what ``fidelity`` or ``precision`` has found.
+
+    Args:
+        gate: what it found of all other inputs.
+        cases: with text features alone; each row says how long it is.
+        ruler: made of the other inputs.
+    """
+    allowed = ruler.allowed(_NAME)
+    worst, place, error = 0.0, "", 0.0
+    for case in cases:
+        ratios = ruler.further(_NAME, case)
+        row = int(np.argmax(ratios))
+        if ratios[row] > worst:
+            worst, place = float(ratios[row]), f"a prompt of {case.rows['prompt'][row]}"
+            apart = case.candidate[_NAME][row] - case.exact[_NAME][row]
+            error = float(np.sqrt(np.mean(np.square(apart))))
+    figures = {**gate.figures, "lengths": {"rmse_ratio": worst, "allowed": allowed}}
+    margin = worst / allowed
+    if margin <= 1 or margin <= gate.margin:
+        return replace(gate, figures=figures, margin=max(gate.margin, margin))
+    message = distance_text(_NAME, place, worst, error, allowed)
+    return GateResult(gate.name, False, message, figures, margin)

@@ -1,0 +1,139 @@
+"""What gates judge and what they find. Outputs are numpy arrays by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from clipcheck.gates.metrics import Array
+
+OUTPUTS = {
+    "image_features": ("image", "component"),
+    "text_features": ("prompt", "component"),
+    "logits_per_image": ("image", "prompt"),
+    "logits_per_text": ("prompt", "image"),
+}
+"""Every output that a model must give, with what its two dimensions count. Features are not
+normalised."""
+
+MEANT = {
+    "image_features": "image features",
+    "text_features": "text features",
+    "logits_per_image": "logits per image",
+    "logits_per_text": "logits per text",
+}
+"""By output, how it is called."""
+
+LOGITS = ("logits_per_image", "logits_per_text")
+
+Outputs = Mapping[str, Array]
+Figures = Mapping[str, Mapping[str, float | int | str]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch, as the candidate and the reference ran it.
+
+    Attributes:
+        candidate: what is judged.
+        reference: the eager model's outputs, in the same dtype on the same device.
+        exact: the eager model's outputs in float64.
+        rows: by ``image`` and ``prompt``, what each row is, in a few words.
+        first_rows: by ``image`` and ``prompt``, how many come in the batches before.
+        absent: outputs that the candidate does not have by its own signature.
+    """
+
+    candidate: Outputs
+    reference: Outputs
+    exact: Outputs
+    rows: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    first_rows: Mapping[str, int] = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
+
+    def where(self, output: str, index: Sequence[int]) -> str:
+        """The place in an output, for people: ``image 3 (black), prompt 5 (77 tokens)``."""
+        dimensions = zip(OUTPUTS[output], index, strict=False)
+        return ", ".join(self.place(kind, position) for kind, position in dimensions)
+
+    def place(self, kind: str, position: int) -> str:
+        """A row of that kind, ``image`` or ``prompt``, by its number through all batches."""
+        number = self.first_rows.get(kind, 0) + position
+        known = self.rows.get(kind, ())
+        described = f" ({known[position]})" if position < len(known) else ""
+        return f"{kind} {number}{described}"
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What a gate found.
+
+    Attributes:
+        name: the gate's.
+        passed: whether the rule holds.
+        message: one line for people.
+        figures: by output, or by what was counted.
+        margin: how many times as much as is allowed was found, where it was most: at most 1 when
+            it passed, infinite where something is missing or not finite, 0 where nothing is
+            measured.
+    """
+
+    name: str
+    passed: bool
+    message: str
+    figures: Figures = field(default_factory=dict)
+    margin: float = 0.0
+
+
+def judged(cases: Sequence[Case], names: Sequence[str] = tuple(OUTPUTS)) -> tuple[str, ...]:
+    """Those of these outputs that the candidate has to give."""
+    absent = frozenset[str]().union(*(case.absent for case in cases))
+    return tuple(name for name in names if name not in absent)
+
+
+def unusable(cases: Sequence[Case], names: Sequence[str] = tuple(OUTPUTS)) -> str:
+    """Why these outputs cannot be compared number by number, or nothing."""
+    if not cases:
+        return "nothing was run, so that nothing can be compared"
+    names = judged(cases, names)
+    return next((problem for case in cases for problem in _problems(case, names)), "")
+
+
+def not_finite(cases: Sequence[Case], names: Sequence[str]) -> str:
+    """Which of these outputs of the candidate is NaN or infinite, or nothing."""
+    for case in cases:
+        for name in judged([case], names):
+            place = where_not_finite(case, name, case.candidate[name])
+            if place:
+                return f"{name} of the candidate is not finite in {place}"
+    return ""
+
+
+def eager_not_finite(case: Case, names: Sequence[str] = tuple(OUTPUTS)) -> str:
+    """That the eager model itself gives what is NaN or infinite, so that nothing can be compared
+    with it; or nothing."""
+    for name in names:
+        for outputs, in_float64 in ((case.reference, ""), (case.exact, " in float64")):
+            place = where_not_finite(case, name, outputs[name])
+            if place:
+                return f"the eager model itself is not finite{in_float64}: {MEANT[name]} of {place}"
+    return ""
+
+
+def where_not_finite(case: Case, name: str, values: Array) -> str:
+    """The first row of an output that is NaN or infinite, for people, or nothing."""
+    bad = np.argwhere(~np.isfinite(values))
+    return case.where(name, [int(bad[0][0])]) if len(bad) else ""
+
+
+def _problems(case: Case, names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        if name not in case.candidate or name not in case.reference:
+            yield f"{name} is missing, so that nothing can be compared"
+        elif case.candidate[name].shape != case.reference[name].shape:
+            yield f"{name} has different shapes, so that nothing can be compared"
+        elif case.candidate[name].size == 0:
+            yield f"{name} is empty, so that nothing can be compared"
+    if all(name in case.reference for name in names):
+        yield from filter(None, [eager_not_finite(case, names)])

@@ -1,0 +1,236 @@
+"""The gate ``weights``: those of one file are another's, rounded at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipcheck.gates.result import Figures, GateResult
+
+Float64 = NDArray[np.float64]
+
+_FLOATS = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+_BITS = {"float16": np.uint16, "bfloat16": np.uint16, "float32": np.uint32, "float64": np.uint64}
+
+_NAMED = 3
+"""Weights that a message names, of those that differ; the others are counted."""
+
+_PIECE = 1 << 18
+"""Elements that are measured at once: 2 MiB in float64, which caches hold."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight as a file has it.
+
+    Attributes:
+        values: of any shape. bfloat16, which numpy does not have, as uint16 of the same bits.
+        dtype: its name, as torch names it.
+    """
+
+    values: NDArray[Any]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class WeightDifference:
+    """How a weight of the candidate differs from the reference's.
+
+    The figures are infinite where there are no two numbers to compare.
+
+    Attributes:
+        key: the weight's.
+        otherwise: what differs, where it is not the values of floating-point numbers.
+        harmless: whether it is only to be told: the same values, or none that are computed with.
+        differing: elements that are not the reference's, correctly rounded.
+        elements: those that there are.
+        max_abs: the greatest absolute difference of those, from the reference before rounding.
+        relative: the same in units of the root mean square of the reference's tensor.
+        ulps: how many numbers of the candidate's dtype lie between such an element and the
+            reference's, rounded, at most: 1 for the next number.
+        dtype: the candidate's.
+    """
+
+    key: str
+    otherwise: str = ""
+    harmless: bool = False
+    differing: int = 0
+    elements: int = 0
+    max_abs: float = float("inf")
+    relative: float = float("inf")
+    ulps: float = float("inf")
+    dtype: str = ""
+
+    def __str__(self) -> str:
+        if self.otherwise:
+            return f"{self.key} {self.otherwise}"
+        unit = "ulp" if self.ulps == 1 else "ulps"
+        return (
+            f"{self.key} by up to {self.ulps:,.0f} {unit} of {self.dtype} "
+            f"(max abs {self.max_abs:.2g}, relative {self.relative:.2g})"
+        )
+
+
+def weights(found: Sequence[WeightDifference], compared: int) -> GateResult:
+    """Each weight of the candidate is the reference's, correctly rounded to the dtype it has there.
+
+    Args:
+        found: the differences, see `difference` and `absent`.
+        compared: number of weights that both have.
+    """
+    wrong = sorted((each for each in found if not each.harmless), key=_by_extent)
+    counted = {"compared": compared, "differing": len(wrong)}
+    figures: Figures = {"weights": counted, **{each.key: _figures(each) for each in wrong}}
+    if not compared:
+        message = "no weights were compared: the two files have none in common"
+        return GateResult("weights", False, message, figures, float("inf"))
+    if not wrong:
+        message = f"all {compared} weights are the reference's, rounded at most"
+        return GateResult("weights", True, "; ".join([message, *map(str, found)]), figures)
+    tensors = "1 tensor" if len(wrong) == 1 else f"{len(wrong)} tensors"
+    more = [f"and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
+    named = ", ".join([*map(str, wrong[:_NAMED]), *more])
+    message = f"weights differ in {tensors}: {named}"
+    return GateResult("weights", False, message, figures, float("inf"))
+
+
+def absent(key: str, side: str, *, harmless: bool) -> WeightDifference:
+    """A weight that one of the files does not have.
+
+    Args:
+        key: the weight's.
+        side: which does not, ``candidate`` or ``reference``.
+        harmless: whether nothing is computed with it.
+    """
+    return WeightDifference(key, f"is missing from the {side}", harmless)
+
+
+def difference(key: str, candidate: Stored, reference: Stored) -> WeightDifference | None:
+    """How the candidate differs from the reference rounded to nearest, ties to even, or None.
+
+    From float64, half precision and bfloat16 may be rounded by way of float32, too, as torch
+    does. Zero is minus zero, and NaN is NaN. Integers are to be the same whatever their dtypes.
+    """
+    shapes = candidate.values.shape, reference.values.shape
+    if shapes[0] != shapes[1]:
+        otherwise = f"has shape {list(shapes[0])} in place of {list(shapes[1])}"
+        if {candidate.values.size, reference.values.size} != {1} or () not in shapes:
+            return WeightDifference(key, otherwise, dtype=candidate.dtype)
+        # A number with a dimension of its own and without are read alike (openai/CLIP#67).
+        flat = (Stored(each.values.reshape(1), each.dtype) for each in (candidate, reference))
+        return difference(key, *flat) or WeightDifference(key, otherwise, harmless=True)
+    if candidate.dtype in _BITS and reference.dtype in _BITS:
+        return _measured(key, candidate, reference)
+    return _of_integers(key, candidate, reference)
+
+
+def _by_extent(found: WeightDifference) -> tuple[float, str]:
+    return -found.relative, found.key
+
+
+def _figures(found: WeightDifference) -> dict[str, float | int | str]:
+    if found.otherwise:
+        return {"otherwise": found.otherwise}
+    return {
+        "differing": found.differing,
+        "elements": found.elements,
+        "max_abs": found.max_abs,
+        "relative": found.relative,
+        "ulps": found.ulps,
+        "dtype": found.dtype,
+    }
+
+
+def _of_integers(key: str, candidate: Stored, reference: Stored) -> WeightDifference | None:
+    """Buffers: numbers of which each is one by itself."""
+    mine, other = _exact(candidate), _exact(reference)
+    apart = mine != other
+    if not apart.any():
+        return None
+    first = int(np.flatnonzero(apart)[0])
+    values = f"{mine.flat[first]:g} in place of {other.flat[first]:g}"
+    return WeightDifference(key, f"is {values}", dtype=candidate.dtype)
+
+
+# What overflows, or is NaN, is counted as such. It needs no warning as well.
+@np.errstate(all="ignore")
+def _measured(key: str, candidate: Stored, reference: Stored) -> WeightDifference | None:
+    differing, max_abs, ulps, squares = 0, 0.0, 0.0, 0.0
+    for mine, other in zip(_pieces(candidate), _pieces(reference), strict=True):
+        values = _exact(other)
+        squares += float(np.dot(values, values))
+        between = _ulps(mine, other, values)
+        apart = between > 0
+        if apart.any():
+            differing += int(np.count_nonzero(apart))
+            ulps = max(ulps, float(between.max()))
+            # Where one is NaN the other is far from it.
+            errors = np.nan_to_num(np.abs(_exact(mine) - values)[apart], nan=np.inf, posinf=np.inf)
+            max_abs = max(max_abs, float(errors.max()))
+    if not differing:
+        return None
+    rms = float(np.sqrt(squares / reference.values.size))
+    relative = max_abs / rms if rms else float("inf")
+    elements = reference.values.size
+    return WeightDifference(
+        key, "", False, differing, elements, max_abs, relative, ulps, candidate.dtype
+    )
+
+
+def _pieces(stored: Stored) -> Iterator[Stored]:
+    flat = stored.values.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        yield Stored(flat[start : start + _PIECE], stored.dtype)
+
+
+def _exact(stored: Stored) -> Float64:
+    """The values in float64, which holds those of all the others."""
+    if stored.dtype == "bfloat16":
+        # By a shift of the same dtype: numpy 1 makes int64 of a scalar's by Python's 16.
+        bits = np.left_shift(stored.values.astype(np.uint32), np.uint32(16))
+        return bits.view(np.float32).astype(np.float64)
+    return stored.values.astype(np.float64)
+
+
+def _ulps(candidate: Stored, reference: Stored, values: Float64) -> Float64:
+    """How far each element is from the reference's, rounded, in numbers of its own dtype."""
+    dtype = candidate.dtype
+    bits = candidate.values.view(_BITS[dtype])
+    between = _between(bits, _rounded(values, dtype))
+    if reference.dtype == "float64" and dtype in ("float16", "bfloat16"):
+        twice = values.astype(np.float32).astype(np.float64)
+        between = np.minimum(between, _between(bits, _rounded(twice, dtype)))
+    mine, other = np.isnan(_exact(candidate)), np.isnan(values)
+    between[mine | other] = np.inf
+    between[mine & other] = 0
+    return between
+
+
+def _between(one: NDArray[Any], other: NDArray[Any]) -> Float64:
+    """Steps from one number to the other, by their bits: those of one sign count upwards."""
+    sign = np.uint64(1 << (8 * one.itemsize - 1))
+    a, b = one.astype(np.uint64), other.astype(np.uint64)
+    same = (a ^ b) & sign == 0
+    a, b = a & ~sign, b & ~sign
+    return np.where(same, np.maximum(a, b) - np.minimum(a, b), a + b).astype(np.float64)
+
+
+def _rounded(values: Float64, dtype: str) -> NDArray[Any]:
+    """The bits of the nearest numbers of a dtype; of two as near, those of the even one.
+
+    What NaN becomes is of no use.
+    """
+    if dtype != "bfloat16":
+        return values.astype(_FLOATS[dtype]).view(_BITS[dtype])
+    single = values.astype(np.float32)
+    # Towards zero first, and odd where anything was lost, so that it is rounded only once
+    # (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums").
+    bits = single.view(np.uint32)
+    bits = bits - (np.abs(single.astype(np.float64)) > np.abs(values))
+    bits |= (bits.view(np.float32).astype(np.float64) != values).astype(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
+    return np.asarray(rounded.astype(np.uint16))

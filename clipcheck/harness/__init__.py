@@ -1,0 +1,1 @@
+"""Run candidates and references, and judge them."""

@@ -1,0 +1,217 @@
+"""See, before weights are converted, that what is written will compute as they were trained to.
+
+Weights do not tell how a model computes. Of an archive its code does: where nothing else tells, it
+is run on a few inputs, and held against what is assumed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.base import Array, Backend
+from clipcheck.backends.cells import Isolation, cell_for
+from clipcheck.backends.loading import Sides, build, load_sides
+from clipcheck.backends.registry import Choice
+from clipcheck.checkpoints import registry
+from clipcheck.checkpoints.checkpoint import Checkpoint
+from clipcheck.checkpoints.opening import require_told, undecided
+from clipcheck.errors import CheckpointError, IsolationError, RunError
+from clipcheck.gates.alternative import Alternative, described
+from clipcheck.gates.distance import Ruler
+from clipcheck.gates.fidelity import fidelity
+from clipcheck.gates.result import LOGITS, OUTPUTS, Case, GateResult
+from clipcheck.gates.tolerances import LIMITS
+from clipcheck.harness.explaining import TOWERS, find_alternative
+from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
+from clipcheck.inputs.batches import Batch, for_modules
+from clipcheck.system import torchscript_support
+
+_SIZES = ((2, 3), (1, 3), (1, 1))
+"""Images and prompts of the batches that are tried: an archive may take those alone that it was
+traced with, which often were one image and three prompts."""
+
+_FEATURES = ("image_features", "text_features")
+"""Of the towers, in their order."""
+
+_DTYPE = "float32"
+
+
+@dataclass(frozen=True)
+class Convertible:
+    """A checkpoint whose weights may be converted.
+
+    Attributes:
+        checkpoint: with what told how it computes; with nothing where that is assumed.
+        computes: how it computes and what told that, for people.
+    """
+
+    checkpoint: Checkpoint
+    computes: str
+
+
+def require_convertible(checkpoint: Checkpoint, isolation: Isolation | None = None) -> Convertible:
+    """See that what is written of a checkpoint will compute as it does, as far as that is known.
+
+    Args:
+        checkpoint: of any format.
+        isolation: where the code of an archive runs, as for `clipcheck.check`.
+
+    Raises:
+        ArchitectureError: nothing tells how the model computes, or the code of an archive computes
+            as another architecture than is assumed.
+        DamagedError, NotFiniteError: an archive is not sound.
+        UnavailableError: its code cannot be run in isolation on this machine.
+    """
+    require_told(checkpoint)
+    released = registry.by_sha256(checkpoint.sha256)
+    if not checkpoint.told and released is not None:
+        checkpoint = replace(checkpoint, told=f"the released file of {released.name}")
+    summary = checkpoint.architecture.summary()
+    if checkpoint.told:
+        return Convertible(checkpoint, f"{summary}: from {checkpoint.told}")
+    doubt = _doubt(checkpoint, isolation)
+    if not doubt:
+        told = replace(checkpoint, told="its own code, which was run")
+        return Convertible(told, f"{summary}: from {told.told}")
+    return Convertible(checkpoint, f"{summary}: assumed, as in the released models; {doubt}")
+
+
+def _doubt(checkpoint: Checkpoint, isolation: Isolation | None) -> str:
+    """Why the code of an archive does not tell that it computes as is assumed, or nothing.
+
+    Raises:
+        ArchitectureError: it computes as another architecture, or cannot be run.
+    """
+    reason = torchscript_support.unavailable()
+    if reason is not None:
+        raise undecided(
+            checkpoint, f"its code would tell how the model computes, but cannot be run: {reason}"
+        )
+    checkpoint.verify()
+    try:
+        seen = _look(checkpoint, isolation)
+    except (CheckpointError, RunError, IsolationError) as error:
+        raise undecided(
+            checkpoint,
+            f"its code would tell how the model computes, but cannot be run: {error.problem}",
+        ) from error
+    if seen.alternative is not None:
+        raise undecided(
+            checkpoint,
+            f"{described(seen.alternative, assumed=True)}; converting it so would destroy a good "
+            "model",
+        )
+    if not seen.gate.passed:
+        return f"its own code departs from that ({seen.gate.message})"
+    if seen.hidden:
+        return f"its own code does not show its {' and '.join(seen.hidden)} tower"
+    return ""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the code of an archive was seen to compute.
+
+    Attributes:
+        gate: whether it is what was assumed.
+        alternative: the other architecture that it computes as, where that is not so.
+        hidden: towers that no output tells of.
+    """
+
+    gate: GateResult
+    alternative: Alternative | None
+    hidden: tuple[str, ...]
+
+
+def _look(checkpoint: Checkpoint, isolation: Isolation | None) -> _Seen:
+    """Run the code of an archive on a few inputs, and hold it against the eager model.
+
+    Raises:
+        ClipcheckError: it cannot be run; the subclass tells why.
+    """
+    import torch
+
+    from clipcheck.backends.reference import exact_floats
+    from clipcheck.models.weights import WeightWatch
+
+    cpu = torch.device("cpu")
+    with (
+        tempfile.TemporaryDirectory(prefix="clipcheck-") as folder,
+        cell_for(checkpoint, cpu, isolation) as cell,
+        exact_floats(),
+    ):
+        artefacts = Artefacts(None, Path(folder))
+        sides = load_sides(
+            checkpoint, None, cpu, _DTYPE, Path(folder), artefacts, archive=True, cell=cell
+        )
+        batch = for_modules(inputs_of(checkpoint.architecture), seed=0)
+        trial = Trial.of(sides.reference, [batch], _DTYPE, Stopwatch())
+        weights = WeightWatch(sides.source.model)
+        with closing(build(Choice("jit"), sides.source)) as candidate:
+            few, case = _run(candidate, trial)
+        intact = not weights.changed()
+        return _judge(checkpoint, sides, few, case, trial.scale, intact=intact)
+
+
+def _run(candidate: Backend, trial: Trial) -> tuple[Batch, Case]:
+    """The first of the batches that it takes, and what came of it.
+
+    Raises:
+        RunError: it takes none of them.
+    """
+    (batch,), (own,), (exact,) = trial.batches, trial.reference, trial.exact
+    failures = []
+    for images, prompts in _SIZES:
+        few = batch.select(list(range(images)), list(range(prompts)))
+        try:
+            given = _outputs(candidate, few)
+        except RunError as error:
+            failures.append(error)
+        else:
+            reference, in_float64 = (_first(each, images, prompts) for each in (own, exact))
+            absent = frozenset(OUTPUTS).difference(given)
+            return few, Case(given, reference, in_float64, few.rows, absent=absent)
+    raise failures[0]
+
+
+def _outputs(candidate: Backend, batch: Batch) -> Mapping[str, Array]:
+    """The features of both towers, which tell all; else what it gives."""
+    if candidate.absent.isdisjoint(_FEATURES):
+        features = candidate.encode_image(batch.pixels), candidate.encode_text(batch.tokens)
+        return dict(zip(_FEATURES, features, strict=True))
+    return candidate.outputs(batch.pixels, batch.tokens)
+
+
+def _first(outputs: Mapping[str, Array], images: int, prompts: int) -> dict[str, Array]:
+    """What a model gives for the first of its images and prompts."""
+    counts = {"image": images, "prompt": prompts}
+    return {
+        name: outputs[name][tuple(slice(counts.get(kind)) for kind in kinds)]
+        for name, kinds in OUTPUTS.items()
+    }
+
+
+def _judge(
+    checkpoint: Checkpoint, sides: Sides, batch: Batch, case: Case, scale: float, *, intact: bool
+) -> _Seen:
+    limits = LIMITS[_DTYPE]
+    gate = fidelity([case], limits, scale)
+    alternative = None
+    if intact and not gate.passed:
+        ruler = Ruler([case], limits, scale)
+        model, architecture = sides.source.model, checkpoint.architecture
+        alternative = find_alternative(model, architecture, [batch], [case], ruler, nearer=True)
+    return _Seen(gate, alternative, _hidden(case))
+
+
+def _hidden(case: Case) -> tuple[str, ...]:
+    """The towers that neither their features tell of, nor logits."""
+    if not case.absent.issuperset(LOGITS):
+        return ()
+    named = zip(TOWERS, _FEATURES, strict=True)
+    return tuple(tower for tower, name in named if name in case.absent)

@@ -1,0 +1,552 @@
+"""Judge candidates against a reference that has run already.
+
+The reference's outputs, in its own dtype and in float64, are the same for every candidate: a
+`Trial` computes them once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clipcheck.backends.base import Array, Backend
+from clipcheck.backends.jit import Archive
+from clipcheck.backends.modules import ModuleBackend
+from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.errors import RunError
+from clipcheck.gates.contract import contract
+from clipcheck.gates.decision import decision
+from clipcheck.gates.distance import Ruler
+from clipcheck.gates.fidelity import fidelity, precision
+from clipcheck.gates.integrity import Evidence, integrity
+from clipcheck.gates.lengths import with_lengths
+from clipcheck.gates.modules import Coverage, modules
+from clipcheck.gates.result import LOGITS, OUTPUTS, Case, GateResult, eager_not_finite, judged
+from clipcheck.gates.stability import Repeat, stability
+from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.inputs.batches import Batch, Inputs, every_length, for_modules
+from clipcheck.inputs.dealing import BRIEF, FULL, Call, Effort, deal
+from clipcheck.inputs.digest import digest
+from clipcheck.system.progress import Advance, Tally, still
+
+if TYPE_CHECKING:
+    from clipcheck.backends.reference import Reference
+    from clipcheck.backends.source import Source
+
+_FEATURES = {"encode_image": "image_features", "encode_text": "text_features"}
+"""By method, what it gives."""
+
+_FORMS = {
+    "encode_image": ("strided", "channels last", "with gradients"),
+    "encode_text": ("strided", "as int64"),
+    "forward": ("as int64",),
+}
+"""By method, the forms that its inputs come in, see `clipcheck.backends.forms`. The result of the
+first is kept over another call."""
+
+_OWN_FORMS = {("encode_image", dtype): (f"as {dtype}",) for dtype in ("float16", "bfloat16")}
+"""By method and dtype, more of them."""
+
+_KINDS = {
+    "encode_image": ("image",),
+    "encode_text": ("prompt",),
+    "forward": ("image", "prompt"),
+}
+"""By method, what it takes."""
+
+_GIVES = {method: (name,) for method, name in _FEATURES.items()} | {"forward": LOGITS}
+"""By method, the outputs that it gives."""
+
+_SMALL = 0
+"""The batch that is run three times in a row and once more at the end: the first, and smallest."""
+_LARGE = 2
+"""The batch of which rows are run alone."""
+
+_SMALL_MODEL = 30_000_000
+"""Parameters of a model that takes so little time for a row that all calls are made."""
+
+
+class Stopwatch:
+    """Seconds by phase.
+
+    Args:
+        observe: told of a phase, by name, and how much of it is done: 0 as it begins, 1 at its end.
+    """
+
+    def __init__(self, observe: Callable[[str, float], None] = lambda _, __: None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._observe = observe
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[Advance]:
+        """Add what is done under it to that phase. What it gives can be told how far that is."""
+        self._observe(name, 0.0)
+        started = time.perf_counter()
+        try:
+            yield lambda share: self._observe(name, share)
+        finally:
+            spent = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        self._observe(name, 1.0)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Prompts of every length, and what the reference made of them.
+
+    Attributes:
+        batch: without images.
+        reference: the eager model's text features, in the dtype that is judged.
+        exact: the same in float64.
+    """
+
+    batch: Batch
+    reference: Array
+    exact: Array
+
+    def case(self, rows: Sequence[int], found: Array) -> Case:
+        """Some of the rows, as the candidate gave them."""
+        names = self.batch.rows["prompt"]
+        return Case(
+            {"text_features": found},
+            {"text_features": self.reference[rows]},
+            {"text_features": self.exact[rows]},
+            {"prompt": tuple(names[row] for row in rows)},
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Batches, and what the reference made of them.
+
+    Attributes:
+        batches: what candidates will run.
+        reference: the eager model's outputs for each batch, in the dtype that is judged.
+        exact: the same in float64.
+        scale: exp(logit_scale).
+        dtype: what is judged, by name.
+        lengths: prompts of every length.
+        calls: what candidates run beside the batches: some of their rows, and of ``lengths`` those
+            that no prompt of the batches has.
+        in_form: how many rows candidates are given in each form.
+    """
+
+    batches: Sequence[Batch]
+    reference: Sequence[Mapping[str, Array]]
+    exact: Sequence[Mapping[str, Array]]
+    scale: float
+    dtype: str
+    lengths: Lengths | None = None
+    calls: Sequence[Call] = ()
+    in_form: int = 0
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of all inputs."""
+        return digest([*self.batches, *([self.lengths.batch] if self.lengths else [])])
+
+    @classmethod
+    def of(
+        cls,
+        reference: Reference,
+        batches: Sequence[Batch],
+        dtype: str,
+        watch: Stopwatch,
+        *,
+        lengths: Batch | None = None,
+        effort: Effort | None = None,
+    ) -> Trial:
+        """Run the reference over all batches, in both ways.
+
+        It has to happen before any candidate runs, which may share its weights with the eager
+        model, and change them.
+
+        Args:
+            reference: the eager model.
+            batches: what both sides run.
+            dtype: what is judged, by name.
+            watch: gets the time of each phase.
+            lengths: of `clipcheck.inputs.batches.every_length`.
+            effort: how much candidates are called beside the batches; None for nothing.
+
+        Raises:
+            RunError: the model cannot be run, or gives what is not finite: nothing can be said of
+                what is compared with that.
+        """
+        inputs = [(batch.pixels, batch.tokens) for batch in batches]
+        more = {} if lengths is None else {"lengths": lengths.tokens}
+        with watch.phase("eager") as advance:
+            own = reference.outputs(inputs, advance, **more)
+        with watch.phase("float64") as advance:
+            exact = reference.exact_outputs(inputs, advance, **more)
+        measured = None
+        if lengths is not None:
+            measured = Lengths(lengths, own.pop()["text_features"], exact.pop()["text_features"])
+        _require_finite(batches, own, exact, dtype)
+        rows = [] if lengths is None else _lengths_not_drawn(lengths, batches)
+        calls = deal(batches, rows, effort) if effort else ()
+        in_form = effort.in_form if effort else 0
+        return cls(batches, own, exact, reference.scale, dtype, measured, calls, in_form)
+
+    def run(self, candidate: Backend, advance: Advance = still) -> Run:
+        """Run a candidate over all batches, and over some of their rows again.
+
+        A batch that it cannot run has no outputs, and leaves its reason.
+
+        Args:
+            candidate: what is judged.
+            advance: told the share of the rows that is done.
+        """
+        rows = sum(len(b.pixels) + len(b.tokens) for b in self.batches)
+        rows += sum(len(call.images) + len(call.prompts) for call in self.calls)
+        tally = Tally(rows, advance)
+        failures: list[str] = []
+        again: list[Repeat] = []
+        found: list[Mapping[str, Array]] = []
+        by_length: list[Case] = []
+        for number, batch in enumerate(self.batches):
+            found.append(_attempt(candidate, batch, failures))
+            tally.add(len(batch.pixels) + len(batch.tokens))
+            if number == _SMALL:
+                again.append(self._again(candidate, "in the second call", failures))
+                again.append(self._again(candidate, "in the third call", failures))
+        if not self.calls:
+            again += self._alone(candidate, failures)
+        if self.in_form and isinstance(candidate, ModuleBackend):
+            again += self._in_forms(candidate, failures)
+        for call in self.calls:
+            names = _given_by(candidate, call.method)
+            if not names:
+                continue
+            outputs = self._called(candidate, call, failures)
+            again += self._repeats(call, outputs, names)
+            by_length += self._by_length(call, outputs)
+            tally.add(len(call.images) + len(call.prompts))
+        again.append(self._again(candidate, "after all other calls", failures))
+        cases = [
+            Case(mine, own, exact, batch.rows, batch.first_rows, candidate.absent)
+            for mine, own, exact, batch in zip(
+                found, self.reference, self.exact, self.batches, strict=True
+            )
+        ]
+        return Run(cases, again, failures, by_length)
+
+    def _in_forms(self, candidate: ModuleBackend, failures: list[str]) -> Iterator[Repeat]:
+        """A few rows again, in every form that inputs come in."""
+        number = min(_LARGE, len(self.batches) - 1)
+        batch = self.batches[number]
+        every = {"image": batch.pixels, "prompt": batch.tokens}
+        for method, forms in _FORMS.items():
+            names = _given_by(candidate, method, itself=True)
+            if not names:
+                continue
+            arrays = {kind: every[kind] for kind in _KINDS[method]}
+            rows = {
+                kind: list(range(min(self.in_form, len(array)))) for kind, array in arrays.items()
+            }
+            given = {kind: array[rows[kind]] for kind, array in arrays.items()}
+            for form in (*forms, *_OWN_FORMS.get((method, self.dtype), ())):
+                kept = form == forms[0]
+                after = {kind: array[-self.in_form :] for kind, array in arrays.items() if kept}
+                found = _in_form(candidate, form, method, given, after, failures, names)
+                where = {"image": [], "prompt": [], **rows}
+                yield Repeat(form, number, where, found, names)
+
+    def _called(self, candidate: Backend, call: Call, failures: list[str]) -> Mapping[str, Array]:
+        """What a call gives, by output."""
+        every = [*self.batches, *([self.lengths.batch] if self.lengths else [])]
+        pixels = [every[row.batch].pixels[row.row] for row in call.images]
+        tokens = [every[row.batch].tokens[row.row] for row in call.prompts]
+        inputs = [np.stack(rows) for rows in (pixels, tokens) if rows]
+
+        def outputs() -> Mapping[str, Array]:
+            if call.method == "forward" and isinstance(candidate, Archive):
+                return candidate.forward(*inputs)
+            if call.method == "forward":
+                return dict(zip(LOGITS, candidate(*inputs), strict=True))
+            return {_FEATURES[call.method]: getattr(candidate, call.method)(*inputs)}
+
+        return _attempted(outputs, len(pixels), len(tokens), failures)
+
+    def _repeats(
+        self, call: Call, outputs: Mapping[str, Array], names: tuple[str, ...]
+    ) -> Iterator[Repeat]:
+        """For each batch that has rows in it, these."""
+        what = "alone" if max(len(call.images), len(call.prompts)) == 1 else "in another batch"
+        if call.method == "forward":
+            rows = {
+                "image": [row.row for row in call.images],
+                "prompt": [row.row for row in call.prompts],
+            }
+            yield Repeat(what, call.images[0].batch, rows, outputs, names)
+            return
+        name = _FEATURES[call.method]
+        kind, given = ("image", call.images) if call.images else ("prompt", call.prompts)
+        if len(given) > 1:
+            what = f"in a batch of {len(given)}"
+        for number in sorted({row.batch for row in given} - {len(self.batches)}):
+            places = [place for place, row in enumerate(given) if row.batch == number]
+            here = {name: outputs[name][places]} if _has(outputs, name, len(given)) else {}
+            rows = {"image": [], "prompt": [], kind: [given[place].row for place in places]}
+            yield Repeat(what, number, rows, here, (name,))
+
+    def _by_length(self, call: Call, outputs: Mapping[str, Array]) -> Iterator[Case]:
+        """Those of the rows that are prompts of every length."""
+        places = [n for n, row in enumerate(call.prompts) if row.batch == len(self.batches)]
+        name = "text_features"
+        if self.lengths and places and _has(outputs, name, len(call.prompts)):
+            yield self.lengths.case(
+                [call.prompts[place].row for place in places], outputs[name][places]
+            )
+
+    def _again(self, candidate: Backend, what: str, failures: list[str]) -> Repeat:
+        """The small batch, once more."""
+        batch = self.batches[_SMALL]
+        rows = {"image": list(range(len(batch.pixels))), "prompt": list(range(len(batch.tokens)))}
+        return Repeat(what, _SMALL, rows, _attempt(candidate, batch, failures))
+
+    def _alone(self, candidate: Backend, failures: list[str]) -> Iterator[Repeat]:
+        """The first and the last row of a large batch, each as a batch of one."""
+        number = min(_LARGE, len(self.batches) - 1)
+        batch = self.batches[number]
+        for row in (0, -1):
+            rows = {
+                "image": [range(len(batch.pixels))[row]],
+                "prompt": [range(len(batch.tokens))[row]],
+            }
+            single = batch.select(rows["image"], rows["prompt"])
+            yield Repeat("alone in a batch", number, rows, _attempt(candidate, single, failures))
+
+
+def _lengths_not_drawn(lengths: Batch, batches: Sequence[Batch]) -> list[int]:
+    """The rows of ``lengths`` that are as long as no prompt of the batches."""
+    end = lengths.tokens.max()
+    drawn = {
+        int(row.argmax())
+        for batch in batches
+        for row in batch.tokens
+        if np.count_nonzero(row == end) == 1
+    }
+    return [number for number, row in enumerate(lengths.tokens) if int(row.argmax()) not in drawn]
+
+
+def _require_finite(
+    batches: Sequence[Batch],
+    reference: Sequence[Mapping[str, Array]],
+    exact: Sequence[Mapping[str, Array]],
+    dtype: str,
+) -> None:
+    for batch, own, in_float64 in zip(batches, reference, exact, strict=True):
+        remedies = (
+            (in_float64, "float64", "Look for NaN, infinities and zeros in its weights."),
+            (own, dtype, f"The numbers do not fit: choose a --dtype of wider range than {dtype}."),
+        )
+        for outputs, name, remedy in remedies:
+            problem = eager_not_finite(
+                Case(outputs, outputs, outputs, batch.rows, batch.first_rows)
+            )
+            if problem:
+                unknown = "so that nothing can be said of what is compared with it"
+                raise RunError(f"{problem}, in {name}, {unknown}", remedy=remedy)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a candidate gave.
+
+    Attributes:
+        cases: each batch, beside what the reference gave.
+        repeats: what was run again.
+        failures: why batches could not be run.
+        lengths: prompts of every length, by call, with text features alone.
+    """
+
+    cases: Sequence[Case]
+    repeats: Sequence[Repeat]
+    failures: list[str] = field(default_factory=list)
+    lengths: Sequence[Case] = ()
+
+
+def judge(
+    trial: Trial, run: Run, evidence: Evidence, coverage: Coverage | None, limits: Contract
+) -> tuple[GateResult, ...]:
+    """What every gate finds. Structure is judged in float32, where rounding hides none of it. Gates
+    of logits are left out where the candidate has none.
+
+    Args:
+        trial: what was run.
+        run: what the candidate gave.
+        evidence: what is not in the outputs.
+        coverage: of the modules of an archive, in float32; else None.
+        limits: of the gate ``contract``.
+    """
+    measures = LIMITS[trial.dtype]
+    numbers = (run.cases, measures, trial.scale)
+    near = [fidelity(*numbers)] if trial.dtype == "float32" else [precision(*numbers)]
+    if run.lengths and near[0].margin < float("inf"):
+        near = [with_lengths(near[0], run.lengths, Ruler(*numbers))]
+    if coverage is not None:
+        near.append(modules(coverage, measures))
+    logits = judged(run.cases, LOGITS)
+    return (
+        integrity(run.cases, evidence),
+        *([contract(run.cases, limits, measures)] if logits else []),
+        *near,
+        *([decision(*numbers)] if logits else []),
+        stability(run.cases, run.repeats, measures, trial.scale),
+    )
+
+
+def effort_for(architecture: Architecture) -> Effort:
+    """How much is called of a model of these dimensions."""
+    return FULL if architecture.parameters < _SMALL_MODEL else BRIEF
+
+
+def lengths_for(architecture: Architecture, seed: int) -> Batch:
+    """Prompts of every length for a model of these dimensions."""
+    return every_length(inputs_of(architecture), seed)
+
+
+def inputs_of(architecture: Architecture) -> Inputs:
+    """What a model of these dimensions takes."""
+    a = architecture
+    return Inputs(a.image_resolution, a.context_length, a.vocab_size, a.grid)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of a candidate.
+
+    Attributes:
+        gates: what each found.
+        run: what the candidate gave.
+        intact: whether its weights are still those that it was loaded with.
+        coverage: of the modules of an archive, in float32; else None.
+    """
+
+    gates: tuple[GateResult, ...]
+    run: Run
+    intact: bool
+    coverage: Coverage | None
+
+
+def judge_candidate(
+    trial: Trial,
+    candidate: Backend,
+    source: Source,
+    limits: Contract,
+    watch: Stopwatch,
+    *,
+    seed: int = 0,
+    unlike: Sequence[str] = (),
+) -> Verdict:
+    """Run a candidate, and all gates over what it gave.
+
+    Args:
+        trial: with the outputs of the eager model that it has to equal.
+        candidate: not run yet.
+        source: what it was made of; they may share weights.
+        limits: of the gate ``contract``.
+        watch: gets the time of each phase.
+        seed: of the inputs of the gate ``modules``.
+        unlike: raw inputs that the candidate's own dimensions make something else of.
+
+    Raises:
+        RunError: it has none of the outputs.
+    """
+    from clipcheck.backends.reference import exact_arithmetic
+    from clipcheck.models.weights import WeightWatch
+
+    weights = WeightWatch(source.model)
+    with watch.phase("candidate") as advance, exact_arithmetic():
+        run = trial.run(candidate, advance)
+    if not judged(run.cases):
+        none = f"{candidate.name}: it gives none of {', '.join(OUTPUTS)}"
+        raise RunError(
+            next(iter(run.failures), none),
+            remedy="Give a file that has a CLIP model's features, or its logits.",
+        )
+    coverage = None
+    if isinstance(candidate, Archive) and trial.dtype == "float32":
+        coverage = _coverage(candidate, source, seed, watch)
+    with watch.phase("gates"):
+        failures = [*run.failures, *(coverage.failures if coverage else ())]
+        own = candidate.runner.changed() if isinstance(candidate, Archive) else []
+        changed = list(dict.fromkeys([*own, *weights.changed()]))
+        evidence = replace(candidate.evidence(), changed=changed, failures=failures, unlike=unlike)
+        gates = judge(trial, run, evidence, coverage, limits)
+        return Verdict(gates, run, not changed, coverage)
+
+
+def _coverage(archive: Archive, source: Source, seed: int, watch: Stopwatch) -> Coverage:
+    from clipcheck.harness.modules.judge import judge_modules
+
+    with watch.phase("modules") as advance:
+        batch = for_modules(inputs_of(source.checkpoint.architecture), seed)
+        return judge_modules(archive.runner, source.model, batch, source.device, advance)
+
+
+def _attempt(candidate: Backend, batch: Batch, failures: list[str]) -> Mapping[str, Array]:
+    counts = len(batch.pixels), len(batch.tokens)
+    return _attempted(lambda: candidate.outputs(batch.pixels, batch.tokens), *counts, failures)
+
+
+def _attempted(
+    call: Callable[[], Mapping[str, Array]], images: int, prompts: int, failures: list[str]
+) -> Mapping[str, Array]:
+    try:
+        return call()
+    except RunError as error:
+        rows = " and ".join(
+            f"{count} {kind}{'' if count == 1 else 's'}"
+            for kind, count in (("image", images), ("prompt", prompts))
+            if count
+        )
+        failures.append(f"{error.problem}, in a batch of {rows}")
+        return {}
+
+
+def _in_form(
+    candidate: ModuleBackend,
+    form: str,
+    method: str,
+    given: Mapping[str, Array],
+    after: Mapping[str, Array],
+    failures: list[str],
+    names: tuple[str, ...],
+) -> Mapping[str, Array]:
+    """What a method gives to inputs, by kind, in some form; what is wrong with how is a failure."""
+
+    def outputs() -> Mapping[str, Array]:
+        arrays = list(given.values()), list(after.values())
+        found, wrong = candidate.call_in_form(form, method, *arrays)
+        if wrong:
+            failures.append(f"{candidate.name}: {method} {wrong}")
+        return dict(zip(names, found, strict=False))
+
+    images, prompts = (len(given.get(kind, ())) for kind in ("image", "prompt"))
+    return _attempted(outputs, images, prompts, failures)
+
+
+def _given_by(candidate: Backend, method: str, *, itself: bool = False) -> tuple[str, ...]:
+    """The outputs that a method gives; nothing where it has none.
+
+    Args:
+        candidate: that has run.
+        method: see `_GIVES`.
+        itself: whether it has to be there, and no other method stand in for it.
+    """
+    if isinstance(candidate, Archive) and (itself or method == "forward"):
+        return candidate.methods.get(method, ())
+    names = _GIVES[method]
+    return () if candidate.absent.intersection(names) else names
+
+
+def _has(outputs: Mapping[str, Array], name: str, rows: int) -> bool:
+    """Whether the output is there, with a row for each."""
+    return name in outputs and outputs[name].ndim > 0 and len(outputs[name]) == rows

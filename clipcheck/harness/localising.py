@@ -1,0 +1,198 @@
+"""Find where an archive first departs from the eager model, in each tower."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from clipcheck.backends.archives import open_archive
+from clipcheck.backends.cells import cell_for, isolation_named, prepare
+from clipcheck.checkpoints.formats import open_checkpoint, require_found
+from clipcheck.checkpoints.told import named
+from clipcheck.gates.localisation import Localisation, Tower
+from clipcheck.gates.tolerances import LIMITS
+from clipcheck.harness.judging import Stopwatch, inputs_of
+from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches, for_modules
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.backends.archives import Runner
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.families import eager
+
+_TOWERS: Mapping[str, Tower] = {"image_features": "image", "text_features": "text"}
+"""The tower that is at fault where this output is."""
+
+
+@dataclass(frozen=True)
+class Localised:
+    """Where a checkpoint departs.
+
+    Attributes:
+        checkpoint: as it was asked for.
+        path: the file.
+        sha256: of the file, in hexadecimal.
+        device: where it ran.
+        dtype: what it computed in.
+        seconds: by phase.
+        localisation: a place for each tower.
+        key: the name of the model, of those in a file, that was asked for.
+        asked_architecture: what ``--architecture`` said, or None.
+    """
+
+    checkpoint: str
+    path: str
+    sha256: str
+    device: str
+    dtype: str
+    seconds: Mapping[str, float]
+    localisation: Localisation
+    key: str | None = None
+    asked_architecture: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing departs."""
+        return not self.localisation.found
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An input that an archive fails on.
+
+    Attributes:
+        batch: the input; of one kind there may be none.
+        output: what of it is wrong.
+    """
+
+    batch: Batch
+    output: str
+
+
+def localize(
+    checkpoint: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    architecture: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    isolation: str | None = None,
+    download_root: str | os.PathLike[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Localised:
+    """Run an archive, and find the first module of each tower that departs.
+
+    Args:
+        checkpoint: a path or a released name.
+        key: as for `clipcheck.check`.
+        architecture: as for `clipcheck.check`.
+        device: where to run; by default the GPU where there is one.
+        dtype: what to compute in.
+        seed: of the inputs.
+        isolation: as for `clipcheck.check`.
+        download_root: where released files are kept.
+        progress: called with a few words before each phase.
+
+    Raises:
+        ClipcheckError: the checkpoint or the device cannot be used; the subclass tells why.
+    """
+    require_found(checkpoint)
+    prepare([os.fspath(checkpoint)], isolation_named(isolation))
+
+    import torch
+
+    from clipcheck.models.loader import resolve_device
+
+    say = progress or (lambda _: None)
+    name = os.fspath(checkpoint)
+    watch = Stopwatch()
+    target = resolve_device(device)
+    say(f"{name}: reading")
+    told = None if architecture is None else named(os.fspath(architecture))
+    opened = open_checkpoint(name, download_root, key=key, told=told)
+    opened.verify()
+    say(f"{name}: loading both ways on {target} in {dtype}")
+    with cell_for(opened, target, isolation_named(isolation)) as cell:
+        with watch.phase("load"):
+            archive, model = open_archive(opened, target, getattr(torch, dtype), cell)
+        say(f"{name}: walking through the archive")
+        found = first_departures(opened, archive.runner, model, target, dtype, watch, seed=seed)
+    return Localised(
+        name,
+        str(opened.path),
+        opened.sha256,
+        str(target),
+        dtype,
+        dict(watch.seconds),
+        found,
+        key,
+        None if told is None else told.argument,
+    )
+
+
+def first_departures(
+    checkpoint: Checkpoint,
+    archive: Runner,
+    model: eager.CLIP,
+    device: torch.device,
+    dtype: str,
+    watch: Stopwatch,
+    *,
+    seed: int = 0,
+    suspect: Suspect | None = None,
+) -> Localisation:
+    """Walk through an archive on ever more inputs, until something departs.
+
+    First come the inputs of the gate ``modules``; then the one that the archive fails on, where
+    what it gets wrong has no place yet; and where there is none at all, the corners.
+
+    Args:
+        checkpoint: the file.
+        archive: runs it, with weights as they are in the file; a walk may change them.
+        model: the eager model of these weights.
+        device: where both are.
+        dtype: what they compute in.
+        watch: gets the time of each phase.
+        seed: of the inputs.
+        suspect: the input that it fails on, if one is known.
+    """
+    from clipcheck.harness.modules.walk import walk
+
+    found = Localisation.nowhere()
+    for what, batch, tower in _inputs(inputs_of(checkpoint.architecture), seed, suspect):
+        placed = {place.tower for place in found.found}
+        if tower in placed or (tower is None and placed):
+            continue
+        with watch.phase("localisation"):
+            here = walk(archive, model, batch, device, LIMITS[dtype], what)
+        changed = Localisation.of_changed(archive.changed(), what)
+        found = found.completed(here.explained(changed))
+    return found
+
+
+def _inputs(
+    inputs: Inputs, seed: int, suspect: Suspect | None
+) -> Iterator[tuple[str, Batch, Tower | None]]:
+    """Each with the tower that it is for, or None where it is for any."""
+    yield "the inputs of the gate modules", for_modules(inputs, seed), None
+    if suspect is not None:
+        yield (
+            "the input that fails",
+            _told_apart(suspect.batch, inputs),
+            _TOWERS.get(suspect.output),
+        )
+    for number, batch in enumerate(batches(CORNERS, inputs, seed), start=1):
+        yield f"batch {number} of the corners", _told_apart(batch, inputs), None
+
+
+def _told_apart(batch: Batch, inputs: Inputs) -> Batch:
+    """With its first row once more at the end where there are as many rows as positions: a walk
+    could not tell them apart."""
+    images, prompts = list(range(len(batch.pixels))), list(range(len(batch.tokens)))
+    images += images[:1] if len(images) == 1 + inputs.grid**2 else []
+    prompts += prompts[:1] if len(prompts) == inputs.context_length else []
+    return batch.select(images, prompts)

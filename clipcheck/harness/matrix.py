@@ -1,0 +1,654 @@
+"""Judge one checkpoint: each backend in each dtype, with references that run once for all."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.base import Backend
+from clipcheck.backends.cells import Isolation, cell_for
+from clipcheck.backends.jit import Archive
+from clipcheck.backends.known import Known, everything, matching
+from clipcheck.backends.loading import PROGRAMS, Sides, build, load_sides, require_runs
+from clipcheck.backends.registry import ALL, Choice, way
+from clipcheck.backends.source import Source
+from clipcheck.backends.weights import compare_weights, compared
+from clipcheck.checkpoints import registry
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
+from clipcheck.checkpoints.dimensions import dimensions
+from clipcheck.checkpoints.formats import require_found
+from clipcheck.checkpoints.opening import open_pair, weights_of
+from clipcheck.errors import ClipcheckError, UnfitError
+from clipcheck.gates.alternative import Alternative
+from clipcheck.gates.distance import Ruler
+from clipcheck.gates.localisation import Localisation
+from clipcheck.gates.measured import measured
+from clipcheck.gates.result import OUTPUTS, GateResult
+from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.gates.weights import weights as weights_gate
+from clipcheck.harness.explaining import find_alternative
+from clipcheck.harness.judging import (
+    Stopwatch,
+    Trial,
+    Verdict,
+    effort_for,
+    inputs_of,
+    judge_candidate,
+    lengths_for,
+)
+from clipcheck.harness.localising import Suspect, first_departures
+from clipcheck.harness.search.inputs import Drawn, Wanted, draw
+from clipcheck.harness.search.probe import Probe
+from clipcheck.harness.search.smallest import smallest
+from clipcheck.inputs.examples import batch
+from clipcheck.results.judgement import Judgement, LeftOut
+from clipcheck.system.progress import Span
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.backends.reference import Reference
+    from clipcheck.sandbox.cell import Cell
+
+Device: TypeAlias = "str | torch.device | None"
+
+SHARED = {"load": 3, "inputs": 4, "eager": 9, "float64": 16}
+"""Per cent of a check of an archive that each phase takes of a full-size ViT-B/32 that is done once
+for all backends (``benchmarks.check``)."""
+
+OWN = {"build": 1, "candidate": 41, "modules": 22}
+"""The same of what each backend does for itself."""
+
+_DEFAULTS = {
+    Format.ARCHIVE: "jit",
+    Format.TRANSFORMERS: "transformers",
+    Format.OPEN_CLIP: "open_clip",
+    **PROGRAMS,
+}
+"""By format, the backend that such a file is made for."""
+
+_READING = 4
+"""What reading and hashing takes."""
+
+_PHASES = {
+    "load": "loading on {device} in {dtype}",
+    "inputs": "drawing images and prompts",
+    "eager": "running the eager model",
+    "float64": "running the eager model in float64",
+    "build": "{backend}: building",
+    "candidate": "{backend}: running",
+    "modules": "{backend}: running its modules one by one",
+    "search": "{backend}: looking for the smallest input that fails, mostly within a minute",
+    "alternative": "{backend}: looking for another architecture that it computes as",
+    "localisation": "{backend}: looking for the module that departs first",
+}
+
+_AFTERWARDS = ("search", "alternative", "localisation")
+"""Phases that a judgement may need, and nobody knows how long."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be judged of a checkpoint, and how.
+
+    Attributes:
+        backends: none for the one that suits the file.
+        limits: of the gate ``contract``.
+        examples: number of images.
+        exhaustive: whether to walk the vocabulary and the positions of an image as well.
+        seed: of what is drawn.
+        dtypes: none for those that suit the device.
+        reference: the checkpoint whose eager model all are compared with, if it is another.
+        artefacts: where what was built is kept; None keeps nothing.
+        isolation: where a file's own code runs, see `clipcheck.backends.cells`.
+        download_root: where released files are kept.
+        run: names the check that this is of.
+        date: when it began.
+        key: which model of a file that holds several.
+        architecture: what the checkpoints are of, as for `clipcheck.checkpoints.told.named`.
+    """
+
+    backends: tuple[Choice, ...]
+    limits: Contract
+    examples: int
+    exhaustive: bool
+    seed: int
+    dtypes: tuple[str, ...]
+    reference: str | None
+    artefacts: Path | None
+    isolation: Isolation | None
+    download_root: str | os.PathLike[str] | None
+    run: str
+    date: str
+    key: str | None = None
+    architecture: str | None = None
+
+
+class _Draft:
+    """A judgement with ever more known, so that an error keeps what came before it."""
+
+    def __init__(self, judgement: Judgement) -> None:
+        self.judgement = judgement
+
+    def add(self, **known: object) -> None:
+        self.judgement = replace(self.judgement, **known)  # type: ignore[arg-type]
+
+    @contextmanager
+    def keeping_errors(self) -> Iterator[None]:
+        """What cannot be judged says why, and does not stop the others."""
+        try:
+            yield
+        except ClipcheckError as error:
+            _log.debug("%s could not be judged", self.judgement.checkpoint, exc_info=True)
+            self.add(error=str(error), error_type=type(error).__name__, remedy=error.remedy)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What is judged, and with what it is compared.
+
+    Attributes:
+        subject: what is judged.
+        reference: the checkpoint whose eager model it has to equal; None where that is its own.
+        weights: what the gate ``weights`` found, where there are two files with weights.
+        compared: backends whose way to take raw inputs was compared, which is the same in all
+            dtypes.
+    """
+
+    subject: Checkpoint | Program
+    reference: Checkpoint | None
+    weights: GateResult | None
+    compared: set[str] = field(default_factory=set)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The weights that the subject has, or has to have."""
+        return weights_of(self.subject, self.reference)
+
+    @property
+    def gates(self) -> tuple[GateResult, ...]:
+        """What is known before anything is run."""
+        return () if self.weights is None else (self.weights,)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges checkpoints by a plan."""
+
+    plan: Plan
+
+    def __call__(self, name: str, device: Device, span: Span) -> list[Judgement | LeftOut]:
+        """One for each dtype and backend, or one that says why there is none."""
+        plan = self.plan
+        asked = _asked(plan.backends)
+        draft = _Draft(
+            Judgement(
+                name,
+                str(device or "default"),
+                backend=asked,
+                seed=plan.seed,
+                run=plan.run,
+                date=plan.date,
+                limits=plan.limits,
+                key=plan.key,
+            )
+        )
+        found: list[Judgement | LeftOut] = []
+        reading, judging = span.split([_READING, 100 - _READING])
+        with draft.keeping_errors():
+            files, target = self._open(draft, device, reading)
+            choices = plan.backends or (_default_backend(files),)
+            dtypes = plan.dtypes or _default_dtypes(files.checkpoint, target)
+            with cell_for(files.subject, target, plan.isolation) as cell:
+                for dtype, share in zip(dtypes, judging.split([1] * len(dtypes)), strict=True):
+                    part = replace(draft.judgement, dtype=dtype)
+                    found += self._in_dtype(part, files, target, choices, cell, share)
+                    share.reach(1.0)
+        span.reach(1.0)
+        return found or [draft.judgement]
+
+    def _open(self, draft: _Draft, device: Device, span: Span) -> tuple[_Files, torch.device]:
+        name, root = draft.judgement.checkpoint, self.plan.download_root
+        span.say(f"{name}: reading")
+        require_found(name)
+        if self.plan.reference is not None:
+            require_found(self.plan.reference)
+        from clipcheck.models.loader import resolve_device  # which imports torch, and takes seconds
+
+        target = resolve_device(device)
+        draft.add(device=str(target))
+        with span.apart():  # a download shows its own
+            wanted = self.plan.architecture
+            subject, reference = open_pair(
+                name, self.plan.reference, root, key=self.plan.key, architecture=wanted
+            )
+        span.reach(0.0)
+        draft.add(path=os.fspath(subject.path), description=_describe(subject))
+        if isinstance(subject, Checkpoint):
+            draft.add(origin=str(subject.origin))
+            subject.verify()
+        released = registry.by_sha256(subject.sha256)
+        draft.add(sha256=subject.sha256, released=released.name if released else None)
+        of = weights_of(subject, reference)
+        draft.add(computes=_computes(of, draft.judgement.released), asked_architecture=wanted)
+        if reference is not None:
+            reference.verify()
+            path = os.fspath(reference.path)
+            origin = f" ({reference.origin})" if str(reference.origin) else ""
+            draft.add(reference=f"eager of {path}{origin}", reference_checkpoint=path)
+        draft.add(architecture=dimensions(of.architecture))
+        draft.add(assumed=released is None and not of.told)
+        weights = None
+        if reference is not None and isinstance(subject, Checkpoint):
+            differences = list(compare_weights(subject, reference))
+            weights = weights_gate(differences, compared(subject, reference))
+        return _Files(subject, reference, weights), target
+
+    def _in_dtype(
+        self,
+        judgement: Judgement,
+        files: _Files,
+        device: torch.device,
+        choices: Sequence[Choice],
+        cell: Cell | None,
+        span: Span,
+    ) -> list[Judgement | LeftOut]:
+        """One for each backend."""
+        dtype = str(judgement.dtype)
+        name, where = judgement.checkpoint, judgement.device
+        left_out = [
+            LeftOut(name, str(choice), where, dtype, reason)
+            for choice in choices
+            if choice.optional and (reason := _unfit(choice, files, device, dtype))
+        ]
+        absent = {each.backend for each in left_out}
+        running = [choice for choice in choices if str(choice) not in absent]
+        if not running:
+            return [*left_out]
+        first, *shares = span.split([sum(SHARED.values()), *[sum(OWN.values())] * len(running)])
+        shared = _Draft(judgement)
+        parts = [_Draft(replace(judgement, backend=str(choice))) for choice in running]
+        with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder, shared.keeping_errors():
+            bench = _Bench(self.plan, shared, files, device, running, cell, folder, first)
+            for choice, part, share in zip(running, parts, shares, strict=True):
+                with part.keeping_errors():
+                    self._judge(part, bench, choice, share)
+                part.add(known=_known(part.judgement, choice, files.checkpoint))
+                share.reach(1.0)
+        for choice, part in zip(running, parts, strict=True):
+            part.add(isolation=_isolation(choice, files.subject, cell))
+        failed = shared.judgement
+        if failed.error is not None:  # of what all of them share
+            for part in parts:
+                part.add(error=failed.error, error_type=failed.error_type, remedy=failed.remedy)
+        return [*(part.judgement for part in parts), *left_out]
+
+    def _judge(self, draft: _Draft, bench: _Bench, choice: Choice, span: Span) -> None:
+        from clipcheck.backends.reference import exact_floats
+
+        judged = draft.judgement
+        _require_other(choice, bench.files)
+        watch = Stopwatch(_Phases(span, judged, OWN))
+        draft.add(examples=bench.drawn.images, inputs=bench.trial.digest)
+        with watch.phase("build"), exact_floats():
+            candidate = build(choice, bench.source)
+        with closing(candidate):
+            unlike = bench.drawn.unlike(candidate.frontend) if candidate.frontend else ()
+            verdict = judge_candidate(
+                bench.trial,
+                candidate,
+                bench.source,
+                self.plan.limits,
+                watch,
+                seed=self.plan.seed,
+                unlike=unlike,
+            )
+            ruler = Ruler(verdict.run.cases, LIMITS[bench.source.dtype], bench.trial.scale)
+            draft.add(
+                gates=(*bench.files.gates, *verdict.gates),
+                measured=measured(verdict.run.cases, ruler),
+                coverage=verdict.coverage,
+                artefact_bytes=candidate.size,
+                absent=tuple(name for name in OUTPUTS if name in candidate.absent),
+                patched=candidate.patched if isinstance(candidate, Archive) else None,
+            )
+            if not draft.judgement.passed:
+                self._explain(draft, bench, candidate, verdict, ruler, watch)
+        with watch.phase("frontends"):
+            draft.add(**self._frontends(bench, choice))
+        if not verdict.intact:
+            bench.renew()
+        seconds = {**bench.seconds_once(), **watch.seconds}
+        run = sum(spent for phase, spent in seconds.items() if phase not in ("load", "build"))
+        draft.add(seconds={**seconds, "run": run}, peak_memory=_peak_memory(bench.source.cell))
+        del candidate
+        gc.collect()  # a program's graph refers to itself, and holds its weights
+
+    def _frontends(self, bench: _Bench, choice: Choice) -> dict[str, object]:
+        """How the backend's own preprocessing and tokenizer compare, or why that is not known: the
+        verdict stands without it."""
+        from clipcheck.harness.preprocessing.comparing import compare
+        from clipcheck.harness.preprocessing.registry import of
+
+        if choice.name in bench.files.compared:  # with other options, which are the model's
+            return {}
+        bench.files.compared.add(choice.name)
+        drawn, source = bench.drawn, bench.source
+        try:
+            candidates = of(choice.name, source.checkpoint, source.scratch)
+            raw = drawn.random
+            found = compare(candidates, raw.images, raw.prompts, drawn.frontend)
+        except ClipcheckError as error:
+            _log.debug("%s: frontends were not compared", choice, exc_info=True)
+            return {"frontends_problem": str(error)}
+        return {"frontends": tuple(found)}
+
+    def _explain(
+        self,
+        draft: _Draft,
+        bench: _Bench,
+        candidate: Backend,
+        verdict: Verdict,
+        ruler: Ruler,
+        watch: Stopwatch,
+    ) -> None:
+        """The smallest input that fails, and where it departs."""
+        if verdict.intact:
+            probe = Probe(candidate, bench.reference.standing(), ruler, self.plan.limits)
+            with watch.phase("search"):
+                draft.add(failing=smallest(probe, bench.drawn, verdict.run.cases))
+        with watch.phase("alternative"):
+            assumed = draft.judgement.assumed
+            draft.add(alternative=self._alternative(bench, verdict, ruler, assumed))
+        if isinstance(candidate, Archive):
+            where = self._localise(draft.judgement, bench, candidate, verdict.intact, watch)
+            draft.add(localisation=where)
+
+    def _alternative(
+        self, bench: _Bench, verdict: Verdict, ruler: Ruler, assumed: bool
+    ) -> Alternative | None:
+        """The other architecture that the candidate computes as, if it is one that it departs by.
+        Where its own was assumed, and told by nothing, it may be one that it is nearer to."""
+        if not verdict.intact:
+            return None
+        model, batches = bench.source.model, bench.trial.batches
+        architecture, cases = bench.files.checkpoint.architecture, verdict.run.cases
+        return find_alternative(model, architecture, batches, cases, ruler, nearer=assumed)
+
+    def _localise(
+        self, judged: Judgement, bench: _Bench, archive: Archive, intact: bool, watch: Stopwatch
+    ) -> Localisation:
+        """Where it departs, or why that is not known: the verdict stands without it."""
+        suspect = None
+        if judged.failing is not None and archive.frontend is not None:
+            given = batch(judged.failing.example, archive.frontend)
+            suspect = Suspect(given, judged.failing.measure.output)
+        try:
+            if not intact:
+                # Running has changed the weights, which both models share.
+                bench.renew()
+            source = bench.source
+            if source.archive is None:
+                raise ValueError("an archive was run that was not loaded")
+            return first_departures(
+                source.checkpoint,
+                source.archive.runner,
+                source.model,
+                source.device,
+                source.dtype,
+                watch,
+                seed=self.plan.seed,
+                suspect=suspect,
+            )
+        except (ClipcheckError, RuntimeError, MemoryError) as error:
+            # RuntimeError is torch's, for want of memory on a GPU among others.
+            _log.debug("%s could not be localised", judged.checkpoint, exc_info=True)
+            return Localisation.nowhere(f"could not be looked for ({str(error).strip()})")
+
+
+class _Bench:
+    """What all backends share that run one checkpoint on one device in one dtype.
+
+    Args:
+        plan: see there.
+        draft: of what all have in common.
+        files: what is judged, and with what it is compared.
+        device: where.
+        choices: what is going to run.
+        cell: what runs the subject's own code; None for this process.
+        folder: for what backends write.
+        span: of the progress.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        draft: _Draft,
+        files: _Files,
+        device: torch.device,
+        choices: Sequence[Choice],
+        cell: Cell | None,
+        folder: str,
+        span: Span,
+    ) -> None:
+        self.files = files
+        self._archive = any(choice.name == "jit" for choice in choices)
+        self._device = device
+        self._cell = cell
+        self._dtype = str(draft.judgement.dtype)
+        self._scratch = Path(folder)
+        self._artefacts = Artefacts(plan.artefacts, self._scratch)
+        self._watch = Stopwatch(_Phases(span, draft.judgement, SHARED))
+        self._told = False
+        with self._watch.phase("load"):
+            self._sides = self._load()
+        with self._watch.phase("inputs"):
+            wanted = Wanted(plan.examples, plan.exhaustive, plan.seed, draft.judgement.checkpoint)
+            self.drawn: Drawn = draw(wanted, inputs_of(files.checkpoint.architecture))
+        architecture = files.checkpoint.architecture
+        self.trial = Trial.of(
+            self.reference,
+            self.drawn.batches,
+            self._dtype,
+            self._watch,
+            lengths=lengths_for(architecture, plan.seed),
+            effort=effort_for(architecture),
+        )
+
+    @property
+    def source(self) -> Source:
+        """What candidates are made of."""
+        return self._sides.source
+
+    @property
+    def reference(self) -> Reference:
+        """What they are compared with."""
+        return self._sides.reference
+
+    def renew(self) -> None:
+        """Load both sides once more: running a candidate has changed the weights, which all
+        share."""
+        self._sides = self._load()
+
+    def seconds_once(self) -> Mapping[str, float]:
+        """By phase, what was spent for all; told of one of them alone."""
+        told, self._told = self._told, True
+        return {} if told else self._watch.seconds
+
+    def _load(self) -> Sides:
+        return load_sides(
+            self.files.subject,
+            self.files.reference,
+            self._device,
+            self._dtype,
+            self._scratch,
+            self._artefacts,
+            archive=self._archive,
+            cell=self._cell,
+        )
+
+
+class _Phases:
+    """Tells how far one judgement is, phase by phase; what is done again is told once."""
+
+    def __init__(self, span: Span, judgement: Judgement, shares: Mapping[str, int]) -> None:
+        dtype = judgement.dtype
+        shares = {p: s for p, s in shares.items() if p != "modules" or dtype == "float32"}
+        self._span = span
+        self._parts = dict(zip(shares, span.split(list(shares.values())), strict=True))
+        known = {"device": judgement.device, "dtype": dtype, "backend": judgement.backend}
+        self._words = {
+            phase: f"{judgement.checkpoint}: {words.format(**known)}"
+            for phase, words in _PHASES.items()
+            if phase in (*shares, *_AFTERWARDS)
+        }
+        self._done: set[str] = set()
+
+    def __call__(self, phase: str, share: float) -> None:
+        if phase not in self._words or phase in self._done:
+            return
+        if share == 0.0:
+            self._span.say(self._words[phase])
+        if phase in self._parts:
+            self._parts[phase].reach(share)
+        else:
+            self._span.stall()
+        if share == 1.0:
+            self._done.add(phase)
+
+
+def _asked(choices: Sequence[Choice]) -> str:
+    """What stands for the backends where a file cannot be opened: those that were asked for."""
+    names = [ALL if choice.optional else str(choice) for choice in choices]
+    return ", ".join(dict.fromkeys(names)) or Judgement.backend
+
+
+def _known(judged: Judgement, choice: Choice, checkpoint: Checkpoint) -> tuple[Known, ...]:
+    """The failures of upstream that this one looks like."""
+    if judged.passed:
+        return ()
+    failed = "\n".join(f"{g.name}: {g.message}" for g in judged.gates if not g.passed)
+    return tuple(
+        matching(
+            choice.name,
+            judged.device,
+            str(judged.dtype),
+            judged.error or failed,
+            _versions(),
+            vision=type(checkpoint.architecture.vision).__name__,
+        )
+    )
+
+
+def _isolation(
+    choice: Choice, subject: Checkpoint | Program, cell: Cell | None
+) -> tuple[str, ...] | None:
+    """What the file's own code was confined by, see `Judgement.isolation`."""
+    if isinstance(subject, Checkpoint) and choice.name != "jit":
+        return None
+    if cell is None:
+        return ()
+    return cell.measures or None  # it was not started: none of the file's code ran
+
+
+def _versions() -> dict[str, str]:
+    """Of the distributions that known failures are of."""
+    found = {}
+    for name in sorted({package for known in everything() for package in known.packages}):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _unfit(choice: Choice, files: _Files, device: torch.device, dtype: str) -> str | None:
+    """Why a backend is nothing for this checkpoint or not on this machine, or None."""
+    chosen = way(choice.name)
+    missing = chosen.available()
+    if missing is not None:
+        return f"{missing.reason}. {missing.remedy}"
+    try:
+        _require_other(choice, files)
+    except UnfitError as error:
+        return error.problem
+    return chosen.unfit(files.checkpoint, device, dtype)
+
+
+def _require_other(choice: Choice, files: _Files) -> None:
+    """See that a backend runs the subject, and not what that is compared with."""
+    require_runs(choice, files.subject)
+    if choice.name == "eager" and files.reference is None:
+        raise UnfitError(
+            "the eager model is what the others are compared with",
+            remedy="Give another checkpoint to compare it with: --reference CHECKPOINT.",
+        )
+
+
+def _default_backend(files: _Files) -> Choice:
+    """The way that a file is run in, by what it is."""
+    form = files.subject.format
+    if form in _DEFAULTS:
+        return Choice(_DEFAULTS[form])
+    if files.reference is not None:
+        return Choice("eager")
+    raise UnfitError(
+        f"this {form} holds weights alone, so that there is no second way to run it and nothing "
+        "to compare",
+        remedy="Choose a backend (--backend all runs every one), compare it with another file "
+        "(--reference CHECKPOINT), or make an archive of it: clipcheck convert WEIGHTS -o "
+        "model.pt, with --architecture ARCH and --key NAME where it needs them.",
+        path=files.subject.path,
+    )
+
+
+def _default_dtypes(checkpoint: Checkpoint, device: torch.device) -> tuple[str, ...]:
+    """Float32, which shows the structure; and, where it is fast, what the checkpoint is in."""
+    own = str(checkpoint.tensors["visual.conv1.weight"].dtype).removeprefix("torch.")
+    if device.type == "cpu" or own not in LIMITS or own == "float32":
+        return ("float32",)
+    return ("float32", own)
+
+
+def _describe(subject: Checkpoint | Program) -> str:
+    if isinstance(subject, Program):
+        names = ", ".join(file.name for file in subject.files[:3])
+        more = ", ..." if len(subject.files) > 3 else ""
+        several = f" in {len(subject.files)} files ({names}{more})" if subject.data else ""
+        return f"{subject.format}, a program of {subject.size / 1e6:,.1f} MB{several}"
+    checkpoint = subject
+    dtypes = " and ".join(checkpoint.dtypes)
+    parameters = f"{checkpoint.architecture.parameters:,} parameters"
+    described = checkpoint.architecture.describe()
+    return f"{checkpoint.format}, {described}, {parameters}, {dtypes}"
+
+
+def _computes(checkpoint: Checkpoint, released: str | None) -> str:
+    """How the model computes, and what told that."""
+    told = checkpoint.told or (f"the released file of {released}" if released else "")
+    source = f"from {told}" if told else "assumed, as in the released models"
+    return f"{checkpoint.architecture.summary()}: {source}"
+
+
+def _peak_memory(cell: Cell | None) -> int | None:
+    """Of this process and of a cell, in bytes. Linux counts in kilobytes; Windows does not have it.
+
+    What both have mapped, as torch itself, counts twice.
+    """
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return own if cell is None else own + cell.peak_memory

@@ -1,0 +1,219 @@
+"""Judge the modules of an archive one by one, for the gate ``modules``.
+
+The archive runs as a whole, with taps around its submodules. What goes into a module goes into
+the eager module of that name as well, and into a float64 copy of that one; the three outputs are
+compared there and then. So each module is judged on its own, whatever the ones before it did, and
+no more is kept than what one residual block works on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from clipcheck.backends.archives import Runner
+from clipcheck.backends.reference import exact_arithmetic
+from clipcheck.errors import RunError
+from clipcheck.families import eager
+from clipcheck.gates.modules import Coverage, ModuleError
+from clipcheck.harness.modules.ranges import Ranges, Sited, sited
+from clipcheck.harness.modules.twins import Pair, Twins, distance
+from clipcheck.inputs.batches import Batch
+from clipcheck.models.taps import Site
+from clipcheck.system.progress import Advance, Tally, still
+
+Tensors = Sequence[torch.Tensor]
+
+NOT_TAKEN = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)
+"""What torch raises where a module is given what it does not take."""
+
+
+def judge_modules(
+    archive: Runner,
+    model: eager.CLIP,
+    batch: Batch,
+    device: torch.device,
+    advance: Advance = still,
+) -> Coverage:
+    """Call the methods of an archive, and judge the modules that it shares with ``model``.
+
+    Args:
+        archive: runs it, with the weights of ``model``.
+        model: the eager model in float32.
+        batch: inputs; neither the number of images nor that of prompts may be that of the
+            positions in a tower.
+        device: where both are.
+        advance: told the share of the modules that is done.
+
+    Returns:
+        The errors of the modules, and why others were not judged. A method that fails leaves its
+        reason; one that is not there is not called.
+    """
+    twins = Twins(model, len(batch.pixels), len(batch.tokens), device)
+    judge = Judge(twins, Tally(len(twins.blocks), advance))
+    pixels = torch.from_numpy(batch.pixels).to(device)
+    tokens = torch.from_numpy(batch.tokens).to(device)
+    methods = {
+        "encode_image": (pixels,),
+        "encode_text": (tokens,),
+        "forward": (pixels, tokens),
+    }
+    failures: list[str] = []
+    with exact_arithmetic():
+        for method, inputs in methods.items():
+            if method not in archive.facts.methods:
+                continue
+            try:
+                archive.listen(method, inputs, twins.blocks, judge.listen)
+            except RunError as error:
+                rows = " and ".join(str(len(tensor)) for tensor in inputs)
+                failures.append(f"{error.problem}, in a batch of {rows} rows")
+                judge.running.clear()
+        found = judge.coverage(failures)
+        return replace(found, **_ranges(archive, model, judge, batch, device, found))
+
+
+def _ranges(
+    archive: Runner,
+    model: eager.CLIP,
+    judge: Judge,
+    batch: Batch,
+    device: torch.device,
+    found: Coverage,
+) -> dict[str, Any]:
+    """What is found beyond the numbers that ordinary inputs give."""
+    if found.failures or not archive.facts.scripted:
+        return {}
+    ranges = Ranges(archive, model, device)
+    ranges.modules(judge.sites)
+    ranges.head(batch)
+    return {"ranges": ranges.errors, "reached": ranges.reached}
+
+
+@dataclass
+class Judge:
+    """Listens to an archive, and judges each module that it calls.
+
+    Attributes:
+        twins: what the archive's modules are compared with.
+        tally: of the modules that were judged.
+        errors: what was found, in the order of the calls.
+        skipped: the calls that could not be judged, with the reason.
+        running: the calls that have begun, with what they were given; after a failure those that
+            it happened in.
+        sites: by module, how its first call that was judged was made.
+    """
+
+    twins: Twins
+    tally: Tally = field(default_factory=lambda: Tally(1, still))
+    errors: list[ModuleError] = field(default_factory=list)
+    skipped: list[tuple[Site, str]] = field(default_factory=list)
+    running: list[tuple[Site, Tensors]] = field(default_factory=list)
+    sites: dict[str, Sited] = field(default_factory=dict)
+    _judged: set[tuple[str, bytes]] = field(default_factory=set)
+
+    def listen(self, site: Site, entering: bool, tensors: Tensors) -> None:
+        """Called by the taps of an archive, see `clipcheck.models.taps.Listener`."""
+        if entering:
+            # Copied: a ReLU in place, or a sum, may write over it before the call ends.
+            self.running.append((site, [tensor.clone() for tensor in tensors]))
+        else:
+            _, inputs = self.running.pop()
+            self._judge(site, inputs, tensors)
+
+    def _judge(self, site: Site, inputs: Tensors, outputs: Tensors) -> None:
+        key = site.module, _digest([*inputs, *outputs])
+        if key in self._judged:
+            return  # Another method did the very same.
+        self._judged.add(key)
+        self.tally.add()
+        # What is not finite is no activation: it is a mask, or comes of a fault further up.
+        if not any(bool(torch.isfinite(tensor).all()) for tensor in inputs):
+            self.skipped.append((site, "nothing that it is given is finite"))
+            return
+        found = [
+            (error, place, output)
+            for place, given in enumerate(inputs)
+            if bool(torch.isfinite(given).all())
+            for output, error in self._errors(site, given, outputs)
+        ]
+        if found:
+            least = nearest([error for error, _, _ in found])
+            self.errors.append(least)
+            place, output = next(found[1:] for found in found if found[0] is least)
+            self.sites.setdefault(site.module, sited(site, inputs, place, output, least))
+        else:
+            self.skipped.append((site, "it takes or gives other shapes than the eager module"))
+
+    def _errors(
+        self, site: Site, given: torch.Tensor, outputs: Tensors
+    ) -> Iterator[tuple[int, ModuleError]]:
+        """One for each output that could be the module's, were ``given`` its input, with its
+        place."""
+        try:
+            expected = self.twins.run(site.module, self.twins.pair(given))
+        except NOT_TAKEN:
+            return
+        for place, got in enumerate(outputs):
+            if got.shape == expected.exact.shape:
+                block = self.twins.blocks[site.module]
+                yield place, error_of(site.module, site.method, got, expected, block)
+
+    def coverage(self, failures: Sequence[str] = ()) -> Coverage:
+        """What was judged, and what was not.
+
+        Args:
+            failures: why methods could not be run to their end.
+        """
+        judged = {error.module for error in self.errors}
+        called = judged | {site.module for site, _ in self.skipped}
+        skipped = {
+            name: "the archive does not call it" for name in self.twins.blocks if name not in called
+        }
+        for site, reason in self.skipped:
+            # One method may call it in a way that can be judged, and another not.
+            name = f"{site.module} in {site.method}" if site.module in judged else site.module
+            skipped[name] = reason
+        return Coverage(self.errors, skipped, failures)
+
+
+def nearest(errors: Sequence[ModuleError]) -> ModuleError:
+    """The least of several; one that is not a number is more than all others."""
+    return min(errors, key=lambda e: e.candidate if math.isfinite(e.candidate) else math.inf)
+
+
+def error_of(
+    name: str, method: str, got: torch.Tensor, expected: Pair, block: str, part: str = ""
+) -> ModuleError:
+    """How far ``got`` is from what the eager model has there, of the same shape.
+
+    Args:
+        name: of the module, or of what lies between modules.
+        method: the archive's method.
+        got: the archive's tensor.
+        expected: the eager model's.
+        block: the residual block that it is in, or nothing.
+        part: what it is, where it is no module.
+    """
+    return ModuleError(
+        name,
+        method,
+        candidate=distance(got, expected.exact),
+        reference=distance(expected.own, expected.exact),
+        size=float(expected.exact.double().square().mean().sqrt()),
+        block=block,
+        part=part,
+    )
+
+
+def _digest(tensors: Tensors) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        # As bytes: numpy has no bfloat16, which a layer may well be in.
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()

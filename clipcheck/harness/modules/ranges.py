@@ -1,0 +1,342 @@
+"""Call the modules of an archive by themselves, on numbers that the whole model never gives them.
+
+Ordinary inputs keep to the middle: they do not show a limit at 50, nor an epsilon beside a variance
+of one. A TorchScript module can be called alone, and there is an eager one and a float64 copy of
+that to say what is right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from clipcheck.backends.archives import Runner
+from clipcheck.backends.forward import Sizes, outputs_of
+from clipcheck.errors import RunError
+from clipcheck.families import eager
+from clipcheck.gates.modules import ModuleError, ratio
+from clipcheck.gates.result import LOGITS
+from clipcheck.gates.tolerances import LIMITS
+from clipcheck.harness.modules.twins import Pair, Twins, distance
+from clipcheck.inputs.batches import Batch
+from clipcheck.models.taps import Site
+
+SCORE = 95.0
+"""What attention scores are pushed to: float32 has no exponential of more than 88."""
+
+_VECTORS = 16
+"""Vectors that a module gets which treats each by itself."""
+
+_MOST_BESIDE = 1 << 16
+"""Numbers of a tensor that a module takes beside its input, such as a mask."""
+
+
+@dataclass(frozen=True)
+class Sited:
+    """How a module was called.
+
+    Attributes:
+        site: the module and the method.
+        shape: of its input.
+        place: which of the tensors that is.
+        beside: the tensors that it took, with nothing in the input's place.
+        output: which of the tensors that it gave is its output.
+        sound: whether it was right by itself, whatever its block was.
+    """
+
+    site: Site
+    shape: tuple[int, ...]
+    place: int
+    beside: tuple[torch.Tensor | None, ...]
+    output: int
+    sound: bool
+
+
+def sited(
+    site: Site, inputs: Sequence[torch.Tensor], place: int, output: int, error: ModuleError
+) -> Sited:
+    """Remember a call that was judged, without the input itself."""
+    limits = LIMITS["float32"]
+    # One of the input's shape may be the input once more, as key and value are.
+    beside = tuple(
+        tensor.clone()
+        if number != place
+        and tensor.shape != inputs[place].shape
+        and tensor.numel() <= _MOST_BESIDE
+        else None
+        for number, tensor in enumerate(inputs)
+    )
+    sound = ratio(error, limits) <= limits.module
+    return Sited(site, tuple(inputs[place].shape), place, beside, output, sound)
+
+
+@dataclass
+class Ranges:
+    """Calls modules by themselves.
+
+    Attributes:
+        archive: whose.
+        model: the eager model of the same weights, in float32.
+        device: where both are.
+        errors: the worst of each module.
+        reached: by kind of number, the greatest that there was.
+    """
+
+    archive: Runner
+    model: eager.CLIP
+    device: torch.device
+    errors: list[ModuleError] = field(default_factory=list)
+    reached: dict[str, float] = field(default_factory=dict)
+
+    def modules(self, sites: Mapping[str, Sited]) -> None:
+        """Call each that can be, in the order that their first calls ended in: a module before the
+        block that it is in, which is off on its account alone."""
+        # One row of each tower: rows are told from positions by their number.
+        twins = Twins(self.model, 1, 1, self.device)
+        for name, called in sites.items():
+            if called.sound and None not in _others(called):
+                self._module(twins, name, called)
+
+    def _module(self, twins: Twins, name: str, called: Sited) -> None:
+        module = self.model.get_submodule(name)
+        for values in _values(module, called, self._generator(name), self.reached):
+            inputs = list(called.beside)
+            inputs[called.place] = values.tensor.to(self.device)
+            expected = twins.run(name, twins.pair(values.tensor.to(self.device)))
+            try:
+                given = self.archive.call_module(
+                    name, called.site.method, [each for each in inputs if each is not None]
+                )
+            except RunError:
+                return  # It can be called by what calls it alone.
+            if called.output < len(given):
+                got = given[called.output]
+                if got.shape == expected.exact.shape:
+                    self.errors.append(_worst(name, called.site.method, got, expected, values))
+
+    def head(self, batch: Batch) -> None:
+        """Give ``forward`` features that point the same way, and opposite ones.
+
+        The projection of texts is what decides where their features point: another one, for one
+        call, makes them whatever they are to be. What is right follows from the archive's own
+        features with these weights.
+        """
+        pixels = torch.from_numpy(batch.pixels[:1]).to(self.device)
+        tokens = torch.from_numpy(batch.tokens[:2]).to(self.device)
+        try:
+            image = self._tensor(self.archive.call("encode_image", pixels))
+            other = {"text_projection": self._aligned(image, tokens)}
+            text = self._tensor(self.archive.call_with(other, "encode_text", tokens))
+            given = self.archive.call_with(other, "forward", pixels, tokens)
+            sizes = Sizes(len(pixels), len(tokens), image.shape[-1])
+            got = self._tensor(outputs_of(given, sizes).get(LOGITS[0]))
+        except (RunError, TypeError, ValueError):
+            return  # What it does not have is told by other gates.
+        own = self.model.logits(image, text)[0]
+        scale = self.model.logit_scale
+        exact = eager.scaled_cosines(image.double(), text.double(), scale.double())[0]
+        if got.shape != exact.shape:
+            return
+        self._reach("logit", exact)
+        self.errors.append(
+            ModuleError(
+                "forward",
+                "forward",
+                candidate=distance(got, exact),
+                reference=distance(own, exact),
+                size=float(exact.square().mean().sqrt()),
+                given=f"logits from {float(exact.min()):.3g} to {float(exact.max()):.3g}",
+            )
+        )
+
+    def _aligned(self, image: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """A projection that gives the first prompt the image's features, the second the negative
+        of nearly these."""
+        model = self.model
+        x = model.embed(model.token_embedding(tokens))
+        x = model.transformer(x.transpose(0, 1), eager.causal_mask(x)).transpose(0, 1)
+        hidden = model.pool(model.ln_final(x), tokens).double()  # [2, D]
+        unit = image.double() / image.double().norm()
+        beside = torch.roll(unit, 1, -1)
+        wanted = torch.cat([unit, 0.2 * beside - unit])  # [2, E]
+        projection = model.text_projection.double()
+        change = torch.linalg.pinv(hidden) @ (wanted - hidden @ projection)
+        aligned: torch.Tensor = projection + change
+        return aligned.to(model.text_projection.dtype)
+
+    def _tensor(self, found: object) -> torch.Tensor:
+        if not isinstance(found, torch.Tensor):
+            raise TypeError(type(found).__name__)
+        return found.to(self.device)
+
+    def _generator(self, name: str) -> torch.Generator:
+        return torch.Generator().manual_seed(sum(name.encode()))
+
+    def _reach(self, what: str, values: torch.Tensor) -> None:
+        self.reached[what] = max(self.reached.get(what, 0.0), float(values.abs().max()))
+
+
+def _others(called: Sited) -> list[torch.Tensor | None]:
+    return [each for number, each in enumerate(called.beside) if number != called.place]
+
+
+@dataclass(frozen=True)
+class _Values:
+    """An input.
+
+    Attributes:
+        tensor: the input.
+        kinds: what its vectors are, in turn along the dimension ``across``.
+        across: the dimension that errors are told apart along; those of all others count together.
+    """
+
+    tensor: torch.Tensor
+    kinds: Sequence[str]
+    across: int
+
+
+_Draw = Callable[[torch.Tensor], torch.Tensor]
+
+_VECTOR_KINDS: dict[str, _Draw] = {
+    "nearly constant numbers": lambda x: 3e-3 * x + 0.01,
+    "zeros": lambda x: 0 * x,
+    "the same number": lambda x: 0 * x + 1,
+    "numbers of 8": lambda x: 8 * x.sign(),
+    "numbers of 50": lambda x: 50 * x.sign(),
+    "numbers of about 20": lambda x: 20 * x,
+    "one channel of 1000": lambda x: _with_outlier(x, 1000.0),
+    "one channel of -1000": lambda x: _with_outlier(x, -1000.0),
+}
+_BLOCK_KINDS = {
+    name: _VECTOR_KINDS[name]
+    for name in ("nearly constant numbers", "numbers of about 20", "one channel of 1000")
+}
+
+
+def _with_outlier(x: torch.Tensor, value: float) -> torch.Tensor:
+    x = x.clone()
+    x[..., x.shape[-1] // 3] = value
+    return x
+
+
+def _values(
+    module: nn.Module, called: Sited, generator: torch.Generator, reached: dict[str, float]
+) -> list[_Values]:
+    """The inputs of a module; none for one that takes no numbers of any size."""
+    shape = called.shape
+    if isinstance(module, nn.Embedding) or len(shape) < 2:
+        return []
+    if len(shape) == 4:
+        return [_planes(shape, generator)]
+    if isinstance(module, (eager.ResidualAttentionBlock, nn.MultiheadAttention)):
+        rows_second = len(shape) == 3 and shape[1] < shape[0]
+        positions, width = max(shape[:2]), shape[2]
+        noise = torch.randn(positions, width, generator=generator)
+        if isinstance(module, nn.MultiheadAttention):
+            values = _attended(module, noise, reached)
+        else:
+            values = _patterned(noise, _BLOCK_KINDS)
+        reached["activation"] = max(reached.get("activation", 0.0), float(values.abs().max()))
+        across = 0 if rows_second else 1
+        return [_Values(values.unsqueeze(1 - across).contiguous(), _names(module), across)]
+    flat = torch.randn(_VECTORS, shape[-1], generator=generator)
+    values = _patterned(flat, _VECTOR_KINDS)
+    tensor = values if len(shape) == 2 else values.unsqueeze(1)
+    return [_Values(tensor, list(_VECTOR_KINDS), 0)]
+
+
+def _names(module: nn.Module) -> list[str]:
+    if isinstance(module, nn.MultiheadAttention):
+        return ["input of sharp attention", "input of flat attention"]
+    return list(_BLOCK_KINDS)
+
+
+def _patterned(noise: torch.Tensor, kinds: Mapping[str, _Draw]) -> torch.Tensor:
+    """Each vector of [V, D] after the kind whose turn it is."""
+    draws = list(kinds.values())
+    return torch.stack([draws[n % len(draws)](vector) for n, vector in enumerate(noise)])
+
+
+def _attended(
+    module: nn.MultiheadAttention, noise: torch.Tensor, reached: dict[str, float]
+) -> torch.Tensor:
+    """Inputs [L, D] whose even positions attend sharply to each other, and the odd ones evenly."""
+    low, high = 0.0, 64.0
+    noise = noise.clone()
+    noise[1::2] *= 1e-2
+    square, linear, constant = _scores(module, noise)
+    for _ in range(20):  # The bias keeps it from being a square.
+        middle = (low + high) / 2
+        if float((middle**2 * square + middle * linear + constant).max()) > SCORE:
+            high = middle
+        else:
+            low = middle
+    found = float((low**2 * square + low * linear + constant).max())
+    reached["attention score"] = max(reached.get("attention score", 0.0), found)
+    return low * noise
+
+
+def _scores(module: nn.MultiheadAttention, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The attention scores [heads, L, L] that the inputs s * x [L, D] give are s squared times the
+    first, plus s times the second, plus the third."""
+    width, heads = x.shape[1], module.num_heads
+    weight, bias = module.in_proj_weight.detach().cpu(), module.in_proj_bias.detach().cpu()
+    projected = x.float() @ weight[: 2 * width].float().t()
+    query, key, own_query, own_key = (
+        y.unflatten(-1, (heads, -1)).transpose(0, 1)
+        for y in (
+            *projected.chunk(2, dim=-1),
+            *bias[: 2 * width].float().expand_as(projected).chunk(2, dim=-1),
+        )
+    )
+    root = math.sqrt(width // heads)
+
+    def product(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return query @ key.transpose(1, 2) / root
+
+    return (
+        product(query, key),
+        product(query, own_key) + product(own_query, key),
+        product(own_query, own_key),
+    )
+
+
+def _planes(shape: tuple[int, ...], generator: torch.Generator) -> _Values:
+    """Feature maps or pixels [1, C, H, W]: large numbers, and small ones in the lower half."""
+    planes = 50 * torch.randn((1, *shape[1:]), generator=generator)
+    planes[:, :, shape[2] // 2 :] *= 1e-4
+    return _Values(planes, ["numbers of 50 beside small ones"], 0)
+
+
+def _worst(
+    name: str, method: str, got: torch.Tensor, expected: Pair, values: _Values
+) -> ModuleError:
+    """The error of the vector that is furthest off, in what the eager module has there."""
+    exact = expected.exact.double()
+    across = min(values.across, exact.dim() - 1)
+
+    def by_vector(x: torch.Tensor) -> torch.Tensor:
+        return x.double().to(exact.device).movedim(across, 0).flatten(1)
+
+    sizes = by_vector(exact).square().mean(1).sqrt()
+    got_apart, own_apart = (
+        (by_vector(x) - by_vector(exact)).square().mean(1).sqrt() for x in (got, expected.own)
+    )
+    least = LIMITS["float32"].roundoff * sizes
+    units = torch.maximum(own_apart, least)
+    found = torch.where(units > 0, got_apart / units, torch.where(got_apart > 0, torch.inf, 0.0))
+    found = found.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    place = int(found.argmax())
+    kind = values.kinds[place % len(values.kinds)]
+    return ModuleError(
+        name,
+        method,
+        candidate=float(got_apart[place]),
+        reference=float(own_apart[place]),
+        size=float(sizes[place]),
+        given=kind,
+    )

@@ -1,0 +1,149 @@
+"""The modules of an eager model and their float64 twins, given what the archive's were given."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from clipcheck.backends.reference import float64_device
+from clipcheck.families import eager
+
+_LEAVES = (
+    nn.Conv2d,
+    nn.BatchNorm2d,
+    nn.ReLU,
+    nn.AvgPool2d,
+    nn.Linear,
+    nn.Embedding,
+    nn.MultiheadAttention,
+    nn.GELU,
+    eager.LayerNorm,
+    eager.QuickGELU,
+    eager.AttentionPool2d,
+)
+_BLOCKS = (eager.ResidualAttentionBlock, eager.Bottleneck)
+_SEQUENCES = (eager.ResidualAttentionBlock, nn.MultiheadAttention)
+"""Modules over [L, N, D]. The archive may have [N, L, D] there, which computes the same."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One tensor, in the eager model's dtype and in float64.
+
+    Attributes:
+        own: on the model's device.
+        exact: where float64 is computed; ids stay integers.
+    """
+
+    own: torch.Tensor
+    exact: torch.Tensor
+
+
+class Twins:
+    """The modules of a model, each with a float64 copy, of one block at a time.
+
+    Args:
+        model: the eager model.
+        images: how many rows the image tower is given.
+        prompts: how many the text tower is.
+        device: where the model is.
+    """
+
+    def __init__(self, model: eager.CLIP, images: int, prompts: int, device: torch.device) -> None:
+        self.blocks = dict(_targets(model))
+        self.device = float64_device(device)
+        self._model = model
+        self._rows = {True: images, False: prompts}
+        self._name = ""
+        self._twin: nn.Module = nn.Identity()
+
+    def rows(self, name: str) -> int:
+        """How many rows the tower of that name is given."""
+        return self._rows[_is_visual(name)]
+
+    def pair(self, tensor: torch.Tensor) -> Pair:
+        """A tensor of the archive's, as an input: as it is, and exactly that in float64."""
+        dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+        # In this order: a device without float64 cannot convert to it on the way out.
+        return Pair(tensor, tensor.to(self.device).to(dtype, copy=True))
+
+    def run(self, name: str, given: Pair) -> Pair:
+        """Call the module of that name, and its twin.
+
+        Raises:
+            RuntimeError, TypeError, ValueError, IndexError, AssertionError: that is not what it
+                takes; torch has no exception of its own for it.
+        """
+        module = self._model.get_submodule(name)
+        rows, causal = self.rows(name), not _is_visual(name)
+        # Cloned: a ReLU in place would write over what was given.
+        own = _call(module, given.own.clone(), rows, causal)
+        return Pair(own, _call(self._of(name), given.exact.clone(), rows, causal).double())
+
+    def _of(self, name: str) -> nn.Module:
+        whole = self.blocks[name] or name
+        if whole != self._name:
+            self._twin = nn.Identity()  # The one before goes before there is another.
+            self._twin = self._copied(self._model.get_submodule(whole))
+            self._name = whole
+        return self._twin.get_submodule(name.removeprefix(whole).removeprefix("."))
+
+    def _copied(self, module: nn.Module) -> nn.Module:
+        # A lookup computes nothing, and a table of all tokens in float64 is large.
+        if isinstance(module, nn.Embedding):
+            return copy.deepcopy(module).to(self.device)
+        # Given as what the parameters were copied to already, so that they are copied once.
+        done = {
+            id(weight): nn.Parameter(weight.detach().to(self.device).double(), False)
+            for weight in module.parameters()
+        }
+        return copy.deepcopy(module, done).to(self.device).to(torch.float64)
+
+
+def distance(got: torch.Tensor, exact: torch.Tensor) -> float:
+    """Root mean square of the difference, in float64."""
+    apart = got.to(exact.device).double() - exact.double()
+    return float(apart.square().mean().sqrt())
+
+
+def _targets(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """By name, each module to judge and the name of the block that it is in. Parts of attention
+    are not modules of their own: they are never called."""
+    block = whole = ""
+    for name, module in model.named_modules():
+        block = block if name.startswith(f"{block}.") else ""
+        if whole and name.startswith(f"{whole}."):
+            continue
+        if isinstance(module, _BLOCKS):
+            yield name, ""
+            block = name
+        elif isinstance(module, _LEAVES):
+            yield name, block
+            whole = name
+
+
+def _is_visual(name: str) -> bool:
+    return name.startswith("visual.")
+
+
+def _call(module: nn.Module, x: torch.Tensor, rows: int, causal: bool) -> torch.Tensor:
+    if not isinstance(module, _SEQUENCES):
+        output: torch.Tensor = module(x)
+        return output
+    if x.dim() == 3 and x.shape[1] != rows and x.shape[0] == rows:
+        # Rows first, where the eager model has positions first.
+        return _sequence(module, x.transpose(0, 1), causal).transpose(0, 1)
+    return _sequence(module, x, causal)
+
+
+def _sequence(module: nn.Module, x: torch.Tensor, causal: bool) -> torch.Tensor:
+    mask = eager.causal_mask(x.transpose(0, 1)) if causal else None
+    if isinstance(module, nn.MultiheadAttention):
+        output: torch.Tensor = module(x, x, x, need_weights=False, attn_mask=mask)[0]
+    else:
+        output = module(x, mask)
+    return output

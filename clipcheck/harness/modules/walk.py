@@ -1,0 +1,397 @@
+"""Walk through an archive as it runs, and hold what lies between its modules as well.
+
+A `Judge` judges every module on what the archive gives it. The walk judges the rest: whether that
+is what comes of the modules before, by the eager model's own joints. Where the archive does not
+call a module by name, the eager one takes its place, so that nothing is left between.
+
+Held are the tensors of the residual block that runs and of the one before, and what comes out of
+the towers' last modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from clipcheck.backends.archives import Runner
+from clipcheck.backends.forward import FEATURES, Sizes, outputs_of
+from clipcheck.backends.reference import exact_arithmetic
+from clipcheck.errors import RunError
+from clipcheck.families import eager
+from clipcheck.families.joints import (
+    IMAGE_FEATURES,
+    PIXELS,
+    TEXT_FEATURES,
+    TOKENS,
+    End,
+    Joint,
+    joints,
+)
+from clipcheck.gates.localisation import FORWARD, Failure, Localisation, localise
+from clipcheck.gates.modules import ModuleError, ratio, ratios
+from clipcheck.gates.result import LOGITS
+from clipcheck.gates.tolerances import Limits
+from clipcheck.harness.modules.judge import NOT_TAKEN, Judge, Tensors, error_of, nearest
+from clipcheck.harness.modules.twins import Pair, Twins
+from clipcheck.inputs.batches import Batch
+from clipcheck.models.taps import Site
+
+_LAST = ("visual.ln_post", "visual.attnpool", "ln_final")
+"""What comes out of these is held to the end, for the logits."""
+
+HEAD = "normalisation, scale and product"
+"""What ``forward`` does with the features."""
+
+
+def walk(
+    archive: Runner,
+    model: eager.CLIP,
+    batch: Batch,
+    device: torch.device,
+    limits: Limits,
+    given: str,
+) -> Localisation:
+    """Where an archive first does something else than the eager model, in each tower.
+
+    Each tower runs once in the archive, and its modules once in the eager model and once in
+    float64. Where both towers are as they should be ``forward`` is run as well.
+
+    Args:
+        archive: runs it, with the weights of ``model``.
+        model: the eager model.
+        batch: inputs; of one kind there may be none, and that tower is not run. Neither number may
+            be that of the positions in a tower: rows and positions could not be told apart.
+        device: where both are.
+        limits: of the model's dtype.
+        given: what the batch is, for people.
+    """
+    methods = archive.facts.methods
+    walker = _Walker(archive, model, batch, device, limits)
+    with exact_arithmetic():
+        if len(batch.pixels) and "encode_image" in methods:
+            walker.run("encode_image", {PIXELS: walker.pixels})
+        if len(batch.tokens) and "encode_text" in methods:
+            walker.run("encode_text", {TOKENS: walker.tokens})
+        both = len(batch.pixels) and len(batch.tokens)
+        if both and "forward" in methods and not walker.localisation(given).found:
+            walker.run("forward", {PIXELS: walker.pixels, TOKENS: walker.tokens})
+    return walker.localisation(given)
+
+
+class _Unknown(Exception):  # noqa: N818 - no error: it ends the search for a value
+    """What should be there follows from nothing that is held."""
+
+
+class _Walker:
+    def __init__(
+        self,
+        archive: Runner,
+        model: eager.CLIP,
+        batch: Batch,
+        device: torch.device,
+        limits: Limits,
+    ) -> None:
+        self.pixels = torch.from_numpy(batch.pixels).to(device)
+        self.tokens = torch.from_numpy(batch.tokens).to(device)
+        self._archive = archive
+        self._model = model
+        self._limits = limits
+        self._twins = Twins(model, len(batch.pixels), len(batch.tokens), device)
+        self._judge = Judge(self._twins)
+        self._joints = {joint.target: joint for joint in joints(model)}
+        # A copy: the archive shares the model's weights, and may change them.
+        self._logit_scale = model.logit_scale.detach().clone()
+        self._features: dict[End, torch.Tensor] = {}
+        self._orders: dict[End, torch.Tensor] = {}
+        self._begun: dict[str, int] = {}
+        self._first = 0
+        self._placed = False
+        self._failures: list[Failure] = []
+        self._held = _Held(self._twins.blocks)
+
+    def run(self, method: str, given: Mapping[End, torch.Tensor]) -> None:
+        """Call a method of the archive, and hold each tensor between its modules."""
+        self._held.begin(given)
+        self._first, self._placed = len(self._judge.errors), False
+        try:
+            result = self._archive.listen(
+                method, list(given.values()), self._twins.blocks, self._listen
+            )
+        except RunError as error:
+            inside = self._judge.running[-1][0].module if self._judge.running else ""
+            self._failures.append(Failure(method, inside, error.problem))
+            self._judge.running.clear()
+            return
+        if self._placed:
+            return  # The rest was not looked at: the first is what is asked for.
+        if method == "forward":
+            self._compare_forward(result)
+        elif isinstance(result, torch.Tensor):
+            target = IMAGE_FEATURES if method == "encode_image" else TEXT_FEATURES
+            self._features[target] = result
+            self._hold_features(target, result, method)
+
+    def localisation(self, given: str) -> Localisation:
+        """What was found up to now."""
+        return localise(self._judge.errors, self._failures, self._limits, given)
+
+    def _listen(self, site: Site, entering: bool, tensors: Tensors) -> None:
+        if self._placed:
+            return
+        # Before the module itself is judged: what is inside of a block comes before the block.
+        held = self._hold(End(site.module, "in" if entering else "out"), tensors, site.method)
+        if entering:
+            self._begun[site.module] = len(self._judge.errors)
+        elif held and self._is_settled(site.module):
+            self._judge.running.pop()
+            return
+        self._judge.listen(site, entering, tensors)
+        if not self._judge.running and not self._is_sound(self._first):
+            self._placed = self._departs()
+
+    def _is_settled(self, block: str) -> bool:
+        """Whether all that is inside of a block was judged, down to what comes out of it, and is as
+        it should be. Then the block is as well, and is not run to see it."""
+        begun = self._begun[block]
+        return len(self._judge.errors) > begun + 1 and self._is_sound(begun)
+
+    def _is_sound(self, start: int) -> bool:
+        """Whether all errors from that one on are explained by themselves."""
+        errors = self._judge.errors[start:]
+        return all(ratio(error, self._limits) <= self._limits.module for error in errors)
+
+    def _departs(self) -> bool:
+        """Whether there is a place in the method that runs. What a block makes up for was judged in
+        another method where that one did the very same."""
+        found = ratios(self._judge.errors, self._limits)[self._first :]
+        return any(most > self._limits.module for most, _ in found)
+
+    def _hold(self, end: End, tensors: Tensors, method: str) -> bool:
+        """Compare what the archive has there with what should be there, and keep it.
+
+        Returns:
+            Whether there was something to compare it with.
+        """
+        self._held.enter(end)
+        joint = self._joints.get(end)
+        if joint is not None and joint.passes and joint.sources[0] in (PIXELS, TOKENS) and tensors:
+            self._follow(joint.sources[0], tensors[0])
+        compared = joint is not None and self._compare(joint, tensors, method)
+        self._held.keep(end, tensors)
+        return compared
+
+    def _follow(self, given: End, got: torch.Tensor) -> None:
+        """Where the archive takes the rows in another order, take them in that one too."""
+        (rows,) = self._held.tensors(given)
+        order = _order(got, rows)
+        if order is not None:
+            self._held.keep(given, [rows[order]])
+            self._orders[IMAGE_FEATURES if given == PIXELS else TEXT_FEATURES] = order
+
+    def _compare(self, joint: Joint, tensors: Tensors, method: str) -> bool:
+        steps: list[_Step] = []
+        try:
+            expected = self._computed(joint, steps)
+        except (_Unknown, *NOT_TAKEN):
+            return False
+        name, part = _named(joint, steps)
+        found = [
+            error_of(name, method, got, expected, self._block(joint), part)
+            for tensor in tensors
+            if (got := _laid_out(tensor, expected.exact)) is not None
+        ]
+        if found:
+            error = nearest(found)
+            if joint.target == TEXT_FEATURES and len(steps) == 1:
+                error = self._pooled_elsewhere(error, tensors[0])
+            self._judge.errors.append(error)
+        return bool(found)
+
+    def _computed(self, joint: Joint, steps: list[_Step]) -> Pair:
+        """What comes of the joint, in the eager model's dtype and in float64."""
+        sources = [self._value(end, steps) for end in joint.sources]
+        if joint.by_rows:
+            sources = [_rows_first(pair, self._twins.rows(joint.name)) for pair in sources]
+        if not joint.passes:
+            steps.append(_Step(joint.name, joint.part))
+        own = joint.compute(*(source.own for source in sources))
+        return Pair(own, joint.compute(*(source.exact for source in sources)))
+
+    def _value(self, end: End, steps: list[_Step]) -> Pair:
+        """What is there in the archive; or what would be, had the archive that module."""
+        tensors = self._held.tensors(end)
+        if tensors:
+            finite = [tensor for tensor in tensors if bool(torch.isfinite(tensor).all())]
+            if not finite:
+                raise _Unknown
+            return self._twins.pair(finite[0])
+        if end.side == "in" and end in self._joints:
+            return self._computed(self._joints[end], steps)
+        if end.side == "out":
+            given = self._value(End(end.name, "in"), steps)
+            steps.append(_Step(end.name))
+            return self._twins.run(end.name, given)
+        raise _Unknown
+
+    def _block(self, joint: Joint) -> str:
+        """The residual block that a joint is inside of, or nothing."""
+        name, side = joint.target
+        block = self._twins.blocks.get(name, "")
+        return block or (name if side == "out" else "")
+
+    def _pooled_elsewhere(self, error: ModuleError, got: torch.Tensor) -> ModuleError:
+        """Tell pooling from projection: another place of each text gives these features."""
+        (last,) = self._joints[TEXT_FEATURES].sources[:1]
+        pair = _rows_first(self._value(last, []), len(self.tokens))
+        everywhere = self._model.project(pair.exact)  # [M, L, E]
+        apart = (everywhere - got[:, None].to(everywhere)).square().mean(dim=-1)
+        nearest = float(apart.min(dim=1).values.mean().sqrt())
+        allowed = self._limits.module * max(error.reference, self._limits.roundoff * error.size)
+        return replace(error, part="pooling") if nearest <= allowed < error.candidate else error
+
+    def _hold_features(self, target: End, got: torch.Tensor, method: str) -> None:
+        order = self._orders.get(target)
+        self._hold(target, [got if order is None else got[order]], method)
+
+    def _compare_forward(self, given: object) -> None:
+        sizes = Sizes(len(self.pixels), len(self.tokens), self._model.text_projection.shape[1])
+        try:
+            found = outputs_of(given, sizes)
+        except ValueError:
+            found = dict.fromkeys(LOGITS, torch.empty(0))
+        for name, target in zip(FEATURES, (IMAGE_FEATURES, TEXT_FEATURES), strict=True):
+            if name in found:
+                self._hold_features(target, found[name], "forward")
+        self._compare_logits({name: found[name] for name in LOGITS if name in found})
+
+    def _compare_logits(self, logits: Mapping[str, torch.Tensor]) -> None:
+        """The end of ``forward``: nearest to what follows from the features that the encoders
+        gave, or from what came out of the towers' last modules within ``forward``."""
+        pairs = list(self._features_of_forward())
+        expected = [
+            [
+                eager.scaled_cosines(
+                    getattr(image, side),
+                    getattr(text, side),
+                    self._logit_scale.to(getattr(image, side)),
+                )
+                for side in ("own", "exact")
+            ]
+            for image, text in pairs
+        ]
+        for number, name in enumerate(LOGITS):
+            if name not in logits:
+                continue
+            got = logits[name]
+            found = [
+                error_of(FORWARD, "forward", got, Pair(own[number], exact[number]), "", HEAD)
+                for own, exact in expected
+                if got.shape == exact[number].shape
+            ]
+            other = ModuleError(FORWARD, "forward", float("inf"), 0, 0, part=f"{HEAD} (its shape)")
+            self._judge.errors.append(nearest(found) if found else other)
+
+    def _features_of_forward(self) -> Iterator[tuple[Pair, Pair]]:
+        if self._features.keys() == {IMAGE_FEATURES, TEXT_FEATURES}:
+            yield (
+                self._twins.pair(self._features[IMAGE_FEATURES]),
+                self._twins.pair(self._features[TEXT_FEATURES]),
+            )
+        with suppress(_Unknown, *NOT_TAKEN):
+            image, text = (
+                self._computed(self._joints[end], []) for end in (IMAGE_FEATURES, TEXT_FEATURES)
+            )
+            # An archive's last module may run over whole sequences, which have no logits.
+            if image.own.dim() == text.own.dim() == 2:
+                yield image, text
+
+
+class _Held:
+    """The tensors at the ends of joints, as long as they may be asked for.
+
+    Args:
+        blocks: by module, the residual block that it is in, or nothing.
+    """
+
+    def __init__(self, blocks: Mapping[str, str]) -> None:
+        self._blocks = blocks
+        self._tensors: dict[End, list[torch.Tensor]] = {}
+        self._recent = ["", ""]
+
+    def begin(self, given: Mapping[End, torch.Tensor]) -> None:
+        """Hold what a method is given, and nothing else."""
+        self._tensors = {end: [tensor] for end, tensor in given.items()}
+        self._recent = ["", ""]
+
+    def enter(self, end: End) -> None:
+        """Let go of what is neither of this block nor of the one before."""
+        block = self._whole(end)
+        if end.side == "model" or block == self._recent[-1]:
+            return
+        self._recent = [self._recent[-1], block]
+        self._tensors = {
+            end: tensors
+            for end, tensors in self._tensors.items()
+            if end.side == "model" or end.name in _LAST or self._whole(end) in self._recent
+        }
+
+    def keep(self, end: End, tensors: Tensors) -> None:
+        """Hold what the archive has there. Copied, for what follows may write over it."""
+        self._tensors[end] = [tensor.clone() for tensor in tensors]
+
+    def tensors(self, end: End) -> Sequence[torch.Tensor]:
+        """What is held there; nothing where it was let go of, or never came."""
+        return self._tensors.get(end, ())
+
+    def _whole(self, end: End) -> str:
+        return self._blocks.get(end.name) or end.name
+
+
+class _Step(NamedTuple):
+    """Something that the eager model did in the archive's place, on the way to what is compared."""
+
+    name: str
+    part: str = ""
+
+
+def _named(joint: Joint, steps: Sequence[_Step]) -> tuple[str, str]:
+    """Where to look first, and all that may be at fault, for people. A module that the archive does
+    not call comes before what lies around it."""
+    if not steps:
+        return joint.name, joint.part
+    first = next((step for step in steps if not step.part), steps[0])
+    others = [step.part or step.name for step in steps if step is not first]
+    if not others:
+        return first.name, first.part
+    return first.name, ", or ".join([first.part or "itself", *others])
+
+
+def _laid_out(got: torch.Tensor, expected: torch.Tensor) -> torch.Tensor | None:
+    """With rows and positions in the order of ``expected``, or None where it is something else."""
+    if got.shape == expected.shape:
+        return got
+    if got.dim() == 3 and got.transpose(0, 1).shape == expected.shape:
+        return got.transpose(0, 1)
+    return None
+
+
+def _order(got: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
+    """The order in which ``got`` has the same rows, or None where it has others."""
+    if got.shape != rows.shape:
+        return None
+    same = (got[:, None] == rows[None]).flatten(start_dim=2).all(dim=-1)  # [N, N]
+    order = same.int().argmax(dim=1)
+    every = torch.arange(len(rows), device=order.device)
+    found = bool(same.any(dim=1).all()) and torch.equal(order.sort().values, every)
+    return order if found else None
+
+
+def _rows_first(pair: Pair, rows: int) -> Pair:
+    """Sequences in the layout [N, L, D]."""
+    if pair.own.dim() == 3 and pair.own.shape[0] != rows and pair.own.shape[1] == rows:
+        return Pair(pair.own.transpose(0, 1), pair.exact.transpose(0, 1))
+    return pair

@@ -1,0 +1,39 @@
+"""The reference package: its transform, and its tokenizer with and without truncation."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcheck.backends.base import translating
+from clipcheck.backends.clip import available, import_clip, version
+from clipcheck.harness.preprocessing.base import Candidate
+from clipcheck.harness.preprocessing.differences import REFUSED
+
+if TYPE_CHECKING:
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+
+__all__ = ["available", "candidates", "version"]
+
+
+def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:  # noqa: ARG001
+    """The transform that its ``load`` gives, and ``tokenize``.
+
+    Raises:
+        RunError: the package cannot be imported.
+    """
+    with translating("clip", "importing the package"):
+        package = import_clip()
+    architecture = checkpoint.architecture
+    tokenize = partial(_ids, package, architecture.context_length)
+    transform = package.clip._transform(architecture.image_resolution)
+    return [
+        Candidate("clip", "image", version(), transform),
+        Candidate("clip (truncate=True)", "text", version(), partial(tokenize, True)),
+        Candidate("clip (by default)", "text", version(), partial(tokenize, False), (REFUSED,)),
+    ]
+
+
+def _ids(package: Any, length: int, truncate: bool, text: str) -> Any:
+    return package.tokenize(text, context_length=length, truncate=truncate)[0]

@@ -1,0 +1,43 @@
+"""Which libraries bring their own way to take images and texts, by the names of their backends."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from clipcheck.errors import UnavailableError
+from clipcheck.harness.preprocessing.base import Candidate, Library
+from clipcheck.inputs.tokenizer import VOCABULARY_SIZE
+
+if TYPE_CHECKING:
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+
+LIBRARIES = ("open_clip", "transformers", "clip")
+"""Backends with a way of their own: each is a file beside this one."""
+
+
+def of(backend: str, checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
+    """The candidates that belong to a backend; none where it takes clipcheck's pixels and ids.
+
+    For another vocabulary than CLIP's there are image processors alone.
+
+    Args:
+        backend: its name.
+        checkpoint: for the sizes of its inputs, and for the library's own files in its folder.
+        scratch: a folder to write to, which outlives the candidates.
+
+    Raises:
+        UnavailableError: the library is not installed.
+        RunError: the library cannot read the checkpoint's files.
+        VocabularyError: see `clipcheck.inputs.tokenizer.read_vocabulary`.
+    """
+    if backend not in LIBRARIES:
+        return []
+    library = cast(Library, importlib.import_module(f"clipcheck.harness.preprocessing.{backend}"))
+    missing = library.available()
+    if missing is not None:
+        raise UnavailableError(f"{backend}: {missing.reason}", remedy=missing.remedy)
+    clips = checkpoint.architecture.vocab_size == VOCABULARY_SIZE
+    found = library.candidates(checkpoint, scratch)
+    return [each for each in found if clips or each.kind == "image"]

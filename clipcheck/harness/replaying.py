@@ -1,0 +1,187 @@
+"""Run a saved failing input again."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipcheck.backends.artefacts import Artefacts, default_folder
+from clipcheck.backends.cells import cell_for, isolation_named, prepare
+from clipcheck.backends.loading import build, load_sides, require_runs
+from clipcheck.backends.registry import parse
+from clipcheck.checkpoints.dimensions import Dimensions, dimensions
+from clipcheck.checkpoints.formats import require_found
+from clipcheck.checkpoints.opening import open_pair, weights_of
+from clipcheck.errors import ReplayError
+from clipcheck.gates.distance import Ruler
+from clipcheck.gates.result import Case
+from clipcheck.gates.tolerances import LIMITS
+from clipcheck.harness.checking import Device
+from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
+from clipcheck.harness.search.probe import Probe, worst
+from clipcheck.harness.search.saved import Saved, read
+from clipcheck.inputs.batches import MOST_ROWS, Inputs, batches
+from clipcheck.inputs.examples import Example, Frontend, batch
+from clipcheck.results.failing import Measure
+from clipcheck.system.progress import Progress, Span, silent
+
+if TYPE_CHECKING:
+    from clipcheck.backends.reference import Reference
+
+_CALLS = 3
+"""As in the gate ``stability``: the profiling executor changes its plan on the second and third."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What became of a failing input.
+
+    Attributes:
+        saved: what was run again.
+        checkpoint: with which checkpoint.
+        sha256: of that file.
+        device: where.
+        dtype: in which.
+        measure: what was found, where it was most.
+    """
+
+    saved: Saved
+    checkpoint: str
+    sha256: str
+    device: str
+    dtype: str
+    measure: Measure
+
+    @property
+    def passed(self) -> bool:
+        """Whether it does not fail any more."""
+        return self.measure.margin <= 1
+
+
+def replay(
+    path: Path,
+    *,
+    checkpoint: str | None = None,
+    key: str | None = None,
+    architecture: str | os.PathLike[str] | None = None,
+    device: Device = None,
+    dtype: str | None = None,
+    isolation: str | None = None,
+    download_root: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Replayed:
+    """Run a saved failing input again.
+
+    Args:
+        path: the folder of a failing input, or the JSON in it.
+        checkpoint: a path or released name; by default the one that it failed with.
+        key: which model to read, as for `clipcheck.check`; by default, of the same checkpoint, the
+            one that it failed with.
+        architecture: as for `clipcheck.check`; by default as it was.
+        device: where to; by default as it was.
+        dtype: what to compute in; by default as it was.
+        isolation: as for `clipcheck.check`.
+        download_root: where released files are kept.
+        progress: called with a few words before each phase.
+
+    Raises:
+        ReplayError: there is no such input.
+        ClipcheckError: the checkpoint or the device cannot be used; the subclass tells why.
+    """
+    saved = read(path)
+    require_found(checkpoint or saved.checkpoint)
+
+    from clipcheck.backends.reference import exact_floats
+    from clipcheck.models.loader import resolve_device
+
+    apart = isolation_named(isolation)
+    prepare([checkpoint or saved.checkpoint], apart)
+    span = Span(progress or silent)
+    target = resolve_device(device or saved.device)
+    name, wanted = checkpoint or saved.checkpoint, dtype or saved.dtype
+    with span.apart():  # a download shows its own
+        model = key or (saved.key if checkpoint is None else None)
+        asked = architecture or saved.asked_architecture
+        subject, other = open_pair(
+            name, saved.reference, download_root, key=model, architecture=asked
+        )
+    found = weights_of(subject, other).architecture
+    _require_same(saved, dimensions(found), subject.sha256, path)
+    inputs = inputs_of(found)
+    _require_fit(saved.example, inputs, path)
+    choice = parse(saved.backend)
+    require_runs(choice, subject)
+    given = batch(saved.example, Frontend(inputs.resolution, inputs.context_length))
+    with (
+        tempfile.TemporaryDirectory(prefix="clipcheck-") as folder,
+        cell_for(subject, target, apart) as cell,
+        exact_floats(),
+    ):
+        span.say(f"{name}: loading on {target} in {wanted}")
+        artefacts = Artefacts(default_folder(), Path(folder))
+        sides = load_sides(
+            subject,
+            other,
+            target,
+            wanted,
+            Path(folder),
+            artefacts,
+            archive=choice.name == "jit",
+            cell=cell,
+        )
+        span.say(f"{name}: running the failing input by {choice}")
+        with closing(build(choice, sides.source)) as candidate:
+            ruler = _ruler(sides.reference, inputs, wanted)
+            probe = Probe(candidate, sides.reference.standing(), ruler, saved.limits)
+            measured = worst([measure for _ in range(_CALLS) for measure in probe.measure(given)])
+    return Replayed(saved, name, subject.sha256, str(target), wanted, measured)
+
+
+def _ruler(reference: Reference, inputs: Inputs, dtype: str) -> Ruler:
+    """Of the first corners: a single input has no median."""
+    trial = Trial.of(reference, list(batches(MOST_ROWS, inputs, seed=0)), dtype, Stopwatch())
+    cases = [Case(own, own, exact) for own, exact in zip(trial.reference, trial.exact, strict=True)]
+    return Ruler(cases, LIMITS[dtype], trial.scale)
+
+
+def _require_same(saved: Saved, found: Dimensions, sha256: str, path: Path) -> None:
+    """See that the model is such a one as the input failed with: another proves nothing."""
+    if sha256 == saved.sha256:
+        return
+    if saved.architecture is None:
+        raise ReplayError(
+            "it does not say what model it failed with, and this is another file",
+            remedy="Run the check again, which saves it anew.",
+            path=path,
+        )
+    names = dict.fromkeys((*saved.architecture, *found))
+    wanted = {name: saved.architecture.get(name, "none") for name in names}
+    other = [name for name in names if wanted[name] != found.get(name, "none")]
+    if other:
+        listed = "; ".join(
+            f"{name} {found.get(name, 'none')}, not {wanted[name]}" for name in other[:3]
+        )
+        more = f"; and {len(other) - 3} more" if len(other) > 3 else ""
+        raise ReplayError(
+            f"expected a model of the architecture that it failed with, found {listed}{more}",
+            remedy="Replay it with a checkpoint of the same architecture.",
+            path=path,
+        )
+
+
+def _require_fit(example: Example, inputs: Inputs, path: Path) -> None:
+    """Texts fit every model; ids may not."""
+    for prompt in example.prompts:
+        if isinstance(prompt, tuple) and (
+            len(prompt) > inputs.context_length or max(prompt) >= inputs.vocab_size
+        ):
+            raise ReplayError(
+                f"its prompt has {len(prompt)} ids up to {max(prompt)}, and the model takes "
+                f"{inputs.context_length} below {inputs.vocab_size}",
+                remedy="Replay it with a model of the same vocabulary and context length.",
+                path=path,
+            )

@@ -1,0 +1,76 @@
+"""All inputs of a check: the corners, and what Hypothesis draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clipcheck.harness.search.source import Source
+from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches, exhaustive
+from clipcheck.inputs.examples import Example, Frontend, packed, unlike
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to draw.
+
+    Attributes:
+        examples: number of images, at least 1; beyond the corners Hypothesis draws them.
+        exhaustive: whether to walk the vocabulary and the positions of an image as well.
+        seed: of what is drawn.
+        name: of the checkpoint: Hypothesis tries first what failed under that name before.
+    """
+
+    examples: int
+    exhaustive: bool
+    seed: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn.
+
+    Attributes:
+        batches: what both sides run.
+        asked: how many random images were asked for; Hypothesis may give fewer.
+        random: those of the inputs that Hypothesis drew, as they are before preprocessing.
+        source: which drew them.
+        frontend: the eager model's, which made batches of them.
+    """
+
+    batches: list[Batch]
+    asked: int
+    random: Example
+    source: Source
+    frontend: Frontend
+
+    @property
+    def images(self) -> int:
+        """How many there are in all."""
+        return sum(len(batch.pixels) for batch in self.batches)
+
+    def unlike(self, other: Frontend) -> list[str]:
+        """Raw inputs that the other way makes something else of."""
+        return list(unlike(other, self.frontend, self.random))
+
+
+def draw(wanted: Wanted, inputs: Inputs) -> Drawn:
+    """Draw the inputs of a model.
+
+    Args:
+        wanted: how many, and which.
+        inputs: what the model takes.
+    """
+    source = Source(inputs, wanted.name, wanted.seed)
+    frontend = Frontend(inputs.resolution, inputs.context_length)
+    asked = max(0, wanted.examples - CORNERS)
+    random = source.draw(asked)
+    found = list(batches(wanted.examples, inputs, wanted.seed))
+    seen = {
+        "image": sum(len(batch.pixels) for batch in found),
+        "prompt": sum(len(batch.tokens) for batch in found),
+    }
+    found += packed(random.images, random.prompts, frontend, seen)
+    if wanted.exhaustive:
+        found += exhaustive(inputs)
+    return Drawn(found, asked, random, source, frontend)

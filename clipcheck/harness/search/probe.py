@@ -1,0 +1,128 @@
+"""Run chosen inputs both ways, and measure each row of them by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clipcheck.backends.base import Array, Backend
+from clipcheck.errors import RunError
+from clipcheck.gates.contract import contract
+from clipcheck.gates.distance import Ruler
+from clipcheck.gates.fidelity import distance_text
+from clipcheck.gates.metrics import row_rms
+from clipcheck.gates.result import LOGITS, Case, eager_not_finite, judged, unusable
+from clipcheck.gates.tolerances import Contract
+from clipcheck.inputs.batches import Batch
+from clipcheck.inputs.examples import Kind
+from clipcheck.results.failing import Measure
+
+if TYPE_CHECKING:
+    from clipcheck.backends.reference import Standing
+
+KINDS: tuple[Kind, ...] = ("image", "prompt", "pair")
+
+_METHODS: dict[Kind, str] = {"image": "encode_image", "prompt": "encode_text"}
+_FEATURES: dict[Kind, str] = {"image": "image_features", "prompt": "text_features"}
+
+
+class Probe:
+    """Runs chosen inputs through a candidate and its reference, and measures each row.
+
+    Args:
+        candidate: what failed.
+        reference: the eager model.
+        ruler: made of many inputs, whose measure a single one has not.
+        limits: of the gate ``contract``.
+    """
+
+    def __init__(
+        self,
+        candidate: Backend,
+        reference: Standing,
+        ruler: Ruler,
+        limits: Contract,
+    ) -> None:
+        self._candidate = candidate
+        self._reference = reference
+        self._ruler = ruler
+        self._limits = limits
+
+    def margins(self, case: Case) -> dict[Kind, float]:
+        """By kind of input, how many times what is allowed was found in a batch that has run."""
+        if unusable([case]):
+            return {"pair": float("inf")}
+        found = {
+            name: float(self._ruler.further(name, case).max()) / self._ruler.allowed(name)
+            for name in judged([case])
+        }
+        margins = {kind: found[name] for kind, name in _FEATURES.items() if name in found}
+        logits = [found[name] for name in judged([case], LOGITS)]
+        if logits:
+            asserted = contract([case], self._limits, self._ruler.limits).margin
+            margins["pair"] = max(*logits, asserted)
+        return margins
+
+    def measure(self, given: Batch) -> list[Measure]:
+        """Of each output, in each row. Where all rows are of one kind, of that tower alone.
+
+        Raises:
+            RunError: the eager model cannot be run.
+        """
+        if len(given.pixels) and len(given.tokens):
+            own, exact = self._reference.outputs(given.pixels, given.tokens)
+            got = self._attempt(lambda: self._candidate.outputs(given.pixels, given.tokens))
+            case = Case(got, own, exact, given.rows, absent=self._candidate.absent)
+            return self._measures(case, judged([case]))
+        kind: Kind = "image" if len(given.pixels) else "prompt"
+        rows = given.pixels if kind == "image" else given.tokens
+        name, method = _FEATURES[kind], _METHODS[kind]
+        features, in_float64 = self._reference.features(method, rows)
+        got = self._attempt(lambda: {name: getattr(self._candidate, method)(rows)})
+        return self._measures(Case(got, {name: features}, {name: in_float64}, given.rows), (name,))
+
+    def _attempt(self, call: Callable[[], dict[str, Array]]) -> dict[str, Array]:
+        from clipcheck.backends.reference import exact_arithmetic
+
+        try:
+            with exact_arithmetic():
+                return call()
+        except RunError:
+            return {}
+
+    def _measures(self, case: Case, names: Sequence[str]) -> list[Measure]:
+        found = [measure for name in names for measure in self._of_rows(case, name)]
+        if set(LOGITS) & set(names):
+            found += self._of_contract(case)
+        return found
+
+    def _of_rows(self, case: Case, name: str) -> Iterator[Measure]:
+        allowed = self._ruler.allowed(name)
+        got, expected = case.candidate.get(name), case.reference[name]
+        if got is None or got.shape != expected.shape:
+            what = "is missing" if got is None else f"has the shape {got.shape}"
+            message = f"{name} {what}"
+            yield from [Measure(name, float("inf"), allowed, float("nan"), message)] * len(expected)
+            return
+        # Nothing is held against the candidate where the eager model overflows.
+        finite = np.isfinite(row_rms(expected) + row_rms(case.exact[name]))
+        ratios = np.where(finite, self._ruler.further(name, case), 0.0)
+        errors = row_rms(got - case.exact[name])
+        for row, (ratio, error) in enumerate(zip(ratios, errors, strict=True)):
+            figures = float(ratio), float(error), allowed
+            message = distance_text(name, case.where(name, [row]), *figures)
+            yield Measure(name, float(ratio), allowed, float(error), message)
+
+    def _of_contract(self, case: Case) -> Iterator[Measure]:
+        if eager_not_finite(case, LOGITS):
+            return
+        verdict = contract([case], self._limits, self._ruler.limits)
+        if not verdict.passed:
+            yield Measure(LOGITS[0], verdict.margin, 1.0, float("nan"), verdict.message)
+
+
+def worst(measures: Sequence[Measure]) -> Measure:
+    """The one that is most of what is allowed."""
+    return max(measures, key=lambda measure: measure.margin)

@@ -1,0 +1,159 @@
+"""Find the smallest input that a candidate fails on.
+
+One example is not one forward pass: inputs are gathered first and run in batches. Where a row
+fails Hypothesis draws the same ones again, this time with a condition, and shrinks what holds it,
+singly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from clipcheck.gates.result import Case
+from clipcheck.harness.search.inputs import Drawn
+from clipcheck.harness.search.probe import KINDS, Probe, worst
+from clipcheck.harness.search.source import Pool
+from clipcheck.inputs.batches import MOST_ROWS, Batch
+from clipcheck.inputs.digest import digest
+from clipcheck.inputs.examples import Example, Kind, batch, ids_of, spelled, storable
+from clipcheck.results.failing import Failing, Measure
+
+SEARCHED = 200
+"""Inputs that are looked at where a check failed on one that was not drawn here."""
+
+_TOGETHER = 50
+"""Batches that are tried where no row fails alone."""
+
+_SECONDS = 60.0
+"""Time for shrinking: what is smallest by then is given."""
+
+
+def smallest(probe: Probe, drawn: Drawn, cases: Sequence[Case]) -> Failing | None:
+    """The smallest input that a candidate fails on, or None where it fails on no batch.
+
+    Args:
+        probe: with the candidate, and the weights that it ran with.
+        drawn: what the candidate was given.
+        cases: what it gave.
+
+    Raises:
+        RunError: the eager model cannot be run.
+    """
+    return _Search(probe, drawn).look([probe.margins(case) for case in cases])
+
+
+class _Search:
+    def __init__(self, probe: Probe, drawn: Drawn) -> None:
+        self._probe = probe
+        self._drawn = drawn
+        self._frontend = drawn.frontend
+        self._source = drawn.source
+        self._deadline = float("inf")
+        self._first: Example | None = None
+        self._fails_in_batch: dict[str, bool] = {}
+        self._measured: dict[str, Measure] = {}
+
+    def look(self, margins: Sequence[Mapping[Kind, float]]) -> Failing | None:
+        for kind in _suspects(margins):
+            found = self._single(kind) or self._several(kind)
+            if found:
+                return self._measured_anew(found)
+        most = [max(each.values()) for each in margins]
+        if not max(most) > 1:
+            return None
+        return self._as_it_was(self._drawn.batches[int(np.argmax(most))])
+
+    def _single(self, kind: Kind) -> Example | None:
+        """One image or one prompt that fails alone."""
+        if kind == "pair":
+            return None
+        counts = self._source.counts(self._drawn.asked)
+        for pool in self._source.pools(kind):
+            for count in (counts[pool.name], SEARCHED):
+                if count and self._any_fails(self._source.gather(pool, count)):
+                    found = self._shrunk(pool, count)
+                    if found:
+                        return found
+        return None
+
+    def _several(self, kind: Kind) -> Example | None:
+        """Rows that fail in each other's company, or a single one that fails for having none."""
+        self._fails_in_batch.clear()  # One that passes among others may yet fail alone.
+        return self._shrunk(self._source.together(kind), _TOGETHER)
+
+    def _shrunk(self, pool: Pool, count: int) -> Example | None:
+        self._deadline = float("inf")
+        self._first = None
+        return self._source.find(pool, self._fails, count)
+
+    def _fails(self, example: Example) -> bool:
+        """Whether it does, alone. When the time is up, what was not looked at does not."""
+        given = batch(example, self._frontend)
+        key = digest([given])
+        if key not in self._measured:
+            if not self._fails_in_batch.get(key, True) or time.monotonic() > self._deadline:
+                return False
+            self._measured[key] = worst(self._probe.measure(given))
+        failing = self._measured[key].margin > 1
+        if failing:
+            self._first = self._first or example
+            self._deadline = min(self._deadline, time.monotonic() + _SECONDS)
+        return failing
+
+    def _any_fails(self, examples: Sequence[Example]) -> bool:
+        """Run them in batches, until one fails, and remember which."""
+        rows = [batch(example, self._frontend) for example in examples]
+        for start in range(0, len(rows), MOST_ROWS):
+            some = rows[start : start + MOST_ROWS]
+            measures = self._probe.measure(_joined(some))
+            for row, measure in zip(some, measures, strict=True):
+                self._fails_in_batch[digest([row])] = measure.margin > 1
+            if any(measure.margin > 1 for measure in measures):
+                return True
+        return False
+
+    def _measured_anew(self, found: Example) -> Failing:
+        """As it will be kept, and described as that: another image may have had its pixels."""
+        first = self._first and self._kept(self._first)
+        found = self._kept(found)
+        given = batch(found, self._frontend)
+        again = worst(self._probe.measure(given))
+        # What depends on the number of calls may be right this time.
+        measure = again if again.margin > 1 else self._measured[digest([given])]
+        return Failing(found, measure, True, first)
+
+    def _kept(self, example: Example) -> Example:
+        """With images that a PNG holds, and texts in place of ids."""
+        images = tuple(storable(image, self._frontend) for image in example.images)
+        return spelled(Example(images, example.prompts), self._frontend)
+
+    def _as_it_was(self, given: Batch) -> Failing:
+        """The batch that failed by most, where nothing smaller does."""
+        images = tuple(self._frontend.image_of(pixels) for pixels in given.pixels)
+        prompts = tuple(ids_of(row) for row in given.tokens)
+        example = spelled(Example(images, prompts), self._frontend)
+        return Failing(example, worst(self._probe.measure(given)), shrunk=False)
+
+
+def _suspects(margins: Sequence[Mapping[Kind, float]]) -> Iterator[Kind]:
+    """The kinds of input that fail, the furthest first. Pairs come last: what is wrong in features
+    is wrong in logits."""
+    greatest = {kind: max(each.get(kind, 0.0) for each in margins) for kind in KINDS}
+    failing = [kind for kind in KINDS if greatest[kind] > 1]
+    yield from sorted(failing, key=lambda kind: (kind == "pair", -greatest[kind]))
+
+
+def _joined(rows: Sequence[Batch]) -> Batch:
+    """Batches of one row as one batch."""
+    described = {
+        kind: tuple(name for row in rows for name in row.rows[kind]) for kind in ("image", "prompt")
+    }
+    return Batch(
+        np.concatenate([row.pixels for row in rows]),
+        np.concatenate([row.tokens for row in rows]),
+        described,
+        {"image": 0, "prompt": 0},
+    )

@@ -1,0 +1,325 @@
+"""What a run of pytest is asked to judge: the options, read and refused before any test runs."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from clipcheck.checkpoints.architecture import ARCHITECTURES
+from clipcheck.checkpoints.registry import available_models
+from clipcheck.errors import ClipcheckError, OutputError, UnknownModelError, UsageError
+from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.plugin.subjects import SEEDED, size
+
+SEEDED_MODELS = ("tiny-vit", "tiny-resnet", "ViT-B/32")
+"""The architectures of ``--clip-seeded`` alone, which take a minute: two of them small."""
+
+NO_MODEL = "no-model"
+"""Stands in the id of a test that asks for a checkpoint where none is given."""
+
+GIVE_A_MODEL = (
+    "--clip-model: expected the checkpoint to judge, found none. Give its path or its released "
+    "name, or ask for seeded weights with --clip-seeded."
+)
+
+NAMES = ("clip_gate", "clip_model", "clip_backend", "clip_device", "clip_dtype")
+"""What a test can ask for, in the order in which it stands in the id of a test."""
+
+DEFAULT_BACKENDS = ("jit",)
+"""The ways to run a checkpoint that are compared with the eager model, where none is named."""
+
+_HALF = ("integrity", "contract", "precision", "decision", "stability")
+
+GATES = {
+    "float32": ("integrity", "contract", "fidelity", "modules", "decision", "stability"),
+    "float16": _HALF,
+    "bfloat16": _HALF,
+}
+"""By dtype, the gates that a judgement of an archive has."""
+
+
+def gates_of(backend: str, dtype: str) -> tuple[str, ...]:
+    """The gates that a judgement has: archives alone are looked into, module by module."""
+    return tuple(gate for gate in GATES[dtype] if backend == "jit" or gate != "modules")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is to be judged, and how.
+
+    Attributes:
+        models: released names, paths, and ``seeded:`` with an architecture; large ones first. None
+            where none was given: then nothing can be judged.
+        devices: as torch names them.
+        backends: as `clipcheck.backends.registry.Choice` writes them.
+        dtypes: the names of dtypes; none for those that suit each device.
+        atol: the absolute tolerance of the gate ``contract``.
+        rtol: its relative tolerance.
+        examples: number of images; None for what a check takes by default.
+        seed: of the images and prompts.
+        isolation: where a file's own code runs; None for what a check takes by default.
+        key: which model to read of a file that holds several, if one is named.
+        report: the folder that the reports are written to, if they are asked for.
+        architecture: what the models are of, but for seeded ones; None where nothing is said.
+    """
+
+    models: tuple[str, ...]
+    devices: tuple[str, ...]
+    backends: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    atol: float
+    rtol: float
+    examples: int | None
+    seed: int
+    isolation: str | None
+    key: str | None
+    report: Path | None
+    architecture: str | None = None
+
+    @classmethod
+    def of(cls, option: Callable[[str], Any], folder: Path) -> Choices:
+        """Read the options.
+
+        Args:
+            option: gives what was written for the option of that name, or None.
+            folder: what paths start from.
+
+        Raises:
+            UsageError: one of them makes no sense; the message names it.
+        """
+        report = option("--clip-report")
+        return cls(
+            models=_models(option("--clip-model"), option("--clip-seeded"), folder),
+            devices=_once(option("--clip-device") or ["cpu"]),
+            backends=_backends(option("--clip-backend")),
+            dtypes=_known("--clip-dtype", option("--clip-dtype") or [], LIMITS),
+            atol=_tolerance("--clip-atol", option("--clip-atol"), Contract.atol),
+            rtol=_tolerance("--clip-rtol", option("--clip-rtol"), Contract.rtol),
+            examples=_whole("--clip-examples", option("--clip-examples"), least=1),
+            seed=_whole("--clip-seed", option("--clip-seed"), least=0) or 0,
+            isolation=_isolation(option("--clip-isolation")),
+            key=_key(option("--clip-key")),
+            report=None if report is None else folder / _given("--clip-report", report),
+            architecture=_architecture(option("--clip-architecture"), folder),
+        )
+
+    def dtypes_on(self, device: str) -> tuple[str, ...]:
+        """What is computed in on that device: by default float32, and half where it is fast."""
+        if self.dtypes:
+            return self.dtypes
+        return ("float32",) if device.startswith("cpu") else ("float32", "float16")
+
+    def combinations(self, names: Sequence[str]) -> list[dict[str, str]]:
+        """Every combination of what is asked for by name: all that is judged of one checkpoint on
+        one device stands together, large checkpoints first."""
+        found = [{name: each[name] for name in names} for each in self._all()]
+        return [dict(pairs) for pairs in dict.fromkeys(tuple(each.items()) for each in found)]
+
+    def _all(self) -> Iterator[Mapping[str, str]]:
+        for model, device in product(self.models or (NO_MODEL,), self.devices):
+            for backend, dtype in product(self.backends, self.dtypes_on(device)):
+                for gate in gates_of(backend, dtype):
+                    yield {
+                        "clip_gate": gate,
+                        "clip_model": model,
+                        "clip_backend": backend,
+                        "clip_device": device,
+                        "clip_dtype": dtype,
+                    }
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each checkpoint with each device, large checkpoints first: what one worker does."""
+        return list(product(self.models, self.devices))
+
+
+def require_there(choices: Choices, folder: Path) -> None:
+    """Look whether all that was chosen is there, and whether the reports can be written.
+
+    Raises:
+        ClipcheckError: something is not; the message tells what to choose instead.
+    """
+    for model in choices.models:
+        _require_model(model, folder)
+    for device in choices.devices:
+        _require_device(device)
+    if choices.report is not None:
+        _require_writable(choices.report)
+
+
+def _require_model(model: str, folder: Path) -> None:
+    if model.startswith(SEEDED):
+        _require_architecture(model.removeprefix(SEEDED))
+        return
+    if model in available_models() or (folder / model).exists():
+        return
+    if model in ARCHITECTURES:
+        raise UnknownModelError(
+            f"--clip-model: {model} has no released weights",
+            remedy=f"Ask for seeded ones: --clip-model {SEEDED}{model}.",
+        )
+    names = ", ".join(available_models())
+    raise UnknownModelError(
+        f"--clip-model: expected an existing file or a released name, found {model!r}",
+        remedy=f"{_nearest(model, available_models())}Released names are {names}.",
+    )
+
+
+def _require_architecture(name: str) -> None:
+    if name not in ARCHITECTURES:
+        raise UnknownModelError(
+            f"--clip-model: expected an architecture to seed the weights of, found {name!r}",
+            remedy=f"{_nearest(name, ARCHITECTURES)}Known are {', '.join(ARCHITECTURES)}. A file "
+            f"is judged without --clip-seeded and {SEEDED!r}.",
+        )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"The nearest name is {near[0]!r}. " if near else ""
+
+
+def _require_device(device: str) -> None:
+    if device == "cpu":
+        return
+    import torch
+
+    index = device.removeprefix("cuda:")
+    count = torch.cuda.device_count() if device.startswith("cuda") else 0
+    # Resolving would set CUDA up, and take memory of a GPU that this process does not use.
+    if (device == "cuda" and count) or (index.isdigit() and int(index) < count):
+        return
+    from clipcheck.models.loader import resolve_device
+
+    try:
+        resolve_device(device)
+    except ClipcheckError as error:
+        remedy = "Choose cpu, or what this machine and this torch have of cuda, cuda:1 and mps."
+        raise type(error)(f"--clip-device: {error.problem}", remedy=remedy) from error
+
+
+def _require_writable(folder: Path) -> None:
+    from clipcheck.report.evidence import require_folder
+
+    try:
+        require_folder(folder)
+    except OutputError as error:
+        problem = f"--clip-report: {error.problem}"
+        raise OutputError(problem, remedy=error.remedy, path=error.path) from error
+
+
+def _models(written: Sequence[str] | None, seeded: bool | None, folder: Path) -> tuple[str, ...]:
+    chosen = written or (SEEDED_MODELS if seeded else ())
+    for each in chosen:
+        _given("--clip-model", each)
+    prefix = SEEDED if seeded else ""
+    named = [f"{prefix}{name.removeprefix(prefix)}" for each in chosen for name in _expanded(each)]
+    return tuple(sorted(_once(named), key=lambda model: -size(model, folder)))
+
+
+def _expanded(model: str) -> Sequence[str]:
+    """The names that one name stands for: ``all`` for the released ones."""
+    if model.removeprefix(SEEDED) != "all":
+        return [model]
+    return [model.replace("all", name) for name in available_models()]
+
+
+def _given(option: str, written: str) -> str:
+    """See that an option is not empty, as one from an unset variable is."""
+    if not written.strip():
+        raise UsageError(
+            f"{option}: expected a name or a path, found {written!r}",
+            remedy="Give one, or leave the option out.",
+        )
+    return written
+
+
+def _backends(written: Sequence[str] | None) -> tuple[str, ...]:
+    if not written:
+        return DEFAULT_BACKENDS
+    # Here, for it imports numpy, which a run without these options has no use for.
+    from clipcheck.backends.registry import ALL, parse, require_available
+
+    if ALL in written:
+        raise UsageError(
+            f"--clip-backend: expected the names of backends, found {ALL!r}",
+            remedy="Name each; `clipcheck backends` lists those that can run here.",
+        )
+    try:
+        choices = [parse(each) for each in written]
+        for choice in choices:
+            require_available(choice)
+    except ClipcheckError as error:
+        raise type(error)(f"--clip-backend: {error.problem}", remedy=error.remedy) from error
+    return _once([str(choice) for choice in choices])
+
+
+def _isolation(written: str | None) -> str | None:
+    from clipcheck.backends.cells import ISOLATIONS
+
+    return None if written is None else _known("--clip-isolation", [written], ISOLATIONS)[0]
+
+
+def _key(written: str | None) -> str | None:
+    return None if written is None else _given("--clip-key", written)
+
+
+def _architecture(written: str | None, folder: Path) -> str | None:
+    from clipcheck.checkpoints.told import named
+
+    if written is None:
+        return None
+    # A path starts from the folder, as all do.
+    place = folder / written
+    try:
+        return named(str(place) if place.is_file() else written).argument
+    except ClipcheckError as error:
+        problem = f"--clip-architecture: {error.problem.removeprefix('--architecture: ')}"
+        raise type(error)(problem, remedy=error.remedy) from error
+
+
+def _once(chosen: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chosen))
+
+
+def _known(option: str, chosen: Sequence[str], known: Sequence[str] | Mapping[str, object]) -> Any:
+    for name in chosen:
+        if name not in known:
+            raise UsageError(
+                f"{option}: expected one of {', '.join(known)}, found {name!r}",
+                remedy="Give one of them, or leave the option out.",
+            )
+    return _once(chosen)
+
+
+def _tolerance(option: str, written: str | None, default: float) -> float:
+    try:
+        value = default if written is None else float(written)
+    except ValueError:
+        value = math.nan
+    # Written so that NaN, which is not less than 0 either, is refused.
+    if not 0 <= value < math.inf:
+        raise UsageError(
+            f"{option}: expected a number of at least 0, found {written!r}",
+            remedy=f"The classic value is {default}.",
+        )
+    return value
+
+
+def _whole(option: str, written: str | None, *, least: int) -> int | None:
+    if written is None:
+        return None
+    try:
+        value = int(written)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise UsageError(
+            f"{option}: expected a whole number of at least {least}, found {written!r}",
+            remedy="Give one, or leave the option out.",
+        )
+    return value

@@ -1,0 +1,176 @@
+"""What a run does with a checkpoint: judge it, or load it for tests of the user's own."""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+import warnings
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcheck.errors import OutputError, first_line
+from clipcheck.plugin import subjects
+from clipcheck.plugin.choices import Choices
+from clipcheck.plugin.sharing import Case, Finding, Findings
+from clipcheck.system import memory
+
+if TYPE_CHECKING:
+    from clipcheck.backends.base import Backend
+    from clipcheck.results.judgement import Judgement, Result
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A checkpoint, to be run in two ways.
+
+    Attributes:
+        reference: the eager model.
+        candidate: what is compared with it.
+    """
+
+    reference: Backend
+    candidate: Backend
+
+
+class Run:
+    """Judges and loads what a run of pytest asks for, each once.
+
+    Args:
+        choices: what is asked for.
+        start: the folder that paths start from.
+        folder: what all workers of the run share.
+    """
+
+    def __init__(self, choices: Choices, start: Path, folder: Path) -> None:
+        self.findings = Findings(folder)
+        self._choices = choices
+        self._start = start
+        self._loaded: tuple[Case, Pair] | None = None
+        self._open = ExitStack()
+
+    def judgement(self, case: Case) -> Judgement:
+        """What a check of it finds."""
+        return self.findings.once(case, lambda: self._judge(case)).judgement
+
+    def pair(self, case: Case) -> Pair:
+        """Both models. Only the last one is kept: tests of one checkpoint stand together.
+
+        Raises:
+            ClipcheckError: the checkpoint cannot be loaded both ways; the subclass tells why.
+        """
+        if self._loaded is None or self._loaded[0] != case:
+            self._loaded = None  # before the next comes, not after
+            self._open.close()
+            self._loaded = case, self._load(case)
+        return self._loaded[1]
+
+    def _judge(self, case: Case) -> Finding:
+        size = subjects.size(case.model, self._start)
+        with memory.reserved(self.findings.folder, memory.estimate(size)):
+            try:
+                # The user's filters may make errors of them: a warning is no verdict.
+                with warnings.catch_warnings():
+                    warnings.simplefilter("default")
+                    return self._check(case)
+            # Whatever it is, it is of this checkpoint alone, and is not tried for each gate anew.
+            except Exception as error:
+                traceback.print_exc()
+                return Finding(case, _failed(case, error))
+
+    def _check(self, case: Case) -> Finding:
+        from clipcheck.harness.checking import check
+
+        chosen = self._choices
+        subject = self._find(case)
+        examples: dict[str, Any] = {}
+        if chosen.examples is not None:
+            examples["examples"] = chosen.examples
+        result = check(
+            subject.checkpoint,
+            architecture=self._architecture(subject),
+            backend=case.backend,
+            device=case.device,
+            dtype=case.dtype,
+            seed=chosen.seed,
+            atol=chosen.atol,
+            rtol=chosen.rtol,
+            isolation=self._isolation(subject),
+            key=self._key(subject),
+            **examples,
+        )
+        (judgement,) = result.judgements
+        judgement = replace(judgement, checkpoint=subject.label)
+        source = subject.source if judgement.path else ""  # else it was not fetched
+        return Finding(case, self._kept(replace(result, judgements=(judgement,))), source)
+
+    def _kept(self, result: Result) -> Judgement:
+        """The judgement, with its failing input in a folder, to be run again."""
+        from clipcheck.report.evidence import INPUTS, keep_inputs
+
+        # The verdict stands without it, and a report that cannot be written is told at the end.
+        with suppress(OutputError):
+            result = keep_inputs(result, (self._choices.report or self.findings.folder) / INPUTS)
+        (judgement,) = result.judgements
+        return judgement
+
+    def _load(self, case: Case) -> Pair:
+        from clipcheck.backends.artefacts import Artefacts, default_folder
+        from clipcheck.backends.cells import cell_for, isolation_named
+        from clipcheck.backends.loading import build, load_sides, require_runs
+        from clipcheck.backends.modules import ModuleBackend
+        from clipcheck.backends.registry import parse
+        from clipcheck.checkpoints.opening import open_pair
+        from clipcheck.models.loader import resolve_device
+
+        found = self._find(case)
+        subject, reference = open_pair(
+            found.checkpoint, key=self._key(found), architecture=self._architecture(found)
+        )
+        choice = parse(case.backend)
+        require_runs(choice, subject)
+        device = resolve_device(case.device)
+        apart = isolation_named(self._isolation(found))
+        cell = self._open.enter_context(cell_for(subject, device, apart))
+        scratch = Path(tempfile.mkdtemp(prefix="pair-", dir=self.findings.folder))
+        source = load_sides(
+            subject,
+            reference,
+            device,
+            case.dtype,
+            scratch,
+            Artefacts(default_folder(), scratch),
+            archive=choice.name == "jit",
+            cell=cell,
+        ).source
+        return Pair(ModuleBackend("eager", source.model, device), build(choice, source))
+
+    def _key(self, subject: subjects.Subject) -> str | None:
+        """Which model of its file to read. Seeded weights are one."""
+        return None if subject.own else self._choices.key
+
+    def _architecture(self, subject: subjects.Subject) -> str | None:
+        """What was said of the models. Seeded ones are known."""
+        return None if subject.own else self._choices.architecture
+
+    def _isolation(self, subject: subjects.Subject) -> str | None:
+        """Where its code runs: in this process, if this run has written it and nothing is said."""
+        return self._choices.isolation or ("none" if subject.own else None)
+
+    def _find(self, case: Case) -> subjects.Subject:
+        return subjects.find(case.model, self._start, self.findings.folder)
+
+
+def _failed(case: Case, error: Exception) -> Judgement:
+    from clipcheck.results.judgement import Judgement
+
+    return Judgement(
+        case.model,
+        case.device,
+        backend=case.backend,
+        dtype=case.dtype,
+        error=f"expected a judgement, found {type(error).__name__}: {first_line(error)}. The "
+        "traceback is in what this test printed; if it is not for want of memory, please report "
+        "it.",
+    )

@@ -1,0 +1,231 @@
+"""Keep what a check found: a page, a text, JSON, and the inputs that fail, in one folder."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from clipcheck.errors import OutputError
+from clipcheck.harness.checking import environment
+from clipcheck.harness.search.saved import remove, write
+from clipcheck.report import html, text
+from clipcheck.report.text import failing_lines
+from clipcheck.results import document as json
+from clipcheck.results.document import writable
+from clipcheck.results.failing import Failing
+from clipcheck.results.judgement import Judgement, Result
+from clipcheck.writers.output import replacing
+
+if TYPE_CHECKING:
+    from clipcheck.sweep.run import Swept
+
+_Result = TypeVar("_Result", bound=Result)
+
+JSON = "results.json"
+TEXT = "report.txt"
+HTML = "report.html"
+INPUTS = "failing-inputs"
+
+
+def require_folder(folder: Path) -> None:
+    """Make the folder and write to it, to know before anything is run that this can be done.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"expected a folder that can be written to, found that it cannot "
+            f"({error.strerror or error})",
+            remedy="Name another folder, or give yourself permission for this one.",
+            path=folder,
+        ) from error
+
+
+def keep(result: _Result, folder: Path) -> _Result:
+    """Write `JSON`, `TEXT`, `HTML`, and a folder for each failing input.
+
+    Args:
+        result: of any verdict.
+        folder: it has to be there.
+
+    Returns:
+        The result, which knows where its failing inputs are.
+
+    Raises:
+        OutputError: something cannot be written.
+    """
+    kept = keep_inputs(result, folder / INPUTS)
+    keep_texts(kept, folder)
+    return kept
+
+
+def keep_texts(result: Result, folder: Path) -> None:
+    """Write `JSON`, `TEXT` and `HTML`, the page last: it is the most that can go wrong. Failing
+    inputs of other runs are taken away from there.
+
+    Args:
+        result: of any verdict.
+        folder: it has to be there.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
+    _remove_of_other_runs(result, folder / INPUTS)
+    _keep(
+        {
+            JSON: lambda: json.render(result),
+            TEXT: lambda: text.render(result) + "\n",
+            HTML: lambda: html.render(result),
+        },
+        folder,
+    )
+
+
+def keep_sweep(swept: Swept, folder: Path) -> None:
+    """Write `JSON`, `TEXT` and `HTML` of a whole sweep, which keeps no failing inputs.
+
+    Args:
+        swept: of any verdict.
+        folder: it has to be there.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
+    from clipcheck.report import sweep
+
+    found = sweep.result(swept)
+    _remove_of_other_runs(found, folder / INPUTS)
+    _keep(
+        {
+            JSON: lambda: sweep.render_json(swept),
+            TEXT: lambda: sweep.render(swept) + "\n",
+            HTML: lambda: html.render(found),
+        },
+        folder,
+    )
+
+
+def _keep(forms: Mapping[str, Callable[[], str]], folder: Path) -> None:
+    """Each is made when those before it are written: should it fail, they are there, and of the
+    others none that an earlier run has left."""
+    missing = list(forms)
+    try:
+        for name, render in forms.items():
+            contents = render()
+            with replacing(folder / name) as temporary:
+                temporary.write_text(contents, encoding="utf-8")
+            missing.remove(name)
+    finally:
+        for name in missing:
+            with suppress(OSError):  # The error that it is here for tells more.
+                (folder / name).unlink()
+
+
+def _remove_of_other_runs(result: Result, folder: Path) -> None:
+    """Take away the failing inputs that another run has left in a report's folder."""
+    mine = {Path(each.saved).absolute() for each in result.judgements if each.saved is not None}
+    try:
+        there = list(folder.iterdir()) if folder.is_dir() else []
+        for each in there:
+            if each.absolute() not in mine:
+                remove(each)
+        if there and not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError as error:
+        raise OutputError(
+            f"the failing inputs of a run before cannot be removed ({error.strerror or error})",
+            remedy="Remove them, or name another folder.",
+            path=folder,
+        ) from error
+
+
+def keep_inputs(result: _Result, folder: Path | None = None) -> _Result:
+    """Write a folder for each failing input that has none yet.
+
+    Args:
+        result: of any verdict.
+        folder: what they are made in; by default a new temporary one, where it is needed.
+
+    Returns:
+        The result, which knows where its failing inputs are.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
+    if all(judgement.failing is None for judgement in result.judgements):
+        return result
+    where = folder or _new_folder()
+    return replace(result, judgements=tuple(_save(each, where) for each in result.judgements))
+
+
+def _new_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="clipcheck-"))
+    except OSError as error:
+        raise OutputError(
+            f"expected a temporary folder for the inputs that fail, found none "
+            f"({error.strerror or error})",
+            remedy="Make room, or name a folder with --report.",
+        ) from error
+
+
+def _save(judgement: Judgement, folder: Path) -> Judgement:
+    if judgement.failing is None or judgement.saved is not None:
+        return judgement
+    target = folder / _folder_name(judgement)
+    saved = replace(judgement, saved=str(target))
+    text = "\n".join([judgement.checkpoint, *failing_lines(saved)])
+    write(target, judgement.failing.example, _described(judgement, judgement.failing), text)
+    return saved
+
+
+def _folder_name(judgement: Judgement) -> str:
+    """A name for what is saved of it: checkpoint, backend, device, dtype."""
+    stem = Path(judgement.path or judgement.checkpoint).stem
+    parts = (stem, (judgement.sha256 or "")[:8], judgement.backend, judgement.device)
+    return re.sub(r"[^\w.-]+", "-", "-".join((*parts, str(judgement.dtype))))
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
+
+
+def _described(judgement: Judgement, failing: Failing) -> dict[str, Any]:
+    described = {
+        "checkpoint": _absolute(judgement.path) or judgement.checkpoint,
+        "sha256": judgement.sha256,
+        "architecture": judgement.architecture and dict(judgement.architecture),
+        "backend": judgement.backend,
+        "key": judgement.key,
+        "reference": judgement.reference,
+        "reference_checkpoint": _absolute(judgement.reference_checkpoint),
+        "asked_architecture": judgement.asked_architecture,
+        "device": judgement.device,
+        "dtype": judgement.dtype,
+        "seed": judgement.seed,
+        "inputs": judgement.inputs,
+        "run": judgement.run,
+        "date": judgement.date,
+        "atol": judgement.limits.atol,
+        "rtol": judgement.limits.rtol,
+        "shrunk": failing.shrunk,
+        "figures": {
+            "output": failing.measure.output,
+            "rmse_ratio": failing.measure.ratio,
+            "allowed": failing.measure.allowed,
+            "rmse": failing.measure.error,
+        },
+        "message": failing.measure.message,
+        "environment": environment(),
+    }
+    return {key: writable(value) for key, value in described.items()}

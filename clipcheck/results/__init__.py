@@ -1,0 +1,1 @@
+"""The result of a check, as objects and as a document."""

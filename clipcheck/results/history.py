@@ -1,0 +1,487 @@
+"""What changed between two runs of a check, such as before and after an upgrade of torch.
+
+A checkpoint is the same in both where backend and device are the same, and
+
+- the file's name is, whatever the folder, if only one in each run has that name;
+- else where it was asked for by the same path;
+- else where the file has the same SHA-256, if only one in each run has that.
+
+Then dtypes are matched. One that could not even be opened, and so has no dtype, stands for all of
+the other run's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn
+
+from clipcheck.errors import ResultsError
+
+SCHEMA = 1
+"""Of the results that are read."""
+
+MOST_BYTES = 16 << 20
+"""Of a file of results: what a check writes has some kilobytes for each judgement."""
+
+State = Literal["passed", "failed", "unjudged"]
+Outcome = Literal[
+    "new failure",
+    "newly unjudged",
+    "mended",
+    "still failing",
+    "still unjudged",
+    "passes as before",
+    "only in old",
+    "only in new",
+]
+Change = Literal["failed", "mended", "appeared", "disappeared", "shrunk", "grown"]
+
+WORSE: tuple[Outcome, ...] = ("new failure", "newly unjudged")
+"""What makes a run worse than the one before it."""
+
+_SEEDED = " (seeded weights)"
+_ASK = "Give a file that `clipcheck check --json` has written, or the results.json of a report."
+
+
+NOISE = {"contract": 4.0, "fidelity": 2.5, "modules": 2.0, "precision": 2.5, "stability": 2.0}
+"""How many times as much a gate's margin may be though the checkpoint stays the same.
+
+Measured with `python -m benchmarks.noise`, as its docstring tells: both small architectures, ten
+seeds with one thread and with two, on torch 2.9.1 and 2.14.1 in float32, and five seeds in float16
+and bfloat16. The greatest margin of a file over its least was
+
+- ``contract``: 3.22; ``fidelity``: 2.01; ``modules``: 1.60; ``precision``: 1.82;
+  ``stability``: 1.72
+
+and rounded up. ``integrity`` and ``decision`` had 0 each time: there is nothing to measure.
+"""
+
+UNMEASURED = max(NOISE.values())
+"""For any other gate."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a gate found: a margin is infinite where the document has null."""
+
+    name: str
+    passed: bool
+    margin: float
+    message: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A judgement as it was written; attributes as in `clipcheck.results.judgement.Judgement`."""
+
+    checkpoint: str
+    sha256: str | None
+    backend: str
+    device: str
+    dtype: str | None
+    passed: bool
+    error: str | None
+    examples: int
+    seed: int
+    gates: tuple[Gate, ...]
+    inputs: str | None = None
+
+    @property
+    def state(self) -> State:
+        """Whether it passed, failed, or could not be judged."""
+        if self.error is not None:
+            return "unjudged"
+        return "passed" if self.passed else "failed"
+
+    @property
+    def title(self) -> str:
+        """What was judged, for people."""
+        dtype = f" in {self.dtype}" if self.dtype else ""
+        return f"{self.checkpoint}, {self.backend} on {self.device}{dtype}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The results of a check.
+
+    Attributes:
+        source: where they are from, for people.
+        environment: versions and the machine.
+        entries: at least one, no two of the same checkpoint, backend, device and dtype.
+    """
+
+    source: str
+    environment: Mapping[str, str]
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class GateChange:
+    """What became of a gate.
+
+    Attributes:
+        name: the gate's.
+        change: ``shrunk`` and ``grown`` are of the room that its margin leaves.
+        old: as it was; None where it was not judged.
+        new: as it is.
+    """
+
+    name: str
+    change: Change
+    old: Gate | None
+    new: Gate | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A checkpoint, backend, device and dtype in both runs, or in one; never in none."""
+
+    old: Entry | None
+    new: Entry | None
+
+    @property
+    def title(self) -> str:
+        """What is compared, as the newer run has it, or the older where only that has a dtype."""
+        if self.new is None or (self.old is not None and self.new.dtype is None):
+            assert self.old is not None  # noqa: S101 - for the type: never is neither there
+            return self.old.title
+        return self.new.title
+
+    @property
+    def outcome(self) -> Outcome:
+        """In a word or two. What is only in the new run and did not pass is a new failure."""
+        old, new = (each and each.state for each in (self.old, self.new))
+        if new is None:
+            return "only in old"
+        if new == "failed":
+            worse = any(gate.change == "failed" for gate in self.gates)
+            return "new failure" if old != "failed" or worse else "still failing"
+        if new == "unjudged":
+            return "still unjudged" if old == "unjudged" else "newly unjudged"
+        if old is None:
+            return "only in new"
+        return "passes as before" if old == "passed" else "mended"
+
+    @property
+    def gates(self) -> list[GateChange]:
+        """What changed, gate by gate; nothing where one of the two was not judged."""
+        if self.old is None or self.new is None:
+            return []
+        if "unjudged" in (self.old.state, self.new.state):
+            return []
+        before = {gate.name: gate for gate in self.old.gates}
+        after = {gate.name: gate for gate in self.new.gates}
+        return [
+            GateChange(name, change, before.get(name), after.get(name))
+            for name in {**before, **after}
+            if (change := _change(before.get(name), after.get(name))) is not None
+        ]
+
+    @property
+    def conditions(self) -> list[tuple[str, str, str]]:
+        """What else was another: name, old and new; of what the file holds, its SHA-256."""
+        if self.old is None or self.new is None:
+            return []
+        pairs = [("SHA-256", self.old.sha256, self.new.sha256)]
+        if "unjudged" not in (self.old.state, self.new.state):
+            pairs += [
+                (name, str(getattr(self.old, name)), str(getattr(self.new, name)))
+                for name in ("seed", "examples")
+            ]
+            pairs += [("inputs", self.old.inputs, self.new.inputs)]
+        return [(name, old, new) for name, old, new in pairs if old and new and old != new]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What changed between two runs.
+
+    Attributes:
+        old: the run before.
+        new: the run after.
+        compared: all of both runs.
+    """
+
+    old: Run
+    new: Run
+    compared: tuple[Compared, ...]
+
+    @property
+    def versions(self) -> list[tuple[str, str | None, str | None]]:
+        """Name, old and new of what is another in the environment."""
+        old, new = self.old.environment, self.new.environment
+        return [
+            (name, old.get(name), new.get(name))
+            for name in {**old, **new}
+            if old.get(name) != new.get(name)
+        ]
+
+    @property
+    def worse(self) -> bool:
+        """Whether anything fails, or could not be judged, that did not before."""
+        return any(each.outcome in WORSE for each in self.compared)
+
+
+def compare(old: Run, new: Run) -> Difference:
+    """Match what is in both runs, and tell what changed.
+
+    Args:
+        old: the run before.
+        new: the run after.
+
+    Raises:
+        ResultsError: there is nothing that both have.
+    """
+    compared = tuple(_compared(old.entries, new.entries))
+    if not any(each.old and each.new for each in compared):
+        raise ResultsError(
+            f"expected a checkpoint that {old.source} has on the same device, found none",
+            remedy="Compare two runs of the same checkpoints.",
+            path=new.source,
+        )
+    return Difference(old, new, compared)
+
+
+def read_results(path: Path) -> Run:
+    """Read what `clipcheck check --json` wrote.
+
+    Args:
+        path: the file, of at most `MOST_BYTES`.
+
+    Raises:
+        ResultsError: it cannot be read, is cut off, of another schema, or not such a file.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise _refused(path, f"it cannot be read ({error.strerror or error})") from error
+    if len(data) > MOST_BYTES:
+        raise _refused(path, f"it has more than {MOST_BYTES:,} bytes")
+    try:
+        document = json.loads(data, parse_constant=_not_a_number, object_pairs_hook=_once)
+    except RecursionError as error:
+        raise _refused(path, "it is nested too deeply") from error
+    except ValueError as error:
+        raise _refused(path, f"it is no JSON, or cut off ({error})") from error
+    try:
+        return _run(document, str(path))
+    except ValueError as error:
+        raise _refused(path, str(error)) from error
+
+
+def _refused(path: Path, problem: str) -> ResultsError:
+    return ResultsError(f"expected the results of a check, but {problem}", remedy=_ASK, path=path)
+
+
+def _not_a_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number that JSON has")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the field {name!r} is there twice")
+    return found
+
+
+class _Fields:
+    """The fields of an object in a document, each of the type that is asked for.
+
+    Args:
+        value: what should be an object.
+        place: what it is called in messages.
+    """
+
+    def __init__(self, value: object, place: str) -> None:
+        if not isinstance(value, dict):
+            raise _odd(place or "it", "an object", value)
+        self._value = value
+        self._prefix = f"{place}." if place else ""
+
+    def _get(self, name: str, expected: str, *types: type) -> Any:
+        if name not in self._value:
+            raise ValueError(f"the field {self._prefix}{name} is missing")
+        value = self._value[name]
+        # A truth value is an int to Python, and to nobody else.
+        if type(value) not in types:
+            raise _odd(f"{self._prefix}{name}", expected, value)
+        return value
+
+    def text(self, name: str) -> str:
+        return str(self._get(name, "a text", str))
+
+    def text_or_none(self, name: str) -> str | None:
+        value: str | None = self._get(name, "a text or null", str, type(None))
+        return value
+
+    def text_if_there(self, name: str) -> str | None:
+        """Also None where it is not there: it was added to the schema later."""
+        return self.text_or_none(name) if name in self._value else None
+
+    def truth(self, name: str) -> bool:
+        return bool(self._get(name, "true or false", bool))
+
+    def integer(self, name: str) -> int:
+        return int(self._get(name, "an integer", int))
+
+    def margin(self, name: str) -> float:
+        value = self._get(name, "a number or null", int, float, type(None))
+        if value is None:
+            return math.inf
+        if not 0 <= value <= 1e300:
+            raise ValueError(f"{self._prefix}{name} is {value!r}, which is no margin")
+        return float(value)
+
+    def items(self, name: str) -> Iterator[_Fields]:
+        for number, value in enumerate(self._get(name, "a list", list)):
+            yield _Fields(value, f"{self._prefix}{name}[{number}]")
+
+    def texts(self, name: str) -> dict[str, str]:
+        fields = _Fields(self._get(name, "an object", dict), f"{self._prefix}{name}")
+        return {key: fields.text(key) for key in fields._value}
+
+
+def _odd(place: str, expected: str, value: object) -> ValueError:
+    names = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
+    found = names.get(type(value), repr(value))
+    return ValueError(f"{place} is {found} in place of {expected}")
+
+
+def _run(document: object, source: str) -> Run:
+    fields = _Fields(document, "")
+    schema = fields.integer("schema")
+    if schema != SCHEMA:
+        raise ValueError(f"it is of schema {schema}; this clipcheck reads schema {SCHEMA}")
+    entries = tuple(_entry(each) for each in fields.items("results"))
+    if not entries:
+        raise ValueError("there are no results in it")
+    seen: set[tuple[str | None, ...]] = set()
+    for each in entries:
+        key = each.checkpoint, each.backend, each.device, each.dtype
+        if key in seen:
+            raise ValueError(f"{each.title} is there twice, and which is meant cannot be told")
+        seen.add(key)
+    return Run(source, fields.texts("environment"), entries)
+
+
+def _entry(fields: _Fields) -> Entry:
+    return Entry(
+        checkpoint=fields.text("checkpoint"),
+        sha256=fields.text_or_none("sha256"),
+        backend=fields.text("backend"),
+        device=fields.text("device"),
+        dtype=fields.text_or_none("dtype"),
+        passed=fields.truth("passed"),
+        error=fields.text_or_none("error"),
+        examples=fields.integer("examples"),
+        seed=fields.integer("seed"),
+        inputs=fields.text_if_there("inputs"),
+        gates=tuple(
+            Gate(
+                gate.text("name"),
+                gate.truth("passed"),
+                gate.margin("margin"),
+                gate.text("message"),
+            )
+            for gate in fields.items("gates")
+        ),
+    )
+
+
+def _change(old: Gate | None, new: Gate | None) -> Change | None:
+    if old is None or new is None:
+        return "appeared" if old is None else "disappeared"
+    if old.passed != new.passed:
+        return "failed" if old.passed else "mended"
+    low, high = sorted((old.margin, new.margin))
+    if high <= low * NOISE.get(new.name, UNMEASURED):
+        return None
+    return "shrunk" if new.margin == high else "grown"
+
+
+def _compared(old: Sequence[Entry], new: Sequence[Entry]) -> Iterator[Compared]:
+    """In the order of the new run; what is only in the old one comes last."""
+    olds, news = _subjects(old), _subjects(new)
+    partners = _partners(olds, news)
+    seen: set[_Subject] = set()
+    for key, entries in news.items():
+        partner = partners.get(key)
+        before = olds[partner] if partner else []
+        if partner:
+            seen.add(partner)
+        yield from _by_dtype(before, entries)
+    for key, entries in olds.items():
+        if key not in seen:
+            yield from _by_dtype(entries, [])
+
+
+class _Subject(NamedTuple):
+    """A checkpoint as it was asked for, and where it ran."""
+
+    checkpoint: str
+    backend: str
+    device: str
+
+
+_Subjects = dict[_Subject, list[Entry]]
+
+
+def _subjects(entries: Sequence[Entry]) -> _Subjects:
+    found: _Subjects = defaultdict(list)
+    for each in entries:
+        found[_Subject(each.checkpoint, each.backend, each.device)].append(each)
+    return found
+
+
+def _partners(old: _Subjects, new: _Subjects) -> dict[_Subject, _Subject]:
+    """By each of the new ones that has one, its old one."""
+    found: dict[_Subject, _Subject] = {}
+    keys: list[Callable[[_Subject, Sequence[Entry]], object]] = [
+        lambda subject, _: _file_name(subject.checkpoint),
+        lambda subject, _: subject.checkpoint,
+        lambda _, entries: entries[0].sha256,
+    ]
+    for key in keys:
+        before = _alone(old, key, taken=set(found.values()))
+        after = _alone(new, key, taken=set(found))
+        found |= {subject: before[same] for same, subject in after.items() if same in before}
+    return found
+
+
+def _alone(
+    subjects: _Subjects,
+    key: Callable[[_Subject, Sequence[Entry]], object],
+    taken: set[_Subject],
+) -> dict[tuple[object, str, str], _Subject]:
+    """By the key, and where it ran, those that are the only one with it."""
+    found: dict[tuple[object, str, str], list[_Subject]] = defaultdict(list)
+    for subject, entries in subjects.items():
+        value = key(subject, entries)
+        if subject not in taken and value is not None:
+            found[value, subject.backend, subject.device].append(subject)
+    return {value: several[0] for value, several in found.items() if len(several) == 1}
+
+
+def _file_name(checkpoint: str) -> str:
+    """Also of a path as another system writes it."""
+    return re.split(r"[/\\]", checkpoint.removesuffix(_SEEDED))[-1]
+
+
+def _by_dtype(old: Sequence[Entry], new: Sequence[Entry]) -> Iterator[Compared]:
+    before = {each.dtype: each for each in old}
+    after = {each.dtype: each for each in new}
+    dtypes = {**after, **before}
+    if before and after and len(dtypes) > 1:
+        # It stands for each of the others.
+        dtypes.pop(None, None)
+    for dtype in dtypes:
+        one, other = (each.get(dtype, each.get(None)) for each in (before, after))
+        yield Compared(one, other)

@@ -1,0 +1,195 @@
+"""What a check finds, for reports of all kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from clipcheck.backends.known import Known
+from clipcheck.checkpoints.inspection import Patched
+from clipcheck.gates.alternative import Alternative
+from clipcheck.gates.frontends import FrontendResult
+from clipcheck.gates.localisation import Localisation
+from clipcheck.gates.measured import Measured
+from clipcheck.gates.modules import Coverage
+from clipcheck.gates.result import GateResult
+from clipcheck.gates.tolerances import Contract
+
+if TYPE_CHECKING:
+    from clipcheck.results.failing import Failing
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was found for one checkpoint, run by one backend on one device in one dtype.
+
+    Attributes:
+        checkpoint: as it was asked for.
+        path: the file, where it was found.
+        sha256: of the file, in hexadecimal; None where it could not be read.
+        description: format, architecture and dtypes, for people.
+        key: the name of the model, of those in a file, that was asked for.
+        origin: where in the file the model was found, and what was left out, as a phrase; empty
+            where the file is that model and no more.
+        architecture: the dimensions of its weights; None where they could not be read.
+        computes: how the model computes where its weights do not tell, and what told that, for
+            people.
+        asked_architecture: what ``--architecture`` said, or None.
+        released: the released name, where the file is that released file bit for bit.
+        backend: the candidate, with its options.
+        reference: what it was compared with.
+        reference_checkpoint: the file whose eager model that is, where it is another one.
+        device: where both ran.
+        dtype: what both computed in.
+        seconds: by phase: ``load``, ``run``, and what that consists of.
+        examples: images compared.
+        seed: of what was drawn.
+        inputs: a fingerprint of all images and prompts; None where none were run.
+        run: names the check that this is of; None outside of one.
+        date: when that began, in UTC, as ISO 8601 writes it.
+        limits: of the gate ``contract``.
+        gates: what each gate found; empty where the checkpoint could not be judged.
+        failing: the smallest input that it fails on, where there is one.
+        saved: the folder that this was saved in, if it was.
+        measured: every row's error, for reports; None where nothing could be measured.
+        coverage: every module's error, for reports; None in other dtypes than float32.
+        localisation: where it departs first; None where it passed or was not looked at.
+        known: failures of the backend's library that are known and look like this one; they excuse
+            nothing.
+        frontends: how the backend's own preprocessing and tokenizer compare; no part of the
+            verdict.
+        frontends_problem: why these could not be compared, or None.
+        artefact_bytes: size of what was built to be run, or of the archive; None where the backend
+            has no file of its own.
+        peak_memory: of the process up to then, and of that which ran the file's own code, in bytes;
+            None where the system does not tell.
+        isolation: what the file's own code was confined by, as phrases; nothing where it ran in
+            this process, and None where none of it ran.
+        absent: outputs that the candidate does not have by its own signature, and that were not
+            judged.
+        assumed: whether it was assumed, and told by nothing, how the model computes where its
+            weights do not tell.
+        alternative: the other architecture that the candidate computes as; None where it passed or
+            there is none.
+        patched: constants in an archive's code that were rewritten before it ran; None where no
+            archive ran.
+        error: why it could not be judged, or None.
+        error_type: the name of the class of that, of `clipcheck.errors`.
+        remedy: the end of that, which tells what to do, where it is known.
+    """
+
+    checkpoint: str
+    device: str
+    path: str | None = None
+    sha256: str | None = None
+    description: str = ""
+    key: str | None = None
+    origin: str = ""
+    architecture: Mapping[str, int | str] | None = None
+    computes: str = ""
+    asked_architecture: str | None = None
+    released: str | None = None
+    backend: str = "jit"
+    reference: str = "eager"
+    reference_checkpoint: str | None = None
+    dtype: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    examples: int = 0
+    seed: int = 0
+    inputs: str | None = None
+    run: str | None = None
+    date: str | None = None
+    limits: Contract = field(default_factory=Contract)
+    gates: tuple[GateResult, ...] = ()
+    failing: Failing | None = None
+    saved: str | None = None
+    measured: Measured | None = None
+    coverage: Coverage | None = None
+    localisation: Localisation | None = None
+    known: tuple[Known, ...] = ()
+    frontends: tuple[FrontendResult, ...] = ()
+    frontends_problem: str | None = None
+    artefact_bytes: int | None = None
+    peak_memory: int | None = None
+    isolation: tuple[str, ...] | None = None
+    patched: Patched | None = None
+    absent: tuple[str, ...] = ()
+    assumed: bool = False
+    alternative: Alternative | None = None
+    error: str | None = None
+    error_type: str | None = None
+    remedy: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it was judged, and every gate passed. No gates is no pass."""
+        return self.error is None and bool(self.gates) and all(g.passed for g in self.gates)
+
+    def __repr__(self) -> str:
+        found = "passed" if self.passed else "FAILED" if self.error is None else "not judged"
+        way = f"{self.checkpoint!r}, {self.backend} on {self.device} in {self.dtype}"
+        return f"<{type(self).__name__} {found}: {way}>"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A backend that was not run: every one was asked for, and this one not by name.
+
+    Attributes:
+        checkpoint: as it was asked for.
+        backend: with its options.
+        device: where it would have run.
+        dtype: what it would have computed in.
+        reason: why it is not for this checkpoint or not on this machine.
+    """
+
+    checkpoint: str
+    backend: str
+    device: str
+    dtype: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a check found.
+
+    Attributes:
+        judgements: one for each checkpoint, device, dtype and backend.
+        environment: versions and the machine.
+        left_out: what was not run, of all that might have been; no part of the verdict.
+    """
+
+    judgements: tuple[Judgement, ...]
+    environment: Mapping[str, str]
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is something that was judged, and all of it passed."""
+        return bool(self.judgements) and all(j.passed for j in self.judgements)
+
+    @property
+    def failures(self) -> tuple[Judgement, ...]:
+        """What did not pass, or could not be judged."""
+        return tuple(judgement for judgement in self.judgements if not judgement.passed)
+
+    def __bool__(self) -> bool:
+        """Whether it passed: ``if check(...)`` and ``assert check(...)`` do what they say."""
+        return self.passed
+
+    def __repr__(self) -> str:
+        runs, unjudged = len(self.judgements), sum(j.error is not None for j in self.judgements)
+        failed = len(self.failures) - unjudged
+        return (
+            f"<{type(self).__name__} {'passed' if self.passed else 'NOT PASSED'}: {runs} run"
+            f"{'' if runs == 1 else 's'}, {failed} failed, {unjudged} not judged>"
+        )
+
+    @property
+    def exit_code(self) -> int:
+        """0 consistent, 1 inconsistent, 2 where anything could not be judged."""
+        if not self.judgements or any(j.error is not None for j in self.judgements):
+            return 2
+        return 0 if self.passed else 1

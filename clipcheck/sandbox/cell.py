@@ -1,0 +1,473 @@
+"""The near end: start a cell, ask it, and say what became of it where it does not answer."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING, Any
+
+from clipcheck import errors
+from clipcheck.errors import ClipcheckError, IsolationError, OutputError, UnavailableError
+from clipcheck.sandbox.limits import Limits
+from clipcheck.sandbox.reach import within_reach
+from clipcheck.sandbox.serving import MEMORY, MOST_WORDS
+from clipcheck.sandbox.wire import ROOM, Channel, Garbled, Memory, Message, Received
+from clipcheck.sandbox.zygote import MOST
+
+if TYPE_CHECKING:
+    import torch
+
+_PROGRAM = """
+import json, sys
+sys.path[:0] = json.loads(sys.argv[1])
+from clipcheck.sandbox.zygote import main
+main(int(sys.argv[2]), sys.argv[3:])
+"""
+"""What a zygote runs. It imports from where this process does, and not from the folder it is in."""
+
+_STARTING = 120.0
+"""Seconds for a zygote to import torch, on a machine that does much else."""
+
+_KEPT = (
+    "PATH",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "PYTHONHASHSEED",
+    "SYSTEMROOT",
+)
+_KEPT_PREFIXES = (
+    "LC_",
+    "LD_",
+    "DYLD_",
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "GOMP_",
+    "ATEN_",
+    "CUDA_",
+    "NVIDIA_",
+)
+"""Variables of the environment that cells get: what libraries are found and tuned by. Others may be
+secret."""
+
+_MOST_QUESTIONS = 100_000
+"""That a cell may ask back: the largest model has some thousand modules that tell what they get."""
+
+_CRASHES = "A file that ends who runs it is unfit for use, whatever is the matter with it."
+_SEE = (
+    "To see all that is printed, run it by itself where it can do no harm, with --isolation none."
+)
+
+Answer = Callable[[Message, "list[torch.Tensor]"], Message]
+"""Called where a cell asks back."""
+
+
+class Cell:
+    """A process of its own, which has no rights, for one file of whoever's making.
+
+    It is started when it is first asked. Where it has ended it is started anew when it is asked
+    once more: what it had loaded is gone then.
+
+    Args:
+        servant: what it does, see `clipcheck.sandbox.serving.serve`.
+        readable: the files and folders that it may read, beside Python.
+        limits: what it may take.
+        gpu: whether it needs one.
+
+    Attributes:
+        measures: what it was confined by, as phrases; nothing before it is started.
+    """
+
+    def __init__(
+        self, servant: str, readable: Sequence[Path], limits: Limits, *, gpu: bool = False
+    ) -> None:
+        self.measures: tuple[str, ...] = ()
+        self._servant = servant
+        self._readable = [os.fspath(path.absolute()) for path in readable]
+        self._limits = limits
+        self._gpu = gpu
+        self._life: _Life | None = None
+
+    def ask(
+        self,
+        do: str,
+        doing: str,
+        tensors: Sequence[torch.Tensor] = (),
+        answer: Answer | None = None,
+        meanwhile: Callable[[], None] | None = None,
+        **how: Any,
+    ) -> Received:
+        """Have it do something, and wait for what comes of it.
+
+        Args:
+            do: the servant's method.
+            doing: what that is, as a phrase such as ``running encode_image``.
+            tensors: for the method.
+            answer: for what the cell asks back.
+            meanwhile: what this process does before it looks for an answer.
+            how: for the method, by name.
+
+        Raises:
+            IsolationError: it has ended, took too long or too much memory, or gave no answer.
+            ClipcheckError: the method raised it.
+            ValueError: the tensors do not cross.
+        """
+        life = self._living()
+        try:
+            life.channel.send({"do": do, "with": how}, tensors, self._limits.seconds)
+            if meanwhile is not None:
+                meanwhile()
+            received = self._outcome(life, answer)
+            return self._result(received, doing)
+        except _Told as told:
+            raise told.error from None
+        except (EOFError, ConnectionError) as error:
+            status = self._end()
+            raise IsolationError(
+                f"{doing}: the process {_became(status)}", remedy=f"{_CRASHES} {_SEE}"
+            ) from error
+        except TimeoutError as error:
+            self._end()
+            raise IsolationError(
+                f"{doing}: it took more than {self._limits.seconds:g} s, and was ended",
+                remedy="Where it only is slow, give it more time: CLIPCHECK_TIME_LIMIT=SECONDS.",
+            ) from error
+        except Garbled as error:
+            self._end()
+            raise IsolationError(
+                f"{doing}: expected an answer, found {error}",
+                remedy="Do not run this file: it has taken over the process that ran it.",
+            ) from error
+        except BaseException:  # Whatever it is, the cell waits for an answer that will not come.
+            self._end()
+            raise
+
+    def share(self, memory: Memory) -> None:
+        """Let it read a piece of memory. What it writes there is seen by itself alone."""
+        life = self._living()
+        socket.send_fds(life.sharing, [b"m"], [memory.descriptor])
+
+    def seen(self, path: Path, data: Sequence[Path] = ()) -> str:
+        """Where it finds a file that it may read: in its own folder, as a copy, where this process
+        can open the file by privileges alone.
+
+        Args:
+            path: the file.
+            data: files that it names, in its folder or below. They are copied along.
+
+        Raises:
+            OutputError: there is no room for the copy.
+        """
+        life = self._living()
+        if all(map(within_reach, (path, *data))):
+            return os.fspath(path.absolute())
+        for file in data:
+            life.copied(file, path.parent)
+        return os.fspath(life.copied(path, path.parent))
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes that it has had at most, shared ones as well; 0 where the system does not tell."""
+        return 0 if self._life is None else self._life.peak_memory
+
+    def close(self) -> None:
+        """End it, and remove all that it has written."""
+        if self._life is not None:
+            self._end()
+
+    def _living(self) -> _Life:
+        if self._life is None:
+            self._life = _Life(self._servant, self._readable, self._limits, gpu=self._gpu)
+            try:
+                message = self._life.channel.receive(_STARTING).message
+                self.measures = tuple(str(each)[:MOST_WORDS] for each in message["confined"])
+            except (EOFError, TimeoutError, Garbled, KeyError) as error:
+                status = self._end()
+                raise IsolationError(
+                    f"a process without rights could not be started: it {_became(status)}",
+                    remedy="Report this, with the version of the system; --isolation none does "
+                    "without, for files that you trust.",
+                ) from error
+        return self._life
+
+    def _end(self) -> int:
+        life, self._life = self._life, None
+        assert life is not None  # noqa: S101 - for the type: only what lives is ended
+        return life.end()
+
+    def _outcome(self, life: _Life, answer: Answer | None) -> Received:
+        """What comes after all that it asks back. Its time is what it takes itself."""
+        left = self._limits.seconds
+        for _ in range(_MOST_QUESTIONS):
+            began = time.monotonic()
+            received = life.channel.receive(left)
+            left -= time.monotonic() - began
+            if "asks" not in received.message:
+                return received
+            life.channel.send(self._answered(received, answer), seconds=self._limits.seconds)
+        raise Garbled("questions without end")
+
+    def _answered(self, received: Received, answer: Answer | None) -> Message:
+        question = received.message["asks"]
+        if answer is None or not isinstance(question, dict):
+            raise Garbled("a question that nobody can answer")
+        return answer(question, received.tensors)
+
+    def _result(self, received: Received, doing: str) -> Received:
+        message = received.message
+        done = message.get("done")
+        if isinstance(done, dict):
+            return Received(done, received.tensors)
+        failed = message.get("failed")
+        if not isinstance(failed, dict):
+            raise Garbled("something else")
+        words = {name: str(failed.get(name, ""))[:MOST_WORDS] for name in ("problem", "remedy")}
+        kind = failed.get("kind")
+        if kind == MEMORY:
+            raise _told(
+                IsolationError,
+                f"{doing}: it needs more memory than the {self._limits.memory / 1e9:.1f} GB that "
+                f"it may take ({words['problem'].splitlines()[0]})",
+                remedy="Where that is too little, allow more: CLIPCHECK_MEMORY_LIMIT=SIZE.",
+            )
+        error = _error_named(kind)
+        if error is None:
+            raise _told(
+                IsolationError,
+                f"{doing}: failed in a way that is not foreseen ({words['problem']})",
+                remedy=_SEE,
+            )
+        path = _path(failed, self._readable)
+        raise _Told(error(words["problem"], remedy=words["remedy"], path=path))
+
+
+class _Told(Exception):  # noqa: N818 - never seen outside
+    """An error that the cell told of: it lives, and can be asked again."""
+
+    def __init__(self, error: ClipcheckError) -> None:
+        self.error = error
+
+
+def _told(error: type[ClipcheckError], problem: str, remedy: str) -> _Told:
+    return _Told(error(problem, remedy=remedy))
+
+
+class _Life:
+    """A cell from its start to its end."""
+
+    def __init__(self, servant: str, readable: list[str], limits: Limits, *, gpu: bool) -> None:
+        self._zygote = zygote()
+        with ExitStack() as held:  # until it lives, of who starts it
+            scratch = TemporaryDirectory(prefix="clipcheck-", ignore_cleanup_errors=True)
+            self._scratch = Path(held.enter_context(scratch))
+            self._memory = Memory(ROOM)
+            held.callback(self._memory.close)
+            near, far = socket.socketpair()
+            self.channel = Channel(held.enter_context(near), self._memory)
+            self.sharing, far_sharing = socket.socketpair()
+            held.enter_context(self.sharing)
+            message = {
+                "do": "fork",
+                "servant": servant,
+                "readable": readable,
+                "scratch": str(self._scratch),
+                "limits": asdict(limits),
+                "gpu": gpu,
+            }
+            with far, far_sharing:
+                descriptors = [far.fileno(), far_sharing.fileno(), self._memory.descriptor]
+                self._pid = int(self._zygote.ask(message, descriptors)["pid"])
+            self._held = held.pop_all()
+
+    def copied(self, path: Path, folder: Path) -> Path:
+        """A copy of the file in the cell's folder, where its name begins in ``folder``."""
+        target = self._scratch / os.path.normpath(path.relative_to(folder))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        except OSError as error:
+            raise OutputError(
+                f"cannot be copied for the process that is to run it ({error.strerror or error})",
+                remedy="Let all users read it, or make room in the folder for temporary files.",
+                path=path,
+            ) from error
+        return target
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes that it has had at most; 0 where the system does not tell."""
+        with suppress(OSError):
+            for line in Path(f"/proc/{self._pid}/status").read_text(encoding="ascii").splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        return 0
+
+    def end(self) -> int:
+        """How it has ended, as `os.waitpid` tells it."""
+        try:
+            # It may be over, and not yet be waited for: then its number is still its own.
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            return int(self._zygote.ask({"do": "wait", "pid": self._pid})["status"])
+        except IsolationError:
+            return signal.SIGKILL  # What it was forked from is gone, and has taken it along.
+        finally:
+            self._held.close()
+
+
+class _Zygote:
+    """The process that cells are forked from, of which this one has one."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self._lock = threading.Lock()
+        self._control, far = socket.socketpair()
+        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        modules = ["torch", "clipcheck.backends.servants", "clipcheck.sandbox.serving"]
+        paths = [path for path in sys.path if path]
+        with far:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-I",
+                    "-c",
+                    _PROGRAM,
+                    json.dumps(paths),
+                    str(far.fileno()),
+                    *modules,
+                ],
+                env=_environment(),
+                pass_fds=[far.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._said,
+                start_new_session=True,
+            )
+
+    @property
+    def lives(self) -> bool:
+        """Whether it runs, and is this process's own, not one that a fork has copied."""
+        return self.owner == os.getpid() and self._process.poll() is None
+
+    def ask(self, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
+        """What it answers.
+
+        Raises:
+            IsolationError: it has ended, or does not answer.
+        """
+        with self._lock:
+            try:
+                self._control.settimeout(_STARTING)
+                socket.send_fds(self._control, [json.dumps(message).encode()], descriptors)
+                answer = self._control.recv(MOST)
+            except OSError:  # gone, closed, or too slow
+                answer = b""
+        if not answer:
+            words = self._last_words()
+            self.close()
+            raise IsolationError(
+                f"what starts processes without rights has ended ({words})",
+                remedy="Report this; --isolation none does without, for files that you trust.",
+            )
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+    def _last_words(self) -> str:
+        if self._said.closed:
+            return "it was ended before"
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it has said nothing"
+
+    def close(self) -> None:
+        """End it. Its cells end with it."""
+        self._control.close()
+        self._said.close()
+        if self.owner == os.getpid():
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+_own: _Zygote | None = None
+_starting = threading.Lock()
+
+
+def zygote() -> _Zygote:
+    """This process's zygote. It is started where there is none; what it needs, it imports while
+    this process goes on.
+
+    Raises:
+        UnavailableError: this system cannot fork processes or hand descriptors to them.
+    """
+    global _own
+    if not hasattr(os, "fork") or not hasattr(socket, "send_fds"):
+        raise UnavailableError(
+            "this system cannot run a file's code in a process of its own",
+            remedy="Give --isolation none, for files that you trust, or use Linux.",
+        )
+    with _starting:
+        if _own is None or not _own.lives:
+            _own = _Zygote()
+        return _own
+
+
+@atexit.register
+def _close() -> None:
+    if _own is not None and _own.lives:
+        _own.close()
+
+
+def _environment() -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or name.startswith(_KEPT_PREFIXES)
+    }
+    return {
+        **kept,
+        # Its threads would be lost in a fork, and nothing here needs it.
+        "OPENBLAS_NUM_THREADS": "1",
+        # While a cell waits its threads would keep the cores busy that its asker computes on.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+
+
+def _became(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        why = ", as the system does for want of memory" if number == signal.SIGKILL else ""
+        return f"was ended by {name}{why}"
+    return f"ended by itself, with exit code {os.waitstatus_to_exitcode(status)}"
+
+
+def _error_named(kind: object) -> type[ClipcheckError] | None:
+    """One of clipcheck's own."""
+    found = getattr(errors, kind, None) if isinstance(kind, str) else None
+    if isinstance(found, type) and issubclass(found, ClipcheckError):
+        return found
+    return None
+
+
+def _path(failed: Mapping[str, Any], readable: Sequence[str]) -> str | None:
+    """The file that an error is about, where it is one that the cell was given."""
+    path = failed.get("path")
+    return path if isinstance(path, str) and path in readable else None

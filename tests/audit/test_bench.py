@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from clipcheck.audit import bench as auditing
+from clipcheck.audit.bench import Audit, Finding, audit
+from clipcheck.audit.faults import CLEAN, FAULTS, where
+from clipcheck.audit.faults.where import Spot
+from clipcheck.backends import registry
+from clipcheck.backends.base import Missing
+from clipcheck.checkpoints.architecture import ARCHITECTURES, ResNet, ViT
+from clipcheck.errors import UnavailableError, UnknownModelError, UsageError
+from clipcheck.gates.localisation import Localisation, Place
+from tests.system.test_progress import Listener
+
+WEAK_AND_CLEAN = ("layer-norm-epsilon-1e-6", "end-token-missing", "batch-norm-by-hand")
+LOCALISED = (
+    "quickgelu-slope-1.7", "leaky-relu-in-one-bottleneck", "running-mean-updated", "linear-by-addmm"
+)  # fmt: skip
+TINY = ("tiny-vit", "tiny-resnet")
+
+
+class Here:
+    """In place of the pool of processes, of which each would import torch: one after the other, in
+    this one. The audit of tests/test_cli.py has real ones."""
+
+    def __init__(
+        self, _: int, __: object, initializer: Callable[..., None], arguments: tuple[Any, ...]
+    ) -> None:
+        initializer(*arguments)
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work: Callable[[Any], Any], unit: object) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(work(unit))
+        return done
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _here() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auditing, "ProcessPoolExecutor", Here)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _smaller() -> Iterator[None]:
+    """With one block of each kind, under the names of the two for tests: what takes the time is to
+    trace them. The words remain, which the classic assertion is about."""
+    towers = {"tiny-vit": ViT(1, 64, 8), "tiny-resnet": ResNet((1, 1, 1, 1), 8)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, vision in towers.items():
+            smaller = replace(ARCHITECTURES[name], vision=vision, text_layers=1, text_width=64)
+            patch.setitem(ARCHITECTURES, name, smaller)
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(_here: None, _smaller: None) -> Audit:
+    return audit(TINY, only=WEAK_AND_CLEAN)
+
+
+@pytest.fixture(scope="module")
+def localised(_here: None, _smaller: None) -> Audit:
+    return audit(TINY, only=LOCALISED, localize=True)
+
+
+@pytest.fixture(scope="module")
+def shared(_here: None, _smaller: None) -> Audit:
+    """By two cores, for one architecture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 2)
+        return audit(["tiny-vit"], only=["linear-by-addmm", "logit-scale-drifts", "empty-prompts"])
+
+
+def of(found: Audit, name: str, architecture: str) -> Finding:
+    (one,) = (f for f in found.findings if (f.name, f.architecture) == (name, architecture))
+    return one
+
+
+def test_a_weak_fault_is_caught_by_the_modules_where_the_classic_assertion_passes(
+    found: Audit,
+) -> None:
+    for architecture in TINY:
+        fault = of(found, "layer-norm-epsilon-1e-6", architecture)
+        assert (fault.gate, fault.caught, fault.right) == ("modules", True, True)
+        assert fault.margin > 3
+        assert not fault.classic_caught
+        assert not fault.clean
+
+
+def test_a_gross_fault_is_caught_by_the_classic_assertion_as_well(found: Audit) -> None:
+    for architecture in TINY:
+        fault = of(found, "end-token-missing", architecture)
+        assert fault.caught
+        assert fault.classic_caught
+
+
+def test_a_clean_variant_passes_with_room(found: Audit) -> None:
+    clean = of(found, "batch-norm-by-hand", "tiny-resnet")
+    assert (clean.gate, clean.caught, clean.clean, clean.right) == (None, False, True, True)
+    assert 0 < clean.margin < 0.9
+    assert clean.greatest.keys() == {"features", "feature_row", "logits", "logit_row", "module"}
+
+
+def test_a_variant_is_planted_only_where_it_applies(found: Audit) -> None:
+    assert len(found.findings) == 5
+    assert found.passed
+    assert [len(found.faults), len(found.clean)] == [4, 1]
+
+
+def test_findings_come_in_the_order_of_the_catalogue(found: Audit) -> None:
+    order = [variant.name for variant in (*FAULTS, *CLEAN)]
+    positions = [order.index(finding.name) for finding in found.findings]
+    assert positions == sorted(positions)
+
+
+def test_several_seeds_kinds_of_weights_and_dtypes_are_all_judged() -> None:
+    listener = Listener()
+    found = audit(
+        ["tiny-vit"],
+        seeds=(0, 1),
+        weights=("seeded", "outliers"),
+        dtypes=("float32", "float16"),
+        only=["logits-in-half"],
+        progress=listener,
+    )
+    kinds = [(kind, dtype) for kind in ("seeded", "outliers") for dtype in ("float32", "float16")]
+    assert [(f.seed, f.weights, f.dtype) for f in found.findings] == [
+        (seed, *kind) for seed in (0, 1) for kind in kinds
+    ]
+    assert len({f.margin for f in found.findings}) == 8
+    assert listener.words[0] == "judging 8 variants in 8 parts"
+    assert len(listener.words) == 9
+    assert "(part 8 of 8)" in listener.words[-1]
+    assert listener.shares[-1] == 1.0
+
+
+def test_a_fault_is_localised_where_it_was_planted_if_that_is_asked_for(localised: Audit) -> None:
+    assert localised.passed
+    assert {f.name for f in localised.sought} == set(LOCALISED) - {"linear-by-addmm"}
+    for finding in localised.sought:
+        assert finding.localised, finding
+        assert finding.localisation is not None
+        assert finding.localisation.found
+
+
+def test_weights_that_running_changes_lead_to_their_module(localised: Audit) -> None:
+    (place,) = of(localised, "running-mean-updated", "tiny-resnet").localisation.found  # type: ignore[union-attr]
+    assert place.part == "its running_mean, which running changes"
+
+
+def test_nothing_is_localised_unless_asked(found: Audit) -> None:
+    assert not found.sought
+    assert not any(finding.localised for finding in found.findings)
+
+
+def test_a_fault_that_is_localised_elsewhere_fails_the_audit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elsewhere = [Spot("transformer.resblocks.1.mlp.gelu")]
+    monkeypatch.setattr(where, "spots", lambda *_: elsewhere)
+    found = audit(["tiny-vit"], only=["activation-clipped"], localize=True)
+    (finding,) = found.sought
+    assert finding.caught
+    assert not finding.localised
+    assert not found.passed
+
+
+@pytest.mark.parametrize(
+    ("place", "spot", "right"),
+    [
+        (("a.attn", ""), ("a.attn", ""), True),
+        (("a.attn", "itself, or b"), ("a.attn", ""), True),
+        (("a.attn", "what it is given"), ("a.attn", ""), False),
+        (("a.attn", "what it is given"), ("a.attn", "what it is given"), True),
+        (("a", "pooling and projection"), ("a", "pooling"), True),
+        (("a", ""), ("a", "pooling"), False),
+        (("b.relu3", ""), ("b.relu", ""), True),
+        (("b.relu4", ""), ("b.relu", ""), False),
+        (("b", ""), ("a", ""), False),
+    ],
+)
+def test_a_place_is_right_where_module_and_part_are(
+    place: tuple[str, str], spot: tuple[str, str], right: bool
+) -> None:
+    assert auditing._is_at(Place("text", *place), Spot(*spot)) is right
+
+
+def test_a_fault_of_both_towers_has_to_be_found_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = [Spot("visual.ln_pre"), Spot("visual.ln_post"), Spot("ln_final")]
+    monkeypatch.setattr(where, "spots", lambda *_: planted)
+    bench: Any = SimpleNamespace(_architecture=None)
+    image, text = Place("image", "visual.ln_pre"), Place("text", "ln_final")
+    for places, right in (([image, text], True), ([image], False), ([], False)):
+        found = Localisation(places)
+        assert auditing._Bench._is_right(bench, found, FAULTS[0]) is right
+
+
+def test_the_work_is_divided_between_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    one = auditing._units(["tiny-vit"], [0], ["seeded"], ["float32"], ("jit",), (), None, False)
+    assert [(unit.share, unit.of, unit.threads) for unit in one] == [(i, 16, 1) for i in range(16)]
+    many = auditing._units(TINY, range(10), ["seeded"], ["float32"], ("jit",), (), None, False)
+    assert [(unit.share, unit.of, unit.threads) for unit in many] == [(0, 1, 1)] * 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"architectures": ["ViT-Z"]}, UnknownModelError, "'ViT-Z'"),
+        ({"weights": ["wide"]}, UsageError, "expected a kind of weights, found 'wide'"),
+        ({"dtypes": ["half"]}, UsageError, "expected a dtype, found 'half'"),
+        ({"architectures": ["RN50"], "weights": ["trained"]}, UsageError, "at most 20,000,000 par"),
+        ({"only": ["no-such-fault"]}, UsageError, "no variant is named 'no-such-fault'"),
+        ({"architectures": []}, UsageError, "found none"),
+        ({"seeds": []}, UsageError, "found none"),
+        ({"backends": ["eager"]}, UsageError, "expected a backend to plant .* found 'eager'"),
+        ({"backends": ["compile:mode=default"]}, UsageError, "found 'compile:mode=default'"),
+        ({"backends": ["onxruntime"]}, UsageError, "found 'onxruntime'"),
+        ({"backends": []}, UsageError, "found none"),
+    ],
+)
+def test_what_is_not_known_is_refused_before_anything_is_run(
+    arguments: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        audit(**arguments)
+
+
+FAULT = Finding(
+    "f", "weights", "r", False, "tiny-vit", 0, "seeded", "float32", "fidelity", 9.0, False
+)
+HARMLESS = Finding("c", "clean", "r", True, "tiny-vit", 0, "seeded", "float32", None, 0.3, False)
+
+
+def test_an_audit_passes_when_every_fault_is_caught_and_nothing_else_is() -> None:
+    assert Audit([FAULT, HARMLESS]).passed
+    assert not Audit([replace(FAULT, gate=None), HARMLESS]).passed
+    assert not Audit([FAULT, replace(HARMLESS, gate="modules")]).passed
+    assert not Audit([]).passed
+
+
+def test_shares_of_one_architecture_judge_each_variant_once(shared: Audit) -> None:
+    assert [finding.name for finding in shared.findings] == [
+        "empty-prompts", "logit-scale-drifts", "linear-by-addmm"
+    ]  # fmt: skip
+
+
+def test_a_weight_that_running_changes_is_told(shared: Audit) -> None:
+    assert of(shared, "logit-scale-drifts", "tiny-vit").gate == "integrity"
+
+
+# ------------------------------------------------------------------------- other backends
+
+
+WAYS = ("layer-norm-epsilon-1e-3", "end-of-text-by-legacy-id", "logits-in-half")
+
+
+def test_faults_are_planted_into_every_backend_that_is_named() -> None:
+    found = audit(TINY, backends=["transformers", "trace", "jit", "trace"], only=WAYS)
+    assert [(f.backend, f.name, f.architecture) for f in found.findings] == [
+        ("jit", "logits-in-half", "tiny-vit"),
+        ("jit", "logits-in-half", "tiny-resnet"),
+        ("trace", "layer-norm-epsilon-1e-3", "tiny-vit"),
+        ("trace", "layer-norm-epsilon-1e-3", "tiny-resnet"),
+        ("transformers", "layer-norm-epsilon-1e-3", "tiny-vit"),
+        ("transformers", "end-of-text-by-legacy-id", "tiny-vit"),
+    ]
+    assert found.passed
+    assert found.left_out == {}
+    assert [finding.name for finding in found.clean] == ["end-of-text-by-legacy-id"]
+
+
+def test_all_leaves_out_what_cannot_run_here_and_tells_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in set(auditing.BACKENDS) - {"clip", "trace"}:
+        missing = Missing(f"no {name}", "Install it.")
+        monkeypatch.setattr(registry.way(name), "available", lambda missing=missing: missing)
+    found = audit(["tiny-vit"], backends=["all"], only=["logit-scale-not-exponentiated"])
+    assert [finding.backend for finding in found.findings] == ["trace", "clip"]
+    assert found.left_out["onnxruntime"] == "no onnxruntime. Install it."
+    assert found.left_out.keys() == set(auditing.BACKENDS) - {"clip", "trace"}
+    with pytest.raises(UnavailableError, match="compile: no compile"):
+        audit(["tiny-vit"], backends=["all", "compile"])
+
+
+def test_of_the_other_ways_no_place_is_looked_for() -> None:
+    found = audit(["tiny-vit"], backends=["trace"], only=WAYS, localize=True)
+    assert found.passed
+    assert not found.sought

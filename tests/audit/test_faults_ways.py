@@ -1,0 +1,220 @@
+"""The catalogue of the ways other than the archive: each fault is caught, no clean variant is."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from onnx import helper
+
+from clipcheck.audit.bench_ways import WayBench
+from clipcheck.audit.faults import CLEAN, CLEAN_FAMILY, FAMILIES, FAULTS
+from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS, WayVariant, graphs
+from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.registry import BACKENDS, way
+from clipcheck.backends.source import Source
+from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.models.loader import load_eager
+from clipcheck.writers.convert import write
+from clipcheck.writers.synthesize import architecture_named, synthesize
+from tests.models import TINY
+from tests.samples import MINUTE, minute_weights
+
+ALL = (*WAY_FAULTS, *CLEAN_WAYS)
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+FAST = ("clip", "open_clip", "transformers", "trace", "script", "export", "onnxruntime")
+"""The ones where planting takes the least time come first."""
+SLOW = ("compile", "aotinductor")
+"""They take most of a minute for each variant, and are left to long runs."""
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, WayBench]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    small = {name: smallest(name) for name in TINY}
+    yield {
+        name: WayBench(each, 0, synthesize(each), tmp_path_factory.mktemp("ways"))
+        for name, each in small.items()
+    }
+    torch.set_num_threads(threads)
+
+
+def smallest(name: str) -> Architecture:
+    """One layer of each kind: what takes the time is to export them."""
+    architecture = architecture_named(name)
+    vision = architecture.vision
+    layers = (
+        replace(vision, layers=1) if isinstance(vision, ViT) else replace(vision, layers=(1,) * 4)
+    )
+    return replace(architecture, vision=layers, text_layers=1)
+
+
+def cases(variants: tuple[WayVariant, ...]) -> Any:
+    """Each variant in the first small architecture that it applies to, in the first backend that
+    it can be planted in, what is as it is in each that is fast; all in all in a long run."""
+    found = []
+    for variant in variants:
+        fast = [backend for backend in FAST if backend in variant.plants]
+        some = fast if variant.name == "as-it-is" else fast[:1]
+        for backend in variant.plants if THOROUGH else some:
+            names = [name for name in TINY if variant.applies_to(backend, architecture_named(name))]
+            found.append((backend, names[0], variant))
+    found.sort(key=lambda case: (case[0], case[1]))
+    ids = [f"{backend}-{variant.name}" for backend, _, variant in found]
+    return pytest.mark.parametrize(("backend", "name", "variant"), found, ids=ids)
+
+
+@cases(WAY_FAULTS)
+def test_a_fault_is_caught(
+    benches: dict[str, WayBench], backend: str, name: str, variant: WayVariant
+) -> None:
+    gates, _ = benches[name].judge(backend, variant)
+    assert not all(gate.passed for gate in gates)
+    assert max(gate.margin for gate in gates) > 3  # none is near the limit
+
+
+@cases(CLEAN_WAYS)
+def test_a_clean_variant_passes(
+    benches: dict[str, WayBench], backend: str, name: str, variant: WayVariant
+) -> None:
+    gates, _ = benches[name].judge(backend, variant)
+    assert [gate.name for gate in gates if not gate.passed] == []
+    assert max(gate.margin for gate in gates) < 0.8
+
+
+# ---------------------------------------------------------------------------- the catalogue
+
+
+def test_names_are_unique_and_in_kebab_case() -> None:
+    names = Counter(variant.name for variant in ALL)
+    assert [name for name, count in names.items() if count > 1] == []
+    assert not [n for n in names if set(n) - set("abcdefghijklmnopqrstuvwxyz0123456789-.")]
+    assert max(map(len, names)) < 40
+
+
+def test_what_has_a_name_of_the_archives_catalogue_is_the_same_kind_of_fault() -> None:
+    archives = {variant.name: variant.family for variant in (*FAULTS, *CLEAN)}
+    assert [v.name for v in ALL if archives.get(v.name, v.family) != v.family] == []
+
+
+def test_every_reason_is_one_line() -> None:
+    assert [v.name for v in ALL if not v.reason or "\n" in v.reason or len(v.reason) > 100] == []
+
+
+def test_every_family_is_known_and_clean_variants_have_their_own() -> None:
+    assert {variant.family for variant in WAY_FAULTS} <= set(FAMILIES)
+    assert {variant.family for variant in CLEAN_WAYS} == {CLEAN_FAMILY}
+
+
+def test_every_backend_but_the_two_with_other_catalogues_has_several_faults() -> None:
+    faults = Counter(backend for variant in WAY_FAULTS for backend in variant.plants)
+    clean = Counter(backend for variant in CLEAN_WAYS for backend in variant.plants)
+    assert faults.keys() == clean.keys() == set(BACKENDS) - {"jit", "eager"}
+    assert min(faults[backend] for backend in FAST) >= 5
+    assert all(2 <= faults[backend] <= 3 for backend in SLOW)
+
+
+def test_what_is_planted_computes_in_a_dtype_that_the_backend_has_on_the_cpu(
+    source: Source,
+) -> None:
+    for variant in ALL:
+        for backend in variant.plants:
+            assert way(backend).unfit(source.checkpoint, CPU, variant.dtype) is None
+
+
+def test_a_variant_is_planted_only_where_it_applies() -> None:
+    vit, resnet = (architecture_named(name) for name in TINY)
+    stem = next(v for v in ALL if v.kinds == (ResNet,))
+    assert not any(stem.applies_to(backend, vit) for backend in stem.plants)
+    dropped = next(v for v in ALL if v.name == "causal-mask-dropped")
+    assert dropped.kinds == (ViT, ResNet)
+    assert dropped.applies_to("transformers", vit)
+    assert not dropped.applies_to("transformers", resnet)
+    assert not stem.applies_to("transformers", resnet)
+
+
+# ------------------------------------------------------------------------------- planting
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    folder = tmp_path_factory.mktemp("source")
+    path = folder / "minute.safetensors"
+    write(MINUTE, minute_weights(), path, Format.SAFETENSORS)
+    checkpoint = open_checkpoint(path)
+    model = load_eager(checkpoint, CPU, torch.float32)
+    return Source(checkpoint, model, CPU, "float32", {}, folder, Artefacts(None, folder))
+
+
+def test_planting_leaves_the_source_as_it_was(source: Source) -> None:
+    from clipcheck.backends.clip import import_clip
+
+    kinds = [type(module) for module in source.model.modules()]
+    training = [module.training for module in source.model.modules()]
+    weights = {key: tensor.clone() for key, tensor in source.model.state_dict().items()}
+    library = import_clip().model
+    before = (library.QuickGELU.forward, library.CLIP.build_attention_mask)
+    for variant in ALL:
+        for backend in variant.plants.keys() - {"export", "onnxruntime"}:
+            if not variant.applies_to(backend, MINUTE):
+                continue
+            with variant.plants[backend](source) as planted:
+                assert planted.device == source.device
+    assert [type(module) for module in source.model.modules()] == kinds
+    assert [module.training for module in source.model.modules()] == training
+    assert all(torch.equal(weights[k], t) for k, t in source.model.state_dict().items())
+    stored = minute_weights()
+    assert all(torch.equal(stored[k], t) for k, t in source.checkpoint.tensors.items())
+    assert (library.QuickGELU.forward, library.CLIP.build_attention_mask) == before
+
+
+def test_a_library_has_its_own_functions_again_after_an_error(source: Source) -> None:
+    from clipcheck.backends.clip import import_clip
+
+    fault = next(v for v in ALL if v.name == "causal-mask-dropped")
+    library = import_clip().model
+    own = library.CLIP.build_attention_mask
+    planted = fault.plants["clip"](source)
+    planted.__enter__()
+    assert library.CLIP.build_attention_mask is not own
+    assert planted.__exit__(KeyError, KeyError(), None) is False
+    assert library.CLIP.build_attention_mask is own
+
+
+def test_an_altered_model_is_not_taken_from_what_was_built_before(source: Source) -> None:
+    fault = next(v for v in ALL if v.name == "causal-mask-dropped")
+    with fault.plants["aotinductor"](source) as planted:
+        assert planted.artefacts is not source.artefacts
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        graphs.without_mask,
+        graphs.multiplied_mask,
+        graphs.softmax_over_queries,
+        graphs.pad_behind,
+        graphs.slope(1.7),
+        graphs.constants_in_half,
+        graphs.convolutions_in_half,
+        graphs.epsilon(1e-3),
+        graphs.rows_of_example,
+    ],
+)
+def test_an_alteration_that_finds_nothing_is_an_error(alter: Any) -> None:
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    node = helper.make_node("Identity", ["x"], ["y"])
+    output = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    program = helper.make_model(helper.make_graph([node], "nothing", [value], [output]))
+    with pytest.raises(ValueError, match="nothing would be altered"):
+        alter(program)

@@ -1,0 +1,54 @@
+"""Where faults are said to be planted: in modules that models have."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from clipcheck.audit.faults import FAULTS, fault_named
+from clipcheck.audit.faults.where import _WHERE, FORWARD, is_hidden, spots
+from clipcheck.errors import UsageError
+from clipcheck.writers.legacy import Multimodal
+from clipcheck.writers.synthesize import architecture_named
+from tests.models import TINY
+
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+
+
+def test_every_fault_has_a_place_and_nothing_else_has() -> None:
+    assert _WHERE.keys() == {fault.name for fault in FAULTS}
+
+
+@pytest.mark.parametrize("name", [*TINY, *(["ViT-B/32", "RN50"] if THOROUGH else [])])
+def test_every_fault_that_can_be_planted_has_a_spot_that_the_model_has(name: str) -> None:
+    architecture = architecture_named(name)
+    with torch.device("meta"):
+        model = Multimodal(architecture)
+    known = {n for n, _ in model.named_modules()} | model.state_dict().keys() | {FORWARD}
+    for fault in FAULTS:
+        if fault.applies_to(architecture):
+            found = spots(fault.name, architecture)
+            assert found or is_hidden(fault.name), fault.name
+            assert {spot.name for spot in found} <= known
+
+
+def test_the_block_in_the_middle_is_another_one_in_a_deeper_model() -> None:
+    (tiny,) = spots("int8-weight-in-one-layer", architecture_named("tiny-vit"))
+    (full,) = spots("int8-weight-in-one-layer", architecture_named("ViT-B/32"))
+    assert tiny.name == "transformer.resblocks.0.mlp.c_proj"
+    assert full.name == "transformer.resblocks.5.mlp.c_proj"
+
+
+def test_a_fault_is_found_by_its_name() -> None:
+    assert fault_named("causal-mask-missing").family == "attention"
+
+
+def test_a_name_that_no_fault_has_is_refused_with_those_that_are_near() -> None:
+    with pytest.raises(UsageError, match=r"found 'gelu'.*gelu-for-quickgelu"):
+        fault_named("gelu")
+    with pytest.raises(UsageError, match=r"found 'casual-mask-missing'.*causal-mask-missing"):
+        fault_named("casual-mask-missing")
+    with pytest.raises(UsageError, match=r"found 'zzz'.*clipcheck audit"):
+        fault_named("zzz")

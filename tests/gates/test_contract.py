@@ -1,0 +1,209 @@
+"""The gate ``contract``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clipcheck.gates.contract import contract
+from clipcheck.gates.result import LOGITS, Case, GateResult
+from clipcheck.gates.tolerances import LIMITS, Contract
+from tests.gates import NOT_FINITE, Named, exact_outputs, spoilt
+
+
+def outputs() -> Named:
+    return {name: values.astype(np.float32) for name, values in exact_outputs().items()}
+
+
+def case_of(candidate: Named, reference: Named) -> Case:
+    rows = {"image": ("noise", "black", "white"), "prompt": ("empty", "77 tokens")}
+    return Case(candidate, reference, reference, rows, {"image": 16, "prompt": 17})
+
+
+def judged(candidate: Named, reference: Named, limits: Contract | None = None) -> GateResult:
+    return contract([case_of(candidate, reference)], limits or Contract())
+
+
+def test_equal_logits_pass_and_the_greatest_difference_is_told() -> None:
+    found = judged(outputs(), outputs())
+    assert found.name == "contract"
+    assert found.passed
+    assert found.margin == 0.0
+    assert found.message == (
+        "probabilities agree within atol 0.01 and rtol 0.1; greatest difference 0"
+    )
+
+
+def moved() -> tuple[Named, Named]:
+    """The probabilities of the third image are others."""
+    reference = outputs()
+    reference["logits_per_image"] = np.log(np.array([[0.6, 0.4]] * 3))
+    candidate = {**reference, "logits_per_image": np.log(np.array([[0.6, 0.4]] * 2 + [[0.9, 0.1]]))}
+    return candidate, reference
+
+
+def test_the_message_names_output_rows_values_and_what_is_allowed_and_why() -> None:
+    found = judged(*moved())
+    assert not found.passed
+    assert found.message == (
+        "softmax(logits_per_image) differs in 2 of 6 probabilities; worst at image 18 (white), "
+        "prompt 18 (77 tokens): candidate 0.1, reference 0.4, 0.3 apart; up to 0.05 allowed "
+        "(atol 0.01 + rtol 0.1 x reference)"
+    )
+    assert found.margin == pytest.approx(6)
+    assert found.figures["logits_per_image"] == {
+        "max_abs": pytest.approx(0.3),
+        "mismatched": 2,
+        "elements": 6,
+        "atol": 0.01,
+        "rtol": 0.1,
+    }
+    assert found.figures["logits_per_text"]["mismatched"] == 0
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_it_is_numpys_allclose_on_both_probabilities(name: str) -> None:
+    reference = outputs()
+    even = np.zeros(reference[name].shape)
+    share = 1 / even.shape[1]
+    allowed = 0.01 + 0.1 * share
+    for part, passes in ((0.999, True), (1.001, False)):
+        found = judged({**reference, name: _moved(even, part * allowed)}, {**reference, name: even})
+        assert found.passed is passes
+        assert found.margin == pytest.approx(part)
+
+
+def _moved(even: np.ndarray, shift: float) -> np.ndarray:
+    """Zeros but for one logit, whose probability is more by ``shift`` than that of the others."""
+    choices = even.shape[1]
+    probability = 1 / choices + shift
+    logits = even.copy()
+    logits[0, 0] = np.log(probability * (choices - 1) / (1 - probability))
+    return logits
+
+
+def test_the_limits_are_adjustable() -> None:
+    reference = outputs()
+    candidate = {name: array + 0.1 * np.arange(array.shape[1]) for name, array in reference.items()}
+    assert not judged(candidate, reference, Contract(0.0, 0.0)).passed
+    assert judged(candidate, reference, Contract(1.0, 0.0)).passed
+    assert judged(candidate, reference, Contract(0.0, 10.0)).passed
+    assert judged(reference, reference, Contract(0.0, 0.0)).passed
+
+
+def test_one_bad_batch_of_several_fails_and_speaks() -> None:
+    sound, off = case_of(outputs(), outputs()), case_of(*moved())
+    off = replace(off, first_rows={"image": 0, "prompt": 0})
+    for cases in ((off, sound, sound), (sound, off, sound), (sound, sound, off)):
+        found = contract(cases, Contract())
+        assert not found.passed
+        assert "worst at image 2 (white), prompt 1" in found.message
+        assert found.figures["logits_per_image"]["mismatched"] == 2
+        assert found.figures["logits_per_image"]["elements"] == 18
+
+
+def test_the_batch_that_fails_speaks_although_another_is_further_from_its_limit() -> None:
+    """Differences are told by what is allowed there, not by their size."""
+    near = {**outputs(), "logits_per_image": np.log(np.array([[0.96, 0.04]] * 3))}
+    far = {**near, "logits_per_image": np.log(np.array([[0.98, 0.02]] * 3))}
+    off = {**near, "logits_per_image": np.log(np.array([[0.95, 0.05]] * 3))}
+    found = contract([case_of(far, near), case_of(off, near)], Contract(0.01, 0.1))
+    assert not found.passed
+    assert "0.02" in found.message
+
+
+def test_the_greatest_difference_of_all_batches_is_told_when_they_pass() -> None:
+    reference = outputs()
+    name = "logits_per_text"
+    even = np.zeros(reference[name].shape)
+    cases = [
+        case_of({**reference, name: _moved(even, shift)}, {**reference, name: even})
+        for shift in (0.001, 0.03, 0.002)
+    ]
+    found = contract(cases, Contract())
+    assert found.passed
+    assert found.message.endswith("greatest difference 0.03")
+    assert found.figures[name]["max_abs"] == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("side", ["candidate", "reference"])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda _: None, "is missing"),
+        (lambda array: array[:1], "has different shapes"),
+        (lambda array: array.T, "has different shapes"),
+        (lambda array: array[:0], "has different shapes"),
+    ],
+    ids=["missing", "shape", "transposed", "empty"],
+)
+def test_it_fails_when_there_is_nothing_to_compare(
+    name: str, side: str, change: Callable[[np.ndarray], np.ndarray | None], problem: str
+) -> None:
+    sides = {"candidate": outputs(), "reference": outputs()}
+    array = change(sides[side].pop(name))
+    if array is not None:
+        sides[side][name] = array
+    sound = case_of(outputs(), outputs())
+    found = contract([sound, case_of(**sides)], Contract(1e30, 1e30))
+    assert not found.passed
+    assert found.message == f"{name} {problem}, so that nothing can be compared"
+    assert found.margin == np.inf
+
+
+def test_it_fails_for_two_empty_sides_and_for_no_cases() -> None:
+    empty = {name: array[:0] for name, array in outputs().items()}
+    found = judged(empty, empty, Contract(1e30, 1e30))
+    assert not found.passed
+    assert found.message == "logits_per_image is empty, so that nothing can be compared"
+    found = contract([], Contract(1e30, 1e30))
+    assert not found.passed
+    assert found.message == "nothing was run, so that nothing can be compared"
+    assert found.margin == np.inf
+
+
+@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize(
+    "sides", [("candidate",), ("reference",), ("candidate", "reference")], ids="+".join
+)
+def test_what_is_not_finite_fails_whatever_the_limits(
+    name: str, value: float, sides: tuple[str, ...]
+) -> None:
+    both = {"candidate": outputs(), "reference": outputs()}
+    for side in sides:
+        both[side][name] = spoilt(both[side][name], value)
+    for limits in (Contract(), Contract(1e30, 1e30)):
+        found = contract([case_of(**both), case_of(outputs(), outputs())], limits)
+        assert not found.passed
+        assert found.margin == np.inf
+
+
+def test_features_are_not_what_it_is_about() -> None:
+    candidate = {**outputs(), "image_features": outputs()["image_features"] * 9}
+    assert judged(candidate, outputs()).passed
+
+
+@pytest.mark.parametrize(("own", "passes"), [(0.45, False), (0.55, True)])
+def test_where_rounding_alone_may_exceed_it_the_assertion_judges_nothing(
+    own: float, passes: bool
+) -> None:
+    def sides(allowed: float) -> Named:
+        """Probabilities of a half, off by so many times what is allowed there."""
+        first = 0.5 + allowed * (Contract.atol + Contract.rtol * 0.5)
+        logits = np.log(np.array([[first, 1 - first]]))
+        return {**outputs(), "logits_per_image": logits, "logits_per_text": logits}
+
+    case = Case(sides(own + 1.2), sides(own), sides(0.0))
+    found = contract([case], Contract(), LIMITS["float16"])
+    assert found.passed is passes
+    assert found.message.startswith(
+        f"judges nothing where rounding alone may exceed it: the eager model is {own} times as far "
+        "from float64 as is allowed; softmax(logits_per_image) differs in "
+    ) is passes  # fmt: skip
+    assert contract([case], Contract(), LIMITS["bfloat16"]).passed
+    assert not contract([case], Contract()).passed

@@ -1,0 +1,172 @@
+"""From the errors of modules to a place in each tower."""
+
+from __future__ import annotations
+
+import math
+
+from clipcheck.gates.localisation import (
+    FORWARD,
+    TOWERS,
+    Failure,
+    Localisation,
+    Place,
+    localise,
+    tower_of,
+)
+from clipcheck.gates.modules import ModuleError
+from clipcheck.gates.tolerances import LIMITS
+
+FLOAT = LIMITS["float32"]
+
+
+def error(module: str, ratio: float, block: str = "", part: str = "") -> ModuleError:
+    return ModuleError(module, "forward", ratio * 1e-6, 1e-6, 1.0, block, part)
+
+
+def places(*errors: ModuleError, failures: tuple[Failure, ...] = ()) -> dict[str, Place]:
+    found = localise(errors, failures, FLOAT, "two images")
+    assert [place.tower for place in found.places] == list(TOWERS)
+    return {place.tower: place for place in found.places}
+
+
+def test_the_first_module_beyond_its_limit_is_the_place_of_its_tower() -> None:
+    found = places(
+        error("visual.conv1", 1),
+        error("visual.ln_pre", 50, part="what it is given"),
+        error("visual.ln_post", 900),
+        error("token_embedding", 9.9),
+        error("ln_final", 11),
+    )
+    assert found["image"].module == "visual.ln_pre"
+    assert found["image"].part == "what it is given"
+    assert math.isclose(found["image"].ratio, 50)
+    assert found["image"].allowed == 10
+    assert math.isclose(found["image"].error, 5e-5)
+    assert found["image"].method == "forward"
+    assert found["image"].given == "two images"
+    assert found["text"].module == "ln_final"
+
+
+def test_a_tower_without_departures_says_whether_it_was_looked_at() -> None:
+    found = places(error("visual.conv1", 1))
+    assert (found["image"].module, found["image"].reason) == (None, "nothing departs")
+    assert (found["text"].module, found["text"].reason) == (None, "not looked at")
+    assert not localise([error("visual.conv1", 1)], [], FLOAT, "").found
+
+
+def test_what_another_module_of_the_block_makes_up_for_is_no_place() -> None:
+    inner = error("transformer.resblocks.0.attn", 500, block="transformer.resblocks.0")
+    assert places(inner, error("transformer.resblocks.0", 1.1))["text"].module is None
+    assert places(inner, error("transformer.resblocks.0", 90))["text"].module == inner.module
+
+
+def test_a_part_of_a_block_is_not_taken_for_the_block() -> None:
+    """That a sum within it is right does not excuse what its modules do."""
+    inner = error("transformer.resblocks.0.attn", 500, block="transformer.resblocks.0")
+    after = error("transformer.resblocks.0", 1, part="residual sum behind mlp")
+    assert places(inner, after)["text"].module == inner.module
+
+
+def test_the_end_of_forward_is_a_place_of_its_own() -> None:
+    found = places(error(FORWARD, 30, part="normalisation, scale and product"))
+    assert found["logits"].module == FORWARD
+    assert tower_of("logit_scale") == "logits"
+    assert tower_of("visual.proj") == "image"
+    assert tower_of("text_projection") == "text"
+
+
+def test_a_method_that_breaks_off_has_its_place_in_the_module_that_it_broke_off_in() -> None:
+    failures = (
+        Failure("encode_image", "visual.layer1.0", "sizes do not match"),
+        Failure("forward", "", "no such method"),
+    )
+    found = places(failures=failures)
+    assert found["image"].module == "visual.layer1.0"
+    assert found["image"].reason == "sizes do not match"
+    assert found["image"].ratio == float("inf")
+    assert (found["logits"].module, found["logits"].part) == (FORWARD, "outside of its modules")
+
+
+def test_a_method_that_breaks_off_says_which_it_was_on_what_and_is_beyond_any_limit() -> None:
+    failure = Failure("encode_image", "visual.layer1.0", "sizes do not match")
+    assert places(failures=(failure,))["image"] == Place(
+        "image",
+        "visual.layer1.0",
+        "",
+        float("inf"),
+        10,
+        float("inf"),
+        "encode_image",
+        "two images",
+        "sizes do not match",
+    )
+
+
+def test_what_is_just_at_its_limit_is_no_departure() -> None:
+    at = ModuleError("visual.conv1", "forward", 10.0, 1.0, 1.0)
+    assert places(at)["image"].module is None
+
+
+def test_where_nothing_departs_it_is_told_on_which_inputs() -> None:
+    found = places(error("visual.conv1", 1))
+    assert [place.given for place in found.values()] == ["two images"] * 3
+
+
+def test_what_departed_before_a_method_broke_off_comes_first() -> None:
+    failure = Failure("encode_image", "visual.layer1.0", "sizes do not match")
+    found = places(error("visual.conv1", 99), failures=(failure,))
+    assert found["image"].module == "visual.conv1"
+
+
+def test_a_place_that_was_found_on_other_inputs_completes_those_found_before() -> None:
+    one = localise([error("visual.conv1", 99), error("ln_final", 1)], [], FLOAT, "first")
+    two = localise([error("visual.ln_pre", 99), error("ln_final", 99)], [], FLOAT, "second")
+    both = one.completed(two)
+    assert [place.module for place in both.places] == ["visual.conv1", "ln_final", None]
+    assert [place.given for place in both.found] == ["first", "second"]
+
+
+def test_what_was_looked_at_once_is_not_said_to_be_unseen() -> None:
+    sound = localise([error("visual.conv1", 1)], [], FLOAT, "")
+    for both in (Localisation.nowhere().completed(sound), sound.completed(Localisation.nowhere())):
+        assert [p.reason for p in both.places] == [
+            "nothing departs",
+            "not looked at",
+            "not looked at",
+        ]
+
+
+def test_of_two_looks_that_found_nothing_the_first_is_told() -> None:
+    one, two = (localise([error("visual.conv1", 1)], [], FLOAT, given) for given in ("one", "two"))
+    assert one.completed(two).places[0].given == "one"
+    broken = Localisation.nowhere("could not be looked for")
+    assert one.completed(broken).places[0].reason == "nothing departs"
+    assert one.completed(broken).places[1].reason == "could not be looked for"
+
+
+def test_a_place_of_which_running_changes_weights_is_told_as_that_and_no_other() -> None:
+    departed = localise(
+        [error("visual.bn1", 99), error("ln_final", 99), error("transformer.a", 1)], [], FLOAT, ""
+    )
+    changed = Localisation.of_changed(["visual.bn1.running_mean", "transformer.b.bias"], "two")
+    found = departed.explained(changed)
+    assert [(place.module, place.part) for place in found.found] == [
+        ("visual.bn1", "its running_mean, which running changes"),
+        ("ln_final", ""),
+    ]
+    sound = localise([error("visual.conv1", 1), error("ln_final", 1)], [], FLOAT, "")
+    assert [place.reason for place in sound.explained(Localisation.of_changed([], "")).places] == [
+        "nothing departs",
+        "nothing departs",
+        "not looked at",
+    ]
+
+
+def test_weights_that_running_changes_are_places_of_their_modules() -> None:
+    found = Localisation.of_changed(["visual.bn1.running_mean", "visual.bn2.x", "logit_scale"], "x")
+    image, text, logits = found.places
+    assert image.module == "visual.bn1"
+    assert image.part == "its running_mean, which running changes"
+    assert (image.ratio, image.given) == (float("inf"), "x")
+    assert text.module is None
+    assert (logits.module, logits.part) == ("logit_scale", "which running changes")

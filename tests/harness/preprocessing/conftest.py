@@ -1,0 +1,29 @@
+"""The candidates of each library, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from clipcheck.harness.preprocessing import registry
+from clipcheck.harness.preprocessing.base import Candidate
+from tests.harness.preprocessing.samples import checkpoint
+
+Candidates = dict[str, Candidate]
+
+
+@pytest.fixture(scope="package")
+def candidates(tmp_path_factory: pytest.TempPathFactory) -> Candidates:
+    """By kind and name, those of all libraries for a checkpoint that is no folder."""
+    folder = tmp_path_factory.mktemp("frontends")
+    return {
+        f"{each.kind} {each.name}": each
+        for library in registry.LIBRARIES
+        for each in registry.of(library, checkpoint(), folder)
+    }
+
+
+@pytest.fixture
+def candidate(candidates: Candidates) -> Callable[[str], Candidate]:
+    return candidates.__getitem__

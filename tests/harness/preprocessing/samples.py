@@ -1,0 +1,29 @@
+"""Checkpoints that no library reads weights from: it is about their sizes and their folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipcheck.checkpoints.architecture import Architecture, ViT
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+from clipcheck.gates.frontends import FrontendResult
+from clipcheck.inputs.examples import Frontend
+
+SIDE, LENGTH = 33, 20
+SMALL = Frontend(SIDE, LENGTH)
+
+NOWHERE = Path("/nonexistent/model.pt")
+
+
+def checkpoint(path: Path = NOWHERE, vocab_size: int = 49408) -> Checkpoint:
+    architecture = Architecture(64, SIDE, ViT(1, 64, 11), 64, 1, LENGTH, vocab_size)
+    return Checkpoint(path, Format.STATE_DICT, architecture, {})
+
+
+def told(results: list[FrontendResult]) -> list[str]:
+    """What differs for no known reason, for people."""
+    return [
+        f"{each.name}: {one.example}: {one.unlike.message}"
+        for each in results
+        for one in each.unknown
+    ]

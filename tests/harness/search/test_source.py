@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from clipcheck.harness.search.source import Pool, Source
+from clipcheck.inputs.batches import MOST_ROWS, Inputs
+from clipcheck.inputs.examples import Example, Frontend, batch, prompts_beside
+
+CLIP = Inputs(resolution=32, context_length=77, vocab_size=49408, grid=4)
+OTHER = Inputs(resolution=16, context_length=8, vocab_size=100, grid=2)
+NUMBERS = Pool("numbers", st.integers(0, 10_000).map(lambda n: Example(prompts=((0, n),))))
+
+
+@pytest.fixture(autouse=True)
+def _database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path))
+
+
+def numbers(examples: list[Example]) -> list[int]:
+    return [int(example.prompts[0][1]) for example in examples]
+
+
+def in_the_database(name: str, tmp_path: Path) -> bool:
+    """Whether failures of that checkpoint are tried again."""
+    return max(numbers(Source(CLIP, name, seed=9).gather(NUMBERS, 1))) >= 5000
+
+
+def same(one: Example, other: Example) -> bool:
+    a, b = (batch(example, Frontend(32, 77)) for example in (one, other))
+    return np.array_equal(a.pixels, b.pixels) and np.array_equal(a.tokens, b.tokens)
+
+
+def test_there_are_as_many_as_asked_for_of_both() -> None:
+    drawn = Source(CLIP, "x.pt", seed=0).draw(20)
+    assert len(drawn.images) == 20
+    assert len(drawn.prompts) == prompts_beside(20)
+
+
+@pytest.mark.parametrize("images", [0, -3])
+def test_of_none_there_are_none(images: int) -> None:
+    assert Source(CLIP, "x.pt", seed=0).draw(images) == Example()
+
+
+def test_the_seed_decides() -> None:
+    first = Source(CLIP, "x.pt", seed=0).draw(16)
+    assert same(first, Source(CLIP, "y.pt", seed=0).draw(16))
+    assert not same(first, Source(CLIP, "x.pt", seed=1).draw(16))
+
+
+def test_prompts_are_texts_and_ids_in_turn() -> None:
+    drawn = Source(CLIP, "x.pt", seed=0).draw(8)
+    assert [isinstance(prompt, str) for prompt in drawn.prompts] == [True, False] * 3 + [True]
+
+
+def test_another_vocabulary_has_ids_alone_that_fit_it() -> None:
+    drawn = Source(OTHER, "x.pt", seed=0).draw(8)
+    for prompt in drawn.prompts:
+        assert isinstance(prompt, tuple)
+        assert len(prompt) <= 8
+        assert (prompt[0], prompt[-1]) == (98, 99)
+
+
+def test_all_that_is_asked_for_is_counted_by_pool() -> None:
+    assert Source(CLIP, "x.pt", seed=0).counts(16) == {"image": 16, "text": 7, "ids": 7}
+    assert Source(OTHER, "x.pt", seed=0).counts(16) == {"image": 16, "ids": 14}
+
+
+def test_what_is_gathered_is_what_is_looked_at_for_a_condition() -> None:
+    source, seen = Source(CLIP, "x.pt", seed=3), []
+    gathered = source.gather(NUMBERS, 40)
+    assert source.find(NUMBERS, lambda example: bool(seen.append(example)), 40) is None
+    assert numbers(gathered) == numbers(seen)
+    assert 36 <= len(gathered) <= 40
+
+
+def test_what_is_found_is_the_smallest() -> None:
+    found = Source(CLIP, "x.pt", seed=0).find(NUMBERS, lambda e: e.prompts[0][1] >= 5000, 50)
+    assert numbers([found]) == [5000]
+
+
+def test_where_nothing_is_there_is_nothing() -> None:
+    assert Source(CLIP, "x.pt", seed=0).find(NUMBERS, lambda _: False, 20) is None
+
+
+def test_what_failed_before_is_tried_again_for_that_checkpoint_and_looking_keeps_it(
+    tmp_path: Path,
+) -> None:
+    assert not in_the_database("x.pt", tmp_path)
+    Source(CLIP, "x.pt", seed=0).find(NUMBERS, lambda e: e.prompts[0][1] >= 5000, 50)
+    for _ in range(20):
+        # Each look tries a few of what was kept, and would clear them away.
+        Source(CLIP, "x.pt", seed=1).gather(NUMBERS, 50)
+    assert in_the_database("x.pt", tmp_path)
+    assert not in_the_database("y.pt", tmp_path)
+
+
+def test_what_failed_before_takes_no_others_place() -> None:
+    source = Source(CLIP, "x.pt", seed=0)
+    before = numbers(source.gather(NUMBERS, 20))
+    source.find(NUMBERS, lambda e: e.prompts[0][1] >= 5000, 50)
+    after = numbers(source.gather(NUMBERS, 20))
+    assert after[: len(before)] == before
+    assert 5000 in after[len(before) :]
+
+
+def test_what_was_kept_and_fits_no_more_is_passed_over() -> None:
+    source = Source(CLIP, "x.pt", seed=0)
+    source.find(NUMBERS, lambda e: e.prompts[0][1] >= 5000, 50)
+    none = Pool("numbers", st.integers().filter(lambda _: False).map(lambda n: Example()))
+    assert source._try_again(none, lambda _: True, 20, source._database(none)) is None
+
+
+@pytest.mark.parametrize(("kind", "sides"), [("image", "i"), ("prompt", "p"), ("pair", "ip")])
+def test_together_they_are_one_to_a_batch_of_that_kind(kind: str, sides: str) -> None:
+    source = Source(CLIP, "x.pt", seed=0)
+    sizes = {
+        (len(example.images), len(example.prompts))
+        for example in source.gather(source.together(kind), 40)  # type: ignore[arg-type]
+    }
+    for n, m in sizes:
+        assert (n > 0, m > 0) == ("i" in sides, "p" in sides)
+        assert max(n, m) <= MOST_ROWS
+    assert max(n + m for n, m in sizes) > 3
+
+
+def test_the_profile_for_ci_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hypothesis
+
+    before = Source(CLIP, "x.pt", seed=4).gather(NUMBERS, 20)
+    profile = hypothesis.settings.get_current_profile_name()
+    hypothesis.settings.register_profile("as-in-ci", derandomize=True, database=None)
+    try:
+        hypothesis.settings.load_profile("as-in-ci")
+        assert numbers(Source(CLIP, "x.pt", seed=4).gather(NUMBERS, 20)) == numbers(before)
+    finally:
+        hypothesis.settings.load_profile(profile)

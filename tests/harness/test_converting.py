@@ -1,0 +1,265 @@
+"""What is known of how a checkpoint computes, before its weights are converted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clipcheck.audit.faults import fault_named
+from clipcheck.checkpoints import registry
+from clipcheck.checkpoints.architecture import Activation
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.told import Told
+from clipcheck.errors import ArchitectureError, DamagedError
+from clipcheck.harness import converting
+from clipcheck.harness.converting import require_convertible
+from clipcheck.system import torchscript_support
+from clipcheck.writers.archive import write_archive
+from clipcheck.writers.convert import convert
+from clipcheck.writers.synthesize import synthesize
+from tests.archives import (
+    METHODS,
+    reference,
+    traced,
+    traced_forward,
+    with_epsilon,
+    with_gelu,
+    with_heads,
+)
+from tests.samples import CRC32, MINUTE, MINUTE_RESNET, minute_weights, saved, with_field
+
+GELU = MINUTE.with_blocks(activation=Activation.GELU)
+
+
+class ByErf(nn.Module):
+    """GELU, written out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x * (1 + torch.erf(x / 2**0.5))
+
+
+class ByTanh(nn.Module):
+    """Its approximation, written out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+class OfOne(nn.Module):
+    """Takes one image, and as many texts as it was traced with."""
+
+    def __init__(self, model: Any, texts: int) -> None:
+        super().__init__()
+        self.clip, self.texts = model, texts
+
+    def encode_image(self, image: Tensor) -> Any:
+        return self.clip.encode_image(image.reshape(1, 3, 16, 16))
+
+    def encode_text(self, text: Tensor) -> Any:
+        return self.clip.encode_text(text.reshape(self.texts, 8))
+
+    def forward(self, image: Tensor, text: Tensor) -> Any:
+        return self.clip(image.reshape(1, 3, 16, 16), text.reshape(self.texts, 8))
+
+
+def with_activation(kind: Callable[[], nn.Module], prefix: str = "") -> Any:
+    model = reference().float()
+    for name, module in model.named_modules():
+        if name.startswith(prefix) and name.endswith(".mlp"):
+            module.gelu = kind()
+    return model
+
+
+def refused(path: Path, isolation: Any = "none") -> str:
+    with pytest.raises(ArchitectureError) as caught:
+        require_convertible(open_checkpoint(path), isolation)
+    assert "--architecture" in caught.value.remedy
+    return caught.value.problem
+
+
+BOTH = "in the image and text towers, judged as"
+
+
+@pytest.mark.parametrize(
+    ("alter", "methods", "message"),
+    [
+        (lambda: with_activation(ByErf), METHODS, f"computes GELU {BOTH} QuickGELU"),
+        (lambda: with_activation(ByTanh), METHODS, f"GELU approximated by tanh {BOTH} QuickGELU"),
+        (lambda: with_activation(ByErf, "visual"), METHODS, "GELU in the image tower, judged as"),
+        (lambda: with_heads(reference().float(), 2), METHODS, "2 heads in the image tower, judged"),
+        (
+            lambda: with_epsilon(reference().float(), 1e-12),
+            METHODS,
+            "an epsilon of 1e-12 in the text tower, judged as an epsilon of 1e-05",
+        ),
+        (lambda: with_activation(ByErf), ("forward",), f"computes GELU {BOTH} QuickGELU"),
+        (lambda: with_gelu(reference().float(), "visual"), ("forward",), "GELU in the image tower"),
+        (
+            lambda: with_activation(ByErf, "transformer"),
+            ("encode_text",),
+            "GELU in the text tower, judged as QuickGELU",
+        ),
+        (
+            lambda: with_activation(ByErf, "transformer"),
+            ("encode_image", "forward"),
+            "GELU in the text tower, judged as QuickGELU",
+        ),
+    ],
+    ids=["erf", "tanh", "image", "heads", "epsilon", "forward", "one", "text", "two"],
+)
+def test_an_archive_that_computes_as_another_architecture_is_not_converted(
+    tmp_path: Path, alter: Callable[[], Any], methods: tuple[str, ...], message: str
+) -> None:
+    path = traced(alter(), tmp_path / "model.pt", methods)
+    problem = refused(path)
+    assert message in problem
+    assert "which was assumed; converting it so would destroy a good model" in problem
+    for told in (MINUTE, GELU):
+        known = open_checkpoint(path, told=Told(told, "somebody"))
+        assert require_convertible(known).checkpoint is known
+
+
+def test_of_logits_alone_both_towers_are_changed_at_once(tmp_path: Path) -> None:
+    # With these weights GELU in one tower alone leads no nearer.
+    model = with_gelu(reference(seed=3).float(), "")
+    path = traced(model, tmp_path / "model.pt", ("forward",))
+    assert f"computes GELU {BOTH} QuickGELU" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("takes", "give", "towers"),
+    [
+        ("it", lambda c, _, i, t: (c.encode_image(i), c.encode_text(t)), "image and text towers"),
+        ("it", lambda c, _, i, t: c(i, t)[1], "image and text towers"),
+        ("i", lambda c, _, i: c.encode_image(i), "image tower"),
+        ("t", lambda c, _, t: c.encode_text(t), "text tower"),
+    ],
+    ids=["features", "per-text", "image", "text"],
+)
+def test_what_forward_gives_tells_as_well(
+    tmp_path: Path, takes: str, give: Callable[..., Any], towers: str
+) -> None:
+    path = traced_forward(tmp_path / "model.pt", takes, give, model=with_activation(ByErf))
+    assert f"computes GELU in the {towers}, judged as QuickGELU" in refused(path)
+
+
+@pytest.mark.parametrize("texts", [3, 1])
+def test_one_that_takes_the_batch_alone_that_it_was_traced_with_is_run_with_that(
+    tmp_path: Path, texts: int
+) -> None:
+    sizes = {"images": 1, "texts": texts}
+    path = traced(OfOne(with_activation(ByErf), texts), tmp_path / "gelu.pt", **sizes)
+    assert f"computes GELU {BOTH} QuickGELU" in refused(path)
+    path = traced(OfOne(reference().float(), texts), tmp_path / "quick.pt", **sizes)
+    assert require_convertible(open_checkpoint(path), "none").checkpoint.told
+
+
+def test_one_traced_under_autocast_is_not_converted_to_what_it_is_further_from(
+    tmp_path: Path,
+) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        path = traced(with_activation(ByErf), tmp_path / "gelu.pt")
+        quick = traced(reference().float(), tmp_path / "quick.pt")
+    assert "is nearer to GELU in the image and text towers than to QuickGELU" in refused(path)
+    known = require_convertible(open_checkpoint(quick), "none")
+    assert known.checkpoint.told == ""
+    assert "; its own code departs from that (" in known.computes
+
+
+def test_a_sound_archive_is_told_by_its_own_code_and_what_is_written_says_so(
+    minute_archive: Path, tmp_path: Path
+) -> None:
+    known = require_convertible(open_checkpoint(minute_archive))  # in a process of its own
+    assert known.computes == f"{MINUTE.summary()}: from its own code, which was run"
+    assert known.checkpoint.told == "its own code, which was run"
+    convert(known.checkpoint, tmp_path / "a.safetensors", Format.SAFETENSORS)
+    assert open_checkpoint(tmp_path / "a.safetensors").told == "its own metadata"
+
+
+def test_what_is_assumed_is_not_written_as_if_it_were_told(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.pt"
+    write_archive(MINUTE, minute_weights(), path, alter=fault_named("final-norm-missing").plant)
+    known = require_convertible(open_checkpoint(path), "none")
+    start = f"{MINUTE.summary()}: assumed, as in the released models; its own code departs from"
+    assert known.computes.startswith(f"{start} that (text features of ")
+    convert(known.checkpoint, tmp_path / "a.safetensors", Format.SAFETENSORS)
+    assert open_checkpoint(tmp_path / "a.safetensors").told == ""
+
+
+def test_a_tower_that_no_output_shows_is_assumed(tmp_path: Path) -> None:
+    path = traced(reference().float(), tmp_path / "model.pt", ("encode_text",))
+    known = require_convertible(open_checkpoint(path), "none")
+    assert known.checkpoint.told == ""
+    assert known.computes.endswith("models; its own code does not show its image tower")
+
+
+def test_the_code_runs_where_a_check_runs_it(
+    minute_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    cell_for = converting.cell_for
+
+    def watched(subject: Checkpoint, device: torch.device, isolation: Any) -> Any:
+        asked.append(isolation)
+        return cell_for(subject, device, isolation)
+
+    monkeypatch.setattr(converting, "cell_for", watched)
+    for isolation in (None, "none"):
+        require_convertible(open_checkpoint(minute_archive), isolation)
+    assert asked == [None, "none"]
+
+
+def test_code_that_cannot_be_run_tells_nothing(
+    minute_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = traced(OfOne(reference().float(), 2), tmp_path / "model.pt", images=1, texts=2)
+    problem = refused(path)
+    assert problem.startswith(
+        "its code would tell how the model computes, but cannot be run: jit: encode_image failed ("
+    )
+    monkeypatch.setattr(torchscript_support, "unavailable", lambda: "it is gone")
+    assert "but cannot be run: it is gone" in refused(minute_archive)
+
+
+def test_where_running_changes_the_weights_they_are_compared_with_no_other_architecture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, plant = tmp_path / "model.pt", fault_named("running-mean-updated").plant
+    write_archive(MINUTE_RESNET, synthesize(MINUTE_RESNET), path, alter=plant)
+    monkeypatch.setattr(converting, "find_alternative", never)
+    known = require_convertible(open_checkpoint(path), "none")  # where both share their weights
+    assert "its own code departs from that" in known.computes
+
+
+def test_a_damaged_archive_is_not_run(
+    minute_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "damaged.pt"
+    path.write_bytes(with_field(minute_archive.read_bytes(), "data/0", CRC32, 0))
+    monkeypatch.setattr(converting, "load_sides", never)
+    with pytest.raises(DamagedError):
+        require_convertible(open_checkpoint(path))
+
+
+def test_what_is_told_is_not_run(
+    minute_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(converting, "load_sides", never)
+    told = require_convertible(open_checkpoint(minute_archive, told=Told(MINUTE, "somebody")))
+    assert told.computes == f"{MINUTE.summary()}: from somebody"
+    monkeypatch.setattr(registry, "by_sha256", lambda _: registry.find("ViT-B/32"))
+    released = require_convertible(open_checkpoint(minute_archive))
+    assert released.checkpoint.told == "the released file of ViT-B/32"
+    (tmp_path / "w.pt").write_bytes(saved(minute_weights()))
+    with pytest.raises(ArchitectureError, match="these weights do not tell"):
+        require_convertible(open_checkpoint(tmp_path / "w.pt"))
+
+
+def never(*_: object, **__: object) -> Any:
+    raise AssertionError("it was called")

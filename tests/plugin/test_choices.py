@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipcheck.checkpoints.registry import available_models
+from clipcheck.errors import ClipcheckError, UnknownModelError, UsageError
+from clipcheck.plugin.choices import (
+    GATES,
+    NAMES,
+    NO_MODEL,
+    SEEDED_MODELS,
+    Choices,
+    require_there,
+)
+
+HERE = Path("/nowhere")
+
+
+def choices(folder: Path = HERE, **given: object) -> Choices:
+    return Choices.of({f"--clip-{name}": value for name, value in given.items()}.get, folder)
+
+
+def test_nothing_is_judged_by_default() -> None:
+    chosen = choices()
+    assert chosen.models == ()
+    assert chosen.combinations(["clip_model"]) == [{"clip_model": NO_MODEL}]
+    assert (chosen.devices, chosen.backends, chosen.dtypes) == (("cpu",), ("jit",), ())
+    assert (chosen.atol, chosen.rtol, chosen.seed) == (0.01, 0.1, 0)
+    assert (chosen.examples, chosen.report) == (None, None)
+
+
+def test_seeded_weights_are_asked_for() -> None:
+    default = sorted(f"seeded:{name}" for name in SEEDED_MODELS)
+    assert sorted(choices(seeded=True).models) == default
+    assert choices(seeded=True, model=["RN50", "seeded:RN50"]).models == ("seeded:RN50",)
+    assert choices(model=["RN50", "seeded:RN50"]).models == ("RN50", "seeded:RN50")
+
+
+def test_an_architecture_is_a_name_or_a_path_from_the_folder() -> None:
+    assert choices(architecture="open_clip:ViT-B-32").architecture == "open_clip:ViT-B-32"
+    with pytest.raises(UnknownModelError) as caught:
+        choices(architecture="ViT-B-32")
+    assert str(caught.value).startswith("--clip-architecture: expected a released name")
+    assert str(caught.value).endswith("The nearest name is 'ViT-B/32'.")
+
+
+def test_what_is_given_is_taken() -> None:
+    chosen = choices(atol="0.5", rtol="0", examples="3", seed="7", report="found", key="ema")
+    assert (chosen.atol, chosen.rtol, chosen.examples, chosen.seed) == (0.5, 0, 3, 7)
+    assert chosen.report == HERE / "found"
+    assert chosen.key == "ema"
+
+
+def test_large_checkpoints_come_first(tmp_path: Path) -> None:
+    (tmp_path / "small.pt").write_bytes(b"1")
+    (tmp_path / "large.pt").write_bytes(bytes(10**6))
+    given = ["small.pt", "ViT-B/32", "large.pt", "seeded:tiny-vit"]
+    found = choices(tmp_path, model=given).models
+    assert found == ("ViT-B/32", "seeded:tiny-vit", "large.pt", "small.pt")
+
+
+def test_all_stands_for_the_nine_released_models() -> None:
+    assert sorted(choices(model=["all", "RN50"]).models) == sorted(available_models())
+    seeded = sorted(f"seeded:{name}" for name in available_models())
+    assert sorted(choices(model=["seeded:all"]).models) == seeded
+    assert sorted(choices(model=["all"], seeded=True).models) == seeded
+
+
+def test_what_is_asked_for_twice_is_judged_once() -> None:
+    chosen = choices(model=["a", "b", "a"], device=["cpu", "cpu"], dtype=["float16", "float16"])
+    assert (chosen.models, chosen.devices, chosen.dtypes) == (("a", "b"), ("cpu",), ("float16",))
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("cpu", ("float32",)), ("cuda", ("float32", "float16")), ("mps", ("float32", "float16"))],
+)
+def test_half_is_judged_where_it_is_fast(device: str, expected: tuple[str, ...]) -> None:
+    assert choices().dtypes_on(device) == expected
+    assert choices(dtype=["bfloat16"]).dtypes_on(device) == ("bfloat16",)
+
+
+def test_every_gate_of_every_dtype_is_a_test_and_a_checkpoint_stands_together() -> None:
+    found = choices(model=["a", "b"], device=["cpu", "cuda"]).combinations(NAMES)
+    assert len(found) == 2 * (6 + 6 + 5)
+    places = [(each["clip_model"], each["clip_device"]) for each in found]
+    assert list(dict.fromkeys(places)) == [("a", "cpu"), ("a", "cuda"), ("b", "cpu"), ("b", "cuda")]
+    assert places == sorted(places)
+    gates = [each["clip_gate"] for each in found if each["clip_dtype"] == "float16"]
+    assert gates == [*GATES["float16"], *GATES["float16"]]
+
+
+def test_an_option_of_a_backend_that_there_is_not_is_refused() -> None:
+    with pytest.raises(UsageError, match="--clip-backend: compile: expected mode to be one of"):
+        choices(backend=["compile:mode=fast"])
+
+
+def test_archives_alone_have_the_gate_modules() -> None:
+    found = choices(model=["a"], backend=["jit", "trace"], dtype=["float32"]).combinations(NAMES)
+    gates = {
+        name: [each["clip_gate"] for each in found if each["clip_backend"] == name]
+        for name in ("jit", "trace")
+    }
+    assert set(gates["jit"]) - set(gates["trace"]) == {"modules"}
+
+
+def test_a_test_gets_what_it_asks_for_and_no_more() -> None:
+    assert choices(model=["a", "b"]).combinations(["clip_model"]) == [
+        {"clip_model": "a"},
+        {"clip_model": "b"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("atol", "nan", "a number of at least 0, found 'nan'"),
+        ("rtol", "-1", "a number of at least 0, found '-1'"),
+        ("atol", "inf", "a number of at least 0, found 'inf'"),
+        ("rtol", "x", "a number of at least 0, found 'x'"),
+        ("examples", "0", "a whole number of at least 1, found '0'"),
+        ("examples", "1.5", "a whole number of at least 1, found '1.5'"),
+        ("seed", "-1", "a whole number of at least 0, found '-1'"),
+        ("dtype", ["float8"], "one of float32, float16, bfloat16, found 'float8'"),
+        ("backend", ["onnx"], "a backend, found 'onnx'"),
+        ("backend", ["all"], "the names of backends, found 'all'"),
+        ("model", ["a.pt", ""], "a name or a path, found ''"),
+        ("model", [" "], "a name or a path, found ' '"),
+        ("report", "", "a name or a path, found ''"),
+        ("key", "", "a name or a path, found ''"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(option: str, value: object, expected: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        choices(**{option: value})
+    assert caught.value.problem == f"--clip-{option}: expected {expected}"
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("ViT-B32", r"expected an existing file or a released name, .* name is 'ViT-B/32'"),
+        ("*.pt", r"expected an existing file or a released name, found '\*\.pt'\. Released"),
+        ("tiny-vit", r"has no released weights\. .* --clip-model seeded:tiny-vit\."),
+        ("seeded:tiny-vti", r"an architecture to seed .* found 'tiny-vti'.* 'tiny-vit'"),
+        ("seeded:new.pt", r"found 'new\.pt'\. Known are .* judged without --clip-seeded"),
+    ],
+)
+def test_an_unknown_model_is_refused_with_the_nearest_name(
+    tmp_path: Path, model: str, expected: str
+) -> None:
+    (tmp_path / "new.pt").touch()
+    with pytest.raises(ClipcheckError, match=f"^--clip-model: .*{expected}"):
+        require_there(choices(tmp_path, model=[model]), tmp_path)
+
+
+def test_known_names_and_files_that_are_there_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "new.pt").touch()
+    given = ["all", "seeded:tiny-vit", "new.pt", str(tmp_path / "new.pt")]
+    require_there(choices(tmp_path, model=given, report="new/folder"), tmp_path)
+    assert list((tmp_path / "new/folder").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("gpu", "expected a device, found 'gpu'"), ("cuda", "the device 'cuda' is not available")],
+)
+def test_a_device_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch, "empty", unavailable)
+    with pytest.raises(ClipcheckError, match=f"^--clip-device: {expected}"):
+        require_there(choices(device=[device]), HERE)
+
+
+def unavailable(*_: object, **__: object) -> None:
+    raise RuntimeError("No CUDA GPUs are available")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_there_is_not_touched(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("it takes memory of the GPU"))
+    require_there(choices(device=[device]), HERE)
+
+
+def test_a_gpu_beyond_those_that_are_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", unavailable)
+    with pytest.raises(ClipcheckError, match=r"^--clip-device: the device 'cuda:2'"):
+        require_there(choices(device=["cuda:2"]), HERE)
+
+
+def test_a_report_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ClipcheckError, match="--clip-report: expected a folder") as caught:
+        require_there(choices(tmp_path, report="file"), tmp_path)
+    assert caught.value.path == str(tmp_path / "file")

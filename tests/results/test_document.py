@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import clipcheck
+from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.gates.result import GateResult
+from clipcheck.results.document import render
+from clipcheck.results.judgement import Judgement, Result
+from tests.report import KNOWN, failing_result, several_backends
+
+SAMPLE = Path(__file__).with_name("data") / "results-1.json"
+"""Written by the first version of schema 1. It stays as it is: what is valid once is valid."""
+
+
+def schema() -> Any:
+    file = resources.files("clipcheck.results") / "schema" / "results-1.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def require_valid(document: Any) -> None:
+    jsonschema.Draft202012Validator(schema()).validate(document)
+
+
+@pytest.fixture(scope="module")
+def found(minute_archive: Path) -> Result:
+    """Of a sound archive, and of one that is not there."""
+    return clipcheck.check([minute_archive, "no-such-model"], examples=2)
+
+
+@pytest.fixture(scope="module")
+def passed(found: Result) -> Any:
+    """The document of the sound archive alone."""
+    return json.loads(render(replace(found, judgements=found.judgements[:1])))
+
+
+def test_the_document_has_the_fields_of_schema_1(passed: Any, minute_archive: Path) -> None:
+    document = passed
+    assert document.keys() == {
+        "schema", "passed", "clipcheck", "environment", "results", "left_out"
+    }  # fmt: skip
+    assert document["left_out"] == []
+    assert document["schema"] == 1
+    assert document["passed"] is True
+    assert document["clipcheck"] == clipcheck.__version__
+    assert document["environment"].keys() >= {"torch", "torchvision", "numpy", "python"}
+    (entry,) = document["results"]
+    assert entry["checkpoint"] == str(minute_archive)
+    assert len(entry["sha256"]) == 64
+    assert (entry["backend"], entry["reference"]) == ("jit", "eager")
+    assert (entry["device"], entry["dtype"], entry["examples"]) == ("cpu", "float32", 2)
+    assert entry["origin"] is None
+    assert entry["passed"] is True
+    assert entry["error"] is None
+    assert entry["seconds"].keys() >= {"load", "run"}
+    assert [gate["name"] for gate in entry["gates"]] == [
+        "integrity", "contract", "fidelity", "modules", "decision", "stability"
+    ]  # fmt: skip
+    assert re.fullmatch("[0-9a-f]{32}", entry["inputs"])
+    assert re.fullmatch("[0-9a-f]{12}", entry["run"])
+    began = datetime.fromisoformat(entry["date"])
+    assert timedelta() < datetime.now(UTC) - began < timedelta(hours=1)
+    for gate in entry["gates"]:
+        assert gate["passed"] is True
+        assert gate["message"]
+        assert 0 <= gate["margin"] <= 1
+    assert entry["gates"][1]["figures"]["logits_per_image"]["max_abs"] >= 0
+
+
+def test_a_checkpoint_that_could_not_be_judged_has_its_reason() -> None:
+    result = clipcheck.check("no-such-model")
+    document = json.loads(render(result))
+    (entry,) = document["results"]
+    assert document["passed"] is False
+    assert entry["passed"] is False
+    assert "no-such-model" in entry["error"]
+    assert entry["gates"] == []
+
+
+def test_numbers_that_json_cannot_write_are_null() -> None:
+    figures = {"logits_per_image": {"max_abs": float("nan"), "atol": float("inf"), "rtol": 0.1}}
+    judgement = Judgement("x", "cpu", gates=(GateResult("contract", False, "m", figures),))
+    text = render(Result((judgement,), {"clipcheck": "0"}))
+    gate = json.loads(text)["results"][0]["gates"][0]
+    assert gate["figures"]["logits_per_image"] == {"max_abs": None, "atol": None, "rtol": 0.1}
+    assert "NaN" not in text
+    assert "Infinity" not in text
+
+
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+
+
+def test_what_the_first_version_wrote_is_valid() -> None:
+    document = json.loads(SAMPLE.read_text(encoding="utf-8"))
+    assert [entry["passed"] for entry in document["results"]] == [True, False, False]
+    assert document["results"][1]["failing_example"]
+    assert document["results"][2]["error"]
+    require_valid(document)
+
+
+def test_a_document_with_more_fields_is_valid() -> None:
+    document = json.loads(SAMPLE.read_text(encoding="utf-8"))
+    document["more"] = document["results"][0]["more"] = {}
+    document["results"][0]["gates"][0]["more"] = []
+    require_valid(document)
+
+
+def test_what_a_check_writes_is_valid(found: Result, minute_archive: Path) -> None:
+    failing = clipcheck.check(minute_archive, examples=14, atol=0, rtol=0)
+    assert failing.exit_code == 1
+    for document in (
+        render(found),
+        render(failing),
+        render(failing_result()),
+    ):
+        require_valid(json.loads(document))
+
+
+def test_the_memory_is_in_bytes(passed: Any) -> None:
+    assert passed["results"][0]["peak_memory"] > 1 << 27
+
+
+def test_where_each_tower_departs_first_is_told() -> None:
+    places = [
+        Place("image", "visual.conv1", "", 30.0, 10.0, 0.5, "forward", "noise"),
+        Place("text"),
+    ]
+    judgement = Judgement("x", "cpu", localisation=Localisation(places))
+    document = json.loads(render(Result((judgement,), {"clipcheck": "0"})))
+    first, second = document["results"][0]["localisation"]
+    assert first == {
+        "tower": "image",
+        "module": "visual.conv1",
+        "part": "",
+        "figures": {"rmse_ratio": 30.0, "allowed": 10.0, "rmse": 0.5, "method": "forward"},
+        "given": "noise",
+        "reason": "",
+    }
+    assert (second["tower"], second["module"]) == ("text", None)
+    unknown = json.loads(render(Result((Judgement("x", "cpu"),), {"clipcheck": "0"})))
+    assert unknown["results"][0]["localisation"] is None
+
+
+def entry(document: Any) -> Any:
+    return document["results"][0]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda document: document.update(schema=2),
+        lambda document: document.pop("environment"),
+        lambda document: document["environment"].update(torch=2.9),
+        lambda document: entry(document).pop("gates"),
+        lambda document: entry(document).update(passed="yes"),
+        lambda document: entry(document)["gates"][0].update(margin="0.5"),
+        lambda document: entry(document)["gates"][0].pop("message"),
+        lambda document: entry(document).update(localisation=[{}]),
+        lambda document: entry(document).update(peak_memory="1 GB"),
+    ],
+)
+def test_a_document_of_another_form_is_not_valid(spoil: Callable[[Any], object]) -> None:
+    document = json.loads(render(failing_result()))
+    require_valid(document)
+    spoil(document)
+    with pytest.raises(jsonschema.ValidationError):
+        require_valid(document)
+
+
+def test_what_several_backends_give_is_valid_and_all_there() -> None:
+    text = render(several_backends())
+    document = json.loads(text)
+    require_valid(document)
+    jit, slow, broken, shy = document["results"]
+    assert [each["artefact_bytes"] for each in (jit, slow)] == [1000, None]
+    assert jit["reference_checkpoint"] is None
+    assert (slow["reference"], slow["reference_checkpoint"]) == ("eager of single.pt", "single.pt")
+    named = {"title": "a sign is lost", "link": KNOWN.link, "remedy": "Take a newer one."}
+    assert slow["known"] == broken["known"] == [named]
+    assert (slow["passed"], jit["known"]) == (False, [])
+    (frontend,) = slow["frontends"]
+    assert (frontend["kind"], frontend["compared"], frontend["same"]) == ("image", 30, 28)
+    assert frontend["known"]["on white"]["count"] == 1
+    assert frontend["unknown"][0]["unlike"]["figures"] == {"levels": 1.0, "share": None}
+    assert shy["frontends_problem"] == "clip: no vocabulary. Give one."
+    assert document["left_out"][0] == {
+        "checkpoint": "release/model.pt",
+        "backend": "compile:mode=default",
+        "device": "cpu",
+        "dtype": "float32",
+        "reason": "there is no compiler",
+    }
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda document: document["left_out"][0].pop("reason"),
+        lambda document: document["results"][1]["known"][0].pop("link"),
+        lambda document: document["results"][1]["frontends"][0].update(kind="sound"),
+        lambda document: document["results"][1]["frontends"][0]["known"]["on white"].pop("count"),
+        lambda document: document["results"][1]["frontends"][0]["unknown"][0].pop("unlike"),
+        lambda document: document["results"][1].update(reference_checkpoint=1),
+        lambda document: document["results"][0].update(artefact_bytes=-1),
+    ],
+)
+def test_a_field_of_a_backend_that_is_of_another_form_is_not_valid(
+    spoil: Callable[[Any], object],
+) -> None:
+    document = json.loads(render(several_backends()))
+    spoil(document)
+    with pytest.raises(jsonschema.ValidationError):
+        require_valid(document)
