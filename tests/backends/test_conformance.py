@@ -40,6 +40,7 @@ from clipcheck.gates.stability import Repeat, stability
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.judging import inputs_of
 from clipcheck.inputs.batches import CORNERS, Batch, batches
+from clipcheck.inputs.batches import SIZES as OF_BATCHES
 from clipcheck.system import torchscript_support
 from conftest import Run
 from tests.backends.kept import CPU, Kept, assert_same, minute
@@ -50,10 +51,10 @@ SMALL = {"vit": MINUTE, "resnet": MINUTE_RESNET}
 SLOW = ("compile", "aotinductor")
 """They take up to a minute to build, and are run with one architecture."""
 
-SIZES = [(2, 1), (1, 2), (5, 6), (6, 5), (4, 4), (3, 3), (1, 1)]
+SIZES = [*OF_BATCHES, (3, 3), (1, 1)]
 """Images and texts of each batch."""
 
-LARGE = SIZES.index((5, 6))
+LARGE = SIZES.index((7, 8))
 
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -139,7 +139,9 @@ def test_it_has_the_dtype_and_the_attention_that_are_asked_for(
     assert backend.name == f"transformers:attention={attention}"
     assert not model.training
     # Normalisations are in half as well, and lose more than the eager model's.
-    assert max(ratios(source, backend, pairs(tiny))) < (3 if dtype == "float32" else 8)
+    # Of one logit alone the eager model may happen to be as near as no other computation.
+    several = [pair for pair in pairs(tiny) if max(map(len, pair)) > 1]
+    assert max(ratios(source, backend, several)) < (3 if dtype == "float32" else 8)
     evidence = backend.evidence()
     assert (list(evidence.doubts), dict(evidence.differing)) == ([], {})
 

@@ -48,8 +48,8 @@ def test_seconds_have_a_fixed_part_one_for_bytes_and_one_for_operations() -> Non
     assert seconds(0.0, size=3 * 10**9) == 5.0
     per_image = seconds(1.0) - seconds(0.0)
     assert seconds(7.0) - seconds(0.0) == pytest.approx(7 * per_image)
-    # 7 passes of 10 images at half a second: 3 for all backends, and nearly 4 of the archive.
-    assert per_image == pytest.approx(10 * 0.5 * 87 / 13)
+    # 10 passes of 10 images at half a second: 3 for all backends, and 7 of the archive.
+    assert per_image == pytest.approx(10 * 0.5 * 88 / 9)
     assert seconds(1.0, threads=4) - 2.0 == pytest.approx(per_image / 2)
     assert seconds(1.0, threads=3) == seconds(1.0)
 
