@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.forward import ByName
 from clipcheck.backends.modules import run_method
@@ -28,59 +28,6 @@ SERVANT = "clipcheck.backends.servants:ArchiveServant"
 
 _MOST_WRONG = 100
 """Characters of what a sandbox process says of a call."""
-
-
-class Runner(Protocol):
-    """Runs an archive."""
-
-    @property
-    def facts(self) -> Facts:
-        """What the archive is."""
-
-    def call(self, method: str, *inputs: torch.Tensor) -> object:
-        """What a method gives: a tensor, or a tuple or a dict of them, if it is right.
-
-        Raises:
-            RunError: it is not there, or it failed.
-            IsolationError: what ran it crashed, hung or took too much.
-        """
-
-    def call_with(
-        self, weights: Mapping[str, torch.Tensor], method: str, *inputs: torch.Tensor
-    ) -> object:
-        """The same, with other weights in place of those with these keys for this call."""
-
-    def call_in_form(
-        self,
-        form: str,
-        method: str,
-        inputs: Sequence[torch.Tensor],
-        after: Sequence[torch.Tensor] = (),
-    ) -> tuple[object, str]:
-        """What a method gives to inputs in some form, see `clipcheck.backends.forms`."""
-
-    def call_module(
-        self, module: str, method: str, inputs: Sequence[torch.Tensor]
-    ) -> Sequence[torch.Tensor]:
-        """The tensors that a module by itself gives, by the name and the method that `listen`
-        tells.
-
-        Raises:
-            RunError: it failed.
-            IsolationError: what ran it crashed, hung or took too much.
-        """
-
-    def listen(
-        self,
-        method: str,
-        inputs: Sequence[torch.Tensor],
-        modules: Collection[str],
-        listener: Listener,
-    ) -> object:
-        """The same, with ``listener`` called before and after each call of one of the modules."""
-
-    def changed(self) -> list[str]:
-        """The keys of the weights that running it has changed."""
 
 
 @dataclass(frozen=True)

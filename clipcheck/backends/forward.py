@@ -20,7 +20,7 @@ from clipcheck.models.facts import METHODS, Facts
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.backends.archives import Runner
+    from clipcheck.backends.runner import Runner
     from clipcheck.models.taps import Listener
 
 FEATURES = ("image_features", "text_features")

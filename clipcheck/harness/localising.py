@@ -19,7 +19,7 @@ from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches, for_module
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.backends.archives import Runner
+    from clipcheck.backends.runner import Runner
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.families import eager
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from clipcheck.backends.archives import Runner
 from clipcheck.backends.reference import exact_arithmetic
+from clipcheck.backends.runner import Runner
 from clipcheck.errors import RunError
 from clipcheck.families import eager
 from clipcheck.gates.modules import Coverage, ModuleError

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from clipcheck.backends.archives import Runner
 from clipcheck.backends.forward import Sizes, outputs_of
+from clipcheck.backends.runner import Runner
 from clipcheck.errors import RunError
 from clipcheck.families import eager
 from clipcheck.gates.modules import ModuleError, ratio

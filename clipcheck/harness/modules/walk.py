@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import torch
 
-from clipcheck.backends.archives import Runner
 from clipcheck.backends.forward import FEATURES, Sizes, outputs_of
 from clipcheck.backends.reference import exact_arithmetic
+from clipcheck.backends.runner import Runner
 from clipcheck.errors import RunError
 from clipcheck.families import eager
 from clipcheck.families.joints import (
