@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 from clipcheck.errors import ClipcheckError, RunError
 from clipcheck.gates.integrity import Evidence
 from clipcheck.inputs.examples import Frontend
-
-if TYPE_CHECKING:
-    pass
 
 Array = NDArray[Any]
 Named = dict[str, Array]

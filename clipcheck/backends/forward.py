@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from clipcheck.errors import RunError
-from clipcheck.gates.result import LOGITS, OUTPUTS
+from clipcheck.gates.result import ENCODERS, FEATURES, LOGITS, OUTPUTS
 from clipcheck.models.facts import METHODS, Facts
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from clipcheck.backends.runner import Runner
     from clipcheck.models.taps import Listener
-
-FEATURES = ("image_features", "text_features")
 
 _SCALED = (*FEATURES, "logit_scale")
 _BIAS = "logit_bias"
@@ -34,9 +32,6 @@ _EXPECTED = (
 )
 
 _REMEDY = "Let forward take pixels and ids, and return logits_per_image and logits_per_text."
-
-_GIVES = {"encode_image": "image_features", "encode_text": "text_features"}
-"""By encoder, what it gives."""
 
 _UNIT = 1e-2
 """How far from 1 the length of a feature may be that is normalised, also in bfloat16."""
@@ -286,7 +281,7 @@ class ByName:
         except ValueError as error:
             raise self._not_told(str(error)) from error
         self.gives = self.gives or tuple(found)
-        feature = _GIVES.get(encoder, "")
+        feature = ENCODERS.get(encoder, "")
         return found.get(feature, given) if encoder else found
 
     def _sizes(self, inputs: Sequence[torch.Tensor], encoder: str) -> Sizes:

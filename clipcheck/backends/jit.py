@@ -26,7 +26,7 @@ from clipcheck.checkpoints.architecture import BUFFERS, Architecture
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import RunError
 from clipcheck.gates.integrity import Evidence
-from clipcheck.gates.result import LOGITS, OUTPUTS
+from clipcheck.gates.result import ENCODERS, LOGITS, OUTPUTS
 from clipcheck.inputs.examples import Frontend
 from clipcheck.system import torchscript_support
 
@@ -63,10 +63,6 @@ def build(source: Source) -> Backend:
     return Archive(source, source.archive)
 
 
-_FEATURES = {"encode_image": "image_features", "encode_text": "text_features"}
-"""By encoder, what it gives."""
-
-
 class Archive(ModuleBackend):
     """An archive, loaded beside the eager model of its weights.
 
@@ -94,7 +90,7 @@ class Archive(ModuleBackend):
         """By method that it has, the outputs that it gives; of ``forward`` as a call told."""
         forward = self.runner.gives or LOGITS
         return {
-            method: forward if method == "forward" else (_FEATURES[method],)
+            method: forward if method == "forward" else (ENCODERS[method],)
             for method in self.runner.facts.methods
         }
 
@@ -156,7 +152,7 @@ class Archive(ModuleBackend):
 
     def _by_forward_alone(self, encoder: str) -> bool:
         methods = self.methods
-        return encoder not in methods and _FEATURES[encoder] in methods.get("forward", ())
+        return encoder not in methods and ENCODERS[encoder] in methods.get("forward", ())
 
     def _called(self, method: str, *inputs: torch.Tensor) -> Any:
         return self.runner.call(method, *inputs)
@@ -220,7 +216,7 @@ def _unused(runner: ByName, model: eager.CLIP) -> dict[str, list[str]]:
     if not facts.scripted:
         return {}
     if set(LOGITS).isdisjoint(runner.gives):
-        encoders = [method for method, name in _FEATURES.items() if name in runner.gives]
+        encoders = [method for method, name in ENCODERS.items() if name in runner.gives]
         if encoders:
             expected["forward"] = set().union(*(expected[each] for each in encoders))
     return {method: sorted(expected[method] - used) for method, used in facts.used.items()}

@@ -28,6 +28,11 @@ MEANT = {
 
 LOGITS = ("logits_per_image", "logits_per_text")
 
+ENCODERS = {"encode_image": "image_features", "encode_text": "text_features"}
+"""By encoder of a model, the output that it gives."""
+
+FEATURES = tuple(ENCODERS.values())
+
 Outputs = Mapping[str, Array]
 Figures = Mapping[str, Mapping[str, float | int | str]]
 

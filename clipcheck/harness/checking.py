@@ -20,7 +20,7 @@ from clipcheck.checkpoints.opening import size_of
 from clipcheck.checkpoints.told import named
 from clipcheck.errors import UsageError, nearest
 from clipcheck.gates.tolerances import LIMITS, Contract
-from clipcheck.harness.matrix import Judge, Plan
+from clipcheck.harness.matrix import Device, Judge, Plan
 from clipcheck.inputs.batches import CORNERS
 from clipcheck.results.judgement import Judgement, LeftOut, Result
 from clipcheck.system.progress import Progress, Span, silent
@@ -32,7 +32,6 @@ EXAMPLES = CORNERS + 12
 """Images that are compared by default: the corners, and two batches that Hypothesis draws."""
 
 Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-Device: TypeAlias = "str | torch.device | None"
 Devices: TypeAlias = "Device | Sequence[str | torch.device]"
 Dtypes = str | Sequence[str] | None
 Backends = str | Sequence[str] | None

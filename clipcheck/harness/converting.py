@@ -24,7 +24,7 @@ from clipcheck.errors import CheckpointError, IsolationError, RunError
 from clipcheck.gates.alternative import Alternative, described
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fidelity import fidelity
-from clipcheck.gates.result import LOGITS, OUTPUTS, Case, GateResult
+from clipcheck.gates.result import FEATURES, LOGITS, OUTPUTS, Case, GateResult
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.explaining import TOWERS, find_alternative
 from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
@@ -34,9 +34,6 @@ from clipcheck.system import torchscript_support
 _SIZES = ((2, 3), (1, 3), (1, 1))
 """Images and prompts of the batches that are tried: an archive may take those alone that it was
 traced with, which often were one image and three prompts."""
-
-_FEATURES = ("image_features", "text_features")
-"""Of the towers, in their order."""
 
 _DTYPE = "float32"
 
@@ -87,19 +84,15 @@ def _doubt(checkpoint: Checkpoint, isolation: Isolation | None) -> str:
     Raises:
         ArchitectureError: it computes as another architecture, or cannot be run.
     """
+    unknown = "its code would tell how the model computes, but cannot be run"
     reason = torchscript_support.unavailable()
     if reason is not None:
-        raise undecided(
-            checkpoint, f"its code would tell how the model computes, but cannot be run: {reason}"
-        )
+        raise undecided(checkpoint, f"{unknown}: {reason}")
     checkpoint.verify()
     try:
         seen = _look(checkpoint, isolation)
     except (CheckpointError, RunError, IsolationError) as error:
-        raise undecided(
-            checkpoint,
-            f"its code would tell how the model computes, but cannot be run: {error.problem}",
-        ) from error
+        raise undecided(checkpoint, f"{unknown}: {error.problem}") from error
     if seen.alternative is not None:
         raise undecided(
             checkpoint,
@@ -181,9 +174,9 @@ def _run(candidate: Backend, trial: Trial) -> tuple[Batch, Case]:
 
 def _outputs(candidate: Backend, batch: Batch) -> Mapping[str, Array]:
     """The features of both towers, which tell all; else what it gives."""
-    if candidate.absent.isdisjoint(_FEATURES):
+    if candidate.absent.isdisjoint(FEATURES):
         features = candidate.encode_image(batch.pixels), candidate.encode_text(batch.tokens)
-        return dict(zip(_FEATURES, features, strict=True))
+        return dict(zip(FEATURES, features, strict=True))
     return candidate.outputs(batch.pixels, batch.tokens)
 
 
@@ -213,5 +206,5 @@ def _hidden(case: Case) -> tuple[str, ...]:
     """The towers that neither their features tell of, nor logits."""
     if not case.absent.issuperset(LOGITS):
         return ()
-    named = zip(TOWERS, _FEATURES, strict=True)
+    named = zip(TOWERS, FEATURES, strict=True)
     return tuple(tower for tower, name in named if name in case.absent)

@@ -26,7 +26,15 @@ from clipcheck.gates.fidelity import fidelity, precision
 from clipcheck.gates.integrity import Evidence, integrity
 from clipcheck.gates.lengths import with_lengths
 from clipcheck.gates.modules import Coverage, modules
-from clipcheck.gates.result import LOGITS, OUTPUTS, Case, GateResult, eager_not_finite, judged
+from clipcheck.gates.result import (
+    ENCODERS,
+    LOGITS,
+    OUTPUTS,
+    Case,
+    GateResult,
+    eager_not_finite,
+    judged,
+)
 from clipcheck.gates.stability import Repeat, stability
 from clipcheck.gates.tolerances import LIMITS, Contract
 from clipcheck.inputs.batches import Batch, Inputs, every_length, for_modules
@@ -37,9 +45,6 @@ from clipcheck.system.progress import Advance, Tally, still
 if TYPE_CHECKING:
     from clipcheck.backends.reference import Reference
     from clipcheck.backends.source import Source
-
-_FEATURES = {"encode_image": "image_features", "encode_text": "text_features"}
-"""By method, what it gives."""
 
 _FORMS = {
     "encode_image": ("strided", "channels last", "with gradients"),
@@ -59,7 +64,7 @@ _KINDS = {
 }
 """By method, what it takes."""
 
-_GIVES = {method: (name,) for method, name in _FEATURES.items()} | {"forward": LOGITS}
+_GIVES = {method: (name,) for method, name in ENCODERS.items()} | {"forward": LOGITS}
 """By method, the outputs that it gives."""
 
 _SMALL = 0
@@ -269,7 +274,7 @@ class Trial:
                 return candidate.forward(*inputs)
             if call.method == "forward":
                 return dict(zip(LOGITS, candidate(*inputs), strict=True))
-            return {_FEATURES[call.method]: getattr(candidate, call.method)(*inputs)}
+            return {ENCODERS[call.method]: getattr(candidate, call.method)(*inputs)}
 
         return _attempted(outputs, len(pixels), len(tokens), failures)
 
@@ -285,7 +290,7 @@ class Trial:
             }
             yield Repeat(what, call.images[0].batch, rows, outputs, names)
             return
-        name = _FEATURES[call.method]
+        name = ENCODERS[call.method]
         kind, given = ("image", call.images) if call.images else ("prompt", call.prompts)
         if len(given) > 1:
             what = f"in a batch of {len(given)}"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from clipcheck.backends.forward import FEATURES, Sizes, outputs_of
+from clipcheck.backends.forward import Sizes, outputs_of
 from clipcheck.backends.reference import exact_arithmetic
 from clipcheck.backends.runner import Runner
 from clipcheck.errors import RunError
@@ -33,7 +33,7 @@ from clipcheck.families.joints import (
 )
 from clipcheck.gates.localisation import FORWARD, Failure, Localisation, localise
 from clipcheck.gates.modules import ModuleError, ratio, ratios
-from clipcheck.gates.result import LOGITS
+from clipcheck.gates.result import FEATURES, LOGITS
 from clipcheck.gates.tolerances import Limits
 from clipcheck.harness.modules.judge import NOT_TAKEN, Judge, Tensors, error_of, nearest
 from clipcheck.harness.modules.twins import Pair, Twins
