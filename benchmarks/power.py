@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from clipcheck.audit.bench import ARCHITECTURES, _Bench, _opened, _Unit
+from clipcheck.audit.bench import ARCHITECTURES, _Bench, _Unit
 from clipcheck.audit.faults import CLEAN, CLEAN_FAMILY, FAULTS
 from clipcheck.audit.faults.variant import Variant
-from clipcheck.backends.jit import Archive
+from clipcheck.backends.jit import build
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS, Contract
@@ -41,8 +41,8 @@ class Bench(_Bench):
     def __init__(self, unit: _Unit, folder: Path) -> None:
         super().__init__(unit, folder)
         inputs = inputs_of(self._architecture)
-        _, both = self._open(self._write(None))
-        self._few = self._prepare(both, list(batches(CORNERS, inputs, unit.seed)))
+        model = self._open(self._write(None)).model
+        self._few = self._prepare(model, list(batches(CORNERS, inputs, unit.seed)))
 
     def written(self, variant: Variant) -> Checkpoint:
         """The archive of a variant, for all benches of this folder."""
@@ -50,8 +50,8 @@ class Bench(_Bench):
 
     def gates(self, checkpoint: Checkpoint, few: bool) -> Sequence[GateResult]:
         """Judge an archive, in few calls or in all of them."""
-        source, both = self._open(checkpoint)
-        candidate = Archive(source, _opened(both))
+        source = self._open(checkpoint)
+        candidate = build(source)
         trial = self._few if few else self._trial
         return judge_candidate(trial, candidate, source, Contract(), Stopwatch()).gates
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from clipcheck.backends.source import Source
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.models.loader import Both
+    from clipcheck.families import eager
     from clipcheck.writers.archive import Alter
 
 ARCHITECTURES = ("tiny-vit", "tiny-resnet")
@@ -495,19 +495,19 @@ class _Bench:
         self._architecture = architecture_named(unit.architecture)
         self._weights = weights_of(self._architecture, unit.seed, unit.weights)
         inputs = inputs_of(self._architecture)
-        _, both = self._open(self._write(None))
+        model = self._open(self._write(None)).model
         drawn = list(batches(CORNERS, inputs, unit.seed))
         lengths = lengths_for(self._architecture, unit.seed)
         effort = effort_for(self._architecture)
-        self._trial = self._prepare(both, drawn, lengths=lengths, effort=effort)
-        self._classic = self._prepare(both, [classic(inputs)])
+        self._trial = self._prepare(model, drawn, lengths=lengths, effort=effort)
+        self._classic = self._prepare(model, [classic(inputs)])
 
     def judge(self, variant: Variant) -> Finding:
         """Plant a variant, and see what comes of it."""
-        from clipcheck.backends.jit import Archive
+        from clipcheck.backends.jit import build
 
-        source, both = self._open(self._write(variant.plant))
-        candidate = Archive(source, _opened(both))
+        source = self._open(self._write(variant.plant))
+        candidate = build(source)
         gates = judge_candidate(self._trial, candidate, source, Contract(), Stopwatch()).gates
         assertion = contract(self._classic.run(candidate).cases, Contract())
         found = self._localise(variant, source.checkpoint) if self._unit.localize else None
@@ -520,16 +520,17 @@ class _Bench:
         if variant.family == CLEAN_FAMILY:
             return None
         # Anew: some faults have changed the weights by now.
-        both = self._load(checkpoint)
-        archive, model, dtype = _opened(both).runner, both.eager_model, self._unit.dtype
-        return first_departures(checkpoint, archive, model, self._device, dtype, Stopwatch())
+        archive, model = self._load(checkpoint)
+        runner, dtype = archive.runner, self._unit.dtype
+        return first_departures(checkpoint, runner, model, self._device, dtype, Stopwatch())
 
-    def _load(self, checkpoint: Checkpoint) -> Both:
+    def _load(self, checkpoint: Checkpoint) -> tuple[OpenArchive, eager.CLIP]:
+        """In this process: it was written here."""
         import torch
 
-        from clipcheck.models.loader import load_checkpoint_both
+        from clipcheck.backends.archives import open_archive
 
-        return load_checkpoint_both(checkpoint, self._device, getattr(torch, self._unit.dtype))
+        return open_archive(checkpoint, self._device, getattr(torch, self._unit.dtype), cell=None)
 
     def _is_right(self, found: Localisation, variant: Variant) -> bool:
         """Whether the place in each tower is the first that was altered there."""
@@ -552,21 +553,19 @@ class _Bench:
         write_archive(self._architecture, self._weights, self._path, alter=plant)
         return open_checkpoint(self._path)
 
-    def _open(self, checkpoint: Checkpoint) -> tuple[Source, Both]:
+    def _open(self, checkpoint: Checkpoint) -> Source:
         from clipcheck.backends.artefacts import Artefacts
         from clipcheck.backends.source import Source
 
-        both = self._load(checkpoint)
+        archive, model = self._load(checkpoint)
         folder = self._path.parent
         nothing = Artefacts(None, folder)
-        model = both.eager_model
         dtype = self._unit.dtype
-        source = Source(checkpoint, model, self._device, dtype, {}, folder, nothing, _opened(both))
-        return source, both
+        return Source(checkpoint, model, self._device, dtype, {}, folder, nothing, archive)
 
     def _prepare(
         self,
-        both: Both,
+        model: eager.CLIP,
         drawn: list[Batch],
         *,
         lengths: Batch | None = None,
@@ -574,15 +573,6 @@ class _Bench:
     ) -> Trial:
         from clipcheck.backends.reference import Reference
 
-        reference = Reference(both.eager_model, self._architecture, self._device)
+        reference = Reference(model, self._architecture, self._device)
         dtype = self._unit.dtype
         return Trial.of(reference, drawn, dtype, Stopwatch(), lengths=lengths, effort=effort)
-
-
-def _opened(both: Both) -> OpenArchive:
-    """In this process: it was written here."""
-    from clipcheck.backends.archives import Inside, OpenArchive
-    from clipcheck.backends.forward import ByName
-
-    runner = ByName(Inside(both.archive), both.eager_model.text_projection.shape[1])
-    return OpenArchive(runner, both.compared, both.differing)
