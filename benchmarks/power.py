@@ -26,7 +26,7 @@ from clipcheck.audit.faults.variant import Variant
 from clipcheck.backends.jit import build
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.gates.result import GateResult
-from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.harness.judging import Stopwatch, inputs_of, judge_candidate
 from clipcheck.inputs.batches import CORNERS, batches
 from clipcheck.writers.synthesize import architecture_named
@@ -53,7 +53,7 @@ class Bench(_Bench):
         source = self._open(checkpoint)
         candidate = build(source)
         trial = self._few if few else self._trial
-        return judge_candidate(trial, candidate, source, Contract(), Stopwatch()).gates
+        return judge_candidate(trial, candidate, source, Allclose(), Stopwatch()).gates
 
 
 def main() -> None:

@@ -26,10 +26,10 @@ import numpy as np, torch, torchvision.transforms
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.reference import Reference, exact_arithmetic
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.gates.contract import contract
-from clipcheck.gates.decision import decision
+from clipcheck.gates.allclose import allclose
+from clipcheck.gates.top1 import top1
 from clipcheck.gates.fidelity import fidelity
-from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.inputs.batches import CORNERS
 from clipcheck.inputs.examples import Frontend, packed
 from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
@@ -54,8 +54,8 @@ trial = Trial.of(reference, batches, "float32", Stopwatch())
 with exact_arithmetic():
     run = trial.run(candidate)
 numbers = (run.cases, LIMITS["float32"], trial.scale)
-assert all(g.passed for g in (fidelity(*numbers), decision(*numbers)))
-assert contract(run.cases, Contract()).passed
+assert all(g.passed for g in (fidelity(*numbers), top1(*numbers)))
+assert allclose(run.cases, Allclose()).passed
 whole = time.perf_counter() - started
 print(json.dumps({"drawing": drawn, "whole": whole, "rows": sum(len(b.pixels) for b in batches)}))
 """

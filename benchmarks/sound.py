@@ -28,7 +28,7 @@ from clipcheck.backends.registry import Choice, chosen, way
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.gates.result import GateResult
-from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.harness.checking import EXAMPLES
 from clipcheck.harness.judging import Stopwatch, Trial, inputs_of, judge_candidate
 from clipcheck.harness.search.inputs import Wanted, draw
@@ -113,7 +113,7 @@ def judge(
         trial = Trial.of(sides.reference, drawn.batches, dtype, Stopwatch())
         for choice, candidate in candidates:
             gates = judge_candidate(
-                trial, candidate, sides.source, Contract(), Stopwatch(), seed=seed
+                trial, candidate, sides.source, Allclose(), Stopwatch(), seed=seed
             ).gates
             name = f"{checkpoint.path.stem} in {dtype}, {choice}, inputs {seed}"
             yield Run(kind, dtype, choice.name, name, gates)

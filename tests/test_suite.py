@@ -34,8 +34,8 @@ PRETENDS = """
             file.write(f"{case} in {os.environ.get('PYTEST_XDIST_WORKER')}\\n")
         if case.model == "dies.pt":
             os.kill(os.getpid(), signal.SIGKILL)
-        names = ("integrity", "contract", "fidelity", "modules", "decision", "stability")
-        bad = "contract" if case.model == "bad.pt" else ""
+        names = ("integrity", "allclose", "fidelity", "modules", "top1", "repeatability")
+        bad = "allclose" if case.model == "bad.pt" else ""
         gates = tuple(GateResult(name, name != bad, f"so it is with {name}") for name in names)
         judgement = Judgement(case.model, case.device, dtype=case.dtype, gates=gates)
         judgement = replace(judgement, seconds={"load": 0, "run": 0})
@@ -127,7 +127,7 @@ def test_a_checkpoint_that_kills_its_worker_fails_by_name_and_the_others_are_jud
             "*_ test_gate[[]integrity-dies.pt-jit-cpu-float32[]] _*",
             "worker 'gw?' crashed while running '*dies.pt*': it crashed, or the machine ran out of "
             "memory",
-            "*_ test_gate[[]contract-dies.pt-jit-cpu-float32[]] _*",
+            "*_ test_gate[[]allclose-dies.pt-jit-cpu-float32[]] _*",
             "dies.pt, jit on cpu in float32: not judged",
             "expected a judgement, but the worker that was judging it died: *",
         ]
@@ -167,9 +167,9 @@ def test_a_failure_is_what_the_verdict_says_and_no_more(here: pytest.Pytester) -
     result.assert_outcomes(passed=5, failed=1)
     first = next(at for at, line in enumerate(result.outlines) if "= FAILURES =" in line)
     assert result.outlines[first + 1 :][:5] == [
-        "__________________ test_gate[contract-bad.pt-jit-cpu-float32] __________________",
-        "bad.pt, jit on cpu in float32: contract",
-        "so it is with contract",
+        "__________________ test_gate[allclose-bad.pt-jit-cpu-float32] __________________",
+        "bad.pt, jit on cpu in float32: allclose",
+        "so it is with allclose",
         "Next: clipcheck convert bad.pt -o mended.pt",
         "      writes an archive of the same weights with code that is known to be right.",
     ]
@@ -205,7 +205,7 @@ def test_on_github_the_summary_is_written_once_and_failures_are_annotated(
     result = here.runpytest_subprocess(*SUITE, *chosen("bad.pt", "small.pt"), *options)
     result.assert_outcomes(passed=11, failed=1)
     assert [line for line in result.outlines if line.startswith("::")] == [
-        "::error title=clipcheck%3A bad.pt%2C jit on cpu in float32::does not pass contract"
+        "::error title=clipcheck%3A bad.pt%2C jit on cpu in float32::does not pass allclose"
     ]
     text = summary.read_text(encoding="utf-8")
     assert (

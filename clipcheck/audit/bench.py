@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipcheck.backends import registry
 from clipcheck.errors import UsageError, nearest
-from clipcheck.gates.contract import contract
+from clipcheck.gates.allclose import allclose
 from clipcheck.gates.localisation import Localisation, Place, Tower, tower_of
 from clipcheck.gates.result import GateResult
-from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.harness.judging import (
     Stopwatch,
     Trial,
@@ -508,8 +508,8 @@ class _Bench:
 
         source = self._open(self._write(variant.plant))
         candidate = build(source)
-        gates = judge_candidate(self._trial, candidate, source, Contract(), Stopwatch()).gates
-        assertion = contract(self._classic.run(candidate).cases, Contract())
+        gates = judge_candidate(self._trial, candidate, source, Allclose(), Stopwatch()).gates
+        assertion = allclose(self._classic.run(candidate).cases, Allclose())
         found = self._localise(variant, source.checkpoint) if self._unit.localize else None
         right = found is not None and self._is_right(found, variant)
         return _finding(self._unit, "jit", variant, gates, assertion, found, right)

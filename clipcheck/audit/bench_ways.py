@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcheck.gates.contract import contract
+from clipcheck.gates.allclose import allclose
 from clipcheck.gates.result import GateResult
-from clipcheck.gates.tolerances import Contract
+from clipcheck.gates.tolerances import Allclose
 from clipcheck.harness.judging import Stopwatch, Trial, inputs_of, judge_candidate
 from clipcheck.inputs.batches import CORNERS, Batch, batches, classic
 
@@ -97,9 +97,9 @@ class WayBench:
                     candidate.made_here = True
                 with closing(candidate):
                     found = judge_candidate(
-                        setting.trial, candidate, setting.source, Contract(), Stopwatch()
+                        setting.trial, candidate, setting.source, Allclose(), Stopwatch()
                     )
-                    assertion = contract(setting.classic.run(candidate).cases, Contract())
+                    assertion = allclose(setting.classic.run(candidate).cases, Allclose())
         return found.gates, assertion
 
     def _setting(self, dtype: str) -> _Setting:

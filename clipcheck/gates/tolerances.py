@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Contract:
-    """The limits of the gate ``contract``.
+class Allclose:
+    """The limits of the gate ``allclose``.
 
     The defaults are those of the reference implementation's own consistency test, which asserts
     ``np.allclose(jit, eager, atol=0.01, rtol=0.1)`` on probabilities (openai/CLIP,
@@ -37,8 +37,8 @@ class Limits:
         cap: for a single logit, in ulps: units in the last place of a number from 16 to 32,
             where logits are, for a logit scale of 100; in proportion for another scale. It stands
             where the eager model is nearer than that by the factor ``logit_row``.
-        contract: the share of `Contract` that the eager model may be from float64 for the gate
-            ``contract`` to judge; where it is further, two sound models may differ by more than is
+        allclose: the share of `Allclose` that the eager model may be from float64 for the gate
+            ``allclose`` to judge; where it is further, two sound models may differ by more than is
             allowed.
     """
 
@@ -49,7 +49,7 @@ class Limits:
     logit_row: float
     module: float
     cap: float
-    contract: float
+    allclose: float
 
     def logit_cap(self, scale: float) -> float:
         """The greatest error of one logit; ``scale`` is the model's, exp(logit_scale)."""
@@ -59,9 +59,9 @@ class Limits:
 _RATIOS = {"features": 6.0, "feature_row": 8.0, "logits": 6.0, "logit_row": 8.0, "module": 10.0}
 
 LIMITS = {
-    "float32": Limits(2**-24, **_RATIOS, cap=64, contract=0.5),
-    "float16": Limits(2**-11, **_RATIOS, cap=8, contract=0.5),
-    "bfloat16": Limits(2**-8, **_RATIOS, cap=8, contract=0),
+    "float32": Limits(2**-24, **_RATIOS, cap=64, allclose=0.5),
+    "float16": Limits(2**-11, **_RATIOS, cap=8, allclose=0.5),
+    "bfloat16": Limits(2**-8, **_RATIOS, cap=8, allclose=0),
 }
 """By dtype. Measured in float32 with `python -m benchmarks.calibration`, over five seeds of both
 small architectures and one of full-size ViT-B/32 and RN50 (the README has the table): the greatest
@@ -79,7 +79,7 @@ ulps in 14 and 12 of 40 runs, and a single logit by up to 3.4 and 3.1 times the 
 Clean variants in trained weights (`python -m benchmarks.power`) took at most half of a limit in
 float32 and 0.84 in bfloat16; in float16 one was beyond: a BatchNorm written out rounds after each
 step, and a row of features was 12 times as far off as the eager model's.
-Probabilities of two sound models were up to 0.55 of `Contract` apart in float16, and in bfloat16 up
+Probabilities of two sound models were up to 0.55 of `Allclose` apart in float16, and in bfloat16 up
 to 2.4 times as far apart as it allows.
 """
 

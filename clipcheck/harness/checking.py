@@ -19,7 +19,7 @@ from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.opening import size_of
 from clipcheck.checkpoints.told import named
 from clipcheck.errors import UsageError, nearest
-from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.harness.matrix import Device, Judge, Plan
 from clipcheck.inputs.batches import CORNERS
 from clipcheck.results.judgement import Judgement, LeftOut, Result
@@ -52,8 +52,8 @@ def check(
     examples: int = EXAMPLES,
     exhaustive: bool = False,
     seed: int = 0,
-    atol: float = Contract.atol,
-    rtol: float = Contract.rtol,
+    atol: float = Allclose.atol,
+    rtol: float = Allclose.rtol,
     cache: bool = True,
     isolation: str | None = None,
     download_root: str | os.PathLike[str] | None = None,
@@ -81,7 +81,7 @@ def check(
             (`clipcheck.inputs.strategies`).
         exhaustive: walk every token id, every length, and every position of an image as well.
         seed: of the images and prompts.
-        atol: the absolute tolerance of the gate ``contract``, on probabilities.
+        atol: the absolute tolerance of the gate ``allclose``, on probabilities.
         rtol: its relative tolerance.
         cache: whether compiled and exported programs are kept for the next time, and taken from
             there.
@@ -200,8 +200,8 @@ def _known(dtype: Dtypes) -> tuple[str, ...]:
     return names
 
 
-def limits_of(examples: int, atol: float, rtol: float) -> Contract:
-    """The limits of the gate ``contract``, and that there is something to compare.
+def limits_of(examples: int, atol: float, rtol: float) -> Allclose:
+    """The limits of the gate ``allclose``, and that there is something to compare.
 
     Raises:
         UsageError: a number makes no sense.
@@ -215,6 +215,6 @@ def limits_of(examples: int, atol: float, rtol: float) -> Contract:
         if not 0 <= value < float("inf"):
             raise UsageError(
                 f"expected {name} to be a number of at least 0, found {value}",
-                remedy=f"The classic value is {getattr(Contract, name)}.",
+                remedy=f"The classic value is {getattr(Allclose, name)}.",
             )
-    return Contract(atol, rtol)
+    return Allclose(atol, rtol)

@@ -19,13 +19,13 @@ from clipcheck.backends.jit import Archive
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.errors import RunError
-from clipcheck.gates.contract import contract
-from clipcheck.gates.decision import decision
+from clipcheck.gates.allclose import allclose
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fidelity import fidelity, precision
 from clipcheck.gates.integrity import Evidence, integrity
 from clipcheck.gates.lengths import with_lengths
 from clipcheck.gates.modules import Coverage, modules
+from clipcheck.gates.repeatability import Repeat, repeatability
 from clipcheck.gates.result import (
     ENCODERS,
     LOGITS,
@@ -35,8 +35,8 @@ from clipcheck.gates.result import (
     eager_not_finite,
     judged,
 )
-from clipcheck.gates.stability import Repeat, stability
-from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.gates.tolerances import LIMITS, Allclose
+from clipcheck.gates.top1 import top1
 from clipcheck.inputs.batches import Batch, Inputs, every_length, for_modules
 from clipcheck.inputs.dealing import BRIEF, FULL, Call, Effort, deal
 from clipcheck.inputs.digest import digest
@@ -378,7 +378,7 @@ class Run:
 
 
 def judge(
-    trial: Trial, run: Run, evidence: Evidence, coverage: Coverage | None, limits: Contract
+    trial: Trial, run: Run, evidence: Evidence, coverage: Coverage | None, limits: Allclose
 ) -> tuple[GateResult, ...]:
     """What every gate finds. Structure is judged in float32, where rounding hides none of it. Gates
     of logits are left out where the candidate has none.
@@ -388,7 +388,7 @@ def judge(
         run: what the candidate gave.
         evidence: what is not in the outputs.
         coverage: of the modules of an archive, in float32; else None.
-        limits: of the gate ``contract``.
+        limits: of the gate ``allclose``.
     """
     measures = LIMITS[trial.dtype]
     numbers = (run.cases, measures, trial.scale)
@@ -400,10 +400,10 @@ def judge(
     logits = judged(run.cases, LOGITS)
     return (
         integrity(run.cases, evidence),
-        *([contract(run.cases, limits, measures)] if logits else []),
+        *([allclose(run.cases, limits, measures)] if logits else []),
         *near,
-        *([decision(*numbers)] if logits else []),
-        stability(run.cases, run.repeats, measures, trial.scale),
+        *([top1(*numbers)] if logits else []),
+        repeatability(run.cases, run.repeats, measures, trial.scale),
     )
 
 
@@ -444,7 +444,7 @@ def judge_candidate(
     trial: Trial,
     candidate: Backend,
     source: Source,
-    limits: Contract,
+    limits: Allclose,
     watch: Stopwatch,
     *,
     seed: int = 0,
@@ -456,7 +456,7 @@ def judge_candidate(
         trial: with the outputs of the eager model that it has to equal.
         candidate: not run yet.
         source: what it was made of; they may share weights.
-        limits: of the gate ``contract``.
+        limits: of the gate ``allclose``.
         watch: gets the time of each phase.
         seed: of the inputs of the gate ``modules``.
         unlike: raw inputs that the candidate's own dimensions make something else of.

@@ -34,7 +34,7 @@ from clipcheck.gates.distance import Ruler
 from clipcheck.gates.localisation import Localisation
 from clipcheck.gates.measured import measured
 from clipcheck.gates.result import OUTPUTS, GateResult
-from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.gates.weights import weights as weights_gate
 from clipcheck.harness.explaining import find_alternative
 from clipcheck.harness.judging import (
@@ -105,7 +105,7 @@ class Plan:
 
     Attributes:
         backends: none for the one that suits the file.
-        limits: of the gate ``contract``.
+        limits: of the gate ``allclose``.
         examples: number of images.
         exhaustive: whether to walk the vocabulary and the positions of an image as well.
         seed: of what is drawn.
@@ -121,7 +121,7 @@ class Plan:
     """
 
     backends: tuple[Choice, ...]
-    limits: Contract
+    limits: Allclose
     examples: int
     exhaustive: bool
     seed: int

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from clipcheck.backends.reference import Reference
 
 _CALLS = 3
-"""As in the gate ``stability``: the profiling executor changes its plan on the second and third."""
+"""As for ``repeatability``: the profiling executor changes its plan on the second and third."""
 
 
 @dataclass(frozen=True)

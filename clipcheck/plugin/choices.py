@@ -13,7 +13,7 @@ from typing import Any
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.registry import available_models
 from clipcheck.errors import ClipcheckError, OutputError, UnknownModelError, UsageError
-from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.plugin.subjects import SEEDED, size
 
 SEEDED_MODELS = ("tiny-vit", "tiny-resnet", "ViT-B/32")
@@ -33,10 +33,10 @@ NAMES = ("clip_gate", "clip_model", "clip_backend", "clip_device", "clip_dtype")
 DEFAULT_BACKENDS = ("jit",)
 """The ways to run a checkpoint that are compared with the eager model, where none is named."""
 
-_HALF = ("integrity", "contract", "precision", "decision", "stability")
+_HALF = ("integrity", "allclose", "precision", "top1", "repeatability")
 
 GATES = {
-    "float32": ("integrity", "contract", "fidelity", "modules", "decision", "stability"),
+    "float32": ("integrity", "allclose", "fidelity", "modules", "top1", "repeatability"),
     "float16": _HALF,
     "bfloat16": _HALF,
 }
@@ -58,7 +58,7 @@ class Choices:
         devices: as torch names them.
         backends: as `clipcheck.backends.registry.Choice` writes them.
         dtypes: the names of dtypes; none for those that suit each device.
-        atol: the absolute tolerance of the gate ``contract``.
+        atol: the absolute tolerance of the gate ``allclose``.
         rtol: its relative tolerance.
         examples: number of images; None for what a check takes by default.
         seed: of the images and prompts.
@@ -98,8 +98,8 @@ class Choices:
             devices=_once(option("--clip-device") or ["cpu"]),
             backends=_backends(option("--clip-backend")),
             dtypes=_known("--clip-dtype", option("--clip-dtype") or [], LIMITS),
-            atol=_tolerance("--clip-atol", option("--clip-atol"), Contract.atol),
-            rtol=_tolerance("--clip-rtol", option("--clip-rtol"), Contract.rtol),
+            atol=_tolerance("--clip-atol", option("--clip-atol"), Allclose.atol),
+            rtol=_tolerance("--clip-rtol", option("--clip-rtol"), Allclose.rtol),
             examples=_whole("--clip-examples", option("--clip-examples"), least=1),
             seed=_whole("--clip-seed", option("--clip-seed"), least=0) or 0,
             isolation=_isolation(option("--clip-isolation")),

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from clipcheck.gates.tolerances import Contract
+from clipcheck.gates.tolerances import Allclose
 from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
 from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN, given_options
 from clipcheck.report.verdict import verdict, worst_first
@@ -35,7 +35,7 @@ def result(swept: Swept) -> Result:
     """What all checks of a sweep found, as a check of all of them would have."""
     rows = swept.rows
     conditions = rows[0].unit.conditions if rows else Conditions(0)
-    limits = Contract(conditions.atol, conditions.rtol)
+    limits = Allclose(conditions.atol, conditions.rtol)
     return result_of(_entries(rows), _left_out(swept), swept.environment, limits)
 
 

@@ -31,14 +31,14 @@ KEPT = "clip-report"
 """The folder that a report is suggested for."""
 
 _INDENT = "  "
-_LABEL = 17
+_LABEL = 21
 _KEEPS = "keeps a report that shows what fails, and the input to run again."
 _ARCHITECTURE = ("--architecture", "ARCH")
 _NAMES = "a released name, open_clip:NAME, or a configuration file"
 _NEXT, _OR = "Next: ", "  or: "
 
-# Six columns of gates, of the greatest width, leave 20 for what is judged.
-_COLUMN = 9
+# The longest name of a gate, and the least that what is judged gets beside the six of float32.
+_COLUMN = 13
 _FIRST = 20
 
 _TOGETHER = {"precision": "fidelity"}

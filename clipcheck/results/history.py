@@ -49,17 +49,17 @@ _SEEDED = " (seeded weights)"
 _ASK = "Give a file that `clipcheck check --json` has written, or the results.json of a report."
 
 
-NOISE = {"contract": 4.0, "fidelity": 2.5, "modules": 2.0, "precision": 2.5, "stability": 2.0}
+NOISE = {"allclose": 4.0, "fidelity": 2.5, "modules": 2.0, "precision": 2.5, "repeatability": 2.0}
 """How many times as much a gate's margin may be though the checkpoint stays the same.
 
 Measured with `python -m benchmarks.noise`, as its docstring tells: both small architectures, ten
 seeds with one thread and with two, on torch 2.9.1 and 2.14.1 in float32, and five seeds in float16
 and bfloat16. The greatest margin of a file over its least was
 
-- ``contract``: 3.22; ``fidelity``: 2.01; ``modules``: 1.60; ``precision``: 1.82;
-  ``stability``: 1.72
+- ``allclose``: 3.22; ``fidelity``: 2.01; ``modules``: 1.60; ``precision``: 1.82;
+  ``repeatability``: 1.72
 
-and rounded up. ``integrity`` and ``decision`` had 0 each time: there is nothing to measure.
+and rounded up. ``integrity`` and ``top1`` had 0 each time: there is nothing to measure.
 """
 
 UNMEASURED = max(NOISE.values())

@@ -14,7 +14,7 @@ from clipcheck.gates.localisation import Localisation
 from clipcheck.gates.measured import Measured
 from clipcheck.gates.modules import Coverage
 from clipcheck.gates.result import GateResult
-from clipcheck.gates.tolerances import Contract
+from clipcheck.gates.tolerances import Allclose
 
 if TYPE_CHECKING:
     from clipcheck.results.failing import Failing
@@ -48,7 +48,7 @@ class Judgement:
         inputs: a fingerprint of all images and prompts; None where none were run.
         run: names the check that this is of; None outside of one.
         date: when that began, in UTC, as ISO 8601 writes it.
-        limits: of the gate ``contract``.
+        limits: of the gate ``allclose``.
         gates: what each gate found; empty where the checkpoint could not be judged.
         failing: the smallest input that it fails on, where there is one.
         saved: the folder that this was saved in, if it was.
@@ -100,7 +100,7 @@ class Judgement:
     inputs: str | None = None
     run: str | None = None
     date: str | None = None
-    limits: Contract = field(default_factory=Contract)
+    limits: Allclose = field(default_factory=Allclose)
     gates: tuple[GateResult, ...] = ()
     failing: Failing | None = None
     saved: str | None = None

@@ -9,7 +9,7 @@ from typing import Any
 from clipcheck.backends.known import Known, everything
 from clipcheck.checkpoints.inspection import Patched
 from clipcheck.gates.result import GateResult
-from clipcheck.gates.tolerances import Contract
+from clipcheck.gates.tolerances import Allclose
 from clipcheck.results.judgement import Judgement, LeftOut, Result
 
 
@@ -17,7 +17,7 @@ def result_of(
     results: Iterable[Mapping[str, Any]],
     left_out: Iterable[Mapping[str, Any]],
     environment: Mapping[str, str],
-    limits: Contract,
+    limits: Allclose,
 ) -> Result:
     """The result that documents tell of: all but the plots and the inputs themselves.
 
@@ -25,7 +25,7 @@ def result_of(
         results: as in the document of a check.
         left_out: the same.
         environment: of who leads the sweep.
-        limits: of the gate ``contract``, that all was judged under.
+        limits: of the gate ``allclose``, that all was judged under.
     """
     return Result(
         tuple(_judgement(each, limits) for each in results),
@@ -34,7 +34,7 @@ def result_of(
     )
 
 
-def _judgement(entry: Mapping[str, Any], limits: Contract) -> Judgement:
+def _judgement(entry: Mapping[str, Any], limits: Allclose) -> Judgement:
     same = (
         "checkpoint",
         "device",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from clipcheck.gates.tolerances import Contract
+from clipcheck.gates.tolerances import Allclose
 
 Kind = Literal["path", "url", "hub"]
 
@@ -61,8 +61,8 @@ class Conditions:
 
     examples: int
     seed: int = 0
-    atol: float = Contract.atol
-    rtol: float = Contract.rtol
+    atol: float = Allclose.atol
+    rtol: float = Allclose.rtol
     versions: Mapping[str, str] = field(default_factory=dict)
 
 

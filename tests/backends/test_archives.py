@@ -277,7 +277,7 @@ def test_a_forward_beside_the_encoders_has_to_give_what_these_give(
     tmp_path: Path, name: str
 ) -> None:
     takes, give, _ = FORWARDS[name]
-    for off, expected in ((0.0, set()), (0.01, {"stability"})):
+    for off, expected in ((0.0, set()), (0.01, {"repeatability"})):
         path = tmp_path / f"{off}.pt"
         traced_forward(path, takes, give, "encode_image", "encode_text", off=off)
         judged = checked(path)

@@ -35,8 +35,8 @@ from clipcheck.errors import ClipcheckError, RunError, UnavailableError
 from clipcheck.families import eager
 from clipcheck.gates.fidelity import fidelity, precision
 from clipcheck.gates.integrity import Evidence, integrity
+from clipcheck.gates.repeatability import Repeat, repeatability
 from clipcheck.gates.result import OUTPUTS, Case
-from clipcheck.gates.stability import Repeat, stability
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.judging import inputs_of
 from clipcheck.inputs.batches import CORNERS, Batch, batches
@@ -305,14 +305,14 @@ def test_it_is_as_near_to_float64_as_the_eager_model(life: Life) -> None:
 
 
 def test_each_method_gives_what_all_outputs_have(life: Life) -> None:
-    found = stability(life.cases, [life.methods], LIMITS["float32"], life.scale)
+    found = repeatability(life.cases, [life.methods], LIMITS["float32"], life.scale)
     assert found.passed, found.message
     for name, array in life.methods.outputs.items():
         assert array.dtype == life.cases[LARGE].candidate[name].dtype
 
 
 def test_a_row_does_not_depend_on_its_company(life: Life) -> None:
-    found = stability(life.cases, life.repeats, LIMITS["float32"], life.scale)
+    found = repeatability(life.cases, life.repeats, LIMITS["float32"], life.scale)
     assert found.passed, found.message
 
 

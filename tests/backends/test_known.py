@@ -112,8 +112,8 @@ def test_of_a_device_the_kind_counts() -> None:
 
 def test_a_gate_is_found_in_any_line_and_only_at_its_beginning() -> None:
     known = known_of(174467)
-    assert case(known, text="stability: a\nprecision: image features are off") == [known]
-    assert case(known, text="stability: no fidelity: at all") == []
+    assert case(known, text="repeatability: a\nprecision: image features are off") == [known]
+    assert case(known, text="repeatability: no fidelity: at all") == []
 
 
 def test_a_kernel_of_another_name_is_another_failure() -> None:

@@ -68,7 +68,7 @@ def test_quiet_leaves_the_table_and_the_verdict(
     assert done.code == 0
     first, *middle, last = done.out.splitlines()
     assert first.split()[-6:] == [
-        "integrity", "contract", "fidelity", "modules", "decision", "stability"
+        "integrity", "allclose", "fidelity", "modules", "top1", "repeatability"
     ]  # fmt: skip
     assert len(middle) <= 3
     assert last == "CONSISTENT: 1 checkpoint agrees between JIT and eager."
@@ -91,7 +91,7 @@ def test_an_escape_sequence_in_a_name_does_not_reach_the_terminal(run: Run) -> N
 def test_check_exits_1_for_an_inconsistent_checkpoint(run: Run, minute_archive: Path) -> None:
     done = run("check", minute_archive, "--atol", 0, "--rtol", 0, "--examples", 14)
     assert done.code == 1
-    assert "FAIL  contract" in done.out
+    assert "FAIL  allclose" in done.out
     assert "INCONSISTENT" in done.out
 
 
@@ -838,7 +838,7 @@ def test_what_is_converted_is_checked_and_can_be_checked_again(
     assert f" MB, weights of {archive}\n" in done.out
     assert f"\ncomputes {MINUTE.summary()}: from its own code, which was run\n" in done.out
     precise = "precision" if dtype else "fidelity"
-    assert re.search(rf"integrity +contract +{precise} ", done.out)
+    assert re.search(rf"integrity +allclose +{precise} ", done.out)
     assert done.out.endswith("CONSISTENT: 1 checkpoint agrees with the reference.\n")
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted([archive.name, path.name])
     check = run("check", path, "--reference", archive, "--examples", 1, *options)

@@ -221,11 +221,11 @@ def shown(text: Text) -> str:
     return screen.close()
 
 
-REPORT = Text("  pass  ").append("contract" * 12, "bold green")
+REPORT = Text("  pass  ").append("allclose" * 12, "bold green")
 
 
 def test_colours_are_shown_on_a_terminal_and_no_line_is_broken() -> None:
-    assert shown(REPORT) == f"  pass  \x1b[1;32m{'contract' * 12}\x1b[0m\r\n"
+    assert shown(REPORT) == f"  pass  \x1b[1;32m{'allclose' * 12}\x1b[0m\r\n"
 
 
 @pytest.mark.parametrize("name", ["NO_COLOR", "TERM"])

@@ -11,7 +11,7 @@ from clipcheck.gates.result import LOGITS, OUTPUTS, Case
 from clipcheck.gates.tolerances import Limits
 
 APART = Limits(
-    2**-24, features=2, feature_row=5, logits=3, logit_row=7, module=10, cap=64, contract=0.5
+    2**-24, features=2, feature_row=5, logits=3, logit_row=7, module=10, cap=64, allclose=0.5
 )
 """No two limits alike, so that none does for another."""
 

@@ -56,7 +56,7 @@ def test_a_sound_archive_is_consistent(tiny_archive: Path) -> None:
     assert result.exit_code == 0
     (judgement,) = result.judgements
     assert [gate.name for gate in judgement.gates] == [
-        "integrity", "contract", "fidelity", "modules", "decision", "stability"
+        "integrity", "allclose", "fidelity", "modules", "top1", "repeatability"
     ]  # fmt: skip
     assert (judgement.backend, judgement.reference) == ("jit", "eager")
     assert judgement.dtype == "float32"
@@ -64,7 +64,7 @@ def test_a_sound_archive_is_consistent(tiny_archive: Path) -> None:
     assert judgement.sha256 is not None
     assert judgement.released is None
     assert judgement.seconds.keys() >= {"load", "run", "eager", "float64", "candidate", "modules"}
-    assert 0 < gate(result, "contract").figures["logits_per_image"]["max_abs"] < 1e-3
+    assert 0 < gate(result, "allclose").figures["logits_per_image"]["max_abs"] < 1e-3
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_another_projection_is_inconsistent(minute_archive: Path, planted: Plant
     assert not result.passed
     assert result.exit_code == 1
     assert gate(result, "integrity").passed
-    assert not gate(result, "contract").passed
+    assert not gate(result, "allclose").passed
 
 
 def test_comparing_a_model_with_itself_is_no_pass(minute_archive: Path, planted: Planted) -> None:
@@ -159,7 +159,7 @@ def test_nan_on_both_sides_is_no_pass_and_blames_nobody(
 def test_more_examples_than_the_corners_are_all_compared(minute_archive: Path) -> None:
     result = clipcheck.check(minute_archive, examples=CORNERS + 5)
     assert result.judgements[0].examples == CORNERS + 5
-    elements = gate(result, "contract").figures["logits_per_image"]["elements"]
+    elements = gate(result, "allclose").figures["logits_per_image"]["elements"]
     assert elements == sum(images * prompts for images, prompts in SIZES) + 5 * 4
 
 
@@ -170,8 +170,8 @@ def test_an_exhaustive_check_walks_the_whole_vocabulary(minute_archive: Path) ->
     )
     assert all_ids.passed
     # 98 ids, six to a prompt, and seven lengths.
-    prompts = gate_of(all_ids, "decision").figures["rows"]["compared"]
-    assert int(prompts) >= int(gate_of(few, "decision").figures["rows"]["compared"]) + 17 + 7
+    prompts = gate_of(all_ids, "top1").figures["rows"]["compared"]
+    assert int(prompts) >= int(gate_of(few, "top1").figures["rows"]["compared"]) + 17 + 7
 
 
 def test_what_cannot_be_judged_does_not_stop_the_others(
@@ -335,14 +335,14 @@ def test_what_is_no_name_is_refused_and_what_to_give_is_said(given: Any, kind: s
 def test_the_limits_reach_the_gate(minute_archive: Path) -> None:
     result = clipcheck.check(minute_archive, atol=0.0, rtol=0.0, examples=CORNERS)
     assert result.exit_code == 1
-    assert "up to 0 allowed" in gate(result, "contract").message
+    assert "up to 0 allowed" in gate(result, "allclose").message
 
 
 def test_the_same_seed_gives_the_same_figures_and_another_gives_others(
     minute_archive: Path,
 ) -> None:
     figures = [
-        gate(clipcheck.check(minute_archive, seed=seed), "contract").figures["logits_per_image"][
+        gate(clipcheck.check(minute_archive, seed=seed), "allclose").figures["logits_per_image"][
             "max_abs"
         ]
         for seed in (1, 1, 2)
@@ -462,11 +462,11 @@ def test_a_reduced_dtype_is_judged_by_precision_in_place_of_structure(
     assert [judgement.dtype for judgement in (single, *others)] == ["float32", *REDUCED]
     reduced = others[REDUCED.index(dtype)]
     assert [gate.name for gate in reduced.gates] == [
-        "integrity", "contract", "precision", "decision", "stability"
+        "integrity", "allclose", "precision", "top1", "repeatability"
     ]  # fmt: skip
     assert single.passed
     assert gate_of(reduced, "precision").passed
-    assert gate_of(reduced, "stability").passed
+    assert gate_of(reduced, "repeatability").passed
 
 
 def test_a_fault_in_half_precision_is_seen_by_precision(written: Written) -> None:

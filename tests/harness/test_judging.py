@@ -14,7 +14,7 @@ from clipcheck.errors import RunError
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.modules import Coverage, ModuleError
 from clipcheck.gates.result import LOGITS, OUTPUTS, GateResult
-from clipcheck.gates.tolerances import Contract
+from clipcheck.gates.tolerances import Allclose
 from clipcheck.harness.judging import Run, Stopwatch, Trial, judge
 from clipcheck.inputs.batches import CORNERS, SIZES, Batch, Inputs, batches, every_length
 from clipcheck.inputs.dealing import Effort
@@ -122,7 +122,7 @@ def judged(
     trial: Trial, run: Run, coverage: Coverage | None = COVERAGE, evidence: Evidence = SOUND
 ) -> Mapping[str, GateResult]:
     evidence = replace(evidence, failures=run.failures)
-    return {gate.name: gate for gate in judge(trial, run, evidence, coverage, Contract())}
+    return {gate.name: gate for gate in judge(trial, run, evidence, coverage, Allclose())}
 
 
 def failing(gates: Mapping[str, GateResult]) -> list[str]:
@@ -269,8 +269,8 @@ def test_rows_are_dealt_anew_in_the_sizes_asked_for(dealt: Trial) -> None:
 @pytest.mark.parametrize(
     ("method", "size", "gate", "words"),
     [
-        ("encode_image", 20, "stability", "in a batch of 20 moved by"),
-        ("encode_image", 1, "stability", "alone moved by"),
+        ("encode_image", 20, "repeatability", "in a batch of 20 moved by"),
+        ("encode_image", 1, "repeatability", "alone moved by"),
         ("encode_text", 9, "fidelity", "a prompt of"),
     ],
 )
@@ -285,7 +285,7 @@ def test_a_size_that_is_wrong_is_found_and_named(
 
 def test_a_call_late_in_the_run_that_is_wrong_is_found(dealt: Trial) -> None:
     run = dealt.run(Dealt(lambda method, call, _: (method, call) == ("encode_image", 4)))
-    assert failing(judged(dealt, run)) == ["stability"]
+    assert failing(judged(dealt, run)) == ["repeatability"]
 
 
 def test_a_length_that_no_prompt_has_is_dealt_and_no_other(dealt: Trial) -> None:
@@ -312,7 +312,7 @@ def test_one_length_that_is_wrong_is_named(dealt: Trial) -> None:
 
 def test_in_float32_there_are_six_gates_in_this_order(trial: Trial) -> None:
     gates = judged(trial, trial.run(Tables()))
-    assert list(gates) == ["integrity", "contract", "fidelity", "modules", "decision", "stability"]
+    assert list(gates) == ["integrity", "allclose", "fidelity", "modules", "top1", "repeatability"]
     assert failing(gates) == []
 
 
@@ -322,7 +322,7 @@ def test_in_half_precision_stands_in_for_fidelity_and_modules(
 ) -> None:
     half = Trial.of(TwinTables(), drawn, dtype, Stopwatch())  # type: ignore[arg-type]
     gates = judged(half, half.run(Tables()), coverage=None)
-    assert list(gates) == ["integrity", "contract", "precision", "decision", "stability"]
+    assert list(gates) == ["integrity", "allclose", "precision", "top1", "repeatability"]
     assert failing(gates) == []
 
 
@@ -368,9 +368,9 @@ def test_a_call_that_gives_something_else_the_next_time_is_unstable(
         return {**outputs, name: outputs[name] * (1.01 if call in calls else 1)}
 
     gates = judged(trial, trial.run(Tables(change)))
-    assert failing(gates) == ["stability"]
-    assert f" {where} moved by " in gates["stability"].message
-    assert gates["stability"].message.startswith(f"{name} of ")
+    assert failing(gates) == ["repeatability"]
+    assert f" {where} moved by " in gates["repeatability"].message
+    assert gates["repeatability"].message.startswith(f"{name} of ")
 
 
 def test_a_candidate_that_is_off_fails_where_it_is_off(trial: Trial) -> None:
@@ -406,14 +406,14 @@ def test_a_batch_that_fails_leaves_a_reason_and_no_outputs(trial: Trial) -> None
     assert failing(gates) == [name for name in gates if name != "modules"]
 
 
-def test_a_repeat_that_fails_leaves_a_reason_and_fails_stability(trial: Trial) -> None:
+def test_a_repeat_that_fails_leaves_a_reason_and_fails_repeatability(trial: Trial) -> None:
     run = trial.run(Tables(failing_on(3)))
     reason = "jit: forward failed (sizes), in a batch of 2 images and 1 prompt"
     assert run.failures == [reason]
     assert all(case.candidate for case in run.cases)
     gates = judged(trial, run)
-    assert failing(gates) == ["integrity", "stability"]
-    assert "in the third call: not there" in gates["stability"].message
+    assert failing(gates) == ["integrity", "repeatability"]
+    assert "in the third call: not there" in gates["repeatability"].message
 
 
 def test_a_candidate_that_never_runs_is_called_as_often_and_passes_nothing(trial: Trial) -> None:

@@ -19,15 +19,15 @@ JUDGED = Judgement(
     dtype="float16",
     gates=(
         GateResult("integrity", True, "all weights the same"),
-        GateResult("contract", False, "probabilities differ"),
+        GateResult("allclose", False, "probabilities differ"),
     ),
 )
 
 
 def test_a_gate_that_failed_says_what_of_and_what_to_do() -> None:
-    assert failure(JUDGED, "contract") == "\n".join(
+    assert failure(JUDGED, "allclose") == "\n".join(
         [
-            "RN50 (seeded weights), jit on cuda in float16: contract",
+            "RN50 (seeded weights), jit on cuda in float16: allclose",
             "probabilities differ",
             "Next: clipcheck convert /tmp/RN50.pt -o mended.pt",
             "      writes an archive of the same weights with code that is known to be right.",
@@ -39,7 +39,7 @@ def test_the_input_that_it_failed_on_stands_below(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(text, "failing_lines", lambda judgement: [f"  of {judgement.path}"])
     place = Place("text", "ln_final", ratio=40, allowed=10, given="a batch")
     departs = replace(JUDGED, localisation=Localisation([Place("image"), place]))
-    assert failure(departs, "contract").splitlines()[1:6] == [
+    assert failure(departs, "allclose").splitlines()[1:6] == [
         "probabilities differ",
         "  departs first: ln_final: 40 times further from float64 than the eager model,",
         "  given the same; 10 times is allowed; seen on a batch",
@@ -50,7 +50,7 @@ def test_the_input_that_it_failed_on_stands_below(monkeypatch: pytest.MonkeyPatc
 
 def test_an_escape_sequence_in_a_name_is_shown_and_not_sent() -> None:
     named = replace(JUDGED, checkpoint="\x1b[31m.pt")
-    assert failure(named, "contract").startswith(r"\x1b[31m.pt, jit on cuda in float16: contract")
+    assert failure(named, "allclose").startswith(r"\x1b[31m.pt, jit on cuda in float16: allclose")
 
 
 def test_a_gate_that_passed_says_nothing() -> None:
@@ -58,15 +58,15 @@ def test_a_gate_that_passed_says_nothing() -> None:
 
 
 def test_a_gate_that_was_not_judged_has_not_passed() -> None:
-    assert failure(JUDGED, "decision") == (
-        "RN50 (seeded weights), jit on cuda in float16: decision\n"
+    assert failure(JUDGED, "top1") == (
+        "RN50 (seeded weights), jit on cuda in float16: top1\n"
         "expected what this gate found, but it was not judged"
     )
 
 
 def test_what_could_not_be_judged_says_why_whatever_gate_is_asked_for() -> None:
     unjudged = replace(JUDGED, error="RN50.pt: cut off. Fetch it again.")
-    for gate in ("integrity", "contract"):
+    for gate in ("integrity", "allclose"):
         assert failure(unjudged, gate) == (
             "RN50 (seeded weights), jit on cuda in float16: not judged\n"
             "RN50.pt: cut off. Fetch it again."

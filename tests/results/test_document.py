@@ -64,7 +64,7 @@ def test_the_document_has_the_fields_of_schema_1(passed: Any, minute_archive: Pa
     assert entry["error"] is None
     assert entry["seconds"].keys() >= {"load", "run"}
     assert [gate["name"] for gate in entry["gates"]] == [
-        "integrity", "contract", "fidelity", "modules", "decision", "stability"
+        "integrity", "allclose", "fidelity", "modules", "top1", "repeatability"
     ]  # fmt: skip
     assert re.fullmatch("[0-9a-f]{32}", entry["inputs"])
     assert re.fullmatch("[0-9a-f]{12}", entry["run"])
@@ -89,7 +89,7 @@ def test_a_checkpoint_that_could_not_be_judged_has_its_reason() -> None:
 
 def test_numbers_that_json_cannot_write_are_null() -> None:
     figures = {"logits_per_image": {"max_abs": float("nan"), "atol": float("inf"), "rtol": 0.1}}
-    judgement = Judgement("x", "cpu", gates=(GateResult("contract", False, "m", figures),))
+    judgement = Judgement("x", "cpu", gates=(GateResult("allclose", False, "m", figures),))
     text = render(Result((judgement,), {"clipcheck": "0"}))
     gate = json.loads(text)["results"][0]["gates"][0]
     assert gate["figures"]["logits_per_image"] == {"max_abs": None, "atol": None, "rtol": 0.1}

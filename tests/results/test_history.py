@@ -106,14 +106,14 @@ def test_what_became_of_a_checkpoint(
 
 
 def test_one_more_gate_that_fails_is_a_new_failure(run_of: RunOf) -> None:
-    contract = GateResult("contract", True, "agree", margin=0.1)
-    broken = replace(contract, passed=False, margin=4.0)
-    old = run_of(replace(FAILED, gates=(*FAILED.gates, contract)))
+    allclose = GateResult("allclose", True, "agree", margin=0.1)
+    broken = replace(allclose, passed=False, margin=4.0)
+    old = run_of(replace(FAILED, gates=(*FAILED.gates, allclose)))
     new = run_of(replace(FAILED, gates=(*FAILED.gates, broken)))
     assert only(compare(old, new)).outcome == "new failure"
     assert only(compare(new, old)).outcome == "still failing"
     assert [(gate.name, gate.change) for gate in only(compare(new, old)).gates] == [
-        ("contract", "mended")
+        ("allclose", "mended")
     ]
 
 

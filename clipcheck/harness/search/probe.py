@@ -9,12 +9,12 @@ import numpy as np
 
 from clipcheck.backends.base import Array, Backend
 from clipcheck.errors import RunError
-from clipcheck.gates.contract import contract
+from clipcheck.gates.allclose import allclose
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fidelity import distance_text
 from clipcheck.gates.metrics import row_rms
 from clipcheck.gates.result import LOGITS, Case, eager_not_finite, judged, unusable
-from clipcheck.gates.tolerances import Contract
+from clipcheck.gates.tolerances import Allclose
 from clipcheck.inputs.batches import Batch
 from clipcheck.inputs.examples import Kind
 from clipcheck.results.failing import Measure
@@ -35,7 +35,7 @@ class Probe:
         candidate: what failed.
         reference: the eager model.
         ruler: made of many inputs, whose measure a single one has not.
-        limits: of the gate ``contract``.
+        limits: of the gate ``allclose``.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Probe:
         candidate: Backend,
         reference: Standing,
         ruler: Ruler,
-        limits: Contract,
+        limits: Allclose,
     ) -> None:
         self._candidate = candidate
         self._reference = reference
@@ -61,7 +61,7 @@ class Probe:
         margins = {kind: found[name] for kind, name in _FEATURES.items() if name in found}
         logits = [found[name] for name in judged([case], LOGITS)]
         if logits:
-            asserted = contract([case], self._limits, self._ruler.limits).margin
+            asserted = allclose([case], self._limits, self._ruler.limits).margin
             margins["pair"] = max(*logits, asserted)
         return margins
 
@@ -95,7 +95,7 @@ class Probe:
     def _measures(self, case: Case, names: Sequence[str]) -> list[Measure]:
         found = [measure for name in names for measure in self._of_rows(case, name)]
         if set(LOGITS) & set(names):
-            found += self._of_contract(case)
+            found += self._of_allclose(case)
         return found
 
     def _of_rows(self, case: Case, name: str) -> Iterator[Measure]:
@@ -115,10 +115,10 @@ class Probe:
             message = distance_text(name, case.where(name, [row]), *figures)
             yield Measure(name, float(ratio), allowed, float(error), message)
 
-    def _of_contract(self, case: Case) -> Iterator[Measure]:
+    def _of_allclose(self, case: Case) -> Iterator[Measure]:
         if eager_not_finite(case, LOGITS):
             return
-        verdict = contract([case], self._limits, self._ruler.limits)
+        verdict = allclose([case], self._limits, self._ruler.limits)
         if not verdict.passed:
             yield Measure(LOGITS[0], verdict.margin, 1.0, float("nan"), verdict.message)
 

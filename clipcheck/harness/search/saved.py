@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from clipcheck.errors import OutputError, ReplayError
-from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.inputs.examples import Example, Prompt, from_png, to_png
 from clipcheck.writers.output import creating, removing
 
@@ -42,7 +42,7 @@ class Saved:
         sha256: of that file.
         device: where.
         dtype: in which.
-        limits: of the gate ``contract``.
+        limits: of the gate ``allclose``.
         backend: which ran it, with its options.
         reference: the file that it was compared with; None for its own eager model.
         architecture: the dimensions of the weights; None where an older version has saved it.
@@ -55,7 +55,7 @@ class Saved:
     sha256: str
     device: str
     dtype: str
-    limits: Contract
+    limits: Allclose
     backend: str = "jit"
     reference: str | None = None
     architecture: Mapping[str, int | str] | None = None
@@ -206,7 +206,7 @@ def _saved(document: Mapping[str, Any], folder: Path) -> Saved:
             raise ValueError(f"{key} is no text")
     if texts["dtype"] not in LIMITS:
         raise ValueError(f"dtype is {reprlib.repr(texts['dtype'])}")
-    limits = Contract(_number(document, "atol"), _number(document, "rtol"))
+    limits = Allclose(_number(document, "atol"), _number(document, "rtol"))
     # Those that were saved before there were other backends have none of these.
     backend, reference = document.get("backend", "jit"), document.get("reference_checkpoint")
     model = document.get("key")

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from clipcheck.gates.frontends import FrontendResult
 from clipcheck.gates.localisation import Place
 from clipcheck.gates.result import GateResult
-from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.inputs.examples import Example, Prompt
 from clipcheck.report import alternative, isolation, patched
 from clipcheck.report.frontends import headline
@@ -28,12 +28,12 @@ from clipcheck.results.judgement import Judgement, Result
 GATES = (
     "weights",
     "integrity",
-    "contract",
+    "allclose",
     "fidelity",
     "modules",
     "precision",
-    "decision",
-    "stability",
+    "top1",
+    "repeatability",
 )
 """The columns of the matrix, in their order."""
 
@@ -232,12 +232,12 @@ def _headline(gate: GateResult) -> str:
         told = [f"{count} {key}" for key, count in wrong.items() if count]
         same = f"{rows['weights'].get('compared')} weights" if gate.passed else ""
         return ", ".join(told) or same
-    if gate.name == "contract" and rows:
+    if gate.name == "allclose" and rows:
         greatest = max(float(row.get("max_abs", 0)) for row in rows.values())
         return f"{figure(greatest)} apart"
-    if gate.name == "decision" and "rows" in rows:
+    if gate.name == "top1" and "rows" in rows:
         return f"{rows['rows'].get('wrong')} of {rows['rows'].get('clear')} wrong"
-    if gate.name == "stability" and rows:
+    if gate.name == "repeatability" and rows:
         return f"moved {ratio(max(float(row.get('moved', 0)) for row in rows.values()))}"
     worst = max(
         (row for row in rows.values() if "rmse_ratio" in row and "allowed" in row),
@@ -348,5 +348,5 @@ def _command(judgement: Judgement) -> str:
     words += ["--seed", judgement.seed]
     for name in ("atol", "rtol"):
         value = getattr(judgement.limits, name)
-        words += [f"--{name}", value] if value != getattr(Contract, name) else []
+        words += [f"--{name}", value] if value != getattr(Allclose, name) else []
     return shlex.join(str(word) for word in words)

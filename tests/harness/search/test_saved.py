@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from clipcheck.errors import OutputError, ReplayError
-from clipcheck.gates.tolerances import Contract
+from clipcheck.gates.tolerances import Allclose
 from clipcheck.harness.search import saved
 from clipcheck.harness.search.saved import read, write
 from clipcheck.inputs.examples import Example
@@ -48,7 +48,7 @@ def test_what_was_written_is_read(folder: Path, path: str) -> None:
         assert image.mode == expected.mode
         assert np.array_equal(np.asarray(image), np.asarray(expected))
     assert (found.checkpoint, found.sha256) == ("/models/a.pt", "ab" * 32)
-    assert (found.device, found.dtype, found.limits) == ("cpu", "float32", Contract())
+    assert (found.device, found.dtype, found.limits) == ("cpu", "float32", Allclose())
 
 
 def test_a_person_can_open_it(folder: Path) -> None:

@@ -17,7 +17,7 @@ from clipcheck.errors import RunError
 from clipcheck.families import eager
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.result import Case
-from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.harness.judging import Stopwatch, Trial, inputs_of
 from clipcheck.harness.search import smallest as module
 from clipcheck.harness.search.inputs import Drawn, Wanted, draw
@@ -107,7 +107,7 @@ def look(model: eager.CLIP) -> Callable[..., Found]:
         pair: Spoil | None = None,
         examples: int = CORNERS + 16,
         kind: type[Candidate] = Candidate,
-        limits: Contract | None = None,
+        limits: Allclose | None = None,
     ) -> Found:
         candidate = kind(model, image, text, pair)
         drawn = draw(Wanted(examples, False, 0, "x.pt"), inputs_of(SMALL))
@@ -116,7 +116,7 @@ def look(model: eager.CLIP) -> Callable[..., Found]:
         cases = trial.run(candidate).cases
         candidate.rows.clear()
         ruler = Ruler(cases, LIMITS["float32"], trial.scale)
-        probe = Probe(candidate, reference.standing(), ruler, limits or Contract())
+        probe = Probe(candidate, reference.standing(), ruler, limits or Allclose())
         return smallest(probe, drawn, cases), candidate, drawn
 
     return look
@@ -276,8 +276,8 @@ def test_the_furthest_kind_is_looked_at(look: Callable[..., Found]) -> None:
     assert prompts_of(found) == ("a",)
 
 
-def test_a_stricter_contract_alone_is_found_as_a_pair(look: Callable[..., Found]) -> None:
-    found, _, _ = look(limits=Contract(atol=0, rtol=0), pair=lambda _: 1e-7 / OFF)
+def test_a_stricter_allclose_alone_is_found_as_a_pair(look: Callable[..., Found]) -> None:
+    found, _, _ = look(limits=Allclose(atol=0, rtol=0), pair=lambda _: 1e-7 / OFF)
     assert found is not None
     assert found.measure.message.startswith("softmax(logits_per_")
 
@@ -371,7 +371,7 @@ def test_a_case_is_measured_row_by_row_as_the_ruler_does(model: eager.CLIP) -> N
     batch = drawn.batches[2]
     case = Case(candidate.outputs(batch.pixels, batch.tokens), trial.reference[2], trial.exact[2])
     ruler = Ruler([case], LIMITS["float32"], trial.scale)
-    probe = Probe(candidate, reference.standing(), ruler, Contract())
+    probe = Probe(candidate, reference.standing(), ruler, Allclose())
     measures = [m for m in probe.measure(batch) if m.output == "text_features"]
     distance = max(
         ruler.distances([case]), key=lambda d: d.ratio if d.output == "text_features" else 0

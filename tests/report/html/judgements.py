@@ -59,14 +59,14 @@ def gates(dtype: str, ratio: float, found: Coverage) -> tuple[GateResult, ...]:
     weights = {"compared": 77, "differing": 0, "unused": 0, "changed": 0}
     return (
         GateResult("integrity", True, "77 weights the same", {"weights": weights}),
-        GateResult("contract", True, "agree", {"logits_per_image": {"max_abs": 2.4e-6}}, 0.001),
+        GateResult("allclose", True, "agree", {"logits_per_image": {"max_abs": 2.4e-6}}, 0.001),
         *(
             (near, modules(found, LIMITS[dtype]))
             if dtype == "float32"
             else (replace(near, name="precision"),)
         ),
-        GateResult("decision", True, "same", {"rows": {"compared": 9, "clear": 7, "wrong": 0}}),
-        GateResult("stability", True, "stable", {"image_features": {"moved": 0.4}}, 0.025),
+        GateResult("top1", True, "same", {"rows": {"compared": 9, "clear": 7, "wrong": 0}}),
+        GateResult("repeatability", True, "stable", {"image_features": {"moved": 0.4}}, 0.025),
     )
 
 

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from clipcheck.gates.result import GateResult
-from clipcheck.gates.tolerances import Contract
+from clipcheck.gates.tolerances import Allclose
 from clipcheck.inputs.examples import Example
 from clipcheck.report import evidence, html, text
 from clipcheck.report.html import render
@@ -75,7 +75,7 @@ def test_the_verdict_comes_first(judgements: tuple[Judgement, ...], state: str) 
 def test_the_matrix_has_each_gate_with_its_figure_and_the_room_that_is_left() -> None:
     matrix = page(PASSED, IN_HALF, FAILED).text.partition("Gates ")[2].partition("In each cell")[0]
     assert matrix.startswith(
-        "checkpoint integrity contract fidelity modules precision decision stability model.pt"
+        "checkpoint integrity allclose fidelity modules precision top1 repeatability model.pt"
     )
     assert (
         "jit, cpu, float32 ✓ pass 77 weights nothing off ✓ pass 2.40e-06 apart over 99 % left"
@@ -96,7 +96,7 @@ def test_the_matrix_leads_to_what_was_found_of_each() -> None:
 
 @pytest.mark.parametrize("margin", [float("inf"), float("nan")])
 def test_a_gate_without_a_number_says_so(margin: float) -> None:
-    gate = GateResult("contract", False, "softmax is not finite", {}, margin)
+    gate = GateResult("allclose", False, "softmax is not finite", {}, margin)
     assert "✗ FAIL beyond any limit" in page(replace(PASSED, gates=(gate,))).text
 
 
@@ -196,7 +196,7 @@ def test_the_command_repeats_the_check() -> None:
 
     asked = ["--device", "cpu", "--dtype", "float32", "--examples", "30", "--seed", "0"]
     assert command(FAILED) == ["clipcheck", "check", "/models/my model.pt", *asked]
-    strict = replace(PASSED, seed=7, limits=Contract(atol=0.5))
+    strict = replace(PASSED, seed=7, limits=Allclose(atol=0.5))
     assert command(strict)[-4:] == ["--seed", "7", "--atol", "0.5"]
     other = replace(PASSED, backend="trace", reference_checkpoint="my other.pt")
     assert command(replace(PASSED, key="ema"))[3:5] == ["--key", "ema"]

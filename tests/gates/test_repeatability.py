@@ -1,4 +1,4 @@
-"""The gate ``stability``."""
+"""The gate ``repeatability``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
+from clipcheck.gates.repeatability import Repeat, repeatability
 from clipcheck.gates.result import LOGITS, OUTPUTS, Case
-from clipcheck.gates.stability import Repeat, stability
 from clipcheck.gates.tolerances import LIMITS
 from tests.gates import (
     APART,
@@ -59,8 +59,8 @@ def again(
 def test_what_does_not_move_is_stable() -> None:
     case = measured()
     alone = again(case, "alone in a batch", rows={"image": [2], "prompt": [1]})
-    found = stability([case], [again(case), alone], APART, SCALE)
-    assert found.name == "stability"
+    found = repeatability([case], [again(case), alone], APART, SCALE)
+    assert found.name == "repeatability"
     assert found.passed
     assert found.margin == 0.0
     assert found.message == (
@@ -78,7 +78,7 @@ def test_a_row_may_move_by_twice_what_one_error_may_be(name: str) -> None:
     for share, passes in ((0.999, True), (1.001, False)):
         shift = np.zeros(rows)
         shift[1] = 2 * share * of_row
-        found = stability([case], [again(case), again(case, moved={name: shift})], APART, SCALE)
+        found = repeatability([case], [again(case), again(case, moved={name: shift})], APART, SCALE)
         assert found.passed is passes
         assert found.margin == pytest.approx(share)
         assert found.figures[name]["moved"] == pytest.approx(2 * share * of_row)
@@ -89,7 +89,7 @@ def test_one_call_that_moved_is_found_among_those_that_did_not(position: int) ->
     case = measured()
     repeats = [again(case, f"in call {i}") for i in range(3)]
     repeats[position] = again(case, "in the third call", moved={"logits_per_text": [0.0, 40.0]})
-    found = stability([case], repeats, APART, SCALE)
+    found = repeatability([case], repeats, APART, SCALE)
     assert not found.passed
     assert found.message == (
         "logits_per_text of prompt 1 in the third call moved by 40 times the eager model's "
@@ -106,9 +106,9 @@ def test_a_row_that_differs_when_it_is_alone_is_named_by_its_place_in_the_batch(
     )
     rows = {"image": [2], "prompt": [5]}
     sound = again(second, "alone in a batch", number=1, rows=rows)
-    assert stability([first, second], [sound], APART, SCALE).passed
+    assert repeatability([first, second], [sound], APART, SCALE).passed
     off = again(second, "alone in a batch", number=1, rows=rows, moved={"text_features": 123.0})
-    found = stability([first, second], [again(first), off], APART, SCALE)
+    found = repeatability([first, second], [again(first), off], APART, SCALE)
     assert not found.passed
     assert found.message == (
         "text_features of prompt 7 (77 tokens) alone in a batch moved by 120 times the eager "
@@ -125,7 +125,7 @@ def test_a_row_alone_is_compared_with_that_row(name: str) -> None:
     wrong = again(case, rows={"image": [0], "prompt": [0]})
     outputs = {**right.outputs, name: wrong.outputs[name]}
     assert not np.array_equal(right.outputs[name], wrong.outputs[name])
-    found = stability([case], [replace(right, outputs=outputs)], APART, SCALE)
+    found = repeatability([case], [replace(right, outputs=outputs)], APART, SCALE)
     assert not found.passed
     assert found.message.startswith(f"{name} of {OUTPUTS[name][0]} {case_row(name)} ")
 
@@ -140,11 +140,11 @@ def test_a_row_is_measured_in_its_own_eager_error() -> None:
     for row, passes in ((2, True), (0, False)):
         shift = np.zeros(3)
         shift[row] = 40.0
-        found = stability([case], [again(case, moved={"image_features": shift})], APART, SCALE)
+        found = repeatability([case], [again(case, moved={"image_features": shift})], APART, SCALE)
         assert found.passed is passes
         alone = {"image": [row], "prompt": [0]}
         repeat = again(case, rows=alone, moved={"image_features": 40.0})
-        assert stability([case], [repeat], APART, SCALE).passed is passes
+        assert repeatability([case], [repeat], APART, SCALE).passed is passes
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -157,7 +157,7 @@ def test_an_output_that_was_there_once_and_not_again_fails(
     outputs = {key: values for key, values in repeat.outputs.items() if key != name}
     if array is not None:
         outputs[name] = array
-    found = stability([case], [again(case), replace(repeat, outputs=outputs)], GENEROUS, SCALE)
+    found = repeatability([case], [again(case), replace(repeat, outputs=outputs)], GENEROUS, SCALE)
     assert not found.passed
     assert found.margin == np.inf
     assert found.message == (
@@ -191,7 +191,7 @@ def test_what_is_not_finite_fails_whatever_the_limits(
         else:
             outputs = getattr(case, side)
             case = replace(case, **{side: {**outputs, name: spoilt(outputs[name], value)}})
-    found = stability([case], [repeat], GENEROUS, SCALE)
+    found = repeatability([case], [repeat], GENEROUS, SCALE)
     assert not found.passed
     assert found.margin == np.inf
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_compared_fails(name: str) -> None:
     without = {key: values for key, values in case.candidate.items() if key != name}
     for candidate in (without, {**without, name: np.zeros((9, 9))}):
         broken = replace(case, candidate=candidate)
-        found = stability([broken], [again(case)], GENEROUS, SCALE)
+        found = repeatability([broken], [again(case)], GENEROUS, SCALE)
         assert not found.passed
         assert found.margin == np.inf
         assert found.message.startswith(f"{name} ")
@@ -210,15 +210,15 @@ def test_what_cannot_be_compared_fails(name: str) -> None:
 
 def test_nothing_run_and_nothing_run_twice_fail() -> None:
     case = measured()
-    found = stability([case], [], GENEROUS, SCALE)
+    found = repeatability([case], [], GENEROUS, SCALE)
     assert not found.passed
     assert found.message == "nothing was run twice"
     assert found.margin == np.inf
-    found = stability([], [again(case)], GENEROUS, SCALE)
+    found = repeatability([], [again(case)], GENEROUS, SCALE)
     assert not found.passed
     assert found.message == "nothing was run, so that nothing can be compared"
     empty = {key: values[:0] for key, values in exact_outputs().items()}
-    found = stability([Case(empty, empty, empty)], [again(case)], GENEROUS, SCALE)
+    found = repeatability([Case(empty, empty, empty)], [again(case)], GENEROUS, SCALE)
     assert not found.passed
     assert "is empty" in found.message
 
@@ -239,7 +239,7 @@ def test_one_ulp_by_the_size_of_the_batch_is_no_failure_in_half() -> None:
     for name in set(OUTPUTS) - set(LOGITS):
         outputs[name] = np.nextafter(outputs[name], np.float16(9))
     limits = LIMITS["float16"]
-    assert stability([case], [Repeat("alone", 0, rows, outputs)], limits, 100.0).passed
+    assert repeatability([case], [Repeat("alone", 0, rows, outputs)], limits, 100.0).passed
     for name in LOGITS:
         outputs[name] = outputs[name] + 100 * ulp
-    assert not stability([case], [Repeat("alone", 0, rows, outputs)], limits, 100.0).passed
+    assert not repeatability([case], [Repeat("alone", 0, rows, outputs)], limits, 100.0).passed

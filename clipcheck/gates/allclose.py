@@ -1,4 +1,4 @@
-"""The gate ``contract``: the classic assertion."""
+"""The gate ``allclose``: the classic assertion."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from clipcheck.gates.metrics import Difference, difference, softmax
 from clipcheck.gates.result import LOGITS, Case, GateResult, judged, not_finite, unusable
-from clipcheck.gates.tolerances import Contract, Limits
+from clipcheck.gates.tolerances import Allclose, Limits
 
 
-def contract(cases: Sequence[Case], limits: Contract, measures: Limits | None = None) -> GateResult:
+def allclose(cases: Sequence[Case], limits: Allclose, measures: Limits | None = None) -> GateResult:
     """``np.allclose`` on the softmax of both logits, of every batch.
 
     Logits that are not finite fail, on either side and equal or not: softmax would hide infinities.
@@ -22,7 +22,7 @@ def contract(cases: Sequence[Case], limits: Contract, measures: Limits | None = 
     """
     problem = unusable(cases, LOGITS) or not_finite(cases, LOGITS)
     if problem:
-        return GateResult("contract", False, problem, margin=float("inf"))
+        return GateResult("allclose", False, problem, margin=float("inf"))
     names = judged(cases, LOGITS)
     found = {name: [_differ(case, name, limits) for case in cases] for name in names}
     figures = {name: _figures(differences, limits) for name, differences in found.items()}
@@ -44,12 +44,12 @@ def contract(cases: Sequence[Case], limits: Contract, measures: Limits | None = 
     else:
         message = _mismatch(name, worst, limits, case)
         own = 0.0 if measures is None else _own_excess(cases)
-        if measures is not None and own > measures.contract:
-            return GateResult("contract", True, f"{_of_rounding(own)}; {message}", figures)
-    return GateResult("contract", passed, message, figures, _excess(worst))
+        if measures is not None and own > measures.allclose:
+            return GateResult("allclose", True, f"{_of_rounding(own)}; {message}", figures)
+    return GateResult("allclose", passed, message, figures, _excess(worst))
 
 
-def _differ(case: Case, name: str, limits: Contract) -> Difference:
+def _differ(case: Case, name: str, limits: Allclose) -> Difference:
     mine, other = softmax(case.candidate[name]), softmax(case.reference[name])
     return difference(mine, other, atol=limits.atol, rtol=limits.rtol)
 
@@ -64,7 +64,7 @@ def _of_rounding(own: float) -> str:
 def _own_excess(cases: Sequence[Case]) -> float:
     """How many times what the classic assertion allows the eager model is from float64."""
     return max(
-        _excess(_differ(Case(case.reference, case.exact, case.exact), name, Contract()))
+        _excess(_differ(Case(case.reference, case.exact, case.exact), name, Allclose()))
         for case in cases
         for name in LOGITS
     )
@@ -77,7 +77,7 @@ def _excess(found: Difference) -> float:
     return found.found / found.allowed
 
 
-def _figures(found: Sequence[Difference], limits: Contract) -> dict[str, float | int | str]:
+def _figures(found: Sequence[Difference], limits: Allclose) -> dict[str, float | int | str]:
     return {
         "max_abs": max(this.max_abs for this in found),
         "mismatched": sum(this.mismatched for this in found),
@@ -87,7 +87,7 @@ def _figures(found: Sequence[Difference], limits: Contract) -> dict[str, float |
     }
 
 
-def _mismatch(name: str, found: Difference, limits: Contract, case: Case) -> str:
+def _mismatch(name: str, found: Difference, limits: Allclose, case: Case) -> str:
     """Headline; where the greatest excess is; what was allowed there, and why."""
     return (
         f"softmax({name}) differs in {found.mismatched} of {found.elements} probabilities; "

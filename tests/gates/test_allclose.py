@@ -1,4 +1,4 @@
-"""The gate ``contract``."""
+"""The gate ``allclose``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipcheck.gates.contract import contract
+from clipcheck.gates.allclose import allclose
 from clipcheck.gates.result import LOGITS, Case, GateResult
-from clipcheck.gates.tolerances import LIMITS, Contract
+from clipcheck.gates.tolerances import LIMITS, Allclose
 from tests.gates import NOT_FINITE, Named, exact_outputs, spoilt
 
 
@@ -23,13 +23,13 @@ def case_of(candidate: Named, reference: Named) -> Case:
     return Case(candidate, reference, reference, rows, {"image": 16, "prompt": 17})
 
 
-def judged(candidate: Named, reference: Named, limits: Contract | None = None) -> GateResult:
-    return contract([case_of(candidate, reference)], limits or Contract())
+def judged(candidate: Named, reference: Named, limits: Allclose | None = None) -> GateResult:
+    return allclose([case_of(candidate, reference)], limits or Allclose())
 
 
 def test_equal_logits_pass_and_the_greatest_difference_is_told() -> None:
     found = judged(outputs(), outputs())
-    assert found.name == "contract"
+    assert found.name == "allclose"
     assert found.passed
     assert found.margin == 0.0
     assert found.message == (
@@ -88,17 +88,17 @@ def _moved(even: np.ndarray, shift: float) -> np.ndarray:
 def test_the_limits_are_adjustable() -> None:
     reference = outputs()
     candidate = {name: array + 0.1 * np.arange(array.shape[1]) for name, array in reference.items()}
-    assert not judged(candidate, reference, Contract(0.0, 0.0)).passed
-    assert judged(candidate, reference, Contract(1.0, 0.0)).passed
-    assert judged(candidate, reference, Contract(0.0, 10.0)).passed
-    assert judged(reference, reference, Contract(0.0, 0.0)).passed
+    assert not judged(candidate, reference, Allclose(0.0, 0.0)).passed
+    assert judged(candidate, reference, Allclose(1.0, 0.0)).passed
+    assert judged(candidate, reference, Allclose(0.0, 10.0)).passed
+    assert judged(reference, reference, Allclose(0.0, 0.0)).passed
 
 
 def test_one_bad_batch_of_several_fails_and_speaks() -> None:
     sound, off = case_of(outputs(), outputs()), case_of(*moved())
     off = replace(off, first_rows={"image": 0, "prompt": 0})
     for cases in ((off, sound, sound), (sound, off, sound), (sound, sound, off)):
-        found = contract(cases, Contract())
+        found = allclose(cases, Allclose())
         assert not found.passed
         assert "worst at image 2 (white), prompt 1" in found.message
         assert found.figures["logits_per_image"]["mismatched"] == 2
@@ -110,7 +110,7 @@ def test_the_batch_that_fails_speaks_although_another_is_further_from_its_limit(
     near = {**outputs(), "logits_per_image": np.log(np.array([[0.96, 0.04]] * 3))}
     far = {**near, "logits_per_image": np.log(np.array([[0.98, 0.02]] * 3))}
     off = {**near, "logits_per_image": np.log(np.array([[0.95, 0.05]] * 3))}
-    found = contract([case_of(far, near), case_of(off, near)], Contract(0.01, 0.1))
+    found = allclose([case_of(far, near), case_of(off, near)], Allclose(0.01, 0.1))
     assert not found.passed
     assert "0.02" in found.message
 
@@ -123,7 +123,7 @@ def test_the_greatest_difference_of_all_batches_is_told_when_they_pass() -> None
         case_of({**reference, name: _moved(even, shift)}, {**reference, name: even})
         for shift in (0.001, 0.03, 0.002)
     ]
-    found = contract(cases, Contract())
+    found = allclose(cases, Allclose())
     assert found.passed
     assert found.message.endswith("greatest difference 0.03")
     assert found.figures[name]["max_abs"] == pytest.approx(0.03)
@@ -149,7 +149,7 @@ def test_it_fails_when_there_is_nothing_to_compare(
     if array is not None:
         sides[side][name] = array
     sound = case_of(outputs(), outputs())
-    found = contract([sound, case_of(**sides)], Contract(1e30, 1e30))
+    found = allclose([sound, case_of(**sides)], Allclose(1e30, 1e30))
     assert not found.passed
     assert found.message == f"{name} {problem}, so that nothing can be compared"
     assert found.margin == np.inf
@@ -157,10 +157,10 @@ def test_it_fails_when_there_is_nothing_to_compare(
 
 def test_it_fails_for_two_empty_sides_and_for_no_cases() -> None:
     empty = {name: array[:0] for name, array in outputs().items()}
-    found = judged(empty, empty, Contract(1e30, 1e30))
+    found = judged(empty, empty, Allclose(1e30, 1e30))
     assert not found.passed
     assert found.message == "logits_per_image is empty, so that nothing can be compared"
-    found = contract([], Contract(1e30, 1e30))
+    found = allclose([], Allclose(1e30, 1e30))
     assert not found.passed
     assert found.message == "nothing was run, so that nothing can be compared"
     assert found.margin == np.inf
@@ -177,8 +177,8 @@ def test_what_is_not_finite_fails_whatever_the_limits(
     both = {"candidate": outputs(), "reference": outputs()}
     for side in sides:
         both[side][name] = spoilt(both[side][name], value)
-    for limits in (Contract(), Contract(1e30, 1e30)):
-        found = contract([case_of(**both), case_of(outputs(), outputs())], limits)
+    for limits in (Allclose(), Allclose(1e30, 1e30)):
+        found = allclose([case_of(**both), case_of(outputs(), outputs())], limits)
         assert not found.passed
         assert found.margin == np.inf
 
@@ -194,16 +194,16 @@ def test_where_rounding_alone_may_exceed_it_the_assertion_judges_nothing(
 ) -> None:
     def sides(allowed: float) -> Named:
         """Probabilities of a half, off by so many times what is allowed there."""
-        first = 0.5 + allowed * (Contract.atol + Contract.rtol * 0.5)
+        first = 0.5 + allowed * (Allclose.atol + Allclose.rtol * 0.5)
         logits = np.log(np.array([[first, 1 - first]]))
         return {**outputs(), "logits_per_image": logits, "logits_per_text": logits}
 
     case = Case(sides(own + 1.2), sides(own), sides(0.0))
-    found = contract([case], Contract(), LIMITS["float16"])
+    found = allclose([case], Allclose(), LIMITS["float16"])
     assert found.passed is passes
     assert found.message.startswith(
         f"judges nothing where rounding alone may exceed it: the eager model is {own} times as far "
         "from float64 as is allowed; softmax(logits_per_image) differs in "
     ) is passes  # fmt: skip
-    assert contract([case], Contract(), LIMITS["bfloat16"]).passed
-    assert not contract([case], Contract()).passed
+    assert allclose([case], Allclose(), LIMITS["bfloat16"]).passed
+    assert not allclose([case], Allclose()).passed

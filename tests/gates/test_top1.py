@@ -1,4 +1,4 @@
-"""The gate ``decision``."""
+"""The gate ``top1``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clipcheck.gates.decision import decision
 from clipcheck.gates.result import LOGITS, OUTPUTS, Case
 from clipcheck.gates.tolerances import LIMITS
+from clipcheck.gates.top1 import top1
 from tests.gates import APART, NOT_FINITE, SCALE, exact_outputs, measured, spoilt
 
 CAP = APART.logit_cap(SCALE)
@@ -36,7 +36,7 @@ def test_another_best_match_fails_where_the_lead_is_more_than_twice_the_cap(name
         if name == "logits_per_text":
             candidate = exact.copy()
             candidate[:, 1] = candidate[[0, 2, 1], 1]
-        assert decision([judged(candidate, exact, name)], APART, SCALE).passed is passes
+        assert top1([judged(candidate, exact, name)], APART, SCALE).passed is passes
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
@@ -46,7 +46,7 @@ def test_the_lead_that_counts_is_in_proportion_to_the_scale(dtype: str, scale: f
     for share, passes in ((1.99, True), (2.01, False)):
         exact = leading_by(share * cap)
         case = judged(exact[:, [1, 0, 2]], exact)
-        assert decision([case], LIMITS[dtype], scale).passed is passes
+        assert top1([case], LIMITS[dtype], scale).passed is passes
 
 
 @pytest.mark.parametrize("off", [0.0, 1.0])
@@ -56,15 +56,15 @@ def test_a_lead_that_the_eager_model_itself_does_not_keep_is_not_clear(off: floa
     reference = {**case.reference}
     for name in LOGITS:
         reference[name] = exact - off * CAP
-    found = decision([replace(case, reference=reference)], APART, SCALE)
+    found = top1([replace(case, reference=reference)], APART, SCALE)
     assert found.passed is bool(off)
     assert found.figures["rows"]["clear"] == (0 if off else 6)
 
 
 def test_the_same_best_matches_pass_whatever_the_logits_are() -> None:
     exact = leading_by(1.0)
-    found = decision([judged(exact * 9 - 4, exact)], APART, SCALE)
-    assert found.name == "decision"
+    found = top1([judged(exact * 9 - 4, exact)], APART, SCALE)
+    assert found.name == "top1"
     assert found.passed
     assert found.message == (
         "the best match is the same in all 6 of 6 rows where it leads by more than rounding "
@@ -80,7 +80,7 @@ def test_rows_without_a_clear_lead_are_counted_and_not_judged() -> None:
     exact[:, 2] = 0.0
     candidate = exact.copy()
     candidate[2, 0] = 0.5 * CAP
-    found = decision([judged(candidate, exact)], APART, SCALE)
+    found = top1([judged(candidate, exact)], APART, SCALE)
     assert found.passed
     assert found.figures == {"rows": {"compared": 6, "clear": 4, "wrong": 0}}
 
@@ -89,7 +89,7 @@ def test_rows_without_a_clear_lead_are_counted_and_not_judged() -> None:
 def test_nothing_leads_where_there_is_one_alone(images: int) -> None:
     exact = leading_by(1.0, images, 1)
     case = judged(exact, exact)
-    found = decision([case], APART, SCALE)
+    found = top1([case], APART, SCALE)
     assert found.passed
     # Per text there are as many to choose from as there are images.
     assert found.figures["rows"]["clear"] == (1 if images > 1 else 0)
@@ -103,7 +103,7 @@ def test_the_message_tells_which_row_and_which_match_is_right_and_which_is_wrong
     candidate[2] = [5.0, 0.0, 1.0]
     rows = {"image": ("noise", "black", "white"), "prompt": ("3 tokens", "77 tokens", "empty")}
     case = replace(judged(candidate, exact), rows=rows)
-    found = decision([measured(), case], APART, SCALE)
+    found = top1([measured(), case], APART, SCALE)
     assert not found.passed
     assert found.message == (
         "1 of 11 clear best matches are others: image 2 (white) goes with prompt 0 (3 tokens) in "
@@ -120,7 +120,7 @@ def test_every_number_in_the_message_counts_through_all_batches() -> None:
     candidate[1] = [0.0, 0.0, 2.0]
     case = replace(judged(candidate, exact), first_rows={"image": 16, "prompt": 40})
     assert "image 17 goes with prompt 42 in place of prompt 41" in (
-        decision([case], APART, SCALE).message
+        top1([case], APART, SCALE).message
     )
 
 
@@ -129,13 +129,13 @@ def test_wrong_matches_of_all_batches_are_counted_and_that_by_the_widest_lead_is
     exact[1] *= 2
     sound, off = judged(exact, exact), judged(exact[:, [0, 2, 1]], exact)
     for cases in ((off, sound), (sound, off)):
-        found = decision(cases, APART, SCALE)
+        found = top1(cases, APART, SCALE)
         assert found.message == (
             "2 of 12 clear best matches are others: image 1 goes with prompt 2 in place of "
             "prompt 1, which leads by 2"
         )
         assert found.margin == pytest.approx(2 / (2 * CAP))
-    assert decision((off, off), APART, SCALE).figures["rows"]["wrong"] == 4
+    assert top1((off, off), APART, SCALE).figures["rows"]["wrong"] == 4
 
 
 @pytest.mark.parametrize("name", LOGITS)
@@ -152,14 +152,14 @@ def test_what_is_not_finite_fails_even_where_the_best_match_is_right(
     for side in sides:
         outputs = getattr(case, side)
         case = replace(case, **{side: {**outputs, name: spoilt(outputs[name], value)}})
-    assert not decision([case], replace(APART, cap=1e9 if lead == CAP else APART.cap), SCALE).passed
+    assert not top1([case], replace(APART, cap=1e9 if lead == CAP else APART.cap), SCALE).passed
 
 
 def test_a_row_that_is_not_finite_goes_with_nothing() -> None:
     exact = leading_by(1.0)
     rows = {"image": ("noise", "black", "white")}
     case = replace(judged(spoilt(exact, np.nan), exact), rows=rows)
-    found = decision([measured(), case], APART, SCALE)
+    found = top1([measured(), case], APART, SCALE)
     assert not found.passed
     assert found.margin == np.inf
     assert found.message == ("logits_per_image of the candidate is not finite in image 1 (black)")
@@ -170,7 +170,7 @@ def test_logits_that_are_missing_or_of_another_shape_fail(name: str) -> None:
     case = measured()
     without = {key: values for key, values in case.candidate.items() if key != name}
     for candidate in (without, {**without, name: np.zeros((9, 9))}):
-        found = decision([measured(), replace(case, candidate=candidate)], APART, SCALE)
+        found = top1([measured(), replace(case, candidate=candidate)], APART, SCALE)
         # Nothing is decided by features alone.
         assert found.passed is (name not in LOGITS)
         assert found.passed or found.message.startswith(f"{name} ")
@@ -178,10 +178,10 @@ def test_logits_that_are_missing_or_of_another_shape_fail(name: str) -> None:
 
 def test_empty_logits_and_no_cases_fail() -> None:
     empty = {name: values[:0] for name, values in exact_outputs().items()}
-    found = decision([Case(empty, empty, empty)], APART, SCALE)
+    found = top1([Case(empty, empty, empty)], APART, SCALE)
     assert not found.passed
     assert found.message == "logits_per_image is empty, so that nothing can be compared"
-    found = decision([], APART, SCALE)
+    found = top1([], APART, SCALE)
     assert not found.passed
     assert found.message == "nothing was run, so that nothing can be compared"
     assert found.margin == np.inf

@@ -1,4 +1,4 @@
-"""The gate ``decision``: the same best match, wherever there is one."""
+"""The gate ``top1``: the same best match, wherever there is one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clipcheck.gates.result import (
 from clipcheck.gates.tolerances import Limits
 
 
-def decision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
+def top1(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     """The highest logit of a row is where float64 has it, where that leads by twice what a logit of
     that row may be off by.
 
@@ -32,7 +32,7 @@ def decision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     """
     problem = unusable(cases, LOGITS) or not_finite(cases, LOGITS)
     if problem:
-        return GateResult("decision", False, problem, margin=float("inf"))
+        return GateResult("top1", False, problem, margin=float("inf"))
     ruler = Ruler(cases, limits, scale)
     clear = rows = 0
     wrong: list[tuple[float, str]] = []
@@ -51,12 +51,12 @@ def decision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     if wrong:
         margin, worst = max(wrong)
         message = f"{len(wrong)} of {clear} clear best matches are others: {worst}"
-        return GateResult("decision", False, message, figures, margin)
+        return GateResult("top1", False, message, figures, margin)
     message = (
         f"the best match is the same in all {clear} of {rows} rows where it leads by more than "
         "rounding explains"
     )
-    return GateResult("decision", True, message, figures)
+    return GateResult("top1", True, message, figures)
 
 
 def _margin(logits: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The gate ``stability``: what a model gives does not depend on what it was called with before,
+"""The gate ``repeatability``: what a model gives does not depend on what it was called with before,
 nor on what else is in the batch."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Repeat:
     names: tuple[str, ...] = tuple(OUTPUTS)
 
 
-def stability(
+def repeatability(
     cases: Sequence[Case], repeats: Sequence[Repeat], limits: Limits, scale: float
 ) -> GateResult:
     """A row that was run again came out the same, but for what arithmetic explains.
@@ -51,7 +51,7 @@ def stability(
     """
     problem = unusable(cases) or ("" if repeats else "nothing was run twice")
     if problem:
-        return GateResult("stability", False, problem, margin=float("inf"))
+        return GateResult("repeatability", False, problem, margin=float("inf"))
     ruler = Ruler(cases, limits, scale)
     found = [moved for repeat in repeats for moved in _moved(cases, repeat, limits, ruler)]
     worst = max(found, key=lambda moved: moved.margin)
@@ -66,8 +66,8 @@ def stability(
             f"{worst.ratio:.2g} times the eager model's distance from float64 apart; "
             f"{worst.allowed:g} times is allowed"
         )
-        return GateResult("stability", True, message, figures, worst.margin)
-    return GateResult("stability", False, _unstable(worst), figures, worst.margin)
+        return GateResult("repeatability", True, message, figures, worst.margin)
+    return GateResult("repeatability", False, _unstable(worst), figures, worst.margin)
 
 
 @dataclass(frozen=True)
