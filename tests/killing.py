@@ -79,7 +79,7 @@ def _convert(form: str) -> Callable[[Path, int], None]:
 def _open_clip(folder: Path, version: int) -> None:
     from clipcheck.checkpoints.checkpoint import Format
     from clipcheck.checkpoints.formats import open_checkpoint
-    from clipcheck.cli import app as cli
+    from clipcheck.cli import output
     from clipcheck.writers.directories import write_open_clip
     from tests.samples import minute_bytes
 
@@ -87,7 +87,7 @@ def _open_clip(folder: Path, version: int) -> None:
         source = folder.parent / "minute.safetensors"
         source.write_bytes(minute_bytes(Format.SAFETENSORS))
         write_open_clip(open_checkpoint(source), folder / "x")
-    cli._write(folder / "log", "done")
+    output.write(folder / "log", "done")
 
 
 def _pt2(folder: Path, version: int) -> None:
@@ -115,15 +115,15 @@ def _report(folder: Path, version: int) -> None:
 
 
 def _files(folder: Path, version: int) -> None:
-    from clipcheck.cli import app as cli
+    from clipcheck.cli import output
     from clipcheck.report import junit
     from clipcheck.results import document as json_report
     from clipcheck.results.judgement import Result
     from tests.report import ENVIRONMENT, failed
 
     result = Result((failed(prompt=f"prompt {version}"),), ENVIRONMENT)
-    cli._write(folder / "x.json", json_report.render(result))
-    cli._write(folder / "x.xml", junit.render(result))
+    output.write(folder / "x.json", json_report.render(result))
+    output.write(folder / "x.xml", junit.render(result))
 
 
 def _artefact(folder: Path, version: int) -> None:

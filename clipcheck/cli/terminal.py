@@ -5,7 +5,6 @@ Nothing of it is written where there is no terminal.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -19,21 +18,12 @@ from rich.live import Live
 from rich.text import Text
 
 from clipcheck.checkpoints.download import without_bar
+from clipcheck.cli.time_left import TimeLeft, elapsed_text, left_text
 from clipcheck.report.cells import shortened, visible
 from clipcheck.system.progress import Progress
 
 _REFRESHES = 4
 """In a second."""
-
-# Reading and drawing say little of how fast the models run: what is measured begins behind them.
-_BEGINNING = 0.1
-
-# A guess needs something to go by.
-_LEAST_SECONDS = 2.0
-_LEAST_SHARE = 0.05
-
-_WEIGHT = 0.3
-"""Of a new guess among those before it, so that what is shown does not jump."""
 
 
 def show(text: Text) -> None:
@@ -138,64 +128,3 @@ class Display:
             transient=True,
             redirect_stdout=False,
         )
-
-
-class TimeLeft:
-    """Guesses how long the rest takes, from the share that is done and how long that took.
-
-    The clock stands still while something is done that is in no share.
-    """
-
-    def __init__(self) -> None:
-        self._worked = 0.0
-        self._since: float | None = None
-        self._share = 0.0
-        self._first: tuple[float, float] | None = None
-        self._end: float | None = None
-
-    def reach(self, share: float | None, now: float) -> None:
-        """So much is done; None where something begins that is in no share."""
-        worked = self._seconds(now)
-        if share is None:
-            self._worked, self._since = worked, None
-            return
-        if self._since is None:
-            self._since = now
-        self._share = max(self._share, share)
-        if self._share < _BEGINNING:
-            return
-        if self._first is None:
-            self._first = worked, self._share
-        seconds, done = worked - self._first[0], self._share - self._first[1]
-        if seconds < _LEAST_SECONDS or done < _LEAST_SHARE:
-            return
-        end = worked + (1 - self._share) * seconds / done
-        self._end = end if self._end is None else self._end + _WEIGHT * (end - self._end)
-
-    def seconds(self, now: float) -> float | None:
-        """What is left, or None where nobody knows."""
-        if self._since is None or self._end is None:
-            return None
-        return max(0.0, self._end - self._seconds(now))
-
-    def _seconds(self, now: float) -> float:
-        return self._worked + (0.0 if self._since is None else now - self._since)
-
-
-def elapsed_text(seconds: float) -> str:
-    """``8 s`` or ``2:05``."""
-    whole = int(seconds)
-    return f"{whole} s" if whole < 60 else f"{whole // 60}:{whole % 60:02}"
-
-
-def left_text(seconds: float) -> str:
-    """``about 12 s left``, with as many digits as a guess has."""
-    if seconds <= 0:
-        return "nearly done"
-    if seconds <= 20:
-        return f"about {math.ceil(seconds)} s left"
-    if seconds <= 55:
-        return f"about {math.ceil(seconds / 5) * 5} s left"
-    if seconds <= 5400:
-        return f"about {math.ceil(seconds / 60)} min left"
-    return f"about {math.ceil(seconds / 3600)} h left"

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.text import Text
 
 from clipcheck.cli import terminal
-from clipcheck.cli.terminal import Display, TimeLeft, elapsed_text, left_text
+from clipcheck.cli.terminal import Display
+from clipcheck.cli.time_left import TimeLeft, elapsed_text, left_text
 
 ERASED = re.compile(r"\x1b\[1A\x1b\[2K$")
 

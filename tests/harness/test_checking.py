@@ -563,9 +563,9 @@ def test_a_layer_that_gives_bfloat16_is_judged_and_is_no_defect_of_ours(written:
 
 
 def test_the_command_line_asks_for_as_many_images_as_hold_all_corners() -> None:
-    from clipcheck.cli import app as cli
+    from clipcheck.cli import check as command
 
-    assert inspect.signature(cli.check).parameters["examples"].default == EXAMPLES
+    assert inspect.signature(command.check).parameters["examples"].default == EXAMPLES
 
 
 def test_what_fails_has_a_place_and_what_passes_has_none(

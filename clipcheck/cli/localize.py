@@ -1,0 +1,56 @@
+"""``clipcheck localize``: find the module where an archive departs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from clipcheck.cli import options
+from clipcheck.cli.output import give
+
+
+def localize(
+    checkpoint: options.Checkpoint,
+    key: options.Key = None,
+    architecture: options.Architecture = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="D", help="cpu, cuda, cuda:1 or mps.", rich_help_panel=options.RUNNING
+        ),
+    ] = None,
+    dtype: Annotated[
+        options.DtypeName,
+        typer.Option(help="The dtype to compute in.", rich_help_panel=options.RUNNING),
+    ] = "float32",
+    seed: options.InputSeed = 0,
+    json: options.Json = None,
+    isolation: options.Isolation = None,
+    download_root: options.DownloadRoot = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Find the first module of each tower that departs.
+
+    A module departs when it is further from float64 than the eager model's
+    rounding explains. Exits with 1 if one does.
+    """
+    from clipcheck.cli import terminal
+    from clipcheck.harness.localising import localize as run
+    from clipcheck.report import localisation as report
+
+    with terminal.progress(quiet) as progress:
+        found = run(
+            checkpoint,
+            key=key,
+            architecture=architecture,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+            isolation=isolation,
+            download_root=download_root,
+            progress=progress,
+        )
+    told = report.verdict(found) if quiet else report.report(found)
+    give(told, report.render_json(found), json)
+    raise typer.Exit(0 if found.passed else 1)

@@ -1,0 +1,63 @@
+"""``clipcheck replay``: run a failing input again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipcheck.cli import options
+from clipcheck.cli.output import display
+
+
+def replay(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The folder of a failing input, or its JSON.")
+    ],
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Run it on this one. Default: the one that failed on it.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
+    key: options.Key = None,
+    architecture: options.Architecture = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="D", help="Default: the one that it failed on.", rich_help_panel=options.RUNNING
+        ),
+    ] = None,
+    dtype: Annotated[
+        options.DtypeName | None,
+        typer.Option(help="Default: the one that it failed in.", rich_help_panel=options.RUNNING),
+    ] = None,
+    isolation: options.Isolation = None,
+    download_root: options.DownloadRoot = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Run a saved failing input again.
+
+    Exits with 0 when it passes now, and with 1 while it fails.
+    """
+    from clipcheck.cli import terminal
+    from clipcheck.harness.replaying import replay as run
+    from clipcheck.report.text import replayed_report, replayed_verdict
+
+    with terminal.progress(quiet) as progress:
+        replayed = run(
+            file,
+            checkpoint=checkpoint,
+            key=key,
+            architecture=architecture,
+            device=device,
+            dtype=dtype,
+            isolation=isolation,
+            download_root=download_root,
+            progress=progress,
+        )
+    display(replayed_verdict(replayed) if quiet else replayed_report(replayed))
+    raise typer.Exit(0 if replayed.passed else 1)

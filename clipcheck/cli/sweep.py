@@ -1,0 +1,142 @@
+"""``clipcheck sweep``: judge many checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from clipcheck.cli import options
+from clipcheck.cli.output import complain, give, noting, print_line, say, visible
+from clipcheck.errors import OutputError
+
+EngineName = Literal["local", "ray"]
+
+EXAMPLES = """\
+Examples:
+
+  clipcheck sweep checkpoints/ --report sweep-report
+  clipcheck sweep catalogue.toml --plan
+  clipcheck sweep --pretrained --disk 50GB --workers 8"""
+
+
+def sweep(
+    catalogue: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CATALOGUE", help="A TOML or CSV file of checkpoints, or a folder of them."
+        ),
+    ] = None,
+    pretrained: Annotated[
+        bool,
+        typer.Option("--pretrained", help="Also open_clip's list of pretrained checkpoints."),
+    ] = False,
+    engine: Annotated[
+        EngineName,
+        typer.Option(help="Processes on this machine, or a running Ray cluster."),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Address of the Ray cluster. Default: the one that is found."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Checks at a time. Default: one for each core."),
+    ] = None,
+    ledger: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Keeps the results; what is in it is not judged again."),
+    ] = Path("clipcheck-sweep.sqlite"),
+    architecture: options.Architecture = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Print what would run and the estimated time."),
+    ] = False,
+    disk: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Disk space for fetched files, as 50GB."),
+    ] = None,
+    examples: options.Examples = 30,
+    seed: options.InputSeed = 0,
+    atol: options.Atol = 0.01,
+    rtol: options.Rtol = 0.1,
+    json: options.Json = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep an HTML page, text and JSON of all.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    cache: options.Cache = True,
+    isolation: options.Isolation = None,
+    download_root: options.DownloadRoot = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Check many checkpoints; resumes where it was stopped."""
+    from clipcheck.cli import terminal
+    from clipcheck.report import evidence
+    from clipcheck.report import sweep as sweep_report
+    from clipcheck.sweep import leading
+    from clipcheck.system.progress import silent
+
+    asked = leading.Asked(
+        catalogue,
+        pretrained,
+        engine,
+        address,
+        workers,
+        ledger,
+        disk,
+        leading.conditions(examples, seed, atol, rtol),
+        cache,
+        isolation,
+        None if download_root is None else str(download_root),
+        architecture,
+    )
+    if report is not None:
+        evidence.require_folder(report)
+    with (
+        _stopping(ledger),
+        leading.opened(asked) as lead,
+        terminal.progress(quiet) as progress,
+    ):
+        planned = lead.plan(progress)
+        if not plan:
+            # A line for each checkpoint where nobody sees the line of progress.
+            tell = silent if quiet or progress is not None else _tell
+            swept = lead.run(planned, progress, tell)
+    if plan:
+        print_line(sweep_report.plan_text(planned, lead.threads))
+        raise typer.Exit
+    told = sweep_report.brief(swept) if quiet else sweep_report.report(swept)
+    unwritten: list[OutputError] = []
+    with noting(unwritten):
+        give(told, sweep_report.render_json(swept), json)
+    if report is not None:
+        with noting(unwritten):
+            evidence.keep_sweep(swept, report)
+    raise typer.Exit(2 if unwritten else sweep_report.result(swept).exit_code)
+
+
+@contextmanager
+def _stopping(ledger: Path) -> Iterator[None]:
+    """An interrupt is no verdict, and a sweep goes on from there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        complain(
+            f"stopped; the results so far are kept in {ledger}, and the same command goes on from "
+            "there"
+        )
+        raise typer.Exit(130) from None
+
+
+def _tell(line: str) -> None:
+    say(f"{visible(line)}\n", err=True)

@@ -1,0 +1,66 @@
+"""Write checkpoints, judge what was written, and report it, for several commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcheck.cli.output import print_line
+from clipcheck.errors import OutputError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from clipcheck.checkpoints.checkpoint import Format
+    from clipcheck.results.judgement import Result
+    from clipcheck.system.progress import Progress
+
+
+def synthesize_at(path: Path, architecture: str, form: Format, seed: int) -> int:
+    """Write seeded weights, and return how many tensors were read back."""
+    from clipcheck.checkpoints.told import named
+    from clipcheck.writers.convert import write
+    from clipcheck.writers.synthesize import synthesize as draw
+
+    wanted = named(architecture).architecture
+    return write(wanted, draw(wanted, seed), path, form)
+
+
+def report_written(path: Path, contents: str) -> None:
+    """Print the size of a file or folder, and what it holds."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    print_line(f"{path}: {size / 1e6:.1f} MB, {contents}")
+
+
+def require_consistent(
+    progress: Progress | None, form: str, how: Mapping[str, Any], path: Path
+) -> Result:
+    """Check a file that was just written.
+
+    Raises:
+        OutputError: it does not compute what it should.
+    """
+    from clipcheck.harness.checking import check as run
+    from clipcheck.report.text import render
+
+    # It was written here.
+    result = run(path, device="cpu", isolation="none", progress=progress, **how)
+    if not result.passed:
+        told = render(result, advise=False).removesuffix(".")
+        raise OutputError(
+            f"the {form} does not compute what it should, and was not kept\n{told}",
+            remedy="Report this: clipcheck wrote it.",
+        )
+    return result
+
+
+def found_of_written(result: Result, output: str, quiet: bool) -> Text:
+    """Return the table and the verdict of a file that was checked under a temporary name."""
+    from clipcheck.report import text
+
+    judgements = tuple(replace(each, checkpoint=output) for each in result.judgements)
+    named = replace(result, judgements=judgements)
+    return text.verdict_alone(named) if quiet else text.brief(named)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Run
+
+
+def test_audit_plants_into_the_backends_that_are_named_and_exits_0_when_all_is_right(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clipcheck.audit import bench as audit
+
+    def threads(number: int, _: object, *initially: Any) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(number, "", *initially)
+
+    # Processes would import torch anew; the tests of the audit have them.
+    monkeypatch.setattr(audit, "ProcessPoolExecutor", threads)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    names = ["quickgelu-slope-1.7", "linear-by-addmm", "logit-scale-not-exponentiated"]
+    options = [option for name in names for option in ("--only", name)]
+    options += ["--backend", "clip", "--backend", "jit", "--json", tmp_path / "audit.json"]
+    done = run("audit", "--arch", "tiny-vit", *options)
+    assert done.code == 0
+    assert done.out.endswith(
+        "PASSED: 3 of 3 faults caught (the classic assertion: 2); 1 of 1 clean variants passed.\n"
+    )
+    document = json.loads((tmp_path / "audit.json").read_text())
+    assert [(fault["backend"], fault["name"]) for fault in document["faults"]] == [
+        ("jit", "quickgelu-slope-1.7"),
+        ("jit", "logit-scale-not-exponentiated"),
+        ("clip", "logit-scale-not-exponentiated"),
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["a fault that slips through", "a clean variant rejected"])
+def test_audit_exits_1_when_anything_is_wrong(
+    run: Run, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    from clipcheck.audit import bench as audit
+
+    clean = wrong.startswith("a clean")
+    gate = "fidelity" if clean else None
+    finding = audit.Finding(
+        "x", "f", "r", clean, "tiny-vit", 3, "seeded", "float32", gate, 2.0, False
+    )
+    seen: dict[str, object] = {}
+
+    def found(architectures: list[str], **options: object) -> audit.Audit:
+        seen.update(options, architectures=architectures)
+        return audit.Audit([finding])
+
+    monkeypatch.setattr(audit, "audit", found)
+    done = run(
+        "audit", "--arch", "RN50", "--seed", 3, "--seed", 4, "--weights", "trained", "--json", "-"
+    )
+    assert done.code == 1
+    assert json.loads(done.out)["passed"] is False
+    del seen["progress"]
+    assert seen == {
+        "architectures": ["RN50"], "seeds": [3, 4], "weights": ["trained"], "dtypes": ("float32",),
+        "backends": ("jit",), "only": (), "localize": False,
+    }  # fmt: skip
+
+
+def test_audit_refuses_what_it_does_not_know(run: Run) -> None:
+    done = run("audit", "--only", "no-such-fault")
+    assert done.code == 2
+    assert "no-such-fault" in done.err
+
+
+def test_the_audit_lists_all_names_and_judges_nothing(run: Run) -> None:
+    from clipcheck.audit.faults import CLEAN, FAULTS
+    from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS
+
+    done = run("audit", "--list")
+    assert (done.code, done.err) == (0, "")
+    faults, clean = done.out.split("\n\n")
+    for part, variants in ((faults, (*FAULTS, *WAY_FAULTS)), (clean, (*CLEAN, *CLEAN_WAYS))):
+        title, *lines = part.strip().splitlines()
+        assert title.startswith(f"{len(variants)} ")
+        assert [line.split()[0] for line in lines] == [each.name for each in variants]
+        assert all(each.reason in line for line, each in zip(lines, variants, strict=True))
