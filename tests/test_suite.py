@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.plugin.choices import GATES
+from clipcheck.plugin.choices import gates_of
 from clipcheck.system import workers
 from tests.samples import minute_bytes
 
@@ -107,12 +107,13 @@ def test_it_runs_where_nothing_can_be_written(
             f"reports in {pytester.path}/report",
         ]
     )
-    names = [f"{gate}-seeded:tiny-vit-jit-cpu-{dtype}" for dtype in dtypes for gate in GATES[dtype]]
+    gates = {dtype: gates_of("jit", dtype) for dtype in dtypes}
+    names = [f"{gate}-seeded:tiny-vit-jit-cpu-{dtype}" for dtype in dtypes for gate in gates[dtype]]
     expected = {("clipcheck.suite", f"test_gate[{name}]"): 1 for name in names}
     assert cases(pytester.path / "xml") == expected
     results = json.loads((pytester.path / "report/results.json").read_text())["results"]
     found = {each["dtype"]: tuple(gate["name"] for gate in each["gates"]) for each in results}
-    assert found == {dtype: GATES[dtype] for dtype in dtypes}
+    assert found == gates
     assert "\ntiny-vit (seeded weights)\n" in (pytester.path / "report/report.txt").read_text()
 
 
@@ -260,7 +261,7 @@ def test_several_backends_are_judged_each_by_its_gates(pytester: pytest.Pytester
     assert [(each["backend"], each["passed"]) for each in results] == [
         ("trace", True), ("script", True)
     ]  # fmt: skip
-    gates = [gate for gate in GATES["float32"] if gate != "modules"]
+    gates = list(gates_of("eager", "float32"))
     assert [[gate["name"] for gate in each["gates"]] for each in results] == [gates] * 2
 
 

@@ -23,6 +23,7 @@ from clipcheck.cli import (
     convert,
     demo,
     diff,
+    explain,
     inspect,
     localize,
     models,
@@ -59,7 +60,7 @@ app = typer.Typer(
 for panel, commands in {
     _CHECKING: (check.check, sweep.sweep, localize.localize, replay.replay, diff.diff),
     _FILES: (convert.convert, inspect.inspect, synthesize.synthesize, models.models),
-    _TOOL: (demo.demo, backends.backends, audit.audit),
+    _TOOL: (demo.demo, explain.explain, backends.backends, audit.audit),
 }.items():
     for command in commands:
         app.command(

@@ -13,6 +13,7 @@ from typing import Any
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.registry import available_models
 from clipcheck.errors import ClipcheckError, OutputError, UnknownModelError, UsageError
+from clipcheck.gates.registry import gates_in
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.plugin.subjects import SEEDED, size
 
@@ -33,19 +34,10 @@ NAMES = ("clip_gate", "clip_model", "clip_backend", "clip_device", "clip_dtype")
 DEFAULT_BACKENDS = ("jit",)
 """The ways to run a checkpoint that are compared with the eager model, where none is named."""
 
-_HALF = ("integrity", "allclose", "precision", "top1", "repeatability")
-
-GATES = {
-    "float32": ("integrity", "allclose", "fidelity", "modules", "top1", "repeatability"),
-    "float16": _HALF,
-    "bfloat16": _HALF,
-}
-"""By dtype, the gates that a judgement of an archive has."""
-
 
 def gates_of(backend: str, dtype: str) -> tuple[str, ...]:
     """The gates that a judgement has: archives alone are looked into, module by module."""
-    return tuple(gate for gate in GATES[dtype] if backend == "jit" or gate != "modules")
+    return gates_in(dtype, modules=backend == "jit")
 
 
 @dataclass(frozen=True)

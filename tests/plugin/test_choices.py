@@ -8,11 +8,11 @@ import torch
 from clipcheck.checkpoints.registry import available_models
 from clipcheck.errors import ClipcheckError, UnknownModelError, UsageError
 from clipcheck.plugin.choices import (
-    GATES,
     NAMES,
     NO_MODEL,
     SEEDED_MODELS,
     Choices,
+    gates_of,
     require_there,
 )
 
@@ -90,7 +90,7 @@ def test_every_gate_of_every_dtype_is_a_test_and_a_checkpoint_stands_together() 
     assert list(dict.fromkeys(places)) == [("a", "cpu"), ("a", "cuda"), ("b", "cpu"), ("b", "cuda")]
     assert places == sorted(places)
     gates = [each["clip_gate"] for each in found if each["clip_dtype"] == "float16"]
-    assert gates == [*GATES["float16"], *GATES["float16"]]
+    assert gates == [*gates_of("jit", "float16")] * 2
 
 
 def test_an_option_of_a_backend_that_there_is_not_is_refused() -> None:

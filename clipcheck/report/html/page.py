@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from clipcheck.gates.frontends import FrontendResult
 from clipcheck.gates.localisation import Place
+from clipcheck.gates.registry import NAMES
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.inputs.examples import Example, Prompt
@@ -24,18 +25,6 @@ from clipcheck.report.html.words import as_far, figure, ratio, visible
 from clipcheck.report.text import next_steps
 from clipcheck.report.verdict import verdict
 from clipcheck.results.judgement import Judgement, Result
-
-GATES = (
-    "weights",
-    "integrity",
-    "allclose",
-    "fidelity",
-    "modules",
-    "precision",
-    "top1",
-    "repeatability",
-)
-"""The columns of the matrix, in their order."""
 
 PHASES = {
     "load": "loading both ways",
@@ -109,8 +98,8 @@ def _next(result: Result) -> list[str]:
 def _gate_names(result: Result) -> list[str]:
     """Of all dtypes, each once; those that stand in for others come behind them."""
     found = dict.fromkeys(gate.name for j in result.judgements for gate in j.gates)
-    known = [name for name in GATES if name in found]
-    return [*known, *(name for name in found if name not in GATES)]
+    known = [name for name in NAMES if name in found]
+    return [*known, *(name for name in found if name not in NAMES)]
 
 
 @dataclass(frozen=True)

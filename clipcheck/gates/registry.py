@@ -1,0 +1,172 @@
+"""The gates, in their order, and what each judges, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clipcheck.gates.tolerances import LIMITS, Allclose
+
+_SINGLE, _HALF, _BFLOAT = LIMITS["float32"], LIMITS["float16"], LIMITS["bfloat16"]
+_CLASSIC = Allclose()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A gate, for people.
+
+    Attributes:
+        name: in reports and options.
+        title: what it judges, in a few words.
+        passes_when: the rule, in a sentence.
+        explanation: why it is there, and what its limit is based on.
+        remedy: what to do when it fails.
+        dtypes: those that it judges in.
+        needs_modules: whether it judges only what runs modules that can be called one by one.
+        needs_reference: whether it judges only what is compared with another file.
+    """
+
+    name: str
+    title: str
+    passes_when: str
+    explanation: str
+    remedy: str
+    dtypes: tuple[str, ...] = tuple(LIMITS)
+    needs_modules: bool = False
+    needs_reference: bool = False
+
+
+GATES = (
+    Gate(
+        name="weights",
+        title="The weights are the reference's.",
+        passes_when="Each weight equals the weight of --reference, correctly rounded to the dtype "
+        "that the file stores.",
+        explanation="Judges only with --reference. Keys are mapped between the layouts of the "
+        "reference implementation, open_clip and transformers. There is no tolerance: rounding to "
+        "the nearest number has one right result, and a difference is reported in ulps. The "
+        "outputs are then compared with the reference's weights rounded alike, so that the stored "
+        "dtype is not held against the conversion.",
+        remedy="Look at the weights that the message names. One wrong tensor is a mapping or a "
+        "transposition in the conversion; all of them off by a few ulps were cast twice; all of "
+        "them entirely different are another checkpoint, perhaps the EMA weights (--key). "
+        "`clipcheck convert` writes the weights bit for bit.",
+        needs_reference=True,
+    ),
+    Gate(
+        name="integrity",
+        title="The candidate is complete, and is what it is called.",
+        passes_when="The candidate is not the reference itself; every output is there, finite, and "
+        "of the right shape and dtype; the weights are the file's, bit for bit where they can be "
+        "told; all of them are used, and running the model changes none.",
+        explanation="The other gates compare numbers, and would pass on nothing: a model compared "
+        "with itself, an output that is missing, an empty batch. There is no tolerance.",
+        remedy="`clipcheck inspect FILE` shows what the file is. A weight that has no effect, or "
+        "an output that is missing, points at the export: export the model again, in evaluation "
+        "mode, with all its methods. Outputs that are not finite: run `clipcheck localize FILE`, "
+        "or try --dtype float32.",
+    ),
+    Gate(
+        name="allclose",
+        title="The classic assertion on probabilities.",
+        passes_when=f"np.allclose(candidate, reference, atol={_CLASSIC.atol:g}, "
+        f"rtol={_CLASSIC.rtol:g}) holds for the softmax of both logits.",
+        explanation="This is what the reference implementation's own test asserts, and what users "
+        "of `load` rely on. The tolerances are theirs; --atol and --rtol change them. It is wide: "
+        "`clipcheck audit` shows how many known faults pass it. Where the eager model itself is "
+        f"further from float64 than {_SINGLE.allclose:g} of what is allowed (in bfloat16 always), "
+        "the differences are shown and judge nothing.",
+        remedy="A failure here changes results that users see. Look at `fidelity` and `modules`, "
+        "which say where it begins, and replay the failing input.",
+    ),
+    Gate(
+        name="fidelity",
+        title="As close to float64 as the eager model.",
+        passes_when="For each output, the candidate's error against float64 is at most "
+        f"{_SINGLE.features:g} times the eager model's over a whole batch, and at most "
+        f"{_SINGLE.feature_row:g} times in a single row.",
+        explanation="A float32 model is never exact. Another correct way to compute the same "
+        "function makes an error of the same size; a fault makes one that is larger by orders of "
+        "magnitude. The error is the root mean square against the eager model run in float64. The "
+        "limits lie between the worst sound variant that was measured (1.4 for features, 2.9 for a "
+        "row of logits) and the weakest fault (86).",
+        remedy="The report names the row and, for an archive, the first module that departs. "
+        "`clipcheck replay` runs the smallest failing input again. If the report says that the "
+        "file equals another architecture, say so with --architecture; otherwise `clipcheck "
+        "convert` writes an archive of the same weights with code that is right.",
+        dtypes=("float32",),
+    ),
+    Gate(
+        name="modules",
+        title="Each module as close to float64 as the eager one.",
+        passes_when="Each module of an archive, given the input that it has inside the archive, "
+        f"has at most {_SINGLE.module:g} times the error of the eager module against float64.",
+        explanation="Judged end to end, a small fault drowns in the rounding of the layers after "
+        "it. Judged alone it stands out, and is named. Modules are also called on inputs that the "
+        "whole model rarely gives them: nearly constant rows, large values, attention scores of "
+        "95. The worst sound variant measured 1.43, the weakest fault 161. A module may be further "
+        "off where the residual block around it is not: then the work is shared out differently.",
+        remedy="Compare the code of the module that is named with the reference implementation: "
+        "its activation, epsilon, scale or mask. `clipcheck localize` looks at the modules alone, "
+        "and faster.",
+        dtypes=("float32",),
+        needs_modules=True,
+    ),
+    Gate(
+        name="precision",
+        title="Fidelity in half precision and bfloat16.",
+        passes_when="As `fidelity`, with the eager model in the same dtype as the yardstick, and "
+        f"no logit off by more than {_HALF.cap:g} ulps or {_HALF.logit_row:g} times the eager "
+        "model's error in its row, whichever is more.",
+        explanation="Half precision keeps 11 bits and bfloat16 8, so that sound models of trained "
+        "weights are off by more than 8 ulps in a third of the runs; what the eager model in that "
+        "dtype is off by is then the measure. An ulp is counted at a logit from 16 to 32, for a "
+        "logit scale of 100.",
+        remedy="See whether float32 passes (--dtype float32). If it does, look for a sum or a norm "
+        "that is computed in half where the eager model computes it in float32.",
+        dtypes=("float16", "bfloat16"),
+    ),
+    Gate(
+        name="top1",
+        title="The best match agrees.",
+        passes_when="In every row of logits, the highest one is where float64 has it, unless "
+        "rounding alone could exchange it with another.",
+        explanation="This is what a user of zero-shot classification or retrieval sees. A row "
+        "counts where the best match leads by more than twice what a logit may be off by; the "
+        "others are ties, and are ignored.",
+        remedy="The message names the image and the prompts that were exchanged. `fidelity` and "
+        "`modules` say where the error begins.",
+    ),
+    Gate(
+        name="repeatability",
+        title="The same input gives the same output.",
+        passes_when="Rows that are run again, alone, in other batches, after many calls and in "
+        f"other forms of the input, move by at most {2 * _SINGLE.feature_row:g} times the eager "
+        "model's error against float64.",
+        explanation="TorchScript changes its plan on the second and third call, and a batch of "
+        "another size is summed in another order; each may move a result by the size of its "
+        "rounding error, and two such errors may add up. A result that depends on the batch, on "
+        "the number of the call or on the form of the input moves further.",
+        remedy="The message says after which call it moved. Look for what depends on the size of "
+        "the batch, for buffers that are reused, for state that is kept between calls, and for "
+        "dropout that is still active.",
+    ),
+)
+"""In the order of reports."""
+
+NAMES = tuple(gate.name for gate in GATES)
+
+
+def gates_in(dtype: str, *, modules: bool) -> tuple[str, ...]:
+    """Return the names of the gates that judge a file by itself.
+
+    Args:
+        dtype: that it computes in.
+        modules: whether its modules can be called one by one.
+    """
+    return tuple(
+        gate.name
+        for gate in GATES
+        if dtype in gate.dtypes
+        if not gate.needs_reference
+        if modules or not gate.needs_modules
+    )

@@ -1,0 +1,38 @@
+"""What a gate judges, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipcheck.gates.registry import Gate
+from clipcheck.gates.tolerances import LIMITS
+from clipcheck.report.cells import wrapped
+
+_INDENT = "  "
+
+
+def listing(gates: Sequence[Gate]) -> str:
+    """A line for each gate. Ends without a newline."""
+    width = max(len(gate.name) for gate in gates) + 2
+    return "\n".join(f"{gate.name:<{width}}{gate.title}" for gate in gates)
+
+
+def render(gate: Gate) -> str:
+    """All that is said of a gate. Ends without a newline."""
+    parts = {
+        "Passes when": gate.passes_when,
+        "Why, and what its limit is based on": gate.explanation,
+        "Judges": _scope(gate),
+        "If it fails": gate.remedy,
+    }
+    lines = wrapped(gate.title, f"{gate.name}: ")
+    for title, text in parts.items():
+        lines += ["", title, *wrapped(text, _INDENT)]
+    return "\n".join(lines)
+
+
+def _scope(gate: Gate) -> str:
+    dtypes = "every dtype" if gate.dtypes == tuple(LIMITS) else " and ".join(gate.dtypes)
+    modules = "; archives, whose modules can be called one by one" if gate.needs_modules else ""
+    reference = "; only with --reference" if gate.needs_reference else ""
+    return f"{dtypes}{modules}{reference}."
