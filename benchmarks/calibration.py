@@ -4,10 +4,10 @@ Runs an audit over seeds, kinds of weights and architectures, each with one thre
 for each core, and prints, limit by limit, how far clean variants and faults are from float64 in the
 eager model's own error. Audits that were made before (``clipcheck audit --json``) are read with
 ``--read`` in place of running one. ``--plot`` draws what every variant took of its limit;
-``--tables`` prints the README's.
+``--tables`` writes those of the documentation.
 
     python -m benchmarks.calibration --seed 0 --seed 1 --plot docs/calibration.svg
-    python -m benchmarks.calibration --read tiny.json --read full.json
+    python -m benchmarks.calibration --read tiny.json --read full.json --tables docs/evidence/tables
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import json
 import math
 import os
 import statistics
+import sys
 from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="what archives are judged in")
     parser.add_argument("--read", action="append", type=Path, default=[], metavar="JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE")
-    parser.add_argument("--tables", action="store_true")
+    parser.add_argument("--tables", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
     if arguments.read:
         documents = [json.loads(path.read_text()) for path in arguments.read]
@@ -46,10 +48,9 @@ def main() -> None:
         documents = measure(arguments)
     faults = [entry for document in documents for entry in document["faults"]]
     clean = [entry for document in documents for entry in document["clean"]]
-    report(faults, clean)
+    print("\n".join(report(faults, clean)))
     if arguments.tables:
-        by_family(faults, clean)
-        by_variant(faults, clean)
+        write_tables(faults, clean, arguments.tables)
     if arguments.plot:
         plot(faults, clean, arguments.plot)
 
@@ -76,56 +77,79 @@ def measure(arguments: argparse.Namespace) -> list[Entry]:
     ]
 
 
-def report(faults: list[Entry], clean: list[Entry]) -> None:
-    limits = LIMITS["float32"]
+def report(faults: list[Entry], clean: list[Entry]) -> list[str]:
     runs = {(e["architecture"], e["seed"], e["weights"]) for e in (*faults, *clean)}
-    print(
-        f"\n{len(faults)} faults and {len(clean)} clean variants, over {len(runs)} sets of weights"
-    )
-    print("(architecture, seed, kind). Ratio of a variant's error to the eager model's, the")
-    print("greatest of each variant. 'weakest fault': of those that exceed this limit by most.\n")
-    print("| limit | allowed | clean: median | clean: greatest | faults beyond | weakest fault |")
-    print("|---|---|---|---|---|---|")
+    margins = sorted(margin(entry) for entry in faults)
+    return [
+        f"\n{len(faults)} faults and {len(clean)} clean variants, over {len(runs)} sets of weights",
+        "(architecture, seed, kind). Ratio of a variant's error to the eager model's, the",
+        "greatest of each variant. 'weakest fault': of those that exceed this limit by most.\n",
+        *by_limit(faults, clean),
+        f"\nOf what is allowed, clean variants took at most {max(map(margin, clean)):.2f}; the",
+        f"weakest fault was {margins[0]:.1f} times as much, one in twenty below "
+        f"{margins[len(margins) // 20]:,.0f}.",
+    ]
+
+
+def write_tables(faults: list[Entry], clean: list[Entry], folder: Path) -> None:
+    """Write the tables that the pages of the documentation include."""
+    command = "python -m benchmarks.calibration " + " ".join(sys.argv[1:])
+    head = f"*Written by `{command}` on {date.today()}.*\n\n"
+    for name, table in (
+        ("families", by_family(faults, clean)),
+        ("limits", by_limit(faults, clean)),
+        ("variants", by_variant(faults, clean)),
+    ):
+        (folder / f"{name}.md").write_text(head + "\n".join(table) + "\n", encoding="utf-8")
+
+
+def by_limit(faults: list[Entry], clean: list[Entry]) -> list[str]:
+    limits = LIMITS["float32"]
+    lines = [
+        "| limit | allowed | clean: median | clean: greatest | faults beyond | weakest fault |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in NAMES:
         allowed = getattr(limits, name)
         harmless = ratios(clean, name)
         beyond = [ratio for ratio in ratios(faults, name) if ratio > allowed]
         foremost = [e["greatest"][name] for e in faults if limit_exceeded_most(e, limits) == name]
         weakest = f"{min(foremost):,.0f}" if foremost else "none"
-        print(
+        lines.append(
             f"| {name} | {allowed:g} | {statistics.median(harmless):.2f} | {max(harmless):.2f} | "
             f"{len(beyond)} | {weakest} |"
         )
-    margins = sorted(margin(entry) for entry in faults)
-    print(f"\nOf what is allowed, clean variants took at most {max(map(margin, clean)):.2f}; the")
-    print(f"weakest fault was {margins[0]:.1f} times as much, one in twenty below "
-          f"{margins[len(margins) // 20]:,.0f}.")  # fmt: skip
+    return lines
 
 
-def by_family(faults: list[Entry], clean: list[Entry]) -> None:
-    print("\n| family | faults | planted | caught | weakest | classic |")
-    print("|---|---|---|---|---|---|")
-    for name in dict.fromkeys(entry["family"] for entry in faults):
-        group = [entry for entry in faults if entry["family"] == name]
-        print(
-            f"| {name} | {len({e['name'] for e in group})} | {len(group)} | "
-            f"{sum(e['caught'] for e in group)} | {times(min(map(margin, group)))} | "
-            f"{sum(e['classic_caught'] for e in group)} |"
-        )
-    print(
-        f"| **all faults** | {len({e['name'] for e in faults})} | {len(faults)} | "
-        f"{sum(e['caught'] for e in faults)} | {times(min(map(margin, faults)))} | "
-        f"{sum(e['classic_caught'] for e in faults)} |"
-    )
-    print(
+def by_family(faults: list[Entry], clean: list[Entry]) -> list[str]:
+    groups = {
+        name: [entry for entry in faults if entry["family"] == name]
+        for name in dict.fromkeys(entry["family"] for entry in faults)
+    }
+    return [
+        "| family | faults | planted | caught | weakest | classic |",
+        "|---|---|---|---|---|---|",
+        *(family_row(name, group) for name, group in groups.items()),
+        family_row("**all faults**", faults),
         f"| clean variants | {len({e['name'] for e in clean})} | {len(clean)} | "
-        f"{sum(not e['passed'] for e in clean)} | at most {max(map(margin, clean)):.2f} | |"
+        f"{sum(not e['passed'] for e in clean)} | at most {max(map(margin, clean)):.2f} | |",
+    ]
+
+
+def family_row(name: str, group: list[Entry]) -> str:
+    return (
+        f"| {name} | {len({e['name'] for e in group})} | {len(group)} | "
+        f"{sum(e['caught'] for e in group)} | {times(min(map(margin, group)))} | "
+        f"{sum(e['classic_caught'] for e in group)} |"
     )
 
 
-def by_variant(faults: list[Entry], clean: list[Entry]) -> None:
-    print("\n| variant | caught by | times the limit | classic | what it is |")
-    print("|---|---|---|---|---|")
+def by_variant(faults: list[Entry], clean: list[Entry]) -> list[str]:
+    lines = [
+        "| variant | caught by | times the limit | classic | what it is |",
+        "|---|---|---|---|---|",
+    ]
     for entries, choose in ((faults, min), (clean, max)):
         for name in dict.fromkeys(entry["name"] for entry in entries):
             group = [entry for entry in entries if entry["name"] == name]
@@ -133,10 +157,11 @@ def by_variant(faults: list[Entry], clean: list[Entry]) -> None:
             classic = "" if entries is clean else (
                 f"{sum(e['classic_caught'] for e in group)} of {len(group)}"
             )  # fmt: skip
-            print(
+            lines.append(
                 f"| {name} | {gates} | {times(choose(map(margin, group)))} | {classic} | "
                 f"{group[0]['reason']} |"
             )
+    return lines
 
 
 def times(found: float) -> str:

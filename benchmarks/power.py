@@ -1,4 +1,4 @@
-"""Which faults of the catalogue are caught, by kind of weights and dtype: the README's table.
+"""Which faults are caught, by kind of weights and dtype: a table of the documentation.
 
 An audit calls each archive over a hundred times, to see what only the number of calls shows. Here
 that comes second, for what the edge cases alone do not show, and an archive is written once for

@@ -1,4 +1,4 @@
-"""The smallest change that is seen, by kind and depth: the README's table.
+"""The smallest change that is seen, by kind and depth: the documentation's table.
 
 Each change is planted into archives at sizes a factor of the root of ten apart, and halving finds
 the least that a gate fails for. A size is relative: that share of a weight, a constant, a scale or

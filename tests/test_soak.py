@@ -1,6 +1,7 @@
 """Many checks in one process, of files that are sound, faulty and hostile in turn: nothing grows.
 
-A short run here; with HYPOTHESIS_PROFILE=thorough the 500 that SECURITY.md has figures of:
+A short run here; with HYPOTHESIS_PROFILE=thorough the 500 that docs/explanation/isolation.md has
+figures of:
 
     HYPOTHESIS_PROFILE=thorough pytest -s tests/test_soak.py
 """

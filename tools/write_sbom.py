@@ -48,7 +48,8 @@ def write(environment: Path, file: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # It takes the version from nowhere else.
         project = Path(folder, "pyproject.toml")
-        project.write_text(text.replace('dynamic = ["version"]', f'version = "{__version__}"'))
+        dynamic = 'dynamic = ["version", "readme"]'
+        project.write_text(text.replace(dynamic, f'version = "{__version__}"'))
         options = ["--pyproject", str(project), "--mc-type", "library", "--output-reproducible"]
         command = [sys.executable, "-m", "cyclonedx_py", "environment", *options, "--validate"]
         subprocess.run([*command, "--output-file", str(file), str(environment)], check=True)

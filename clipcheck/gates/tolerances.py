@@ -64,8 +64,9 @@ LIMITS = {
     "bfloat16": Limits(2**-8, **_RATIOS, cap=8, allclose=0),
 }
 """By dtype. Measured in float32 with `python -m benchmarks.calibration`, over five seeds of both
-small architectures and one of full-size ViT-B/32 and RN50 (the README has the table): the greatest
-ratio of a clean variant, and the least of the faults that exceed this limit by most.
+small architectures and one of full-size ViT-B/32 and RN50 (docs/evidence/tables/limits.md has the
+table): the greatest ratio of a clean variant, and the least of the faults that exceed this limit by
+most.
 
 - ``features``: 1.19 and 129; ``feature_row``: 1.38 and 275
 - ``logits``: 2.37 and 86; ``logit_row``: 2.85 and 186
