@@ -39,7 +39,7 @@ def command_line() -> str:
     """List every command with its usage, arguments and options."""
     from clipcheck.cli.app import app
 
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     root = typer.Context(group, info_name="clipcheck")
     told = [_command(group, root, "clipcheck")]
     for name, command in sorted(group.commands.items()):
