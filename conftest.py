@@ -1,4 +1,4 @@
-"""Hypothesis profiles, threads, small seeded checkpoints, and the command line, for all tests."""
+"""The option --thorough, threads, small seeded checkpoints, and the command line, for all tests."""
 
 from __future__ import annotations
 
@@ -8,18 +8,79 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
-# Loading a model or writing a file takes longer, now and then, than Hypothesis allows an example.
-hypothesis.settings.register_profile("default", deadline=None, max_examples=50)
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
-hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
-_PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default")
-hypothesis.settings.load_profile(_PROFILE)
-
 SeededArchive = Callable[..., Path]
+
+EXAMPLES, THOROUGH_EXAMPLES = 25, 100
+"""Examples of each Hypothesis test, in a plain run and with --thorough."""
+
+_LEFT_OUT = pytest.StashKey[int]()
+"""Tests that were left out, in all workers the same."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that runs all tests."""
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="also run the tests marked thorough, which repeat others with another fault, backend, "
+        f"architecture or attack, and {THOROUGH_EXAMPLES} examples of each Hypothesis test in "
+        f"place of {EXAMPLES}",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose how many examples Hypothesis draws."""
+    # Loading a model or writing a file takes longer, now and then, than it allows an example.
+    hypothesis.settings.register_profile(
+        "clipcheck",
+        deadline=None,
+        max_examples=THOROUGH_EXAMPLES if config.getoption("thorough") else EXAMPLES,
+        derandomize="CI" in os.environ,
+    )
+    hypothesis.settings.load_profile("clipcheck")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out thorough tests, unless they are asked for by --thorough or by their own names."""
+    if config.getoption("thorough") or any("::" in argument for argument in config.args):
+        return
+    left_out = [item for item in items if item.get_closest_marker("thorough")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+    config.stash[_LEFT_OUT] = len(left_out)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the main process how many tests a worker of pytest-xdist left out."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(_LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the count from a worker, all of which collect the same tests."""
+    node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say how many tests were left out, which pytest-xdist does not."""
+    if config.stash.get(_LEFT_OUT, 0):
+        terminalreporter.write_line(
+            f"{config.stash[_LEFT_OUT]} thorough tests deselected; --thorough runs them as well"
+        )
+
+
+@pytest.fixture(scope="session")
+def thorough(pytestconfig: pytest.Config) -> bool:
+    """Whether --thorough is given, for tests that repeat something a number of times."""
+    return bool(pytestconfig.getoption("thorough"))
 
 
 @pytest.hookimpl(optionalhook=True, trylast=True)
@@ -47,6 +108,8 @@ def artefacts_of_the_run(
         folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIPCHECK_ARTEFACTS", str(folder / "artefacts"))
+        # Else torch starts processes to compile in, each of which imports torch.
+        patch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
         yield
 
 

@@ -12,15 +12,21 @@ from typing import Any
 
 import pytest
 
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
-KILLS = 200 if THOROUGH else 4
+from tests.thorough import parametrize
 
-QUICK = ["download", "state-dict", "safetensors", "open_clip", "report", "files", "artefact"]
-SLOW = ["archive", *(["pt2"] if THOROUGH else [])]
+KILLS, THOROUGH_KILLS = 3, 12
+
+TASKS = ["state-dict", "report", "download", "safetensors", "open_clip", "files", "artefact"]
+SLOW = ["archive", "pt2"]
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
 Kill = Callable[..., int]
+
+
+@pytest.fixture
+def kills(thorough: bool) -> int:
+    return THOROUGH_KILLS if thorough else KILLS
 
 
 @pytest.fixture(scope="module")
@@ -60,22 +66,24 @@ def kill(killer: subprocess.Popen[str], tmp_path: Path) -> Kill:
     return ask
 
 
-@pytest.mark.parametrize("task", [*QUICK, "finding", *(SLOW if THOROUGH else [])])
-def test_killed_before_any_step_it_leaves_nothing_half(kill: Kill, task: str) -> None:
-    every, olds = (1, [True, False]) if THOROUGH else (3, [True])
+@parametrize("task", [*TASKS, "finding"], quick=2)
+def test_killed_before_any_step_it_leaves_nothing_half(
+    kill: Kill, task: str, thorough: bool
+) -> None:
+    every, olds = (1, [True, False]) if thorough else (3, [True])
     assert kill(task, "at_each_step", every, *olds) >= 4
 
 
-@pytest.mark.parametrize("task", [*QUICK, *SLOW, "finding"])
+@parametrize("task", [*TASKS, *SLOW, "finding"], quick=3)
 def test_killed_in_the_middle_of_a_file_it_leaves_nothing_half(kill: Kill, task: str) -> None:
     assert kill(task, "at_sizes", 1, 100, 100_000) >= 1
 
 
-@pytest.mark.parametrize("task", [*QUICK, *SLOW])
-def test_killed_at_any_time_it_leaves_nothing_half(kill: Kill, task: str) -> None:
-    assert kill(task, "at_random", KILLS, 7) >= 1
+@parametrize("task", [*TASKS, *SLOW], quick=2)
+def test_killed_at_any_time_it_leaves_nothing_half(kill: Kill, task: str, kills: int) -> None:
+    assert kill(task, "at_random", kills, 7) >= 1
 
 
-@pytest.mark.parametrize("task", QUICK)
-def test_killed_again_and_again_it_does_not_pile_up(kill: Kill, task: str) -> None:
-    assert kill(task, "again_and_again", KILLS, 8) >= 1
+@parametrize("task", TASKS, quick=2)
+def test_killed_again_and_again_it_does_not_pile_up(kill: Kill, task: str, kills: int) -> None:
+    assert kill(task, "again_and_again", kills, 8) >= 1

@@ -1,9 +1,8 @@
 """Many checks in one process, of files that are sound, faulty and hostile in turn: nothing grows.
 
-A short run here; with HYPOTHESIS_PROFILE=thorough the 500 that docs/explanation/isolation.md has
-figures of:
+A short run here, a longer one with --thorough. As many as one likes, with their figures:
 
-    HYPOTHESIS_PROFILE=thorough pytest -s tests/test_soak.py
+    python -m tests.test_soak 500
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from tests.samples import MINUTE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 
-CHECKS = 500 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 14
+CHECKS, THOROUGH_CHECKS = 7, 35
 _GROWTH = 48 << 20
 """Bytes of this process that a run may take for good: what Python and torch keep for the next."""
 
@@ -90,20 +89,29 @@ def _written(folder: Path) -> dict[Path, int]:
 
 
 def test_nothing_grows_however_many_files_are_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thorough: bool
 ) -> None:
-    monkeypatch.setenv("CLIPCHECK_TIME_LIMIT", "3")
-    scratch = tmp_path / "scratch"
+    check_again_and_again(tmp_path, monkeypatch, THOROUGH_CHECKS if thorough else CHECKS)
+
+
+def check_again_and_again(folder: Path, patch: pytest.MonkeyPatch, checks: int) -> None:
+    patch.setenv("CLIPCHECK_TIME_LIMIT", "3")
+    scratch = folder / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))  # Others write to the system's.
-    files = _written(tmp_path)
+    patch.setattr(tempfile, "tempdir", str(scratch))  # Others write to the system's.
+    files = _written(folder)
     for path in files:  # What is imported, and kept for good, is by then.
         check(path, examples=1)
     before, began = State.now(), time.perf_counter()
-    for path, code in itertools.islice(itertools.cycle(files.items()), CHECKS):
+    for path, code in itertools.islice(itertools.cycle(files.items()), checks):
         assert check(path, examples=1).exit_code == code, path.name
     after = State.now()
-    print(f"{CHECKS} checks, {time.perf_counter() - began:.0f} s: {before} -> {after}")
+    print(f"{checks} checks, {time.perf_counter() - began:.0f} s: {before} -> {after}")
     grown = after.memory - before.memory
     assert grown < _GROWTH, f"{grown / 1e6:.1f} MB"
     assert replace(before, memory=0) == replace(after, memory=0)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patched:
+        check_again_and_again(Path(place), patched, int(sys.argv[1]))
