@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,13 +26,13 @@ from clipcheck.writers.convert import write
 from clipcheck.writers.synthesize import architecture_named, synthesize
 from tests.models import TINY
 from tests.samples import MINUTE, minute_weights
+from tests.thorough import quick_first
 
 ALL = (*WAY_FAULTS, *CLEAN_WAYS)
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 FAST = ("clip", "open_clip", "transformers", "trace", "script", "export", "onnxruntime")
 """The ones where planting takes the least time come first."""
 SLOW = ("compile", "aotinductor")
-"""They take most of a minute for each variant, and are left to long runs."""
+"""They take most of a minute for each variant: `clipcheck audit --backend all` plants into them."""
 CPU = torch.device("cpu")
 
 
@@ -59,22 +58,30 @@ def smallest(name: str) -> Architecture:
     return replace(architecture, vision=layers, text_layers=1)
 
 
-def cases(variants: tuple[WayVariant, ...]) -> Any:
-    """Each variant in the first small architecture that it applies to, in the first backend that
-    it can be planted in, what is as it is in each that is fast; all in all in a long run."""
-    found = []
+def cases(variants: tuple[WayVariant, ...], *quick: tuple[str, str]) -> Any:
+    """Each variant in the first small architecture that it applies to, in the fastest backend that
+    it can be planted in; what is as it is in each that is fast. The first are the ``quick`` ones,
+    by backend and name."""
+    found = {}
     for variant in variants:
         fast = [backend for backend in FAST if backend in variant.plants]
-        some = fast if variant.name == "as-it-is" else fast[:1]
-        for backend in variant.plants if THOROUGH else some:
+        for backend in fast if variant.name == "as-it-is" else fast[:1]:
             names = [name for name in TINY if variant.applies_to(backend, architecture_named(name))]
-            found.append((backend, names[0], variant))
-    found.sort(key=lambda case: (case[0], case[1]))
-    ids = [f"{backend}-{variant.name}" for backend, _, variant in found]
-    return pytest.mark.parametrize(("backend", "name", "variant"), found, ids=ids)
+            found[backend, variant.name] = pytest.param(
+                backend, names[0], variant, id=f"{backend}-{variant.name}"
+            )
+    order = [*quick, *sorted(found.keys() - set(quick))]
+    cases = quick_first([found[key] for key in order], len(quick))
+    return pytest.mark.parametrize(("backend", "name", "variant"), cases)
 
 
-@cases(WAY_FAULTS)
+@cases(
+    WAY_FAULTS,
+    ("clip", "causal-mask-dropped"),
+    ("open_clip", "last-position-pooled"),
+    ("transformers", "heads-by-halves"),
+    ("trace", "features-normalised"),
+)
 def test_a_fault_is_caught(
     benches: dict[str, WayBench], backend: str, name: str, variant: WayVariant
 ) -> None:
@@ -83,7 +90,7 @@ def test_a_fault_is_caught(
     assert max(gate.margin for gate in gates) > 3  # none is near the limit
 
 
-@cases(CLEAN_WAYS)
+@cases(CLEAN_WAYS, ("clip", "as-it-is"), ("transformers", "attention-eager"))
 def test_a_clean_variant_passes(
     benches: dict[str, WayBench], backend: str, name: str, variant: WayVariant
 ) -> None:

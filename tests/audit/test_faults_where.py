@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
@@ -13,15 +11,14 @@ from clipcheck.errors import UsageError
 from clipcheck.writers.legacy import Multimodal
 from clipcheck.writers.synthesize import architecture_named
 from tests.models import TINY
-
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+from tests.thorough import thorough
 
 
 def test_every_fault_has_a_place_and_nothing_else_has() -> None:
     assert _WHERE.keys() == {fault.name for fault in FAULTS}
 
 
-@pytest.mark.parametrize("name", [*TINY, *(["ViT-B/32", "RN50"] if THOROUGH else [])])
+@pytest.mark.parametrize("name", [*TINY, thorough("ViT-B/32"), thorough("RN50")])
 def test_every_fault_that_can_be_planted_has_a_spot_that_the_model_has(name: str) -> None:
     architecture = architecture_named(name)
     with torch.device("meta"):
