@@ -11,6 +11,7 @@ import torch
 from clipcheck.checkpoints.checkpoint import Format
 from tests.backends.kept import minute
 from tests.samples import MINUTE, MINUTE_RESNET
+from tests.thorough import thorough
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -31,7 +32,9 @@ def built(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
     return folder / "built"
 
 
-@pytest.fixture(scope="session", params=[MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
+@pytest.fixture(
+    scope="session", params=[pytest.param(MINUTE, id="vit"), thorough(MINUTE_RESNET, id="resnet")]
+)
 def small_archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive of the smallest model of each kind in turn. Tests must not change the file."""
     return minute(tmp_path_factory.mktemp("small"), Format.ARCHIVE, request.param)

@@ -23,9 +23,6 @@ from tests.samples import MINUTE, minute_bytes
 
 CPU = torch.device("cpu")
 
-SIZES = [(1, 1), (1, 3), (3, 1), (2, 2), (5, 4)]
-"""Images and texts of batches: 1 on either side and on both, as many and not as many."""
-
 
 class Kept:
     """Builds an artefact once for each key, in a folder, for all processes that have it."""

@@ -72,18 +72,6 @@ def _rmse(values: Any, exact: Any) -> float:
     return float(np.sqrt(np.square(values.astype(np.float64) - exact).mean()))
 
 
-def assert_deterministic(backend: Backend, batch: list[Pair]) -> None:
-    """Twice the same bits, and a row alone what it is among others."""
-    pixels, tokens = batch[0]
-    first, second = run(backend, batch[0]), run(backend, batch[0])
-    for name, values in first.items():
-        assert values.tobytes() == second[name].tobytes(), name
-    alone = run(backend, (pixels[:1], tokens[:1]))
-    for name in ("image_features", "text_features"):
-        np.testing.assert_allclose(alone[name], first[name][:1], rtol=1e-4, atol=1e-5)
-    assert first["logits_per_image"].shape == (len(pixels), len(tokens))
-
-
 def assert_fits(way: Way) -> None:
     """The file is a way to run a checkpoint."""
     assert way.SUMMARY

@@ -23,13 +23,10 @@ from clipcheck.errors import DamagedError, RunError
 from clipcheck.gates.integrity import Evidence
 from tests.backends.kept import (
     CPU,
-    SIZES,
     Kept,
     artefact,
-    assert_near,
     assert_same,
     batch,
-    expected,
     minute,
     source,
 )
@@ -47,27 +44,6 @@ def backend(made: Source) -> Iterator[Backend]:
     found = aotinductor.build(made)
     yield found
     found.close()
-
-
-@pytest.mark.parametrize(("images", "texts"), SIZES)
-def test_it_gives_the_eager_models_outputs_for_any_batch(
-    backend: Backend, made: Source, images: int, texts: int
-) -> None:
-    pixels, tokens = batch(made.checkpoint.architecture, images, texts)
-    assert_near(backend.outputs(pixels, tokens), expected(made.model, pixels, tokens), atol=1e-5)
-
-
-def test_one_output_is_that_of_all(backend: Backend, made: Source) -> None:
-    pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
-    found = backend.outputs(pixels, tokens)
-    near = {"rtol": 1e-4, "atol": 1e-4}
-    np.testing.assert_allclose(backend.encode_image(pixels), found["image_features"], **near)
-    np.testing.assert_allclose(backend.encode_text(tokens), found["text_features"], **near)
-
-
-def test_it_is_deterministic(backend: Backend, made: Source) -> None:
-    pixels, tokens = batch(made.checkpoint.architecture, 3, 2)
-    assert_same(backend.outputs(pixels, tokens), backend.outputs(pixels, tokens))
 
 
 def test_its_weights_cannot_be_told(backend: Backend) -> None:

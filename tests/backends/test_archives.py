@@ -34,6 +34,7 @@ from tests.archives import (
 from tests.models import inputs
 from tests.oracles import open_clip, reference_clip
 from tests.samples import MINUTE, MINUTE_RESNET, minute_config, minute_weights
+from tests.thorough import parametrize
 
 
 def checked(
@@ -71,6 +72,7 @@ def written_out(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
 def test_an_archive_traced_under_autocast_is_judged_in_what_it_computes_in(
     tmp_path: Path, lower: torch.dtype
@@ -90,7 +92,7 @@ def test_an_archive_traced_under_autocast_is_judged_in_what_it_computes_in(
     assert checked(traced(reference().float(), tmp_path / "sound.pt")).passed
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@parametrize("dtype", ["float32", "float16", "bfloat16"], quick=1)
 def test_normalisations_written_out_in_float32_do_not_outvote_the_half_weights(
     tmp_path: Path, dtype: str
 ) -> None:
@@ -146,7 +148,7 @@ class Wrapped(nn.Module):
         return self.clip(image, text)
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("write", "kind", "options"),
     [
         (scripted, "CLIP", {}),
@@ -154,6 +156,7 @@ class Wrapped(nn.Module):
         (traced, "CLIP", {"output_dict": True}),
         (lambda model, path: traced(Wrapped(model), path), "CustomTextCLIP", {}),
     ],
+    quick=1,
 )
 def test_archives_of_open_clip_are_judged_as_the_reference_s(
     tmp_path: Path, write: Callable[..., Path], kind: str, options: dict[str, Any]
@@ -165,6 +168,7 @@ def test_archives_of_open_clip_are_judged_as_the_reference_s(
     assert found.figures["coverage"] == {"judged": 19, "not_judged": 0}
 
 
+@pytest.mark.thorough
 def test_archives_of_open_clip_in_half_take_pixels_in_half(tmp_path: Path) -> None:
     model = open_clip_model(dtype=torch.float16)
     path = traced(model, tmp_path / "model.pt", pixels=torch.float16)
@@ -189,13 +193,14 @@ def test_a_fault_in_an_archive_of_open_clip_is_found_by_the_reference_s_names(
 # --------------------------------------------------------------------------- outputs that are not
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("methods", "absent", "gates"),
     [
         (("forward",), ("image_features", "text_features"), 6),
         (("encode_image", "encode_text"), LOGITS, 4),
         (("encode_text",), ("image_features", *LOGITS), 4),
     ],
+    quick=1,
 )
 def test_outputs_that_exist_are_judged_and_others_listed(
     tmp_path: Path, methods: tuple[str, ...], absent: tuple[str, ...], gates: int
@@ -238,7 +243,7 @@ FORWARDS: dict[str, tuple[str, Callable[..., Any], tuple[str, ...]]] = {
 """By name what ``forward`` takes, what it gives, with ``off`` added to some, and what that is."""
 
 
-@pytest.mark.parametrize("name", FORWARDS)
+@parametrize("name", FORWARDS, quick=1)
 def test_what_forward_gives_is_judged_and_what_it_does_not_is_listed(
     tmp_path: Path, name: str
 ) -> None:
@@ -248,7 +253,7 @@ def test_what_forward_gives_is_judged_and_what_it_does_not_is_listed(
     assert judged.absent == tuple(each for each in OUTPUTS if each not in there)
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("name", "output", "tower"),
     [
         ("image", "image_features", "image"),
@@ -259,6 +264,7 @@ def test_what_forward_gives_is_judged_and_what_it_does_not_is_listed(
         ("named", "text_features", "text"),
         ("all", "text_features", "text"),
     ],
+    quick=1,
 )
 def test_what_is_wrong_in_what_forward_gives_is_found(
     tmp_path: Path, name: str, output: str, tower: str
@@ -272,7 +278,7 @@ def test_what_is_wrong_in_what_forward_gives_is_found(
     assert [place.tower for place in judged.localisation.found] == [tower]
 
 
-@pytest.mark.parametrize("name", ["image", "features"])
+@parametrize("name", ["image", "features"], quick=1)
 def test_a_forward_beside_the_encoders_has_to_give_what_these_give(
     tmp_path: Path, name: str
 ) -> None:
@@ -285,7 +291,7 @@ def test_a_forward_beside_the_encoders_has_to_give_what_these_give(
         assert judged.absent == LOGITS
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("takes", "give", "problem"),
     [
         (
@@ -300,6 +306,7 @@ def test_a_forward_beside_the_encoders_has_to_give_what_these_give(
             "forward takes 3 tensors, expected pixels and",
         ),
     ],
+    quick=1,
     ids=["normalised", "sums", "three"],
 )
 def test_of_a_forward_that_is_not_known_one_line_tells_what_was_expected(
@@ -359,7 +366,7 @@ def test_a_method_that_fails_is_a_failure_and_no_method_at_all_is_not_judged(
 GELU = Departure("GELU", "QuickGELU")
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("alter", "expected"),
     [
         (lambda m: with_gelu(m, ""), {"image": GELU, "text": GELU}),
@@ -382,6 +389,7 @@ GELU = Departure("GELU", "QuickGELU")
             {"text": Departure("an epsilon of 1e-06", "an epsilon of 1e-05")},
         ),
     ],
+    quick=2,
     ids=["gelu", "image", "text-tanh", "heads", "gelu-heads", "epsilon", "epsilon-timm"],
 )
 def test_an_archive_of_another_architecture_is_told_what_it_computes(
@@ -393,6 +401,7 @@ def test_an_archive_of_another_architecture_is_told_what_it_computes(
     assert judged.alternative == Alternative(expected)
 
 
+@pytest.mark.thorough
 def test_of_a_resnet_the_heads_are_told(tmp_path: Path) -> None:
     model = reference_clip().model.build_model(synthesize(MINUTE_RESNET)).eval().float()
     model.requires_grad_(False).visual.attnpool.num_heads = 2
@@ -400,6 +409,7 @@ def test_of_a_resnet_the_heads_are_told(tmp_path: Path) -> None:
     assert judged.alternative == Alternative({"image": Departure("2 heads", "1 heads")})
 
 
+@pytest.mark.thorough
 def test_a_fault_that_is_no_other_architecture_is_told_as_none(tmp_path: Path) -> None:
     model = reference().float()
     model.visual.transformer.resblocks[0].mlp.gelu = nn.ReLU()
@@ -408,6 +418,7 @@ def test_a_fault_that_is_no_other_architecture_is_told_as_none(tmp_path: Path) -
     assert judged.alternative is None
 
 
+@pytest.mark.thorough
 def test_a_fault_beside_another_activation_leaves_it_nearer_to_that_where_none_was_told(
     tmp_path: Path,
 ) -> None:
@@ -422,6 +433,7 @@ def test_a_fault_beside_another_activation_leaves_it_nearer_to_that_where_none_w
     assert judged.alternative is None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("activation", "towers"), [("GELU", ["image", "text"]), ("", [])])
 def test_of_an_archive_traced_under_autocast_it_is_told_which_activation_is_nearer(
     tmp_path: Path, activation: str, towers: list[str]

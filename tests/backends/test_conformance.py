@@ -45,6 +45,7 @@ from clipcheck.system import torchscript_support
 from conftest import Run
 from tests.backends.kept import CPU, Kept, assert_same, minute
 from tests.samples import MINUTE, MINUTE_RESNET
+from tests.thorough import quick_first
 
 SMALL = {"vit": MINUTE, "resnet": MINUTE_RESNET}
 
@@ -73,8 +74,17 @@ PAIRS = [
     for choice in everything()
     for name in (["vit"] if choice.name in SLOW else SMALL)
 ]
+QUICK = {(str(Choice(name, way(name).VARIANTS[0])), "vit") for name in BACKENDS}
+"""Each backend once, with the smallest model. An archive of a ResNet is run as well."""
+
 FITTING = [
-    pytest.param(pair, id=f"{pair[0]}-{pair[1]}")
+    pytest.param(
+        pair,
+        id=f"{pair[0]}-{pair[1]}",
+        marks=()
+        if (str(pair[0]), pair[1]) in {*QUICK, ("jit", "resnet")}
+        else pytest.mark.thorough,
+    )
     for pair in PAIRS
     if unfit(pair[0], SMALL[pair[1]]) is None
 ]
@@ -403,7 +413,7 @@ HALF = [
 ]
 
 
-@pytest.mark.parametrize(("choice", "dtype"), HALF)
+@pytest.mark.parametrize(("choice", "dtype"), quick_first(HALF, 2))
 def test_it_computes_in_half_as_near_to_float64_as_the_eager_model(
     choice: Choice, dtype: str, built: Path, tmp_path: Path
 ) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,21 +14,16 @@ from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Activation
-from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import ArchitectureError, RunError
 from clipcheck.writers import programs
 from clipcheck.writers.synthesize import architecture_named
 from tests.backends.kept import (
     CPU,
-    SIZES,
     Kept,
     artefact,
-    assert_near,
     assert_same,
     batch,
-    expected,
-    minute,
     source,
 )
 from tests.backends.libraries import source_of
@@ -50,44 +44,6 @@ def backend(made: Source) -> Iterator[Backend]:
 @pytest.fixture
 def program(made: Source, backend: Backend) -> Path:
     return artefact(made)
-
-
-def half(built: Path, dtype: str) -> Source:
-    return source(minute(built, Format.ARCHIVE), built, export, dtype)
-
-
-@pytest.mark.parametrize(("images", "texts"), SIZES)
-def test_it_gives_the_eager_models_outputs_for_any_batch(
-    backend: Backend, made: Source, images: int, texts: int
-) -> None:
-    pixels, tokens = batch(made.checkpoint.architecture, images, texts)
-    found = backend.outputs(pixels, tokens)
-    assert_near(found, expected(made.model, pixels, tokens), atol=1e-6)
-
-
-def test_one_output_is_that_of_all(backend: Backend, made: Source) -> None:
-    pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
-    found = backend.outputs(pixels, tokens)
-    near = {"rtol": 1e-5, "atol": 1e-5}
-    np.testing.assert_allclose(backend.encode_image(pixels), found["image_features"], **near)
-    np.testing.assert_allclose(backend.encode_text(tokens), found["text_features"], **near)
-    per_image, per_text = backend(pixels, tokens)
-    np.testing.assert_array_equal(per_image, found["logits_per_image"])
-    np.testing.assert_array_equal(per_text, found["logits_per_text"])
-
-
-def test_it_is_deterministic(backend: Backend, made: Source) -> None:
-    pixels, tokens = batch(made.checkpoint.architecture, 3, 2)
-    assert_same(backend.outputs(pixels, tokens), backend.outputs(pixels, tokens))
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_it_computes_in_half_precision(built: Path, dtype: str) -> None:
-    made = half(built, dtype)
-    backend = export.build(made)
-    pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
-    assert_near(backend.outputs(pixels, tokens), expected(made.model, pixels, tokens), atol=1e-3)
-    backend.close()
 
 
 def test_all_weights_are_compared(backend: Backend, made: Source) -> None:
@@ -163,20 +119,6 @@ def test_what_torch_raises_is_translated(
 def test_a_program_of_another_architecture_is_refused(program: Path) -> None:
     with pytest.raises(ArchitectureError, match=r"its input 'pixels' has shape \[any, 3, "):
         export.open_program(program, CPU, architecture_named("ViT-B/32"))
-
-
-def test_it_is_not_run_when_it_is_closed(made: Source) -> None:
-    backend = export.build(made)
-    backend.close()
-    with pytest.raises(RunError, match="export: it was closed"):
-        backend.outputs(*batch(made.checkpoint.architecture, 1, 1))
-
-
-def test_the_eager_model_stays_as_it_was(made: Source, backend: Backend) -> None:
-    before = {key: tensor._version for key, tensor in made.model.state_dict().items()}
-    backend.outputs(*batch(made.checkpoint.architecture, 1, 1))
-    assert {key: tensor._version for key, tensor in made.model.state_dict().items()} == before
-    assert not made.model.training
 
 
 def test_a_program_is_kept_for_an_architecture(minute_archive: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from clipcheck.backends import onnxruntime as way
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
 from clipcheck.backends.source import Source
-from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
+from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.onnx_data import computing_dtype
 from clipcheck.checkpoints.opening import open_subject
@@ -28,17 +28,16 @@ from clipcheck.errors import RunError, UnavailableError
 from clipcheck.families import eager
 from tests.backends.kept import (
     CPU,
-    SIZES,
     Kept,
     artefact,
     assert_near,
-    assert_same,
     batch,
     expected,
     minute,
     source,
 )
-from tests.samples import MINUTE, MINUTE_RESNET
+from tests.samples import MINUTE_RESNET
+from tests.thorough import parametrize
 
 NEAR = 1e-5
 """Share of the greatest value: ONNX Runtime's own kernels were 4e-6 off at most."""
@@ -65,15 +64,7 @@ def with_options(made: Source, **options: str) -> Source:
     return dataclasses.replace(made, options={**made.options, **options})
 
 
-@pytest.mark.parametrize(("images", "texts"), SIZES)
-def test_it_gives_the_eager_models_outputs_for_any_batch(
-    backend: Backend, made: Source, images: int, texts: int
-) -> None:
-    pixels, tokens = batch(made.checkpoint.architecture, images, texts)
-    assert_near(backend.outputs(pixels, tokens), expected(made.model, pixels, tokens), NEAR)
-
-
-@pytest.mark.parametrize("level", way.OPTIONS["optimization"].values)
+@parametrize("level", way.OPTIONS["optimization"].values, quick=1)
 def test_every_level_of_optimisation_gives_them(vit: Source, level: str) -> None:
     backend = way.build(with_options(vit, optimization=level))
     pixels, tokens = batch(vit.checkpoint.architecture, 2, 3)
@@ -112,34 +103,13 @@ def test_the_default_level_is_onnx_runtimes_own() -> None:
     assert level == getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{default.upper()}")
 
 
-def test_one_output_is_that_of_all(backend: Backend, made: Source) -> None:
-    pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
-    found = backend.outputs(pixels, tokens)
-    near = {"rtol": 1e-4, "atol": 1e-4}
-    np.testing.assert_allclose(backend.encode_image(pixels), found["image_features"], **near)
-    np.testing.assert_allclose(backend.encode_text(tokens), found["text_features"], **near)
-
-
-def test_it_is_deterministic(backend: Backend, made: Source) -> None:
-    pixels, tokens = batch(made.checkpoint.architecture, 3, 2)
-    assert_same(backend.outputs(pixels, tokens), backend.outputs(pixels, tokens))
-
-
-ILL_TYPED = pytest.mark.skipif(
+@pytest.mark.thorough
+@pytest.mark.skipif(
     Version(onnxruntime.__version__) < Version("1.31"),
     reason="it opens no ResNet in half precision: it inserts casts to another type",
 )
-
-
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        pytest.param(MINUTE, id="vit"),
-        pytest.param(MINUTE_RESNET, marks=ILL_TYPED, id="resnet"),
-    ],
-)
-def test_it_computes_in_half_precision(architecture: Architecture, built: Path) -> None:
-    made = source(minute(built, Format.ARCHIVE, architecture), built, way, "float16")
+def test_a_resnet_computes_in_half_precision(built: Path) -> None:
+    made = source(minute(built, Format.ARCHIVE, MINUTE_RESNET), built, way, "float16")
     assert way.unfit(made.checkpoint, CPU, "float16") is None
     backend = way.build(made)
     pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
@@ -182,7 +152,7 @@ def hub(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("lay", [one_file, a_file_for_each, hub])
-@pytest.mark.parametrize("isolation", ["process", "none"])
+@parametrize("isolation", ["process", "none"], quick=1)
 def test_weights_in_files_of_their_own_are_run_and_compared(
     lay: Callable[[Path], Path],
     isolation: cells.Isolation,
@@ -212,7 +182,7 @@ def test_weights_in_files_of_their_own_are_run_and_compared(
             assert found.size == subject.size > whole.stat().st_size / 2
 
 
-@pytest.mark.parametrize("keep_io_types", [True, False])
+@parametrize("keep_io_types", [True, False], quick=1)
 def test_a_program_that_was_converted_to_half_is_run_and_compared(
     keep_io_types: bool, vit: Source, tmp_path: Path
 ) -> None:

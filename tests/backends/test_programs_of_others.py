@@ -150,6 +150,7 @@ def missing(backend: Backend, model: eager.CLIP) -> str:
     return result.message
 
 
+@pytest.mark.thorough
 def test_our_own_pt2_gives_all(model: eager.CLIP, tmp_path: Path) -> None:
     write_pt2(model, tmp_path / "own.pt2")
     backend = open_file(tmp_path / "own.pt2", weights=model.state_dict())
@@ -164,6 +165,7 @@ def test_our_own_onnx_gives_all(model: eager.CLIP, own: Path) -> None:
     assert backend.evidence().weights
 
 
+@pytest.mark.thorough
 def test_logits_of_transformers_are_judged_and_normalised_features_missed(
     model: eager.CLIP, tmp_path: Path
 ) -> None:
@@ -179,6 +181,7 @@ def test_logits_of_transformers_are_judged_and_normalised_features_missed(
     assert "image_features is missing from the candidate" in message
 
 
+@pytest.mark.thorough
 def test_a_program_of_logits_alone_lacks_features(model: eager.CLIP, tmp_path: Path) -> None:
     path = saved_pt2(tmp_path / "theirs.pt2", LogitsAlone(model), ["image", "text"])
     backend = open_file(path)
@@ -203,6 +206,7 @@ def test_a_program_of_features_alone_lacks_logits(model: eager.CLIP, tmp_path: P
         backend(*batch(MINUTE, 1, 1))
 
 
+@pytest.mark.thorough
 def test_of_two_outputs_of_one_shape_neither_is_taken(model: eager.CLIP, tmp_path: Path) -> None:
     path = saved_pt2(tmp_path / "theirs.pt2", Twice(model), ["image", "text"])
     found, _ = outputs_of(open_file(path), model)
