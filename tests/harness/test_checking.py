@@ -36,6 +36,7 @@ from clipcheck.writers.synthesize import synthesize
 from conftest import SeededArchive
 from tests.samples import MINUTE, minute_config, minute_weights
 from tests.system.test_progress import Listener
+from tests.thorough import parametrize
 
 Planted = Callable[[Callable[[loader.Both], Any]], None]
 Written = Callable[[Alter], Path]
@@ -50,8 +51,8 @@ def gate_of(judgement: Judgement, name: str) -> GateResult:
     return next(gate for gate in judgement.gates if gate.name == name)
 
 
-def test_a_sound_archive_is_consistent(tiny_archive: Path) -> None:
-    result = clipcheck.check(tiny_archive)
+def test_a_sound_archive_is_consistent(minute_archive: Path) -> None:
+    result = clipcheck.check(minute_archive)
     assert result.passed
     assert result.exit_code == 0
     (judgement,) = result.judgements
@@ -201,6 +202,7 @@ def test_a_state_dict_alone_cannot_be_judged_and_the_remedy_is_named(
     assert judgement.sha256 is not None  # What was known before it failed is kept.
 
 
+@pytest.mark.thorough
 def test_a_device_that_is_not_there_cannot_be_judged(minute_archive: Path) -> None:
     missing = f"cuda:{torch.cuda.device_count()}"
     result = clipcheck.check(minute_archive, device=["cpu", missing], examples=CORNERS)
@@ -332,12 +334,14 @@ def test_what_is_no_name_is_refused_and_what_to_give_is_said(given: Any, kind: s
         clipcheck.check(given)
 
 
+@pytest.mark.thorough
 def test_the_limits_reach_the_gate(minute_archive: Path) -> None:
     result = clipcheck.check(minute_archive, atol=0.0, rtol=0.0, examples=CORNERS)
     assert result.exit_code == 1
     assert "up to 0 allowed" in gate(result, "allclose").message
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_figures_and_another_gives_others(
     minute_archive: Path,
 ) -> None:
@@ -392,6 +396,7 @@ def test_the_share_that_is_done_grows_to_all_of_it(minute_archive: Path) -> None
     assert half.shares[-1] == pytest.approx(1.0)
 
 
+@pytest.mark.thorough
 def test_it_grows_with_batches_and_modules_in_each_phase_that_takes_long(
     minute_archive: Path,
 ) -> None:
@@ -454,7 +459,7 @@ def in_all_dtypes(seeded_archive: SeededArchive) -> Result:
     )
 
 
-@pytest.mark.parametrize("dtype", REDUCED)
+@parametrize("dtype", REDUCED, quick=1)
 def test_a_reduced_dtype_is_judged_by_precision_in_place_of_structure(
     in_all_dtypes: Result, dtype: str
 ) -> None:
@@ -469,12 +474,14 @@ def test_a_reduced_dtype_is_judged_by_precision_in_place_of_structure(
     assert gate_of(reduced, "repeatability").passed
 
 
+@pytest.mark.thorough
 def test_a_fault_in_half_precision_is_seen_by_precision(written: Written) -> None:
     bad = written(fault_named("gelu-for-quickgelu").plant)
     (judgement,) = clipcheck.check(bad, dtype="float16", examples=CORNERS).judgements
     assert not gate_of(judgement, "precision").passed
 
 
+@pytest.mark.thorough
 def test_a_sound_model_with_sharp_attention_is_not_rejected_in_bfloat16(tmp_path: Path) -> None:
     """Rounding alone takes a logit beyond eight units in the last place."""
     weights = synthesize(MINUTE, seed=1)
@@ -605,9 +612,10 @@ def test_weights_that_running_changes_have_a_place(
     assert [place.tower for place in drifted.localisation.found] == ["logits"]
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "error",
     [RunError("broke off", remedy="Look."), RuntimeError("no memory"), MemoryError("no memory")],
+    quick=1,
 )
 def test_the_verdict_stands_where_the_place_cannot_be_looked_for(
     written: Written, monkeypatch: pytest.MonkeyPatch, error: Exception

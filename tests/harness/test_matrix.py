@@ -31,6 +31,7 @@ from clipcheck.writers.programs import convert_to_program
 from clipcheck.writers.synthesize import synthesize
 from tests.checkpoints.test_artefacts import with_records
 from tests.samples import MINUTE, MINUTE_RESNET, minute_bytes, minute_weights
+from tests.thorough import parametrize
 
 CHANGED = "transformer.resblocks.0.mlp.c_fc.weight"
 
@@ -87,13 +88,22 @@ def changed(folder: Path) -> Path:
     return path
 
 
+class Programs(dict[str, Path]):
+    """By format, each made when it is first asked for; the archive that it is of is beside it."""
+
+    def __init__(self, archive: Path) -> None:
+        super().__init__()
+        self._archive = archive
+
+    def __missing__(self, form: str) -> Path:
+        self[form] = self._archive.with_suffix(f".{form}")
+        convert_to_program(open_checkpoint(self._archive), self[form], Format(form))
+        return self[form]
+
+
 @pytest.fixture(scope="module")
-def programs(archive: Path) -> dict[str, Path]:
-    """By format; the archive that they were made of is beside them."""
-    found = {form: archive.with_suffix(f".{form}") for form in ("pt2", "onnx")}
-    for form, path in found.items():
-        convert_to_program(open_checkpoint(archive), path, Format(form))
-    return found
+def programs(archive: Path) -> Programs:
+    return Programs(archive)
 
 
 @pytest.fixture
@@ -141,6 +151,7 @@ def test_backends_of_one_checkpoint_share_the_references(
     assert len({judgement.sha256 for judgement in result.judgements}) == 1
 
 
+@pytest.mark.thorough
 def test_each_dtype_has_references_of_its_own(archive: Path) -> None:
     result = check(archive, "trace", "script", dtype=["float32", "float16"])
     assert [(judgement.backend, judgement.dtype) for judgement in result.judgements] == [
@@ -207,6 +218,7 @@ def test_the_eager_model_is_not_compared_with_itself(archive: Path) -> None:
     assert "--reference CHECKPOINT" in str(judgement.remedy)
 
 
+@pytest.mark.thorough
 def test_transformers_is_left_out_for_a_resnet_and_cannot_be_asked_for(
     resnet: Path, everything: Callable[..., None]
 ) -> None:
@@ -263,7 +275,7 @@ def test_what_cannot_be_opened_is_told_once_with_what_was_asked_for(
     assert judgement.error
 
 
-@pytest.mark.parametrize("error", [RunError("no", remedy="No."), ZeroDivisionError("no")])
+@parametrize("error", [RunError("no", remedy="No."), ZeroDivisionError("no")], quick=1)
 def test_a_candidate_is_closed_whatever_becomes_of_it(
     archive: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -287,11 +299,11 @@ def test_a_candidate_is_closed_whatever_becomes_of_it(
     assert closed == ["trace", "trace"]
 
 
-def test_a_file_of_its_own_has_a_size(archive: Path, programs: dict[str, Path]) -> None:
+def test_a_file_of_its_own_has_a_size(archive: Path, programs: Programs) -> None:
     jit, traced = check(archive, "jit", "trace").judgements
     assert jit.artefact_bytes == archive.stat().st_size
     assert traced.artefact_bytes is None
-    assert only(check(programs["onnx"])).artefact_bytes == programs["onnx"].stat().st_size
+    assert only(check(programs["pt2"])).artefact_bytes == programs["pt2"].stat().st_size
 
 
 # --------------------------------------------------------------------------- known, and frontends
@@ -345,6 +357,7 @@ def test_a_known_error_is_named_and_is_still_one(
     assert (seen[0][3], seen[0][4]) == (only(result).error, {})
 
 
+@pytest.mark.thorough
 def test_a_librarys_own_preprocessing_is_compared_once_and_apart_from_the_verdict(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,7 +419,7 @@ CONVERSIONS = {
 
 
 @pytest.mark.usefixtures("weights")
-@pytest.mark.parametrize("what", CONVERSIONS)
+@parametrize("what", CONVERSIONS, quick=2)
 def test_a_right_conversion_is_consistent_with_what_it_was_made_of(
     folder: Path, archive: Path, what: str
 ) -> None:
@@ -420,7 +433,7 @@ def test_a_right_conversion_is_consistent_with_what_it_was_made_of(
     assert judgement.reference_checkpoint == str(archive)
 
 
-@pytest.mark.parametrize("form", [Format.ARCHIVE, Format.STATE_DICT])
+@parametrize("form", [Format.ARCHIVE, Format.STATE_DICT], quick=1)
 def test_so_is_what_was_rounded_to_half(tmp_path: Path, form: Format) -> None:
     """The reference computes with its weights rounded as well."""
     # Numbers that half precision does not have.
@@ -468,18 +481,18 @@ def test_weights_alone_need_a_backend_or_a_reference(weights: Path) -> None:
     assert check(weights, "trace").passed
 
 
-def test_a_program_is_no_reference(archive: Path, programs: dict[str, Path]) -> None:
-    error = str(only(check(archive, reference=programs["onnx"])).error)
-    assert "expected a reference with weights, found a program (onnx)" in error
+def test_a_program_is_no_reference(archive: Path, programs: Programs) -> None:
+    error = str(only(check(archive, reference=programs["pt2"])).error)
+    assert "expected a reference with weights, found a program (pt2)" in error
 
 
 # ---------------------------------------------------------------------------------------- programs
 
 
 @pytest.mark.parametrize(("form", "backend"), [("pt2", "export"), ("onnx", "onnxruntime")])
-@pytest.mark.parametrize("beside", [True, False], ids=["beside its checkpoint", "elsewhere"])
+@parametrize("beside", [True, False], quick=1, ids=["beside its checkpoint", "elsewhere"])
 def test_a_program_is_judged_against_the_checkpoint_that_it_was_made_of(
-    programs: dict[str, Path],
+    programs: Programs,
     archive: Path,
     tmp_path: Path,
     form: str,
@@ -499,17 +512,17 @@ def test_a_program_is_judged_against_the_checkpoint_that_it_was_made_of(
     assert judgement.gates[0].name == "integrity"
 
 
-def test_a_program_alone_says_what_it_needs(programs: dict[str, Path], tmp_path: Path) -> None:
-    path = tmp_path / "alone.onnx"
-    path.write_bytes(programs["onnx"].read_bytes())
+def test_a_program_alone_says_what_it_needs(programs: Programs, tmp_path: Path) -> None:
+    path = tmp_path / "alone.pt2"
+    path.write_bytes(programs["pt2"].read_bytes())
     judgement = only(check(path))
     assert "expected the checkpoint that this program was made of beside it" in str(judgement.error)
     assert "--reference CHECKPOINT" in str(judgement.remedy)
 
 
-@pytest.mark.parametrize(("form", "other"), [("pt2", "onnxruntime"), ("onnx", "export")])
+@parametrize(("form", "other"), [("pt2", "onnxruntime"), ("onnx", "export")], quick=1)
 def test_another_backend_does_not_run_a_program(
-    programs: dict[str, Path], form: str, other: str, everything: Callable[..., None]
+    programs: Programs, form: str, other: str, everything: Callable[..., None]
 ) -> None:
     judgement = only(check(programs[form], other))
     assert f"{other} does not run programs of the format {form}" in str(judgement.error)
@@ -521,18 +534,16 @@ def test_another_backend_does_not_run_a_program(
     ]
 
 
-@pytest.mark.parametrize("form", ["pt2", "onnx"])
+@parametrize("form", ["pt2", "onnx"], quick=1)
 def test_a_program_of_other_weights_is_inconsistent(
-    programs: dict[str, Path], changed: Path, form: str
+    programs: Programs, changed: Path, form: str
 ) -> None:
     result = check(programs[form], reference=changed, isolation="none")
     assert result.exit_code == 1
     assert "fidelity" in failed(only(result))
 
 
-def test_native_code_is_not_loaded(
-    programs: dict[str, Path], archive: Path, tmp_path: Path
-) -> None:
+def test_native_code_is_not_loaded(programs: Programs, archive: Path, tmp_path: Path) -> None:
     path = tmp_path / "package.pt2"
     contents = programs["pt2"].read_bytes()
     path.write_bytes(with_records(contents, {"data/aotinductor/model/x.so": b""}))

@@ -196,6 +196,7 @@ def test_the_epsilon_of_one_deep_normalisation_is_seen_and_named(judged: Judged)
     assert result.message.startswith(f"{block}.ln_2 (forward) is ")
 
 
+@pytest.mark.thorough
 def test_the_epsilon_of_a_batch_normalisation_in_one_bottleneck_is_seen_and_named(
     judged: Judged,
 ) -> None:
@@ -227,6 +228,7 @@ def attention_scaled_by(factor: float) -> Alter:
     return alter
 
 
+@pytest.mark.thorough
 def test_the_scale_of_attention_is_seen_and_named(judged: Judged) -> None:
     assert off(judged(VIT, attention_scaled_by(1.0))) == []
     found = judged(VIT, attention_scaled_by(1.001))
@@ -322,6 +324,7 @@ def rows_first(transformer: Any) -> None:
         turn(block.attn, "forward")
 
 
+@pytest.mark.thorough
 def test_a_transformer_with_rows_first_is_judged_and_is_right(judged: Judged) -> None:
     def alter(model: Any) -> None:
         rows_first(model.visual.transformer)
@@ -375,6 +378,7 @@ def test_a_module_over_other_shapes_is_not_judged_and_says_so(judged: Judged) ->
     assert result.message.endswith(f"1 not judged: visual.conv1 ({OTHER_SHAPES})")
 
 
+@pytest.mark.thorough
 def test_a_module_that_gives_another_shape_is_not_judged_and_says_so(judged: Judged) -> None:
     def alter(model: Any) -> None:
         visual = model.visual

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from clipcheck.system import torchscript_support
 from clipcheck.writers.archive import Alter, write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests.models import small
+from tests.thorough import parametrize
 
 CPU = torch.device("cpu")
 FLOAT = LIMITS["float32"]
@@ -40,7 +40,6 @@ VIT, RESNET = (
     replace(small("tiny-resnet"), text_layers=1, text_width=64),
 )
 PLANTS = {variant.name: variant.plant for variant in (*FAULTS, *CLEAN)}
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 Walked = Callable[..., Localisation]
 Written = Callable[[Architecture, Alter | None], Path]
@@ -109,14 +108,8 @@ def test_nothing_departs_in_a_sound_archive_and_all_of_it_was_looked_at(
     assert [place.reason for place in found.places] == ["nothing departs"] * 3
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        "batch-first",
-        "fused-attention",
-        "batch-turned",
-        *(["linear-by-addmm"] if THOROUGH else []),
-    ],
+@parametrize(
+    "variant", ["batch-turned", "batch-first", "fused-attention", "linear-by-addmm"], quick=1
 )
 def test_nothing_departs_where_the_same_is_computed_in_another_way(
     walked: Walked, variant: str
@@ -124,27 +117,21 @@ def test_nothing_departs_where_the_same_is_computed_in_another_way(
     assert not walked(VIT, PLANTS[variant]).found
 
 
-# In a place of the same kind as others have, of these tests and of those below.
-MORE_OF_FORWARD = ["logit-scale-clipped-at-4.6", "components-rotated-in-forward-alone"]
-MORE_OF_TEXT = [
-    ("text-block-skipped", ("transformer.resblocks.1", "")),
-    ("final-norm-missing", ("ln_final", "itself, or pooling and projection")),
-    ("tokens-cut-at-40", ("token_embedding", "what it is given")),
-]
-
-
-@pytest.mark.parametrize(
+@parametrize(
     ("fault", "place"),
     [
         ("quickgelu-slope-1.7", ("transformer.resblocks.0.mlp.gelu", "")),
-        ("residual-left-out", ("transformer.resblocks.0", "residual sum behind mlp")),
         ("text-block-twice", ("transformer.resblocks.1", "what it is given")),
+        ("residual-left-out", ("transformer.resblocks.0", "residual sum behind mlp")),
         ("text-blocks-swapped", ("transformer.resblocks.0", "itself, or positions")),
         ("text-positions-left-out", ("positional_embedding", "positions")),
         ("pooled-at-last-position", ("text_projection", "pooling")),
         ("text-features-scaled-by-two", ("text_projection", "pooling and projection")),
-        *(MORE_OF_TEXT if THOROUGH else []),
+        ("text-block-skipped", ("transformer.resblocks.1", "")),
+        ("final-norm-missing", ("ln_final", "itself, or pooling and projection")),
+        ("tokens-cut-at-40", ("token_embedding", "what it is given")),
     ],
+    quick=3,
 )
 def test_a_fault_of_the_text_tower_is_found_where_it_was_planted(
     walked: Walked, fault: str, place: tuple[str, str]
@@ -152,7 +139,7 @@ def test_a_fault_of_the_text_tower_is_found_where_it_was_planted(
     assert place in named(walked(VIT, PLANTS[fault]))
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("fault", "place"),
     [
         ("image-positions-transposed", "class token and positions"),
@@ -160,6 +147,7 @@ def test_a_fault_of_the_text_tower_is_found_where_it_was_planted(
         ("image-encoder-normalises", "projection"),
         ("pixels-in-half", "what it is given"),
     ],
+    quick=2,
 )
 def test_what_lies_between_the_modules_of_a_vision_transformer_has_a_place(
     walked: Walked, fault: str, place: str
@@ -168,7 +156,7 @@ def test_what_lies_between_the_modules_of_a_vision_transformer_has_a_place(
     assert part == place
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("fault", "place"),
     [
         ("leaky-relu-in-one-bottleneck", ("visual.layer2.0.relu1", "")),
@@ -177,8 +165,9 @@ def test_what_lies_between_the_modules_of_a_vision_transformer_has_a_place(
             ("visual.layer2.0.relu3", "itself, or residual sum behind bn3"),
         ),
         ("image-encoder-normalises", ("visual.attnpool", "what follows it")),
-        *([("max-pool-in-stem", ("visual.avgpool", ""))] if THOROUGH else []),
+        ("max-pool-in-stem", ("visual.avgpool", "")),
     ],
+    quick=1,
 )
 def test_a_resnet_whose_archive_has_one_relu_for_three_is_walked_through_all_the_same(
     walked: Walked, fault: str, place: tuple[str, str]
@@ -187,12 +176,14 @@ def test_a_resnet_whose_archive_has_one_relu_for_three_is_walked_through_all_the
     assert (module.rpartition(".")[2], part) == (place[0].rpartition(".")[2], place[1])
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "fault",
     [
         "per-text-not-transposed",
-        *(MORE_OF_FORWARD if THOROUGH else []),
+        "logit-scale-clipped-at-4.6",
+        "components-rotated-in-forward-alone",
     ],
+    quick=1,
 )
 def test_what_forward_does_with_the_features_is_a_place(walked: Walked, fault: str) -> None:
     (place,) = walked(VIT, PLANTS[fault]).found

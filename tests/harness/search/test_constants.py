@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 from clipcheck.harness.search.constants import without_local_constants
+from clipcheck.harness.search.inputs import Wanted, draw
+from clipcheck.inputs.batches import Inputs
+from clipcheck.inputs.digest import digest
 
 DRAWS = """
 from clipcheck.inputs.batches import Inputs
@@ -39,6 +43,22 @@ def started(folder: Path, name: str, source: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
 
 
+def test_constants_that_hypothesis_has_found_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = Constants(integers=set(range(1, 256)), strings={f"word {n}" for n in range(300)})
+    inputs = Inputs(16, 77, 49408, 2)
+    wanted = Wanted(46, False, 0, "x.pt")
+    digests = []
+    for constants in (Constants(), found):
+        monkeypatch.setattr(providers, "_get_local_constants", lambda mine=constants: mine)
+        providers.CONSTANTS_CACHE.cache.clear()
+        digests.append(digest(draw(wanted, inputs).batches))
+    providers.CONSTANTS_CACHE.cache.clear()
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.thorough
 def test_constants_of_the_caller_and_other_modules_change_nothing(tmp_path: Path) -> None:
     test = "def test_it():" + DRAWS.replace("\n", "\n    ")
     runs = [

@@ -144,6 +144,7 @@ def test_where_nothing_fails_nothing_is_found_or_run(look: Callable[..., Found])
     assert candidate.rows == []
 
 
+@pytest.mark.thorough
 def test_ids_above_40_000_shrink_to_a_text_of_one_such_token(look: Callable[..., Found]) -> None:
     found, _, _ = look(text=where(lambda row: bool(((row >= 40_000) & (row < 49406)).any())))
     (prompt,) = prompts_of(found)
@@ -183,6 +184,7 @@ def test_so_is_one_that_was_drawn_as_ids(
     assert isinstance(found.first.prompts[0], str)
 
 
+@pytest.mark.thorough
 def test_what_fails_empty_shrinks_to_hardly_anything(look: Callable[..., Found]) -> None:
     (prompt,) = prompts_of(look(text=where(lambda row: row[1] == 49407))[0])
     assert isinstance(prompt, str)
@@ -243,6 +245,7 @@ def test_a_fault_on_highlights_shrinks_to_a_flat_image(look: Callable[..., Found
     assert max(colour) == 255  # type: ignore[call-overload]
 
 
+@pytest.mark.thorough
 def test_a_fault_on_what_is_not_flat_shrinks_to_a_tiny_image(look: Callable[..., Found]) -> None:
     found, _, _ = look(image=where(lambda row: np.ptp(row, axis=(1, 2)).max() > 1))
     ((_, size, _),) = images_of(found)
@@ -276,6 +279,7 @@ def test_the_furthest_kind_is_looked_at(look: Callable[..., Found]) -> None:
     assert prompts_of(found) == ("a",)
 
 
+@pytest.mark.thorough
 def test_a_stricter_allclose_alone_is_found_as_a_pair(look: Callable[..., Found]) -> None:
     found, _, _ = look(limits=Allclose(atol=0, rtol=0), pair=lambda _: 1e-7 / OFF)
     assert found is not None
