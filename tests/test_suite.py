@@ -13,6 +13,7 @@ from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.plugin.choices import gates_of
 from clipcheck.system import workers
 from tests.samples import minute_bytes
+from tests.thorough import parametrize
 
 pytest_plugins = ["pytester"]
 
@@ -82,6 +83,7 @@ def cases(path: Path) -> Counter[tuple[str | None, str | None]]:
     return Counter((case.get("classname"), case.get("name")) for case in found)
 
 
+@pytest.mark.thorough
 def test_it_runs_where_nothing_can_be_written(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +158,7 @@ def test_each_checkpoint_is_judged_once_in_one_worker_large_ones_first(
     assert sorted((here.path / "imported").read_text().splitlines())[0] == "False False"
 
 
+@pytest.mark.thorough
 def test_tests_that_are_spread_over_workers_share_one_judgement(here: pytest.Pytester) -> None:
     options = ("-n2", "-p", "no:randomly", "--dist=load", "--maxschedchunk=1")
     result = here.runpytest_subprocess(*SUITE, *chosen("bad.pt"), *options)
@@ -177,6 +180,7 @@ def test_a_failure_is_what_the_verdict_says_and_no_more(here: pytest.Pytester) -
     assert "= clipcheck =" in result.outlines[first + 6]
 
 
+@pytest.mark.thorough
 def test_it_runs_beside_plugins_that_shuffle_and_repeat(here: pytest.Pytester) -> None:
     here.makepyfile(
         """
@@ -195,7 +199,7 @@ def test_it_runs_beside_plugins_that_shuffle_and_repeat(here: pytest.Pytester) -
     assert len(judged(here)) == 2
 
 
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@parametrize("workers", ["-n0", "-n2"], quick=1)
 def test_on_github_the_summary_is_written_once_and_failures_are_annotated(
     here: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: str
 ) -> None:
@@ -265,7 +269,7 @@ def test_several_backends_are_judged_each_by_its_gates(pytester: pytest.Pytester
     assert [[gate["name"] for gate in each["gates"]] for each in results] == [gates] * 2
 
 
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@parametrize("workers", ["-n0", "-n2"], quick=1)
 def test_it_does_not_run_without_a_checkpoint(here: pytest.Pytester, workers: str) -> None:
     result = here.runpytest_subprocess(*SUITE, workers, "--clip-report=report")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -274,7 +278,7 @@ def test_it_does_not_run_without_a_checkpoint(here: pytest.Pytester, workers: st
     assert not (here.path / "judged").exists()
 
 
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@parametrize("workers", ["-n0", "-n2"], quick=1)
 def test_it_is_not_green_where_all_of_it_is_left_out(here: pytest.Pytester, workers: str) -> None:
     here.makepyfile(test_mine="def test_mine(): pass")
     options = (*SUITE, "test_mine.py", *chosen("small.pt"), workers, "-p", "no:randomly")

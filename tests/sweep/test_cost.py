@@ -12,6 +12,7 @@ from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture, spec
 from clipcheck.families.eager import build
 from clipcheck.sweep.cost import Flops, Rates, flops, makespan, rates, seconds_of_check
 from tests.samples import MINUTE
+from tests.thorough import parametrize
 
 RATES = Rates("a machine", 2.0, 5.0, 1.0, {1: 0.5, 4: 0.25}, {"compile": 60.0}, 100.0)
 
@@ -31,7 +32,9 @@ def counted(architecture: Architecture) -> Flops:
     return Flops(*found)
 
 
-@pytest.mark.parametrize("name", list(ARCHITECTURES))
+@parametrize(
+    "name", sorted(ARCHITECTURES, key=["RN50", "ViT-B/32"].__contains__, reverse=True), quick=2
+)
 def test_operations_are_those_that_torch_counts(name: str) -> None:
     architecture = ARCHITECTURES[name]
     image, text = counted(architecture)

@@ -20,7 +20,7 @@ from filelock import FileLock
 from clipcheck.results.history import compare, read_results
 from tests.sweep.samples import archives, rows
 
-COUNT = 40 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 6
+COUNT = 4
 """Archives that are judged."""
 
 ENOUGH = 2
@@ -215,6 +215,7 @@ def _lose(cluster: Any, node: Any) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.thorough
 def test_a_sweep_on_a_cluster_that_loses_a_node_finds_the_same(
     folder: Path, locally: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +250,7 @@ def test_a_sweep_on_a_cluster_that_loses_a_node_finds_the_same(
     assert not found.worse
 
 
+@pytest.mark.thorough
 def test_ctrl_c_leaves_a_ledger_to_go_on_from(folder: Path, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.sqlite"
     asked = command(folder, ledger, "--workers", 1)
