@@ -11,6 +11,7 @@ import pytest
 from conftest import Run
 
 
+@pytest.mark.thorough
 def test_audit_plants_into_the_backends_that_are_named_and_exits_0_when_all_is_right(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,13 +22,13 @@ from tests.cli import minute
 from tests.report import ENVIRONMENT, failed, failing_result
 
 
-def test_check_prints_a_verdict_and_exits_0(run: Run, tiny_archive: Path) -> None:
-    done = run("check", tiny_archive)
+def test_check_prints_a_verdict_and_exits_0(run: Run, minute_archive: Path) -> None:
+    done = run("check", minute_archive)
     assert done.code == 0
-    assert done.out.startswith(f"{tiny_archive}\n")
+    assert done.out.startswith(f"{minute_archive}\n")
     assert unfolded(done.out).endswith(
         "\nCONSISTENT: 1 checkpoint agrees between JIT and eager.\n"
-        f"Next: clipcheck check {tiny_archive} --report clip-report\n"
+        f"Next: clipcheck check {minute_archive} --report clip-report\n"
         "      keeps what was found, to go with the release.\n"
     )
     assert done.err == ""

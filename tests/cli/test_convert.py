@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ from tests.samples import (
     minute_config,
     minute_weights,
 )
-
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+from tests.thorough import parametrize
 
 
 def test_a_state_dict_becomes_an_archive_that_was_checked(
@@ -95,18 +93,11 @@ def test_a_name_that_says_another_format_is_refused_before_anything_is_read(
     assert not list(tmp_path.iterdir())
 
 
-CONVERSIONS: list[tuple[str, str | None]] = [
-    ("pt2", None),
-    ("onnx", "float16"),
-    ("transformers", None),
-    ("open_clip", None),
-]
-"""Each format, and a dtype once: the two are asked for apart. A long run has both of each."""
-if THOROUGH:
-    CONVERSIONS += [("pt2", "float16"), ("onnx", None)]
-
-
-@pytest.mark.parametrize(("form", "dtype"), CONVERSIONS)
+@parametrize(
+    ("form", "dtype"),
+    [("pt2", None), ("open_clip", None), ("transformers", None), ("onnx", "float16")],
+    quick=2,
+)
 def test_what_is_converted_is_checked_and_can_be_checked_again(
     run: Run, tmp_path: Path, form: str, dtype: str | None
 ) -> None:
@@ -126,6 +117,7 @@ def test_what_is_converted_is_checked_and_can_be_checked_again(
     assert check.code == 0, check.out
 
 
+@pytest.mark.thorough
 def test_weights_come_back_from_a_folder_as_they_were(run: Run, tmp_path: Path) -> None:
     archive = minute(tmp_path / "minute.pt")
     folder, back = tmp_path / "folder", tmp_path / "back.pt"
@@ -137,7 +129,8 @@ def test_weights_come_back_from_a_folder_as_they_were(run: Run, tmp_path: Path) 
     assert len(floats) > 20
 
 
-@pytest.mark.parametrize("form", ["pt2", "onnx"] if THOROUGH else ["pt2"])
+@pytest.mark.thorough
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
 def test_a_program_that_computes_something_else_is_not_kept(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
@@ -163,7 +156,7 @@ def test_a_program_that_computes_something_else_is_not_kept(
     assert {each.name for each in tmp_path.iterdir()} == {archive.name, path.name}
 
 
-@pytest.mark.parametrize("form", ["transformers", "open_clip"])
+@parametrize("form", ["transformers", "open_clip"], quick=1)
 def test_a_folder_whose_weights_are_others_is_not_kept(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
@@ -194,9 +187,10 @@ def test_a_folder_takes_no_dtype(run: Run, tmp_path: Path, form: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("form", "backend"),
     [("onnx", "onnxruntime"), ("transformers", "transformers"), ("open_clip", "open_clip")],
+    quick=1,
 )
 def test_without_the_library_that_would_check_it_nothing_is_written(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, backend: str

@@ -67,6 +67,7 @@ def test_demo_of_a_fault_leads_through_what_is_found(
     assert Path("mine/report.html").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("minutes")
 def test_demo_takes_a_resnet_for_a_fault_that_no_vision_transformer_has(
     run: Run, tmp_path: Path
