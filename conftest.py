@@ -126,7 +126,9 @@ def seeded_archive(
     return lambda name="tiny-vit": seeded_archive(name, folder)
 
 
-@pytest.fixture(scope="session", params=["tiny-vit", "tiny-resnet"])
+@pytest.fixture(
+    scope="session", params=["tiny-vit", pytest.param("tiny-resnet", marks=pytest.mark.thorough)]
+)
 def tiny_archive(request: pytest.FixtureRequest, seeded_archive: SeededArchive) -> Path:
     """An archive of each small architecture in turn. Tests must not change the file."""
     return seeded_archive(request.param)

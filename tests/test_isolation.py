@@ -20,6 +20,7 @@ from clipcheck.harness.localising import localize
 from conftest import Run
 from tests import hostile
 from tests.samples import MINUTE, MINUTE_RESNET, minute_bytes
+from tests.thorough import parametrize
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that confines")
 
@@ -118,6 +119,7 @@ def test_a_crash_ends_localize_with_an_error(tmp_path: Path) -> None:
         localize(hostile.write_crashing(tmp_path / "crashing.pt", architecture=MINUTE))
 
 
+@pytest.mark.thorough
 def test_both_ways_of_running_it_find_the_same(tiny_archive: Path) -> None:
     apart, here = (judged(tiny_archive, isolation=how) for how in ("process", "none"))
     assert [gate.figures for gate in apart.gates] == [gate.figures for gate in here.gates]
@@ -147,6 +149,7 @@ def test_where_it_ran_is_told(run: Run, minute_archive: Path) -> None:
     assert "its own code ran in this process, with all rights" in here
 
 
+@pytest.mark.thorough
 def test_nothing_is_told_of_where_it_ran_if_it_was_refused_before(
     tmp_path: Path, minute_archive: Path, run: Run
 ) -> None:
@@ -164,7 +167,7 @@ def test_another_isolation_is_refused(minute_archive: Path, run: Run) -> None:
     assert run("check", minute_archive, "--isolation", "docker").code == 2
 
 
-@pytest.mark.parametrize("written", ["0", "-1", "nan", "inf", "soon"])
+@parametrize("written", ["0", "-1", "nan", "inf", "soon"], quick=2)
 def test_a_time_limit_that_is_none_is_refused(
     written: str, minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +199,7 @@ def test_an_archive_that_changes_its_weights_leaves_the_eager_models(tmp_path: P
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-@pytest.mark.parametrize(("folder", "file"), [(0o755, 0o600), (0o700, 0o644)])
+@parametrize(("folder", "file"), [(0o755, 0o600), (0o700, 0o644)], quick=1)
 def test_root_judges_what_only_another_user_may_read(
     folder: int, file: int, minute_archive: Path, tmp_path: Path
 ) -> None:

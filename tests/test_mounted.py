@@ -14,6 +14,8 @@ import pytest
 
 from tests.mounting import ON_A_FULL_DISK, ON_A_READ_ONLY_DISK
 
+pytestmark = pytest.mark.thorough
+
 ALONE = ["unshare", "--user", "--map-root-user", "--mount"]
 PROBE = [*ALONE, "sh", "-c", 'mount -t tmpfs none "$0"']
 

@@ -1,6 +1,6 @@
 """Many checks in one process, of files that are sound, faulty and hostile in turn: nothing grows.
 
-A short run here, a longer one with --thorough. As many as one likes, with their figures:
+A few here. As many as one likes, with their figures:
 
     python -m tests.test_soak 500
 """
@@ -27,9 +27,12 @@ from clipcheck.writers.synthesize import synthesize
 from tests import hostile
 from tests.samples import MINUTE
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc"),
+]
 
-CHECKS, THOROUGH_CHECKS = 7, 35
+CHECKS = 28
 _GROWTH = 48 << 20
 """Bytes of this process that a run may take for good: what Python and torch keep for the next."""
 
@@ -89,9 +92,9 @@ def _written(folder: Path) -> dict[Path, int]:
 
 
 def test_nothing_grows_however_many_files_are_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thorough: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_again_and_again(tmp_path, monkeypatch, THOROUGH_CHECKS if thorough else CHECKS)
+    check_again_and_again(tmp_path, monkeypatch, CHECKS)
 
 
 def check_again_and_again(folder: Path, patch: pytest.MonkeyPatch, checks: int) -> None:

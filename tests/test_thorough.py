@@ -34,7 +34,7 @@ def here(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
-@pytest.mark.parametrize("workers", ["-n0", "-n1"])
+@parametrize("workers", ["-n1", "-n0"])
 def test_a_plain_run_says_how_many_it_left_out(here: pytest.Pytester, workers: str) -> None:
     result = here.runpytest_subprocess(workers, "-p", "no:anyio", "-rP")
     result.assert_outcomes(passed=1, deselected=2 if workers == "-n0" else 0)
@@ -50,6 +50,7 @@ def test_a_thorough_run_leaves_nothing_out(here: pytest.Pytester) -> None:
     assert "deselected" not in result.stdout.str()
 
 
+@pytest.mark.thorough
 def test_what_is_asked_for_by_name_is_run(here: pytest.Pytester) -> None:
     result = here.runpytest_subprocess("-n0", "-p", "no:anyio", "test_it.py::test_left_out")
     result.assert_outcomes(passed=1)

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER) and not os.environ.get("CLIPCHECK_BROWSER"),
-    reason="neither chromium nor google-chrome is here with its chromedriver",
-)
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER) and not os.environ.get("CLIPCHECK_BROWSER"),
+        reason="neither chromium nor google-chrome is here with its chromedriver",
+    ),
+]
 
 OPTIONS = (
     "--headless=new",
