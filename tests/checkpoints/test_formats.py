@@ -39,6 +39,7 @@ from tests.samples import (
     repacked,
     saved,
 )
+from tests.thorough import parametrize
 
 
 def opened(data: bytes, folder: Path, name: str = "file") -> Checkpoint:
@@ -139,8 +140,8 @@ ALTERED: dict[str, Callable[[Weights], Weights]] = {
 }
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-@pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "parallel"])
+@parametrize("legacy", [False, True], quick=1, ids=["zip", "legacy"])
+@parametrize("prefix", ["", "module."], quick=1, ids=["plain", "parallel"])
 @pytest.mark.parametrize("altered", ALTERED)
 @pytest.mark.parametrize("wrapped", WRAPPED)
 def test_a_state_dict_is_found_in_whatever_training_code_saves(

@@ -49,6 +49,7 @@ from clipcheck.inputs.tokenizer import (
 )
 from clipcheck.inputs.words import whole_words
 from tests.oracles import reference_clip
+from tests.thorough import parametrize
 
 # Pillow advises RGBA for a palette whose colours are partly transparent.
 pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency")
@@ -333,7 +334,7 @@ def test_large_images_take_no_more_numbers_than_small_ones() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", [*MODES, *UNPROCESSABLE_MODES])
-@pytest.mark.parametrize("turned", [False, True])
+@parametrize("turned", [False, True], quick=1)
 def test_a_picture_renders_to_its_mode_and_size_and_to_the_same_bits_again(
     mode: str, kind: str, turned: bool
 ) -> None:

@@ -28,6 +28,7 @@ from clipcheck.writers.synthesize import synthesize
 from tests.models import assert_near, inputs, outputs
 from tests.oracles import reference_clip
 from tests.samples import MINUTE, MINUTE_RESNET
+from tests.thorough import parametrize
 
 InFormat = Callable[..., Path]
 
@@ -475,7 +476,7 @@ def test_released_halves_get_the_dtype_that_is_asked_for_and_the_others_are_floa
 
 
 @pytest.mark.parametrize("a", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@parametrize("dtype", [torch.float16, torch.bfloat16], quick=1)
 def test_both_ways_run_on_the_cpu_in_half_and_agree(
     tmp_path: Path, a: Architecture, dtype: torch.dtype
 ) -> None:

@@ -34,6 +34,7 @@ from conftest import SeededArchive
 from tests.models import assert_near, inputs, outputs, small
 from tests.oracles import reference_clip
 from tests.samples import MINUTE, MINUTE_RESNET
+from tests.thorough import parametrize
 
 CPU = torch.device("cpu")
 HALF = SCALAR_TYPES[torch.float16]
@@ -173,7 +174,7 @@ def other_uses(constant: Any) -> list[str]:
     return sorted(kind for kind in kinds if kind != "aten::to")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@parametrize("dtype", [torch.bfloat16, torch.float64], quick=1)
 def test_other_dtypes_than_half_are_replaced_as_well(tmp_path: Path, dtype: torch.dtype) -> None:
     """Else the code would cast to a dtype that the float32 weights no longer have."""
     weights = synthesize(FIVE)
@@ -195,13 +196,14 @@ def with_a_layer_in(dtype: torch.dtype) -> Callable[[Any], None]:
     return alter
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("weights", "layer"),
     [
         (torch.float16, torch.bfloat16),
         (torch.float32, torch.bfloat16),
         (torch.float32, torch.float16),
     ],
+    quick=1,
 )
 def test_a_layer_in_another_dtype_than_the_models_stays_in_it(
     tmp_path: Path, weights: torch.dtype, layer: torch.dtype
@@ -218,7 +220,7 @@ def test_a_layer_in_another_dtype_than_the_models_stays_in_it(
 # --------------------------------------------------------------------------- the dtype of the code
 
 
-@pytest.mark.parametrize("dtype", SCALAR_TYPES)
+@parametrize("dtype", SCALAR_TYPES, quick=2)
 @pytest.mark.parametrize("a", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
 def test_casts_to_the_dtype_of_the_weights_are_rewritten(
     tmp_path: Path, a: Architecture, dtype: torch.dtype
@@ -648,9 +650,10 @@ def traced_by_others(
     return path
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("make", "half"),
     [(reference_model, False), (reference_model, True), (another_model, False)],
+    quick=1,
     ids=["reference-float32", "reference-half", "another-float32"],
 )
 @pytest.mark.parametrize("a", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
