@@ -172,6 +172,6 @@ class LoadedArchive:
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise DamagedError(
                 f"expected a whole number as {name}, found {type(value).__name__}",
-                remedy="Write it anew with `clipcheck convert`.",
+                remedy=f"Do not use this file as it is: {torchscript.ANEW}",
                 path=self._path,
             ) from error

@@ -119,8 +119,7 @@ def load_both(
     for key, reason in both.differing.items():
         raise DamagedError(
             f"the weight {key!r} differs between two readings of the archive: {reason}",
-            remedy="Do not use this file: fetch it again, or write it anew with "
-            "`clipcheck convert`.",
+            remedy=f"Do not use this file: fetch it again, or {torchscript.ANEW}",
             path=checkpoint.path,
         )
     return both.jit_model, both.eager_model, transform(checkpoint.architecture.image_resolution)

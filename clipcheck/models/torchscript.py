@@ -34,6 +34,12 @@ _NORMALISATIONS = ("aten::layer_norm", "aten::batch_norm", "aten::group_norm")
 
 _CONVOLUTIONS = ("aten::conv2d", "aten::_convolution", "aten::convolution")
 
+ANEW = (
+    "write it anew: clipcheck convert ARCHIVE --architecture ARCH -o mended.pt, where ARCH is what "
+    "it was trained as: a released name, open_clip:NAME, or a configuration file."
+)
+"""The end of a remedy for an archive of which the code cannot tell how it computes."""
+
 
 def load_archive(path: Path, device: torch.device) -> torch.jit.ScriptModule:
     """The archive's module as it is, weights on ``device``, code not patched, in evaluation mode.
@@ -53,7 +59,7 @@ def load_archive(path: Path, device: torch.device) -> torch.jit.ScriptModule:
         reason = str(error).strip().splitlines()[0]
         raise DamagedError(
             f"TorchScript cannot load this archive ({reason})",
-            remedy="Copy or download the file again, or write it anew with `clipcheck convert`.",
+            remedy=f"Copy or download the file again, or {ANEW}",
             path=path,
         ) from error
     module.eval()

@@ -18,6 +18,7 @@ from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import DamagedError, UnavailableError
 from clipcheck.families import eager
 from clipcheck.models import torchscript
+from clipcheck.models.archives import LoadedArchive
 from clipcheck.models.torchscript import (
     SCALAR_TYPES,
     device_constants,
@@ -776,6 +777,18 @@ def test_what_the_interpreter_cannot_load_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match="TorchScript cannot load this archive") as caught:
         load_archive(path, CPU)
     assert caught.value.path == str(path)
+    assert caught.value.remedy.endswith(torchscript.ANEW)
+
+
+def test_a_dimension_that_is_no_number_is_damage_that_writing_anew_mends(
+    minute_archive: Path,
+) -> None:
+    naming = open_checkpoint(minute_archive).naming
+    archive = LoadedArchive(minute_archive, CPU, None, (), naming)
+    archive.module.input_resolution = torch.zeros(2)
+    with pytest.raises(DamagedError, match="as input_resolution, found Tensor") as caught:
+        _ = archive.facts
+    assert caught.value.remedy.endswith(torchscript.ANEW)
 
 
 def test_it_is_loaded_in_evaluation_mode(tiny_archive: Path) -> None:
