@@ -77,7 +77,15 @@ def sweep(
     cache: options.Cache = True,
     isolation: options.Isolation = None,
     download_root: options.DownloadRoot = None,
-    quiet: options.Quiet = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet",
+            "-q",
+            help="Print only the verdict and why it is not better.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
 ) -> None:
     """Check many checkpoints; resumes where it was stopped."""
     from clipcheck.cli import terminal

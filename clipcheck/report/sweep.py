@@ -96,8 +96,12 @@ def report(swept: Swept) -> Text:
 
 
 def brief(swept: Swept) -> Text:
-    """The verdict alone."""
-    return Text("\n").join(Text(line) for line in wrapped(verdict(result(swept))))
+    """Why each that did not pass did not, in a line, and the verdict."""
+    entries = _entries(swept.rows)
+    several = len({_way_of(each) for each in entries}) > 1
+    lines = [line for each in entries if not each["passed"] for line in _reason(each, several)]
+    lines += wrapped(verdict(result(swept)))
+    return Text("\n").join(map(Text, lines))
 
 
 def plan_text(plan: Plan, threads: int) -> str:
@@ -157,6 +161,10 @@ def _way(unit: Unit) -> str:
     return " ".join(part for part in (unit.backend, unit.device, unit.dtype) if part)
 
 
+def _way_of(judged: Mapping[str, Any]) -> str:
+    return " ".join(part for part in map(judged.get, ("backend", "device", "dtype")) if part)
+
+
 def _worst(row: Row) -> str:
     """The gate that came nearest to its limit, or was furthest beyond, and how far."""
     gates = [gate for each in row.results for gate in each["gates"]]
@@ -186,14 +194,30 @@ def _costs(row: Row) -> list[str]:
     ]
 
 
+def _reason(each: Mapping[str, Any], several: bool) -> list[str]:
+    """Why it did not pass, in one line, which may be wrapped.
+
+    Args:
+        each: a judgement.
+        several: whether others were run in another way, so that the way has to be named.
+    """
+    name = " ".join([visible(each["checkpoint"]), *([_way_of(each)] if several else [])])
+    if each["error"] is not None:
+        return wrapped(each["error"], f"{name}: not judged: ", "  ")
+    failed = sorted((gate for gate in each["gates"] if not gate["passed"]), key=_margin)
+    worst = failed.pop()
+    others = f" Also: {', '.join(gate['name'] for gate in failed)}." if failed else ""
+    message = f"{worst['message'].removesuffix('.')}.{others}"
+    return wrapped(message, f"{name}: FAIL  {worst['name']}: ", "  ")
+
+
 def _reasons(row: Row) -> Iterator[str]:
     """Why it did not pass."""
     for each in row.results:
         if each["passed"]:
             continue
         yield ""
-        way = [each["backend"], each["device"], each["dtype"]]
-        yield from wrapped(f"{each['checkpoint']}: {' '.join(part for part in way if part)}")
+        yield from wrapped(f"{each['checkpoint']}: {_way_of(each)}")
         if each["error"] is not None:
             yield from wrapped(each["error"], "  not judged: ")
         for gate in each["gates"]:

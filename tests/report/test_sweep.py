@@ -55,6 +55,24 @@ def test_there_is_a_line_for_each_with_its_verdict_worst_gate_and_cost(tmp_path:
     ]
 
 
+def test_quiet_says_in_a_line_why_each_did_not_pass(tmp_path: Path) -> None:
+    assert report.brief(swept(tmp_path)).plain.splitlines()[:-2] == [
+        "model-01.pt: FAIL  integrity: NaN. Also: fidelity.",
+        "model-02.pt: not judged: no archive. Give one.",
+        "model-03.pt: not judged: the network is gone",
+    ]
+
+
+def test_quiet_names_the_way_where_there_are_several(tmp_path: Path) -> None:
+    entries = files(tmp_path / "files", 2)
+    entries[1] = replace(entries[1], dtypes=("float32", "float16"))
+    lines = report.brief(swept(tmp_path, entries)).plain.splitlines()
+    assert lines[:2] == [
+        f"model-01.pt jit cpu {dtype}: FAIL  integrity: NaN. Also: fidelity."
+        for dtype in ("float32", "float16")
+    ]
+
+
 def test_what_did_not_pass_says_why_and_what_to_do(tmp_path: Path) -> None:
     text = report.render(swept(tmp_path))
     assert "FAIL  fidelity: far" in text

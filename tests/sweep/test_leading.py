@@ -62,7 +62,9 @@ def test_one_that_is_inconsistent_is_exit_code_1_and_one_that_is_unjudged_2(
     assert run("sweep", "all", "--ledger", "other").code == 2
 
 
-def test_quiet_is_the_verdict_alone(run: Run, staged: Callable[..., Stage], tmp_path: Path) -> None:
+def test_quiet_is_the_verdict_alone_where_all_pass(
+    run: Run, staged: Callable[..., Stage], tmp_path: Path
+) -> None:
     files(tmp_path / "all", 2)
     staged()
     done = run("sweep", "all", "--quiet")
