@@ -21,6 +21,9 @@ from clipcheck.errors import ArchitectureError, CheckpointError, UsageError
 Weight = TypeVar("Weight")
 """A tensor, or the place of one in a file."""
 
+ASKED_KEY = "--key (in pytest --clip-key, in Python key=)"
+"""How a user tells which model of a file is meant, for messages."""
+
 TOP = "."
 """The name of a model whose keys are those of the file's top level."""
 
@@ -146,9 +149,7 @@ def find_model(
         UsageError: it has no model of that name.
     """
     mappings = list(_mappings(saved))
-    candidates = _distinct(
-        each for place, found in mappings for each in _candidates(place, found, kind)
-    )
+    candidates = [each for place, found in mappings for each in _candidates(place, found, kind)]
     if candidates or (key is not None and strict):
         return _chosen(candidates, key, path, strict=strict).model(path)
     tensors = [(place, _tensors(found, kind)) for place, found in mappings]
@@ -170,6 +171,8 @@ def _described(saved: object) -> str:
         return f"none under {listed('its keys', names) or 'its keys, which are no names'}"
     if isinstance(saved, TensorRecord):
         return "a tensor"
+    if found is not None:
+        return "one without any keys"
     return "an object of another class" if type(saved) is Inert else f"a {type(saved).__name__}"
 
 
@@ -308,25 +311,26 @@ def _chosen(
     strict: bool,
 ) -> _Candidate[Weight]:
     """The one of that name, or the one whose name begins so; without a name, the only one."""
-    found = list(candidates)
+    different = _distinct(candidates)
+    found = different
     if key is not None:
         named = [each for each in candidates if each.origin.has_name(key)]
-        found = [each for each in named if each.origin.name == key] or named
+        found = _distinct([each for each in named if each.origin.name == key] or named)
     if not found and not strict:
-        found = list(candidates)
+        found = different
     if len(found) == 1:
         return found[0]
-    names = [each.origin.name[:80] for each in found or candidates]
+    names = [each.origin.name[:80] for each in found or different]
     if not found:
         some = listed("it has", names, _MOST_NAMED).replace(":", "", 1) or "it has none"
         raise UsageError(
             f"{os.fspath(path)}: expected a CLIP model under {key!r}; {some}",
-            remedy="Give one of these as --key (in Python, key=)."
+            remedy=f"Give one of these as {ASKED_KEY}."
             if names
             else "Leave --key out to see what is wrong with the file.",
         )
     raise CheckpointError(
         f"expected one CLIP model, found {listed(str(len(names)), names, _MOST_NAMED)}",
-        remedy=f"Say which with --key (in Python, key=), as --key {names[0]}.",
+        remedy=f"Say which with {ASKED_KEY}, as {names[0]}.",
         path=path,
     )

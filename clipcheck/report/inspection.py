@@ -62,7 +62,7 @@ def _computes(checkpoint: Checkpoint) -> str:
         return f"{checkpoint.architecture.summary()}: from {checkpoint.told}"
     if checkpoint.format is Format.ARCHIVE:
         return "what its code says"
-    return " ".join(["not told by the weights", checkpoint.untold and f"({checkpoint.untold})"])
+    return f"not told by the weights{f' ({checkpoint.untold})' if checkpoint.untold else ''}"
 
 
 _FORMATS = {

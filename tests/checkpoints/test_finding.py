@@ -252,7 +252,9 @@ def test_of_several_models_the_user_says_which(tmp_path: Path, names: str) -> No
         opened(tmp_path, value)
     assert caught.value.problem == f"expected one CLIP model, found 2: {names}"
     first, second = names.split(", ")
-    assert caught.value.remedy == f"Say which with --key (in Python, key=), as --key {first}."
+    assert caught.value.remedy == (
+        f"Say which with --key (in pytest --clip-key, in Python key=), as {first}."
+    )
     assert_minute(opened(tmp_path, value, first), minute_weights())
     assert_minute(opened(tmp_path, value, second), others())
 
@@ -261,6 +263,15 @@ def test_a_key_may_be_the_beginning_of_a_name(tmp_path: Path) -> None:
     value = {"a": {"b": prefixed("c.d.")}, "e": prefixed("f."), "g": others()}
     assert opened(tmp_path, value, "a.b").origin == Origin("a.b", "c.d.")
     assert opened(tmp_path, {"model": prefixed("clip.")}, "model").origin.prefix == "clip."
+
+
+def test_of_two_names_of_the_same_tensors_either_may_be_given(tmp_path: Path) -> None:
+    weights = minute_weights()
+    value = {"model": weights, "model_ema": dict(weights), "old": others()}
+    for key in ("model", "model_ema"):
+        assert opened(tmp_path, value, key).origin.key == key
+    with pytest.raises(CheckpointError, match="found 2: model, old"):
+        opened(tmp_path, value)
 
 
 def test_a_key_that_leads_to_no_model_is_refused(tmp_path: Path) -> None:

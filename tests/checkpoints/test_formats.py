@@ -292,6 +292,7 @@ def _pickle_of(archive: bytes) -> bytes:
 
 NO_STATE_DICTS: dict[str, tuple[object, str]] = {
     "a tensor": (torch.ones(2), "expected a dict of tensors by name, found a tensor"),
+    "an empty dict": ({}, "expected a dict of tensors by name, found one without any keys"),
     "a list": ([torch.ones(2)], "expected a dict of tensors by name, found a list"),
     "an object": (np.ones(2), "expected a dict of tensors by name, found an object of another cl"),
     "tensors that are no model": ({"a": torch.ones(1), "b": 3}, "its 1 keys begin with 'a'"),
