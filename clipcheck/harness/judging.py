@@ -67,6 +67,9 @@ _KINDS = {
 _GIVES = {method: (name,) for method, name in ENCODERS.items()} | {"forward": LOGITS}
 """By method, the outputs that it gives."""
 
+_OF_IMAGES = tuple(name for name, kinds in OUTPUTS.items() if "image" in kinds)
+"""Outputs that an image takes part in."""
+
 _SMALL = 0
 """The batch that is run three times in a row and once more at the end: the first, and smallest."""
 _LARGE = 2
@@ -224,6 +227,8 @@ class Trial:
             again += self._alone(candidate, failures)
         if self.in_form and isinstance(candidate, ModuleBackend):
             again += self._in_forms(candidate, failures)
+        if self.calls:
+            failures += list(self._hiding_nan(candidate, failures))
         for call in self.calls:
             names = _given_by(candidate, call.method)
             if not names:
@@ -261,6 +266,20 @@ class Trial:
                 found = _in_form(candidate, form, method, given, after, failures, names)
                 where = {"image": [], "prompt": [], **rows}
                 yield Repeat(form, number, where, found, names)
+
+    def _hiding_nan(self, candidate: Backend, failures: list[str]) -> Iterator[str]:
+        """Run an image with one number that is NaN. It reaches all that the eager model gives for
+        that image; a candidate that gives numbers hides it."""
+        batch = self.batches[_SMALL].select([0], [0])
+        pixels = batch.pixels.copy()
+        pixels[0, 0, 0, 0] = np.nan
+        outputs = _attempt(candidate, replace(batch, pixels=pixels), failures)
+        hiding = [name for name in _OF_IMAGES if not np.isnan(outputs.get(name, np.nan)).all()]
+        if hiding:
+            yield (
+                f"{candidate.name}: {hiding[0]} of an image with a NaN in it has numbers, where "
+                "the eager model gives NaN"
+            )
 
     def _called(self, candidate: Backend, call: Call, failures: list[str]) -> Mapping[str, Array]:
         """What a call gives, by output."""

@@ -140,6 +140,18 @@ def test_other_blocks_compute_as_in_the_libraries(
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 * float(theirs.abs().max()))
 
 
+@pytest.mark.parametrize("of", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
+def test_one_nan_reaches_all_that_an_image_gives_and_no_other(of: Architecture) -> None:
+    model = build(of, synthesize(of))
+    pixels, tokens = inputs(of)
+    pixels[0, 0, 0, 0] = torch.nan
+    with torch.inference_mode():
+        logits, _ = model(pixels, tokens)
+        assert bool(model.encode_image(pixels)[0].isnan().all())
+    assert bool(logits[0].isnan().all())
+    assert bool(logits[1:].isfinite().all())
+
+
 @pytest.mark.parametrize("changes", [each for each in BLOCKS if "mlp_ratio" not in each], ids=str)
 @pytest.mark.parametrize("released", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
 def test_other_blocks_show_in_each_tower(released: Architecture, changes: dict[str, Any]) -> None:

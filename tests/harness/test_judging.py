@@ -288,6 +288,24 @@ def test_a_call_late_in_the_run_that_is_wrong_is_found(dealt: Trial) -> None:
     assert failing(judged(dealt, run)) == ["repeatability"]
 
 
+class HidesNaN(Dealt):
+    """Takes NaN for 0."""
+
+    def outputs(self, pixels: np.ndarray, tokens: np.ndarray) -> Named:
+        return super().outputs(np.nan_to_num(pixels), tokens)
+
+
+def test_a_candidate_that_has_numbers_where_the_eager_model_gives_nan_is_named(
+    dealt: Trial,
+) -> None:
+    gates = judged(dealt, dealt.run(HidesNaN()))
+    assert failing(gates) == ["integrity"]
+    assert gates["integrity"].message == (
+        "jit: image_features of an image with a NaN in it has numbers, where the eager model "
+        "gives NaN"
+    )
+
+
 def test_a_length_that_no_prompt_has_is_dealt_and_no_other(dealt: Trial) -> None:
     number = len(dealt.batches)
     of_lengths = {row.row for call in dealt.calls for row in call.prompts if row.batch == number}

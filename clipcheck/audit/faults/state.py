@@ -19,6 +19,7 @@ from clipcheck.audit.faults.planting import (
     before,
     bottleneck,
     on_image_features,
+    on_pixels,
     on_text_features,
     only_in_forward,
     row_numbers,
@@ -188,5 +189,15 @@ NAN = (
         name="nan-in-forward-alone",
         reason="the norm in forward divides 0 by 0 for one row; the encoders do not",
         plant=only_in_forward("encode_image", _one_row),
+    ),
+    _nan(
+        name="nan-pixels-as-zeros",
+        reason="NaN is made 0 before the first layer, so that broken pixels pass for a picture",
+        plant=on_pixels(torch.nan_to_num),
+    ),
+    _nan(
+        name="nan-image-features-as-zeros",
+        reason="NaN is made 0 in what the image tower gives, which hides an overflow",
+        plant=on_image_features(torch.nan_to_num),
     ),
 )

@@ -291,4 +291,6 @@ _WHERE: Mapping[str, tuple[Where, ...]] = {
     "flat-image-divided-by-zero": _IMAGE_FEATURES,
     "empty-prompt-all-masked": _TEXT_FEATURES,
     "nan-in-forward-alone": _LOGITS,
+    "nan-pixels-as-zeros": _NOWHERE,
+    "nan-image-features-as-zeros": _NOWHERE,
 }
