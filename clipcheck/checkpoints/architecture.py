@@ -14,6 +14,9 @@ from clipcheck.errors import ArchitectureError
 if TYPE_CHECKING:
     import os
 
+ASKED = "--architecture (in pytest --clip-architecture, in Python architecture=)"
+"""How a user tells what weights are of, for messages, which do not know where they are read."""
+
 HEAD_WIDTH = 64
 """Channels of an attention head in every released model (Radford et al. 2021, appendix F)."""
 
@@ -39,6 +42,12 @@ _MOST_PIXELS = 4096
 
 UNTRAINED = ("buffer", "statistic")
 """Kinds of `Spec` that no optimiser changes."""
+
+
+def heads_of(width: int, head_width: int) -> str:
+    """How many attention heads a tower has, for people."""
+    count = width // head_width
+    return f"{count} head" if count == 1 else f"{count} heads"
 
 
 class HasShape(Protocol):
@@ -96,8 +105,8 @@ class Blocks:
         Args:
             width: the tower's.
         """
-        heads = width // self.head_width
-        found = f"{self.activation.label}, {heads} heads of {self.head_width} channels"
+        heads = heads_of(width, self.head_width)
+        found = f"{self.activation.label}, {heads} of {self.head_width} channels"
         return found if self.epsilon == EPSILON else f"{found}, an epsilon of {self.epsilon:g}"
 
     def departures(self, width: int) -> str:
@@ -111,7 +120,7 @@ class Blocks:
         if self.activation != released.activation:
             found.append(self.activation.label)
         if self.head_width != released.head_width:
-            found.append(f"{width // self.head_width} heads of {self.head_width} channels")
+            found.append(f"{heads_of(width, self.head_width)} of {self.head_width} channels")
         if self.mlp_ratio != released.mlp_ratio:
             found.append(f"a perceptron of width {round(width * self.mlp_ratio)}")
         if self.epsilon != released.epsilon:
@@ -160,6 +169,11 @@ class ResNet:
     def heads(self) -> int:
         """Attention heads of the attention pool."""
         return self.embed_width // self.head_width
+
+    @property
+    def pool(self) -> str:
+        """Its heads, for people."""
+        return f"{heads_of(self.embed_width, self.head_width)} of {self.head_width} channels"
 
 
 @dataclass(frozen=True)
@@ -243,7 +257,7 @@ class Architecture:
         if isinstance(self.vision, ViT):
             image = self.vision.blocks.summary(self.vision.width)
         else:
-            image = f"{self.vision.heads} heads of {self.vision.head_width} channels"
+            image = self.vision.pool
         return f"images {image}; texts {text}"
 
     @property
@@ -276,7 +290,7 @@ class Architecture:
         if isinstance(self.vision, ViT):
             image = self.vision.blocks.departures(self.vision.width)
         elif self.vision.head_width != HEAD_WIDTH:
-            image = f"{self.vision.heads} heads of {self.vision.head_width} channels"
+            image = self.vision.pool
         else:
             image = ""
         if image == text:
@@ -627,7 +641,7 @@ def _require_heads(a: Architecture, path: str | os.PathLike[str]) -> None:
             raise ArchitectureError(
                 f"a width of {width} in the {tower} tower is no multiple of {HEAD_WIDTH}, the "
                 "channels of a head in the released models, and nothing tells how many it has",
-                remedy="Say so with --architecture: the open_clip_config.json or config.json "
+                remedy=f"Say so with {ASKED}: the open_clip_config.json or config.json "
                 "(transformers) that it was trained with.",
                 path=path,
             )

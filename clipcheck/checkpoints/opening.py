@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipcheck.checkpoints import directories
+from clipcheck.checkpoints.architecture import ASKED
 from clipcheck.checkpoints.artefacts import kind_of
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program, bytes_of
+from clipcheck.checkpoints.finding import ASKED_KEY
 from clipcheck.checkpoints.formats import locate, open_checkpoint
 from clipcheck.checkpoints.onnx_data import data_files
-from clipcheck.checkpoints.told import OPTION, Told, candidates, named
+from clipcheck.checkpoints.told import Told, candidates, named
 from clipcheck.errors import ArchitectureError, ClipcheckError, UsageError
 
 _BESIDE = (".safetensors", ".pt", ".pth", ".bin")
@@ -51,7 +53,7 @@ def open_pair(
         raise UsageError(
             f"expected a CLIP model under {key!r} in one of the files, found "
             + " and ".join(f"{each.origin.name!r} in {each.path}" for each in opened),
-            remedy="Give --key (in Python, key=) the name of one that is there, or leave it out.",
+            remedy=f"Give {ASKED_KEY} the name of one that is there, or leave it out.",
         )
     return _computing_alike(subject, other)
 
@@ -104,7 +106,7 @@ def undecided(checkpoint: Checkpoint, problem: str) -> ArchitectureError:
     could_be = f"Of these dimensions are: {known}" if known else "No known model is of these sizes"
     return ArchitectureError(
         f"{problem}. {could_be}",
-        remedy=f"Say which it is with {OPTION}: {'one of these names, or ' if known else ''}the "
+        remedy=f"Say which it is with {ASKED}: {'one of these names, or ' if known else ''}the "
         "open_clip_config.json or config.json (transformers) that it was trained with.",
         path=checkpoint.path,
     )

@@ -82,7 +82,7 @@ def sweep(
         typer.Option(
             "--quiet",
             "-q",
-            help="Print only the verdict and why it is not better.",
+            help="Print only what did not pass, with the reason, and the verdict.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,

@@ -31,6 +31,11 @@ class Alternative:
 
     towers: Mapping[str, Departure]
 
+    @property
+    def equal(self) -> bool:
+        """Whether each of these computes just so."""
+        return all(departure.equal for departure in self.towers.values())
+
 
 def described(alternative: Alternative, *, assumed: bool) -> str:
     """As what a candidate computes, and as what it was judged, without a full stop.
@@ -50,4 +55,6 @@ def _phrase(departure: Departure, towers: list[str]) -> str:
     where = f"in the {' and '.join(towers)} tower{'s' if len(towers) > 1 else ''}"
     if departure.equal:
         return f"computes {departure.computes} {where}, judged as {departure.judged}"
-    return f"is nearer to {departure.computes} {where} than to {departure.judged}"
+    return (
+        f"equals neither, but is nearer to {departure.computes} {where} than to {departure.judged}"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clipcheck.checkpoints.architecture import ASKED
 from clipcheck.gates.alternative import described
 from clipcheck.results.judgement import Judgement
 
@@ -11,7 +12,13 @@ def told(judgement: Judgement) -> str:
     if judgement.alternative is None:
         return ""
     found = described(judgement.alternative, assumed=judgement.assumed)
+    if judgement.alternative.equal:
+        return (
+            f"{found}. If it was trained so, say it with {ASKED}; converting it would destroy a "
+            "good model"
+        )
     return (
-        f"{found}. If it was trained so, say it with --architecture; converting it would destroy a "
-        "good model"
+        f"{found}. If it was trained with that, something else is wrong as well: say what it was "
+        f"trained as with {ASKED}, to see what; converting it as it was judged would destroy its "
+        "model"
     )

@@ -29,13 +29,14 @@ def summary(result: Result) -> str:
 
 def _found(judgement: Judgement) -> Iterator[str]:
     from clipcheck.report.cells import wrapped
-    from clipcheck.report.text import departing_lines, failing_lines
+    from clipcheck.report.text import departing_lines, doubting_lines, failing_lines
 
     if judgement.error is not None:
         yield from wrapped(judgement.error, "  not judged: ")
     for gate in judgement.gates:
         if not gate.passed:
             yield from wrapped(gate.message, f"  {gate.name}: ", "    ")
+    yield from doubting_lines(judgement)
     yield from departing_lines(judgement)
     yield from failing_lines(judgement)
 
@@ -57,9 +58,7 @@ def failure(judgement: Judgement, gate: str) -> str:
 
 
 def _failure(judgement: Judgement, gate: str) -> str:
-    headline = (
-        f"{judgement.checkpoint}, {judgement.backend} on {judgement.device} in {judgement.dtype}: "
-    )
+    headline = f"{_title(judgement)}: "
     if judgement.error is not None:
         return f"{headline}not judged\n{judgement.error}"
     found = next((each for each in judgement.gates if each.name == gate), None)
@@ -68,9 +67,10 @@ def _failure(judgement: Judgement, gate: str) -> str:
     if found.passed:
         return ""
     # Here, for it imports numpy, which a run whose tests all pass has no use for until it judges.
-    from clipcheck.report.text import departing_lines, failing_lines, next_steps
+    from clipcheck.report.text import departing_lines, doubting_lines, failing_lines, next_steps
 
     evidence = [
+        *doubting_lines(judgement),
         *departing_lines(judgement),
         *failing_lines(judgement),
         *next_steps(judgement),

@@ -151,6 +151,22 @@ def given_options(found: Judgement | Localised) -> list[str]:
     return [word for option, value in options.items() if value for word in (option, value)]
 
 
+def _doubts(judgement: Judgement) -> Iterator[tuple[str, str]]:
+    """What may be wrong with how it was judged, and not with it, each with a label."""
+    suspicion = "" if judgement.passed else patched.suspicion(judgement.patched)
+    if suspicion:
+        yield "casts", suspicion
+    if judgement.alternative is not None:
+        yield "equals" if judgement.alternative.equal else "nearer to", alternative.told(judgement)
+
+
+def doubting_lines(judgement: Judgement) -> list[str]:
+    """The same, for plain text; no lines where there is nothing."""
+    return [
+        line for label, doubt in _doubts(judgement) for line in wrapped(doubt, f"  {label}: ", "  ")
+    ]
+
+
 def departing_lines(judgement: Judgement) -> list[str]:
     """Where each tower departs first, for people; nothing where that was not found."""
     places = () if judgement.localisation is None else judgement.localisation.found
@@ -425,10 +441,8 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
     for gate in judgement.gates:
         label, style = ("pass", GOOD) if gate.passed else ("FAIL", BAD)
         lines += _row(label, style, gate.name, gate.message)
-    suspicion = "" if judgement.passed else patched.suspicion(judgement.patched)
-    lines += _row("casts", UNKNOWN, "", suspicion) if suspicion else []
-    other = alternative.told(judgement)
-    lines += _row("equals", UNKNOWN, "", other) if other else []
+    for label, doubt in _doubts(judgement):
+        lines += _row(label, UNKNOWN, "", doubt)
     places = () if judgement.localisation is None else judgement.localisation.found
     for place in places:
         lines += _row("departs first", BAD, "", f"{named(place)}: {measured(place)}")

@@ -375,10 +375,10 @@ GELU = Departure("GELU", "QuickGELU")
             lambda m: with_gelu(m, "transformer", "tanh"),
             {"text": Departure("GELU approximated by tanh", "QuickGELU")},
         ),
-        (lambda m: with_heads(m, 2), {"image": Departure("2 heads", "1 heads")}),
+        (lambda m: with_heads(m, 2), {"image": Departure("2 heads", "1 head")}),
         (
             lambda m: with_heads(with_gelu(m, "visual"), 4),
-            {"image": Departure("GELU and 4 heads", "QuickGELU and 1 heads")},
+            {"image": Departure("GELU and 4 heads", "QuickGELU and 1 head")},
         ),
         (
             lambda m: with_epsilon(m, 1e-12),
@@ -406,13 +406,29 @@ def test_of_a_resnet_the_heads_are_told(tmp_path: Path) -> None:
     model = reference_clip().model.build_model(synthesize(MINUTE_RESNET)).eval().float()
     model.requires_grad_(False).visual.attnpool.num_heads = 2
     judged = checked(traced(model, tmp_path / "model.pt", architecture=MINUTE_RESNET))
-    assert judged.alternative == Alternative({"image": Departure("2 heads", "1 heads")})
+    assert judged.alternative == Alternative({"image": Departure("2 heads", "1 head")})
 
 
-@pytest.mark.thorough
-def test_a_fault_that_is_no_other_architecture_is_told_as_none(tmp_path: Path) -> None:
+_thorough = pytest.mark.thorough
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [
+        # Nearer to 1e-12 in all of the tower than to 1e-5, by chance.
+        pytest.param("visual.ln_pre", "eps", 1e-6, id="ln_pre"),
+        pytest.param(
+            "visual.transformer.resblocks.0.mlp", "gelu", nn.ReLU(), id="relu", marks=_thorough
+        ),
+        pytest.param("visual.ln_post", "eps", 1e-4, id="ln_post", marks=_thorough),
+        pytest.param("ln_final", "eps", 1e-6, id="ln_final", marks=_thorough),
+    ],
+)
+def test_a_fault_that_is_no_other_architecture_is_told_as_none(
+    tmp_path: Path, module: str, name: str, value: object
+) -> None:
     model = reference().float()
-    model.visual.transformer.resblocks[0].mlp.gelu = nn.ReLU()
+    setattr(model.get_submodule(module), name, value)
     judged = checked(traced(model, tmp_path / "model.pt"))
     assert failed(judged)
     assert judged.alternative is None

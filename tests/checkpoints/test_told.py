@@ -241,7 +241,8 @@ def test_weights_alone_are_not_judged_and_the_message_says_what_they_could_be(
     assert str(caught.value) == (
         f"{weights}: these weights do not tell how the model computes (activation, heads, "
         "epsilon), and nothing else does: no configuration beside it, no record in it. No known "
-        "model is of these sizes. Say which it is with --architecture: the "
+        "model is of these sizes. Say which it is with --architecture (in pytest "
+        "--clip-architecture, in Python architecture=): the "
         "open_clip_config.json or config.json (transformers) that it was trained with."
     )
     path = tmp_path / "tiny.safetensors"

@@ -22,13 +22,14 @@ def test_what_it_equals_is_told_with_what_it_was_judged_as() -> None:
     both = replace(failed(), alternative=Alternative({"image": GELU, "text": GELU}), assumed=True)
     assert alternative.told(both) == (
         "this candidate computes GELU in the image and text towers, judged as QuickGELU, which was "
-        "assumed. If it was trained so, say it with --architecture; converting it would destroy a "
-        "good model"
+        "assumed. If it was trained so, say it with --architecture (in pytest --clip-architecture, "
+        "in Python architecture=); converting it would destroy a good model"
     )
     near = Alternative({"image": replace(GELU, equal=False), "text": GELU})
     assert alternative.told(replace(both, alternative=near)).startswith(
-        "this candidate is nearer to GELU in the image tower than to QuickGELU; computes GELU in "
-        "the text tower, judged as QuickGELU, which was assumed. If it was"
+        "this candidate equals neither, but is nearer to GELU in the image tower than to "
+        "QuickGELU; computes GELU in the text tower, judged as QuickGELU, which was assumed. If it "
+        "was trained with that, something else is wrong as well: say what it was trained as with "
     )
     apart = replace(both, alternative=Alternative({"image": HEADS, "text": GELU}), assumed=False)
     assert alternative.told(apart).startswith(

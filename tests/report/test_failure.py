@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from clipcheck.gates.alternative import Alternative, Departure
 from clipcheck.gates.localisation import Localisation, Place
 from clipcheck.gates.result import GateResult
 from clipcheck.report import text
@@ -48,6 +49,22 @@ def test_the_input_that_it_failed_on_stands_below(monkeypatch: pytest.MonkeyPatc
     ]
 
 
+def test_that_it_computes_as_another_architecture_stands_above_what_to_do() -> None:
+    gelu = Alternative({"text": Departure("GELU", "QuickGELU")})
+    other = replace(JUDGED, alternative=gelu, assumed=True)
+    for told in (failure(other, "allclose"), summary(Result((other,), {"clipcheck": "0"}))):
+        assert "  equals: this candidate computes GELU in the text tower, judged as" in told
+    lines = failure(other, "allclose").splitlines()
+    assert lines[1:3] == [
+        "probabilities differ",
+        "  equals: this candidate computes GELU in the text tower, judged as QuickGELU,",
+    ]
+    near = Alternative({"text": Departure("GELU", "QuickGELU", equal=False)})
+    assert "  nearer to: this candidate equals neither," in failure(
+        replace(other, alternative=near), "allclose"
+    )
+
+
 def test_an_escape_sequence_in_a_name_is_shown_and_not_sent() -> None:
     named = replace(JUDGED, checkpoint="\x1b[31m.pt")
     assert failure(named, "allclose").startswith(r"\x1b[31m.pt, jit on cuda in float16: allclose")
@@ -71,6 +88,8 @@ def test_what_could_not_be_judged_says_why_whatever_gate_is_asked_for() -> None:
             "RN50 (seeded weights), jit on cuda in float16: not judged\n"
             "RN50.pt: cut off. Fetch it again."
         )
+    unread = replace(unjudged, dtype="")
+    assert failure(unread, "top1").startswith("RN50 (seeded weights), jit on cuda: not judged")
 
 
 def test_a_summary_begins_with_the_worst_and_fits_a_screen() -> None:
