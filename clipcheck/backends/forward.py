@@ -33,6 +33,9 @@ _EXPECTED = (
 
 _REMEDY = "Let forward take pixels and ids, and return logits_per_image and logits_per_text."
 
+_ROUNDING = 16
+"""How many units in the last place the sum of probabilities may be off 1."""
+
 _UNIT = 1e-2
 """How far from 1 the length of a feature may be that is normalised, also in bfloat16."""
 
@@ -87,9 +90,13 @@ def outputs_of(given: object, sizes: Sizes, order: Sequence[str] = ()) -> dict[s
         logits = scale * images @ texts.t()
         return {"logits_per_image": logits, "logits_per_text": logits.t()}
     normalised = [name for name in FEATURES if name in named and _is_normalised(named[name])]
-    found = {name: named[name] for name in OUTPUTS if name in named and name not in normalised}
+    shares = [name for name in LOGITS if name in named and _is_probability(named[name])]
+    found = {name: named[name] for name in OUTPUTS if name in named}
+    for name in (*normalised, *shares):
+        del found[name]
     if not found:
         what = "normalised features and no scale" if normalised else _described(given)
+        what = "probabilities, which do not tell the logits" if shares else what
         raise ValueError(f"forward gave {what}, expected {_EXPECTED}")
     return found
 
@@ -141,6 +148,17 @@ def _is_normalised(features: torch.Tensor) -> bool:
     """Whether all rows are of length 1."""
     lengths = features.detach().double().norm(dim=-1)
     return features.numel() > 0 and bool(((lengths - 1).abs() < _UNIT).all())
+
+
+def _is_probability(logits: torch.Tensor) -> bool:
+    """Whether each row is of shares that sum to 1. One row or column alone does not tell."""
+    import torch
+
+    if logits.dim() != 2 or min(logits.shape) < 2 or not logits.is_floating_point():
+        return False
+    off = (logits.detach().double().sum(dim=1) - 1).abs()
+    rounding = _ROUNDING * torch.finfo(logits.dtype).eps
+    return bool((logits >= 0).all()) and bool((off < rounding).all())
 
 
 def _described(given: object) -> str:

@@ -171,7 +171,7 @@ def _described(saved: object) -> str:
         return f"none under {listed('its keys', names) or 'its keys, which are no names'}"
     if isinstance(saved, TensorRecord):
         return "a tensor"
-    if found is not None:
+    if type(saved) is dict:
         return "one without any keys"
     return "an object of another class" if type(saved) is Inert else f"a {type(saved).__name__}"
 

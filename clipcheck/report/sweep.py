@@ -98,7 +98,7 @@ def report(swept: Swept) -> Text:
 def brief(swept: Swept) -> Text:
     """Why each that did not pass did not, in a line, and the verdict."""
     entries = _entries(swept.rows)
-    several = len({_way_of(each) for each in entries}) > 1
+    several = len({_way_of(each) for each in entries if each["error"] is None}) > 1
     lines = [line for each in entries if not each["passed"] for line in _reason(each, several)]
     lines += wrapped(verdict(result(swept)))
     return Text("\n").join(map(Text, lines))

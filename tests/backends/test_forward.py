@@ -94,6 +94,11 @@ def test_what_has_other_shapes_is_taken_for_logits_and_fails_as_such() -> None:
         ((IMAGES, TEXTS[:, :2], SCALE), r"\[3, 2\]"),
         ((IMAGES, TEXTS), "forward gave normalised features and no scale, expected logits per"),
         ({"image_features": IMAGES, "text_features": TEXTS}, "normalised features and no scale"),
+        (
+            LOGITS_PER_IMAGE.softmax(-1),
+            "forward gave probabilities, which do not tell the logits",
+        ),
+        ({"logits_per_text": LOGITS_PER_TEXT.softmax(-1)}, "gave probabilities"),
         ((LOGITS_PER_IMAGE, 3), "a tuple of .*, int, expected"),
         ((), "a tuple of nothing"),
         ({}, "a dict of nothing"),

@@ -292,7 +292,6 @@ def _pickle_of(archive: bytes) -> bytes:
 
 NO_STATE_DICTS: dict[str, tuple[object, str]] = {
     "a tensor": (torch.ones(2), "expected a dict of tensors by name, found a tensor"),
-    "an empty dict": ({}, "expected a dict of tensors by name, found one without any keys"),
     "a list": ([torch.ones(2)], "expected a dict of tensors by name, found a list"),
     "an object": (np.ones(2), "expected a dict of tensors by name, found an object of another cl"),
     "tensors that are no model": ({"a": torch.ones(1), "b": 3}, "its 1 keys begin with 'a'"),
@@ -303,7 +302,7 @@ NO_STATE_DICTS: dict[str, tuple[object, str]] = {
     "no tensors": ({"state_dict": {}}, "found none under its keys: state_dict"),
     "arrays": ({"visual.proj": np.ones(2)}, "found none under its keys: visual.proj"),
     "numbers as keys": ({1: torch.ones(1)}, "found none under its keys, which are no names"),
-    "nothing": ({}, "expected a dict of tensors by name, found a dict"),
+    "nothing": ({}, "expected a dict of tensors by name, found one without any keys"),
 }
 
 

@@ -785,9 +785,9 @@ def test_a_dimension_that_is_no_number_is_damage_that_writing_anew_mends(
 ) -> None:
     naming = open_checkpoint(minute_archive).naming
     archive = LoadedArchive(minute_archive, CPU, None, (), naming)
-    archive.module.input_resolution = torch.zeros(2)
+    archive.module = type("Module", (), {"input_resolution": torch.zeros(2)})()
     with pytest.raises(DamagedError, match="as input_resolution, found Tensor") as caught:
-        _ = archive.facts
+        archive._dimension("input_resolution")
     assert caught.value.remedy.endswith(torchscript.ANEW)
 
 
