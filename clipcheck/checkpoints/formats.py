@@ -226,11 +226,8 @@ def _read(path: Path) -> _File:
     if _looks_like_safetensors(head, path.stat().st_size):
         tensors, computes = _load_safetensors(path, head)
         return _File(Format.SAFETENSORS, tensors, torch.Tensor, _as_it_is, computes=computes)
-    raise UnknownFormatError(
-        f"expected {_ACCEPTED}; found {_describe(head)}",
-        remedy="Give the path of a checkpoint.",
-        path=path,
-    )
+    found, remedy = _describe(head)
+    raise UnknownFormatError(f"expected {_ACCEPTED}; found {found}", remedy=remedy, path=path)
 
 
 def _require_stored(tensors: Mapping[str, torch.Tensor], size: int, path: Path) -> None:
@@ -363,14 +360,22 @@ def _first_bytes(path: Path) -> bytes:
     return head
 
 
-def _describe(head: bytes) -> str:
+def _describe(head: bytes) -> tuple[str, str]:
+    """What a file is that is no checkpoint, and what to do about it."""
     if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, which stands for a file that was not fetched (git lfs pull)"
+        return (
+            "a Git LFS pointer, which stands for a file that was not fetched",
+            "Fetch the file: git lfs pull.",
+        )
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "an HTML page, as servers send in place of a file that they do not give out"
+        return (
+            "an HTML page, as servers send in place of a file that they do not give out",
+            "Download the file again; the page tells what the server asks for, as a login.",
+        )
+    remedy = "Give the path of a checkpoint."
     if all(32 <= byte < 127 or byte in b"\t\n\r" for byte in head):
-        return f"text that begins with {head[:24].decode('ascii')!r}"
-    return f"bytes that begin with {head[:8].hex(' ')}"
+        return f"text that begins with {head[:24].decode('ascii')!r}", remedy
+    return f"bytes that begin with {head[:8].hex(' ')}", remedy
 
 
 # --------------------------------------------------------------------------- zip files

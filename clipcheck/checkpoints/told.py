@@ -70,19 +70,28 @@ class Told:
         return f"{self.source} ({self.note})" if self.note else self.source
 
 
-def named(name: str) -> Told:
+def named(name: str, asked: str = OPTION) -> Told:
     """The architecture that ``--architecture`` names.
 
     Args:
         name: a released name, ``tiny-vit`` or ``tiny-resnet``; ``open_clip:NAME``, or
             ``open_clip:NAME/TAG``, which has the activation that the weights of that tag were
             trained with; or the path of an ``open_clip_config.json`` or a ``config.json``.
+        asked: what the user gave it as, which messages begin with; empty for nothing.
 
     Raises:
         UnknownModelError: there is none of that name; the message tells the nearest one.
         ArchitectureError: clipcheck does not build what it describes.
         CheckpointError: the file cannot be read.
     """
+    try:
+        return _named(name)
+    except UnknownModelError as error:
+        problem = f"{asked}: {error.problem}" if asked else error.problem
+        raise UnknownModelError(problem, remedy=error.remedy) from None
+
+
+def _named(name: str) -> Told:
     if name in ARCHITECTURES:
         return Told(ARCHITECTURES[name], f"{OPTION} {name}", name)
     if name.startswith(OPEN_CLIP):
@@ -92,12 +101,12 @@ def named(name: str) -> Told:
         return of_file(path, f"{OPTION} {name}", str(path.absolute()))
     if path.is_dir():
         raise UnknownModelError(
-            f"{OPTION}: expected a name or a configuration file, found the folder {name!r}",
+            f"expected a name or a configuration file, found the folder {name!r}",
             remedy="Give the file in it: open_clip_config.json, or config.json.",
         )
     if path.suffix == ".json":
         raise UnknownModelError(
-            f"{OPTION}: there is no file {name!r}", remedy="Give the path of a configuration."
+            f"there is no file {name!r}", remedy="Give the path of a configuration."
         )
     raise _unknown(name)
 
@@ -142,7 +151,7 @@ def _of_open_clips(name: str) -> Told:
         if tag not in tags:
             (nearest,) = difflib.get_close_matches(tag, tags or [""], n=1, cutoff=0.0)
             raise UnknownModelError(
-                f"{OPTION}: open_clip has no weights {tag!r} of {model}",
+                f"open_clip has no weights {tag!r} of {model}",
                 remedy=f"The nearest tag is {nearest!r}." if nearest else "Leave the tag out.",
             )
         return Told(trained(found, quick=tags[tag]), f"open_clip's {model} and its tag {tag}", name)
@@ -200,7 +209,7 @@ def _unknown(name: str) -> UnknownModelError:
     known = [*ARCHITECTURES, *(f"{OPEN_CLIP}{model}" for model in _open_clip_files())]
     (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return UnknownModelError(
-        f"{OPTION}: expected a released name, {OPEN_CLIP}NAME, or the path of an "
+        f"expected a released name, {OPEN_CLIP}NAME, or the path of an "
         f"open_clip_config.json or a config.json; found {name!r}",
         remedy=f"The nearest name is {nearest!r}.",
     )

@@ -74,6 +74,7 @@ def convert(
     with terminal.progress(quiet) as progress:
         told = None if architecture is None else named(architecture)
         opened = open_checkpoint(checkpoint, download_root, key=key, told=told)
+        _require_other(Path(output), opened.path)
         if progress is not None:
             progress(f"{checkpoint}: looking how it computes")
         known = require_convertible(opened, isolation)
@@ -98,6 +99,15 @@ def convert(
         print_line(f"read back: {count} tensors, bit for bit those of {checkpoint}{cast}")
     for result in found:
         display(found_of_written(result, output, quiet))
+
+
+def _require_other(output: Path, checkpoint: Path) -> None:
+    """See that the checkpoint is not written over: it may be the only one, with code of its own."""
+    if output.exists() and output.samefile(checkpoint):
+        raise UsageError(
+            f"{output}: expected another output than the checkpoint, found the checkpoint itself",
+            remedy="Give another name, and move the file over it once you have looked at it.",
+        )
 
 
 def _require_converter(form: Format, dtype: options.DtypeName | None) -> None:

@@ -24,7 +24,7 @@ def synthesize_at(path: Path, architecture: str, form: Format, seed: int) -> int
     from clipcheck.writers.convert import write
     from clipcheck.writers.synthesize import synthesize as draw
 
-    wanted = named(architecture).architecture
+    wanted = named(architecture, asked="ARCH").architecture
     return write(wanted, draw(wanted, seed), path, form)
 
 

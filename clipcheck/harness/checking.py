@@ -36,6 +36,9 @@ Devices: TypeAlias = "Device | Sequence[str | torch.device]"
 Dtypes = str | Sequence[str] | None
 Backends = str | Sequence[str] | None
 
+_DTYPES = {"half": "float16", "bf16": "bfloat16", "float": "float32"}
+"""Names of dtypes that are spelled like another one."""
+
 _NOT_NAMES = (str, bytes, os.PathLike, Mapping)
 """What can be iterated over and is no list of names: a state dict among others."""
 
@@ -193,9 +196,10 @@ def _known(dtype: Dtypes) -> tuple[str, ...]:
     names: tuple[Any, ...] = () if dtype is None else (dtype,) if single else tuple(dtype)
     for name in names:
         if name not in LIMITS:
+            like = nearest(_DTYPES.get(name, str(name)), LIMITS)
             raise UsageError(
                 f"expected a dtype, found {name!r}",
-                remedy=f"{nearest(str(name), LIMITS)}; all of them: {', '.join(LIMITS)}.",
+                remedy=f"{like}; all of them: {', '.join(LIMITS)}.",
             )
     return names
 
@@ -206,15 +210,16 @@ def limits_of(examples: int, atol: float, rtol: float) -> Allclose:
     Raises:
         UsageError: a number makes no sense.
     """
-    if examples < 1:
+    if not isinstance(examples, int) or examples < 1:
         raise UsageError(
-            f"expected at least 1 example, found {examples}", remedy=f"Leave it out for {EXAMPLES}."
+            f"expected at least 1 example, found {examples!r}",
+            remedy=f"Leave it out for {EXAMPLES}.",
         )
     for name, value in (("atol", atol), ("rtol", rtol)):
         # Written so that NaN, which is not less than 0 either, is refused.
-        if not 0 <= value < float("inf"):
+        if not isinstance(value, int | float) or not 0 <= value < float("inf"):
             raise UsageError(
-                f"expected {name} to be a number of at least 0, found {value}",
+                f"expected {name} to be a number of at least 0, found {value!r}",
                 remedy=f"The classic value is {getattr(Allclose, name)}.",
             )
     return Allclose(atol, rtol)

@@ -268,9 +268,9 @@ def _architecture(written: str | None, folder: Path) -> str | None:
     # A path starts from the folder, as all do.
     place = folder / written
     try:
-        return named(str(place) if place.is_file() else written).argument
+        return named(str(place) if place.is_file() else written, asked="").argument
     except ClipcheckError as error:
-        problem = f"--clip-architecture: {error.problem.removeprefix('--architecture: ')}"
+        problem = f"--clip-architecture: {error.problem}"
         raise type(error)(problem, remedy=error.remedy) from error
 
 

@@ -391,7 +391,7 @@ def _architecture(given: Mapping[str, Any], folder: Path) -> str | None:
     name = _string(given, "architecture")
     place = folder / name
     try:
-        return named(str(place) if place.is_file() else name).argument
+        return named(str(place) if place.is_file() else name, asked="").argument
     except ClipcheckError as error:
         raise _Wrong(f"architecture: {error.problem}", error.remedy) from error
 

@@ -443,6 +443,8 @@ def test_another_file_is_described(tmp_path: Path, case: str) -> None:
         "found "
     )
     assert description in caught.value.problem
+    again = {"lfs": "git lfs pull", "html": "Download the file again", "xhtml": "Download"}
+    assert again.get(case, "Give the path of a checkpoint.") in caught.value.remedy
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:

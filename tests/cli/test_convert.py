@@ -24,6 +24,17 @@ from tests.samples import (
 from tests.thorough import parametrize
 
 
+def test_a_checkpoint_is_not_written_over(run: Run, minute_archive: Path, tmp_path: Path) -> None:
+    path, link = tmp_path / "model.pt", tmp_path / "link.pt"
+    path.write_bytes(minute_archive.read_bytes())
+    link.symlink_to(path)
+    for output in (path, link):
+        done = run("convert", path, "-o", output)
+        assert done.code == 2
+        assert "expected another output than the checkpoint, found the checkpoint" in done.err
+    assert path.read_bytes() == minute_archive.read_bytes()
+
+
 def test_a_state_dict_becomes_an_archive_that_was_checked(
     run: Run, minute_archive: Path, tmp_path: Path
 ) -> None:

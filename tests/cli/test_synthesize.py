@@ -18,6 +18,7 @@ def test_synthesize_writes_what_was_asked_for(run: Run, tmp_path: Path) -> None:
 def test_an_unknown_architecture_is_refused_with_the_nearest_name(run: Run, tmp_path: Path) -> None:
     done = run("synthesize", "ViT-Z", "-o", tmp_path / "t.pt")
     assert done.code == 2
+    assert done.err.startswith("clipcheck: ARCH: expected a released name")
     assert "'ViT-Z'" in done.err
     assert "The nearest name is 'ViT-L/14'." in done.err
     assert not list(tmp_path.iterdir())

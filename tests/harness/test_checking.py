@@ -247,6 +247,10 @@ def test_defects_of_our_own_are_not_swallowed(minute_archive: Path, planted: Pla
         ({"device": []}, "a device"),
         ({"dtype": "float8"}, "expected a dtype, found 'float8'"),
         ({"dtype": torch.float16}, r"expected a dtype, found torch.float16"),
+        ({"dtype": "half"}, "found 'half'. The nearest name is 'float16'"),
+        ({"dtype": ["bf16"]}, "found 'bf16'. The nearest name is 'bfloat16'"),
+        ({"atol": "0.1"}, "expected atol to be a number of at least 0, found '0.1'"),
+        ({"examples": "3"}, "expected at least 1 example, found '3'"),
         ({"checkpoints": []}, "a checkpoint"),
     ],
 )

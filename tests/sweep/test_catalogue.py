@@ -107,7 +107,7 @@ def test_a_checkpoint_says_its_architecture_by_name_or_by_a_file_beside_the_cata
 
 def test_an_unknown_architecture_is_refused_with_the_nearest(tmp_path: Path) -> None:
     message = refused(toml(tmp_path, '[[checkpoint]]\npath = "a.pt"\narchitecture = "ViT-B-32"'))
-    assert "checkpoint 1: architecture: " in message
+    assert "checkpoint 1: architecture: expected a released name" in message
     assert "The nearest name is 'ViT-B/32'." in message
 
 
