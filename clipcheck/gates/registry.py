@@ -57,13 +57,15 @@ GATES = (
         title="The candidate is complete, and is what it is called.",
         passes_when="The candidate is not the reference itself; every output is there, finite, and "
         "of the right shape and dtype; the weights are the file's, bit for bit where they can be "
-        "told; all of them are used, and running the model changes none.",
+        "told; all of them are used, and running the model changes none; an image with a NaN in it "
+        "gives NaN, as in the eager model.",
         explanation="The other gates compare numbers, and would pass on nothing: a model compared "
         "with itself, an output that is missing, an empty batch. There is no tolerance.",
         remedy="`clipcheck inspect FILE` shows what the file is. A weight that has no effect, or "
         "an output that is missing, points at the export: export the model again, in evaluation "
         "mode, with all its methods. Outputs that are not finite: run `clipcheck localize FILE`, "
-        "or try --dtype float32.",
+        "or try --dtype float32. Numbers in place of NaN: take torch.nan_to_num, or what stands for "
+        "it, out of the model, and export it again.",
     ),
     Gate(
         name="allclose",
