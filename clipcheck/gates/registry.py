@@ -64,8 +64,8 @@ GATES = (
         remedy="`clipcheck inspect FILE` shows what the file is. A weight that has no effect, or "
         "an output that is missing, points at the export: export the model again, in evaluation "
         "mode, with all its methods. Outputs that are not finite: run `clipcheck localize FILE`, "
-        "or try --dtype float32. Numbers in place of NaN: take torch.nan_to_num, or what stands for "
-        "it, out of the model, and export it again.",
+        "or try --dtype float32. Numbers in place of NaN: take torch.nan_to_num, or what stands "
+        "for it, out of the model, and export it again.",
     ),
     Gate(
         name="allclose",
