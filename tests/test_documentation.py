@@ -13,7 +13,10 @@ from packaging.requirements import Requirement
 from tests.test_layout import ROOMS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -43,7 +46,7 @@ def test_tests_and_files_that_a_page_names_are_there(page: Path) -> None:
     code = re.findall(r"`([^`\n]+)`", prose(page))
     # Of `tests/test_x.py[case]` and `tests/test_x.py::test_y` the file.
     files = {found[0] for each in code if (found := re.match(r"(tests|docs|tools)/[\w/.]+", each))}
-    names = {name for each in code for name in re.findall(r"(?<!\w)test_\w+(?!\w*\.py)", each)}
+    names = {name for each in code for name in re.findall(r"(?<![\w.])test_\w+(?!\w*\.py)", each)}
     tests = [*(ROOT / "tests").rglob("test_*.py"), ROOT / "clipcheck" / "suite.py"]
     defined = "\n".join(path.read_text("utf-8") for path in tests)
     assert [file for file in sorted(files) if not (ROOT / file).exists()] == []
