@@ -33,6 +33,7 @@ from clipcheck.cli import (
 )
 from clipcheck.cli.output import complain, log, print_line
 from clipcheck.errors import ClipcheckError, Notice
+from clipcheck.system.width import lines_of, width_for
 
 _HYPOTHESIS = Path("~/.cache/clipcheck/hypothesis").expanduser()
 
@@ -77,7 +78,7 @@ def main() -> None:
     # Threads that wait would keep the cores busy that the process of a file's own code computes on.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        with _noticing():
+        with _noticing(), lines_of(width_for(sys.stdout)):
             app()
     except ClipcheckError as error:
         log.debug("the traceback, as asked for", exc_info=True)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from clipcheck.cli import options
+from clipcheck.cli import check_options, options
 from clipcheck.cli.output import noting, show_result, tell_github, write
 from clipcheck.errors import OutputError
 
 if TYPE_CHECKING:
     from clipcheck.results.judgement import Result
+    from clipcheck.system.progress import Progress
 
 EXAMPLES = """\
 Examples:
@@ -29,79 +30,45 @@ Examples:
 def check(
     checkpoints: options.Checkpoints,
     key: options.Key = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CHECKPOINT",
-            help="Compare with the weights and the eager model of this file, not of its own.",
-            rich_help_panel=options.MODEL,
-        ),
-    ] = None,
+    reference: check_options.Reference = None,
     architecture: options.Architecture = None,
     download_root: options.DownloadRoot = None,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--backend",
-            metavar="B",
-            help="NAME or NAME:OPTION=VALUE,... of `clipcheck backends`, or all; repeatable. "
-            "Default: what the file is made for, so jit for an archive.",
-            rich_help_panel=options.RUNNING,
-        ),
-    ] = None,
+    backend: check_options.Backends = None,
     device: options.Devices = None,
     dtype: options.Dtypes = None,
     isolation: options.Isolation = None,
     cache: options.Cache = True,
+    fail_fast: check_options.FailFast = False,
     examples: options.Examples = 30,
-    exhaustive: Annotated[
-        bool,
-        typer.Option(
-            "--exhaustive",
-            help="Also run every token id and every position of an image.",
-            rich_help_panel=options.INPUTS,
-        ),
-    ] = False,
+    exhaustive: check_options.Exhaustive = False,
     seed: options.InputSeed = 0,
     atol: options.Atol = 0.01,
     rtol: options.Rtol = 0.1,
+    select: check_options.Select = None,
+    ignore: check_options.Ignore = None,
     json: options.Json = None,
-    junit: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write JUnit XML.", rich_help_panel=options.OUTPUT),
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Keep an HTML page, text, JSON and the failing inputs.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
-    quiet: Annotated[
-        bool,
-        typer.Option(
-            "--quiet",
-            "-q",
-            help="Print only the table, errors and the verdict.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = False,
+    junit: check_options.Junit = None,
+    report: check_options.Report = None,
+    quiet: check_options.Quiet = False,
 ) -> None:
     """Compare checkpoints with their eager model and float64."""
     from clipcheck.cli import terminal
-    from clipcheck.harness.checking import check as run
+    from clipcheck.cli.one_by_one import until_one_fails
+    from clipcheck.harness.checking import check as judge
     from clipcheck.report import evidence, text
     from clipcheck.report import junit as junit_report
+    from clipcheck.results.selection import gates_named, only
 
+    gates = gates_named(select or (), ignore or ())
     # What cannot be written is told at once, and must not hide the verdict.
     unwritten: list[OutputError] = []
     with noting(unwritten):
         if report is not None:
             evidence.require_folder(report)
-    with terminal.progress(quiet) as progress:
-        result = run(
-            checkpoints,
+
+    def run(names: str | Sequence[str], progress: Progress | None) -> Result:
+        found = judge(
+            names,
             backend=backend,
             key=key,
             reference=reference,
@@ -118,6 +85,13 @@ def check(
             download_root=download_root,
             progress=progress,
         )
+        return only(found, gates)
+
+    with terminal.progress(quiet) as progress:
+        if fail_fast:
+            result = until_one_fails(run, checkpoints, progress)
+        else:
+            result = run(checkpoints, progress)
     again = ("clipcheck", *sys.argv[1:], "--report", text.KEPT) if report is None else ()
     result = _tell(result, None if unwritten else report, again, json, quiet, unwritten)
     if junit is not None:

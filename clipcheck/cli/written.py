@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipcheck.cli.output import print_line
 from clipcheck.errors import OutputError
+from clipcheck.system.figures import size
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -31,8 +32,8 @@ def synthesize_at(path: Path, architecture: str, form: Format, seed: int) -> int
 def report_written(path: Path, contents: str) -> None:
     """Print the size of a file or folder, and what it holds."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    size = sum(file.stat().st_size for file in files)
-    print_line(f"{path}: {size / 1e6:.1f} MB, {contents}")
+    total = sum(file.stat().st_size for file in files)
+    print_line(f"{path}: {size(total)}, {contents}")
 
 
 def require_consistent(

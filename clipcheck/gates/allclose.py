@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from clipcheck.gates.metrics import Difference, difference, softmax
 from clipcheck.gates.result import LOGITS, Case, GateResult, judged, not_finite, unusable
 from clipcheck.gates.tolerances import Allclose, Limits
+from clipcheck.system.figures import multiple, number
 
 
 def allclose(cases: Sequence[Case], limits: Allclose, measures: Limits | None = None) -> GateResult:
@@ -38,8 +39,8 @@ def allclose(cases: Sequence[Case], limits: Allclose, measures: Limits | None = 
     if passed:
         greatest = max(float(figure["max_abs"]) for figure in figures.values())
         message = (
-            f"probabilities agree within atol {limits.atol:g} and rtol {limits.rtol:g}; "
-            f"greatest difference {greatest:.2g}"
+            f"probabilities agree within atol {limits.atol:g}, rtol {limits.rtol:g}; "
+            f"worst difference {number(greatest)}"
         )
     else:
         message = _mismatch(name, worst, limits, case)
@@ -56,8 +57,8 @@ def _differ(case: Case, name: str, limits: Allclose) -> Difference:
 
 def _of_rounding(own: float) -> str:
     return (
-        "judges nothing where rounding alone may exceed it: the eager model is "
-        f"{own:.2g} times as far from float64 as is allowed"
+        "judges nothing where rounding alone may exceed it: the eager model's own error is "
+        f"{multiple(own)} the limit"
     )
 
 
@@ -93,6 +94,6 @@ def _mismatch(name: str, found: Difference, limits: Allclose, case: Case) -> str
         f"softmax({name}) differs in {found.mismatched} of {found.elements} probabilities; "
         f"worst at {case.where(name, found.index)}: candidate {found.candidate:.4g}, "
         f"reference {found.reference:.4g}, "
-        f"{found.found:.2g} apart; up to {found.allowed:.2g} allowed "
-        f"(atol {limits.atol:g} + rtol {limits.rtol:g} x reference)"
+        f"{number(found.found)} apart (limit {number(found.allowed)}: "
+        f"atol {limits.atol:g} + rtol {limits.rtol:g} x reference)"
     )

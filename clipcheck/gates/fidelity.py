@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clipcheck.gates.agreement import agreement
 from clipcheck.gates.distance import Distance, Rows, Ruler
 from clipcheck.gates.result import LOGITS, MEANT, Case, Figures, GateResult, judged, unusable
 from clipcheck.gates.tolerances import Limits
+from clipcheck.system.figures import multiple, number
 
 
 def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
@@ -26,7 +28,8 @@ def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     found = Ruler(cases, limits, scale).distances(cases)
     worst = max(found, key=lambda distance: distance.margin)
     message = distance_text(worst.output, worst.place, worst.ratio, worst.error, worst.allowed)
-    return GateResult("fidelity", worst.margin <= 1, message, _figures(found), worst.margin)
+    figures = {**_figures(found), "agreement": agreement(cases)}
+    return GateResult("fidelity", worst.margin <= 1, message, figures, worst.margin)
 
 
 def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
@@ -53,13 +56,13 @@ def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult
     figures = {**near.figures, "logits": {"max_abs": error, "cap": cap}}
     margin = max(near.margin, error / cap)
     if error <= cap:
-        message = f"{near.message}; no logit off by more than {error:.2g} of {cap:.2g} allowed"
+        message = f"{near.message}; worst logit off by {number(error)} (limit {number(cap)})"
         return GateResult("precision", near.passed, message, figures, margin)
-    by_eager = f"{limits.logit_row:g} times what the eager model is off by"
-    reason = f"{limits.cap:g} units in the last place"
+    fixed = cap == limits.logit_cap(scale)
+    reason = f"{limits.cap:g} ulps" if fixed else f"{limits.logit_row:g}x the eager error"
     message = (
-        f"{MEANT[worst.name]} are {error:.2g} off at {worst.place}; {cap:.2g} is allowed, "
-        f"{reason if cap == limits.logit_cap(scale) else by_eager}"
+        f"{MEANT[worst.name]} off by {number(error)} at {worst.place} "
+        f"(limit {number(cap)}, {reason})"
     )
     return GateResult("precision", False, message, figures, margin)
 
@@ -82,7 +85,7 @@ def _worst_logit(name: str, case: Case, caps: Rows) -> _Logit:
 
 
 def distance_text(output: str, place: str, ratio: float, error: float, allowed: float) -> str:
-    """How far an output is from float64, for people.
+    """Write how far an output is from float64.
 
     Args:
         output: its name.
@@ -93,21 +96,13 @@ def distance_text(output: str, place: str, ratio: float, error: float, allowed: 
     """
     if ratio == float("inf"):
         return f"{MEANT[output]} of {place} are not finite, or the eager model's not"
-    if ratio <= allowed:
-        return (
-            f"at most {ratio:.2g} times as far from float64 as the eager model, in the "
-            f"{MEANT[output]} of {place}; {allowed:g} times is allowed"
-        )
-    return (
-        f"{MEANT[output]} of {place} are {times(ratio)} further from float64 than the eager model "
-        f"is (root mean square error {error:.2g}); {allowed:g} times is allowed"
-    )
+    return f"worst error {against_eager(error, ratio, allowed)}, {MEANT[output]} of {place}"
 
 
-def times(ratio: float) -> str:
-    """``40 times``, with two digits that count."""
-    rounded = float(f"{ratio:.2g}")
-    return f"{rounded:,.0f} times" if rounded >= 10 else f"{rounded:g} times"
+def against_eager(error: float, ratio: float, allowed: float) -> str:
+    """Write an error beside the eager model's: ``3.5e-7, eager 3.4e-7 (1.0x, limit 10x)``."""
+    eager = f", eager {number(error / ratio)}" if ratio else ""
+    return f"{number(error)}{eager} ({multiple(ratio)}, limit {allowed:g}x)"
 
 
 def _figures(found: Sequence[Distance]) -> Figures:

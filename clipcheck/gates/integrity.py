@@ -12,6 +12,7 @@ from clipcheck.gates.result import (
     judged,
     where_not_finite,
 )
+from clipcheck.system.figures import counted
 
 _NAMED = 3
 """Weights that a message names, of those that are wrong; the others are counted."""
@@ -77,9 +78,9 @@ def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
         return GateResult("integrity", False, "; ".join(problems), figures, float("inf"))
     count = len(judged(cases))
     given = "the one output" if count == 1 else f"all {count} outputs"
-    message = f"{given} there, finite, of the same shape and dtype"
+    message = f"{given} present, finite, and of the right shape and dtype"
     if evidence.weights is not None:
-        message = f"{evidence.weights} weights the same bit for bit as the file's; {message}"
+        message = f"{counted(evidence.weights, 'weight')} bit for bit those of the file; {message}"
     return GateResult("integrity", True, message, figures)
 
 
@@ -91,10 +92,11 @@ def _weight_problems(evidence: Evidence) -> list[str]:
         problems.append("no weights were compared")
     for method, keys in evidence.unused.items():
         if keys:
-            problems.append(f"{method} uses {len(keys)} weights in nothing: {_listed(keys)}")
+            have = counted(len(keys), "weight has", "weights have")
+            problems.append(f"{have} no effect on {method}: {_listed(keys)}")
     if evidence.changed:
         problems.append(
-            f"running the model changed {len(evidence.changed)} weights: "
+            f"running the model changed {counted(len(evidence.changed), 'weight')}: "
             f"{_listed(evidence.changed)}"
         )
     for name, (found, implied) in evidence.buffers.items():

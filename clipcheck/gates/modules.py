@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from clipcheck.gates.fidelity import times
+from clipcheck.gates.fidelity import against_eager
 from clipcheck.gates.result import Figures, GateResult
 from clipcheck.gates.tolerances import SAME_BLOCK, Limits
+from clipcheck.system.figures import counted
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
     if margin > 1:
         return GateResult("modules", False, _beyond(found, limits), figures, margin)
     message = (
-        f"{len(judged)} modules judged one by one{_also(coverage)}: at most {greatest:.2g} "
-        f"times as far from float64 as the eager module ({worst.module}); "
-        f"{limits.module:g} times is allowed{_left_out(coverage)}"
+        f"{counted(len(judged), 'module')}, one by one{_also(coverage)}: worst error "
+        f"{against_eager(worst.candidate, greatest, limits.module)}, {worst.module}"
+        f"{_left_out(coverage)}"
     )
     return GateResult("modules", True, message, figures, margin)
 
@@ -198,8 +199,8 @@ def _beyond(found: Ratios, limits: Limits) -> str:
     off = [(most, error) for most, error in found if most > limits.module]
     most, first = off[0]
     others = len({error.module for _, error in off}) - 1
-    more = f"; {others} more are too far" if others else ""
-    return (
-        f"{first.module} ({first.method}) is {times(most)} further from float64 than the eager "
-        f"module on {first.given or 'the same input'}; {limits.module:g} times is allowed{more}"
-    )
+    more = f"; {counted(others, 'more module')} beyond the limit" if others else ""
+    how = "not finite, or of another shape than the eager module's"
+    if math.isfinite(most):
+        how = f"error {against_eager(first.candidate, most, limits.module)}"
+    return f"{first.module} ({first.method}): {how}, on {first.given or 'the same input'}{more}"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipcheck.gates.distance import Ruler
-from clipcheck.gates.fidelity import times
 from clipcheck.gates.metrics import Array
 from clipcheck.gates.result import LOGITS, OUTPUTS, Case, GateResult, Outputs, judged, unusable
 from clipcheck.gates.tolerances import Limits
+from clipcheck.system.figures import counted, multiple
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,8 @@ def repeatability(
     figures["calls"] = {"repeated": len(repeats)}
     if worst.margin <= 1:
         message = (
-            f"{len(repeats)} calls again, in other company and after other calls: at most "
-            f"{worst.ratio:.2g} times the eager model's distance from float64 apart; "
-            f"{worst.allowed:g} times is allowed"
+            f"{counted(len(repeats), 'repeated call')}, alone, in other batches and after other "
+            f"calls: outputs moved by at most {_of_eager(worst)}"
         )
         return GateResult("repeatability", True, message, figures, worst.margin)
     return GateResult("repeatability", False, _unstable(worst), figures, worst.margin)
@@ -111,7 +110,8 @@ def _selected(outputs: Outputs, name: str, rows: dict[str, list[int]]) -> Array:
 def _unstable(worst: _Moved) -> str:
     if worst.ratio == float("inf"):
         return f"{worst.output} of {worst.place} {worst.what}: not there, or not finite"
-    return (
-        f"{worst.output} of {worst.place} {worst.what} moved by {times(worst.ratio)} the eager "
-        f"model's distance from float64; {worst.allowed:g} times is allowed"
-    )
+    return f"{worst.output} of {worst.place} {worst.what} moved by {_of_eager(worst)}"
+
+
+def _of_eager(worst: _Moved) -> str:
+    return f"{multiple(worst.ratio)} the eager error (limit {worst.allowed:g}x)"

@@ -17,6 +17,7 @@ from clipcheck.gates.result import (
     unusable,
 )
 from clipcheck.gates.tolerances import Limits
+from clipcheck.system.figures import counted, number
 
 
 def top1(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
@@ -48,15 +49,12 @@ def top1(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
                 for row in np.flatnonzero(decided & ~same)
             ]
     figures = {"rows": {"compared": rows, "clear": clear, "wrong": len(wrong)}}
+    ties = f"; {counted(rows - clear, 'tie')} ignored" if rows > clear else ""
     if wrong:
         margin, worst = max(wrong)
-        message = f"{len(wrong)} of {clear} clear best matches are others: {worst}"
+        message = f"top-1 differs in {len(wrong)} of {clear} rows: {worst}{ties}"
         return GateResult("top1", False, message, figures, margin)
-    message = (
-        f"the best match is the same in all {clear} of {rows} rows where it leads by more than "
-        "rounding explains"
-    )
-    return GateResult("top1", True, message, figures)
+    return GateResult("top1", True, f"top-1 agrees in {clear} of {clear} rows{ties}", figures)
 
 
 def _margin(logits: np.ndarray) -> np.ndarray:
@@ -75,5 +73,5 @@ def _wrong(case: Case, name: str, row: int, clear: float) -> tuple[float, str]:
     lead = float(exact[right] - exact[found])
     return lead / clear, (
         f"{case.where(name, [row])} goes with {case.place(kind, found)} in place of "
-        f"{case.place(kind, right)}, which leads by {lead:.2g}"
+        f"{case.place(kind, right)}, which leads by {number(lead)}"
     )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcheck.gates.result import Figures, GateResult
+from clipcheck.system.figures import counted, number
 
 Float64 = NDArray[np.float64]
 
@@ -68,10 +69,10 @@ class WeightDifference:
     def __str__(self) -> str:
         if self.otherwise:
             return f"{self.key} {self.otherwise}"
-        unit = "ulp" if self.ulps == 1 else "ulps"
+        ulps = f"{self.ulps:,.0f} {'ulp' if self.ulps == 1 else 'ulps'}"
         return (
-            f"{self.key} by up to {self.ulps:,.0f} {unit} of {self.dtype} "
-            f"(max abs {self.max_abs:.2g}, relative {self.relative:.2g})"
+            f"{self.key} by up to {ulps} of {self.dtype} "
+            f"(max abs {number(self.max_abs)}, relative {number(self.relative)})"
         )
 
 
@@ -83,18 +84,17 @@ def weights(found: Sequence[WeightDifference], compared: int) -> GateResult:
         compared: number of weights that both have.
     """
     wrong = sorted((each for each in found if not each.harmless), key=_by_extent)
-    counted = {"compared": compared, "differing": len(wrong)}
-    figures: Figures = {"weights": counted, **{each.key: _figures(each) for each in wrong}}
+    counts = {"compared": compared, "differing": len(wrong)}
+    figures: Figures = {"weights": counts, **{each.key: _figures(each) for each in wrong}}
     if not compared:
         message = "no weights were compared: the two files have none in common"
         return GateResult("weights", False, message, figures, float("inf"))
     if not wrong:
         message = f"all {compared} weights are the reference's, rounded at most"
         return GateResult("weights", True, "; ".join([message, *map(str, found)]), figures)
-    tensors = "1 tensor" if len(wrong) == 1 else f"{len(wrong)} tensors"
     more = [f"and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
     named = ", ".join([*map(str, wrong[:_NAMED]), *more])
-    message = f"weights differ in {tensors}: {named}"
+    message = f"weights differ in {counted(len(wrong), 'tensor')}: {named}"
     return GateResult("weights", False, message, figures, float("inf"))
 
 

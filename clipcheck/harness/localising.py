@@ -15,6 +15,7 @@ from clipcheck.gates.localisation import Localisation, Tower
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.judging import Stopwatch, inputs_of
 from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches, for_modules
+from clipcheck.system.progress import say_import, silent
 
 if TYPE_CHECKING:
     import torch
@@ -103,11 +104,12 @@ def localize(
     require_found(checkpoint)
     prepare([os.fspath(checkpoint)], isolation_named(isolation))
 
+    say = progress or silent
+    say_import(say)
     import torch
 
     from clipcheck.models.loader import resolve_device
 
-    say = progress or (lambda _: None)
     name = os.fspath(checkpoint)
     watch = Stopwatch()
     target = resolve_device(device)

@@ -52,7 +52,8 @@ from clipcheck.harness.search.probe import Probe
 from clipcheck.harness.search.smallest import smallest
 from clipcheck.inputs.examples import batch
 from clipcheck.results.judgement import Judgement, LeftOut
-from clipcheck.system.progress import Span
+from clipcheck.system.figures import size
+from clipcheck.system.progress import Span, say_import
 
 if TYPE_CHECKING:
     import torch
@@ -221,12 +222,13 @@ class Judge:
 
     def _open(self, draft: _Draft, device: Device, span: Span) -> tuple[_Files, torch.device]:
         name, root = draft.judgement.checkpoint, self.plan.download_root
-        span.say(f"{name}: reading")
         require_found(name)
         if self.plan.reference is not None:
             require_found(self.plan.reference)
-        from clipcheck.models.loader import resolve_device  # which imports torch, and takes seconds
+        say_import(span.say)
+        from clipcheck.models.loader import resolve_device  # which imports torch
 
+        span.say(f"{name}: reading")
         target = resolve_device(device)
         draft.add(device=str(target))
         with span.apart():  # a download shows its own
@@ -625,7 +627,7 @@ def _describe(subject: Checkpoint | Program) -> str:
         names = ", ".join(file.name for file in subject.files[:3])
         more = ", ..." if len(subject.files) > 3 else ""
         several = f" in {len(subject.files)} files ({names}{more})" if subject.data else ""
-        return f"{subject.format}, a program of {subject.size / 1e6:,.1f} MB{several}"
+        return f"{subject.format}, a program of {size(subject.size)}{several}"
     checkpoint = subject
     dtypes = " and ".join(checkpoint.dtypes)
     parameters = f"{checkpoint.architecture.parameters:,} parameters"

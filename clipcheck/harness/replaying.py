@@ -27,7 +27,7 @@ from clipcheck.harness.search.saved import Saved, read
 from clipcheck.inputs.batches import MOST_ROWS, Inputs, batches
 from clipcheck.inputs.examples import Example, Frontend, batch
 from clipcheck.results.failing import Measure
-from clipcheck.system.progress import Progress, Span, silent
+from clipcheck.system.progress import Progress, Span, say_import, silent
 
 if TYPE_CHECKING:
     from clipcheck.backends.reference import Reference
@@ -94,13 +94,14 @@ def replay(
     """
     saved = read(path)
     require_found(checkpoint or saved.checkpoint)
+    span = Span(progress or silent)
+    say_import(span.say)
 
     from clipcheck.backends.reference import exact_floats
     from clipcheck.models.loader import resolve_device
 
     apart = isolation_named(isolation)
     prepare([checkpoint or saved.checkpoint], apart)
-    span = Span(progress or silent)
     target = resolve_device(device or saved.device)
     name, wanted = checkpoint or saved.checkpoint, dtype or saved.dtype
     with span.apart():  # a download shows its own

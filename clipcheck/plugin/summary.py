@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from clipcheck.plugin.choices import Choices
 from clipcheck.plugin.sharing import Finding
 from clipcheck.system import workers
+from clipcheck.system.figures import counted
 
 if TYPE_CHECKING:
     from clipcheck.results.judgement import Result
@@ -34,12 +35,8 @@ def header(choices: Choices, count: int, busy: int) -> str:
 def _threads(count: int, busy: int) -> str:
     busy = min(busy, count) if count else 1
     share = workers.own_threads(os.environ) or workers.threads(workers.cores(), busy)
-    threads = _counted(int(share), "thread")
-    return f"{threads} in each of {_counted(busy, 'busy worker')}" if count > 1 else threads
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    threads = counted(int(share), "thread")
+    return f"{threads} in each of {counted(busy, 'busy worker')}" if count > 1 else threads
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:

@@ -6,17 +6,21 @@ characters that take two cells, or with escape sequences in them.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
 from collections.abc import Sequence
 
 from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
 
-WIDTH = 80
-"""Cells that a line has at most."""
+from clipcheck.system.width import width
 
 _GAP = "..."
+
+_CONSOLE = Console(file=io.StringIO())  # takes part in no output
 
 
 def visible(text: str) -> str:
@@ -48,7 +52,7 @@ def padded(text: str, width: int) -> str:
 
 
 def wrapped(text: str, first: str = "", rest: str | None = None) -> list[str]:
-    """Lines of at most `WIDTH` cells. What does not fit into one is cut, for nothing runs over.
+    """Lines of at most `width` cells. What does not fit into one is cut, for nothing runs over.
 
     Args:
         text: of any characters; those that cannot be seen are made visible.
@@ -56,27 +60,19 @@ def wrapped(text: str, first: str = "", rest: str | None = None) -> list[str]:
         rest: what the others begin with; by default as many blanks.
     """
     rest = " " * cell_len(first) if rest is None else rest
-    lines: list[str] = []
-    line, empty = first, True
-    for word in re.split(r"[ \t\r\n]+", text.strip(" \t\r\n")):
-        left = visible(word)
-        longer = f"{line}{left}" if empty else f"{line} {left}"
-        if cell_len(longer) <= WIDTH:
-            line, empty = longer, False
-            continue
-        if not empty:
-            lines.append(line)
-            line = rest
-        while cell_len(line + left) > WIDTH:
-            count = max(1, _fitting(left, WIDTH, line))
-            lines.append(line + left[:count])
-            line, left = rest, left[count:]
-        line, empty = line + left, False
-    return [each.rstrip() for each in [*lines, line]]
+    told = visible(" ".join(re.split(r"[ \t\r\n]+", text.strip(" \t\r\n"))))
+    top = _folded(told, width() - cell_len(first))[0]
+    below = told[len(top) :].lstrip(" ")
+    lines = [f"{rest}{line}" for line in _folded(below, width() - cell_len(rest))] if below else []
+    return [line.rstrip() for line in [first + top, *lines]]
+
+
+def _folded(text: str, room: int) -> list[str]:
+    return [line.plain for line in Text(text).wrap(_CONSOLE, max(room, 2), overflow="fold")]
 
 
 def command(words: Sequence[str], first: str = "") -> list[str]:
-    """A command to be pasted into a shell, in lines of at most `WIDTH` cells.
+    """A command to be pasted into a shell, in lines of at most `width` cells.
 
     It goes on in the next line after a backslash, if need be within a word, which a shell puts
     together again.
@@ -91,7 +87,7 @@ def command(words: Sequence[str], first: str = "") -> list[str]:
     line = first + quoted(name)
     for number, word in enumerate(arguments, start=1):
         whole = quoted(word)
-        room = WIDTH if number == len(arguments) else WIDTH - len(" \\")
+        room = width() if number == len(arguments) else width() - len(" \\")
         if cell_len(f"{line} {whole}") <= room:
             line = f"{line} {whole}"
             continue
@@ -99,7 +95,7 @@ def command(words: Sequence[str], first: str = "") -> list[str]:
         line = rest + whole
         if cell_len(line) > room:
             # At the very left: blanks would end the word.
-            *pieces, line = _pieces(word, WIDTH - len(" \\"))
+            *pieces, line = _pieces(word, width() - len(" \\"))
             lines += [f"{piece}\\" for piece in pieces]
     return [*lines, line]
 

@@ -19,6 +19,7 @@ from clipcheck.results import document as json
 from clipcheck.results.document import writable
 from clipcheck.results.failing import Failing
 from clipcheck.results.judgement import Judgement, Result
+from clipcheck.system.width import WIDTH, lines_of
 from clipcheck.writers.output import replacing
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def keep_sweep(swept: Swept, folder: Path) -> None:
     )
 
 
+@lines_of(WIDTH)
 def _keep(forms: Mapping[str, Callable[[], str]], folder: Path) -> None:
     """Each is made when those before it are written: should it fail, they are there, and of the
     others none that an earlier run has left."""
@@ -179,6 +181,7 @@ def _new_folder() -> Path:
         ) from error
 
 
+@lines_of(WIDTH)
 def _save(judgement: Judgement, folder: Path) -> Judgement:
     if judgement.failing is None or judgement.saved is not None:
         return judgement

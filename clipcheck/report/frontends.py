@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from clipcheck.gates.frontends import FrontendResult, Kind, Known, Unknown
 from clipcheck.report.cells import wrapped
+from clipcheck.system.figures import counted
 
 _INDENT = "  "
 _DEEPER = "    "
@@ -33,12 +34,12 @@ def lines(results: Sequence[FrontendResult]) -> list[str]:
 
 def headline(result: FrontendResult) -> str:
     """The first of them, not yet cut to lines."""
-    part, *counted = _PARTS[result.kind]
-    number = f"{result.same} of {result.compared} {counted[result.compared != 1]} the same"
+    part, *nouns = _PARTS[result.kind]
+    number = f"{result.same} of {result.compared} {nouns[result.compared != 1]} the same"
     counts = {"as known": result.differing_as_known, "otherwise": len(result.unknown)}
     others = [f"{_differ(count)} {how}" for how, count in counts.items() if count]
     if not result.compared:
-        number = f"no {counted[1]} were compared"
+        number = f"no {nouns[1]} were compared"
     return f"{part} of {_named(result)}: {'; '.join([number, *others])}"
 
 
@@ -69,4 +70,4 @@ def _named(result: FrontendResult) -> str:
 
 
 def _differ(count: int) -> str:
-    return f"{count} {'differs' if count == 1 else 'differ'}"
+    return counted(count, "differs", "differ")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from clipcheck.report.phrases import one_line, share
+from clipcheck.report.cells import wrapped
+from clipcheck.report.phrases import one_line
 from clipcheck.results.history import Compared, Difference, Entry, Gate, GateChange, Outcome
+from clipcheck.system.figures import counted, of_limit
 
 SCHEMA = 1
 """Of the document."""
 
-_WIDTH = 80
 
 _ORDER: tuple[Outcome, ...] = (
     "new failure",
@@ -55,7 +55,7 @@ def verdict(difference: Difference) -> str:
 
 def _counted(number: int, outcome: Outcome) -> str:
     several = {"new failure": "new failures", "passes as before": "pass as before"}
-    return f"{number} {outcome if number == 1 else several.get(outcome, outcome)}"
+    return counted(number, outcome, several.get(outcome, outcome))
 
 
 def render_json(difference: Difference) -> str:
@@ -88,7 +88,7 @@ def _block(compared: Compared) -> str:
     ]
     new = compared.new
     if new is not None and new.error is not None:
-        lines += _wrapped(new.error, "  ")
+        lines += wrapped(one_line(new.error), "  ")
     elif new is not None and (compared.old is None or compared.old.state == "unjudged"):
         lines += [line for gate in new.gates if not gate.passed for line in _failure(gate)]
     if compared.outcome == "passes as before" and not lines:
@@ -110,26 +110,16 @@ def _gate(moved: GateChange) -> list[str]:
         return [judged, *([] if moved.new.passed else _failure(moved.new))]
     room = {"shrunk": "less room: ", "grown": "more room: "}.get(moved.change, "")
     line = f"  {name}: {room}{_found(moved.old)} -> {_found(moved.new)}"
-    return [line, *(_wrapped(moved.new.message, "    ") if moved.change == "failed" else [])]
+    failed = moved.change == "failed"
+    return [line, *(wrapped(one_line(moved.new.message), "    ") if failed else [])]
 
 
 def _failure(gate: Gate) -> list[str]:
-    return [f"  {one_line(gate.name)}: {_found(gate)}", *_wrapped(gate.message, "    ")]
-
-
-def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(
-        one_line(text),
-        _WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return [f"  {one_line(gate.name)}: {_found(gate)}", *wrapped(one_line(gate.message), "    ")]
 
 
 def _found(gate: Gate) -> str:
-    return f"{'passed' if gate.passed else 'FAILED'} {share(gate.margin)}".rstrip()
+    return f"{'passed' if gate.passed else 'FAILED'} {of_limit(gate.margin)}".rstrip()
 
 
 def _moved(name: str, old: object, new: object) -> dict[str, object]:

@@ -39,7 +39,7 @@ def _data(program: Program) -> dict[str, str]:
 
 def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, str]:
     released = registry.by_sha256(checkpoint.sha256)
-    known = f"released as {released.name}" if released else "none of the released files"
+    known = f"released as {released.name}" if released else "not a released file"
     return {
         "file": f"{checkpoint.path} ({checkpoint.size:,} bytes)",
         "format": _FORMATS[checkpoint.format],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def told(isolation: tuple[str, ...] | None) -> str:
-    """In a line; nothing where none of the file's own code ran.
+    """Say it in a line; nothing where none of the file's own code ran.
 
     Args:
         isolation: see `clipcheck.results.judgement.Judgement.isolation`.
@@ -12,5 +12,5 @@ def told(isolation: tuple[str, ...] | None) -> str:
     if isolation is None:
         return ""
     if not isolation:
-        return "its own code ran in this process, with all rights"
-    return f"its own code ran apart: {'; '.join(isolation)}"
+        return "unsandboxed: its own code ran in this process"
+    return f"sandboxed: {'; '.join(isolation)}"

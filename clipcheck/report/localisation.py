@@ -12,6 +12,7 @@ from clipcheck.report.cells import command, visible, wrapped
 from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.report.text import BAD, GOOD, KEPT, given_options
 from clipcheck.results.document import places, writable
+from clipcheck.system.figures import duration
 
 SCHEMA = 1
 
@@ -21,7 +22,7 @@ def report(localised: Localised) -> Text:
     how = f"jit against eager on {localised.device} in {localised.dtype}"
     lines = [
         *wrapped(visible(localised.checkpoint)),
-        *wrapped(f"{how}; walked through in {localised.seconds['localisation']:.1f} s", "  "),
+        *wrapped(f"{how}; walked through in {duration(localised.seconds['localisation'])}", "  "),
     ]
     for place in localised.localisation.places:
         lines += _place(place)

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 from clipcheck.gates.result import GateResult
-from clipcheck.report.phrases import commands, evidence, one_line, share, title
+from clipcheck.report.phrases import commands, evidence, one_line, title
 from clipcheck.report.verdict import verdict, worst_first
 from clipcheck.results.judgement import Judgement, LeftOut, Result
+from clipcheck.system.figures import of_limit
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
 """A bar is not escaped by a backslash everywhere: a table would have a column more."""
@@ -59,7 +60,7 @@ def _cells(judgement: Judgement, names: Sequence[str]) -> list[str]:
 def _verdict(gate: GateResult | None) -> str:
     if gate is None:
         return "not judged"
-    return f"{'✓' if gate.passed else '✗'} {share(gate.margin)}".rstrip()
+    return f"{'✓' if gate.passed else '✗'} {of_limit(gate.margin)}".rstrip()
 
 
 def _details(judgement: Judgement) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterator
 
 from clipcheck.inputs.examples import describe
-from clipcheck.report import alternative, patched
+from clipcheck.report import agreement, alternative, patched
 from clipcheck.report.cells import visible
 from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.report.text import known_line, next_steps
@@ -30,22 +29,9 @@ def title(judgement: Judgement) -> str:
     return f"{judgement.checkpoint}, {judgement.backend} on {judgement.device}{dtype}"
 
 
-def share(margin: float) -> str:
-    """How much of its limit a gate found: ``37 % of limit``, ``12 × limit``; nothing where nothing
-    is measured."""
-    if margin == 0:
-        return ""
-    if not math.isfinite(margin):
-        return "beyond any limit"
-    if margin <= 1:
-        percent = 100 * margin
-        return f"{percent:.0f} % of limit" if percent >= 10 else f"{percent:.2g} % of limit"
-    rounded = float(f"{margin:.2g}")
-    return f"{rounded:,.0f} × limit" if rounded >= 10 else f"{rounded:g} × limit"
-
-
 def evidence(judgement: Judgement) -> Iterator[str]:
-    """Where it departs first, and the input that it fails on; nothing where neither is known."""
+    """Where it departs first, the input that it fails on, and whether that matters; what of it is
+    known."""
     if judgement.localisation is not None:
         for place in judgement.localisation.found:
             yield f"departs first in the {TOWERS[place.tower]}: {named(place)} ({measured(place)})"
@@ -53,6 +39,9 @@ def evidence(judgement: Judgement) -> Iterator[str]:
     if failing is not None:
         what = "smallest input" if failing.shrunk else "a batch"
         yield f"{what} that fails: {describe(failing.example)}"
+    alike = agreement.told([judgement])
+    if alike:
+        yield alike
     suspicion = "" if judgement.passed else patched.suspicion(judgement.patched)
     if suspicion:
         yield suspicion

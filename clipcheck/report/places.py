@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipcheck.gates.fidelity import times
+from clipcheck.gates.fidelity import against_eager
 from clipcheck.gates.localisation import Place
 
 TOWERS = {"image": "image tower", "text": "text tower", "logits": "logits"}
@@ -21,7 +21,4 @@ def measured(place: Place) -> str:
         return f"{place.reason}; {seen}"
     if place.ratio == float("inf"):
         return f"not finite, of another shape, or not what it was; {seen}"
-    return (
-        f"{times(place.ratio)} further from float64 than the eager model, given the same; "
-        f"{place.allowed:g} times is allowed; {seen}"
-    )
+    return f"error {against_eager(place.error, place.ratio, place.allowed)}; {seen}"

@@ -10,7 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from clipcheck.gates.tolerances import Allclose
-from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
+from clipcheck.report.cells import command, padded, shortened, visible, wrapped
 from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN, given_options
 from clipcheck.report.verdict import verdict, worst_first
 from clipcheck.results.document import SCHEMA
@@ -21,13 +21,14 @@ from clipcheck.sweep.cost import makespan, rates
 from clipcheck.sweep.jobs import DEFAULT, Conditions
 from clipcheck.sweep.plan import Plan, Unit
 from clipcheck.sweep.run import Row, Swept
-from clipcheck.system.sizes import written
+from clipcheck.system.figures import counted, duration, multiple, percent, size
+from clipcheck.system.width import width
 
 WORKERS = (1, 8, 64)
 """For so many a plan tells the time."""
 
 _HEAD = ("verdict", "worst gate", "seconds", "fetched", "memory")
-_WIDTHS = (12, 15, 7, 8, 7)
+_WIDTHS = (12, 20, 7, 8, 7)
 _STYLES = {"consistent": GOOD, "INCONSISTENT": BAD, "not judged": UNKNOWN}
 
 
@@ -115,7 +116,7 @@ def plan_text(plan: Plan, threads: int) -> str:
     seconds = [job.seconds for job in plan.jobs]
     lines = [f"{padded('checkpoint', 40)}  {'seconds':>9}  {'to fetch':>9}  backends"]
     for job in plan.jobs:
-        fetched = written(job.bytes_to_fetch) if job.bytes_to_fetch else "-"
+        fetched = size(job.bytes_to_fetch) if job.bytes_to_fetch else "-"
         if job.source.estimated:
             fetched = f"~{fetched}"
         if job.source.fetched and job.source.size is None:
@@ -123,16 +124,16 @@ def plan_text(plan: Plan, threads: int) -> str:
         backends = ", ".join("default" if b == DEFAULT else b for b in job.backends)
         name = padded(shortened(visible(job.label), 40), 40)
         line = f"{name}  {job.seconds:>9.1f}  {fetched:>9}  {backends}"
-        lines.append(shortened(line.rstrip(), WIDTH))
+        lines.append(shortened(line.rstrip(), width()))
     lines += _unfit(plan.unfit)
     lines += ["", f"{len(plan.units)} to be judged, of which the ledger has {known}."]
-    fetched = written(plan.bytes_to_fetch) if plan.bytes_to_fetch else "nothing"
+    fetched = size(plan.bytes_to_fetch) if plan.bytes_to_fetch else "nothing"
     lines.append(
         f"{len(plan.jobs)} checks, {sum(seconds):,.0f} s of one worker, {fetched} to fetch."
     )
-    threaded = "1 thread" if threads == 1 else f"{threads} threads"
+    threaded = counted(threads, "thread")
     times = [(makespan(seconds, count, plan.bytes_to_fetch), count) for count in WORKERS]
-    told = ", ".join(f"{_time(time)} on {count}" for time, count in times)
+    told = ", ".join(f"{duration(time)} on {count}" for time, count in times)
     lines += wrapped(
         f"About {told} workers of {threaded} each, by what was measured on {rates().machine}."
     )
@@ -140,9 +141,9 @@ def plan_text(plan: Plan, threads: int) -> str:
 
 
 def _table(rows: Sequence[Row]) -> Iterator[Text]:
-    room = WIDTH - sum(1 + width for width in _WIDTHS)
+    room = width() - sum(1 + cells for cells in _WIDTHS)
     heads = [padded("checkpoint", room)]
-    heads += [padded(head, width) for head, width in zip(_HEAD, _WIDTHS, strict=True)]
+    heads += [padded(head, cells) for head, cells in zip(_HEAD, _WIDTHS, strict=True)]
     yield Text(" ".join(heads).rstrip(), "bold")
     ways = {_way(row.unit) for row in rows}
     for row in rows:
@@ -151,7 +152,7 @@ def _table(rows: Sequence[Row]) -> Iterator[Text]:
             name = f"{shortened(name, max(8, room - len(_way(row.unit)) - 1))} {_way(row.unit)}"
         cells = [row.state, _worst(row), *_costs(row)]
         label = padded(shortened(name, room), room)
-        filled = [padded(cell, width) for cell, width in zip(cells, _WIDTHS, strict=True)]
+        filled = [padded(cell, most) for cell, most in zip(cells, _WIDTHS, strict=True)]
         line = Text(" ".join([label, *filled]).rstrip())
         line.stylize(_STYLES.get(row.state, ""), len(label) + 1, len(label) + 1 + len(row.state))
         yield line
@@ -176,8 +177,8 @@ def _worst(row: Row) -> str:
     if margin == float("inf"):
         return str(worst["name"])
     if margin <= 1:
-        return f"{worst['name']} {margin:.0%}"
-    return f"{worst['name']} {margin:.2g}x".replace("e+0", "e").replace("e+", "e")
+        return f"{worst['name']} {percent(margin, '')}"
+    return f"{worst['name']} {multiple(margin)}"
 
 
 def _margin(gate: Mapping[str, Any]) -> float:
@@ -189,8 +190,8 @@ def _costs(row: Row) -> list[str]:
     peak = cost.get("peak_memory")
     return [
         f"{cost['seconds']:.1f}" if "seconds" in cost else "-",
-        written(cost["bytes"]) if cost.get("bytes") else "-",
-        f"{peak / 1e9:.2f} GB" if peak else "-",
+        size(cost["bytes"]) if cost.get("bytes") else "-",
+        size(peak) if peak else "-",
     ]
 
 
@@ -242,12 +243,12 @@ def _told(swept: Swept, found: Result) -> list[str]:
     kept = sum(row.kept for row in rows)
     left = sum(bool(row.problem) for row in rows)
     fetched = sum(row.cost.get("bytes", 0) for row in rows if not row.kept)
-    workers = "1 worker" if swept.workers == 1 else f"{swept.workers} workers"
+    workers, took = counted(swept.workers, "worker"), duration(swept.seconds)
     parts = [
-        f"{len(rows) - kept - left} judged in {_time(swept.seconds)} by {workers} ({swept.engine})",
+        f"{len(rows) - kept - left} judged in {took} by {workers} ({swept.engine})",
         f"{kept} known from before" if kept else "",
         f"{swept.again} begun once more" if swept.again else "",
-        f"{written(fetched)} fetched" if fetched else "",
+        f"{size(fetched)} fetched" if fetched else "",
     ]
     lines = wrapped(", ".join(part for part in parts if part) + ".")
     failed = [each for each in found.judgements if each.error is None and not each.passed]
@@ -265,12 +266,3 @@ def _told(swept: Swept, found: Result) -> list[str]:
             "them again, and them alone."
         )
     return lines
-
-
-def _time(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    if whole < 7200:
-        return f"{whole / 60:.0f} min"
-    return f"{whole / 3600:.1f} h"

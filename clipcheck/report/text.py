@@ -1,4 +1,4 @@
-"""A result as text for a terminal or a log, in lines of at most 80 cells.
+"""A result as text for a terminal or a log, in lines that fit.
 
 It is made once, with styles, of which a terminal may show some and a file has none: the words say
 all that colours do.
@@ -19,11 +19,13 @@ from clipcheck.gates.result import GateResult
 from clipcheck.harness.localising import Localised
 from clipcheck.harness.replaying import Replayed
 from clipcheck.inputs.examples import describe
-from clipcheck.report import alternative, frontends, isolation, patched
-from clipcheck.report.cells import WIDTH, command, padded, shortened, visible, wrapped
+from clipcheck.report import agreement, alternative, frontends, isolation, patched
+from clipcheck.report.cells import command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
-from clipcheck.report.verdict import times, verdict, worst_first
+from clipcheck.report.verdict import verdict, worst_first
 from clipcheck.results.judgement import Judgement, LeftOut, Result
+from clipcheck.system.figures import duration, multiple, percent
+from clipcheck.system.width import width
 
 GOOD, BAD, UNKNOWN, ASIDE = "green", "bold red", "bold yellow", "dim"
 
@@ -195,11 +197,10 @@ def cell(gate: GateResult | None) -> str:
     if gate is None:
         return "-"
     if not gate.passed:
-        return f"FAIL {times(gate.margin)}".rstrip()
-    share = gate.margin * 100
-    if not 0 < share <= 100:
+        return f"FAIL {multiple(gate.margin) if gate.margin > 1 else ''}".rstrip()
+    if not 0 < gate.margin <= 1:
         return "ok"
-    return "ok <1%" if share < 1 else f"ok {share:.0f}%"
+    return "ok <1%" if gate.margin < 0.01 else f"ok {percent(gate.margin, '')}"
 
 
 def _frontends(judgements: Sequence[Judgement]) -> Lines:
@@ -216,7 +217,9 @@ def _frontends(judgements: Sequence[Judgement]) -> Lines:
 def _end(result: Result, steps: Lines, apart: Lines) -> list[Lines]:
     """The table, what is told apart, and the verdict, with what to do next."""
     blocks = [_table(result.judgements), apart, _left_out(result.left_out)]
-    return [*(block for block in blocks if block), [*_said(result), *steps]]
+    alike = agreement.told(result.judgements)
+    said = [*(_texts(wrapped(alike)) if alike else []), *_said(result)]
+    return [*(block for block in blocks if block), [*said, *steps]]
 
 
 def _said(result: Result) -> Lines:
@@ -256,7 +259,7 @@ def _table(judgements: Sequence[Judgement]) -> Lines:
     left = list(columns.values())
     if not left:
         return []
-    room = WIDTH - sum(1 + width for width in _widths(judgements, left))
+    room = width() - sum(1 + cells for cells in _widths(judgements, left))
     labels = _labels(judgements, max(_FIRST, room))
     lines: Lines = []
     while left:
@@ -268,8 +271,8 @@ def _table(judgements: Sequence[Judgement]) -> Lines:
 
 def _fitting(widths: Sequence[int], labels: _Labels) -> int:
     """How many columns fit side by side, from the first on."""
-    ends = accumulate(widths, lambda end, width: end + 1 + width, initial=labels.width)
-    return sum(end <= WIDTH for end in ends) - 1
+    ends = accumulate(widths, lambda end, cells: end + 1 + cells, initial=labels.width)
+    return sum(end <= width() for end in ends) - 1
 
 
 def _widths(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> list[int]:
@@ -289,18 +292,18 @@ def _part(
     cells = [_cells(judgement, columns) for judgement in judgements]
     widths = _widths(judgements, columns)
     first = labels.width
-    gap = 2 if first + sum(widths) + 2 * len(widths) <= WIDTH else 1
+    gap = 2 if first + sum(widths) + 2 * len(widths) <= width() else 1
     blank = " " * gap
 
     def row(label: str, texts: Sequence[str]) -> Text:
-        filled = [padded(text, width) for text, width in zip(texts, widths, strict=False)]
+        filled = [padded(text, cells) for text, cells in zip(texts, widths, strict=False)]
         line = Text(blank.join([padded(label, first), *filled]).rstrip())
         at = first + gap - cell_len(label) + len(label)
-        for text, width in zip(texts, widths, strict=False):
+        for text, cells in zip(texts, widths, strict=False):
             word = text.partition(" ")[0]
             line.stylize(_STYLES.get(word, ASIDE), at, at + len(word))
             line.stylize(ASIDE, at + len(word), at + len(text))
-            at += width + gap
+            at += cells + gap
         return line
 
     lines = [row(labels.title if last else "", each) for last, each in _titled(heads)]
@@ -308,7 +311,7 @@ def _part(
     for judgement, label, texts in zip(judgements, labels.rows, cells, strict=True):
         if not labels.named and judgement.checkpoint != above:
             above = judgement.checkpoint
-            lines.append(Text(shortened(visible(above), WIDTH).rstrip()))
+            lines.append(Text(shortened(visible(above), width()).rstrip()))
         lines.append(row(label, texts or [_NOT_JUDGED]))
     return lines
 
@@ -422,8 +425,8 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
         lines += _indented(visible(f"computes {judgement.computes}"))
     if judgement.sha256:
         source = judgement.released
-        known = f"the released {source}" if source else "none of the released files"
-        lines += [Text(f"{_INDENT}SHA-256 {judgement.sha256}"), *_indented(f"which is {known}")]
+        known = f"released as {source}" if source else "not a released file"
+        lines += [Text(f"{_INDENT}SHA-256 {judgement.sha256}"), *_indented(known)]
     lines += _run_and_inputs(judgement)
     where = isolation.told(judgement.isolation)
     lines += _indented(where) if where else []
@@ -465,8 +468,8 @@ def _circumstances(judgement: Judgement) -> str:
     return (
         f"{judgement.backend} against {judgement.reference} on {judgement.device} in "
         f"{judgement.dtype}; {judgement.examples} images; loaded in "
-        f"{seconds.get('load', 0.0) + seconds.get('build', 0.0):.1f} s, "
-        f"ran in {seconds['run']:.1f} s"
+        f"{duration(seconds.get('load', 0.0) + seconds.get('build', 0.0))}, "
+        f"ran in {duration(seconds['run'])}"
     )
 
 

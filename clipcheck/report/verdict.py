@@ -8,14 +8,21 @@ from collections.abc import Iterable, Sequence
 from clipcheck.gates.result import GateResult
 from clipcheck.report.cells import visible
 from clipcheck.results.judgement import Judgement, Result
+from clipcheck.system.figures import of_limit
 
 
 def verdict(result: Result) -> str:
-    """Say how many agree, differ or could not be judged, and which differs most.
+    """Say how many agree, differ or could not be judged, and which differs most; and which gates
+    were left out.
 
     They are counted as checkpoints where each ran once, else as runs.
     """
-    judgements = result.judgements
+    ignored = dict.fromkeys(name for each in result.judgements for name in each.ignored)
+    said = _of_the_gates(result.judgements)
+    return f"{said.removesuffix('.')}; gates left out: {', '.join(ignored)}." if ignored else said
+
+
+def _of_the_gates(judgements: Sequence[Judgement]) -> str:
     if not judgements:
         return "NOT JUDGED: nothing was checked."
     failed = [each for each in judgements if each.error is None and not each.passed]
@@ -46,20 +53,6 @@ def worst_gate(judgement: Judgement) -> GateResult | None:
     return max(failed, key=_severity) if failed else None
 
 
-def times(margin: float) -> str:
-    """How many times as much as is allowed, in five characters; nothing where that is no number."""
-    if not 1 < margin < math.inf:
-        return ""
-    if margin < 9.95:
-        return f"{margin:.1f}x"
-    if margin < 999.5:
-        return f"{margin:.0f}x"
-    if margin >= 9.5e9:
-        return ">9e9"
-    digit, _, power = f"{margin:.0e}".partition("e+")
-    return f"{digit}e{int(power)}x"
-
-
 def _rank(judgement: Judgement) -> tuple[int, float]:
     if judgement.passed:
         return 2, 0.0
@@ -78,8 +71,8 @@ def _worst(judgements: Sequence[Judgement]) -> str:
     worst = worst_first(judgements)[0]
     gate = worst_gate(worst)
     found = "judged by no gate" if gate is None else gate.name
-    far = "" if gate is None else times(gate.margin)
-    limit = f", {far} its limit" if far else ""
+    measured = gate is not None and 1 < gate.margin < math.inf
+    limit = f", {of_limit(gate.margin)}" if gate is not None and measured else ""
     return f"{_subject(worst, judgements)}{found}{limit}"
 
 

@@ -58,6 +58,7 @@ def _entry(judgement: Judgement) -> dict[str, Any]:
         "artefact_bytes": judgement.artefact_bytes,
         "isolation": None if judgement.isolation is None else list(judgement.isolation),
         "absent": list(judgement.absent),
+        "ignored": list(judgement.ignored),
         "alternative": judgement.alternative and asdict(judgement.alternative)["towers"],
         "patched": None if judgement.patched is None else asdict(judgement.patched),
         "known": [

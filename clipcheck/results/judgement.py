@@ -68,6 +68,7 @@ class Judgement:
             this process, and None where none of it ran.
         absent: outputs that the candidate does not have by its own signature, and that were not
             judged.
+        ignored: gates that judged it and were left out, as was asked for.
         assumed: whether it was assumed, and told by nothing, how the model computes where its
             weights do not tell.
         alternative: the other architecture that the candidate computes as; None where it passed or
@@ -115,6 +116,7 @@ class Judgement:
     isolation: tuple[str, ...] | None = None
     patched: Patched | None = None
     absent: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     assumed: bool = False
     alternative: Alternative | None = None
     error: str | None = None

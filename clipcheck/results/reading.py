@@ -65,6 +65,7 @@ def _judgement(entry: Mapping[str, Any], limits: Allclose) -> Judgement:
         limits=limits,
         isolation=None if entry["isolation"] is None else tuple(entry["isolation"]),
         absent=tuple(entry.get("absent", ())),
+        ignored=tuple(entry.get("ignored", ())),
         patched=Patched(**entry["patched"]) if entry.get("patched") else None,
         gates=tuple(_gate(each) for each in entry["gates"]),
         known=tuple(_known(each["title"]) for each in entry["known"]),

@@ -17,8 +17,8 @@ from clipcheck.sweep.jobs import Job, Outcome
 from clipcheck.sweep.ledger import Ledger, Verdict
 from clipcheck.sweep.plan import Plan, Unit
 from clipcheck.sweep.worker import unjudged
+from clipcheck.system.figures import duration, size
 from clipcheck.system.progress import Gauge, Progress, silent
-from clipcheck.system.sizes import written
 
 DEATHS = 2
 """So many workers may a checkpoint end before that is its verdict."""
@@ -183,8 +183,8 @@ class _Leader:
                 return "expected the size of what is fetched, for --disk bounds it. Give it a size."
             if job.bytes_to_fetch > self.disk:
                 return (
-                    f"expected to fetch at most {written(self.disk)}, as --disk has it, found "
-                    f"{written(job.bytes_to_fetch)}."
+                    f"expected to fetch at most {size(self.disk)}, as --disk has it, found "
+                    f"{size(job.bytes_to_fetch)}."
                 )
         return self.engine.refusal(job)
 
@@ -302,7 +302,7 @@ class _Leader:
         rows = [self.found[unit.key] for unit in self.plan.tasks[job.number]]
         states = ", ".join(dict.fromkeys(row.state for row in rows))
         seconds = rows[0].cost.get("seconds")
-        took = "" if seconds is None else f", {seconds:.1f} s"
+        took = "" if seconds is None else f", {duration(seconds)}"
         self.tell(f"{self._done()} of {len(self.plan.units)}: {job.label}: {states}{took}")
 
     def _done(self) -> int:

@@ -6,6 +6,7 @@ share of the whole is done; others need not know of that.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -98,6 +99,12 @@ class Tally:
         """So many more are done."""
         self._done += count
         self._advance(min(1.0, self._done / max(1, self._total)))
+
+
+def say_import(say: Progress) -> None:
+    """Say that torch is imported, before it is: that takes seconds, once in a process."""
+    if "torch" not in sys.modules:
+        say("importing torch")
 
 
 def still(_: float) -> None:

@@ -1,4 +1,4 @@
-"""Sizes as people write them.
+"""Sizes as people write them, read.
 
 Like `clipcheck.errors` it imports nothing of ours, and may be imported everywhere.
 """
@@ -16,11 +16,3 @@ def bytes_in(written: str) -> int | None:
     no size."""
     found = _SIZE.fullmatch(written)
     return None if found is None else int(float(found[1]) * _UNITS[found[2]])
-
-
-def written(count: int) -> str:
-    """The same for people: ``3.2 GB``, ``27.5 MB``, ``326 kB``."""
-    for unit in ("G", "M"):
-        if count >= _UNITS[unit]:
-            return f"{count / _UNITS[unit]:,.1f} {unit}B"
-    return f"{count / 1000:.0f} kB"

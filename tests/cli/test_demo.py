@@ -35,7 +35,7 @@ def test_demo_writes_an_archive_and_finds_it_consistent(run: Run) -> None:
     assert "seeded" in done.out
     assert "CONSISTENT" in done.out
     assert done.out.endswith("\nNext: clipcheck check YOUR_CHECKPOINT\n")
-    assert len(run("demo", "-q").out.splitlines()) <= 5
+    assert len(run("demo", "-q").out.splitlines()) <= 6
 
 
 @pytest.mark.usefixtures("minutes")

@@ -32,9 +32,7 @@ def test_equal_logits_pass_and_the_greatest_difference_is_told() -> None:
     assert found.name == "allclose"
     assert found.passed
     assert found.margin == 0.0
-    assert found.message == (
-        "probabilities agree within atol 0.01 and rtol 0.1; greatest difference 0"
-    )
+    assert found.message == ("probabilities agree within atol 0.01, rtol 0.1; worst difference 0")
 
 
 def moved() -> tuple[Named, Named]:
@@ -50,8 +48,8 @@ def test_the_message_names_output_rows_values_and_what_is_allowed_and_why() -> N
     assert not found.passed
     assert found.message == (
         "softmax(logits_per_image) differs in 2 of 6 probabilities; worst at image 18 (white), "
-        "prompt 18 (77 tokens): candidate 0.1, reference 0.4, 0.3 apart; up to 0.05 allowed "
-        "(atol 0.01 + rtol 0.1 x reference)"
+        "prompt 18 (77 tokens): candidate 0.1, reference 0.4, 0.3 apart (limit 0.05: "
+        "atol 0.01 + rtol 0.1 x reference)"
     )
     assert found.margin == pytest.approx(6)
     assert found.figures["logits_per_image"] == {
@@ -125,7 +123,7 @@ def test_the_greatest_difference_of_all_batches_is_told_when_they_pass() -> None
     ]
     found = allclose(cases, Allclose())
     assert found.passed
-    assert found.message.endswith("greatest difference 0.03")
+    assert found.message.endswith("worst difference 0.03")
     assert found.figures[name]["max_abs"] == pytest.approx(0.03)
 
 
@@ -202,8 +200,8 @@ def test_where_rounding_alone_may_exceed_it_the_assertion_judges_nothing(
     found = allclose([case], Allclose(), LIMITS["float16"])
     assert found.passed is passes
     assert found.message.startswith(
-        f"judges nothing where rounding alone may exceed it: the eager model is {own} times as far "
-        "from float64 as is allowed; softmax(logits_per_image) differs in "
+        "judges nothing where rounding alone may exceed it: the eager model's own error is "
+        f"{own}x the limit; softmax(logits_per_image) differs in "
     ) is passes  # fmt: skip
     assert allclose([case], Allclose(), LIMITS["bfloat16"]).passed
     assert not allclose([case], Allclose()).passed

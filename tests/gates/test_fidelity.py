@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import ArrayLike
 
-from clipcheck.gates.fidelity import fidelity, precision, times
+from clipcheck.gates.fidelity import against_eager, fidelity, precision
 from clipcheck.gates.result import LOGITS, OUTPUTS, Case, GateResult
 from clipcheck.gates.tolerances import LIMITS, Limits
 from tests.gates import (
@@ -191,8 +191,7 @@ def test_fidelity_says_how_near_the_farthest_is() -> None:
     assert found.name == "fidelity"
     assert found.passed
     assert found.message == (
-        "at most 1.9 times as far from float64 as the eager model, in the text features of a "
-        "whole batch of 6; 2 times is allowed"
+        "worst error 2.9e-5, eager 1.5e-5 (1.9x, limit 2x), text features of a whole batch of 6"
     )
     assert found.figures["text_features"] == {
         "rmse_ratio": pytest.approx(np.sqrt((5 + 16) / 6)),
@@ -200,7 +199,7 @@ def test_fidelity_says_how_near_the_farthest_is() -> None:
         "rmse": pytest.approx(np.sqrt((5 + 16) / 6) * UNIT),
         "worst": "a whole batch of 6",
     }
-    assert found.figures.keys() == {*OUTPUTS, "greatest"}
+    assert found.figures.keys() == {*OUTPUTS, "greatest", "agreement"}
     assert found.figures["greatest"].keys() == {"features", "feature_row", "logits", "logit_row"}
 
 
@@ -209,8 +208,7 @@ def test_fidelity_names_the_row_and_what_is_in_it() -> None:
     far = replace(APART, features=100)
     found = fidelity([case], far, SCALE)
     assert found.message == (
-        "text features of prompt 5 (77 tokens) are 40 times further from float64 than the eager "
-        "model is (root mean square error 0.00061); 5 times is allowed"
+        "worst error 6.1e-4, eager 1.5e-5 (40x, limit 5x), text features of prompt 5 (77 tokens)"
     )
     assert found.margin == 8.0
     assert found.figures["text_features"]["worst"] == "prompt 5 (77 tokens)"
@@ -226,17 +224,17 @@ def test_fidelity_says_what_is_not_finite() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "text"),
+    ("error", "ratio", "text"),
     [
-        (3.04, "3 times"),
-        (4.26, "4.3 times"),
-        (9.96, "10 times"),
-        (40.4, "40 times"),
-        (123_456, "120,000 times"),
+        (3.5e-7, 1.03, "3.5e-7, eager 3.4e-7 (1.0x, limit 10x)"),
+        (0.011, 16_000, "0.011, eager 6.9e-7 (16k x, limit 10x)"),
+        (0.0, 0.0, "0 (0x, limit 10x)"),
     ],
 )
-def test_two_digits_of_a_ratio_count(ratio: float, text: str) -> None:
-    assert times(ratio) == text
+def test_an_error_is_told_beside_that_of_the_eager_model(
+    error: float, ratio: float, text: str
+) -> None:
+    assert against_eager(error, ratio, 10.0) == text
 
 
 # --------------------------------------------------------------------------- the cap
@@ -313,8 +311,8 @@ def test_precision_names_the_logit_that_is_off_and_what_is_allowed() -> None:
     found = precision([case], replace(GENEROUS, roundoff=2.0**-11, cap=8), 100.0)
     assert found.name == "precision"
     assert found.message == (
-        "logits per image are 0.25 off at image 1 (kind 1), prompt 5 (77 tokens); "
-        "0.12 is allowed, 8 units in the last place"
+        "logits per image off by 0.25 at image 1 (kind 1), prompt 5 (77 tokens) "
+        "(limit 0.12, 8 ulps)"
     )
     assert found.margin == 2.0
 
@@ -325,8 +323,8 @@ def test_precision_says_how_near_all_logits_are() -> None:
     found = precision([case], limits, 100.0)
     assert found.passed
     assert found.message == (
-        "at most 0.52 times as far from float64 as the eager model, in the logits per image of "
-        "image 1 (kind 1); 4 times is allowed; no logit off by more than 0.062 of 0.12 allowed"
+        "worst error 0.026, eager 0.049 (0.52x, limit 4x), logits per image of image 1 (kind 1); "
+        "worst logit off by 0.062 (limit 0.12)"
     )
     assert found.margin == 0.5
 

@@ -38,8 +38,8 @@ def test_two_kinds_with_the_same_weights_and_all_outputs_pass() -> None:
     assert found.name == "integrity"
     assert found.margin == 0.0
     assert found.message == (
-        "305 weights the same bit for bit as the file's; "
-        "all 4 outputs there, finite, of the same shape and dtype"
+        "305 weights bit for bit those of the file; "
+        "all 4 outputs present, finite, and of the right shape and dtype"
     )
     assert found.figures == {
         "weights": {"compared": 305, "differing": 0, "unused": 0, "changed": 0},
@@ -70,11 +70,11 @@ def test_two_kinds_with_the_same_weights_and_all_outputs_pass() -> None:
         ),
         (
             replace(SOUND, unused={"encode_text": [], "forward": ["a", "b", "c", "d"]}),
-            "forward uses 4 weights in nothing: a, b, c and 1 more",
+            "4 weights have no effect on forward: a, b, c and 1 more",
         ),
         (
             replace(SOUND, unused={"encode_text": ["ln_final.bias"]}),
-            "encode_text uses 1 weights in nothing: ln_final.bias",
+            "1 weight has no effect on encode_text: ln_final.bias",
         ),
         (
             replace(SOUND, changed=["visual.bn1.running_mean", "visual.bn1.running_var"]),
@@ -96,13 +96,13 @@ def test_what_is_no_comparison_fails_and_says_why(evidence: Evidence, message: s
 def test_where_one_output_is_all_that_there_is_it_is_told_as_one() -> None:
     absent = frozenset(OUTPUTS) - {"image_features"}
     found = integrity([replace(sound_case(), absent=absent)], replace(SOUND, weights=None))
-    assert found.message == "the one output there, finite, of the same shape and dtype"
+    assert found.message == "the one output present, finite, and of the right shape and dtype"
 
 
 def test_of_weights_that_cannot_be_told_apart_nothing_is_said() -> None:
     found = integrity([sound_case()], replace(SOUND, weights=None))
     assert found.passed
-    assert found.message == "all 4 outputs there, finite, of the same shape and dtype"
+    assert found.message == "all 4 outputs present, finite, and of the right shape and dtype"
     assert found.figures["weights"]["compared"] == 0
 
 
@@ -123,7 +123,7 @@ def test_all_problems_are_told_at_once() -> None:
     evidence = replace(SOUND, weights=0, changed=["w"], buffers={"vocab_size": (1, 2)})
     found = integrity([case_of({}, outputs())], evidence)
     assert found.message == (
-        "no weights were compared; running the model changed 1 weights: w; "
+        "no weights were compared; running the model changed 1 weight: w; "
         "vocab_size is 1, and the weights imply 2; image_features is missing from the candidate; "
         "text_features is missing from the candidate; logits_per_image is missing from the "
         "candidate"

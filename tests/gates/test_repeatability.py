@@ -64,8 +64,8 @@ def test_what_does_not_move_is_stable() -> None:
     assert found.passed
     assert found.margin == 0.0
     assert found.message == (
-        "2 calls again, in other company and after other calls: at most 0 times the eager "
-        "model's distance from float64 apart; 10 times is allowed"
+        "2 repeated calls, alone, in other batches and after other calls: outputs moved by at most "
+        "0x the eager error (limit 10x)"
     )
     assert found.figures == {**{name: {"moved": 0.0} for name in OUTPUTS}, "calls": {"repeated": 2}}
 
@@ -92,8 +92,7 @@ def test_one_call_that_moved_is_found_among_those_that_did_not(position: int) ->
     found = repeatability([case], repeats, APART, SCALE)
     assert not found.passed
     assert found.message == (
-        "logits_per_text of prompt 1 in the third call moved by 40 times the eager model's "
-        "distance from float64; 14 times is allowed"
+        "logits_per_text of prompt 1 in the third call moved by 40x the eager error (limit 14x)"
     )
 
 
@@ -111,8 +110,8 @@ def test_a_row_that_differs_when_it_is_alone_is_named_by_its_place_in_the_batch(
     found = repeatability([first, second], [again(first), off], APART, SCALE)
     assert not found.passed
     assert found.message == (
-        "text_features of prompt 7 (77 tokens) alone in a batch moved by 120 times the eager "
-        "model's distance from float64; 10 times is allowed"
+        "text_features of prompt 7 (77 tokens) alone in a batch moved by 123x the eager error "
+        "(limit 10x)"
     )
     assert found.margin == pytest.approx(12.3)
 

@@ -66,10 +66,7 @@ def test_the_same_best_matches_pass_whatever_the_logits_are() -> None:
     found = top1([judged(exact * 9 - 4, exact)], APART, SCALE)
     assert found.name == "top1"
     assert found.passed
-    assert found.message == (
-        "the best match is the same in all 6 of 6 rows where it leads by more than rounding "
-        "explains"
-    )
+    assert found.message == "top-1 agrees in 6 of 6 rows"
     assert found.figures == {"rows": {"compared": 6, "clear": 6, "wrong": 0}}
     assert found.margin == 0.0
 
@@ -82,6 +79,7 @@ def test_rows_without_a_clear_lead_are_counted_and_not_judged() -> None:
     candidate[2, 0] = 0.5 * CAP
     found = top1([judged(candidate, exact)], APART, SCALE)
     assert found.passed
+    assert found.message == "top-1 agrees in 4 of 4 rows; 2 ties ignored"
     assert found.figures == {"rows": {"compared": 6, "clear": 4, "wrong": 0}}
 
 
@@ -106,8 +104,8 @@ def test_the_message_tells_which_row_and_which_match_is_right_and_which_is_wrong
     found = top1([measured(), case], APART, SCALE)
     assert not found.passed
     assert found.message == (
-        "1 of 11 clear best matches are others: image 2 (white) goes with prompt 0 (3 tokens) in "
-        "place of prompt 2 (empty), which leads by 0.75"
+        "top-1 differs in 1 of 11 rows: image 2 (white) goes with prompt 0 (3 tokens) in place of "
+        "prompt 2 (empty), which leads by 0.75"
     )
     assert found.figures == {"rows": {"compared": 11, "clear": 11, "wrong": 1}}
     # How much more it leads by than has to be clear.
@@ -131,8 +129,8 @@ def test_wrong_matches_of_all_batches_are_counted_and_that_by_the_widest_lead_is
     for cases in ((off, sound), (sound, off)):
         found = top1(cases, APART, SCALE)
         assert found.message == (
-            "2 of 12 clear best matches are others: image 1 goes with prompt 2 in place of "
-            "prompt 1, which leads by 2"
+            "top-1 differs in 2 of 12 rows: image 1 goes with prompt 2 in place of prompt 1, which "
+            "leads by 2"
         )
         assert found.margin == pytest.approx(2 / (2 * CAP))
     assert top1((off, off), APART, SCALE).figures["rows"]["wrong"] == 4

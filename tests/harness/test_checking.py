@@ -534,8 +534,8 @@ def test_a_weight_that_is_not_used_fails_integrity(written: Written) -> None:
 
     (judgement,) = clipcheck.check(written(skip), examples=CORNERS).judgements
     message = gate_of(judgement, "integrity").message
-    assert "encode_text uses 12 weights in nothing: transformer.resblocks.0." in message
-    assert "forward uses 12 weights in nothing" in message
+    assert "12 weights have no effect on encode_text: transformer.resblocks.0." in message
+    assert "12 weights have no effect on forward" in message
     assert "encode_image uses" not in message
 
 

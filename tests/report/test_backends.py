@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from clipcheck.backends.base import Missing, Option
 from clipcheck.backends.registry import Listed, listing
 from clipcheck.report.backends import render
-from clipcheck.report.cells import WIDTH
+from clipcheck.system.width import WIDTH
 
 COMPILE = Listed(
     "compile",

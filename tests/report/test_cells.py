@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from clipcheck.report.cells import WIDTH, command, padded, quoted, shortened, visible, wrapped
+from clipcheck.report.cells import command, padded, quoted, shortened, visible, wrapped
+from clipcheck.system.width import WIDTH, lines_of
 
 TEXTS = st.text(max_size=300) | st.text("ab/ \x1b\n\u202e日❤\ufe0f\u0301'\\$", max_size=300)
 
@@ -51,6 +52,15 @@ def test_wrapped_lines_go_on_below_the_first() -> None:
     assert wrapped("word " * 16, "  a  ") == ["  a  " + "word " * 14 + "word", "     word"]
     assert wrapped("x" * 100, "  ") == ["  " + "x" * 78, "  " + "x" * 22]
     assert wrapped("日" * 50, "  ") == ["  " + "日" * 39, "  " + "日" * 11]
+
+
+@given(TEXTS, st.integers(60, 100))
+def test_lines_are_as_wide_as_is_asked_for(text: str, cells: int) -> None:
+    with lines_of(cells):
+        lines = wrapped(text, "  error  ")
+        assert all(cell_len(line) <= cells for line in lines)
+        assert len(lines) == 1 or cell_len(wrapped("x" * 200)[0]) == cells
+    assert cell_len(wrapped("x" * 200)[0]) == WIDTH
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))))

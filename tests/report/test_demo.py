@@ -11,10 +11,10 @@ from clipcheck.audit.faults import fault_named
 from clipcheck.gates.localisation import Localisation, Place
 from clipcheck.gates.result import GateResult
 from clipcheck.inputs.examples import Example
-from clipcheck.report.cells import WIDTH
 from clipcheck.report.demo import planted, tour
 from clipcheck.results.failing import Failing, Measure
 from clipcheck.results.judgement import Judgement
+from clipcheck.system.width import WIDTH
 
 GELU = Place("text", "transformer.resblocks.0.mlp.gelu", "", 43.0, 10.0)
 

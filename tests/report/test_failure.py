@@ -38,12 +38,12 @@ def test_a_gate_that_failed_says_what_of_and_what_to_do() -> None:
 
 def test_the_input_that_it_failed_on_stands_below(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "failing_lines", lambda judgement: [f"  of {judgement.path}"])
-    place = Place("text", "ln_final", ratio=40, allowed=10, given="a batch")
+    place = Place("text", "ln_final", ratio=40, allowed=10, error=4e-5, given="a batch")
     departs = replace(JUDGED, localisation=Localisation([Place("image"), place]))
     assert failure(departs, "allclose").splitlines()[1:6] == [
         "probabilities differ",
-        "  departs first: ln_final: 40 times further from float64 than the eager model,",
-        "  given the same; 10 times is allowed; seen on a batch",
+        "  departs first: ln_final: error 4.0e-5, eager 1.0e-6 (40x, limit 10x); seen on",
+        "  a batch",
         "  of /tmp/RN50.pt",
         "Next: clipcheck convert /tmp/RN50.pt -o mended.pt",
     ]
@@ -97,7 +97,7 @@ def test_a_summary_begins_with_the_worst_and_fits_a_screen() -> None:
     lines = summary(result).splitlines()
     assert lines[:5] == [
         "INCONSISTENT: 1 of 3 checkpoints differs between JIT and eager, 1 could not be",
-        "judged. Worst: bad.pt: fidelity, 12x its limit.",
+        "judged. Worst: bad.pt: fidelity, 12x the limit.",
         "",
         "bad.pt, jit on cpu in float32",
         "  fidelity: 12 times further",

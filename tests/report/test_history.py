@@ -51,12 +51,12 @@ def test_a_comparison_reads_as_follows() -> None:
         "  torch 2.9.1 -> 2.14.1",
         "",
         "new failure: model.pt, jit on cpu in float32",
-        "  fidelity: passed 20 % of limit -> FAILED 12 × limit",
+        "  fidelity: passed 20 % of the limit -> FAILED 12x the limit",
         "    12 times further",
-        "  modules: less room: passed 10 % of limit -> passed 80 % of limit",
+        "  modules: less room: passed 10 % of the limit -> passed 80 % of the limit",
         "",
         "new failure: more.pt, jit on cpu in float32",
-        "  fidelity: FAILED 12 × limit",
+        "  fidelity: FAILED 12x the limit",
         "    12 times further",
         "",
         "newly unjudged: gone.pt, jit on cpu in float32",
@@ -64,8 +64,8 @@ def test_a_comparison_reads_as_follows() -> None:
         "",
         "mended: mended.pt, jit on cpu in float32",
         "  another SHA-256: 0101010101010101 -> 2323232323232323",
-        "  fidelity: FAILED 12 × limit -> passed 20 % of limit",
-        "  modules: more room: passed 80 % of limit -> passed 10 % of limit",
+        "  fidelity: FAILED 12x the limit -> passed 20 % of the limit",
+        "  modules: more room: passed 80 % of the limit -> passed 10 % of the limit",
         "",
         "WORSE: 2 new failures, 1 newly unjudged, 1 mended, 1 passes as before, margins shrank "
         "in 1.",
@@ -89,7 +89,7 @@ def test_gates_that_come_and_go_are_told() -> None:
     other = replace(SOUND, gates=(SOUND.gates[0], replace(BROKEN.gates[0], name="precision")))
     text = render(compare(run(SOUND), run(replace(other, passed=False))))
     assert "\n  modules: no longer judged\n" in text
-    assert "\n  precision: not judged before\n  precision: FAILED 12 × limit\n" in text
+    assert "\n  precision: not judged before\n  precision: FAILED 12x the limit\n" in text
 
 
 def test_names_from_a_file_cannot_steer_a_terminal() -> None:

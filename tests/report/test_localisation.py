@@ -11,9 +11,9 @@ from rich.cells import cell_len
 
 from clipcheck.gates.localisation import Localisation, Place
 from clipcheck.harness.localising import Localised
-from clipcheck.report.cells import WIDTH
 from clipcheck.report.localisation import render_json, report, verdict
 from clipcheck.report.text import BAD, GOOD
+from clipcheck.system.width import WIDTH
 
 SOUND = Localised(
     "model.pt",
@@ -62,8 +62,7 @@ def test_a_place_stands_beside_its_tower_and_what_to_do_next_behind_the_verdict(
     assert lines(departing(GELU))[2:] == [
         "  image tower  nothing departs",
         "  text tower   transformer.resblocks.0.mlp.gelu",
-        "               43 times further from float64 than the eager model, given the",
-        "               same; 10 times is allowed; seen on a batch",
+        "               error 1.0e-4, eager 2.3e-6 (43x, limit 10x); seen on a batch",
         "  logits       not looked at",
         "DEPARTS: text tower.",
         "Next: clipcheck check /models/model.pt --report clip-report",

@@ -48,9 +48,9 @@ def test_there_is_a_line_for_each_with_its_verdict_worst_gate_and_cost(tmp_path:
     lines = report.render(swept(tmp_path)).splitlines()
     assert [line.split() for line in lines[:5]] == [
         ["checkpoint", "verdict", "worst", "gate", "seconds", "fetched", "memory"],
-        ["model-00.pt", "consistent", "fidelity", "25%", "1.5", "-", "1.00", "GB"],
-        ["model-01.pt", "INCONSISTENT", "integrity", "1.5", "-", "1.00", "GB"],
-        ["model-02.pt", "not", "judged", "1.5", "-", "1.00", "GB"],
+        ["model-00.pt", "consistent", "fidelity", "25%", "1.5", "-", "1.0", "GB"],
+        ["model-01.pt", "INCONSISTENT", "integrity", "1.5", "-", "1.0", "GB"],
+        ["model-02.pt", "not", "judged", "1.5", "-", "1.0", "GB"],
         ["model-03.pt", "not", "judged", "-", "-", "-"],
     ]
 

@@ -35,27 +35,27 @@ def failing(name: str, *margins: float) -> Judgement:
         (
             (B,),
             "INCONSISTENT: 1 checkpoint differs between JIT and eager. "
-            "Worst: fidelity, 12x its limit.",
+            "Worst: fidelity, 12x the limit.",
         ),
         (
             (A, B),
             "INCONSISTENT: 1 of 2 checkpoints differs between JIT and eager. "
-            "Worst: b.pt: fidelity, 12x its limit.",
+            "Worst: b.pt: fidelity, 12x the limit.",
         ),
         (
             (B, replace(B, **BESIDE), replace(A, backend="trace"), GONE),
             "INCONSISTENT: 2 of 4 runs differ from the eager model, 1 could not be judged. "
-            "Worst: b.pt, jit on cpu in float32: fidelity, 12x its limit.",
+            "Worst: b.pt, jit on cpu in float32: fidelity, 12x the limit.",
         ),
         (
             (A, replace(A, **HALF), replace(failing("a.pt", 2.0), dtype="bfloat16")),
             "INCONSISTENT: 1 of 3 runs differs between JIT and eager. "
-            "Worst: a.pt, jit on cpu in bfloat16: gate-1, 2.0x its limit.",
+            "Worst: a.pt, jit on cpu in bfloat16: gate-1, 2.0x the limit.",
         ),
         (
             (failing("a.pt", 2.0, 7e4), failing("b.pt", 9.0)),
             "INCONSISTENT: 2 of 2 checkpoints differ between JIT and eager. "
-            "Worst: a.pt: gate-2, 7e4x its limit.",
+            "Worst: a.pt: gate-2, 70k x the limit.",
         ),
         (
             (failing("a.pt", 7e4, 0.0), failing("b.pt", math.inf)),

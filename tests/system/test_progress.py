@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
-from clipcheck.system.progress import Gauge, Span, Tally
+from clipcheck.system.progress import Gauge, Span, Tally, say_import
 
 
 class Listener:
@@ -67,3 +68,15 @@ def test_a_tally_never_tells_of_more_than_all() -> None:
         tally.add(count)
     Tally(0, told.append).add()
     assert told == [0.25, 0.75, 1.0, 1.0]
+
+
+def test_the_import_of_torch_is_told_where_it_is_still_to_be_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listener = Listener()
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    say_import(listener)
+    assert listener.words == []
+    monkeypatch.delitem(sys.modules, "torch")
+    say_import(listener)
+    assert listener.words == ["importing torch"]

@@ -25,6 +25,7 @@ from clipcheck.report.html.words import as_far, figure, ratio, visible
 from clipcheck.report.text import next_steps
 from clipcheck.report.verdict import verdict
 from clipcheck.results.judgement import Judgement, Result
+from clipcheck.system.figures import size
 
 PHASES = {
     "load": "loading both ways",
@@ -191,7 +192,7 @@ class _Section:
     @property
     def memory(self) -> str:
         peak = self.judgement.peak_memory
-        return f"{peak / 1e9:.2f} GB" if peak else "not known on this system"
+        return size(peak) if peak else "not known on this system"
 
 
 def _cell(gate: GateResult) -> _Cell:

@@ -23,6 +23,7 @@ from clipcheck.gates.result import MEANT
 from clipcheck.gates.tolerances import Limits
 from clipcheck.report.html.svg import COLOURS, inline, styled
 from clipcheck.report.html.words import as_far, ascii_only, cut, figure, ratio
+from clipcheck.system.figures import number
 
 _WIDTH = 9.6
 """Of every figure, in inches of 72 units; the style sheet scales it to the page."""
@@ -446,7 +447,7 @@ def _short(value: float) -> str:
     """At most eight characters."""
     if math.isnan(value):
         return "NaN"
-    return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:g}" if math.isinf(value) else number(value).replace(".0e", "e")
 
 
 def _heat_caption(given: Heat, greatest: float) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import unicodedata
 
+from clipcheck.system.figures import multiple, number
+
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Kinds of characters that show nothing, turn what is around them, or cannot be written."""
 
@@ -19,20 +21,13 @@ def visible(text: str) -> str:
 
 def figure(value: float) -> str:
     """Three digits that count."""
-    if not math.isfinite(value):
-        return "not a number" if math.isnan(value) else "infinite"
-    if value and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.2e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return number(value, 3)
 
 
 def ratio(value: float) -> str:
     """How many times, with two digits that count."""
-    if not math.isfinite(value):
-        return "not a number"
-    rounded = float(f"{value:.2g}")
-    digits = f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
-    return f"{digits}\N{MULTIPLICATION SIGN}"
+    told = multiple(value).replace(".0x", "x").replace("x", "\N{MULTIPLICATION SIGN}")
+    return told or "not a number"
 
 
 def as_far(times: float) -> str:

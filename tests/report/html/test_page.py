@@ -24,6 +24,7 @@ from clipcheck.inputs.examples import Example
 from clipcheck.report import evidence, html, text
 from clipcheck.report.html import render
 from clipcheck.results.judgement import Judgement
+from clipcheck.system.width import WIDTH, lines_of
 from tests.report import KNOWN, several_backends
 from tests.report.html.judgements import (
     FAILED,
@@ -78,7 +79,7 @@ def test_the_matrix_has_each_gate_with_its_figure_and_the_room_that_is_left() ->
         "checkpoint integrity allclose fidelity modules precision top1 repeatability model.pt"
     )
     assert (
-        "jit, cpu, float32 ✓ pass 77 weights nothing off ✓ pass 2.40e-06 apart over 99 % left"
+        "jit, cpu, float32 ✓ pass 77 weights nothing off ✓ pass 2.40e-6 apart over 99 % left"
         in (matrix)
     )
     assert "✓ pass 1.2× of 8× 85 % left ✓ pass 1× of 10× 90 % left not for jit in float32" in matrix
@@ -121,7 +122,7 @@ def test_where_it_departs_first_is_said_at_the_top_and_tower_by_tower() -> None:
     assert "my model.pt departs first at transformer.resblocks.0.mlp , sum behind it (text)" in top
     table = found.partition("Where it departs first ")[2].partition("The input that fails")[0]
     assert "image nowhere text transformer.resblocks.0.mlp , sum behind it (encode_text)" in table
-    assert "500× 10× 1.00e-04 prompt 3 logits its features are off" in table
+    assert "500× 10× 1.00e-4 prompt 3 logits its features are off" in table
 
 
 def test_without_it_the_first_gate_that_fails_is_at_the_top() -> None:
@@ -169,20 +170,20 @@ def test_ids_that_no_text_gives_are_shown_as_such() -> None:
 
 def test_where_the_files_own_code_ran_is_told() -> None:
     apart = replace(PASSED, isolation=("no network (seccomp)", "no new privileges"))
-    assert "its own code ran apart: no network (seccomp); no new privileges" in page(apart).text
-    assert "with all rights" in page(replace(PASSED, isolation=())).text
+    assert "sandboxed: no network (seccomp); no new privileges" in page(apart).text
+    assert "unsandboxed" in page(replace(PASSED, isolation=())).text
     assert "its own code" not in page(replace(PASSED, isolation=None)).text
 
 
 def test_the_weights_are_vouched_for() -> None:
     found = page(PASSED).text
     assert "Integrity of the weights ✓ pass 77 weights the same." in found
-    assert f"SHA-256 {'ab' * 32} released none of the released files" in found
+    assert f"SHA-256 {'ab' * 32} released not a released file" in found
     assert "released as RN50, bit for bit" in page(replace(PASSED, released="RN50")).text
     assert "weights 77 compared, 0 differing, 0 unused, 0 changed SHA-256" in found
     assert "integrity weights compared 77" in found
     unread = page(replace(UNJUDGED, sha256="ab" * 32)).text
-    assert f"SHA-256 {'ab' * 32} released none" in unread
+    assert f"SHA-256 {'ab' * 32} released not a" in unread
 
 
 def test_the_command_repeats_the_check() -> None:
@@ -222,7 +223,7 @@ def test_time_goes_by_phase_and_memory_is_there() -> None:
         "phase seconds share loading both ways 0.24 11 % drawing images and prompts 0.50 22 % "
         "the eager model 1.00 45 % the candidate, all calls 0.50 22 % all 2.24"
     )
-    assert "peak memory 1.23 GB" in found
+    assert "peak memory 1.2 GB" in found
     assert "peak memory not known" in page(replace(PASSED, peak_memory=None)).text
 
 
@@ -412,6 +413,14 @@ def test_a_page_of_another_run_does_not_stand_in_for_one_that_cannot_be_made(
     with pytest.raises(ZeroDivisionError):
         evidence.keep(result(FAILED), tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_text_that_is_kept_is_as_wide_as_files_are(tmp_path: Path) -> None:
+    long = replace(FAILED, checkpoint="long/" * 40)
+    with lines_of(100):
+        kept = evidence.keep(result(long), tmp_path)
+        assert max(map(len, text.render(kept).splitlines())) == 100
+    assert max(map(len, (tmp_path / "report.txt").read_text().splitlines())) == WIDTH
 
 
 SCRIPT = """

@@ -1,0 +1,31 @@
+"""Whether a difference matters: cosine and best match, beside the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from clipcheck.results.judgement import Judgement
+
+
+def told(judgements: Sequence[Judgement]) -> str:
+    """Say the least cosine and how often the best match is the same, over all of them; nothing
+    where none was measured."""
+    found = [
+        gate.figures["agreement"]
+        for each in judgements
+        for gate in each.gates
+        if "agreement" in gate.figures
+    ]
+    cosines = [float(each["cosine"]) for each in found if "cosine" in each]
+    parts = [f"least cosine {_cosine(min(cosines))}"] if cosines else []
+    rows = sum(int(each.get("rows", 0)) for each in found)
+    if rows:
+        same = sum(int(each.get("top1", 0)) for each in found)
+        parts.append(f"top-1 the same in {same:,} of {rows:,} rows")
+    return f"Against float64: {'; '.join(parts)}." if parts else ""
+
+
+def _cosine(value: float) -> str:
+    """With five digits, never rounded up."""
+    return "over 0.99999" if value > 0.99999 else f"{math.floor(value * 1e5) / 1e5:.5f}"
