@@ -142,6 +142,7 @@ def test_a_checkpoint_that_kills_its_worker_fails_by_name_and_the_others_are_jud
     assert report.endswith("NOT JUDGED: 1 of 3 checkpoints could not be judged, 2 passed.\n")
 
 
+@pytest.mark.thorough
 def test_each_checkpoint_is_judged_once_in_one_worker_large_ones_first(
     here: pytest.Pytester,
 ) -> None:
@@ -199,7 +200,8 @@ def test_it_runs_beside_plugins_that_shuffle_and_repeat(here: pytest.Pytester) -
     assert len(judged(here)) == 2
 
 
-@parametrize("workers", ["-n0", "-n2"], quick=1)
+@pytest.mark.thorough
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
 def test_on_github_the_summary_is_written_once_and_failures_are_annotated(
     here: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: str
 ) -> None:
@@ -223,6 +225,7 @@ def test_on_github_the_summary_is_written_once_and_failures_are_annotated(
         assert text.count(f"| {name} | jit | cpu | float32 |") == 1
 
 
+@pytest.mark.thorough
 def test_a_summary_that_cannot_be_written_is_told_on_stderr(
     here: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +236,7 @@ def test_a_summary_that_cannot_be_written_is_told_on_stderr(
     assert any("the summary cannot be written (" in line for line in result.errlines)
 
 
+@pytest.mark.thorough
 def test_a_run_that_judges_nothing_adds_nothing_to_the_summary(
     here: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +247,7 @@ def test_a_run_that_judges_nothing_adds_nothing_to_the_summary(
     assert not (here.path / "summary.md").exists()
 
 
+@pytest.mark.thorough
 def test_several_backends_are_judged_each_by_its_gates(pytester: pytest.Pytester) -> None:
     (pytester.path / "minute.pt").write_bytes(minute_bytes(Format.ARCHIVE))
     pytester.makepyfile(
@@ -269,7 +274,7 @@ def test_several_backends_are_judged_each_by_its_gates(pytester: pytest.Pytester
     assert [[gate["name"] for gate in each["gates"]] for each in results] == [gates] * 2
 
 
-@parametrize("workers", ["-n0", "-n2"], quick=1)
+@parametrize("workers", ["-n0", "-n2"])
 def test_it_does_not_run_without_a_checkpoint(here: pytest.Pytester, workers: str) -> None:
     result = here.runpytest_subprocess(*SUITE, workers, "--clip-report=report")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -278,7 +283,8 @@ def test_it_does_not_run_without_a_checkpoint(here: pytest.Pytester, workers: st
     assert not (here.path / "judged").exists()
 
 
-@parametrize("workers", ["-n0", "-n2"], quick=1)
+@pytest.mark.thorough
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
 def test_it_is_not_green_where_all_of_it_is_left_out(here: pytest.Pytester, workers: str) -> None:
     here.makepyfile(test_mine="def test_mine(): pass")
     options = (*SUITE, "test_mine.py", *chosen("small.pt"), workers, "-p", "no:randomly")
@@ -290,6 +296,7 @@ def test_it_is_not_green_where_all_of_it_is_left_out(here: pytest.Pytester, work
     assert here.runpytest_subprocess(*options).ret == pytest.ExitCode.OK
 
 
+@pytest.mark.thorough
 def test_an_unknown_backend_is_refused_before_any_test_runs(here: pytest.Pytester) -> None:
     result = here.runpytest_subprocess(*SUITE, *chosen("small.pt"), "--clip-backend=tracer")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -261,6 +261,7 @@ sys.exit(any(os.waitpid(child, 0)[1] for child in children))
 """
 
 
+@pytest.mark.thorough
 def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     """In processes of their own: within one, TorchScript numbers equal class names on and on."""
     folders = [tmp_path / str(number) for number in range(2)]

@@ -16,12 +16,15 @@ from clipcheck.writers.convert import convert, write
 from clipcheck.writers.synthesize import synthesize
 from tests.models import assert_near, inputs, outputs
 from tests.samples import MINUTE, MINUTE_RESNET
+from tests.thorough import parametrize, thorough
 
 _A, _S, _T = FILE_FORMATS
 TOUR = [_A, _S, _S, _T, _T, _A, _T, _S, _A]
 
 
-@pytest.fixture(scope="module", params=[MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
+@pytest.fixture(
+    scope="module", params=[pytest.param(MINUTE, id="vit"), thorough(MINUTE_RESNET, id="resnet")]
+)
 def archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tests must not change the file."""
     path = tmp_path_factory.mktemp("small") / "archive.pt"
@@ -82,7 +85,7 @@ def test_the_same_weights_give_the_same_bytes(
 # --------------------------------------------------------------------------- dtypes
 
 
-@pytest.mark.parametrize("form", FILE_FORMATS)
+@parametrize("form", FILE_FORMATS, quick=2)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
 def test_a_dtype_is_for_the_weights_that_are_half_in_the_released_files(
     checkpoint: Checkpoint, tmp_path: Path, dtype: torch.dtype, form: Format
@@ -111,7 +114,7 @@ def test_a_dtype_makes_the_mix_of_the_released_files_of_a_single_dtype(
         assert same_bits(found[key], checkpoint.tensors[key]), key
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], quick=2)
 def test_a_trained_state_dict_becomes_an_archive_that_computes_the_same(
     checkpoint: Checkpoint, tmp_path: Path, dtype: torch.dtype
 ) -> None:

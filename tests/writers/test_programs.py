@@ -22,6 +22,7 @@ from clipcheck.writers.programs import (
 )
 from clipcheck.writers.synthesize import synthesize
 from tests.samples import MINUTE, MINUTE_RESNET
+from tests.thorough import thorough
 
 
 def built(architecture: Architecture, dtype: torch.dtype = torch.float32) -> eager.CLIP:
@@ -45,6 +46,7 @@ def test_both_batches_are_of_any_size_from_one_on() -> None:
     assert [int(size.lower) for size in sizes] == [1, 1]
 
 
+@pytest.mark.thorough
 def test_it_can_be_exported_in_inference_mode() -> None:
     model = built(MINUTE)
     with torch.inference_mode():
@@ -61,6 +63,7 @@ def test_a_pt2_file_says_nothing_of_this_machine(tmp_path: Path) -> None:
     assert torch.export.load(path).graph_signature.user_inputs == INPUTS
 
 
+@pytest.mark.thorough
 def test_a_pt2_file_may_have_any_name_and_torch_may_warn_of_others_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -82,7 +85,7 @@ def test_a_pt2_file_may_have_any_name_and_torch_may_warn_of_others_again(
     ("architecture", "dtype"),
     [
         pytest.param(MINUTE, torch.float32, id="vit"),
-        pytest.param(MINUTE_RESNET, torch.float16, id="resnet"),
+        thorough(MINUTE_RESNET, torch.float16, id="resnet"),
     ],
 )
 def test_an_onnx_file_is_valid_and_alone(
