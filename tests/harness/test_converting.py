@@ -33,6 +33,7 @@ from tests.archives import (
     with_heads,
 )
 from tests.samples import CRC32, MINUTE, MINUTE_RESNET, minute_weights, saved, with_field
+from tests.thorough import parametrize
 
 GELU = MINUTE.with_blocks(activation=Activation.GELU)
 
@@ -86,7 +87,7 @@ def refused(path: Path, isolation: Any = "none") -> str:
 BOTH = "in the image and text towers, judged as"
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("alter", "methods", "message"),
     [
         (lambda: with_activation(ByErf), METHODS, f"computes GELU {BOTH} QuickGELU"),
@@ -111,6 +112,7 @@ BOTH = "in the image and text towers, judged as"
             "GELU in the text tower, judged as QuickGELU",
         ),
     ],
+    quick=5,
     ids=["erf", "tanh", "image", "heads", "epsilon", "forward", "one", "text", "two"],
 )
 def test_an_archive_that_computes_as_another_architecture_is_not_converted(
@@ -132,7 +134,7 @@ def test_of_logits_alone_both_towers_are_changed_at_once(tmp_path: Path) -> None
     assert f"computes GELU {BOTH} QuickGELU" in refused(path)
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("takes", "give", "towers"),
     [
         ("it", lambda c, _, i, t: (c.encode_image(i), c.encode_text(t)), "image and text towers"),
@@ -140,6 +142,7 @@ def test_of_logits_alone_both_towers_are_changed_at_once(tmp_path: Path) -> None
         ("i", lambda c, _, i: c.encode_image(i), "image tower"),
         ("t", lambda c, _, t: c.encode_text(t), "text tower"),
     ],
+    quick=1,
     ids=["features", "per-text", "image", "text"],
 )
 def test_what_forward_gives_tells_as_well(

@@ -71,6 +71,7 @@ def folder(result: Result, tmp_path: Path) -> Path:
     return Path(saved)
 
 
+@pytest.mark.thorough
 def test_it_is_shrunk_to_a_prompt_of_one_token_and_found_again_in_another_process(
     folder: Path,
 ) -> None:
@@ -393,6 +394,7 @@ def test_archives_with_other_dimensions_of_their_own_take_raw_inputs_otherwise()
     assert _frontend_of(facts, architecture_named("tiny-vit")) == Frontend(40, 77)
 
 
+@pytest.mark.thorough
 def test_the_suite_prints_the_smallest_input_and_keeps_it(
     wrong_on_any_prompt: Path, tmp_path: Path
 ) -> None:
