@@ -115,7 +115,7 @@ def test_all_its_weights_are_the_files(built: Built) -> None:
     assert (list(evidence.doubts), dict(evidence.differing)) == ([], {})
 
 
-@parametrize("form", ["archive", "safetensors"])
+@parametrize("form", ["safetensors", "archive"])
 @parametrize("dtype", ["float16", "float32", "bfloat16"])
 def test_in_half_it_keeps_in_float32_what_the_eager_model_keeps(
     archive: Checkpoint, tmp_path: Path, dtype: str, form: str
@@ -233,7 +233,7 @@ OTHER = [
 ]
 
 
-@parametrize("form", [Format.SAFETENSORS, Format.ARCHIVE], quick=1)
+@parametrize("form", [Format.ARCHIVE, Format.SAFETENSORS], quick=1)
 @parametrize("architecture", OTHER, quick=2, ids=Architecture.departures)
 def test_it_builds_the_architecture_that_is_told(
     tmp_path: Path, architecture: Architecture, form: Format
