@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=quick_first(["sdpa", "eager"]))
+@pytest.fixture(scope="module", params=quick_first(["eager", "sdpa"]))
 def attention(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

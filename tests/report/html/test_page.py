@@ -440,6 +440,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.thorough
 def test_a_check_without_a_report_imports_neither_templates_nor_plots(
     minute_archive: Path, tmp_path: Path
 ) -> None:
