@@ -74,16 +74,18 @@ PAIRS = [
     for choice in everything()
     for name in (["vit"] if choice.name in SLOW else SMALL)
 ]
-QUICK = {(str(Choice(name, way(name).VARIANTS[0])), "vit") for name in BACKENDS}
-"""Each backend once, with the smallest model. An archive of a ResNet is run as well."""
+QUICK = {
+    *((str(Choice(name, way(name).VARIANTS[0])), "vit") for name in BACKENDS if name != "compile"),
+    ("jit", "resnet"),
+}
+"""Each backend once, with the smallest model. What is compiled for one batch alone is run once by
+a test of its own: for all of these it takes most of a minute."""
 
 FITTING = [
     pytest.param(
         pair,
         id=f"{pair[0]}-{pair[1]}",
-        marks=()
-        if (str(pair[0]), pair[1]) in {*QUICK, ("jit", "resnet")}
-        else pytest.mark.thorough,
+        marks=() if (str(pair[0]), pair[1]) in QUICK else pytest.mark.thorough,
     )
     for pair in PAIRS
     if unfit(pair[0], SMALL[pair[1]]) is None

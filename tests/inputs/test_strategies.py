@@ -252,6 +252,7 @@ SMALL_IMAGE_FEATURES: Features = {
 }
 
 
+@pytest.mark.thorough
 def test_images_of_each_mode_and_orientation_and_transparency_come_up() -> None:
     assert not missing(images(max_side=8), SMALL_IMAGE_FEATURES, 1600)
 
@@ -556,7 +557,7 @@ def test_prompts_of_each_kind_come_up() -> None:
     assert not missing(prompts(), PROMPT_FEATURES, 3200)
 
 
-@pytest.mark.parametrize("context_length", [77, 16])
+@parametrize("context_length", [77, 16], quick=1)
 def test_prompts_of_all_lengths_up_to_the_context_and_beyond_come_up(context_length: int) -> None:
     lengths = [count(text) for text in drawn(prompts(context_length=context_length), 400)]
     for low, high in ((0, 0.26), (0.26, 0.5), (0.5, 0.75), (0.75, 1), (1, 9)):

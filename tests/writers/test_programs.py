@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from torch.export import ExportedProgram
 
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
 from clipcheck.errors import OutputError
@@ -34,25 +35,35 @@ def built(architecture: Architecture, dtype: torch.dtype = torch.float32) -> eag
     return eager.build(architecture, cast)
 
 
-def test_a_program_holds_the_weights_of_the_model_themselves() -> None:
-    model = built(MINUTE)
-    held = export(model).state_dict
+@pytest.fixture(scope="module")
+def model() -> eager.CLIP:
+    return built(MINUTE)
+
+
+@pytest.fixture(scope="module")
+def program(model: eager.CLIP) -> ExportedProgram:
+    return export(model)
+
+
+def test_a_program_holds_the_weights_of_the_model_themselves(
+    model: eager.CLIP, program: ExportedProgram
+) -> None:
+    held = program.state_dict
     for key, tensor in model.state_dict().items():
         assert held[f"model.{key}"].data_ptr() == tensor.data_ptr()
 
 
-def test_both_batches_are_of_any_size_from_one_on() -> None:
-    sizes = export(built(MINUTE)).range_constraints.values()
+def test_both_batches_are_of_any_size_from_one_on(program: ExportedProgram) -> None:
+    sizes = program.range_constraints.values()
     assert [int(size.lower) for size in sizes] == [1, 1]
 
 
 @pytest.mark.thorough
-def test_it_can_be_exported_in_inference_mode() -> None:
-    model = built(MINUTE)
+def test_it_can_be_exported_in_inference_mode(model: eager.CLIP, program: ExportedProgram) -> None:
     with torch.inference_mode():
         found = export(model)
     assert [str(node.target) for node in found.graph.nodes] == [
-        str(node.target) for node in export(model).graph.nodes
+        str(node.target) for node in program.graph.nodes
     ]
 
 
