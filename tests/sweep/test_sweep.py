@@ -184,6 +184,7 @@ def _sweep_twice(folder: Path, place: Path) -> None:
     assert opened | before == {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.thorough
 def test_a_sweep_whose_parent_is_killed_goes_on_where_it_was(folder: Path, locally: Path) -> None:
     require_each_once(folder, locally)
     fates = [fate for (fate,) in rows(locally, "SELECT fate FROM attempts")]
@@ -250,7 +251,6 @@ def test_a_sweep_on_a_cluster_that_loses_a_node_finds_the_same(
     assert not found.worse
 
 
-@pytest.mark.thorough
 def test_ctrl_c_leaves_a_ledger_to_go_on_from(folder: Path, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.sqlite"
     asked = command(folder, ledger, "--workers", 1)
