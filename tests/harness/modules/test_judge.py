@@ -193,7 +193,7 @@ def test_the_epsilon_of_one_deep_normalisation_is_seen_and_named(judged: Judged)
     assert off(found) == [f"{block}.ln_2", block]
     result = modules(found, FLOAT)
     assert not result.passed
-    assert result.message.startswith(f"{block}.ln_2 (forward) is ")
+    assert result.message.startswith(f"{block}.ln_2 (forward): error ")
 
 
 @pytest.mark.thorough
@@ -205,7 +205,7 @@ def test_the_epsilon_of_a_batch_normalisation_in_one_bottleneck_is_seen_and_name
 
     found = judged(RESNET, alter)
     assert off(found) == ["visual.layer2.1.bn2", "visual.layer2.1"]
-    assert modules(found, FLOAT).message.startswith("visual.layer2.1.bn2 (forward) is ")
+    assert modules(found, FLOAT).message.startswith("visual.layer2.1.bn2 (forward): error ")
 
 
 def attention_scaled_by(factor: float) -> Alter:
@@ -254,7 +254,7 @@ def test_a_fault_of_forward_alone_is_seen_and_its_method_is_named(judged: Judged
     assert off(found) == ["visual.ln_post"]
     methods = [(e.method, ratio(e) > 10) for e in found.errors if e.module == "visual.ln_post"]
     assert methods == [("forward", False), ("forward1", True)]
-    assert modules(found, FLOAT).message.startswith("visual.ln_post (forward1) is ")
+    assert modules(found, FLOAT).message.startswith("visual.ln_post (forward1): error ")
 
 
 def test_what_is_not_finite_fails_and_what_is_given_it_is_not_judged(judged: Judged) -> None:
