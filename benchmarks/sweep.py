@@ -1,4 +1,4 @@
-"""What a sweep takes, foretold and measured; and what the foretelling goes by.
+"""The time of a sweep, estimated and measured, and what the estimate is based on.
 
 First it measures the figures of the model (`clipcheck.sweep.cost`): what a check takes that has
 next to nothing to compute, reading and hashing a file, and the rest of a check of one architecture,
@@ -147,13 +147,13 @@ def compare(folder: Path, wanted: list[str], measured: Rates) -> None:
                     predicted(architecture, paths[-1].stat().st_size, workers, measured)
                 )
     print(f"\nA catalogue of {len(paths)}: {', '.join(wanted)}.\n")
-    print("| workers | threads of each | foretold, s | measured, s | measured over foretold |")
+    print("| workers | threads of each | estimated, s | measured, s | measured over estimated |")
     print("|---|---|---|---|---|")
     for workers in WORKERS:
-        foretold = makespan(seconds[workers], workers, measured=measured)
+        estimated = makespan(seconds[workers], workers, measured=measured)
         took = swept(folder, paths, workers, f"with-{workers}")
         each = threads(cores(), workers)
-        print(f"| {workers} | {each} | {foretold:.0f} | {took:.0f} | {took / foretold:.2f} |")
+        print(f"| {workers} | {each} | {estimated:.0f} | {took:.0f} | {took / estimated:.2f} |")
 
 
 def predicted(architecture: str, size: int, workers: int, measured: Rates) -> float:
