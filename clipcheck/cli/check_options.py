@@ -11,6 +11,14 @@ from clipcheck.cli.options import INPUTS, MODEL, OUTPUT, RUNNING
 
 _GATES = "Gates"
 
+
+def gate_names() -> list[str]:
+    """Return what a shell completes the name of a gate with."""
+    from clipcheck.gates.registry import NAMES
+
+    return list(NAMES)
+
+
 Reference = Annotated[
     str | None,
     typer.Option(
@@ -51,6 +59,7 @@ Select = Annotated[
     typer.Option(
         "--select",
         metavar="GATE",
+        autocompletion=gate_names,
         help="Judge by this gate alone; repeatable. See `clipcheck explain`.",
         rich_help_panel=_GATES,
     ),
@@ -60,6 +69,7 @@ Ignore = Annotated[
     typer.Option(
         "--ignore",
         metavar="GATE",
+        autocompletion=gate_names,
         help="Leave this gate out, which the verdict then says; repeatable.",
         rich_help_panel=_GATES,
     ),

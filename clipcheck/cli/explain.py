@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from clipcheck.cli.check_options import gate_names
 from clipcheck.cli.output import print_line
 from clipcheck.errors import UsageError, nearest
 
@@ -13,7 +14,11 @@ from clipcheck.errors import UsageError, nearest
 def explain(
     gate: Annotated[
         str | None,
-        typer.Argument(metavar="GATE", help="The name of a gate. Without one, all are listed."),
+        typer.Argument(
+            metavar="GATE",
+            autocompletion=gate_names,
+            help="The name of a gate. Without one, all are listed.",
+        ),
     ] = None,
 ) -> None:
     """Explain what a gate judges, and what to do if it fails."""

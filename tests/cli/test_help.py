@@ -71,9 +71,19 @@ def test_options_are_in_groups(run: Run) -> None:
     assert all(option in inputs for option in ("--examples", "--seed", "--atol", "--rtol"))
 
 
-def test_a_shell_can_complete_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("ch", ["check"]),
+        ("explain fid", ["fidelity"]),
+        ("check x.pt --ignore re", ["repeatability"]),
+    ],
+)
+def test_a_shell_can_complete_commands_and_gates(
+    run: Run, monkeypatch: pytest.MonkeyPatch, typed: str, completed: list[str]
+) -> None:
     assert "--show-completion" in run("-h").out
     monkeypatch.setenv("_CLIPCHECK_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "clipcheck ch")
-    monkeypatch.setenv("COMP_CWORD", "1")
-    assert run().out.split() == ["check"]
+    monkeypatch.setenv("COMP_WORDS", f"clipcheck {typed}")
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split())))
+    assert run().out.split() == completed

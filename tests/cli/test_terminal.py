@@ -18,6 +18,7 @@ from rich.text import Text
 from clipcheck.cli import terminal
 from clipcheck.cli.terminal import Display
 from clipcheck.cli.time_left import TimeLeft, elapsed_text, left_text
+from conftest import Run
 
 ERASED = re.compile(r"\x1b\[1A\x1b\[2K$")
 
@@ -258,3 +259,16 @@ def test_what_a_stream_cannot_encode_is_escaped() -> None:
     with standing_for("stdout", file):
         terminal.show(Text("日.pt"))
     assert file.buffer.getvalue() == b"\\u65e5.pt\n"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("columns", [60, 90, 200])
+def test_a_report_is_as_wide_as_the_terminal_up_to_100_columns(
+    run: Run, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    screen = Screen()
+    with standing_for("stdout", screen.file):
+        run("explain", "fidelity")
+    widest = max(len(line) for line in screen.close().splitlines())
+    most = min(columns, 100)
+    assert most - 12 < widest <= most
