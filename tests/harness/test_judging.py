@@ -322,7 +322,7 @@ def test_one_length_that_is_wrong_is_named(dealt: Trial) -> None:
             return super().encode_text(tokens) * np.where(wrong, 1.01, 1)[:, None]
 
     gates = judged(dealt, dealt.run(Wrong()))
-    assert "text features of a prompt of 5 tokens are" in gates["fidelity"].message
+    assert "text features of a prompt of 5 tokens" in gates["fidelity"].message
 
 
 # --------------------------------------------------------------------------- gates

@@ -68,7 +68,7 @@ def test_of_a_sound_archive_every_module_is_called_alone_and_none_is_off(
     assert found.reached["logit"] == pytest.approx(100, rel=1e-3)
     result = modules(found, FLOAT)
     assert result.passed
-    assert f", {len(alone)} on extreme inputs as well: at most " in result.message
+    assert f", {len(alone)} on extreme inputs as well: worst error " in result.message
 
 
 @pytest.mark.parametrize(
