@@ -27,6 +27,8 @@ def multiple(ratio: float) -> str:
     number."""
     if not math.isfinite(ratio):
         return ""
+    if ratio < 1e-99:
+        return "0x"  # Its exponent would take three digits.
     if ratio < 999.5:
         return f"{ratio:.0f}x" if ratio >= 9.95 else f"{_two_digits(ratio)}x"
     if ratio >= 999.5e12:

@@ -298,8 +298,8 @@ def test_where_the_eager_model_is_further_off_than_an_eighth_of_the_cap_that_giv
     assert found.figures["logits"]["cap"] == pytest.approx(2 * cap)
     if not found.passed:
         assert found.message == (
-            "logits per image are 0.25 off at image 1 (kind 1), prompt 2 (74 tokens); 0.25 is "
-            "allowed, 8 times what the eager model is off by"
+            "logits per image off by 0.25 at image 1 (kind 1), prompt 2 (74 tokens) (limit 0.25, "
+            "8x the eager error)"
         )
     # Another row has no share in it: there the cap stands.
     other = with_one_logit("logits_per_image", (2, 2), 1.01 * cap)
