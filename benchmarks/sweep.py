@@ -49,13 +49,15 @@ JOBS = """
 import json, sys, time
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.sweep.identity import versions_for
-from clipcheck.sweep.jobs import Conditions, Job, Source
+from clipcheck.harness.options import CheckOptions
+from clipcheck.sweep.jobs import Job, Source
 from clipcheck.sweep.worker import perform
-conditions = Conditions(30, versions=versions_for([""]))
+options = CheckOptions(device="cpu", dtype="float32")
+versions = versions_for([""])
 seconds = []
 for path in sys.argv[1:]:
     source = Source("path", path)
-    job = Job(0, "", path, source, ("",), "cpu", "float32", None, conditions, None)
+    job = Job(task="", label=path, source=source, options=options, versions=versions)
     seconds.append(json.loads(perform(job))["cost"]["seconds"])
 started = time.perf_counter()
 checkpoint = open_checkpoint(sys.argv[-1])

@@ -14,11 +14,13 @@ from clipcheck._version import __version__
 if TYPE_CHECKING:
     from clipcheck.checkpoints.registry import available_models
     from clipcheck.errors import ClipcheckError
+    from clipcheck.harness.options import CheckOptions
     from clipcheck.inputs.tokenizer import tokenize
     from clipcheck.models.loader import load, load_both
     from clipcheck.testing import Result, assert_consistent, check
 
 _HOME = {
+    "CheckOptions": "clipcheck.harness.options",
     "ClipcheckError": "clipcheck.errors",
     "Result": "clipcheck.testing",
     "assert_consistent": "clipcheck.testing",
@@ -30,6 +32,7 @@ _HOME = {
 }
 
 __all__ = [
+    "CheckOptions",
     "ClipcheckError",
     "Result",
     "__version__",

@@ -12,6 +12,7 @@ import typer
 from clipcheck.cli import check_options, options
 from clipcheck.cli.output import noting, show_result, tell_github, write
 from clipcheck.errors import OutputError
+from clipcheck.harness.options import CheckOptions
 
 if TYPE_CHECKING:
     from clipcheck.results.judgement import Result
@@ -37,13 +38,13 @@ def check(
     device: options.Devices = None,
     dtype: options.Dtypes = None,
     isolation: options.Isolation = None,
-    cache: options.Cache = True,
+    cache: options.Cache = CheckOptions.cache,
     fail_fast: check_options.FailFast = False,
-    examples: options.Examples = 30,
-    exhaustive: check_options.Exhaustive = False,
-    seed: options.InputSeed = 0,
-    atol: options.Atol = 0.01,
-    rtol: options.Rtol = 0.1,
+    examples: options.Examples = CheckOptions.examples,
+    exhaustive: check_options.Exhaustive = CheckOptions.exhaustive,
+    seed: options.InputSeed = CheckOptions.seed,
+    atol: options.Atol = CheckOptions.atol,
+    rtol: options.Rtol = CheckOptions.rtol,
     select: check_options.Select = None,
     ignore: check_options.Ignore = None,
     json: options.Json = None,
@@ -54,12 +55,28 @@ def check(
     """Compare checkpoints with their eager model and float64."""
     from clipcheck.cli import terminal
     from clipcheck.cli.one_by_one import until_one_fails
-    from clipcheck.harness.checking import check as judge
+    from clipcheck.harness.checking import check_files
     from clipcheck.report import evidence, text
     from clipcheck.report import junit as junit_report
     from clipcheck.results.selection import gates_named, only
 
     gates = gates_named(select or (), ignore or ())
+    how = CheckOptions(
+        backend=backend,
+        key=key,
+        reference=reference,
+        architecture=architecture,
+        device=device,
+        dtype=dtype,
+        examples=examples,
+        exhaustive=exhaustive,
+        seed=seed,
+        atol=atol,
+        rtol=rtol,
+        cache=cache,
+        isolation=isolation,
+        download_root=download_root,
+    )
     # What cannot be written is told at once, and must not hide the verdict.
     unwritten: list[OutputError] = []
     with noting(unwritten):
@@ -67,25 +84,7 @@ def check(
             evidence.require_folder(report)
 
     def run(names: str | Sequence[str], progress: Progress | None) -> Result:
-        found = judge(
-            names,
-            backend=backend,
-            key=key,
-            reference=reference,
-            architecture=architecture,
-            device=device,
-            dtype=dtype,
-            examples=examples,
-            exhaustive=exhaustive,
-            seed=seed,
-            atol=atol,
-            rtol=rtol,
-            cache=cache,
-            isolation=isolation,
-            download_root=download_root,
-            progress=progress,
-        )
-        return only(found, gates)
+        return only(check_files(names, how, progress), gates)
 
     with terminal.progress(quiet) as progress:
         if fail_fast:

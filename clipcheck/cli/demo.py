@@ -11,12 +11,16 @@ import typer
 from clipcheck.cli import options
 from clipcheck.cli.output import display, print_line, show_result
 from clipcheck.cli.written import synthesize_at
+from clipcheck.harness.options import CheckOptions
 
 DEMO = "ViT-B/32"
 """What the demo is of."""
 
 DEMO_RESNET = "RN50"
 """What a demo is of whose fault a vision transformer cannot have."""
+
+_TRUSTED = CheckOptions(isolation="none")
+"""The files are written here."""
 
 
 def demo(
@@ -35,7 +39,7 @@ def demo(
     """Check a full-size ViT-B/32 with seeded weights."""
     from clipcheck.checkpoints.checkpoint import Format
     from clipcheck.cli import terminal
-    from clipcheck.harness.checking import check as run
+    from clipcheck.harness.checking import check_files
     from clipcheck.report import text
 
     if fault is not None:
@@ -50,7 +54,7 @@ def demo(
         if progress is not None:
             progress(f"{path}: writing")
         synthesize_at(path, DEMO, Format.ARCHIVE, seed=0)
-        result = run(path, isolation="none", progress=progress)  # it was written here
+        result = check_files(path, _TRUSTED, progress)
     # The file is gone: what to do next is to check another.
     show_result(text.brief(result) if quiet else text.report(result, advise=False), result)
     if result.passed and not quiet:
@@ -64,7 +68,7 @@ def _demonstrate(name: str, folder: Path, quiet: bool) -> NoReturn:
 
     from clipcheck.audit.faults import fault_named
     from clipcheck.cli import terminal
-    from clipcheck.harness.checking import check as run
+    from clipcheck.harness.checking import check_files
     from clipcheck.report import demo as tour
     from clipcheck.report import evidence, text
     from clipcheck.writers.archive import write_archive
@@ -83,7 +87,7 @@ def _demonstrate(name: str, folder: Path, quiet: bool) -> NoReturn:
             progress(f"{path}: writing")
         dimensions = architecture_named(architecture)
         write_archive(dimensions, draw(dimensions, 0), path, alter=variant.plant)
-        result = run(path, isolation="none", progress=progress)  # it was written here
+        result = check_files(path, _TRUSTED, progress)
     kept = evidence.keep(result, folder)
     show_result(text.brief(kept) if quiet else text.report(kept, advise=False), kept)
     if not quiet:

@@ -12,6 +12,7 @@ import typer
 from clipcheck.cli import options
 from clipcheck.cli.output import complain, give, noting, print_line, say, visible
 from clipcheck.errors import OutputError
+from clipcheck.harness.options import CheckOptions
 
 EngineName = Literal["local", "ray"]
 
@@ -61,10 +62,10 @@ def sweep(
         str | None,
         typer.Option(metavar="SIZE", help="Disk space for fetched files, as 50GB."),
     ] = None,
-    examples: options.Examples = 30,
-    seed: options.InputSeed = 0,
-    atol: options.Atol = 0.01,
-    rtol: options.Rtol = 0.1,
+    examples: options.Examples = CheckOptions.examples,
+    seed: options.InputSeed = CheckOptions.seed,
+    atol: options.Atol = CheckOptions.atol,
+    rtol: options.Rtol = CheckOptions.rtol,
     json: options.Json = None,
     report: Annotated[
         Path | None,
@@ -74,7 +75,7 @@ def sweep(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
-    cache: options.Cache = True,
+    cache: options.Cache = CheckOptions.cache,
     isolation: options.Isolation = None,
     download_root: options.DownloadRoot = None,
     quiet: Annotated[
@@ -95,18 +96,23 @@ def sweep(
     from clipcheck.system.progress import silent
 
     asked = leading.Asked(
-        catalogue,
-        pretrained,
-        engine,
-        address,
-        workers,
-        ledger,
-        disk,
-        leading.conditions(examples, seed, atol, rtol),
-        cache,
-        isolation,
-        None if download_root is None else str(download_root),
-        architecture,
+        catalogue=catalogue,
+        pretrained=pretrained,
+        engine=engine,
+        address=address,
+        workers=workers,
+        ledger=ledger,
+        disk=disk,
+        options=CheckOptions(
+            architecture=architecture,
+            examples=examples,
+            seed=seed,
+            atol=atol,
+            rtol=rtol,
+            cache=cache,
+            isolation=isolation,
+            download_root=download_root,
+        ),
     )
     if report is not None:
         evidence.require_folder(report)

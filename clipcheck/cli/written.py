@@ -44,11 +44,13 @@ def require_consistent(
     Raises:
         OutputError: it does not compute what it should.
     """
-    from clipcheck.harness.checking import check as run
+    from clipcheck.harness.checking import check_files
+    from clipcheck.harness.options import CheckOptions
     from clipcheck.report.text import render
 
     # It was written here.
-    result = run(path, device="cpu", isolation="none", progress=progress, **how)
+    options = CheckOptions(device="cpu", isolation="none", **how)
+    result = check_files(path, options, progress)
     if not result.passed:
         told = render(result, advise=False).removesuffix(".")
         raise OutputError(

@@ -12,11 +12,11 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
-from clipcheck.backends.cells import Isolation, cell_for
+from clipcheck.backends.cells import cell_for, isolation_named
 from clipcheck.backends.jit import Archive
 from clipcheck.backends.known import Known, everything, matching
 from clipcheck.backends.loading import PROGRAMS, Sides, build, load_sides, require_runs
@@ -34,7 +34,7 @@ from clipcheck.gates.distance import Ruler
 from clipcheck.gates.localisation import Localisation
 from clipcheck.gates.measured import measured
 from clipcheck.gates.result import OUTPUTS, GateResult
-from clipcheck.gates.tolerances import LIMITS, Allclose
+from clipcheck.gates.tolerances import LIMITS
 from clipcheck.gates.weights import weights as weights_gate
 from clipcheck.harness.explaining import find_alternative
 from clipcheck.harness.judging import (
@@ -47,6 +47,7 @@ from clipcheck.harness.judging import (
     lengths_for,
 )
 from clipcheck.harness.localising import Suspect, first_departures
+from clipcheck.harness.options import CheckOptions, Device
 from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.probe import Probe
 from clipcheck.harness.search.smallest import smallest
@@ -60,8 +61,6 @@ if TYPE_CHECKING:
 
     from clipcheck.backends.reference import Reference
     from clipcheck.sandbox.cell import Cell
-
-Device: TypeAlias = "str | torch.device | None"
 
 SHARED = {"load": 3, "inputs": 4, "eager": 9, "float64": 16}
 """Per cent of a check of an archive that each phase takes of a full-size ViT-B/32 that is done once
@@ -98,43 +97,6 @@ _AFTERWARDS = ("search", "alternative", "localisation")
 """Phases that a judgement may need, and nobody knows how long."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be judged of a checkpoint, and how.
-
-    Attributes:
-        backends: none for the one that suits the file.
-        limits: of the gate ``allclose``.
-        examples: number of images.
-        exhaustive: whether to walk the vocabulary and the positions of an image as well.
-        seed: of what is drawn.
-        dtypes: none for those that suit the device.
-        reference: the checkpoint whose eager model all are compared with, if it is another.
-        artefacts: where what was built is kept; None keeps nothing.
-        isolation: where a file's own code runs, see `clipcheck.backends.cells`.
-        download_root: where released files are kept.
-        run: names the check that this is of.
-        date: when it began.
-        key: which model of a file that holds several.
-        architecture: what the checkpoints are of, as for `clipcheck.checkpoints.told.named`.
-    """
-
-    backends: tuple[Choice, ...]
-    limits: Allclose
-    examples: int
-    exhaustive: bool
-    seed: int
-    dtypes: tuple[str, ...]
-    reference: str | None
-    artefacts: Path | None
-    isolation: Isolation | None
-    download_root: str | os.PathLike[str] | None
-    run: str
-    date: str
-    key: str | None = None
-    architecture: str | None = None
 
 
 class _Draft:
@@ -186,33 +148,42 @@ class _Files:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges checkpoints by a plan."""
+    """Judges checkpoints.
 
-    plan: Plan
+    Attributes:
+        options: how.
+        run: names the check that this is of.
+        date: when it began.
+    """
+
+    options: CheckOptions
+    run: str
+    date: str
 
     def __call__(self, name: str, device: Device, span: Span) -> list[Judgement | LeftOut]:
         """One for each dtype and backend, or one that says why there is none."""
-        plan = self.plan
-        asked = _asked(plan.backends)
+        options, named = self.options, self.options.choices
+        asked = _asked(named)
         draft = _Draft(
             Judgement(
                 name,
                 str(device or "default"),
                 backend=asked,
-                seed=plan.seed,
-                run=plan.run,
-                date=plan.date,
-                limits=plan.limits,
-                key=plan.key,
+                seed=options.seed,
+                run=self.run,
+                date=self.date,
+                limits=options.limits,
+                key=options.key,
             )
         )
         found: list[Judgement | LeftOut] = []
         reading, judging = span.split([_READING, 100 - _READING])
         with draft.keeping_errors():
             files, target = self._open(draft, device, reading)
-            choices = plan.backends or (_default_backend(files),)
-            dtypes = plan.dtypes or _default_dtypes(files.checkpoint, target)
-            with cell_for(files.subject, target, plan.isolation) as cell:
+            choices = named or (_default_backend(files),)
+            dtypes = options.dtypes or _default_dtypes(files.checkpoint, target)
+            apart = isolation_named(options.isolation)
+            with cell_for(files.subject, target, apart) as cell:
                 for dtype, share in zip(dtypes, judging.split([1] * len(dtypes)), strict=True):
                     part = replace(draft.judgement, dtype=dtype)
                     found += self._in_dtype(part, files, target, choices, cell, share)
@@ -221,10 +192,10 @@ class Judge:
         return found or [draft.judgement]
 
     def _open(self, draft: _Draft, device: Device, span: Span) -> tuple[_Files, torch.device]:
-        name, root = draft.judgement.checkpoint, self.plan.download_root
+        options, name = self.options, draft.judgement.checkpoint
         require_found(name)
-        if self.plan.reference is not None:
-            require_found(self.plan.reference)
+        if options.reference is not None:
+            require_found(os.fspath(options.reference))
         say_import(span.say)
         from clipcheck.models.loader import resolve_device  # which imports torch
 
@@ -232,9 +203,13 @@ class Judge:
         target = resolve_device(device)
         draft.add(device=str(target))
         with span.apart():  # a download shows its own
-            wanted = self.plan.architecture
+            wanted = options.told
             subject, reference = open_pair(
-                name, self.plan.reference, root, key=self.plan.key, architecture=wanted
+                name,
+                options.reference,
+                options.download_root,
+                key=options.key,
+                architecture=wanted,
             )
         span.reach(0.0)
         draft.add(path=os.fspath(subject.path), description=_describe(subject))
@@ -283,7 +258,7 @@ class Judge:
         shared = _Draft(judgement)
         parts = [_Draft(replace(judgement, backend=str(choice))) for choice in running]
         with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder, shared.keeping_errors():
-            bench = _Bench(self.plan, shared, files, device, running, cell, folder, first)
+            bench = _Bench(self.options, shared, files, device, running, cell, folder, first)
             for choice, part, share in zip(running, parts, shares, strict=True):
                 with part.keeping_errors():
                     self._judge(part, bench, choice, share)
@@ -312,9 +287,9 @@ class Judge:
                 bench.trial,
                 candidate,
                 bench.source,
-                self.plan.limits,
+                self.options.limits,
                 watch,
-                seed=self.plan.seed,
+                seed=self.options.seed,
                 unlike=unlike,
             )
             ruler = Ruler(verdict.run.cases, LIMITS[bench.source.dtype], bench.trial.scale)
@@ -368,7 +343,7 @@ class Judge:
     ) -> None:
         """The smallest input that fails, and where it departs."""
         if verdict.intact:
-            probe = Probe(candidate, bench.reference.standing(), ruler, self.plan.limits)
+            probe = Probe(candidate, bench.reference.standing(), ruler, self.options.limits)
             with watch.phase("search"):
                 draft.add(failing=smallest(probe, bench.drawn, verdict.run.cases))
         with watch.phase("alternative"):
@@ -411,7 +386,7 @@ class Judge:
                 source.device,
                 source.dtype,
                 watch,
-                seed=self.plan.seed,
+                seed=self.options.seed,
                 suspect=suspect,
             )
         except (ClipcheckError, RuntimeError, MemoryError) as error:
@@ -424,7 +399,7 @@ class _Bench:
     """What all backends share that run one checkpoint on one device in one dtype.
 
     Args:
-        plan: see there.
+        options: how it is checked.
         draft: of what all have in common.
         files: what is judged, and with what it is compared.
         device: where.
@@ -436,7 +411,7 @@ class _Bench:
 
     def __init__(
         self,
-        plan: Plan,
+        options: CheckOptions,
         draft: _Draft,
         files: _Files,
         device: torch.device,
@@ -451,13 +426,15 @@ class _Bench:
         self._cell = cell
         self._dtype = str(draft.judgement.dtype)
         self._scratch = Path(folder)
-        self._artefacts = Artefacts(plan.artefacts, self._scratch)
+        self._artefacts = Artefacts(options.artefacts, self._scratch)
         self._watch = Stopwatch(_Phases(span, draft.judgement, SHARED))
         self._told = False
         with self._watch.phase("load"):
             self._sides = self._load()
         with self._watch.phase("inputs"):
-            wanted = Wanted(plan.examples, plan.exhaustive, plan.seed, draft.judgement.checkpoint)
+            wanted = Wanted(
+                options.examples, options.exhaustive, options.seed, draft.judgement.checkpoint
+            )
             self.drawn: Drawn = draw(wanted, inputs_of(files.checkpoint.architecture))
         architecture = files.checkpoint.architecture
         self.trial = Trial.of(
@@ -465,7 +442,7 @@ class _Bench:
             self.drawn.batches,
             self._dtype,
             self._watch,
-            lengths=lengths_for(architecture, plan.seed),
+            lengths=lengths_for(architecture, options.seed),
             effort=effort_for(architecture),
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -14,7 +13,7 @@ from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.registry import available_models
 from clipcheck.errors import ClipcheckError, OutputError, UnknownModelError, UsageError
 from clipcheck.gates.registry import gates_in
-from clipcheck.gates.tolerances import LIMITS, Allclose
+from clipcheck.harness.options import CheckOptions
 from clipcheck.plugin.subjects import SEEDED, size
 
 SEEDED_MODELS = ("tiny-vit", "tiny-resnet", "ViT-B/32")
@@ -30,6 +29,8 @@ GIVE_A_MODEL = (
 
 NAMES = ("clip_gate", "clip_model", "clip_backend", "clip_device", "clip_dtype")
 """What a test can ask for, in the order in which it stands in the id of a test."""
+
+_LEAVE_OUT = "Give one, or leave the option out."
 
 DEFAULT_BACKENDS = ("jit",)
 """The ways to run a checkpoint that are compared with the eager model, where none is named."""
@@ -50,28 +51,16 @@ class Choices:
         devices: as torch names them.
         backends: as `clipcheck.backends.registry.Choice` writes them.
         dtypes: the names of dtypes; none for those that suit each device.
-        atol: the absolute tolerance of the gate ``allclose``.
-        rtol: its relative tolerance.
-        examples: number of images; None for what a check takes by default.
-        seed: of the images and prompts.
-        isolation: where a file's own code runs; None for what a check takes by default.
-        key: which model to read of a file that holds several, if one is named.
+        options: of each check, but for its backend, device and dtype.
         report: the folder that the reports are written to, if they are asked for.
-        architecture: what the models are of, but for seeded ones; None where nothing is said.
     """
 
     models: tuple[str, ...]
     devices: tuple[str, ...]
     backends: tuple[str, ...]
     dtypes: tuple[str, ...]
-    atol: float
-    rtol: float
-    examples: int | None
-    seed: int
-    isolation: str | None
-    key: str | None
+    options: CheckOptions
     report: Path | None
-    architecture: str | None = None
 
     @classmethod
     def of(cls, option: Callable[[str], Any], folder: Path) -> Choices:
@@ -89,15 +78,9 @@ class Choices:
             models=_models(option("--clip-model"), option("--clip-seeded"), folder),
             devices=_once(option("--clip-device") or ["cpu"]),
             backends=_backends(option("--clip-backend")),
-            dtypes=_known("--clip-dtype", option("--clip-dtype") or [], LIMITS),
-            atol=_tolerance("--clip-atol", option("--clip-atol"), Allclose.atol),
-            rtol=_tolerance("--clip-rtol", option("--clip-rtol"), Allclose.rtol),
-            examples=_whole("--clip-examples", option("--clip-examples"), least=1),
-            seed=_whole("--clip-seed", option("--clip-seed"), least=0) or 0,
-            isolation=_isolation(option("--clip-isolation")),
-            key=_key(option("--clip-key")),
+            dtypes=_once(_checked("dtype", option("--clip-dtype") or ())),
+            options=_options(option, folder),
             report=None if report is None else folder / _given("--clip-report", report),
-            architecture=_architecture(option("--clip-architecture"), folder),
         )
 
     def dtypes_on(self, device: str) -> tuple[str, ...]:
@@ -230,88 +213,78 @@ def _given(option: str, written: str) -> str:
     return written
 
 
+def _options(option: Callable[[str], Any], folder: Path) -> CheckOptions:
+    """What is the same for all checks."""
+    reads: Mapping[str, Callable[[str, str], Any]] = {
+        "atol": _number,
+        "rtol": _number,
+        "examples": _whole,
+        "seed": _whole,
+        "isolation": _given,
+        "key": _given,
+        # A path starts from the folder, as all do.
+        "architecture": lambda _, name: str(folder / name) if (folder / name).is_file() else name,
+    }
+    written = {field: option(f"--clip-{field}") for field in reads}
+    given = {
+        field: _checked(field, reads[field](f"--clip-{field}", text))
+        for field, text in written.items()
+        if text is not None
+    }
+    return CheckOptions(**given)
+
+
+def _checked(field: str, value: Any) -> Any:
+    """The value of one of the options of a check.
+
+    Raises:
+        ClipcheckError: it makes no sense; the message begins with the option.
+    """
+    try:
+        CheckOptions(**{field: value})
+    except ClipcheckError as error:
+        problem = error.problem.removeprefix(f"--{field}: ")
+        raise type(error)(f"--clip-{field}: {problem}", remedy=error.remedy) from error
+    return value
+
+
 def _backends(written: Sequence[str] | None) -> tuple[str, ...]:
     if not written:
         return DEFAULT_BACKENDS
     # Here, for it imports numpy, which a run without these options has no use for.
-    from clipcheck.backends.registry import ALL, parse, require_available
+    from clipcheck.backends.registry import ALL, require_available
 
     if ALL in written:
         raise UsageError(
             f"--clip-backend: expected the names of backends, found {ALL!r}",
             remedy="Name each; `clipcheck backends` lists those that can run here.",
         )
-    try:
-        choices = [parse(each) for each in written]
-        for choice in choices:
+    choices = CheckOptions(backend=_checked("backend", written)).choices
+    for choice in choices:
+        try:
             require_available(choice)
-    except ClipcheckError as error:
-        raise type(error)(f"--clip-backend: {error.problem}", remedy=error.remedy) from error
-    return _once([str(choice) for choice in choices])
-
-
-def _isolation(written: str | None) -> str | None:
-    from clipcheck.backends.cells import ISOLATIONS
-
-    return None if written is None else _known("--clip-isolation", [written], ISOLATIONS)[0]
-
-
-def _key(written: str | None) -> str | None:
-    return None if written is None else _given("--clip-key", written)
-
-
-def _architecture(written: str | None, folder: Path) -> str | None:
-    from clipcheck.checkpoints.told import named
-
-    if written is None:
-        return None
-    # A path starts from the folder, as all do.
-    place = folder / written
-    try:
-        return named(str(place) if place.is_file() else written, asked="").argument
-    except ClipcheckError as error:
-        problem = f"--clip-architecture: {error.problem}"
-        raise type(error)(problem, remedy=error.remedy) from error
+        except ClipcheckError as error:
+            raise type(error)(f"--clip-backend: {error.problem}", remedy=error.remedy) from error
+    return tuple(str(choice) for choice in choices)
 
 
 def _once(chosen: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
-def _known(option: str, chosen: Sequence[str], known: Sequence[str] | Mapping[str, object]) -> Any:
-    for name in chosen:
-        if name not in known:
-            raise UsageError(
-                f"{option}: expected one of {', '.join(known)}, found {name!r}",
-                remedy="Give one of them, or leave the option out.",
-            )
-    return _once(chosen)
-
-
-def _tolerance(option: str, written: str | None, default: float) -> float:
+def _number(option: str, written: str) -> float:
     try:
-        value = default if written is None else float(written)
+        return float(written)
     except ValueError:
-        value = math.nan
-    # Written so that NaN, which is not less than 0 either, is refused.
-    if not 0 <= value < math.inf:
         raise UsageError(
-            f"{option}: expected a number of at least 0, found {written!r}",
-            remedy=f"The classic value is {default}.",
-        )
-    return value
+            f"{option}: expected a number, found {written!r}", remedy=_LEAVE_OUT
+        ) from None
 
 
-def _whole(option: str, written: str | None, *, least: int) -> int | None:
-    if written is None:
-        return None
+def _whole(option: str, written: str) -> int:
     try:
-        value = int(written)
+        return int(written)
     except ValueError:
-        value = least - 1
-    if value < least:
         raise UsageError(
-            f"{option}: expected a whole number of at least {least}, found {written!r}",
-            remedy="Give one, or leave the option out.",
-        )
-    return value
+            f"{option}: expected a whole number, found {written!r}", remedy=_LEAVE_OUT
+        ) from None

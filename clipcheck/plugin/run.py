@@ -8,7 +8,7 @@ import warnings
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clipcheck.errors import OutputError, first_line
 from clipcheck.plugin import subjects
@@ -18,6 +18,7 @@ from clipcheck.system import memory
 
 if TYPE_CHECKING:
     from clipcheck.backends.base import Backend
+    from clipcheck.harness.options import CheckOptions
     from clipcheck.results.judgement import Judgement, Result
 
 
@@ -80,26 +81,10 @@ class Run:
                 return Finding(case, _failed(case, error))
 
     def _check(self, case: Case) -> Finding:
-        from clipcheck.harness.checking import check
+        from clipcheck.harness.checking import check_files
 
-        chosen = self._choices
         subject = self._find(case)
-        examples: dict[str, Any] = {}
-        if chosen.examples is not None:
-            examples["examples"] = chosen.examples
-        result = check(
-            subject.checkpoint,
-            architecture=self._architecture(subject),
-            backend=case.backend,
-            device=case.device,
-            dtype=case.dtype,
-            seed=chosen.seed,
-            atol=chosen.atol,
-            rtol=chosen.rtol,
-            isolation=self._isolation(subject),
-            key=self._key(subject),
-            **examples,
-        )
+        result = check_files(subject.checkpoint, self._options(case, subject))
         (judgement,) = result.judgements
         judgement = replace(judgement, checkpoint=subject.label)
         source = subject.source if judgement.path else ""  # else it was not fetched
@@ -120,18 +105,18 @@ class Run:
         from clipcheck.backends.cells import cell_for, isolation_named
         from clipcheck.backends.loading import build, load_sides, require_runs
         from clipcheck.backends.modules import ModuleBackend
-        from clipcheck.backends.registry import parse
         from clipcheck.checkpoints.opening import open_pair
         from clipcheck.models.loader import resolve_device
 
         found = self._find(case)
+        options = self._options(case, found)
         subject, reference = open_pair(
-            found.checkpoint, key=self._key(found), architecture=self._architecture(found)
+            found.checkpoint, key=options.key, architecture=options.architecture
         )
-        choice = parse(case.backend)
+        (choice,) = options.choices
         require_runs(choice, subject)
         device = resolve_device(case.device)
-        apart = isolation_named(self._isolation(found))
+        apart = isolation_named(options.isolation)
         cell = self._open.enter_context(cell_for(subject, device, apart))
         scratch = Path(tempfile.mkdtemp(prefix="pair-", dir=self.findings.folder))
         source = load_sides(
@@ -146,17 +131,14 @@ class Run:
         ).source
         return Pair(ModuleBackend("eager", source.model, device), build(choice, source))
 
-    def _key(self, subject: subjects.Subject) -> str | None:
-        """Which model of its file to read. Seeded weights are one."""
-        return None if subject.own else self._choices.key
-
-    def _architecture(self, subject: subjects.Subject) -> str | None:
-        """What was said of the models. Seeded ones are known."""
-        return None if subject.own else self._choices.architecture
-
-    def _isolation(self, subject: subjects.Subject) -> str | None:
-        """Where its code runs: in this process, if this run has written it and nothing is said."""
-        return self._choices.isolation or ("none" if subject.own else None)
+    def _options(self, case: Case, subject: subjects.Subject) -> CheckOptions:
+        """How it is checked. What this run has written is one model, whose architecture is known,
+        and its code runs in this process if nothing else is said."""
+        common = self._choices.options
+        if subject.own:
+            apart = common.isolation or "none"
+            common = replace(common, key=None, architecture=None, isolation=apart)
+        return replace(common, backend=case.backend, device=case.device, dtype=case.dtype)
 
     def _find(self, case: Case) -> subjects.Subject:
         return subjects.find(case.model, self._start, self.findings.folder)

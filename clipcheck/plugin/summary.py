@@ -27,7 +27,7 @@ def header(choices: Choices, count: int, busy: int) -> str:
     """
     models, devices = ", ".join(choices.models), ", ".join(choices.devices)
     return (
-        f"clipcheck: {models} on {devices}; seed {choices.seed}; {_threads(count, busy)}; "
+        f"clipcheck: {models} on {devices}; seed {choices.options.seed}; {_threads(count, busy)}; "
         f"torch {version('torch')}"
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from clipcheck.gates.tolerances import Allclose
+from clipcheck.harness.options import CheckOptions
 from clipcheck.report.cells import command, padded, shortened, visible, wrapped
 from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN, given_options
 from clipcheck.report.verdict import verdict, worst_first
@@ -18,7 +18,7 @@ from clipcheck.results.judgement import Result
 from clipcheck.results.reading import result_of
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.cost import makespan, rates
-from clipcheck.sweep.jobs import DEFAULT, Conditions
+from clipcheck.sweep.jobs import DEFAULT
 from clipcheck.sweep.plan import Plan, Unit
 from clipcheck.sweep.run import Row, Swept
 from clipcheck.system.figures import counted, duration, multiple, percent, size
@@ -35,9 +35,8 @@ _STYLES = {"consistent": GOOD, "INCONSISTENT": BAD, "not judged": UNKNOWN}
 def result(swept: Swept) -> Result:
     """What all checks of a sweep found, as a check of all of them would have."""
     rows = swept.rows
-    conditions = rows[0].unit.conditions if rows else Conditions(0)
-    limits = Allclose(conditions.atol, conditions.rtol)
-    return result_of(_entries(rows), _left_out(swept), swept.environment, limits)
+    options = rows[0].unit.options if rows else CheckOptions()
+    return result_of(_entries(rows), _left_out(swept), swept.environment, options.limits)
 
 
 def _left_out(swept: Swept) -> list[dict[str, Any]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from clipcheck.harness.checking import environment
-from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Conditions
+from clipcheck.harness.options import CheckOptions
+from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT
 
 _LIBRARIES = {
     "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
@@ -38,10 +39,8 @@ def versions_for(backends: Sequence[str]) -> dict[str, str]:
 def key_of(
     content: str,
     reference: str,
-    backend: str,
-    device: str,
-    dtype: str,
-    conditions: Conditions,
+    options: CheckOptions,
+    versions: Mapping[str, str],
     architecture: str = "",
 ) -> str:
     """What a verdict is kept under, in hexadecimal.
@@ -49,23 +48,21 @@ def key_of(
     Args:
         content: SHA-256 of the file, or where it comes from while that is not known.
         reference: the same of what it is compared with; nothing for itself.
-        backend: as it was asked for.
-        device: where it runs.
-        dtype: what it computes in, as it was asked for.
-        conditions: with the versions that concern the backend.
+        options: backends and dtypes as they were asked for.
+        versions: those that concern the backends.
         architecture: what tells how the model computes, by its content.
     """
     parts = {
         "content": content,
         "reference": reference,
-        "backend": backend,
-        "device": device,
-        "dtype": dtype,
-        "examples": conditions.examples,
-        "seed": conditions.seed,
-        "atol": conditions.atol,
-        "rtol": conditions.rtol,
-        "versions": dict(conditions.versions),
+        "backends": options.backends,
+        "devices": [str(device) for device in options.devices],
+        "dtypes": options.dtypes,
+        "examples": options.examples,
+        "seed": options.seed,
+        "atol": options.atol,
+        "rtol": options.rtol,
+        "versions": dict(versions),
         "architecture": architecture,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

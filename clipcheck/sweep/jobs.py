@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from clipcheck.gates.tolerances import Allclose
+from clipcheck.harness.options import CheckOptions
 
 Kind = Literal["path", "url", "hub"]
 
@@ -47,26 +47,7 @@ class Source:
         return self.kind != "path"
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """What a verdict depends on beside the checkpoint; see `clipcheck.harness.checking.check`.
-
-    Attributes:
-        examples: number of images.
-        seed: of the images and prompts.
-        atol: absolute tolerance on probabilities.
-        rtol: relative tolerance on probabilities.
-        versions: by name, of what computes.
-    """
-
-    examples: int
-    seed: int = 0
-    atol: float = Allclose.atol
-    rtol: float = Allclose.rtol
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One check: a checkpoint by some backends, on one device in one dtype.
 
@@ -75,39 +56,38 @@ class Job:
         task: what it does, the same in each sweep, however it is named.
         label: what people call the checkpoint.
         source: where it is.
-        backends: as they were asked for. `DEFAULT` and `ALL_THAT_FIT` stand alone.
-        device: where to run.
-        dtype: what to compute in; `DEFAULT` for what suits the device.
-        reference: the path or released name of what it is compared with; None for itself.
-        conditions: see there.
+        options: how it is checked.
+        versions: by name, of what computes, which the worker's have to be.
         scratch: the folder that fetched files are put into, for as long as they are judged; None
             for the temporary one of whatever machine it is.
-        cache: as for `check`.
-        isolation: as for `check`.
-        download_root: as for `check`.
         memory: bytes that judging it takes, as a guess.
         seconds: that judging it takes, as a guess.
-        key: as for `check`.
-        architecture: as for `check`.
     """
 
-    number: int
+    number: int = 0
     task: str
     label: str
     source: Source
-    backends: tuple[str, ...]
-    device: str
-    dtype: str
-    reference: str | None
-    conditions: Conditions
-    scratch: str | None
-    cache: bool = True
-    isolation: str | None = None
-    download_root: str | None = None
+    options: CheckOptions
+    versions: Mapping[str, str] = field(default_factory=dict)
+    scratch: str | None = None
     memory: int = 0
     seconds: float = 0.0
-    key: str | None = None
-    architecture: str | None = None
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """As they were asked for. `DEFAULT` and `ALL_THAT_FIT` stand alone."""
+        return self.options.backends or (DEFAULT,)
+
+    def of_backends(self, backends: Sequence[str]) -> Job:
+        """The same by these, of `backends`."""
+        named = [backend for backend in backends if backend != DEFAULT]
+        return replace(self, options=replace(self.options, backend=named or None))
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return str(self.options.device)
 
     @property
     def on_gpu(self) -> bool:

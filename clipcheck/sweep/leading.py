@@ -9,14 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from clipcheck.backends.cells import isolation_named
-from clipcheck.checkpoints.told import named
 from clipcheck.errors import UsageError
-from clipcheck.harness.checking import limits_of
+from clipcheck.harness.options import CheckOptions
 from clipcheck.sweep import catalogue
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.engines import Engine
-from clipcheck.sweep.jobs import Conditions
 from clipcheck.sweep.ledger import Ledger
 from clipcheck.sweep.plan import Plan, Setting, plan
 from clipcheck.sweep.run import Swept, Tell, run
@@ -24,7 +21,7 @@ from clipcheck.system.progress import Progress, silent
 from clipcheck.system.sizes import bytes_in
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Asked:
     """The arguments of a sweep.
 
@@ -36,11 +33,8 @@ class Asked:
         workers: checks at a time; None for as many as there is room for.
         ledger: the file.
         disk: bytes that fetched files may have, as people write it; None for any number.
-        conditions: without versions.
-        cache: as for `clipcheck.harness.checking.check`.
-        isolation: as for `check`.
-        download_root: as for `check`.
-        architecture: as for `check`, of what the catalogue does not say it of itself.
+        options: how all are checked; the architecture is that of what the catalogue does not say
+            it of itself.
     """
 
     catalogue: Path | None
@@ -50,11 +44,7 @@ class Asked:
     workers: int | None
     ledger: Path
     disk: str | None
-    conditions: Conditions
-    cache: bool
-    isolation: str | None
-    download_root: str | None
-    architecture: str | None = None
+    options: CheckOptions
 
     @property
     def scratch(self) -> Path:
@@ -90,13 +80,10 @@ class Lead:
         """What is to be done; see `clipcheck.sweep.plan.plan`."""
         named = all(entry.devices or entry.unfit for entry in self.entries)
         setting = Setting(
-            self.asked.conditions,
+            self.asked.options,
             self.asked.scratch if self.asked.engine == "local" else None,
             "" if named else self.engine.default_device(),
             self.threads,
-            self.asked.cache,
-            self.asked.isolation,
-            self.asked.download_root,
         )
         return plan(self.entries, self.ledger, setting, progress)
 
@@ -112,16 +99,6 @@ class Lead:
         )
 
 
-def conditions(examples: int, seed: int, atol: float, rtol: float) -> Conditions:
-    """The conditions of a sweep, without versions.
-
-    Raises:
-        UsageError: one of them makes no sense.
-    """
-    limits = limits_of(examples, atol, rtol)
-    return Conditions(examples, seed, limits.atol, limits.rtol)
-
-
 @contextmanager
 def opened(asked: Asked) -> Iterator[Lead]:
     """Read the catalogue, open the ledger and find the engine, which are closed in the end.
@@ -132,7 +109,6 @@ def opened(asked: Asked) -> Iterator[Lead]:
         LedgerError: as for `Ledger`.
         UnavailableError: there is no Ray, or no cluster.
     """
-    isolation_named(asked.isolation)
     disk = _disk(asked.disk)
     entries = _entries(asked)
     with Ledger(asked.ledger) as ledger, _clear(asked.scratch):
@@ -159,8 +135,9 @@ def _entries(asked: Asked) -> list[Entry]:
         )
     entries = []
     if asked.catalogue is not None:
-        found = catalogue.read(asked.catalogue, asked.download_root)
-        default = None if asked.architecture is None else named(asked.architecture).argument
+        root = asked.options.download_root
+        found = catalogue.read(asked.catalogue, None if root is None else str(root))
+        default = asked.options.told
         entries += [replace(each, architecture=each.architecture or default) for each in found]
     if asked.pretrained:
         from clipcheck.sweep.pretrained import pretrained

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
-from clipcheck.checkpoints.told import named
+from clipcheck.checkpoints.told import named as told_by
+from clipcheck.harness.options import CheckOptions
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.cost import flops, seconds_of_check
 from clipcheck.sweep.facts import Facts, beside, content_of, facts_of
 from clipcheck.sweep.identity import key_of, versions_for
-from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Conditions, Job, Source
+from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Job, Source
 from clipcheck.sweep.ledger import Ledger, Verdict
 from clipcheck.system import memory
 from clipcheck.system.progress import Progress, silent
@@ -26,51 +27,56 @@ class Setting:
     """What all jobs of a sweep have in common.
 
     Attributes:
-        conditions: without versions, which go by the backend.
+        options: how they are checked, but for what the catalogue says of each.
         scratch: the folder for files that are fetched; None where workers are on other machines.
         default_device: where to run what names no device.
         threads: of each worker.
-        cache: as for `clipcheck.harness.checking.check`.
-        isolation: as for `check`.
-        download_root: as for `check`.
     """
 
-    conditions: Conditions
+    options: CheckOptions
     scratch: Path | None
     default_device: str
     threads: int
-    cache: bool = True
-    isolation: str | None = None
-    download_root: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Unit:
     """One line of a sweep's report: a checkpoint, run by one backend on one device in one dtype.
 
     Attributes:
         entry: of the catalogue.
-        backend: as it was asked for.
-        device: where it runs.
-        dtype: as it was asked for.
+        options: how it is checked; one backend, device and dtype at most.
         content: SHA-256 of the file, or where it comes from.
         reference: the same of what it is compared with; nothing for itself.
-        conditions: with versions.
+        versions: by name, of what computes.
         facts: of the file.
         verdict: what is known already.
         architecture: what tells how the model computes, by its content.
     """
 
     entry: Entry
-    backend: str
-    device: str
-    dtype: str
+    options: CheckOptions
     content: str
     reference: str
-    conditions: Conditions
+    versions: Mapping[str, str]
     facts: Facts
-    verdict: Verdict | None
+    verdict: Verdict | None = None
     architecture: str = ""
+
+    @property
+    def backend(self) -> str:
+        """As it was asked for."""
+        return next(iter(self.options.backends), DEFAULT)
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return str(self.options.device)
+
+    @property
+    def dtype(self) -> str:
+        """As it was asked for."""
+        return next(iter(self.options.dtypes), DEFAULT)
 
     @property
     def model(self) -> str:
@@ -87,10 +93,8 @@ class Unit:
         return key_of(
             _model_of(content, self.entry),
             self.reference,
-            self.backend,
-            self.device,
-            self.dtype,
-            self.conditions,
+            self.options,
+            self.versions,
             self.architecture,
         )
 
@@ -129,7 +133,7 @@ def plan(
         progress: called with a few words before each file.
     """
     say = progress or silent
-    versions = cache(lambda backend: replace(setting.conditions, versions=versions_for([backend])))
+    versions = cache(lambda backend: versions_for([backend]))
     units = []
     for entry in entries:
         if entry.unfit:
@@ -139,20 +143,28 @@ def plan(
         reference = _content_of_reference(entry, facts, ledger)
         entry = replace(entry, source=source)
         architecture = _architecture_of(entry)
+        common = replace(
+            setting.options,
+            reference=entry.reference,
+            key=entry.key,
+            architecture=entry.architecture,
+        )
         for device in entry.devices or (setting.default_device,):
             for backend in entry.backends:
                 for dtype in entry.dtypes:
                     unit = Unit(
-                        entry,
-                        backend,
-                        device,
-                        dtype,
-                        facts.sha256 or str(source),
-                        reference,
-                        versions(backend),
-                        facts,
-                        None,
-                        architecture,
+                        entry=entry,
+                        options=replace(
+                            common,
+                            backend=None if backend == DEFAULT else backend,
+                            device=device,
+                            dtype=None if dtype == DEFAULT else dtype,
+                        ),
+                        content=facts.sha256 or str(source),
+                        reference=reference,
+                        versions=versions(backend),
+                        facts=facts,
+                        architecture=architecture,
                     )
                     units.append(replace(unit, verdict=ledger.verdict(unit.key)))
     unfit = [entry for entry in entries if entry.unfit]
@@ -179,40 +191,25 @@ def _job(units: Sequence[Unit], setting: Setting) -> Job:
     first = units[0]
     backends = tuple(dict.fromkeys(unit.backend for unit in units))
     size = first.facts.size or first.entry.source.size or 0
-    conditions = replace(setting.conditions, versions=versions_for(backends))
+    named = [backend for backend in backends if backend != DEFAULT]
+    options = replace(first.options, backend=named or None)
+    versions = versions_for(backends)
     return Job(
-        0,
-        key_of(
-            first.model,
-            first.reference,
-            " ".join(backends),
-            first.device,
-            first.dtype,
-            conditions,
-            first.architecture,
-        ),
-        first.entry.label,
-        first.entry.source,
-        backends,
-        first.device,
-        first.dtype,
-        first.entry.reference,
-        conditions,
-        None if setting.scratch is None else str(setting.scratch),
-        setting.cache,
-        setting.isolation,
-        setting.download_root,
-        memory.estimate(size),
-        seconds_of_check(
+        task=key_of(first.model, first.reference, options, versions, first.architecture),
+        label=first.entry.label,
+        source=first.entry.source,
+        options=options,
+        versions=versions,
+        scratch=None if setting.scratch is None else str(setting.scratch),
+        memory=memory.estimate(size),
+        seconds=seconds_of_check(
             first.facts.flops,
             size,
             backends,
             first.dtype,
-            setting.conditions.examples,
+            options.examples,
             setting.threads,
         ),
-        key=first.entry.key,
-        architecture=first.entry.architecture,
     )
 
 
@@ -252,7 +249,7 @@ def _content_of_reference(entry: Entry, facts: Facts, ledger: Ledger) -> str:
 def _architecture_of(entry: Entry) -> str:
     """What tells how the model computes: what the user said, or what is beside the file."""
     if entry.architecture is not None:
-        return repr(named(entry.architecture).architecture)
+        return repr(told_by(entry.architecture).architecture)
     return "" if entry.source.fetched else _told_beside(Path(entry.source.place))
 
 

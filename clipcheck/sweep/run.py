@@ -232,7 +232,7 @@ class _Leader:
         reason = found["units"][ended[0]]["ended"] if ended else ""
         self._end(job, outcome, "died" if ended else "done", reason, verdicts)
         if again:
-            return replace(job, backends=ended)
+            return job.of_backends(ended)
         self._tell(job)
         return None
 

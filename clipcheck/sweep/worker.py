@@ -53,27 +53,12 @@ def perform(job: Job) -> str:
 def _performed(job: Job) -> dict[str, Any]:
     _require_versions(job)
     from clipcheck.checkpoints.download import without_bar
-    from clipcheck.harness.checking import check
+    from clipcheck.harness.checking import check_files
 
     _forget_peak()
     started = time.perf_counter()
     with without_bar(), _own_examples(), brought(job.source, job.folder) as (path, fetched):
-        result = check(
-            path,
-            backend=[each for each in job.backends if each != DEFAULT] or None,
-            reference=job.reference,
-            key=job.key,
-            architecture=job.architecture,
-            device=job.device,
-            dtype=None if job.dtype == DEFAULT else job.dtype,
-            examples=job.conditions.examples,
-            seed=job.conditions.seed,
-            atol=job.conditions.atol,
-            rtol=job.conditions.rtol,
-            cache=job.cache,
-            isolation=job.isolation,
-            download_root=job.download_root,
-        )
+        result = check_files(path, job.options)
         units = {backend: _unit(result, backend, job) for backend in job.backends}
         known = next((j.sha256 for j in result.judgements if j.sha256), None)
         sha256 = known or content_of(path)
@@ -95,7 +80,7 @@ def _require_versions(job: Job) -> None:
     here = versions_for([ALL_THAT_FIT])
     other = {
         name: (wanted, here.get(name, "none"))
-        for name, wanted in job.conditions.versions.items()
+        for name, wanted in job.versions.items()
         if here.get(name) != wanted
     }
     if other:
@@ -132,8 +117,8 @@ def unjudged(job: Job, backend: str, content: str, error: str) -> dict[str, Any]
         path=job.source.place if not job.source.fetched else None,
         sha256=content if len(content) == 64 else None,
         backend=backend if backend != DEFAULT else Judgement.backend,
-        dtype=job.dtype or None,
-        seed=job.conditions.seed,
+        dtype=next(iter(job.options.dtypes), None),
+        seed=job.options.seed,
         error=error,
     )
     document = _document(Result((judgement,), environment()))

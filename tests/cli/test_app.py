@@ -31,7 +31,7 @@ def test_a_notice_is_one_line_and_other_warnings_are_as_ever(
         warnings.warn("something else", UserWarning, stacklevel=1)
         return checking.Result((PASSED,), ENVIRONMENT)
 
-    monkeypatch.setattr(checking, "check", judge)
+    monkeypatch.setattr(checking, "check_files", judge)
     with pytest.warns(UserWarning, match="something else") as caught:
         done = run("check", minute_archive)
     assert done.err == "clipcheck: look\\x1b here\n"
@@ -86,7 +86,7 @@ def test_a_traceback_is_shown_only_when_asked_for(run: Run, command: str) -> Non
 def test_a_defect_of_our_own_is_not_taken_for_an_inconsistent_checkpoint(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checking, "check", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(checking, "check_files", lambda *a, **k: 1 / 0)
     done = run("check", "x.pt")
     assert done.code == 2
     assert "ZeroDivisionError" in done.err

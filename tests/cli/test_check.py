@@ -15,6 +15,7 @@ import pytest
 
 from clipcheck.cli import check, terminal
 from clipcheck.harness import checking
+from clipcheck.harness.options import CheckOptions
 from clipcheck.report import annotations, junit, markdown, text
 from clipcheck.system.progress import Progress
 from conftest import Run, unfolded
@@ -100,18 +101,17 @@ def test_a_json_file_that_cannot_be_written_is_an_error(
 def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, object] = {}
 
-    def spy(checkpoints: list[str], **options: object) -> checking.Result:
-        seen.update(options, checkpoints=checkpoints)
+    def spy(checkpoints: list[str], options: CheckOptions, _: object) -> checking.Result:
+        seen.update(vars(options), checkpoints=checkpoints)
         return checking.Result((), {})
 
-    monkeypatch.setattr(checking, "check", spy)
+    monkeypatch.setattr(checking, "check_files", spy)
     options = ["--device", "cpu", "--device", "mps", "--examples", 3, "--seed", 4]
     options += ["--dtype", "float32", "--dtype", "bfloat16", "--exhaustive"]
     options += ["--backend", "jit", "--backend", "compile:dynamic=auto"]
     options += ["--key", "k", "--reference", "r", "--no-cache", "--isolation", "none"]
     options += ["--architecture", "ViT-B/32"]
     run("check", "a", "b", *options, "--atol", 0.5, "--rtol", 0.25, "--download-root", "x")
-    seen.pop("progress")
     assert seen == {
         "checkpoints": ["a", "b"],
         "backend": ["jit", "compile:dynamic=auto"],
@@ -168,7 +168,9 @@ def test_progress_goes_to_whoever_looks_on(
 def test_the_defaults_of_the_command_are_those_of_the_function() -> None:
     command = inspect.signature(check.check).parameters
     function = inspect.signature(checking.check).parameters
-    for name in ("examples", "seed", "atol", "rtol", "device", "download_root"):
+    options = set(command) & set(function)
+    assert len(options) == 14
+    for name in options:
         assert command[name].default == function[name].default
 
 
@@ -176,7 +178,7 @@ def test_the_defaults_of_the_command_are_those_of_the_function() -> None:
 def found(monkeypatch: pytest.MonkeyPatch) -> checking.Result:
     """What every check finds: one that passes, one that fails, one that is not there."""
     result = failing_result()
-    monkeypatch.setattr(checking, "check", lambda *a, **k: result)
+    monkeypatch.setattr(checking, "check_files", lambda *a, **k: result)
     return result
 
 
@@ -260,7 +262,7 @@ def test_a_failing_input_that_cannot_be_kept_does_not_hide_the_verdict(
 ) -> None:
     unsaved = replace(failed(), saved=None)
     result = checking.Result((unsaved,), ENVIRONMENT)
-    monkeypatch.setattr(checking, "check", lambda *a, **k: result)
+    monkeypatch.setattr(checking, "check_files", lambda *a, **k: result)
 
     def none(**_: object) -> str:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")

@@ -77,7 +77,7 @@ def test_an_archive_that_does_not_pass_is_not_kept(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checking, "check", lambda *a, **k: checking.Result((), {}))
+    monkeypatch.setattr(checking, "check_files", lambda *a, **k: checking.Result((), {}))
     done = run("convert", minute_archive, "-o", tmp_path / "a.pt")
     assert done.code == 2
     assert "was not kept" in done.err

@@ -23,8 +23,8 @@ from clipcheck.gates.localisation import Localisation
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness import matrix
-from clipcheck.harness.checking import EXAMPLES
 from clipcheck.harness.matrix import OWN, SHARED
+from clipcheck.harness.options import EXAMPLES
 from clipcheck.inputs.batches import CORNERS, SIZES
 from clipcheck.models import loader
 from clipcheck.report import notebook, text

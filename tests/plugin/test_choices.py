@@ -7,6 +7,7 @@ import torch
 
 from clipcheck.checkpoints.registry import available_models
 from clipcheck.errors import ClipcheckError, UnknownModelError, UsageError
+from clipcheck.harness.options import CheckOptions
 from clipcheck.plugin.choices import (
     NAMES,
     NO_MODEL,
@@ -28,8 +29,7 @@ def test_nothing_is_judged_by_default() -> None:
     assert chosen.models == ()
     assert chosen.combinations(["clip_model"]) == [{"clip_model": NO_MODEL}]
     assert (chosen.devices, chosen.backends, chosen.dtypes) == (("cpu",), ("jit",), ())
-    assert (chosen.atol, chosen.rtol, chosen.seed) == (0.01, 0.1, 0)
-    assert (chosen.examples, chosen.report) == (None, None)
+    assert (chosen.options, chosen.report) == (CheckOptions(), None)
 
 
 def test_seeded_weights_are_asked_for() -> None:
@@ -40,7 +40,7 @@ def test_seeded_weights_are_asked_for() -> None:
 
 
 def test_an_architecture_is_a_name_or_a_path_from_the_folder() -> None:
-    assert choices(architecture="open_clip:ViT-B-32").architecture == "open_clip:ViT-B-32"
+    assert choices(architecture="open_clip:ViT-B-32").options.architecture == "open_clip:ViT-B-32"
     with pytest.raises(UnknownModelError) as caught:
         choices(architecture="ViT-B-32")
     assert str(caught.value).startswith("--clip-architecture: expected a released name")
@@ -49,9 +49,8 @@ def test_an_architecture_is_a_name_or_a_path_from_the_folder() -> None:
 
 def test_what_is_given_is_taken() -> None:
     chosen = choices(atol="0.5", rtol="0", examples="3", seed="7", report="found", key="ema")
-    assert (chosen.atol, chosen.rtol, chosen.examples, chosen.seed) == (0.5, 0, 3, 7)
     assert chosen.report == HERE / "found"
-    assert chosen.key == "ema"
+    assert chosen.options == CheckOptions(atol=0.5, rtol=0, examples=3, seed=7, key="ema")
 
 
 def test_large_checkpoints_come_first(tmp_path: Path) -> None:
@@ -117,14 +116,15 @@ def test_a_test_gets_what_it_asks_for_and_no_more() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
-        ("atol", "nan", "a number of at least 0, found 'nan'"),
-        ("rtol", "-1", "a number of at least 0, found '-1'"),
-        ("atol", "inf", "a number of at least 0, found 'inf'"),
-        ("rtol", "x", "a number of at least 0, found 'x'"),
-        ("examples", "0", "a whole number of at least 1, found '0'"),
-        ("examples", "1.5", "a whole number of at least 1, found '1.5'"),
-        ("seed", "-1", "a whole number of at least 0, found '-1'"),
-        ("dtype", ["float8"], "one of float32, float16, bfloat16, found 'float8'"),
+        ("atol", "nan", "atol to be a number of at least 0, found nan"),
+        ("rtol", "-1", "rtol to be a number of at least 0, found -1.0"),
+        ("atol", "inf", "atol to be a number of at least 0, found inf"),
+        ("rtol", "x", "a number, found 'x'"),
+        ("examples", "0", "at least 1 example, found 0"),
+        ("examples", "1.5", "a whole number, found '1.5'"),
+        ("seed", "-1", "a seed of at least 0, found -1"),
+        ("dtype", ["float8"], "a dtype, found 'float8'"),
+        ("isolation", "full", "an isolation, found 'full'"),
         ("backend", ["onnx"], "a backend, found 'onnx'"),
         ("backend", ["all"], "the names of backends, found 'all'"),
         ("model", ["a.pt", ""], "a name or a path, found ''"),

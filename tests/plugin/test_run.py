@@ -10,6 +10,7 @@ import pytest
 
 from clipcheck.errors import ClipcheckError, OutputError
 from clipcheck.harness import checking
+from clipcheck.harness.options import EXAMPLES, CheckOptions
 from clipcheck.plugin import run
 from clipcheck.plugin.choices import Choices
 from clipcheck.plugin.run import Run
@@ -33,11 +34,11 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The arguments of each check, which finds nothing."""
     seen: list[dict[str, Any]] = []
 
-    def check(path: str, **options: Any) -> Result:
-        seen.append({"path": path, **options})
-        return Result((Judgement(path, options["device"], dtype=options["dtype"]),), {})
+    def check(path: str, options: CheckOptions) -> Result:
+        seen.append({"path": path, **vars(options)})
+        return Result((Judgement(path, str(options.device), dtype=options.dtypes[0]),), {})
 
-    monkeypatch.setattr(checking, "check", check)
+    monkeypatch.setattr(checking, "check_files", check)
     return seen
 
 
@@ -47,21 +48,18 @@ def test_a_checkpoint_is_checked_as_it_was_asked_for(
     config = minute_config(tmp_path)
     given = {"atol": "0.5", "rtol": "0.25", "examples": "3", "seed": "7", "key": "model"}
     found = runs(tmp_path, **given, architecture="minute.json").judgement(CASE)
-    assert checked == [
-        {
-            "path": str(tmp_path / "new.pt"),
-            "architecture": str(config),
-            "backend": "jit",
-            "device": "cpu",
-            "dtype": "float32",
-            "seed": 7,
-            "atol": 0.5,
-            "rtol": 0.25,
-            "isolation": None,
-            "key": "model",
-            "examples": 3,
-        }
-    ]
+    options = CheckOptions(
+        architecture=str(config),
+        backend="jit",
+        device="cpu",
+        dtype="float32",
+        seed=7,
+        atol=0.5,
+        rtol=0.25,
+        key="model",
+        examples=3,
+    )
+    assert checked == [{"path": str(tmp_path / "new.pt"), **vars(options)}]
     assert found.checkpoint == "new.pt"
 
 
@@ -77,7 +75,7 @@ def test_a_check_takes_its_own_number_of_examples_unless_it_is_given_one(
     tmp_path: Path, checked: list[dict[str, Any]]
 ) -> None:
     runs(tmp_path).judgement(CASE)
-    assert "examples" not in checked[0]
+    assert checked[0]["examples"] == EXAMPLES
 
 
 def test_every_test_that_asks_gets_the_one_judgement(
@@ -138,7 +136,7 @@ def test_what_fails_for_another_reason_is_an_error_of_that_checkpoint(
     def check(*_: object, **__: object) -> Result:
         raise MemoryError("can't allocate 12 GB\nof memory")
 
-    monkeypatch.setattr(checking, "check", check)
+    monkeypatch.setattr(checking, "check_files", check)
     found = runs(tmp_path).judgement(CASE)
     assert found.error == (
         "expected a judgement, found MemoryError: can't allocate 12 GB. The traceback is in what "
@@ -153,7 +151,7 @@ def test_a_warning_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         warnings.warn("deprecated", stacklevel=1)
         return Result((Judgement("new.pt", "cpu"),), {})
 
-    monkeypatch.setattr(checking, "check", check)
+    monkeypatch.setattr(checking, "check_files", check)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("error")
         assert runs(tmp_path).judgement(CASE).error is None

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from clipcheck.audit.faults import fault_named
+from clipcheck.harness.options import CheckOptions
 from clipcheck.sweep.catalogue import Entry
-from clipcheck.sweep.jobs import Conditions, Job, Outcome, Source
+from clipcheck.sweep.jobs import Job, Outcome, Source
 from clipcheck.sweep.ledger import Ledger
 from clipcheck.sweep.plan import Plan, Setting, plan
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests.samples import MINUTE
 
-CONDITIONS = Conditions(examples=30)
+OPTIONS = CheckOptions(device="cpu")
 
 Judge = Callable[[Job], dict[str, Any]]
 
@@ -48,22 +49,17 @@ def files(folder: Path, count: int) -> list[Entry]:
 
 def planned(entries: Sequence[Entry], ledger: Ledger, scratch: Path | None = None) -> Plan:
     """What there is to do, on the CPU."""
-    return plan(entries, ledger, Setting(CONDITIONS, scratch, "cpu", 1))
+    return plan(entries, ledger, Setting(OPTIONS, scratch, "cpu", 1))
 
 
 def job(number: int = 0, label: str = "model.pt", **other: Any) -> Job:
     """A job of a file that is not there."""
     known = Job(
-        number,
-        f"task {number}",
-        label,
-        Source("path", f"/nowhere/{label}"),
-        ("",),
-        "cpu",
-        "",
-        None,
-        CONDITIONS,
-        None,
+        number=number,
+        task=f"task {number}",
+        label=label,
+        source=Source("path", f"/nowhere/{label}"),
+        options=OPTIONS,
     )
     return replace(known, **other)
 

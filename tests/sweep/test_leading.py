@@ -13,7 +13,7 @@ import pytest
 from clipcheck.sweep import leading
 from clipcheck.sweep.jobs import Job
 from conftest import Run
-from tests.sweep.samples import CONDITIONS, Stage, failing, files, passing, rows
+from tests.sweep.samples import OPTIONS, Stage, failing, files, passing, rows
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_options_are_part_of_what_a_verdict_is_kept_under(
     assert len(stage.begun) == 5
     run("sweep", "all", "--seed", 1)
     assert len(stage.begun) == 5
-    assert {job.conditions.seed for job in stage.begun} == {0, 1}
+    assert {job.options.seed for job in stage.begun} == {0, 1}
 
 
 def test_how_a_check_is_run_is_handed_on(
@@ -150,7 +150,9 @@ def test_how_a_check_is_run_is_handed_on(
     stage = staged()
     run("sweep", "all", "--isolation", "none", "--no-cache", "--download-root", tmp_path)
     (job,) = stage.begun
-    assert (job.isolation, job.cache, job.download_root) == ("none", False, str(tmp_path))
+    options = job.options
+    assert (options.isolation, options.cache) == ("none", False)
+    assert options.download_root == tmp_path
     assert job.folder == tmp_path / "clipcheck-sweep.sqlite.files" / "job-0"
 
 
@@ -163,7 +165,14 @@ def test_a_gpu_that_nobody_has_named_is_dealt_out_as_well(
     monkeypatch.setattr(local, "default_device", lambda: "cuda")
     monkeypatch.setattr(local, "wanted_gpus", lambda devices: 2 if devices == ["cuda"] else 0)
     asked = leading.Asked(
-        Path("all"), False, "local", None, None, Path("l"), None, CONDITIONS, True, None, None
+        catalogue=Path("all"),
+        pretrained=False,
+        engine="local",
+        address=None,
+        workers=None,
+        ledger=Path("l"),
+        disk=None,
+        options=OPTIONS,
     )
     with leading.opened(asked) as lead:
         assert lead.engine.workers() == 2

@@ -11,8 +11,9 @@ import pytest
 
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import IsolationError
+from clipcheck.harness.options import CheckOptions
 from clipcheck.sweep.identity import versions_for
-from clipcheck.sweep.jobs import Conditions, Job, Source
+from clipcheck.sweep.jobs import Job, Source
 from clipcheck.sweep.worker import perform, unjudged
 from tests.samples import minute_bytes, minute_config, minute_weights, saved
 from tests.sweep.samples import job
@@ -26,10 +27,11 @@ def archive(tmp_path: Path) -> Path:
 
 
 def of(path: Path, *backends: str, **other: Any) -> Job:
-    given = backends or ("",)
-    known = Conditions(examples=2, versions=versions_for(given))
-    made = job(label="its name", source=Source("path", str(path)), backends=given)
-    return replace(made, conditions=known, isolation="none", **other)
+    options = CheckOptions(
+        backend=backends or None, device="cpu", examples=2, isolation="none", **other
+    )
+    made = job(label="its name", source=Source("path", str(path)))
+    return replace(made, options=options, versions=versions_for(backends or ("",)))
 
 
 def done(asked: Job) -> dict[str, Any]:
@@ -126,15 +128,14 @@ def test_what_is_no_error_of_ours_is_told_and_counts_for_nothing(
     def full(*_: object, **__: object) -> None:
         raise MemoryError("no more")
 
-    monkeypatch.setattr("clipcheck.harness.checking.check", full)
+    monkeypatch.setattr("clipcheck.harness.checking.check_files", full)
     assert done(of(archive)) == {"failed": "MemoryError: no more"}
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_worker_of_other_versions_judges_nothing(archive: Path) -> None:
     asked = of(archive)
-    versions = {**asked.conditions.versions, "torch": "1.0"}
-    asked = replace(asked, conditions=replace(asked.conditions, versions=versions))
+    asked = replace(asked, versions={**asked.versions, "torch": "1.0"})
     assert "torch 1.0 there and" in done(asked)["failed"]
 
 
@@ -143,7 +144,7 @@ def test_what_failed_elsewhere_before_is_not_tried_first(
 ) -> None:
     from clipcheck.harness import checking
 
-    check = checking.check
+    check = checking.check_files
     folders: list[str] = []
 
     def looked(*arguments: Any, **known: Any) -> Any:
@@ -151,7 +152,7 @@ def test_what_failed_elsewhere_before_is_not_tried_first(
         return check(*arguments, **known)
 
     monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path))
-    monkeypatch.setattr("clipcheck.harness.checking.check", looked)
+    monkeypatch.setattr("clipcheck.harness.checking.check_files", looked)
     done(of(archive))
     done(of(archive))
     assert len({*folders, str(tmp_path)}) == 3

@@ -1,0 +1,223 @@
+"""The options of a check, in one place: what may be chosen, the defaults, and what makes no sense.
+
+The command line, the plugin of pytest, a catalogue and `clipcheck.check` all make a `CheckOptions`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from clipcheck.errors import UsageError, nearest
+from clipcheck.gates.tolerances import LIMITS, Allclose
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from clipcheck.backends.registry import Choice
+
+EXAMPLES = 30
+"""Images that are compared by default: the corners, and two batches that Hypothesis draws."""
+
+Names: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Device: TypeAlias = "str | torch.device | None"
+
+_DTYPES = {"half": "float16", "bf16": "bfloat16", "float": "float32"}
+"""Names of dtypes that are spelled like another one."""
+
+_NOT_NAMES = (str, bytes, os.PathLike, Mapping)
+"""What can be iterated over and is no list of names: a state dict among others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """How checkpoints are checked.
+
+    Attributes:
+        backend: the ways to run a checkpoint, one or several, as ``NAME`` or
+            ``NAME:OPTION=VALUE,...`` (`clipcheck.backends.registry.BACKENDS`); ``all`` for each
+            that fits. By default the one that the file is made for: ``jit`` for an archive.
+        key: which model to read of a training checkpoint that holds several, such as ``model_ema``;
+            parts are joined by dots, as ``state_dict.teacher``.
+        reference: another checkpoint, whose eager model all are compared with: by default the
+            eager model of the checkpoint itself.
+        architecture: what the checkpoints are of: a released name, ``open_clip:NAME``, or the path
+            of an ``open_clip_config.json`` or a ``config.json``. Weights alone do not tell their
+            activation, heads and epsilon, and are not judged without it.
+        device: where to run, one or several; by default the GPU where there is one.
+        dtype: what to compute in, one or several of float32, float16 and bfloat16. By default
+            float32, and elsewhere than on the CPU the checkpoint's own as well.
+        examples: number of images; the first `clipcheck.inputs.batches.CORNERS` are those that
+            every model should be tried on, the others Hypothesis draws, as it does prompts
+            (`clipcheck.inputs.strategies`).
+        exhaustive: walk every token id, every length, and every position of an image as well.
+        seed: of the images and prompts.
+        atol: the absolute tolerance of the gate ``allclose``, on probabilities.
+        rtol: its relative tolerance.
+        cache: whether compiled and exported programs are kept for the next time, and taken from
+            there.
+        isolation: ``process`` runs the code of a file (an archive, a program) in a process of its
+            own, which has no rights; ``none`` in this one, which is for files that are trusted. By
+            default ``process``, but for the released files, which are known by their hash.
+        download_root: where released files are kept.
+
+    Raises:
+        UsageError: one of them makes no sense; the message names it.
+        UnknownModelError: there is no such architecture.
+    """
+
+    backend: str | Sequence[str] | None = None
+    key: str | None = None
+    reference: str | os.PathLike[str] | None = None
+    architecture: str | os.PathLike[str] | None = None
+    device: Device | Sequence[str | torch.device] = None
+    dtype: str | Sequence[str] | None = None
+    examples: int = EXAMPLES
+    exhaustive: bool = False
+    seed: int = 0
+    atol: float = Allclose.atol
+    rtol: float = Allclose.rtol
+    cache: bool = True
+    isolation: str | None = None
+    download_root: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Look whether all of it makes sense."""
+        _require_numbers(self)
+        if not self.devices:
+            raise UsageError("expected a device, found none", remedy="Give one.")
+        for name in self.dtypes:
+            _require_dtype(name)
+        if self.reference is not None:
+            file_named(self.reference, "a reference")
+        # What is not given is not looked at: these import numpy, and the last one more.
+        if self.backends:
+            _ = self.choices
+        if self.isolation is not None:
+            from clipcheck.backends.cells import isolation_named
+
+            isolation_named(self.isolation)
+        if self.architecture is not None:
+            from clipcheck.checkpoints.told import named
+
+            named(os.fspath(self.architecture))
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """As they were written; none for the one that a file is made for."""
+        return _several(self.backend)
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """The backends with their options, each once; ``all`` stands for every one."""
+        from clipcheck.backends.registry import chosen
+
+        return chosen(self.backends)
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """Where to run; None for what this machine has."""
+        # torch.device is asked for by its absence: naming it would import torch.
+        if isinstance(self.device, Sequence) and not isinstance(self.device, str):
+            return tuple(self.device)
+        return (self.device,)
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Names; none for what suits the device."""
+        return _several(self.dtype)
+
+    @property
+    def limits(self) -> Allclose:
+        """Of the gate ``allclose``."""
+        return Allclose(self.atol, self.rtol)
+
+    @property
+    def artefacts(self) -> Path | None:
+        """Where what was built is kept; None keeps nothing."""
+        from clipcheck.backends.artefacts import default_folder
+
+        return default_folder() if self.cache else None
+
+    @property
+    def told(self) -> str | None:
+        """The architecture, as it can be named from any folder."""
+        from clipcheck.checkpoints.told import named
+
+        return None if self.architecture is None else named(os.fspath(self.architecture)).argument
+
+
+def files_named(checkpoints: object) -> list[str]:
+    """The checkpoints as they are named.
+
+    Raises:
+        UsageError: it is something else, such as a model, or there is none.
+    """
+    # A module may be iterable, and an archive's then raises NotImplementedError.
+    one = isinstance(checkpoints, _NOT_NAMES) or hasattr(checkpoints, "state_dict")
+    if not isinstance(checkpoints, Iterable) or one:
+        return [file_named(checkpoints, "a checkpoint")]
+    names = [file_named(each, "a checkpoint") for each in checkpoints]
+    if not names:
+        raise UsageError("expected a checkpoint, found none", remedy="Give one.")
+    return names
+
+
+def file_named(name: object, what: str) -> str:
+    """A path or a released name, as text.
+
+    Args:
+        name: what was given.
+        what: it should be, for people.
+
+    Raises:
+        UsageError: it is something else, such as a model.
+    """
+    if isinstance(name, str | os.PathLike):
+        path = os.fspath(name)
+        if isinstance(path, str):
+            return path
+    kind = f"{type(name).__module__}.{type(name).__qualname__}".removeprefix("builtins.")
+    raise UsageError(
+        f"expected the path or the released name of {what}, found an object of type {kind}",
+        remedy="A file is judged, as it will be released. Save it and give its path: "
+        "torch.jit.save(archive, PATH) for TorchScript, torch.save(model.state_dict(), PATH) for "
+        "weights alone, which need a backend as well.",
+    )
+
+
+def _several(chosen: str | Sequence[str] | None) -> tuple[str, ...]:
+    single = isinstance(chosen, str) or not isinstance(chosen, Iterable)
+    return () if chosen is None else (chosen,) if single else tuple(chosen)  # type: ignore[return-value]
+
+
+def _require_dtype(name: object) -> None:
+    if name not in LIMITS:
+        like = nearest(_DTYPES.get(str(name), str(name)), LIMITS)
+        raise UsageError(
+            f"expected a dtype, found {name!r}",
+            remedy=f"{like}; all of them: {', '.join(LIMITS)}.",
+        )
+
+
+def _require_numbers(options: CheckOptions) -> None:
+    if not isinstance(options.examples, int) or options.examples < 1:
+        raise UsageError(
+            f"expected at least 1 example, found {options.examples!r}",
+            remedy=f"Leave it out for {EXAMPLES}.",
+        )
+    if not isinstance(options.seed, int) or options.seed < 0:
+        raise UsageError(
+            f"expected a seed of at least 0, found {options.seed!r}", remedy="Leave it out for 0."
+        )
+    for name, value in (("atol", options.atol), ("rtol", options.rtol)):
+        # Written so that NaN, which is not less than 0 either, is refused.
+        if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise UsageError(
+                f"expected {name} to be a number of at least 0, found {value!r}",
+                remedy=f"The classic value is {getattr(Allclose, name)}.",
+            )
