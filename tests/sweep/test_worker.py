@@ -161,7 +161,8 @@ def test_what_failed_elsewhere_before_is_not_tried_first(
 
 
 def test_what_never_came_to_its_end_has_an_entry_as_well() -> None:
-    told = unjudged(job(label="m.pt", dtype="float16"), "trace", "a" * 64, "why")
+    half = job(label="m.pt", options=CheckOptions(device="cpu", dtype="float16"))
+    told = unjudged(half, "trace", "a" * 64, "why")
     (entry,) = told["results"]
     assert (entry["checkpoint"], entry["backend"], entry["dtype"]) == ("m.pt", "trace", "float16")
     assert (entry["error"], entry["passed"], entry["sha256"]) == ("why", False, "a" * 64)
