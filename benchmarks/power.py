@@ -41,8 +41,9 @@ class Bench(_Bench):
     def __init__(self, unit: _Unit, folder: Path) -> None:
         super().__init__(unit, folder)
         inputs = inputs_of(self._architecture)
-        model = self._open(self._write(None)).model
-        self._few = self._prepare(model, list(batches(CORNERS, inputs, unit.seed)))
+        with self._opened(self._write(None)) as sides:
+            reference = sides.reference
+        self._few = self._prepare(reference, list(batches(CORNERS, inputs, unit.seed)))
 
     def written(self, variant: Variant) -> Checkpoint:
         """The archive of a variant, for all benches of this folder."""
@@ -50,10 +51,10 @@ class Bench(_Bench):
 
     def gates(self, checkpoint: Checkpoint, few: bool) -> Sequence[GateResult]:
         """Judge an archive, in few calls or in all of them."""
-        source = self._open(checkpoint)
-        candidate = build(source)
-        trial = self._few if few else self._trial
-        return judge_candidate(trial, candidate, source, Allclose(), Stopwatch()).gates
+        with self._opened(checkpoint) as sides:
+            candidate = build(sides.source)
+            trial = self._few if few else self._trial
+            return judge_candidate(trial, candidate, sides.source, Allclose(), Stopwatch()).gates
 
 
 def main() -> None:

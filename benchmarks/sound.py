@@ -21,8 +21,7 @@ from pathlib import Path
 
 import torch
 
-from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.loading import build, load_sides
+from clipcheck.backends.loading import OpenSides, build, opened_sides
 from clipcheck.backends.reference import exact_floats
 from clipcheck.backends.registry import Choice, chosen, way
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
@@ -94,14 +93,19 @@ def measure(arguments: argparse.Namespace, folder: Path) -> Iterator[Run]:
         write(architecture, weights, path, Format.ARCHIVE)
         checkpoint = open_checkpoint(path)
         for dtype in arguments.dtype or LIMITS:
-            yield from judge(checkpoint, kind, dtype, arguments, folder)
+            yield from judge(checkpoint, kind, dtype, arguments)
         path.unlink()
 
 
 def judge(
-    checkpoint: Checkpoint, kind: str, dtype: str, arguments: argparse.Namespace, folder: Path
+    checkpoint: Checkpoint, kind: str, dtype: str, arguments: argparse.Namespace
 ) -> Iterator[Run]:
-    sides = load_sides(checkpoint, None, CPU, dtype, folder, Artefacts(None, folder), archive=True)
+    with opened_sides(checkpoint, None, CPU, dtype, archive=True) as sides:
+        yield from judge_sides(sides, kind, arguments)
+
+
+def judge_sides(sides: OpenSides, kind: str, arguments: argparse.Namespace) -> Iterator[Run]:
+    checkpoint, dtype = sides.source.checkpoint, sides.source.dtype
     choices = [c for c in chosen(arguments.backend or ["jit"]) if fits(c, checkpoint, dtype)]
     candidates = []
     for choice in choices:

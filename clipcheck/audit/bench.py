@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,11 +44,10 @@ if TYPE_CHECKING:
     from clipcheck.audit.faults import Variant
     from clipcheck.audit.faults.ways import WayVariant
     from clipcheck.audit.faults.where import Spot
-    from clipcheck.backends.archives import OpenArchive
-    from clipcheck.backends.source import Source
+    from clipcheck.backends.loading import OpenSides
+    from clipcheck.backends.reference import Reference
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.families import eager
     from clipcheck.writers.archive import Alter
 
 ARCHITECTURES = ("tiny-vit", "tiny-resnet")
@@ -495,22 +495,25 @@ class _Bench:
         self._architecture = architecture_named(unit.architecture)
         self._weights = weights_of(self._architecture, unit.seed, unit.weights)
         inputs = inputs_of(self._architecture)
-        model = self._open(self._write(None)).model
         drawn = list(batches(CORNERS, inputs, unit.seed))
         lengths = lengths_for(self._architecture, unit.seed)
         effort = effort_for(self._architecture)
-        self._trial = self._prepare(model, drawn, lengths=lengths, effort=effort)
-        self._classic = self._prepare(model, [classic(inputs)])
+        with self._opened(self._write(None)) as sides:
+            reference = sides.reference
+        self._trial = self._prepare(reference, drawn, lengths=lengths, effort=effort)
+        self._classic = self._prepare(reference, [classic(inputs)])
 
     def judge(self, variant: Variant) -> Finding:
         """Plant a variant, and see what comes of it."""
         from clipcheck.backends.jit import build
 
-        source = self._open(self._write(variant.plant))
-        candidate = build(source)
-        gates = judge_candidate(self._trial, candidate, source, Allclose(), Stopwatch()).gates
-        assertion = allclose(self._classic.run(candidate).cases, Allclose())
-        found = self._localise(variant, source.checkpoint) if self._unit.localize else None
+        checkpoint = self._write(variant.plant)
+        with self._opened(checkpoint) as sides:
+            candidate = build(sides.source)
+            verdict = judge_candidate(self._trial, candidate, sides.source, Allclose(), Stopwatch())
+            gates = verdict.gates
+            assertion = allclose(self._classic.run(candidate).cases, Allclose())
+        found = self._localise(variant, checkpoint) if self._unit.localize else None
         right = found is not None and self._is_right(found, variant)
         return _finding(self._unit, "jit", variant, gates, assertion, found, right)
 
@@ -520,17 +523,8 @@ class _Bench:
         if variant.family == CLEAN_FAMILY:
             return None
         # Anew: some faults have changed the weights by now.
-        archive, model = self._load(checkpoint)
-        runner, dtype = archive.runner, self._unit.dtype
-        return first_departures(checkpoint, runner, model, self._device, dtype, Stopwatch())
-
-    def _load(self, checkpoint: Checkpoint) -> tuple[OpenArchive, eager.CLIP]:
-        """In this process: it was written here."""
-        import torch
-
-        from clipcheck.backends.archives import open_archive
-
-        return open_archive(checkpoint, self._device, getattr(torch, self._unit.dtype), cell=None)
+        with self._opened(checkpoint) as sides:
+            return first_departures(sides.source, Stopwatch())
 
     def _is_right(self, found: Localisation, variant: Variant) -> bool:
         """Whether the place in each tower is the first that was altered there."""
@@ -553,26 +547,19 @@ class _Bench:
         write_archive(self._architecture, self._weights, self._path, alter=plant)
         return open_checkpoint(self._path)
 
-    def _open(self, checkpoint: Checkpoint) -> Source:
-        from clipcheck.backends.artefacts import Artefacts
-        from clipcheck.backends.source import Source
+    def _opened(self, checkpoint: Checkpoint) -> AbstractContextManager[OpenSides]:
+        """In this process: it was written here."""
+        from clipcheck.backends.loading import opened_sides
 
-        archive, model = self._load(checkpoint)
-        folder = self._path.parent
-        nothing = Artefacts(None, folder)
-        dtype = self._unit.dtype
-        return Source(checkpoint, model, self._device, dtype, {}, folder, nothing, archive)
+        return opened_sides(checkpoint, None, self._device, self._unit.dtype, archive=True)
 
     def _prepare(
         self,
-        model: eager.CLIP,
+        reference: Reference,
         drawn: list[Batch],
         *,
         lengths: Batch | None = None,
         effort: Effort | None = None,
     ) -> Trial:
-        from clipcheck.backends.reference import Reference
-
-        reference = Reference(model, self._architecture, self._device)
         dtype = self._unit.dtype
         return Trial.of(reference, drawn, dtype, Stopwatch(), lengths=lengths, effort=effort)

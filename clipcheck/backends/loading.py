@@ -3,12 +3,15 @@ of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipcheck.backends.archives import OpenArchive, open_archive
+from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend, translating
 from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.registry import Choice, require_available, way
@@ -23,7 +26,6 @@ from clipcheck.gates.tolerances import LIMITS
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.backends.artefacts import Artefacts
     from clipcheck.backends.reference import Reference
     from clipcheck.sandbox.cell import Cell
 
@@ -45,6 +47,71 @@ class Sides:
     reference: Reference
 
 
+class OpenSides:
+    """Both sides, which are loaded when they are first asked for."""
+
+    def __init__(self, load: Callable[[], Sides]) -> None:
+        self._load = load
+        self._sides: Sides | None = None
+
+    def load(self) -> Sides:
+        """Load both, and anew if they were loaded before: what runs may change the weights, which
+        all share.
+
+        Raises:
+            ArchitectureError: the two are of different dimensions.
+            UsageError: the subject is a program that computes in another dtype.
+            ClipcheckError: one cannot be loaded; the subclass tells why.
+        """
+        self._sides = None  # before the next come, not after
+        self._sides = self._load()
+        return self._sides
+
+    @property
+    def source(self) -> Source:
+        """What candidates are made of."""
+        return (self._sides or self.load()).source
+
+    @property
+    def reference(self) -> Reference:
+        """What they are compared with."""
+        return (self._sides or self.load()).reference
+
+
+@contextmanager
+def opened_sides(
+    subject: Checkpoint | Program,
+    reference: Checkpoint | None,
+    device: torch.device,
+    dtype: str,
+    *,
+    archive: bool,
+    cell: Cell | None = None,
+    artefacts: Path | None = None,
+) -> Iterator[OpenSides]:
+    """Both sides of a comparison, for all backends, with a folder for what these write.
+
+    Args:
+        subject: what is judged.
+        reference: the checkpoint that it is compared with; None for itself.
+        device: where to.
+        dtype: what to compute in, by name.
+        archive: whether the archive is to be run as well.
+        cell: what runs the subject's own code; None for this process.
+        artefacts: the folder of what was built before; None keeps nothing.
+    """
+    with tempfile.TemporaryDirectory(prefix="clipcheck-") as name:
+        scratch = Path(name)
+        built = Artefacts(artefacts, scratch)
+
+        def load() -> Sides:
+            return load_sides(
+                subject, reference, device, dtype, scratch, built, archive=archive, cell=cell
+            )
+
+        yield OpenSides(load)
+
+
 def load_sides(
     subject: Checkpoint | Program,
     reference: Checkpoint | None,
@@ -56,17 +123,17 @@ def load_sides(
     archive: bool,
     cell: Cell | None = None,
 ) -> Sides:
-    """Load both sides, once for all backends.
+    """Load both sides into a folder that is there, as `opened_sides` does into one of its own.
 
     Args:
-        subject: what is judged.
-        reference: the checkpoint that it is compared with; None for itself.
-        device: where to.
-        dtype: what to compute in, by name.
-        scratch: a folder for what backends write.
+        subject: as for `opened_sides`, and so are those that are not told here.
+        reference: as well.
+        device: as well.
+        dtype: as well.
+        scratch: the folder for what backends write.
         artefacts: what was built before.
-        archive: whether the archive is to be run as well.
-        cell: what runs the subject's own code; None for this process.
+        archive: as well.
+        cell: as well.
 
     Raises:
         ArchitectureError: the two are of different dimensions.

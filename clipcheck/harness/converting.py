@@ -6,16 +6,13 @@ is run on a few inputs, and held against what is assumed.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Array, Backend
 from clipcheck.backends.cells import Isolation, cell_for
-from clipcheck.backends.loading import Sides, build, load_sides
+from clipcheck.backends.loading import OpenSides, build, opened_sides
 from clipcheck.backends.registry import Choice
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint
@@ -134,14 +131,10 @@ def _look(checkpoint: Checkpoint, isolation: Isolation | None) -> _Seen:
 
     cpu = torch.device("cpu")
     with (
-        tempfile.TemporaryDirectory(prefix="clipcheck-") as folder,
         cell_for(checkpoint, cpu, isolation) as cell,
+        opened_sides(checkpoint, None, cpu, _DTYPE, archive=True, cell=cell) as sides,
         exact_floats(),
     ):
-        artefacts = Artefacts(None, Path(folder))
-        sides = load_sides(
-            checkpoint, None, cpu, _DTYPE, Path(folder), artefacts, archive=True, cell=cell
-        )
         batch = for_modules(inputs_of(checkpoint.architecture), seed=0)
         trial = Trial.of(sides.reference, [batch], _DTYPE, Stopwatch())
         weights = WeightWatch(sides.source.model)
@@ -190,7 +183,13 @@ def _first(outputs: Mapping[str, Array], images: int, prompts: int) -> dict[str,
 
 
 def _judge(
-    checkpoint: Checkpoint, sides: Sides, batch: Batch, case: Case, scale: float, *, intact: bool
+    checkpoint: Checkpoint,
+    sides: OpenSides,
+    batch: Batch,
+    case: Case,
+    scale: float,
+    *,
+    intact: bool,
 ) -> _Seen:
     limits = LIMITS[_DTYPE]
     gate = fidelity([case], limits, scale)

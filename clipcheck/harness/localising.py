@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from clipcheck.backends.archives import open_archive
 from clipcheck.backends.cells import cell_for, isolation_named, prepare
+from clipcheck.backends.loading import opened_sides
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.formats import open_checkpoint, require_found
 from clipcheck.checkpoints.told import named
 from clipcheck.gates.localisation import Localisation, Tower
@@ -20,9 +21,6 @@ from clipcheck.system.progress import say_import, silent
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.backends.runner import Runner
-    from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.families import eager
 
 _TOWERS: Mapping[str, Tower] = {"image_features": "image", "text_features": "text"}
 """The tower that is at fault where this output is."""
@@ -106,8 +104,6 @@ def localize(
 
     say = progress or silent
     say_import(say)
-    import torch
-
     from clipcheck.models.loader import resolve_device
 
     name = os.fspath(checkpoint)
@@ -118,11 +114,14 @@ def localize(
     opened = open_checkpoint(name, download_root, key=key, told=told)
     opened.verify()
     say(f"{name}: loading both ways on {target} in {dtype}")
-    with cell_for(opened, target, isolation_named(isolation)) as cell:
+    with (
+        cell_for(opened, target, isolation_named(isolation)) as cell,
+        opened_sides(opened, None, target, dtype, archive=True, cell=cell) as sides,
+    ):
         with watch.phase("load"):
-            archive, model = open_archive(opened, target, getattr(torch, dtype), cell)
+            source = sides.load().source
         say(f"{name}: walking through the archive")
-        found = first_departures(opened, archive.runner, model, target, dtype, watch, seed=seed)
+        found = first_departures(source, watch, seed=seed)
     return Localised(
         name,
         str(opened.path),
@@ -137,11 +136,7 @@ def localize(
 
 
 def first_departures(
-    checkpoint: Checkpoint,
-    archive: Runner,
-    model: eager.CLIP,
-    device: torch.device,
-    dtype: str,
+    source: Source,
     watch: Stopwatch,
     *,
     seed: int = 0,
@@ -153,24 +148,23 @@ def first_departures(
     what it gets wrong has no place yet; and where there is none at all, the corners.
 
     Args:
-        checkpoint: the file.
-        archive: runs it, with weights as they are in the file; a walk may change them.
-        model: the eager model of these weights.
-        device: where both are.
-        dtype: what they compute in.
+        source: an archive, with weights as they are in the file; a walk may change them.
         watch: gets the time of each phase.
         seed: of the inputs.
         suspect: the input that it fails on, if one is known.
     """
     from clipcheck.harness.modules.walk import walk
 
+    if source.archive is None:
+        raise ValueError("an archive is to be walked through that was not loaded")
+    archive, limits = source.archive.runner, LIMITS[source.dtype]
     found = Localisation.nowhere()
-    for what, batch, tower in _inputs(inputs_of(checkpoint.architecture), seed, suspect):
+    for what, batch, tower in _inputs(inputs_of(source.checkpoint.architecture), seed, suspect):
         placed = {place.tower for place in found.found}
         if tower in placed or (tower is None and placed):
             continue
         with watch.phase("localisation"):
-            here = walk(archive, model, batch, device, LIMITS[dtype], what)
+            here = walk(archive, source.model, batch, source.device, limits, what)
         changed = Localisation.of_changed(archive.changed(), what)
         found = found.completed(here.explained(changed))
     return found

@@ -6,20 +6,23 @@ import gc
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
 from clipcheck.backends.cells import cell_for, isolation_named
 from clipcheck.backends.jit import Archive
 from clipcheck.backends.known import Known, everything, matching
-from clipcheck.backends.loading import PROGRAMS, Sides, build, load_sides, require_runs
+from clipcheck.backends.loading import (
+    PROGRAMS,
+    OpenSides,
+    build,
+    opened_sides,
+    require_runs,
+)
 from clipcheck.backends.registry import ALL, Choice, way
 from clipcheck.backends.source import Source
 from clipcheck.backends.weights import compare_weights, compared
@@ -257,8 +260,17 @@ class Judge:
         first, *shares = span.split([sum(SHARED.values()), *[sum(OWN.values())] * len(running)])
         shared = _Draft(judgement)
         parts = [_Draft(replace(judgement, backend=str(choice))) for choice in running]
-        with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder, shared.keeping_errors():
-            bench = _Bench(self.options, shared, files, device, running, cell, folder, first)
+        opened = opened_sides(
+            files.subject,
+            files.reference,
+            device,
+            dtype,
+            archive=any(choice.name == "jit" for choice in running),
+            cell=cell,
+            artefacts=self.options.artefacts,
+        )
+        with opened as sides, shared.keeping_errors():
+            bench = _Bench(self.options, shared, files, sides, first)
             for choice, part, share in zip(running, parts, shares, strict=True):
                 with part.keeping_errors():
                     self._judge(part, bench, choice, share)
@@ -376,19 +388,8 @@ class Judge:
             if not intact:
                 # Running has changed the weights, which both models share.
                 bench.renew()
-            source = bench.source
-            if source.archive is None:
-                raise ValueError("an archive was run that was not loaded")
-            return first_departures(
-                source.checkpoint,
-                source.archive.runner,
-                source.model,
-                source.device,
-                source.dtype,
-                watch,
-                seed=self.options.seed,
-                suspect=suspect,
-            )
+            seed = self.options.seed
+            return first_departures(bench.source, watch, seed=seed, suspect=suspect)
         except (ClipcheckError, RuntimeError, MemoryError) as error:
             # RuntimeError is torch's, for want of memory on a GPU among others.
             _log.debug("%s could not be localised", judged.checkpoint, exc_info=True)
@@ -402,10 +403,7 @@ class _Bench:
         options: how it is checked.
         draft: of what all have in common.
         files: what is judged, and with what it is compared.
-        device: where.
-        choices: what is going to run.
-        cell: what runs the subject's own code; None for this process.
-        folder: for what backends write.
+        sides: not loaded yet.
         span: of the progress.
     """
 
@@ -414,23 +412,15 @@ class _Bench:
         options: CheckOptions,
         draft: _Draft,
         files: _Files,
-        device: torch.device,
-        choices: Sequence[Choice],
-        cell: Cell | None,
-        folder: str,
+        sides: OpenSides,
         span: Span,
     ) -> None:
         self.files = files
-        self._archive = any(choice.name == "jit" for choice in choices)
-        self._device = device
-        self._cell = cell
-        self._dtype = str(draft.judgement.dtype)
-        self._scratch = Path(folder)
-        self._artefacts = Artefacts(options.artefacts, self._scratch)
+        self._sides = sides
         self._watch = Stopwatch(_Phases(span, draft.judgement, SHARED))
         self._told = False
         with self._watch.phase("load"):
-            self._sides = self._load()
+            self.renew()
         with self._watch.phase("inputs"):
             wanted = Wanted(
                 options.examples, options.exhaustive, options.seed, draft.judgement.checkpoint
@@ -440,7 +430,7 @@ class _Bench:
         self.trial = Trial.of(
             self.reference,
             self.drawn.batches,
-            self._dtype,
+            self.source.dtype,
             self._watch,
             lengths=lengths_for(architecture, options.seed),
             effort=effort_for(architecture),
@@ -459,24 +449,12 @@ class _Bench:
     def renew(self) -> None:
         """Load both sides once more: running a candidate has changed the weights, which all
         share."""
-        self._sides = self._load()
+        self._sides.load()
 
     def seconds_once(self) -> Mapping[str, float]:
         """By phase, what was spent for all; told of one of them alone."""
         told, self._told = self._told, True
         return {} if told else self._watch.seconds
-
-    def _load(self) -> Sides:
-        return load_sides(
-            self.files.subject,
-            self.files.reference,
-            self._device,
-            self._dtype,
-            self._scratch,
-            self._artefacts,
-            archive=self._archive,
-            cell=self._cell,
-        )
 
 
 class _Phases:

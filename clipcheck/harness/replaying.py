@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcheck.backends.artefacts import Artefacts, default_folder
+from clipcheck.backends.artefacts import default_folder
 from clipcheck.backends.cells import cell_for, isolation_named, prepare
-from clipcheck.backends.loading import build, load_sides, require_runs
+from clipcheck.backends.loading import build, opened_sides, require_runs
 from clipcheck.backends.registry import parse
 from clipcheck.checkpoints.dimensions import Dimensions, dimensions
 from clipcheck.checkpoints.formats import require_found
@@ -117,23 +116,22 @@ def replay(
     choice = parse(saved.backend)
     require_runs(choice, subject)
     given = batch(saved.example, Frontend(inputs.resolution, inputs.context_length))
+    archive = choice.name == "jit"
     with (
-        tempfile.TemporaryDirectory(prefix="clipcheck-") as folder,
         cell_for(subject, target, apart) as cell,
-        exact_floats(),
-    ):
-        span.say(f"{name}: loading on {target} in {wanted}")
-        artefacts = Artefacts(default_folder(), Path(folder))
-        sides = load_sides(
+        opened_sides(
             subject,
             other,
             target,
             wanted,
-            Path(folder),
-            artefacts,
-            archive=choice.name == "jit",
+            archive=archive,
             cell=cell,
-        )
+            artefacts=default_folder(),
+        ) as sides,
+        exact_floats(),
+    ):
+        span.say(f"{name}: loading on {target} in {wanted}")
+        sides.load()
         span.say(f"{name}: running the failing input by {choice}")
         with closing(build(choice, sides.source)) as candidate:
             ruler = _ruler(sides.reference, inputs, wanted)

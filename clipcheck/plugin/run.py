@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import traceback
 import warnings
 from contextlib import ExitStack, suppress
@@ -101,9 +100,8 @@ class Run:
         return judgement
 
     def _load(self, case: Case) -> Pair:
-        from clipcheck.backends.artefacts import Artefacts, default_folder
         from clipcheck.backends.cells import cell_for, isolation_named
-        from clipcheck.backends.loading import build, load_sides, require_runs
+        from clipcheck.backends.loading import build, opened_sides, require_runs
         from clipcheck.backends.modules import ModuleBackend
         from clipcheck.checkpoints.opening import open_pair
         from clipcheck.models.loader import resolve_device
@@ -118,17 +116,16 @@ class Run:
         device = resolve_device(case.device)
         apart = isolation_named(options.isolation)
         cell = self._open.enter_context(cell_for(subject, device, apart))
-        scratch = Path(tempfile.mkdtemp(prefix="pair-", dir=self.findings.folder))
-        source = load_sides(
+        opened = opened_sides(
             subject,
             reference,
             device,
             case.dtype,
-            scratch,
-            Artefacts(default_folder(), scratch),
             archive=choice.name == "jit",
             cell=cell,
-        ).source
+            artefacts=options.artefacts,
+        )
+        source = self._open.enter_context(opened).source
         return Pair(ModuleBackend("eager", source.model, device), build(choice, source))
 
     def _options(self, case: Case, subject: subjects.Subject) -> CheckOptions:

@@ -245,7 +245,7 @@ def test_a_damaged_archive_is_not_run(
 ) -> None:
     path = tmp_path / "damaged.pt"
     path.write_bytes(with_field(minute_archive.read_bytes(), "data/0", CRC32, 0))
-    monkeypatch.setattr(converting, "load_sides", never)
+    monkeypatch.setattr(converting, "opened_sides", never)
     with pytest.raises(DamagedError):
         require_convertible(open_checkpoint(path))
 
@@ -253,7 +253,7 @@ def test_a_damaged_archive_is_not_run(
 def test_what_is_told_is_not_run(
     minute_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(converting, "load_sides", never)
+    monkeypatch.setattr(converting, "opened_sides", never)
     told = require_convertible(open_checkpoint(minute_archive, told=Told(MINUTE, "somebody")))
     assert told.computes == f"{MINUTE.summary()}: from somebody"
     monkeypatch.setattr(registry, "by_sha256", lambda _: registry.find("ViT-B/32"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clipcheck.audit.faults import fault_named
-from clipcheck.backends.archives import Inside
+from clipcheck.backends.loading import opened_sides
 from clipcheck.checkpoints.architecture import Architecture, ViT
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.told import Told
@@ -22,7 +22,6 @@ from clipcheck.harness.judging import Stopwatch, inputs_of
 from clipcheck.harness.localising import Suspect, first_departures, localize
 from clipcheck.harness.modules import walk as walking
 from clipcheck.inputs.batches import for_modules
-from clipcheck.models.loader import load_checkpoint_both
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests.models import small
@@ -165,12 +164,8 @@ def test_weights_that_running_changes_are_a_place_where_nothing_else_departs(
 
 
 def given(path: Path, suspect: Suspect | None) -> list[str]:
-    checkpoint = open_checkpoint(path)
-    both = load_checkpoint_both(checkpoint, CPU)
-    archive, model = Inside(both.archive), both.eager_model
-    found = first_departures(
-        checkpoint, archive, model, CPU, "float32", Stopwatch(), suspect=suspect
-    )
+    with opened_sides(open_checkpoint(path), None, CPU, "float32", archive=True) as sides:
+        found = first_departures(sides.source, Stopwatch(), suspect=suspect)
     return [place.given for place in found.found]
 
 
