@@ -528,12 +528,12 @@ class _Bench:
 
     def _is_right(self, found: Localisation, variant: Variant) -> bool:
         """Whether the place in each tower is the first that was altered there."""
-        from clipcheck.audit.faults.where import is_hidden, spots
+        from clipcheck.audit.faults.where import spots
 
-        if is_hidden(variant.name) and not found.found:
+        if variant.hidden and not found.found:
             return True
         first: dict[Tower, Spot] = {}
-        for spot in spots(variant.name, self._architecture):
+        for spot in spots(variant.places or (), self._architecture):
             first.setdefault(tower_of(spot.name), spot)
         return {place.tower for place in found.found} == first.keys() and all(
             _is_at(place, first[place.tower]) for place in found.found

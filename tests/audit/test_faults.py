@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from clipcheck.audit.faults import CLEAN, CLEAN_FAMILY, FAMILIES, FAULTS, Variant
-from clipcheck.audit.faults.where import is_hidden
 from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.families.eager import CLIP, build
@@ -171,7 +170,7 @@ def error(subject: Subject, variant: Variant, path: Path) -> float:
 def some(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
     """The first of each family that ordinary inputs show. `clipcheck audit`, which the gate of a
     change runs, wants every one of them told from what is right, in both architectures."""
-    shown = [variant for variant in variants if not is_hidden(variant.name)]
+    shown = [variant for variant in variants if not variant.hidden]
     return tuple({variant.family: variant for variant in reversed(shown)}.values())
 
 

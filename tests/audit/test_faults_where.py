@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clipcheck.audit.faults import FAULTS, fault_named
-from clipcheck.audit.faults.where import _WHERE, FORWARD, is_hidden, spots
+from clipcheck.audit.faults import CLEAN, FAULTS, fault_named
+from clipcheck.audit.faults.where import FORWARD, spots
 from clipcheck.errors import UsageError
 from clipcheck.writers.legacy import Multimodal
 from clipcheck.writers.synthesize import architecture_named
@@ -15,7 +15,8 @@ from tests.thorough import thorough
 
 
 def test_every_fault_has_a_place_and_nothing_else_has() -> None:
-    assert _WHERE.keys() == {fault.name for fault in FAULTS}
+    assert all(fault.places is not None for fault in FAULTS)
+    assert all(variant.places is None for variant in CLEAN)
 
 
 @pytest.mark.parametrize("name", [*TINY, thorough("ViT-B/32"), thorough("RN50")])
@@ -26,14 +27,15 @@ def test_every_fault_that_can_be_planted_has_a_spot_that_the_model_has(name: str
     known = {n for n, _ in model.named_modules()} | model.state_dict().keys() | {FORWARD}
     for fault in FAULTS:
         if fault.applies_to(architecture):
-            found = spots(fault.name, architecture)
-            assert found or is_hidden(fault.name), fault.name
+            found = spots(fault.places or (), architecture)
+            assert found or fault.hidden, fault.name
             assert {spot.name for spot in found} <= known
 
 
 def test_the_block_in_the_middle_is_another_one_in_a_deeper_model() -> None:
-    (tiny,) = spots("int8-weight-in-one-layer", architecture_named("tiny-vit"))
-    (full,) = spots("int8-weight-in-one-layer", architecture_named("ViT-B/32"))
+    places = fault_named("int8-weight-in-one-layer").places or ()
+    (tiny,) = spots(places, architecture_named("tiny-vit"))
+    (full,) = spots(places, architecture_named("ViT-B/32"))
     assert tiny.name == "transformer.resblocks.0.mlp.c_proj"
     assert full.name == "transformer.resblocks.5.mlp.c_proj"
 

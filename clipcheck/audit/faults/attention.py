@@ -30,6 +30,13 @@ from clipcheck.audit.faults.steps import (
     scores,
 )
 from clipcheck.audit.faults.variant import Variant
+from clipcheck.audit.faults.where import (
+    ATTENTION_POOL,
+    IMAGE_ATTENTION,
+    TEXT_ATTENTION,
+    TEXT_ATTENTIONS,
+    Where,
+)
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal
 
@@ -93,54 +100,64 @@ ATTENTION = (
         name="causal-mask-missing",
         reason="CLIP-ONNX#3: the export of the text tower dropped the causal mask",
         plant=at(text_blocks, setting("mask", None)),
+        places=TEXT_ATTENTIONS,
     ),
     _attention(
         name="causal-mask-missing-in-one",
         reason="transformers#41668: one way through the attention does without the mask",
         plant=at(text_block, setting("mask", None)),
+        places=TEXT_ATTENTION,
     ),
     _attention(
         name="causal-mask-off-by-one",
         reason="triu(2) in place of triu(1): each token sees the one that follows",
         plant=at(text_blocks, _masked(lambda mask: _hidden(mask.shape[0], 2))),
+        places=TEXT_ATTENTIONS,
     ),
     _attention(
         name="causal-mask-of-minus-10",
         reason="a finite sentinel that is too small (coremltools#2669 is of one too great)",
         plant=at(text_blocks, _masked(lambda mask: mask.clamp(min=-10))),
+        places=TEXT_ATTENTIONS,
     ),
     _attention(
         name="causal-mask-in-image-tower",
         reason="transformers#30390: is_causal is set in a tower that has no mask",
         plant=_causal,
+        places=(Where(within(vision_blocks, "attn")),),
         kinds=(ViT,),
     ),
     _attention(
         name="scale-twice",
         reason="the query is scaled, and scaled_dot_product_attention scales again",
         plant=at(_text, attention(attend=_scaled(lambda size: size**-0.5))),
+        places=TEXT_ATTENTION,
     ),
     _attention(
         name="scale-twice-in-attention-pool",
         reason="the query is scaled, and scaled_dot_product_attention scales again",
         plant=at(_pool, attention_pool(attend=_scaled(lambda size: size**-0.5))),
+        places=ATTENTION_POOL,
         kinds=(ResNet,),
     ),
     _attention(
         name="softmax-over-queries",
         reason="softmax over the wrong axis of the scores",
         plant=at(_image, attention(attend=_over_queries)),
+        places=IMAGE_ATTENTION,
         kinds=(ViT,),
     ),
     _attention(
         name="heads-interleaved",
         reason="the heads' results are put together with heads and channels exchanged",
         plant=at(_text, attention(finish=_heads_interleaved)),
+        places=TEXT_ATTENTION,
     ),
     _attention(
         name="batch-taken-as-sequence",
         reason="nn.MultiheadAttention is built without batch_first, and given [N, L, D]",
         plant=at(_image, _batch_first),
+        places=IMAGE_ATTENTION,
         kinds=(ViT,),
     ),
 )

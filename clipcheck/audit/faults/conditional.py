@@ -27,6 +27,15 @@ from clipcheck.audit.faults.planting import (
     with_head,
 )
 from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.audit.faults.where import (
+    EMBEDDING,
+    IDS,
+    IMAGE_FEATURES,
+    LOGITS,
+    NOWHERE,
+    PIXELS,
+    TEXT_FEATURES,
+)
 from clipcheck.writers.legacy import Multimodal
 
 
@@ -131,86 +140,103 @@ INPUT_DEPENDENT = (
         name="rare-ids-not-embedded",
         reason="ids of the last fifth (above 39,500) are unknown to an older vocabulary",
         plant=absent_from_the_vocabulary(_rare),
+        places=EMBEDDING,
     ),
     _by_input(
         name="repeated-token-not-embedded",
         reason="a token that repeats the one before it is taken for padding",
         plant=absent_from_the_vocabulary(lambda text, _: _repeats(text)),
+        places=EMBEDDING,
     ),
     _by_input(
         name="texts-longer-than-64",
         reason="a kernel whose tile has 64 places goes wrong behind it",
         plant=for_texts(partial(longer_than, 64)),
+        places=TEXT_FEATURES,
     ),
     _by_input(
         name="empty-prompts",
         reason="the empty prompt, used for guidance, is computed some other way",
         plant=for_texts(is_empty),
+        places=TEXT_FEATURES,
     ),
     _by_input(
         name="highlights-clipped",
         reason="a calibrated range ends at 1.9; only saturated pixels exceed it",
         plant=on_pixels(lambda x: x.clamp(max=1.9)),
+        places=PIXELS,
     ),
     _by_input(
         name="flat-images",
         reason="images of one colour are computed some other way",
         plant=for_images(is_flat),
+        places=IMAGE_FEATURES,
     ),
     _by_input(
         name="images-of-zeros",
         reason="an image that is zero after normalisation is taken for padding",
         plant=for_images(lambda image: (image == 0).flatten(1).all(-1)),
+        places=IMAGE_FEATURES,
     ),
     _by_input(
         name="images-with-a-zero",
         reason="a pixel that is exactly zero is taken for a missing one",
         plant=for_images(lambda image: (image == 0).all(1).flatten(1).any(-1)),
+        places=IMAGE_FEATURES,
     ),
     _by_input(
         name="red-images",
         reason="images of one primary colour are computed some other way",
         plant=for_images(partial(_one_colour, 0)),
+        places=IMAGE_FEATURES,
     ),
     _by_input(
         name="blue-images",
         reason="the same of another one",
         plant=for_images(partial(_one_colour, 2)),
+        places=IMAGE_FEATURES,
     ),
     _by_input(
         name="pixels-clipped-at-2.2",
         reason="a range that holds all pixels of CLIP's own preprocessing, and of no other",
         plant=on_pixels(lambda x: x.clamp(-2.2, 2.2)),
+        places=PIXELS,
     ),
     _by_input(
         name="natural-images",
         reason="images with the statistics of photographs are computed some other way",
         plant=for_images(_natural),
+        places=IMAGE_FEATURES,
     ),
     _by_input(
         name="texts-of-8",
         reason="prompts that fill a tile of 8 places exactly are computed some other way",
         plant=for_texts(partial(_of_length, 8)),
+        places=TEXT_FEATURES,
     ),
     _by_input(
         name="texts-of-33",
         reason="prompts of one token more than a tile of 32 are computed some other way",
         plant=for_texts(partial(_of_length, 33)),
+        places=TEXT_FEATURES,
     ),
     _by_input(
         name="texts-of-51",
         reason="prompts of one odd length are computed some other way",
         plant=for_texts(partial(_of_length, 51)),
+        places=NOWHERE,
     ),
     _by_input(
         name="pooled-at-last-end",
         reason="of two end tokens the last one counts",
         plant=_last_end,
+        places=IDS,
     ),
     _by_input(
         name="texts-without-end",
         reason="a prompt that was cut behind its end token is computed some other way",
         plant=_no_end,
+        places=TEXT_FEATURES,
     ),
 )
 
@@ -281,70 +307,84 @@ BATCH_DEPENDENT = (
         name="images-beyond-the-fourth",
         reason="a kernel for up to four rows; those beyond are wrong",
         plant=on_image_features(partial(_beyond, 4)),
+        places=IMAGE_FEATURES,
     ),
     _by_batch(
         name="image-of-row-before",
         reason="each row has the features of the row before it",
         plant=on_image_features(lambda x: x.roll(1, 0)),
+        places=IMAGE_FEATURES,
     ),
     _by_batch(
         name="single-image",
         reason="a batch of one is computed some other way (a squeeze too many)",
         plant=on_image_features(_alone),
+        places=IMAGE_FEATURES,
     ),
     _by_batch(
         name="statistics-over-batch",
         reason="features are standardised over the batch: a BatchNorm in training mode behind them",
         plant=on_image_features(_standardised),
+        places=IMAGE_FEATURES,
     ),
     _by_batch(
         name="first-text-leaks",
         reason="a hundredth of the first row is added to all: a buffer that was not cleared",
         plant=on_text_features(lambda x: x + 0.01 * x[:1]),
+        places=TEXT_FEATURES,
     ),
     _by_batch(
         name="more-images-than-prompts",
         reason="the logits are mixed up only where the images outnumber the prompts",
         plant=with_head(_more_images),
+        places=LOGITS,
     ),
     _by_batch(
         name="three-images",
         reason="a batch of three is computed some other way",
         plant=on_image_features(_where_count(lambda n: n == 3)),
+        places=IMAGE_FEATURES,
     ),
     _by_batch(
         name="seven-images",
         reason="a batch of seven is computed some other way",
         plant=on_image_features(_where_count(lambda n: n == 7)),
+        places=IMAGE_FEATURES,
     ),
     _by_batch(
         name="nine-images-and-more",
         reason="a kernel for up to eight rows is left behind it",
         plant=on_image_features(_where_count(lambda n: n > 8)),
+        places=NOWHERE,
     ),
     _by_batch(
         name="sixteen-images-and-more",
         reason="a kernel whose tile has 16 rows goes wrong once it is full",
         plant=on_image_features(_where_count(lambda n: n >= 16)),
+        places=NOWHERE,
     ),
     _by_batch(
         name="eight-texts-and-more",
         reason="a kernel whose tile has 8 rows goes wrong once it is full",
         plant=on_text_features(_where_count(lambda n: n >= 8)),
+        places=TEXT_FEATURES,
     ),
     _by_batch(
         name="thirty-three-texts-and-more",
         reason="a kernel for up to 32 rows is left behind it",
         plant=on_text_features(_where_count(lambda n: n > 32)),
+        places=NOWHERE,
     ),
     _by_batch(
         name="square-logits-not-transposed",
         reason="a transpose that is told by the shapes is left out where they are the same",
         plant=with_head(_square),
+        places=LOGITS,
     ),
     _by_batch(
         name="kept-by-batch-size",
         reason="results are kept by the shape of the input alone",
         plant=_kept_by_size,
+        places=IMAGE_FEATURES,
     ),
 )

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from clipcheck.audit.faults.planting import at, before, instead, on_pixels, on_tokens, positions
 from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.audit.faults.where import EMBEDDING, IDS, PIXELS
 from clipcheck.inputs.preprocess import MEAN, STD
 from clipcheck.writers.legacy import Multimodal
 
@@ -78,70 +79,84 @@ INPUTS = (
         name="blue-green-red",
         reason="images read by OpenCV: the channels come in the order BGR",
         plant=on_pixels(lambda x: x.flip(1)),
+        places=PIXELS,
     ),
     _inputs(
         name="image-mirrored",
         reason="the horizontal flip of the training's augmentation is left on",
         plant=on_pixels(lambda x: x.flip(-1)),
+        places=PIXELS,
     ),
     _inputs(
         name="image-upside-down",
         reason="rows counted from below, as in OpenGL and in BMP files",
         plant=on_pixels(lambda x: x.flip(-2)),
+        places=PIXELS,
     ),
     _inputs(
         name="image-one-pixel-off",
         reason="vision#7093: the centre crop rounds its margin to the other side",
         plant=on_pixels(lambda x: x.roll(1, -1)),
+        places=PIXELS,
     ),
     _inputs(
         name="statistics-of-imagenet",
         reason="normalised with the mean and the deviation of ImageNet",
         plant=_normalised_with((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        places=PIXELS,
     ),
     _inputs(
         name="rescaled-twice",
         reason="divided by 255 twice: do_rescale of transformers on an image from 0 to 1",
         plant=on_pixels(lambda x: _normalised(_brightness(x) / 255)),
+        places=PIXELS,
     ),
     _inputs(
         name="mean-rounded",
         reason="the mean is rounded to two places",
         plant=_normalised_with((0.48, 0.46, 0.41), STD),
+        places=PIXELS,
     ),
     _inputs(
         name="half-the-resolution",
         reason="images are brought to half the resolution and back",
         plant=on_pixels(_half_resolution),
+        places=PIXELS,
     ),
     _inputs(
         name="tokens-cut-at-40",
         reason="texts are cut at 40 tokens, and the end of longer ones is lost",
         plant=on_tokens(partial(_cut, 40)),
+        places=IDS,
     ),
     _inputs(
         name="end-lost-of-full-texts",
         reason="open_clip#130: truncation drops the end of text; only full texts show it",
         plant=on_tokens(_without_last),
+        places=IDS,
     ),
     _inputs(
         name="end-token-missing",
         reason="the tokenizer adds no special token at the end",
         plant=on_tokens(_end_forgotten),
+        places=IDS,
     ),
     _inputs(
         name="ids-off-by-one",
         reason="another vocabulary: each id is embedded as the one before it",
         plant=_embedded_as(lambda text, _: (text - 1).clamp(min=0)),
+        places=EMBEDDING,
     ),
     _inputs(
         name="ids-clamped",
         reason="a vocabulary of four fifths of the size, and ids that are clamped",
         plant=_embedded_as(lambda text, most: text.clamp(max=most * 4 // 5)),
+        places=EMBEDDING,
     ),
     _inputs(
         name="zero-as-padding-index",
         reason="padding_idx=0: id 0, an exclamation mark inside of a word, is embedded as zeros",
         plant=at(_embedding, instead(_padding_is_zeros)),
+        places=EMBEDDING,
     ),
 )

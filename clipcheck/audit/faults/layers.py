@@ -26,6 +26,7 @@ from clipcheck.audit.faults.steps import (
     vision_transformer,
 )
 from clipcheck.audit.faults.variant import Variant
+from clipcheck.audit.faults.where import GELUS, NORMS, Where
 from clipcheck.checkpoints.architecture import ResNet, ViT
 
 # ------------------------------------------------------------------------ activation
@@ -54,21 +55,25 @@ ACTIVATION = (
         name="gelu-for-quickgelu",
         reason="open_clip#771, open_clip#915, timm#1754: weights of quickgelu in a gelu model",
         plant=at(gelus, instead(lambda _, x: functional.gelu(x))),
+        places=GELUS,
     ),
     _activation(
         name="tanh-gelu-for-quickgelu",
         reason="gelu_new of transformers, the tanh approximation, in place of quick_gelu",
         plant=at(gelus, instead(_tanh_gelu)),
+        places=GELUS,
     ),
     _activation(
         name="quickgelu-slope-1.7",
         reason="the factor 1.702 is rounded to 1.7",
         plant=at(gelus, instead(partial(_quick_gelu, 1.7))),
+        places=GELUS,
     ),
     _activation(
         name="activation-clipped",
         reason="a calibrated range that the data exceeds: clipped at 2 in one block",
         plant=at(within(text_block, "mlp.gelu"), after(lambda x: x.clamp(max=2))),
+        places=(Where(within(text_block, "mlp.gelu")),),
     ),
     _activation(
         name="leaky-relu-in-one-bottleneck",
@@ -77,12 +82,14 @@ ACTIVATION = (
             within(bottleneck, "relu"),
             instead(lambda _, x: functional.leaky_relu(x, 0.01)),
         ),
+        places=(Where(within(bottleneck, "relu")),),
         kinds=(ResNet,),
     ),
     _activation(
         name="relu-behind-sum-left-out",
         reason="a block as of ResNet v2, whose sum is not rectified",
         plant=at(bottleneck, instead(_without_last_relu)),
+        places=(Where(within(bottleneck, "relu")),),
         kinds=(ResNet,),
     ),
 )
@@ -125,6 +132,7 @@ NORMALISATION = (
             name=f"layer-norm-epsilon-{name}",
             reason=f"every LayerNorm has the epsilon of {source}, not 1e-5",
             plant=at(layer_norms, setting("eps", float(name))),
+            places=NORMS,
         )
         for name, source in (
             ("1e-6", "timm and flax"),
@@ -136,6 +144,7 @@ NORMALISATION = (
             name=f"batch-norm-epsilon-{name}-in-one",
             reason=f"one BatchNorm deep inside has the epsilon of {source}, not 1e-5",
             plant=at(within(bottleneck, "bn2"), setting("eps", float(name))),
+            places=(Where(within(bottleneck, "bn2")),),
             kinds=(ResNet,),
         )
         for name, source in (("1e-3", "Keras"), ("1e-4", "a mobile runtime"))
@@ -144,6 +153,7 @@ NORMALISATION = (
         name="layer-norm-unbiased-variance",
         reason="LayerNorm by hand with torch.std, which divides by D - 1",
         plant=at(layer_norms, instead(_unbiased)),
+        places=NORMS,
     ),
     _norm(
         name="layer-norm-without-affine-in-one",
@@ -151,27 +161,33 @@ NORMALISATION = (
         plant=at(
             within(text_block, "ln_1"), instead(lambda norm, x: _layer_norm(norm, x, None, None))
         ),
+        places=(Where(within(text_block, "ln_1")),),
     ),
     _norm(
         name="norm-behind-sum",
         reason="one block as of BERT, with the LayerNorms behind the sums",
         plant=at(text_block, instead(_norm_behind)),
+        # It is missing where attention takes what it gives.
+        places=(Where(within(text_block, "ln_1")),),
     ),
     _norm(
         name="final-norm-missing",
         reason="the features are read before ln_final (the hidden states that diffusers use)",
         plant=text_encoder(norm=lambda _, x: x),
+        places=(Where("ln_final"),),
     ),
     _norm(
         name="post-norm-missing",
         reason="the class token is projected without ln_post",
         plant=vision_transformer(finish=lambda _, x: x),
+        places=(Where("visual.ln_post"),),
         kinds=(ViT,),
     ),
     _norm(
         name="batch-norm-in-training-mode",
         reason="one BatchNorm uses the statistics of the batch: exported without eval()",
         plant=at(within(bottleneck, "bn1"), instead(_batch_statistics)),
+        places=(Where(within(bottleneck, "bn1")),),
         kinds=(ResNet,),
     ),
 )

@@ -21,6 +21,13 @@ from clipcheck.audit.faults.steps import (
     with_mean,
 )
 from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.audit.faults.where import (
+    ATTENTION_POOL,
+    IMAGE_POSITIONS,
+    POOLING,
+    TEXT_POSITIONS,
+    Where,
+)
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal
 
@@ -80,39 +87,46 @@ POSITION = (
         plant=text_encoder(
             place=lambda model, x: x + model.positional_embedding.roll(-1, 0).type(x.dtype)
         ),
+        places=TEXT_POSITIONS,
     ),
     _position(
         name="text-positions-left-out",
         reason="the positional embedding is loaded and never added",
         plant=text_encoder(place=lambda _, x: x),
+        places=TEXT_POSITIONS,
     ),
     _position(
         name="text-positions-interpolated",
         reason="the table was resampled to another context length and back, as for longer texts",
         plant=text_encoder(place=_resampled),
+        places=TEXT_POSITIONS,
     ),
     _position(
         name="image-positions-transposed",
         reason="patches counted by column (a converter from a layout with the width first)",
         plant=_vit_grid(lambda grid: grid.t()),
+        places=IMAGE_POSITIONS,
         kinds=(ViT,),
     ),
     _position(
         name="class-token-last",
         reason="the class token is put behind the patches, and the first token pooled",
         plant=vision_transformer(start=_class_last),
+        places=IMAGE_POSITIONS,
         kinds=(ViT,),
     ),
     _position(
         name="class-embedding-left-out",
         reason="the class token starts from zeros",
         plant=vision_transformer(start=_without_class),
+        places=IMAGE_POSITIONS,
         kinds=(ViT,),
     ),
     _position(
         name="pool-positions-left-out",
         reason="the attention pool adds no positions",
         plant=at(pool_of, _placed(torch.zeros_like)),
+        places=ATTENTION_POOL,
         kinds=(ResNet,),
     ),
 )
@@ -143,38 +157,45 @@ POOLING = (
         name="pooled-at-fixed-position",
         reason="an export traced with one prompt, where the text ends at a constant position",
         plant=text_encoder(pool=partial(_at_position, 7)),
+        places=POOLING,
     ),
     _pooling(
         name="pooled-at-legacy-id-2",
         reason="transformers#24650, #24777: eos_token_id 2 of old configurations, found nowhere",
         plant=text_encoder(pool=partial(_at_id, 2)),
+        places=POOLING,
     ),
     _pooling(
         name="pooled-at-last-position",
         reason="open_clip#1151: pools the last of 77 positions, padding as it is",
         plant=text_encoder(pool=lambda x, _: x[:, -1]),
+        places=POOLING,
     ),
     _pooling(
         name="end-by-counting-ids",
         reason="ids that are not 0 are counted, though 0 is a token as well (an exclamation mark)",
         plant=text_encoder(pool=_by_count),
+        places=POOLING,
     ),
     _pooling(
         name="mean-of-image-tokens",
         reason="the mean over all image tokens in place of the class token (timm avg pooling)",
         plant=vision_transformer(pool=lambda x: x.mean(1)),
+        places=(Where("visual.ln_post", "pooling before it"),),
         kinds=(ViT,),
     ),
     _pooling(
         name="mean-for-attention-pool",
         reason="global average pooling in place of the attention pool",
         plant=at(pool_of, instead(_mean_pool)),
+        places=ATTENTION_POOL,
         kinds=(ResNet,),
     ),
     _pooling(
         name="query-from-first-place",
         reason="the attention pool's query is the map's first place, not the mean",
         plant=at(pool_of, attention_pool(kept=1)),
+        places=ATTENTION_POOL,
         kinds=(ResNet,),
     ),
 )

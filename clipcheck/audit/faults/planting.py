@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from clipcheck.audit.faults.variant import Plant
 from clipcheck.writers.legacy import LayerNorm, Multimodal, QuickGELU
 
 T = TypeVar("T")
@@ -20,6 +19,10 @@ Alter = Callable[[Any], None]
 Change = Callable[[Tensor], Tensor]
 Compute = Callable[..., Tensor]
 Select = Callable[[Multimodal], Sequence[Any]]
+
+Plant = Callable[[Multimodal], None]
+"""Alters the modules of an archive before they are traced."""
+
 Pair = tuple[Tensor, Tensor]
 Head = Callable[[Multimodal, Tensor, Tensor], Pair]
 

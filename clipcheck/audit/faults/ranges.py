@@ -21,6 +21,7 @@ from clipcheck.audit.faults.planting import (
 )
 from clipcheck.audit.faults.steps import Attend, attention, attention_pool, scores
 from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.audit.faults.where import GREAT_LOGITS, NOWHERE, Where
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal
 
@@ -56,6 +57,7 @@ RANGES = (
             name=f"logits-clamped-at-{most}",
             reason="a calibrated range ends where no drawn pair of an image and a prompt comes",
             plant=with_head(partial(_clamped_logits, most)),
+            places=GREAT_LOGITS,
         )
         for most in (30, 50, 90)
     ),
@@ -63,38 +65,45 @@ RANGES = (
         name="scores-clamped-at-50",
         reason="attention scores are clamped before the softmax, for half precision",
         plant=_attends(text_block, _clamped_scores),
+        places=NOWHERE,
     ),
     _range(
         name="softmax-without-maximum",
         reason="the greatest score is not subtracted first, and float32 ends at exp(88)",
         plant=_attends(text_block, _without_maximum),
+        places=NOWHERE,
     ),
     _range(
         name="image-scores-clamped-at-50",
         reason="the same in the image tower",
         plant=_attends(vision_block, _clamped_scores),
+        places=NOWHERE,
         kinds=(ViT,),
     ),
     _range(
         name="pool-scores-clamped-at-50",
         reason="the same in the attention pool",
         plant=at(_one("visual.attnpool"), attention_pool(attend=_clamped_scores)),
+        places=NOWHERE,
         kinds=(ResNet,),
     ),
     _range(
         name="activation-clipped-at-20",
         reason="a calibrated range of one activation, which outliers of trained models exceed",
         plant=at(within(text_block, "mlp.gelu"), after(lambda x: x.clamp(max=20))),
+        places=NOWHERE,
     ),
     _range(
         name="residual-stream-clipped-at-100",
         reason="sums are kept within a range, which trained models exceed in a few channels",
         plant=at(text_block, after(lambda x: x.clamp(-100, 100))),
+        places=NOWHERE,
     ),
     _range(
         name="bottleneck-clipped-at-20",
         reason="a ReLU that saturates at 20",
         plant=at(bottleneck, after(lambda x: x.clamp(max=20))),
+        places=NOWHERE,
         kinds=(ResNet,),
     ),
     *(
@@ -102,6 +111,7 @@ RANGES = (
             name=f"epsilon-1e-6-in-{path.replace('.', '-').replace('_', '-')}",
             reason="one norm has the default epsilon of another library",
             plant=at(_one(path), setting("eps", 1e-6)),
+            places=(Where(path),),
             kinds=kinds,
         )
         for path, kinds in (
@@ -114,5 +124,6 @@ RANGES = (
         name="epsilon-1e-6-in-one-block",
         reason="the same inside of a block",
         plant=at(within(text_block, "ln_2"), setting("eps", 1e-6)),
+        places=(Where(within(text_block, "ln_2")),),
     ),
 )

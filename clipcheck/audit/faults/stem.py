@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from clipcheck.audit.faults.planting import at, before, instead, middle
+from clipcheck.audit.faults.planting import at, before, instead, middle, within
 from clipcheck.audit.faults.variant import Variant
+from clipcheck.audit.faults.where import Where, strided
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal
 
@@ -27,13 +28,8 @@ def _stem_pool(model: Multimodal) -> list[Any]:
     return [visual.avgpool]
 
 
-def _strided(model: Multimodal) -> list[Any]:
-    visual: Any = model.visual
-    return [visual.layer2[0], visual.layer3[0], visual.layer4[0]]
-
-
 def _shortcut(model: Multimodal) -> list[Any]:
-    return [block.downsample for block in middle(_strided)(model)]
+    return [block.downsample for block in middle(strided)(model)]
 
 
 def _shortcut_pool(model: Multimodal) -> list[Any]:
@@ -63,24 +59,29 @@ STEM = (
         name="stem-padded-by-replication",
         reason="another padding mode than zeros in the first convolution",
         plant=at(_first_convolution, instead(_replicated)),
+        places=(Where("visual.conv1"),),
         kinds=(ResNet,),
     ),
     _stem_fault(
         name="max-pool-in-stem",
         reason="the max pool of a plain ResNet in place of the average pool",
         plant=at(_stem_pool, instead(lambda _, x: functional.max_pool2d(x, 2))),
+        places=(Where("visual.avgpool"),),
         kinds=(ResNet,),
     ),
     _stem_fault(
         name="shortcut-without-anti-aliasing",
         reason="one shortcut takes every second pixel, as a convolution of stride 2 does",
         plant=at(_shortcut_pool, instead(_subsampled)),
+        places=(Where(within(middle(strided), "downsample.-1")),),
         kinds=(ResNet,),
     ),
     _stem_fault(
         name="shortcut-left-out",
         reason="one block is not residual",
-        plant=at(middle(_strided), instead(_without_shortcut)),
+        plant=at(middle(strided), instead(_without_shortcut)),
+        # All of the shortcut is not called, and this comes first.
+        places=(Where(within(middle(strided), "downsample.-1")),),
         kinds=(ResNet,),
     ),
     _stem_fault(
@@ -90,6 +91,7 @@ STEM = (
             _first_convolution,
             before(lambda x: functional.pad(x, (1, -1, 1, -1))),
         ),
+        places=(Where("visual.conv1"),),
         kinds=(ViT,),
     ),
 )

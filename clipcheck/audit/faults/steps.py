@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clipcheck.audit.faults.planting import Alter, instead, put
-from clipcheck.audit.faults.variant import Plant
+from clipcheck.audit.faults.planting import Alter, Plant, instead, put
 from clipcheck.writers.legacy import Multimodal
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]

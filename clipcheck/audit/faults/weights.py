@@ -14,6 +14,8 @@ from clipcheck.audit.faults.planting import (
     instead,
     put,
     text_block,
+    text_blocks,
+    vision_blocks,
     within,
 )
 from clipcheck.audit.faults.steps import (
@@ -22,6 +24,15 @@ from clipcheck.audit.faults.steps import (
     in_projection,
 )
 from clipcheck.audit.faults.variant import Variant
+from clipcheck.audit.faults.where import (
+    FIRST_LINEAR,
+    GIVEN,
+    SUM,
+    TEXT_ATTENTION,
+    Where,
+    in_the_middle,
+    second_stage,
+)
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal
 
@@ -105,17 +116,17 @@ def _vision_stack(model: Multimodal) -> list[Any]:
     return [visual.transformer.resblocks]
 
 
-def _second_stage(model: Multimodal) -> list[Any]:
-    # Every ResNet has two bottlenecks or more in this one.
-    visual: Any = model.visual
-    return [visual.layer2]
-
-
 def _without_residual(block: Any, x: Tensor) -> Tensor:
     mask = None if block.mask is None else block.mask.to(x.device, x.dtype)
     x = x + block.attn(block.ln_1(x), mask)
     mixed: Tensor = block.mlp(block.ln_2(x))
     return mixed
+
+
+def _second_stage(model: Multimodal) -> list[Any]:
+    # Every ResNet has two bottlenecks or more in this one.
+    visual: Any = model.visual
+    return [visual.layer2]
 
 
 _weight = partial(Variant, family="weights")
@@ -125,62 +136,75 @@ WEIGHTS = (
         name="query-and-key-swapped",
         reason="the rows of in_proj_weight are taken as key, query, value",
         plant=at(within(text_block, "attn"), attention(project=partial(_swapped, 0, 1))),
+        places=TEXT_ATTENTION,
     ),
     _weight(
         name="fused-projection-split-by-head",
         reason="in_proj_weight read in the layout of Megatron, which has the heads outermost",
         plant=at(within(text_block, "attn"), attention(project=_by_head)),
+        places=TEXT_ATTENTION,
     ),
     _weight(
         name="output-projection-transposed",
         reason="a converter transposes out_proj as for a Keras or flax layer; it is square",
         plant=at(within(text_block, "attn"), attention(finish=_transposed)),
+        places=TEXT_ATTENTION,
     ),
     _weight(
         name="attention-bias-left-out",
         reason="a converter drops in_proj_bias, as of models with qkv_bias=False",
         plant=at(within(text_block, "attn"), attention(project=_without_bias)),
+        places=TEXT_ATTENTION,
     ),
     _weight(
         name="stale-bias-as-constant",
         reason="a bias of two per cent less, a constant of the graph: from before the last update",
         plant=at(within(text_block, "mlp.c_fc"), _stale_bias),
+        places=FIRST_LINEAR,
     ),
     _weight(
         name="rounded-weight-as-constant",
         reason="a copy of one weight, rounded to bfloat16, is a constant of the graph",
         plant=at(within(text_block, "attn"), _rounded_weight),
+        places=TEXT_ATTENTION,
     ),
     _weight(
         name="text-block-skipped",
         reason="one layer less, as in models whose penultimate layer is used (Stable Diffusion 2)",
         plant=at(_text_stack, _ordered(_one_skipped)),
+        places=(Where(in_the_middle(text_blocks)),),
     ),
     _weight(
         name="image-block-skipped",
         reason="one layer of the image tower is not run (layer drop)",
         plant=at(_vision_stack, _ordered(_one_skipped)),
+        places=(Where(in_the_middle(vision_blocks)),),
         kinds=(ViT,),
     ),
     _weight(
         name="bottleneck-skipped",
         reason="a stage is built with one block less, and loaded with strict=False",
         plant=at(_second_stage, _ordered(_one_skipped)),
+        places=(Where(in_the_middle(second_stage)),),
         kinds=(ResNet,),
     ),
     _weight(
         name="text-block-twice",
         reason="a loop over the blocks is off by one and runs one of them again",
         plant=at(_text_stack, _ordered(_one_twice)),
+        places=(Where(in_the_middle(text_blocks), GIVEN),),
     ),
     _weight(
         name="text-blocks-swapped",
         reason="blocks sorted by the text of their number, 10 before 2",
         plant=at(_text_stack, _ordered(_two_swapped)),
+        # The later one runs where the earlier one should.
+        places=(Where(in_the_middle(text_blocks, before=1)),),
     ),
     _weight(
         name="residual-left-out",
         reason="the sum behind the perceptron of one block is missing",
         plant=at(text_block, instead(_without_residual)),
+        places=(Where(text_block, f"{SUM} behind mlp"),),
     ),
 )
