@@ -24,6 +24,7 @@ from torch.nn import functional
 from clipcheck.audit.bench import _Bench, _Unit
 from clipcheck.audit.faults.planting import (
     Pair,
+    Plant,
     Select,
     at,
     bottlenecks,
@@ -37,7 +38,7 @@ from clipcheck.audit.faults.planting import (
     within,
 )
 from clipcheck.audit.faults.steps import attend, attention, attention_pool
-from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.audit.faults.variant import Variant
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal
 from clipcheck.writers.trained import KINDS

@@ -25,11 +25,12 @@ from clipcheck.audit.faults.head import PROJECTION
 from clipcheck.audit.faults.inputs import INPUTS
 from clipcheck.audit.faults.layers import ACTIVATION, NORMALISATION
 from clipcheck.audit.faults.places import POOLING, POSITION
+from clipcheck.audit.faults.planting import Plant
 from clipcheck.audit.faults.precision import PRECISION
 from clipcheck.audit.faults.ranges import RANGES
 from clipcheck.audit.faults.state import NAN, STATE
 from clipcheck.audit.faults.stem import STEM
-from clipcheck.audit.faults.variant import CLEAN_FAMILY, FAMILIES, Plant, Variant
+from clipcheck.audit.faults.variant import CLEAN_FAMILY, FAMILIES, Variant
 from clipcheck.audit.faults.weights import WEIGHTS
 from clipcheck.errors import UsageError, nearest
 

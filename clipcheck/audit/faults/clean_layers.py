@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipcheck.audit.faults.planting import (
+    Plant,
     at,
     batch_norms,
     blocks,
@@ -30,7 +31,7 @@ from clipcheck.audit.faults.steps import (
     attention_pool,
     out_projection,
 )
-from clipcheck.audit.faults.variant import CLEAN_FAMILY, Plant, Variant
+from clipcheck.audit.faults.variant import CLEAN_FAMILY, Variant
 from clipcheck.checkpoints.architecture import ResNet
 from clipcheck.writers.legacy import (
     AttentionPool,

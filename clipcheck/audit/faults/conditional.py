@@ -13,6 +13,7 @@ from torch.nn import functional
 from clipcheck.audit.faults.planting import (
     Change,
     Pair,
+    Plant,
     at,
     instead,
     logits,
@@ -26,7 +27,7 @@ from clipcheck.audit.faults.planting import (
     where_row,
     with_head,
 )
-from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import (
     EMBEDDING,
     IDS,

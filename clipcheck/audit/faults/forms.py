@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from clipcheck.audit.faults.planting import Change, logits, on_pixels, on_tokens, put
-from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.audit.faults.planting import Change, Plant, logits, on_pixels, on_tokens, put
+from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import NOWHERE
 from clipcheck.writers.legacy import Multimodal
 

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clipcheck.audit.faults.planting import at, before, instead, on_pixels, on_tokens, positions
-from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.audit.faults.planting import (
+    Plant,
+    at,
+    before,
+    instead,
+    on_pixels,
+    on_tokens,
+    positions,
+)
+from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import EMBEDDING, IDS, PIXELS
 from clipcheck.inputs.preprocess import MEAN, STD
 from clipcheck.writers.legacy import Multimodal

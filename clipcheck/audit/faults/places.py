@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clipcheck.audit.faults.planting import Alter, at, instead
+from clipcheck.audit.faults.planting import Alter, Plant, at, instead
 from clipcheck.audit.faults.steps import (
     attention_pool,
     class_first,
@@ -20,11 +20,11 @@ from clipcheck.audit.faults.steps import (
     vision_transformer,
     with_mean,
 )
-from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import (
     ATTENTION_POOL,
     IMAGE_POSITIONS,
-    POOLING,
+    POOLED,
     TEXT_POSITIONS,
     Where,
 )
@@ -157,25 +157,25 @@ POOLING = (
         name="pooled-at-fixed-position",
         reason="an export traced with one prompt, where the text ends at a constant position",
         plant=text_encoder(pool=partial(_at_position, 7)),
-        places=POOLING,
+        places=POOLED,
     ),
     _pooling(
         name="pooled-at-legacy-id-2",
         reason="transformers#24650, #24777: eos_token_id 2 of old configurations, found nowhere",
         plant=text_encoder(pool=partial(_at_id, 2)),
-        places=POOLING,
+        places=POOLED,
     ),
     _pooling(
         name="pooled-at-last-position",
         reason="open_clip#1151: pools the last of 77 positions, padding as it is",
         plant=text_encoder(pool=lambda x, _: x[:, -1]),
-        places=POOLING,
+        places=POOLED,
     ),
     _pooling(
         name="end-by-counting-ids",
         reason="ids that are not 0 are counted, though 0 is a token as well (an exclamation mark)",
         plant=text_encoder(pool=_by_count),
-        places=POOLING,
+        places=POOLED,
     ),
     _pooling(
         name="mean-of-image-tokens",

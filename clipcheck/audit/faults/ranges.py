@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clipcheck.audit.faults.planting import (
     Pair,
+    Plant,
     Select,
     after,
     at,
@@ -20,7 +21,7 @@ from clipcheck.audit.faults.planting import (
     within,
 )
 from clipcheck.audit.faults.steps import Attend, attention, attention_pool, scores
-from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import GREAT_LOGITS, NOWHERE, Where
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal

@@ -14,6 +14,7 @@ from clipcheck.audit.faults.conditional import for_images, for_texts, is_empty, 
 from clipcheck.audit.faults.planting import (
     Alter,
     Change,
+    Plant,
     after,
     at,
     before,
@@ -27,7 +28,7 @@ from clipcheck.audit.faults.planting import (
     where_row,
     within,
 )
-from clipcheck.audit.faults.variant import Plant, Variant
+from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import IMAGE_FEATURES, LOGITS, NOWHERE, SUM, TEXT_FEATURES, Where
 from clipcheck.checkpoints.architecture import ResNet
 from clipcheck.writers.legacy import Multimodal

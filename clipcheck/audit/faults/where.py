@@ -102,7 +102,7 @@ IDS = (Where("token_embedding", GIVEN),)
 EMBEDDING = (Where("token_embedding"),)
 IMAGE_FEATURES = (Where("visual.proj", "projection"), Where("visual.attnpool", "what follows it"))
 TEXT_FEATURES = (Where("text_projection", "projection"),)
-POOLING = (Where("text_projection", "pooling"),)
+POOLED = (Where("text_projection", "pooling"),)
 NOWHERE: tuple[Where, ...] = ()
 """Of faults that no run of a few rows shows again."""
 
