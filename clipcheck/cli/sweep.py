@@ -14,8 +14,6 @@ from clipcheck.cli.output import complain, give, noting, print_line, say, visibl
 from clipcheck.errors import OutputError
 from clipcheck.harness.options import CheckOptions
 
-EngineName = Literal["local", "ray"]
-
 EXAMPLES = """\
 Examples:
 
@@ -36,7 +34,7 @@ def sweep(
         typer.Option("--pretrained", help="Also open_clip's list of pretrained checkpoints."),
     ] = False,
     engine: Annotated[
-        EngineName,
+        Literal["local", "ray"],
         typer.Option(help="Processes on this machine, or a running Ray cluster."),
     ] = "local",
     address: Annotated[
@@ -124,7 +122,8 @@ def sweep(
         planned = lead.plan(progress)
         if not plan:
             # A line for each checkpoint where nobody sees the line of progress.
-            tell = silent if quiet or progress is not None else _tell
+            unseen = not quiet and progress is None
+            tell = (lambda line: say(f"{visible(line)}\n", err=True)) if unseen else silent
             swept = lead.run(planned, progress, tell)
     if plan:
         print_line(sweep_report.plan_text(planned, lead.threads))
@@ -150,7 +149,3 @@ def _stopping(ledger: Path) -> Iterator[None]:
             "there"
         )
         raise typer.Exit(130) from None
-
-
-def _tell(line: str) -> None:
-    say(f"{visible(line)}\n", err=True)
