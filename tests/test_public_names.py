@@ -14,6 +14,7 @@ from clipcheck import errors
 
 def test_the_public_names_are_these() -> None:
     assert sorted(clipcheck.__all__) == [
+        "CheckOptions",
         "ClipcheckError",
         "Result",
         "__version__",

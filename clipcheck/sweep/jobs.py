@@ -90,6 +90,11 @@ class Job:
         return str(self.options.device)
 
     @property
+    def dtype(self) -> str:
+        """As it was asked for; `DEFAULT` for what suits the device."""
+        return next(iter(self.options.dtypes), DEFAULT)
+
+    @property
     def on_gpu(self) -> bool:
         """Whether it needs a GPU."""
         return self.device.startswith("cuda")

@@ -117,7 +117,7 @@ def unjudged(job: Job, backend: str, content: str, error: str) -> dict[str, Any]
         path=job.source.place if not job.source.fetched else None,
         sha256=content if len(content) == 64 else None,
         backend=backend if backend != DEFAULT else Judgement.backend,
-        dtype=next(iter(job.options.dtypes), None),
+        dtype=job.dtype or None,
         seed=job.options.seed,
         error=error,
     )

@@ -190,7 +190,7 @@ def test_what_is_assumed_is_not_written_as_if_it_were_told(tmp_path: Path) -> No
     write_archive(MINUTE, minute_weights(), path, alter=fault_named("final-norm-missing").plant)
     known = require_convertible(open_checkpoint(path), "none")
     start = f"{MINUTE.summary()}: assumed, as in the released models; its own code departs from"
-    assert known.computes.startswith(f"{start} that (text features of ")
+    assert known.computes.startswith(f"{start} that (worst error ")
     convert(known.checkpoint, tmp_path / "a.safetensors", Format.SAFETENSORS)
     assert open_checkpoint(tmp_path / "a.safetensors").told == ""
 
