@@ -6,11 +6,12 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
 from clipcheck.backends.base import Missing, Option
-from clipcheck.backends.source import Way
-from clipcheck.errors import UnavailableError, UsageError, nearest
+from clipcheck.backends.source import DefaultWay, Way
+from clipcheck.errors import UnavailableError, UsageError, first_line, nearest
 
 BACKENDS = (
     "jit",
@@ -25,7 +26,12 @@ BACKENDS = (
     "transformers",
     "clip",
 )
-"""All, in the order in which they are run and told of: each is a file beside this one."""
+"""Those of clipcheck, in the order in which they are run and told of: each is a file beside this
+one. Other packages bring more, see `GROUP`."""
+
+GROUP = "clipcheck.backends"
+"""The group of entry points that packages bring backends in: the name of each is that of its
+backend, and what it loads is a `Way`, or a class of one."""
 
 ALL = "all"
 """Stands for every backend that fits."""
@@ -39,7 +45,7 @@ class Choice:
     """A backend and its options.
 
     Attributes:
-        name: of `BACKENDS`.
+        name: of `names`.
         options: those that were given, with their values.
         optional: whether it was not named, and may be left out where it does not fit.
     """
@@ -64,7 +70,7 @@ class Listed:
     """A backend, as it is on this machine.
 
     Attributes:
-        name: of `BACKENDS`.
+        name: of `names`.
         summary: what it is, in a line.
         options: what can be chosen, by name.
         version: of the library that runs it; nothing where it cannot run.
@@ -79,8 +85,8 @@ class Listed:
 
 
 def listing() -> list[Listed]:
-    """All backends, in the order of `BACKENDS`."""
-    return [_listed(name) for name in BACKENDS]
+    """All backends, in the order of `names`."""
+    return [_listed(name) for name in names()]
 
 
 def _listed(name: str) -> Listed:
@@ -90,10 +96,46 @@ def _listed(name: str) -> Listed:
     return Listed(name, found.SUMMARY, found.OPTIONS, version, missing)
 
 
+def names() -> tuple[str, ...]:
+    """All backends: those of clipcheck, then those of other packages by name."""
+    return (*BACKENDS, *sorted(_brought()))
+
+
+@cache
+def _brought() -> Mapping[str, EntryPoint]:
+    """What other packages bring. A name that clipcheck has is not theirs to take."""
+    return {each.name: each for each in entry_points(group=GROUP) if each.name not in BACKENDS}
+
+
 @cache
 def way(name: str) -> Way:
-    """The backend's file, imported."""
-    return cast(Way, importlib.import_module(f"clipcheck.backends.{name}"))
+    """What makes the backend, imported."""
+    if name in BACKENDS:
+        return cast(Way, importlib.import_module(f"clipcheck.backends.{name}"))
+    entry = _brought()[name]
+    try:
+        loaded = entry.load()
+        return cast(Way, loaded() if isinstance(loaded, type) else loaded)
+    # It is the code of others, which may raise anything; what stops Python itself is no Exception.
+    except Exception as error:
+        return _Broken(entry, f"{type(error).__name__}: {first_line(error)}")
+
+
+class _Broken(DefaultWay):
+    """Stands for a backend of another package that cannot be imported."""
+
+    SUMMARY = "cannot be imported"
+
+    def __init__(self, entry: EntryPoint, reason: str) -> None:
+        self._entry, self._reason = entry, reason
+
+    def available(self) -> Missing:
+        """Why it could not be imported, and who brings it."""
+        owner = self._entry.dist.name if self._entry.dist else self._entry.value
+        return Missing(
+            f"{self._entry.value} could not be imported ({self._reason})",
+            f"Mend or uninstall the package that brings it, {owner}.",
+        )
 
 
 def parse(written: str) -> Choice:
@@ -103,10 +145,10 @@ def parse(written: str) -> Choice:
         UsageError: there is no such backend, option or value; the message names what there is.
     """
     name, _, rest = written.partition(":")
-    if name not in BACKENDS:
+    if name not in names():
         raise UsageError(
             f"expected a backend, found {name!r}",
-            remedy=f"{nearest(name, (*BACKENDS, ALL))}; all of them: {', '.join(BACKENDS)}.",
+            remedy=f"{nearest(name, (*names(), ALL))}; all of them: {', '.join(names())}.",
         )
     options = dict(_pair(name, each) for each in rest.split(",") if rest)
     return Choice(name, dict(sorted(options.items())))
@@ -139,7 +181,7 @@ def require_available(choice: Choice) -> None:
 
 def _everything() -> list[Choice]:
     return [
-        Choice(name, variant, optional=True) for name in BACKENDS for variant in way(name).VARIANTS
+        Choice(name, variant, optional=True) for name in names() for variant in way(name).VARIANTS
     ]
 
 

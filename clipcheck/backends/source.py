@@ -50,7 +50,7 @@ class Source:
 
 
 class Way(Protocol):
-    """A file of this folder, which makes backends."""
+    """What makes backends: a file of this folder, or a `DefaultWay` of another package."""
 
     SUMMARY: str
     """What it is, in a line."""
@@ -76,3 +76,27 @@ class Way(Protocol):
         Raises:
             RunError: its library failed; the message has the library's words.
         """
+
+
+class DefaultWay:
+    """A `Way` that runs anywhere and fits all, to be derived from: `build` is what it lacks."""
+
+    SUMMARY: str = ""
+    OPTIONS: Mapping[str, Option] = {}
+    VARIANTS: Sequence[Mapping[str, str]] = ({},)
+
+    def available(self) -> Missing | None:
+        """Why it cannot run on this machine, or None."""
+        return None
+
+    def version(self) -> str:
+        """Of the library that runs it; nothing where there is none."""
+        return ""
+
+    def unfit(self, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG002
+        """Why it is not made for this checkpoint, or None."""
+        return None
+
+    def build(self, source: Source) -> Backend:
+        """Make a backend."""
+        raise NotImplementedError

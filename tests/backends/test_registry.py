@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 
+import clipcheck
 from clipcheck.backends import registry
 from clipcheck.backends.base import Missing
 from clipcheck.backends.registry import (
@@ -132,3 +137,93 @@ def test_one_that_is_not_available_is_refused_with_the_remedy(
     monkeypatch.setattr(way("clip"), "available", lambda: Missing("it is not there", "Get it."))
     with pytest.raises(UnavailableError, match=r"^clip: it is not there\. Get it\.$"):
         require_available(Choice("clip"))
+
+
+CHANNELS_LAST = """
+import copy
+
+import torch
+
+from clipcheck.backends.libraries import evidence_of
+from clipcheck.backends.modules import ModuleBackend
+from clipcheck.backends.source import DefaultWay
+
+
+class ChannelsLast(DefaultWay):
+    SUMMARY = "the eager model with its convolutions in channels-last order"
+
+    def version(self):
+        return f"torch {torch.__version__}"
+
+    def build(self, source):
+        model = copy.deepcopy(source.model).to(memory_format=torch.channels_last)
+
+        def evidence():
+            return evidence_of(source.checkpoint, model.state_dict(), source.dtype)
+
+        return ModuleBackend("channels-last", model, source.device, evidence)
+"""
+
+Brings = Callable[..., None]
+
+
+@pytest.fixture
+def brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Brings]:
+    """Install a package that brings backends."""
+
+    def install(code: str, *points: str) -> None:
+        (tmp_path / "brought.py").write_text(code)
+        info = tmp_path / "brought-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brought\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("\n".join([f"[{registry.GROUP}]", *points]))
+        monkeypatch.syspath_prepend(tmp_path)
+        forget()
+
+    def forget() -> None:
+        registry._brought.cache_clear()
+        way.cache_clear()
+        sys.modules.pop("brought", None)
+
+    yield install
+    monkeypatch.undo()
+    forget()
+
+
+def test_another_package_brings_a_backend(brings: Brings, minute_archive: Path) -> None:
+    brings(CHANNELS_LAST, "channels-last = brought:ChannelsLast", "jit = brought:ChannelsLast")
+    assert registry.names() == (*BACKENDS, "channels-last")
+    listed = listing()[-1]
+    assert (listed.name, listed.missing) == ("channels-last", None)
+    assert listed.version.startswith("torch ")
+    assert str(chosen(["all"])[-1]) == "channels-last"
+    assert way("jit") is sys.modules["clipcheck.backends.jit"]
+    options = {"device": "cpu", "isolation": "none", "examples": 1}
+    result = clipcheck.check(minute_archive, backend="channels-last", **options)
+    assert [each.backend for each in result.judgements] == ["channels-last"]
+    assert result, str(result)
+
+
+@pytest.mark.parametrize(
+    ("code", "point", "reason"),
+    [
+        ("import nowhere_to_be_found", "ours = brought:Ours", "ModuleNotFoundError"),
+        ("", "ours = brought:Ours", "AttributeError"),
+        ("class Ours:\n    def __init__(self):\n        1 / 0", "ours = brought:Ours", "ZeroDiv"),
+    ],
+)
+def test_a_backend_that_cannot_be_imported_says_who_brings_it(
+    brings: Brings, code: str, point: str, reason: str
+) -> None:
+    brings(code, point)
+    listed = listing()[-1]
+    assert listed.missing is not None
+    assert listed.missing.reason.startswith(f"brought:Ours could not be imported ({reason}")
+    with pytest.raises(UnavailableError, match="uninstall the package that brings it, brought"):
+        require_available(parse("ours"))
+
+
+def test_a_name_that_no_package_brings_is_told_with_those_that_there_are(brings: Brings) -> None:
+    brings(CHANNELS_LAST, "channels-last = brought:ChannelsLast")
+    with pytest.raises(UsageError, match="nearest name is 'channels-last'"):
+        parse("channel-last")
