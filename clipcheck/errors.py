@@ -47,7 +47,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class Notice(UserWarning):
-    """What the user should know, and what stops nothing; on the command line it is one line."""
+    """A notice for the user, which stops nothing; on the command line it is one line."""
 
 
 class ClipcheckError(RuntimeError):

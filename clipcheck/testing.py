@@ -14,7 +14,7 @@ _Options = ParamSpec("_Options")
 
 
 class Result(Found):
-    """What a check found, and how it is shown: as text, in a notebook, as JSON."""
+    """Result of a check, shown as text, in a notebook, or as JSON."""
 
     def __str__(self) -> str:
         """The table and the verdict."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -115,3 +116,24 @@ def test_each_dependency_has_a_line_that_says_why() -> None:
     rows = re.findall(r"^\| ([^|]+) \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.M)
     told = {re.split("[<>=]", name.strip())[0] for row in rows for name in row.split(",")}
     assert sorted(names - told) == []
+
+
+def docstrings(path: Path) -> list[ast.Constant]:
+    """Those of modules, classes and functions, and those below attributes and constants."""
+    tree = ast.parse(path.read_text("utf-8"))
+    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    return [
+        value
+        for value in values
+        if isinstance(value, ast.Constant) and isinstance(value.value, str)
+    ]
+
+
+def test_no_docstring_of_the_package_begins_with_what() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{each.lineno}"
+        for path in sorted((ROOT / "clipcheck").rglob("*.py"))
+        for each in docstrings(path)
+        if re.match(r"\s*What\b", str(each.value))
+    ]
+    assert found == []

@@ -51,10 +51,11 @@ if TYPE_CHECKING:
     from clipcheck.writers.archive import Alter
 
 ARCHITECTURES = ("tiny-vit", "tiny-resnet")
-"""What is audited by default."""
+"""The architectures that are audited by default."""
 
 BACKENDS = tuple(name for name in registry.BACKENDS if name != "eager")
-"""What faults can be planted into: all but what the others are compared with."""
+"""The backends that faults can be planted into: all but the one that the others are compared
+with."""
 
 Planted: TypeAlias = "Variant | WayVariant"
 
@@ -70,7 +71,7 @@ _counter: Any = None
 
 @dataclass(frozen=True)
 class Finding:
-    """What the gates made of one variant, in one architecture, with one set of weights.
+    """Verdict of the gates on one variant, in one architecture, with one set of weights.
 
     Attributes:
         name: of the variant.
@@ -128,7 +129,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found.
+    """Findings of an audit.
 
     Attributes:
         findings: in the order of the backends, then of the catalogue.
@@ -166,9 +167,9 @@ class Audit:
 
 @dataclass(frozen=True)
 class _Unit:
-    """What one process works on: one architecture with one set of weights in one dtype, and every
-    variant of the catalogue in every backend, or each whose number leaves ``share`` when it is
-    divided by ``of``."""
+    """Work of one process: one architecture with one set of weights in one dtype, and every variant
+    of the catalogue in every backend, or each whose number leaves ``share`` when it is divided by
+    ``of``."""
 
     architecture: str
     seed: int

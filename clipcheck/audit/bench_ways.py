@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Setting:
-    """What all variants in one dtype share.
+    """Source and trials that all variants in one dtype share.
 
     Attributes:
         source: without a fault.

@@ -112,7 +112,7 @@ def quiet_about_cuda(device: torch.device) -> Iterator[None]:
 
 
 def _hardware(device: torch.device) -> str:
-    """What the code is compiled for: on another it may not run, or end the process."""
+    """Name the hardware that the code is compiled for: on another it may not run, or may crash."""
     import torch
 
     if device.type == "cpu":

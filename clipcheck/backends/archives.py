@@ -84,11 +84,11 @@ class Inside:
 
     @property
     def facts(self) -> Facts:
-        """What the archive is."""
+        """Return the facts of the archive."""
         return self._archive.facts()
 
     def call(self, method: str, *inputs: torch.Tensor) -> object:
-        """What a method gives."""
+        """Return the output of a method."""
         return run_method("jit", self._archive.module, method, *self._archive.given(method, inputs))
 
     def call_with(
@@ -107,7 +107,7 @@ class Inside:
         inputs: Sequence[torch.Tensor],
         after: Sequence[torch.Tensor] = (),
     ) -> tuple[object, str]:
-        """What a method gives to inputs in some form."""
+        """Return the output of a method for inputs in some form, and what was wrong with it."""
         from clipcheck.backends.base import translating
         from clipcheck.backends.forms import call_in_form
 
@@ -215,7 +215,7 @@ class Apart:
         self.differing = compared.differing_of_all()
 
     def call(self, method: str, *inputs: torch.Tensor) -> object:
-        """What a method gives."""
+        """Return the output of a method."""
         done = self._cell.ask("call", _running(method, inputs), inputs, method=method)
         return self._result(done.message, done.tensors)
 
@@ -234,7 +234,7 @@ class Apart:
         inputs: Sequence[torch.Tensor],
         after: Sequence[torch.Tensor] = (),
     ) -> tuple[object, str]:
-        """What a method gives to inputs in some form."""
+        """Return the output of a method for inputs in some form, and what was wrong with it."""
         doing = f"{_running(method, inputs)} {form}"
         how: dict[str, Any] = {"method": method, "form": form, "count": len(inputs)}
         done = self._cell.ask("call_in_form", doing, [*inputs, *after], **how)
@@ -292,7 +292,7 @@ class Apart:
 
 @dataclass(frozen=True)
 class _Other:
-    """What a method gave in place of tensors; its text is its type."""
+    """Stands for a result of a method that is no tensors; its text is the name of its type."""
 
     kind: str
 

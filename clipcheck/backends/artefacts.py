@@ -196,7 +196,7 @@ class Artefacts:
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
-        """What goes wrong with the folder is told, and gone on without."""
+        """Report an error of the folder and go on without it."""
         try:
             yield
         except OSError as error:

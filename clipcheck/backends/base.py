@@ -1,4 +1,4 @@
-"""What a way to run a checkpoint has to offer, and how its failures are told.
+"""The protocol of a way to run a checkpoint, and the errors for its failures.
 
 A backend is a file in this folder; the file itself is a `Way`, named as the file is.
 """
@@ -51,7 +51,8 @@ class Backend(Protocol):
         """
 
     def evidence(self) -> Evidence:
-        """What the gate ``integrity`` has to know of it. To be asked for after it has run."""
+        """Return the evidence for the gate ``integrity``. To be called after the backend has
+        run."""
 
     @property
     def frontend(self) -> Frontend | None:
@@ -119,7 +120,7 @@ class Option:
 
 
 class Methods(Protocol):
-    """What has CLIP's three methods, each to be called by itself; see `Backend`."""
+    """CLIP's three methods, each to be called by itself; see `Backend`."""
 
     def encode_image(self, pixels: Pixels) -> Array:
         """Pixels [N, 3, R, R] to features [N, E], not normalised."""
@@ -170,12 +171,12 @@ def translating(name: str, doing: str) -> Iterator[None]:
 
 
 def closed(name: str) -> RunError:
-    """What is raised of a backend that is run after it was closed."""
+    """Return the error for a backend that is run after it was closed."""
     return RunError(f"{name}: it was closed", remedy="Build it anew.")
 
 
 def evidence_of_closed() -> Evidence:
-    """What is known of a backend after it was closed: nothing any more."""
+    """Return the evidence of a closed backend: nothing is known of it any more."""
     return Evidence(None, doubts=["the candidate was closed"])
 
 

@@ -238,7 +238,7 @@ def _compiling_in(folder: Path) -> Iterator[None]:
 
 
 def _device_name(device: torch.device) -> str:
-    """What the code that is compiled depends on."""
+    """Name the device that the compiled code depends on."""
     import torch
 
     if device.type == "cuda":

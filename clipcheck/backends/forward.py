@@ -1,9 +1,9 @@
-"""What an archive's ``forward`` takes and gives.
+"""Inputs and outputs of an archive's ``forward``.
 
 The reference's takes pixels and ids, and gives both logits. open_clip's gives the normalised
 features of images and of texts and the logit scale, of which its users make logits, in a tuple or
 under names. Others give one of the logits, the features, or all four; or are one of the encoders.
-What is what is told by name, else by shape.
+Outputs are identified by name, else by shape.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _UNIT = 1e-2
 
 
 class UntoldError(RunError):
-    """What ``forward`` takes or gives is nothing that is known."""
+    """The inputs or outputs of ``forward`` are of no known kind."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What outputs are told by.
+    """Sizes that outputs are identified by.
 
     Attributes:
         images: how many there were.
@@ -102,7 +102,7 @@ def outputs_of(given: object, sizes: Sizes, order: Sequence[str] = ()) -> dict[s
 
 
 def order_of(given: object, sizes: Sizes) -> tuple[str, ...]:
-    """What the tensors are that ``forward`` gave, where their shapes tell it of each."""
+    """Name the tensors that ``forward`` gave, where their shapes identify each of them."""
     expected: dict[tuple[int, ...], str] = {s: name for name, s in sizes.shapes.items()}
     if len(expected) < len(OUTPUTS):  # As many images as texts: both logits are of one shape.
         return ()
@@ -133,7 +133,7 @@ def _named(given: object, sizes: Sizes, order: Sequence[str]) -> dict[str, torch
 
 
 def _usual(shapes: Sequence[torch.Size], sizes: Sizes) -> Sequence[str]:
-    """What so many tensors are, where their shapes alone do not tell."""
+    """Return the usual names of so many tensors, where their shapes alone do not identify them."""
     if len(shapes) == 2 and all(shape[1:] == (sizes.width,) for shape in shapes):
         return FEATURES if sizes.width not in (sizes.images, sizes.texts) else LOGITS
     if len(shapes) <= len(LOGITS):
@@ -196,7 +196,7 @@ class ByName:
 
     @property
     def facts(self) -> Facts:
-        """What the archive is, with the methods that can be called here."""
+        """Return the facts of the archive, with the methods that can be called here."""
         used = {
             self._encoder if method == "forward" and self._is_encoder else method: keys
             for method, keys in self._facts.used.items()
@@ -205,7 +205,7 @@ class ByName:
         return replace(self._facts, used={each: used[each] for each in METHODS if each in used})
 
     def call(self, method: str, *inputs: torch.Tensor) -> object:
-        """What a method gives."""
+        """Return the output of a method."""
         name, taken = self._called(method, inputs)
         return self._named(method, inputs, self._runner.call(name, *taken))
 
@@ -223,7 +223,7 @@ class ByName:
         inputs: Sequence[torch.Tensor],
         after: Sequence[torch.Tensor] = (),
     ) -> tuple[object, str]:
-        """What a method gives to inputs in some form."""
+        """Return the output of a method for inputs in some form, and what was wrong with it."""
         name, taken = self._called(method, inputs)
         then = self._called(method, after)[1] if after else ()
         found, wrong = self._runner.call_in_form(form, name, taken, then)
@@ -285,7 +285,7 @@ class ByName:
         return method, inputs[:1] if self._encoder == "encode_image" else inputs[1:]
 
     def _named(self, method: str, inputs: Sequence[torch.Tensor], given: object) -> object:
-        """What was given; of ``forward``, by name."""
+        """Return the outputs as they were given; those of ``forward`` by name."""
         encoder = method if self._is_encoder and method == self._encoder else ""
         if method != "forward" and not encoder:
             return given
@@ -309,7 +309,7 @@ class ByName:
         return Sizes(counts[0], counts[1], self._width)
 
     def _not_told(self, problem: str) -> RunError:
-        """What to raise: something else where an earlier call told what it gives."""
+        """Return the error to raise: another one where an earlier call identified the outputs."""
         if self.gives:
             return RunError(f"jit: {problem}", remedy=_REMEDY)
         self.untold = f"jit: {problem}"

@@ -115,7 +115,7 @@ class Archive(ModuleBackend):
         return found[LOGITS[0]], found[LOGITS[1]]
 
     def forward(self, pixels: Pixels, tokens: Tokens) -> Named:
-        """What ``forward`` gives, by name.
+        """Return the outputs of ``forward``, by name.
 
         Raises:
             RunError: it cannot be run, or gives something else.
@@ -143,7 +143,7 @@ class Archive(ModuleBackend):
         return {name: found[name] for name in OUTPUTS if name in found}
 
     def evidence(self) -> Evidence:
-        """What the gate ``integrity`` has to know of it."""
+        """Return the evidence for the gate ``integrity``."""
         found, untold = super().evidence(), self.runner.untold
         return replace(found, doubts=[*found.doubts, untold]) if untold else found
 

@@ -1,4 +1,4 @@
-"""What backends of whole models have in common: the weights that they hold are compared."""
+"""Common parts of backends of whole models: the weights that they hold are compared."""
 
 from __future__ import annotations
 

@@ -69,12 +69,12 @@ class OpenSides:
 
     @property
     def source(self) -> Source:
-        """What candidates are made of."""
+        """Source that candidates are made of."""
         return (self._sides or self.load()).source
 
     @property
     def reference(self) -> Reference:
-        """What they are compared with."""
+        """Reference that candidates are compared with."""
         return (self._sides or self.load()).reference
 
 

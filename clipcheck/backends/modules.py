@@ -80,7 +80,7 @@ class ModuleBackend:
         return outputs_of_methods(self, pixels, tokens)
 
     def evidence(self) -> Evidence:
-        """What the gate ``integrity`` has to know of it."""
+        """Return the evidence for the gate ``integrity``."""
         if self._evidence is None:
             return Evidence(None, doubts=["nothing is known of how the candidate was made"])
         return self._evidence()
@@ -106,7 +106,7 @@ class ModuleBackend:
         arrays: Sequence[NDArray[Any]],
         after: Sequence[NDArray[Any]] = (),
     ) -> tuple[list[Array], str]:
-        """What a method gives, and what was wrong with how.
+        """Return the outputs of a method for inputs in some form, and what was wrong with the call.
 
         Args:
             form: of `clipcheck.backends.forms.FORMS`.

@@ -44,7 +44,7 @@ OPTIONS = {
 VARIANTS: list[dict[str, str]] = [{}]
 
 _LIBRARIES = {"onnxruntime": "1.20", "onnx": "1.17", "onnxscript": "0.7.0"}
-"""What is needed, each with the oldest that works."""
+"""Libraries that are needed, each with the oldest version that works."""
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -84,7 +84,7 @@ def version() -> str:
 
 
 def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:
-    """What the program can be written of, and where it can be run."""
+    """Say why the program cannot be written or cannot run here, or None."""
     from clipcheck.writers.programs import too_large_for_onnx
 
     if dtype == "bfloat16":

@@ -26,7 +26,7 @@ OPTIONS: dict[str, Option] = {}
 VARIANTS: list[dict[str, str]] = [{}]
 
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-"""What open_clip calls dtypes. In half it keeps normalisations and embeddings in float32."""
+"""open_clip's names of dtypes. In half it keeps normalisations and embeddings in float32."""
 
 
 _OLDEST = "3.3"

@@ -101,7 +101,7 @@ class ProgramBackend:
         return frozenset() if self._known is None or self.made_here else self._known.absent
 
     def evidence(self) -> Evidence:
-        """What the gate ``integrity`` has to know of it."""
+        """Return the evidence for the gate ``integrity``."""
         found = self._evidence()
         if self._known is None:
             return found
@@ -165,7 +165,7 @@ def _some_sizes_alone(
 
 
 def key(source: Source, *libraries: str) -> dict[str, str]:
-    """What a program that is made of ``source`` depends on.
+    """Return all that a program made of ``source`` depends on, by name.
 
     Args:
         source: what it is made of.
@@ -212,7 +212,8 @@ def flat(result: Any) -> Raw:
 
 
 _SMALLEST = 1.2e-7
-"""What converters of ONNX to half precision raise smaller weights to (1e-7, rounded to float16)."""
+"""The value that converters of ONNX to half precision raise smaller weights to (1e-7, rounded to
+float16)."""
 
 
 def is_rounded(held: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -265,7 +266,8 @@ class WeightsCompared:
             self._differing[key] = "the program has other bits than the file"
 
     def evidence(self) -> Evidence:
-        """What was found; of a program that has none of them by their keys, nothing is known."""
+        """Return the evidence found; where a program has none of the weights by their keys, nothing
+        is known."""
         if not self._seen:
             return Evidence(None)
         known = self._seen | self._rounded

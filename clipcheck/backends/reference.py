@@ -132,7 +132,8 @@ class Standing:
         self._text = functools.cache(lambda: in_float64(lambda key: not _is_visual(key)))
 
     def features(self, method: str, array: NDArray[Any]) -> tuple[Array, Array]:
-        """What ``encode_image`` or ``encode_text`` gives, in the model's dtype and in float64.
+        """Return the output of ``encode_image`` or ``encode_text``, in the model's dtype and in
+        float64.
 
         Raises:
             RunError: the model cannot be run.

@@ -103,13 +103,14 @@ def names() -> tuple[str, ...]:
 
 @cache
 def _brought() -> Mapping[str, EntryPoint]:
-    """What other packages bring. A name that clipcheck has is not theirs to take."""
+    """Return the backends of other packages, by name. They cannot take a name that clipcheck
+    has."""
     return {each.name: each for each in entry_points(group=GROUP) if each.name not in BACKENDS}
 
 
 @cache
 def way(name: str) -> Way:
-    """What makes the backend, imported."""
+    """Import and return the way that makes the backend."""
     if name in BACKENDS:
         return cast(Way, importlib.import_module(f"clipcheck.backends.{name}"))
     entry = _brought()[name]

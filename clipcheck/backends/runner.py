@@ -1,4 +1,4 @@
-"""What runs an archive, wherever it does."""
+"""The protocol of a runner of an archive, in this process or another."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Runner(Protocol):
 
     @property
     def facts(self) -> Facts:
-        """What the archive is."""
+        """Return the facts of the archive."""
 
     def call(self, method: str, *inputs: torch.Tensor) -> object:
-        """What a method gives: a tensor, or a tuple or a dict of them, if it is right.
+        """Return the output of a method: a tensor, or a tuple or a dict of them, if it is right.
 
         Raises:
             RunError: it is not there, or it failed.
@@ -40,7 +40,8 @@ class Runner(Protocol):
         inputs: Sequence[torch.Tensor],
         after: Sequence[torch.Tensor] = (),
     ) -> tuple[object, str]:
-        """What a method gives to inputs in some form, see `clipcheck.backends.forms`."""
+        """Return the output of a method for inputs in some form, and what was wrong with it, see
+        `clipcheck.backends.forms`."""
 
     def call_module(
         self, module: str, method: str, inputs: Sequence[torch.Tensor]

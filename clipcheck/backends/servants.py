@@ -1,4 +1,4 @@
-"""What a cell does for the backends that run a file's own code, see `clipcheck.sandbox`.
+"""Calls that a cell answers for the backends that run a file's own code, see `clipcheck.sandbox`.
 
 All of this runs in the cell. A servant's methods get the tensors that came and what came with them
 by name, and give what goes back, and the tensors with that.
@@ -86,12 +86,12 @@ class ArchiveServant:
         return {**asdict(facts), "used": {m: sorted(keys) for m, keys in facts.used.items()}}, ()
 
     def call(self, tensors: Tensors, method: str) -> Answer:
-        """What a method gives."""
+        """Return the output of a method."""
         with exact_floats():
             return _packed(self._inside().call(method, *self._placed(tensors)))
 
     def call_with(self, tensors: Tensors, method: str, keys: Sequence[str]) -> Answer:
-        """What a method gives with other weights, which come first, under these keys."""
+        """Return the output of a method with other weights, which come first, under these keys."""
         placed = self._placed(tensors)
         weights, inputs = placed[: len(keys)], placed[len(keys) :]
         with exact_floats():
@@ -99,8 +99,8 @@ class ArchiveServant:
             return _packed(self._inside().call_with(given, method, *inputs))
 
     def call_in_form(self, tensors: Tensors, method: str, form: str, count: int) -> Answer:
-        """What a method gives to inputs in some form, the first so many; the others are for a call
-        after that."""
+        """Return the output of a method for inputs in some form, the first ``count`` tensors; the
+        others are for a call after that."""
         placed = self._placed(tensors)
         with exact_floats():
             found, wrong = self._inside().call_in_form(form, method, placed[:count], placed[count:])
@@ -108,14 +108,14 @@ class ArchiveServant:
         return {**told, "wrong": wrong}, given
 
     def call_module(self, tensors: Tensors, module: str, method: str) -> Answer:
-        """What a module by itself gives."""
+        """Return the output of a module called by itself."""
         with exact_floats():
             found = self._inside().call_module(module, method, self._placed(tensors))
         return _packed(tuple(found))
 
     def listen(self, tensors: Tensors, method: str, modules: Sequence[str]) -> Answer:
-        """What a method gives; on the way each of the modules tells what it gets and what it
-        gives."""
+        """Return the output of a method; on the way, report the inputs and outputs of each of the
+        modules."""
         wanted = frozenset(modules)
 
         def tell(site: Site, entering: bool, found: Sequence[torch.Tensor]) -> None:
@@ -147,7 +147,8 @@ def _told(key: str, held: torch.Tensor) -> tuple[dict[str, Any], Tensors]:
 
 
 def _packed(result: object) -> Answer:
-    """What a method gave: a tensor, a tuple or a dict of them, or the name of what else it is."""
+    """Pack the result of a method: a tensor, a tuple or a dict of them, or else the name of its
+    type."""
     named = result if isinstance(result, dict) else {}
     found = result if isinstance(result, tuple) else tuple(named.values()) or (result,)
     if not all(isinstance(each, torch.Tensor) for each in found):
@@ -194,7 +195,7 @@ class ProgramServant:
         return {"declared": declared, "doubts": list(self._program.doubts)}, ()
 
     def run(self, tensors: Tensors) -> Answer:
-        """What it gives, and what these are called."""
+        """Return the program's outputs, and their names."""
         with exact_floats(), translating(self._backend, "running the program"):
             found = self._program.run([tensor.numpy() for tensor in tensors])
         return {"names": [name for name, _ in found]}, [

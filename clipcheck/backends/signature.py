@@ -73,7 +73,7 @@ class Input:
     dtype: str
 
     def value(self, pixels: Pixels, tokens: Tokens) -> NDArray[Any]:
-        """What it gets for these pixels [N, 3, R, R] and ids [M, L]."""
+        """Return the value of this input for these pixels [N, 3, R, R] and ids [M, L]."""
         found: NDArray[Any] = pixels
         if self.kind == "tokens":
             found = tokens
@@ -173,7 +173,7 @@ def _written(shape: Sequence[int | None]) -> str:
 
 
 Raw = Sequence[tuple[str | None, Array]]
-"""What a program gives, in its order, with the names where it has any."""
+"""Outputs of a program, in its order, with the names where it has any."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a backend is made of, and what makes it."""
+"""The source of a backend, and the protocol of a way to make one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What a backend is made of.
+    """Everything that a backend is made of.
 
     Attributes:
         checkpoint: the file; of a program the one that it was made of.
@@ -50,13 +50,13 @@ class Source:
 
 
 class Way(Protocol):
-    """What makes backends: a file of this folder, or a `DefaultWay` of another package."""
+    """A maker of backends: a file of this folder, or a `DefaultWay` of another package."""
 
     SUMMARY: str
-    """What it is, in a line."""
+    """Description of the way, in a line."""
 
     OPTIONS: Mapping[str, Option]
-    """What can be chosen, by name."""
+    """Options of the way, by name."""
 
     VARIANTS: Sequence[Mapping[str, str]]
     """The options of each way to run it that ``all`` stands for."""
@@ -65,7 +65,7 @@ class Way(Protocol):
         """Why it cannot run on this machine, or None. It imports nothing that takes long."""
 
     def version(self) -> str:
-        """Of the library that runs it. Only to be asked where it is available."""
+        """Return the version of the library that runs it. Call it only where it is available."""
 
     def unfit(self, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:
         """Why it is not made for this checkpoint, or None."""

@@ -128,7 +128,8 @@ class _Adapter:
 
 
 def _tokenized(text: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a CLIPTokenizer gives: int64, and a mask [M, L] that ends with the end-of-text token."""
+    """Return the output of a CLIPTokenizer: int64 ids, and a mask [M, L] that ends with the
+    end-of-text token."""
     import torch
 
     ends = text.argmax(dim=-1, keepdim=True)

@@ -110,7 +110,8 @@ class Blocks:
         return found if self.epsilon == EPSILON else f"{found}, an epsilon of {self.epsilon:g}"
 
     def departures(self, width: int) -> str:
-        """What is not as in the released models, for people; nothing where all is.
+        """Describe the differences from the released models, for people; empty where there are
+        none.
 
         Args:
             width: the tower's.
@@ -262,7 +263,8 @@ class Architecture:
 
     @property
     def dimensions(self) -> Architecture:
-        """What its weights tell: it computes as the released models do, if there are such."""
+        """Dimensions that the weights imply: it computes as the released models do, if there are
+        such."""
         return self.computing_as(self.with_blocks(**asdict(Blocks(mlp_ratio=MLP_RATIO))))
 
     def computing_as(self, other: Architecture) -> Architecture:
@@ -330,7 +332,7 @@ _RELEASED_DTYPES = {
 
 
 class Spec(NamedTuple):
-    """What is expected under a key of the state dict.
+    """Shape and kind of tensor that is expected under a key of the state dict.
 
     ``kind`` is ``weight`` (of a convolution, a linear layer or a projection), ``norm``,
     ``embedding``, ``statistic`` (of a BatchNorm) or ``buffer`` (an integer).
@@ -705,7 +707,7 @@ def _compare(
 
 
 def remedy_for(*, unexpected: bool) -> str:
-    """What can be done about a state dict that is not that of a CLIP model.
+    """Return the remedy for a state dict that is not that of a CLIP model.
 
     Args:
         unexpected: whether it has weights that such a model does not have.

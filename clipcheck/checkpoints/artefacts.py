@@ -43,11 +43,12 @@ _OF_TENSORS = re.compile(
     r"|torch\._utils\._rebuild_tensor_v[23]|torch\.nn\.parameter\.Parameter"
     r"|torch\._utils\._rebuild_parameter|torch\.(b?float|complex|u?int|bool)\w*"
 )
-"""What a pickle of example inputs may name. torch allows more, some of which takes whatever memory
-it is told."""
+"""Names that a pickle of example inputs may use. torch allows more, some of which take whatever
+memory the file asks for."""
 
 _OPERATORS = re.compile(r"torch\.ops\.\w+\.[\w.]+|torch\.sym_\w+|_operator\.\w+|math\.\w+")
-"""What a program may call: operators that are registered with torch, and arithmetic on sizes."""
+"""Functions that a program may call: operators that are registered with torch, and arithmetic on
+sizes."""
 
 _IMPORTING = ("__enum__", "default_factory_module")
 """Keys in a tree of inputs or outputs that have torch import a module (torch.utils._pytree)."""

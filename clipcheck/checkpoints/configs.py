@@ -218,7 +218,8 @@ def of_transformers(config: Config, path: Path) -> Architecture:
 
 
 def note_of(config: Config, path: Path) -> str:
-    """What there is to know of a ``config.json`` of a CLIPModel that can be read, or nothing."""
+    """Return a note for the user on a ``config.json`` of a CLIPModel that can be read; empty for
+    none."""
     text = _section(config, "text_config", _TEXT_DEFAULTS, path)
     added = _added_tokens(text)
     if not added or text["eos_token_id"] != LEGACY_END:
@@ -334,10 +335,11 @@ _USUAL_TEXT: dict[str, tuple[Any, ...]] = {
     "proj_type": ("linear",),
     "hf_model_name": (None,),
 }
-"""What makes a tower compute as clipcheck does not, with the values that leave it as released."""
+"""Options that make a tower compute as clipcheck does not, with the values that leave it as
+released."""
 
 _BLOCKS: Config = {"mlp_ratio": MLP_RATIO, "act_kwargs": None, "norm_kwargs": None}
-"""What changes how residual blocks compute, with its defaults."""
+"""Options that change how residual blocks compute, with their defaults."""
 
 _IDLE_VISION = ("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads")
 _IDLE_TEXT = ("output_tokens", "pad_id", "eos_id", "tokenizer_mode", "tokenizer_kwargs")
@@ -346,7 +348,8 @@ _KNOWN_TEXT = (*_OPEN_CLIP_TEXT, *_IDLE_TEXT, *_BLOCKS)
 _TANH = {"approximate": "tanh"}
 
 _IDLE_PREFIXES = ("timm_", "hf_")
-"""What changes nothing in evaluation, or nothing without another option that is refused."""
+"""Prefixes of options that change nothing in evaluation, or nothing without another option that is
+refused."""
 
 _MODEL_KEYS = {
     "embed_dim",
@@ -394,7 +397,7 @@ def open_clip_config(architecture: Architecture) -> dict[str, Any]:
 
 
 def open_clip_lacks(architecture: Architecture) -> str:
-    """What of an architecture open_clip does not have; nothing where it has all."""
+    """Name the part of an architecture that open_clip lacks; empty where it has all."""
     if not isinstance(architecture.vision, ViT):
         return ""
     activations = {architecture.vision.blocks.activation, architecture.text_blocks.activation}
@@ -404,7 +407,7 @@ def open_clip_lacks(architecture: Architecture) -> str:
 
 
 def _other_blocks(width: int, blocks: Blocks) -> dict[str, Any]:
-    """What open_clip has to be told of residual blocks that are not as it has them by default."""
+    """Return the options for open_clip of residual blocks that differ from its defaults."""
     found: dict[str, Any] = {}
     if blocks.mlp_ratio != MLP_RATIO:
         found["mlp_ratio"] = _ratio(width, round(width * blocks.mlp_ratio))

@@ -89,7 +89,7 @@ class Directory:
 
     @property
     def architecture(self) -> Architecture:
-        """What the configuration describes.
+        """Architecture that the configuration describes.
 
         Raises:
             ArchitectureError: it is none that clipcheck builds.
@@ -99,7 +99,7 @@ class Directory:
 
     @property
     def note(self) -> str:
-        """What else there is to know of the configuration, for people."""
+        """Note on the configuration for the user; empty for none."""
         known = self.format is Format.TRANSFORMERS
         return note_of(self.config, self.config_path) if known else ""
 
@@ -126,7 +126,7 @@ class Directory:
 
 
 def read(path: Path) -> Directory:
-    """What a folder holds, but for the weights.
+    """Read a folder, except for its weights.
 
     Args:
         path: an existing folder.
@@ -240,7 +240,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
-    """What is to be said of a file that the system does not give."""
+    """Return the error for a file that the system cannot read."""
     return CheckpointError(
         f"cannot be read ({error.strerror})",
         remedy="Check that the file is there and that you may read it.",

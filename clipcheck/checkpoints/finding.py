@@ -58,7 +58,7 @@ _TEXT_PARTS = frozenset(
         "ln_final",
     }
 )
-"""What follows a model's prefix in the keys of each tower, in any layout."""
+"""Names that follow a model's prefix in the keys of each tower, in any layout."""
 
 _OWN = (
     "visual",
@@ -226,14 +226,14 @@ def _tensors(found: Mapping[object, object], kind: type[Weight]) -> dict[str, We
 
 
 def _cuts(key: str) -> list[tuple[str, str]]:
-    """What may be a prefix in a key, with its dot, and the part that comes behind it."""
+    """Return each possible prefix of a key, with its dot, and the part that follows it."""
     parts = key.split(".")[: _MOST_LEVELS + 1]
     return [("".join(f"{part}." for part in parts[:n]), parts[n]) for n in range(len(parts))]
 
 
 @dataclass(frozen=True)
 class _Candidate(Generic[Weight]):
-    """What may be a CLIP model.
+    """A mapping of weights that may be a CLIP model.
 
     Attributes:
         place: the keys that lead to its mapping.

@@ -321,7 +321,7 @@ def _model(file: _File, key: _Key, path: Path) -> tuple[dict[str, torch.Tensor],
 
 
 def _unusable(tensor: torch.Tensor, spec: Spec) -> str:
-    """What ``tensor`` is, where that is nothing that a CLIP model can hold there, or nothing."""
+    """Describe ``tensor`` where a CLIP model cannot hold such a one there; else return nothing."""
     layout, dtype = (str(kind).removeprefix("torch.") for kind in (tensor.layout, tensor.dtype))
     if layout != "strided" or tensor.is_quantized:
         return f"{layout} {dtype}"
@@ -333,7 +333,7 @@ def _unusable(tensor: torch.Tensor, spec: Spec) -> str:
 
 
 def _mode(path: Path) -> int:
-    """What kind of thing is there, as `stat` has it."""
+    """Return the file mode of the path, as `stat` has it."""
     try:
         return path.stat().st_mode
     except OSError as error:
@@ -361,7 +361,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _describe(head: bytes) -> tuple[str, str]:
-    """What a file is that is no checkpoint, and what to do about it."""
+    """Describe a file that is no checkpoint, and say how to mend that."""
     if head.startswith(b"version https://git-lfs"):
         return (
             "a Git LFS pointer, which stands for a file that was not fetched",

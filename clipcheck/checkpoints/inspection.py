@@ -1,4 +1,4 @@
-"""What an archive's code asks for, read as text: nothing is imported or run."""
+"""Finds what an archive's code asks for, read as text: nothing is imported or run."""
 
 from __future__ import annotations
 

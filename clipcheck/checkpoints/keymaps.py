@@ -180,7 +180,7 @@ def from_layout(
 
 
 def spelled(key: str, layout: Layout) -> str:
-    """What a key of the reference, or the beginning of one, is in that layout, for messages."""
+    """Translate a key of the reference, or the beginning of one, into that layout, for messages."""
     names = _names(key, layout)
     if len(names) == 3:
         return f"{names[0].replace('q_proj', '{q,k,v}_proj')} (stacked)"
@@ -194,7 +194,7 @@ def spelled(key: str, layout: Layout) -> str:
 
 
 def no_resnet() -> UnfitError:
-    """What is to be said of transformers and a ModifiedResNet."""
+    """Return the error for transformers and a ModifiedResNet."""
     return UnfitError(
         "transformers has no ModifiedResNet: its CLIPModel has a VisionTransformer alone",
         remedy="Use open_clip, safetensors or an archive for RN models.",

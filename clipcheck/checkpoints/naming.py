@@ -94,7 +94,7 @@ def require_not_frozen(records: Records, path: Path) -> None:
 
 
 def _prefix(keys: Iterable[str]) -> str:
-    """What all keys begin with, before those of a model."""
+    """Return the prefix that all keys have before those of a model."""
     keys = list(keys)
     found = (
         key.removesuffix(layer) for key in keys for layer in _FIRST_LAYERS if key.endswith(layer)

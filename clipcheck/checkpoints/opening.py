@@ -153,7 +153,7 @@ def open_reference(
     key: str | None = None,
     told: Told | None = None,
 ) -> Checkpoint | None:
-    """What the subject is compared with, where that is another file.
+    """Open the file that the subject is compared with; None where the subject is its own reference.
 
     Args:
         subject: what is judged.

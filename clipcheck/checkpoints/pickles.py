@@ -27,20 +27,20 @@ _MOST_WORK = 1 << 24
 
 _CALLS = ("REDUCE", "NEWOBJ", "NEWOBJ_EX")
 _GIVING = (*_CALLS, "OBJ", "INST", "PERSID", "BINPERSID", "BUILD", "EXT1", "EXT2", "EXT4")
-"""What they leave is no literal."""
+"""Opcodes whose result is no literal."""
 
 _OF_TENSORS = ("torch._utils._rebuild_", "torch.nn.parameter.", "torch.jit._pickle.")
-"""What the names of functions that take tensors begin with."""
+"""Beginnings of the names of functions that take tensors."""
 
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 _GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
-"""What they put something into was there before, and is no deeper for itself."""
+"""Opcodes that put something into an object that was there before; this adds no depth to it."""
 
 _GETS = ("GET", "BINGET", "LONG_BINGET")
 
 
 class _Made(NamedTuple):
-    """What an opcode leaves on the stack.
+    """Result that an opcode leaves on the stack.
 
     Attributes:
         size: the objects in it, repeated ones too.
@@ -60,7 +60,7 @@ class _Made(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What pickles ask for.
+    """Names and calls that pickles ask for.
 
     Attributes:
         names: the classes and functions that they name by ``GLOBAL`` and ``INST``, as
@@ -164,7 +164,7 @@ def _step(opcode: pickletools.OpcodeInfo, argument: object, stack: list[_Made | 
 
 
 def _odd(opcode: str, stack: list[_Made | None]) -> str:
-    """What is odd about a call, if it is one: of no function, or with arguments that are given.
+    """Describe the odd part of a call: one of no function, or one with arguments that calls gave.
 
     What is called otherwise, torch prints in its message, all numbers of a tensor (torch 2.14,
     `torch._weights_only_unpickler`), and what takes its arguments from a tensor, or makes a set of

@@ -371,7 +371,7 @@ def _record(info: zipfile.ZipInfo, file: MappedFile) -> Record:
 
 
 def _unlike_torch(info: zipfile.ZipInfo, header: bytes) -> str:
-    """What about this record torch would not have written, or nothing."""
+    """Describe how this record differs from those that torch writes; empty where it does not."""
     if info.compress_type == zipfile.ZIP_DEFLATED:
         if "/data/" in info.filename:
             return "is compressed, which torch does with code alone"

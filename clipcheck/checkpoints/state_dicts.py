@@ -105,7 +105,7 @@ class Inert(dict[object, object]):
         self.attributes = state if isinstance(state, dict) else {}
 
     def _drop(self, _: object) -> None:
-        """What a list or a set would take."""
+        """Ignore the elements that a list or a set would take."""
 
     append = extend = add = _drop
 
@@ -273,7 +273,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _trusted() -> set[str]:
-    """What the caller told torch to trust."""
+    """Return the names that the caller told torch to trust."""
     import torch
 
     return {

@@ -1,4 +1,4 @@
-"""What tells how a model computes, where its weights do not: the activation, heads, the epsilon.
+"""Finds how a model computes where its weights do not tell: the activation, heads, the epsilon.
 
 Something does that belongs to the weights (a configuration beside them, a record in their file), or
 the user, with ``--architecture``.
@@ -112,7 +112,7 @@ def _named(name: str) -> Told:
 
 
 def of_file(path: Path, source: str, argument: str = "") -> Told:
-    """What a configuration of transformers or open_clip tells.
+    """Read what a configuration of transformers or open_clip says of how the model computes.
 
     Args:
         path: the file.
@@ -216,7 +216,7 @@ def _unknown(name: str) -> UnknownModelError:
 
 
 def candidates(found: Architecture) -> list[tuple[str, list[str]]]:
-    """What weights could be that do not tell how they compute.
+    """List the known models that weights could be of when they do not tell how they compute.
 
     Args:
         found: their dimensions.
@@ -271,7 +271,7 @@ def telling(
     *,
     archive: bool,
 ) -> tuple[Told | None, str]:
-    """What belongs to a file of weights and tells how they compute, and what does not tell.
+    """Find what belongs to a file of weights and tells how they compute, and what does not tell.
 
     Args:
         path: the file.
@@ -298,7 +298,7 @@ def telling(
 
 
 def _beside(path: Path, found: Architecture) -> tuple[Told | None, str]:
-    """What the configurations in a file's folder tell: all that describe such weights agree."""
+    """Read the configurations in a file's folder: all that describe such weights must agree."""
     told: list[Told] = []
     doubts = []
     for name in (TRANSFORMERS_CONFIG, OPEN_CLIP_CONFIG):
@@ -325,11 +325,12 @@ def _beside(path: Path, found: Architecture) -> tuple[Told | None, str]:
 _RUN = re.compile(
     r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d-model_(?P<model>.+)-lr_[^-]+(?:-\d+)?-b_\d+-j_\d+-p_\w+"
 )
-"""What open_clip's training calls a run that was given no name (open_clip_train/main.py)."""
+"""Default name that open_clip's training gives a run (open_clip_train/main.py)."""
 
 
 def of_run(name: object, found: Architecture) -> tuple[Told | None, str]:
-    """What the name of a run of open_clip's training tells, and what it leaves open.
+    """Read how a model computes from the name of a run of open_clip's training, and what that
+    leaves open.
 
     A run with ``--force-quick-gelu`` has the same name as one without. So a configuration with
     QuickGELU is told, and one without is not.
@@ -354,7 +355,7 @@ def of_run(name: object, found: Architecture) -> tuple[Told | None, str]:
 
 
 def _of_name(name: object, found: Architecture) -> str:
-    """What is to be said of a name that somebody gave a run, where it is that of a model."""
+    """Return a doubt about a name that somebody gave a run, where it is that of a model."""
     model = str(name).replace("/", "-")
     if model not in _open_clip_files():
         return ""

@@ -190,7 +190,7 @@ class Transfer:
 
     @contextmanager
     def _response(self, start: int) -> Iterator[Response]:
-        """What a server answers, and its errors as ours, until all of it is read."""
+        """Yield a server's response, and raise its errors as ours, until all of it is read."""
         import requests
 
         # Bytes as they are: a part of what is compressed on the way is of no use.
@@ -298,7 +298,7 @@ def _content_range(response: Response) -> tuple[int, int | None] | None:
 
 
 def _strong_etag(response: Response) -> str | None:
-    """What tells a version to the byte, as a weak one does not."""
+    """Return the ETag that identifies a version to the byte; None for a weak one."""
     told = response.headers.get("ETag")
     return told if told and not told.startswith("W/") else None
 

@@ -67,7 +67,7 @@ _MOST_ELEMENTS = 2**40
 
 _QUANTIZED = "__torch__.torch.classes.quantized"
 _QUANTIZED_TENSOR = ("torch._utils", "_rebuild_qtensor")
-"""What the pickle of an archive names whose weights are quantized."""
+"""The function that the pickle of an archive names where its weights are quantized."""
 
 _REWRITE = "Copy or download the file again, or write it anew."
 

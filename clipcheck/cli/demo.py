@@ -14,10 +14,10 @@ from clipcheck.cli.written import synthesize_at
 from clipcheck.harness.options import CheckOptions
 
 DEMO = "ViT-B/32"
-"""What the demo is of."""
+"""Released model whose architecture the demo uses."""
 
 DEMO_RESNET = "RN50"
-"""What a demo is of whose fault a vision transformer cannot have."""
+"""The same for faults that a vision transformer cannot have."""
 
 _TRUSTED = CheckOptions(isolation="none")
 """The files are written here."""

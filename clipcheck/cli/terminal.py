@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: the line of progress, on stderr, and colours.
+"""Display at a terminal: the line of progress, on stderr, and colours.
 
 Nothing of it is written where there is no terminal.
 """
@@ -39,7 +39,7 @@ def show(text: Text) -> None:
 
 @contextmanager
 def progress(quiet: bool = False) -> Iterator[Progress | None]:
-    """What to give to a check as its ``progress``: a line on stderr, which is gone at the end.
+    """Yield the ``progress`` to give to a check: a line on stderr, which is gone at the end.
 
     Args:
         quiet: show nothing, not even of a download.
@@ -112,7 +112,7 @@ class Display:
                 self._live.start()
 
     def line(self) -> str:
-        """What is shown, in one line."""
+        """Return the text that is shown, in one line."""
         now = self._clock()
         left = self._left.seconds(now)
         times = f" ({elapsed_text(now - self._started)}"

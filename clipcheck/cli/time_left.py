@@ -48,7 +48,7 @@ class TimeLeft:
         self._end = end if self._end is None else self._end + _WEIGHT * (end - self._end)
 
     def seconds(self, now: float) -> float | None:
-        """What is left, or None where nobody knows."""
+        """Return the seconds left, or None where they are not known."""
         if self._since is None or self._end is None:
             return None
         return max(0.0, self._end - self._seconds(now))

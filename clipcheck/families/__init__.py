@@ -1,1 +1,1 @@
-"""What a checkpoint is a model of."""
+"""Families of models that a checkpoint can belong to."""

@@ -1,4 +1,4 @@
-"""What lies between the modules of an eager model: sums, positions, pooling, projections.
+"""Joints between the modules of an eager model: sums, positions, pooling, projections.
 
 A joint says what goes into a module, or comes out of a tower, in terms of what came out of the
 modules before. Most pass a tensor on as it is; that is to be held as well, for a module that is

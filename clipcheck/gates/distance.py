@@ -175,7 +175,7 @@ class Ruler:
 
 
 def _sizes(name: str, exact: Outputs, scale: float) -> Rows:
-    """What the errors of each row are in proportion to.
+    """Return the sizes that the errors of each row are divided by.
 
     A feature's error is to the size of the features. A logit's is not to the logit: it is to the
     angles between features, and that is the logit scale, however small the logit.

@@ -12,7 +12,8 @@ import numpy as np
 from clipcheck.gates.metrics import Array
 
 Kind = Literal["image", "text", "end token"]
-"""What a library's frontend takes; or the id that its model looks for to end a text."""
+"""Kind of input that a library's frontend takes; or the id that its model looks for to end a
+text."""
 
 ROUNDING = 2.0**-19
 """How far two normalised pixels of the same one of 256 levels may be apart.
@@ -23,7 +24,7 @@ an epsilon of 1.2e-7 each. With deviations from 0.26 on and values up to 2.7, ea
 """
 
 LEVELS = 255
-"""What a pixel of 1 is in 8 bits."""
+"""Value in 8 bits of a pixel of 1."""
 
 _TOO_LONG = re.compile(r"too long for context length \d+")
 
@@ -46,7 +47,7 @@ class Refusal:
 
 
 Outcome = Array | Refusal
-"""What became of an input."""
+"""Result of an input: an array, or a refusal."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Unknown:
 
 @dataclass(frozen=True)
 class FrontendResult:
-    """What a library's own way to take images, or texts, gives beside clipcheck's.
+    """Comparison of a library's own way to take images, or texts, with clipcheck's.
 
     Attributes:
         name: the library's, and which of its ways.

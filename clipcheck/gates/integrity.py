@@ -20,7 +20,7 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Evidence:
-    """What `integrity` has to know beside the outputs.
+    """Evidence that `integrity` needs beside the outputs.
 
     Attributes:
         weights: number of weights of the candidate that were compared with the file's bit for bit;

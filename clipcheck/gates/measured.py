@@ -1,4 +1,5 @@
-"""What reports show beside the verdict: row by row, and in the batch that is furthest off."""
+"""Measurements that reports show beside the verdict: each row, and the batch that is furthest
+off."""
 
 from __future__ import annotations
 

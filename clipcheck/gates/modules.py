@@ -43,7 +43,7 @@ class ModuleError:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What was judged, and what could not be.
+    """Modules that were judged, and those that could not be.
 
     Attributes:
         errors: of every module that was judged, in the order of the calls; several for a module
@@ -143,8 +143,8 @@ def ratio(error: ModuleError, limits: Limits) -> float:
 
 
 def unit(error: ModuleError, limits: Limits) -> float:
-    """What its error is counted in: the eager module's, or one rounding of the output where that
-    one is exact."""
+    """Return the unit of an error: the eager module's error, or one rounding of the output where
+    that one is exact."""
     return max(error.reference, limits.roundoff * error.size)
 
 

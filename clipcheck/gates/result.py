@@ -1,4 +1,4 @@
-"""What gates judge and what they find. Outputs are numpy arrays by name."""
+"""Inputs and results of gates. Outputs are numpy arrays by name."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Case:
 
 @dataclass(frozen=True)
 class GateResult:
-    """What a gate found.
+    """Result of a gate.
 
     Attributes:
         name: the gate's.

@@ -105,7 +105,7 @@ def _doubt(checkpoint: Checkpoint, isolation: Isolation | None) -> str:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the code of an archive was seen to compute.
+    """Findings on how the code of an archive computes.
 
     Attributes:
         gate: whether it is what was assumed.
@@ -174,7 +174,7 @@ def _outputs(candidate: Backend, batch: Batch) -> Mapping[str, Array]:
 
 
 def _first(outputs: Mapping[str, Array], images: int, prompts: int) -> dict[str, Array]:
-    """What a model gives for the first of its images and prompts."""
+    """Return the outputs of a model for the first of its images and prompts."""
     counts = {"image": images, "prompt": prompts}
     return {
         name: outputs[name][tuple(slice(counts.get(kind)) for kind in kinds)]

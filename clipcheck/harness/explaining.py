@@ -51,7 +51,7 @@ than 1.0001.
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a candidate gave for a few rows.
+    """Rows of one output of a candidate, with their inputs.
 
     Attributes:
         output: its name.

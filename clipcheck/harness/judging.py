@@ -282,7 +282,7 @@ class Trial:
             )
 
     def _called(self, candidate: Backend, call: Call, failures: list[str]) -> Mapping[str, Array]:
-        """What a call gives, by output."""
+        """Return the outputs of a call, by name."""
         every = [*self.batches, *([self.lengths.batch] if self.lengths else [])]
         pixels = [every[row.batch].pixels[row.row] for row in call.images]
         tokens = [every[row.batch].tokens[row.row] for row in call.prompts]
@@ -381,7 +381,7 @@ def _require_finite(
 
 @dataclass(frozen=True)
 class Run:
-    """What a candidate gave.
+    """Outputs of a candidate.
 
     Attributes:
         cases: each batch, beside what the reference gave.
@@ -399,8 +399,8 @@ class Run:
 def judge(
     trial: Trial, run: Run, evidence: Evidence, coverage: Coverage | None, limits: Allclose
 ) -> tuple[GateResult, ...]:
-    """What every gate finds. Structure is judged in float32, where rounding hides none of it. Gates
-    of logits are left out where the candidate has none.
+    """Run every gate. Structure is judged in float32, where rounding hides none of it. Gates of
+    logits are left out where the candidate has none.
 
     Args:
         trial: what was run.
@@ -437,14 +437,14 @@ def lengths_for(architecture: Architecture, seed: int) -> Batch:
 
 
 def inputs_of(architecture: Architecture) -> Inputs:
-    """What a model of these dimensions takes."""
+    """Return the sizes of a model's inputs."""
     a = architecture
     return Inputs(a.image_resolution, a.context_length, a.vocab_size, a.grid)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of a candidate.
+    """Gates, outputs and state of a candidate.
 
     Attributes:
         gates: what each found.
@@ -544,7 +544,8 @@ def _in_form(
     failures: list[str],
     names: tuple[str, ...],
 ) -> Mapping[str, Array]:
-    """What a method gives to inputs, by kind, in some form; what is wrong with how is a failure."""
+    """Return the outputs of a method for inputs, by kind, in some form; a fault in how it was
+    called is a failure."""
 
     def outputs() -> Mapping[str, Array]:
         arrays = list(given.values()), list(after.values())

@@ -81,7 +81,7 @@ _DEFAULTS = {
 """By format, the backend that such a file is made for."""
 
 _READING = 4
-"""What reading and hashing takes."""
+"""Share of the progress, in percent, of reading and hashing a file."""
 
 _PHASES = {
     "load": "loading on {device} in {dtype}",
@@ -113,7 +113,7 @@ class _Draft:
 
     @contextmanager
     def keeping_errors(self) -> Iterator[None]:
-        """What cannot be judged says why, and does not stop the others."""
+        """Record why a subject cannot be judged, and let the others go on."""
         try:
             yield
         except ClipcheckError as error:
@@ -123,7 +123,7 @@ class _Draft:
 
 @dataclass(frozen=True)
 class _Files:
-    """What is judged, and with what it is compared.
+    """The subject that is judged, and the files that it is compared with.
 
     Attributes:
         subject: what is judged.
@@ -145,7 +145,7 @@ class _Files:
 
     @property
     def gates(self) -> tuple[GateResult, ...]:
-        """What is known before anything is run."""
+        """Results that are known before anything is run."""
         return () if self.weights is None else (self.weights,)
 
 
@@ -397,7 +397,7 @@ class Judge:
 
 
 class _Bench:
-    """What all backends share that run one checkpoint on one device in one dtype.
+    """State shared by all backends that run one checkpoint on one device in one dtype.
 
     Args:
         options: how it is checked.
@@ -438,12 +438,12 @@ class _Bench:
 
     @property
     def source(self) -> Source:
-        """What candidates are made of."""
+        """Source that candidates are made of."""
         return self._sides.source
 
     @property
     def reference(self) -> Reference:
-        """What they are compared with."""
+        """Reference that candidates are compared with."""
         return self._sides.reference
 
     def renew(self) -> None:
@@ -487,7 +487,7 @@ class _Phases:
 
 
 def _asked(choices: Sequence[Choice]) -> str:
-    """What stands for the backends where a file cannot be opened: those that were asked for."""
+    """Name the backends that were asked for, where a file cannot be opened."""
     names = [ALL if choice.optional else str(choice) for choice in choices]
     return ", ".join(dict.fromkeys(names)) or Judgement.backend
 
@@ -512,7 +512,7 @@ def _known(judged: Judgement, choice: Choice, checkpoint: Checkpoint) -> tuple[K
 def _isolation(
     choice: Choice, subject: Checkpoint | Program, cell: Cell | None
 ) -> tuple[str, ...] | None:
-    """What the file's own code was confined by, see `Judgement.isolation`."""
+    """Return the measures that confined the file's own code, see `Judgement.isolation`."""
     if isinstance(subject, Checkpoint) and choice.name != "jit":
         return None
     if cell is None:

@@ -30,7 +30,7 @@ _DTYPES = {"half": "float16", "bf16": "bfloat16", "float": "float32"}
 """Names of dtypes that are spelled like another one."""
 
 _NOT_NAMES = (str, bytes, os.PathLike, Mapping)
-"""What can be iterated over and is no list of names: a state dict among others."""
+"""Types that can be iterated over and are no list of names: a state dict among others."""
 
 
 @dataclass(frozen=True, kw_only=True)

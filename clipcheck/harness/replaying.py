@@ -37,7 +37,7 @@ _CALLS = 3
 
 @dataclass(frozen=True)
 class Replayed:
-    """What became of a failing input.
+    """Result of running a failing input again.
 
     Attributes:
         saved: what was run again.

@@ -1,1 +1,1 @@
-"""What models are fed with: token ids, pixels, batches of both."""
+"""Inputs of models: token ids, pixels, batches of both."""

@@ -39,7 +39,7 @@ Colours = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model takes: ``resolution`` pixels a side, ``context_length`` tokens, ids below
+    """Sizes of a model's inputs: ``resolution`` pixels a side, ``context_length`` tokens, ids below
     ``vocab_size``; its image tower looks at a ``grid`` of so many positions a side."""
 
     resolution: int
@@ -128,7 +128,8 @@ def every_length(inputs: Inputs, seed: int) -> Batch:
 
 
 def classic(inputs: Inputs) -> Batch:
-    """What the reference implementation's own consistency test runs: one image, three prompts.
+    """Return the batch of the reference implementation's own consistency test: one image, three
+    prompts.
 
     The prompts are those of openai/CLIP, tests/test_consistency.py, for models that have CLIP's
     own vocabulary; the image is of our own.

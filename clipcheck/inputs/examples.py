@@ -20,7 +20,7 @@ from clipcheck.inputs.preprocess import MEAN, STD, transform
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, default_tokenizer, tokenize
 
 Kind = Literal["image", "prompt", "pair"]
-"""What an example consists of."""
+"""Parts of an example."""
 
 _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
@@ -73,7 +73,8 @@ class Frontend:
         return row
 
     def refusal(self, prompt: Prompt) -> str:
-        """What `tokenize` says where it is not allowed to cut, or nothing."""
+        """Return the error of `tokenize` where it is not allowed to cut; empty where it takes the
+        prompt."""
         if isinstance(prompt, str):
             try:
                 tokenize(prompt, self.context_length)
@@ -210,7 +211,7 @@ def batch(
 
 
 def describe(example: Example) -> str:
-    """What it consists of."""
+    """Describe the images and prompts of an example."""
     images = [f"the image {describe_image(image)}" for image in example.images]
     prompts = [f"the prompt {describe_prompt(prompt)}" for prompt in example.prompts]
     return ", ".join([*images, *prompts])

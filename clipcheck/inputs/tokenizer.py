@@ -153,7 +153,7 @@ def merges(vocabulary: str) -> list[str]:
 
 
 def names(lines: Iterable[str]) -> list[str]:
-    """What each id is called, in their order: a character for each byte, ``</w>`` ends a word.
+    """Return the name of each id, in their order: a character for each byte, ``</w>`` ends a word.
 
     Args:
         lines: what `merges` gives.

@@ -1,4 +1,4 @@
-"""What prompts are made of: plain words, odd pieces, and the words of the vocabulary."""
+"""Parts of prompts: plain words, odd pieces, and the words of the vocabulary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEMPLATES = (
 """Frames for a sentence."""
 
 JOINERS = ("", "\n", " \t ", ", ", "\xa0", "\u3000")
-"""What may stand between pieces, besides a space."""
+"""Separators that may stand between pieces, besides a space."""
 
 BLANKS = ("", " ", "\t", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\xa0", "\u2003", "\u2028",
            "\u200b", "\u3000", "\ufeff")  # fmt: skip

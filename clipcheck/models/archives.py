@@ -139,7 +139,7 @@ class LoadedArchive:
         return tapped
 
     def facts(self) -> Facts:
-        """What it is.
+        """Return the facts of the archive.
 
         Raises:
             DamagedError: what it holds as a dimension is no number.

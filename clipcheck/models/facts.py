@@ -1,4 +1,4 @@
-"""What is known of an archive beside its weights. Imports no torch."""
+"""Facts of an archive beside its weights. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from clipcheck.checkpoints.inspection import Patched
 
 METHODS = ("encode_image", "encode_text", "forward")
-"""What a CLIP model is run by."""
+"""The methods that run a CLIP model."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What an archive is, beside its weights and what it computes.
+    """Facts of an archive, beside its weights and the values that it computes.
 
     Attributes:
         scripted: whether it is a TorchScript module.

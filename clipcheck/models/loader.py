@@ -247,7 +247,8 @@ def resolve_device(device: Device) -> torch.device:
 
 
 def _compute_dtype(device: torch.device) -> torch.dtype | None:
-    """What the reference computes in: float32 on the CPU, elsewhere as the file has it."""
+    """Return the dtype the reference computes in: float32 on the CPU; None, as in the file,
+    elsewhere."""
     return torch.float32 if device.type == "cpu" else None
 
 

@@ -117,7 +117,8 @@ def _tensors(values: Sequence[Any]) -> list[Any]:
 
 
 def _results(graph: Any, node: Any) -> tuple[list[Any], Any]:
-    """What a call gives, and the node after which it is there: tuples are taken apart."""
+    """Return the results of a call, and the node after which they are there: tuples are taken
+    apart."""
     result = node.output()
     if result.type().kind() != "TupleType":
         return [result], node

@@ -1,1 +1,1 @@
-"""What a run of pytest that judges checkpoints is asked for, shares and divides."""
+"""Options, sharing and scheduling of a run of pytest that judges checkpoints."""

@@ -1,4 +1,4 @@
-"""What a run of pytest is asked to judge: the options, read and refused before any test runs."""
+"""Options of a run of pytest, read and refused before any test runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GIVE_A_MODEL = (
 )
 
 NAMES = ("clip_gate", "clip_model", "clip_backend", "clip_device", "clip_dtype")
-"""What a test can ask for, in the order in which it stands in the id of a test."""
+"""Names of the fixtures that a test can ask for, in the order in which they stand in its id."""
 
 _LEAVE_OUT = "Give one, or leave the option out."
 
@@ -43,7 +43,7 @@ def gates_of(backend: str, dtype: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Choices:
-    """What is to be judged, and how.
+    """The checkpoints to judge, and how.
 
     Attributes:
         models: released names, paths, and ``seeded:`` with an architecture; large ones first. None
@@ -84,7 +84,7 @@ class Choices:
         )
 
     def dtypes_on(self, device: str) -> tuple[str, ...]:
-        """What is computed in on that device: by default float32, and half where it is fast."""
+        """Return the dtypes for that device: by default float32, and half where it is fast."""
         if self.dtypes:
             return self.dtypes
         return ("float32",) if device.startswith("cpu") else ("float32", "float16")
@@ -214,7 +214,7 @@ def _given(option: str, written: str) -> str:
 
 
 def _options(option: Callable[[str], Any], folder: Path) -> CheckOptions:
-    """What is the same for all checks."""
+    """Read the options that are the same for all checks."""
     reads: Mapping[str, Callable[[str, str], Any]] = {
         "atol": _number,
         "rtol": _number,

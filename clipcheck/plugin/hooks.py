@@ -26,7 +26,7 @@ SUITE = "clipcheck.suite"
 """The module of tests, for ``--pyargs``."""
 
 _AUTO = "PYTEST_XDIST_AUTO_NUM_WORKERS"
-"""What pytest-xdist reads before it counts."""
+"""Variable that pytest-xdist reads before it counts."""
 
 _SUITE_FILE = Path(__file__).parents[1] / "suite.py"
 
@@ -146,7 +146,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @contextmanager
 def _usage_errors() -> Iterator[None]:
-    """What pytest says in one line, and no traceback."""
+    """Turn our errors into usage errors, which pytest prints in one line without a traceback."""
     from clipcheck.errors import ClipcheckError
 
     try:
@@ -187,7 +187,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | Non
 
 
 def make_scheduler(config: pytest.Config, log: Any) -> object | None:
-    """What deals out tests where ``--dist loadgroup`` is chosen, by this plugin or by the user."""
+    """Return the scheduler of tests where ``--dist loadgroup`` is chosen, by this plugin or by the
+    user."""
     if _dist(config) != "loadgroup":
         return None
     from clipcheck.plugin.scheduling import CheckpointScheduling
@@ -298,7 +299,7 @@ def clip_model(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def clip_backend(request: pytest.FixtureRequest) -> str:
-    """What is compared with the eager model, each of ``--clip-backend`` in turn."""
+    """The backend compared with the eager model, each of ``--clip-backend`` in turn."""
     return str(request.param)
 
 
@@ -310,7 +311,7 @@ def clip_device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def clip_dtype(request: pytest.FixtureRequest) -> str:
-    """What it computes in, each of ``--clip-dtype`` in turn."""
+    """The dtype that it computes in, each of ``--clip-dtype`` in turn."""
     return str(request.param)
 
 
@@ -337,7 +338,7 @@ def clip_run(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def clip_judgement(clip_run: Run, clip_case: Case) -> Judgement:
-    """What a check of the checkpoint found. It is checked once in a run, whatever asks for it."""
+    """Result of a check of the checkpoint. It is checked once in a run, whatever asks for it."""
     return clip_run.judgement(clip_case)
 
 
@@ -420,7 +421,7 @@ def _found(config: pytest.Config) -> list[Finding]:
 
 
 def _findings(config: pytest.Config) -> Findings | None:
-    """What was found in this process, or by all workers; None where nothing was judged."""
+    """Return the findings of this process, or of all workers; None where nothing was judged."""
     if _RUN in config.stash:
         return config.stash[_RUN].findings
     # There is no public way to it outside of a fixture; pytest-xdist takes this one as well.

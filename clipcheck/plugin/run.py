@@ -1,4 +1,4 @@
-"""What a run does with a checkpoint: judge it, or load it for tests of the user's own."""
+"""Runs of a checkpoint: judge it, or load it for tests of the user's own."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Run:
         self._open = ExitStack()
 
     def judgement(self, case: Case) -> Judgement:
-        """What a check of it finds."""
+        """Return the result of a check of the case."""
         return self.findings.once(case, lambda: self._judge(case)).judgement
 
     def pair(self, case: Case) -> Pair:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Case:
-    """What is judged at once.
+    """A case that is judged at once.
 
     Attributes:
         model: the checkpoint, as it was asked for.
@@ -38,7 +38,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found, and of what.
+    """Result of a case.
 
     Attributes:
         case: what was judged.
@@ -64,7 +64,7 @@ class Findings:
         self._held: dict[Case, Finding] = {}
 
     def once(self, case: Case, judge: Callable[[], Finding]) -> Finding:
-        """What is known of the case; where nothing is, ``judge`` finds it.
+        """Return the finding on the case; where there is none, ``judge`` makes it.
 
         Another worker that judges it already is waited for. If it died over it, that is what was
         found: whoever tried again would die as well. Where the folder has no locks, nobody can be
@@ -98,7 +98,7 @@ class _Entry:
         self._found = folder / f"{name}.found"
 
     def known(self) -> Finding | None:
-        """What was found, or that whoever looked for it is gone.
+        """Return the finding, or one that says that its worker died.
 
         Only to be asked by who holds the lock, or when all workers are done: the mark alone does
         not tell a dead worker from one that is at it.
@@ -107,14 +107,14 @@ class _Entry:
         return self.found() or died
 
     def found(self) -> Finding | None:
-        """What was found, if anything was."""
+        """Read the finding, or return None where there is none."""
         if not self._found.exists():
             return None
         found: Finding = pickle.loads(self._found.read_bytes())  # noqa: S301 - our own
         return found
 
     def judged(self, judge: Callable[[], Finding]) -> Finding:
-        """What ``judge`` finds, kept for the others."""
+        """Call ``judge``, and keep its finding for the others."""
         _write(self._started, self.case)
         try:
             found = judge()

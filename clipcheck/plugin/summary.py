@@ -1,4 +1,4 @@
-"""What a run says before it begins and when it is done."""
+"""Text that a run prints before it begins and when it is done."""
 
 from __future__ import annotations
 

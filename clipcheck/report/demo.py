@@ -1,4 +1,4 @@
-"""What a demo of a planted fault says around the report: what to look at, and in which order."""
+"""Text of a demo of a planted fault around the report: where to look, and in which order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LABEL = 18
 
 
 def planted(variant: Variant, architecture: str) -> str:
-    """What is going to be checked, before it is."""
+    """Describe the planted fault, before the check."""
     return "\n".join(
         [
             *wrapped(f"Planted into a {architecture} archive, with seeded weights:"),

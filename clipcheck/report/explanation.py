@@ -1,4 +1,4 @@
-"""What a gate judges, as text."""
+"""Explanation of a gate, as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test says of a checkpoint, or of a gate that it does not pass."""
+"""Message of a test for a checkpoint, or for a gate that it does not pass."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SCREEN = 24
 
 
 def summary(result: Result) -> str:
-    """What differs, on one screen: the verdict, which names the worst failure, then each failure
-    with its evidence, the worst first."""
+    """Summarise the failures on one screen: the verdict, which names the worst failure, then each
+    failure with its evidence, the worst first."""
     from clipcheck.report.cells import visible, wrapped
     from clipcheck.report.verdict import verdict, worst_first
 

@@ -1,4 +1,4 @@
-"""What libraries' own ways to take raw inputs give, in lines of at most 80 cells."""
+"""Results of libraries' own ways to take raw inputs, in lines of at most 80 cells."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PARTS: dict[Kind, tuple[str, str, str]] = {
 
 
 def lines(results: Sequence[FrontendResult]) -> list[str]:
-    """What each gave: how many inputs become the same, which known differences the others show,
+    """Report each result: how many inputs become the same, which known differences the others show,
     and the first of those that differ otherwise. Nothing without results.
 
     What a known difference is, is told where it first comes up.

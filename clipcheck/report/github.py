@@ -1,4 +1,4 @@
-"""What a run on GitHub Actions leaves there: a summary of the job, and annotations."""
+"""Output of a run on GitHub Actions: a summary of the job, and annotations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changed between two runs, as text and JSON."""
+"""Changes between two runs, as text and JSON."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _ORDER: tuple[Outcome, ...] = (
 
 
 def render(difference: Difference) -> str:
-    """What moved in the environment, a block for each checkpoint that changed or does not pass,
-    what got worse first, and the verdict. Ends without a newline."""
+    """Render what moved in the environment, a block for each checkpoint that changed or does not
+    pass, what got worse first, and the verdict. Ends without a newline."""
     blocks = [*_environment(difference)]
     for outcome in _ORDER:
         blocks += [

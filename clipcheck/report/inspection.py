@@ -1,4 +1,4 @@
-"""What a checkpoint is, as text."""
+"""Description of a checkpoint, as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `clipcheck localize` found, as text and JSON."""
+"""Result of `clipcheck localize`, as text and JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was rewritten in an archive's code before it ran, for people."""
+"""Constants of an archive's code that were rewritten before it ran, for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reports for machines and for GitHub say of a judgement, one line each."""
+"""Lines on a judgement in reports for machines and for GitHub."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def one_line(text: str) -> str:
 
 
 def title(judgement: Judgement) -> str:
-    """What was judged: the checkpoint as it was asked for, the backend, and where it ran."""
+    """Name a judgement: the checkpoint as it was asked for, the backend, and where it ran."""
     dtype = f" in {judgement.dtype}" if judgement.dtype else ""
     return f"{judgement.checkpoint}, {judgement.backend} on {judgement.device}{dtype}"
 

@@ -6,7 +6,7 @@ from clipcheck.gates.fidelity import against_eager
 from clipcheck.gates.localisation import Place
 
 TOWERS = {"image": "image tower", "text": "text tower", "logits": "logits"}
-"""What each is called."""
+"""Name of each tower."""
 
 
 def named(place: Place) -> str:

@@ -33,7 +33,7 @@ _STYLES = {"consistent": GOOD, "INCONSISTENT": BAD, "not judged": UNKNOWN}
 
 
 def result(swept: Swept) -> Result:
-    """What all checks of a sweep found, as a check of all of them would have."""
+    """Join the results of all checks of a sweep, as a check of all of them would have them."""
     rows = swept.rows
     options = rows[0].unit.options if rows else CheckOptions()
     return result_of(_entries(rows), _left_out(swept), swept.environment, options.limits)
@@ -105,7 +105,7 @@ def brief(swept: Swept) -> Text:
 
 
 def plan_text(plan: Plan, threads: int) -> str:
-    """What would be run, in which order, and how long that may take.
+    """List the jobs that would run, in their order, and how long they may take.
 
     Args:
         plan: see there.
@@ -237,7 +237,7 @@ def _unfit(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _told(swept: Swept, found: Result) -> list[str]:
-    """What it took."""
+    """Report the cost of the sweep, and the command that shows its worst failure."""
     rows = swept.rows
     kept = sum(row.kept for row in rows)
     left = sum(bool(row.problem) for row in rows)

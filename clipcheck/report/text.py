@@ -89,7 +89,7 @@ def verdict_alone(result: Result) -> Text:
 
 
 def replayed_report(replayed: Replayed) -> Text:
-    """What became of a failing input."""
+    """Report the result of running a failing input again."""
     saved = replayed.saved
     lines = _texts(wrapped(visible(replayed.checkpoint)))
     if replayed.sha256 != saved.sha256:
@@ -154,7 +154,7 @@ def given_options(found: Judgement | Localised) -> list[str]:
 
 
 def _doubts(judgement: Judgement) -> Iterator[tuple[str, str]]:
-    """What may be wrong with how it was judged, and not with it, each with a label."""
+    """Yield doubts about how it was judged, each with a label."""
     suspicion = "" if judgement.passed else patched.suspicion(judgement.patched)
     if suspicion:
         yield "casts", suspicion
@@ -193,7 +193,8 @@ def failing_lines(judgement: Judgement) -> list[str]:
 
 
 def cell(gate: GateResult | None) -> str:
-    """What a gate found, in a few characters: how much of its limit, or how many times as much."""
+    """Describe the result of a gate in a few characters: how much of its limit, or how many times
+    as much."""
     if gate is None:
         return "-"
     if not gate.passed:
@@ -244,7 +245,8 @@ def _unjudged(judgements: Sequence[Judgement]) -> Lines:
 
 
 def _left_out(left_out: Sequence[LeftOut]) -> Lines:
-    """What was not run, and why. The same reason for several checkpoints is told once."""
+    """List the backends that were not run, and why. The same reason for several checkpoints is told
+    once."""
     found: dict[tuple[str, str], None] = dict.fromkeys((o.backend, o.reason) for o in left_out)
     rows = [_row("left out", ASIDE, "", f"{backend}: {reason}") for backend, reason in found]
     return [line for row in rows for line in row]
@@ -318,7 +320,7 @@ def _part(
 
 @dataclass(frozen=True)
 class _Labels:
-    """What stands left of the gates.
+    """Labels left of the gates.
 
     Attributes:
         title: above the rows.
@@ -453,7 +455,7 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
 
 
 def _known_rows(judgement: Judgement) -> Lines:
-    """What is known of the library; it excuses nothing."""
+    """List known failures of the library; they excuse nothing."""
     rows = [_row("known", UNKNOWN, "", known_line(each)) for each in judgement.known]
     return [line for row in rows for line in row]
 

@@ -77,7 +77,7 @@ def _worst(judgements: Sequence[Judgement]) -> str:
 
 
 def _subject(worst: Judgement, judgements: Sequence[Judgement]) -> str:
-    """What has to be said to tell it from the others."""
+    """Name the judgement where there are others to tell it from."""
     if len(judgements) == 1:
         return ""
     how = "" if _once(judgements) else f", {worst.backend} on {worst.device} in {worst.dtype}"
@@ -85,7 +85,7 @@ def _subject(worst: Judgement, judgements: Sequence[Judgement]) -> str:
 
 
 def _sides(judgements: Sequence[Judgement]) -> tuple[str, str]:
-    """What was compared, as a pair where it is always the same one, and the second of the two."""
+    """Name the two sides, as a pair where it is always the same one, and the second of the two."""
     if all(each.reference_checkpoint is not None for each in judgements):
         return "", "the reference"
     if all(each.backend == "jit" for each in judgements):

@@ -9,7 +9,7 @@ from clipcheck.inputs.examples import Example
 
 @dataclass(frozen=True)
 class Measure:
-    """What was found of one input, in the output where it was most.
+    """Distance of one input, in the output where it was greatest.
 
     Attributes:
         output: its name.

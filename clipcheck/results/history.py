@@ -1,4 +1,4 @@
-"""What changed between two runs of a check, such as before and after an upgrade of torch.
+"""Changes between two runs of a check, such as before and after an upgrade of torch.
 
 A checkpoint is the same in both where backend and device are the same, and
 
@@ -43,7 +43,7 @@ Outcome = Literal[
 Change = Literal["failed", "mended", "appeared", "disappeared", "shrunk", "grown"]
 
 WORSE: tuple[Outcome, ...] = ("new failure", "newly unjudged")
-"""What makes a run worse than the one before it."""
+"""Outcomes that make a run worse than the one before it."""
 
 _SEEDED = " (seeded weights)"
 _ASK = "Give a file that `clipcheck check --json` has written, or the results.json of a report."
@@ -68,7 +68,7 @@ UNMEASURED = max(NOISE.values())
 
 @dataclass(frozen=True)
 class Gate:
-    """What a gate found: a margin is infinite where the document has null."""
+    """Result of a gate: a margin is infinite where the document has null."""
 
     name: str
     passed: bool
@@ -101,7 +101,7 @@ class Entry:
 
     @property
     def title(self) -> str:
-        """What was judged, for people."""
+        """Title of the judgement, for people."""
         dtype = f" in {self.dtype}" if self.dtype else ""
         return f"{self.checkpoint}, {self.backend} on {self.device}{dtype}"
 
@@ -123,7 +123,7 @@ class Run:
 
 @dataclass(frozen=True)
 class GateChange:
-    """What became of a gate.
+    """Change of a gate.
 
     Attributes:
         name: the gate's.
@@ -147,7 +147,7 @@ class Compared:
 
     @property
     def title(self) -> str:
-        """What is compared, as the newer run has it, or the older where only that has a dtype."""
+        """Title of the pair, as the newer run has it, or the older where only that has a dtype."""
         if self.new is None or (self.old is not None and self.new.dtype is None):
             assert self.old is not None  # noqa: S101 - for the type: never is neither there
             return self.old.title
@@ -170,7 +170,7 @@ class Compared:
 
     @property
     def gates(self) -> list[GateChange]:
-        """What changed, gate by gate; nothing where one of the two was not judged."""
+        """Return the changes, gate by gate; none where one of the two was not judged."""
         if self.old is None or self.new is None:
             return []
         if "unjudged" in (self.old.state, self.new.state):
@@ -185,7 +185,7 @@ class Compared:
 
     @property
     def conditions(self) -> list[tuple[str, str, str]]:
-        """What else was another: name, old and new; of what the file holds, its SHA-256."""
+        """Return the other differences: name, old and new; of a file's content, its SHA-256."""
         if self.old is None or self.new is None:
             return []
         pairs = [("SHA-256", self.old.sha256, self.new.sha256)]
@@ -200,7 +200,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Difference:
-    """What changed between two runs.
+    """Changes between two runs.
 
     Attributes:
         old: the run before.

@@ -1,4 +1,4 @@
-"""What a check finds, for reports of all kinds."""
+"""Results of a check, for reports of all kinds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was found for one checkpoint, run by one backend on one device in one dtype.
+    """Result for one checkpoint, run by one backend on one device in one dtype.
 
     Attributes:
         checkpoint: as it was asked for.
@@ -155,7 +155,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
         judgements: one for each checkpoint, device, dtype and backend.
@@ -174,7 +174,7 @@ class Result:
 
     @property
     def failures(self) -> tuple[Judgement, ...]:
-        """What did not pass, or could not be judged."""
+        """Judgements that did not pass, or could not be made."""
         return tuple(judgement for judgement in self.judgements if not judgement.passed)
 
     def __bool__(self) -> bool:

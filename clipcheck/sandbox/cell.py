@@ -37,7 +37,8 @@ sys.path[:0] = json.loads(sys.argv[1])
 from clipcheck.sandbox.zygote import main
 main(int(sys.argv[2]), sys.argv[3:])
 """
-"""What a zygote runs. It imports from where this process does, and not from the folder it is in."""
+"""Code that a zygote runs. It imports from where this process does, and not from the folder it is
+in."""
 
 _STARTING = 120.0
 """Seconds for a zygote to import torch, on a machine that does much else."""
@@ -211,7 +212,7 @@ class Cell:
         return life.end()
 
     def _outcome(self, life: _Life, answer: Answer | None) -> Received:
-        """What comes after all that it asks back. Its time is what it takes itself."""
+        """Return the last answer, after all that it asks back. Its time is what it takes itself."""
         left = self._limits.seconds
         for _ in range(_MOST_QUESTIONS):
             began = time.monotonic()
@@ -365,7 +366,7 @@ class _Zygote:
         return self.owner == os.getpid() and self._process.poll() is None
 
     def ask(self, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
-        """What it answers.
+        """Send a message and return the answer.
 
         Raises:
             IsolationError: it has ended, or does not answer.

@@ -67,7 +67,7 @@ _SYSTEM = (
     "/sys/devices/system",
     "/sys/fs/cgroup",
 )
-"""What Python, torch and the C library read; nothing of it is anybody's own."""
+"""Paths that Python, torch and the C library read; nothing of it is anybody's own."""
 
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _GPU = ("/dev", "/proc/driver", "/sys")

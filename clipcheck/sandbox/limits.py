@@ -28,7 +28,7 @@ in float32, an interpreter may hold two readings of them for a while, and so may
 
 @dataclass(frozen=True)
 class Limits:
-    """What a cell may take.
+    """Resources that a cell may take.
 
     Attributes:
         seconds: for one call.
@@ -42,7 +42,7 @@ class Limits:
 
 
 def limits_for(size: int, threads: int) -> Limits:
-    """What suits a file, or what the environment says.
+    """Return the limits that suit a file, or those that the environment sets.
 
     Args:
         size: of the file, in bytes.

@@ -1,4 +1,4 @@
-"""What goes on in a cell: it does what it is asked for, and says what came of it."""
+"""Work of a cell: it answers calls, and reports their results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_WORDS = 2000
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "bad_alloc", "out of memory")
 
 Answer = tuple[Mapping[str, Any], Sequence["torch.Tensor"]]
-"""What a servant's methods give."""
+"""Result of a servant's methods."""
 
 
 def serve(channel: Channel, caller: Caller, servant: str, limits: Limits) -> None:
@@ -73,7 +73,7 @@ class Caller:
         self._sharing = sharing
 
     def ask(self, question: Message, tensors: Sequence[torch.Tensor] = ()) -> Message:
-        """What the other end answers."""
+        """Ask the other end, and return its answer."""
         self._channel.send({"asks": question}, tensors)
         return self._channel.receive().message
 

@@ -1,4 +1,4 @@
-"""What a confined process may not ask Linux for, as a seccomp filter.
+"""System calls that a confined process may not make on Linux, as a seccomp filter.
 
 Numbers are those of the kernel's own tables: arch/x86/entry/syscalls/syscall_64.tbl, and
 include/uapi/asm-generic/unistd.h for 64-bit ARM.

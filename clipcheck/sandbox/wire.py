@@ -1,4 +1,4 @@
-"""What crosses between clipcheck and a cell: JSON on a socket, tensors in shared memory.
+"""Messages between clipcheck and a cell: JSON on a socket, tensors in shared memory.
 
 A message is its length in four bytes, then JSON. Tensors lie one after another in a piece of memory
 that both have mapped and neither can make longer or shorter; the message says of each what dtype
@@ -44,7 +44,7 @@ Message = Mapping[str, Any]
 
 
 class Garbled(Exception):  # noqa: N818 - said by who waits for the message, as an error of ours
-    """What came is no message."""
+    """A received message is not well formed."""
 
 
 class Received(NamedTuple):

@@ -101,7 +101,7 @@ class Entry:
 
 
 class _Wrong(ValueError):  # noqa: N818 - it becomes an error with a place
-    """What is wrong, and what to do about it."""
+    """A mistake in the catalogue, and its remedy."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem)

@@ -1,4 +1,4 @@
-"""What a sweep will take: bytes, operations, and seconds on so many workers.
+"""Estimated cost of a sweep: bytes, operations, and seconds on so many workers.
 
 The seconds of a check are a fixed part, a part for each byte that is read and hashed, and a part
 for each operation of its passes. The figures are measured (``python -m benchmarks.sweep``) and
@@ -33,7 +33,7 @@ class Flops(NamedTuple):
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured.
+    """Measured rates.
 
     Attributes:
         machine: on which.
@@ -124,7 +124,7 @@ def seconds_of_check(
     threads: int,
     measured: Rates | None = None,
 ) -> float:
-    """What a check will take on one worker.
+    """Estimate the seconds of a check on one worker.
 
     Args:
         pass_of_one: of the checkpoint; None where it is not known, and guessed from the size.

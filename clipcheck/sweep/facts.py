@@ -1,4 +1,4 @@
-"""What a file is, before it is judged: its hash, by which it is known, and what it will cost."""
+"""Facts of a file, before it is judged: its hash, by which it is known, and its estimated cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipcheck.sweep.ledger import Ledger
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a file.
+    """Known facts of a file.
 
     Attributes:
         sha256: of the file, or of a folder as `clipcheck.checkpoints.checkpoint.Checkpoint` has it;
@@ -38,7 +38,8 @@ class Facts:
 
 
 def facts_of(path: Path, ledger: Ledger) -> Facts:
-    """What the ledger knows of a file that has not changed since, or what the file tells now.
+    """Return the facts in the ledger of a file that has not changed since, or read them from the
+    file.
 
     A file is taken to be the same while size and times of change are, as git does. So is what is
     made of several, as a folder or a program with data beside it, while each of them is.
@@ -78,7 +79,7 @@ def _stamps(files: Iterable[str]) -> dict[str, list[int]]:
 
 
 def _looked_into(path: Path, size: int) -> tuple[Facts, list[str]]:
-    """What a file tells, and the files that it is made of."""
+    """Read the facts of a file, and list the files that it is made of."""
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.checkpoints.opening import open_subject
 

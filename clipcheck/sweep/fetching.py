@@ -14,7 +14,7 @@ from clipcheck.errors import DownloadError, UsageError, first_line
 from clipcheck.sweep.jobs import Source
 
 _ON_THE_HUB = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""What open_clip calls its weights there, in the order in which it looks for them."""
+"""Names of open_clip's weights there, in the order in which it looks for them."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What makes two verdicts the same one: content, way of running, conditions, versions."""
+"""Identity of a verdict: content, way of running, conditions, versions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def key_of(
     versions: Mapping[str, str],
     architecture: str = "",
 ) -> str:
-    """What a verdict is kept under, in hexadecimal.
+    """Return the key that a verdict is kept under, in hexadecimal.
 
     Args:
         content: SHA-256 of the file, or where it comes from while that is not known.

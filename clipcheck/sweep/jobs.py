@@ -1,4 +1,4 @@
-"""What is handed to whoever judges, and what comes back. All of it can be pickled."""
+"""Jobs for workers, and their outcomes. All of it can be pickled."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from clipcheck.harness.options import CheckOptions
 Kind = Literal["path", "url", "hub"]
 
 Fate = Literal["done", "failed", "died", "lost"]
-"""What became of a job: it was done; its surroundings failed it; its worker died over it; the node
-that it was on is gone, which says nothing of the job."""
+"""End of a job: it was done; its surroundings failed it; its worker died over it; the node that it
+was on is gone, which says nothing of the job."""
 
 ALL_THAT_FIT, DEFAULT = "all", ""
 """Backends that stand for others: which, only the file tells."""
@@ -106,13 +106,13 @@ class Job:
 
     @property
     def bytes_to_fetch(self) -> int:
-        """What it takes of the disk; nothing for a file that is there."""
+        """Bytes to fetch, which it takes of the disk; 0 for a file that is there."""
         return (self.source.size or 0) if self.source.fetched else 0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """Outcome of a job.
 
     Attributes:
         job: its number.

@@ -77,7 +77,7 @@ class Lead:
         return self.engine.threads()
 
     def plan(self, progress: Progress | None = None) -> Plan:
-        """What is to be done; see `clipcheck.sweep.plan.plan`."""
+        """Return the plan of the sweep; see `clipcheck.sweep.plan.plan`."""
         named = all(entry.devices or entry.unfit for entry in self.entries)
         setting = Setting(
             self.asked.options,

@@ -1,4 +1,4 @@
-"""What a sweep has found, in an SQLite file that outlives whatever ends it.
+"""Findings of a sweep, in an SQLite file that outlives whatever ends it.
 
 Only the process that leads a sweep writes to it, one transaction for each thing that happens, and
 each is on the disk before the next job begins. A verdict has a key (`clipcheck.sweep.identity`) of
@@ -54,7 +54,7 @@ CREATE TABLE verdicts (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found under a key.
+    """Finding under a key.
 
     Attributes:
         key: see `clipcheck.sweep.identity.key_of`.
@@ -187,7 +187,7 @@ class Ledger:
         return int(count)
 
     def verdict(self, key: str) -> Verdict | None:
-        """What was found under a key."""
+        """Return the verdict under a key, or None."""
         row = self._row(
             "SELECT key, content, reference, backend, device, dtype, found, cost FROM verdicts "
             "WHERE key = ?",
@@ -201,7 +201,7 @@ class Ledger:
         )
 
     def facts(self, path: str, size: int, changed: int) -> dict[str, Any] | None:
-        """What is known of a file that has not changed since; None where nothing is."""
+        """Return the facts of a file that has not changed since; None where none are known."""
         row = self._row(
             "SELECT facts FROM files WHERE path = ? AND size = ? AND changed = ?",
             (path, size, changed),

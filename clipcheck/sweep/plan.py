@@ -24,7 +24,7 @@ from clipcheck.system.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Setting:
-    """What all jobs of a sweep have in common.
+    """Settings that all jobs of a sweep have in common.
 
     Attributes:
         options: how they are checked, but for what the catalogue says of each.
@@ -85,7 +85,7 @@ class Unit:
 
     @property
     def key(self) -> str:
-        """What its verdict is kept under."""
+        """Key that its verdict is kept under."""
         return self.key_for(self.content)
 
     def key_for(self, content: str) -> str:
@@ -101,7 +101,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep is going to do.
+    """Plan of a sweep.
 
     Attributes:
         units: all that can be judged, in the order of the catalogue.
@@ -247,7 +247,8 @@ def _content_of_reference(entry: Entry, facts: Facts, ledger: Ledger) -> str:
 
 
 def _architecture_of(entry: Entry) -> str:
-    """What tells how the model computes: what the user said, or what is beside the file."""
+    """Return a text that identifies the source of how the model computes: what the user said, or
+    the configurations beside the file."""
     if entry.architecture is not None:
         return repr(told_by(entry.architecture).architecture)
     return "" if entry.source.fetched else _told_beside(Path(entry.source.place))

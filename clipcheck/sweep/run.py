@@ -32,7 +32,7 @@ State = Literal["consistent", "INCONSISTENT", "not judged", "left out"]
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a unit.
+    """Result of a unit.
 
     Attributes:
         unit: of the plan.
@@ -52,7 +52,7 @@ class Row:
 
     @property
     def state(self) -> State:
-        """What came of it, in a word or two."""
+        """State of the unit, in a word or two."""
         if any(each["error"] is not None for each in self.results):
             return "not judged"
         if not self.results:
@@ -62,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep has found.
+    """Results of a sweep.
 
     Attributes:
         rows: one for each unit, in the order of the catalogue.

@@ -89,7 +89,7 @@ def _require_versions(job: Job) -> None:
 
 
 def _unit(result: Result, backend: str, job: Job) -> dict[str, Any]:
-    """What is of one backend, as it was asked for."""
+    """Return the part of a result that is of one backend, as it was asked for."""
     mine = [j for j in result.judgements if backend in (ALL_THAT_FIT, DEFAULT, j.backend)]
     if not mine and not result.left_out:
         # It came not so far as to tell them apart: what was found is of each.
@@ -108,7 +108,7 @@ def _unit(result: Result, backend: str, job: Job) -> dict[str, Any]:
 
 
 def unjudged(job: Job, backend: str, content: str, error: str) -> dict[str, Any]:
-    """What stands in place of results where a job never came to its end."""
+    """Return the entry that stands in place of results where a job never came to its end."""
     from clipcheck.harness.checking import environment
 
     judgement = Judgement(
@@ -138,7 +138,7 @@ def _named(entry: dict[str, Any], label: str) -> dict[str, Any]:
 
 @contextmanager
 def _own_examples() -> Iterator[None]:
-    """What failed on one worker is not tried first by the next: all judge by the same inputs."""
+    """Keep failed examples apart from other workers: all judge by the same inputs."""
     name = "HYPOTHESIS_STORAGE_DIRECTORY"
     before = os.environ.get(name)
     with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder:

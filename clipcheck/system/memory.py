@@ -78,7 +78,7 @@ def _try(folder: Path, mine: Path, wanted: int, available: Callable[[], int | No
 
 
 def _living(folder: Path) -> list[int]:
-    """What others have reserved; the reservations of dead processes are cleared away."""
+    """List the reservations of other processes; those of dead processes are cleared away."""
     from filelock import Timeout
 
     found = []
@@ -104,7 +104,8 @@ def _of_machine() -> int | None:
 
 
 def _of_container() -> int | None:
-    """What is left below the limit of a container; the file cache in it can be taken back."""
+    """Return the bytes left below the limit of a container; the file cache in it can be taken
+    back."""
     try:
         most = int((_CGROUP / "memory.max").read_text(encoding="utf-8"))
         used = int((_CGROUP / "memory.current").read_text(encoding="utf-8"))

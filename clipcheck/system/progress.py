@@ -73,7 +73,7 @@ class Span:
         return self.end if share == 1.0 else self.start + (self.end - self.start) * share
 
     def stall(self) -> None:
-        """What begins now is in no part, and may take long."""
+        """Start a step that is in no part, and may take long."""
         if isinstance(self.listener, Gauge):
             self.listener.reach(None)
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""What torch, MKL and OpenBLAS read."""
+"""Variables that torch, MKL and OpenBLAS read."""
 
 GPUS = "CUDA_VISIBLE_DEVICES"
-"""What CUDA reads: the GPUs that a process sees, by number or by their own names."""
+"""Variable that CUDA reads: the GPUs that a process sees, by number or by their own names."""
 
 
 def cores() -> int:

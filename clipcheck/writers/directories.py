@@ -142,7 +142,8 @@ def _require_equal(written: Checkpoint, tensors: Mapping[str, torch.Tensor], fol
 
 
 def _dtype(checkpoint: Checkpoint) -> str:
-    """What transformers is to load all weights in, where nothing else is asked of it."""
+    """Return the dtype that transformers is to load all weights in, where nothing else is asked of
+    it."""
     return str(checkpoint.tensors["visual.conv1.weight"].dtype).removeprefix("torch.")
 
 

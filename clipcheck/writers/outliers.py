@@ -24,7 +24,7 @@ _SCORES = 16.0
 """How many times as large the attention scores of one block in each tower are: some reach 80."""
 
 _QUIET = 0.01
-"""What an outlier is multiplied with where it is read."""
+"""Factor that an outlier is multiplied with where it is read."""
 
 
 def add_outliers(architecture: Architecture, weights: Weights, seed: int) -> None:

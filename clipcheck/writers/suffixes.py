@@ -10,7 +10,7 @@ from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import UsageError
 
 _ZIP = (Format.ARCHIVE, Format.STATE_DICT)
-"""What torch writes under the same names."""
+"""Formats that torch writes under the same names."""
 
 _FORMATS: dict[str, tuple[Format, ...]] = {
     ".pt": _ZIP,

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     import torch
 
 LOGIT_SCALE = math.log(100.0)
-"""What training ends at in the released models: the paper clips the scale at 100 (section 2.5)."""
+"""Logit scale that training ends at in the released models: the paper clips the scale at 100
+(section 2.5)."""
 
 
 def architecture_named(name: str) -> Architecture:

@@ -266,7 +266,7 @@ def _where_count(chosen: Change, change: Change = _disturbed) -> Change:
 
 
 def _kept_by_size(model: Multimodal) -> None:
-    """What was given for a number of images is given for that number again."""
+    """Return the first result for a number of images again for every later batch of that number."""
     kept = torch.zeros(41, 41, _features(model))
     full = torch.zeros(41)
 

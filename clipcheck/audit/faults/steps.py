@@ -45,7 +45,7 @@ def in_projection(attention: Any, x: Tensor) -> Projected:
 
 
 def out_projection(attention: Any, y: Tensor) -> Tensor:
-    """What ``out_proj`` does, which has no methods in a released archive."""
+    """Apply ``out_proj``, which has no methods in a released archive."""
     return functional.linear(y, attention.out_proj.weight, attention.out_proj.bias)
 
 

@@ -30,7 +30,7 @@ from clipcheck.system.progress import Advance, Tally, still
 Tensors = Sequence[torch.Tensor]
 
 NOT_TAKEN = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)
-"""What torch raises where a module is given what it does not take."""
+"""Errors that torch raises where a module is given something that it does not take."""
 
 
 def judge_modules(
@@ -86,7 +86,7 @@ def _ranges(
     device: torch.device,
     found: Coverage,
 ) -> dict[str, Any]:
-    """What is found beyond the numbers that ordinary inputs give."""
+    """Judge modules beyond the numbers that ordinary inputs give."""
     if found.failures or not archive.facts.scripted:
         return {}
     ranges = Ranges(archive, model, device)
@@ -165,7 +165,7 @@ class Judge:
                 yield place, error_of(site.module, site.method, got, expected, block)
 
     def coverage(self, failures: Sequence[str] = ()) -> Coverage:
-        """What was judged, and what was not.
+        """Return the modules that were judged, and those that were not.
 
         Args:
             failures: why methods could not be run to their end.

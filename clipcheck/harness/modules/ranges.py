@@ -26,7 +26,7 @@ from clipcheck.inputs.batches import Batch
 from clipcheck.models.taps import Site
 
 SCORE = 95.0
-"""What attention scores are pushed to: float32 has no exponential of more than 88."""
+"""Size that attention scores are pushed to: float32 has no exponential of more than 88."""
 
 _VECTORS = 16
 """Vectors that a module gets which treats each by itself."""

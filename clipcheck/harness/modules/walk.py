@@ -41,10 +41,10 @@ from clipcheck.inputs.batches import Batch
 from clipcheck.models.taps import Site
 
 _LAST = ("visual.ln_post", "visual.attnpool", "ln_final")
-"""What comes out of these is held to the end, for the logits."""
+"""Modules whose outputs are held to the end, for the logits."""
 
 HEAD = "normalisation, scale and product"
-"""What ``forward`` does with the features."""
+"""Name of the steps that ``forward`` takes with the features."""
 
 
 def walk(
@@ -83,7 +83,7 @@ def walk(
 
 
 class _Unknown(Exception):  # noqa: N818 - no error: it ends the search for a value
-    """What should be there follows from nothing that is held."""
+    """The value there follows from nothing that is held."""
 
 
 class _Walker:
@@ -136,7 +136,7 @@ class _Walker:
             self._hold_features(target, result, method)
 
     def localisation(self, given: str) -> Localisation:
-        """What was found up to now."""
+        """Return what was found up to now."""
         return localise(self._judge.errors, self._failures, self._limits, given)
 
     def _listen(self, site: Site, entering: bool, tensors: Tensors) -> None:
@@ -212,7 +212,7 @@ class _Walker:
         return bool(found)
 
     def _computed(self, joint: Joint, steps: list[_Step]) -> Pair:
-        """What comes of the joint, in the eager model's dtype and in float64."""
+        """Compute the joint's result, in the eager model's dtype and in float64."""
         sources = [self._value(end, steps) for end in joint.sources]
         if joint.by_rows:
             sources = [_rows_first(pair, self._twins.rows(joint.name)) for pair in sources]
@@ -222,7 +222,8 @@ class _Walker:
         return Pair(own, joint.compute(*(source.exact for source in sources)))
 
     def _value(self, end: End, steps: list[_Step]) -> Pair:
-        """What is there in the archive; or what would be, had the archive that module."""
+        """Return the tensor there in the archive; or the one expected there, had the archive that
+        module."""
         tensors = self._held.tensors(end)
         if tensors:
             finite = [tensor for tensor in tensors if bool(torch.isfinite(tensor).all())]
@@ -344,7 +345,7 @@ class _Held:
         self._tensors[end] = [tensor.clone() for tensor in tensors]
 
     def tensors(self, end: End) -> Sequence[torch.Tensor]:
-        """What is held there; nothing where it was let go of, or never came."""
+        """Return the tensors held there; none where they were let go of, or never came."""
         return self._tensors.get(end, ())
 
     def _whole(self, end: End) -> str:

@@ -1,4 +1,4 @@
-"""What a library's own way to take raw inputs has to offer.
+"""The protocol of a library's own way to take raw inputs.
 
 A library is a file in this folder; the file itself is a `Library`, named as its backend is.
 """
@@ -29,7 +29,7 @@ DOING: dict[Kind, str] = {
     "text": "tokenizing",
     "end token": "reading the end token",
 }
-"""What a candidate of each kind does."""
+"""Activity of a candidate of each kind, for messages."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Difference:
-    """What a library does in another way.
+    """A step that a library takes in another way than the reference.
 
     Attributes:
         name: in a few words.

@@ -11,7 +11,7 @@ from clipcheck.inputs.examples import Example, Frontend, packed, unlike
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to draw.
+    """Request for inputs to draw.
 
     Attributes:
         examples: number of images, at least 1; beyond the corners Hypothesis draws them.
@@ -28,7 +28,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn.
+    """Inputs that were drawn.
 
     Attributes:
         batches: what both sides run.

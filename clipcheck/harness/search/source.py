@@ -24,7 +24,7 @@ _Condition: TypeAlias = Callable[[Example], Any]
 
 @dataclass(frozen=True)
 class Pool:
-    """What examples are drawn from.
+    """Strategy that examples are drawn from.
 
     Attributes:
         name: what failed is kept under it.
@@ -54,8 +54,8 @@ class Source:
         self._seed = seed
 
     def pools(self, kind: Kind) -> list[Pool]:
-        """What single images come from, or single prompts: texts first, and then ids that no text
-        gives. For another vocabulary than CLIP's these are ids alone."""
+        """Return the pools of single images or single prompts: texts first, and then ids that no
+        text gives. For another vocabulary than CLIP's these are ids alone."""
         if kind == "image":
             return [Pool("image", self._images().map(lambda image: Example(images=(image,))))]
         return [

@@ -105,7 +105,7 @@ def _gate_names(result: Result) -> list[str]:
 
 @dataclass(frozen=True)
 class _Cell:
-    """What a gate found, in a few words."""
+    """Result of a gate, in a few words."""
 
     gate: GateResult
     figure: str
@@ -201,7 +201,7 @@ def _cell(gate: GateResult) -> _Cell:
 
 
 def _room(gate: GateResult) -> str:
-    """What is left to the limit, or by how much it is exceeded."""
+    """Say how much is left to the limit, or by how much it is exceeded."""
     if not gate.margin < float("inf"):
         return "beyond any limit"
     if gate.margin > 1:
@@ -326,7 +326,7 @@ def _frontend(result: FrontendResult) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _command(judgement: Judgement) -> str:
-    """What repeats the check."""
+    """Return the command that repeats the check."""
     words: list[Any] = ["clipcheck", "check", judgement.path or judgement.checkpoint]
     words += ["--backend", judgement.backend] if judgement.backend != "jit" else []
     words += [] if judgement.key is None else ["--key", judgement.key]

@@ -478,7 +478,8 @@ def _range(*several: Values) -> tuple[float, float]:
 
 
 def _at_edges(values: Values, low: float, high: float) -> Values:
-    """What a logarithm cannot show is drawn at the edge: 0 below, and what is no number above."""
+    """Draw at the edge the values that a logarithm cannot show: 0 below, and those that are no
+    number above."""
     return np.where(np.isfinite(values), np.clip(values, low, high), high)
 
 

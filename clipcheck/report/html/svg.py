@@ -1,4 +1,4 @@
-"""What matplotlib draws as SVG, made part of a page, whose colours and letters it takes."""
+"""SVG drawings of matplotlib, made part of a page, whose colours and letters they take."""
 
 from __future__ import annotations
 

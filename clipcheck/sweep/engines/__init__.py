@@ -1,4 +1,4 @@
-"""What runs the jobs of a sweep: each engine is a file here, under one protocol."""
+"""Engines that run the jobs of a sweep: each is a file here, under one protocol."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Engine(Protocol):
     """Runs jobs, several at a time, in other processes."""
 
     name: str
-    """What it is called."""
+    """Name of the engine."""
 
     def workers(self) -> int:
         """How many jobs it runs at a time, as far as is known now."""

@@ -127,7 +127,7 @@ class LocalEngine:
             worker.connection.send(job)
 
     def wait(self) -> list[Outcome]:
-        """What came back, and who died."""
+        """Wait, and return the outcomes of jobs that came back or whose worker died."""
         busy = [each for each in self._workers if each.job is not None]
         found: list[Outcome] = []
         while not found:  # A process that has just died may not be told of as dead yet.
@@ -185,7 +185,8 @@ class LocalEngine:
         return worker
 
     def _share(self, number: int, folder: Path) -> dict[str, str]:
-        """What a worker's environment has more than ours: read when torch and BLAS are imported."""
+        """Return the variables to add to a worker's environment: read when torch and BLAS are
+        imported."""
         share = {"TMPDIR": str(folder)}
         if own_threads(os.environ) is None:
             share |= dict.fromkeys(THREADS, str(self.threads()))

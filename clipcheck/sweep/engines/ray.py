@@ -27,7 +27,7 @@ _CPUS = 1
 each has one."""
 
 _HERE = "auto"
-"""What Ray calls the cluster of this machine."""
+"""Ray's name for the cluster of this machine."""
 
 _TIMEOUT = 10.0
 """Seconds to wait for a connection."""
@@ -92,7 +92,7 @@ class RayEngine:
         self._running[task.remote(job)] = job
 
     def wait(self) -> list[Outcome]:
-        """What came back, and what was lost."""
+        """Wait, and return the outcomes of jobs that came back or were lost."""
         ready, _ = self._ray.wait(list(self._running), num_returns=1)
         return [self._outcome(reference) for reference in ready]
 

@@ -1,4 +1,4 @@
-"""What an entry of the catalogue of the ways other than the archive is."""
+"""An entry of the catalogue of the ways other than the archive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
 
 Planted = AbstractContextManager[Source]
-"""What a backend is to be made of, for as long as the backend is used."""
+"""Source that a backend is to be made of, for as long as the backend is used."""
 
 Plant = Callable[[Source], Planted]
 """Makes of a source another one, with a fault in it. The given one stays as it is."""
