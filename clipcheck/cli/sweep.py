@@ -26,7 +26,7 @@ def sweep(
     catalogue: Annotated[
         Path | None,
         typer.Argument(
-            metavar="CATALOGUE", help="A TOML or CSV file of checkpoints, or a folder of them."
+            metavar="CATALOGUE", help="A TOML file of checkpoints, or a folder of them."
         ),
     ] = None,
     pretrained: Annotated[

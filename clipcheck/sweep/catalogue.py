@@ -1,4 +1,4 @@
-"""Which checkpoints a sweep is of, and how each is run: read from TOML, CSV or a folder.
+"""Which checkpoints a sweep is of, and how each is run: read from TOML or a folder.
 
 In TOML, one table for each checkpoint, or for all that a pattern matches; paths start from the
 folder of the catalogue::
@@ -26,16 +26,12 @@ folder of the catalogue::
 
     [[checkpoint]]
     name = "ViT-B/32"               # a released one
-
-In CSV the same words head the columns, and several values in a cell stand with ``;`` between them.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
 import glob
-import io
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,25 +108,23 @@ def read(path: Path, download_root: str | None = None) -> list[Entry]:
     """The checkpoints of a catalogue, in its order.
 
     Args:
-        path: a TOML or CSV file, or a folder, of which all checkpoints are taken, by name.
+        path: a TOML file, or a folder, of which all checkpoints are taken, by name.
         download_root: where released files may be already.
 
     Raises:
         CatalogueError: it cannot be read; a word is unknown, or missing; a pattern matches nothing;
-            a checkpoint is there twice. The message names the entry or the line.
+            a checkpoint is there twice. The message names the entry.
     """
     if path.is_dir():
         return _of_folder(path)
-    readers = {".toml": _from_toml, ".csv": _from_csv}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
+    if path.suffix.lower() != ".toml":
         raise CatalogueError(
-            f"expected a folder, or a catalogue that ends in .toml or .csv, found {path.name!r}",
+            f"expected a folder, or a catalogue that ends in .toml, found {path.name!r}",
             remedy="Name one of these; a single checkpoint is for `clipcheck check`.",
             path=path,
         )
     entries: list[Entry] = []
-    for place, given in reader(_text(path), path):
+    for place, given in _from_toml(_text(path), path):
         try:
             entries += _entries(given, path.parent, download_root)
             _require_once(entries)
@@ -139,7 +133,7 @@ def read(path: Path, download_root: str | None = None) -> list[Entry]:
     if not entries:
         raise CatalogueError(
             "expected a checkpoint, found none",
-            remedy="Give one a [[checkpoint]] of its own, or in CSV a line.",
+            remedy="Give each a [[checkpoint]] of its own.",
             path=path,
         )
     return entries
@@ -161,7 +155,7 @@ def _text(path: Path) -> str:
 def _refused(path: Path, problem: str) -> CatalogueError:
     return CatalogueError(
         f"expected a catalogue that can be read, but {problem}",
-        remedy="Give the path of a TOML or CSV file, or of a folder.",
+        remedy="Give the path of a TOML file, or of a folder.",
         path=path,
     )
 
@@ -195,38 +189,6 @@ def _from_toml(text: str, path: Path) -> _Given:
         yield place, {**defaults, **given}
 
 
-def _from_csv(text: str, path: Path) -> _Given:
-    # Strict, for a quote that is never closed would swallow all that follows.
-    rows = csv.reader(io.StringIO(text), strict=True)
-    try:
-        head = [name.strip() for name in next(rows, [])]
-        _require_known(dict.fromkeys(head), _KEYS)
-        if len(set(head)) < len(head):
-            raise _Wrong("a column is there twice", "Give each column a name of its own.")
-        for row in rows:
-            if not any(cell.strip() for cell in row):
-                continue
-            place = f"line {rows.line_num}"
-            if len(row) != len(head):
-                raise _Wrong(
-                    f"{place}: expected {len(head)} cells, found {len(row)}",
-                    "Give each line as many as the first has; quote what has commas in it.",
-                )
-            cells = {key: cell.strip() for key, cell in zip(head, row, strict=True)}
-            yield (
-                place,
-                {
-                    key: [each.strip() for each in cell.split(";")] if ";" in cell else cell
-                    for key, cell in cells.items()
-                    if cell
-                },
-            )
-    except csv.Error as error:
-        raise _refused(path, f"line {rows.line_num} is no CSV ({error})") from error
-    except _Wrong as wrong:
-        raise CatalogueError(str(wrong), remedy=wrong.remedy, path=path) from wrong
-
-
 def _table(value: object, name: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise _Wrong(f"expected [{name}] to be a table, found {value!r}", f"Write [{name}].")
@@ -244,7 +206,7 @@ def _require_known(given: Mapping[str, Any], known: Sequence[str]) -> None:
 
 
 def _entries(given: Mapping[str, Any], folder: Path, root: str | None) -> Iterator[Entry]:
-    """Those of one table or line: several where its path is a pattern."""
+    """Those of one table: several where its path is a pattern."""
     _require_known(given, _KEYS)
     where = [key for key in _WHERE if key in given]
     if len(where) != 1:

@@ -131,7 +131,7 @@ def _entries(asked: Asked) -> list[Entry]:
     if asked.catalogue is None and not asked.pretrained:
         raise UsageError(
             "expected a catalogue, found none",
-            remedy="Name a TOML or CSV file, or a folder; or give --pretrained.",
+            remedy="Name a TOML file, or a folder; or give --pretrained.",
         )
     entries = []
     if asked.catalogue is not None:

@@ -25,12 +25,6 @@ def toml(folder: Path, text: str) -> Path:
     return path
 
 
-def table(folder: Path, text: str) -> Path:
-    path = folder / "all.csv"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
 def refused(path: Path) -> str:
     with pytest.raises(CatalogueError) as caught:
         read(path)
@@ -169,20 +163,6 @@ def test_a_released_name_is_fetched_where_it_is_not_in_the_cache(tmp_path: Path)
     assert entry.source == Source("path", str(tmp_path / released.filename))
 
 
-def test_csv_has_a_line_for_each_and_several_values_in_a_cell(tmp_path: Path) -> None:
-    path = table(
-        tmp_path,
-        '\ufeffpath,url,backend,dtype\na.pt,,jit; trace,\n\n "b, c.pt",,,float16\n'.replace(
-            ' "', '"'
-        )
-        + ",https://example.org/d.pt,,\n",
-    )
-    one, other, last = read(path)
-    assert (one.label, one.backends, one.dtypes) == ("a.pt", ("jit", "trace"), ("",))
-    assert (other.label, other.backends, other.dtypes) == ("b, c.pt", ("",), ("float16",))
-    assert last.source.kind == "url"
-
-
 def test_a_folder_has_all_checkpoints_in_it_and_below(tmp_path: Path) -> None:
     touched(
         tmp_path,
@@ -259,39 +239,23 @@ def test_what_is_wrong_in_toml_is_told_with_its_place(tmp_path: Path, text: str,
     assert told in refused(toml(tmp_path, text))
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("pth\na.pt\n", "found 'pth'"),
-        ("path,path\na.pt,b.pt\n", "a column is there twice"),
-        ("path,dtype\na.pt\n", "line 2: expected 2 cells, found 1"),
-        ("path,dtype\na.pt,float16\nb.pt,int8\n", "line 3: expected a dtype"),
-        ('path\n"a.pt\n', "is no CSV"),
-        ("path\n\n", "expected a checkpoint, found none"),
-        ("", "expected a checkpoint, found none"),
-    ],
-)
-def test_what_is_wrong_in_csv_is_told_with_its_line(tmp_path: Path, text: str, told: str) -> None:
-    assert told in refused(table(tmp_path, text))
-
-
 def test_what_is_no_catalogue_is_refused(tmp_path: Path) -> None:
     touched(tmp_path, "empty/README.md", "model.pt")
     assert "expected a checkpoint in this folder" in refused(tmp_path / "empty")
-    assert "ends in .toml or .csv" in refused(tmp_path / "model.pt")
+    assert "ends in .toml" in refused(tmp_path / "model.pt")
     assert "No such file" in refused(tmp_path / "nowhere.toml")
     (tmp_path / "all.toml").write_bytes(b"path = '\xff'")
     assert "not in UTF-8, at byte 8" in refused(tmp_path / "all.toml")
-    with (tmp_path / "all.csv").open("wb") as file:
+    with (tmp_path / "all.toml").open("wb") as file:
         os.truncate(file.fileno(), (16 << 20) + 1)
-    assert "more than 16,777,216 bytes" in refused(tmp_path / "all.csv")
+    assert "more than 16,777,216 bytes" in refused(tmp_path / "all.toml")
 
 
-@given(data=st.binary(max_size=200), ending=st.sampled_from([".toml", ".csv"]))
+@given(data=st.binary(max_size=200))
 def test_whatever_a_catalogue_holds_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes, ending: str
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:
-    path = tmp_path_factory.mktemp("catalogue") / f"all{ending}"
+    path = tmp_path_factory.mktemp("catalogue") / "all.toml"
     path.write_bytes(data)
     with contextlib.suppress(CatalogueError):
         assert read(path)
