@@ -68,6 +68,11 @@ def complain(message: str) -> None:
     typer.echo(f"clipcheck: {visible(message)}", err=True)
 
 
+def tell(line: str) -> None:
+    """Print a line on stderr, for whoever looks on."""
+    say(f"{visible(line)}\n", err=True)
+
+
 def say(text: str, *, err: bool = False) -> None:
     """Print the text as it is, on stdout or stderr."""
     with _writing("stderr" if err else "stdout"):

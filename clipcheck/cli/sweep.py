@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from clipcheck.cli import options
-from clipcheck.cli.output import complain, give, noting, print_line, say, visible
+from clipcheck.cli.output import complain, give, noting, print_line, tell
 from clipcheck.errors import OutputError
 from clipcheck.harness.options import CheckOptions
 
@@ -122,9 +122,8 @@ def sweep(
         planned = lead.plan(progress)
         if not plan:
             # A line for each checkpoint where nobody sees the line of progress.
-            unseen = not quiet and progress is None
-            tell = (lambda line: say(f"{visible(line)}\n", err=True)) if unseen else silent
-            swept = lead.run(planned, progress, tell)
+            say = silent if quiet or progress is not None else tell
+            swept = lead.run(planned, progress, say)
     if plan:
         print_line(sweep_report.plan_text(planned, lead.threads))
         raise typer.Exit

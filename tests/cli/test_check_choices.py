@@ -28,7 +28,7 @@ def test_a_gate_that_is_ignored_does_not_fail_and_the_verdict_names_it(
 
 
 def test_a_gate_that_is_selected_judges_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "check", lambda *_, **__: Result((failed(),), ENVIRONMENT))
+    monkeypatch.setattr(checking, "check_files", lambda *_, **__: Result((failed(),), ENVIRONMENT))
     done = run("check", "x.pt", "-q", "--select", "integrity")
     assert done.code == 0
     told = " ".join(done.out.split())
@@ -45,7 +45,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The checkpoints that are checked; those that are called bad fail."""
     names: list[str] = []
 
-    def check(given: str | list[str], progress: Progress | None, **_: object) -> Result:
+    def check(given: str | list[str], _: object, progress: Progress | None) -> Result:
         found = [given] if isinstance(given, str) else given
         names.extend(found)
         if isinstance(progress, Gauge):
@@ -58,7 +58,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         judgements = (replace(one, checkpoint=n) for one, n in zip(made, found, strict=True))
         return Result(tuple(judgements), ENVIRONMENT)
 
-    monkeypatch.setattr(checking, "check", check)
+    monkeypatch.setattr(checking, "check_files", check)
     return names
 
 

@@ -74,7 +74,7 @@ def test_each_model_of_a_file_is_judged_for_itself(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger") as ledger:
         found = planned(entries, ledger)
     assert len({unit.key for unit in found.units}) == 3
-    assert sorted(str(job.key) for job in found.jobs) == ["None", "ema", "model"]
+    assert sorted(str(job.options.key) for job in found.jobs) == ["None", "ema", "model"]
     assert len({job.task for job in found.jobs}) == 3
     with pytest.raises(CatalogueError, match=r"expected a\.ckpt \(ema\) once"):
         read(toml(tmp_path, f'{text}key = "ema"\n' * 2))
