@@ -63,10 +63,11 @@ _LOOKS = 0.5
 """Seconds between two looks at how many variants are judged."""
 
 _PARTS = 2
-"""For each core."""
+"""Parts of the work for each core."""
 
 _counter: Any = None
-"""In a process of the pool, what all of them count in. It can only be given as one starts."""
+"""Counter shared by the processes of a pool, in which each counts. It can only be given as one
+starts."""
 
 
 @dataclass(frozen=True)
@@ -151,17 +152,17 @@ class Audit:
 
     @property
     def sought(self) -> Sequence[Finding]:
-        """Those of faults that a place was looked for."""
+        """Findings on faults whose place was looked for."""
         return [finding for finding in self.findings if finding.localisation is not None]
 
     @property
     def faults(self) -> Sequence[Finding]:
-        """Those of faults."""
+        """Findings on faults."""
         return [finding for finding in self.findings if not finding.clean]
 
     @property
     def clean(self) -> Sequence[Finding]:
-        """Those of clean variants."""
+        """Findings on clean variants."""
         return [finding for finding in self.findings if finding.clean]
 
 
@@ -275,7 +276,8 @@ def _units(
 
 
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """By backend, then by the catalogue's order, then by architecture as they come."""
+    """Sort findings by backend, then by the catalogue's order, then by architecture as they
+    come."""
     order = {
         (backend, variant.name): (number, place)
         for number, backend in enumerate(BACKENDS)
@@ -285,7 +287,7 @@ def _in_order(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _backends(written: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Those that are to run, and of the others that ``all`` stands for, why they cannot."""
+    """Return the backends to run, and of the others that ``all`` stands for, why they cannot."""
     named = {_known(each) for each in written if each != registry.ALL}
     for name in named:
         registry.require_available(registry.Choice(name))
@@ -363,7 +365,7 @@ def _require_known(
 
 
 def _count_in(counter: Any) -> None:
-    """In a process of the pool: count there what is judged."""
+    """Set the counter of a process of the pool, in which it counts what is judged."""
     global _counter
     _counter = counter
 
@@ -549,7 +551,7 @@ class _Bench:
         return open_checkpoint(self._path)
 
     def _opened(self, checkpoint: Checkpoint) -> AbstractContextManager[OpenSides]:
-        """In this process: it was written here."""
+        """Open the checkpoint in this process: it was written here."""
         from clipcheck.backends.loading import opened_sides
 
         return opened_sides(checkpoint, None, self._device, self._unit.dtype, archive=True)

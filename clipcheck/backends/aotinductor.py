@@ -36,7 +36,8 @@ _TOKENS = "clipcheck.tokens"
 
 
 def available() -> Missing | None:
-    """Where there is the C++ compiler that Inductor calls: ``CXX``, else g++, on macOS clang++."""
+    """Return None where there is the C++ compiler that Inductor calls (``CXX``, else g++, on macOS
+    clang++); else say that it is missing."""
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     words = shlex.split(compiler)
     if words and shutil.which(words[0]):

@@ -94,7 +94,7 @@ class Inside:
     def call_with(
         self, weights: Mapping[str, torch.Tensor], method: str, *inputs: torch.Tensor
     ) -> object:
-        """The same, with other weights in place of those with these keys for this call."""
+        """Call a method with other weights in place of those with these keys for this call."""
         from clipcheck.backends.base import translating
 
         with translating("jit", method), self._archive.replaced(weights):
@@ -145,7 +145,8 @@ class Inside:
         modules: Collection[str],
         listener: Listener,
     ) -> object:
-        """The same, with ``listener`` called before and after each call of one of the modules."""
+        """Call a method, with ``listener`` called before and after each call of one of the
+        modules."""
         from clipcheck.models.taps import Site, listening
 
         def heard(site: Site, entering: bool, tensors: Sequence[torch.Tensor]) -> None:
@@ -222,7 +223,7 @@ class Apart:
     def call_with(
         self, weights: Mapping[str, torch.Tensor], method: str, *inputs: torch.Tensor
     ) -> object:
-        """The same, with other weights in place of those with these keys for this call."""
+        """Call a method with other weights in place of those with these keys for this call."""
         doing, tensors = _running(method, inputs), [*weights.values(), *inputs]
         done = self._cell.ask("call_with", doing, tensors, method=method, keys=list(weights))
         return self._result(done.message, done.tensors)
@@ -256,7 +257,8 @@ class Apart:
         modules: Collection[str],
         listener: Listener,
     ) -> object:
-        """The same, with ``listener`` called before and after each call of one of the modules."""
+        """Call a method, with ``listener`` called before and after each call of one of the
+        modules."""
         from clipcheck.models.taps import Site
 
         def answer(question: Message, tensors: list[torch.Tensor]) -> Message:
@@ -321,8 +323,8 @@ class _Compared:
     seen: set[str] = field(default_factory=set)
 
     def answer(self, question: Message, tensors: list[torch.Tensor]) -> Message:
-        """Where the weight is that the archive is to have in place of its own, or what it is to be
-        cast to."""
+        """Return where the weight is that the archive is to have in place of its own, or the dtype
+        that it is to be cast to."""
         from clipcheck.models.loader import unlike
 
         key = str(question.get("weight"))
@@ -342,7 +344,7 @@ class _Compared:
         }
 
     def differing_of_all(self) -> dict[str, str]:
-        """With those that the interpreter does not have."""
+        """Return all differences, with the weights that the interpreter does not have."""
         absent = {
             key: "the interpreter does not have it"
             for key in self.checkpoint.tensors
@@ -351,7 +353,8 @@ class _Compared:
         return {**self.differing, **absent}
 
     def _place(self, weight: torch.Tensor | None) -> int | None:
-        """Where in the shared memory a weight of the eager model lies."""
+        """Return where in the shared memory a weight of the eager model lies; None where it does
+        not."""
         import ctypes
 
         if weight is None or weight.device.type != "cpu":

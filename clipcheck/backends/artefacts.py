@@ -44,7 +44,8 @@ LIMIT_VARIABLE = "CLIPCHECK_ARTEFACTS_LIMIT"
 """The environment variable that says how large the folder may grow."""
 
 DEFAULT_LIMIT = 20 * 10**9
-"""In bytes: room for some ten ways to run each of three ViT-B/32, at 0.6 GB a piece in float32."""
+"""Limit in bytes: room for some ten ways to run each of three ViT-B/32, at 0.6 GB a piece in
+float32."""
 
 _RECORD = ".sha256.json"
 _PART = ".part"
@@ -52,7 +53,8 @@ _USED = ".used"
 
 
 def default_folder() -> Path:
-    """Where they are kept: ``$CLIPCHECK_ARTEFACTS``, or else ``~/.cache/clipcheck/artefacts``.
+    """Return the folder of artefacts: ``$CLIPCHECK_ARTEFACTS``, or else
+    ``~/.cache/clipcheck/artefacts``.
 
     A leading ``~`` stands for the home folder; an empty name counts as none.
     """
@@ -184,7 +186,8 @@ class Artefacts:
         return folder
 
     def _keep(self, kept: _Kept, entry: str, built: Path) -> Path:
-        """Where it is now: in the entry's place, or still where it was built."""
+        """Keep what was built and return where it is now: in the entry's place, or still where it
+        was built."""
         with self._telling():
             # A copy, so that whatever becomes of it on the way, there is one to go on with.
             kept.add(entry, built)
@@ -203,7 +206,7 @@ class Artefacts:
             self._tell(error)
 
     def _tell(self, error: OSError) -> None:
-        """Once: it will be the same for all that follow."""
+        """Warn once: it will be the same for all that follow."""
         if self._told or self._kept is None:
             return
         self._told = True
@@ -298,7 +301,7 @@ class _Kept:
                     total -= size
 
     def _entries(self) -> Iterator[tuple[int, str, int]]:
-        """Of each, when it was last used, its name, and its size in bytes."""
+        """Yield for each entry when it was last used, its name, and its size in bytes."""
         for record in self.path.glob(f"*/{_RECORD}"):
             with suppress(FileNotFoundError):  # Another process replaces it: it will trim, too.
                 sizes = [file.stat().st_size for file in _files(record.parent)]
@@ -346,14 +349,15 @@ class _Kept:
         return used
 
     def _remove(self, entry: str) -> None:
-        """By another name first: what is left if this is interrupted is no entry."""
+        """Remove an entry, which gets another name first: what is left after an interrupt is no
+        entry."""
         part = self._part(entry)
         with suppress(FileNotFoundError):
             (self.path / entry).rename(part)
             _remove_folder(part)
 
     def _part(self, entry: str) -> Path:
-        """Of its own, should two be at the same entry where there are no locks."""
+        """Return a path of its own, in case two are at the same entry where there are no locks."""
         return self.path / f"{entry}.{uuid.uuid4().hex}{_PART}"
 
 

@@ -56,7 +56,8 @@ class Backend(Protocol):
 
     @property
     def frontend(self) -> Frontend | None:
-        """How it takes raw images and texts, where it has dimensions of its own for that."""
+        """Return how it takes raw images and texts, or None where it has no dimensions of its own
+        for that."""
 
     @property
     def absent(self) -> frozenset[str]:

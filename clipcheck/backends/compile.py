@@ -191,7 +191,8 @@ class _Compiled:
             return self._functions[what](*given)
 
     def evidence(self) -> Evidence:
-        """That something was compiled. The weights are the eager model's own, and not compared."""
+        """Return the evidence that something was compiled. The weights are the eager model's own,
+        and are not compared."""
         if not self._functions:
             return evidence_of_closed()
         compiled = _graphs() > self._graphs

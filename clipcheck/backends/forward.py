@@ -111,7 +111,7 @@ def order_of(given: object, sizes: Sizes) -> tuple[str, ...]:
 
 
 def _tensors(given: object) -> Sequence[torch.Tensor]:
-    """Those that were given without names, where nothing else was."""
+    """Return the tensors that were given without names; none where anything else was given."""
     import torch
 
     several = [given] if isinstance(given, torch.Tensor) else given
@@ -212,7 +212,7 @@ class ByName:
     def call_with(
         self, weights: Mapping[str, torch.Tensor], method: str, *inputs: torch.Tensor
     ) -> object:
-        """The same, with other weights in place of those with these keys for this call."""
+        """Call a method with other weights in place of those with these keys for this call."""
         name, taken = self._called(method, inputs)
         return self._named(method, inputs, self._runner.call_with(weights, name, *taken))
 
@@ -242,7 +242,8 @@ class ByName:
         modules: Collection[str],
         listener: Listener,
     ) -> object:
-        """The same, with ``listener`` called before and after each call of one of the modules."""
+        """Call a method, with ``listener`` called before and after each call of one of the
+        modules."""
         name, taken = self._called(method, inputs)
         given = self._runner.listen(name, taken, modules, listener)
         return self._named(method, inputs, given)

@@ -87,7 +87,8 @@ class Archive(ModuleBackend):
 
     @property
     def methods(self) -> Mapping[str, tuple[str, ...]]:
-        """By method that it has, the outputs that it gives; of ``forward`` as a call told."""
+        """Outputs of each method that it has, by method; those of ``forward`` as a call gave
+        them."""
         forward = self.runner.gives or LOGITS
         return {
             method: forward if method == "forward" else (ENCODERS[method],)
@@ -169,8 +170,8 @@ class Archive(ModuleBackend):
 
 
 def _frontend_of(facts: Facts, architecture: Architecture) -> Frontend:
-    """By the dimensions that it holds itself; by those of its weights where it holds none, as some
-    that were converted."""
+    """Return the frontend with the dimensions that the archive holds itself; with those of its
+    weights where it holds none, as some that were converted."""
     resolution, length = facts.input_resolution, facts.context_length
     return Frontend(
         architecture.image_resolution if resolution is None else resolution,
@@ -211,7 +212,7 @@ def _doubts(facts: Facts, model: torch.nn.Module) -> list[str]:
 
 
 def _unused(runner: ByName, model: eager.CLIP) -> dict[str, list[str]]:
-    """By method, the weights that the archive's code does without."""
+    """Return the weights that the archive's code does without, by method."""
     facts, expected = runner.facts, model.weights_of_methods()
     if not facts.scripted:
         return {}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 PROGRAMS = {Format.PT2: "export", Format.ONNX: "onnxruntime"}
-"""By format, the backend that runs such a program."""
+"""The backend that runs such a program, by format."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ _PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "mps": "CoreMLExecutionProvider",
 }
-"""By kind of device, what runs on it (onnxruntime.ai/docs/execution-providers)."""
+"""The execution provider of each kind of device (onnxruntime.ai/docs/execution-providers)."""
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -64,7 +64,8 @@ _DTYPES = {
 
 
 def available() -> Missing | None:
-    """Where ONNX Runtime is installed, and what writes programs for it."""
+    """Return None where ONNX Runtime and the libraries that write its programs are installed; else
+    name the missing ones."""
     from importlib.util import find_spec
 
     absent = [name for name in _LIBRARIES if find_spec(name) is None]
@@ -77,7 +78,7 @@ def available() -> Missing | None:
 
 
 def version() -> str:
-    """Of ONNX Runtime, which comes in distributions of several names."""
+    """Return the version of ONNX Runtime, which comes in distributions of several names."""
     import onnxruntime
 
     return f"onnxruntime {onnxruntime.__version__}"
@@ -329,6 +330,7 @@ _Digest = tuple[str, tuple[int, ...], bytes]
 
 
 def _digest(array: Array) -> _Digest:
-    """Of the values: two arrays have the same only where dtype, shape and bits are the same."""
+    """Return a digest of the values: two arrays share it only where dtype, shape and bits are the
+    same."""
     contents = np.ascontiguousarray(array)
     return str(array.dtype), array.shape, hashlib.blake2b(contents.data).digest()

@@ -41,12 +41,13 @@ def available() -> Missing | None:
 
 
 def version() -> str:
-    """Of open_clip."""
+    """Return the version of open_clip."""
     return f"open_clip_torch {version_of('open_clip_torch')}"
 
 
 def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
-    """It reads archives with TorchScript, and has one switch for the activation of both towers."""
+    """Say why open_clip cannot run this checkpoint, or None. It reads archives with TorchScript,
+    and has one switch for the activation of both towers."""
     reason = torchscript_support.unavailable() if _is_released_kind(checkpoint) else None
     if reason is not None:
         return f"open_clip cannot read an archive: {reason}"
@@ -79,7 +80,8 @@ def _from_archive(source: Source) -> Any:
 
 
 def _from_config(source: Source) -> Any:
-    """As ``create_model`` does it, of the folder's ``model_cfg`` or of one that is made."""
+    """Build the model as ``create_model`` does, of the folder's ``model_cfg`` or of one that is
+    made."""
     import open_clip.model as library
     import torch
 

@@ -26,8 +26,8 @@ BACKENDS = (
     "transformers",
     "clip",
 )
-"""Those of clipcheck, in the order in which they are run and told of: each is a file beside this
-one. Other packages bring more, see `GROUP`."""
+"""Backends of clipcheck, in the order in which they run and are reported: each is a file beside
+this one. Other packages bring more, see `GROUP`."""
 
 GROUP = "clipcheck.backends"
 """The group of entry points that packages bring backends in: the name of each is that of its

@@ -31,7 +31,7 @@ class Runner(Protocol):
     def call_with(
         self, weights: Mapping[str, torch.Tensor], method: str, *inputs: torch.Tensor
     ) -> object:
-        """The same, with other weights in place of those with these keys for this call."""
+        """Call a method with other weights in place of those with these keys for this call."""
 
     def call_in_form(
         self,
@@ -61,7 +61,8 @@ class Runner(Protocol):
         modules: Collection[str],
         listener: Listener,
     ) -> object:
-        """The same, with ``listener`` called before and after each call of one of the modules."""
+        """Call a method, with ``listener`` called before and after each call of one of the
+        modules."""
 
     def changed(self) -> list[str]:
         """The keys of the weights that running it has changed."""

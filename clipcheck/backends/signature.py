@@ -30,8 +30,8 @@ _INPUTS = {
     "texts": "tokens",
     "attention_mask": "mask",
 }
-"""By name, what an input is: clipcheck's names, those of transformers and Optimum, and those of the
-reference package and open_clip."""
+"""Kind of an input, by its name: clipcheck's names, those of transformers and Optimum, and those of
+the reference package and open_clip."""
 
 _NORMALISED = {"image_embeds": "image_features", "text_embeds": "text_features"}
 """Outputs of transformers' ``CLIPModel`` that are features of length 1, and of which."""

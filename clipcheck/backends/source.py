@@ -90,7 +90,7 @@ class DefaultWay:
         return None
 
     def version(self) -> str:
-        """Of the library that runs it; nothing where there is none."""
+        """Return the version of the library that runs it; empty where there is none."""
         return ""
 
     def unfit(self, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG002

@@ -43,12 +43,12 @@ def available() -> Missing | None:
 
 
 def version() -> str:
-    """Of transformers."""
+    """Return the version of transformers."""
     return f"transformers {version_of('transformers')}"
 
 
 def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
-    """It has no ModifiedResNet."""
+    """Say why transformers cannot run this checkpoint, or None: it has no ModifiedResNet."""
     if isinstance(checkpoint.architecture.vision, ResNet):
         return "transformers has no ModifiedResNet: its CLIPModel has a VisionTransformer alone"
     return None
@@ -91,7 +91,8 @@ def _load(folder: Path, source: Source, attention: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without its bar of progress and its table of keys: what it holds is compared afterwards."""
+    """Silence its progress bar and its table of keys: the weights that it holds are compared
+    afterwards."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

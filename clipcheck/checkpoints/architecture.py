@@ -24,7 +24,8 @@ MLP_RATIO = 4.0
 """Width of a residual block's perceptron in every released model, in widths of the block."""
 
 EPSILON = 1e-5
-"""Of each LayerNorm: torch's default, which the reference implementation leaves as it is."""
+"""Epsilon of each LayerNorm: torch's default, which the reference implementation leaves as it
+is."""
 
 RESNET_STRIDE = 32
 """Pixels of the input for each position of a ModifiedResNet's last feature map."""
@@ -253,7 +254,7 @@ class Architecture:
         )
 
     def summary(self) -> str:
-        """How it computes, for people: what weights do not tell."""
+        """Describe how it computes, for people, which weights do not tell."""
         text = self.text_blocks.summary(self.text_width)
         if isinstance(self.vision, ViT):
             image = self.vision.blocks.summary(self.vision.width)
@@ -284,7 +285,7 @@ class Architecture:
         return replace(self, vision=vision, text_blocks=text)
 
     def departures(self) -> str:
-        """How it computes where the released models compute otherwise, for people.
+        """Describe how it computes where the released models compute otherwise, for people.
 
         Nothing where it computes as they do.
         """
@@ -513,7 +514,7 @@ def dimensions_of(
 
 
 def differences(told: Architecture, found: Architecture) -> list[str]:
-    """In what two architectures differ that weights tell, for people.
+    """List the differences of two architectures that weights tell, for people.
 
     Args:
         told: what something says of the weights.

@@ -28,12 +28,12 @@ _COMPILED = "data/aotinductor/"
 _MODELS = "models/"
 
 _ONNX_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
-"""Of a ModelProto (onnx.proto3): version, producer, graph, opsets, metadata and the like."""
+"""Fields of a ModelProto (onnx.proto3): version, producer, graph, opsets, metadata and the like."""
 
 _ONNX_GRAPH, _ONNX_OPSETS = 7, 8
 
 _MOST_ONNX_FIELDS = 10_000
-"""Of a ModelProto: a few, and one for each opset, function and piece of metadata."""
+"""Most fields of a ModelProto: a few, and one for each opset, function and piece of metadata."""
 
 _MOST_JSON = 64 << 20
 """Bytes of a record with JSON. That of a program of the largest released model has some 10 MB."""
@@ -73,7 +73,7 @@ _MULTIPLYING = re.compile(r"torch\.ops\.aten\.(linear|matmul|mm|bmm|addmm|conv2d
 _GRAPH = ("nodes", "tensor_values")
 
 _DTYPES = {6: "float16", 7: "float32", 8: "float64", 13: "bfloat16"}
-"""By number (torch._export.serde.schema.ScalarType), the dtypes that a program may compute in."""
+"""Dtypes that a program may compute in, by number (torch._export.serde.schema.ScalarType)."""
 
 _NAME = re.compile(r"[A-Z]\w*|[a-z]{1,4}\d+|oo|int_oo|inf")
 """Names in expressions of sizes: sympy's classes, symbols such as ``s0``, and infinity. Python's

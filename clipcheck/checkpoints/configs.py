@@ -38,7 +38,7 @@ transformers/models/clip/modeling_clip.py; any other is looked for itself.
 
 
 _MOST = 1 << 20
-"""Of any size in a configuration; the largest known is a vocabulary of 901,629."""
+"""Limit of any size in a configuration; the largest known is a vocabulary of 901,629."""
 
 _MOST_LAYERS = 1000
 _MOST_RATIO = 100

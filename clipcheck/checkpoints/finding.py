@@ -296,7 +296,7 @@ def _unwrapped(key: str) -> str:
 
 
 def _distinct(candidates: Iterable[_Candidate[Weight]]) -> list[_Candidate[Weight]]:
-    """Without those that are the tensors of one before."""
+    """Leave out the candidates that have the tensors of one before."""
     found: dict[frozenset[tuple[str, object]], _Candidate[Weight]] = {}
     for candidate in candidates:
         found.setdefault(candidate.identity, candidate)

@@ -28,16 +28,16 @@ class Layout(StrEnum):
     """How the keys of a state dict are made."""
 
     REFERENCE = "reference"
-    """As in the released files, see `clipcheck.checkpoints.architecture.specs`."""
+    """Keys as in the released files, see `clipcheck.checkpoints.architecture.specs`."""
 
     OPEN_CLIP = "open_clip"
-    """As ``open_clip.model.CLIP`` has them: those of the reference without its integer buffers."""
+    """Keys as in ``open_clip.model.CLIP``: those of the reference without its integer buffers."""
 
     CUSTOM_TEXT = "open_clip with custom_text"
-    """As ``open_clip.model.CustomTextCLIP`` has them: the text tower's begin with ``text.``."""
+    """Keys as in ``open_clip.model.CustomTextCLIP``: the text tower's begin with ``text.``."""
 
     TRANSFORMERS = "transformers"
-    """As ``transformers.CLIPModel`` has them: projections are transposed, and the projections of
+    """Keys as in ``transformers.CLIPModel``: projections are transposed, and the projections of
     queries, keys and values are apart."""
 
 
@@ -231,7 +231,7 @@ def _place(key: str, layout: Layout) -> tuple[str, int] | None:
 
 
 def _missing_thirds(places: Mapping[str, tuple[str, int] | None], layout: Layout) -> list[str]:
-    """Of the stacks that are begun, what is not there."""
+    """List the missing parts of the stacks that are begun."""
     begun = {place[0]: None for place in places.values() if place is not None}
     return [name for ours in begun for name in _names(ours, layout) if name not in places]
 

@@ -14,13 +14,14 @@ import struct
 from typing import NamedTuple
 
 MOST_BYTES = 64 << 20
-"""Of a pickle. That of a state dict of a thousand weights has 0.1 MB."""
+"""Limit of a pickle's size. That of a state dict of a thousand weights has 0.1 MB."""
 
 _MOST_OPCODES = 1 << 18
 """A weight takes some 25 of them."""
 
 _MOST_DEPTH = 200
-"""Of objects in objects. A module's state is in the module, which is in its parent's state."""
+"""Limit of the depth of objects in objects. A module's state is in the module, which is in its
+parent's state."""
 
 _MOST_WORK = 1 << 24
 """Objects gone through, were all that is made looked at when it is made."""

@@ -89,7 +89,7 @@ class MappedFile:
         return len(self.buffer)
 
     def offset_of(self, address: int) -> int:
-        """Where in the file the byte lies that is mapped to ``address``."""
+        """Return the position in the file of the byte that is mapped to ``address``."""
         return address - ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
 
     def prefetch(self, start: int, size: int) -> None:
@@ -106,7 +106,8 @@ class MappedFile:
         self._advise(_DONT_NEED, start, size)
 
     def _advise(self, advice: int, start: int, size: int) -> None:
-        """For the whole pages among these bytes. On Linux alone: the numbers are Linux's."""
+        """Advise the system on the whole pages among these bytes. On Linux alone: the numbers are
+        Linux's."""
         if sys.platform != "linux":
             return
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE

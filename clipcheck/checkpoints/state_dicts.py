@@ -32,10 +32,11 @@ LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """How `torch.save` files began before torch 1.6: a pickle of torch's magic number."""
 
 _LEGACY_PICKLES = 5
-"""Before the weights: magic number, protocol, system, the object, the keys of the storages."""
+"""Number of pickles before the weights: magic number, protocol, system, the object, the keys of the
+storages."""
 
 _LENGTH_BYTES = 8
-"""Of the number of elements before each storage of an old file."""
+"""Bytes of the number of elements before each storage of an old file."""
 
 _STORAGES = {
     **STORAGE_DTYPES,
@@ -92,7 +93,8 @@ class Inert(dict[object, object]):
     attributes: Mapping[object, object]
 
     def __new__(cls, *_: object, **__: object) -> Inert:
-        """Without items or attributes. Not in `__init__`, which an unpickler may leave out."""
+        """Make one without items or attributes. Not in `__init__`, which an unpickler may leave
+        out."""
         made = super().__new__(cls)
         made.attributes = {}
         return made
@@ -168,7 +170,7 @@ class LegacyFile:
     def _find(
         self, keys: object, storages: Mapping[str, StorageRecord], at: int
     ) -> dict[str, tuple[int, int]]:
-        """Where each storage begins and ends. Before each is its number of elements."""
+        """Find where each storage begins and ends. Before each is its number of elements."""
         places = {}
         for key in keys if isinstance(keys, list) else ():
             storage = storages.get(key) if isinstance(key, str) else None
@@ -283,7 +285,8 @@ def _trusted() -> set[str]:
 
 
 def _typed_tensor(storage: StorageRecord, *arguments: object) -> TensorRecord:
-    """As `torch._utils._rebuild_tensor_v3`: the storage is of bytes, and the dtype comes apart."""
+    """Rebuild a tensor like `torch._utils._rebuild_tensor_v3`: the storage is of bytes, and the
+    dtype comes apart."""
     import torch
 
     offset, shape, stride, _, _, dtype = arguments[:6]
@@ -301,7 +304,8 @@ def _meta_tensor(dtype: object, shape: object, stride: object, *_: object) -> Te
 
 
 def _of_type(function: object, _: object, arguments: object, *__: object) -> object:
-    """As `torch._tensor._rebuild_from_type_v2`: a tensor with attributes, which are dropped."""
+    """Rebuild like `torch._tensor._rebuild_from_type_v2`: a tensor with attributes, which are
+    dropped."""
     if not (callable(function) and isinstance(arguments, tuple)):
         raise pickle.UnpicklingError("it calls what is no function")
     return function(*arguments)

@@ -37,7 +37,8 @@ OPEN_CLIP = "open_clip:"
 """How the name of one of open_clip's configurations begins."""
 
 METADATA = "clipcheck_architecture"
-"""Where a safetensors file that clipcheck wrote says how its model computes."""
+"""Key in the metadata of a safetensors file that clipcheck wrote; it says how the model
+computes."""
 
 EXTRA = f"extra/{METADATA}"
 """The record of an archive that says the same."""

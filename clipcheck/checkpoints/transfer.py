@@ -32,8 +32,8 @@ It bounds a stall, not the whole download, however slow that is.
 """
 
 FIRST_WAIT_SECONDS = 1.0
-"""Before the second try. Before each further one it is twice as long; all are up to half shorter,
-by chance, so that many clients do not come back at once."""
+"""Seconds before the second try. Before each further one it is twice as long; all are up to half
+shorter, by chance, so that many clients do not come back at once."""
 
 LONGEST_WAIT_SECONDS = 60.0
 """A server that asks for more patience than that is given up at once."""
@@ -289,7 +289,7 @@ def _length(response: Response) -> int | None:
 
 
 def _content_range(response: Response) -> tuple[int, int | None] | None:
-    """Where a part begins, and how long the whole is, where that is told."""
+    """Return where a part begins, and how long the whole is, where the server says so."""
     told = response.headers.get("Content-Range", "")
     found = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", told)
     if found is None:

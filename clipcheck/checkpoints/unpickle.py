@@ -51,7 +51,7 @@ _MOST_MODULES = 10_000
 """Modules in an archive's tree, with those met again. RN50x64 has about 500."""
 
 _MOST_ATTRIBUTES = 1_000_000
-"""Of all these modules."""
+"""Limit of the attributes of all these modules."""
 
 _MOST_NAME = 1000
 """Characters of a weight's name. It is that of its module and of all above, joined."""
@@ -63,7 +63,8 @@ META = "meta"
 """The location of a tensor without values."""
 
 _MOST_ELEMENTS = 2**40
-"""Of a tensor, in any dimension. It keeps what is computed of them within 64 bits in torch."""
+"""Limit of a tensor's elements, in any dimension. It keeps what is computed of them within 64 bits
+in torch."""
 
 _QUANTIZED = "__torch__.torch.classes.quantized"
 _QUANTIZED_TENSOR = ("torch._utils", "_rebuild_qtensor")
@@ -91,7 +92,7 @@ class StorageRecord(_Unstated):
 
 @dataclass(frozen=True)
 class TensorRecord(_Unstated):
-    """Where a tensor lies. ``offset`` and ``stride`` are in elements."""
+    """Location of a tensor. ``offset`` and ``stride`` are in elements."""
 
     storage: StorageRecord
     offset: int
@@ -105,7 +106,7 @@ class ScriptObject:
     attributes: dict[str, object]
 
     def __new__(cls, *_: object) -> ScriptObject:
-        """Without attributes. Not in `__init__`, which an unpickler does not call."""
+        """Make one without attributes. Not in `__init__`, which an unpickler does not call."""
         made = super().__new__(cls)
         made.attributes = {}
         return made
@@ -292,7 +293,7 @@ class Helper(_Unstated):
         self._function = function
 
     def __call__(self, *arguments: object) -> object:
-        """As the function."""
+        """Call the function."""
         return self._function(*arguments)
 
 

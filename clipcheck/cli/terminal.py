@@ -23,7 +23,7 @@ from clipcheck.report.cells import shortened, visible
 from clipcheck.system.progress import Progress
 
 _REFRESHES = 4
-"""In a second."""
+"""Refreshes in a second."""
 
 
 def show(text: Text) -> None:

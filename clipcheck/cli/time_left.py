@@ -12,7 +12,7 @@ _LEAST_SECONDS = 2.0
 _LEAST_SHARE = 0.05
 
 _WEIGHT = 0.3
-"""Of a new guess among those before it, so that what is shown does not jump."""
+"""Weight of a new guess among those before it, so that the number shown does not jump."""
 
 
 class TimeLeft:

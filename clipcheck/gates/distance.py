@@ -149,8 +149,8 @@ class Ruler:
 
     @_quietly
     def distances(self, cases: Sequence[Case]) -> list[Distance]:
-        """Of each output, in each case: that of its furthest row; where there are several, that
-        of the whole batch as well."""
+        """Return the distances of each output, in each case: that of its furthest row; where there
+        are several, that of the whole batch as well."""
         return [
             distance
             for name in judged(cases)

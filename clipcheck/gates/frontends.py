@@ -31,7 +31,7 @@ _TOO_LONG = re.compile(r"too long for context length \d+")
 
 @dataclass(frozen=True)
 class Refusal:
-    """In place of an array, what was said where none was made.
+    """The message that stands in place of an array where none was made.
 
     Attributes:
         words: the library's.
@@ -52,7 +52,7 @@ Outcome = Array | Refusal
 
 @dataclass(frozen=True)
 class Unlike:
-    """In what two outcomes differ.
+    """Difference of two outcomes.
 
     Attributes:
         message: for people, as a phrase.
@@ -126,7 +126,7 @@ class FrontendResult:
 
 
 def unlike(expected: Outcome, found: Outcome, deviations: Sequence[float] = ()) -> Unlike | None:
-    """In what an outcome differs, or None.
+    """Describe how an outcome differs, or return None.
 
     Args:
         expected: pixels [3, R, R], ids [L], or a refusal.

@@ -96,7 +96,7 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
 
 
 def _where_eager_is_finite(coverage: Coverage) -> Coverage:
-    """Without the modules that overflow in the eager model as well, which are not judged."""
+    """Leave out the modules that overflow in the eager model as well, which are not judged."""
     finite = [error for error in coverage.errors if is_measure(error)]
     overflowing = {
         f"{error.module} in {error.method}": "the eager module itself is not finite there"

@@ -24,12 +24,12 @@ MEANT = {
     "logits_per_image": "logits per image",
     "logits_per_text": "logits per text",
 }
-"""By output, how it is called."""
+"""Name of each output, for people."""
 
 LOGITS = ("logits_per_image", "logits_per_text")
 
 ENCODERS = {"encode_image": "image_features", "encode_text": "text_features"}
-"""By encoder of a model, the output that it gives."""
+"""The output of each encoder of a model."""
 
 FEATURES = tuple(ENCODERS.values())
 
@@ -92,7 +92,7 @@ class GateResult:
 
 
 def judged(cases: Sequence[Case], names: Sequence[str] = tuple(OUTPUTS)) -> tuple[str, ...]:
-    """Those of these outputs that the candidate has to give."""
+    """Return those of these outputs that the candidate has to give."""
     absent = frozenset[str]().union(*(case.absent for case in cases))
     return tuple(name for name in names if name not in absent)
 
@@ -116,8 +116,8 @@ def not_finite(cases: Sequence[Case], names: Sequence[str]) -> str:
 
 
 def eager_not_finite(case: Case, names: Sequence[str] = tuple(OUTPUTS)) -> str:
-    """That the eager model itself gives what is NaN or infinite, so that nothing can be compared
-    with it; or nothing."""
+    """Say that the eager model itself gives NaN or infinite values, so that nothing can be compared
+    with it; else return nothing."""
     for name in names:
         for outputs, in_float64 in ((case.reference, ""), (case.exact, " in float64")):
             place = where_not_finite(case, name, outputs[name])

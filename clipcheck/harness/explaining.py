@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from clipcheck.inputs.batches import Batch
 
 SECONDS = 20.0
-"""For all architectures of a tower."""
+"""Time limit in seconds for all architectures of a tower."""
 
 TOWERS = ("image", "text")
 
 _ROWS = 2
-"""Of each kind that are compared."""
+"""Number of rows of each kind that are compared."""
 
 _EPSILONS = (1e-5, 1e-6, 1e-12)
-"""Of LayerNorms: torch's, timm's, and that of BERT."""
+"""Epsilons of LayerNorms: torch's, timm's, and that of BERT."""
 
 _LEAST_HEAD, _MOST_HEADS = 16, 64
 
@@ -195,7 +195,8 @@ class _Search:
     def _changed(
         self, architecture: Architecture, epsilons: Sequence[float]
     ) -> Iterator[list[Architecture]]:
-        """Those with one thing changed, by what that is: in all towers, and then in each."""
+        """Yield the architectures with one thing changed, grouped by that: in all towers, and then
+        in each."""
         if len(self._seen.towers) > 1:
             yield [architecture.with_blocks(activation=each) for each in Activation]
             yield [architecture.with_blocks(epsilon=each) for each in epsilons]

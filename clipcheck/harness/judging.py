@@ -51,18 +51,18 @@ _FORMS = {
     "encode_text": ("strided", "as int64"),
     "forward": ("as int64",),
 }
-"""By method, the forms that its inputs come in, see `clipcheck.backends.forms`. The result of the
+"""Forms that the inputs of each method come in, see `clipcheck.backends.forms`. The result of the
 first is kept over another call."""
 
 _OWN_FORMS = {("encode_image", dtype): (f"as {dtype}",) for dtype in ("float16", "bfloat16")}
-"""By method and dtype, more of them."""
+"""Further forms, by method and dtype."""
 
 _KINDS = {
     "encode_image": ("image",),
     "encode_text": ("prompt",),
     "forward": ("image", "prompt"),
 }
-"""By method, what it takes."""
+"""Inputs of each method."""
 
 _GIVES = {method: (name,) for method, name in ENCODERS.items()} | {"forward": LOGITS}
 """By method, the outputs that it gives."""

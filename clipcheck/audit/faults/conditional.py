@@ -71,7 +71,7 @@ def is_flat(image: Tensor) -> Tensor:
 
 
 def _repeats(text: Tensor) -> Tensor:
-    """Where a token is the one before it, padding aside."""
+    """Mark each token that equals the one before it, padding aside."""
     same = (text[:, 1:] == text[:, :-1]) & (text[:, 1:] != 0)
     return functional.pad(same, (1, 0))
 

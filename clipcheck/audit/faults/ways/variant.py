@@ -16,7 +16,7 @@ Plant = Callable[[Source], Planted]
 """Makes of a source another one, with a fault in it. The given one stays as it is."""
 
 _VISION: Mapping[str, tuple[type, ...]] = {"transformers": (ViT,)}
-"""By backend, the image towers that it has, where it does not have both."""
+"""The image towers that a backend has, by backend, where it does not have both."""
 
 
 @dataclass(frozen=True)
