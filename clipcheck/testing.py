@@ -35,7 +35,7 @@ class Result(Found):
 
 
 def _showing(check: Callable[_Options, Found]) -> Callable[_Options, Result]:
-    """The same check, with a result that shows itself."""
+    """Wrap a check so that its result shows itself."""
 
     @wraps(check)
     def showing(*args: _Options.args, **options: _Options.kwargs) -> Result:

@@ -65,7 +65,7 @@ _KINDS = {
 """Inputs of each method."""
 
 _GIVES = {method: (name,) for method, name in ENCODERS.items()} | {"forward": LOGITS}
-"""By method, the outputs that it gives."""
+"""Outputs of each method."""
 
 _OF_IMAGES = tuple(name for name, kinds in OUTPUTS.items() if "image" in kinds)
 """Outputs that an image takes part in."""
@@ -300,7 +300,7 @@ class Trial:
     def _repeats(
         self, call: Call, outputs: Mapping[str, Array], names: tuple[str, ...]
     ) -> Iterator[Repeat]:
-        """For each batch that has rows in it, these."""
+        """Yield the rows of each batch that has rows in the call."""
         what = "alone" if max(len(call.images), len(call.prompts)) == 1 else "in another batch"
         if call.method == "forward":
             rows = {
@@ -320,7 +320,7 @@ class Trial:
             yield Repeat(what, number, rows, here, (name,))
 
     def _by_length(self, call: Call, outputs: Mapping[str, Array]) -> Iterator[Case]:
-        """Those of the rows that are prompts of every length."""
+        """Yield the case of the rows that are prompts of every length."""
         places = [n for n, row in enumerate(call.prompts) if row.batch == len(self.batches)]
         name = "text_features"
         if self.lengths and places and _has(outputs, name, len(call.prompts)):

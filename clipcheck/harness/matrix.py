@@ -70,7 +70,7 @@ SHARED = {"load": 3, "inputs": 4, "eager": 9, "float64": 16}
 for all backends (``benchmarks.check``)."""
 
 OWN = {"build": 1, "candidate": 41, "modules": 22}
-"""The same of what each backend does for itself."""
+"""Per cent of the same check that each phase takes that a backend does for itself."""
 
 _DEFAULTS = {
     Format.ARCHIVE: "jit",
@@ -78,7 +78,7 @@ _DEFAULTS = {
     Format.OPEN_CLIP: "open_clip",
     **PROGRAMS,
 }
-"""By format, the backend that such a file is made for."""
+"""The backend that such a file is made for, by format."""
 
 _READING = 4
 """Share of the progress, in percent, of reading and hashing a file."""
@@ -379,7 +379,8 @@ class Judge:
     def _localise(
         self, judged: Judgement, bench: _Bench, archive: Archive, intact: bool, watch: Stopwatch
     ) -> Localisation:
-        """Where it departs, or why that is not known: the verdict stands without it."""
+        """Find where the archive departs, or say why that is not known: the verdict stands without
+        it."""
         suspect = None
         if judged.failing is not None and archive.frontend is not None:
             given = batch(judged.failing.example, archive.frontend)
@@ -452,7 +453,8 @@ class _Bench:
         self._sides.load()
 
     def seconds_once(self) -> Mapping[str, float]:
-        """By phase, what was spent for all; told of one of them alone."""
+        """Return the seconds spent for all backends, by phase; on the first call alone, so that one
+        of them reports it."""
         told, self._told = self._told, True
         return {} if told else self._watch.seconds
 
@@ -521,7 +523,7 @@ def _isolation(
 
 
 def _versions() -> dict[str, str]:
-    """Of the distributions that known failures are of."""
+    """Return the versions of the distributions that known failures concern."""
     found = {}
     for name in sorted({package for known in everything() for package in known.packages}):
         with suppress(PackageNotFoundError):
@@ -598,7 +600,8 @@ def _computes(checkpoint: Checkpoint, released: str | None) -> str:
 
 
 def _peak_memory(cell: Cell | None) -> int | None:
-    """Of this process and of a cell, in bytes. Linux counts in kilobytes; Windows does not have it.
+    """Return the peak memory of this process and of a cell, in bytes. Linux counts in kilobytes;
+    Windows does not have it.
 
     What both have mapped, as torch itself, counts twice.
     """

@@ -108,7 +108,7 @@ class CheckOptions:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """As they were written; none for the one that a file is made for."""
+        """Backends as they were written; none for the one that a file is made for."""
         return _several(self.backend)
 
     @property
@@ -120,7 +120,7 @@ class CheckOptions:
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """Where to run; None for what this machine has."""
+        """Devices to run on; None for those that this machine has."""
         # torch.device is asked for by its absence: naming it would import torch.
         if isinstance(self.device, Sequence) and not isinstance(self.device, str):
             return tuple(self.device)
@@ -133,12 +133,12 @@ class CheckOptions:
 
     @property
     def limits(self) -> Allclose:
-        """Of the gate ``allclose``."""
+        """Limits of the gate ``allclose``."""
         return Allclose(self.atol, self.rtol)
 
     @property
     def artefacts(self) -> Path | None:
-        """Where what was built is kept; None keeps nothing."""
+        """Folder that built artefacts are kept in; None keeps nothing."""
         from clipcheck.backends.artefacts import default_folder
 
         return default_folder() if self.cache else None

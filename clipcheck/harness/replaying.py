@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from clipcheck.backends.reference import Reference
 
 _CALLS = 3
-"""As for ``repeatability``: the profiling executor changes its plan on the second and third."""
+"""Number of calls, as for ``repeatability``: the profiling executor changes its plan on the second
+and third."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def replay(
 
 
 def _ruler(reference: Reference, inputs: Inputs, dtype: str) -> Ruler:
-    """Of the first corners: a single input has no median."""
+    """Return the ruler of the first corners: a single input has no median."""
     trial = Trial.of(reference, list(batches(MOST_ROWS, inputs, seed=0)), dtype, Stopwatch())
     cases = [Case(own, own, exact) for own, exact in zip(trial.reference, trial.exact, strict=True)]
     return Ruler(cases, LIMITS[dtype], trial.scale)

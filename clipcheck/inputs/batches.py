@@ -291,7 +291,7 @@ _SHARES: dict[str, Callable[[np.random.Generator, Plane, Plane], Plane]] = {
 
 
 def _every_position(inputs: Inputs) -> Iterator[tuple[str, Pixels]]:
-    """Without an end: grey images with noise in one position of the grid, each in turn."""
+    """Yield without end grey images with noise in one position of the grid, each in turn."""
     generator = np.random.default_rng(0)
     to_pixels = transform(inputs.resolution)
     size = inputs.resolution // inputs.grid
@@ -342,7 +342,7 @@ def _words(generator: np.random.Generator, inputs: Inputs) -> tuple[str, Tokens]
 
 
 def _ended_twice(tokens: Tokens, inputs: Inputs) -> Tokens:
-    """With the end token in the middle as well: the first one counts."""
+    """Put the end token in the middle as well: the first one counts."""
     tokens[max(2, int(tokens.argmax()) // 2)] = inputs.end
     return tokens
 

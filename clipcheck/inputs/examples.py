@@ -25,7 +25,7 @@ Kind = Literal["image", "prompt", "pair"]
 _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 MOST_PIXELS = 1 << 24
-"""Of a picture that is read from a file: 64 MB of colours with opacities."""
+"""Limit of the pixels of a picture that is read from a file: 64 MB of colours with opacities."""
 
 MOST_ASPECT = 256
 """Longer side by shorter side. Resizing makes the shorter one as long as the model wants it."""
@@ -95,7 +95,8 @@ def ids_of(tokens: Tokens) -> tuple[int, ...]:
 
 
 def unlike(one: Frontend, other: Frontend, example: Example) -> Iterator[str]:
-    """Where two ways make something else of the same raw input, for people."""
+    """Yield the differences of the inputs that two frontends make of the same raw input, for
+    people."""
     if one != other:
         # Not tried: a file may say any number, and images of so many pixels take memory.
         yield (
@@ -115,7 +116,7 @@ def unlike(one: Frontend, other: Frontend, example: Example) -> Iterator[str]:
 
 
 def spelled(example: Example, frontend: Frontend) -> Example:
-    """The same with texts in place of ids, where a text gives these very ids."""
+    """Return the example with texts in place of ids, where a text gives these very ids."""
     return Example(example.images, tuple(_spelled(prompt, frontend) for prompt in example.prompts))
 
 

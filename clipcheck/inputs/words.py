@@ -23,7 +23,7 @@ JOINERS = ("", "\n", " \t ", ", ", "\xa0", "\u3000")
 
 BLANKS = ("", " ", "\t", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\xa0", "\u2003", "\u2028",
            "\u200b", "\u3000", "\ufeff")  # fmt: skip
-"""Nothing, and what looks like nothing."""
+"""The empty string, and characters that look like nothing."""
 
 CHARACTERS = {
     "emoji": (0x1F300, 0x1FAFF),
@@ -63,5 +63,6 @@ def whole_words() -> tuple[str, ...]:
 
 
 def _is_plain(word: str) -> bool:
-    """Of such letters each word of this vocabulary encodes to itself; to see so takes a second."""
+    """Whether a word has only letters of which each word of this vocabulary encodes to itself; to
+    try that on each word takes a second."""
     return word.isascii() and word.isalpha() and word.islower()

@@ -57,7 +57,7 @@ class LoadedArchive:
         return by_reference(self.module, self._naming)
 
     def site(self, site: taps.Site) -> taps.Site:
-        """The same call, by the reference's name of the module."""
+        """Return the same call, with the reference's name of the module."""
         return taps.Site(self._naming.reference(site.module), site.method)
 
     def given(self, method: str, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -78,7 +78,7 @@ class LoadedArchive:
         return self.module._c._method_names() if scripted else ()
 
     def watch(self) -> None:
-        """From now on its weights are not to change."""
+        """Watch its weights, which must not change from now on."""
         self._watches = [WeightWatch(self.module)]
 
     def changed(self) -> list[str]:

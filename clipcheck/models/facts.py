@@ -33,5 +33,5 @@ class Facts:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Those of `METHODS` that it has."""
+        """The methods of `METHODS` that it has."""
         return tuple(self.used) if self.scripted else METHODS

@@ -307,7 +307,8 @@ def _cast(tensor: torch.Tensor, arena: Arena | None, dtype: torch.dtype) -> torc
 def dtypes(
     checkpoint: Checkpoint, dtype: torch.dtype | None
 ) -> Callable[[str, torch.Tensor], torch.dtype]:
-    """By key and tensor, the dtype that a weight has in a model that computes in ``dtype``."""
+    """Return a function from key and tensor to the dtype that the weight has in a model that
+    computes in ``dtype``."""
     released = {key: spec.released_dtype for key, spec in specs(checkpoint.architecture)}
 
     def wanted(key: str, tensor: torch.Tensor) -> torch.dtype:

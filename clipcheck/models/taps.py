@@ -47,7 +47,7 @@ class _Hearing:
 
 
 _sites: list[Site] = []
-"""By number of a tap, the call; the module by its name within the one whose code that is."""
+"""The call of each tap, by its number; the module by its name within the one whose code that is."""
 
 _listeners: list[_Hearing] = []
 

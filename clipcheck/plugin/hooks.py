@@ -67,13 +67,13 @@ OPTIONS = {
     ),
     "--clip-report": ("DIR", "write results.json, report.txt and the inputs that failed there"),
 }
-"""By option, what stands for its value, and its help."""
+"""Placeholder of the value and help of each option."""
 
 FLAGS = {
     "--clip-seeded": "judge seeded weights, not trained ones, of each architecture that "
     "--clip-model names (default: tiny-vit, tiny-resnet and ViT-B/32)",
 }
-"""By option without a value, its help."""
+"""Help of each option without a value."""
 
 REPEATABLE = ("--clip-model", "--clip-device", "--clip-backend", "--clip-dtype")
 
@@ -157,8 +157,8 @@ def _usage_errors() -> Iterator[None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """With ``-n auto`` no more workers than have a part, and on GPUs one for each: more would run
-    out of their memory."""
+    """Limit the workers of ``-n auto`` to those that have a part, and on GPUs to one for each: more
+    would run out of their memory."""
     if not in_use(config) or _AUTO in os.environ:
         return None
     from clipcheck.system import workers
@@ -305,7 +305,7 @@ def clip_backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def clip_device(request: pytest.FixtureRequest) -> str:
-    """Where it runs, each of ``--clip-device`` in turn."""
+    """The device that it runs on, each of ``--clip-device`` in turn."""
     return str(request.param)
 
 

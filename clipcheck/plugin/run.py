@@ -129,8 +129,8 @@ class Run:
         return Pair(ModuleBackend("eager", source.model, device), build(choice, source))
 
     def _options(self, case: Case, subject: subjects.Subject) -> CheckOptions:
-        """How it is checked. What this run has written is one model, whose architecture is known,
-        and its code runs in this process if nothing else is said."""
+        """Return the options of its check. A checkpoint that this run has written is one model,
+        whose architecture is known, and its code runs in this process if nothing else is said."""
         common = self._choices.options
         if subject.own:
             apart = common.isolation or "none"

@@ -40,7 +40,7 @@ def _threads(count: int, busy: int) -> str:
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:
-    """Of each checkpoint, whether it was a file or seeded weights."""
+    """Say of each checkpoint whether it was a file or seeded weights."""
     return sorted({f"{f.case.model} on {f.case.device}: {f.source}" for f in findings if f.source})
 
 

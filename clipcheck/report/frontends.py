@@ -19,7 +19,7 @@ _PARTS: dict[Kind, tuple[str, str, str]] = {
     "text": ("tokenizing", "text", "texts"),
     "end token": ("end token", "id", "ids"),
 }
-"""By kind: what it is called, and what is counted."""
+"""Name of each kind, and the words for one and for several of what is counted."""
 
 
 def lines(results: Sequence[FrontendResult]) -> list[str]:

@@ -10,7 +10,7 @@ from clipcheck.report.annotations import render
 from clipcheck.results.judgement import Result
 
 MOST_BYTES = 1 << 20
-"""Of a step's summary: GitHub shows nothing of a larger one."""
+"""Size limit of a step's summary: GitHub shows nothing of a larger one."""
 
 LEFT_OUT = "\nThe rest is left out: GitHub takes 1 MiB of a summary.\n"
 
@@ -43,7 +43,7 @@ def _there() -> bool:
 
 
 def _fitting(parts: list[str], room: int) -> bytes:
-    """As many of the parts as there is room for, and that some are left out."""
+    """Encode as many of the parts as there is room for, with a note where some are left out."""
     encoded = [part.encode() for part in parts]
     if sum(map(len, encoded)) <= room:
         return b"".join(encoded)

@@ -14,7 +14,7 @@ from clipcheck.results.history import Compared, Difference, Entry, Gate, GateCha
 from clipcheck.system.figures import counted, of_limit
 
 SCHEMA = 1
-"""Of the document."""
+"""Version of the document's schema."""
 
 
 _ORDER: tuple[Outcome, ...] = (
@@ -81,7 +81,7 @@ def _environment(difference: Difference) -> Iterator[str]:
 
 
 def _block(compared: Compared) -> str:
-    """Nothing where nothing changed, and it passes."""
+    """Render the block of a checkpoint; empty where nothing changed, and it passes."""
     lines = [
         *(f"  {_condition(*each)}" for each in compared.conditions),
         *(line for gate in compared.gates for line in _gate(gate)),

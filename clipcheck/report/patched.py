@@ -11,7 +11,8 @@ _DIGITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 
 
 def told(patched: Patched | None) -> str:
-    """In a line; nothing where no code of an archive ran, or nothing in it is of interest.
+    """Describe the rewriting in a line; empty where no code of an archive ran, or nothing in it is
+    of interest.
 
     Args:
         patched: see `clipcheck.results.judgement.Judgement.patched`.

@@ -30,8 +30,8 @@ def title(judgement: Judgement) -> str:
 
 
 def evidence(judgement: Judgement) -> Iterator[str]:
-    """Where it departs first, the input that it fails on, and whether that matters; what of it is
-    known."""
+    """Yield where it departs first, the input that it fails on, whether that matters, and known
+    failures like it."""
     if judgement.localisation is not None:
         for place in judgement.localisation.found:
             yield f"departs first in the {TOWERS[place.tower]}: {named(place)} ({measured(place)})"

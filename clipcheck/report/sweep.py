@@ -25,7 +25,7 @@ from clipcheck.system.figures import counted, duration, multiple, percent, size
 from clipcheck.system.width import width
 
 WORKERS = (1, 8, 64)
-"""For so many a plan tells the time."""
+"""Numbers of workers for which a plan estimates the time."""
 
 _HEAD = ("verdict", "worst gate", "seconds", "fetched", "memory")
 _WIDTHS = (12, 20, 7, 8, 7)

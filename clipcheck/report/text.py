@@ -163,14 +163,14 @@ def _doubts(judgement: Judgement) -> Iterator[tuple[str, str]]:
 
 
 def doubting_lines(judgement: Judgement) -> list[str]:
-    """The same, for plain text; no lines where there is nothing."""
+    """Return the doubts as lines of plain text; none where there is no doubt."""
     return [
         line for label, doubt in _doubts(judgement) for line in wrapped(doubt, f"  {label}: ", "  ")
     ]
 
 
 def departing_lines(judgement: Judgement) -> list[str]:
-    """Where each tower departs first, for people; nothing where that was not found."""
+    """Return where each tower departs first, for people; nothing where that was not found."""
     places = () if judgement.localisation is None else judgement.localisation.found
     return [
         line
@@ -278,7 +278,8 @@ def _fitting(widths: Sequence[int], labels: _Labels) -> int:
 
 
 def _widths(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> list[int]:
-    """Of the columns. What was not judged has no cells, and says so in place of them."""
+    """Return the widths of the columns. A checkpoint that was not judged has no cells, and says so
+    in place of them."""
     rows = [row for row in (_cells(judgement, columns) for judgement in judgements) if row]
     return [
         max(cell_len(text) for text in [*_heads(column), *(row[number] for row in rows)])
@@ -339,7 +340,7 @@ class _Labels:
 
 
 def _labels(judgements: Sequence[Judgement], room: int) -> _Labels:
-    """Of a table that leaves so many cells for them.
+    """Return the labels of a table that leaves so many cells for them.
 
     Names that fit stand in the rows, below the way of running that all of them share. Elsewhere
     the ways stand in the rows, and the names above these.
@@ -394,7 +395,7 @@ def _remedied(result: Result) -> Judgement | None:
 
 
 def _next(result: Result, rerun: Sequence[str]) -> Lines:
-    """For the worst of them."""
+    """Return the next step for the worst of the judgements."""
     remedied = _remedied(result)
     if remedied is not None:
         return _texts(wrapped(str(remedied.remedy), _NEXT))

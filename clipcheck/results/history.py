@@ -24,10 +24,11 @@ from typing import Any, Literal, NamedTuple, NoReturn
 from clipcheck.errors import ResultsError
 
 SCHEMA = 1
-"""Of the results that are read."""
+"""Version of the schema of the results that are read."""
 
 MOST_BYTES = 16 << 20
-"""Of a file of results: what a check writes has some kilobytes for each judgement."""
+"""Size limit of a file of results: those that a check writes have some kilobytes for each
+judgement."""
 
 State = Literal["passed", "failed", "unjudged"]
 Outcome = Literal[
@@ -63,7 +64,7 @@ and rounded up. ``integrity`` and ``top1`` had 0 each time: there is nothing to 
 """
 
 UNMEASURED = max(NOISE.values())
-"""For any other gate."""
+"""Noise of any other gate."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ class Compared:
 
     @property
     def outcome(self) -> Outcome:
-        """In a word or two. What is only in the new run and did not pass is a new failure."""
+        """Outcome in a word or two. A judgement that is only in the new run and did not pass is a
+        new failure."""
         old, new = (each and each.state for each in (self.old, self.new))
         if new is None:
             return "only in old"
@@ -323,7 +325,8 @@ class _Fields:
         return value
 
     def text_if_there(self, name: str) -> str | None:
-        """Also None where it is not there: it was added to the schema later."""
+        """Return the text, or None, also where it is not there: it was added to the schema
+        later."""
         return self.text_or_none(name) if name in self._value else None
 
     def truth(self, name: str) -> bool:
@@ -408,7 +411,7 @@ def _change(old: Gate | None, new: Gate | None) -> Change | None:
 
 
 def _compared(old: Sequence[Entry], new: Sequence[Entry]) -> Iterator[Compared]:
-    """In the order of the new run; what is only in the old one comes last."""
+    """Yield pairs in the order of the new run; those only in the old one come last."""
     olds, news = _subjects(old), _subjects(new)
     partners = _partners(olds, news)
     seen: set[_Subject] = set()
@@ -442,7 +445,7 @@ def _subjects(entries: Sequence[Entry]) -> _Subjects:
 
 
 def _partners(old: _Subjects, new: _Subjects) -> dict[_Subject, _Subject]:
-    """By each of the new ones that has one, its old one."""
+    """Map each new subject to its counterpart in the old run."""
     found: dict[_Subject, _Subject] = {}
     keys: list[Callable[[_Subject, Sequence[Entry]], object]] = [
         lambda subject, _: _file_name(subject.checkpoint),
@@ -461,7 +464,7 @@ def _alone(
     key: Callable[[_Subject, Sequence[Entry]], object],
     taken: set[_Subject],
 ) -> dict[tuple[object, str, str], _Subject]:
-    """By the key, and where it ran, those that are the only one with it."""
+    """Return the subjects that are the only one with their key, by the key and where they ran."""
     found: dict[tuple[object, str, str], list[_Subject]] = defaultdict(list)
     for subject, entries in subjects.items():
         value = key(subject, entries)
@@ -471,7 +474,7 @@ def _alone(
 
 
 def _file_name(checkpoint: str) -> str:
-    """Also of a path as another system writes it."""
+    """Return the name of the file, also of a path as another system writes it."""
     return re.split(r"[/\\]", checkpoint.removesuffix(_SEEDED))[-1]
 
 

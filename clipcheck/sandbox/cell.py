@@ -67,7 +67,8 @@ _KEPT_PREFIXES = (
 secret."""
 
 _MOST_QUESTIONS = 100_000
-"""That a cell may ask back: the largest model has some thousand modules that tell what they get."""
+"""Limit of the questions that a cell may ask back: the largest model has some thousand modules that
+report their inputs."""
 
 _CRASHES = "A file that ends who runs it is unfit for use, whatever is the matter with it."
 _SEE = (
@@ -164,8 +165,8 @@ class Cell:
         socket.send_fds(life.sharing, [b"m"], [memory.descriptor])
 
     def seen(self, path: Path, data: Sequence[Path] = ()) -> str:
-        """Where it finds a file that it may read: in its own folder, as a copy, where this process
-        can open the file by privileges alone.
+        """Return the path at which it finds a file that it may read: in its own folder, as a copy,
+        where this process can open the file by privileges alone.
 
         Args:
             path: the file.
@@ -319,7 +320,7 @@ class _Life:
         return 0
 
     def end(self) -> int:
-        """How it has ended, as `os.waitpid` tells it."""
+        """End it, and return its wait status, as from `os.waitpid`."""
         try:
             # It may be over, and not yet be waited for: then its number is still its own.
             with suppress(ProcessLookupError):

@@ -48,7 +48,7 @@ _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _TRUNCATE, _IOCTL_DEV = 1 << 14, 1 << 15
 _FOR_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 _RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
-"""By the first version of Landlock that has as many, the rights over files."""
+"""Number of rights over files, by the first version of Landlock that has as many."""
 _TCP = 0b11
 _SCOPES = 0b11
 
@@ -236,7 +236,7 @@ def _allow(rules: int, path: Path, rights: int) -> None:
 
 
 def _python() -> list[str]:
-    """Where Python is, and the packages that this process has imported."""
+    """List the folders of Python, and of the packages that this process has imported."""
     packages = ("torch", "numpy", "clipcheck")
     homes = (getattr(sys.modules.get(name), "__file__", None) for name in packages)
     found = [os.path.dirname(os.path.dirname(home)) for home in homes if home]  # noqa: PTH120

@@ -15,11 +15,12 @@ MEMORY_VARIABLE = "CLIPCHECK_MEMORY_LIMIT"
 """The environment variable that says how much memory a cell may take."""
 
 SECONDS = 300.0
-"""For one call: loading a file, or running one batch. A full-size ViT-B/32 takes less than a second
-for either on two cores; the largest released model, on one, half a minute."""
+"""Seconds for one call: loading a file, or running one batch. A full-size ViT-B/32 takes less than
+a second for either on two cores; the largest released model, on one, half a minute."""
 
 MEMORY = 6 * 10**9
-"""In bytes, beside what goes by the size of the file: torch itself, and activations."""
+"""Memory in bytes, beside the part that depends on the size of the file: torch itself, and
+activations."""
 
 TIMES = 8
 """How many times the size of its file a cell may take: weights in half precision are twice as large

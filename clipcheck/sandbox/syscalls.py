@@ -124,7 +124,7 @@ _DENIED = {
     "modify_ldt": (154, None),
     "personality": (135, 92),
 }
-"""By name, the numbers on x86-64 and on 64-bit ARM."""
+"""Numbers of each call on x86-64 and on 64-bit ARM."""
 
 _NEWEST = 471
 """The newest system call that was looked at, rseq_slice_yield: what comes after it is denied."""
@@ -140,7 +140,8 @@ _CLONE, _CLONE3, _PRLIMIT = (56, 220), (435, 435), (302, 261)
 _ON_PROCESSES = ((62, 129), (234, 131))  # kill, tgkill
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""By machine, which of two numbers is its own, and what the kernel calls it (linux/audit.h)."""
+"""Index into the pairs of numbers above, and the kernel's number of the machine (linux/audit.h), by
+machine."""
 
 _CLONE_THREAD = 0x10000
 
@@ -163,7 +164,7 @@ class Instruction:
     false: int = 0
 
     def packed(self) -> bytes:
-        """As ``struct sock_filter``."""
+        """The instruction as ``struct sock_filter``."""
         return struct.pack("=HBBI", self.code, self.true, self.false, self.constant)
 
 

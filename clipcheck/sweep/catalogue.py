@@ -53,10 +53,10 @@ from clipcheck.sweep.jobs import DEFAULT, Source
 from clipcheck.system.sizes import bytes_in
 
 ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pt2", ".onnx")
-"""Of the files that a folder is searched for."""
+"""Endings of the files that a folder is searched for."""
 
 MOST_BYTES = 16 << 20
-"""Of a catalogue: thousands of entries take less."""
+"""Size limit of a catalogue: thousands of entries take less."""
 
 _WHERE = ("path", "url", "name")
 _HOW = ("backend", "device", "dtype", "key", "reference", "architecture")
@@ -161,7 +161,7 @@ def _refused(path: Path, problem: str) -> CatalogueError:
 
 
 _Given = Iterator[tuple[str, Mapping[str, Any]]]
-"""Of each entry, where it stands and what it says."""
+"""Place and contents of each entry."""
 
 
 def _from_toml(text: str, path: Path) -> _Given:
@@ -206,7 +206,7 @@ def _require_known(given: Mapping[str, Any], known: Sequence[str]) -> None:
 
 
 def _entries(given: Mapping[str, Any], folder: Path, root: str | None) -> Iterator[Entry]:
-    """Those of one table: several where its path is a pattern."""
+    """Yield the entries of one table: several where its path is a pattern."""
     _require_known(given, _KEYS)
     where = [key for key in _WHERE if key in given]
     if len(where) != 1:
@@ -281,7 +281,7 @@ def _by_name(place: str, folder: Path, root: str | None) -> _Found:  # noqa: ARG
 
 
 def _checked(entry: Entry) -> Entry:
-    """The same, if all that it names is known."""
+    """Return the entry, if all that it names is known."""
     wild = [each for each in entry.backends if each in (ALL, DEFAULT)]
     if wild and len(entry.backends) > 1:
         raise _Wrong(

@@ -61,7 +61,7 @@ class Rates:
 
 @cache
 def rates() -> Rates:
-    """As they were measured last."""
+    """Return the rates that were measured last."""
     text = files("clipcheck.sweep").joinpath("cost.toml").read_text(encoding="utf-8")
     found = tomllib.loads(text)
     threads = {int(count): seconds for count, seconds in found.pop("per_gigaflop").items()}
@@ -69,7 +69,8 @@ def rates() -> Rates:
 
 
 def flops(architecture: Architecture) -> Flops:
-    """Of one pass through each tower. Products of matrices alone: the rest is small beside them."""
+    """Return the operations of one pass through each tower. Products of matrices alone: the rest is
+    small beside them."""
     a = architecture
     text = _transformer(a.text_width, a.text_layers, a.context_length, a.text_blocks)
     text += a.text_width * a.embed_dim
@@ -152,14 +153,16 @@ def gigaflops_of_check(
 
 
 def _phases(backend: str, dtype: str) -> tuple[str, ...]:
-    """Those of a backend's own in which models run; modules are looked into in archives alone."""
+    """Return the backend's own phases in which models run; modules are looked into in archives
+    alone."""
     with_modules = backend in ("", "all", "jit") and dtype in ("", "float32")
     return ("candidate", "modules") if with_modules else ("candidate",)
 
 
 def _guessed(size: int) -> Flops:
-    """Of a file in half precision, as if it were a ViT-B/32: of whose weights 58 per cent are used
-    for each of 50 patches of an image, and 25 per cent for each of 77 tokens of a text."""
+    """Estimate the operations of a file in half precision, as if it were a ViT-B/32: of whose
+    weights 58 per cent are used for each of 50 patches of an image, and 25 per cent for each of 77
+    tokens of a text."""
     weights = size / 2 / _GIGA
     return Flops(2 * 50 * 0.58 * weights, 2 * 77 * 0.25 * weights)
 

@@ -31,7 +31,7 @@ class Facts:
 
     @property
     def flops(self) -> Flops | None:
-        """Of one image and one text."""
+        """Operations of one image and one text; None where the file does not tell."""
         if self.image is None or self.text is None:
             return None
         return Flops(self.image, self.text)

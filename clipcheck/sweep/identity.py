@@ -17,7 +17,8 @@ _LIBRARIES = {
     "transformers": ("transformers", "safetensors"),
     "clip": ("clip-anytorch", "openai-clip", "clip"),
 }
-"""By backend, the distributions that its verdict depends on beside torch and clipcheck's own."""
+"""Distributions that a backend's verdict depends on beside torch and clipcheck's own, by
+backend."""
 
 _OF_ALL = ("clipcheck", "torch", "torchvision", "numpy", "pillow", "hypothesis")
 

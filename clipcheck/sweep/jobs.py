@@ -21,7 +21,7 @@ ALL_THAT_FIT, DEFAULT = "all", ""
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint is.
+    """Location of a checkpoint.
 
     Attributes:
         kind: a ``path`` on this machine, a ``url``, or a file of Hugging Face's ``hub``.
@@ -76,22 +76,22 @@ class Job:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """As they were asked for. `DEFAULT` and `ALL_THAT_FIT` stand alone."""
+        """Backends as they were asked for. `DEFAULT` and `ALL_THAT_FIT` stand alone."""
         return self.options.backends or (DEFAULT,)
 
     def of_backends(self, backends: Sequence[str]) -> Job:
-        """The same by these, of `backends`."""
+        """Return the same job with these of its `backends`."""
         named = [backend for backend in backends if backend != DEFAULT]
         return replace(self, options=replace(self.options, backend=named or None))
 
     @property
     def device(self) -> str:
-        """Where it runs."""
+        """Device that it runs on."""
         return str(self.options.device)
 
     @property
     def dtype(self) -> str:
-        """As it was asked for; `DEFAULT` for what suits the device."""
+        """Dtype as it was asked for; `DEFAULT` for the one that suits the device."""
         return next(iter(self.options.dtypes), DEFAULT)
 
     @property

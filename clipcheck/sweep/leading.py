@@ -73,7 +73,7 @@ class Lead:
 
     @property
     def threads(self) -> int:
-        """Of each worker."""
+        """Threads of each worker."""
         return self.engine.threads()
 
     def plan(self, progress: Progress | None = None) -> Plan:

@@ -124,7 +124,7 @@ class Ledger:
         return int(cursor.lastrowid or 0)
 
     def end_run(self, run: int) -> None:
-        """It came to its end."""
+        """Record that a run came to its end."""
         with self._writing() as database:
             database.execute("UPDATE runs SET ended = ? WHERE run = ?", (time.time(), run))
 

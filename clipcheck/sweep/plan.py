@@ -65,17 +65,17 @@ class Unit:
 
     @property
     def backend(self) -> str:
-        """As it was asked for."""
+        """Backend as it was asked for."""
         return next(iter(self.options.backends), DEFAULT)
 
     @property
     def device(self) -> str:
-        """Where it runs."""
+        """Device that it runs on."""
         return str(self.options.device)
 
     @property
     def dtype(self) -> str:
-        """As it was asked for."""
+        """Dtype as it was asked for."""
         return next(iter(self.options.dtypes), DEFAULT)
 
     @property
@@ -89,7 +89,7 @@ class Unit:
         return self.key_for(self.content)
 
     def key_for(self, content: str) -> str:
-        """The same where the file turns out to be another one."""
+        """Return the key for other content, where the file turns out to be another one."""
         return key_of(
             _model_of(content, self.entry),
             self.reference,
@@ -117,7 +117,7 @@ class Plan:
 
     @property
     def bytes_to_fetch(self) -> int:
-        """By all jobs, where their sizes are known."""
+        """Bytes that all jobs fetch, where their sizes are known."""
         return sum(job.bytes_to_fetch for job in self.jobs)
 
 
@@ -218,7 +218,8 @@ def _model_of(content: str, entry: Entry) -> str:
 
 
 def _looked_at(entry: Entry, ledger: Ledger) -> tuple[Source, Facts]:
-    """Where it is, and what is known of it; of a file that is not here, what was seen before."""
+    """Return the location of an entry, and the facts known of it; of a file that is not here, those
+    that were seen before."""
     source = entry.source
     if not source.fetched:
         return source, facts_of(Path(source.place), ledger)

@@ -271,7 +271,7 @@ class _Leader:
         self.ledger.end_attempt(attempt, fate, outcome.worker, reason, verdicts)
 
     def _leave(self, job: Job, problem: str) -> None:
-        """To the next sweep."""
+        """Leave a job to the next sweep."""
         for unit in self._units(job):
             told = unjudged(job, unit.backend, unit.content, problem)
             row = Row(unit, told["results"], told["left_out"], {}, problem=problem)
@@ -279,11 +279,12 @@ class _Leader:
         self._tell(job)
 
     def _units(self, job: Job) -> list[Unit]:
-        """Those that are still to be found."""
+        """Return the units of the job that are still to be judged."""
         return [unit for unit in self.plan.tasks[job.number] if unit.backend in job.backends]
 
     def _row(self, unit: Unit) -> Row:
-        """As this unit calls it: another may have the same content."""
+        """Return the row with the unit's own label and path: another unit may have the same
+        content."""
         if unit.verdict is not None:
             found = unit.verdict.found
             row = Row(unit, found["results"], found["left_out"], unit.verdict.cost, kept=True)

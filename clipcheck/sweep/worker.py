@@ -26,7 +26,8 @@ SURROUNDINGS = ("DownloadError", "OutputError", "UnavailableError", "UnknownMode
 what is not made for it (`UnfitError`) are none of these."""
 
 CELL = "IsolationError"
-"""Of a checkpoint whose own code ended the process that ran it: that is as if it had ended ours."""
+"""Error of a checkpoint whose own code ended the process that ran it: that counts as if it had
+ended ours."""
 
 
 def perform(job: Job) -> str:

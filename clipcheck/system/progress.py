@@ -78,7 +78,7 @@ class Span:
             self.listener.reach(None)
 
     def apart(self) -> AbstractContextManager[object]:
-        """For what may show a progress of its own."""
+        """Return a context for code that may show a progress of its own."""
         return self.listener.apart() if isinstance(self.listener, Gauge) else nullcontext()
 
 

@@ -152,7 +152,7 @@ def _json(value: Any) -> str:
 
 
 def _image_processor(resolution: int) -> dict[str, Any]:
-    """As hub folders of CLIP have it."""
+    """Return the image processor's configuration, as hub folders of CLIP have it."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,

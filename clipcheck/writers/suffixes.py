@@ -24,7 +24,7 @@ _FORMATS: dict[str, tuple[Format, ...]] = {
     ".pt2": (Format.PT2,),
     ".onnx": (Format.ONNX,),
 }
-"""By suffix, the formats that such a file may have; the first is the one that is meant."""
+"""Formats that a file may have, by suffix; the first is the one that is meant."""
 
 _FOLDERS = (Format.TRANSFORMERS, Format.OPEN_CLIP)
 

@@ -109,7 +109,8 @@ def _constant(centre: float, spread: float) -> Callable[[Spec], tuple[float, flo
 
 
 def _fan_in_first(spec: Spec) -> tuple[float, float]:
-    """For the two projections, which are applied from the right: the fan-in is dimension 0."""
+    """Return centre and half-width for the two projections, which are applied from the right: the
+    fan-in is dimension 0."""
     return 0.0, math.sqrt(3) / math.sqrt(spec.shape[0])
 
 
@@ -159,4 +160,4 @@ DRAWN: dict[str, Distributions] = {
     },
     "outliers": {},
 }
-"""By kind of weights, what is drawn otherwise than for ``seeded``."""
+"""Distributions of each kind of weights that differ from those of ``seeded``."""

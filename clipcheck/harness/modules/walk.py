@@ -55,7 +55,7 @@ def walk(
     limits: Limits,
     given: str,
 ) -> Localisation:
-    """Where an archive first does something else than the eager model, in each tower.
+    """Find where an archive first departs from the eager model, in each tower.
 
     Each tower runs once in the archive, and its modules once in the eager model and once in
     float64. Where both towers are as they should be ``forward`` is run as well.
@@ -185,7 +185,7 @@ class _Walker:
         return compared
 
     def _follow(self, given: End, got: torch.Tensor) -> None:
-        """Where the archive takes the rows in another order, take them in that one too."""
+        """Take the rows in another order where the archive does so."""
         (rows,) = self._held.tensors(given)
         order = _order(got, rows)
         if order is not None:
@@ -360,8 +360,8 @@ class _Step(NamedTuple):
 
 
 def _named(joint: Joint, steps: Sequence[_Step]) -> tuple[str, str]:
-    """Where to look first, and all that may be at fault, for people. A module that the archive does
-    not call comes before what lies around it."""
+    """Name the module to look at first, and all that may be at fault, for people. A module that the
+    archive does not call comes before what lies around it."""
     if not steps:
         return joint.name, joint.part
     first = next((step for step in steps if not step.part), steps[0])
@@ -372,7 +372,8 @@ def _named(joint: Joint, steps: Sequence[_Step]) -> tuple[str, str]:
 
 
 def _laid_out(got: torch.Tensor, expected: torch.Tensor) -> torch.Tensor | None:
-    """With rows and positions in the order of ``expected``, or None where it is something else."""
+    """Return the tensor with rows and positions in the order of ``expected``, or None where it is
+    something else."""
     if got.shape == expected.shape:
         return got
     if got.dim() == 3 and got.transpose(0, 1).shape == expected.shape:

@@ -76,7 +76,7 @@ class Source:
         return Pool(f"several {kind}", st.builds(Example, images, prompts))
 
     def counts(self, images: int) -> dict[str, int]:
-        """By pool, how many examples `draw` asks for."""
+        """Return how many examples `draw` asks for, by pool."""
         names = list(self._prompts())
         prompts = prompts_beside(images)
         shares = {name: len(range(n, prompts, len(names))) for n, name in enumerate(names)}
@@ -177,7 +177,8 @@ class Source:
         return {"text": prompts(context_length=i.context_length), "ids": ids}
 
     def _database(self, pool: Pool) -> ExampleDatabase:
-        """Where Hypothesis has it by default, in CI as well: there it is kept as an artifact."""
+        """Return the database in the folder that Hypothesis uses by default, in CI as well: there
+        it is kept as an artifact."""
         from clipcheck.harness.search.database import Named
 
         folder = os.environ.get("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis")

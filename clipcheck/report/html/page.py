@@ -39,7 +39,7 @@ PHASES = {
     "frontends": "comparing raw inputs",
     "search": "looking for the smallest input that fails",
 }
-"""By phase, what is done in it. ``run`` is the sum of all but the first."""
+"""Text for each phase. ``run`` is the sum of all but the first."""
 
 _UNKNOWN = 10
 """Inputs that are shown of those that a library takes otherwise for no known reason."""
@@ -97,7 +97,7 @@ def _next(result: Result) -> list[str]:
 
 
 def _gate_names(result: Result) -> list[str]:
-    """Of all dtypes, each once; those that stand in for others come behind them."""
+    """List the gates of all dtypes, each once; those that stand in for others come behind them."""
     found = dict.fromkeys(gate.name for j in result.judgements for gate in j.gates)
     known = [name for name in NAMES if name in found]
     return [*known, *(name for name in found if name not in NAMES)]
@@ -174,7 +174,7 @@ class _Section:
 
     @property
     def confined(self) -> str:
-        """Where the file's own code ran, or nothing."""
+        """Place where the file's own code ran, or nothing."""
         return isolation.told(self.judgement.isolation)
 
     @property
@@ -248,7 +248,7 @@ def _figures(gate: GateResult) -> list[tuple[str, str, str, str]]:
 
 
 def _drifts(judgement: Judgement, key: str) -> list[plots.Plot]:
-    """Of each tower whose modules were judged."""
+    """Plot the drift of each tower whose modules were judged."""
     if judgement.coverage is None or judgement.dtype not in LIMITS:
         return []
     errors, limits = judgement.coverage.errors, LIMITS[judgement.dtype]
@@ -301,7 +301,7 @@ def _shown_inputs(judgement: Judgement, side: int) -> list[_Input]:
 
 
 def _prompt(prompt: Prompt) -> tuple[str, str]:
-    """As it is read, and every character of it; of ids there is just the second."""
+    """Return a prompt as it is read, and every character of it; of ids there is just the second."""
     if isinstance(prompt, str):
         return prompt, ascii(prompt)
     return "", f"ids {' '.join(map(str, prompt))}"

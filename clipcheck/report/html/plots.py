@@ -26,7 +26,7 @@ from clipcheck.report.html.words import as_far, ascii_only, cut, figure, ratio
 from clipcheck.system.figures import number
 
 _WIDTH = 9.6
-"""Of every figure, in inches of 72 units; the style sheet scales it to the page."""
+"""Width of every figure, in inches of 72 units; the style sheet scales it to the page."""
 
 _MOST_LABELS = 30
 """Names along the depth of a tower that there is room for."""
@@ -444,7 +444,7 @@ def _level(value: float, greatest: float) -> int | None:
 
 
 def _short(value: float) -> str:
-    """At most eight characters."""
+    """Write a number in at most eight characters."""
     if math.isnan(value):
         return "NaN"
     return f"{value:g}" if math.isinf(value) else number(value).replace(".0e", "e")
@@ -469,7 +469,8 @@ def _heat_caption(given: Heat, greatest: float) -> str:
 
 
 def _range(*several: Values) -> tuple[float, float]:
-    """From below the least that is not 0 to above the greatest, with room for a name on top."""
+    """Return a range from below the least that is not 0 to above the greatest, with room for a name
+    on top."""
     every = np.concatenate(several)
     every = every[np.isfinite(every) & (every > 0)]
     if not len(every):

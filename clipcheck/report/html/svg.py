@@ -27,7 +27,7 @@ COLOURS: Mapping[str, str] = {
     **{f"heat-{level}": f"#0103{level:02x}" for level in range(9)},
     **{f"heat-ink-{level}": f"#0104{level:02x}" for level in range(9)},
 }
-"""By the name of a variable of the style sheet, the colour that stands for it while it is drawn."""
+"""Colour that stands for each variable of the style sheet while it is drawn."""
 
 _STYLE: Mapping[str, Any] = {
     # Text stays text; it is measured by the font that comes with matplotlib.
@@ -103,7 +103,7 @@ _METADATA = ("Creator", "Date", "Format", "Type")
 
 
 def _shortened(body: str, key: str) -> str:
-    """Without what a page has no use for, and with ids that no other figure has."""
+    """Drop what a page has no use for, and give ids that no other figure has."""
     body = _UNWANTED.sub("", body)
     used = set(_REFERENCE.findall(body))
     # Only tags: what is between them is text that somebody wrote.

@@ -20,7 +20,7 @@ class Engine(Protocol):
         """How many threads each of them has."""
 
     def default_device(self) -> str:
-        """Where to run what names no device."""
+        """Return the device for checks that name none."""
 
     def refusal(self, job: Job) -> str:
         """Why it can never run a job, or nothing."""

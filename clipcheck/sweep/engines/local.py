@@ -54,7 +54,7 @@ class _Worker:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Name of the worker, for people."""
         return f"{self.number} (process {self.process.pid})"
 
 
@@ -89,7 +89,7 @@ class LocalEngine:
         self._workers: list[_Worker] = []
 
     def workers(self) -> int:
-        """As many as were asked for."""
+        """Return the number of workers that were asked for."""
         return self._count
 
     def threads(self) -> int:
@@ -98,7 +98,7 @@ class LocalEngine:
         return int(told) if told.isdecimal() else threads(cores(), self._count)
 
     def default_device(self) -> str:
-        """As for a check: the GPU where there is one."""
+        """Return the default device, as for a check: the GPU where there is one."""
         return default_device()
 
     def refusal(self, job: Job) -> str:  # noqa: ARG002 - it is never told
@@ -196,7 +196,7 @@ class LocalEngine:
 
 
 def default_device() -> str:
-    """Where a check runs on this machine that is told nothing else."""
+    """Return the device on which a check runs on this machine where none is given."""
     from clipcheck.models.loader import resolve_device
 
     return resolve_device(None).type
@@ -246,7 +246,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _environment(more: Mapping[str, str]) -> Iterator[None]:
-    """With these variables for the processes that are started under it."""
+    """Set these variables for the processes that are started under it."""
     before = {name: os.environ.get(name) for name in more}
     os.environ.update(more)
     try:

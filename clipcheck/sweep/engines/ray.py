@@ -23,8 +23,8 @@ from clipcheck.errors import UnavailableError, first_line
 from clipcheck.sweep.jobs import Job, Outcome
 
 _CPUS = 1
-"""That a task takes, and threads that it has: of many checkpoints, most are done in a time when
-each has one."""
+"""CPUs that a task takes, and threads that it has: of many checkpoints, most are done in a time
+when each has one."""
 
 _HERE = "auto"
 """Ray's name for the cluster of this machine."""
@@ -55,7 +55,7 @@ class RayEngine:
         self._running: dict[Any, Job] = {}
 
     def workers(self) -> int:
-        """As many as were asked for, or as there are CPUs now."""
+        """Return the number of workers that were asked for, or as many as there are CPUs now."""
         return self._count or max(1, int(self._ray.cluster_resources().get("CPU", 0)) // _CPUS)
 
     def threads(self) -> int:
@@ -67,7 +67,8 @@ class RayEngine:
         return "cuda" if self._ray.cluster_resources().get("GPU", 0) else "cpu"
 
     def refusal(self, job: Job) -> str:
-        """That no node has what a job needs: Ray would wait for one without a word."""
+        """Say that no node has the resources of a job, or nothing: Ray would wait for one without a
+        word."""
         needs = self._needs(job)
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if any(all(node.get(key, 0) >= needs[key] for key in needs) for node in nodes):
@@ -157,7 +158,7 @@ def _require_answer(address: str) -> None:
 
 
 def perform_small(job: Job) -> tuple[str, bytes]:
-    """Who did a job, and what it found, as small as it gets."""
+    """Do a job, and return who did it, and the result, as small as it gets."""
     import ray
 
     from clipcheck.sweep.worker import perform
