@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol, cast, overload
 
 import torch
 import torchvision.transforms  # noqa: F401 - here, so that no load is the one that pays for it
@@ -33,12 +33,48 @@ Device = str | torch.device | None
 DownloadRoot = str | os.PathLike[str] | None
 
 
+class Model(Protocol):
+    """A CLIP model, loaded in either way.
+
+    N images of R pixels a side, M texts of L tokens, features of E components.
+    """
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Preprocessed pixels [N, 3, R, R] to features [N, E], not normalised."""
+
+    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
+        """Ids [M, L] to features [M, E], not normalised."""
+
+    def __call__(
+        self, image: torch.Tensor, text: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels and ids to logits per image [N, M] and per text [M, N]."""
+
+
+@overload
+def load(
+    name: str | os.PathLike[str],
+    device: Device = None,
+    jit: Literal[False] = False,
+    download_root: DownloadRoot = None,
+) -> tuple[eager.CLIP, Preprocess]: ...
+
+
+@overload
+def load(
+    name: str | os.PathLike[str],
+    device: Device = None,
+    jit: bool = ...,
+    download_root: DownloadRoot = None,
+) -> tuple[Model, Preprocess]: ...
+
+
 def load(
     name: str | os.PathLike[str],
     device: Device = None,
     jit: bool = False,
     download_root: DownloadRoot = None,
-) -> tuple[torch.nn.Module, Preprocess]:
+) -> tuple[Model, Preprocess]:
     """Load a CLIP model.
 
     The checksums of code and pickles are compared first, those of the weights are not, as torch
@@ -88,7 +124,7 @@ def load(
             held.data = _cast(held.data, arena, wanted(key, held.data))
     else:
         model = eager.build(checkpoint.architecture, _classic_weights(checkpoint, target))
-    return model, transform(checkpoint.architecture.image_resolution)
+    return cast(Model, model), transform(checkpoint.architecture.image_resolution)
 
 
 def load_both(
