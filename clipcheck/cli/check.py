@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from clipcheck.cli import check_options, options
-from clipcheck.cli.output import noting, show_result, tell_github, write
+from clipcheck.cli.output import noting, print_line, show_result, tell_github, write
 from clipcheck.errors import OutputError
 from clipcheck.harness.options import CheckOptions
 
@@ -120,4 +120,6 @@ def _tell(
     if folder is not None:
         with noting(unwritten):
             evidence.keep_texts(result, folder)
+            if not quiet and json != "-":
+                print_line(f"Page: {folder / evidence.HTML}")
     return result

@@ -134,6 +134,8 @@ def sweep(
     if report is not None:
         with noting(unwritten):
             evidence.keep_sweep(swept, report)
+            if not quiet and json != "-":
+                print_line(f"Page: {report / evidence.HTML}")
     raise typer.Exit(2 if unwritten else sweep_report.result(swept).exit_code)
 
 

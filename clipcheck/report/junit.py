@@ -42,6 +42,8 @@ def _suite(judgement: Judgement, environment: Mapping[str, str]) -> Element:
         skipped="0",
         time=_seconds(judgement),
     )
+    if judgement.date is not None:
+        suite.set("timestamp", judgement.date)
     properties = SubElement(suite, "properties")
     for name, value in {**environment, **_facts(judgement)}.items():
         SubElement(properties, "property", name=name, value=one_line(value))

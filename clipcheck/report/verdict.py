@@ -53,6 +53,14 @@ def worst_gate(judgement: Judgement) -> GateResult | None:
     return max(failed, key=_severity) if failed else None
 
 
+def failure(judgement: Judgement) -> str:
+    """Name the worst gate of one that failed, and by how much it is beyond its limit."""
+    gate = worst_gate(judgement)
+    if gate is None:
+        return "judged by no gate"
+    return f"{gate.name}, {of_limit(gate.margin)}" if 1 < gate.margin < math.inf else gate.name
+
+
 def _rank(judgement: Judgement) -> tuple[int, float]:
     if judgement.passed:
         return 2, 0.0
@@ -69,11 +77,7 @@ def _severity(gate: GateResult) -> float:
 
 def _worst(judgements: Sequence[Judgement]) -> str:
     worst = worst_first(judgements)[0]
-    gate = worst_gate(worst)
-    found = "judged by no gate" if gate is None else gate.name
-    measured = gate is not None and 1 < gate.margin < math.inf
-    limit = f", {of_limit(gate.margin)}" if gate is not None and measured else ""
-    return f"{_subject(worst, judgements)}{found}{limit}"
+    return f"{_subject(worst, judgements)}{failure(worst)}"
 
 
 def _subject(worst: Judgement, judgements: Sequence[Judgement]) -> str:

@@ -56,6 +56,18 @@ def test_no_report_is_suggested_where_one_is_kept(
     assert "Next:" not in run("check", minute_archive, *options).out
 
 
+@pytest.mark.parametrize(
+    ("option", "told"), [([], True), (["-q"], False), (["--json", "-"], False)]
+)
+def test_where_the_page_is_comes_last_where_more_than_the_verdict_or_json_is_printed(
+    run: Run, found: checking.Result, tmp_path: Path, option: list[str], told: bool
+) -> None:
+    done = run("check", "x.pt", "--report", tmp_path, *option)
+    line = f"Page: {tmp_path / 'report.html'}\n"
+    assert done.out.endswith(line) == told
+    assert ("Page:" in done.out) == told
+
+
 def test_check_exits_1_for_an_inconsistent_checkpoint(run: Run, minute_archive: Path) -> None:
     done = run("check", minute_archive, "--atol", 0, "--rtol", 0, "--examples", 14)
     assert done.code == 1

@@ -96,6 +96,14 @@ def test_versions_and_the_file_are_properties() -> None:
     }
 
 
+def test_date_run_and_tool_are_there() -> None:
+    dated = replace(PASSED, run="d4c1", date="2026-11-30T17:40:15Z")
+    suite = parsed(Result((dated,), ENVIRONMENT))[0]
+    assert suite.get("timestamp") == "2026-11-30T17:40:15Z"
+    found = {each.get("name"): each.get("value") for each in suite.iter("property")}
+    assert [found[name] for name in ("run", "date", "clipcheck")] == ["d4c1", dated.date, "0.1.0"]
+
+
 def test_nothing_checked_is_valid_as_well() -> None:
     assert parsed(Result((), ENVIRONMENT)).get("tests") == "0"
 

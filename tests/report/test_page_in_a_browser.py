@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ OPTIONS = (
 
 PHONE, DESK = 360, 1280
 
+WAYS = ("jit", "trace", "script")
+
 SLY = "</pre><script>document.title='run'</script><img src=http://127.0.0.1:9/x onerror=alert(1)>"
 
 
@@ -79,6 +82,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "failing": failing,
         "passing": result(PASSED, IN_HALF),
         "unjudged": result(UNJUDGED),
+        "six": result(
+            *(replace(PASSED, checkpoint=f"{n}.pt", backend=b) for n in "ab" for b in WAYS)
+        ),
         "sly": result(FAILED, showing(SLY)),
     }
     for name, each in results.items():
@@ -124,6 +130,21 @@ def test_what_a_prompt_says_is_not_run(browser: Chrome, pages: dict[str, Path]) 
     assert browser.title.startswith("INCONSISTENT")
     assert SLY in run(browser, "return document.querySelector('#j2 .prompt').innerText")
     assert run(browser, "return document.scripts.length") == 0
+
+
+def test_two_checkpoints_by_three_backends_that_pass_fit_on_a_few_screens(
+    browser: Chrome, pages: dict[str, Path]
+) -> None:
+    show(browser, pages["six"], 1200)
+    assert run(browser, "return document.documentElement.scrollHeight") <= 3000
+
+
+def test_a_link_to_a_run_that_passed_unfolds_it(browser: Chrome, pages: dict[str, Path]) -> None:
+    show(browser, pages["six"])
+    unfolded = "return [...document.querySelectorAll('details.judgement')].map(each => each.open)"
+    assert run(browser, unfolded) == [False] * 6
+    run(browser, "document.querySelector('a[href=\"#j3\"]').click()")
+    assert run(browser, unfolded) == [False, False, True, False, False, False]
 
 
 def test_sections_and_plots_are_there(browser: Chrome, pages: dict[str, Path]) -> None:

@@ -41,6 +41,7 @@ def test_a_sweep_tells_what_it_found_and_exits_as_a_check_does(
     done = run("sweep", "all", "--json", "found.json", "--report", "kept")
     assert done.code == 0
     assert "CONSISTENT: 2 checkpoints agree between JIT and eager." in done.out
+    assert done.out.endswith("Page: kept/report.html\n")
     assert "2 of 2: all/model-01.pt: consistent, 1.5 s" in done.err
     assert stage.closed
     assert rows(tmp_path / "clipcheck-sweep.sqlite", "SELECT count(*) FROM verdicts") == [(2,)]

@@ -23,7 +23,7 @@ from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
 from clipcheck.report.html.words import as_far, figure, ratio, visible
 from clipcheck.report.text import next_steps
-from clipcheck.report.verdict import verdict
+from clipcheck.report.verdict import failure, verdict, worst_first, worst_gate
 from clipcheck.results.judgement import Judgement, Result
 from clipcheck.system.figures import size
 
@@ -63,14 +63,17 @@ def page(result: Result) -> str:
     side = side_for(sum(len(example.images) for j in result.judgements for example in _inputs(j)))
     sections = [
         _Section.of(judgement, f"j{number}", side)
-        for number, judgement in enumerate(result.judgements, 1)
+        for number, judgement in enumerate(worst_first(result.judgements), 1)
     ]
+    gates = _gate_names(result)
     return environment.get_template("report.html.j2").render(
         verdict=verdict(result),
         state=_state(result),
         steps=_next(result),
         sections=sections,
-        gates=_gate_names(result),
+        masthead=_masthead(result),
+        gates=gates,
+        apart=any(set(gates) - set(each.cells) for each in sections if not each.judgement.error),
         left_out=list(dict.fromkeys((each.backend, each.reason) for each in result.left_out)),
         environment=result.environment,
     )
@@ -89,9 +92,19 @@ def _state(result: Result | Judgement) -> str:
     return "fail" if result.error is None else "unjudged"
 
 
+def _masthead(result: Result) -> list[str]:
+    """The tool with its version, and each run with its date: of a sweep there may be several."""
+    version = result.environment.get("clipcheck", "")
+    runs = dict.fromkeys((each.run, each.date) for each in result.judgements if each.run)
+    return [
+        f"clipcheck {version}".strip(),
+        *(f"run {run}, {date or 'no date'}" for run, date in runs),
+    ]
+
+
 def _next(result: Result) -> list[str]:
     """The command that helps most, and what it does."""
-    failed = [j for j in result.judgements if _state(j) == "fail"]
+    failed = [j for j in worst_first(result.judgements) if _state(j) == "fail"]
     lines = next_steps(failed[0]) if failed else []
     return [line.removeprefix("Next:").strip() for line in lines]
 
@@ -161,6 +174,23 @@ class _Section:
     @property
     def integrity(self) -> _Cell | None:
         return self.cells.get("integrity")
+
+    @property
+    def failed(self) -> Sequence[_Cell]:
+        return [cell for cell in self.cells.values() if not cell.gate.passed]
+
+    @property
+    def passed(self) -> Sequence[_Cell]:
+        return [cell for cell in self.cells.values() if cell.gate.passed]
+
+    @property
+    def failure(self) -> str:
+        return failure(self.judgement)
+
+    @property
+    def message(self) -> str:
+        gate = worst_gate(self.judgement)
+        return "" if gate is None else gate.message
 
     @property
     def departures(self) -> Sequence[Place]:

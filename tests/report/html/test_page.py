@@ -31,6 +31,8 @@ from tests.report.html.judgements import (
     IN_HALF,
     PASSED,
     UNJUDGED,
+    coverage,
+    gates,
     measured,
     result,
     showing,
@@ -42,6 +44,15 @@ HTML = "</pre></script><script>alert(1)</script><img src=x onerror=alert(1)>&amp
 
 def page(*judgements: Judgement) -> Page:
     return Page(render(result(*judgements)))
+
+
+WORSE = replace(
+    FAILED,
+    checkpoint="worse.pt",
+    path="/models/worse.pt",
+    backend="trace",
+    gates=gates("float32", 4000.0, coverage()),
+)
 
 
 @functools.cache
@@ -74,7 +85,7 @@ def test_the_verdict_comes_first(judgements: tuple[Judgement, ...], state: str) 
 
 
 def test_the_matrix_has_each_gate_with_its_figure_and_the_room_that_is_left() -> None:
-    matrix = page(PASSED, IN_HALF, FAILED).text.partition("Gates ")[2].partition("In each cell")[0]
+    matrix = page(PASSED, IN_HALF).text.partition("Gates ")[2].partition("In each cell")[0]
     assert matrix.startswith(
         "checkpoint integrity allclose fidelity modules precision top1 repeatability model.pt"
     )
@@ -82,10 +93,60 @@ def test_the_matrix_has_each_gate_with_its_figure_and_the_room_that_is_left() ->
         "jit, cpu, float32 ✓ pass 77 weights nothing off ✓ pass 2.40e-6 apart over 99 % left"
         in (matrix)
     )
-    assert "✓ pass 1.2× of 8× 85 % left ✓ pass 1× of 10× 90 % left not for jit in float32" in matrix
-    half = "not for jit in float16 not for jit in float16 ✓ pass 1.2× of 8× 85 % left"
+    assert (
+        "✓ pass 1.2× of 8× 85 % left ✓ pass 1× of 10× 90 % left \N{EN DASH} ✓ pass 0 of 7" in matrix
+    )
+    half = "\N{EN DASH} \N{EN DASH} ✓ pass 1.2× of 8× 85 % left"
     assert f"{half} ✓ pass 0 of 7 wrong" in matrix
-    assert "✗ FAIL 400× of 8× 50× its limit ✗ FAIL 500× of 10× 50× its limit" in matrix
+    assert "✗ FAIL 400× of 8× 50× its limit ✗ FAIL 500× of 10× 50× its limit" in failed_page().text
+
+
+def test_a_dash_stands_where_a_gate_does_not_apply_and_says_why() -> None:
+    found = page(PASSED, IN_HALF)
+    assert found.values("title") == [
+        "not for jit in float32",
+        "not for jit in float16",
+        "not for jit in float16",
+    ]
+    assert "A dash: the gate does not apply to that backend or dtype." in found.text
+    assert "A dash" not in page(PASSED, UNJUDGED).text
+
+
+def test_failures_come_first_and_what_passed_is_folded() -> None:
+    source = render(result(PASSED, UNJUDGED, FAILED, WORSE))
+    matrix = Page(source).text.partition("Gates ")[2].partition("In each cell")[0]
+    order = re.findall(r"(\S+\.pt) (?:jit|trace), cpu", matrix)
+    assert order == ["worse.pt", "model.pt", "gone.pt", "model.pt"]
+    for number in (1, 2, 3):
+        assert f'<section class="judgement" id="j{number}">' in source
+    folded = source[source.index('<details class="judgement">') :]
+    assert folded.index("<summary>") < folded.index('<section id="j4"')
+    assert source.count('<details class="judgement">') == 1
+
+
+def test_of_a_run_that_failed_the_gates_that_passed_are_folded() -> None:
+    source = render(result(FAILED))
+    shown, _, folded = source.partition("4 gates passed: integrity, allclose, top1, repeatability<")
+    section = shown.partition('<section class="judgement"')[2]
+    assert "400 times as far" in section
+    assert "77 weights the same" not in section
+    assert "77 weights the same" in folded.partition("</details>")[0]
+
+
+def test_every_run_that_failed_is_named_at_the_top_the_worst_first() -> None:
+    top = page(PASSED, FAILED, UNJUDGED, WORSE).text.partition("Gates ")[0]
+    first = top.index("worse.pt trace, cpu, float32 : fidelity, 500x the limit.")
+    second = top.index("my model.pt jit, cpu, float32 : fidelity, 50x the limit.")
+    assert first < second
+
+
+def test_tool_run_and_date_are_above_the_verdict() -> None:
+    dated = replace(PASSED, run="d4c1", date="2026-11-30T17:40:15Z")
+    found = page(dated, replace(dated, backend="trace")).text
+    line = "Skip to the report clipcheck 1.2.3 · run d4c1, 2026-11-30T17:40:15Z ✓ CONSISTENT"
+    assert line in found
+    two = page(dated, replace(dated, run="ffff", date=None)).text
+    assert "run d4c1, 2026-11-30T17:40:15Z · run ffff, no date ✓" in two
 
 
 def test_the_matrix_leads_to_what_was_found_of_each() -> None:
@@ -119,7 +180,7 @@ def test_what_could_not_be_judged_says_why() -> None:
 def test_where_it_departs_first_is_said_at_the_top_and_tower_by_tower() -> None:
     found = failed_page().text
     top = found.partition("Gates ")[0]
-    assert "my model.pt departs first at transformer.resblocks.0.mlp , sum behind it (text)" in top
+    assert "Departs first at transformer.resblocks.0.mlp , sum behind it (text), which is" in top
     table = found.partition("Where it departs first ")[2].partition("The input that fails")[0]
     assert "image nowhere text transformer.resblocks.0.mlp , sum behind it (encode_text)" in table
     assert "500× 10× 1.00e-4 prompt 3 logits its features are off" in table
@@ -127,7 +188,7 @@ def test_where_it_departs_first_is_said_at_the_top_and_tower_by_tower() -> None:
 
 def test_without_it_the_first_gate_that_fails_is_at_the_top() -> None:
     found = page(replace(FAILED, localisation=None)).text
-    assert "my model.pt, fidelity: 400 times as far." in found.partition("Gates ")[0]
+    assert "fidelity, 50x the limit: 400 times as far." in found.partition("Gates ")[0]
     assert "Where it departs first" not in found
 
 
