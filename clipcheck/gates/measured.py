@@ -22,12 +22,14 @@ class Heat:
         rows: what each row is, for people.
         columns: what each column is.
         differences: [rows, columns], the candidate's less those of float64.
+        limits: [rows], how far each logit of a row may be off.
     """
 
     output: str
     rows: Sequence[str]
     columns: Sequence[str]
     differences: NDArray[np.float64]
+    limits: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,10 @@ def measured(cases: Sequence[Case], ruler: Ruler) -> Measured | None:
         key=lambda item: float(ruler.further(*item).max()),
         default=("", usable[0]),
     )
-    return Measured(ratios, allowed, _heat(name, case) if name else None)
+    return Measured(ratios, allowed, _heat(name, case, ruler) if name else None)
 
 
-def _heat(name: str, case: Case) -> Heat:
+def _heat(name: str, case: Case, ruler: Ruler) -> Heat:
     candidate, exact = case.candidate[name], case.exact[name]
     with np.errstate(invalid="ignore"):
         differences = candidate.astype(np.float64) - exact.astype(np.float64)
@@ -77,4 +79,4 @@ def _heat(name: str, case: Case) -> Heat:
         [case.place(kind, number) for number in range(size)]
         for kind, size in zip(OUTPUTS[name], differences.shape, strict=True)
     )
-    return Heat(name, rows, columns, differences)
+    return Heat(name, rows, columns, differences, ruler.caps(name, case))

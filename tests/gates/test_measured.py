@@ -58,6 +58,7 @@ def test_the_heat_map_is_of_the_batch_whose_logits_are_furthest_off() -> None:
     np.testing.assert_allclose(found.heat.differences, np.full((3, 2), 7e-6), rtol=1e-3)
     assert found.heat.rows == ["prompt 0 (a)", "prompt 1 (b)", "prompt 2 (c)"]
     assert found.heat.columns == ["image 2 (black)", "image 3 (white)"]
+    np.testing.assert_array_equal(found.heat.limits, ruler(cases).caps("logits_per_text", cases[1]))
 
 
 def test_features_that_are_further_off_than_any_logits_have_no_heat_map() -> None:
@@ -80,7 +81,7 @@ def test_what_is_infinite_on_both_sides_has_no_difference_and_no_warning() -> No
     odd = case({})
     for side in (odd.candidate, odd.exact):
         side["logits_per_text"][0, 0] = np.inf
-    assert np.isnan(_heat("logits_per_text", odd).differences[0, 0])
+    assert np.isnan(_heat("logits_per_text", odd, ruler([case({})])).differences[0, 0])
 
 
 def test_each_output_has_what_is_allowed_of_itself() -> None:

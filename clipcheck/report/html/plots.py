@@ -388,7 +388,7 @@ def heat(given: Heat, key: str) -> Plot:
         axes = drawn.add_axes(
             (0.25, 1.5 / inches, min(0.745, 0.0931 * width), height * side / inches)
         )
-        _draw_heat(axes, differences, greatest)
+        _draw_heat(axes, differences, given.limits)
         labels: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
         axes.set_xticks(np.arange(width) + 0.5, [_named(c, 26) for c in given.columns], **labels)
         axes.set_yticks(np.arange(height) + 0.5, [_named(r, 30) for r in given.rows])
@@ -407,13 +407,13 @@ def _named(row: str, most: int) -> str:
     return cut(ascii_only(re.sub(r"^(\w+ \d+) \((.*)\)$", r"\1: \2", row)), most)
 
 
-def _draw_heat(axes: Axes, differences: Values, greatest: float) -> None:
+def _draw_heat(axes: Axes, differences: Values, limits: Values) -> None:
     height, width = differences.shape
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     cells = []
     for (row, column), value in np.ndenumerate(differences):
-        level = _level(float(value), greatest)
+        level = _level(float(value), float(limits[row]))
         cells.append((row, column, level))
         axes.text(
             column + 0.5, row + 0.5, _short(float(value)), ha="center", va="center_baseline",
@@ -436,11 +436,17 @@ def _draw_heat(axes: Axes, differences: Values, greatest: float) -> None:
         )  # fmt: skip
 
 
-def _level(value: float, greatest: float) -> int | None:
-    """Its shade, or None where it is not a number."""
+def _level(value: float, limit: float) -> int | None:
+    """Its shade, the deepest from the limit on, or None where it is not a number.
+
+    A limit that is not finite, as that of a row that the eager model gives no numbers for, is of
+    no measure, and leaves the row pale.
+    """
     if not math.isfinite(value):
         return None
-    return _LEVELS + round(_LEVELS * value / greatest) if greatest else _LEVELS
+    if not math.isfinite(limit):
+        return _LEVELS
+    return _LEVELS + round(_LEVELS * min(1.0, max(-1.0, value / limit)))
 
 
 def _short(value: float) -> str:
@@ -465,7 +471,16 @@ def _heat_caption(given: Heat, greatest: float) -> str:
         row, column = divmod(int(np.argmax(sizes)), sizes.shape[1])
         said += f"{'; ' if bad else ''}the greatest difference is {figure(greatest)}, that of "
         said += f"{given.rows[row]} and {given.columns[column]}"
-    return f"{said}. The deepest shade is the greatest difference, whatever its size."
+    return f"{said}. {_shade_caption(given.limits)}"
+
+
+def _shade_caption(limits: Values) -> str:
+    finite = limits[np.isfinite(limits)]
+    if not len(finite):
+        return "No row has a limit, so that none is shaded."
+    low, high = figure(float(finite.min())), figure(float(finite.max()))
+    span = low if low == high else f"{low} to {high} by the row"
+    return f"The shade is the share of the limit ({span}), and deepest from there on."
 
 
 def _range(*several: Values) -> tuple[float, float]:

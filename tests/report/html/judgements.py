@@ -48,6 +48,7 @@ def measured(rows: int = 5, times: float = 1.0, text: str = "a") -> Measured:
         ["image 0 (black)", "image 1 (white)"],
         ["prompt 0 (empty)", "prompt 1 ('b')", f"prompt 2 ({text})"],
         np.array([[1e-6, -2e-6, 3e-6], [4e-6, -5e-6, 6e-6]]) * times,
+        np.array([6e-6, 6e-6]),
     )
     ratios = {name: [times * (1 + row / 10) for row in range(rows)] for name in OUTPUTS}
     return Measured(ratios, dict.fromkeys(OUTPUTS, 8.0), heat)

@@ -204,6 +204,23 @@ def test_logits_that_are_not_a_number_are_marked_and_said() -> None:
     assert "6 are not a number" in none.caption
 
 
+def test_the_shade_of_a_logit_goes_by_the_limit_of_its_row() -> None:
+    found = replace(measured().heat, limits=np.array([1e-3, 4e-6]))
+    plot = heat(found, "key")
+    shades = re.findall(r"fill: var\(--heat-(\d)\)", plot.svg)
+    assert shades == ["4", "4", "4", "8", "0", "8"]  # Beyond a limit there is no deeper one.
+    assert plot.caption.endswith(
+        "The shade is the share of the limit (4.00e-6 to 0.001 by the row), and deepest from "
+        "there on."
+    )
+
+
+def test_a_row_without_a_finite_limit_is_pale() -> None:
+    plot = heat(replace(measured().heat, limits=np.array([INF, NAN])), "key")
+    assert set(re.findall(r"fill: var\(--heat-(\d)\)", plot.svg)) == {"4"}
+    assert plot.caption.endswith("No row has a limit, so that none is shaded.")
+
+
 def test_logits_that_are_the_same_have_no_shade() -> None:
     plot = heat(replace(measured().heat, differences=np.zeros((2, 3))), "key")
     assert "var(--heat-4)" in plot.svg
