@@ -169,7 +169,7 @@ def test_sections_and_plots_are_there(browser: Chrome, pages: dict[str, Path]) -
         " const box = each.getBoundingClientRect(); return [box.width, box.height]; })",
     )
     assert len(boxes) == 4
-    assert all(width > 600 and height > 100 for width, height in boxes)
+    assert all(width > 400 and height > 100 for width, height in boxes)
     loaded = "return [...document.images].map(each => each.complete && each.naturalWidth > 0)"
     assert run(browser, loaded)
     assert all(run(browser, loaded))
@@ -197,6 +197,17 @@ def test_nothing_is_wider_than_a_phone(browser: Chrome, pages: dict[str, Path], 
     root = "document.documentElement"
     wide = run(browser, f"return [{root}.scrollWidth, {root}.clientWidth]")
     assert wide[0] <= wide[1] == PHONE
+
+
+def test_plots_fit_a_phone(browser: Chrome, pages: dict[str, Path]) -> None:
+    show(browser, pages["failing"], PHONE)
+    widths = run(
+        browser,
+        "return [...document.querySelectorAll('figure .scroll')]"
+        ".map(each => [each.scrollWidth, each.clientWidth])",
+    )
+    assert len(widths) == 4
+    assert all(all_of_it <= shown for all_of_it, shown in widths)
 
 
 def test_text_in_a_plot_is_not_smaller_on_a_phone_than_can_be_read(

@@ -25,11 +25,14 @@ from clipcheck.report.html.svg import COLOURS, inline, styled
 from clipcheck.report.html.words import as_far, ascii_only, cut, figure, ratio
 from clipcheck.system.figures import number
 
-_WIDTH = 9.6
-"""Width of every figure, in inches of 72 units; the style sheet scales it to the page."""
+_WIDTH = 4.5
+"""Width of every figure, in inches of 72 units, as a phone shows it; wider pages scale it up."""
 
-_MOST_LABELS = 30
+_MOST_LABELS = 15
 """Names along the depth of a tower that there is room for."""
+
+_LEAST_CELL = 36 / 72
+"""Inches of a cell of the heat map that its number fits into; in smaller ones there is none."""
 
 _LEVELS = 4
 """Shades of a difference in either direction."""
@@ -122,8 +125,8 @@ def drift(errors: Sequence[ModuleError], which: str, limits: Limits, key: str) -
     caption = _drift_caption(found)
     title = f"Error of each module of the {which} tower, in the order of the calls"
     with styled():
-        drawn = Figure(figsize=(_WIDTH, 3.7))
-        axes = drawn.add_axes((0.09, 0.28, 0.9, 0.63))
+        drawn = Figure(figsize=(_WIDTH, 4))
+        axes = drawn.add_axes((0.185, 0.3, 0.8, 0.5))
         _draw_drift(axes, found)
         svg = inline(drawn, key, f"{title}. {caption}")
     columns = ("module", "method", "candidate", "eager", "limit", "times eager", "verdict")
@@ -196,7 +199,7 @@ def _draw_drift(axes: Axes, found: Sequence[_Module]) -> None:
                 color=COLOURS[colour], markeredgewidth=0, label=label, **line,
             )  # fmt: skip
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.01), ncols=6, borderaxespad=0, handletextpad=0.4,
+        loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2, borderaxespad=0, handletextpad=0.4,
         columnspacing=1.6, borderpad=0.2, handlelength=1.8,
     )  # fmt: skip
     if beyond.any():
@@ -210,10 +213,10 @@ def _name_first(axes: Axes, found: Sequence[_Module], first: int) -> None:
     left = first < len(found) / 2
     axes.axvline(first, color=COLOURS["fail"], linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     axes.annotate(
-        f"first: {ascii_only(cut(found[first].error.module, 60))}",
-        (first, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(5 if left else -5, -3),
+        f"first: {ascii_only(cut(found[first].error.module, 36))}",
+        (0 if left else 1, 1),
+        xycoords="axes fraction",
+        xytext=(3 if left else -3, -3),
         textcoords="offset points",
         ha="left" if left else "right",
         va="top",
@@ -261,8 +264,8 @@ def distribution(measured: Measured, key: str) -> Plot:
     bins = {name: _bins(least, most, measured.allowed[name]) for name in outputs}
     counts = {name: _counted(values[name], bins[name]) for name in outputs}
     with styled():
-        drawn = Figure(figsize=(_WIDTH, 3.3))
-        axes = drawn.add_axes((0.135, 0.155, 0.855, 0.83))
+        drawn = Figure(figsize=(_WIDTH, 3.2))
+        axes = drawn.add_axes((0.29, 0.16, 0.68, 0.82))
         axes.set_xscale("log")
         edges = np.concatenate(list(bins.values()))
         axes.set_xlim(float(edges.min()), float(edges.max()))
@@ -327,8 +330,8 @@ def _draw_row(
         linewidth=1, zorder=3,
     )  # fmt: skip
     axes.annotate(
-        f"limit {ratio(allowed)}", (allowed, place + 0.97), xytext=(4, 0),
-        textcoords="offset points", va="top", color=COLOURS["ink"],
+        f"limit {ratio(allowed)}", (allowed, place + 0.97), xytext=(-4, 0),
+        textcoords="offset points", ha="right", va="top", color=COLOURS["ink"],
     )  # fmt: skip
 
 
@@ -368,7 +371,7 @@ def _bin_table(
 
 
 def heat(given: Heat, key: str) -> Plot:
-    """The differences of one batch's logits, each as a shade and as a number.
+    """The differences of one batch's logits, each as a shade, and as a number where it fits.
 
     Args:
         given: at least one row and one column.
@@ -381,17 +384,16 @@ def heat(given: Heat, key: str) -> Plot:
     title = f"Differences of the {kind} from float64, in the batch that is furthest off"
     caption = _heat_caption(given, greatest)
     height, width = differences.shape
+    across = min(0.6, 0.66 * _WIDTH / width)
     side = min(0.37, 6 / height)
     inches = 0.15 + height * side + 1.5
     with styled():
         drawn = Figure(figsize=(_WIDTH, inches))
-        axes = drawn.add_axes(
-            (0.25, 1.5 / inches, min(0.745, 0.0931 * width), height * side / inches)
-        )
-        _draw_heat(axes, differences, given.limits)
+        axes = drawn.add_axes((0.33, 1.5 / inches, across * width / _WIDTH, height * side / inches))
+        _draw_heat(axes, differences, given.limits, numbers=across >= _LEAST_CELL)
         labels: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
         axes.set_xticks(np.arange(width) + 0.5, [_named(c, 26) for c in given.columns], **labels)
-        axes.set_yticks(np.arange(height) + 0.5, [_named(r, 30) for r in given.rows])
+        axes.set_yticks(np.arange(height) + 0.5, [_named(r, 19) for r in given.rows])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         svg = inline(drawn, key, f"{title}. {caption}")
@@ -407,7 +409,7 @@ def _named(row: str, most: int) -> str:
     return cut(ascii_only(re.sub(r"^(\w+ \d+) \((.*)\)$", r"\1: \2", row)), most)
 
 
-def _draw_heat(axes: Axes, differences: Values, limits: Values) -> None:
+def _draw_heat(axes: Axes, differences: Values, limits: Values, *, numbers: bool) -> None:
     height, width = differences.shape
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
@@ -415,9 +417,11 @@ def _draw_heat(axes: Axes, differences: Values, limits: Values) -> None:
     for (row, column), value in np.ndenumerate(differences):
         level = _level(float(value), float(limits[row]))
         cells.append((row, column, level))
+        if not numbers and level is not None:
+            continue
         axes.text(
             column + 0.5, row + 0.5, _short(float(value)), ha="center", va="center_baseline",
-            fontsize=8.5, color=COLOURS["fail" if level is None else f"heat-ink-{level}"],
+            fontsize=9, color=COLOURS["fail" if level is None else f"heat-ink-{level}"],
             fontweight="bold" if level is None else "normal",
         )  # fmt: skip
     for odd in (False, True):
@@ -502,6 +506,6 @@ def _at_edges(values: Values, low: float, high: float) -> Values:
 def _log_ticks(axes: Axes, which: str) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    axis.set_major_locator(LogLocator(numticks=7, subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axis.set_major_locator(LogLocator(numticks=5, subs=(1, 2, 5) if high < 300 * low else (1,)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

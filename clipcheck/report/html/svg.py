@@ -56,8 +56,8 @@ _STYLE: Mapping[str, Any] = {
     "ytick.color": COLOURS["line"],
     "xtick.labelcolor": COLOURS["muted"],
     "ytick.labelcolor": COLOURS["muted"],
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
 }
 
 _DOTS = 72.0

@@ -204,6 +204,18 @@ def test_logits_that_are_not_a_number_are_marked_and_said() -> None:
     assert "6 are not a number" in none.caption
 
 
+def test_cells_that_are_too_narrow_for_a_number_have_the_shade_alone() -> None:
+    wide = replace(
+        measured().heat,
+        columns=[f"prompt {number} (a)" for number in range(8)],
+        differences=np.array([[6e-6] * 7 + [NAN]] * 2),
+    )
+    plot = heat(wide, "key")
+    assert ">6e-6</text>" not in plot.svg
+    assert plot.svg.count(">NaN</text>") == 2
+    assert plot.rows[0][1] == "6.00e-6"
+
+
 def test_the_shade_of_a_logit_goes_by_the_limit_of_its_row() -> None:
     found = replace(measured().heat, limits=np.array([1e-3, 4e-6]))
     plot = heat(found, "key")
