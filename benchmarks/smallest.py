@@ -172,7 +172,9 @@ def smallest(bench: _Bench, change: Changes, sizes: Sequence[float]) -> tuple[st
     unseen = -1
     while seen - unseen > 1:
         tried = (seen + unseen) // 2
-        found = bench.judge(Variant("small", "numerics", "small", change(sizes[tried])))
+        found = bench.judge(
+            Variant(name="small", family="numerics", reason="small", plant=change(sizes[tried]))
+        )
         if found.gate is None:
             unseen = tried
         else:

@@ -231,7 +231,12 @@ def test_a_variant_of_one_kind_does_not_apply_to_the_other() -> None:
 def test_an_archive_without_a_plant_is_as_exact_as_float32(
     subjects: Subjects, name: str, path: Path
 ) -> None:
-    nothing = Variant("nothing", CLEAN_FAMILY, "for comparison", lambda model: None)
+    nothing = Variant(
+        name="nothing",
+        family=CLEAN_FAMILY,
+        reason="for comparison",
+        plant=lambda model: None,
+    )
     assert error(subjects[name], nothing, path) < MOST_OF_CLEAN
 
 

@@ -209,7 +209,7 @@ def test_outputs_that_exist_are_judged_and_others_listed(
     assert failed(judged) == set()
     assert judged.absent == absent
     assert len(judged.gates) == gates
-    there = {2: "all 2 outputs there", 1: "the one output there"}[4 - len(absent)]
+    there = {2: "all 2 outputs present", 1: "the one output present"}[4 - len(absent)]
     assert there in judged.gates[0].message
     told = " ".join(text.render(Result((judged,), {"clipcheck": "0"})).split())
     assert f"not in this file: {', '.join(absent)}" in told
