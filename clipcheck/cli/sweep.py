@@ -145,8 +145,5 @@ def _stopping(ledger: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        complain(
-            f"stopped; the results so far are kept in {ledger}, and the same command goes on from "
-            "there"
-        )
+        complain(f"stopped; {ledger} keeps the results, and the same command goes on from there")
         raise typer.Exit(130) from None
