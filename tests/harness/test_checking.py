@@ -23,8 +23,9 @@ from clipcheck.gates.localisation import Localisation
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness import matrix
+from clipcheck.harness.checking import check_files
 from clipcheck.harness.matrix import OWN, SHARED
-from clipcheck.harness.options import EXAMPLES
+from clipcheck.harness.options import EXAMPLES, CheckOptions
 from clipcheck.inputs.batches import CORNERS, SIZES
 from clipcheck.models import loader
 from clipcheck.report import notebook, text
@@ -237,28 +238,6 @@ def test_defects_of_our_own_are_not_swallowed(minute_archive: Path, planted: Pla
         clipcheck.check(minute_archive, isolation="none")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"examples": 0}, "at least 1 example"),
-        ({"atol": -1.0}, "expected atol"),
-        ({"rtol": float("nan")}, "expected rtol"),
-        ({"atol": float("inf")}, "expected atol"),
-        ({"device": []}, "a device"),
-        ({"dtype": "float8"}, "expected a dtype, found 'float8'"),
-        ({"dtype": torch.float16}, r"expected a dtype, found torch.float16"),
-        ({"dtype": "half"}, "found 'half'. The nearest name is 'float16'"),
-        ({"dtype": ["bf16"]}, "found 'bf16'. The nearest name is 'bfloat16'"),
-        ({"atol": "0.1"}, "expected atol to be a number of at least 0, found '0.1'"),
-        ({"examples": "3"}, "expected at least 1 example, found '3'"),
-        ({"checkpoints": []}, "a checkpoint"),
-    ],
-)
-def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        clipcheck.check(**{"checkpoints": "x.pt", **arguments})
-
-
 def test_nothing_judged_is_no_pass() -> None:
     assert not Result((), {}).passed
     assert Result((), {}).exit_code == 2
@@ -372,7 +351,7 @@ def test_the_same_inputs_are_known_by_their_digest(minute_archive: Path) -> None
 
 def test_progress_is_told(minute_archive: Path) -> None:
     told: list[str] = []
-    clipcheck.check(minute_archive, progress=told.append)
+    check_files(minute_archive, CheckOptions(), told.append)
     assert told == [
         f"{minute_archive}: {what}"
         for what in (
@@ -390,12 +369,12 @@ def test_progress_is_told(minute_archive: Path) -> None:
 
 def test_the_share_that_is_done_grows_to_all_of_it(minute_archive: Path) -> None:
     listener = Listener()
-    clipcheck.check([minute_archive, "gone.pt"], examples=CORNERS, progress=listener)
+    check_files([minute_archive, "gone.pt"], CheckOptions(examples=CORNERS), listener)
     shares = [share for share in listener.shares if share is not None]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, pytest.approx(1.0))
     half = Listener()
-    clipcheck.check(minute_archive, examples=1, dtype=["bfloat16", "float16"], progress=half)
+    check_files(minute_archive, CheckOptions(examples=1, dtype=["bfloat16", "float16"]), half)
     assert not any("modules" in words for words in half.words)
     assert half.shares[-1] == pytest.approx(1.0)
 
@@ -405,7 +384,7 @@ def test_it_grows_with_batches_and_modules_in_each_phase_that_takes_long(
     minute_archive: Path,
 ) -> None:
     listener = Listener()
-    clipcheck.check(minute_archive, examples=CORNERS, progress=listener)
+    check_files(minute_archive, CheckOptions(examples=CORNERS), listener)
     shares = {**SHARED, **OWN}
     ends = dict(zip(shares, accumulate(shares.values()), strict=True))
     for phase in ("eager", "float64", "candidate", "modules"):
@@ -420,7 +399,7 @@ def test_looking_for_the_smallest_input_is_told_and_is_in_no_share(
     minute_archive: Path,
 ) -> None:
     listener = Listener()
-    clipcheck.check(minute_archive, examples=CORNERS, atol=0, rtol=0, progress=listener)
+    check_files(minute_archive, CheckOptions(examples=CORNERS, atol=0, rtol=0), listener)
     smallest, other, first = listener.words[-3:]
     assert smallest.endswith("the smallest input that fails, mostly within a minute")
     assert other.endswith("another architecture that it computes as")
@@ -642,8 +621,9 @@ def test_the_place_is_looked_for_in_the_dtype_and_with_the_seed_of_the_check(
 ) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def noted(_: Any, __: Any, model: Any, ___: Any, dtype: str, *____: Any, **more: Any) -> Any:
-        asked.append((model.dtype, model.logit_scale, dtype, more["seed"]))
+    def noted(source: Any, _: Any, **more: Any) -> Any:
+        model = source.model
+        asked.append((model.dtype, model.logit_scale, source.dtype, more["seed"]))
         return Localisation.nowhere()
 
     monkeypatch.setattr(matrix, "first_departures", noted)

@@ -269,7 +269,8 @@ def test_a_check_keeps_everything_in_the_folder_that_is_asked_for(
     example = document["results"][0]["failing_example"]
     assert Path(example["saved"]).parent == tmp_path / "new" / "report" / "failing-inputs"
     assert (len(example["prompts"]), example["images"]) == (1, [])
-    assert (tmp_path / "new" / "report" / "report.txt").read_text() == done.out
+    kept = (tmp_path / "new" / "report" / "report.txt").read_text()
+    assert done.out == f"{kept}Page: {tmp_path / 'new' / 'report' / 'report.html'}\n"
     assert f"again: clipcheck replay {example['saved']}" in unfolded(done.out)
 
 
