@@ -17,7 +17,7 @@ from clipcheck.audit.faults.planting import (
     with_head,
 )
 from clipcheck.audit.faults.variant import Variant
-from clipcheck.audit.faults.where import IMAGE_FEATURES, LOGITS, TEXT_FEATURES
+from clipcheck.audit.faults.where import FORWARD, IMAGE_FEATURES, LOGITS, TEXT_FEATURES, Where
 from clipcheck.writers.legacy import Multimodal
 
 Scale = Callable[[Tensor], Tensor]
@@ -106,7 +106,8 @@ PROJECTION = (
         name="probabilities-for-logits",
         reason="the softmax of the demo is part of the export",
         plant=with_head(_probabilities),
-        places=LOGITS,
+        # What it gives is told as what it is, and is not compared.
+        places=(Where(FORWARD, "outside of its modules"),),
     ),
     _projection(
         name="image-encoder-normalises",
