@@ -79,7 +79,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with _noticing(), lines_of(width_for(sys.stdout)):
-            app()
+            app(prog_name="clipcheck")
     except ClipcheckError as error:
         log.debug("the traceback, as asked for", exc_info=True)
         complain(str(error))
