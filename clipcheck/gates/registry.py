@@ -23,6 +23,7 @@ class Gate:
         dtypes: those that it judges in.
         needs_modules: whether it judges only what runs modules that can be called one by one.
         needs_reference: whether it judges only what is compared with another file.
+        needs_logits: whether it judges only what gives logits.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Gate:
     dtypes: tuple[str, ...] = tuple(LIMITS)
     needs_modules: bool = False
     needs_reference: bool = False
+    needs_logits: bool = False
 
 
 GATES = (
@@ -69,6 +71,7 @@ GATES = (
     ),
     Gate(
         name="allclose",
+        needs_logits=True,
         title="The classic assertion on probabilities.",
         passes_when=f"np.allclose(candidate, reference, atol={_CLASSIC.atol:g}, "
         f"rtol={_CLASSIC.rtol:g}) holds for the softmax of both logits.",
@@ -129,6 +132,7 @@ GATES = (
     ),
     Gate(
         name="top1",
+        needs_logits=True,
         title="The best match agrees.",
         passes_when="In every row of logits, the highest one is where float64 has it, unless "
         "rounding alone could exchange it with another.",

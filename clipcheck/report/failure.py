@@ -46,6 +46,17 @@ def _title(judgement: Judgement) -> str:
     return f"{judgement.checkpoint}, {judgement.backend} on {judgement.device}{dtype}"
 
 
+def left_out(judgement: Judgement, gate: str) -> str:
+    """Why the gate has nothing to judge in this checkpoint, or nothing where it has."""
+    from clipcheck.gates.registry import GATES
+    from clipcheck.gates.result import LOGITS
+
+    of_logits = any(each.name == gate and each.needs_logits for each in GATES)
+    if judgement.error is None and of_logits and set(LOGITS) <= set(judgement.absent):
+        return f"{judgement.checkpoint} gives no logits, which {gate} judges"
+    return ""
+
+
 def failure(judgement: Judgement, gate: str) -> str:
     """Why the gate is not passed and what to do next, or nothing where it is."""
     found = _failure(judgement, gate)

@@ -9,7 +9,7 @@ from clipcheck.gates.alternative import Alternative, Departure
 from clipcheck.gates.localisation import Localisation, Place
 from clipcheck.gates.result import GateResult
 from clipcheck.report import text
-from clipcheck.report.failure import SCREEN, failure, summary
+from clipcheck.report.failure import SCREEN, failure, left_out, summary
 from clipcheck.results.judgement import Judgement, Result
 from tests.report import PASSED, failed, unjudged
 
@@ -114,3 +114,14 @@ def test_a_summary_begins_with_the_worst_and_fits_a_screen() -> None:
 
 def test_a_summary_moves_no_cursor() -> None:
     assert "\x1b" not in summary(Result((failed("\x1b[2J.pt", prompt="\x1b[1m"),), {}))
+
+
+def test_gates_of_logits_have_nothing_to_judge_in_a_file_that_gives_none() -> None:
+    features = replace(PASSED, absent=("logits_per_image", "logits_per_text"))
+    for gate in ("allclose", "top1"):
+        assert left_out(features, gate) == f"model.pt gives no logits, which {gate} judges"
+        assert left_out(PASSED, gate) == ""
+        assert left_out(replace(PASSED, absent=("logits_per_text",)), gate) == ""
+        assert left_out(replace(features, error="not found"), gate) == ""
+    for gate in ("integrity", "fidelity", "precision", "repeatability"):
+        assert left_out(features, gate) == ""
