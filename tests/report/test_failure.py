@@ -119,7 +119,7 @@ def test_a_summary_moves_no_cursor() -> None:
 def test_gates_of_logits_have_nothing_to_judge_in_a_file_that_gives_none() -> None:
     features = replace(PASSED, absent=("logits_per_image", "logits_per_text"))
     for gate in ("allclose", "top1"):
-        assert left_out(features, gate) == f"model.pt gives no logits, which {gate} judges"
+        assert left_out(features, gate) == f"release/model.pt gives no logits, which {gate} judges"
         assert left_out(PASSED, gate) == ""
         assert left_out(replace(PASSED, absent=("logits_per_text",)), gate) == ""
         assert left_out(replace(features, error="not found"), gate) == ""
