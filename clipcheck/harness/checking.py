@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec
 
 from clipcheck._version import __version__
-from clipcheck.backends.cells import isolation_named, prepare
+from clipcheck.backends.cells import prepare
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.opening import size_of
 from clipcheck.harness.matrix import Judge
@@ -43,7 +43,7 @@ def check_files(
         UsageError: what is given is not the name of a file.
     """
     names = files_named(checkpoints)
-    prepare(names, isolation_named(options.isolation))
+    prepare(names, options.apart)
     judge_one = Judge(
         options,
         run=uuid.uuid4().hex[:12],

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Backend
-from clipcheck.backends.cells import cell_for, isolation_named
+from clipcheck.backends.cells import cell_for
 from clipcheck.backends.jit import Archive
 from clipcheck.backends.known import Known, everything, matching
 from clipcheck.backends.loading import (
@@ -185,8 +185,7 @@ class Judge:
             files, target = self._open(draft, device, reading)
             choices = named or (_default_backend(files),)
             dtypes = options.dtypes or _default_dtypes(files.checkpoint, target)
-            apart = isolation_named(options.isolation)
-            with cell_for(files.subject, target, apart) as cell:
+            with cell_for(files.subject, target, options.apart) as cell:
                 for dtype, share in zip(dtypes, judging.split([1] * len(dtypes)), strict=True):
                     part = replace(draft.judgement, dtype=dtype)
                     found += self._in_dtype(part, files, target, choices, cell, share)

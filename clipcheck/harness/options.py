@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from clipcheck.backends.cells import Isolation
     from clipcheck.backends.registry import Choice
 
 EXAMPLES = 30
@@ -98,13 +99,8 @@ class CheckOptions:
         if self.backends:
             _ = self.choices
         if self.isolation is not None:
-            from clipcheck.backends.cells import isolation_named
-
-            isolation_named(self.isolation)
-        if self.architecture is not None:
-            from clipcheck.checkpoints.told import named
-
-            named(os.fspath(self.architecture))
+            _ = self.apart
+        _ = self.told
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -144,11 +140,20 @@ class CheckOptions:
         return default_folder() if self.cache else None
 
     @property
+    def apart(self) -> Isolation | None:
+        """Where the code of a file runs; None for the default."""
+        from clipcheck.backends.cells import isolation_named
+
+        return isolation_named(self.isolation)
+
+    @property
     def told(self) -> str | None:
         """The architecture, as it can be named from any folder."""
+        if self.architecture is None:
+            return None
         from clipcheck.checkpoints.told import named
 
-        return None if self.architecture is None else named(os.fspath(self.architecture)).argument
+        return named(os.fspath(self.architecture)).argument
 
 
 def files_named(checkpoints: object) -> list[str]:

@@ -100,7 +100,7 @@ class Run:
         return judgement
 
     def _load(self, case: Case) -> Pair:
-        from clipcheck.backends.cells import cell_for, isolation_named
+        from clipcheck.backends.cells import cell_for
         from clipcheck.backends.loading import build, opened_sides, require_runs
         from clipcheck.backends.modules import ModuleBackend
         from clipcheck.checkpoints.opening import open_pair
@@ -114,8 +114,7 @@ class Run:
         (choice,) = options.choices
         require_runs(choice, subject)
         device = resolve_device(case.device)
-        apart = isolation_named(options.isolation)
-        cell = self._open.enter_context(cell_for(subject, device, apart))
+        cell = self._open.enter_context(cell_for(subject, device, options.apart))
         opened = opened_sides(
             subject,
             reference,
