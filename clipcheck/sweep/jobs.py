@@ -48,7 +48,34 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Checked:
+    """Something that is checked on one device in one dtype.
+
+    Attributes:
+        options: how it is checked.
+    """
+
+    options: CheckOptions
+
+    @property
+    def device(self) -> str:
+        """Device that it runs on."""
+        return str(self.options.device)
+
+    @property
+    def dtype(self) -> str:
+        """Dtype as it was asked for; `DEFAULT` for the one that suits the device."""
+        return next(iter(self.options.dtypes), DEFAULT)
+
+
+def by_backends(options: CheckOptions, backends: Sequence[str]) -> CheckOptions:
+    """Return the same options with these backends, of which `DEFAULT` names none."""
+    named = [backend for backend in backends if backend != DEFAULT]
+    return replace(options, backend=named or None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Checked):
     """One check: a checkpoint by some backends, on one device in one dtype.
 
     Attributes:
@@ -56,7 +83,6 @@ class Job:
         task: what it does, the same in each sweep, however it is named.
         label: what people call the checkpoint.
         source: where it is.
-        options: how it is checked.
         versions: by name, of what computes, which the worker's have to be.
         scratch: the folder that fetched files are put into, for as long as they are judged; None
             for the temporary one of whatever machine it is.
@@ -68,7 +94,6 @@ class Job:
     task: str
     label: str
     source: Source
-    options: CheckOptions
     versions: Mapping[str, str] = field(default_factory=dict)
     scratch: str | None = None
     memory: int = 0
@@ -81,18 +106,7 @@ class Job:
 
     def of_backends(self, backends: Sequence[str]) -> Job:
         """Return the same job with these of its `backends`."""
-        named = [backend for backend in backends if backend != DEFAULT]
-        return replace(self, options=replace(self.options, backend=named or None))
-
-    @property
-    def device(self) -> str:
-        """Device that it runs on."""
-        return str(self.options.device)
-
-    @property
-    def dtype(self) -> str:
-        """Dtype as it was asked for; `DEFAULT` for the one that suits the device."""
-        return next(iter(self.options.dtypes), DEFAULT)
+        return replace(self, options=by_backends(self.options, backends))
 
     @property
     def on_gpu(self) -> bool:

@@ -16,7 +16,7 @@ from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.cost import flops, seconds_of_check
 from clipcheck.sweep.facts import Facts, beside, content_of, facts_of
 from clipcheck.sweep.identity import key_of, versions_for
-from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Job, Source
+from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Checked, Job, Source, by_backends
 from clipcheck.sweep.ledger import Ledger, Verdict
 from clipcheck.system import memory
 from clipcheck.system.progress import Progress, silent
@@ -40,12 +40,11 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unit:
+class Unit(Checked):
     """One line of a sweep's report: a checkpoint, run by one backend on one device in one dtype.
 
     Attributes:
         entry: of the catalogue.
-        options: how it is checked; one backend, device and dtype at most.
         content: SHA-256 of the file, or where it comes from.
         reference: the same of what it is compared with; nothing for itself.
         versions: by name, of what computes.
@@ -55,7 +54,6 @@ class Unit:
     """
 
     entry: Entry
-    options: CheckOptions
     content: str
     reference: str
     versions: Mapping[str, str]
@@ -67,16 +65,6 @@ class Unit:
     def backend(self) -> str:
         """Backend as it was asked for."""
         return next(iter(self.options.backends), DEFAULT)
-
-    @property
-    def device(self) -> str:
-        """Device that it runs on."""
-        return str(self.options.device)
-
-    @property
-    def dtype(self) -> str:
-        """Dtype as it was asked for."""
-        return next(iter(self.options.dtypes), DEFAULT)
 
     @property
     def model(self) -> str:
@@ -191,8 +179,7 @@ def _job(units: Sequence[Unit], setting: Setting) -> Job:
     first = units[0]
     backends = tuple(dict.fromkeys(unit.backend for unit in units))
     size = first.facts.size or first.entry.source.size or 0
-    named = [backend for backend in backends if backend != DEFAULT]
-    options = replace(first.options, backend=named or None)
+    options = by_backends(first.options, backends)
     versions = versions_for(backends)
     return Job(
         task=key_of(first.model, first.reference, options, versions, first.architecture),
