@@ -36,7 +36,7 @@ WALK = """
 import json, sys, time
 import torch
 from clipcheck.system import torchscript_support
-from clipcheck.backends.modules import run_method
+from clipcheck.backends.calling import run_method
 from clipcheck.backends.reference import Reference, exact_arithmetic
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.gates.tolerances import LIMITS

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from clipcheck.backends.calling import run_method, translating
 from clipcheck.backends.forward import ByName
-from clipcheck.backends.modules import run_method
 from clipcheck.checkpoints.inspection import Patched
 from clipcheck.errors import IsolationError, RunError
 from clipcheck.models.facts import METHODS, Facts
@@ -95,8 +95,6 @@ class Inside:
         self, weights: Mapping[str, torch.Tensor], method: str, *inputs: torch.Tensor
     ) -> object:
         """Call a method with other weights in place of those with these keys for this call."""
-        from clipcheck.backends.base import translating
-
         with translating("jit", method), self._archive.replaced(weights):
             return self.call(method, *inputs)
 
@@ -108,7 +106,6 @@ class Inside:
         after: Sequence[torch.Tensor] = (),
     ) -> tuple[object, str]:
         """Return the output of a method for inputs in some form, and what was wrong with it."""
-        from clipcheck.backends.base import translating
         from clipcheck.backends.forms import call_in_form
 
         def call(*given: torch.Tensor) -> object:
@@ -123,7 +120,6 @@ class Inside:
         """The tensors that a module by itself gives."""
         import torch
 
-        from clipcheck.backends.base import translating
         from clipcheck.models import torchscript
 
         part = self._archive.part(module, method)

@@ -5,23 +5,13 @@ A backend is a file in this folder; the file itself is a `Way`, named as the fil
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from clipcheck.errors import ClipcheckError, RunError
+from clipcheck.backends.calling import Array, Named, Pixels, Tokens
 from clipcheck.gates.integrity import Evidence
 from clipcheck.inputs.examples import Frontend
-
-Array = NDArray[Any]
-Named = dict[str, Array]
-Pixels = NDArray[np.float32]
-Tokens = NDArray[np.int32]
 
 
 class Backend(Protocol):
@@ -148,44 +138,6 @@ def outputs_of_methods(methods: Methods, pixels: Pixels, tokens: Tokens) -> Name
     }
 
 
-@contextmanager
-def translating(name: str, doing: str) -> Iterator[None]:
-    """Make what a backend's library raises an error of ours, with its words kept.
-
-    Args:
-        name: the backend's.
-        doing: what was done, as in ``encode_image`` or ``exporting``.
-
-    Raises:
-        RunError: in place of any error that is not ours.
-    """
-    try:
-        yield
-    except ClipcheckError:
-        raise
-    # Libraries raise nearly anything; what stops Python itself is no Exception.
-    except Exception as error:
-        raise RunError(
-            f"{name}: {doing} failed ({reason(error)})",
-            remedy="Run it again with --debug to see all of the message.",
-        ) from error
-
-
-def closed(name: str) -> RunError:
-    """Return the error for a backend that is run after it was closed."""
-    return RunError(f"{name}: it was closed", remedy="Build it anew.")
-
-
 def evidence_of_closed() -> Evidence:
     """Return the evidence of a closed backend: nothing is known of it any more."""
     return Evidence(None, doubts=["the candidate was closed"])
-
-
-def reason(error: Exception) -> str:
-    """The last line of a message: TorchScript's interpreter puts its own traceback before it.
-
-    torch may put where in its C++ code that was behind it.
-    """
-    message = str(error).partition("Exception raised from ")[0]
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import Backend, Missing, Option, translating
+from clipcheck.backends.base import Backend, Missing, Option
+from clipcheck.backends.calling import translating
 from clipcheck.backends.source import Source
 from clipcheck.gates.integrity import Evidence
 

@@ -12,19 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.aotinductor import available, quiet_about_cuda
-from clipcheck.backends.base import (
-    Array,
-    Backend,
-    Named,
-    Option,
-    Pixels,
-    Tokens,
-    closed,
-    evidence_of_closed,
-    translating,
-)
+from clipcheck.backends.base import Backend, Option, evidence_of_closed
+from clipcheck.backends.calling import Array, Named, Pixels, Tokens, closed, to_numpy, translating
 from clipcheck.backends.eager import version
-from clipcheck.backends.modules import to_numpy
 from clipcheck.backends.source import Source
 from clipcheck.backends.trace import example_inputs
 from clipcheck.gates.integrity import Evidence

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcheck.backends.base import Array, Backend, Missing, Option, translating
+from clipcheck.backends.base import Backend, Missing, Option
+from clipcheck.backends.calling import Array, translating
 from clipcheck.backends.eager import version as version
 from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
 from clipcheck.backends.signature import Declared, Raw

@@ -8,18 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import (
-    Array,
-    Backend,
-    Missing,
-    Named,
-    Option,
-    Pixels,
-    Tokens,
-)
+from clipcheck.backends.base import Backend, Missing, Option
+from clipcheck.backends.calling import Array, Named, Pixels, Tokens, to_numpy
 from clipcheck.backends.eager import version as version
 from clipcheck.backends.forward import ByName, UntoldError
-from clipcheck.backends.modules import ModuleBackend, to_numpy
+from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.signature import blank
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import BUFFERS, Architecture

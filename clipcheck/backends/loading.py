@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from clipcheck.backends.archives import OpenArchive, open_archive
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Backend, translating
+from clipcheck.backends.base import Backend
+from clipcheck.backends.calling import translating
 from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.registry import Choice, require_available, way
 from clipcheck.backends.source import Source

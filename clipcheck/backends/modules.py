@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from clipcheck.backends.base import (
+from clipcheck.backends.base import evidence_of_closed, outputs_of_methods
+from clipcheck.backends.calling import (
     Array,
     Named,
     Pixels,
     Tokens,
     closed,
-    evidence_of_closed,
-    outputs_of_methods,
+    run_method,
+    to_numpy,
     translating,
 )
 from clipcheck.errors import RunError
@@ -142,36 +142,3 @@ class ModuleBackend:
 
         with translating(self.name, f"{method} {form}"):
             return call_in_form(getattr(self._module, method), form, inputs, after)
-
-
-def run_method(name: str, module: Any, method: str, *inputs: torch.Tensor) -> Any:
-    """Call a method of a model without recording gradients.
-
-    Args:
-        name: the backend's, for the message.
-        module: a module, of TorchScript or not.
-        method: ``encode_image``, ``encode_text`` or ``forward``.
-        inputs: on the module's device.
-
-    Raises:
-        RunError: it is not there, or it failed.
-    """
-    import torch
-
-    call: Callable[..., Any] | None = getattr(module, method, None)
-    if call is None:
-        raise RunError(
-            f"{name}: the model has no method {method}",
-            remedy="Trace encode_image, encode_text and forward; `clipcheck convert` does.",
-        )
-    with translating(name, method), torch.inference_mode():
-        return call(*inputs)
-
-
-def to_numpy(tensor: torch.Tensor) -> Array:
-    """The tensor's values; bfloat16, which numpy does not have, as float32."""
-    import torch
-
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.float()
-    return np.asarray(tensor.cpu().numpy())

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipcheck.backends.base import Array, Backend, Missing, Option, too_old, translating
+from clipcheck.backends.base import Backend, Missing, Option, too_old
+from clipcheck.backends.calling import Array, translating
 from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import Source

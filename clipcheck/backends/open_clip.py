@@ -6,7 +6,8 @@ import importlib.util
 from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import Backend, Missing, Option, too_old, translating
+from clipcheck.backends.base import Backend, Missing, Option, too_old
+from clipcheck.backends.calling import translating
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints import directories
 from clipcheck.checkpoints.architecture import Activation, Architecture, ViT

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import Array, Pixels, Tokens
+from clipcheck.backends.calling import Array, Pixels, Tokens
 from clipcheck.backends.signature import Declared, Raw, inputs
 from clipcheck.checkpoints.checkpoint import bytes_of
 from clipcheck.errors import IsolationError

@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipcheck.backends import signature
-from clipcheck.backends.base import (
-    Array,
-    Named,
-    Pixels,
-    Tokens,
-    closed,
-    evidence_of_closed,
-    translating,
-)
+from clipcheck.backends.base import evidence_of_closed
+from clipcheck.backends.calling import Array, Named, Pixels, Tokens, closed, translating
 from clipcheck.backends.signature import Outputs, Raw
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.errors import CheckpointError, RunError
@@ -199,7 +192,7 @@ def flat(result: Any) -> Raw:
     """
     import torch
 
-    from clipcheck.backends.modules import to_numpy
+    from clipcheck.backends.calling import to_numpy
 
     if isinstance(result, torch.Tensor):
         return [(None, to_numpy(result))]

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipcheck.backends.base import Array
-from clipcheck.backends.modules import run_method, to_numpy
+from clipcheck.backends.calling import Array, run_method, to_numpy
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.families import eager
 from clipcheck.inputs.batches import MOST_ROWS

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from clipcheck.backends.archives import Inside
-from clipcheck.backends.base import translating
+from clipcheck.backends.calling import translating
 from clipcheck.backends.opened import Opened
 from clipcheck.backends.reference import exact_floats
 from clipcheck.checkpoints.keymaps import Layout

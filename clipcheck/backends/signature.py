@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcheck.backends.base import Array, Named, Pixels, Tokens
+from clipcheck.backends.calling import Array, Named, Pixels, Tokens
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.errors import ArchitectureError, CheckpointError
 from clipcheck.gates.result import OUTPUTS

@@ -10,7 +10,8 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import Backend, Missing, Option, too_old, translating
+from clipcheck.backends.base import Backend, Missing, Option, too_old
+from clipcheck.backends.calling import translating
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format

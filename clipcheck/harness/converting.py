@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from clipcheck.backends.base import Array, Backend
+from clipcheck.backends.base import Backend
+from clipcheck.backends.calling import Array
 from clipcheck.backends.cells import Isolation, cell_for
 from clipcheck.backends.loading import OpenSides, build, opened_sides
 from clipcheck.backends.registry import Choice

@@ -20,7 +20,7 @@ from clipcheck.gates.result import LOGITS, Case
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.backends.base import Array
+    from clipcheck.backends.calling import Array
     from clipcheck.families import eager
     from clipcheck.inputs.batches import Batch
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipcheck.backends.base import Array, Backend
+from clipcheck.backends.base import Backend
+from clipcheck.backends.calling import Array
 from clipcheck.backends.jit import Archive
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.checkpoints.architecture import Architecture

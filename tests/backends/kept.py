@@ -12,8 +12,7 @@ import torch
 from filelock import FileLock
 
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Named, Pixels, Tokens
-from clipcheck.backends.modules import to_numpy
+from clipcheck.backends.calling import Named, Pixels, Tokens, to_numpy
 from clipcheck.backends.source import Source, Way
 from clipcheck.checkpoints.architecture import Architecture, specs
 from clipcheck.checkpoints.checkpoint import Format

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Backend, Named
+from clipcheck.backends.base import Backend
+from clipcheck.backends.calling import Named
 from clipcheck.backends.reference import Reference, exact_arithmetic
 from clipcheck.backends.source import Source, Way
 from clipcheck.checkpoints.architecture import specs

@@ -24,7 +24,8 @@ import torch
 
 from clipcheck.backends import registry
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.base import Backend, Named, reason
+from clipcheck.backends.base import Backend
+from clipcheck.backends.calling import Named, reason
 from clipcheck.backends.loading import Sides, build, load_sides
 from clipcheck.backends.reference import exact_floats
 from clipcheck.backends.registry import BACKENDS, Choice, way

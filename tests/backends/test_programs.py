@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipcheck.backends.base import Pixels, Tokens
+from clipcheck.backends.calling import Pixels, Tokens
 from clipcheck.backends.opened import Opened, as_backend
 from clipcheck.backends.programs import ProgramBackend, WeightsCompared, is_rounded
 from clipcheck.backends.signature import Declared, Raw, blank

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from clipcheck.backends.base import Array, Missing, translating
+from clipcheck.backends.base import Missing
+from clipcheck.backends.calling import Array, translating
 from clipcheck.gates.frontends import Kind
 from clipcheck.harness.preprocessing.differences import Difference
 from clipcheck.inputs.examples import opacities_left_out

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import translating
+from clipcheck.backends.calling import translating
 from clipcheck.backends.clip import available, import_clip, version
 from clipcheck.harness.preprocessing.base import Candidate
 from clipcheck.harness.preprocessing.differences import REFUSED

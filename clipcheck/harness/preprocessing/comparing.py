@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipcheck.backends.base import Array, translating
+from clipcheck.backends.calling import Array, translating
 from clipcheck.errors import RunError, UsageError
 from clipcheck.gates.frontends import (
     FrontendResult,

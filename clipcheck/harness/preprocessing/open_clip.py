@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import translating
+from clipcheck.backends.calling import translating
 from clipcheck.backends.open_clip import available, version
 from clipcheck.harness.preprocessing import transformers
 from clipcheck.harness.preprocessing.base import Candidate

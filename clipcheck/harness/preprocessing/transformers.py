@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
-from clipcheck.backends.base import translating
+from clipcheck.backends.calling import translating
 from clipcheck.backends.transformers import available, version
 from clipcheck.harness.preprocessing.base import Candidate
 from clipcheck.harness.preprocessing.differences import (

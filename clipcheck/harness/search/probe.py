@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipcheck.backends.base import Array, Backend
+from clipcheck.backends.base import Backend
+from clipcheck.backends.calling import Array
 from clipcheck.errors import RunError
 from clipcheck.gates.allclose import allclose
 from clipcheck.gates.distance import Ruler

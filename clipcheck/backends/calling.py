@@ -1,0 +1,91 @@
+"""Calls of a model with arrays, and the errors for what its library raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipcheck.errors import ClipcheckError, RunError
+
+if TYPE_CHECKING:
+    import torch
+
+Array = NDArray[Any]
+Named = dict[str, Array]
+Pixels = NDArray[np.float32]
+Tokens = NDArray[np.int32]
+
+
+def run_method(name: str, module: Any, method: str, *inputs: torch.Tensor) -> Any:
+    """Call a method of a model without recording gradients.
+
+    Args:
+        name: the backend's, for the message.
+        module: a module, of TorchScript or not.
+        method: ``encode_image``, ``encode_text`` or ``forward``.
+        inputs: on the module's device.
+
+    Raises:
+        RunError: it is not there, or it failed.
+    """
+    import torch
+
+    call: Callable[..., Any] | None = getattr(module, method, None)
+    if call is None:
+        raise RunError(
+            f"{name}: the model has no method {method}",
+            remedy="Trace encode_image, encode_text and forward; `clipcheck convert` does.",
+        )
+    with translating(name, method), torch.inference_mode():
+        return call(*inputs)
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """The tensor's values; bfloat16, which numpy does not have, as float32."""
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    return np.asarray(tensor.cpu().numpy())
+
+
+@contextmanager
+def translating(name: str, doing: str) -> Iterator[None]:
+    """Make what a backend's library raises an error of ours, with its words kept.
+
+    Args:
+        name: the backend's.
+        doing: what was done, as in ``encode_image`` or ``exporting``.
+
+    Raises:
+        RunError: in place of any error that is not ours.
+    """
+    try:
+        yield
+    except ClipcheckError:
+        raise
+    # Libraries raise nearly anything; what stops Python itself is no Exception.
+    except Exception as error:
+        raise RunError(
+            f"{name}: {doing} failed ({reason(error)})",
+            remedy="Run it again with --debug to see all of the message.",
+        ) from error
+
+
+def closed(name: str) -> RunError:
+    """Return the error for a backend that is run after it was closed."""
+    return RunError(f"{name}: it was closed", remedy="Build it anew.")
+
+
+def reason(error: Exception) -> str:
+    """The last line of a message: TorchScript's interpreter puts its own traceback before it.
+
+    torch may put where in its C++ code that was behind it.
+    """
+    message = str(error).partition("Exception raised from ")[0]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
