@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,11 @@ import typer
 from clipcheck.cli import check_options, options
 from clipcheck.cli.output import noting, print_line, show_result, tell_github, write
 from clipcheck.errors import OutputError
+from clipcheck.harness.configuration import options_of, read_configuration, without_overruled
 from clipcheck.harness.options import CheckOptions
 
 if TYPE_CHECKING:
     from clipcheck.results.judgement import Result
-    from clipcheck.system.progress import Progress
 
 EXAMPLES = """\
 Examples:
@@ -29,6 +30,7 @@ Examples:
 
 
 def check(
+    ctx: typer.Context,
     checkpoints: options.Checkpoints,
     key: options.Key = None,
     reference: check_options.Reference = None,
@@ -39,7 +41,7 @@ def check(
     dtype: options.Dtypes = None,
     isolation: options.Isolation = None,
     cache: options.Cache = CheckOptions.cache,
-    fail_fast: check_options.FailFast = False,
+    fail_fast: check_options.FailFast = CheckOptions.fail_fast,
     examples: options.Examples = CheckOptions.examples,
     exhaustive: check_options.Exhaustive = CheckOptions.exhaustive,
     seed: options.InputSeed = CheckOptions.seed,
@@ -54,14 +56,12 @@ def check(
 ) -> None:
     """Compare checkpoints with their eager model and float64."""
     from clipcheck.cli import terminal
-    from clipcheck.cli.one_by_one import until_one_fails
     from clipcheck.harness.checking import check_files
     from clipcheck.report import evidence, text
     from clipcheck.report import junit as junit_report
-    from clipcheck.results.selection import gates_named, only
 
-    gates = gates_named(select or (), ignore or ())
-    how = CheckOptions(
+    given = check_options.given(
+        ctx,
         backend=backend,
         key=key,
         reference=reference,
@@ -73,24 +73,24 @@ def check(
         seed=seed,
         atol=atol,
         rtol=rtol,
+        select=select,
+        ignore=ignore,
+        fail_fast=fail_fast,
         cache=cache,
         isolation=isolation,
         download_root=download_root,
     )
+    configuration = read_configuration(Path.cwd())
+    how = options_of(configuration, given)
     # What cannot be written is told at once, and must not hide the verdict.
     unwritten: list[OutputError] = []
     with noting(unwritten):
         if report is not None:
             evidence.require_folder(report)
 
-    def run(names: str | Sequence[str], progress: Progress | None) -> Result:
-        return only(check_files(names, how, progress), gates)
-
     with terminal.progress(quiet) as progress:
-        if fail_fast:
-            result = until_one_fails(run, checkpoints, progress)
-        else:
-            result = run(checkpoints, progress)
+        result = check_files(checkpoints, how, progress)
+    result = replace(result, configuration=without_overruled(configuration, given))
     again = ("clipcheck", *sys.argv[1:], "--report", text.KEPT) if report is None else ()
     result = _tell(result, None if unwritten else report, again, json, quiet, unwritten)
     if junit is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -96,3 +96,11 @@ Quiet = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+
+
+def given(ctx: typer.Context, **values: Any) -> dict[str, Any]:
+    """Return those of these parameters that were given, and did not come from a default."""
+    found = {name: ctx.get_parameter_source(name) for name in values}
+    return {
+        name: values[name] for name, source in found.items() if source and source.name != "DEFAULT"
+    }

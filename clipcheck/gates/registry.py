@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from clipcheck.errors import UsageError, nearest
 from clipcheck.gates.tolerances import LIMITS, Allclose
 
 _SINGLE, _HALF, _BFLOAT = LIMITS["float32"], LIMITS["float16"], LIMITS["bfloat16"]
@@ -162,17 +164,47 @@ GATES = (
 NAMES = tuple(gate.name for gate in GATES)
 
 
-def gates_in(dtype: str, *, modules: bool) -> tuple[str, ...]:
-    """Return the names of the gates that judge a file by itself.
+def gates_in(
+    dtype: str, *, modules: bool, reference: bool = False, logits: bool = True
+) -> tuple[str, ...]:
+    """Return the names of the gates that have something to judge in a run.
 
     Args:
         dtype: that it computes in.
         modules: whether its modules can be called one by one.
+        reference: whether its weights are compared with those of another file.
+        logits: whether it gives logits.
     """
     return tuple(
         gate.name
         for gate in GATES
         if dtype in gate.dtypes
-        if not gate.needs_reference
+        if reference or not gate.needs_reference
         if modules or not gate.needs_modules
+        if logits or not gate.needs_logits
     )
+
+
+def gates_named(select: Sequence[str], ignore: Sequence[str]) -> tuple[str, ...]:
+    """Return the gates that count, in their order.
+
+    Args:
+        select: their names; none for all.
+        ignore: the names of those that do not count.
+
+    Raises:
+        UsageError: there is no such gate, or none is left.
+    """
+    for name in (*select, *ignore):
+        if name not in NAMES:
+            raise UsageError(
+                f"expected a gate, found {name!r}",
+                remedy=f"{nearest(str(name), NAMES)}; all of them: {', '.join(NAMES)}.",
+            )
+    chosen = tuple(n for n in NAMES if (n in select or not select) and n not in ignore)
+    if not chosen:
+        raise UsageError(
+            "expected at least one gate, found that each that is selected is ignored",
+            remedy="Ignore fewer of them.",
+        )
+    return chosen

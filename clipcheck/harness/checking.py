@@ -6,7 +6,7 @@ import inspect
 import os
 import platform
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -49,15 +49,27 @@ def check_files(
         run=uuid.uuid4().hex[:12],
         date=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     )
-    asked = [(name, where) for name in names for where in options.devices]
-    spans = Span(progress or silent).split([_size(name) for name, _ in asked])
-    found = [judge_one(*each, span) for each, span in zip(asked, spans, strict=True)]
-    everything = [each for one in found for each in one]
+    spans = Span(progress or silent).split([_size(name) for name in names])
+    found: list[Judgement | LeftOut] = []
+    for number, (name, span) in enumerate(zip(names, spans, strict=True), 1):
+        parts = zip(options.devices, span.split([1] * len(options.devices)), strict=True)
+        mine = [each for device, part in parts for each in judge_one(name, device, part)]
+        found += mine
+        if options.fail_fast and not _passed(mine):
+            reason = f"{name} did not pass, and --fail-fast stops there"
+            found += [LeftOut(each, each, "", "", reason) for each in names[number:]]
+            break
     return Result(
-        tuple(each for each in everything if isinstance(each, Judgement)),
+        tuple(each for each in found if isinstance(each, Judgement)),
         environment(),
-        tuple(each for each in everything if isinstance(each, LeftOut)),
+        tuple(each for each in found if isinstance(each, LeftOut)),
     )
+
+
+def _passed(found: Sequence[Judgement | LeftOut]) -> bool:
+    """Whether there is something that was judged, and all of it passed."""
+    judgements = [each for each in found if isinstance(each, Judgement)]
+    return bool(judgements) and all(each.passed for each in judgements)
 
 
 def _taking(

@@ -7,7 +7,7 @@ The reference's outputs, in its own dtype and in float64, are the same for every
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from clipcheck.gates.fidelity import fidelity, precision
 from clipcheck.gates.integrity import Evidence, integrity
 from clipcheck.gates.lengths import with_lengths
 from clipcheck.gates.modules import Coverage, modules
+from clipcheck.gates.registry import NAMES
 from clipcheck.gates.repeatability import Repeat, repeatability
 from clipcheck.gates.result import (
     ENCODERS,
@@ -70,6 +71,12 @@ _GIVES = {method: (name,) for method, name in ENCODERS.items()} | {"forward": LO
 
 _OF_IMAGES = tuple(name for name, kinds in OUTPUTS.items() if "image" in kinds)
 """Outputs that an image takes part in."""
+
+_REPEATING = frozenset({"integrity", "repeatability"})
+"""Gates that need rows to be run again: what fails then is a matter of integrity."""
+
+_NEAR = frozenset({"fidelity", "precision"})
+"""Gates that need prompts of every length."""
 
 _SMALL = 0
 """The batch that is run three times in a row and once more at the end: the first, and smallest."""
@@ -143,6 +150,7 @@ class Trial:
         calls: what candidates run beside the batches: some of their rows, and of ``lengths`` those
             that no prompt of the batches has.
         in_form: how many rows candidates are given in each form.
+        gates: the names of those that judge: what no other needs is not run.
     """
 
     batches: Sequence[Batch]
@@ -153,6 +161,7 @@ class Trial:
     lengths: Lengths | None = None
     calls: Sequence[Call] = ()
     in_form: int = 0
+    gates: Collection[str] = NAMES
 
     @property
     def digest(self) -> str:
@@ -169,6 +178,7 @@ class Trial:
         *,
         lengths: Batch | None = None,
         effort: Effort | None = None,
+        gates: Collection[str] = NAMES,
     ) -> Trial:
         """Run the reference over all batches, in both ways.
 
@@ -182,12 +192,16 @@ class Trial:
             watch: gets the time of each phase.
             lengths: of `clipcheck.inputs.batches.every_length`.
             effort: how much candidates are called beside the batches; None for nothing.
+            gates: the names of those that judge.
 
         Raises:
             RunError: the model cannot be run, or gives what is not finite: nothing can be said of
                 what is compared with that.
         """
         inputs = [(batch.pixels, batch.tokens) for batch in batches]
+        again = not _REPEATING.isdisjoint(gates)
+        if not again and _NEAR.isdisjoint(gates):
+            lengths = effort = None
         more = {} if lengths is None else {"lengths": lengths.tokens}
         with watch.phase("eager") as advance:
             own = reference.outputs(inputs, advance, **more)
@@ -199,8 +213,10 @@ class Trial:
         _require_finite(batches, own, exact, dtype)
         rows = [] if lengths is None else _lengths_not_drawn(lengths, batches)
         calls = deal(batches, rows, effort) if effort else ()
-        in_form = effort.in_form if effort else 0
-        return cls(batches, own, exact, reference.scale, dtype, measured, calls, in_form)
+        if not again:
+            calls = [call for call in calls if any(r.batch == len(batches) for r in call.prompts)]
+        in_form = effort.in_form if effort and again else 0
+        return cls(batches, own, exact, reference.scale, dtype, measured, calls, in_form, gates)
 
     def run(self, candidate: Backend, advance: Advance = still) -> Run:
         """Run a candidate over all batches, and over some of their rows again.
@@ -214,6 +230,7 @@ class Trial:
         rows = sum(len(b.pixels) + len(b.tokens) for b in self.batches)
         rows += sum(len(call.images) + len(call.prompts) for call in self.calls)
         tally = Tally(rows, advance)
+        repeating = not _REPEATING.isdisjoint(self.gates)
         failures: list[str] = []
         again: list[Repeat] = []
         found: list[Mapping[str, Array]] = []
@@ -221,14 +238,14 @@ class Trial:
         for number, batch in enumerate(self.batches):
             found.append(_attempt(candidate, batch, failures))
             tally.add(len(batch.pixels) + len(batch.tokens))
-            if number == _SMALL:
+            if number == _SMALL and repeating:
                 again.append(self._again(candidate, "in the second call", failures))
                 again.append(self._again(candidate, "in the third call", failures))
-        if not self.calls:
+        if not self.calls and repeating:
             again += self._alone(candidate, failures)
         if self.in_form and isinstance(candidate, ModuleBackend):
             again += self._in_forms(candidate, failures)
-        if self.calls:
+        if self.calls and "integrity" in self.gates:
             failures += list(self._hiding_nan(candidate, failures))
         for call in self.calls:
             names = _given_by(candidate, call.method)
@@ -238,7 +255,8 @@ class Trial:
             again += self._repeats(call, outputs, names)
             by_length += self._by_length(call, outputs)
             tally.add(len(call.images) + len(call.prompts))
-        again.append(self._again(candidate, "after all other calls", failures))
+        if repeating:
+            again.append(self._again(candidate, "after all other calls", failures))
         cases = [
             Case(mine, own, exact, batch.rows, batch.first_rows, candidate.absent)
             for mine, own, exact, batch in zip(
@@ -400,8 +418,8 @@ class Run:
 def judge(
     trial: Trial, run: Run, evidence: Evidence, coverage: Coverage | None, limits: Allclose
 ) -> tuple[GateResult, ...]:
-    """Run every gate. Structure is judged in float32, where rounding hides none of it. Gates of
-    logits are left out where the candidate has none.
+    """Run the gates of the trial. Structure is judged in float32, where rounding hides none of it.
+    Gates of logits are left out where the candidate has none.
 
     Args:
         trial: what was run.
@@ -412,19 +430,25 @@ def judge(
     """
     measures = LIMITS[trial.dtype]
     numbers = (run.cases, measures, trial.scale)
-    near = [fidelity(*numbers)] if trial.dtype == "float32" else [precision(*numbers)]
-    if run.lengths and near[0].margin < float("inf"):
-        near = [with_lengths(near[0], run.lengths, Ruler(*numbers))]
+
+    def near() -> GateResult:
+        found = fidelity(*numbers) if trial.dtype == "float32" else precision(*numbers)
+        if run.lengths and found.margin < float("inf"):
+            return with_lengths(found, run.lengths, Ruler(*numbers))
+        return found
+
+    judging: dict[str, Callable[[], GateResult]] = {
+        "integrity": lambda: integrity(run.cases, evidence),
+        "allclose": lambda: allclose(run.cases, limits, measures),
+        "fidelity" if trial.dtype == "float32" else "precision": near,
+        "top1": lambda: top1(*numbers),
+        "repeatability": lambda: repeatability(run.cases, run.repeats, measures, trial.scale),
+    }
     if coverage is not None:
-        near.append(modules(coverage, measures))
-    logits = judged(run.cases, LOGITS)
-    return (
-        integrity(run.cases, evidence),
-        *([allclose(run.cases, limits, measures)] if logits else []),
-        *near,
-        *([top1(*numbers)] if logits else []),
-        repeatability(run.cases, run.repeats, measures, trial.scale),
-    )
+        judging["modules"] = lambda: modules(coverage, measures)
+    if not judged(run.cases, LOGITS):
+        del judging["allclose"], judging["top1"]
+    return tuple(judging[name]() for name in NAMES if name in judging and name in trial.gates)
 
 
 def effort_for(architecture: Architecture) -> Effort:
@@ -497,7 +521,7 @@ def judge_candidate(
             remedy="Give a file that has a CLIP model's features, or its logits.",
         )
     coverage = None
-    if isinstance(candidate, Archive) and trial.dtype == "float32":
+    if isinstance(candidate, Archive) and trial.dtype == "float32" and "modules" in trial.gates:
         coverage = _coverage(candidate, source, seed, watch)
     with watch.phase("gates"):
         failures = [*run.failures, *(coverage.failures if coverage else ())]

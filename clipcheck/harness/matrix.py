@@ -31,12 +31,13 @@ from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.dimensions import dimensions
 from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_pair, weights_of
-from clipcheck.errors import ClipcheckError, UnfitError
+from clipcheck.errors import ClipcheckError, UnfitError, UsageError
 from clipcheck.gates.alternative import Alternative
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.localisation import Localisation
 from clipcheck.gates.measured import measured
-from clipcheck.gates.result import OUTPUTS, GateResult
+from clipcheck.gates.registry import gates_in
+from clipcheck.gates.result import LOGITS, OUTPUTS, GateResult
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.gates.weights import weights as weights_gate
 from clipcheck.harness.explaining import find_alternative
@@ -230,7 +231,7 @@ class Judge:
         draft.add(architecture=dimensions(of.architecture))
         draft.add(assumed=released is None and not of.told)
         weights = None
-        if reference is not None and isinstance(subject, Checkpoint):
+        if reference is not None and isinstance(subject, Checkpoint) and "weights" in options.gates:
             differences = list(compare_weights(subject, reference))
             weights = weights_gate(differences, compared(subject, reference))
         return _Files(subject, reference, weights), target
@@ -304,8 +305,16 @@ class Judge:
                 unlike=unlike,
             )
             ruler = Ruler(verdict.run.cases, LIMITS[bench.source.dtype], bench.trial.scale)
+            gates = (*bench.files.gates, *verdict.gates)
+            ignored = _ignored(self.options, bench, candidate)
+            if not gates:
+                raise UsageError(
+                    "no gate is left that judges this run",
+                    remedy=f"Select one of these: {', '.join(ignored)}.",
+                )
             draft.add(
-                gates=(*bench.files.gates, *verdict.gates),
+                gates=gates,
+                ignored=ignored,
                 measured=measured(verdict.run.cases, ruler),
                 coverage=verdict.coverage,
                 artefact_bytes=candidate.size,
@@ -434,6 +443,7 @@ class _Bench:
             self._watch,
             lengths=lengths_for(architecture, options.seed),
             effort=effort_for(architecture),
+            gates=options.gates,
         )
 
     @property
@@ -508,6 +518,18 @@ def _known(judged: Judgement, choice: Choice, checkpoint: Checkpoint) -> tuple[K
             vision=type(checkpoint.architecture.vision).__name__,
         )
     )
+
+
+def _ignored(options: CheckOptions, bench: _Bench, candidate: Backend) -> tuple[str, ...]:
+    """Name the gates that had something to judge, and were left out."""
+    files = bench.files
+    judging = gates_in(
+        bench.source.dtype,
+        modules=isinstance(candidate, Archive),
+        reference=files.reference is not None and isinstance(files.subject, Checkpoint),
+        logits=not candidate.absent.issuperset(LOGITS),
+    )
+    return tuple(name for name in judging if name not in options.gates)
 
 
 def _isolation(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from clipcheck.errors import UsageError, nearest
+from clipcheck.gates.registry import gates_named
 from clipcheck.gates.tolerances import LIMITS, Allclose
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class CheckOptions:
         seed: of the images and prompts.
         atol: the absolute tolerance of the gate ``allclose``, on probabilities.
         rtol: its relative tolerance.
+        select: the gates that judge, one or several; by default all.
+        ignore: gates that do not judge, one or several. What they alone need is not run, and the
+            verdict names them.
+        fail_fast: whether to stop after the first checkpoint that does not pass.
         cache: whether compiled and exported programs are kept for the next time, and taken from
             there.
         isolation: ``process`` runs the code of a file (an archive, a program) in a process of its
@@ -82,6 +87,9 @@ class CheckOptions:
     seed: int = 0
     atol: float = Allclose.atol
     rtol: float = Allclose.rtol
+    select: str | Sequence[str] | None = None
+    ignore: str | Sequence[str] | None = None
+    fail_fast: bool = False
     cache: bool = True
     isolation: str | None = None
     download_root: str | os.PathLike[str] | None = None
@@ -93,6 +101,7 @@ class CheckOptions:
             raise UsageError("expected a device, found none", remedy="Give one.")
         for name in self.dtypes:
             _require_dtype(name)
+        _ = self.gates
         if self.reference is not None:
             file_named(self.reference, "a reference")
         # What is not given is not looked at: these import numpy, and the last one more.
@@ -126,6 +135,11 @@ class CheckOptions:
     def dtypes(self) -> tuple[str, ...]:
         """Names; none for what suits the device."""
         return _several(self.dtype)
+
+    @property
+    def gates(self) -> tuple[str, ...]:
+        """Names of the gates that judge, in their order."""
+        return gates_named(_several(self.select), _several(self.ignore))
 
     @property
     def limits(self) -> Allclose:

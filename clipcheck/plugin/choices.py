@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.registry import available_models
 from clipcheck.errors import ClipcheckError, OutputError, UnknownModelError, UsageError
 from clipcheck.gates.registry import gates_in
+from clipcheck.harness.configuration import options_of, read_configuration, without_overruled
 from clipcheck.harness.options import CheckOptions
 from clipcheck.plugin.subjects import SEEDED, size
+from clipcheck.results.configuration import Configuration
 
 SEEDED_MODELS = ("tiny-vit", "tiny-resnet", "ViT-B/32")
 """The architectures of ``--clip-seeded`` alone, which take a minute: two of them small."""
@@ -36,9 +38,9 @@ DEFAULT_BACKENDS = ("jit",)
 """The ways to run a checkpoint that are compared with the eager model, where none is named."""
 
 
-def gates_of(backend: str, dtype: str) -> tuple[str, ...]:
-    """The gates that a judgement has: archives alone are looked into, module by module."""
-    return gates_in(dtype, modules=backend == "jit")
+def gates_of(backend: str, dtype: str, *, reference: bool = False) -> tuple[str, ...]:
+    """Return the gates that judge: archives alone are looked into, module by module."""
+    return gates_in(dtype, modules=backend == "jit", reference=reference)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Choices:
         dtypes: the names of dtypes; none for those that suit each device.
         options: of each check, but for its backend, device and dtype.
         report: the folder that the reports are written to, if they are asked for.
+        configuration: the options that came from a file.
     """
 
     models: tuple[str, ...]
@@ -61,6 +64,7 @@ class Choices:
     dtypes: tuple[str, ...]
     options: CheckOptions
     report: Path | None
+    configuration: Configuration = field(default_factory=Configuration)
 
     @classmethod
     def of(cls, option: Callable[[str], Any], folder: Path) -> Choices:
@@ -74,13 +78,19 @@ class Choices:
             UsageError: one of them makes no sense; the message names it.
         """
         report = option("--clip-report")
+        configuration = read_configuration(folder)
+        given = _given_options(option, folder)
+        options = options_of(configuration, given)
         return cls(
             models=_models(option("--clip-model"), option("--clip-seeded"), folder),
-            devices=_once(option("--clip-device") or ["cpu"]),
-            backends=_backends(option("--clip-backend")),
-            dtypes=_once(_checked("dtype", option("--clip-dtype") or ())),
-            options=_options(option, folder),
+            devices=_once([str(each) for each in options.devices if each] or ["cpu"]),
+            backends=_backends(
+                options, "--clip-backend" if "backend" in given else configuration.file
+            ),
+            dtypes=_once(options.dtypes),
+            options=replace(options, backend=None, device=None, dtype=None),
             report=None if report is None else folder / _given("--clip-report", report),
+            configuration=without_overruled(configuration, given),
         )
 
     def dtypes_on(self, device: str) -> tuple[str, ...]:
@@ -96,16 +106,18 @@ class Choices:
         return [dict(pairs) for pairs in dict.fromkeys(tuple(each.items()) for each in found)]
 
     def _all(self) -> Iterator[Mapping[str, str]]:
+        reference = self.options.reference is not None
         for model, device in product(self.models or (NO_MODEL,), self.devices):
             for backend, dtype in product(self.backends, self.dtypes_on(device)):
-                for gate in gates_of(backend, dtype):
-                    yield {
-                        "clip_gate": gate,
-                        "clip_model": model,
-                        "clip_backend": backend,
-                        "clip_device": device,
-                        "clip_dtype": dtype,
-                    }
+                for gate in gates_of(backend, dtype, reference=reference):
+                    if gate in self.options.gates:
+                        yield {
+                            "clip_gate": gate,
+                            "clip_model": model,
+                            "clip_backend": backend,
+                            "clip_device": device,
+                            "clip_dtype": dtype,
+                        }
 
     def pairs(self) -> list[tuple[str, str]]:
         """Each checkpoint with each device, large checkpoints first: what one worker does."""
@@ -213,9 +225,12 @@ def _given(option: str, written: str) -> str:
     return written
 
 
-def _options(option: Callable[[str], Any], folder: Path) -> CheckOptions:
-    """Read the options that are the same for all checks."""
-    reads: Mapping[str, Callable[[str, str], Any]] = {
+def _given_options(option: Callable[[str], Any], folder: Path) -> dict[str, Any]:
+    """Read the options of a check that were given to pytest."""
+    reads: Mapping[str, Callable[[str, Any], Any]] = {
+        "backend": lambda _, names: names,
+        "device": lambda _, names: names,
+        "dtype": lambda _, names: names,
         "atol": _number,
         "rtol": _number,
         "examples": _whole,
@@ -226,12 +241,11 @@ def _options(option: Callable[[str], Any], folder: Path) -> CheckOptions:
         "architecture": lambda _, name: str(folder / name) if (folder / name).is_file() else name,
     }
     written = {field: option(f"--clip-{field}") for field in reads}
-    given = {
+    return {
         field: _checked(field, reads[field](f"--clip-{field}", text))
         for field, text in written.items()
         if text is not None
     }
-    return CheckOptions(**given)
 
 
 def _checked(field: str, value: Any) -> Any:
@@ -248,24 +262,23 @@ def _checked(field: str, value: Any) -> Any:
     return value
 
 
-def _backends(written: Sequence[str] | None) -> tuple[str, ...]:
-    if not written:
+def _backends(options: CheckOptions, where: str) -> tuple[str, ...]:
+    if not options.backends:
         return DEFAULT_BACKENDS
     # Here, for it imports numpy, which a run without these options has no use for.
     from clipcheck.backends.registry import ALL, require_available
 
-    if ALL in written:
+    if ALL in options.backends:
         raise UsageError(
-            f"--clip-backend: expected the names of backends, found {ALL!r}",
+            f"{where}: expected the names of backends, found {ALL!r}",
             remedy="Name each; `clipcheck backends` lists those that can run here.",
         )
-    choices = CheckOptions(backend=_checked("backend", written)).choices
-    for choice in choices:
+    for choice in options.choices:
         try:
             require_available(choice)
         except ClipcheckError as error:
-            raise type(error)(f"--clip-backend: {error.problem}", remedy=error.remedy) from error
-    return tuple(str(choice) for choice in choices)
+            raise type(error)(f"{where}: {error.problem}", remedy=error.remedy) from error
+    return tuple(str(choice) for choice in options.choices)
 
 
 def _once(chosen: Sequence[str]) -> tuple[str, ...]:

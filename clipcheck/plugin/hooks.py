@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from clipcheck.plugin.choices import Choices
     from clipcheck.plugin.run import Pair, Run
     from clipcheck.plugin.sharing import Case, Finding, Findings
-    from clipcheck.results.judgement import Judgement
+    from clipcheck.results.judgement import Judgement, Result
 
 SUITE = "clipcheck.suite"
 """The module of tests, for ``--pyargs``."""
@@ -374,22 +374,25 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if passed and not found and _runs_suite(config) and not config.option.collectonly:
         _note(config, "the suite was asked for, but no checkpoint was judged")
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
-    if found:
-        from clipcheck.plugin.summary import tell_github
-
-        config.stash[_GITHUB] = tell_github(found)
     asked = config.getoption("--clip-report") is not None
-    folder = _choices(config).report if asked else None
+    if not found and not asked:
+        return
+    from clipcheck.plugin.summary import result_of, tell_github
+
+    result = result_of(found, _choices(config))
+    if found:
+        config.stash[_GITHUB] = tell_github(result)
+    folder = _choices(config).report
     if folder is not None:
-        _write_reports(session, found, folder)
+        _write_reports(session, result, folder)
 
 
-def _write_reports(session: pytest.Session, found: list[Finding], folder: Path) -> None:
+def _write_reports(session: pytest.Session, result: Result, folder: Path) -> None:
     from clipcheck.errors import OutputError
     from clipcheck.plugin.summary import write_reports
 
     try:
-        _note(session.config, write_reports(found, folder))
+        _note(session.config, write_reports(result, folder))
     except OutputError as error:
         _note(session.config, str(error))
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR

@@ -109,7 +109,11 @@ class Run:
         found = self._find(case)
         options = self._options(case, found)
         subject, reference = open_pair(
-            found.checkpoint, key=options.key, architecture=options.architecture
+            found.checkpoint,
+            options.reference,
+            options.download_root,
+            key=options.key,
+            architecture=options.told,
         )
         (choice,) = options.choices
         require_runs(choice, subject)
@@ -133,7 +137,7 @@ class Run:
         common = self._choices.options
         if subject.own:
             apart = common.isolation or "none"
-            common = replace(common, key=None, architecture=None, isolation=apart)
+            common = replace(common, key=None, architecture=None, reference=None, isolation=apart)
         return replace(common, backend=case.backend, device=case.device, dtype=case.dtype)
 
     def _find(self, case: Case) -> subjects.Subject:

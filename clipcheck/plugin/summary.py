@@ -44,15 +44,16 @@ def lines(findings: Sequence[Finding]) -> list[str]:
     return sorted({f"{f.case.model} on {f.case.device}: {f.source}" for f in findings if f.source})
 
 
-def result_of(findings: Sequence[Finding]) -> Result:
-    """All judgements of a run as one result."""
+def result_of(findings: Sequence[Finding], choices: Choices) -> Result:
+    """Return all judgements of a run as one result."""
     from clipcheck.harness.checking import environment
     from clipcheck.results.judgement import Result
 
-    return Result(tuple(finding.judgement for finding in findings), environment())
+    judgements = tuple(finding.judgement for finding in findings)
+    return Result(judgements, environment(), configuration=choices.configuration)
 
 
-def write_reports(findings: Sequence[Finding], folder: Path) -> str:
+def write_reports(result: Result, folder: Path) -> str:
     """Write all judgements as JSON and as text, and the inputs that failed.
 
     Returns:
@@ -63,11 +64,11 @@ def write_reports(findings: Sequence[Finding], folder: Path) -> str:
     """
     from clipcheck.report.evidence import keep
 
-    keep(result_of(findings), folder)
+    keep(result, folder)
     return f"reports in {folder}"
 
 
-def tell_github(findings: Sequence[Finding]) -> tuple[list[str], str]:
+def tell_github(result: Result) -> tuple[list[str], str]:
     """Add what was found to the summary of the job; elsewhere than on GitHub Actions do nothing.
 
     Returns:
@@ -75,5 +76,4 @@ def tell_github(findings: Sequence[Finding]) -> tuple[list[str], str]:
     """
     from clipcheck.report.github import annotate, summarise
 
-    result = result_of(findings)
     return annotate(result), summarise(result)

@@ -51,9 +51,13 @@ def left_out(judgement: Judgement, gate: str) -> str:
     from clipcheck.gates.registry import GATES
     from clipcheck.gates.result import LOGITS
 
-    of_logits = any(each.name == gate and each.needs_logits for each in GATES)
-    if judgement.error is None and of_logits and set(LOGITS) <= set(judgement.absent):
+    if judgement.error is not None or any(each.name == gate for each in judgement.gates):
+        return ""
+    (known,) = (each for each in GATES if each.name == gate)
+    if known.needs_logits and set(LOGITS) <= set(judgement.absent):
         return f"{judgement.checkpoint} gives no logits, which {gate} judges"
+    if known.needs_reference:
+        return f"{judgement.checkpoint} holds no weights that can be compared with the reference's"
     return ""
 
 

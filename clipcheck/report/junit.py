@@ -19,7 +19,9 @@ def render(result: Result) -> str:
     that of the first case. Characters that XML cannot hold become backslash escapes.
     """
     root = Element("testsuites", name="clipcheck")
-    suites = [_suite(judgement, result.environment) for judgement in result.judgements]
+    taken = {"configuration": str(result.configuration)} if result.configuration.options else {}
+    common = {**result.environment, **taken}
+    suites = [_suite(judgement, common) for judgement in result.judgements]
     if result.left_out:
         suites.append(_skipped(result.left_out))
     root.extend(suites)
@@ -30,7 +32,7 @@ def render(result: Result) -> str:
     return f"<?xml version='1.0' encoding='utf-8'?>\n{tostring(root, encoding='unicode')}\n"
 
 
-def _suite(judgement: Judgement, environment: Mapping[str, str]) -> Element:
+def _suite(judgement: Judgement, common: Mapping[str, str]) -> Element:
     cases = [*_cases(judgement)]
     cases[0].set("time", _seconds(judgement))
     suite = Element(
@@ -45,7 +47,7 @@ def _suite(judgement: Judgement, environment: Mapping[str, str]) -> Element:
     if judgement.date is not None:
         suite.set("timestamp", judgement.date)
     properties = SubElement(suite, "properties")
-    for name, value in {**environment, **_facts(judgement)}.items():
+    for name, value in {**common, **_facts(judgement)}.items():
         SubElement(properties, "property", name=name, value=one_line(value))
     suite.extend(cases)
     return suite

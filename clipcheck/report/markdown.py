@@ -32,6 +32,7 @@ def parts(result: Result) -> list[str]:
         *(_row(_cells(judgement, names)) for judgement in result.judgements),
         *(_details(each) for each in worst_first(result.judgements) if not each.passed),
         *_left_out(result.left_out),
+        *([f"\n{escaped(str(result.configuration))}\n"] if result.configuration.options else []),
     ]
 
 

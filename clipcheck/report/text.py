@@ -217,7 +217,9 @@ def _frontends(judgements: Sequence[Judgement]) -> Lines:
 
 def _end(result: Result, steps: Lines, apart: Lines) -> list[Lines]:
     """The table, what is told apart, and the verdict, with what to do next."""
-    blocks = [_table(result.judgements), apart, _left_out(result.left_out)]
+    told = str(result.configuration)
+    configured = _texts(wrapped(visible(told))) if told else []
+    blocks = [_table(result.judgements), apart, _left_out(result.left_out), configured]
     alike = agreement.told(result.judgements)
     said = [*(_texts(wrapped(alike)) if alike else []), *_said(result)]
     return [*(block for block in blocks if block), [*said, *steps]]

@@ -25,6 +25,7 @@ def render(result: Result) -> str:
         "passed": result.passed,
         "clipcheck": result.environment["clipcheck"],
         "environment": dict(result.environment),
+        "configuration": asdict(result.configuration) if result.configuration.options else None,
         "results": [_entry(judgement) for judgement in result.judgements],
         "left_out": [asdict(each) for each in result.left_out],
     }

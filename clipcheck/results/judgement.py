@@ -15,6 +15,7 @@ from clipcheck.gates.measured import Measured
 from clipcheck.gates.modules import Coverage
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import Allclose
+from clipcheck.results.configuration import Configuration
 
 if TYPE_CHECKING:
     from clipcheck.results.failing import Failing
@@ -68,7 +69,7 @@ class Judgement:
             this process, and None where none of it ran.
         absent: outputs that the candidate does not have by its own signature, and that were not
             judged.
-        ignored: gates that judged it and were left out, as was asked for.
+        ignored: gates that had something to judge and were left out, as was asked for.
         assumed: whether it was assumed, and told by nothing, how the model computes where its
             weights do not tell.
         alternative: the other architecture that the candidate computes as; None where it passed or
@@ -161,11 +162,13 @@ class Result:
         judgements: one for each checkpoint, device, dtype and backend.
         environment: versions and the machine.
         left_out: what was not run, of all that might have been; no part of the verdict.
+        configuration: the options that came from a file.
     """
 
     judgements: tuple[Judgement, ...]
     environment: Mapping[str, str]
     left_out: tuple[LeftOut, ...] = ()
+    configuration: Configuration = field(default_factory=Configuration)
 
     @property
     def passed(self) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import html
 import inspect
 import json
 import os
@@ -122,7 +123,8 @@ def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) 
     options += ["--dtype", "float32", "--dtype", "bfloat16", "--exhaustive"]
     options += ["--backend", "jit", "--backend", "compile:dynamic=auto"]
     options += ["--key", "k", "--reference", "r", "--no-cache", "--isolation", "none"]
-    options += ["--architecture", "ViT-B/32"]
+    options += ["--architecture", "ViT-B/32", "--fail-fast"]
+    options += ["--select", "top1", "--select", "modules", "--ignore", "modules"]
     run("check", "a", "b", *options, "--atol", 0.5, "--rtol", 0.25, "--download-root", "x")
     assert seen == {
         "checkpoints": ["a", "b"],
@@ -139,8 +141,41 @@ def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) 
         "seed": 4,
         "atol": 0.5,
         "rtol": 0.25,
+        "select": ["top1", "modules"],
+        "ignore": ["modules"],
+        "fail_fast": True,
         "download_root": Path("x"),
     }
+
+
+def test_options_may_stand_in_a_file_and_every_report_says_so(
+    run: Run, minute_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "pyproject.toml"
+    file.write_text('[tool.clipcheck]\nexamples = 5\nseed = 7\nignore = ["modules"]\n')
+    monkeypatch.chdir(tmp_path)
+    done = run("check", minute_archive, "--seed", 3, "--report", "kept", "--junit", "found.xml")
+    told = f'Options from {file}: examples = 5, ignore = ["modules"]'
+    assert told.replace(" ", "") in "".join(done.out.split())
+    document = json.loads((tmp_path / "kept" / "results.json").read_text())
+    assert document["configuration"] == {
+        "file": str(file),
+        "options": {"examples": 5, "ignore": ["modules"]},
+    }
+    (found,) = document["results"]
+    assert (found["examples"], found["seed"], found["ignored"]) == (5, 3, ["modules"])
+    assert told in html.unescape((tmp_path / "kept" / "report.html").read_text())
+    assert told in html.unescape((tmp_path / "found.xml").read_text())
+
+
+def test_an_option_in_a_file_that_there_is_not_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.clipcheck]\nexampels = 5\n")
+    monkeypatch.chdir(tmp_path)
+    done = run("check", "x.pt")
+    assert (done.code, done.out) == (2, "")
+    assert "The nearest name is 'examples'" in done.err
 
 
 def test_a_model_of_a_training_checkpoint_is_judged(run: Run, several: Path) -> None:
@@ -181,7 +216,7 @@ def test_the_defaults_of_the_command_are_those_of_the_function() -> None:
     command = inspect.signature(check.check).parameters
     function = inspect.signature(checking.check).parameters
     options = set(command) & set(vars(CheckOptions()))
-    assert len(options) == 14
+    assert len(options) == 17
     for name in options:
         assert command[name].default == function[name].default
 

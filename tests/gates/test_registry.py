@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from clipcheck.gates.registry import GATES, gates_in
+import pytest
+
+from clipcheck.errors import UsageError
+from clipcheck.gates.registry import GATES, NAMES, gates_in, gates_named
 from clipcheck.gates.tolerances import LIMITS
 
 
@@ -18,3 +21,29 @@ def test_a_file_by_itself_is_judged_by_these() -> None:
     found = {dtype: gates_in(dtype, modules=True) for dtype in LIMITS}
     assert found == {"float32": single, "float16": half, "bfloat16": half}
     assert gates_in("float32", modules=False) == tuple(g for g in single if g != "modules")
+
+
+def test_logits_and_a_reference_have_gates_of_their_own() -> None:
+    assert gates_in("float32", modules=False, reference=True, logits=False) == (
+        "weights", "integrity", "fidelity", "repeatability"
+    )  # fmt: skip
+
+
+def test_gates_are_all_those_selected_or_all_but_those_ignored_in_their_order() -> None:
+    assert gates_named([], []) == NAMES
+    assert gates_named(["top1", "allclose"], []) == ("allclose", "top1")
+    assert gates_named(["top1", "allclose"], ["top1"]) == ("allclose",)
+    assert "modules" not in gates_named([], ["modules"])
+
+
+@pytest.mark.parametrize("given", [(["fidelty"], []), ([], ["fidelty"])])
+def test_a_gate_that_there_is_not_is_answered_with_the_nearest(
+    given: tuple[list[str], list[str]],
+) -> None:
+    with pytest.raises(UsageError, match=r"found 'fidelty'\. The nearest name is 'fidelity'; all"):
+        gates_named(*given)
+
+
+def test_no_gate_at_all_is_no_choice() -> None:
+    with pytest.raises(UsageError, match="expected at least one gate"):
+        gates_named(["top1"], ["top1"])

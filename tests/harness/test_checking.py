@@ -108,6 +108,27 @@ def test_another_projection_is_inconsistent(minute_archive: Path, planted: Plant
     assert not gate(result, "allclose").passed
 
 
+def test_fail_fast_stops_at_the_first_that_does_not_pass_and_says_what_was_not_run(
+    minute_archive: Path,
+) -> None:
+    names = [minute_archive, "gone.pt", "b.pt", "c.pt"]
+    result = clipcheck.check(names, examples=CORNERS, fail_fast=True, device=["cpu", "cpu"])
+    assert [each.checkpoint for each in result.judgements] == [
+        str(minute_archive), str(minute_archive), "gone.pt", "gone.pt"
+    ]  # fmt: skip
+    reason = "gone.pt did not pass, and --fail-fast stops there"
+    assert [(each.checkpoint, each.reason) for each in result.left_out] == [
+        ("b.pt", reason), ("c.pt", reason)
+    ]  # fmt: skip
+    assert len({each.run for each in result.judgements}) == 1
+
+
+def test_without_fail_fast_all_are_judged() -> None:
+    result = clipcheck.check(["a.pt", "b.pt"])
+    assert [each.checkpoint for each in result.judgements] == ["a.pt", "b.pt"]
+    assert result.left_out == ()
+
+
 def test_comparing_a_model_with_itself_is_no_pass(minute_archive: Path, planted: Planted) -> None:
     def same(both: loader.Both) -> None:
         both.archive.module = both.eager_model

@@ -328,6 +328,30 @@ def test_one_length_that_is_wrong_is_named(dealt: Trial) -> None:
 # --------------------------------------------------------------------------- gates
 
 
+def test_what_no_gate_that_judges_needs_is_not_run(drawn: list[Batch], dealt: Trial) -> None:
+    def ran(*gates: str) -> tuple[Dealt, Mapping[str, GateResult]]:
+        reference: Any = TwinTables()
+        trial = Trial.of(
+            reference, drawn, "float32", Stopwatch(), lengths=LENGTHS, effort=SOME, gates=gates
+        )
+        candidate = Dealt()
+        return candidate, judged(trial, trial.run(candidate))
+
+    whole = judged(dealt, dealt.run(Dealt()))
+    candidate, found = ran("fidelity", "top1")
+    # As measured by all gates: prompts of every length are still run, and nothing else again.
+    assert found == {name: whole[name] for name in ("fidelity", "top1")}
+    assert candidate.sizes_of["encode_image"] == []
+    assert len(candidate.sizes_of["encode_text"]) > 0
+    candidate, found = ran("allclose")
+    assert found == {"allclose": whole["allclose"]}
+    assert candidate.sizes_of["encode_text"] == []
+    for name in ("integrity", "repeatability"):
+        candidate, found = ran(name)
+        assert found == {name: whole[name]}
+        assert sum(candidate.sizes_of["encode_image"]) > 0
+
+
 def test_in_float32_there_are_six_gates_in_this_order(trial: Trial) -> None:
     gates = judged(trial, trial.run(Tables()))
     assert list(gates) == ["integrity", "allclose", "fidelity", "modules", "top1", "repeatability"]

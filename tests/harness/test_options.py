@@ -13,6 +13,7 @@ import pytest
 
 import clipcheck
 from clipcheck.errors import ClipcheckError, UnknownModelError, UsageError
+from clipcheck.gates.registry import NAMES
 from clipcheck.gates.tolerances import Allclose
 from clipcheck.harness.options import CheckOptions, files_named
 from clipcheck.inputs.batches import CORNERS
@@ -36,6 +37,12 @@ def test_one_or_several_are_taken() -> None:
     assert options.backends == ("jit", "trace")
     assert [str(choice) for choice in options.choices] == ["jit", "trace"]
     assert (options.dtypes, options.devices) == (("float16",), ("cpu", "mps"))
+
+
+def test_gates_are_chosen_by_name() -> None:
+    assert CheckOptions().gates == NAMES
+    assert CheckOptions(select="top1").gates == ("top1",)
+    assert CheckOptions(select=["top1", "allclose"], ignore="top1").gates == ("allclose",)
 
 
 def test_they_cannot_be_changed_but_for_another_one_that_is_looked_at_as_well() -> None:
@@ -75,6 +82,8 @@ def test_an_architecture_in_a_file_is_named_from_any_folder(
         ({"dtype": "half"}, UsageError, "expected a dtype, found 'half'. .* name is 'float16'"),
         ({"dtype": ["float32", 16]}, UsageError, "expected a dtype, found 16"),
         ({"backend": "tracer"}, UsageError, "nearest name is 'trace'"),
+        ({"select": "fidelty"}, UsageError, "found 'fidelty'. The nearest name is 'fidelity'"),
+        ({"ignore": [3]}, UsageError, "expected a gate, found 3"),
         ({"device": []}, UsageError, "expected a device, found none"),
         ({"isolation": "full"}, UsageError, "expected an isolation, found 'full'"),
         ({"reference": 3}, UsageError, "released name of a reference, found an object of type int"),

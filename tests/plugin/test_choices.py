@@ -53,6 +53,29 @@ def test_what_is_given_is_taken() -> None:
     assert chosen.options == CheckOptions(atol=0.5, rtol=0, examples=3, seed=7, key="ema")
 
 
+def test_options_of_a_file_are_taken_where_none_is_given(tmp_path: Path) -> None:
+    file = tmp_path / "pyproject.toml"
+    file.write_text(
+        '[tool.clipcheck]\nexamples = 40\nseed = 3\nbackend = "trace"\ndevice = ["cpu", "mps"]\n'
+        'dtype = ["float32"]\nselect = ["fidelity", "modules", "weights"]\nreference = "a.pt"\n'
+    )
+    chosen = choices(tmp_path, model=["b.pt"], seed="4", device=["cpu"])
+    assert (chosen.backends, chosen.devices, chosen.dtypes) == (("trace",), ("cpu",), ("float32",))
+    assert (chosen.options.examples, chosen.options.seed) == (40, 4)
+    assert "seed" not in chosen.configuration.options
+    # trace has no modules; the gate weights judges where there is a reference.
+    gates = [each["clip_gate"] for each in chosen.combinations(["clip_gate"])]
+    assert gates == ["weights", "fidelity"]
+
+
+def test_all_backends_in_a_file_are_refused_by_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "pyproject.toml"
+    file.write_text('[tool.clipcheck]\nbackend = "all"\n')
+    with pytest.raises(UsageError) as caught:
+        choices(tmp_path)
+    assert caught.value.problem == f"{file}: expected the names of backends, found 'all'"
+
+
 def test_large_checkpoints_come_first(tmp_path: Path) -> None:
     (tmp_path / "small.pt").write_bytes(b"1")
     (tmp_path / "large.pt").write_bytes(bytes(10**6))

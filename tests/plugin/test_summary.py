@@ -9,8 +9,8 @@ import pytest
 from clipcheck.errors import OutputError
 from clipcheck.plugin.choices import Choices
 from clipcheck.plugin.sharing import Case, Finding
-from clipcheck.plugin.summary import header, lines, tell_github, write_reports
-from clipcheck.results.judgement import Judgement
+from clipcheck.plugin.summary import header, lines, result_of, tell_github, write_reports
+from clipcheck.results.judgement import Judgement, Result
 from clipcheck.system import workers
 
 CHOICES = Choices.of({"--clip-model": ["b.pt"], "--clip-seed": "3"}.get, Path("/nowhere"))
@@ -19,6 +19,10 @@ CHOICES = Choices.of({"--clip-model": ["b.pt"], "--clip-seed": "3"}.get, Path("/
 def found(model: str, device: str, source: str, dtype: str = "float32") -> Finding:
     judgement = Judgement(model, device, dtype=dtype, error="gone. Look again.")
     return Finding(Case(model, "jit", device, dtype), judgement, source)
+
+
+def result(findings: list[Finding]) -> Result:
+    return result_of(findings, CHOICES)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,7 @@ def test_seeded_weights_and_files_are_told_apart_at_the_end() -> None:
 
 
 def test_the_reports_have_all_that_was_judged(tmp_path: Path) -> None:
-    write_reports([found("a.pt", "cpu", ""), found("b.pt", "cuda", "")], tmp_path)
+    write_reports(result([found("a.pt", "cpu", ""), found("b.pt", "cuda", "")]), tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     assert [(each["checkpoint"], each["device"]) for each in results] == [
         ("a.pt", "cpu"),
@@ -77,7 +81,7 @@ def test_the_reports_have_all_that_was_judged(tmp_path: Path) -> None:
 
 def test_reports_that_cannot_be_written_say_so(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="gone"):
-        write_reports([], tmp_path / "gone")
+        write_reports(result([]), tmp_path / "gone")
 
 
 def test_github_is_told_of_all_that_was_found(
@@ -86,7 +90,7 @@ def test_github_is_told_of_all_that_was_found(
     summary = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    annotations, problem = tell_github([found("a.pt", "cpu", ""), found("b.pt", "cpu", "")])
+    annotations, problem = tell_github(result([found("a.pt", "cpu", ""), found("b.pt", "cpu", "")]))
     assert [line.split(":")[2].split("%3A ")[1] for line in annotations] == [
         "a.pt%2C jit on cpu in float32", "b.pt%2C jit on cpu in float32"
     ]  # fmt: skip
@@ -95,4 +99,4 @@ def test_github_is_told_of_all_that_was_found(
 
 
 def test_elsewhere_than_on_github_nobody_is_told() -> None:
-    assert tell_github([found("a.pt", "cpu", "")]) == ([], "")
+    assert tell_github(result([found("a.pt", "cpu", "")])) == ([], "")

@@ -47,7 +47,7 @@ def passed(found: Result) -> Any:
 def test_the_document_has_the_fields_of_schema_1(passed: Any, minute_archive: Path) -> None:
     document = passed
     assert document.keys() == {
-        "schema", "passed", "clipcheck", "environment", "results", "left_out"
+        "schema", "passed", "clipcheck", "environment", "configuration", "results", "left_out"
     }  # fmt: skip
     assert document["left_out"] == []
     assert document["schema"] == 1

@@ -122,6 +122,8 @@ class Source:
     ) -> Example | None:
         from hypothesis import Phase
 
+        if not count:  # Of one prompt in all, the second kind of prompts has none.
+            return None
         return self._find(pool, condition, _settings(count, database, Phase.generate))
 
     def _try_again(

@@ -93,12 +93,14 @@ def _state(result: Result | Judgement) -> str:
 
 
 def _masthead(result: Result) -> list[str]:
-    """The tool with its version, and each run with its date: of a sweep there may be several."""
+    """The tool with its version, each run with its date (a sweep may have several), and options
+    from a file."""
     version = result.environment.get("clipcheck", "")
     runs = dict.fromkeys((each.run, each.date) for each in result.judgements if each.run)
     return [
         f"clipcheck {version}".strip(),
         *(f"run {run}, {date or 'no date'}" for run, date in runs),
+        *([str(result.configuration)] if result.configuration.options else []),
     ]
 
 

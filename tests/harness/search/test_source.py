@@ -45,6 +45,13 @@ def test_of_none_there_are_none(images: int) -> None:
     assert Source(CLIP, "x.pt", seed=0).draw(images) == Example()
 
 
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_of_few_there_are_as_many_as_asked_for(images: int) -> None:
+    source = Source(CLIP, "x.pt", seed=0)
+    drawn = source.draw(images)
+    assert (len(drawn.images), len(drawn.prompts)) == (images, prompts_beside(images))
+
+
 def test_the_seed_decides() -> None:
     first = Source(CLIP, "x.pt", seed=0).draw(16)
     assert same(first, Source(CLIP, "y.pt", seed=0).draw(16))
