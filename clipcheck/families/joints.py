@@ -31,6 +31,9 @@ class End(NamedTuple):
 PIXELS, TOKENS = End("pixels", "model"), End("tokens", "model")
 IMAGE_FEATURES, TEXT_FEATURES = End("image_features", "model"), End("text_features", "model")
 
+LAST = ("visual.ln_post", "visual.attnpool", "ln_final")
+"""The last modules of the towers: what comes out of them is pooled and projected."""
+
 Compute = Callable[..., Tensor]
 
 

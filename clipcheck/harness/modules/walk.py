@@ -24,6 +24,7 @@ from clipcheck.errors import RunError
 from clipcheck.families import eager
 from clipcheck.families.joints import (
     IMAGE_FEATURES,
+    LAST,
     PIXELS,
     TEXT_FEATURES,
     TOKENS,
@@ -39,9 +40,6 @@ from clipcheck.harness.modules.judge import NOT_TAKEN, Judge, Tensors, error_of,
 from clipcheck.harness.modules.twins import Pair, Twins
 from clipcheck.inputs.batches import Batch
 from clipcheck.models.taps import Site
-
-_LAST = ("visual.ln_post", "visual.attnpool", "ln_final")
-"""Modules whose outputs are held to the end, for the logits."""
 
 HEAD = "normalisation, scale and product"
 """Name of the steps that ``forward`` takes with the features."""
@@ -337,7 +335,7 @@ class _Held:
         self._tensors = {
             end: tensors
             for end, tensors in self._tensors.items()
-            if end.side == "model" or end.name in _LAST or self._whole(end) in self._recent
+            if end.side == "model" or end.name in LAST or self._whole(end) in self._recent
         }
 
     def keep(self, end: End, tensors: Tensors) -> None:

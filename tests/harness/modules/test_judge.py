@@ -236,9 +236,12 @@ def test_the_scale_of_attention_is_seen_and_named(judged: Judged) -> None:
     assert off(found) == [f"{block}.attn", block]
 
 
-def test_a_fault_of_forward_alone_is_seen_and_its_method_is_named(judged: Judged) -> None:
+@pytest.mark.parametrize("faulty", ["visual.ln_pre", "visual.ln_post"])
+def test_a_fault_of_forward_alone_is_seen_and_its_method_is_named(
+    judged: Judged, faulty: str
+) -> None:
     def alter(model: Any) -> None:
-        original, norm = model.forward, model.visual.ln_post
+        original, norm = model.forward, model.get_submodule(faulty)
 
         def forward(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
             norm.eps = 1e-3
@@ -251,10 +254,28 @@ def test_a_fault_of_forward_alone_is_seen_and_its_method_is_named(judged: Judged
         model.forward = forward
 
     found = judged(VIT, alter)
-    assert off(found) == ["visual.ln_post"]
-    methods = [(e.method, ratio(e) > 10) for e in found.errors if e.module == "visual.ln_post"]
+    assert off(found) == [faulty]
+    methods = [(e.method, ratio(e) > 10) for e in found.errors if e.module == faulty]
     assert methods == [("forward", False), ("forward1", True)]
-    assert modules(found, FLOAT).message.startswith("visual.ln_post (forward1): error ")
+    assert modules(found, FLOAT).message.startswith(f"{faulty} (forward1): error ")
+
+
+def test_forward_is_not_listened_to_where_both_towers_end_as_in_the_encoders(
+    judged: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs as much as both encoders, and could show nothing new."""
+    heard: list[tuple[str, int]] = []
+    listen = Inside.listen
+
+    def counted(self: Inside, method: str, *given: Any) -> object:
+        heard.append((method, len(given[1])))
+        return listen(self, method, *given)
+
+    monkeypatch.setattr(Inside, "listen", counted)
+    found = judged(VIT)
+    every = heard[0][1]
+    assert heard == [("encode_image", every), ("encode_text", every), ("forward", 3)]
+    assert not found.skipped
 
 
 def test_what_is_not_finite_fails_and_what_is_given_it_is_not_judged(judged: Judged) -> None:

@@ -19,6 +19,7 @@ from clipcheck.backends import archives
 from clipcheck.backends.archives import Inside
 from clipcheck.checkpoints.architecture import Architecture, ViT
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.families.joints import LAST
 from clipcheck.gates.localisation import Localisation
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.judging import inputs_of
@@ -304,7 +305,7 @@ def test_no_more_is_held_than_two_blocks_and_the_ends_of_the_towers(
 
     monkeypatch.setattr(walking._Held, "keep", watched)
     assert not walked(small("tiny-vit")).found
-    assert max(len(held - set(walking._LAST)) for held in most) == 2
+    assert max(len(held - set(LAST)) for held in most) == 2
 
 
 def test_the_order_that_rows_are_taken_in_is_told_from_other_rows() -> None:
