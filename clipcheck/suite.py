@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from clipcheck.report.failure import failure, left_out
+from clipcheck.plugin.failing import NotPassedError
+from clipcheck.report.failure import failure, in_a_line, left_out
 
 if TYPE_CHECKING:
     from clipcheck.results.judgement import Judgement
@@ -24,4 +25,4 @@ def test_gate(clip_judgement: Judgement, clip_gate: str) -> None:
         pytest.skip(reason)
     problem = failure(clip_judgement, clip_gate)
     if problem:
-        pytest.fail(problem, pytrace=False)
+        raise NotPassedError(problem, in_a_line(problem))

@@ -167,18 +167,57 @@ def test_tests_that_are_spread_over_workers_share_one_judgement(here: pytest.Pyt
     assert len(judged(here)) == 1
 
 
-def test_a_failure_is_what_the_verdict_says_and_no_more(here: pytest.Pytester) -> None:
-    result = here.runpytest_subprocess(*SUITE, *chosen("bad.pt"), "-p", "no:randomly", "-rN")
+def test_a_failure_is_one_block_and_a_line_for_each_gate_whose_id_can_be_pasted_back(
+    here: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")  # There pytest cuts no line off.
+    result = here.runpytest_subprocess(*SUITE, *chosen("bad.pt"), "-p", "no:randomly")
     result.assert_outcomes(passed=5, failed=1)
     first = next(at for at, line in enumerate(result.outlines) if "= FAILURES =" in line)
-    assert result.outlines[first + 1 :][:5] == [
+    assert result.outlines[first + 1 :][:3] == [
         "__________________ test_gate[allclose-bad.pt-jit-cpu-float32] __________________",
         "bad.pt, jit on cpu in float32: allclose",
         "so it is with allclose",
-        "Next: clipcheck convert bad.pt -o mended.pt",
-        "      writes an archive of the same weights with code that is known to be right.",
     ]
-    assert "= clipcheck =" in result.outlines[first + 6]
+    assert "= clipcheck =" in result.outlines[first + 4]
+    assert (
+        result.outlines.count(
+            "INCONSISTENT: 1 checkpoint differs between JIT and eager. Worst: allclose."
+        )
+        == 1
+    )
+    assert result.outlines.count("Next: clipcheck convert bad.pt -o mended.pt") == 1
+    (line,) = (line for line in result.outlines if line.startswith("FAILED"))
+    word, test, dash, reason = line.split(" ", 3)
+    assert (word, dash, reason) == ("FAILED", "-", "so it is with allclose")
+    again = here.runpytest_subprocess("--pyargs", test, *chosen("bad.pt"))
+    again.assert_outcomes(failed=1)
+
+
+def test_the_table_of_gates_is_shown_where_all_pass(here: pytest.Pytester) -> None:
+    result = here.runpytest_subprocess(*SUITE, *chosen("small.pt"), "-p", "no:randomly", "-n2")
+    result.assert_outcomes(passed=6)
+    result.stdout.fnmatch_lines(
+        [
+            "*= clipcheck =*",
+            "small.pt on cpu: the file given",
+            "jit cpu float32  integrity  allclose  fidelity  modules  top1  repeatability",
+            "small.pt         ok         ok        ok        ok       ok    ok",
+            "CONSISTENT: 1 checkpoint agrees between JIT and eager.",
+        ]
+    )
+
+
+def test_gates_that_are_not_tested_are_not_judged(pytester: pytest.Pytester) -> None:
+    (pytester.path / "minute.pt").write_bytes(minute_bytes(Format.ARCHIVE))
+    options = ("--clip-examples=1", "--clip-report=report", "-p", "no:randomly", "-k", "fidelity")
+    result = pytester.runpytest_subprocess(*SUITE, *chosen("minute.pt"), *options)
+    result.assert_outcomes(passed=1, deselected=5)
+    (found,) = json.loads((pytester.path / "report/results.json").read_text())["results"]
+    assert [gate["name"] for gate in found["gates"]] == ["fidelity"]
+    assert "modules" not in found["seconds"]
+    told = " ".join(result.outlines)
+    assert "gates left out: integrity, allclose, modules, top1, repeatability." in told
 
 
 @pytest.mark.thorough

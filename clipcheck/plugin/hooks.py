@@ -18,6 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from clipcheck.backends.base import Backend
     from clipcheck.plugin.choices import Choices
+    from clipcheck.plugin.needs import Needs
     from clipcheck.plugin.run import Pair, Run
     from clipcheck.plugin.sharing import Case, Finding, Findings
     from clipcheck.results.judgement import Judgement, Result
@@ -79,6 +80,7 @@ REPEATABLE = ("--clip-model", "--clip-device", "--clip-backend", "--clip-dtype")
 
 _CHOICES = pytest.StashKey["Choices"]()
 _RUN = pytest.StashKey["Run"]()
+_NEEDS: pytest.StashKey[Needs] = pytest.StashKey()
 _NOTES = pytest.StashKey[list[str]]()
 _GITHUB = pytest.StashKey[tuple[list[str], str]]()
 
@@ -230,11 +232,12 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: Any) -> pytest.Module | None:
-    """Give the suite's tests the same id in every folder: pytest has no name for a file outside of
-    the one that it is run in, and a long one for a file in an environment inside of it."""
+    """Give the suite's tests an id that ``pytest --pyargs`` takes back, the same in every folder:
+    pytest has no name for a file outside of the one that it is run in, and a long one for a file in
+    an environment inside of it."""
     if module_path != _SUITE_FILE:
         return None
-    return pytest.Module.from_parent(parent, path=module_path, nodeid="clipcheck/suite.py")
+    return pytest.Module.from_parent(parent, path=module_path, nodeid=SUITE)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -265,6 +268,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         choices = _choices(config)
         order = {pair: at for at, pair in enumerate(choices.pairs())}
         items.sort(key=lambda item: order.get(_pair(item, choices), len(order)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Note the gates that are tested of each case: no other gate's work is done."""
+    if _CHOICES in session.config.stash:
+        from clipcheck.plugin.needs import gates_needed
+
+        session.config.stash[_NEEDS] = gates_needed(session.items, SUITE)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Print a gate that failed without a traceback, and in the summary in one line."""
+    report = yield
+    if call.excinfo is not None and "clipcheck.plugin.failing" in sys.modules:
+        from clipcheck.plugin.failing import NotPassedError, shorten
+
+        if isinstance(call.excinfo.value, NotPassedError):
+            shorten(report, call.excinfo, call.excinfo.value.line)
+    return report
 
 
 def _pair(item: pytest.Item, choices: Choices) -> tuple[str, str]:
@@ -332,7 +357,8 @@ def clip_run(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
         base = tmp_path_factory.getbasetemp()
         folder = _shared(base.parent if hasattr(pytestconfig, "workerinput") else base)
         start = pytestconfig.invocation_params.dir
-        pytestconfig.stash[_RUN] = Run(_choices(pytestconfig), start, folder)
+        needs = pytestconfig.stash.get(_NEEDS, {})
+        pytestconfig.stash[_RUN] = Run(_choices(pytestconfig), start, folder, needs)
     return pytestconfig.stash[_RUN]
 
 
@@ -405,16 +431,18 @@ def _note(config: pytest.Config, line: str) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say of each checkpoint whether it was a file or seeded weights, and where the reports are."""
+    """Say of each checkpoint whether it was a file or seeded weights and what every gate found,
+    and where the reports are."""
     notes = config.stash.get(_NOTES, [])
     annotations, problem = config.stash.get(_GITHUB, ([], ""))
     if problem:
         print(f"clipcheck: {problem}", file=sys.stderr)
     if _findings(config) or notes:
-        from clipcheck.plugin.summary import lines
+        from clipcheck.plugin.summary import lines, told
 
+        found = _found(config)
         terminalreporter.section("clipcheck")
-        for line in [*lines(_found(config)), *notes, *annotations]:
+        for line in [*lines(found), *told(found, _choices(config)), *notes, *annotations]:
             terminalreporter.write_line(line)
 
 

@@ -18,6 +18,7 @@ from clipcheck.system import memory
 if TYPE_CHECKING:
     from clipcheck.backends.base import Backend
     from clipcheck.harness.options import CheckOptions
+    from clipcheck.plugin.needs import Needs
     from clipcheck.results.judgement import Judgement, Result
 
 
@@ -41,12 +42,16 @@ class Run:
         choices: what is asked for.
         start: the folder that paths start from.
         folder: what all workers of the run share.
+        needs: the gates that are tested; all of a case that is not there.
     """
 
-    def __init__(self, choices: Choices, start: Path, folder: Path) -> None:
+    def __init__(
+        self, choices: Choices, start: Path, folder: Path, needs: Needs | None = None
+    ) -> None:
         self.findings = Findings(folder)
         self._choices = choices
         self._start = start
+        self._needs = needs or {}
         self._loaded: tuple[Case, Pair] | None = None
         self._open = ExitStack()
 
@@ -138,6 +143,10 @@ class Run:
         if subject.own:
             apart = common.isolation or "none"
             common = replace(common, key=None, architecture=None, reference=None, isolation=apart)
+        needed = self._needs.get(case)
+        if needed is not None:
+            gates = [gate for gate in common.gates if gate in needed]
+            common = replace(common, select=gates, ignore=None)
         return replace(common, backend=case.backend, device=case.device, dtype=case.dtype)
 
     def _find(self, case: Case) -> subjects.Subject:

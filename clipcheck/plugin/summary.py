@@ -44,6 +44,17 @@ def lines(findings: Sequence[Finding]) -> list[str]:
     return sorted({f"{f.case.model} on {f.case.device}: {f.source}" for f in findings if f.source})
 
 
+def told(findings: Sequence[Finding], choices: Choices) -> list[str]:
+    """Return the table of all gates and the verdict, and once for each checkpoint that failed all
+    that is known of it."""
+    if not findings:
+        return []
+    from clipcheck.report.text import brief, report
+
+    result = result_of(findings, choices)
+    return ["", *(brief if result.passed else report)(result).plain.splitlines()]
+
+
 def result_of(findings: Sequence[Finding], choices: Choices) -> Result:
     """Return all judgements of a run as one result."""
     from clipcheck.harness.checking import environment

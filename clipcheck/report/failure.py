@@ -1,4 +1,4 @@
-"""Message of a test for a checkpoint, or for a gate that it does not pass."""
+"""Messages of tests: for a checkpoint, and for a gate that it does not pass."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def left_out(judgement: Judgement, gate: str) -> str:
 
 
 def failure(judgement: Judgement, gate: str) -> str:
-    """Why the gate is not passed and what to do next, or nothing where it is."""
+    """Say on two lines or more what did not pass and why; nothing where the gate passed."""
     found = _failure(judgement, gate)
     if not found:
         return found
@@ -72,6 +72,11 @@ def failure(judgement: Judgement, gate: str) -> str:
     return visible_lines(found)
 
 
+def in_a_line(failure: str) -> str:
+    """Return the reason of a failure, without the line that says what did not pass."""
+    return " ".join(failure.partition("\n")[2].split())
+
+
 def _failure(judgement: Judgement, gate: str) -> str:
     headline = f"{_title(judgement)}: "
     if judgement.error is not None:
@@ -79,15 +84,4 @@ def _failure(judgement: Judgement, gate: str) -> str:
     found = next((each for each in judgement.gates if each.name == gate), None)
     if found is None:
         return f"{headline}{gate}\nexpected what this gate found, but it was not judged"
-    if found.passed:
-        return ""
-    # Here, for it imports numpy, which a run whose tests all pass has no use for until it judges.
-    from clipcheck.report.text import departing_lines, doubting_lines, failing_lines, next_steps
-
-    evidence = [
-        *doubting_lines(judgement),
-        *departing_lines(judgement),
-        *failing_lines(judgement),
-        *next_steps(judgement),
-    ]
-    return "\n".join([f"{headline}{gate}", found.message, *evidence])
+    return "" if found.passed else f"{headline}{gate}\n{found.message}"
