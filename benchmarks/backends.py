@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from clipcheck.backends.base import Backend
 from clipcheck.backends.loading import Sides, build, load_sides
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.reference import exact_arithmetic, exact_floats
-from clipcheck.backends.registry import ALL, Choice, chosen, way
+from clipcheck.backends.registry import ALL, Choice, chosen
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.gates.fidelity import fidelity
@@ -71,10 +70,10 @@ def measure(path: Path, folder: Path, rounds: int, images: int) -> list[Row]:
     batch = repeated(drawn, images)
     rows = []
     for choice in chosen([ALL]):
-        chosen_way = way(choice.name)
-        if choice.name == "eager" or chosen_way.available():
+        backend = choice.backend
+        if backend.needs_reference or backend.available():
             continue
-        if chosen_way.unfit(checkpoint, CPU, "float32"):
+        if backend.unfit(checkpoint, CPU, "float32"):
             continue
         rows.append(measure_one(choice, sides, trial, batch, rounds))
     return rows
@@ -85,7 +84,7 @@ def measure_one(choice: Choice, sides: Sides, trial: Trial, batch: Batch, rounds
     _.close()
     warm, candidate = timed(lambda: built(choice, sides.source))
     eager = ModuleBackend("eager", sides.source.model, CPU)
-    with closing(candidate), exact_arithmetic():
+    with candidate, exact_arithmetic():
         run(candidate, batch)
         run(eager, batch)
         pairs = [

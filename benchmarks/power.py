@@ -23,7 +23,7 @@ import torch
 from clipcheck.audit.bench import ARCHITECTURES, _Bench, _Unit
 from clipcheck.audit.faults import CLEAN, CLEAN_FAMILY, FAULTS
 from clipcheck.audit.faults.variant import Variant
-from clipcheck.backends.jit import build
+from clipcheck.backends.jit import Archive
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS, Allclose
@@ -52,7 +52,7 @@ class Bench(_Bench):
     def gates(self, checkpoint: Checkpoint, few: bool) -> Sequence[GateResult]:
         """Judge an archive, in few calls or in all of them."""
         with self._opened(checkpoint) as sides:
-            candidate = build(sides.source)
+            candidate = Archive.build(sides.source)
             trial = self._few if few else self._trial
             return judge_candidate(trial, candidate, sides.source, Allclose(), Stopwatch()).gates
 

@@ -23,7 +23,7 @@ import torch
 
 from clipcheck.backends.loading import OpenSides, build, opened_sides
 from clipcheck.backends.reference import exact_floats
-from clipcheck.backends.registry import Choice, chosen, way
+from clipcheck.backends.registry import Choice, chosen
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.gates.result import GateResult
@@ -127,10 +127,10 @@ def judge_sides(sides: OpenSides, kind: str, arguments: argparse.Namespace) -> I
 
 
 def fits(choice: Choice, checkpoint: Checkpoint, dtype: str) -> bool:
-    if choice.name == "eager":
+    backend = choice.backend
+    if backend.needs_reference:
         return False
-    chosen_way = way(choice.name)
-    return not chosen_way.available() and not chosen_way.unfit(checkpoint, CPU, dtype)
+    return not backend.available() and not backend.unfit(checkpoint, CPU, dtype)
 
 
 def report(runs: Sequence[Run]) -> None:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 ARCHITECTURES = ("tiny-vit", "tiny-resnet")
 """The architectures that are audited by default."""
 
-BACKENDS = tuple(name for name in registry.BACKENDS if name != "eager")
+BACKENDS = tuple(name for name in registry.BACKENDS if not registry.find(name).needs_reference)
 """The backends that faults can be planted into: all but the one that the others are compared
 with."""
 
@@ -293,7 +293,7 @@ def _backends(written: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
         registry.require_available(registry.Choice(name))
     left_out = {}
     if registry.ALL in written:
-        missing = {name: registry.way(name).available() for name in BACKENDS}
+        missing = {name: registry.find(name).available() for name in BACKENDS}
         left_out = {name: f"{m.reason}. {m.remedy}" for name, m in missing.items() if m}
         named = set(BACKENDS) - left_out.keys()
     return tuple(name for name in BACKENDS if name in named), left_out
@@ -508,11 +508,11 @@ class _Bench:
 
     def judge(self, variant: Variant) -> Finding:
         """Plant a variant, and see what comes of it."""
-        from clipcheck.backends.jit import build
+        from clipcheck.backends.jit import Archive
 
         checkpoint = self._write(variant.plant)
         with self._opened(checkpoint) as sides:
-            candidate = build(sides.source)
+            candidate = Archive.build(sides.source)
             verdict = judge_candidate(self._trial, candidate, sides.source, Allclose(), Stopwatch())
             gates = verdict.gates
             assertion = allclose(self._classic.run(candidate).cases, Allclose())

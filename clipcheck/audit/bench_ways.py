@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,9 +77,8 @@ class WayBench:
         Raises:
             RunError: the backend cannot be built with it.
         """
-        from clipcheck.backends.programs import ProgramBackend
         from clipcheck.backends.reference import exact_floats
-        from clipcheck.backends.registry import Choice, way
+        from clipcheck.backends.registry import Choice, find
 
         if variant.dtype not in self._settings:
             self._settings[variant.dtype] = self._setting(variant.dtype)
@@ -91,11 +89,8 @@ class WayBench:
             # The library keeps the fault until all is run.
             with variant.plants[backend](source) as planted:
                 with exact_floats():
-                    candidate = way(backend).build(planted)
-                # A program that is planted stands for one that the backend makes.
-                if isinstance(candidate, ProgramBackend):
-                    candidate.made_here = True
-                with closing(candidate):
+                    candidate = find(backend).build(planted)
+                with candidate:
                     found = judge_candidate(
                         setting.trial, candidate, setting.source, Allclose(), Stopwatch()
                     )

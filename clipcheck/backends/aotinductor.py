@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import Backend, Missing, Option
+from clipcheck.backends.base import Backend, Missing
 from clipcheck.backends.calling import Array, translating
-from clipcheck.backends.eager import version as version
-from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
+from clipcheck.backends.opened import Opened, Receive, open_apart
+from clipcheck.backends.programs import ProgramBackend, flat, key_of
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import Source
 from clipcheck.errors import UnsafeError
@@ -28,15 +28,14 @@ if TYPE_CHECKING:
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.sandbox.cell import Cell
 
-SUMMARY = "native code, compiled ahead of time and loaded from its package (AOTInductor)"
-OPTIONS: dict[str, Option] = {}
-VARIANTS: list[dict[str, str]] = [{}]
-
 _TOKENS = "clipcheck.tokens"
 """Under this name a package tells the dtype of its ids: the code in it asks for none."""
 
 
-def available() -> Missing | None:
+_INPUTS = {"pixels": "float32", "tokens": "int32"}
+
+
+def compiler_missing() -> Missing | None:
     """Return None where there is the C++ compiler that Inductor calls (``CXX``, else g++, on macOS
     clang++); else say that it is missing."""
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
@@ -49,29 +48,60 @@ def available() -> Missing | None:
     )
 
 
-def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
-    """Inductor has code for CPUs and for CUDA, and none that can be packed for other devices."""
-    if device.type in ("cpu", "cuda"):
-        return None
-    return f"AOTInductor packs no code for {device.type}"
+class AOTInductor(ProgramBackend):
+    """Native code, which Inductor has compiled ahead of time."""
 
+    summary = "native code, compiled ahead of time and loaded from its package (AOTInductor)"
 
-def build(source: Source) -> Backend:
-    """Compile the eager model, or take the package of an earlier run, and load it."""
-    from clipcheck.backends import programs
+    @classmethod
+    def available(cls) -> Missing | None:
+        """Wherever there is a C++ compiler."""
+        return compiler_missing()
 
-    def write(path: Path) -> None:
-        with translating("aotinductor", "compiling"):
-            _compile(source, path)
+    @classmethod
+    def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG003
+        """Inductor has code for CPUs and for CUDA, and none that can be packed for other
+        devices."""
+        if device.type in ("cpu", "cuda"):
+            return None
+        return f"AOTInductor packs no code for {device.type}"
 
-    key = {**programs.key(source), "hardware": _hardware(source.device)}
-    path = source.artefacts.get("package.pt2", key, write)
-    declared = [Declared(name, None, dtype) for name, dtype in _INPUTS.items()]
-    found = _opened(_load(path), declared, source.device)
-    return as_backend("aotinductor", found, source.checkpoint.architecture, path, _unknown)
+    @classmethod
+    def build(cls, source: Source) -> Backend:
+        """Compile the eager model, or take the package of an earlier run, and load it."""
 
+        def write(path: Path) -> None:
+            with translating("aotinductor", "compiling"):
+                _compile(source, path)
 
-_INPUTS = {"pixels": "float32", "tokens": "int32"}
+        wanted = {**key_of(source), "hardware": _hardware(source.device)}
+        path = source.artefacts.get("package.pt2", wanted, write)
+        declared = [Declared(name, None, dtype) for name, dtype in _INPUTS.items()]
+        return cls(
+            "aotinductor",
+            _opened(_load(path), declared, source.device),
+            architecture=source.checkpoint.architecture,
+            path=path,
+            evidence=_unknown,
+            made_here=True,
+        )
+
+    @classmethod
+    def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:  # noqa: ARG003
+        """Open a package in this process."""
+        from torch.utils import _pytree as pytree
+
+        package = _load(path)
+        with translating("aotinductor", "reading the package"):
+            ids = package.get_metadata().get(_TOKENS, "int64")
+            spec = pytree.treespec_loads(package.loader.get_call_spec()[0])
+            arguments, named = pytree.tree_unflatten(range(spec.num_leaves), spec)
+            # What is given by its place has no name; beyond the first two nothing tells what it is.
+            count = len(pytree.tree_leaves(arguments))
+            places = [*_INPUTS, *(f"argument {n}" for n in range(3, count + 1))]
+            names = [*places[:count], *named]
+        declared = [Declared(name, None, "float32" if "pixel" in name else ids) for name in names]
+        return _opened(package, declared, device)
 
 
 def _compile(source: Source, path: Path) -> None:
@@ -153,29 +183,13 @@ def open_package(
             remedy="Leave out --isolation none: a process without rights runs it.",
             path=path,
         )
-    found = open_apart("aotinductor", path, device, None, cell)
-    return as_backend("aotinductor", found, architecture, path, _unknown)
-
-
-def opened(
-    path: Path,
-    device: torch.device,
-    options: Mapping[str, str] | None = None,  # noqa: ARG001 - it has none
-) -> Opened:
-    """A package in this process."""
-    from torch.utils import _pytree as pytree
-
-    package = _load(path)
-    with translating("aotinductor", "reading the package"):
-        ids = package.get_metadata().get(_TOKENS, "int64")
-        spec = pytree.treespec_loads(package.loader.get_call_spec()[0])
-        arguments, named = pytree.tree_unflatten(range(spec.num_leaves), spec)
-        # What is given by its place has no name; beyond the first two nothing tells what it is.
-        count = len(pytree.tree_leaves(arguments))
-        places = [*_INPUTS, *(f"argument {n}" for n in range(3, count + 1))]
-        names = [*places[:count], *named]
-    declared = [Declared(name, None, "float32" if "pixel" in name else ids) for name in names]
-    return _opened(package, declared, device)
+    return AOTInductor(
+        "aotinductor",
+        open_apart("aotinductor", path, device, {}, cell),
+        architecture=architecture,
+        path=path,
+        evidence=_unknown,
+    )
 
 
 def _load(path: Path) -> Any:
@@ -188,8 +202,6 @@ def _load(path: Path) -> Any:
 def _opened(package: Any, declared: Sequence[Declared], device: torch.device) -> Opened:
     import torch
     from torch.utils import _pytree as pytree
-
-    from clipcheck.backends.programs import flat
 
     spec = pytree.treespec_loads(package.loader.get_call_spec()[0])
 

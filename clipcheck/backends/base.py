@@ -1,64 +1,35 @@
-"""The protocol of a way to run a checkpoint, and the errors for its failures.
-
-A backend is a file in this folder; the file itself is a `Way`, named as the file is.
-"""
+"""The base class of all backends: what one can do, with defaults, and the life of one that runs."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from clipcheck.backends.calling import Array, Named, Pixels, Tokens
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.gates.integrity import Evidence
+from clipcheck.gates.result import ENCODERS, LOGITS
 from clipcheck.inputs.examples import Frontend
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-class Backend(Protocol):
-    """A model that takes and gives numpy arrays.
+    import torch
 
-    N images of R pixels a side, M texts of L tokens, features of E components.
-    """
+    from clipcheck.backends.forward import ByName
+    from clipcheck.backends.opened import Opened
+    from clipcheck.backends.source import Source
+    from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.checkpoints.inspection import Patched
 
-    @property
-    def name(self) -> str:
-        """The name that results and reports use."""
-
-    def encode_image(self, pixels: Pixels) -> Array:
-        """Pixels [N, 3, R, R] to features [N, E], not normalised."""
-
-    def encode_text(self, tokens: Tokens) -> Array:
-        """Ids [M, L] to features [M, E], not normalised."""
-
-    def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
-        """Pixels and ids to logits per image [N, M] and per text [M, N]."""
-
-    def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
-        """All four outputs by name, see `clipcheck.gates.result.OUTPUTS`.
-
-        Raises:
-            RunError: the model cannot be run, or gives something else.
-        """
-
-    def evidence(self) -> Evidence:
-        """Return the evidence for the gate ``integrity``. To be called after the backend has
-        run."""
-
-    @property
-    def frontend(self) -> Frontend | None:
-        """Return how it takes raw images and texts, or None where it has no dimensions of its own
-        for that."""
-
-    @property
-    def absent(self) -> frozenset[str]:
-        """Outputs that it does not have by its own signature. To be asked for after it has run."""
-
-    @property
-    def size(self) -> int | None:
-        """Bytes of the artefact that it runs, or None where it has none of its own."""
-
-    def close(self) -> None:
-        """Let go of all that it opened. It cannot be run any more."""
+OF_METHODS: Mapping[str, tuple[str, ...]] = {
+    **{method: (name,) for method, name in ENCODERS.items()},
+    "forward": LOGITS,
+}
+"""The outputs of each method of a CLIP model."""
 
 
 @dataclass(frozen=True)
@@ -110,32 +81,175 @@ class Option:
     meaning: str
 
 
-class Methods(Protocol):
-    """CLIP's three methods, each to be called by itself; see `Backend`."""
+class Backend(ABC):
+    """A way to run a checkpoint. The class tells what it can run; an object of it is one model that
+    runs, and takes and gives numpy arrays.
 
+    It can be used in a ``with`` statement, which closes it.
+
+    N images of R pixels a side, M texts of L tokens, features of E components.
+
+    Attributes:
+        summary: what it is, in a line.
+        options: what can be chosen of it, by name.
+        variants: the options of each run that ``all`` stands for.
+        distributions: what is installed that a verdict on it depends on, its own library first.
+        default_for: formats of the files that it runs where no backend is named.
+        runs_programs: formats of the programs that it runs as they are.
+        needs_archive: whether it runs an archive's own code, `Source.archive`.
+        needs_reference: whether it is what the others are compared with, and is itself compared
+            with another file alone.
+        runs_modules: whether its modules can be run one by one, by `runner`.
+        takes_forms: whether `call_in_form` can be called.
+        name: the name that results and reports use.
+        size: bytes of the artefact that it runs, or None where it has none of its own.
+        frontend: how it takes raw images and texts, or None where it has no dimensions of its own
+            for that.
+        patched: constants of its code that were rewritten, or None where that is not done.
+        runner: what runs its modules.
+    """
+
+    summary: ClassVar[str] = ""
+    options: ClassVar[Mapping[str, Option]] = {}
+    variants: ClassVar[Sequence[Mapping[str, str]]] = ({},)
+    distributions: ClassVar[tuple[str, ...]] = ("torch",)
+    default_for: ClassVar[frozenset[Format]] = frozenset()
+    runs_programs: ClassVar[frozenset[Format]] = frozenset()
+    needs_archive: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
+    runs_modules: ClassVar[bool] = False
+    takes_forms: ClassVar[bool] = False
+
+    name: str
+    size: int | None = None
+    frontend: Frontend | None = None
+    patched: Patched | None = None
+    runner: ByName
+
+    # ---------------------------------------------------------------- what it can run
+
+    @classmethod
+    def available(cls) -> Missing | None:
+        """Why it cannot run on this machine, or None. It imports nothing that takes long."""
+        return None
+
+    @classmethod
+    def version(cls) -> str:
+        """Return the version of the library that runs it. Call it only where it is available."""
+        return f"{cls.distributions[0]} {version(cls.distributions[0])}"
+
+    @classmethod
+    def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG003
+        """Why it is not made for this checkpoint, or None."""
+        return None
+
+    @classmethod
+    def build(cls, source: Source) -> Backend:
+        """Make one that runs.
+
+        Raises:
+            RunError: its library failed; the message has the library's words.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:
+        """Open a program in this process, which may be one without rights.
+
+        Args:
+            path: the file.
+            device: where to run it.
+            options: see `options`; what is not given has its default.
+
+        Raises:
+            ClipcheckError: it cannot be opened; the subclass tells why.
+        """
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------- one that runs
+
+    @abstractmethod
     def encode_image(self, pixels: Pixels) -> Array:
         """Pixels [N, 3, R, R] to features [N, E], not normalised."""
 
+    @abstractmethod
     def encode_text(self, tokens: Tokens) -> Array:
         """Ids [M, L] to features [M, E], not normalised."""
 
+    @abstractmethod
     def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
         """Pixels and ids to logits per image [N, M] and per text [M, N]."""
 
+    def forward(self, pixels: Pixels, tokens: Tokens) -> Named:
+        """Return what a call of the model itself gives, by name: both logits, if nothing else.
 
-def outputs_of_methods(methods: Methods, pixels: Pixels, tokens: Tokens) -> Named:
-    """All four outputs by name, of what has a method for each: so each tower runs twice.
+        Raises:
+            RunError: it cannot be run, or gives something else.
+        """
+        return dict(zip(LOGITS, self(pixels, tokens), strict=True))
 
-    Raises:
-        RunError: the model cannot be run, or gives something else.
-    """
-    logits_per_image, logits_per_text = methods(pixels, tokens)
-    return {
-        "image_features": methods.encode_image(pixels),
-        "text_features": methods.encode_text(tokens),
-        "logits_per_image": logits_per_image,
-        "logits_per_text": logits_per_text,
-    }
+    def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
+        """All outputs by name, see `clipcheck.gates.result.OUTPUTS`; each method is called once, so
+        that each tower runs twice.
+
+        Raises:
+            RunError: the model cannot be run, or gives something else.
+        """
+        logits = self.forward(pixels, tokens)
+        return {
+            "image_features": self.encode_image(pixels),
+            "text_features": self.encode_text(tokens),
+            **logits,
+        }
+
+    def call_in_form(
+        self, form: str, method: str, arrays: Sequence[Array], after: Sequence[Array] = ()
+    ) -> tuple[list[Array], str]:
+        """Return the outputs of a method for inputs in some form, and what was wrong with the call.
+
+        Args:
+            form: of `clipcheck.backends.forms.FORMS`.
+            method: ``encode_image``, ``encode_text`` or ``forward``.
+            arrays: its inputs.
+            after: others, for a second call; none for no such call.
+
+        Raises:
+            RunError: it failed.
+        """
+        raise NotImplementedError
+
+    @property
+    def absent(self) -> frozenset[str]:
+        """Outputs that it does not have by its own signature. To be asked for after it has run."""
+        return frozenset()
+
+    def gives(self, method: str, *, itself: bool = False) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the outputs that a method gives; none where it has no such method. To be asked for
+        after it has run.
+
+        Args:
+            method: ``encode_image``, ``encode_text`` or ``forward``.
+            itself: whether it has to be there, and no other method stand in for it.
+        """
+        names = OF_METHODS[method]
+        return () if self.absent.intersection(names) else names
+
+    def changed(self) -> list[str]:
+        """The keys of the weights of its own that running it has changed."""
+        return []
+
+    def evidence(self) -> Evidence:
+        """Return the evidence for the gate ``integrity``. To be called after it has run."""
+        return Evidence(None, doubts=["nothing is known of how the candidate was made"])
+
+    def close(self) -> None:  # noqa: B027 - many have nothing to close
+        """Let go of all that it opened. It cannot be run any more."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def evidence_of_closed() -> Evidence:

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import Backend, Missing, Option
+from clipcheck.backends.base import Backend, Missing
 from clipcheck.backends.calling import translating
+from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.source import Source
 from clipcheck.gates.integrity import Evidence
 
@@ -20,58 +21,57 @@ if TYPE_CHECKING:
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
 
-SUMMARY = "the reference package's eager model, clip.model.build_model"
-OPTIONS: dict[str, Option] = {}
-VARIANTS: list[dict[str, str]] = [{}]
-
-_DISTRIBUTIONS = ("clip-anytorch", "openai-clip", "clip")
-"""Names under which it is installed; the last from its repository."""
-
 _INSTALL = "Install it: pip install clip-anytorch 'setuptools<81'."
 
 
-def available() -> Missing | None:
-    """Wherever the package is installed; another one has the same name."""
-    spec = importlib.util.find_spec("clip")
-    folders = spec.submodule_search_locations if spec is not None else None
-    if spec is None:
-        return Missing("the reference package clip is not installed", _INSTALL)
-    if not folders or not (Path(folders[0]) / "simple_tokenizer.py").is_file():
-        return Missing("the package clip that is installed is another one", _INSTALL)
-    return None
+class Clip(ModuleBackend):
+    """The eager model of the reference package."""
 
+    summary = "the reference package's eager model, clip.model.build_model"
+    distributions = ("clip-anytorch", "openai-clip", "clip")
+    """Names under which it is installed; the last from its repository."""
 
-def version() -> str:
-    """Of the distribution that brought the package."""
-    for name in _DISTRIBUTIONS:
-        try:
-            return f"{name} {importlib.metadata.version(name)}"
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "clip, of no known version"
-
-
-def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:
-    """It computes as the released models do, in float32, or in float16 as well on a GPU."""
-    other = checkpoint.architecture.departures()
-    if other:
-        return f"the reference package computes as the released models do, not with {other}"
-    if dtype == "float32" or (dtype == "float16" and device.type != "cpu"):
+    @classmethod
+    def available(cls) -> Missing | None:
+        """Wherever the package is installed; another one has the same name."""
+        spec = importlib.util.find_spec("clip")
+        folders = spec.submodule_search_locations if spec is not None else None
+        if spec is None:
+            return Missing("the reference package clip is not installed", _INSTALL)
+        if not folders or not (Path(folders[0]) / "simple_tokenizer.py").is_file():
+            return Missing("the package clip that is installed is another one", _INSTALL)
         return None
-    where = "float32 on the CPU" if device.type == "cpu" else "float16 or float32"
-    return f"the reference package computes in {where}, not in {dtype}"
 
+    @classmethod
+    def version(cls) -> str:
+        """Of the distribution that brought the package."""
+        for name in cls.distributions:
+            try:
+                return f"{name} {importlib.metadata.version(name)}"
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return "clip, of no known version"
 
-def build(source: Source) -> Backend:
-    """The model that it builds of the weights, as its ``load`` does."""
-    from clipcheck.backends.modules import ModuleBackend
+    @classmethod
+    def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:
+        """It computes as the released models do, in float32, or in float16 as well on a GPU."""
+        other = checkpoint.architecture.departures()
+        if other:
+            return f"the reference package computes as the released models do, not with {other}"
+        if dtype == "float32" or (dtype == "float16" and device.type != "cpu"):
+            return None
+        where = "float32 on the CPU" if device.type == "cpu" else "float16 or float32"
+        return f"the reference package computes in {where}, not in {dtype}"
 
-    with translating("clip", "building the model"):
-        model = import_clip().model.build_model(dict(source.checkpoint.tensors))
-        model.to(source.device)
-        if source.dtype == "float32":
-            model.float()
-    return ModuleBackend("clip", model, source.device, lambda: _evidence(source, model))
+    @classmethod
+    def build(cls, source: Source) -> Backend:
+        """The model that it builds of the weights, as its ``load`` does."""
+        with translating("clip", "building the model"):
+            model = import_clip().model.build_model(dict(source.checkpoint.tensors))
+            model.to(source.device)
+            if source.dtype == "float32":
+                model.float()
+        return cls("clip", model, source.device, lambda: _evidence(source, model))
 
 
 def import_clip() -> ModuleType:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from clipcheck.backends.aotinductor import available, quiet_about_cuda
-from clipcheck.backends.base import Backend, Option, evidence_of_closed
+from clipcheck.backends.aotinductor import compiler_missing, quiet_about_cuda
+from clipcheck.backends.base import Backend, Missing, Option, evidence_of_closed
 from clipcheck.backends.calling import Array, Named, Pixels, Tokens, closed, to_numpy, translating
-from clipcheck.backends.eager import version
 from clipcheck.backends.source import Source
 from clipcheck.backends.trace import example_inputs
 from clipcheck.gates.integrity import Evidence
@@ -23,23 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
-
-__all__ = ["OPTIONS", "SUMMARY", "VARIANTS", "available", "build", "unfit", "version"]
-
-SUMMARY = "the eager model under torch.compile (Inductor)"
-OPTIONS = {
-    "mode": Option(
-        "default",
-        ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
-        "torch.compile's mode",
-    ),
-    "dynamic": Option(
-        "true",
-        ("true", "false", "auto"),
-        "whether one program serves every batch size; auto as torch decides",
-    ),
-}
-VARIANTS: list[dict[str, str]] = [{}]
 
 _DYNAMIC = {"true": True, "false": False, "auto": None}
 
@@ -52,27 +34,42 @@ _RECOMPILES = 64
 """Batch sizes that a program may be compiled for; beyond its limit torch would run eagerly."""
 
 
-def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
-    """Inductor has no code for Apple's GPUs that is meant for use."""
-    return "Inductor is not for mps" if device.type == "mps" else None
-
-
-def build(source: Source) -> Backend:
-    """Compile, and run once with several rows and once with one, which torch compiles apart."""
-    return _Compiled(source)
-
-
-class _Compiled:
+class Compile(Backend):
     """Both encoders and the logits, compiled. Whatever torch keeps of them goes with this.
 
     ``fullgraph``: a part that torch cannot compile is an error, and does not run eagerly.
     """
 
-    name = "compile"
-    size: int | None = None
-    frontend = None
+    summary = "the eager model under torch.compile (Inductor)"
+    options: ClassVar[Mapping[str, Option]] = {
+        "mode": Option(
+            "default",
+            ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+            "torch.compile's mode",
+        ),
+        "dynamic": Option(
+            "true",
+            ("true", "false", "auto"),
+            "whether one program serves every batch size; auto as torch decides",
+        ),
+    }
 
-    absent: frozenset[str] = frozenset()
+    name = "compile"
+
+    @classmethod
+    def available(cls) -> Missing | None:
+        """Wherever there is a C++ compiler."""
+        return compiler_missing()
+
+    @classmethod
+    def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG003
+        """Inductor has no code for Apple's GPUs that is meant for use."""
+        return "Inductor is not for mps" if device.type == "mps" else None
+
+    @classmethod
+    def build(cls, source: Source) -> Backend:
+        """Compile, and run once with several rows and once with one, which torch compiles apart."""
+        return cls(source)
 
     def __init__(self, source: Source) -> None:
         self._device = source.device

@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcheck.backends.base import Backend, Missing, Option
+from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array, translating
-from clipcheck.backends.eager import version as version
-from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
+from clipcheck.backends.opened import Opened, Receive, open_apart
+from clipcheck.backends.programs import ProgramBackend, WeightsCompared, flat, key_of
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import Source
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.gates.integrity import Evidence
 
 if TYPE_CHECKING:
@@ -20,44 +21,69 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from clipcheck.checkpoints.architecture import Architecture
-    from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.sandbox.cell import Cell
 
-SUMMARY = "a program of any batch sizes, saved and loaded back (torch.export)"
-OPTIONS: dict[str, Option] = {}
-VARIANTS: list[dict[str, str]] = [{}]
 
+class Export(ProgramBackend):
+    """A program of torch.export."""
 
-def available() -> Missing | None:
-    """Wherever torch is."""
-    return None
+    summary = "a program of any batch sizes, saved and loaded back (torch.export)"
+    default_for = frozenset({Format.PT2})
+    runs_programs = frozenset({Format.PT2})
 
+    @classmethod
+    def build(cls, source: Source) -> Backend:
+        """Export the eager model, or take the program of an earlier run, and load it from its file.
 
-def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
-    """Fits all: its operations are those of the eager model."""
-    return None
+        A source that is a program already is opened as it is.
+        """
+        if source.program is not None:
+            return _as_it_is(source, source.program)
+        from clipcheck.writers.programs import write_pt2
 
+        def write(path: Path) -> None:
+            with translating("export", "exporting"):
+                write_pt2(source.model, path)
 
-def build(source: Source) -> Backend:
-    """Export the eager model, or take the program of an earlier run, and load it from its file.
+        path = source.artefacts.get("program.pt2", key_of(source), write)
+        return cls(
+            "export",
+            cls.open_here(path, source.device, {}),
+            architecture=source.checkpoint.architecture,
+            path=path,
+            evidence=partial(_evidence, source.model.state_dict()),
+            made_here=True,
+        )
 
-    A source that is a program already is opened as it is.
-    """
-    if source.program is not None:
-        return _as_it_is(source, source.program)
-    from clipcheck.backends import programs
-    from clipcheck.writers.programs import write_pt2
+    @classmethod
+    def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:  # noqa: ARG003
+        """Open a program in this process."""
+        import torch
+        from torch.export.passes import move_to_device_pass
+        from torch.utils import _pytree as pytree
 
-    def write(path: Path) -> None:
-        with translating("export", "exporting"):
-            write_pt2(source.model, path)
+        from clipcheck.writers.programs import of_any_name
 
-    path = source.artefacts.get("program.pt2", programs.key(source), write)
-    architecture = source.checkpoint.architecture
-    weights = source.model.state_dict()
-    return as_backend(
-        "export", opened(path, source.device), architecture, path, partial(_evidence, weights)
-    )
+        with translating("export", "loading"), of_any_name():
+            program = torch.export.load(path)
+            held = program.state_dict
+            if any(tensor.device.type != device.type for tensor in held.values()):
+                program = move_to_device_pass(program, device)
+                held = program.state_dict
+            module = program.module()
+        spec = program.call_spec.in_spec
+
+        def run(arrays: Sequence[Array]) -> Raw:
+            given = [torch.from_numpy(array).to(device, copy=True) for array in arrays]
+            arguments, named = pytree.tree_unflatten(given, spec)
+            with torch.inference_mode():
+                return flat(module(*arguments, **named))
+
+        def weights(receive: Receive) -> None:
+            for name, tensor in held.items():
+                receive(name, tensor.detach())
+
+        return Opened(_declared(program), run, weights)
 
 
 def _as_it_is(source: Source, program: Path) -> Backend:
@@ -70,7 +96,13 @@ def _as_it_is(source: Source, program: Path) -> Backend:
         return open_package(program, source.device, architecture, source.cell)
     weights = source.model.state_dict()
     return open_program(
-        program, source.device, architecture, weights, source.cell, dtype=source.dtype
+        program,
+        source.device,
+        architecture,
+        weights,
+        source.cell,
+        dtype=source.dtype,
+        made_here=source.made_here,
     )
 
 
@@ -82,6 +114,7 @@ def open_program(
     cell: Cell | None = None,
     *,
     dtype: str | None = None,
+    made_here: bool = False,
 ) -> Backend:
     """Open a file that `torch.export.save` wrote, of whoever's making.
 
@@ -95,6 +128,7 @@ def open_program(
         weights: those that it has to have, by the released keys.
         cell: what runs it; None for this process.
         dtype: what it computes in, where that is known.
+        made_here: see `ProgramBackend`.
 
     Raises:
         CheckpointError: it holds no such program; the subclass tells why.
@@ -103,50 +137,21 @@ def open_program(
 
     require_inert(path)
     require_plain(path)
-    found = open_apart("export", path, device, None, cell) if cell else opened(path, device)
-    evidence = partial(_evidence, weights)
-    return as_backend("export", found, architecture, path, evidence, dtype=dtype)
-
-
-def opened(
-    path: Path,
-    device: torch.device,
-    options: Mapping[str, str] | None = None,  # noqa: ARG001 - it has none
-) -> Opened:
-    """A program in this process."""
-    import torch
-    from torch.export.passes import move_to_device_pass
-    from torch.utils import _pytree as pytree
-
-    from clipcheck.backends.programs import flat
-    from clipcheck.writers.programs import of_any_name
-
-    with translating("export", "loading"), of_any_name():
-        program = torch.export.load(path)
-        held = program.state_dict
-        if any(tensor.device.type != device.type for tensor in held.values()):
-            program = move_to_device_pass(program, device)
-            held = program.state_dict
-        module = program.module()
-    spec = program.call_spec.in_spec
-
-    def run(arrays: Sequence[Array]) -> Raw:
-        given = [torch.from_numpy(array).to(device, copy=True) for array in arrays]
-        arguments, named = pytree.tree_unflatten(given, spec)
-        with torch.inference_mode():
-            return flat(module(*arguments, **named))
-
-    def weights(receive: Receive) -> None:
-        for name, tensor in held.items():
-            receive(name, tensor.detach())
-
-    return Opened(_declared(program), run, weights)
+    return Export(
+        "export",
+        open_apart("export", path, device, {}, cell)
+        if cell
+        else Export.open_here(path, device, {}),
+        architecture=architecture,
+        path=path,
+        evidence=partial(_evidence, weights),
+        dtype=dtype,
+        made_here=made_here,
+    )
 
 
 def _evidence(weights: Mapping[str, torch.Tensor] | None, program: Opened) -> Evidence:
     """The weights of the program against those that it has to have, bit for bit."""
-    from clipcheck.backends.programs import WeightsCompared
-
     if weights is None:
         return Evidence(None)
     found = WeightsCompared(weights)

@@ -8,9 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import Backend, Missing, Option
+from clipcheck.backends.base import Backend, Missing
 from clipcheck.backends.calling import Array, Named, Pixels, Tokens, to_numpy
-from clipcheck.backends.eager import version as version
 from clipcheck.backends.forward import ByName, UntoldError
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.signature import blank
@@ -31,29 +30,11 @@ if TYPE_CHECKING:
     from clipcheck.families import eager
     from clipcheck.models.facts import Facts
 
-SUMMARY = "the archive's own code, run by TorchScript (torch.jit.load)"
-OPTIONS: dict[str, Option] = {}
-VARIANTS: list[dict[str, str]] = [{}]
 
-
-def available() -> Missing | None:
-    """Wherever torch has TorchScript."""
+def torchscript_missing() -> Missing | None:
+    """Why torch has no TorchScript here, or None."""
     reason = torchscript_support.unavailable()
     return None if reason is None else Missing(reason, torchscript_support.REMEDY)
-
-
-def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
-    """Archives alone have code of their own."""
-    if checkpoint.format is Format.ARCHIVE:
-        return None
-    return f"this {checkpoint.format} holds weights alone, and no code to run"
-
-
-def build(source: Source) -> Backend:
-    """The archive that was loaded beside the eager model."""
-    if source.archive is None:
-        raise ValueError("the source was loaded without its archive")
-    return Archive(source, source.archive)
 
 
 class Archive(ModuleBackend):
@@ -68,6 +49,30 @@ class Archive(ModuleBackend):
         patched: constants of its code that were rewritten.
     """
 
+    summary = "the archive's own code, run by TorchScript (torch.jit.load)"
+    default_for = frozenset({Format.ARCHIVE})
+    needs_archive = True
+    runs_modules = True
+
+    @classmethod
+    def available(cls) -> Missing | None:
+        """Wherever torch has TorchScript."""
+        return torchscript_missing()
+
+    @classmethod
+    def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG003
+        """Archives alone have code of their own."""
+        if checkpoint.format is Format.ARCHIVE:
+            return None
+        return f"this {checkpoint.format} holds weights alone, and no code to run"
+
+    @classmethod
+    def build(cls, source: Source) -> Backend:
+        """The archive that was loaded beside the eager model."""
+        if source.archive is None:
+            raise ValueError("the source was loaded without its archive")
+        return cls(source, source.archive)
+
     def __init__(self, source: Source, archive: OpenArchive) -> None:
         size = source.checkpoint.path.stat().st_size
         super().__init__("jit", archive.runner, source.device, partial(_evidence, source), size)
@@ -76,7 +81,6 @@ class Archive(ModuleBackend):
         self.patched = facts.patched
         self._architecture = source.checkpoint.architecture
         self.frontend = _frontend_of(facts, self._architecture)
-        self.absent = self._absent()
 
     @property
     def methods(self) -> Mapping[str, tuple[str, ...]]:
@@ -131,17 +135,28 @@ class Archive(ModuleBackend):
                 found["image_features"] = self.encode_image(pixels)
             if "encode_text" in self.methods:
                 found["text_features"] = self.encode_text(tokens)
-        self.absent = self._absent()
         if not self.methods and self.runner.untold:
             raise RunError(self.runner.untold, remedy="Trace encode_image and encode_text as well.")
         return {name: found[name] for name in OUTPUTS if name in found}
+
+    def gives(self, method: str, *, itself: bool = False) -> tuple[str, ...]:
+        """Return the outputs that a method gives, or may be given by ``forward`` in its place."""
+        if itself or method == "forward":
+            return self.methods.get(method, ())
+        return super().gives(method)
+
+    def changed(self) -> list[str]:
+        """The keys of the weights that running it has changed."""
+        return self.runner.changed()
 
     def evidence(self) -> Evidence:
         """Return the evidence for the gate ``integrity``."""
         found, untold = super().evidence(), self.runner.untold
         return replace(found, doubts=[*found.doubts, untold]) if untold else found
 
-    def _absent(self) -> frozenset[str]:
+    @property
+    def absent(self) -> frozenset[str]:
+        """Outputs that none of its methods gives."""
         return frozenset(OUTPUTS).difference(*self.methods.values())
 
     def _by_forward_alone(self, encoder: str) -> bool:

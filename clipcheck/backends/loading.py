@@ -14,8 +14,7 @@ from clipcheck.backends.archives import OpenArchive, open_archive
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import translating
-from clipcheck.backends.programs import ProgramBackend
-from clipcheck.backends.registry import Choice, require_available, way
+from clipcheck.backends.registry import Choice, default_for, require_available
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints import onnx_data
 from clipcheck.checkpoints.artefacts import computing_dtype
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
 
     from clipcheck.backends.reference import Reference
     from clipcheck.sandbox.cell import Cell
-
-
-PROGRAMS = {Format.PT2: "export", Format.ONNX: "onnxruntime"}
-"""The backend that runs such a program, by format."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +153,19 @@ def load_sides(
         opened, model = open_archive(checkpoint, device, wanted, cell)
     else:
         model = load_eager(checkpoint, device, wanted)
-    source = Source(checkpoint, model, device, dtype, {}, scratch, artefacts, opened, program, cell)
+    source = Source(
+        checkpoint,
+        model,
+        device,
+        dtype,
+        {},
+        scratch,
+        artefacts,
+        opened,
+        program,
+        cell,
+        made_here=program is None,
+    )
     if reference is not None and reference is not checkpoint:
         model = load_eager(_stored_alike(reference, checkpoint), device, wanted)
     return Sides(source, Reference(model, checkpoint.architecture, device))
@@ -170,10 +177,10 @@ def require_runs(choice: Choice, subject: Checkpoint | Program) -> None:
     Raises:
         UnfitError: it does not.
     """
-    if isinstance(subject, Program) and choice.name != PROGRAMS[subject.format]:
+    if isinstance(subject, Program) and subject.format not in choice.backend.runs_programs:
         raise UnfitError(
             f"{choice.name} does not run programs of the format {subject.format}",
-            remedy=f"Leave --backend out, or choose {PROGRAMS[subject.format]}.",
+            remedy=f"Leave --backend out, or choose {default_for(subject.format)}.",
         )
 
 
@@ -207,15 +214,11 @@ def build(choice: Choice, source: Source) -> Backend:
         RunError: its library failed.
     """
     require_available(choice)
-    chosen = way(choice.name)
-    unfit = chosen.unfit(source.checkpoint, source.device, source.dtype)
+    unfit = choice.backend.unfit(source.checkpoint, source.device, source.dtype)
     if source.program is None and unfit is not None:
         raise UnfitError(f"{choice.name}: {unfit}", remedy="Choose another backend.")
     with translating(choice.name, "building"):
-        built = chosen.build(replace(source, options=choice.settings))
-    if isinstance(built, ProgramBackend):
-        built.made_here = source.program is None
-    return built
+        return choice.backend.build(replace(source, options=choice.settings))
 
 
 def _stored_alike(reference: Checkpoint, candidate: Checkpoint) -> Checkpoint:

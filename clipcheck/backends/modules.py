@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
-from clipcheck.backends.base import evidence_of_closed, outputs_of_methods
+from clipcheck.backends.base import Backend, evidence_of_closed
 from clipcheck.backends.calling import (
     Array,
-    Named,
     Pixels,
     Tokens,
     closed,
@@ -20,13 +17,12 @@ from clipcheck.backends.calling import (
 )
 from clipcheck.errors import RunError
 from clipcheck.gates.integrity import Evidence
-from clipcheck.inputs.examples import Frontend
 
 if TYPE_CHECKING:
     import torch
 
 
-class ModuleBackend:
+class ModuleBackend(Backend):
     """Runs a torch module without recording gradients.
 
     Args:
@@ -36,6 +32,8 @@ class ModuleBackend:
         evidence: called when it has run, for the gate ``integrity``.
         size: bytes of the artefact that it runs, if it has one.
     """
+
+    takes_forms = True
 
     def __init__(
         self,
@@ -47,8 +45,6 @@ class ModuleBackend:
     ) -> None:
         self.name = name
         self.size = size
-        self.frontend: Frontend | None = None
-        self.absent: frozenset[str] = frozenset()
         self._evidence = evidence
         self._module: Any = module
         self._device = device
@@ -71,26 +67,16 @@ class ModuleBackend:
             )
         return to_numpy(logits[0]), to_numpy(logits[1])
 
-    def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
-        """All four outputs by name; each method is called once.
-
-        Raises:
-            RunError: the model cannot be run, or gives something else.
-        """
-        return outputs_of_methods(self, pixels, tokens)
-
     def evidence(self) -> Evidence:
         """Return the evidence for the gate ``integrity``."""
-        if self._evidence is None:
-            return Evidence(None, doubts=["nothing is known of how the candidate was made"])
-        return self._evidence()
+        return super().evidence() if self._evidence is None else self._evidence()
 
     def close(self) -> None:
         """Let go of the module, and of what its evidence holds."""
         self._module = None
         self._evidence = evidence_of_closed
 
-    def _run(self, method: str, *arrays: NDArray[Any]) -> Any:
+    def _run(self, method: str, *arrays: Array) -> Any:
         import torch
 
         if self._module is None:
@@ -103,20 +89,10 @@ class ModuleBackend:
         self,
         form: str,
         method: str,
-        arrays: Sequence[NDArray[Any]],
-        after: Sequence[NDArray[Any]] = (),
+        arrays: Sequence[Array],
+        after: Sequence[Array] = (),
     ) -> tuple[list[Array], str]:
-        """Return the outputs of a method for inputs in some form, and what was wrong with the call.
-
-        Args:
-            form: of `clipcheck.backends.forms.FORMS`.
-            method: ``encode_image``, ``encode_text`` or ``forward``.
-            arrays: its inputs.
-            after: others, for a second call; none for no such call.
-
-        Raises:
-            RunError: it failed.
-        """
+        """Return the outputs of a method for inputs in some form, see `Backend`."""
         import torch
 
         if self._module is None:

@@ -8,15 +8,17 @@ from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from clipcheck.backends.base import Backend, Missing, Option, too_old
 from clipcheck.backends.calling import Array, translating
-from clipcheck.backends.opened import Opened, Receive, as_backend, open_apart
+from clipcheck.backends.opened import Opened, Receive, open_apart
+from clipcheck.backends.programs import ProgramBackend, is_rounded, key_of
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import Source
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.onnx_data import data_files, located, piece_of
 from clipcheck.errors import UnavailableError
 from clipcheck.gates.integrity import Evidence
@@ -27,22 +29,6 @@ if TYPE_CHECKING:
     from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.sandbox.cell import Cell
-
-SUMMARY = "an ONNX program of any batch sizes (torch.onnx.export), run by ONNX Runtime"
-OPTIONS = {
-    "optimization": Option(
-        "all",
-        ("disable", "basic", "extended", "all"),
-        "how far ONNX Runtime rewrites the program before it is run",
-    ),
-    "providers": Option(
-        "device",
-        (),
-        "execution providers in the order in which they are asked, joined by +; by default the "
-        "device's own",
-    ),
-}
-VARIANTS: list[dict[str, str]] = [{}]
 
 _LIBRARIES = {"onnxruntime": "1.20", "onnx": "1.17", "onnxscript": "0.7.0"}
 """Libraries that are needed, each with the oldest version that works."""
@@ -64,77 +50,115 @@ _DTYPES = {
 """numpy's names of ONNX Runtime's types, of those that an input of a CLIP model can have."""
 
 
-def available() -> Missing | None:
-    """Return None where ONNX Runtime and the libraries that write its programs are installed; else
-    name the missing ones."""
-    from importlib.util import find_spec
+class ONNXRuntime(ProgramBackend):
+    """An ONNX program in a session of ONNX Runtime."""
 
-    absent = [name for name in _LIBRARIES if find_spec(name) is None]
-    if not absent:
-        return next(filter(None, (too_old(*each) for each in _LIBRARIES.items())), None)
-    are = "is" if len(absent) == 1 else "are"
-    return Missing(
-        f"{' and '.join(absent)} {are} not installed", 'Run: pip install "clipcheck[onnx]".'
-    )
+    summary = "an ONNX program of any batch sizes (torch.onnx.export), run by ONNX Runtime"
+    options: ClassVar[Mapping[str, Option]] = {
+        "optimization": Option(
+            "all",
+            ("disable", "basic", "extended", "all"),
+            "how far ONNX Runtime rewrites the program before it is run",
+        ),
+        "providers": Option(
+            "device",
+            (),
+            "execution providers in the order in which they are asked, joined by +; by default the "
+            "device's own",
+        ),
+    }
+    distributions = ("onnxruntime", "onnx", "onnxscript")
+    default_for = frozenset({Format.ONNX})
+    runs_programs = frozenset({Format.ONNX})
 
+    @classmethod
+    def available(cls) -> Missing | None:
+        """Return None where ONNX Runtime and the libraries that write its programs are
+        installed; else name the missing ones."""
+        from importlib.util import find_spec
 
-def version() -> str:
-    """Return the version of ONNX Runtime, which comes in distributions of several names."""
-    import onnxruntime
+        absent = [name for name in _LIBRARIES if find_spec(name) is None]
+        if not absent:
+            return next(filter(None, (too_old(*each) for each in _LIBRARIES.items())), None)
+        are = "is" if len(absent) == 1 else "are"
+        return Missing(
+            f"{' and '.join(absent)} {are} not installed", 'Run: pip install "clipcheck[onnx]".'
+        )
 
-    return f"onnxruntime {onnxruntime.__version__}"
+    @classmethod
+    def version(cls) -> str:
+        """Return the version of ONNX Runtime, which comes in distributions of several names."""
+        import onnxruntime
 
+        return f"onnxruntime {onnxruntime.__version__}"
 
-def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:
-    """Say why the program cannot be written or cannot run here, or None."""
-    from clipcheck.writers.programs import too_large_for_onnx
+    @classmethod
+    def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:
+        """Say why the program cannot be written or cannot run here, or None."""
+        from clipcheck.writers.programs import too_large_for_onnx
 
-    if dtype == "bfloat16":
-        return "ONNX as torch writes it (opset 20) has no convolution in bfloat16"
-    provider = _PROVIDERS.get(device.type)
-    if provider is None:
-        return f"ONNX Runtime has no execution provider that clipcheck knows for {device.type}"
-    if provider not in _installed():
-        return f"this onnxruntime has no {provider}; it has {', '.join(_installed())}"
-    return too_large_for_onnx(checkpoint.architecture, dtype)
+        if dtype == "bfloat16":
+            return "ONNX as torch writes it (opset 20) has no convolution in bfloat16"
+        provider = _PROVIDERS.get(device.type)
+        if provider is None:
+            return f"ONNX Runtime has no execution provider that clipcheck knows for {device.type}"
+        if provider not in _installed():
+            return f"this onnxruntime has no {provider}; it has {', '.join(_installed())}"
+        return too_large_for_onnx(checkpoint.architecture, dtype)
 
+    @classmethod
+    def build(cls, source: Source) -> Backend:
+        """Export the eager model, or take the program of an earlier run, and open a session on it.
 
-def build(source: Source) -> Backend:
-    """Export the eager model, or take the program of an earlier run, and open a session on it.
+        A source that is a program already is opened as it is.
+        """
+        from clipcheck.writers.programs import write_onnx
 
-    A source that is a program already is opened as it is.
-    """
-    from clipcheck.backends import programs
-    from clipcheck.writers.programs import write_onnx
-
-    if source.program is not None:
         weights = source.model.state_dict()
         model = source.checkpoint.architecture
-        return open_program(
-            source.program,
-            source.device,
-            model,
-            weights,
-            source.options,
-            source.cell,
-            dtype=source.dtype,
-        )
-    # Before anything is exported: it takes seconds.
-    _providers(source.options, source.device)
+        if source.program is not None:
+            return open_program(
+                source.program,
+                source.device,
+                model,
+                weights,
+                source.options,
+                source.cell,
+                dtype=source.dtype,
+                made_here=source.made_here,
+            )
+        # Before anything is exported: it takes seconds.
+        _providers(source.options, source.device)
 
-    def write(path: Path) -> None:
-        with translating("onnxruntime", "exporting"):
-            write_onnx(source.model, path)
+        def write(path: Path) -> None:
+            with translating("onnxruntime", "exporting"):
+                write_onnx(source.model, path)
 
-    key = programs.key(source, "onnx", "onnxscript")
-    path = source.artefacts.get("program.onnx", key, write)
-    return open_program(
-        path,
-        source.device,
-        source.checkpoint.architecture,
-        source.model.state_dict(),
-        source.options,
-    )
+        path = source.artefacts.get("program.onnx", key_of(source, "onnx", "onnxscript"), write)
+        return open_program(path, source.device, model, weights, source.options, made_here=True)
+
+    @classmethod
+    def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:
+        """Open a program in this process."""
+        import torch
+
+        chosen = {name: option.default for name, option in cls.options.items()} | dict(options)
+        providers = _providers(chosen, device)
+        with translating("onnxruntime", "opening the program"):
+            session = _session(path, providers, chosen["optimization"], torch.get_num_threads())
+        given = [each.name for each in session.get_inputs()]
+        names = [each.name for each in session.get_outputs()]
+
+        def run(arrays: Sequence[Array]) -> Raw:
+            feed = dict(zip(given, arrays, strict=True))
+            return list(zip(names, session.run(names, feed), strict=True))
+
+        def weights(receive: Receive) -> None:
+            with translating("onnxruntime", "reading the weights"):
+                _give_weights(path, receive)
+
+        doubts = _fallen_back(providers, session.get_providers())
+        return Opened([_declared(each) for each in session.get_inputs()], run, weights, doubts)
 
 
 def open_program(
@@ -146,6 +170,7 @@ def open_program(
     cell: Cell | None = None,
     *,
     dtype: str | None = None,
+    made_here: bool = False,
 ) -> Backend:
     """Open an ONNX file, of whoever's making.
 
@@ -157,9 +182,10 @@ def open_program(
         device: where to run it.
         architecture: what it is to be a model of.
         weights: those that it has to have, by the released keys.
-        options: see `OPTIONS`.
+        options: see `ONNXRuntime.options`.
         cell: what runs it; None for this process.
         dtype: what it computes in, where that is known.
+        made_here: see `ProgramBackend`.
 
     Raises:
         UnavailableError: an execution provider is not there.
@@ -168,36 +194,19 @@ def open_program(
         RunError: ONNX Runtime cannot open it.
     """
     data = data_files(path)
-    found = (
-        open_apart("onnxruntime", path, device, options, cell, data)
+    chosen = options or {}
+    return ONNXRuntime(
+        "onnxruntime",
+        open_apart("onnxruntime", path, device, chosen, cell, data)
         if cell
-        else opened(path, device, options)
+        else ONNXRuntime.open_here(path, device, chosen),
+        architecture=architecture,
+        path=path,
+        evidence=partial(_evidence, weights),
+        data=data,
+        dtype=dtype,
+        made_here=made_here,
     )
-    evidence = partial(_evidence, weights)
-    return as_backend("onnxruntime", found, architecture, path, evidence, data, dtype)
-
-
-def opened(path: Path, device: torch.device, options: Mapping[str, str] | None = None) -> Opened:
-    """A program in this process."""
-    import torch
-
-    chosen = {name: option.default for name, option in OPTIONS.items()} | dict(options or {})
-    providers = _providers(chosen, device)
-    with translating("onnxruntime", "opening the program"):
-        session = _session(path, providers, chosen["optimization"], torch.get_num_threads())
-    given = [each.name for each in session.get_inputs()]
-    names = [each.name for each in session.get_outputs()]
-
-    def run(arrays: Sequence[Array]) -> Raw:
-        feed = dict(zip(given, arrays, strict=True))
-        return list(zip(names, session.run(names, feed), strict=True))
-
-    def weights(receive: Receive) -> None:
-        with translating("onnxruntime", "reading the weights"):
-            _give_weights(path, receive)
-
-    doubts = _fallen_back(providers, session.get_providers())
-    return Opened([_declared(each) for each in session.get_inputs()], run, weights, doubts)
 
 
 def _give_weights(path: Path, receive: Receive) -> None:
@@ -283,7 +292,6 @@ def _evidence(weights: Mapping[str, torch.Tensor] | None, program: Opened) -> Ev
     exponential. Such weights are in no count, nor are those that are rounded for a program that
     computes in half precision. One under its own name must be the file's, unless it is such a one.
     """
-    from clipcheck.backends.programs import is_rounded
     from clipcheck.models.whole import PREFIX
 
     if weights is None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.base import Backend, Missing, Option, too_old
+from clipcheck.backends.base import Backend, Missing, too_old
 from clipcheck.backends.calling import translating
+from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints import directories
 from clipcheck.checkpoints.architecture import Activation, Architecture, ViT
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
 
-SUMMARY = "open_clip's CLIP: load_openai_model for archives, else by its model_cfg"
-OPTIONS: dict[str, Option] = {}
-VARIANTS: list[dict[str, str]] = [{}]
-
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 """open_clip's names of dtypes. In half it keeps normalisations and embeddings in float32."""
 
@@ -34,42 +30,41 @@ _OLDEST = "3.3"
 """Older ones do not run beside transformers 5, or know no local folders."""
 
 
-def available() -> Missing | None:
-    """Wherever one is installed that is not too old."""
-    if importlib.util.find_spec("open_clip") is None:
-        return Missing("open_clip is not installed", "Install it: pip install open_clip_torch.")
-    return too_old("open_clip_torch", _OLDEST)
+class OpenClip(ModuleBackend):
+    """open_clip's CLIP model."""
 
+    summary = "open_clip's CLIP: load_openai_model for archives, else by its model_cfg"
+    distributions = ("open_clip_torch",)
+    default_for = frozenset({Format.OPEN_CLIP})
 
-def version() -> str:
-    """Return the version of open_clip."""
-    return f"open_clip_torch {version_of('open_clip_torch')}"
+    @classmethod
+    def available(cls) -> Missing | None:
+        """Wherever one is installed that is not too old."""
+        if importlib.util.find_spec("open_clip") is None:
+            return Missing("open_clip is not installed", "Install it: pip install open_clip_torch.")
+        return too_old("open_clip_torch", _OLDEST)
 
+    @classmethod
+    def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG003
+        """Say why open_clip cannot run this checkpoint, or None. It reads archives with
+        TorchScript, and has one switch for the activation of both towers."""
+        reason = torchscript_support.unavailable() if _is_released_kind(checkpoint) else None
+        if reason is not None:
+            return f"open_clip cannot read an archive: {reason}"
+        return open_clip_lacks(checkpoint.architecture) or None
 
-def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
-    """Say why open_clip cannot run this checkpoint, or None. It reads archives with TorchScript,
-    and has one switch for the activation of both towers."""
-    reason = torchscript_support.unavailable() if _is_released_kind(checkpoint) else None
-    if reason is not None:
-        return f"open_clip cannot read an archive: {reason}"
-    return open_clip_lacks(checkpoint.architecture) or None
+    @classmethod
+    def build(cls, source: Source) -> Backend:
+        """The model, as its users get it of such a file."""
+        with translating("open_clip", "loading"), torchscript_support.silenced():
+            make = _from_archive if _is_released_kind(source.checkpoint) else _from_config
+            model = make(source).to(source.device).eval()
+        return cls("open_clip", _Adapter(model), source.device, lambda: _evidence(source, model))
 
 
 def _is_released_kind(checkpoint: Checkpoint) -> bool:
     """Whether it is an archive that its ``load_openai_model`` understands, which assumes all."""
     return checkpoint.format is Format.ARCHIVE and not checkpoint.architecture.departures()
-
-
-def build(source: Source) -> Backend:
-    """The model, as its users get it of such a file."""
-    from clipcheck.backends.modules import ModuleBackend
-
-    with translating("open_clip", "loading"), torchscript_support.silenced():
-        make = _from_archive if _is_released_kind(source.checkpoint) else _from_config
-        model = make(source).to(source.device).eval()
-    return ModuleBackend(
-        "open_clip", _Adapter(model), source.device, lambda: _evidence(source, model)
-    )
 
 
 def _from_archive(source: Source) -> Any:
@@ -137,7 +132,7 @@ def _evidence(source: Source, model: Any) -> Evidence:
     from clipcheck.backends.libraries import evidence_of
 
     held = model.state_dict()
-    held = from_layout(held, layout_of(held), version())
+    held = from_layout(held, layout_of(held), OpenClip.version())
     doubts = _doubts(model, source.checkpoint.architecture)
     return evidence_of(source.checkpoint, held, source.dtype, doubts)
 

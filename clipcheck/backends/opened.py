@@ -7,19 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.backends.calling import Array, Pixels, Tokens
-from clipcheck.backends.signature import Declared, Raw, inputs
-from clipcheck.checkpoints.checkpoint import bytes_of
+from clipcheck.backends.calling import Array
+from clipcheck.backends.signature import Declared, Raw
 from clipcheck.errors import IsolationError
-from clipcheck.gates.integrity import Evidence
 from clipcheck.sandbox.cell import Cell
 from clipcheck.sandbox.wire import Message
 
 if TYPE_CHECKING:
     import torch
-
-    from clipcheck.backends.programs import ProgramBackend
-    from clipcheck.checkpoints.architecture import Architecture
 
 Receive = Callable[[str, "torch.Tensor"], None]
 """Called with each weight that a program holds, and its name in it."""
@@ -42,51 +37,11 @@ class Opened:
     doubts: Sequence[str] = ()
 
 
-def as_backend(
-    name: str,
-    opened: Opened,
-    architecture: Architecture,
-    path: Path,
-    evidence: Callable[[Opened], Evidence],
-    data: Sequence[Path] = (),
-    dtype: str | None = None,
-) -> ProgramBackend:
-    """A backend that runs it.
-
-    Args:
-        name: the backend's, as it was asked for.
-        opened: the program.
-        architecture: what it is to be a model of.
-        path: the file that it was opened from.
-        evidence: called when it has run, for the gate ``integrity``.
-        data: the files that this one names for its weights.
-        dtype: what it computes in. Where that is float16, outputs that it casts to float32 in the
-            end, as converted programs do, are rounded back to it.
-
-    Raises:
-        CheckpointError: it takes other inputs than a CLIP model.
-    """
-    from clipcheck.backends.programs import ProgramBackend
-
-    given = inputs(opened.declared, architecture, path)
-
-    def run(pixels: Pixels, tokens: Tokens) -> Raw:
-        raw = opened.run([each.value(pixels, tokens) for each in given])
-        return raw if dtype != "float16" else [(name, _narrowed(array)) for name, array in raw]
-
-    size = bytes_of([path, *data])
-    return ProgramBackend(name, run, architecture, size, lambda: evidence(opened))
-
-
-def _narrowed(array: Array) -> Array:
-    return array.astype("float16") if array.dtype == "float32" else array
-
-
 def open_apart(
     backend: str,
     path: Path,
     device: torch.device,
-    options: Mapping[str, str] | None,
+    options: Mapping[str, str],
     cell: Cell,
     data: Sequence[Path] = (),
 ) -> Opened:
@@ -111,7 +66,7 @@ def open_apart(
         backend=backend,
         path=cell.seen(path, data),
         device=str(device),
-        options=dict(options or {}),
+        options=dict(options),
     )
 
     def run(arrays: Sequence[Array]) -> Raw:

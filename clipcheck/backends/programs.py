@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clipcheck.backends import signature
-from clipcheck.backends.base import evidence_of_closed
+from clipcheck.backends.base import Backend, evidence_of_closed
 from clipcheck.backends.calling import Array, Named, Pixels, Tokens, closed, translating
+from clipcheck.backends.opened import Opened
 from clipcheck.backends.signature import Outputs, Raw
 from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.checkpoints.checkpoint import bytes_of
 from clipcheck.errors import CheckpointError, RunError
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import OUTPUTS
-from clipcheck.inputs.examples import Frontend
 
 if TYPE_CHECKING:
     import torch
@@ -25,35 +29,48 @@ if TYPE_CHECKING:
 Run = Callable[[Pixels, Tokens], Raw]
 
 
-class ProgramBackend:
+class ProgramBackend(Backend):
     """Runs a program; each call of it gives all outputs.
 
     Args:
         name: the backend's, as it was asked for.
-        run: the program.
-        architecture: what it is a model of.
-        size: bytes of the files that it was loaded from.
+        opened: the program.
+        architecture: what it is to be a model of.
+        path: the file that it was opened from.
         evidence: called when it has run, for the gate ``integrity``.
-
-    Attributes:
+        data: the files that this one names for its weights.
+        dtype: what it computes in. Where that is float16, outputs that it casts to float32 in the
+            end, as converted programs do, are rounded back to it.
         made_here: whether it was made by the backend, and has to have all outputs.
+
+    Raises:
+        CheckpointError: it takes other inputs than a CLIP model.
     """
 
     def __init__(
         self,
         name: str,
-        run: Run,
+        opened: Opened,
+        *,
         architecture: Architecture,
-        size: int,
-        evidence: Callable[[], Evidence],
+        path: Path,
+        evidence: Callable[[Opened], Evidence],
+        data: Sequence[Path] = (),
+        dtype: str | None = None,
+        made_here: bool = False,
     ) -> None:
+        given = signature.inputs(opened.declared, architecture, path)
+
+        def run(pixels: Pixels, tokens: Tokens) -> Raw:
+            raw = opened.run([each.value(pixels, tokens) for each in given])
+            return raw if dtype != "float16" else [(name, _narrowed(array)) for name, array in raw]
+
         self.name = name
-        self.size: int | None = size
-        self.frontend: Frontend | None = None
+        self.size = bytes_of([path, *data])
         self._run: Run | None = run
         self._architecture = architecture
-        self._evidence = evidence
-        self.made_here = False
+        self._evidence: Callable[[], Evidence] | None = partial(evidence, opened)
+        self._made_here = made_here
         self._known: Outputs | None = None
 
     def encode_image(self, pixels: Pixels) -> Array:
@@ -91,21 +108,21 @@ class ProgramBackend:
     @property
     def absent(self) -> frozenset[str]:
         """Outputs that a user's program does not have. One that was made here has all of them."""
-        return frozenset() if self._known is None or self.made_here else self._known.absent
+        return frozenset() if self._known is None or self._made_here else self._known.absent
 
     def evidence(self) -> Evidence:
         """Return the evidence for the gate ``integrity``."""
+        if self._evidence is None:
+            return evidence_of_closed()
         found = self._evidence()
         if self._known is None:
             return found
-        from dataclasses import replace
-
         return replace(found, doubts=[*found.doubts, *self._known.doubts])
 
     def close(self) -> None:
         """Let go of the program."""
         self._run = None
-        self._evidence = evidence_of_closed
+        self._evidence = None
 
     def _one(self, name: str, pixels: Pixels, tokens: Tokens) -> Array:
         found = self.outputs(pixels, tokens)
@@ -128,9 +145,13 @@ class ProgramBackend:
                 return run(pixels, tokens)
             except Exception as error:
                 sizes = [size for size in _SIZES if _runs(run, size, self._architecture)]
-                if self.made_here or len(sizes) in (0, len(_SIZES)):
+                if self._made_here or len(sizes) in (0, len(_SIZES)):
                     raise
                 raise _some_sizes_alone(self.name, sizes, (len(pixels), len(tokens))) from error
+
+
+def _narrowed(array: Array) -> Array:
+    return array.astype("float16") if array.dtype == "float32" else array
 
 
 _SIZES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (4, 4), (8, 8))
@@ -157,7 +178,7 @@ def _some_sizes_alone(
     )
 
 
-def key(source: Source, *libraries: str) -> dict[str, str]:
+def key_of(source: Source, *libraries: str) -> dict[str, str]:
     """Return all that a program made of ``source`` depends on, by name.
 
     Args:

@@ -7,31 +7,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import cast
 
-from clipcheck.backends.base import Missing, Option
-from clipcheck.backends.source import DefaultWay, Way
+from clipcheck.backends.base import Backend, Missing, Option
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import UnavailableError, UsageError, first_line, nearest
 
-BACKENDS = (
-    "jit",
-    "eager",
-    "trace",
-    "script",
-    "compile",
-    "export",
-    "aotinductor",
-    "onnxruntime",
-    "open_clip",
-    "transformers",
-    "clip",
-)
-"""Backends of clipcheck, in the order in which they run and are reported: each is a file beside
-this one. Other packages bring more, see `GROUP`."""
+_CLASSES = {
+    "jit": "Archive",
+    "eager": "Eager",
+    "trace": "Trace",
+    "script": "Script",
+    "compile": "Compile",
+    "export": "Export",
+    "aotinductor": "AOTInductor",
+    "onnxruntime": "ONNXRuntime",
+    "open_clip": "OpenClip",
+    "transformers": "Transformers",
+    "clip": "Clip",
+}
+"""The class of each backend of clipcheck, which is in the file of the backend's name."""
+
+BACKENDS = tuple(_CLASSES)
+"""Backends of clipcheck, in the order in which they run and are reported. Other packages bring
+more, see `GROUP`."""
 
 GROUP = "clipcheck.backends"
 """The group of entry points that packages bring backends in: the name of each is that of its
-backend, and what it loads is a `Way`, or a class of one."""
+backend, and what it loads is a class derived from `Backend`."""
 
 ALL = "all"
 """Stands for every backend that fits."""
@@ -59,9 +61,14 @@ class Choice:
         return f"{self.name}:{given}" if given else self.name
 
     @property
+    def backend(self) -> type[Backend]:
+        """Return the class of the backend."""
+        return find(self.name)
+
+    @property
     def settings(self) -> dict[str, str]:
         """One value for each option that there is."""
-        known = way(self.name).OPTIONS
+        known = self.backend.options
         return {key: self.options.get(key, option.default) for key, option in known.items()}
 
 
@@ -90,10 +97,10 @@ def listing() -> list[Listed]:
 
 
 def _listed(name: str) -> Listed:
-    found = way(name)
+    found = find(name)
     missing = found.available()
     version = found.version() if missing is None else ""
-    return Listed(name, found.SUMMARY, found.OPTIONS, version, missing)
+    return Listed(name, found.summary, found.options, version, missing)
 
 
 def names() -> tuple[str, ...]:
@@ -109,34 +116,52 @@ def _brought() -> Mapping[str, EntryPoint]:
 
 
 @cache
-def way(name: str) -> Way:
-    """Import and return the way that makes the backend."""
+def find(name: str) -> type[Backend]:
+    """Import and return the class of a backend, one of `names`."""
     if name in BACKENDS:
-        return cast(Way, importlib.import_module(f"clipcheck.backends.{name}"))
+        module = importlib.import_module(f"clipcheck.backends.{name}")
+        own: type[Backend] = getattr(module, _CLASSES[name])
+        return own
     entry = _brought()[name]
     try:
         loaded = entry.load()
-        return cast(Way, loaded() if isinstance(loaded, type) else loaded)
     # It is the code of others, which may raise anything; what stops Python itself is no Exception.
     except Exception as error:
-        return _Broken(entry, f"{type(error).__name__}: {first_line(error)}")
+        what = f"{type(error).__name__}: {first_line(error)}"
+        return _broken(entry, f"could not be imported ({what})")
+    if isinstance(loaded, type) and issubclass(loaded, Backend):
+        return loaded
+    return _broken(entry, f"is no class derived from {Backend.__module__}.{Backend.__name__}")
 
 
-class _Broken(DefaultWay):
-    """Stands for a backend of another package that cannot be imported."""
+def _broken(entry: EntryPoint, reason: str) -> type[Backend]:
+    """Return a class that stands for a backend of another package that cannot be used."""
+    owner = entry.dist.name if entry.dist else entry.value
+    told = Missing(
+        f"{entry.value} {reason}", f"Mend or uninstall the package that brings it, {owner}."
+    )
 
-    SUMMARY = "cannot be imported"
+    class Broken(Backend):
+        summary = "cannot be used"
 
-    def __init__(self, entry: EntryPoint, reason: str) -> None:
-        self._entry, self._reason = entry, reason
+        @classmethod
+        def available(cls) -> Missing:
+            return told
 
-    def available(self) -> Missing:
-        """Why it could not be imported, and who brings it."""
-        owner = self._entry.dist.name if self._entry.dist else self._entry.value
-        return Missing(
-            f"{self._entry.value} could not be imported ({self._reason})",
-            f"Mend or uninstall the package that brings it, {owner}.",
-        )
+    return Broken
+
+
+def backend_named(written: str) -> type[Backend]:
+    """Return the class of a backend as `Choice` writes it, whether or not this machine has one of
+    that name: results of other machines name theirs. `Backend`, which can do nothing, stands for
+    one that it does not have."""
+    name = written.partition(":")[0]
+    return find(name) if name in names() else Backend
+
+
+def default_for(form: Format) -> str:
+    """Name the backend that files of a format are made for; empty where there is no such."""
+    return next((name for name in BACKENDS if form in find(name).default_for), "")
 
 
 def parse(written: str) -> Choice:
@@ -175,19 +200,19 @@ def require_available(choice: Choice) -> None:
     Raises:
         UnavailableError: it cannot; the message tells why, and what to do.
     """
-    missing: Missing | None = way(choice.name).available()
+    missing = choice.backend.available()
     if missing is not None:
         raise UnavailableError(f"{choice.name}: {missing.reason}", remedy=missing.remedy)
 
 
 def _everything() -> list[Choice]:
     return [
-        Choice(name, variant, optional=True) for name in names() for variant in way(name).VARIANTS
+        Choice(name, variant, optional=True) for name in names() for variant in find(name).variants
     ]
 
 
 def _pair(name: str, written: str) -> tuple[str, str]:
-    known: Mapping[str, Option] = way(name).OPTIONS
+    known = find(name).options
     key, equals, value = written.partition("=")
     if not known:
         raise UsageError(

@@ -6,7 +6,6 @@ by name, and give what goes back, and the tensors with that.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from clipcheck.backends.archives import Inside
 from clipcheck.backends.calling import translating
 from clipcheck.backends.opened import Opened
 from clipcheck.backends.reference import exact_floats
+from clipcheck.backends.registry import find
 from clipcheck.checkpoints.keymaps import Layout
 from clipcheck.checkpoints.naming import Naming
 from clipcheck.errors import RunError
@@ -189,8 +189,7 @@ class ProgramServant:
             options: the backend's.
         """
         self._backend = backend
-        way = importlib.import_module(f"clipcheck.backends.{backend}")
-        self._opened = way.opened(Path(path), torch.device(device), options)
+        self._opened = find(backend).open_here(Path(path), torch.device(device), options)
         declared = [[each.name, each.shape, each.dtype] for each in self._program.declared]
         return {"declared": declared, "doubts": list(self._program.doubts)}, ()
 

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from clipcheck.backends.base import Backend, Option
-from clipcheck.backends.eager import version
-from clipcheck.backends.jit import available
+from clipcheck.backends.base import Backend, Missing
+from clipcheck.backends.jit import torchscript_missing
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.source import Source
 from clipcheck.gates.integrity import Evidence
@@ -18,53 +17,10 @@ from clipcheck.system import torchscript_support
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.families import eager
-
-__all__ = ["OPTIONS", "SUMMARY", "VARIANTS", "available", "build", "unfit", "version"]
-
-SUMMARY = "the eager model, traced by this torch (torch.jit.trace_module)"
-OPTIONS: dict[str, Option] = {}
-VARIANTS: list[dict[str, str]] = [{}]
 
 _IMAGES, _TEXTS = 2, 3
 """Of the example inputs: not as many, so that one number is not taken for the other."""
-
-
-def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
-    """Fits all."""
-    return None
-
-
-def build(source: Source) -> Backend:
-    """Trace all three methods; the weights stay those of the source."""
-    import torch
-
-    pixels, tokens = example_inputs(source)
-    methods = {
-        "encode_image": pixels,
-        "encode_text": tokens,
-        "forward": (pixels, tokens),
-    }
-    with torchscript_support.silenced(), torch.no_grad(), _quiet_about_attention():
-        traced = torch.jit.trace_module(source.model, methods, check_trace=False)
-    return ScriptBackend("trace", traced, source)
-
-
-@contextmanager
-def _quiet_about_attention() -> Iterator[None]:
-    """Without the warnings of torch's own checks of shapes, which hold for every batch size.
-
-    torch ignores them itself (``TracerWarning.ignore_lib_warnings``), but not under filters that
-    somebody set later.
-    """
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", category=torch.jit._trace.TracerWarning, module=r"torch\.nn\.functional"
-        )
-        yield
 
 
 class ScriptBackend(ModuleBackend):
@@ -75,6 +31,11 @@ class ScriptBackend(ModuleBackend):
         module: what was made.
         source: of what.
     """
+
+    @classmethod
+    def available(cls) -> Missing | None:
+        """Wherever torch has TorchScript."""
+        return torchscript_missing()
 
     def __init__(self, name: str, module: torch.nn.Module, source: Source) -> None:
         super().__init__(name, module, source.device, self._found)
@@ -91,6 +52,43 @@ class ScriptBackend(ModuleBackend):
         """Let go of the module, and of the code that torch keeps of it."""
         super().close()
         torchscript_support.forget_classes()
+
+
+class Trace(ScriptBackend):
+    """The eager model, traced."""
+
+    summary = "the eager model, traced by this torch (torch.jit.trace_module)"
+
+    @classmethod
+    def build(cls, source: Source) -> Backend:
+        """Trace all three methods; the weights stay those of the source."""
+        import torch
+
+        pixels, tokens = example_inputs(source)
+        methods = {
+            "encode_image": pixels,
+            "encode_text": tokens,
+            "forward": (pixels, tokens),
+        }
+        with torchscript_support.silenced(), torch.no_grad(), _quiet_about_attention():
+            traced = torch.jit.trace_module(source.model, methods, check_trace=False)
+        return cls("trace", traced, source)
+
+
+@contextmanager
+def _quiet_about_attention() -> Iterator[None]:
+    """Without the warnings of torch's own checks of shapes, which hold for every batch size.
+
+    torch ignores them itself (``TracerWarning.ignore_lib_warnings``), but not under filters that
+    somebody set later.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", category=torch.jit._trace.TracerWarning, module=r"torch\.nn\.functional"
+        )
+        yield
 
 
 def shared_weights(module: torch.nn.Module, model: eager.CLIP, doubts: list[str]) -> Evidence:

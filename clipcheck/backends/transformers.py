@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from clipcheck.backends.base import Backend, Missing, Option, too_old
 from clipcheck.backends.calling import translating
+from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
@@ -24,46 +24,47 @@ if TYPE_CHECKING:
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
 
-SUMMARY = "transformers' CLIPModel.from_pretrained, from a folder in the hub's layout"
-OPTIONS = {
-    "attention": Option("sdpa", ("sdpa", "eager"), "how attention is computed, attn_implementation")
-}
-VARIANTS = [{"attention": "sdpa"}, {"attention": "eager"}]
-
 _OLDEST = "5.4"
 """The first whose ways to take inputs are known here: the slow tokenizer is gone, and the slow
 image processor has a name of its own."""
 
 
-def available() -> Missing | None:
-    """Wherever a transformers is installed that is not too old."""
-    if importlib.util.find_spec("transformers") is None:
-        remedy = "Install it: pip install 'clipcheck[transformers]'."
-        return Missing("transformers is not installed", remedy)
-    return too_old("transformers", _OLDEST)
+class Transformers(ModuleBackend):
+    """transformers' CLIPModel."""
 
+    summary = "transformers' CLIPModel.from_pretrained, from a folder in the hub's layout"
+    options: ClassVar[Mapping[str, Option]] = {
+        "attention": Option(
+            "sdpa", ("sdpa", "eager"), "how attention is computed, attn_implementation"
+        )
+    }
+    variants = ({"attention": "sdpa"}, {"attention": "eager"})
+    distributions = ("transformers", "safetensors")
+    default_for = frozenset({Format.TRANSFORMERS})
 
-def version() -> str:
-    """Return the version of transformers."""
-    return f"transformers {version_of('transformers')}"
+    @classmethod
+    def available(cls) -> Missing | None:
+        """Wherever a transformers is installed that is not too old."""
+        if importlib.util.find_spec("transformers") is None:
+            remedy = "Install it: pip install 'clipcheck[transformers]'."
+            return Missing("transformers is not installed", remedy)
+        return too_old("transformers", _OLDEST)
 
+    @classmethod
+    def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG003
+        """Say why transformers cannot run this checkpoint, or None: it has no ModifiedResNet."""
+        if isinstance(checkpoint.architecture.vision, ResNet):
+            return "transformers has no ModifiedResNet: its CLIPModel has a VisionTransformer alone"
+        return None
 
-def unfit(checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG001
-    """Say why transformers cannot run this checkpoint, or None: it has no ModifiedResNet."""
-    if isinstance(checkpoint.architecture.vision, ResNet):
-        return "transformers has no ModifiedResNet: its CLIPModel has a VisionTransformer alone"
-    return None
-
-
-def build(source: Source) -> Backend:
-    """The model, loaded from the checkpoint's own folder, or from one that is written."""
-    from clipcheck.backends.modules import ModuleBackend
-
-    attention = source.options["attention"]
-    name = f"transformers:attention={attention}"
-    with translating(name, "loading"):
-        model = _load(_folder(source), source, attention)
-    return ModuleBackend(name, _Adapter(model), source.device, lambda: _evidence(source, model))
+    @classmethod
+    def build(cls, source: Source) -> Backend:
+        """The model, loaded from the checkpoint's own folder, or from one that is written."""
+        attention = source.options["attention"]
+        name = f"transformers:attention={attention}"
+        with translating(name, "loading"):
+            model = _load(_folder(source), source, attention)
+        return cls(name, _Adapter(model), source.device, lambda: _evidence(source, model))
 
 
 def _folder(source: Source) -> Path:
@@ -142,7 +143,7 @@ def _tokenized(text: torch.Tensor) -> dict[str, torch.Tensor]:
 def _evidence(source: Source, model: Any) -> Evidence:
     from clipcheck.backends.libraries import evidence_of
 
-    held = from_layout(model.state_dict(), Layout.TRANSFORMERS, version())
+    held = from_layout(model.state_dict(), Layout.TRANSFORMERS, Transformers.version())
     return evidence_of(source.checkpoint, held, source.dtype, _doubts(model, source))
 
 

@@ -46,6 +46,12 @@ class Format(StrEnum):
     """A folder: ``open_clip_config.json`` and weights, as open_clip has it on the hub."""
 
 
+PROGRAM_FORMATS = (Format.PT2, Format.ONNX)
+"""Those that compute by themselves, see `Program`."""
+
+FOLDER_FORMATS = (Format.TRANSFORMERS, Format.OPEN_CLIP)
+"""Those of a library's folder."""
+
 FILE_FORMATS = (Format.ARCHIVE, Format.STATE_DICT, Format.SAFETENSORS)
 """Those that are a single file."""
 

@@ -27,9 +27,6 @@ Examples:
   clipcheck convert model.pt -o folder/ --format open_clip
   clipcheck convert epoch_30.ckpt --key model_ema -o weights.safetensors"""
 
-_FOLDERS = ("transformers", "open_clip")
-"""Formats that are folders, named as the backends that they are for."""
-
 
 def convert(
     checkpoint: options.Checkpoint,
@@ -64,7 +61,7 @@ def convert(
         prepare([checkpoint], isolation)
     import torch
 
-    from clipcheck.backends.loading import PROGRAMS
+    from clipcheck.checkpoints.checkpoint import FOLDER_FORMATS, PROGRAM_FORMATS
     from clipcheck.checkpoints.told import named
     from clipcheck.cli import terminal
     from clipcheck.harness.converting import require_convertible
@@ -80,9 +77,9 @@ def convert(
         known = require_convertible(opened, isolation)
         opened = known.checkpoint
         how: dict[str, Any] = {"architecture": architecture}
-        if chosen in PROGRAMS or chosen in _FOLDERS:
+        if chosen in PROGRAM_FORMATS or chosen in FOLDER_FORMATS:
             how |= {"reference": opened.path, "key": key}
-        if chosen in PROGRAMS:
+        if chosen in PROGRAM_FORMATS:
             how["dtype"] = dtype
 
         def judge(path: Path) -> None:
@@ -112,18 +109,16 @@ def _require_other(output: Path, checkpoint: Path) -> None:
 
 def _require_converter(form: Format, dtype: options.DtypeName | None) -> None:
     """See that what is written can be checked here, and that the options go together."""
-    from clipcheck.backends.loading import PROGRAMS
-    from clipcheck.backends.registry import Choice, require_available
+    from clipcheck.backends.registry import Choice, default_for, require_available
+    from clipcheck.checkpoints.checkpoint import FOLDER_FORMATS, PROGRAM_FORMATS
 
-    if form in _FOLDERS and dtype is not None:
+    if form in FOLDER_FORMATS and dtype is not None:
         raise UsageError(
             f"--dtype is not for folders of {form}, which keep the weights bit for bit",
             remedy="Convert to safetensors with --dtype first, and that file to the folder.",
         )
-    if form in _FOLDERS:
-        require_available(Choice(form))
-    elif form in PROGRAMS:
-        require_available(Choice(PROGRAMS[form]))
+    if form in (*FOLDER_FORMATS, *PROGRAM_FORMATS):
+        require_available(Choice(default_for(form)))
 
 
 def _convert(
@@ -134,14 +129,14 @@ def _convert(
     judge: Callable[[Path], None],
 ) -> int:
     """Write it; how many tensors were compared bit for bit with those of the written file."""
-    from clipcheck.backends.loading import PROGRAMS
+    from clipcheck.checkpoints.checkpoint import FOLDER_FORMATS, PROGRAM_FORMATS
     from clipcheck.writers.convert import convert as convert_weights
     from clipcheck.writers.directories import write_open_clip, write_transformers
     from clipcheck.writers.programs import convert_to_program
 
-    if form in PROGRAMS:
+    if form in PROGRAM_FORMATS:
         convert_to_program(opened, output, form, dtype=dtype, judge=judge)
-    elif form in _FOLDERS:
+    elif form in FOLDER_FORMATS:
         write = write_transformers if form == "transformers" else write_open_clip
         write(opened, output, judge=judge)
     else:

@@ -7,14 +7,13 @@ is run on a few inputs, and held against what is assumed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, replace
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array
 from clipcheck.backends.cells import Isolation, cell_for
 from clipcheck.backends.loading import OpenSides, build, opened_sides
-from clipcheck.backends.registry import Choice
+from clipcheck.backends.registry import Choice, default_for
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.checkpoints.opening import require_told, undecided
@@ -131,6 +130,7 @@ def _look(checkpoint: Checkpoint, isolation: Isolation | None) -> _Seen:
     from clipcheck.models.weights import WeightWatch
 
     cpu = torch.device("cpu")
+    choice = Choice(default_for(checkpoint.format))
     with (
         cell_for(checkpoint, cpu, isolation) as cell,
         opened_sides(checkpoint, None, cpu, _DTYPE, archive=True, cell=cell) as sides,
@@ -139,7 +139,7 @@ def _look(checkpoint: Checkpoint, isolation: Isolation | None) -> _Seen:
         batch = for_modules(inputs_of(checkpoint.architecture), seed=0)
         trial = Trial.of(sides.reference, [batch], _DTYPE, Stopwatch())
         weights = WeightWatch(sides.source.model)
-        with closing(build(Choice("jit"), sides.source)) as candidate:
+        with build(choice, sides.source) as candidate:
             few, case = _run(candidate, trial)
         intact = not weights.changed()
         return _judge(checkpoint, sides, few, case, trial.scale, intact=intact)

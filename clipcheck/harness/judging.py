@@ -16,8 +16,6 @@ import numpy as np
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array
-from clipcheck.backends.jit import Archive
-from clipcheck.backends.modules import ModuleBackend
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.errors import RunError
 from clipcheck.gates.allclose import allclose
@@ -65,9 +63,6 @@ _KINDS = {
     "forward": ("image", "prompt"),
 }
 """Inputs of each method."""
-
-_GIVES = {method: (name,) for method, name in ENCODERS.items()} | {"forward": LOGITS}
-"""Outputs of each method."""
 
 _OF_IMAGES = tuple(name for name, kinds in OUTPUTS.items() if "image" in kinds)
 """Outputs that an image takes part in."""
@@ -243,12 +238,12 @@ class Trial:
                 again.append(self._again(candidate, "in the third call", failures))
         if not self.calls and repeating:
             again += self._alone(candidate, failures)
-        if self.in_form and isinstance(candidate, ModuleBackend):
+        if self.in_form and candidate.takes_forms:
             again += self._in_forms(candidate, failures)
         if self.calls and "integrity" in self.gates:
             failures += list(self._hiding_nan(candidate, failures))
         for call in self.calls:
-            names = _given_by(candidate, call.method)
+            names = candidate.gives(call.method)
             if not names:
                 continue
             outputs = self._called(candidate, call, failures)
@@ -265,13 +260,13 @@ class Trial:
         ]
         return Run(cases, again, failures, by_length)
 
-    def _in_forms(self, candidate: ModuleBackend, failures: list[str]) -> Iterator[Repeat]:
+    def _in_forms(self, candidate: Backend, failures: list[str]) -> Iterator[Repeat]:
         """A few rows again, in every form that inputs come in."""
         number = min(_LARGE, len(self.batches) - 1)
         batch = self.batches[number]
         every = {"image": batch.pixels, "prompt": batch.tokens}
         for method, forms in _FORMS.items():
-            names = _given_by(candidate, method, itself=True)
+            names = candidate.gives(method, itself=True)
             if not names:
                 continue
             arrays = {kind: every[kind] for kind in _KINDS[method]}
@@ -308,10 +303,8 @@ class Trial:
         inputs = [np.stack(rows) for rows in (pixels, tokens) if rows]
 
         def outputs() -> Mapping[str, Array]:
-            if call.method == "forward" and isinstance(candidate, Archive):
-                return candidate.forward(*inputs)
             if call.method == "forward":
-                return dict(zip(LOGITS, candidate(*inputs), strict=True))
+                return candidate.forward(*inputs)
             return {ENCODERS[call.method]: getattr(candidate, call.method)(*inputs)}
 
         return _attempted(outputs, len(pixels), len(tokens), failures)
@@ -521,24 +514,23 @@ def judge_candidate(
             remedy="Give a file that has a CLIP model's features, or its logits.",
         )
     coverage = None
-    if isinstance(candidate, Archive) and trial.dtype == "float32" and "modules" in trial.gates:
+    if candidate.runs_modules and trial.dtype == "float32" and "modules" in trial.gates:
         coverage = _coverage(candidate, source, seed, watch)
     with watch.phase("gates"):
         failures = [*run.failures, *(coverage.failures if coverage else ())]
-        own = candidate.runner.changed() if isinstance(candidate, Archive) else []
-        changed = list(dict.fromkeys([*own, *weights.changed()]))
+        changed = list(dict.fromkeys([*candidate.changed(), *weights.changed()]))
         evidence = replace(candidate.evidence(), changed=changed, failures=failures, unlike=unlike)
         gates = judge(trial, run, evidence, coverage, limits)
         return Verdict(gates, run, not changed, coverage)
 
 
-def _coverage(archive: Archive, source: Source, seed: int, watch: Stopwatch) -> Coverage:
+def _coverage(candidate: Backend, source: Source, seed: int, watch: Stopwatch) -> Coverage:
     from clipcheck.harness.modules.judge import judge_modules
 
     with watch.phase("modules") as advance:
         # Of several rows each module makes the same; how rows mix is judged by the outputs.
         batch = for_modules(inputs_of(source.checkpoint.architecture), seed).select([0], [0, 2])
-        return judge_modules(archive.runner, source.model, batch, source.device, advance)
+        return judge_modules(candidate.runner, source.model, batch, source.device, advance)
 
 
 def _attempt(candidate: Backend, batch: Batch, failures: list[str]) -> Mapping[str, Array]:
@@ -562,7 +554,7 @@ def _attempted(
 
 
 def _in_form(
-    candidate: ModuleBackend,
+    candidate: Backend,
     form: str,
     method: str,
     given: Mapping[str, Array],
@@ -582,20 +574,6 @@ def _in_form(
 
     images, prompts = (len(given.get(kind, ())) for kind in ("image", "prompt"))
     return _attempted(outputs, images, prompts, failures)
-
-
-def _given_by(candidate: Backend, method: str, *, itself: bool = False) -> tuple[str, ...]:
-    """The outputs that a method gives; nothing where it has none.
-
-    Args:
-        candidate: that has run.
-        method: see `_GIVES`.
-        itself: whether it has to be there, and no other method stand in for it.
-    """
-    if isinstance(candidate, Archive) and (itself or method == "forward"):
-        return candidate.methods.get(method, ())
-    names = _GIVES[method]
-    return () if candidate.absent.intersection(names) else names
 
 
 def _has(outputs: Mapping[str, Array], name: str, rows: int) -> bool:

@@ -7,27 +7,20 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.cells import cell_for
-from clipcheck.backends.jit import Archive
 from clipcheck.backends.known import Known, everything, matching
-from clipcheck.backends.loading import (
-    PROGRAMS,
-    OpenSides,
-    build,
-    opened_sides,
-    require_runs,
-)
-from clipcheck.backends.registry import ALL, Choice, way
+from clipcheck.backends.loading import OpenSides, build, opened_sides, require_runs
+from clipcheck.backends.registry import ALL, Choice, default_for
 from clipcheck.backends.source import Source
 from clipcheck.backends.weights import compare_weights, compared
 from clipcheck.checkpoints import registry
-from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
+from clipcheck.checkpoints.checkpoint import Checkpoint, Program
 from clipcheck.checkpoints.dimensions import dimensions
 from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_pair, weights_of
@@ -72,14 +65,6 @@ for all backends (``benchmarks.check``)."""
 
 OWN = {"build": 1, "candidate": 41, "modules": 22}
 """Per cent of the same check that each phase takes that a backend does for itself."""
-
-_DEFAULTS = {
-    Format.ARCHIVE: "jit",
-    Format.TRANSFORMERS: "transformers",
-    Format.OPEN_CLIP: "open_clip",
-    **PROGRAMS,
-}
-"""The backend that such a file is made for, by format."""
 
 _READING = 4
 """Share of the progress, in percent, of reading and hashing a file."""
@@ -265,7 +250,7 @@ class Judge:
             files.reference,
             device,
             dtype,
-            archive=any(choice.name == "jit" for choice in running),
+            archive=any(choice.backend.needs_archive for choice in running),
             cell=cell,
             artefacts=self.options.artefacts,
         )
@@ -293,7 +278,7 @@ class Judge:
         draft.add(examples=bench.drawn.images, inputs=bench.trial.digest)
         with watch.phase("build"), exact_floats():
             candidate = build(choice, bench.source)
-        with closing(candidate):
+        with candidate:
             unlike = bench.drawn.unlike(candidate.frontend) if candidate.frontend else ()
             verdict = judge_candidate(
                 bench.trial,
@@ -319,7 +304,7 @@ class Judge:
                 coverage=verdict.coverage,
                 artefact_bytes=candidate.size,
                 absent=tuple(name for name in OUTPUTS if name in candidate.absent),
-                patched=candidate.patched if isinstance(candidate, Archive) else None,
+                patched=candidate.patched,
             )
             if not draft.judgement.passed:
                 self._explain(draft, bench, candidate, verdict, ruler, watch)
@@ -369,7 +354,7 @@ class Judge:
         with watch.phase("alternative"):
             assumed = draft.judgement.assumed
             draft.add(alternative=self._alternative(bench, verdict, ruler, assumed))
-        if isinstance(candidate, Archive):
+        if candidate.runs_modules:
             where = self._localise(draft.judgement, bench, candidate, verdict.intact, watch)
             draft.add(localisation=where)
 
@@ -385,13 +370,13 @@ class Judge:
         return find_alternative(model, architecture, batches, cases, ruler, nearer=assumed)
 
     def _localise(
-        self, judged: Judgement, bench: _Bench, archive: Archive, intact: bool, watch: Stopwatch
+        self, judged: Judgement, bench: _Bench, candidate: Backend, intact: bool, watch: Stopwatch
     ) -> Localisation:
-        """Find where the archive departs, or say why that is not known: the verdict stands without
-        it."""
+        """Find where the candidate departs, or say why that is not known: the verdict stands
+        without it."""
         suspect = None
-        if judged.failing is not None and archive.frontend is not None:
-            given = batch(judged.failing.example, archive.frontend)
+        if judged.failing is not None and candidate.frontend is not None:
+            given = batch(judged.failing.example, candidate.frontend)
             suspect = Suspect(given, judged.failing.measure.output)
         try:
             if not intact:
@@ -525,7 +510,7 @@ def _ignored(options: CheckOptions, bench: _Bench, candidate: Backend) -> tuple[
     files = bench.files
     judging = gates_in(
         bench.source.dtype,
-        modules=isinstance(candidate, Archive),
+        modules=candidate.runs_modules,
         reference=files.reference is not None and isinstance(files.subject, Checkpoint),
         logits=not candidate.absent.issuperset(LOGITS),
     )
@@ -536,7 +521,7 @@ def _isolation(
     choice: Choice, subject: Checkpoint | Program, cell: Cell | None
 ) -> tuple[str, ...] | None:
     """Return the measures that confined the file's own code, see `Judgement.isolation`."""
-    if isinstance(subject, Checkpoint) and choice.name != "jit":
+    if isinstance(subject, Checkpoint) and not choice.backend.needs_archive:
         return None
     if cell is None:
         return ()
@@ -554,21 +539,20 @@ def _versions() -> dict[str, str]:
 
 def _unfit(choice: Choice, files: _Files, device: torch.device, dtype: str) -> str | None:
     """Why a backend is nothing for this checkpoint or not on this machine, or None."""
-    chosen = way(choice.name)
-    missing = chosen.available()
+    missing = choice.backend.available()
     if missing is not None:
         return f"{missing.reason}. {missing.remedy}"
     try:
         _require_other(choice, files)
     except UnfitError as error:
         return error.problem
-    return chosen.unfit(files.checkpoint, device, dtype)
+    return choice.backend.unfit(files.checkpoint, device, dtype)
 
 
 def _require_other(choice: Choice, files: _Files) -> None:
     """See that a backend runs the subject, and not what that is compared with."""
     require_runs(choice, files.subject)
-    if choice.name == "eager" and files.reference is None:
+    if choice.backend.needs_reference and files.reference is None:
         raise UnfitError(
             "the eager model is what the others are compared with",
             remedy="Give another checkpoint to compare it with: --reference CHECKPOINT.",
@@ -578,8 +562,8 @@ def _require_other(choice: Choice, files: _Files) -> None:
 def _default_backend(files: _Files) -> Choice:
     """The way that a file is run in, by what it is."""
     form = files.subject.format
-    if form in _DEFAULTS:
-        return Choice(_DEFAULTS[form])
+    if default_for(form):
+        return Choice(default_for(form))
     if files.reference is not None:
         return Choice("eager")
     raise UnfitError(

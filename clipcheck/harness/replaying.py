@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,7 +116,6 @@ def replay(
     choice = parse(saved.backend)
     require_runs(choice, subject)
     given = batch(saved.example, Frontend(inputs.resolution, inputs.context_length))
-    archive = choice.name == "jit"
     with (
         cell_for(subject, target, apart) as cell,
         opened_sides(
@@ -125,7 +123,7 @@ def replay(
             other,
             target,
             wanted,
-            archive=archive,
+            archive=choice.backend.needs_archive,
             cell=cell,
             artefacts=default_folder(),
         ) as sides,
@@ -134,7 +132,7 @@ def replay(
         span.say(f"{name}: loading on {target} in {wanted}")
         sides.load()
         span.say(f"{name}: running the failing input by {choice}")
-        with closing(build(choice, sides.source)) as candidate:
+        with build(choice, sides.source) as candidate:
             ruler = _ruler(sides.reference, inputs, wanted)
             probe = Probe(candidate, sides.reference.standing(), ruler, saved.limits)
             measured = worst([measure for _ in range(_CALLS) for measure in probe.measure(given)])

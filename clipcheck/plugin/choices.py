@@ -39,8 +39,11 @@ DEFAULT_BACKENDS = ("jit",)
 
 
 def gates_of(backend: str, dtype: str, *, reference: bool = False) -> tuple[str, ...]:
-    """Return the gates that judge: archives alone are looked into, module by module."""
-    return gates_in(dtype, modules=backend == "jit", reference=reference)
+    """Return the gates that judge: some backends alone are looked into, module by module."""
+    # Here, for it imports numpy, which a run without these options has no use for.
+    from clipcheck.backends.registry import parse
+
+    return gates_in(dtype, modules=parse(backend).backend.runs_modules, reference=reference)
 
 
 @dataclass(frozen=True)

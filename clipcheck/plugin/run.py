@@ -129,7 +129,7 @@ class Run:
             reference,
             device,
             case.dtype,
-            archive=choice.name == "jit",
+            archive=choice.backend.needs_archive,
             cell=cell,
             artefacts=options.artefacts,
         )

@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from clipcheck.backends.known import Known
+from clipcheck.backends.registry import backend_named
 from clipcheck.gates.result import GateResult
 from clipcheck.harness.localising import Localised
 from clipcheck.harness.replaying import Replayed
@@ -120,7 +121,7 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
         steps = _step(
             _NEXT, ["clipcheck", "inspect", named], "shows what the file is, without running it."
         )
-    elif judgement.backend == "jit" and "weights" not in failed:
+    elif backend_named(judgement.backend).needs_archive and "weights" not in failed:
         steps = _mend(named, judgement)
     else:
         steps = []

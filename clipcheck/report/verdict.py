@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from clipcheck.backends.registry import backend_named
 from clipcheck.gates.result import GateResult
 from clipcheck.report.cells import visible
 from clipcheck.results.judgement import Judgement, Result
@@ -92,7 +93,7 @@ def _sides(judgements: Sequence[Judgement]) -> tuple[str, str]:
     """Name the two sides, as a pair where it is always the same one, and the second of the two."""
     if all(each.reference_checkpoint is not None for each in judgements):
         return "", "the reference"
-    if all(each.backend == "jit" for each in judgements):
+    if all(backend_named(each.backend).needs_archive for each in judgements):
         return "between JIT and eager", "the eager model"
     return "", "the eager model"
 

@@ -15,6 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
+from clipcheck.backends.registry import ALL, backend_named
 from clipcheck.checkpoints.architecture import RESNET_STRIDE, Architecture, Blocks, ResNet, ViT
 from clipcheck.harness.matrix import OWN, SHARED
 
@@ -155,7 +156,8 @@ def gigaflops_of_check(
 def _phases(backend: str, dtype: str) -> tuple[str, ...]:
     """Return the backend's own phases in which models run; modules are looked into in archives
     alone."""
-    with_modules = backend in ("", "all", "jit") and dtype in ("", "float32")
+    runs_modules = backend in ("", ALL) or backend_named(backend).runs_modules
+    with_modules = runs_modules and dtype in ("", "float32")
     return ("candidate", "modules") if with_modules else ("candidate",)
 
 

@@ -7,18 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from clipcheck.backends.registry import backend_named, names
 from clipcheck.harness.checking import environment
 from clipcheck.harness.options import CheckOptions
 from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT
-
-_LIBRARIES = {
-    "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
-    "open_clip": ("open_clip_torch",),
-    "transformers": ("transformers", "safetensors"),
-    "clip": ("clip-anytorch", "openai-clip", "clip"),
-}
-"""Distributions that a backend's verdict depends on beside torch and clipcheck's own, by
-backend."""
 
 _OF_ALL = ("clipcheck", "torch", "torchvision", "numpy", "pillow", "hypothesis")
 
@@ -29,10 +21,10 @@ def versions_for(backends: Sequence[str]) -> dict[str, str]:
     Args:
         backends: as they were asked for, with their options.
     """
-    names = {backend.partition(":")[0] for backend in backends}
-    if names & {ALL_THAT_FIT, DEFAULT}:
-        names |= _LIBRARIES.keys()
-    wanted = [each for name in sorted(names) for each in _LIBRARIES.get(name, ())]
+    asked = {backend.partition(":")[0] for backend in backends}
+    if asked & {ALL_THAT_FIT, DEFAULT}:
+        asked.update(names())
+    wanted = [each for name in sorted(asked) for each in backend_named(name).distributions]
     known = {**environment(), **{name: _version(name) for name in ("hypothesis", *wanted)}}
     return {name: known[name] for name in (*_OF_ALL, *wanted)}
 

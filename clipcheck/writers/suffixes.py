@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.checkpoint import FOLDER_FORMATS, Format
 from clipcheck.errors import UsageError
 
 _ZIP = (Format.ARCHIVE, Format.STATE_DICT)
@@ -26,8 +26,6 @@ _FORMATS: dict[str, tuple[Format, ...]] = {
 }
 """Formats that a file may have, by suffix; the first is the one that is meant."""
 
-_FOLDERS = (Format.TRANSFORMERS, Format.OPEN_CLIP)
-
 
 def format_for(output: str, wanted: str | None, offered: Sequence[str]) -> Format:
     """Tell which format to write.
@@ -42,7 +40,7 @@ def format_for(output: str, wanted: str | None, offered: Sequence[str]) -> Forma
         UsageError: the path says nothing, or another format than the one that was asked for.
     """
     if output.endswith(("/", os.sep)) or Path(output).is_dir():
-        return _folder(output, wanted, [form for form in _FOLDERS if form in offered])
+        return _folder(output, wanted, [form for form in FOLDER_FORMATS if form in offered])
     meant = _FORMATS.get(Path(output).suffix.lower(), ())
     if wanted is None:
         return _meant(output, meant, offered)
@@ -89,6 +87,6 @@ def _meant(output: str, meant: Sequence[Format], offered: Sequence[str]) -> Form
 
 def _named(wanted: str) -> str:
     """How a file or folder of that format may be called."""
-    if wanted in _FOLDERS:
+    if wanted in FOLDER_FORMATS:
         return "the name of a folder, without such a suffix"
     return " or ".join(f"model{suffix}" for suffix, forms in _FORMATS.items() if wanted in forms)

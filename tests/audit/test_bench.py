@@ -291,7 +291,7 @@ def test_all_leaves_out_what_cannot_run_here_and_tells_why(
 ) -> None:
     for name in set(auditing.BACKENDS) - {"clip", "trace"}:
         missing = Missing(f"no {name}", "Install it.")
-        monkeypatch.setattr(registry.way(name), "available", lambda missing=missing: missing)
+        monkeypatch.setattr(registry.find(name), "available", lambda missing=missing: missing)
     found = audit(["tiny-vit"], backends=["all"], only=["logit-scale-not-exponentiated"])
     assert [finding.backend for finding in found.findings] == ["trace", "clip"]
     assert found.left_out["onnxruntime"] == "no onnxruntime. Install it."

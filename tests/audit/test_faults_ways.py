@@ -16,7 +16,7 @@ from clipcheck.audit.bench_ways import WayBench
 from clipcheck.audit.faults import CLEAN, CLEAN_FAMILY, FAMILIES, FAULTS
 from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS, WayVariant, graphs
 from clipcheck.backends.artefacts import Artefacts
-from clipcheck.backends.registry import BACKENDS, way
+from clipcheck.backends.registry import BACKENDS, find
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
@@ -136,7 +136,7 @@ def test_what_is_planted_computes_in_a_dtype_that_the_backend_has_on_the_cpu(
 ) -> None:
     for variant in ALL:
         for backend in variant.plants:
-            assert way(backend).unfit(source.checkpoint, CPU, variant.dtype) is None
+            assert find(backend).unfit(source.checkpoint, CPU, variant.dtype) is None
 
 
 def test_a_variant_is_planted_only_where_it_applies() -> None:

@@ -12,8 +12,9 @@ import torch
 from filelock import FileLock
 
 from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Named, Pixels, Tokens, to_numpy
-from clipcheck.backends.source import Source, Way
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Architecture, specs
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
@@ -56,7 +57,7 @@ def minute(built: Path, form: Format, architecture: Architecture = MINUTE) -> Pa
 def source(
     archive: Path,
     folder: Path,
-    way: Way,
+    backend: type[Backend],
     dtype: str = "float32",
     options: Mapping[str, str] | None = None,
 ) -> Source:
@@ -74,7 +75,7 @@ def source(
         eager.build(checkpoint.architecture, weights),
         CPU,
         dtype,
-        {name: option.default for name, option in way.OPTIONS.items()} | dict(options or {}),
+        {name: option.default for name, option in backend.options.items()} | dict(options or {}),
         folder,
         cast(Artefacts, Kept(folder)),
     )

@@ -12,7 +12,7 @@ from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Named
 from clipcheck.backends.reference import Reference, exact_arithmetic
-from clipcheck.backends.source import Source, Way
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.families import eager
@@ -73,12 +73,12 @@ def _rmse(values: Any, exact: Any) -> float:
     return float(np.sqrt(np.square(values.astype(np.float64) - exact).mean()))
 
 
-def assert_fits(way: Way) -> None:
-    """The file is a way to run a checkpoint."""
-    assert way.SUMMARY
-    for variant in way.VARIANTS:
-        assert variant.keys() <= way.OPTIONS.keys()
+def assert_fits(backend: type[Backend]) -> None:
+    """It says what it is, and can run here."""
+    assert backend.summary
+    for variant in backend.variants:
+        assert variant.keys() <= backend.options.keys()
         for key, value in variant.items():
-            assert value in way.OPTIONS[key].values
-    assert way.available() is None
-    assert way.version()
+            assert value in backend.options[key].values
+    assert backend.available() is None
+    assert backend.version()

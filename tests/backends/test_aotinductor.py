@@ -14,9 +14,10 @@ import torch
 from packaging.version import Version
 
 from clipcheck.backends import aotinductor
+from clipcheck.backends.aotinductor import AOTInductor, open_package
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
-from clipcheck.backends.opened import as_backend
+from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import DamagedError, RunError
@@ -36,12 +37,12 @@ from tests.samples import flipped
 @pytest.fixture(scope="module")
 def made(built: Path) -> Source:
     """Of the smallest model: what is compiled takes as long as it has different layers."""
-    return source(minute(built, Format.STATE_DICT), built, aotinductor)
+    return source(minute(built, Format.STATE_DICT), built, AOTInductor)
 
 
 @pytest.fixture(scope="module")
 def backend(made: Source) -> Iterator[Backend]:
-    found = aotinductor.build(made)
+    found = AOTInductor.build(made)
     yield found
     found.close()
 
@@ -65,8 +66,12 @@ def test_the_package_says_which_ids_it_takes(backend: Backend, made: Source) -> 
     """Its code would take any others for these."""
     architecture = made.checkpoint.architecture
     path = artefact(made)
-    opened = as_backend(
-        "aotinductor", aotinductor.opened(path, CPU), architecture, path, lambda _: Evidence(None)
+    opened = ProgramBackend(
+        "aotinductor",
+        AOTInductor.open_here(path, CPU, {}),
+        architecture=architecture,
+        path=path,
+        evidence=lambda _: Evidence(None),
     )
     pixels, tokens = batch(architecture, 2, 3)
     assert_same(opened.outputs(pixels, tokens), backend.outputs(pixels, tokens))
@@ -93,7 +98,7 @@ def test_what_the_compiler_raises_is_translated(
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
     fresh = dataclasses.replace(made, artefacts=cast(Artefacts, Kept(tmp_path)), scratch=tmp_path)
     with pytest.raises(RunError, match=r"^aotinductor: compiling failed \(no such operator\)\."):
-        aotinductor.build(fresh)
+        AOTInductor.build(fresh)
 
 
 def test_what_the_loader_raises_is_translated(
@@ -104,7 +109,7 @@ def test_what_the_loader_raises_is_translated(
 
     monkeypatch.setattr(torch._inductor, "aoti_load_package", fail)
     with pytest.raises(RunError, match=r"^aotinductor: loading failed \(no such symbol\)\."):
-        aotinductor.build(made)
+        AOTInductor.build(made)
 
 
 def test_code_that_was_altered_is_not_loaded(
@@ -118,7 +123,7 @@ def test_code_that_was_altered_is_not_loaded(
     path = tmp_path / "package.pt2"
     path.write_bytes(flipped(contents, contents.index(b"\x7fELF") + 1000))
     with pytest.raises(DamagedError, match="was altered"):
-        aotinductor.open_package(path, CPU, made.checkpoint.architecture, None)
+        open_package(path, CPU, made.checkpoint.architecture, None)
 
 
 def test_the_artefact_depends_on_the_hardware(
@@ -129,7 +134,7 @@ def test_the_artefact_depends_on_the_hardware(
     for capability in ("DEFAULT", "AVX2"):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
         with pytest.raises(RunError):
-            aotinductor.build(dataclasses.replace(made, artefacts=cast(Artefacts, kept)))
+            AOTInductor.build(dataclasses.replace(made, artefacts=cast(Artefacts, kept)))
     assert [key["hardware"] for key in kept.built] == ["DEFAULT", "AVX2"]
 
 
@@ -140,7 +145,7 @@ def test_it_is_available_where_there_is_a_compiler(
     compiler.write_text("")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", f"{compiler} -O1")
-    assert aotinductor.available() is None
+    assert AOTInductor.available() is None
 
 
 @pytest.mark.parametrize(
@@ -159,7 +164,7 @@ def test_it_is_not_available_without_a_compiler(
     monkeypatch.delenv("CXX", raising=False)
     if cxx is not None:
         monkeypatch.setenv("CXX", cxx)
-    missing = aotinductor.available()
+    missing = AOTInductor.available()
     assert missing is not None
     assert missing.reason == f"there is no C++ compiler {looked_for!r} here"
     assert "set CXX" in missing.remedy
@@ -169,5 +174,5 @@ def test_it_is_not_available_without_a_compiler(
 def test_it_is_unfit_for_devices_that_it_has_no_code_for(
     made: Source, device: str, fits: bool
 ) -> None:
-    reason = aotinductor.unfit(made.checkpoint, torch.device(device), "float32")
+    reason = AOTInductor.unfit(made.checkpoint, torch.device(device), "float32")
     assert reason == (None if fits else f"AOTInductor packs no code for {device}")

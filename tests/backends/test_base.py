@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clipcheck.backends import base
-from clipcheck.backends.registry import way
+from clipcheck.backends.registry import find
 
 OLDEST = {
     "transformers": "transformers",
@@ -41,7 +41,7 @@ def test_one_that_is_too_old_is_to_be_upgraded(
     monkeypatch.setattr(
         base, "version", lambda name: other if name == distribution else version_of(name)
     )
-    missing = way(backend).available()
+    missing = find(backend).available()
     assert (missing is not None) == old
     if missing is not None:
         assert missing.reason == (

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from clipcheck.backends import clip as way
 from clipcheck.backends import registry
 from clipcheck.backends.base import Backend
+from clipcheck.backends.clip import Clip
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Activation
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
@@ -41,7 +41,7 @@ Built = tuple[Source, Backend]
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, vit: Checkpoint) -> Iterator[Built]:
     source = source_of(vit, tmp_path_factory.mktemp("clip"))
-    backend = way.build(source)
+    backend = Clip.build(source)
     yield source, backend
     backend.close()
 
@@ -55,8 +55,8 @@ def vit(seeded_archive: SeededArchive) -> Checkpoint:
 
 
 def test_it_is_a_way_to_run_a_checkpoint() -> None:
-    assert_fits(registry.way("clip"))
-    assert way.version() == f"clip-anytorch {importlib.metadata.version('clip-anytorch')}"
+    assert_fits(registry.find("clip"))
+    assert Clip.version() == f"clip-anytorch {importlib.metadata.version('clip-anytorch')}"
 
 
 def test_it_is_what_the_packages_own_load_gives(built: Built) -> None:
@@ -95,7 +95,7 @@ def test_weights_in_float32_are_rounded_by_the_package_and_that_is_told(
     path = tmp_path / "float32"
     write(vit.architecture, weights, path, Format.SAFETENSORS)
     source = source_of(open_checkpoint(path), tmp_path)
-    backend = way.build(source)
+    backend = Clip.build(source)
     differing = backend.evidence().differing
     assert set(differing.values()) == {"the library rounded it from float32 to float16"}
     assert "visual.proj" in differing
@@ -107,7 +107,7 @@ def test_what_is_not_as_it_is_called_is_doubted(vit: Checkpoint, tmp_path: Path)
     class Another(reference_clip().model.CLIP):  # type: ignore[misc, name-defined]
         pass
 
-    backend: Any = way.build(source_of(vit, tmp_path))
+    backend: Any = Clip.build(source_of(vit, tmp_path))
     backend._module.__class__ = Another
     backend._module.visual.proj.data[0, 0] += 1
     evidence = backend.evidence()
@@ -140,11 +140,11 @@ def test_what_is_not_as_it_is_called_is_doubted(vit: Checkpoint, tmp_path: Path)
 def test_it_computes_in_what_its_load_gives(
     vit: Checkpoint, device: str, dtype: str, reason: str | None
 ) -> None:
-    assert way.unfit(vit, torch.device(device), dtype) == reason
+    assert Clip.unfit(vit, torch.device(device), dtype) == reason
 
 
 def test_in_half_it_has_the_dtypes_of_the_released_files(vit: Checkpoint, tmp_path: Path) -> None:
-    backend: Any = way.build(source_of(vit, tmp_path, "float16"))
+    backend: Any = Clip.build(source_of(vit, tmp_path, "float16"))
     held = backend._module.state_dict()
     assert {key: t.dtype for key, t in held.items()} == {
         key: t.dtype for key, t in vit.tensors.items() if key in held
@@ -167,7 +167,7 @@ def test_what_is_missing_is_told_with_the_remedy(
     reasons = {}
     for kind, spec in {"none": None, "module": spec_in(None), "other": spec_in(tmp_path)}.items():
         monkeypatch.setattr(importlib.util, "find_spec", lambda _, spec=spec: spec)
-        missing = way.available()
+        missing = Clip.available()
         assert missing is not None
         assert missing.remedy == "Install it: pip install clip-anytorch 'setuptools<81'."
         reasons[kind] = missing.reason
@@ -190,9 +190,9 @@ def test_the_version_is_that_of_whoever_brought_it(monkeypatch: pytest.MonkeyPat
 
     for name in ("clip-anytorch", "openai-clip", "clip"):
         monkeypatch.setattr(importlib.metadata, "version", only(name))
-        assert way.version() == f"{name} 1.0"
+        assert Clip.version() == f"{name} 1.0"
     monkeypatch.setattr(importlib.metadata, "version", only("another"))
-    assert way.version() == "clip, of no known version"
+    assert Clip.version() == "clip, of no known version"
 
 
 def test_what_the_package_raises_is_told_in_its_words(
@@ -203,7 +203,7 @@ def test_what_the_package_raises_is_told_in_its_words(
 
     monkeypatch.setattr(reference_clip().model, "build_model", failing)
     with pytest.raises(RunError, match=r"clip: building the model failed \('no such thing'\)"):
-        way.build(source_of(vit, tmp_path))
+        Clip.build(source_of(vit, tmp_path))
 
 
 def test_inputs_that_do_not_fit_are_an_error(built: Built) -> None:
@@ -216,6 +216,6 @@ def test_inputs_that_do_not_fit_are_an_error(built: Built) -> None:
 
 def test_it_computes_as_the_released_models_alone(vit: Checkpoint) -> None:
     gelu = vit.architecture.with_blocks(activation=Activation.GELU)
-    assert way.unfit(replace(vit, architecture=gelu), torch.device("cpu"), "float32") == (
+    assert Clip.unfit(replace(vit, architecture=gelu), torch.device("cpu"), "float32") == (
         "the reference package computes as the released models do, not with GELU"
     )

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from clipcheck.backends import compile as way
 from clipcheck.backends.aotinductor import quiet_about_cuda
 from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.compile import Compile
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import RunError
@@ -28,7 +28,7 @@ Asked = list[tuple[str, dict[str, Any]]]
 @pytest.fixture
 def made(built: Path, tmp_path: Path) -> Source:
     own = cast(Artefacts, Kept(tmp_path / "kept"))
-    found = source(minute(built, Format.STATE_DICT), tmp_path, way)
+    found = source(minute(built, Format.STATE_DICT), tmp_path, Compile)
     return dataclasses.replace(found, artefacts=own)
 
 
@@ -51,10 +51,8 @@ def test_it_is_compiled_and_computes_what_the_eager_model_does(
     """For several rows alone: a batch of one is compiled apart, as the conformance suite does it
     in a thorough run."""
     pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
-    monkeypatch.setattr(
-        way._Compiled, "_run_examples", lambda self, _: self.outputs(pixels, tokens)
-    )
-    backend = way.build(made)
+    monkeypatch.setattr(Compile, "_run_examples", lambda self, _: self.outputs(pixels, tokens))
+    backend = Compile.build(made)
     found = backend.outputs(pixels, tokens)
     assert_near(found, expected(made.model, pixels, tokens), atol=1e-5)
     assert backend.evidence().doubts == []
@@ -67,7 +65,7 @@ def test_what_compiled_nothing_is_doubted_whatever_was_compiled_before(
     made: Source, uncompiled: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(counters["stats"], "unique_graphs", 7)
-    backend = way.build(made)
+    backend = Compile.build(made)
     pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
     assert_same(backend.outputs(pixels, tokens), expected(made.model, pixels, tokens))
     doubt = "nothing was compared: torch.compile has compiled no graph"
@@ -82,7 +80,7 @@ def test_its_options_are_torchs(
     made: Source, uncompiled: Asked, written: str, dynamic: bool | None
 ) -> None:
     options = {"mode": "max-autotune", "dynamic": written}
-    way.build(dataclasses.replace(made, options=options)).close()
+    Compile.build(dataclasses.replace(made, options=options)).close()
     how = {"mode": "max-autotune", "dynamic": dynamic, "fullgraph": True}
     assert uncompiled == [(name, how) for name in FUNCTIONS]
 
@@ -91,8 +89,8 @@ def test_what_was_compiled_is_kept_by_all_that_it_depends_on(
     made: Source, uncompiled: Asked
 ) -> None:
     kept = cast(Kept, made.artefacts)
-    way.build(made).close()
-    way.build(made).close()
+    Compile.build(made).close()
+    Compile.build(made).close()
     assert len(kept.built) == 1
     assert kept.built[0] == {
         "backend": "compile",
@@ -105,7 +103,7 @@ def test_what_was_compiled_is_kept_by_all_that_it_depends_on(
         "mode": "default",
         "dynamic": "true",
     }
-    way.build(dataclasses.replace(made, options={"mode": "default", "dynamic": "auto"})).close()
+    Compile.build(dataclasses.replace(made, options={"mode": "default", "dynamic": "auto"})).close()
     assert len(kept.built) == 2
 
 
@@ -128,7 +126,7 @@ def test_inductor_looks_into_its_own_folder_alone_and_finds_there_what_was_kept(
     monkeypatch.setattr(torch, "compile", compile_a_file)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere/else")
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
-    way.build(made).close()
+    Compile.build(made).close()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/somewhere/else"
     assert "TRITON_CACHE_DIR" not in os.environ
     (first,) = set(seen)
@@ -136,7 +134,7 @@ def test_inductor_looks_into_its_own_folder_alone_and_finds_there_what_was_kept(
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     seen.clear()
-    way.build(made).close()
+    Compile.build(made).close()
     assert len(list(made.scratch.glob("inductor-*/code.so"))) == 2
 
 
@@ -150,22 +148,24 @@ def test_one_that_fails_leaves_nothing_changed(
     limit = torch._dynamo.config.recompile_limit
     monkeypatch.setattr(torch, "compile", lambda *_, **__: failing)
     with pytest.raises(RunError, match=r"^compile: encode_image failed \(no such operation\)\."):
-        way.build(made)
+        Compile.build(made)
     assert dict(os.environ) == before
     assert torch._dynamo.config.recompile_limit == limit
 
 
 def test_enough_batch_sizes_are_compiled_for(made: Source, uncompiled: Asked) -> None:
     """Beyond its limit torch gives up, and by default that is 8."""
-    backend = way.build(made)
+    backend = Compile.build(made)
     assert torch._dynamo.config.recompile_limit == 64
     assert torch._dynamo.config.accumulated_recompile_limit >= 3 * 64
     backend.close()
 
 
 def test_it_is_not_for_apples_gpus(made: Source) -> None:
-    assert way.unfit(made.checkpoint, CPU, "float32") is None
-    assert way.unfit(made.checkpoint, torch.device("mps"), "float32") == "Inductor is not for mps"
+    assert Compile.unfit(made.checkpoint, CPU, "float32") is None
+    assert (
+        Compile.unfit(made.checkpoint, torch.device("mps"), "float32") == "Inductor is not for mps"
+    )
 
 
 @pytest.mark.parametrize(("device", "told"), [("cpu", ["another"]), ("cuda", ["No", "another"])])

@@ -28,9 +28,9 @@ from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Named, reason
 from clipcheck.backends.loading import Sides, build, load_sides
 from clipcheck.backends.reference import exact_floats
-from clipcheck.backends.registry import BACKENDS, Choice, way
+from clipcheck.backends.registry import BACKENDS, Choice, find
 from clipcheck.checkpoints.architecture import Architecture
-from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
+from clipcheck.checkpoints.checkpoint import PROGRAM_FORMATS, Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import ClipcheckError, RunError, UnavailableError
 from clipcheck.families import eager
@@ -62,12 +62,12 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def everything() -> list[Choice]:
-    return [Choice(name, variant) for name in BACKENDS for variant in way(name).VARIANTS]
+    return [Choice(name, variant) for name in BACKENDS for variant in find(name).variants]
 
 
 def unfit(choice: Choice, architecture: Architecture, dtype: str = "float32") -> str | None:
     checkpoint = Checkpoint(Path("archive.pt"), Format.ARCHIVE, architecture, {})
-    return way(choice.name).unfit(checkpoint, CPU, dtype)
+    return find(choice.name).unfit(checkpoint, CPU, dtype)
 
 
 PAIRS = [
@@ -76,7 +76,7 @@ PAIRS = [
     for name in (["vit"] if choice.name in SLOW else SMALL)
 ]
 QUICK = {
-    *((str(Choice(name, way(name).VARIANTS[0])), "vit") for name in BACKENDS if name != "compile"),
+    *((str(Choice(name, find(name).variants[0])), "vit") for name in BACKENDS if name != "compile"),
     ("jit", "resnet"),
 }
 """Each backend once, with the smallest model. What is compiled for one batch alone is run once by
@@ -179,6 +179,7 @@ def lived(choice: Choice, sides: Sides, temporary: Path) -> Life:
     standing = state(source.scratch, temporary)
 
     backend = build(choice, source)
+    assert type(backend) is find(choice.name)
     found, untouched = [], []
     for batch in given:
         pixels, tokens = batch.pixels.copy(), batch.tokens.copy()
@@ -194,7 +195,8 @@ def lived(choice: Choice, sides: Sides, temporary: Path) -> Life:
     pixels, tokens = pairs[0]
     error = raised(backend.outputs, pixels, np.full_like(tokens, 10**6))
     evidence, name, size = backend.evidence(), backend.name, backend.size
-    backend.close()
+    with backend:
+        pass
     closed = {
         "encode_image": raised(backend.encode_image, pixels),
         "encode_text": raised(backend.encode_text, tokens),
@@ -400,8 +402,8 @@ def test_what_it_is_unfit_for_is_refused_with_the_reason(
     choice: Choice, dtype: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = sides_of(minute(built, Format.STATE_DICT), built, tmp_path).source
-    monkeypatch.setattr(way(choice.name), "unfit", lambda *_: f"no {dtype}")
-    monkeypatch.setattr(way(choice.name), "build", None)
+    monkeypatch.setattr(find(choice.name), "unfit", lambda *_: f"no {dtype}")
+    monkeypatch.setattr(find(choice.name), "build", None)
     with pytest.raises(UnavailableError, match=f"^{choice.name}: no {dtype}. Choose another"):
         build(choice, source)
 
@@ -555,9 +557,9 @@ def test_what_is_missing_is_exit_2_with_the_reason_and_the_remedy(
         return
     patch, why, remedy = ABSENT[name]
     archive = minute(built, Format.ARCHIVE)  # before TorchScript is gone, which writes it
-    assert way(name).available() is None
+    assert find(name).available() is None
     patch(monkeypatch)
-    missing = way(name).available()
+    missing = find(name).available()
     assert missing is not None
     assert why in missing.reason
     assert remedy in missing.remedy
@@ -569,14 +571,17 @@ def test_what_is_missing_is_exit_2_with_the_reason_and_the_remedy(
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_the_file_says_what_it_is_and_imports_nothing_that_takes_long(name: str) -> None:
+def test_the_class_says_what_it_is_and_imports_nothing_that_takes_long(name: str) -> None:
 
-    found = way(name)
-    assert found.SUMMARY
-    assert found.VARIANTS
-    for variant in found.VARIANTS:
-        assert variant.keys() <= found.OPTIONS.keys()
-    for option in found.OPTIONS.values():
+    found = find(name)
+    assert issubclass(found, Backend)
+    assert found.summary
+    assert found.variants
+    for variant in found.variants:
+        assert variant.keys() <= found.options.keys()
+    # It runs what it is made for.
+    assert found.default_for.intersection(PROGRAM_FORMATS) <= found.runs_programs
+    for option in found.options.values():
         assert option.meaning
         assert not option.values or option.default in option.values
     assert found.version()

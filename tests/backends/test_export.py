@@ -8,10 +8,10 @@ from typing import cast
 import pytest
 import torch
 
-from clipcheck.backends import export
 from clipcheck.backends import programs as built
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
+from clipcheck.backends.export import Export, open_program
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Activation
 from clipcheck.checkpoints.formats import open_checkpoint
@@ -31,12 +31,12 @@ from tests.backends.libraries import source_of
 
 @pytest.fixture(scope="module")
 def made(small_archive: Path, built: Path) -> Source:
-    return source(small_archive, built, export)
+    return source(small_archive, built, Export)
 
 
 @pytest.fixture(scope="module")
 def backend(made: Source) -> Iterator[Backend]:
-    found = export.build(made)
+    found = Export.build(made)
     yield found
     found.close()
 
@@ -57,20 +57,20 @@ def test_a_weight_of_other_bits_is_named(made: Source, program: Path) -> None:
     weights = dict(made.model.state_dict())
     weights["ln_final.bias"] = weights["ln_final.bias"] + 1
     architecture = made.checkpoint.architecture
-    found = export.open_program(program, CPU, architecture, weights).evidence()
+    found = open_program(program, CPU, architecture, weights).evidence()
     assert found.differing == {"ln_final.bias": "the program has other bits than the file"}
 
 
 def test_a_weight_that_is_not_there_is_named(made: Source, program: Path) -> None:
     weights = {**made.model.state_dict(), "more": torch.zeros(1)}
     architecture = made.checkpoint.architecture
-    found = export.open_program(program, CPU, architecture, weights).evidence()
+    found = open_program(program, CPU, architecture, weights).evidence()
     assert found.differing == {"more": "the program does not have it"}
 
 
 def test_weights_of_other_names_are_not_compared(made: Source, program: Path) -> None:
     weights = {"theirs": torch.zeros(1)}
-    found = export.open_program(program, CPU, made.checkpoint.architecture, weights)
+    found = open_program(program, CPU, made.checkpoint.architecture, weights)
     assert found.evidence().weights is None
 
 
@@ -81,7 +81,7 @@ def test_what_was_built_before_is_loaded(
         raise AssertionError("exported again")
 
     monkeypatch.setattr(programs, "write_pt2", write)
-    again = export.build(made)
+    again = Export.build(made)
     pixels, tokens = batch(made.checkpoint.architecture, 1, 2)
     assert_same(again.outputs(pixels, tokens), backend.outputs(pixels, tokens))
 
@@ -93,7 +93,7 @@ def test_the_artefact_depends_on_weights_versions_and_dtype(
     monkeypatch.setattr(programs, "write_pt2", lambda _, path: path.write_bytes(b""))
     for dtype in ("float32", "float16"):
         with pytest.raises(RunError, match="loading failed"):
-            export.build(dataclasses.replace(made, dtype=dtype, artefacts=cast(Artefacts, kept)))
+            Export.build(dataclasses.replace(made, dtype=dtype, artefacts=cast(Artefacts, kept)))
     one, other = kept.built
     assert one["checkpoint"] == made.checkpoint.sha256
     assert one["torch"] == torch.__version__
@@ -113,12 +113,12 @@ def test_what_torch_raises_is_translated(
     monkeypatch.setattr(torch.export, "export", fail)
     fresh = dataclasses.replace(made, artefacts=cast(Artefacts, Kept(tmp_path)))
     with pytest.raises(RunError, match=r"^export: exporting failed \(no such operator\)\."):
-        export.build(fresh)
+        Export.build(fresh)
 
 
 def test_a_program_of_another_architecture_is_refused(program: Path) -> None:
     with pytest.raises(ArchitectureError, match=r"its input 'pixels' has shape \[any, 3, "):
-        export.open_program(program, CPU, architecture_named("ViT-B/32"))
+        open_program(program, CPU, architecture_named("ViT-B/32"))
 
 
 def test_a_program_is_kept_for_an_architecture(minute_archive: Path, tmp_path: Path) -> None:
@@ -127,5 +127,5 @@ def test_a_program_is_kept_for_an_architecture(minute_archive: Path, tmp_path: P
     gelu = source.checkpoint.architecture.with_blocks(activation=Activation.GELU)
     checkpoint = dataclasses.replace(source.checkpoint, architecture=gelu)
     other = dataclasses.replace(source, checkpoint=checkpoint)
-    assert built.key(source) != built.key(other)
-    assert built.key(source) == built.key(dataclasses.replace(source))
+    assert built.key_of(source) != built.key_of(other)
+    assert built.key_of(source) == built.key_of(dataclasses.replace(source))

@@ -14,7 +14,7 @@ from clipcheck.backends import loading
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Missing
 from clipcheck.backends.loading import Sides, build, load_sides
-from clipcheck.backends.registry import Choice, way
+from clipcheck.backends.registry import Choice, find
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
@@ -179,7 +179,7 @@ def test_a_backend_is_built_with_a_value_for_each_option(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Source] = []
-    monkeypatch.setattr(way("compile"), "build", given.append)
+    monkeypatch.setattr(find("compile"), "build", given.append)
     build(Choice("compile", {"dynamic": "auto"}), source)
     assert given == [replace(source, options={"mode": "default", "dynamic": "auto"})]
 
@@ -187,11 +187,11 @@ def test_a_backend_is_built_with_a_value_for_each_option(
 def test_one_that_is_not_there_or_does_not_fit_is_told_before_anything_is_built(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(way("clip"), "build", None)
+    monkeypatch.setattr(find("clip"), "build", None)
     half = replace(source, dtype="float16")
     with pytest.raises(UnavailableError, match=r"^clip: .* not in float16\. Choose another back"):
         build(Choice("clip"), half)
-    monkeypatch.setattr(way("clip"), "available", lambda: Missing("it is not there", "Get it."))
+    monkeypatch.setattr(find("clip"), "available", lambda: Missing("it is not there", "Get it."))
     with pytest.raises(UnavailableError, match=r"^clip: it is not there\. Get it\.$"):
         build(Choice("clip"), half)
 
@@ -199,8 +199,8 @@ def test_one_that_is_not_there_or_does_not_fit_is_told_before_anything_is_built(
 def test_a_program_is_opened_whatever_its_checkpoint_would_fit(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(way("export"), "unfit", lambda *_: "it does not fit")
-    monkeypatch.setattr(way("export"), "build", lambda _: "built")
+    monkeypatch.setattr(find("export"), "unfit", lambda *_: "it does not fit")
+    monkeypatch.setattr(find("export"), "build", lambda _: "built")
     assert build(Choice("export"), replace(source, program=tmp_path)) == "built"
 
 
@@ -215,15 +215,15 @@ def test_what_building_raises_is_translated_once(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cause = KeyError("no such thing")
-    monkeypatch.setattr(way("trace"), "build", raising(cause))
+    monkeypatch.setattr(find("trace"), "build", raising(cause))
     with pytest.raises(RunError, match=r"^trace: building failed \('no such thing'\)\. ") as caught:
         build(Choice("trace"), source)
     assert caught.value.__cause__ is cause
     ours = RunError("trace: tracing failed (so it is)", remedy="Do something.")
-    monkeypatch.setattr(way("trace"), "build", raising(ours))
+    monkeypatch.setattr(find("trace"), "build", raising(ours))
     with pytest.raises(ClipcheckError) as caught:
         build(Choice("trace"), source)
     assert caught.value is ours
-    monkeypatch.setattr(way("trace"), "build", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(find("trace"), "build", raising(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         build(Choice("trace"), source)

@@ -16,9 +16,9 @@ import torch
 from packaging.version import Version
 
 from clipcheck.backends import cells
-from clipcheck.backends import onnxruntime as way
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
+from clipcheck.backends.onnxruntime import ONNXRuntime, open_program
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
@@ -45,28 +45,28 @@ NEAR = 1e-5
 
 @pytest.fixture(scope="module")
 def made(small_archive: Path, built: Path) -> Source:
-    return source(small_archive, built, way)
+    return source(small_archive, built, ONNXRuntime)
 
 
 @pytest.fixture(scope="module")
 def backend(made: Source) -> Iterator[Backend]:
-    found = way.build(made)
+    found = ONNXRuntime.build(made)
     yield found
     found.close()
 
 
 @pytest.fixture
 def vit(built: Path) -> Source:
-    return source(minute(built, Format.ARCHIVE), built, way)
+    return source(minute(built, Format.ARCHIVE), built, ONNXRuntime)
 
 
 def with_options(made: Source, **options: str) -> Source:
     return dataclasses.replace(made, options={**made.options, **options})
 
 
-@parametrize("level", way.OPTIONS["optimization"].values, quick=1)
+@parametrize("level", ONNXRuntime.options["optimization"].values, quick=1)
 def test_every_level_of_optimisation_gives_them(vit: Source, level: str) -> None:
-    backend = way.build(with_options(vit, optimization=level))
+    backend = ONNXRuntime.build(with_options(vit, optimization=level))
     pixels, tokens = batch(vit.checkpoint.architecture, 2, 3)
     assert_near(backend.outputs(pixels, tokens), expected(vit.model, pixels, tokens), NEAR)
     backend.close()
@@ -75,7 +75,7 @@ def test_every_level_of_optimisation_gives_them(vit: Source, level: str) -> None
 def test_the_levels_and_threads_are_the_sessions(
     vit: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    way.build(vit)
+    ONNXRuntime.build(vit)
     seen: list[Any] = []
 
     def session(path: Path, settings: Any, **_: Any) -> None:
@@ -85,9 +85,9 @@ def test_the_levels_and_threads_are_the_sessions(
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     levels = onnxruntime.GraphOptimizationLevel
-    for level in way.OPTIONS["optimization"].values:
+    for level in ONNXRuntime.options["optimization"].values:
         with pytest.raises(RunError, match="stopped"):
-            way.build(with_options(vit, optimization=level))
+            ONNXRuntime.build(with_options(vit, optimization=level))
     assert [settings.graph_optimization_level for settings in seen] == [
         levels.ORT_DISABLE_ALL,
         levels.ORT_ENABLE_BASIC,
@@ -98,7 +98,7 @@ def test_the_levels_and_threads_are_the_sessions(
 
 
 def test_the_default_level_is_onnx_runtimes_own() -> None:
-    default = way.OPTIONS["optimization"].default
+    default = ONNXRuntime.options["optimization"].default
     level = onnxruntime.SessionOptions().graph_optimization_level
     assert level == getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{default.upper()}")
 
@@ -109,9 +109,9 @@ def test_the_default_level_is_onnx_runtimes_own() -> None:
     reason="it opens no ResNet in half precision: it inserts casts to another type",
 )
 def test_a_resnet_computes_in_half_precision(built: Path) -> None:
-    made = source(minute(built, Format.ARCHIVE, MINUTE_RESNET), built, way, "float16")
-    assert way.unfit(made.checkpoint, CPU, "float16") is None
-    backend = way.build(made)
+    made = source(minute(built, Format.ARCHIVE, MINUTE_RESNET), built, ONNXRuntime, "float16")
+    assert ONNXRuntime.unfit(made.checkpoint, CPU, "float16") is None
+    backend = ONNXRuntime.build(made)
     pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
     assert_near(backend.outputs(pixels, tokens), expected(made.model, pixels, tokens), atol=5e-3)
     backend.close()
@@ -161,7 +161,7 @@ def test_weights_in_files_of_their_own_are_run_and_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cells, "_MOST_NAMED", 10)
-    way.build(vit).close()
+    ONNXRuntime.build(vit).close()
     whole = artefact(vit)
     path = tmp_path / "m.onnx"
     path.write_bytes(whole.read_bytes())
@@ -171,7 +171,7 @@ def test_weights_in_files_of_their_own_are_run_and_compared(
     assert (len(subject.data) > 10) == (lay is a_file_for_each)
     weights = vit.model.state_dict()
     with cells.cell_for(subject, CPU, isolation) as cell:
-        found = way.open_program(path, CPU, vit.checkpoint.architecture, weights, cell=cell)
+        found = open_program(path, CPU, vit.checkpoint.architecture, weights, cell=cell)
         with contextlib.closing(found):
             given = batch(vit.checkpoint.architecture, 2, 3)
             outputs = found.outputs(*given)
@@ -188,13 +188,13 @@ def test_a_program_that_was_converted_to_half_is_run_and_compared(
 ) -> None:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    way.build(vit).close()
+    ONNXRuntime.build(vit).close()
     path = tmp_path / "half.onnx"
     program = onnx.load(artefact(vit))
     onnx.save(convert_float_to_float16(program, keep_io_types=keep_io_types), path)
     assert computing_dtype(path) == "float16"
     architecture, weights = vit.checkpoint.architecture, vit.model.state_dict()
-    found = way.open_program(path, CPU, architecture, weights, dtype="float16")
+    found = open_program(path, CPU, architecture, weights, dtype="float16")
     with contextlib.closing(found):
         outputs = found.outputs(*batch(architecture, 2, 3))
         assert {array.dtype for array in outputs.values()} == {np.dtype("float16")}
@@ -202,36 +202,36 @@ def test_a_program_that_was_converted_to_half_is_run_and_compared(
 
 
 def test_a_weight_of_other_bits_is_named(vit: Source) -> None:
-    way.build(vit)
+    ONNXRuntime.build(vit)
     weights = dict(vit.model.state_dict())
     weights["ln_final.bias"] = weights["ln_final.bias"] + 1
     architecture = vit.checkpoint.architecture
-    found = way.open_program(artefact(vit), CPU, architecture, weights).evidence()
+    found = open_program(artefact(vit), CPU, architecture, weights).evidence()
     assert found.differing == {"ln_final.bias": "the program has other bits than the file"}
 
 
 def test_a_weight_that_cannot_be_told_is_not_counted(vit: Source) -> None:
-    way.build(vit)
+    ONNXRuntime.build(vit)
     architecture = vit.checkpoint.architecture
     weights = dict(vit.model.state_dict())
     path = artefact(vit)
-    before = way.open_program(path, CPU, architecture, weights).evidence().weights
+    before = open_program(path, CPU, architecture, weights).evidence().weights
     key = "transformer.resblocks.0.mlp.c_fc.weight"
     weights[key] = weights[key] + 1
-    found = way.open_program(path, CPU, architecture, weights).evidence()
+    found = open_program(path, CPU, architecture, weights).evidence()
     assert before is not None
     assert found.weights == before - 1
     assert not found.differing
 
 
 def test_without_weights_to_compare_none_are(vit: Source) -> None:
-    way.build(vit)
-    found = way.open_program(artefact(vit), CPU, vit.checkpoint.architecture)
+    ONNXRuntime.build(vit)
+    found = open_program(artefact(vit), CPU, vit.checkpoint.architecture)
     assert found.evidence().weights is None
 
 
 def test_the_program_says_nothing_of_this_machine(vit: Source) -> None:
-    way.build(vit)
+    ONNXRuntime.build(vit)
     program = onnx.load(artefact(vit), load_external_data=False)
     del program.graph.initializer[:]
     assert str(Path(eager.__file__).parent).encode() not in program.SerializeToString()
@@ -243,13 +243,13 @@ def test_an_unknown_provider_is_told_with_those_that_there_are(vit: Source) -> N
         r"found 'NoneProvider'\. Name one of these"
     )
     with pytest.raises(UnavailableError, match=message):
-        way.build(with_options(vit, providers="CPUExecutionProvider+NoneProvider"))
+        ONNXRuntime.build(with_options(vit, providers="CPUExecutionProvider+NoneProvider"))
 
 
 def test_several_providers_are_asked_in_their_order(
     vit: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    way.build(vit)
+    ONNXRuntime.build(vit)
     seen: list[list[str]] = []
 
     def session(*_: Any, providers: list[str], **__: Any) -> None:
@@ -260,14 +260,14 @@ def test_several_providers_are_asked_in_their_order(
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
     with pytest.raises(RunError, match="stopped"):
-        way.build(with_options(vit, providers="OneProvider+CPUExecutionProvider"))
+        ONNXRuntime.build(with_options(vit, providers="OneProvider+CPUExecutionProvider"))
     assert seen == [["OneProvider", "CPUExecutionProvider"]]
 
 
 def test_a_provider_that_did_not_start_is_a_doubt(
     vit: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    way.build(vit)
+    ONNXRuntime.build(vit)
     made = onnxruntime.InferenceSession
 
     def fallen_back(path: Path, settings: Any, providers: list[str], **_: Any) -> Any:
@@ -276,20 +276,20 @@ def test_a_provider_that_did_not_start_is_a_doubt(
     available = ["CPUExecutionProvider", "OneProvider"]
     monkeypatch.setattr(onnxruntime, "InferenceSession", fallen_back)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
-    backend = way.build(with_options(vit, providers="OneProvider"))
+    backend = ONNXRuntime.build(with_options(vit, providers="OneProvider"))
     assert backend.evidence().doubts == [
         "OneProvider could not be started, and CPUExecutionProvider ran in its place"
     ]
 
 
 def test_what_onnx_runtime_raises_is_translated(vit: Source, tmp_path: Path) -> None:
-    way.build(vit)
+    ONNXRuntime.build(vit)
     path = tmp_path / "program.onnx"
     program = onnx.load(artefact(vit))
     program.graph.node[0].op_type = "Nonsense"
     onnx.save(program, path)
     with pytest.raises(RunError, match=r"^onnxruntime: opening the program failed \(.*ONNXRuntime"):
-        way.open_program(path, CPU, vit.checkpoint.architecture)
+        open_program(path, CPU, vit.checkpoint.architecture)
 
 
 def test_what_the_exporter_raises_is_translated(
@@ -301,19 +301,19 @@ def test_what_the_exporter_raises_is_translated(
     monkeypatch.setattr(torch.onnx, "export", fail)
     fresh = dataclasses.replace(vit, artefacts=cast(Artefacts, Kept(tmp_path)))
     with pytest.raises(RunError, match=r"^onnxruntime: exporting failed \(no such operator\)\."):
-        way.build(fresh)
+        ONNXRuntime.build(fresh)
 
 
 @pytest.mark.parametrize("absent", [["onnxruntime"], ["onnx", "onnxscript"]])
 def test_it_is_not_available_without_its_libraries(
     absent: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert way.available() is None
+    assert ONNXRuntime.available() is None
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in absent else find(name)
     )
-    missing = way.available()
+    missing = ONNXRuntime.available()
     assert missing is not None
     are = "is" if len(absent) == 1 else "are"
     assert missing.reason == f"{' and '.join(absent)} {are} not installed"
@@ -321,7 +321,7 @@ def test_it_is_not_available_without_its_libraries(
 
 
 def test_it_tells_its_version() -> None:
-    assert way.version() == f"onnxruntime {onnxruntime.__version__}"
+    assert ONNXRuntime.version() == f"onnxruntime {onnxruntime.__version__}"
 
 
 UNFIT = {
@@ -342,7 +342,7 @@ def test_it_tells_what_it_is_unfit_for(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     checkpoint = Checkpoint(Path("x"), Format.ARCHIVE, ARCHITECTURES[architecture], {})
     reason = UNFIT[architecture, device, dtype]
-    found = way.unfit(checkpoint, torch.device(device), dtype)
+    found = ONNXRuntime.unfit(checkpoint, torch.device(device), dtype)
     if reason is None:
         assert found is None
     else:

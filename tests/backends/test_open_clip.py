@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from clipcheck.backends import open_clip as way
 from clipcheck.backends import registry
 from clipcheck.backends.base import Backend
+from clipcheck.backends.open_clip import OpenClip
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Activation, Architecture, Blocks
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
@@ -88,7 +88,7 @@ def built(
 ) -> Iterator[Built]:
     folder = tmp_path_factory.mktemp("open_clip")
     source = source_of(open_checkpoint(FORMS[request.param](archive, folder)), folder)
-    backend = way.build(source)
+    backend = OpenClip.build(source)
     yield source, backend
     backend.close()
 
@@ -101,8 +101,8 @@ def model_of(backend: Any) -> Any:
 
 
 def test_it_is_a_way_to_run_a_checkpoint() -> None:
-    assert_fits(registry.way("open_clip"))
-    assert way.version() == f"open_clip_torch {open_clip().__version__}"
+    assert_fits(registry.find("open_clip"))
+    assert OpenClip.version() == f"open_clip_torch {open_clip().__version__}"
 
 
 def test_it_computes_what_the_eager_model_does(built: Built) -> None:
@@ -121,7 +121,7 @@ def test_in_half_it_keeps_in_float32_what_the_eager_model_keeps(
     archive: Checkpoint, tmp_path: Path, dtype: str, form: str
 ) -> None:
     source = source_of(open_checkpoint(FORMS[form](archive, tmp_path)), tmp_path, dtype)
-    backend = way.build(source)
+    backend = OpenClip.build(source)
     held = model_of(backend).state_dict()
     eager = source.model.state_dict()
     assert {key: t.dtype for key, t in held.items()} == {key: t.dtype for key, t in eager.items()}
@@ -136,13 +136,13 @@ def test_its_class_is_the_one_that_the_folder_asks_for(vit: Checkpoint, tmp_path
     model = open_clip().model
     plain = source_of(open_checkpoint(as_safetensors(vit, tmp_path)), tmp_path)
     custom = source_of(open_checkpoint(as_custom_text(vit, tmp_path)), tmp_path)
-    assert type(model_of(way.build(plain))) is model.CLIP
-    assert type(model_of(way.build(custom))) is model.CustomTextCLIP
+    assert type(model_of(OpenClip.build(plain))) is model.CLIP
+    assert type(model_of(OpenClip.build(custom))) is model.CustomTextCLIP
 
 
 def test_create_model_makes_the_same_of_the_folder(vit: Checkpoint, tmp_path: Path) -> None:
     folder = as_folder(vit, tmp_path)
-    backend = way.build(source_of(open_checkpoint(folder), tmp_path))
+    backend = OpenClip.build(source_of(open_checkpoint(folder), tmp_path))
     theirs = open_clip().create_model(f"local-dir:{folder}").eval()
     texts = ["a photo of a cat", "two dogs"]
     pixels, _ = pairs(vit)[0]
@@ -159,7 +159,7 @@ def test_create_model_makes_the_same_of_the_folder(vit: Checkpoint, tmp_path: Pa
 def test_a_folder_of_transformers_is_run_as_well(vit: Checkpoint, tmp_path: Path) -> None:
     write_transformers(vit, tmp_path / "hf")
     source = source_of(open_checkpoint(tmp_path / "hf"), tmp_path)
-    backend = way.build(source)
+    backend = OpenClip.build(source)
     assert max(ratios(source, backend, pairs(vit))) < 3
     assert dict(backend.evidence().differing) == {}
 
@@ -171,7 +171,7 @@ def test_counters_that_training_code_leaves_out_are_not_missed(
     weights = {k: t for k, t in whole.tensors.items() if "num_batches_tracked" not in k}
     path = tmp_path / "weights.safetensors"
     write(whole.architecture, weights, path, Format.SAFETENSORS)
-    backend = way.build(source_of(open_checkpoint(path), tmp_path))
+    backend = OpenClip.build(source_of(open_checkpoint(path), tmp_path))
     evidence = backend.evidence()
     assert evidence.weights == len(weights) - 3
     assert dict(evidence.differing) == {}
@@ -190,16 +190,16 @@ def test_an_archive_in_float32_is_rounded_by_the_library_and_that_is_told(
     path = tmp_path / "float32.pt"
     write(vit.architecture, weights, path, Format.ARCHIVE)
     source = source_of(open_checkpoint(path), tmp_path)
-    backend = way.build(source)
+    backend = OpenClip.build(source)
     reasons = set(backend.evidence().differing.values())
     assert reasons == {"the library rounded it from float32 to float16"}
     assert max(ratios(source, backend, pairs(vit)[:1])) > 50
     exact = source_of(open_checkpoint(as_safetensors(open_checkpoint(path), tmp_path)), tmp_path)
-    assert dict(way.build(exact).evidence().differing) == {}
+    assert dict(OpenClip.build(exact).evidence().differing) == {}
 
 
 def test_a_weight_that_is_another_is_named(vit: Checkpoint, tmp_path: Path) -> None:
-    backend = way.build(source_of(open_checkpoint(as_custom_text(vit, tmp_path)), tmp_path))
+    backend = OpenClip.build(source_of(open_checkpoint(as_custom_text(vit, tmp_path)), tmp_path))
     with torch.no_grad():
         model_of(backend).text.ln_final.bias[3] += 1e-3
     assert dict(backend.evidence().differing) == {
@@ -213,7 +213,7 @@ def test_what_is_not_as_it_is_called_is_doubted(vit: Checkpoint, tmp_path: Path)
     class Another(open_clip().model.CLIP):  # type: ignore[misc, name-defined]
         pass
 
-    backend = way.build(source)
+    backend = OpenClip.build(source)
     model = model_of(backend)
     model.__class__ = Another
     model.visual.transformer.resblocks[0].mlp.gelu = torch.nn.GELU()
@@ -240,8 +240,8 @@ def test_it_builds_the_architecture_that_is_told(
 ) -> None:
     write(architecture, synthesize(architecture), tmp_path / "w", form)
     source = source_of(open_checkpoint(tmp_path / "w"), tmp_path)
-    assert way.unfit(source.checkpoint, CPU, "float32") is None
-    backend = way.build(source)
+    assert OpenClip.unfit(source.checkpoint, CPU, "float32") is None
+    backend = OpenClip.build(source)
     assert max(ratios(source, backend, pairs(source.checkpoint))) < 3
     assert not backend.evidence().doubts
 
@@ -250,7 +250,7 @@ def test_one_activation_for_each_tower_is_nothing_that_it_has(tmp_path: Path) ->
     mixed = replace(MINUTE, text_blocks=Blocks(activation=Activation.GELU))
     write(mixed, synthesize(mixed), tmp_path / "w", Format.SAFETENSORS)
     checkpoint = open_checkpoint(tmp_path / "w")
-    assert way.unfit(checkpoint, CPU, "float32") == (
+    assert OpenClip.unfit(checkpoint, CPU, "float32") == (
         "open_clip has QuickGELU in both towers or in none"
     )
     with pytest.raises(UnavailableError, match="QuickGELU in both towers or in none"):
@@ -258,7 +258,7 @@ def test_one_activation_for_each_tower_is_nothing_that_it_has(tmp_path: Path) ->
     tanh = replace(GELU, text_blocks=Blocks(activation=Activation.GELU_TANH))
     write(tanh, synthesize(tanh), tmp_path / "w", Format.SAFETENSORS)
     source = source_of(open_checkpoint(tmp_path / "w"), tmp_path)
-    assert max(ratios(source, way.build(source), pairs(source.checkpoint))) < 3
+    assert max(ratios(source, OpenClip.build(source), pairs(source.checkpoint))) < 3
 
 
 def test_a_folder_whose_configuration_says_another_activation_than_the_user_is_doubted(
@@ -267,7 +267,7 @@ def test_a_folder_whose_configuration_says_another_activation_than_the_user_is_d
     write(GELU, synthesize(GELU), tmp_path / "w", Format.SAFETENSORS)
     write_open_clip(open_checkpoint(tmp_path / "w"), tmp_path / "folder")
     source = source_of(open_checkpoint(tmp_path / "folder", told=Told(MINUTE, "x")), tmp_path)
-    assert list(way.build(source).evidence().doubts) == [
+    assert list(OpenClip.build(source).evidence().doubts) == [
         "it computes with GELU in place of QuickGELU"
     ]
 
@@ -280,10 +280,10 @@ def test_it_fits_all_where_there_is_torchscript(
 ) -> None:
     plain = open_checkpoint(as_safetensors(vit, tmp_path))
     for dtype in DTYPES:
-        assert way.unfit(vit, CPU, dtype) is None
+        assert OpenClip.unfit(vit, CPU, dtype) is None
     monkeypatch.setattr(torchscript_support, "unavailable", lambda: "it is gone")
-    assert way.unfit(vit, CPU, "float32") == "open_clip cannot read an archive: it is gone"
-    assert way.unfit(plain, CPU, "float32") is None
+    assert OpenClip.unfit(vit, CPU, "float32") == "open_clip cannot read an archive: it is gone"
+    assert OpenClip.unfit(plain, CPU, "float32") is None
 
 
 def test_what_is_missing_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +291,7 @@ def test_what_is_missing_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "open_clip" else find_spec(name)
     )
-    missing = way.available()
+    missing = OpenClip.available()
     assert missing is not None
     assert missing.reason == "open_clip is not installed"
     assert missing.remedy == "Install it: pip install open_clip_torch."
@@ -305,7 +305,7 @@ def test_what_the_library_raises_is_told_in_its_words(
 
     monkeypatch.setattr(open_clip(), "load_openai_model", failing)
     with pytest.raises(RunError, match=r"open_clip: loading failed \(no such thing\)"):
-        way.build(source_of(vit, tmp_path))
+        OpenClip.build(source_of(vit, tmp_path))
 
 
 def test_inputs_that_do_not_fit_are_an_error(built: Built) -> None:

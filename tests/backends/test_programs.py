@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from clipcheck.backends.calling import Pixels, Tokens
-from clipcheck.backends.opened import Opened, as_backend
+from clipcheck.backends.calling import Array
+from clipcheck.backends.opened import Opened
 from clipcheck.backends.programs import ProgramBackend, WeightsCompared, is_rounded
 from clipcheck.backends.signature import Declared, Raw, blank
 from clipcheck.errors import CheckpointError, RunError
@@ -18,14 +19,27 @@ from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import OUTPUTS
 from tests.samples import MINUTE
 
+DECLARED = [Declared("image", None, "float32"), Declared("text", None, "int64")]
+
+
+def backend_of(run: Callable[[Sequence[Array]], Raw], **how: Any) -> ProgramBackend:
+    return ProgramBackend(
+        "export",
+        Opened(DECLARED, run, lambda _: None),
+        architecture=MINUTE,
+        path=Path(__file__),
+        evidence=lambda _: Evidence(None),
+        **how,
+    )
+
 
 def running_where(takes: Callable[[int, int], bool]) -> ProgramBackend:
-    def run(pixels: Pixels, tokens: Tokens) -> Raw:
-        if not takes(len(pixels), len(tokens)):
+    def run(arrays: Sequence[Array]) -> Raw:
+        if not takes(*map(len, arrays)):
             raise ValueError("a size is wrong")
         return [(name, np.zeros(1)) for name in OUTPUTS]
 
-    return ProgramBackend("export", run, MINUTE, 0, lambda: Evidence(None))
+    return backend_of(run)
 
 
 def test_a_program_of_some_sizes_says_which_they_are() -> None:
@@ -50,12 +64,8 @@ def test_what_fails_at_all_sizes_or_at_one_that_is_odd_is_no_matter_of_sizes(
 
 @pytest.mark.parametrize(("asked", "given"), [("float16", "float16"), ("float32", "float32")])
 def test_outputs_that_are_cast_in_the_end_are_rounded_back(asked: str, given: str) -> None:
-    declared = [Declared("image", None, "float32"), Declared("text", None, "int64")]
     raw = [(name, np.ones(1, dtype=np.float32)) for name in OUTPUTS]
-    opened = Opened(declared, lambda _: raw, lambda _: None)
-    path = Path(__file__)
-    backend = as_backend("export", opened, MINUTE, path, lambda _: Evidence(None), dtype=asked)
-    found = backend.outputs(*blank(MINUTE, 1, 1))
+    found = backend_of(lambda _: raw, dtype=asked).outputs(*blank(MINUTE, 1, 1))
     assert {str(array.dtype) for array in found.values()} == {given}
 
 
@@ -79,14 +89,15 @@ def test_what_a_converter_raises_is_rounded_and_what_is_off_is_not() -> None:
 def test_outputs_of_which_nothing_has_the_shape_are_absent_unless_the_program_was_made_here() -> (
     None
 ):
-    def run(pixels: Pixels, tokens: Tokens) -> Raw:
-        images, texts = len(pixels), len(tokens)
+    def run(arrays: Sequence[Array]) -> Raw:
+        images, texts = map(len, arrays)
         return [(None, np.zeros((images, texts))), (None, np.zeros((images, 64)))] * 2
 
-    backend = ProgramBackend("export", run, MINUTE, 0, lambda: Evidence(None))
+    backend = backend_of(run)
     assert backend.absent == set()
     backend.outputs(*blank(MINUTE, 2, 3))
     # Of features of images there are two: which is meant is not told, and one is missing.
     assert backend.absent == {"text_features", "logits_per_text"}
-    backend.made_here = True
-    assert backend.absent == set()
+    whole = backend_of(run, made_here=True)
+    whole.outputs(*blank(MINUTE, 2, 3))
+    assert whole.absent == set()

@@ -39,8 +39,8 @@ def model() -> eager.CLIP:
 @pytest.fixture(scope="module")
 def own(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ONNX program as clipcheck writes it, under a name that says nothing."""
-    made = source(minute(built, Format.ARCHIVE), built, onnxruntime)
-    onnxruntime.build(made).close()
+    made = source(minute(built, Format.ARCHIVE), built, onnxruntime.ONNXRuntime)
+    onnxruntime.ONNXRuntime.build(made).close()
     path = tmp_path_factory.mktemp("own") / "program.pt2"
     path.write_bytes(artefact(made).read_bytes())
     return path
@@ -49,8 +49,8 @@ def own(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_file(
     path: Path, architecture: Architecture = MINUTE, weights: dict[str, Tensor] | None = None
 ) -> Backend:
-    way = onnxruntime if kind_of(path) is Format.ONNX else export
-    return way.open_program(path, CPU, architecture, weights)
+    library = onnxruntime if kind_of(path) is Format.ONNX else export
+    return library.open_program(path, CPU, architecture, weights)
 
 
 class TheirForward(nn.Module):
@@ -260,5 +260,5 @@ def test_native_code_is_not_loaded_unasked(tmp_path: Path, monkeypatch: pytest.M
         aotinductor.open_package(path, CPU, MINUTE, None)
     assert not loaded
     with pytest.raises(RunError, match=r"aotinductor: loading failed \(not sound\)"):
-        aotinductor.opened(path, CPU)
+        aotinductor.AOTInductor.open_here(path, CPU, {})
     assert loaded == [str(path)]

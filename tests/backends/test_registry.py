@@ -8,16 +8,19 @@ import pytest
 
 import clipcheck
 from clipcheck.backends import registry
-from clipcheck.backends.base import Missing
+from clipcheck.backends.base import Backend, Missing
 from clipcheck.backends.registry import (
     BACKENDS,
     Choice,
+    backend_named,
     chosen,
+    default_for,
+    find,
     listing,
     parse,
     require_available,
-    way,
 )
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import UnavailableError, UsageError
 
 
@@ -25,8 +28,8 @@ def test_every_backend_is_listed_with_what_its_file_says() -> None:
     found = listing()
     assert tuple(each.name for each in found) == BACKENDS
     for each in found:
-        assert each.summary == way(each.name).SUMMARY
-        assert each.options == way(each.name).OPTIONS
+        assert each.summary == find(each.name).summary
+        assert each.options == find(each.name).options
         assert bool(each.version) == (each.missing is None)
 
 
@@ -35,8 +38,8 @@ def test_of_one_that_cannot_run_no_version_is_asked(monkeypatch: pytest.MonkeyPa
         raise AssertionError("its library is not there")
 
     missing = Missing("it is not installed", "Install it.")
-    monkeypatch.setattr(way("onnxruntime"), "available", lambda: missing)
-    monkeypatch.setattr(way("onnxruntime"), "version", version)
+    monkeypatch.setattr(find("onnxruntime"), "available", lambda: missing)
+    monkeypatch.setattr(find("onnxruntime"), "version", version)
     found = {each.name: each for each in registry.listing()}["onnxruntime"]
     assert found.missing == missing
     assert found.version == ""
@@ -109,7 +112,7 @@ def test_what_there_is_not_is_refused_with_what_there_is(
 def test_all_stands_for_every_variant_of_every_backend() -> None:
     found = chosen(["all"])
     assert [str(choice) for choice in found] == [
-        str(Choice(name, variant)) for name in BACKENDS for variant in way(name).VARIANTS
+        str(Choice(name, variant)) for name in BACKENDS for variant in find(name).variants
     ]
     assert all(choice.optional for choice in found)
     assert [str(choice) for choice in found if choice.name == "transformers"] == [
@@ -134,7 +137,7 @@ def test_one_that_is_not_available_is_refused_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     require_available(Choice("clip"))
-    monkeypatch.setattr(way("clip"), "available", lambda: Missing("it is not there", "Get it."))
+    monkeypatch.setattr(find("clip"), "available", lambda: Missing("it is not there", "Get it."))
     with pytest.raises(UnavailableError, match=r"^clip: it is not there\. Get it\.$"):
         require_available(Choice("clip"))
 
@@ -146,22 +149,19 @@ import torch
 
 from clipcheck.backends.libraries import evidence_of
 from clipcheck.backends.modules import ModuleBackend
-from clipcheck.backends.source import DefaultWay
 
 
-class ChannelsLast(DefaultWay):
-    SUMMARY = "the eager model with its convolutions in channels-last order"
+class ChannelsLast(ModuleBackend):
+    summary = "the eager model with its convolutions in channels-last order"
 
-    def version(self):
-        return f"torch {torch.__version__}"
-
-    def build(self, source):
+    @classmethod
+    def build(cls, source):
         model = copy.deepcopy(source.model).to(memory_format=torch.channels_last)
 
         def evidence():
             return evidence_of(source.checkpoint, model.state_dict(), source.dtype)
 
-        return ModuleBackend("channels-last", model, source.device, evidence)
+        return cls("channels-last", model, source.device, evidence)
 """
 
 Brings = Callable[..., None]
@@ -182,7 +182,7 @@ def brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Brings]:
 
     def forget() -> None:
         registry._brought.cache_clear()
-        way.cache_clear()
+        find.cache_clear()
         sys.modules.pop("brought", None)
 
     yield install
@@ -197,7 +197,7 @@ def test_another_package_brings_a_backend(brings: Brings, minute_archive: Path) 
     assert (listed.name, listed.missing) == ("channels-last", None)
     assert listed.version.startswith("torch ")
     assert str(chosen(["all"])[-1]) == "channels-last"
-    assert way("jit") is sys.modules["clipcheck.backends.jit"]
+    assert find("jit").__module__ == "clipcheck.backends.jit"
     options = {"device": "cpu", "isolation": "none", "examples": 1}
     result = clipcheck.check(minute_archive, backend="channels-last", **options)
     assert [each.backend for each in result.judgements] == ["channels-last"]
@@ -209,7 +209,7 @@ def test_another_package_brings_a_backend(brings: Brings, minute_archive: Path) 
     [
         ("import nowhere_to_be_found", "ours = brought:Ours", "ModuleNotFoundError"),
         ("", "ours = brought:Ours", "AttributeError"),
-        ("class Ours:\n    def __init__(self):\n        1 / 0", "ours = brought:Ours", "ZeroDiv"),
+        ("1 / 0", "ours = brought:Ours", "ZeroDivisionError"),
     ],
 )
 def test_a_backend_that_cannot_be_imported_says_who_brings_it(
@@ -221,6 +221,34 @@ def test_a_backend_that_cannot_be_imported_says_who_brings_it(
     assert listed.missing.reason.startswith(f"brought:Ours could not be imported ({reason}")
     with pytest.raises(UnavailableError, match="uninstall the package that brings it, brought"):
         require_available(parse("ours"))
+
+
+@pytest.mark.parametrize("code", ["class Ours:\n    summary = 'ours'", "Ours = 3"])
+def test_what_is_no_backend_is_told_and_who_brings_it(brings: Brings, code: str) -> None:
+    brings(code, "ours = brought:Ours")
+    with pytest.raises(UnavailableError) as caught:
+        require_available(parse("ours"))
+    assert caught.value.problem == (
+        "ours: brought:Ours is no class derived from clipcheck.backends.base.Backend"
+    )
+    assert "brings it, brought." in caught.value.remedy
+
+
+def test_a_backend_that_this_machine_does_not_have_can_do_nothing() -> None:
+    assert backend_named("of-another-machine:a=b") is Backend
+    assert backend_named("transformers:attention=sdpa") is find("transformers")
+
+
+def test_the_backend_that_files_are_made_for_is_told_by_their_format() -> None:
+    assert {form.value: default_for(form) for form in Format} == {
+        "archive": "jit",
+        "state-dict": "",
+        "safetensors": "",
+        "pt2": "export",
+        "onnx": "onnxruntime",
+        "transformers": "transformers",
+        "open_clip": "open_clip",
+    }
 
 
 def test_a_name_that_no_package_brings_is_told_with_those_that_there_are(brings: Brings) -> None:

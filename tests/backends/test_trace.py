@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipcheck.backends import script, trace
+from clipcheck.backends.script import Script
 from clipcheck.backends.source import Source
-from clipcheck.backends.trace import ScriptBackend, example_inputs, shared_weights
+from clipcheck.backends.trace import ScriptBackend, Trace, example_inputs, shared_weights
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.system import torchscript_support
 from tests.backends.kept import minute, source
@@ -18,12 +18,12 @@ from tests.backends.kept import minute, source
 
 @pytest.fixture
 def made(built: Path, tmp_path: Path) -> Source:
-    return source(minute(built, Format.STATE_DICT), tmp_path, trace)
+    return source(minute(built, Format.STATE_DICT), tmp_path, Trace)
 
 
 def test_the_texts_to_trace_with_end_at_different_places(small_archive: Path, built: Path) -> None:
     """Else where they end would be a constant of the trace, as would one number of both."""
-    made = source(small_archive, built, trace)
+    made = source(small_archive, built, Trace)
     a = made.checkpoint.architecture
     pixels, tokens = example_inputs(made)
     assert pixels.shape == (2, 3, a.image_resolution, a.image_resolution)
@@ -48,16 +48,16 @@ def test_of_torchs_own_checks_nothing_is_told_and_of_ours_it_would_be(
 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        trace.build(made).close()
+        Trace.build(made).close()
         assert told == []
         monkeypatch.setattr(type(made.model), "encode_image", branching)
-        trace.build(made).close()
+        Trace.build(made).close()
     assert {warning.filename for warning in told} == {__file__}
 
 
-@pytest.mark.parametrize("way", [trace, script])
-def test_it_shares_the_weights_of_its_source(way: type[script], made: Source) -> None:
-    backend = way.build(made)
+@pytest.mark.parametrize("kind", [Trace, Script])
+def test_it_shares_the_weights_of_its_source(kind: type[ScriptBackend], made: Source) -> None:
+    backend = kind.build(made)
     assert isinstance(backend, ScriptBackend)
     module = backend._module
     held = dict(module.named_parameters())
@@ -90,7 +90,7 @@ def test_closing_lets_go_of_the_classes_that_torch_keeps(
     made: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    backend = trace.build(made)
+    backend = Trace.build(made)
     monkeypatch.setattr(torchscript_support, "forget_classes", lambda: calls.append("forgotten"))
     assert calls == []
     backend.close()

@@ -17,9 +17,9 @@ import transformers
 from transformers.utils import logging as library_logging
 
 from clipcheck.backends import registry
-from clipcheck.backends import transformers as way
 from clipcheck.backends.base import Backend
 from clipcheck.backends.source import Source
+from clipcheck.backends.transformers import Transformers
 from clipcheck.checkpoints.architecture import Activation, Blocks
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint
@@ -65,7 +65,7 @@ def built(
     tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint, attention: str
 ) -> Iterator[Built]:
     source = source_of(tiny, tmp_path_factory.mktemp("scratch"), attention=attention)
-    backend = way.build(source)
+    backend = Transformers.build(source)
     yield source, backend
     backend.close()
 
@@ -78,8 +78,8 @@ def model_of(backend: Any) -> Any:
 
 
 def test_it_is_a_way_to_run_a_checkpoint() -> None:
-    assert_fits(registry.way("transformers"))
-    assert way.version() == f"transformers {transformers.__version__}"
+    assert_fits(registry.find("transformers"))
+    assert Transformers.version() == f"transformers {transformers.__version__}"
 
 
 def test_it_is_called_as_its_users_call_it(
@@ -124,7 +124,7 @@ def test_it_has_the_dtype_and_the_attention_that_are_asked_for(
     tiny: Checkpoint, folder: Path, tmp_path: Path, dtype: str, attention: str
 ) -> None:
     source = source_of(open_checkpoint(folder), tmp_path, dtype, attention=attention)
-    backend = way.build(source)
+    backend = Transformers.build(source)
     model = model_of(backend)
     assert {t.dtype for t in model.parameters()} == {getattr(torch, dtype)}
     assert model.config._attn_implementation == attention
@@ -139,7 +139,7 @@ def test_it_has_the_dtype_and_the_attention_that_are_asked_for(
 
 
 def test_its_own_folder_is_loaded_and_none_is_written(folder: Path, tmp_path: Path) -> None:
-    way.build(source_of(open_checkpoint(folder), tmp_path, attention="sdpa"))
+    Transformers.build(source_of(open_checkpoint(folder), tmp_path, attention="sdpa"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,7 +161,7 @@ def test_it_asks_nothing_of_the_network(
     monkeypatch.setattr(socket.socket, "connect", never)
     monkeypatch.setattr(socket, "getaddrinfo", never)
     monkeypatch.setattr(transformers.CLIPModel, "from_pretrained", watched)
-    way.build(source_of(open_checkpoint(folder), tmp_path, attention="sdpa"))
+    Transformers.build(source_of(open_checkpoint(folder), tmp_path, attention="sdpa"))
     assert given == [True]
 
 
@@ -169,13 +169,13 @@ def test_loading_is_quiet_and_leaves_the_librarys_settings(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
-    way.build(source_of(open_checkpoint(folder), tmp_path, attention="sdpa"))
+    Transformers.build(source_of(open_checkpoint(folder), tmp_path, attention="sdpa"))
     assert capfd.readouterr() == ("", "")
     assert (library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()) == before
     library_logging.disable_progress_bar()
     library_logging.set_verbosity(logging.ERROR)
     try:
-        way.build(source_of(open_checkpoint(folder), tmp_path, attention="sdpa"))
+        Transformers.build(source_of(open_checkpoint(folder), tmp_path, attention="sdpa"))
         assert not library_logging.is_progress_bar_enabled()
         assert library_logging.get_verbosity() == logging.ERROR
     finally:
@@ -195,7 +195,7 @@ def test_all_its_weights_are_the_files(built: Built) -> None:
 def test_a_weight_that_is_another_is_named_as_ours(
     tiny: Checkpoint, folder: Path, tmp_path: Path
 ) -> None:
-    backend = way.build(source_of(tiny, tmp_path, attention="sdpa"))
+    backend = Transformers.build(source_of(tiny, tmp_path, attention="sdpa"))
     with torch.no_grad():
         model_of(backend).vision_model.encoder.layers[1].self_attn.k_proj.bias[3] += 1e-3
     assert dict(backend.evidence().differing) == {
@@ -204,7 +204,7 @@ def test_a_weight_that_is_another_is_named_as_ours(
 
 
 def doubts_after(tiny: Checkpoint, tmp_path: Path, change: Any) -> list[str]:
-    backend = way.build(source_of(tiny, tmp_path, attention="sdpa"))
+    backend = Transformers.build(source_of(tiny, tmp_path, attention="sdpa"))
     change(model_of(backend))
     return list(backend.evidence().doubts)
 
@@ -237,7 +237,7 @@ def test_it_builds_the_architecture_that_is_told(tmp_path: Path) -> None:
     )
     write(changed, synthesize(changed), tmp_path / "w", Format.SAFETENSORS)
     source = source_of(open_checkpoint(tmp_path / "w"), tmp_path, attention="sdpa")
-    backend = way.build(source)
+    backend = Transformers.build(source)
     assert max(ratios(source, backend, pairs(source.checkpoint))) < 3
     assert not backend.evidence().doubts
 
@@ -248,8 +248,8 @@ def test_it_builds_the_architecture_that_is_told(tmp_path: Path) -> None:
 def test_it_has_no_resnet(seeded_archive: SeededArchive, tiny: Checkpoint) -> None:
     resnet = open_checkpoint(seeded_archive("tiny-resnet"))
     for dtype in DTYPES:
-        assert way.unfit(tiny, CPU, dtype) is None
-        assert "has no ModifiedResNet" in (way.unfit(resnet, CPU, dtype) or "")
+        assert Transformers.unfit(tiny, CPU, dtype) is None
+        assert "has no ModifiedResNet" in (Transformers.unfit(resnet, CPU, dtype) or "")
 
 
 def test_what_is_missing_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +259,7 @@ def test_what_is_missing_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch
         "find_spec",
         lambda name: None if name == "transformers" else find_spec(name),
     )
-    missing = way.available()
+    missing = Transformers.available()
     assert missing is not None
     assert missing.reason == "transformers is not installed"
     assert missing.remedy == "Install it: pip install 'clipcheck[transformers]'."
@@ -273,7 +273,7 @@ def test_what_the_library_raises_is_told_in_its_words(
 
     monkeypatch.setattr(transformers.CLIPModel, "from_pretrained", failing)
     with pytest.raises(RunError, match=r"transformers:attention=sdpa: loading failed \(no such th"):
-        way.build(source_of(tiny, tmp_path, attention="sdpa"))
+        Transformers.build(source_of(tiny, tmp_path, attention="sdpa"))
 
 
 def test_inputs_that_do_not_fit_are_an_error(built: Built, tiny: Checkpoint) -> None:
@@ -293,7 +293,7 @@ def test_a_legacy_end_of_text_is_found_as_well(
     value["text_config"]["eos_token_id"] = 2
     config.write_text(json.dumps(value))
     source = source_of(open_checkpoint(tmp_path / "hf"), tmp_path, attention=attention)
-    backend = way.build(source)
+    backend = Transformers.build(source)
     assert model_of(backend).text_model.eos_token_id == 2
     (pair, *_) = pairs(tiny)
     for name, values in run(backend, pair).items():

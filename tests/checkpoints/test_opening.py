@@ -148,7 +148,7 @@ def test_what_is_built_of_one_model_is_not_taken_for_another(several: Path) -> N
         source: Any = SimpleNamespace(
             checkpoint=checkpoint, device=torch.device("cpu"), dtype="float32"
         )
-        keys.append(programs.key(source))
+        keys.append(programs.key_of(source))
     assert keys[0] != keys[1]
 
 

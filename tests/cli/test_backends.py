@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from clipcheck.backends.base import Missing
-from clipcheck.backends.registry import BACKENDS, way
+from clipcheck.backends.registry import BACKENDS, find
 from conftest import Run
 
 
@@ -11,7 +11,7 @@ def test_backends_are_listed_with_what_is_missing(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = Missing("onnxruntime is not installed", "Install it: pip install 'clipcheck[onnx]'.")
-    monkeypatch.setattr(way("onnxruntime"), "available", lambda: missing)
+    monkeypatch.setattr(find("onnxruntime"), "available", lambda: missing)
     done = run("backends")
     assert (done.code, done.err) == (0, "")
     assert "onnxruntime   cannot run here: onnxruntime is not installed.\n" in done.out

@@ -8,7 +8,7 @@ import pytest
 
 from clipcheck.audit.faults import fault_named
 from clipcheck.backends.base import Missing
-from clipcheck.backends.registry import way
+from clipcheck.backends.registry import find
 from clipcheck.checkpoints.architecture import Activation
 from clipcheck.checkpoints.checkpoint import same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
@@ -207,7 +207,7 @@ def test_without_the_library_that_would_check_it_nothing_is_written(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, backend: str
 ) -> None:
     missing = Missing(f"{backend} is not installed", "Install it.")
-    monkeypatch.setattr(way(backend), "available", lambda: missing)
+    monkeypatch.setattr(find(backend), "available", lambda: missing)
     archive = minute(tmp_path / "minute.pt")
     done = run("convert", archive, "-o", tmp_path / "made", "--format", form)
     assert done.code == 2

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipcheck.backends.base import outputs_of_methods
+from clipcheck.backends.base import Backend
 from clipcheck.errors import RunError
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.modules import Coverage, ModuleError
@@ -77,11 +77,10 @@ class TwinTables:
 Change = Callable[[int, Named], Named]
 
 
-class Tables:
+class Tables(Backend):
     """A candidate; ``change`` gets the number of the call, from 1, and what would be right."""
 
     name = "jit"
-    absent: frozenset[str] = frozenset()
 
     def __init__(self, change: Change = lambda _, outputs: outputs) -> None:
         self.change = change
@@ -99,9 +98,6 @@ class Tables:
 
     def encode_text(self, tokens: np.ndarray) -> np.ndarray:
         return self._now["text_features"]
-
-    def outputs(self, pixels: np.ndarray, tokens: np.ndarray) -> Named:
-        return outputs_of_methods(self, pixels, tokens)
 
     @property
     def sizes(self) -> list[tuple[int, int]]:

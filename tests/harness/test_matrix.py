@@ -12,11 +12,15 @@ import torch
 
 import clipcheck
 from clipcheck.audit.faults import fault_named
-from clipcheck.backends import loading, registry, script, trace, transformers
+from clipcheck.backends import loading, registry
 from clipcheck.backends.base import Missing
+from clipcheck.backends.clip import Clip
 from clipcheck.backends.known import Known
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.reference import Reference
+from clipcheck.backends.script import Script
+from clipcheck.backends.trace import Trace
+from clipcheck.backends.transformers import Transformers
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import RunError
@@ -115,7 +119,7 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.fixture
 def negated(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is traced gives the features of images with the wrong sign."""
-    build = trace.build
+    build = Trace.build
 
     def negating(source: Any) -> Any:
         backend = build(source)
@@ -126,7 +130,7 @@ def negated(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         return backend
 
-    monkeypatch.setattr(trace, "build", negating)
+    monkeypatch.setattr(Trace, "build", negating)
 
 
 # ------------------------------------------------------------------- several backends of one file
@@ -176,7 +180,7 @@ def test_where_the_first_cannot_be_built_the_next_tells_the_seconds(
     def broken(_: object) -> None:
         raise RuntimeError("1 of 3\nno such operator")
 
-    monkeypatch.setattr(script, "build", broken)
+    monkeypatch.setattr(Script, "build", broken)
     first, second = check(archive, "script", "trace").judgements
     assert first.error == (
         "script: building failed (no such operator). Run it again with --debug to see all of the "
@@ -191,10 +195,8 @@ def test_all_leaves_out_what_does_not_fit_and_the_verdict_does_not_depend_on_it(
     archive: Path, everything: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything("jit", "eager", "trace", "clip")
-    from clipcheck.backends import clip
-
     missing = Missing("the reference package is not installed", "Install it: pip install clip.")
-    monkeypatch.setattr(clip, "available", lambda: missing)
+    monkeypatch.setattr(Clip, "available", lambda: missing)
     result = check(archive, "all")
     assert [judgement.backend for judgement in result.judgements] == ["jit", "trace"]
     assert result.left_out == (
@@ -225,7 +227,7 @@ def test_transformers_is_left_out_for_a_resnet_and_cannot_be_asked_for(
     everything("trace", "transformers")
     result = check(resnet, "all")
     assert result.exit_code == 0
-    variants = [str(registry.Choice("transformers", each)) for each in transformers.VARIANTS]
+    variants = [str(registry.Choice("transformers", each)) for each in Transformers.variants]
     assert [each.backend for each in result.left_out] == variants
     assert "ResNet" in result.left_out[0].reason
     asked = check(resnet, "transformers")
@@ -345,7 +347,7 @@ def test_a_known_error_is_named_and_is_still_one(
     def broken(_: object) -> None:
         raise RuntimeError("it is x")
 
-    monkeypatch.setattr(trace, "build", broken)
+    monkeypatch.setattr(Trace, "build", broken)
     known_of = SimpleNamespace(packages=("no-such-distribution",))
     monkeypatch.setattr(matrix, "everything", lambda: [known_of])
     seen: list[Any] = []

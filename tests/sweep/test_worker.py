@@ -88,10 +88,10 @@ def test_a_file_that_is_not_there_is_for_the_surroundings(tmp_path: Path) -> Non
 def test_a_backend_that_is_missing_here_is_for_the_surroundings(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clipcheck.backends import compile as backend
     from clipcheck.backends.base import Missing
+    from clipcheck.backends.compile import Compile
 
-    monkeypatch.setattr(backend, "available", lambda: Missing("no compiler", "Install one."))
+    monkeypatch.setattr(Compile, "available", lambda: Missing("no compiler", "Install one."))
     units = done(of(archive, "jit", "compile"))["units"]
     assert units["jit"]["failed"] is None
     assert "no compiler" in units["compile"]["failed"]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from clipcheck.backends.base import Missing
 from clipcheck.backends.calling import Array, translating
 from clipcheck.gates.frontends import Kind
 from clipcheck.harness.preprocessing.differences import Difference
@@ -64,12 +63,6 @@ class Candidate:
 
 class Library(Protocol):
     """A file of this folder, which makes candidates."""
-
-    def available(self) -> Missing | None:
-        """Why it cannot run on this machine, or None. It imports nothing that takes long."""
-
-    def version(self) -> str:
-        """The library's name and version. Only to be asked where it is available."""
 
     def candidates(self, checkpoint: Checkpoint, scratch: Path) -> Sequence[Candidate]:
         """All ways that the library has to take inputs for a checkpoint.

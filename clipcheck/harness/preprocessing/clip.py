@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.calling import translating
-from clipcheck.backends.clip import available, import_clip, version
+from clipcheck.backends.clip import Clip, import_clip
 from clipcheck.harness.preprocessing.base import Candidate
 from clipcheck.harness.preprocessing.differences import REFUSED
 
 if TYPE_CHECKING:
     from clipcheck.checkpoints.checkpoint import Checkpoint
-
-__all__ = ["available", "candidates", "version"]
 
 
 def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:  # noqa: ARG001
@@ -29,9 +27,11 @@ def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:  # noq
     tokenize = partial(_ids, package, architecture.context_length)
     transform = package.clip._transform(architecture.image_resolution)
     return [
-        Candidate("clip", "image", version(), transform),
-        Candidate("clip (truncate=True)", "text", version(), partial(tokenize, True)),
-        Candidate("clip (by default)", "text", version(), partial(tokenize, False), (REFUSED,)),
+        Candidate("clip", "image", Clip.version(), transform),
+        Candidate("clip (truncate=True)", "text", Clip.version(), partial(tokenize, True)),
+        Candidate(
+            "clip (by default)", "text", Clip.version(), partial(tokenize, False), (REFUSED,)
+        ),
     ]
 
 

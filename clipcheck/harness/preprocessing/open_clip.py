@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.calling import translating
-from clipcheck.backends.open_clip import available, version
+from clipcheck.backends.open_clip import OpenClip
+from clipcheck.backends.transformers import Transformers
 from clipcheck.harness.preprocessing import transformers
 from clipcheck.harness.preprocessing.base import Candidate
 from clipcheck.harness.preprocessing.differences import (
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
-
-__all__ = ["available", "candidates", "version"]
 
 _CONFIG = "open_clip_config.json"
 _RELEASED = "ViT-B-32"
@@ -69,11 +68,11 @@ def _transforms(checkpoint: Checkpoint) -> Iterator[Candidate]:
         chosen = get_pretrained_cfg(_RELEASED, "openai")
     made = PreprocessCfg(**merge_preprocess_dict(sized, chosen))
     transform = image_transform_v2(made, is_train=False)
-    yield Candidate("open_clip", "image", version(), transform)
+    yield Candidate("open_clip", "image", OpenClip.version(), transform)
     yield Candidate(
         "open_clip (tensors)",
         "image",
-        version(),
+        OpenClip.version(),
         partial(_of_tensor, transform),
         (RGB_FIRST, FLOATS),
     )
@@ -95,7 +94,7 @@ def _tokenizers(checkpoint: Checkpoint, scratch: Path) -> Iterator[Candidate]:
         yield _tokenizer(get_tokenizer(f"local-dir:{checkpoint.path}", context_length=length))
         return
     yield _tokenizer(get_tokenizer(_RELEASED, context_length=length))
-    if transformers.available() is None:
+    if Transformers.available() is None:
         folder = scratch / "hf_tokenizer"
         folder.mkdir(exist_ok=True)
         transformers.tokenizer_files(folder)
@@ -107,7 +106,7 @@ def _tokenizer(tokenizer: Any) -> Candidate:
     return Candidate(
         f"open_clip ({type(tokenizer).__name__})",
         "text",
-        version(),
+        OpenClip.version(),
         lambda text: tokenizer([text])[0],
         _SIMPLE if simple else (*_HF, *transformers.padding(tokenizer.tokenizer)),
     )

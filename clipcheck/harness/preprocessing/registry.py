@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from clipcheck.backends.registry import find
 from clipcheck.errors import UnavailableError
 from clipcheck.harness.preprocessing.base import Candidate, Library
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE
@@ -35,7 +36,7 @@ def of(backend: str, checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
     if backend not in LIBRARIES:
         return []
     library = cast(Library, importlib.import_module(f"clipcheck.harness.preprocessing.{backend}"))
-    missing = library.available()
+    missing = find(backend).available()
     if missing is not None:
         raise UnavailableError(f"{backend}: {missing.reason}", remedy=missing.remedy)
     clips = checkpoint.architecture.vocab_size == VOCABULARY_SIZE

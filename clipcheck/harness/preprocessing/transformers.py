@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.version import Version
 
 from clipcheck.backends.calling import translating
-from clipcheck.backends.transformers import available, version
+from clipcheck.backends.transformers import Transformers
 from clipcheck.harness.preprocessing.base import Candidate
 from clipcheck.harness.preprocessing.differences import (
     CASE_SENSITIVE,
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
-
-__all__ = ["available", "candidates", "version"]
 
 ON_WHITE_SINCE = "5.21"
 """The first version that puts what is transparent on white: 5.20.2 drops the opacities."""
@@ -101,7 +99,7 @@ def _image_processors(checkpoint: Checkpoint) -> Iterator[Candidate]:
         yield Candidate(
             f"transformers ({name})",
             "image",
-            version(),
+            Transformers.version(),
             partial(_pixels, processor),
             (*differences, *white),
         )
@@ -121,7 +119,7 @@ def _tokenizers(checkpoint: Checkpoint, scratch: Path) -> Iterator[Candidate]:
         yield Candidate(
             f"transformers ({name})",
             "text",
-            version(),
+            Transformers.version(),
             partial(_ids, tokenizer, length, truncation),
             differences if truncation else (*differences, UNTRUNCATED),
         )
@@ -153,5 +151,9 @@ def _end_tokens(path: Path) -> Iterator[Candidate]:
         config: Any = CLIPConfig.from_pretrained(path)
         end = [config.text_config.eos_token_id]
         yield Candidate(
-            "transformers (config.json)", "end token", version(), lambda _: end, (LEGACY_END,)
+            "transformers (config.json)",
+            "end token",
+            Transformers.version(),
+            lambda _: end,
+            (LEGACY_END,),
         )

@@ -11,6 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from clipcheck.backends.registry import default_for
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.gates.frontends import FrontendResult
 from clipcheck.gates.localisation import Place
 from clipcheck.gates.registry import NAMES
@@ -360,7 +362,8 @@ def _frontend(result: FrontendResult) -> tuple[str, list[tuple[str, str]]]:
 def _command(judgement: Judgement) -> str:
     """Return the command that repeats the check."""
     words: list[Any] = ["clipcheck", "check", judgement.path or judgement.checkpoint]
-    words += ["--backend", judgement.backend] if judgement.backend != "jit" else []
+    of_archives = judgement.backend == default_for(Format.ARCHIVE)
+    words += [] if of_archives else ["--backend", judgement.backend]
     words += [] if judgement.key is None else ["--key", judgement.key]
     reference = judgement.reference_checkpoint
     words += [] if reference is None else ["--reference", reference]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from importlib import metadata
 from pathlib import Path
@@ -12,8 +11,9 @@ import pytest
 from hypothesis import given
 from PIL import Image
 
+from clipcheck.backends.transformers import Transformers
 from clipcheck.errors import RunError
-from clipcheck.harness.preprocessing import clip, open_clip, transformers
+from clipcheck.harness.preprocessing import open_clip, transformers
 from clipcheck.harness.preprocessing.base import Candidate
 from clipcheck.harness.preprocessing.comparing import compare
 from clipcheck.harness.preprocessing.differences import ON_WHITE
@@ -271,23 +271,6 @@ def test_a_damaged_file_is_told_of_with_the_words_of_the_library(
 # --------------------------------------------------------------------------- what is installed
 
 
-def test_all_are_available_here_with_their_versions() -> None:
-    for library, name in ((transformers, "transformers"), (open_clip, "open_clip_torch")):
-        assert library.available() is None
-        assert library.version().endswith(f" {metadata.version(name)}")
-    assert clip.available() is None
-    assert clip.version() == f"clip-anytorch {metadata.version('clip-anytorch')}"
-
-
-@pytest.mark.parametrize("library", [transformers, open_clip, clip])
-def test_a_library_that_is_missing_says_so(
-    monkeypatch: pytest.MonkeyPatch, library: object
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    missing = library.available()  # type: ignore[attr-defined]
-    assert missing.reason.endswith("is not installed")
-
-
 @pytest.mark.parametrize(("version", "white"), [("5.20.2", False), ("5.21.0", True)])
 def test_opacities_are_on_white_from_a_version_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, white: bool
@@ -301,7 +284,7 @@ def test_open_clip_has_no_tokenizer_of_transformers_without_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     names = [each.name for each in open_clip.candidates(checkpoint(), tmp_path)]
-    monkeypatch.setattr(transformers, "available", lambda: "missing")
+    monkeypatch.setattr(Transformers, "available", lambda: "missing")
     fewer = [each.name for each in open_clip.candidates(checkpoint(), tmp_path)]
     assert names == [*fewer, "open_clip (HFTokenizer)"]
 

@@ -6,8 +6,9 @@ import pytest
 
 from clipcheck.backends.base import Missing
 from clipcheck.backends.registry import BACKENDS
+from clipcheck.backends.transformers import Transformers
 from clipcheck.errors import UnavailableError
-from clipcheck.harness.preprocessing import differences, registry, transformers
+from clipcheck.harness.preprocessing import differences, registry
 from clipcheck.harness.preprocessing.differences import Difference
 from tests.harness.preprocessing.samples import checkpoint
 
@@ -24,7 +25,7 @@ def test_the_other_backends_take_the_pixels_and_ids_of_clipcheck(name: str, tmp_
 def test_a_library_that_is_not_there_is_told_of(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(transformers, "available", lambda: Missing("it is gone", "Get it."))
+    monkeypatch.setattr(Transformers, "available", lambda: Missing("it is gone", "Get it."))
     with pytest.raises(UnavailableError, match=r"^transformers: it is gone\. Get it\.$"):
         registry.of("transformers", checkpoint(), tmp_path)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipcheck.backends.base import outputs_of_methods
+from clipcheck.backends.base import Backend
 from clipcheck.backends.reference import Reference
 from clipcheck.checkpoints.architecture import Architecture, ViT
 from clipcheck.errors import RunError
@@ -38,11 +38,10 @@ OFF = 0.1
 Spoil = Callable[[np.ndarray], np.ndarray]
 
 
-class Candidate:
+class Candidate(Backend):
     """The eager model, with features that are off where a fault says so, and a count of rows."""
 
     name = "jit"
-    absent: frozenset[str] = frozenset()
 
     def __init__(self, model: eager.CLIP, image: Spoil, text: Spoil, pair: Spoil | None) -> None:
         self._model, self._image, self._text, self._pair = model, image, text, pair
@@ -66,9 +65,6 @@ class Candidate:
             )
         wrong = OFF * self._pair(np.array([len(pixels), len(tokens)])) if self._pair else 0
         return per_image.numpy() + wrong, per_text.numpy() + wrong
-
-    def outputs(self, pixels: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        return outputs_of_methods(self, pixels, tokens)
 
 
 def nowhere(rows: np.ndarray) -> np.ndarray:

@@ -48,7 +48,8 @@ def in_model(alter: Alter) -> Plant:
 
 
 def in_program(name: str, write: Callable[[eager.CLIP, Path], None]) -> Plant:
-    """Have a program run that ``write`` makes of a copy of the eager model.
+    """Have a program run that ``write`` makes of a copy of the eager model, in place of the one
+    that the backend makes.
 
     Args:
         name: of its file.
@@ -71,12 +72,12 @@ def in_graph(alter: Callable[[onnx.ModelProto], None]) -> Plant:
     def plant(source: Source) -> Iterator[Source]:
         import onnx
 
-        from clipcheck.backends.programs import key
+        from clipcheck.backends.programs import key_of
         from clipcheck.writers.programs import write_onnx
 
         # One file for all that alter it, and for the backend itself, which has it by the same key:
         # to export takes longer than all else.
-        wanted = key(source, "onnx", "onnxscript")
+        wanted = key_of(source, "onnx", "onnxscript")
         written = source.artefacts.get(
             "program.onnx", wanted, lambda path: write_onnx(source.model, path)
         )
