@@ -20,7 +20,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,10 +107,10 @@ def _pt2(folder: Path, version: int) -> None:
 def _report(folder: Path, version: int) -> None:
     from clipcheck.report import evidence
     from clipcheck.results.judgement import Result
-    from tests.report import ENVIRONMENT, failed
+    from tests.report import ENVIRONMENT, failed, saved_in
 
     evidence.require_folder(folder)
-    judgement = replace(failed(prompt=f"prompt {version}"), saved=None)
+    judgement = saved_in(None, failed(prompt=f"prompt {version}"))
     evidence.keep(Result((judgement,), ENVIRONMENT), folder)
 
 

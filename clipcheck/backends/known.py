@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -22,9 +22,27 @@ class Known:
         title: what goes wrong, as a phrase.
         link: to the report.
         remedy: what to do about it, as a sentence.
-        backends: names of those that it shows in.
         packages: distributions that have it, any of which may be installed.
         versions: of the package, as pip takes them.
+    """
+
+    title: str
+    link: str
+    remedy: str
+    packages: tuple[str, ...]
+    versions: str
+
+    def __str__(self) -> str:
+        return f"known: {self.title} ({self.packages[0]} {self.versions}, {self.link})"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A failure, and how it is recognised.
+
+    Attributes:
+        known: the failure.
+        backends: names of those that it shows in.
         symptom: a regular expression, see `matching`.
         example: of a text that the symptom is found in.
         devices: kinds of devices that it shows on; all where there is none.
@@ -32,20 +50,13 @@ class Known:
         vision: kinds of image towers that it shows in; all where there is none.
     """
 
-    title: str
-    link: str
-    remedy: str
+    known: Known
     backends: tuple[str, ...]
-    packages: tuple[str, ...]
-    versions: str
     symptom: str
     example: str
     devices: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     vision: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"known: {self.title} ({self.packages[0]} {self.versions}, {self.link})"
 
 
 def matching(
@@ -69,26 +80,28 @@ def matching(
     """
     here = {"devices": device.partition(":")[0], "dtypes": dtype, "vision": vision}
     return [
-        each
+        each.known
         for each in everything()
         if backend in each.backends
         and all(value in (getattr(each, name) or (value,)) for name, value in here.items())
-        and any(_within(each.versions, versions.get(package)) for package in each.packages)
+        and any(_within(each.known.versions, versions.get(name)) for name in each.known.packages)
         and re.search(each.symptom, text, re.MULTILINE)
     ]
 
 
 @cache
-def everything() -> tuple[Known, ...]:
+def everything() -> tuple[Pattern, ...]:
     """All that are known, as they are in the file."""
     text = files("clipcheck.backends").joinpath("known.toml").read_text(encoding="utf-8")
-    return tuple(Known(**_frozen(entry)) for entry in tomllib.loads(text)["known"])
+    return tuple(_pattern(entry) for entry in tomllib.loads(text)["known"])
 
 
-def _frozen(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {
+def _pattern(entry: Mapping[str, Any]) -> Pattern:
+    found: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()
     }
+    known = Known(**{field.name: found.pop(field.name) for field in fields(Known)})
+    return Pattern(known, **found)
 
 
 def _within(versions: str, version: str | None) -> bool:

@@ -21,31 +21,20 @@ class Departure:
     equal: bool = True
 
 
-@dataclass(frozen=True)
-class Alternative:
-    """The architecture that a candidate computes as, or is nearer to.
-
-    Attributes:
-        towers: by ``image`` and ``text``, those that compute as another one.
-    """
-
-    towers: Mapping[str, Departure]
-
-    @property
-    def equal(self) -> bool:
-        """Whether each of these computes just so."""
-        return all(departure.equal for departure in self.towers.values())
+def equals(alternative: Mapping[str, Departure]) -> bool:
+    """Whether each of these towers computes just so."""
+    return all(departure.equal for departure in alternative.values())
 
 
-def described(alternative: Alternative, *, assumed: bool) -> str:
+def described(alternative: Mapping[str, Departure], *, assumed: bool) -> str:
     """As what a candidate computes, and as what it was judged, without a full stop.
 
     Args:
-        alternative: what was found.
+        alternative: by ``image`` and ``text``, how those compute that compute otherwise.
         assumed: whether that as what it was judged was assumed, and told by nothing.
     """
     towers: dict[Departure, list[str]] = {}
-    for name, departure in alternative.towers.items():
+    for name, departure in alternative.items():
         towers.setdefault(departure, []).append(name)
     found = "; ".join(_phrase(departure, names) for departure, names in towers.items())
     return f"this candidate {found}, which was {'assumed' if assumed else 'told'}"

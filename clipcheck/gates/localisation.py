@@ -27,6 +27,23 @@ TOWERS: tuple[Tower, ...] = ("image", "text", "logits")
 
 
 @dataclass(frozen=True)
+class Deviation:
+    """How far a place is off.
+
+    Attributes:
+        rmse_ratio: how many times as far from float64 as the eager model's.
+        allowed: how many times that may be.
+        rmse: the root mean square error.
+        method: the method of the archive that it was seen in.
+    """
+
+    rmse_ratio: float = 0.0
+    allowed: float = 0.0
+    rmse: float = 0.0
+    method: str = ""
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a tower first does something else than its own arithmetic explains.
 
@@ -35,10 +52,7 @@ class Place:
         module: a name of the eager model, or of its state dict; None where nothing departs.
         part: what lies between modules, for people, such as ``residual sum behind attn``; nothing
             where it is the module itself.
-        ratio: how many times as far from float64 as the eager model's.
-        allowed: how many times that may be.
-        error: the root mean square error.
-        method: the method of the archive that it was seen in.
+        figures: how far it is off.
         given: what the model was given, for people.
         reason: why there is no place, or what the candidate said when it broke off.
     """
@@ -46,10 +60,7 @@ class Place:
     tower: Tower
     module: str | None = None
     part: str = ""
-    ratio: float = 0.0
-    allowed: float = 0.0
-    error: float = 0.0
-    method: str = ""
+    figures: Deviation = Deviation()
     given: str = ""
     reason: str = ""
 
@@ -77,7 +88,7 @@ class Localisation:
         for key in keys:
             module, _, weight = key.rpartition(".")
             part = f"its {weight}, which running changes" if module else "which running changes"
-            place = Place(tower_of(key), module or key, part, float("inf"), 0.0, given=given)
+            place = Place(tower_of(key), module or key, part, Deviation(float("inf")), given)
             found.setdefault(place.tower, place)
         return cls([found.get(tower) or Place(tower, reason=_UNSEEN) for tower in TOWERS])
 
@@ -136,10 +147,7 @@ def localise(
                 tower,
                 error.module,
                 error.part,
-                ratio,
-                limits.module,
-                error.candidate,
-                error.method,
+                Deviation(ratio, limits.module, error.candidate, error.method),
                 given,
             )
     for failure in failures:
@@ -150,10 +158,7 @@ def localise(
                 tower,
                 failure.module or failure.method,
                 "" if failure.module else "outside of its modules",
-                float("inf"),
-                limits.module,
-                float("inf"),
-                failure.method,
+                Deviation(float("inf"), limits.module, float("inf"), failure.method),
                 given,
                 failure.problem,
             ),

@@ -18,7 +18,7 @@ from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.checkpoints.opening import require_told, undecided
 from clipcheck.errors import CheckpointError, IsolationError, RunError
-from clipcheck.gates.alternative import Alternative, described
+from clipcheck.gates.alternative import Departure, described
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fidelity import fidelity
 from clipcheck.gates.result import FEATURES, LOGITS, OUTPUTS, Case, GateResult
@@ -114,7 +114,7 @@ class _Seen:
     """
 
     gate: GateResult
-    alternative: Alternative | None
+    alternative: Mapping[str, Departure] | None
     hidden: tuple[str, ...]
 
 

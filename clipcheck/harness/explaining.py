@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints.architecture import Activation, Architecture, Blocks, ViT, heads_of
-from clipcheck.gates.alternative import Alternative, Departure
+from clipcheck.gates.alternative import Departure
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.result import LOGITS, Case
 
@@ -74,7 +74,7 @@ def find_alternative(
     ruler: Ruler,
     *,
     nearer: bool = False,
-) -> Alternative | None:
+) -> Mapping[str, Departure] | None:
     """The other architecture that a candidate computes as, tower by tower, or None.
 
     Args:
@@ -97,7 +97,7 @@ def find_alternative(
                 for tower in seen.towers
                 if _blocks(best, tower) != _blocks(architecture, tower)
             }
-    return Alternative(towers) if towers else None
+    return towers or None
 
 
 def _seen(batches: Sequence[Batch], cases: Sequence[Case]) -> Iterator[_Seen]:

@@ -25,7 +25,7 @@ from clipcheck.checkpoints.dimensions import dimensions
 from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_pair, weights_of
 from clipcheck.errors import ClipcheckError, UnfitError, UsageError
-from clipcheck.gates.alternative import Alternative
+from clipcheck.gates.alternative import Departure
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.localisation import Localisation
 from clipcheck.gates.measured import measured
@@ -202,7 +202,7 @@ class Judge:
         span.reach(0.0)
         draft.add(path=os.fspath(subject.path), description=_describe(subject))
         if isinstance(subject, Checkpoint):
-            draft.add(origin=str(subject.origin))
+            draft.add(origin=str(subject.origin) or None)
             subject.verify()
         released = registry.by_sha256(subject.sha256)
         draft.add(sha256=subject.sha256, released=released.name if released else None)
@@ -356,11 +356,11 @@ class Judge:
             draft.add(alternative=self._alternative(bench, verdict, ruler, assumed))
         if candidate.runs_modules:
             where = self._localise(draft.judgement, bench, candidate, verdict.intact, watch)
-            draft.add(localisation=where)
+            draft.add(localisation=where.places)
 
     def _alternative(
         self, bench: _Bench, verdict: Verdict, ruler: Ruler, assumed: bool
-    ) -> Alternative | None:
+    ) -> Mapping[str, Departure] | None:
         """The other architecture that the candidate computes as, if it is one that it departs by.
         Where its own was assumed, and told by nothing, it may be one that it is nearer to."""
         if not verdict.intact:
@@ -531,7 +531,7 @@ def _isolation(
 def _versions() -> dict[str, str]:
     """Return the versions of the distributions that known failures concern."""
     found = {}
-    for name in sorted({package for known in everything() for package in known.packages}):
+    for name in sorted({package for each in everything() for package in each.known.packages}):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -213,9 +213,13 @@ def batch(
 
 def describe(example: Example) -> str:
     """Describe the images and prompts of an example."""
-    images = [f"the image {describe_image(image)}" for image in example.images]
-    prompts = [f"the prompt {describe_prompt(prompt)}" for prompt in example.prompts]
-    return ", ".join([*images, *prompts])
+    return listed(map(describe_image, example.images), example.prompts)
+
+
+def listed(images: Iterable[str], prompts: Iterable[Prompt]) -> str:
+    """The same of images that are described already."""
+    named = [f"the image {image}" for image in images]
+    return ", ".join([*named, *(f"the prompt {describe_prompt(prompt)}" for prompt in prompts)])
 
 
 def describe_image(image: Image.Image) -> str:

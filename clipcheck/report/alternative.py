@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipcheck.checkpoints.architecture import ASKED
-from clipcheck.gates.alternative import described
+from clipcheck.gates.alternative import described, equals
 from clipcheck.results.judgement import Judgement
 
 
@@ -12,7 +12,7 @@ def told(judgement: Judgement) -> str:
     if judgement.alternative is None:
         return ""
     found = described(judgement.alternative, assumed=judgement.assumed)
-    if judgement.alternative.equal:
+    if equals(judgement.alternative):
         return (
             f"{found}. If it was trained so, say it with {ASKED}; converting it would destroy a "
             "good model"

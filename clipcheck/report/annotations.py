@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from clipcheck.report.phrases import evidence, one_line, title
+from clipcheck.report.phrases import evidence, one_line
 from clipcheck.report.verdict import worst_first
 from clipcheck.results.judgement import Judgement, Result
 
@@ -12,7 +12,7 @@ from clipcheck.results.judgement import Judgement, Result
 def render(result: Result) -> list[str]:
     """A line for each judgement that did not pass, the worst first: GitHub shows ten of a step."""
     return [
-        f"::error title={_property(f'clipcheck: {title(each)}')}::{_data(_lines(each))}"
+        f"::error title={_property(f'clipcheck: {each.title}')}::{_data(_lines(each))}"
         for each in worst_first(result.judgements)
         if not each.passed
     ]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.text import Text
 
 from clipcheck.audit.faults import Variant
-from clipcheck.gates.localisation import Place
-from clipcheck.inputs.examples import describe
+from clipcheck.inputs.examples import listed
 from clipcheck.report.cells import command, wrapped
 from clipcheck.report.places import named
 from clipcheck.results.judgement import Judgement
@@ -37,7 +34,7 @@ def tour(judgement: Judgement, folder: str, page: str) -> Text:
     failed = [gate.name for gate in judgement.gates if not gate.passed]
     steps = [
         ("1. the verdict", f"not passed: {', '.join(failed)}"),
-        *(("2. the module", named(place)) for place in _places(judgement)),
+        *(("2. the module", named(place)) for place in judgement.departures),
         ("3. the input", _input(judgement)),
         ("4. the page", f"{page}, to be opened in a browser"),
     ]
@@ -52,12 +49,8 @@ def tour(judgement: Judgement, folder: str, page: str) -> Text:
     return Text("\n".join(lines))
 
 
-def _places(judgement: Judgement) -> Sequence[Place]:
-    return judgement.localisation.found if judgement.localisation is not None else ()
-
-
 def _input(judgement: Judgement) -> str:
-    failing = judgement.failing
+    failing = judgement.failing_example
     if failing is None:
         return "none fails by itself: the fault is seen in the module alone"
-    return f"{describe(failing.example)}, the smallest that fails"
+    return f"{listed(failing.images, failing.prompts)}, the smallest that fails"

@@ -183,12 +183,13 @@ def _new_folder() -> Path:
 
 @lines_of(WIDTH)
 def _save(judgement: Judgement, folder: Path) -> Judgement:
-    if judgement.failing is None or judgement.saved is not None:
+    failing = judgement.failing
+    if failing is None or failing.saved is not None:
         return judgement
     target = folder / _folder_name(judgement)
-    saved = replace(judgement, saved=str(target))
+    saved = replace(judgement, failing=replace(failing, saved=str(target)))
     text = "\n".join([judgement.checkpoint, *failing_lines(saved)])
-    write(target, judgement.failing.example, _described(judgement, judgement.failing), text)
+    write(target, failing.example, _described(judgement, failing), text)
     return saved
 
 

@@ -21,7 +21,7 @@ def summary(result: Result) -> str:
     lines = wrapped(verdict(result))
     for judgement in worst_first(result.judgements):
         if not judgement.passed:
-            lines += ["", *wrapped(_title(judgement)), *_found(judgement)]
+            lines += ["", *wrapped(judgement.title), *_found(judgement)]
     if len(lines) > SCREEN:
         lines = [*lines[: SCREEN - 1], f"... and {len(lines) - SCREEN + 1} more lines"]
     return "\n".join(map(visible, lines))
@@ -39,11 +39,6 @@ def _found(judgement: Judgement) -> Iterator[str]:
     yield from doubting_lines(judgement)
     yield from departing_lines(judgement)
     yield from failing_lines(judgement)
-
-
-def _title(judgement: Judgement) -> str:
-    dtype = f" in {judgement.dtype}" if judgement.dtype else ""
-    return f"{judgement.checkpoint}, {judgement.backend} on {judgement.device}{dtype}"
 
 
 def left_out(judgement: Judgement, gate: str) -> str:
@@ -78,7 +73,7 @@ def in_a_line(failure: str) -> str:
 
 
 def _failure(judgement: Judgement, gate: str) -> str:
-    headline = f"{_title(judgement)}: "
+    headline = f"{judgement.title}: "
     if judgement.error is not None:
         return f"{headline}not judged\n{judgement.error}"
     found = next((each for each in judgement.gates if each.name == gate), None)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from clipcheck.gates.result import GateResult
 from clipcheck.report.cells import wrapped
 from clipcheck.report.phrases import one_line
-from clipcheck.results.history import Compared, Difference, Entry, Gate, GateChange, Outcome
+from clipcheck.results.document import to_json
+from clipcheck.results.history import Compared, Difference, GateChange, Outcome
+from clipcheck.results.judgement import Record
 from clipcheck.system.figures import counted, of_limit
 
 SCHEMA = 1
@@ -68,7 +69,7 @@ def render_json(difference: Difference) -> str:
         "versions": [_moved(*each) for each in difference.versions],
         "results": [_entry(each) for each in difference.compared],
     }
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+    return to_json(document)
 
 
 def _environment(difference: Difference) -> Iterator[str]:
@@ -114,11 +115,11 @@ def _gate(moved: GateChange) -> list[str]:
     return [line, *(wrapped(one_line(moved.new.message), "    ") if failed else [])]
 
 
-def _failure(gate: Gate) -> list[str]:
+def _failure(gate: GateResult) -> list[str]:
     return [f"  {one_line(gate.name)}: {_found(gate)}", *wrapped(one_line(gate.message), "    ")]
 
 
-def _found(gate: Gate) -> str:
+def _found(gate: GateResult) -> str:
     return f"{'passed' if gate.passed else 'FAILED'} {of_limit(gate.margin)}".rstrip()
 
 
@@ -146,14 +147,13 @@ def _entry(compared: Compared) -> dict[str, Any]:
     }
 
 
-def _state(entry: Entry | None) -> dict[str, Any] | None:
+def _state(entry: Record | None) -> dict[str, Any] | None:
     if entry is None:
         return None
     return {"checkpoint": entry.checkpoint, "state": entry.state, "error": entry.error}
 
 
-def _side(gate: Gate | None) -> dict[str, Any] | None:
+def _side(gate: GateResult | None) -> dict[str, Any] | None:
     if gate is None:
         return None
-    margin = gate.margin if math.isfinite(gate.margin) else None
-    return {"passed": gate.passed, "margin": margin}
+    return {"passed": gate.passed, "margin": gate.margin}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from clipcheck.report.phrases import commands, evidence, one_line, title
+from clipcheck.report.phrases import commands, evidence, one_line
 from clipcheck.results.judgement import Judgement, LeftOut, Result
 
 UNJUDGED = "judged"
@@ -37,7 +37,7 @@ def _suite(judgement: Judgement, common: Mapping[str, str]) -> Element:
     cases[0].set("time", _seconds(judgement))
     suite = Element(
         "testsuite",
-        name=one_line(title(judgement)),
+        name=one_line(judgement.title),
         tests=str(len(cases)),
         failures=str(sum(case.find("failure") is not None for case in cases)),
         errors=str(sum(case.find("error") is not None for case in cases)),

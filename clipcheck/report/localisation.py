@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from rich.text import Text
 
 from clipcheck.gates.localisation import Place
@@ -11,7 +9,7 @@ from clipcheck.harness.localising import Localised
 from clipcheck.report.cells import command, visible, wrapped
 from clipcheck.report.places import TOWERS, measured, named
 from clipcheck.report.text import BAD, GOOD, KEPT, given_options
-from clipcheck.results.document import places, writable
+from clipcheck.results.document import to_json
 from clipcheck.system.figures import duration
 
 SCHEMA = 1
@@ -64,6 +62,6 @@ def render_json(localised: Localised) -> str:
         "device": localised.device,
         "dtype": localised.dtype,
         "seconds": dict(localised.seconds),
-        "towers": places(localised.localisation),
+        "towers": localised.localisation.places,
     }
-    return json.dumps(writable(document), indent=2, allow_nan=False) + "\n"
+    return to_json(document)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from clipcheck.gates.result import GateResult
-from clipcheck.report.phrases import commands, evidence, one_line, title
+from clipcheck.report.phrases import commands, evidence, one_line
 from clipcheck.report.verdict import verdict, worst_first
 from clipcheck.results.judgement import Judgement, LeftOut, Result
 from clipcheck.system.figures import of_limit
@@ -66,7 +66,7 @@ def _verdict(gate: GateResult | None) -> str:
 
 def _details(judgement: Judgement) -> str:
     items = "".join(f"- {item}\n" for item in _items(judgement))
-    return f"\n**{escaped(title(judgement))}**\n\n{items}{_fenced(commands(judgement))}"
+    return f"\n**{escaped(judgement.title)}**\n\n{items}{_fenced(commands(judgement))}"
 
 
 def _items(judgement: Judgement) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from clipcheck.inputs.examples import describe
+from clipcheck.inputs.examples import listed
 from clipcheck.report import agreement, alternative, patched
 from clipcheck.report.cells import visible
 from clipcheck.report.places import TOWERS, measured, named
@@ -23,22 +23,15 @@ def one_line(text: str) -> str:
     return visible(text.replace("\r\n", " ").replace("\n", " ").replace("\r", " "))
 
 
-def title(judgement: Judgement) -> str:
-    """Name a judgement: the checkpoint as it was asked for, the backend, and where it ran."""
-    dtype = f" in {judgement.dtype}" if judgement.dtype else ""
-    return f"{judgement.checkpoint}, {judgement.backend} on {judgement.device}{dtype}"
-
-
 def evidence(judgement: Judgement) -> Iterator[str]:
     """Yield where it departs first, the input that it fails on, whether that matters, and known
     failures like it."""
-    if judgement.localisation is not None:
-        for place in judgement.localisation.found:
-            yield f"departs first in the {TOWERS[place.tower]}: {named(place)} ({measured(place)})"
-    failing = judgement.failing
+    for place in judgement.departures:
+        yield f"departs first in the {TOWERS[place.tower]}: {named(place)} ({measured(place)})"
+    failing = judgement.failing_example
     if failing is not None:
         what = "smallest input" if failing.shrunk else "a batch"
-        yield f"{what} that fails: {describe(failing.example)}"
+        yield f"{what} that fails: {listed(failing.images, failing.prompts)}"
     alike = agreement.told([judgement])
     if alike:
         yield alike

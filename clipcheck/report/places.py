@@ -19,6 +19,7 @@ def measured(place: Place) -> str:
     seen = f"seen on {place.given}"
     if place.reason:
         return f"{place.reason}; {seen}"
-    if place.ratio == float("inf"):
+    off = place.figures
+    if off.rmse_ratio == float("inf"):
         return f"not finite, of another shape, or not what it was; {seen}"
-    return f"error {against_eager(place.error, place.ratio, place.allowed)}; {seen}"
+    return f"error {against_eager(off.rmse, off.rmse_ratio, off.allowed)}; {seen}"

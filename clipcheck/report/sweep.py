@@ -9,13 +9,11 @@ from typing import Any
 
 from rich.text import Text
 
-from clipcheck.harness.options import CheckOptions
 from clipcheck.report.cells import command, padded, shortened, visible, wrapped
 from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN, given_options
 from clipcheck.report.verdict import verdict, worst_first
-from clipcheck.results.document import SCHEMA
+from clipcheck.results.document import SCHEMA, Document, converted, parsed, result_of
 from clipcheck.results.judgement import Result
-from clipcheck.results.reading import result_of
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.cost import makespan, rates
 from clipcheck.sweep.jobs import DEFAULT
@@ -34,9 +32,7 @@ _STYLES = {"consistent": GOOD, "INCONSISTENT": BAD, "not judged": UNKNOWN}
 
 def result(swept: Swept) -> Result:
     """Join the results of all checks of a sweep, as a check of all of them would have them."""
-    rows = swept.rows
-    options = rows[0].unit.options if rows else CheckOptions()
-    return result_of(_entries(rows), _left_out(swept), swept.environment, options.limits)
+    return result_of(converted(parsed(render_json(swept)), Document))
 
 
 def _left_out(swept: Swept) -> list[dict[str, Any]]:

@@ -16,10 +16,11 @@ from rich.text import Text
 
 from clipcheck.backends.known import Known
 from clipcheck.backends.registry import backend_named
+from clipcheck.gates.alternative import equals
 from clipcheck.gates.result import GateResult
 from clipcheck.harness.localising import Localised
 from clipcheck.harness.replaying import Replayed
-from clipcheck.inputs.examples import describe
+from clipcheck.inputs.examples import describe, listed
 from clipcheck.report import agreement, alternative, frontends, isolation, patched
 from clipcheck.report.cells import command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
@@ -160,7 +161,8 @@ def _doubts(judgement: Judgement) -> Iterator[tuple[str, str]]:
     if suspicion:
         yield "casts", suspicion
     if judgement.alternative is not None:
-        yield "equals" if judgement.alternative.equal else "nearer to", alternative.told(judgement)
+        label = "equals" if equals(judgement.alternative) else "nearer to"
+        yield label, alternative.told(judgement)
 
 
 def doubting_lines(judgement: Judgement) -> list[str]:
@@ -172,24 +174,23 @@ def doubting_lines(judgement: Judgement) -> list[str]:
 
 def departing_lines(judgement: Judgement) -> list[str]:
     """Return where each tower departs first, for people; nothing where that was not found."""
-    places = () if judgement.localisation is None else judgement.localisation.found
     return [
         line
-        for place in places
+        for place in judgement.departures
         for line in wrapped(f"departs first: {named(place)}: {measured(place)}", _INDENT)
     ]
 
 
 def failing_lines(judgement: Judgement) -> list[str]:
     """The input that it failed on, for people, and how to run it again; nothing without one."""
-    failing = judgement.failing
+    failing = judgement.failing_example
     if failing is None:
         return []
     what = "smallest input" if failing.shrunk else "a batch"
-    lines = wrapped(f"{what} that fails: {describe(failing.example)}", _INDENT)
-    lines += wrapped(failing.measure.message, _INDENT)
-    if judgement.saved is not None:
-        lines += command(["clipcheck", "replay", judgement.saved], f"{_INDENT}again: ")
+    lines = wrapped(f"{what} that fails: {listed(failing.images, failing.prompts)}", _INDENT)
+    lines += wrapped(failing.message, _INDENT)
+    if failing.saved is not None:
+        lines += command(["clipcheck", "replay", failing.saved], f"{_INDENT}again: ")
     return lines
 
 
@@ -452,8 +453,7 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
         lines += _row(label, style, gate.name, gate.message)
     for label, doubt in _doubts(judgement):
         lines += _row(label, UNKNOWN, "", doubt)
-    places = () if judgement.localisation is None else judgement.localisation.found
-    for place in places:
+    for place in judgement.departures:
         lines += _row("departs first", BAD, "", f"{named(place)}: {measured(place)}")
     return [*lines, *_known_rows(judgement), *_texts(failing_lines(judgement))]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clipcheck.inputs.examples import Example
+from clipcheck.inputs.examples import Example, Prompt, describe_image
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,27 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class FailingExample:
+    """An input that a candidate fails on, described.
+
+    Attributes:
+        images: mode, size, and the colour where there is just one.
+        prompts: texts, or the ids of one.
+        shrunk: whether it is the smallest that was found; else it is a whole batch of the check.
+        output: where it is furthest off.
+        message: by how much, for people.
+        saved: the folder that the input was saved in, if it was.
+    """
+
+    images: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    shrunk: bool
+    output: str
+    message: str
+    saved: str | None = None
+
+
+@dataclass(frozen=True)
 class Failing:
     """An input that a candidate fails on.
 
@@ -42,9 +63,22 @@ class Failing:
         shrunk: whether it is the smallest that Hypothesis found; else it is a whole batch of the
             check.
         first: the input that failed before it was shrunk to this one.
+        saved: the folder that it was saved in, if it was.
     """
 
     example: Example
     measure: Measure
     shrunk: bool
     first: Example | None = None
+    saved: str | None = None
+
+    def described(self) -> FailingExample:
+        """Return what a document tells of it."""
+        return FailingExample(
+            tuple(describe_image(image) for image in self.example.images),
+            self.example.prompts,
+            self.shrunk,
+            self.measure.output,
+            self.measure.message,
+            self.saved,
+        )

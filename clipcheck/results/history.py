@@ -12,25 +12,22 @@ the other run's.
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple
 
 from clipcheck.errors import ResultsError
-
-SCHEMA = 1
-"""Version of the schema of the results that are read."""
+from clipcheck.gates.result import GateResult
+from clipcheck.results.document import Document, read
+from clipcheck.results.judgement import Record
 
 MOST_BYTES = 16 << 20
 """Size limit of a file of results: those that a check writes have some kilobytes for each
 judgement."""
 
-State = Literal["passed", "failed", "unjudged"]
 Outcome = Literal[
     "new failure",
     "newly unjudged",
@@ -68,46 +65,6 @@ UNMEASURED = max(NOISE.values())
 
 
 @dataclass(frozen=True)
-class Gate:
-    """Result of a gate: a margin is infinite where the document has null."""
-
-    name: str
-    passed: bool
-    margin: float
-    message: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A judgement as it was written; attributes as in `clipcheck.results.judgement.Judgement`."""
-
-    checkpoint: str
-    sha256: str | None
-    backend: str
-    device: str
-    dtype: str | None
-    passed: bool
-    error: str | None
-    examples: int
-    seed: int
-    gates: tuple[Gate, ...]
-    inputs: str | None = None
-
-    @property
-    def state(self) -> State:
-        """Whether it passed, failed, or could not be judged."""
-        if self.error is not None:
-            return "unjudged"
-        return "passed" if self.passed else "failed"
-
-    @property
-    def title(self) -> str:
-        """Title of the judgement, for people."""
-        dtype = f" in {self.dtype}" if self.dtype else ""
-        return f"{self.checkpoint}, {self.backend} on {self.device}{dtype}"
-
-
-@dataclass(frozen=True)
 class Run:
     """The results of a check.
 
@@ -119,7 +76,7 @@ class Run:
 
     source: str
     environment: Mapping[str, str]
-    entries: tuple[Entry, ...]
+    entries: tuple[Record, ...]
 
 
 @dataclass(frozen=True)
@@ -135,16 +92,16 @@ class GateChange:
 
     name: str
     change: Change
-    old: Gate | None
-    new: Gate | None
+    old: GateResult | None
+    new: GateResult | None
 
 
 @dataclass(frozen=True)
 class Compared:
     """A checkpoint, backend, device and dtype in both runs, or in one; never in none."""
 
-    old: Entry | None
-    new: Entry | None
+    old: Record | None
+    new: Record | None
 
     @property
     def title(self) -> str:
@@ -267,13 +224,7 @@ def read_results(path: Path) -> Run:
     if len(data) > MOST_BYTES:
         raise _refused(path, f"it has more than {MOST_BYTES:,} bytes")
     try:
-        document = json.loads(data, parse_constant=_not_a_number, object_pairs_hook=_once)
-    except RecursionError as error:
-        raise _refused(path, "it is nested too deeply") from error
-    except ValueError as error:
-        raise _refused(path, f"it is no JSON, or cut off ({error})") from error
-    try:
-        return _run(document, str(path))
+        return _run(read(data), str(path))
     except ValueError as error:
         raise _refused(path, str(error)) from error
 
@@ -282,124 +233,17 @@ def _refused(path: Path, problem: str) -> ResultsError:
     return ResultsError(f"expected the results of a check, but {problem}", remedy=_ASK, path=path)
 
 
-def _not_a_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number that JSON has")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the field {name!r} is there twice")
-    return found
-
-
-class _Fields:
-    """The fields of an object in a document, each of the type that is asked for.
-
-    Args:
-        value: what should be an object.
-        place: what it is called in messages.
-    """
-
-    def __init__(self, value: object, place: str) -> None:
-        if not isinstance(value, dict):
-            raise _odd(place or "it", "an object", value)
-        self._value = value
-        self._prefix = f"{place}." if place else ""
-
-    def _get(self, name: str, expected: str, *types: type) -> Any:
-        if name not in self._value:
-            raise ValueError(f"the field {self._prefix}{name} is missing")
-        value = self._value[name]
-        # A truth value is an int to Python, and to nobody else.
-        if type(value) not in types:
-            raise _odd(f"{self._prefix}{name}", expected, value)
-        return value
-
-    def text(self, name: str) -> str:
-        return str(self._get(name, "a text", str))
-
-    def text_or_none(self, name: str) -> str | None:
-        value: str | None = self._get(name, "a text or null", str, type(None))
-        return value
-
-    def text_if_there(self, name: str) -> str | None:
-        """Return the text, or None, also where it is not there: it was added to the schema
-        later."""
-        return self.text_or_none(name) if name in self._value else None
-
-    def truth(self, name: str) -> bool:
-        return bool(self._get(name, "true or false", bool))
-
-    def integer(self, name: str) -> int:
-        return int(self._get(name, "an integer", int))
-
-    def margin(self, name: str) -> float:
-        value = self._get(name, "a number or null", int, float, type(None))
-        if value is None:
-            return math.inf
-        if not 0 <= value <= 1e300:
-            raise ValueError(f"{self._prefix}{name} is {value!r}, which is no margin")
-        return float(value)
-
-    def items(self, name: str) -> Iterator[_Fields]:
-        for number, value in enumerate(self._get(name, "a list", list)):
-            yield _Fields(value, f"{self._prefix}{name}[{number}]")
-
-    def texts(self, name: str) -> dict[str, str]:
-        fields = _Fields(self._get(name, "an object", dict), f"{self._prefix}{name}")
-        return {key: fields.text(key) for key in fields._value}
-
-
-def _odd(place: str, expected: str, value: object) -> ValueError:
-    names = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
-    found = names.get(type(value), repr(value))
-    return ValueError(f"{place} is {found} in place of {expected}")
-
-
-def _run(document: object, source: str) -> Run:
-    fields = _Fields(document, "")
-    schema = fields.integer("schema")
-    if schema != SCHEMA:
-        raise ValueError(f"it is of schema {schema}; this clipcheck reads schema {SCHEMA}")
-    entries = tuple(_entry(each) for each in fields.items("results"))
-    if not entries:
-        raise ValueError("there are no results in it")
+def _run(document: Document, source: str) -> Run:
     seen: set[tuple[str | None, ...]] = set()
-    for each in entries:
+    for each in document.results:
         key = each.checkpoint, each.backend, each.device, each.dtype
         if key in seen:
             raise ValueError(f"{each.title} is there twice, and which is meant cannot be told")
         seen.add(key)
-    return Run(source, fields.texts("environment"), entries)
+    return Run(source, document.environment, document.results)
 
 
-def _entry(fields: _Fields) -> Entry:
-    return Entry(
-        checkpoint=fields.text("checkpoint"),
-        sha256=fields.text_or_none("sha256"),
-        backend=fields.text("backend"),
-        device=fields.text("device"),
-        dtype=fields.text_or_none("dtype"),
-        passed=fields.truth("passed"),
-        error=fields.text_or_none("error"),
-        examples=fields.integer("examples"),
-        seed=fields.integer("seed"),
-        inputs=fields.text_if_there("inputs"),
-        gates=tuple(
-            Gate(
-                gate.text("name"),
-                gate.truth("passed"),
-                gate.margin("margin"),
-                gate.text("message"),
-            )
-            for gate in fields.items("gates")
-        ),
-    )
-
-
-def _change(old: Gate | None, new: Gate | None) -> Change | None:
+def _change(old: GateResult | None, new: GateResult | None) -> Change | None:
     if old is None or new is None:
         return "appeared" if old is None else "disappeared"
     if old.passed != new.passed:
@@ -410,7 +254,7 @@ def _change(old: Gate | None, new: Gate | None) -> Change | None:
     return "shrunk" if new.margin == high else "grown"
 
 
-def _compared(old: Sequence[Entry], new: Sequence[Entry]) -> Iterator[Compared]:
+def _compared(old: Sequence[Record], new: Sequence[Record]) -> Iterator[Compared]:
     """Yield pairs in the order of the new run; those only in the old one come last."""
     olds, news = _subjects(old), _subjects(new)
     partners = _partners(olds, news)
@@ -434,10 +278,10 @@ class _Subject(NamedTuple):
     device: str
 
 
-_Subjects = dict[_Subject, list[Entry]]
+_Subjects = dict[_Subject, list[Record]]
 
 
-def _subjects(entries: Sequence[Entry]) -> _Subjects:
+def _subjects(entries: Sequence[Record]) -> _Subjects:
     found: _Subjects = defaultdict(list)
     for each in entries:
         found[_Subject(each.checkpoint, each.backend, each.device)].append(each)
@@ -447,7 +291,7 @@ def _subjects(entries: Sequence[Entry]) -> _Subjects:
 def _partners(old: _Subjects, new: _Subjects) -> dict[_Subject, _Subject]:
     """Map each new subject to its counterpart in the old run."""
     found: dict[_Subject, _Subject] = {}
-    keys: list[Callable[[_Subject, Sequence[Entry]], object]] = [
+    keys: list[Callable[[_Subject, Sequence[Record]], object]] = [
         lambda subject, _: _file_name(subject.checkpoint),
         lambda subject, _: subject.checkpoint,
         lambda _, entries: entries[0].sha256,
@@ -461,7 +305,7 @@ def _partners(old: _Subjects, new: _Subjects) -> dict[_Subject, _Subject]:
 
 def _alone(
     subjects: _Subjects,
-    key: Callable[[_Subject, Sequence[Entry]], object],
+    key: Callable[[_Subject, Sequence[Record]], object],
     taken: set[_Subject],
 ) -> dict[tuple[object, str, str], _Subject]:
     """Return the subjects that are the only one with their key, by the key and where they ran."""
@@ -478,7 +322,7 @@ def _file_name(checkpoint: str) -> str:
     return re.split(r"[/\\]", checkpoint.removesuffix(_SEEDED))[-1]
 
 
-def _by_dtype(old: Sequence[Entry], new: Sequence[Entry]) -> Iterator[Compared]:
+def _by_dtype(old: Sequence[Record], new: Sequence[Record]) -> Iterator[Compared]:
     before = {each.dtype: each for each in old}
     after = {each.dtype: each for each in new}
     dtypes = {**after, **before}

@@ -1,29 +1,33 @@
-"""Results of a check, for reports of all kinds."""
+"""Results of a check, for reports of all kinds.
+
+A `Record` is what a document has of a run, in five groups; `clipcheck.results.document` writes and
+reads it. A `Judgement` is a record with what only the process has that made it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Literal
 
 from clipcheck.backends.known import Known
 from clipcheck.checkpoints.inspection import Patched
-from clipcheck.gates.alternative import Alternative
+from clipcheck.gates.alternative import Departure
 from clipcheck.gates.frontends import FrontendResult
-from clipcheck.gates.localisation import Localisation
+from clipcheck.gates.localisation import Place
 from clipcheck.gates.measured import Measured
 from clipcheck.gates.modules import Coverage
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import Allclose
 from clipcheck.results.configuration import Configuration
+from clipcheck.results.failing import Failing, FailingExample
 
-if TYPE_CHECKING:
-    from clipcheck.results.failing import Failing
+State = Literal["passed", "failed", "unjudged"]
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Result for one checkpoint, run by one backend on one device in one dtype.
+class Subject:
+    """What was judged.
 
     Attributes:
         checkpoint: as it was asked for.
@@ -31,108 +35,202 @@ class Judgement:
         sha256: of the file, in hexadecimal; None where it could not be read.
         description: format, architecture and dtypes, for people.
         key: the name of the model, of those in a file, that was asked for.
-        origin: where in the file the model was found, and what was left out, as a phrase; empty
+        origin: where in the file the model was found, and what was left out, as a phrase; None
             where the file is that model and no more.
         architecture: the dimensions of its weights; None where they could not be read.
         computes: how the model computes where its weights do not tell, and what told that, for
             people.
+        assumed: whether it was assumed, and told by nothing, how the model computes where its
+            weights do not tell.
         asked_architecture: what ``--architecture`` said, or None.
         released: the released name, where the file is that released file bit for bit.
+    """
+
+    checkpoint: str
+    _: KW_ONLY
+    path: str | None = None
+    sha256: str | None = None
+    description: str = ""
+    key: str | None = None
+    origin: str | None = None
+    architecture: Mapping[str, int | str] | None = None
+    computes: str = ""
+    assumed: bool = False
+    asked_architecture: str | None = None
+    released: str | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How it was judged.
+
+    Attributes:
+        device: where both sides ran.
+        dtype: what both computed in.
         backend: the candidate, with its options.
         reference: what it was compared with.
         reference_checkpoint: the file whose eager model that is, where it is another one.
-        device: where both ran.
-        dtype: what both computed in.
-        seconds: by phase: ``load``, ``run``, and what that consists of.
+        limits: of the gate ``allclose``.
         examples: images compared.
         seed: of what was drawn.
         inputs: a fingerprint of all images and prompts; None where none were run.
         run: names the check that this is of; None outside of one.
         date: when that began, in UTC, as ISO 8601 writes it.
-        limits: of the gate ``allclose``.
-        gates: what each gate found; empty where the checkpoint could not be judged.
-        failing: the smallest input that it fails on, where there is one.
-        saved: the folder that this was saved in, if it was.
-        measured: every row's error, for reports; None where nothing could be measured.
-        coverage: every module's error, for reports; None in other dtypes than float32.
-        localisation: where it departs first; None where it passed or was not looked at.
-        known: failures of the backend's library that are known and look like this one; they excuse
-            nothing.
-        frontends: how the backend's own preprocessing and tokenizer compare; no part of the
-            verdict.
-        frontends_problem: why these could not be compared, or None.
-        artefact_bytes: size of what was built to be run, or of the archive; None where the backend
-            has no file of its own.
-        peak_memory: of the process up to then, and of that which ran the file's own code, in bytes;
-            None where the system does not tell.
         isolation: what the file's own code was confined by, as phrases; nothing where it ran in
             this process, and None where none of it ran.
-        absent: outputs that the candidate does not have by its own signature, and that were not
-            judged.
-        ignored: gates that had something to judge and were left out, as was asked for.
-        assumed: whether it was assumed, and told by nothing, how the model computes where its
-            weights do not tell.
-        alternative: the other architecture that the candidate computes as; None where it passed or
-            there is none.
-        patched: constants in an archive's code that were rewritten before it ran; None where no
-            archive ran.
-        error: why it could not be judged, or None.
-        error_type: the name of the class of that, of `clipcheck.errors`.
-        remedy: the end of that, which tells what to do, where it is known.
     """
 
-    checkpoint: str
     device: str
-    path: str | None = None
-    sha256: str | None = None
-    description: str = ""
-    key: str | None = None
-    origin: str = ""
-    architecture: Mapping[str, int | str] | None = None
-    computes: str = ""
-    asked_architecture: str | None = None
-    released: str | None = None
+    _: KW_ONLY
+    dtype: str | None = None
     backend: str = "jit"
     reference: str = "eager"
     reference_checkpoint: str | None = None
-    dtype: str | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    limits: Allclose = field(default_factory=Allclose)
     examples: int = 0
     seed: int = 0
     inputs: str | None = None
     run: str | None = None
     date: str | None = None
-    limits: Allclose = field(default_factory=Allclose)
+    isolation: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What was found.
+
+    Attributes:
+        gates: what each gate found; empty where the checkpoint could not be judged.
+        ignored: gates that had something to judge and were left out, as was asked for.
+        absent: outputs that the candidate does not have by its own signature, and that were not
+            judged.
+        failing_example: the smallest input that it fails on, where there is one.
+        localisation: by tower, where it departs first; None where it passed or was not looked at.
+        alternative: by tower, the other architecture that the candidate computes as; None where it
+            passed or there is none.
+        patched: constants in an archive's code that were rewritten before it ran; None where no
+            archive ran.
+        known: failures of the backend's library that are known and look like this one; they excuse
+            nothing.
+        frontends: how the backend's own preprocessing and tokenizer compare; no part of the
+            verdict.
+        frontends_problem: why these could not be compared, or None.
+    """
+
     gates: tuple[GateResult, ...] = ()
-    failing: Failing | None = None
-    saved: str | None = None
-    measured: Measured | None = None
-    coverage: Coverage | None = None
-    localisation: Localisation | None = None
+    ignored: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    failing_example: FailingExample | None = None
+    localisation: Sequence[Place] | None = None
+    alternative: Mapping[str, Departure] | None = None
+    patched: Patched | None = None
     known: tuple[Known, ...] = ()
     frontends: tuple[FrontendResult, ...] = ()
     frontends_problem: str | None = None
+
+    @property
+    def departures(self) -> tuple[Place, ...]:
+        """The first place of each tower that departs; none where that was not looked for."""
+        return tuple(place for place in self.localisation or () if place.module is not None)
+
+    @property
+    def saved(self) -> str | None:
+        """The folder that its failing input was saved in, if it was."""
+        return None if self.failing_example is None else self.failing_example.saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What it took.
+
+    Attributes:
+        seconds: by phase: ``load``, ``run``, and what that consists of.
+        artefact_bytes: size of what was built to be run, or of the archive; None where the backend
+            has no file of its own.
+        peak_memory: of the process up to then, and of that which ran the file's own code, in bytes;
+            None where the system does not tell.
+    """
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
     artefact_bytes: int | None = None
     peak_memory: int | None = None
-    isolation: tuple[str, ...] | None = None
-    patched: Patched | None = None
-    absent: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    assumed: bool = False
-    alternative: Alternative | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Why it could not be judged.
+
+    Attributes:
+        error: what was expected, what was found, and what to do; None where it was judged.
+        error_type: the name of the class of that, of `clipcheck.errors`.
+        remedy: the end of that, which tells what to do, where it is known.
+    """
+
     error: str | None = None
     error_type: str | None = None
     remedy: str | None = None
 
+
+# Fields come in the order of the bases from the last to the first.
+@dataclass(frozen=True)
+class Record(Problem, Cost, Findings, Conditions, Subject):
+    """Result for one checkpoint, run by one backend on one device in one dtype.
+
+    Attributes:
+        passed: whether it was judged, and every gate passed. No gates is no pass.
+
+    Raises:
+        ValueError: it was read, and says that it passed where its gates do not, or not where they
+            do.
+    """
+
+    passed: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        passed = self.error is None and bool(self.gates) and all(g.passed for g in self.gates)
+        if vars(self).get("passed", passed) != passed:
+            raise ValueError(f"passed is {str(not passed).lower()}, and its gates say otherwise")
+        object.__setattr__(self, "passed", passed)
+
     @property
-    def passed(self) -> bool:
-        """Whether it was judged, and every gate passed. No gates is no pass."""
-        return self.error is None and bool(self.gates) and all(g.passed for g in self.gates)
+    def state(self) -> State:
+        """Whether it passed, failed, or could not be judged."""
+        if self.error is not None:
+            return "unjudged"
+        return "passed" if self.passed else "failed"
+
+    @property
+    def title(self) -> str:
+        """The checkpoint as it was asked for, the backend, and where it ran."""
+        dtype = f" in {self.dtype}" if self.dtype else ""
+        return f"{self.checkpoint}, {self.backend} on {self.device}{dtype}"
 
     def __repr__(self) -> str:
-        found = "passed" if self.passed else "FAILED" if self.error is None else "not judged"
+        found = {"passed": "passed", "failed": "FAILED", "unjudged": "not judged"}[self.state]
         way = f"{self.checkpoint!r}, {self.backend} on {self.device} in {self.dtype}"
         return f"<{type(self).__name__} {found}: {way}>"
+
+
+@dataclass(frozen=True, repr=False)
+class Judgement(Record):
+    """A record, and what plots and pictures are made of.
+
+    Attributes:
+        failing: the smallest input that it fails on, where there is one, of which
+            ``failing_example`` is the description.
+        measured: every row's error; None where nothing could be measured.
+        coverage: every module's error; None in other dtypes than float32.
+    """
+
+    _: KW_ONLY
+    failing: Failing | None = None
+    measured: Measured | None = None
+    coverage: Coverage | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.failing is not None:
+            object.__setattr__(self, "failing_example", self.failing.described())
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import clipcheck
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.keymaps import Layout, to_layout
 from clipcheck.errors import ArchitectureError
-from clipcheck.gates.alternative import Alternative, Departure
+from clipcheck.gates.alternative import Departure
 from clipcheck.gates.result import LOGITS, OUTPUTS
 from clipcheck.report import patched, text
 from clipcheck.results.judgement import Judgement, Result
@@ -183,8 +183,7 @@ def test_a_fault_in_an_archive_of_open_clip_is_found_by_the_reference_s_names(
     # In a process of its own, where names and tensors cross.
     judged = checked(scripted(model, tmp_path / "model.pt"), isolation=None)
     assert failed(judged) == {"fidelity", "modules"}
-    assert judged.localisation is not None
-    assert [place.module for place in judged.localisation.found] == [
+    assert [place.module for place in judged.departures] == [
         "visual.transformer.resblocks.0.mlp.gelu",
         "transformer.resblocks.0.mlp.gelu",
     ]
@@ -274,8 +273,7 @@ def test_what_is_wrong_in_what_forward_gives_is_found(
     assert failed(judged) == {"fidelity"}
     assert judged.failing is not None
     assert judged.failing.measure.output == output
-    assert judged.localisation is not None
-    assert [place.tower for place in judged.localisation.found] == [tower]
+    assert [place.tower for place in judged.departures] == [tower]
 
 
 @parametrize("name", ["image", "features"], quick=1)
@@ -398,7 +396,7 @@ def test_an_archive_of_another_architecture_is_told_what_it_computes(
     judged = checked(traced(alter(reference().float()), tmp_path / "model.pt"))
     assert failed(judged)
     assert judged.assumed
-    assert judged.alternative == Alternative(expected)
+    assert judged.alternative == expected
 
 
 @pytest.mark.thorough
@@ -406,7 +404,7 @@ def test_of_a_resnet_the_heads_are_told(tmp_path: Path) -> None:
     model = reference_clip().model.build_model(synthesize(MINUTE_RESNET)).eval().float()
     model.requires_grad_(False).visual.attnpool.num_heads = 2
     judged = checked(traced(model, tmp_path / "model.pt", architecture=MINUTE_RESNET))
-    assert judged.alternative == Alternative({"image": Departure("2 heads", "1 head")})
+    assert judged.alternative == {"image": Departure("2 heads", "1 head")}
 
 
 _thorough = pytest.mark.thorough
@@ -443,7 +441,7 @@ def test_a_fault_beside_another_activation_leaves_it_nearer_to_that_where_none_w
     path = traced(model, tmp_path / "model.pt")
     judged = checked(path)
     assert failed(judged)
-    assert judged.alternative == Alternative({"image": replace(GELU, equal=False)})
+    assert judged.alternative == {"image": replace(GELU, equal=False)}
     judged = checked(path, architecture=minute_config(tmp_path))
     assert failed(judged)
     assert judged.alternative is None

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from clipcheck.report import annotations, junit, markdown, text
 from clipcheck.system.progress import Progress
 from conftest import Run, unfolded
 from tests.cli import minute
-from tests.report import ENVIRONMENT, failed, failing_result
+from tests.report import ENVIRONMENT, failed, failing_result, saved_in
 
 
 def test_check_prints_a_verdict_and_exits_0(run: Run, minute_archive: Path) -> None:
@@ -307,7 +306,7 @@ def test_all_that_cannot_be_written_is_told_and_what_can_be_is(
 def test_a_failing_input_that_cannot_be_kept_does_not_hide_the_verdict(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unsaved = replace(failed(), saved=None)
+    unsaved = saved_in(None, failed())
     result = checking.Result((unsaved,), ENVIRONMENT)
     monkeypatch.setattr(checking, "check_files", lambda *a, **k: result)
 

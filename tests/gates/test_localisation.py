@@ -7,6 +7,7 @@ import math
 from clipcheck.gates.localisation import (
     FORWARD,
     TOWERS,
+    Deviation,
     Failure,
     Localisation,
     Place,
@@ -39,10 +40,10 @@ def test_the_first_module_beyond_its_limit_is_the_place_of_its_tower() -> None:
     )
     assert found["image"].module == "visual.ln_pre"
     assert found["image"].part == "what it is given"
-    assert math.isclose(found["image"].ratio, 50)
-    assert found["image"].allowed == 10
-    assert math.isclose(found["image"].error, 5e-5)
-    assert found["image"].method == "forward"
+    assert math.isclose(found["image"].figures.rmse_ratio, 50)
+    assert found["image"].figures.allowed == 10
+    assert math.isclose(found["image"].figures.rmse, 5e-5)
+    assert found["image"].figures.method == "forward"
     assert found["image"].given == "two images"
     assert found["text"].module == "ln_final"
 
@@ -83,7 +84,7 @@ def test_a_method_that_breaks_off_has_its_place_in_the_module_that_it_broke_off_
     found = places(failures=failures)
     assert found["image"].module == "visual.layer1.0"
     assert found["image"].reason == "sizes do not match"
-    assert found["image"].ratio == float("inf")
+    assert found["image"].figures.rmse_ratio == float("inf")
     assert (found["logits"].module, found["logits"].part) == (FORWARD, "outside of its modules")
 
 
@@ -93,10 +94,7 @@ def test_a_method_that_breaks_off_says_which_it_was_on_what_and_is_beyond_any_li
         "image",
         "visual.layer1.0",
         "",
-        float("inf"),
-        10,
-        float("inf"),
-        "encode_image",
+        Deviation(float("inf"), 10, float("inf"), "encode_image"),
         "two images",
         "sizes do not match",
     )
@@ -167,6 +165,6 @@ def test_weights_that_running_changes_are_places_of_their_modules() -> None:
     image, text, logits = found.places
     assert image.module == "visual.bn1"
     assert image.part == "its running_mean, which running changes"
-    assert (image.ratio, image.given) == (float("inf"), "x")
+    assert (image.figures.rmse_ratio, image.given) == (float("inf"), "x")
     assert text.module is None
     assert (logits.module, logits.part) == ("logit_scale", "which running changes")

@@ -587,8 +587,7 @@ def test_what_fails_has_a_place_and_what_passes_has_none(
     bad = written(fault_named("empty-prompts").plant)
     (failed,) = clipcheck.check(bad, examples=CORNERS).judgements
     assert failed.failing is not None
-    assert failed.localisation is not None
-    (place,) = failed.localisation.found
+    (place,) = failed.departures
     # Nothing departs on the inputs of the gate: it is the one that was found to fail.
     assert (place.module, place.given) == ("text_projection", "the input that fails")
     assert failed.seconds["localisation"] > 0
@@ -612,8 +611,7 @@ def test_of_weights_that_running_changes_no_input_is_the_fault(drifted: Judgemen
 def test_weights_that_running_changes_have_a_place(
     drifted: Judgement,
 ) -> None:
-    assert drifted.localisation is not None
-    assert [place.tower for place in drifted.localisation.found] == ["logits"]
+    assert [place.tower for place in drifted.departures] == ["logits"]
 
 
 @parametrize(
@@ -632,9 +630,8 @@ def test_the_verdict_stands_where_the_place_cannot_be_looked_for(
     (failed,) = clipcheck.check(bad, examples=CORNERS).judgements
     assert failed.gates
     assert failed.error is None
-    assert failed.localisation is not None
-    assert not failed.localisation.found
-    assert all(str(error)[:9] in place.reason for place in failed.localisation.places)
+    assert not failed.departures
+    assert all(str(error)[:9] in place.reason for place in failed.localisation or ())
 
 
 def test_the_place_is_looked_for_in_the_dtype_and_with_the_seed_of_the_check(
@@ -656,7 +653,7 @@ def test_the_place_is_looked_for_in_the_dtype_and_with_the_seed_of_the_check(
     assert (own, dtype, seed) == (torch.bfloat16, "bfloat16", 5)
     # As it is in the file: running has lowered it by then.
     assert scale.item() == minute_weights()["logit_scale"].to(scale.dtype).item()
-    assert failed.localisation == Localisation.nowhere()
+    assert failed.localisation == Localisation.nowhere().places
     assert (failed.peak_memory or 0) > 1 << 27
 
 

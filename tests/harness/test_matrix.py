@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from clipcheck.audit.faults import fault_named
 from clipcheck.backends import loading, registry
 from clipcheck.backends.base import Missing
 from clipcheck.backends.clip import Clip
-from clipcheck.backends.known import Known
+from clipcheck.backends.known import Known, Pattern
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.reference import Reference
 from clipcheck.backends.script import Script
@@ -312,7 +312,7 @@ def test_a_file_of_its_own_has_a_size(archive: Path, programs: Programs) -> None
 
 
 def known(title: str) -> Known:
-    return Known(title, "https://example.org/1", "Wait.", ("trace",), ("torch",), ">=1", "x", "x")
+    return Known(title, "https://example.org/1", "Wait.", ("torch",), ">=1")
 
 
 @pytest.mark.usefixtures("negated")
@@ -326,7 +326,7 @@ def test_a_known_failure_is_named_and_still_fails(
         return [known("a sign is lost")]
 
     monkeypatch.setattr(matrix, "matching", found)
-    monkeypatch.setattr(matrix, "everything", lambda: [known("x")])
+    monkeypatch.setattr(matrix, "everything", lambda: [Pattern(known("x"), (), "x", "x")])
     result = check(archive, "trace", "clip")
     bad, good = result.judgements
     assert [each.title for each in bad.known] == ["a sign is lost"]
@@ -348,8 +348,8 @@ def test_a_known_error_is_named_and_is_still_one(
         raise RuntimeError("it is x")
 
     monkeypatch.setattr(Trace, "build", broken)
-    known_of = SimpleNamespace(packages=("no-such-distribution",))
-    monkeypatch.setattr(matrix, "everything", lambda: [known_of])
+    gone = Pattern(replace(known("x"), packages=("no-such-distribution",)), (), "x", "x")
+    monkeypatch.setattr(matrix, "everything", lambda: [gone])
     seen: list[Any] = []
     monkeypatch.setattr(
         matrix, "matching", lambda *given, vision: seen.append(given) or [known("x")]

@@ -28,7 +28,7 @@ from clipcheck.inputs.batches import CORNERS
 from clipcheck.inputs.examples import Example, Frontend
 from clipcheck.inputs.tokenizer import default_tokenizer
 from clipcheck.report import evidence
-from clipcheck.results.judgement import Result
+from clipcheck.results.judgement import Judgement, Result
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.convert import write
 from clipcheck.writers.synthesize import architecture_named, synthesize
@@ -289,11 +289,15 @@ def test_what_is_kept_already_is_not_written_again(
     assert not (tmp_path / "again").exists()
 
 
+def unfailing(judgement: Judgement) -> Judgement:
+    return replace(judgement, failing=None, failing_example=None)
+
+
 def test_where_nothing_fails_no_folder_is_made(
     result: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evidence.tempfile, "mkdtemp", None)
-    passing = replace(result, judgements=(replace(result.judgements[0], failing=None),))
+    passing = replace(result, judgements=(unfailing(result.judgements[0]),))
     assert evidence.keep_inputs(passing) is passing
 
 
@@ -340,12 +344,18 @@ def test_a_folder_has_the_failing_inputs_of_its_run_alone(result: Result, tmp_pa
     (inputs / "mine").mkdir()
     (inputs / "mine" / "example.json").write_text("{}")
     (left / "notes.txt").write_text("of my own")
-    evidence.keep(replace(result, judgements=(replace(judgement, failing=None),)), tmp_path)
+    evidence.keep(
+        replace(result, judgements=(unfailing(judgement),)),
+        tmp_path,
+    )
     assert {each.name for each in inputs.iterdir()} == {left.name, "mine"}
     (left / "notes.txt").unlink()
     (inputs / "mine" / "example.json").unlink()
     (inputs / "mine").rmdir()
-    evidence.keep(replace(result, judgements=(replace(judgement, failing=None),)), tmp_path)
+    evidence.keep(
+        replace(result, judgements=(unfailing(judgement),)),
+        tmp_path,
+    )
     assert not inputs.exists()
 
 
@@ -383,7 +393,7 @@ def test_what_the_texts_say_of_a_failing_input(result: Result) -> None:
     assert failing_lines(replace(judgement, failing=as_it_was))[0] == (
         "  a batch that fails: the prompt 'a', the prompt 'b'"
     )
-    assert failing_lines(replace(judgement, failing=None)) == []
+    assert failing_lines(unfailing(judgement)) == []
 
 
 def test_archives_with_other_dimensions_of_their_own_take_raw_inputs_otherwise() -> None:

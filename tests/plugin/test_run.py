@@ -16,6 +16,7 @@ from clipcheck.plugin.choices import Choices
 from clipcheck.plugin.run import Run
 from clipcheck.plugin.sharing import Case
 from clipcheck.report import evidence
+from clipcheck.results.failing import FailingExample
 from clipcheck.results.judgement import Judgement, Result
 from clipcheck.system import memory
 from conftest import SeededArchive
@@ -109,7 +110,9 @@ def test_a_failing_input_is_kept_for_another_run(
 
     def keep_inputs(result: Result, folder: Path) -> Result:
         kept.append((result.judgements[0].checkpoint, folder))
-        return replace(result, judgements=(replace(result.judgements[0], saved="there"),))
+        example = FailingExample((), ("a",), True, "text_features", "far off", saved="there")
+        saved = replace(result.judgements[0], failing_example=example)
+        return replace(result, judgements=(saved,))
 
     monkeypatch.setattr(evidence, "keep_inputs", keep_inputs)
     assert runs(tmp_path).judgement(CASE).saved == "there"

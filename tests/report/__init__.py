@@ -10,7 +10,7 @@ from PIL import Image
 from clipcheck.backends.known import Known
 from clipcheck.gates.frontends import FrontendResult, Unknown, Unlike
 from clipcheck.gates.frontends import Known as KnownDifference
-from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.gates.localisation import Deviation, Place
 from clipcheck.gates.result import GateResult
 from clipcheck.inputs.examples import Example
 from clipcheck.results.failing import Failing, Measure
@@ -40,6 +40,7 @@ def failed(name: str = "bad.pt", prompt: str = "addo") -> Judgement:
         Example((Image.new("RGB", (3, 2)),), (prompt,)),
         Measure("text_features", 12.0, 8.0, 0.5, f"text features of {prompt!r} differ"),
         shrunk=True,
+        saved="found/failing-inputs/bad",
     )
     places = (
         Place("image"),
@@ -47,10 +48,7 @@ def failed(name: str = "bad.pt", prompt: str = "addo") -> Judgement:
             "text",
             "transformer.resblocks.1",
             "the sum behind attn",
-            120.0,
-            10.0,
-            0.5,
-            "forward",
+            Deviation(120.0, 10.0, 0.5, "forward"),
             "the input that fails",
         ),
         Place("logits", reason="the method is not there"),
@@ -62,9 +60,14 @@ def failed(name: str = "bad.pt", prompt: str = "addo") -> Judgement:
         path=name,
         gates=gates,
         failing=failing,
-        saved="found/failing-inputs/bad",
-        localisation=Localisation(places),
+        localisation=places,
     )
+
+
+def saved_in(folder: str | None, judgement: Judgement) -> Judgement:
+    """The same, with its failing input in another folder, or in none."""
+    assert judgement.failing is not None
+    return replace(judgement, failing=replace(judgement.failing, saved=folder))
 
 
 def unjudged(name: str = "gone.pt") -> Judgement:
@@ -81,11 +84,8 @@ KNOWN = Known(
     "a sign is lost",
     "https://example.org/issues/1",
     "Take a newer one.",
-    backends=("transformers",),
     packages=("transformers",),
     versions="<6",
-    symptom="x",
-    example="x",
 )
 
 FRONTENDS = (

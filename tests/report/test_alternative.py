@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from clipcheck.gates.alternative import Alternative, Departure
+from clipcheck.gates.alternative import Departure
 from clipcheck.report import alternative, text
 from clipcheck.report.html.page import page
 from clipcheck.report.phrases import evidence
@@ -19,31 +19,31 @@ HEADS = Departure("4 heads", "2 heads")
 
 
 def test_what_it_equals_is_told_with_what_it_was_judged_as() -> None:
-    both = replace(failed(), alternative=Alternative({"image": GELU, "text": GELU}), assumed=True)
+    both = replace(failed(), alternative={"image": GELU, "text": GELU}, assumed=True)
     assert alternative.told(both) == (
         "this candidate computes GELU in the image and text towers, judged as QuickGELU, which was "
         "assumed. If it was trained so, say it with --architecture (in pytest --clip-architecture, "
         "in Python architecture=); converting it would destroy a good model"
     )
-    near = Alternative({"image": replace(GELU, equal=False), "text": GELU})
+    near = {"image": replace(GELU, equal=False), "text": GELU}
     assert alternative.told(replace(both, alternative=near)).startswith(
         "this candidate equals neither, but is nearer to GELU in the image tower than to "
         "QuickGELU; computes GELU in the text tower, judged as QuickGELU, which was assumed. If it "
         "was trained with that, something else is wrong as well: say what it was trained as with "
     )
-    apart = replace(both, alternative=Alternative({"image": HEADS, "text": GELU}), assumed=False)
+    apart = replace(both, alternative={"image": HEADS, "text": GELU}, assumed=False)
     assert alternative.told(apart).startswith(
         "this candidate computes 4 heads in the image tower, judged as 2 heads; computes GELU in "
         "the text tower, judged as QuickGELU, which was told."
     )
     assert "in the text tower, judged" in alternative.told(
-        replace(both, alternative=Alternative({"text": GELU}))
+        replace(both, alternative={"text": GELU})
     )
     assert alternative.told(PASSED) == ""
 
 
 def test_every_report_has_it_and_none_says_to_convert() -> None:
-    judged = replace(failed(), alternative=Alternative({"text": GELU}))
+    judged = replace(failed(), alternative={"text": GELU})
     result = Result((judged,), ENVIRONMENT)
     told = alternative.told(judged)
     plain = " ".join(text.render(result).split())

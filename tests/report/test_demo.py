@@ -8,15 +8,16 @@ from dataclasses import replace
 from rich.cells import cell_len
 
 from clipcheck.audit.faults import fault_named
-from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.gates.localisation import Deviation, Localisation, Place
 from clipcheck.gates.result import GateResult
 from clipcheck.inputs.examples import Example
 from clipcheck.report.demo import planted, tour
 from clipcheck.results.failing import Failing, Measure
 from clipcheck.results.judgement import Judgement
 from clipcheck.system.width import WIDTH
+from tests.report import saved_in
 
-GELU = Place("text", "transformer.resblocks.0.mlp.gelu", "", 43.0, 10.0)
+GELU = Place("text", "transformer.resblocks.0.mlp.gelu", figures=Deviation(43.0, 10.0))
 
 FAILED = Judgement(
     "clipcheck-demo/tiny-vit.pt",
@@ -27,10 +28,12 @@ FAILED = Judgement(
         GateResult("modules", False, "far off"),
     ),
     failing=Failing(
-        Example((), ("a",)), Measure("text_features", 40.0, 8.0, 1e-4, "far off"), True
+        Example((), ("a",)),
+        Measure("text_features", 40.0, 8.0, 1e-4, "far off"),
+        True,
+        saved="clipcheck-demo/failing-inputs/one",
     ),
-    saved="clipcheck-demo/failing-inputs/one",
-    localisation=Localisation([Place("image"), GELU, Place("logits")]),
+    localisation=[Place("image"), GELU, Place("logits")],
 )
 
 
@@ -53,7 +56,7 @@ def test_a_tour_leads_from_the_verdict_to_the_page_and_takes_it_all_away_again()
 
 
 def test_without_a_failing_input_there_is_none_to_run_again() -> None:
-    found = lines(replace(FAILED, failing=None, saved=None))
+    found = lines(replace(FAILED, failing=None, failing_example=None))
     assert found[3:] == [
         "  3. the input      none fails by itself: the fault is seen in the module alone",
         "  4. the page       clipcheck-demo/report.html, to be opened in a browser",
@@ -63,26 +66,25 @@ def test_without_a_failing_input_there_is_none_to_run_again() -> None:
 
 
 def test_an_input_that_was_not_kept_cannot_be_run_again() -> None:
-    assert not any("replay" in line for line in lines(replace(FAILED, saved=None)))
+    assert not any("replay" in line for line in lines(saved_in(None, FAILED)))
 
 
 def test_every_tower_that_departs_has_its_module_and_without_a_place_there_is_none() -> None:
-    conv1 = Place("image", "visual.conv1", "what it is given", math.inf)
-    both = replace(FAILED, localisation=Localisation([conv1, GELU, Place("logits")]))
+    conv1 = Place("image", "visual.conv1", "what it is given", Deviation(math.inf))
+    both = replace(FAILED, localisation=[conv1, GELU, Place("logits")])
     assert [line for line in lines(both) if "2. the module" in line] == [
         "  2. the module     visual.conv1, what it is given",
         "  2. the module     transformer.resblocks.0.mlp.gelu",
     ]
-    for nothing in (None, Localisation.nowhere("could not be looked for")):
+    for nothing in (None, Localisation.nowhere("could not be looked for").places):
         without = lines(replace(FAILED, localisation=nothing))
         assert not any("2. the module" in line for line in without)
 
 
 def test_no_line_is_wider_than_a_terminal_whatever_the_names() -> None:
     long = replace(GELU, module="transformer." * 20 + "0", part="itself, or what it is given")
-    found = replace(
-        FAILED, saved="/tmp/" + "s" * 120, localisation=Localisation([long]), gates=FAILED.gates * 9
-    )
+    found = saved_in("/tmp/" + "s" * 120, FAILED)
+    found = replace(found, localisation=[long], gates=FAILED.gates * 9)
     assert max(map(cell_len, lines(found, "語" * 70))) <= WIDTH
     variant = fault_named("gelu-for-quickgelu")
     told = planted(replace(variant, reason=" because" * 40), "語" * 60)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from clipcheck.gates.alternative import Alternative, Departure
+from clipcheck.gates.alternative import Departure
 from clipcheck.gates.result import GateResult
 from clipcheck.report.failure import SCREEN, failure, in_a_line, left_out, summary
 from clipcheck.results.judgement import Judgement, Result
@@ -32,7 +32,7 @@ def test_in_a_line_is_the_reason_alone() -> None:
 
 
 def test_that_it_computes_as_another_architecture_is_in_the_summary() -> None:
-    gelu = Alternative({"text": Departure("GELU", "QuickGELU")})
+    gelu = {"text": Departure("GELU", "QuickGELU")}
     other = replace(JUDGED, alternative=gelu, assumed=True)
     told = summary(Result((other,), {"clipcheck": "0"}))
     assert "  equals: this candidate computes GELU in the text tower, judged as" in told

@@ -4,32 +4,36 @@ import json
 import math
 from dataclasses import replace
 
+from clipcheck.gates.result import GateResult
 from clipcheck.report.history import render, render_json
-from clipcheck.results.history import Entry, Gate, Run, compare
+from clipcheck.results.history import Run, compare
+from clipcheck.results.judgement import Record
 
-SOUND = Entry(
+SOUND = Record(
     checkpoint="model.pt",
     sha256="ab" * 32,
     backend="jit",
     device="cpu",
     dtype="float32",
-    passed=True,
     error=None,
     examples=30,
     seed=0,
-    gates=(Gate("fidelity", True, 0.2, "near"), Gate("modules", True, 0.1, "near")),
+    gates=(
+        GateResult("fidelity", True, "near", margin=0.2),
+        GateResult("modules", True, "near", margin=0.1),
+    ),
 )
 BROKEN = replace(
     SOUND,
-    passed=False,
-    gates=(Gate("fidelity", False, 12.3, "12 times further"), Gate("modules", True, 0.8, "near")),
+    gates=(
+        GateResult("fidelity", False, "12 times further", margin=12.3),
+        GateResult("modules", True, "near", margin=0.8),
+    ),
 )
-GONE = replace(
-    SOUND, checkpoint="gone.pt", sha256=None, passed=False, error="it is not there", gates=()
-)
+GONE = replace(SOUND, checkpoint="gone.pt", sha256=None, error="it is not there", gates=())
 
 
-def run(*entries: Entry, torch: str = "2.9.1") -> Run:
+def run(*entries: Record, torch: str = "2.9.1") -> Run:
     return Run(f"{torch}.json", {"torch": torch, "python": "3.11"}, entries)
 
 
@@ -87,14 +91,14 @@ def test_what_passes_as_before_is_told_only_where_something_else_changed() -> No
 
 def test_gates_that_come_and_go_are_told() -> None:
     other = replace(SOUND, gates=(SOUND.gates[0], replace(BROKEN.gates[0], name="precision")))
-    text = render(compare(run(SOUND), run(replace(other, passed=False))))
+    text = render(compare(run(SOUND), run(other)))
     assert "\n  modules: no longer judged\n" in text
     assert "\n  precision: not judged before\n  precision: FAILED 12x the limit\n" in text
 
 
 def test_names_from_a_file_cannot_steer_a_terminal() -> None:
     odd = replace(GONE, checkpoint="\x1b[2J", dtype=None, error="\x1b]0;x\x07")
-    gate = Gate("\x1b[1m", False, 2.0, "\x1b[3m")
+    gate = GateResult("\x1b[1m", False, "\x1b[3m", margin=2.0)
     odd_gates = replace(BROKEN, gates=(gate,))
     entries = (odd_gates, odd, replace(odd, device="\x1b"))
     old, new = (Run("\x1b", {"\x1b": f"\x1b{number}"}, entries) for number in range(2))
@@ -150,6 +154,6 @@ def test_the_document_has_the_dtype_of_whichever_run_knows_it() -> None:
 
 
 def test_a_margin_beyond_any_limit_is_null() -> None:
-    lost = replace(BROKEN, gates=(Gate("fidelity", False, math.inf, "NaN"),))
+    lost = replace(BROKEN, gates=(GateResult("fidelity", False, "NaN", margin=math.inf),))
     text = render_json(compare(run(SOUND), run(lost)))
     assert json.loads(text)["results"][0]["gates"][0]["new"] == {"passed": False, "margin": None}

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.gates.localisation import Deviation, Localisation, Place
 from clipcheck.harness.localising import Localised
 from clipcheck.report.localisation import render_json, report, verdict
 from clipcheck.report.text import BAD, GOOD
@@ -32,7 +32,10 @@ SOUND = Localised(
 )
 
 GELU = Place(
-    "text", "transformer.resblocks.0.mlp.gelu", "", 43.0, 10.0, 1e-4, "encode_text", "a batch"
+    "text",
+    "transformer.resblocks.0.mlp.gelu",
+    figures=Deviation(43.0, 10.0, 1e-4, "encode_text"),
+    given="a batch",
 )
 
 
@@ -85,8 +88,8 @@ def test_the_verdict_names_every_tower_that_departs() -> None:
 
 def test_a_ratio_that_is_infinite_and_a_method_that_broke_off_are_told_in_words() -> None:
     found = departing(
-        Place("image", "visual.conv1", "", math.inf, 10.0, math.inf, "encode_image", "a batch"),
-        Place("text", "ln_final", ratio=math.inf, given="a batch", reason="encode_text failed"),
+        Place("image", "visual.conv1", "", Deviation(math.inf, 10.0, math.inf), "a batch"),
+        Place("text", "ln_final", given="a batch", reason="encode_text failed"),
     )
     assert lines(found)[3:6] == [
         "               not finite, of another shape, or not what it was; seen on a batch",
@@ -125,7 +128,7 @@ def test_an_escape_sequence_in_a_name_or_a_reason_is_shown_and_not_sent() -> Non
 
 
 def test_the_document_has_all_of_it_and_infinity_as_a_word() -> None:
-    found = departing(replace(GELU, ratio=math.inf, error=math.nan))
+    found = departing(replace(GELU, figures=Deviation(math.inf, 10.0, math.nan)))
     written = render_json(found)
     assert written.endswith("}\n")
     document = json.loads(written, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

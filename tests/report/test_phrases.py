@@ -5,8 +5,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipcheck.report.phrases import commands, evidence, one_line, title
-from tests.report import PASSED, failed, unjudged
+from clipcheck.report.phrases import commands, evidence, one_line
+from tests.report import PASSED, failed, saved_in, unjudged
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 """With control characters and halves of surrogate pairs, as a file's name may have them."""
@@ -27,8 +27,8 @@ def test_line_ends_become_blanks_and_what_has_no_glyph_is_spelled_out() -> None:
 
 
 def test_a_title_has_the_dtype_where_one_was_chosen() -> None:
-    assert title(PASSED) == "release/model.pt, jit on cpu in float32"
-    assert title(unjudged()) == "gone.pt, jit on cpu"
+    assert PASSED.title == "release/model.pt, jit on cpu in float32"
+    assert unjudged().title == "gone.pt, jit on cpu"
 
 
 def test_the_evidence_is_each_place_that_departs_and_the_input_that_fails() -> None:
@@ -49,8 +49,8 @@ def test_a_batch_is_not_called_the_smallest_input() -> None:
 
 
 def test_the_commands_run_the_input_again_and_help_further() -> None:
-    again, following, _ = commands(replace(failed(), saved="my folder"))
+    again, following, _ = commands(saved_in("my folder", failed()))
     assert again == "Again: clipcheck replay 'my folder'"
     assert following == "Next: clipcheck convert bad.pt -o mended.pt"
-    assert commands(replace(failed(), saved=None))[0] == following
+    assert commands(saved_in(None, failed()))[0] == following
     assert commands(unjudged()) == []

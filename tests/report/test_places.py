@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from clipcheck.gates.localisation import TOWERS as ALL
-from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.gates.localisation import Deviation, Place
 from clipcheck.report.places import TOWERS, measured, named
-from clipcheck.results.document import places
+from clipcheck.results.document import to_json
 
 GELU = Place(
-    "text", "transformer.resblocks.0.mlp.gelu", "", 43.0, 10.0, 1e-4, "encode_text", "two prompts"
+    "text",
+    "transformer.resblocks.0.mlp.gelu",
+    figures=Deviation(43.0, 10.0, 1e-4, "encode_text"),
+    given="two prompts",
 )
 
 
@@ -40,24 +45,20 @@ def test_how_far_it_is_off_stands_beside_what_is_allowed_and_what_it_was_seen_on
 
 
 def test_a_ratio_that_is_infinite_is_told_in_words() -> None:
-    place = Place("text", "ln_final", "", math.inf, 10.0, math.inf, "encode_text", "two prompts")
+    place = replace(GELU, figures=Deviation(math.inf, 10.0, math.inf))
     assert (
         measured(place) == "not finite, of another shape, or not what it was; seen on two prompts"
     )
 
 
 def test_what_a_method_said_as_it_broke_off_comes_before_any_number() -> None:
-    place = Place(
-        "text", "ln_final", ratio=math.inf, given="two prompts", reason="encode_text failed: sizes"
-    )
+    place = replace(GELU, reason="encode_text failed: sizes")
     assert measured(place) == "encode_text failed: sizes; seen on two prompts"
 
 
 def test_every_tower_has_an_entry_whether_it_departs_or_not() -> None:
-    found = Localisation(
-        [Place("image", given="two images", reason="nothing departs"), GELU, Place("logits")]
-    )
-    image, text, logits = places(found)
+    found = [Place("image", given="two images", reason="nothing departs"), GELU, Place("logits")]
+    image, text, logits = json.loads(to_json(found))
     assert image == {
         "tower": "image",
         "module": None,
@@ -78,6 +79,5 @@ def test_every_tower_has_an_entry_whether_it_departs_or_not() -> None:
 
 
 def test_a_part_has_an_entry_of_its_own() -> None:
-    place = Place("text", "text_projection", "pooling")
-    (entry,) = places(Localisation([place]))
+    (entry,) = json.loads(to_json([Place("text", "text_projection", "pooling")]))
     assert (entry["module"], entry["part"]) == ("text_projection", "pooling")

@@ -15,7 +15,7 @@ from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.jobs import Job, Source
 from clipcheck.sweep.ledger import Ledger
 from clipcheck.sweep.run import Swept, run
-from tests.report import failed
+from tests.report import failed, saved_in
 from tests.results.test_document import require_valid
 from tests.sweep.samples import Stage, failing, files, found, passing, planned
 
@@ -163,9 +163,7 @@ def test_a_plan_tells_the_order_the_bytes_and_the_time(tmp_path: Path) -> None:
 
 def test_a_page_a_text_and_json_are_kept(tmp_path: Path) -> None:
     done = swept(tmp_path)
-    old = evidence.keep_inputs(
-        Result((replace(failed(), saved=None),), {}), tmp_path / "failing-inputs"
-    )
+    old = evidence.keep_inputs(Result((saved_in(None, failed()),), {}), tmp_path / "failing-inputs")
     assert Path(str(old.judgements[0].saved)).is_dir()
     evidence.keep_sweep(done, tmp_path)
     assert not (tmp_path / "failing-inputs").exists()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.text import Text
 
-from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.gates.localisation import Deviation, Place
 from clipcheck.gates.result import GateResult
 from clipcheck.inputs.examples import Example
 from clipcheck.report.text import BAD, GOOD, brief, cell, render, report
@@ -215,11 +215,11 @@ def test_a_released_file_is_named() -> None:
 
 def test_it_says_where_it_departs_first() -> None:
     places = [
-        Place("image", "visual.bn1", ratio=340.4, allowed=10, error=3.4e-4, given="a grey image"),
+        Place("image", "visual.bn1", "", Deviation(340.4, 10, 3.4e-4), "a grey image"),
         Place("text", None),
-        Place("logits", "forward", "its end", ratio=math.inf, given="the prompt 'a'"),
+        Place("logits", "forward", "its end", Deviation(math.inf), "the prompt 'a'"),
     ]
-    told = lines_of(replace(FAILED, localisation=Localisation(places)))
+    told = lines_of(replace(FAILED, localisation=places))
     assert told[7:11] == [
         "  departs first        visual.bn1: error 3.4e-4, eager 1.0e-6 (340x, limit 10x);",
         "                       seen on a grey image",
@@ -290,7 +290,7 @@ def judgements(draw: Callable[..., object]) -> Judgement:
     )
     prompt = str(draw(NAMES))
     measure = Measure("text_features", 9.0, 8.0, 0.1, f"text features of {prompt}")
-    place = Place("image", str(draw(NAMES)), prompt, ratio=draw(MARGINS))  # type: ignore[arg-type]
+    place = Place("image", str(draw(NAMES)), prompt, Deviation(draw(MARGINS)))  # type: ignore[arg-type]
     return replace(
         PASSED,
         checkpoint=name,
@@ -298,9 +298,8 @@ def judgements(draw: Callable[..., object]) -> Judgement:
         device=str(draw(st.sampled_from(["cpu", "cuda:1"]) | NAMES)),
         dtype=str(draw(st.sampled_from(["float32", "bfloat16"]))),
         gates=gates,
-        failing=Failing(Example((), (prompt,)), measure, shrunk=True),
-        saved=draw(st.none() | NAMES),
-        localisation=Localisation([place]),
+        failing=Failing(Example((), (prompt,)), measure, True, saved=draw(st.none() | NAMES)),
+        localisation=[place],
     )
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
 
 import clipcheck
-from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.gates.localisation import Deviation, Place
 from clipcheck.gates.result import GateResult
-from clipcheck.results.document import render
+from clipcheck.results.document import Document, render
 from clipcheck.results.judgement import Judgement, Result
 from tests.report import KNOWN, failing_result, several_backends
 
@@ -133,10 +134,10 @@ def test_the_memory_is_in_bytes(passed: Any) -> None:
 
 def test_where_each_tower_departs_first_is_told() -> None:
     places = [
-        Place("image", "visual.conv1", "", 30.0, 10.0, 0.5, "forward", "noise"),
+        Place("image", "visual.conv1", "", Deviation(30.0, 10.0, 0.5, "forward"), "noise"),
         Place("text"),
     ]
-    judgement = Judgement("x", "cpu", localisation=Localisation(places))
+    judgement = Judgement("x", "cpu", localisation=places)
     document = json.loads(render(Result((judgement,), {"clipcheck": "0"})))
     first, second = document["results"][0]["localisation"]
     assert first == {
@@ -186,7 +187,13 @@ def test_what_several_backends_give_is_valid_and_all_there() -> None:
     assert [each["artefact_bytes"] for each in (jit, slow)] == [1000, None]
     assert jit["reference_checkpoint"] is None
     assert (slow["reference"], slow["reference_checkpoint"]) == ("eager of single.pt", "single.pt")
-    named = {"title": "a sign is lost", "link": KNOWN.link, "remedy": "Take a newer one."}
+    named = {
+        "title": "a sign is lost",
+        "link": KNOWN.link,
+        "remedy": "Take a newer one.",
+        "packages": ["transformers"],
+        "versions": "<6",
+    }
     assert slow["known"] == broken["known"] == [named]
     assert (slow["passed"], jit["known"]) == (False, [])
     (frontend,) = slow["frontends"]
@@ -222,3 +229,41 @@ def test_a_field_of_a_backend_that_is_of_another_form_is_not_valid(
     spoil(document)
     with pytest.raises(jsonschema.ValidationError):
         require_valid(document)
+
+
+def resolved(part: Any, whole: Any) -> Any:
+    return whole["$defs"][part["$ref"].rpartition("/")[2]] if "$ref" in part else part
+
+
+def types(part: Any, whole: Any) -> Any:
+    """What a part of a schema says of types, and the same of all that is in it.
+
+    A number may be null, which stands for NaN and infinities.
+    """
+    part = resolved(part, whole)
+    kinds, inside = set(), {}
+    for each in part.get("oneOf") or part.get("anyOf") or [part]:
+        each = resolved(each, whole)
+        values = each.get("enum") or [each["const"]] if {"enum", "const"} & each.keys() else []
+        kinds |= {{str: "string", int: "integer"}[type(value)] for value in values}
+        named = each.get("type", [])
+        kinds |= {named} if isinstance(named, str) else set(named)
+        if "anyOf" in each:
+            kinds |= types(each, whole)[0]
+        inside |= {n: types(p, whole) for n, p in each.get("properties", {}).items()}
+        for name in ("items", "additionalProperties"):
+            if each.get(name):
+                inside[name] = types(each[name], whole)
+    if "number" in kinds:
+        kinds -= {"integer", "null"}
+    return kinds, inside
+
+
+def test_the_schema_has_the_fields_of_the_classes_each_of_their_types() -> None:
+    told, written = schema(), msgspec.json.schema(Document)
+    of_schema, of_classes = types(told, told), types(written, written)
+    # Of a sweep alone.
+    del of_schema[1]["sweep"]
+    for name in ("cost", "problem"):
+        del of_schema[1]["results"][1]["items"][1][name]
+    assert of_schema == of_classes

@@ -14,7 +14,6 @@ from markupsafe import Markup
 from clipcheck.backends.registry import default_for
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.gates.frontends import FrontendResult
-from clipcheck.gates.localisation import Place
 from clipcheck.gates.registry import NAMES
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS, Allclose
@@ -195,12 +194,6 @@ class _Section:
     def message(self) -> str:
         gate = worst_gate(self.judgement)
         return "" if gate is None else gate.message
-
-    @property
-    def departures(self) -> Sequence[Place]:
-        """The first place of each tower, or none where that was not looked for."""
-        found = self.judgement.localisation
-        return found.found if found else ()
 
     @property
     def again(self) -> str:

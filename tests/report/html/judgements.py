@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.gates.localisation import Deviation, Place
 from clipcheck.gates.measured import Heat, Measured
 from clipcheck.gates.modules import Coverage, ModuleError, modules
 from clipcheck.gates.result import OUTPUTS, GateResult
@@ -103,19 +103,20 @@ FAILED = replace(
         Measure("text_features", 400.0, 8.0, 1e-4, "text features of prompt 0 are far off"),
         True,
         _FIRST,
+        saved="/reports/failing inputs/model",
     ),
-    localisation=Localisation(
-        (
-            Place("image"),
-            Place(
-                "text", "transformer.resblocks.0.mlp", "sum behind it", 500, 10, 1e-4,
-                "encode_text", "prompt 3",
-            ),
-            Place("logits", reason="its features are off"),
-        )
+    localisation=(
+        Place("image"),
+        Place(
+            "text",
+            "transformer.resblocks.0.mlp",
+            "sum behind it",
+            Deviation(500, 10, 1e-4, "encode_text"),
+            "prompt 3",
+        ),
+        Place("logits", reason="its features are off"),
     ),
-    saved="/reports/failing inputs/model",
-)  # fmt: skip
+)
 
 UNJUDGED = Judgement(checkpoint="gone.pt", device="cpu", error="gone.pt: not found. Look again.")
 

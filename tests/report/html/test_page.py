@@ -25,7 +25,7 @@ from clipcheck.report import evidence, html, text
 from clipcheck.report.html import render
 from clipcheck.results.judgement import Judgement
 from clipcheck.system.width import WIDTH, lines_of
-from tests.report import KNOWN, several_backends
+from tests.report import KNOWN, saved_in, several_backends
 from tests.report.html.judgements import (
     FAILED,
     IN_HALF,
@@ -299,8 +299,9 @@ def test_versions_and_the_machine_are_at_the_end() -> None:
     "judgement",
     [
         showing(HTML),
+        saved_in(HTML, FAILED),
         replace(FAILED, checkpoint=HTML, path=HTML),
-        replace(FAILED, path=None, checkpoint=HTML, description=HTML, saved=HTML),
+        replace(FAILED, path=None, checkpoint=HTML, description=HTML),
         replace(UNJUDGED, error=HTML, checkpoint=HTML),
         replace(FAILED, gates=(GateResult(HTML, False, HTML, {HTML: {HTML: HTML}}),)),
         replace(FAILED, measured=measured(text=HTML)),
@@ -311,7 +312,7 @@ def test_versions_and_the_machine_are_at_the_end() -> None:
             ),
         ),
     ],
-    ids=["prompt", "path", "checkpoint", "error", "gate", "row", "module"],
+    ids=["prompt", "saved", "path", "checkpoint", "error", "gate", "row", "module"],
 )  # type: ignore[type-var]
 def test_what_is_html_is_shown_and_not_run(judgement: Judgement) -> None:
     source = render(result(judgement))
