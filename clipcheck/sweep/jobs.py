@@ -11,10 +11,6 @@ from clipcheck.harness.options import CheckOptions
 
 Kind = Literal["path", "url", "hub"]
 
-Fate = Literal["done", "failed", "died", "lost"]
-"""End of a job: it was done; its surroundings failed it; its worker died over it; the node that it
-was on is gone, which says nothing of the job."""
-
 ALL_THAT_FIT, DEFAULT = "all", ""
 """Backends that stand for others: which, only the file tells."""
 
@@ -122,22 +118,3 @@ class Job(Checked):
     def bytes_to_fetch(self) -> int:
         """Bytes to fetch, which it takes of the disk; 0 for a file that is there."""
         return (self.source.size or 0) if self.source.fetched else 0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Outcome of a job.
-
-    Attributes:
-        job: its number.
-        fate: see `Fate`.
-        worker: who had it, for people.
-        found: of one that is ``done``, JSON as `clipcheck.sweep.worker` writes it.
-        reason: of any other, what went wrong.
-    """
-
-    job: int
-    fate: Fate
-    worker: str = ""
-    found: str = ""
-    reason: str = ""

@@ -13,11 +13,12 @@ from typing import Any, Literal
 from clipcheck.harness.checking import environment
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.engines import Engine
-from clipcheck.sweep.jobs import Job, Outcome
+from clipcheck.sweep.jobs import Job
 from clipcheck.sweep.ledger import Ledger, Verdict
 from clipcheck.sweep.plan import Plan, Unit
 from clipcheck.sweep.worker import unjudged
 from clipcheck.system.figures import duration, size
+from clipcheck.system.processes import Outcome
 from clipcheck.system.progress import Gauge, Progress, silent
 
 DEATHS = 2

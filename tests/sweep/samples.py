@@ -12,9 +12,10 @@ from typing import Any
 from clipcheck.audit.faults import fault_named
 from clipcheck.harness.options import CheckOptions
 from clipcheck.sweep.catalogue import Entry
-from clipcheck.sweep.jobs import Job, Outcome, Source
+from clipcheck.sweep.jobs import Job, Source
 from clipcheck.sweep.ledger import Ledger
 from clipcheck.sweep.plan import Plan, Setting, plan
+from clipcheck.system.processes import Outcome
 from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests.samples import MINUTE

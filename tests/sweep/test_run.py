@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from clipcheck.sweep.catalogue import Entry
-from clipcheck.sweep.jobs import Job, Outcome, Source
+from clipcheck.sweep.jobs import Job, Source
 from clipcheck.sweep.ledger import Ledger
 from clipcheck.sweep.run import LOSSES, Swept, run
+from clipcheck.system.processes import Outcome
 from tests.sweep.samples import (
     Stage,
     failing,

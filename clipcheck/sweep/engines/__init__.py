@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from clipcheck.sweep.jobs import Job, Outcome
+from clipcheck.sweep.jobs import Job
+from clipcheck.system.processes import Outcome
 
 
 class Engine(Protocol):

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from typing import Any
 
 from clipcheck.errors import UnavailableError, first_line
-from clipcheck.sweep.jobs import Job, Outcome
+from clipcheck.sweep.jobs import Job
+from clipcheck.system.processes import Outcome
 
 _CPUS = 1
 """CPUs that a task takes, and threads that it has: of many checkpoints, most are done in a time

@@ -39,7 +39,7 @@ def test_threads_gpus_and_temporary_folders_are_dealt_out(
 ) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("clipcheck.sweep.engines.local.cores", lambda: 8)
+    monkeypatch.setattr("clipcheck.system.processes.cores", lambda: 8)
     local = engine(tmp_path, 2, gpus=["4", "7"])
     assert local.threads() == 4
     try:
@@ -62,7 +62,7 @@ def test_threads_gpus_and_temporary_folders_are_dealt_out(
 def test_threads_that_the_user_set_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipcheck.sweep.engines.local.cores", lambda: 8)
+    monkeypatch.setattr("clipcheck.system.processes.cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
     local = engine(tmp_path, 2)
     assert local.threads() == 3

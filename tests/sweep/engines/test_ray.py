@@ -10,7 +10,8 @@ import pytest
 
 from clipcheck.errors import UnavailableError
 from clipcheck.sweep.engines.ray import RayEngine, connected
-from clipcheck.sweep.jobs import Outcome, Source
+from clipcheck.sweep.jobs import Source
+from clipcheck.system.processes import Outcome
 from tests.sweep.engines.doing import on_a_node
 from tests.sweep.samples import job
 

@@ -1,0 +1,259 @@
+"""Worker processes on this machine, with its threads, memory and GPUs dealt out among them.
+
+A worker does one job after another, for to import torch takes it seconds. It ends when the process
+that started it does, however that ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from clipcheck.system import memory
+from clipcheck.system.workers import GPUS, THREADS, cores, deal, own_threads, threads
+
+Fate = Literal["done", "failed", "died", "lost"]
+"""End of a job: it was done; its surroundings failed it; its worker died over it; the node that it
+was on is gone, which says nothing of the job."""
+
+
+class Job(Protocol):
+    """Something to do. It can be pickled."""
+
+    @property
+    def number(self) -> int:
+        """Its number, which no other has."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes, as a guess."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Outcome of a job.
+
+    Attributes:
+        job: its number.
+        fate: see `Fate`.
+        worker: who had it, for people.
+        found: of one that is ``done``, what came of it.
+        reason: of any other, what went wrong.
+    """
+
+    job: int
+    fate: Fate
+    worker: str = ""
+    found: Any = None
+    reason: str = ""
+
+
+@dataclass
+class _Worker:
+    """A process, and what it is at.
+
+    Attributes:
+        number: from 0 on; one that replaces a dead one has its number.
+        process: started.
+        connection: jobs go there, and what was found comes back.
+        folder: for its temporary files.
+        job: what it is at.
+    """
+
+    number: int
+    process: BaseProcess
+    connection: Connection
+    folder: Path
+    job: Job | None = field(default=None)
+
+    @property
+    def label(self) -> str:
+        """Name of the worker, for people."""
+        return f"{self.number} (process {self.process.pid})"
+
+
+class Processes:
+    """Runs jobs in processes of this machine, several at a time.
+
+    Args:
+        count: of the workers, at least 1.
+        scratch: the folder that they keep temporary files in.
+        perform: does a job, in the workers.
+        gpus: those that are dealt out, by their names; none where nothing runs on one.
+        available: tells the bytes of memory that can be had; asked while nothing runs.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        scratch: Path,
+        perform: Callable[[Any], object],
+        gpus: Sequence[str] = (),
+        available: Callable[[], int | None] = memory.available,
+    ) -> None:
+        self._count = count
+        self._scratch = scratch
+        self._gpus = gpus
+        self._available = available
+        self._perform = perform
+        self._budget: int | None = None
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: list[_Worker] = []
+
+    def workers(self) -> int:
+        """Return the number of workers that were asked for."""
+        return self._count
+
+    def threads(self) -> int:
+        """The share of the cores, or what the user set."""
+        told = (own_threads(os.environ) or "").partition(",")[0]  # OpenMP has one for each level
+        return int(told) if told.isdecimal() else threads(cores(), self._count)
+
+    def has_room(self, job: Job) -> bool:
+        """Whether a worker is free, and the memory is enough for one more."""
+        running = [each.job.memory for each in self._workers if each.job is not None]
+        if len(running) >= self._count:
+            return False
+        if not running:
+            # What they use of theirs is gone from what is free: so it is asked for without them.
+            self._budget = self._available()
+        return memory.fits(job.memory, running, self._budget)
+
+    def submit(self, job: Job) -> None:
+        """Give it to a worker that is free, or to a new one."""
+        for each in [each for each in self._workers if each.job is None]:
+            if not each.process.is_alive():
+                self._bury(each)
+        free = next((each for each in self._workers if each.job is None), None)
+        worker = free or self._start()
+        worker.job = job
+        with suppress(OSError):  # It has just died, which waiting for it tells.
+            worker.connection.send(job)
+
+    def wait(self) -> list[Outcome]:
+        """Wait, and return the outcomes of jobs that came back or whose worker died."""
+        busy = [each for each in self._workers if each.job is not None]
+        found: list[Outcome] = []
+        while not found:  # A process that has just died may not be told of as dead yet.
+            wait([*(w.connection for w in busy), *(w.process.sentinel for w in busy)])
+            found = [outcome for each in busy if (outcome := self._ended(each)) is not None]
+        return found
+
+    def close(self) -> None:
+        """End all workers; what they were at is not done."""
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.join()
+            worker.connection.close()
+            shutil.rmtree(worker.folder, ignore_errors=True)
+        self._workers = []
+
+    def _ended(self, worker: _Worker) -> Outcome | None:
+        job = worker.job
+        if job is None:
+            return None
+        try:
+            if worker.connection.poll():
+                found = worker.connection.recv()
+                worker.job = None
+                return Outcome(job.number, "done", worker.label, found)
+        except (EOFError, OSError):
+            worker.process.join()
+        if worker.process.is_alive():
+            return None
+        self._bury(worker)
+        return Outcome(job.number, "died", worker.label, reason=_how(worker.process.exitcode))
+
+    def _bury(self, worker: _Worker) -> None:
+        worker.process.join()
+        worker.connection.close()
+        shutil.rmtree(worker.folder, ignore_errors=True)
+        self._workers.remove(worker)
+
+    def _start(self) -> _Worker:
+        taken = {each.number for each in self._workers}
+        number = next(each for each in range(self._count) if each not in taken)
+        folder = self._scratch / f"worker-{number}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=serve, args=(theirs, self._perform), name=f"worker {number}"
+        )
+        with _environment(self._share(number, folder)):
+            process.start()
+        theirs.close()
+        worker = _Worker(number, process, ours, folder)
+        self._workers.append(worker)
+        return worker
+
+    def _share(self, number: int, folder: Path) -> dict[str, str]:
+        """Return the variables to add to a worker's environment: read when torch and BLAS are
+        imported."""
+        share = {"TMPDIR": str(folder)}
+        if own_threads(os.environ) is None:
+            share |= dict.fromkeys(THREADS, str(self.threads()))
+        if self._gpus:
+            share[GPUS] = deal(self._gpus, number)
+        return share
+
+
+def serve(connection: Connection, perform: Callable[[Any], object]) -> None:
+    """Judge what comes, until the process that started this one ends.
+
+    Args:
+        connection: jobs come from there, and what was found goes back.
+        perform: does a job.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Who started it ends it.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            job = connection.recv()
+            connection.send(perform(job))
+        except (EOFError, OSError):
+            return
+
+
+def _end_with_parent() -> None:
+    """A job may be long, and nobody is there any more who would keep what it finds."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _environment(more: Mapping[str, str]) -> Iterator[None]:
+    """Set these variables for the processes that are started under it."""
+    before = {name: os.environ.get(name) for name in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _how(code: int | None) -> str:
+    """How a process ended, for people."""
+    if code is not None and code < 0:
+        try:
+            return f"it was ended by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"it was ended by signal {-code}"
+    return f"it ended with code {code}"
