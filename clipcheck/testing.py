@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import update_wrapper, wraps
 from typing import ParamSpec
 
+from clipcheck.errors import nearest
 from clipcheck.harness import checking
 from clipcheck.results.judgement import Result as Found
 
@@ -34,11 +35,36 @@ class Result(Found):
         return render(self)
 
 
+def _require_taken(
+    name: str, takes: inspect.Signature, /, *args: object, **options: object
+) -> None:
+    """See that a function takes these arguments: Python's own message would name the function that
+    is called below.
+
+    Raises:
+        TypeError: it does not.
+    """
+    _, *known = takes.parameters
+    for option in options:
+        if option not in known:
+            raise TypeError(
+                f"{name}() got an unexpected keyword argument {option!r}. "
+                f"{nearest(option, known)}; all of them: {', '.join(known)}."
+            )
+    try:
+        takes.bind(*args, **options)
+    except TypeError as error:
+        raise TypeError(f"{name}(): {error}") from None
+
+
 def _showing(check: Callable[_Options, Found]) -> Callable[_Options, Result]:
     """Wrap a check so that its result shows itself."""
 
+    takes = inspect.signature(check)
+
     @wraps(check)
     def showing(*args: _Options.args, **options: _Options.kwargs) -> Result:
+        _require_taken("clipcheck.check", takes, *args, **options)
         found = check(*args, **options)
         return Result(found.judgements, found.environment, found.left_out)
 
@@ -63,10 +89,7 @@ def _as_assertion(check: Callable[_Options, Result]) -> Callable[_Options, None]
         __tracebackhide__ = True
         from clipcheck.report.failure import summary
 
-        try:
-            takes.bind(*args, **options)
-        except TypeError as error:  # Python's own would name the function that is called below
-            raise TypeError(f"{assert_consistent.__name__}() {error}") from None
+        _require_taken("clipcheck.assert_consistent", takes, *args, **options)
         result = check(*args, **options)
         if not result:
             raise AssertionError(summary(result))

@@ -59,21 +59,24 @@ def convert(
     require_found(checkpoint)
     if architecture is None:
         prepare([checkpoint], isolation)
-    import torch
-
     from clipcheck.checkpoints.checkpoint import FOLDER_FORMATS, PROGRAM_FORMATS
     from clipcheck.checkpoints.told import named
     from clipcheck.cli import terminal
     from clipcheck.harness.converting import require_convertible
+    from clipcheck.system.progress import say_import, silent
 
-    wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
     found: list[Result] = []
     with terminal.progress(quiet) as progress:
+        say = progress or silent
+        say_import(say)
+        import torch
+
+        wanted: torch.dtype | None = getattr(torch, dtype) if dtype else None
+        say(f"{checkpoint}: reading")
         told = None if architecture is None else named(architecture)
         opened = open_checkpoint(checkpoint, download_root, key=key, told=told)
         _require_other(Path(output), opened.path)
-        if progress is not None:
-            progress(f"{checkpoint}: looking how it computes")
+        say(f"{checkpoint}: looking how it computes")
         known = require_convertible(opened, isolation)
         opened = known.checkpoint
         how: dict[str, Any] = {"architecture": architecture}
@@ -85,8 +88,7 @@ def convert(
         def judge(path: Path) -> None:
             found.append(require_consistent(progress, chosen, how, path))
 
-        if progress is not None:
-            progress(f"{output}: writing")
+        say(f"{output}: writing")
         count = _convert(opened, Path(output), chosen, wanted, judge)
     origin = f" ({opened.origin})" if str(opened.origin) else ""
     report_written(Path(output), f"weights of {checkpoint}{origin}")

@@ -116,8 +116,8 @@ def sweep(
         evidence.require_folder(report)
     with (
         _stopping(ledger),
-        leading.opened(asked) as lead,
         terminal.progress(quiet) as progress,
+        leading.opened(asked, progress or silent) as lead,
     ):
         planned = lead.plan(progress)
         if not plan:
@@ -125,7 +125,7 @@ def sweep(
             say = silent if quiet or progress is not None else tell
             swept = lead.run(planned, progress, say)
     if plan:
-        print_line(sweep_report.plan_text(planned, lead.threads))
+        print_line(sweep_report.plan_text(planned, lead.workers, lead.threads))
         raise typer.Exit
     told = sweep_report.brief(swept) if quiet else sweep_report.report(swept)
     unwritten: list[OutputError] = []

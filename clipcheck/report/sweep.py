@@ -22,8 +22,8 @@ from clipcheck.sweep.run import Row, Swept
 from clipcheck.system.figures import counted, duration, multiple, percent, size
 from clipcheck.system.width import width
 
-WORKERS = (1, 8, 64)
-"""Numbers of workers for which a plan estimates the time."""
+WORKERS = (8, 64)
+"""Numbers of workers for which a plan estimates the time, beside the number here."""
 
 _HEAD = ("verdict", "worst gate", "seconds", "fetched", "memory")
 _WIDTHS = (12, 20, 7, 8, 7)
@@ -100,11 +100,12 @@ def brief(swept: Swept) -> Text:
     return Text("\n").join(map(Text, lines))
 
 
-def plan_text(plan: Plan, threads: int) -> str:
+def plan_text(plan: Plan, workers: int, threads: int) -> str:
     """List the jobs that would run, in their order, and how long they may take.
 
     Args:
         plan: see there.
+        workers: how many there are.
         threads: of each worker.
     """
     known = sum(unit.verdict is not None for unit in plan.units)
@@ -126,13 +127,22 @@ def plan_text(plan: Plan, threads: int) -> str:
     lines.append(
         f"{len(plan.jobs)} checks, {sum(seconds):,.0f} s of one worker, {fetched} to fetch."
     )
-    threaded = counted(threads, "thread")
-    times = [(makespan(seconds, count, plan.bytes_to_fetch), count) for count in WORKERS]
-    told = ", ".join(f"{duration(time)} on {count}" for time, count in times)
-    lines += wrapped(
-        f"About {told} workers of {threaded} each, by what was measured on {rates().machine}."
-    )
+    if plan.jobs:
+        lines += _estimated(plan, workers, threads)
     return "\n".join(lines)
+
+
+def _estimated(plan: Plan, workers: int, threads: int) -> list[str]:
+    """Say how long it may take here and with more workers, which have as many threads each."""
+    seconds = [job.seconds for job in plan.jobs]
+
+    def took(count: int) -> str:
+        return duration(makespan(seconds, count, plan.bytes_to_fetch))
+
+    those = f"{counted(workers, 'worker')} of {counted(threads, 'thread')} each"
+    more = ", ".join(f"{took(count)} with {count}" for count in WORKERS if count > workers)
+    here = f"About {took(workers)} with {those}{'; ' if more else ''}{more}."
+    return wrapped(f"{here} Measured on {rates().machine}.")
 
 
 def _table(rows: Sequence[Row]) -> Iterator[Text]:

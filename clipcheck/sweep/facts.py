@@ -10,6 +10,7 @@ from pathlib import Path
 from clipcheck.errors import CheckpointError, ClipcheckError
 from clipcheck.sweep.cost import Flops, flops
 from clipcheck.sweep.ledger import Ledger
+from clipcheck.system.progress import Progress, say_import, silent
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,17 @@ class Facts:
         return Flops(self.image, self.text)
 
 
-def facts_of(path: Path, ledger: Ledger) -> Facts:
+def facts_of(path: Path, ledger: Ledger, say: Progress = silent) -> Facts:
     """Return the facts in the ledger of a file that has not changed since, or read them from the
     file.
 
     A file is taken to be the same while size and times of change are, as git does. So is what is
     made of several, as a folder or a program with data beside it, while each of them is.
+
+    Args:
+        path: of the file.
+        ledger: has the facts of files that were read before.
+        say: called with a few words before torch is imported and the file is read.
     """
     try:
         size, changed = _stamp(path)
@@ -53,6 +59,7 @@ def facts_of(path: Path, ledger: Ledger) -> Facts:
         files = known.pop("files")
         if files == _stamps(files):
             return Facts(**known)
+    say_import(say)
     found, made_of = _looked_into(path, size)
     if found.sha256:
         ledger.keep_facts(str(path), size, changed, {**asdict(found), "files": _stamps(made_of)})

@@ -72,6 +72,11 @@ class Lead:
     disk: int | None
 
     @property
+    def workers(self) -> int:
+        """Number of workers."""
+        return self.engine.workers()
+
+    @property
     def threads(self) -> int:
         """Threads of each worker."""
         return self.engine.threads()
@@ -100,8 +105,12 @@ class Lead:
 
 
 @contextmanager
-def opened(asked: Asked) -> Iterator[Lead]:
+def opened(asked: Asked, say: Progress = silent) -> Iterator[Lead]:
     """Read the catalogue, open the ledger and find the engine, which are closed in the end.
+
+    Args:
+        asked: see there.
+        say: called with a few words before torch is imported.
 
     Raises:
         UsageError: the arguments make no sense.
@@ -112,7 +121,7 @@ def opened(asked: Asked) -> Iterator[Lead]:
     disk = _disk(asked.disk)
     entries = _entries(asked)
     with Ledger(asked.ledger) as ledger, _clear(asked.scratch):
-        engine = _engine(asked, [entry for entry in entries if not entry.unfit])
+        engine = _engine(asked, [entry for entry in entries if not entry.unfit], say)
         with closing(engine):
             yield Lead(asked, entries, engine, ledger, disk)
 
@@ -146,7 +155,7 @@ def _entries(asked: Asked) -> list[Entry]:
     return entries
 
 
-def _engine(asked: Asked, entries: Sequence[Entry]) -> Engine:
+def _engine(asked: Asked, entries: Sequence[Entry], say: Progress) -> Engine:
     if asked.engine == "ray":
         from clipcheck.sweep.engines.ray import connected
 
@@ -157,7 +166,7 @@ def _engine(asked: Asked, entries: Sequence[Entry]) -> Engine:
 
     devices = {device for entry in entries for device in entry.devices}
     if not all(entry.devices for entry in entries):
-        devices.add(default_device())
+        devices.add(default_device(say))
     return engine_for(asked.workers, len(entries), sorted(devices), asked.scratch)
 
 

@@ -127,7 +127,7 @@ def plan(
         if entry.unfit:
             continue
         say(f"{entry.label}: reading")
-        source, facts = _looked_at(entry, ledger)
+        source, facts = _looked_at(entry, ledger, say)
         reference = _content_of_reference(entry, facts, ledger)
         entry = replace(entry, source=source)
         architecture = _architecture_of(entry)
@@ -204,12 +204,12 @@ def _model_of(content: str, entry: Entry) -> str:
     return content if entry.key is None else f"{content} {entry.key}"
 
 
-def _looked_at(entry: Entry, ledger: Ledger) -> tuple[Source, Facts]:
+def _looked_at(entry: Entry, ledger: Ledger, say: Progress) -> tuple[Source, Facts]:
     """Return the location of an entry, and the facts known of it; of a file that is not here, those
     that were seen before."""
     source = entry.source
     if not source.fetched:
-        return source, facts_of(Path(source.place), ledger)
+        return source, facts_of(Path(source.place), ledger, say)
     known = ledger.source(str(source))
     sha256, size = source.sha256, source.size
     if known is not None and known[0].startswith(sha256):

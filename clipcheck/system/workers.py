@@ -8,7 +8,9 @@ imports anything, and gives them to the worker that replaces a dead one.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -16,6 +18,10 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 GPUS = "CUDA_VISIBLE_DEVICES"
 """Variable that CUDA reads: the GPUs that a process sees, by number or by their own names."""
+
+
+_GPU_NODES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Files that the drivers of NVIDIA, AMD and WSL make."""
 
 
 def cores() -> int:
@@ -84,6 +90,17 @@ def wanted_gpus(devices: Sequence[str]) -> int:
 
         return torch.cuda.device_count()
     return len({device for device in devices if device.startswith("cuda")})
+
+
+def may_have_cuda() -> bool:
+    """Whether torch may find a GPU here. False only where it cannot: asking torch takes seconds."""
+    if os.environ.get(GPUS, "0").strip() == "":
+        return False
+    if sys.platform == "darwin":
+        return False
+    if sys.platform == "linux":
+        return any(Path(node).exists() for node in _GPU_NODES)
+    return True
 
 
 def dealt(devices: Sequence[str]) -> bool:

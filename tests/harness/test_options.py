@@ -113,8 +113,11 @@ def test_checkpoints_are_named_one_or_several() -> None:
 def test_check_takes_them_as_keywords_and_nothing_else() -> None:
     taken = inspect.signature(clipcheck.check).parameters
     assert [*taken] == ["checkpoints", *(field.name for field in dataclasses.fields(CheckOptions))]
-    with pytest.raises(TypeError, match="atoll"):
+    told = r"^clipcheck\.check\(\) got an .* 'atoll'\. The nearest name is 'atol'; all of them: b"
+    with pytest.raises(TypeError, match=told):
         clipcheck.check("gone.pt", atoll=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^clipcheck\.check\(\): too many positional arguments$"):
+        clipcheck.check("gone.pt", "jit")  # type: ignore[misc,call-arg]
 
 
 def test_options_that_are_not_given_import_nothing() -> None:

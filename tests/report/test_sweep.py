@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,8 @@ def test_a_plan_tells_the_order_the_bytes_and_the_time(tmp_path: Path) -> None:
     entries += [Entry("unknown", Source("url", "https://example.org/other.pt"))]
     with Ledger(tmp_path / "ledger") as ledger:
         run(planned(entries[:1], ledger), Stage(passing), ledger)
-        text = report.plan_text(planned(entries, ledger), threads=2)
+        text = report.plan_text(planned(entries, ledger), workers=2, threads=2)
+        nothing = report.plan_text(planned(entries[:1], ledger), workers=2, threads=2)
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[1:5]] == ["guess", "known", "model-01.pt", "unknown"]
     assert "~3.0 GB" in lines[1]
@@ -157,8 +159,12 @@ def test_a_plan_tells_the_order_the_bytes_and_the_time(tmp_path: Path) -> None:
     assert "unknown  default" in lines[4]
     assert "5 to be judged, of which the ledger has 1." in text
     assert "6.0 GB to fetch." in text
-    assert " on 1, " in text
-    assert " on 64 workers of 2 threads each" in text.replace("\n", " ")
+    told = " ".join(text.split())
+    assert re.search(
+        r"About \S+ \w+ with 2 workers of 2 threads each; \S+ \w+ with 8, \S+ \w+ with 64\. Meas",
+        told,
+    )
+    assert "About" not in nothing
 
 
 def test_a_page_a_text_and_json_are_kept(tmp_path: Path) -> None:

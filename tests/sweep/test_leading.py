@@ -163,7 +163,7 @@ def test_a_gpu_that_nobody_has_named_is_dealt_out_as_well(
     from clipcheck.sweep.engines import local
 
     files(tmp_path / "all", 4)
-    monkeypatch.setattr(local, "default_device", lambda: "cuda")
+    monkeypatch.setattr(local, "default_device", lambda *_: "cuda")
     monkeypatch.setattr(local, "wanted_gpus", lambda devices: 2 if devices == ["cuda"] else 0)
     asked = leading.Asked(
         catalogue=Path("all"),

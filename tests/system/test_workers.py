@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -131,3 +133,31 @@ def test_the_cores_are_those_that_this_process_may_use(monkeypatch: pytest.Monke
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert workers.cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("platform", "node", "visible", "expected"),
+    [
+        ("linux", None, None, False),
+        ("linux", "nvidiactl", None, True),
+        ("linux", "nvidiactl", "0", True),
+        ("linux", "nvidiactl", "", False),
+        ("darwin", None, None, False),
+        ("win32", None, None, True),
+    ],
+)
+def test_there_is_no_gpu_where_no_driver_is_or_none_is_to_be_seen(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    platform: str,
+    node: str | None,
+    visible: str | None,
+    expected: bool,
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(workers, "_GPU_NODES", (str(tmp_path / "nvidiactl"),))
+    if node is not None:
+        (tmp_path / node).touch()
+    if visible is not None:
+        monkeypatch.setenv(workers.GPUS, visible)
+    assert workers.may_have_cuda() is expected

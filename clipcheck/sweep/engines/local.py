@@ -10,7 +10,8 @@ from clipcheck.sweep.jobs import Job
 from clipcheck.sweep.worker import perform
 from clipcheck.system import memory
 from clipcheck.system.processes import Processes
-from clipcheck.system.workers import cores, dealt, visible, wanted_gpus
+from clipcheck.system.progress import Progress, say_import, silent
+from clipcheck.system.workers import cores, dealt, may_have_cuda, visible, wanted_gpus
 
 
 class LocalEngine(Processes):
@@ -45,8 +46,15 @@ class LocalEngine(Processes):
         return ""
 
 
-def default_device() -> str:
-    """Return the device on which a check runs on this machine where none is given."""
+def default_device(say: Progress = silent) -> str:
+    """Return the device on which a check runs on this machine where none is given.
+
+    Args:
+        say: called with a few words before torch is imported.
+    """
+    if not may_have_cuda():
+        return "cpu"
+    say_import(say)
     from clipcheck.models.loader import resolve_device
 
     return resolve_device(None).type

@@ -174,3 +174,14 @@ def test_there_are_no_more_workers_than_cores_or_checkpoints(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert engine_for(None, 100, ["cuda"], tmp_path).workers() == 2
     assert engine_for(None, 100, ["cuda", "cpu"], tmp_path).workers() == 8
+
+
+def test_that_there_is_no_gpu_is_known_without_torch() -> None:
+    code = """
+import sys
+from clipcheck.sweep.engines import local
+local.may_have_cuda = lambda: False
+assert local.default_device() == "cpu"
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
