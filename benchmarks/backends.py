@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.load import write_archive
+from benchmarks.tables import Table, add_option
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
 from clipcheck.backends.loading import Sides, build, load_sides
@@ -54,10 +55,12 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="an archive; by default a ViT-B/32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=16, help="of the batch, and as many texts")
+    add_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.checkpoint or write_archive(Path(folder))
-        report(measure(path, Path(folder), arguments.rounds, arguments.images), arguments.images)
+        rows = measure(path, Path(folder), arguments.rounds, arguments.images)
+    report(rows, arguments.images, arguments.tables)
 
 
 def measure(path: Path, folder: Path, rounds: int, images: int) -> list[Row]:
@@ -128,19 +131,21 @@ def timed(call: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - started, found
 
 
-def report(rows: list[Row], images: int) -> None:
+def report(rows: list[Row], images: int, folder: Path | None) -> None:
     print(f"{images} images and {images} texts, {torch.get_num_threads()} threads.\n")
-    print(
-        "| backend | build, s | again, s | batch, s | of eager's time | artefact, MB "
-        "| of eager's distance from float64 |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        size = "-" if row.size is None else f"{row.size / 1e6:,.0f}"
-        print(
-            f"| `{row.name}` | {row.cold:.1f} | {row.warm:.1f} | {row.batch:.2f} "
-            f"| {row.beside_eager:.2f} | {size} | {row.ratio:.2f} |"
-        )
+    columns = ["backend", "build, s", "again, s", "batch, s", "of eager's time", "artefact, MB"]
+    with Table("backends", [*columns, "of eager's distance from float64"], folder) as table:
+        for row in rows:
+            size = "-" if row.size is None else f"{row.size / 1e6:,.0f}"
+            table.row(
+                f"`{row.name}`",
+                f"{row.cold:.1f}",
+                f"{row.warm:.1f}",
+                f"{row.batch:.2f}",
+                f"{row.beside_eager:.2f}",
+                size,
+                f"{row.ratio:.2f}",
+            )
 
 
 if __name__ == "__main__":

@@ -17,12 +17,11 @@ import json
 import math
 import os
 import statistics
-import sys
 from collections.abc import Iterable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import add_option, written_by
 from clipcheck.gates.tolerances import LIMITS
 
 NAMES = ("features", "feature_row", "logits", "logit_row", "module")
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="what archives are judged in")
     parser.add_argument("--read", action="append", type=Path, default=[], metavar="JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE")
-    parser.add_argument("--tables", type=Path, metavar="FOLDER")
+    add_option(parser)
     arguments = parser.parse_args()
     if arguments.read:
         documents = [json.loads(path.read_text()) for path in arguments.read]
@@ -93,8 +92,7 @@ def report(faults: list[Entry], clean: list[Entry]) -> list[str]:
 
 def write_tables(faults: list[Entry], clean: list[Entry], folder: Path) -> None:
     """Write the tables that the pages of the documentation include."""
-    command = "python -m benchmarks.calibration " + " ".join(sys.argv[1:])
-    head = f"*Written by `{command}` on {date.today()}.*\n\n"
+    head = written_by()
     for name, table in (
         ("families", by_family(faults, clean)),
         ("limits", by_limit(faults, clean)),

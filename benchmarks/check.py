@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import write_archive
+from benchmarks.tables import Table, add_option
 
 PLAIN = """
 import json, resource, sys, time
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="an archive; by default a ViT-B/32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--backends", nargs="+", default=[], help="to count the passes of")
+    add_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = arguments.checkpoint or write_archive(Path(folder))
@@ -103,7 +105,7 @@ def main() -> None:
         rounds = [
             (run(PLAIN, checkpoint), run(CHECK, checkpoint)) for _ in range(arguments.rounds + 1)
         ][1:]  # The first only warms the page cache.
-    report(rounds)
+    report(rounds, arguments.tables)
 
 
 def report_passes(found: dict[str, dict[str, float]], backends: list[str]) -> None:
@@ -121,18 +123,17 @@ def run(worker: str, checkpoint: Path, *more: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def report(rounds: list[tuple[dict[str, float], dict[str, float]]]) -> None:
+def report(rounds: list[tuple[dict[str, float], dict[str, float]]], folder: Path | None) -> None:
     checks = [check for _, check in rounds]
     for check in checks:
         check["rest"] = check["whole"] - sum(check[phase] for phase in (*FORWARD, *BESIDE))
         check["beside"] = check["rest"] + sum(check[phase] for phase in BESIDE)
     print(f"Medians of {len(rounds)} rounds; each side in a process of its own.\n")
-    print("| phase | seconds | share of the check |")
-    print("|---|---|---|")
-    for phase in (*FORWARD, *BESIDE, "rest", "beside", "whole"):
-        seconds = statistics.median(check[phase] for check in checks)
-        share = statistics.median(check[phase] / check["whole"] for check in checks)
-        print(f"| {phase} | {seconds:.2f} | {share:.1%} |")
+    with Table("check", ["phase", "seconds", "share of the check"], folder) as table:
+        for phase in (*FORWARD, *BESIDE, "rest", "beside", "whole"):
+            seconds = statistics.median(check[phase] for check in checks)
+            share = statistics.median(check[phase] / check["whole"] for check in checks)
+            table.row(phase, f"{seconds:.2f}", f"{share:.1%}")
     plain = statistics.median(plain["plain"] for plain, _ in rounds)
     times = statistics.median(check["whole"] / plain["plain"] for plain, check in rounds)
     print(f"\nPlain forward passes, both ways: {plain:.2f} s. The check: {times:.2f} times that.")

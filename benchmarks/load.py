@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.tables import Table, add_option
+
 WORKER = """
 import json, resource, sys, time, warnings
 package, way, path, folder = sys.argv[1:]
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--openai", default="", help="folder that openai-clip 1.0.1 is in")
     parser.add_argument("--checkpoint", type=Path, help="an archive; by default one is written")
     parser.add_argument("--rounds", type=int, default=7)
+    add_option(parser)
     arguments = parser.parse_args()
     packages = {"clipcheck": "", "clip-anytorch": ""}
     if arguments.openai:
@@ -63,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = arguments.checkpoint or write_archive(Path(folder))
         measured = measure(packages, checkpoint, arguments.rounds)
-    report(measured, arguments.rounds)
+    report(measured, arguments.rounds, arguments.tables)
 
 
 def write_archive(folder: Path) -> Path:
@@ -96,27 +99,30 @@ def run(package: str, way: str, checkpoint: Path, folder: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def report(measured: dict, rounds: int) -> None:
+def report(measured: dict, rounds: int, folder: Path | None) -> None:
     print(f"Medians of {rounds} rounds; each load in a process of its own. Times as much: of")
     print("clipcheck's own, round by round.\n")
-    print("| way | package | import | load | load, times as much | peak memory | of clipcheck's |")
-    print("|---|---|---|---|---|---|---|")
-    for way in WAYS:
-        base = measured["clipcheck", way]
-        for package in dict.fromkeys(package for package, _ in measured):
-            print(row(way, package, measured[package, way], base))
+    columns = ["way", "package", "import", "load", "load, times as much", "peak memory"]
+    with Table("load", [*columns, "of clipcheck's"], folder) as table:
+        for way in WAYS:
+            base = measured["clipcheck", way]
+            for package in dict.fromkeys(package for package, _ in measured):
+                table.row(way, package, *cells(measured[package, way], base))
 
 
-def row(way: str, package: str, found: list[dict], base: list[dict]) -> str:
+def cells(found: list[dict], base: list[dict]) -> list[str]:
     if found[0]["error"]:
-        return f"| {way} | {package} | | fails: {found[0]['error']} | | | |"
+        return ["", f"fails: {found[0]['error']}", "", "", ""]
     median = {key: statistics.median(f[key] for f in found) for key in ("import", "load", "peak")}
     ratio = statistics.median(f["load"] / b["load"] for f, b in zip(found, base, strict=True))
     memory = statistics.median(f["peak"] / b["peak"] for f, b in zip(found, base, strict=True))
-    return (
-        f"| {way} | {package} | {median['import']:.2f} s | {median['load']:.2f} s | {ratio:.2f} | "
-        f"{median['peak']:.2f} GB | {memory:.2f} |"
-    )
+    return [
+        f"{median['import']:.2f} s",
+        f"{median['load']:.2f} s",
+        f"{ratio:.2f}",
+        f"{median['peak']:.2f} GB",
+        f"{memory:.2f}",
+    ]
 
 
 if __name__ == "__main__":

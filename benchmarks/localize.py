@@ -19,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.tables import Table, add_option
+
 FAULTS = ("gelu-for-quickgelu", "int8-weight-in-one-layer", "image-encoder-normalises", None)
 
 PLANT = """
@@ -42,7 +44,8 @@ from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.inputs.batches import for_modules
 from clipcheck.harness.judging import inputs_of
-from clipcheck.models.loader import load_checkpoint_both, load_tapped
+from clipcheck.backends.archives import Inside
+from clipcheck.models.loader import load_checkpoint_both
 from clipcheck.harness.modules.walk import walk
 checkpoint, device = open_checkpoint(sys.argv[1]), torch.device("cpu")
 both = load_checkpoint_both(checkpoint, device)
@@ -65,9 +68,8 @@ for _ in range(2):
     archive(), exact()
 plain, both_ways = timed(archive), timed(exact)
 found = []
-tapped = load_tapped(checkpoint, device, both)
 seconds = timed(lambda: found.append(
-    walk(tapped, both.eager_model, batch, device, LIMITS["float32"], "a batch")))
+    walk(Inside(both.archive), both.eager_model, batch, device, LIMITS["float32"], "a batch")))
 print(json.dumps({"archive": plain, "three": plain + both_ways, "walk": seconds,
                   "places": [place.module for place in found[0].found]}))
 """
@@ -91,16 +93,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", default="ViT-B/32")
     parser.add_argument("--rounds", type=int, default=3)
+    add_option(parser)
     arguments = parser.parse_args()
-    print("| fault | found at | walk | times an archive's pass | times the three passes | report |")
-    print("|---|---|---|---|---|---|")
-    for fault in FAULTS:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.pt"
-            run(PLANT, arguments.arch, str(path), *([fault] if fault else []))
-            walks = [run(WALK, str(path)) for _ in range(arguments.rounds)]
-            report = run(REPORT, str(path))
-        row(fault or "none", walks, report)
+    columns = ["fault", "found at", "walk", "times an archive's pass", "times the three passes"]
+    with Table("localize", [*columns, "report"], arguments.tables) as table:
+        for fault in FAULTS:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "model.pt"
+                run(PLANT, arguments.arch, str(path), *([fault] if fault else []))
+                walks = [run(WALK, str(path)) for _ in range(arguments.rounds)]
+                report = run(REPORT, str(path))
+            table.row(fault or "none", *cells(walks, report))
 
 
 def run(worker: str, *arguments: str) -> dict:
@@ -109,16 +112,13 @@ def run(worker: str, *arguments: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
 
 
-def row(fault: str, walks: list[dict], report: dict) -> None:
+def cells(walks: list[dict], report: dict) -> list[str]:
     places = ", ".join(walks[0]["places"]) or "nowhere"
     seconds = statistics.median(walk["walk"] for walk in walks)
     of_archive = statistics.median(walk["walk"] / walk["archive"] for walk in walks)
     of_three = statistics.median(walk["walk"] / walk["three"] for walk in walks)
-    print(
-        f"| {fault} | {places} | {seconds:.2f} s | {of_archive:.2f} | {of_three:.2f} | "
-        f"{report['report']:.2f} s, {report['size'] / 1000:.0f} kB |",
-        flush=True,
-    )
+    written = f"{report['report']:.2f} s, {report['size'] / 1000:.0f} kB"
+    return [places, f"{seconds:.2f} s", f"{of_archive:.2f}", f"{of_three:.2f}", written]
 
 
 if __name__ == "__main__":

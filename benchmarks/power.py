@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.tables import Table, add_option
 from clipcheck.audit.bench import ARCHITECTURES, _Bench, _Unit
 from clipcheck.audit.faults import CLEAN, CLEAN_FAMILY, FAULTS
 from clipcheck.audit.faults.variant import Variant
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path("power.jsonl"), metavar="FILE")
     parser.add_argument("--share", type=int, default=0, help="which part of the catalogue")
     parser.add_argument("--of", type=int, default=1, help="how many parts there are")
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for arch, weights in itertools.product(
@@ -74,7 +76,7 @@ def main() -> None:
             for entry in judge(arch, weights, arguments, Path(folder)):
                 lines.write(json.dumps(entry) + "\n")
                 lines.flush()
-    report(read(arguments.keep))
+    report(read(arguments.keep), arguments.tables)
 
 
 def read(path: Path) -> list[Entry]:
@@ -125,18 +127,23 @@ def verdict(bench: Bench, checkpoint: Checkpoint) -> Entry:
     }
 
 
-def report(entries: Sequence[Entry]) -> None:
-    print("\n| weights | dtype | faults caught | clean variants passed | missed |")
-    print("|---|---|---|---|---|")
-    for kind in dict.fromkeys((entry["weights"], entry["dtype"]) for entry in entries):
-        here = [e for e in entries if (e["weights"], e["dtype"]) == kind]
-        faults = [e for e in here if not e["clean"]]
-        sound = [e for e in here if e["clean"]]
-        print(
-            f"| {' | '.join(kind)} | {sum(e['gate'] is not None for e in faults)} of "
-            f"{len(faults)} | {sum(e['gate'] is None for e in sound)} of {len(sound)} | "
-            f"{', '.join(missed(faults))} |"
-        )
+def report(entries: Sequence[Entry], folder: Path | None) -> None:
+    names = list(dict.fromkeys(entry["architecture"] for entry in entries))
+    columns = [f"{name}: {what}" for name in names for what in ("caught", "clean passed")]
+    print()
+    with Table("trained", ["weights", "dtype", *columns], folder) as table:
+        for kind in dict.fromkeys((entry["weights"], entry["dtype"]) for entry in entries):
+            here = [e for e in entries if (e["weights"], e["dtype"]) == kind]
+            table.row(*kind, *(cell for name in names for cell in counts(here, name)))
+    print(f"\nMissed: {', '.join(missed([e for e in entries if not e['clean']])) or 'none'}.")
+
+
+def counts(entries: Sequence[Entry], architecture: str) -> list[str]:
+    """Faults that are caught, and clean variants that pass, in words."""
+    here = [entry for entry in entries if entry["architecture"] == architecture]
+    faults = [entry["gate"] is not None for entry in here if not entry["clean"]]
+    sound = [entry["gate"] is None for entry in here if entry["clean"]]
+    return [f"{sum(faults)} of {len(faults)}", f"{sum(sound)} of {len(sound)}"]
 
 
 def missed(faults: Sequence[Entry]) -> list[str]:

@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.load import write_archive
+from benchmarks.tables import Table, add_option
 
 COMMON = """
 import json, sys, time
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="an archive; by default a ViT-B/32")
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
+    add_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = arguments.checkpoint or write_archive(Path(folder))
@@ -88,7 +90,7 @@ def main() -> None:
             tuple(run(side, checkpoint, arguments.examples) for side in (DRAWN, PLAIN))
             for _ in range(arguments.rounds)
         ]
-    report(rounds)
+    report(rounds, arguments.tables)
 
 
 def run(side: str, checkpoint: Path, examples: int) -> dict[str, float]:
@@ -97,16 +99,15 @@ def run(side: str, checkpoint: Path, examples: int) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def report(rounds: list[tuple[dict[str, float], ...]]) -> None:
+def report(rounds: list[tuple[dict[str, float], ...]], folder: Path | None) -> None:
     def median(side: int, figure: str) -> float:
         return statistics.median(each[side][figure] for each in rounds)
 
     print(f"{median(0, 'rows'):.0f} examples; medians of {len(rounds)} rounds.\n")
-    print("| side | seconds |")
-    print("|---|---|")
-    print(f"| drawn, preprocessed, run and judged | {median(0, 'whole'):.1f} |")
-    print(f"| of which drawing and preprocessing | {median(0, 'drawing'):.1f} |")
-    print(f"| the same rows in batches of 32, run alone | {median(1, 'whole'):.1f} |")
+    with Table("search", ["side", "seconds"], folder) as table:
+        table.row("drawn, preprocessed, run and judged", f"{median(0, 'whole'):.1f}")
+        table.row("of which drawing and preprocessing", f"{median(0, 'drawing'):.1f}")
+        table.row("the same rows in batches of 32, run alone", f"{median(1, 'whole'):.1f}")
     times = statistics.median(drawn["whole"] / plain["whole"] for drawn, plain in rounds)
     print(f"\nTimes as much: {times:.2f}.")
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.tables import Table, add_option
 from clipcheck.audit.bench import _Bench, _Unit
 from clipcheck.audit.faults.planting import (
     Pair,
@@ -150,20 +151,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", action="append", help="default: tiny-vit")
     parser.add_argument("--weights", action="append", choices=KINDS, help="default: seeded")
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print("| change | in | weights | smallest seen | gate |")
-    print("|---|---|---|---|---|")
+    columns = ["change", "in", "weights", "smallest seen", "gate"]
     plan = itertools.product(arguments.arch or ["tiny-vit"], arguments.weights or ["seeded"])
-    for arch, weights in plan:
-        part = _Unit(arch, 0, weights, "float32", ("jit",), (), 0, 1, 1, False)
-        with tempfile.TemporaryDirectory() as folder:
-            bench = _Bench(part, Path(folder))
-            for name, change, kinds in changes():
-                if isinstance(bench._architecture.vision, kinds):
-                    sizes = OF_EPSILON if name.startswith("epsilon") else SIZES
-                    seen, gate = smallest(bench, change, sizes)
-                    print(f"| {name} | {arch} | {weights} | {seen} | {gate} |", flush=True)
+    with Table("smallest", columns, arguments.tables) as table:
+        for arch, weights in plan:
+            part = _Unit(arch, 0, weights, "float32", ("jit",), (), 0, 1, 1, False)
+            with tempfile.TemporaryDirectory() as folder:
+                bench = _Bench(part, Path(folder))
+                for name, change, kinds in changes():
+                    if isinstance(bench._architecture.vision, kinds):
+                        sizes = OF_EPSILON if name.startswith("epsilon") else SIZES
+                        table.row(name, arch, weights, *smallest(bench, change, sizes))
 
 
 def smallest(bench: _Bench, change: Changes, sizes: Sequence[float]) -> tuple[str, str]:

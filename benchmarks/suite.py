@@ -23,6 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.tables import Table, add_option
 from clipcheck.system.workers import THREADS, cores
 
 ARCHITECTURES = ("ViT-B/32", "RN50")
@@ -75,6 +76,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--examples", help="images of each check; by default as many as it takes")
+    add_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         given = arguments.checkpoint or write_archives(Path(folder))
@@ -83,7 +85,7 @@ def main() -> None:
             {way.name: run(way, checkpoints, Path(folder), arguments.examples) for way in WAYS}
             for _ in range(arguments.rounds)
         ]
-    report(rounds)
+    report(rounds, arguments.tables)
 
 
 def write_archives(folder: Path) -> list[Path]:
@@ -148,24 +150,24 @@ def held(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
-def report(rounds: list[dict[str, Cost]]) -> None:
+def report(rounds: list[dict[str, Cost]], folder: Path | None) -> None:
     print(f"Medians of {len(rounds)} rounds on {cores()} cores. Times as much: of the first of the")
     print("same checkpoints, round by round.\n")
-    print("| run | seconds | times as much | memory of all processes | times as much |")
-    print("|---|---|---|---|---|")
-    for way in WAYS:
-        costs = [costs[way.name] for costs in rounds]
-        beside = [costs[way.beside] for costs in rounds]
-        print(row(way.name, costs, beside))
+    columns = ["run", "seconds", "times as much", "memory of all processes", "times as much"]
+    with Table("suite", columns, folder) as table:
+        for way in WAYS:
+            costs = [costs[way.name] for costs in rounds]
+            beside = [costs[way.beside] for costs in rounds]
+            table.row(way.name, *cells(costs, beside))
 
 
-def row(name: str, costs: list[Cost], beside: list[Cost]) -> str:
+def cells(costs: list[Cost], beside: list[Cost]) -> list[str]:
     pairs = list(zip(costs, beside, strict=True))
     seconds = statistics.median(cost.seconds for cost in costs)
     memory = statistics.median(cost.memory for cost in costs) / 1e9
     slower = statistics.median(cost.seconds / other.seconds for cost, other in pairs)
     larger = statistics.median(cost.memory / other.memory for cost, other in pairs)
-    return f"| {name} | {seconds:.1f} | {slower:.2f} | {memory:.2f} GB | {larger:.2f} |"
+    return [f"{seconds:.1f}", f"{slower:.2f}", f"{memory:.2f} GB", f"{larger:.2f}"]
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.tables import Table, add_option
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.registry import RELEASED
 from clipcheck.sweep.cost import (
@@ -77,6 +78,7 @@ def main() -> None:
         help="the catalogue that is swept, as ARCHITECTURE:COUNT",
     )
     parser.add_argument("--write", action="store_true", help="keep what is measured")
+    add_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -84,8 +86,8 @@ def main() -> None:
         report_rates(measured)
         if arguments.write:
             write(measured)
-        compare(folder, arguments.full, measured)
-    foretell(measured)
+        compare(folder, arguments.full, measured, arguments.tables)
+    foretell(measured, arguments.tables)
 
 
 def synthesized(architecture: str, path: Path, seed: int) -> Path:
@@ -127,8 +129,8 @@ def jobs(paths: list[Path], count: int) -> dict[str, list[float]]:
 
 def swept(folder: Path, paths: list[Path], workers: int, name: str) -> float:
     """Wall time of the command, of which all checkpoints have to be consistent."""
-    catalogue = folder / f"{name}.csv"
-    catalogue.write_text("path\n" + "".join(f"{path}\n" for path in paths))
+    catalogue = folder / f"{name}.toml"
+    catalogue.write_text("".join(f"[[checkpoint]]\npath = {str(path)!r}\n" for path in paths))
     asked = [str(catalogue), "--workers", str(workers), "--ledger", str(folder / f"{name}.sqlite")]
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     started = time.perf_counter()
@@ -137,7 +139,7 @@ def swept(folder: Path, paths: list[Path], workers: int, name: str) -> float:
     return time.perf_counter() - started
 
 
-def compare(folder: Path, wanted: list[str], measured: Rates) -> None:
+def compare(folder: Path, wanted: list[str], measured: Rates, tables: Path | None) -> None:
     paths, seconds = [], {count: [] for count in WORKERS}
     for each in wanted:
         architecture, _, count = each.rpartition(":")
@@ -149,13 +151,13 @@ def compare(folder: Path, wanted: list[str], measured: Rates) -> None:
                     predicted(architecture, paths[-1].stat().st_size, workers, measured)
                 )
     print(f"\nA catalogue of {len(paths)}: {', '.join(wanted)}.\n")
-    print("| workers | threads of each | estimated, s | measured, s | measured over estimated |")
-    print("|---|---|---|---|---|")
-    for workers in WORKERS:
-        estimated = makespan(seconds[workers], workers, measured=measured)
-        took = swept(folder, paths, workers, f"with-{workers}")
-        each = threads(cores(), workers)
-        print(f"| {workers} | {each} | {estimated:.0f} | {took:.0f} | {took / estimated:.2f} |")
+    columns = ["workers", "threads of each", "estimated, s", "measured, s"]
+    with Table("sweep-measured", [*columns, "measured over estimated"], tables) as table:
+        for workers in WORKERS:
+            estimated = makespan(seconds[workers], workers, measured=measured)
+            took = swept(folder, paths, workers, f"with-{workers}")
+            share = f"{took / estimated:.2f}"
+            table.row(workers, threads(cores(), workers), f"{estimated:.0f}", f"{took:.0f}", share)
 
 
 def predicted(architecture: str, size: int, workers: int, measured: Rates) -> float:
@@ -170,7 +172,7 @@ def predicted(architecture: str, size: int, workers: int, measured: Rates) -> fl
     )
 
 
-def foretell(measured: Rates) -> None:
+def foretell(measured: Rates, tables: Path | None) -> None:
     names = [list(RELEASED)[number % len(RELEASED)] for number in range(MANY)]
     sizes = [RELEASED[name].size for name in names]
     seconds = [
@@ -180,12 +182,12 @@ def foretell(measured: Rates) -> None:
     total = sum(sizes)
     print(f"\n{MANY} checkpoints, the nine released architectures in turn: {total / 1e9:,.0f} GB,")
     print(f"{sum(seconds) / 3600:,.1f} hours of one worker with one thread.\n")
-    print("| workers of one thread | files that are there | fetched at 50 MB/s in all |")
-    print("|---|---|---|")
-    for workers in OF_MANY:
-        there = makespan(seconds, workers, measured=measured) / 3600
-        fetched = makespan(seconds, workers, total, measured) / 3600
-        print(f"| {workers} | {there:.1f} h | {fetched:.1f} h |")
+    columns = ["workers of one thread", "files that are there", "fetched at 50 MB/s in all"]
+    with Table("sweep-estimated", columns, tables) as table:
+        for workers in OF_MANY:
+            there = makespan(seconds, workers, measured=measured) / 3600
+            fetched = makespan(seconds, workers, total, measured) / 3600
+            table.row(workers, f"{there:.1f} h", f"{fetched:.1f} h")
 
 
 def report_rates(measured: Rates) -> None:
