@@ -1,4 +1,4 @@
-"""What the benchmarks import is there: no other test runs them, nor the programs in their strings."""
+"""What benchmarks import is there: no other test runs them, or the programs in their strings."""
 
 from __future__ import annotations
 
