@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
 from clipcheck.report.cells import command, padded, shortened, visible, wrapped
 from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN, given_options
 from clipcheck.report.verdict import verdict, worst_first
-from clipcheck.results.document import SCHEMA, Document, converted, parsed, result_of
-from clipcheck.results.judgement import Result
+from clipcheck.results.document import recorded, result_of, to_json
+from clipcheck.results.judgement import LeftOut, Record, Result
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.cost import makespan, rates
+from clipcheck.sweep.found import Summary, SweepDocument, SweptRecord
 from clipcheck.sweep.jobs import DEFAULT
 from clipcheck.sweep.plan import Plan, Unit
 from clipcheck.sweep.run import Row, Swept
@@ -32,44 +31,41 @@ _STYLES = {"consistent": GOOD, "INCONSISTENT": BAD, "not judged": UNKNOWN}
 
 def result(swept: Swept) -> Result:
     """Join the results of all checks of a sweep, as a check of all of them would have them."""
-    return result_of(converted(parsed(render_json(swept)), Document))
-
-
-def _left_out(swept: Swept) -> list[dict[str, Any]]:
-    nothing = {"backend": "", "device": "", "dtype": ""}
-    return [
-        *(dict(each) for row in swept.rows for each in row.left_out),
-        *({"checkpoint": e.label, **nothing, "reason": e.unfit} for e in swept.unfit),
-    ]
+    return result_of(_document(swept))
 
 
 def render_json(swept: Swept) -> str:
     """The document of results, schema 1, with what each judgement cost. Ends with a newline."""
-    entries = _entries(swept.rows)
-    document = {
-        "schema": SCHEMA,
-        "passed": bool(entries) and all(each["passed"] for each in entries),
-        "clipcheck": swept.environment["clipcheck"],
-        "environment": dict(swept.environment),
-        "results": entries,
-        "left_out": _left_out(swept),
-        "sweep": {
-            "seconds": swept.seconds,
-            "engine": swept.engine,
-            "workers": swept.workers,
-            "again": swept.again,
-        },
-    }
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+    return to_json(_document(swept))
 
 
-def _entries(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Each judgement once: one that was asked for by name may be among all that fit as well."""
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+def _document(swept: Swept) -> SweepDocument:
+    records = _records(swept.rows)
+    return SweepDocument(
+        passed=bool(records) and all(each.passed for each in records),
+        clipcheck=swept.environment["clipcheck"],
+        environment=swept.environment,
+        results=tuple(records),
+        left_out=(
+            *(each for row in swept.rows for each in row.found.left_out),
+            *(LeftOut(each.label, "", "", "", each.unfit) for each in swept.unfit),
+        ),
+        sweep=Summary(
+            seconds=swept.seconds,
+            engine=swept.engine,
+            workers=swept.workers,
+            again=swept.again,
+        ),
+    )
+
+
+def _records(rows: Sequence[Row]) -> list[SweptRecord]:
+    """Each record once: one that was asked for by name may be among all that fit as well."""
+    found: dict[str, SweptRecord] = {}
     for row in rows:
-        for each in row.results:
-            key = tuple(each[name] for name in ("checkpoint", "backend", "device", "dtype"))
-            found.setdefault(key, {**each, "cost": dict(row.cost), "problem": row.problem or None})
+        for each in row.found.results:
+            swept = recorded(each, SweptRecord, cost=row.cost, problem=row.problem or None)
+            found.setdefault(each.title, swept)
     return list(found.values())
 
 
@@ -93,9 +89,9 @@ def report(swept: Swept) -> Text:
 
 def brief(swept: Swept) -> Text:
     """Why each that did not pass did not, in a line, and the verdict."""
-    entries = _entries(swept.rows)
-    several = len({_way_of(each) for each in entries if each["error"] is None}) > 1
-    lines = [line for each in entries if not each["passed"] for line in _reason(each, several)]
+    records = _records(swept.rows)
+    several = len({_way_of(each) for each in records if each.error is None}) > 1
+    lines = [line for each in records if not each.passed for line in _reason(each, several)]
     lines += wrapped(verdict(result(swept)))
     return Text("\n").join(map(Text, lines))
 
@@ -167,70 +163,63 @@ def _way(unit: Unit) -> str:
     return " ".join(part for part in (unit.backend, unit.device, unit.dtype) if part)
 
 
-def _way_of(judged: Mapping[str, Any]) -> str:
-    return " ".join(part for part in map(judged.get, ("backend", "device", "dtype")) if part)
+def _way_of(record: Record) -> str:
+    return " ".join(part for part in (record.backend, record.device, record.dtype) if part)
 
 
 def _worst(row: Row) -> str:
     """The gate that came nearest to its limit, or was furthest beyond, and how far."""
-    gates = [gate for each in row.results for gate in each["gates"]]
+    gates = [gate for each in row.found.results for gate in each.gates]
     if not gates:
         return ""
-    # Null stands for what is beyond any limit.
-    worst = max(gates, key=lambda gate: _margin(gate))
-    margin = _margin(worst)
-    if margin == float("inf"):
-        return str(worst["name"])
-    if margin <= 1:
-        return f"{worst['name']} {percent(margin, '')}"
-    return f"{worst['name']} {multiple(margin)}"
-
-
-def _margin(gate: Mapping[str, Any]) -> float:
-    return float("inf") if gate["margin"] is None else float(gate["margin"])
+    worst = max(gates, key=lambda gate: gate.margin)
+    if worst.margin == float("inf"):
+        return worst.name
+    if worst.margin <= 1:
+        return f"{worst.name} {percent(worst.margin, '')}"
+    return f"{worst.name} {multiple(worst.margin)}"
 
 
 def _costs(row: Row) -> list[str]:
     cost = row.cost
-    peak = cost.get("peak_memory")
     return [
-        f"{cost['seconds']:.1f}" if "seconds" in cost else "-",
-        size(cost["bytes"]) if cost.get("bytes") else "-",
-        size(peak) if peak else "-",
+        "-" if cost.seconds is None else f"{cost.seconds:.1f}",
+        size(cost.bytes) if cost.bytes else "-",
+        size(cost.peak_memory) if cost.peak_memory else "-",
     ]
 
 
-def _reason(each: Mapping[str, Any], several: bool) -> list[str]:
+def _reason(each: Record, several: bool) -> list[str]:
     """Why it did not pass, in one line, which may be wrapped.
 
     Args:
         each: a judgement.
         several: whether others were run in another way, so that the way has to be named.
     """
-    name = " ".join([visible(each["checkpoint"]), *([_way_of(each)] if several else [])])
-    if each["error"] is not None:
-        return wrapped(each["error"], f"{name}: not judged: ", "  ")
-    failed = sorted((gate for gate in each["gates"] if not gate["passed"]), key=_margin)
+    name = " ".join([visible(each.checkpoint), *([_way_of(each)] if several else [])])
+    if each.error is not None:
+        return wrapped(each.error, f"{name}: not judged: ", "  ")
+    failed = sorted((gate for gate in each.gates if not gate.passed), key=lambda gate: gate.margin)
     worst = failed.pop()
-    others = f" Also: {', '.join(gate['name'] for gate in failed)}." if failed else ""
-    message = f"{worst['message'].removesuffix('.')}.{others}"
-    return wrapped(message, f"{name}: FAIL  {worst['name']}: ", "  ")
+    others = f" Also: {', '.join(gate.name for gate in failed)}." if failed else ""
+    message = f"{worst.message.removesuffix('.')}.{others}"
+    return wrapped(message, f"{name}: FAIL  {worst.name}: ", "  ")
 
 
 def _reasons(row: Row) -> Iterator[str]:
     """Why it did not pass."""
-    for each in row.results:
-        if each["passed"]:
+    for each in row.found.results:
+        if each.passed:
             continue
         yield ""
-        yield from wrapped(f"{each['checkpoint']}: {_way_of(each)}")
-        if each["error"] is not None:
-            yield from wrapped(each["error"], "  not judged: ")
-        for gate in each["gates"]:
-            if not gate["passed"]:
-                yield from wrapped(gate["message"], f"  FAIL  {gate['name']}: ")
-        if each["failing_example"] is not None:
-            yield from wrapped(each["failing_example"]["message"], "  smallest input: ")
+        yield from wrapped(f"{each.checkpoint}: {_way_of(each)}")
+        if each.error is not None:
+            yield from wrapped(each.error, "  not judged: ")
+        for gate in each.gates:
+            if not gate.passed:
+                yield from wrapped(gate.message, f"  FAIL  {gate.name}: ")
+        if each.failing_example is not None:
+            yield from wrapped(each.failing_example.message, "  smallest input: ")
 
 
 def _unfit(entries: Sequence[Entry]) -> Iterator[str]:
@@ -247,7 +236,7 @@ def _told(swept: Swept, found: Result) -> list[str]:
     rows = swept.rows
     kept = sum(row.kept for row in rows)
     left = sum(bool(row.problem) for row in rows)
-    fetched = sum(row.cost.get("bytes", 0) for row in rows if not row.kept)
+    fetched = sum(row.cost.bytes for row in rows if not row.kept)
     workers, took = counted(swept.workers, "worker"), duration(swept.seconds)
     parts = [
         f"{len(rows) - kept - left} judged in {took} by {workers} ({swept.engine})",

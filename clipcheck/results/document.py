@@ -78,9 +78,13 @@ def document_of(result: Result) -> Document:
     )
 
 
-def recorded(record: Record, kind: type[_Record] = Record) -> _Record:  # type: ignore[assignment]
-    """Return the fields of a record alone, as another kind of one."""
-    return kind(**{f.name: getattr(record, f.name) for f in fields(Record) if f.init})
+def recorded(
+    record: Record,
+    kind: type[_Record] = Record,  # type: ignore[assignment]
+    **more: Any,
+) -> _Record:
+    """Return the fields of a record alone, as another kind of one that may have more."""
+    return kind(**{f.name: getattr(record, f.name) for f in fields(Record) if f.init}, **more)
 
 
 def result_of(document: Document) -> Result:
@@ -90,13 +94,13 @@ def result_of(document: Document) -> Result:
     return Result(judgements, document.environment, document.left_out, configuration)
 
 
-def to_json(document: object) -> str:
+def to_json(document: object, indent: int | None = 2) -> str:
     """JSON with a newline at its end.
 
     Numbers that JSON cannot write, NaN and infinities, become null.
     """
     plain = msgspec.to_builtins(document, enc_hook=lambda number: number.item())  # numpy's
-    return json.dumps(writable(plain), indent=2, allow_nan=False) + "\n"
+    return json.dumps(writable(plain), indent=indent, allow_nan=False) + "\n"
 
 
 def writable(value: Any) -> Any:

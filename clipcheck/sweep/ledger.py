@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.errors import LedgerError
+from clipcheck.results.document import converted, parsed, to_json
+from clipcheck.sweep.found import Found, JobCost
 from clipcheck.system.locks import file_lock
 
 if TYPE_CHECKING:
@@ -63,8 +65,8 @@ class Verdict:
         backend: as it was asked for.
         device: where it ran.
         dtype: as it was asked for.
-        found: ``results`` and ``left_out``, as in the document of a check.
-        cost: ``seconds``, ``bytes`` fetched, ``peak_memory``, ``threads``, ``worker``.
+        found: what was found.
+        cost: of the job that found it.
     """
 
     key: str
@@ -73,8 +75,8 @@ class Verdict:
     backend: str
     device: str
     dtype: str
-    found: Mapping[str, Any]
-    cost: Mapping[str, Any]
+    found: Found
+    cost: JobCost
 
 
 class Ledger:
@@ -172,8 +174,8 @@ class Ledger:
                         each.backend,
                         each.device,
                         each.dtype,
-                        json.dumps(each.found),
-                        json.dumps(each.cost),
+                        to_json(each.found, indent=None),
+                        to_json(each.cost, indent=None),
                     )
                     for each in verdicts
                 ],
@@ -187,7 +189,11 @@ class Ledger:
         return int(count)
 
     def verdict(self, key: str) -> Verdict | None:
-        """Return the verdict under a key, or None."""
+        """Return the verdict under a key, or None.
+
+        Raises:
+            LedgerError: it is not as this version of clipcheck keeps one.
+        """
         row = self._row(
             "SELECT key, content, reference, backend, device, dtype, found, cost FROM verdicts "
             "WHERE key = ?",
@@ -195,10 +201,16 @@ class Ledger:
         )
         if row is None:
             return None
-        key, content, reference, backend, device, dtype, found, cost = row
-        return Verdict(
-            key, content, reference, backend, device, dtype, json.loads(found), json.loads(cost)
-        )
+        try:
+            found, cost = converted(parsed(row[-2]), Found), converted(parsed(row[-1]), JobCost)
+        except ValueError as error:
+            raise LedgerError(
+                f"expected verdicts as this clipcheck keeps them, but in one {error}",
+                remedy="Name another ledger with --ledger, which judges everything anew.",
+                path=self.path,
+            ) from error
+        key, content, reference, backend, device, dtype, *_ = row
+        return Verdict(key, content, reference, backend, device, dtype, found, cost)
 
     def facts(self, path: str, size: int, changed: int) -> dict[str, Any] | None:
         """Return the facts of a file that has not changed since; None where none are known."""

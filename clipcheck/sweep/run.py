@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from clipcheck.harness.checking import environment
+from clipcheck.results.document import converted, parsed
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.engines import Engine
+from clipcheck.sweep.found import Found, JobCost, Performed
 from clipcheck.sweep.jobs import Job
 from clipcheck.sweep.ledger import Ledger, Verdict
 from clipcheck.sweep.plan import Plan, Unit
@@ -37,28 +38,27 @@ class Row:
 
     Attributes:
         unit: of the plan.
-        results: as in the document of a check.
-        left_out: the same.
-        cost: as in `clipcheck.sweep.ledger.Verdict`; nothing where it was not judged.
+        found: what was found of it.
+        cost: of the job that found it.
         kept: whether it was known before.
         problem: why it is left to the next sweep; nothing where there is a verdict.
     """
 
     unit: Unit
-    results: Sequence[Mapping[str, Any]]
-    left_out: Sequence[Mapping[str, Any]]
-    cost: Mapping[str, Any]
+    found: Found
+    cost: JobCost
     kept: bool = False
     problem: str = ""
 
     @property
     def state(self) -> State:
         """State of the unit, in a word or two."""
-        if any(each["error"] is not None for each in self.results):
+        results = self.found.results
+        if any(each.error is not None for each in results):
             return "not judged"
-        if not self.results:
+        if not results:
             return "left out"
-        return "consistent" if all(each["passed"] for each in self.results) else "INCONSISTENT"
+        return "consistent" if all(each.passed for each in results) else "INCONSISTENT"
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class _Leader:
         """Keep what came of a job; it comes back where it is to be begun once more."""
         job = self.running.pop(outcome.job)
         if outcome.fate == "done":
-            return self._judged(job, outcome, json.loads(outcome.found))
+            return self._judged(job, outcome, converted(parsed(outcome.found), Performed))
         if job.folder is not None:
             shutil.rmtree(job.folder, ignore_errors=True)
         if outcome.fate == "lost":
@@ -210,27 +210,27 @@ class _Leader:
             return None
         return self._died(job, outcome)
 
-    def _judged(self, job: Job, outcome: Outcome, found: Mapping[str, Any]) -> Job | None:
-        if "failed" in found:
-            self._end(job, outcome, "failed", found["failed"])
-            self._leave(job, found["failed"])
+    def _judged(self, job: Job, outcome: Outcome, performed: Performed) -> Job | None:
+        if performed.failed:
+            self._end(job, outcome, "failed", performed.failed)
+            self._leave(job, performed.failed)
             return None
-        ended = tuple(each for each in job.backends if found["units"][each]["ended"])
+        ended = tuple(each for each in job.backends if performed.units[each].ended)
         again = bool(ended) and not self._last(job)
-        cost = {**found["cost"], "worker": outcome.worker}
+        cost = replace(performed.cost, worker=outcome.worker)
         verdicts = []
         for unit in self._units(job):
-            told = found["units"][unit.backend]
+            found = performed.units[unit.backend]
             if again and unit.backend in ended:
                 continue
-            row = Row(unit, told["results"], told["left_out"], cost, problem=told["failed"] or "")
+            row = Row(unit, found, cost, problem=found.failed)
             self.found[unit.key] = row
             # What has no hash cannot be told from what takes its place.
-            if not row.problem and found["sha256"]:
-                verdicts.append(_verdict(row, found["sha256"]))
-        if job.source.fetched and found["sha256"]:
-            self.ledger.keep_source(str(job.source), found["sha256"], found["size"])
-        reason = found["units"][ended[0]]["ended"] if ended else ""
+            if not row.problem and performed.sha256:
+                verdicts.append(_verdict(row, performed.sha256))
+        if job.source.fetched and performed.sha256:
+            self.ledger.keep_source(str(job.source), performed.sha256, performed.size)
+        reason = performed.units[ended[0]].ended if ended else ""
         self._end(job, outcome, "died" if ended else "done", reason, verdicts)
         if again:
             return job.of_backends(ended)
@@ -248,8 +248,8 @@ class _Leader:
         )
         verdicts = []
         for unit in self._units(job):
-            told = unjudged(job, unit.backend, unit.content, error)
-            row = Row(unit, told["results"], told["left_out"], {"worker": outcome.worker})
+            found = unjudged(job, unit.backend, unit.content, error)
+            row = Row(unit, found, JobCost(worker=outcome.worker))
             self.found[unit.key] = row
             verdicts.append(_verdict(row, unit.content))
         self._end(job, outcome, "died", outcome.reason, verdicts)
@@ -274,9 +274,8 @@ class _Leader:
     def _leave(self, job: Job, problem: str) -> None:
         """Leave a job to the next sweep."""
         for unit in self._units(job):
-            told = unjudged(job, unit.backend, unit.content, problem)
-            row = Row(unit, told["results"], told["left_out"], {}, problem=problem)
-            self.found[unit.key] = row
+            found = unjudged(job, unit.backend, unit.content, problem)
+            self.found[unit.key] = Row(unit, found, JobCost(), problem=problem)
         self._tell(job)
 
     def _units(self, job: Job) -> list[Unit]:
@@ -287,23 +286,18 @@ class _Leader:
         """Return the row with the unit's own label and path: another unit may have the same
         content."""
         if unit.verdict is not None:
-            found = unit.verdict.found
-            row = Row(unit, found["results"], found["left_out"], unit.verdict.cost, kept=True)
+            row = Row(unit, unit.verdict.found, unit.verdict.cost, kept=True)
         else:
             row = self.found[unit.key]
-        label, source = unit.entry.label, unit.entry.source
-        own = {"checkpoint": label, "path": None if source.fetched else source.place}
-        return replace(
-            row,
-            unit=unit,
-            results=[{**each, **own} for each in row.results],
-            left_out=[{**each, "checkpoint": label} for each in row.left_out],
-        )
+        path = None if unit.entry.source.fetched else unit.entry.source.place
+        found = row.found.named(unit.entry.label)
+        results = tuple(replace(each, path=path) for each in found.results)
+        return replace(row, unit=unit, found=replace(found, results=results))
 
     def _tell(self, job: Job) -> None:
         rows = [self.found[unit.key] for unit in self.plan.tasks[job.number]]
         states = ", ".join(dict.fromkeys(row.state for row in rows))
-        seconds = rows[0].cost.get("seconds")
+        seconds = rows[0].cost.seconds
         took = "" if seconds is None else f", {duration(seconds)}"
         self.tell(f"{self._done()} of {len(self.plan.units)}: {job.label}: {states}{took}")
 
@@ -328,6 +322,6 @@ def _verdict(row: Row, content: str) -> Verdict:
         unit.backend,
         unit.device,
         unit.dtype,
-        {"results": row.results, "left_out": row.left_out},
+        row.found,
         row.cost,
     )

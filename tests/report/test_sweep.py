@@ -1,43 +1,42 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.cells import cell_len
 
+from clipcheck.gates.result import GateResult
 from clipcheck.report import evidence
 from clipcheck.report import sweep as report
 from clipcheck.results.history import read_results
 from clipcheck.results.judgement import Result
 from clipcheck.sweep.catalogue import Entry
+from clipcheck.sweep.found import Found, Performed
 from clipcheck.sweep.jobs import Job, Source
 from clipcheck.sweep.ledger import Ledger
 from clipcheck.sweep.run import Swept, run
 from tests.report import failed, saved_in
 from tests.results.test_document import require_valid
-from tests.sweep.samples import Stage, failing, files, found, passing, planned
+from tests.sweep.samples import Stage, changed, failing, files, passing, planned
 
 
 def swept(folder: Path, entries: list[Entry] | None = None) -> Swept:
     """Four checkpoints: one passes, one fails, one could not be judged, one was not there."""
 
-    def judge(job: Job) -> dict[str, Any]:
+    def judge(job: Job) -> Performed:
         if job.label == "model-01.pt":
             told = failing(job)
-            (entry,) = told["units"][""]["results"]
-            # Beyond any limit, which JSON has null for.
-            gate = {"name": "integrity", "passed": False, "margin": None, "message": "NaN"}
-            entry["gates"].append({**gate, "figures": {"logits": {"rmse": None}}})
-            return told
+            figures = {"logits": {"rmse": math.nan}}
+            gates = [GateResult("integrity", False, "NaN", figures, math.inf)]
+            gates += told.units[""].results[0].gates
+            return changed(told, "", gates=tuple(gates))
         if job.label == "model-02.pt":
-            told = found(job, passed=False)
-            told["units"][""]["results"][0] |= {"error": "no archive. Give one.", "gates": []}
-            return told
+            return changed(failing(job), "", error="no archive. Give one.", gates=())
         if job.label == "model-03.pt":
-            return {"failed": "the network is gone"}
+            return Performed(failed="the network is gone")
         return passing(job)
 
     with Ledger(folder / "ledger") as ledger:
@@ -111,7 +110,7 @@ def test_the_document_is_one_of_schema_1_that_can_be_compared(tmp_path: Path) ->
 def test_what_a_document_has_is_a_result_again(tmp_path: Path) -> None:
     result = report.result(swept(tmp_path))
     assert [judgement.passed for judgement in result.judgements] == [True, False, False, False]
-    assert result.judgements[1].gates[1].margin == float("inf")
+    assert result.judgements[1].gates[0].margin == float("inf")
     assert result.judgements[2].error == "no archive. Give one."
     assert result.exit_code == 2
 
@@ -131,8 +130,11 @@ def test_one_that_is_asked_for_by_name_and_among_all_is_told_once(tmp_path: Path
     done = swept(tmp_path, [replace(entry, backends=("jit",)), replace(entry, backends=("all",))])
     names = [row.unit.backend for row in done.rows]
     assert names == ["jit", "all"]
-    for row in done.rows:
-        row.results[0]["backend"] = "jit"  # type: ignore[index]
+    rows = [
+        replace(row, found=Found((replace(row.found.results[0], backend="jit"),)))
+        for row in done.rows
+    ]
+    done = replace(done, rows=rows)
     assert len(report.result(done).judgements) == 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from clipcheck.audit.faults import fault_named
+from clipcheck.gates.result import GateResult
 from clipcheck.harness.options import CheckOptions
+from clipcheck.results.document import to_json
+from clipcheck.results.judgement import Record
 from clipcheck.sweep.catalogue import Entry
+from clipcheck.sweep.found import Found, JobCost, Performed
 from clipcheck.sweep.jobs import Job, Source
 from clipcheck.sweep.ledger import Ledger
 from clipcheck.sweep.plan import Plan, Setting, plan
@@ -22,7 +25,7 @@ from tests.samples import MINUTE
 
 OPTIONS = CheckOptions(device="cpu")
 
-Judge = Callable[[Job], dict[str, Any]]
+Judge = Callable[[Job], Performed]
 
 
 def archives(folder: Path, count: int) -> list[Path]:
@@ -65,51 +68,41 @@ def job(number: int = 0, label: str = "model.pt", **other: Any) -> Job:
     return replace(known, **other)
 
 
-def passing(of: Job) -> dict[str, Any]:
+def passing(of: Job) -> Performed:
     """What a worker finds of a checkpoint that is consistent."""
     return found(of, passed=True)
 
 
-def failing(of: Job) -> dict[str, Any]:
+def failing(of: Job) -> Performed:
     """What a worker finds of a checkpoint that is not."""
     return found(of, passed=False)
 
 
-def found(of: Job, *, passed: bool, sha256: str | None = None) -> dict[str, Any]:
+def found(of: Job, *, passed: bool) -> Performed:
     """What a worker finds, without any computing."""
-    content = sha256 or sha256_of(of)
-    units = {}
-    for backend in of.backends:
-        margin = 0.25 if passed else 1800.0
-        gate = {"name": "fidelity", "passed": passed, "margin": margin, "message": "far"}
-        entry = {
-            "checkpoint": of.label,
-            "path": of.source.place,
-            "sha256": content,
-            "released": None,
-            "backend": backend or "jit",
-            "reference": "eager",
-            "reference_checkpoint": None,
-            "device": of.device,
-            "dtype": of.dtype or "float32",
-            "passed": passed,
-            "error": None,
-            "isolation": [],
-            "seconds": {"run": 1.5},
-            "examples": 30,
-            "seed": 0,
-            "peak_memory": 10**9,
-            "artefact_bytes": None,
-            "known": [],
-            "frontends": [],
-            "frontends_problem": None,
-            "gates": [{**gate, "figures": {}}],
-            "failing_example": None,
-            "localisation": None,
-        }
-        units[backend] = {"results": [entry], "left_out": [], "failed": None, "ended": None}
-    cost = {"seconds": 1.5, "bytes": 0, "peak_memory": 10**9, "threads": 1}
-    return {"sha256": content, "size": 0, "units": units, "cost": cost}
+    content = sha256_of(of)
+    gate = GateResult("fidelity", passed, "far", margin=0.25 if passed else 1800.0)
+    record = Record(
+        of.label,
+        of.device,
+        path=of.source.place,
+        sha256=content,
+        dtype=of.dtype or "float32",
+        examples=30,
+        isolation=(),
+        gates=(gate,),
+        seconds={"run": 1.5},
+        peak_memory=10**9,
+    )
+    units = {each: Found((replace(record, backend=each or "jit"),)) for each in of.backends}
+    cost = JobCost(seconds=1.5, peak_memory=10**9, threads=1)
+    return Performed(sha256=content, units=units, cost=cost)
+
+
+def changed(told: Performed, backend: str, **known: Any) -> Performed:
+    """The same with other fields of the record of a backend."""
+    (record,) = told.units[backend].results
+    return replace(told, units={**told.units, backend: Found((replace(record, **known),))})
 
 
 def sha256_of(of: Job) -> str:
@@ -131,7 +124,7 @@ class Stage:
 
     name = "stage"
 
-    def __init__(self, judge: Callable[[Job], dict[str, Any] | Outcome], count: int = 1) -> None:
+    def __init__(self, judge: Callable[[Job], Performed | Outcome], count: int = 1) -> None:
         self.judge = judge
         self.count = count
         self.begun: list[Job] = []
@@ -164,7 +157,7 @@ class Stage:
         told = self.judge(job)
         if isinstance(told, Outcome):
             return [told]
-        return [Outcome(job.number, "done", "worker 0", json.dumps(told))]
+        return [Outcome(job.number, "done", "worker 0", to_json(told))]
 
     def close(self) -> None:
         self.closed = True

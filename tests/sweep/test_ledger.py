@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from clipcheck.errors import LedgerError
+from clipcheck.sweep.found import Found, JobCost
 from clipcheck.sweep.ledger import Ledger, Verdict
 from tests.locking import NONE, refuse_locks
 from tests.sweep.samples import rows
 
 
 def verdict(key: str = "key", seconds: float = 1.0) -> Verdict:
-    return Verdict(key, "a" * 64, "", "jit", "cpu", "", {"results": []}, {"seconds": seconds})
+    return Verdict(key, "a" * 64, "", "jit", "cpu", "", Found(), JobCost(seconds=seconds))
 
 
 def keep(ledger: Ledger, *verdicts: Verdict) -> None:
@@ -138,3 +139,27 @@ def test_a_ledger_of_another_schema_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="--ledger"):
         Ledger(tmp_path / "nowhere" / "ledger")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        ("found", '{"results": [{}]}', r"the field results\[0\].checkpoint is missing"),
+        ("found", '{"results": [', "it is no JSON, or cut off"),
+        ("cost", '{"seconds": "9"}', "seconds is a text in place of a number or null"),
+    ],
+)
+def test_a_verdict_of_another_form_is_refused(
+    tmp_path: Path, column: str, value: str, problem: str
+) -> None:
+    path = tmp_path / "ledger"
+    with Ledger(path) as ledger:
+        keep(ledger, verdict())
+    connection = sqlite3.connect(path)
+    connection.execute(f"UPDATE verdicts SET {column} = ?", (value,))
+    connection.commit()
+    connection.close()
+    with Ledger(path) as ledger, pytest.raises(LedgerError, match=problem) as caught:
+        ledger.verdict("key")
+    assert str(caught.value).startswith(f"{path}: expected verdicts as this clipcheck keeps them")
+    assert "--ledger" in str(caught.value)

@@ -5,26 +5,26 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from clipcheck.sweep.catalogue import Entry
+from clipcheck.sweep.found import Performed
 from clipcheck.sweep.jobs import Job, Source
 from clipcheck.sweep.ledger import Ledger
 from clipcheck.sweep.run import LOSSES, Swept, run
 from clipcheck.system.processes import Outcome
 from tests.sweep.samples import (
     Stage,
+    changed,
     failing,
     files,
-    found,
     passing,
     planned,
     rows,
 )
 
-Judge = Callable[[Job], dict[str, Any] | Outcome]
+Judge = Callable[[Job], Performed | Outcome]
 
 
 def swept(
@@ -77,7 +77,7 @@ def test_what_is_judged_is_not_judged_again(tmp_path: Path) -> None:
     assert [job.label for job in stage.begun] == [entries[2].label]
     assert states(second) == ["INCONSISTENT", "INCONSISTENT", "consistent"]
     assert [row.kept for row in second.rows] == [True, True, False]
-    assert [row.results for row in second.rows[:2]] == [row.results for row in first.rows]
+    assert [row.found for row in second.rows[:2]] == [row.found for row in first.rows]
 
 
 def test_a_file_that_has_changed_is_judged_again(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_a_file_that_was_moved_is_not_judged_again_and_is_told_by_its_new_name(
     done, stage = swept(tmp_path, [Entry("moved.pt", Source("path", str(moved)))], failing)
     assert stage.begun == []
     (row,) = done.rows
-    assert row.results[0]["checkpoint"] == "moved.pt"
-    assert row.results[0]["path"] == str(moved)
+    assert row.found.results[0].checkpoint == "moved.pt"
+    assert row.found.results[0].path == str(moved)
 
 
 def test_a_file_that_is_there_twice_is_judged_once(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_file_that_is_there_twice_is_judged_once(tmp_path: Path) -> None:
     done, stage = swept(tmp_path, [one, other], failing)
     assert len(stage.begun) == 1
     assert states(done) == ["INCONSISTENT"] * 2
-    assert [row.results[0]["checkpoint"] for row in done.rows] == [one.label, other.label]
+    assert [row.found.results[0].checkpoint for row in done.rows] == [one.label, other.label]
 
 
 @pytest.mark.parametrize("version", ["torch", "clipcheck", "onnxruntime"])
@@ -141,7 +141,7 @@ def test_backends_of_one_file_are_one_job_and_a_new_one_is_judged_alone(tmp_path
     more = replace(entry, backends=("jit", "trace", "script"))
     done, stage = swept(tmp_path, [more], passing)
     assert [job.backends for job in stage.begun] == [("script",)]
-    assert [row.results[0]["backend"] for row in done.rows] == ["jit", "trace", "script"]
+    assert [row.found.results[0].backend for row in done.rows] == ["jit", "trace", "script"]
 
 
 def test_a_reference_that_has_changed_is_compared_with_again(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_worker_that_died_once_is_no_verdict(tmp_path: Path) -> None:
     entries = files(tmp_path / "files", 2)
     deaths: list[int] = []
 
-    def judge(job: Job) -> dict[str, Any] | Outcome:
+    def judge(job: Job) -> Performed | Outcome:
         if job.label == "model-00.pt" and not deaths:
             deaths.append(1)
             return died(job)
@@ -188,12 +188,12 @@ def test_a_worker_that_died_once_is_no_verdict(tmp_path: Path) -> None:
 def test_a_checkpoint_that_ends_its_worker_twice_could_not_be_judged(tmp_path: Path) -> None:
     entries = files(tmp_path / "files", 2)
 
-    def judge(job: Job) -> dict[str, Any] | Outcome:
+    def judge(job: Job) -> Performed | Outcome:
         return died(job) if job.label == "model-00.pt" else passing(job)
 
     done, stage = swept(tmp_path, entries, judge)
     assert states(done) == ["not judged", "consistent"]
-    assert "ended by SIGKILL" in done.rows[0].results[0]["error"]
+    assert "ended by SIGKILL" in str(done.rows[0].found.results[0].error)
     assert len(stage.begun) == 3
     assert verdicts(tmp_path) == 2
     _, stage = swept(tmp_path, entries, judge)
@@ -219,7 +219,7 @@ def test_a_lost_node_says_nothing_of_a_checkpoint(tmp_path: Path) -> None:
     (entry,) = files(tmp_path / "files", 1)
     losses: list[int] = []
 
-    def judge(job: Job) -> dict[str, Any] | Outcome:
+    def judge(job: Job) -> Performed | Outcome:
         losses.append(1)
         return lost(job) if len(losses) < LOSSES else passing(job)
 
@@ -241,13 +241,13 @@ def test_a_job_whose_nodes_are_always_lost_is_left_to_the_next_sweep(tmp_path: P
 def test_what_the_surroundings_failed_is_tried_again_by_the_next_sweep(tmp_path: Path) -> None:
     entries = files(tmp_path / "files", 2)
 
-    def judge(job: Job) -> dict[str, Any]:
-        return {"failed": "no room"} if job.label == "model-00.pt" else passing(job)
+    def judge(job: Job) -> Performed:
+        return Performed(failed="no room") if job.label == "model-00.pt" else passing(job)
 
     done, _ = swept(tmp_path, entries, judge)
     assert states(done) == ["not judged", "consistent"]
     assert done.rows[0].problem == "no room"
-    assert done.rows[0].results[0]["error"] == "no room"
+    assert str(done.rows[0].found.results[0].error) == "no room"
     done, stage = swept(tmp_path, entries, passing)
     assert [job.label for job in stage.begun] == ["model-00.pt"]
     assert states(done) == ["consistent"] * 2
@@ -257,10 +257,10 @@ def test_a_backend_that_is_missing_here_leaves_the_others_their_verdicts(tmp_pat
     (entry,) = files(tmp_path / "files", 1)
     entry = replace(entry, backends=("jit", "compile"))
 
-    def judge(job: Job) -> dict[str, Any]:
+    def judge(job: Job) -> Performed:
         told = passing(job)
-        told["units"]["compile"]["failed"] = "no compiler"
-        return told
+        missing = {"error": "no compiler", "error_type": "UnavailableError"}
+        return changed(told, "compile", **missing)
 
     swept(tmp_path, [entry], judge)
     _, stage = swept(tmp_path, [entry], passing)
@@ -271,12 +271,10 @@ def test_code_that_ends_its_cell_is_tried_once_more_and_the_others_stand(tmp_pat
     (entry,) = files(tmp_path / "files", 1)
     entry = replace(entry, backends=("jit", "trace"))
 
-    def judge(job: Job) -> dict[str, Any]:
+    def judge(job: Job) -> Performed:
         told = passing(job)
-        if "jit" in told["units"]:
-            told["units"]["jit"]["ended"] = "its code crashed"
-            told["units"]["jit"]["results"][0] |= {"error": "its code crashed", "passed": False}
-        return told
+        crash = {"error": "its code crashed", "error_type": "IsolationError"}
+        return changed(told, "jit", **crash) if "jit" in told.units else told
 
     done, stage = swept(tmp_path, [entry], judge)
     assert [job.backends for job in stage.begun] == [("jit", "trace"), ("jit",)]
@@ -287,9 +285,8 @@ def test_code_that_ends_its_cell_is_tried_once_more_and_the_others_stand(tmp_pat
 def test_a_file_that_is_not_there_is_no_verdict(tmp_path: Path) -> None:
     entry = Entry("gone.pt", Source("path", str(tmp_path / "gone.pt")))
 
-    def judge(job: Job) -> dict[str, Any]:
-        told = found(job, passed=False)
-        return {**told, "sha256": None}
+    def judge(job: Job) -> Performed:
+        return replace(failing(job), sha256=None)
 
     swept(tmp_path, [entry], judge)
     assert verdicts(tmp_path) == 0
@@ -299,7 +296,7 @@ def test_a_sweep_that_is_interrupted_keeps_what_it_has(tmp_path: Path) -> None:
     entries = files(tmp_path / "files", 3)
     seen: list[str] = []
 
-    def judge(job: Job) -> dict[str, Any]:
+    def judge(job: Job) -> Performed:
         seen.append(job.label)
         if len(seen) == 3:
             raise KeyboardInterrupt
@@ -354,7 +351,7 @@ def test_what_a_dead_worker_has_fetched_is_removed(tmp_path: Path) -> None:
     (entry,) = urls(1)
     folders: list[Path] = []
 
-    def judge(job: Job) -> dict[str, Any] | Outcome:
+    def judge(job: Job) -> Performed | Outcome:
         assert job.folder is not None
         if folders:
             assert not job.folder.exists()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,8 @@ import pytest
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import IsolationError
 from clipcheck.harness.options import CheckOptions
+from clipcheck.results.document import converted, parsed
+from clipcheck.sweep.found import Performed
 from clipcheck.sweep.identity import versions_for
 from clipcheck.sweep.jobs import Job, Source
 from clipcheck.sweep.worker import perform, unjudged
@@ -34,25 +35,24 @@ def of(path: Path, *backends: str, **other: Any) -> Job:
     return replace(made, options=options, versions=versions_for(backends or ("",)))
 
 
-def done(asked: Job) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(perform(asked))
-    return found
+def done(asked: Job) -> Performed:
+    return converted(parsed(perform(asked)), Performed)
 
 
 def test_what_was_found_is_by_backend_and_under_the_name_that_it_was_asked_for(
     archive: Path,
 ) -> None:
     found = done(of(archive, "jit", "trace"))
-    assert found["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
-    assert list(found["units"]) == ["jit", "trace"]
-    for backend, unit in found["units"].items():
-        (entry,) = unit["results"]
-        assert (entry["backend"], entry["passed"]) == (backend, True)
-        assert (entry["checkpoint"], entry["path"]) == ("its name", str(archive))
-        assert (unit["failed"], unit["ended"]) == (None, None)
-    assert found["cost"]["seconds"] > 0
-    assert found["cost"]["threads"] >= 1
-    assert found["cost"]["bytes"] == 0
+    assert found.sha256 == hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert list(found.units) == ["jit", "trace"]
+    for backend, unit in found.units.items():
+        (entry,) = unit.results
+        assert (entry.backend, entry.passed) == (backend, True)
+        assert (entry.checkpoint, entry.path) == ("its name", str(archive))
+        assert (unit.failed, unit.ended) == ("", "")
+    assert (found.cost.seconds or 0) > 0
+    assert (found.cost.threads or 0) >= 1
+    assert found.cost.bytes == 0
 
 
 def test_all_that_fit_are_one_unit_with_what_was_left_out(
@@ -60,29 +60,29 @@ def test_all_that_fit_are_one_unit_with_what_was_left_out(
 ) -> None:
     monkeypatch.setattr("clipcheck.backends.registry.BACKENDS", ("jit", "eager", "trace"))
     found = done(of(archive, "all"))
-    unit = found["units"]["all"]
-    assert [entry["backend"] for entry in unit["results"]] == ["jit", "trace"]
-    (left_out,) = unit["left_out"]
-    assert (left_out["backend"], left_out["checkpoint"]) == ("eager", "its name")
+    unit = found.units["all"]
+    assert [entry.backend for entry in unit.results] == ["jit", "trace"]
+    (left_out,) = unit.left_out
+    assert (left_out.backend, left_out.checkpoint) == ("eager", "its name")
 
 
 def test_a_file_that_cannot_be_opened_is_told_of_each_backend(tmp_path: Path) -> None:
     path = tmp_path / "broken.pt"
     path.write_bytes(b"PK\x03\x04nothing")
     found = done(of(path, "jit", "trace"))
-    assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     for backend in ("jit", "trace"):
-        unit = found["units"][backend]
-        (entry,) = unit["results"]
-        assert entry["backend"] == backend
-        assert "cut off or altered" in entry["error"]
-        assert unit["failed"] is None
+        unit = found.units[backend]
+        (entry,) = unit.results
+        assert entry.backend == backend
+        assert "cut off or altered" in str(entry.error)
+        assert unit.failed == ""
 
 
 def test_a_file_that_is_not_there_is_for_the_surroundings(tmp_path: Path) -> None:
     found = done(of(tmp_path / "gone.pt"))
-    assert found["sha256"] is None
-    assert "gone.pt" in found["units"][""]["failed"]
+    assert found.sha256 is None
+    assert "gone.pt" in found.units[""].failed
 
 
 def test_a_backend_that_is_missing_here_is_for_the_surroundings(
@@ -92,9 +92,9 @@ def test_a_backend_that_is_missing_here_is_for_the_surroundings(
     from clipcheck.backends.compile import Compile
 
     monkeypatch.setattr(Compile, "available", lambda: Missing("no compiler", "Install one."))
-    units = done(of(archive, "jit", "compile"))["units"]
-    assert units["jit"]["failed"] is None
-    assert "no compiler" in units["compile"]["failed"]
+    units = done(of(archive, "jit", "compile")).units
+    assert units["jit"].failed == ""
+    assert "no compiler" in units["compile"].failed
 
 
 def test_what_has_nothing_to_be_compared_with_has_nothing_another_time_either(
@@ -104,10 +104,10 @@ def test_what_has_nothing_to_be_compared_with_has_nothing_another_time_either(
     weights.write_bytes(saved(minute_weights()))
     told = str(minute_config(tmp_path))
     asked = [of(weights, architecture=told), of(weights, "jit", architecture=told)]
-    for unit in (done(each)["units"][each.backends[0]] for each in [*asked, of(archive, "eager")]):
-        (entry,) = unit["results"]
-        assert entry["error"]
-        assert (unit["failed"], unit["ended"]) == (None, None)
+    for unit in (done(each).units[each.backends[0]] for each in [*asked, of(archive, "eager")]):
+        (entry,) = unit.results
+        assert entry.error
+        assert (unit.failed, unit.ended) == ("", "")
 
 
 def test_code_that_ended_its_cell_is_told_as_that(
@@ -117,9 +117,9 @@ def test_code_that_ended_its_cell_is_told_as_that(
         raise IsolationError("it crashed", remedy="Look at it.")
 
     monkeypatch.setattr("clipcheck.harness.matrix.build", crashed)
-    unit = done(of(archive, "jit"))["units"]["jit"]
-    assert "it crashed" in unit["ended"]
-    assert unit["failed"] is None
+    unit = done(of(archive, "jit")).units["jit"]
+    assert "it crashed" in unit.ended
+    assert unit.failed == ""
 
 
 def test_what_is_no_error_of_ours_is_told_and_counts_for_nothing(
@@ -129,14 +129,14 @@ def test_what_is_no_error_of_ours_is_told_and_counts_for_nothing(
         raise MemoryError("no more")
 
     monkeypatch.setattr("clipcheck.harness.checking.check_files", full)
-    assert done(of(archive)) == {"failed": "MemoryError: no more"}
+    assert done(of(archive)) == Performed(failed="MemoryError: no more")
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_worker_of_other_versions_judges_nothing(archive: Path) -> None:
     asked = of(archive)
     asked = replace(asked, versions={**asked.versions, "torch": "1.0"})
-    assert "torch 1.0 there and" in done(asked)["failed"]
+    assert "torch 1.0 there and" in done(asked).failed
 
 
 def test_what_failed_elsewhere_before_is_not_tried_first(
@@ -163,7 +163,7 @@ def test_what_failed_elsewhere_before_is_not_tried_first(
 def test_what_never_came_to_its_end_has_an_entry_as_well() -> None:
     half = job(label="m.pt", options=CheckOptions(device="cpu", dtype="float16"))
     told = unjudged(half, "trace", "a" * 64, "why")
-    (entry,) = told["results"]
-    assert (entry["checkpoint"], entry["backend"], entry["dtype"]) == ("m.pt", "trace", "float16")
-    assert (entry["error"], entry["passed"], entry["sha256"]) == ("why", False, "a" * 64)
-    assert unjudged(job(), "", "url:x", "why")["results"][0]["sha256"] is None
+    (entry,) = told.results
+    assert (entry.checkpoint, entry.backend, entry.dtype) == ("m.pt", "trace", "float16")
+    assert (entry.error, entry.passed, entry.sha256) == ("why", False, "a" * 64)
+    assert unjudged(job(), "", "url:x", "why").results[0].sha256 is None

@@ -1,0 +1,131 @@
+"""What a job of a sweep found: as a worker sends it, the ledger keeps it and a document has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from clipcheck.results.document import Document
+from clipcheck.results.judgement import LeftOut, Record
+
+SURROUNDINGS = ("DownloadError", "OutputError", "UnavailableError", "UnknownModelError")
+"""Errors that say nothing of a checkpoint: another time, or elsewhere, it may be judged. Those of
+what is not made for it (`UnfitError`) are none of these."""
+
+CELL = ("IsolationError",)
+"""Error of a checkpoint whose own code ended the process that ran it: that counts as if it had
+ended ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobCost:
+    """What a job took.
+
+    Attributes:
+        seconds: None where it did not come to its end.
+        bytes: that were fetched for it.
+        peak_memory: in bytes; None where the system does not tell.
+        threads: that it computed with.
+        worker: who had it, for people; empty where it was never begun.
+    """
+
+    seconds: float | None = None
+    bytes: int = 0
+    peak_memory: int | None = None
+    threads: int | None = None
+    worker: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found of a checkpoint by one backend, as that was asked for.
+
+    Attributes:
+        results: as in the document of a check.
+        left_out: the same.
+    """
+
+    results: tuple[Record, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def failed(self) -> str:
+        """Why the surroundings kept it from being judged, or nothing."""
+        return self._error_of(SURROUNDINGS)
+
+    @property
+    def ended(self) -> str:
+        """How the checkpoint ended what ran its code, or nothing."""
+        return self._error_of(CELL)
+
+    def _error_of(self, types: tuple[str, ...]) -> str:
+        return next((each.error for each in self.results if each.error_type in types), None) or ""
+
+    def named(self, label: str) -> Found:
+        """Return the same under another name of the checkpoint."""
+        return Found(
+            tuple(replace(each, checkpoint=label) for each in self.results),
+            tuple(replace(each, checkpoint=label) for each in self.left_out),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Performed:
+    """What a worker has to say of a job.
+
+    Attributes:
+        failed: why nothing was found, for the surroundings; nothing where something was.
+        sha256: of the file; None where it could not be read.
+        size: bytes that were fetched.
+        units: by backend, as it was asked for.
+        cost: of the whole job.
+    """
+
+    failed: str = ""
+    sha256: str | None = None
+    size: int = 0
+    units: Mapping[str, Found] = field(default_factory=dict)
+    cost: JobCost = JobCost()
+
+
+@dataclass(frozen=True)
+class SweptRecord(Record):
+    """A record in the document of a sweep.
+
+    Attributes:
+        cost: of the check that this is of.
+        problem: why it is tried again by the next sweep; None where there is a verdict.
+    """
+
+    cost: JobCost = JobCost()
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a sweep took.
+
+    Attributes:
+        seconds: from its start to its end.
+        engine: what ran its jobs.
+        workers: how many.
+        again: how many checks were begun once more.
+    """
+
+    seconds: float
+    engine: str
+    workers: int
+    again: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepDocument(Document):
+    """What `clipcheck sweep --json` writes.
+
+    Attributes:
+        results: of each run.
+        sweep: what all of it took.
+    """
+
+    results: tuple[SweptRecord, ...]
+    sweep: Summary
