@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from benchmarks.sweep import synthesized
+from benchmarks.tables import Table, add_option
 
 COMMANDS = ("check", "sweep", "sweep, all known", "sweep --plan, all known")
 
@@ -27,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--archives", type=int, default=6, help="how many")
     parser.add_argument("--rounds", type=int, default=3)
+    add_option(parser)
     arguments = parser.parse_args()
     seconds: dict[str, list[float]] = {command: [] for command in COMMANDS}
     with tempfile.TemporaryDirectory() as name:
@@ -41,12 +43,12 @@ def main() -> None:
             seconds["check"].append(timed("check", "-q", *map(str, paths)))
             for command, plan in zip(COMMANDS[1:], ([], [], ["--plan"]), strict=True):
                 seconds[command].append(timed("sweep", "-q", str(folder), *ledger, *plan))
-    print(f"| command, {arguments.archives} archives of tiny-vit | seconds | of check |")
-    print("|---|---|---|")
-    for command, found in seconds.items():
-        ratios = [one / other for one, other in zip(found, seconds["check"], strict=True)]
-        median, ratio = statistics.median(found), statistics.median(ratios)
-        print(f"| `clipcheck {command}` | {median:.1f} | {ratio:.2f} |")
+    columns = [f"command, {arguments.archives} archives of tiny-vit", "seconds", "of check"]
+    with Table("sweep-start", columns, arguments.tables) as table:
+        for command, found in seconds.items():
+            ratios = [one / other for one, other in zip(found, seconds["check"], strict=True)]
+            median, ratio = statistics.median(found), statistics.median(ratios)
+            table.row(f"`clipcheck {command}`", f"{median:.1f}", f"{ratio:.2f}")
 
 
 def timed(*arguments: str) -> float:

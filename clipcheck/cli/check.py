@@ -41,6 +41,7 @@ def check(
     dtype: options.Dtypes = None,
     isolation: options.Isolation = None,
     cache: options.Cache = CheckOptions.cache,
+    jobs: check_options.Jobs = 1,
     fail_fast: check_options.FailFast = CheckOptions.fail_fast,
     examples: options.Examples = CheckOptions.examples,
     exhaustive: check_options.Exhaustive = CheckOptions.exhaustive,
@@ -89,7 +90,12 @@ def check(
             evidence.require_folder(report)
 
     with terminal.progress(quiet) as progress:
-        result = check_files(checkpoints, how, progress)
+        if jobs > 1:
+            from clipcheck.harness.parallel import check_in_processes
+
+            result = check_in_processes(checkpoints, how, jobs, progress)
+        else:
+            result = check_files(checkpoints, how, progress)
     result = replace(result, configuration=without_overruled(configuration, given))
     again = ("clipcheck", *sys.argv[1:], "--report", text.KEPT) if report is None else ()
     result = _tell(result, None if unwritten else report, again, json, quiet, unwritten)

@@ -46,6 +46,16 @@ FailFast = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        min=1,
+        metavar="N",
+        help="Checkpoints to check at a time; the cores are divided among them.",
+        rich_help_panel=RUNNING,
+    ),
+]
 Exhaustive = Annotated[
     bool,
     typer.Option(

@@ -44,26 +44,33 @@ def check_files(
     """
     names = files_named(checkpoints)
     prepare(names, options.apart)
-    judge_one = Judge(
-        options,
-        run=uuid.uuid4().hex[:12],
-        date=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-    )
-    spans = Span(progress or silent).split([_size(name) for name in names])
+    judge_one = Judge(options, *new_run())
+    spans = Span(progress or silent).split([size_of_named(name) for name in names])
     found: list[Judgement | LeftOut] = []
     for number, (name, span) in enumerate(zip(names, spans, strict=True), 1):
         parts = zip(options.devices, span.split([1] * len(options.devices)), strict=True)
         mine = [each for device, part in parts for each in judge_one(name, device, part)]
         found += mine
         if options.fail_fast and not _passed(mine):
-            reason = f"{name} did not pass, and --fail-fast stops there"
-            found += [LeftOut(each, each, "", "", reason) for each in names[number:]]
+            found += left_out_after(name, names[number:])
             break
     return Result(
         tuple(each for each in found if isinstance(each, Judgement)),
         environment(),
         tuple(each for each in found if isinstance(each, LeftOut)),
     )
+
+
+def new_run() -> tuple[str, str]:
+    """Return a name for a check, and when it begins."""
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return uuid.uuid4().hex[:12], now
+
+
+def left_out_after(name: str, others: Sequence[str]) -> list[LeftOut]:
+    """Say of other checkpoints that they were left out, for this one did not pass."""
+    reason = f"{name} did not pass, and --fail-fast stops there"
+    return [LeftOut(each, each, "", "", reason) for each in others]
 
 
 def _passed(found: Sequence[Judgement | LeftOut]) -> bool:
@@ -119,7 +126,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def _size(name: str) -> float:
+def size_of_named(name: str) -> float:
     """Bytes, which the time to judge it goes by; 0 where there is no such file."""
     released = registry.RELEASED.get(name)
     return float(size_of(Path(name)) if released is None else released.size)
