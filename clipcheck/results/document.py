@@ -27,7 +27,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What `clipcheck check --json` writes.
+    """Document that `clipcheck check --json` writes.
 
     Attributes:
         schema: the version of the schema.
@@ -192,7 +192,7 @@ def _require_fields(value: Any, schema: Any, place: str = "") -> None:
 
 
 def _number(digits: str) -> int | float:
-    """What no float holds is beyond any limit, and no count of anything."""
+    """Read a number. One that no float holds is beyond any limit, and no count of anything."""
     return int(digits) if len(digits) < 300 else float(digits)
 
 

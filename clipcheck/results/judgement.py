@@ -27,7 +27,7 @@ State = Literal["passed", "failed", "unjudged"]
 
 @dataclass(frozen=True)
 class Subject:
-    """What was judged.
+    """Subject of a judgement.
 
     Attributes:
         checkpoint: as it was asked for.
@@ -97,7 +97,7 @@ class Conditions:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What was found.
+    """Findings of a judgement.
 
     Attributes:
         gates: what each gate found; empty where the checkpoint could not be judged.
@@ -141,7 +141,7 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What it took.
+    """Cost of a judgement.
 
     Attributes:
         seconds: by phase: ``load``, ``run``, and what that consists of.

@@ -1,4 +1,4 @@
-"""What a job of a sweep found: as a worker sends it, the ledger keeps it and a document has it."""
+"""Findings of a job of a sweep: as a worker sends it, the ledger keeps it and a document has it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ended ours."""
 
 @dataclass(frozen=True, kw_only=True)
 class JobCost:
-    """What a job took.
+    """Cost of a job.
 
     Attributes:
         seconds: None where it did not come to its end.
@@ -38,7 +38,7 @@ class JobCost:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found of a checkpoint by one backend, as that was asked for.
+    """Findings on a checkpoint by one backend, as that was asked for.
 
     Attributes:
         results: as in the document of a check.
@@ -71,7 +71,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Performed:
-    """What a worker has to say of a job.
+    """Answer of a worker to a job.
 
     Attributes:
         failed: why nothing was found, for the surroundings; nothing where something was.
@@ -103,7 +103,7 @@ class SweptRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a sweep took.
+    """Cost of a sweep.
 
     Attributes:
         seconds: from its start to its end.
@@ -120,7 +120,7 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepDocument(Document):
-    """What `clipcheck sweep --json` writes.
+    """Document that `clipcheck sweep --json` writes.
 
     Attributes:
         results: of each run.
