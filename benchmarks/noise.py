@@ -1,4 +1,4 @@
-"""How far a margin moves though the checkpoint stays the same: `clipcheck.results.history.NOISE`.
+"""How far a margin moves though the checkpoint stays the same: see `clipcheck.gates.registry`.
 
 Reads what checks of the same files wrote, with several seeds, numbers of threads and versions of
 torch, and prints of each gate the greatest margin of a file in a dtype over its least.

@@ -24,7 +24,7 @@ from clipcheck.gates.fidelity import fidelity, precision
 from clipcheck.gates.integrity import Evidence, integrity
 from clipcheck.gates.lengths import with_lengths
 from clipcheck.gates.modules import Coverage, modules
-from clipcheck.gates.registry import NAMES
+from clipcheck.gates.registry import GATES, NAMES, gates_in
 from clipcheck.gates.repeatability import Repeat, repeatability
 from clipcheck.gates.result import (
     ENCODERS,
@@ -67,11 +67,8 @@ _KINDS = {
 _OF_IMAGES = tuple(name for name, kinds in OUTPUTS.items() if "image" in kinds)
 """Outputs that an image takes part in."""
 
-_REPEATING = frozenset({"integrity", "repeatability"})
-"""Gates that need rows to be run again: what fails then is a matter of integrity."""
-
-_NEAR = frozenset({"fidelity", "precision"})
-"""Gates that need prompts of every length."""
+_REPEATING = frozenset(gate.name for gate in GATES if gate.needs_repeats)
+_OF_LENGTHS = frozenset(gate.name for gate in GATES if gate.needs_lengths)
 
 _SMALL = 0
 """The batch that is run three times in a row and once more at the end: the first, and smallest."""
@@ -195,7 +192,7 @@ class Trial:
         """
         inputs = [(batch.pixels, batch.tokens) for batch in batches]
         again = not _REPEATING.isdisjoint(gates)
-        if not again and _NEAR.isdisjoint(gates):
+        if not again and _OF_LENGTHS.isdisjoint(gates):
             lengths = effort = None
         more = {} if lengths is None else {"lengths": lengths.tokens}
         with watch.phase("eager") as advance:
@@ -424,8 +421,7 @@ def judge(
     measures = LIMITS[trial.dtype]
     numbers = (run.cases, measures, trial.scale)
 
-    def near() -> GateResult:
-        found = fidelity(*numbers) if trial.dtype == "float32" else precision(*numbers)
+    def at_lengths(found: GateResult) -> GateResult:
         if run.lengths and found.margin < float("inf"):
             return with_lengths(found, run.lengths, Ruler(*numbers))
         return found
@@ -433,15 +429,16 @@ def judge(
     judging: dict[str, Callable[[], GateResult]] = {
         "integrity": lambda: integrity(run.cases, evidence),
         "allclose": lambda: allclose(run.cases, limits, measures),
-        "fidelity" if trial.dtype == "float32" else "precision": near,
+        "fidelity": lambda: at_lengths(fidelity(*numbers)),
+        "precision": lambda: at_lengths(precision(*numbers)),
         "top1": lambda: top1(*numbers),
         "repeatability": lambda: repeatability(run.cases, run.repeats, measures, trial.scale),
     }
     if coverage is not None:
         judging["modules"] = lambda: modules(coverage, measures)
-    if not judged(run.cases, LOGITS):
-        del judging["allclose"], judging["top1"]
-    return tuple(judging[name]() for name in NAMES if name in judging and name in trial.gates)
+    logits = bool(judged(run.cases, LOGITS))
+    names = gates_in(trial.dtype, modules=coverage is not None, logits=logits)
+    return tuple(judging[name]() for name in names if name in trial.gates)
 
 
 def effort_for(architecture: Architecture) -> Effort:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from clipcheck.errors import ResultsError
+from clipcheck.gates.registry import UNMEASURED, find_gate
 from clipcheck.gates.result import GateResult
 from clipcheck.results.document import Document, read
 from clipcheck.results.judgement import Record
@@ -45,23 +46,6 @@ WORSE: tuple[Outcome, ...] = ("new failure", "newly unjudged")
 
 _SEEDED = " (seeded weights)"
 _ASK = "Give a file that `clipcheck check --json` has written, or the results.json of a report."
-
-
-NOISE = {"allclose": 4.0, "fidelity": 2.5, "modules": 2.0, "precision": 2.5, "repeatability": 2.0}
-"""How many times as much a gate's margin may be though the checkpoint stays the same.
-
-Measured with `python -m benchmarks.noise`, as its docstring tells: both small architectures, ten
-seeds with one thread and with two, on torch 2.9.1 and 2.14.1 in float32, and five seeds in float16
-and bfloat16. The greatest margin of a file over its least was
-
-- ``allclose``: 3.22; ``fidelity``: 2.01; ``modules``: 1.60; ``precision``: 1.82;
-  ``repeatability``: 1.72
-
-and rounded up. ``integrity`` and ``top1`` had 0 each time: there is nothing to measure.
-"""
-
-UNMEASURED = max(NOISE.values())
-"""Noise of any other gate."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +233,8 @@ def _change(old: GateResult | None, new: GateResult | None) -> Change | None:
     if old.passed != new.passed:
         return "failed" if old.passed else "mended"
     low, high = sorted((old.margin, new.margin))
-    if high <= low * NOISE.get(new.name, UNMEASURED):
+    gate = find_gate(new.name)
+    if high <= low * ((gate and gate.noise) or UNMEASURED):
         return None
     return "shrunk" if new.margin == high else "grown"
 

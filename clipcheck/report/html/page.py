@@ -14,7 +14,7 @@ from markupsafe import Markup
 from clipcheck.backends.registry import default_for
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.gates.frontends import FrontendResult
-from clipcheck.gates.registry import NAMES
+from clipcheck.gates.registry import NAMES, find_gate
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.inputs.examples import Example, Prompt
@@ -224,7 +224,9 @@ class _Section:
 
 def _cell(gate: GateResult) -> _Cell:
     used = gate.margin if 0 <= gate.margin <= 1 else 1.0
-    return _Cell(gate, _headline(gate), _room(gate), used)
+    known = find_gate(gate.name)
+    headline = known.headline(gate, ratio) if known else ""
+    return _Cell(gate, headline, _room(gate), used)
 
 
 def _room(gate: GateResult) -> str:
@@ -237,33 +239,6 @@ def _room(gate: GateResult) -> str:
         return "nothing off" if gate.passed else ""
     left = 100 * (1 - gate.margin)
     return f"{left:.0f} % left" if left < 99.5 else "over 99 % left"
-
-
-def _headline(gate: GateResult) -> str:
-    """The figure that says most of a gate."""
-    rows = gate.figures
-    if gate.name == "weights" and "weights" in rows:
-        return f"{rows['weights'].get('differing')} of {rows['weights'].get('compared')} differ"
-    if gate.name == "integrity" and "weights" in rows:
-        wrong = {key: rows["weights"].get(key) for key in ("differing", "unused", "changed")}
-        told = [f"{count} {key}" for key, count in wrong.items() if count]
-        same = f"{rows['weights'].get('compared')} weights" if gate.passed else ""
-        return ", ".join(told) or same
-    if gate.name == "allclose" and rows:
-        greatest = max(float(row.get("max_abs", 0)) for row in rows.values())
-        return f"{figure(greatest)} apart"
-    if gate.name == "top1" and "rows" in rows:
-        return f"{rows['rows'].get('wrong')} of {rows['rows'].get('clear')} wrong"
-    if gate.name == "repeatability" and rows:
-        return f"moved {ratio(max(float(row.get('moved', 0)) for row in rows.values()))}"
-    worst = max(
-        (row for row in rows.values() if "rmse_ratio" in row and "allowed" in row),
-        key=lambda row: float(row["rmse_ratio"]) / float(row["allowed"]),
-        default=None,
-    )
-    if worst is None:
-        return ""
-    return f"{ratio(float(worst['rmse_ratio']))} of {ratio(float(worst['allowed']))}"
 
 
 def _figures(gate: GateResult) -> list[tuple[str, str, str, str]]:

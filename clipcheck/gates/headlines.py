@@ -1,0 +1,59 @@
+"""The figure of a gate's result that says most of it, in a few words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from clipcheck.system.figures import number
+
+if TYPE_CHECKING:
+    from clipcheck.gates.result import GateResult
+
+Times = Callable[[float], str]
+"""Writes how many times."""
+
+
+def of_weights(found: GateResult, _: Times) -> str:
+    """How many weights differ."""
+    counts = found.figures.get("weights")
+    return f"{counts['differing']} of {counts['compared']} differ" if counts else ""
+
+
+def of_integrity(found: GateResult, _: Times) -> str:
+    """How many weights are wrong in some way, or the same."""
+    counts = found.figures.get("weights", {})
+    told = [f"{counts[key]} {key}" for key in ("differing", "unused", "changed") if counts.get(key)]
+    same = f"{counts['compared']} weights" if counts and found.passed else ""
+    return ", ".join(told) or same
+
+
+def of_allclose(found: GateResult, _: Times) -> str:
+    """How far the probabilities are apart."""
+    apart = [float(row["max_abs"]) for row in found.figures.values() if "max_abs" in row]
+    return f"{number(max(apart), 3)} apart" if apart else ""
+
+
+def of_top1(found: GateResult, _: Times) -> str:
+    """In how many rows the best match is another."""
+    rows = found.figures.get("rows")
+    return f"{rows['wrong']} of {rows['clear']} wrong" if rows else ""
+
+
+def of_repeatability(found: GateResult, times: Times) -> str:
+    """How far a row moved."""
+    moved = [float(row["moved"]) for row in found.figures.values() if "moved" in row]
+    return f"moved {times(max(moved))}" if moved else ""
+
+
+def of_ratios(found: GateResult, times: Times) -> str:
+    """How many times as far from float64 as the eager model, and how many may be."""
+    ratios = [
+        (float(row["rmse_ratio"]), float(row["allowed"]))
+        for row in found.figures.values()
+        if {"rmse_ratio", "allowed"} <= row.keys()
+    ]
+    if not ratios:
+        return ""
+    ratio, allowed = max(ratios, key=lambda each: each[0] / each[1])
+    return f"{times(ratio)} of {times(allowed)}"
