@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> list[Entry]:
-    from clipcheck.audit.bench import ARCHITECTURES, audit
+    from clipcheck.audit.auditing import ARCHITECTURES, audit
     from clipcheck.report.audit import render_json
     from clipcheck.writers.trained import KINDS
 

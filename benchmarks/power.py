@@ -21,14 +21,14 @@ from typing import Any
 import torch
 
 from benchmarks.tables import Table, add_option
-from clipcheck.audit.bench import ARCHITECTURES, _Bench, _Unit
-from clipcheck.audit.faults import CLEAN, CLEAN_FAMILY, FAULTS
-from clipcheck.audit.faults.variant import Variant
+from clipcheck.audit.auditing import ARCHITECTURES
+from clipcheck.audit.bench import CPU, Bench, Model
+from clipcheck.audit.faults import CLEAN, FAULTS
 from clipcheck.backends.jit import Archive
-from clipcheck.checkpoints.checkpoint import Checkpoint
+from clipcheck.backends.reference import Reference
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS, Allclose
-from clipcheck.harness.judging import Stopwatch, inputs_of, judge_candidate
+from clipcheck.harness.judging import Stopwatch, Trial, inputs_of, judge_candidate
 from clipcheck.inputs.batches import CORNERS, batches
 from clipcheck.writers.synthesize import architecture_named
 from clipcheck.writers.trained import KINDS
@@ -36,26 +36,21 @@ from clipcheck.writers.trained import KINDS
 Entry = dict[str, Any]
 
 
-class Bench(_Bench):
+class Stages(Bench):
     """Judges in two stages."""
 
-    def __init__(self, unit: _Unit, folder: Path) -> None:
-        super().__init__(unit, folder)
-        inputs = inputs_of(self._architecture)
-        with self._opened(self._write(None)) as sides:
-            reference = sides.reference
-        self._few = self._prepare(reference, list(batches(CORNERS, inputs, unit.seed)))
+    def __init__(self, model: Model, folder: Path) -> None:
+        super().__init__(model, folder)
+        inputs = inputs_of(self.architecture)
+        reference = Reference(self.setting(model.dtype).source.model, self.architecture, CPU)
+        drawn = list(batches(CORNERS, inputs, model.seed))
+        self._few = Trial.of(reference, drawn, model.dtype, Stopwatch())
 
-    def written(self, variant: Variant) -> Checkpoint:
-        """The archive of a variant, for all benches of this folder."""
-        return self._write(variant.plant)
-
-    def gates(self, checkpoint: Checkpoint, few: bool) -> Sequence[GateResult]:
+    def gates(self, archive: Path, few: bool) -> Sequence[GateResult]:
         """Judge an archive, in few calls or in all of them."""
-        with self._opened(checkpoint) as sides:
-            candidate = Archive.build(sides.source)
-            trial = self._few if few else self._trial
-            return judge_candidate(trial, candidate, sides.source, Allclose(), Stopwatch()).gates
+        with self.opened(archive) as source, Archive.build(source) as candidate:
+            trial = self._few if few else self.setting(self.model.dtype).trial
+            return judge_candidate(trial, candidate, source, Allclose(), Stopwatch()).gates
 
 
 def main() -> None:
@@ -88,24 +83,23 @@ def judge(arch: str, weights: str, arguments: argparse.Namespace, folder: Path) 
     fitting = [each for each in (*CLEAN, *FAULTS) if each.applies_to(architecture)]
     fitting.sort(key=lambda variant: len(variant.kinds))  # What this kind of tower alone has first.
     known = {key(entry) for entry in read(arguments.keep)}
-    benches: dict[str, Bench] = {}
+    benches: dict[str, Stages] = {}
     for variant in fitting[arguments.share :: arguments.of]:
         entry = {"name": variant.name, "architecture": arch, "weights": weights}
         dtypes = arguments.dtype or tuple(LIMITS)
         wanted = [dtype for dtype in dtypes if key({**entry, "dtype": dtype}) not in known]
         for dtype in wanted:
             if dtype not in benches:
-                part = _Unit(arch, 0, weights, dtype, ("jit",), (), 0, 1, 1, False)
-                benches[dtype] = Bench(part, folder)
+                benches[dtype] = Stages(Model(arch, 0, weights, dtype), folder)
         if not wanted:
             continue
-        checkpoint = benches[wanted[0]].written(variant)
+        archive = benches[wanted[0]].written(variant.plant, folder)
         for dtype in wanted:
             yield {
                 **entry,
                 "dtype": dtype,
-                "clean": variant.family == CLEAN_FAMILY,
-                **verdict(benches[dtype], checkpoint),
+                "clean": variant.clean,
+                **verdict(benches[dtype], archive),
             }
 
 
@@ -113,9 +107,9 @@ def key(entry: Entry) -> tuple[str, ...]:
     return tuple(entry[name] for name in ("name", "architecture", "weights", "dtype"))
 
 
-def verdict(bench: Bench, checkpoint: Checkpoint) -> Entry:
+def verdict(bench: Stages, archive: Path) -> Entry:
     for few in (True, False):
-        gates = bench.gates(checkpoint, few)
+        gates = bench.gates(archive, few)
         failed = [gate for gate in gates if not gate.passed]
         if failed:
             break

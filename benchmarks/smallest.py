@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.tables import Table, add_option
-from clipcheck.audit.bench import _Bench, _Unit
+from clipcheck.audit.bench import Bench, Model
 from clipcheck.audit.faults.planting import (
     Pair,
     Plant,
@@ -39,7 +39,7 @@ from clipcheck.audit.faults.planting import (
     within,
 )
 from clipcheck.audit.faults.steps import attend, attention, attention_pool
-from clipcheck.audit.faults.variant import Variant
+from clipcheck.audit.faults.variant import ARCHIVES, Variant
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal
 from clipcheck.writers.trained import KINDS
@@ -158,24 +158,22 @@ def main() -> None:
     plan = itertools.product(arguments.arch or ["tiny-vit"], arguments.weights or ["seeded"])
     with Table("smallest", columns, arguments.tables) as table:
         for arch, weights in plan:
-            part = _Unit(arch, 0, weights, "float32", ("jit",), (), 0, 1, 1, False)
             with tempfile.TemporaryDirectory() as folder:
-                bench = _Bench(part, Path(folder))
+                bench = Bench(Model(arch, 0, weights, "float32"), Path(folder))
                 for name, change, kinds in changes():
-                    if isinstance(bench._architecture.vision, kinds):
+                    if isinstance(bench.architecture.vision, kinds):
                         sizes = OF_EPSILON if name.startswith("epsilon") else SIZES
                         table.row(name, arch, weights, *smallest(bench, change, sizes))
 
 
-def smallest(bench: _Bench, change: Changes, sizes: Sequence[float]) -> tuple[str, str]:
+def smallest(bench: Bench, change: Changes, sizes: Sequence[float]) -> tuple[str, str]:
     """The least of the sizes that is seen, where each that is greater is seen too, and by what."""
     seen, gate = len(sizes), ""
     unseen = -1
     while seen - unseen > 1:
         tried = (seen + unseen) // 2
-        found = bench.judge(
-            Variant(name="small", family="numerics", reason="small", plant=change(sizes[tried]))
-        )
+        small = Variant(name="small", family="numerics", reason="small", plant=change(sizes[tried]))
+        found = bench.find(small, ARCHIVES)
         if found.gate is None:
             unseen = tried
         else:

@@ -59,7 +59,8 @@ class ProgramBackend(Backend):
         dtype: str | None = None,
         made_here: bool = False,
     ) -> None:
-        given = signature.inputs(opened.declared, architecture, path)
+        # Of one that was made here it is found when it runs, as any other fault of it.
+        given = signature.inputs(opened.declared, architecture, path, any_size=not made_here)
 
         def run(pixels: Pixels, tokens: Tokens) -> Raw:
             raw = opened.run([each.value(pixels, tokens) for each in given])
@@ -174,7 +175,7 @@ def _some_sizes_alone(
     return CheckpointError(
         f"{name}: the program does not run with {wanted[0]} and {wanted[1]} images and texts; of "
         f"the sizes that were tried it runs with {told}",
-        remedy=signature.any_size("pixels", "tokens"),
+        remedy=signature.to_any_size("pixels", "tokens"),
     )
 
 

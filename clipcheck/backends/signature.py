@@ -84,7 +84,7 @@ class Input:
 
 
 def inputs(
-    declared: Sequence[Declared], architecture: Architecture, path: Path
+    declared: Sequence[Declared], architecture: Architecture, path: Path, *, any_size: bool = True
 ) -> tuple[Input, ...]:
     """Tell the inputs of a program apart.
 
@@ -92,6 +92,7 @@ def inputs(
         declared: all, in the program's order.
         architecture: what the program is to be a model of.
         path: the file, for messages.
+        any_size: whether it has to take any number of images and texts.
 
     Raises:
         CheckpointError: one of them is nothing that clipcheck has, or pixels or ids have no place.
@@ -108,7 +109,9 @@ def inputs(
         )
     for each, known in zip(declared, found, strict=True):
         _require_shape(each, known.kind, architecture, path)
-    _require_any_size({known.kind: each for each, known in zip(declared, found, strict=True)}, path)
+    if any_size:
+        kinds_of = {known.kind: each for each, known in zip(declared, found, strict=True)}
+        _require_any_size(kinds_of, path)
     return found
 
 
@@ -121,12 +124,12 @@ def _require_any_size(declared: Mapping[str, Declared], path: Path) -> None:
     if told:
         raise CheckpointError(
             f"it takes batches of exactly {' and '.join(told)}; what is judged runs at many sizes",
-            remedy=any_size(*(declared[kind].name for kind in ("pixels", "tokens"))),
+            remedy=to_any_size(*(declared[kind].name for kind in ("pixels", "tokens"))),
             path=path,
         )
 
 
-def any_size(pixels: str, tokens: str) -> str:
+def to_any_size(pixels: str, tokens: str) -> str:
     """How to make a program that takes any number of images and texts, by its inputs' names."""
     return (
         "Export it for any number of them, by torch.export.export or by torch.onnx.export with "

@@ -83,21 +83,21 @@ def audit(
     """
     from rich.text import Text
 
-    from clipcheck.audit.bench import ARCHITECTURES, catalogue
-    from clipcheck.audit.bench import audit as run
+    from clipcheck.audit import auditing
+    from clipcheck.audit.faults.variant import ARCHIVES
     from clipcheck.cli import terminal
     from clipcheck.report import audit as report
 
     if listed:
-        print_line(report.render_catalogue(catalogue()))
+        print_line(report.render_catalogue(auditing.CATALOGUE))
         return
     with terminal.progress(quiet) as progress:
-        found = run(
-            arch or ARCHITECTURES,
+        found = auditing.audit(
+            arch or auditing.ARCHITECTURES,
             seeds=seed or (0,),
             weights=weights or ("seeded",),
             dtypes=dtype or ("float32",),
-            backends=backend or ("jit",),
+            backends=backend or (ARCHIVES,),
             only=only or (),
             localize=localize,
             progress=progress,

@@ -6,20 +6,20 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from clipcheck.audit.bench import Audit, Finding, Planted
-from clipcheck.audit.faults.variant import CLEAN_FAMILY
+from clipcheck.audit.faults.variant import Variant
+from clipcheck.audit.findings import Audit, Finding
 from clipcheck.results.document import writable
 
 SCHEMA = 1
 
 
-def render_catalogue(variants: Sequence[Planted]) -> str:
+def render_catalogue(variants: Sequence[Variant]) -> str:
     """The names of all variants, with a line for each. Ends without a newline."""
     width = max(len(variant.name) for variant in variants)
     parts = {"faults, which have to be caught": False, "clean variants, which have to pass": True}
     blocks = []
     for title, clean in parts.items():
-        chosen = [each for each in variants if (each.family == CLEAN_FAMILY) == clean]
+        chosen = [each for each in variants if each.clean == clean]
         lines = [f"  {each.name:<{width}}  {each.reason}" for each in chosen]
         blocks.append("\n".join([f"{len(chosen)} {title}:", *lines]))
     return "\n\n".join(blocks)

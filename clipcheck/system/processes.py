@@ -27,6 +27,10 @@ Fate = Literal["done", "failed", "died", "lost"]
 was on is gone, which says nothing of the job."""
 
 
+_PATIENCE = 10
+"""Seconds that a worker with nothing to do has to end by itself."""
+
+
 class Job(Protocol):
     """Something to do. It can be pickled."""
 
@@ -152,10 +156,14 @@ class Processes:
     def close(self) -> None:
         """End all workers; what they were at is not done."""
         for worker in self._workers:
-            worker.process.kill()
-        for worker in self._workers:
-            worker.process.join()
+            if worker.job is not None:
+                worker.process.kill()
+            # Of one that has nothing to do: it ends by itself, and what it holds is let go of.
             worker.connection.close()
+        for worker in self._workers:
+            worker.process.join(_PATIENCE)
+            worker.process.kill()
+            worker.process.join()
             shutil.rmtree(worker.folder, ignore_errors=True)
         self._workers = []
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from clipcheck.audit import bench as auditing
-from clipcheck.audit.bench import Audit, Finding, audit
-from clipcheck.audit.faults import CLEAN, FAULTS, where
+from clipcheck.audit import auditing, bench
+from clipcheck.audit.auditing import audit
+from clipcheck.audit.faults import CLEAN, FAULTS
 from clipcheck.audit.faults.where import Spot
+from clipcheck.audit.findings import Audit, Finding
 from clipcheck.backends import registry
 from clipcheck.backends.base import Missing
 from clipcheck.checkpoints.architecture import ARCHITECTURES, ResNet, ViT
-from clipcheck.errors import UnavailableError, UnknownModelError, UsageError
+from clipcheck.errors import RunError, UnavailableError, UnknownModelError, UsageError
 from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.system.processes import Outcome
 from tests.system.test_progress import Listener
 
 WEAK_AND_CLEAN = ("layer-norm-epsilon-1e-6", "batch-norm-by-hand")
@@ -27,31 +27,32 @@ TINY = ("tiny-vit", "tiny-resnet")
 
 
 class Here:
-    """In place of the pool of processes, of which each would import torch: one after the other, in
-    this one. The audit of tests/test_cli.py has real ones."""
+    """In place of worker processes, of which each would import torch: one job after the other, in
+    this one. The audit of tests/cli has real ones."""
 
-    def __init__(
-        self, _: int, __: object, initializer: Callable[..., None], arguments: tuple[Any, ...]
-    ) -> None:
-        initializer(*arguments)
+    def __init__(self, _: int, __: object, work: Callable[[Any], object]) -> None:
+        self._work = work
+        self._job: Any = None
 
-    def __enter__(self) -> Here:
-        return self
+    def has_room(self, _: object) -> bool:
+        return self._job is None
 
-    def __exit__(self, *_: object) -> None:
+    def submit(self, job: object) -> None:
+        self._job = job
+
+    def wait(self) -> list[Outcome]:
+        job, self._job = self._job, None
+        return [Outcome(job.number, "done", found=self._work(job))]
+
+    def close(self) -> None:
         pass
-
-    def submit(self, work: Callable[[Any], Any], unit: object) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(work(unit))
-        return done
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _here() -> Iterator[None]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(auditing, "ProcessPoolExecutor", Here)
+        patch.setattr(auditing, "Processes", Here)
         yield
     torch.set_num_threads(threads)
 
@@ -80,10 +81,7 @@ def localised(_here: None, _smaller: None) -> Audit:
 
 @pytest.fixture(scope="module")
 def shared(_here: None, _smaller: None) -> Audit:
-    """By two cores, for one architecture."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "cpu_count", lambda: 2)
-        return audit(["tiny-vit"], only=["linear-by-addmm", "logit-scale-drifts", "empty-prompts"])
+    return audit(["tiny-vit"], only=["linear-by-addmm", "logit-scale-drifts", "empty-prompts"])
 
 
 def of(found: Audit, name: str, architecture: str) -> Finding:
@@ -144,9 +142,9 @@ def test_several_seeds_kinds_of_weights_and_dtypes_are_all_judged() -> None:
         (seed, *kind) for seed in (0, 1) for kind in kinds
     ]
     assert len({f.margin for f in found.findings}) == 8
-    assert listener.words[0] == "judging 8 variants in 8 parts"
+    assert listener.words[0] == "judging 8 variants of 8 models"
     assert len(listener.words) == 9
-    assert "(part 8 of 8)" in listener.words[-1]
+    assert "1 variant judged (8 of 8)" in listener.words[-1]
     assert listener.shares[-1] == 1.0
 
 
@@ -173,7 +171,7 @@ def test_a_fault_that_is_localised_elsewhere_fails_the_audit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     elsewhere = [Spot("transformer.resblocks.1.mlp.gelu")]
-    monkeypatch.setattr(where, "spots", lambda *_: elsewhere)
+    monkeypatch.setattr(bench, "spots", lambda *_: elsewhere)
     found = audit(["tiny-vit"], only=["activation-clipped"], localize=True)
     (finding,) = found.sought
     assert finding.caught
@@ -198,25 +196,59 @@ def test_a_fault_that_is_localised_elsewhere_fails_the_audit(
 def test_a_place_is_right_where_module_and_part_are(
     place: tuple[str, str], spot: tuple[str, str], right: bool
 ) -> None:
-    assert auditing._is_at(Place("text", *place), Spot(*spot)) is right
+    assert bench.is_at(Place("text", *place), Spot(*spot)) is right
 
 
 def test_a_fault_of_both_towers_has_to_be_found_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
     planted = [Spot("visual.ln_pre"), Spot("visual.ln_post"), Spot("ln_final")]
-    monkeypatch.setattr(where, "spots", lambda *_: planted)
-    bench: Any = SimpleNamespace(_architecture=None)
+    monkeypatch.setattr(bench, "spots", lambda *_: planted)
+    subject: Any = SimpleNamespace(architecture=None)
     image, text = Place("image", "visual.ln_pre"), Place("text", "ln_final")
     for places, right in (([image, text], True), ([image], False), ([], False)):
         found = Localisation(places)
-        assert auditing._Bench._is_right(bench, found, FAULTS[0]) is right
+        assert bench.Bench.is_right(subject, found, FAULTS[0]) is right
 
 
-def test_the_work_is_divided_between_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    one = auditing._units(["tiny-vit"], [0], ["seeded"], ["float32"], ("jit",), (), None, False)
-    assert [(unit.share, unit.of, unit.threads) for unit in one] == [(i, 16, 1) for i in range(16)]
-    many = auditing._units(TINY, range(10), ["seeded"], ["float32"], ("jit",), (), None, False)
-    assert [(unit.share, unit.of, unit.threads) for unit in many] == [(0, 1, 1)] * 20
+def test_the_jobs_of_a_model_follow_each_other_and_cores_that_are_left_are_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(auditing, "cores", lambda: 8)
+    models = [bench.Model(name, 0, "seeded", "float32") for name in TINY]
+    few = frozenset(["layer-norm-epsilon-1e-6", "heads-interleaved"])
+    jobs = auditing._jobs(models, ["jit"], few, None, localize=False)
+    assert [job.number for job in jobs] == list(range(4))
+    assert [job.model for job in jobs] == [models[0]] * 2 + [models[1]] * 2
+    assert {job.threads for job in jobs} == {2}
+    assert {job.threads for job in auditing._jobs(models, ["jit"], few, 3, localize=False)} == {3}
+
+
+def test_a_worker_that_ends_over_a_variant_is_told_with_the_variant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def died(self: Here) -> list[Outcome]:
+        return [Outcome(self._job.number, "died", reason="it was ended by SIGKILL")]
+
+    monkeypatch.setattr(Here, "wait", died)
+    with pytest.raises(RunError) as caught:
+        audit(["tiny-vit"], only=["heads-interleaved"])
+    assert caught.value.problem == (
+        "heads-interleaved in tiny-vit, seed 0, seeded weights, float32 (jit): the process that "
+        "judged it came to an end (it was ended by SIGKILL)"
+    )
+
+
+def test_what_a_backend_says_of_a_variant_that_it_cannot_be_built_with_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = RunError("trace: tracing failed", remedy="Do something.")
+
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(bench.Bench, "find", failing)
+    with pytest.raises(RunError) as caught:
+        audit(["tiny-vit"], only=["heads-interleaved"])
+    assert caught.value is error
 
 
 @pytest.mark.parametrize(
@@ -243,9 +275,10 @@ def test_what_is_not_known_is_refused_before_anything_is_run(
 
 
 FAULT = Finding(
-    "f", "weights", "r", False, "tiny-vit", 0, "seeded", "float32", "fidelity", 9.0, False
-)
-HARMLESS = Finding("c", "clean", "r", True, "tiny-vit", 0, "seeded", "float32", None, 0.3, False)
+    "f", "weights", "r", False, "tiny-vit", 0, "seeded", "float32", "fidelity", 9.0, False,
+    "jit",
+)  # fmt: skip
+HARMLESS = replace(FAULT, name="c", family="clean", clean=True, gate=None, margin=0.3)
 
 
 def test_an_audit_passes_when_every_fault_is_caught_and_nothing_else_is() -> None:

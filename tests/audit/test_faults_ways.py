@@ -12,18 +12,18 @@ import pytest
 import torch
 from onnx import helper
 
-from clipcheck.audit.bench_ways import WayBench
-from clipcheck.audit.faults import CLEAN, CLEAN_FAMILY, FAMILIES, FAULTS
-from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS, WayVariant, graphs
+from clipcheck.audit.bench import Bench, Model
+from clipcheck.audit.faults import CLEAN, CLEAN_FAMILY, FAMILIES, FAULTS, Variant
+from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS, graphs
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.registry import BACKENDS, find
 from clipcheck.backends.source import Source
-from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
+from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture, ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.models.loader import load_eager
 from clipcheck.writers.convert import write
-from clipcheck.writers.synthesize import architecture_named, synthesize
+from clipcheck.writers.synthesize import architecture_named
 from tests.models import TINY
 from tests.samples import MINUTE, minute_weights
 from tests.thorough import quick_first
@@ -37,14 +37,16 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, WayBench]]:
+def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Bench]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    small = {name: smallest(name) for name in TINY}
-    yield {
-        name: WayBench(each, 0, synthesize(each), tmp_path_factory.mktemp("ways"))
-        for name, each in small.items()
-    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in TINY:
+            patch.setitem(ARCHITECTURES, name, smallest(name))
+        yield {
+            name: Bench(Model(name, 0, "seeded", "float32"), tmp_path_factory.mktemp("ways"))
+            for name in TINY
+        }
     torch.set_num_threads(threads)
 
 
@@ -58,7 +60,7 @@ def smallest(name: str) -> Architecture:
     return replace(architecture, vision=layers, text_layers=1)
 
 
-def cases(variants: tuple[WayVariant, ...], *quick: tuple[str, str]) -> Any:
+def cases(variants: tuple[Variant, ...], *quick: tuple[str, str]) -> Any:
     """Each variant in the first small architecture that it applies to, in the fastest backend that
     it can be planted in; what is as it is in each that is fast. The first are the ``quick`` ones,
     by backend and name."""
@@ -66,7 +68,7 @@ def cases(variants: tuple[WayVariant, ...], *quick: tuple[str, str]) -> Any:
     for variant in variants:
         fast = [backend for backend in FAST if backend in variant.plants]
         for backend in fast if variant.name == "as-it-is" else fast[:1]:
-            names = [name for name in TINY if variant.applies_to(backend, architecture_named(name))]
+            names = [name for name in TINY if variant.applies_to(architecture_named(name), backend)]
             found[backend, variant.name] = pytest.param(
                 backend, names[0], variant, id=f"{backend}-{variant.name}"
             )
@@ -83,18 +85,18 @@ def cases(variants: tuple[WayVariant, ...], *quick: tuple[str, str]) -> Any:
     ("trace", "features-normalised"),
 )
 def test_a_fault_is_caught(
-    benches: dict[str, WayBench], backend: str, name: str, variant: WayVariant
+    benches: dict[str, Bench], backend: str, name: str, variant: Variant
 ) -> None:
-    gates, _ = benches[name].judge(backend, variant)
+    gates, _ = benches[name].judge(variant, backend)
     assert not all(gate.passed for gate in gates)
     assert max(gate.margin for gate in gates) > 3  # none is near the limit
 
 
 @cases(CLEAN_WAYS, ("clip", "as-it-is"), ("transformers", "attention-eager"))
 def test_a_clean_variant_passes(
-    benches: dict[str, WayBench], backend: str, name: str, variant: WayVariant
+    benches: dict[str, Bench], backend: str, name: str, variant: Variant
 ) -> None:
-    gates, _ = benches[name].judge(backend, variant)
+    gates, _ = benches[name].judge(variant, backend)
     assert [gate.name for gate in gates if not gate.passed] == []
     assert max(gate.margin for gate in gates) < 0.8
 
@@ -142,12 +144,12 @@ def test_what_is_planted_computes_in_a_dtype_that_the_backend_has_on_the_cpu(
 def test_a_variant_is_planted_only_where_it_applies() -> None:
     vit, resnet = (architecture_named(name) for name in TINY)
     stem = next(v for v in ALL if v.kinds == (ResNet,))
-    assert not any(stem.applies_to(backend, vit) for backend in stem.plants)
+    assert not any(stem.applies_to(vit, backend) for backend in stem.plants)
     dropped = next(v for v in ALL if v.name == "causal-mask-dropped")
     assert dropped.kinds == (ViT, ResNet)
-    assert dropped.applies_to("transformers", vit)
-    assert not dropped.applies_to("transformers", resnet)
-    assert not stem.applies_to("transformers", resnet)
+    assert dropped.applies_to(vit, "transformers")
+    assert not dropped.applies_to(resnet, "transformers")
+    assert not stem.applies_to(resnet, "transformers")
 
 
 # ------------------------------------------------------------------------------- planting
@@ -173,7 +175,7 @@ def test_planting_leaves_the_source_as_it_was(source: Source) -> None:
     before = (library.QuickGELU.forward, library.CLIP.build_attention_mask)
     for variant in ALL:
         for backend in variant.plants.keys() - {"export", "onnxruntime"}:
-            if not variant.applies_to(backend, MINUTE):
+            if not variant.applies_to(MINUTE, backend):
                 continue
             with variant.plants[backend](source) as planted:
                 assert planted.device == source.device

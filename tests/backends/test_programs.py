@@ -22,10 +22,12 @@ from tests.samples import MINUTE
 DECLARED = [Declared("image", None, "float32"), Declared("text", None, "int64")]
 
 
-def backend_of(run: Callable[[Sequence[Array]], Raw], **how: Any) -> ProgramBackend:
+def backend_of(
+    run: Callable[[Sequence[Array]], Raw], declared: Sequence[Declared] = DECLARED, **how: Any
+) -> ProgramBackend:
     return ProgramBackend(
         "export",
-        Opened(DECLARED, run, lambda _: None),
+        Opened(declared, run, lambda _: None),
         architecture=MINUTE,
         path=Path(__file__),
         evidence=lambda _: Evidence(None),
@@ -52,6 +54,17 @@ def test_a_program_of_some_sizes_says_which_they_are() -> None:
         backend.outputs(*blank(MINUTE, 2, 1))
     assert caught.value.problem == told
     assert "dynamic_shapes=" in caught.value.remedy
+
+
+def test_a_program_of_one_size_is_refused_unless_it_was_made_here_where_running_it_tells() -> None:
+    side = MINUTE.image_resolution
+    fixed = [
+        Declared("image", (2, 3, side, side), "float32"),
+        Declared("text", (3, MINUTE.context_length), "int64"),
+    ]
+    with pytest.raises(CheckpointError, match="exactly 2 images and 3 texts"):
+        backend_of(lambda _: [], fixed)
+    assert backend_of(lambda _: [], fixed, made_here=True).name == "export"
 
 
 @pytest.mark.parametrize("takes", [lambda *_: False, lambda images, _: images != 5])

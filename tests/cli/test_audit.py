@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,14 +12,7 @@ from conftest import Run
 def test_audit_plants_into_the_backends_that_are_named_and_exits_0_when_all_is_right(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clipcheck.audit import bench as audit
 
-    def threads(number: int, _: object, *initially: Any) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(number, "", *initially)
-
-    # Processes would import torch anew; the tests of the audit have them.
-    monkeypatch.setattr(audit, "ProcessPoolExecutor", threads)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     names = ["quickgelu-slope-1.7", "linear-by-addmm", "logit-scale-not-exponentiated"]
     options = [option for name in names for option in ("--only", name)]
     options += ["--backend", "clip", "--backend", "jit", "--json", tmp_path / "audit.json"]
@@ -43,12 +33,12 @@ def test_audit_plants_into_the_backends_that_are_named_and_exits_0_when_all_is_r
 def test_audit_exits_1_when_anything_is_wrong(
     run: Run, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
-    from clipcheck.audit import bench as audit
+    from clipcheck.audit import auditing as audit
 
     clean = wrong.startswith("a clean")
     gate = "fidelity" if clean else None
     finding = audit.Finding(
-        "x", "f", "r", clean, "tiny-vit", 3, "seeded", "float32", gate, 2.0, False
+        "x", "f", "r", clean, "tiny-vit", 3, "seeded", "float32", gate, 2.0, False, "jit"
     )
     seen: dict[str, object] = {}
 

@@ -3,13 +3,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from clipcheck.audit.bench import Audit, Finding
+from clipcheck.audit.findings import Audit, Finding
 from clipcheck.gates.localisation import Localisation, Place
 from clipcheck.report.audit import render, render_json, summary
 
 FAULT = Finding(
     "gelu", "activation", "another GELU", False, "tiny-vit", 0, "seeded", "float32", "modules",
-    1830.4, False, {"module": 18304.0},
+    1830.4, False, "jit", {"module": 18304.0},
 )  # fmt: skip
 GROSS = replace(FAULT, name="no-mask", gate="integrity", margin=float("inf"), classic_caught=True)
 CLEAN = replace(FAULT, name="addmm", family="clean", clean=True, gate=None, margin=0.42)

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
 
 from clipcheck.audit.faults.planting import Plant
 from clipcheck.audit.faults.where import Where
+from clipcheck.backends.registry import default_for, find
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+
+ARCHIVES = default_for(Format.ARCHIVE)
+"""The backend that runs an archive's own code."""
+
+PlantedSource = AbstractContextManager[Source]
+"""Source that a backend is to be made of, for as long as the backend is used."""
+
+PlantSource = Callable[[Source], PlantedSource]
+"""Makes of a source another one, with a fault in it. The given one stays as it is."""
 
 FAMILIES = (
     "weights",
@@ -37,26 +54,47 @@ class Variant:
     """A fault, or another way to compute the same function.
 
     Attributes:
-        name: unique, in kebab case.
+        name: unique among those of archives and among those of other backends, in kebab case.
         family: one of `FAMILIES`, or `CLEAN_FAMILY`.
         reason: one line: what it is, and where it was seen or what it imitates.
-        plant: alters the modules before they are traced.
-        places: where a fault is to be found, which may be nowhere; None for a clean variant.
+        plant: alters the modules of an archive before they are traced; None where it is planted
+            into other backends alone.
+        plants: by other backend, how it is planted there.
+        places: where a fault of an archive is to be found, which may be nowhere; None where that is
+            not looked for.
         kinds: the image towers that it can be planted beside.
+        dtype: what is computed in, by name; None for whatever is asked for.
     """
 
     name: str
     family: str
     reason: str
-    plant: Plant
+    plant: Plant | None = None
+    plants: Mapping[str, PlantSource] = field(default_factory=dict)
     places: tuple[Where, ...] | None = None
     kinds: tuple[type, ...] = (ViT, ResNet)
+    dtype: str | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Whether it computes the same function, and has to pass."""
+        return self.family == CLEAN_FAMILY
 
     @property
     def hidden(self) -> bool:
         """Whether a few calls on ordinary inputs need not show it, and so find it nowhere."""
         return all(place.hidden for place in self.places or ())
 
-    def applies_to(self, architecture: Architecture) -> bool:
-        """Whether it can be planted into a model of these dimensions."""
-        return isinstance(architecture.vision, self.kinds)
+    def goes_into(self, backend: str) -> bool:
+        """Whether it can be planted into that backend."""
+        return self.plant is not None if find(backend).needs_archive else backend in self.plants
+
+    def applies_to(self, architecture: Architecture, backend: str = ARCHIVES) -> bool:
+        """Whether it can be planted into that backend of a model of these dimensions."""
+        if not (self.goes_into(backend) and isinstance(architecture.vision, self.kinds)):
+            return False
+        if self.plant is not None:
+            return True
+        weights = Checkpoint(Path(), Format.SAFETENSORS, architecture, {})
+        cpu, dtype = torch.device("cpu"), self.dtype or "float32"
+        return find(backend).unfit(weights, cpu, dtype) is None

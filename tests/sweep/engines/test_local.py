@@ -34,6 +34,18 @@ def test_a_worker_does_one_job_after_another(tmp_path: Path) -> None:
     assert found[0].found.split()[0] != str(os.getpid())
 
 
+def test_a_worker_with_nothing_to_do_ends_by_itself_and_lets_go_of_what_it_holds(
+    tmp_path: Path,
+) -> None:
+    """One that is killed leaves its semaphores, of which Python warns."""
+    local = engine(tmp_path)
+    local.submit(job(0))
+    local.wait()
+    (worker,) = local._workers
+    local.close()
+    assert worker.process.exitcode == 0
+
+
 def test_threads_gpus_and_temporary_folders_are_dealt_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,11 +10,12 @@ What outputs cannot show is not in the catalogue: only an archive is judged modu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 from torch import nn
 
-from clipcheck.audit.faults.variant import CLEAN_FAMILY
+from clipcheck.audit.faults.variant import CLEAN_FAMILY, PlantSource, Variant
 from clipcheck.audit.faults.ways import graphs, libraries, models
 from clipcheck.audit.faults.ways.planting import (
     in_config,
@@ -31,19 +32,28 @@ from clipcheck.audit.faults.ways.programs import (
     write_rounded,
     write_unfolded,
 )
-from clipcheck.audit.faults.ways.variant import Plant, WayVariant
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.families import eager
 
-__all__ = ["CLEAN_WAYS", "WAY_FAULTS", "WayVariant"]
+
+def _variant(
+    name: str,
+    family: str,
+    reason: str,
+    plants: Mapping[str, PlantSource],
+    *,
+    kinds: tuple[type, ...] = (ViT, ResNet),
+    dtype: str = "float32",
+) -> Variant:
+    return Variant(name=name, family=family, reason=reason, plants=plants, kinds=kinds, dtype=dtype)
 
 
-def _all(plant: Plant, *backends: str) -> dict[str, Plant]:
+def _all(plant: PlantSource, *backends: str) -> dict[str, PlantSource]:
     return dict.fromkeys(backends, plant)
 
 
-def _to(kind: type[nn.Module], of: type[nn.Module]) -> Plant:
+def _to(kind: type[nn.Module], of: type[nn.Module]) -> PlantSource:
     return in_model(models.each(of, kind))
 
 
@@ -53,8 +63,8 @@ _LIBRARIES = ("open_clip", "transformers", "clip")
 _EXPORTS = ("trace", "script", "export")
 _COMPILERS = ("compile", "aotinductor")
 
-WAY_FAULTS: tuple[WayVariant, ...] = (
-    WayVariant(
+WAY_FAULTS: tuple[Variant, ...] = (
+    _variant(
         "causal-mask-dropped",
         "attention",
         "CLIP-ONNX#3, transformers#41668: an export or a kernel that does without the causal mask",
@@ -68,14 +78,14 @@ WAY_FAULTS: tuple[WayVariant, ...] = (
             "clip": in_library(libraries.clip_without_mask),
         },
     ),
-    WayVariant(
+    _variant(
         "mask-sentinel-overflows",
         "nan",
         "coremltools#2669: a sentinel of -1e9, which is -inf in half, and NaN times 0",
         _all(_to(models.MultipliedMask, eager.Transformer), *_EXPORTS),
         dtype="float16",
     ),
-    WayVariant(
+    _variant(
         "mask-sentinel-overflows-when-folded",
         "nan",
         "coremltools#2669, as a constant: an optimiser folds the mask in float16",
@@ -83,31 +93,31 @@ WAY_FAULTS: tuple[WayVariant, ...] = (
         kinds=(ViT,),  # of a ResNet in half no constants are folded
         dtype="float16",
     ),
-    WayVariant(
+    _variant(
         "softmax-over-queries",
         "attention",
         "opset 12 against 13: an axis of Softmax that means another one",
         {"onnxruntime": in_graph(graphs.softmax_over_queries)},
     ),
-    WayVariant(
+    _variant(
         "softmax-in-half",
         "precision",
         "a fused attention that keeps its scores in float16",
         _all(_to(models.HalfScores, eager.ResidualAttentionBlock), *_EXPORTS),
     ),
-    WayVariant(
+    _variant(
         "query-and-key-swapped",
         "weights",
         "a key map that gives k_proj the queries and q_proj the keys",
         _all(in_weights(libraries.query_and_key_swapped), *_LIBRARIES),
     ),
-    WayVariant(
+    _variant(
         "heads-by-halves",
         "attention",
         "a configuration whose number of heads is not the width by 64",
         {"transformers": _TRANSFORMERS(libraries.heads_by_halves)},
     ),
-    WayVariant(
+    _variant(
         "quickgelu-slope-in-bfloat16",
         "activation",
         "a fused QuickGELU with its slope in bfloat16: 1.703125 in place of 1.702",
@@ -116,7 +126,7 @@ WAY_FAULTS: tuple[WayVariant, ...] = (
             "onnxruntime": in_graph(graphs.slope(1.703125)),
         },
     ),
-    WayVariant(
+    _variant(
         "gelu-for-quickgelu",
         "activation",
         "open_clip#771, timm#1754: GELU, or how a kernel approximates it, in place of QuickGELU",
@@ -127,13 +137,13 @@ WAY_FAULTS: tuple[WayVariant, ...] = (
             "clip": in_library(libraries.clip_with_gelu),
         },
     ),
-    WayVariant(
+    _variant(
         "linear-in-bfloat16",
         "precision",
         "pytorch#174467: Inductor multiplies with less precision than was asked for",
         _all(_to(models.Bfloat16Linear, nn.Linear), "script", "aotinductor"),
     ),
-    WayVariant(
+    _variant(
         "constants-folded-in-half",
         "precision",
         "an exporter folds constants in float16: weights in float32 come back rounded",
@@ -142,14 +152,14 @@ WAY_FAULTS: tuple[WayVariant, ...] = (
             "onnxruntime": in_graph(graphs.constants_in_half),
         },
     ),
-    WayVariant(
+    _variant(
         "convolutions-folded-in-half",
         "precision",
         "a normalisation is folded into its convolution in float16",
         {"onnxruntime": in_graph(graphs.convolutions_in_half)},
         kinds=(ResNet,),
     ),
-    WayVariant(
+    _variant(
         "pads-behind-alone",
         "stem",
         "an opset that pads as SAME does: a side of even length behind, and not before",
@@ -159,14 +169,14 @@ WAY_FAULTS: tuple[WayVariant, ...] = (
         },
         kinds=(ResNet,),
     ),
-    WayVariant(
+    _variant(
         "normalises-by-batch",
         "normalisation",
         "a model that was exported before it was put in evaluation mode",
         _all(in_model(models.in_training), "trace", "script"),
         kinds=(ResNet,),
     ),
-    WayVariant(
+    _variant(
         "layer-norm-epsilon-1e-3",
         "normalisation",
         "an epsilon that is the default elsewhere, as 1e-3 in Keras, in place of the layer's",
@@ -176,7 +186,7 @@ WAY_FAULTS: tuple[WayVariant, ...] = (
             "transformers": _TRANSFORMERS(libraries.in_towers(layer_norm_eps=1e-3)),
         },
     ),
-    WayVariant(
+    _variant(
         "batch-size-burnt-in",
         "batch-dependent",
         "a tracer or exporter that took the example's number of rows for a constant",
@@ -185,32 +195,32 @@ WAY_FAULTS: tuple[WayVariant, ...] = (
             "export": in_program("fixed.pt2", write_of_fixed_rows),
         },
     ),
-    WayVariant(
+    _variant(
         "class-token-of-two-images",
         "batch-dependent",
         "the class token is expanded to the example's number of images",
         {"onnxruntime": in_graph(graphs.rows_of_example)},
         kinds=(ViT,),
     ),
-    WayVariant(
+    _variant(
         "end-of-text-burnt-in",
         "pooling",
         "a tracer that took where the example's texts ended for a constant",
         _all(in_model(models.as_class(models.FixedEnd)), "trace", "export"),
     ),
-    WayVariant(
+    _variant(
         "end-of-text-by-start-token",
         "pooling",
         "transformers#24650: eos_token_id is another token's, and the first place is pooled",
         {"transformers": _TRANSFORMERS(libraries.ends_with(lambda tokens: tokens - 2))},
     ),
-    WayVariant(
+    _variant(
         "last-position-pooled",
         "pooling",
         "open_clip#1151: the last position is read, whatever stands there",
         {"open_clip": _OPEN_CLIP(libraries.of_text(pool_type="last"))},
     ),
-    WayVariant(
+    _variant(
         "logit-scale-not-exponentiated",
         "projection",
         "an export that multiplies cosines with the scale's logarithm",
@@ -219,13 +229,13 @@ WAY_FAULTS: tuple[WayVariant, ...] = (
             **_all(in_weights(libraries.scale_is_logarithm), *_LIBRARIES),
         },
     ),
-    WayVariant(
+    _variant(
         "logit-scale-exponentiated-twice",
         "projection",
         "a conversion that stores the scale in place of its logarithm",
         _all(in_weights(libraries.scale_exponentiated), *_LIBRARIES),
     ),
-    WayVariant(
+    _variant(
         "features-normalised",
         "projection",
         "exports that give image_embeds, which are of length 1, as features",
@@ -236,9 +246,9 @@ WAY_FAULTS: tuple[WayVariant, ...] = (
     ),
 )
 
-_clean = partial(WayVariant, family=CLEAN_FAMILY)
+_clean = partial(_variant, family=CLEAN_FAMILY)
 
-CLEAN_WAYS: tuple[WayVariant, ...] = (
+CLEAN_WAYS: tuple[Variant, ...] = (
     _clean(
         name="as-it-is",
         reason="nothing is planted",

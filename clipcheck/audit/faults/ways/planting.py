@@ -18,7 +18,7 @@ from unittest import mock
 
 from torch import Tensor
 
-from clipcheck.audit.faults.ways.variant import Plant
+from clipcheck.audit.faults.variant import PlantSource
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
@@ -34,7 +34,7 @@ Swap = tuple[Any, str, Any]
 _CONFIGS = {Format.TRANSFORMERS: "config.json", Format.OPEN_CLIP: "open_clip_config.json"}
 
 
-def in_model(alter: Alter) -> Plant:
+def in_model(alter: Alter) -> PlantSource:
     """Alter a copy of the eager model, which the backend is then made of."""
 
     @contextmanager
@@ -47,7 +47,7 @@ def in_model(alter: Alter) -> Plant:
     return plant
 
 
-def in_program(name: str, write: Callable[[eager.CLIP, Path], None]) -> Plant:
+def in_program(name: str, write: Callable[[eager.CLIP, Path], None]) -> PlantSource:
     """Have a program run that ``write`` makes of a copy of the eager model, in place of the one
     that the backend makes.
 
@@ -65,7 +65,7 @@ def in_program(name: str, write: Callable[[eager.CLIP, Path], None]) -> Plant:
     return plant
 
 
-def in_graph(alter: Callable[[onnx.ModelProto], None]) -> Plant:
+def in_graph(alter: Callable[[onnx.ModelProto], None]) -> PlantSource:
     """Alter the ONNX program that is made of the eager model."""
 
     @contextmanager
@@ -90,7 +90,7 @@ def in_graph(alter: Callable[[onnx.ModelProto], None]) -> Plant:
     return plant
 
 
-def in_weights(alter: Callable[[Weights], None]) -> Plant:
+def in_weights(alter: Callable[[Weights], None]) -> PlantSource:
     """Alter the weights that a library gets, as a wrong map of keys would.
 
     `clipcheck check --reference` compares the weights first. Here the outputs alone are judged.
@@ -105,7 +105,7 @@ def in_weights(alter: Callable[[Weights], None]) -> Plant:
     return plant
 
 
-def in_config(form: Format, alter: Callable[[dict[str, Any]], None]) -> Plant:
+def in_config(form: Format, alter: Callable[[dict[str, Any]], None]) -> PlantSource:
     """Alter the configuration of a library's folder.
 
     clipcheck refuses to open such a folder. Here it is handed to the library all the same, as if
@@ -131,7 +131,7 @@ def in_config(form: Format, alter: Callable[[dict[str, Any]], None]) -> Plant:
     return plant
 
 
-def in_library(swaps: Callable[[], list[Swap]]) -> Plant:
+def in_library(swaps: Callable[[], list[Swap]]) -> PlantSource:
     """Have a library's attributes be others.
 
     Args:
@@ -148,7 +148,7 @@ def in_library(swaps: Callable[[], list[Swap]]) -> Plant:
     return plant
 
 
-def with_options(options: Mapping[str, str], plant: Plant | None = None) -> Plant:
+def with_options(options: Mapping[str, str], plant: PlantSource | None = None) -> PlantSource:
     """Choose options of the backend as well."""
 
     @contextmanager

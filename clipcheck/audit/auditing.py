@@ -1,0 +1,258 @@
+"""Measure what the gates see: plant each fault of the catalogue, and each clean variant."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from clipcheck.audit.bench import Bench, Model
+from clipcheck.audit.faults import CLEAN, FAULTS
+from clipcheck.audit.faults.variant import ARCHIVES, Variant
+from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS
+from clipcheck.audit.findings import Audit, Finding
+from clipcheck.backends import registry
+from clipcheck.errors import ClipcheckError, RunError, UsageError, nearest
+from clipcheck.gates.tolerances import LIMITS
+from clipcheck.system.processes import Processes
+from clipcheck.system.progress import Progress, Span, silent
+from clipcheck.system.workers import cores
+from clipcheck.system.workers import threads as threads_for
+from clipcheck.writers.synthesize import architecture_named
+from clipcheck.writers.trained import KINDS, require_trainable
+
+ARCHITECTURES = ("tiny-vit", "tiny-resnet")
+"""The architectures that are audited by default."""
+
+BACKENDS = tuple(name for name in registry.BACKENDS if not registry.find(name).needs_reference)
+"""The backends that faults can be planted into: all but the one that the others are compared
+with."""
+
+CATALOGUE = (*FAULTS, *CLEAN, *WAY_FAULTS, *CLEAN_WAYS)
+"""All variants: those for archives first, then those for other backends."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant, to be planted into a backend of a model.
+
+    Attributes:
+        number: its place among all.
+        model: the model.
+        backend: the backend.
+        place: that of the variant in the catalogue.
+        threads: of torch.
+        localize: whether the place of a fault is looked for.
+        memory: bytes that it takes: small models are not held back for want of memory.
+    """
+
+    number: int
+    model: Model
+    backend: str
+    place: int
+    threads: int
+    localize: bool
+    memory: int = 0
+
+    @property
+    def variant(self) -> Variant:
+        """The variant itself, which cannot be pickled."""
+        return CATALOGUE[self.place]
+
+    def __str__(self) -> str:
+        return f"{self.variant.name} in {self.model} ({self.backend})"
+
+
+def audit(
+    architectures: Sequence[str] = ARCHITECTURES,
+    *,
+    seeds: Sequence[int] = (0,),
+    weights: Sequence[str] = ("seeded",),
+    dtypes: Sequence[str] = ("float32",),
+    backends: Sequence[str] = (ARCHIVES,),
+    only: Sequence[str] = (),
+    threads: int | None = None,
+    localize: bool = False,
+    progress: Progress | None = None,
+) -> Audit:
+    """Judge every variant of the catalogue in every architecture with every set of weights.
+
+    Args:
+        architectures: released names, ``tiny-vit`` or ``tiny-resnet``.
+        seeds: of the weights.
+        weights: kinds of weights, see `clipcheck.writers.trained.KINDS`; ``trained`` takes a minute
+            for each small architecture and seed, the first time.
+        dtypes: what archives are judged in. Variants of other backends have dtypes of their own,
+            and are judged beside float32 alone.
+        backends: what to plant into, of `BACKENDS`; ``all`` for each that can run on this machine.
+            ``compile`` and ``aotinductor`` take most of a minute for each variant.
+        only: names of variants; by default the whole catalogue.
+        threads: of torch, in each process; by default the cores are divided.
+        localize: find where each fault of an archive departs first, and compare with where it was
+            planted.
+        progress: called with a few words as it begins and after each model; one that is a
+            `clipcheck.system.progress.Gauge` is also told how much is done.
+
+    Raises:
+        UnknownModelError: there is no architecture of that name.
+        UsageError: there is no kind of weights, dtype, backend or variant of that name, or nothing
+            to audit.
+        UnavailableError: a backend that was named cannot run on this machine.
+        RunError: a worker process ended over a variant.
+    """
+    _require_known(architectures, seeds, weights, dtypes, only)
+    able, left_out = _backends(backends)
+    if not able:
+        raise UsageError(
+            "expected a backend to plant faults into, found none",
+            remedy=f"They are: {', '.join(BACKENDS)}.",
+        )
+    models = [Model(*each) for each in itertools.product(architectures, seeds, weights, dtypes)]
+    jobs = _jobs(models, able, frozenset(only), threads, localize)
+    found = _performed(jobs, Span(progress or silent))
+    # By backend, then in the order of the catalogue, then by model.
+    order = {job.number: (BACKENDS.index(job.backend), job.place) for job in jobs}
+    return Audit([found[number] for number in sorted(found, key=lambda n: order[n])], left_out)
+
+
+def _jobs(
+    models: Sequence[Model],
+    backends: Sequence[str],
+    only: frozenset[str],
+    threads: int | None,
+    localize: bool,
+) -> list[Job]:
+    """One for each variant of each model, model after model: what they share is made once for
+    those that follow each other."""
+    planned = [
+        (model, backend, place)
+        for model in models
+        for backend in backends
+        for place, variant in enumerate(CATALOGUE)
+        if not only or variant.name in only
+        if variant.dtype is None or model.dtype == "float32"
+        if variant.applies_to(architecture_named(model.architecture), backend)
+    ]
+    # Small models gain nothing from threads.
+    share = threads or threads_for(cores(), len(planned))
+    return [Job(number, *each, share, localize) for number, each in enumerate(planned)]
+
+
+def _performed(jobs: Sequence[Job], span: Span) -> dict[int, Finding]:
+    """Judge all in processes of their own; return what was found, by number."""
+    left = Counter(job.model for job in jobs)
+    counts, models = dict(left), len(left)
+    span.say(f"judging {_counted(len(jobs), 'variant')} of {_counted(models, 'model')}")
+    found: dict[int, Finding] = {}
+    waiting = list(reversed(jobs))
+    with tempfile.TemporaryDirectory(prefix="clipcheck-audit-") as scratch:
+        workers = Processes(min(cores(), max(1, len(jobs))), Path(scratch), perform)
+        try:
+            while len(found) < len(jobs):
+                while waiting and workers.has_room(waiting[-1]):
+                    workers.submit(waiting.pop())
+                for outcome in workers.wait():
+                    job = jobs[outcome.job]
+                    found[job.number] = _finding(job, outcome.found, outcome.reason)
+                    span.reach(len(found) / len(jobs))
+                    left[job.model] -= 1
+                    if not left[job.model]:
+                        done = sum(not count for count in left.values())
+                        told = _counted(counts[job.model], "variant")
+                        span.say(f"{job.model}: {told} judged ({done} of {models})")
+        finally:
+            workers.close()
+    return found
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _finding(job: Job, found: object, reason: str) -> Finding:
+    if isinstance(found, Finding):
+        return found
+    if isinstance(found, ClipcheckError):
+        raise found
+    raise RunError(
+        f"{job}: the process that judged it came to an end ({reason})",
+        remedy="Run it alone, with --only, to see what it printed.",
+    )
+
+
+def perform(job: Job) -> Finding | ClipcheckError:
+    """Judge one, in a worker process."""
+    import torch
+
+    torch.set_num_threads(job.threads)
+    try:
+        return _bench(job.model).find(job.variant, job.backend, localize=job.localize)
+    except ClipcheckError as error:
+        return error
+
+
+@lru_cache(maxsize=1)
+def _bench(model: Model) -> Bench:
+    """The last one alone is kept; its folder is the worker's, and goes with that."""
+    return Bench(model, Path(tempfile.mkdtemp()))
+
+
+def _backends(written: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the backends to run, and of the others that ``all`` stands for, why they cannot."""
+    named = {_known(each) for each in written if each != registry.ALL}
+    for name in named:
+        registry.require_available(registry.Choice(name))
+    left_out = {}
+    if registry.ALL in written:
+        missing = {name: registry.find(name).available() for name in BACKENDS}
+        left_out = {name: f"{m.reason}. {m.remedy}" for name, m in missing.items() if m}
+        named = set(BACKENDS) - left_out.keys()
+    return tuple(name for name in BACKENDS if name in named), left_out
+
+
+def _known(written: str) -> str:
+    choice = registry.parse(written)
+    if choice.options or choice.name not in BACKENDS:
+        raise UsageError(
+            f"expected a backend to plant faults into, found {written!r}",
+            remedy=f"They are, without options: {', '.join(BACKENDS)}.",
+        )
+    return choice.name
+
+
+def _require_known(
+    architectures: Sequence[str],
+    seeds: Sequence[int],
+    weights: Sequence[str],
+    dtypes: Sequence[str],
+    only: Sequence[str],
+) -> None:
+    for name in architectures:
+        architecture = architecture_named(name)
+        if "trained" in weights:
+            require_trainable(architecture)
+    for what, known, given in (
+        ("a kind of weights", KINDS, weights),
+        ("a dtype", tuple(LIMITS), dtypes),
+    ):
+        for each in given:
+            if each not in known:
+                raise UsageError(
+                    f"expected {what}, found {each!r}", remedy=f"Known are {', '.join(known)}."
+                )
+    names = {variant.name for variant in CATALOGUE}
+    for name in only:
+        if name not in names:
+            raise UsageError(
+                f"no variant is named {name!r}",
+                remedy=f"{nearest(name, sorted(names))}; `clipcheck audit --list` lists all.",
+            )
+    if not (architectures and seeds and weights and dtypes):
+        raise UsageError(
+            "expected an architecture, a seed, a kind of weights and a dtype, found none",
+            remedy="Give one of each.",
+        )
