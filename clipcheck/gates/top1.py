@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +21,29 @@ from clipcheck.gates.tolerances import Limits
 from clipcheck.system.figures import counted, number
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """A row of logits whose best match is another one than in float64.
+
+    Attributes:
+        margin: how many times as much as a clear lead the right match leads by.
+        case: the number of the batch.
+        output: the name of the logits.
+        row: the row's number in them.
+        right: the number of the best match in float64.
+        found: that of the candidate's.
+        lead: by how much the right one leads.
+    """
+
+    margin: float
+    case: int
+    output: str
+    row: int
+    right: int
+    found: int
+    lead: float
+
+
 def top1(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     """The highest logit of a row is where float64 has it, where that leads by twice what a logit of
     that row may be off by.
@@ -31,13 +55,43 @@ def top1(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
         limits: of the dtype that was run in.
         scale: the model's exp(logit_scale).
     """
-    problem = unusable(cases, LOGITS) or not_finite(cases, LOGITS)
+    problem = _problem(cases)
     if problem:
         return GateResult("top1", False, problem, margin=float("inf"))
+    rows, clear, wrong = _compare(cases, limits, scale)
+    figures = {"rows": {"compared": rows, "clear": clear, "wrong": len(wrong)}}
+    ties = f"; {counted(rows - clear, 'tie')} ignored" if rows > clear else ""
+    if wrong:
+        worst = max(wrong, key=_margin_of)
+        told = _told(cases[worst.case], worst)
+        message = f"top-1 differs in {len(wrong)} of {clear} rows: {told}{ties}"
+        return GateResult("top1", False, message, figures, worst.margin)
+    return GateResult("top1", True, f"top-1 agrees in {clear} of {clear} rows{ties}", figures)
+
+
+def worst_exchange(cases: Sequence[Case], limits: Limits, scale: float) -> Exchange | None:
+    """Return the row that the gate names, or None where it passes or nothing can be compared."""
+    if _problem(cases):
+        return None
+    return max(_compare(cases, limits, scale)[2], key=_margin_of, default=None)
+
+
+def _margin_of(exchange: Exchange) -> float:
+    return exchange.margin
+
+
+def _problem(cases: Sequence[Case]) -> str:
+    return unusable(cases, LOGITS) or not_finite(cases, LOGITS)
+
+
+def _compare(
+    cases: Sequence[Case], limits: Limits, scale: float
+) -> tuple[int, int, list[Exchange]]:
+    """Return how many rows there are, how many have a clear winner, and those that differ."""
     ruler = Ruler(cases, limits, scale)
     clear = rows = 0
-    wrong: list[tuple[float, str]] = []
-    for case in cases:
+    wrong: list[Exchange] = []
+    for at, case in enumerate(cases):
         for name in judged(cases, LOGITS):
             leads = 2 * ruler.caps(name, case)
             decided = _margin(case.exact[name]) > leads
@@ -45,16 +99,10 @@ def top1(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
             rows += len(decided)
             clear += int(decided.sum())
             wrong += [
-                _wrong(case, name, int(row), float(leads[row]))
+                _exchange(at, case, name, int(row), float(leads[row]))
                 for row in np.flatnonzero(decided & ~same)
             ]
-    figures = {"rows": {"compared": rows, "clear": clear, "wrong": len(wrong)}}
-    ties = f"; {counted(rows - clear, 'tie')} ignored" if rows > clear else ""
-    if wrong:
-        margin, worst = max(wrong)
-        message = f"top-1 differs in {len(wrong)} of {clear} rows: {worst}{ties}"
-        return GateResult("top1", False, message, figures, margin)
-    return GateResult("top1", True, f"top-1 agrees in {clear} of {clear} rows{ties}", figures)
+    return rows, clear, wrong
 
 
 def _margin(logits: np.ndarray) -> np.ndarray:
@@ -65,13 +113,18 @@ def _margin(logits: np.ndarray) -> np.ndarray:
     return np.asarray(ordered[:, -1] - ordered[:, -2])
 
 
-def _wrong(case: Case, name: str, row: int, clear: float) -> tuple[float, str]:
-    """How many times as much as a clear lead the right one leads by, and that in words."""
+def _exchange(at: int, case: Case, name: str, row: int, clear: float) -> Exchange:
     exact = case.exact[name][row]
-    kind = OUTPUTS[name][1]
     right, found = int(exact.argmax()), int(case.candidate[name][row].argmax())
     lead = float(exact[right] - exact[found])
-    return lead / clear, (
-        f"{case.where(name, [row])} goes with {case.place(kind, found)} in place of "
-        f"{case.place(kind, right)}, which leads by {number(lead)}"
+    return Exchange(lead / clear, at, name, row, right, found, lead)
+
+
+def _told(case: Case, exchange: Exchange) -> str:
+    """Say which row it is, and what was exchanged in it."""
+    kind = OUTPUTS[exchange.output][1]
+    return (
+        f"{case.where(exchange.output, [exchange.row])} goes with "
+        f"{case.place(kind, exchange.found)} in place of {case.place(kind, exchange.right)}, "
+        f"which leads by {number(exchange.lead)}"
     )

@@ -44,6 +44,7 @@ from clipcheck.harness.judging import (
     lengths_for,
 )
 from clipcheck.harness.localising import Suspect, first_departures
+from clipcheck.harness.mismatch import find_mismatch
 from clipcheck.harness.options import CheckOptions, Device
 from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.probe import Probe
@@ -346,7 +347,9 @@ class Judge:
         ruler: Ruler,
         watch: Stopwatch,
     ) -> None:
-        """The smallest input that fails, and where it departs."""
+        """The smallest input that fails, the row whose best match differs, and where it departs."""
+        if any(gate.name == "top1" and not gate.passed for gate in verdict.gates):
+            draft.add(mismatch=find_mismatch(bench.trial, verdict.run.cases))
         if verdict.intact:
             probe = Probe(candidate, bench.reference.standing(), ruler, self.options.limits)
             with watch.phase("search"):

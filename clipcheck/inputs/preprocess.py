@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from PIL import Image
 
@@ -41,3 +42,16 @@ def transform(resolution: int) -> Callable[[Image.Image], torch.Tensor]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
+
+
+def picture_of(pixels: np.ndarray) -> Image.Image:
+    """The image that was preprocessed to these pixels, as far as eight bits of a colour show it.
+
+    Args:
+        pixels: of `transform`, [3, R, R]; what is beyond black and white is shown as these.
+    """
+    import numpy as np
+    from PIL import Image
+
+    shares = pixels.transpose(1, 2, 0) * np.array(STD) + np.array(MEAN)
+    return Image.fromarray((np.nan_to_num(shares).clip(0, 1) * 255).round().astype(np.uint8))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from clipcheck.inputs.examples import Example, Prompt, describe_image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,24 @@ class FailingExample:
     output: str
     message: str
     saved: str | None = None
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The row of logits that the gate ``top1`` names.
+
+    Attributes:
+        row: the image or prompt whose best match differs, for people.
+        found: the candidate's best match.
+        right: the best match in float64.
+        pictures: of the image of the row, or of the two images that it was matched with, each with
+            its name.
+    """
+
+    row: str
+    found: str
+    right: str
+    pictures: tuple[tuple[str, Image.Image], ...]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from clipcheck.gates.modules import Coverage
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import Allclose
 from clipcheck.results.configuration import Configuration
-from clipcheck.results.failing import Failing, FailingExample
+from clipcheck.results.failing import Failing, FailingExample, Mismatch
 
 State = Literal["passed", "failed", "unjudged"]
 
@@ -218,12 +218,14 @@ class Judgement(Record):
     Attributes:
         failing: the smallest input that it fails on, where there is one, of which
             ``failing_example`` is the description.
+        mismatch: the row that the gate ``top1`` failed on; None where it passed.
         measured: every row's error; None where nothing could be measured.
         coverage: every module's error; None in other dtypes than float32.
     """
 
     _: KW_ONLY
     failing: Failing | None = None
+    mismatch: Mismatch | None = None
     measured: Measured | None = None
     coverage: Coverage | None = None
 

@@ -9,7 +9,7 @@ import pytest
 
 from clipcheck.gates.result import LOGITS, OUTPUTS, Case
 from clipcheck.gates.tolerances import LIMITS
-from clipcheck.gates.top1 import top1
+from clipcheck.gates.top1 import top1, worst_exchange
 from tests.gates import APART, NOT_FINITE, SCALE, exact_outputs, measured, spoilt
 
 CAP = APART.logit_cap(SCALE)
@@ -183,3 +183,17 @@ def test_empty_logits_and_no_cases_fail() -> None:
     assert not found.passed
     assert found.message == "nothing was run, so that nothing can be compared"
     assert found.margin == np.inf
+
+
+def test_the_row_that_is_named_can_be_looked_up() -> None:
+    exact = leading_by(3 * CAP)
+    candidate = exact.copy()
+    candidate[1] = candidate[1, [0, 2, 1]]
+    sound, wrong = judged(exact, exact), judged(candidate, exact)
+    found = worst_exchange([sound, wrong], APART, SCALE)
+    assert found is not None
+    assert (found.case, found.output, found.row) == (1, "logits_per_image", 1)
+    assert (found.right, found.found) == (1, 2)
+    assert found.margin == top1([sound, wrong], APART, SCALE).margin
+    assert worst_exchange([sound], APART, SCALE) is None
+    assert worst_exchange([], APART, SCALE) is None

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipcheck.inputs.preprocess import MEAN, STD, transform
+from clipcheck.inputs.preprocess import MEAN, STD, picture_of, transform
 from tests.oracles import open_clip, reference_clip
 
 BYTES_PER_PIXEL = {
@@ -150,3 +150,13 @@ def test_importing_it_imports_neither_torch_nor_pillow():
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stdout.strip() == "set()", run.stderr
+
+
+def test_the_picture_of_pixels_is_the_image_that_they_were_made_of():
+    image = noise("RGB", (16, 16))
+    assert np.array_equal(np.asarray(picture_of(transform(16)(image).numpy())), np.asarray(image))
+    beyond = np.full((3, 2, 2), 99, dtype=np.float32)
+    beyond[:, 0, 0] = [-99, np.nan, np.inf]
+    shown = np.asarray(picture_of(beyond))
+    assert shown[1, 1].tolist() == [255, 255, 255]
+    assert shown[0, 0].tolist() == [0, 0, 255]

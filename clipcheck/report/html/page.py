@@ -61,7 +61,7 @@ def page(result: Result) -> str:
         finalize=_seen,
     )
     environment.filters.update(as_far=as_far, figure=figure, ratio=ratio)
-    side = side_for(sum(len(example.images) for j in result.judgements for example in _inputs(j)))
+    side = side_for(sum(map(_count_pictures, result.judgements)))
     sections = [
         _Section.of(judgement, f"j{number}", side)
         for number, judgement in enumerate(worst_first(result.judgements), 1)
@@ -152,6 +152,7 @@ class _Section:
     drifts: Sequence[plots.Plot]
     spreads: Sequence[plots.Plot]
     inputs: Sequence[_Input]
+    mismatched: Sequence[tuple[str, Picture]]
     figures: Sequence[tuple[str, str, str, str]]
     phases: Sequence[tuple[str, str, str]]
     frontends: Sequence[tuple[str, Sequence[tuple[str, str]]]]
@@ -168,6 +169,7 @@ class _Section:
             _drifts(judgement, key),
             _spreads(judgement, key),
             _shown_inputs(judgement, side),
+            _mismatched(judgement, side),
             [row for gate in judgement.gates for row in _figures(gate)],
             _phases(judgement.seconds),
             [_frontend(result) for result in judgement.frontends],
@@ -269,6 +271,11 @@ def _spreads(judgement: Judgement, key: str) -> list[plots.Plot]:
     ]
 
 
+def _count_pictures(judgement: Judgement) -> int:
+    mismatched = 0 if judgement.mismatch is None else len(judgement.mismatch.pictures)
+    return mismatched + sum(len(example.images) for example in _inputs(judgement))
+
+
 def _inputs(judgement: Judgement) -> list[Example]:
     failing = judgement.failing
     if failing is None:
@@ -300,6 +307,12 @@ def _shown_inputs(judgement: Judgement, side: int) -> list[_Input]:
         )
         for title, example in zip(titles, _inputs(judgement), strict=True)
     ]
+
+
+def _mismatched(judgement: Judgement, side: int) -> list[tuple[str, Picture]]:
+    """Return the images of the row that ``top1`` failed on, each with its name."""
+    pictures = () if judgement.mismatch is None else judgement.mismatch.pictures
+    return [(name, picture(image, side)) for name, image in pictures]
 
 
 def _prompt(prompt: Prompt) -> tuple[str, str]:

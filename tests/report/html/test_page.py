@@ -23,6 +23,7 @@ from clipcheck.gates.tolerances import Allclose
 from clipcheck.inputs.examples import Example
 from clipcheck.report import evidence, html, text
 from clipcheck.report.html import render
+from clipcheck.results.failing import Mismatch
 from clipcheck.results.judgement import Judgement
 from clipcheck.system.width import WIDTH, lines_of
 from tests.report import KNOWN, saved_in, several_backends
@@ -62,6 +63,24 @@ def failed_page() -> Page:
 
 
 # ------------------------------------------------------------------------------------- what it says
+
+
+def test_the_images_of_the_row_that_top1_failed_on_are_shown_with_their_names() -> None:
+    pictures = (
+        ("image 6 (black)", Image.new("RGB", (4, 4))),
+        ("image 7", Image.new("RGB", (4, 4))),
+    )
+    found = page(
+        replace(FAILED, mismatch=Mismatch("prompt 4", "image 6 (black)", "image 7", pictures))
+    )
+    assert (
+        "For prompt 4 the candidate's best match is image 6 (black); in float64 it is image 7."
+    ) in found.text
+    shown = [data.get("alt") for tag, data in found.elements if tag == "img"]
+    assert [name for name in shown if name in ("image 6 (black)", "image 7")] == [
+        "image 6 (black)", "image 7"
+    ]  # fmt: skip
+    assert "The best match that differs" not in failed_page().text
 
 
 @pytest.mark.parametrize(
