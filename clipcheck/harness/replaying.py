@@ -107,7 +107,7 @@ def replay(
         model = key or (saved.key if checkpoint is None else None)
         asked = architecture or saved.asked_architecture
         subject, other = open_pair(
-            name, saved.reference, download_root, key=model, architecture=asked
+            name, saved.reference_checkpoint, download_root, key=model, architecture=asked
         )
     found = weights_of(subject, other).architecture
     _require_same(saved, dimensions(found), subject.sha256, path)

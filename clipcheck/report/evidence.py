@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,9 +16,8 @@ from clipcheck.harness.search.saved import remove, write
 from clipcheck.report import html, text
 from clipcheck.report.text import failing_lines
 from clipcheck.results import document as json
-from clipcheck.results.document import writable
 from clipcheck.results.failing import Failing
-from clipcheck.results.judgement import Judgement, Result
+from clipcheck.results.judgement import Conditions, Judgement, Result, Subject
 from clipcheck.system.width import WIDTH, lines_of
 from clipcheck.writers.output import replacing
 
@@ -205,23 +204,11 @@ def _absolute(path: str | None) -> str | None:
 
 
 def _described(judgement: Judgement, failing: Failing) -> dict[str, Any]:
-    described = {
+    of_run = {each.name for group in (Subject, Conditions) for each in fields(group)}
+    return {
+        **{name: value for name, value in vars(judgement).items() if name in of_run},
         "checkpoint": _absolute(judgement.path) or judgement.checkpoint,
-        "sha256": judgement.sha256,
-        "architecture": judgement.architecture and dict(judgement.architecture),
-        "backend": judgement.backend,
-        "key": judgement.key,
-        "reference": judgement.reference,
         "reference_checkpoint": _absolute(judgement.reference_checkpoint),
-        "asked_architecture": judgement.asked_architecture,
-        "device": judgement.device,
-        "dtype": judgement.dtype,
-        "seed": judgement.seed,
-        "inputs": judgement.inputs,
-        "run": judgement.run,
-        "date": judgement.date,
-        "atol": judgement.limits.atol,
-        "rtol": judgement.limits.rtol,
         "shrunk": failing.shrunk,
         "figures": {
             "output": failing.measure.output,
@@ -232,4 +219,3 @@ def _described(judgement: Judgement, failing: Failing) -> dict[str, Any]:
         "message": failing.measure.message,
         "environment": environment(),
     }
-    return {key: writable(value) for key, value in described.items()}

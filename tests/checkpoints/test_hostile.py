@@ -747,7 +747,7 @@ PROGRAMS = {
 def replayed(alter: Callable[[Path], object]) -> Callable[[Path], None]:
     described = {
         "checkpoint": "missing.pt", "sha256": "ab" * 32, "device": "cpu", "dtype": "float32",
-        "atol": 0.01, "rtol": 0.1,
+        "limits": {"atol": 0.01, "rtol": 0.1},
     }  # fmt: skip
 
     def write(path: Path) -> None:
@@ -826,7 +826,7 @@ SAVED = {
         with_field_of(prompts=[[1] * 5000]), "a prompt has 5000 ids", REPLAY
     ),
     "a token of 2^60": Attack(
-        with_field_of(prompts=[[1, HUGE]]), "a prompt is neither a text nor ids", REPLAY
+        with_field_of(prompts=[[1, HUGE]]), "a prompt has numbers that are no ids", REPLAY
     ),
     "results of a gigabyte": Attack(sparse(1 << 30), "more than 16,777,216 bytes", DIFF),
     "results of a hundred thousand lists in each other": Attack(

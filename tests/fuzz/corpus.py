@@ -156,8 +156,7 @@ def replayed() -> list[bytes]:
         "sha256": "ab" * 32,
         "device": "cpu",
         "dtype": "float32",
-        "atol": 0.01,
-        "rtol": 0.1,
+        "limits": {"atol": 0.01, "rtol": 0.1},
         "backend": "jit",
         "reference_checkpoint": None,
     }

@@ -135,7 +135,7 @@ def test_what_is_kept_is_all_that_it_takes_to_see_it_again(folder: Path, result:
     assert len(document["inputs"]) == 32
     assert document["run"]
     assert document["date"].endswith("Z")
-    assert (document["atol"], document["rtol"]) == (0.01, 0.1)
+    assert document["limits"] == {"atol": 0.01, "rtol": 0.1}
     assert document["figures"]["output"] == "text_features"
     assert document["figures"]["rmse_ratio"] > document["figures"]["allowed"]
     assert document["environment"]["torch"]
@@ -237,7 +237,7 @@ def test_it_is_run_by_the_backend_that_failed_against_the_same_reference(
     assert saved is not None
     monkeypatch.chdir(tmp_path)  # paths are kept in full
     found = read(Path(saved))
-    assert (found.backend, found.reference) == (backend, str(made_of))
+    assert (found.backend, found.reference_checkpoint) == (backend, str(made_of))
     done = run("replay", saved)
     assert done.code == 1
     assert f"{backend} on cpu in float32: " in " ".join(done.out.split())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from PIL import Image
 from clipcheck.errors import OutputError, ReplayError
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.inputs.examples import Example, Prompt, from_png, to_png
+from clipcheck.results.document import converted, parsed, to_json
+from clipcheck.results.judgement import Conditions, Subject
 from clipcheck.writers.output import creating, removing
 
 SCHEMA = 1
@@ -32,35 +33,34 @@ _MOST_ID = 1 << 31
 _ASK = "Give the folder that a failing check has saved, or the example.json in it."
 
 
-@dataclass(frozen=True)
-class Saved:
+@dataclass(frozen=True, kw_only=True)
+class _Written(Conditions, Subject):
+    """What the JSON beside the pictures has of a failing input, and of what failed on it.
+
+    Attributes:
+        sha256: of the file that failed.
+        dtype: in which it did.
+        limits: of the gate ``allclose``.
+        images: names of the pictures.
+        prompts: texts, or the ids of one.
+    """
+
+    sha256: str = field()
+    dtype: str = field()
+    limits: Allclose = field()
+    images: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved(_Written):
     """A failing input, read back.
 
     Attributes:
         example: the images and prompts.
-        checkpoint: which failed on it, as it was asked for or where it was.
-        sha256: of that file.
-        device: where.
-        dtype: in which.
-        limits: of the gate ``allclose``.
-        backend: which ran it, with its options.
-        reference: the file that it was compared with; None for its own eager model.
-        architecture: the dimensions of the weights; None where an older version has saved it.
-        key: the name of the model in the file, where one was asked for.
-        asked_architecture: what the user said that the checkpoint is of; None where they did not.
     """
 
     example: Example
-    checkpoint: str
-    sha256: str
-    device: str
-    dtype: str
-    limits: Allclose
-    backend: str = "jit"
-    reference: str | None = None
-    architecture: Mapping[str, int | str] | None = None
-    key: str | None = None
-    asked_architecture: str | None = None
 
 
 def write(target: Path, example: Example, described: Mapping[str, Any], text: str) -> None:
@@ -95,8 +95,8 @@ def is_ours(folder: Path) -> bool:
     if not all(re.fullmatch(_PICTURE, name) for name in names):
         return False
     try:
-        document = json.loads(_contents(folder / _NAME, _MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
+        document = parsed(_contents(folder / _NAME, _MOST_BYTES))
+    except (OSError, ValueError):
         return False
     return isinstance(document, dict) and document.get("kind") == _KIND
 
@@ -120,10 +120,9 @@ def _write(folder: Path, example: Example, described: Mapping[str, Any], text: s
         "kind": _KIND,
         **described,
         "images": names,
-        "prompts": list(example.prompts),
+        "prompts": example.prompts,
     }
-    contents = json.dumps(document, indent=2, allow_nan=False)
-    (folder / _NAME).write_text(contents + "\n", encoding="utf-8")
+    (folder / _NAME).write_text(to_json(document), encoding="utf-8")
     (folder / _TEXT).write_text(text + "\n", encoding="utf-8")
 
 
@@ -137,46 +136,15 @@ def read(path: Path) -> Saved:
         ReplayError: it is no such folder, or it is damaged.
     """
     file = path / _NAME if path.is_dir() else path
-    document = _document(file)
     try:
-        return _saved(document, file.parent)
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        return _saved(parsed(_contents(file, _MOST_BYTES)), file.parent)
+    except (OSError, ValueError) as error:
+        reason = str(error)
+        if isinstance(error, OSError):
+            reason = f"it cannot be read ({error.strerror or error})"
         raise ReplayError(
             f"expected a failing input that clipcheck saved, but {reason}", remedy=_ASK, path=file
         ) from error
-
-
-def _document(file: Path) -> Mapping[str, Any]:
-    try:
-        document = json.loads(_contents(file, _MOST_BYTES))
-    except OSError as error:
-        raise ReplayError(
-            f"expected a failing input that clipcheck saved, but it cannot be read "
-            f"({error.strerror or error})",
-            remedy=_ASK,
-            path=file,
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise ReplayError(
-            f"expected a failing input that clipcheck saved, but it is no such JSON ({error})",
-            remedy=_ASK,
-            path=file,
-        ) from error
-    if not isinstance(document, dict) or document.get("kind") != _KIND:
-        raise ReplayError(
-            "expected a failing input that clipcheck saved, but this is something else",
-            remedy=_ASK,
-            path=file,
-        )
-    if document.get("schema") != SCHEMA:
-        raise ReplayError(
-            f"expected a failing input of schema {SCHEMA}, found "
-            f"{reprlib.repr(document.get('schema'))}",
-            remedy="Replay it with the version of clipcheck that saved it.",
-            path=file,
-        )
-    return document
 
 
 def _contents(file: Path, most: int) -> bytes:
@@ -195,63 +163,35 @@ def _contents(file: Path, most: int) -> bytes:
     return data
 
 
-def _saved(document: Mapping[str, Any], folder: Path) -> Saved:
-    images = tuple(_image(name, folder) for name in _list(document, "images"))
-    prompts = tuple(_prompt(prompt) for prompt in _list(document, "prompts"))
-    if not images and not prompts:
+def _saved(document: Any, folder: Path) -> Saved:
+    if not isinstance(document, dict) or document.get("kind") != _KIND:
+        raise ValueError("this is something else")
+    schema = document.get("schema")
+    if schema != SCHEMA:
+        told = reprlib.repr(schema)
+        raise ValueError(f"it is of schema {told}; this clipcheck reads schema {SCHEMA}")
+    for name in ("sha256", "dtype"):  # of other results there may be none
+        if name not in document:
+            raise ValueError(f"the field {name} is missing")
+    written = converted(document, _Written)
+    if not written.images and not written.prompts:
         raise ValueError("it has neither an image nor a prompt")
-    texts = {key: document[key] for key in ("checkpoint", "sha256", "device", "dtype")}
-    for key, value in texts.items():
-        if not isinstance(value, str):
-            raise ValueError(f"{key} is no text")
-    if texts["dtype"] not in LIMITS:
-        raise ValueError(f"dtype is {reprlib.repr(texts['dtype'])}")
-    limits = Allclose(_number(document, "atol"), _number(document, "rtol"))
-    # Those that were saved before there were other backends have none of these.
-    backend, reference = document.get("backend", "jit"), document.get("reference_checkpoint")
-    model = document.get("key")
-    if not isinstance(backend, str) or not isinstance(reference, str | None):
-        raise ValueError("backend or reference_checkpoint is no text")
-    asked = document.get("asked_architecture")
-    if not isinstance(model, str | None) or not isinstance(asked, str | None):
-        raise ValueError("key or asked_architecture is no text")
-    return Saved(
-        Example(images, prompts),
-        **texts,
-        limits=limits,
-        backend=backend,
-        reference=reference,
-        architecture=_dimensions(document.get("architecture")),
-        key=model,
-        asked_architecture=asked,
-    )
+    if max(len(written.images), len(written.prompts)) > _MOST_ROWS:
+        raise ValueError(f"it has more than {_MOST_ROWS} images or prompts")
+    if written.dtype not in LIMITS:
+        raise ValueError(f"dtype is {reprlib.repr(written.dtype)}")
+    for name, value in asdict(written.limits).items():
+        if not 0 <= value < 1e9:
+            raise ValueError(f"{name} is no number of at least 0")
+    for prompt in written.prompts:
+        _require_ids(prompt)
+    images = tuple(_image(name, folder) for name in written.images)
+    return Saved(**vars(written), example=Example(images, written.prompts))
 
 
-def _dimensions(value: Any) -> Mapping[str, int | str] | None:
-    if value is not None and not (
-        isinstance(value, dict) and all(type(each) in (int, str) for each in value.values())
-    ):
-        raise ValueError("architecture is no list of dimensions")
-    return value
-
-
-def _list(document: Mapping[str, Any], key: str) -> list[Any]:
-    value = document[key]
-    if not isinstance(value, list) or len(value) > _MOST_ROWS:
-        raise ValueError(f"{key} is no list of at most {_MOST_ROWS}")
-    return value
-
-
-def _number(document: Mapping[str, Any], key: str) -> float:
-    value = document[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-        raise ValueError(f"{key} is no number of at least 0")
-    return float(value)
-
-
-def _image(name: Any, folder: Path) -> Image.Image:
+def _image(name: str, folder: Path) -> Image.Image:
     # A name and nothing else: it must not lead out of the folder.
-    if not isinstance(name, str) or not re.fullmatch(_PICTURE, name):
+    if not re.fullmatch(_PICTURE, name):
         raise ValueError(f"a picture is named {reprlib.repr(name)}")
     try:
         return from_png(_contents(folder / name, _MOST_PICTURE_BYTES))
@@ -259,13 +199,10 @@ def _image(name: Any, folder: Path) -> Image.Image:
         raise ValueError(f"{name} cannot be read ({error.strerror or error})") from error
 
 
-def _prompt(prompt: Any) -> Prompt:
+def _require_ids(prompt: Prompt) -> None:
     if isinstance(prompt, str):
-        return prompt
-    if not isinstance(prompt, list) or not all(
-        isinstance(i, int) and not isinstance(i, bool) and 0 <= i < _MOST_ID for i in prompt
-    ):
-        raise ValueError("a prompt is neither a text nor ids")
+        return
     if not 2 <= len(prompt) <= _MOST_TOKENS:
         raise ValueError(f"a prompt has {len(prompt)} ids")
-    return tuple(prompt)
+    if not all(0 <= each < _MOST_ID for each in prompt):
+        raise ValueError("a prompt has numbers that are no ids")

@@ -23,8 +23,7 @@ DESCRIBED = {
     "sha256": "ab" * 32,
     "device": "cpu",
     "dtype": "float32",
-    "atol": 0.01,
-    "rtol": 0.1,
+    "limits": {"atol": 0.01, "rtol": 0.1},
 }
 PICTURE = Image.frombytes("RGB", (2, 1), bytes(range(6)))
 EXAMPLE = Example((PICTURE, Image.new("L", (1, 1), 7)), ("a\n\x00 <b>\u202e", (49406, 5, 49407)))
@@ -113,33 +112,35 @@ def having(**values: Any) -> Callable[[dict[str, Any]], Any]:
 
 BAD = [
     (having(kind="another"), "this is something else"),
-    (having(schema=2), "of schema 1, found 2"),
-    (without("images"), "'images' is missing"),
-    (without("prompts"), "'prompts' is missing"),
-    (without("checkpoint"), "'checkpoint' is missing"),
-    (without("atol"), "'atol' is missing"),
+    (having(schema=2), "of schema 2; this clipcheck reads schema 1"),
+    (without("images"), "the field images is missing"),
+    (without("prompts"), "the field prompts is missing"),
+    (without("checkpoint"), "the field checkpoint is missing"),
+    (without("limits"), "the field limits is missing"),
+    (without("sha256"), "the field sha256 is missing"),
+    (without("dtype"), "the field dtype is missing"),
     (having(images=[], prompts=[]), "neither an image nor a prompt"),
-    (having(images="image-1.png"), "images is no list"),
-    (having(images=["image-1.png"] * 65), "images is no list of at most 64"),
+    (having(images="image-1.png"), "images is a text in place of a list"),
+    (having(images=["image-1.png"] * 65), "more than 64 images or prompts"),
     (having(images=["../image-1.png"]), r"a picture is named '../image-1.png'"),
     (having(images=["/etc/passwd"]), "a picture is named '/etc/passwd'"),
-    (having(images=[1]), "a picture is named 1"),
+    (having(images=[1]), r"images\[0\] is an integer in place of a text"),
     (having(images=["image-9.png"]), "image-9.png cannot be read"),
-    (having(prompts=[1]), "neither a text nor ids"),
-    (having(prompts=[[49406, -1]]), "neither a text nor ids"),
-    (having(prompts=[[49406, 1.5]]), "neither a text nor ids"),
-    (having(prompts=[[True, False]]), "neither a text nor ids"),
+    (having(prompts=[1]), r"prompts\[0\] is an integer in place of a text or a list"),
+    (having(prompts=[[49406, -1]]), "a prompt has numbers that are no ids"),
+    (having(prompts=[[49406, 1.5]]), r"prompts\[0\]\[1\] is a number in place of an integer"),
+    (having(prompts=[[True, False]]), "is true or false in place of an integer"),
     (having(prompts=[[5]]), "a prompt has 1 ids"),
     (having(prompts=[[5] * 5000]), "a prompt has 5000 ids"),
     (having(dtype="int8"), "dtype is 'int8'"),
-    (having(device=3), "device is no text"),
-    (having(atol=-1), "atol is no number of at least 0"),
-    (having(rtol=True), "rtol is no number of at least 0"),
-    (having(rtol="0.1"), "rtol is no number of at least 0"),
-    (having(backend=None), "backend or reference_checkpoint is no text"),
-    (having(key=3), "key or asked_architecture is no text"),
-    (having(asked_architecture=3), "key or asked_architecture is no text"),
-    (having(reference_checkpoint=3), "backend or reference_checkpoint is no text"),
+    (having(device=3), "device is an integer in place of a text"),
+    (having(limits={"atol": -1}), "atol is no number of at least 0"),
+    (having(limits={"rtol": True}), "limits.rtol is true or false in place of a number"),
+    (having(limits={"rtol": "0.1"}), "limits.rtol is a text in place of a number"),
+    (having(backend=None), "backend is null in place of a text"),
+    (having(key=3), "key is an integer in place of a text or null"),
+    (having(asked_architecture=3), "asked_architecture is an integer in place of a text"),
+    (having(reference_checkpoint=3), "reference_checkpoint is an integer in place of a text"),
 ]
 
 
@@ -159,10 +160,10 @@ def test_a_document_that_is_not_as_written_is_one_error(
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (b"", "no such JSON"),
-        (b"\xff\xfe", "no such JSON"),
-        (b"PK\x03\x04 an archive", "no such JSON"),
-        (b"[" * 100_000, "no such JSON"),
+        (b"", "it is no JSON, or cut off"),
+        (b"\xff\xfe", "it is no JSON, or cut off"),
+        (b"PK\x03\x04 an archive", "no JSON, or cut off"),
+        (b"[" * 100_000, "it is nested too deeply"),
         (b"[]", "something else"),
         (b" " * (1 << 20) + b"{}", "more than 1,048,576 bytes"),
     ],
@@ -198,7 +199,7 @@ def test_a_chunk_that_pillow_does_not_expect_is_one_error_or_none(
 
 def test_a_document_of_another_kind_of_schema_is_told_in_a_few_words(folder: Path) -> None:
     _alter(folder, schema="x" * 100_000)
-    with pytest.raises(ReplayError, match="found 'xxx") as caught:
+    with pytest.raises(ReplayError, match="of schema 'xxx") as caught:
         read(folder)
     assert len(str(caught.value)) < 500
 
@@ -223,7 +224,7 @@ def test_a_folder_that_is_not_there_is_one_error(tmp_path: Path) -> None:
 
 
 def test_what_was_saved_before_there_were_other_backends_is_of_the_archive(folder: Path) -> None:
-    assert (read(folder).backend, read(folder).reference) == ("jit", None)
+    assert (read(folder).backend, read(folder).reference_checkpoint) == ("jit", None)
 
 
 def test_the_backend_and_the_reference_come_back(tmp_path: Path) -> None:
@@ -236,5 +237,8 @@ def test_the_backend_and_the_reference_come_back(tmp_path: Path) -> None:
     }
     write(tmp_path / "found", EXAMPLE, described, "It fails.")
     found = read(tmp_path / "found")
-    assert (found.backend, found.reference) == ("transformers:attention=eager", "/models/b.pt")
+    assert (found.backend, found.reference_checkpoint) == (
+        "transformers:attention=eager",
+        "/models/b.pt",
+    )
     assert found.key == "ema"
