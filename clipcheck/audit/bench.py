@@ -211,7 +211,7 @@ class Bench:
             dtype,
             Stopwatch(),
             lengths=lengths_for(self.architecture, seed),
-            effort=effort_for(self.architecture),
+            effort=effort_for(self.architecture.parameters),
         )
         folder = self._folder
         return Setting(

@@ -24,8 +24,8 @@ from clipcheck.gates.integrity import Evidence
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.families.sizes import HasSizes
     from clipcheck.sandbox.cell import Cell
 
 _TOKENS = "clipcheck.tokens"
@@ -80,7 +80,7 @@ class AOTInductor(ProgramBackend):
         return cls(
             "aotinductor",
             _opened(_load(path), declared, source.device),
-            architecture=source.checkpoint.architecture,
+            architecture=source.sizes,
             path=path,
             evidence=_unknown,
             made_here=True,
@@ -153,7 +153,7 @@ def _hardware(device: torch.device) -> str:
 
 
 def open_package(
-    path: Path, device: torch.device, architecture: Architecture, cell: Cell | None
+    path: Path, device: torch.device, architecture: HasSizes, cell: Cell | None
 ) -> Backend:
     """Open a package of AOTInductor, of whoever's making.
 

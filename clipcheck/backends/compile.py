@@ -110,7 +110,7 @@ class Compile(Backend):
             "backend": self.name,
             "checkpoint": source.checkpoint.sha256,
             "model": source.checkpoint.origin.name,
-            "architecture": repr(source.checkpoint.architecture),
+            "architecture": repr(source.checkpoint.model),
             "torch": torch.__version__,
             "device": _device_name(source.device),
             "dtype": source.dtype,

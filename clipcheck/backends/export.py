@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-    from clipcheck.checkpoints.architecture import Architecture
+    from clipcheck.families.sizes import HasSizes
     from clipcheck.sandbox.cell import Cell
 
 
@@ -49,7 +49,7 @@ class Export(ProgramBackend):
         return cls(
             "export",
             cls.open_here(path, source.device, {}),
-            architecture=source.checkpoint.architecture,
+            architecture=source.sizes,
             path=path,
             evidence=partial(_evidence, source.model.state_dict()),
             made_here=True,
@@ -91,7 +91,7 @@ def _as_it_is(source: Source, program: Path) -> Backend:
     from clipcheck.backends.aotinductor import open_package
     from clipcheck.checkpoints.artefacts import is_compiled
 
-    architecture = source.checkpoint.architecture
+    architecture = source.sizes
     if is_compiled(program):
         return open_package(program, source.device, architecture, source.cell)
     weights = source.model.state_dict()
@@ -109,7 +109,7 @@ def _as_it_is(source: Source, program: Path) -> Backend:
 def open_program(
     path: Path,
     device: torch.device,
-    architecture: Architecture,
+    architecture: HasSizes,
     weights: Mapping[str, torch.Tensor] | None = None,
     cell: Cell | None = None,
     *,

@@ -200,10 +200,10 @@ def _evidence(source: Source) -> Evidence:
     facts = archive.runner.facts
     return Evidence(
         archive.compared,
-        doubts=_doubts(facts, source.model),
+        doubts=_doubts(facts, source.clip),
         differing=archive.differing,
         buffers={name: (found[name], value) for name, value in zip(BUFFERS, implied, strict=True)},
-        unused=_unused(archive.runner, source.model),
+        unused=_unused(archive.runner, source.clip),
     )
 
 

@@ -19,6 +19,7 @@ from clipcheck.backends.source import Source
 from clipcheck.checkpoints import onnx_data
 from clipcheck.checkpoints.artefacts import computing_dtype
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import weights_of
 from clipcheck.errors import ArchitectureError, UnfitError, UsageError
 from clipcheck.gates.tolerances import LIMITS
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.backends.reference import Reference
+    from clipcheck.families.base import DualEncoder
     from clipcheck.sandbox.cell import Cell
 
 
@@ -139,8 +141,6 @@ def load_sides(
     import torch
 
     from clipcheck.backends.reference import Reference
-    from clipcheck.families import eager
-    from clipcheck.models.loader import load_eager
 
     if isinstance(subject, Program):
         require_dtype(subject, dtype)
@@ -148,11 +148,11 @@ def load_sides(
     program = subject.path if isinstance(subject, Program) else None
     checkpoint = weights_of(subject, reference)
     opened: OpenArchive | None = None
-    model: eager.CLIP
+    model: DualEncoder
     if archive and program is None:
         opened, model = open_archive(checkpoint, device, wanted, cell)
     else:
-        model = load_eager(checkpoint, device, wanted)
+        model = _load(checkpoint, device, wanted)
     source = Source(
         checkpoint,
         model,
@@ -167,8 +167,18 @@ def load_sides(
         made_here=program is None,
     )
     if reference is not None and reference is not checkpoint:
-        model = load_eager(_stored_alike(reference, checkpoint), device, wanted)
-    return Sides(source, Reference(model, checkpoint.architecture, device))
+        model = _load(_stored_alike(reference, checkpoint), device, wanted)
+    return Sides(source, Reference(model, checkpoint.model, device))
+
+
+def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> DualEncoder:
+    """The eager model of a checkpoint, of any family."""
+    from clipcheck.families import registry
+    from clipcheck.models.loader import load_eager
+
+    if isinstance(checkpoint.model, LibraryArchitecture):
+        return registry.load(checkpoint, device, dtype)
+    return load_eager(checkpoint, device, dtype)
 
 
 def require_runs(choice: Choice, subject: Checkpoint | Program) -> None:
@@ -227,10 +237,10 @@ def _stored_alike(reference: Checkpoint, candidate: Checkpoint) -> Checkpoint:
     What rounding does to the outputs is no fault of a conversion to half precision; whether the
     weights were rounded correctly is compared by themselves.
     """
-    if reference.architecture != candidate.architecture:
+    if reference.model != candidate.model:
         raise ArchitectureError(
-            f"expected the dimensions of the reference, {reference.architecture.describe()}; "
-            f"found {candidate.architecture.describe()}",
+            f"expected the dimensions of the reference, {reference.model.describe()}; "
+            f"found {candidate.model.describe()}",
             remedy="Give the checkpoint that it was made of, with --reference.",
             path=candidate.path,
         )

@@ -26,8 +26,8 @@ from clipcheck.gates.integrity import Evidence
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
+    from clipcheck.families.sizes import HasSizes
     from clipcheck.sandbox.cell import Cell
 
 _LIBRARIES = {"onnxruntime": "1.20", "onnx": "1.17", "onnxscript": "0.7.0"}
@@ -104,7 +104,7 @@ class ONNXRuntime(ProgramBackend):
             return f"ONNX Runtime has no execution provider that clipcheck knows for {device.type}"
         if provider not in _installed():
             return f"this onnxruntime has no {provider}; it has {', '.join(_installed())}"
-        return too_large_for_onnx(checkpoint.architecture, dtype)
+        return too_large_for_onnx(checkpoint, dtype)
 
     @classmethod
     def build(cls, source: Source) -> Backend:
@@ -115,7 +115,7 @@ class ONNXRuntime(ProgramBackend):
         from clipcheck.writers.programs import write_onnx
 
         weights = source.model.state_dict()
-        model = source.checkpoint.architecture
+        model = source.sizes
         if source.program is not None:
             return open_program(
                 source.program,
@@ -164,7 +164,7 @@ class ONNXRuntime(ProgramBackend):
 def open_program(
     path: Path,
     device: torch.device,
-    architecture: Architecture,
+    architecture: HasSizes,
     weights: Mapping[str, torch.Tensor] | None = None,
     options: Mapping[str, str] | None = None,
     cell: Cell | None = None,

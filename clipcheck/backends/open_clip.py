@@ -98,7 +98,7 @@ def _from_config(source: Source) -> Any:
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.format is Format.OPEN_CLIP:
-        return dict(directories.read(checkpoint.path).config)
+        return dict(directories.read(checkpoint.path).config["model_cfg"])
     return open_clip_config(checkpoint.architecture)
 
 

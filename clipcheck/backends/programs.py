@@ -15,9 +15,9 @@ from clipcheck.backends.base import Backend, evidence_of_closed
 from clipcheck.backends.calling import Array, Named, Pixels, Tokens, closed, translating
 from clipcheck.backends.opened import Opened
 from clipcheck.backends.signature import Outputs, Raw
-from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.checkpoint import bytes_of
 from clipcheck.errors import CheckpointError, RunError
+from clipcheck.families.sizes import HasSizes
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import OUTPUTS
 
@@ -52,7 +52,7 @@ class ProgramBackend(Backend):
         name: str,
         opened: Opened,
         *,
-        architecture: Architecture,
+        architecture: HasSizes,
         path: Path,
         evidence: Callable[[Opened], Evidence],
         data: Sequence[Path] = (),
@@ -159,7 +159,7 @@ _SIZES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (4, 4), (8, 8))
 """Images and texts that a program is tried with that does not run at another size."""
 
 
-def _runs(run: Run, size: tuple[int, int], architecture: Architecture) -> bool:
+def _runs(run: Run, size: tuple[int, int], architecture: HasSizes) -> bool:
     try:
         run(*signature.blank(architecture, *size))
     # Of whatever library, and for whatever reason.
@@ -196,7 +196,7 @@ def key_of(source: Source, *libraries: str) -> dict[str, str]:
         "checkpoint": source.checkpoint.sha256,
         "model": source.checkpoint.origin.name,
         # The same weights may be of several architectures: they do not tell.
-        "architecture": repr(source.checkpoint.architecture),
+        "architecture": repr(source.checkpoint.model),
         "device": source.device.type,
         "dtype": source.dtype,
         "program": PROGRAM,

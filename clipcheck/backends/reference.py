@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from clipcheck.backends.calling import Array, run_method, to_numpy
 from clipcheck.checkpoints.architecture import Architecture
-from clipcheck.families import eager
+from clipcheck.checkpoints.library import LibraryArchitecture
+from clipcheck.families.base import DualEncoder
+from clipcheck.families.registry import over
 from clipcheck.inputs.batches import MOST_ROWS
 from clipcheck.system.progress import Advance, Tally, still
 
@@ -34,7 +36,12 @@ class Reference:
         device: where its weights are. One without float64, as ``mps``, leaves that to the CPU.
     """
 
-    def __init__(self, model: eager.CLIP, architecture: Architecture, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: DualEncoder,
+        architecture: Architecture | LibraryArchitecture,
+        device: torch.device,
+    ) -> None:
         self._model = model
         self._architecture = architecture
         self._device = device
@@ -43,7 +50,7 @@ class Reference:
     @property
     def scale(self) -> float:
         """exp(logit_scale), which logits are in proportion to."""
-        return float(self._model.logit_scale.detach().cpu().double().exp())
+        return float(self._model.log_scale().detach().cpu().double().exp())
 
     def outputs(
         self,
@@ -99,7 +106,7 @@ class Reference:
         """Runs single inputs, one after another: its float64 weights stay for the next."""
         return Standing(self._model, self._device, self._exact_device, self._in_float64)
 
-    def _in_float64(self, chosen: Callable[[str], bool]) -> eager.CLIP:
+    def _in_float64(self, chosen: Callable[[str], bool]) -> DualEncoder:
         """The model with the chosen weights in float64, the others as they are."""
         weights = {
             # In this order: a device without float64 cannot convert to it on the way out.
@@ -108,7 +115,7 @@ class Reference:
             else tensor
             for key, tensor in self._model.state_dict().items()
         }
-        return eager.build(self._architecture, weights)
+        return over(self._architecture, weights)
 
 
 class Standing:
@@ -119,10 +126,10 @@ class Standing:
 
     def __init__(
         self,
-        model: eager.CLIP,
+        model: DualEncoder,
         device: torch.device,
         exact_device: torch.device,
-        in_float64: Callable[[Callable[[str], bool]], eager.CLIP],
+        in_float64: Callable[[Callable[[str], bool]], DualEncoder],
     ) -> None:
         self._model = model
         self._device = device
@@ -201,7 +208,7 @@ def _set_reductions(half: Any, bfloat16: Any) -> None:
 
 
 def _is_visual(key: str) -> bool:
-    return key.startswith("visual.")
+    return key.startswith(("visual.", "model.visual."))
 
 
 class _Encoder:
@@ -211,7 +218,7 @@ class _Encoder:
         self._tally = Tally(sum(len(pixels) + len(tokens) for pixels, tokens in inputs), advance)
 
     def __call__(
-        self, model: eager.CLIP, method: str, array: NDArray[Any], device: torch.device
+        self, model: DualEncoder, method: str, array: NDArray[Any], device: torch.device
     ) -> torch.Tensor:
         features = _encode(model, method, array, device)
         self._tally.add(len(array))
@@ -219,19 +226,20 @@ class _Encoder:
 
 
 def _encode(
-    model: eager.CLIP, method: str, array: NDArray[Any], device: torch.device
+    model: DualEncoder, method: str, array: NDArray[Any], device: torch.device
 ) -> torch.Tensor:
     features: torch.Tensor = run_method("eager", model, method, torch.from_numpy(array).to(device))
     return features
 
 
 def _encode_by_length(
-    encode: _Encoder, model: eager.CLIP, batches: Sequence[Tokens], device: torch.device
+    encode: _Encoder, model: DualEncoder, batches: Sequence[Tokens], device: torch.device
 ) -> list[torch.Tensor]:
     """The features of texts, for each batch. What follows the end of a text has no effect on it, so
     texts of about the same length are run together, and cut behind their ends."""
     tokens = np.concatenate(batches)
-    if tokens.shape[1] != model.context_length:  # which the model may refuse
+    # Another length the model may refuse.
+    if tokens.shape[1] != model.context_length or not model.ends_unseen:
         return [encode(model, "encode_text", batch, device) for batch in batches]
     ends = tokens.argmax(axis=1)
     order = np.argsort(ends, kind="stable")
@@ -243,15 +251,15 @@ def _encode_by_length(
     return list(torch.cat(found)[back].split([len(batch) for batch in batches]))
 
 
-def _of_lengths(model: eager.CLIP, lengths: Tokens | None, device: torch.device) -> list[Named]:
+def _of_lengths(model: DualEncoder, lengths: Tokens | None, device: torch.device) -> list[Named]:
     if lengths is None:
         return []
-    longest = torch.from_numpy(lengths[-1:]).to(device)
-    return [{"text_features": to_numpy(model.encode_every_length(longest))}]
+    every = torch.from_numpy(lengths).to(device)
+    return [{"text_features": to_numpy(model.encode_lengths(every))}]
 
 
 def _named(
-    model: eager.CLIP, images: Sequence[torch.Tensor], texts: Sequence[torch.Tensor]
+    model: DualEncoder, images: Sequence[torch.Tensor], texts: Sequence[torch.Tensor]
 ) -> list[Named]:
     found: list[Named] = []
     for image_features, text_features in zip(images, texts, strict=True):

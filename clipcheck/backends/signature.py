@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcheck.backends.calling import Array, Named, Pixels, Tokens
-from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.errors import ArchitectureError, CheckpointError
+from clipcheck.families.sizes import HasSizes
 from clipcheck.gates.result import OUTPUTS
 
 _INPUTS = {
@@ -84,7 +84,7 @@ class Input:
 
 
 def inputs(
-    declared: Sequence[Declared], architecture: Architecture, path: Path, *, any_size: bool = True
+    declared: Sequence[Declared], architecture: HasSizes, path: Path, *, any_size: bool = True
 ) -> tuple[Input, ...]:
     """Tell the inputs of a program apart.
 
@@ -153,7 +153,7 @@ def _kind(declared: Declared, path: Path) -> str:
     return kind
 
 
-def _require_shape(declared: Declared, kind: str, a: Architecture, path: Path) -> None:
+def _require_shape(declared: Declared, kind: str, a: HasSizes, path: Path) -> None:
     side = a.image_resolution
     sizes = (3, side, side) if kind == "pixels" else (a.context_length,)
     shape = declared.shape
@@ -198,19 +198,19 @@ class Outputs:
         return {name: raw[place][1] for name, place in self.places.items()}
 
 
-def probe(architecture: Architecture) -> tuple[Pixels, Tokens]:
+def probe(architecture: HasSizes) -> tuple[Pixels, Tokens]:
     """Inputs whose outputs `outputs` tells apart."""
     return blank(architecture, *_PROBE)
 
 
-def blank(architecture: Architecture, images: int, texts: int) -> tuple[Pixels, Tokens]:
+def blank(architecture: HasSizes, images: int, texts: int) -> tuple[Pixels, Tokens]:
     """Inputs of zeros."""
     a = architecture
     pixels = np.zeros((images, 3, a.image_resolution, a.image_resolution), dtype=np.float32)
     return pixels, np.zeros((texts, a.context_length), dtype=np.int32)
 
 
-def outputs(raw: Raw, architecture: Architecture) -> Outputs:
+def outputs(raw: Raw, architecture: HasSizes) -> Outputs:
     """Tell the outputs of a program apart.
 
     One is told by its name, or else by its shape, where it alone has that shape and no name says

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 from clipcheck.backends.archives import OpenArchive
 from clipcheck.backends.artefacts import Artefacts
+from clipcheck.errors import UnfitError
 
 if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.families import eager
+    from clipcheck.families.base import DualEncoder
+    from clipcheck.families.sizes import Sizes
     from clipcheck.sandbox.cell import Cell
 
 
@@ -38,7 +41,7 @@ class Source:
     """
 
     checkpoint: Checkpoint
-    model: eager.CLIP
+    model: DualEncoder
     device: torch.device
     dtype: str
     options: Mapping[str, str]
@@ -48,3 +51,27 @@ class Source:
     program: Path | None = None
     cell: Cell | None = None
     made_here: bool = True
+
+    @property
+    def clip(self) -> eager.CLIP:
+        """The eager model, where clipcheck's own modules compute it.
+
+        Raises:
+            UnfitError: a library's do.
+        """
+        from clipcheck.families import eager
+
+        if not isinstance(self.model, eager.CLIP):
+            raise UnfitError(
+                f"expected clipcheck's own modules, found {type(self.model).__name__}",
+                remedy="Choose another backend.",
+                path=self.checkpoint.path,
+            )
+        return self.model
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes of the model's inputs and features."""
+        from clipcheck.families.registry import sizes_of
+
+        return sizes_of(self.checkpoint.model)

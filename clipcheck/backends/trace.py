@@ -17,8 +17,6 @@ from clipcheck.system import torchscript_support
 if TYPE_CHECKING:
     import torch
 
-    from clipcheck.families import eager
-
 _IMAGES, _TEXTS = 2, 3
 """Of the example inputs: not as many, so that one number is not taken for the other."""
 
@@ -39,7 +37,7 @@ class ScriptBackend(ModuleBackend):
 
     def __init__(self, name: str, module: torch.nn.Module, source: Source) -> None:
         super().__init__(name, module, source.device, self._found)
-        self._model: eager.CLIP = source.model
+        self._model = source.model
 
     def _found(self) -> Evidence:
         import torch
@@ -91,7 +89,7 @@ def _quiet_about_attention() -> Iterator[None]:
         yield
 
 
-def shared_weights(module: torch.nn.Module, model: eager.CLIP, doubts: list[str]) -> Evidence:
+def shared_weights(module: torch.nn.Module, model: torch.nn.Module, doubts: list[str]) -> Evidence:
     """That a module which was made of the eager model still has all of its weights.
 
     Args:
@@ -119,14 +117,14 @@ def example_inputs(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
     """
     import torch
 
-    a = source.checkpoint.architecture
+    a, texts = source.sizes, source.sizes.texts
     generator = torch.Generator().manual_seed(0)
     size = (_IMAGES, 3, a.image_resolution, a.image_resolution)
     pixels = torch.randn(size, generator=generator)
-    tokens = torch.zeros((_TEXTS, a.context_length), dtype=torch.int32)
+    tokens = torch.full((_TEXTS, a.context_length), texts.pad, dtype=torch.int32)
     for row in range(_TEXTS):
         length = 1 + (row + 1) * a.context_length // (_TEXTS + 1)
-        tokens[row, 1:length] = torch.arange(1, length)
-        tokens[row, 0] = a.vocab_size - 2
-        tokens[row, length] = a.vocab_size - 1
+        tokens[row, 1:length] = torch.arange(1, length) + texts.first
+        tokens[row, 0] = texts.first if texts.start is None else texts.start
+        tokens[row, length] = texts.last if texts.end is None else texts.end
     return pixels.to(source.device), tokens.to(source.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, same_bits
 from clipcheck.gates.weights import Stored, WeightDifference, absent, difference
 
@@ -23,12 +22,11 @@ def compare_weights(candidate: Checkpoint, reference: Checkpoint) -> Iterator[We
         candidate: what is judged.
         reference: what it should be, in any dtypes.
     """
-    buffers = {key for key, spec in specs(reference.architecture) if spec.kind == "buffer"}
     for key in [*reference.tensors, *(candidate.tensors.keys() - reference.tensors.keys())]:
         sides = {"candidate": candidate, "reference": reference}
         missing = [side for side, checkpoint in sides.items() if key not in checkpoint.tensors]
         if missing:
-            yield absent(key, missing[0], harmless=key in buffers)
+            yield absent(key, missing[0], harmless=key in reference.buffers)
             continue
         for checkpoint in sides.values():
             checkpoint.prefetch(key)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints.architecture import Architecture, specs
 from clipcheck.checkpoints.finding import Origin
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.naming import Naming
 from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.checkpoints.training import Entry
@@ -93,9 +94,10 @@ class Checkpoint:
     Attributes:
         path: the file, or the folder.
         format: how it is laid out.
-        architecture: the model's dimensions, and how it computes with them.
-        tensors: the weights by the keys of the released state dicts, mapped from the file and of
-            the dtypes that they have there. Not to be written to.
+        model: what it is a model of: the dimensions, and how it computes with them; or a library's
+            configuration.
+        tensors: the weights by the keys of the released state dicts, or of the library's, mapped
+            from the file and of the dtypes that they have there. Not to be written to.
         records: the zip records, where the file has them.
         files: of a folder, those that make up the model, sorted by name: the configuration and
             the weights; no tokenizer.
@@ -111,7 +113,7 @@ class Checkpoint:
 
     path: Path
     format: Format
-    architecture: Architecture
+    model: Architecture | LibraryArchitecture
     tensors: Mapping[str, torch.Tensor]
     records: Records | None = None
     files: tuple[Path, ...] = ()
@@ -121,6 +123,31 @@ class Checkpoint:
     naming: Naming = field(default_factory=Naming)
     told: str = ""
     untold: str = ""
+
+    @property
+    def architecture(self) -> Architecture:
+        """The model's dimensions, where clipcheck's own modules compute it.
+
+        Raises:
+            UnfitError: a library's do.
+        """
+        if isinstance(self.model, LibraryArchitecture):
+            raise self.model.unfit(self.path)
+        return self.model
+
+    @cached_property
+    def buffers(self) -> frozenset[str]:
+        """The keys of integers that nothing is computed with, as ``input_resolution``."""
+        if isinstance(self.model, LibraryArchitecture):
+            return frozenset()
+        return frozenset(key for key, spec in specs(self.model) if spec.kind == "buffer")
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable weights; of a library's model, of all floating-point numbers."""
+        if isinstance(self.model, LibraryArchitecture):
+            return sum(t.numel() for t in self.tensors.values() if t.dtype.is_floating_point)
+        return self.model.parameters
 
     @cached_property
     def sha256(self) -> str:
@@ -140,6 +167,16 @@ class Checkpoint:
         """Names of the dtypes of the floating-point weights, sorted."""
         found = {t.dtype for t in self.tensors.values() if t.dtype.is_floating_point}
         return sorted(str(dtype).removeprefix("torch.") for dtype in found)
+
+    @property
+    def compute_dtype(self) -> str:
+        """Name of the dtype of the image tower's first weights, which the model computes in."""
+        found = (
+            tensor.dtype
+            for key, tensor in self.tensors.items()
+            if key.startswith("visual.") and key.endswith(".weight") and tensor.ndim > 1
+        )
+        return str(next(found)).removeprefix("torch.")
 
     @property
     def weight_dtypes(self) -> list[str]:

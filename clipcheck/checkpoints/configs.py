@@ -351,6 +351,9 @@ _IDLE_PREFIXES = ("timm_", "hf_")
 """Prefixes of options that change nothing in evaluation, or nothing without another option that is
 refused."""
 
+_BEYOND = ("multimodal_cfg", "init_logit_bias")
+"""Options of the whole model that clipcheck's own modules do not have."""
+
 _MODEL_KEYS = {
     "embed_dim",
     "vision_cfg",
@@ -422,6 +425,26 @@ def _ratio(width: int, mlp_width: int) -> float:
     """A ratio that open_clip, which rounds down, makes exactly that width of."""
     ratio = mlp_width / width
     return ratio if int(width * ratio) == mlp_width else math.nextafter(ratio, math.inf)
+
+
+def beyond_released(config: Config) -> list[str]:
+    """The options of a ``model_cfg`` of open_clip with which it is a model that clipcheck does not
+    build itself, and open_clip does, for people.
+
+    Args:
+        config: what it says, of whatever types.
+    """
+    found = [f"{key} {_brief(config[key])}" for key in _BEYOND if config.get(key) is not None]
+    for name, usual in (("vision_cfg", _USUAL_VISION), ("text_cfg", _USUAL_TEXT)):
+        section = config.get(name)
+        for key, value in section.items() if isinstance(section, dict) else ():
+            if key in usual and not any(value is each or value == each for each in usual[key]):
+                found.append(f"{name}.{key} {_brief(value)}")
+    return found
+
+
+def _brief(value: Any) -> str:
+    return "" if isinstance(value, dict) else reprlib.repr(value)
 
 
 def of_open_clip(config: Config, path: Path) -> Architecture:

@@ -11,12 +11,14 @@ import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.checkpoints.configs import note_of, of_open_clip, of_transformers
+from clipcheck.checkpoints.configs import note_of, of_transformers
+from clipcheck.checkpoints.library import TEXT_CONFIG, LibraryArchitecture, read_open_clip
 from clipcheck.errors import (
     ArchitectureError,
     CheckpointError,
@@ -67,7 +69,7 @@ class Directory:
         path: the folder.
         format: `Format.TRANSFORMERS` or `Format.OPEN_CLIP`.
         config_path: the file with the configuration.
-        config: what it says; of open_clip's the ``model_cfg``.
+        config: what it says.
         weights: the files with the weights.
         index: the file that tells what is in which of them, where there is one.
         file_of: by key, the name of its file; empty without an index.
@@ -85,17 +87,23 @@ class Directory:
     def files(self) -> tuple[Path, ...]:
         """All that the model is made of, sorted by name."""
         index = () if self.index is None else (self.index,)
-        return tuple(sorted([self.config_path, *index, *self.weights]))
+        texts = (self.path / name for name in self._texts)
+        return tuple(sorted([self.config_path, *texts, *index, *self.weights]))
 
     @property
-    def architecture(self) -> Architecture:
+    def model(self) -> Architecture | LibraryArchitecture:
         """Architecture that the configuration describes.
 
         Raises:
-            ArchitectureError: it is none that clipcheck builds.
+            ArchitectureError: it is none that clipcheck builds, nor one of a library's.
         """
-        read = of_transformers if self.format is Format.TRANSFORMERS else of_open_clip
-        return read(self.config, self.config_path)
+        if self.format is Format.TRANSFORMERS:
+            return of_transformers(self.config, self.config_path)
+        return read_open_clip(self.config, self.config_path, self._texts)
+
+    @cached_property
+    def _texts(self) -> dict[str, dict[str, Any]]:
+        return configs_beside(self.config_path) if self.format is Format.OPEN_CLIP else {}
 
     @property
     def note(self) -> str:
@@ -123,6 +131,16 @@ class Directory:
             raise DamagedError(
                 f"{name} {state} the tensor {key!r}{more}", remedy=_COPY_AGAIN, path=self.index
             )
+
+
+def configs_beside(path: Path) -> dict[str, dict[str, Any]]:
+    """The configurations beside that of open_clip, by the names of their files.
+
+    Raises:
+        CheckpointError: one of them cannot be read.
+    """
+    beside = path.with_name(TEXT_CONFIG)
+    return {TEXT_CONFIG: read_json(beside)} if _is_file(beside) else {}
 
 
 def read(path: Path) -> Directory:
@@ -156,7 +174,8 @@ def read(path: Path) -> Directory:
             remedy="Give the path of the file itself, or of such a folder.",
             path=path,
         )
-    model = read_json(ours).get("model_cfg")
+    config = read_json(ours)
+    model = config.get("model_cfg")
     if not isinstance(model, dict):
         raise ArchitectureError(
             "expected an object under 'model_cfg', found "
@@ -164,7 +183,7 @@ def read(path: Path) -> Directory:
             remedy="Take the configuration that open_clip wrote.",
             path=ours,
         )
-    return _directory(path, Format.OPEN_CLIP, ours, model)
+    return _directory(path, Format.OPEN_CLIP, ours, config)
 
 
 def _directory(path: Path, form: Format, config_path: Path, config: Mapping[str, Any]) -> Directory:

@@ -130,6 +130,7 @@ def find_model(
     path: str | os.PathLike[str],
     *,
     strict: bool = True,
+    usual: bool = True,
 ) -> Model[Weight]:
     """Find the CLIP model in an object that training code saved.
 
@@ -142,6 +143,7 @@ def find_model(
         key: the name of the model, or the beginning of it, where the user gave one.
         path: the file, for messages.
         strict: whether there has to be a model of that name; else the only one is taken as well.
+        usual: whether it has to be without the additions that clipcheck's own modules lack.
 
     Raises:
         ArchitectureError: it has no tensors by name, or those of another kind of model.
@@ -151,7 +153,7 @@ def find_model(
     mappings = list(_mappings(saved))
     candidates = [each for place, found in mappings for each in _candidates(place, found, kind)]
     if candidates or (key is not None and strict):
-        return _chosen(candidates, key, path, strict=strict).model(path)
+        return _chosen(candidates, key, path, strict=strict).model(path, usual=usual)
     tensors = [(place, _tensors(found, kind)) for place, found in mappings]
     place, most = max(tensors, key=lambda each: len(each[1]), default=("", {}))
     if not most:
@@ -160,7 +162,8 @@ def find_model(
             remedy="Save model.state_dict().",
             path=path,
         )
-    require_usual(most, path)
+    if usual:
+        require_usual(most, path)
     return Model({_unwrapped(key): tensor for key, tensor in most.items()}, Origin(place))
 
 
@@ -265,13 +268,14 @@ class _Candidate(Generic[Weight]):
         """Equal to that of another which is the same tensors in the file."""
         return frozenset((name, _identity(self.tensors[key])) for name, key in self.own)
 
-    def model(self, path: str | os.PathLike[str]) -> Model[Weight]:
-        """The model, if it is one that can be read.
+    def model(self, path: str | os.PathLike[str], *, usual: bool) -> Model[Weight]:
+        """The model, if it is one that can be read; see `find_model`.
 
         Raises:
             ArchitectureError: it has additions, or a weight twice.
         """
-        require_usual([_unwrapped(key) for key in [*self.keys, *self.beside]], path)
+        if usual:
+            require_usual([_unwrapped(key) for key in [*self.keys, *self.beside]], path)
         weights: dict[str, Weight] = {}
         for name, key in self.own:
             tensor = self.tensors[key]

@@ -25,6 +25,7 @@ from clipcheck.checkpoints.architecture import (
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.finding import Origin, find_model
 from clipcheck.checkpoints.keymaps import from_layout, layout_of, spelled
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.naming import (
     Naming,
     is_causal_mask,
@@ -46,6 +47,7 @@ from clipcheck.checkpoints.unpickle import ITEM_SIZES, META, TensorRecord, read_
 from clipcheck.errors import (
     ArchitectureError,
     DamagedError,
+    UnfitError,
     UnknownFormatError,
     UsageError,
     first_line,
@@ -135,7 +137,7 @@ def open_checkpoint(
         return _open_directory(directories.read(path), _Key(key, strict), told)
     file = _read(path)
     checkpoint = _checkpoint(path, file.format, file, _Key(key, strict), path.stat().st_size, told)
-    if not checkpoint.told and checkpoint.architecture == ARCHITECTURES.get(str(name)):
+    if not checkpoint.told and checkpoint.model == ARCHITECTURES.get(str(name)):
         return dataclasses.replace(checkpoint, told=f"the released model {name}")
     return checkpoint
 
@@ -161,7 +163,7 @@ def _open_directory(directory: directories.Directory, key: _Key, told: Told | No
     size = sum(path.stat().st_size for path in files)
     if told is None:
         source = f"its {directory.config_path.name}"
-        told = Told(directory.architecture, source, note=directory.note)
+        told = Told(directory.model, source, note=directory.note)
     checkpoint = _checkpoint(directory.path, directory.format, whole, key, size, told)
     parts = tuple(file.records for file in files.values() if file.records is not None)
     return dataclasses.replace(checkpoint, files=directory.files, parts=parts, records=None)
@@ -260,8 +262,11 @@ def _checkpoint(
         size: bytes of its weights.
         told: the architecture that it has to be of.
     """
-    tensors, origin = _model(file, key, path)
+    library = told is not None and isinstance(told.model, LibraryArchitecture)
+    tensors, origin = _model(file, key, path, usual=not library)
     _require_stored(tensors, size, path)
+    if told is not None and library:
+        return _of_library(path, form, file, tensors, origin, told)
     if form is Format.ARCHIVE and file.records is not None:
         require_not_frozen(file.records, path)
         tensors, naming = read_names(tensors, path)
@@ -284,14 +289,7 @@ def _checkpoint(
         for key, spec in specs(architecture)
         if key in tensors and (kind := _unusable(tensors[key], spec))
     ]
-    if found:
-        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        raise ArchitectureError(
-            f"expected dense weights of {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]} and whole "
-            f"numbers in the buffers, found {', '.join(found[:5])}{more}",
-            remedy="Save the model's state dict before it is quantized or moved elsewhere.",
-            path=path,
-        )
+    _require_usable(found, path)
     return Checkpoint(
         path,
         form,
@@ -306,10 +304,38 @@ def _checkpoint(
     )
 
 
-def _model(file: _File, key: _Key, path: Path) -> tuple[dict[str, torch.Tensor], Origin]:
+def _of_library(
+    path: Path,
+    form: Format,
+    file: _File,
+    tensors: dict[str, torch.Tensor],
+    origin: Origin,
+    told: Told,
+) -> Checkpoint:
+    """Make a checkpoint of a model that its library computes; whether the weights fit, building it
+    tells."""
+    if form is Format.ARCHIVE:
+        raise UnfitError(
+            f"archives of {told.model.describe()} are not judged",
+            remedy="Give the folder of its weights, with their configuration.",
+            path=path,
+        )
+    _require_usable(
+        [f"{key} ({kind})" for key, each in tensors.items() if (kind := _unusable_there(each))],
+        path,
+    )
+    record = read_record(file.saved) if file.kind is TensorRecord else {}
+    return Checkpoint(
+        path, form, told.model, tensors, file.records, record=record, origin=origin, told=str(told)
+    )
+
+
+def _model(
+    file: _File, key: _Key, path: Path, *, usual: bool
+) -> tuple[dict[str, torch.Tensor], Origin]:
     """The tensors of the model, and where it is in the file."""
     if file.format is not Format.ARCHIVE:
-        model = find_model(file.saved, file.kind, key.name, path, strict=key.strict)
+        model = find_model(file.saved, file.kind, key.name, path, strict=key.strict, usual=usual)
         return {name: file.load(each) for name, each in model.weights.items()}, model.origin
     if key.name is not None and key.strict:
         raise UsageError(
@@ -320,13 +346,32 @@ def _model(file: _File, key: _Key, path: Path) -> tuple[dict[str, torch.Tensor],
     return cast("dict[str, torch.Tensor]", file.saved), Origin()
 
 
-def _unusable(tensor: torch.Tensor, spec: Spec) -> str:
-    """Describe ``tensor`` where a CLIP model cannot hold such a one there; else return nothing."""
+def _require_usable(unusable: list[str], path: Path) -> None:
+    if unusable:
+        more = f" and {len(unusable) - 5} more" if len(unusable) > 5 else ""
+        raise ArchitectureError(
+            f"expected dense weights of {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]} and whole "
+            f"numbers in the buffers, found {', '.join(unusable[:5])}{more}",
+            remedy="Save the model's state dict before it is quantized or moved elsewhere.",
+            path=path,
+        )
+
+
+def _unusable_there(tensor: torch.Tensor) -> str:
+    """Describe ``tensor`` where no model that is judged can hold such a one."""
     layout, dtype = (str(kind).removeprefix("torch.") for kind in (tensor.layout, tensor.dtype))
     if layout != "strided" or tensor.is_quantized:
         return f"{layout} {dtype}"
     if tensor.is_meta:
         return f"{dtype} without values"
+    return "" if dtype in (*_FLOATS, *_WHOLE_NUMBERS, "bool") else dtype
+
+
+def _unusable(tensor: torch.Tensor, spec: Spec) -> str:
+    """Describe ``tensor`` where a CLIP model cannot hold such a one there; else return nothing."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if (problem := _unusable_there(tensor)) and problem != dtype:
+        return problem
     if dtype in _FLOATS and (spec.kind != "buffer" or float(tensor).is_integer()):
         return ""
     return "" if spec.kind == "buffer" and dtype in _WHOLE_NUMBERS else dtype

@@ -75,7 +75,7 @@ def _computing_alike(
 
 def _computing_as(one: Checkpoint, other: Checkpoint) -> Checkpoint:
     architecture = one.architecture.computing_as(other.architecture)
-    return replace(one, architecture=architecture, told=f"{other.told}, of {other.path}")
+    return replace(one, model=architecture, told=f"{other.told}, of {other.path}")
 
 
 def require_told(checkpoint: Checkpoint) -> None:

@@ -25,11 +25,17 @@ from clipcheck.checkpoints.architecture import (
     differences,
     listed,
 )
-from clipcheck.checkpoints.configs import note_of, of_open_clip, of_transformers
+from clipcheck.checkpoints.configs import note_of, of_transformers
 from clipcheck.checkpoints.directories import (
     OPEN_CLIP_CONFIG,
     TRANSFORMERS_CONFIG,
+    configs_beside,
     read_json,
+)
+from clipcheck.checkpoints.library import (
+    LibraryArchitecture,
+    read_open_clip,
+    with_text_config,
 )
 from clipcheck.errors import ArchitectureError, CheckpointError, UnknownModelError
 
@@ -54,24 +60,34 @@ class Told:
     """An architecture, and where it was taken from.
 
     Attributes:
-        architecture: with the dimensions that are told as well, which those of the weights have to
-            be.
+        model: with the dimensions that are told as well, which those of the weights have to be.
         source: what told it, for people.
         argument: where the user did, the same as ``--architecture`` from any folder.
         note: what else there is to know of the source, for people.
     """
 
-    architecture: Architecture
+    model: Architecture | LibraryArchitecture
     source: str
     argument: str = ""
     note: str = ""
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture, where clipcheck's own modules compute it.
+
+        Raises:
+            UnfitError: a library's do.
+        """
+        if isinstance(self.model, LibraryArchitecture):
+            raise self.model.unfit()
+        return self.model
 
     def __str__(self) -> str:
         """The source, with the note."""
         return f"{self.source} ({self.note})" if self.note else self.source
 
 
-def named(name: str, asked: str = OPTION) -> Told:
+def named(name: str, asked: str = OPTION, *, text_config: bool = False) -> Told:
     """The architecture that ``--architecture`` names.
 
     Args:
@@ -79,6 +95,8 @@ def named(name: str, asked: str = OPTION) -> Told:
             ``open_clip:NAME/TAG``, which has the activation that the weights of that tag were
             trained with; or the path of an ``open_clip_config.json`` or a ``config.json``.
         asked: what the user gave it as, which messages begin with; empty for nothing.
+        text_config: whether a text model of transformers, whose configuration only the hub has,
+            is to be one of its kind with transformers' default sizes.
 
     Raises:
         UnknownModelError: there is none of that name; the message tells the nearest one.
@@ -86,7 +104,10 @@ def named(name: str, asked: str = OPTION) -> Told:
         CheckpointError: the file cannot be read.
     """
     try:
-        return _named(name)
+        told = _named(name)
+        if text_config and isinstance(told.model, LibraryArchitecture):
+            return replace(told, model=with_text_config(told.model))
+        return told
     except UnknownModelError as error:
         problem = f"{asked}: {error.problem}" if asked else error.problem
         raise UnknownModelError(problem, remedy=error.remedy) from None
@@ -127,10 +148,8 @@ def of_file(path: Path, source: str, argument: str = "") -> Told:
     config = read_json(path)
     if config.get("model_type") == "clip":
         return Told(of_transformers(config, path), source, argument, note_of(config, path))
-    if isinstance(config.get("model_cfg"), dict):
-        return Told(of_open_clip(config["model_cfg"], path), source, argument)
-    if "vision_cfg" in config:
-        return Told(of_open_clip(config, path), source, argument)
+    if isinstance(config.get("model_cfg"), dict) or "vision_cfg" in config:
+        return Told(read_open_clip(config, path, configs_beside(path)), source, argument)
     raise ArchitectureError(
         "expected the configuration of a CLIP model: a model_cfg (open_clip), or the model_type "
         "'clip' (transformers)",
@@ -146,18 +165,50 @@ def _of_open_clips(name: str) -> Told:
     model, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
     if model not in _open_clip_files():
         raise _unknown(name)
-    found = _open_clip_architecture(model)
+    told = of_file(_open_clip_files()[model], model)
+    if isinstance(told.model, LibraryArchitecture):
+        return _of_library(told.model, model, tag, name)
+    found = told.model
     tags = _tags(model)
     if tag:
-        if tag not in tags:
-            (nearest,) = difflib.get_close_matches(tag, tags or [""], n=1, cutoff=0.0)
-            raise UnknownModelError(
-                f"open_clip has no weights {tag!r} of {model}",
-                remedy=f"The nearest tag is {nearest!r}." if nearest else "Leave the tag out.",
-            )
+        _require_tag(model, tag, tags)
         return Told(trained(found, quick=tags[tag]), f"open_clip's {model} and its tag {tag}", name)
     note = _other_tags(model, found, tags)
     return Told(found, f"open_clip's configuration {model}", name, note)
+
+
+def _require_tag(model: str, tag: str, tags: Mapping[str, bool]) -> None:
+    if tag not in tags:
+        (nearest,) = difflib.get_close_matches(tag, tags or [""], n=1, cutoff=0.0)
+        raise UnknownModelError(
+            f"open_clip has no weights {tag!r} of {model}",
+            remedy=f"The nearest tag is {nearest!r}." if nearest else "Leave the tag out.",
+        )
+
+
+def _of_library(found: LibraryArchitecture, model: str, tag: str, name: str) -> Told:
+    """A configuration that open_clip's own modules compute, with the activation and preprocessing
+    of a tag; without one, the preprocessing of its first."""
+    tags = _tags(model)
+    if tag:
+        _require_tag(model, tag, tags)
+    chosen = tag or next(iter(tags), "")
+    settings = found.settings
+    settings["preprocess_cfg"] = _preprocessing(model, chosen) if chosen else {}
+    if tag:
+        settings["model_cfg"]["quick_gelu"] = tags[tag]
+    of = f"open_clip's {model} and its tag {tag}" if tag else f"open_clip's configuration {model}"
+    return Told(replace(found, config=json.dumps(settings, sort_keys=True)), of, name)
+
+
+def _preprocessing(model: str, tag: str) -> dict[str, Any]:
+    from open_clip.pretrained import get_pretrained_cfg
+
+    config = get_pretrained_cfg(model, tag)
+    return {key: config[key] for key in _PREPROCESSING if config.get(key) is not None}
+
+
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 def _other_tags(model: str, found: Architecture, tags: Mapping[str, bool]) -> str:
@@ -203,7 +254,13 @@ def _open_clip_files() -> dict[str, Path]:
 
 @functools.cache
 def _open_clip_architecture(model: str) -> Architecture:
-    return of_file(_open_clip_files()[model], model).architecture
+    found = of_file(_open_clip_files()[model], model).model
+    if isinstance(found, LibraryArchitecture):
+        raise ArchitectureError(
+            f"{model} is {found.describe()}",
+            remedy="Give a folder with its open_clip_config.json.",
+        )
+    return found
 
 
 def _unknown(name: str) -> UnknownModelError:
@@ -311,12 +368,15 @@ def _beside(path: Path, found: Architecture) -> tuple[Told | None, str]:
         except CheckpointError as error:
             doubts.append(f"the {name} beside it does not tell ({error.problem})")
             continue
-        unlike = listed("", differences(described.architecture, found))
+        if isinstance(described.model, LibraryArchitecture):
+            doubts.append(f"{described.source} is of {described.model.describe()}")
+            continue
+        unlike = listed("", differences(described.model, found))
         if unlike:
             doubts.append(f"{described.source} is of another model ({unlike})")
         else:
             told.append(described)
-    if len({each.architecture for each in told}) > 1:
+    if len({each.model for each in told}) > 1:
         return None, f"the {TRANSFORMERS_CONFIG} and the {OPEN_CLIP_CONFIG} beside it disagree"
     return (told[0], "") if told else (None, "; ".join(doubts))
 

@@ -21,15 +21,26 @@ def synthesize(
         ),
     ],
     output: options.Output,
-    form: Annotated[options.FormatName | None, options.FORMAT] = None,
+    form: Annotated[options.SynthesizedName | None, options.FORMAT] = None,
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="The same seed gives the same bits.")
     ] = 0,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Layers of each tower, if not the architecture's; towers of timm keep theirs.",
+        ),
+    ] = None,
 ) -> None:
     """Write a checkpoint with seeded weights."""
+    from clipcheck.checkpoints.checkpoint import Format
     from clipcheck.writers.suffixes import format_for
 
-    chosen = format_for(output, form, get_args(options.FormatName))
-    count = synthesize_at(Path(output), architecture, chosen, seed)
-    report_written(Path(output), f"seeded weights, not trained ones, of {architecture}")
+    chosen = format_for(output, form, get_args(options.SynthesizedName))
+    file = None if chosen is Format.OPEN_CLIP else chosen
+    count = synthesize_at(Path(output), architecture, file, seed, layers)
+    shallow = f", made {layers} layers deep" if layers is not None else ""
+    report_written(Path(output), f"seeded weights, not trained ones, of {architecture}{shallow}")
     print_line(f"read back: {count} tensors, bit for bit as drawn")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.cli.output import print_line
-from clipcheck.errors import OutputError
+from clipcheck.errors import OutputError, UsageError
 from clipcheck.system.figures import size
 
 if TYPE_CHECKING:
@@ -19,14 +19,46 @@ if TYPE_CHECKING:
     from clipcheck.system.progress import Progress
 
 
-def synthesize_at(path: Path, architecture: str, form: Format, seed: int) -> int:
-    """Write seeded weights, and return how many tensors were read back."""
+def synthesize_at(
+    path: Path, architecture: str, form: Format | None, seed: int, layers: int | None = None
+) -> int:
+    """Write seeded weights, and return how many tensors were read back.
+
+    Args:
+        path: the file, or the folder.
+        architecture: as for ``--architecture``.
+        form: of the file; None for a folder of open_clip.
+        seed: of the weights.
+        layers: of each tower, if not as the architecture says.
+    """
+    from clipcheck.checkpoints.library import LibraryArchitecture
     from clipcheck.checkpoints.told import named
     from clipcheck.writers.convert import write
+    from clipcheck.writers.synthesize import shallow
     from clipcheck.writers.synthesize import synthesize as draw
 
-    wanted = named(architecture, asked="ARCH").architecture
-    return write(wanted, draw(wanted, seed), path, form)
+    wanted = named(architecture, asked="ARCH", text_config=True).model
+    if layers is not None:
+        wanted = shallow(wanted, layers)
+    if isinstance(wanted, LibraryArchitecture):
+        from clipcheck.writers.library import write_folder
+
+        if form is not None:
+            raise UsageError(
+                f"{path}: expected a folder for {architecture}: its weights do not tell what they "
+                "are of",
+                remedy="Give the name of a folder, with --format open_clip.",
+            )
+        return write_folder(wanted, path, seed)
+    weights = draw(wanted, seed)
+    if form is not None:
+        return write(wanted, weights, path, form)
+    from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+    from clipcheck.writers.directories import write_open_clip
+
+    told = f"{architecture}, whose weights were drawn"
+    write_open_clip(Checkpoint(path, Format.STATE_DICT, wanted, weights, told=told), path)
+    return len(weights)
 
 
 def report_written(path: Path, contents: str) -> None:

@@ -26,6 +26,7 @@ from clipcheck.checkpoints.architecture import (
     ResNet,
     ViT,
 )
+from clipcheck.families.base import DualEncoder
 
 
 class LayerNorm(nn.LayerNorm):
@@ -240,21 +241,22 @@ def _stage(channels: int, planes: int, blocks: int, stride: int) -> nn.Sequentia
     return nn.Sequential(first, *more)
 
 
-class CLIP(nn.Module):
+class CLIP(DualEncoder):
     """Both towers, and the cosine similarities of what they give.
 
     Built on the meta device: use `build`, which gives the weights.
     """
 
+    ends_unseen = True
+
     def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
         a = architecture
+        super().__init__(a.image_resolution, a.context_length)
         self.visual: VisionTransformer | ModifiedResNet
         if isinstance(a.vision, ViT):
             self.visual = VisionTransformer(a.vision, a.image_resolution, a.embed_dim)
         else:
             self.visual = ModifiedResNet(a.vision, a.image_resolution, a.embed_dim)
-        self.context_length = a.context_length
         self.vocab_size = a.vocab_size
         self.transformer = Transformer(a.text_width, a.text_layers, a.text_blocks)
         # Not nn.Embedding(...): its initialisation on meta costs a second, spent on imports.
@@ -302,6 +304,15 @@ class CLIP(nn.Module):
         x = self.embed(self.token_embedding(text).to(dtype))
         x = self.transformer(x.transpose(0, 1), causal_mask(x)).transpose(0, 1)  # [M, L, D]
         return self.project(self.pool(self.ln_final(x), text))
+
+    def log_scale(self) -> Tensor:
+        """The natural logarithm of what cosines are multiplied with: one number."""
+        return self.logit_scale
+
+    def encode_lengths(self, text: Tensor) -> Tensor:
+        """Features [L - 1, E] of prompts [L - 1, L] of every length, each the beginning of the
+        last."""
+        return self.encode_every_length(text[-1:])
 
     def encode_every_length(self, text: Tensor) -> Tensor:
         """Features [L - 1, E] of the prompts that end behind each token of ``text`` [1, L].

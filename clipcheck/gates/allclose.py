@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipcheck.gates.metrics import Difference, difference, softmax
+from clipcheck.gates.metrics import Difference, difference, sigmoid, softmax
 from clipcheck.gates.result import LOGITS, Case, GateResult, judged, not_finite, unusable
 from clipcheck.gates.tolerances import Allclose, Limits
 from clipcheck.system.figures import multiple, number
 
 
 def allclose(cases: Sequence[Case], limits: Allclose, measures: Limits | None = None) -> GateResult:
-    """``np.allclose`` on the softmax of both logits, of every batch.
+    """``np.allclose`` on the probabilities of both logits, of every batch.
 
     Logits that are not finite fail, on either side and equal or not: softmax would hide infinities.
 
     Args:
         cases: at least one.
-        limits: absolute and relative tolerance.
+        limits: absolute and relative tolerance, and how probabilities are made.
         measures: say how near to float64 the eager model has to be for the assertion to judge;
             where it is further, differences are shown. Without them the assertion always judges.
     """
@@ -39,19 +39,20 @@ def allclose(cases: Sequence[Case], limits: Allclose, measures: Limits | None = 
     if passed:
         greatest = max(float(figure["max_abs"]) for figure in figures.values())
         message = (
-            f"probabilities agree within atol {limits.atol:g}, rtol {limits.rtol:g}; "
-            f"worst difference {number(greatest)}"
+            f"{'sigmoid ' if limits.sigmoid else ''}probabilities agree within "
+            f"atol {limits.atol:g}, rtol {limits.rtol:g}; worst difference {number(greatest)}"
         )
     else:
         message = _mismatch(name, worst, limits, case)
-        own = 0.0 if measures is None else _own_excess(cases)
+        own = 0.0 if measures is None else _own_excess(cases, limits)
         if measures is not None and own > measures.allclose:
             return GateResult("allclose", True, f"{_of_rounding(own)}; {message}", figures)
     return GateResult("allclose", passed, message, figures, _excess(worst))
 
 
 def _differ(case: Case, name: str, limits: Allclose) -> Difference:
-    mine, other = softmax(case.candidate[name]), softmax(case.reference[name])
+    probabilities = sigmoid if limits.sigmoid else softmax
+    mine, other = probabilities(case.candidate[name]), probabilities(case.reference[name])
     return difference(mine, other, atol=limits.atol, rtol=limits.rtol)
 
 
@@ -62,10 +63,11 @@ def _of_rounding(own: float) -> str:
     )
 
 
-def _own_excess(cases: Sequence[Case]) -> float:
+def _own_excess(cases: Sequence[Case], limits: Allclose) -> float:
     """How many times what the classic assertion allows the eager model is from float64."""
+    classic = Allclose(sigmoid=limits.sigmoid)
     return max(
-        _excess(_differ(Case(case.reference, case.exact, case.exact), name, Allclose()))
+        _excess(_differ(Case(case.reference, case.exact, case.exact), name, classic))
         for case in cases
         for name in LOGITS
     )
@@ -91,7 +93,8 @@ def _figures(found: Sequence[Difference], limits: Allclose) -> dict[str, float |
 def _mismatch(name: str, found: Difference, limits: Allclose, case: Case) -> str:
     """Headline; where the greatest excess is; what was allowed there, and why."""
     return (
-        f"softmax({name}) differs in {found.mismatched} of {found.elements} probabilities; "
+        f"{'sigmoid' if limits.sigmoid else 'softmax'}({name}) differs in "
+        f"{found.mismatched} of {found.elements} probabilities; "
         f"worst at {case.where(name, found.index)}: candidate {found.candidate:.4g}, "
         f"reference {found.reference:.4g}, "
         f"{number(found.found)} apart (limit {number(found.allowed)}: "

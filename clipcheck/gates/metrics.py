@@ -17,6 +17,12 @@ def softmax(logits: Array) -> NDArray[np.float64]:
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
+def sigmoid(logits: Array) -> NDArray[np.float64]:
+    """The probability of each pair by itself, in float64. Shape as given."""
+    # By tanh, which overflows nowhere.
+    return np.asarray((1 + np.tanh(logits.astype(np.float64) / 2)) / 2)
+
+
 @dataclass(frozen=True)
 class Difference:
     """How far ``candidate`` is from ``reference`` where it is farthest beyond what is allowed.

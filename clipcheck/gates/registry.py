@@ -95,7 +95,8 @@ GATES = (
         needs_logits=True,
         title="The classic assertion on probabilities.",
         passes_when=f"np.allclose(candidate, reference, atol={_CLASSIC.atol:g}, "
-        f"rtol={_CLASSIC.rtol:g}) holds for the softmax of both logits.",
+        f"rtol={_CLASSIC.rtol:g}) holds for the softmax of both logits; for "
+        "their sigmoid, in a model that was trained by sigmoid loss.",
         explanation="This is what the reference implementation's own test asserts, and what users "
         "of `load` rely on. The tolerances are theirs; --atol and --rtol change them. It is wide: "
         "`clipcheck audit` shows how many known faults pass it. Where the eager model itself is "

@@ -12,10 +12,17 @@ class Allclose:
     The defaults are those of the reference implementation's own consistency test, which asserts
     ``np.allclose(jit, eager, atol=0.01, rtol=0.1)`` on probabilities (openai/CLIP,
     tests/test_consistency.py).
+
+    Attributes:
+        atol: absolute.
+        rtol: relative.
+        sigmoid: whether probabilities are the sigmoid of single logits, as in a model that was
+            trained by sigmoid loss, and not the softmax of a row.
     """
 
     atol: float = 0.01
     rtol: float = 0.1
+    sigmoid: bool = False
 
 
 @dataclass(frozen=True)

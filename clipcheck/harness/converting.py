@@ -197,7 +197,7 @@ def _judge(
     alternative = None
     if intact and not gate.passed:
         ruler = Ruler([case], limits, scale)
-        model, architecture = sides.source.model, checkpoint.architecture
+        model, architecture = sides.source.clip, checkpoint.architecture
         alternative = find_alternative(model, architecture, [batch], [case], ruler, nearer=True)
     return _Seen(gate, alternative, _hidden(case))
 

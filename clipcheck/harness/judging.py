@@ -17,7 +17,9 @@ import numpy as np
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array
 from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import RunError
+from clipcheck.families.registry import sizes_of
 from clipcheck.gates.allclose import allclose
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fidelity import fidelity, precision
@@ -37,9 +39,10 @@ from clipcheck.gates.result import (
 )
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.gates.top1 import top1
-from clipcheck.inputs.batches import Batch, Inputs, every_length, for_modules
+from clipcheck.inputs.batches import Batch, Inputs, every_length, for_modules, length_of
 from clipcheck.inputs.dealing import BRIEF, FULL, Call, Effort, deal
 from clipcheck.inputs.digest import digest
+from clipcheck.inputs.rules import CLIP_TEXTS, TextRules
 from clipcheck.system.progress import Advance, Tally, still
 
 if TYPE_CHECKING:
@@ -169,6 +172,7 @@ class Trial:
         watch: Stopwatch,
         *,
         lengths: Batch | None = None,
+        texts: TextRules | None = None,
         effort: Effort | None = None,
         gates: Collection[str] = NAMES,
     ) -> Trial:
@@ -183,6 +187,7 @@ class Trial:
             dtype: what is judged, by name.
             watch: gets the time of each phase.
             lengths: of `clipcheck.inputs.batches.every_length`.
+            texts: how rows of ids are made, if not as CLIP's.
             effort: how much candidates are called beside the batches; None for nothing.
             gates: the names of those that judge.
 
@@ -203,7 +208,8 @@ class Trial:
         if lengths is not None:
             measured = Lengths(lengths, own.pop()["text_features"], exact.pop()["text_features"])
         _require_finite(batches, own, exact, dtype)
-        rows = [] if lengths is None else _lengths_not_drawn(lengths, batches)
+        texts = texts or CLIP_TEXTS
+        rows = [] if lengths is None else _lengths_not_drawn(lengths, batches, texts)
         calls = deal(batches, rows, effort) if effort else ()
         if not again:
             calls = [call for call in calls if any(r.batch == len(batches) for r in call.prompts)]
@@ -356,16 +362,18 @@ class Trial:
             yield Repeat("alone in a batch", number, rows, _attempt(candidate, single, failures))
 
 
-def _lengths_not_drawn(lengths: Batch, batches: Sequence[Batch]) -> list[int]:
+def _lengths_not_drawn(lengths: Batch, batches: Sequence[Batch], texts: TextRules) -> list[int]:
     """The rows of ``lengths`` that are as long as no prompt of the batches."""
-    end = lengths.tokens.max()
+    end = lengths.tokens.max() if texts.ends_at_greatest else texts.end
     drawn = {
-        int(row.argmax())
+        length_of(texts, row)
         for batch in batches
         for row in batch.tokens
-        if np.count_nonzero(row == end) == 1
+        if end is None or np.count_nonzero(row == end) == 1
     }
-    return [number for number, row in enumerate(lengths.tokens) if int(row.argmax()) not in drawn]
+    return [
+        number for number, row in enumerate(lengths.tokens) if length_of(texts, row) not in drawn
+    ]
 
 
 def _require_finite(
@@ -441,20 +449,21 @@ def judge(
     return tuple(judging[name]() for name in names if name in trial.gates)
 
 
-def effort_for(architecture: Architecture) -> Effort:
-    """How much is called of a model of these dimensions."""
-    return FULL if architecture.parameters < _SMALL_MODEL else BRIEF
+def effort_for(parameters: int) -> Effort:
+    """How much is called of a model of so many parameters."""
+    return FULL if parameters < _SMALL_MODEL else BRIEF
 
 
-def lengths_for(architecture: Architecture, seed: int) -> Batch:
+def lengths_for(model: Architecture | LibraryArchitecture, seed: int) -> Batch:
     """Prompts of every length for a model of these dimensions."""
-    return every_length(inputs_of(architecture), seed)
+    return every_length(inputs_of(model), seed)
 
 
-def inputs_of(architecture: Architecture) -> Inputs:
-    """Return the sizes of a model's inputs."""
-    a = architecture
-    return Inputs(a.image_resolution, a.context_length, a.vocab_size, a.grid)
+def inputs_of(model: Architecture | LibraryArchitecture) -> Inputs:
+    """Return the sizes of a model's inputs, and how they are made."""
+    a = sizes_of(model)
+    texts = a.texts if isinstance(model, LibraryArchitecture) else None
+    return Inputs(a.image_resolution, a.context_length, a.vocab_size, a.grid, a.images, texts)
 
 
 @dataclass(frozen=True)
@@ -526,8 +535,8 @@ def _coverage(candidate: Backend, source: Source, seed: int, watch: Stopwatch) -
 
     with watch.phase("modules") as advance:
         # Of several rows each module makes the same; how rows mix is judged by the outputs.
-        batch = for_modules(inputs_of(source.checkpoint.architecture), seed).select([0], [0, 2])
-        return judge_modules(candidate.runner, source.model, batch, source.device, advance)
+        batch = for_modules(inputs_of(source.checkpoint.model), seed).select([0], [0, 2])
+        return judge_modules(candidate.runner, source.clip, batch, source.device, advance)
 
 
 def _attempt(candidate: Backend, batch: Batch, failures: list[str]) -> Mapping[str, Array]:

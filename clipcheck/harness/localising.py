@@ -164,7 +164,7 @@ def first_departures(
         if tower in placed or (tower is None and placed):
             continue
         with watch.phase("localisation"):
-            here = walk(archive, source.model, batch, source.device, limits, what)
+            here = walk(archive, source.clip, batch, source.device, limits, what)
         changed = Localisation.of_changed(archive.changed(), what)
         found = found.completed(here.explained(changed))
     return found

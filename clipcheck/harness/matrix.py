@@ -20,11 +20,12 @@ from clipcheck.backends.registry import ALL, Choice, default_for
 from clipcheck.backends.source import Source
 from clipcheck.backends.weights import compare_weights, compared
 from clipcheck.checkpoints import registry
-from clipcheck.checkpoints.checkpoint import Checkpoint, Program
-from clipcheck.checkpoints.dimensions import dimensions
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.formats import require_found
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import open_pair, weights_of
 from clipcheck.errors import ClipcheckError, UnfitError, UsageError
+from clipcheck.families.registry import dimensions_of, sizes_of, summary_of
 from clipcheck.gates.alternative import Departure
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.localisation import Localisation
@@ -214,7 +215,7 @@ class Judge:
             path = os.fspath(reference.path)
             origin = f" ({reference.origin})" if str(reference.origin) else ""
             draft.add(reference=f"eager of {path}{origin}", reference_checkpoint=path)
-        draft.add(architecture=dimensions(of.architecture))
+        draft.add(architecture=dimensions_of(of.model))
         draft.add(assumed=released is None and not of.told)
         weights = None
         if reference is not None and isinstance(subject, Checkpoint) and "weights" in options.gates:
@@ -268,7 +269,12 @@ class Judge:
         if failed.error is not None:  # of what all of them share
             for part in parts:
                 part.add(error=failed.error, error_type=failed.error_type, remedy=failed.remedy)
-        return [*(part.judgement for part in parts), *left_out]
+        return [
+            LeftOut(name, str(choice), where, dtype, str(part.judgement.error))
+            if choice.optional and part.judgement.error_type == UnfitError.__name__
+            else part.judgement
+            for choice, part in zip(running, parts, strict=True)
+        ] + left_out
 
     def _judge(self, draft: _Draft, bench: _Bench, choice: Choice, span: Span) -> None:
         from clipcheck.backends.reference import exact_floats
@@ -285,7 +291,7 @@ class Judge:
                 bench.trial,
                 candidate,
                 bench.source,
-                self.options.limits,
+                bench.limits,
                 watch,
                 seed=self.options.seed,
                 unlike=unlike,
@@ -349,9 +355,10 @@ class Judge:
     ) -> None:
         """The smallest input that fails, the row whose best match differs, and where it departs."""
         if any(gate.name == "top1" and not gate.passed for gate in verdict.gates):
-            draft.add(mismatch=find_mismatch(bench.trial, verdict.run.cases))
+            rules = bench.drawn.frontend.images
+            draft.add(mismatch=find_mismatch(bench.trial, verdict.run.cases, rules))
         if verdict.intact:
-            probe = Probe(candidate, bench.reference.standing(), ruler, self.options.limits)
+            probe = Probe(candidate, bench.reference.standing(), ruler, bench.limits)
             with watch.phase("search"):
                 draft.add(failing=smallest(probe, bench.drawn, verdict.run.cases))
         with watch.phase("alternative"):
@@ -368,7 +375,9 @@ class Judge:
         Where its own was assumed, and told by nothing, it may be one that it is nearer to."""
         if not verdict.intact:
             return None
-        model, batches = bench.source.model, bench.trial.batches
+        if isinstance(bench.files.checkpoint.model, LibraryArchitecture):
+            return None  # its configuration tells how it computes
+        model, batches = bench.source.clip, bench.trial.batches
         architecture, cases = bench.files.checkpoint.architecture, verdict.run.cases
         return find_alternative(model, architecture, batches, cases, ruler, nearer=assumed)
 
@@ -413,6 +422,7 @@ class _Bench:
         span: Span,
     ) -> None:
         self.files = files
+        self.limits = replace(options.limits, sigmoid=sizes_of(files.checkpoint.model).sigmoid)
         self._sides = sides
         self._watch = Stopwatch(_Phases(span, draft.judgement, SHARED))
         self._told = False
@@ -422,15 +432,16 @@ class _Bench:
             wanted = Wanted(
                 options.examples, options.exhaustive, options.seed, draft.judgement.checkpoint
             )
-            self.drawn: Drawn = draw(wanted, inputs_of(files.checkpoint.architecture))
-        architecture = files.checkpoint.architecture
+            inputs = inputs_of(files.checkpoint.model)
+            self.drawn: Drawn = draw(wanted, inputs)
         self.trial = Trial.of(
             self.reference,
             self.drawn.batches,
             self.source.dtype,
             self._watch,
-            lengths=lengths_for(architecture, options.seed),
-            effort=effort_for(architecture),
+            lengths=lengths_for(files.checkpoint.model, options.seed),
+            texts=inputs.texts,
+            effort=effort_for(files.checkpoint.parameters),
             gates=options.gates,
         )
 
@@ -503,7 +514,7 @@ def _known(judged: Judgement, choice: Choice, checkpoint: Checkpoint) -> tuple[K
             str(judged.dtype),
             judged.error or failed,
             _versions(),
-            vision=type(checkpoint.architecture.vision).__name__,
+            vision=_image_tower(checkpoint),
         )
     )
 
@@ -547,9 +558,9 @@ def _unfit(choice: Choice, files: _Files, device: torch.device, dtype: str) -> s
         return f"{missing.reason}. {missing.remedy}"
     try:
         _require_other(choice, files)
+        return choice.backend.unfit(files.checkpoint, device, dtype)
     except UnfitError as error:
         return error.problem
-    return choice.backend.unfit(files.checkpoint, device, dtype)
 
 
 def _require_other(choice: Choice, files: _Files) -> None:
@@ -564,7 +575,10 @@ def _require_other(choice: Choice, files: _Files) -> None:
 
 def _default_backend(files: _Files) -> Choice:
     """The way that a file is run in, by what it is."""
-    form = files.subject.format
+    library = isinstance(files.subject, Checkpoint) and isinstance(
+        files.subject.model, LibraryArchitecture
+    )
+    form = Format.PT2 if library else files.subject.format
     if default_for(form):
         return Choice(default_for(form))
     if files.reference is not None:
@@ -579,9 +593,16 @@ def _default_backend(files: _Files) -> Choice:
     )
 
 
+def _image_tower(checkpoint: Checkpoint) -> str:
+    """The kind of the image tower, as known failures name it."""
+    if isinstance(checkpoint.model, LibraryArchitecture):
+        return checkpoint.model.library
+    return type(checkpoint.model.vision).__name__
+
+
 def _default_dtypes(checkpoint: Checkpoint, device: torch.device) -> tuple[str, ...]:
     """Float32, which shows the structure; and, where it is fast, what the checkpoint is in."""
-    own = str(checkpoint.tensors["visual.conv1.weight"].dtype).removeprefix("torch.")
+    own = checkpoint.compute_dtype
     if device.type == "cpu" or own not in LIMITS or own == "float32":
         return ("float32",)
     return ("float32", own)
@@ -595,8 +616,8 @@ def _describe(subject: Checkpoint | Program) -> str:
         return f"{subject.format}, a program of {size(subject.size)}{several}"
     checkpoint = subject
     dtypes = " and ".join(checkpoint.dtypes)
-    parameters = f"{checkpoint.architecture.parameters:,} parameters"
-    described = checkpoint.architecture.describe()
+    parameters = f"{checkpoint.parameters:,} parameters"
+    described = checkpoint.model.describe()
     return f"{checkpoint.format}, {described}, {parameters}, {dtypes}"
 
 
@@ -604,7 +625,7 @@ def _computes(checkpoint: Checkpoint, released: str | None) -> str:
     """How the model computes, and what told that."""
     told = checkpoint.told or (f"the released file of {released}" if released else "")
     source = f"from {told}" if told else "assumed, as in the released models"
-    return f"{checkpoint.architecture.summary()}: {source}"
+    return f"{summary_of(checkpoint.model)}: {source}"
 
 
 def _peak_memory(cell: Cell | None) -> int | None:

@@ -9,15 +9,19 @@ from clipcheck.gates.tolerances import LIMITS
 from clipcheck.gates.top1 import worst_exchange
 from clipcheck.harness.judging import Trial
 from clipcheck.inputs.preprocess import picture_of
+from clipcheck.inputs.rules import CLIP_IMAGES, ImageRules
 from clipcheck.results.failing import Mismatch
 
 
-def find_mismatch(trial: Trial, cases: Sequence[Case]) -> Mismatch | None:
+def find_mismatch(
+    trial: Trial, cases: Sequence[Case], rules: ImageRules = CLIP_IMAGES
+) -> Mismatch | None:
     """Return the row with its images, or None where nothing could be compared.
 
     Args:
         trial: what was run.
         cases: of a candidate, one for each batch of the trial.
+        rules: how pixels were made of images.
     """
     worst = worst_exchange(cases, LIMITS[trial.dtype], trial.scale)
     if worst is None:
@@ -29,5 +33,5 @@ def find_mismatch(trial: Trial, cases: Sequence[Case]) -> Mismatch | None:
         case.place(row, worst.row),
         case.place(column, worst.found),
         case.place(column, worst.right),
-        tuple((case.place("image", each), picture_of(pixels[each])) for each in images),
+        tuple((case.place("image", each), picture_of(pixels[each], rules)) for each in images),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,11 @@ from clipcheck.backends.artefacts import default_folder
 from clipcheck.backends.cells import cell_for, isolation_named, prepare
 from clipcheck.backends.loading import build, opened_sides, require_runs
 from clipcheck.backends.registry import parse
-from clipcheck.checkpoints.dimensions import Dimensions, dimensions
+from clipcheck.checkpoints.dimensions import Dimensions
 from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_pair, weights_of
 from clipcheck.errors import ReplayError
+from clipcheck.families.registry import dimensions_of, sizes_of
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.result import Case
 from clipcheck.gates.tolerances import LIMITS
@@ -109,13 +110,13 @@ def replay(
         subject, other = open_pair(
             name, saved.reference_checkpoint, download_root, key=model, architecture=asked
         )
-    found = weights_of(subject, other).architecture
-    _require_same(saved, dimensions(found), subject.sha256, path)
+    found = weights_of(subject, other).model
+    _require_same(saved, dimensions_of(found), subject.sha256, path)
     inputs = inputs_of(found)
     _require_fit(saved.example, inputs, path)
     choice = parse(saved.backend)
     require_runs(choice, subject)
-    given = batch(saved.example, Frontend(inputs.resolution, inputs.context_length))
+    given = batch(saved.example, Frontend.of(inputs))
     with (
         cell_for(subject, target, apart) as cell,
         opened_sides(
@@ -134,7 +135,8 @@ def replay(
         span.say(f"{name}: running the failing input by {choice}")
         with build(choice, sides.source) as candidate:
             ruler = _ruler(sides.reference, inputs, wanted)
-            probe = Probe(candidate, sides.reference.standing(), ruler, saved.limits)
+            limits = replace(saved.limits, sigmoid=sizes_of(found).sigmoid)
+            probe = Probe(candidate, sides.reference.standing(), ruler, limits)
             measured = worst([measure for _ in range(_CALLS) for measure in probe.measure(given)])
     return Replayed(saved, name, subject.sha256, str(target), wanted, measured)
 

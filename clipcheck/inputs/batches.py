@@ -8,8 +8,9 @@ vocabulary, repetitions, and prompts that differ in one word. Some of each are d
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipcheck.inputs.preprocess import transform
-from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, tokenize
+from clipcheck.inputs.rules import CLIP_IMAGES, CLIP_TEXTS, ImageRules, TextRules, clip_texts
+from clipcheck.inputs.tokenizer import tokenize
 
 MOST_ROWS = 8
 """Rows in one batch: enough to be fast, few enough for the memory that a large model takes."""
@@ -40,22 +42,31 @@ Colours = NDArray[np.uint8]
 @dataclass(frozen=True)
 class Inputs:
     """Sizes of a model's inputs: ``resolution`` pixels a side, ``context_length`` tokens, ids below
-    ``vocab_size``; its image tower looks at a ``grid`` of so many positions a side."""
+    ``vocab_size``; its image tower looks at a ``grid`` of so many positions a side.
+
+    ``images`` tells how pixels are made, and ``of_texts`` how rows of ids are, if not as CLIP's.
+    """
 
     resolution: int
     context_length: int
     vocab_size: int
     grid: int
+    images: ImageRules = CLIP_IMAGES
+    of_texts: TextRules | None = None
 
     @property
-    def start(self) -> int:
-        """The id that every prompt begins with."""
-        return self.vocab_size - 2
+    def texts(self) -> TextRules:
+        """How rows of ids are made."""
+        return self.of_texts or clip_texts(self.vocab_size)
 
     @property
-    def end(self) -> int:
-        """The id that every prompt ends with: the highest, which is how models find it."""
-        return self.vocab_size - 1
+    def room(self) -> int:
+        """The most ids between start and end."""
+        return self.context_length - self.texts.specials
+
+    def row(self, ids: Sequence[int]) -> Tokens:
+        """The ids between start and end, padded to the context length."""
+        return whole_row(self.texts, self.context_length, ids)
 
 
 @dataclass(frozen=True)
@@ -109,15 +120,14 @@ def for_modules(inputs: Inputs, seed: int) -> Batch:
     generator = np.random.default_rng([seed, 1])
     images = [_random(generator, inputs, kind) for kind in ("noise", "blobs")]
     lengths = (inputs.context_length, 3, 1 + inputs.context_length // 4)
-    prompts = [_described(_spaced(generator, inputs, length)) for length in lengths]
+    prompts = [_described(inputs, _spaced(generator, inputs, length)) for length in lengths]
     return _batch(images, prompts, {"image": 0, "prompt": 0})
 
 
 def every_length(inputs: Inputs, seed: int) -> Batch:
     """Prompts of every length, from the empty one to the longest: all are the beginning of one."""
-    longest = _spaced(np.random.default_rng([seed, 2]), inputs, inputs.context_length)
-    ids = [int(token) for token in longest[1:-1]]
-    rows = [_described(_whole(inputs, ids[:count])) for count in range(len(ids) + 1)]
+    ids = _spread(np.random.default_rng([seed, 2]), inputs, inputs.room)
+    rows = [_described(inputs, inputs.row(ids[:count])) for count in range(len(ids) + 1)]
     side = inputs.resolution
     return Batch(
         np.zeros((0, 3, side, side), dtype=np.float32),
@@ -148,15 +158,19 @@ def exhaustive(inputs: Inputs) -> Iterator[Batch]:
         Batches of at most `MOST_ROWS` rows. Each image is flat but for one position.
     """
     prompts = list(_every_id(inputs))
-    prompts += [_described(_whole(inputs, [i % (inputs.end - 1) for i in range(length - 2)]))
-                for length in range(2, inputs.context_length + 1)]  # fmt: skip
+    texts = inputs.texts
+    count_of_ids = texts.last - texts.first + 1
+    prompts += [
+        _described(inputs, inputs.row([texts.first + i % count_of_ids for i in range(length)]))
+        for length in range(inputs.room + 1)
+    ]
     count = -(-max(len(prompts), inputs.grid**2) // MOST_ROWS)
     rows, columns = -(-(inputs.grid**2) // count), -(-len(prompts) // count)
-    images, texts = _every_position(inputs), itertools.cycle(prompts)
+    images, cycled = _every_position(inputs), itertools.cycle(prompts)
     for number in range(count):
         seen = {"image": number * rows, "prompt": number * columns}
         yield _batch(
-            list(itertools.islice(images, rows)), list(itertools.islice(texts, columns)), seen
+            list(itertools.islice(images, rows)), list(itertools.islice(cycled, columns)), seen
         )
 
 
@@ -173,7 +187,7 @@ def _batch(
 
 def _images(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[str, Pixels]]:
     """Two random images, the corners, and what no picture gives after normalisation."""
-    to_pixels = transform(inputs.resolution)
+    to_pixels = transform(inputs.resolution, inputs.images)
     for kind in ("blobs", "noise"):
         yield _random(generator, inputs, kind)
     for name, draw in _CORNERS.items():
@@ -193,7 +207,8 @@ def _unusual(generator: np.random.Generator, side: int) -> Iterator[tuple[str, P
 
 
 def _random(generator: np.random.Generator, inputs: Inputs, kind: str) -> tuple[str, Pixels]:
-    return kind, transform(inputs.resolution)(_random_image(generator, kind)).numpy()
+    made = transform(inputs.resolution, inputs.images)(_random_image(generator, kind))
+    return kind, made.numpy()
 
 
 def _halves(generator: np.random.Generator, side: int, axis: int) -> Colours:
@@ -293,7 +308,7 @@ _SHARES: dict[str, Callable[[np.random.Generator, Plane, Plane], Plane]] = {
 def _every_position(inputs: Inputs) -> Iterator[tuple[str, Pixels]]:
     """Yield without end grey images with noise in one position of the grid, each in turn."""
     generator = np.random.default_rng(0)
-    to_pixels = transform(inputs.resolution)
+    to_pixels = transform(inputs.resolution, inputs.images)
     size = inputs.resolution // inputs.grid
     while True:
         for row in range(inputs.grid):
@@ -306,73 +321,103 @@ def _every_position(inputs: Inputs) -> Iterator[tuple[str, Pixels]]:
 
 def _prompts(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[str, Tokens]]:
     """The corners, and a prompt of words where the vocabulary has them."""
-    most = inputs.context_length
+    most, texts = inputs.context_length, inputs.texts
+    described = functools.partial(_described, inputs)
     alike = _spaced(generator, inputs, max(4, most // 6))
     changed = alike.copy()
-    changed[1] = (changed[1] + 1) % inputs.start
-    repeated = [int(generator.integers(inputs.start))] * (most // 2)
+    inside = 0 if texts.start is None else 1
+    changed[inside] = _next(int(changed[inside]), texts)
+    repeated = [int(generator.integers(texts.first, texts.last + 1))] * (most // 2)
     yield from map(
-        _described,
+        described,
         (
             _spaced(generator, inputs, max(3, most // 8)),
             _spaced(generator, inputs, most),
             _spaced(generator, inputs, 3),
-            _whole(inputs, []),
+            inputs.row([]),
         ),
     )
-    yield _described(alike)[0], alike
-    yield f"{_described(alike)[0]}, one changed", changed
-    yield f"one token {len(repeated)} times", _whole(inputs, repeated)
+    yield described(alike)[0], alike
+    yield f"{described(alike)[0]}, one changed", changed
+    yield f"one token {len(repeated)} times", inputs.row(repeated)
     lengths = (most, most - 1, most * 5 // 6, most // 2, most // 4, max(4, most // 12))
-    yield from (_described(_spaced(generator, inputs, length)) for length in lengths)
-    if inputs.vocab_size == VOCABULARY_SIZE:
+    yield from (described(_spaced(generator, inputs, length)) for length in lengths)
+    if texts.words:
         yield _words(generator, inputs)
     else:
-        yield _described(_spaced(generator, inputs, int(generator.integers(2, most + 1))))
+        yield described(_spaced(generator, inputs, int(generator.integers(2, most + 1))))
     for length in (8, 33):
-        yield _described(_spaced(generator, inputs, min(length, most)))
-    yield "two ends", _ended_twice(_spaced(generator, inputs, max(4, most // 5)), inputs)
-    yield "no end", _spaced(generator, inputs, most).clip(max=inputs.start)
+        yield described(_spaced(generator, inputs, min(length, most)))
+    if texts.end is None:
+        yield described(_spaced(generator, inputs, most * 2 // 3))
+        yield described(_spaced(generator, inputs, most // 3))
+    else:
+        ended = _spaced(generator, inputs, max(4, most // 5))
+        # Put the end token in the middle as well: the first one counts.
+        ended[max(2, (length_of(texts, ended) - 1) // 2)] = texts.end
+        yield "two ends", ended
+        unended = _spaced(generator, inputs, most)
+        unended[unended == texts.end] = texts.last + 1 if texts.ends_at_greatest else texts.last
+        yield "no end", unended
+
+
+def _next(token: int, texts: TextRules) -> int:
+    return texts.first + (token + 1 - texts.first) % (texts.last - texts.first + 1)
 
 
 def _words(generator: np.random.Generator, inputs: Inputs) -> tuple[str, Tokens]:
     subject = _SUBJECTS[int(generator.integers(len(_SUBJECTS)))]
     text = _TEMPLATES[int(generator.integers(len(_TEMPLATES)))].format(subject)
-    return repr(text), tokenize(text, inputs.context_length, truncate=True).numpy()[0]
-
-
-def _ended_twice(tokens: Tokens, inputs: Inputs) -> Tokens:
-    """Put the end token in the middle as well: the first one counts."""
-    tokens[max(2, int(tokens.argmax()) // 2)] = inputs.end
-    return tokens
+    ids = tokenize(text, inputs.context_length, truncate=True).numpy()[0]
+    return repr(text), padded(inputs.texts, ids)
 
 
 def _spaced(generator: np.random.Generator, inputs: Inputs, length: int) -> Tokens:
     """A prompt of ``length`` tokens, start and end included, with ids from all over the
-    vocabulary: one from each of as many equal regions, in random order. A prompt of some length
-    has the first id, which padding has as well, and the last."""
-    count = length - 2
+    vocabulary."""
+    return inputs.row(_spread(generator, inputs, length - inputs.texts.specials))
+
+
+def _spread(generator: np.random.Generator, inputs: Inputs, count: int) -> list[int]:
+    """Ids from all over the vocabulary: one from each of as many equal regions, in random order. A
+    prompt of some length has the first id, which padding may have as well, and the last."""
+    texts, count = inputs.texts, max(0, count)
     within = generator.random(count)
-    ids = ((np.arange(count) + within) / max(count, 1) * inputs.start).astype(np.int64)
+    spread = (np.arange(count) + within) / max(count, 1) * (texts.last - texts.first + 1)
+    ids = texts.first + spread.astype(np.int64)
     if count > 3:
-        ids[[0, -1]] = 0, inputs.start - 1
-    return _whole(inputs, [int(i) for i in generator.permutation(ids)])
+        ids[[0, -1]] = texts.first, texts.last
+    return [int(i) for i in generator.permutation(ids)]
 
 
 def _every_id(inputs: Inputs) -> Iterator[tuple[str, Tokens]]:
-    room = inputs.context_length - 2
-    for first in range(0, inputs.start, room):
-        ids = list(range(first, min(first + room, inputs.start)))
-        yield f"ids {ids[0]} to {ids[-1]}", _whole(inputs, ids)
+    texts, room = inputs.texts, inputs.room
+    for first in range(texts.first, texts.last + 1, room):
+        ids = list(range(first, min(first + room, texts.last + 1)))
+        yield f"ids {ids[0]} to {ids[-1]}", inputs.row(ids)
 
 
-def _whole(inputs: Inputs, ids: list[int]) -> Tokens:
-    """The ids between start and end, padded with zeros to the context length."""
-    tokens = np.zeros(inputs.context_length, dtype=np.int32)
-    tokens[: len(ids) + 2] = [inputs.start, *ids, inputs.end]
+def whole_row(texts: TextRules, context_length: int, ids: Sequence[int]) -> Tokens:
+    """A row [L] of the ids between start and end, padded to the context length."""
+    given = [each for each in (texts.start, *ids, texts.end) if each is not None]
+    tokens = np.full(context_length, texts.pad, dtype=np.int32)
+    tokens[: len(given)] = given
     return tokens
 
 
-def _described(tokens: Tokens) -> tuple[str, Tokens]:
-    length = int(tokens.argmax()) + 1
-    return "empty" if length == 2 else f"{length} tokens", tokens
+def padded(texts: TextRules, row: Tokens) -> Tokens:
+    """A row of CLIP's tokenizer, which pads with zeros, as the rules pad."""
+    row[length_of(CLIP_TEXTS, row) :] = texts.pad
+    return row
+
+
+def length_of(texts: TextRules, row: Tokens) -> int:
+    """Tokens of a row up to its end, or up to what pads it."""
+    if texts.ends_at_greatest:
+        return int(row.argmax()) + 1
+    return int(np.max(np.flatnonzero(row != texts.pad), initial=-1)) + 1
+
+
+def _described(inputs: Inputs, tokens: Tokens) -> tuple[str, Tokens]:
+    length = length_of(inputs.texts, tokens)
+    return "empty" if length <= inputs.texts.specials else f"{length} tokens", tokens

@@ -15,8 +15,17 @@ import numpy as np
 from PIL import Image
 
 from clipcheck.errors import UsageError
-from clipcheck.inputs.batches import MOST_ROWS, Batch, Pixels, Tokens
-from clipcheck.inputs.preprocess import MEAN, STD, transform
+from clipcheck.inputs.batches import (
+    MOST_ROWS,
+    Batch,
+    Inputs,
+    Pixels,
+    Tokens,
+    length_of,
+    padded,
+)
+from clipcheck.inputs.preprocess import transform
+from clipcheck.inputs.rules import CLIP_IMAGES, CLIP_TEXTS, ImageRules, TextRules
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, default_tokenizer, tokenize
 
 Kind = Literal["image", "prompt", "pair"]
@@ -52,23 +61,33 @@ class Frontend:
     Attributes:
         resolution: pixels a side.
         context_length: tokens of a prompt.
+        images: how pixels are made.
+        texts: how rows of ids are made.
     """
 
     resolution: int
     context_length: int
+    images: ImageRules = CLIP_IMAGES
+    texts: TextRules = CLIP_TEXTS
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> Frontend:
+        """How raw inputs become these."""
+        texts = inputs.of_texts or CLIP_TEXTS
+        return cls(inputs.resolution, inputs.context_length, inputs.images, texts)
 
     def pixels(self, image: Image.Image) -> Pixels:
         """Float32 [3, R, R]."""
         with opacities_left_out():
-            pixels: Pixels = transform(self.resolution)(image).numpy()
+            pixels: Pixels = transform(self.resolution, self.images)(image).numpy()
         return pixels
 
     def tokens(self, prompt: Prompt) -> Tokens:
         """Int32 [L]; a text that is too long is cut."""
         if isinstance(prompt, str):
             tokens: Tokens = tokenize(prompt, self.context_length, truncate=True).numpy()[0]
-            return tokens
-        row = np.zeros(self.context_length, dtype=np.int32)
+            return padded(self.texts, tokens)
+        row = np.full(self.context_length, self.texts.pad, dtype=np.int32)
         row[: len(prompt)] = prompt
         return row
 
@@ -84,14 +103,21 @@ class Frontend:
 
     def image_of(self, pixels: Pixels) -> Image.Image:
         """The RGB image [R, R] that `pixels` makes these of. They are on the 256 levels."""
-        shares = pixels * np.reshape(STD, (3, 1, 1)) + np.reshape(MEAN, (3, 1, 1))
+        mean, std = (np.reshape(each, (3, 1, 1)) for each in (self.images.mean, self.images.std))
+        shares = pixels * std + mean
         levels = np.clip(np.rint(shares * 255), 0, 255).astype(np.uint8)
         return Image.fromarray(levels.transpose(1, 2, 0))
 
 
-def ids_of(tokens: Tokens) -> tuple[int, ...]:
-    """The ids of a row up to its end token, which is the greatest: what `Frontend.tokens` takes."""
-    return tuple(int(token) for token in tokens[: int(tokens.argmax()) + 1])
+def ids_of(tokens: Tokens, texts: TextRules | None = None) -> tuple[int, ...]:
+    """The ids of a row up to its end: what `Frontend.tokens` takes.
+
+    Args:
+        tokens: the row [L].
+        texts: how it was made, if not as CLIP's, whose end is the greatest id.
+    """
+    length = length_of(texts or CLIP_TEXTS, tokens)
+    return tuple(int(token) for token in tokens[:length])
 
 
 def unlike(one: Frontend, other: Frontend, example: Example) -> Iterator[str]:
@@ -121,7 +147,9 @@ def spelled(example: Example, frontend: Frontend) -> Example:
 
 
 def _spelled(prompt: Prompt, frontend: Frontend) -> Prompt:
-    if isinstance(prompt, str) or max(prompt) >= VOCABULARY_SIZE:
+    if isinstance(prompt, str) or not frontend.texts.words:
+        return prompt
+    if max(prompt, default=0) >= VOCABULARY_SIZE:
         return prompt
     text = default_tokenizer().decode(prompt[1:-1]).strip()
     return text if np.array_equal(frontend.tokens(text), frontend.tokens(prompt)) else prompt

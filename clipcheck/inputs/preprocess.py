@@ -5,36 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from clipcheck.inputs.rules import CLIP_IMAGES, ImageRules
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL import Image
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Mean of red, green and blue in CLIP's training images, as OpenAI's package states it."""
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""Standard deviation of red, green and blue, from the same place."""
 
-
-def transform(resolution: int) -> Callable[[Image.Image], torch.Tensor]:
+def transform(
+    resolution: int, rules: ImageRules = CLIP_IMAGES
+) -> Callable[[Image.Image], torch.Tensor]:
     """The preprocessing of a model that takes square images of `resolution` pixels a side.
+
+    Args:
+        resolution: pixels.
+        rules: of the model's family.
 
     Returns:
         A function from a Pillow image of any size and mode to [3, resolution, resolution]
         float32: the shorter side is resized to `resolution` (bicubic), the centre is cut out,
-        converted to RGB, scaled to 0 to 1 and normalised with `MEAN` and `STD`. It raises what
-        Pillow raises for a mode that it cannot resize or convert.
+        converted to RGB, scaled to 0 to 1 and normalised with CLIP's mean and standard deviation,
+        or as other rules say. It raises what Pillow raises for a mode that it cannot resize or
+        convert.
     """
     from torchvision import transforms
 
+    size = [resolution, resolution] if rules.squash else resolution
     preprocess: Callable[[Image.Image], torch.Tensor] = transforms.Compose(
         [
-            transforms.Resize(resolution, transforms.InterpolationMode.BICUBIC),
+            transforms.Resize(size, transforms.InterpolationMode(rules.interpolation)),
             transforms.CenterCrop(resolution),
             # Only now, as in the reference: Pillow resizes a palette without interpolating.
             _to_rgb,
             transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
+            transforms.Normalize(rules.mean, rules.std),
         ]
     )
     return preprocess
@@ -44,14 +49,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def picture_of(pixels: np.ndarray) -> Image.Image:
+def picture_of(pixels: np.ndarray, rules: ImageRules = CLIP_IMAGES) -> Image.Image:
     """The image that was preprocessed to these pixels, as far as eight bits of a colour show it.
 
     Args:
         pixels: of `transform`, [3, R, R]; what is beyond black and white is shown as these.
+        rules: how they were made.
     """
     import numpy as np
     from PIL import Image
 
-    shares = pixels.transpose(1, 2, 0) * np.array(STD) + np.array(MEAN)
+    shares = pixels.transpose(1, 2, 0) * np.array(rules.std) + np.array(rules.mean)
     return Image.fromarray((np.nan_to_num(shares).clip(0, 1) * 255).round().astype(np.uint8))

@@ -13,7 +13,7 @@ from hypothesis.strategies import SearchStrategy
 
 from clipcheck.inputs.batches import Pixels
 from clipcheck.inputs.pictures import BANDS, KINDS, Colour, Pattern, Picture, Transparency
-from clipcheck.inputs.preprocess import MEAN, STD
+from clipcheck.inputs.rules import MEAN, STD
 
 _SIDES = (8, 16, 32, 64, 128, 256)
 _OPAQUE = 255

@@ -16,8 +16,9 @@ from hypothesis.errors import InvalidArgument
 from hypothesis.strategies import SearchStrategy
 from PIL import Image
 
-from clipcheck.inputs.batches import Batch, Inputs, Pixels, Tokens
+from clipcheck.inputs.batches import Batch, Inputs, Pixels, Tokens, length_of, whole_row
 from clipcheck.inputs.pictures import MODES, UNPROCESSABLE_MODES, Picture
+from clipcheck.inputs.rules import TextRules, clip_texts
 from clipcheck.inputs.sketches import described_pixels, pictures, sides, variants
 from clipcheck.inputs.tokenizer import CONTEXT_LENGTH, VOCABULARY_SIZE, default_tokenizer
 from clipcheck.inputs.words import (
@@ -165,8 +166,18 @@ def token_ids(
     """
     _check_context(context_length)
     _check_integer("vocab_size", vocab_size, 3, "Two ids are the start and the end.")
-    room = context_length - 2
-    ids = st.integers(0, vocab_size - 3)
+    return rows_of(clip_texts(vocab_size), context_length)
+
+
+def rows_of(texts: TextRules, context_length: int) -> SearchStrategy[Tokens]:
+    """Prompts as `token_ids` gives them, by the rules of any family.
+
+    Args:
+        texts: how rows are made.
+        context_length: tokens of a row.
+    """
+    room = context_length - texts.specials
+    ids = st.integers(texts.first, texts.last)
     quarters = [(room * share // 4, room * (share + 1) // 4) for share in range(4)]
     lists = [
         st.lists(ids, min_size=low, max_size=high)
@@ -174,7 +185,7 @@ def token_ids(
     ]
     few = st.lists(ids, min_size=min(1, room), max_size=min(3, room))
     repeated = st.builds(_repeated, few, st.integers(0, room))
-    row = functools.partial(_row, context_length, vocab_size)
+    row = functools.partial(whole_row, texts, context_length)
     return st.one_of(*(drawn.map(row) for drawn in (*lists, repeated)))
 
 
@@ -243,31 +254,23 @@ def _sentence(pieces: list[str], joiner: str, template: str) -> str:
 # --------------------------------------------------------------------------- rows and batches
 
 
-def _row(length: int, vocab_size: int, ids: list[int]) -> Tokens:
-    """As many of the ids as there is room for between start and end, and zeros."""
-    inside = ids[: length - 2]
-    tokens = np.zeros(length, dtype=np.int32)
-    tokens[: len(inside) + 2] = [vocab_size - 2, *inside, vocab_size - 1]
-    return tokens
-
-
 def _prompt_rows(inputs: Inputs) -> SearchStrategy[tuple[str, Tokens]]:
-    length, vocab_size = inputs.context_length, inputs.vocab_size
-    rows = token_ids(context_length=length, vocab_size=vocab_size).map(_described)
-    if vocab_size != VOCABULARY_SIZE:
+    length, texts = inputs.context_length, inputs.texts
+    rows = rows_of(texts, length).map(functools.partial(_described, texts))
+    if not texts.words:
         return rows
-    return rows | prompts(context_length=length).map(functools.partial(_worded, length))
+    return rows | prompts(context_length=length).map(functools.partial(_worded, inputs))
 
 
-def _described(tokens: Tokens) -> tuple[str, Tokens]:
-    length = int(tokens.argmax()) + 1
-    return "empty" if length == 2 else f"{length} tokens", tokens
+def _described(texts: TextRules, tokens: Tokens) -> tuple[str, Tokens]:
+    length = length_of(texts, tokens)
+    return "empty" if length <= texts.specials else f"{length} tokens", tokens
 
 
-def _worded(length: int, text: str) -> tuple[str, Tokens]:
+def _worded(inputs: Inputs, text: str) -> tuple[str, Tokens]:
     # Special tokens in the text would end it early, so they are left out.
-    ids = [i for i in default_tokenizer().encode(text) if i < VOCABULARY_SIZE - 2]
-    name, tokens = _described(_row(length, VOCABULARY_SIZE, ids))
+    ids = [i for i in default_tokenizer().encode(text) if i <= inputs.texts.last]
+    name, tokens = _described(inputs.texts, inputs.row(ids[: inputs.room]))
     return repr(text) if len(text) <= 40 else name, tokens
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from clipcheck.families import eager
+from clipcheck.families.base import DualEncoder
 
 PREFIX = "model."
 """Before the keys of the eager model, in those of `Whole`."""
@@ -17,7 +17,7 @@ class Whole(nn.Module):
         model: in evaluation mode; its weights are shared.
     """
 
-    def __init__(self, model: eager.CLIP) -> None:
+    def __init__(self, model: DualEncoder) -> None:
         super().__init__()
         self.model = model
         self.train(model.training)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.inspection import Patched, format_version, read_code
+from clipcheck.families.registry import summary_of
 from clipcheck.report import patched
 from clipcheck.report.cells import visible
 
@@ -44,9 +45,9 @@ def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, str]:
         "file": f"{checkpoint.path} ({checkpoint.size:,} bytes)",
         "format": _FORMATS[checkpoint.format],
         **({"model": visible(str(checkpoint.origin))} if str(checkpoint.origin) else {}),
-        "architecture": checkpoint.architecture.describe(),
+        "architecture": checkpoint.model.describe(),
         "computes": _computes(checkpoint),
-        "parameters": f"{checkpoint.architecture.parameters:,}",
+        "parameters": f"{checkpoint.parameters:,}",
         "dtypes": _counted(Counter(_dtype(t) for t in checkpoint.tensors.values()), "tensors"),
         "SHA-256": f"{checkpoint.sha256} ({known})",
         "checksums": _checksums(checkpoint),
@@ -59,7 +60,7 @@ _MOST_DATA = 10
 
 def _computes(checkpoint: Checkpoint) -> str:
     if checkpoint.told:
-        return f"{checkpoint.architecture.summary()}: from {checkpoint.told}"
+        return f"{summary_of(checkpoint.model)}: from {checkpoint.told}"
     if checkpoint.format is Format.ARCHIVE:
         return "what its code says"
     return f"not told by the weights{f' ({checkpoint.untold})' if checkpoint.untold else ''}"

@@ -20,7 +20,7 @@ from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.keymaps import Layout, no_resnet, to_layout
 from clipcheck.errors import OutputError, UnfitError
 from clipcheck.inputs import tokenizer
-from clipcheck.inputs.preprocess import MEAN, STD
+from clipcheck.inputs.rules import MEAN, STD
 from clipcheck.inputs.vocabulary_files import vocabulary_texts
 from clipcheck.writers.convert import apart
 from clipcheck.writers.output import creating

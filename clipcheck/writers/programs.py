@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import ClipcheckError, OutputError, first_line
 from clipcheck.gates.result import OUTPUTS
 from clipcheck.writers.convert import Judge
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-    from clipcheck.checkpoints.architecture import Architecture
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.families import eager
+    from clipcheck.families.base import DualEncoder
 
 INPUTS = ("pixels", "tokens")
 
@@ -89,7 +89,7 @@ def convert_to_program(
             judge(temporary)
 
 
-def export(model: eager.CLIP) -> ExportedProgram:
+def export(model: DualEncoder) -> ExportedProgram:
     """The program of a model, over the model's own weights.
 
     Where the source of each operation stood, on the machine that exports, is not in it.
@@ -102,7 +102,7 @@ def export(model: eager.CLIP) -> ExportedProgram:
 
     from clipcheck.models.whole import Whole
 
-    side, device = model.visual.input_resolution, model.logit_scale.device
+    side, device = model.image_resolution, next(model.parameters()).device
     images, texts = _ROWS
     example = (
         torch.zeros(images, 3, side, side, device=device),
@@ -117,7 +117,7 @@ def export(model: eager.CLIP) -> ExportedProgram:
     return program
 
 
-def write_pt2(model: eager.CLIP, path: Path) -> None:
+def write_pt2(model: DualEncoder, path: Path) -> None:
     """Export a model and write it as `torch.export.load` reads it.
 
     Args:
@@ -146,7 +146,7 @@ def of_any_name() -> Iterator[None]:
         logger.removeFilter(other)
 
 
-def write_onnx(model: eager.CLIP, path: Path) -> None:
+def write_onnx(model: DualEncoder, path: Path) -> None:
     """Export a model to ONNX, in one file.
 
     Constants are folded, as torch does where it is not told otherwise: a weight may be there in
@@ -181,7 +181,7 @@ def write_onnx(model: eager.CLIP, path: Path) -> None:
     onnx.save(written.model_proto, path)
 
 
-def _is_half_resnet(model: eager.CLIP) -> bool:
+def _is_half_resnet(model: DualEncoder) -> bool:
     """Whether folding would spoil the program.
 
     onnxscript (0.7.2) folds a BatchNorm in float32 into the half convolution before it and leaves
@@ -191,16 +191,20 @@ def _is_half_resnet(model: eager.CLIP) -> bool:
 
     from clipcheck.families import eager
 
+    if not isinstance(model, eager.CLIP):
+        return False
     return isinstance(model.visual, eager.ModifiedResNet) and model.dtype != torch.float32
 
 
-def too_large_for_onnx(architecture: Architecture, dtype: str) -> str | None:
+def too_large_for_onnx(checkpoint: Checkpoint, dtype: str) -> str | None:
     """Why a model that computes in ``dtype`` does not go into one ONNX file, or None."""
     bytes_each = {"float16": 2, "bfloat16": 2}.get(dtype, 4)
+    if isinstance(checkpoint.model, LibraryArchitecture):
+        return _too_large(bytes_each * checkpoint.parameters)
     return _too_large(
         sum(
             math.prod(spec.shape) * (bytes_each if spec.released_dtype == "float16" else 4)
-            for _, spec in specs(architecture)
+            for _, spec in specs(checkpoint.model)
         )
     )
 

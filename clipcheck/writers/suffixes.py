@@ -58,6 +58,8 @@ def _folder(output: str, wanted: str | None, offered: Sequence[Format]) -> Forma
             f"{output}: expected the name of a file, found a folder",
             remedy="Name the file in it, as in model.pt.",
         )
+    if wanted is None and len(offered) == 1:
+        return offered[0]
     if wanted is None:
         raise UsageError(
             f"{output}: expected the format of a folder, found none",

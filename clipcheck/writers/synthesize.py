@@ -17,12 +17,22 @@ import os
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture, Spec, specs
+from clipcheck.checkpoints.architecture import (
+    ARCHITECTURES,
+    Architecture,
+    ResNet,
+    Spec,
+    ViT,
+    specs,
+)
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import UnknownModelError, nearest
+from clipcheck.families.registry import family
 from clipcheck.writers.archive import buffers
 from clipcheck.writers.outliers import add_outliers
 
@@ -46,6 +56,25 @@ def architecture_named(name: str) -> Architecture:
             remedy=f"{nearest(name, ARCHITECTURES)}; all of them: {', '.join(ARCHITECTURES)}.",
         )
     return ARCHITECTURES[name]
+
+
+def shallow(
+    model: Architecture | LibraryArchitecture, layers: int
+) -> Architecture | LibraryArchitecture:
+    """The model with so many layers in each tower, where that can be said: a ModifiedResNet gets
+    one bottleneck in each stage, and a tower of timm stays as it is.
+
+    Args:
+        model: any.
+        layers: at least 1.
+    """
+    if isinstance(model, LibraryArchitecture):
+        return family(model.library).shallow(model, layers)
+    if isinstance(model.vision, ViT):
+        vision: ViT | ResNet = replace(model.vision, layers=layers)
+    else:
+        vision = replace(model.vision, layers=(1, 1, 1, 1))
+    return replace(model, vision=vision, text_layers=layers)
 
 
 def synthesize(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.download import cache_directory
 from clipcheck.errors import UsageError
-from clipcheck.inputs.preprocess import MEAN, STD
+from clipcheck.inputs.rules import MEAN, STD
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, tokenize
 from clipcheck.system.locks import locked_where_possible
 from clipcheck.writers.synthesize import DRAWN, LOGIT_SCALE, synthesize

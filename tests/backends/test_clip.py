@@ -216,6 +216,6 @@ def test_inputs_that_do_not_fit_are_an_error(built: Built) -> None:
 
 def test_it_computes_as_the_released_models_alone(vit: Checkpoint) -> None:
     gelu = vit.architecture.with_blocks(activation=Activation.GELU)
-    assert Clip.unfit(replace(vit, architecture=gelu), torch.device("cpu"), "float32") == (
+    assert Clip.unfit(replace(vit, model=gelu), torch.device("cpu"), "float32") == (
         "the reference package computes as the released models do, not with GELU"
     )

@@ -125,7 +125,7 @@ def test_a_program_is_kept_for_an_architecture(minute_archive: Path, tmp_path: P
     """The same weights may be of several: they do not tell."""
     source = source_of(open_checkpoint(minute_archive), tmp_path)
     gelu = source.checkpoint.architecture.with_blocks(activation=Activation.GELU)
-    checkpoint = dataclasses.replace(source.checkpoint, architecture=gelu)
+    checkpoint = dataclasses.replace(source.checkpoint, model=gelu)
     other = dataclasses.replace(source, checkpoint=checkpoint)
     assert built.key_of(source) != built.key_of(other)
     assert built.key_of(source) == built.key_of(dataclasses.replace(source))

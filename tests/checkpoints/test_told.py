@@ -25,6 +25,7 @@ from clipcheck.checkpoints.architecture import (
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.configs import open_clip_config, transformers_config
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import open_pair
 from clipcheck.checkpoints.told import Told, candidates, named
 from clipcheck.errors import ArchitectureError, ClipcheckError, UnknownModelError
@@ -105,9 +106,8 @@ def test_no_weights_of_open_clips_list_are_accepted_as_another_function() -> Non
     wrong, accepted = [], 0
     for model, tag in pairs():
         quick = bool(open_clip().get_pretrained_cfg(model, tag).get("quick_gelu", False))
-        try:
-            found = named(f"open_clip:{model}/{tag}").architecture
-        except ArchitectureError:
+        found = named(f"open_clip:{model}/{tag}").model
+        if isinstance(found, LibraryArchitecture):
             continue
         accepted += 1
         theirs = library_model(model, quick=quick)
@@ -191,6 +191,13 @@ def test_a_configuration_file_tells_its_architecture(tmp_path: Path) -> None:
         assert named(str(path)) == Told(GELU, f"--architecture {path}", str(path))
 
 
+SIGLIP = {
+    "embed_dim": 8,
+    "init_logit_bias": -10,
+    "vision_cfg": {"timm_model_name": "vit_tiny_patch16_224"},
+    "text_cfg": {"width": 64},
+}
+
 NAMES = {
     "ViT-B-32": "found 'ViT-B-32'. The nearest name is 'ViT-B/32'.",
     "open_clip:ViT-H14": "The nearest name is 'open_clip:ViT-H-14'.",
@@ -208,11 +215,32 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str) -> None:
     assert NAMES[name] in str(caught.value)
 
 
-def test_what_is_not_built_is_refused_with_the_reason() -> None:
-    with pytest.raises(ArchitectureError, match=r"no_ln_pre is True in place of False"):
-        named("open_clip:ViT-L-14-CLIPA")
-    with pytest.raises(ArchitectureError, match="timm_model_name is 'vit_base_patch16_siglip_224'"):
-        named("open_clip:ViT-B-16-SigLIP")
+def test_what_is_not_built_here_is_the_librarys_with_what_it_has_beyond() -> None:
+    clipa = named("open_clip:ViT-L-14-CLIPA").model
+    assert isinstance(clipa, LibraryArchitecture)
+    assert "vision_cfg.no_ln_pre True, vision_cfg.pool_type 'avg'" in clipa.describe()
+    siglip = named("open_clip:ViT-B-16-SigLIP").model
+    assert isinstance(siglip, LibraryArchitecture)
+    assert "vision_cfg.timm_model_name 'vit_base_patch16_siglip_224'" in siglip.describe()
+    assert siglip.settings["preprocess_cfg"]["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_a_tag_of_a_librarys_model_has_its_own_activation_and_preprocessing() -> None:
+    found = named("open_clip:ViT-H-14-worldwide-quickgelu/metaclip2_worldwide")
+    assert isinstance(found.model, LibraryArchitecture)
+    assert found.model.settings["model_cfg"]["quick_gelu"] is True
+    with pytest.raises(
+        UnknownModelError, match="open_clip has no weights 'web' of ViT-B-16-SigLIP"
+    ):
+        named("open_clip:ViT-B-16-SigLIP/web")
+
+
+def test_code_from_elsewhere_is_never_run(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    for config in ({"trust_remote_code": True}, {"auto_map": {"AutoModel": "x.Y"}}):
+        path.write_text(json.dumps({"model_cfg": SIGLIP, **config}))
+        with pytest.raises(ArchitectureError, match="fetched and run, which clipcheck never does"):
+            named(str(path))
 
 
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path) -> None:

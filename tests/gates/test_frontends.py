@@ -29,7 +29,7 @@ def test_pixels_within_rounding_are_alike_and_beyond_it_are_not() -> None:
 
 
 def test_rounding_is_what_float32_needs_and_far_less_than_a_level() -> None:
-    from clipcheck.inputs.preprocess import MEAN, STD
+    from clipcheck.inputs.rules import MEAN, STD
 
     levels = np.arange(256)[:, np.newaxis]
     exact = (levels / 255 - MEAN) / STD

@@ -174,7 +174,7 @@ def test_the_input_that_fails_is_tried_where_its_tower_has_no_place_yet(planted:
     inputs = inputs_of(MINUTE)
     row = for_modules(inputs, 0).select([], [0])
     row.tokens[0] = 0
-    row.tokens[0, :2] = inputs.start, inputs.end
+    row.tokens[0, :2] = inputs.texts.start, inputs.texts.end
     assert given(path, Suspect(row, "text_features")) == ["the input that fails"]
 
 

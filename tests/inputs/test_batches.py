@@ -215,14 +215,14 @@ def test_noise_is_there_faint_and_strong() -> None:
 def test_every_prompt_begins_and_ends_as_models_expect_with_zeros_after(inputs: Inputs) -> None:
     drawn = [*draw(40, inputs), for_modules(inputs, 0), every_length(inputs, 0)]
     tokens = np.concatenate([row for name, row in described(drawn) if name not in UNUSUAL])
-    assert inputs.start == inputs.vocab_size - 2
-    assert inputs.end == inputs.vocab_size - 1
+    assert inputs.texts.start == inputs.vocab_size - 2
+    assert inputs.texts.end == inputs.vocab_size - 1
     for row in tokens:
         end = int(row.argmax())
-        assert row[0] == inputs.start
-        assert row[end] == inputs.end == row.max()
-        assert (row == inputs.end).sum() == 1
-        assert (row[1:end] < inputs.start).all()
+        assert row[0] == inputs.texts.start
+        assert row[end] == inputs.texts.end == row.max()
+        assert (row == inputs.texts.end).sum() == 1
+        assert (row[1:end] < inputs.texts.start).all()
         assert (row >= 0).all()
         assert (row[end + 1 :] == 0).all()
 
@@ -263,7 +263,7 @@ def test_a_natural_image_has_amplitudes_that_fall_with_the_frequency() -> None:
 
 
 def test_clips_own_start_and_end_are_the_tokenizers() -> None:
-    assert (CLIP.start, CLIP.end) == (START_TOKEN, END_TOKEN)
+    assert (CLIP.texts.start, CLIP.texts.end) == (START_TOKEN, END_TOKEN)
     assert CLIP.vocab_size == VOCABULARY_SIZE
 
 
@@ -302,10 +302,10 @@ def test_the_default_holds_two_prompts_in_one_batch_that_differ_in_one_id(inputs
 def test_ids_come_from_every_part_of_the_vocabulary(inputs: Inputs, parts: int, seed: int) -> None:
     rows = prompts_of(draw(CORNERS, inputs, seed))
     ids = np.array([i for row in rows for i in ids_of(row)])
-    counts, _ = np.histogram(ids, bins=parts, range=(0, inputs.start))
+    counts, _ = np.histogram(ids, bins=parts, range=(0, inputs.texts.start))
     assert (counts > 0).all()
     # The first, which padding has too, and the last.
-    assert {0, inputs.start - 1} <= set(ids.tolist())
+    assert {0, inputs.texts.start - 1} <= set(ids.tolist())
 
 
 @every_kind
@@ -313,7 +313,7 @@ def test_even_one_long_prompt_has_ids_from_everywhere_in_no_order(inputs: Inputs
     rows = prompts_of(draw(CORNERS, inputs))
     full = next(row for row in rows if lengths_of(row[np.newaxis])[0] == inputs.context_length)
     ids = ids_of(full)
-    share = inputs.start / len(ids)
+    share = inputs.texts.start / len(ids)
     assert sorted(int(i // share) for i in ids) == pytest.approx(list(range(len(ids))), abs=1)
     assert ids != sorted(ids)
 
@@ -329,7 +329,7 @@ def test_a_prompt_says_what_it_is() -> None:
             elif name.startswith("one token"):
                 assert name == f"one token {length - 2} times"
             elif name == "two ends":
-                assert (row == CLIP.end).sum() == 2
+                assert (row == CLIP.texts.end).sum() == 2
             elif name == "no end":
                 assert row.max() == row[0]
             else:
@@ -410,7 +410,7 @@ def test_every_id_of_the_vocabulary_is_walked(everything: Sequence[Batch]) -> No
     assert found == set(range(MINUTE.vocab_size))
     # By prompts of one id after the other, each once, before lengths are walked.
     ids = [i for row in prompts_of(everything) for i in ids_of(row)]
-    assert ids[: MINUTE.start] == list(range(MINUTE.start))
+    assert ids[: MINUTE.texts.start] == list(range(MINUTE.texts.start))
 
 
 def test_every_length_is_walked(everything: Sequence[Batch]) -> None:
@@ -419,9 +419,9 @@ def test_every_length_is_walked(everything: Sequence[Batch]) -> None:
     assert set(lengths.tolist()) == set(range(2, MINUTE.context_length + 1))
     for row in tokens:
         end = int(row.argmax())
-        assert (row[0], row[end]) == (MINUTE.start, MINUTE.end)
+        assert (row[0], row[end]) == (MINUTE.texts.start, MINUTE.texts.end)
         assert (row[end + 1 :] == 0).all()
-        assert (row == MINUTE.end).sum() == 1
+        assert (row == MINUTE.texts.end).sum() == 1
 
 
 @pytest.mark.parametrize(

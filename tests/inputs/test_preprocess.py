@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipcheck.inputs.preprocess import MEAN, STD, picture_of, transform
+from clipcheck.inputs.preprocess import picture_of, transform
+from clipcheck.inputs.rules import MEAN, STD
 from tests.oracles import open_clip, reference_clip
 
 BYTES_PER_PIXEL = {

@@ -29,7 +29,8 @@ from clipcheck.inputs.pictures import (
     Pattern,
     Picture,
 )
-from clipcheck.inputs.preprocess import MEAN, STD, transform
+from clipcheck.inputs.preprocess import transform
+from clipcheck.inputs.rules import MEAN, STD
 from clipcheck.inputs.strategies import (
     MODES,
     UNPROCESSABLE_MODES,
@@ -756,7 +757,7 @@ def test_words_in_batches_are_what_their_rows_say() -> None:
 
 
 def test_special_tokens_in_words_do_not_end_a_row_early() -> None:
-    name, row = _worded(77, "a <|endoftext|> dog <|startoftext|>")
+    name, row = _worded(CLIP, "a <|endoftext|> dog <|startoftext|>")
     assert name == "'a <|endoftext|> dog <|startoftext|>'"
     assert row.tolist() == [START_TOKEN, *ids_of("a dog"), END_TOKEN] + [0] * 73
 

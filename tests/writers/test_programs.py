@@ -9,6 +9,7 @@ import torch
 from torch.export import ExportedProgram
 
 from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.errors import OutputError
 from clipcheck.families import eager
 from clipcheck.gates.result import OUTPUTS
@@ -133,4 +134,5 @@ def test_weights_beyond_what_a_file_holds_are_refused(
     ],
 )
 def test_which_released_models_fit_into_one_onnx_file(name: str, dtype: str, fits: bool) -> None:
-    assert (too_large_for_onnx(ARCHITECTURES[name], dtype) is None) is fits
+    checkpoint = Checkpoint(Path("x"), Format.STATE_DICT, ARCHITECTURES[name], {})
+    assert (too_large_for_onnx(checkpoint, dtype) is None) is fits

@@ -10,7 +10,7 @@ import torch
 from clipcheck.checkpoints.checkpoint import same_bits
 from clipcheck.errors import UsageError
 from clipcheck.families.eager import build
-from clipcheck.inputs.preprocess import MEAN, STD
+from clipcheck.inputs.rules import MEAN, STD
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, tokenize
 from clipcheck.writers import trained
 from clipcheck.writers.synthesize import architecture_named, synthesize

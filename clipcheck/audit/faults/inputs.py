@@ -21,7 +21,7 @@ from clipcheck.audit.faults.planting import (
 )
 from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import EMBEDDING, IDS, PIXELS
-from clipcheck.inputs.preprocess import MEAN, STD
+from clipcheck.inputs.rules import MEAN, STD
 from clipcheck.writers.legacy import Multimodal
 
 

@@ -26,7 +26,7 @@ from clipcheck.harness.preprocessing.base import DOING, Candidate
 from clipcheck.harness.preprocessing.differences import LEGACY_END, Difference
 from clipcheck.harness.preprocessing.images import pixels
 from clipcheck.inputs.examples import Frontend, Prompt, describe_image, describe_prompt
-from clipcheck.inputs.preprocess import STD
+from clipcheck.inputs.rules import STD
 from clipcheck.inputs.tokenizer import END_TOKEN
 
 if TYPE_CHECKING:

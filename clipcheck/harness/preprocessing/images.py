@@ -17,7 +17,7 @@ from clipcheck.harness.preprocessing.differences import (
 )
 from clipcheck.inputs.batches import Pixels
 from clipcheck.inputs.examples import opacities_left_out
-from clipcheck.inputs.preprocess import MEAN, STD
+from clipcheck.inputs.rules import MEAN, STD
 
 
 def pixels(image: Image.Image, resolution: int, how: Collection[Difference] = ()) -> Pixels:

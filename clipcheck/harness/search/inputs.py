@@ -62,7 +62,7 @@ def draw(wanted: Wanted, inputs: Inputs) -> Drawn:
         inputs: what the model takes.
     """
     source = Source(inputs, wanted.name, wanted.seed)
-    frontend = Frontend(inputs.resolution, inputs.context_length)
+    frontend = Frontend.of(inputs)
     asked = max(0, wanted.examples - CORNERS)
     random = source.draw(asked)
     found = list(batches(wanted.examples, inputs, wanted.seed))

@@ -168,13 +168,11 @@ class Source:
         return images()
 
     def _prompts(self) -> dict[str, SearchStrategy[Prompt]]:
-        from clipcheck.inputs.strategies import prompts, token_ids
-        from clipcheck.inputs.tokenizer import VOCABULARY_SIZE
+        from clipcheck.inputs.strategies import prompts, rows_of
 
         i = self._inputs
-        rows = token_ids(context_length=i.context_length, vocab_size=i.vocab_size)
-        ids = rows.map(ids_of)
-        if i.vocab_size != VOCABULARY_SIZE:
+        ids = rows_of(i.texts, i.context_length).map(lambda row: ids_of(row, i.texts))
+        if not i.texts.words:
             return {"ids": ids}
         return {"text": prompts(context_length=i.context_length), "ids": ids}
 

@@ -21,7 +21,7 @@ from clipcheck.harness.preprocessing.differences import (
     UNTRUNCATED,
     Difference,
 )
-from clipcheck.inputs.preprocess import STD
+from clipcheck.inputs.rules import STD
 from clipcheck.inputs.tokenizer import END_TOKEN
 from tests.harness.preprocessing.conftest import Candidates
 from tests.harness.preprocessing.samples import LENGTH, SMALL
@@ -160,7 +160,7 @@ def test_resizing_tensors_without_antialiasing_is_unknown() -> None:
     from torchvision.transforms.v2 import functional
 
     from clipcheck.harness.preprocessing import transformers
-    from clipcheck.inputs.preprocess import MEAN
+    from clipcheck.inputs.rules import MEAN
 
     def run(antialias: bool) -> Callable[[Image.Image], Any]:
         def preprocess(image: Image.Image) -> Any:

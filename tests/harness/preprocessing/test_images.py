@@ -7,7 +7,7 @@ from PIL import Image
 
 from clipcheck.harness.preprocessing.differences import FLOATS, ON_WHITE, RGB_FIRST, TENSORS
 from clipcheck.harness.preprocessing.images import pixels
-from clipcheck.inputs.preprocess import MEAN, STD
+from clipcheck.inputs.rules import MEAN, STD
 from clipcheck.inputs.strategies import images
 from tests.harness.preprocessing.samples import SIDE, SMALL
 

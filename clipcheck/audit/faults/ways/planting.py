@@ -39,7 +39,7 @@ def in_model(alter: Alter) -> PlantSource:
 
     @contextmanager
     def plant(source: Source) -> Iterator[Source]:
-        model = copy.deepcopy(source.model)
+        model = copy.deepcopy(source.clip)
         alter(model)
         # What was built before is of the unaltered model, and has the same key.
         yield replace(source, model=model, artefacts=Artefacts(None, source.scratch))
@@ -59,7 +59,7 @@ def in_program(name: str, write: Callable[[eager.CLIP, Path], None]) -> PlantSou
     @contextmanager
     def plant(source: Source) -> Iterator[Source]:
         path = _folder(source) / name
-        write(copy.deepcopy(source.model), path)
+        write(copy.deepcopy(source.clip), path)
         yield replace(source, program=path)
 
     return plant
@@ -79,7 +79,7 @@ def in_graph(alter: Callable[[onnx.ModelProto], None]) -> PlantSource:
         # to export takes longer than all else.
         wanted = key_of(source, "onnx", "onnxscript")
         written = source.artefacts.get(
-            "program.onnx", wanted, lambda path: write_onnx(source.model, path)
+            "program.onnx", wanted, lambda path: write_onnx(source.clip, path)
         )
         program = onnx.load(written)
         alter(program)

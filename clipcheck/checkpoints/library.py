@@ -1,0 +1,137 @@
+"""Models that clipcheck does not build itself: a library's own model is the reference for them.
+
+Reading a folder tells which library, and has its configuration; what the library makes of that is
+for `clipcheck.families` to tell.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipcheck.checkpoints.configs import beyond_released, of_open_clip
+from clipcheck.errors import ArchitectureError, UnfitError
+
+if TYPE_CHECKING:
+    from clipcheck.checkpoints.architecture import Architecture
+
+OPEN_CLIP_LIBRARY = "open_clip"
+
+TEXT_CONFIG = "text_config.json"
+"""The configuration of a text model of transformers, in a folder of open_clip, which would fetch it
+from the hub."""
+
+
+@dataclass(frozen=True)
+class LibraryArchitecture:
+    """A library's configuration of a model.
+
+    Attributes:
+        library: whose, as its family in `clipcheck.families` is named.
+        config: its configuration as JSON, with sorted keys.
+        beyond: what it has that clipcheck's own modules have not, for people.
+        files: the library's other configurations, by the name of the file, as JSON.
+    """
+
+    library: str
+    config: str
+    beyond: str
+    files: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration, as an object of its own."""
+        found: dict[str, Any] = json.loads(self.config)
+        return found
+
+    def describe(self) -> str:
+        """One line for people."""
+        return f"a model of {self.library} with {self.beyond}"
+
+    def unfit(self, path: Path | None = None) -> UnfitError:
+        """Return the error for what takes clipcheck's own modules, and gets this."""
+        return UnfitError(
+            f"expected a model of OpenAI's architecture, found {self.describe()}",
+            remedy="Judge it by another backend, such as export: "
+            f"{self.library}'s own model is its reference.",
+            path=path,
+        )
+
+
+def read_open_clip(
+    config: Mapping[str, Any], path: Path, files: Mapping[str, Mapping[str, Any]] | None = None
+) -> Architecture | LibraryArchitecture:
+    """The architecture that a configuration of open_clip describes: that of clipcheck's own modules
+    where they compute it, else the library's.
+
+    Args:
+        config: all of an ``open_clip_config.json``, or one of the library's ``model_configs``.
+        path: the file, for messages.
+        files: other configurations beside it, by the names of their files.
+
+    Raises:
+        ArchitectureError: clipcheck would build it itself, and it is not sound; or it asks for
+            code from elsewhere.
+    """
+    model = config.get("model_cfg", config)
+    beyond = beyond_released(model)
+    if not beyond:
+        return of_open_clip(model, path)
+    others = files or {}
+    _refuse_code([config, *others.values()], path)
+    whole = {"model_cfg": model, "preprocess_cfg": config.get("preprocess_cfg") or {}}
+    return LibraryArchitecture(
+        OPEN_CLIP_LIBRARY,
+        _canonical(whole),
+        ", ".join(beyond),
+        tuple((name, _canonical(other)) for name, other in sorted(others.items())),
+    )
+
+
+_KINDS = {
+    "roberta": "roberta",
+    "xlm-roberta": "xlm-roberta",
+    "mt5": "mt5",
+    "nllb": "m2m_100",
+}
+"""Model types of transformers, by what the names of open_clip's text models begin with."""
+
+
+def with_text_config(architecture: LibraryArchitecture) -> LibraryArchitecture:
+    """The architecture with a configuration of its text model of transformers, if it has one and
+    lacks that: one of the same kind, with transformers' default sizes."""
+    text = architecture.settings["model_cfg"].get("text_cfg")
+    name = text.get("hf_model_name") if isinstance(text, dict) else None
+    if not name or architecture.files:
+        return architecture
+    kind = next(
+        (kind for begin, kind in _KINDS.items() if name.split("/")[-1].startswith(begin)), None
+    )
+    if kind is None:
+        raise ArchitectureError(
+            f"the kind of the text model {name!r} of transformers is not known",
+            remedy=f"Known are {', '.join(_KINDS)}.",
+        )
+    import transformers
+
+    config = transformers.AutoConfig.for_model(kind).to_dict()
+    return replace(architecture, files=((TEXT_CONFIG, _canonical(config)),))
+
+
+def _refuse_code(configs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    for config in configs:
+        for key in ("auto_map", "trust_remote_code"):
+            if config.get(key):
+                raise ArchitectureError(
+                    f"its configuration has {key}: its code is to be fetched and run, which "
+                    "clipcheck never does",
+                    remedy="Judge a model whose class the installed library has itself.",
+                    path=path,
+                )
+
+
+def _canonical(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)

@@ -1,0 +1,100 @@
+"""The base of eager models: what a candidate is compared with, of whatever family.
+
+Shapes are noted at the end of lines: N images, M texts, L tokens, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from clipcheck.families.sizes import Sizes
+
+if TYPE_CHECKING:
+    from clipcheck.checkpoints.library import LibraryArchitecture
+
+MOST_TEXTS = 8
+"""Prompts that are run together where they are many."""
+
+
+class DualEncoder(nn.Module):
+    """Two towers, and logits of what they give.
+
+    Args:
+        image_resolution: pixels a side.
+        context_length: tokens of a text.
+
+    Attributes:
+        ends_unseen: whether what follows the end of a text has no effect on its features.
+    """
+
+    ends_unseen = False
+
+    # No annotations of the class: TorchScript, which compiles models of it, reads none as strings.
+    def __init__(self, image_resolution: int, context_length: int) -> None:
+        super().__init__()
+        self.image_resolution = image_resolution
+        self.context_length = context_length
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Preprocessed pixels [N, 3, H, W] to features [N, E], not normalised."""
+        raise NotImplementedError
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Token ids [M, L] to features [M, E], not normalised."""
+        raise NotImplementedError
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, E] and [M, E] to logits per image [N, M] and per text [M, N]."""
+        raise NotImplementedError
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels [N, 3, H, W] and ids [M, L] to logits per image [N, M] and per text [M, N]."""
+        return self.logits(self.encode_image(image), self.encode_text(text))
+
+    def log_scale(self) -> Tensor:
+        """The natural logarithm of what cosines are multiplied with: one number."""
+        raise NotImplementedError
+
+    def encode_lengths(self, text: Tensor) -> Tensor:
+        """Features [M, E] of prompts [M, L] of every length, each the beginning of the last."""
+        return torch.cat([self.encode_text(rows) for rows in text.split(MOST_TEXTS)])
+
+
+class Family(Protocol):
+    """A library whose models are their own reference: a file of this folder."""
+
+    def sizes(self, architecture: LibraryArchitecture) -> Sizes:
+        """The sizes of a model's inputs.
+
+        Raises:
+            ArchitectureError: the library does not have such a model, or it is not supported.
+        """
+
+    def empty(self, architecture: LibraryArchitecture) -> nn.Module:
+        """The library's model, whose weights have any values.
+
+        Raises:
+            ArchitectureError: it has no such model.
+            UnavailableError: it is not installed.
+        """
+
+    def build(
+        self, architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]
+    ) -> DualEncoder:
+        """The library's model over these tensors, which are assigned, not copied.
+
+        Args:
+            architecture: the configuration.
+            tensors: by the library's keys, all of a tower in one floating-point dtype.
+
+        Raises:
+            ArchitectureError: they are not the weights of such a model; the message names a key,
+                and both shapes.
+        """
+
+    def shallow(self, architecture: LibraryArchitecture, layers: int) -> LibraryArchitecture:
+        """The architecture with so many layers in each tower whose number can be said."""

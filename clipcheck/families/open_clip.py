@@ -1,0 +1,383 @@
+"""Models of open_clip that clipcheck does not build itself: towers of timm, CoCa, attention pools,
+text models of transformers. open_clip's own modules are the reference.
+
+Nothing is fetched: the weights are those of the checkpoint, and the configuration of a text model
+of transformers has to be in the folder, as ``text_config.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from clipcheck.checkpoints.library import TEXT_CONFIG, LibraryArchitecture
+from clipcheck.errors import ArchitectureError, UnavailableError, first_line
+from clipcheck.families.base import DualEncoder
+from clipcheck.families.sizes import Sizes
+from clipcheck.inputs.rules import CLIP_VOCABULARY, MEAN, STD, ImageRules, TextRules, clip_texts
+
+_TOO_MANY = 3
+"""Keys that a message names."""
+
+_COUNTER = "num_batches_tracked"
+"""Ends the keys of counters, which have no effect in evaluation and which some files leave out."""
+
+_POSITIONS = "embeddings.position_ids"
+"""Ends the key of a buffer that older versions of transformers had in their state dicts."""
+
+
+class OpenClip(DualEncoder):
+    """A model of open_clip, called as its users call it.
+
+    Args:
+        model: one of its three classes, in evaluation mode.
+        architecture: its configuration.
+    """
+
+    def __init__(self, model: nn.Module, architecture: LibraryArchitecture) -> None:
+        found = sizes(architecture)
+        super().__init__(found.image_resolution, found.context_length)
+        self.model: Any = model
+        self.image_dtype = _dtype_of(model.get_submodule("visual"))
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Preprocessed pixels [N, 3, H, W] to features [N, E], not normalised."""
+        features: Tensor = self.model.encode_image(image.to(self.image_dtype), normalize=False)
+        return features
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Token ids [M, L] to features [M, E], not normalised."""
+        features: Tensor = self.model.encode_text(text.long(), normalize=False)
+        return features
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, E] and [M, E] to logits per image [N, M] and per text [M, N]."""
+        image_features = nn.functional.normalize(image_features, dim=-1)
+        text_features = nn.functional.normalize(text_features, dim=-1)
+        logits: Tensor = self.model.logit_scale.exp() * image_features @ text_features.t()
+        if self.model.logit_bias is not None:
+            logits = logits + self.model.logit_bias
+        return logits, logits.t()
+
+    def log_scale(self) -> Tensor:
+        """The natural logarithm of what cosines are multiplied with: one number."""
+        scale: Tensor = self.model.logit_scale
+        return scale
+
+
+# --------------------------------------------------------------------------- sizes
+
+
+def sizes(architecture: LibraryArchitecture) -> Sizes:
+    """The sizes of a model's inputs, of its configuration alone.
+
+    Raises:
+        ArchitectureError: open_clip does not have such a model.
+    """
+    model, preprocess = _configs(architecture)
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    side = _side(vision.get("image_size", 224))
+    patch = vision.get("patch_size") or 16
+    hf = _text_config(architecture) if text.get("hf_model_name") else {}
+    context_length = text.get("context_length", 77)
+    vocab_size = hf.get("vocab_size") or text.get("vocab_size", CLIP_VOCABULARY)
+    return Sizes(
+        side,
+        context_length,
+        vocab_size,
+        model["embed_dim"],
+        max(1, side // (32 if vision.get("timm_model_name") else patch)),
+        _images(preprocess),
+        _texts(text, hf, vocab_size, sigmoid="init_logit_bias" in model),
+        sigmoid=model.get("init_logit_bias") is not None,
+        tokenizer=text.get("hf_tokenizer_name") or "CLIP's own tokenizer",
+    )
+
+
+def _configs(architecture: LibraryArchitecture) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ``model_cfg``, whose parts are of the types that they have to be, and the
+    ``preprocess_cfg``."""
+    settings = architecture.settings
+    model, preprocess = settings["model_cfg"], settings["preprocess_cfg"]
+    problems = [
+        f"model_cfg.{key} is {_brief(model.get(key))} in place of {wanted}"
+        for key, kind, wanted in _REQUIRED
+        if type(model.get(key)) is not kind
+    ]
+    problems += [] if problems else _unlike("vision_cfg", model) + _unlike("text_cfg", model)
+    if problems:
+        raise ArchitectureError(
+            f"it describes no model of open_clip: {'; '.join(problems[:_TOO_MANY])}",
+            remedy="Take the open_clip_config.json that belongs to the weights.",
+        )
+    return model, preprocess
+
+
+_REQUIRED = (
+    ("embed_dim", int, "a whole number"),
+    ("vision_cfg", dict, "an object"),
+    ("text_cfg", dict, "an object"),
+)
+
+
+def _unlike(name: str, model: Mapping[str, Any]) -> list[str]:
+    """List the sizes of a tower's inputs that are no sizes."""
+    wanted = {"vision_cfg": ("image_size",), "text_cfg": ("context_length", "vocab_size")}
+    found = []
+    for key in wanted[name]:
+        value = model[name].get(key, 1)
+        whole = value[0] if isinstance(value, list) and len(set(map(str, value))) == 1 else value
+        if type(whole) is not int or not 0 < whole < _MOST:
+            found.append(f"model_cfg.{name}.{key} is {_brief(value)} in place of a whole number")
+    return found
+
+
+_MOST = 2_000_000
+
+
+def _brief(value: Any) -> str:
+    return "missing" if value is None else repr(value)[:40]
+
+
+def _side(value: Any) -> int:
+    return int(value[0] if isinstance(value, list) else value)
+
+
+def _images(preprocess: Mapping[str, Any]) -> ImageRules:
+    return ImageRules(
+        tuple(preprocess.get("mean") or MEAN),
+        tuple(preprocess.get("std") or STD),
+        preprocess.get("interpolation", "bicubic"),
+        preprocess.get("resize_mode", "shortest") == "squash",
+    )
+
+
+def _texts(
+    text: Mapping[str, Any], hf: Mapping[str, Any], vocab_size: int, *, sigmoid: bool
+) -> TextRules:
+    """How rows of ids are made. Other tokenizers than CLIP's are not at hand: their ids are drawn
+    directly, between the special ones that they have by the configuration."""
+    if hf:
+        specials = [hf.get(f"{name}_token_id") for name in ("bos", "eos", "pad")]
+        start, end, pad = specials
+        first = 1 + max(each for each in (*specials, 0) if each is not None)
+        return TextRules(start, end, pad or 0, first, vocab_size - 1)
+    if text.get("hf_tokenizer_name") is None:
+        clip = clip_texts(min(vocab_size, CLIP_VOCABULARY))
+        return dataclasses.replace(clip, pad=text.get("pad_id", 0))
+    if text.get("pool_type") == "eos":
+        end = text.get("eos_id", 2)
+        return TextRules(0, end, 1, max(end, 1) + 1, vocab_size - 1)
+    # The tokenizers of SigLIP end and pad with one id, 1; that of CLIPA pads with 0.
+    pad = 1 if sigmoid else text.get("pad_id", 0)
+    return TextRules(None, None, pad, pad + 1, vocab_size - 1)
+
+
+def shallow(architecture: LibraryArchitecture, layers: int) -> LibraryArchitecture:
+    """The architecture with so many layers in each tower but those of timm, which have the depth
+    that their names say."""
+    settings = architecture.settings
+    model = settings["model_cfg"]
+    for name in ("vision_cfg", "text_cfg", "multimodal_cfg"):
+        if name in model and not model[name].get("timm_model_name"):
+            model[name]["layers"] = layers
+    files = tuple(
+        (name, json.dumps({**json.loads(text), **dict.fromkeys(_DEPTHS, layers)}, sort_keys=True))
+        for name, text in architecture.files
+    )
+    return dataclasses.replace(
+        architecture, config=json.dumps(settings, sort_keys=True), files=files
+    )
+
+
+_DEPTHS = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers")
+"""Names of the number of layers in the configurations of text models of transformers."""
+
+
+# --------------------------------------------------------------------------- building
+
+
+def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> OpenClip:
+    """The library's model over these tensors, which are assigned, not copied.
+
+    Raises:
+        ArchitectureError: open_clip has no such model, or they are not its weights.
+    """
+    model = empty(architecture)
+    wanted = model.state_dict()
+    weights = {key: each for key, each in tensors.items() if not key.endswith(_POSITIONS)}
+    for key in ("logit_scale", "logit_bias"):
+        if key in weights and key in wanted and weights[key].numel() == 1:
+            weights[key] = weights[key].reshape(wanted[key].shape)
+    device = next(iter(weights.values())).device
+    for key, tensor in wanted.items():
+        if key.endswith(_COUNTER) and key not in weights:
+            weights[key] = torch.zeros_like(tensor, device=device)
+    _require_fitting(weights, wanted)
+    model.load_state_dict(weights, strict=True, assign=True)
+    _cast_buffers(model, device)
+    model.requires_grad_(False)
+    return OpenClip(model.eval(), architecture).eval()
+
+
+def _require_fitting(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    problems = [
+        f"{key} has shape {list(weights[key].shape)}, expected {list(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in weights and weights[key].shape != tensor.shape
+    ]
+    problems += [
+        f"{key} is missing, expected {list(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key not in weights
+    ]
+    problems += [
+        f"{key}, {list(tensor.shape)}, is none of its keys"
+        for key, tensor in weights.items()
+        if key not in wanted
+    ]
+    if problems:
+        more = len(problems) - _TOO_MANY
+        told = "; ".join(problems[:_TOO_MANY]) + (f"; and {more} more" if more > 0 else "")
+        raise ArchitectureError(
+            f"its weights are not those of the model that its configuration describes: {told}",
+            remedy="Take the open_clip_config.json that belongs to the weights.",
+        )
+
+
+def _cast_buffers(model: nn.Module, device: torch.device) -> None:
+    """Bring what is in no state dict (masks, rotations of positions) to the weights' device, and to
+    the dtype of its tower."""
+    kept = model.state_dict().keys()
+    towers = {"visual": _dtype_of(model.get_submodule("visual")), "": _text_dtype(model)}
+    for prefix, module in model.named_modules():
+        tower = towers["visual" if prefix.split(".")[0] == "visual" else ""]
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if f"{prefix}.{name}".lstrip(".") in kept:
+                continue
+            floating = buffer.is_floating_point()
+            module._buffers[name] = buffer.to(device, tower if floating else buffer.dtype)
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    return next(p.dtype for p in module.parameters() if p.is_floating_point())
+
+
+def _text_dtype(model: nn.Module) -> torch.dtype:
+    texts = (p for key, p in model.named_parameters() if key.startswith(_TEXTS))
+    return next(p.dtype for p in texts)
+
+
+_TEXTS = ("text.", "transformer.")
+"""How the keys of the text tower's blocks begin."""
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out what layers do to their weights when they are built: others take their place.
+
+    The weights are not on the meta device meanwhile: some towers run a layer to see its shapes,
+    and buffers, which no checkpoint has, are to have their values.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+        given = kwargs or {}
+        target = args[0] if args else given.get("tensor")
+        if in_place and isinstance(target, nn.Parameter):
+            return target
+        return func(*args, **given)
+
+
+def empty(architecture: LibraryArchitecture) -> nn.Module:
+    """The library's model, whose weights have any values.
+
+    Raises:
+        ArchitectureError: it has no such model.
+        UnavailableError: it is not installed.
+    """
+    config, _ = _configs(architecture)
+    classes = _open_clip()
+    custom = config.pop("custom_text", False) or bool(config["text_cfg"].get("hf_model_name"))
+    chosen = "CoCa" if "multimodal_cfg" in config else "CustomTextCLIP" if custom else "CLIP"
+    if config["vision_cfg"].get("timm_model_name"):
+        config["vision_cfg"]["timm_model_pretrained"] = False
+    with _local_text(architecture, config["text_cfg"]), _Uninitialised():
+        try:
+            built: nn.Module = classes[chosen](**config)
+        # Of whatever library, for whatever is wrong with the configuration.
+        except Exception as error:
+            raise ArchitectureError(
+                f"open_clip cannot build its configuration's model ({first_line(error)[:200]})",
+                remedy=_remedy(config, str(error)),
+            ) from error
+    return built
+
+
+def _remedy(config: Mapping[str, Any], problem: str) -> str:
+    timm = config["vision_cfg"].get("timm_model_name")
+    if timm and "Unknown model" in problem:
+        from importlib.metadata import version
+
+        return (
+            f"The timm installed here, {version('timm')}, does not have the model {timm!r}: "
+            "install one that does."
+        )
+    return "Take the open_clip_config.json that belongs to the weights."
+
+
+def _open_clip() -> dict[str, type[nn.Module]]:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise UnavailableError(
+            "open_clip, whose own model is the reference of this one, is not installed",
+            remedy="Run: pip install open_clip_torch.",
+        ) from error
+    return {name: getattr(open_clip, name) for name in ("CLIP", "CustomTextCLIP", "CoCa")}
+
+
+@contextmanager
+def _local_text(architecture: LibraryArchitecture, text: dict[str, Any]) -> Iterator[None]:
+    """Have a text model of transformers built from the configuration in the folder: the library
+    would fetch one from the hub, by its name."""
+    if not text.get("hf_model_name"):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder:
+        Path(folder, "config.json").write_text(json.dumps(_text_config(architecture)))
+        text.update(hf_model_name=folder, hf_model_pretrained=False)
+        yield
+
+
+def _text_config(architecture: LibraryArchitecture) -> dict[str, Any]:
+    """The configuration of the text model of transformers."""
+    found = dict(architecture.files).get(TEXT_CONFIG)
+    if found is None:
+        name = architecture.settings["model_cfg"]["text_cfg"]["hf_model_name"]
+        raise ArchitectureError(
+            f"its text tower is {name!r} of transformers, whose configuration open_clip would "
+            "fetch from the hub, and clipcheck fetches none",
+            remedy=f"Put the config.json of {name} into the folder, as {TEXT_CONFIG}.",
+        )
+    import transformers
+
+    given = json.loads(found)
+    try:
+        # With what it leaves out: the defaults of its kind.
+        config: dict[str, Any] = transformers.AutoConfig.for_model(**given).to_dict()
+    except (TypeError, ValueError) as error:
+        raise ArchitectureError(
+            f"its {TEXT_CONFIG} is none that transformers knows ({first_line(error)[:120]})",
+            remedy="Take the config.json that belongs to the text model.",
+        ) from error
+    return config

@@ -1,0 +1,73 @@
+"""The sizes of a model's inputs and features, of any family, and how its inputs are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from clipcheck.inputs.rules import ImageRules, TextRules
+
+
+class HasSizes(Protocol):
+    """Anything that tells the sizes of inputs and features: an `Architecture`, or `Sizes`."""
+
+    @property
+    def image_resolution(self) -> int:
+        """Pixels a side."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a text."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Components of features."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a model's inputs and features, and how its inputs are made.
+
+    Attributes:
+        image_resolution: pixels a side.
+        context_length: tokens of a text.
+        vocab_size: ids are below it.
+        embed_dim: components of features.
+        grid: positions along one side of what the image tower looks at.
+        images: how pixels are made.
+        texts: how rows of ids are made.
+        sigmoid: whether logits stand for probabilities of pairs, each by itself; else softmax
+            makes probabilities of a row of them.
+        tokenizer: which tokenizer makes the ids, for people.
+    """
+
+    image_resolution: int
+    context_length: int
+    vocab_size: int
+    embed_dim: int
+    grid: int
+    images: ImageRules
+    texts: TextRules
+    sigmoid: bool = False
+    tokenizer: str = "CLIP's own tokenizer"
+
+    @property
+    def dimensions(self) -> dict[str, int | str]:
+        """By name, as the results of a check have them."""
+        return {
+            "image resolution": self.image_resolution,
+            "context length": self.context_length,
+            "vocabulary size": self.vocab_size,
+            "embedding width": self.embed_dim,
+        }
+
+    @property
+    def summary(self) -> str:
+        """How inputs and probabilities are made, for people."""
+        texts = self.texts
+        if texts.words:
+            ids = "ids by CLIP's tokenizer"
+        else:
+            ids = f"ids drawn directly, as the tokenizer {self.tokenizer} is not at hand"
+        loss = "sigmoid" if self.sigmoid else "softmax"
+        return f"{ids}, padded with {texts.pad}; probabilities by {loss}"

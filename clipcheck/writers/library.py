@@ -1,0 +1,134 @@
+"""Seeded weights of a model that a library computes, in a folder as the library reads it.
+
+As in `clipcheck.writers.synthesize`, no parameter keeps its initial value, no bias is zero and no
+two channels are alike. What a weight is for is told by the module that holds it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from clipcheck.checkpoints.checkpoint import same_bits
+from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.library import LibraryArchitecture
+from clipcheck.errors import OutputError
+from clipcheck.families.registry import family
+from clipcheck.writers.output import creating
+from clipcheck.writers.synthesize import LOGIT_SCALE
+
+_LOGIT_BIAS = -10.0
+"""Where training begins (Zhai et al. 2023, section 3.2)."""
+
+
+def draw(architecture: LibraryArchitecture, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Seeded weights in float32, by the library's keys.
+
+    Args:
+        architecture: of the model.
+        seed: the same seed gives the same bits.
+
+    Raises:
+        ArchitectureError: the library does not have such a model.
+    """
+    model = family(architecture.library).empty(architecture)
+    owners = {
+        f"{prefix}.{name}" if prefix else name: module
+        for prefix, module in model.named_modules()
+        for name, _ in (*module.named_parameters(recurse=False),
+                        *module.named_buffers(recurse=False))
+    }  # fmt: skip
+    trained = dict(model.named_parameters(remove_duplicate=False))
+    return {
+        key: _drawn(key, tensor, owners.get(key), seed, trained=key in trained)
+        for key, tensor in model.state_dict().items()
+    }
+
+
+def _drawn(
+    key: str, held: torch.Tensor, owner: nn.Module | None, seed: int, *, trained: bool
+) -> torch.Tensor:
+    name = key.rpartition(".")[2]
+    if name == "logit_scale":
+        return torch.full_like(held, LOGIT_SCALE)
+    if name == "logit_bias":
+        return torch.full_like(held, _LOGIT_BIAS)
+    if not trained and name not in _STATISTICS:
+        return held  # a table of indices, a counter: they are as the library makes them
+    centre, width = _STATISTICS.get(name) or _distribution(name, held, owner)
+    generator = np.random.default_rng([seed, zlib.crc32(key.encode())])
+    unit = torch.from_numpy(generator.random(tuple(held.shape), dtype=np.float32))  # [0, 1)
+    return unit.mul_(2 * width).add_(centre - width)
+
+
+_STATISTICS = {"running_mean": (0.0, 0.1), "running_var": (1.0, 0.5)}
+"""Centre and half-width of what a BatchNorm has seen."""
+
+_APPLIED_FROM_THE_RIGHT = ("proj", "text_projection")
+"""Names of projections whose fan-in is dimension 0."""
+
+
+def _distribution(name: str, held: torch.Tensor, owner: nn.Module | None) -> tuple[float, float]:
+    """Centre and half-width of the uniform distribution that a weight is drawn from."""
+    kind = type(owner).__name__
+    if isinstance(owner, nn.Embedding):
+        return 0.0, 1.0
+    if name.endswith("bias"):
+        return 0.0, 0.1
+    if "Norm" in kind and held.ndim == 1:
+        return 1.0, 0.3
+    if name.startswith("gamma") or "Scale" in kind:
+        return 0.3, 0.1  # of a residual branch: with a sum after each, near one explodes
+    if held.ndim < 2 or not isinstance(owner, (nn.Linear, nn.MultiheadAttention, _CONVOLUTIONS)):
+        if name not in _APPLIED_FROM_THE_RIGHT:
+            return 0.0, 0.5  # positions, tokens, queries
+        return 0.0, math.sqrt(3 / held.shape[0])
+    return 0.0, math.sqrt(3 / math.prod(held.shape[1:]))
+
+
+_CONVOLUTIONS = nn.modules.conv._ConvNd
+
+
+def write_folder(architecture: LibraryArchitecture, folder: Path, seed: int = 0) -> int:
+    """Write a folder with seeded weights, read it back, and compare them bit for bit.
+
+    Args:
+        architecture: of the model.
+        folder: to be made; it may be there, if it is empty.
+        seed: as for `draw`.
+
+    Returns:
+        How many tensors came back.
+
+    Raises:
+        ArchitectureError: the library does not have such a model.
+        OutputError: the folder cannot be written, or it did not come back as it was written.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {key: tensor.contiguous() for key, tensor in draw(architecture, seed).items()}
+    room = sum(tensor.nbytes for tensor in tensors.values())
+    with creating(folder, room=room) as temporary:
+        texts: dict[str, Any] = {OPEN_CLIP_CONFIG: architecture.settings}
+        texts |= {name: json.loads(text) for name, text in architecture.files}
+        for name, config in texts.items():
+            written = json.dumps(config, indent=2) + "\n"
+            (temporary / name).write_text(written, encoding="utf-8")
+        save_file(tensors, temporary / OPEN_CLIP_WEIGHTS, metadata={"format": "pt"})
+        back = open_checkpoint(temporary)
+        for key, tensor in tensors.items():
+            if key not in back.tensors or not same_bits(back.tensors[key], tensor):
+                raise OutputError(
+                    f"was written, but {key!r} did not come back as it was; it was not kept",
+                    remedy="Try again, and see whether the disk is sound.",
+                    path=folder,
+                )
+    return len(tensors)

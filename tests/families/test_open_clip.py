@@ -1,0 +1,344 @@
+"""Models of open_clip as their own reference: each kind, small, and the same tests for all."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clipcheck.backends.reference import Reference
+from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.library import LibraryArchitecture, read_open_clip, with_text_config
+from clipcheck.checkpoints.told import named
+from clipcheck.errors import ArchitectureError, UnfitError
+from clipcheck.families import open_clip, registry
+from clipcheck.families.base import DualEncoder
+from clipcheck.harness.judging import inputs_of
+from clipcheck.inputs.batches import batches, length_of
+from clipcheck.writers.library import draw, write_folder
+from clipcheck.writers.synthesize import shallow
+from tests import oracles
+from tests.thorough import thorough
+
+CPU = torch.device("cpu")
+
+TEXT = {"context_length": 8, "vocab_size": 120, "width": 64, "heads": 2, "layers": 2}
+VISION = {"image_size": 32, "patch_size": 16, "width": 64, "head_width": 32, "layers": 2}
+
+
+def timm(name: str, side: int, pool: str = "avg", proj: str | None = "linear") -> dict[str, Any]:
+    return {"timm_model_name": name, "image_size": side, "timm_pool": pool, "timm_proj": proj}
+
+
+def model(vision: dict[str, Any], embed_dim: int = 64, **more: Any) -> dict[str, Any]:
+    """A ``model_cfg``; what is said of texts is added to `TEXT`."""
+    text = {**TEXT, **more.pop("text", {})}
+    return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text, **more}
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "siglip": model(
+        timm("test_vit2", 160, "map", "none"),
+        init_logit_bias=-10,
+        custom_text=True,
+        text={
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+            "hf_tokenizer_name": "timm/some",
+            "norm_kwargs": {"eps": 1e-6},
+            "act_kwargs": {"approximate": "tanh"},
+        },
+    ),
+    "clipa": model(
+        {**VISION, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True},
+        text={"pool_type": "last", "no_causal_mask": True, "hf_tokenizer_name": "bert"},
+    ),
+    "metaclip2": model(VISION, text={"pool_type": "eos", "eos_id": 2, "hf_tokenizer_name": "x"}),
+    "coca": model(
+        {**VISION, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+        custom_text=True,
+        text={"embed_cls": True, "output_tokens": True},
+        multimodal_cfg={**TEXT, "attn_pooler_heads": 2},
+    ),
+    "convnext": model(timm("test_convnext", 160), custom_text=False),
+    "eva": model(timm("eva02_tiny_patch14_224", 224, "token"), custom_text=True),
+    "roberta": model(VISION, text={"hf_model_name": "roberta-base", "hf_tokenizer_name": "x"}),
+}
+"""A small one of each."""
+
+SMALL_TEXT = {
+    "model_type": "roberta",
+    "vocab_size": 120,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 16,
+}
+
+
+def architecture_of(kind: str) -> LibraryArchitecture:
+    config = KINDS[kind]
+    texts = {"text_config.json": SMALL_TEXT} if "hf_model_name" in config["text_cfg"] else {}
+    found = read_open_clip({"model_cfg": config}, Path("c.json"), texts)
+    assert isinstance(found, LibraryArchitecture)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it looked for the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def built(kind: str, dtype: torch.dtype = torch.float32) -> DualEncoder:
+    architecture = architecture_of(kind)
+    tensors = draw(architecture)
+    cast = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
+    return open_clip.build(architecture, cast)
+
+
+def inputs(kind: str) -> list[tuple[Any, Any]]:
+    drawn = batches(30, inputs_of(architecture_of(kind)), 0)
+    return [(batch.pixels, batch.tokens) for batch in drawn][:3]
+
+
+class _Lowered(TorchDispatchMode):
+    """Collects the operations that make less than float64 of float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [each for each in args if isinstance(each, Tensor)]
+        exact = any(each.dtype == torch.float64 for each in tensors)
+        if exact and isinstance(out, Tensor) and out.dtype in (torch.float32, torch.float16):
+            self.found.append(str(func))
+        return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_twin_computes_all_of_both_towers_in_float64(kind: str) -> None:
+    twin = built(kind, torch.float64)
+    (pixels, tokens), *_ = inputs(kind)
+    lowered = _Lowered()
+    with torch.no_grad(), lowered:
+        images = twin.encode_image(torch.from_numpy(pixels))
+        texts = twin.encode_text(torch.from_numpy(tokens))
+        logits, _ = twin.logits(images, texts)
+    assert lowered.found == []
+    assert {each.dtype for each in (images, texts, logits)} == {torch.float64}
+    assert {b.dtype for b in twin.buffers() if b.is_floating_point()} <= {torch.float64}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_eager_model_is_as_near_to_its_twin_as_float32_is(kind: str) -> None:
+    architecture = architecture_of(kind)
+    reference = Reference(built(kind), architecture, CPU)
+    given = inputs(kind)
+    own, exact = reference.outputs(given), reference.exact_outputs(given)
+    for mine, theirs in zip(own, exact, strict=True):
+        for name, array in mine.items():
+            assert theirs[name].dtype == np.float64
+            off = np.abs(array - theirs[name]).max() / np.abs(theirs[name]).max()
+            assert 0 < off < 1e-4, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_computes_what_the_library_computes(kind: str) -> None:
+    """Built by open_clip itself, and given the weights by `load_state_dict`."""
+    architecture = architecture_of(kind)
+    tensors = draw(architecture)
+    theirs = oracle(architecture)
+    theirs.load_state_dict(tensors)
+    (pixels, tokens), *_ = inputs(kind)
+    image, text = torch.from_numpy(pixels), torch.from_numpy(tokens).long()
+    with torch.no_grad():
+        found = open_clip.build(architecture, tensors)
+        ours = found.encode_image(image), found.encode_text(text)
+        expected = theirs.encode_image(image), theirs.encode_text(text)
+        if kind != "coca":  # which normalises, unless it is told not to
+            assert all(torch.equal(*each) for each in zip(ours, expected, strict=True))
+        per_image, _ = found.logits(*ours)
+        images, texts = (torch.nn.functional.normalize(each, dim=-1) for each in expected)
+        logits = theirs.logit_scale.exp() * images @ texts.T
+        if theirs.logit_bias is not None:
+            logits += theirs.logit_bias
+    assert torch.allclose(per_image, logits, atol=1e-4)
+
+
+def oracle(architecture: LibraryArchitecture) -> Any:
+    """The library's model, built as it builds it, in evaluation mode."""
+    config = architecture.settings["model_cfg"]
+    custom = config.pop("custom_text", False)
+    library = oracles.open_clip()
+    if "hf_model_name" in config["text_cfg"]:
+        return open_clip.empty(architecture).eval()  # it would fetch a configuration
+    kind = library.CoCa if "multimodal_cfg" in config else library.CustomTextCLIP
+    return (kind if custom else library.CLIP)(**config).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_is_read_back_and_built(kind: str, tmp_path: Path) -> None:
+    architecture = architecture_of(kind)
+    count = write_folder(architecture, tmp_path / "m", seed=1)
+    checkpoint = open_checkpoint(tmp_path / "m")
+    assert (len(checkpoint.tensors), checkpoint.format) == (count, "open_clip")
+    assert isinstance(checkpoint.model, LibraryArchitecture)
+    assert checkpoint.model.settings["model_cfg"] == architecture.settings["model_cfg"]
+    assert checkpoint.told == "its open_clip_config.json"
+    model = registry.load(checkpoint, CPU, torch.float16)
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+    with pytest.raises(UnfitError, match="expected a model of OpenAI's architecture"):
+        checkpoint.architecture  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_seeded_weights_leave_nothing_as_it_is_built(kind: str) -> None:
+    found, other = draw(architecture_of(kind), 0), draw(architecture_of(kind), 1)
+    trained = {k for k, t in found.items() if t.is_floating_point() and not k.endswith("_mask")}
+    alike = {k for k in trained if torch.equal(found[k], other[k])}
+    assert alike <= {"logit_scale", "logit_bias"}
+    assert all(t.unique().numel() > 1 for k, t in found.items() if k in trained - alike)
+
+
+def test_rows_of_ids_are_as_the_family_has_them() -> None:
+    for kind, (start, end, pad) in {
+        "siglip": (None, None, 1),
+        "clipa": (None, None, 0),
+        "metaclip2": (0, 2, 1),
+        "coca": (118, 119, 0),
+        "roberta": (0, 2, 1),
+    }.items():
+        texts = open_clip.sizes(architecture_of(kind)).texts
+        assert (texts.start, texts.end, texts.pad) == (start, end, pad)
+        for _, tokens in inputs(kind):
+            for row in tokens:
+                length = length_of(texts, row)
+                assert (row[length:] == pad).all()
+                assert start is None or row[0] == start
+                assert row.min() >= 0
+                assert row.max() < 120
+
+
+def test_sigmoid_is_told_by_the_bias() -> None:
+    found = {kind: open_clip.sizes(architecture_of(kind)).sigmoid for kind in KINDS}
+    assert [kind for kind, sigmoid in found.items() if sigmoid] == ["siglip"]
+
+
+# --------------------------------------------------------------------------- bad input
+
+
+def test_weights_of_another_size_are_refused_with_the_key_and_both_shapes() -> None:
+    architecture = architecture_of("clipa")
+    tensors = draw(architecture)
+    tensors["visual.proj"] = torch.zeros(64, 7)
+    with pytest.raises(
+        ArchitectureError, match=r"visual\.proj has shape \[64, 7\], expected \[64, 64\]"
+    ):
+        open_clip.build(architecture, tensors)
+
+
+def test_weights_that_are_missing_or_too_many_are_named() -> None:
+    architecture = architecture_of("clipa")
+    tensors = draw(architecture)
+    tensors["visual.more"] = tensors.pop("visual.proj")
+    with pytest.raises(ArchitectureError) as caught:
+        open_clip.build(architecture, tensors)
+    assert "visual.proj is missing, expected [64, 64]" in str(caught.value)
+    assert "visual.more, [64, 64], is none of its keys" in str(caught.value)
+
+
+def test_a_tower_that_this_timm_does_not_have_is_named() -> None:
+    config = {"model_cfg": model(timm("vit_of_tomorrow", 224))}
+    found = read_open_clip(config, Path("c.json"))
+    assert isinstance(found, LibraryArchitecture)
+    with pytest.raises(ArchitectureError, match="does not have the model 'vit_of_tomorrow'"):
+        open_clip.empty(found)
+
+
+def test_options_that_open_clip_does_not_have_are_named() -> None:
+    config = {"model_cfg": model({**VISION, "no_ln_pre": True, "warp": 9})}
+    found = read_open_clip(config, Path("c.json"))
+    assert isinstance(found, LibraryArchitecture)
+    with pytest.raises(ArchitectureError, match="warp"):
+        open_clip.empty(found)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"embed_dim": "64"}, "model_cfg.embed_dim is '64' in place of a whole number"),
+        ({"vision_cfg": None, "init_logit_bias": 1}, "model_cfg.vision_cfg is missing"),
+        (
+            {"vision_cfg": {**VISION, "no_ln_pre": True, "image_size": -1}},
+            "model_cfg.vision_cfg.image_size is -1 in place of a whole number",
+        ),
+    ],
+)
+def test_what_is_no_configuration_is_refused(changed: dict[str, Any], told: str) -> None:
+    config = {"model_cfg": {**KINDS["clipa"], **changed}}
+    found = read_open_clip(config, Path("c.json"))
+    assert isinstance(found, LibraryArchitecture)
+    with pytest.raises(ArchitectureError) as caught:
+        open_clip.sizes(found)
+    assert told in str(caught.value)
+
+
+def test_the_configuration_of_a_text_model_has_to_be_there() -> None:
+    found = read_open_clip({"model_cfg": KINDS["roberta"]}, Path("c.json"))
+    assert isinstance(found, LibraryArchitecture)
+    with pytest.raises(ArchitectureError) as caught:
+        open_clip.sizes(found)
+    assert "'roberta-base' of transformers" in str(caught.value)
+    assert "Put the config.json of roberta-base into the folder, as text_config.json." in str(
+        caught.value
+    )
+
+
+# --------------------------------------------------------------------------- open_clip's list
+
+
+def judged(name: str) -> bool:
+    """Whether weights of one of open_clip's configurations are judged: that it is built."""
+    found = with_text_config_of(name)
+    if isinstance(found, Architecture):
+        return True
+    made = shallow(found, 1)
+    assert isinstance(made, LibraryArchitecture)
+    open_clip.sizes(made)
+    return bool(open_clip.empty(made).state_dict())
+
+
+def with_text_config_of(name: str) -> Architecture | LibraryArchitecture:
+    found = named(f"open_clip:{name}").model
+    return with_text_config(found) if isinstance(found, LibraryArchitecture) else found
+
+
+@thorough
+def test_every_pair_of_open_clips_list_is_judged() -> None:
+    pairs = oracles.open_clip().list_pretrained()
+    names = sorted({name for name, _ in pairs})
+    refused = [name for name in names if not judged(name)]
+    assert (refused, len(pairs) >= 196) == ([], True)
+
+
+def test_a_text_model_is_known_by_its_name() -> None:
+    found = with_text_config_of("roberta-ViT-B-32")
+    assert isinstance(found, LibraryArchitecture)
+    ((name, text),) = found.files
+    assert (name, json.loads(text)["model_type"]) == ("text_config.json", "roberta")
