@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipcheck.errors import CheckpointError, ClipcheckError
@@ -23,12 +23,14 @@ class Facts:
         size: in bytes.
         image: operations that one image takes, in units of 10^9; None where the file does not tell.
         text: the same of one text.
+        files: by path, bytes and times of change of each that it is made of.
     """
 
     sha256: str = ""
     size: int = 0
     image: float | None = None
     text: float | None = None
+    files: Mapping[str, list[int]] = field(default_factory=dict, compare=False)
 
     @property
     def flops(self) -> Flops | None:
@@ -54,15 +56,13 @@ def facts_of(path: Path, ledger: Ledger, say: Progress = silent) -> Facts:
         size, changed = _stamp(path)
     except OSError:
         return Facts()
-    known = ledger.facts(str(path), size, changed)
-    if known is not None and "files" in known:
-        files = known.pop("files")
-        if files == _stamps(files):
-            return Facts(**known)
+    known = ledger.facts(str(path), size, changed, Facts)
+    if known is not None and known.files == _stamps(known.files):
+        return known
     say_import(say)
-    found, made_of = _looked_into(path, size)
+    found = _looked_into(path, size)
     if found.sha256:
-        ledger.keep_facts(str(path), size, changed, {**asdict(found), "files": _stamps(made_of)})
+        ledger.keep_facts(str(path), size, changed, found)
     return found
 
 
@@ -85,21 +85,21 @@ def _stamps(files: Iterable[str]) -> dict[str, list[int]]:
     return found
 
 
-def _looked_into(path: Path, size: int) -> tuple[Facts, list[str]]:
-    """Read the facts of a file, and list the files that it is made of."""
+def _looked_into(path: Path, size: int) -> Facts:
+    """Read the facts of a file."""
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.checkpoints.opening import open_subject
 
     try:
         subject = open_subject(path)
-        files = [str(file) for file in subject.files or (path,)]
+        files = _stamps(str(file) for file in subject.files or (path,))
         if not isinstance(subject, Checkpoint):
-            return Facts(subject.sha256, subject.size), files
+            return Facts(subject.sha256, subject.size, files=files)
         image, text = flops(subject.architecture)
-        return Facts(subject.sha256, subject.size, image, text), files
+        return Facts(subject.sha256, subject.size, image, text, files)
     except ClipcheckError:
         # Why it is none is for the check to tell: the same file is known by its bytes as well.
-        return Facts(content_of(path), size), [str(path)]
+        return Facts(content_of(path), size, files=_stamps([str(path)]))
 
 
 def content_of(path: Path) -> str:

@@ -8,15 +8,14 @@ attempt, and is made again by the next sweep.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipcheck.errors import LedgerError
 from clipcheck.results.document import converted, parsed, to_json
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 SCHEMA = 1
+
+_Kept = TypeVar("_Kept")
 
 _APPLICATION = 0x636C6970
 """``clip``: what SQLite files of clipcheck are marked with."""
@@ -189,11 +190,7 @@ class Ledger:
         return int(count)
 
     def verdict(self, key: str) -> Verdict | None:
-        """Return the verdict under a key, or None.
-
-        Raises:
-            LedgerError: it is not as this version of clipcheck keeps one.
-        """
+        """Return the verdict under a key, or None."""
         row = self._row(
             "SELECT key, content, reference, backend, device, dtype, found, cost FROM verdicts "
             "WHERE key = ?",
@@ -201,34 +198,32 @@ class Ledger:
         )
         if row is None:
             return None
-        try:
-            found, cost = converted(parsed(row[-2]), Found), converted(parsed(row[-1]), JobCost)
-        except ValueError as error:
-            raise LedgerError(
-                f"expected verdicts as this clipcheck keeps them, but in one {error}",
-                remedy="Name another ledger with --ledger, which judges everything anew.",
-                path=self.path,
-            ) from error
-        key, content, reference, backend, device, dtype, *_ = row
-        return Verdict(key, content, reference, backend, device, dtype, found, cost)
+        key, content, reference, backend, device, dtype, found, cost = row
+        return Verdict(
+            key,
+            content,
+            reference,
+            backend,
+            device,
+            dtype,
+            self._decoded(found, Found),
+            self._decoded(cost, JobCost),
+        )
 
-    def facts(self, path: str, size: int, changed: int) -> dict[str, Any] | None:
+    def facts(self, path: str, size: int, changed: int, kind: type[_Kept]) -> _Kept | None:
         """Return the facts of a file that has not changed since; None where none are known."""
         row = self._row(
             "SELECT facts FROM files WHERE path = ? AND size = ? AND changed = ?",
             (path, size, changed),
         )
-        if row is None:
-            return None
-        facts: dict[str, Any] = json.loads(row[0])
-        return facts
+        return None if row is None else self._decoded(row[0], kind)
 
-    def keep_facts(self, path: str, size: int, changed: int, facts: Mapping[str, Any]) -> None:
+    def keep_facts(self, path: str, size: int, changed: int, facts: object) -> None:
         """Keep them for the next time."""
         with self._writing() as database:
             database.execute(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
-                (path, size, changed, json.dumps(facts)),
+                (path, size, changed, to_json(facts, indent=None)),
             )
 
     def source(self, source: str) -> tuple[str, int] | None:
@@ -242,6 +237,16 @@ class Ledger:
             database.execute(
                 "INSERT OR REPLACE INTO sources VALUES (?, ?, ?)", (source, sha256, size)
             )
+
+    def _decoded(self, text: str, kind: type[_Kept]) -> _Kept:
+        try:
+            return converted(parsed(text), kind)
+        except ValueError as error:
+            raise LedgerError(
+                f"expected what this clipcheck keeps in a ledger, but {error}",
+                remedy="Name another ledger with --ledger, which judges everything anew.",
+                path=self.path,
+            ) from error
 
     def _row(self, query: str, values: Sequence[object]) -> Any:
         with self._telling():

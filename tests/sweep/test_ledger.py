@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from clipcheck.errors import LedgerError
+from clipcheck.sweep.facts import Facts
 from clipcheck.sweep.found import Found, JobCost
 from clipcheck.sweep.ledger import Ledger, Verdict
 from tests.locking import NONE, refuse_locks
@@ -78,12 +79,12 @@ def test_attempts_are_counted_by_what_came_of_them(tmp_path: Path) -> None:
 
 def test_facts_are_those_of_a_file_that_has_not_changed(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger") as ledger:
-        ledger.keep_facts("/m.pt", 10, 5, {"sha256": "a"})
-        assert ledger.facts("/m.pt", 10, 5) == {"sha256": "a"}
-        assert ledger.facts("/m.pt", 11, 5) is None
-        assert ledger.facts("/m.pt", 10, 6) is None
-        ledger.keep_facts("/m.pt", 10, 6, {"sha256": "b"})
-        assert ledger.facts("/m.pt", 10, 6) == {"sha256": "b"}
+        ledger.keep_facts("/m.pt", 10, 5, Facts("a"))
+        assert ledger.facts("/m.pt", 10, 5, Facts) == Facts("a")
+        assert ledger.facts("/m.pt", 11, 5, Facts) is None
+        assert ledger.facts("/m.pt", 10, 6, Facts) is None
+        ledger.keep_facts("/m.pt", 10, 6, Facts("b"))
+        assert ledger.facts("/m.pt", 10, 6, Facts) == Facts("b")
 
 
 def test_a_ledger_that_is_open_is_not_opened_by_another_process(tmp_path: Path) -> None:
@@ -161,5 +162,5 @@ def test_a_verdict_of_another_form_is_refused(
     connection.close()
     with Ledger(path) as ledger, pytest.raises(LedgerError, match=problem) as caught:
         ledger.verdict("key")
-    assert str(caught.value).startswith(f"{path}: expected verdicts as this clipcheck keeps them")
+    assert str(caught.value).startswith(f"{path}: expected what this clipcheck keeps in a ledger")
     assert "--ledger" in str(caught.value)
