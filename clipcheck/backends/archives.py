@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from clipcheck.models.archives import LoadedArchive
     from clipcheck.models.taps import Listener
 
-SERVANT = "clipcheck.backends.servants:ArchiveServant"
-
-
 _MOST_WRONG = 100
 """Characters of what a sandbox process says of a call."""
 

@@ -142,27 +142,9 @@ def test_one_that_is_not_available_is_refused_with_the_remedy(
         require_available(Choice("clip"))
 
 
-CHANNELS_LAST = """
-import copy
-
-import torch
-
-from clipcheck.backends.libraries import evidence_of
-from clipcheck.backends.modules import ModuleBackend
-
-
-class ChannelsLast(ModuleBackend):
-    summary = "the eager model with its convolutions in channels-last order"
-
-    @classmethod
-    def build(cls, source):
-        model = copy.deepcopy(source.model).to(memory_format=torch.channels_last)
-
-        def evidence():
-            return evidence_of(source.checkpoint, model.state_dict(), source.dtype)
-
-        return cls("channels-last", model, source.device, evidence)
-"""
+PAGE = Path(__file__).parents[2] / "docs/guide/write-a-backend.md"
+CHANNELS_LAST = PAGE.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+"""The example of the documentation."""
 
 Brings = Callable[..., None]
 
