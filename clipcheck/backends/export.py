@@ -110,7 +110,7 @@ def open_program(
     path: Path,
     device: torch.device,
     architecture: HasSizes,
-    weights: Mapping[str, torch.Tensor] | None = None,
+    weights: Mapping[str, torch.Tensor],
     cell: Cell | None = None,
     *,
     dtype: str | None = None,
@@ -150,10 +150,8 @@ def open_program(
     )
 
 
-def _evidence(weights: Mapping[str, torch.Tensor] | None, program: Opened) -> Evidence:
+def _evidence(weights: Mapping[str, torch.Tensor], program: Opened) -> Evidence:
     """The weights of the program against those that it has to have, bit for bit."""
-    if weights is None:
-        return Evidence(None)
     found = WeightsCompared(weights)
     program.weights(found.receive)
     return found.evidence()

@@ -165,7 +165,7 @@ def open_program(
     path: Path,
     device: torch.device,
     architecture: HasSizes,
-    weights: Mapping[str, torch.Tensor] | None = None,
+    weights: Mapping[str, torch.Tensor],
     options: Mapping[str, str] | None = None,
     cell: Cell | None = None,
     *,
@@ -285,7 +285,7 @@ def _declared(found: Any) -> Declared:
     return Declared(found.name, shape, _DTYPES.get(found.type, found.type))
 
 
-def _evidence(weights: Mapping[str, torch.Tensor] | None, program: Opened) -> Evidence:
+def _evidence(weights: Mapping[str, torch.Tensor], program: Opened) -> Evidence:
     """The weights that the program has, as they are or transposed, bit for bit.
 
     Exporters fold constants: a convolution takes up the BatchNorm behind it, a logarithm its
@@ -294,8 +294,6 @@ def _evidence(weights: Mapping[str, torch.Tensor] | None, program: Opened) -> Ev
     """
     from clipcheck.models.whole import PREFIX
 
-    if weights is None:
-        return Evidence(None, program.doubts)
     held: dict[str, _Digest] = {}
     rounded: set[str] = set()
 

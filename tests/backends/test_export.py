@@ -118,7 +118,7 @@ def test_what_torch_raises_is_translated(
 
 def test_a_program_of_another_architecture_is_refused(program: Path) -> None:
     with pytest.raises(ArchitectureError, match=r"its input 'pixels' has shape \[any, 3, "):
-        open_program(program, CPU, architecture_named("ViT-B/32"))
+        open_program(program, CPU, architecture_named("ViT-B/32"), {})
 
 
 def test_a_program_is_kept_for_an_architecture(minute_archive: Path, tmp_path: Path) -> None:

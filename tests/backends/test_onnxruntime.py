@@ -224,12 +224,6 @@ def test_a_weight_that_cannot_be_told_is_not_counted(vit: Source) -> None:
     assert not found.differing
 
 
-def test_without_weights_to_compare_none_are(vit: Source) -> None:
-    ONNXRuntime.build(vit)
-    found = open_program(artefact(vit), CPU, vit.checkpoint.architecture)
-    assert found.evidence().weights is None
-
-
 def test_the_program_says_nothing_of_this_machine(vit: Source) -> None:
     ONNXRuntime.build(vit)
     program = onnx.load(artefact(vit), load_external_data=False)
@@ -289,7 +283,7 @@ def test_what_onnx_runtime_raises_is_translated(vit: Source, tmp_path: Path) -> 
     program.graph.node[0].op_type = "Nonsense"
     onnx.save(program, path)
     with pytest.raises(RunError, match=r"^onnxruntime: opening the program failed \(.*ONNXRuntime"):
-        open_program(path, CPU, vit.checkpoint.architecture)
+        open_program(path, CPU, vit.checkpoint.architecture, {})
 
 
 def test_what_the_exporter_raises_is_translated(

@@ -50,7 +50,7 @@ def open_file(
     path: Path, architecture: Architecture = MINUTE, weights: dict[str, Tensor] | None = None
 ) -> Backend:
     library = onnxruntime if kind_of(path) is Format.ONNX else export
-    return library.open_program(path, CPU, architecture, weights)
+    return library.open_program(path, CPU, architecture, weights or {})
 
 
 class TheirForward(nn.Module):
