@@ -16,6 +16,7 @@ from clipcheck.gates.localisation import Localisation, Tower
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.judging import Stopwatch, inputs_of
 from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches, for_modules
+from clipcheck.results.judgement import Conditions, Cost, Subject
 from clipcheck.system.progress import say_import, silent
 
 if TYPE_CHECKING:
@@ -26,31 +27,15 @@ _TOWERS: Mapping[str, Tower] = {"image_features": "image", "text_features": "tex
 """The tower that is at fault where this output is."""
 
 
-@dataclass(frozen=True)
-class Localised:
+@dataclass(frozen=True, kw_only=True)
+class Localised(Cost, Conditions, Subject):
     """Where a checkpoint departs.
 
     Attributes:
-        checkpoint: as it was asked for.
-        path: the file.
-        sha256: of the file, in hexadecimal.
-        device: where it ran.
-        dtype: what it computed in.
-        seconds: by phase.
         localisation: a place for each tower.
-        key: the name of the model, of those in a file, that was asked for.
-        asked_architecture: what ``--architecture`` said, or None.
     """
 
-    checkpoint: str
-    path: str
-    sha256: str
-    device: str
-    dtype: str
-    seconds: Mapping[str, float]
     localisation: Localisation
-    key: str | None = None
-    asked_architecture: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -124,14 +109,14 @@ def localize(
         found = first_departures(source, watch, seed=seed)
     return Localised(
         name,
-        str(opened.path),
-        opened.sha256,
         str(target),
-        dtype,
-        dict(watch.seconds),
-        found,
-        key,
-        None if told is None else told.argument,
+        path=str(opened.path),
+        sha256=opened.sha256,
+        dtype=dtype,
+        seconds=dict(watch.seconds),
+        localisation=found,
+        key=key,
+        asked_architecture=None if told is None else told.argument,
     )
 
 

@@ -27,7 +27,8 @@ def report(localised: Localised) -> Text:
     steps: list[str] = []
     if not localised.passed:
         next_ = "Next: "
-        again = ["clipcheck", "check", localised.path, *given_options(localised), "--report", KEPT]
+        path = localised.path or localised.checkpoint
+        again = ["clipcheck", "check", path, *given_options(localised), "--report", KEPT]
         steps = [
             *command(again, next_),
             *wrapped("judges all that it gives, and makes a page of it.", " " * len(next_)),

@@ -14,7 +14,7 @@ from clipcheck.results.document import recorded, result_of, to_json
 from clipcheck.results.judgement import LeftOut, Record, Result
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.cost import makespan, rates
-from clipcheck.sweep.found import Summary, SweepDocument, SweptRecord
+from clipcheck.sweep.found import SweepDocument, SweptRecord
 from clipcheck.sweep.jobs import DEFAULT
 from clipcheck.sweep.plan import Plan, Unit
 from clipcheck.sweep.run import Row, Swept
@@ -50,12 +50,7 @@ def _document(swept: Swept) -> SweepDocument:
             *(each for row in swept.rows for each in row.found.left_out),
             *(LeftOut(each.label, "", "", "", each.unfit) for each in swept.unfit),
         ),
-        sweep=Summary(
-            seconds=swept.seconds,
-            engine=swept.engine,
-            workers=swept.workers,
-            again=swept.again,
-        ),
+        sweep=swept.summary,
     )
 
 
@@ -237,11 +232,12 @@ def _told(swept: Swept, found: Result) -> list[str]:
     kept = sum(row.kept for row in rows)
     left = sum(bool(row.problem) for row in rows)
     fetched = sum(row.cost.bytes for row in rows if not row.kept)
-    workers, took = counted(swept.workers, "worker"), duration(swept.seconds)
+    summary = swept.summary
+    workers, took = counted(summary.workers, "worker"), duration(summary.seconds)
     parts = [
-        f"{len(rows) - kept - left} judged in {took} by {workers} ({swept.engine})",
+        f"{len(rows) - kept - left} judged in {took} by {workers} ({summary.engine})",
         f"{kept} known from before" if kept else "",
-        f"{swept.again} begun once more" if swept.again else "",
+        f"{summary.again} begun once more" if summary.again else "",
         f"{size(fetched)} fetched" if fetched else "",
     ]
     lines = wrapped(", ".join(part for part in parts if part) + ".")

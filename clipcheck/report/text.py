@@ -18,14 +18,13 @@ from clipcheck.backends.known import Known
 from clipcheck.backends.registry import backend_named
 from clipcheck.gates.alternative import equals
 from clipcheck.gates.result import GateResult
-from clipcheck.harness.localising import Localised
 from clipcheck.harness.replaying import Replayed
 from clipcheck.inputs.examples import describe, listed
 from clipcheck.report import agreement, alternative, frontends, isolation, patched
 from clipcheck.report.cells import command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
 from clipcheck.report.verdict import verdict, worst_first
-from clipcheck.results.judgement import Judgement, LeftOut, Result
+from clipcheck.results.judgement import Judgement, LeftOut, Result, Subject
 from clipcheck.system.figures import duration, multiple, percent
 from clipcheck.system.width import width
 
@@ -149,7 +148,7 @@ def _key(judgement: Judgement) -> list[str]:
     return ["--key", judgement.key] if judgement.key else []
 
 
-def given_options(found: Judgement | Localised) -> list[str]:
+def given_options(found: Subject) -> list[str]:
     """Return the options that say what to read of the file, and of which model it is."""
     options = {"--key": found.key, "--architecture": found.asked_architecture}
     return [word for option, value in options.items() if value for word in (option, value)]

@@ -13,7 +13,7 @@ from clipcheck.harness.checking import environment
 from clipcheck.results.document import converted, parsed
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.engines import Engine
-from clipcheck.sweep.found import Found, JobCost, Performed
+from clipcheck.sweep.found import Found, JobCost, Performed, Summary
 from clipcheck.sweep.jobs import Job
 from clipcheck.sweep.ledger import Ledger, Verdict
 from clipcheck.sweep.plan import Plan, Unit
@@ -67,20 +67,14 @@ class Swept:
 
     Attributes:
         rows: one for each unit, in the order of the catalogue.
-        seconds: that it took.
-        workers: how many.
-        engine: its name.
-        again: how many jobs were begun once more.
         environment: versions and the machine of who led it.
+        summary: what it took.
         unfit: of the catalogue, what was not judged.
     """
 
     rows: Sequence[Row]
-    seconds: float
-    workers: int
-    engine: str
-    again: int
     environment: Mapping[str, str]
+    summary: Summary
     unfit: Sequence[Entry] = ()
 
 
@@ -152,11 +146,13 @@ class _Leader:
         self.ledger.end_run(self.run)
         return Swept(
             [self._row(unit) for unit in self.plan.units],
-            time.monotonic() - self.started,
-            self.engine.workers(),
-            self.engine.name,
-            self.again,
             environment(),
+            Summary(
+                seconds=time.monotonic() - self.started,
+                engine=self.engine.name,
+                workers=self.engine.workers(),
+                again=self.again,
+            ),
             self.plan.unfit,
         )
 

@@ -17,12 +17,12 @@ from clipcheck.system.width import WIDTH
 
 SOUND = Localised(
     "model.pt",
-    "/models/model.pt",
-    "ab" * 32,
     "cpu",
-    "float32",
-    {"load": 9.0, "localisation": 1.25},
-    Localisation(
+    path="/models/model.pt",
+    sha256="ab" * 32,
+    dtype="float32",
+    seconds={"load": 9.0, "localisation": 1.25},
+    localisation=Localisation(
         [
             Place("image", given="a batch", reason="nothing departs"),
             Place("text", given="a batch", reason="nothing departs"),

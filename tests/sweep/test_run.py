@@ -181,7 +181,7 @@ def test_a_worker_that_died_once_is_no_verdict(tmp_path: Path) -> None:
     done, stage = swept(tmp_path, entries, judge)
     assert states(done) == ["consistent"] * 2
     assert len(stage.begun) == 3
-    assert done.again == 1
+    assert done.summary.again == 1
     assert sorted(fates(tmp_path)) == ["died", "done", "done"]
 
 
