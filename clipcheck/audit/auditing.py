@@ -32,6 +32,10 @@ BACKENDS = tuple(name for name in registry.BACKENDS if not registry.find(name).n
 """The backends that faults can be planted into: all but the one that the others are compared
 with."""
 
+_COPIES = 4
+"""Copies of a model in float32 that a worker holds at most: the reference, the one that is altered
+and traced, the archive that is written, and the one that is loaded of it."""
+
 CATALOGUE = (*FAULTS, *CLEAN, *WAY_FAULTS, *CLEAN_WAYS)
 """All variants: those for archives first, then those for other backends."""
 
@@ -47,7 +51,7 @@ class Job:
         place: that of the variant in the catalogue.
         threads: of torch.
         localize: whether the place of a fault is looked for.
-        memory: bytes that it takes: small models are not held back for want of memory.
+        memory: bytes that it takes, as a guess: a worker that there is no room for has to wait.
     """
 
     number: int
@@ -56,7 +60,7 @@ class Job:
     place: int
     threads: int
     localize: bool
-    memory: int = 0
+    memory: int
 
     @property
     def variant(self) -> Variant:
@@ -139,7 +143,12 @@ def _jobs(
     ]
     # Small models gain nothing from threads.
     share = threads or threads_for(cores(), len(planned))
-    return [Job(number, *each, share, localize) for number, each in enumerate(planned)]
+    memory = {
+        model: _COPIES * 4 * architecture_named(model.architecture).parameters for model in models
+    }
+    return [
+        Job(number, *each, share, localize, memory[each[0]]) for number, each in enumerate(planned)
+    ]
 
 
 def _performed(jobs: Sequence[Job], span: Span) -> dict[int, Finding]:

@@ -19,6 +19,7 @@ from clipcheck.checkpoints.architecture import ARCHITECTURES, ResNet, ViT
 from clipcheck.errors import RunError, UnavailableError, UnknownModelError, UsageError
 from clipcheck.gates.localisation import Localisation, Place
 from clipcheck.system.processes import Outcome
+from clipcheck.writers.synthesize import architecture_named
 from tests.system.test_progress import Listener
 
 WEAK_AND_CLEAN = ("layer-norm-epsilon-1e-6", "batch-norm-by-hand")
@@ -219,6 +220,8 @@ def test_the_jobs_of_a_model_follow_each_other_and_cores_that_are_left_are_threa
     assert [job.number for job in jobs] == list(range(4))
     assert [job.model for job in jobs] == [models[0]] * 2 + [models[1]] * 2
     assert {job.threads for job in jobs} == {2}
+    sizes = [architecture_named(name).parameters for name in TINY]
+    assert [job.memory for job in jobs] == [16 * sizes[0]] * 2 + [16 * sizes[1]] * 2
     assert {job.threads for job in auditing._jobs(models, ["jit"], few, 3, localize=False)} == {3}
 
 
