@@ -57,6 +57,7 @@ def registry_free(entry: dict[str, Any]) -> str:
     return sha256
 
 
+@pytest.mark.thorough
 def test_a_hang_is_a_verdict(archive: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPCHECK_TIME_LIMIT", "2")
     found = judged(archive(hostile.hangs))
@@ -70,6 +71,7 @@ def test_taking_too_much_memory_is_a_verdict(archive: Written) -> None:
     assert "it needs more memory than the 6.0 GB that it may take" in found.error
 
 
+@pytest.mark.thorough
 def test_what_a_file_prints_is_not_seen(
     archive: Written, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +94,7 @@ def test_a_file_that_reads_another_fails_and_gets_nothing_of_it(
     assert "Permission denied" not in trusting.gates[0].message
 
 
+@pytest.mark.thorough
 def test_a_file_that_writes_another_fails_and_leaves_nothing(
     archive: Written, tmp_path: Path
 ) -> None:
@@ -103,6 +106,7 @@ def test_a_file_that_writes_another_fails_and_leaves_nothing(
     assert (tmp_path / "made").exists()
 
 
+@pytest.mark.thorough
 def test_replay_and_localize_run_it_apart_too(run: Run, tmp_path: Path) -> None:
     path = hostile.write(tmp_path / "hostile.pt", hostile.writing(tmp_path / "made"))
     (tmp_path / "made").unlink()
@@ -142,6 +146,7 @@ def test_nothing_runs_apart_of_a_file_without_code(tmp_path: Path) -> None:
     assert (found.passed, found.isolation) == (True, None)
 
 
+@pytest.mark.thorough
 def test_where_it_ran_is_told(run: Run, minute_archive: Path) -> None:
     apart = run("check", minute_archive, "--examples", 14).out
     assert "sandboxed: no network" in " ".join(apart.split())
@@ -184,6 +189,7 @@ def test_a_memory_limit_that_is_none_is_refused_and_one_that_is_holds(
     assert judged(minute_archive).isolation[-1].startswith("at most 300 s a call, 3.0 GB, ")
 
 
+@pytest.mark.thorough
 def test_an_archive_that_changes_its_weights_leaves_the_eager_models(tmp_path: Path) -> None:
     from clipcheck.audit.faults import fault_named
     from clipcheck.writers.archive import write_archive
@@ -195,9 +201,10 @@ def test_an_archive_that_changes_its_weights_leaves_the_eager_models(tmp_path: P
     found = judged(path)
     assert not found.passed
     assert "running the model changed" in found.gates[0].message
-    assert found.localisation.found[0].part == "its running_mean, which running changes"
+    assert found.localisation[0].part == "its running_mean, which running changes"
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 @parametrize(("folder", "file"), [(0o755, 0o600), (0o700, 0o644)], quick=1)
 def test_root_judges_what_only_another_user_may_read(
@@ -216,6 +223,7 @@ def test_root_judges_what_only_another_user_may_read(
     assert found.isolation
 
 
+@pytest.mark.thorough
 def test_the_parent_is_as_it_was(minute_archive: Path) -> None:
     """No capability is dropped and no limit taken in the process of the check."""
     import resource

@@ -79,11 +79,13 @@ def test_killed_in_the_middle_of_a_file_it_leaves_nothing_half(kill: Kill, task:
     assert kill(task, "at_sizes", 1, 100, 100_000) >= 1
 
 
+@pytest.mark.thorough
 @parametrize("task", [*TASKS, *SLOW], quick=2)
 def test_killed_at_any_time_it_leaves_nothing_half(kill: Kill, task: str, kills: int) -> None:
     assert kill(task, "at_random", kills, 7) >= 1
 
 
+@pytest.mark.thorough
 @parametrize("task", TASKS, quick=2)
 def test_killed_again_and_again_it_does_not_pile_up(kill: Kill, task: str, kills: int) -> None:
     assert kill(task, "again_and_again", kills, 8) >= 1

@@ -119,6 +119,7 @@ def test_it_runs_where_nothing_can_be_written(
     assert "\ntiny-vit (seeded weights)\n" in (pytester.path / "report/report.txt").read_text()
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_that_kills_its_worker_fails_by_name_and_the_others_are_judged(
     here: pytest.Pytester,
 ) -> None:
@@ -194,6 +195,7 @@ def test_a_failure_is_one_block_and_a_line_for_each_gate_whose_id_can_be_pasted_
     again.assert_outcomes(failed=1)
 
 
+@pytest.mark.thorough
 def test_the_table_of_gates_is_shown_where_all_pass(here: pytest.Pytester) -> None:
     result = here.runpytest_subprocess(*SUITE, *chosen("small.pt"), "-p", "no:randomly", "-n2")
     result.assert_outcomes(passed=6)

@@ -49,6 +49,9 @@ from clipcheck.writers.trained import weights_of
 
 CPU = torch.device("cpu")
 
+ARCHIVE = "variant.pt"
+"""Name of the archive that a variant is written to."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -116,13 +119,14 @@ class Bench:
         Raises:
             RunError: the backend cannot be built with it.
         """
-        gates, assertion = self.judge(variant, backend)
         found, right = None, False
-        if localize and variant.places is not None:
-            # Anew: some faults have changed the weights by now.
-            with self.planted(variant, backend) as source:
-                found = first_departures(source, Stopwatch())
-            right = self.is_right(found, variant)
+        with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+            gates, assertion = self.judge(variant, backend, Path(scratch))
+            if localize and variant.places is not None:
+                # Anew: some faults have changed the weights by now.
+                with self.planted(variant, backend, Path(scratch)) as source:
+                    found = first_departures(source, Stopwatch())
+                right = self.is_right(found, variant)
         failed = [gate for gate in gates if not gate.passed]
         model = self.model
         return Finding(
@@ -143,15 +147,22 @@ class Bench:
             localised=right,
         )
 
-    def judge(self, variant: Variant, backend: str) -> tuple[Sequence[GateResult], GateResult]:
+    def judge(
+        self, variant: Variant, backend: str, scratch: Path
+    ) -> tuple[Sequence[GateResult], GateResult]:
         """Plant a variant into a backend; return what the gates found, and the classic assertion.
+
+        Args:
+            variant: what to plant.
+            backend: where.
+            scratch: a folder for what is written, of this variant alone.
 
         Raises:
             RunError: the backend cannot be built with it.
         """
         setting = self.setting(variant.dtype or self.model.dtype)
         # What is planted into a library stays there until all is run.
-        with self.planted(variant, backend) as source:
+        with self.planted(variant, backend, scratch) as source:
             with exact_floats():
                 candidate = Choice(backend).backend.build(source)
             with candidate:
@@ -160,26 +171,30 @@ class Bench:
         return found.gates, assertion
 
     @contextmanager
-    def planted(self, variant: Variant, backend: str) -> Iterator[Source]:
-        """Give what the backend is to be made of, with the variant in it."""
+    def planted(self, variant: Variant, backend: str, scratch: Path) -> Iterator[Source]:
+        """Give what the backend is to be made of, with the variant in it; an archive that is in the
+        folder already is opened once more."""
         choice = Choice(backend)
-        with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
-            if choice.backend.needs_archive:
-                with self.opened(self.written(variant.plant, Path(scratch))) as source:
-                    yield source
-                return
-            source = replace(
-                self.setting(variant.dtype or self.model.dtype).source,
-                options=choice.settings,
-                scratch=Path(scratch),
-            )
-            with variant.plants[backend](source) as changed:
-                yield changed
+        if choice.backend.needs_archive:
+            archive = scratch / ARCHIVE
+            if not archive.exists():
+                self.written(variant.plant, scratch)
+            torchscript_support.forget_classes()
+            with self.opened(archive) as source:
+                yield source
+            return
+        source = replace(
+            self.setting(variant.dtype or self.model.dtype).source,
+            options=choice.settings,
+            scratch=scratch,
+        )
+        with variant.plants[backend](source) as changed:
+            yield changed
 
     def written(self, alter: Alter | None, folder: Path) -> Path:
         """Write an archive of the model, with its modules altered."""
         torchscript_support.forget_classes()
-        path = folder / "variant.pt"
+        path = folder / ARCHIVE
         write_archive(self.architecture, self._weights, path, alter=alter)
         return path
 

@@ -168,6 +168,7 @@ def test_nothing_is_localised_unless_asked(found: Audit) -> None:
     assert not any(finding.localised for finding in found.findings)
 
 
+@pytest.mark.thorough
 def test_a_fault_that_is_localised_elsewhere_fails_the_audit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -291,6 +292,7 @@ def test_an_audit_passes_when_every_fault_is_caught_and_nothing_else_is() -> Non
     assert not Audit([]).passed
 
 
+@pytest.mark.thorough
 def test_shares_of_one_architecture_judge_each_variant_once(shared: Audit) -> None:
     assert [finding.name for finding in shared.findings] == [
         "empty-prompts", "logit-scale-drifts", "linear-by-addmm"
@@ -307,6 +309,7 @@ def test_a_weight_that_running_changes_is_told(shared: Audit) -> None:
 WAYS = ("layer-norm-epsilon-1e-3", "end-of-text-by-legacy-id", "logits-in-half")
 
 
+@pytest.mark.thorough
 def test_faults_are_planted_into_every_backend_that_is_named() -> None:
     backends = ["transformers", "trace", "jit", "trace"]
     found = audit(["tiny-vit"], backends=backends, only=WAYS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -85,18 +86,18 @@ def cases(variants: tuple[Variant, ...], *quick: tuple[str, str]) -> Any:
     ("trace", "features-normalised"),
 )
 def test_a_fault_is_caught(
-    benches: dict[str, Bench], backend: str, name: str, variant: Variant
+    benches: dict[str, Bench], backend: str, name: str, variant: Variant, tmp_path: Path
 ) -> None:
-    gates, _ = benches[name].judge(variant, backend)
+    gates, _ = benches[name].judge(variant, backend, tmp_path)
     assert not all(gate.passed for gate in gates)
     assert max(gate.margin for gate in gates) > 3  # none is near the limit
 
 
 @cases(CLEAN_WAYS, ("clip", "as-it-is"), ("transformers", "attention-eager"))
 def test_a_clean_variant_passes(
-    benches: dict[str, Bench], backend: str, name: str, variant: Variant
+    benches: dict[str, Bench], backend: str, name: str, variant: Variant, tmp_path: Path
 ) -> None:
-    gates, _ = benches[name].judge(variant, backend)
+    gates, _ = benches[name].judge(variant, backend, tmp_path)
     assert [gate.name for gate in gates if not gate.passed] == []
     assert max(gate.margin for gate in gates) < 0.8
 

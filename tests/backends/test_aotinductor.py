@@ -47,21 +47,25 @@ def backend(made: Source) -> Iterator[Backend]:
     found.close()
 
 
+@pytest.mark.thorough
 def test_its_weights_cannot_be_told(backend: Backend) -> None:
     found = backend.evidence()
     assert found.weights is None
     assert not found.doubts
 
 
+@pytest.mark.thorough
 def test_its_size_is_that_of_the_package(backend: Backend, made: Source) -> None:
     assert backend.size == artefact(made).stat().st_size
 
 
+@pytest.mark.thorough
 def test_it_leaves_nothing_where_it_was_compiled(backend: Backend, made: Source) -> None:
     places = [path for path in made.scratch.iterdir() if not (path / "lock").exists()]
     assert [path for path in places if path.is_dir()] == []
 
 
+@pytest.mark.thorough
 def test_the_package_says_which_ids_it_takes(backend: Backend, made: Source) -> None:
     """Its code would take any others for these."""
     architecture = made.checkpoint.architecture
@@ -78,6 +82,7 @@ def test_the_package_says_which_ids_it_takes(backend: Backend, made: Source) -> 
     opened.close()
 
 
+@pytest.mark.thorough
 def test_what_it_raises_is_translated_without_where_in_cpp(backend: Backend, made: Source) -> None:
     pixels, tokens = batch(made.checkpoint.architecture, 1, 1)
     # torch 2.9 prints the reason, and raises that the call of its own function failed.
@@ -89,6 +94,7 @@ def test_what_it_raises_is_translated_without_where_in_cpp(backend: Backend, mad
     assert "Exception raised from" not in str(raised.value)
 
 
+@pytest.mark.thorough
 def test_what_the_compiler_raises_is_translated(
     made: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +107,7 @@ def test_what_the_compiler_raises_is_translated(
         AOTInductor.build(fresh)
 
 
+@pytest.mark.thorough
 def test_what_the_loader_raises_is_translated(
     made: Source, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +119,7 @@ def test_what_the_loader_raises_is_translated(
         AOTInductor.build(made)
 
 
+@pytest.mark.thorough
 def test_code_that_was_altered_is_not_loaded(
     made: Source, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +134,7 @@ def test_code_that_was_altered_is_not_loaded(
         open_package(path, CPU, made.checkpoint.architecture, None)
 
 
+@pytest.mark.thorough
 def test_the_artefact_depends_on_the_hardware(
     made: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +147,7 @@ def test_the_artefact_depends_on_the_hardware(
     assert [key["hardware"] for key in kept.built] == ["DEFAULT", "AVX2"]
 
 
+@pytest.mark.thorough
 def test_it_is_available_where_there_is_a_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +158,7 @@ def test_it_is_available_where_there_is_a_compiler(
     assert AOTInductor.available() is None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("cxx", "platform", "looked_for"),
     [(None, "linux", "g++"), (None, "darwin", "clang++"), ("none++", "linux", "none++")],
@@ -170,6 +181,7 @@ def test_it_is_not_available_without_a_compiler(
     assert "set CXX" in missing.remedy
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("device", "fits"), [("cpu", True), ("cuda", True), ("mps", False)])
 def test_it_is_unfit_for_devices_that_it_has_no_code_for(
     made: Source, device: str, fits: bool

@@ -276,6 +276,7 @@ def test_what_is_wrong_in_what_forward_gives_is_found(
     assert [place.tower for place in judged.departures] == [tower]
 
 
+@pytest.mark.thorough
 @parametrize("name", ["image", "features"], quick=1)
 def test_a_forward_beside_the_encoders_has_to_give_what_these_give(
     tmp_path: Path, name: str
@@ -364,6 +365,7 @@ def test_a_method_that_fails_is_a_failure_and_no_method_at_all_is_not_judged(
 GELU = Departure("GELU", "QuickGELU")
 
 
+@pytest.mark.thorough
 @parametrize(
     ("alter", "expected"),
     [

@@ -45,6 +45,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return asked
 
 
+@pytest.mark.thorough
 def test_it_is_compiled_and_computes_what_the_eager_model_does(
     made: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def test_quiet_leaves_the_table_and_the_verdict(
     assert last == "CONSISTENT: 1 checkpoint agrees between JIT and eager."
 
 
+@pytest.mark.thorough
 def test_no_report_is_suggested_where_one_is_kept(
     run: Run, minute_archive: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_json_in_a_file_comes_beside_the_text(
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
 
 
+@pytest.mark.thorough
 def test_a_json_file_that_cannot_be_written_is_an_error(
     run: Run, minute_archive: Path, tmp_path: Path
 ) -> None:
@@ -249,6 +251,7 @@ def test_on_github_there_are_annotations_and_a_summary(
     assert done.err.splitlines() == lines
 
 
+@pytest.mark.thorough
 def test_a_summary_that_cannot_be_written_changes_no_verdict(
     run: Run, minute_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,7 @@ def test_an_archive_that_does_not_pass_is_not_kept(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 def test_convert_can_change_the_dtype(run: Run, minute_archive: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     done = run("convert", minute_archive, "-o", path, "--dtype", "float32", "--quiet")
@@ -167,6 +168,7 @@ def test_a_program_that_computes_something_else_is_not_kept(
     assert {each.name for each in tmp_path.iterdir()} == {archive.name, path.name}
 
 
+@pytest.mark.thorough
 @parametrize("form", ["transformers", "open_clip"], quick=1)
 def test_a_folder_whose_weights_are_others_is_not_kept(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from clipcheck.audit.faults import fault_named
 from clipcheck.writers.archive import write_archive
 from conftest import Run, SeededArchive, unfolded
@@ -33,6 +35,7 @@ def test_localize_names_the_module_and_exits_with_1(run: Run, tmp_path: Path) ->
     assert run("localize", tmp_path / "gone.pt").code == 2
 
 
+@pytest.mark.thorough
 def test_localize_exits_with_0_where_nothing_departs(
     run: Run, seeded_archive: SeededArchive
 ) -> None:

@@ -42,6 +42,7 @@ def test_a_full_stdout_is_told_on_stderr(
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
 @pytest.mark.parametrize("arguments", [("--version",), ("models",), ("backends",)])
 def test_so_it_is_by_what_judges_nothing(

@@ -128,6 +128,7 @@ LIBRARIES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("changed", "library"), LIBRARIES)
 def test_other_blocks_compute_as_in_the_libraries(
     changed: Architecture, library: Callable[[Architecture, Weights], Any]

@@ -139,6 +139,7 @@ def test_comparing_a_model_with_itself_is_no_pass(minute_archive: Path, planted:
     assert "nothing was compared" in gate(result, "integrity").message
 
 
+@pytest.mark.thorough
 def test_weights_that_the_interpreter_reads_otherwise_fail_integrity(
     minute_archive: Path, planted: Planted
 ) -> None:
@@ -148,6 +149,7 @@ def test_weights_that_the_interpreter_reads_otherwise_fail_integrity(
     assert "ln_final.bias" in gate(result, "integrity").message
 
 
+@pytest.mark.thorough
 def test_a_buffer_that_contradicts_the_architecture_fails_integrity(
     minute_archive: Path, tmp_path: Path
 ) -> None:
@@ -179,6 +181,7 @@ def test_nan_on_both_sides_is_no_pass_and_blames_nobody(
     assert result.exit_code == 2
 
 
+@pytest.mark.thorough
 def test_more_examples_than_the_corners_are_all_compared(minute_archive: Path) -> None:
     result = clipcheck.check(minute_archive, examples=CORNERS + 5)
     assert result.judgements[0].examples == CORNERS + 5
@@ -233,6 +236,7 @@ def test_a_device_that_is_not_there_cannot_be_judged(minute_archive: Path) -> No
     assert result.exit_code == 2
 
 
+@pytest.mark.thorough
 def test_the_released_name_is_told_by_the_hash_alone(
     minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +363,7 @@ def test_the_same_seed_gives_the_same_figures_and_another_gives_others(
     assert figures[0] != figures[2]
 
 
+@pytest.mark.thorough
 def test_the_same_inputs_are_known_by_their_digest(minute_archive: Path) -> None:
     first, other, more = (
         clipcheck.check(minute_archive, examples=examples, seed=seed).judgements[0]
@@ -388,6 +393,7 @@ def test_progress_is_told(minute_archive: Path) -> None:
     ]
 
 
+@pytest.mark.thorough
 def test_the_share_that_is_done_grows_to_all_of_it(minute_archive: Path) -> None:
     listener = Listener()
     check_files([minute_archive, "gone.pt"], CheckOptions(examples=CORNERS), listener)
@@ -416,6 +422,7 @@ def test_it_grows_with_batches_and_modules_in_each_phase_that_takes_long(
         assert len(within) >= 3, phase
 
 
+@pytest.mark.thorough
 def test_looking_for_the_smallest_input_is_told_and_is_in_no_share(
     minute_archive: Path,
 ) -> None:
@@ -433,6 +440,7 @@ def test_the_classic_limits_are_the_defaults() -> None:
     assert (parameters["atol"].default, parameters["rtol"].default) == (0.01, 0.1)
 
 
+@pytest.mark.thorough
 def test_the_archive_runs_in_float32_that_is_float32(
     minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,6 +471,7 @@ def in_all_dtypes(seeded_archive: SeededArchive) -> Result:
     )
 
 
+@pytest.mark.thorough
 @parametrize("dtype", REDUCED, quick=1)
 def test_a_reduced_dtype_is_judged_by_precision_in_place_of_structure(
     in_all_dtypes: Result, dtype: str
@@ -539,6 +548,7 @@ def test_a_weight_that_is_not_used_fails_integrity(written: Written) -> None:
     assert "effect on encode_image" not in message
 
 
+@pytest.mark.thorough
 def test_an_archive_that_fails_on_some_batch_is_inconsistent_and_says_on_which(
     written: Written,
 ) -> None:
@@ -559,6 +569,7 @@ def test_an_archive_that_fails_on_some_batch_is_inconsistent_and_says_on_which(
     assert "in a batch of 1 image and 2 prompts" in integrity.message
 
 
+@pytest.mark.thorough
 def test_a_layer_that_gives_bfloat16_is_judged_and_is_no_defect_of_ours(written: Written) -> None:
     def in_bfloat16(model: Any) -> None:
         block = model.transformer.resblocks[0]
@@ -603,6 +614,7 @@ def drifted(tmp_path_factory: pytest.TempPathFactory) -> Judgement:
     return judgement
 
 
+@pytest.mark.thorough
 def test_of_weights_that_running_changes_no_input_is_the_fault(drifted: Judgement) -> None:
     assert not drifted.passed
     assert drifted.failing is None
@@ -614,6 +626,7 @@ def test_weights_that_running_changes_have_a_place(
     assert [place.tower for place in drifted.departures] == ["logits"]
 
 
+@pytest.mark.thorough
 @parametrize(
     "error",
     [RunError("broke off", remedy="Look."), RuntimeError("no memory"), MemoryError("no memory")],
@@ -634,6 +647,7 @@ def test_the_verdict_stands_where_the_place_cannot_be_looked_for(
     assert all(str(error)[:9] in place.reason for place in failed.localisation or ())
 
 
+@pytest.mark.thorough
 def test_the_place_is_looked_for_in_the_dtype_and_with_the_seed_of_the_check(
     written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:

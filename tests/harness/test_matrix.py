@@ -164,6 +164,7 @@ def test_each_dtype_has_references_of_its_own(archive: Path) -> None:
     assert result.passed
 
 
+@pytest.mark.thorough
 def test_seconds_of_what_is_shared_are_told_once(archive: Path) -> None:
     first, second = check(archive, "trace", "clip").judgements
     assert first.seconds.keys() >= {*SHARED, "build", "candidate", "run"}
@@ -174,6 +175,7 @@ def test_seconds_of_what_is_shared_are_told_once(archive: Path) -> None:
         assert each.seconds["run"] == pytest.approx(sum(parts) / 2)
 
 
+@pytest.mark.thorough
 def test_where_the_first_cannot_be_built_the_next_tells_the_seconds(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +193,7 @@ def test_where_the_first_cannot_be_built_the_next_tells_the_seconds(
     assert second.seconds.keys() >= SHARED.keys()
 
 
+@pytest.mark.thorough
 def test_all_leaves_out_what_does_not_fit_and_the_verdict_does_not_depend_on_it(
     archive: Path, everything: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +304,7 @@ def test_a_candidate_is_closed_whatever_becomes_of_it(
     assert closed == ["trace", "trace"]
 
 
+@pytest.mark.thorough
 def test_a_file_of_its_own_has_a_size(archive: Path, programs: Programs) -> None:
     jit, traced = check(archive, "jit", "trace").judgements
     assert jit.artefact_bytes == archive.stat().st_size
@@ -436,6 +440,7 @@ def test_a_right_conversion_is_consistent_with_what_it_was_made_of(
     assert judgement.reference_checkpoint == str(archive)
 
 
+@pytest.mark.thorough
 @parametrize("form", [Format.ARCHIVE, Format.STATE_DICT], quick=1)
 def test_so_is_what_was_rounded_to_half(tmp_path: Path, form: Format) -> None:
     """The reference computes with its weights rounded as well."""
@@ -558,6 +563,7 @@ def test_native_code_is_not_loaded(programs: Programs, archive: Path, tmp_path: 
 # ------------------------------------------------------------------------------------------ options
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cache", [True, False])
 def test_what_is_built_is_kept_unless_it_is_not_wanted(
     archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: bool

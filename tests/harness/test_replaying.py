@@ -86,6 +86,7 @@ def test_it_is_shrunk_to_a_prompt_of_one_token_and_found_again_in_another_proces
     assert done.stdout.endswith("STILL FAILS.\n")
 
 
+@pytest.mark.thorough
 def test_another_checkpoint_may_be_without_it(
     folder: Path, tmp_path: Path, faulty: Path, run: Run
 ) -> None:
@@ -220,6 +221,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "weights.pt", folder / "made-of.pt"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", ["eager", "transformers:attention=eager"])
 def test_it_is_run_by_the_backend_that_failed_against_the_same_reference(
     beside: tuple[Path, Path],

@@ -460,6 +460,7 @@ def test_pixels_are_float32_within_what_preprocessing_can_give(array: np.ndarray
     assert (array <= HIGH).all()
 
 
+@pytest.mark.thorough
 def test_most_pixels_are_exactly_on_the_levels_and_some_between() -> None:
     found = [on_levels(array) for array in drawn(pixels(resolution=16))]
     assert 0.55 * len(found) < sum(found) < 0.95 * len(found)
@@ -554,10 +555,12 @@ PROMPT_FEATURES: Features = {
 }
 
 
+@pytest.mark.thorough
 def test_prompts_of_each_kind_come_up() -> None:
     assert not missing(prompts(), PROMPT_FEATURES, 3200)
 
 
+@pytest.mark.thorough
 @parametrize("context_length", [77, 16], quick=1)
 def test_prompts_of_all_lengths_up_to_the_context_and_beyond_come_up(context_length: int) -> None:
     lengths = [count(text) for text in drawn(prompts(context_length=context_length), 400)]
@@ -602,6 +605,7 @@ def test_a_fault_of_several_words_shrinks_to_as_few() -> None:
     assert text == "a a a"
 
 
+@pytest.mark.thorough
 def test_a_fault_of_an_odd_piece_shrinks_to_the_piece() -> None:
     assert simplest(prompts(), lambda text: "&amp;amp;" in text) == "&amp;amp;"
 
@@ -665,6 +669,7 @@ def test_token_ids_of_each_kind_come_up() -> None:
     assert not missing(token_ids(), TOKEN_FEATURES, 800)
 
 
+@pytest.mark.thorough
 def test_high_ids_come_up_often_and_all_lengths_do() -> None:
     rows = drawn(token_ids(), 300)
     high = [((row > 40000) & (row <= LAST)).any() for row in rows]
@@ -679,6 +684,7 @@ def test_the_simplest_token_ids_are_the_empty_prompt() -> None:
     assert simplest(token_ids()).tolist() == [START_TOKEN, END_TOKEN] + [0] * 75
 
 
+@pytest.mark.thorough
 def test_a_fault_of_high_ids_shrinks_to_the_one_where_it_begins() -> None:
     row = simplest(token_ids(), lambda row: ((row >= 40000) & (row <= LAST)).any())
     assert row.tolist() == [START_TOKEN, 40000, END_TOKEN] + [0] * 74
@@ -743,6 +749,7 @@ BATCH_FEATURES: Features = {
 }
 
 
+@pytest.mark.thorough
 def test_batches_of_each_kind_come_up() -> None:
     assert not missing(batches(inputs=CLIP), BATCH_FEATURES, 400)
 
@@ -802,6 +809,7 @@ def bits(example: Any) -> object:
     return example if isinstance(example, str) else example.tobytes()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ALL)
 def test_nine_in_ten_examples_are_distinct(name: str) -> None:
     examples = drawn(ALL[name])

@@ -257,6 +257,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("key", ["text_projection", "ln_final.weight"])
 def test_a_weight_that_the_interpreter_has_otherwise_is_named(
@@ -479,6 +480,7 @@ def test_released_halves_get_the_dtype_that_is_asked_for_and_the_others_are_floa
         assert found["ln_final.weight"] == torch.float32
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("a", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
 @parametrize("dtype", [torch.float16, torch.bfloat16], quick=1)
 def test_both_ways_run_on_the_cpu_in_half_and_agree(

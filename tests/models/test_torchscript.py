@@ -112,6 +112,7 @@ def fails(module: Any, *batch: Tensor, match: str | None = None) -> None:
 # --------------------------------------------------------------------------- pooled constants
 
 
+@pytest.mark.thorough
 def test_a_dimension_of_five_is_not_taken_for_half(five: Path) -> None:
     batch = inputs(FIVE)
     jit, reference, _ = clipcheck.load_both(five, device="cpu")
@@ -175,6 +176,7 @@ def other_uses(constant: Any) -> list[str]:
     return sorted(kind for kind in kinds if kind != "aten::to")
 
 
+@pytest.mark.thorough
 @parametrize("dtype", [torch.bfloat16, torch.float64], quick=1)
 def test_other_dtypes_than_half_are_replaced_as_well(tmp_path: Path, dtype: torch.dtype) -> None:
     """Else the code would cast to a dtype that the float32 weights no longer have."""
@@ -360,6 +362,7 @@ def constant_scale(model: Any) -> None:
     model.forward = forward
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("alter", "unused"),
     [
@@ -651,6 +654,7 @@ def traced_by_others(
     return path
 
 
+@pytest.mark.thorough
 @parametrize(
     ("make", "half"),
     [(reference_model, False), (reference_model, True), (another_model, False)],

@@ -328,6 +328,7 @@ def _children(pid: int) -> list[int]:
     return [int(each) for each in found]
 
 
+@pytest.mark.thorough
 def test_nothing_is_left_of_many_cells_whatever_became_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,6 +376,7 @@ def _lives(pid: str) -> bool:
         return False
 
 
+@pytest.mark.thorough
 def test_a_zygote_that_was_killed_is_replaced() -> None:
     first = cells.zygote()
     with short() as cell:

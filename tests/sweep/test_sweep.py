@@ -251,6 +251,7 @@ def test_a_sweep_on_a_cluster_that_loses_a_node_finds_the_same(
     assert not found.worse
 
 
+@pytest.mark.thorough
 def test_ctrl_c_leaves_a_ledger_to_go_on_from(folder: Path, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger.sqlite"
     asked = command(folder, ledger, "--workers", 1)

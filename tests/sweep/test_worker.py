@@ -55,6 +55,7 @@ def test_what_was_found_is_by_backend_and_under_the_name_that_it_was_asked_for(
     assert found.cost.bytes == 0
 
 
+@pytest.mark.thorough
 def test_all_that_fit_are_one_unit_with_what_was_left_out(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_worker_of_other_versions_judges_nothing(archive: Path) -> None:
     assert "torch 1.0 there and" in done(asked).failed
 
 
+@pytest.mark.thorough
 def test_what_failed_elsewhere_before_is_not_tried_first(
     archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def test_it_can_be_exported_in_inference_mode(model: eager.CLIP, program: Export
     ]
 
 
+@pytest.mark.thorough
 def test_a_pt2_file_says_nothing_of_this_machine(tmp_path: Path) -> None:
     path = tmp_path / "program.pt2"
     write_pt2(built(MINUTE), path)

@@ -106,6 +106,7 @@ def test_the_buffers_tell_the_dimensions(architecture: Architecture, weights: We
     assert values == [a.image_resolution, a.context_length, a.vocab_size]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [*TINY, *DEEP])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_activations_stay_of_order_one(name: str, dtype: torch.dtype) -> None:
@@ -153,6 +154,7 @@ def test_a_name_that_is_unknown_lists_the_known_ones() -> None:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", DRAWN)
 def test_no_kind_leaves_a_weight_at_what_it_is_built_with(
     architecture: Architecture, kind: str

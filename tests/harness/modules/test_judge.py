@@ -300,6 +300,7 @@ def test_what_is_not_finite_fails_and_what_is_given_it_is_not_judged(judged: Jud
 # --------------------------------------------------------------------------- other ways, all right
 
 
+@pytest.mark.thorough
 def test_a_module_that_writes_over_its_input_is_judged_on_what_it_was_given(
     judged: Judged,
 ) -> None:
@@ -312,6 +313,7 @@ def test_a_module_that_writes_over_its_input_is_judged_on_what_it_was_given(
     assert len(ratios(found)) == 33
 
 
+@pytest.mark.thorough
 def test_of_several_tensors_that_go_in_the_one_that_it_computes_with_counts(
     judged: Judged,
 ) -> None:
@@ -360,6 +362,7 @@ def test_a_transformer_with_rows_first_is_judged_and_is_right(judged: Judged) ->
             assert 0.4 < ratios(found)[name] < 2.5, name
 
 
+@pytest.mark.thorough
 def test_a_fault_in_a_transformer_with_rows_first_is_seen(judged: Judged) -> None:
     def alter(model: Any) -> None:
         rows_first(model.transformer)
@@ -462,6 +465,7 @@ def test_of_several_outputs_the_nearest_is_judged_whichever_is_not_a_number() ->
 # --------------------------------------------------------------------------- memory and devices
 
 
+@pytest.mark.thorough
 def test_of_twins_in_float64_there_is_no_more_than_one_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

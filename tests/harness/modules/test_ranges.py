@@ -92,6 +92,7 @@ def test_a_limit_that_no_drawn_input_reaches_is_found_and_named(
     assert f"x, limit 10x), on {given}" in result.message
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("norm", ["visual.ln_pre", "visual.transformer.resblocks.0.ln_1"])
 def test_an_epsilon_beside_a_large_variance_shows_in_nearly_constant_numbers(
     tmp_path: Path, norm: str

@@ -109,6 +109,7 @@ def test_nothing_departs_in_a_sound_archive_and_all_of_it_was_looked_at(
     assert [place.reason for place in found.places] == ["nothing departs"] * 3
 
 
+@pytest.mark.thorough
 @parametrize(
     "variant", ["batch-turned", "batch-first", "fused-attention", "linear-by-addmm"], quick=2
 )
@@ -157,6 +158,7 @@ def test_what_lies_between_the_modules_of_a_vision_transformer_has_a_place(
     assert part == place
 
 
+@pytest.mark.thorough
 @parametrize(
     ("fault", "place"),
     [
@@ -200,6 +202,7 @@ def test_a_forward_that_gives_a_number_is_at_fault(walked: Walked) -> None:
     assert (place.tower, place.part) == ("logits", f"{walking.HEAD} (its shape)")
 
 
+@pytest.mark.thorough
 def test_logits_are_not_at_fault_for_features_that_an_encoder_gives_in_another_way(
     walked: Walked,
 ) -> None:
@@ -208,6 +211,7 @@ def test_logits_are_not_at_fault_for_features_that_an_encoder_gives_in_another_w
     assert [place.tower for place in found.found] == ["image"]
 
 
+@pytest.mark.thorough
 def test_a_logit_scale_that_each_call_lowers_is_held_against_what_it_was(walked: Walked) -> None:
     assert ("forward", walking.HEAD) in named(walked(VIT, PLANTS["logit-scale-drifts"]))
 
@@ -342,12 +346,14 @@ def shares_out_otherwise(block: Any) -> None:
     block.mlp.forward = lambda x: perceptron(x) / 2
 
 
+@pytest.mark.thorough
 def test_a_block_that_shares_out_its_work_otherwise_is_no_departure(walked: Walked) -> None:
     found = walked(VIT, lambda model: shares_out_otherwise(model.transformer.resblocks[0]))
     assert not found.found
     assert [place.reason for place in found.places] == ["nothing departs"] * 3
 
 
+@pytest.mark.thorough
 def test_what_forward_does_is_looked_at_behind_a_block_that_shares_out_its_work_otherwise(
     walked: Walked,
 ) -> None:
@@ -371,6 +377,7 @@ def test_what_departs_behind_such_a_block_is_found_after_another_tower_has_depar
     assert named(walked(VIT, alter)) == [("visual.ln_post", ""), ("ln_final", "")]
 
 
+@pytest.mark.thorough
 def test_of_several_tensors_that_go_in_one_is_what_should_and_the_others_are_no_departure(
     walked: Walked,
 ) -> None:
@@ -457,6 +464,7 @@ def test_a_module_over_other_shapes_does_not_end_the_walk(walked: Walked) -> Non
     assert named(walked(VIT, alter)) == [("visual.ln_post", "")]
 
 
+@pytest.mark.thorough
 def test_what_broke_off_in_one_method_is_not_taken_for_where_the_next_one_did(
     walked: Walked,
 ) -> None:
@@ -476,6 +484,7 @@ def test_what_broke_off_in_one_method_is_not_taken_for_where_the_next_one_did(
     ]  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_pooling_is_not_told_from_a_module_before_it_that_the_archive_does_not_call(
     walked: Walked,
 ) -> None:

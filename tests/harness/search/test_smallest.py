@@ -153,6 +153,7 @@ def test_ids_above_40_000_shrink_to_a_text_of_one_such_token(look: Callable[...,
     assert f"text features of prompt 0 ('{prompt}')" in found.measure.message
 
 
+@pytest.mark.thorough
 def test_a_fault_on_every_prompt_shrinks_to_a_letter(look: Callable[..., Found]) -> None:
     assert prompts_of(look(text=where(lambda _: True))[0]) == ("a",)
 
@@ -187,6 +188,7 @@ def test_what_fails_empty_shrinks_to_hardly_anything(look: Callable[..., Found])
     assert len(prompt) <= 1
 
 
+@pytest.mark.thorough
 def test_ids_that_no_text_gives_stay_ids(look: Callable[..., Found]) -> None:
     # A byte that does not end a word comes last, and nothing was cut.
     def odd(row: np.ndarray) -> bool:
@@ -234,6 +236,7 @@ def test_a_fault_on_every_image_shrinks_to_one_grey_pixel(look: Callable[..., Fo
     assert len(set(colour)) == 1  # type: ignore[call-overload]
 
 
+@pytest.mark.thorough
 def test_a_fault_on_highlights_shrinks_to_a_flat_image(look: Callable[..., Found]) -> None:
     found, _, _ = look(image=where(lambda row: row.max() > 2.1))
     ((_, size, colour),) = images_of(found)
@@ -257,6 +260,7 @@ def test_a_row_beyond_the_fourth_takes_five(look: Callable[..., Found]) -> None:
     assert len(set(rows)) == 1
 
 
+@pytest.mark.thorough
 def test_a_row_that_fails_for_being_alone_is_one(look: Callable[..., Found]) -> None:
     found, _, _ = look(text=lambda rows: nowhere(rows) + OFF * (len(rows) == 1))
     assert prompts_of(found) == ("a",)
@@ -291,6 +295,7 @@ class Crashing(Candidate):
         return super().encode_image(pixels)
 
 
+@pytest.mark.thorough
 def test_a_batch_that_cannot_be_run_is_found(look: Callable[..., Found]) -> None:
     found, _, _ = look(kind=Crashing)
     assert found is not None

@@ -34,6 +34,7 @@ def same(one: Example, other: Example) -> bool:
     return np.array_equal(a.pixels, b.pixels) and np.array_equal(a.tokens, b.tokens)
 
 
+@pytest.mark.thorough
 def test_there_are_as_many_as_asked_for_of_both() -> None:
     drawn = Source(CLIP, "x.pt", seed=0).draw(20)
     assert len(drawn.images) == 20

@@ -404,6 +404,7 @@ def test_what_others_set_up_for_their_own_plots_changes_nothing() -> None:
         assert matplotlib.rcParams["font.size"] == 30
 
 
+@pytest.mark.thorough
 def test_a_page_with_many_great_pictures_is_still_small() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1000, 800, 3), dtype=np.uint8)
     images = (Image.fromarray(noise),) * 8
