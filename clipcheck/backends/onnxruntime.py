@@ -323,14 +323,15 @@ def _evidence(weights: Mapping[str, torch.Tensor], program: Opened) -> Evidence:
 
 def _is_folded(key: str, weights: Container[str], held: Container[str]) -> bool:
     """Whether it is a convolution that has taken up the BatchNorm behind it."""
-    normalisation = re.sub(r"(conv|downsample\.)(\d)\.weight$", _behind, key)
+    normalisation = re.sub(r"(?:(conv)(\d?)|(downsample\.)(\d))\.weight$", _behind, key)
     statistic = f"{normalisation}.running_mean"
     return statistic in weights and statistic not in held
 
 
 def _behind(convolution: re.Match[str]) -> str:
-    kind, number = convolution.groups()
-    return f"bn{number}" if kind == "conv" else f"downsample.{int(number) + 1}"
+    # timm has one of each in a block, without a number.
+    kind, number, _, place = convolution.groups()
+    return f"bn{number}" if kind else f"downsample.{int(place) + 1}"
 
 
 _Digest = tuple[str, tuple[int, ...], bytes]

@@ -11,6 +11,7 @@ from clipcheck.backends.base import Backend, Missing
 from clipcheck.backends.jit import torchscript_missing
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.source import Source
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.gates.integrity import Evidence
 from clipcheck.system import torchscript_support
 
@@ -68,14 +69,17 @@ class Trace(ScriptBackend):
             "encode_text": tokens,
             "forward": (pixels, tokens),
         }
-        with torchscript_support.silenced(), torch.no_grad(), _quiet_about_attention():
+        # What a library's tracing may lose is judged; its authors' words of it are not for users.
+        own = not isinstance(source.checkpoint.model, LibraryArchitecture)
+        with torchscript_support.silenced(), torch.no_grad(), _quiet(own):
             traced = torch.jit.trace_module(source.model, methods, check_trace=False)
         return cls("trace", traced, source)
 
 
 @contextmanager
-def _quiet_about_attention() -> Iterator[None]:
-    """Without the warnings of torch's own checks of shapes, which hold for every batch size.
+def _quiet(own: bool) -> Iterator[None]:
+    """Without the warnings of torch's own checks of shapes, which hold for every batch size; where
+    the modules are not clipcheck's own, without any.
 
     torch ignores them itself (``TracerWarning.ignore_lib_warnings``), but not under filters that
     somebody set later.
@@ -83,9 +87,14 @@ def _quiet_about_attention() -> Iterator[None]:
     import torch
 
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", category=torch.jit._trace.TracerWarning, module=r"torch\.nn\.functional"
-        )
+        if own:
+            warnings.filterwarnings(
+                "ignore",
+                category=torch.jit._trace.TracerWarning,
+                module=r"torch\.nn\.functional",
+            )
+        else:
+            warnings.simplefilter("ignore")
         yield
 
 

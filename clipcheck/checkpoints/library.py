@@ -117,7 +117,7 @@ def with_text_config(architecture: LibraryArchitecture) -> LibraryArchitecture:
         )
     import transformers
 
-    config = transformers.AutoConfig.for_model(kind).to_dict()
+    config = transformers.AutoConfig.for_model(kind).to_diff_dict()
     return replace(architecture, files=((TEXT_CONFIG, _canonical(config)),))
 
 

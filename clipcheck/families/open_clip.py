@@ -206,6 +206,13 @@ _DEPTHS = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers"
 # --------------------------------------------------------------------------- building
 
 
+def parameters(architecture: LibraryArchitecture) -> int:
+    """Number of the model's weights, of which none is allocated."""
+    with torch.device("meta"):
+        model = empty(architecture)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> OpenClip:
     """The library's model over these tensors, which are assigned, not copied.
 
@@ -375,6 +382,7 @@ def _text_config(architecture: LibraryArchitecture) -> dict[str, Any]:
     try:
         # With what it leaves out: the defaults of its kind.
         config: dict[str, Any] = transformers.AutoConfig.for_model(**given).to_dict()
+        config = {key: value for key, value in config.items() if value is not None}
     except (TypeError, ValueError) as error:
         raise ArchitectureError(
             f"its {TEXT_CONFIG} is none that transformers knows ({first_line(error)[:120]})",

@@ -238,7 +238,7 @@ def _architecture_of(entry: Entry) -> str:
     """Return a text that identifies the source of how the model computes: what the user said, or
     the configurations beside the file."""
     if entry.architecture is not None:
-        return repr(told_by(entry.architecture).architecture)
+        return repr(told_by(entry.architecture).model)
     return "" if entry.source.fetched else _told_beside(Path(entry.source.place))
 
 

@@ -1,12 +1,13 @@
 """open_clip's own list of pretrained checkpoints, as a catalogue.
 
-Of those that clipcheck does not build the list tells that beforehand, by the configuration of the
-model: they are left out, each with its reason, and not fetched. The others are judged as their
-weights were trained, by what the list says of the tag.
+Of those that are not judged the list tells that beforehand, by the configuration of the model: they
+are left out, each with its reason, and not fetched. The others are judged as their weights were
+trained, by what the list says of the tag.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -14,12 +15,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clipcheck.checkpoints import registry
-from clipcheck.checkpoints.architecture import Architecture
-from clipcheck.checkpoints.configs import of_open_clip
+from clipcheck.checkpoints.library import LibraryArchitecture, read_open_clip
 from clipcheck.checkpoints.told import OPEN_CLIP, trained
 from clipcheck.errors import ArchitectureError
+from clipcheck.families.registry import family, sizes_of
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.jobs import DEFAULT, Source
+
+_BACKEND = "export"
+"""The backend of models that open_clip computes, which has no other way to run them itself."""
 
 _BYTES = 4
 """Of a weight in most of these files."""
@@ -50,12 +54,14 @@ def entry_of(label: str, model: Mapping[str, Any] | None, weights: Mapping[str, 
         weights: that of the weights: ``url``, ``hf_hub``, ``quick_gelu``.
     """
     try:
-        configured = of_open_clip(model or {}, Path(label))
+        configured = read_open_clip(model or {}, Path(label))
+        if isinstance(configured, LibraryArchitecture):
+            return _of_library(label, configured, weights)
     except ArchitectureError as error:
         return Entry(label, Source("url", ""), unfit=error.problem)
     # The tag tells: 28 of them have another activation than the configuration.
     architecture = trained(configured, quick=bool(weights.get("quick_gelu", False)))
-    source = _source(weights, architecture)
+    source = _source(weights, architecture.parameters)
     # An archive has code of its own, and the others hold weights alone.
     archive = _OF_OPENAI in source.place
     return Entry(
@@ -67,9 +73,26 @@ def entry_of(label: str, model: Mapping[str, Any] | None, weights: Mapping[str, 
     )
 
 
-def _source(weights: Mapping[str, Any], architecture: Architecture) -> Source:
+def _of_library(label: str, configured: LibraryArchitecture, weights: Mapping[str, Any]) -> Entry:
+    """The entry of a model that open_clip computes.
+
+    Raises:
+        ArchitectureError: it is not judged.
+    """
+    sizes_of(configured)
+    source = _source(weights, _parameters(configured))
+    return Entry(label, source, (_BACKEND,), architecture=f"{OPEN_CLIP}{label}")
+
+
+@functools.cache
+def _parameters(configured: LibraryArchitecture) -> int:
+    """Number of a model's weights: one that is of several tags is counted once."""
+    return family(configured.library).parameters(configured)
+
+
+def _source(weights: Mapping[str, Any], parameters: int) -> Source:
     url = weights.get("url", "")
-    size = _BYTES * architecture.parameters
+    size = _BYTES * parameters
     if not url:
         return Source("hub", weights["hf_hub"], size=size, estimated=True)
     sha256 = _digest(url)

@@ -18,7 +18,7 @@ from packaging.version import Version
 from clipcheck.backends import cells
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
-from clipcheck.backends.onnxruntime import ONNXRuntime, open_program
+from clipcheck.backends.onnxruntime import ONNXRuntime, _is_folded, open_program
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
@@ -342,3 +342,11 @@ def test_it_tells_what_it_is_unfit_for(
     else:
         assert found is not None
         assert re.search(reason, found)
+
+
+def test_a_convolution_that_took_up_timms_batch_normalisation_is_folded() -> None:
+    key = "model.visual.trunk.stem.0.conv_kxk.0.conv.weight"
+    statistic = "model.visual.trunk.stem.0.conv_kxk.0.bn.running_mean"
+    assert _is_folded(key, {key, statistic}, {key})
+    assert not _is_folded(key, {key, statistic}, {key, statistic})
+    assert not _is_folded(key, {key}, {key})

@@ -26,7 +26,6 @@ from clipcheck.inputs.batches import batches, length_of
 from clipcheck.writers.library import draw, write_folder
 from clipcheck.writers.synthesize import shallow
 from tests import oracles
-from tests.thorough import thorough
 
 CPU = torch.device("cpu")
 
@@ -329,7 +328,7 @@ def with_text_config_of(name: str) -> Architecture | LibraryArchitecture:
     return with_text_config(found) if isinstance(found, LibraryArchitecture) else found
 
 
-@thorough
+@pytest.mark.thorough
 def test_every_pair_of_open_clips_list_is_judged() -> None:
     pairs = oracles.open_clip().list_pretrained()
     names = sorted({name for name, _ in pairs})

@@ -40,8 +40,9 @@ def test_of_the_list_all_are_an_architecture_that_can_be_judged_or_say_why_not()
         assert not entry.unfit.endswith(".")
         if entry.architecture is not None and entry.label.startswith("ViT-B-32/"):
             assert named(entry.architecture).architecture == entry.dimensions
-    assert sum(not entry.unfit for entry in entries) >= 96
-    assert any("no_ln_pre is True" in entry.unfit for entry in entries)
+    unfit = [entry for entry in entries if entry.unfit]
+    assert len(entries) - len(unfit) >= 187
+    assert all("of transformers, whose configuration" in entry.unfit for entry in unfit)
 
 
 def test_the_tag_tells_the_activation() -> None:
@@ -67,6 +68,13 @@ def test_weights_of_the_hub_are_taken_from_there() -> None:
     assert (entry.source.kind, entry.source.place) == ("hub", "timm/vit/")
 
 
+def test_what_open_clip_computes_is_exported_from_it() -> None:
+    model = {**MODEL, "vision_cfg": {"timm_model_name": "test_vit", "image_size": 160}}
+    entry = entry_of("m/t", model, {"url": "", "hf_hub": "timm/vit/"})
+    assert (entry.unfit, entry.backends, entry.architecture) == ("", ("export",), "open_clip:m/t")
+    assert entry.source.size == pytest.approx(257e6, rel=0.05)
+
+
 def test_an_address_that_tells_no_hash_has_none() -> None:
     url = "https://example.org/46683a32/model-46683a32.pt"
     assert entry_of("m/t", MODEL, {"url": url, "quick_gelu": True}).source.sha256 == ""
@@ -76,10 +84,10 @@ def test_an_address_that_tells_no_hash_has_none() -> None:
     ("model", "told"),
     [
         (None, "expected an object under 'model_cfg.vision_cfg', found nothing"),
-        ({**MODEL, "vision_cfg": {"timm_model_name": "convnext"}}, "timm_model_name is 'convnext'"),
+        ({**MODEL, "vision_cfg": {"timm_model_name": "no_net"}}, "Unknown model (no_net)"),
         ({**MODEL, "vision_cfg": {**MODEL["vision_cfg"], "layers": [1, 2]}}, r"layers is [1, 2]"),  # type: ignore[dict-item]
-        ({**MODEL, "vision_cfg": {**MODEL["vision_cfg"], "no_ln_pre": True}}, "no_ln_pre is True"),  # type: ignore[dict-item]
-        ({**MODEL, "multimodal_cfg": {}}, "multimodal_cfg"),
+        ({**MODEL, "multimodal_cfg": {"warp": 9}}, "warp"),
+        ({**MODEL, "text_cfg": {"hf_model_name": "roberta-base"}}, "'roberta-base' of transf"),
     ],
 )
 def test_another_model_is_left_out(model: dict[str, object] | None, told: str) -> None:
