@@ -88,4 +88,6 @@ def reason(error: Exception) -> str:
     """
     message = str(error).partition("Exception raised from ")[0]
     lines = [line.strip() for line in message.splitlines() if line.strip()]
+    # torch.onnx ends by saying where it has printed the rest.
+    lines = [line for line in lines if not line.startswith("(Refer to the full stack")]
     return lines[-1] if lines else type(error).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -296,12 +295,15 @@ def _evidence(weights: Mapping[str, torch.Tensor], program: Opened) -> Evidence:
 
     held: dict[str, _Digest] = {}
     rounded: set[str] = set()
+    scaled: set[str] = set()
 
     def receive(name: str, tensor: torch.Tensor) -> None:
         key = name.removeprefix(PREFIX)
         held[key] = _digest(tensor.numpy())
         if key in weights and is_rounded(tensor, weights[key]):
             rounded.add(key)
+        if key in weights and _is_scaled(tensor, weights[key]):
+            scaled.add(key)
 
     program.weights(receive)
     anywhere = set(held.values())
@@ -316,22 +318,38 @@ def _evidence(weights: Mapping[str, torch.Tensor], program: Opened) -> Evidence:
             same = np.ptp(array) > 0 and not anywhere.isdisjoint(map(_digest, (array, array.T)))
         if same:
             compared += 1
-        elif key in held and key not in rounded and not _is_folded(key, weights, held):
+        elif key in held and key not in rounded and not _is_folded(key, weights, held, scaled):
             differing[key] = "the program has other bits than the file"
     return Evidence(compared or None, program.doubts, differing)
 
 
-def _is_folded(key: str, weights: Container[str], held: Container[str]) -> bool:
-    """Whether it is a convolution that has taken up the BatchNorm behind it."""
-    normalisation = re.sub(r"(?:(conv)(\d?)|(downsample\.)(\d))\.weight$", _behind, key)
-    statistic = f"{normalisation}.running_mean"
-    return statistic in weights and statistic not in held
+def _is_scaled(found: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether it is a convolution, each of whose channels was multiplied with one number, as taking
+    up a BatchNorm does."""
+    if found.shape != weight.shape or found.ndim < 3:
+        return False
+    ours, theirs = (each.detach().cpu().double().flatten(1) for each in (weight, found))
+    squares = (ours * ours).sum(1, keepdim=True)
+    scales = (ours * theirs).sum(1, keepdim=True) / squares.clamp(min=_LEAST)
+    return bool((theirs - scales * ours).abs().max() <= _ROUNDING * theirs.abs().max())
 
 
-def _behind(convolution: re.Match[str]) -> str:
-    # timm has one of each in a block, without a number.
-    kind, number, _, place = convolution.groups()
-    return f"bn{number}" if kind else f"downsample.{int(place) + 1}"
+_ROUNDING = 1e-6
+"""Relative: of a product in float32."""
+
+_LEAST = 1e-300
+"""In place of the squares of a channel of zeros."""
+
+
+def _is_folded(
+    key: str, weights: Mapping[str, torch.Tensor], held: Container[str], scaled: Container[str]
+) -> bool:
+    """Whether it is a convolution that has taken up a BatchNorm, which the program lacks."""
+    channels = weights[key].shape[:1]
+    statistics = (name for name in weights if name.endswith(".running_mean"))
+    return key in scaled and any(
+        weights[name].shape == channels and name not in held for name in statistics
+    )
 
 
 _Digest = tuple[str, tuple[int, ...], bytes]

@@ -95,10 +95,10 @@ class Reference:
         device = self._exact_device
         encode = _Encoder(inputs, advance)
         with exact_arithmetic():
-            model = self._in_float64(_is_visual)
+            model = self._in_float64(self._model.is_visual)
             images = [encode(model, "encode_image", pixels, device) for pixels, _ in inputs]
             del model
-            model = self._in_float64(lambda key: not _is_visual(key))
+            model = self._in_float64(lambda key: not self._model.is_visual(key))
             texts = _encode_by_length(encode, model, [tokens for _, tokens in inputs], device)
             return [*_named(model, images, texts), *_of_lengths(model, lengths, device)]
 
@@ -134,8 +134,8 @@ class Standing:
         self._model = model
         self._device = device
         self._exact_device = exact_device
-        self._visual = functools.cache(lambda: in_float64(_is_visual))
-        self._text = functools.cache(lambda: in_float64(lambda key: not _is_visual(key)))
+        self._visual = functools.cache(lambda: in_float64(model.is_visual))
+        self._text = functools.cache(lambda: in_float64(lambda key: not model.is_visual(key)))
 
     def features(self, method: str, array: NDArray[Any]) -> tuple[Array, Array]:
         """Return the output of ``encode_image`` or ``encode_text``, in the model's dtype and in
@@ -205,10 +205,6 @@ def exact_arithmetic() -> Iterator[None]:
 def _set_reductions(half: Any, bfloat16: Any) -> None:
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = half
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = bfloat16
-
-
-def _is_visual(key: str) -> bool:
-    return key.startswith(("visual.", "model.visual."))
 
 
 class _Encoder:

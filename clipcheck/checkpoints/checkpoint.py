@@ -170,12 +170,11 @@ class Checkpoint:
 
     @property
     def compute_dtype(self) -> str:
-        """Name of the dtype of the image tower's first weights, which the model computes in."""
-        found = (
-            tensor.dtype
-            for key, tensor in self.tensors.items()
-            if key.startswith("visual.") and key.endswith(".weight") and tensor.ndim > 1
-        )
+        """Name of the dtype of the image tower's first weights, which the model computes in; of the
+        text tower's where that is alone."""
+        weights = {k: t for k, t in self.tensors.items() if k.endswith(".weight") and t.ndim > 1}
+        images = [key for key in weights if key.startswith(("visual.", "vision_model."))]
+        found = (weights[key].dtype for key in images or weights)
         return str(next(found)).removeprefix("torch.")
 
     @property

@@ -17,8 +17,14 @@ from typing import Any
 
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.checkpoints.configs import note_of, of_transformers
-from clipcheck.checkpoints.library import TEXT_CONFIG, LibraryArchitecture, read_open_clip
+from clipcheck.checkpoints.kinds import kind_of
+from clipcheck.checkpoints.library import (
+    PREPROCESSOR_CONFIG,
+    TEXT_CONFIG,
+    LibraryArchitecture,
+    read_open_clip,
+    read_transformers,
+)
 from clipcheck.errors import (
     ArchitectureError,
     CheckpointError,
@@ -98,18 +104,18 @@ class Directory:
             ArchitectureError: it is none that clipcheck builds, nor one of a library's.
         """
         if self.format is Format.TRANSFORMERS:
-            return of_transformers(self.config, self.config_path)
+            return read_transformers(self.config, self.config_path, self._texts)[0]
         return read_open_clip(self.config, self.config_path, self._texts)
 
     @cached_property
     def _texts(self) -> dict[str, dict[str, Any]]:
-        return configs_beside(self.config_path) if self.format is Format.OPEN_CLIP else {}
+        return configs_beside(self.config_path, self.format)
 
     @property
     def note(self) -> str:
         """Note on the configuration for the user; empty for none."""
         known = self.format is Format.TRANSFORMERS
-        return note_of(self.config, self.config_path) if known else ""
+        return read_transformers(self.config, self.config_path)[1] if known else ""
 
     def require_indexed(self, keys: Mapping[Path, Sequence[str]]) -> None:
         """See that each file has the tensors that the index says, and no others.
@@ -133,14 +139,18 @@ class Directory:
             )
 
 
-def configs_beside(path: Path) -> dict[str, dict[str, Any]]:
-    """The configurations beside that of open_clip, by the names of their files.
+def configs_beside(path: Path, form: Format) -> dict[str, dict[str, Any]]:
+    """The library's other configurations beside one, by the names of their files.
+
+    Args:
+        path: the file.
+        form: of its folder.
 
     Raises:
         CheckpointError: one of them cannot be read.
     """
-    beside = path.with_name(TEXT_CONFIG)
-    return {TEXT_CONFIG: read_json(beside)} if _is_file(beside) else {}
+    beside = path.with_name(TEXT_CONFIG if form is Format.OPEN_CLIP else PREPROCESSOR_CONFIG)
+    return {beside.name: read_json(beside)} if _is_file(beside) else {}
 
 
 def read(path: Path) -> Directory:
@@ -159,14 +169,8 @@ def read(path: Path) -> Directory:
     ours = path / OPEN_CLIP_CONFIG
     if _is_file(config_path):
         config = read_json(config_path)
-        if config.get("model_type") == "clip":
+        if config.get("model_type") == "clip" or kind_of(config) or not _is_file(ours):
             return _directory(path, Format.TRANSFORMERS, config_path, config)
-        if not _is_file(ours):
-            raise ArchitectureError(
-                f"expected the model_type 'clip', found {reprlib.repr(config.get('model_type'))}",
-                remedy="Give the folder of a whole CLIPModel of transformers.",
-                path=config_path,
-            )
     if not _is_file(ours):
         raise UnknownFormatError(
             f"expected a file, or a folder with {TRANSFORMERS_CONFIG} or {OPEN_CLIP_CONFIG}; found "

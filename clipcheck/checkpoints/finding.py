@@ -260,8 +260,12 @@ class _Candidate(Generic[Weight]):
     @cached_property
     def own(self) -> list[tuple[str, str]]:
         """The keys of its weights, without prefix and wrappers, each with that in the file."""
-        named = [(_unwrapped(key.removeprefix(self.prefix)), key) for key in self.keys]
-        return [(name, key) for name, key in named if name.startswith(_OWN)]
+        return [(name, key) for name, key in self.named if name.startswith(_OWN)]
+
+    @cached_property
+    def named(self) -> list[tuple[str, str]]:
+        """The same of all keys that have its prefix, of additions to it as well."""
+        return [(_unwrapped(key.removeprefix(self.prefix)), key) for key in self.keys]
 
     @cached_property
     def identity(self) -> frozenset[tuple[str, object]]:
@@ -276,8 +280,10 @@ class _Candidate(Generic[Weight]):
         """
         if usual:
             require_usual([_unwrapped(key) for key in [*self.keys, *self.beside]], path)
+        # A library's model has names of its own for some weights, as ALIGN has its temperature.
+        chosen = self.own if usual else self.named
         weights: dict[str, Weight] = {}
-        for name, key in self.own:
+        for name, key in chosen:
             tensor = self.tensors[key]
             if _identity(weights.setdefault(name, tensor)) != _identity(tensor):
                 raise ArchitectureError(
@@ -285,7 +291,7 @@ class _Candidate(Generic[Weight]):
                     remedy="Save the state dict of the model without its wrapper.",
                     path=path,
                 )
-        taken = {key for _, key in self.own}
+        taken = {key for _, key in chosen}
         left_out = tuple(key for key in self.tensors if key not in taken)
         return Model(weights, Origin(self.place, self.prefix, left_out))
 

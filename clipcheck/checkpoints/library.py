@@ -7,18 +7,24 @@ for `clipcheck.families` to tell.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipcheck.checkpoints.configs import beyond_released, of_open_clip
-from clipcheck.errors import ArchitectureError, UnfitError
+from clipcheck.checkpoints.configs import beyond_released, note_of, of_open_clip, of_transformers
+from clipcheck.checkpoints.kinds import UNSUPPORTED, kind_of, supported
+from clipcheck.errors import ArchitectureError, UnavailableError, UnfitError
 
 if TYPE_CHECKING:
     from clipcheck.checkpoints.architecture import Architecture
 
 OPEN_CLIP_LIBRARY = "open_clip"
+TRANSFORMERS_LIBRARY = "transformers"
+
+PREPROCESSOR_CONFIG = "preprocessor_config.json"
+"""How pixels are made, in a folder of transformers."""
 
 TEXT_CONFIG = "text_config.json"
 """The configuration of a text model of transformers, in a folder of open_clip, which would fetch it
@@ -91,6 +97,77 @@ def read_open_clip(
     )
 
 
+def read_transformers(
+    config: Mapping[str, Any], path: Path, files: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[Architecture | LibraryArchitecture, str]:
+    """The architecture that a ``config.json`` of transformers describes, and a note on it for
+    people: that of clipcheck's own modules for a CLIPModel, else the library's.
+
+    Args:
+        config: what the file says.
+        path: the file, for messages.
+        files: other configurations beside it, by the names of their files.
+
+    Raises:
+        ArchitectureError: it is of a class that is not judged; or it asks for code from elsewhere.
+    """
+    others = files or {}
+    towers = [value for value in config.values() if isinstance(value, dict)]
+    _refuse_code([config, *towers, *others.values()], path)
+    if config.get("model_type") == "clip":
+        return of_transformers(config, path), note_of(config, path)
+    kind = kind_of(config)
+    if kind is None:
+        raise ArchitectureError(
+            _named(config.get("model_type")),
+            remedy=f"Of transformers, clipcheck judges {supported()}.",
+            path=path,
+        )
+    found = LibraryArchitecture(
+        TRANSFORMERS_LIBRARY,
+        _canonical(config),
+        f"the class {kind.name}",
+        tuple((name, _canonical(other)) for name, other in sorted(others.items())),
+    )
+    return found, ""
+
+
+def default_config(model_type: str) -> dict[str, Any]:
+    """The configuration of transformers for a model type, with the library's default sizes.
+
+    Raises:
+        UnavailableError: transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise UnavailableError(
+            "transformers, which has the sizes of its models, is not installed",
+            remedy="Install it: pip install 'clipcheck[transformers]'.",
+        ) from error
+    towers = _TOWERS.get(model_type, {})
+    parts = {name: transformers.AutoConfig.for_model(each) for name, each in towers.items()}
+    config = {name: part.to_dict() for name, part in parts.items()}
+    found: dict[str, Any] = transformers.AutoConfig.for_model(model_type, **config).to_dict()
+    return {key: value for key, value in found.items() if value is not None}
+
+
+_TOWERS = {
+    "vision-text-dual-encoder": {
+        "vision_config": "vit",
+        "text_config": "bert",
+    }
+}
+"""The towers of a class that has none by default."""
+
+
+def _named(model_type: object) -> str:
+    reason = UNSUPPORTED.get(model_type) if isinstance(model_type, str) else None
+    if reason:
+        return f"it is a model of {reason}"
+    return f"its model_type is {reprlib.repr(model_type)}, which is none that is judged"
+
+
 _KINDS = {
     "roberta": "roberta",
     "xlm-roberta": "xlm-roberta",
@@ -101,9 +178,9 @@ _KINDS = {
 
 
 def with_text_config(architecture: LibraryArchitecture) -> LibraryArchitecture:
-    """The architecture with a configuration of its text model of transformers, if it has one and
-    lacks that: one of the same kind, with transformers' default sizes."""
-    text = architecture.settings["model_cfg"].get("text_cfg")
+    """The architecture of open_clip with a configuration of its text model of transformers, if it
+    has one and lacks that: one of the same kind, with transformers' default sizes."""
+    text = architecture.settings.get("model_cfg", {}).get("text_cfg")
     name = text.get("hf_model_name") if isinstance(text, dict) else None
     if not name or architecture.files:
         return architecture

@@ -25,22 +25,28 @@ from clipcheck.checkpoints.architecture import (
     differences,
     listed,
 )
-from clipcheck.checkpoints.configs import note_of, of_transformers
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.directories import (
     OPEN_CLIP_CONFIG,
     TRANSFORMERS_CONFIG,
     configs_beside,
     read_json,
 )
+from clipcheck.checkpoints.kinds import KINDS, supported
 from clipcheck.checkpoints.library import (
     LibraryArchitecture,
+    default_config,
     read_open_clip,
+    read_transformers,
     with_text_config,
 )
 from clipcheck.errors import ArchitectureError, CheckpointError, UnknownModelError
 
 OPEN_CLIP = "open_clip:"
 """How the name of one of open_clip's configurations begins."""
+
+TRANSFORMERS = "transformers:"
+"""How the name of one of transformers' classes begins."""
 
 METADATA = "clipcheck_architecture"
 """Key in the metadata of a safetensors file that clipcheck wrote; it says how the model
@@ -93,7 +99,8 @@ def named(name: str, asked: str = OPTION, *, text_config: bool = False) -> Told:
     Args:
         name: a released name, ``tiny-vit`` or ``tiny-resnet``; ``open_clip:NAME``, or
             ``open_clip:NAME/TAG``, which has the activation that the weights of that tag were
-            trained with; or the path of an ``open_clip_config.json`` or a ``config.json``.
+            trained with; ``transformers:CLASS``, with the sizes that the library has by default;
+            or the path of an ``open_clip_config.json`` or a ``config.json``.
         asked: what the user gave it as, which messages begin with; empty for nothing.
         text_config: whether a text model of transformers, whose configuration only the hub has,
             is to be one of its kind with transformers' default sizes.
@@ -118,6 +125,8 @@ def _named(name: str) -> Told:
         return Told(ARCHITECTURES[name], f"{OPTION} {name}", name)
     if name.startswith(OPEN_CLIP):
         return _of_open_clips(name)
+    if name.startswith(TRANSFORMERS):
+        return _of_transformers(name)
     path = Path(name)
     if path.is_file():
         return of_file(path, f"{OPTION} {name}", str(path.absolute()))
@@ -146,16 +155,33 @@ def of_file(path: Path, source: str, argument: str = "") -> Told:
         CheckpointError: the file cannot be read.
     """
     config = read_json(path)
-    if config.get("model_type") == "clip":
-        return Told(of_transformers(config, path), source, argument, note_of(config, path))
     if isinstance(config.get("model_cfg"), dict) or "vision_cfg" in config:
-        return Told(read_open_clip(config, path, configs_beside(path)), source, argument)
+        others = configs_beside(path, Format.OPEN_CLIP)
+        return Told(read_open_clip(config, path, others), source, argument)
+    if "model_type" in config:
+        model, note = read_transformers(config, path, configs_beside(path, Format.TRANSFORMERS))
+        return Told(model, source, argument, note)
     raise ArchitectureError(
-        "expected the configuration of a CLIP model: a model_cfg (open_clip), or the model_type "
-        "'clip' (transformers)",
+        "expected the configuration of a CLIP model: a model_cfg (open_clip), or a model_type "
+        "(transformers)",
         remedy="Give the open_clip_config.json or the config.json of the whole model.",
         path=path,
     )
+
+
+def _of_transformers(name: str) -> Told:
+    """A class of transformers, with the sizes that the library has by default."""
+    asked = name.removeprefix(TRANSFORMERS)
+    types = {"CLIPModel": "clip", **{kind.name: each for each, kind in KINDS.items()}}
+    if asked not in types:
+        (nearest,) = difflib.get_close_matches(asked, types, n=1, cutoff=0.0)
+        raise UnknownModelError(
+            f"transformers' {asked!r} is no class that clipcheck judges",
+            remedy=f"It judges {supported()}; the nearest is {TRANSFORMERS}{nearest}.",
+        )
+    source = f"transformers' defaults of {asked}"
+    model, note = read_transformers(default_config(types[asked]), Path(source))
+    return Told(model, source, name, note)
 
 
 # --------------------------------------------------------------------------- open_clip's names
@@ -265,9 +291,10 @@ def _open_clip_architecture(model: str) -> Architecture:
 
 def _unknown(name: str) -> UnknownModelError:
     known = [*ARCHITECTURES, *(f"{OPEN_CLIP}{model}" for model in _open_clip_files())]
+    known += [f"{TRANSFORMERS}{kind.name}" for kind in KINDS.values()]
     (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return UnknownModelError(
-        f"expected a released name, {OPEN_CLIP}NAME, or the path of an "
+        f"expected a released name, {OPEN_CLIP}NAME, {TRANSFORMERS}CLASS, or the path of an "
         f"open_clip_config.json or a config.json; found {name!r}",
         remedy=f"The nearest name is {nearest!r}.",
     )

@@ -17,7 +17,8 @@ def synthesize(
         str,
         typer.Argument(
             metavar="ARCH",
-            help="A released name, tiny-vit, tiny-resnet, open_clip:NAME, or a configuration file.",
+            help="A released name, tiny-vit, tiny-resnet, open_clip:NAME, transformers:CLASS, or "
+            "a configuration file.",
         ),
     ],
     output: options.Output,
@@ -35,12 +36,17 @@ def synthesize(
     ] = None,
 ) -> None:
     """Write a checkpoint with seeded weights."""
-    from clipcheck.checkpoints.checkpoint import Format
+    from clipcheck.checkpoints.checkpoint import FOLDER_FORMATS
     from clipcheck.writers.suffixes import format_for
 
-    chosen = format_for(output, form, get_args(options.SynthesizedName))
-    file = None if chosen is Format.OPEN_CLIP else chosen
-    count = synthesize_at(Path(output), architecture, file, seed, layers)
+    library = architecture.partition(":")[0]
+    offered = [
+        each
+        for each in get_args(options.SynthesizedName)
+        if library not in FOLDER_FORMATS or each not in FOLDER_FORMATS or each == library
+    ]
+    chosen = format_for(output, form, offered)
+    count = synthesize_at(Path(output), architecture, chosen, seed, layers)
     shallow = f", made {layers} layers deep" if layers is not None else ""
     report_written(Path(output), f"seeded weights, not trained ones, of {architecture}{shallow}")
     print_line(f"read back: {count} tensors, bit for bit as drawn")

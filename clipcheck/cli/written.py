@@ -20,20 +20,22 @@ if TYPE_CHECKING:
 
 
 def synthesize_at(
-    path: Path, architecture: str, form: Format | None, seed: int, layers: int | None = None
+    path: Path, architecture: str, form: Format, seed: int, layers: int | None = None
 ) -> int:
     """Write seeded weights, and return how many tensors were read back.
 
     Args:
         path: the file, or the folder.
         architecture: as for ``--architecture``.
-        form: of the file; None for a folder of open_clip.
+        form: of the file, or of the folder.
         seed: of the weights.
         layers: of each tower, if not as the architecture says.
     """
+    from clipcheck.checkpoints.checkpoint import FOLDER_FORMATS, Checkpoint, Format
     from clipcheck.checkpoints.library import LibraryArchitecture
     from clipcheck.checkpoints.told import named
     from clipcheck.writers.convert import write
+    from clipcheck.writers.directories import write_open_clip, write_transformers
     from clipcheck.writers.synthesize import shallow
     from clipcheck.writers.synthesize import synthesize as draw
 
@@ -43,21 +45,20 @@ def synthesize_at(
     if isinstance(wanted, LibraryArchitecture):
         from clipcheck.writers.library import write_folder
 
-        if form is not None:
+        if form != wanted.library:
             raise UsageError(
-                f"{path}: expected a folder for {architecture}: its weights do not tell what they "
-                "are of",
-                remedy="Give the name of a folder, with --format open_clip.",
+                f"{path}: expected a folder of {wanted.library} for {architecture}: its weights do "
+                "not tell what they are of",
+                remedy=f"Give the name of a folder, with --format {wanted.library}.",
             )
         return write_folder(wanted, path, seed)
     weights = draw(wanted, seed)
-    if form is not None:
+    if form not in FOLDER_FORMATS:
         return write(wanted, weights, path, form)
-    from clipcheck.checkpoints.checkpoint import Checkpoint, Format
-    from clipcheck.writers.directories import write_open_clip
-
     told = f"{architecture}, whose weights were drawn"
-    write_open_clip(Checkpoint(path, Format.STATE_DICT, wanted, weights, told=told), path)
+    checkpoint = Checkpoint(path, Format.STATE_DICT, wanted, weights, told=told)
+    writing = write_open_clip if form is Format.OPEN_CLIP else write_transformers
+    writing(checkpoint, path)
     return len(weights)
 
 

@@ -39,6 +39,10 @@ class DualEncoder(nn.Module):
         self.image_resolution = image_resolution
         self.context_length = context_length
 
+    def is_visual(self, key: str) -> bool:
+        """Whether a key of the state dict is one of the image tower's."""
+        return key.startswith("visual.")
+
     def encode_image(self, image: Tensor) -> Tensor:
         """Preprocessed pixels [N, 3, H, W] to features [N, E], not normalised."""
         raise NotImplementedError

@@ -15,21 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG
 from clipcheck.checkpoints.library import TEXT_CONFIG, LibraryArchitecture
 from clipcheck.errors import ArchitectureError, UnavailableError, first_line
 from clipcheck.families.base import DualEncoder
+from clipcheck.families.building import Uninitialised, assign, count, dtype_of
 from clipcheck.families.sizes import Sizes
 from clipcheck.inputs.rules import CLIP_VOCABULARY, MEAN, STD, ImageRules, TextRules, clip_texts
 
 _TOO_MANY = 3
 """Keys that a message names."""
-
-_COUNTER = "num_batches_tracked"
-"""Ends the keys of counters, which have no effect in evaluation and which some files leave out."""
 
 _POSITIONS = "embeddings.position_ids"
 """Ends the key of a buffer that older versions of transformers had in their state dicts."""
@@ -47,7 +44,11 @@ class OpenClip(DualEncoder):
         found = sizes(architecture)
         super().__init__(found.image_resolution, found.context_length)
         self.model: Any = model
-        self.image_dtype = _dtype_of(model.get_submodule("visual"))
+        self.image_dtype = dtype_of(model, _is_visual, visual=True)
+
+    def is_visual(self, key: str) -> bool:
+        """Whether a key of the state dict is one of the image tower's."""
+        return _is_visual(key.removeprefix("model."))
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Preprocessed pixels [N, 3, H, W] to features [N, E], not normalised."""
@@ -208,9 +209,7 @@ _DEPTHS = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers"
 
 def parameters(architecture: LibraryArchitecture) -> int:
     """Number of the model's weights, of which none is allocated."""
-    with torch.device("meta"):
-        model = empty(architecture)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return count(lambda: empty(architecture))
 
 
 def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> OpenClip:
@@ -220,89 +219,13 @@ def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> O
         ArchitectureError: open_clip has no such model, or they are not its weights.
     """
     model = empty(architecture)
-    wanted = model.state_dict()
     weights = {key: each for key, each in tensors.items() if not key.endswith(_POSITIONS)}
-    for key in ("logit_scale", "logit_bias"):
-        if key in weights and key in wanted and weights[key].numel() == 1:
-            weights[key] = weights[key].reshape(wanted[key].shape)
-    device = next(iter(weights.values())).device
-    for key, tensor in wanted.items():
-        if key.endswith(_COUNTER) and key not in weights:
-            weights[key] = torch.zeros_like(tensor, device=device)
-    _require_fitting(weights, wanted)
-    model.load_state_dict(weights, strict=True, assign=True)
-    _cast_buffers(model, device)
-    model.requires_grad_(False)
-    return OpenClip(model.eval(), architecture).eval()
+    assign(model, weights, _is_visual, OPEN_CLIP_CONFIG)
+    return OpenClip(model, architecture).eval()
 
 
-def _require_fitting(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    problems = [
-        f"{key} has shape {list(weights[key].shape)}, expected {list(tensor.shape)}"
-        for key, tensor in wanted.items()
-        if key in weights and weights[key].shape != tensor.shape
-    ]
-    problems += [
-        f"{key} is missing, expected {list(tensor.shape)}"
-        for key, tensor in wanted.items()
-        if key not in weights
-    ]
-    problems += [
-        f"{key}, {list(tensor.shape)}, is none of its keys"
-        for key, tensor in weights.items()
-        if key not in wanted
-    ]
-    if problems:
-        more = len(problems) - _TOO_MANY
-        told = "; ".join(problems[:_TOO_MANY]) + (f"; and {more} more" if more > 0 else "")
-        raise ArchitectureError(
-            f"its weights are not those of the model that its configuration describes: {told}",
-            remedy="Take the open_clip_config.json that belongs to the weights.",
-        )
-
-
-def _cast_buffers(model: nn.Module, device: torch.device) -> None:
-    """Bring what is in no state dict (masks, rotations of positions) to the weights' device, and to
-    the dtype of its tower."""
-    kept = model.state_dict().keys()
-    towers = {"visual": _dtype_of(model.get_submodule("visual")), "": _text_dtype(model)}
-    for prefix, module in model.named_modules():
-        tower = towers["visual" if prefix.split(".")[0] == "visual" else ""]
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if f"{prefix}.{name}".lstrip(".") in kept:
-                continue
-            floating = buffer.is_floating_point()
-            module._buffers[name] = buffer.to(device, tower if floating else buffer.dtype)
-
-
-def _dtype_of(module: nn.Module) -> torch.dtype:
-    return next(p.dtype for p in module.parameters() if p.is_floating_point())
-
-
-def _text_dtype(model: nn.Module) -> torch.dtype:
-    texts = (p for key, p in model.named_parameters() if key.startswith(_TEXTS))
-    return next(p.dtype for p in texts)
-
-
-_TEXTS = ("text.", "transformer.")
-"""How the keys of the text tower's blocks begin."""
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Leaves out what layers do to their weights when they are built: others take their place.
-
-    The weights are not on the meta device meanwhile: some towers run a layer to see its shapes,
-    and buffers, which no checkpoint has, are to have their values.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-        given = kwargs or {}
-        target = args[0] if args else given.get("tensor")
-        if in_place and isinstance(target, nn.Parameter):
-            return target
-        return func(*args, **given)
+def _is_visual(key: str) -> bool:
+    return key.startswith("visual.")
 
 
 def empty(architecture: LibraryArchitecture) -> nn.Module:
@@ -318,7 +241,7 @@ def empty(architecture: LibraryArchitecture) -> nn.Module:
     chosen = "CoCa" if "multimodal_cfg" in config else "CustomTextCLIP" if custom else "CLIP"
     if config["vision_cfg"].get("timm_model_name"):
         config["vision_cfg"]["timm_model_pretrained"] = False
-    with _local_text(architecture, config["text_cfg"]), _Uninitialised():
+    with _local_text(architecture, config["text_cfg"]), Uninitialised():
         try:
             built: nn.Module = classes[chosen](**config)
         # Of whatever library, for whatever is wrong with the configuration.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.families.base import DualEncoder, Family
 
-FAMILIES = ("open_clip",)
+FAMILIES = ("open_clip", "transformers")
 """Each is a file beside this one, and a `Family`."""
 
 

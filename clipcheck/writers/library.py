@@ -17,7 +17,12 @@ import torch
 from torch import nn
 
 from clipcheck.checkpoints.checkpoint import same_bits
-from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from clipcheck.checkpoints.directories import (
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    TRANSFORMERS_CONFIG,
+    TRANSFORMERS_WEIGHTS,
+)
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import OutputError
@@ -25,8 +30,20 @@ from clipcheck.families.registry import family
 from clipcheck.writers.output import creating
 from clipcheck.writers.synthesize import LOGIT_SCALE
 
-_LOGIT_BIAS = -10.0
-"""Where training begins (Zhai et al. 2023, section 3.2)."""
+_LOGITS = {
+    "logit_scale": LOGIT_SCALE,
+    # Where training begins (Zhai et al. 2023, section 3.2).
+    "logit_bias": -10.0,
+    # ALIGN divides by it.
+    "temperature": math.exp(-LOGIT_SCALE),
+}
+"""Values of what makes logits of cosines, by name."""
+
+_FILES = {
+    "open_clip": (OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS),
+    "transformers": (TRANSFORMERS_CONFIG, TRANSFORMERS_WEIGHTS),
+}
+"""The configuration and the weights in the folder of each library."""
 
 
 def draw(architecture: LibraryArchitecture, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -57,10 +74,8 @@ def _drawn(
     key: str, held: torch.Tensor, owner: nn.Module | None, seed: int, *, trained: bool
 ) -> torch.Tensor:
     name = key.rpartition(".")[2]
-    if name == "logit_scale":
-        return torch.full_like(held, LOGIT_SCALE)
-    if name == "logit_bias":
-        return torch.full_like(held, _LOGIT_BIAS)
+    if name in _LOGITS:
+        return torch.full_like(held, _LOGITS[name])
     if not trained and name not in _STATISTICS:
         return held  # a table of indices, a counter: they are as the library makes them
     centre, width = _STATISTICS.get(name) or _distribution(name, held, owner)
@@ -117,12 +132,13 @@ def write_folder(architecture: LibraryArchitecture, folder: Path, seed: int = 0)
     tensors = {key: tensor.contiguous() for key, tensor in draw(architecture, seed).items()}
     room = sum(tensor.nbytes for tensor in tensors.values())
     with creating(folder, room=room) as temporary:
-        texts: dict[str, Any] = {OPEN_CLIP_CONFIG: architecture.settings}
+        config_name, weights_name = _FILES[architecture.library]
+        texts: dict[str, Any] = {config_name: architecture.settings}
         texts |= {name: json.loads(text) for name, text in architecture.files}
         for name, config in texts.items():
             written = json.dumps(config, indent=2) + "\n"
             (temporary / name).write_text(written, encoding="utf-8")
-        save_file(tensors, temporary / OPEN_CLIP_WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, temporary / weights_name, metadata={"format": "pt"})
         back = open_checkpoint(temporary)
         for key, tensor in tensors.items():
             if key not in back.tensors or not same_bits(back.tensors[key], tensor):

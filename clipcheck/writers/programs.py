@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,8 +168,10 @@ def write_onnx(model: DualEncoder, path: Path) -> None:
         raise OutputError(
             problem, remedy="Write it in half precision, or as another format.", path=path
         )
+    with _without_checks():
+        program = export(model)
     written = torch.onnx.export(
-        export(model),
+        program,
         dynamo=True,
         input_names=list(INPUTS),
         output_names=list(OUTPUTS),
@@ -179,6 +182,24 @@ def write_onnx(model: DualEncoder, path: Path) -> None:
         raise TypeError("torch.onnx.export gave nothing, expected a program")
     # Not its own `save`, which makes two files of what has more than 1.5 GiB.
     onnx.save(written.model_proto, path)
+
+
+@contextmanager
+def _without_checks() -> Iterator[None]:
+    """Without the checks of inputs in some of transformers' models, which ONNX cannot hold."""
+    before = os.environ.get(_CHECKS)
+    os.environ[_CHECKS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_CHECKS]
+        else:
+            os.environ[_CHECKS] = before
+
+
+_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
+"""The library's own switch."""
 
 
 def _is_half_resnet(model: DualEncoder) -> bool:

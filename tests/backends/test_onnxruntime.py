@@ -18,7 +18,7 @@ from packaging.version import Version
 from clipcheck.backends import cells
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
-from clipcheck.backends.onnxruntime import ONNXRuntime, _is_folded, open_program
+from clipcheck.backends.onnxruntime import ONNXRuntime, _is_folded, _is_scaled, open_program
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
@@ -344,9 +344,17 @@ def test_it_tells_what_it_is_unfit_for(
         assert re.search(reason, found)
 
 
-def test_a_convolution_that_took_up_timms_batch_normalisation_is_folded() -> None:
-    key = "model.visual.trunk.stem.0.conv_kxk.0.conv.weight"
-    statistic = "model.visual.trunk.stem.0.conv_kxk.0.bn.running_mean"
-    assert _is_folded(key, {key, statistic}, {key})
-    assert not _is_folded(key, {key, statistic}, {key, statistic})
-    assert not _is_folded(key, {key}, {key})
+def test_a_convolution_that_took_up_a_batch_normalisation_is_told_by_its_channels() -> None:
+    weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    weight[1] = 0
+    folded = weight * torch.tensor([0.5, 2.0, -1.0, 3.0]).reshape(4, 1, 1, 1)
+    assert _is_scaled(folded, weight)
+    altered = folded.clone()
+    altered[0, 0, 0, 0] += 0.01
+    assert not _is_scaled(altered, weight)
+    weights = {"c.weight": weight, "n.running_mean": torch.zeros(4)}
+    assert _is_folded("c.weight", weights, {"c.weight"}, {"c.weight"})
+    # The program still has the statistics, or there are none of so many channels.
+    assert not _is_folded("c.weight", weights, set(weights), {"c.weight"})
+    other = {**weights, "n.running_mean": torch.zeros(5)}
+    assert not _is_folded("c.weight", other, {"c.weight"}, {"c.weight"})

@@ -1,0 +1,88 @@
+"""The classes of transformers whose own model is its reference, and those that cannot be judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Mask = Literal["", "pad", "end"]
+"""How the attention mask of a text is made: not at all, of what is no padding, or up to the end."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A class of transformers with an image tower and a text tower.
+
+    Attributes:
+        model_type: of its configuration, by which it is known.
+        name: of the class.
+        texts: how rows of ids are made: ``clip`` (as CLIP's, where the end is the greatest id),
+            ``ids`` (between the special ids of the configuration) or ``last`` (padded to the whole
+            length, whose last token is pooled).
+        mask: of the attention to texts.
+        length: the most tokens of a text, as it is used; the configuration may allow more.
+        half: whether pixels go from -1 to 1 unless the folder says otherwise, and both sides are
+            resized; else as CLIP's.
+        has_bias: whether logits have a bias, and stand for probabilities of pairs by themselves;
+            features are as wide as the towers then.
+        divides: whether logits are divided by a temperature, and not multiplied by a scale.
+        patches: whether the image tower takes the patches of images of any shape; it is judged on
+            squares.
+    """
+
+    model_type: str
+    name: str
+    texts: Literal["clip", "ids", "last"] = "clip"
+    mask: Mask = ""
+    length: int = 77
+    half: bool = False
+    has_bias: bool = False
+    divides: bool = False
+    patches: bool = False
+
+
+KINDS = {
+    kind.model_type: kind
+    for kind in (
+        # Its texts are padded to the whole length, and the padding is attended to.
+        Kind("siglip", "SiglipModel", "last", half=True, has_bias=True),
+        Kind("siglip2", "Siglip2Model", "last", half=True, has_bias=True, patches=True),
+        Kind("chinese_clip", "ChineseCLIPModel", "ids", "pad", length=52),
+        Kind("altclip", "AltCLIPModel", "ids", "pad"),
+        # In these two what follows the end has no effect: attention is causal.
+        Kind("metaclip_2", "MetaClip2Model", "ids"),
+        # Of the class that segments, too, whose decoder is left out.
+        Kind("clipseg", "CLIPSegModel"),
+        # Without a mask its attention would not be causal.
+        Kind("aimv2", "Aimv2Model", mask="end"),
+        Kind("align", "AlignModel", "ids", "pad", length=64, half=True, divides=True),
+        Kind("vision-text-dual-encoder", "VisionTextDualEncoderModel", "ids", "pad", half=True),
+    )
+}
+"""By the model type."""
+
+UNSUPPORTED: Mapping[str, str] = {
+    "xclip": "X-CLIP, whose images are several frames of a video, and whose text features depend "
+    "on the video that they are compared with: it is not two towers",
+    "owlvit": "OWL-ViT, which detects objects: its logits belong to places in an image",
+    "owlv2": "OWLv2, which detects objects: its logits belong to places in an image",
+    "groupvit": "GroupViT, which puts each part of an image into one group, the nearest: rounding "
+    "alone may change that, so that a distance from float64 tells nothing",
+    "blip": "BLIP, whose text tower attends to the image: it is not two towers",
+    "blip-2": "BLIP-2, whose text tower attends to the image: it is not two towers",
+    "flava": "FLAVA, which has a third tower for both",
+    "clap": "CLAP, which takes sounds",
+}
+"""Why models of known types are not judged, by the type."""
+
+
+def supported() -> str:
+    """The classes that are judged, for people."""
+    return ", ".join(["CLIPModel", *(kind.name for kind in KINDS.values())])
+
+
+def kind_of(config: Mapping[str, Any]) -> Kind | None:
+    """The class that a configuration of transformers describes, or None."""
+    model_type = config.get("model_type")
+    return KINDS.get(model_type) if isinstance(model_type, str) else None

@@ -1,0 +1,127 @@
+"""Build a library's model over the weights of a checkpoint, for every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from clipcheck.errors import ArchitectureError
+
+_TOO_MANY = 3
+"""Keys that a message names."""
+
+_COUNTER = "num_batches_tracked"
+"""Ends the keys of counters, which have no effect in evaluation and which some files leave out."""
+
+
+class Uninitialised(TorchFunctionMode):
+    """Leaves out what layers do to their weights when they are built: others take their place.
+
+    The weights are not on the meta device meanwhile: some towers run a layer to see its shapes,
+    and buffers, which no checkpoint has, are to have their values.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+        given = kwargs or {}
+        target = args[0] if args else given.get("tensor")
+        if in_place and isinstance(target, nn.Parameter):
+            return target
+        return func(*args, **given)
+
+
+def count(build: Callable[[], nn.Module]) -> int:
+    """Number of the weights of the model that is built, of which none is allocated."""
+    with torch.device("meta"):
+        model = build()
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def assign(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    is_visual: Callable[[str], bool],
+    config: str,
+) -> None:
+    """Give a model its weights, which are not copied, and make it one for evaluation.
+
+    Args:
+        model: its own weights are dropped.
+        tensors: by its keys, all of a tower in one floating-point dtype.
+        is_visual: whether a key is one of the image tower's.
+        config: the name of the file that describes the model, for messages.
+
+    Raises:
+        ArchitectureError: they are not the weights of such a model; the message names a key, and
+            both shapes.
+    """
+    wanted, weights = model.state_dict(), dict(tensors)
+    device = next(iter(weights.values())).device
+    for key, tensor in wanted.items():
+        if key in weights and tensor.numel() == weights[key].numel() == 1:
+            weights[key] = weights[key].reshape(tensor.shape)
+        elif key.endswith(_COUNTER) and key not in weights:
+            weights[key] = torch.zeros_like(tensor, device=device)
+    _require_fitting(weights, wanted, config)
+    model.load_state_dict(weights, strict=True, assign=True)
+    _cast_buffers(model, device, is_visual)
+    model.requires_grad_(False)
+    model.eval()
+
+
+def _require_fitting(
+    weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], config: str
+) -> None:
+    problems = [
+        f"{key} has shape {list(weights[key].shape)}, expected {list(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in weights and weights[key].shape != tensor.shape
+    ]
+    problems += [
+        f"{key} is missing, expected {list(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key not in weights
+    ]
+    problems += [
+        f"{key}, {list(tensor.shape)}, is none of its keys"
+        for key, tensor in weights.items()
+        if key not in wanted
+    ]
+    if problems:
+        more = len(problems) - _TOO_MANY
+        told = "; ".join(problems[:_TOO_MANY]) + (f"; and {more} more" if more > 0 else "")
+        raise ArchitectureError(
+            f"its weights are not those of the model that its configuration describes: {told}",
+            remedy=f"Take the {config} that belongs to the weights.",
+        )
+
+
+def _cast_buffers(model: nn.Module, device: torch.device, is_visual: Callable[[str], bool]) -> None:
+    """Bring what is in no state dict (masks, rotations of positions) to the weights' device, and to
+    the dtype of its tower."""
+    kept = model.state_dict().keys()
+    towers = {visual: dtype_of(model, is_visual, visual=visual) for visual in (True, False)}
+    for prefix, module in model.named_modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            key = f"{prefix}.{name}".lstrip(".")
+            if key in kept:
+                continue
+            dtype = towers[is_visual(key)] if buffer.is_floating_point() else None
+            module._buffers[name] = buffer.to(device, dtype)
+
+
+def dtype_of(
+    model: nn.Module, is_visual: Callable[[str], bool], *, visual: bool
+) -> torch.dtype | None:
+    """The floating-point dtype of a tower; None where the model does not have it."""
+    found = (
+        weight.dtype
+        for key, weight in model.named_parameters()
+        if is_visual(key) == visual and weight.is_floating_point() and weight.ndim > 1
+    )
+    return next(found, None)

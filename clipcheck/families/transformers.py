@@ -1,0 +1,376 @@
+"""Models of transformers that clipcheck does not build itself: SigLIP, Chinese-CLIP and others of
+`clipcheck.checkpoints.kinds`. The library's own classes are the reference.
+
+Nothing is fetched, and no code of a folder is run: a class is one that the library itself has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from clipcheck.checkpoints.directories import TRANSFORMERS_CONFIG
+from clipcheck.checkpoints.kinds import KINDS, Kind
+from clipcheck.checkpoints.library import PREPROCESSOR_CONFIG, LibraryArchitecture
+from clipcheck.errors import ArchitectureError, UnavailableError
+from clipcheck.families.base import DualEncoder
+from clipcheck.families.building import Uninitialised, assign, count, dtype_of
+from clipcheck.families.sizes import Sizes
+from clipcheck.inputs.rules import ImageRules, TextRules, clip_texts
+
+_LEGACY_END = 2
+"""An ``eos_token_id`` that stands for the greatest id of a text (modeling_clip.py)."""
+
+_BERT = (101, 102)
+"""Start and end in the vocabularies of BERT ([CLS], [SEP]), which its configurations leave out."""
+
+_HALF = (0.5, 0.5, 0.5)
+"""Mean and standard deviation of pixels that go from -1 to 1."""
+
+_RESAMPLING = {2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers, as ``resample`` has them."""
+
+_POSITIONS = "embeddings.position_ids"
+"""Ends the key of a buffer that older versions had in their state dicts."""
+
+_VISUAL = ("vision_model.", "visual_projection.")
+"""How the keys of image towers begin."""
+
+_DTYPES = ("dtype", "torch_dtype", "attn_implementation", "_attn_implementation", "auto_map")
+"""Settings of how it was saved, which have no part in what the model is."""
+
+
+class Transformers(DualEncoder):
+    """A model of transformers, called as its users call it.
+
+    Args:
+        model: of one of the classes, in evaluation mode.
+        architecture: its configuration.
+    """
+
+    def __init__(self, model: nn.Module, architecture: LibraryArchitecture) -> None:
+        found = sizes(architecture)
+        super().__init__(found.image_resolution, found.context_length)
+        self.model: Any = model
+        self.kind = _kind(architecture)
+        self.texts = found.texts
+        self.end = -1 if found.texts.end is None else found.texts.end
+        self.grid = found.grid
+        self.image_dtype = dtype_of(model, _is_visual, visual=True)
+        self.text_dtype = dtype_of(model, _is_visual, visual=False)
+
+    def is_visual(self, key: str) -> bool:
+        """Whether a key of the state dict is one of the image tower's."""
+        return _is_visual(key.removeprefix("model."))
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Preprocessed pixels [N, 3, H, W] to features [N, E], not normalised."""
+        pixels = image.to(self.image_dtype)
+        given = self._patches(pixels) if self.kind.patches else {"pixel_values": pixels}
+        with _computing_in(self.image_dtype):
+            features: Tensor = self.model.get_image_features(**given).pooler_output
+        return features
+
+    def _patches(self, pixels: Tensor) -> dict[str, Tensor]:
+        """A square image as the patches [N, P, p * p * 3] that a model of any shape takes."""
+        rows, (channels, side) = pixels.shape[0], pixels.shape[1:3]
+        patch = side // self.grid
+        cut = pixels.reshape(rows, channels, self.grid, patch, self.grid, patch)
+        cut = cut.permute(0, 2, 4, 3, 5, 1).reshape(rows, self.grid**2, patch * patch * channels)
+        whole = torch.ones_like(cut[..., 0], dtype=torch.int64)  # [N, P]
+        return {
+            "pixel_values": cut,
+            "pixel_attention_mask": whole,
+            "spatial_shapes": self.grid * whole[:, :2],
+        }
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Token ids [M, L] to features [M, E], not normalised."""
+        ids = text.long()
+        masked = {"attention_mask": self._mask(ids)} if self.kind.mask else {}
+        with _computing_in(self.text_dtype):
+            found = self.model.get_text_features(input_ids=ids, **masked)
+        features: Tensor = found.pooler_output
+        return features
+
+    def _mask(self, ids: Tensor) -> Tensor:
+        """1 where a text is attended to, [M, L]."""
+        if self.kind.mask == "pad":
+            return ids.ne(self.texts.pad).long()
+        ends = ids.eq(self.end).long()
+        return (ends.cumsum(dim=1) - ends).eq(0).long()
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, E] and [M, E] to logits per image [N, M] and per text [M, N]."""
+        images = image_features / image_features.norm(p=2, dim=-1, keepdim=True)
+        texts = text_features / text_features.norm(p=2, dim=-1, keepdim=True)
+        logits = texts @ images.t()
+        if self.kind.divides:
+            logits = logits / self.model.temperature
+        else:
+            logits = logits * self.log_scale().exp()
+        if self.kind.has_bias:
+            logits = logits + self.model.logit_bias
+        return logits.t(), logits
+
+    def log_scale(self) -> Tensor:
+        """The natural logarithm of what cosines are multiplied with: one number."""
+        if self.kind.divides:
+            temperature: Tensor = self.model.temperature
+            return -temperature.log()
+        scale: Tensor = self.model.logit_scale
+        greatest = getattr(self.model, "max_log_logit_scale", None)
+        return scale if greatest is None else scale.clamp(0.0, greatest)
+
+
+class _Widened(TorchFunctionMode):
+    """Computes in float64 what asks for float32 inside of a model: normalisations and softmax do,
+    whatever they are given."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {key: _wider(value) for key, value in (kwargs or {}).items()}
+        if func is Tensor.float:
+            return args[0].double()
+        return func(*(_wider(value) for value in args), **given)
+
+
+def _wider(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
+
+
+@contextmanager
+def _computing_in(dtype: torch.dtype | None) -> Iterator[None]:
+    with _Widened() if dtype == torch.float64 else nullcontext():
+        yield
+
+
+def _is_visual(key: str) -> bool:
+    return key.startswith(_VISUAL)
+
+
+# --------------------------------------------------------------------------- sizes
+
+
+@functools.lru_cache(maxsize=8)
+def sizes(architecture: LibraryArchitecture) -> Sizes:
+    """The sizes of a model's inputs, of its configuration alone.
+
+    Raises:
+        ArchitectureError: it is not sound, or of no class that is judged.
+        UnavailableError: transformers is not installed.
+    """
+    kind, config = _kind(architecture), _config(architecture).to_dict()
+    vision, text = (_tower(config, name) for name in ("vision_config", "text_config"))
+    patch = _whole(vision, "patch_size", 32)
+    side = _whole(vision, "image_size", 224)
+    if kind.patches:
+        side = patch * math.isqrt(_whole(vision, "num_patches"))
+    vocab_size = _whole(text, "vocab_size")
+    width = vision.get("hidden_size") if kind.has_bias else config.get("projection_dim")
+    return Sizes(
+        side,
+        min(kind.length, _positions(text)),
+        vocab_size,
+        _whole({"the width of features": width}, "the width of features"),
+        max(1, side // patch),
+        _images(kind, dict(architecture.files).get(PREPROCESSOR_CONFIG)),
+        _texts(kind, text, vocab_size),
+        sigmoid=kind.has_bias,
+        tokenizer="of the folder",
+    )
+
+
+def _kind(architecture: LibraryArchitecture) -> Kind:
+    return KINDS[architecture.settings["model_type"]]
+
+
+def _tower(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _whole(section: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = section.get(key, default)
+    if type(value) is not int or value < 1:
+        raise ArchitectureError(
+            f"expected a whole number for {key}, found {str(value)[:40]}",
+            remedy=f"Take the {TRANSFORMERS_CONFIG} that belongs to the weights.",
+        )
+    return value
+
+
+def _positions(text: Mapping[str, Any]) -> int:
+    """The most tokens that a text tower has positions for."""
+    most = _whole(text, "max_position_embeddings")
+    counted = text.get("model_type") in _COUNTED_FROM_PADDING
+    return most - 1 - text["pad_token_id"] if counted else most
+
+
+_COUNTED_FROM_PADDING = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
+"""Text towers whose first position is the one behind the id of padding."""
+
+
+def _images(kind: Kind, written: str | None) -> ImageRules:
+    usual = ImageRules(_HALF, _HALF, squash=True) if kind.half else ImageRules()
+    if written is None:
+        return usual
+    config = json.loads(written)
+    size = config.get("size")
+    squash = "height" in size if isinstance(size, dict) else usual.squash
+    # Levels are divided by 255 here, multiplied with another factor there, and maybe moved.
+    factor = (
+        255.0 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255.0
+    )
+    moved = 1.0 if config.get("rescale_offset") else 0.0
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    if config.get("do_normalize", True):
+        mean = _three(config.get("image_mean"), usual.mean)
+        std = _three(config.get("image_std"), usual.std)
+    return ImageRules(
+        tuple((each + moved) / factor for each in mean),
+        tuple(each / factor for each in std),
+        _RESAMPLING.get(config.get("resample"), usual.interpolation),
+        squash,
+    )
+
+
+def _three(found: Any, usual: tuple[float, ...]) -> tuple[float, ...]:
+    sound = isinstance(found, list) and len(found) == 3
+    return tuple(float(each) for each in found) if sound else usual
+
+
+def _texts(kind: Kind, text: Mapping[str, Any], vocab_size: int) -> TextRules:
+    """How rows of ids are made."""
+    start, end, pad = (text.get(f"{name}_token_id") for name in ("bos", "eos", "pad"))
+    if kind.texts == "clip" and end in (_LEGACY_END, vocab_size - 1):
+        return clip_texts(vocab_size)
+    padding = pad if _is_id(pad, vocab_size) else 0
+    if kind.texts == "last":
+        return _between(None, None, padding, vocab_size)
+    if not _is_id(start, vocab_size) or not _is_id(end, vocab_size):
+        start, end = _BERT if vocab_size > 2 * _BERT[1] else (padding + 1, padding + 2)
+    return _between(start, end, padding, vocab_size)
+
+
+def _is_id(value: Any, vocab_size: int) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < vocab_size
+
+
+def _between(start: int | None, end: int | None, pad: int, vocab_size: int) -> TextRules:
+    """The rules whose ids inside of a text are between the special ones, of which some are the
+    least of the vocabulary, and some may be the greatest."""
+    specials = [each for each in (start, end, pad) if each is not None]
+    first = 1 + max((each for each in specials if each < vocab_size // 2), default=-1)
+    last = min((each for each in specials if each >= vocab_size // 2), default=vocab_size) - 1
+    return TextRules(start, end, pad, first, last)
+
+
+def shallow(architecture: LibraryArchitecture, layers: int) -> LibraryArchitecture:
+    """The architecture with so many layers in each tower that counts them."""
+    settings = architecture.settings
+    for name in ("vision_config", "text_config"):
+        tower = settings.setdefault(name, {})
+        tower["num_hidden_layers"] = layers
+    return dataclasses.replace(architecture, config=json.dumps(settings, sort_keys=True))
+
+
+# --------------------------------------------------------------------------- building
+
+
+def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> Transformers:
+    """The library's model over these tensors, which are assigned, not copied.
+
+    Raises:
+        ArchitectureError: they are not the weights of the configuration's model.
+    """
+    model = empty(architecture)
+    weights = {key: each for key, each in tensors.items() if not key.endswith(_POSITIONS)}
+    assign(model, weights, _is_visual, TRANSFORMERS_CONFIG)
+    return Transformers(model, architecture).eval()
+
+
+def parameters(architecture: LibraryArchitecture) -> int:
+    """Number of the model's weights, of which none is allocated."""
+    return count(lambda: empty(architecture))
+
+
+def empty(architecture: LibraryArchitecture) -> nn.Module:
+    """The library's model, whose weights have any values.
+
+    Raises:
+        ArchitectureError: its configuration is not sound.
+        UnavailableError: transformers is not installed.
+    """
+    config = _config(architecture)
+    chosen = getattr(_transformers(), _kind(architecture).name)
+    try:
+        with Uninitialised():
+            built: nn.Module = chosen(config)
+    # Of whatever is wrong with the configuration.
+    except Exception as error:
+        raise _unsound(error) from error
+    for module in built.modules():
+        if getattr(module, "loss_type", "") is None:
+            # Tracing reads every attribute, and the library warns of one without a loss.
+            module.loss_type = "ForCausalLM"  # type: ignore[assignment]
+    return built
+
+
+def _config(architecture: LibraryArchitecture) -> Any:
+    """The library's configuration, with what it leaves out."""
+    given = _without(architecture.settings, _DTYPES)
+    try:
+        with _quiet():
+            return _transformers().AutoConfig.for_model(**given)
+    # The library has a class for each thing that may be wrong.
+    except Exception as error:
+        raise _unsound(error) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's warnings of default ids that a small vocabulary does not have."""
+    logging = _transformers().logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _without(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {
+        key: _without(value, keys) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in keys
+    }
+
+
+def _unsound(error: Exception) -> ArchitectureError:
+    told = " ".join(str(error).split())
+    return ArchitectureError(
+        f"transformers cannot build its configuration's model ({told[:200]})",
+        remedy=f"Take the {TRANSFORMERS_CONFIG} that belongs to the weights.",
+    )
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise UnavailableError(
+            "transformers, whose own model is the reference of this one, is not installed",
+            remedy="Install it: pip install 'clipcheck[transformers]'.",
+        ) from error

@@ -1,0 +1,404 @@
+"""Models of transformers as their own reference: each class, small, and the same tests for all."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clipcheck.backends.reference import Reference
+from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.kinds import KINDS, UNSUPPORTED
+from clipcheck.checkpoints.library import LibraryArchitecture, read_transformers
+from clipcheck.checkpoints.told import named
+from clipcheck.errors import ArchitectureError, UnknownModelError
+from clipcheck.families import registry, transformers
+from clipcheck.families.base import DualEncoder
+from clipcheck.harness.checking import check_files
+from clipcheck.harness.judging import inputs_of
+from clipcheck.harness.options import CheckOptions
+from clipcheck.inputs.batches import CORNERS, batches, length_of
+from clipcheck.writers.library import draw, write_folder
+from clipcheck.writers.programs import write_pt2
+from tests.thorough import parametrize
+
+CPU = torch.device("cpu")
+
+TEXT = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 8,
+}
+VISION = {
+    "image_size": 32,
+    "patch_size": 16,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+CLIP_IDS = {"bos_token_id": 118, "eos_token_id": 119}
+
+SMALL: dict[str, dict[str, Any]] = {
+    "siglip": {"text_config": {**TEXT, "projection_size": 32}, "vision_config": VISION},
+    "chinese_clip": {"text_config": TEXT, "vision_config": VISION},
+    "aimv2": {"text_config": {**TEXT, **CLIP_IDS}, "vision_config": VISION},
+    "siglip2": {
+        "text_config": {**TEXT, "projection_size": 32},
+        "vision_config": {**VISION, "num_patches": 4},
+    },
+    "altclip": {
+        "text_config": {**TEXT, "max_position_embeddings": 10, "project_dim": 24},
+        "vision_config": VISION,
+    },
+    "metaclip_2": {
+        "text_config": {**TEXT, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1},
+        "vision_config": VISION,
+    },
+    "clipseg": {"text_config": {**TEXT, **CLIP_IDS}, "vision_config": VISION},
+    "align": {
+        "text_config": TEXT,
+        "vision_config": {
+            "image_size": 64,
+            "width_coefficient": 1.0,
+            "depth_coefficient": 1.0,
+            "hidden_dim": 24,
+            "in_channels": [32, 16],
+            "out_channels": [16, 24],
+            "kernel_sizes": [3, 5],
+            "strides": [1, 2],
+            "num_block_repeats": [1, 1],
+            "expand_ratios": [1, 6],
+        },
+    },
+    "vision-text-dual-encoder": {
+        "text_config": {**TEXT, "model_type": "bert"},
+        "vision_config": {**VISION, "model_type": "vit"},
+    },
+}
+"""A small one of each; the first three are tried each day: without a mask, with one of padding, and
+with one up to the end, whose modules cast to float32."""
+
+EACH = parametrize("kind", SMALL, quick=3)
+
+
+def config_of(kind: str) -> dict[str, Any]:
+    return {"model_type": kind, "projection_dim": 24, **SMALL[kind]}
+
+
+def architecture_of(kind: str, files: Mapping[str, Any] | None = None) -> LibraryArchitecture:
+    found, _ = read_transformers(config_of(kind), Path("c.json"), files)
+    assert isinstance(found, LibraryArchitecture)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it looked for the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def built(kind: str, dtype: torch.dtype = torch.float32) -> DualEncoder:
+    architecture = architecture_of(kind)
+    tensors = draw(architecture)
+    cast = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
+    return transformers.build(architecture, cast)
+
+
+def inputs(kind: str) -> list[tuple[Any, Any]]:
+    drawn = batches(30, inputs_of(architecture_of(kind)), 0)
+    return [(batch.pixels, batch.tokens) for batch in drawn][:3]
+
+
+class _Lowered(TorchDispatchMode):
+    """Collects the operations that make less than float64 of float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        exact = any(isinstance(each, Tensor) and each.dtype == torch.float64 for each in args)
+        if exact and isinstance(out, Tensor) and out.dtype in (torch.float32, torch.float16):
+            self.found.append(str(func))
+        return out
+
+
+def test_every_class_is_tried() -> None:
+    assert SMALL.keys() == KINDS.keys()
+
+
+@EACH
+def test_the_twin_computes_all_of_both_towers_in_float64(kind: str) -> None:
+    twin = built(kind, torch.float64)
+    (pixels, tokens), *_ = inputs(kind)
+    lowered = _Lowered()
+    with torch.no_grad(), lowered:
+        images = twin.encode_image(torch.from_numpy(pixels))
+        texts = twin.encode_text(torch.from_numpy(tokens))
+        logits, _ = twin.logits(images, texts)
+    assert lowered.found == []
+    assert {each.dtype for each in (images, texts, logits)} == {torch.float64}
+
+
+@EACH
+def test_the_eager_model_is_as_near_to_its_twin_as_float32_is(kind: str) -> None:
+    reference = Reference(built(kind), architecture_of(kind), CPU)
+    given = inputs(kind)
+    own, exact = reference.outputs(given), reference.exact_outputs(given)
+    for mine, theirs in zip(own, exact, strict=True):
+        for name, array in mine.items():
+            assert theirs[name].dtype == np.float64
+            off = np.abs(array - theirs[name]).max() / np.abs(theirs[name]).max()
+            assert 0 < off < 1e-4, name
+
+
+@EACH
+def test_it_computes_what_the_library_computes(kind: str, tmp_path: Path) -> None:
+    """Opened by the library itself, of a folder, and called as its users call it."""
+    import transformers as library
+
+    architecture = architecture_of(kind)
+    write_folder(architecture, tmp_path / "m")
+    model_class: Any = getattr(library, KINDS[kind].name)
+    theirs = model_class.from_pretrained(tmp_path / "m", local_files_only=True).eval()
+    found = built(kind)
+    (pixels, tokens), *_ = inputs(kind)
+    image, text = torch.from_numpy(pixels), torch.from_numpy(tokens)
+    with torch.no_grad():
+        expected = theirs(input_ids=text.long(), **images_of(kind, image), **masks(kind, text))
+        per_image, per_text = found(image, text)
+        images = torch.nn.functional.normalize(found.encode_image(image), dim=-1)
+    assert torch.allclose(per_image, expected.logits_per_image, atol=1e-4)
+    assert torch.allclose(per_text, expected.logits_per_text, atol=1e-4)
+    assert torch.allclose(images, expected.image_embeds, atol=1e-5)
+
+
+def images_of(kind: str, image: Tensor) -> dict[str, Tensor]:
+    """Pixels as the class takes them."""
+    if kind != "siglip2":
+        return {"pixel_values": image}
+    from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
+
+    patches = torch.stack([convert_image_to_patches(each, 16) for each in image])
+    return {
+        "pixel_values": patches,
+        "pixel_attention_mask": torch.ones(patches.shape[:2], dtype=torch.int64),
+        "spatial_shapes": torch.full((len(image), 2), 2),
+    }
+
+
+def masks(kind: str, text: Tensor) -> dict[str, Tensor]:
+    """The attention mask of texts as a tokenizer gives it."""
+    if kind in ("chinese_clip", "altclip", "align", "vision-text-dual-encoder"):
+        pad = 1 if kind == "altclip" else 0
+        return {"attention_mask": (text != pad).long()}
+    if kind == "aimv2":
+        ends = [row.tolist().index(119) if 119 in row else len(row) for row in text]
+        places = torch.arange(text.shape[1])
+        return {"attention_mask": torch.stack([(places <= end).long() for end in ends])}
+    return {}
+
+
+@EACH
+def test_a_folder_is_read_back_and_built(kind: str, tmp_path: Path) -> None:
+    architecture = architecture_of(kind)
+    count = write_folder(architecture, tmp_path / "m", seed=1)
+    checkpoint = open_checkpoint(tmp_path / "m")
+    assert (len(checkpoint.tensors), checkpoint.format) == (count, "transformers")
+    assert checkpoint.model == architecture
+    assert checkpoint.told == "its config.json"
+    assert checkpoint.compute_dtype == "float32"
+    model = registry.load(checkpoint, CPU, torch.float16)
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+
+
+@EACH
+def test_seeded_weights_leave_nothing_as_it_is_built(kind: str) -> None:
+    found, other = draw(architecture_of(kind), 0), draw(architecture_of(kind), 1)
+    trained = {k for k, t in found.items() if t.is_floating_point()}
+    alike = {k for k in trained if torch.equal(found[k], other[k])}
+    assert alike <= {"logit_scale", "logit_bias", "temperature"}
+
+
+@EACH
+def test_export_agrees_and_a_planted_fault_does_not(kind: str, tmp_path: Path) -> None:
+    """The fault: one of the 64 channels inside of an MLP is lost."""
+    architecture = architecture_of(kind)
+    write_folder(architecture, tmp_path / "m")
+    options = CheckOptions(device="cpu", examples=CORNERS, isolation="none", cache=False)
+    judged = check_files(tmp_path / "m", replace(options, backend="export"))
+    assert judged.passed, judged
+    program = tmp_path / "faulty.pt2"
+    faulty = built(kind)
+    clear_a_row(faulty)
+    write_pt2(faulty, program)
+    failed = check_files(program, replace(options, reference=tmp_path / "m"))
+    (judgement,) = failed.judgements
+    assert judgement.error is None
+    assert "fidelity" in [gate.name for gate in judgement.gates if not gate.passed]
+
+
+def clear_a_row(model: DualEncoder) -> None:
+    wide = [
+        m for m in model.modules() if getattr(m, "out_features", 0) == TEXT["intermediate_size"]
+    ]
+    with torch.no_grad():
+        wide[0].get_parameter("weight")[0].zero_()
+
+
+def test_rows_of_ids_are_as_the_class_has_them() -> None:
+    for kind, (start, end, pad) in {
+        "siglip": (None, None, 1),
+        "chinese_clip": (1, 2, 0),
+        "altclip": (0, 2, 1),
+        "metaclip_2": (0, 2, 1),
+        "clipseg": (118, 119, 0),
+        "vision-text-dual-encoder": (1, 2, 0),
+    }.items():
+        texts = transformers.sizes(architecture_of(kind)).texts
+        assert (texts.start, texts.end, texts.pad) == (start, end, pad)
+        for _, tokens in inputs(kind):
+            for row in tokens:
+                assert (row[length_of(texts, row) :] == pad).all()
+                assert start is None or row[0] == start
+                assert 0 <= row.min() <= row.max() < 120
+
+
+def test_sigmoid_is_told_by_the_class() -> None:
+    found = {kind: transformers.sizes(architecture_of(kind)).sigmoid for kind in SMALL}
+    assert [kind for kind, sigmoid in found.items() if sigmoid] == ["siglip", "siglip2"]
+
+
+@pytest.mark.parametrize(
+    ("written", "mean", "std", "interpolation", "squash"),
+    [
+        ({}, 0.5, 0.5, "bicubic", True),
+        ({"image_mean": [0.1] * 3, "image_std": [0.2] * 3}, 0.1, 0.2, "bicubic", True),
+        ({"resample": 2, "size": {"shortest_edge": 32}}, 0.5, 0.5, "bilinear", False),
+        # To -1 to 1 by a factor and an offset.
+        (
+            {"do_normalize": False, "rescale_factor": 1 / 127.5, "rescale_offset": True},
+            0.5,
+            0.5,
+            "bicubic",
+            True,
+        ),
+        ({"do_normalize": False}, 0.0, 1.0, "bicubic", True),
+    ],
+)
+def test_pixels_are_made_as_the_folder_says(
+    written: dict[str, Any], mean: float, std: float, interpolation: str, squash: bool
+) -> None:
+    files = {"preprocessor_config.json": written}
+    images = transformers.sizes(architecture_of("siglip", files)).images
+    assert images.mean == pytest.approx((mean,) * 3)
+    assert images.std == pytest.approx((std,) * 3)
+    assert (images.interpolation, images.squash) == (interpolation, squash)
+
+
+def test_the_two_towers_of_a_larger_class_are_found(tmp_path: Path) -> None:
+    """As CLIPSegForImageSegmentation has them, beside its decoder."""
+    from safetensors.torch import save_file
+
+    tensors = draw(architecture_of("clipseg"))
+    larger = {f"clip.{key}": tensor for key, tensor in tensors.items()}
+    save_file({**larger, "decoder.film.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config_of("clipseg")))
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.tensors.keys() == tensors.keys()
+    assert str(checkpoint.origin) == "without 'clip.'; left out: decoder.film.weight"
+
+
+# --------------------------------------------------------------------------- bad input
+
+
+def refusal(config: dict[str, Any]) -> str:
+    def read() -> None:
+        registry.sizes_of(read_transformers(config, Path("c.json"))[0])
+
+    with pytest.raises(ArchitectureError) as caught:
+        read()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", UNSUPPORTED)
+def test_a_known_class_that_is_not_judged_is_named(model_type: str) -> None:
+    told = refusal({"model_type": model_type})
+    assert f"it is a model of {UNSUPPORTED[model_type]}" in told
+    assert "SiglipModel, Siglip2Model, ChineseCLIPModel" in told
+
+
+def test_an_unknown_class_is_named_with_those_that_are_judged() -> None:
+    told = refusal({"model_type": "llama"})
+    assert "its model_type is 'llama', which is none that is judged" in told
+    assert "clipcheck judges CLIPModel, SiglipModel" in told
+
+
+@pytest.mark.parametrize("place", ["top", "text_config"])
+def test_code_of_a_folder_is_never_run(place: str) -> None:
+    config = config_of("siglip")
+    asking = {"auto_map": {"AutoModel": "modeling.Mine"}}
+    config = {**config, **asking} if place == "top" else {**config, place: {**TEXT, **asking}}
+    assert "its configuration has auto_map" in refusal(config)
+    assert "clipcheck never does" in refusal(config)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"vision_config": {**VISION, "hidden_size": "wide"}}, "hidden_size"),
+        ({"vision_config": {**VISION, "image_size": -1}}, "image_size, found -1"),
+        ({"text_config": {**TEXT, "vocab_size": 0}}, "vocab_size, found 0"),
+        ({"vision_config": 7}, "vision_config"),
+    ],
+)
+def test_a_configuration_that_is_not_sound_is_refused(changed: dict[str, Any], told: str) -> None:
+    found = refusal({**config_of("siglip"), **changed})
+    assert told in found
+    assert "Take the config.json that belongs to the weights." in found
+
+
+def test_weights_of_another_size_are_refused_with_the_key_and_both_shapes() -> None:
+    architecture = architecture_of("clipseg")
+    tensors = draw(architecture)
+    tensors["visual_projection.weight"] = torch.zeros(24, 7)
+    tensors["text_model.more"] = tensors.pop("text_projection.weight")
+    with pytest.raises(ArchitectureError) as caught:
+        transformers.build(architecture, tensors)
+    told = str(caught.value)
+    assert "visual_projection.weight has shape [24, 7], expected [24, 32]" in told
+    assert "text_projection.weight is missing, expected [24, 32]" in told
+    assert "text_model.more, [24, 32], is none of its keys" in told
+
+
+def test_a_name_that_is_no_class_is_told_with_the_nearest() -> None:
+    with pytest.raises(UnknownModelError) as caught:
+        named("transformers:SiglipModle")
+    assert "the nearest is transformers:SiglipModel" in str(caught.value)
+
+
+def test_a_class_has_the_library_s_default_sizes_made_shallow() -> None:
+    told = named("transformers:SiglipModel")
+    assert isinstance(told.model, LibraryArchitecture)
+    found = transformers.sizes(told.model)
+    assert (found.image_resolution, found.context_length, found.vocab_size) == (224, 64, 32000)
+    settings = transformers.shallow(told.model, 1).settings
+    assert settings["text_config"]["num_hidden_layers"] == 1
+    assert settings["vision_config"]["num_hidden_layers"] == 1
