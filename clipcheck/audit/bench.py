@@ -75,8 +75,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all variants in one dtype share. The weights are a safetensors file's, so that none of
-    it needs TorchScript but the backends that are it.
+    """The reference, and what it made of the inputs: shared by all variants in one dtype. The
+    weights are a safetensors file's, so that only the backends that are TorchScript need it.
 
     Attributes:
         source: without a fault, and without an archive.

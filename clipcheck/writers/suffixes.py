@@ -76,7 +76,8 @@ def _folder(output: str, wanted: str | None, offered: Sequence[Format]) -> Forma
 def _meant(output: str, meant: Sequence[Format], offered: Sequence[str]) -> Format:
     if not meant:
         raise UsageError(
-            f"{output}: expected a name that ends in one of {', '.join(_FORMATS)}, or --format",
+            f"{output}: expected a name that ends in one of {', '.join(_FORMATS)}, or in a slash "
+            "for a folder, or --format",
             remedy=f"The formats are {', '.join(offered)}.",
         )
     if meant[0] not in offered:

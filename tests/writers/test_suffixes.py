@@ -53,7 +53,7 @@ def test_what_is_asked_for_is_taken_where_the_name_allows_it(output: str, wanted
         ("x.bin", "transformers", "or give the name of a folder, without such a suffix."),
         ("x/", "onnx", "expected the name of a file for the format onnx, found a folder. Give"),
         ("x/", None, "found none. Give --format transformers or --format open_clip."),
-        ("x", None, "expected a name that ends in one of .pt, .pth, "),
+        ("x", None, "or in a slash for a folder, or --format"),
         ("x.v2", None, ", or --format. The formats are archive, state-dict, "),
     ],
 )

@@ -35,7 +35,7 @@ _ASK = "Give the folder that a failing check has saved, or the example.json in i
 
 @dataclass(frozen=True, kw_only=True)
 class _Written(Conditions, Subject):
-    """What the JSON beside the pictures has of a failing input, and of what failed on it.
+    """The JSON beside the pictures: of a failing input, and of the run that failed on it.
 
     Attributes:
         sha256: of the file that failed.
