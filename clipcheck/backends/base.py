@@ -107,6 +107,7 @@ class Backend(ABC):
             for that.
         patched: constants of its code that were rewritten, or None where that is not done.
         runner: what runs its modules.
+        lacks: outputs that its model does not have: one tower alone has its features.
     """
 
     summary: ClassVar[str] = ""
@@ -125,6 +126,7 @@ class Backend(ABC):
     frontend: Frontend | None = None
     patched: Patched | None = None
     runner: ByName
+    lacks: frozenset[str] = frozenset()
 
     # ---------------------------------------------------------------- what it can run
 
@@ -195,12 +197,14 @@ class Backend(ABC):
         Raises:
             RunError: the model cannot be run, or gives something else.
         """
-        logits = self.forward(pixels, tokens)
-        return {
-            "image_features": self.encode_image(pixels),
-            "text_features": self.encode_text(tokens),
-            **logits,
+        logits = {} if self.lacks.intersection(LOGITS) else self.forward(pixels, tokens)
+        given = {"encode_image": pixels, "encode_text": tokens}
+        features = {
+            name: getattr(self, method)(given[method])
+            for method, name in ENCODERS.items()
+            if name not in self.lacks
         }
+        return {**features, **logits}
 
     def call_in_form(
         self, form: str, method: str, arrays: Sequence[Array], after: Sequence[Array] = ()
@@ -220,8 +224,9 @@ class Backend(ABC):
 
     @property
     def absent(self) -> frozenset[str]:
-        """Outputs that it does not have by its own signature. To be asked for after it has run."""
-        return frozenset()
+        """Outputs that it does not have, as its model does not, or by its own signature. To be
+        asked for after it has run."""
+        return self.lacks
 
     def gives(self, method: str, *, itself: bool = False) -> tuple[str, ...]:  # noqa: ARG002
         """Return the outputs that a method gives; none where it has no such method. To be asked for

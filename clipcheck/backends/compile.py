@@ -17,6 +17,7 @@ from clipcheck.backends.calling import Array, Named, Pixels, Tokens, closed, to_
 from clipcheck.backends.source import Source
 from clipcheck.backends.trace import example_inputs
 from clipcheck.gates.integrity import Evidence
+from clipcheck.gates.result import OUTPUTS
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,7 @@ class Compile(Backend):
 
     def __init__(self, source: Source) -> None:
         self._device = source.device
+        self._has = source.model.outputs
         self._held = ExitStack()
         self._graphs = _graphs()
         self._functions: dict[str, Any] = {}
@@ -158,6 +160,10 @@ class Compile(Backend):
         Raises:
             RunError: it cannot be compiled for these inputs, or not be run.
         """
+        if len(self._has) < len(OUTPUTS):  # one tower alone
+            (name,) = self._has
+            image = name == "image_features"
+            return {name: self.encode_image(pixels) if image else self.encode_text(tokens)}
         image_features = self._call("encode_image", pixels)
         text_features = self._call("encode_text", tokens)
         per_image, per_text = self._call("logits", image_features, text_features)

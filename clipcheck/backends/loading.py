@@ -22,6 +22,7 @@ from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import weights_of
 from clipcheck.errors import ArchitectureError, UnfitError, UsageError
+from clipcheck.gates.result import OUTPUTS
 from clipcheck.gates.tolerances import LIMITS
 
 if TYPE_CHECKING:
@@ -228,7 +229,9 @@ def build(choice: Choice, source: Source) -> Backend:
     if source.program is None and unfit is not None:
         raise UnfitError(f"{choice.name}: {unfit}", remedy="Choose another backend.")
     with translating(choice.name, "building"):
-        return choice.backend.build(replace(source, options=choice.settings))
+        made = choice.backend.build(replace(source, options=choice.settings))
+        made.lacks = frozenset(OUTPUTS).difference(source.model.outputs)
+        return made
 
 
 def _stored_alike(reference: Checkpoint, candidate: Checkpoint) -> Checkpoint:

@@ -109,7 +109,8 @@ class ProgramBackend(Backend):
     @property
     def absent(self) -> frozenset[str]:
         """Outputs that a user's program does not have. One that was made here has all of them."""
-        return frozenset() if self._known is None or self._made_here else self._known.absent
+        own = self._known is None or self._made_here
+        return self.lacks if own or self._known is None else self.lacks | self._known.absent
 
     def evidence(self) -> Evidence:
         """Return the evidence for the gate ``integrity``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.families.base import DualEncoder
 from clipcheck.families.registry import over
+from clipcheck.gates.result import ENCODERS, LOGITS
 from clipcheck.inputs.batches import MOST_ROWS
 from clipcheck.system.progress import Advance, Tally, still
 
@@ -145,6 +146,8 @@ class Standing:
             RunError: the model cannot be run.
         """
         own, exact = self._features(method, array)
+        if own is None or exact is None:
+            raise ValueError(f"expected a model with {method}")
         return to_numpy(own), to_numpy(exact)
 
     def outputs(self, pixels: Pixels, tokens: Tokens) -> tuple[Named, Named]:
@@ -162,7 +165,9 @@ class Standing:
             (exact,) = _named(self._text(), images[1:], texts[1:])
         return own, exact
 
-    def _features(self, method: str, array: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _features(
+        self, method: str, array: NDArray[Any]
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         with exact_arithmetic():
             twin = self._visual() if method == "encode_image" else self._text()
             own = _encode(self._model, method, array, self._device)
@@ -215,7 +220,7 @@ class _Encoder:
 
     def __call__(
         self, model: DualEncoder, method: str, array: NDArray[Any], device: torch.device
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | None:
         features = _encode(model, method, array, device)
         self._tally.add(len(array))
         return features
@@ -223,14 +228,17 @@ class _Encoder:
 
 def _encode(
     model: DualEncoder, method: str, array: NDArray[Any], device: torch.device
-) -> torch.Tensor:
+) -> torch.Tensor | None:
+    """Features, or None of a model that has not the tower."""
+    if ENCODERS[method] not in model.outputs:
+        return None
     features: torch.Tensor = run_method("eager", model, method, torch.from_numpy(array).to(device))
     return features
 
 
 def _encode_by_length(
     encode: _Encoder, model: DualEncoder, batches: Sequence[Tokens], device: torch.device
-) -> list[torch.Tensor]:
+) -> Sequence[torch.Tensor | None]:
     """The features of texts, for each batch. What follows the end of a text has no effect on it, so
     texts of about the same length are run together, and cut behind their ends."""
     tokens = np.concatenate(batches)
@@ -244,7 +252,8 @@ def _encode_by_length(
         for rows in np.array_split(order, -(-len(order) // MOST_ROWS))
     ]
     back = torch.from_numpy(np.argsort(order)).to(device)
-    return list(torch.cat(found)[back].split([len(batch) for batch in batches]))
+    whole = torch.cat([each for each in found if each is not None])
+    return list(whole[back].split([len(batch) for batch in batches]))
 
 
 def _of_lengths(model: DualEncoder, lengths: Tokens | None, device: torch.device) -> list[Named]:
@@ -255,16 +264,14 @@ def _of_lengths(model: DualEncoder, lengths: Tokens | None, device: torch.device
 
 
 def _named(
-    model: DualEncoder, images: Sequence[torch.Tensor], texts: Sequence[torch.Tensor]
+    model: DualEncoder,
+    images: Sequence[torch.Tensor | None],
+    texts: Sequence[torch.Tensor | None],
 ) -> list[Named]:
     found: list[Named] = []
     for image_features, text_features in zip(images, texts, strict=True):
-        logits_per_image, logits_per_text = model.logits(image_features, text_features)
-        named: Mapping[str, torch.Tensor] = {
-            "image_features": image_features,
-            "text_features": text_features,
-            "logits_per_image": logits_per_image,
-            "logits_per_text": logits_per_text,
-        }
-        found.append({name: to_numpy(tensor) for name, tensor in named.items()})
+        named = {"image_features": image_features, "text_features": text_features}
+        if image_features is not None and text_features is not None:
+            named.update(zip(LOGITS, model.logits(image_features, text_features), strict=True))
+        found.append({name: to_numpy(each) for name, each in named.items() if each is not None})
     return found

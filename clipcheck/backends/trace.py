@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from clipcheck.backends.base import Backend, Missing
+from clipcheck.backends.base import OF_METHODS, Backend, Missing
 from clipcheck.backends.jit import torchscript_missing
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.source import Source
@@ -69,6 +69,8 @@ class Trace(ScriptBackend):
             "encode_text": tokens,
             "forward": (pixels, tokens),
         }
+        has = set(source.model.outputs)
+        methods = {name: each for name, each in methods.items() if has.issuperset(OF_METHODS[name])}
         # What a library's tracing may lose is judged; its authors' words of it are not for users.
         own = not isinstance(source.checkpoint.model, LibraryArchitecture)
         with torchscript_support.silenced(), torch.no_grad(), _quiet(own):

@@ -12,7 +12,7 @@ Mask = Literal["", "pad", "end"]
 
 @dataclass(frozen=True)
 class Kind:
-    """A class of transformers with an image tower and a text tower.
+    """A class of transformers with an image tower and a text tower, or with one of them alone.
 
     Attributes:
         model_type: of its configuration, by which it is known.
@@ -27,6 +27,8 @@ class Kind:
         has_bias: whether logits have a bias, and stand for probabilities of pairs by themselves;
             features are as wide as the towers then.
         divides: whether logits are divided by a temperature, and not multiplied by a scale.
+        tower: ``image`` or ``text`` of one that is alone; empty for both.
+        projected: the name of its features, where it has a projection behind what is pooled.
         patches: whether the image tower takes the patches of images of any shape; it is judged on
             squares.
     """
@@ -40,6 +42,8 @@ class Kind:
     has_bias: bool = False
     divides: bool = False
     patches: bool = False
+    tower: Literal["", "image", "text"] = ""
+    projected: str = ""
 
 
 KINDS = {
@@ -62,6 +66,29 @@ KINDS = {
 }
 """By the model type."""
 
+TOWERS = {
+    kind.name: kind
+    for kind in (
+        Kind("clip_text_model", "CLIPTextModel", tower="text"),
+        Kind(
+            "clip_text_model",
+            "CLIPTextModelWithProjection",
+            tower="text",
+            projected="text_embeds",
+        ),
+        Kind("clip_vision_model", "CLIPVisionModel", tower="image"),
+        Kind(
+            "clip_vision_model",
+            "CLIPVisionModelWithProjection",
+            tower="image",
+            projected="image_embeds",
+        ),
+        Kind("siglip_text_model", "SiglipTextModel", "last", tower="text"),
+        Kind("siglip_vision_model", "SiglipVisionModel", half=True, tower="image"),
+    )
+}
+"""Classes of one tower, by name: several are of one model type."""
+
 UNSUPPORTED: Mapping[str, str] = {
     "xclip": "X-CLIP, whose images are several frames of a video, and whose text features depend "
     "on the video that they are compared with: it is not two towers",
@@ -79,10 +106,14 @@ UNSUPPORTED: Mapping[str, str] = {
 
 def supported() -> str:
     """The classes that are judged, for people."""
-    return ", ".join(["CLIPModel", *(kind.name for kind in KINDS.values())])
+    return ", ".join(["CLIPModel", *(kind.name for kind in KINDS.values()), *TOWERS])
 
 
 def kind_of(config: Mapping[str, Any]) -> Kind | None:
     """The class that a configuration of transformers describes, or None."""
-    model_type = config.get("model_type")
+    model_type, named = config.get("model_type"), config.get("architectures")
+    if isinstance(named, list) and len(named) == 1 and isinstance(named[0], str):
+        tower = TOWERS.get(named[0])
+        if tower is not None and tower.model_type == model_type:
+            return tower
     return KINDS.get(model_type) if isinstance(model_type, str) else None

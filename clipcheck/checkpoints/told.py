@@ -32,7 +32,7 @@ from clipcheck.checkpoints.directories import (
     configs_beside,
     read_json,
 )
-from clipcheck.checkpoints.kinds import KINDS, supported
+from clipcheck.checkpoints.kinds import KINDS, TOWERS, supported
 from clipcheck.checkpoints.library import (
     LibraryArchitecture,
     default_config,
@@ -172,7 +172,8 @@ def of_file(path: Path, source: str, argument: str = "") -> Told:
 def _of_transformers(name: str) -> Told:
     """A class of transformers, with the sizes that the library has by default."""
     asked = name.removeprefix(TRANSFORMERS)
-    types = {"CLIPModel": "clip", **{kind.name: each for each, kind in KINDS.items()}}
+    kinds = (*KINDS.values(), *TOWERS.values())
+    types = {"CLIPModel": "clip", **{kind.name: kind.model_type for kind in kinds}}
     if asked not in types:
         (nearest,) = difflib.get_close_matches(asked, types, n=1, cutoff=0.0)
         raise UnknownModelError(
@@ -180,7 +181,8 @@ def _of_transformers(name: str) -> Told:
             remedy=f"It judges {supported()}; the nearest is {TRANSFORMERS}{nearest}.",
         )
     source = f"transformers' defaults of {asked}"
-    model, note = read_transformers(default_config(types[asked]), Path(source))
+    config = {**default_config(types[asked]), "architectures": [asked]}
+    model, note = read_transformers(config, Path(source))
     return Told(model, source, name, note)
 
 

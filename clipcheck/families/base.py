@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clipcheck.families.sizes import Sizes
+from clipcheck.gates.result import OUTPUTS
 
 if TYPE_CHECKING:
     from clipcheck.checkpoints.library import LibraryArchitecture
@@ -28,10 +29,12 @@ class DualEncoder(nn.Module):
         context_length: tokens of a text.
 
     Attributes:
+        outputs: names of what it gives; one tower alone has its features and no others.
         ends_unseen: whether what follows the end of a text has no effect on its features.
     """
 
     ends_unseen = False
+    outputs = tuple(OUTPUTS)
 
     # No annotations of the class: TorchScript, which compiles models of it, reads none as strings.
     def __init__(self, image_resolution: int, context_length: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from clipcheck.gates.result import OUTPUTS
 from clipcheck.inputs.rules import ImageRules, TextRules
 
 
@@ -39,6 +40,8 @@ class Sizes:
         sigmoid: whether logits stand for probabilities of pairs, each by itself; else softmax
             makes probabilities of a row of them.
         tokenizer: which tokenizer makes the ids, for people.
+        outputs: of the model; one tower alone has its features and no others. What is said of the
+            other tower's inputs has no effect then.
     """
 
     image_resolution: int
@@ -50,16 +53,18 @@ class Sizes:
     texts: TextRules
     sigmoid: bool = False
     tokenizer: str = "CLIP's own tokenizer"
+    outputs: tuple[str, ...] = tuple(OUTPUTS)
 
     @property
     def dimensions(self) -> dict[str, int | str]:
         """By name, as the results of a check have them."""
-        return {
-            "image resolution": self.image_resolution,
-            "context length": self.context_length,
-            "vocabulary size": self.vocab_size,
-            "embedding width": self.embed_dim,
-        }
+        found: dict[str, int | str] = {}
+        if "image_features" in self.outputs:
+            found["image resolution"] = self.image_resolution
+        if "text_features" in self.outputs:
+            found["context length"] = self.context_length
+            found["vocabulary size"] = self.vocab_size
+        return {**found, "embedding width": self.embed_dim}
 
     @property
     def summary(self) -> str:
@@ -70,4 +75,10 @@ class Sizes:
         else:
             ids = f"ids drawn directly, as the tokenizer {self.tokenizer} is not at hand"
         loss = "sigmoid" if self.sigmoid else "softmax"
-        return f"{ids}, padded with {texts.pad}; probabilities by {loss}"
+        told = [
+            *([f"{ids}, padded with {texts.pad}"] if "text_features" in self.outputs else []),
+            f"probabilities by {loss}"
+            if len(self.outputs) == len(OUTPUTS)
+            else f"its one output is {self.outputs[0]}",
+        ]
+        return "; ".join(told)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clipcheck.checkpoints.directories import TRANSFORMERS_CONFIG
-from clipcheck.checkpoints.kinds import KINDS, Kind
+from clipcheck.checkpoints.kinds import Kind, kind_of
 from clipcheck.checkpoints.library import PREPROCESSOR_CONFIG, LibraryArchitecture
 from clipcheck.errors import ArchitectureError, UnavailableError
 from clipcheck.families.base import DualEncoder
@@ -66,19 +66,27 @@ class Transformers(DualEncoder):
         self.texts = found.texts
         self.end = -1 if found.texts.end is None else found.texts.end
         self.grid = found.grid
-        self.image_dtype = dtype_of(model, _is_visual, visual=True)
-        self.text_dtype = dtype_of(model, _is_visual, visual=False)
+        self.outputs = found.outputs
+        self.image_dtype = dtype_of(model, self.is_visual, visual=True)
+        self.text_dtype = dtype_of(model, self.is_visual, visual=False)
 
     def is_visual(self, key: str) -> bool:
         """Whether a key of the state dict is one of the image tower's."""
-        return _is_visual(key.removeprefix("model."))
+        return _is_visual(self.kind, key.removeprefix("model."))
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Preprocessed pixels [N, 3, H, W] to features [N, E], not normalised."""
         pixels = image.to(self.image_dtype)
         given = self._patches(pixels) if self.kind.patches else {"pixel_values": pixels}
         with _computing_in(self.image_dtype):
+            if self.kind.tower:
+                return self._alone(self.model(**given))
             features: Tensor = self.model.get_image_features(**given).pooler_output
+        return features
+
+    def _alone(self, found: Any) -> Tensor:
+        """The features among what one tower gives."""
+        features: Tensor = getattr(found, self.kind.projected or "pooler_output")
         return features
 
     def _patches(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -99,6 +107,8 @@ class Transformers(DualEncoder):
         ids = text.long()
         masked = {"attention_mask": self._mask(ids)} if self.kind.mask else {}
         with _computing_in(self.text_dtype):
+            if self.kind.tower:
+                return self._alone(self.model(input_ids=ids))
             found = self.model.get_text_features(input_ids=ids, **masked)
         features: Tensor = found.pooler_output
         return features
@@ -125,6 +135,8 @@ class Transformers(DualEncoder):
 
     def log_scale(self) -> Tensor:
         """The natural logarithm of what cosines are multiplied with: one number."""
+        if self.kind.tower:
+            return torch.zeros(())  # it has no logits
         if self.kind.divides:
             temperature: Tensor = self.model.temperature
             return -temperature.log()
@@ -154,8 +166,8 @@ def _computing_in(dtype: torch.dtype | None) -> Iterator[None]:
         yield
 
 
-def _is_visual(key: str) -> bool:
-    return key.startswith(_VISUAL)
+def _is_visual(kind: Kind, key: str) -> bool:
+    return kind.tower == "image" if kind.tower else key.startswith(_VISUAL)
 
 
 # --------------------------------------------------------------------------- sizes
@@ -170,6 +182,8 @@ def sizes(architecture: LibraryArchitecture) -> Sizes:
         UnavailableError: transformers is not installed.
     """
     kind, config = _kind(architecture), _config(architecture).to_dict()
+    if kind.tower:
+        return _sizes_alone(kind, config, dict(architecture.files).get(PREPROCESSOR_CONFIG))
     vision, text = (_tower(config, name) for name in ("vision_config", "text_config"))
     patch = _whole(vision, "patch_size", 32)
     side = _whole(vision, "image_size", 224)
@@ -190,8 +204,39 @@ def sizes(architecture: LibraryArchitecture) -> Sizes:
     )
 
 
+def _sizes_alone(kind: Kind, tower: Mapping[str, Any], preprocessor: str | None) -> Sizes:
+    """The sizes of one tower, and small ones of the inputs that it does not take."""
+    names = ("projection_dim",) if kind.projected else ("projection_size", "hidden_size")
+    width = next(tower[name] for name in names if tower.get(name))
+    images = _images(kind, preprocessor)
+    if kind.tower == "image":
+        side, patch = _whole(tower, "image_size"), _whole(tower, "patch_size")
+        texts, least = _between(None, None, 0, _UNSEEN), _UNSEEN
+        grid, outputs = max(1, side // patch), ("image_features",)
+        return Sizes(side, least, least, width, grid, images, texts, outputs=outputs)
+    vocab_size = _whole(tower, "vocab_size")
+    return Sizes(
+        _UNSEEN,
+        min(kind.length, _positions(tower)),
+        vocab_size,
+        width,
+        1,
+        images,
+        _texts(kind, tower, vocab_size),
+        tokenizer="of the folder",
+        outputs=("text_features",),
+    )
+
+
+_UNSEEN = 8
+"""Pixels a side, tokens and ids of what a tower alone does not take."""
+
+
 def _kind(architecture: LibraryArchitecture) -> Kind:
-    return KINDS[architecture.settings["model_type"]]
+    kind = kind_of(architecture.settings)
+    if kind is None:
+        raise ValueError("expected a class that is judged")
+    return kind
 
 
 def _tower(config: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -279,8 +324,12 @@ def _between(start: int | None, end: int | None, pad: int, vocab_size: int) -> T
 def shallow(architecture: LibraryArchitecture, layers: int) -> LibraryArchitecture:
     """The architecture with so many layers in each tower that counts them."""
     settings = architecture.settings
-    for name in ("vision_config", "text_config"):
-        tower = settings.setdefault(name, {})
+    whole = _kind(architecture).tower
+    for tower in (
+        [settings]
+        if whole
+        else [settings.setdefault(name, {}) for name in ("vision_config", "text_config")]
+    ):
         tower["num_hidden_layers"] = layers
     return dataclasses.replace(architecture, config=json.dumps(settings, sort_keys=True))
 
@@ -294,9 +343,13 @@ def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> T
     Raises:
         ArchitectureError: they are not the weights of the configuration's model.
     """
-    model = empty(architecture)
+    model, kind = empty(architecture), _kind(architecture)
     weights = {key: each for key, each in tensors.items() if not key.endswith(_POSITIONS)}
-    assign(model, weights, _is_visual, TRANSFORMERS_CONFIG)
+    begin = f"{'vision' if kind.tower == 'image' else 'text'}_model."
+    if kind.tower and not any(key.startswith(begin) for key in model.state_dict()):
+        # Files have it, and the library leaves it out (its base_model_prefix).
+        weights = {key.removeprefix(begin): each for key, each in weights.items()}
+    assign(model, weights, functools.partial(_is_visual, kind), TRANSFORMERS_CONFIG)
     return Transformers(model, architecture).eval()
 
 

@@ -172,6 +172,7 @@ class Trial:
         watch: Stopwatch,
         *,
         lengths: Batch | None = None,
+        outputs: Collection[str] = tuple(OUTPUTS),
         texts: TextRules | None = None,
         effort: Effort | None = None,
         gates: Collection[str] = NAMES,
@@ -187,6 +188,7 @@ class Trial:
             dtype: what is judged, by name.
             watch: gets the time of each phase.
             lengths: of `clipcheck.inputs.batches.every_length`.
+            outputs: of the model.
             texts: how rows of ids are made, if not as CLIP's.
             effort: how much candidates are called beside the batches; None for nothing.
             gates: the names of those that judge.
@@ -199,6 +201,8 @@ class Trial:
         again = not _REPEATING.isdisjoint(gates)
         if not again and _OF_LENGTHS.isdisjoint(gates):
             lengths = effort = None
+        if "text_features" not in outputs:
+            lengths = None
         more = {} if lengths is None else {"lengths": lengths.tokens}
         with watch.phase("eager") as advance:
             own = reference.outputs(inputs, advance, **more)
@@ -389,7 +393,7 @@ def _require_finite(
         )
         for outputs, name, remedy in remedies:
             problem = eager_not_finite(
-                Case(outputs, outputs, outputs, batch.rows, batch.first_rows)
+                Case(outputs, outputs, outputs, batch.rows, batch.first_rows), tuple(outputs)
             )
             if problem:
                 unknown = "so that nothing can be said of what is compared with it"

@@ -440,6 +440,7 @@ class _Bench:
             self.source.dtype,
             self._watch,
             lengths=lengths_for(files.checkpoint.model, options.seed),
+            outputs=sizes_of(files.checkpoint.model).outputs,
             texts=inputs.texts,
             effort=effort_for(files.checkpoint.parameters),
             gates=options.gates,

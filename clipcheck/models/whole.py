@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from clipcheck.families.base import DualEncoder
+from clipcheck.gates.result import OUTPUTS
 
 PREFIX = "model."
 """Before the keys of the eager model, in those of `Whole`."""
@@ -23,12 +24,18 @@ class Whole(nn.Module):
         self.train(model.training)
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        """All four outputs by name, see `clipcheck.gates.result.OUTPUTS`.
+        """All outputs that the model has by name, see `clipcheck.gates.result.OUTPUTS`.
 
         Args:
             pixels: [N, 3, R, R], of any floating-point dtype.
             tokens: ids [M, L], int32 or int64.
         """
+        if len(self.model.outputs) < len(OUTPUTS):  # one tower alone
+            (name,) = self.model.outputs
+            image = name == "image_features"
+            return {
+                name: self.model.encode_image(pixels) if image else self.model.encode_text(tokens)
+            }
         image_features = self.model.encode_image(pixels)  # [N, E]
         text_features = self.model.encode_text(tokens)  # [M, E]
         logits_per_image, logits_per_text = self.model.logits(image_features, text_features)

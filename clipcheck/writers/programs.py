@@ -18,7 +18,6 @@ from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import ClipcheckError, OutputError, first_line
-from clipcheck.gates.result import OUTPUTS
 from clipcheck.writers.convert import Judge
 from clipcheck.writers.output import replacing
 
@@ -174,7 +173,7 @@ def write_onnx(model: DualEncoder, path: Path) -> None:
         program,
         dynamo=True,
         input_names=list(INPUTS),
-        output_names=list(OUTPUTS),
+        output_names=list(model.outputs),
         verbose=False,
         optimize=not _is_half_resnet(model),
     )

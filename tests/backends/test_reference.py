@@ -302,7 +302,7 @@ def test_a_model_that_cannot_be_run_is_an_error_that_names_the_method(
 
 def test_a_model_without_a_method_is_an_error() -> None:
     class Nothing(nn.Module):
-        pass
+        outputs = ("image_features",)
 
     found = Reference(Nothing(), MINUTE, CPU)  # type: ignore[arg-type]
     with pytest.raises(RunError, match="has no method encode_image"):

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipcheck.backends.reference import Reference
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.checkpoints.kinds import KINDS, UNSUPPORTED
+from clipcheck.checkpoints.kinds import KINDS, TOWERS, UNSUPPORTED
 from clipcheck.checkpoints.library import LibraryArchitecture, read_transformers
 from clipcheck.checkpoints.told import named
 from clipcheck.errors import ArchitectureError, UnknownModelError
@@ -27,6 +27,7 @@ from clipcheck.harness.checking import check_files
 from clipcheck.harness.judging import inputs_of
 from clipcheck.harness.options import CheckOptions
 from clipcheck.inputs.batches import CORNERS, batches, length_of
+from clipcheck.writers import programs
 from clipcheck.writers.library import draw, write_folder
 from clipcheck.writers.programs import write_pt2
 from tests.thorough import parametrize
@@ -324,6 +325,90 @@ def test_the_two_towers_of_a_larger_class_are_found(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.tensors.keys() == tensors.keys()
     assert str(checkpoint.origin) == "without 'clip.'; left out: decoder.film.weight"
+
+
+# --------------------------------------------------------------------------- one tower alone
+
+LONE = {
+    "CLIPTextModelWithProjection": {**TEXT, "eos_token_id": 2, "projection_dim": 24},
+    "SiglipVisionModel": VISION,
+    "CLIPTextModel": {**TEXT, "eos_token_id": 2},
+    "CLIPVisionModel": VISION,
+    "CLIPVisionModelWithProjection": {**VISION, "projection_dim": 24},
+    "SiglipTextModel": {**TEXT, "projection_size": 24},
+}
+
+
+def alone(name: str) -> LibraryArchitecture:
+    config = {"model_type": TOWERS[name].model_type, "architectures": [name], **LONE[name]}
+    found, _ = read_transformers(config, Path("c.json"))
+    assert isinstance(found, LibraryArchitecture)
+    return found
+
+
+def test_every_class_of_one_tower_is_tried() -> None:
+    assert LONE.keys() == TOWERS.keys()
+
+
+@parametrize("name", LONE, quick=2)
+def test_one_tower_gives_what_the_library_gives(name: str, tmp_path: Path) -> None:
+    import transformers as library
+
+    architecture = alone(name)
+    write_folder(architecture, tmp_path / "m")
+    model_class: Any = getattr(library, name)
+    theirs = model_class.from_pretrained(tmp_path / "m", local_files_only=True).eval()
+    reference = Reference(transformers.build(architecture, draw(architecture)), architecture, CPU)
+    batch = next(iter(batches(30, inputs_of(architecture), 0)))
+    ((own,), (exact,)) = (
+        run([(batch.pixels, batch.tokens)]) for run in (reference.outputs, reference.exact_outputs)
+    )
+    with torch.no_grad():
+        if TOWERS[name].tower == "image":
+            expected = theirs(pixel_values=torch.from_numpy(batch.pixels))
+        else:
+            expected = theirs(input_ids=torch.from_numpy(batch.tokens).long())
+    features = getattr(expected, TOWERS[name].projected or "pooler_output").numpy()
+    output = "image_features" if TOWERS[name].tower == "image" else "text_features"
+    assert own.keys() == exact.keys() == {output}
+    assert np.allclose(own[output], features, atol=1e-5)
+    assert exact[output].dtype == np.float64
+    assert 0 < np.abs(own[output] - exact[output]).max() < 1e-4
+
+
+@parametrize(("name", "backend"), [(n, b) for n in LONE for b in ("export", "trace")], quick=3)
+def test_one_tower_is_judged_by_its_one_output(name: str, backend: str, tmp_path: Path) -> None:
+    write_folder(alone(name), tmp_path / "m")
+    options = CheckOptions(
+        device="cpu", backend=backend, examples=CORNERS, isolation="none", cache=False
+    )
+    (judgement,) = check_files(tmp_path / "m", options).judgements
+    assert judgement.error is None
+    gates = {gate.name: gate for gate in judgement.gates}
+    assert judgement.passed
+    assert list(gates) == ["integrity", "fidelity", "repeatability"]
+    assert "the one output present" in gates["integrity"].message
+
+
+def test_a_fault_of_one_tower_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted into what is exported: the candidate alone has it."""
+    name = "CLIPTextModelWithProjection"
+    write_folder(alone(name), tmp_path / "m")
+    exporting = programs.export
+
+    def faulty(model: DualEncoder) -> Any:
+        architecture = alone(name)
+        other = transformers.build(architecture, draw(architecture))
+        clear_a_row(other)
+        return exporting(other)
+
+    monkeypatch.setattr(programs, "export", faulty)
+    options = CheckOptions(
+        device="cpu", backend="export", examples=CORNERS, isolation="none", cache=False
+    )
+    (judgement,) = check_files(tmp_path / "m", options).judgements
+    assert judgement.error is None
+    assert {"integrity", "fidelity"} <= {g.name for g in judgement.gates if not g.passed}
 
 
 # --------------------------------------------------------------------------- bad input
