@@ -459,7 +459,7 @@ def test_of_an_archive_traced_under_autocast_it_is_told_which_activation_is_near
         path = traced(with_gelu(model, "") if activation else model, tmp_path / "autocast.pt")
     judged = checked(path)
     assert failed(judged)
-    assert list(judged.alternative.towers if judged.alternative else {}) == towers
+    assert list(judged.alternative or {}) == towers
     plain = " ".join(text.render(Result((judged,), {"clipcheck": "0"})).split())
     # What converts it, or does not, is told what it is of.
     assert ("--architecture ARCH -o mended.pt" in plain) is (not towers)
