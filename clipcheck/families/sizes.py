@@ -73,7 +73,7 @@ class Sizes:
         if texts.words:
             ids = "ids by CLIP's tokenizer"
         else:
-            ids = f"ids drawn directly, as the tokenizer {self.tokenizer} is not at hand"
+            ids = f"ids drawn directly, not by the tokenizer {self.tokenizer}"
         loss = "sigmoid" if self.sigmoid else "softmax"
         told = [
             *([f"{ids}, padded with {texts.pad}"] if "text_features" in self.outputs else []),
