@@ -97,6 +97,7 @@ class CheckOptions:
     def __post_init__(self) -> None:
         """Look whether all of it makes sense."""
         _require_numbers(self)
+        _require_switches(self)
         if not self.devices:
             raise UsageError("expected a device, found none", remedy="Give one.")
         for name in self.dtypes:
@@ -223,20 +224,36 @@ def _require_dtype(name: object) -> None:
         )
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _require_numbers(options: CheckOptions) -> None:
-    if not isinstance(options.examples, int) or options.examples < 1:
+    if not _is_whole(options.examples) or options.examples < 1:
         raise UsageError(
             f"expected at least 1 example, found {options.examples!r}",
             remedy=f"Leave it out for {EXAMPLES}.",
         )
-    if not isinstance(options.seed, int) or options.seed < 0:
+    if not _is_whole(options.seed) or options.seed < 0:
         raise UsageError(
             f"expected a seed of at least 0, found {options.seed!r}", remedy="Leave it out for 0."
         )
     for name, value in (("atol", options.atol), ("rtol", options.rtol)):
         # Written so that NaN, which is not less than 0 either, is refused.
-        if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        number = _is_whole(value) or isinstance(value, float)
+        if not number or not 0 <= value < float("inf"):
             raise UsageError(
                 f"expected {name} to be a number of at least 0, found {value!r}",
                 remedy=f"The classic value is {getattr(Allclose, name)}.",
+            )
+
+
+def _require_switches(options: CheckOptions) -> None:
+    for name in ("exhaustive", "fail_fast", "cache"):
+        value = getattr(options, name)
+        # A text as "no" would count as true.
+        if not isinstance(value, bool):
+            raise UsageError(
+                f"expected {name} to be True or False, found {value!r}",
+                remedy="Give one of the two.",
             )

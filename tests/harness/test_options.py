@@ -74,6 +74,12 @@ def test_an_architecture_in_a_file_is_named_from_any_folder(
     [
         ({"examples": 0}, UsageError, "expected at least 1 example, found 0"),
         ({"examples": "3"}, UsageError, "expected at least 1 example, found '3'"),
+        ({"examples": True}, UsageError, "expected at least 1 example, found True"),
+        ({"seed": True}, UsageError, "expected a seed of at least 0, found True"),
+        ({"rtol": True}, UsageError, "expected rtol to be a number of at least 0, found True"),
+        ({"exhaustive": "no"}, UsageError, "expected exhaustive to be True or False, found 'no'"),
+        ({"fail_fast": 1}, UsageError, "expected fail_fast to be True or False, found 1"),
+        ({"cache": None}, UsageError, "expected cache to be True or False, found None"),
         ({"seed": -1}, UsageError, "expected a seed of at least 0, found -1"),
         ({"seed": 0.5}, UsageError, "expected a seed of at least 0, found 0.5"),
         ({"atol": float("nan")}, UsageError, "expected atol to be a number of at least 0"),
