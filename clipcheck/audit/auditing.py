@@ -12,9 +12,11 @@ from pathlib import Path
 
 from clipcheck.audit.bench import Bench, Model
 from clipcheck.audit.faults import CLEAN, FAULTS
+from clipcheck.audit.faults.by_type import CLEAN_TYPES, TYPE_FAULTS
 from clipcheck.audit.faults.variant import ARCHIVES, Variant
 from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS
 from clipcheck.audit.findings import Audit, Finding
+from clipcheck.audit.small import SMALL, model_named, parameters_of
 from clipcheck.backends import registry
 from clipcheck.errors import ClipcheckError, RunError, UsageError, nearest
 from clipcheck.gates.tolerances import LIMITS
@@ -36,8 +38,9 @@ _COPIES = 4
 """Copies of a model in float32 that a worker holds at most: the reference, the one that is altered
 and traced, the archive that is written, and the one that is loaded of it."""
 
-CATALOGUE = (*FAULTS, *CLEAN, *WAY_FAULTS, *CLEAN_WAYS)
-"""All variants: those for archives first, then those for other backends."""
+CATALOGUE = (*FAULTS, *CLEAN, *WAY_FAULTS, *CLEAN_WAYS, *TYPE_FAULTS, *CLEAN_TYPES)
+"""All variants: those for archives first, then those for other backends, then those for models of
+libraries."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def audit(
     seeds: Sequence[int] = (0,),
     weights: Sequence[str] = ("seeded",),
     dtypes: Sequence[str] = ("float32",),
-    backends: Sequence[str] = (ARCHIVES,),
+    backends: Sequence[str] = (),
+    families: Sequence[str] = (),
     only: Sequence[str] = (),
     threads: int | None = None,
     localize: bool = False,
@@ -93,7 +97,10 @@ def audit(
         dtypes: what archives are judged in. Variants of other backends have dtypes of their own,
             and are judged beside float32 alone.
         backends: what to plant into, of `BACKENDS`; ``all`` for each that can run on this machine.
+            By default ``jit``, and ``trace`` of the small models of families.
             ``compile`` and ``aotinductor`` take most of a minute for each variant.
+        families: names of small models whose library's own is the reference, of
+            `clipcheck.audit.small.SMALL`; ``all`` for each of them.
         only: names of variants; by default the whole catalogue.
         threads: of torch, in each process; by default the cores are divided.
         localize: find where each fault of an archive departs first, and compare with where it was
@@ -108,14 +115,16 @@ def audit(
         UnavailableError: a backend that was named cannot run on this machine.
         RunError: a worker process ended over a variant.
     """
-    _require_known(architectures, seeds, weights, dtypes, only)
-    able, left_out = _backends(backends)
+    small = SMALL if registry.ALL in families else tuple(families)
+    _require_known(architectures, small, seeds, weights, dtypes, only)
+    able, left_out = _backends(backends or _defaults(architectures, small))
     if not able:
         raise UsageError(
             "expected a backend to plant faults into, found none",
             remedy=f"They are: {', '.join(BACKENDS)}.",
         )
-    models = [Model(*each) for each in itertools.product(architectures, seeds, weights, dtypes)]
+    names = (*architectures, *small)
+    models = [Model(*each) for each in itertools.product(names, seeds, weights, dtypes)]
     jobs = _jobs(models, able, frozenset(only), threads, localize)
     found = _performed(jobs, Span(progress or silent))
     # By backend, then in the order of the catalogue, then by model.
@@ -139,12 +148,12 @@ def _jobs(
         for place, variant in enumerate(CATALOGUE)
         if not only or variant.name in only
         if variant.dtype is None or model.dtype == "float32"
-        if variant.applies_to(architecture_named(model.architecture), backend)
+        if variant.applies_to(model_named(model.architecture), backend)
     ]
     # Small models gain nothing from threads.
     share = threads or threads_for(cores(), len(planned))
     memory = {
-        model: _COPIES * 4 * architecture_named(model.architecture).parameters for model in models
+        model: _COPIES * 4 * parameters_of(model_named(model.architecture)) for model in models
     }
     return [
         Job(number, *each, share, localize, memory[each[0]]) for number, each in enumerate(planned)
@@ -223,6 +232,11 @@ def _backends(written: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
     return tuple(name for name in BACKENDS if name in named), left_out
 
 
+def _defaults(architectures: Sequence[str], small: Sequence[str]) -> tuple[str, ...]:
+    """The backends where none is named."""
+    return (*([ARCHIVES] if architectures else []), *(["trace"] if small else []))
+
+
 def _known(written: str) -> str:
     choice = registry.parse(written)
     if choice.options or choice.name not in BACKENDS:
@@ -235,11 +249,23 @@ def _known(written: str) -> str:
 
 def _require_known(
     architectures: Sequence[str],
+    small: Sequence[str],
     seeds: Sequence[int],
     weights: Sequence[str],
     dtypes: Sequence[str],
     only: Sequence[str],
 ) -> None:
+    for name in small:
+        if name not in SMALL:
+            raise UsageError(
+                f"no small model of a family is named {name!r}",
+                remedy=f"{nearest(name, SMALL)}; all of them: {', '.join(SMALL)}.",
+            )
+    if small and set(weights) != {"seeded"}:
+        raise UsageError(
+            f"expected seeded weights for the small models of families, found {', '.join(weights)}",
+            remedy="Leave --weights out.",
+        )
     for name in architectures:
         architecture = architecture_named(name)
         if "trained" in weights:
@@ -260,7 +286,7 @@ def _require_known(
                 f"no variant is named {name!r}",
                 remedy=f"{nearest(name, sorted(names))}; `clipcheck audit --list` lists all.",
             )
-    if not (architectures and seeds and weights and dtypes):
+    if not ((architectures or small) and seeds and weights and dtypes):
         raise UsageError(
             "expected an architecture, a seed, a kind of weights and a dtype, found none",
             remedy="Give one of each.",

@@ -19,13 +19,19 @@ import torch
 from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import Spot, spots
 from clipcheck.audit.findings import Finding
+from clipcheck.audit.small import model_named, parameters_of
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.loading import opened_sides
 from clipcheck.backends.reference import Reference, exact_floats
 from clipcheck.backends.registry import Choice
 from clipcheck.backends.source import Source
+from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.library import LibraryArchitecture
+from clipcheck.families import registry
+from clipcheck.families.base import DualEncoder
+from clipcheck.families.registry import sizes_of
 from clipcheck.gates.allclose import allclose
 from clipcheck.gates.localisation import Localisation, Place, Tower, tower_of
 from clipcheck.gates.result import GateResult
@@ -44,7 +50,7 @@ from clipcheck.models.loader import load_eager
 from clipcheck.system import torchscript_support
 from clipcheck.writers.archive import Alter, write_archive
 from clipcheck.writers.convert import write
-from clipcheck.writers.synthesize import architecture_named
+from clipcheck.writers.library import write_folder
 from clipcheck.writers.trained import weights_of
 
 CPU = torch.device("cpu")
@@ -100,13 +106,29 @@ class Bench:
 
     def __init__(self, model: Model, folder: Path) -> None:
         self.model = model
-        self.architecture = architecture_named(model.architecture)
-        self._weights = weights_of(self.architecture, model.seed, model.weights)
+        self.described = model_named(model.architecture)
         self._folder = folder
-        path = folder / "weights.safetensors"
-        write(self.architecture, self._weights, path, Format.SAFETENSORS)
+        if isinstance(self.described, LibraryArchitecture):
+            path = folder / "model"
+            write_folder(self.described, path, model.seed)
+        else:
+            self._weights = weights_of(self.described, model.seed, model.weights)
+            path = folder / "weights.safetensors"
+            write(self.described, self._weights, path, Format.SAFETENSORS)
         self._checkpoint = open_checkpoint(path)
+        self._limits = Allclose(sigmoid=sizes_of(self.described).sigmoid)
         self.setting = cache(self._setting)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The dimensions of a model that clipcheck's own modules compute.
+
+        Raises:
+            UnfitError: a library's do.
+        """
+        if isinstance(self.described, LibraryArchitecture):
+            raise self.described.unfit()
+        return self.described
 
     def find(self, variant: Variant, backend: str, *, localize: bool = False) -> Finding:
         """Plant a variant, and see what comes of it.
@@ -166,8 +188,8 @@ class Bench:
             with exact_floats():
                 candidate = Choice(backend).backend.build(source)
             with candidate:
-                found = judge_candidate(setting.trial, candidate, source, Allclose(), Stopwatch())
-                assertion = allclose(setting.classic.run(candidate).cases, Allclose())
+                found = judge_candidate(setting.trial, candidate, source, self._limits, Stopwatch())
+                assertion = allclose(setting.classic.run(candidate).cases, self._limits)
         return found.gates, assertion
 
     @contextmanager
@@ -217,16 +239,18 @@ class Bench:
         )
 
     def _setting(self, dtype: str) -> Setting:
-        model = load_eager(self._checkpoint, CPU, getattr(torch, dtype))
-        reference = Reference(model, self.architecture, CPU)
-        inputs, seed = inputs_of(self.architecture), self.model.seed
+        described = self.described
+        load = registry.load if isinstance(described, LibraryArchitecture) else load_eager
+        model: DualEncoder = load(self._checkpoint, CPU, getattr(torch, dtype))
+        reference = Reference(model, described, CPU)
+        inputs, seed = inputs_of(described), self.model.seed
         trial = Trial.of(
             reference,
             list(batches(CORNERS, inputs, seed)),
             dtype,
             Stopwatch(),
-            lengths=lengths_for(self.architecture, seed),
-            effort=effort_for(self.architecture.parameters),
+            lengths=lengths_for(described, seed),
+            effort=effort_for(parameters_of(described)),
         )
         folder = self._folder
         return Setting(

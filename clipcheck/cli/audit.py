@@ -22,6 +22,16 @@ def audit(
             rich_help_panel=_VARIANTS,
         ),
     ] = None,
+    family: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--family",
+            metavar="NAME",
+            help="A small model of a family that a library computes, such as siglip or eva, or "
+            "all; repeatable. Without --arch, it alone.",
+            rich_help_panel=_VARIANTS,
+        ),
+    ] = None,
     seed: Annotated[
         list[int] | None,
         typer.Option(
@@ -57,7 +67,8 @@ def audit(
             "--backend",
             metavar="B",
             help="What to plant faults into; repeatable, or all that run here (compile and "
-            "aotinductor take most of a minute for each variant). Default: jit.",
+            "aotinductor take most of a minute for each variant). Default: jit, and trace for a "
+            "family.",
             rich_help_panel=_VARIANTS,
         ),
     ] = None,
@@ -84,7 +95,6 @@ def audit(
     from rich.text import Text
 
     from clipcheck.audit import auditing
-    from clipcheck.audit.faults.variant import ARCHIVES
     from clipcheck.cli import terminal
     from clipcheck.report import audit as report
 
@@ -93,11 +103,12 @@ def audit(
         return
     with terminal.progress(quiet) as progress:
         found = auditing.audit(
-            arch or auditing.ARCHITECTURES,
+            arch or (() if family else auditing.ARCHITECTURES),
             seeds=seed or (0,),
             weights=weights or ("seeded",),
             dtypes=dtype or ("float32",),
-            backends=backend or (ARCHIVES,),
+            backends=backend or (),
+            families=family or (),
             only=only or (),
             localize=localize,
             progress=progress,

@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipcheck.inputs.preprocess import transform
-from clipcheck.inputs.rules import CLIP_IMAGES, CLIP_TEXTS, ImageRules, TextRules, clip_texts
+from clipcheck.inputs.rules import (
+    CLIP_IMAGES,
+    CLIP_TEXTS,
+    ImageRules,
+    TextRules,
+    clip_texts,
+)
 from clipcheck.inputs.tokenizer import tokenize
 
 MOST_ROWS = 8
@@ -142,9 +148,13 @@ def classic(inputs: Inputs) -> Batch:
     prompts.
 
     The prompts are those of openai/CLIP, tests/test_consistency.py, for models that have CLIP's
-    own vocabulary; the image is of our own.
+    own vocabulary; others get as many ids. The image is of our own.
     """
     image = _random(np.random.default_rng(0), inputs, "blobs")
+    if not inputs.texts.words:
+        start = inputs.texts.first
+        rows = [inputs.row([start, start + count]) for count in (1, 2, 3)]
+        return _batch([image], [_described(inputs, row) for row in rows], {"image": 0, "prompt": 0})
     texts = ("a diagram", "a dog", "a cat")
     tokens = tokenize(list(texts), inputs.context_length).numpy()
     prompts = [(repr(text), row) for text, row in zip(texts, tokens, strict=True)]

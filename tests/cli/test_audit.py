@@ -55,7 +55,7 @@ def test_audit_exits_1_when_anything_is_wrong(
     del seen["progress"]
     assert seen == {
         "architectures": ["RN50"], "seeds": [3, 4], "weights": ["trained"], "dtypes": ("float32",),
-        "backends": ("jit",), "only": (), "localize": False,
+        "backends": (), "families": (), "only": (), "localize": False,
     }  # fmt: skip
 
 
@@ -67,12 +67,14 @@ def test_audit_refuses_what_it_does_not_know(run: Run) -> None:
 
 def test_the_audit_lists_all_names_and_judges_nothing(run: Run) -> None:
     from clipcheck.audit.faults import CLEAN, FAULTS
+    from clipcheck.audit.faults.by_type import CLEAN_TYPES, TYPE_FAULTS
     from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS
 
     done = run("audit", "--list")
     assert (done.code, done.err) == (0, "")
     faults, clean = done.out.split("\n\n")
-    for part, variants in ((faults, (*FAULTS, *WAY_FAULTS)), (clean, (*CLEAN, *CLEAN_WAYS))):
+    planted = (*FAULTS, *WAY_FAULTS, *TYPE_FAULTS)
+    for part, variants in ((faults, planted), (clean, (*CLEAN, *CLEAN_WAYS, *CLEAN_TYPES))):
         title, *lines = part.strip().splitlines()
         assert title.startswith(f"{len(variants)} ")
         assert [line.split()[0] for line in lines] == [each.name for each in variants]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clipcheck.audit.small import CONFIGS, small
 from clipcheck.backends.reference import Reference
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.formats import open_checkpoint
@@ -29,68 +30,10 @@ from tests import oracles
 
 CPU = torch.device("cpu")
 
-TEXT = {"context_length": 8, "vocab_size": 120, "width": 64, "heads": 2, "layers": 2}
-VISION = {"image_size": 32, "patch_size": 16, "width": 64, "head_width": 32, "layers": 2}
+VISION = CONFIGS["clipa"]["vision_cfg"]
 
-
-def timm(name: str, side: int, pool: str = "avg", proj: str | None = "linear") -> dict[str, Any]:
-    return {"timm_model_name": name, "image_size": side, "timm_pool": pool, "timm_proj": proj}
-
-
-def model(vision: dict[str, Any], embed_dim: int = 64, **more: Any) -> dict[str, Any]:
-    """A ``model_cfg``; what is said of texts is added to `TEXT`."""
-    text = {**TEXT, **more.pop("text", {})}
-    return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text, **more}
-
-
-KINDS: dict[str, dict[str, Any]] = {
-    "siglip": model(
-        timm("test_vit2", 160, "map", "none"),
-        init_logit_bias=-10,
-        custom_text=True,
-        text={
-            "no_causal_mask": True,
-            "proj_bias": True,
-            "pool_type": "last",
-            "hf_tokenizer_name": "timm/some",
-            "norm_kwargs": {"eps": 1e-6},
-            "act_kwargs": {"approximate": "tanh"},
-        },
-    ),
-    "clipa": model(
-        {**VISION, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True},
-        text={"pool_type": "last", "no_causal_mask": True, "hf_tokenizer_name": "bert"},
-    ),
-    "metaclip2": model(VISION, text={"pool_type": "eos", "eos_id": 2, "hf_tokenizer_name": "x"}),
-    "coca": model(
-        {**VISION, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
-        custom_text=True,
-        text={"embed_cls": True, "output_tokens": True},
-        multimodal_cfg={**TEXT, "attn_pooler_heads": 2},
-    ),
-    "convnext": model(timm("test_convnext", 160), custom_text=False),
-    "eva": model(timm("eva02_tiny_patch14_224", 224, "token"), custom_text=True),
-    "roberta": model(VISION, text={"hf_model_name": "roberta-base", "hf_tokenizer_name": "x"}),
-}
-"""A small one of each."""
-
-SMALL_TEXT = {
-    "model_type": "roberta",
-    "vocab_size": 120,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 128,
-    "max_position_embeddings": 16,
-}
-
-
-def architecture_of(kind: str) -> LibraryArchitecture:
-    config = KINDS[kind]
-    texts = {"text_config.json": SMALL_TEXT} if "hf_model_name" in config["text_cfg"] else {}
-    found = read_open_clip({"model_cfg": config}, Path("c.json"), texts)
-    assert isinstance(found, LibraryArchitecture)
-    return found
+KINDS = ("siglip", "clipa", "metaclip2", "coca", "convnext", "eva", "roberta")
+"""Names of the small models of one kind each; the others take seconds."""
 
 
 @pytest.fixture(autouse=True)
@@ -103,14 +46,14 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def built(kind: str, dtype: torch.dtype = torch.float32) -> DualEncoder:
-    architecture = architecture_of(kind)
+    architecture = small(kind)
     tensors = draw(architecture)
     cast = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
     return open_clip.build(architecture, cast)
 
 
 def inputs(kind: str) -> list[tuple[Any, Any]]:
-    drawn = batches(30, inputs_of(architecture_of(kind)), 0)
+    drawn = batches(30, inputs_of(small(kind)), 0)
     return [(batch.pixels, batch.tokens) for batch in drawn][:3]
 
 
@@ -146,7 +89,7 @@ def test_the_twin_computes_all_of_both_towers_in_float64(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_eager_model_is_as_near_to_its_twin_as_float32_is(kind: str) -> None:
-    architecture = architecture_of(kind)
+    architecture = small(kind)
     reference = Reference(built(kind), architecture, CPU)
     given = inputs(kind)
     own, exact = reference.outputs(given), reference.exact_outputs(given)
@@ -160,7 +103,7 @@ def test_the_eager_model_is_as_near_to_its_twin_as_float32_is(kind: str) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_computes_what_the_library_computes(kind: str) -> None:
     """Built by open_clip itself, and given the weights by `load_state_dict`."""
-    architecture = architecture_of(kind)
+    architecture = small(kind)
     tensors = draw(architecture)
     theirs = oracle(architecture)
     theirs.load_state_dict(tensors)
@@ -193,7 +136,7 @@ def oracle(architecture: LibraryArchitecture) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_is_read_back_and_built(kind: str, tmp_path: Path) -> None:
-    architecture = architecture_of(kind)
+    architecture = small(kind)
     count = write_folder(architecture, tmp_path / "m", seed=1)
     checkpoint = open_checkpoint(tmp_path / "m")
     assert (len(checkpoint.tensors), checkpoint.format) == (count, "open_clip")
@@ -208,7 +151,7 @@ def test_a_folder_is_read_back_and_built(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_seeded_weights_leave_nothing_as_it_is_built(kind: str) -> None:
-    found, other = draw(architecture_of(kind), 0), draw(architecture_of(kind), 1)
+    found, other = draw(small(kind), 0), draw(small(kind), 1)
     trained = {k for k, t in found.items() if t.is_floating_point() and not k.endswith("_mask")}
     alike = {k for k in trained if torch.equal(found[k], other[k])}
     assert alike <= {"logit_scale", "logit_bias"}
@@ -223,7 +166,7 @@ def test_rows_of_ids_are_as_the_family_has_them() -> None:
         "coca": (118, 119, 0),
         "roberta": (0, 2, 1),
     }.items():
-        texts = open_clip.sizes(architecture_of(kind)).texts
+        texts = open_clip.sizes(small(kind)).texts
         assert (texts.start, texts.end, texts.pad) == (start, end, pad)
         for _, tokens in inputs(kind):
             for row in tokens:
@@ -235,7 +178,7 @@ def test_rows_of_ids_are_as_the_family_has_them() -> None:
 
 
 def test_sigmoid_is_told_by_the_bias() -> None:
-    found = {kind: open_clip.sizes(architecture_of(kind)).sigmoid for kind in KINDS}
+    found = {kind: open_clip.sizes(small(kind)).sigmoid for kind in KINDS}
     assert [kind for kind, sigmoid in found.items() if sigmoid] == ["siglip"]
 
 
@@ -243,7 +186,7 @@ def test_sigmoid_is_told_by_the_bias() -> None:
 
 
 def test_weights_of_another_size_are_refused_with_the_key_and_both_shapes() -> None:
-    architecture = architecture_of("clipa")
+    architecture = small("clipa")
     tensors = draw(architecture)
     tensors["visual.proj"] = torch.zeros(64, 7)
     with pytest.raises(
@@ -253,7 +196,7 @@ def test_weights_of_another_size_are_refused_with_the_key_and_both_shapes() -> N
 
 
 def test_weights_that_are_missing_or_too_many_are_named() -> None:
-    architecture = architecture_of("clipa")
+    architecture = small("clipa")
     tensors = draw(architecture)
     tensors["visual.more"] = tensors.pop("visual.proj")
     with pytest.raises(ArchitectureError) as caught:
@@ -263,7 +206,12 @@ def test_weights_that_are_missing_or_too_many_are_named() -> None:
 
 
 def test_a_tower_that_this_timm_does_not_have_is_named() -> None:
-    config = {"model_cfg": model(timm("vit_of_tomorrow", 224))}
+    config = {
+        "model_cfg": {
+            **CONFIGS["clipa"],
+            "vision_cfg": {"timm_model_name": "vit_of_tomorrow", "image_size": 224},
+        }
+    }
     found = read_open_clip(config, Path("c.json"))
     assert isinstance(found, LibraryArchitecture)
     with pytest.raises(ArchitectureError, match="does not have the model 'vit_of_tomorrow'"):
@@ -271,7 +219,7 @@ def test_a_tower_that_this_timm_does_not_have_is_named() -> None:
 
 
 def test_options_that_open_clip_does_not_have_are_named() -> None:
-    config = {"model_cfg": model({**VISION, "no_ln_pre": True, "warp": 9})}
+    config = {"model_cfg": {**CONFIGS["clipa"], "vision_cfg": {**VISION, "warp": 9}}}
     found = read_open_clip(config, Path("c.json"))
     assert isinstance(found, LibraryArchitecture)
     with pytest.raises(ArchitectureError, match="warp"):
@@ -284,13 +232,13 @@ def test_options_that_open_clip_does_not_have_are_named() -> None:
         ({"embed_dim": "64"}, "model_cfg.embed_dim is '64' in place of a whole number"),
         ({"vision_cfg": None, "init_logit_bias": 1}, "model_cfg.vision_cfg is missing"),
         (
-            {"vision_cfg": {**VISION, "no_ln_pre": True, "image_size": -1}},
+            {"vision_cfg": {**VISION, "image_size": -1}},
             "model_cfg.vision_cfg.image_size is -1 in place of a whole number",
         ),
     ],
 )
 def test_what_is_no_configuration_is_refused(changed: dict[str, Any], told: str) -> None:
-    config = {"model_cfg": {**KINDS["clipa"], **changed}}
+    config = {"model_cfg": {**CONFIGS["clipa"], **changed}}
     found = read_open_clip(config, Path("c.json"))
     assert isinstance(found, LibraryArchitecture)
     with pytest.raises(ArchitectureError) as caught:
@@ -299,7 +247,7 @@ def test_what_is_no_configuration_is_refused(changed: dict[str, Any], told: str)
 
 
 def test_the_configuration_of_a_text_model_has_to_be_there() -> None:
-    found = read_open_clip({"model_cfg": KINDS["roberta"]}, Path("c.json"))
+    found = read_open_clip({"model_cfg": CONFIGS["roberta"]}, Path("c.json"))
     assert isinstance(found, LibraryArchitecture)
     with pytest.raises(ArchitectureError) as caught:
         open_clip.sizes(found)

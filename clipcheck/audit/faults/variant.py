@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -15,6 +16,10 @@ from clipcheck.backends.registry import default_for, find
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Architecture, ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+from clipcheck.checkpoints.library import LibraryArchitecture
+from clipcheck.families.base import DualEncoder
+from clipcheck.families.registry import family
+from clipcheck.writers.library import draw
 
 ARCHIVES = default_for(Format.ARCHIVE)
 """The backend that runs an archive's own code."""
@@ -62,7 +67,9 @@ class Variant:
         plants: by other backend, how it is planted there.
         places: where a fault of an archive is to be found, which may be nowhere; None where that is
             not looked for.
-        kinds: the image towers that it can be planted beside.
+        kinds: the image towers that it can be planted beside; `LibraryArchitecture` for a model
+            that a library computes.
+        finds: whether a library's model has what it alters; None where every model has.
         dtype: what is computed in, by name; None for whatever is asked for.
     """
 
@@ -73,6 +80,7 @@ class Variant:
     plants: Mapping[str, PlantSource] = field(default_factory=dict)
     places: tuple[Where, ...] | None = None
     kinds: tuple[type, ...] = (ViT, ResNet)
+    finds: Callable[[DualEncoder], bool] | None = None
     dtype: str | None = None
 
     @property
@@ -89,8 +97,16 @@ class Variant:
         """Whether it can be planted into that backend."""
         return self.plant is not None if find(backend).needs_archive else backend in self.plants
 
-    def applies_to(self, architecture: Architecture, backend: str = ARCHIVES) -> bool:
+    def applies_to(
+        self, architecture: Architecture | LibraryArchitecture, backend: str = ARCHIVES
+    ) -> bool:
         """Whether it can be planted into that backend of a model of these dimensions."""
+        if isinstance(architecture, LibraryArchitecture):
+            return (
+                self.goes_into(backend)
+                and LibraryArchitecture in self.kinds
+                and (self.finds is None or self.finds(_drawn(architecture)))
+            )
         if not (self.goes_into(backend) and isinstance(architecture.vision, self.kinds)):
             return False
         if self.plant is not None:
@@ -98,3 +114,9 @@ class Variant:
         weights = Checkpoint(Path(), Format.SAFETENSORS, architecture, {})
         cpu, dtype = torch.device("cpu"), self.dtype or "float32"
         return find(backend).unfit(weights, cpu, dtype) is None
+
+
+@lru_cache(maxsize=1)
+def _drawn(architecture: LibraryArchitecture) -> DualEncoder:
+    """The library's model with any weights, to look into."""
+    return family(architecture.library).build(architecture, draw(architecture))

@@ -34,6 +34,7 @@ from clipcheck.audit.faults.ways.programs import (
 )
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.families import eager
 
 
@@ -253,6 +254,7 @@ CLEAN_WAYS: tuple[Variant, ...] = (
         name="as-it-is",
         reason="nothing is planted",
         plants=_all(nothing, *_EXPORTS, "onnxruntime", *_COMPILERS, *_LIBRARIES),
+        kinds=(ViT, ResNet, LibraryArchitecture),
     ),
     _clean(
         name="as-it-is-in-half",

@@ -27,7 +27,7 @@ from clipcheck.families import eager
 if TYPE_CHECKING:
     import onnx
 
-Alter = Callable[[eager.CLIP], None]
+Alter = Callable[[Any], None]
 Weights = dict[str, Tensor]
 Swap = tuple[Any, str, Any]
 
@@ -39,7 +39,7 @@ def in_model(alter: Alter) -> PlantSource:
 
     @contextmanager
     def plant(source: Source) -> Iterator[Source]:
-        model = copy.deepcopy(source.clip)
+        model = copy.deepcopy(source.model)
         alter(model)
         # What was built before is of the unaltered model, and has the same key.
         yield replace(source, model=model, artefacts=Artefacts(None, source.scratch))

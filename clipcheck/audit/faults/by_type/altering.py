@@ -1,0 +1,256 @@
+"""What is planted in a library's modules: other computations over the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipcheck.audit.faults.planting import Alter, put
+from clipcheck.families.base import DualEncoder
+
+# ------------------------------------------------------------------------------ faults
+
+
+def approximate_otherwise(module: nn.Module) -> None:
+    """GELU by tanh where it is exact, and exact where it is by tanh."""
+    probe = torch.linspace(-4, 4, 9)
+    exact = torch.equal(module(probe), functional.gelu(probe))
+    other = "tanh" if exact else "none"
+    put(module, "forward", lambda x: functional.gelu(x, approximate=other))
+
+
+def quick_gelu(module: nn.Module) -> None:
+    """QuickGELU."""
+    put(module, "forward", lambda x: x * torch.sigmoid(1.702 * x))
+
+
+def exchange_epsilon(module: Any) -> None:
+    """1e-6 in place of any other epsilon, and 1e-5 in place of 1e-6."""
+    module.eps = 1e-5 if module.eps == 1e-6 else 1e-6
+
+
+def identity(module: nn.Module) -> None:
+    """Gives its first input."""
+    put(module, "forward", lambda x, *_, **__: x)
+
+
+def twice(module: nn.Module) -> None:
+    """Runs a second time on what it gave."""
+    original: Callable[..., Tensor] = module.forward
+    put(module, "forward", lambda x, *a, **k: original(original(x, *a, **k), *a, **k))
+
+
+def without_bias(module: Any) -> None:
+    """A linear layer or convolution that adds nothing."""
+    put(module, "forward", lambda x: _apply(module, x, module.weight, None))
+
+
+def in_bfloat16(module: Any) -> None:
+    """A linear layer or convolution that multiplies in bfloat16."""
+
+    def forward(x: Tensor) -> Tensor:
+        weight, half = module.weight.to(torch.bfloat16), x.to(torch.bfloat16)
+        bias = None if module.bias is None else module.bias.to(torch.bfloat16)
+        return _apply(module, half, weight, bias).to(x.dtype)
+
+    put(module, "forward", forward)
+
+
+def _apply(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if isinstance(module, nn.Conv2d):
+        y: Tensor = module._conv_forward(x, weight, bias)
+        return y
+    return functional.linear(x, weight, bias)
+
+
+def roll(positions: Tensor) -> None:
+    """Each position gets what belongs to the one before it."""
+    with torch.no_grad():
+        positions.copy_(positions.roll(1, -2))
+
+
+def add(step: float) -> Callable[[Tensor], None]:
+    """A number is greater by ``step``."""
+
+    def alter(number: Tensor) -> None:
+        with torch.no_grad():
+            number.add_(step)
+
+    return alter
+
+
+def unmask(owner: Any) -> None:
+    """Hides nothing from any token."""
+    owner.attn_mask = torch.zeros_like(owner.attn_mask)
+
+
+def attend_padding(module: Any) -> None:
+    """Hides no padding: in a text model of transformers, or in one of open_clip."""
+    if hasattr(module, "_build_additive_mask"):
+        build = module._build_additive_mask
+        put(module, "_build_additive_mask", lambda *given: torch.zeros_like(build(*given)))
+        return
+    original: Callable[..., Any] = module.forward
+    put(
+        module,
+        "forward",
+        lambda attention_mask, **more: original(
+            attention_mask=torch.ones_like(attention_mask), **more
+        ),
+    )
+
+
+def on_features(method: str, change: Callable[[Tensor, Tensor], Tensor]) -> Alter:
+    """``change(features, inputs)`` in place of the features that a method gives."""
+
+    def alter(model: DualEncoder) -> None:
+        encode: Callable[[Tensor], Tensor] = getattr(model, method)
+        put(model, method, lambda given: change(encode(given), given))
+
+    return alter
+
+
+def centred(features: Tensor, _: Tensor) -> Tensor:
+    """A thousandth of the mean over all rows is subtracted."""
+    return features - 1e-3 * features.mean(0, keepdim=True)
+
+
+def first_leaks(features: Tensor, _: Tensor) -> Tensor:
+    """A thousandth of the first row is added to all."""
+    return features + 1e-3 * features[:1]
+
+
+def dim_if_bright(features: Tensor, pixels: Tensor) -> Tensor:
+    """Other features of images that are almost white."""
+    bright = pixels.mean((1, 2, 3), keepdim=False)[:, None] > 0.9
+    return torch.where(bright, features.flip(-1), features)
+
+
+def turned_if_full(features: Tensor, tokens: Tensor) -> Tensor:
+    """Other features of texts whose last two ids differ from each other: those without padding."""
+    full = (tokens[:, -1] != tokens[:, -2])[:, None]
+    return torch.where(full, features.flip(-1), features)
+
+
+# ------------------------------------------------------------------------------ clean
+
+
+def norm_by_hand(module: Any) -> None:
+    """Layer normalisation, step by step."""
+
+    def forward(x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred * (centred.square().mean(-1, keepdim=True) + module.eps).rsqrt()
+        y: Tensor = scaled * module.weight + module.bias
+        return y
+
+    put(module, "forward", forward)
+
+
+def batch_norm_by_scale(module: Any) -> None:
+    """Batch normalisation as one factor and one summand for each channel."""
+
+    def forward(x: Tensor) -> Tensor:
+        factor = module.weight * (module.running_var + module.eps).rsqrt()
+        summand = module.bias - module.running_mean * factor
+        y: Tensor = x * factor[:, None, None] + summand[:, None, None]
+        return y
+
+    put(module, "forward", forward)
+
+
+def sum_by_halves(module: Any) -> None:
+    """A linear layer whose sum is taken in two parts, the second first."""
+    half = module.in_features // 2
+
+    def forward(x: Tensor) -> Tensor:
+        second = functional.linear(x[..., half:], module.weight[:, half:], module.bias)
+        return second + functional.linear(x[..., :half], module.weight[:, :half])
+
+    put(module, "forward", forward)
+
+
+def apart(module: Any) -> None:
+    """A linear layer as three, as queries, keys and values are fused and taken apart."""
+
+    def forward(x: Tensor) -> Tensor:
+        biases = (None,) * 3 if module.bias is None else module.bias.tensor_split(3)
+        parts = zip(module.weight.tensor_split(3), biases, strict=True)
+        return torch.cat([functional.linear(x, *part) for part in parts], -1)
+
+    put(module, "forward", forward)
+
+
+def gelu_by_erf(module: nn.Module) -> None:
+    """GELU written out, exact or by tanh as it is."""
+    probe = torch.linspace(-4, 4, 9)
+    if torch.equal(module(probe), functional.gelu(probe)):
+        put(module, "forward", lambda x: x * (0.5 * (1 + torch.erf(x * 0.5**0.5))))
+        return
+    root = (2 / torch.pi) ** 0.5
+    put(
+        module,
+        "forward",
+        lambda x: 0.5 * x * (1 + torch.tanh(root * (x + 0.044715 * x * x * x))),
+    )
+
+
+def attention_by_hand(module: Any) -> None:
+    """Attention without a fused operation."""
+    if not isinstance(module, nn.MultiheadAttention):
+        module.fused_attn = False  # timm's own way by hand
+        return
+
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        need_weights: bool = False,  # noqa: ARG001
+    ) -> tuple[Tensor, None]:
+        found = _attend(module, query, key, value, attn_mask)
+        return found, None
+
+    put(module, "forward", forward)
+
+
+def _attend(
+    module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Attention of ``query`` [N, L, D] to ``key`` and ``value`` [N, S, D], batch first or not."""
+    heads, width = module.num_heads, module.embed_dim
+
+    def split(x: Tensor, part: int) -> Tensor:
+        rows = slice(part * width, (part + 1) * width)
+        weight, bias = module.in_proj_weight[rows], module.in_proj_bias[rows]
+        y: Tensor = functional.linear(x if module.batch_first else x.transpose(0, 1), weight, bias)
+        parts: Tensor = y.unflatten(-1, (heads, width // heads))
+        return parts.transpose(1, 2)  # [N, heads, L, D / heads]
+
+    q, k, v = (split(x, part) for part, x in enumerate((query, key, value)))
+    scores = q @ k.transpose(-1, -2) * (width // heads) ** -0.5
+    if mask is not None:
+        # One for all rows [L, S], or one for each row and head [N * heads, L, S].
+        scores = scores + (mask if mask.ndim == 2 else mask.unflatten(0, (-1, heads)))
+    y = (scores.softmax(-1) @ v).transpose(1, 2).flatten(-2)
+    y = functional.linear(y, module.out_proj.weight, module.out_proj.bias)
+    return y if module.batch_first else y.transpose(0, 1)
+
+
+def patches_by_matmul(module: Any) -> None:
+    """A convolution whose patches do not overlap, as one product of matrices."""
+
+    def forward(x: Tensor) -> Tensor:
+        rows = x.shape[-2] // module.stride[0]
+        patches = functional.unfold(x, module.kernel_size, stride=module.stride)  # [N, CPP, L]
+        y: Tensor = module.weight.flatten(1) @ patches
+        if module.bias is not None:
+            y = y + module.bias[:, None]
+        grid: Tensor = y.unflatten(-1, (rows, -1))
+        return grid
+
+    put(module, "forward", forward)

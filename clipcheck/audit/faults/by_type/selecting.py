@@ -1,0 +1,131 @@
+"""Where faults are planted in a model of any library: by the types of modules, not by their names.
+
+Only modules that run are selected: a model may have others, as the decoder of CoCa.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipcheck.families.base import DualEncoder
+
+Select = Callable[[DualEncoder], Sequence[Any]]
+
+
+def running(model: DualEncoder, *, visual: bool | None = None) -> list[nn.Module]:
+    """The modules that run, in the order in which they are called first.
+
+    Args:
+        model: any.
+        visual: of the image tower alone, or of the text tower alone; None for both.
+    """
+    found: dict[nn.Module, None] = {}
+
+    def note(module: nn.Module, *_: object) -> None:
+        found[module] = None
+
+    hooks = [module.register_forward_pre_hook(note) for module in model.modules()]
+    side, length = model.image_resolution, model.context_length
+    try:
+        with torch.no_grad():
+            if visual is not False:
+                model.encode_image(torch.zeros(1, 3, side, side))
+            if visual is not True:
+                model.encode_text(torch.full((1, length), 3))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(found)
+
+
+def of_type(*types: type[nn.Module], visual: bool | None = None, exact: bool = False) -> Select:
+    """Select all modules of these types that run; ``exact`` leaves out their subclasses."""
+
+    def select(model: DualEncoder) -> Sequence[Any]:
+        return [
+            module
+            for module in running(model, visual=visual)
+            if (type(module) in types if exact else isinstance(module, types))
+        ]
+
+    return select
+
+
+def where(select: Select, holds: Callable[[Any], bool]) -> Select:
+    """Select those for which it holds."""
+    return lambda model: [module for module in select(model) if holds(module)]
+
+
+def middle(select: Select) -> Select:
+    """Select the one in the middle, if there is any."""
+
+    def chosen(model: DualEncoder) -> Sequence[Any]:
+        found = select(model)
+        return found[len(found) // 2 :][:1]
+
+    return chosen
+
+
+def first(select: Select) -> Select:
+    """Select the first, if there is any."""
+    return lambda model: select(model)[:1]
+
+
+def last_block(*, visual: bool) -> Select:
+    """Select the last block of the longest stack of blocks of one type: it keeps the shape."""
+
+    def select(model: DualEncoder) -> Sequence[Any]:
+        called = set(running(model, visual=visual))
+        stacks = [blocks for blocks in map(_blocks, model.modules()) if called.issuperset(blocks)]
+        inner = [blocks for blocks in stacks if not any(map(_holds_stack, blocks))]
+        longest = max(inner, key=len, default=[])
+        return longest[-1:]
+
+    return select
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """The items of a stack of at least two modules of one type, each of several modules."""
+    if not isinstance(module, (nn.Sequential, nn.ModuleList)) or len(module) < 2:
+        return []
+    items = list(module)
+    alike = len({type(item) for item in items}) == 1
+    return items if alike and all(any(item.children()) for item in items) else []
+
+
+def _holds_stack(module: nn.Module) -> bool:
+    return any(_blocks(each) for each in module.modules())
+
+
+_POSITIONS = ("positional_embedding", "pos_embed")
+"""Attributes that hold positions: bare parameters have no type to know them by."""
+
+
+def positions(*, visual: bool) -> Select:
+    """Select the parameters [..., L, D] that are added at positions."""
+
+    def select(model: DualEncoder) -> Sequence[Any]:
+        return [each for owner in owners(model, visual=visual) for each in _positions_of(owner)]
+
+    return select
+
+
+def _positions_of(owner: nn.Module) -> Iterator[Tensor]:
+    for name, parameter in owner.named_parameters(recurse=False):
+        if name in _POSITIONS:
+            yield parameter
+    embedding = getattr(owner, "position_embeddings", None)
+    if isinstance(embedding, nn.Embedding):
+        yield embedding.weight
+
+
+def owners(model: DualEncoder, *, visual: bool) -> list[nn.Module]:
+    """The modules of a tower that run; open_clip's older class is its own text tower, and is not
+    called as a module."""
+    found = running(model, visual=visual)
+    inner = getattr(model, "model", None)
+    return [inner, *found] if isinstance(inner, nn.Module) and not visual else found

@@ -1,0 +1,101 @@
+"""Faults that are planted by the types of modules, in small models of libraries."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from torch import nn
+
+from clipcheck.audit import small
+from clipcheck.audit.auditing import CATALOGUE, audit
+from clipcheck.audit.faults.by_type import CLEAN_TYPES, TYPE_FAULTS
+from clipcheck.audit.faults.by_type.selecting import last_block, running
+from clipcheck.audit.faults.variant import CLEAN_FAMILY, FAMILIES, Variant
+from clipcheck.errors import UsageError
+from clipcheck.families.base import DualEncoder
+from clipcheck.families.registry import family
+from clipcheck.writers.library import draw
+from tests.thorough import parametrize, thorough
+
+ALL = (*TYPE_FAULTS, *CLEAN_TYPES)
+
+QUICK = ("epsilons-of-another-library", "padding-attended-to", "image-layer-in-bfloat16")
+"""Three faults: a weak one, one of a text model of transformers, and one of precision."""
+
+CLEAN = "attentions-step-by-step"
+
+
+def built(name: str) -> DualEncoder:
+    architecture = small.small(name)
+    return family(architecture.library).build(architecture, draw(architecture))
+
+
+def named(name: str) -> Variant:
+    return next(variant for variant in ALL if variant.name == name)
+
+
+@pytest.mark.parametrize(
+    "families",
+    [("clipa", "roberta"), *(thorough((name,)) for name in small.SMALL)],
+    ids=lambda families: "-".join(families),
+)
+def test_faults_are_caught_and_clean_variants_pass(
+    families: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    every = len(families) == 1
+    found = audit((), families=families, only=() if every else (*QUICK, CLEAN))
+    assert [finding for finding in found.findings if not finding.right] == []
+    assert {finding.architecture for finding in found.findings} == set(families)
+    if not every:
+        assert (len(found.faults), len(found.clean)) == (5, 2)
+
+
+@parametrize("name", small.SMALL, quick=2)
+def test_every_model_gets_most_of_the_catalogue(name: str) -> None:
+    architecture = small.small(name)
+    chosen = [variant for variant in CATALOGUE if variant.applies_to(architecture, "trace")]
+    assert sum(not variant.clean for variant in chosen) >= 18
+    assert sum(variant.clean for variant in chosen) >= 6
+
+
+def test_a_variant_is_left_out_where_nothing_is_what_it_alters() -> None:
+    clipa, roberta = small.small("clipa"), small.small("roberta")
+    padding, mask = named("padding-attended-to"), named("text-mask-left-out")
+    assert [padding.applies_to(each, "trace") for each in (clipa, roberta)] == [False, True]
+    assert [mask.applies_to(each, "trace") for each in (clipa, roberta)] == [False, False]
+    assert mask.applies_to(small.small("metaclip2"), "trace")
+    assert not padding.applies_to(roberta, "onnxruntime")
+
+
+def test_modules_that_do_not_run_are_not_selected() -> None:
+    model = built("coca")
+    selected = set(running(model))
+    inner = model.get_submodule("model")
+    decoder = set(inner.get_submodule("text_decoder").modules())
+    assert decoder.isdisjoint(selected)
+    assert set(running(model, visual=True)).isdisjoint(running(model, visual=False))
+
+
+def test_the_last_block_is_one_of_the_tower_s() -> None:
+    model = built("clipa")
+    for visual, tower in ((True, "visual.transformer"), (False, "transformer")):
+        blocks = model.get_submodule(f"model.{tower}.resblocks")
+        assert isinstance(blocks, nn.ModuleList)
+        assert last_block(visual=visual)(model) == [blocks[-1]]
+
+
+def test_entries_are_of_known_families_and_have_names_of_their_own() -> None:
+    counts = Counter(variant.name for variant in CATALOGUE)
+    assert [variant.name for variant in ALL if counts[variant.name] != 1] == []
+    assert {variant.family for variant in TYPE_FAULTS} <= set(FAMILIES)
+    assert {variant.family for variant in CLEAN_TYPES} == {CLEAN_FAMILY}
+    assert [v.name for v in ALL if not v.reason or "\n" in v.reason or len(v.reason) > 100] == []
+
+
+def test_an_unknown_family_and_other_weights_are_refused() -> None:
+    with pytest.raises(UsageError, match="no small model of a family is named 'clippa'") as caught:
+        audit((), families=("clippa",))
+    assert "clipa" in str(caught.value.remedy)
+    with pytest.raises(UsageError, match="expected seeded weights"):
+        audit((), families=("clipa",), weights=("trained",))
