@@ -386,12 +386,18 @@ def _require_finite(
     exact: Sequence[Mapping[str, Array]],
     dtype: str,
 ) -> None:
-    for batch, own, in_float64 in zip(batches, reference, exact, strict=True):
-        remedies = (
-            (in_float64, "float64", "Look for NaN, infinities and zeros in its weights."),
-            (own, dtype, f"The numbers do not fit: choose a --dtype of wider range than {dtype}."),
+    wider = f"choose a --dtype of wider range than {dtype}."
+    if dtype == "float16":
+        cast = f"Look for weights that {dtype} is too narrow for, and for zeros; or {wider}"
+        overflowing = f"The numbers do not fit: {wider}"
+    else:
+        cast = "Look for NaN, infinities and zeros in its weights."
+        overflowing = (
+            f"The numbers do not fit, and no dtype has a wider range than {dtype}: look for "
+            "weights that are too large, and for variances next to zero."
         )
-        for outputs, name, remedy in remedies:
+    for batch, own, in_float64 in zip(batches, reference, exact, strict=True):
+        for outputs, name, remedy in ((in_float64, "float64", cast), (own, dtype, overflowing)):
             problem = eager_not_finite(
                 Case(outputs, outputs, outputs, batch.rows, batch.first_rows), tuple(outputs)
             )

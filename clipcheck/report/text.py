@@ -349,7 +349,8 @@ def _labels(judgements: Sequence[Judgement], room: int) -> _Labels:
     the ways stand in the rows, and the names above these.
     """
     ways = [_way(judgement) for judgement in judgements]
-    shared = {" ".join(way) for way, each in zip(ways, judgements, strict=True) if each.gates}
+    # What could not be read has no dtype, and would have been run in the same way.
+    shared = {" ".join(way) for way, each in zip(ways, judgements, strict=True) if each.dtype}
     names = [visible(judgement.checkpoint) for judgement in judgements]
     if len(shared) == 1 and all(cell_len(text) <= _FIRST for text in [*names, *shared]):
         return _Labels(shared.pop(), names, True)

@@ -524,6 +524,35 @@ def test_what_overflows_in_the_eager_model_as_well_could_not_be_judged(tmp_path:
     assert single.passed
 
 
+def test_what_no_dtype_is_wide_enough_for_is_looked_for_in_the_weights(tmp_path: Path) -> None:
+    weights = {key: tensor.float() for key, tensor in minute_weights().items()}
+    weights["ln_final.weight"] *= 1e38
+    weights["text_projection"] *= 1e3
+    assert _why_not(tmp_path, weights, "float32").endswith(
+        ", in float32, so that nothing can be said of what is compared with it. The numbers do not "
+        "fit, and no dtype has a wider range than float32: look for weights that are too large, "
+        "and for variances next to zero."
+    )
+
+
+def test_weights_that_a_dtype_is_too_narrow_for_are_told(tmp_path: Path) -> None:
+    weights = {key: tensor.float() for key, tensor in minute_weights().items()}
+    weights["text_projection"] *= 1e8
+    assert _why_not(tmp_path, weights, "float16").endswith(
+        ", in float64, so that nothing can be said of what is compared with it. Look for weights "
+        "that float16 is too narrow for, and for zeros; or choose a --dtype of wider range than "
+        "float16."
+    )
+
+
+def _why_not(folder: Path, weights: dict[str, torch.Tensor], dtype: str) -> str:
+    path = folder / "large.pt"
+    write_archive(MINUTE, weights, path)
+    (found,) = clipcheck.check(path, dtype=dtype, examples=CORNERS, isolation="none").judgements
+    assert found.error is not None
+    return found.error
+
+
 def test_one_checkpoint_that_needs_no_other_dtype_is_judged_in_float32(
     minute_archive: Path,
 ) -> None:

@@ -118,6 +118,16 @@ def test_names_that_fit_stand_in_the_rows_below_the_way_that_all_share() -> None
     ]
 
 
+def test_a_run_that_could_not_be_judged_keeps_its_dtype() -> None:
+    half = replace(PASSED, dtype="float16", gates=(), error="not finite")
+    assert table(half, PASSED) == [
+        "                  integrity  allclose",
+        "model.pt",
+        " jit cpu float16  not judged",
+        " jit cpu float32  ok         ok 25%",
+    ]
+
+
 def test_names_stand_above_the_rows_where_the_ways_differ_or_a_name_is_long() -> None:
     half = replace(PASSED, device="cuda:1", dtype="bfloat16", gates=margins(HALF, 0.5))
     assert table(replace(PASSED, gates=margins(FLOAT32, 0.5)), half, UNJUDGED) == [
