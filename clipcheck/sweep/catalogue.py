@@ -383,7 +383,7 @@ def _size(given: Mapping[str, Any]) -> int | None:
 
 def _of_folder(folder: Path) -> list[Entry]:
     """All checkpoints in it and below, by name. A folder that is one is not searched."""
-    found = sorted(_without_data(list(_within(folder))))
+    found = [folder] if _is_model(folder) else sorted(_without_data(list(_within(folder))))
     if not found:
         raise CatalogueError(
             f"expected a checkpoint in this folder, found none ({', '.join(ENDINGS)})",
@@ -403,6 +403,10 @@ def _without_data(paths: Sequence[Path]) -> Iterator[Path]:
     return (path for path in paths if path not in data)
 
 
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (TRANSFORMERS_CONFIG, OPEN_CLIP_CONFIG))
+
+
 def _within(folder: Path) -> Iterator[Path]:
     try:
         inside = list(folder.iterdir())
@@ -412,8 +416,7 @@ def _within(folder: Path) -> Iterator[Path]:
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            whole = any((path / name).is_file() for name in (TRANSFORMERS_CONFIG, OPEN_CLIP_CONFIG))
-            if whole:
+            if _is_model(path):
                 yield path
             elif not path.is_symlink():  # which may lead back to where it is
                 yield from _within(path)

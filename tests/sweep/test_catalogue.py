@@ -186,6 +186,12 @@ def test_a_folder_has_all_checkpoints_in_it_and_below(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("config", ["config.json", "open_clip_config.json"])
+def test_a_folder_that_is_a_model_is_one_checkpoint(tmp_path: Path, config: str) -> None:
+    touched(tmp_path, config, "model-1-of-2.safetensors", "model-2-of-2.safetensors")
+    assert [entry.source for entry in read(tmp_path)] == [Source("path", str(tmp_path))]
+
+
 def test_what_a_program_names_is_no_checkpoint_of_its_own(tmp_path: Path) -> None:
     onnx_naming(tmp_path / "m.onnx", "weights.bin")
     touched(tmp_path, "other.bin")
