@@ -16,8 +16,9 @@ from clipcheck.backends.loading import OpenSides, build, opened_sides
 from clipcheck.backends.registry import Choice, default_for
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import require_told, undecided
-from clipcheck.errors import CheckpointError, IsolationError, RunError
+from clipcheck.errors import CheckpointError, IsolationError, RunError, UnfitError
 from clipcheck.gates.alternative import Departure, described
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fidelity import fidelity
@@ -60,7 +61,17 @@ def require_convertible(checkpoint: Checkpoint, isolation: Isolation | None = No
             as another architecture than is assumed.
         DamagedError, NotFiniteError: an archive is not sound.
         UnavailableError: its code cannot be run in isolation on this machine.
+        UnfitError: a library's own modules compute it, which clipcheck does not write.
     """
+    if isinstance(checkpoint.model, LibraryArchitecture):
+        library = checkpoint.model.library
+        raise UnfitError(
+            f"expected a model of OpenAI's architecture, found {checkpoint.model.describe()}: no "
+            "other is converted",
+            remedy=f"Write it with {library} itself. `clipcheck check` judges these weights, by "
+            "another backend such as export.",
+            path=checkpoint.path,
+        )
     require_told(checkpoint)
     released = registry.by_sha256(checkpoint.sha256)
     if not checkpoint.told and released is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.architecture import Activation
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.formats import open_checkpoint
-from clipcheck.checkpoints.told import Told
-from clipcheck.errors import ArchitectureError, DamagedError
+from clipcheck.checkpoints.told import Told, named
+from clipcheck.errors import ArchitectureError, DamagedError, UnfitError
 from clipcheck.harness import converting
 from clipcheck.harness.converting import require_convertible
 from clipcheck.system import torchscript_support
@@ -32,7 +33,15 @@ from tests.archives import (
     with_gelu,
     with_heads,
 )
-from tests.samples import CRC32, MINUTE, MINUTE_RESNET, minute_weights, saved, with_field
+from tests.samples import (
+    CRC32,
+    MINUTE,
+    MINUTE_RESNET,
+    minute_config,
+    minute_weights,
+    saved,
+    with_field,
+)
 from tests.thorough import parametrize
 
 GELU = MINUTE.with_blocks(activation=Activation.GELU)
@@ -262,6 +271,18 @@ def test_what_is_told_is_not_run(
     (tmp_path / "w.pt").write_bytes(saved(minute_weights()))
     with pytest.raises(ArchitectureError, match="these weights do not tell"):
         require_convertible(open_checkpoint(tmp_path / "w.pt"))
+
+
+def test_a_model_that_a_library_computes_is_not_converted(tmp_path: Path) -> None:
+    config = minute_config(tmp_path)
+    biased = {**json.loads(config.read_text()), "init_logit_bias": -10.0}
+    config.write_text(json.dumps(biased))
+    path = tmp_path / "w.pt"
+    path.write_bytes(saved({**minute_weights(), "logit_bias": torch.tensor(-10.0)}))
+    with pytest.raises(
+        UnfitError, match=r"init_logit_bias -10\.0: no other is converted\. Write it"
+    ):
+        require_convertible(open_checkpoint(path, told=named(str(config))))
 
 
 def never(*_: object, **__: object) -> Any:
