@@ -1,4 +1,4 @@
-"""What is planted in a library's modules: other computations over the same weights."""
+"""Alterations of a library's modules: other computations over the same weights."""
 
 from __future__ import annotations
 

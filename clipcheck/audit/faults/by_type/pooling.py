@@ -18,7 +18,7 @@ _OTHER_IMAGE = {"tok": "avg", "token": "avg", "avg": "token"}
 
 
 def text_pools(model: DualEncoder) -> list[nn.Module]:
-    """What pools the text tower's tokens by a rule that it can be told, or by their mean."""
+    """Find what pools the text tower's tokens by a rule that it can be told, or by their mean."""
     return [
         each
         for each in owners(model, visual=False)
@@ -37,7 +37,7 @@ def pool_text_elsewhere(module: nn.Module) -> None:
 
 
 def image_pools(model: DualEncoder) -> list[nn.Module]:
-    """What pools the image tower's tokens or channels."""
+    """Find what pools the image tower's tokens or channels."""
     return [
         each
         for each in owners(model, visual=True)
