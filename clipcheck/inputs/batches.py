@@ -416,8 +416,9 @@ def whole_row(texts: TextRules, context_length: int, ids: Sequence[int]) -> Toke
 
 
 def padded(texts: TextRules, row: Tokens) -> Tokens:
-    """A row of CLIP's tokenizer, which pads with zeros, as the rules pad."""
-    row[length_of(CLIP_TEXTS, row) :] = texts.pad
+    """A row of CLIP's tokenizer, which pads with zeros, as the rules pad. A text may have end tokens
+    inside: what it writes ends with the last."""
+    row[np.flatnonzero(row == CLIP_TEXTS.end)[-1] + 1 :] = texts.pad
     return row
 
 
