@@ -80,7 +80,7 @@ def audit(
     seeds: Sequence[int] = (0,),
     weights: Sequence[str] = ("seeded",),
     dtypes: Sequence[str] = ("float32",),
-    backends: Sequence[str] = (),
+    backends: Sequence[str] | None = None,
     families: Sequence[str] = (),
     only: Sequence[str] = (),
     threads: int | None = None,
@@ -117,7 +117,8 @@ def audit(
     """
     small = SMALL if registry.ALL in families else tuple(families)
     _require_known(architectures, small, seeds, weights, dtypes, only)
-    able, left_out = _backends(backends or _defaults(architectures, small))
+    written = _defaults(architectures, small) if backends is None else backends
+    able, left_out = _backends(written)
     if not able:
         raise UsageError(
             "expected a backend to plant faults into, found none",

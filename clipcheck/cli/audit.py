@@ -107,7 +107,7 @@ def audit(
             seeds=seed or (0,),
             weights=weights or ("seeded",),
             dtypes=dtype or ("float32",),
-            backends=backend or (),
+            backends=backend or None,
             families=family or (),
             only=only or (),
             localize=localize,
