@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -179,8 +180,15 @@ def test_a_backend_is_built_with_a_value_for_each_option(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Source] = []
-    monkeypatch.setattr(find("compile"), "build", given.append)
-    build(Choice("compile", {"dynamic": "auto"}), source)
+    built = SimpleNamespace()
+
+    def building(source: Source) -> SimpleNamespace:
+        given.append(source)
+        return built
+
+    monkeypatch.setattr(find("compile"), "build", building)
+    assert build(Choice("compile", {"dynamic": "auto"}), source) is built
+    assert built.lacks == frozenset()
     assert given == [replace(source, options={"mode": "default", "dynamic": "auto"})]
 
 
@@ -200,8 +208,9 @@ def test_a_program_is_opened_whatever_its_checkpoint_would_fit(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(find("export"), "unfit", lambda *_: "it does not fit")
-    monkeypatch.setattr(find("export"), "build", lambda _: "built")
-    assert build(Choice("export"), replace(source, program=tmp_path)) == "built"
+    built = SimpleNamespace()
+    monkeypatch.setattr(find("export"), "build", lambda _: built)
+    assert build(Choice("export"), replace(source, program=tmp_path)) is built
 
 
 def raising(error: BaseException) -> Any:
