@@ -55,7 +55,7 @@ def test_audit_exits_1_when_anything_is_wrong(
     del seen["progress"]
     assert seen == {
         "architectures": ["RN50"], "seeds": [3, 4], "weights": ["trained"], "dtypes": ("float32",),
-        "backends": (), "families": (), "only": (), "localize": False,
+        "backends": None, "families": (), "only": (), "localize": False,
     }  # fmt: skip
 
 
