@@ -608,7 +608,8 @@ def test_a_folder_that_is_not_there_is_an_error(run: Run, tmp_path: Path) -> Non
 def test_a_directory_is_not_replaced(run: Run, tmp_path: Path) -> None:
     done = run("synthesize", "tiny-vit", "-o", tmp_path)
     assert done.code == 2
-    assert f"{tmp_path}: expected the name of a file, found a folder. " in done.err
+    assert f"{tmp_path}: expected the format of a folder, found none. Give --format " in done.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_device_is_not_replaced(tmp_path: Path) -> None:

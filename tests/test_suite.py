@@ -156,8 +156,8 @@ def test_each_checkpoint_is_judged_once_in_one_worker_large_ones_first(
         assert len({words[0] for words in ran if name in words[-1]}) == 1
     (share,) = {workers.threads(workers.cores(), 2)}
     result.stdout.fnmatch_lines([f"clipcheck: large.pt, small.pt on cpu; seed 0; {share} thread*"])
-    # One of the three had nothing to do, and imported nothing for it.
-    assert sorted((here.path / "imported").read_text().splitlines())[0] == "False False"
+    # One of the three had nothing to do, and did not import torch for it.
+    assert sorted((here.path / "imported").read_text().splitlines())[0].startswith("False ")
 
 
 @pytest.mark.thorough
