@@ -416,8 +416,8 @@ def whole_row(texts: TextRules, context_length: int, ids: Sequence[int]) -> Toke
 
 
 def padded(texts: TextRules, row: Tokens) -> Tokens:
-    """A row of CLIP's tokenizer, which pads with zeros, as the rules pad. A text may have end tokens
-    inside: what it writes ends with the last."""
+    """A row of CLIP's tokenizer, which pads with zeros, as the rules pad. A text may have end
+    tokens inside: what the tokenizer writes ends with the last."""
     row[np.flatnonzero(row == CLIP_TEXTS.end)[-1] + 1 :] = texts.pad
     return row
 

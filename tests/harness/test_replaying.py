@@ -136,7 +136,7 @@ def test_what_is_kept_is_all_that_it_takes_to_see_it_again(folder: Path, result:
     assert len(document["inputs"]) == 32
     assert document["run"]
     assert document["date"].endswith("Z")
-    assert document["limits"] == {"atol": 0.01, "rtol": 0.1}
+    assert document["limits"] == {"atol": 0.01, "rtol": 0.1, "sigmoid": False}
     assert document["figures"]["output"] == "text_features"
     assert document["figures"]["rmse_ratio"] > document["figures"]["allowed"]
     assert document["environment"]["torch"]
