@@ -16,9 +16,10 @@ from clipcheck.audit.faults.by_type import CLEAN_TYPES, TYPE_FAULTS
 from clipcheck.audit.faults.variant import ARCHIVES, Variant
 from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS
 from clipcheck.audit.findings import Audit, Finding
-from clipcheck.audit.small import SMALL, model_named, parameters_of
+from clipcheck.audit.small import SMALL, model_named
 from clipcheck.backends import registry
 from clipcheck.errors import ClipcheckError, RunError, UsageError, nearest
+from clipcheck.families.registry import parameters_of
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.system.processes import Processes
 from clipcheck.system.progress import Progress, Span, silent

@@ -19,7 +19,7 @@ import torch
 from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import Spot, spots
 from clipcheck.audit.findings import Finding
-from clipcheck.audit.small import model_named, parameters_of
+from clipcheck.audit.small import model_named
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.loading import opened_sides
 from clipcheck.backends.reference import Reference, exact_floats
@@ -31,7 +31,7 @@ from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.families import registry
 from clipcheck.families.base import DualEncoder
-from clipcheck.families.registry import sizes_of
+from clipcheck.families.registry import parameters_of, sizes_of
 from clipcheck.gates.allclose import allclose
 from clipcheck.gates.localisation import Localisation, Place, Tower, tower_of
 from clipcheck.gates.result import GateResult

@@ -8,7 +8,6 @@ from typing import Any
 
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.library import TEXT_CONFIG, LibraryArchitecture, read_open_clip
-from clipcheck.families.registry import family
 from clipcheck.writers.synthesize import architecture_named
 
 _TEXT = {"context_length": 8, "vocab_size": 120, "width": 64, "heads": 2, "layers": 2}
@@ -94,10 +93,3 @@ def model_named(name: str) -> Architecture | LibraryArchitecture:
         UnknownModelError: there is none of that name.
     """
     return small(name) if name in CONFIGS else architecture_named(name)
-
-
-def parameters_of(model: Architecture | LibraryArchitecture) -> int:
-    """Number of its weights."""
-    if isinstance(model, LibraryArchitecture):
-        return family(model.library).parameters(model)
-    return model.parameters

@@ -89,13 +89,6 @@ class Family(Protocol):
             UnavailableError: it is not installed.
         """
 
-    def parameters(self, architecture: LibraryArchitecture) -> int:
-        """Number of the model's weights, of which none is allocated.
-
-        Raises:
-            ArchitectureError: the library has no such model.
-        """
-
     def build(
         self, architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]
     ) -> DualEncoder:

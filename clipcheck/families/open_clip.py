@@ -21,15 +21,12 @@ from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG
 from clipcheck.checkpoints.library import TEXT_CONFIG, LibraryArchitecture
 from clipcheck.errors import ArchitectureError, UnavailableError, first_line
 from clipcheck.families.base import DualEncoder
-from clipcheck.families.building import Uninitialised, assign, count, dtype_of
+from clipcheck.families.building import Uninitialised, assign, dtype_of
 from clipcheck.families.sizes import Sizes
 from clipcheck.inputs.rules import CLIP_VOCABULARY, MEAN, STD, ImageRules, TextRules, clip_texts
 
 _TOO_MANY = 3
 """Keys that a message names."""
-
-_POSITIONS = "embeddings.position_ids"
-"""Ends the key of a buffer that older versions of transformers had in their state dicts."""
 
 
 class OpenClip(DualEncoder):
@@ -207,11 +204,6 @@ _DEPTHS = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers"
 # --------------------------------------------------------------------------- building
 
 
-def parameters(architecture: LibraryArchitecture) -> int:
-    """Number of the model's weights, of which none is allocated."""
-    return count(lambda: empty(architecture))
-
-
 def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> OpenClip:
     """The library's model over these tensors, which are assigned, not copied.
 
@@ -219,8 +211,7 @@ def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> O
         ArchitectureError: open_clip has no such model, or they are not its weights.
     """
     model = empty(architecture)
-    weights = {key: each for key, each in tensors.items() if not key.endswith(_POSITIONS)}
-    assign(model, weights, _is_visual, OPEN_CLIP_CONFIG)
+    assign(model, tensors, _is_visual, OPEN_CLIP_CONFIG)
     return OpenClip(model, architecture).eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
@@ -84,6 +85,22 @@ def over(
     from clipcheck.families import eager
 
     return eager.build(model, weights)
+
+
+@functools.cache
+def parameters_of(model: Architecture | LibraryArchitecture) -> int:
+    """Number of a model's weights, of which none is allocated.
+
+    Raises:
+        ArchitectureError: its library has no such model.
+    """
+    if not isinstance(model, LibraryArchitecture):
+        return model.parameters
+    import torch
+
+    with torch.device("meta"):
+        built = family(model.library).empty(model)
+    return sum(parameter.numel() for parameter in built.parameters())
 
 
 def dimensions_of(model: Architecture | LibraryArchitecture) -> dict[str, int | str]:

@@ -24,7 +24,7 @@ from clipcheck.checkpoints.kinds import Kind, kind_of
 from clipcheck.checkpoints.library import PREPROCESSOR_CONFIG, LibraryArchitecture
 from clipcheck.errors import ArchitectureError, UnavailableError
 from clipcheck.families.base import DualEncoder
-from clipcheck.families.building import Uninitialised, assign, count, dtype_of
+from clipcheck.families.building import Uninitialised, assign, dtype_of
 from clipcheck.families.sizes import Sizes
 from clipcheck.inputs.rules import ImageRules, TextRules, clip_texts
 
@@ -39,9 +39,6 @@ _HALF = (0.5, 0.5, 0.5)
 
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers, as ``resample`` has them."""
-
-_POSITIONS = "embeddings.position_ids"
-"""Ends the key of a buffer that older versions had in their state dicts."""
 
 _VISUAL = ("vision_model.", "visual_projection.")
 """How the keys of image towers begin."""
@@ -344,18 +341,12 @@ def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> T
         ArchitectureError: they are not the weights of the configuration's model.
     """
     model, kind = empty(architecture), _kind(architecture)
-    weights = {key: each for key, each in tensors.items() if not key.endswith(_POSITIONS)}
     begin = f"{'vision' if kind.tower == 'image' else 'text'}_model."
     if kind.tower and not any(key.startswith(begin) for key in model.state_dict()):
         # Files have it, and the library leaves it out (its base_model_prefix).
-        weights = {key.removeprefix(begin): each for key, each in weights.items()}
-    assign(model, weights, functools.partial(_is_visual, kind), TRANSFORMERS_CONFIG)
+        tensors = {key.removeprefix(begin): each for key, each in tensors.items()}
+    assign(model, tensors, functools.partial(_is_visual, kind), TRANSFORMERS_CONFIG)
     return Transformers(model, architecture).eval()
-
-
-def parameters(architecture: LibraryArchitecture) -> int:
-    """Number of the model's weights, of which none is allocated."""
-    return count(lambda: empty(architecture))
 
 
 def empty(architecture: LibraryArchitecture) -> nn.Module:

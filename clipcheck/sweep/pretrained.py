@@ -7,7 +7,6 @@ trained, by what the list says of the tag.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -18,7 +17,7 @@ from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.library import LibraryArchitecture, read_open_clip
 from clipcheck.checkpoints.told import OPEN_CLIP, trained
 from clipcheck.errors import ArchitectureError
-from clipcheck.families.registry import family, sizes_of
+from clipcheck.families.registry import parameters_of, sizes_of
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.jobs import DEFAULT, Source
 
@@ -80,14 +79,8 @@ def _of_library(label: str, configured: LibraryArchitecture, weights: Mapping[st
         ArchitectureError: it is not judged.
     """
     sizes_of(configured)
-    source = _source(weights, _parameters(configured))
+    source = _source(weights, parameters_of(configured))
     return Entry(label, source, (_BACKEND,), architecture=f"{OPEN_CLIP}{label}")
-
-
-@functools.cache
-def _parameters(configured: LibraryArchitecture) -> int:
-    """Number of a model's weights: one that is of several tags is counted once."""
-    return family(configured.library).parameters(configured)
 
 
 def _source(weights: Mapping[str, Any], parameters: int) -> Source:
