@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.load import write_archive
-from benchmarks.tables import Table, add_option
+from benchmarks.tables import add_option, table
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
 from clipcheck.backends.loading import Sides, build, load_sides
@@ -134,17 +134,17 @@ def timed(call: Callable[[], object]) -> tuple[float, object]:
 def report(rows: list[Row], images: int, folder: Path | None) -> None:
     print(f"{images} images and {images} texts, {torch.get_num_threads()} threads.\n")
     columns = ["backend", "build, s", "again, s", "batch, s", "of eager's time", "artefact, MB"]
-    with Table("backends", [*columns, "of eager's distance from float64"], folder) as table:
-        for row in rows:
-            size = "-" if row.size is None else f"{row.size / 1e6:,.0f}"
-            table.row(
-                f"`{row.name}`",
-                f"{row.cold:.1f}",
-                f"{row.warm:.1f}",
-                f"{row.batch:.2f}",
-                f"{row.beside_eager:.2f}",
+    with table("backends", [*columns, "of eager's distance from float64"], folder) as row:
+        for each in rows:
+            size = "-" if each.size is None else f"{each.size / 1e6:,.0f}"
+            row(
+                f"`{each.name}`",
+                f"{each.cold:.1f}",
+                f"{each.warm:.1f}",
+                f"{each.batch:.2f}",
+                f"{each.beside_eager:.2f}",
                 size,
-                f"{row.ratio:.2f}",
+                f"{each.ratio:.2f}",
             )
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import write_archive
-from benchmarks.tables import Table, add_option
+from benchmarks.tables import add_option, table
 
 PLAIN = """
 import json, resource, sys, time
@@ -129,11 +129,11 @@ def report(rounds: list[tuple[dict[str, float], dict[str, float]]], folder: Path
         check["rest"] = check["whole"] - sum(check[phase] for phase in (*FORWARD, *BESIDE))
         check["beside"] = check["rest"] + sum(check[phase] for phase in BESIDE)
     print(f"Medians of {len(rounds)} rounds; each side in a process of its own.\n")
-    with Table("check", ["phase", "seconds", "share of the check"], folder) as table:
+    with table("check", ["phase", "seconds", "share of the check"], folder) as row:
         for phase in (*FORWARD, *BESIDE, "rest", "beside", "whole"):
             seconds = statistics.median(check[phase] for check in checks)
             share = statistics.median(check[phase] / check["whole"] for check in checks)
-            table.row(phase, f"{seconds:.2f}", f"{share:.1%}")
+            row(phase, f"{seconds:.2f}", f"{share:.1%}")
     plain = statistics.median(plain["plain"] for plain, _ in rounds)
     times = statistics.median(check["whole"] / plain["plain"] for plain, check in rounds)
     print(f"\nPlain forward passes, both ways: {plain:.2f} s. The check: {times:.2f} times that.")

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.tables import Table, add_option
+from benchmarks.tables import add_option, table
 
 WORKER = """
 import json, resource, sys, time, warnings
@@ -103,11 +103,11 @@ def report(measured: dict, rounds: int, folder: Path | None) -> None:
     print(f"Medians of {rounds} rounds; each load in a process of its own. Times as much: of")
     print("clipcheck's own, round by round.\n")
     columns = ["way", "package", "import", "load", "load, times as much", "peak memory"]
-    with Table("load", [*columns, "of clipcheck's"], folder) as table:
+    with table("load", [*columns, "of clipcheck's"], folder) as row:
         for way in WAYS:
             base = measured["clipcheck", way]
             for package in dict.fromkeys(package for package, _ in measured):
-                table.row(way, package, *cells(measured[package, way], base))
+                row(way, package, *cells(measured[package, way], base))
 
 
 def cells(found: list[dict], base: list[dict]) -> list[str]:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.tables import Table, add_option
+from benchmarks.tables import add_option, table
 
 FAULTS = ("gelu-for-quickgelu", "int8-weight-in-one-layer", "image-encoder-normalises", None)
 
@@ -96,14 +96,14 @@ def main() -> None:
     add_option(parser)
     arguments = parser.parse_args()
     columns = ["fault", "found at", "walk", "times an archive's pass", "times the three passes"]
-    with Table("localize", [*columns, "report"], arguments.tables) as table:
+    with table("localize", [*columns, "report"], arguments.tables) as row:
         for fault in FAULTS:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "model.pt"
                 run(PLANT, arguments.arch, str(path), *([fault] if fault else []))
                 walks = [run(WALK, str(path)) for _ in range(arguments.rounds)]
                 report = run(REPORT, str(path))
-            table.row(fault or "none", *cells(walks, report))
+            row(fault or "none", *cells(walks, report))
 
 
 def run(worker: str, *arguments: str) -> dict:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.tables import Table, add_option
+from benchmarks.tables import add_option, table
 from clipcheck.audit.auditing import ARCHITECTURES
 from clipcheck.audit.bench import CPU, Bench, Model
 from clipcheck.audit.faults import CLEAN, FAULTS
@@ -125,10 +125,10 @@ def report(entries: Sequence[Entry], folder: Path | None) -> None:
     names = list(dict.fromkeys(entry["architecture"] for entry in entries))
     columns = [f"{name}: {what}" for name in names for what in ("caught", "clean passed")]
     print()
-    with Table("trained", ["weights", "dtype", *columns], folder) as table:
+    with table("trained", ["weights", "dtype", *columns], folder) as row:
         for kind in dict.fromkeys((entry["weights"], entry["dtype"]) for entry in entries):
             here = [e for e in entries if (e["weights"], e["dtype"]) == kind]
-            table.row(*kind, *(cell for name in names for cell in counts(here, name)))
+            row(*kind, *(cell for name in names for cell in counts(here, name)))
     print(f"\nMissed: {', '.join(missed([e for e in entries if not e['clean']])) or 'none'}.")
 
 

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.load import write_archive
-from benchmarks.tables import Table, add_option
+from benchmarks.tables import add_option, table
 
 COMMON = """
 import json, sys, time
@@ -104,10 +104,10 @@ def report(rounds: list[tuple[dict[str, float], ...]], folder: Path | None) -> N
         return statistics.median(each[side][figure] for each in rounds)
 
     print(f"{median(0, 'rows'):.0f} examples; medians of {len(rounds)} rounds.\n")
-    with Table("search", ["side", "seconds"], folder) as table:
-        table.row("drawn, preprocessed, run and judged", f"{median(0, 'whole'):.1f}")
-        table.row("of which drawing and preprocessing", f"{median(0, 'drawing'):.1f}")
-        table.row("the same rows in batches of 32, run alone", f"{median(1, 'whole'):.1f}")
+    with table("search", ["side", "seconds"], folder) as row:
+        row("drawn, preprocessed, run and judged", f"{median(0, 'whole'):.1f}")
+        row("of which drawing and preprocessing", f"{median(0, 'drawing'):.1f}")
+        row("the same rows in batches of 32, run alone", f"{median(1, 'whole'):.1f}")
     times = statistics.median(drawn["whole"] / plain["whole"] for drawn, plain in rounds)
     print(f"\nTimes as much: {times:.2f}.")
 

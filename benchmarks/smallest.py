@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.tables import Table, add_option
+from benchmarks.tables import add_option, table
 from clipcheck.audit.bench import Bench, Model
 from clipcheck.audit.faults.planting import (
     Pair,
@@ -156,14 +156,14 @@ def main() -> None:
     torch.set_num_threads(1)
     columns = ["change", "in", "weights", "smallest seen", "gate"]
     plan = itertools.product(arguments.arch or ["tiny-vit"], arguments.weights or ["seeded"])
-    with Table("smallest", columns, arguments.tables) as table:
+    with table("smallest", columns, arguments.tables) as row:
         for arch, weights in plan:
             with tempfile.TemporaryDirectory() as folder:
                 bench = Bench(Model(arch, 0, weights, "float32"), Path(folder))
                 for name, change, kinds in changes():
                     if isinstance(bench.architecture.vision, kinds):
                         sizes = OF_EPSILON if name.startswith("epsilon") else SIZES
-                        table.row(name, arch, weights, *smallest(bench, change, sizes))
+                        row(name, arch, weights, *smallest(bench, change, sizes))
 
 
 def smallest(bench: Bench, change: Changes, sizes: Sequence[float]) -> tuple[str, str]:

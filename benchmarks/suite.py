@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.tables import Table, add_option
+from benchmarks.tables import add_option, table
 from clipcheck.system.workers import THREADS, cores
 
 ARCHITECTURES = ("ViT-B/32", "RN50")
@@ -154,11 +154,11 @@ def report(rounds: list[dict[str, Cost]], folder: Path | None) -> None:
     print(f"Medians of {len(rounds)} rounds on {cores()} cores. Times as much: of the first of the")
     print("same checkpoints, round by round.\n")
     columns = ["run", "seconds", "times as much", "memory of all processes", "times as much"]
-    with Table("suite", columns, folder) as table:
+    with table("suite", columns, folder) as row:
         for way in WAYS:
             costs = [costs[way.name] for costs in rounds]
             beside = [costs[way.beside] for costs in rounds]
-            table.row(way.name, *cells(costs, beside))
+            row(way.name, *cells(costs, beside))
 
 
 def cells(costs: list[Cost], beside: list[Cost]) -> list[str]:

@@ -29,7 +29,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.tables import Table, add_option
+from benchmarks.tables import add_option, table
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.registry import RELEASED
 from clipcheck.sweep.cost import (
@@ -152,12 +152,12 @@ def compare(folder: Path, wanted: list[str], measured: Rates, tables: Path | Non
                 )
     print(f"\nA catalogue of {len(paths)}: {', '.join(wanted)}.\n")
     columns = ["workers", "threads of each", "estimated, s", "measured, s"]
-    with Table("sweep-measured", [*columns, "measured over estimated"], tables) as table:
+    with table("sweep-measured", [*columns, "measured over estimated"], tables) as row:
         for workers in WORKERS:
             estimated = makespan(seconds[workers], workers, measured=measured)
             took = swept(folder, paths, workers, f"with-{workers}")
             share = f"{took / estimated:.2f}"
-            table.row(workers, threads(cores(), workers), f"{estimated:.0f}", f"{took:.0f}", share)
+            row(workers, threads(cores(), workers), f"{estimated:.0f}", f"{took:.0f}", share)
 
 
 def predicted(architecture: str, size: int, workers: int, measured: Rates) -> float:
@@ -183,11 +183,11 @@ def foretell(measured: Rates, tables: Path | None) -> None:
     print(f"\n{MANY} checkpoints, the nine released architectures in turn: {total / 1e9:,.0f} GB,")
     print(f"{sum(seconds) / 3600:,.1f} hours of one worker with one thread.\n")
     columns = ["workers of one thread", "files that are there", "fetched at 50 MB/s in all"]
-    with Table("sweep-estimated", columns, tables) as table:
+    with table("sweep-estimated", columns, tables) as row:
         for workers in OF_MANY:
             there = makespan(seconds, workers, measured=measured) / 3600
             fetched = makespan(seconds, workers, total, measured) / 3600
-            table.row(workers, f"{there:.1f} h", f"{fetched:.1f} h")
+            row(workers, f"{there:.1f} h", f"{fetched:.1f} h")
 
 
 def report_rates(measured: Rates) -> None:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from benchmarks.sweep import synthesized
-from benchmarks.tables import Table, add_option
+from benchmarks.tables import add_option, table
 
 COMMANDS = ("check", "sweep", "sweep, all known", "sweep --plan, all known")
 
@@ -44,11 +44,11 @@ def main() -> None:
             for command, plan in zip(COMMANDS[1:], ([], [], ["--plan"]), strict=True):
                 seconds[command].append(timed("sweep", "-q", str(folder), *ledger, *plan))
     columns = [f"command, {arguments.archives} archives of tiny-vit", "seconds", "of check"]
-    with Table("sweep-start", columns, arguments.tables) as table:
+    with table("sweep-start", columns, arguments.tables) as row:
         for command, found in seconds.items():
             ratios = [one / other for one, other in zip(found, seconds["check"], strict=True)]
             median, ratio = statistics.median(found), statistics.median(ratios)
-            table.row(f"`clipcheck {command}`", f"{median:.1f}", f"{ratio:.2f}")
+            row(f"`clipcheck {command}`", f"{median:.1f}", f"{ratio:.2f}")
 
 
 def timed(*arguments: str) -> float:

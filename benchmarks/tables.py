@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from types import TracebackType
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
@@ -19,47 +20,32 @@ def add_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class Table:
-    """A table in Markdown, each row printed when it comes.
-
-    Used as a context: at its end, unless an exception ends it, the table is written with a line
-    on the command and the date.
+@contextmanager
+def table(name: str, columns: list[str], folder: Path | None) -> Iterator[Callable[..., None]]:
+    """Print a table in Markdown, row by row; write it where all of it came.
 
     Args:
         name: of the file.
         columns: their titles.
         folder: where the file is to be; None to print only.
+
+    Yields:
+        What adds a row, of one value for each column.
     """
+    lines: list[str] = []
 
-    def __init__(self, name: str, columns: list[str], folder: Path | None) -> None:
-        self._name = name
-        self._folder = folder
-        self._lines: list[str] = []
-        self._print(columns)
-        self._print(["---"] * len(columns))
+    def add(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
 
-    def row(self, *cells: object) -> None:
-        """Add a row."""
-        self._print(list(cells))
+    def row(*cells: object) -> None:
+        add(f"| {' | '.join(map(str, cells))} |")
 
-    def _print(self, cells: list[object] | list[str]) -> None:
-        joined = "|".join(str(cell) if cell == "---" else f" {cell} " for cell in cells)
-        self._lines.append(f"|{joined}|")
-        print(self._lines[-1], flush=True)
-
-    def __enter__(self) -> Table:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._folder is None or error is not None:
-            return
-        path = self._folder / f"{self._name}.md"
-        path.write_text(written_by() + "\n".join(self._lines) + "\n", encoding="utf-8")
+    row(*columns)
+    add("|---" * len(columns) + "|")
+    yield row
+    if folder is not None:
+        (folder / f"{name}.md").write_text(written_by() + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 def written_by() -> str:
