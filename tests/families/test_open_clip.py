@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipcheck.audit.small import CONFIGS, small
-from clipcheck.backends.reference import Reference
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.library import LibraryArchitecture, read_open_clip, with_text_config
 from clipcheck.checkpoints.told import named
 from clipcheck.errors import ArchitectureError, UnfitError
 from clipcheck.families import open_clip, registry
-from clipcheck.families.base import DualEncoder
-from clipcheck.harness.judging import inputs_of
-from clipcheck.inputs.batches import batches, length_of
+from clipcheck.inputs.batches import length_of
 from clipcheck.writers.library import draw, write_folder
 from clipcheck.writers.synthesize import shallow
 from tests import oracles
+from tests.families.conformance import inputs, require_float64, require_near
 
 CPU = torch.device("cpu")
 
@@ -36,68 +30,15 @@ KINDS = ("siglip", "clipa", "metaclip2", "coca", "convnext", "eva", "roberta")
 """Names of the small models of one kind each; the others take seconds."""
 
 
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("it looked for the network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
-def built(kind: str, dtype: torch.dtype = torch.float32) -> DualEncoder:
-    architecture = small(kind)
-    tensors = draw(architecture)
-    cast = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
-    return open_clip.build(architecture, cast)
-
-
-def inputs(kind: str) -> list[tuple[Any, Any]]:
-    drawn = batches(30, inputs_of(small(kind)), 0)
-    return [(batch.pixels, batch.tokens) for batch in drawn][:3]
-
-
-class _Lowered(TorchDispatchMode):
-    """Collects the operations that make less than float64 of float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        tensors = [each for each in args if isinstance(each, Tensor)]
-        exact = any(each.dtype == torch.float64 for each in tensors)
-        if exact and isinstance(out, Tensor) and out.dtype in (torch.float32, torch.float16):
-            self.found.append(str(func))
-        return out
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_twin_computes_all_of_both_towers_in_float64(kind: str) -> None:
-    twin = built(kind, torch.float64)
-    (pixels, tokens), *_ = inputs(kind)
-    lowered = _Lowered()
-    with torch.no_grad(), lowered:
-        images = twin.encode_image(torch.from_numpy(pixels))
-        texts = twin.encode_text(torch.from_numpy(tokens))
-        logits, _ = twin.logits(images, texts)
-    assert lowered.found == []
-    assert {each.dtype for each in (images, texts, logits)} == {torch.float64}
+    twin = require_float64(small(kind))
     assert {b.dtype for b in twin.buffers() if b.is_floating_point()} <= {torch.float64}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_eager_model_is_as_near_to_its_twin_as_float32_is(kind: str) -> None:
-    architecture = small(kind)
-    reference = Reference(built(kind), architecture, CPU)
-    given = inputs(kind)
-    own, exact = reference.outputs(given), reference.exact_outputs(given)
-    for mine, theirs in zip(own, exact, strict=True):
-        for name, array in mine.items():
-            assert theirs[name].dtype == np.float64
-            off = np.abs(array - theirs[name]).max() / np.abs(theirs[name]).max()
-            assert 0 < off < 1e-4, name
+    require_near(small(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,7 +48,7 @@ def test_it_computes_what_the_library_computes(kind: str) -> None:
     tensors = draw(architecture)
     theirs = oracle(architecture)
     theirs.load_state_dict(tensors)
-    (pixels, tokens), *_ = inputs(kind)
+    (pixels, tokens), *_ = inputs(small(kind))
     image, text = torch.from_numpy(pixels), torch.from_numpy(tokens).long()
     with torch.no_grad():
         found = open_clip.build(architecture, tensors)
@@ -168,7 +109,7 @@ def test_rows_of_ids_are_as_the_family_has_them() -> None:
     }.items():
         texts = open_clip.sizes(small(kind)).texts
         assert (texts.start, texts.end, texts.pad) == (start, end, pad)
-        for _, tokens in inputs(kind):
+        for _, tokens in inputs(small(kind)):
             for row in tokens:
                 length = length_of(texts, row)
                 assert (row[length:] == pad).all()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipcheck.backends.reference import Reference
 from clipcheck.checkpoints.formats import open_checkpoint
@@ -30,6 +28,7 @@ from clipcheck.inputs.batches import CORNERS, batches, length_of
 from clipcheck.writers import programs
 from clipcheck.writers.library import draw, write_folder
 from clipcheck.writers.programs import write_pt2
+from tests.families.conformance import built, inputs, require_float64, require_near
 from tests.thorough import parametrize
 
 CPU = torch.device("cpu")
@@ -105,69 +104,18 @@ def architecture_of(kind: str, files: Mapping[str, Any] | None = None) -> Librar
     return found
 
 
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("it looked for the network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
-def built(kind: str, dtype: torch.dtype = torch.float32) -> DualEncoder:
-    architecture = architecture_of(kind)
-    tensors = draw(architecture)
-    cast = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}
-    return transformers.build(architecture, cast)
-
-
-def inputs(kind: str) -> list[tuple[Any, Any]]:
-    drawn = batches(30, inputs_of(architecture_of(kind)), 0)
-    return [(batch.pixels, batch.tokens) for batch in drawn][:3]
-
-
-class _Lowered(TorchDispatchMode):
-    """Collects the operations that make less than float64 of float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        exact = any(isinstance(each, Tensor) and each.dtype == torch.float64 for each in args)
-        if exact and isinstance(out, Tensor) and out.dtype in (torch.float32, torch.float16):
-            self.found.append(str(func))
-        return out
-
-
 def test_every_class_is_tried() -> None:
     assert SMALL.keys() == KINDS.keys()
 
 
 @EACH
 def test_the_twin_computes_all_of_both_towers_in_float64(kind: str) -> None:
-    twin = built(kind, torch.float64)
-    (pixels, tokens), *_ = inputs(kind)
-    lowered = _Lowered()
-    with torch.no_grad(), lowered:
-        images = twin.encode_image(torch.from_numpy(pixels))
-        texts = twin.encode_text(torch.from_numpy(tokens))
-        logits, _ = twin.logits(images, texts)
-    assert lowered.found == []
-    assert {each.dtype for each in (images, texts, logits)} == {torch.float64}
+    require_float64(architecture_of(kind))
 
 
 @EACH
 def test_the_eager_model_is_as_near_to_its_twin_as_float32_is(kind: str) -> None:
-    reference = Reference(built(kind), architecture_of(kind), CPU)
-    given = inputs(kind)
-    own, exact = reference.outputs(given), reference.exact_outputs(given)
-    for mine, theirs in zip(own, exact, strict=True):
-        for name, array in mine.items():
-            assert theirs[name].dtype == np.float64
-            off = np.abs(array - theirs[name]).max() / np.abs(theirs[name]).max()
-            assert 0 < off < 1e-4, name
+    require_near(architecture_of(kind))
 
 
 @EACH
@@ -179,8 +127,8 @@ def test_it_computes_what_the_library_computes(kind: str, tmp_path: Path) -> Non
     write_folder(architecture, tmp_path / "m")
     model_class: Any = getattr(library, KINDS[kind].name)
     theirs = model_class.from_pretrained(tmp_path / "m", local_files_only=True).eval()
-    found = built(kind)
-    (pixels, tokens), *_ = inputs(kind)
+    found = built(architecture_of(kind))
+    (pixels, tokens), *_ = inputs(architecture_of(kind))
     image, text = torch.from_numpy(pixels), torch.from_numpy(tokens)
     with torch.no_grad():
         expected = theirs(input_ids=text.long(), **images_of(kind, image), **masks(kind, text))
@@ -247,7 +195,7 @@ def test_export_agrees_and_a_planted_fault_does_not(kind: str, tmp_path: Path) -
     judged = check_files(tmp_path / "m", replace(options, backend="export"))
     assert judged.passed, judged
     program = tmp_path / "faulty.pt2"
-    faulty = built(kind)
+    faulty = built(architecture_of(kind))
     clear_a_row(faulty)
     write_pt2(faulty, program)
     failed = check_files(program, replace(options, reference=tmp_path / "m"))
@@ -275,7 +223,7 @@ def test_rows_of_ids_are_as_the_class_has_them() -> None:
     }.items():
         texts = transformers.sizes(architecture_of(kind)).texts
         assert (texts.start, texts.end, texts.pad) == (start, end, pad)
-        for _, tokens in inputs(kind):
+        for _, tokens in inputs(architecture_of(kind)):
             for row in tokens:
                 assert (row[length_of(texts, row) :] == pad).all()
                 assert start is None or row[0] == start
