@@ -1,4 +1,4 @@
-"""clipcheck: does a CLIP checkpoint compute the same whichever way it is run?
+"""Check that a CLIP checkpoint computes the same in every backend.
 
 The public names are loaded when they are first used (PEP 562), so that
 ``import clipcheck`` does not import torch.

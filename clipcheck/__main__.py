@@ -1,4 +1,4 @@
-"""``python -m clipcheck`` is the command ``clipcheck``."""
+"""Run the command ``clipcheck`` as ``python -m clipcheck``."""
 
 from clipcheck.cli.app import main
 

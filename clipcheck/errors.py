@@ -4,26 +4,26 @@
 
     ClipcheckError (a RuntimeError, as the reference package raises)
     ├── CheckpointError          a file cannot be used as a CLIP checkpoint
-    │   ├── UnknownFormatError     it is none of the formats that clipcheck reads
-    │   ├── DamagedError           it is one of them, but cut off or altered
-    │   ├── UnsafeError            reading it would run code, so it was refused
-    │   ├── ArchitectureError      its tensors are not those of a CLIP model
-    │   └── NotFiniteError         some of its weights are NaN or infinite
+    │   ├── UnknownFormatError     the file has no format that clipcheck reads
+    │   ├── DamagedError           the file has a known format, but is cut off or altered
+    │   ├── UnsafeError            reading the file would run code, so it was refused
+    │   ├── ArchitectureError      the tensors are not those of a CLIP model
+    │   └── NotFiniteError         some weights are NaN or infinite
     ├── UnknownModelError        neither a released name nor an existing file
     ├── DownloadError            a released file could not be fetched or verified
-    ├── VocabularyError          the tokenizer's vocabulary is missing or not the right one
-    ├── UnavailableError         a backend or a device that this machine does not have
-    │   └── UnfitError             a backend or a format that is not made for this checkpoint
+    ├── VocabularyError          the tokenizer's vocabulary is missing or the wrong one
+    ├── UnavailableError         this machine does not have the backend or device
+    │   └── UnfitError             the backend or format cannot be used for this checkpoint
     ├── RunError                 a model was loaded, but running it failed
-    ├── IsolationError           what ran a file's code crashed, hung, or took too much
+    ├── IsolationError           the sandbox process crashed, hung, or took too much memory
     ├── ReplayError              a saved failing input cannot be used
     ├── ResultsError             the results of a check cannot be read or compared
-    ├── CatalogueError           what names the checkpoints of a sweep cannot be read
-    ├── LedgerError              what a sweep keeps of its verdicts cannot be used
+    ├── CatalogueError           the catalogue of a sweep cannot be read
+    ├── LedgerError              the ledger of a sweep cannot be used
     ├── OutputError              a file could not be written
-    └── UsageError               arguments that make no sense together
+    └── UsageError               invalid arguments, alone or together
 
-Each message says what was expected, what was found, in which file, and how to mend it.
+Each message says what was expected, what was found, in which file, and how to fix it.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from functools import partial
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of its message, or the name of its class where it has none."""
+    """Return the first line of the error's message, or its class name if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The remedy for a name that is not known: the one that is most like it."""
-    # Without a cutoff there is always one, so that messages have one form only.
+    """Return the remedy for an unknown name: the known one that is closest."""
+    # Without a cutoff there is always one, so that messages have a single form.
     (found,) = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
     return f"The nearest name is {found!r}"
 
 
 class Notice(UserWarning):
-    """A notice for the user, which stops nothing; on the command line it is one line."""
+    """A warning for the user, printed as one line by the command line."""
 
 
 class ClipcheckError(RuntimeError):
@@ -69,7 +69,7 @@ class ClipcheckError(RuntimeError):
         super().__init__(f"{where}{problem}. {remedy}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        # As it was made: else it could not come back from another process.
+        # Default pickling would lose the keyword arguments between processes.
         return partial(type(self), remedy=self.remedy, path=self.path), (self.problem,)
 
 
@@ -78,11 +78,11 @@ class CheckpointError(ClipcheckError):
 
 
 class UnknownFormatError(CheckpointError):
-    """The file is in none of the formats that clipcheck reads."""
+    """The file has no format that clipcheck reads."""
 
 
 class DamagedError(CheckpointError):
-    """The file is in a known format, but it is cut off or altered."""
+    """The file has a known format, but is cut off or altered."""
 
 
 class UnsafeError(CheckpointError):
@@ -98,23 +98,23 @@ class NotFiniteError(CheckpointError):
 
 
 class UnknownModelError(ClipcheckError):
-    """Neither a released name nor the path of an existing file."""
+    """The name is neither a released name nor the path of an existing file."""
 
 
 class DownloadError(ClipcheckError):
-    """A released file could not be fetched, or what was fetched is not that file."""
+    """A released file could not be fetched, or has the wrong contents."""
 
 
 class VocabularyError(ClipcheckError):
-    """The tokenizer's vocabulary file is missing, or it is not the right one."""
+    """The tokenizer's vocabulary file is missing or the wrong one."""
 
 
 class UnavailableError(ClipcheckError):
-    """A backend or a device that this machine does not have."""
+    """This machine does not have the backend or device."""
 
 
 class UnfitError(UnavailableError):
-    """A backend or a format that is not made for this checkpoint, on any machine."""
+    """The backend or format cannot be used for this checkpoint, on any machine."""
 
 
 class RunError(ClipcheckError):
@@ -122,12 +122,11 @@ class RunError(ClipcheckError):
 
 
 class IsolationError(ClipcheckError):
-    """The process that ran a file's own code crashed, hung, took too much memory, or answered with
-    something that is no answer."""
+    """The sandbox process crashed, hung, took too much memory, or sent an invalid answer."""
 
 
 class ReplayError(ClipcheckError):
-    """A saved failing input is not one, or is damaged."""
+    """A file is no saved failing input, or is damaged."""
 
 
 class ResultsError(ClipcheckError):
@@ -135,11 +134,11 @@ class ResultsError(ClipcheckError):
 
 
 class CatalogueError(ClipcheckError):
-    """A catalogue of checkpoints cannot be read, or says something that makes no sense."""
+    """A catalogue of checkpoints cannot be read, or has invalid entries."""
 
 
 class LedgerError(ClipcheckError):
-    """The ledger of a sweep is none, is damaged, or is in use."""
+    """A file is no ledger of a sweep, is damaged, or is in use."""
 
 
 class OutputError(ClipcheckError):
@@ -147,4 +146,4 @@ class OutputError(ClipcheckError):
 
 
 class UsageError(ClipcheckError):
-    """Arguments that make no sense, alone or together."""
+    """Arguments are invalid, alone or together."""

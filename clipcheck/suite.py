@@ -1,8 +1,8 @@
-"""The promise, as tests: an archive and the eager model of its weights compute the same.
+"""The test suite: each checkpoint passes each gate.
 
-``pytest --pyargs clipcheck.suite --clip-model new.pt`` runs them in any folder. Without a
-checkpoint it does not run. The summary says of each what was judged: a file, a released file, or
-seeded weights, which are judged only where they are asked for (``--clip-seeded``).
+``pytest --pyargs clipcheck.suite --clip-model new.pt`` runs it in any folder; it needs a
+checkpoint. The summary says what each checkpoint is: a file, a released file, or seeded weights
+(only with ``--clip-seeded``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def test_gate(clip_judgement: Judgement, clip_gate: str) -> None:
-    """The checkpoint passes that gate."""
+    """The checkpoint passes this gate."""
     reason = left_out(clip_judgement, clip_gate)
     if reason:
         pytest.skip(reason)

@@ -18,7 +18,7 @@ class Result(Found):
     """Result of a check, shown as text, in a notebook, or as JSON."""
 
     def __str__(self) -> str:
-        """The table and the verdict."""
+        """Return the table and the verdict."""
         from clipcheck.report.text import brief
 
         return brief(self).plain
@@ -29,7 +29,7 @@ class Result(Found):
         return render(self)
 
     def to_json(self) -> str:
-        """The document that ``clipcheck check --json`` writes."""
+        """Return the document that ``clipcheck check --json`` writes."""
         from clipcheck.results.document import render
 
         return render(self)
@@ -38,11 +38,10 @@ class Result(Found):
 def _require_taken(
     name: str, takes: inspect.Signature, /, *args: object, **options: object
 ) -> None:
-    """See that a function takes these arguments: Python's own message would name the function that
-    is called below.
+    """Raise if a function does not take these arguments, in a message with its public name.
 
     Raises:
-        TypeError: it does not.
+        TypeError: an argument is unknown, missing or given twice.
     """
     _, *known = takes.parameters
     for option in options:
@@ -58,7 +57,7 @@ def _require_taken(
 
 
 def _showing(check: Callable[_Options, Found]) -> Callable[_Options, Result]:
-    """Wrap a check so that its result shows itself."""
+    """Wrap a check to return a result that prints as text, HTML or JSON."""
 
     takes = inspect.signature(check)
 
@@ -75,16 +74,16 @@ check = _showing(checking.check)
 
 
 def _as_assertion(check: Callable[_Options, Result]) -> Callable[_Options, None]:
-    """Take the arguments of a check, for people and type checkers alike."""
+    """Return ``assert_consistent``, with the signature of ``check``."""
     takes = inspect.signature(check)
 
     def assert_consistent(*args: _Options.args, **options: _Options.kwargs) -> None:
         """`check`, for use in a test; the arguments are the same.
 
         Raises:
-            AssertionError: a checkpoint is inconsistent or could not be judged; the message says on
-                one screen what failed, the worst first.
-            UsageError: the arguments make no sense.
+            AssertionError: a checkpoint is inconsistent or could not be judged; the message lists
+                the failures, the worst first.
+            UsageError: the arguments are invalid.
         """
         __tracebackhide__ = True
         from clipcheck.report.failure import summary

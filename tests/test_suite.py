@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.plugin.choices import gates_of
+from clipcheck.plugin.choices import gates_for
 from clipcheck.system import workers
 from tests.samples import minute_bytes
 from tests.thorough import parametrize
@@ -105,11 +105,11 @@ def test_it_runs_where_nothing_can_be_written(
         [
             "clipcheck: seeded:tiny-vit on cpu; seed 0; *",
             "*= clipcheck =*",
-            "seeded:tiny-vit on cpu: seeded weights, NOT the released ones",
+            "seeded:tiny-vit on cpu: seeded weights, NOT the released weights",
             f"reports in {pytester.path}/report",
         ]
     )
-    gates = {dtype: gates_of("jit", dtype) for dtype in dtypes}
+    gates = {dtype: gates_for("jit", dtype) for dtype in dtypes}
     names = [f"{gate}-seeded:tiny-vit-jit-cpu-{dtype}" for dtype in dtypes for gate in gates[dtype]]
     expected = {("clipcheck.suite", f"test_gate[{name}]"): 1 for name in names}
     assert cases(pytester.path / "xml") == expected
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_kills_its_worker_fails_by_name_and_the_others_are_jud
             "memory",
             "*_ test_gate[[]allclose-dies.pt-jit-cpu-float32[]] _*",
             "dies.pt, jit on cpu in float32: not judged",
-            "expected a judgement, but the worker that was judging it died: *",
+            "expected a result, but the worker died: *",
         ]
     )
     assert sum("dies.pt" in line for line in judged(here)) == 1
@@ -311,7 +311,7 @@ def test_several_backends_are_judged_each_by_its_gates(pytester: pytest.Pytester
     assert [(each["backend"], each["passed"]) for each in results] == [
         ("trace", True), ("script", True)
     ]  # fmt: skip
-    gates = list(gates_of("eager", "float32"))
+    gates = list(gates_for("eager", "float32"))
     assert [[gate["name"] for gate in each["gates"]] for each in results] == [gates] * 2
 
 
@@ -332,7 +332,7 @@ def test_it_is_not_green_where_all_of_it_is_left_out(here: pytest.Pytester, work
     result = here.runpytest_subprocess(*options, "-k", "mine")
     result.assert_outcomes(passed=1, deselected=6 if workers == "-n0" else 0)
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
-    result.stdout.fnmatch_lines(["the suite was asked for, but no checkpoint was judged"])
+    result.stdout.fnmatch_lines(["the suite ran, but no checkpoint was judged"])
     assert here.runpytest_subprocess(*options, "-k", "nothing").ret == result.ret
     assert here.runpytest_subprocess(*options).ret == pytest.ExitCode.OK
 

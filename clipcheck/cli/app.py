@@ -1,4 +1,4 @@
-"""The command line: the commands put together, and what becomes of their errors."""
+"""The command line: its commands and how their errors are printed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _CHECKING, _FILES, _TOOL = "Checking", "Files", "About clipcheck"
 
 
 class Command(TyperCommand):
-    """A command whose usage line names its arguments as the documentation does."""
+    """A command with ``CHECKPOINT...`` in its usage line, as in the documentation."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return ``CHECKPOINT...`` in place of ``{CHECKPOINT}...``."""
@@ -73,27 +73,27 @@ for panel, commands in {
 
 def main() -> None:
     """Run the command line: the entry point ``clipcheck``."""
-    # Hypothesis would keep its database where the command happens to be run.
+    # Hypothesis writes its database into the current folder by default.
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(_HYPOTHESIS))
-    # Threads that wait would keep the cores busy that the process of a file's own code computes on.
+    # Waiting threads would otherwise spin and take cores from the sandbox process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        with _noticing(), lines_of(width_for(sys.stdout)):
+        with _notices_as_lines(), lines_of(width_for(sys.stdout)):
             app(prog_name="clipcheck")
     except ClipcheckError as error:
-        log.debug("the traceback, as asked for", exc_info=True)
+        log.debug("traceback, because of --debug", exc_info=True)
         complain(str(error))
         sys.exit(2)
     except Exception:
-        # Not 1, which Python itself would exit with: that says that a checkpoint is inconsistent.
+        # Python itself would exit with 1, which means that a checkpoint is inconsistent.
         traceback.print_exc()
-        complain("a defect of clipcheck's own; please report the above")
+        complain("this is a bug in clipcheck; please report the traceback above")
         sys.exit(2)
 
 
 @contextmanager
-def _noticing() -> Iterator[None]:
-    """Print notices as errors are, in one line, and not as Python does."""
+def _notices_as_lines() -> Iterator[None]:
+    """Print each notice as one line on stderr, as errors are."""
     with warnings.catch_warnings():
         shown = warnings.showwarning
 

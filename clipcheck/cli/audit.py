@@ -1,4 +1,4 @@
-"""``clipcheck audit``: measure how many known faults are caught."""
+"""``clipcheck audit``: measure how many known faults the gates catch."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def audit(
         typer.Option(
             "--family",
             metavar="NAME",
-            help="A small model of a family that a library computes, such as siglip or eva, or "
-            "all; repeatable. Without --arch, it alone.",
+            help="Small model of a library's family, such as siglip or eva, or all; repeatable. "
+            "Without --arch, only these are audited.",
             rich_help_panel=_VARIANTS,
         ),
     ] = None,
@@ -47,8 +47,8 @@ def audit(
         typer.Option(
             "--weights",
             metavar="KIND",
-            help="seeded (the default), initial, outliers, or trained, which takes a minute the "
-            "first time; repeatable.",
+            help="seeded (default), initial, outliers or trained (takes a minute the first "
+            "time); repeatable.",
             rich_help_panel=_VARIANTS,
         ),
     ] = None,
@@ -57,7 +57,7 @@ def audit(
         typer.Option(
             "--dtype",
             metavar="T",
-            help="What archives compute in; repeatable. Default: float32.",
+            help="dtype in which archives compute; repeatable. Default: float32.",
             rich_help_panel=_VARIANTS,
         ),
     ] = None,
@@ -66,9 +66,9 @@ def audit(
         typer.Option(
             "--backend",
             metavar="B",
-            help="What to plant faults into; repeatable, or all that run here (compile and "
-            "aotinductor take most of a minute for each variant). Default: jit, and trace for a "
-            "family.",
+            help="Backend to plant faults into, or all that run here; repeatable. compile and "
+            "aotinductor take most of a minute for each variant. Default: jit; for a family "
+            "trace.",
             rich_help_panel=_VARIANTS,
         ),
     ] = None,
@@ -83,7 +83,7 @@ def audit(
         typer.Option("--localize", help="Also find the module that each fault was planted in."),
     ] = False,
     listed: Annotated[
-        bool, typer.Option("--list", help="Print the names of all variants, and judge nothing.")
+        bool, typer.Option("--list", help="Print the names of all variants and exit.")
     ] = False,
     json: options.Json = None,
     quiet: options.Quiet = False,

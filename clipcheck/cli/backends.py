@@ -6,7 +6,7 @@ from clipcheck.cli.output import print_line
 
 
 def backends() -> None:
-    """List the backends: versions, options, what is missing."""
+    """List the backends: versions, options, missing packages."""
     from clipcheck.backends.registry import listing
     from clipcheck.report.backends import render
 

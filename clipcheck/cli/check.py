@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from clipcheck.cli import check_options, options
-from clipcheck.cli.output import noting, print_line, show_result, tell_github, write
+from clipcheck.cli.output import (
+    collecting_output_errors,
+    print_line,
+    show_result,
+    write,
+    write_for_github,
+)
 from clipcheck.errors import OutputError
 from clipcheck.harness.configuration import options_of, read_configuration, without_overruled
 from clipcheck.harness.options import CheckOptions
@@ -83,9 +89,9 @@ def check(
     )
     configuration = read_configuration(Path.cwd())
     how = options_of(configuration, given)
-    # What cannot be written is told at once, and must not hide the verdict.
-    unwritten: list[OutputError] = []
-    with noting(unwritten):
+    # An output error is printed at once; the check still runs and prints its verdict.
+    output_errors: list[OutputError] = []
+    with collecting_output_errors(output_errors):
         if report is not None:
             evidence.require_folder(report)
 
@@ -98,33 +104,39 @@ def check(
             result = check_files(checkpoints, how, progress)
     result = replace(result, configuration=without_overruled(configuration, given))
     again = ("clipcheck", *sys.argv[1:], "--report", text.KEPT) if report is None else ()
-    result = _tell(result, None if unwritten else report, again, json, quiet, unwritten)
+    result = _write_outputs(
+        result, None if output_errors else report, again, json, quiet, output_errors
+    )
     if junit is not None:
-        with noting(unwritten):
+        with collecting_output_errors(output_errors):
             write(junit, junit_report.render(result))
-    raise typer.Exit(2 if unwritten else result.exit_code)
+    raise typer.Exit(2 if output_errors else result.exit_code)
 
 
-def _tell(
+def _write_outputs(
     result: Result,
     folder: Path | None,
     again: Sequence[str],
     json: str | None,
     quiet: bool,
-    unwritten: list[OutputError],
+    output_errors: list[OutputError],
 ) -> Result:
-    """Print the report, keep it in the folder where there is one, and return what was kept."""
+    """Print the report and write it into the folder, if one is given.
+
+    Returns:
+        The result, with the paths of its saved inputs.
+    """
     from clipcheck.report import evidence, text
 
-    with noting(unwritten):
+    with collecting_output_errors(output_errors):
         result = evidence.keep_inputs(result, None if folder is None else folder / evidence.INPUTS)
-    with noting(unwritten):
+    with collecting_output_errors(output_errors):
         told = text.brief(result) if quiet else text.report(result, rerun=again)
         show_result(told, result, json)
-    with noting(unwritten):
-        tell_github(result, alone=json == "-")
+    with collecting_output_errors(output_errors):
+        write_for_github(result, alone=json == "-")
     if folder is not None:
-        with noting(unwritten):
+        with collecting_output_errors(output_errors):
             evidence.keep_texts(result, folder)
             if not quiet and json != "-":
                 print_line(f"Page: {folder / evidence.HTML}")

@@ -1,4 +1,4 @@
-"""The options that ``clipcheck check`` alone has."""
+"""The options that only ``clipcheck check`` has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GATES = "Gates"
 
 
 def gate_names() -> list[str]:
-    """Return what a shell completes the name of a gate with."""
+    """Return the names of the gates, for completion in a shell."""
     from clipcheck.gates.registry import NAMES
 
     return list(NAMES)
@@ -24,7 +24,7 @@ Reference = Annotated[
     typer.Option(
         "--reference",
         metavar="CHECKPOINT",
-        help="Compare with the weights and the eager model of this file, not of its own.",
+        help="Take the weights for the eager model from this file, not from CHECKPOINT.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -34,7 +34,7 @@ Backends = Annotated[
         "--backend",
         metavar="B",
         help="NAME or NAME:OPTION=VALUE,... of `clipcheck backends`, or all; repeatable. "
-        "Default: what the file is made for, so jit for an archive.",
+        "Default: by the file's format; jit for an archive.",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -52,7 +52,7 @@ Jobs = Annotated[
         "--jobs",
         min=1,
         metavar="N",
-        help="Checkpoints to check at a time; the cores are divided among them.",
+        help="Number of checkpoints to check at the same time; they share the cores.",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -70,7 +70,7 @@ Select = Annotated[
         "--select",
         metavar="GATE",
         autocompletion=gate_names,
-        help="Judge by this gate alone; repeatable. See `clipcheck explain`.",
+        help="Run only this gate; repeatable. See `clipcheck explain`.",
         rich_help_panel=_GATES,
     ),
 ]
@@ -80,7 +80,7 @@ Ignore = Annotated[
         "--ignore",
         metavar="GATE",
         autocompletion=gate_names,
-        help="Leave this gate out, which the verdict then says; repeatable.",
+        help="Skip this gate; the verdict names it. Repeatable.",
         rich_help_panel=_GATES,
     ),
 ]
@@ -93,7 +93,7 @@ Report = Annotated[
     typer.Option(
         "--report",
         metavar="DIR",
-        help="Keep an HTML page, text, JSON and the failing inputs.",
+        help="Write an HTML page, text, JSON and the failing inputs to DIR.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -109,7 +109,7 @@ Quiet = Annotated[
 
 
 def given(ctx: typer.Context, **values: Any) -> dict[str, Any]:
-    """Return those of these parameters that were given, and did not come from a default."""
+    """Return the parameters that the user gave: those that are not defaults."""
     found = {name: ctx.get_parameter_source(name) for name in values}
     return {
         name: values[name] for name, source in found.items() if source and source.name != "DEFAULT"

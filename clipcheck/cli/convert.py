@@ -10,7 +10,7 @@ import typer
 
 from clipcheck.cli import options
 from clipcheck.cli.output import display, print_line
-from clipcheck.cli.written import found_of_written, report_written, require_consistent
+from clipcheck.cli.written import report_written, require_consistent, written_report
 from clipcheck.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def convert(
     dtype: Annotated[
         options.DtypeName | None,
         typer.Option(
-            help="For weights: cast those that released files have in half; default: keep the "
-            "bits. For a program: the dtype it computes in; default: float32."
+            help="For weights: cast the tensors that released files store in half precision; "
+            "default: no cast. For a program: the dtype it computes in; default: float32."
         ),
     ] = None,
     architecture: options.Architecture = None,
@@ -47,15 +47,15 @@ def convert(
 ) -> None:
     """Write a checkpoint in another format, and check it.
 
-    The formats are weights, a library's folder, or a program. A file that
-    computes is checked before it is kept.
+    Formats: weights, a library's folder, or a program. Archives, folders
+    and programs are checked before they get their final name.
     """
     from clipcheck.backends.cells import prepare
     from clipcheck.checkpoints.formats import open_checkpoint, require_found
     from clipcheck.writers.suffixes import format_for
 
     chosen = format_for(output, form, get_args(options.ConvertedName))
-    _require_converter(chosen, dtype)
+    _require_writable(chosen, dtype)
     require_found(checkpoint)
     if architecture is None:
         prepare([checkpoint], isolation)
@@ -75,8 +75,8 @@ def convert(
         say(f"{checkpoint}: reading")
         told = None if architecture is None else named(architecture)
         opened = open_checkpoint(checkpoint, download_root, key=key, told=told)
-        _require_other(Path(output), opened.path)
-        say(f"{checkpoint}: looking how it computes")
+        _refuse_overwriting(Path(output), opened.path)
+        say(f"{checkpoint}: finding its activation and heads")
         known = require_convertible(opened, isolation)
         opened = known.checkpoint
         how: dict[str, Any] = {"architecture": architecture}
@@ -97,27 +97,27 @@ def convert(
         cast = f", cast to {dtype}" if dtype else ""
         print_line(f"read back: {count} tensors, bit for bit those of {checkpoint}{cast}")
     for result in found:
-        display(found_of_written(result, output, quiet))
+        display(written_report(result, output, quiet))
 
 
-def _require_other(output: Path, checkpoint: Path) -> None:
-    """See that the checkpoint is not written over: it may be the only one, with code of its own."""
+def _refuse_overwriting(output: Path, checkpoint: Path) -> None:
+    """Raise if the output is the checkpoint itself: it may be the only copy."""
     if output.exists() and output.samefile(checkpoint):
         raise UsageError(
-            f"{output}: expected another output than the checkpoint, found the checkpoint itself",
-            remedy="Give another name, and move the file over it once you have looked at it.",
+            f"{output}: expected an output other than the checkpoint, found the checkpoint itself",
+            remedy="Write to another name, inspect the file, then move it.",
         )
 
 
-def _require_converter(form: Format, dtype: options.DtypeName | None) -> None:
-    """See that what is written can be checked here, and that the options go together."""
+def _require_writable(form: Format, dtype: options.DtypeName | None) -> None:
+    """Raise if the dtype does not go with the format, or the output cannot be checked here."""
     from clipcheck.backends.registry import Choice, default_for, require_available
     from clipcheck.checkpoints.checkpoint import FOLDER_FORMATS, PROGRAM_FORMATS
 
     if form in FOLDER_FORMATS and dtype is not None:
         raise UsageError(
-            f"--dtype is not for folders of {form}, which keep the weights bit for bit",
-            remedy="Convert to safetensors with --dtype first, and that file to the folder.",
+            f"--dtype has no effect on folders of {form}, which keep the weights bit for bit",
+            remedy="Convert to safetensors with --dtype first, then convert that file to a folder.",
         )
     if form in (*FOLDER_FORMATS, *PROGRAM_FORMATS):
         require_available(Choice(default_for(form)))
@@ -130,7 +130,7 @@ def _convert(
     dtype: torch.dtype | None,
     judge: Callable[[Path], None],
 ) -> int:
-    """Write it; how many tensors were compared bit for bit with those of the written file."""
+    """Write the checkpoint; return how many tensors were read back and compared bit for bit."""
     from clipcheck.checkpoints.checkpoint import FOLDER_FORMATS, PROGRAM_FORMATS
     from clipcheck.writers.convert import convert as convert_weights
     from clipcheck.writers.directories import write_open_clip, write_transformers
@@ -142,6 +142,6 @@ def _convert(
         write = write_transformers if form == "transformers" else write_open_clip
         write(opened, output, judge=judge)
     else:
-        judged = judge if form == "archive" else None  # the others do not compute
+        judged = judge if form == "archive" else None  # other formats hold weights alone
         return convert_weights(opened, output, form, dtype=dtype, judge=judged)
     return 0

@@ -1,4 +1,4 @@
-"""``clipcheck demo``: a check of a checkpoint that it writes itself."""
+"""``clipcheck demo``: write a checkpoint and check it."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ DEMO = "ViT-B/32"
 """Released model whose architecture the demo uses."""
 
 DEMO_RESNET = "RN50"
-"""The same for faults that a vision transformer cannot have."""
+"""Released model for faults that a vision transformer cannot have."""
 
 _TRUSTED = CheckOptions(isolation="none")
-"""The files are written here."""
+"""No sandbox: the demo writes the files itself."""
 
 
 def demo(
     fault: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Plant a fault of the catalogue, and be led through the findings."
+            metavar="NAME", help="Plant this fault of the catalogue, and explain what is found."
         ),
     ] = None,
     report: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Where the faulty archive and its report are written."),
+        typer.Option(metavar="DIR", help="Folder for the faulty archive and its report."),
     ] = Path("clipcheck-demo"),
     quiet: options.Quiet = False,
 ) -> None:
@@ -45,7 +45,7 @@ def demo(
     if fault is not None:
         _demonstrate(fault, report, quiet)
     if not quiet:
-        print_line("No weights of OpenAI's are in this: it writes seeded ones of the same size.")
+        print_line("The demo writes seeded weights of the same size; it has none of OpenAI's.")
     with (
         terminal.progress(quiet) as progress,
         tempfile.TemporaryDirectory(prefix="clipcheck-") as folder,
@@ -55,7 +55,7 @@ def demo(
             progress(f"{path}: writing")
         synthesize_at(path, DEMO, Format.ARCHIVE, seed=0)
         result = check_files(path, _TRUSTED, progress)
-    # The file is gone: what to do next is to check another.
+    # The file is deleted by now: no advice on it.
     show_result(text.brief(result) if quiet else text.report(result, advise=False), result)
     if result.passed and not quiet:
         print_line("Next: clipcheck check YOUR_CHECKPOINT")
@@ -63,7 +63,7 @@ def demo(
 
 
 def _demonstrate(name: str, folder: Path, quiet: bool) -> NoReturn:
-    """Plant a fault, check the archive, and lead through what is found."""
+    """Plant a fault, check the archive, and explain what is found."""
     from rich.text import Text
 
     from clipcheck.audit.faults import fault_named

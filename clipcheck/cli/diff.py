@@ -18,8 +18,8 @@ def diff(
 ) -> None:
     """Show what changed between two runs.
 
-    Exits with 1 when anything fails or could not be judged that passed
-    before, with 0 otherwise, and with 2 when they cannot be compared.
+    Exits with 1 if something that passed in OLD fails or could not be judged
+    in NEW, with 2 if the files cannot be compared, and else with 0.
     """
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""``clipcheck explain``: what a gate judges."""
+"""``clipcheck explain``: print what a gate judges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def explain(
         typer.Argument(
             metavar="GATE",
             autocompletion=gate_names,
-            help="The name of a gate. Without one, all are listed.",
+            help="Name of a gate. Without one, list all.",
         ),
     ] = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""``clipcheck inspect``: show what a file is."""
+"""``clipcheck inspect``: show a file's format, architecture and origin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options that several commands share: each is declared once, with its help and its group."""
+"""Options that several commands share, with their help and group."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Key = Annotated[
     typer.Option(
         "--key",
         metavar="NAME",
-        help="Which model to read from a training checkpoint that holds several, as model_ema.",
+        help="Model to read from a training checkpoint that holds several, such as model_ema.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -37,8 +37,8 @@ Architecture = Annotated[
     typer.Option(
         "--architecture",
         metavar="ARCH",
-        help="The architecture of weights that do not tell it: a released name, open_clip:NAME, "
-        "or the path of an open_clip_config.json or config.json.",
+        help="Architecture of weights that do not determine it: a released name, "
+        "open_clip:NAME, or the path of an open_clip_config.json or config.json.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -47,7 +47,7 @@ DownloadRoot = Annotated[
     typer.Option(
         "--download-root",
         metavar="DIR",
-        help="Where released files are kept. Default: $CLIPCHECK_CACHE, else ~/.cache/clip.",
+        help="Folder for released files. Default: $CLIPCHECK_CACHE, else ~/.cache/clip.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -75,7 +75,7 @@ Cache = Annotated[
     bool,
     typer.Option(
         "--cache/--no-cache",
-        help="Keep compiled and exported programs, and reuse them.",
+        help="Keep and reuse compiled and exported programs.",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -83,7 +83,7 @@ Isolation = Annotated[
     IsolationName | None,
     typer.Option(
         "--isolation",
-        help="Run a file's own code in a process without rights, or in this one. Default: process, "
+        help="Run a file's own code in a sandbox process, or (none) in this one. Default: process, "
         "except for released files, which are known by their hash.",
         rich_help_panel=RUNNING,
     ),
@@ -95,7 +95,7 @@ Examples = Annotated[
         "--examples",
         min=1,
         metavar="N",
-        help="Images to compare: 18 edge cases, the others drawn by Hypothesis.",
+        help="Images to compare: 18 edge cases, the rest drawn by Hypothesis.",
         rich_help_panel=INPUTS,
     ),
 ]
@@ -128,16 +128,16 @@ Rtol = Annotated[
     ),
 ]
 
-# A string: of a path, the slash at its end is lost, which tells a folder.
+# A string: a Path drops the slash at the end, which means a folder.
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
-FORMAT = typer.Option("--format", help="The format to write. Default: by the suffix of the output.")
+FORMAT = typer.Option("--format", help="Format to write. Default: by the suffix of the output.")
 
 Json = Annotated[
     str | None,
     typer.Option(
         "--json",
         metavar="FILE",
-        help="Write JSON; - for stdout, and nothing else there.",
+        help="Write JSON to FILE; with -, print only JSON on stdout.",
         rich_help_panel=OUTPUT,
     ),
 ]

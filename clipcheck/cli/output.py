@@ -1,4 +1,4 @@
-"""Print and write what a command found, whatever becomes of the stream or the file."""
+"""Print and write the result of a command, and report streams and files that fail."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ log = logging.getLogger("clipcheck")
 
 
 def show_result(text: Text, result: Result, json: str | None = None) -> None:
-    """Print a result, and write it as JSON where that is asked for."""
+    """Print a result, and write it as JSON if a file is given."""
     from clipcheck.results import document
 
     give(text, document.render(result), json)
 
 
 def give(text: Text, document: str, json: str | None) -> None:
-    """Print the text and write the document to ``json``; for ``-`` print the document alone."""
+    """Print the text and write the document to ``json``; for ``-`` print only the document."""
     if json == "-":
         say(document)
         return
@@ -39,8 +39,13 @@ def give(text: Text, document: str, json: str | None) -> None:
         write(Path(json), document)
 
 
-def tell_github(result: Result, *, alone: bool) -> None:
-    """Print annotations, which the runner also reads from stderr, and write the job's summary."""
+def write_for_github(result: Result, *, alone: bool) -> None:
+    """Print annotations for GitHub and write the job's summary.
+
+    Args:
+        result: to annotate.
+        alone: stdout is for JSON alone: print annotations on stderr, which GitHub reads as well.
+    """
     from clipcheck.report import github
 
     problem = github.summarise(result)
@@ -51,7 +56,7 @@ def tell_github(result: Result, *, alone: bool) -> None:
 
 
 def display(text: Text) -> None:
-    """Print in colours, where stdout is a terminal that has them."""
+    """Print on stdout, in colours if it is a terminal that has them."""
     from clipcheck.cli import terminal
 
     with _writing("stdout"):
@@ -59,28 +64,28 @@ def display(text: Text) -> None:
 
 
 def print_line(line: str) -> None:
-    """Print a line, without anything in it that moves the cursor."""
+    """Print a line on stdout, with control characters escaped."""
     say(f"{visible(line)}\n")
 
 
 def complain(message: str) -> None:
-    """Print a line on stderr that begins with the name of the command."""
+    """Print ``clipcheck: MESSAGE`` on stderr."""
     typer.echo(f"clipcheck: {visible(message)}", err=True)
 
 
 def tell(line: str) -> None:
-    """Print a line on stderr, for whoever looks on."""
+    """Print a line on stderr."""
     say(f"{visible(line)}\n", err=True)
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print the text as it is, on stdout or stderr."""
+    """Print the text unchanged, on stdout or stderr."""
     with _writing("stderr" if err else "stdout"):
         typer.echo(text, nl=False, err=err)
 
 
 def write(path: Path, contents: str) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file atomically."""
     from clipcheck.writers.output import replacing
 
     with replacing(path) as temporary:
@@ -88,37 +93,37 @@ def write(path: Path, contents: str) -> None:
 
 
 def visible(text: str) -> str:
-    """Escape all that moves the cursor, but for ends of lines."""
+    """Escape control characters other than line ends."""
     from clipcheck.report.cells import visible_lines
 
     return visible_lines(text)
 
 
 @contextmanager
-def noting(unwritten: list[OutputError]) -> Iterator[None]:
-    """Print what cannot be written, note it, and go on: it must not hide the verdict."""
+def collecting_output_errors(output_errors: list[OutputError]) -> Iterator[None]:
+    """Print an output error, append it to the list, and continue: it must not hide the verdict."""
     try:
         yield
     except OutputError as error:
-        log.debug("the traceback, as asked for", exc_info=True)
+        log.debug("traceback, because of --debug", exc_info=True)
         typer.echo(f"clipcheck: {error}", err=True)
-        unwritten.append(error)
+        output_errors.append(error)
 
 
 @contextmanager
 def _writing(stream: str) -> Iterator[None]:
-    """A stream may be full, or closed at its other end."""
+    """Raise an OutputError if the stream is full or closed at its other end."""
     try:
         yield
     except OSError as error:
         _abandon(sys.stdout if stream == "stdout" else sys.stderr)
         raise OutputError(
-            f"what was found cannot be written to {stream} ({error.strerror or error})",
-            remedy="Make room, or send it elsewhere.",
+            f"cannot write the result to {stream} ({error.strerror or error})",
+            remedy="Free disk space, or redirect the output to another place.",
         ) from error
 
 
 def _abandon(stream: TextIO) -> None:
-    """Send what the stream still holds nowhere: else Python fails once more, over the exit code."""
+    """Discard the stream's buffer: Python flushes at exit, fails, and changes the exit code."""
     with suppress(OSError), open(os.devnull, "wb") as nothing:  # noqa: PTH123
         os.dup2(nothing.fileno(), stream.fileno())

@@ -19,7 +19,7 @@ def replay(
         str | None,
         typer.Option(
             metavar="CHECKPOINT",
-            help="Run it on this one. Default: the one that failed on it.",
+            help="Checkpoint to run. Default: the one that failed.",
             rich_help_panel=options.MODEL,
         ),
     ] = None,
@@ -28,12 +28,12 @@ def replay(
     device: Annotated[
         str | None,
         typer.Option(
-            metavar="D", help="Default: the one that it failed on.", rich_help_panel=options.RUNNING
+            metavar="D", help="Default: the device of the failure.", rich_help_panel=options.RUNNING
         ),
     ] = None,
     dtype: Annotated[
         options.DtypeName | None,
-        typer.Option(help="Default: the one that it failed in.", rich_help_panel=options.RUNNING),
+        typer.Option(help="Default: the dtype of the failure.", rich_help_panel=options.RUNNING),
     ] = None,
     isolation: options.Isolation = None,
     download_root: options.DownloadRoot = None,
@@ -41,7 +41,7 @@ def replay(
 ) -> None:
     """Run a saved failing input again.
 
-    Exits with 0 when it passes now, and with 1 while it fails.
+    Exits with 0 if it passes now, and with 1 if it still fails.
     """
     from clipcheck.cli import terminal
     from clipcheck.harness.replaying import replay as run

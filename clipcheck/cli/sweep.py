@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from clipcheck.cli import options
-from clipcheck.cli.output import complain, give, noting, print_line, tell
+from clipcheck.cli.output import collecting_output_errors, complain, give, print_line, tell
 from clipcheck.errors import OutputError
 from clipcheck.harness.options import CheckOptions
 
@@ -40,16 +40,16 @@ def sweep(
     address: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT", help="Address of the Ray cluster. Default: the one that is found."
+            metavar="HOST:PORT", help="Address of the Ray cluster. Default: found by Ray."
         ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Checks at a time. Default: one for each core."),
+        typer.Option(min=1, metavar="N", help="Worker processes. Default: one for each core."),
     ] = None,
     ledger: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="Keeps the results; what is in it is not judged again."),
+        typer.Option(metavar="FILE", help="Stores results; a stored one is not computed again."),
     ] = Path("clipcheck-sweep.sqlite"),
     architecture: options.Architecture = None,
     plan: Annotated[
@@ -58,7 +58,7 @@ def sweep(
     ] = False,
     disk: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Disk space for fetched files, as 50GB."),
+        typer.Option(metavar="SIZE", help="Disk space for fetched files, such as 50GB."),
     ] = None,
     examples: options.Examples = CheckOptions.examples,
     seed: options.InputSeed = CheckOptions.seed,
@@ -69,7 +69,7 @@ def sweep(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keep an HTML page, text and JSON of all.",
+            help="Write an HTML page, text and JSON of all results to DIR.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
@@ -81,12 +81,12 @@ def sweep(
         typer.Option(
             "--quiet",
             "-q",
-            help="Print only what did not pass, with the reason, and the verdict.",
+            help="Print only checkpoints that did not pass, with the reason, and the verdict.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,
 ) -> None:
-    """Check many checkpoints; resumes where it was stopped."""
+    """Check many checkpoints; run it again to resume."""
     from clipcheck.cli import terminal
     from clipcheck.report import evidence
     from clipcheck.report import sweep as sweep_report
@@ -121,29 +121,29 @@ def sweep(
     ):
         planned = lead.plan(progress)
         if not plan:
-            # A line for each checkpoint where nobody sees the line of progress.
+            # One line for each checkpoint where no progress is shown.
             say = silent if quiet or progress is not None else tell
             swept = lead.run(planned, progress, say)
     if plan:
         print_line(sweep_report.plan_text(planned, lead.workers, lead.threads))
         raise typer.Exit
     told = sweep_report.brief(swept) if quiet else sweep_report.report(swept)
-    unwritten: list[OutputError] = []
-    with noting(unwritten):
+    output_errors: list[OutputError] = []
+    with collecting_output_errors(output_errors):
         give(told, sweep_report.render_json(swept), json)
     if report is not None:
-        with noting(unwritten):
+        with collecting_output_errors(output_errors):
             evidence.keep_sweep(swept, report)
             if not quiet and json != "-":
                 print_line(f"Page: {report / evidence.HTML}")
-    raise typer.Exit(2 if unwritten else sweep_report.result(swept).exit_code)
+    raise typer.Exit(2 if output_errors else sweep_report.result(swept).exit_code)
 
 
 @contextmanager
 def _stopping(ledger: Path) -> Iterator[None]:
-    """An interrupt is no verdict, and a sweep goes on from there."""
+    """Turn Ctrl-C into exit code 130 and a hint how to resume."""
     try:
         yield
     except KeyboardInterrupt:
-        complain(f"stopped; {ledger} keeps the results, and the same command goes on from there")
+        complain(f"stopped; {ledger} keeps the results, and the same command resumes the sweep")
         raise typer.Exit(130) from None

@@ -17,7 +17,7 @@ def synthesize(
         str,
         typer.Argument(
             metavar="ARCH",
-            help="A released name, tiny-vit, tiny-resnet, open_clip:NAME, transformers:CLASS, or "
+            help="Released name, tiny-vit, tiny-resnet, open_clip:NAME, transformers:CLASS, or "
             "a configuration file.",
         ),
     ],
@@ -31,7 +31,7 @@ def synthesize(
         typer.Option(
             min=1,
             metavar="N",
-            help="Layers of each tower, if not the architecture's; towers of timm keep theirs.",
+            help="Layers of each tower. Default: the architecture's. Ignored for towers of timm.",
         ),
     ] = None,
 ) -> None:
@@ -47,6 +47,6 @@ def synthesize(
     ]
     chosen = format_for(output, form, offered)
     count = synthesize_at(Path(output), architecture, chosen, seed, layers)
-    shallow = f", made {layers} layers deep" if layers is not None else ""
-    report_written(Path(output), f"seeded weights, not trained ones, of {architecture}{shallow}")
+    shallow = f", with {layers} layers" if layers is not None else ""
+    report_written(Path(output), f"seeded weights (not trained) of {architecture}{shallow}")
     print_line(f"read back: {count} tensors, bit for bit as drawn")

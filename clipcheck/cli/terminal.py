@@ -1,7 +1,4 @@
-"""Display at a terminal: the line of progress, on stderr, and colours.
-
-Nothing of it is written where there is no terminal.
-"""
+"""Output to a terminal: colours on stdout, and a progress line on stderr."""
 
 from __future__ import annotations
 
@@ -23,11 +20,11 @@ from clipcheck.report.cells import shortened, visible
 from clipcheck.system.progress import Progress
 
 _REFRESHES = 4
-"""Refreshes in a second."""
+"""Refreshes per second."""
 
 
 def show(text: Text) -> None:
-    """Print a report on stdout; in colours where that is a terminal that has them."""
+    """Print a report on stdout, in colours if it is a terminal that has them."""
     encoding = sys.stdout.encoding or "utf-8"
     plain = text.plain.encode(encoding, "backslashreplace").decode(encoding)
     console = Console(highlight=False)
@@ -39,20 +36,20 @@ def show(text: Text) -> None:
 
 @contextmanager
 def progress(quiet: bool = False) -> Iterator[Progress | None]:
-    """Yield the ``progress`` to give to a check: a line on stderr, which is gone at the end.
+    """Show a progress line on stderr while the block runs, and erase it at the end.
 
     Args:
-        quiet: show nothing, not even of a download.
+        quiet: show nothing, not even the bar of a download.
 
     Yields:
-        None where there is nobody to look on.
+        The ``progress`` for a check, or None if stderr is no terminal.
     """
     if quiet:
         with without_bar():
             yield None
         return
     console = Console(stderr=True)
-    # rich before 15 leaves an empty line where no line can be written over.
+    # On a terminal that cannot overwrite a line, rich before 15 leaves an empty one.
     if not sys.stderr.isatty() or console.is_dumb_terminal:
         yield None
         return
@@ -61,11 +58,11 @@ def progress(quiet: bool = False) -> Iterator[Progress | None]:
 
 
 class Display:
-    """A line that is written over and over, and erased in the end, whatever comes.
+    """A progress line that is redrawn in place, and erased at the end, also after an error.
 
     Args:
         console: of a terminal.
-        clock: gives seconds.
+        clock: returns seconds.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
@@ -74,7 +71,7 @@ class Display:
         self._started = clock()
         self._what = ""
         self._left = TimeLeft()
-        # It begins with the first words: until then there may be a download.
+        # Started by the first text: before that, a download may show its own bar.
         self._live = self._new()
 
     def __enter__(self) -> Display:
@@ -89,18 +86,18 @@ class Display:
         self._live.stop()
 
     def __call__(self, what: str, /) -> None:
-        """Show that."""
+        """Show this text."""
         self._what = what
         self._live.start()
         self._live.refresh()
 
     def reach(self, share: float | None, /) -> None:
-        """Show how long the rest may take."""
+        """Update the time left from the share that is done."""
         self._left.reach(share, self._clock())
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Show nothing, for something else is shown."""
+        """Hide the line while something else writes to the terminal."""
         shown = self._live.is_started
         self._live.stop()
         self._live = self._new()
@@ -112,12 +109,12 @@ class Display:
                 self._live.start()
 
     def line(self) -> str:
-        """Return the text that is shown, in one line."""
+        """Return the shown text, cut to one line."""
         now = self._clock()
         left = self._left.seconds(now)
         times = f" ({elapsed_text(now - self._started)}"
         times += ")" if left is None else f", {left_text(left)})"
-        # The last cell of a line stays free: a terminal may begin the next one behind it.
+        # The last column stays free: some terminals wrap after filling it.
         return shortened(visible(self._what), self._console.width - len(times) - 1) + times
 
     def _new(self) -> Live:

@@ -1,24 +1,24 @@
-"""How long the rest of a piece of work may take."""
+"""Estimate how long the rest of a task takes."""
 
 from __future__ import annotations
 
 import math
 
-# Reading and drawing say little of how fast the models run: what is measured begins behind them.
+# The first tenth is reading and drawing, which do not predict how fast the models run.
 _BEGINNING = 0.1
 
-# A guess needs something to go by.
+# No estimate before this much was measured.
 _LEAST_SECONDS = 2.0
 _LEAST_SHARE = 0.05
 
 _WEIGHT = 0.3
-"""Weight of a new guess among those before it, so that the number shown does not jump."""
+"""Weight of a new estimate in the moving average, so that the shown number does not jump."""
 
 
 class TimeLeft:
-    """Guesses how long the rest takes, from the share that is done and how long that took.
+    """Estimates the time left from the share that is done and the time that it took.
 
-    The clock stands still while something is done that is in no share.
+    Work that is part of no share (``reach(None, ...)``) does not count as time.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class TimeLeft:
         self._end: float | None = None
 
     def reach(self, share: float | None, now: float) -> None:
-        """So much is done; None where something begins that is in no share."""
+        """Record the share that is done; None when work begins that is part of no share."""
         worked = self._seconds(now)
         if share is None:
             self._worked, self._since = worked, None
@@ -48,7 +48,7 @@ class TimeLeft:
         self._end = end if self._end is None else self._end + _WEIGHT * (end - self._end)
 
     def seconds(self, now: float) -> float | None:
-        """Return the seconds left, or None where they are not known."""
+        """Return the seconds left, or None if there is no estimate yet."""
         if self._since is None or self._end is None:
             return None
         return max(0.0, self._end - self._seconds(now))
@@ -58,13 +58,13 @@ class TimeLeft:
 
 
 def elapsed_text(seconds: float) -> str:
-    """``8 s`` or ``2:05``."""
+    """Format as ``8 s`` or ``2:05``."""
     whole = int(seconds)
     return f"{whole} s" if whole < 60 else f"{whole // 60}:{whole % 60:02}"
 
 
 def left_text(seconds: float) -> str:
-    """``about 12 s left``, with as many digits as a guess has."""
+    """Format as ``about 12 s left``, rounded more the longer it is."""
     if seconds <= 0:
         return "nearly done"
     if seconds <= 20:

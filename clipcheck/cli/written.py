@@ -1,4 +1,4 @@
-"""Write checkpoints, judge what was written, and report it, for several commands."""
+"""Write, check and report checkpoints, for several commands."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 def synthesize_at(
     path: Path, architecture: str, form: Format, seed: int, layers: int | None = None
 ) -> int:
-    """Write seeded weights, and return how many tensors were read back.
+    """Write a checkpoint with seeded weights.
 
     Args:
-        path: the file, or the folder.
+        path: of the file or folder to write.
         architecture: as for ``--architecture``.
-        form: of the file, or of the folder.
+        form: format to write.
         seed: of the weights.
-        layers: of each tower, if not as the architecture says.
+        layers: of each tower; default: the architecture's.
+
+    Returns:
+        How many tensors were read back.
     """
     from clipcheck.checkpoints.checkpoint import FOLDER_FORMATS, Checkpoint, Format
     from clipcheck.checkpoints.library import LibraryArchitecture
@@ -47,8 +50,8 @@ def synthesize_at(
 
         if form != wanted.library:
             raise UsageError(
-                f"{path}: expected a folder of {wanted.library} for {architecture}: its weights do "
-                "not tell what they are of",
+                f"{path}: expected a folder of {wanted.library} for {architecture}: its weights "
+                "alone do not determine the model",
                 remedy=f"Give the name of a folder, with --format {wanted.library}.",
             )
         return write_folder(wanted, path, seed)
@@ -63,7 +66,7 @@ def synthesize_at(
 
 
 def report_written(path: Path, contents: str) -> None:
-    """Print the size of a file or folder, and what it holds."""
+    """Print the size and the contents of a file or folder."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     total = sum(file.stat().st_size for file in files)
     print_line(f"{path}: {size(total)}, {contents}")
@@ -75,26 +78,32 @@ def require_consistent(
     """Check a file that was just written.
 
     Raises:
-        OutputError: it does not compute what it should.
+        OutputError: it is not consistent.
     """
     from clipcheck.harness.checking import check_files
     from clipcheck.harness.options import CheckOptions
     from clipcheck.report.text import render
 
-    # It was written here.
+    # No sandbox: clipcheck wrote the code itself.
     options = CheckOptions(device="cpu", isolation="none", **how)
     result = check_files(path, options, progress)
     if not result.passed:
         told = render(result, advise=False).removesuffix(".")
         raise OutputError(
-            f"the {form} does not compute what it should, and was not kept\n{told}",
-            remedy="Report this: clipcheck wrote it.",
+            f"the {form} that was written is not consistent, and was deleted\n{told}",
+            remedy="This is a bug in clipcheck: please report it.",
         )
     return result
 
 
-def found_of_written(result: Result, output: str, quiet: bool) -> Text:
-    """Return the table and the verdict of a file that was checked under a temporary name."""
+def written_report(result: Result, output: str, quiet: bool) -> Text:
+    """Return the table and verdict of a file that was checked under a temporary name.
+
+    Args:
+        result: of the file under its temporary name.
+        output: the name to print.
+        quiet: leave out the table.
+    """
     from clipcheck.report import text
 
     judgements = tuple(replace(each, checkpoint=output) for each in result.judgements)

@@ -1,1 +1,1 @@
-"""Options, sharing and scheduling of a run of pytest that judges checkpoints."""
+"""The pytest plugin: options, fixtures, and scheduling of the tests that judge checkpoints."""

@@ -1,4 +1,4 @@
-"""Options of a run of pytest, read and refused before any test runs."""
+"""The plugin's options, read and validated before any test runs."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from clipcheck.plugin.subjects import SEEDED, size
 from clipcheck.results.configuration import Configuration
 
 SEEDED_MODELS = ("tiny-vit", "tiny-resnet", "ViT-B/32")
-"""The architectures of ``--clip-seeded`` alone, which take a minute: two of them small."""
+"""Architectures of ``--clip-seeded`` without ``--clip-model``; they take a minute."""
 
 NO_MODEL = "no-model"
-"""Stands in the id of a test that asks for a checkpoint where none is given."""
+"""Part of a test's id, in place of the checkpoint, if none is given."""
 
 GIVE_A_MODEL = (
     "--clip-model: expected the checkpoint to judge, found none. Give its path or its released "
-    "name, or ask for seeded weights with --clip-seeded."
+    "name, or use --clip-seeded for seeded weights."
 )
 
 NAMES = ("clip_gate", "clip_model", "clip_backend", "clip_device", "clip_dtype")
-"""Names of the fixtures that a test can ask for, in the order in which they stand in its id."""
+"""Names of the parametrized fixtures, in the order of a test's id."""
 
 _LEAVE_OUT = "Give one, or leave the option out."
 
 DEFAULT_BACKENDS = ("jit",)
-"""The ways to run a checkpoint that are compared with the eager model, where none is named."""
+"""Backends to judge if none is given."""
 
 
-def gates_of(backend: str, dtype: str, *, reference: bool = False) -> tuple[str, ...]:
-    """Return the gates that judge: some backends alone are looked into, module by module."""
-    # Here, for it imports numpy, which a run without these options has no use for.
+def gates_for(backend: str, dtype: str, *, reference: bool = False) -> tuple[str, ...]:
+    """Return the gates for a backend and dtype: ``modules`` needs a backend that runs modules."""
+    # Imported here because it imports numpy, which other runs of pytest do not need.
     from clipcheck.backends.registry import parse
 
     return gates_in(dtype, modules=parse(backend).backend.runs_modules, reference=reference)
@@ -51,14 +51,13 @@ class Choices:
     """The checkpoints to judge, and how.
 
     Attributes:
-        models: released names, paths, and ``seeded:`` with an architecture; large ones first. None
-            where none was given: then nothing can be judged.
-        devices: as torch names them.
+        models: released names, paths, and ``seeded:ARCHITECTURE``, the largest first; may be empty.
+        devices: by torch's names.
         backends: as `clipcheck.backends.registry.Choice` writes them.
-        dtypes: the names of dtypes; none for those that suit each device.
-        options: of each check, but for its backend, device and dtype.
-        report: the folder that the reports are written to, if they are asked for.
-        configuration: the options that came from a file.
+        dtypes: names of dtypes; empty for the defaults of each device.
+        options: of each check, without backend, device and dtype.
+        report: folder for the reports, or None.
+        configuration: options that came from a file.
     """
 
     models: tuple[str, ...]
@@ -74,11 +73,11 @@ class Choices:
         """Read the options.
 
         Args:
-            option: gives what was written for the option of that name, or None.
-            folder: what paths start from.
+            option: returns the value of the option of this name, or None.
+            folder: to which paths are relative.
 
         Raises:
-            UsageError: one of them makes no sense; the message names it.
+            UsageError: an option is invalid; the message names it.
         """
         report = option("--clip-report")
         configuration = read_configuration(folder)
@@ -86,25 +85,27 @@ class Choices:
         options = options_of(configuration, given)
         return cls(
             models=_models(option("--clip-model"), option("--clip-seeded"), folder),
-            devices=_once([str(each) for each in options.devices if each] or ["cpu"]),
+            devices=_without_repeats([str(each) for each in options.devices if each] or ["cpu"]),
             backends=_backends(
                 options, "--clip-backend" if "backend" in given else configuration.file
             ),
-            dtypes=_once(options.dtypes),
+            dtypes=_without_repeats(options.dtypes),
             options=replace(options, backend=None, device=None, dtype=None),
-            report=None if report is None else folder / _given("--clip-report", report),
+            report=None if report is None else folder / _require_not_blank("--clip-report", report),
             configuration=without_overruled(configuration, given),
         )
 
     def dtypes_on(self, device: str) -> tuple[str, ...]:
-        """Return the dtypes for that device: by default float32, and half where it is fast."""
+        """Return the dtypes for this device; by default float32, and float16 except on the CPU."""
         if self.dtypes:
             return self.dtypes
         return ("float32",) if device.startswith("cpu") else ("float32", "float16")
 
     def combinations(self, names: Sequence[str]) -> list[dict[str, str]]:
-        """Every combination of what is asked for by name: all that is judged of one checkpoint on
-        one device stands together, large checkpoints first."""
+        """Return every combination of these fixtures' values.
+
+        Those of one checkpoint and device are adjacent, the largest checkpoints first.
+        """
         found = [{name: each[name] for name in names} for each in self._all()]
         return [dict(pairs) for pairs in dict.fromkeys(tuple(each.items()) for each in found)]
 
@@ -112,7 +113,7 @@ class Choices:
         reference = self.options.reference is not None
         for model, device in product(self.models or (NO_MODEL,), self.devices):
             for backend, dtype in product(self.backends, self.dtypes_on(device)):
-                for gate in gates_of(backend, dtype, reference=reference):
+                for gate in gates_for(backend, dtype, reference=reference):
                     if gate in self.options.gates:
                         yield {
                             "clip_gate": gate,
@@ -123,15 +124,15 @@ class Choices:
                         }
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Each checkpoint with each device, large checkpoints first: what one worker does."""
+        """Return each checkpoint with each device, the largest first: one is a worker's task."""
         return list(product(self.models, self.devices))
 
 
-def require_there(choices: Choices, folder: Path) -> None:
-    """Look whether all that was chosen is there, and whether the reports can be written.
+def require_available_choices(choices: Choices, folder: Path) -> None:
+    """Raise if a checkpoint or device is missing, or the reports cannot be written.
 
     Raises:
-        ClipcheckError: something is not; the message tells what to choose instead.
+        ClipcheckError: the message names the choices that exist.
     """
     for model in choices.models:
         _require_model(model, folder)
@@ -150,7 +151,7 @@ def _require_model(model: str, folder: Path) -> None:
     if model in ARCHITECTURES:
         raise UnknownModelError(
             f"--clip-model: {model} has no released weights",
-            remedy=f"Ask for seeded ones: --clip-model {SEEDED}{model}.",
+            remedy=f"Use seeded weights: --clip-model {SEEDED}{model}.",
         )
     names = ", ".join(available_models())
     raise UnknownModelError(
@@ -162,9 +163,9 @@ def _require_model(model: str, folder: Path) -> None:
 def _require_architecture(name: str) -> None:
     if name not in ARCHITECTURES:
         raise UnknownModelError(
-            f"--clip-model: expected an architecture to seed the weights of, found {name!r}",
-            remedy=f"{_nearest(name, ARCHITECTURES)}Known are {', '.join(ARCHITECTURES)}. A file "
-            f"is judged without --clip-seeded and {SEEDED!r}.",
+            f"--clip-model: expected an architecture for seeded weights, found {name!r}",
+            remedy=f"{_nearest(name, ARCHITECTURES)}Known are {', '.join(ARCHITECTURES)}. To judge "
+            f"a file, leave out --clip-seeded and {SEEDED!r}.",
         )
 
 
@@ -180,7 +181,7 @@ def _require_device(device: str) -> None:
 
     index = device.removeprefix("cuda:")
     count = torch.cuda.device_count() if device.startswith("cuda") else 0
-    # Resolving would set CUDA up, and take memory of a GPU that this process does not use.
+    # resolve_device would initialise CUDA, and use memory on a GPU that this process does not need.
     if (device == "cuda" and count) or (index.isdigit() and int(index) < count):
         return
     from clipcheck.models.loader import resolve_device
@@ -188,7 +189,7 @@ def _require_device(device: str) -> None:
     try:
         resolve_device(device)
     except ClipcheckError as error:
-        remedy = "Choose cpu, or what this machine and this torch have of cuda, cuda:1 and mps."
+        remedy = "Choose cpu, or a device of this machine that torch supports: cuda, cuda:1 or mps."
         raise type(error)(f"--clip-device: {error.problem}", remedy=remedy) from error
 
 
@@ -205,25 +206,27 @@ def _require_writable(folder: Path) -> None:
 def _models(written: Sequence[str] | None, seeded: bool | None, folder: Path) -> tuple[str, ...]:
     chosen = written or (SEEDED_MODELS if seeded else ())
     for each in chosen:
-        _given("--clip-model", each)
+        _require_not_blank("--clip-model", each)
     prefix = SEEDED if seeded else ""
-    named = [f"{prefix}{name.removeprefix(prefix)}" for each in chosen for name in _expanded(each)]
-    return tuple(sorted(_once(named), key=lambda model: -size(model, folder)))
+    named = [
+        f"{prefix}{name.removeprefix(prefix)}" for each in chosen for name in _expand_all(each)
+    ]
+    return tuple(sorted(_without_repeats(named), key=lambda model: -size(model, folder)))
 
 
-def _expanded(model: str) -> Sequence[str]:
-    """The names that one name stands for: ``all`` for the released ones."""
+def _expand_all(model: str) -> Sequence[str]:
+    """Return the released names for ``all``, and any other name as it is."""
     if model.removeprefix(SEEDED) != "all":
         return [model]
     return [model.replace("all", name) for name in available_models()]
 
 
-def _given(option: str, written: str) -> str:
-    """See that an option is not empty, as one from an unset variable is."""
+def _require_not_blank(option: str, written: str) -> str:
+    """Return the value; raise if it is blank, for example from an unset variable."""
     if not written.strip():
         raise UsageError(
             f"{option}: expected a name or a path, found {written!r}",
-            remedy="Give one, or leave the option out.",
+            remedy=_LEAVE_OUT,
         )
     return written
 
@@ -236,26 +239,26 @@ def _given_options(option: Callable[[str], Any], folder: Path) -> dict[str, Any]
         "dtype": lambda _, names: names,
         "atol": _number,
         "rtol": _number,
-        "examples": _whole,
-        "seed": _whole,
-        "isolation": _given,
-        "key": _given,
-        # A path starts from the folder, as all do.
+        "examples": _integer,
+        "seed": _integer,
+        "isolation": _require_not_blank,
+        "key": _require_not_blank,
+        # Relative to the folder, as all paths.
         "architecture": lambda _, name: str(folder / name) if (folder / name).is_file() else name,
     }
     written = {field: option(f"--clip-{field}") for field in reads}
     return {
-        field: _checked(field, reads[field](f"--clip-{field}", text))
+        field: _validated(field, reads[field](f"--clip-{field}", text))
         for field, text in written.items()
         if text is not None
     }
 
 
-def _checked(field: str, value: Any) -> Any:
-    """The value of one of the options of a check.
+def _validated(field: str, value: Any) -> Any:
+    """Return the value of an option of a check.
 
     Raises:
-        ClipcheckError: it makes no sense; the message begins with the option.
+        ClipcheckError: the value is invalid; the message begins with the option.
     """
     try:
         CheckOptions(**{field: value})
@@ -268,13 +271,13 @@ def _checked(field: str, value: Any) -> Any:
 def _backends(options: CheckOptions, where: str) -> tuple[str, ...]:
     if not options.backends:
         return DEFAULT_BACKENDS
-    # Here, for it imports numpy, which a run without these options has no use for.
+    # Imported here because it imports numpy, which other runs of pytest do not need.
     from clipcheck.backends.registry import ALL, require_available
 
     if ALL in options.backends:
         raise UsageError(
             f"{where}: expected the names of backends, found {ALL!r}",
-            remedy="Name each; `clipcheck backends` lists those that can run here.",
+            remedy="Name each backend; `clipcheck backends` lists those that can run here.",
         )
     for choice in options.choices:
         try:
@@ -284,7 +287,7 @@ def _backends(options: CheckOptions, where: str) -> tuple[str, ...]:
     return tuple(str(choice) for choice in options.choices)
 
 
-def _once(chosen: Sequence[str]) -> tuple[str, ...]:
+def _without_repeats(chosen: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
@@ -297,7 +300,7 @@ def _number(option: str, written: str) -> float:
         ) from None
 
 
-def _whole(option: str, written: str) -> int:
+def _integer(option: str, written: str) -> int:
     try:
         return int(written)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A gate that a checkpoint does not pass, as a failing test."""
+"""The failure of a test whose checkpoint does not pass a gate."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class NotPassedError(AssertionError):
     """A checkpoint does not pass a gate.
 
     Args:
-        text: what the test prints, on several lines.
-        line: the same in one line, for the summary at the end of a run.
+        text: for the test's failure, on several lines.
+        line: one line, for pytest's summary.
     """
 
     def __init__(self, text: str, line: str) -> None:
@@ -24,9 +24,9 @@ class NotPassedError(AssertionError):
 def shorten(
     report: pytest.TestReport, failure: pytest.ExceptionInfo[BaseException], line: str
 ) -> None:
-    """Print the text of a failure without a traceback, and the line in the summary of the run.
+    """Print the text of a failure without a traceback, and one line in the summary of the run.
 
-    Of text alone pytest would repeat all lines there, where it runs in CI.
+    In CI, pytest would otherwise repeat the whole text in the summary.
     """
     representation = failure.getrepr(style="value")
     if representation.reprcrash is not None:

@@ -1,7 +1,7 @@
-"""The pytest plugin: options that choose what is judged, fixtures that give it, and workers.
+"""The hooks and fixtures of the pytest plugin.
 
-A run that has none of its options, and does not name the suite, is left alone. Nothing heavy is
-imported before it is needed: all who have clipcheck installed import this module.
+They do nothing in a run without the plugin's options and the suite. Heavy imports stand in
+functions: every run of pytest imports this module where clipcheck is installed.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from clipcheck.results.judgement import Judgement, Result
 
 SUITE = "clipcheck.suite"
-"""The module of tests, for ``--pyargs``."""
+"""The suite's module, for ``--pyargs``."""
 
 _AUTO = "PYTEST_XDIST_AUTO_NUM_WORKERS"
-"""Variable that pytest-xdist reads before it counts."""
+"""Environment variable by which the user sets the number of workers of ``-n auto``."""
 
 _SUITE_FILE = Path(__file__).parents[1] / "suite.py"
 
 OPTIONS = {
     "--clip-model": (
         "M",
-        "a path, a released name (downloaded if need be), 'all' for the nine of them, or "
+        "a path, a released name (downloaded if necessary), 'all' for the nine released ones, or "
         "'seeded:' and an architecture, such as seeded:ViT-B/32",
     ),
     "--clip-architecture": (
         "ARCH",
-        "what weights are of that do not tell: a released name, open_clip:NAME, or the path of an "
-        "open_clip_config.json or a config.json",
+        "architecture of weights that do not determine it: a released name, open_clip:NAME, or "
+        "the path of an open_clip_config.json or a config.json",
     ),
     "--clip-device": (
         "D",
@@ -48,31 +48,32 @@ OPTIONS = {
     ),
     "--clip-backend": (
         "B",
-        "what is compared with the eager model, as `clipcheck backends` lists (default: jit)",
+        "backend to compare with the eager model, as `clipcheck backends` lists it (default: jit)",
     ),
     "--clip-dtype": (
         "T",
-        "float32, float16, bfloat16 (default: float32, and elsewhere than on the CPU float16 too)",
+        "float32, float16, bfloat16 (default: float32, and on a GPU also float16)",
     ),
     "--clip-atol": ("A", "absolute tolerance on probabilities (default: 0.01)"),
     "--clip-rtol": ("R", "relative tolerance on probabilities (default: 0.1)"),
     "--clip-examples": ("N", "number of images and prompts (default: as `clipcheck check`)"),
-    "--clip-seed": ("S", "of the images and prompts (default: 0)"),
+    "--clip-seed": ("S", "seed of the images and prompts (default: 0)"),
     "--clip-isolation": (
         "I",
-        "process or none: where a file's own code runs (default: process, but for released files)",
+        "process or none: run a file's own code in a sandbox process, or in this one (default: "
+        "process, except for released files)",
     ),
     "--clip-key": (
         "NAME",
-        "which model to read of a training checkpoint that holds several, such as model_ema",
+        "model to read from a training checkpoint that holds several, such as model_ema",
     ),
-    "--clip-report": ("DIR", "write results.json, report.txt and the inputs that failed there"),
+    "--clip-report": ("DIR", "write results.json, report.txt and the failing inputs to DIR"),
 }
 """Placeholder of the value and help of each option."""
 
 FLAGS = {
-    "--clip-seeded": "judge seeded weights, not trained ones, of each architecture that "
-    "--clip-model names (default: tiny-vit, tiny-resnet and ViT-B/32)",
+    "--clip-seeded": "judge seeded weights (not trained) of each architecture that --clip-model "
+    "names (default: tiny-vit, tiny-resnet and ViT-B/32)",
 }
 """Help of each option without a value."""
 
@@ -86,10 +87,10 @@ _GITHUB = pytest.StashKey[tuple[list[str], str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options, in a group of their own."""
+    """Add the plugin's group of options."""
     group = parser.getgroup("clipcheck", "consistency of CLIP checkpoints")
     for name, (metavar, text) in OPTIONS.items():
-        # As they were written: `Choices` reads them, and says what is wrong in one line.
+        # No type here: `Choices` parses the text, and reports an error in one line.
         if name in REPEATABLE:
             group.addoption(name, action="append", metavar=metavar, help=f"{text}; repeatable")
         else:
@@ -99,7 +100,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def in_use(config: pytest.Config) -> bool:
-    """Whether this run has to do with checkpoints: else it is somebody else's, and left alone."""
+    """Tell whether this run has an option of the plugin or names the suite."""
     given = any(config.getoption(name) is not None for name in (*OPTIONS, *FLAGS))
     return given or _runs_suite(config)
 
@@ -115,13 +116,13 @@ def _names_suite(argument: str) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, Any]:
-    """Have all tests of a checkpoint on a device go to one worker, where nothing else is asked for.
+    """Set ``--dist loadgroup`` unless the user chose otherwise: a worker for each checkpoint.
 
-    As a wrapper it comes before pytest-xdist, which takes ``load`` where it finds nothing.
+    As a wrapper it runs before pytest-xdist, which sets ``load`` by default.
     """
     if _dist(config) == "no" and config.option.numprocesses and in_use(config):
         config.option.dist = "loadgroup"
-        # Large checkpoints first, not those that have the most tests.
+        # Keep the largest checkpoints first: xdist would sort by the number of tests.
         config.option.loadscopereorder = False
     return (yield)
 
@@ -129,26 +130,26 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, Any]:
 def _dist(config: pytest.Config) -> str | None:
     if config.getoption("distload", False):
         return "load"
-    dist: str | None = config.getoption("dist", None)  # None is: there is no pytest-xdist
+    dist: str | None = config.getoption("dist", None)  # None without pytest-xdist
     return dist
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Add the marker. Refuse bad options, and the suite without a checkpoint, before any test."""
+    """Register the marker, and raise for invalid options and for the suite without a checkpoint."""
     config.addinivalue_line("markers", "clipcheck: judges a CLIP checkpoint, or runs one")
     if not hasattr(config, "workerinput") and in_use(config):
-        from clipcheck.plugin.choices import GIVE_A_MODEL, require_there
+        from clipcheck.plugin.choices import GIVE_A_MODEL, require_available_choices
 
         choices = _choices(config)
         if _runs_suite(config) and not choices.models:
             raise pytest.UsageError(GIVE_A_MODEL)
         with _usage_errors():
-            require_there(choices, config.invocation_params.dir)
+            require_available_choices(choices, config.invocation_params.dir)
 
 
 @contextmanager
 def _usage_errors() -> Iterator[None]:
-    """Turn our errors into usage errors, which pytest prints in one line without a traceback."""
+    """Turn our errors into pytest's usage errors, printed in one line without a traceback."""
     from clipcheck.errors import ClipcheckError
 
     try:
@@ -159,38 +160,37 @@ def _usage_errors() -> Iterator[None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Limit the workers of ``-n auto`` to those that have a part, and on GPUs to one for each: more
-    would run out of their memory."""
+    """Limit ``-n auto`` to as many workers as there are tasks, and to one for each GPU, whose
+    memory two could exceed."""
     if not in_use(config) or _AUTO in os.environ:
         return None
     from clipcheck.system import workers
 
     gpus, cores = workers.wanted_gpus(_choices(config).devices), workers.cores()
-    most = _busy(config, gpus or cores)
+    most = _computing_workers(config, gpus or cores)
     return most if gpus or most < cores else None
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
-    """Divide cores and GPUs among the workers, before they start."""
+    """Divide cores and GPUs among the workers before they start."""
     if in_use(config):
         from clipcheck.system import workers
 
         devices = _choices(config).devices
-        workers.divide_cores(specs, _busy(config, len(specs)))
+        workers.divide_cores(specs, _computing_workers(config, len(specs)))
         if workers.dealt(devices):
             workers.deal_gpus(specs, workers.wanted_gpus(devices))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
-    """Tell groups of tests by their checkpoint and device."""
+    """Group tests by their checkpoint and device."""
     return make_scheduler(config, log) if in_use(config) else None
 
 
 def make_scheduler(config: pytest.Config, log: Any) -> object | None:
-    """Return the scheduler of tests where ``--dist loadgroup`` is chosen, by this plugin or by the
-    user."""
+    """Return our scheduler if ``--dist loadgroup`` is set, by this plugin or by the user."""
     if _dist(config) != "loadgroup":
         return None
     from clipcheck.plugin.scheduling import CheckpointScheduling
@@ -200,14 +200,14 @@ def make_scheduler(config: pytest.Config, log: Any) -> object | None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_handlecrashitem(crashitem: str, report: pytest.TestReport, sched: Any) -> None:
-    """Say what it may mean that a worker died over a test, below the name of that test."""
+    """Report a dead worker under the name of its test, with the possible causes."""
     if in_use(sched.config):
         report.location = (report.location[0], None, crashitem.partition("::")[2])
         report.longrepr = f"{report.longrepr}: it crashed, or the machine ran out of memory"
 
 
-def _busy(config: pytest.Config, workers: int) -> int:
-    """How many workers compute: where nothing but the suite is run, no more than have a part."""
+def _computing_workers(config: pytest.Config, workers: int) -> int:
+    """Return how many workers compute: in a run of the suite alone, at most one for each task."""
     if not all(_names_suite(argument) for argument in config.args):
         return workers
     return max(1, min(workers, len(_choices(config).pairs())))
@@ -216,32 +216,33 @@ def _busy(config: pytest.Config, workers: int) -> int:
 def _workers(config: pytest.Config) -> int:
     if _dist(config) in (None, "no") or not config.getoption("tx"):
         return 0
-    # "popen", or several at once, as in "3*popen".
+    # "popen", or "3*popen" for several.
     specs = [spec.partition("*") for spec in config.getoption("tx")]
     return sum(int(number) if number.isdigit() and rest else 1 for number, _, rest in specs)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Name what is going to be judged, and what with."""
+    """Print the checkpoints, devices and workers of the run."""
     if not in_use(config) or not _choices(config).models:
         return None
     from clipcheck.plugin.summary import header
 
     workers = _workers(config)
-    return header(_choices(config), workers, _busy(config, workers))
+    return header(_choices(config), workers, _computing_workers(config, workers))
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: Any) -> pytest.Module | None:
-    """Give the suite's tests an id that ``pytest --pyargs`` takes back, the same in every folder:
-    pytest has no name for a file outside of the one that it is run in, and a long one for a file in
-    an environment inside of it."""
+    """Give the suite's tests the ids that ``pytest --pyargs`` accepts, the same in every folder.
+
+    pytest's own ids are empty for a file outside the current folder, and long inside it.
+    """
     if module_path != _SUITE_FILE:
         return None
     return pytest.Module.from_parent(parent, path=module_path, nodeid=SUITE)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize tests that ask for a checkpoint from the options."""
+    """Parametrize the tests that use our fixtures, from the options."""
     if not any(name.startswith("clip_") for name in metafunc.fixturenames):
         return
     from clipcheck.plugin.choices import NAMES
@@ -260,10 +261,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Bring tests of one checkpoint and device together, large checkpoints first.
-
-    Where pytest-randomly is, its order stays.
-    """
+    """Sort tests by checkpoint and device, the largest first; not with pytest-randomly."""
     if _CHOICES in config.stash and not config.pluginmanager.hasplugin("randomly"):
         choices = _choices(config)
         order = {pair: at for at, pair in enumerate(choices.pairs())}
@@ -271,7 +269,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Note the gates that are tested of each case: no other gate's work is done."""
+    """Record which gates the collected tests need, so that no other gate runs."""
     if _CHOICES in session.config.stash:
         from clipcheck.plugin.needs import gates_needed
 
@@ -282,7 +280,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_runtest_makereport(
     call: pytest.CallInfo[None],
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Print a gate that failed without a traceback, and in the summary in one line."""
+    """Print a failed gate without a traceback, and as one line in the summary."""
     report = yield
     if call.excinfo is not None and "clipcheck.plugin.failing" in sys.modules:
         from clipcheck.plugin.failing import NotPassedError, shorten
@@ -308,13 +306,13 @@ def _choices(config: pytest.Config) -> Choices:
 
 @pytest.fixture(scope="session")
 def clip_gate(request: pytest.FixtureRequest) -> str:
-    """The name of a gate, each in turn that is judged in ``clip_dtype``."""
+    """Name of a gate: each gate of ``clip_dtype`` in turn."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def clip_model(request: pytest.FixtureRequest) -> str:
-    """A checkpoint as it was asked for, each of ``--clip-model`` in turn."""
+    """Checkpoint as given to ``--clip-model``, each in turn."""
     from clipcheck.plugin.choices import GIVE_A_MODEL, NO_MODEL
 
     if request.param == NO_MODEL:
@@ -324,25 +322,25 @@ def clip_model(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def clip_backend(request: pytest.FixtureRequest) -> str:
-    """The backend compared with the eager model, each of ``--clip-backend`` in turn."""
+    """Backend that is compared with the eager model: each of ``--clip-backend`` in turn."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def clip_device(request: pytest.FixtureRequest) -> str:
-    """The device that it runs on, each of ``--clip-device`` in turn."""
+    """Device of the check: each of ``--clip-device`` in turn."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def clip_dtype(request: pytest.FixtureRequest) -> str:
-    """The dtype that it computes in, each of ``--clip-dtype`` in turn."""
+    """dtype of the check: each of ``--clip-dtype`` in turn."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def clip_case(clip_model: str, clip_backend: str, clip_device: str, clip_dtype: str) -> Case:
-    """The four in one: what is judged at once."""
+    """Checkpoint, backend, device and dtype of one check."""
     from clipcheck.plugin.sharing import Case
 
     return Case(clip_model, clip_backend, clip_device, clip_dtype)
@@ -350,7 +348,7 @@ def clip_case(clip_model: str, clip_backend: str, clip_device: str, clip_dtype: 
 
 @pytest.fixture(scope="session")
 def clip_run(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Judges and loads checkpoints, each once in a run, however often it is asked for them."""
+    """Judges and loads checkpoints, each once in a run."""
     from clipcheck.plugin.run import Run
 
     if _RUN not in pytestconfig.stash:
@@ -364,7 +362,7 @@ def clip_run(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def clip_judgement(clip_run: Run, clip_case: Case) -> Judgement:
-    """Result of a check of the checkpoint. It is checked once in a run, whatever asks for it."""
+    """Result of the check of the checkpoint, computed once in a run."""
     return clip_run.judgement(clip_case)
 
 
@@ -376,7 +374,7 @@ def clip_reference(clip_run: Run, clip_case: Case) -> Backend:
 
 @pytest.fixture(scope="session")
 def clip_candidate(clip_run: Run, clip_case: Case) -> Backend:
-    """The same checkpoint run as the archive that it is, numpy in and out."""
+    """The checkpoint in ``clip_backend``, numpy in and out."""
     return _loaded(clip_run, clip_case).candidate
 
 
@@ -386,28 +384,28 @@ def _loaded(run: Run, case: Case) -> Pair:
     try:
         return run.pair(case)
     except ClipcheckError as error:
-        pytest.fail(f"{case}: not loaded\n{error}", pytrace=False)
+        pytest.fail(f"{case}: could not be loaded\n{error}", pytrace=False)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the reports, where they are asked for, and the summary of a job on GitHub Actions."""
+    """Write the reports for ``--clip-report``, and the job's summary on GitHub Actions."""
     config = session.config
     if hasattr(config, "workerinput"):
         return
-    found = _found(config)
+    found = _all_findings(config)
     passed = session.exitstatus == pytest.ExitCode.OK
     if passed and not found and _runs_suite(config) and not config.option.collectonly:
-        _note(config, "the suite was asked for, but no checkpoint was judged")
+        _note(config, "the suite ran, but no checkpoint was judged")
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
     asked = config.getoption("--clip-report") is not None
     if not found and not asked:
         return
-    from clipcheck.plugin.summary import result_of, tell_github
+    from clipcheck.plugin.summary import result_of, write_for_github
 
     result = result_of(found, _choices(config))
     if found:
-        config.stash[_GITHUB] = tell_github(result)
+        config.stash[_GITHUB] = write_for_github(result)
     folder = _choices(config).report
     if folder is not None:
         _write_reports(session, result, folder)
@@ -431,31 +429,31 @@ def _note(config: pytest.Config, line: str) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say of each checkpoint whether it was a file or seeded weights and what every gate found,
-    and where the reports are."""
+    """Print where each checkpoint came from, the report of all gates, and where the reports are."""
     notes = config.stash.get(_NOTES, [])
     annotations, problem = config.stash.get(_GITHUB, ([], ""))
     if problem:
         print(f"clipcheck: {problem}", file=sys.stderr)
     if _findings(config) or notes:
-        from clipcheck.plugin.summary import lines, told
+        from clipcheck.plugin.summary import final_report, source_lines
 
-        found = _found(config)
+        found = _all_findings(config)
         terminalreporter.section("clipcheck")
-        for line in [*lines(found), *told(found, _choices(config)), *notes, *annotations]:
+        told = [*source_lines(found), *final_report(found, _choices(config))]
+        for line in [*told, *notes, *annotations]:
             terminalreporter.write_line(line)
 
 
-def _found(config: pytest.Config) -> list[Finding]:
+def _all_findings(config: pytest.Config) -> list[Finding]:
     findings = _findings(config)
     return findings.all() if findings else []
 
 
 def _findings(config: pytest.Config) -> Findings | None:
-    """Return the findings of this process, or of all workers; None where nothing was judged."""
+    """Return the findings of this process or of all workers, or None if nothing was judged."""
     if _RUN in config.stash:
         return config.stash[_RUN].findings
-    # There is no public way to it outside of a fixture; pytest-xdist takes this one as well.
+    # Private, but there is no public access outside of a fixture; pytest-xdist uses it as well.
     factory = getattr(config, "_tmp_path_factory", None)
     if not _workers(config) or factory is None or not _shared(factory.getbasetemp()).is_dir():
         return None

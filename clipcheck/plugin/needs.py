@@ -1,4 +1,4 @@
-"""Which gates the tests of a run need of each case."""
+"""Find the gates that the tests of a run need, for each case."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from clipcheck.gates.registry import NAMES
 from clipcheck.plugin.sharing import Case
 
 Needs: TypeAlias = Mapping[Case, frozenset[str]]
-"""By case, the names of gates."""
+"""Names of the needed gates, by case."""
 
 _PARTS = ("clip_model", "clip_backend", "clip_device", "clip_dtype")
 
 
 def gates_needed(items: Iterable[pytest.Item], suite: str) -> Needs:
-    """Return the gates that are tested of each case, as deselecting tests has left them.
+    """Return the gates that each case's tests need.
 
     Args:
-        items: the tests of the run.
-        suite: the module whose tests look at one gate alone. Others may look at all of them.
+        items: the tests of the run, without deselected ones.
+        suite: module whose tests need one gate each. Other tests may need all.
     """
     found: dict[Case, frozenset[str]] = {}
     for item in items:

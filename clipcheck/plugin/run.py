@@ -1,4 +1,4 @@
-"""Runs of a checkpoint: judge it, or load it for tests of the user's own."""
+"""Judge checkpoints, and load them for the user's own tests."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair:
-    """A checkpoint, to be run in two ways.
+    """The two models of a checkpoint.
 
     Attributes:
         reference: the eager model.
-        candidate: what is compared with it.
+        candidate: the model that is compared with it.
     """
 
     reference: Backend
@@ -36,13 +36,13 @@ class Pair:
 
 
 class Run:
-    """Judges and loads what a run of pytest asks for, each once.
+    """Judges and loads the checkpoints of a run of pytest, each once.
 
     Args:
-        choices: what is asked for.
-        start: the folder that paths start from.
-        folder: what all workers of the run share.
-        needs: the gates that are tested; all of a case that is not there.
+        choices: the options of the run.
+        start: folder to which paths are relative.
+        folder: shared by all workers of the run.
+        needs: gates to run, by case; all gates for a case that is missing.
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class Run:
 
     def judgement(self, case: Case) -> Judgement:
         """Return the result of a check of the case."""
-        return self.findings.once(case, lambda: self._judge(case)).judgement
+        return self.findings.find_or_judge(case, lambda: self._judge(case)).judgement
 
     def pair(self, case: Case) -> Pair:
-        """Both models. Only the last one is kept: tests of one checkpoint stand together.
+        """Return both models. Only the last pair is kept: tests of one checkpoint are adjacent.
 
         Raises:
-            ClipcheckError: the checkpoint cannot be loaded both ways; the subclass tells why.
+            ClipcheckError: one of them cannot be loaded; the subclass tells why.
         """
         if self._loaded is None or self._loaded[0] != case:
-            self._loaded = None  # before the next comes, not after
+            self._loaded = None  # frees its memory before the next is loaded
             self._open.close()
             self._loaded = case, self._load(case)
         return self._loaded[1]
@@ -75,14 +75,14 @@ class Run:
         size = subjects.size(case.model, self._start)
         with memory.reserved(self.findings.folder, memory.estimate(size)):
             try:
-                # The user's filters may make errors of them: a warning is no verdict.
+                # The user's filters may turn warnings into errors, which are no verdict.
                 with warnings.catch_warnings():
                     warnings.simplefilter("default")
                     return self._check(case)
-            # Whatever it is, it is of this checkpoint alone, and is not tried for each gate anew.
+            # Any error is this checkpoint's result, so that it is not repeated for each gate.
             except Exception as error:
                 traceback.print_exc()
-                return Finding(case, _failed(case, error))
+                return Finding(case, _failed_judgement(case, error))
 
     def _check(self, case: Case) -> Finding:
         from clipcheck.harness.checking import check_files
@@ -91,14 +91,16 @@ class Run:
         result = check_files(subject.checkpoint, self._options(case, subject))
         (judgement,) = result.judgements
         judgement = replace(judgement, checkpoint=subject.label)
-        source = subject.source if judgement.path else ""  # else it was not fetched
-        return Finding(case, self._kept(replace(result, judgements=(judgement,))), source)
+        source = subject.source if judgement.path else ""  # without a path it was not found
+        return Finding(
+            case, self._with_saved_inputs(replace(result, judgements=(judgement,))), source
+        )
 
-    def _kept(self, result: Result) -> Judgement:
-        """The judgement, with its failing input in a folder, to be run again."""
+    def _with_saved_inputs(self, result: Result) -> Judgement:
+        """Save the failing input for a replay, and return the judgement with its path."""
         from clipcheck.report.evidence import INPUTS, keep_inputs
 
-        # The verdict stands without it, and a report that cannot be written is told at the end.
+        # The verdict does not need the saved input; output errors are reported at the end.
         with suppress(OutputError):
             result = keep_inputs(result, (self._choices.report or self.findings.folder) / INPUTS)
         (judgement,) = result.judgements
@@ -137,8 +139,11 @@ class Run:
         return Pair(ModuleBackend("eager", source.model, device), build(choice, source))
 
     def _options(self, case: Case, subject: subjects.Subject) -> CheckOptions:
-        """Return the options of its check. A checkpoint that this run has written is one model,
-        whose architecture is known, and its code runs in this process if nothing else is said."""
+        """Return the options of the case's check.
+
+        For a checkpoint that this run wrote, key, architecture and reference do not apply, and by
+        default its code runs in this process.
+        """
         common = self._choices.options
         if subject.own:
             apart = common.isolation or "none"
@@ -153,7 +158,7 @@ class Run:
         return subjects.find(case.model, self._start, self.findings.folder)
 
 
-def _failed(case: Case, error: Exception) -> Judgement:
+def _failed_judgement(case: Case, error: Exception) -> Judgement:
     from clipcheck.results.judgement import Judgement
 
     return Judgement(
@@ -161,7 +166,6 @@ def _failed(case: Case, error: Exception) -> Judgement:
         case.device,
         backend=case.backend,
         dtype=case.dtype,
-        error=f"expected a judgement, found {type(error).__name__}: {first_line(error)}. The "
-        "traceback is in what this test printed; if it is not for want of memory, please report "
-        "it.",
+        error=f"expected a result, found {type(error).__name__}: {first_line(error)}. The "
+        "traceback is in the output of this test; unless memory ran out, please report it.",
     )

@@ -1,8 +1,8 @@
-"""All tests of one checkpoint and device go to one worker of pytest-xdist.
+"""Send all tests of one checkpoint and device to one worker of pytest-xdist.
 
-``--dist loadgroup`` is what pytest-xdist has for it. It finds the groups by a change that it makes
-to the ids of tests, which has no effect in pytest 9.2 (pytest-dev/pytest-xdist#1386), and leaves
-its trace in reports elsewhere. So the groups are told from the ids as they are.
+``--dist loadgroup`` of pytest-xdist marks groups by a suffix on the ids of tests, which has no
+effect in pytest 9.2 (pytest-dev/pytest-xdist#1386), and shows in reports before it. Here the groups
+are derived from the unchanged ids.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class CheckpointScheduling(LoadGroupScheduling):  # type: ignore[misc] # xdist h
     """`LoadGroupScheduling`, with a group for each checkpoint and device.
 
     Args:
-        config: the controller's.
-        log: as pytest-xdist gives it.
-        choices: what is asked for.
+        config: of the controller.
+        log: from pytest-xdist.
+        choices: the options of the run.
     """
 
     def __init__(self, config: Any, log: Any, choices: Choices) -> None:
@@ -33,10 +33,13 @@ class CheckpointScheduling(LoadGroupScheduling):  # type: ignore[misc] # xdist h
         return group_of(nodeid, self._groups) or str(super()._split_scope(nodeid))
 
     def remove_node(self, node: Any) -> str | None:
-        """Give what a worker has not done to others, and name the test that it died over.
+        """Give the remaining tests of a dead worker to others.
 
-        That one has failed by it, and is not run again. What is done is not handed out once more:
-        a worker that has nothing to do in a group would never ask for the next.
+        The test that it died in is not run again. Finished groups are removed: a worker that gets
+        a group without a test to run would never ask for the next.
+
+        Returns:
+            The test that it died in.
         """
         units: dict[str, dict[str, bool]] = self.assigned_work[node]
         waiting = [(unit, test) for unit in units.values() for test in unit if not unit[test]]
@@ -49,13 +52,13 @@ class CheckpointScheduling(LoadGroupScheduling):  # type: ignore[misc] # xdist h
 
 
 def groups(choices: Choices) -> dict[str, str]:
-    """The group of every test that asks for a checkpoint, by what is in the brackets of its id."""
+    """Return the group of each test that uses a checkpoint, by the brackets of its id."""
     sizes = range(1, len(NAMES) + 1)
     found: dict[str, str] = {}
     for names in chain.from_iterable(combinations(NAMES, size) for size in sizes):
         if "clip_model" in names:
             for each in choices.combinations(names):
-                # As pytest writes what is not ASCII.
+                # pytest escapes characters that are not ASCII like this.
                 label = "-".join(each.values()).encode("unicode_escape").decode()
                 device = each.get("clip_device", choices.devices[0])
                 found[label] = f"{each['clip_model']} on {device}"
@@ -63,7 +66,7 @@ def groups(choices: Choices) -> dict[str, str]:
 
 
 def group_of(nodeid: str, groups: Mapping[str, str]) -> str | None:
-    """The group of a test, which may have other parameters before or behind; None for others."""
+    """Return the group of a test, or None; its id may have other parameters before and after."""
     label = nodeid.rpartition("::")[2].partition("[")[2].removesuffix("]")
     fitting = [key for key in groups if f"-{key}-" in f"-{label}-"]
     return groups[max(fitting, key=len)] if fitting else None

@@ -1,4 +1,4 @@
-"""One judgement for all tests of a run that ask for it, whichever worker they are in."""
+"""Share one result among the tests of a run, across its workers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Case:
-    """A case that is judged at once.
+    """A checkpoint, backend, device and dtype: one check.
 
     Attributes:
-        model: the checkpoint, as it was asked for.
-        backend: the candidate.
-        device: where it runs.
-        dtype: what it computes in.
+        model: the checkpoint, as the user gave it.
+        backend: of the candidate.
+        device: of the check.
+        dtype: of the check.
     """
 
     model: str
@@ -41,9 +41,9 @@ class Finding:
     """Result of a case.
 
     Attributes:
-        case: what was judged.
-        judgement: what was found.
-        source: whether the weights are a file's or seeded ones; nothing where it got not so far.
+        case: of the check.
+        judgement: the result.
+        source: "the file given", "the released file" or seeded weights; empty if not found.
     """
 
     case: Case
@@ -52,10 +52,10 @@ class Finding:
 
 
 class Findings:
-    """The findings of a run, in a folder that all its workers share and nobody else writes to.
+    """The findings of a run, in a folder that only its workers write to.
 
     Args:
-        folder: it is made where it is not there.
+        folder: created if it does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,22 +63,22 @@ class Findings:
         self.folder = folder
         self._held: dict[Case, Finding] = {}
 
-    def once(self, case: Case, judge: Callable[[], Finding]) -> Finding:
-        """Return the finding on the case; where there is none, ``judge`` makes it.
+    def find_or_judge(self, case: Case, judge: Callable[[], Finding]) -> Finding:
+        """Return the finding on the case, from the folder or by calling ``judge``.
 
-        Another worker that judges it already is waited for. If it died over it, that is what was
-        found: whoever tried again would die as well. Where the folder has no locks, nobody can be
-        waited for, and each judges what it does not find.
+        Waits for another worker that judges the case. If that worker died, its death is the
+        finding: a second try would die as well. Where the folder has no locks, there is no waiting,
+        and two workers may judge the same case.
         """
         if case not in self._held:
             entry = _Entry(self.folder, case)
             with locked_where_possible(entry.lock) as alone:
                 known = entry.known() if alone else entry.found()
-                self._held[case] = known or entry.judged(judge)
+                self._held[case] = known or entry.judge_and_store(judge)
         return self._held[case]
 
     def all(self) -> list[Finding]:
-        """All that was found in the run, in the order in which it was begun."""
+        """Return all findings of the run, in the order in which they were started."""
         return [found for entry in self._entries() if (found := entry.known())]
 
     def _entries(self) -> Iterator[_Entry]:
@@ -88,7 +88,7 @@ class Findings:
 
 
 class _Entry:
-    """The files of one case: a lock, a mark that it was begun, and what was found."""
+    """The files of one case: a lock, a mark that it was started, and the finding."""
 
     def __init__(self, folder: Path, case: Case) -> None:
         name = hashlib.sha256(repr(case).encode()).hexdigest()[:24]
@@ -100,45 +100,49 @@ class _Entry:
     def known(self) -> Finding | None:
         """Return the finding, or one that says that its worker died.
 
-        Only to be asked by who holds the lock, or when all workers are done: the mark alone does
-        not tell a dead worker from one that is at it.
+        Call it with the lock held or after all workers have finished: otherwise a started case may
+        still be running.
         """
-        died = Finding(self.case, _died(self.case)) if self._started.exists() else None
+        died = (
+            Finding(self.case, _dead_worker_judgement(self.case))
+            if self._started.exists()
+            else None
+        )
         return self.found() or died
 
     def found(self) -> Finding | None:
-        """Read the finding, or return None where there is none."""
+        """Read the finding, or return None if there is none."""
         if not self._found.exists():
             return None
         found: Finding = pickle.loads(self._found.read_bytes())  # noqa: S301 - our own
         return found
 
-    def judged(self, judge: Callable[[], Finding]) -> Finding:
-        """Call ``judge``, and keep its finding for the others."""
-        _write(self._started, self.case)
+    def judge_and_store(self, judge: Callable[[], Finding]) -> Finding:
+        """Call ``judge``, and store its finding for other workers."""
+        _write_atomically(self._started, self.case)
         try:
             found = judge()
         except BaseException:
-            # An interrupt, say: this process is well, and may try again.
+            # For example an interrupt: this process is alive, and may try again.
             self._started.unlink(missing_ok=True)
             raise
-        _write(self._found, found)
+        _write_atomically(self._found, found)
         return found
 
 
-def _write(path: Path, value: Case | Finding) -> None:
-    """Whole or not at all: a worker may be killed at any time."""
+def _write_atomically(path: Path, value: Case | Finding) -> None:
+    """Write a pickle atomically: a worker may be killed at any time."""
     part = path.with_suffix(f".{uuid.uuid4().hex}")
     part.write_bytes(pickle.dumps(value))
     part.replace(path)
 
 
-def _died(case: Case) -> Judgement:
+def _dead_worker_judgement(case: Case) -> Judgement:
     from clipcheck.results.judgement import Judgement
 
     error = (
-        "expected a judgement, but the worker that was judging it died: it crashed, or the machine "
-        "ran out of memory. Judge it alone to see how: pytest --pyargs clipcheck.suite -n 0 "
+        "expected a result, but the worker died: it crashed, or the machine ran out of memory. "
+        "Judge it alone to see how: pytest --pyargs clipcheck.suite -n 0 "
         f"--clip-model {case.model} --clip-device {case.device} --clip-dtype {case.dtype}."
     )
     return Judgement(case.model, case.device, backend=case.backend, dtype=case.dtype, error=error)

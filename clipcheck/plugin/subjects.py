@@ -1,4 +1,4 @@
-"""From the name of a checkpoint to its file: found, or written with seeded weights."""
+"""Find the file of a checkpoint by its name, or write one with seeded weights."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from clipcheck.checkpoints.opening import size_of
 from clipcheck.system.locks import locked_where_possible
 
 _RELEASED_BYTES = 2
-"""Of a weight in a released archive: nearly all are in half precision."""
+"""Bytes of a weight in a released archive: nearly all are in half precision."""
 
 
 SEEDED = "seeded:"
-"""Stands before the name of an architecture that seeded weights are written of."""
+"""Prefix of an architecture's name, for seeded weights."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The checkpoint that a name stands for.
+    """The checkpoint of a name.
 
     Attributes:
-        checkpoint: its path, or its released name.
-        label: the name for people, with a note where the weights are seeded.
+        checkpoint: its path or released name.
+        label: its name in reports, with a note if the weights are seeded.
         source: a released file, a file given by its path, or seeded weights.
-        own: whether this run has written it.
+        own: whether this run wrote it.
     """
 
     checkpoint: str
@@ -36,17 +36,17 @@ class Subject:
 
 
 def find(name: str, start: Path, folder: Path) -> Subject:
-    """Find the checkpoint of that name, or write it where seeded weights are asked for.
+    """Find the checkpoint of this name, or write one with seeded weights.
 
     Args:
-        name: a released name, a path, or ``seeded:`` and the name of an architecture.
-        start: the folder that paths start from.
-        folder: where seeded weights are written to.
+        name: a released name, a path, or ``seeded:ARCHITECTURE``.
+        start: folder to which paths are relative.
+        folder: in which archives with seeded weights are written.
     """
     if name.startswith(SEEDED):
         architecture = name.removeprefix(SEEDED)
         path = seeded_archive(architecture, folder)
-        source = "seeded weights, NOT the released ones"
+        source = "seeded weights, NOT the released weights"
         return Subject(str(path), f"{architecture} (seeded weights)", source, own=True)
     if name in registry.RELEASED:
         return Subject(name, name, "the released file")
@@ -54,8 +54,8 @@ def find(name: str, start: Path, folder: Path) -> Subject:
 
 
 def size(name: str, start: Path) -> int:
-    """Bytes of the checkpoint's files, or of a released one with as many weights; 0 if there is no
-    such file."""
+    """Return the bytes of the checkpoint's files, estimated by the weights if it is not here yet;
+    0 if there is no such file."""
     cached = download.cached(name) if name in registry.RELEASED else None
     architecture = ARCHITECTURES.get(name.removeprefix(SEEDED))
     if cached is None and architecture and (name in registry.RELEASED or name.startswith(SEEDED)):
@@ -64,9 +64,9 @@ def size(name: str, start: Path) -> int:
 
 
 def seeded_archive(name: str, folder: Path) -> Path:
-    """An archive with seeded weights of the named architecture. Tests must not change it.
+    """Return an archive with seeded weights, written once for all processes with this folder.
 
-    It is written once for all processes that give the same folder.
+    Tests must not change it.
     """
     from clipcheck.checkpoints.checkpoint import Format
     from clipcheck.writers.convert import write

@@ -1,4 +1,4 @@
-"""Text that a run prints before it begins and when it is done."""
+"""The header and the final report of a run of pytest."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def header(choices: Choices, count: int, busy: int) -> str:
-    """One line: what is going to be judged, and what with.
+    """Return one line with the checkpoints, devices, seed and threads of the run.
 
     Args:
-        choices: what is asked for.
-        count: of the workers; 0 where there are none.
-        busy: how many of them compute at a time.
+        choices: the options of the run.
+        count: number of workers; 0 without pytest-xdist.
+        busy: how many of them compute at the same time.
     """
     models, devices = ", ".join(choices.models), ", ".join(choices.devices)
     return (
@@ -39,14 +39,13 @@ def _threads(count: int, busy: int) -> str:
     return f"{threads} in each of {counted(busy, 'busy worker')}" if count > 1 else threads
 
 
-def lines(findings: Sequence[Finding]) -> list[str]:
-    """Say of each checkpoint whether it was a file or seeded weights."""
+def source_lines(findings: Sequence[Finding]) -> list[str]:
+    """Return a line for each checkpoint: a given file, a released one, or seeded weights."""
     return sorted({f"{f.case.model} on {f.case.device}: {f.source}" for f in findings if f.source})
 
 
-def told(findings: Sequence[Finding], choices: Choices) -> list[str]:
-    """Return the table of all gates and the verdict, and once for each checkpoint that failed all
-    that is known of it."""
+def final_report(findings: Sequence[Finding], choices: Choices) -> list[str]:
+    """Return the table of gates and the verdict, and the details of each checkpoint that failed."""
     if not findings:
         return []
     from clipcheck.report.text import brief, report
@@ -65,10 +64,10 @@ def result_of(findings: Sequence[Finding], choices: Choices) -> Result:
 
 
 def write_reports(result: Result, folder: Path) -> str:
-    """Write all judgements as JSON and as text, and the inputs that failed.
+    """Write all judgements as JSON and text, and the failing inputs.
 
     Returns:
-        Where they are, for people.
+        A line that names the folder.
 
     Raises:
         OutputError: the folder cannot be written to.
@@ -79,11 +78,11 @@ def write_reports(result: Result, folder: Path) -> str:
     return f"reports in {folder}"
 
 
-def tell_github(result: Result) -> tuple[list[str], str]:
-    """Add what was found to the summary of the job; elsewhere than on GitHub Actions do nothing.
+def write_for_github(result: Result) -> tuple[list[str], str]:
+    """Write the job's summary on GitHub Actions; elsewhere do nothing.
 
     Returns:
-        Annotations, which are to be printed, and what went wrong, or nothing.
+        Annotations to print, and the error of writing, or an empty string.
     """
     from clipcheck.report.github import annotate, summarise
 

@@ -31,7 +31,7 @@ def test_a_checkpoint_is_not_written_over(run: Run, minute_archive: Path, tmp_pa
     for output in (path, link):
         done = run("convert", path, "-o", output)
         assert done.code == 2
-        assert "expected another output than the checkpoint, found the checkpoint" in done.err
+        assert "expected an output other than the checkpoint, found the checkpoint" in done.err
     assert path.read_bytes() == minute_archive.read_bytes()
 
 
@@ -80,7 +80,7 @@ def test_an_archive_that_does_not_pass_is_not_kept(
     monkeypatch.setattr(checking, "check_files", lambda *a, **k: checking.Result((), {}))
     done = run("convert", minute_archive, "-o", tmp_path / "a.pt")
     assert done.code == 2
-    assert "was not kept" in done.err
+    assert "was deleted" in done.err
     assert not list(tmp_path.iterdir())
 
 
@@ -161,7 +161,7 @@ def test_a_program_that_computes_something_else_is_not_kept(
     path.write_bytes(b"what was there before")
     done = run("convert", archive, "-o", path, "--format", form)
     assert done.code == 2
-    assert done.err.startswith(f"clipcheck: the {form} does not compute what it should")
+    assert done.err.startswith(f"clipcheck: the {form} that was written is not consistent")
     assert "FAIL  fidelity " in done.err
     assert done.err.endswith(" Report this: clipcheck wrote it.\n")
     assert path.read_bytes() == b"what was there before"
@@ -185,7 +185,7 @@ def test_a_folder_whose_weights_are_others_is_not_kept(
     archive = minute(tmp_path / "minute.pt")
     done = run("convert", archive, "-o", tmp_path / "folder", "--format", form)
     assert done.code == 2
-    assert f"the {form} does not compute what it should, and was not kept" in done.err
+    assert f"the {form} that was written is not consistent, and was deleted" in done.err
     assert [each.name for each in tmp_path.iterdir()] == [archive.name]
 
 
@@ -195,8 +195,8 @@ def test_a_folder_takes_no_dtype(run: Run, tmp_path: Path, form: str) -> None:
     done = run("convert", tmp_path / "gone.pt", *options)
     assert done.code == 2
     assert done.err == (
-        f"clipcheck: --dtype is not for folders of {form}, which keep the weights bit for bit. "
-        "Convert to safetensors with --dtype first, and that file to the folder.\n"
+        f"clipcheck: --dtype has no effect on folders of {form}, which keep the weights bit for "
+        "bit. Convert to safetensors with --dtype first, then convert that file to a folder.\n"
     )
 
 

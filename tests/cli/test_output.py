@@ -37,7 +37,7 @@ def test_a_full_stdout_is_told_on_stderr(
             check=False,
         )
     assert done.returncode == 2
-    assert done.stderr.startswith("clipcheck: what was found cannot be written to stdout (No")
+    assert done.stderr.startswith("clipcheck: cannot write the result to stdout (No")
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -54,4 +54,4 @@ def test_so_it_is_by_what_judges_nothing(
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("clipcheck: what was found cannot be written to stdout (No space")
+    assert line.startswith("clipcheck: cannot write the result to stdout (No space")

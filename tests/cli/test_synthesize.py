@@ -10,7 +10,7 @@ def test_synthesize_writes_what_was_asked_for(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     done = run("synthesize", "tiny-vit", "-o", path, "--format", "safetensors", "--seed", 3)
     assert done.code == 0
-    assert "seeded weights, not trained ones, of tiny-vit" in done.out
+    assert "seeded weights (not trained) of tiny-vit" in done.out
     opened = open_checkpoint(path)
     assert (opened.format, opened.architecture.name) == ("safetensors", "tiny-vit")
 

@@ -13,8 +13,8 @@ from clipcheck.plugin.choices import (
     NO_MODEL,
     SEEDED_MODELS,
     Choices,
-    gates_of,
-    require_there,
+    gates_for,
+    require_available_choices,
 )
 
 HERE = Path("/nowhere")
@@ -112,7 +112,7 @@ def test_every_gate_of_every_dtype_is_a_test_and_a_checkpoint_stands_together() 
     assert list(dict.fromkeys(places)) == [("a", "cpu"), ("a", "cuda"), ("b", "cpu"), ("b", "cuda")]
     assert places == sorted(places)
     gates = [each["clip_gate"] for each in found if each["clip_dtype"] == "float16"]
-    assert gates == [*gates_of("jit", "float16")] * 2
+    assert gates == [*gates_for("jit", "float16")] * 2
 
 
 def test_an_option_of_a_backend_that_there_is_not_is_refused() -> None:
@@ -168,8 +168,8 @@ def test_what_makes_no_sense_is_refused(option: str, value: object, expected: st
         ("ViT-B32", r"expected an existing file or a released name, .* name is 'ViT-B/32'"),
         ("*.pt", r"expected an existing file or a released name, found '\*\.pt'\. Released"),
         ("tiny-vit", r"has no released weights\. .* --clip-model seeded:tiny-vit\."),
-        ("seeded:tiny-vti", r"an architecture to seed .* found 'tiny-vti'.* 'tiny-vit'"),
-        ("seeded:new.pt", r"found 'new\.pt'\. Known are .* judged without --clip-seeded"),
+        ("seeded:tiny-vti", r"an architecture for seeded .* found 'tiny-vti'.* 'tiny-vit'"),
+        ("seeded:new.pt", r"found 'new\.pt'\. Known are .* leave out --clip-seeded"),
     ],
 )
 def test_an_unknown_model_is_refused_with_the_nearest_name(
@@ -177,13 +177,13 @@ def test_an_unknown_model_is_refused_with_the_nearest_name(
 ) -> None:
     (tmp_path / "new.pt").touch()
     with pytest.raises(ClipcheckError, match=f"^--clip-model: .*{expected}"):
-        require_there(choices(tmp_path, model=[model]), tmp_path)
+        require_available_choices(choices(tmp_path, model=[model]), tmp_path)
 
 
 def test_known_names_and_files_that_are_there_are_fine(tmp_path: Path) -> None:
     (tmp_path / "new.pt").touch()
     given = ["all", "seeded:tiny-vit", "new.pt", str(tmp_path / "new.pt")]
-    require_there(choices(tmp_path, model=given, report="new/folder"), tmp_path)
+    require_available_choices(choices(tmp_path, model=given, report="new/folder"), tmp_path)
     assert list((tmp_path / "new/folder").iterdir()) == []
 
 
@@ -197,7 +197,7 @@ def test_a_device_that_is_not_there_is_refused(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch, "empty", unavailable)
     with pytest.raises(ClipcheckError, match=f"^--clip-device: {expected}"):
-        require_there(choices(device=[device]), HERE)
+        require_available_choices(choices(device=[device]), HERE)
 
 
 def unavailable(*_: object, **__: object) -> None:
@@ -208,18 +208,18 @@ def unavailable(*_: object, **__: object) -> None:
 def test_a_gpu_that_is_there_is_not_touched(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("it takes memory of the GPU"))
-    require_there(choices(device=[device]), HERE)
+    require_available_choices(choices(device=[device]), HERE)
 
 
 def test_a_gpu_beyond_those_that_are_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch, "empty", unavailable)
     with pytest.raises(ClipcheckError, match=r"^--clip-device: the device 'cuda:2'"):
-        require_there(choices(device=["cuda:2"]), HERE)
+        require_available_choices(choices(device=["cuda:2"]), HERE)
 
 
 def test_a_report_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ClipcheckError, match="--clip-report: expected a folder") as caught:
-        require_there(choices(tmp_path, report="file"), tmp_path)
+        require_available_choices(choices(tmp_path, report="file"), tmp_path)
     assert caught.value.path == str(tmp_path / "file")

@@ -142,8 +142,8 @@ def test_what_fails_for_another_reason_is_an_error_of_that_checkpoint(
     monkeypatch.setattr(checking, "check_files", check)
     found = runs(tmp_path).judgement(CASE)
     assert found.error == (
-        "expected a judgement, found MemoryError: can't allocate 12 GB. The traceback is in what "
-        "this test printed; if it is not for want of memory, please report it."
+        "expected a result, found MemoryError: can't allocate 12 GB. The traceback is in the "
+        "output of this test; unless memory ran out, please report it."
     )
     assert (found.checkpoint, found.device, found.dtype) == ("new.pt", "cpu", "float32")
     assert "MemoryError: can't allocate 12 GB" in capsys.readouterr().err

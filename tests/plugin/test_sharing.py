@@ -17,7 +17,8 @@ DIES = """
 import os, sys
 from pathlib import Path
 from clipcheck.plugin.sharing import Case, Findings
-Findings(Path(sys.argv[1])).once(Case("a.pt", "jit", "cpu", "float32"), lambda: os._exit(7))
+case = Case("a.pt", "jit", "cpu", "float32")
+Findings(Path(sys.argv[1])).find_or_judge(case, lambda: os._exit(7))
 """
 
 
@@ -31,9 +32,9 @@ def never() -> Finding:
 
 def test_a_case_is_judged_once_by_all_workers(tmp_path: Path) -> None:
     one, other = Findings(tmp_path / "run"), Findings(tmp_path / "run")
-    assert one.once(CASE, finding) == finding()
-    assert other.once(CASE, never) == finding()
-    assert one.once(CASE, never) is one.once(CASE, never)
+    assert one.find_or_judge(CASE, finding) == finding()
+    assert other.find_or_judge(CASE, never) == finding()
+    assert one.find_or_judge(CASE, never) is one.find_or_judge(CASE, never)
 
 
 @pytest.mark.parametrize(
@@ -48,20 +49,20 @@ def test_a_case_is_judged_once_by_all_workers(tmp_path: Path) -> None:
 )
 def test_other_cases_are_judged_on_their_own(tmp_path: Path, other: Case) -> None:
     findings = Findings(tmp_path)
-    findings.once(CASE, finding)
-    assert findings.once(other, lambda: finding(other)) == finding(other)
+    findings.find_or_judge(CASE, finding)
+    assert findings.find_or_judge(other, lambda: finding(other)) == finding(other)
 
 
 def test_a_checkpoint_that_killed_its_worker_is_not_tried_again(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", DIES, str(tmp_path)], check=False)
     assert done.returncode == 7
-    found = Findings(tmp_path).once(CASE, never)
+    found = Findings(tmp_path).find_or_judge(CASE, never)
     assert found.judgement == Judgement(
         "a.pt",
         "cpu",
         dtype="float32",
-        error="expected a judgement, but the worker that was judging it died: it crashed, or the "
-        "machine ran out of memory. Judge it alone to see how: pytest --pyargs clipcheck.suite "
+        error="expected a result, but the worker died: it crashed, or the machine ran out of "
+        "memory. Judge it alone to see how: pytest --pyargs clipcheck.suite "
         "-n 0 --clip-model a.pt --clip-device cpu --clip-dtype float32.",
     )
     assert Findings(tmp_path).all() == [found]
@@ -73,15 +74,15 @@ def test_after_an_interrupt_it_is_tried_again(tmp_path: Path) -> None:
 
     findings = Findings(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        findings.once(CASE, interrupted)
+        findings.find_or_judge(CASE, interrupted)
     assert findings.all() == []
-    assert findings.once(CASE, finding) == finding()
+    assert findings.find_or_judge(CASE, finding) == finding()
 
 
 def test_all_that_was_found_comes_in_the_order_in_which_it_was_begun(tmp_path: Path) -> None:
     cases = [replace(CASE, model=f"{name}.pt") for name in "qwertz"]
     for case in cases:
-        Findings(tmp_path).once(case, lambda case=case: finding(case))  # type: ignore[misc]
+        Findings(tmp_path).find_or_judge(case, lambda case=case: finding(case))  # type: ignore[misc]
     assert [found.case for found in Findings(tmp_path).all()] == cases
 
 
@@ -98,9 +99,9 @@ def test_what_a_full_disk_cuts_off_is_not_read(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", cut_off)
         with pytest.raises(OSError, match="No space left"):
-            findings.once(CASE, finding)
+            findings.find_or_judge(CASE, finding)
     assert findings.all() == []
-    assert findings.once(CASE, finding) == finding()
+    assert findings.find_or_judge(CASE, finding) == finding()
     assert findings.all() == [finding()]
 
 
@@ -112,11 +113,11 @@ def test_without_locks_each_judges_what_it_does_not_find(
     def interrupted() -> Finding:
         # Another one begins: it cannot know whether this one lives.
         theirs = finding(source="theirs")
-        assert Findings(tmp_path).once(CASE, lambda: theirs) == theirs
+        assert Findings(tmp_path).find_or_judge(CASE, lambda: theirs) == theirs
         return finding(source="ours")
 
-    assert Findings(tmp_path).once(CASE, interrupted) == finding(source="ours")
-    assert Findings(tmp_path).once(CASE, never) == finding(source="ours")
+    assert Findings(tmp_path).find_or_judge(CASE, interrupted) == finding(source="ours")
+    assert Findings(tmp_path).find_or_judge(CASE, never) == finding(source="ours")
     assert Findings(tmp_path).all() == [finding(source="ours")]
 
 

@@ -37,7 +37,7 @@ def test_seeded_weights_are_never_taken_for_released_ones(
     found = find(f"seeded:{name}", tmp_path, tmp_path)
     assert written == [name]
     assert found.label == f"{name} (seeded weights)"
-    assert found.source == "seeded weights, NOT the released ones"
+    assert found.source == "seeded weights, NOT the released weights"
 
 
 def test_a_released_name_never_stands_for_seeded_weights(

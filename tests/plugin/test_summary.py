@@ -9,7 +9,13 @@ import pytest
 from clipcheck.errors import OutputError
 from clipcheck.plugin.choices import Choices
 from clipcheck.plugin.sharing import Case, Finding
-from clipcheck.plugin.summary import header, lines, result_of, tell_github, write_reports
+from clipcheck.plugin.summary import (
+    header,
+    result_of,
+    source_lines,
+    write_for_github,
+    write_reports,
+)
 from clipcheck.results.judgement import Judgement, Result
 from clipcheck.system import workers
 
@@ -56,11 +62,11 @@ def test_seeded_weights_and_files_are_told_apart_at_the_end() -> None:
     findings = [
         found("b.pt", "cpu", "the file given"),
         found("b.pt", "cpu", "the file given", "float16"),
-        found("RN50", "cuda", "seeded weights, NOT the released ones"),
+        found("RN50", "cuda", "seeded weights, NOT the released weights"),
         found("gone.pt", "cpu", ""),
     ]
-    assert lines(findings) == [
-        "RN50 on cuda: seeded weights, NOT the released ones",
+    assert source_lines(findings) == [
+        "RN50 on cuda: seeded weights, NOT the released weights",
         "b.pt on cpu: the file given",
     ]
 
@@ -90,7 +96,9 @@ def test_github_is_told_of_all_that_was_found(
     summary = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    annotations, problem = tell_github(result([found("a.pt", "cpu", ""), found("b.pt", "cpu", "")]))
+    annotations, problem = write_for_github(
+        result([found("a.pt", "cpu", ""), found("b.pt", "cpu", "")])
+    )
     assert [line.split(":")[2].split("%3A ")[1] for line in annotations] == [
         "a.pt%2C jit on cpu in float32", "b.pt%2C jit on cpu in float32"
     ]  # fmt: skip
@@ -99,4 +107,4 @@ def test_github_is_told_of_all_that_was_found(
 
 
 def test_elsewhere_than_on_github_nobody_is_told() -> None:
-    assert tell_github(result([found("a.pt", "cpu", "")])) == ([], "")
+    assert write_for_github(result([found("a.pt", "cpu", "")])) == ([], "")

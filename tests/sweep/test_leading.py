@@ -107,7 +107,7 @@ def test_ctrl_c_is_told_and_is_no_verdict(
         monkeypatch.setattr(leading, "plan", interrupted)
     done = run("sweep", "all", "--ledger", "mine")
     assert done.code == 130
-    assert "mine keeps the results, and the same command goes on from there" in done.err
+    assert "mine keeps the results, and the same command resumes the sweep" in done.err
     assert stage.closed
 
 

@@ -268,7 +268,7 @@ def test_ctrl_c_leaves_a_ledger_to_go_on_from(folder: Path, tmp_path: Path) -> N
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all of them
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on from there" in told
+    assert "the same command resumes the sweep" in told
     assert "Traceback" not in told
     assert judged(ledger) >= 1
     assert not children(process.pid)
