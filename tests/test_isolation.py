@@ -124,8 +124,8 @@ def test_a_crash_ends_localize_with_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_both_ways_of_running_it_find_the_same(tiny_archive: Path) -> None:
-    apart, here = (judged(tiny_archive, isolation=how) for how in ("process", "none"))
+def test_both_ways_of_running_it_find_the_same(minute_archive: Path) -> None:
+    apart, here = (judged(minute_archive, isolation=how) for how in ("process", "none"))
     assert [gate.figures for gate in apart.gates] == [gate.figures for gate in here.gates]
     assert (bool(apart.isolation), here.isolation) == (True, ())
 

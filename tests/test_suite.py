@@ -156,8 +156,8 @@ def test_each_checkpoint_is_judged_once_in_one_worker_large_ones_first(
         assert len({words[0] for words in ran if name in words[-1]}) == 1
     (share,) = {workers.threads(workers.cores(), 2)}
     result.stdout.fnmatch_lines([f"clipcheck: large.pt, small.pt on cpu; seed 0; {share} thread*"])
-    # One of the three had nothing to do, and did not import torch for it.
-    assert sorted((here.path / "imported").read_text().splitlines())[0].startswith("False ")
+    # One of the three had nothing to do, and imported nothing for it.
+    assert sorted((here.path / "imported").read_text().splitlines())[0] == "False False"
 
 
 @pytest.mark.thorough
@@ -210,6 +210,7 @@ def test_the_table_of_gates_is_shown_where_all_pass(here: pytest.Pytester) -> No
     )
 
 
+@pytest.mark.thorough
 def test_gates_that_are_not_tested_are_not_judged(pytester: pytest.Pytester) -> None:
     (pytester.path / "minute.pt").write_bytes(minute_bytes(Format.ARCHIVE))
     options = ("--clip-examples=1", "--clip-report=report", "-p", "no:randomly", "-k", "fidelity")
@@ -242,14 +243,13 @@ def test_it_runs_beside_plugins_that_shuffle_and_repeat(here: pytest.Pytester) -
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
 def test_on_github_the_summary_is_written_once_and_failures_are_annotated(
-    here: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: str
+    here: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summary = here.path / "summary.md"
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    options = (workers, "-p", "no:randomly")
+    options = ("-n2", "-p", "no:randomly")
     result = here.runpytest_subprocess(*SUITE, *chosen("bad.pt", "small.pt"), *options)
     result.assert_outcomes(passed=11, failed=1)
     assert [line for line in result.outlines if line.startswith("::")] == [

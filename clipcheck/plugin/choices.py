@@ -40,10 +40,18 @@ DEFAULT_BACKENDS = ("jit",)
 
 def gates_for(backend: str, dtype: str, *, reference: bool = False) -> tuple[str, ...]:
     """Return the gates for a backend and dtype: ``modules`` needs a backend that runs modules."""
-    # Imported here because it imports numpy, which other runs of pytest do not need.
+    return gates_in(dtype, modules=_runs_modules(backend), reference=reference)
+
+
+def _runs_modules(backend: str) -> bool:
+    """Return whether a backend runs modules, as the default ones do."""
+    if backend in DEFAULT_BACKENDS:
+        return True
+    # Imported here because it imports numpy, which other runs of pytest and idle workers do not
+    # need.
     from clipcheck.backends.registry import parse
 
-    return gates_in(dtype, modules=parse(backend).backend.runs_modules, reference=reference)
+    return parse(backend).backend.runs_modules
 
 
 @dataclass(frozen=True)

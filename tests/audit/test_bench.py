@@ -31,7 +31,7 @@ class Here:
     """In place of worker processes, of which each would import torch: one job after the other, in
     this one. The audit of tests/cli has real ones."""
 
-    def __init__(self, _: int, __: object, work: Callable[[Any], object]) -> None:
+    def __init__(self, _: int, __: object, work: Callable[[Any], object], *___: object) -> None:
         self._work = work
         self._job: Any = None
 
@@ -299,6 +299,7 @@ def test_shares_of_one_architecture_judge_each_variant_once(shared: Audit) -> No
     ]  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_weight_that_running_changes_is_told(shared: Audit) -> None:
     assert of(shared, "logit-scale-drifts", "tiny-vit").gate == "integrity"
 

@@ -35,6 +35,6 @@ def built(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
 @pytest.fixture(
     scope="session", params=[pytest.param(MINUTE, id="vit"), thorough(MINUTE_RESNET, id="resnet")]
 )
-def small_archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_archive(request: pytest.FixtureRequest, built: Path) -> Path:
     """An archive of the smallest model of each kind in turn. Tests must not change the file."""
-    return minute(tmp_path_factory.mktemp("small"), Format.ARCHIVE, request.param)
+    return minute(built, Format.ARCHIVE, request.param)

@@ -19,7 +19,7 @@ from clipcheck.backends.compile import Compile
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import RunError
-from tests.backends.kept import CPU, Kept, assert_near, assert_same, batch, expected, minute, source
+from tests.backends.kept import CPU, Kept, assert_same, batch, expected, minute, source
 
 FUNCTIONS = ["encode_image", "encode_text", "logits"]
 Asked = list[tuple[str, dict[str, Any]]]
@@ -43,23 +43,6 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     return asked
-
-
-@pytest.mark.thorough
-def test_it_is_compiled_and_computes_what_the_eager_model_does(
-    made: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For several rows alone: a batch of one is compiled apart, as the conformance suite does it
-    in a thorough run."""
-    pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
-    monkeypatch.setattr(Compile, "_run_examples", lambda self, _: self.outputs(pixels, tokens))
-    backend = Compile.build(made)
-    found = backend.outputs(pixels, tokens)
-    assert_near(found, expected(made.model, pixels, tokens), atol=1e-5)
-    assert backend.evidence().doubts == []
-    assert backend.size is not None
-    assert backend.size > 10_000
-    backend.close()
 
 
 def test_what_compiled_nothing_is_doubted_whatever_was_compiled_before(

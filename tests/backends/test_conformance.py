@@ -76,11 +76,10 @@ PAIRS = [
     for name in (["vit"] if choice.name in SLOW else SMALL)
 ]
 QUICK = {
-    *((str(Choice(name, find(name).variants[0])), "vit") for name in BACKENDS if name != "compile"),
+    *((str(Choice(name, find(name).variants[0])), "vit") for name in BACKENDS if name not in SLOW),
     ("jit", "resnet"),
 }
-"""Each backend once, with the smallest model. What is compiled for one batch alone is run once by
-a test of its own: for all of these it takes most of a minute."""
+"""Each backend once, with the smallest model, but for those that take most of a minute to build."""
 
 FITTING = [
     pytest.param(

@@ -101,10 +101,12 @@ def pairs() -> list[tuple[str, str]]:
     return list(open_clip().list_pretrained())
 
 
-def test_no_weights_of_open_clips_list_are_accepted_as_another_function() -> None:
-    """Alone none are; with what the list says of them, as what they were trained to compute."""
+def test_no_weights_of_open_clips_list_are_accepted_as_another_function(thorough: bool) -> None:
+    """Alone none are; with what the list says of them, as what they were trained to compute. A
+    plain run takes every eighth."""
     wrong, accepted = [], 0
-    for model, tag in pairs():
+    every = 1 if thorough else 8
+    for model, tag in pairs()[::every]:
         quick = bool(open_clip().get_pretrained_cfg(model, tag).get("quick_gelu", False))
         found = named(f"open_clip:{model}/{tag}").model
         if isinstance(found, LibraryArchitecture):
@@ -123,7 +125,7 @@ def test_no_weights_of_open_clips_list_are_accepted_as_another_function() -> Non
         ):
             wrong.append((model, tag))
     assert len(pairs()) >= 196
-    assert (wrong, accepted >= 96) == ([], True)
+    assert (wrong, accepted >= 96 // every) == ([], True)
 
 
 def pooling(model: Any) -> tuple[object, ...]:

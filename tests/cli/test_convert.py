@@ -107,8 +107,7 @@ def test_a_name_that_says_another_format_is_refused_before_anything_is_read(
 
 @parametrize(
     ("form", "dtype"),
-    [("pt2", None), ("open_clip", None), ("transformers", None), ("onnx", "float16")],
-    quick=2,
+    [("open_clip", None), ("pt2", None), ("transformers", None), ("onnx", "float16")],
 )
 def test_what_is_converted_is_checked_and_can_be_checked_again(
     run: Run, tmp_path: Path, form: str, dtype: str | None

@@ -80,11 +80,9 @@ def test_the_logits_of_a_model_with_a_bias_are_judged_by_sigmoid(tmp_path: Path)
     assert allclose.message.startswith("sigmoid probabilities agree within")
 
 
-@parametrize(
-    ("kind", "fault"),
-    [("clipa", _epsilon), *((kind, fault) for kind in KINDS for fault in (_gelu, _scale))],
-)
+@parametrize(("kind", "fault"), [("clipa", _epsilon), ("roberta", _gelu), ("siglip", _scale)])
 def test_a_planted_fault_is_seen(
     kind: str, fault: Callable[[DualEncoder], None], tmp_path: Path
 ) -> None:
+    """In a program; tests/audit has more faults and models, which are traced."""
     assert failed(planted(kind, tmp_path, fault)) & {"fidelity", "integrity"}

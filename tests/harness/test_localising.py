@@ -26,6 +26,7 @@ from clipcheck.writers.archive import write_archive
 from clipcheck.writers.synthesize import synthesize
 from tests.models import small
 from tests.samples import CRC32, MINUTE, with_field
+from tests.thorough import parametrize
 
 VIT, RESNET = small("tiny-vit"), small("tiny-resnet")
 CPU = torch.device("cpu")
@@ -76,13 +77,13 @@ def test_a_fault_that_shows_on_few_inputs_is_found_on_the_corners(planted: Plant
     assert place.given.endswith("of the corners")
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@parametrize("dtype", ["float16", "bfloat16"])
 def test_a_fault_is_found_in_lower_precision_too(planted: Planted, dtype: str) -> None:
     found = localize(planted("output-projection-transposed"), dtype=dtype)
     assert [place.module for place in found.localisation.found] == ["transformer.resblocks.0.attn"]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@parametrize("dtype", ["float16", "bfloat16"])
 def test_a_sound_archive_departs_nowhere_in_lower_precision(sound: Path, dtype: str) -> None:
     assert localize(sound, dtype=dtype).passed
 

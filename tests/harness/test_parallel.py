@@ -1,4 +1,4 @@
-"""Several checkpoints at a time. No process is started but in the first test."""
+"""Several checkpoints at a time. No process is started but by the first test, with --thorough."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from clipcheck.harness.parallel import check_in_processes
 from clipcheck.inputs.batches import CORNERS
 from clipcheck.results.judgement import Judgement, Result
 from clipcheck.system.processes import Outcome
+from tests.audit.test_bench import Here
 from tests.report import ENVIRONMENT, PASSED, failed
 from tests.system.test_progress import Listener
 
 OPTIONS = CheckOptions(device="cpu", examples=CORNERS, isolation="none")
 
 
-def test_the_result_is_that_of_one_process_in_the_same_order(minute_archive: Path) -> None:
+def test_the_result_is_that_of_one_process_in_the_same_order(
+    minute_archive: Path, monkeypatch: pytest.MonkeyPatch, thorough: bool
+) -> None:
+    if not thorough:
+        monkeypatch.setattr(parallel, "Processes", Here)
     names = ["gone.pt", minute_archive, minute_archive]
     alone, together = check_files(names, OPTIONS), check_in_processes(names, OPTIONS, jobs=2)
 

@@ -593,7 +593,7 @@ def test_a_fault_of_rare_ids_shrinks_to_the_lowest_word_with_one() -> None:
     assert found == lowest
 
 
-@pytest.mark.parametrize("length", [20, 50])
+@parametrize("length", [20, 50])
 def test_a_fault_of_long_prompts_shrinks_to_the_length_where_it_begins(length: int) -> None:
     text = simplest(prompts(), lambda text: count(text) >= length)
     # Where one piece is of many tokens, there may be no shorter prompt just below.
@@ -724,7 +724,7 @@ def test_batches_are_what_a_model_takes_and_never_square(inputs: Inputs) -> None
     check()
 
 
-@pytest.mark.parametrize(("most_images", "most_prompts"), [(1, 2), (2, 1), (3, 3), (1, 8), (8, 2)])
+@parametrize(("most_images", "most_prompts"), [(2, 1), (1, 2), (3, 3), (1, 8), (8, 2)], quick=2)
 def test_batches_have_no_more_rows_than_asked_for(most_images: int, most_prompts: int) -> None:
     strategy = batches(inputs=OTHER, max_images=most_images, max_prompts=most_prompts)
     for batch in drawn(strategy, 40):

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from clipcheck.backends.registry import parse
 from clipcheck.checkpoints.registry import available_models
 from clipcheck.errors import ClipcheckError, UnknownModelError, UsageError
 from clipcheck.harness.options import CheckOptions
 from clipcheck.plugin.choices import (
+    DEFAULT_BACKENDS,
     NAMES,
     NO_MODEL,
     SEEDED_MODELS,
@@ -118,6 +120,11 @@ def test_every_gate_of_every_dtype_is_a_test_and_a_checkpoint_stands_together() 
 def test_an_option_of_a_backend_that_there_is_not_is_refused() -> None:
     with pytest.raises(UsageError, match="--clip-backend: compile: expected mode to be one of"):
         choices(backend=["compile:mode=fast"])
+
+
+def test_what_runs_by_default_is_looked_into() -> None:
+    """As `gates_for` takes it, which an idle worker calls: the registry of backends has numpy."""
+    assert all(parse(name).backend.runs_modules for name in DEFAULT_BACKENDS)
 
 
 def test_archives_alone_have_the_gate_modules() -> None:

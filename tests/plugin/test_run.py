@@ -64,6 +64,14 @@ def test_a_checkpoint_is_checked_as_it_was_asked_for(
     assert found.checkpoint == "new.pt"
 
 
+def test_gates_that_no_test_looks_at_are_not_judged(
+    tmp_path: Path, checked: list[dict[str, Any]]
+) -> None:
+    needs = {CASE: {"top1", "fidelity"}}
+    Run(Choices.of({}.get, tmp_path), tmp_path, tmp_path / "shared", needs).judgement(CASE)
+    assert [each["select"] for each in checked] == [["fidelity", "top1"]]
+
+
 def test_nothing_that_was_said_of_the_models_is_said_of_seeded_ones(
     tmp_path: Path, checked: list[dict[str, Any]]
 ) -> None:

@@ -24,6 +24,7 @@ from clipcheck.sandbox.cell import Cell
 from clipcheck.sandbox.limits import Limits
 from clipcheck.sandbox.wire import Memory
 from tests.sandbox.probing import HERE, SERVANT, _tried, called
+from tests.thorough import parametrize
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that confines")
 
@@ -235,7 +236,7 @@ def test_an_exit_is_told_by_its_code() -> None:
         cell.ask("exits", "running it", code=3)
 
 
-@pytest.mark.parametrize("do", ["hangs", "stops"])
+@parametrize("do", ["hangs", "stops"])
 def test_what_takes_too_long_is_ended(do: str) -> None:
     began = time.monotonic()
     with short(seconds=1) as cell:

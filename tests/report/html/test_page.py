@@ -6,10 +6,12 @@ import functools
 import itertools
 import json
 import os
+import pickle
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import Allclose
 from clipcheck.inputs.examples import Example
 from clipcheck.report import evidence, html, text
-from clipcheck.report.html import render
+from clipcheck.report.html import plots, render
 from clipcheck.results.failing import Mismatch
 from clipcheck.results.judgement import Judgement
 from clipcheck.system.width import WIDTH, lines_of
@@ -43,8 +45,32 @@ from tests.report.html.reading import Page
 HTML = "</pre></script><script>alert(1)</script><img src=x onerror=alert(1)>&amp;"
 
 
+Draw = Callable[..., plots.Plot | None]
+
+_DRAWN: dict[bytes, plots.Plot | None] = {}
+"""Plots by what they show. To draw those of a page takes a quarter of a second."""
+
+
+def source_of(*judgements: Judgement) -> str:
+    """A page, of which a plot that another one had as well is not drawn again."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("drift", "distribution", "heat"):
+            patch.setattr(plots, name, _drawn_once(getattr(plots, name)))
+        return render(result(*judgements))
+
+
+def _drawn_once(draw: Draw) -> Draw:
+    def drawn(*given: object) -> plots.Plot | None:
+        key = pickle.dumps((draw.__name__, given))
+        if key not in _DRAWN:
+            _DRAWN[key] = draw(*given)
+        return _DRAWN[key]
+
+    return drawn
+
+
 def page(*judgements: Judgement) -> Page:
-    return Page(render(result(*judgements)))
+    return Page(source_of(*judgements))
 
 
 WORSE = replace(
@@ -132,7 +158,7 @@ def test_a_dash_stands_where_a_gate_does_not_apply_and_says_why() -> None:
 
 
 def test_failures_come_first_and_what_passed_is_folded() -> None:
-    source = render(result(PASSED, UNJUDGED, FAILED, WORSE))
+    source = source_of(PASSED, UNJUDGED, FAILED, WORSE)
     matrix = Page(source).text.partition("Gates ")[2].partition("In each cell")[0]
     order = re.findall(r"(\S+\.pt) (?:jit|trace), cpu", matrix)
     assert order == ["worse.pt", "model.pt", "gone.pt", "model.pt"]
@@ -144,7 +170,7 @@ def test_failures_come_first_and_what_passed_is_folded() -> None:
 
 
 def test_of_a_run_that_failed_the_gates_that_passed_are_folded() -> None:
-    source = render(result(FAILED))
+    source = source_of(FAILED)
     shown, _, folded = source.partition("4 gates passed: integrity, allclose, top1, repeatability<")
     section = shown.partition('<section class="judgement"')[2]
     assert "400 times as far" in section
@@ -334,7 +360,7 @@ def test_versions_and_the_machine_are_at_the_end() -> None:
     ids=["prompt", "saved", "path", "checkpoint", "error", "gate", "row", "module"],
 )  # type: ignore[type-var]
 def test_what_is_html_is_shown_and_not_run(judgement: Judgement) -> None:
-    source = render(result(judgement))
+    source = source_of(judgement)
     found = Page(source)
     assert not found.all("script")
     assert all(image["src"].startswith("data:image/png;base64,") for image in found.all("img"))
@@ -358,7 +384,7 @@ def test_a_character_that_is_not_seen_is_spelled_out(letter: str) -> None:
         path=None,
         measured=measured(text=f"c{letter}\nd"),
     )
-    source = render(result(named))
+    source = source_of(named)
     assert letter not in source
     source.encode()
     escaped = repr(letter)[1:-1]
@@ -368,13 +394,13 @@ def test_a_character_that_is_not_seen_is_spelled_out(letter: str) -> None:
 
 
 def test_a_text_from_right_to_left_is_left_as_it_is_and_kept_apart() -> None:
-    source = render(result(showing("שלום עולם")))
+    source = source_of(showing("שלום עולם"))
     assert '<pre class="prompt" dir="auto">שלום עולם</pre>' in source
     assert ascii("שלום")[1:-1] in source
 
 
 def test_the_page_has_nothing_that_runs_and_nothing_to_fetch() -> None:
-    source = render(result(PASSED, FAILED, UNJUDGED))
+    source = source_of(PASSED, FAILED, UNJUDGED)
     found = Page(source)
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
@@ -387,7 +413,7 @@ def test_the_page_has_nothing_that_runs_and_nothing_to_fetch() -> None:
 
 
 def test_ids_are_those_of_one_element_and_all_that_is_referred_to_is_there() -> None:
-    source = render(result(PASSED, FAILED, PASSED))
+    source = source_of(PASSED, FAILED, PASSED)
     ids = Page(source).values("id")
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', source)) <= set(ids)
