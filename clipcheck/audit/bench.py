@@ -102,11 +102,17 @@ class Bench:
     Args:
         model: which.
         folder: for what is written.
+        described: its architecture, if not the one that its name has in an audit.
     """
 
-    def __init__(self, model: Model, folder: Path) -> None:
+    def __init__(
+        self,
+        model: Model,
+        folder: Path,
+        described: Architecture | LibraryArchitecture | None = None,
+    ) -> None:
         self.model = model
-        self.described = model_named(model.architecture)
+        self.described = described or model_named(model.architecture)
         self._folder = folder
         if isinstance(self.described, LibraryArchitecture):
             path = folder / "model"

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from clipcheck.checkpoints.architecture import Architecture
-from clipcheck.checkpoints.library import TEXT_CONFIG, LibraryArchitecture, read_open_clip
+from clipcheck.checkpoints.kinds import KINDS
+from clipcheck.checkpoints.library import (
+    TEXT_CONFIG,
+    LibraryArchitecture,
+    read_open_clip,
+    read_transformers,
+)
 from clipcheck.writers.synthesize import architecture_named
 
 _TEXT = {"context_length": 8, "vocab_size": 120, "width": 64, "heads": 2, "layers": 2}
@@ -71,25 +77,91 @@ _TEXT_MODEL = {
     "max_position_embeddings": 16,
 }
 
-SMALL = tuple(CONFIGS)
-"""Names of the small models."""
+HF_TEXT = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 8,
+}
+HF_VISION = {
+    "image_size": 32,
+    "patch_size": 16,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+"""The sizes of small towers, by transformers' names."""
+
+_CLIP_IDS = {"bos_token_id": 118, "eos_token_id": 119}
+
+CLASSES: dict[str, dict[str, Any]] = {
+    "siglip": {"text_config": {**HF_TEXT, "projection_size": 32}, "vision_config": HF_VISION},
+    "chinese_clip": {"text_config": HF_TEXT, "vision_config": HF_VISION},
+    "aimv2": {"text_config": {**HF_TEXT, **_CLIP_IDS}, "vision_config": HF_VISION},
+    "siglip2": {
+        "text_config": {**HF_TEXT, "projection_size": 32},
+        "vision_config": {**HF_VISION, "num_patches": 4},
+    },
+    "altclip": {
+        "text_config": {**HF_TEXT, "max_position_embeddings": 10, "project_dim": 24},
+        "vision_config": HF_VISION,
+    },
+    "metaclip_2": {
+        "text_config": {**HF_TEXT, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1},
+        "vision_config": HF_VISION,
+    },
+    "clipseg": {"text_config": {**HF_TEXT, **_CLIP_IDS}, "vision_config": HF_VISION},
+    "align": {
+        "text_config": HF_TEXT,
+        "vision_config": {
+            "image_size": 64,
+            "width_coefficient": 1.0,
+            "depth_coefficient": 1.0,
+            "hidden_dim": 24,
+            "in_channels": [32, 16],
+            "out_channels": [16, 24],
+            "kernel_sizes": [3, 5],
+            "strides": [1, 2],
+            "num_block_repeats": [1, 1],
+            "expand_ratios": [1, 6],
+        },
+    },
+    "vision-text-dual-encoder": {
+        "text_config": {**HF_TEXT, "model_type": "bert"},
+        "vision_config": {**HF_VISION, "model_type": "vit"},
+    },
+}
+"""A small ``config.json`` of each class of transformers, by its model type."""
+
+_TYPES = {KINDS[each].name: each for each in CLASSES}
+
+SMALL = (*CONFIGS, *_TYPES)
+"""Names of the small models: families of open_clip, and classes of transformers."""
 
 
 @lru_cache
 def small(name: str) -> LibraryArchitecture:
-    """The small model of a family, by its name in `SMALL`."""
-    config = CONFIGS[name]
-    texts = {TEXT_CONFIG: _TEXT_MODEL} if "hf_model_name" in config["text_cfg"] else {}
-    found = read_open_clip({"model_cfg": config}, Path(f"{name}.json"), texts)
+    """The small model of a family or class, by its name in `SMALL`."""
+    if name in _TYPES:
+        kind = _TYPES[name]
+        config = {"model_type": kind, "projection_dim": 24, **CLASSES[kind]}
+        found, _ = read_transformers(config, Path(f"{name}.json"))
+    else:
+        config = CONFIGS[name]
+        texts = {TEXT_CONFIG: _TEXT_MODEL} if "hf_model_name" in config["text_cfg"] else {}
+        found = read_open_clip({"model_cfg": config}, Path(f"{name}.json"), texts)
     if not isinstance(found, LibraryArchitecture):
         raise TypeError(f"clipcheck's own modules compute {name}")
     return found
 
 
 def model_named(name: str) -> Architecture | LibraryArchitecture:
-    """The small model of a family, a released model, ``tiny-vit`` or ``tiny-resnet``.
+    """The small model of a family or class, a released model, ``tiny-vit`` or ``tiny-resnet``.
 
     Raises:
         UnknownModelError: there is none of that name.
     """
-    return small(name) if name in CONFIGS else architecture_named(name)
+    return small(name) if name in SMALL else architecture_named(name)

@@ -27,8 +27,8 @@ def audit(
         typer.Option(
             "--family",
             metavar="NAME",
-            help="Small model of a library's family, such as siglip or eva, or all; repeatable. "
-            "Without --arch, only these are audited.",
+            help="Small model of a library's family or class, such as siglip or SiglipModel, or "
+            "all; repeatable. Without --arch, only these are audited.",
             rich_help_panel=_VARIANTS,
         ),
     ] = None,

@@ -117,7 +117,18 @@ def _configs(architecture: LibraryArchitecture) -> tuple[dict[str, Any], dict[st
             f"it describes no model of open_clip: {'; '.join(problems[:_TOO_MANY])}",
             remedy="Take the open_clip_config.json that belongs to the weights.",
         )
+    tower = model["vision_cfg"].get("timm_model_name")
+    if isinstance(tower, str) and tower.startswith(_FETCHED):
+        raise ArchitectureError(
+            f"its image tower is {tower!r}, which timm would fetch from the hub, and clipcheck "
+            "fetches none",
+            remedy="Give timm's own name of the model as timm_model_name.",
+        )
     return model, preprocess
+
+
+_FETCHED = ("hf-hub:", "hf_hub:")
+"""How the names of models begin that timm fetches the configuration of."""
 
 
 _REQUIRED = (

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from clipcheck.audit import auditing, small
 from clipcheck.audit.auditing import CATALOGUE, audit
-from clipcheck.audit.faults.by_type import CLEAN_TYPES, TYPE_FAULTS
+from clipcheck.audit.faults.by_type import CLEAN_TYPES, TYPE_FAULTS, altering
 from clipcheck.audit.faults.by_type.selecting import last_block, running
 from clipcheck.audit.faults.variant import CLEAN_FAMILY, FAMILIES, Variant
+from clipcheck.checkpoints.library import read_transformers
 from clipcheck.errors import UsageError
 from clipcheck.families.base import DualEncoder
 from clipcheck.families.registry import family
@@ -99,6 +102,46 @@ def test_modules_that_do_not_run_are_not_selected() -> None:
     decoder = set(inner.get_submodule("text_decoder").modules())
     assert decoder.isdisjoint(selected)
     assert set(running(model, visual=True)).isdisjoint(running(model, visual=False))
+
+
+def test_each_tower_runs_once_for_all_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built("clipa")
+    run: list[str] = []
+    for name in ("encode_image", "encode_text"):
+        monkeypatch.setattr(model, name, counted(run, name, getattr(model, name)))
+    assert sum(variant.finds is None or variant.finds(model) for variant in ALL) >= 24
+    assert run == ["encode_image", "encode_text"]
+
+
+def counted(run: list[str], name: str, method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(given: Tensor) -> Tensor:
+        run.append(name)
+        return method(given)
+
+    return call
+
+
+def test_one_tower_alone_gets_what_is_of_it() -> None:
+    config = {
+        "model_type": "clip_text_model",
+        "architectures": ["CLIPTextModelWithProjection"],
+        "eos_token_id": 2,
+        "projection_dim": 24,
+        **small.HF_TEXT,
+    }
+    architecture, _ = read_transformers(config, Path("config.json"))
+    chosen = {v.name for v in TYPE_FAULTS if v.applies_to(architecture, "trace")}
+    assert chosen >= {"a-text-leaks-into-others", "epsilons-of-another-library"}
+    assert chosen.isdisjoint({"scale-stale", "channels-in-reverse", "bright-images-otherwise"})
+
+
+@pytest.mark.parametrize("name", ["clipa", "Aimv2Model", "AlignModel"])
+def test_a_stale_scale_multiplies_by_less(name: str) -> None:
+    """AIMv2 bounds it from above, and ALIGN divides by it."""
+    model = built(name)
+    before = model.log_scale().item()
+    altering.scale_less(model)
+    assert before - model.log_scale().item() == pytest.approx(0.01, rel=0.01)
 
 
 def test_the_last_block_is_one_of_the_tower_s() -> None:

@@ -145,6 +145,13 @@ def test_weights_that_are_missing_or_too_many_are_named() -> None:
     assert "visual.more, [64, 64], is none of its keys" in str(caught.value)
 
 
+def test_a_tower_that_would_be_fetched_is_refused() -> None:
+    vision = {"timm_model_name": "hf-hub:timm/vit_tiny_patch16_224", "image_size": 224}
+    found = read_open_clip({**CONFIGS["convnext"], "vision_cfg": vision}, Path("c.json"))
+    with pytest.raises(ArchitectureError, match=r"hf-hub:timm/vit_tiny.*fetches none"):
+        registry.sizes_of(found)
+
+
 def test_a_tower_that_this_timm_does_not_have_is_named() -> None:
     config = {
         "model_cfg": {

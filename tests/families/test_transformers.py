@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clipcheck.audit.small import CLASSES, HF_TEXT, HF_VISION
 from clipcheck.backends.reference import Reference
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.kinds import KINDS, TOWERS, UNSUPPORTED
@@ -33,71 +34,15 @@ from tests.thorough import parametrize
 
 CPU = torch.device("cpu")
 
-TEXT = {
-    "vocab_size": 120,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 8,
-}
-VISION = {
-    "image_size": 32,
-    "patch_size": 16,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-CLIP_IDS = {"bos_token_id": 118, "eos_token_id": 119}
-
-SMALL: dict[str, dict[str, Any]] = {
-    "siglip": {"text_config": {**TEXT, "projection_size": 32}, "vision_config": VISION},
-    "chinese_clip": {"text_config": TEXT, "vision_config": VISION},
-    "aimv2": {"text_config": {**TEXT, **CLIP_IDS}, "vision_config": VISION},
-    "siglip2": {
-        "text_config": {**TEXT, "projection_size": 32},
-        "vision_config": {**VISION, "num_patches": 4},
-    },
-    "altclip": {
-        "text_config": {**TEXT, "max_position_embeddings": 10, "project_dim": 24},
-        "vision_config": VISION,
-    },
-    "metaclip_2": {
-        "text_config": {**TEXT, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1},
-        "vision_config": VISION,
-    },
-    "clipseg": {"text_config": {**TEXT, **CLIP_IDS}, "vision_config": VISION},
-    "align": {
-        "text_config": TEXT,
-        "vision_config": {
-            "image_size": 64,
-            "width_coefficient": 1.0,
-            "depth_coefficient": 1.0,
-            "hidden_dim": 24,
-            "in_channels": [32, 16],
-            "out_channels": [16, 24],
-            "kernel_sizes": [3, 5],
-            "strides": [1, 2],
-            "num_block_repeats": [1, 1],
-            "expand_ratios": [1, 6],
-        },
-    },
-    "vision-text-dual-encoder": {
-        "text_config": {**TEXT, "model_type": "bert"},
-        "vision_config": {**VISION, "model_type": "vit"},
-    },
-}
-"""A small one of each; the first three are tried each day: without a mask, with one of padding, and
-with one up to the end, whose modules cast to float32."""
-
-EACH = parametrize("kind", SMALL, quick=3)
+EACH = parametrize("kind", CLASSES, quick=3)
+"""The first three are tried each day: without a mask, with one of padding, and with one up to the
+end, whose modules cast to float32."""
 
 EXPORTED = CheckOptions(device="cpu", examples=CORNERS, isolation="none", cache=False)
 
 
 def config_of(kind: str) -> dict[str, Any]:
-    return {"model_type": kind, "projection_dim": 24, **SMALL[kind]}
+    return {"model_type": kind, "projection_dim": 24, **CLASSES[kind]}
 
 
 def architecture_of(kind: str, files: Mapping[str, Any] | None = None) -> LibraryArchitecture:
@@ -107,7 +52,7 @@ def architecture_of(kind: str, files: Mapping[str, Any] | None = None) -> Librar
 
 
 def test_every_class_is_tried() -> None:
-    assert SMALL.keys() == KINDS.keys()
+    assert CLASSES.keys() == KINDS.keys()
 
 
 @EACH
@@ -209,7 +154,7 @@ def test_of_a_program_a_lost_channel_inside_of_an_mlp_is_seen(tmp_path: Path) ->
 
 def clear_a_row(model: DualEncoder) -> None:
     wide = [
-        m for m in model.modules() if getattr(m, "out_features", 0) == TEXT["intermediate_size"]
+        m for m in model.modules() if getattr(m, "out_features", 0) == HF_TEXT["intermediate_size"]
     ]
     with torch.no_grad():
         wide[0].get_parameter("weight")[0].zero_()
@@ -234,7 +179,7 @@ def test_rows_of_ids_are_as_the_class_has_them() -> None:
 
 
 def test_sigmoid_is_told_by_the_class() -> None:
-    found = {kind: transformers.sizes(architecture_of(kind)).sigmoid for kind in SMALL}
+    found = {kind: transformers.sizes(architecture_of(kind)).sigmoid for kind in CLASSES}
     assert [kind for kind, sigmoid in found.items() if sigmoid] == ["siglip", "siglip2"]
 
 
@@ -281,12 +226,12 @@ def test_the_two_towers_of_a_larger_class_are_found(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- one tower alone
 
 LONE = {
-    "CLIPTextModelWithProjection": {**TEXT, "eos_token_id": 2, "projection_dim": 24},
-    "SiglipVisionModel": VISION,
-    "CLIPTextModel": {**TEXT, "eos_token_id": 2},
-    "CLIPVisionModel": VISION,
-    "CLIPVisionModelWithProjection": {**VISION, "projection_dim": 24},
-    "SiglipTextModel": {**TEXT, "projection_size": 24},
+    "CLIPTextModelWithProjection": {**HF_TEXT, "eos_token_id": 2, "projection_dim": 24},
+    "SiglipVisionModel": HF_VISION,
+    "CLIPTextModel": {**HF_TEXT, "eos_token_id": 2},
+    "CLIPVisionModel": HF_VISION,
+    "CLIPVisionModelWithProjection": {**HF_VISION, "projection_dim": 24},
+    "SiglipTextModel": {**HF_TEXT, "projection_size": 24},
 }
 
 
@@ -389,7 +334,7 @@ def test_an_unknown_class_is_named_with_those_that_are_judged() -> None:
 def test_code_of_a_folder_is_never_run(place: str) -> None:
     config = config_of("siglip")
     asking = {"auto_map": {"AutoModel": "modeling.Mine"}}
-    config = {**config, **asking} if place == "top" else {**config, place: {**TEXT, **asking}}
+    config = {**config, **asking} if place == "top" else {**config, place: {**HF_TEXT, **asking}}
     assert "its configuration has auto_map" in refusal(config)
     assert "clipcheck never does" in refusal(config)
 
@@ -397,9 +342,9 @@ def test_code_of_a_folder_is_never_run(place: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"vision_config": {**VISION, "hidden_size": "wide"}}, "hidden_size"),
-        ({"vision_config": {**VISION, "image_size": -1}}, "image_size, found -1"),
-        ({"text_config": {**TEXT, "vocab_size": 0}}, "vocab_size, found 0"),
+        ({"vision_config": {**HF_VISION, "hidden_size": "wide"}}, "hidden_size"),
+        ({"vision_config": {**HF_VISION, "image_size": -1}}, "image_size, found -1"),
+        ({"text_config": {**HF_TEXT, "vocab_size": 0}}, "vocab_size, found 0"),
         ({"vision_config": 7}, "vision_config"),
     ],
 )

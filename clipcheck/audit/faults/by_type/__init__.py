@@ -15,6 +15,7 @@ from clipcheck.audit.faults.by_type import altering, pooling
 from clipcheck.audit.faults.by_type.selecting import (
     Select,
     first,
+    has_tower,
     last_block,
     middle,
     of_type,
@@ -72,12 +73,16 @@ def _does_not_overlap(module: nn.Conv2d) -> bool:
     )
 
 
-def _whole(model: DualEncoder) -> list[DualEncoder]:
-    return [model]
+def _with_images(model: DualEncoder) -> list[DualEncoder]:
+    return [model] if has_tower(model, visual=True) else []
 
 
-def _scales(model: DualEncoder) -> list[Tensor]:
-    return [model.log_scale()]
+def _with_texts(model: DualEncoder) -> list[DualEncoder]:
+    return [model] if has_tower(model, visual=False) else []
+
+
+def _with_logits(model: DualEncoder) -> list[DualEncoder]:
+    return [model] if "logits_per_image" in model.outputs else []
 
 
 def _logit_biases(model: DualEncoder) -> list[Tensor]:
@@ -246,9 +251,9 @@ TYPE_FAULTS: tuple[Variant, ...] = (
     _variant(
         "scale-stale",
         "projection",
-        "a scale of an earlier step of training: 1 % off",
-        _scales,
-        altering.add(0.01),
+        "a scale of an earlier step of training: 1 % less",
+        _with_logits,
+        altering.scale_less,
     ),
     _variant(
         "logit-bias-stale",
@@ -261,28 +266,28 @@ TYPE_FAULTS: tuple[Variant, ...] = (
         "image-features-centred-by-batch",
         "batch-dependent",
         "a statistic over the batch: a thousandth of the mean is subtracted",
-        _whole,
+        _with_images,
         altering.on_features("encode_image", altering.centred),
     ),
     _variant(
         "a-text-leaks-into-others",
         "batch-dependent",
         "a buffer that is used again: a thousandth of the first text in all",
-        _whole,
+        _with_texts,
         altering.on_features("encode_text", altering.first_leaks),
     ),
     _variant(
         "bright-images-otherwise",
         "input-dependent",
         "a branch that the example of an export did not take, for images that are almost white",
-        _whole,
+        _with_images,
         altering.on_features("encode_image", altering.dim_if_bright),
     ),
     _variant(
         "full-texts-otherwise",
         "input-dependent",
         "a branch that the example of an export did not take, for texts without padding",
-        _whole,
+        _with_texts,
         altering.on_features("encode_text", altering.turned_if_full),
     ),
     _variant(

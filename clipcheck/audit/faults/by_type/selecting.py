@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,34 @@ Select = Callable[[DualEncoder], Sequence[Any]]
 
 
 def running(model: DualEncoder, *, visual: bool | None = None) -> list[nn.Module]:
-    """The modules that run, in the order in which they are called first.
+    """The modules that run, in the order in which they are called first. Each tower runs once for
+    all who ask, before it is altered.
 
     Args:
         model: any.
         visual: of the image tower alone, or of the text tower alone; None for both.
     """
+    towers = (True, False) if visual is None else (visual,)
+    return list(dict.fromkeys(module for tower in towers for module in _called(model, tower)))
+
+
+_CALLED: WeakKeyDictionary[DualEncoder, dict[bool, list[nn.Module]]] = WeakKeyDictionary()
+"""What runs in each tower of a model. Towers do not hold the model that they are of."""
+
+
+def _called(model: DualEncoder, visual: bool) -> list[nn.Module]:
+    known = _CALLED.setdefault(model, {})
+    if visual not in known:
+        known[visual] = _run(model, visual) if has_tower(model, visual=visual) else []
+    return known[visual]
+
+
+def has_tower(model: DualEncoder, *, visual: bool) -> bool:
+    """Whether the model has a tower for images, or for texts."""
+    return ("image_features" if visual else "text_features") in model.outputs
+
+
+def _run(model: DualEncoder, visual: bool) -> list[nn.Module]:
     found: dict[nn.Module, None] = {}
 
     def note(module: nn.Module, *_: object) -> None:
@@ -32,9 +55,9 @@ def running(model: DualEncoder, *, visual: bool | None = None) -> list[nn.Module
     side, length = model.image_resolution, model.context_length
     try:
         with torch.no_grad():
-            if visual is not False:
+            if visual:
                 model.encode_image(torch.zeros(1, 3, side, side))
-            if visual is not True:
+            else:
                 model.encode_text(torch.full((1, length), 3))
     finally:
         for hook in hooks:

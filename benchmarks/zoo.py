@@ -1,0 +1,347 @@
+"""Every architecture of open_clip's list and every class of transformers, with seeded weights.
+
+Each is drawn, judged by trace, export and onnxruntime in a job of a sweep, and deleted again: the
+ledger of the sweep has what was found, so the same command goes on where it was ended. What was
+judged so far is printed as a table, with what did not pass below it.
+
+Without ``--full`` each tower is two layers deep, or has one block in each stage, and a vocabulary
+beyond CLIP's is cut; widths, heads and sizes of images are the architecture's. ``--faults`` plants
+a fault into some of these models and judges it by trace, in place of all this.
+
+    python -m benchmarks.zoo --tables docs/evidence/tables
+    python -m benchmarks.zoo --only 'open_clip:EVA*' --backend trace
+    python -m benchmarks.zoo --faults --tables docs/evidence/tables
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import add_option, table
+from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.checkpoints.library import (
+    LibraryArchitecture,
+    default_config,
+    read_transformers,
+)
+from clipcheck.checkpoints.told import OPEN_CLIP, TRANSFORMERS, named
+from clipcheck.harness.options import CheckOptions
+from clipcheck.inputs.batches import CORNERS
+from clipcheck.inputs.rules import CLIP_VOCABULARY
+from clipcheck.sweep import worker
+from clipcheck.sweep.catalogue import Entry
+from clipcheck.sweep.engines.local import LocalEngine
+from clipcheck.sweep.jobs import Job, Source
+from clipcheck.sweep.ledger import Ledger
+from clipcheck.sweep.plan import Setting, Unit, plan
+from clipcheck.sweep.run import Row, run
+
+BACKENDS = ("trace", "export", "onnxruntime")
+LAYERS = 2
+VOCABULARY = 8192
+"""Ids that are left of a vocabulary beyond CLIP's."""
+
+CLIP_GELU = f"{TRANSFORMERS}CLIPModel with GELU"
+
+FAMILIES = {
+    "ModifiedResNet": r"RN\d",
+    "CLIPA": r".*CLIPA",
+    "MetaCLIP 2": r".*worldwide",
+    "text towers of transformers": r"(coca_|xlm-)?roberta|mt5|nllb",
+    "SigLIP 2": r".*SigLIP2",
+    "SigLIP": r".*SigLIP",
+    "CoCa": r"coca",
+    "EVA": r"EVA",
+    "MobileCLIP": r"MobileCLIP",
+    "ViTamin": r"ViTamin",
+    "PE-Core": r"PE-Core",
+    "ConvNeXt": r"convnext",
+    "other towers of timm": r"swin|vit_",
+    "plain ViT": r"ViT",
+}
+"""Families of open_clip's list, by how the names of their configurations begin."""
+
+DEPTHS = {
+    r"convnext|swin": {"depths": [1, 1, 1, 1]},
+    r"fastvit_mci[34]": {"layers": [1] * 5},
+    r"fastvit": {"layers": [1] * 4},
+    r"": {"depth": LAYERS},
+}
+"""How timm is told the depth of a tower, by how its name begins: one block in each stage, or as
+many layers as other towers."""
+
+MASK, EPSILONS = "causal-mask-dropped", "epsilons-of-another-library"
+
+FAULTS = {
+    f"{OPEN_CLIP}ViT-B-32": MASK,
+    f"{OPEN_CLIP}ViT-H-14": MASK,
+    f"{OPEN_CLIP}ViT-B-16-SigLIP2": EPSILONS,
+    f"{OPEN_CLIP}MobileCLIP2-S0": EPSILONS,
+    f"{OPEN_CLIP}EVA02-B-16": EPSILONS,
+    f"{OPEN_CLIP}ViTamin-S": EPSILONS,
+    f"{OPEN_CLIP}convnext_base": EPSILONS,
+    f"{OPEN_CLIP}PE-Core-T-16-384": EPSILONS,
+    f"{OPEN_CLIP}coca_ViT-B-32": EPSILONS,
+    f"{OPEN_CLIP}roberta-ViT-B-32": EPSILONS,
+    CLIP_GELU: MASK,
+    f"{TRANSFORMERS}SiglipModel": EPSILONS,
+    f"{TRANSFORMERS}Siglip2Model": EPSILONS,
+    f"{TRANSFORMERS}ChineseCLIPModel": EPSILONS,
+    f"{TRANSFORMERS}CLIPTextModelWithProjection": EPSILONS,
+}
+"""What ``--faults`` plants, and into which models."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="names; default: all")
+    parser.add_argument("--full", action="store_true", help="at full size")
+    parser.add_argument("--backend", action="append", help=f"default: {', '.join(BACKENDS)}")
+    parser.add_argument(
+        "--examples", type=int, default=CORNERS, help="images; default: the edge cases"
+    )
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--ledger", type=Path, default=Path("zoo.sqlite"), metavar="FILE")
+    parser.add_argument("--known", action="store_true", help="judge nothing, print what is known")
+    parser.add_argument("--faults", action="store_true", help="plant faults; see above")
+    add_option(parser)
+    arguments = parser.parse_args()
+    if arguments.faults:
+        plant(arguments.tables)
+        return
+    chosen = [
+        name
+        for name in names()
+        if any(fnmatch.fnmatch(name, pattern) for pattern in arguments.only or ["*"])
+    ]
+    units = judged(chosen, arguments)
+    report(units, arguments.tables)
+
+
+def names() -> list[str]:
+    """All architectures of open_clip's list, and all classes of transformers that are judged."""
+    import open_clip
+
+    from clipcheck.checkpoints.kinds import KINDS, TOWERS
+
+    classes = ["CLIPModel", *(kind.name for kind in KINDS.values()), *TOWERS]
+    return [
+        *(f"{OPEN_CLIP}{name}" for name in open_clip.list_models() if ":" not in name),
+        *(f"{TRANSFORMERS}{name}" for name in classes),
+        CLIP_GELU,
+    ]
+
+
+# ------------------------------------------------------------------------------ models
+
+
+def described(name: str, scratch: Path, *, full: bool) -> Architecture | LibraryArchitecture:
+    """The architecture of a name, at full size or made shallow.
+
+    Args:
+        name: of `names`.
+        scratch: a folder that is there as long as the model is.
+        full: see above.
+    """
+    from clipcheck.writers.synthesize import shallow
+
+    if name == CLIP_GELU:
+        config = default_config("clip")
+        for tower in ("text_config", "vision_config"):
+            config[tower]["hidden_act"] = "gelu"
+        found, _ = read_transformers(config, Path(name))
+    else:
+        found = named(name, asked="", text_config=True).model
+    if full:
+        return found
+    if isinstance(found, LibraryArchitecture):
+        settings = found.settings
+        if found.library == "transformers":
+            _cut(settings.get("text_config", settings))
+        else:
+            _cut(settings["model_cfg"]["text_cfg"])
+            _make_shallow(settings["model_cfg"]["vision_cfg"], scratch)
+        files = tuple((name, _cut_file(text)) for name, text in found.files)
+        found = replace(found, config=json.dumps(settings, sort_keys=True), files=files)
+    return shallow(found, LAYERS)
+
+
+def _make_shallow(vision: dict[str, Any], folder: Path) -> None:
+    """Have a tower of timm built with less depth, which a folder tells and no configuration of
+    open_clip can."""
+    name = vision.get("timm_model_name")
+    if name:
+        args = next(args for begin, args in DEPTHS.items() if re.match(begin, name))
+        config = {"architecture": name, "model_args": args, "pretrained_cfg": {}}
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        vision["timm_model_name"] = f"local-dir:{folder}"
+
+
+def _cut(text: dict[str, Any]) -> None:
+    """Cut a vocabulary that is greater than CLIP's."""
+    if text.get("vocab_size", 0) > CLIP_VOCABULARY:
+        text["vocab_size"] = VOCABULARY
+
+
+def _cut_file(text: str) -> str:
+    config = json.loads(text)
+    _cut(config)
+    return json.dumps(config, sort_keys=True)
+
+
+def write(name: str, found: Architecture | LibraryArchitecture, folder: Path) -> None:
+    """Write a folder of the library that a name is of, with seeded weights."""
+    from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+    from clipcheck.writers.directories import write_open_clip, write_transformers
+    from clipcheck.writers.library import write_folder
+    from clipcheck.writers.synthesize import synthesize
+
+    if isinstance(found, LibraryArchitecture):
+        write_folder(found, folder)
+    else:
+        weights = synthesize(found)
+        drawn = Checkpoint(folder, Format.STATE_DICT, found, weights, told="drawn here")
+        (write_open_clip if name.startswith(OPEN_CLIP) else write_transformers)(drawn, folder)
+
+
+# ------------------------------------------------------------------------------ the sweep
+
+
+def judged(chosen: Sequence[str], arguments: argparse.Namespace) -> Sequence[Unit]:
+    """Judge what the ledger does not have; return all that it has then, and what it has not."""
+    from benchmarks.zoo import perform  # by its own name, which workers can import
+
+    depth = "full" if arguments.full else "shallow"
+    backends = tuple(arguments.backend or BACKENDS)
+    entries = [
+        # As if a hub had them: they are made where they are judged, and are gone then.
+        Entry(name, Source("hub", f"seeded/{depth}/{name}"), backends, ("cpu",))
+        for name in chosen
+    ]
+    options = CheckOptions(examples=arguments.examples, isolation="none", cache=False)
+    with Ledger(arguments.ledger) as ledger, tempfile.TemporaryDirectory() as scratch:
+        engine = LocalEngine(arguments.workers, Path(scratch), perform=perform)
+        setting = Setting(options, Path(scratch), "cpu", engine.threads())
+        with closing(engine), suppress(KeyboardInterrupt):
+            if not arguments.known:
+                run(plan(entries, ledger, setting), engine, ledger, tell=print)
+        return plan(entries, ledger, setting).units
+
+
+def perform(job: Job) -> str:
+    """Draw the model of a job, and judge it, in a worker."""
+    _, depth, name = job.source.place.split("/", 2)
+    with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
+        path = Path(folder) / "model"
+        write(name, described(name, Path(folder), full=depth == "full"), path)
+        return worker.perform(replace(job, source=Source("path", str(path))))
+
+
+# ------------------------------------------------------------------------------ the table
+
+
+def report(units: Sequence[Unit], tables: Path | None) -> None:
+    """Print what was judged, by family, and what did not pass."""
+    families = defaultdict(list)
+    for unit in units:
+        families[family_of(unit.entry.label)].append(unit)
+    backends = list(dict.fromkeys(unit.backend for unit in units))
+    columns = ["family", "models", "pairs", "judged", "passed", *backends, "seconds"]
+    with table("zoo", columns, tables) as row:
+        for family, members in families.items():
+            row(*line(family, members, backends))
+        row(*line("**all**", units, backends))
+    for told in problems(units):
+        print(told)
+
+
+def line(family: str, units: Sequence[Unit], backends: Sequence[str]) -> list[object]:
+    """What was found of a family: the most that its runs took of a limit of the gate fidelity."""
+    rows = known(units)
+    labels = list(dict.fromkeys(unit.entry.label for unit in units))
+    seconds = {row.unit.entry.label: row.cost.seconds or 0 for row in rows}
+    return [
+        family,
+        len(labels),
+        sum(map(pairs, labels)),
+        f"{len(rows)} of {len(units)}",
+        sum(row.state == "consistent" for row in rows),
+        *(most([row for row in rows if row.unit.backend == each]) for each in backends),
+        f"{sum(seconds.values()):,.0f}",
+    ]
+
+
+def known(units: Sequence[Unit]) -> list[Row]:
+    """The rows of what was judged."""
+    return [Row(u, u.verdict.found, u.verdict.cost) for u in units if u.verdict is not None]
+
+
+def most(rows: Sequence[Row]) -> str:
+    """The most that was taken of a limit of the gate fidelity."""
+    margins = [
+        gate.margin
+        for row in rows
+        for each in row.found.results
+        for gate in each.gates
+        if gate.name == "fidelity"
+    ]
+    return f"{100 * max(margins):.0f} %" if margins else "-"
+
+
+def problems(units: Sequence[Unit]) -> Iterator[str]:
+    """Why what did not pass did not."""
+    for row in known(units):
+        for each in row.found.results:
+            if not each.passed:
+                failed = [f"{gate.name}: {gate.message}" for gate in each.gates if not gate.passed]
+                yield f"{each.checkpoint}, {each.backend}: {each.error or '; '.join(failed)}"
+
+
+# ------------------------------------------------------------------------------ faults
+
+
+def plant(tables: Path | None) -> None:
+    """Plant a fault into each of some models, and print what the gates found."""
+    from clipcheck.audit.auditing import CATALOGUE
+    from clipcheck.audit.bench import Bench, Model
+
+    variants = {variant.name: variant for variant in CATALOGUE}
+    columns = ["model", "fault", "caught by", "times the limit", "classic assertion"]
+    with table("zoo-faults", columns, tables) as row:
+        for name, fault in FAULTS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                found = described(name, Path(folder), full=False)
+                model = Model(name, 0, "seeded", "float32")
+                finding = Bench(model, Path(folder), found).find(variants[fault], BACKENDS[0])
+            classic = "fails" if finding.classic_caught else "passes"
+            row(name, fault, finding.gate or "nothing", f"{finding.margin:,.1f}", classic)
+
+
+def family_of(name: str) -> str:
+    """The family of a name, for the table."""
+    if name.startswith(TRANSFORMERS):
+        return "transformers"
+    own = name.removeprefix(OPEN_CLIP)
+    return next(family for family, begin in FAMILIES.items() if re.match(begin, own))
+
+
+def pairs(name: str) -> int:
+    """How many of open_clip's pairs of an architecture and a tag are of this architecture."""
+    from open_clip.pretrained import list_pretrained_tags_by_model
+
+    own = name.removeprefix(OPEN_CLIP)
+    return 0 if own == name else len(list_pretrained_tags_by_model(own))
+
+
+if __name__ == "__main__":
+    main()
