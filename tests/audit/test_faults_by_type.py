@@ -152,6 +152,13 @@ def test_the_last_block_is_one_of_the_tower_s() -> None:
         assert last_block(visual=visual)(model) == [blocks[-1]]
 
 
+def test_no_block_is_left_out_that_does_not_keep_the_shape() -> None:
+    """Those of EfficientNet give other channels and fewer places."""
+    model = built("AlignModel")
+    assert last_block(visual=True)(model) == []
+    assert len(last_block(visual=False)(model)) == 1
+
+
 def test_entries_are_of_known_families_and_have_names_of_their_own() -> None:
     counts = Counter(variant.name for variant in CATALOGUE)
     assert [variant.name for variant in ALL if counts[variant.name] != 1] == []

@@ -133,7 +133,7 @@ def test_seeded_weights_leave_nothing_as_it_is_built(kind: str) -> None:
     assert alike <= {"logit_scale", "logit_bias", "temperature"}
 
 
-@parametrize("kind", SMALL)
+@parametrize("kind", CLASSES)
 def test_export_agrees(kind: str, tmp_path: Path) -> None:
     write_folder(architecture_of(kind), tmp_path / "m")
     judged = check_files(tmp_path / "m", replace(EXPORTED, backend="export"))

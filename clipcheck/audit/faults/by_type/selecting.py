@@ -29,14 +29,15 @@ def running(model: DualEncoder, *, visual: bool | None = None) -> list[nn.Module
     return list(dict.fromkeys(module for tower in towers for module in _called(model, tower)))
 
 
-_CALLED: WeakKeyDictionary[DualEncoder, dict[bool, list[nn.Module]]] = WeakKeyDictionary()
-"""What runs in each tower of a model. Towers do not hold the model that they are of."""
+_CALLED: WeakKeyDictionary[DualEncoder, dict[bool, dict[nn.Module, bool]]] = WeakKeyDictionary()
+"""The modules that run, by model and tower, and whether each keeps the shape of its input. No tower
+holds the model that it is of."""
 
 
-def _called(model: DualEncoder, visual: bool) -> list[nn.Module]:
+def _called(model: DualEncoder, visual: bool) -> dict[nn.Module, bool]:
     known = _CALLED.setdefault(model, {})
     if visual not in known:
-        known[visual] = _run(model, visual) if has_tower(model, visual=visual) else []
+        known[visual] = _run(model, visual) if has_tower(model, visual=visual) else {}
     return known[visual]
 
 
@@ -45,13 +46,18 @@ def has_tower(model: DualEncoder, *, visual: bool) -> bool:
     return ("image_features" if visual else "text_features") in model.outputs
 
 
-def _run(model: DualEncoder, visual: bool) -> list[nn.Module]:
-    found: dict[nn.Module, None] = {}
+def _run(model: DualEncoder, visual: bool) -> dict[nn.Module, bool]:
+    found: dict[nn.Module, bool] = {}
 
-    def note(module: nn.Module, *_: object) -> None:
-        found[module] = None
+    def begin(module: nn.Module, *_: object) -> None:
+        found[module] = False
 
-    hooks = [module.register_forward_pre_hook(note) for module in model.modules()]
+    def end(module: nn.Module, given: tuple[Any, ...], made: Any) -> None:
+        first = made[0] if isinstance(made, tuple) else made
+        found[module] = bool(given) and getattr(given[0], "shape", 0) == getattr(first, "shape", 1)
+
+    hooks = [module.register_forward_pre_hook(begin) for module in model.modules()]
+    hooks += [module.register_forward_hook(end) for module in model.modules()]
     side, length = model.image_resolution, model.context_length
     try:
         with torch.no_grad():
@@ -62,7 +68,7 @@ def _run(model: DualEncoder, visual: bool) -> list[nn.Module]:
     finally:
         for hook in hooks:
             hook.remove()
-    return list(found)
+    return found
 
 
 def of_type(*types: type[nn.Module], visual: bool | None = None, exact: bool = False) -> Select:
@@ -99,14 +105,14 @@ def first(select: Select) -> Select:
 
 
 def last_block(*, visual: bool) -> Select:
-    """Select the last block of the longest stack of blocks of one type: it keeps the shape."""
+    """Select the last block of the longest stack of blocks of one type, if it keeps the shape."""
 
     def select(model: DualEncoder) -> Sequence[Any]:
-        called = set(running(model, visual=visual))
-        stacks = [blocks for blocks in map(_blocks, model.modules()) if called.issuperset(blocks)]
+        called = _called(model, visual)
+        stacks = [blocks for blocks in map(_blocks, model.modules()) if called.keys() >= {*blocks}]
         inner = [blocks for blocks in stacks if not any(map(_holds_stack, blocks))]
         longest = max(inner, key=len, default=[])
-        return longest[-1:]
+        return [block for block in longest[-1:] if called[block]]
 
     return select
 
