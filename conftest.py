@@ -6,7 +6,7 @@ import gc
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,28 @@ def _is_thorough(item: pytest.Item) -> bool:
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what is imported by now from the collection of garbage.
+    """Exempt what collecting the tests has imported."""
+    _exempt_from_collection()
 
-    Each check collects garbage, and would look through all modules of torch and of the tests: half
-    of the time of a check of the smallest model.
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    """Exempt what a test has imported, and what is left at the end of a file."""
+    before = len(sys.modules)
+    found = yield
+    if nextitem and (nextitem.path != item.path or len(sys.modules) > before + 20):
+        _exempt_from_collection()
+    return found
+
+
+def _exempt_from_collection() -> None:
+    """Exempt what there is by now from the collection of garbage.
+
+    Each check collects garbage, and would look through all modules of torch, of the tests and of
+    the libraries: with those of all backends that is most of the time of a check of the smallest
+    model.
     """
     gc.collect()
     gc.freeze()

@@ -78,8 +78,8 @@ def test_each_is_right_in_one_of_the_models(name: str) -> None:
     assert sorted(finding.name for finding in found.findings) == sorted(dealt()[name])
 
 
-@parametrize("name", small.SMALL, quick=2)
-def test_every_model_gets_most_of_the_catalogue(name: str) -> None:
+@parametrize("name", FAST, quick=2)
+def test_a_model_gets_most_of_the_catalogue(name: str) -> None:
     architecture = small.small(name)
     chosen = [variant for variant in CATALOGUE if variant.applies_to(architecture, "trace")]
     assert sum(not variant.clean for variant in chosen) >= 18

@@ -15,7 +15,6 @@ from clipcheck.harness.checking import check
 from clipcheck.results.judgement import Result
 from clipcheck.writers.library import draw, write_folder
 from clipcheck.writers.programs import write_pt2
-from tests.families.test_open_clip import KINDS
 from tests.thorough import parametrize
 
 
@@ -60,7 +59,7 @@ def failed(result: Result) -> set[str]:
     return {gate.name for each in result.judgements for gate in each.gates if not gate.passed}
 
 
-@parametrize("kind", ["clipa", *(kind for kind in KINDS if kind != "clipa")])
+@parametrize("kind", ["clipa", "coca", "convnext", "roberta"])
 def test_a_sound_folder_passes_by_its_default_and_says_what_was_the_reference(
     kind: str, tmp_path: Path
 ) -> None:
