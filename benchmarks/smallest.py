@@ -26,12 +26,12 @@ from clipcheck.audit.bench import Bench, Model
 from clipcheck.audit.faults.planting import (
     Pair,
     Plant,
-    Select,
     at,
     bottlenecks,
     instead,
     on_image_features,
     on_text_features,
+    one,
     text_blocks,
     unit,
     vision_blocks,
@@ -40,6 +40,7 @@ from clipcheck.audit.faults.planting import (
 )
 from clipcheck.audit.faults.steps import attend, attention, attention_pool
 from clipcheck.audit.faults.variant import ARCHIVES, Variant
+from clipcheck.audit.faults.where import Select
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal
 from clipcheck.writers.trained import KINDS
@@ -110,15 +111,11 @@ def of_attention(blocks: Select, size: float) -> Plant:
 
 
 def of_pool(size: float) -> Plant:
-    return at(only("visual.attnpool"), attention_pool(attend=partial(scaled, size)))
+    return at(one("visual.attnpool"), attention_pool(attend=partial(scaled, size)))
 
 
 def scaled(size: float, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     return attend((1 + size) * query, key, value, mask)
-
-
-def only(path: str) -> Select:
-    return lambda model: [model.get_submodule(path)]
 
 
 def place(select: Select, number: int) -> Select:
@@ -142,8 +139,8 @@ def changes() -> Iterator[Change]:
         block, where = place(bottlenecks, number), f", {depth} bottleneck"
         yield f"one weight matrix{where}", partial(of_convolution, block), resnet
         yield f"epsilon of bn2{where}", partial(of_epsilon, within(block, "bn2")), resnet
-    yield "epsilon of ln_final", partial(of_epsilon, only("ln_final")), vit
-    yield "epsilon of visual.ln_post", partial(of_epsilon, only("visual.ln_post")), vit
+    yield "epsilon of ln_final", partial(of_epsilon, one("ln_final")), vit
+    yield "epsilon of visual.ln_post", partial(of_epsilon, one("visual.ln_post")), vit
     yield "scale of attention, attention pool", of_pool, resnet
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from clipcheck.audit.faults.planting import (
     Alter,
     at,
+    one,
     put,
     setting,
     text_block,
@@ -31,10 +32,6 @@ from clipcheck.audit.faults.steps import (
 )
 from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import (
-    ATTENTION_POOL,
-    IMAGE_ATTENTION,
-    TEXT_ATTENTION,
-    TEXT_ATTENTIONS,
     Where,
 )
 from clipcheck.checkpoints.architecture import ResNet, ViT
@@ -88,37 +85,32 @@ def _batch_first(module: Any) -> None:
 _attention = partial(Variant, family="attention")
 _text = within(text_block, "attn")
 _image = within(vision_block, "attn")
-
-
-def _pool(model: Multimodal) -> list[Any]:
-    visual: Any = model.visual
-    return [visual.attnpool]
-
+_TEXT_ATTENTIONS = (Where(within(text_blocks, "attn")),)
 
 ATTENTION = (
     _attention(
         name="causal-mask-missing",
         reason="CLIP-ONNX#3: the export of the text tower dropped the causal mask",
         plant=at(text_blocks, setting("mask", None)),
-        places=TEXT_ATTENTIONS,
+        places=_TEXT_ATTENTIONS,
     ),
     _attention(
         name="causal-mask-missing-in-one",
         reason="transformers#41668: one way through the attention does without the mask",
         plant=at(text_block, setting("mask", None)),
-        places=TEXT_ATTENTION,
+        places=(Where(_text),),
     ),
     _attention(
         name="causal-mask-off-by-one",
         reason="triu(2) in place of triu(1): each token sees the one that follows",
         plant=at(text_blocks, _masked(lambda mask: _hidden(mask.shape[0], 2))),
-        places=TEXT_ATTENTIONS,
+        places=_TEXT_ATTENTIONS,
     ),
     _attention(
         name="causal-mask-of-minus-10",
         reason="a finite sentinel that is too small (coremltools#2669 is of one too great)",
         plant=at(text_blocks, _masked(lambda mask: mask.clamp(min=-10))),
-        places=TEXT_ATTENTIONS,
+        places=_TEXT_ATTENTIONS,
     ),
     _attention(
         name="causal-mask-in-image-tower",
@@ -131,33 +123,28 @@ ATTENTION = (
         name="scale-twice",
         reason="the query is scaled, and scaled_dot_product_attention scales again",
         plant=at(_text, attention(attend=_scaled(lambda size: size**-0.5))),
-        places=TEXT_ATTENTION,
     ),
     _attention(
         name="scale-twice-in-attention-pool",
         reason="the query is scaled, and scaled_dot_product_attention scales again",
-        plant=at(_pool, attention_pool(attend=_scaled(lambda size: size**-0.5))),
-        places=ATTENTION_POOL,
+        plant=at(one("visual.attnpool"), attention_pool(attend=_scaled(lambda size: size**-0.5))),
         kinds=(ResNet,),
     ),
     _attention(
         name="softmax-over-queries",
         reason="softmax over the wrong axis of the scores",
         plant=at(_image, attention(attend=_over_queries)),
-        places=IMAGE_ATTENTION,
         kinds=(ViT,),
     ),
     _attention(
         name="heads-interleaved",
         reason="the heads' results are put together with heads and channels exchanged",
         plant=at(_text, attention(finish=_heads_interleaved)),
-        places=TEXT_ATTENTION,
     ),
     _attention(
         name="batch-taken-as-sequence",
         reason="nn.MultiheadAttention is built without batch_first, and given [N, L, D]",
         plant=at(_image, _batch_first),
-        places=IMAGE_ATTENTION,
         kinds=(ViT,),
     ),
 )

@@ -29,6 +29,9 @@ from clipcheck.audit.faults.steps import (
     Projected,
     attention,
     attention_pool,
+    batch_norm_by_scale,
+    by_channel,
+    layer_norm_by_hand,
     out_projection,
 )
 from clipcheck.audit.faults.variant import CLEAN_FAMILY, Variant
@@ -112,14 +115,6 @@ def _around_batch_first(transformer: Any, x: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------- layers
 
 
-def _layer_norm_by_hand(norm: Any, x: Tensor) -> Tensor:
-    wide = x.type_as(norm.weight)
-    centred = wide - wide.mean(-1, keepdim=True)
-    variance = centred.square().mean(-1, keepdim=True)
-    y: Tensor = centred * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias
-    return y.type(x.dtype)
-
-
 def _layer_norm_without_casts(norm: Any, x: Tensor) -> Tensor:
     weight, bias = norm.weight.type(x.dtype), norm.bias.type(x.dtype)
     return functional.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
@@ -127,18 +122,8 @@ def _layer_norm_without_casts(norm: Any, x: Tensor) -> Tensor:
 
 def _batch_norm_by_hand(norm: Any, x: Tensor) -> Tensor:
     deviation = (norm.running_var + norm.eps).sqrt()
-    y = (x - _by_channel(norm.running_mean, x)) / _by_channel(deviation, x)
-    return y * _by_channel(norm.weight, x) + _by_channel(norm.bias, x)
-
-
-def _batch_norm_folded(norm: Any, x: Tensor) -> Tensor:
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    shift = norm.bias - norm.running_mean * scale
-    return x * _by_channel(scale, x) + _by_channel(shift, x)
-
-
-def _by_channel(values: Tensor, x: Tensor) -> Tensor:
-    return values[:, None, None].type(x.dtype)
+    y = (x - by_channel(norm.running_mean, x)) / by_channel(deviation, x)
+    return y * by_channel(norm.weight, x) + by_channel(norm.bias, x)
 
 
 def _with_silu(_: Any, x: Tensor) -> Tensor:
@@ -215,7 +200,7 @@ CLEAN_LAYERS = (
     _clean(
         name="layer-norm-by-hand",
         reason="mean, variance and reciprocal root as operations of their own",
-        plant=at(layer_norms, instead(_layer_norm_by_hand)),
+        plant=at(layer_norms, instead(layer_norm_by_hand)),
     ),
     _clean(
         name="layer-norm-without-casts",
@@ -231,7 +216,7 @@ CLEAN_LAYERS = (
     _clean(
         name="batch-norm-folded",
         reason="one factor and one summand for each channel",
-        plant=at(batch_norms, instead(_batch_norm_folded)),
+        plant=at(batch_norms, instead(batch_norm_by_scale)),
         kinds=(ResNet,),
     ),
     _clean(

@@ -15,6 +15,7 @@ from clipcheck.audit.faults.planting import (
     before,
     instances,
     instead,
+    one,
     put,
     unit,
     with_head,
@@ -54,10 +55,6 @@ def _pool_by_mean(pool: Any, x: Tensor) -> Tensor:
     return x.mean(dim=(3, 5))
 
 
-def _visual(model: Multimodal) -> list[nn.Module]:
-    return [model.visual]
-
-
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -95,7 +92,7 @@ CLEAN_TOWERS = (
     _clean(
         name="channels-last",
         reason="convolutions on images whose channels are innermost in memory",
-        plant=at(_visual, before(_channels_last)),
+        plant=at(one("visual"), before(_channels_last)),
     ),
     _clean(
         name="pointwise-convolutions-as-products",

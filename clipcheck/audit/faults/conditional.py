@@ -15,13 +15,13 @@ from clipcheck.audit.faults.planting import (
     Pair,
     Plant,
     at,
+    by_input,
     instead,
     logits,
     on_image_features,
-    on_image_features_by_pixels,
     on_pixels,
     on_text_features,
-    on_text_features_by_tokens,
+    one,
     put,
     row_numbers,
     where_row,
@@ -29,29 +29,29 @@ from clipcheck.audit.faults.planting import (
 )
 from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import (
-    EMBEDDING,
     IDS,
     IMAGE_FEATURES,
-    LOGITS,
     NOWHERE,
-    PIXELS,
     TEXT_FEATURES,
 )
 from clipcheck.writers.legacy import Multimodal
 
 
-def _disturbed(x: Tensor) -> Tensor:
+def disturbed(x: Tensor) -> Tensor:
+    """Other numbers: each from its neighbour."""
     return x.roll(1, -1)
 
 
-def for_texts(chosen: Change, change: Change = _disturbed) -> Plant:
+def for_texts(chosen: Change, change: Change = disturbed) -> Plant:
     """Change the features of those texts that ``chosen`` gives True for, from their ids."""
-    return on_text_features_by_tokens(lambda x, text: where_row(chosen(text), change(x), x))
+    changed = by_input("encode_text", lambda x, text: where_row(chosen(text), change(x), x))
+    return Plant(changed, TEXT_FEATURES)
 
 
-def for_images(chosen: Change, change: Change = _disturbed) -> Plant:
+def for_images(chosen: Change, change: Change = disturbed) -> Plant:
     """Change the features of those images that ``chosen`` gives True for, from their pixels."""
-    return on_image_features_by_pixels(lambda x, image: where_row(chosen(image), change(x), x))
+    changed = by_input("encode_image", lambda x, image: where_row(chosen(image), change(x), x))
+    return Plant(changed, IMAGE_FEATURES)
 
 
 def longer_than(length: int, text: Tensor) -> Tensor:
@@ -76,10 +76,6 @@ def _repeats(text: Tensor) -> Tensor:
     return functional.pad(same, (1, 0))
 
 
-def _embedding(model: Multimodal) -> list[Any]:
-    return [model.token_embedding]
-
-
 def absent_from_the_vocabulary(chosen: Callable[[Tensor, int], Tensor]) -> Plant:
     """The embeddings of chosen tokens are zeros."""
 
@@ -87,7 +83,7 @@ def absent_from_the_vocabulary(chosen: Callable[[Tensor, int], Tensor]) -> Plant
         hidden = chosen(text, embedding.num_embeddings)
         return functional.embedding(text, embedding.weight) * ~hidden.unsqueeze(-1)
 
-    return at(_embedding, instead(forward))
+    return at(one("token_embedding"), instead(forward))
 
 
 def _rare(text: Tensor, most: int) -> Tensor:
@@ -141,85 +137,71 @@ INPUT_DEPENDENT = (
         name="rare-ids-not-embedded",
         reason="ids of the last fifth (above 39,500) are unknown to an older vocabulary",
         plant=absent_from_the_vocabulary(_rare),
-        places=EMBEDDING,
     ),
     _by_input(
         name="repeated-token-not-embedded",
         reason="a token that repeats the one before it is taken for padding",
         plant=absent_from_the_vocabulary(lambda text, _: _repeats(text)),
-        places=EMBEDDING,
     ),
     _by_input(
         name="texts-longer-than-64",
         reason="a kernel whose tile has 64 places goes wrong behind it",
         plant=for_texts(partial(longer_than, 64)),
-        places=TEXT_FEATURES,
     ),
     _by_input(
         name="empty-prompts",
         reason="the empty prompt, used for guidance, is computed some other way",
         plant=for_texts(is_empty),
-        places=TEXT_FEATURES,
     ),
     _by_input(
         name="highlights-clipped",
         reason="a calibrated range ends at 1.9; only saturated pixels exceed it",
         plant=on_pixels(lambda x: x.clamp(max=1.9)),
-        places=PIXELS,
     ),
     _by_input(
         name="flat-images",
         reason="images of one colour are computed some other way",
         plant=for_images(is_flat),
-        places=IMAGE_FEATURES,
     ),
     _by_input(
         name="images-of-zeros",
         reason="an image that is zero after normalisation is taken for padding",
         plant=for_images(lambda image: (image == 0).flatten(1).all(-1)),
-        places=IMAGE_FEATURES,
     ),
     _by_input(
         name="images-with-a-zero",
         reason="a pixel that is exactly zero is taken for a missing one",
         plant=for_images(lambda image: (image == 0).all(1).flatten(1).any(-1)),
-        places=IMAGE_FEATURES,
     ),
     _by_input(
         name="red-images",
         reason="images of one primary colour are computed some other way",
         plant=for_images(partial(_one_colour, 0)),
-        places=IMAGE_FEATURES,
     ),
     _by_input(
         name="blue-images",
         reason="the same of another one",
         plant=for_images(partial(_one_colour, 2)),
-        places=IMAGE_FEATURES,
     ),
     _by_input(
         name="pixels-clipped-at-2.2",
         reason="a range that holds all pixels of CLIP's own preprocessing, and of no other",
         plant=on_pixels(lambda x: x.clamp(-2.2, 2.2)),
-        places=PIXELS,
     ),
     _by_input(
         name="natural-images",
         reason="images with the statistics of photographs are computed some other way",
         plant=for_images(_natural),
-        places=IMAGE_FEATURES,
     ),
     _by_input(
         name="texts-of-8",
         reason="prompts that fill a tile of 8 places exactly are computed some other way",
         plant=for_texts(partial(_of_length, 8)),
-        places=TEXT_FEATURES,
     ),
     _by_input(
         name="texts-of-33",
         reason="prompts of one token more than a tile of 32 are computed some other way",
         plant=for_texts(partial(_of_length, 33)),
-        places=TEXT_FEATURES,
     ),
     _by_input(
         name="texts-of-51",
@@ -243,11 +225,11 @@ INPUT_DEPENDENT = (
 
 
 def _beyond(row: int, x: Tensor) -> Tensor:
-    return where_row(row_numbers(x) < row, x, _disturbed(x))
+    return where_row(row_numbers(x) < row, x, disturbed(x))
 
 
 def _alone(x: Tensor) -> Tensor:
-    return where_row(_count(x) == 1, _disturbed(x), x)
+    return where_row(_count(x) == 1, disturbed(x), x)
 
 
 def _count(x: Tensor) -> Tensor:
@@ -260,7 +242,7 @@ def _standardised(x: Tensor) -> Tensor:
     return x + 0.01 * centred / (centred.square().mean(dim=0, keepdim=True) + 1).sqrt()
 
 
-def _where_count(chosen: Change, change: Change = _disturbed) -> Change:
+def _where_count(chosen: Change, change: Change = disturbed) -> Change:
     """Changed where ``chosen`` gives True for the number of rows."""
     return lambda x: where_row(chosen(_count(x)), change(x), x)
 
@@ -308,49 +290,41 @@ BATCH_DEPENDENT = (
         name="images-beyond-the-fourth",
         reason="a kernel for up to four rows; those beyond are wrong",
         plant=on_image_features(partial(_beyond, 4)),
-        places=IMAGE_FEATURES,
     ),
     _by_batch(
         name="image-of-row-before",
         reason="each row has the features of the row before it",
         plant=on_image_features(lambda x: x.roll(1, 0)),
-        places=IMAGE_FEATURES,
     ),
     _by_batch(
         name="single-image",
         reason="a batch of one is computed some other way (a squeeze too many)",
         plant=on_image_features(_alone),
-        places=IMAGE_FEATURES,
     ),
     _by_batch(
         name="statistics-over-batch",
         reason="features are standardised over the batch: a BatchNorm in training mode behind them",
         plant=on_image_features(_standardised),
-        places=IMAGE_FEATURES,
     ),
     _by_batch(
         name="first-text-leaks",
         reason="a hundredth of the first row is added to all: a buffer that was not cleared",
         plant=on_text_features(lambda x: x + 0.01 * x[:1]),
-        places=TEXT_FEATURES,
     ),
     _by_batch(
         name="more-images-than-prompts",
         reason="the logits are mixed up only where the images outnumber the prompts",
         plant=with_head(_more_images),
-        places=LOGITS,
     ),
     _by_batch(
         name="three-images",
         reason="a batch of three is computed some other way",
         plant=on_image_features(_where_count(lambda n: n == 3)),
-        places=IMAGE_FEATURES,
     ),
     _by_batch(
         name="seven-images",
         reason="a batch of seven is computed some other way",
         plant=on_image_features(_where_count(lambda n: n == 7)),
-        places=IMAGE_FEATURES,
     ),
     _by_batch(
         name="nine-images-and-more",
@@ -368,7 +342,6 @@ BATCH_DEPENDENT = (
         name="eight-texts-and-more",
         reason="a kernel whose tile has 8 rows goes wrong once it is full",
         plant=on_text_features(_where_count(lambda n: n >= 8)),
-        places=TEXT_FEATURES,
     ),
     _by_batch(
         name="thirty-three-texts-and-more",
@@ -380,7 +353,6 @@ BATCH_DEPENDENT = (
         name="square-logits-not-transposed",
         reason="a transpose that is told by the shapes is left out where they are the same",
         plant=with_head(_square),
-        places=LOGITS,
     ),
     _by_batch(
         name="kept-by-batch-size",

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from clipcheck.audit.faults.planting import Change, Plant, logits, on_pixels, on_tokens, put
+from clipcheck.audit.faults.planting import Alter, Change, Plant, logits, on_pixels, on_tokens, put
 from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import NOWHERE
 from clipcheck.writers.legacy import Multimodal
@@ -36,7 +36,7 @@ def _shifted_if_recorded(x: Tensor) -> Tensor:
     return x
 
 
-def _scripted(on: Callable[[Change], Plant], change: Change) -> Plant:
+def _scripted(on: Callable[[Change], Plant], change: Change) -> Alter:
     """With its branches: the tracer keeps those of a scripted function."""
 
     def plant(model: Multimodal) -> None:
@@ -45,7 +45,7 @@ def _scripted(on: Callable[[Change], Plant], change: Change) -> Plant:
     return plant
 
 
-def _written_over(name: str) -> Plant:
+def _written_over(name: str) -> Alter:
     """Right, but what it was given is changed."""
 
     def plant(model: Multimodal) -> None:
@@ -61,7 +61,7 @@ def _written_over(name: str) -> Plant:
     return plant
 
 
-def _buffered(name: str) -> Plant:
+def _buffered(name: str) -> Alter:
     """Given in a buffer, which the next call uses as well; ``forward`` does without."""
 
     def plant(model: Multimodal) -> None:
@@ -79,55 +79,47 @@ def _buffered(name: str) -> Plant:
     return plant
 
 
-_form = partial(Variant, family="form")
+_form = partial(Variant, family="form", places=NOWHERE)
 
 FORMS = (
     _form(
         name="pixels-as-they-lie",
         reason="a kernel reads pixels that are a view, or channels last, as if they were neither",
         plant=on_pixels(_as_if_contiguous),
-        places=NOWHERE,
     ),
     _form(
         name="ids-as-they-lie",
         reason="the same of ids",
         plant=on_tokens(_columns),
-        places=NOWHERE,
     ),
     _form(
         name="ids-of-64-bits-cut",
         reason="ids of 64 bits are cut to 15, in a way that those of 32 do not take",
         plant=_scripted(on_tokens, _cut_if_64_bits),
-        places=NOWHERE,
     ),
     _form(
         name="pixels-with-gradients",
         reason="pixels that require gradients are taken for training, and augmented",
         plant=_scripted(on_pixels, _shifted_if_recorded),
-        places=NOWHERE,
     ),
     _form(
         name="pixels-changed",
         reason="pixels are normalised in place, and are others for who uses them once more",
         plant=_written_over("encode_image"),
-        places=NOWHERE,
     ),
     _form(
         name="ids-changed",
         reason="the same of ids",
         plant=_written_over("encode_text"),
-        places=NOWHERE,
     ),
     _form(
         name="image-features-in-a-buffer",
         reason="what a call gives is overwritten by the next one",
         plant=_buffered("encode_image"),
-        places=NOWHERE,
     ),
     _form(
         name="text-features-in-a-buffer",
         reason="the same in the other tower",
         plant=_buffered("encode_text"),
-        places=NOWHERE,
     ),
 )

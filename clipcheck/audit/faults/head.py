@@ -17,7 +17,7 @@ from clipcheck.audit.faults.planting import (
     with_head,
 )
 from clipcheck.audit.faults.variant import Variant
-from clipcheck.audit.faults.where import FORWARD, IMAGE_FEATURES, LOGITS, TEXT_FEATURES, Where
+from clipcheck.audit.faults.where import FORWARD, Where
 from clipcheck.writers.legacy import Multimodal
 
 Scale = Callable[[Tensor], Tensor]
@@ -73,34 +73,28 @@ PROJECTION = (
     _with_scale(lambda scale: scale)(
         name="logit-scale-not-exponentiated",
         reason="logit_scale is the logarithm of the scale, and is used as the scale",
-        places=LOGITS,
     ),
     _with_scale(lambda scale: scale.clamp(max=4.6).exp())(
         name="logit-scale-clipped-at-4.6",
         reason="the logarithm is clipped at 4.6, which is a little less than ln 100",
-        places=LOGITS,
     ),
     _with_norms(_same, unit)(
         name="image-features-not-normalised",
         reason="the features of images are not brought to length one",
-        places=LOGITS,
     ),
     _with_norms(partial(_near_unit, 1e-1), unit)(
         name="normalised-with-great-epsilon",
         reason="0.1 is added under the root of the norm of images",
-        places=LOGITS,
     ),
     _projection(
         name="per-text-of-other-features",
         reason="logits_per_text computed anew, from texts that are not normalised",
         plant=with_head(_unlike_sides),
-        places=LOGITS,
     ),
     _projection(
         name="per-text-not-transposed",
         reason="both outputs are logits_per_image",
         plant=with_head(_not_transposed),
-        places=LOGITS,
     ),
     _projection(
         name="probabilities-for-logits",
@@ -113,18 +107,15 @@ PROJECTION = (
         name="image-encoder-normalises",
         reason="encode_image(normalize=True) of open_clip; the logits do not change",
         plant=on_image_features(unit),
-        places=IMAGE_FEATURES,
     ),
     _projection(
         name="text-features-scaled-by-two",
         reason="the projection has another scale; only encode_text shows it",
         plant=on_text_features(lambda x: x * 2),
-        places=TEXT_FEATURES,
     ),
     _projection(
         name="components-rotated-in-forward-alone",
         reason="forward and encode_image are graphs of their own, and one was exported anew",
         plant=only_in_forward("encode_image", lambda x: x.roll(1, -1)),
-        places=LOGITS,
     ),
 )

@@ -17,12 +17,11 @@ from clipcheck.audit.faults.planting import (
     instead,
     on_pixels,
     on_tokens,
+    one,
     positions,
 )
 from clipcheck.audit.faults.variant import Variant
-from clipcheck.audit.faults.where import EMBEDDING, IDS, PIXELS
 from clipcheck.inputs.rules import MEAN, STD
-from clipcheck.writers.legacy import Multimodal
 
 
 def _channels(values: Sequence[float]) -> Tensor:
@@ -51,17 +50,13 @@ def _half_resolution(x: Tensor) -> Tensor:
     return functional.avg_pool2d(x, 2).repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
-def _embedding(model: Multimodal) -> list[Any]:
-    return [model.token_embedding]
-
-
 def _embedded_as(change: Callable[[Tensor, int], Tensor]) -> Plant:
     """Change the ids that are embedded, not those that the end is sought in."""
 
     def alter(embedding: Any) -> None:
         before(lambda text: change(text, embedding.num_embeddings))(embedding)
 
-    return at(_embedding, alter)
+    return at(one("token_embedding"), alter)
 
 
 def _padding_is_zeros(embedding: Any, text: Tensor) -> Tensor:
@@ -87,84 +82,70 @@ INPUTS = (
         name="blue-green-red",
         reason="images read by OpenCV: the channels come in the order BGR",
         plant=on_pixels(lambda x: x.flip(1)),
-        places=PIXELS,
     ),
     _inputs(
         name="image-mirrored",
         reason="the horizontal flip of the training's augmentation is left on",
         plant=on_pixels(lambda x: x.flip(-1)),
-        places=PIXELS,
     ),
     _inputs(
         name="image-upside-down",
         reason="rows counted from below, as in OpenGL and in BMP files",
         plant=on_pixels(lambda x: x.flip(-2)),
-        places=PIXELS,
     ),
     _inputs(
         name="image-one-pixel-off",
         reason="vision#7093: the centre crop rounds its margin to the other side",
         plant=on_pixels(lambda x: x.roll(1, -1)),
-        places=PIXELS,
     ),
     _inputs(
         name="statistics-of-imagenet",
         reason="normalised with the mean and the deviation of ImageNet",
         plant=_normalised_with((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        places=PIXELS,
     ),
     _inputs(
         name="rescaled-twice",
         reason="divided by 255 twice: do_rescale of transformers on an image from 0 to 1",
         plant=on_pixels(lambda x: _normalised(_brightness(x) / 255)),
-        places=PIXELS,
     ),
     _inputs(
         name="mean-rounded",
         reason="the mean is rounded to two places",
         plant=_normalised_with((0.48, 0.46, 0.41), STD),
-        places=PIXELS,
     ),
     _inputs(
         name="half-the-resolution",
         reason="images are brought to half the resolution and back",
         plant=on_pixels(_half_resolution),
-        places=PIXELS,
     ),
     _inputs(
         name="tokens-cut-at-40",
         reason="texts are cut at 40 tokens, and the end of longer ones is lost",
         plant=on_tokens(partial(_cut, 40)),
-        places=IDS,
     ),
     _inputs(
         name="end-lost-of-full-texts",
         reason="open_clip#130: truncation drops the end of text; only full texts show it",
         plant=on_tokens(_without_last),
-        places=IDS,
     ),
     _inputs(
         name="end-token-missing",
         reason="the tokenizer adds no special token at the end",
         plant=on_tokens(_end_forgotten),
-        places=IDS,
     ),
     _inputs(
         name="ids-off-by-one",
         reason="another vocabulary: each id is embedded as the one before it",
         plant=_embedded_as(lambda text, _: (text - 1).clamp(min=0)),
-        places=EMBEDDING,
     ),
     _inputs(
         name="ids-clamped",
         reason="a vocabulary of four fifths of the size, and ids that are clamped",
         plant=_embedded_as(lambda text, most: text.clamp(max=most * 4 // 5)),
-        places=EMBEDDING,
     ),
     _inputs(
         name="zero-as-padding-index",
         reason="padding_idx=0: id 0, an exclamation mark inside of a word, is embedded as zeros",
-        plant=at(_embedding, instead(_padding_is_zeros)),
-        places=EMBEDDING,
+        plant=at(one("token_embedding"), instead(_padding_is_zeros)),
     ),
 )

@@ -21,12 +21,9 @@ from clipcheck.audit.faults.planting import (
     text_block,
     within,
 )
-from clipcheck.audit.faults.steps import (
-    text_encoder,
-    vision_transformer,
-)
+from clipcheck.audit.faults.steps import layer_norm_by_hand, text_encoder, vision_transformer
 from clipcheck.audit.faults.variant import Variant
-from clipcheck.audit.faults.where import GELUS, NORMS, Where
+from clipcheck.audit.faults.where import Where
 from clipcheck.checkpoints.architecture import ResNet, ViT
 
 # ------------------------------------------------------------------------ activation
@@ -55,25 +52,21 @@ ACTIVATION = (
         name="gelu-for-quickgelu",
         reason="open_clip#771, open_clip#915, timm#1754: weights of quickgelu in a gelu model",
         plant=at(gelus, instead(lambda _, x: functional.gelu(x))),
-        places=GELUS,
     ),
     _activation(
         name="tanh-gelu-for-quickgelu",
         reason="gelu_new of transformers, the tanh approximation, in place of quick_gelu",
         plant=at(gelus, instead(_tanh_gelu)),
-        places=GELUS,
     ),
     _activation(
         name="quickgelu-slope-1.7",
         reason="the factor 1.702 is rounded to 1.7",
         plant=at(gelus, instead(partial(_quick_gelu, 1.7))),
-        places=GELUS,
     ),
     _activation(
         name="activation-clipped",
         reason="a calibrated range that the data exceeds: clipped at 2 in one block",
         plant=at(within(text_block, "mlp.gelu"), after(lambda x: x.clamp(max=2))),
-        places=(Where(within(text_block, "mlp.gelu")),),
     ),
     _activation(
         name="leaky-relu-in-one-bottleneck",
@@ -82,7 +75,6 @@ ACTIVATION = (
             within(bottleneck, "relu"),
             instead(lambda _, x: functional.leaky_relu(x, 0.01)),
         ),
-        places=(Where(within(bottleneck, "relu")),),
         kinds=(ResNet,),
     ),
     _activation(
@@ -95,14 +87,6 @@ ACTIVATION = (
 )
 
 # ------------------------------------------------------------------------ normalisation
-
-
-def _unbiased(norm: Any, x: Tensor) -> Tensor:
-    wide = x.type_as(norm.weight)
-    centred = wide - wide.mean(-1, keepdim=True)
-    variance = centred.square().sum(-1, keepdim=True) / (x.shape[-1] - 1)
-    y: Tensor = centred * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias
-    return y.type(x.dtype)
 
 
 def _layer_norm(norm: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -132,7 +116,6 @@ NORMALISATION = (
             name=f"layer-norm-epsilon-{name}",
             reason=f"every LayerNorm has the epsilon of {source}, not 1e-5",
             plant=at(layer_norms, setting("eps", float(name))),
-            places=NORMS,
         )
         for name, source in (
             ("1e-6", "timm and flax"),
@@ -144,7 +127,6 @@ NORMALISATION = (
             name=f"batch-norm-epsilon-{name}-in-one",
             reason=f"one BatchNorm deep inside has the epsilon of {source}, not 1e-5",
             plant=at(within(bottleneck, "bn2"), setting("eps", float(name))),
-            places=(Where(within(bottleneck, "bn2")),),
             kinds=(ResNet,),
         )
         for name, source in (("1e-3", "Keras"), ("1e-4", "a mobile runtime"))
@@ -152,8 +134,7 @@ NORMALISATION = (
     _norm(
         name="layer-norm-unbiased-variance",
         reason="LayerNorm by hand with torch.std, which divides by D - 1",
-        plant=at(layer_norms, instead(_unbiased)),
-        places=NORMS,
+        plant=at(layer_norms, instead(partial(layer_norm_by_hand, less=1))),
     ),
     _norm(
         name="layer-norm-without-affine-in-one",
@@ -161,7 +142,6 @@ NORMALISATION = (
         plant=at(
             within(text_block, "ln_1"), instead(lambda norm, x: _layer_norm(norm, x, None, None))
         ),
-        places=(Where(within(text_block, "ln_1")),),
     ),
     _norm(
         name="norm-behind-sum",
@@ -187,7 +167,6 @@ NORMALISATION = (
         name="batch-norm-in-training-mode",
         reason="one BatchNorm uses the statistics of the batch: exported without eval()",
         plant=at(within(bottleneck, "bn1"), instead(_batch_statistics)),
-        places=(Where(within(bottleneck, "bn1")),),
         kinds=(ResNet,),
     ),
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clipcheck.audit.faults.planting import Alter, Plant, at, instead
+from clipcheck.audit.faults.planting import Alter, at, instead, one
 from clipcheck.audit.faults.steps import (
     attention_pool,
     class_first,
@@ -22,7 +22,6 @@ from clipcheck.audit.faults.steps import (
 )
 from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import (
-    ATTENTION_POOL,
     IMAGE_POSITIONS,
     POOLED,
     TEXT_POSITIONS,
@@ -30,12 +29,6 @@ from clipcheck.audit.faults.where import (
 )
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal
-
-
-def pool_of(model: Multimodal) -> list[Any]:
-    """The attention pool of a ResNet."""
-    visual: Any = model.visual
-    return [visual.attnpool]
 
 
 def _resampled(model: Multimodal, x: Tensor) -> Tensor:
@@ -53,7 +46,7 @@ def _order(table: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.int64), change(grid).flatten()])
 
 
-def _vit_grid(change: Callable[[Tensor], Tensor]) -> Plant:
+def _vit_grid(change: Callable[[Tensor], Tensor]) -> Alter:
     def plant(model: Multimodal) -> None:
         visual: Any = model.visual
         order = _order(visual.positional_embedding, change)
@@ -125,8 +118,7 @@ POSITION = (
     _position(
         name="pool-positions-left-out",
         reason="the attention pool adds no positions",
-        plant=at(pool_of, _placed(torch.zeros_like)),
-        places=ATTENTION_POOL,
+        plant=at(one("visual.attnpool"), _placed(torch.zeros_like)),
         kinds=(ResNet,),
     ),
 )
@@ -187,15 +179,13 @@ POOLING = (
     _pooling(
         name="mean-for-attention-pool",
         reason="global average pooling in place of the attention pool",
-        plant=at(pool_of, instead(_mean_pool)),
-        places=ATTENTION_POOL,
+        plant=at(one("visual.attnpool"), instead(_mean_pool)),
         kinds=(ResNet,),
     ),
     _pooling(
         name="query-from-first-place",
         reason="the attention pool's query is the map's first place, not the mean",
-        plant=at(pool_of, attention_pool(kept=1)),
-        places=ATTENTION_POOL,
+        plant=at(one("visual.attnpool"), attention_pool(kept=1)),
         kinds=(ResNet,),
     ),
 )

@@ -6,25 +6,46 @@ tensor that such a function closes over becomes a constant of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
+from clipcheck.audit.faults.where import (
+    IDS,
+    IMAGE_FEATURES,
+    LOGITS,
+    PIXELS,
+    TEXT_FEATURES,
+    Select,
+    Where,
+)
 from clipcheck.writers.legacy import LayerNorm, Multimodal, QuickGELU
 
-T = TypeVar("T")
 Alter = Callable[[Any], None]
 Change = Callable[[Tensor], Tensor]
 Compute = Callable[..., Tensor]
-Select = Callable[[Multimodal], Sequence[Any]]
-
-Plant = Callable[[Multimodal], None]
-"""Alters the modules of an archive before they are traced."""
-
 Pair = tuple[Tensor, Tensor]
 Head = Callable[[Multimodal, Tensor, Tensor], Pair]
+
+
+@dataclass(frozen=True)
+class Plant:
+    """Alters the modules of an archive before they are traced.
+
+    Attributes:
+        alter: does so, given the whole model.
+        places: where that is to be found.
+    """
+
+    alter: Callable[[Multimodal], None]
+    places: tuple[Where, ...]
+
+    def __call__(self, model: Multimodal) -> None:
+        """Alter the modules."""
+        self.alter(model)
 
 
 def at(select: Select, alter: Alter) -> Plant:
@@ -34,7 +55,7 @@ def at(select: Select, alter: Alter) -> Plant:
         for module in select(model):
             alter(module)
 
-    return plant
+    return Plant(plant, (Where(select),))
 
 
 def both(*plants: Plant) -> Plant:
@@ -44,7 +65,7 @@ def both(*plants: Plant) -> Plant:
         for each in plants:
             each(model)
 
-    return plant
+    return Plant(plant, tuple(place for each in plants for place in each.places))
 
 
 def put(owner: object, name: str, function: Callable[..., Any]) -> None:
@@ -87,42 +108,32 @@ def _after(owner: object, name: str, change: Change) -> None:
 
 def on_pixels(change: Change) -> Plant:
     """Change the pixels [N, 3, H, W] that the image tower is given."""
-    return lambda model: _before(model, "encode_image", change)
+    return Plant(lambda model: _before(model, "encode_image", change), PIXELS)
 
 
 def on_tokens(change: Change) -> Plant:
     """Change the ids [M, L] that the text tower is given."""
-    return lambda model: _before(model, "encode_text", change)
+    return Plant(lambda model: _before(model, "encode_text", change), IDS)
 
 
 def on_image_features(change: Change) -> Plant:
     """Change the features [N, E] of images, in both methods that compute them."""
-    return lambda model: _after(model, "encode_image", change)
+    return Plant(lambda model: _after(model, "encode_image", change), IMAGE_FEATURES)
 
 
 def on_text_features(change: Change) -> Plant:
     """Change the features [M, E] of texts, in both methods that compute them."""
-    return lambda model: _after(model, "encode_text", change)
+    return Plant(lambda model: _after(model, "encode_text", change), TEXT_FEATURES)
 
 
-def on_text_features_by_tokens(compute: Callable[[Tensor, Tensor], Tensor]) -> Plant:
-    """``compute(features, ids)`` in place of the features of texts."""
+def by_input(method: str, compute: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any], None]:
+    """``compute(features, inputs)`` in place of the features that a method gives."""
 
-    def plant(model: Multimodal) -> None:
-        encode = model.encode_text
-        put(model, "encode_text", lambda text: compute(encode(text), text))
+    def alter(model: Any) -> None:
+        encode: Callable[[Tensor], Tensor] = getattr(model, method)
+        put(model, method, lambda given: compute(encode(given), given))
 
-    return plant
-
-
-def on_image_features_by_pixels(compute: Callable[[Tensor, Tensor], Tensor]) -> Plant:
-    """``compute(features, pixels)`` in place of the features of images."""
-
-    def plant(model: Multimodal) -> None:
-        encode = model.encode_image
-        put(model, "encode_image", lambda image: compute(encode(image), image))
-
-    return plant
+    return alter
 
 
 def with_head(head: Head) -> Plant:
@@ -135,7 +146,7 @@ def with_head(head: Head) -> Plant:
             lambda image, text: head(model, model.encode_image(image), model.encode_text(text)),
         )
 
-    return plant
+    return Plant(plant, LOGITS)
 
 
 def only_in_forward(method: str, change: Change) -> Plant:
@@ -150,7 +161,7 @@ def only_in_forward(method: str, change: Change) -> Plant:
 
         put(model, "forward", call)
 
-    return plant
+    return Plant(plant, LOGITS)
 
 
 def logits(model: Multimodal, image_features: Tensor, text_features: Tensor) -> Pair:
@@ -213,9 +224,9 @@ def instances(kind: type[nn.Module]) -> Select:
     return lambda model: [module for module in model.modules() if isinstance(module, kind)]
 
 
-def root(model: Multimodal) -> list[Any]:
-    """The model itself."""
-    return [model]
+def one(path: str) -> Select:
+    """The module under ``path``."""
+    return lambda model: [model.get_submodule(path)]
 
 
 text_block = middle(text_blocks)
@@ -243,8 +254,3 @@ def where_row(chosen: Tensor, x: Tensor, other: Tensor) -> Tensor:
 def positions(text: Tensor) -> Tensor:
     """0 to L - 1 in each row of ids [M, L]."""
     return text.new_ones(text.shape).cumsum(-1) - 1
-
-
-def ends(text: Tensor) -> Tensor:
-    """Where each text ends [M, 1]."""
-    return text.argmax(dim=-1, keepdim=True)

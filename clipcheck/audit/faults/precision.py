@@ -30,7 +30,7 @@ from clipcheck.audit.faults.planting import (
 )
 from clipcheck.audit.faults.steps import attention, scores, text_encoder
 from clipcheck.audit.faults.variant import Variant
-from clipcheck.audit.faults.where import FIRST_LINEAR, LOGITS, PIXELS, SUM, TEXT_POSITIONS, Where
+from clipcheck.audit.faults.where import SUM, TEXT_POSITIONS, Where
 from clipcheck.writers.legacy import Multimodal
 
 _HALF, _BFLOAT, _SINGLE = (
@@ -86,10 +86,6 @@ def _rounded_logits(change: Change, model: Multimodal, image: Tensor, text: Tens
     return per_image, per_image.t()
 
 
-def _embedding(model: Multimodal) -> list[Any]:
-    return [model.token_embedding]
-
-
 _precision = partial(Variant, family="precision")
 
 PRECISION = (
@@ -97,13 +93,11 @@ PRECISION = (
         name="one-layer-in-half",
         reason="autocast is left on around one layer of the text tower",
         plant=at(within(text_block, "mlp.c_fc"), after(in_half)),
-        places=FIRST_LINEAR,
     ),
     _precision(
         name="one-layer-in-bfloat16",
         reason="one layer of the text tower gives bfloat16",
         plant=at(within(text_block, "mlp.c_fc"), after(in_bfloat16)),
-        places=FIRST_LINEAR,
     ),
     _precision(
         name="residual-stream-in-half",
@@ -115,25 +109,21 @@ PRECISION = (
         name="softmax-in-half",
         reason="scores and weights of attention in half precision, all else in float32",
         plant=at(within(blocks, "attn"), attention(attend=_soft_in_half)),
-        places=(Where(within(blocks, "attn")),),
     ),
     _precision(
         name="tf32-in-perceptrons",
         reason="the products of the perceptrons run in TF32, the default of convolutions on GPUs",
         plant=at(within(text_blocks, "mlp.c_fc"), instead(partial(_with_both, _in_tf32))),
-        places=(Where(within(text_blocks, "mlp.c_fc")),),
     ),
     _precision(
         name="int8-weight-in-one-layer",
         reason="dynamic quantisation of one layer: its weight has 255 steps",
         plant=at(within(text_block, "mlp.c_proj"), instead(partial(_with_weight, _in_int8))),
-        places=(Where(within(text_block, "mlp.c_proj")),),
     ),
     _precision(
         name="pixels-in-half",
         reason="pixels are cast to half precision though the model is float32 (openai/CLIP#63)",
         plant=on_pixels(in_half),
-        places=PIXELS,
     ),
     _precision(
         name="positions-in-half",
@@ -147,12 +137,10 @@ PRECISION = (
         name="text-features-in-half-in-forward-alone",
         reason="forward casts the features before their product, the encoders do not",
         plant=only_in_forward("encode_text", in_half),
-        places=LOGITS,
     ),
     _precision(
         name="logits-in-half",
         reason="openai/CLIP#283: the logits differ by half a unit in the last place of half",
         plant=with_head(partial(_rounded_logits, in_half)),
-        places=LOGITS,
     ),
 )

@@ -9,11 +9,11 @@ from torch import Tensor
 from clipcheck.audit.faults.planting import (
     Pair,
     Plant,
-    Select,
     after,
     at,
     bottleneck,
     logits,
+    one,
     setting,
     text_block,
     vision_block,
@@ -22,7 +22,7 @@ from clipcheck.audit.faults.planting import (
 )
 from clipcheck.audit.faults.steps import Attend, attention, attention_pool, scores
 from clipcheck.audit.faults.variant import Variant
-from clipcheck.audit.faults.where import GREAT_LOGITS, NOWHERE, Where
+from clipcheck.audit.faults.where import GREAT_LOGITS, NOWHERE, Select
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal
 
@@ -40,10 +40,6 @@ def _clamped_scores(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
 def _without_maximum(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     weights = scores(query, key, mask).exp()
     return weights / weights.sum(dim=-1, keepdim=True) @ value
-
-
-def _one(path: str) -> Select:
-    return lambda model: [model.get_submodule(path)]
 
 
 def _attends(select: Select, attend: Attend) -> Plant:
@@ -84,7 +80,7 @@ RANGES = (
     _range(
         name="pool-scores-clamped-at-50",
         reason="the same in the attention pool",
-        plant=at(_one("visual.attnpool"), attention_pool(attend=_clamped_scores)),
+        plant=at(one("visual.attnpool"), attention_pool(attend=_clamped_scores)),
         places=NOWHERE,
         kinds=(ResNet,),
     ),
@@ -111,8 +107,7 @@ RANGES = (
         _range(
             name=f"epsilon-1e-6-in-{path.replace('.', '-').replace('_', '-')}",
             reason="one norm has the default epsilon of another library",
-            plant=at(_one(path), setting("eps", 1e-6)),
-            places=(Where(path),),
+            plant=at(one(path), setting("eps", 1e-6)),
             kinds=kinds,
         )
         for path, kinds in (
@@ -125,6 +120,5 @@ RANGES = (
         name="epsilon-1e-6-in-one-block",
         reason="the same inside of a block",
         plant=at(within(text_block, "ln_2"), setting("eps", 1e-6)),
-        places=(Where(within(text_block, "ln_2")),),
     ),
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clipcheck.audit.faults.conditional import for_images, for_texts, is_empty, is_flat
+from clipcheck.audit.faults.conditional import disturbed, for_images, for_texts, is_empty, is_flat
 from clipcheck.audit.faults.planting import (
     Alter,
     Change,
@@ -29,7 +29,7 @@ from clipcheck.audit.faults.planting import (
     within,
 )
 from clipcheck.audit.faults.variant import Variant
-from clipcheck.audit.faults.where import IMAGE_FEATURES, LOGITS, NOWHERE, SUM, TEXT_FEATURES, Where
+from clipcheck.audit.faults.where import LOGITS, NOWHERE, SUM, TEXT_FEATURES, Where
 from clipcheck.checkpoints.architecture import ResNet
 from clipcheck.writers.legacy import Multimodal
 
@@ -42,7 +42,7 @@ def _happened(x: Tensor) -> Tensor:
 On = Callable[[Change], Plant]
 
 
-def _in_calls(chosen: Change, change: Change, on: On = on_text_features) -> Plant:
+def _in_calls(chosen: Change, change: Change, on: On = on_text_features) -> Alter:
     """Changed in calls whose number, which a constant of the graph counts, is chosen."""
 
     def plant(model: Multimodal) -> None:
@@ -55,10 +55,6 @@ def _in_calls(chosen: Change, change: Change, on: On = on_text_features) -> Plan
         on(counted)(model)
 
     return plant
-
-
-def _shifted(x: Tensor) -> Tensor:
-    return x.roll(1, -1)
 
 
 def _remembering(module: Any) -> None:
@@ -116,49 +112,46 @@ STATE = (
         name="noise-on-image-features",
         reason="noise of a thousandth, as of a kernel whose sums race",
         plant=on_image_features(_noisy),
-        places=IMAGE_FEATURES,
     ),
     _state(
         name="third-call-differs",
         reason="pytorch#74534: the first and later calls of a script differ",
-        plant=_in_calls(lambda calls: calls >= 3, _shifted),
+        plant=_in_calls(lambda calls: calls >= 3, disturbed),
         places=TEXT_FEATURES,
     ),
     _state(
         name="wrong-from-the-23rd-text-call",
         reason="a ring buffer of 22 places is full",
-        plant=_in_calls(lambda calls: calls >= 23, _shifted),
+        plant=_in_calls(lambda calls: calls >= 23, disturbed),
         places=NOWHERE,
     ),
     _state(
         name="wrong-from-the-23rd-image-call",
         reason="the same in the other tower",
-        plant=_in_calls(lambda calls: calls >= 23, _shifted, on_image_features),
+        plant=_in_calls(lambda calls: calls >= 23, disturbed, on_image_features),
         places=NOWHERE,
     ),
     _state(
         name="every-50th-text-call",
         reason="a cache that is swept every 50 calls gives what it should not",
-        plant=_in_calls(lambda calls: calls % 50 == 0, _shifted),
+        plant=_in_calls(lambda calls: calls % 50 == 0, disturbed),
         places=NOWHERE,
     ),
     _state(
         name="every-50th-image-call",
         reason="the same in the other tower",
-        plant=_in_calls(lambda calls: calls % 50 == 0, _shifted, on_image_features),
+        plant=_in_calls(lambda calls: calls % 50 == 0, disturbed, on_image_features),
         places=NOWHERE,
     ),
     _state(
         name="calls-remembered",
         reason="a constant of the graph is updated in place: a share of earlier calls is added",
         plant=at(within(text_block, "ln_1"), _remembering),
-        places=(Where(within(text_block, "ln_1")),),
     ),
     _state(
         name="running-mean-updated",
         reason="one BatchNorm goes on training: each call changes its running mean",
         plant=at(within(bottleneck, "bn2"), _updating),
-        places=(Where(within(bottleneck, "bn2")),),
         kinds=(ResNet,),
     ),
     _state(
@@ -191,19 +184,16 @@ NAN = (
         name="flat-image-divided-by-zero",
         reason="each image is divided by its own deviation, which is 0 for one of one colour",
         plant=for_images(is_flat, _zero_by_zero),
-        places=IMAGE_FEATURES,
     ),
     _nan(
         name="empty-prompt-all-masked",
         reason="transformers#42137: all keys are masked, and infinity minus infinity is NaN",
         plant=for_texts(is_empty, _infinite_difference),
-        places=TEXT_FEATURES,
     ),
     _nan(
         name="nan-in-forward-alone",
         reason="the norm in forward divides 0 by 0 for one row; the encoders do not",
         plant=only_in_forward("encode_image", _one_row),
-        places=LOGITS,
     ),
     _nan(
         name="nan-pixels-as-zeros",

@@ -8,32 +8,20 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from clipcheck.audit.faults.planting import at, before, instead, middle, within
+from clipcheck.audit.faults.planting import at, before, instead, middle, one, within
 from clipcheck.audit.faults.variant import Variant
-from clipcheck.audit.faults.where import Where, strided
+from clipcheck.audit.faults.where import Where
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal
 
 
-def _visual(model: Multimodal) -> list[Any]:
-    return [model.visual]
-
-
-def _first_convolution(model: Multimodal) -> list[Any]:
-    return [model.visual.conv1]
-
-
-def _stem_pool(model: Multimodal) -> list[Any]:
+def _strided(model: Multimodal) -> list[Any]:
+    """The bottlenecks that halve the resolution."""
     visual: Any = model.visual
-    return [visual.avgpool]
+    return [visual.layer2[0], visual.layer3[0], visual.layer4[0]]
 
 
-def _shortcut(model: Multimodal) -> list[Any]:
-    return [block.downsample for block in middle(strided)(model)]
-
-
-def _shortcut_pool(model: Multimodal) -> list[Any]:
-    return [shortcut.get_submodule("-1") for shortcut in _shortcut(model)]
+_shortcut_pool = within(middle(_strided), "downsample.-1")
 
 
 def _replicated(convolution: Any, x: Tensor) -> Tensor:
@@ -58,40 +46,36 @@ STEM = (
     _stem_fault(
         name="stem-padded-by-replication",
         reason="another padding mode than zeros in the first convolution",
-        plant=at(_first_convolution, instead(_replicated)),
-        places=(Where("visual.conv1"),),
+        plant=at(one("visual.conv1"), instead(_replicated)),
         kinds=(ResNet,),
     ),
     _stem_fault(
         name="max-pool-in-stem",
         reason="the max pool of a plain ResNet in place of the average pool",
-        plant=at(_stem_pool, instead(lambda _, x: functional.max_pool2d(x, 2))),
-        places=(Where("visual.avgpool"),),
+        plant=at(one("visual.avgpool"), instead(lambda _, x: functional.max_pool2d(x, 2))),
         kinds=(ResNet,),
     ),
     _stem_fault(
         name="shortcut-without-anti-aliasing",
         reason="one shortcut takes every second pixel, as a convolution of stride 2 does",
         plant=at(_shortcut_pool, instead(_subsampled)),
-        places=(Where(within(middle(strided), "downsample.-1")),),
         kinds=(ResNet,),
     ),
     _stem_fault(
         name="shortcut-left-out",
         reason="one block is not residual",
-        plant=at(middle(strided), instead(_without_shortcut)),
+        plant=at(middle(_strided), instead(_without_shortcut)),
         # All of the shortcut is not called, and this comes first.
-        places=(Where(within(middle(strided), "downsample.-1")),),
+        places=(Where(_shortcut_pool),),
         kinds=(ResNet,),
     ),
     _stem_fault(
         name="patches-one-pixel-off",
         reason="the patch embedding is padded before and so is one pixel off the grid",
         plant=at(
-            _first_convolution,
+            one("visual.conv1"),
             before(lambda x: functional.pad(x, (1, -1, 1, -1))),
         ),
-        places=(Where("visual.conv1"),),
         kinds=(ViT,),
     ),
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clipcheck.audit.faults.planting import Alter, Plant, instead, put
+from clipcheck.audit.faults.planting import Alter, instead, put
 from clipcheck.writers.legacy import Multimodal
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -64,6 +64,30 @@ def attention(
         return finish(module, y)
 
     return instead(forward)
+
+
+# ------------------------------------------------------------------------------ norms
+
+
+def layer_norm_by_hand(norm: Any, x: Tensor, less: int = 0) -> Tensor:
+    """LayerNorm step by step; the variance is divided by the width less ``less``."""
+    wide = x.type_as(norm.weight)
+    centred = wide - wide.mean(-1, keepdim=True)
+    variance = centred.square().sum(-1, keepdim=True) / (x.shape[-1] - less)
+    y: Tensor = centred * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias
+    return y.type(x.dtype)
+
+
+def batch_norm_by_scale(norm: Any, x: Tensor) -> Tensor:
+    """BatchNorm as one factor and one summand for each channel."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    return x * by_channel(scale, x) + by_channel(shift, x)
+
+
+def by_channel(values: Tensor, x: Tensor) -> Tensor:
+    """[C] to [C, 1, 1], in the dtype of ``x``."""
+    return values[:, None, None].type(x.dtype)
 
 
 # ----------------------------------------------------------------------- the pool of a ResNet
@@ -133,7 +157,7 @@ def text_encoder(
     place: Callable[[Multimodal, Tensor], Tensor] = text_positions,
     pool: Callable[[Tensor, Tensor], Tensor] = pool_at_end,
     norm: Callable[[Multimodal, Tensor], Tensor] = lambda model, x: model.ln_final(x),
-) -> Plant:
+) -> Alter:
     """``encode_text`` with some of its steps replaced."""
 
     def encode(model: Multimodal, text: Tensor) -> Tensor:
@@ -176,7 +200,7 @@ def vision_transformer(
     prepare: Place = lambda visual, x: visual.ln_pre(x),
     pool: Callable[[Tensor], Tensor] = lambda x: x[:, 0],
     finish: Place = lambda visual, x: visual.ln_post(x),
-) -> Plant:
+) -> Alter:
     """The image tower of a ViT with some of its steps replaced."""
 
     def forward(visual: Any, x: Tensor) -> Tensor:

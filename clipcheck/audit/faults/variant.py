@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from clipcheck.audit.faults.planting import Plant
+from clipcheck.audit.faults.planting import Alter, Plant
 from clipcheck.audit.faults.where import Where
 from clipcheck.backends.registry import default_for, find
 from clipcheck.backends.source import Source
@@ -65,8 +65,8 @@ class Variant:
         plant: alters the modules of an archive before they are traced; None where it is planted
             into other backends alone.
         plants: by other backend, how it is planted there.
-        places: where a fault of an archive is to be found, which may be nowhere; None where that is
-            not looked for.
+        places: where a fault of an archive is to be found, which may be nowhere: by default where
+            its `Plant` says. None where that is not looked for.
         kinds: the image towers that it can be planted beside; `LibraryArchitecture` for a model
             that a library computes.
         finds: whether a library's model has what it alters; None where every model has.
@@ -76,12 +76,16 @@ class Variant:
     name: str
     family: str
     reason: str
-    plant: Plant | None = None
+    plant: Alter | None = None
     plants: Mapping[str, PlantSource] = field(default_factory=dict)
     places: tuple[Where, ...] | None = None
     kinds: tuple[type, ...] = (ViT, ResNet)
     finds: Callable[[DualEncoder], bool] | None = None
     dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.places is None and isinstance(self.plant, Plant) and not self.clean:
+            object.__setattr__(self, "places", self.plant.places)
 
     @property
     def clean(self) -> bool:

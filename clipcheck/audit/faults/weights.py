@@ -12,6 +12,7 @@ from clipcheck.audit.faults.planting import (
     Alter,
     at,
     instead,
+    one,
     put,
     text_block,
     text_blocks,
@@ -25,13 +26,10 @@ from clipcheck.audit.faults.steps import (
 )
 from clipcheck.audit.faults.variant import Variant
 from clipcheck.audit.faults.where import (
-    FIRST_LINEAR,
     GIVEN,
     SUM,
-    TEXT_ATTENTION,
+    Select,
     Where,
-    in_the_middle,
-    second_stage,
 )
 from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.writers.legacy import Multimodal
@@ -68,17 +66,13 @@ def _stale_bias(linear: Any) -> None:
     put(linear, "forward", forward)
 
 
-def _rounded_weight(attention: Any) -> None:
-    rounded = attention.out_proj.weight.detach().bfloat16().half()
+def _rounded_weight(module: Any) -> None:
+    rounded = module.out_proj.weight.detach().bfloat16().half()
 
     def finish(module: Any, y: Tensor) -> Tensor:
         return functional.linear(y, rounded.type_as(y), module.out_proj.bias)
 
-    _finishing(finish)(attention)
-
-
-def _finishing(finish: Any) -> Alter:
-    return attention(finish=finish)
+    attention(finish=finish)(module)
 
 
 def _ordered(order: Any) -> Alter:
@@ -107,13 +101,9 @@ def _one_skipped(found: list[Any]) -> list[Any]:
     return [*found[:place], *found[place + 1 :]]
 
 
-def _text_stack(model: Multimodal) -> list[Any]:
-    return [model.transformer.resblocks]
-
-
-def _vision_stack(model: Multimodal) -> list[Any]:
-    visual: Any = model.visual
-    return [visual.transformer.resblocks]
+def _halfway(select: Select, part: str = "", before: int = 0) -> tuple[Where, ...]:
+    """The block that a stack of them is altered at, or one before it."""
+    return (Where(lambda model: [select(model)[len(select(model)) // 2 - before]], part),)
 
 
 def _without_residual(block: Any, x: Tensor) -> Tensor:
@@ -126,7 +116,7 @@ def _without_residual(block: Any, x: Tensor) -> Tensor:
 def _second_stage(model: Multimodal) -> list[Any]:
     # Every ResNet has two bottlenecks or more in this one.
     visual: Any = model.visual
-    return [visual.layer2]
+    return list(visual.layer2)
 
 
 _weight = partial(Variant, family="weights")
@@ -136,70 +126,64 @@ WEIGHTS = (
         name="query-and-key-swapped",
         reason="the rows of in_proj_weight are taken as key, query, value",
         plant=at(within(text_block, "attn"), attention(project=partial(_swapped, 0, 1))),
-        places=TEXT_ATTENTION,
     ),
     _weight(
         name="fused-projection-split-by-head",
         reason="in_proj_weight read in the layout of Megatron, which has the heads outermost",
         plant=at(within(text_block, "attn"), attention(project=_by_head)),
-        places=TEXT_ATTENTION,
     ),
     _weight(
         name="output-projection-transposed",
         reason="a converter transposes out_proj as for a Keras or flax layer; it is square",
         plant=at(within(text_block, "attn"), attention(finish=_transposed)),
-        places=TEXT_ATTENTION,
     ),
     _weight(
         name="attention-bias-left-out",
         reason="a converter drops in_proj_bias, as of models with qkv_bias=False",
         plant=at(within(text_block, "attn"), attention(project=_without_bias)),
-        places=TEXT_ATTENTION,
     ),
     _weight(
         name="stale-bias-as-constant",
         reason="a bias of two per cent less, a constant of the graph: from before the last update",
         plant=at(within(text_block, "mlp.c_fc"), _stale_bias),
-        places=FIRST_LINEAR,
     ),
     _weight(
         name="rounded-weight-as-constant",
         reason="a copy of one weight, rounded to bfloat16, is a constant of the graph",
         plant=at(within(text_block, "attn"), _rounded_weight),
-        places=TEXT_ATTENTION,
     ),
     _weight(
         name="text-block-skipped",
         reason="one layer less, as in models whose penultimate layer is used (Stable Diffusion 2)",
-        plant=at(_text_stack, _ordered(_one_skipped)),
-        places=(Where(in_the_middle(text_blocks)),),
+        plant=at(one("transformer.resblocks"), _ordered(_one_skipped)),
+        places=_halfway(text_blocks),
     ),
     _weight(
         name="image-block-skipped",
         reason="one layer of the image tower is not run (layer drop)",
-        plant=at(_vision_stack, _ordered(_one_skipped)),
-        places=(Where(in_the_middle(vision_blocks)),),
+        plant=at(one("visual.transformer.resblocks"), _ordered(_one_skipped)),
+        places=_halfway(vision_blocks),
         kinds=(ViT,),
     ),
     _weight(
         name="bottleneck-skipped",
         reason="a stage is built with one block less, and loaded with strict=False",
-        plant=at(_second_stage, _ordered(_one_skipped)),
-        places=(Where(in_the_middle(second_stage)),),
+        plant=at(one("visual.layer2"), _ordered(_one_skipped)),
+        places=_halfway(_second_stage),
         kinds=(ResNet,),
     ),
     _weight(
         name="text-block-twice",
         reason="a loop over the blocks is off by one and runs one of them again",
-        plant=at(_text_stack, _ordered(_one_twice)),
-        places=(Where(in_the_middle(text_blocks), GIVEN),),
+        plant=at(one("transformer.resblocks"), _ordered(_one_twice)),
+        places=_halfway(text_blocks, part=GIVEN),
     ),
     _weight(
         name="text-blocks-swapped",
         reason="blocks sorted by the text of their number, 10 before 2",
-        plant=at(_text_stack, _ordered(_two_swapped)),
+        plant=at(one("transformer.resblocks"), _ordered(_two_swapped)),
         # The later one runs where the earlier one should.
-        places=(Where(in_the_middle(text_blocks, before=1)),),
+        places=_halfway(text_blocks, before=1),
     ),
     _weight(
         name="residual-left-out",

@@ -6,23 +6,16 @@ method does with what comes in or goes out, it is at the first or the last modul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from clipcheck.audit.faults.planting import (
-    Select,
-    gelus,
-    layer_norms,
-    text_block,
-    text_blocks,
-    vision_block,
-    within,
-)
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.writers.legacy import Multimodal
+
+Select = Callable[[Multimodal], Sequence[Any]]
 
 
 class Spot(NamedTuple):
@@ -74,32 +67,8 @@ FORWARD = "forward"
 GIVEN = "what it is given"
 SUM = "residual sum"
 
-
-def in_the_middle(select: Select, before: int = 0) -> Select:
-    """Select the one that stacks of blocks are altered at, or one before it."""
-
-    def chosen(model: Multimodal) -> list[Any]:
-        found = select(model)
-        return [found[len(found) // 2 - before]]
-
-    return chosen
-
-
-def second_stage(model: Multimodal) -> list[Any]:
-    """Select the bottlenecks of the second stage."""
-    visual: Any = model.visual
-    return list(visual.layer2)
-
-
-def strided(model: Multimodal) -> list[Any]:
-    """Select the bottlenecks that halve the resolution."""
-    visual: Any = model.visual
-    return [visual.layer2[0], visual.layer3[0], visual.layer4[0]]
-
-
 PIXELS = (Where("visual.conv1", GIVEN),)
 IDS = (Where("token_embedding", GIVEN),)
-EMBEDDING = (Where("token_embedding"),)
 IMAGE_FEATURES = (Where("visual.proj", "projection"), Where("visual.attnpool", "what follows it"))
 TEXT_FEATURES = (Where("text_projection", "projection"),)
 POOLED = (Where("text_projection", "pooling"),)
@@ -110,10 +79,3 @@ LOGITS = (Where(FORWARD, "normalisation, scale and product"),)
 GREAT_LOGITS = (Where(FORWARD, "normalisation, scale and product", hidden=True),)
 TEXT_POSITIONS = (Where("positional_embedding", "positions"),)
 IMAGE_POSITIONS = (Where("visual.positional_embedding", "class token and positions"),)
-TEXT_ATTENTION = (Where(within(text_block, "attn")),)
-TEXT_ATTENTIONS = (Where(within(text_blocks, "attn")),)
-IMAGE_ATTENTION = (Where(within(vision_block, "attn")),)
-ATTENTION_POOL = (Where("visual.attnpool"),)
-GELUS = (Where(gelus),)
-NORMS = (Where(layer_norms),)
-FIRST_LINEAR = (Where(within(text_block, "mlp.c_fc")),)

@@ -23,7 +23,8 @@ from clipcheck.audit.faults.by_type.selecting import (
     positions,
     where,
 )
-from clipcheck.audit.faults.planting import Alter, before, setting
+from clipcheck.audit.faults.planting import Alter, before, by_input, instead, setting
+from clipcheck.audit.faults.steps import batch_norm_by_scale, layer_norm_by_hand
 from clipcheck.audit.faults.variant import CLEAN_FAMILY, Variant
 from clipcheck.audit.faults.ways.planting import in_model
 from clipcheck.checkpoints.library import LibraryArchitecture
@@ -267,28 +268,28 @@ TYPE_FAULTS: tuple[Variant, ...] = (
         "batch-dependent",
         "a statistic over the batch: a thousandth of the mean is subtracted",
         _with_images,
-        altering.on_features("encode_image", altering.centred),
+        by_input("encode_image", altering.centred),
     ),
     _variant(
         "a-text-leaks-into-others",
         "batch-dependent",
         "a buffer that is used again: a thousandth of the first text in all",
         _with_texts,
-        altering.on_features("encode_text", altering.first_leaks),
+        by_input("encode_text", altering.first_leaks),
     ),
     _variant(
         "bright-images-otherwise",
         "input-dependent",
         "a branch that the example of an export did not take, for images that are almost white",
         _with_images,
-        altering.on_features("encode_image", altering.dim_if_bright),
+        by_input("encode_image", altering.dim_if_bright),
     ),
     _variant(
         "full-texts-otherwise",
         "input-dependent",
         "a branch that the example of an export did not take, for texts without padding",
         _with_texts,
-        altering.on_features("encode_text", altering.turned_if_full),
+        by_input("encode_text", altering.turned_if_full),
     ),
     _variant(
         "batch-norms-in-training",
@@ -306,13 +307,13 @@ CLEAN_TYPES: tuple[Variant, ...] = (
         "layer-norms-step-by-step",
         reason="mean, variance, root and factor, as exporters take them apart",
         select=_LAYER_NORMS,
-        alter=altering.norm_by_hand,
+        alter=instead(layer_norm_by_hand),
     ),
     _clean(
         "batch-norms-by-scale",
         reason="one factor and one summand for each channel",
         select=of_type(nn.BatchNorm2d, exact=True),
-        alter=altering.batch_norm_by_scale,
+        alter=instead(batch_norm_by_scale),
     ),
     _clean(
         "sums-by-halves",

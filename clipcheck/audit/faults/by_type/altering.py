@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clipcheck.audit.faults.planting import Alter, put
-from clipcheck.families.base import DualEncoder
+from clipcheck.audit.faults.planting import put
 
 # ------------------------------------------------------------------------------ faults
 
@@ -114,16 +113,6 @@ def attend_padding(module: Any) -> None:
     )
 
 
-def on_features(method: str, change: Callable[[Tensor, Tensor], Tensor]) -> Alter:
-    """``change(features, inputs)`` in place of the features that a method gives."""
-
-    def alter(model: DualEncoder) -> None:
-        encode: Callable[[Tensor], Tensor] = getattr(model, method)
-        put(model, method, lambda given: change(encode(given), given))
-
-    return alter
-
-
 def centred(features: Tensor, _: Tensor) -> Tensor:
     """A thousandth of the mean over all rows is subtracted."""
     return features - 1e-3 * features.mean(0, keepdim=True)
@@ -147,30 +136,6 @@ def turned_if_full(features: Tensor, tokens: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------ clean
-
-
-def norm_by_hand(module: Any) -> None:
-    """Layer normalisation, step by step."""
-
-    def forward(x: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred * (centred.square().mean(-1, keepdim=True) + module.eps).rsqrt()
-        y: Tensor = scaled * module.weight + module.bias
-        return y
-
-    put(module, "forward", forward)
-
-
-def batch_norm_by_scale(module: Any) -> None:
-    """Batch normalisation as one factor and one summand for each channel."""
-
-    def forward(x: Tensor) -> Tensor:
-        factor = module.weight * (module.running_var + module.eps).rsqrt()
-        summand = module.bias - module.running_mean * factor
-        y: Tensor = x * factor[:, None, None] + summand[:, None, None]
-        return y
-
-    put(module, "forward", forward)
 
 
 def sum_by_halves(module: Any) -> None:
