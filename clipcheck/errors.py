@@ -84,6 +84,15 @@ class UnknownFormatError(CheckpointError):
 class DamagedError(CheckpointError):
     """The file has a known format, but is cut off or altered."""
 
+    def __init__(
+        self,
+        problem: str,
+        *,
+        remedy: str = "Copy or download the file again, or write it anew.",
+        path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(problem, remedy=remedy, path=path)
+
 
 class UnsafeError(CheckpointError):
     """Reading the file would run code from it, so it was refused."""

@@ -100,8 +100,6 @@ class Bench:
     weights.
 
     Args:
-        model: which.
-        folder: for what is written.
         described: its architecture, if not the one that its name has in an audit.
     """
 
@@ -140,8 +138,6 @@ class Bench:
         """Plant a variant, and see what comes of it.
 
         Args:
-            variant: what to plant.
-            backend: where.
             localize: find where a fault departs first, if it tells its place.
 
         Raises:
@@ -181,12 +177,7 @@ class Bench:
         """Plant a variant into a backend; return what the gates found, and the classic assertion.
 
         Args:
-            variant: what to plant.
-            backend: where.
             scratch: a folder for what is written, of this variant alone.
-
-        Raises:
-            RunError: the backend cannot be built with it.
         """
         setting = self.setting(variant.dtype or self.model.dtype)
         # What is planted into a library stays there until all is run.

@@ -162,9 +162,7 @@ def open_package(
     does not say otherwise.
 
     Args:
-        path: the file.
         device: what it was compiled for.
-        architecture: what it is to be a model of.
         cell: what runs it.
 
     Raises:

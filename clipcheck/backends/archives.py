@@ -48,8 +48,6 @@ def open_archive(
     """Load an archive, and the eager model of its weights.
 
     Args:
-        checkpoint: the archive.
-        device: where to.
         dtype: what both are to compute in.
         cell: what runs the archive's code; None for this process, where both share their weights.
 
@@ -70,11 +68,7 @@ def open_archive(
 
 
 class Inside:
-    """Runs an archive in this process.
-
-    Args:
-        archive: what was loaded.
-    """
+    """Runs an archive in this process."""
 
     def __init__(self, archive: LoadedArchive) -> None:
         self._archive = archive
@@ -159,12 +153,6 @@ class Inside:
 
 class Apart:
     """Runs an archive in a cell. While that loads it, the eager model is loaded here.
-
-    Args:
-        cell: that of the archive.
-        checkpoint: the archive.
-        device: where to run.
-        dtype: what to compute in.
 
     Attributes:
         model: the eager model.

@@ -159,8 +159,6 @@ class Backend(ABC):
         """Open a program in this process, which may be one without rights.
 
         Args:
-            path: the file.
-            device: where to run it.
             options: see `options`; what is not given has its default.
 
         Raises:
@@ -213,8 +211,6 @@ class Backend(ABC):
 
         Args:
             form: of `clipcheck.backends.forms.FORMS`.
-            method: ``encode_image``, ``encode_text`` or ``forward``.
-            arrays: its inputs.
             after: others, for a second call; none for no such call.
 
         Raises:

@@ -24,9 +24,6 @@ def run_method(name: str, module: Any, method: str, *inputs: torch.Tensor) -> An
     """Call a method of a model without recording gradients.
 
     Args:
-        name: the backend's, for the message.
-        module: a module, of TorchScript or not.
-        method: ``encode_image``, ``encode_text`` or ``forward``.
         inputs: on the module's device.
 
     Raises:
@@ -58,7 +55,6 @@ def translating(name: str, doing: str) -> Iterator[None]:
     """Make what a backend's library raises an error of ours, with its words kept.
 
     Args:
-        name: the backend's.
         doing: what was done, as in ``encode_image`` or ``exporting``.
 
     Raises:

@@ -59,8 +59,6 @@ def cell_for(
     """The cell that the code of a file is to run in; None where that is this process.
 
     Args:
-        subject: the file.
-        device: where it will run.
         isolation: by default ``process``, but for files that are released ones bit for bit.
 
     Raises:

@@ -122,13 +122,8 @@ def open_program(
     data of a program is refused before torch sees it. What is run then is torch's operators.
 
     Args:
-        path: the file.
-        device: where to run it.
-        architecture: what it is to be a model of.
         weights: those that it has to have, by the released keys.
         cell: what runs it; None for this process.
-        dtype: what it computes in, where that is known.
-        made_here: see `ProgramBackend`.
 
     Raises:
         CheckpointError: it holds no such program; the subclass tells why.

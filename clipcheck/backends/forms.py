@@ -53,9 +53,6 @@ def call_in_form(call: Call, form: str, inputs: Tensors, after: Tensors = ()) ->
     """Call a method with its inputs in some form.
 
     Args:
-        call: the method.
-        form: of `FORMS`.
-        inputs: what to make of.
         after: other inputs of the same kind, for a second call; none for no such call.
 
     Returns:

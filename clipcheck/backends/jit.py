@@ -40,10 +40,6 @@ def torchscript_missing() -> Missing | None:
 class Archive(ModuleBackend):
     """An archive, loaded beside the eager model of its weights.
 
-    Args:
-        source: what it was loaded from.
-        archive: the source's.
-
     Attributes:
         runner: runs it.
         patched: constants of its code that were rewritten.
@@ -113,19 +109,11 @@ class Archive(ModuleBackend):
         return found[LOGITS[0]], found[LOGITS[1]]
 
     def forward(self, pixels: Pixels, tokens: Tokens) -> Named:
-        """Return the outputs of ``forward``, by name.
-
-        Raises:
-            RunError: it cannot be run, or gives something else.
-        """
+        """Return the outputs of ``forward``, by name."""
         return {name: to_numpy(each) for name, each in self._run("forward", pixels, tokens).items()}
 
     def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
-        """Its outputs by name; each method is called once.
-
-        Raises:
-            RunError: it cannot be run, or gives something else.
-        """
+        """Its outputs by name; each method is called once."""
         found: Named = {}
         with suppress(UntoldError):  # of which the evidence tells
             if "forward" in self.methods:

@@ -71,7 +71,6 @@ def matching(
     """The known failures that this one may be.
 
     Args:
-        backend: its name, without options.
         device: where it ran; of ``cuda:1``, the kind counts.
         dtype: what it computed in, by name.
         text: the error; where there is none, a line ``GATE: message`` for each gate that failed.

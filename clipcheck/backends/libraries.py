@@ -21,7 +21,6 @@ def evidence_of(
     """Compare the weights that a model holds with the file's, as cast to the model's dtypes.
 
     Args:
-        checkpoint: the file.
         held: the model's weights, by the reference's keys.
         dtype: what it was asked to compute in, by name. The weights may have it, or be float32,
             as normalisations and embeddings are in the released half models.

@@ -91,10 +91,7 @@ def opened_sides(
     """Both sides of a comparison, for all backends, with a folder for what these write.
 
     Args:
-        subject: what is judged.
         reference: the checkpoint that it is compared with; None for itself.
-        device: where to.
-        dtype: what to compute in, by name.
         archive: whether the archive is to be run as well.
         cell: what runs the subject's own code; None for this process.
         artefacts: the folder of what was built before; None keeps nothing.
@@ -123,16 +120,6 @@ def load_sides(
     cell: Cell | None = None,
 ) -> Sides:
     """Load both sides into a folder that is there, as `opened_sides` does into one of its own.
-
-    Args:
-        subject: as for `opened_sides`, and so are those that are not told here.
-        reference: as well.
-        device: as well.
-        dtype: as well.
-        scratch: the folder for what backends write.
-        artefacts: what was built before.
-        archive: as well.
-        cell: as well.
 
     Raises:
         ArchitectureError: the two are of different dimensions.

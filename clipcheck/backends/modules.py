@@ -26,7 +26,6 @@ class ModuleBackend(Backend):
     """Runs a torch module without recording gradients.
 
     Args:
-        name: the backend's, as it was asked for.
         module: in evaluation mode, with ``encode_image``, ``encode_text`` and ``forward``.
         device: where its weights are.
         evidence: called when it has run, for the gate ``integrity``.

@@ -177,14 +177,8 @@ def open_program(
     of their own, in its folder or below.
 
     Args:
-        path: the file.
-        device: where to run it.
-        architecture: what it is to be a model of.
         weights: those that it has to have, by the released keys.
-        options: see `ONNXRuntime.options`.
         cell: what runs it; None for this process.
-        dtype: what it computes in, where that is known.
-        made_here: see `ProgramBackend`.
 
     Raises:
         UnavailableError: an execution provider is not there.

@@ -48,11 +48,6 @@ def open_apart(
     """Open a program in a cell.
 
     Args:
-        backend: that runs such programs.
-        path: the file.
-        device: where to run it.
-        options: the backend's.
-        cell: that of the file.
         data: the files that this one names for its weights.
 
     Raises:

@@ -33,10 +33,6 @@ class ProgramBackend(Backend):
     """Runs a program; each call of it gives all outputs.
 
     Args:
-        name: the backend's, as it was asked for.
-        opened: the program.
-        architecture: what it is to be a model of.
-        path: the file that it was opened from.
         evidence: called when it has run, for the gate ``integrity``.
         data: the files that this one names for its weights.
         dtype: what it computes in. Where that is float16, outputs that it casts to float32 in the
@@ -248,11 +244,8 @@ def is_rounded(held: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 class WeightsCompared:
-    """Compares the weights of a program with those that it has to have, bit for bit, as they come.
-
-    Args:
-        weights: the expected, by key.
-    """
+    """Compares the weights of a program with those that it has to have, bit for bit, as they
+    come."""
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
         self._weights = weights

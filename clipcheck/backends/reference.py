@@ -32,8 +32,6 @@ class Reference:
     is one tower at a time.
 
     Args:
-        model: in evaluation mode.
-        architecture: its dimensions.
         device: where its weights are. One without float64, as ``mps``, leaves that to the CPU.
     """
 
@@ -84,11 +82,6 @@ class Reference:
         lengths: Tokens | None = None,
     ) -> list[Named]:
         """All four outputs of the same model in float64, for each batch.
-
-        Args:
-            inputs: pixels and tokens of each.
-            advance: told the share of the rows that is done.
-            lengths: as of `outputs`.
 
         Raises:
             RunError: the model cannot be run.

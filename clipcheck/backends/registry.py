@@ -181,11 +181,7 @@ def parse(written: str) -> Choice:
 
 
 def chosen(written: Sequence[str]) -> tuple[Choice, ...]:
-    """Read all of them, each once; ``all`` stands for every backend.
-
-    Raises:
-        UsageError: see `parse`.
-    """
+    """Read all of them, each once; ``all`` stands for every backend."""
     found: dict[str, Choice] = {}
     # Those that are named first: of one that is asked for by name as well, no reason is an excuse.
     for each in sorted(written, key=lambda each: each == ALL):

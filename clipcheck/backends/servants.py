@@ -31,11 +31,7 @@ Tensors = list[torch.Tensor]
 
 
 class ArchiveServant:
-    """Loads an archive, and runs its methods.
-
-    Args:
-        caller: who has asked.
-    """
+    """Loads an archive, and runs its methods."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -55,9 +51,6 @@ class ArchiveServant:
         the eager model's, which lie in shared memory.
 
         Args:
-            path: the file.
-            device: where to.
-            dtype: what it is to compute in.
             weights: see `clipcheck.checkpoints.checkpoint.Checkpoint.weight_dtypes`.
             naming: the attributes of `clipcheck.checkpoints.naming.Naming`.
             shared: bytes of the memory that was shared.
@@ -166,11 +159,7 @@ def _packed(result: object) -> Answer:
 
 
 class ProgramServant:
-    """Opens a program, and runs it.
-
-    Args:
-        caller: who has asked.
-    """
+    """Opens a program, and runs it."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -180,14 +169,7 @@ class ProgramServant:
     def open(
         self, _: Tensors, backend: str, path: str, device: str, options: dict[str, str]
     ) -> Answer:
-        """Open it, and tell what it takes.
-
-        Args:
-            backend: that runs such programs.
-            path: the file.
-            device: where to run it.
-            options: the backend's.
-        """
+        """Open it, and tell what it takes."""
         self._backend = backend
         self._opened = find(backend).open_here(Path(path), torch.device(device), options)
         declared = [[each.name, each.shape, each.dtype] for each in self._program.declared]

@@ -91,7 +91,6 @@ def inputs(
     Args:
         declared: all, in the program's order.
         architecture: what the program is to be a model of.
-        path: the file, for messages.
         any_size: whether it has to take any number of images and texts.
 
     Raises:

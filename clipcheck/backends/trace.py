@@ -23,13 +23,7 @@ _IMAGES, _TEXTS = 2, 3
 
 
 class ScriptBackend(ModuleBackend):
-    """A TorchScript module that was made of the eager model, whose weights it shares.
-
-    Args:
-        name: the backend's.
-        module: what was made.
-        source: of what.
-    """
+    """A TorchScript module that was made of the eager model, whose weights it shares."""
 
     @classmethod
     def available(cls) -> Missing | None:
@@ -101,13 +95,7 @@ def _quiet(own: bool) -> Iterator[None]:
 
 
 def shared_weights(module: torch.nn.Module, model: torch.nn.Module, doubts: list[str]) -> Evidence:
-    """That a module which was made of the eager model still has all of its weights.
-
-    Args:
-        module: with the same keys.
-        model: the eager model.
-        doubts: what else is to be told.
-    """
+    """That a module which was made of the eager model still has all of its weights."""
     from clipcheck.checkpoints.checkpoint import same_bits
 
     expected, found = model.state_dict(), module.state_dict()

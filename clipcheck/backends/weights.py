@@ -19,7 +19,6 @@ def compare_weights(candidate: Checkpoint, reference: Checkpoint) -> Iterator[We
     nothing is computed with, as ``input_resolution``, may be missing from either.
 
     Args:
-        candidate: what is judged.
         reference: what it should be, in any dtypes.
     """
     for key in [*reference.tensors, *(candidate.tensors.keys() - reference.tensors.keys())]:

@@ -101,22 +101,14 @@ class Blocks:
     epsilon: float = EPSILON
 
     def summary(self, width: int) -> str:
-        """How they compute, for people: what weights do not tell.
-
-        Args:
-            width: the tower's.
-        """
+        """How they compute, for people: what weights do not tell."""
         heads = heads_of(width, self.head_width)
         found = f"{self.activation.label}, {heads} of {self.head_width} channels"
         return found if self.epsilon == EPSILON else f"{found}, an epsilon of {self.epsilon:g}"
 
     def departures(self, width: int) -> str:
         """Describe the differences from the released models, for people; empty where there are
-        none.
-
-        Args:
-            width: the tower's.
-        """
+        none."""
         released = Blocks()
         found = []
         if self.activation != released.activation:
@@ -473,7 +465,6 @@ def infer(
 
     Args:
         tensors: by key, without any prefix; only names and shapes are looked at.
-        path: the file they come from, for messages.
         spelled: what a key is called in that file, for messages.
 
     Raises:
@@ -490,11 +481,6 @@ def dimensions_of(
     spelled: Callable[[str], str] = str,
 ) -> Architecture:
     """The dimensions of the model whose state dict ``tensors`` is.
-
-    Args:
-        tensors: see `infer`.
-        path: see `infer`.
-        spelled: see `infer`.
 
     Returns:
         An architecture with these dimensions. How it computes is to be told by something else, see
@@ -514,12 +500,7 @@ def dimensions_of(
 
 
 def differences(told: Architecture, found: Architecture) -> list[str]:
-    """List the differences of two architectures that weights tell, for people.
-
-    Args:
-        told: what something says of the weights.
-        found: what the weights themselves say.
-    """
+    """List where what is told of weights is not what was found of them, for people."""
     one, other = _sizes_by_name(told), _sizes_by_name(found)
     # A whole other kind of tower is one difference.
     return [
@@ -708,11 +689,7 @@ def _compare(
 
 
 def remedy_for(*, unexpected: bool) -> str:
-    """Return the remedy for a state dict that is not that of a CLIP model.
-
-    Args:
-        unexpected: whether it has weights that such a model does not have.
-    """
+    """Return the remedy for a state dict that is not that of a CLIP model."""
     if unexpected:
         return (
             "Weights that a CLIP model does not have make another model of it, which is not "

@@ -132,9 +132,6 @@ def is_compiled(path: Path) -> bool:
 def require_inert(path: Path) -> None:
     """See that `torch.export.load` runs none of the file's code, but the program when it is called.
 
-    Args:
-        path: a file of the format ``pt2``.
-
     Raises:
         UnsafeError: it would.
         DamagedError: the file was altered, or is none that `torch.export.save` writes.
@@ -158,9 +155,6 @@ def require_inert(path: Path) -> None:
 
 def require_plain(path: Path) -> None:
     """See that an exported program takes and gives what torch alone can make.
-
-    Args:
-        path: a file that `require_inert` has passed.
 
     Raises:
         CheckpointError: its inputs or outputs are of a class of its own, which the file does not

@@ -131,11 +131,7 @@ _PROJECTION_DEFAULT = 512
 
 
 def transformers_config(architecture: Architecture) -> dict[str, Any]:
-    """The ``config.json`` of a CLIPModel.
-
-    Args:
-        architecture: with a ViT.
-    """
+    """The ``config.json`` of a CLIPModel."""
     a = architecture
     if not isinstance(a.vision, ViT):
         raise TypeError("transformers has no ModifiedResNet")
@@ -185,10 +181,6 @@ def _tower(width: int, layers: int, blocks: Blocks, embed_dim: int) -> dict[str,
 
 def of_transformers(config: Config, path: Path) -> Architecture:
     """The architecture that a ``config.json`` of a CLIPModel describes.
-
-    Args:
-        config: what the file says.
-        path: the file, for messages.
 
     Raises:
         ArchitectureError: it is none that clipcheck builds; the message says where.
@@ -367,11 +359,7 @@ _MODEL_KEYS = {
 
 
 def open_clip_config(architecture: Architecture) -> dict[str, Any]:
-    """The ``model_cfg`` of an ``open_clip_config.json``.
-
-    Args:
-        architecture: for which `open_clip_lacks` has nothing.
-    """
+    """The ``model_cfg`` of an ``open_clip_config.json``."""
     a = architecture
     vision: dict[str, Any] = {"image_size": a.image_resolution}
     if isinstance(a.vision, ResNet):
@@ -429,11 +417,7 @@ def _ratio(width: int, mlp_width: int) -> float:
 
 def beyond_released(config: Config) -> list[str]:
     """The options of a ``model_cfg`` of open_clip with which it is a model that clipcheck does not
-    build itself, and open_clip does, for people.
-
-    Args:
-        config: what it says, of whatever types.
-    """
+    build itself, and open_clip does, for people."""
     found = [f"{key} {_brief(config[key])}" for key in _BEYOND if config.get(key) is not None]
     for name, usual in (("vision_cfg", _USUAL_VISION), ("text_cfg", _USUAL_TEXT)):
         section = config.get(name)
@@ -449,10 +433,6 @@ def _brief(value: Any) -> str:
 
 def of_open_clip(config: Config, path: Path) -> Architecture:
     """The architecture that a ``model_cfg`` of open_clip describes.
-
-    Args:
-        config: what it says.
-        path: the file, for messages.
 
     Raises:
         ArchitectureError: it is none that clipcheck builds; the message says where.

@@ -142,10 +142,6 @@ class Directory:
 def configs_beside(path: Path, form: Format) -> dict[str, dict[str, Any]]:
     """The library's other configurations beside one, by the names of their files.
 
-    Args:
-        path: the file.
-        form: of its folder.
-
     Raises:
         CheckpointError: one of them cannot be read.
     """

@@ -115,7 +115,6 @@ def fetch(
     Args:
         name: a released name, as listed by ``available_models()``.
         download_root: the folder to look in and to download to; see ``cache_directory``.
-        progress: show a bar on stderr while downloading, if stderr is a terminal.
 
     Raises:
         UnknownModelError: there is no released model of that name.

@@ -141,7 +141,6 @@ def find_model(
         saved: what the file holds.
         kind: the class of its tensors.
         key: the name of the model, or the beginning of it, where the user gave one.
-        path: the file, for messages.
         strict: whether there has to be a model of that name; else the only one is taken as well.
         usual: whether it has to be without the additions that clipcheck's own modules lack.
 

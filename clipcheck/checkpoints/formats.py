@@ -252,16 +252,7 @@ def _require_stored(tensors: Mapping[str, torch.Tensor], size: int, path: Path) 
 def _checkpoint(
     path: Path, form: Format, file: _File, key: _Key, size: int, told: Told | None
 ) -> Checkpoint:
-    """Make a checkpoint of the model in a file.
-
-    Args:
-        path: the file or the folder.
-        form: its format.
-        file: its contents.
-        key: which model of it.
-        size: bytes of its weights.
-        told: the architecture that it has to be of.
-    """
+    """Make a checkpoint of the model in a file."""
     library = told is not None and isinstance(told.model, LibraryArchitecture)
     tensors, origin = _model(file, key, path, usual=not library)
     _require_stored(tensors, size, path)

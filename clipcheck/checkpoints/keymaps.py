@@ -151,8 +151,6 @@ def from_layout(
     Args:
         tensors: by the keys of that layout. Shapes are left to
             `clipcheck.checkpoints.architecture.infer`, with `spelled` for its messages.
-        layout: theirs.
-        path: the file that they come from, for messages.
 
     Raises:
         ArchitectureError: a key is none of that layout's, or a third of a stack of queries, keys

@@ -75,7 +75,6 @@ def read_open_clip(
 
     Args:
         config: all of an ``open_clip_config.json``, or one of the library's ``model_configs``.
-        path: the file, for messages.
         files: other configurations beside it, by the names of their files.
 
     Raises:
@@ -102,11 +101,6 @@ def read_transformers(
 ) -> tuple[Architecture | LibraryArchitecture, str]:
     """The architecture that a ``config.json`` of transformers describes, and a note on it for
     people: that of clipcheck's own modules for a CLIPModel, else the library's.
-
-    Args:
-        config: what the file says.
-        path: the file, for messages.
-        files: other configurations beside it, by the names of their files.
 
     Raises:
         ArchitectureError: it is of a class that is not judged; or it asks for code from elsewhere.

@@ -51,10 +51,6 @@ def read_names(
     open_clip keeps the causal mask of its text tower as a buffer, which is no weight: state dicts
     leave it out, and archives do not.
 
-    Args:
-        tensors: by the keys that they have in the archive.
-        path: the file, for messages.
-
     Raises:
         ArchitectureError: some weights belong to an addition to CLIP, or a key is unknown.
         UnknownFormatError: the archive was made of transformers' model.

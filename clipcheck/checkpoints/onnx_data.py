@@ -131,10 +131,6 @@ def located(path: Path, location: str) -> Path:
 def piece_of(entries: Mapping[str, str], path: Path) -> Piece:
     """Read the entries of a tensor.
 
-    Args:
-        entries: by key, as the program has them.
-        path: of the program, for messages.
-
     Raises:
         DamagedError: they make no sense.
     """

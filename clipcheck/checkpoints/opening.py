@@ -33,9 +33,6 @@ def open_pair(
     What tells how one of them computes tells it of the other too: they are one model.
 
     Args:
-        name: as for `open_subject`.
-        reference: as for `open_reference`.
-        download_root: as for `open_checkpoint`.
         key: which model to read of a file that holds several, as for `open_checkpoint`. One of the
             two files has to have it.
         architecture: the one of both, as for `clipcheck.checkpoints.told.named`.
@@ -43,7 +40,6 @@ def open_pair(
     Raises:
         UsageError: neither has a model under ``key``.
         ArchitectureError: nothing tells how the model computes.
-        ClipcheckError: as for `open_subject` and `open_reference`.
     """
     told = None if architecture is None else named(os.fspath(architecture))
     subject = open_subject(name, download_root, key=key, strict=reference is None, told=told)
@@ -95,12 +91,7 @@ def require_told(checkpoint: Checkpoint) -> None:
 
 
 def undecided(checkpoint: Checkpoint, problem: str) -> ArchitectureError:
-    """An error that lists what the weights could be.
-
-    Args:
-        checkpoint: whose weights.
-        problem: why that is not known.
-    """
+    """An error that lists what the weights could be."""
     found = candidates(checkpoint.architecture)
     known = "; ".join(f"{', '.join(names)} ({function})" for function, names in found)
     could_be = f"Of these dimensions are: {known}" if known else "No known model is of these sizes"
@@ -120,18 +111,7 @@ def open_subject(
     strict: bool = True,
     told: Told | None = None,
 ) -> Checkpoint | Program:
-    """Open what is to be judged. Nothing of it is run.
-
-    Args:
-        name: a released name, or the path of a file or folder.
-        download_root: as for `open_checkpoint`.
-        key: as for `open_checkpoint`. A program has no such names.
-        strict: as for `open_checkpoint`.
-        told: as for `open_checkpoint`.
-
-    Raises:
-        ClipcheckError: as for `open_checkpoint`.
-    """
+    """Open what is to be judged. Nothing of it is run."""
     path = locate(name, download_root)
     # Not `Path.is_file`, which raises where the folder may not be read: opening it tells that.
     kind = kind_of(path) if os.path.isfile(path) else None  # noqa: PTH113
@@ -156,16 +136,11 @@ def open_reference(
     """Open the file that the subject is compared with; None where the subject is its own reference.
 
     Args:
-        subject: what is judged.
         name: the one that was asked for. Without, a checkpoint is its own reference, and that of a
             program is the file beside it that has its name but for the ending.
-        download_root: as for `open_checkpoint`.
-        key: as for `open_checkpoint`; a file of one model will do.
-        told: as for `open_checkpoint`.
 
     Raises:
         UsageError: a program has no reference, or the reference is a program.
-        ClipcheckError: as for `open_checkpoint`.
     """
     if name is None and isinstance(subject, Checkpoint):
         return None
@@ -194,12 +169,7 @@ def size_of(path: Path) -> int:
 
 
 def weights_of(subject: Checkpoint | Program, reference: Checkpoint | None) -> Checkpoint:
-    """The checkpoint whose weights the subject has, or has to have.
-
-    Args:
-        subject: what is judged.
-        reference: what `open_reference` gave for it.
-    """
+    """The checkpoint whose weights the subject has, or has to have."""
     if isinstance(subject, Checkpoint):
         return subject
     if reference is None:

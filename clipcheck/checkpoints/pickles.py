@@ -79,7 +79,6 @@ def survey(data: bytes, *, room: int, pickles: int = 1) -> Survey:
     Args:
         data: pickles one after the other, and anything behind them.
         room: bytes of the file that has their storages: none has more elements.
-        pickles: how many.
 
     Raises:
         ValueError: reading one could take all memory, or any time, or it is none.

@@ -65,9 +65,6 @@ _COPY_AGAIN = "Copy or download the file again, or write it anew."
 class MappedFile:
     """A file mapped into memory, privately: writing to it changes this process's copy alone.
 
-    Args:
-        path: an existing file that is not empty.
-
     Raises:
         CheckpointError: the system does not map it.
     """

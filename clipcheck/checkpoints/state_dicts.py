@@ -132,10 +132,6 @@ class _GreedyError(Exception):
 def read_pickle(pickled: bytes, path: Path) -> object:
     """The object of a file since torch 1.6, with `TensorRecord`s and `Inert` objects in it.
 
-    Args:
-        pickled: its record ``data.pkl``.
-        path: the file.
-
     Raises:
         DamagedError: it is no pickle, or reading it could take all memory, or any time.
         ArchitectureError: it has sparse or quantized tensors.

@@ -145,11 +145,6 @@ def _named(name: str) -> Told:
 def of_file(path: Path, source: str, argument: str = "") -> Told:
     """Read what a configuration of transformers or open_clip says of how the model computes.
 
-    Args:
-        path: the file.
-        source: see `Told`.
-        argument: see `Told`.
-
     Raises:
         ArchitectureError: it is none of a CLIP model, or of one that clipcheck does not build.
         CheckpointError: the file cannot be read.
@@ -303,14 +298,8 @@ def _unknown(name: str) -> UnknownModelError:
 
 
 def candidates(found: Architecture) -> list[tuple[str, list[str]]]:
-    """List the known models that weights could be of when they do not tell how they compute.
-
-    Args:
-        found: their dimensions.
-
-    Returns:
-        How a model of these dimensions computes, for people, and the names of those that do.
-    """
+    """The known models of these dimensions: the names of those that compute alike, behind how they
+    do, in words."""
     by_function: dict[str, list[str]] = {}
     for name, known in _known():
         if known.dimensions == found.dimensions:
@@ -329,11 +318,6 @@ def _known() -> Iterator[tuple[str, Architecture]]:
 
 def require_dimensions(told: Told, found: Architecture, path: Path) -> None:
     """See that weights have the dimensions that are told of them.
-
-    Args:
-        told: what is told.
-        found: their own.
-        path: their file, for messages.
 
     Raises:
         ArchitectureError: they have not.
@@ -361,8 +345,6 @@ def telling(
     """Find what belongs to a file of weights and tells how they compute, and what does not tell.
 
     Args:
-        path: the file.
-        found: its dimensions.
         computes: what `encode` made, where the file has it.
         record: what training code saved beside the weights.
         archive: whether the file has code of its own, to which nothing beside it has to belong.
@@ -424,10 +406,6 @@ def of_run(name: object, found: Architecture) -> tuple[Told | None, str]:
 
     A run with ``--force-quick-gelu`` has the same name as one without. So a configuration with
     QuickGELU is told, and one without is not.
-
-    Args:
-        name: what the training checkpoint has under ``name``.
-        found: the dimensions of its weights.
     """
     run = _RUN.fullmatch(name) if isinstance(name, str) else None
     model = run["model"] if run else ""
@@ -477,12 +455,7 @@ def encode(architecture: Architecture) -> str:
 
 
 def decode(text: str, found: Architecture) -> Architecture | None:
-    """The architecture that `encode` wrote, or None where it is something else.
-
-    Args:
-        text: what it wrote.
-        found: the dimensions of the weights.
-    """
+    """The architecture that `encode` wrote, or None where it is something else."""
     try:
         told = json.loads(text)
         blocks = _blocks(told["text"], found.text_width, found.text_blocks)

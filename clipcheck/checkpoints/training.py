@@ -28,9 +28,6 @@ def read_record(found: object) -> dict[str, Entry]:
 
     Values may be lists and mappings of such values, and the attributes of an object count as a
     mapping. What is longer, deeper or of another type is left out: tensors, for one.
-
-    Args:
-        found: what the file holds.
     """
     room = iter(range(_MOST_ENTRIES))
     return _mapping(found, _MOST_DEPTH, room) if isinstance(found, Mapping) else {}

@@ -223,7 +223,6 @@ def storage_record(pid: object, dtypes: Container[str]) -> StorageRecord:
 
     Args:
         pid: as `torch.save` and TorchScript write it, with the name of a dtype for the class.
-        dtypes: those that it may have.
 
     Raises:
         UnpicklingError: it is none.
@@ -261,11 +260,7 @@ def tensor_record(
 
 
 def meta_record(dtype: str, shape: object, stride: object) -> TensorRecord:
-    """A tensor without values.
-
-    Raises:
-        UnpicklingError: it is none.
-    """
+    """A tensor without values."""
     return TensorRecord(StorageRecord(dtype, "", META, 0), *_sizes(0, shape, stride))
 
 

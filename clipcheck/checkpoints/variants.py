@@ -55,10 +55,6 @@ _VARIANTS = tuple(
 def require_usual(keys: Iterable[str], path: str | os.PathLike[str]) -> None:
     """See that no weights belong to an addition that is known.
 
-    Args:
-        keys: of all weights.
-        path: the file, for messages.
-
     Raises:
         ArchitectureError: some do; the message names the addition.
     """

@@ -95,7 +95,6 @@ class Family(Protocol):
         """The library's model over these tensors, which are assigned, not copied.
 
         Args:
-            architecture: the configuration.
             tensors: by the library's keys, all of a tower in one floating-point dtype.
 
         Raises:

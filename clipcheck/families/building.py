@@ -49,7 +49,6 @@ def assign(
     Args:
         model: its own weights are dropped.
         tensors: by its keys, all of a tower in one floating-point dtype.
-        is_visual: whether a key is one of the image tower's.
         config: the name of the file that describes the model, for messages.
 
     Raises:

@@ -30,12 +30,7 @@ _TOO_MANY = 3
 
 
 class OpenClip(DualEncoder):
-    """A model of open_clip, called as its users call it.
-
-    Args:
-        model: one of its three classes, in evaluation mode.
-        architecture: its configuration.
-    """
+    """A model of open_clip, called as its users call it."""
 
     def __init__(self, model: nn.Module, architecture: LibraryArchitecture) -> None:
         found = sizes(architecture)
@@ -76,11 +71,7 @@ class OpenClip(DualEncoder):
 
 
 def sizes(architecture: LibraryArchitecture) -> Sizes:
-    """The sizes of a model's inputs, of its configuration alone.
-
-    Raises:
-        ArchitectureError: open_clip does not have such a model.
-    """
+    """The sizes of a model's inputs, of its configuration alone."""
     model, preprocess = _configs(architecture)
     vision, text = model["vision_cfg"], model["text_cfg"]
     side = _side(vision.get("image_size", 224))
@@ -216,11 +207,7 @@ _DEPTHS = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers"
 
 
 def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> OpenClip:
-    """The library's model over these tensors, which are assigned, not copied.
-
-    Raises:
-        ArchitectureError: open_clip has no such model, or they are not its weights.
-    """
+    """The library's model over these tensors, which are assigned, not copied."""
     model = empty(architecture)
     assign(model, tensors, _is_visual, OPEN_CLIP_CONFIG)
     return OpenClip(model, architecture).eval()
@@ -231,12 +218,7 @@ def _is_visual(key: str) -> bool:
 
 
 def empty(architecture: LibraryArchitecture) -> nn.Module:
-    """The library's model, whose weights have any values.
-
-    Raises:
-        ArchitectureError: it has no such model.
-        UnavailableError: it is not installed.
-    """
+    """The library's model, whose weights have any values."""
     config, _ = _configs(architecture)
     classes = _open_clip()
     custom = config.pop("custom_text", False) or bool(config["text_cfg"].get("hf_model_name"))

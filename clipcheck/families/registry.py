@@ -53,8 +53,6 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Du
     """The eager model of a checkpoint that a library computes.
 
     Args:
-        checkpoint: with a library's architecture.
-        device: where to.
         dtype: of all its floating-point weights.
 
     Raises:

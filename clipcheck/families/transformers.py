@@ -48,12 +48,7 @@ _DTYPES = ("dtype", "torch_dtype", "attn_implementation", "_attn_implementation"
 
 
 class Transformers(DualEncoder):
-    """A model of transformers, called as its users call it.
-
-    Args:
-        model: of one of the classes, in evaluation mode.
-        architecture: its configuration.
-    """
+    """A model of transformers, called as its users call it."""
 
     def __init__(self, model: nn.Module, architecture: LibraryArchitecture) -> None:
         found = sizes(architecture)
@@ -172,12 +167,7 @@ def _is_visual(kind: Kind, key: str) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def sizes(architecture: LibraryArchitecture) -> Sizes:
-    """The sizes of a model's inputs, of its configuration alone.
-
-    Raises:
-        ArchitectureError: it is not sound, or of no class that is judged.
-        UnavailableError: transformers is not installed.
-    """
+    """The sizes of a model's inputs, of its configuration alone."""
     kind, config = _kind(architecture), _config(architecture).to_dict()
     if kind.tower:
         return _sizes_alone(kind, config, dict(architecture.files).get(PREPROCESSOR_CONFIG))
@@ -335,11 +325,7 @@ def shallow(architecture: LibraryArchitecture, layers: int) -> LibraryArchitectu
 
 
 def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> Transformers:
-    """The library's model over these tensors, which are assigned, not copied.
-
-    Raises:
-        ArchitectureError: they are not the weights of the configuration's model.
-    """
+    """The library's model over these tensors, which are assigned, not copied."""
     model, kind = empty(architecture), _kind(architecture)
     begin = f"{'vision' if kind.tower == 'image' else 'text'}_model."
     if kind.tower and not any(key.startswith(begin) for key in model.state_dict()):
@@ -350,12 +336,7 @@ def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> T
 
 
 def empty(architecture: LibraryArchitecture) -> nn.Module:
-    """The library's model, whose weights have any values.
-
-    Raises:
-        ArchitectureError: its configuration is not sound.
-        UnavailableError: transformers is not installed.
-    """
+    """The library's model, whose weights have any values."""
     config = _config(architecture)
     chosen = getattr(_transformers(), _kind(architecture).name)
     try:

@@ -105,8 +105,6 @@ def batches(examples: int, inputs: Inputs, seed: int) -> Iterator[Batch]:
 
     Args:
         examples: number of images, at least 1; there are no more than `CORNERS`.
-        inputs: what the model takes.
-        seed: the same seed gives the same batches.
     """
     generator = np.random.default_rng(seed)
     images, prompts = _images(generator, inputs), _prompts(generator, inputs)

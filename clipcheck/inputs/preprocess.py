@@ -18,10 +18,6 @@ def transform(
 ) -> Callable[[Image.Image], torch.Tensor]:
     """The preprocessing of a model that takes square images of `resolution` pixels a side.
 
-    Args:
-        resolution: pixels.
-        rules: of the model's family.
-
     Returns:
         A function from a Pillow image of any size and mode to [3, resolution, resolution]
         float32: the shorter side is resized to `resolution` (bicubic), the centre is cut out,
@@ -54,7 +50,6 @@ def picture_of(pixels: np.ndarray, rules: ImageRules = CLIP_IMAGES) -> Image.Ima
 
     Args:
         pixels: of `transform`, [3, R, R]; what is beyond black and white is shown as these.
-        rules: how they were made.
     """
     import numpy as np
     from PIL import Image

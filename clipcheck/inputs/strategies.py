@@ -170,12 +170,7 @@ def token_ids(
 
 
 def rows_of(texts: TextRules, context_length: int) -> SearchStrategy[Tokens]:
-    """Prompts as `token_ids` gives them, by the rules of any family.
-
-    Args:
-        texts: how rows are made.
-        context_length: tokens of a row.
-    """
+    """Prompts as `token_ids` gives them, by the rules of any family."""
     room = context_length - texts.specials
     ids = st.integers(texts.first, texts.last)
     quarters = [(room * share // 4, room * (share + 1) // 4) for share in range(4)]

@@ -153,21 +153,14 @@ def merges(vocabulary: str) -> list[str]:
 
 
 def names(lines: Iterable[str]) -> list[str]:
-    """Return the name of each id, in their order: a character for each byte, ``</w>`` ends a word.
-
-    Args:
-        lines: what `merges` gives.
-    """
+    """Return the name of each id, in their order: a character for each byte, ``</w>`` ends a
+    word."""
     return [*_names_of_bytes(), *(line.replace(" ", "") for line in lines), *_SPECIAL_TOKENS]
 
 
 @functools.cache
 def default_tokenizer() -> Tokenizer:
-    """The tokenizer of the released CLIP models, built on the first call.
-
-    Raises:
-        VocabularyError: as `read_vocabulary` does.
-    """
+    """The tokenizer of the released CLIP models, built on the first call."""
     return Tokenizer(read_vocabulary())
 
 

@@ -20,11 +20,8 @@ class LoadedArchive:
     """An archive, patched for a device and a dtype. Loading it trusts the file.
 
     Args:
-        path: the file.
-        device: where to.
         dtype: what its code is to compute in; None leaves it.
         weights: see `clipcheck.checkpoints.checkpoint.Checkpoint.weight_dtypes`.
-        naming: how it names its weights and modules.
 
     Attributes:
         device: where it is.

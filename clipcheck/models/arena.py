@@ -24,9 +24,6 @@ class Arena:
     """Room for tensors, which lives as long as one of them does.
 
     Each tensor gets a storage of its own, so that it can be saved, moved and freed as any other.
-
-    Args:
-        buffer: the room.
     """
 
     def __init__(self, buffer: mmap.mmap) -> None:

@@ -189,8 +189,6 @@ def load_checkpoint_both(
     """`load_both` for a checkpoint that is open already; weights that differ are returned.
 
     Args:
-        checkpoint: an archive.
-        device: where to.
         dtype: what both compute in. In half or bfloat16 the weights that released files have in
             half get it, and the others are float32. By default that of the device: float32 on the
             CPU, elsewhere the file's own.
@@ -237,9 +235,6 @@ def load_eager(
     """An eager model of a checkpoint that is open already.
 
     Args:
-        checkpoint: of any format.
-        device: where to.
-        dtype: as for `load_checkpoint_both`.
         arena: room for the weights that are cast, see `cast_room`; by default one of its own.
     """
     dtype = dtype or _compute_dtype(device)

@@ -22,12 +22,7 @@ def weights_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def by_reference(
     module: torch.jit.ScriptModule, naming: Naming
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """An archive's weights and buffers by the reference's keys, without causal masks.
-
-    Args:
-        module: the archive's.
-        naming: how it names them.
-    """
+    """An archive's weights and buffers by the reference's keys, without causal masks."""
     for key, held in weights_of(module):
         if key not in naming.masks:
             yield naming.reference(key), held

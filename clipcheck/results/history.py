@@ -174,10 +174,6 @@ class Difference:
 def compare(old: Run, new: Run) -> Difference:
     """Match what is in both runs, and tell what changed.
 
-    Args:
-        old: the run before.
-        new: the run after.
-
     Raises:
         ResultsError: there is nothing that both have.
     """

@@ -88,8 +88,6 @@ class Cell:
     Args:
         servant: what it does, see `clipcheck.sandbox.serving.serve`.
         readable: the files and folders that it may read, beside Python.
-        limits: what it may take.
-        gpu: whether it needs one.
 
     Attributes:
         measures: what it was confined by, as phrases; nothing before it is started.
@@ -119,10 +117,8 @@ class Cell:
         Args:
             do: the servant's method.
             doing: what that is, as a phrase such as ``running encode_image``.
-            tensors: for the method.
             answer: for what the cell asks back.
             meanwhile: what this process does before it looks for an answer.
-            how: for the method, by name.
 
         Raises:
             IsolationError: it has ended, took too long or too much memory, or gave no answer.
@@ -169,7 +165,6 @@ class Cell:
         where this process can open the file by privileges alone.
 
         Args:
-            path: the file.
             data: files that it names, in its folder or below. They are copied along.
 
         Raises:

@@ -45,10 +45,6 @@ class Limits:
 def limits_for(size: int, threads: int) -> Limits:
     """Return the limits that suit a file, or those that the environment sets.
 
-    Args:
-        size: of the file, in bytes.
-        threads: that torch uses here.
-
     Raises:
         UsageError: the environment says something that is no limit.
     """

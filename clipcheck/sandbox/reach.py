@@ -12,9 +12,6 @@ def within_reach(path: Path) -> bool:
 
     Root can open what they do not, as what is mounted into a container often is; a cell of root's
     cannot.
-
-    Args:
-        path: an existing file, or a folder.
     """
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return True
@@ -25,12 +22,7 @@ def within_reach(path: Path) -> bool:
 
 
 def _allows(path: Path, right: int) -> bool:
-    """Whether root has a right by the mode alone.
-
-    Args:
-        path: what is looked at.
-        right: as the bit of it that others have.
-    """
+    """Whether root has a right by the mode alone."""
     found = path.stat()
     if found.st_uid == os.geteuid():
         right <<= 6

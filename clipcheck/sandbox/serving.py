@@ -30,11 +30,8 @@ def serve(channel: Channel, caller: Caller, servant: str, limits: Limits) -> Non
     """Do what comes, one thing after another, until the other end is gone.
 
     Args:
-        channel: to who asks.
-        caller: for the servant.
         servant: ``module:Class``. Made with the caller; its public methods are what can be asked
             for: they take the tensors that came, and what came with them by name.
-        limits: for the number of threads.
     """
     import torch
 
@@ -64,7 +61,6 @@ class Caller:
     """Lets a servant ask back while it is doing what it was asked for.
 
     Args:
-        channel: to who has asked.
         sharing: a socket that descriptors of shared memory come by.
     """
 

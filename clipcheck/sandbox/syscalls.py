@@ -176,9 +176,6 @@ def seccomp_filter(own: int) -> bytes:
     x32 calls of x86-64, whose numbers are greater still, are among these. Threads may be started,
     and no processes; signals may be sent to the process itself, which is how it aborts.
 
-    Args:
-        own: the number of the process.
-
     Raises:
         IsolationError: the system calls of this machine are not known.
     """

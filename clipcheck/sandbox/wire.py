@@ -103,12 +103,7 @@ def _anonymous(size: int) -> int:
 
 
 class Channel:
-    """One end.
-
-    Args:
-        connection: a connected socket.
-        memory: what both ends have mapped.
-    """
+    """One end."""
 
     def __init__(self, connection: socket.socket, memory: Memory) -> None:
         self._connection = connection

@@ -24,12 +24,7 @@ MOST = 1 << 16
 
 
 def main(descriptor: int, modules: list[str]) -> None:
-    """Serve until the other end is gone.
-
-    Args:
-        descriptor: of the socket.
-        modules: what to import before the first cell.
-    """
+    """Serve until the other end is gone."""
     control = socket.socket(fileno=descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Who started it ends it.
     for module in modules:

@@ -46,11 +46,6 @@ def facts_of(path: Path, ledger: Ledger, say: Progress = silent) -> Facts:
 
     A file is taken to be the same while size and times of change are, as git does. So is what is
     made of several, as a folder or a program with data beside it, while each of them is.
-
-    Args:
-        path: of the file.
-        ledger: has the facts of files that were read before.
-        say: called with a few words before torch is imported and the file is read.
     """
     try:
         size, changed = _stamp(path)

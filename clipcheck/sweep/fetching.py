@@ -22,7 +22,6 @@ def brought(source: Source, folder: Path | None) -> Iterator[tuple[Path, int]]:
     """The file of a checkpoint, and how many bytes were fetched; they are gone at the end.
 
     Args:
-        source: where it is.
         folder: what it is fetched into, and nothing else is; None for a temporary one.
 
     Raises:

@@ -108,10 +108,6 @@ class Lead:
 def opened(asked: Asked, say: Progress = silent) -> Iterator[Lead]:
     """Read the catalogue, open the ledger and find the engine, which are closed in the end.
 
-    Args:
-        asked: see there.
-        say: called with a few words before torch is imported.
-
     Raises:
         UsageError: the arguments make no sense.
         CatalogueError: as for `clipcheck.sweep.catalogue.read`.

@@ -112,14 +112,7 @@ class Plan:
 def plan(
     entries: Sequence[Entry], ledger: Ledger, setting: Setting, progress: Progress | None = None
 ) -> Plan:
-    """Look at every file, and at what the ledger has of it.
-
-    Args:
-        entries: of a catalogue.
-        ledger: what was judged before.
-        setting: see there.
-        progress: called with a few words before each file.
-    """
+    """Look at every file, and at what the ledger has of it."""
     say = progress or silent
     versions = cache(lambda backend: versions_for([backend]))
     units = []

@@ -48,8 +48,6 @@ def entry_of(label: str, model: Mapping[str, Any] | None, weights: Mapping[str, 
     """The entry of a catalogue for one of the list.
 
     Args:
-        label: what it is called.
-        model: the configuration of the model.
         weights: that of the weights: ``url``, ``hf_hub``, ``quick_gelu``.
     """
     try:

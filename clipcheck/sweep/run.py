@@ -94,9 +94,6 @@ def run(
     """Do what is planned, and keep it in the ledger.
 
     Args:
-        plan: see there.
-        engine: what runs the jobs.
-        ledger: what verdicts are kept in.
         disk: bytes that files that are fetched may have at a time.
         progress: called with a few words when something changes, and told of what is done.
         tell: called with a line for each job that has ended.

@@ -49,9 +49,7 @@ def reserved(
 
     Args:
         folder: what all workers of a run share.
-        wanted: bytes.
         available: tells what can be had; asked while nobody holds any.
-        pause: seconds from one look to the next.
     """
     mine = folder / f"{uuid.uuid4().hex}.reserved"
     with locked_where_possible(mine.with_name(f"{mine.name}.lock")) as held:

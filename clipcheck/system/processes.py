@@ -218,12 +218,7 @@ class Processes:
 
 
 def serve(connection: Connection, perform: Callable[[Any], object]) -> None:
-    """Judge what comes, until the process that started this one ends.
-
-    Args:
-        connection: jobs come from there, and what was found goes back.
-        perform: does a job.
-    """
+    """Judge what comes, until the process that started this one ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Who started it ends it.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:

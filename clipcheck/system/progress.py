@@ -83,12 +83,7 @@ class Span:
 
 
 class Tally:
-    """Counts what is done of a phase.
-
-    Args:
-        total: how many there are; more are no harm.
-        advance: called at each.
-    """
+    """Counts what is done of a phase."""
 
     def __init__(self, total: int, advance: Advance) -> None:
         self._total = total

@@ -40,7 +40,6 @@ def write_archive(
     """Write ``tensors`` and the code that runs them.
 
     Args:
-        architecture: the model's dimensions.
         tensors: the weights by the released keys, of the dtypes that the archive is to have; the
             integer buffers may be missing.
         path: where to, in a folder where another file may be written for a while.
@@ -128,11 +127,6 @@ def _relocate(source: Path, path: Path, more: Mapping[str, bytes]) -> None:
 
     torch writes the device that they are on, which is the CPU. A released file needs
     ``map_location`` on a machine without a GPU, and so does one that is written here.
-
-    Args:
-        source: the archive.
-        path: where to.
-        more: other records to be put in.
     """
     import torch
 

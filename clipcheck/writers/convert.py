@@ -34,7 +34,6 @@ def convert(
     Args:
         checkpoint: its checksums are compared and its weights looked through first.
         path: the file to write; it is replaced when all has succeeded.
-        form: the format to write.
         dtype: for the weights that the released files have in half precision; by default all
             weights stay as they are, bit for bit.
         judge: called with the path of the written file before it gets its name; what it raises
@@ -72,12 +71,7 @@ def write(
             archive where it does not compute as the released models do.
         tensors: the weights by the released keys. Integer buffers that are missing are added.
         path: the file to write; it is replaced when all has succeeded.
-        form: the format to write.
         told: whether the architecture is known, and not assumed: then the file says it.
-        judge: see `convert`.
-
-    Returns:
-        See `convert`.
 
     Raises:
         OutputError: the file cannot be written, or it did not come back as it was written.

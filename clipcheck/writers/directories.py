@@ -66,11 +66,6 @@ def write_transformers(checkpoint: Checkpoint, folder: Path, *, judge: Judge | N
 def write_open_clip(checkpoint: Checkpoint, folder: Path, *, judge: Judge | None = None) -> None:
     """Write a folder that ``open_clip.create_model("local-dir:FOLDER")`` takes.
 
-    Args:
-        checkpoint: see `write_transformers`; with either image tower.
-        folder: see `write_transformers`.
-        judge: see `write_transformers`.
-
     Raises:
         UnfitError: the library does not have the architecture.
         DamagedError, NotFiniteError: the checkpoint is not sound.

@@ -49,10 +49,6 @@ _FILES = {
 def draw(architecture: LibraryArchitecture, seed: int = 0) -> dict[str, torch.Tensor]:
     """Seeded weights in float32, by the library's keys.
 
-    Args:
-        architecture: of the model.
-        seed: the same seed gives the same bits.
-
     Raises:
         ArchitectureError: the library does not have such a model.
     """
@@ -116,9 +112,7 @@ def write_folder(architecture: LibraryArchitecture, folder: Path, seed: int = 0)
     """Write a folder with seeded weights, read it back, and compare them bit for bit.
 
     Args:
-        architecture: of the model.
         folder: to be made; it may be there, if it is empty.
-        seed: as for `draw`.
 
     Returns:
         How many tensors came back.

@@ -31,11 +31,6 @@ def add_outliers(architecture: Architecture, weights: Weights, seed: int) -> Non
     """Give seeded weights outliers, in place.
 
     Activations stay within half precision, and all other channels matter as before.
-
-    Args:
-        architecture: the model's dimensions.
-        weights: by the released keys.
-        seed: the same seed gives the same bits.
     """
     draw = np.random.default_rng([seed, 3])
     _add_to_transformer(weights, "", "positional_embedding", "ln_final", draw)

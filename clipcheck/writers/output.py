@@ -59,8 +59,6 @@ def creating(
     else put there is not for us to take away. When the block fails nothing is left.
 
     Args:
-        folder: the one to make.
-        room: as for `replacing`.
         ours: tells whether what is at ``folder`` may be replaced.
 
     Raises:

@@ -54,7 +54,6 @@ def convert_to_program(
     Args:
         checkpoint: its checksums are compared and its weights looked through first.
         path: the file to write; it is replaced when all has succeeded.
-        form: ``pt2`` or ``onnx``.
         dtype: what the program computes in; by default float32.
         judge: called with the path of the written file before it gets its name; what it raises
             keeps the file from being kept.

@@ -62,12 +62,7 @@ def shallow(
     model: Architecture | LibraryArchitecture, layers: int
 ) -> Architecture | LibraryArchitecture:
     """The model with so many layers in each tower, where that can be said: a ModifiedResNet gets
-    one bottleneck in each stage, and a tower of timm stays as it is.
-
-    Args:
-        model: any.
-        layers: at least 1.
-    """
+    one bottleneck in each stage, and a tower of timm stays as it is."""
     if isinstance(model, LibraryArchitecture):
         return family(model.library).shallow(model, layers)
     if isinstance(model.vision, ViT):
@@ -83,7 +78,6 @@ def synthesize(
     """Seeded weights in the dtypes of the released files, integer buffers included.
 
     Args:
-        architecture: the model's dimensions.
         seed: the same seed gives the same bits.
         kind: one of `DRAWN`.
 

@@ -80,7 +80,6 @@ def picture(subject: Subject, resolution: int, generator: np.random.Generator) -
     """Draw a picture, and preprocess it: float32 [3, resolution, resolution].
 
     Args:
-        subject: one of `SUBJECTS`.
         resolution: pixels along a side.
         generator: draws the noise, and by how much the shape is moved and scaled.
     """

@@ -47,11 +47,7 @@ class LocalEngine(Processes):
 
 
 def default_device(say: Progress = silent) -> str:
-    """Return the device on which a check runs on this machine where none is given.
-
-    Args:
-        say: called with a few words before torch is imported.
-    """
+    """Return the device on which a check runs on this machine where none is given."""
     if not may_have_cuda():
         return "cpu"
     say_import(say)

@@ -19,12 +19,7 @@ Select = Callable[[DualEncoder], Sequence[Any]]
 
 def running(model: DualEncoder, *, visual: bool | None = None) -> list[nn.Module]:
     """The modules that run, in the order in which they are called first. Each tower runs once for
-    all who ask, before it is altered.
-
-    Args:
-        model: any.
-        visual: of the image tower alone, or of the text tower alone; None for both.
-    """
+    all who ask, before it is altered."""
     towers = (True, False) if visual is None else (visual,)
     return list(dict.fromkeys(module for tower in towers for module in _called(model, tower)))
 

@@ -80,14 +80,7 @@ class MultipliedMask(eager.Transformer):
 
 
 def attend(attention: nn.MultiheadAttention, x: Tensor, mask: Tensor | None, half: bool) -> Tensor:
-    """Self-attention of ``x`` [L, N, D], step by step.
-
-    Args:
-        attention: with the weights.
-        x: what attends to itself.
-        mask: [L, L], is added to the scores.
-        half: whether scores and softmax are computed in float16.
-    """
+    """Self-attention of ``x`` [L, N, D], step by step."""
     length, rows, width = x.shape
     heads = attention.num_heads
     projected = functional.linear(x, attention.in_proj_weight, attention.in_proj_bias)

@@ -49,12 +49,7 @@ def in_model(alter: Alter) -> PlantSource:
 
 def in_program(name: str, write: Callable[[eager.CLIP, Path], None]) -> PlantSource:
     """Have a program run that ``write`` makes of a copy of the eager model, in place of the one
-    that the backend makes.
-
-    Args:
-        name: of its file.
-        write: given the copy, which it may alter, and where to write.
-    """
+    that the backend makes."""
 
     @contextmanager
     def plant(source: Source) -> Iterator[Source]:
