@@ -341,6 +341,7 @@ class Spec(NamedTuple):
 
 
 Specs = Iterator[tuple[str, Spec]]
+Dimensions = Mapping[str, int | str]
 
 
 def specs(architecture: Architecture) -> Specs:
@@ -501,39 +502,34 @@ def dimensions_of(
 
 def differences(told: Architecture, found: Architecture) -> list[str]:
     """List where what is told of weights is not what was found of them, for people."""
-    one, other = _sizes_by_name(told), _sizes_by_name(found)
-    # A whole other kind of tower is one difference.
-    return [
-        f"{name} {one[name]} in place of {other[name]}"
-        for name in one
-        if name in other and one[name] != other[name]
-    ]
+    one, other = dimensions(told), dimensions(found)
+    shared = [name for name in one if name in other and one[name] != other[name]]
+    return [f"{name} {one[name]} in place of {other[name]}" for name in shared]
 
 
-def _sizes_by_name(a: Architecture) -> dict[str, object]:
-    sizes: dict[str, object] = {
-        "embedding in": a.embed_dim,
-        "pixels a side": a.image_resolution,
-        "image tower": "ViT" if isinstance(a.vision, ViT) else "ModifiedResNet",
-    }
+def dimensions(architecture: Architecture) -> dict[str, int | str]:
+    """By name, each dimension: what weights imply, and not how a model computes with them."""
+    a = architecture
     if isinstance(a.vision, ViT):
-        sizes |= {
-            "pixels of a patch": a.vision.patch_size,
-            "layers of the ViT": a.vision.layers,
-            "width of the ViT": a.vision.width,
-            "perceptron of the ViT": a.vision.mlp_width,
+        vision: dict[str, int | str] = {
+            "image tower": "ViT",
+            "image layers": a.vision.layers,
+            "patch size": a.vision.patch_size,
+            "image perceptron width": a.vision.mlp_width,
         }
     else:
-        sizes |= {
-            "stages of the ModifiedResNet": a.vision.layers,
-            "width of the ModifiedResNet": a.vision.width,
-        }
-    return sizes | {
-        "layers of the text tower": a.text_layers,
-        "width of the text tower": a.text_width,
-        "perceptron of the text tower": a.text_mlp_width,
-        "tokens of a text": a.context_length,
-        "tokens in all": a.vocab_size,
+        stages = "-".join(map(str, a.vision.layers))
+        vision = {"image tower": "ModifiedResNet", "image layers": stages}
+    return {
+        **vision,
+        "image width": a.vision.width,
+        "image resolution": a.image_resolution,
+        "text layers": a.text_layers,
+        "text width": a.text_width,
+        "text perceptron width": a.text_mlp_width,
+        "context length": a.context_length,
+        "vocabulary size": a.vocab_size,
+        "embedding width": a.embed_dim,
     }
 
 

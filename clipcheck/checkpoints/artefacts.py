@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.directories import unreadable
 from clipcheck.checkpoints.pickles import survey
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
 from clipcheck.errors import CheckpointError, DamagedError, UnsafeError
@@ -116,11 +117,7 @@ def kind_of(path: Path) -> Format | None:
                 return Format.ONNX if _is_onnx(file) else None
         records = Records(MappedFile(path))
     except OSError as error:
-        raise CheckpointError(
-            f"cannot be read ({error.strerror})",
-            remedy="Check that the file is there and that you may read it.",
-            path=path,
-        ) from error
+        raise unreadable(path, error) from error
     return Format.PT2 if "archive_format" in records else None
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipcheck.checkpoints.architecture import Architecture, specs
+from clipcheck.checkpoints.architecture import Architecture, listed, specs
 from clipcheck.checkpoints.finding import Origin
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.naming import Naming
@@ -194,9 +194,8 @@ class Checkpoint:
             records.verify()
         bad = [key for key in self.tensors if not self._is_finite(key)]
         if bad:
-            more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
             raise NotFiniteError(
-                f"NaN or infinite weights in {', '.join(bad[:5])}{more}",
+                f"NaN or infinite weights in {listed('', bad)}",
                 remedy="Take a checkpoint from before the training diverged, or one that did not "
                 "overflow when it was cast to half precision.",
                 path=self.path,

@@ -20,6 +20,7 @@ from clipcheck.checkpoints.architecture import (
     Spec,
     dimensions_of,
     infer,
+    listed,
     specs,
 )
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     import torch
 
 _ACCEPTED = "a TorchScript archive, a state dict saved by torch.save, or a safetensors file"
-_COPY_AGAIN = "Copy or download the file again, or write it anew."
 _MOST_REPEATED = 64 << 20
 """Bytes that weights may be read as, though the file has fewer."""
 
@@ -339,10 +339,9 @@ def _model(
 
 def _require_usable(unusable: list[str], path: Path) -> None:
     if unusable:
-        more = f" and {len(unusable) - 5} more" if len(unusable) > 5 else ""
         raise ArchitectureError(
             f"expected dense weights of {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]} and whole "
-            f"numbers in the buffers, found {', '.join(unusable[:5])}{more}",
+            f"numbers in the buffers, found {listed('', unusable)}",
             remedy="Save the model's state dict before it is quantized or moved elsewhere.",
             path=path,
         )
@@ -391,7 +390,9 @@ def _first_bytes(path: Path) -> bytes:
         raise directories.unreadable(path, error) from error
     if not head:
         raise UnknownFormatError(
-            f"expected {_ACCEPTED}; the file is empty", remedy=_COPY_AGAIN, path=path
+            f"expected {_ACCEPTED}; the file is empty",
+            remedy="Copy or download the file again, or write it anew.",
+            path=path,
         )
     return head
 
@@ -463,7 +464,6 @@ def _map_tensor(records: Records, tensor: TensorRecord) -> torch.Tensor:
     if record.size < tensor.storage.length * _dtype(tensor).itemsize:
         raise DamagedError(
             f"the record {record.name!r} has {record.size} bytes, fewer than its tensor needs",
-            remedy=_COPY_AGAIN,
             path=records.file.path,
         )
     return _over(records.file.buffer, tensor, record.offset)
@@ -516,7 +516,6 @@ def _load_safetensors(path: Path, head: bytes) -> tuple[dict[str, torch.Tensor],
     if header > _MOST_HEADER:
         raise DamagedError(
             f"its header has {header:,} bytes, and that of no model has more than {_MOST_HEADER:,}",
-            remedy=_COPY_AGAIN,
             path=path,
         )
 
@@ -526,7 +525,5 @@ def _load_safetensors(path: Path, head: bytes) -> tuple[dict[str, torch.Tensor],
         return load_file(path), metadata.get(METADATA)
     except (SafetensorError, ValueError, OSError) as error:
         raise DamagedError(
-            f"not a sound safetensors file ({first_line(error)[:120]})",
-            remedy=_COPY_AGAIN,
-            path=path,
+            f"not a sound safetensors file ({first_line(error)[:120]})", path=path
         ) from error

@@ -16,8 +16,6 @@ SCALAR_TYPES = {3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64"
 """Names of the dtypes that TorchScript's code has by number (c10/core/ScalarType.h)."""
 
 
-_COPY_AGAIN = "Copy or download the file again, or write it anew."
-
 _MOST_CODE = 4 << 20
 """Bytes. Parsing takes up to 900 times as much memory; the largest released archive has 2 MB."""
 
@@ -70,7 +68,6 @@ def format_version(records: Records) -> str:
     if not re.fullmatch(rb"\d{1,9}", found):
         raise DamagedError(
             f"expected the number of a format in the record 'version', found {found[:20]!r}",
-            remedy=_COPY_AGAIN,
             path=records.file.path,
         )
     return found.decode()
@@ -91,11 +88,7 @@ def read_code(records: Records) -> Code:
 def _calls(records: Records) -> Iterator[ast.Call]:
     names = [name for name in records.names("code/") if name.endswith(".py")]
     if sum(records[name].size for name in names) > _MOST_CODE:
-        raise DamagedError(
-            f"it has more than {_MOST_CODE:,} bytes of code",
-            remedy=_COPY_AGAIN,
-            path=records.file.path,
-        )
+        raise DamagedError(f"it has more than {_MOST_CODE:,} bytes of code", path=records.file.path)
     for name in names:
         for node in ast.walk(_parse(records, name)):
             if isinstance(node, ast.Call):
@@ -111,9 +104,7 @@ def _parse(records: Records, name: str) -> ast.Module:
             return ast.parse(records.read(name).decode())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise DamagedError(
-            f"the record {name!r} is not TorchScript code ({error})",
-            remedy=_COPY_AGAIN,
-            path=records.file.path,
+            f"the record {name!r} is not TorchScript code ({error})", path=records.file.path
         ) from error
 
 

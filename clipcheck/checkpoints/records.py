@@ -59,8 +59,6 @@ _MOST_UNPACKED = 64 << 20
 """Bytes that all compressed records together may have. Code of the largest released archive has
 2 MB."""
 
-_COPY_AGAIN = "Copy or download the file again, or write it anew."
-
 
 class MappedFile:
     """A file mapped into memory, privately: writing to it changes this process's copy alone.
@@ -161,9 +159,7 @@ class Records:
             DamagedError: there is none.
         """
         if name not in self._by_name:
-            raise DamagedError(
-                f"the record {name!r} is missing", remedy=_COPY_AGAIN, path=self.file.path
-            )
+            raise DamagedError(f"the record {name!r} is missing", path=self.file.path)
         return self._by_name[name]
 
     def names(self, prefix: str = "") -> list[str]:
@@ -223,9 +219,7 @@ class Records:
 
 
 def _altered(record: Record, reason: str, file: MappedFile) -> DamagedError:
-    return DamagedError(
-        f"the record {record.name!r} was altered: {reason}", remedy=_COPY_AGAIN, path=file.path
-    )
+    return DamagedError(f"the record {record.name!r} was altered: {reason}", path=file.path)
 
 
 def _require_end(file: MappedFile) -> tuple[int, int]:
@@ -276,13 +270,12 @@ def _cut_off(reason: object, path: Path) -> DamagedError:
     return DamagedError(
         f"the file begins like a torch zip file, but its directory cannot be read ({reason}): "
         "it was cut off or altered",
-        remedy=_COPY_AGAIN,
         path=path,
     )
 
 
 def _altered_file(problem: str, path: Path) -> DamagedError:
-    return DamagedError(f"the file was altered: {problem}", remedy=_COPY_AGAIN, path=path)
+    return DamagedError(f"the file was altered: {problem}", path=path)
 
 
 def _require_torch(infos: list[zipfile.ZipInfo], path: Path) -> None:
@@ -363,9 +356,7 @@ def _record(info: zipfile.ZipInfo, file: MappedFile) -> Record:
             compressed = info.compress_type != zipfile.ZIP_STORED
             sizes = (info.compress_size, info.file_size)
             return Record(info.filename, offset, *sizes, info.CRC, compressed)
-    raise DamagedError(
-        f"the record {info.filename!r} {problem}", remedy=_COPY_AGAIN, path=file.path
-    )
+    raise DamagedError(f"the record {info.filename!r} {problem}", path=file.path)
 
 
 def _unlike_torch(info: zipfile.ZipInfo, header: bytes) -> str:
@@ -397,9 +388,5 @@ def _require_disjoint(
     end = 0
     for start, record in [*placed, (directory, placed[-1][1])]:
         if start < end:
-            raise DamagedError(
-                f"the record {record.name!r} overlaps with another",
-                remedy=_COPY_AGAIN,
-                path=path,
-            )
+            raise DamagedError(f"the record {record.name!r} overlaps with another", path=path)
         end = record.offset + record.stored

@@ -23,15 +23,18 @@ class Released:
 
     Attributes:
         name: what the model is called, such as ``ViT-B/32``.
-        filename: what its file is called, such as ``ViT-B-32.pt``.
         sha256: the SHA-256 of the file, as 64 lowercase hexadecimal digits.
         size: the length of the file, in bytes.
     """
 
     name: str
-    filename: str
     sha256: str
     size: int
+
+    @property
+    def filename(self) -> str:
+        """The name of its file, such as ``ViT-B-32.pt``."""
+        return f"{self.name.replace('/', '-').replace('@', '-')}.pt"
 
     @property
     def url(self) -> str:
@@ -39,66 +42,24 @@ class Released:
         return f"{base_address()}/{self.sha256}/{self.filename}"
 
 
-# Names, files and digests are those of the addresses in openai/CLIP's clip/clip.py, in its order.
-# The sizes were collected from public manifests that list the same files.
-_RELEASED = (
-    Released(
-        "RN50",
-        "RN50.pt",
-        "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
-        255_827_503,
-    ),
-    Released(
-        "RN101",
-        "RN101.pt",
-        "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
-        291_791_292,
-    ),
-    Released(
-        "RN50x4",
-        "RN50x4.pt",
-        "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
-        421_854_225,
-    ),
-    Released(
-        "RN50x16",
-        "RN50x16.pt",
-        "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
-        661_125_706,
-    ),
-    Released(
-        "RN50x64",
-        "RN50x64.pt",
-        "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
-        1_353_500_174,
-    ),
-    Released(
-        "ViT-B/32",
-        "ViT-B-32.pt",
-        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
-        353_976_522,
-    ),
-    Released(
-        "ViT-B/16",
-        "ViT-B-16.pt",
-        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
-        350_837_078,
-    ),
-    Released(
-        "ViT-L/14",
-        "ViT-L-14.pt",
-        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
-        932_768_134,
-    ),
-    Released(
-        "ViT-L/14@336px",
-        "ViT-L-14-336px.pt",
+# Names and digests are those of the addresses in openai/CLIP's clip/clip.py, in its order. Sizes in
+# bytes were collected from public manifests that list the same files.
+_RELEASED = {
+    "RN50": ("afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", 255_827_503),
+    "RN101": ("8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599", 291_791_292),
+    "RN50x4": ("7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd", 421_854_225),
+    "RN50x16": ("52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa", 661_125_706),
+    "RN50x64": ("be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c", 1_353_500_174),
+    "ViT-B/32": ("40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", 353_976_522),
+    "ViT-B/16": ("5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", 350_837_078),
+    "ViT-L/14": ("b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", 932_768_134),
+    "ViT-L/14@336px": (
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
         934_088_680,
     ),
-)
+}
 
-RELEASED: dict[str, Released] = {released.name: released for released in _RELEASED}
+RELEASED: dict[str, Released] = {name: Released(name, *told) for name, told in _RELEASED.items()}
 """The released models by name, in the order in which the reference package lists them."""
 
 

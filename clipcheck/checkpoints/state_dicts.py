@@ -195,7 +195,7 @@ class LegacyFile:
         return self._storages[key]
 
     def _damaged(self, problem: str) -> DamagedError:
-        return _damaged(problem, self._file.path)
+        return DamagedError(problem, path=self._file.path)
 
 
 def _read(
@@ -213,14 +213,9 @@ def _read(
         raise _unsafe(str(error), "takes what memory or time it is told", path) from error
     # An altered pickle can make the unpickler raise nearly anything; none of it is a defect here.
     except Exception as error:
-        raise _damaged(f"its pickle cannot be read ({first_line(error)[:120]})", path) from error
+        problem = f"its pickle cannot be read ({first_line(error)[:120]})"
+        raise DamagedError(problem, path=path) from error
     return found, file.tell(), storages
-
-
-def _damaged(problem: str, path: Path) -> DamagedError:
-    return DamagedError(
-        problem, remedy="Copy or download the file again, or write it anew.", path=path
-    )
 
 
 def _unsafe(name: str, harm: str, path: Path) -> UnsafeError:

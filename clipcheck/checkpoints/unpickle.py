@@ -70,8 +70,6 @@ _QUANTIZED = "__torch__.torch.classes.quantized"
 _QUANTIZED_TENSOR = ("torch._utils", "_rebuild_qtensor")
 """The function that the pickle of an archive names where its weights are quantized."""
 
-_REWRITE = "Copy or download the file again, or write it anew."
-
 
 class _Unstated:
     """Made whole by what makes it: a pickle cannot give it another state."""
@@ -182,7 +180,7 @@ def _flatten(root: ScriptObject, path: Path) -> Iterator[tuple[str, TensorRecord
 
 
 def _damaged(path: Path, problem: str) -> DamagedError:
-    return DamagedError(f"not a sound TorchScript archive: {problem}", remedy=_REWRITE, path=path)
+    return DamagedError(f"not a sound TorchScript archive: {problem}", path=path)
 
 
 class _ArchiveUnpickler(pickle.Unpickler):

@@ -7,8 +7,7 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
-from clipcheck.checkpoints.architecture import Architecture
-from clipcheck.checkpoints.dimensions import dimensions
+from clipcheck.checkpoints.architecture import Architecture, dimensions
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.families.sizes import Sizes
 from clipcheck.inputs.rules import ImageRules, clip_texts

@@ -11,7 +11,7 @@ from clipcheck.backends.artefacts import default_folder
 from clipcheck.backends.cells import cell_for, isolation_named, prepare
 from clipcheck.backends.loading import build, opened_sides, require_runs
 from clipcheck.backends.registry import parse
-from clipcheck.checkpoints.dimensions import Dimensions
+from clipcheck.checkpoints.architecture import Dimensions
 from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.opening import open_pair, weights_of
 from clipcheck.errors import ReplayError

@@ -14,7 +14,7 @@ from clipcheck.checkpoints.registry import Released
 
 CONTENT = random.Random(0).randbytes(200_000)
 HALF = len(CONTENT) // 2
-FAKE = Released("fake", "fake.pt", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
+FAKE = Released("fake", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
 
 
 class Server(ThreadingHTTPServer):

@@ -18,6 +18,7 @@ from clipcheck.checkpoints.architecture import (
     Blocks,
     ResNet,
     ViT,
+    dimensions,
     dimensions_of,
     infer,
     specs,
@@ -341,3 +342,23 @@ def test_other_shapes_are_refused_or_make_up_a_model(
     assert altered.keys() <= expected.keys()
     for key, tensor in altered.items():
         assert math.prod(tensor.shape) == math.prod(expected[key].shape)
+
+
+# ---------------------------------------------------------------------------- dimensions
+
+
+def test_each_known_architecture_has_its_own() -> None:
+    found = [tuple(dimensions(each).items()) for each in ARCHITECTURES.values()]
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("name", ["embed_dim", "image_resolution", "text_width", "text_layers"])
+def test_another_dimension_is_another(name: str) -> None:
+    other = replace(MINUTE, **{name: getattr(MINUTE, name) * 2})
+    assert dimensions(other) != dimensions(MINUTE)
+
+
+def test_how_it_computes_is_no_dimension() -> None:
+    told = MINUTE.with_blocks(activation=Activation.GELU, head_width=32, epsilon=1e-6)
+    assert dimensions(told) == dimensions(MINUTE)
+    assert dimensions(MINUTE.with_blocks(mlp_ratio=2.0)) != dimensions(MINUTE)

@@ -218,7 +218,7 @@ def test_the_record_of_another_file_of_the_same_name_is_not_trusted(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     download.fetch("fake", tmp_path)
-    newer = Released(FAKE.name, FAKE.filename, "0" * 64, FAKE.size)
+    newer = Released(FAKE.name, "0" * 64, FAKE.size)
     monkeypatch.setitem(registry.RELEASED, "fake", newer)
     with pytest.warns(UserWarning, match="does not match"), pytest.raises(DownloadError):
         download.fetch("fake", tmp_path)
@@ -351,7 +351,7 @@ hashed = []
 hashlib.file_digest = lambda file, algorithm: hashed.append(file) or digest(file, algorithm)
 
 _, registry.BASE_ADDRESS, folder, sha256, size = sys.argv
-registry.RELEASED["fake"] = registry.Released("fake", "fake.pt", sha256, int(size))
+registry.RELEASED["fake"] = registry.Released("fake", sha256, int(size))
 print("ready", flush=True)
 sys.stdin.readline()
 print(download.fetch("fake", folder), len(hashed), flush=True)

@@ -125,7 +125,7 @@ def test_a_digest_of_no_released_file_leads_nowhere() -> None:
 
 def test_the_address_follows_the_base_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "BASE_ADDRESS", "http://127.0.0.1:1/models")
-    released = Released("fake", "fake.pt", "ab" * 32, 1)
+    released = Released("fake", "ab" * 32, 1)
     assert released.url == f"http://127.0.0.1:1/models/{'ab' * 32}/fake.pt"
 
 

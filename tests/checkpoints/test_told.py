@@ -296,10 +296,9 @@ def test_the_user_cannot_tell_other_dimensions(weights: Path) -> None:
         open_pair(weights, architecture="tiny-vit")
     assert str(caught.value) == (
         f"{weights}: its weights are of another model than --architecture tiny-vit describes, "
-        "which has pixels a side 32 in place of 16, layers of the ViT 3 in place of 1, width of "
-        "the ViT 128 in place of 64, perceptron of the ViT 512 in place of 256, layers of the text "
-        "tower 2 in place of 1 and 4 more. Give the architecture or the configuration that belongs "
-        "to the weights."
+        "which has image layers 3 in place of 1, image perceptron width 512 in place of 256, image "
+        "width 128 in place of 64, image resolution 32 in place of 16, text layers 2 in place of 1 "
+        "and 4 more. Give the architecture or the configuration that belongs to the weights."
     )
     with pytest.raises(ArchitectureError, match="image tower ModifiedResNet in place of ViT"):
         open_pair(weights, architecture="tiny-resnet")
@@ -446,7 +445,7 @@ def test_a_record_that_names_a_model_of_other_sizes_says_which(name: str) -> Non
     nothing, why = told.telling(Path("x"), other, None, {"name": name}, archive=False)
     assert nothing is None
     assert "RN50" in why
-    assert why.endswith(", whose sizes differ: layers of the text tower 12 in place of 3")
+    assert why.endswith(", whose sizes differ: text layers 12 in place of 3")
 
 
 def test_a_name_that_somebody_gave_a_run_tells_nothing_and_a_configuration_beside_it_does(
