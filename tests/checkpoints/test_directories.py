@@ -353,8 +353,8 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[CheckpointError], str]] = 
     "other dimensions": (
         wider,
         ArchitectureError,
-        r"hf: its weights are of another model than its config\.json describes, which has tokens "
-        "in all 101 in place of 100",
+        r"hf: its weights are of another model than its config\.json describes, which has "
+        "vocabulary size 101 in place of 100",
     ),
     "no JSON": (text(b"{"), DamagedError, r"config\.json: it is not JSON \("),
     "no text": (text(b"\xff\xfe\x00"), DamagedError, r"config\.json: it is not JSON \("),
