@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,23 +123,16 @@ def _compile(source: Source, path: Path) -> None:
         )
 
 
-@contextmanager
-def quiet_about_cuda(device: torch.device) -> Iterator[None]:
+def quiet_about_cuda(device: torch.device) -> AbstractContextManager[None]:
     """While code for a CPU is compiled: without the word that CUDA's files are there and no GPU.
 
     torch logs it when it first looks for a compiler.
     """
+    from clipcheck.writers.programs import without_record
 
-    def other(record: logging.LogRecord) -> bool:
-        return "No CUDA runtime is found" not in record.getMessage()
-
-    logger = logging.getLogger("torch.utils.cpp_extension")
-    if device.type == "cpu":
-        logger.addFilter(other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(other)
+    if device.type != "cpu":
+        return nullcontext()
+    return without_record("torch.utils.cpp_extension", "No CUDA runtime is found")
 
 
 def _hardware(device: torch.device) -> str:

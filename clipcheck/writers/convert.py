@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,8 @@ def write(
     with replacing(path, room=_room(form, ordered)) as temporary:
         _write_as(form, architecture, ordered, temporary, path, told=told)
         written = open_checkpoint(temporary, told=Told(architecture, "what was written"))
-        _require_equal(written, ordered, path)
+        written.verify()
+        require_equal(written, ordered, path)
         if judge is not None:
             judge(temporary)
     return len(ordered)
@@ -128,17 +130,40 @@ def _write_as(
     told: bool,
 ) -> None:
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
-    try:
+    computes = {METADATA: encode(architecture)} if told else {}
+    with _translating(path):
         if form is Format.ARCHIVE:
             write_archive(architecture, tensors, temporary)
         elif form is Format.STATE_DICT:
             torch.save(tensors, temporary)
         else:
-            computes = {METADATA: encode(architecture)} if told else {}
-            save_file(tensors, temporary, metadata={"format": "pt", **computes})
+            save(tensors, temporary, path, computes)
+
+
+def save(
+    tensors: dict[str, torch.Tensor],
+    temporary: Path,
+    path: Path,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write safetensors into ``temporary``; messages name ``path``.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    with _translating(path):
+        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+
+
+@contextmanager
+def _translating(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except ClipcheckError:
         raise
     # torch's and safetensors' writers do not say why a write failed but in their words.
@@ -166,12 +191,16 @@ def _in_dtype(
     return {key: converted(key, spec.released_dtype) for key, spec in items if key in tensors}
 
 
-def _require_equal(written: Checkpoint, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    written.verify()
+def require_equal(written: Checkpoint, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """See that all tensors came back bit for bit, under the keys that they have in a checkpoint.
+
+    Raises:
+        OutputError: one did not.
+    """
     for key, tensor in tensors.items():
         if key not in written.tensors or not same_bits(written.tensors[key], tensor):
             raise OutputError(
-                f"was written, but {key!r} did not come back as it was; the file was not kept",
+                f"was written, but {key!r} did not come back as it was; it was not kept",
                 remedy="Try again, and see whether the disk is sound.",
                 path=path,
             )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.checkpoints import configs
 from clipcheck.checkpoints.architecture import Architecture, ResNet, specs
-from clipcheck.checkpoints.checkpoint import Checkpoint, same_bits
+from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.checkpoints.directories import (
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
@@ -18,17 +18,15 @@ from clipcheck.checkpoints.directories import (
 )
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.keymaps import Layout, no_resnet, to_layout
-from clipcheck.errors import OutputError, UnfitError
+from clipcheck.errors import UnfitError
 from clipcheck.inputs import tokenizer
 from clipcheck.inputs.rules import MEAN, STD
 from clipcheck.inputs.vocabulary_files import vocabulary_texts
-from clipcheck.writers.convert import apart
+from clipcheck.writers.convert import Judge, apart, require_equal, save
 from clipcheck.writers.output import creating
 
 if TYPE_CHECKING:
     import torch
-
-Judge = Callable[[Path], None]
 
 _BICUBIC = 3
 """PIL.Image.Resampling.BICUBIC, which configurations have by its number."""
@@ -98,8 +96,9 @@ def _write(
     with creating(folder, room=room) as temporary:
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
-        _save(tensors, temporary / weights, folder)
-        _require_equal(open_checkpoint(temporary), whole, folder)
+        save(tensors, temporary / weights, folder)
+        # Without the integer buffers, which folders do not have.
+        require_equal(open_checkpoint(temporary), to_layout(whole, Layout.OPEN_CLIP), folder)
         if judge is not None:
             judge(temporary)
 
@@ -108,32 +107,6 @@ def _shaped(checkpoint: Checkpoint, key: str) -> torch.Tensor | None:
     tensor = checkpoint.tensors.get(key)
     # openai/CLIP#67: some training code gives it a dimension.
     return tensor.reshape(()) if tensor is not None and key == "logit_scale" else tensor
-
-
-def _save(tensors: dict[str, torch.Tensor], path: Path, folder: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OutputError(
-            f"cannot be written ({error})",
-            remedy="See that there is room on the disk, or give another output path.",
-            path=folder,
-        ) from error
-
-
-def _require_equal(written: Checkpoint, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    expected = to_layout(tensors, Layout.OPEN_CLIP)
-    for key in expected.keys() | written.tensors.keys():
-        there = key in expected and key in written.tensors
-        if not there or not same_bits(written.tensors[key], expected[key]):
-            raise OutputError(
-                f"was written, but {key!r} did not come back as it was; the folder was not kept",
-                remedy="Try again, and see whether the disk is sound.",
-                path=folder,
-            )
 
 
 def _dtype(checkpoint: Checkpoint) -> str:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from clipcheck.checkpoints.checkpoint import same_bits
 from clipcheck.checkpoints.directories import (
     OPEN_CLIP_CONFIG,
     OPEN_CLIP_WEIGHTS,
@@ -25,8 +24,8 @@ from clipcheck.checkpoints.directories import (
 )
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.library import LibraryArchitecture
-from clipcheck.errors import OutputError
 from clipcheck.families.registry import family
+from clipcheck.writers.convert import require_equal, save
 from clipcheck.writers.output import creating
 from clipcheck.writers.synthesize import LOGIT_SCALE
 
@@ -121,8 +120,6 @@ def write_folder(architecture: LibraryArchitecture, folder: Path, seed: int = 0)
         ArchitectureError: the library does not have such a model.
         OutputError: the folder cannot be written, or it did not come back as it was written.
     """
-    from safetensors.torch import save_file
-
     tensors = {key: tensor.contiguous() for key, tensor in draw(architecture, seed).items()}
     room = sum(tensor.nbytes for tensor in tensors.values())
     with creating(folder, room=room) as temporary:
@@ -132,13 +129,6 @@ def write_folder(architecture: LibraryArchitecture, folder: Path, seed: int = 0)
         for name, config in texts.items():
             written = json.dumps(config, indent=2) + "\n"
             (temporary / name).write_text(written, encoding="utf-8")
-        save_file(tensors, temporary / weights_name, metadata={"format": "pt"})
-        back = open_checkpoint(temporary)
-        for key, tensor in tensors.items():
-            if key not in back.tensors or not same_bits(back.tensors[key], tensor):
-                raise OutputError(
-                    f"was written, but {key!r} did not come back as it was; it was not kept",
-                    remedy="Try again, and see whether the disk is sound.",
-                    path=folder,
-                )
+        save(tensors, temporary / weights_name, folder)
+        require_equal(open_checkpoint(temporary), tensors, folder)
     return len(tensors)

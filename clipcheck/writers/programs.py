@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,15 +129,20 @@ def write_pt2(model: DualEncoder, path: Path) -> None:
         torch.export.save(export(model), path)
 
 
-@contextmanager
-def of_any_name() -> Iterator[None]:
+def of_any_name() -> AbstractContextManager[None]:
     """Without torch's warnings of files whose names do not end in ``.pt2``: what they are is told
     by their contents."""
+    return without_record("torch.export.pt2_archive._package", "ending in .pt2")
+
+
+@contextmanager
+def without_record(name: str, text: str) -> Iterator[None]:
+    """Without what a logger says with this text in it."""
 
     def other(record: logging.LogRecord) -> bool:
-        return "ending in .pt2" not in record.getMessage()
+        return text not in record.getMessage()
 
-    logger = logging.getLogger("torch.export.pt2_archive._package")
+    logger = logging.getLogger(name)
     logger.addFilter(other)
     try:
         yield
