@@ -352,7 +352,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(run: Run) -> None:
     with pytest.raises(UnknownModelError) as caught:
         open_checkpoint("ViT-B-32")
     assert "'ViT-B-32'" in caught.value.problem
-    assert "The nearest released name is 'ViT-B/32'" in caught.value.remedy
+    assert "The nearest name is 'ViT-B/32'" in caught.value.remedy
     for command in ("inspect", "check"):
         done = run(command, "ViT-B-32")
         assert done.code == 2

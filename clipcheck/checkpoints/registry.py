@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipcheck.errors import UnknownModelError
+from clipcheck.errors import UnknownModelError, nearest
 
 BASE_ADDRESS = "https://openaipublic.azureedge.net/clip/models"
 """Where the released files lie, each under ``SHA256/FILE`` (from openai/CLIP's clip/clip.py)."""
@@ -92,11 +92,9 @@ def find(name: str) -> Released:
 
 
 def _unknown(name: str) -> UnknownModelError:
-    # Without a cutoff there is always a nearest name, so the message has one form only.
-    (nearest,) = difflib.get_close_matches(name, RELEASED, n=1, cutoff=0.0)
     return UnknownModelError(
         f"expected a released model or an existing file, found {name!r}",
-        remedy=f"The nearest released name is {nearest!r}; all of them: {', '.join(RELEASED)}.",
+        remedy=f"{nearest(name, RELEASED)}; all of them: {', '.join(RELEASED)}.",
     )
 
 

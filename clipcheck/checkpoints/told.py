@@ -6,7 +6,6 @@ the user, with ``--architecture``.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.util
 import json
@@ -40,7 +39,7 @@ from clipcheck.checkpoints.library import (
     read_transformers,
     with_text_config,
 )
-from clipcheck.errors import ArchitectureError, CheckpointError, UnknownModelError
+from clipcheck.errors import ArchitectureError, CheckpointError, UnknownModelError, nearest
 
 OPEN_CLIP = "open_clip:"
 """How the name of one of open_clip's configurations begins."""
@@ -170,10 +169,10 @@ def _of_transformers(name: str) -> Told:
     kinds = (*KINDS.values(), *TOWERS.values())
     types = {"CLIPModel": "clip", **{kind.name: kind.model_type for kind in kinds}}
     if asked not in types:
-        (nearest,) = difflib.get_close_matches(asked, types, n=1, cutoff=0.0)
         raise UnknownModelError(
             f"transformers' {asked!r} is no class that clipcheck judges",
-            remedy=f"It judges {supported()}; the nearest is {TRANSFORMERS}{nearest}.",
+            remedy=f"{nearest(name, [f'{TRANSFORMERS}{each}' for each in types])}; it judges "
+            f"{supported()}.",
         )
     source = f"transformers' defaults of {asked}"
     config = {**default_config(types[asked]), "architectures": [asked]}
@@ -202,10 +201,9 @@ def _of_open_clips(name: str) -> Told:
 
 def _require_tag(model: str, tag: str, tags: Mapping[str, bool]) -> None:
     if tag not in tags:
-        (nearest,) = difflib.get_close_matches(tag, tags or [""], n=1, cutoff=0.0)
         raise UnknownModelError(
             f"open_clip has no weights {tag!r} of {model}",
-            remedy=f"The nearest tag is {nearest!r}." if nearest else "Leave the tag out.",
+            remedy=f"{nearest(tag, tags)}." if tags else "Leave the tag out.",
         )
 
 
@@ -289,11 +287,10 @@ def _open_clip_architecture(model: str) -> Architecture:
 def _unknown(name: str) -> UnknownModelError:
     known = [*ARCHITECTURES, *(f"{OPEN_CLIP}{model}" for model in _open_clip_files())]
     known += [f"{TRANSFORMERS}{kind.name}" for kind in KINDS.values()]
-    (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return UnknownModelError(
         f"expected a released name, {OPEN_CLIP}NAME, {TRANSFORMERS}CLASS, or the path of an "
         f"open_clip_config.json or a config.json; found {name!r}",
-        remedy=f"The nearest name is {nearest!r}.",
+        remedy=f"{nearest(name, known)}.",
     )
 
 

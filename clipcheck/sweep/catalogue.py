@@ -30,7 +30,6 @@ folder of the catalogue::
 
 from __future__ import annotations
 
-import difflib
 import glob
 import re
 import tomllib
@@ -47,7 +46,13 @@ from clipcheck.checkpoints.architecture import ARCHITECTURES, Architecture
 from clipcheck.checkpoints.directories import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
 from clipcheck.checkpoints.onnx_data import data_files
 from clipcheck.checkpoints.told import named
-from clipcheck.errors import CatalogueError, CheckpointError, ClipcheckError, UnknownModelError
+from clipcheck.errors import (
+    CatalogueError,
+    CheckpointError,
+    ClipcheckError,
+    UnknownModelError,
+    nearest,
+)
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.sweep.jobs import DEFAULT, Source
 from clipcheck.system.sizes import bytes_in
@@ -198,11 +203,8 @@ def _table(value: object, name: str) -> Mapping[str, Any]:
 def _require_known(given: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in given:
         if key not in known:
-            (nearest,) = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise _Wrong(
-                f"expected one of {', '.join(known)}, found {key!r}",
-                f"The nearest is {nearest!r}.",
-            )
+            told = f"expected one of {', '.join(known)}, found {key!r}"
+            raise _Wrong(told, f"{nearest(key, known)}.")
 
 
 def _entries(given: Mapping[str, Any], folder: Path, root: str | None) -> Iterator[Entry]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import heapq
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
 from clipcheck.backends.registry import ALL, backend_named
-from clipcheck.checkpoints.architecture import RESNET_STRIDE, Architecture, Blocks, ResNet, ViT
+from clipcheck.checkpoints.architecture import Architecture, specs
 from clipcheck.harness.matrix import OWN, SHARED
 
 _GIGA = 1e9
@@ -69,52 +69,25 @@ def rates() -> Rates:
     return Rates(**found, per_gigaflop=threads)
 
 
+@cache
 def flops(architecture: Architecture) -> Flops:
-    """Return the operations of one pass through each tower. Products of matrices alone: the rest is
-    small beside them."""
+    """Return the operations of one pass through each tower, as torch counts them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from clipcheck.families.registry import over
+
     a = architecture
-    text = _transformer(a.text_width, a.text_layers, a.context_length, a.text_blocks)
-    text += a.text_width * a.embed_dim
-    image = sum(_vit(a, a.vision) if isinstance(a.vision, ViT) else _resnet(a, a.vision))
-    return Flops(2 * image / _GIGA, 2 * text / _GIGA)
-
-
-def _transformer(width: int, layers: int, tokens: int, blocks: Blocks) -> int:
-    """Products of numbers: projections and perceptron, then scores and what they weigh."""
-    return layers * (_projections(width, blocks) * tokens + 2 * tokens**2 * width)
-
-
-def _projections(width: int, blocks: Blocks) -> int:
-    return 4 * width**2 + 2 * width * round(width * blocks.mlp_ratio)
-
-
-def _vit(a: Architecture, vision: ViT) -> Iterator[int]:
-    yield 3 * vision.patch_size**2 * vision.width * a.grid**2
-    yield _transformer(vision.width, vision.layers, a.grid**2 + 1, vision.blocks)
-    yield vision.width * a.embed_dim
-
-
-def _resnet(a: Architecture, vision: ResNet) -> Iterator[int]:
-    half, width = vision.width // 2, vision.width
-    side = a.grid * RESNET_STRIDE // 2
-    yield 9 * (3 * half + half * half + half * width) * side**2
-    side, channels = side // 2, width
-    for stage, blocks in enumerate(vision.layers):
-        planes = width * 2**stage
-        for block in range(blocks):
-            # The first of each stage but the first halves the sides, behind its second convolution.
-            after = side // 2 if stage and not block else side
-            yield (channels * planes + 9 * planes**2) * side**2
-            yield 4 * planes**2 * after**2
-            if not block:
-                yield 4 * channels * planes * after**2
-            side, channels = after, 4 * planes
-    yield from _attention_pool(vision.embed_width, a.grid**2 + 1, a.embed_dim)
-
-
-def _attention_pool(width: int, tokens: int, embed: int) -> Iterator[int]:
-    """One query looks at all places."""
-    yield width**2 * (2 * tokens + 1) + 2 * width * tokens + width * embed
+    found = []
+    with torch.device("meta"):
+        model = over(a, {key: torch.empty(spec.shape) for key, spec in specs(a)})
+        image = torch.empty(1, 3, a.image_resolution, a.image_resolution)
+        text = torch.empty(1, a.context_length, dtype=torch.int64)
+        for encode, given in ((model.encode_image, image), (model.encode_text, text)):
+            with FlopCounterMode(display=False) as counter:
+                encode(given)
+            found.append(counter.get_total_flops() / _GIGA)
+    return Flops(*found)
 
 
 def seconds_of_check(

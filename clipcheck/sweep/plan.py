@@ -172,6 +172,7 @@ def _job(units: Sequence[Unit], setting: Setting) -> Job:
     first = units[0]
     backends = tuple(dict.fromkeys(unit.backend for unit in units))
     size = first.facts.size or first.entry.source.size or 0
+    dimensions = first.entry.dimensions
     options = by_backends(first.options, backends)
     versions = versions_for(backends)
     return Job(
@@ -183,7 +184,7 @@ def _job(units: Sequence[Unit], setting: Setting) -> Job:
         scratch=None if setting.scratch is None else str(setting.scratch),
         memory=memory.estimate(size),
         seconds=seconds_of_check(
-            first.facts.flops,
+            first.facts.flops if dimensions is None else flops(dimensions),
             size,
             backends,
             first.dtype,
@@ -209,8 +210,7 @@ def _looked_at(entry: Entry, ledger: Ledger, say: Progress) -> tuple[Source, Fac
         sha256, size = known
         source = replace(source, estimated=False)
     whole = sha256 if len(sha256) == 64 else ""
-    image, text = (None, None) if entry.dimensions is None else flops(entry.dimensions)
-    return replace(source, sha256=sha256, size=size), Facts(whole, size or 0, image, text)
+    return replace(source, sha256=sha256, size=size), Facts(whole, size or 0)
 
 
 def _content_of_reference(entry: Entry, facts: Facts, ledger: Ledger) -> str:

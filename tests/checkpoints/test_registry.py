@@ -65,11 +65,11 @@ def test_each_size_is_that_of_the_weights_and_a_little_code(name: str) -> None:
 def test_an_unknown_name_is_answered_with_the_nearest_one(unknown: str, nearest: str) -> None:
     with pytest.raises(UnknownModelError) as caught:
         registry.find(unknown)
-    assert f"The nearest released name is {nearest!r};" in caught.value.remedy
+    assert f"The nearest name is {nearest!r};" in caught.value.remedy
 
 
 def test_even_the_empty_name_is_answered_in_words() -> None:
-    with pytest.raises(UnknownModelError, match=r"found ''\. The nearest released name is"):
+    with pytest.raises(UnknownModelError, match=r"found ''\. The nearest name is"):
         registry.find("")
 
 
@@ -78,7 +78,7 @@ def test_the_message_for_an_unknown_name_tells_what_there_is() -> None:
         registry.find("RN5O")
     assert str(caught.value) == (
         "expected a released model or an existing file, found 'RN5O'. "
-        "The nearest released name is 'RN50'; all of them: RN50, RN101, RN50x4, RN50x16, RN50x64, "
+        "The nearest name is 'RN50'; all of them: RN50, RN101, RN50x4, RN50x16, RN50x64, "
         "ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px."
     )
 

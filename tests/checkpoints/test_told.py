@@ -203,7 +203,7 @@ SIGLIP = {
 NAMES = {
     "ViT-B-32": "found 'ViT-B-32'. The nearest name is 'ViT-B/32'.",
     "open_clip:ViT-H14": "The nearest name is 'open_clip:ViT-H-14'.",
-    "open_clip:ViT-B-32/openay": "no weights 'openay' of ViT-B-32. The nearest tag is 'openai'.",
+    "open_clip:ViT-B-32/openay": "no weights 'openay' of ViT-B-32. The nearest name is 'openai'.",
     "no.json": "there is no file 'no.json'. Give the path of a configuration.",
     ".": "found the folder '.'. Give the file in it: open_clip_config.json, or config.json.",
 }

@@ -370,7 +370,7 @@ def test_weights_of_another_size_are_refused_with_the_key_and_both_shapes() -> N
 def test_a_name_that_is_no_class_is_told_with_the_nearest() -> None:
     with pytest.raises(UnknownModelError) as caught:
         named("transformers:SiglipModle")
-    assert "the nearest is transformers:SiglipModel" in str(caught.value)
+    assert "The nearest name is 'transformers:SiglipModel'" in str(caught.value)
 
 
 def test_a_class_has_the_library_s_default_sizes_made_shallow() -> None:

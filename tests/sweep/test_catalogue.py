@@ -236,7 +236,7 @@ def test_a_folder_that_leads_back_to_itself_is_searched_once(tmp_path: Path) -> 
         ("defaults = 3", "[defaults] to be a table"),
         ("checkpoint = 3", "expected [[checkpoint]]"),
         ("checkpoint = [3]", "checkpoint 1: expected a table, found 3"),
-        ("[checkpoints]", "The nearest is 'checkpoint'"),
+        ("[checkpoints]", "The nearest name is 'checkpoint'"),
         ("", "expected a checkpoint, found none"),
         ("[[checkpoint]", "it is no TOML"),
     ],
