@@ -52,10 +52,6 @@ class Convertible:
 def require_convertible(checkpoint: Checkpoint, isolation: Isolation | None = None) -> Convertible:
     """See that what is written of a checkpoint will compute as it does, as far as that is known.
 
-    Args:
-        checkpoint: of any format.
-        isolation: where the code of an archive runs, as for `clipcheck.check`.
-
     Raises:
         ArchitectureError: nothing tells how the model computes, or the code of an archive computes
             as another architecture than is assumed.
@@ -87,11 +83,7 @@ def require_convertible(checkpoint: Checkpoint, isolation: Isolation | None = No
 
 
 def _doubt(checkpoint: Checkpoint, isolation: Isolation | None) -> str:
-    """Why the code of an archive does not tell that it computes as is assumed, or nothing.
-
-    Raises:
-        ArchitectureError: it computes as another architecture, or cannot be run.
-    """
+    """Why the code of an archive does not tell that it computes as is assumed, or nothing."""
     unknown = "its code would tell how the model computes, but cannot be run"
     reason = torchscript_support.unavailable()
     if reason is not None:
@@ -130,11 +122,7 @@ class _Seen:
 
 
 def _look(checkpoint: Checkpoint, isolation: Isolation | None) -> _Seen:
-    """Run the code of an archive on a few inputs, and hold it against the eager model.
-
-    Raises:
-        ClipcheckError: it cannot be run; the subclass tells why.
-    """
+    """Run the code of an archive on a few inputs, and hold it against the eager model."""
     import torch
 
     from clipcheck.backends.reference import exact_floats
@@ -157,11 +145,7 @@ def _look(checkpoint: Checkpoint, isolation: Isolation | None) -> _Seen:
 
 
 def _run(candidate: Backend, trial: Trial) -> tuple[Batch, Case]:
-    """The first of the batches that it takes, and what came of it.
-
-    Raises:
-        RunError: it takes none of them.
-    """
+    """The first of the batches that it takes, and what came of it."""
     (batch,), (own,), (exact,) = trial.batches, trial.reference, trial.exact
     failures = []
     for images, prompts in _SIZES:

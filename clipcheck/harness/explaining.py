@@ -80,9 +80,6 @@ def find_alternative(
     Args:
         model: the eager model, with its weights as they are in the file.
         architecture: what the candidate was judged as.
-        batches: what was run.
-        cases: what came of these.
-        ruler: made of the cases.
         nearer: whether one counts that the candidate does not equal, but is nearer to: where it
             computes in lower precision, or is wrong in something else as well.
     """
@@ -134,13 +131,7 @@ def _has(case: Case, output: str) -> bool:
 
 
 class _Search:
-    """Looks for the architecture that is nearest to what was seen.
-
-    Args:
-        model: the eager model, with its weights as they are in the file.
-        seen: what the candidate gave.
-        ruler: made of all that it gave.
-    """
+    """Looks for the architecture that is nearest to what was seen."""
 
     def __init__(self, model: eager.CLIP, seen: _Seen, ruler: Ruler) -> None:
         self._model = model

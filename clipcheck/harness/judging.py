@@ -183,15 +183,10 @@ class Trial:
         model, and change them.
 
         Args:
-            reference: the eager model.
             batches: what both sides run.
-            dtype: what is judged, by name.
-            watch: gets the time of each phase.
             lengths: of `clipcheck.inputs.batches.every_length`.
-            outputs: of the model.
             texts: how rows of ids are made, if not as CLIP's.
             effort: how much candidates are called beside the batches; None for nothing.
-            gates: the names of those that judge.
 
         Raises:
             RunError: the model cannot be run, or gives what is not finite: nothing can be said of
@@ -224,10 +219,6 @@ class Trial:
         """Run a candidate over all batches, and over some of their rows again.
 
         A batch that it cannot run has no outputs, and leaves its reason.
-
-        Args:
-            candidate: what is judged.
-            advance: told the share of the rows that is done.
         """
         rows = sum(len(b.pixels) + len(b.tokens) for b in self.batches)
         rows += sum(len(call.images) + len(call.prompts) for call in self.calls)
@@ -427,15 +418,7 @@ def judge(
     trial: Trial, run: Run, evidence: Evidence, coverage: Coverage | None, limits: Allclose
 ) -> tuple[GateResult, ...]:
     """Run the gates of the trial. Structure is judged in float32, where rounding hides none of it.
-    Gates of logits are left out where the candidate has none.
-
-    Args:
-        trial: what was run.
-        run: what the candidate gave.
-        evidence: what is not in the outputs.
-        coverage: of the modules of an archive, in float32; else None.
-        limits: of the gate ``allclose``.
-    """
+    Gates of logits are left out where the candidate has none."""
     measures = LIMITS[trial.dtype]
     numbers = (run.cases, measures, trial.scale)
 
@@ -507,11 +490,7 @@ def judge_candidate(
 
     Args:
         trial: with the outputs of the eager model that it has to equal.
-        candidate: not run yet.
         source: what it was made of; they may share weights.
-        limits: of the gate ``allclose``.
-        watch: gets the time of each phase.
-        seed: of the inputs of the gate ``modules``.
         unlike: raw inputs that the candidate's own dimensions make something else of.
 
     Raises:

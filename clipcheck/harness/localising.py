@@ -134,9 +134,6 @@ def first_departures(
 
     Args:
         source: an archive, with weights as they are in the file; a walk may change them.
-        watch: gets the time of each phase.
-        seed: of the inputs.
-        suspect: the input that it fails on, if one is known.
     """
     from clipcheck.harness.modules.walk import walk
 

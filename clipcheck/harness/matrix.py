@@ -403,15 +403,7 @@ class Judge:
 
 
 class _Bench:
-    """State shared by all backends that run one checkpoint on one device in one dtype.
-
-    Args:
-        options: how it is checked.
-        draft: of what all have in common.
-        files: what is judged, and with what it is compared.
-        sides: not loaded yet.
-        span: of the progress.
-    """
+    """State shared by all backends that run one checkpoint on one device in one dtype."""
 
     def __init__(
         self,

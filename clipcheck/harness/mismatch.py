@@ -16,13 +16,7 @@ from clipcheck.results.failing import Mismatch
 def find_mismatch(
     trial: Trial, cases: Sequence[Case], rules: ImageRules = CLIP_IMAGES
 ) -> Mismatch | None:
-    """Return the row with its images, or None where nothing could be compared.
-
-    Args:
-        trial: what was run.
-        cases: of a candidate, one for each batch of the trial.
-        rules: how pixels were made of images.
-    """
+    """Return the row with its images, or None where nothing could be compared."""
     worst = worst_exchange(cases, LIMITS[trial.dtype], trial.scale)
     if worst is None:
         return None

@@ -190,10 +190,6 @@ def files_named(checkpoints: object) -> list[str]:
 def file_named(name: object, what: str) -> str:
     """A path or a released name, as text.
 
-    Args:
-        name: what was given.
-        what: it should be, for people.
-
     Raises:
         UsageError: it is something else, such as a model.
     """

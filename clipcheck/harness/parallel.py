@@ -54,7 +54,6 @@ def check_in_processes(
 
     Args:
         checkpoints: paths of files, or released names; one or several.
-        options: how.
         jobs: how many are checked at a time.
         progress: called with a few words as each begins and ends.
 

@@ -17,12 +17,7 @@ _PARTS = ("clip_model", "clip_backend", "clip_device", "clip_dtype")
 
 
 def gates_needed(items: Iterable[pytest.Item], suite: str) -> Needs:
-    """Return the gates that each case's tests need.
-
-    Args:
-        items: the tests of the run, without deselected ones.
-        suite: module whose tests need one gate each. Other tests may need all.
-    """
+    """Return the gates that each case's tests need, as deselecting tests has left them."""
     found: dict[Case, frozenset[str]] = {}
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})

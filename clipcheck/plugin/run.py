@@ -39,8 +39,6 @@ class Run:
     """Judges and loads the checkpoints of a run of pytest, each once.
 
     Args:
-        choices: the options of the run.
-        start: folder to which paths are relative.
         folder: shared by all workers of the run.
         needs: gates to run, by case; all gates for a case that is missing.
     """

@@ -17,13 +17,7 @@ from clipcheck.plugin.choices import NAMES, Choices
 
 
 class CheckpointScheduling(LoadGroupScheduling):  # type: ignore[misc] # xdist has no types
-    """`LoadGroupScheduling`, with a group for each checkpoint and device.
-
-    Args:
-        config: of the controller.
-        log: from pytest-xdist.
-        choices: the options of the run.
-    """
+    """`LoadGroupScheduling`, with a group for each checkpoint and device."""
 
     def __init__(self, config: Any, log: Any, choices: Choices) -> None:
         super().__init__(config, log)

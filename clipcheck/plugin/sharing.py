@@ -52,11 +52,7 @@ class Finding:
 
 
 class Findings:
-    """The findings of a run, in a folder that only its workers write to.
-
-    Args:
-        folder: created if it does not exist.
-    """
+    """The findings of a run, in a folder that only its workers write to."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,6 @@ def find(name: str, start: Path, folder: Path) -> Subject:
     Args:
         name: a released name, a path, or ``seeded:ARCHITECTURE``.
         start: folder to which paths are relative.
-        folder: in which archives with seeded weights are written.
     """
     if name.startswith(SEEDED):
         architecture = name.removeprefix(SEEDED)

@@ -66,9 +66,6 @@ def result_of(findings: Sequence[Finding], choices: Choices) -> Result:
 def write_reports(result: Result, folder: Path) -> str:
     """Write all judgements as JSON and text, and the failing inputs.
 
-    Returns:
-        A line that names the folder.
-
     Raises:
         OutputError: the folder cannot be written to.
     """

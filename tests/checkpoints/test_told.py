@@ -375,7 +375,7 @@ def test_configurations_beside_weights_have_to_agree(weights: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (json.dumps(transformers_config(ARCHITECTURES["tiny-vit"])), "is of another model .pixels"),
+        (json.dumps(transformers_config(ARCHITECTURES["tiny-vit"])), "is of another model .image layers"),
         ('{"model_type": "bert"}', "does not tell .its model_type is 'bert'"),
         ("no JSON", "does not tell .it is not JSON"),
     ],
@@ -468,7 +468,7 @@ def test_a_training_checkpoint_of_open_clips_is_told_by_its_name(tmp_path: Path)
         assert (found.told, found.architecture) == ("", MINUTE)
         with pytest.raises(
             ArchitectureError,
-            match=r"its record names open_clip's ViT-B-32.*, whose sizes differ: embedding in 512",
+            match=r"its record names open_clip's ViT-B-32.*, whose sizes differ: image layers 12",
         ):
             open_pair(path)
 

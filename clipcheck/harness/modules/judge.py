@@ -44,12 +44,8 @@ def judge_modules(
     """Call the methods of an archive, and judge the modules that it shares with ``model``.
 
     Args:
-        archive: runs it, with the weights of ``model``.
-        model: the eager model in float32.
         batch: inputs; neither the number of images nor that of prompts may be that of the
             positions in a tower.
-        device: where both are.
-        advance: told the share of the modules that is done.
 
     Returns:
         The errors of the modules, and why others were not judged. A method that fails leaves its
@@ -209,16 +205,7 @@ def nearest(errors: Sequence[ModuleError]) -> ModuleError:
 def error_of(
     name: str, method: str, got: torch.Tensor, expected: Pair, block: str, part: str = ""
 ) -> ModuleError:
-    """How far ``got`` is from what the eager model has there, of the same shape.
-
-    Args:
-        name: of the module, or of what lies between modules.
-        method: the archive's method.
-        got: the archive's tensor.
-        expected: the eager model's.
-        block: the residual block that it is in, or nothing.
-        part: what it is, where it is no module.
-    """
+    """How far ``got`` is from what the eager model has there, of the same shape."""
     return ModuleError(
         name,
         method,

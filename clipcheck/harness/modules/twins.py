@@ -47,10 +47,8 @@ class Twins:
     """The modules of a model, each with a float64 copy, of one block at a time.
 
     Args:
-        model: the eager model.
         images: how many rows the image tower is given.
         prompts: how many the text tower is.
-        device: where the model is.
     """
 
     def __init__(self, model: eager.CLIP, images: int, prompts: int, device: torch.device) -> None:

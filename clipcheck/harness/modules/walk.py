@@ -59,13 +59,8 @@ def walk(
     float64. Where both towers are as they should be ``forward`` is run as well.
 
     Args:
-        archive: runs it, with the weights of ``model``.
-        model: the eager model.
         batch: inputs; of one kind there may be none, and that tower is not run. Neither number may
             be that of the positions in a tower: rows and positions could not be told apart.
-        device: where both are.
-        limits: of the model's dtype.
-        given: what the batch is, for people.
     """
     methods = archive.facts.methods
     walker = _Walker(archive, model, batch, device, limits)
@@ -310,11 +305,7 @@ class _Walker:
 
 
 class _Held:
-    """The tensors at the ends of joints, as long as they may be asked for.
-
-    Args:
-        blocks: by module, the residual block that it is in, or nothing.
-    """
+    """The tensors at the ends of joints, as long as they may be asked for."""
 
     def __init__(self, blocks: Mapping[str, str]) -> None:
         self._blocks = blocks

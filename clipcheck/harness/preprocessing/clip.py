@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:  # noqa: ARG001
-    """The transform that its ``load`` gives, and ``tokenize``.
-
-    Raises:
-        RunError: the package cannot be imported.
-    """
+    """The transform that its ``load`` gives, and ``tokenize``."""
     with translating("clip", "importing the package"):
         package = import_clip()
     architecture = checkpoint.architecture

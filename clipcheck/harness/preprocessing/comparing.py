@@ -46,7 +46,6 @@ def compare(
 
     Args:
         candidates: as `clipcheck.harness.preprocessing.registry.of` gives them.
-        images: for those that take images.
         prompts: for those that take texts. Ids among them are left out, since no tokenizer takes
             them, and texts that are not `clipcheck.harness.preprocessing.texts.settled`.
         frontend: the eager model's, with the sizes of its inputs.

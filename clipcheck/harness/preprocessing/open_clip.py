@@ -47,10 +47,6 @@ def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
 
     Where the checkpoint is a folder with an ``open_clip_config.json``, the transform and the one
     tokenizer that this names.
-
-    Raises:
-        RunError: open_clip cannot read the files.
-        VocabularyError: see `clipcheck.inputs.tokenizer.read_vocabulary`.
     """
     with translating("open_clip", "reading the files of preprocessing"):
         return [*_transforms(checkpoint), *_tokenizers(checkpoint, scratch)]

@@ -24,7 +24,6 @@ def of(backend: str, checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
     For another vocabulary than CLIP's there are image processors alone.
 
     Args:
-        backend: its name.
         checkpoint: for the sizes of its inputs, and for the library's own files in its folder.
         scratch: a folder to write to, which outlives the candidates.
 

@@ -39,7 +39,6 @@ def tokens(text: str, length: int, how: Collection[Difference] = ()) -> NDArray[
     """Tokenize a text.
 
     Args:
-        text: of any length.
         length: tokens that the model takes.
         how: what to do in another way than the reference, which is asked to truncate.
 

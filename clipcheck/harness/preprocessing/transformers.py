@@ -56,10 +56,6 @@ def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
 
     Where the checkpoint is a folder, the files in it are what is read, as far as they are there:
     ``preprocessor_config.json``; ``tokenizer.json`` or ``vocab.json``; ``config.json``.
-
-    Raises:
-        RunError: transformers cannot read the files.
-        VocabularyError: see `clipcheck.inputs.tokenizer.read_vocabulary`.
     """
     with translating("transformers", "reading the files of preprocessing"):
         return [

@@ -12,10 +12,6 @@ class Named(ExampleDatabase):
     """Keeps what fails under one name apart from all else.
 
     Hypothesis's own key is that of the function under test, and here that is always the same.
-
-    Args:
-        folder: where; it is made when something is saved.
-        name: what comes before each key.
     """
 
     def __init__(self, folder: Path, name: str) -> None:

@@ -55,12 +55,7 @@ class Drawn:
 
 
 def draw(wanted: Wanted, inputs: Inputs) -> Drawn:
-    """Draw the inputs of a model.
-
-    Args:
-        wanted: how many, and which.
-        inputs: what the model takes.
-    """
+    """Draw the inputs of a model."""
     source = Source(inputs, wanted.name, wanted.seed)
     frontend = Frontend.of(inputs)
     asked = max(0, wanted.examples - CORNERS)

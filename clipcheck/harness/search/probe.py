@@ -30,14 +30,7 @@ _FEATURES: dict[Kind, str] = {"image": "image_features", "prompt": "text_feature
 
 
 class Probe:
-    """Runs chosen inputs through a candidate and its reference, and measures each row.
-
-    Args:
-        candidate: what failed.
-        reference: the eager model.
-        ruler: made of many inputs, whose measure a single one has not.
-        limits: of the gate ``allclose``.
-    """
+    """Runs chosen inputs through a candidate and its reference, and measures each row."""
 
     def __init__(
         self,

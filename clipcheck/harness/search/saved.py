@@ -68,7 +68,6 @@ def write(target: Path, example: Example, described: Mapping[str, Any], text: st
 
     Args:
         target: the folder; the one that it is in is made where it is not there.
-        example: what failed.
         described: all that goes into the JSON beside the example.
         text: for people.
 

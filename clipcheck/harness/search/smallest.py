@@ -34,11 +34,6 @@ _SECONDS = 60.0
 def smallest(probe: Probe, drawn: Drawn, cases: Sequence[Case]) -> Failing | None:
     """The smallest input that a candidate fails on, or None where it fails on no batch.
 
-    Args:
-        probe: with the candidate, and the weights that it ran with.
-        drawn: what the candidate was given.
-        cases: what it gave.
-
     Raises:
         RunError: the eager model cannot be run.
     """
