@@ -126,14 +126,6 @@ def _batch_norm_by_hand(norm: Any, x: Tensor) -> Tensor:
     return y * by_channel(norm.weight, x) + by_channel(norm.bias, x)
 
 
-def _with_silu(_: Any, x: Tensor) -> Tensor:
-    return functional.silu(x * 1.702) / 1.702
-
-
-def _with_exponential(_: Any, x: Tensor) -> Tensor:
-    return x / (1 + (x * -1.702).exp())
-
-
 def _with_addmm(linear: Any, x: Tensor) -> Tensor:
     y = torch.addmm(linear.bias, x.flatten(0, -2), linear.weight.t())
     return y.view(x.shape[0], x.shape[1], linear.bias.shape[0])
@@ -222,12 +214,12 @@ CLEAN_LAYERS = (
     _clean(
         name="quickgelu-by-silu",
         reason="silu(1.702 x) / 1.702, for which runtimes have a kernel",
-        plant=at(gelus, instead(_with_silu)),
+        plant=at(gelus, instead(lambda _, x: functional.silu(x * 1.702) / 1.702)),
     ),
     _clean(
         name="quickgelu-by-exponential",
         reason="the sigmoid written out",
-        plant=at(gelus, instead(_with_exponential)),
+        plant=at(gelus, instead(lambda _, x: x / (1 + (x * -1.702).exp()))),
     ),
     _clean(
         name="linear-by-addmm",

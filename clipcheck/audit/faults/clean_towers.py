@@ -55,10 +55,6 @@ def _pool_by_mean(pool: Any, x: Tensor) -> Tensor:
     return x.mean(dim=(3, 5))
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 # ------------------------------------------------------------------- the ends of the towers
 
 
@@ -92,7 +88,7 @@ CLEAN_TOWERS = (
     _clean(
         name="channels-last",
         reason="convolutions on images whose channels are innermost in memory",
-        plant=at(one("visual"), before(_channels_last)),
+        plant=at(one("visual"), before(lambda x: x.contiguous(memory_format=torch.channels_last))),
     ),
     _clean(
         name="pointwise-convolutions-as-products",

@@ -224,14 +224,6 @@ INPUT_DEPENDENT = (
 )
 
 
-def _beyond(row: int, x: Tensor) -> Tensor:
-    return where_row(row_numbers(x) < row, x, disturbed(x))
-
-
-def _alone(x: Tensor) -> Tensor:
-    return where_row(_count(x) == 1, disturbed(x), x)
-
-
 def _count(x: Tensor) -> Tensor:
     """The number of rows, in the shape [1]: a value that is traced, as a size is not."""
     return x.new_ones(x.shape[0]).sum(dim=0, keepdim=True)
@@ -289,7 +281,7 @@ BATCH_DEPENDENT = (
     _by_batch(
         name="images-beyond-the-fourth",
         reason="a kernel for up to four rows; those beyond are wrong",
-        plant=on_image_features(partial(_beyond, 4)),
+        plant=on_image_features(lambda x: where_row(row_numbers(x) < 4, x, disturbed(x))),
     ),
     _by_batch(
         name="image-of-row-before",
@@ -299,7 +291,7 @@ BATCH_DEPENDENT = (
     _by_batch(
         name="single-image",
         reason="a batch of one is computed some other way (a squeeze too many)",
-        plant=on_image_features(_alone),
+        plant=on_image_features(lambda x: where_row(_count(x) == 1, disturbed(x), x)),
     ),
     _by_batch(
         name="statistics-over-batch",

@@ -20,10 +20,6 @@ def _as_if_contiguous(x: Tensor) -> Tensor:
     return x.as_strided(x.shape, (channels * height * width, height * width, width, 1))
 
 
-def _columns(text: Tensor) -> Tensor:
-    return text.as_strided(text.shape, (text.shape[1], 1))
-
-
 def _cut_if_64_bits(text: Tensor) -> Tensor:
     if text.dtype == torch.int64:
         return text % 32768
@@ -90,7 +86,7 @@ FORMS = (
     _form(
         name="ids-as-they-lie",
         reason="the same of ids",
-        plant=on_tokens(_columns),
+        plant=on_tokens(lambda text: text.as_strided(text.shape, (text.shape[1], 1))),
     ),
     _form(
         name="ids-of-64-bits-cut",

@@ -50,14 +50,6 @@ def _probabilities(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
     return per_image.softmax(dim=-1), per_text.softmax(dim=-1)
 
 
-def _near_unit(epsilon: float, x: Tensor) -> Tensor:
-    return x / (x.square().sum(-1, keepdim=True) + epsilon).sqrt()
-
-
-def _same(x: Tensor) -> Tensor:
-    return x * 1
-
-
 _projection = partial(Variant, family="projection")
 
 
@@ -78,11 +70,11 @@ PROJECTION = (
         name="logit-scale-clipped-at-4.6",
         reason="the logarithm is clipped at 4.6, which is a little less than ln 100",
     ),
-    _with_norms(_same, unit)(
+    _with_norms(lambda x: x * 1, unit)(
         name="image-features-not-normalised",
         reason="the features of images are not brought to length one",
     ),
-    _with_norms(partial(_near_unit, 1e-1), unit)(
+    _with_norms(lambda x: x / (x.square().sum(-1, keepdim=True) + 1e-1).sqrt(), unit)(
         name="normalised-with-great-epsilon",
         reason="0.1 is added under the root of the norm of images",
     ),

@@ -46,10 +46,6 @@ def _normalised_with(mean: Sequence[float], std: Sequence[float]) -> Plant:
     return on_pixels(lambda x: (_brightness(x) - other.type_as(x)) / deviation.type_as(x))
 
 
-def _half_resolution(x: Tensor) -> Tensor:
-    return functional.avg_pool2d(x, 2).repeat_interleave(2, -1).repeat_interleave(2, -2)
-
-
 def _embedded_as(change: Callable[[Tensor, int], Tensor]) -> Plant:
     """Change the ids that are embedded, not those that the end is sought in."""
 
@@ -61,18 +57,6 @@ def _embedded_as(change: Callable[[Tensor, int], Tensor]) -> Plant:
 
 def _padding_is_zeros(embedding: Any, text: Tensor) -> Tensor:
     return functional.embedding(text, embedding.weight) * (text != 0).unsqueeze(-1)
-
-
-def _cut(length: int, text: Tensor) -> Tensor:
-    return functional.pad(text[:, :length], (0, text.shape[1] - length))
-
-
-def _without_last(text: Tensor) -> Tensor:
-    return functional.pad(text[:, :-1], (0, 1))
-
-
-def _end_forgotten(text: Tensor) -> Tensor:
-    return text * (positions(text) != text.argmax(dim=-1, keepdim=True))
 
 
 _inputs = partial(Variant, family="inputs")
@@ -116,22 +100,24 @@ INPUTS = (
     _inputs(
         name="half-the-resolution",
         reason="images are brought to half the resolution and back",
-        plant=on_pixels(_half_resolution),
+        plant=on_pixels(
+            lambda x: functional.avg_pool2d(x, 2).repeat_interleave(2, -1).repeat_interleave(2, -2)
+        ),
     ),
     _inputs(
         name="tokens-cut-at-40",
         reason="texts are cut at 40 tokens, and the end of longer ones is lost",
-        plant=on_tokens(partial(_cut, 40)),
+        plant=on_tokens(lambda text: functional.pad(text[:, :40], (0, text.shape[1] - 40))),
     ),
     _inputs(
         name="end-lost-of-full-texts",
         reason="open_clip#130: truncation drops the end of text; only full texts show it",
-        plant=on_tokens(_without_last),
+        plant=on_tokens(lambda text: functional.pad(text[:, :-1], (0, 1))),
     ),
     _inputs(
         name="end-token-missing",
         reason="the tokenizer adds no special token at the end",
-        plant=on_tokens(_end_forgotten),
+        plant=on_tokens(lambda text: text * (positions(text) != text.argmax(dim=-1, keepdim=True))),
     ),
     _inputs(
         name="ids-off-by-one",

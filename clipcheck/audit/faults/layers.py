@@ -29,10 +29,6 @@ from clipcheck.checkpoints.architecture import ResNet, ViT
 # ------------------------------------------------------------------------ activation
 
 
-def _quick_gelu(slope: float, _: Any, x: Tensor) -> Tensor:
-    return x * torch.sigmoid(x * slope)
-
-
 def _tanh_gelu(_: Any, x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
@@ -61,7 +57,7 @@ ACTIVATION = (
     _activation(
         name="quickgelu-slope-1.7",
         reason="the factor 1.702 is rounded to 1.7",
-        plant=at(gelus, instead(partial(_quick_gelu, 1.7))),
+        plant=at(gelus, instead(lambda _, x: x * torch.sigmoid(x * 1.7))),
     ),
     _activation(
         name="activation-clipped",

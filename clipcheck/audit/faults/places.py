@@ -63,10 +63,6 @@ def _placed(change: Callable[[Tensor], Tensor]) -> Alter:
     )
 
 
-def _class_last(visual: Any, x: Tensor) -> Tensor:
-    return class_first(visual, x).roll(-1, 1)
-
-
 def _without_class(_: Any, x: Tensor) -> Tensor:
     return torch.cat([x.new_zeros(x.shape[0], 1, x.shape[2]), x], dim=1)
 
@@ -104,7 +100,7 @@ POSITION = (
     _position(
         name="class-token-last",
         reason="the class token is put behind the patches, and the first token pooled",
-        plant=vision_transformer(start=_class_last),
+        plant=vision_transformer(start=lambda visual, x: class_first(visual, x).roll(-1, 1)),
         places=IMAGE_POSITIONS,
         kinds=(ViT,),
     ),
@@ -124,18 +120,6 @@ POSITION = (
 )
 
 
-def _at_id(number: int, x: Tensor, text: Tensor) -> Tensor:
-    return pooled(x, (text == number).int().argmax(dim=-1))
-
-
-def _at_position(position: int, x: Tensor, text: Tensor) -> Tensor:
-    return pooled(x, text.argmax(dim=-1) * 0 + position)
-
-
-def _by_count(x: Tensor, text: Tensor) -> Tensor:
-    return pooled(x, (text != 0).int().sum(dim=-1) - 1)
-
-
 def _mean_pool(pool: Any, x: Tensor) -> Tensor:
     x = with_mean(x)[0]
     x = functional.linear(x, pool.v_proj.weight, pool.v_proj.bias)
@@ -148,13 +132,13 @@ POOLING = (
     _pooling(
         name="pooled-at-fixed-position",
         reason="an export traced with one prompt, where the text ends at a constant position",
-        plant=text_encoder(pool=partial(_at_position, 7)),
+        plant=text_encoder(pool=lambda x, text: pooled(x, text.argmax(dim=-1) * 0 + 7)),
         places=POOLED,
     ),
     _pooling(
         name="pooled-at-legacy-id-2",
         reason="transformers#24650, #24777: eos_token_id 2 of old configurations, found nowhere",
-        plant=text_encoder(pool=partial(_at_id, 2)),
+        plant=text_encoder(pool=lambda x, text: pooled(x, (text == 2).int().argmax(dim=-1))),
         places=POOLED,
     ),
     _pooling(
@@ -166,7 +150,7 @@ POOLING = (
     _pooling(
         name="end-by-counting-ids",
         reason="ids that are not 0 are counted, though 0 is a token as well (an exclamation mark)",
-        plant=text_encoder(pool=_by_count),
+        plant=text_encoder(pool=lambda x, text: pooled(x, (text != 0).int().sum(dim=-1) - 1)),
         places=POOLED,
     ),
     _pooling(

@@ -91,27 +91,21 @@ def _drifting_scale(model: Multimodal) -> None:
     only_in_forward("encode_image", drift)(model)
 
 
-def _dropout(share: float) -> Alter:
-    return after(lambda x: functional.dropout(x, share, training=True))
-
-
-def _noisy(x: Tensor) -> Tensor:
-    return x + 1e-3 * torch.randn_like(x)
-
-
 _state = partial(Variant, family="state")
 
 STATE = (
     _state(
         name="dropout-left-on",
         reason="exported in training mode, with a dropout behind the perceptron of one block",
-        plant=at(within(text_block, "mlp"), _dropout(0.1)),
+        plant=at(
+            within(text_block, "mlp"), after(lambda x: functional.dropout(x, 0.1, training=True))
+        ),
         places=(Where(text_block, f"{SUM} behind mlp"),),
     ),
     _state(
         name="noise-on-image-features",
         reason="noise of a thousandth, as of a kernel whose sums race",
-        plant=on_image_features(_noisy),
+        plant=on_image_features(lambda x: x + 1e-3 * torch.randn_like(x)),
     ),
     _state(
         name="third-call-differs",

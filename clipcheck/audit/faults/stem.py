@@ -29,10 +29,6 @@ def _replicated(convolution: Any, x: Tensor) -> Tensor:
     return functional.conv2d(x, convolution.weight, None, convolution.stride)
 
 
-def _subsampled(_: Any, x: Tensor) -> Tensor:
-    return x[:, :, ::2, ::2]
-
-
 def _without_shortcut(block: Any, x: Tensor) -> Tensor:
     y: Tensor = block.relu(block.bn1(block.conv1(x)))
     y = block.relu(block.bn2(block.conv2(y)))
@@ -58,7 +54,7 @@ STEM = (
     _stem_fault(
         name="shortcut-without-anti-aliasing",
         reason="one shortcut takes every second pixel, as a convolution of stride 2 does",
-        plant=at(_shortcut_pool, instead(_subsampled)),
+        plant=at(_shortcut_pool, instead(lambda _, x: x[:, :, ::2, ::2])),
         kinds=(ResNet,),
     ),
     _stem_fault(
