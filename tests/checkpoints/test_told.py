@@ -375,7 +375,7 @@ def test_configurations_beside_weights_have_to_agree(weights: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (json.dumps(transformers_config(ARCHITECTURES["tiny-vit"])), "is of another model .image layers"),
+        (json.dumps(transformers_config(ARCHITECTURES["tiny-vit"])), "is of another model .image"),
         ('{"model_type": "bert"}', "does not tell .its model_type is 'bert'"),
         ("no JSON", "does not tell .it is not JSON"),
     ],
