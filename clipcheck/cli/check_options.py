@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from clipcheck.cli.options import INPUTS, MODEL, OUTPUT, RUNNING
+from clipcheck.cli.options import inputs, model, output, running
 
-_GATES = "Gates"
+_gate = partial(typer.Option, rich_help_panel="Gates")
 
 
 def gate_names() -> list[str]:
@@ -21,90 +22,56 @@ def gate_names() -> list[str]:
 
 Reference = Annotated[
     str | None,
-    typer.Option(
-        "--reference",
+    model(
         metavar="CHECKPOINT",
         help="Take the weights for the eager model from this file, not from CHECKPOINT.",
-        rich_help_panel=MODEL,
     ),
 ]
 Backends = Annotated[
     list[str] | None,
-    typer.Option(
-        "--backend",
+    running(
         metavar="B",
         help="NAME or NAME:OPTION=VALUE,... of `clipcheck backends`, or all; repeatable. "
         "Default: by the file's format; jit for an archive.",
-        rich_help_panel=RUNNING,
     ),
 ]
 FailFast = Annotated[
-    bool,
-    typer.Option(
-        "--fail-fast",
-        help="Stop after the first checkpoint that does not pass.",
-        rich_help_panel=RUNNING,
-    ),
+    bool, running("--fail-fast", help="Stop after the first checkpoint that does not pass.")
 ]
 Jobs = Annotated[
     int,
-    typer.Option(
-        "--jobs",
+    running(
         min=1,
         metavar="N",
         help="Number of checkpoints to check at the same time; they share the cores.",
-        rich_help_panel=RUNNING,
     ),
 ]
 Exhaustive = Annotated[
-    bool,
-    typer.Option(
-        "--exhaustive",
-        help="Also run every token id and every position of an image.",
-        rich_help_panel=INPUTS,
-    ),
+    bool, inputs("--exhaustive", help="Also run every token id and every position of an image.")
 ]
 Select = Annotated[
     list[str] | None,
-    typer.Option(
-        "--select",
+    _gate(
         metavar="GATE",
         autocompletion=gate_names,
         help="Run only this gate; repeatable. See `clipcheck explain`.",
-        rich_help_panel=_GATES,
     ),
 ]
 Ignore = Annotated[
     list[str] | None,
-    typer.Option(
-        "--ignore",
+    _gate(
         metavar="GATE",
         autocompletion=gate_names,
         help="Skip this gate; the verdict names it. Repeatable.",
-        rich_help_panel=_GATES,
     ),
 ]
-Junit = Annotated[
-    Path | None,
-    typer.Option("--junit", metavar="FILE", help="Write JUnit XML.", rich_help_panel=OUTPUT),
-]
+Junit = Annotated[Path | None, output(metavar="FILE", help="Write JUnit XML.")]
 Report = Annotated[
     Path | None,
-    typer.Option(
-        "--report",
-        metavar="DIR",
-        help="Write an HTML page, text, JSON and the failing inputs to DIR.",
-        rich_help_panel=OUTPUT,
-    ),
+    output(metavar="DIR", help="Write an HTML page, text, JSON and the failing inputs to DIR."),
 ]
 Quiet = Annotated[
-    bool,
-    typer.Option(
-        "--quiet",
-        "-q",
-        help="Print only the table, errors and the verdict.",
-        rich_help_panel=OUTPUT,
-    ),
+    bool, output("--quiet", "-q", help="Print only the table, errors and the verdict.")
 ]
 
 

@@ -15,14 +15,10 @@ def localize(
     key: options.Key = None,
     architecture: options.Architecture = None,
     device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="D", help="cpu, cuda, cuda:1 or mps.", rich_help_panel=options.RUNNING
-        ),
+        str | None, options.running(metavar="D", help="cpu, cuda, cuda:1 or mps.")
     ] = None,
     dtype: Annotated[
-        options.DtypeName,
-        typer.Option(help="The dtype to compute in.", rich_help_panel=options.RUNNING),
+        options.DtypeName, options.running(help="The dtype to compute in.")
     ] = "float32",
     seed: options.InputSeed = 0,
     json: options.Json = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,8 +16,11 @@ ConvertedName = Literal[
 IsolationName = Literal["process", "none"]
 DtypeName = Literal["float16", "bfloat16", "float32"]
 
-MODEL, RUNNING, INPUTS, OUTPUT = "Model", "Running it", "Inputs and limits", "Output"
-"""The groups of options in the help of a command."""
+# The groups of options in the help of a command. An option is named as its parameter.
+model = partial(typer.Option, rich_help_panel="Model")
+running = partial(typer.Option, rich_help_panel="Running it")
+inputs = partial(typer.Option, rich_help_panel="Inputs and limits")
+output = partial(typer.Option, rich_help_panel="Output")
 
 Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A path or released name.")]
 Checkpoints = Annotated[
@@ -25,108 +29,58 @@ Checkpoints = Annotated[
 
 Key = Annotated[
     str | None,
-    typer.Option(
-        "--key",
+    model(
         metavar="NAME",
         help="Model to read from a training checkpoint that holds several, such as model_ema.",
-        rich_help_panel=MODEL,
     ),
 ]
 Architecture = Annotated[
     str | None,
-    typer.Option(
-        "--architecture",
+    model(
         metavar="ARCH",
         help="Architecture of weights that do not determine it: a released name, "
         "open_clip:NAME, or the path of an open_clip_config.json or config.json.",
-        rich_help_panel=MODEL,
     ),
 ]
 DownloadRoot = Annotated[
     Path | None,
-    typer.Option(
-        "--download-root",
+    model(
         metavar="DIR",
         help="Folder for released files. Default: $CLIPCHECK_CACHE, else ~/.cache/clip.",
-        rich_help_panel=MODEL,
     ),
 ]
 
 Devices = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--device",
-        metavar="D",
-        help="cpu, cuda, cuda:1 or mps; repeatable.",
-        rich_help_panel=RUNNING,
-    ),
+    list[str] | None, running(metavar="D", help="cpu, cuda, cuda:1 or mps; repeatable.")
 ]
 Dtypes = Annotated[
     list[str] | None,
-    typer.Option(
-        "--dtype",
+    running(
         metavar="T",
         help="float32, float16 or bfloat16; repeatable. Default: float32, and on a GPU also the "
         "checkpoint's own.",
-        rich_help_panel=RUNNING,
     ),
 ]
 Cache = Annotated[
-    bool,
-    typer.Option(
-        "--cache/--no-cache",
-        help="Keep and reuse compiled and exported programs.",
-        rich_help_panel=RUNNING,
-    ),
+    bool, running("--cache/--no-cache", help="Keep and reuse compiled and exported programs.")
 ]
 Isolation = Annotated[
     IsolationName | None,
-    typer.Option(
-        "--isolation",
+    running(
         help="Run a file's own code in a sandbox process, or (none) in this one. Default: process, "
-        "except for released files, which are known by their hash.",
-        rich_help_panel=RUNNING,
+        "except for released files, which are known by their hash."
     ),
 ]
 
 Examples = Annotated[
     int,
-    typer.Option(
-        "--examples",
-        min=1,
-        metavar="N",
-        help="Images to compare: 18 edge cases, the rest drawn by Hypothesis.",
-        rich_help_panel=INPUTS,
+    inputs(
+        min=1, metavar="N", help="Images to compare: 18 edge cases, the rest drawn by Hypothesis."
     ),
 ]
-InputSeed = Annotated[
-    int,
-    typer.Option(
-        "--seed",
-        min=0,
-        metavar="N",
-        help="Seed of the images and prompts.",
-        rich_help_panel=INPUTS,
-    ),
-]
-Atol = Annotated[
-    float,
-    typer.Option(
-        "--atol",
-        metavar="A",
-        help="Absolute tolerance on probabilities.",
-        rich_help_panel=INPUTS,
-    ),
-]
-Rtol = Annotated[
-    float,
-    typer.Option(
-        "--rtol",
-        metavar="R",
-        help="Relative tolerance on probabilities.",
-        rich_help_panel=INPUTS,
-    ),
-]
+InputSeed = Annotated[int, inputs(min=0, metavar="N", help="Seed of the images and prompts.")]
+Atol = Annotated[float, inputs(metavar="A", help="Absolute tolerance on probabilities.")]
+Rtol = Annotated[float, inputs(metavar="R", help="Relative tolerance on probabilities.")]
 
 # A string: a Path drops the slash at the end, which means a folder.
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
@@ -134,14 +88,6 @@ FORMAT = typer.Option("--format", help="Format to write. Default: by the suffix 
 
 Json = Annotated[
     str | None,
-    typer.Option(
-        "--json",
-        metavar="FILE",
-        help="Write JSON to FILE; with -, print only JSON on stdout.",
-        rich_help_panel=OUTPUT,
-    ),
+    output(metavar="FILE", help="Write JSON to FILE; with -, print only JSON on stdout."),
 ]
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="Print only the verdict.", rich_help_panel=OUTPUT),
-]
+Quiet = Annotated[bool, output("--quiet", "-q", help="Print only the verdict.")]

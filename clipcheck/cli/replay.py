@@ -17,23 +17,17 @@ def replay(
     ],
     checkpoint: Annotated[
         str | None,
-        typer.Option(
-            metavar="CHECKPOINT",
-            help="Checkpoint to run. Default: the one that failed.",
-            rich_help_panel=options.MODEL,
+        options.model(
+            metavar="CHECKPOINT", help="Checkpoint to run. Default: the one that failed."
         ),
     ] = None,
     key: options.Key = None,
     architecture: options.Architecture = None,
     device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="D", help="Default: the device of the failure.", rich_help_panel=options.RUNNING
-        ),
+        str | None, options.running(metavar="D", help="Default: the device of the failure.")
     ] = None,
     dtype: Annotated[
-        options.DtypeName | None,
-        typer.Option(help="Default: the dtype of the failure.", rich_help_panel=options.RUNNING),
+        options.DtypeName | None, options.running(help="Default: the dtype of the failure.")
     ] = None,
     isolation: options.Isolation = None,
     download_root: options.DownloadRoot = None,

@@ -67,10 +67,8 @@ def sweep(
     json: options.Json = None,
     report: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write an HTML page, text and JSON of all results to DIR.",
-            rich_help_panel=options.OUTPUT,
+        options.output(
+            metavar="DIR", help="Write an HTML page, text and JSON of all results to DIR."
         ),
     ] = None,
     cache: options.Cache = CheckOptions.cache,
@@ -78,11 +76,10 @@ def sweep(
     download_root: options.DownloadRoot = None,
     quiet: Annotated[
         bool,
-        typer.Option(
+        options.output(
             "--quiet",
             "-q",
             help="Print only checkpoints that did not pass, with the reason, and the verdict.",
-            rich_help_panel=options.OUTPUT,
         ),
     ] = False,
 ) -> None:
