@@ -49,11 +49,7 @@ class Job:
     """One variant, to be planted into a backend of a model.
 
     Attributes:
-        number: its place among all.
-        model: the model.
-        backend: the backend.
         place: that of the variant in the catalogue.
-        threads: of torch.
         localize: whether the place of a fault is looked for.
         memory: bytes that it takes, as a guess: a worker that there is no room for has to wait.
     """

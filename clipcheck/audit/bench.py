@@ -64,9 +64,6 @@ class Model:
     """A model that variants are planted into.
 
     Attributes:
-        architecture: its name.
-        seed: of its weights.
-        weights: their kind.
         dtype: what it computes in, where a variant has no dtype of its own.
     """
 

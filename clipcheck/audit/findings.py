@@ -13,19 +13,13 @@ class Finding:
     """Verdict of the gates on one variant, in one architecture, with one set of weights.
 
     Attributes:
-        name: of the variant.
-        family: of the variant.
-        reason: what it is.
         clean: whether it has to pass.
-        architecture: what it was planted into.
-        seed: of the weights.
         weights: their kind.
         dtype: what both sides computed in.
         gate: the gate that failed by most, or None.
         margin: how many times what is allowed that was; for a variant that passes, how much of
             what is allowed.
         classic_caught: whether the classic assertion fails.
-        backend: what it was planted into.
         greatest: the greatest ratio to the eager model's error under each limit, by its name in
             `clipcheck.gates.tolerances.Limits`.
         localisation: where it departs, if that was asked for of a fault.

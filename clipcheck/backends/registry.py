@@ -78,8 +78,6 @@ class Listed:
 
     Attributes:
         name: of `names`.
-        summary: what it is, in a line.
-        options: what can be chosen, by name.
         version: of the library that runs it; nothing where it cannot run.
         missing: why it cannot run, or None.
     """

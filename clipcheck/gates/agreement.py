@@ -14,12 +14,8 @@ from clipcheck.gates.result import FEATURES, LOGITS, Case, judged
 
 
 def agreement(cases: Sequence[Case]) -> dict[str, float | int | str]:
-    """Compare with float64: the least cosine of any row of features, and in how many rows of
-    logits the best match is the same. What the candidate does not have is left out.
-
-    Args:
-        cases: of which all outputs can be compared.
-    """
+    """Compare with float64: the least cosine of any row of features, and in how many rows of logits
+    the best match is the same. What the candidate does not have is left out."""
     cosines = [
         float(_cosines(case.candidate[name], case.exact[name]).min())
         for case in cases

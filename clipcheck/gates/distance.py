@@ -29,11 +29,8 @@ class Distance:
     """How many times the eager model's error was found, where that is most of what is allowed.
 
     Attributes:
-        output: its name.
-        case: the batch.
         row: the row within the batch, or None for all of it.
         ratio: the error in the eager model's; infinite where it is not a number.
-        limits: of the dtype.
         limit: the name of the one that holds here.
         error: the root mean square error itself.
     """
@@ -73,11 +70,7 @@ class Ruler:
 
     Args:
         cases: all that was run; their candidates are not looked at.
-        limits: of the dtype that was run in.
         scale: the model's exp(logit_scale), which logits are in proportion to.
-
-    Attributes:
-        limits: those given.
     """
 
     @_quietly
@@ -101,13 +94,8 @@ class Ruler:
 
     @_quietly
     def further(self, name: str, case: Case) -> Rows:
-        """How far the candidate is from float64 in each row of a case that need not be one of
-        those that this was made from: a single row has no median of its own.
-
-        Args:
-            name: an output that all three sides of the case have.
-            case: of the same model.
-        """
+        """How far the candidate is from float64 in each row of a case that need not be one of those
+        that this was made from: a single row has no median of its own."""
         units = self._errors(name, case, self._least[name])
         return _ratio(row_rms(case.candidate[name] - case.exact[name]), units)
 
@@ -119,12 +107,7 @@ class Ruler:
     @_quietly
     def caps(self, name: str, case: Case) -> Rows:
         """How far each logit of each row may be off: the cap, and more where the eager model itself
-        is so far off that it is no measure.
-
-        Args:
-            name: one of `LOGITS`.
-            case: of the same model.
-        """
+        is so far off that it is no measure."""
         own = self._errors(name, case, self._typical[name])
         return np.maximum(self.limits.logit_cap(self._scale), self.limits.logit_row * own)
 
@@ -139,11 +122,7 @@ class Ruler:
         """How far two arrays are apart, row by row.
 
         Args:
-            name: the output.
             number: of the case that the rows are from.
-            these: of any dtype.
-            those: of the same shape.
-            rows: which rows of the case they are.
         """
         apart = row_rms(these.astype(np.float64) - those)
         return _ratio(apart, self._units[name][number][list(rows)])

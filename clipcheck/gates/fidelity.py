@@ -18,8 +18,6 @@ def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     """In float32: no output, no batch and no row further from float64 than the eager model is.
 
     Args:
-        cases: at least one.
-        limits: of float32.
         scale: the model's exp(logit_scale).
     """
     problem = unusable(cases)
@@ -34,13 +32,7 @@ def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
 
 def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     """In half precision or bfloat16: as `fidelity`, and no logit further than a cap, which stands
-    where the eager model keeps it with room to spare.
-
-    Args:
-        cases: at least one.
-        limits: of the dtype that was run in.
-        scale: the model's exp(logit_scale).
-    """
+    where the eager model keeps it with room to spare."""
     near = fidelity(cases, limits, scale)
     if near.margin == float("inf"):
         return GateResult("precision", False, near.message, near.figures, near.margin)
@@ -88,10 +80,8 @@ def distance_text(output: str, place: str, ratio: float, error: float, allowed: 
     """Write how far an output is from float64.
 
     Args:
-        output: its name.
         place: the row, or the batch.
         ratio: how many times as far as the eager model.
-        error: the root mean square error.
         allowed: how many times that may be.
     """
     if ratio == float("inf"):

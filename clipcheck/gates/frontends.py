@@ -31,11 +31,7 @@ _TOO_LONG = re.compile(r"too long for context length \d+")
 
 @dataclass(frozen=True)
 class Refusal:
-    """The message that stands in place of an array where none was made.
-
-    Attributes:
-        words: the library's.
-    """
+    """The message that stands in place of an array where none was made."""
 
     words: str
 
@@ -71,7 +67,6 @@ class Known:
 
     Attributes:
         count: inputs that differ by it, alone or beside others.
-        example: the first of them.
         meaning: what the library does, and what the reference does.
         link: where it is told of.
     """
@@ -84,12 +79,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Unknown:
-    """An input that differs for no documented reason.
-
-    Attributes:
-        example: for people.
-        unlike: in what.
-    """
+    """An input that differs for no documented reason."""
 
     example: str
     unlike: Unlike
@@ -102,8 +92,6 @@ class FrontendResult:
     Attributes:
         name: the library's, and which of its ways.
         kind: what it takes.
-        version: of the library.
-        compared: how many inputs.
         same: how many of them give the same, within `ROUNDING`.
         rounding: the greatest distance of normalised pixels among these.
         known: by name, the documented differences that give exactly what the library gives.

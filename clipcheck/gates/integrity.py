@@ -32,7 +32,6 @@ class Evidence:
             the weights imply; None where the archive does not have it.
         unused: by method, the weights that its code does not use although the model has to.
         changed: the weights that running the model has changed.
-        failures: what could not be run, in the words of the interpreter.
         unlike: raw images and texts that the two sides make other inputs of.
     """
 
@@ -54,10 +53,6 @@ def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
     running changes none; the integer buffers are those that the architecture implies; raw images
     and texts become the same pixels and ids both ways; and every output of `OUTPUTS` is there from
     both for every batch, of the same shape and dtype, not empty and finite.
-
-    Args:
-        cases: at least one.
-        evidence: what is not in the outputs.
     """
     outputs = [problem for case in cases for problem in _output_problems(case)]
     problems = [

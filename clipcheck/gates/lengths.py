@@ -18,7 +18,6 @@ def with_lengths(gate: GateResult, cases: Sequence[Case], ruler: Ruler) -> GateR
     """Add the features of these prompts to what ``fidelity`` or ``precision`` has found.
 
     Args:
-        gate: what it found of all other inputs.
         cases: with text features alone; each row says how long it is.
         ruler: made of the other inputs.
     """

@@ -33,7 +33,6 @@ class Deviation:
     Attributes:
         rmse_ratio: how many times as far from float64 as the eager model's.
         allowed: how many times that may be.
-        rmse: the root mean square error.
         method: the method of the archive that it was seen in.
     """
 
@@ -48,11 +47,9 @@ class Place:
     """Where a tower first does something else than its own arithmetic explains.
 
     Attributes:
-        tower: which.
         module: a name of the eager model, or of its state dict; None where nothing departs.
         part: what lies between modules, for people, such as ``residual sum behind attn``; nothing
             where it is the module itself.
-        figures: how far it is off.
         given: what the model was given, for people.
         reason: why there is no place, or what the candidate said when it broke off.
     """
@@ -78,12 +75,7 @@ class Localisation:
 
     @classmethod
     def of_changed(cls, keys: Sequence[str], given: str) -> Localisation:
-        """The modules of weights that running changes.
-
-        Args:
-            keys: of the state dict.
-            given: what the candidate was given, for people.
-        """
+        """The modules of weights that running changes."""
         found: dict[Tower, Place] = {}
         for key in keys:
             module, _, weight = key.rpartition(".")
@@ -118,9 +110,7 @@ class Failure:
     """A method of the candidate that did not run to its end.
 
     Attributes:
-        method: which.
         module: the innermost that it happened in, or nothing where it was in none.
-        problem: what was said.
     """
 
     method: str

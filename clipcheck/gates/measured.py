@@ -49,12 +49,7 @@ class Measured:
 
 
 def measured(cases: Sequence[Case], ruler: Ruler) -> Measured | None:
-    """Measure every row, or none where an output is missing or of another shape.
-
-    Args:
-        cases: what was run.
-        ruler: made of these.
-    """
+    """Measure every row, or none where an output is missing or of another shape."""
     usable = [case for case in cases if not unusable([case])]
     if not usable:
         return None

@@ -28,7 +28,6 @@ class Difference:
     """How far ``candidate`` is from ``reference`` where it is farthest beyond what is allowed.
 
     Attributes:
-        elements: number of elements compared.
         mismatched: number of elements that differ by more than is allowed.
         max_abs: the greatest absolute difference.
         index: where the difference exceeds what is allowed by most, or comes nearest to it.
@@ -56,9 +55,6 @@ def difference(candidate: Array, reference: Array, *, atol: float, rtol: float) 
 
     Args:
         candidate: of the same shape as ``reference``, with at least one element.
-        reference: what the relative tolerance is taken of.
-        atol: the absolute tolerance.
-        rtol: the tolerance relative to ``reference``.
     """
     close = np.isclose(candidate, reference, atol=atol, rtol=rtol)
     apart = np.abs(candidate.astype(np.float64) - reference.astype(np.float64))

@@ -66,10 +66,6 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
 
     A module inside of a block may be further, if the block as a whole is not: then the two have
     shared out the same work in another way.
-
-    Args:
-        coverage: one entry or more.
-        limits: of float32.
     """
     coverage = _where_eager_is_finite(coverage)
     judged = {error.module for error in coverage.errors}
@@ -120,7 +116,6 @@ def ratios(errors: Sequence[ModuleError], limits: Limits) -> Ratios:
 
     Args:
         errors: of all modules, in the order of the calls, which is that of what is returned.
-        limits: of the dtype.
     """
     counted = [(ratio(error, limits), error) for error in errors]
     blocks: dict[str, float] = {}

@@ -217,10 +217,8 @@ def gates_in(
     """Return the names of the gates that have something to judge in a run.
 
     Args:
-        dtype: that it computes in.
         modules: whether its modules can be called one by one.
         reference: whether its weights are compared with those of another file.
-        logits: whether it gives logits.
     """
     return tuple(
         gate.name
@@ -237,7 +235,6 @@ def gates_named(select: Sequence[str], ignore: Sequence[str]) -> tuple[str, ...]
 
     Args:
         select: their names; none for all.
-        ignore: the names of those that do not count.
 
     Raises:
         UsageError: there is no such gate, or none is left.

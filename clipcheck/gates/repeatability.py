@@ -24,7 +24,6 @@ class Repeat:
         number: of the case that the rows are from.
         rows: by ``image`` and ``prompt``, which rows.
         outputs: what the candidate gave this time.
-        names: the outputs that were asked for.
     """
 
     what: str
@@ -46,8 +45,6 @@ def repeatability(
     Args:
         cases: what each repeat is compared with.
         repeats: at least one.
-        limits: of the dtype that was run in.
-        scale: the model's exp(logit_scale).
     """
     problem = unusable(cases) or ("" if repeats else "nothing was run twice")
     if problem:

@@ -75,8 +75,6 @@ class GateResult:
     """Result of a gate.
 
     Attributes:
-        name: the gate's.
-        passed: whether the rule holds.
         message: one line for people.
         figures: by output, or by what was counted.
         margin: how many times as much as is allowed was found, where it was most: at most 1 when

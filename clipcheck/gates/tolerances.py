@@ -14,8 +14,6 @@ class Allclose:
     tests/test_consistency.py).
 
     Attributes:
-        atol: absolute.
-        rtol: relative.
         sigmoid: whether probabilities are the sigmoid of single logits, as in a model that was
             trained by sigmoid loss, and not the softmax of a row.
     """

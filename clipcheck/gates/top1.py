@@ -27,9 +27,7 @@ class Exchange:
 
     Attributes:
         margin: how many times as much as a clear lead the right match leads by.
-        case: the number of the batch.
         output: the name of the logits.
-        row: the row's number in them.
         right: the number of the best match in float64.
         found: that of the candidate's.
         lead: by how much the right one leads.
@@ -49,11 +47,6 @@ def top1(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     that row may be off by.
 
     Where it leads by less, two models of which neither is further off may differ.
-
-    Args:
-        cases: at least one.
-        limits: of the dtype that was run in.
-        scale: the model's exp(logit_scale).
     """
     problem = _problem(cases)
     if problem:

@@ -44,7 +44,6 @@ class WeightDifference:
     The figures are infinite where there are no two numbers to compare.
 
     Attributes:
-        key: the weight's.
         otherwise: what differs, where it is not the values of floating-point numbers.
         harmless: whether it is only to be told: the same values, or none that are computed with.
         differing: elements that are not the reference's, correctly rounded.
@@ -53,7 +52,6 @@ class WeightDifference:
         relative: the same in units of the root mean square of the reference's tensor.
         ulps: how many numbers of the candidate's dtype lie between such an element and the
             reference's, rounded, at most: 1 for the next number.
-        dtype: the candidate's.
     """
 
     key: str
@@ -80,7 +78,6 @@ def weights(found: Sequence[WeightDifference], compared: int) -> GateResult:
     """Each weight of the candidate is the reference's, correctly rounded to the dtype it has there.
 
     Args:
-        found: the differences, see `difference` and `absent`.
         compared: number of weights that both have.
     """
     wrong = sorted((each for each in found if not each.harmless), key=_by_extent)
@@ -102,7 +99,6 @@ def absent(key: str, side: str, *, harmless: bool) -> WeightDifference:
     """A weight that one of the files does not have.
 
     Args:
-        key: the weight's.
         side: which does not, ``candidate`` or ``reference``.
         harmless: whether nothing is computed with it.
     """

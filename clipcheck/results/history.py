@@ -190,9 +190,6 @@ def compare(old: Run, new: Run) -> Difference:
 def read_results(path: Path) -> Run:
     """Read what `clipcheck check --json` wrote.
 
-    Args:
-        path: the file, of at most `MOST_BYTES`.
-
     Raises:
         ResultsError: it cannot be read, is cut off, of another schema, or not such a file.
     """
