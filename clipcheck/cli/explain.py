@@ -8,7 +8,6 @@ import typer
 
 from clipcheck.cli.check_options import gate_names
 from clipcheck.cli.output import print_line
-from clipcheck.errors import UsageError, nearest
 
 
 def explain(
@@ -22,16 +21,7 @@ def explain(
     ] = None,
 ) -> None:
     """Explain what a gate judges, and what to do if it fails."""
-    from clipcheck.gates.registry import GATES
+    from clipcheck.gates.registry import GATES, gate_named
     from clipcheck.report.explanation import listing, render
 
-    gates = {each.name: each for each in GATES}
-    if gate is None:
-        print_line(listing(GATES))
-        return
-    if gate not in gates:
-        raise UsageError(
-            f"expected a gate, found {gate!r}",
-            remedy=f"{nearest(gate, gates)}; all of them: {', '.join(gates)}.",
-        )
-    print_line(render(gates[gate]))
+    print_line(listing(GATES) if gate is None else render(gate_named(gate)))

@@ -211,6 +211,21 @@ def find_gate(name: str) -> Gate | None:
     return next((gate for gate in GATES if gate.name == name), None)
 
 
+def gate_named(name: str) -> Gate:
+    """Return the gate of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = find_gate(name)
+    if found is None:
+        raise UsageError(
+            f"expected a gate, found {name!r}",
+            remedy=f"{nearest(str(name), NAMES)}; all of them: {', '.join(NAMES)}.",
+        )
+    return found
+
+
 def gates_in(
     dtype: str, *, modules: bool, reference: bool = False, logits: bool = True
 ) -> tuple[str, ...]:
@@ -240,11 +255,7 @@ def gates_named(select: Sequence[str], ignore: Sequence[str]) -> tuple[str, ...]
         UsageError: there is no such gate, or none is left.
     """
     for name in (*select, *ignore):
-        if name not in NAMES:
-            raise UsageError(
-                f"expected a gate, found {name!r}",
-                remedy=f"{nearest(str(name), NAMES)}; all of them: {', '.join(NAMES)}.",
-            )
+        gate_named(name)
     chosen = tuple(n for n in NAMES if (n in select or not select) and n not in ignore)
     if not chosen:
         raise UsageError(

@@ -43,12 +43,12 @@ def _found(judgement: Judgement) -> Iterator[str]:
 
 def left_out(judgement: Judgement, gate: str) -> str:
     """Why the gate has nothing to judge in this checkpoint, or nothing where it has."""
-    from clipcheck.gates.registry import GATES
+    from clipcheck.gates.registry import gate_named
     from clipcheck.gates.result import LOGITS
 
     if judgement.error is not None or any(each.name == gate for each in judgement.gates):
         return ""
-    (known,) = (each for each in GATES if each.name == gate)
+    known = gate_named(gate)
     if known.needs_logits and set(LOGITS) <= set(judgement.absent):
         return f"{judgement.checkpoint} gives no logits, which {gate} judges"
     if known.needs_reference:
