@@ -7,49 +7,34 @@ working directory that has the table is read, and no other.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from clipcheck.errors import ClipcheckError, UsageError, nearest
 from clipcheck.harness.options import CheckOptions
 from clipcheck.results.configuration import Configuration
+from clipcheck.results.document import converted
 
 FILE = "pyproject.toml"
 _TABLE = "[tool.clipcheck]"
 
-_TYPES: Mapping[str, Callable[[Any], bool]] = {
-    "a string": lambda value: isinstance(value, str),
-    "a string or a list of strings": lambda value: (
-        isinstance(value, str)
-        or (isinstance(value, list) and all(isinstance(each, str) for each in value))
-    ),
-    "a whole number": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "a number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    "true or false": lambda value: isinstance(value, bool),
+_TYPES: Mapping[str, tuple[str, Any]] = {
+    "int": ("a whole number", int),
+    "float": ("a number", float),
+    "bool": ("true or false", bool),
 }
-"""How a type is called in messages, and what tells a value of it."""
+"""By annotation of a field, how its type is called in messages, and the type. Others are strings,
+and may be lists where a field takes a sequence."""
 
-KEYS: Mapping[str, str] = {
-    "backend": "a string or a list of strings",
-    "key": "a string",
-    "reference": "a string",
-    "architecture": "a string",
-    "device": "a string or a list of strings",
-    "dtype": "a string or a list of strings",
-    "examples": "a whole number",
-    "exhaustive": "true or false",
-    "seed": "a whole number",
-    "atol": "a number",
-    "rtol": "a number",
-    "select": "a string or a list of strings",
-    "ignore": "a string or a list of strings",
-    "fail-fast": "true or false",
-    "cache": "true or false",
-    "isolation": "a string",
-    "download-root": "a string",
-}
+
+def _type_of(annotation: str) -> tuple[str, Any]:
+    several = ("a string or a list of strings", str | list[str])
+    return _TYPES.get(annotation, several if "Sequence" in annotation else ("a string", str))
+
+
+KEYS = {each.name.replace("_", "-"): _type_of(str(each.type)) for each in fields(CheckOptions)}
 """The keys of the table, and the type of each value. They are the fields of `CheckOptions`."""
 
 _PATHS = ("reference", "architecture", "download-root")
@@ -146,12 +131,15 @@ def _require_option(path: Path, key: str, value: object) -> None:
             remedy=f"{nearest(key, KEYS)}; all of them: {', '.join(KEYS)}.",
             path=path,
         )
-    if not _TYPES[KEYS[key]](value):
+    words, kind = KEYS[key]
+    try:
+        converted(value, kind)
+    except ValueError as error:
         raise UsageError(
-            f"expected {key} in {_TABLE} to be {KEYS[key]}, found {value!r}",
+            f"expected {key} in {_TABLE} to be {words}, found {value!r}",
             remedy="Write it so, or leave it out for the default.",
             path=path,
-        )
+        ) from error
     if key == "isolation" and value == "none":
         # The file may have come with the checkpoint, and must not decide that it is trusted.
         raise UsageError(
