@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from clipcheck.backends.source import Source
 from clipcheck.backends.trace import example_inputs
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import OUTPUTS
+from clipcheck.system.variables import variables
 
 if TYPE_CHECKING:
     import torch
@@ -216,19 +216,16 @@ def _compiling_in(folder: Path) -> Iterator[None]:
     """
     from torch._inductor.utils import clear_caches
 
-    names = {"TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder / "triton"}
-    before = {name: os.environ.get(name) for name in (*names, _SET_BY_INDUCTOR)}
-    os.environ.update({name: str(path) for name, path in names.items()})
-    clear_caches()
-    try:
-        yield
-    finally:
+    folders = {
+        "TORCHINDUCTOR_CACHE_DIR": str(folder),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+    }
+    with variables({**folders, _SET_BY_INDUCTOR: None}):
         clear_caches()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        try:
+            yield
+        finally:
+            clear_caches()
 
 
 def _device_name(device: torch.device) -> str:

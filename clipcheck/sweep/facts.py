@@ -21,23 +21,14 @@ class Facts:
         sha256: of the file, or of a folder as `clipcheck.checkpoints.checkpoint.Checkpoint` has it;
             nothing where it cannot be read.
         size: in bytes.
-        image: operations that one image takes, in units of 10^9; None where the file does not tell.
-        text: the same of one text.
+        flops: of one image and one text; None where the file does not tell.
         files: by path, bytes and times of change of each that it is made of.
     """
 
     sha256: str = ""
     size: int = 0
-    image: float | None = None
-    text: float | None = None
+    flops: Flops | None = None
     files: Mapping[str, list[int]] = field(default_factory=dict, compare=False)
-
-    @property
-    def flops(self) -> Flops | None:
-        """Operations of one image and one text; None where the file does not tell."""
-        if self.image is None or self.text is None:
-            return None
-        return Flops(self.image, self.text)
 
 
 def facts_of(path: Path, ledger: Ledger, say: Progress = silent) -> Facts:
@@ -90,8 +81,7 @@ def _looked_into(path: Path, size: int) -> Facts:
         files = _stamps(str(file) for file in subject.files or (path,))
         if not isinstance(subject, Checkpoint):
             return Facts(subject.sha256, subject.size, files=files)
-        image, text = flops(subject.architecture)
-        return Facts(subject.sha256, subject.size, image, text, files)
+        return Facts(subject.sha256, subject.size, flops(subject.architecture), files)
     except ClipcheckError:
         # Why it is none is for the check to tell: the same file is known by its bytes as well.
         return Facts(content_of(path), size, files=_stamps([str(path)]))

@@ -157,21 +157,16 @@ class Ledger:
                 (now, fate, worker, reason, attempt),
             )
             database.executemany(
-                "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT (key) DO NOTHING",
+                "INSERT INTO verdicts VALUES (:key, :attempt, :judged, :content, :reference, "
+                ":backend, :device, :dtype, :found, :cost) ON CONFLICT (key) DO NOTHING",
                 [
-                    (
-                        each.key,
-                        attempt,
-                        now,
-                        each.content,
-                        each.reference,
-                        each.backend,
-                        each.device,
-                        each.dtype,
-                        to_json(each.found, indent=None),
-                        to_json(each.cost, indent=None),
-                    )
+                    {
+                        **vars(each),
+                        "attempt": attempt,
+                        "judged": now,
+                        "found": to_json(each.found, indent=None),
+                        "cost": to_json(each.cost, indent=None),
+                    }
                     for each in verdicts
                 ],
             )
@@ -192,17 +187,8 @@ class Ledger:
         )
         if row is None:
             return None
-        key, content, reference, backend, device, dtype, found, cost = row
-        return Verdict(
-            key,
-            content,
-            reference,
-            backend,
-            device,
-            dtype,
-            self._decoded(found, Found),
-            self._decoded(cost, JobCost),
-        )
+        *told, found, cost = row
+        return Verdict(*told, self._decoded(found, Found), self._decoded(cost, JobCost))
 
     def facts(self, path: str, size: int, changed: int, kind: type[_Kept]) -> _Kept | None:
         """Return the facts of a file that has not changed since; None where none are known."""

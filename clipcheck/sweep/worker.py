@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from clipcheck.sweep.fetching import brought
 from clipcheck.sweep.found import Found, JobCost, Performed
 from clipcheck.sweep.identity import versions_for
 from clipcheck.sweep.jobs import ALL_THAT_FIT, DEFAULT, Job
+from clipcheck.system.variables import variables
 
 
 def perform(job: Job) -> str:
@@ -46,7 +45,13 @@ def _performed(job: Job) -> Performed:
 
     _forget_peak()
     started = time.perf_counter()
-    with without_bar(), _own_examples(), brought(job.source, job.folder) as (path, fetched):
+    with (
+        without_bar(),
+        # Examples that failed are kept apart from other workers: all judge by the same inputs.
+        tempfile.TemporaryDirectory(prefix="clipcheck-") as examples,
+        variables({"HYPOTHESIS_STORAGE_DIRECTORY": examples}),
+        brought(job.source, job.folder) as (path, fetched),
+    ):
         result = check_files(path, job.options)
         units = {backend: _unit(result, backend, job) for backend in job.backends}
         known = next((j.sha256 for j in result.judgements if j.sha256), None)
@@ -97,21 +102,6 @@ def unjudged(job: Job, backend: str, content: str, error: str) -> Found:
         error=error,
     )
     return Found((record,))
-
-
-@contextmanager
-def _own_examples() -> Iterator[None]:
-    """Keep failed examples apart from other workers: all judge by the same inputs."""
-    name = "HYPOTHESIS_STORAGE_DIRECTORY"
-    before = os.environ.get(name)
-    with tempfile.TemporaryDirectory(prefix="clipcheck-") as folder:
-        os.environ[name] = folder
-        try:
-            yield
-        finally:
-            os.environ.pop(name)
-            if before is not None:
-                os.environ[name] = before
 
 
 def _forget_peak() -> None:

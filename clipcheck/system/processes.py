@@ -11,8 +11,8 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from clipcheck.system import memory
+from clipcheck.system.variables import variables
 from clipcheck.system.workers import GPUS, THREADS, cores, deal, own_threads, threads
 
 Fate = Literal["done", "failed", "died", "lost"]
@@ -199,7 +200,7 @@ class Processes:
         process = self._context.Process(
             target=serve, args=(theirs, self._perform), name=f"worker {number}"
         )
-        with _environment(self._share(number, folder)):
+        with variables(self._share(number, folder)):
             process.start()
         theirs.close()
         worker = _Worker(number, process, ours, folder)
@@ -235,21 +236,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
     os._exit(1)
-
-
-@contextmanager
-def _environment(more: Mapping[str, str]) -> Iterator[None]:
-    """Set these variables for the processes that are started under it."""
-    before = {name: os.environ.get(name) for name in more}
-    os.environ.update(more)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _how(code: int | None) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import ClipcheckError, OutputError, first_line
+from clipcheck.system.variables import variables
 from clipcheck.writers.convert import Judge
 from clipcheck.writers.output import replacing
 
@@ -171,7 +171,8 @@ def write_onnx(model: DualEncoder, path: Path) -> None:
         raise OutputError(
             problem, remedy="Write it in half precision, or as another format.", path=path
         )
-    with _without_checks():
+    # Some of its models check their inputs, which ONNX cannot hold.
+    with variables({"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}):
         program = export(model)
     written = torch.onnx.export(
         program,
@@ -185,24 +186,6 @@ def write_onnx(model: DualEncoder, path: Path) -> None:
         raise TypeError("torch.onnx.export gave nothing, expected a program")
     # Not its own `save`, which makes two files of what has more than 1.5 GiB.
     onnx.save(written.model_proto, path)
-
-
-@contextmanager
-def _without_checks() -> Iterator[None]:
-    """Without the checks of inputs in some of transformers' models, which ONNX cannot hold."""
-    before = os.environ.get(_CHECKS)
-    os.environ[_CHECKS] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_CHECKS]
-        else:
-            os.environ[_CHECKS] = before
-
-
-_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
-"""The library's own switch."""
 
 
 def _is_half_resnet(model: DualEncoder) -> bool:
