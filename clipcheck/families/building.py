@@ -24,8 +24,8 @@ _POSITIONS = "embeddings.position_ids"
 class Uninitialised(TorchFunctionMode):
     """Leaves out what layers do to their weights when they are built: others take their place.
 
-    The weights are not on the meta device meanwhile: some towers run a layer to see its shapes,
-    and buffers, which no checkpoint has, are to have their values.
+    Those of a library are not on the meta device meanwhile: some towers run a layer to see its
+    shapes, and buffers, which no checkpoint has, are to have their values.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

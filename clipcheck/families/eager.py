@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from clipcheck.checkpoints.architecture import (
     BUFFERS,
@@ -27,6 +25,7 @@ from clipcheck.checkpoints.architecture import (
     ViT,
 )
 from clipcheck.families.base import DualEncoder
+from clipcheck.families.building import Uninitialised
 
 
 class LayerNorm(nn.LayerNorm):
@@ -347,32 +346,9 @@ class CLIP(DualEncoder):
         """[M, D] to features [M, E]."""
         return x @ self.text_projection.to(x)
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels [N, 3, H, W] and ids [M, L] to logits per image [N, M] and per text [M, N]."""
-        return self.logits(self.encode_image(image), self.encode_text(text))
-
     def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
         """Features [N, E] and [M, E] to scaled cosine similarities [N, M] and [M, N]."""
         return scaled_cosines(image_features, text_features, self.logit_scale)
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Leaves out what layers do to their weights when they are built: others take their place."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _INITIALISERS:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-_INITIALISERS = {
-    nn.init.kaiming_uniform_,
-    nn.init.uniform_,
-    nn.init.constant_,
-    Tensor.uniform_,
-    Tensor.fill_,
-    Tensor.zero_,
-}
 
 
 def scaled_cosines(
@@ -409,7 +385,7 @@ def build(architecture: Architecture, tensors: Mapping[str, Tensor]) -> CLIP:
     Returns:
         The model, in evaluation mode.
     """
-    with torch.device("meta"), _Uninitialised():
+    with torch.device("meta"), Uninitialised():
         model = CLIP(architecture)
     weights = {key: tensor for key, tensor in tensors.items() if key not in BUFFERS}
     weights["logit_scale"] = weights["logit_scale"].reshape(())
