@@ -83,8 +83,8 @@ def render_json(audit: Audit) -> str:
         "schema": SCHEMA,
         "passed": audit.passed,
         "left_out": dict(audit.left_out),
-        "faults": [_fault(finding) for finding in audit.faults],
-        "clean": [_clean(finding) for finding in audit.clean],
+        "faults": [_entry(finding) for finding in audit.faults],
+        "clean": [_entry(finding) for finding in audit.clean],
     }
     return json.dumps(writable(document), indent=2, allow_nan=False) + "\n"
 
@@ -145,41 +145,23 @@ def _margin(group: Sequence[Finding]) -> str:
     return f"{margin:,.2g}" if margin < 10 else f"{margin:,.0f}"
 
 
-def _fault(finding: Finding) -> dict[str, Any]:
+_SUBJECT = ("name", "reason", "architecture", "backend", "seed", "weights", "dtype")
+_FIGURES = ("gate", "margin", "greatest")
+
+
+def _entry(finding: Finding) -> dict[str, Any]:
+    common = {name: getattr(finding, name) for name in (*_SUBJECT, *_FIGURES)}
+    if finding.clean:
+        return {**common, "passed": not finding.caught}
     return {
-        "name": finding.name,
+        **common,
         "family": finding.family,
-        "reason": finding.reason,
-        "architecture": finding.architecture,
-        "backend": finding.backend,
-        "seed": finding.seed,
-        "weights": finding.weights,
-        "dtype": finding.dtype,
         "caught": finding.caught,
-        "gate": finding.gate,
-        "margin": finding.margin,
         "classic_caught": finding.classic_caught,
-        "greatest": finding.greatest,
         "localised": finding.localised if finding.localisation else None,
         "hidden": finding.hidden,
         "places": [
             {"tower": place.tower, "module": place.module, "part": place.part}
             for place in (finding.localisation.found if finding.localisation else ())
         ],
-    }
-
-
-def _clean(finding: Finding) -> dict[str, Any]:
-    return {
-        "name": finding.name,
-        "reason": finding.reason,
-        "architecture": finding.architecture,
-        "backend": finding.backend,
-        "seed": finding.seed,
-        "weights": finding.weights,
-        "dtype": finding.dtype,
-        "passed": not finding.caught,
-        "gate": finding.gate,
-        "margin": finding.margin,
-        "greatest": finding.greatest,
     }
