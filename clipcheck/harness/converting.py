@@ -38,12 +38,7 @@ _DTYPE = "float32"
 
 @dataclass(frozen=True)
 class Convertible:
-    """A checkpoint whose weights may be converted.
-
-    Attributes:
-        checkpoint: with what told how it computes; with nothing where that is assumed.
-        computes: how it computes and what told that, for people.
-    """
+    """A checkpoint whose weights may be converted."""
 
     checkpoint: Checkpoint
     computes: str
@@ -111,7 +106,6 @@ class _Seen:
     """Findings on how the code of an archive computes.
 
     Attributes:
-        gate: whether it is what was assumed.
         alternative: the other architecture that it computes as, where that is not so.
         hidden: towers that no output tells of.
     """

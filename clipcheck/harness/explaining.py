@@ -54,8 +54,6 @@ class _Seen:
     """Rows of one output of a candidate, with their inputs.
 
     Attributes:
-        output: its name.
-        given: the rows.
         inputs: by tower, pixels and ids of all towers that take part in it.
         towers: those of them of which it tells how they compute.
     """

@@ -139,9 +139,6 @@ class Trial:
         batches: what candidates will run.
         reference: the eager model's outputs for each batch, in the dtype that is judged.
         exact: the same in float64.
-        scale: exp(logit_scale).
-        dtype: what is judged, by name.
-        lengths: prompts of every length.
         calls: what candidates run beside the batches: some of their rows, and of ``lengths`` those
             that no prompt of the batches has.
         in_form: how many rows candidates are given in each form.
@@ -403,7 +400,6 @@ class Run:
 
     Attributes:
         cases: each batch, beside what the reference gave.
-        repeats: what was run again.
         failures: why batches could not be run.
         lengths: prompts of every length, by call, with text features alone.
     """
@@ -464,8 +460,6 @@ class Verdict:
     """Gates, outputs and state of a candidate.
 
     Attributes:
-        gates: what each found.
-        run: what the candidate gave.
         intact: whether its weights are still those that it was loaded with.
         coverage: of the modules of an archive, in float32; else None.
     """

@@ -29,11 +29,7 @@ _TOWERS: Mapping[str, Tower] = {"image_features": "image", "text_features": "tex
 
 @dataclass(frozen=True, kw_only=True)
 class Localised(Cost, Conditions, Subject):
-    """Where a checkpoint departs.
-
-    Attributes:
-        localisation: a place for each tower.
-    """
+    """Where a checkpoint departs."""
 
     localisation: Localisation
 
@@ -49,7 +45,6 @@ class Suspect:
 
     Attributes:
         batch: the input; of one kind there may be none.
-        output: what of it is wrong.
     """
 
     batch: Batch

@@ -114,7 +114,6 @@ class _Files:
     """The subject that is judged, and the files that it is compared with.
 
     Attributes:
-        subject: what is judged.
         reference: the checkpoint whose eager model it has to equal; None where that is its own.
         weights: what the gate ``weights`` found, where there are two files with weights.
         compared: backends whose way to take raw inputs was compared, which is the same in all
@@ -139,13 +138,7 @@ class _Files:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges checkpoints.
-
-    Attributes:
-        options: how.
-        run: names the check that this is of.
-        date: when it began.
-    """
+    """Judges checkpoints."""
 
     options: CheckOptions
     run: str

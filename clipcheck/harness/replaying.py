@@ -38,16 +38,7 @@ and third."""
 
 @dataclass(frozen=True)
 class Replayed:
-    """Result of running a failing input again.
-
-    Attributes:
-        saved: what was run again.
-        checkpoint: with which checkpoint.
-        sha256: of that file.
-        device: where.
-        dtype: in which.
-        measure: what was found, where it was most.
-    """
+    """Result of running a failing input again."""
 
     saved: Saved
     checkpoint: str

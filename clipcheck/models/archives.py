@@ -24,7 +24,6 @@ class LoadedArchive:
         weights: see `clipcheck.checkpoints.checkpoint.Checkpoint.weight_dtypes`.
 
     Attributes:
-        device: where it is.
         module: the archive's. Weights may be put in place of its own until `watch` is called.
 
     Raises:

@@ -78,7 +78,6 @@ class Entry:
 
     Attributes:
         label: what people call it: the path or name as it was given, or the URL.
-        source: where it is.
         backends: as for `clipcheck.check`; `DEFAULT` alone for what suits the file.
         devices: where to run; none for the default.
         dtypes: what to compute in; `DEFAULT` alone for what suits the device.

@@ -37,7 +37,6 @@ class Rates:
     """Measured rates.
 
     Attributes:
-        machine: on which.
         fixed: seconds of a check that has next to nothing to compute.
         start: seconds until a worker that starts can judge.
         per_gigabyte: seconds to read and hash so much.

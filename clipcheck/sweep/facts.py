@@ -20,7 +20,6 @@ class Facts:
     Attributes:
         sha256: of the file, or of a folder as `clipcheck.checkpoints.checkpoint.Checkpoint` has it;
             nothing where it cannot be read.
-        size: in bytes.
         flops: of one image and one text; None where the file does not tell.
         files: by path, bytes and times of change of each that it is made of.
     """

@@ -25,7 +25,6 @@ class JobCost:
         seconds: None where it did not come to its end.
         bytes: that were fetched for it.
         peak_memory: in bytes; None where the system does not tell.
-        threads: that it computed with.
         worker: who had it, for people; empty where it was never begun.
     """
 
@@ -38,12 +37,7 @@ class JobCost:
 
 @dataclass(frozen=True)
 class Found:
-    """Findings on a checkpoint by one backend, as that was asked for.
-
-    Attributes:
-        results: as in the document of a check.
-        left_out: the same.
-    """
+    """Findings on a checkpoint by one backend, as that was asked for."""
 
     results: tuple[Record, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
@@ -78,7 +72,6 @@ class Performed:
         sha256: of the file; None where it could not be read.
         size: bytes that were fetched.
         units: by backend, as it was asked for.
-        cost: of the whole job.
     """
 
     failed: str = ""
@@ -93,7 +86,6 @@ class SweptRecord(Record):
     """A record in the document of a sweep.
 
     Attributes:
-        cost: of the check that this is of.
         problem: why it is tried again by the next sweep; None where there is a verdict.
     """
 
@@ -106,9 +98,6 @@ class Summary:
     """Cost of a sweep.
 
     Attributes:
-        seconds: from its start to its end.
-        engine: what ran its jobs.
-        workers: how many.
         again: how many checks were begun once more.
     """
 
@@ -120,12 +109,7 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepDocument(Document):
-    """Document that `clipcheck sweep --json` writes.
-
-    Attributes:
-        results: of each run.
-        sweep: what all of it took.
-    """
+    """Document that `clipcheck sweep --json` writes."""
 
     results: tuple[SweptRecord, ...]
     sweep: Summary

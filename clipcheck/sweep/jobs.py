@@ -45,11 +45,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """Something that is checked on one device in one dtype.
-
-    Attributes:
-        options: how it is checked.
-    """
+    """Something that is checked on one device in one dtype."""
 
     options: CheckOptions
 
@@ -75,10 +71,7 @@ class Job(Checked):
     """One check: a checkpoint by some backends, on one device in one dtype.
 
     Attributes:
-        number: of the job, in its sweep.
         task: what it does, the same in each sweep, however it is named.
-        label: what people call the checkpoint.
-        source: where it is.
         versions: by name, of what computes, which the worker's have to be.
         scratch: the folder that fetched files are put into, for as long as they are judged; None
             for the temporary one of whatever machine it is.

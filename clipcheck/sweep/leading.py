@@ -28,10 +28,8 @@ class Asked:
     Attributes:
         catalogue: a file or folder; None where it is open_clip's list alone.
         pretrained: whether open_clip's list is asked for.
-        engine: ``local`` or ``ray``.
         address: of the Ray cluster; None for the one that is found.
         workers: checks at a time; None for as many as there is room for.
-        ledger: the file.
         disk: bytes that fetched files may have, as people write it; None for any number.
         options: how all are checked; the architecture is that of what the catalogue does not say
             it of itself.
@@ -55,15 +53,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Lead:
-    """A sweep that can be planned, and run.
-
-    Attributes:
-        asked: what was asked for.
-        entries: of the catalogue.
-        engine: see there.
-        ledger: open.
-        disk: in bytes.
-    """
+    """A sweep that can be planned, and run."""
 
     asked: Asked
     entries: Sequence[Entry]

@@ -62,10 +62,6 @@ class Verdict:
         key: see `clipcheck.sweep.identity.key_of`.
         content: SHA-256 of the file, or where it came from.
         reference: the same of what it was compared with; nothing for itself.
-        backend: as it was asked for.
-        device: where it ran.
-        dtype: as it was asked for.
-        found: what was found.
         cost: of the job that found it.
     """
 

@@ -30,7 +30,6 @@ class Setting:
         options: how they are checked, but for what the catalogue says of each.
         scratch: the folder for files that are fetched; None where workers are on other machines.
         default_device: where to run what names no device.
-        threads: of each worker.
     """
 
     options: CheckOptions
@@ -44,11 +43,9 @@ class Unit(Checked):
     """One line of a sweep's report: a checkpoint, run by one backend on one device in one dtype.
 
     Attributes:
-        entry: of the catalogue.
         content: SHA-256 of the file, or where it comes from.
         reference: the same of what it is compared with; nothing for itself.
         versions: by name, of what computes.
-        facts: of the file.
         verdict: what is known already.
         architecture: what tells how the model computes, by its content.
     """

@@ -37,9 +37,6 @@ class Row:
     """Result of a unit.
 
     Attributes:
-        unit: of the plan.
-        found: what was found of it.
-        cost: of the job that found it.
         kept: whether it was known before.
         problem: why it is left to the next sweep; nothing where there is a verdict.
     """
@@ -68,7 +65,6 @@ class Swept:
     Attributes:
         rows: one for each unit, in the order of the catalogue.
         environment: versions and the machine of who led it.
-        summary: what it took.
         unfit: of the catalogue, what was not judged.
     """
 
@@ -106,12 +102,10 @@ class _Leader:
     """The state of a sweep that is going on.
 
     Attributes:
-        run: its number in the ledger.
         running: jobs by their numbers.
         attempts: by the number of a job that is running, that of its attempt.
         losses: by the number of a job, how many nodes were lost under it.
         again: how many jobs were begun once more.
-        found: by the key of a unit, what came of it.
     """
 
     plan: Plan

@@ -49,9 +49,6 @@ class Outcome:
     """Outcome of a job.
 
     Attributes:
-        job: its number.
-        fate: see `Fate`.
-        worker: who had it, for people.
         found: of one that is ``done``, what came of it.
         reason: of any other, what went wrong.
     """
@@ -69,10 +66,8 @@ class _Worker:
 
     Attributes:
         number: from 0 on; one that replaces a dead one has its number.
-        process: started.
         connection: jobs go there, and what was found comes back.
         folder: for its temporary files.
-        job: what it is at.
     """
 
     number: int

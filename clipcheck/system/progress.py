@@ -40,7 +40,6 @@ class Span:
     """A part of the whole work.
 
     Attributes:
-        listener: who looks on.
         start: the share of the whole that is done as it begins.
         end: and that is done as it ends.
     """

@@ -111,9 +111,6 @@ class Judge:
     """Listens to an archive, and judges each module that it calls.
 
     Attributes:
-        twins: what the archive's modules are compared with.
-        tally: of the modules that were judged.
-        errors: what was found, in the order of the calls.
         skipped: the calls that could not be judged, with the reason.
         running: the calls that have begun, with what they were given; after a failure those that
             it happened in.

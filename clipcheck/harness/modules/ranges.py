@@ -40,7 +40,6 @@ class Sited:
     """How a module was called.
 
     Attributes:
-        site: the module and the method.
         shape: of its input.
         place: which of the tensors that is.
         beside: the tensors that it took, with nothing in the input's place.
@@ -79,9 +78,7 @@ class Ranges:
     """Calls modules by themselves.
 
     Attributes:
-        archive: whose.
         model: the eager model of the same weights, in float32.
-        device: where both are.
         errors: the worst of each module.
         reached: by kind of number, the greatest that there was.
     """
@@ -189,7 +186,6 @@ class _Values:
     """An input.
 
     Attributes:
-        tensor: the input.
         kinds: what its vectors are, in turn along the dimension ``across``.
         across: the dimension that errors are told apart along; those of all others count together.
     """

@@ -39,7 +39,6 @@ class Candidate:
     Attributes:
         name: the library's, and which of its ways.
         kind: what it takes: Pillow images, or texts, and the name of the end token alone.
-        version: of the library.
         run: from one image to float32 [3, R, R], or from one text to integers [L], of which an
             end token is [1].
         differences: what the library is known to do in another way than the reference.

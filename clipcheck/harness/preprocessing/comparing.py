@@ -70,10 +70,7 @@ class _Inputs:
     """Raw inputs of a kind, and what becomes of them.
 
     Attributes:
-        raw: themselves.
-        expected: what clipcheck makes of each.
         make: what it makes of one where it does some things as another library does.
-        describe: one of them, for people.
         deviations: see `clipcheck.gates.frontends.unlike`.
     """
 

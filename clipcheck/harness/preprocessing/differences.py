@@ -15,9 +15,7 @@ class Difference:
     """A step that a library takes in another way than the reference.
 
     Attributes:
-        name: in a few words.
         meaning: what it does, and what the reference does, in a line.
-        link: where it is told of.
     """
 
     name: str

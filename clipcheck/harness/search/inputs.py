@@ -16,7 +16,6 @@ class Wanted:
     Attributes:
         examples: number of images, at least 1; beyond the corners Hypothesis draws them.
         exhaustive: whether to walk the vocabulary and the positions of an image as well.
-        seed: of what is drawn.
         name: of the checkpoint: Hypothesis tries first what failed under that name before.
     """
 
@@ -34,7 +33,6 @@ class Drawn:
         batches: what both sides run.
         asked: how many random images were asked for; Hypothesis may give fewer.
         random: those of the inputs that Hypothesis drew, as they are before preprocessing.
-        source: which drew them.
         frontend: the eager model's, which made batches of them.
     """
 

@@ -38,10 +38,6 @@ class _Written(Conditions, Subject):
     """The JSON beside the pictures: of a failing input, and of the run that failed on it.
 
     Attributes:
-        sha256: of the file that failed.
-        dtype: in which it did.
-        limits: of the gate ``allclose``.
-        images: names of the pictures.
         prompts: texts, or the ids of one.
     """
 
@@ -54,11 +50,7 @@ class _Written(Conditions, Subject):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(_Written):
-    """A failing input, read back.
-
-    Attributes:
-        example: the images and prompts.
-    """
+    """A failing input, read back."""
 
     example: Example
 
