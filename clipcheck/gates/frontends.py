@@ -142,7 +142,8 @@ def _unlike_pixels(expected: Array, found: Array, deviations: Sequence[float]) -
     if expected.shape != found.shape or found.dtype != np.float32:
         size = "x".join(map(str, found.shape))
         wanted = "x".join(map(str, expected.shape))
-        return Unlike(f"{found.dtype} {size} in place of float32 {wanted}", _no_pixels())
+        none = dict.fromkeys(("max_abs", "levels", "share"))
+        return Unlike(f"{found.dtype} {size} in place of float32 {wanted}", none)
     apart = np.abs(found.astype(np.float64) - expected)
     # So that NaN counts as well.
     differing = ~(apart <= ROUNDING)
@@ -152,10 +153,6 @@ def _unlike_pixels(expected: Array, found: Array, deviations: Sequence[float]) -
     share = float(differing.mean())
     figures = {"max_abs": float(apart.max()), "levels": levels, "share": share}
     return Unlike(f"up to {levels:.3g} of 255 levels apart, in {_percent(share)}", figures)
-
-
-def _no_pixels() -> dict[str, float | int | None]:
-    return {"max_abs": None, "levels": None, "share": None}
 
 
 def _percent(share: float) -> str:

@@ -80,7 +80,8 @@ def weights(found: Sequence[WeightDifference], compared: int) -> GateResult:
     Args:
         compared: number of weights that both have.
     """
-    wrong = sorted((each for each in found if not each.harmless), key=_by_extent)
+    wrong = [each for each in found if not each.harmless]
+    wrong.sort(key=lambda each: (-each.relative, each.key))
     counts = {"compared": compared, "differing": len(wrong)}
     figures: Figures = {"weights": counts, **{each.key: _figures(each) for each in wrong}}
     if not compared:
@@ -122,10 +123,6 @@ def difference(key: str, candidate: Stored, reference: Stored) -> WeightDifferen
     if candidate.dtype in _BITS and reference.dtype in _BITS:
         return _measured(key, candidate, reference)
     return _of_integers(key, candidate, reference)
-
-
-def _by_extent(found: WeightDifference) -> tuple[float, str]:
-    return -found.relative, found.key
 
 
 def _figures(found: WeightDifference) -> dict[str, float | int | str]:

@@ -175,7 +175,7 @@ class _Search:
                 if time.monotonic() > self._deadline:
                     return None
                 found.append((self._distance(other), other))
-            if found and min(found, key=_first)[0] <= self._allowed:
+            if found and min(distance for distance, _ in found) <= self._allowed:
                 break
         # Of those that are as near, in two digits, the first: in bfloat16 GELU and its
         # approximation are the same.
@@ -226,10 +226,6 @@ class _Search:
                 encode = getattr(eager.build(architecture, weights), f"encode_{tower}")
                 self._features[key] = encode(inputs)
         return self._features[key]
-
-
-def _first(pair: tuple[float, Architecture]) -> float:
-    return pair[0]
 
 
 def _others(
