@@ -15,7 +15,6 @@ from typing import Any
 from clipcheck.errors import ClipcheckError, UsageError, nearest
 from clipcheck.harness.options import CheckOptions
 from clipcheck.results.configuration import Configuration
-from clipcheck.results.document import converted
 
 FILE = "pyproject.toml"
 _TABLE = "[tool.clipcheck]"
@@ -131,6 +130,9 @@ def _require_option(path: Path, key: str, value: object) -> None:
             remedy=f"{nearest(key, KEYS)}; all of them: {', '.join(KEYS)}.",
             path=path,
         )
+    # Imported here because it imports numpy, which other commands do not need.
+    from clipcheck.results.document import converted
+
     words, kind = KEYS[key]
     try:
         converted(value, kind)
