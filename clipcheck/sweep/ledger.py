@@ -183,8 +183,10 @@ class Ledger:
         )
         if row is None:
             return None
-        *told, found, cost = row
-        return Verdict(*told, self._decoded(found, Found), self._decoded(cost, JobCost))
+        told = dict(row)
+        found = self._decoded(told.pop("found"), Found)
+        cost = self._decoded(told.pop("cost"), JobCost)
+        return Verdict(**told, found=found, cost=cost)
 
     def facts(self, path: str, size: int, changed: int, kind: type[_Kept]) -> _Kept | None:
         """Return the facts of a file that has not changed since; None where none are known."""
@@ -276,6 +278,7 @@ def _locked(path: Path) -> BaseFileLock:
 
 def _connected(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None)
+    connection.row_factory = sqlite3.Row
     try:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (schema,) = connection.execute("PRAGMA user_version").fetchone()

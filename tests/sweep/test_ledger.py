@@ -56,8 +56,8 @@ def test_an_attempt_and_its_verdicts_are_there_together_or_not_at_all(tmp_path: 
 
 def test_what_is_kept_is_on_the_disk_before_the_next_thing_happens(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger") as ledger:
-        assert ledger._row("PRAGMA synchronous", ()) == (2,)  # FULL
-        assert ledger._row("PRAGMA journal_mode", ()) == ("wal",)
+        assert tuple(ledger._row("PRAGMA synchronous", ())) == (2,)  # FULL
+        assert tuple(ledger._row("PRAGMA journal_mode", ())) == ("wal",)
 
 
 def test_an_attempt_that_a_dead_sweep_left_open_is_closed_by_the_next(tmp_path: Path) -> None:
