@@ -42,14 +42,14 @@ class Stages(Bench):
     def __init__(self, model: Model, folder: Path) -> None:
         super().__init__(model, folder)
         inputs = inputs_of(self.architecture)
-        reference = Reference(self.setting(model.dtype).source.model, self.architecture, CPU)
+        reference = Reference(self.setting(model.dtype, None).source.model, self.architecture, CPU)
         drawn = list(batches(CORNERS, inputs, model.seed))
         self._few = Trial.of(reference, drawn, model.dtype, Stopwatch())
 
     def gates(self, archive: Path, few: bool) -> Sequence[GateResult]:
         """Judge an archive, in few calls or in all of them."""
         with self.opened(archive) as source, Archive.build(source) as candidate:
-            trial = self._few if few else self.setting(self.model.dtype).trial
+            trial = self._few if few else self.setting(self.model.dtype, None).trial
             return judge_candidate(trial, candidate, source, Allclose(), Stopwatch()).gates
 
 

@@ -18,8 +18,9 @@ import torch
 
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.families import eager
+from clipcheck.inputs.subjects import SUBJECTS
 from clipcheck.writers.synthesize import architecture_named
-from clipcheck.writers.trained import SUBJECTS, Pairs, train
+from clipcheck.writers.trained import Pairs, train
 
 _APART = 1_000_000
 """Added to the seed of training for the seed of the pictures that it is tried on."""

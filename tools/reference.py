@@ -138,6 +138,7 @@ def gate(name: str) -> str:
 
 def _judges(gate: Gate) -> str:
     what = ["with --reference"] if gate.needs_reference else []
+    what += ["with --budget"] if gate.needs_budget else []
     what += ["archives"] if gate.needs_modules else []
     return ", ".join([*what, *gate.dtypes])
 

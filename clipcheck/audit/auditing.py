@@ -13,6 +13,7 @@ from pathlib import Path
 from clipcheck.audit.bench import Bench, Model
 from clipcheck.audit.faults import CLEAN, FAULTS
 from clipcheck.audit.faults.by_type import CLEAN_TYPES, TYPE_FAULTS
+from clipcheck.audit.faults.lossy import CLEAN_LOSSY, LOSSY_FAULTS
 from clipcheck.audit.faults.variant import ARCHIVES, Variant
 from clipcheck.audit.faults.ways import CLEAN_WAYS, WAY_FAULTS
 from clipcheck.audit.findings import Audit, Finding
@@ -39,9 +40,18 @@ _COPIES = 4
 """Copies of a model in float32 that a worker holds at most: the reference, the one that is altered
 and traced, the archive that is written, and the one that is loaded of it."""
 
-CATALOGUE = (*FAULTS, *CLEAN, *WAY_FAULTS, *CLEAN_WAYS, *TYPE_FAULTS, *CLEAN_TYPES)
+CATALOGUE = (
+    *FAULTS,
+    *CLEAN,
+    *WAY_FAULTS,
+    *CLEAN_WAYS,
+    *TYPE_FAULTS,
+    *CLEAN_TYPES,
+    *LOSSY_FAULTS,
+    *CLEAN_LOSSY,
+)
 """All variants: those for archives first, then those for other backends, then those for models of
-libraries."""
+libraries, then those that a budget judges."""
 
 
 @dataclass(frozen=True)

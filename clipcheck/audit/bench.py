@@ -33,6 +33,7 @@ from clipcheck.families import registry
 from clipcheck.families.base import DualEncoder
 from clipcheck.families.registry import parameters_of, sizes_of
 from clipcheck.gates.allclose import allclose
+from clipcheck.gates.budget import inputs_for, parse_budget
 from clipcheck.gates.localisation import Localisation, Place, Tower, tower_of
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import Allclose
@@ -45,7 +46,7 @@ from clipcheck.harness.judging import (
     lengths_for,
 )
 from clipcheck.harness.localising import first_departures
-from clipcheck.inputs.batches import CORNERS, batches, classic
+from clipcheck.inputs.batches import CORNERS, batches, classic, population
 from clipcheck.models.loader import load_eager
 from clipcheck.system import torchscript_support
 from clipcheck.writers.archive import Alter, write_archive
@@ -176,7 +177,7 @@ class Bench:
         Args:
             scratch: a folder for what is written, of this variant alone.
         """
-        setting = self.setting(variant.dtype or self.model.dtype)
+        setting = self.setting(variant.dtype or self.model.dtype, variant.budget)
         # What is planted into a library stays there until all is run.
         with self.planted(variant, backend, scratch) as source:
             with exact_floats():
@@ -200,7 +201,7 @@ class Bench:
                 yield source
             return
         source = replace(
-            self.setting(variant.dtype or self.model.dtype).source,
+            self.setting(variant.dtype or self.model.dtype, variant.budget).source,
             options=choice.settings,
             scratch=scratch,
         )
@@ -232,12 +233,14 @@ class Bench:
             is_at(place, first[place.tower]) for place in found.found
         )
 
-    def _setting(self, dtype: str) -> Setting:
+    def _setting(self, dtype: str, lossy: str | None = None) -> Setting:
         described = self.described
         load = registry.load if isinstance(described, LibraryArchitecture) else load_eager
         model: DualEncoder = load(self._checkpoint, CPU, getattr(torch, dtype))
         reference = Reference(model, described, CPU)
         inputs, seed = inputs_of(described), self.model.seed
+        budget = None if lossy is None else parse_budget(lossy)
+        drawn = population(0 if budget is None else inputs_for(budget), inputs, seed)
         trial = Trial.of(
             reference,
             list(batches(CORNERS, inputs, seed)),
@@ -245,6 +248,8 @@ class Bench:
             Stopwatch(),
             lengths=lengths_for(described, seed),
             effort=effort_for(parameters_of(described)),
+            budget=budget,
+            population=list(drawn),
         )
         folder = self._folder
         return Setting(

@@ -15,6 +15,7 @@ from clipcheck.backends.base import Backend, Missing, Option, too_old
 from clipcheck.backends.calling import Array, translating
 from clipcheck.backends.opened import Opened, Receive, open_apart
 from clipcheck.backends.programs import ProgramBackend, is_rounded, key_of
+from clipcheck.backends.quantised import Matching, quantised_weights, with_weight_in_float
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
@@ -23,6 +24,7 @@ from clipcheck.errors import UnavailableError
 from clipcheck.gates.integrity import Evidence
 
 if TYPE_CHECKING:
+    import onnx
     import torch
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
@@ -148,16 +150,28 @@ class ONNXRuntime(ProgramBackend):
         given = [each.name for each in session.get_inputs()]
         names = [each.name for each in session.get_outputs()]
 
+        running = [session]
+
         def run(arrays: Sequence[Array]) -> Raw:
             feed = dict(zip(given, arrays, strict=True))
-            return list(zip(names, session.run(names, feed), strict=True))
+            return list(zip(names, running[0].run(names, feed), strict=True))
+
+        def leave(name: str, weight: torch.Tensor | None) -> None:
+            running[0] = session
+            if weight is None:
+                return
+            with translating("onnxruntime", "opening the program with a layer in float"):
+                program = with_weight_in_float(_read(path), name, weight.numpy())
+                changed, threads = program.SerializeToString(), torch.get_num_threads()
+                running[0] = _session(changed, providers, chosen["optimization"], threads)
 
         def weights(receive: Receive) -> None:
             with translating("onnxruntime", "reading the weights"):
                 _give_weights(path, receive)
 
         doubts = _fallen_back(providers, session.get_providers())
-        return Opened([_declared(each) for each in session.get_inputs()], run, weights, doubts)
+        declared = [_declared(each) for each in session.get_inputs()]
+        return Opened(declared, run, weights, doubts, leave)
 
 
 def open_program(
@@ -203,18 +217,31 @@ def open_program(
 
 
 def _give_weights(path: Path, receive: Receive) -> None:
-    import onnx
     import torch
     from onnx import numpy_helper
 
-    # Not its own way to read data files, which refuses the links of a hub's cache.
-    for each in onnx.load(path, load_external_data=False).graph.initializer:
-        if each.data_location == onnx.TensorProto.EXTERNAL:
-            each.raw_data = _contents(path, {pair.key: pair.value for pair in each.external_data})
-            each.data_location = onnx.TensorProto.DEFAULT
+    program = _read(path)
+    for each in program.graph.initializer:
         array = numpy_helper.to_array(each)
         with suppress(TypeError):  # of a dtype that no weight has
             receive(each.name, torch.from_numpy(np.array(array)))
+    for found in quantised_weights(program):
+        values, steps = (torch.from_numpy(np.array(each)) for each in (found.values, found.steps))
+        receive(found.name, values, steps, found.how)
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    """Read a program with all its data."""
+    import onnx
+
+    # Not its own way to read data files, which refuses the links of a hub's cache.
+    program = onnx.load(path, load_external_data=False)
+    for each in program.graph.initializer:
+        if each.data_location == onnx.TensorProto.EXTERNAL:
+            each.raw_data = _contents(path, {pair.key: pair.value for pair in each.external_data})
+            each.data_location = onnx.TensorProto.DEFAULT
+            del each.external_data[:]
+    return program
 
 
 def _contents(path: Path, entries: Mapping[str, str]) -> bytes:
@@ -250,7 +277,7 @@ def _providers(options: Mapping[str, str], device: torch.device) -> list[str]:
     return wanted
 
 
-def _session(path: Path, providers: list[str], optimization: str, threads: int) -> Any:
+def _session(path: Path | bytes, providers: list[str], optimization: str, threads: int) -> Any:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -284,15 +311,22 @@ def _evidence(weights: Mapping[str, torch.Tensor], program: Opened) -> Evidence:
     Exporters fold constants: a convolution takes up the BatchNorm behind it, a logarithm its
     exponential. Such weights are in no count, nor are those that are rounded for a program that
     computes in half precision. One under its own name must be the file's, unless it is such a one.
+    One that is quantised must be the file's to within a step of its scale.
     """
     from clipcheck.models.whole import PREFIX
 
     held: dict[str, _Digest] = {}
     rounded: set[str] = set()
     scaled: set[str] = set()
+    quantised = Matching(weights)
 
-    def receive(name: str, tensor: torch.Tensor) -> None:
+    def receive(
+        name: str, tensor: torch.Tensor, steps: torch.Tensor | None = None, how: str = ""
+    ) -> None:
         key = name.removeprefix(PREFIX)
+        if steps is not None:
+            quantised.receive(name, key, tensor.numpy(), steps.numpy(), how)
+            return
         held[key] = _digest(tensor.numpy())
         if key in weights and is_rounded(tensor, weights[key]):
             rounded.add(key)
@@ -314,7 +348,15 @@ def _evidence(weights: Mapping[str, torch.Tensor], program: Opened) -> Evidence:
             compared += 1
         elif key in held and key not in rounded and not _is_folded(key, weights, held, scaled):
             differing[key] = "the program has other bits than the file"
-    return Evidence(compared or None, program.doubts, differing)
+    differing |= quantised.differing
+    return Evidence(
+        compared or None,
+        program.doubts,
+        differing,
+        quantised=quantised.matched,
+        tensors=quantised.tensors,
+        levels=quantised.levels,
+    )
 
 
 def _is_scaled(found: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from clipcheck.backends.calling import Array
 from clipcheck.backends.signature import Declared, Raw
@@ -16,8 +16,26 @@ from clipcheck.sandbox.wire import Message
 if TYPE_CHECKING:
     import torch
 
-Receive = Callable[[str, "torch.Tensor"], None]
-"""Called with each weight that a program holds, and its name in it."""
+
+Leave = Callable[[str, "torch.Tensor | None"], None]
+"""Called with the name of a quantised weight in the program, and what it is in float; without one
+the program runs as it is again."""
+
+
+class Receive(Protocol):
+    """Called with each weight that a program holds."""
+
+    def __call__(
+        self, name: str, tensor: torch.Tensor, steps: torch.Tensor | None = None, how: str = "", /
+    ) -> None:
+        """Take one.
+
+        Args:
+            name: its name in the program.
+            tensor: its values; of one that is quantised, those that the program computes with.
+            steps: of one that is quantised, how far apart neighbouring values are.
+            how: it is quantised, for people.
+        """
 
 
 @dataclass(frozen=True)
@@ -29,12 +47,15 @@ class Opened:
         run: takes an array for each of these, and gives what the program gives.
         weights: gives all that it holds, one after another.
         doubts: what speaks against its being what it is called.
+        leave: has it run from now on with one quantised weight in float; None where that is not
+            done.
     """
 
     declared: Sequence[Declared]
     run: Callable[[Sequence[Array]], Raw]
     weights: Callable[[Receive], None]
     doubts: Sequence[str] = ()
+    leave: Leave | None = None
 
 
 def open_apart(
@@ -79,11 +100,17 @@ def open_apart(
 
     def weights(receive: Receive) -> None:
         def answer(question: Message, tensors: list[torch.Tensor]) -> Message:
-            for tensor in tensors[:1]:
-                receive(str(question.get("weight")), tensor)
+            if tensors:
+                steps = tensors[1] if len(tensors) > 1 else None
+                told = str(question.get("weight")), str(question.get("how", ""))
+                receive(told[0], tensors[0], steps, told[1])
             return {}
 
         cell.ask("weights", f"{backend}: reading the weights", answer=answer)
+
+    def leave(name: str, weight: torch.Tensor | None) -> None:
+        doing = f"{backend}: opening the program with a layer in float"
+        cell.ask("leave", doing, [] if weight is None else [weight], name=name)
 
     doubts = done.message.get("doubts")
     return Opened(
@@ -91,6 +118,7 @@ def open_apart(
         run,
         weights,
         [str(doubt) for doubt in doubts] if isinstance(doubts, list) else [],
+        leave if done.message.get("leaves") else None,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,7 @@ class ProgramBackend(Backend):
         self._run: Run | None = run
         self._architecture = architecture
         self._evidence: Callable[[], Evidence] | None = partial(evidence, opened)
+        self._leave = opened.leave
         self._made_here = made_here
         self._known: Outputs | None = None
 
@@ -116,6 +118,28 @@ class ProgramBackend(Backend):
         if self._known is None:
             return found
         return replace(found, doubts=[*found.doubts, *self._known.doubts])
+
+    @contextmanager
+    def in_float(self, name: str, weight: torch.Tensor) -> Iterator[None]:
+        """Have one quantised weight be in float meanwhile.
+
+        Args:
+            name: its name in the program.
+            weight: what it is in float.
+
+        Raises:
+            RunError: the program cannot be run so.
+        """
+        if self._leave is None:
+            raise RunError(
+                f"{self.name}: the program has no quantised weights",
+                remedy="Give one that has.",
+            )
+        self._leave(name, weight.detach().cpu().float())
+        try:
+            yield
+        finally:
+            self._leave(name, None)
 
     def close(self) -> None:
         """Let go of the program."""
@@ -253,7 +277,7 @@ class WeightsCompared:
         self._rounded: set[str] = set()
         self._differing: dict[str, str] = {}
 
-    def receive(self, name: str, held: torch.Tensor) -> None:
+    def receive(self, name: str, held: torch.Tensor, *_: object) -> None:
         """Compare one.
 
         Args:

@@ -173,7 +173,8 @@ class ProgramServant:
         self._backend = backend
         self._opened = find(backend).open_here(Path(path), torch.device(device), options)
         declared = [[each.name, each.shape, each.dtype] for each in self._program.declared]
-        return {"declared": declared, "doubts": list(self._program.doubts)}, ()
+        leaves = self._program.leave is not None
+        return {"declared": declared, "doubts": list(self._program.doubts), "leaves": leaves}, ()
 
     def run(self, tensors: Tensors) -> Answer:
         """Return the program's outputs, and their names."""
@@ -183,12 +184,23 @@ class ProgramServant:
             torch.from_numpy(np.asarray(array)) for _, array in found
         ]
 
+    def leave(self, tensors: Tensors, name: str) -> Answer:
+        """Run it from now on with that weight in float, which is given; without one, as it is."""
+        if self._program.leave is None:
+            raise ValueError("the program has no quantised weights")
+        self._program.leave(name, tensors[0] if tensors else None)
+        return {}, ()
+
     def weights(self, _: Tensors) -> Answer:
         """Each of its weights is told."""
 
-        def tell(name: str, weight: torch.Tensor) -> None:
+        def tell(
+            name: str, weight: torch.Tensor, steps: torch.Tensor | None = None, how: str = ""
+        ) -> None:
             question, tensors = _told(name, weight)
-            self._caller.ask(question, tensors)
+            self._caller.ask(
+                {**question, "how": how}, [*tensors, *([] if steps is None else [steps])]
+            )
 
         self._program.weights(tell)
         return {}, ()

@@ -49,6 +49,14 @@ Jobs = Annotated[
 Exhaustive = Annotated[
     bool, inputs("--exhaustive", help="Also run every token id and every position of an image.")
 ]
+Budget = Annotated[
+    str | None,
+    inputs(
+        metavar="B",
+        help="What a lossy program may lose: fp16, bf16, int8 or int4, or limits such as "
+        "cosine=0.99,top1=0.95. See `clipcheck explain budget`.",
+    ),
+]
 Select = Annotated[
     list[str] | None,
     _gate(

@@ -40,6 +40,17 @@ def of_top1(found: GateResult, _: Times) -> str:
     return f"{rows['wrong']} of {rows['clear']} wrong" if rows else ""
 
 
+def of_budget(found: GateResult, _: Times) -> str:
+    """The figure that is nearest to its limit, or furthest beyond it."""
+    limited = [(name, row) for name, row in found.figures.items() if "limit" in row]
+    if not limited:
+        return ""
+    name, row = max(
+        limited, key=lambda each: (1 - float(each[1]["lower"])) / (1 - float(each[1]["limit"]))
+    )
+    return f"{name} {float(row['lower']):.4g} of {float(row['limit']):.4g}"
+
+
 def of_repeatability(found: GateResult, times: Times) -> str:
     """How far a row moved."""
     moved = [float(row["moved"]) for row in found.figures.values() if "moved" in row]

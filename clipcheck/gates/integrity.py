@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -33,6 +34,9 @@ class Evidence:
         unused: by method, the weights that its code does not use although the model has to.
         changed: the weights that running the model has changed.
         unlike: raw images and texts that the two sides make other inputs of.
+        quantised: by key, how a weight is quantised that is the file's to within a step.
+        tensors: by the key of a weight that is quantised, its name in the program.
+        levels: by that key, how many different values it can have.
     """
 
     weights: int | None
@@ -43,6 +47,9 @@ class Evidence:
     changed: Sequence[str] = ()
     failures: Sequence[str] = ()
     unlike: Sequence[str] = ()
+    quantised: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    levels: Mapping[str, int] = field(default_factory=dict)
 
 
 def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
@@ -65,15 +72,21 @@ def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
     ]
     unused = {key for keys in evidence.unused.values() for key in keys}
     weights = {"compared": evidence.weights or 0, "differing": len(evidence.differing)}
-    figures = {
+    kinds = Counter(evidence.quantised.values())
+    figures: dict[str, Mapping[str, float | int | str]] = {
         "weights": {**weights, "unused": len(unused), "changed": len(evidence.changed)},
         "runs": {"batches": len(cases), "failed": len(evidence.failures)},
     }
+    if kinds:
+        figures["quantised"] = dict(kinds)
     if problems:
         return GateResult("integrity", False, "; ".join(problems), figures, float("inf"))
     count = len(judged(cases))
     given = "the one output" if count == 1 else f"all {count} outputs"
     message = f"{given} present, finite, and of the right shape and dtype"
+    if kinds:
+        told = ", ".join(f"{count} as {how}" for how, count in kinds.most_common())
+        message = f"{counted(kinds.total(), 'weight')} quantised, within a step: {told}; {message}"
     if evidence.weights is not None:
         message = f"{counted(evidence.weights, 'weight')} bit for bit those of the file; {message}"
     return GateResult("integrity", True, message, figures)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from clipcheck.errors import UsageError, nearest
 from clipcheck.gates import headlines
-from clipcheck.gates.tolerances import LIMITS, Allclose
+from clipcheck.gates.tolerances import BUDGETS, LIMITS, LOGIT_SCALE, Allclose
 
 if TYPE_CHECKING:
     from clipcheck.gates.result import GateResult
@@ -33,6 +33,8 @@ class Gate:
         needs_logits: whether it judges only what gives logits.
         needs_repeats: whether it needs rows to be run again.
         needs_lengths: whether it needs prompts of every length.
+        needs_budget: whether it judges only where it was said what may be lost.
+        beside_budget: whether it judges there as well; the others are measured, and judge nothing.
         headline: the figure of its result that says most, in a few words.
         noise: how many times as much its margin may be though the checkpoint stays the same, see
             `UNMEASURED`; None where that was not measured.
@@ -49,6 +51,8 @@ class Gate:
     needs_logits: bool = False
     needs_repeats: bool = False
     needs_lengths: bool = False
+    needs_budget: bool = False
+    beside_budget: bool = False
     headline: Callable[[GateResult, headlines.Times], str] = headlines.of_ratios
     noise: float | None = None
 
@@ -56,6 +60,7 @@ class Gate:
 GATES = (
     Gate(
         name="weights",
+        beside_budget=True,
         headline=headlines.of_weights,
         title="The weights are the reference's.",
         passes_when="Each weight equals the weight of --reference, correctly rounded to the dtype "
@@ -73,6 +78,7 @@ GATES = (
     ),
     Gate(
         name="integrity",
+        beside_budget=True,
         headline=headlines.of_integrity,
         needs_repeats=True,
         title="The candidate is complete, and is what it is called.",
@@ -171,7 +177,33 @@ GATES = (
         "`modules` say where the error begins.",
     ),
     Gate(
+        name="budget",
+        headline=headlines.of_budget,
+        needs_budget=True,
+        beside_budget=True,
+        title="No more is lost than was allowed.",
+        passes_when="Over images and prompts that are drawn, each figure that --budget limits "
+        "keeps its limit by the lower end of its 95 % interval: the least and the median cosine of "
+        "features with float64's (`cosine`, `median`), the share of rows whose best match is "
+        "float64's (`top1`), how much of its five best is kept (`top5`), and the correlation of "
+        "ranks (`spearman`). Beside that, the logit scale is within "
+        f"{LOGIT_SCALE:.0%} of the reference's; and for int8 no quantised weight has fewer than "
+        f"{BUDGETS['int8'].levels} levels in its range.",
+        explanation="A program of int8 or 4 bits is lossy on purpose, and far beyond rounding: "
+        "with a budget `allclose`, `fidelity`, `precision`, `modules` and `top1` are measured and "
+        "shown, and judge nothing. `integrity` compares quantised weights by their scales and zero "
+        "points, and `repeatability` the same batch alone, as a scale may be of a whole batch. "
+        "Shares have Wilson's interval, the others that of a bootstrap; of a least value it is the "
+        "value itself. So many inputs are drawn that a share that falls short of 1 by a third of "
+        "what is allowed passes. A budget that no number of inputs could decide is refused.",
+        remedy="The report lists the layers by what they add to the error: leave the first ones in "
+        "float (`nodes_to_exclude` of onnxruntime.quantization). Ranges that were calibrated on "
+        "other data than is run show as a low least cosine; quantise by channel where one layer "
+        "stands out.",
+    ),
+    Gate(
         name="repeatability",
+        beside_budget=True,
         headline=headlines.of_repeatability,
         noise=2.0,
         needs_repeats=True,
@@ -227,13 +259,19 @@ def gate_named(name: str) -> Gate:
 
 
 def gates_in(
-    dtype: str, *, modules: bool, reference: bool = False, logits: bool = True
+    dtype: str,
+    *,
+    modules: bool,
+    reference: bool = False,
+    logits: bool = True,
+    budget: bool = False,
 ) -> tuple[str, ...]:
     """Return the names of the gates that have something to judge in a run.
 
     Args:
         modules: whether its modules can be called one by one.
         reference: whether its weights are compared with those of another file.
+        budget: whether it was said what may be lost.
     """
     return tuple(
         gate.name
@@ -242,7 +280,18 @@ def gates_in(
         if reference or not gate.needs_reference
         if modules or not gate.needs_modules
         if logits or not gate.needs_logits
+        if budget or not gate.needs_budget
     )
+
+
+def aside(found: GateResult) -> GateResult:
+    """Return a result as it stands beside a budget: that of a gate which does not judge there tells
+    what it found, and passes."""
+    gate = find_gate(found.name)
+    if gate is None or gate.beside_budget:
+        return found
+    message = f"judges nothing beside a budget; {found.message}"
+    return replace(found, passed=True, message=message, margin=0.0)
 
 
 def gates_named(select: Sequence[str], ignore: Sequence[str]) -> tuple[str, ...]:

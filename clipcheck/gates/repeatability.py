@@ -58,8 +58,11 @@ def repeatability(
     }
     figures["calls"] = {"repeated": len(repeats)}
     if worst.margin <= 1:
+        # Beside a budget whole batches alone are run again.
+        others = any("alone" in each.what or "batch" in each.what for each in repeats)
+        company = "alone, in other batches and " if others else ""
         message = (
-            f"{counted(len(repeats), 'repeated call')}, alone, in other batches and after other "
+            f"{counted(len(repeats), 'repeated call')}, {company}after other "
             f"calls: outputs moved by at most {_of_eager(worst)}"
         )
         return GateResult("repeatability", True, message, figures, worst.margin)

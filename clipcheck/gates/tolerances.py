@@ -92,3 +92,39 @@ to 2.4 times as far apart as it allows.
 SAME_BLOCK = 1.5
 """A block that is no further from float64 than this many times the eager block computes the same,
 whatever a module inside of it does: clean variants measured up to 1.43."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Limits of a candidate that is lossy on purpose, as an int8 program is.
+
+    Each is the least that it may be, over inputs that were drawn; None is not judged. The lower end
+    of a 95 % interval counts.
+
+    Attributes:
+        cosine: of the features of a row and those of float64, the least of all rows.
+        median: the same, in the median.
+        top1: share of rows whose best match is float64's.
+        top5: share of float64's five best matches that are among the candidate's.
+        spearman: correlation of the ranks of all matches of a row, the mean of all rows.
+        levels: different values that a quantised weight can have, the least of all weights; no
+            figure over inputs, and of a preset alone.
+    """
+
+    cosine: float | None = None
+    median: float | None = None
+    top1: float | None = None
+    top5: float | None = None
+    spearman: float | None = None
+    levels: int | None = None
+
+
+LOGIT_SCALE = 0.02
+"""How far from 1 the logit scale of a candidate may be, in the reference's."""
+
+BUDGETS = {
+    "fp16": Budget(cosine=0.999, median=0.9999, top1=0.85, top5=0.85, spearman=0.999),
+    "bf16": Budget(cosine=0.99, median=0.999, top1=0.75, top5=0.8, spearman=0.99),
+    "int8": Budget(cosine=0.8, median=0.997, top1=0.7, top5=0.75, spearman=0.985, levels=64),
+    "int4": Budget(cosine=0.75, median=0.98, top1=0.4, top5=0.5, spearman=0.9),
+}

@@ -21,12 +21,13 @@ from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import RunError
 from clipcheck.families.registry import sizes_of
 from clipcheck.gates.allclose import allclose
+from clipcheck.gates.budget import budget as budget_gate
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fidelity import fidelity, precision
 from clipcheck.gates.integrity import Evidence, integrity
 from clipcheck.gates.lengths import with_lengths
 from clipcheck.gates.modules import Coverage, modules
-from clipcheck.gates.registry import GATES, NAMES, gates_in
+from clipcheck.gates.registry import GATES, NAMES, aside, gates_in
 from clipcheck.gates.repeatability import Repeat, repeatability
 from clipcheck.gates.result import (
     ENCODERS,
@@ -37,7 +38,7 @@ from clipcheck.gates.result import (
     eager_not_finite,
     judged,
 )
-from clipcheck.gates.tolerances import LIMITS, Allclose
+from clipcheck.gates.tolerances import LIMITS, Allclose, Budget
 from clipcheck.gates.top1 import top1
 from clipcheck.inputs.batches import Batch, Inputs, every_length, for_modules, length_of
 from clipcheck.inputs.dealing import BRIEF, FULL, Call, Effort, deal
@@ -143,6 +144,9 @@ class Trial:
             that no prompt of the batches has.
         in_form: how many rows candidates are given in each form.
         gates: the names of those that judge: what no other needs is not run.
+        budget: what candidates may lose; None where they are to lose nothing.
+        population: of `clipcheck.inputs.batches.population`, which the budget is judged on.
+        of_population: what the eager model makes of it in float64.
     """
 
     batches: Sequence[Batch]
@@ -154,11 +158,15 @@ class Trial:
     calls: Sequence[Call] = ()
     in_form: int = 0
     gates: Collection[str] = NAMES
+    budget: Budget | None = None
+    population: Sequence[Batch] = ()
+    of_population: Sequence[Mapping[str, Array]] = ()
 
     @property
     def digest(self) -> str:
         """A fingerprint of all inputs."""
-        return digest([*self.batches, *([self.lengths.batch] if self.lengths else [])])
+        lengths = [self.lengths.batch] if self.lengths else []
+        return digest([*self.batches, *lengths, *self.population])
 
     @classmethod
     def of(
@@ -173,6 +181,8 @@ class Trial:
         texts: TextRules | None = None,
         effort: Effort | None = None,
         gates: Collection[str] = NAMES,
+        budget: Budget | None = None,
+        population: Sequence[Batch] = (),
     ) -> Trial:
         """Run the reference over all batches, in both ways.
 
@@ -184,6 +194,9 @@ class Trial:
             lengths: of `clipcheck.inputs.batches.every_length`.
             texts: how rows of ids are made, if not as CLIP's.
             effort: how much candidates are called beside the batches; None for nothing.
+            budget: what candidates may lose. Their rows then depend on each other, as where a scale
+                is of a whole batch: no other calls are made than of the batches themselves.
+            population: what the budget is judged on.
 
         Raises:
             RunError: the model cannot be run, or gives what is not finite: nothing can be said of
@@ -191,7 +204,7 @@ class Trial:
         """
         inputs = [(batch.pixels, batch.tokens) for batch in batches]
         again = not _REPEATING.isdisjoint(gates)
-        if not again and _OF_LENGTHS.isdisjoint(gates):
+        if budget is not None or (not again and _OF_LENGTHS.isdisjoint(gates)):
             lengths = effort = None
         if "text_features" not in outputs:
             lengths = None
@@ -199,10 +212,12 @@ class Trial:
         with watch.phase("eager") as advance:
             own = reference.outputs(inputs, advance, **more)
         with watch.phase("float64") as advance:
-            exact = reference.exact_outputs(inputs, advance, **more)
+            drawn = [(batch.pixels, batch.tokens) for batch in population]
+            exact = reference.exact_outputs([*inputs, *drawn], advance, **more)
         measured = None
         if lengths is not None:
             measured = Lengths(lengths, own.pop()["text_features"], exact.pop()["text_features"])
+        exact, of_population = exact[: len(inputs)], exact[len(inputs) :]
         _require_finite(batches, own, exact, dtype)
         texts = texts or CLIP_TEXTS
         rows = [] if lengths is None else _lengths_not_drawn(lengths, batches, texts)
@@ -210,14 +225,27 @@ class Trial:
         if not again:
             calls = [call for call in calls if any(r.batch == len(batches) for r in call.prompts)]
         in_form = effort.in_form if effort and again else 0
-        return cls(batches, own, exact, reference.scale, dtype, measured, calls, in_form, gates)
+        return cls(
+            batches,
+            own,
+            exact,
+            reference.scale,
+            dtype,
+            measured,
+            calls,
+            in_form,
+            gates,
+            budget,
+            population,
+            of_population,
+        )
 
     def run(self, candidate: Backend, advance: Advance = still) -> Run:
         """Run a candidate over all batches, and over some of their rows again.
 
         A batch that it cannot run has no outputs, and leaves its reason.
         """
-        rows = sum(len(b.pixels) + len(b.tokens) for b in self.batches)
+        rows = sum(len(b.pixels) + len(b.tokens) for b in (*self.batches, *self.population))
         rows += sum(len(call.images) + len(call.prompts) for call in self.calls)
         tally = Tally(rows, advance)
         repeating = not _REPEATING.isdisjoint(self.gates)
@@ -231,10 +259,11 @@ class Trial:
             if number == _SMALL and repeating:
                 again.append(self._again(candidate, "in the second call", failures))
                 again.append(self._again(candidate, "in the third call", failures))
-        if not self.calls and repeating:
+        if not self.calls and repeating and self.budget is None:
             again += self._alone(candidate, failures)
         if self.in_form and candidate.takes_forms:
             again += self._in_forms(candidate, failures)
+        # What is quantised has no NaN; beside a budget there are no calls.
         if self.calls and "integrity" in self.gates:
             failures += list(self._hiding_nan(candidate, failures))
         for call in self.calls:
@@ -247,13 +276,24 @@ class Trial:
             tally.add(len(call.images) + len(call.prompts))
         if repeating:
             again.append(self._again(candidate, "after all other calls", failures))
+        of_population = []
+        for batch in self.population:
+            of_population.append(_attempt(candidate, batch, failures))
+            tally.add(len(batch.pixels) + len(batch.tokens))
+        absent = candidate.absent
         cases = [
-            Case(mine, own, exact, batch.rows, batch.first_rows, candidate.absent)
+            Case(mine, own, exact, batch.rows, batch.first_rows, absent)
             for mine, own, exact, batch in zip(
                 found, self.reference, self.exact, self.batches, strict=True
             )
         ]
-        return Run(cases, again, failures, by_length)
+        sample = [
+            Case(mine, exact, exact, batch.rows, batch.first_rows, absent)
+            for mine, exact, batch in zip(
+                of_population, self.of_population, self.population, strict=True
+            )
+        ]
+        return Run(cases, again, failures, by_length, sample)
 
     def _in_forms(self, candidate: Backend, failures: list[str]) -> Iterator[Repeat]:
         """A few rows again, in every form that inputs come in."""
@@ -402,19 +442,22 @@ class Run:
         cases: each batch, beside what the reference gave.
         failures: why batches could not be run.
         lengths: prompts of every length, by call, with text features alone.
+        sample: what a budget is judged on.
     """
 
     cases: Sequence[Case]
     repeats: Sequence[Repeat]
     failures: list[str] = field(default_factory=list)
     lengths: Sequence[Case] = ()
+    sample: Sequence[Case] = ()
 
 
 def judge(
     trial: Trial, run: Run, evidence: Evidence, coverage: Coverage | None, limits: Allclose
 ) -> tuple[GateResult, ...]:
     """Run the gates of the trial. Structure is judged in float32, where rounding hides none of it.
-    Gates of logits are left out where the candidate has none."""
+    Gates of logits are left out where the candidate has none. Beside a budget, those that compare
+    with the eager model's rounding are measured, and judge nothing."""
     measures = LIMITS[trial.dtype]
     numbers = (run.cases, measures, trial.scale)
 
@@ -434,8 +477,14 @@ def judge(
     if coverage is not None:
         judging["modules"] = lambda: modules(coverage, measures)
     logits = bool(judged(run.cases, LOGITS))
-    names = gates_in(trial.dtype, modules=coverage is not None, logits=logits)
-    return tuple(judging[name]() for name in names if name in trial.gates)
+    lossy = trial.budget
+    if lossy is not None:
+        judging["budget"] = lambda: budget_gate(run.sample, lossy, evidence.levels)
+    names = gates_in(
+        trial.dtype, modules=coverage is not None, logits=logits, budget=lossy is not None
+    )
+    found = [judging[name]() for name in names if name in trial.gates]
+    return tuple(found if lossy is None else map(aside, found))
 
 
 def effort_for(parameters: int) -> Effort:
@@ -462,12 +511,14 @@ class Verdict:
     Attributes:
         intact: whether its weights are still those that it was loaded with.
         coverage: of the modules of an archive, in float32; else None.
+        evidence: what else the gate ``integrity`` judged.
     """
 
     gates: tuple[GateResult, ...]
     run: Run
     intact: bool
     coverage: Coverage | None
+    evidence: Evidence
 
 
 def judge_candidate(
@@ -510,7 +561,7 @@ def judge_candidate(
         changed = list(dict.fromkeys([*candidate.changed(), *weights.changed()]))
         evidence = replace(candidate.evidence(), changed=changed, failures=failures, unlike=unlike)
         gates = judge(trial, run, evidence, coverage, limits)
-        return Verdict(gates, run, not changed, coverage)
+        return Verdict(gates, run, not changed, coverage, evidence)
 
 
 def _coverage(candidate: Backend, source: Source, seed: int, watch: Stopwatch) -> Coverage:

@@ -16,6 +16,7 @@ from clipcheck.backends.base import Backend
 from clipcheck.backends.cells import cell_for
 from clipcheck.backends.known import Known, everything, matching
 from clipcheck.backends.loading import OpenSides, build, opened_sides, require_runs
+from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.registry import ALL, Choice, default_for
 from clipcheck.backends.source import Source
 from clipcheck.backends.weights import compare_weights, compared
@@ -27,6 +28,7 @@ from clipcheck.checkpoints.opening import open_pair, weights_of
 from clipcheck.errors import ClipcheckError, UnfitError, UsageError
 from clipcheck.families.registry import dimensions_of, sizes_of, summary_of
 from clipcheck.gates.alternative import Departure
+from clipcheck.gates.budget import LayerCost, inputs_for
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.localisation import Localisation
 from clipcheck.gates.measured import measured
@@ -44,12 +46,14 @@ from clipcheck.harness.judging import (
     judge_candidate,
     lengths_for,
 )
+from clipcheck.harness.layers import costly_layers
 from clipcheck.harness.localising import Suspect, first_departures
 from clipcheck.harness.mismatch import find_mismatch
 from clipcheck.harness.options import CheckOptions, Device
 from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.probe import Probe
 from clipcheck.harness.search.smallest import smallest
+from clipcheck.inputs.batches import population
 from clipcheck.inputs.examples import batch
 from clipcheck.results.judgement import Judgement, LeftOut
 from clipcheck.system.figures import size
@@ -82,9 +86,10 @@ _PHASES = {
     "search": "{backend}: looking for the smallest input that fails, mostly within a minute",
     "alternative": "{backend}: looking for another architecture that it computes as",
     "localisation": "{backend}: looking for the module that departs first",
+    "layers": "{backend}: running it with each layer in float in turn",
 }
 
-_AFTERWARDS = ("search", "alternative", "localisation")
+_AFTERWARDS = ("search", "alternative", "localisation", "layers")
 """Phases that a judgement may need, and nobody knows how long."""
 
 _log = logging.getLogger(__name__)
@@ -157,6 +162,7 @@ class Judge:
                 run=self.run,
                 date=self.date,
                 limits=options.limits,
+                budget=options.budget,
                 key=options.key,
             )
         )
@@ -306,7 +312,10 @@ class Judge:
                 absent=tuple(name for name in OUTPUTS if name in candidate.absent),
                 patched=candidate.patched,
             )
-            if not draft.judgement.passed:
+            # Every input departs of what is lossy: the smallest tells nothing.
+            if bench.trial.budget is not None:
+                draft.add(layers=_layers(bench, candidate, verdict, watch))
+            elif not draft.judgement.passed:
                 self._explain(draft, bench, candidate, verdict, ruler, watch)
         with watch.phase("frontends"):
             draft.add(**self._frontends(bench, choice))
@@ -419,6 +428,8 @@ class _Bench:
             )
             inputs = inputs_of(files.checkpoint.model)
             self.drawn: Drawn = draw(wanted, inputs)
+        lossy = options.allowed_loss
+        count = 0 if lossy is None or "budget" not in options.gates else inputs_for(lossy)
         self.trial = Trial.of(
             self.reference,
             self.drawn.batches,
@@ -429,6 +440,8 @@ class _Bench:
             texts=inputs.texts,
             effort=effort_for(files.checkpoint.parameters),
             gates=options.gates,
+            budget=lossy,
+            population=list(population(count, inputs, options.seed)),
         )
 
     @property
@@ -513,6 +526,7 @@ def _ignored(options: CheckOptions, bench: _Bench, candidate: Backend) -> tuple[
         modules=candidate.runs_modules,
         reference=files.reference is not None and isinstance(files.subject, Checkpoint),
         logits=not candidate.absent.issuperset(LOGITS),
+        budget=options.budget is not None,
     )
     return tuple(name for name in judging if name not in options.gates)
 
@@ -535,6 +549,22 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def _layers(
+    bench: _Bench, candidate: Backend, verdict: Verdict, watch: Stopwatch
+) -> tuple[LayerCost, ...]:
+    """Measure what each quantised layer costs; nothing where that cannot be done: the verdict
+    stands without it."""
+    if not isinstance(candidate, ProgramBackend) or not bench.trial.population:
+        return ()
+    weights = bench.source.model.state_dict()
+    try:
+        with watch.phase("layers") as advance:
+            return costly_layers(candidate, verdict.evidence, weights, bench.trial, advance)
+    except ClipcheckError:
+        _log.debug("%s: layers were not measured", candidate.name, exc_info=True)
+        return ()
 
 
 def _unfit(choice: Choice, files: _Files, device: torch.device, dtype: str) -> str | None:

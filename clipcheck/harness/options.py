@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from clipcheck.errors import UsageError, nearest
 from clipcheck.gates.registry import gates_named
-from clipcheck.gates.tolerances import LIMITS, Allclose
+from clipcheck.gates.tolerances import LIMITS, Allclose, Budget
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,6 +60,9 @@ class CheckOptions:
         seed: of the images and prompts.
         atol: the absolute tolerance of the gate ``allclose``, on probabilities.
         rtol: its relative tolerance.
+        budget: what a candidate may lose that is lossy on purpose, as an int8 program is:
+            ``fp16``, ``bf16``, ``int8`` or ``int4``, or limits as ``cosine=0.99,top1=0.95``, see
+            `clipcheck.gates.tolerances.Budget`. By default nothing.
         select: the gates that judge, one or several; by default all.
         ignore: gates that do not judge, one or several. What they alone need is not run, and the
             verdict names them.
@@ -87,6 +90,7 @@ class CheckOptions:
     seed: int = 0
     atol: float = Allclose.atol
     rtol: float = Allclose.rtol
+    budget: str | None = None
     select: str | Sequence[str] | None = None
     ignore: str | Sequence[str] | None = None
     fail_fast: bool = False
@@ -111,6 +115,7 @@ class CheckOptions:
         if self.isolation is not None:
             _ = self.apart
         _ = self.told
+        _ = self.allowed_loss
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -146,6 +151,15 @@ class CheckOptions:
     def limits(self) -> Allclose:
         """Limits of the gate ``allclose``."""
         return Allclose(self.atol, self.rtol)
+
+    @property
+    def allowed_loss(self) -> Budget | None:
+        """Limits of the gate ``budget``; None where nothing may be lost."""
+        if self.budget is None:
+            return None
+        from clipcheck.gates.budget import parse_budget  # which imports numpy
+
+        return parse_budget(self.budget)
 
     @property
     def artefacts(self) -> Path | None:

@@ -25,6 +25,7 @@ from clipcheck.inputs.rules import (
     TextRules,
     clip_texts,
 )
+from clipcheck.inputs.subjects import CAPTIONS, SUBJECTS, caption, colours_of
 from clipcheck.inputs.tokenizer import tokenize
 
 MOST_ROWS = 8
@@ -139,6 +140,53 @@ def every_length(inputs: Inputs, seed: int) -> Batch:
         {"image": (), "prompt": tuple(name for name, _ in rows)},
         {"image": 0, "prompt": 0},
     )
+
+
+def population(count: int, inputs: Inputs, seed: int) -> Iterator[Batch]:
+    """Yield images and prompts that are drawn independently, one like the other: what shares and
+    intervals are taken of.
+
+    Half of the images are subjects, and as many prompts their captions where the vocabulary has the
+    words. The others are noise as that of photographs, colours of every kind, and ids of any
+    length. None of them is an edge case.
+
+    Args:
+        count: number of images, and of prompts.
+        inputs: what the model takes.
+        seed: the same seed gives the same batches.
+    """
+    generator = np.random.default_rng([seed, 3])
+    to_pixels = transform(inputs.resolution, inputs.images)
+    images: list[tuple[str, Pixels]] = []
+    prompts: list[tuple[str, Tokens]] = []
+    for number in range(count):
+        subject = SUBJECTS[int(generator.integers(len(SUBJECTS)))]
+        if number % 2 == 0:
+            colours = colours_of(subject, inputs.resolution, generator).astype(np.uint8)
+            images.append(
+                (" ".join(reversed(subject)), to_pixels(Image.fromarray(colours)).numpy())
+            )
+        elif number % 4 == 1:
+            colours = _natural_colours(generator, inputs.resolution)
+            images.append(("natural", to_pixels(Image.fromarray(colours)).numpy()))
+        else:
+            kinds = list(_SHARES)
+            images.append(_random(generator, inputs, kinds[int(generator.integers(len(kinds)))]))
+        if number % 2 == 0 and inputs.texts.words:
+            text = caption(subject, int(generator.integers(len(CAPTIONS))))
+            row = tokenize(text, inputs.context_length, truncate=True).numpy()[0]
+            prompts.append((repr(text), padded(inputs.texts, row)))
+        else:
+            ids = generator.integers(
+                inputs.texts.first,
+                inputs.texts.last + 1,
+                int(generator.integers(min(2, inputs.room), inputs.room + 1)),
+            )
+            prompts.append(_described(inputs, inputs.row([int(each) for each in ids])))
+        if len(images) == MOST_ROWS or number == count - 1:
+            seen = number + 1 - len(images)
+            yield _batch(images, prompts, {"image": seen, "prompt": seen})
+            images, prompts = [], []
 
 
 def classic(inputs: Inputs) -> Batch:

@@ -38,9 +38,12 @@ DEFAULT_BACKENDS = ("jit",)
 """Backends to judge if none is given."""
 
 
-def gates_for(backend: str, dtype: str, *, reference: bool = False) -> tuple[str, ...]:
+def gates_for(
+    backend: str, dtype: str, *, reference: bool = False, budget: bool = False
+) -> tuple[str, ...]:
     """Return the gates for a backend and dtype: ``modules`` needs a backend that runs modules."""
-    return gates_in(dtype, modules=_runs_modules(backend), reference=reference)
+    modules = _runs_modules(backend)
+    return gates_in(dtype, modules=modules, reference=reference, budget=budget)
 
 
 def _runs_modules(backend: str) -> bool:
@@ -118,10 +121,11 @@ class Choices:
         return [dict(pairs) for pairs in dict.fromkeys(tuple(each.items()) for each in found)]
 
     def _all(self) -> Iterator[Mapping[str, str]]:
-        reference = self.options.reference is not None
+        options = self.options
+        given = {"reference": options.reference is not None, "budget": options.budget is not None}
         for model, device in product(self.models or (NO_MODEL,), self.devices):
             for backend, dtype in product(self.backends, self.dtypes_on(device)):
-                for gate in gates_for(backend, dtype, reference=reference):
+                for gate in gates_for(backend, dtype, **given):
                     if gate in self.options.gates:
                         yield {
                             "clip_gate": gate,
@@ -247,6 +251,7 @@ def _given_options(option: Callable[[str], Any], folder: Path) -> dict[str, Any]
         "dtype": lambda _, names: names,
         "atol": _number,
         "rtol": _number,
+        "budget": _require_not_blank,
         "examples": _integer,
         "seed": _integer,
         "isolation": _require_not_blank,

@@ -44,6 +44,9 @@ _NEXT, _OR = "Next: ", "  or: "
 _COLUMN = 13
 _FIRST = 20
 
+_MOST_LAYERS = 3
+"""Layers that are named; the page has all."""
+
 _TOGETHER = {"precision": "fidelity"}
 """Gates of which one takes the place of the other, in other dtypes: they share a column."""
 
@@ -117,6 +120,13 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
             ["clipcheck", "check", named, *_key(judgement), *_ARCHITECTURE],
             f"judges it as what it was trained as: {_NAMES}.",
         )
+    elif _is_quantised(judgement) and judgement.budget is None:
+        reference = judgement.reference_checkpoint
+        compared = [] if reference is None else ["--reference", reference]
+        words = ["clipcheck", "check", named, *compared, *given_options(judgement)]
+        steps = _step(
+            _NEXT, [*words, "--budget", "int8"], "judges it as a program that is lossy on purpose."
+        )
     elif "integrity" in failed:
         steps = _step(
             _NEXT, ["clipcheck", "inspect", named], "shows what the file is, without running it."
@@ -128,6 +138,10 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     if rerun:
         steps += _step(_OR if steps else _NEXT, rerun, _KEEPS)
     return steps
+
+
+def _is_quantised(judgement: Judgement) -> bool:
+    return any("quantised" in gate.figures for gate in judgement.gates)
 
 
 def _mend(named: str, judgement: Judgement) -> list[str]:
@@ -453,9 +467,18 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
         lines += _row(label, style, gate.name, gate.message)
     for label, doubt in _doubts(judgement):
         lines += _row(label, UNKNOWN, "", doubt)
+    lines += _layers(judgement)
     for place in judgement.departures:
         lines += _row("departs first", BAD, "", f"{named(place)}: {measured(place)}")
     return [*lines, *_known_rows(judgement), *_texts(failing_lines(judgement))]
+
+
+def _layers(judgement: Judgement) -> Lines:
+    """The quantised weights that cost most: what to leave in float."""
+    first = [each for each in judgement.layers[:_MOST_LAYERS] if each.share > 0]
+    told = [f"{each.weight} ({each.how}) {percent(each.share)}" for each in first]
+    what = f"of the error goes with each that is left in float: {', '.join(told)}"
+    return _row("costs most", ASIDE, "", what) if told else []
 
 
 def _known_rows(judgement: Judgement) -> Lines:

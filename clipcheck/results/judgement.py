@@ -13,6 +13,7 @@ from typing import Literal
 from clipcheck.backends.known import Known
 from clipcheck.checkpoints.inspection import Patched
 from clipcheck.gates.alternative import Departure
+from clipcheck.gates.budget import LayerCost
 from clipcheck.gates.frontends import FrontendResult
 from clipcheck.gates.localisation import Place
 from clipcheck.gates.measured import Measured
@@ -71,6 +72,7 @@ class Conditions:
         reference: what it was compared with.
         reference_checkpoint: the file whose eager model that is, where it is another one.
         limits: of the gate ``allclose``.
+        budget: what the candidate was allowed to lose, as it was asked for; None for nothing.
         examples: images compared.
         seed: of what was drawn.
         inputs: a fingerprint of all images and prompts; None where none were run.
@@ -87,6 +89,7 @@ class Conditions:
     reference: str = "eager"
     reference_checkpoint: str | None = None
     limits: Allclose = field(default_factory=Allclose)
+    budget: str | None = None
     examples: int = 0
     seed: int = 0
     inputs: str | None = None
@@ -112,6 +115,8 @@ class Findings:
             archive ran.
         known: failures of the backend's library that are known and look like this one; they excuse
             nothing.
+        layers: what each quantised weight adds to the error, the most first; none without a
+            budget.
         frontends: how the backend's own preprocessing and tokenizer compare; no part of the
             verdict.
         frontends_problem: why these could not be compared, or None.
@@ -125,6 +130,7 @@ class Findings:
     alternative: Mapping[str, Departure] | None = None
     patched: Patched | None = None
     known: tuple[Known, ...] = ()
+    layers: tuple[LayerCost, ...] = ()
     frontends: tuple[FrontendResult, ...] = ()
     frontends_problem: str | None = None
 

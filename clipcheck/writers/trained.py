@@ -12,17 +12,17 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.download import cache_directory
 from clipcheck.errors import UsageError
 from clipcheck.inputs.rules import MEAN, STD
+from clipcheck.inputs.subjects import CAPTIONS, SUBJECTS, Plane, Subject, caption, colours_of
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, tokenize
 from clipcheck.system.locks import locked_where_possible
 from clipcheck.writers.synthesize import DRAWN, LOGIT_SCALE, synthesize
@@ -46,59 +46,11 @@ _FIRST_SCALE = math.log(1 / 0.07)
 _LONG = 16
 """In one step of so many the captions fill the context; else they are cut behind the longest."""
 
-_COLOURS = {
-    "red": (220, 30, 30), "green": (30, 170, 40), "blue": (40, 60, 220), "yellow": (240, 220, 40),
-    "purple": (140, 40, 160), "orange": (250, 140, 20), "white": (250, 250, 250),
-    "black": (10, 10, 10),
-}  # fmt: skip
-_CAPTIONS = (
-    "a {colour} {shape}",
-    "a photo of a {colour} {shape}.",
-    "there is a {shape} on a grey wall, and it is {colour}",
-    "{colour} {shape}, seen from above, in a drawing that nobody has signed",
-)
-
-Plane = NDArray[np.float32]
-
-
-_SHAPES: dict[str, Callable[[Plane, Plane], NDArray[np.bool_]]] = {
-    "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) < 0.9,
-    "cross": lambda x, y: (np.minimum(np.abs(x), np.abs(y)) < 0.3) & (x * x + y * y < 1.2),
-    "ring": lambda x, y: (x * x + y * y < 1.2) & (x * x + y * y > 0.4),
-    "bar": lambda x, y: (np.abs(y) < 0.35) & (np.abs(x) < 1.1),
-    "pole": lambda x, y: (np.abs(x) < 0.35) & (np.abs(y) < 1.1),
-    "triangle": lambda x, y: (np.abs(y) < 1) & (2 * np.abs(x) < 1 + y),
-}
-"""Which points are inside of each shape; it reaches from about -1 to 1 in both directions."""
-
-Subject = tuple[str, str]
-SUBJECTS: tuple[Subject, ...] = tuple(itertools.product(_SHAPES, _COLOURS))
-"""Shape and colour of every picture that there is."""
-
 
 def picture(subject: Subject, resolution: int, generator: np.random.Generator) -> Plane:
-    """Draw a picture, and preprocess it: float32 [3, resolution, resolution].
-
-    Args:
-        resolution: pixels along a side.
-        generator: draws the noise, and by how much the shape is moved and scaled.
-    """
-    shape, colour = subject
-    size = generator.uniform(0.3, 0.4)
-    at = (np.arange(resolution, dtype=np.float32) + 0.5) / resolution
-    x, y = (at - generator.uniform(0.4, 0.6, (2, 1))) / size
-    pixels = generator.uniform(90, 165) + generator.normal(0, 8, (resolution, resolution, 3))
-    pixels[_SHAPES[shape](x[None, :], y[:, None])] = np.asarray(
-        _COLOURS[colour]
-    ) + generator.normal(0, 12, 3)
-    scaled = (np.clip(pixels, 0, 255) / 255 - MEAN) / STD
+    """Draw a picture, and preprocess it: float32 [3, resolution, resolution]. See `colours_of`."""
+    scaled = (colours_of(subject, resolution, generator) / 255 - MEAN) / STD
     return scaled.transpose(2, 0, 1).astype(np.float32)
-
-
-def caption(subject: Subject, template: int) -> str:
-    """One of the captions of a subject."""
-    shape, colour = subject
-    return _CAPTIONS[template].format(shape=shape, colour=colour)
 
 
 KINDS = (*DRAWN, "trained")
@@ -225,7 +177,7 @@ class Pairs:
         self._resolution = architecture.image_resolution
         self._generator = np.random.default_rng([seed, 2])
         texts = [
-            caption(subject, number) for subject in SUBJECTS for number in range(len(_CAPTIONS))
+            caption(subject, number) for subject in SUBJECTS for number in range(len(CAPTIONS))
         ]
         ids = tokenize(texts, architecture.context_length).numpy()
         self.used, places = np.unique(ids, return_inverse=True)
@@ -238,8 +190,8 @@ class Pairs:
         for step in itertools.count():
             subjects = np.arange(len(SUBJECTS))
             drawn = [picture(subject, self._resolution, draw) for subject in SUBJECTS]
-            templates = draw.integers(0, len(_CAPTIONS), len(SUBJECTS))
-            rows = self._rows[subjects * len(_CAPTIONS) + templates]
+            templates = draw.integers(0, len(CAPTIONS), len(SUBJECTS))
+            rows = self._rows[subjects * len(CAPTIONS) + templates]
             if step % _LONG:
                 rows = rows[:, : int(rows.argmax(axis=1).max()) + 1]
             yield torch.from_numpy(np.stack(drawn)), torch.from_numpy(rows)

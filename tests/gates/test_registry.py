@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from clipcheck.errors import UsageError
-from clipcheck.gates.registry import GATES, NAMES, gates_in, gates_named
+from clipcheck.gates.registry import GATES, NAMES, aside, gates_in, gates_named
+from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS
 
 
@@ -27,6 +28,15 @@ def test_logits_and_a_reference_have_gates_of_their_own() -> None:
     assert gates_in("float32", modules=False, reference=True, logits=False) == (
         "weights", "integrity", "fidelity", "repeatability"
     )  # fmt: skip
+
+
+def test_a_budget_has_a_gate_of_its_own_and_others_judge_nothing_beside_it() -> None:
+    gates = gates_in("float32", modules=True, budget=True)
+    assert set(gates) - set(gates_in("float32", modules=True)) == {"budget"}
+    failed = {name: GateResult(name, False, "off", margin=2.0) for name in gates}
+    judging = [name for name in gates if not aside(failed[name]).passed]
+    assert judging == ["integrity", "budget", "repeatability"]
+    assert aside(failed["fidelity"]).message == "judges nothing beside a budget; off"
 
 
 def test_gates_are_all_those_selected_or_all_but_those_ignored_in_their_order() -> None:

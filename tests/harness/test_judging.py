@@ -14,7 +14,7 @@ from clipcheck.errors import RunError
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.modules import Coverage, ModuleError
 from clipcheck.gates.result import LOGITS, OUTPUTS, GateResult
-from clipcheck.gates.tolerances import Allclose
+from clipcheck.gates.tolerances import Allclose, Budget
 from clipcheck.harness.judging import Run, Stopwatch, Trial, judge
 from clipcheck.inputs.batches import CORNERS, SIZES, Batch, Inputs, batches, every_length
 from clipcheck.inputs.dealing import Effort
@@ -152,6 +152,27 @@ def test_the_first_batch_runs_three_times_the_others_once_rows_alone_and_the_fir
         ("after all other calls", 0, {"image": [0, 1], "prompt": [0]}),
     ]
     assert run.failures == []
+
+
+def test_beside_a_budget_whole_batches_are_run_again_and_the_population_once(
+    drawn: list[Batch],
+) -> None:
+    lossy = Trial.of(
+        TwinTables(),  # type: ignore[arg-type]
+        drawn,
+        "float32",
+        Stopwatch(),
+        budget=Budget(cosine=0.9),
+        population=drawn[3:],
+    )
+    candidate = Tables(lambda _, outputs: {key: 1.01 * x for key, x in outputs.items()})
+    run = lossy.run(candidate)
+    assert candidate.sizes == [FIRST, FIRST, FIRST, *OTHERS, FIRST, *list(SIZES)[3:]]
+    gates = judged(lossy, run)
+    assert gates["budget"].passed
+    assert gates["fidelity"].message.startswith("judges nothing beside a budget; worst error")
+    assert failing(gates) == []
+    assert failing(judged(replace(lossy, budget=Budget(top1=0.9)), run)) == ["budget"]
 
 
 def test_cases_have_what_each_side_gave_and_what_the_rows_are(

@@ -91,6 +91,8 @@ def test_an_architecture_in_a_file_is_named_from_any_folder(
         ({"select": "fidelty"}, UsageError, "found 'fidelty'. The nearest name is 'fidelity'"),
         ({"ignore": [3]}, UsageError, "expected a gate, found 3"),
         ({"device": []}, UsageError, "expected a device, found none"),
+        ({"budget": "int9"}, UsageError, "expected a budget, found 'int9'"),
+        ({"budget": 3}, UsageError, "expected a budget as text, found 3"),
         ({"isolation": "full"}, UsageError, "expected an isolation, found 'full'"),
         ({"reference": 3}, UsageError, "released name of a reference, found an object of type int"),
         ({"architecture": "ViT-B-32"}, UnknownModelError, "nearest name is 'ViT-B/32'"),

@@ -18,6 +18,7 @@ from clipcheck.inputs.batches import (
     every_length,
     exhaustive,
     for_modules,
+    population,
 )
 from clipcheck.inputs.preprocess import transform
 from clipcheck.inputs.tokenizer import END_TOKEN, START_TOKEN, VOCABULARY_SIZE, tokenize
@@ -395,6 +396,29 @@ def test_the_classic_batch_is_one_image_and_the_prompts_of_the_references_own_te
     assert (batch.tokens == tokenize(texts).numpy()).all()
     assert batch.rows["prompt"] == ("'a diagram'", "'a dog'", "'a cat'")
     assert batch.pixels.tobytes() == classic(CLIP).pixels.tobytes()
+
+
+# --------------------------------------------------------------------------- population
+
+
+def test_a_population_has_so_many_of_both_and_none_is_an_edge_case() -> None:
+    found = list(population(19, MINUTE, 3))
+    assert [len(batch.pixels) for batch in found] == [8, 8, 3]
+    assert [batch.first_rows["prompt"] for batch in found] == [0, 8, 16]
+    for batch in found:
+        assert batch.pixels.shape[1:] == (3, MINUTE.resolution, MINUTE.resolution)
+        assert batch.pixels.std(axis=(1, 2, 3)).min() > 0
+        assert batch.tokens.shape == (len(batch.pixels), MINUTE.context_length)
+    again, other = population(19, MINUTE, 3), population(19, MINUTE, 4)
+    assert next(again).pixels.tobytes() == found[0].pixels.tobytes() != next(other).pixels.tobytes()
+
+
+def test_captions_are_prompts_where_the_vocabulary_has_the_words() -> None:
+    names = [
+        {name for batch in population(8, inputs, 0) for name in batch.rows["prompt"]}
+        for inputs in (MINUTE, CLIP)
+    ]
+    assert [any(name.startswith("'") for name in each) for each in names] == [False, True]
 
 
 # --------------------------------------------------------------------------- exhaustive

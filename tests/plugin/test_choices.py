@@ -50,9 +50,20 @@ def test_an_architecture_is_a_name_or_a_path_from_the_folder() -> None:
 
 
 def test_what_is_given_is_taken() -> None:
-    chosen = choices(atol="0.5", rtol="0", examples="3", seed="7", report="found", key="ema")
+    given = {"report": "found", "key": "ema", "budget": "int8"}
+    chosen = choices(atol="0.5", rtol="0", examples="3", seed="7", **given)
     assert chosen.report == HERE / "found"
-    assert chosen.options == CheckOptions(atol=0.5, rtol=0, examples=3, seed=7, key="ema")
+    assert chosen.options == CheckOptions(
+        atol=0.5, rtol=0, examples=3, seed=7, key="ema", budget="int8"
+    )
+
+
+def test_a_budget_is_judged_where_there_is_one() -> None:
+    gates = [
+        {each["clip_gate"] for each in choices(model=["ViT-B/32"], **given).combinations(NAMES)}
+        for given in ({}, {"budget": "int8"})
+    ]
+    assert gates[1] - gates[0] == {"budget"}
 
 
 def test_options_of_a_file_are_taken_where_none_is_given(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from clipcheck.checkpoints.checkpoint import same_bits
 from clipcheck.errors import UsageError
 from clipcheck.families.eager import build
 from clipcheck.inputs.rules import MEAN, STD
+from clipcheck.inputs.subjects import SUBJECTS, caption
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, tokenize
 from clipcheck.writers import trained
 from clipcheck.writers.synthesize import architecture_named, synthesize
-from clipcheck.writers.trained import SUBJECTS, caption, picture, train, weights_of
+from clipcheck.writers.trained import picture, train, weights_of
 from tests.samples import MINUTE
 
 SMALL = replace(MINUTE, context_length=20, vocab_size=VOCABULARY_SIZE)

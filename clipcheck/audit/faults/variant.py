@@ -71,6 +71,7 @@ class Variant:
             that a library computes.
         finds: whether a library's model has what it alters; None where every model has.
         dtype: what is computed in, by name; None for whatever is asked for.
+        budget: what it may lose, as ``--budget`` has it; None for nothing.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Variant:
     kinds: tuple[type, ...] = (ViT, ResNet)
     finds: Callable[[DualEncoder], bool] | None = None
     dtype: str | None = None
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         if self.places is None and isinstance(self.plant, Plant) and not self.clean:

@@ -39,6 +39,7 @@ PHASES = {
     "gates": "gates",
     "frontends": "comparing raw inputs",
     "search": "looking for the smallest input that fails",
+    "layers": "each layer in float in turn",
 }
 """Text for each phase. ``run`` is the sum of all but the first."""
 
@@ -150,6 +151,7 @@ class _Section:
     state: str
     cells: Mapping[str, _Cell]
     drifts: Sequence[plots.Plot]
+    layers: Sequence[plots.Plot]
     spreads: Sequence[plots.Plot]
     inputs: Sequence[_Input]
     mismatched: Sequence[tuple[str, Picture]]
@@ -167,6 +169,7 @@ class _Section:
             _state(judgement),
             {gate.name: _cell(gate) for gate in judgement.gates},
             _drifts(judgement, key),
+            [plots.layers(judgement.layers, f"{key}-layers")] if judgement.layers else [],
             _spreads(judgement, key),
             _shown_inputs(judgement, side),
             _mismatched(judgement, side),
@@ -355,4 +358,5 @@ def _command(judgement: Judgement) -> str:
     for name in ("atol", "rtol"):
         value = getattr(judgement.limits, name)
         words += [f"--{name}", value] if value != getattr(Allclose, name) else []
+    words += ["--budget", judgement.budget] if judgement.budget else []
     return shlex.join(str(word) for word in words)

@@ -17,13 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from clipcheck.gates.budget import LayerCost
 from clipcheck.gates.measured import Heat, Measured
 from clipcheck.gates.modules import ModuleError, is_measure, ratios, unit
 from clipcheck.gates.result import MEANT
 from clipcheck.gates.tolerances import Limits
 from clipcheck.report.html.svg import COLOURS, inline, styled
 from clipcheck.report.html.words import as_far, ascii_only, cut, figure, ratio
-from clipcheck.system.figures import number
+from clipcheck.system.figures import number, percent
 
 _WIDTH = 4.5
 """Width of every figure, in inches of 72 units, as a phone shows it; wider pages scale it up."""
@@ -36,6 +37,9 @@ _LEAST_CELL = 36 / 72
 
 _LEVELS = 4
 """Shades of a difference in either direction."""
+
+_MOST_LAYERS, _LAYER_NAME = 20, 40
+"""Layers that are drawn, and characters of their names; the table has all."""
 
 _PER_DECADE = 6
 """Bars of a histogram from 1 to 10."""
@@ -368,6 +372,34 @@ def _bin_table(
         if (bad := np.sum(~np.isfinite(values[name])))
     ]
     return ("output", "more than", "up to", "rows"), rows
+
+
+def layers(costs: Sequence[LayerCost], key: str) -> Plot:
+    """The error that each quantised weight adds, the most first, as bars.
+
+    Args:
+        costs: at least one, in that order.
+        key: another one for each plot of a page.
+    """
+    first = list(costs[:_MOST_LAYERS])
+    title = "What to leave in float"
+    caption = (
+        f"{costs[0].weight} adds most: in float, {percent(max(0.0, costs[0].share))} "
+        "of the error is gone. Each was run in float by itself."
+    )
+    with styled():
+        drawn = Figure(figsize=(_WIDTH, 0.6 + 0.24 * len(first)))
+        axes = drawn.add_axes((0.5, 0.42 / (0.6 + 0.24 * len(first)), 0.47, 0.9 - 0.3 / len(first)))
+        places = np.arange(len(first))[::-1]
+        shares = [100 * each.share for each in first]
+        axes.barh(places, shares, height=0.66, color=COLOURS["candidate"])
+        axes.set_yticks(places, [cut(ascii_only(each.weight), _LAYER_NAME) for each in first])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+        axes.set_xlabel("% of the error that goes")
+        svg = inline(drawn, key, f"{title}. {caption}")
+    rows = [(each.weight, each.how, percent(each.share), number(each.error)) for each in costs]
+    return Plot(title, svg, caption, ("weight", "quantised", "adds", "error left"), rows)
 
 
 def heat(given: Heat, key: str) -> Plot:

@@ -23,6 +23,8 @@ from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.families import eager
+from clipcheck.harness.judging import inputs_of
+from clipcheck.inputs.batches import Inputs
 
 if TYPE_CHECKING:
     import onnx
@@ -67,22 +69,60 @@ def in_graph(alter: Callable[[onnx.ModelProto], None]) -> PlantSource:
     def plant(source: Source) -> Iterator[Source]:
         import onnx
 
-        from clipcheck.backends.programs import key_of
-        from clipcheck.writers.programs import write_onnx
-
-        # One file for all that alter it, and for the backend itself, which has it by the same key:
-        # to export takes longer than all else.
-        wanted = key_of(source, "onnx", "onnxscript")
-        written = source.artefacts.get(
-            "program.onnx", wanted, lambda path: write_onnx(source.clip, path)
-        )
-        program = onnx.load(written)
+        program = _exported(source)
         alter(program)
         path = _folder(source) / "altered.onnx"
         onnx.save(program, path)
         yield replace(source, program=path)
 
     return plant
+
+
+def in_lossy_graph(
+    recipe: Callable[[Path, Path, Inputs], None],
+    before: Callable[[onnx.ModelProto, Source], None] | None = None,
+    after: Callable[[onnx.ModelProto], None] | None = None,
+) -> PlantSource:
+    """Make a lossy program of the one that is made of the eager model, and alter it before or
+    after that.
+
+    Args:
+        recipe: of `clipcheck.audit.faults.lossy`.
+        before: given the program, and what it was made of.
+        after: given the lossy program.
+    """
+
+    @contextmanager
+    def plant(source: Source) -> Iterator[Source]:
+        import onnx
+
+        program, folder = _exported(source), _folder(source)
+        if before is not None:
+            before(program, source)
+        path, written = folder / "before.onnx", folder / "lossy.onnx"
+        onnx.save(program, path)
+        recipe(path, written, inputs_of(source.checkpoint.model))
+        if after is not None:
+            program = onnx.load(written)
+            after(program)
+            onnx.save(program, written)
+        yield replace(source, program=written)
+
+    return plant
+
+
+def _exported(source: Source) -> onnx.ModelProto:
+    """The program that the backend makes. One file for all that alter it, and for the backend
+    itself, which has it by the same key: to export takes longer than all else."""
+    import onnx
+
+    from clipcheck.backends.programs import key_of
+    from clipcheck.writers.programs import write_onnx
+
+    wanted = key_of(source, "onnx", "onnxscript")
+    return onnx.load(
+        source.artefacts.get("program.onnx", wanted, lambda path: write_onnx(source.model, path))
+    )
 
 
 def in_weights(alter: Callable[[Weights], None]) -> PlantSource:

@@ -1,0 +1,344 @@
+"""The gate ``budget``: what loses precision on purpose loses no more than was said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipcheck.errors import UsageError, nearest
+from clipcheck.gates.result import FEATURES, LOGITS, Case, GateResult, judged, not_finite, unusable
+from clipcheck.gates.tolerances import BUDGETS, LOGIT_SCALE, Budget
+from clipcheck.system.figures import counted, percent
+
+Floats = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+"""Of each interval."""
+
+LEAST, MOST = 100, 10_000
+"""Images, and prompts, that are drawn at least and at most."""
+
+_FEW = 3
+"""An interval has to be able to decide where a share falls short of 1 by as little as this part of
+what is allowed."""
+
+_BLOCK = 256
+"""Rows of similarities that are compared at once."""
+
+_TIE = 1e-6
+"""Cosines that are so near each other are the same: float32 cannot tell them apart."""
+
+MEANT: Mapping[str, str] = {
+    "cosine": "least cosine",
+    "median": "median cosine",
+    "top1": "best match agrees",
+    "top5": "five best shared",
+    "spearman": "rank correlation",
+}
+"""The figure that each limit of a budget is of, for people."""
+
+
+def parse_budget(text: str) -> Budget:
+    """Read a budget: a name of `BUDGETS`, or limits as ``cosine=0.99,top1=0.95``.
+
+    Raises:
+        UsageError: it is neither, or no number of inputs could decide it.
+    """
+    if text in BUDGETS:
+        return BUDGETS[text]
+    limits: dict[str, Any] = {}
+    if not isinstance(text, str):
+        raise UsageError(
+            f"expected a budget as text, found {text!r}",
+            remedy=f"Give one of {', '.join(BUDGETS)}, or limits as cosine=0.99,top1=0.95.",
+        )
+    for part in text.split(","):
+        name, equals, value = (each.strip() for each in part.partition("="))
+        if not equals or name not in MEANT or name in limits:
+            known = [*BUDGETS, *(f"{each}=LIMIT" for each in MEANT)]
+            raise UsageError(
+                f"expected a budget, found {text!r}: {part.strip() or 'nothing'!r} "
+                f"{'is there twice' if name in limits else 'is no part of one'}",
+                remedy=f"{nearest(part.strip(), known)}; give one of {', '.join(BUDGETS)}, or "
+                f"limits, such as cosine=0.99,top1=0.95, of {', '.join(MEANT)}.",
+            )
+        limits[name] = _limit(name, value)
+    budget = Budget(**limits)
+    _ = inputs_for(budget)
+    return budget
+
+
+def _limit(name: str, value: str) -> float:
+    try:
+        limit = float(value)
+    except ValueError:
+        limit = np.nan
+    if not 0 < limit < 1:
+        why = ", which no number of inputs could show" if limit == 1 else ""
+        raise UsageError(
+            f"expected {name} of a budget to be a number between 0 and 1, found {value!r}{why}",
+            remedy="Give one below 1, such as 0.99.",
+        )
+    return limit
+
+
+@cache
+def inputs_for(budget: Budget) -> int:
+    """How many images, and how many prompts, have to be drawn so that the intervals can decide.
+
+    Raises:
+        UsageError: that is more than `MOST`.
+    """
+    rows = LEAST
+    for name in ("top1", "top5"):
+        limit = getattr(budget, name)
+        while limit is not None and wilson(1 - (1 - limit) / _FEW, rows)[0] < limit:
+            rows += max(1, rows // 50)
+            if rows > MOST:
+                raise UsageError(
+                    f"expected a budget that {MOST:,} images and prompts can decide, found "
+                    f"{name}={limit:g}",
+                    remedy="Allow more: of 0.999 it can be said that it holds.",
+                )
+    return rows
+
+
+def wilson(share: float, rows: int) -> tuple[float, float]:
+    """The interval of a share of rows, by Wilson's score.
+
+    A mean of numbers from 0 to 1 varies at most as much as a share does.
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(int(share * rows + 1e-9), rows).proportion_ci(CONFIDENCE, "wilson")
+    return float(found.low), float(found.high)
+
+
+def _bootstrap(values: Floats, statistic: str) -> tuple[float, float]:
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        (values,),
+        getattr(np, statistic),
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        n_resamples=2000,
+        batch=100,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One figure of a budget.
+
+    Attributes:
+        found: over the rows.
+        lower: the lower end of its interval, which counts.
+        upper: the upper end.
+        rows: how many it is over.
+    """
+
+    found: float
+    lower: float
+    upper: float
+    rows: int
+
+
+def budget(
+    cases: Sequence[Case], limits: Budget, levels: Mapping[str, int] | None = None
+) -> GateResult:
+    """Every figure that has a limit keeps it, by the lower end of its interval.
+
+    A figure of both towers, or of images and of prompts, is that of the worse. Where all of that
+    is there, the logits must be as many times the cosines of the program's own features as the
+    reference's are of its own, see `LOGIT_SCALE`.
+
+    Args:
+        cases: of inputs that were drawn, all alike: the intervals are over these.
+        limits: what may be lost.
+        levels: by key, how many different values a quantised weight can have.
+    """
+    problem = unusable(cases) or not_finite(cases, judged(cases))
+    if problem:
+        return GateResult("budget", False, problem, margin=float("inf"))
+    found = estimates(cases)
+    wanted = {name: limit for name in MEANT if (limit := getattr(limits, name)) is not None}
+    missing = wanted.keys() - found.keys()
+    figures: dict[str, dict[str, float | int | str]] = {
+        name: {**asdict(each), **({"limit": wanted[name]} if name in wanted else {})}
+        for name, each in found.items()
+    }
+    margins = {
+        name: (1 - found[name].lower) / (1 - limit)
+        for name, limit in wanted.items()
+        if name in found
+    }
+    told = [_told(name, found[name], wanted[name], margins[name]) for name in margins]
+    scale = logit_scale(cases)
+    if scale is not None:
+        figures["logit_scale"] = {"found": scale, "allowed": LOGIT_SCALE}
+        margins["logit_scale"] = abs(scale - 1) / LOGIT_SCALE
+        if margins["logit_scale"] > 1:
+            told.insert(0, f"logits are {scale:.3g} times what its own features make")
+    least = limits.levels
+    if levels and least is not None:
+        key = min(levels, key=lambda each: levels[each])
+        figures["levels"] = {"found": levels[key], "least": least}
+        margins["levels"] = least / levels[key]
+        if margins["levels"] > 1:
+            told.insert(0, f"{key} has {levels[key]} levels (LIMIT {least})")
+    if missing:
+        names = " and ".join(sorted(missing))
+        told.insert(0, f"{names} cannot be measured: the features are not there")
+        margins.update(dict.fromkeys(missing, float("inf")))
+    rows = max(each.rows for each in found.values())
+    message = f"{'; '.join(told)}; over {counted(rows, 'row')} of drawn inputs"
+    margin = max(margins.values())
+    return GateResult("budget", margin <= 1, message, figures, margin)
+
+
+def _told(name: str, found: Estimate, limit: float, margin: float) -> str:
+    share = name in ("top1", "top5")
+    write = percent if share else lambda value: f"{value:.5g}"
+    low = "" if found.found == found.lower else f", at least {write(found.lower)}"
+    word = "limit" if margin <= 1 else "LIMIT"
+    value = f"in {write(found.found)}" if share else write(found.found)
+    return f"{MEANT[name]} {value}{low} ({word} {write(limit)})"
+
+
+def estimates(cases: Sequence[Case]) -> dict[str, Estimate]:
+    """Measure all that a budget may limit, and that the candidate's outputs have."""
+    found: dict[str, list[Estimate]] = {}
+
+    def add(name: str, value: float, ends: tuple[float, float], rows: int) -> None:
+        found.setdefault(name, []).append(Estimate(value, *ends, rows))
+
+    for cosines in _cosines(cases):
+        least = float(cosines.min())
+        # A bootstrap of a minimum gives no less than that.
+        add("cosine", least, (least, least), len(cosines))
+        ends = _bootstrap(cosines, "median")
+        add("median", float(np.median(cosines)), ends, len(cosines))
+    for agreed, shared, ranks in _rankings(cases):
+        rows = len(agreed)
+        for name, values in (("top1", agreed), ("top5", shared)):
+            share = float(values.mean())
+            add(name, share, wilson(share, rows), rows)
+        add("spearman", float(ranks.mean()), _bootstrap(ranks, "mean"), rows)
+    return {name: min(each, key=lambda one: one.lower) for name, each in found.items()}
+
+
+def logit_scale(cases: Sequence[Case]) -> float | None:
+    """How many times the reference's is the factor between the candidate's logits and the cosines
+    of its features; None where one of them is not there."""
+    if len(judged(cases, (*FEATURES, LOGITS[0]))) < 3:
+        return None
+    own, exact = (
+        _slope([getattr(case, side) for case in cases]) for side in ("candidate", "exact")
+    )
+    return own / exact if exact else None
+
+
+def _slope(outputs: Sequence[Mapping[str, NDArray[np.floating]]]) -> float:
+    """The slope of logits over cosines, by least squares."""
+    cosines = [np.matmul(*_pair(each)).ravel() for each in outputs]
+    logits = [each[LOGITS[0]].astype(np.float64).ravel() for each in outputs]
+    x, y = (np.concatenate(each) for each in (cosines, logits))
+    x = x - x.mean()
+    return float(np.dot(x, y) / np.dot(x, x)) if np.dot(x, x) else 0.0
+
+
+def _pair(outputs: Mapping[str, NDArray[np.floating]]) -> tuple[Floats, Floats]:
+    images, texts = (unit(outputs[name]) for name in FEATURES)
+    return images, texts.T
+
+
+def unit(values: NDArray[np.floating]) -> Floats:
+    """Rows of length 1, in float64; a row of zeros stays what it is."""
+    exact = values.astype(np.float64)
+    lengths = np.linalg.norm(exact, axis=1, keepdims=True)
+    return np.asarray(exact / np.where(lengths == 0, 1, lengths))
+
+
+def _cosines(cases: Sequence[Case]) -> Iterator[Floats]:
+    """The cosine of each row of features with float64's, by tower."""
+    for name in judged(cases, FEATURES):
+        yield np.concatenate(
+            [np.sum(unit(c.candidate[name]) * unit(c.exact[name]), axis=1) for c in cases]
+        )
+
+
+def _rankings(cases: Sequence[Case]) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """By what is ranked: whether the best match of each row is float64's, how much of the five best
+    is shared, and the correlation of ranks."""
+    for own, exact in zip(_scores(cases, "candidate"), _scores(cases, "exact"), strict=True):
+        parts = [
+            _ranked(own[start : start + _BLOCK], exact[start : start + _BLOCK])
+            for start in range(0, len(own), _BLOCK)
+        ]
+        agreed, shared, ranks = (np.concatenate(each) for each in zip(*parts, strict=True))
+        yield agreed, shared, ranks
+
+
+def _scores(cases: Sequence[Case], side: str) -> list[Floats]:
+    """Return the scores that rows are ranked by: images with all prompts and the other way round;
+    of one tower, each row with all others of it; where there are no features, the logits of single
+    batches."""
+    outputs = [getattr(case, side) for case in cases]
+    units = [
+        unit(np.concatenate([each[name] for each in outputs])) for name in judged(cases, FEATURES)
+    ]
+    if len(units) == 2:
+        return [units[0] @ units[1].T, units[1] @ units[0].T]
+    if units:
+        rows = len(units[0])
+        others = ~np.eye(rows, dtype=bool)
+        return [(units[0] @ units[0].T)[others].reshape(rows, rows - 1)]
+    return [
+        np.concatenate([each[name].astype(np.float64) for each in outputs])
+        for name in judged(cases, LOGITS)
+    ]
+
+
+def _ranked(own: Floats, exact: Floats) -> tuple[Floats, Floats, Floats]:
+    from scipy.stats import rankdata
+
+    best = np.take_along_axis(exact, own.argmax(axis=1)[:, None], axis=1)[:, 0]
+    agreed = (best >= exact.max(axis=1) - _TIE).astype(np.float64)
+    several = min(5, own.shape[1])
+    mine, theirs = (np.argpartition(-each, several - 1)[:, :several] for each in (own, exact))
+    shared = (mine[:, :, None] == theirs[:, None, :]).any(axis=2).mean(axis=1)
+    ranks = [
+        unit((r := rankdata(each, axis=1)) - r.mean(axis=1, keepdims=True)) for each in (own, exact)
+    ]
+    return agreed, shared, np.sum(ranks[0] * ranks[1], axis=1)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """The error that one quantised weight adds to a program.
+
+    Attributes:
+        weight: its key.
+        how: it is quantised, for people.
+        share: of the error that is not there where this one is in float; below 0 where it makes up
+            for others.
+        error: what is left, as of `squared_error`.
+    """
+
+    weight: str
+    how: str
+    share: float
+    error: float
+
+
+def squared_error(cases: Sequence[Case]) -> float:
+    """The mean square of the distance of features of length 1 from those of float64."""
+    return float(np.mean(np.concatenate([2 - 2 * each for each in _cosines(cases)])))

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from clipcheck.errors import UsageError
+from clipcheck.gates.budget import (
+    LEAST,
+    budget,
+    estimates,
+    inputs_for,
+    logit_scale,
+    parse_budget,
+    wilson,
+)
+from clipcheck.gates.result import Case, Outputs
+from clipcheck.gates.tolerances import BUDGETS, Budget
+
+DRAW = np.random.default_rng(0)
+IMAGES, TEXTS = DRAW.normal(size=(24, 16)), DRAW.normal(size=(24, 16))
+
+
+def outputs(images: np.ndarray, texts: np.ndarray, scale: float = 100.0) -> Outputs:
+    cosines = unit(images) @ unit(texts).T
+    return {
+        "image_features": images,
+        "text_features": texts,
+        "logits_per_image": scale * cosines,
+        "logits_per_text": scale * cosines.T,
+    }
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def sample(noise: float = 0.0, scale: float = 100.0) -> list[Case]:
+    """Two batches, of which one side is off by so much noise."""
+    found = []
+    draw = np.random.default_rng(1)
+    for part in (slice(12), slice(12, None)):
+        images, texts = IMAGES[part], TEXTS[part]
+        exact = outputs(images, texts)
+        own = outputs(
+            images + noise * draw.normal(size=images.shape),
+            texts + noise * draw.normal(size=texts.shape),
+            scale,
+        )
+        found.append(Case(own, exact, exact))
+    return found
+
+
+def test_figures_are_those_of_the_definition() -> None:
+    found = estimates(sample(0.1))
+    both = sample(0.1)
+    own = {
+        n: np.concatenate([c.candidate[n] for c in both])
+        for n in ("image_features", "text_features")
+    }
+    cosines = {
+        n: np.sum(unit(values) * unit(IMAGES if n.startswith("image") else TEXTS), axis=1)
+        for n, values in own.items()
+    }
+    assert found["cosine"].found == pytest.approx(min(each.min() for each in cosines.values()))
+    scores = unit(own["image_features"]) @ unit(own["text_features"]).T
+    exact = unit(IMAGES) @ unit(TEXTS).T
+    shares = [
+        np.mean(a.argmax(axis=1) == b.argmax(axis=1))
+        for a, b in ((scores, exact), (scores.T, exact.T))
+    ]
+    assert found["top1"].found in [pytest.approx(share) for share in shares]
+    assert found["top1"].lower == min(wilson(share, 24)[0] for share in shares)
+    assert all(each.lower <= each.found <= each.upper for each in found.values())
+    assert found.keys() == asdict(Budget()).keys() - {"levels"}
+
+
+def test_what_is_the_same_passes_and_what_is_not_fails_by_the_lower_end() -> None:
+    limits = Budget(cosine=0.99, top1=0.8, spearman=0.99)
+    same = budget(sample(), limits)
+    assert same.passed
+    assert "best match agrees in 100 %, at least 86 % (limit 80 %)" in same.message
+    # All agree, and so few rows cannot show that 9 of 10 do.
+    assert not budget(sample(), Budget(top1=0.9)).passed
+    noisy = budget(sample(0.5), limits)
+    assert not noisy.passed
+    assert noisy.margin == pytest.approx((1 - noisy.figures["cosine"]["lower"]) / 0.01)
+
+
+def test_a_logit_scale_that_is_off_fails_whatever_the_limits() -> None:
+    assert logit_scale(sample(0.1)) == pytest.approx(1)
+    off = budget(sample(scale=104.0), Budget(cosine=0.5))
+    assert not off.passed
+    assert "logits are 1.04 times what its own features make" in off.message
+
+
+def test_a_weight_of_fewer_levels_than_a_preset_has_fails() -> None:
+    limits = Budget(cosine=0.5, levels=64)
+    assert budget(sample(), limits, {"a": 255, "b": 64}).passed
+    found = budget(sample(), limits, {"a": 255, "b": 16})
+    assert (found.passed, found.margin) == (False, 4)
+    assert found.message.startswith("b has 16 levels (LIMIT 64); least cosine 1 (limit 0.5)")
+    assert budget(sample(), Budget(cosine=0.5), {"b": 16}).passed
+
+
+def test_of_one_tower_rows_are_ranked_by_each_other() -> None:
+    alone = [
+        Case(
+            {"image_features": IMAGES},
+            {"image_features": IMAGES},
+            {"image_features": IMAGES},
+            absent=frozenset({"text_features", "logits_per_image", "logits_per_text"}),
+        )
+    ]
+    found = estimates(alone)
+    assert found["top1"].found == 1
+    assert found["top1"].rows == 24
+    assert logit_scale(alone) is None
+
+
+def test_of_logits_alone_a_cosine_cannot_be_measured() -> None:
+    absent = frozenset({"text_features", "image_features"})
+    alone = [Case(c.candidate, c.reference, c.exact, absent=absent) for c in sample()]
+    assert budget(alone, Budget(top1=0.8)).passed
+    found = budget(alone, Budget(cosine=0.9))
+    assert not found.passed
+    assert found.message.startswith("cosine cannot be measured: the features are not there")
+
+
+def test_a_budget_is_a_preset_or_limits() -> None:
+    assert parse_budget("int8") is BUDGETS["int8"]
+    assert parse_budget("cosine=0.99, top1=0.95") == Budget(cosine=0.99, top1=0.95)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("int9", "expected a budget, found 'int9': 'int9' is no part of one. The nearest"),
+        ("", "found '': 'nothing' is no part"),
+        ("cosine", "'cosine' is no part of one"),
+        ("top1=0.9,top1=0.8", "'top1=0.8' is there twice"),
+        ("top1=1", "between 0 and 1, found '1', which no number of inputs could show"),
+        ("cosine=nan", "found 'nan'"),
+        ("top1=0.99999", "expected a budget that 10,000 images and prompts can decide"),
+    ],
+)
+def test_what_is_no_budget_is_refused(text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told.replace("(", r"\(")):
+        parse_budget(text)
+
+
+def test_so_many_inputs_are_drawn_that_the_interval_can_decide() -> None:
+    assert inputs_for(Budget(cosine=0.9)) == LEAST
+    rows = inputs_for(Budget(top1=0.98))
+    assert wilson(1 - 0.02 / 3, rows)[0] >= 0.98 > wilson(1 - 0.02 / 3, int(rows * 0.9))[0]
