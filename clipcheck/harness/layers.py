@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from clipcheck.backends.programs import ProgramBackend
+from clipcheck.errors import RunError
 from clipcheck.gates.budget import LayerCost, squared_error
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import Case
@@ -17,41 +18,46 @@ if TYPE_CHECKING:
 
     from clipcheck.harness.judging import Trial
 
-_BATCHES = 4
-"""Batches of the population that each layer is run on."""
-
 
 def costly_layers(
     candidate: ProgramBackend,
     evidence: Evidence,
     weights: Mapping[str, torch.Tensor],
     trial: Trial,
+    batches: int,
     advance: Advance = still,
-) -> tuple[LayerCost, ...]:
-    """Measure what each quantised weight adds to the error, the most first.
+) -> tuple[tuple[LayerCost, ...], str | None]:
+    """Measure what each quantised weight adds to the error, the most first; and tell why that could
+    not be done of some.
 
     Args:
         candidate: a program; it runs as it is again in the end.
         evidence: which weights it has quantised, and under which names.
         weights: the reference's.
         trial: with a population.
+        batches: how many of the population each is run on.
         advance: told the share of the layers that is done.
 
     Raises:
-        RunError: the program does not run with one of them in float.
+        RunError: the program does not run.
     """
-    whole = _error(candidate, trial)
-    found = []
+    whole = _error(candidate, trial, batches)
+    found: list[LayerCost] = []
+    problem = None
     for number, (key, name) in enumerate(evidence.tensors.items(), start=1):
-        with candidate.in_float(name, weights[key]):
-            left = _error(candidate, trial)
+        try:
+            with candidate.in_float(name, weights[key]):
+                left = _error(candidate, trial, batches)
+        except RunError as error:
+            problem = problem or f"{key}: {error.problem}"
+            continue
         how = evidence.quantised.get(key, "otherwise than the file")
         found.append(LayerCost(key, how, (whole - left) / whole if whole else 0.0, left))
         advance(number / len(evidence.tensors))
-    return tuple(sorted(found, key=lambda each: -each.share))
+    return tuple(sorted(found, key=lambda each: -each.share)), problem
 
 
-def _error(candidate: ProgramBackend, trial: Trial) -> float:
+def _error(candidate: ProgramBackend, trial: Trial, batches: int) -> float:
     return squared_error(
         [
             Case(
@@ -60,6 +66,6 @@ def _error(candidate: ProgramBackend, trial: Trial) -> float:
                 exact,
                 absent=candidate.absent,
             )
-            for batch, exact in zip(trial.population[:_BATCHES], trial.of_population, strict=False)
+            for batch, exact in zip(trial.population[:batches], trial.of_population, strict=False)
         ]
     )

@@ -28,7 +28,7 @@ from clipcheck.checkpoints.opening import open_pair, weights_of
 from clipcheck.errors import ClipcheckError, UnfitError, UsageError
 from clipcheck.families.registry import dimensions_of, sizes_of, summary_of
 from clipcheck.gates.alternative import Departure
-from clipcheck.gates.budget import LayerCost, inputs_for
+from clipcheck.gates.budget import inputs_for
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.localisation import Localisation
 from clipcheck.gates.measured import measured
@@ -54,6 +54,7 @@ from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.probe import Probe
 from clipcheck.harness.search.smallest import smallest
 from clipcheck.inputs.batches import population
+from clipcheck.inputs.dealing import FULL
 from clipcheck.inputs.examples import batch
 from clipcheck.results.judgement import Judgement, LeftOut
 from clipcheck.system.figures import size
@@ -314,7 +315,7 @@ class Judge:
             )
             # Every input departs of what is lossy: the smallest tells nothing.
             if bench.trial.budget is not None:
-                draft.add(layers=_layers(bench, candidate, verdict, watch))
+                draft.add(**_layers(bench, candidate, verdict, watch))
             elif not draft.judgement.passed:
                 self._explain(draft, bench, candidate, verdict, ruler, watch)
         with watch.phase("frontends"):
@@ -553,18 +554,22 @@ def _versions() -> dict[str, str]:
 
 def _layers(
     bench: _Bench, candidate: Backend, verdict: Verdict, watch: Stopwatch
-) -> tuple[LayerCost, ...]:
-    """Measure what each quantised layer costs; nothing where that cannot be done: the verdict
-    stands without it."""
+) -> dict[str, object]:
+    """Measure what each quantised layer costs, or say why that is not known: the verdict stands
+    without it."""
     if not isinstance(candidate, ProgramBackend) or not bench.trial.population:
-        return ()
+        return {}
     weights = bench.source.model.state_dict()
+    # Of a large model a session for each layer takes long enough.
+    batches = 4 if effort_for(bench.files.checkpoint.parameters) is FULL else 1
     try:
         with watch.phase("layers") as advance:
-            return costly_layers(candidate, verdict.evidence, weights, bench.trial, advance)
-    except ClipcheckError:
-        _log.debug("%s: layers were not measured", candidate.name, exc_info=True)
-        return ()
+            found, problem = costly_layers(
+                candidate, verdict.evidence, weights, bench.trial, batches, advance
+            )
+    except ClipcheckError as error:
+        return {"layers_problem": error.problem}
+    return {"layers": found, "layers_problem": problem}
 
 
 def _unfit(choice: Choice, files: _Files, device: torch.device, dtype: str) -> str | None:

@@ -478,7 +478,10 @@ def _layers(judgement: Judgement) -> Lines:
     first = [each for each in judgement.layers[:_MOST_LAYERS] if each.share > 0]
     told = [f"{each.weight} ({each.how}) {percent(each.share)}" for each in first]
     what = f"of the error goes with each that is left in float: {', '.join(told)}"
-    return _row("costs most", ASIDE, "", what) if told else []
+    lines = _row("costs most", ASIDE, "", what) if told else []
+    if judgement.layers_problem is not None:
+        lines += _row("not measured", ASIDE, "", judgement.layers_problem)
+    return lines
 
 
 def _known_rows(judgement: Judgement) -> Lines:

@@ -117,6 +117,7 @@ class Findings:
             nothing.
         layers: what each quantised weight adds to the error, the most first; none without a
             budget.
+        layers_problem: why that could not be measured of some, or None.
         frontends: how the backend's own preprocessing and tokenizer compare; no part of the
             verdict.
         frontends_problem: why these could not be compared, or None.
@@ -131,6 +132,7 @@ class Findings:
     patched: Patched | None = None
     known: tuple[Known, ...] = ()
     layers: tuple[LayerCost, ...] = ()
+    layers_problem: str | None = None
     frontends: tuple[FrontendResult, ...] = ()
     frontends_problem: str | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import onnx
 import pytest
@@ -10,6 +11,7 @@ from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import clipcheck
+from clipcheck.backends import onnxruntime
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.gates.result import GateResult
@@ -71,6 +73,21 @@ def test_reports_tell_which_layers_cost_most(found: Result) -> None:
     assert "What to leave in float" in page(found)
     (record,) = read(to_json(found)).results
     assert (record.layers, record.budget) == (layers, "cosine=0.9,spearman=0.5")
+
+
+def test_a_layer_that_does_not_run_in_float_is_told(
+    program: Path, minute_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise ValueError("no such operator")
+
+    monkeypatch.setattr(onnxruntime, "with_weight_in_float", fail)
+    found = check(program, minute_archive, "cosine=0.9")
+    assert only(found).passed
+    assert only(found).layers == ()
+    problem = str(only(found).layers_problem)
+    assert "opening the program with a layer in float failed (no such operator)" in problem
+    assert f"not measured {problem}" in " ".join(render(found).split())
 
 
 def test_without_a_budget_it_fails_and_is_told_of_one() -> None:
