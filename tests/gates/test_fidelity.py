@@ -200,7 +200,9 @@ def test_fidelity_says_how_near_the_farthest_is() -> None:
         "worst": "a whole batch of 6",
     }
     assert found.figures.keys() == {*OUTPUTS, "greatest", "agreement"}
-    assert found.figures["greatest"].keys() == {"features", "feature_row", "logits", "logit_row"}
+    kinds = ("features", "feature_row", "logits", "logit_row")
+    nearer = fidelity([measured(dict.fromkeys(OUTPUTS, 0.5))], APART, SCALE)
+    assert nearer.figures["greatest"] == dict.fromkeys(kinds, pytest.approx(0.5))
 
 
 def test_fidelity_names_the_row_and_what_is_in_it() -> None:
