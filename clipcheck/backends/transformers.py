@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +16,7 @@ from clipcheck.checkpoints.architecture import ResNet, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.configs import ACTIVATIONS
 from clipcheck.checkpoints.keymaps import Layout, from_layout
+from clipcheck.families.tokenizers import quiet
 from clipcheck.gates.integrity import Evidence
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _load(folder: Path, source: Source, attention: str) -> Any:
     import torch
     import transformers
 
-    with _quiet():
+    with quiet():  # the weights that it holds are compared afterwards
         model: Any = transformers.CLIPModel.from_pretrained(
             folder,
             dtype=getattr(torch, source.dtype),
@@ -89,23 +89,6 @@ def _load(folder: Path, source: Source, attention: str) -> Any:
             local_files_only=True,
         )
     return model.to(source.device).eval()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence its progress bar and its table of keys: the weights that it holds are compared
-    afterwards."""
-    from transformers.utils import logging
-
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
 
 
 class _Adapter:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +40,15 @@ class LibraryArchitecture:
         config: its configuration as JSON, with sorted keys.
         beyond: what it has that clipcheck's own modules have not, for people.
         files: the library's other configurations, by the name of the file, as JSON.
+        folder: where they were read, which may have a tokenizer as well; it is no part of what the
+            model is.
     """
 
     library: str
     config: str
     beyond: str
     files: tuple[tuple[str, str], ...] = ()
+    folder: Path | None = field(default=None, compare=False)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -86,13 +89,14 @@ def read_open_clip(
     if not beyond:
         return of_open_clip(model, path)
     others = files or {}
-    _refuse_code([config, *others.values()], path)
+    refuse_code([config, *others.values()], path)
     whole = {"model_cfg": model, "preprocess_cfg": config.get("preprocess_cfg") or {}}
     return LibraryArchitecture(
         OPEN_CLIP_LIBRARY,
         _canonical(whole),
         ", ".join(beyond),
         tuple((name, _canonical(other)) for name, other in sorted(others.items())),
+        path.parent if path.is_file() else None,
     )
 
 
@@ -106,8 +110,7 @@ def read_transformers(
         ArchitectureError: it is of a class that is not judged; or it asks for code from elsewhere.
     """
     others = files or {}
-    towers = [value for value in config.values() if isinstance(value, dict)]
-    _refuse_code([config, *towers, *others.values()], path)
+    refuse_code([config, *others.values()], path)
     if config.get("model_type") == "clip":
         return of_transformers(config, path), note_of(config, path)
     kind = kind_of(config)
@@ -122,6 +125,7 @@ def read_transformers(
         _canonical(config),
         f"the class {kind.name}",
         tuple((name, _canonical(other)) for name, other in sorted(others.items())),
+        path.parent if path.is_file() else None,
     )
     return found, ""
 
@@ -192,8 +196,19 @@ def with_text_config(architecture: LibraryArchitecture) -> LibraryArchitecture:
     return replace(architecture, files=((TEXT_CONFIG, _canonical(config)),))
 
 
-def _refuse_code(configs: Sequence[Mapping[str, Any]], path: Path) -> None:
+def refuse_code(configs: Iterable[object], path: Path) -> None:
+    """See that no configuration, nor any part of one, asks for code from elsewhere.
+
+    Args:
+        configs: objects, of which those in others count as well.
+        path: the file, for messages.
+
+    Raises:
+        ArchitectureError: one does.
+    """
     for config in configs:
+        if not isinstance(config, dict):
+            continue
         for key in ("auto_map", "trust_remote_code"):
             if config.get(key):
                 raise ArchitectureError(
@@ -202,6 +217,7 @@ def _refuse_code(configs: Sequence[Mapping[str, Any]], path: Path) -> None:
                     remedy="Judge a model whose class the installed library has itself.",
                     path=path,
                 )
+        refuse_code(config.values(), path)
 
 
 def _canonical(config: Mapping[str, Any]) -> str:

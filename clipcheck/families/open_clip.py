@@ -23,7 +23,9 @@ from clipcheck.errors import ArchitectureError, UnavailableError, first_line
 from clipcheck.families.base import DualEncoder
 from clipcheck.families.building import Uninitialised, assign, dtype_of
 from clipcheck.families.sizes import Sizes
-from clipcheck.inputs.rules import CLIP_VOCABULARY, MEAN, STD, ImageRules, TextRules, clip_texts
+from clipcheck.families.tokenizers import OpenClipTokenizer, at_hand
+from clipcheck.inputs.rules import MEAN, STD, ImageRules, TextRules, clip_texts
+from clipcheck.inputs.tokenizer import VOCABULARY_SIZE
 
 _TOO_MANY = 3
 """Keys that a message names."""
@@ -78,7 +80,7 @@ def sizes(architecture: LibraryArchitecture) -> Sizes:
     patch = vision.get("patch_size") or 16
     hf = _text_config(architecture) if text.get("hf_model_name") else {}
     context_length = text.get("context_length", 77)
-    vocab_size = hf.get("vocab_size") or text.get("vocab_size", CLIP_VOCABULARY)
+    vocab_size = hf.get("vocab_size") or text.get("vocab_size", VOCABULARY_SIZE)
     return Sizes(
         side,
         context_length,
@@ -86,9 +88,9 @@ def sizes(architecture: LibraryArchitecture) -> Sizes:
         model["embed_dim"],
         max(1, side // (32 if vision.get("timm_model_name") else patch)),
         _images(preprocess),
-        _texts(text, hf, vocab_size, sigmoid="init_logit_bias" in model),
+        _texts(text, hf, vocab_size, architecture.folder, sigmoid="init_logit_bias" in model),
         sigmoid=model.get("init_logit_bias") is not None,
-        tokenizer=text.get("hf_tokenizer_name") or "CLIP's own tokenizer",
+        tokenizer=f"the tokenizer {text.get('hf_tokenizer_name') or 'of CLIP'}",
     )
 
 
@@ -162,9 +164,28 @@ def _images(preprocess: Mapping[str, Any]) -> ImageRules:
 
 
 def _texts(
+    text: Mapping[str, Any],
+    hf: Mapping[str, Any],
+    vocab_size: int,
+    folder: Path | None,
+    *,
+    sigmoid: bool,
+) -> TextRules:
+    """How rows of ids are made: by CLIP's tokenizer, or by that of transformers which the
+    configuration names, where the folder has it."""
+    drawn = _drawn_texts(text, hf, vocab_size, sigmoid=sigmoid)
+    files = at_hand(folder) if text.get("hf_tokenizer_name") else ""
+    if folder is None or not files:
+        return drawn
+    options = {"tokenizer_mode": text.get("tokenizer_mode"), **text.get("tokenizer_kwargs", {})}
+    found = OpenClipTokenizer(folder, files, vocab_size, json.dumps(options))
+    return dataclasses.replace(drawn, tokenizer=found)
+
+
+def _drawn_texts(
     text: Mapping[str, Any], hf: Mapping[str, Any], vocab_size: int, *, sigmoid: bool
 ) -> TextRules:
-    """How rows of ids are made. Other tokenizers than CLIP's are not at hand: their ids are drawn
+    """How rows of ids are made that no other tokenizer than CLIP's makes: those are drawn
     directly, between the special ones that they have by the configuration."""
     if hf:
         specials = [hf.get(f"{name}_token_id") for name in ("bos", "eos", "pad")]
@@ -172,8 +193,7 @@ def _texts(
         first = 1 + max(each for each in (*specials, 0) if each is not None)
         return TextRules(start, end, pad or 0, first, vocab_size - 1)
     if text.get("hf_tokenizer_name") is None:
-        clip = clip_texts(min(vocab_size, CLIP_VOCABULARY))
-        return dataclasses.replace(clip, pad=text.get("pad_id", 0))
+        return clip_texts(min(vocab_size, VOCABULARY_SIZE), text.get("pad_id", 0))
     if text.get("pool_type") == "eos":
         end = text.get("eos_id", 2)
         return TextRules(0, end, 1, max(end, 1) + 1, vocab_size - 1)

@@ -39,7 +39,8 @@ class Sizes:
         texts: how rows of ids are made.
         sigmoid: whether logits stand for probabilities of pairs, each by itself; else softmax
             makes probabilities of a row of them.
-        tokenizer: which tokenizer makes the ids, for people.
+        tokenizer: which tokenizer the model has, for people; `TextRules.tokenizer` is there where
+            it is at hand.
         outputs: of the model; one tower alone has its features and no others. What is said of the
             other tower's inputs has no effect then.
     """
@@ -70,10 +71,10 @@ class Sizes:
     def summary(self) -> str:
         """How inputs and probabilities are made, for people."""
         texts = self.texts
-        if texts.words:
-            ids = "ids by CLIP's tokenizer"
+        if texts.tokenizer is not None:
+            ids = f"ids by {texts.tokenizer.name}"
         else:
-            ids = f"ids drawn directly, not by the tokenizer {self.tokenizer}"
+            ids = f"ids drawn directly, as {self.tokenizer} is not at hand"
         loss = "sigmoid" if self.sigmoid else "softmax"
         told = [
             *([f"{ids}, padded with {texts.pad}"] if "text_features" in self.outputs else []),

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
@@ -26,6 +27,7 @@ from clipcheck.errors import ArchitectureError, UnavailableError
 from clipcheck.families.base import DualEncoder
 from clipcheck.families.building import Uninitialised, assign, dtype_of
 from clipcheck.families.sizes import Sizes
+from clipcheck.families.tokenizers import TransformersTokenizer, at_hand, quiet
 from clipcheck.inputs.rules import ImageRules, TextRules, clip_texts
 
 _LEGACY_END = 2
@@ -165,12 +167,11 @@ def _is_visual(kind: Kind, key: str) -> bool:
 # --------------------------------------------------------------------------- sizes
 
 
-@functools.lru_cache(maxsize=8)
 def sizes(architecture: LibraryArchitecture) -> Sizes:
     """The sizes of a model's inputs, of its configuration alone."""
-    kind, config = _kind(architecture), _config(architecture).to_dict()
+    kind, config = _kind(architecture), _completed(architecture)
     if kind.tower:
-        return _sizes_alone(kind, config, dict(architecture.files).get(PREPROCESSOR_CONFIG))
+        return _sizes_alone(kind, config, architecture)
     vision, text = (_tower(config, name) for name in ("vision_config", "text_config"))
     patch = _whole(vision, "patch_size", 32)
     side = _whole(vision, "image_size", 224)
@@ -185,17 +186,17 @@ def sizes(architecture: LibraryArchitecture) -> Sizes:
         _whole({"the width of features": width}, "the width of features"),
         max(1, side // patch),
         _images(kind, dict(architecture.files).get(PREPROCESSOR_CONFIG)),
-        _texts(kind, text, vocab_size),
+        _texts(kind, text, vocab_size, architecture.folder),
         sigmoid=kind.has_bias,
-        tokenizer="of the folder",
+        tokenizer=_TOKENIZER,
     )
 
 
-def _sizes_alone(kind: Kind, tower: Mapping[str, Any], preprocessor: str | None) -> Sizes:
+def _sizes_alone(kind: Kind, tower: Mapping[str, Any], architecture: LibraryArchitecture) -> Sizes:
     """The sizes of one tower, and small ones of the inputs that it does not take."""
     names = ("projection_dim",) if kind.projected else ("projection_size", "hidden_size")
     width = next(tower[name] for name in names if tower.get(name))
-    images = _images(kind, preprocessor)
+    images = _images(kind, dict(architecture.files).get(PREPROCESSOR_CONFIG))
     if kind.tower == "image":
         side, patch = _whole(tower, "image_size"), _whole(tower, "patch_size")
         texts, least = _between(None, None, 0, _UNSEEN), _UNSEEN
@@ -209,11 +210,13 @@ def _sizes_alone(kind: Kind, tower: Mapping[str, Any], preprocessor: str | None)
         width,
         1,
         images,
-        _texts(kind, tower, vocab_size),
-        tokenizer="of the folder",
+        _texts(kind, tower, vocab_size, architecture.folder),
+        tokenizer=_TOKENIZER,
         outputs=("text_features",),
     )
 
+
+_TOKENIZER = "the folder's tokenizer"
 
 _UNSEEN = 8
 """Pixels a side, tokens and ids of what a tower alone does not take."""
@@ -282,8 +285,23 @@ def _three(found: Any, usual: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(float(each) for each in found) if sound else usual
 
 
-def _texts(kind: Kind, text: Mapping[str, Any], vocab_size: int) -> TextRules:
-    """How rows of ids are made."""
+def _texts(kind: Kind, text: Mapping[str, Any], vocab_size: int, folder: Path | None) -> TextRules:
+    """How rows of ids are made: by the folder's tokenizer, where it has one."""
+    drawn = _drawn_texts(kind, text, vocab_size)
+    files = at_hand(folder)
+    if folder is None or not files:
+        return drawn
+    canonical = kind.model_type in _CANONICAL
+    found = TransformersTokenizer(folder, files, vocab_size, drawn.pad, canonical)
+    return dataclasses.replace(drawn, tokenizer=found)
+
+
+_CANONICAL = ("siglip", "siglip_text_model")
+"""Types whose tokenizer lowers texts, and takes punctuation out of them, before all else."""
+
+
+def _drawn_texts(kind: Kind, text: Mapping[str, Any], vocab_size: int) -> TextRules:
+    """How rows of ids are made that no tokenizer makes."""
     start, end, pad = (text.get(f"{name}_token_id") for name in ("bos", "eos", "pad"))
     if kind.texts == "clip" and end in (_LEGACY_END, vocab_size - 1):
         return clip_texts(vocab_size)
@@ -352,27 +370,23 @@ def empty(architecture: LibraryArchitecture) -> nn.Module:
     return built
 
 
+@functools.lru_cache(maxsize=8)
+def _completed(architecture: LibraryArchitecture) -> dict[str, Any]:
+    """The configuration with what it leaves out. Not to be written to."""
+    found: dict[str, Any] = _config(architecture).to_dict()
+    return found
+
+
 def _config(architecture: LibraryArchitecture) -> Any:
     """The library's configuration, with what it leaves out."""
-    given = _without(architecture.settings, _DTYPES)
+    given, library = _without(architecture.settings, _DTYPES), _transformers()
     try:
-        with _quiet():
-            return _transformers().AutoConfig.for_model(**given)
+        # Of default ids that a small vocabulary does not have it would warn.
+        with quiet():
+            return library.AutoConfig.for_model(**given)
     # The library has a class for each thing that may be wrong.
     except Exception as error:
         raise _unsound(error) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's warnings of default ids that a small vocabulary does not have."""
-    logging = _transformers().logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _without(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from clipcheck.harness.options import Device
 from clipcheck.harness.search.probe import Probe, worst
 from clipcheck.harness.search.saved import Saved, read
 from clipcheck.inputs.batches import MOST_ROWS, Inputs, batches
-from clipcheck.inputs.examples import Example, Frontend, batch
+from clipcheck.inputs.examples import Example, Frontend, batch, describe_prompt
 from clipcheck.results.failing import Measure
 from clipcheck.system.progress import Progress, Span, say_import, silent
 
@@ -165,8 +165,16 @@ def _require_same(saved: Saved, found: Dimensions, sha256: str, path: Path) -> N
 
 
 def _require_fit(example: Example, inputs: Inputs, path: Path) -> None:
-    """Texts fit every model; ids may not."""
+    """See that a model takes the prompts: texts where its tokenizer is at hand, ids below its
+    own."""
     for prompt in example.prompts:
+        if isinstance(prompt, str) and inputs.texts.tokenizer is None:
+            raise ReplayError(
+                f"its prompt is a text, {describe_prompt(prompt)}, and the model's tokenizer is "
+                "not at hand",
+                remedy="Put the tokenizer that it failed with into the model's folder.",
+                path=path,
+            )
         if isinstance(prompt, tuple) and (
             len(prompt) > inputs.context_length or max(prompt) >= inputs.vocab_size
         ):

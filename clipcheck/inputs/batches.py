@@ -20,13 +20,12 @@ from PIL import Image
 from clipcheck.inputs.preprocess import transform
 from clipcheck.inputs.rules import (
     CLIP_IMAGES,
-    CLIP_TEXTS,
     ImageRules,
     TextRules,
+    Tokenizes,
     clip_texts,
 )
 from clipcheck.inputs.subjects import CAPTIONS, SUBJECTS, caption, colours_of
-from clipcheck.inputs.tokenizer import tokenize
 
 MOST_ROWS = 8
 """Rows in one batch: enough to be fast, few enough for the memory that a large model takes."""
@@ -172,10 +171,9 @@ def population(count: int, inputs: Inputs, seed: int) -> Iterator[Batch]:
         else:
             kinds = list(_SHARES)
             images.append(_random(generator, inputs, kinds[int(generator.integers(len(kinds)))]))
-        if number % 2 == 0 and inputs.texts.words:
+        if number % 2 == 0 and inputs.texts.tokenizer is not None:
             text = caption(subject, int(generator.integers(len(CAPTIONS))))
-            row = tokenize(text, inputs.context_length, truncate=True).numpy()[0]
-            prompts.append((repr(text), padded(inputs.texts, row)))
+            prompts.append((repr(text), inputs.texts.tokenizer.row(text, inputs.context_length)))
         else:
             ids = generator.integers(
                 inputs.texts.first,
@@ -193,17 +191,17 @@ def classic(inputs: Inputs) -> Batch:
     """Return the batch of the reference implementation's own consistency test: one image, three
     prompts.
 
-    The prompts are those of openai/CLIP, tests/test_consistency.py, for models that have CLIP's
-    own vocabulary; others get as many ids. The image is of our own.
+    The prompts are those of openai/CLIP, tests/test_consistency.py, where a tokenizer is at hand;
+    other models get as many ids. The image is of our own.
     """
     image = _random(np.random.default_rng(0), inputs, "blobs")
-    if not inputs.texts.words:
+    if inputs.texts.tokenizer is None:
         start = inputs.texts.first
         rows = [inputs.row([start, start + count]) for count in (1, 2, 3)]
         return _batch([image], [_described(inputs, row) for row in rows], {"image": 0, "prompt": 0})
     texts = ("a diagram", "a dog", "a cat")
-    tokens = tokenize(list(texts), inputs.context_length).numpy()
-    prompts = [(repr(text), row) for text, row in zip(texts, tokens, strict=True)]
+    row = inputs.texts.tokenizer.row
+    prompts = [(repr(text), row(text, inputs.context_length)) for text in texts]
     return _batch([image], prompts, {"image": 0, "prompt": 0})
 
 
@@ -398,8 +396,8 @@ def _prompts(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[s
     yield f"one token {len(repeated)} times", inputs.row(repeated)
     lengths = (most, most - 1, most * 5 // 6, most // 2, most // 4, max(4, most // 12))
     yield from (described(_spaced(generator, inputs, length)) for length in lengths)
-    if texts.words:
-        yield _words(generator, inputs)
+    if texts.tokenizer is not None:
+        yield _words(generator, inputs, texts.tokenizer)
     else:
         yield described(_spaced(generator, inputs, int(generator.integers(2, most + 1))))
     for length in (8, 33):
@@ -421,11 +419,12 @@ def _next(token: int, texts: TextRules) -> int:
     return texts.first + (token + 1 - texts.first) % (texts.last - texts.first + 1)
 
 
-def _words(generator: np.random.Generator, inputs: Inputs) -> tuple[str, Tokens]:
+def _words(
+    generator: np.random.Generator, inputs: Inputs, tokenizer: Tokenizes
+) -> tuple[str, Tokens]:
     subject = _SUBJECTS[int(generator.integers(len(_SUBJECTS)))]
     text = _TEMPLATES[int(generator.integers(len(_TEMPLATES)))].format(subject)
-    ids = tokenize(text, inputs.context_length, truncate=True).numpy()[0]
-    return repr(text), padded(inputs.texts, ids)
+    return repr(text), tokenizer.row(text, inputs.context_length)
 
 
 def _spaced(generator: np.random.Generator, inputs: Inputs, length: int) -> Tokens:
@@ -459,13 +458,6 @@ def whole_row(texts: TextRules, context_length: int, ids: Sequence[int]) -> Toke
     tokens = np.full(context_length, texts.pad, dtype=np.int32)
     tokens[: len(given)] = given
     return tokens
-
-
-def padded(texts: TextRules, row: Tokens) -> Tokens:
-    """A row of CLIP's tokenizer, which pads with zeros, as the rules pad. A text may have end
-    tokens inside: what the tokenizer writes ends with the last."""
-    row[np.flatnonzero(row == CLIP_TEXTS.end)[-1] + 1 :] = texts.pad
-    return row
 
 
 def length_of(texts: TextRules, row: Tokens) -> int:

@@ -22,11 +22,10 @@ from clipcheck.inputs.batches import (
     Pixels,
     Tokens,
     length_of,
-    padded,
 )
 from clipcheck.inputs.preprocess import transform
 from clipcheck.inputs.rules import CLIP_IMAGES, CLIP_TEXTS, ImageRules, TextRules
-from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, default_tokenizer, tokenize
+from clipcheck.inputs.tokenizer import tokenize
 
 Kind = Literal["image", "prompt", "pair"]
 """Parts of an example."""
@@ -83,10 +82,19 @@ class Frontend:
         return pixels
 
     def tokens(self, prompt: Prompt) -> Tokens:
-        """Int32 [L]; a text that is too long is cut."""
+        """Int32 [L]; a text that is too long is cut.
+
+        Raises:
+            UsageError: it is a text, and no tokenizer is at hand.
+            VocabularyError: the tokenizer is damaged, or gives what the model does not take.
+        """
         if isinstance(prompt, str):
-            tokens: Tokens = tokenize(prompt, self.context_length, truncate=True).numpy()[0]
-            return padded(self.texts, tokens)
+            if self.texts.tokenizer is None:
+                raise UsageError(
+                    f"the model has no tokenizer at hand for {describe_prompt(prompt)}",
+                    remedy="Put its tokenizer.json into its folder.",
+                )
+            return self.texts.tokenizer.row(prompt, self.context_length)
         row = np.full(self.context_length, self.texts.pad, dtype=np.int32)
         row[: len(prompt)] = prompt
         return row
@@ -147,11 +155,9 @@ def spelled(example: Example, frontend: Frontend) -> Example:
 
 
 def _spelled(prompt: Prompt, frontend: Frontend) -> Prompt:
-    if isinstance(prompt, str) or not frontend.texts.words:
+    if isinstance(prompt, str) or frontend.texts.tokenizer is None:
         return prompt
-    if max(prompt, default=0) >= VOCABULARY_SIZE:
-        return prompt
-    text = default_tokenizer().decode(prompt[1:-1]).strip()
+    text = frontend.texts.tokenizer.spell(prompt)
     return text if np.array_equal(frontend.tokens(text), frontend.tokens(prompt)) else prompt
 
 

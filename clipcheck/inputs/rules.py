@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, ClipTokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of red, green and blue in CLIP's training images, as OpenAI's package states it."""
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of red, green and blue, from the same place."""
-
-CLIP_VOCABULARY = 49408
-"""Tokens of CLIP's own vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,24 @@ class ImageRules:
     squash: bool = False
 
 
+class Tokenizes(Protocol):
+    """A tokenizer that is at hand: it makes rows of ids of texts."""
+
+    @property
+    def name(self) -> str:
+        """Which it is, for people."""
+
+    def row(self, text: str, length: int) -> NDArray[np.int32]:
+        """A row [length] of a text: cut, and padded.
+
+        Raises:
+            VocabularyError: it is damaged, or gives what the model does not take.
+        """
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of the ids of a row, without its start and end."""
+
+
 @dataclass(frozen=True)
 class TextRules:
     """How rows of ids are made of a text.
@@ -40,7 +63,7 @@ class TextRules:
         pad: the id of all that is behind the end.
         first: the least id that stands inside of a text.
         last: the greatest id that does.
-        words: whether CLIP's tokenizer makes the ids; else they are drawn directly.
+        tokenizer: makes rows of texts; without one ids are drawn directly.
     """
 
     start: int | None
@@ -48,7 +71,7 @@ class TextRules:
     pad: int
     first: int
     last: int
-    words: bool = False
+    tokenizer: Tokenizes | None = None
 
     @property
     def specials(self) -> int:
@@ -61,13 +84,12 @@ class TextRules:
         return self.end is not None and self.end > self.last
 
 
-def clip_texts(vocab_size: int) -> TextRules:
-    """The rules of CLIP: the two greatest ids are the start and the end, and zeros follow."""
-    return TextRules(
-        vocab_size - 2, vocab_size - 1, 0, 0, vocab_size - 3, words=vocab_size == CLIP_VOCABULARY
-    )
+def clip_texts(vocab_size: int, pad: int = 0) -> TextRules:
+    """The rules of CLIP: the two greatest ids are the start and the end, and padding follows."""
+    tokenizer = ClipTokenizer(pad) if vocab_size == VOCABULARY_SIZE else None
+    return TextRules(vocab_size - 2, vocab_size - 1, pad, 0, vocab_size - 3, tokenizer)
 
 
 CLIP_IMAGES = ImageRules()
-CLIP_TEXTS = clip_texts(CLIP_VOCABULARY)
+CLIP_TEXTS = clip_texts(VOCABULARY_SIZE)
 """How CLIP's own inputs are made."""

@@ -20,7 +20,12 @@ from clipcheck.inputs.batches import Batch, Inputs, Pixels, Tokens, length_of, w
 from clipcheck.inputs.pictures import MODES, UNPROCESSABLE_MODES, Picture
 from clipcheck.inputs.rules import TextRules, clip_texts
 from clipcheck.inputs.sketches import described_pixels, pictures, sides, variants
-from clipcheck.inputs.tokenizer import CONTEXT_LENGTH, VOCABULARY_SIZE, default_tokenizer
+from clipcheck.inputs.tokenizer import (
+    CONTEXT_LENGTH,
+    VOCABULARY_SIZE,
+    ClipTokenizer,
+    default_tokenizer,
+)
 from clipcheck.inputs.words import (
     BLANKS,
     CHARACTERS,
@@ -252,7 +257,7 @@ def _sentence(pieces: list[str], joiner: str, template: str) -> str:
 def _prompt_rows(inputs: Inputs) -> SearchStrategy[tuple[str, Tokens]]:
     length, texts = inputs.context_length, inputs.texts
     rows = rows_of(texts, length).map(functools.partial(_described, texts))
-    if not texts.words:
+    if not isinstance(texts.tokenizer, ClipTokenizer):
         return rows
     return rows | prompts(context_length=length).map(functools.partial(_worded, inputs))
 

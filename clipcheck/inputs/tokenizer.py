@@ -12,12 +12,15 @@ import hashlib
 import html
 import importlib.util
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import ftfy
+import numpy as np
 import regex
+from numpy.typing import NDArray
 
 from clipcheck.errors import UsageError, VocabularyError
 
@@ -164,6 +167,34 @@ def default_tokenizer() -> Tokenizer:
     return Tokenizer(read_vocabulary())
 
 
+@dataclass(frozen=True)
+class ClipTokenizer:
+    """CLIP's tokenizer as one that makes whole rows: a `clipcheck.inputs.rules.Tokenizes`.
+
+    Attributes:
+        pad: the id of all that is behind the end.
+    """
+
+    pad: int = 0
+    name: ClassVar[str] = "CLIP's tokenizer"
+
+    def row(self, text: str, length: int) -> NDArray[np.int32]:
+        """A row [length] of a text, which is cut where it is too long.
+
+        Raises:
+            VocabularyError: as `read_vocabulary` does.
+        """
+        ids = _ids(text)
+        row = np.full(length, self.pad, dtype=np.int32)
+        row[: len(ids)] = ids if len(ids) <= length else [*ids[: length - 1], END_TOKEN]
+        return row
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of ids between a start and an end; empty where some are none of CLIP's."""
+        known = max(ids, default=0) < VOCABULARY_SIZE
+        return default_tokenizer().decode(ids[1:-1]).strip() if known else ""
+
+
 def tokenize(
     texts: str | list[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False
 ) -> torch.Tensor:
@@ -196,7 +227,7 @@ def tokenize(
 
 
 def _row(text: str, length: int, truncate: bool) -> list[int]:
-    ids = [START_TOKEN, *default_tokenizer().encode(text), END_TOKEN]
+    ids = _ids(text)
     if len(ids) <= length:
         return ids + [0] * (length - len(ids))
     if truncate:
@@ -205,6 +236,10 @@ def _row(text: str, length: int, truncate: bool) -> list[int]:
         f"Input {text} is too long for context length {length}",
         remedy=f"It has {len(ids)} tokens. Shorten it, or cut it with truncate=True.",
     )
+
+
+def _ids(text: str) -> list[int]:
+    return [START_TOKEN, *default_tokenizer().encode(text), END_TOKEN]
 
 
 def _cleaned(text: str) -> str:

@@ -55,7 +55,7 @@ class Source:
 
     def pools(self, kind: Kind) -> list[Pool]:
         """Return the pools of single images or single prompts: texts first, and then ids that no
-        text gives. For another vocabulary than CLIP's these are ids alone."""
+        text gives. Where no tokenizer is at hand these are ids alone."""
         if kind == "image":
             return [Pool("image", self._images().map(lambda image: Example(images=(image,))))]
         return [
@@ -172,7 +172,7 @@ class Source:
 
         i = self._inputs
         ids = rows_of(i.texts, i.context_length).map(lambda row: ids_of(row, i.texts))
-        if not i.texts.words:
+        if i.texts.tokenizer is None:
             return {"ids": ids}
         return {"text": prompts(context_length=i.context_length), "ids": ids}
 
