@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from clipcheck.backends.base import Backend, Missing, too_old
+from clipcheck.backends.base import Backend, Missing, Option, too_old
 from clipcheck.backends.calling import translating
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.source import Source
@@ -14,6 +15,8 @@ from clipcheck.checkpoints.architecture import Activation, Architecture, ViT
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.configs import open_clip_config, open_clip_lacks
 from clipcheck.checkpoints.keymaps import Layout, from_layout, layout_of, to_layout
+from clipcheck.checkpoints.told import OPEN_CLIP
+from clipcheck.errors import UnfitError
 from clipcheck.gates.integrity import Evidence
 from clipcheck.system import torchscript_support
 
@@ -34,6 +37,14 @@ class OpenClip(ModuleBackend):
     """open_clip's CLIP model."""
 
     summary = "open_clip's CLIP: load_openai_model for archives, else by its model_cfg"
+    options: ClassVar[Mapping[str, Option]] = {
+        "load": Option(
+            "model_cfg",
+            ("model_cfg", "create_model"),
+            "built of what tells how the weights compute, or by create_model with a folder or the "
+            "name in --architecture",
+        )
+    }
     distributions = ("open_clip_torch",)
     default_for = frozenset({Format.OPEN_CLIP})
 
@@ -56,10 +67,12 @@ class OpenClip(ModuleBackend):
     @classmethod
     def build(cls, source: Source) -> Backend:
         """The model, as its users get it of such a file."""
-        with translating("open_clip", "loading"), torchscript_support.silenced():
-            make = _from_archive if _is_released_kind(source.checkpoint) else _from_config
-            model = make(source).to(source.device).eval()
-        return cls("open_clip", _Adapter(model), source.device, lambda: _evidence(source, model))
+        created = source.options.get("load") == "create_model"
+        name = "open_clip:load=create_model" if created else "open_clip"
+        make = _from_archive if _is_released_kind(source.checkpoint) else _from_config
+        with translating(name, "loading"), torchscript_support.silenced():
+            model = (_created if created else make)(source).to(source.device).eval()
+        return cls(name, _Adapter(model), source.device, lambda: _evidence(source, model))
 
 
 def _is_released_kind(checkpoint: Checkpoint) -> bool:
@@ -72,6 +85,31 @@ def _from_archive(source: Source) -> Any:
 
     return open_clip.load_openai_model(
         str(source.checkpoint.path), precision=_PRECISIONS[source.dtype], device=source.device
+    )
+
+
+def _created(source: Source) -> Any:
+    """Build the model as users do: of a folder, or of a name of open_clip's and the file's path.
+
+    Raises:
+        UnfitError: it is no folder of open_clip's, and nobody said which name it has.
+    """
+    import open_clip
+
+    checkpoint, path = source.checkpoint, str(source.checkpoint.path)
+    if checkpoint.format is Format.OPEN_CLIP:
+        model, weights = f"local-dir:{path}", None
+    elif checkpoint.asked.startswith(OPEN_CLIP):
+        model, weights = checkpoint.asked.removeprefix(OPEN_CLIP).partition("/")[0], path
+    else:
+        raise UnfitError(
+            "open_clip:load=create_model needs a name that create_model is called with",
+            remedy="Add --architecture open_clip:NAME or open_clip:NAME/TAG, or give a folder of "
+            "open_clip's.",
+            path=checkpoint.path,
+        )
+    return open_clip.create_model(
+        model, pretrained=weights, precision=_PRECISIONS[source.dtype], device=source.device
     )
 
 

@@ -109,6 +109,7 @@ class Checkpoint:
         told: what told how the model computes, for people. Nothing where it was assumed to compute
             as the released models do: weights do not tell.
         untold: what is there and does not tell, for people.
+        asked: where the user told it, as ``--architecture``.
     """
 
     path: Path
@@ -123,6 +124,7 @@ class Checkpoint:
     naming: Naming = field(default_factory=Naming)
     told: str = ""
     untold: str = ""
+    asked: str = ""
 
     @property
     def architecture(self) -> Architecture:

@@ -292,6 +292,7 @@ def _checkpoint(
         naming=naming,
         told="" if told is None else str(told),
         untold=untold,
+        asked="" if told is None else told.argument,
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.checkpoints.configs import beyond_released, note_of, of_open_clip, of_transformers
-from clipcheck.checkpoints.kinds import UNSUPPORTED, kind_of, supported
+from clipcheck.checkpoints.kinds import TOWERS, UNSUPPORTED, kind_of, supported
 from clipcheck.errors import ArchitectureError, UnavailableError, UnfitError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def read_transformers(
     kind = kind_of(config)
     if kind is None:
         raise ArchitectureError(
-            _named(config.get("model_type")),
+            _named(config.get("model_type"), config.get("architectures")),
             remedy=f"Of transformers, clipcheck judges {supported()}.",
             path=path,
         )
@@ -159,8 +159,15 @@ _TOWERS = {
 """The towers of a class that has none by default."""
 
 
-def _named(model_type: object) -> str:
+def _named(model_type: object, architectures: object) -> str:
     reason = UNSUPPORTED.get(model_type) if isinstance(model_type, str) else None
+    towers = [kind.name for kind in TOWERS.values() if kind.model_type == model_type]
+    if towers:
+        return (
+            f"its model_type {model_type!r} is that of one tower alone, and does not say of which "
+            f"class: expected {' or '.join(towers)} under 'architectures', found "
+            f"{reprlib.repr(architectures)}"
+        )
     if reason:
         return f"it is a model of {reason}"
     return f"its model_type is {reprlib.repr(model_type)}, which is none that is judged"

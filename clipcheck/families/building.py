@@ -66,6 +66,10 @@ def assign(
     _require_fitting(weights, wanted, config)
     model.load_state_dict(weights, strict=True, assign=True)
     _cast_buffers(model, device, is_visual)
+    for module in model.modules():
+        if getattr(module, "loss_type", "") is None:
+            # Tracing reads every attribute, and transformers warns of one without a loss.
+            module.loss_type = "ForCausalLM"  # type: ignore[assignment]
     model.requires_grad_(False)
     model.eval()
 

@@ -155,12 +155,24 @@ def _side(value: Any) -> int:
 
 
 def _images(preprocess: Mapping[str, Any]) -> ImageRules:
+    resize: Any = preprocess.get("resize_mode") or "shortest"
+    fill: Any = preprocess.get("fill_color") or 0
+    if resize not in _RESIZING or type(fill) is not int:
+        raise ArchitectureError(
+            f"preprocess_cfg has the resize_mode {_brief(resize)} and the fill_color "
+            f"{_brief(fill)}, expected {', '.join(_RESIZING)} and a whole number",
+            remedy="Take the open_clip_config.json that belongs to the weights.",
+        )
     return ImageRules(
         tuple(preprocess.get("mean") or MEAN),
         tuple(preprocess.get("std") or STD),
-        preprocess.get("interpolation", "bicubic"),
-        preprocess.get("resize_mode", "shortest") == "squash",
+        "bilinear" if preprocess.get("interpolation") == "bilinear" else "bicubic",
+        resize,
+        fill=fill,
     )
+
+
+_RESIZING = ("shortest", "longest", "squash")
 
 
 def _texts(

@@ -93,7 +93,7 @@ class LibraryTokenizer:
 
     @abstractmethod
     def load(self) -> tuple[Encode, Any]:
-        """What makes rows, and transformers' tokenizer that it is made of."""
+        """Return what makes rows, and transformers' tokenizer that it is made of."""
 
     def read(self) -> tuple[Encode, Any]:
         """Load it, from a folder without code.
@@ -145,7 +145,7 @@ class TransformersTokenizer(LibraryTokenizer):
     canonical: bool = False
 
     def load(self) -> tuple[Encode, Any]:
-        """What makes rows, and transformers' tokenizer that it is made of."""
+        """Return what makes rows, and transformers' tokenizer that it is made of."""
         import transformers
 
         config = self.folder / _CONFIG
@@ -186,7 +186,7 @@ class OpenClipTokenizer(LibraryTokenizer):
     options: str = "{}"
 
     def load(self) -> tuple[Encode, Any]:
-        """What makes rows, and transformers' tokenizer that it is made of."""
+        """Return what makes rows, and transformers' tokenizer that it is made of."""
         from open_clip.tokenizer import HFTokenizer
 
         own = {"local_files_only": True, "trust_remote_code": False}

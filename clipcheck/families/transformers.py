@@ -256,12 +256,14 @@ _COUNTED_FROM_PADDING = ("altclip_text_model", "roberta", "xlm-roberta", "camemb
 
 
 def _images(kind: Kind, written: str | None) -> ImageRules:
-    usual = ImageRules(_HALF, _HALF, squash=True) if kind.half else ImageRules()
+    usual = ImageRules(_HALF, _HALF, resize="squash") if kind.half else ImageRules()
     if written is None:
         return usual
     config = json.loads(written)
     size = config.get("size")
-    squash = "height" in size if isinstance(size, dict) else usual.squash
+    resize = usual.resize
+    if isinstance(size, dict):
+        resize = "squash" if "height" in size else "shortest"
     # Levels are divided by 255 here, multiplied with another factor there, and maybe moved.
     factor = (
         255.0 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255.0
@@ -276,8 +278,21 @@ def _images(kind: Kind, written: str | None) -> ImageRules:
         tuple((each + moved) / factor for each in mean),
         tuple(each / factor for each in std),
         _RESAMPLING.get(config.get("resample"), usual.interpolation),
-        squash,
+        resize,
+        _edge(config) if config.get("do_center_crop", not kind.half) else 0,
     )
+
+
+def _edge(config: Mapping[str, Any]) -> int:
+    """The side that images are resized to, where the centre that is cut out is smaller."""
+    sizes = []
+    for name in ("size", "crop_size"):
+        found = config.get(name)
+        if isinstance(found, dict):
+            found = found.get("shortest_edge") or found.get("height")
+        sizes.append(found if type(found) is int else 0)
+    edge, crop = sizes
+    return edge if edge > crop > 0 else 0
 
 
 def _three(found: Any, usual: tuple[float, ...]) -> tuple[float, ...]:
@@ -363,10 +378,6 @@ def empty(architecture: LibraryArchitecture) -> nn.Module:
     # Of whatever is wrong with the configuration.
     except Exception as error:
         raise _unsound(error) from error
-    for module in built.modules():
-        if getattr(module, "loss_type", "") is None:
-            # Tracing reads every attribute, and the library warns of one without a loss.
-            module.loss_type = "ForCausalLM"  # type: ignore[assignment]
     return built
 
 

@@ -110,11 +110,15 @@ class Frontend:
         return ""
 
     def image_of(self, pixels: Pixels) -> Image.Image:
-        """The RGB image [R, R] that `pixels` makes these of. They are on the 256 levels."""
+        """The RGB image that `pixels` makes these of: [R, R], with its border repeated where
+        preprocessing cuts one off. They are on the 256 levels."""
         mean, std = (np.reshape(each, (3, 1, 1)) for each in (self.images.mean, self.images.std))
         shares = pixels * std + mean
-        levels = np.clip(np.rint(shares * 255), 0, 255).astype(np.uint8)
-        return Image.fromarray(levels.transpose(1, 2, 0))
+        levels = np.clip(np.rint(shares * 255), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+        more = max(0, self.images.edge - self.resolution)
+        before = round(more / 2)  # as the centre is cut out
+        around = (before, more - before)
+        return Image.fromarray(np.pad(levels, (around, around, (0, 0)), mode="edge"))
 
 
 def ids_of(tokens: Tokens, texts: TextRules | None = None) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL import Image
+    from torchvision.transforms import InterpolationMode
 
 
 def transform(
@@ -27,10 +29,15 @@ def transform(
     """
     from torchvision import transforms
 
-    size = [resolution, resolution] if rules.squash else resolution
+    side, how = rules.edge or resolution, transforms.InterpolationMode(rules.interpolation)
+    resize = (
+        functools.partial(_fitted, side, how, rules.fill)
+        if rules.resize == "longest"
+        else transforms.Resize([side, side] if rules.resize == "squash" else side, how)
+    )
     preprocess: Callable[[Image.Image], torch.Tensor] = transforms.Compose(
         [
-            transforms.Resize(size, transforms.InterpolationMode(rules.interpolation)),
+            resize,
             transforms.CenterCrop(resolution),
             # Only now, as in the reference: Pillow resizes a palette without interpolating.
             _to_rgb,
@@ -39,6 +46,18 @@ def transform(
         ]
     )
     return preprocess
+
+
+def _fitted(side: int, how: InterpolationMode, fill: int, image: Image.Image) -> Image.Image:
+    """The image with its longer side resized, and the other one filled up at both ends."""
+    from torchvision.transforms import functional
+
+    width, height = (max(1, round(each * side / max(image.size))) for each in image.size)
+    left, top = (side - width) // 2, (side - height) // 2
+    resized = functional.resize(image, [height, width], how)
+    ends = [left, top, side - width - left, side - height - top]
+    padded: Image.Image = functional.pad(resized, ends, fill=fill)
+    return padded
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, ClipTokenizer
 
@@ -26,13 +26,19 @@ class ImageRules:
         mean: of red, green and blue, which is taken away.
         std: of red, green and blue, which the rest is divided by.
         interpolation: ``bicubic`` or ``bilinear``.
-        squash: whether both sides are resized; else the shorter one, and the centre is cut out.
+        resize: what is made as long as the model takes: the ``shortest`` side, of which the centre
+            is cut out then; the ``longest``, whose other side is filled up; or both, ``squash``.
+        edge: pixels that a side is resized to, where the centre is cut out of more than the model
+            takes; 0 for no more.
+        fill: the level of what is filled up, 0 to 255.
     """
 
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     interpolation: str = "bicubic"
-    squash: bool = False
+    resize: Literal["shortest", "longest", "squash"] = "shortest"
+    edge: int = 0
+    fill: int = 0
 
 
 class Tokenizes(Protocol):

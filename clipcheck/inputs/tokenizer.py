@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import ftfy
-import numpy as np
 import regex
-from numpy.typing import NDArray
 
 from clipcheck.errors import UsageError, VocabularyError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 CONTEXT_LENGTH = 77
 """Tokens per text in every released CLIP model: ``context_length`` in their checkpoints."""
@@ -184,6 +184,8 @@ class ClipTokenizer:
         Raises:
             VocabularyError: as `read_vocabulary` does.
         """
+        import numpy as np
+
         ids = _ids(text)
         row = np.full(length, self.pad, dtype=np.int32)
         row[: len(ids)] = ids if len(ids) <= length else [*ids[: length - 1], END_TOKEN]

@@ -174,14 +174,15 @@ def write_onnx(model: DualEncoder, path: Path) -> None:
     # Some of its models check their inputs, which ONNX cannot hold.
     with variables({"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}):
         program = export(model)
-    written = torch.onnx.export(
-        program,
-        dynamo=True,
-        input_names=list(INPUTS),
-        output_names=list(model.outputs),
-        verbose=False,
-        optimize=not _is_half_resnet(model),
-    )
+    with without_record("onnxscript.optimizer._constant_folding", "Skipping constant folding"):
+        written = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=list(INPUTS),
+            output_names=list(model.outputs),
+            verbose=False,
+            optimize=not _is_half_resnet(model),
+        )
     if written is None:
         raise TypeError("torch.onnx.export gave nothing, expected a program")
     # Not its own `save`, which makes two files of what has more than 1.5 GiB.

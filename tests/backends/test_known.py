@@ -17,6 +17,7 @@ VERSIONS = {
     "https://github.com/microsoft/onnxruntime/issues/27504": ("1.24.1", "1.22.0"),
     "https://github.com/microsoft/onnxruntime/issues/32386": ("1.24.2", "1.23.2"),
     "https://github.com/microsoft/onnxruntime/issues/32186": ("1.29.0", "1.26.0"),
+    "https://github.com/mlfoundations/open_clip/issues/915": ("3.3.0", "2.32.0"),
     "https://github.com/openai/CLIP/issues/446": ("70.0.0", "69.5.1"),
     "https://github.com/openai/CLIP/issues/528": ("81.0.0", "80.9.0"),
 }

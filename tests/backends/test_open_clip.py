@@ -15,13 +15,16 @@ import torch
 
 from clipcheck.backends import registry
 from clipcheck.backends.base import Backend
+from clipcheck.backends.known import matching
 from clipcheck.backends.open_clip import OpenClip
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Activation, Architecture, Blocks
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
+from clipcheck.checkpoints.configs import open_clip_config
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.told import Told
-from clipcheck.errors import RunError, UnavailableError
+from clipcheck.errors import RunError, UnavailableError, UnfitError
+from clipcheck.gates.integrity import integrity
 from clipcheck.inputs.tokenizer import tokenize
 from clipcheck.system import torchscript_support
 from clipcheck.writers.convert import write
@@ -83,7 +86,7 @@ FORMS: dict[str, Callable[[Checkpoint, Path], Path]] = {
 
 
 @pytest.fixture(scope="module", params=quick_first(FORMS))
-def built(
+def made(
     tmp_path_factory: pytest.TempPathFactory, archive: Checkpoint, request: pytest.FixtureRequest
 ) -> Iterator[Built]:
     folder = tmp_path_factory.mktemp("open_clip")
@@ -105,13 +108,13 @@ def test_it_is_a_way_to_run_a_checkpoint() -> None:
     assert OpenClip.version() == f"open_clip_torch {open_clip().__version__}"
 
 
-def test_it_computes_what_the_eager_model_does(built: Built) -> None:
-    assert max(ratios(*built, pairs(built[0].checkpoint))) < 3
+def test_it_computes_what_the_eager_model_does(made: Built) -> None:
+    assert max(ratios(*made, pairs(made[0].checkpoint))) < 3
 
 
-def test_all_its_weights_are_the_files(built: Built) -> None:
-    evidence = built[1].evidence()
-    assert evidence.weights == len(model_of(built[1]).state_dict())
+def test_all_its_weights_are_the_files(made: Built) -> None:
+    evidence = made[1].evidence()
+    assert evidence.weights == len(model_of(made[1]).state_dict())
     assert (list(evidence.doubts), dict(evidence.differing)) == ([], {})
 
 
@@ -308,9 +311,62 @@ def test_what_the_library_raises_is_told_in_its_words(
         OpenClip.build(source_of(vit, tmp_path))
 
 
-def test_inputs_that_do_not_fit_are_an_error(built: Built) -> None:
-    pixels, tokens = pairs(built[0].checkpoint)[0]
+def test_inputs_that_do_not_fit_are_an_error(made: Built) -> None:
+    pixels, tokens = pairs(made[0].checkpoint)[0]
     with pytest.raises(RunError, match="open_clip: encode_image failed"):
-        built[1].encode_image(pixels[:, :2])
+        made[1].encode_image(pixels[:, :2])
     with pytest.raises(RunError, match="open_clip: encode_text failed"):
-        built[1].encode_text(np.repeat(tokens, 2, axis=1))
+        made[1].encode_text(np.repeat(tokens, 2, axis=1))
+
+
+# ------------------------------------------------------------------ by create_model
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of open_clip's names of the minute model, as it has two of ViT-B-32."""
+    from open_clip import factory
+
+    config = open_clip_config(MINUTE)
+    gelu = {key: value for key, value in config.items() if key != "quick_gelu"}
+    for name, each in {"minute": gelu, "minute-quickgelu": config}.items():
+        monkeypatch.setitem(factory._MODEL_CONFIGS, name, each)
+
+
+def created(checkpoint: Checkpoint, scratch: Path, asked: str) -> Backend:
+    named = replace(checkpoint, asked=asked)
+    return OpenClip.build(source_of(named, scratch, load="create_model"))
+
+
+@pytest.mark.usefixtures("names")
+def test_create_model_by_the_right_name_or_a_folder_computes_what_was_trained(
+    archive: Checkpoint, tmp_path: Path
+) -> None:
+    folder = open_checkpoint(as_folder(archive, tmp_path))
+    weights = open_checkpoint(folder.path / "open_clip_model.safetensors")
+    for checkpoint, asked in ((weights, "open_clip:minute-quickgelu/openai"), (folder, "")):
+        backend = created(checkpoint, tmp_path, asked)
+        assert max(ratios(source_of(checkpoint, tmp_path), backend, pairs(checkpoint))) < 3
+        assert list(backend.evidence().doubts) == []
+
+
+@pytest.mark.usefixtures("names")
+def test_create_model_by_the_name_of_a_gelu_configuration_is_a_known_trap(
+    archive: Checkpoint, tmp_path: Path
+) -> None:
+    """The tag tells QuickGELU, and the name, which counts, GELU: without a word where a path is
+    given."""
+    weights = open_checkpoint(as_folder(archive, tmp_path) / "open_clip_model.safetensors")
+    backend = created(weights, tmp_path, "open_clip:minute/openai")
+    assert max(ratios(source_of(weights, tmp_path), backend, pairs(weights))) > 8
+    gate = integrity([], backend.evidence())
+    assert not gate.passed
+    (known,) = matching(
+        "open_clip", "cpu", "float32", f"{gate.name}: {gate.message}", {"open_clip_torch": "3.3.0"}
+    )
+    assert known.link.endswith("/915")
+
+
+def test_create_model_needs_a_name(archive: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(UnfitError, match=r"needs a name .* Add --architecture open_clip:NAME"):
+        created(open_checkpoint(as_safetensors(archive, tmp_path)), tmp_path, "ViT-B/32")

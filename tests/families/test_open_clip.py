@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from clipcheck.audit.small import CONFIGS, small
+from clipcheck.checkpoints.architecture import Activation, Architecture, specs
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.library import LibraryArchitecture, read_open_clip, with_text_config
+from clipcheck.checkpoints.opening import open_pair
 from clipcheck.checkpoints.told import named
 from clipcheck.errors import ArchitectureError, UnfitError
 from clipcheck.families import open_clip, registry
@@ -20,6 +23,7 @@ from clipcheck.writers.library import draw, write_folder
 from clipcheck.writers.synthesize import shallow
 from tests import oracles
 from tests.families.conformance import inputs, require_float64, require_near
+from tests.thorough import parametrize
 
 CPU = torch.device("cpu")
 
@@ -234,3 +238,61 @@ def test_a_text_model_is_known_by_its_name() -> None:
     found = with_text_config_of("roberta-ViT-B-32")
     ((name, text),) = found.files
     assert (name, json.loads(text)["model_type"]) == ("text_config.json", "roberta")
+
+
+def weights_alone(name: str, folder: Path) -> Path:
+    """A file with weights of the sizes of one of open_clip's models, which takes no room: it has
+    the names and shapes, and a hole."""
+    found = named(f"open_clip:{name}").model
+    if isinstance(found, Architecture):
+        shapes = {key: spec.shape for key, spec in specs(found) if spec.kind != "buffer"}
+    else:
+        with torch.device("meta"):
+            held = open_clip.empty(with_text_config(found)).state_dict()
+        shapes = {key: tuple(tensor.shape) for key, tensor in held.items()}
+    header, end = {}, 0
+    for key, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[key] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path = folder / "weights.safetensors"
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return path
+
+
+_FEW = ("ViT-B-32", "RN50", "ViT-B-16-SigLIP2", "coca_ViT-B-32")
+
+
+@parametrize("names", [_FEW, None])
+def test_weights_alone_are_never_taken_for_another_function(
+    names: tuple[str, ...] | None, tmp_path: Path
+) -> None:
+    """No two of its pairs of one size have to compute the same: what weights do not tell, somebody
+    has to."""
+    listed = {name for name, _ in oracles.open_clip().list_pretrained()}
+    assert listed.issuperset(names or ())
+    for name in sorted(names or listed):
+        with pytest.raises(ArchitectureError) as caught:
+            open_pair(weights_alone(name, tmp_path))
+        assert str(caught.value), name
+
+
+@pytest.mark.thorough
+def test_a_tag_tells_the_activation_of_each_pair() -> None:
+    """28 of the 196 differ from their configuration."""
+    differing = []
+    for name, tag in oracles.open_clip().list_pretrained():
+        quick = oracles.open_clip().get_pretrained_cfg(name, tag).get("quick_gelu", False)
+        found = named(f"open_clip:{name}/{tag}").model
+        if isinstance(found, Architecture):
+            computes = found.text_blocks.activation is Activation.QUICK_GELU
+        else:
+            computes = found.settings["model_cfg"]["quick_gelu"]
+        assert computes == quick, (name, tag)
+        config = oracles.open_clip().get_model_config(name)
+        if quick != config.get("quick_gelu", False):
+            differing.append((name, tag))
+    assert len(differing) == 28

@@ -184,30 +184,43 @@ def test_sigmoid_is_told_by_the_class() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "mean", "std", "interpolation", "squash"),
+    ("written", "mean", "std", "interpolation", "resize", "edge"),
     [
-        ({}, 0.5, 0.5, "bicubic", True),
-        ({"image_mean": [0.1] * 3, "image_std": [0.2] * 3}, 0.1, 0.2, "bicubic", True),
-        ({"resample": 2, "size": {"shortest_edge": 32}}, 0.5, 0.5, "bilinear", False),
+        ({}, 0.5, 0.5, "bicubic", "squash", 0),
+        ({"image_mean": [0.1] * 3, "image_std": [0.2] * 3}, 0.1, 0.2, "bicubic", "squash", 0),
+        (
+            {
+                "resample": 2,
+                "size": {"shortest_edge": 36},
+                "crop_size": {"height": 32, "width": 32},
+                "do_center_crop": True,
+            },
+            0.5,
+            0.5,
+            "bilinear",
+            "shortest",
+            36,
+        ),
         # To -1 to 1 by a factor and an offset.
         (
             {"do_normalize": False, "rescale_factor": 1 / 127.5, "rescale_offset": True},
             0.5,
             0.5,
             "bicubic",
-            True,
+            "squash",
+            0,
         ),
-        ({"do_normalize": False}, 0.0, 1.0, "bicubic", True),
+        ({"do_normalize": False}, 0.0, 1.0, "bicubic", "squash", 0),
     ],
 )
 def test_pixels_are_made_as_the_folder_says(
-    written: dict[str, Any], mean: float, std: float, interpolation: str, squash: bool
+    written: dict[str, Any], mean: float, std: float, interpolation: str, resize: str, edge: int
 ) -> None:
     files = {"preprocessor_config.json": written}
     images = transformers.sizes(architecture_of("siglip", files)).images
     assert images.mean == pytest.approx((mean,) * 3)
     assert images.std == pytest.approx((std,) * 3)
-    assert (images.interpolation, images.squash) == (interpolation, squash)
+    assert (images.interpolation, images.resize, images.edge) == (interpolation, resize, edge)
 
 
 def test_the_two_towers_of_a_larger_class_are_found(tmp_path: Path) -> None:
@@ -328,6 +341,14 @@ def test_an_unknown_class_is_named_with_those_that_are_judged() -> None:
     told = refusal({"model_type": "llama"})
     assert "its model_type is 'llama', which is none that is judged" in told
     assert "clipcheck judges CLIPModel, SiglipModel" in told
+
+
+@pytest.mark.parametrize("found", [None, ["CLIPModel"], ["CLIPTextModel", "CLIPVisionModel"]])
+def test_a_tower_that_does_not_say_its_class_is_told_which_it_may_be(found: Any) -> None:
+    config = {**HF_TEXT, "model_type": "clip_text_model", "architectures": found}
+    told = refusal(config)
+    assert "expected CLIPTextModel or CLIPTextModelWithProjection under 'architectures'" in told
+    assert f"found {found!r}" in told
 
 
 @pytest.mark.parametrize("place", ["top", "text_config"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -15,6 +19,7 @@ from clipcheck.harness.checking import check
 from clipcheck.results.judgement import Result
 from clipcheck.writers.library import draw, write_folder
 from clipcheck.writers.programs import write_pt2
+from tests.families.test_transformers import architecture_of
 from tests.thorough import parametrize
 
 
@@ -85,3 +90,67 @@ def test_a_planted_fault_is_seen(
 ) -> None:
     """In a program; tests/audit has more faults and models, which are traced."""
     assert failed(planted(kind, tmp_path, fault)) & {"fidelity", "integrity"}
+
+
+# --------------------------------------------------------------------------- bad input
+
+Config = dict[str, Any]
+
+
+def _narrow(config: Config) -> None:
+    config["model_cfg"]["embed_dim"] = 32
+
+
+def _timm(config: Config) -> None:
+    config["model_cfg"]["vision_cfg"] = {"timm_model_name": "vit_of_tomorrow", "image_size": 32}
+
+
+def _tokenizer_code(config: Config) -> None:
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+
+
+def _wide(config: Config) -> None:
+    config["vision_config"]["hidden_size"] = 64
+
+
+def _code(config: Config) -> None:
+    config["auto_map"] = {"AutoModel": "modeling.Mine"}
+
+
+def _frames(config: Config) -> None:
+    config["model_type"] = "xclip"
+
+
+def _tower(config: Config) -> None:
+    config["model_type"] = "siglip_vision_model"
+
+
+@pytest.mark.parametrize(
+    ("library", "spoil", "told"),
+    [
+        (
+            "open_clip",
+            _narrow,
+            r"has shape \[\d+, 64\], expected \[\d+, 32\].* Take the",
+        ),
+        ("open_clip", _timm, r"The timm installed here, [\d.]+, does not have .*'vit_of_tomorrow'"),
+        ("open_clip", _tokenizer_code, "its configuration has trust_remote_code: .* never does"),
+        ("transformers", _wide, r"has shape \[32.*\], expected \[64.*\].* Take the config\.json"),
+        ("transformers", _code, "its configuration has auto_map: .* clipcheck never does"),
+        ("transformers", _frames, "it is a model of X-CLIP, .* clipcheck judges CLIPModel, Siglip"),
+        ("transformers", _tower, "expected SiglipVisionModel under 'architectures', found None"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(
+    library: str, spoil: Callable[[Config], None], told: str, tmp_path: Path
+) -> None:
+    model = small("clipa") if library == "open_clip" else architecture_of("siglip")
+    write_folder(model, tmp_path / "m")
+    name = "open_clip_config.json" if library == "open_clip" else "config.json"
+    config = json.loads((tmp_path / "m" / name).read_text())
+    spoil(config)
+    (tmp_path / "m" / name).write_text(json.dumps(config))
+    (found,) = check(tmp_path / "m", examples=1, isolation="none").judgements
+    assert found.error is not None
+    assert re.search(told, found.error)
+    assert "\n" not in found.error

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipcheck.inputs.preprocess import picture_of, transform
-from clipcheck.inputs.rules import MEAN, STD
+from clipcheck.inputs.rules import MEAN, STD, ImageRules
 from tests.oracles import open_clip, reference_clip
 
 BYTES_PER_PIXEL = {
@@ -104,6 +104,30 @@ def test_it_equals_the_reference_and_open_clip_at_released_resolutions(resolutio
     open_clips = open_clip().transform.image_transform(resolution, is_train=False)
     assert torch.equal(ours, reference_clip().clip._transform(resolution)(image))
     assert torch.equal(ours, open_clips(image))
+
+
+@pytest.mark.parametrize("fill", [0, 200])
+@pytest.mark.parametrize("size", [(97, 64), (33, 40), (32, 32), (300, 9)])
+def test_the_longer_side_is_resized_as_open_clip_does(size, fill):
+    image, options = noise("RGB", size), {"resize_mode": "longest", "fill_color": fill}
+    ours = transform(32, ImageRules(resize="longest", fill=fill))(image)
+    assert torch.equal(
+        ours, open_clip().transform.image_transform(32, is_train=False, **options)(image)
+    )
+
+
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+def test_the_centre_is_cut_out_of_a_larger_image(resize):
+    """As transformers' image processors do with a ``size`` above their ``crop_size``."""
+    from transformers import CLIPImageProcessorPil
+
+    size = {"shortest_edge": 36} if resize == "shortest" else {"height": 36, "width": 36}
+    crop = {"height": 32, "width": 32}
+    processor = CLIPImageProcessorPil(size=size, crop_size=crop)
+    image = noise("RGB", (97, 64))
+    expected = processor(images=image, return_tensors="pt")["pixel_values"][0]
+    ours = transform(32, ImageRules(resize=resize, edge=36))(image)
+    assert torch.allclose(ours, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
