@@ -37,7 +37,7 @@ from clipcheck.checkpoints.library import (
 from clipcheck.checkpoints.told import OPEN_CLIP, TRANSFORMERS, named
 from clipcheck.harness.options import CheckOptions
 from clipcheck.inputs.batches import CORNERS
-from clipcheck.inputs.rules import CLIP_VOCABULARY
+from clipcheck.inputs.tokenizer import VOCABULARY_SIZE
 from clipcheck.sweep import worker
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.engines.local import LocalEngine
@@ -189,7 +189,7 @@ def _make_shallow(vision: dict[str, Any], folder: Path) -> None:
 
 def _cut(text: dict[str, Any]) -> None:
     """Cut a vocabulary that is greater than CLIP's."""
-    if text.get("vocab_size", 0) > CLIP_VOCABULARY:
+    if text.get("vocab_size", 0) > VOCABULARY_SIZE:
         text["vocab_size"] = VOCABULARY
 
 
