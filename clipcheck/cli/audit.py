@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -9,74 +10,50 @@ import typer
 from clipcheck.cli import options
 from clipcheck.cli.output import give, print_line
 
-_VARIANTS = "Variants"
+_variants = partial(typer.Option, rich_help_panel="Variants")
 
 
 def audit(
     arch: Annotated[
         list[str] | None,
-        typer.Option(
-            "--arch",
-            metavar="ARCH",
-            help="Repeatable. Default: tiny-vit and tiny-resnet.",
-            rich_help_panel=_VARIANTS,
-        ),
+        _variants(metavar="ARCH", help="Repeatable. Default: tiny-vit and tiny-resnet."),
     ] = None,
     family: Annotated[
         list[str] | None,
-        typer.Option(
-            "--family",
+        _variants(
             metavar="NAME",
             help="Small model of a library's family or class, such as siglip or SiglipModel, or "
             "all; repeatable. Without --arch, only these are audited.",
-            rich_help_panel=_VARIANTS,
         ),
     ] = None,
     seed: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--seed",
-            min=0,
-            metavar="N",
-            help="Seed of the weights; repeatable.",
-            rich_help_panel=_VARIANTS,
-        ),
+        list[int] | None, _variants(min=0, metavar="N", help="Seed of the weights; repeatable.")
     ] = None,
     weights: Annotated[
         list[str] | None,
-        typer.Option(
-            "--weights",
+        _variants(
             metavar="KIND",
             help="seeded (default), initial, outliers or trained (takes a minute the first "
             "time); repeatable.",
-            rich_help_panel=_VARIANTS,
         ),
     ] = None,
     dtype: Annotated[
         list[str] | None,
-        typer.Option(
-            "--dtype",
-            metavar="T",
-            help="dtype in which archives compute; repeatable. Default: float32.",
-            rich_help_panel=_VARIANTS,
+        _variants(
+            metavar="T", help="dtype in which archives compute; repeatable. Default: float32."
         ),
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option(
-            "--backend",
+        _variants(
             metavar="B",
             help="Backend to plant faults into, or all that run here; repeatable. compile and "
             "aotinductor take most of a minute for each variant. Default: jit; for a family "
             "trace.",
-            rich_help_panel=_VARIANTS,
         ),
     ] = None,
     only: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--only", metavar="NAME", help="One variant; repeatable.", rich_help_panel=_VARIANTS
-        ),
+        list[str] | None, _variants(metavar="NAME", help="One variant; repeatable.")
     ] = None,
     localize: Annotated[
         bool,
