@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -29,10 +28,6 @@ from clipcheck.checkpoints.architecture import ResNet, ViT
 # ------------------------------------------------------------------------ activation
 
 
-def _tanh_gelu(_: Any, x: Tensor) -> Tensor:
-    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-
-
 def _without_last_relu(block: Any, x: Tensor) -> Tensor:
     y: Tensor = block.relu(block.bn1(block.conv1(x)))
     y = block.relu(block.bn2(block.conv2(y)))
@@ -52,7 +47,7 @@ ACTIVATION = (
     _activation(
         name="tanh-gelu-for-quickgelu",
         reason="gelu_new of transformers, the tanh approximation, in place of quick_gelu",
-        plant=at(gelus, instead(_tanh_gelu)),
+        plant=at(gelus, instead(lambda _, x: functional.gelu(x, approximate="tanh"))),
     ),
     _activation(
         name="quickgelu-slope-1.7",
