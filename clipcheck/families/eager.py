@@ -148,7 +148,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(planes, 4 * planes, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * planes)
         self.relu3 = nn.ReLU(inplace=True)
-        self.downsample = _downsample(channels, 4 * planes, stride) if downsample else None
+        self.downsample = downsampling(channels, 4 * planes, stride) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, 4 planes, H / stride, W / stride]."""
@@ -159,7 +159,8 @@ class Bottleneck(nn.Module):
         return self.relu3(y + shortcut)
 
 
-def _downsample(channels: int, planes: int, stride: int) -> nn.Sequential:
+def downsampling(channels: int, planes: int, stride: int) -> nn.Sequential:
+    """The shortcut of a block that has other channels or a stride."""
     layers = [
         ("-1", nn.AvgPool2d(stride)),
         ("0", nn.Conv2d(channels, planes, 1, bias=False)),

@@ -22,6 +22,7 @@ from clipcheck.checkpoints.architecture import (
     ResNet,
     ViT,
 )
+from clipcheck.families import eager
 
 _TRANSFORMER = "multimodal.model.multimodal_transformer"
 _RESNET = "multimodal.model.modified_resnet"
@@ -160,14 +161,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(planes, 4 * planes, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * planes)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Sequential | None = None
-        if downsample:
-            layers = [
-                ("-1", nn.AvgPool2d(stride)),
-                ("0", nn.Conv2d(channels, 4 * planes, 1, bias=False)),
-                ("1", nn.BatchNorm2d(4 * planes)),
-            ]
-            self.downsample = nn.Sequential(OrderedDict(layers))
+        self.downsample = eager.downsampling(channels, 4 * planes, stride) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -177,17 +171,8 @@ class Bottleneck(nn.Module):
         return self.relu(y)
 
 
-class AttentionPool(nn.Module):
+class AttentionPool(eager.AttentionPool2d):
     """Attention of all positions and their mean to each other; the mean's result is kept."""
-
-    def __init__(self, grid: int, width: int, heads: int, output_dim: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.positional_embedding = nn.Parameter(torch.empty(grid**2 + 1, width))
-        self.k_proj = nn.Linear(width, width)
-        self.q_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.c_proj = nn.Linear(width, output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.reshape(x.shape[0], x.shape[1], x.shape[2] * x.shape[3]).permute(2, 0, 1)
@@ -197,7 +182,7 @@ class AttentionPool(nn.Module):
             functional.linear(x, layer.weight, layer.bias)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
-        y = _attend(query, key, value, self.heads, None)
+        y = _attend(query, key, value, self.num_heads, None)
         y = y.transpose(0, 1).contiguous().view(x.shape[0], x.shape[1], x.shape[2])
         return functional.linear(y, self.c_proj.weight, self.c_proj.bias)[0]
 
