@@ -48,10 +48,21 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-def _activation(kind: Activation) -> nn.Module:
-    if kind is Activation.QUICK_GELU:
-        return QuickGELU()
-    return nn.GELU(approximate="tanh" if kind is Activation.GELU_TANH else "none")
+def perceptron(
+    width: int, blocks: Blocks, quick_gelu: type[nn.Module] = QuickGELU
+) -> nn.Sequential:
+    """The two layers of a block beside its attention, with the activation between them."""
+    hidden = round(width * blocks.mlp_ratio)
+    activation = quick_gelu()
+    if blocks.activation is not Activation.QUICK_GELU:
+        tanh = blocks.activation is Activation.GELU_TANH
+        activation = nn.GELU(approximate="tanh" if tanh else "none")
+    layers = [
+        ("c_fc", nn.Linear(width, hidden)),
+        ("gelu", activation),
+        ("c_proj", nn.Linear(hidden, width)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -59,15 +70,9 @@ class ResidualAttentionBlock(nn.Module):
 
     def __init__(self, width: int, blocks: Blocks) -> None:
         super().__init__()
-        mlp_width = round(width * blocks.mlp_ratio)
         self.attn = nn.MultiheadAttention(width, width // blocks.head_width)
         self.ln_1 = LayerNorm(width, eps=blocks.epsilon)
-        layers = [
-            ("c_fc", nn.Linear(width, mlp_width)),
-            ("gelu", _activation(blocks.activation)),
-            ("c_proj", nn.Linear(mlp_width, width)),
-        ]
-        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.mlp = perceptron(width, blocks)
         self.ln_2 = LayerNorm(width, eps=blocks.epsilon)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -8,15 +8,12 @@ which records device and dtype together, or through ``type``, which records the 
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from clipcheck.checkpoints.architecture import (
     RESNET_STRIDE,
-    Activation,
     Architecture,
     Blocks,
     ResNet,
@@ -82,26 +79,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor 
     return torch.bmm(functional.softmax(scores, dim=-1), value)
 
 
-def _activation(kind: Activation) -> nn.Module:
-    if kind is Activation.QUICK_GELU:
-        return QuickGELU()
-    return nn.GELU(approximate="tanh" if kind is Activation.GELU_TANH else "none")
-
-
 class ResidualAttentionBlock(nn.Module):
     """With a causal mask of its own, which the tracer makes a constant of the block."""
 
     def __init__(self, width: int, blocks: Blocks, mask: Tensor | None) -> None:
         super().__init__()
-        mlp_width = round(width * blocks.mlp_ratio)
         self.attn = MultiheadAttention(width, width // blocks.head_width)
         self.ln_1 = LayerNorm(width, eps=blocks.epsilon)
-        layers = [
-            ("c_fc", nn.Linear(width, mlp_width)),
-            ("gelu", _activation(blocks.activation)),
-            ("c_proj", nn.Linear(mlp_width, width)),
-        ]
-        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.mlp = eager.perceptron(width, blocks, QuickGELU)
         self.ln_2 = LayerNorm(width, eps=blocks.epsilon)
         self.mask = None if mask is None else mask.clone()
 
