@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.families.sizes import HasSizes
+    from clipcheck.families.sizes import Sizes
     from clipcheck.sandbox.cell import Cell
 
 _TOKENS = "clipcheck.tokens"
@@ -79,7 +79,7 @@ class AOTInductor(ProgramBackend):
         return cls(
             "aotinductor",
             _opened(_load(path), declared, source.device),
-            architecture=source.sizes,
+            sizes=source.sizes,
             path=path,
             evidence=_unknown,
             made_here=True,
@@ -90,6 +90,8 @@ class AOTInductor(ProgramBackend):
         """Open a package in this process."""
         from torch.utils import _pytree as pytree
 
+        # Its code would read behind the end of a batch that is smaller than it was compiled for.
+        os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
         package = _load(path)
         with translating("aotinductor", "reading the package"):
             ids = package.get_metadata().get(_TOKENS, "int64")
@@ -145,7 +147,11 @@ def _hardware(device: torch.device) -> str:
 
 
 def open_package(
-    path: Path, device: torch.device, architecture: HasSizes, cell: Cell | None
+    path: Path,
+    device: torch.device,
+    sizes: Sizes,
+    cell: Cell | None,
+    names: Mapping[str, str] | None = None,
 ) -> Backend:
     """Open a package of AOTInductor, of whoever's making.
 
@@ -156,6 +162,7 @@ def open_package(
     Args:
         device: what it was compiled for.
         cell: what runs it.
+        names: see `ProgramBackend`.
 
     Raises:
         UnsafeError: there is no cell.
@@ -176,9 +183,10 @@ def open_package(
     return AOTInductor(
         "aotinductor",
         open_apart("aotinductor", path, device, {}, cell),
-        architecture=architecture,
+        sizes=sizes,
         path=path,
         evidence=_unknown,
+        names=names,
     )
 
 
@@ -207,6 +215,6 @@ def _opened(package: Any, declared: Sequence[Declared], device: torch.device) ->
     return Opened(declared, run, weights)
 
 
-def _unknown(_: Opened) -> Evidence:
+def _unknown(_: Opened, __: bool) -> Evidence:
     """Its weights cannot be told apart any more."""
     return Evidence(None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from clipcheck.backends.calling import Array, Named, Pixels, Tokens
+from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import ENCODERS, LOGITS
@@ -108,6 +108,12 @@ class Backend(ABC):
         patched: constants of its code that were rewritten, or None where that is not done.
         runner: what runs its modules.
         lacks: outputs that its model does not have: one tower alone has its features.
+        seen: rounds pixels to what it takes, as whole numbers; None where it takes them as they
+            are.
+        normalised: features that it gives with the length 1. As `absent` it is to be asked for
+            after it has run, and so are the next two.
+        mapping: what the inputs and outputs of a user's program are, for people.
+        batches: the only numbers of images and texts that it runs with; nothing for any.
     """
 
     summary: ClassVar[str] = ""
@@ -127,6 +133,7 @@ class Backend(ABC):
     patched: Patched | None = None
     runner: ByName
     lacks: frozenset[str] = frozenset()
+    seen: Callable[[Pixels], Pixels] | None = None
 
     # ---------------------------------------------------------------- what it can run
 
@@ -223,6 +230,21 @@ class Backend(ABC):
         """Outputs that it does not have, as its model does not, or by its own signature. To be
         asked for after it has run."""
         return self.lacks
+
+    @property
+    def normalised(self) -> frozenset[str]:
+        """See the class."""
+        return frozenset()
+
+    @property
+    def mapping(self) -> tuple[str, ...]:
+        """See the class."""
+        return ()
+
+    @property
+    def batches(self) -> tuple[Rows, ...]:
+        """See the class."""
+        return ()
 
     def gives(self, method: str, *, itself: bool = False) -> tuple[str, ...]:  # noqa: ARG002
         """Return the outputs that a method gives; none where it has no such method. To be asked for

@@ -18,6 +18,8 @@ Array = NDArray[Any]
 Named = dict[str, Array]
 Pixels = NDArray[np.float32]
 Tokens = NDArray[np.int32]
+Rows = tuple[int | None, int | None]
+"""Numbers of images and of texts; None for any number."""
 
 
 def run_method(name: str, module: Any, method: str, *inputs: torch.Tensor) -> Any:

@@ -71,7 +71,8 @@ def cell_for(
     import torch
 
     limits = limits_for(subject.size, torch.get_num_threads())
-    cell = Cell(_SERVANTS[subject.format], _readable(subject), limits, gpu=device.type == "cuda")
+    served = Format.PT2 if isinstance(subject, Program) else subject.format
+    cell = Cell(_SERVANTS[served], _readable(subject), limits, gpu=device.type == "cuda")
     try:
         yield cell
     finally:
@@ -80,10 +81,13 @@ def cell_for(
 
 def _readable(subject: Checkpoint | Program) -> list[Path]:
     """The files that it is made of; their folders, where an exporter made a file of each weight."""
-    data = subject.data if isinstance(subject, Program) else ()
+    if not isinstance(subject, Program):
+        return [subject.path]
+    own = [part.path for part in subject.parts]
+    data = [file for part in subject.parts for file in part.data]
     if len(data) <= _MOST_NAMED:
-        return [subject.path, *data]
-    return [subject.path, *sorted({file.resolve().parent for file in data})]
+        return [*own, *data]
+    return [*own, *sorted({file.resolve().parent for file in data})]
 
 
 def prepare(names: Sequence[str], isolation: Isolation | None) -> None:

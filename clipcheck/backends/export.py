@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array, translating
+from clipcheck.backends.held import weights_evidence
 from clipcheck.backends.opened import Opened, Receive, open_apart
-from clipcheck.backends.programs import ProgramBackend, WeightsCompared, flat, key_of
+from clipcheck.backends.programs import ProgramBackend, flat, key_of
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
-from clipcheck.gates.integrity import Evidence
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-    from clipcheck.families.sizes import HasSizes
+    from clipcheck.families.sizes import Sizes
     from clipcheck.sandbox.cell import Cell
 
 
@@ -49,9 +49,9 @@ class Export(ProgramBackend):
         return cls(
             "export",
             cls.open_here(path, source.device, {}),
-            architecture=source.sizes,
+            sizes=source.sizes,
             path=path,
-            evidence=partial(_evidence, source.model.state_dict()),
+            evidence=partial(weights_evidence, source.model.state_dict()),
             made_here=True,
         )
 
@@ -91,30 +91,31 @@ def _as_it_is(source: Source, program: Path) -> Backend:
     from clipcheck.backends.aotinductor import open_package
     from clipcheck.checkpoints.artefacts import is_compiled
 
-    architecture = source.sizes
     if is_compiled(program):
-        return open_package(program, source.device, architecture, source.cell)
+        return open_package(program, source.device, source.sizes, source.cell, source.names)
     weights = source.model.state_dict()
     return open_program(
         program,
         source.device,
-        architecture,
+        source.sizes,
         weights,
         source.cell,
         dtype=source.dtype,
         made_here=source.made_here,
+        names=source.names,
     )
 
 
 def open_program(
     path: Path,
     device: torch.device,
-    architecture: HasSizes,
+    sizes: Sizes,
     weights: Mapping[str, torch.Tensor],
     cell: Cell | None = None,
     *,
     dtype: str | None = None,
     made_here: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> Backend:
     """Open a file that `torch.export.save` wrote, of whoever's making.
 
@@ -124,6 +125,7 @@ def open_program(
     Args:
         weights: those that it has to have, by the released keys.
         cell: what runs it; None for this process.
+        names: see `ProgramBackend`.
 
     Raises:
         CheckpointError: it holds no such program; the subclass tells why.
@@ -137,19 +139,13 @@ def open_program(
         open_apart("export", path, device, {}, cell)
         if cell
         else Export.open_here(path, device, {}),
-        architecture=architecture,
+        sizes=sizes,
         path=path,
-        evidence=partial(_evidence, weights),
+        evidence=partial(weights_evidence, weights),
         dtype=dtype,
         made_here=made_here,
+        names=names,
     )
-
-
-def _evidence(weights: Mapping[str, torch.Tensor], program: Opened) -> Evidence:
-    """The weights of the program against those that it has to have, bit for bit."""
-    found = WeightsCompared(weights)
-    program.weights(found.receive)
-    return found.evidence()
 
 
 def _declared(program: ExportedProgram) -> list[Declared]:

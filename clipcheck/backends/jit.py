@@ -6,16 +6,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.base import Backend, Missing
-from clipcheck.backends.calling import Array, Named, Pixels, Tokens, to_numpy
+from clipcheck.backends.calling import Array, Named, Pixels, Tokens, run_method, to_numpy
 from clipcheck.backends.forward import ByName, UntoldError
+from clipcheck.backends.held import weights_evidence
 from clipcheck.backends.modules import ModuleBackend
-from clipcheck.backends.signature import blank
+from clipcheck.backends.opened import Opened, Receive, open_apart
+from clipcheck.backends.programs import ProgramBackend, flat
+from clipcheck.backends.signature import Declared, Raw, blank
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import BUFFERS, Architecture
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.errors import RunError
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import ENCODERS, LOGITS, OUTPUTS
@@ -47,6 +52,7 @@ class Archive(ModuleBackend):
 
     summary = "the archive's own code, run by TorchScript (torch.jit.load)"
     default_for = frozenset({Format.ARCHIVE})
+    runs_programs = frozenset({Format.ARCHIVE})
     needs_archive = True
     runs_modules = True
 
@@ -64,10 +70,39 @@ class Archive(ModuleBackend):
 
     @classmethod
     def build(cls, source: Source) -> Backend:
-        """The archive that was loaded beside the eager model."""
+        """The archive that was loaded beside the eager model; one that is frozen, or of one tower,
+        as a program."""
+        if source.program is not None:
+            return _open_program(source, source.program)
         if source.archive is None:
             raise ValueError("the source was loaded without its archive")
         return cls(source, source.archive)
+
+    @classmethod
+    def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:  # noqa: ARG003
+        """Open an archive as a program in this process: what its ``forward`` takes and gives."""
+        import torch
+
+        from clipcheck.models.torchscript import load_archive
+
+        module = load_archive(path, device)
+        if not hasattr(module, "forward"):
+            raise RunError(
+                "jit: the archive has no method forward",
+                remedy="Trace the module itself, as torch.jit.trace(model, example) does.",
+            )
+        forward: Any = module.forward
+        arguments = forward.schema.arguments[1:]
+
+        def run(arrays: Sequence[Array]) -> Raw:
+            given = [torch.from_numpy(array).to(device, copy=True) for array in arrays]
+            return flat(run_method("jit", module, "forward", *given))
+
+        def weights(receive: Receive) -> None:
+            for name, tensor in module.state_dict().items():
+                receive(name, tensor)
+
+        return Opened([Declared(each.name, None, "") for each in arguments], run, weights)
 
     def __init__(self, source: Source, archive: OpenArchive) -> None:
         size = source.checkpoint.path.stat().st_size
@@ -163,6 +198,21 @@ class Archive(ModuleBackend):
     ) -> tuple[object, str]:
         found, wrong = self.runner.call_in_form(form, method, inputs, after)
         return (tuple(found.values()) if isinstance(found, dict) else found), wrong
+
+
+def _open_program(source: Source, path: Path) -> ProgramBackend:
+    # torch compares no checksums.
+    Records(MappedFile(path)).verify()
+    cell, device = source.cell, source.device
+    return ProgramBackend(
+        "jit",
+        open_apart("jit", path, device, {}, cell) if cell else Archive.open_here(path, device, {}),
+        sizes=source.sizes,
+        path=path,
+        evidence=partial(weights_evidence, source.model.state_dict()),
+        dtype=source.dtype,
+        names=source.names,
+    )
 
 
 def _frontend_of(facts: Facts, architecture: Architecture) -> Frontend:

@@ -14,8 +14,10 @@ from clipcheck.backends.archives import OpenArchive, open_archive
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import translating
+from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.registry import Choice, default_for, require_available
 from clipcheck.backends.source import Source
+from clipcheck.backends.towers import Towers
 from clipcheck.checkpoints import onnx_data
 from clipcheck.checkpoints.artefacts import computing_dtype
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
@@ -87,6 +89,7 @@ def opened_sides(
     archive: bool,
     cell: Cell | None = None,
     artefacts: Path | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Iterator[OpenSides]:
     """Both sides of a comparison, for all backends, with a folder for what these write.
 
@@ -95,6 +98,7 @@ def opened_sides(
         archive: whether the archive is to be run as well.
         cell: what runs the subject's own code; None for this process.
         artefacts: the folder of what was built before; None keeps nothing.
+        names: what the user said that a program's inputs and outputs are, by their names.
     """
     with tempfile.TemporaryDirectory(prefix="clipcheck-") as name:
         scratch = Path(name)
@@ -102,7 +106,15 @@ def opened_sides(
 
         def load() -> Sides:
             return load_sides(
-                subject, reference, device, dtype, scratch, built, archive=archive, cell=cell
+                subject,
+                reference,
+                device,
+                dtype,
+                scratch,
+                built,
+                archive=archive,
+                cell=cell,
+                names=names,
             )
 
         yield OpenSides(load)
@@ -118,6 +130,7 @@ def load_sides(
     *,
     archive: bool,
     cell: Cell | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Sides:
     """Load both sides into a folder that is there, as `opened_sides` does into one of its own.
 
@@ -133,11 +146,11 @@ def load_sides(
     if isinstance(subject, Program):
         require_dtype(subject, dtype)
     wanted = getattr(torch, dtype)
-    program = subject.path if isinstance(subject, Program) else None
+    parts = [each.path for each in subject.parts] if isinstance(subject, Program) else []
     checkpoint = weights_of(subject, reference)
     opened: OpenArchive | None = None
     model: DualEncoder
-    if archive and program is None:
+    if archive and not parts:
         opened, model = open_archive(checkpoint, device, wanted, cell)
     else:
         model = _load(checkpoint, device, wanted)
@@ -150,9 +163,11 @@ def load_sides(
         scratch,
         artefacts,
         opened,
-        program,
+        parts[0] if len(parts) == 1 else None,
+        tuple(parts) if len(parts) > 1 else (),
         cell,
-        made_here=program is None,
+        made_here=not parts,
+        names=names or {},
     )
     if reference is not None and reference is not checkpoint:
         model = _load(_stored_alike(reference, checkpoint), device, wanted)
@@ -182,19 +197,38 @@ def require_runs(choice: Choice, subject: Checkpoint | Program) -> None:
         )
 
 
+def dtype_of(program: Program) -> str | None:
+    """Return the dtype that a program computes in, where its files tell.
+
+    Raises:
+        UsageError: its towers compute in two.
+    """
+    if program.format is Format.ARCHIVE:
+        return None
+    tell = onnx_data.computing_dtype if program.format is Format.ONNX else computing_dtype
+    found = {each: tell(each.path) for each in program.parts}
+    several = sorted({dtype for dtype in found.values() if dtype is not None})
+    if len(several) > 1:
+        raise UsageError(
+            f"its towers compute in {' and '.join(several)}",
+            remedy="Judge each of them alone.",
+            path=program.path,
+        )
+    return several[0] if several else None
+
+
 def require_dtype(program: Program, dtype: str) -> None:
     """See that a program computes in the dtype that it is to be judged in, where the file tells.
 
     Raises:
         UsageError: it does not.
     """
-    tell = onnx_data.computing_dtype if program.format is Format.ONNX else computing_dtype
-    found = tell(program.path)
+    found = dtype_of(program)
     if found in (None, dtype):
         return
     raise UsageError(
         f"it computes in {found}, and was to be judged in {dtype}",
-        remedy=f"Add --dtype {found}." if found in LIMITS else _judged_in(),
+        remedy=f"Leave --dtype out, or add --dtype {found}." if found in LIMITS else _judged_in(),
         path=program.path,
     )
 
@@ -213,12 +247,22 @@ def build(choice: Choice, source: Source) -> Backend:
     """
     require_available(choice)
     unfit = choice.backend.unfit(source.checkpoint, source.device, source.dtype)
-    if source.program is None and unfit is not None:
+    if source.program is None and not source.towers and unfit is not None:
         raise UnfitError(f"{choice.name}: {unfit}", remedy="Choose another backend.")
+    source = replace(source, options=choice.settings)
     with translating(choice.name, "building"):
-        made = choice.backend.build(replace(source, options=choice.settings))
+        if source.towers:
+            made: Backend = Towers(_of_towers(choice, source), source)
+        else:
+            made = choice.backend.build(source)
         made.lacks = frozenset(OUTPUTS).difference(source.model.outputs)
         return made
+
+
+def _of_towers(choice: Choice, source: Source) -> list[ProgramBackend]:
+    """The program of each tower, opened by itself."""
+    made = [choice.backend.build(replace(source, program=each)) for each in source.towers]
+    return [each for each in made if isinstance(each, ProgramBackend)]
 
 
 def _stored_alike(reference: Checkpoint, candidate: Checkpoint) -> Checkpoint:

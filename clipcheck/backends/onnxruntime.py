@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,22 +12,22 @@ import numpy as np
 
 from clipcheck.backends.base import Backend, Missing, Option, too_old
 from clipcheck.backends.calling import Array, translating
+from clipcheck.backends.held import weights_evidence
 from clipcheck.backends.opened import Opened, Receive, open_apart
-from clipcheck.backends.programs import ProgramBackend, is_rounded, key_of
-from clipcheck.backends.quantised import Matching, quantised_weights, with_weight_in_float
+from clipcheck.backends.programs import ProgramBackend, key_of
+from clipcheck.backends.quantised import quantised_weights, with_weight_in_float
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.onnx_data import data_files, located, piece_of
 from clipcheck.errors import UnavailableError
-from clipcheck.gates.integrity import Evidence
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.families.sizes import HasSizes
+    from clipcheck.families.sizes import Sizes
     from clipcheck.sandbox.cell import Cell
 
 _LIBRARIES = {"onnxruntime": "1.20", "onnx": "1.17", "onnxscript": "0.7.0"}
@@ -45,6 +44,7 @@ _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
     "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
 }
@@ -116,17 +116,18 @@ class ONNXRuntime(ProgramBackend):
         from clipcheck.writers.programs import write_onnx
 
         weights = source.model.state_dict()
-        model = source.sizes
+        sizes = source.sizes
         if source.program is not None:
             return open_program(
                 source.program,
                 source.device,
-                model,
+                sizes,
                 weights,
                 source.options,
                 source.cell,
                 dtype=source.dtype,
                 made_here=source.made_here,
+                names=source.names,
             )
         # Before anything is exported: it takes seconds.
         _providers(source.options, source.device)
@@ -136,7 +137,7 @@ class ONNXRuntime(ProgramBackend):
                 write_onnx(source.model, path)
 
         path = source.artefacts.get("program.onnx", key_of(source, "onnx", "onnxscript"), write)
-        return open_program(path, source.device, model, weights, source.options, made_here=True)
+        return open_program(path, source.device, sizes, weights, source.options, made_here=True)
 
     @classmethod
     def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:
@@ -177,13 +178,14 @@ class ONNXRuntime(ProgramBackend):
 def open_program(
     path: Path,
     device: torch.device,
-    architecture: HasSizes,
+    sizes: Sizes,
     weights: Mapping[str, torch.Tensor],
     options: Mapping[str, str] | None = None,
     cell: Cell | None = None,
     *,
     dtype: str | None = None,
     made_here: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> Backend:
     """Open an ONNX file, of whoever's making.
 
@@ -193,6 +195,7 @@ def open_program(
     Args:
         weights: those that it has to have, by the released keys.
         cell: what runs it; None for this process.
+        names: see `ProgramBackend`.
 
     Raises:
         UnavailableError: an execution provider is not there.
@@ -207,12 +210,13 @@ def open_program(
         open_apart("onnxruntime", path, device, chosen, cell, data)
         if cell
         else ONNXRuntime.open_here(path, device, chosen),
-        architecture=architecture,
+        sizes=sizes,
         path=path,
-        evidence=partial(_evidence, weights),
+        evidence=partial(weights_evidence, weights, folds=True),
         data=data,
         dtype=dtype,
         made_here=made_here,
+        names=names,
     )
 
 
@@ -303,96 +307,3 @@ def _fallen_back(wanted: list[str], found: list[str]) -> list[str]:
 def _declared(found: Any) -> Declared:
     shape = tuple(size if isinstance(size, int) else None for size in found.shape)
     return Declared(found.name, shape, _DTYPES.get(found.type, found.type))
-
-
-def _evidence(weights: Mapping[str, torch.Tensor], program: Opened) -> Evidence:
-    """The weights that the program has, as they are or transposed, bit for bit.
-
-    Exporters fold constants: a convolution takes up the BatchNorm behind it, a logarithm its
-    exponential. Such weights are in no count, nor are those that are rounded for a program that
-    computes in half precision. One under its own name must be the file's, unless it is such a one.
-    One that is quantised must be the file's to within a step of its scale.
-    """
-    from clipcheck.models.whole import PREFIX
-
-    held: dict[str, _Digest] = {}
-    rounded: set[str] = set()
-    scaled: set[str] = set()
-    quantised = Matching(weights)
-
-    def receive(
-        name: str, tensor: torch.Tensor, steps: torch.Tensor | None = None, how: str = ""
-    ) -> None:
-        key = name.removeprefix(PREFIX)
-        if steps is not None:
-            quantised.receive(name, key, tensor.numpy(), steps.numpy(), how)
-            return
-        held[key] = _digest(tensor.numpy())
-        if key in weights and is_rounded(tensor, weights[key]):
-            rounded.add(key)
-        if key in weights and _is_scaled(tensor, weights[key]):
-            scaled.add(key)
-
-    program.weights(receive)
-    anywhere = set(held.values())
-    differing = {}
-    compared = 0
-    for key, tensor in weights.items():
-        array = tensor.detach().cpu().numpy()
-        if key in held:
-            same = held[key] == _digest(array)
-        else:
-            # One value throughout, as of a bias that is 0, might be any constant of the program.
-            same = np.ptp(array) > 0 and not anywhere.isdisjoint(map(_digest, (array, array.T)))
-        if same:
-            compared += 1
-        elif key in held and key not in rounded and not _is_folded(key, weights, held, scaled):
-            differing[key] = "the program has other bits than the file"
-    differing |= quantised.differing
-    return Evidence(
-        compared or None,
-        program.doubts,
-        differing,
-        quantised=quantised.matched,
-        tensors=quantised.tensors,
-        levels=quantised.levels,
-    )
-
-
-def _is_scaled(found: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether it is a convolution, each of whose channels was multiplied with one number, as taking
-    up a BatchNorm does."""
-    if found.shape != weight.shape or found.ndim < 3:
-        return False
-    ours, theirs = (each.detach().cpu().double().flatten(1) for each in (weight, found))
-    squares = (ours * ours).sum(1, keepdim=True)
-    scales = (ours * theirs).sum(1, keepdim=True) / squares.clamp(min=_LEAST)
-    return bool((theirs - scales * ours).abs().max() <= _ROUNDING * theirs.abs().max())
-
-
-_ROUNDING = 1e-6
-"""Relative: of a product in float32."""
-
-_LEAST = 1e-300
-"""In place of the squares of a channel of zeros."""
-
-
-def _is_folded(
-    key: str, weights: Mapping[str, torch.Tensor], held: Container[str], scaled: Container[str]
-) -> bool:
-    """Whether it is a convolution that has taken up a BatchNorm, which the program lacks."""
-    channels = weights[key].shape[:1]
-    statistics = (name for name in weights if name.endswith(".running_mean"))
-    return key in scaled and any(
-        weights[name].shape == channels and name not in held for name in statistics
-    )
-
-
-_Digest = tuple[str, tuple[int, ...], bytes]
-
-
-def _digest(array: Array) -> _Digest:
-    """Return a digest of the values: two arrays share it only where dtype, shape and bits are the
-    same."""
-    contents = np.ascontiguousarray(array)
-    return str(array.dtype), array.shape, hashlib.blake2b(contents.data).digest()

@@ -85,11 +85,13 @@ def open_apart(
         options=dict(options),
     )
 
+    number = done.message.get("number")
+
     def run(arrays: Sequence[Array]) -> Raw:
         rows = " and ".join(str(len(array)) for array in arrays)
         given = [torch.from_numpy(array).clone() for array in arrays]
         doing = f"{backend}: running the program on a batch of {rows}"
-        found = cell.ask("run", doing, given)
+        found = cell.ask("run", doing, given, number=number)
         names = found.message.get("names")
         if not isinstance(names, list) or len(names) != len(found.tensors):
             raise _garbled("a name for each output")
@@ -106,11 +108,11 @@ def open_apart(
                 receive(told[0], tensors[0], steps, told[1])
             return {}
 
-        cell.ask("weights", f"{backend}: reading the weights", answer=answer)
+        cell.ask("weights", f"{backend}: reading the weights", answer=answer, number=number)
 
     def leave(name: str, weight: torch.Tensor | None) -> None:
         doing = f"{backend}: opening the program with a layer in float"
-        cell.ask("leave", doing, [] if weight is None else [weight], name=name)
+        cell.ask("leave", doing, [] if weight is None else [weight], name=name, number=number)
 
     doubts = done.message.get("doubts")
     return Opened(

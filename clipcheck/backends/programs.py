@@ -1,10 +1,10 @@
-"""Backends that are one program: pixels and ids in, all outputs out."""
+"""Backends that are a program: pixels, ids or both in, features and logits out."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,14 @@ import numpy as np
 
 from clipcheck.backends import signature
 from clipcheck.backends.base import Backend, evidence_of_closed
-from clipcheck.backends.calling import Array, Named, Pixels, Tokens, closed, translating
+from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens, closed, translating
 from clipcheck.backends.opened import Opened
-from clipcheck.backends.signature import Outputs, Raw
+from clipcheck.backends.signature import Outputs, Raw, blank
 from clipcheck.checkpoints.checkpoint import bytes_of
-from clipcheck.errors import CheckpointError, RunError
-from clipcheck.families.sizes import HasSizes
+from clipcheck.errors import RunError
+from clipcheck.families.sizes import Sizes
 from clipcheck.gates.integrity import Evidence
-from clipcheck.gates.result import OUTPUTS
+from clipcheck.gates.result import LOGITS, MEANT, OUTPUTS
 
 if TYPE_CHECKING:
     import torch
@@ -31,16 +31,26 @@ Run = Callable[[Pixels, Tokens], Raw]
 
 
 class ProgramBackend(Backend):
-    """Runs a program; each call of it gives all outputs.
+    """Runs a program of both towers, or of one; each call of it gives all outputs.
+
+    A program that takes a fixed number of rows is given any number in batches of that size, the
+    last of which is filled up with its last row and cut.
 
     Args:
-        evidence: called when it has run, for the gate ``integrity``.
+        evidence: called when it has run, for the gate ``integrity``, with the program and whether
+            it has to have all weights.
         data: the files that this one names for its weights.
         dtype: what it computes in. Where that is float16, outputs that it casts to float32 in the
             end, as converted programs do, are rounded back to it.
-        made_here: whether it was made by the backend, and has to have all outputs.
+        made_here: whether it was made by the backend, and has to have all outputs for any number of
+            rows.
+        names: what the user said that inputs and outputs are, by their names.
+
+    Attributes:
+        kinds: of its inputs, see `signature.INPUTS`.
 
     Raises:
+        UsageError: an input could be several, or the user named one that is not there.
         CheckpointError: it takes other inputs than a CLIP model.
     """
 
@@ -49,75 +59,180 @@ class ProgramBackend(Backend):
         name: str,
         opened: Opened,
         *,
-        architecture: HasSizes,
+        sizes: Sizes,
         path: Path,
-        evidence: Callable[[Opened], Evidence],
+        evidence: Callable[[Opened, bool], Evidence],
         data: Sequence[Path] = (),
         dtype: str | None = None,
         made_here: bool = False,
+        names: Mapping[str, str] | None = None,
     ) -> None:
-        # Of one that was made here it is found when it runs, as any other fault of it.
-        given = signature.inputs(opened.declared, architecture, path, any_size=not made_here)
+        self._inputs = signature.inputs(opened.declared, sizes, path, names)
 
         def run(pixels: Pixels, tokens: Tokens) -> Raw:
-            raw = opened.run([each.value(pixels, tokens) for each in given])
+            raw = opened.run([each.value(pixels, tokens) for each in self._inputs])
             return raw if dtype != "float16" else [(name, _narrowed(array)) for name, array in raw]
 
         self.name = name
         self.size = bytes_of([path, *data])
         self._run: Run | None = run
-        self._architecture = architecture
-        self._evidence: Callable[[], Evidence] | None = partial(evidence, opened)
+        self._sizes = sizes
+        self._path = path
+        self._evidence: Callable[[bool], Evidence] | None = partial(evidence, opened)
         self._leave = opened.leave
         self._made_here = made_here
+        self._names = names
         self._known: Outputs | None = None
+        self._normalised: frozenset[str] = frozenset()
+        self._failed: RunError | None = None
+        self._batches = () if made_here else self._declared()
+        self.kinds = frozenset(each.kind for each in self._inputs)
+        (pixels,) = [each for each in self._inputs if each.kind == "pixels"] or (None,)
+        if pixels is not None and pixels.dtype not in ("float32", dtype):
+            self.seen = pixels.seen
+
+    def _declared(self) -> tuple[Rows, ...]:
+        """The number of images and of texts that it says it takes; nothing for any."""
+        sizes = {each.kind: each.batch for each in reversed(self._inputs) if each.batch}
+        fixed = sizes.get("pixels"), sizes.get("tokens", sizes.get("mask"))
+        return (fixed,) if any(fixed) else ()
 
     def encode_image(self, pixels: Pixels) -> Array:
-        """Pixels [N, 3, R, R] to features [N, E], not normalised."""
-        empty = np.zeros((1, self._architecture.context_length), dtype=np.int32)
-        return self._one("image_features", pixels, empty)
+        """Pixels [N, 3, R, R] to features [N, E]."""
+        return self._one("image_features", pixels, blank(self._sizes, 0, 1)[1])
 
     def encode_text(self, tokens: Tokens) -> Array:
-        """Ids [M, L] to features [M, E], not normalised."""
-        side = self._architecture.image_resolution
-        return self._one("text_features", np.zeros((1, 3, side, side), dtype=np.float32), tokens)
+        """Ids [M, L] to features [M, E]."""
+        return self._one("text_features", blank(self._sizes, 1, 0)[0], tokens)
 
     def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
         """Pixels and ids to logits per image [N, M] and per text [M, N]."""
         found = self.outputs(pixels, tokens)
-        for name in ("logits_per_image", "logits_per_text"):
+        for name in LOGITS:
             self._require(found, name)
-        return found["logits_per_image"], found["logits_per_text"]
+        return found[LOGITS[0]], found[LOGITS[1]]
 
     def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
-        """The outputs that the program gives, by name; it is called once.
+        """The outputs that the program gives, by name.
 
         Raises:
             RunError: it cannot be run.
-            CheckpointError: it runs at some batch sizes alone.
+            UsageError: one of its outputs could be several.
         """
-        raw = self._raw(pixels, tokens)
-        if [name for name, _ in raw] == list(OUTPUTS):
-            return {str(name): array for name, array in raw}
+        if self._known is None and self._made_here:
+            raw = self._raw(pixels, tokens)
+            if [name for name, _ in raw] == list(OUTPUTS):
+                return {str(name): array for name, array in raw}
         if self._known is None:
-            example = signature.probe(self._architecture)
-            self._known = signature.outputs(self._raw(*example), self._architecture)
-        return self._known.named(raw)
+            self._look()
+        return self._dealt(pixels, tokens)
+
+    def _look(self) -> None:
+        """Run it once, to find how many rows it takes, and which output is what."""
+        if self._failed is not None:
+            raise self._failed
+        pixels, tokens = signature.probe(self._batch, self._sizes)
+        try:
+            raw = self._raw(pixels, tokens)
+        except RunError as error:
+            self._batches = () if self._made_here else tuple(self._sizes_that_run())
+            if not self._batches:
+                self._failed = error
+                raise
+            pixels, tokens = signature.probe(self._batch, self._sizes)
+            raw = self._raw(pixels, tokens)
+        counts = len(pixels), len(tokens)
+        self._known = signature.outputs(
+            raw, self._inputs, self._sizes, counts, self._path, self._names
+        )
+        if not self._made_here:
+            # Of several rows, also where one runs at a time.
+            self._normalised = signature.normalised(
+                self._dealt(*signature.probe((None, None), self._sizes))
+            )
+
+    def _sizes_that_run(self) -> Iterator[Rows]:
+        """Numbers of images and texts that it runs with."""
+        alike: list[Rows] = [
+            (size if "pixels" in self.kinds else None, size if "tokens" in self.kinds else None)
+            for size in _SIZES
+        ]
+        both = {"pixels", "tokens"} <= self.kinds
+        for size in (*alike, *(itertools.permutations(_SIZES, 2) if both else ())):
+            with suppress(RunError):
+                self._raw(*signature.probe(size, self._sizes))
+                yield size
+
+    @property
+    def _batch(self) -> Rows:
+        """Numbers of images and texts that it is given at a time."""
+        return self._batches[-1] if self._batches else (None, None)
+
+    def _dealt(self, pixels: Pixels, tokens: Tokens) -> Named:
+        """All outputs of any number of rows."""
+        known = self._known
+        if known is None:
+            raise ValueError("its outputs are not known yet")
+        if self._batch == (None, None):
+            return known.named(self._raw(pixels, tokens))
+        images, texts = self._batch
+        several, others = _batches_of(pixels, images), _batches_of(tokens, texts)
+        pairs = not known.places.keys().isdisjoint(LOGITS)
+        found = {
+            (i, j): known.named(self._raw(some, those))
+            for i, some in enumerate(several)
+            for j, those in enumerate(others)
+            if pairs or not (i and j)
+        }
+        counts = {"image": len(pixels), "prompt": len(tokens)}
+        numbers = {"image": range(len(several)), "prompt": range(len(others)), "component": [0]}
+        result = {}
+        with translating(self.name, "putting its batches together"):
+            for name in known.places:
+                rows, columns = OUTPUTS[name]
+                turned = rows == "prompt"
+                whole = np.block(
+                    [
+                        [found[(j, i) if turned else (i, j)][name] for j in numbers[columns]]
+                        for i in numbers[rows]
+                    ]
+                )
+                result[name] = whole[: counts[rows], : counts.get(columns, whole.shape[-1])]
+        return result
 
     @property
     def absent(self) -> frozenset[str]:
         """Outputs that a user's program does not have. One that was made here has all of them."""
-        own = self._known is None or self._made_here
-        return self.lacks if own or self._known is None else self.lacks | self._known.absent
+        if self._known is None or self._made_here:
+            return self.lacks
+        return self.lacks | OUTPUTS.keys() - self._known.places.keys()
+
+    @property
+    def normalised(self) -> frozenset[str]:
+        """Features that it gives with the length 1."""
+        return self._normalised
+
+    @property
+    def mapping(self) -> tuple[str, ...]:
+        """Its inputs and outputs, each with its meaning."""
+        if self._known is None:
+            return ()
+        return (
+            *map(str, self._inputs),
+            *(
+                f"{called} -> {MEANT[name]}{', normalised' if name in self._normalised else ''}"
+                for name, called in self._known.names.items()
+            ),
+        )
+
+    @property
+    def batches(self) -> tuple[Rows, ...]:
+        """Numbers of images and texts that it runs with; nothing for any."""
+        return self._batches
 
     def evidence(self) -> Evidence:
         """Return the evidence for the gate ``integrity``."""
-        if self._evidence is None:
-            return evidence_of_closed()
-        found = self._evidence()
-        if self._known is None:
-            return found
-        return replace(found, doubts=[*found.doubts, *self._known.doubts])
+        return evidence_of_closed() if self._evidence is None else self._evidence(not self.absent)
 
     @contextmanager
     def in_float(self, name: str, weight: torch.Tensor) -> Iterator[None]:
@@ -161,43 +276,25 @@ class ProgramBackend(Backend):
     def _raw(self, pixels: Pixels, tokens: Tokens) -> Raw:
         if self._run is None:
             raise closed(self.name)
-        run = self._run
         with translating(self.name, "running the program"):
-            try:
-                return run(pixels, tokens)
-            except Exception as error:
-                sizes = [size for size in _SIZES if _runs(run, size, self._architecture)]
-                if self._made_here or len(sizes) in (0, len(_SIZES)):
-                    raise
-                raise _some_sizes_alone(self.name, sizes, (len(pixels), len(tokens))) from error
+            return self._run(pixels, tokens)
 
 
 def _narrowed(array: Array) -> Array:
     return array.astype("float16") if array.dtype == "float32" else array
 
 
-_SIZES = ((1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (4, 4), (8, 8))
-"""Images and texts that a program is tried with that does not run at another size."""
+_SIZES = (1, 2, 3, 4, 8, 16, 32)
+"""Images and texts that a program is tried with that does not run with `signature.probe`."""
 
 
-def _runs(run: Run, size: tuple[int, int], architecture: HasSizes) -> bool:
-    try:
-        run(*signature.blank(architecture, *size))
-    # Of whatever library, and for whatever reason.
-    except Exception:
-        return False
-    return True
-
-
-def _some_sizes_alone(
-    name: str, sizes: Sequence[tuple[int, int]], wanted: tuple[int, int]
-) -> CheckpointError:
-    told = ", ".join(f"{images} and {texts}" for images, texts in sizes)
-    return CheckpointError(
-        f"{name}: the program does not run with {wanted[0]} and {wanted[1]} images and texts; of "
-        f"the sizes that were tried it runs with {told}",
-        remedy=signature.to_any_size("pixels", "tokens"),
-    )
+def _batches_of(rows: Array, size: int | None) -> list[Array]:
+    """All rows, in batches of one size; the last is filled up with its last row."""
+    if size is None:
+        return [rows]
+    found = [rows[start : start + size] for start in range(0, len(rows), size)]
+    missing = size - len(found[-1])
+    return [*found[:-1], np.concatenate([found[-1], *[found[-1][-1:]] * missing])]
 
 
 def key_of(source: Source, *libraries: str) -> dict[str, str]:
@@ -245,64 +342,3 @@ def flat(result: Any) -> Raw:
         for name, each in pairs
         if isinstance(each, torch.Tensor)
     ]
-
-
-_SMALLEST = 1.2e-7
-"""The value that converters of ONNX to half precision raise smaller weights to (1e-7, rounded to
-float16)."""
-
-
-def is_rounded(held: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether a weight is the expected one, rounded to half precision or bfloat16.
-
-    Programs that compute in one of these throughout hold all weights so, where the eager model has
-    some in float32.
-    """
-    import torch
-
-    narrow = held.dtype in (torch.float16, torch.bfloat16)
-    if not narrow or expected.dtype != torch.float32 or held.shape != expected.shape:
-        return False
-    off = held.float() - expected.to(held.device, held.dtype).float()
-    return bool((off.abs() <= _SMALLEST).all())
-
-
-class WeightsCompared:
-    """Compares the weights of a program with those that it has to have, bit for bit, as they
-    come."""
-
-    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
-        self._weights = weights
-        self._seen: set[str] = set()
-        self._rounded: set[str] = set()
-        self._differing: dict[str, str] = {}
-
-    def receive(self, name: str, held: torch.Tensor, *_: object) -> None:
-        """Compare one.
-
-        Args:
-            name: its key, with or without `clipcheck.models.whole.PREFIX`.
-            held: what the program has.
-        """
-        from clipcheck.checkpoints.checkpoint import same_bits
-        from clipcheck.models.whole import PREFIX
-
-        key = name.removeprefix(PREFIX)
-        if key not in self._weights:
-            return
-        expected = self._weights[key].to(held.device)
-        if is_rounded(held, expected):
-            self._rounded.add(key)
-            return
-        self._seen.add(key)
-        if not same_bits(held, expected):
-            self._differing[key] = "the program has other bits than the file"
-
-    def evidence(self) -> Evidence:
-        """Return the evidence found; where a program has none of the weights by their keys, nothing
-        is known."""
-        if not self._seen:
-            return Evidence(None)
-        known = self._seen | self._rounded
-        absent = dict.fromkeys(self._weights.keys() - known, "the program does not have it")
-        return Evidence(len(self._seen), differing={**self._differing, **absent})

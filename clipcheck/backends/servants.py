@@ -159,40 +159,43 @@ def _packed(result: object) -> Answer:
 
 
 class ProgramServant:
-    """Opens a program, and runs it."""
+    """Opens programs, and runs them."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
         self._backend = ""
-        self._opened: Opened | None = None
+        self._opened: list[Opened] = []
 
     def open(
         self, _: Tensors, backend: str, path: str, device: str, options: dict[str, str]
     ) -> Answer:
-        """Open it, and tell what it takes."""
+        """Open one, and tell what it takes, and its number."""
         self._backend = backend
-        self._opened = find(backend).open_here(Path(path), torch.device(device), options)
-        declared = [[each.name, each.shape, each.dtype] for each in self._program.declared]
-        leaves = self._program.leave is not None
-        return {"declared": declared, "doubts": list(self._program.doubts), "leaves": leaves}, ()
+        opened = find(backend).open_here(Path(path), torch.device(device), options)
+        self._opened.append(opened)
+        declared = [[each.name, each.shape, each.dtype] for each in opened.declared]
+        told = {"declared": declared, "doubts": list(opened.doubts)}
+        return {**told, "leaves": opened.leave is not None, "number": len(self._opened) - 1}, ()
 
-    def run(self, tensors: Tensors) -> Answer:
-        """Return the program's outputs, and their names."""
+    def run(self, tensors: Tensors, number: int) -> Answer:
+        """Return a program's outputs, and their names."""
         with exact_floats(), translating(self._backend, "running the program"):
-            found = self._program.run([tensor.numpy() for tensor in tensors])
+            found = self._opened[number].run([tensor.numpy() for tensor in tensors])
         return {"names": [name for name, _ in found]}, [
             torch.from_numpy(np.asarray(array)) for _, array in found
         ]
 
-    def leave(self, tensors: Tensors, name: str) -> Answer:
-        """Run it from now on with that weight in float, which is given; without one, as it is."""
-        if self._program.leave is None:
+    def leave(self, tensors: Tensors, name: str, number: int) -> Answer:
+        """Run a program from now on with that weight in float, which is given; without one, as it
+        is."""
+        leave = self._opened[number].leave
+        if leave is None:
             raise ValueError("the program has no quantised weights")
-        self._program.leave(name, tensors[0] if tensors else None)
+        leave(name, tensors[0] if tensors else None)
         return {}, ()
 
-    def weights(self, _: Tensors) -> Answer:
-        """Each of its weights is told."""
+    def weights(self, _: Tensors, number: int) -> Answer:
+        """Each weight of a program is told."""
 
         def tell(
             name: str, weight: torch.Tensor, steps: torch.Tensor | None = None, how: str = ""
@@ -202,11 +205,5 @@ class ProgramServant:
                 {**question, "how": how}, [*tensors, *([] if steps is None else [steps])]
             )
 
-        self._program.weights(tell)
+        self._opened[number].weights(tell)
         return {}, ()
-
-    @property
-    def _program(self) -> Opened:
-        if self._opened is None:
-            raise ValueError("no program was opened")
-        return self._opened

@@ -1,7 +1,7 @@
-"""Which input and which output of a program is what: by name, else by shape.
+"""Tell what the inputs and outputs of a program are: by the user's word, by name, else by shape.
 
 Programs come from clipcheck and from other exporters, which have names of their own. Nothing is
-guessed: what cannot be told is missing, and the gate ``integrity`` says so.
+guessed: where several could be meant, the user is asked.
 """
 
 from __future__ import annotations
@@ -14,33 +14,58 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipcheck.backends.calling import Array, Named, Pixels, Tokens
-from clipcheck.errors import ArchitectureError, CheckpointError
-from clipcheck.families.sizes import HasSizes
-from clipcheck.gates.result import OUTPUTS
+from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens
+from clipcheck.errors import ArchitectureError, CheckpointError, UsageError
+from clipcheck.families.sizes import HasSizes, Sizes
+from clipcheck.gates.result import FEATURES, MEANT, OUTPUTS
+from clipcheck.inputs.batches import length_of
 
-_INPUTS = {
+INPUTS = {"pixels": "pixels", "tokens": "ids", "mask": "attention mask", "positions": "positions"}
+"""The kinds of inputs, each with its name for people."""
+
+ASKED = "--map"
+"""The option that says what an input or output is."""
+
+_NAMES = {
+    # clipcheck
     "pixels": "pixels",
+    "tokens": "tokens",
+    **{name: name for name in OUTPUTS},
+    # transformers, optimum, transformers.js
     "pixel_values": "pixels",
+    "input_ids": "tokens",
+    "attention_mask": "mask",
+    "position_ids": "positions",
+    "image_embeds": "image_features",
+    "text_embeds": "text_features",
+    # the reference package, open_clip, Immich
     "image": "pixels",
     "images": "pixels",
-    "tokens": "tokens",
-    "input_ids": "tokens",
     "text": "tokens",
     "texts": "tokens",
-    "attention_mask": "mask",
+    # sentence-transformers and others
+    "image_embeddings": "image_features",
+    "image_embedding": "image_features",
+    "text_embeddings": "text_features",
+    "text_embedding": "text_features",
+    "sentence_embedding": "text_features",
 }
-"""Kind of an input, by its name: clipcheck's names, those of transformers and Optimum, and those of
-the reference package and open_clip."""
+"""Meaning of an input or output, by the name that exporters give it. Of several outputs of the same
+meaning the first in this order is taken. ``embedding`` (Immich) and ``output`` are told by the
+tower that they are of."""
 
-_NORMALISED = {"image_embeds": "image_features", "text_embeds": "text_features"}
-"""Outputs of transformers' ``CLIPModel`` that are features of length 1, and of which."""
+_OTHERS = ("last_hidden_state", "token_embeddings", "logit_scale", "logit_bias")
+"""Outputs of exporters that are none of clipcheck's."""
 
-_RANKS = {"pixels": 4, "tokens": 2, "mask": 2}
+_RANKS = {"pixels": 4, "tokens": 2, "mask": 2, "positions": 2}
 
 _PROBE = (2, 3)
 """Images and texts that are run to tell outputs by their shapes: two numbers, and no dimension of
 features, which come in multiples of 64."""
+
+_UNIT = 5e-3
+"""How far from 1 the length of features may be that are normalised: what a norm in bfloat16 may be
+off by."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +75,7 @@ class Declared:
     Attributes:
         name: as the program has it.
         shape: an integer for each dimension that is fixed, else None; None where nothing is said.
-        dtype: as numpy names it.
+        dtype: as numpy names it; nothing where nothing is said.
     """
 
     name: str
@@ -64,107 +89,152 @@ class Input:
 
     Attributes:
         name: as the program has it.
-        kind: ``pixels``, ``tokens``, or ``mask`` (1 up to the end-of-text token, 0 behind it).
-        dtype: as numpy names it.
+        kind: of `INPUTS`.
+        dtype: as numpy names it. Pixels in uint8 are those of the picture itself: the program
+            normalises them.
+        sizes: of the model, with its rules of pixels and ids.
+        batch: how many rows it takes; None for any number.
+        channels_last: whether pixels are [N, R, R, 3].
     """
 
     name: str
     kind: str
     dtype: str
+    sizes: Sizes
+    batch: int | None = None
+    channels_last: bool = False
 
     def value(self, pixels: Pixels, tokens: Tokens) -> NDArray[Any]:
         """Return the value of this input for these pixels [N, 3, R, R] and ids [M, L]."""
-        found: NDArray[Any] = pixels
-        if self.kind == "tokens":
-            found = tokens
+        found: NDArray[Any] = tokens
+        if self.kind == "pixels":
+            found = self._colours(pixels) if self.dtype == "uint8" else pixels
+            found = found.transpose(0, 2, 3, 1) if self.channels_last else found
         elif self.kind == "mask":
-            places = np.arange(tokens.shape[1])
-            found = places <= tokens.argmax(axis=1)[:, np.newaxis]
+            ends = [length_of(self.sizes.texts, row) for row in tokens]
+            found = np.arange(tokens.shape[1]) < np.array(ends)[:, np.newaxis]
+        elif self.kind == "positions":
+            found = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
         return np.ascontiguousarray(found, dtype=self.dtype)
+
+    def seen(self, pixels: Pixels) -> Pixels:
+        """Return pixels as they are once they are rounded to the dtype of this input."""
+        if self.dtype != "uint8":
+            return pixels.astype(self.dtype).astype(np.float32)
+        mean, std = self._rules()
+        return np.asarray((self._colours(pixels) / np.float32(255) - mean) / std, dtype=np.float32)
+
+    def _colours(self, pixels: Pixels) -> NDArray[Any]:
+        """From 0 to 255, as whole numbers."""
+        mean, std = self._rules()
+        return np.rint(np.clip((pixels * std + mean) * 255, 0, 255))
+
+    def _rules(self) -> tuple[Array, Array]:
+        rules = self.sizes.images
+        mean, std = (np.array(each, dtype=np.float32) for each in (rules.mean, rules.std))
+        return mean.reshape(3, 1, 1), std.reshape(3, 1, 1)
+
+    def __str__(self) -> str:
+        inside = ", normalised inside" if self.dtype == "uint8" else ""
+        return f"{self.name} -> {INPUTS[self.kind]} ({self.dtype}{inside})"
 
 
 def inputs(
-    declared: Sequence[Declared], architecture: HasSizes, path: Path, *, any_size: bool = True
+    declared: Sequence[Declared],
+    sizes: Sizes,
+    path: Path,
+    names: Mapping[str, str] | None = None,
 ) -> tuple[Input, ...]:
-    """Tell the inputs of a program apart.
+    """Tell the inputs of a program apart: those of both towers, or of one.
 
     Args:
         declared: all, in the program's order.
-        architecture: what the program is to be a model of.
-        any_size: whether it has to take any number of images and texts.
+        names: what the user said that inputs and outputs are, by their names.
 
     Raises:
-        CheckpointError: one of them is nothing that clipcheck has, or pixels or ids have no place.
+        UsageError: one could be several, or one that is named is not there.
+        CheckpointError: it takes neither pixels nor ids.
         ArchitectureError: one has another shape than that architecture's.
     """
-    found = tuple(Input(each.name, _kind(each, path), each.dtype) for each in declared)
+    told = {name: kind for name, kind in (names or {}).items() if kind in INPUTS}
+    _require_there(told, [each.name for each in declared], "input", path)
+    found = tuple(_input(each, told.get(each.name), sizes, path) for each in declared)
     kinds = [each.kind for each in found]
-    if sorted(set(kinds) - {"mask"}) != ["pixels", "tokens"] or len(set(kinds)) < len(kinds):
-        names = ", ".join(each.name for each in declared) or "nothing"
+    for kind in INPUTS:
+        _require_one([each.name for each in found if each.kind == kind], kind, "inputs", path)
+    if not {"pixels", "tokens"} & set(kinds):
+        listed = ", ".join(each.name for each in declared) or "nothing"
         raise CheckpointError(
-            f"expected a program of pixels and ids, found one that takes {names}",
-            remedy="Export both towers as one program, which takes pixels and tokens.",
+            f"expected a program of pixels or ids, found one that takes {listed}",
+            remedy="Export the image tower, the text tower, or both as one program.",
             path=path,
         )
-    for each, known in zip(declared, found, strict=True):
-        _require_shape(each, known.kind, architecture, path)
-    if any_size:
-        kinds_of = {known.kind: each for each, known in zip(declared, found, strict=True)}
-        _require_any_size(kinds_of, path)
     return found
 
 
-def _require_any_size(declared: Mapping[str, Declared], path: Path) -> None:
-    told = []
-    for kind, noun in (("pixels", "image"), ("tokens", "text")):
-        shape = declared[kind].shape
-        if shape and shape[0] is not None:
-            told.append(f"{shape[0]} {noun}" if shape[0] == 1 else f"{shape[0]} {noun}s")
-    if told:
-        raise CheckpointError(
-            f"it takes batches of exactly {' and '.join(told)}; what is judged runs at many sizes",
-            remedy=to_any_size(*(declared[kind].name for kind in ("pixels", "tokens"))),
+def _require_there(told: Mapping[str, str], names: Sequence[str], what: str, path: Path) -> None:
+    absent = [name for name in told if name not in names]
+    if absent:
+        raise UsageError(
+            f"{ASKED} {absent[0]}={told[absent[0]]}: the program has no {what} {absent[0]!r}",
+            remedy=f"It has {', '.join(names) or 'none'}.",
             path=path,
         )
 
 
-def to_any_size(pixels: str, tokens: str) -> str:
-    """How to make a program that takes any number of images and texts, by its inputs' names."""
-    return (
-        "Export it for any number of them, by torch.export.export or by torch.onnx.export with "
-        f'dynamo=True: dynamic_shapes={{"{pixels}": {{0: Dim("images", min=1)}}, "{tokens}": '
-        '{0: Dim("texts", min=1)}}. clipcheck convert writes such programs, too.'
-    )
+def _require_one(names: Sequence[str], meaning: str, what: str, path: Path) -> None:
+    """See that not several of the inputs or outputs of a program could be the same."""
+    if len(names) > 1:
+        raise UsageError(
+            f"its {what} {' and '.join(names)} could each be the {_people(meaning)}",
+            remedy=f"Say which it is: {ASKED} {names[0]}={meaning}, or another.",
+            path=path,
+        )
 
 
-def _kind(declared: Declared, path: Path) -> str:
-    kind = _INPUTS.get(declared.name.lower())
-    rank = None if declared.shape is None else len(declared.shape)
-    if kind is None and rank is not None:
+def _people(meaning: str) -> str:
+    return INPUTS.get(meaning) or MEANT[meaning]
+
+
+def _input(declared: Declared, told: str | None, sizes: Sizes, path: Path) -> Input:
+    named = _NAMES.get(declared.name.lower())
+    kind = told or (named if named in INPUTS else None)
+    shape = declared.shape
+    if kind is None and shape is not None:
+        # A picture may be in whole numbers, too.
         whole = declared.dtype.startswith("int")
-        kind = {(4, False): "pixels", (2, True): "tokens"}.get((rank, whole))
+        kind = "pixels" if len(shape) == 4 else "tokens" if len(shape) == 2 and whole else None
     if kind is None:
-        raise CheckpointError(
+        raise UsageError(
             f"its input {declared.name!r} is none that a CLIP model has",
-            remedy=f"Name its inputs as one of: {', '.join(_INPUTS)}.",
+            remedy=f"Say what it is, one of {', '.join(INPUTS)}: {ASKED} {declared.name}=pixels.",
             path=path,
         )
-    return kind
+    last = kind == "pixels" and shape is not None and shape[1:2] != (3,) and shape[3:] == (3,)
+    _require_shape(declared, kind, sizes, path, channels_last=last)
+    batch = shape[0] if shape else None
+    # Positions are often given once for all rows.
+    batch = None if kind == "positions" and batch == 1 else batch
+    dtype = declared.dtype or ("float32" if kind == "pixels" else "int64")
+    return Input(declared.name, kind, dtype, sizes, batch, last)
 
 
-def _require_shape(declared: Declared, kind: str, a: HasSizes, path: Path) -> None:
-    side = a.image_resolution
-    sizes = (3, side, side) if kind == "pixels" else (a.context_length,)
+def _require_shape(
+    declared: Declared, kind: str, sizes: Sizes, path: Path, *, channels_last: bool
+) -> None:
+    side = sizes.image_resolution
+    colours = (side, side, 3) if channels_last else (3, side, side)
+    wanted = colours if kind == "pixels" else (sizes.context_length,)
     shape = declared.shape
     if shape is None:
         return
     if len(shape) == _RANKS[kind] and all(
-        size is None or size == wanted for size, wanted in zip(shape[1:], sizes, strict=True)
+        size is None or size == each for size, each in zip(shape[1:], wanted, strict=True)
     ):
         return
     raise ArchitectureError(
         f"its input {declared.name!r} has shape {_written(shape)}, "
-        f"expected {_written((None, *sizes))}",
+        f"expected {_written((None, *wanted))}",
         remedy="Give the reference that it was made of.",
         path=path,
     )
@@ -184,65 +254,109 @@ class Outputs:
 
     Attributes:
         places: by name of `OUTPUTS`, its number in the program's order.
-        doubts: what is there in another form than it has to be compared in.
-        absent: outputs that the program does not have: nothing that it gives has their shape.
+        names: by name of `OUTPUTS`, what the program calls it.
     """
 
     places: Mapping[str, int]
-    doubts: Sequence[str] = ()
-    absent: frozenset[str] = frozenset()
+    names: Mapping[str, str]
 
     def named(self, raw: Raw) -> Named:
         """The outputs that are known."""
         return {name: raw[place][1] for name, place in self.places.items()}
 
 
-def probe(architecture: HasSizes) -> tuple[Pixels, Tokens]:
-    """Inputs whose outputs `outputs` tells apart."""
-    return blank(architecture, *_PROBE)
-
-
-def blank(architecture: HasSizes, images: int, texts: int) -> tuple[Pixels, Tokens]:
-    """Inputs of zeros."""
-    a = architecture
-    pixels = np.zeros((images, 3, a.image_resolution, a.image_resolution), dtype=np.float32)
-    return pixels, np.zeros((texts, a.context_length), dtype=np.int32)
-
-
-def outputs(raw: Raw, architecture: HasSizes) -> Outputs:
-    """Tell the outputs of a program apart.
-
-    One is told by its name, or else by its shape, where it alone has that shape and no name says
-    otherwise.
+def probe(batch: Rows, sizes: Sizes) -> tuple[Pixels, Tokens]:
+    """Inputs whose outputs `outputs` tells apart; each row is another.
 
     Args:
-        raw: what the program makes of `probe`.
-        architecture: what the program is a model of.
+        batch: how many images and texts have to be run at a time.
+        sizes: of the model.
     """
-    names = [name for name, _ in raw]
-    places = {name: names.index(name) for name in OUTPUTS if name in names}
-    images, texts = _PROBE
-    width = architecture.embed_dim
-    shapes = {
+    images, texts = (each or other for each, other in zip(batch, _PROBE, strict=True))
+    side = sizes.image_resolution
+    pixels = np.random.default_rng(0).standard_normal((images, 3, side, side), dtype=np.float32)
+    rows = np.arange(1, texts + 1, dtype=np.int32) % sizes.vocab_size
+    return pixels, np.repeat(rows[:, np.newaxis], sizes.context_length, axis=1)
+
+
+def blank(sizes: HasSizes, images: int, texts: int) -> tuple[Pixels, Tokens]:
+    """Inputs of zeros: so many images and texts."""
+    side = sizes.image_resolution
+    pixels = np.zeros((images, 3, side, side), dtype=np.float32)
+    return pixels, np.zeros((texts, sizes.context_length), dtype=np.int32)
+
+
+def outputs(
+    raw: Raw,
+    given: Sequence[Input],
+    sizes: Sizes,
+    counts: tuple[int, int],
+    path: Path,
+    names: Mapping[str, str] | None = None,
+) -> Outputs:
+    """Tell the outputs of a program apart.
+
+    One is told by the user, or by its name, or as the only output of a tower that is alone; or else
+    by its shape, where it alone has that shape and no name says otherwise.
+
+    Args:
+        raw: what the program gives.
+        given: its inputs.
+        sizes: of what it is a model of.
+        counts: of the images and texts that it was given.
+        path: the file, for messages.
+        names: what the user said that inputs and outputs are, by their names.
+
+    Raises:
+        UsageError: one could be several, or one that is named is not there.
+    """
+    called = [name or f"output {number}" for number, (name, _) in enumerate(raw, start=1)]
+    told = {name: meaning for name, meaning in (names or {}).items() if meaning in OUTPUTS}
+    _require_there(told, called, "output", path)
+    places = {meaning: called.index(name) for name, meaning in told.items()}
+    for name, meaning in _NAMES.items():
+        if meaning in OUTPUTS and meaning not in places and name in called:
+            places[meaning] = called.index(name)
+    towers = {each.kind for each in given}.intersection(("pixels", "tokens"))
+    possible = list(OUTPUTS)
+    if len(towers) == 1:
+        possible = ["image_features" if "pixels" in towers else "text_features"]
+        if len(raw) == 1:
+            places.setdefault(possible[0], 0)
+    shapes = _shapes(counts, sizes)
+    for meaning in possible:
+        alike = [
+            place
+            for place, (name, array) in enumerate(raw)
+            if array.shape == shapes[meaning]
+            and place not in places.values()
+            and name not in (*_NAMES, *_OTHERS)
+        ]
+        if meaning not in places and alike:
+            _require_one([called[place] for place in alike], meaning, "outputs", path)
+            places[meaning] = alike[0]
+    known = {name: places[name] for name in OUTPUTS if name in places}
+    return Outputs(known, {name: called[place] for name, place in known.items()})
+
+
+def _shapes(counts: tuple[int, int], sizes: Sizes) -> dict[str, tuple[int, int]]:
+    images, texts = counts
+    width = sizes.embed_dim
+    return {
         "image_features": (images, width),
         "text_features": (texts, width),
         "logits_per_image": (images, texts),
         "logits_per_text": (texts, images),
     }
-    for name, shape in shapes.items():
-        alike = [
-            place
-            for place, (called, array) in enumerate(raw)
-            if array.shape == shape and called not in _NORMALISED and place not in places.values()
-        ]
-        if name not in places and len(alike) == 1:
-            places[name] = alike[0]
-    doubts = [
-        f"the program gives {normalised}, which are normalised, and no {name}"
-        for normalised, name in _NORMALISED.items()
-        if normalised in names and name not in places
-    ]
-    given = {array.shape for _, array in raw}
-    absent = (name for name in OUTPUTS if name not in places and shapes[name] not in given)
-    known = {name: places[name] for name in OUTPUTS if name in places}
-    return Outputs(known, doubts, frozenset(absent))
+
+
+def normalised(found: Named) -> frozenset[str]:
+    """The names of features that all have the length 1."""
+    lengths = {
+        name: np.linalg.norm(found[name].astype(np.float64), axis=-1)
+        for name in FEATURES
+        if name in found and found[name].ndim == 2
+    }
+    return frozenset(
+        name for name, each in lengths.items() if each.size and (abs(each - 1) < _UNIT).all()
+    )

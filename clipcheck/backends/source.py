@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +36,10 @@ class Source:
         artefacts: what was built before.
         archive: what runs the archive itself, where the checkpoint is one and that is wanted.
         program: a file that is to be run as it is, in place of one that is built.
+        towers: such a file of each tower, in place of one of both.
         cell: what runs the code of such a file; None for this process.
         made_here: whether a program is the backend's own, and has to give all outputs.
+        names: what the user said that a program's inputs and outputs are, by their names.
     """
 
     checkpoint: Checkpoint
@@ -49,8 +51,10 @@ class Source:
     artefacts: Artefacts
     archive: OpenArchive | None = None
     program: Path | None = None
+    towers: tuple[Path, ...] = ()
     cell: Cell | None = None
     made_here: bool = True
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def clip(self) -> eager.CLIP:

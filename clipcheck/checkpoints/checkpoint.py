@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,7 +17,7 @@ from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.naming import Naming
 from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.checkpoints.training import Entry
-from clipcheck.errors import NotFiniteError
+from clipcheck.errors import DamagedError, NotFiniteError
 
 if TYPE_CHECKING:
     import torch
@@ -57,34 +58,80 @@ FILE_FORMATS = (Format.ARCHIVE, Format.STATE_DICT, Format.SAFETENSORS)
 """Those that are a single file."""
 
 
+Stamp = tuple[int, int, int] | None
+
+
+def stamp_of(file: Path) -> Stamp:
+    """Number on the disk, size and time of change of a file, one of which is another once it is
+    written to; None where it is not there."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class Program:
-    """A file that computes, and whose weights cannot be read by their keys.
+    """A file that computes, and whose weights cannot be read by their keys; or two of them, one for
+    each tower.
 
     Attributes:
-        path: the file.
-        format: ``pt2`` or ``onnx``.
+        path: the file; of two the folder, or both as they were named.
+        format: ``pt2`` or ``onnx``; ``archive`` of one that is frozen, or of one tower.
         data: the files that it names for its weights, in its folder or below.
+        towers: the program of images and that of texts, where they are two.
+        stamps: of each file, see `stamp_of`, as it was when the program was opened.
     """
 
     path: Path
     format: Format
     data: tuple[Path, ...] = ()
+    towers: tuple[Program, ...] = ()
+    stamps: tuple[Stamp, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Program, ...]:
+        """The programs that it is made of: itself, or that of each tower."""
+        return self.towers or (self,)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All files that the program is made of, itself first."""
-        return (self.path, *self.data)
+        files = (file for part in self.parts for file in (part.path, *part.data))
+        return tuple(dict.fromkeys(files))
+
+    @property
+    def names(self) -> list[str]:
+        """Paths of all `files` from the folder on that all are in."""
+        files = [file.absolute() for file in self.files]
+        folder = os.path.commonpath([file.parent for file in files])
+        return [file.relative_to(folder).as_posix() for file in files]
 
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the file, in hexadecimal; of several files, see `sha256_of_all`."""
-        return sha256_of_all(self.files, self.path.parent)
+        return sha256_of_all(dict(zip(self.names, self.files, strict=True)))
 
     @property
     def size(self) -> int:
         """Bytes of all `files`."""
         return bytes_of(self.files)
+
+    def require_unchanged(self) -> None:
+        """See that no file was written to since the program was opened.
+
+        Raises:
+            DamagedError: one was: what was hashed need not be what was run.
+        """
+        for part in self.parts:
+            for file, stamp in zip((part.path, *part.data), part.stamps, strict=True):
+                if stamp_of(file) != stamp:
+                    raise DamagedError(
+                        f"{file.name} changed while it was read, so that nothing can be said of it",
+                        remedy="Judge it once nobody writes to it.",
+                        path=part.path,
+                    )
 
 
 @dataclass(frozen=True)
@@ -157,7 +204,7 @@ class Checkpoint:
         `sha256_of_all`."""
         if not self.files:
             return sha256_of(self.path)
-        return sha256_of_all(self.files, self.path)
+        return sha256_of_all({each.relative_to(self.path).as_posix(): each for each in self.files})
 
     @property
     def size(self) -> int:
@@ -239,20 +286,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_of_all(files: Sequence[Path], folder: Path) -> str:
+def sha256_of_all(files: Mapping[str, Path]) -> str:
     """One SHA-256 for all files that a subject is made of, in hexadecimal.
 
     Of several files it is that of a list: what ``sha256sum FILES | sha256sum`` prints in their
     folder, with the names sorted.
 
     Args:
-        files: at least one.
-        folder: where their names begin.
+        files: at least one, by their names from that folder on.
     """
     if len(files) == 1:
-        return sha256_of(files[0])
-    names = {file.relative_to(folder).as_posix(): file for file in files}
-    lines = "".join(f"{sha256_of(names[name])}  {name}\n" for name in sorted(names))
+        return sha256_of(next(iter(files.values())))
+    lines = "".join(f"{sha256_of(files[name])}  {name}\n" for name in sorted(files))
     return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
 

@@ -139,6 +139,11 @@ class Directory:
             )
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether there are weights in a folder, under a name that a library gives them."""
+    return any((folder / name).is_file() for names in _WEIGHTS.values() for name in names)
+
+
 def configs_beside(path: Path, form: Format) -> dict[str, dict[str, Any]]:
     """The library's other configurations beside one, by the names of their files.
 

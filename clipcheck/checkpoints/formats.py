@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from clipcheck.checkpoints import directories, download, registry
+from clipcheck.checkpoints import directories, download, registry, towers
 from clipcheck.checkpoints.architecture import (
     ARCHITECTURES,
     Spec,
@@ -29,7 +29,9 @@ from clipcheck.checkpoints.keymaps import from_layout, layout_of, spelled
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.naming import (
     Naming,
+    has_both_towers,
     is_causal_mask,
+    is_frozen,
     read_names,
     require_not_frozen,
 )
@@ -87,8 +89,9 @@ def require_found(name: str | os.PathLike[str]) -> None:
     Raises:
         UnknownModelError: it is neither.
     """
-    if str(name) not in registry.RELEASED and not _is_there(Path(name)):
-        raise registry.not_found(str(name))
+    for each in towers.split(name) or (name,):
+        if str(each) not in registry.RELEASED and not _is_there(Path(each)):
+            raise registry.not_found(str(each))
 
 
 def _is_there(path: Path) -> bool:
@@ -140,6 +143,25 @@ def open_checkpoint(
     if not checkpoint.told and checkpoint.model == ARCHITECTURES.get(str(name)):
         return dataclasses.replace(checkpoint, told=f"the released model {name}")
     return checkpoint
+
+
+def is_opaque(path: Path) -> bool:
+    """Whether a file is an archive whose weights are not those of a whole model: it is frozen, or
+    of one tower.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if not _first_bytes(path).startswith(ZIP_MAGIC):
+        return False
+    records = Records(MappedFile(path))
+    if not _is_archive(records):
+        return False
+    return is_frozen(records) or not has_both_towers(list(read_tensors(records)))
+
+
+def _is_archive(records: Records) -> bool:
+    return "constants.pkl" in records or bool(records.names("code/"))
 
 
 class _Key(NamedTuple):
@@ -427,7 +449,7 @@ def _read_zip(path: Path) -> _File:
     # decide how the rest is read and run. torch itself compares none, neither when it loads an
     # archive nor a state dict. Those of the weights are left to `Checkpoint.verify`.
     records.verify(name for name in records.names() if not name.startswith("data/"))
-    if "constants.pkl" in records or records.names("code/"):
+    if _is_archive(records):
         tensors = map_tensors(records, read_tensors(records))
         computes = None
         if EXTRA in records and records[EXTRA].size <= MOST_RECORD:

@@ -6,7 +6,7 @@ open_clip's, or either behind the name that a wrapper has for the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _FIRST_LAYERS = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")
 """A key of every image tower, in each layout."""
+
+_PARTS = (("visual.", "vision_model."), ("token_embedding.", "text.", "text_model."))
+"""Parts of the names of weights of an image tower, and of a text tower."""
 
 
 @dataclass(frozen=True)
@@ -70,23 +73,33 @@ def read_names(
     return from_layout(weights, naming.layout, path), naming
 
 
-def require_not_frozen(records: Records, path: Path) -> None:
-    """See that the weights of an archive are attributes, and not constants of its code.
-
-    Raises:
-        ArchitectureError: they are constants.
-    """
+def is_frozen(records: Records) -> bool:
+    """Whether the weights of an archive are constants of its code, and not attributes."""
     held, constant = (
         sum(records[name].size for name in records.names(folder))
         for folder in ("data/", "constants/")
     )
-    if constant > held:
+    return constant > held
+
+
+def require_not_frozen(records: Records, path: Path) -> None:
+    """See that the weights of an archive are attributes.
+
+    Raises:
+        ArchitectureError: they are constants.
+    """
+    if is_frozen(records):
         raise ArchitectureError(
             "it is frozen: its weights are constants of its code, which have no names",
-            remedy="Give the archive that was saved before torch.jit.freeze or "
-            "torch.jit.optimize_for_inference.",
+            remedy="Name the checkpoint that it was made of, to judge it by its outputs: "
+            "--reference CHECKPOINT.",
             path=path,
         )
+
+
+def has_both_towers(keys: Collection[str]) -> bool:
+    """Whether the names of an archive's weights are those of an image tower and a text tower."""
+    return all(any(part in key for key in keys for part in tower) for tower in _PARTS)
 
 
 def _prefix(keys: Iterable[str]) -> str:

@@ -6,12 +6,19 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from clipcheck.checkpoints import directories
+from clipcheck.checkpoints import directories, towers
 from clipcheck.checkpoints.architecture import ASKED
 from clipcheck.checkpoints.artefacts import kind_of
-from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program, bytes_of
+from clipcheck.checkpoints.checkpoint import (
+    PROGRAM_FORMATS,
+    Checkpoint,
+    Format,
+    Program,
+    bytes_of,
+    stamp_of,
+)
 from clipcheck.checkpoints.finding import ASKED_KEY
-from clipcheck.checkpoints.formats import locate, open_checkpoint
+from clipcheck.checkpoints.formats import is_opaque, locate, open_checkpoint, require_found
 from clipcheck.checkpoints.onnx_data import data_files
 from clipcheck.checkpoints.told import Told, candidates, named
 from clipcheck.errors import ArchitectureError, ClipcheckError, UsageError
@@ -42,7 +49,8 @@ def open_pair(
         ArchitectureError: nothing tells how the model computes.
     """
     told = None if architecture is None else named(os.fspath(architecture))
-    subject = open_subject(name, download_root, key=key, strict=reference is None, told=told)
+    alone = reference is None
+    subject = open_subject(name, download_root, key=key, strict=alone, told=told, opaque=not alone)
     other = open_reference(subject, reference, download_root, key=key, told=told)
     opened = [each for each in (subject, other) if isinstance(each, Checkpoint)]
     if key is not None and not any(each.origin.has_name(key) for each in opened):
@@ -110,19 +118,58 @@ def open_subject(
     key: str | None = None,
     strict: bool = True,
     told: Told | None = None,
+    opaque: bool = False,
 ) -> Checkpoint | Program:
-    """Open what is to be judged. Nothing of it is run."""
+    """Open what is to be judged. Nothing of it is run.
+
+    Args:
+        opaque: whether an archive that is not of a whole model, or whose weights have no names, is
+            taken as a program.
+    """
+    pair = towers.split(name)
+    if pair is not None:
+        return _pair(Path(name), pair)
     path = locate(name, download_root)
+    if os.path.isdir(path) and not directories.has_weights(path):  # noqa: PTH112 - as below
+        pair = towers.find(path)
+        if pair is not None:
+            return _pair(path, pair)
     # Not `Path.is_file`, which raises where the folder may not be read: opening it tells that.
     kind = kind_of(path) if os.path.isfile(path) else None  # noqa: PTH113
+    if kind is None and opaque and os.path.isfile(path) and is_opaque(path):  # noqa: PTH113
+        kind = Format.ARCHIVE
     if kind is not None:
         return _program(path, kind)
     return open_checkpoint(name, download_root, key=key, strict=strict, told=told)
 
 
+def _pair(path: Path, files: tuple[Path, Path]) -> Program:
+    """The programs of both towers."""
+    kinds = []
+    for tower, file in zip(towers.TOWERS, files, strict=True):
+        require_found(file)
+        kinds.append(kind_of(file) or (Format.ARCHIVE if is_opaque(file) else None))
+        if kinds[-1] is None:
+            raise UsageError(
+                f"expected a program of the {tower} tower, found a file without one",
+                remedy=f"Give a program: {', '.join(PROGRAM_FORMATS)}, or an archive of the tower.",
+                path=file,
+            )
+    image, text = kinds
+    if image is not text or image is None:
+        raise UsageError(
+            f"expected two programs of one format, found {image} and {text}",
+            remedy="Export both towers alike, or judge each alone.",
+            path=path,
+        )
+    both = tuple(_program(file, image) for file in files)
+    return Program(path, image, towers=both)
+
+
 def _program(path: Path, kind: Format) -> Program:
     # What torch writes as pt2 has all of its weights inside.
-    return Program(path, kind, data_files(path) if kind is Format.ONNX else ())
+    data = data_files(path) if kind is Format.ONNX else ()
+    return Program(path, kind, data, stamps=tuple(map(stamp_of, (path, *data))))
 
 
 def open_reference(
@@ -144,6 +191,11 @@ def open_reference(
     """
     if name is None and isinstance(subject, Checkpoint):
         return None
+    if name is None and isinstance(subject, Program) and subject.towers:
+        raise UsageError(
+            f"{subject.path}: expected the checkpoint that these programs were made of",
+            remedy="Name it with --reference CHECKPOINT.",
+        )
     where = name or beside(subject.path)
     found = open_subject(where, download_root, key=key, strict=False, told=told)
     if isinstance(found, Program):

@@ -31,6 +31,7 @@ Examples:
   clipcheck check model.pt
   clipcheck check model.pt --backend all --report clip-report
   clipcheck check model.onnx --reference model.pt
+  clipcheck check image=visual.onnx,text=textual.onnx --reference model.pt
   clipcheck check weights.safetensors --architecture ViT-B/32
   clipcheck check model.pt --device cuda --dtype float16 --json results.json"""
 
@@ -41,6 +42,8 @@ def check(
     key: options.Key = None,
     reference: check_options.Reference = None,
     architecture: options.Architecture = None,
+    map: check_options.Map = None,
+    require: check_options.Require = None,
     download_root: options.DownloadRoot = None,
     backend: check_options.Backends = None,
     device: options.Devices = None,
@@ -74,6 +77,8 @@ def check(
         key=key,
         reference=reference,
         architecture=architecture,
+        map=map,
+        require=require,
         device=device,
         dtype=dtype,
         examples=examples,

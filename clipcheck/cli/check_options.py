@@ -27,6 +27,21 @@ Reference = Annotated[
         help="Take the weights for the eager model from this file, not from CHECKPOINT.",
     ),
 ]
+Map = Annotated[
+    list[str] | None,
+    model(
+        metavar="NAME=MEANING",
+        help="Meaning of an input or output of a program that is not told by its name or shape, "
+        "as image_embeds=image_features; repeatable.",
+    ),
+]
+Require = Annotated[
+    list[str] | None,
+    _gate(
+        metavar="WHAT",
+        help="dynamic-batch: fail a program that runs batches of some sizes only.",
+    ),
+]
 Backends = Annotated[
     list[str] | None,
     running(

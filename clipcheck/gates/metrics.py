@@ -75,6 +75,12 @@ def difference(candidate: Array, reference: Array, *, atol: float, rtol: float) 
     )
 
 
+def unit(features: Array) -> Array:
+    """Features [N, E] with the length 1, of the dtype that they have."""
+    wide = features.astype(np.float64 if features.dtype == np.float64 else np.float32)
+    return np.asarray(wide / np.linalg.norm(wide, axis=-1, keepdims=True), dtype=features.dtype)
+
+
 def row_rms(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Root mean square of each row, over all other dimensions, in float64."""
     flat = values.reshape(len(values), -1).astype(np.float64)

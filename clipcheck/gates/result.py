@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from clipcheck.gates.metrics import Array
+from clipcheck.gates.metrics import Array, unit
 
 OUTPUTS = {
     "image_features": ("image", "component"),
@@ -68,6 +68,16 @@ class Case:
         known = self.rows.get(kind, ())
         described = f" ({known[position]})" if position < len(known) else ""
         return f"{kind} {number}{described}"
+
+
+def in_form(outputs: Outputs, normalised: Collection[str]) -> Outputs:
+    """Return the outputs as a candidate gives them.
+
+    Args:
+        outputs: of the eager model.
+        normalised: the features that the candidate gives with the length 1.
+    """
+    return {name: unit(array) if name in normalised else array for name, array in outputs.items()}
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ what the eager model gives in float64 under each architecture that people's mode
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints.architecture import Activation, Architecture, Blocks, ViT, heads_of
 from clipcheck.gates.alternative import Departure
 from clipcheck.gates.distance import Ruler
-from clipcheck.gates.result import LOGITS, Case
+from clipcheck.gates.result import LOGITS, Case, in_form
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +71,7 @@ def find_alternative(
     cases: Sequence[Case],
     ruler: Ruler,
     *,
+    normalised: Collection[str] = (),
     nearer: bool = False,
 ) -> Mapping[str, Departure] | None:
     """The other architecture that a candidate computes as, tower by tower, or None.
@@ -78,13 +79,14 @@ def find_alternative(
     Args:
         model: the eager model, with its weights as they are in the file.
         architecture: what the candidate was judged as.
+        normalised: the features that the candidate gives with the length 1.
         nearer: whether one counts that the candidate does not equal, but is nearer to: where it
             computes in lower precision, or is wrong in something else as well.
     """
     towers: dict[str, Departure] = {}
     best = architecture
     for seen in _seen(batches, cases):
-        other, equal = _Search(model, seen, ruler).other(best)
+        other, equal = _Search(model, seen, ruler, normalised).other(best)
         if equal or nearer:
             best = other
             towers |= {
@@ -131,10 +133,13 @@ def _has(case: Case, output: str) -> bool:
 class _Search:
     """Looks for the architecture that is nearest to what was seen."""
 
-    def __init__(self, model: eager.CLIP, seen: _Seen, ruler: Ruler) -> None:
+    def __init__(
+        self, model: eager.CLIP, seen: _Seen, ruler: Ruler, normalised: Collection[str]
+    ) -> None:
         self._model = model
         self._seen = seen
         self._ruler = ruler
+        self._normalised = normalised
         self._allowed = ruler.allowed(seen.output)
         self._deadline = time.monotonic() + SECONDS
         self._weights: dict[str, Mapping[str, torch.Tensor]] = {}
@@ -195,7 +200,7 @@ class _Search:
 
     def _distance(self, architecture: Architecture) -> float:
         """How far the candidate is from that architecture, in the ruler's measure."""
-        exact = {self._seen.output: self._exact(architecture)}
+        exact = in_form({self._seen.output: self._exact(architecture)}, self._normalised)
         case = Case({self._seen.output: self._seen.given}, exact, exact)
         return float(self._ruler.further(self._seen.output, case).max())
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,7 @@ from clipcheck.gates.result import (
     Case,
     GateResult,
     eager_not_finite,
+    in_form,
     judged,
 )
 from clipcheck.gates.tolerances import LIMITS, Allclose, Budget
@@ -44,6 +46,7 @@ from clipcheck.inputs.batches import Batch, Inputs, every_length, for_modules, l
 from clipcheck.inputs.dealing import BRIEF, FULL, Call, Effort, deal
 from clipcheck.inputs.digest import digest
 from clipcheck.inputs.rules import CLIP_TEXTS, TextRules
+from clipcheck.results import batches
 from clipcheck.system.progress import Advance, Tally, still
 
 if TYPE_CHECKING:
@@ -121,13 +124,13 @@ class Lengths:
     reference: Array
     exact: Array
 
-    def case(self, rows: Sequence[int], found: Array) -> Case:
+    def case(self, rows: Sequence[int], found: Array, normalised: Collection[str]) -> Case:
         """Some of the rows, as the candidate gave them."""
         names = self.batch.rows["prompt"]
         return Case(
             {"text_features": found},
-            {"text_features": self.reference[rows]},
-            {"text_features": self.exact[rows]},
+            in_form({"text_features": self.reference[rows]}, normalised),
+            in_form({"text_features": self.exact[rows]}, normalised),
             {"prompt": tuple(names[row] for row in rows)},
         )
 
@@ -263,8 +266,8 @@ class Trial:
             again += self._alone(candidate, failures)
         if self.in_form and candidate.takes_forms:
             again += self._in_forms(candidate, failures)
-        # What is quantised has no NaN; beside a budget there are no calls.
-        if self.calls and "integrity" in self.gates:
+        # What is quantised has no NaN, nor have whole numbers; beside a budget there are no calls.
+        if self.calls and "integrity" in self.gates and candidate.seen is None:
             failures += list(self._hiding_nan(candidate, failures))
         for call in self.calls:
             names = candidate.gives(call.method)
@@ -272,7 +275,7 @@ class Trial:
                 continue
             outputs = self._called(candidate, call, failures)
             again += self._repeats(call, outputs, names)
-            by_length += self._by_length(call, outputs)
+            by_length += self._by_length(call, outputs, candidate.normalised)
             tally.add(len(call.images) + len(call.prompts))
         if repeating:
             again.append(self._again(candidate, "after all other calls", failures))
@@ -281,14 +284,15 @@ class Trial:
             of_population.append(_attempt(candidate, batch, failures))
             tally.add(len(batch.pixels) + len(batch.tokens))
         absent = candidate.absent
+        as_given = partial(in_form, normalised=candidate.normalised)
         cases = [
-            Case(mine, own, exact, batch.rows, batch.first_rows, absent)
+            Case(mine, as_given(own), as_given(exact), batch.rows, batch.first_rows, absent)
             for mine, own, exact, batch in zip(
                 found, self.reference, self.exact, self.batches, strict=True
             )
         ]
         sample = [
-            Case(mine, exact, exact, batch.rows, batch.first_rows, absent)
+            Case(mine, as_given(exact), as_given(exact), batch.rows, batch.first_rows, absent)
             for mine, exact, batch in zip(
                 of_population, self.of_population, self.population, strict=True
             )
@@ -366,14 +370,15 @@ class Trial:
             rows = {"image": [], "prompt": [], kind: [given[place].row for place in places]}
             yield Repeat(what, number, rows, here, (name,))
 
-    def _by_length(self, call: Call, outputs: Mapping[str, Array]) -> Iterator[Case]:
+    def _by_length(
+        self, call: Call, outputs: Mapping[str, Array], normalised: Collection[str]
+    ) -> Iterator[Case]:
         """Yield the case of the rows that are prompts of every length."""
         places = [n for n, row in enumerate(call.prompts) if row.batch == len(self.batches)]
         name = "text_features"
         if self.lengths and places and _has(outputs, name, len(call.prompts)):
-            yield self.lengths.case(
-                [call.prompts[place].row for place in places], outputs[name][places]
-            )
+            rows = [call.prompts[place].row for place in places]
+            yield self.lengths.case(rows, outputs[name][places], normalised)
 
     def _again(self, candidate: Backend, what: str, failures: list[str]) -> Repeat:
         """The small batch, once more."""
@@ -530,6 +535,7 @@ def judge_candidate(
     *,
     seed: int = 0,
     unlike: Sequence[str] = (),
+    dynamic_batch: bool = False,
 ) -> Verdict:
     """Run a candidate, and all gates over what it gave.
 
@@ -537,6 +543,7 @@ def judge_candidate(
         trial: with the outputs of the eager model that it has to equal.
         source: what it was made of; they may share weights.
         unlike: raw inputs that the candidate's own dimensions make something else of.
+        dynamic_batch: whether it has to run any number of rows.
 
     Raises:
         RunError: it has none of the outputs.
@@ -560,6 +567,8 @@ def judge_candidate(
         failures = [*run.failures, *(coverage.failures if coverage else ())]
         changed = list(dict.fromkeys([*candidate.changed(), *weights.changed()]))
         evidence = replace(candidate.evidence(), changed=changed, failures=failures, unlike=unlike)
+        if dynamic_batch and candidate.batches:
+            evidence = replace(evidence, doubts=[*evidence.doubts, batches.told(candidate.batches)])
         gates = judge(trial, run, evidence, coverage, limits)
         return Verdict(gates, run, not changed, coverage, evidence)
 

@@ -10,7 +10,7 @@ from clipcheck.backends.programs import ProgramBackend
 from clipcheck.errors import RunError
 from clipcheck.gates.budget import LayerCost, squared_error
 from clipcheck.gates.integrity import Evidence
-from clipcheck.gates.result import Case
+from clipcheck.gates.result import Case, in_form
 from clipcheck.system.progress import Advance, still
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def _error(candidate: ProgramBackend, trial: Trial, batches: int) -> float:
         [
             Case(
                 candidate.outputs(batch.pixels, batch.tokens),
-                exact,
-                exact,
+                in_form(exact, candidate.normalised),
+                in_form(exact, candidate.normalised),
                 absent=candidate.absent,
             )
             for batch, exact in zip(trial.population[:batches], trial.of_population, strict=False)

@@ -6,18 +6,20 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from clipcheck.backends.base import Backend
+from clipcheck.backends.calling import Pixels
 from clipcheck.backends.cells import cell_for
 from clipcheck.backends.known import Known, everything, matching
-from clipcheck.backends.loading import OpenSides, build, opened_sides, require_runs
+from clipcheck.backends.loading import OpenSides, build, dtype_of, opened_sides, require_runs
 from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.registry import ALL, Choice, default_for
+from clipcheck.backends.signature import ASKED
 from clipcheck.backends.source import Source
 from clipcheck.backends.weights import compare_weights, compared
 from clipcheck.checkpoints import registry
@@ -49,11 +51,11 @@ from clipcheck.harness.judging import (
 from clipcheck.harness.layers import costly_layers
 from clipcheck.harness.localising import Suspect, first_departures
 from clipcheck.harness.mismatch import find_mismatch
-from clipcheck.harness.options import CheckOptions, Device
+from clipcheck.harness.options import DYNAMIC_BATCH, CheckOptions, Device
 from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.probe import Probe
 from clipcheck.harness.search.smallest import smallest
-from clipcheck.inputs.batches import population
+from clipcheck.inputs.batches import Batch, population
 from clipcheck.inputs.dealing import FULL
 from clipcheck.inputs.examples import batch
 from clipcheck.results.judgement import Judgement, LeftOut
@@ -165,6 +167,7 @@ class Judge:
                 limits=options.limits,
                 budget=options.budget,
                 key=options.key,
+                asked_names=options.names,
             )
         )
         found: list[Judgement | LeftOut] = []
@@ -172,7 +175,7 @@ class Judge:
         with draft.keeping_errors():
             files, target = self._open(draft, device, reading)
             choices = named or (_default_backend(files),)
-            dtypes = options.dtypes or _default_dtypes(files.checkpoint, target)
+            dtypes = options.dtypes or _default_dtypes(files, target)
             with cell_for(files.subject, target, options.apart) as cell:
                 for dtype, share in zip(dtypes, judging.split([1] * len(dtypes)), strict=True):
                     part = replace(draft.judgement, dtype=dtype)
@@ -204,6 +207,13 @@ class Judge:
         span.reach(0.0)
         draft.add(path=os.fspath(subject.path), description=_describe(subject))
         if isinstance(subject, Checkpoint):
+            if options.names:
+                raise UsageError(
+                    f"{ASKED} says what a program takes and gives, found a checkpoint "
+                    f"({subject.format})",
+                    remedy=f"Leave {ASKED} out.",
+                    path=subject.path,
+                )
             draft.add(origin=str(subject.origin) or None)
             subject.verify()
         released = registry.by_sha256(subject.sha256)
@@ -255,6 +265,7 @@ class Judge:
             archive=any(choice.backend.needs_archive for choice in running),
             cell=cell,
             artefacts=self.options.artefacts,
+            names=self.options.names,
         )
         with opened as sides, shared.keeping_errors():
             bench = _Bench(self.options, shared, files, sides, first)
@@ -285,18 +296,22 @@ class Judge:
         draft.add(examples=bench.drawn.images, inputs=bench.trial.digest)
         with watch.phase("build"), exact_floats():
             candidate = build(choice, bench.source)
+        trial = bench.trial_seen_by(candidate, watch)
         with candidate:
             unlike = bench.drawn.unlike(candidate.frontend) if candidate.frontend else ()
             verdict = judge_candidate(
-                bench.trial,
+                trial,
                 candidate,
                 bench.source,
                 bench.limits,
                 watch,
                 seed=self.options.seed,
                 unlike=unlike,
+                dynamic_batch=DYNAMIC_BATCH in self.options.required,
             )
-            ruler = Ruler(verdict.run.cases, LIMITS[bench.source.dtype], bench.trial.scale)
+            if isinstance(bench.files.subject, Program):
+                bench.files.subject.require_unchanged()
+            ruler = Ruler(verdict.run.cases, LIMITS[bench.source.dtype], trial.scale)
             gates = (*bench.files.gates, *verdict.gates)
             ignored = _ignored(self.options, bench, candidate)
             if not gates:
@@ -311,13 +326,15 @@ class Judge:
                 coverage=verdict.coverage,
                 artefact_bytes=candidate.size,
                 absent=tuple(name for name in OUTPUTS if name in candidate.absent),
+                mapping=candidate.mapping,
+                batches=candidate.batches,
                 patched=candidate.patched,
             )
             # Every input departs of what is lossy: the smallest tells nothing.
-            if bench.trial.budget is not None:
-                draft.add(**_layers(bench, candidate, verdict, watch))
+            if trial.budget is not None:
+                draft.add(**_layers(trial, bench, candidate, verdict, watch))
             elif not draft.judgement.passed:
-                self._explain(draft, bench, candidate, verdict, ruler, watch)
+                self._explain(draft, bench, trial, candidate, verdict, ruler, watch)
         with watch.phase("frontends"):
             draft.add(**self._frontends(bench, choice))
         if not verdict.intact:
@@ -351,6 +368,7 @@ class Judge:
         self,
         draft: _Draft,
         bench: _Bench,
+        trial: Trial,
         candidate: Backend,
         verdict: Verdict,
         ruler: Ruler,
@@ -359,20 +377,29 @@ class Judge:
         """The smallest input that fails, the row whose best match differs, and where it departs."""
         if any(gate.name == "top1" and not gate.passed for gate in verdict.gates):
             rules = bench.drawn.frontend.images
-            draft.add(mismatch=find_mismatch(bench.trial, verdict.run.cases, rules))
+            draft.add(mismatch=find_mismatch(trial, verdict.run.cases, rules))
         if verdict.intact:
             probe = Probe(candidate, bench.reference.standing(), ruler, bench.limits)
             with watch.phase("search"):
                 draft.add(failing=smallest(probe, bench.drawn, verdict.run.cases))
         with watch.phase("alternative"):
             assumed = draft.judgement.assumed
-            draft.add(alternative=self._alternative(bench, verdict, ruler, assumed))
+            normalised = candidate.normalised
+            draft.add(
+                alternative=self._alternative(bench, trial, verdict, ruler, assumed, normalised)
+            )
         if candidate.runs_modules:
             where = self._localise(draft.judgement, bench, candidate, verdict.intact, watch)
             draft.add(localisation=where.places)
 
     def _alternative(
-        self, bench: _Bench, verdict: Verdict, ruler: Ruler, assumed: bool
+        self,
+        bench: _Bench,
+        trial: Trial,
+        verdict: Verdict,
+        ruler: Ruler,
+        assumed: bool,
+        normalised: Collection[str],
     ) -> Mapping[str, Departure] | None:
         """The other architecture that the candidate computes as, if it is one that it departs by.
         Where its own was assumed, and told by nothing, it may be one that it is nearer to."""
@@ -380,9 +407,16 @@ class Judge:
             return None
         if isinstance(bench.files.checkpoint.model, LibraryArchitecture):
             return None  # its configuration tells how it computes
-        model, batches = bench.source.clip, bench.trial.batches
         architecture, cases = bench.files.checkpoint.architecture, verdict.run.cases
-        return find_alternative(model, architecture, batches, cases, ruler, nearer=assumed)
+        return find_alternative(
+            bench.source.clip,
+            architecture,
+            trial.batches,
+            cases,
+            ruler,
+            normalised=normalised,
+            nearer=assumed,
+        )
 
     def _localise(
         self, judged: Judgement, bench: _Bench, candidate: Backend, intact: bool, watch: Stopwatch
@@ -429,20 +463,44 @@ class _Bench:
             )
             inputs = inputs_of(files.checkpoint.model)
             self.drawn: Drawn = draw(wanted, inputs)
+        self._options = options
+        self.trial = self._trial(self.drawn.batches, self._watch)
+
+    def trial_seen_by(self, candidate: Backend, watch: Stopwatch) -> Trial:
+        """Return the trial of a candidate: that of all, unless it rounds pixels, as to whole
+        numbers. Then the reference runs on the rounded ones, too."""
+        return (
+            self.trial
+            if candidate.seen is None
+            else self._trial(self.drawn.batches, watch, candidate.seen)
+        )
+
+    def _trial(
+        self,
+        drawn: Sequence[Batch],
+        watch: Stopwatch,
+        seen: Callable[[Pixels], Pixels] = lambda pixels: pixels,
+    ) -> Trial:
+        options, checkpoint = self._options, self.files.checkpoint
+        inputs = inputs_of(checkpoint.model)
         lossy = options.allowed_loss
         count = 0 if lossy is None or "budget" not in options.gates else inputs_for(lossy)
-        self.trial = Trial.of(
+        several = (drawn, population(count, inputs, options.seed))
+        batches, of_budget = (
+            [replace(each, pixels=seen(each.pixels)) for each in some] for some in several
+        )
+        return Trial.of(
             self.reference,
-            self.drawn.batches,
+            batches,
             self.source.dtype,
-            self._watch,
-            lengths=lengths_for(files.checkpoint.model, options.seed),
-            outputs=sizes_of(files.checkpoint.model).outputs,
+            watch,
+            lengths=lengths_for(checkpoint.model, options.seed),
+            outputs=sizes_of(checkpoint.model).outputs,
             texts=inputs.texts,
-            effort=effort_for(files.checkpoint.parameters),
+            effort=effort_for(checkpoint.parameters),
             gates=options.gates,
             budget=lossy,
-            population=list(population(count, inputs, options.seed)),
+            population=of_budget,
         )
 
     @property
@@ -553,11 +611,11 @@ def _versions() -> dict[str, str]:
 
 
 def _layers(
-    bench: _Bench, candidate: Backend, verdict: Verdict, watch: Stopwatch
+    trial: Trial, bench: _Bench, candidate: Backend, verdict: Verdict, watch: Stopwatch
 ) -> dict[str, object]:
     """Measure what each quantised layer costs, or say why that is not known: the verdict stands
     without it."""
-    if not isinstance(candidate, ProgramBackend) or not bench.trial.population:
+    if not isinstance(candidate, ProgramBackend) or not trial.population:
         return {}
     weights = bench.source.model.state_dict()
     # Of a large model a session for each layer takes long enough.
@@ -565,7 +623,7 @@ def _layers(
     try:
         with watch.phase("layers") as advance:
             found, problem = costly_layers(
-                candidate, verdict.evidence, weights, bench.trial, batches, advance
+                candidate, verdict.evidence, weights, trial, batches, advance
             )
     except ClipcheckError as error:
         return {"layers_problem": error.problem}
@@ -621,9 +679,13 @@ def _image_tower(checkpoint: Checkpoint) -> str:
     return type(checkpoint.model.vision).__name__
 
 
-def _default_dtypes(checkpoint: Checkpoint, device: torch.device) -> tuple[str, ...]:
-    """Float32, which shows the structure; and, where it is fast, what the checkpoint is in."""
-    own = checkpoint.compute_dtype
+def _default_dtypes(files: _Files, device: torch.device) -> tuple[str, ...]:
+    """Of a program what it computes in. Else float32, which shows the structure; and, where it is
+    fast, what the checkpoint is in."""
+    if isinstance(files.subject, Program):
+        told = dtype_of(files.subject)
+        return (told if told in LIMITS else "float32",)
+    own = files.checkpoint.compute_dtype
     if device.type == "cpu" or own not in LIMITS or own == "float32":
         return ("float32",)
     return ("float32", own)
@@ -631,10 +693,13 @@ def _default_dtypes(checkpoint: Checkpoint, device: torch.device) -> tuple[str, 
 
 def _describe(subject: Checkpoint | Program) -> str:
     if isinstance(subject, Program):
-        names = ", ".join(file.name for file in subject.files[:3])
+        names = ", ".join(subject.names[:3])
         more = ", ..." if len(subject.files) > 3 else ""
-        several = f" in {len(subject.files)} files ({names}{more})" if subject.data else ""
-        return f"{subject.format}, a program of {size(subject.size)}{several}"
+        several = (
+            f" in {len(subject.files)} files ({names}{more})" if len(subject.files) > 1 else ""
+        )
+        what = "a program for each tower," if subject.towers else "a program of"
+        return f"{subject.format}, {what} {size(subject.size)}{several}"
     checkpoint = subject
     dtypes = " and ".join(checkpoint.dtypes)
     parameters = f"{checkpoint.parameters:,} parameters"

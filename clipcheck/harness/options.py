@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from clipcheck.backends.cells import Isolation
     from clipcheck.backends.registry import Choice
 
+DYNAMIC_BATCH = "dynamic-batch"
+"""That a program runs any number of images and texts."""
+
+REQUIRED = (DYNAMIC_BATCH,)
+
 EXAMPLES = 30
 """Images that are compared by default: the corners, and two batches that Hypothesis draws."""
 
@@ -50,6 +55,9 @@ class CheckOptions:
         architecture: what the checkpoints are of: a released name, ``open_clip:NAME``, or the path
             of an ``open_clip_config.json`` or a ``config.json``. Weights alone do not tell their
             activation, heads and epsilon, and are not judged without it.
+        map: what inputs and outputs of a program are that do not tell it themselves, one or
+            several, as ``NAME=MEANING``: pixels, tokens, mask, positions, or an output.
+        require: what a file has to do beside: ``dynamic-batch``, to run any number of rows.
         device: where to run, one or several; by default the GPU where there is one.
         dtype: what to compute in, one or several of float32, float16 and bfloat16. By default
             float32, and elsewhere than on the CPU the checkpoint's own as well.
@@ -83,6 +91,8 @@ class CheckOptions:
     key: str | None = None
     reference: str | os.PathLike[str] | None = None
     architecture: str | os.PathLike[str] | None = None
+    map: str | Sequence[str] | None = None
+    require: str | Sequence[str] | None = None
     device: Device | Sequence[str | torch.device] = None
     dtype: str | Sequence[str] | None = None
     examples: int = EXAMPLES
@@ -107,6 +117,13 @@ class CheckOptions:
         for name in self.dtypes:
             _require_dtype(name)
         _ = self.gates
+        _ = self.names
+        for name in self.required:
+            if name not in REQUIRED:
+                raise UsageError(
+                    f"expected {' or '.join(REQUIRED)} to be required, found {name!r}",
+                    remedy="Leave --require out, or give one of these.",
+                )
         if self.reference is not None:
             file_named(self.reference, "a reference")
         # What is not given is not looked at: these import numpy, and the last one more.
@@ -128,6 +145,37 @@ class CheckOptions:
         from clipcheck.backends.registry import chosen
 
         return chosen(self.backends)
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Meanings of inputs and outputs of a program, by their names.
+
+        Raises:
+            UsageError: it is not written so, or there is no such input or output of a model.
+        """
+        if self.map is None:
+            return {}
+        from clipcheck.backends.signature import ASKED, INPUTS
+        from clipcheck.gates.result import OUTPUTS
+
+        found: dict[str, str] = {}
+        meanings = (*INPUTS, *OUTPUTS)
+        for written in _several(self.map):
+            name, _, meaning = written.rpartition("=")
+            if not name or meaning not in meanings:
+                known = f"{nearest(meaning, meanings)}; all of them: {', '.join(meanings)}."
+                raise UsageError(
+                    f"{ASKED}: expected NAME=MEANING, as image_embeds=image_features, found "
+                    f"{written!r}",
+                    remedy=known,
+                )
+            found[name] = meaning
+        return found
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Names of `REQUIRED`."""
+        return _several(self.require)
 
     @property
     def devices(self) -> tuple[Device, ...]:

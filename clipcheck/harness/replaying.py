@@ -118,6 +118,7 @@ def replay(
             archive=choice.backend.needs_archive,
             cell=cell,
             artefacts=default_folder(),
+            names=saved.asked_names,
         ) as sides,
         exact_floats(),
     ):

@@ -132,6 +132,7 @@ class Run:
             archive=choice.backend.needs_archive,
             cell=cell,
             artefacts=options.artefacts,
+            names=options.names,
         )
         source = self._open.enter_context(opened).source
         return Pair(ModuleBackend("eager", source.model, device), build(choice, source))

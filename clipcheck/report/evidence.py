@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from clipcheck.checkpoints import towers
 from clipcheck.errors import OutputError
 from clipcheck.harness.checking import environment
 from clipcheck.harness.search.saved import remove, write
@@ -200,7 +201,7 @@ def _folder_name(judgement: Judgement) -> str:
 
 
 def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).absolute())
+    return None if path is None else towers.absolute(path)
 
 
 def _described(judgement: Judgement, failing: Failing) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
@@ -20,22 +21,22 @@ def render(subject: Checkpoint | Program) -> str:
 
 
 def _of_program(program: Program) -> dict[str, str]:
-    several = f" of all {len(program.files)} files" if program.data else ""
+    several = f" of all {len(program.files)} files" if len(program.files) > 1 else ""
     return {
-        "file": f"{program.path} ({program.path.stat().st_size:,} bytes)",
-        **_data(program),
+        **_files("file", [part.path for part in program.parts]),
+        **_files("data", [file for part in program.parts for file in part.data]),
         "format": _FORMATS[program.format],
         "weights": "inside of the program, not under keys of their own",
         "SHA-256": f"{program.sha256}{several}",
     }
 
 
-def _data(program: Program) -> dict[str, str]:
-    """The files that it names, the first ten by name."""
-    told = [f"{file} ({file.stat().st_size:,} bytes)" for file in program.data[:_MOST_DATA]]
-    if len(program.data) > _MOST_DATA:
-        told.append(f"and {len(program.data) - _MOST_DATA} more")
-    return {"data": f"\n{'':<14}".join(told)} if told else {}
+def _files(label: str, files: Sequence[Path]) -> dict[str, str]:
+    """Files with their sizes, the first ten by name."""
+    told = [f"{file} ({file.stat().st_size:,} bytes)" for file in files[:_MOST_FILES]]
+    if len(files) > _MOST_FILES:
+        told.append(f"and {len(files) - _MOST_FILES} more")
+    return {label: f"\n{'':<14}".join(told)} if told else {}
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, str]:
@@ -55,7 +56,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> dict[str, str]:
     }
 
 
-_MOST_DATA = 10
+_MOST_FILES = 10
 
 
 def _computes(checkpoint: Checkpoint) -> str:

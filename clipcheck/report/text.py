@@ -24,6 +24,7 @@ from clipcheck.report import agreement, alternative, frontends, isolation, patch
 from clipcheck.report.cells import command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
 from clipcheck.report.verdict import verdict, worst_first
+from clipcheck.results import batches
 from clipcheck.results.judgement import Judgement, LeftOut, Result, Subject
 from clipcheck.system.figures import duration, multiple, percent
 from clipcheck.system.width import width
@@ -131,7 +132,11 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
         steps = _step(
             _NEXT, ["clipcheck", "inspect", named], "shows what the file is, without running it."
         )
-    elif backend_named(judgement.backend).needs_archive and "weights" not in failed:
+    elif (
+        backend_named(judgement.backend).needs_archive
+        and "weights" not in failed
+        and not judgement.mapping  # a program, whose weights have no names
+    ):
         steps = _mend(named, judgement)
     else:
         steps = []
@@ -165,7 +170,9 @@ def _key(judgement: Judgement) -> list[str]:
 def given_options(found: Subject) -> list[str]:
     """Return the options that say what to read of the file, and of which model it is."""
     options = {"--key": found.key, "--architecture": found.asked_architecture}
-    return [word for option, value in options.items() if value for word in (option, value)]
+    told = [word for option, value in options.items() if value for word in (option, value)]
+    names = [("--map", f"{name}={meaning}") for name, meaning in found.asked_names.items()]
+    return [*told, *(word for pair in names for word in pair)]
 
 
 def _doubts(judgement: Judgement) -> Iterator[tuple[str, str]]:
@@ -459,6 +466,10 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
         return [*lines, *_row("error", UNKNOWN, "", error), *_known_rows(judgement)]
     code = patched.told(judgement.patched)
     lines += _indented(code) if code else []
+    for each in judgement.mapping:
+        lines += _indented(visible(each))
+    if judgement.batches:
+        lines += _indented(f"{batches.told(judgement.batches)}. {batches.REMEDY}")
     if judgement.absent:
         lines += _indented(f"not in this file: {', '.join(judgement.absent)}")
     lines += _indented(_circumstances(judgement))

@@ -44,6 +44,7 @@ class Subject:
         assumed: whether it was assumed, and told by nothing, how the model computes where its
             weights do not tell.
         asked_architecture: what ``--architecture`` said, or None.
+        asked_names: what ``--map`` said that inputs and outputs are, by their names.
         released: the released name, where the file is that released file bit for bit.
     """
 
@@ -58,6 +59,7 @@ class Subject:
     computes: str = ""
     assumed: bool = False
     asked_architecture: str | None = None
+    asked_names: Mapping[str, str] = field(default_factory=dict)
     released: str | None = None
 
 
@@ -107,6 +109,9 @@ class Findings:
         ignored: gates that had something to judge and were left out, as was asked for.
         absent: outputs that the candidate does not have by its own signature, and that were not
             judged.
+        mapping: what the inputs and outputs of a program are, as phrases; nothing for other files.
+        batches: the only numbers of images and of texts that it runs with, None for any number;
+            nothing where all are any.
         failing_example: the smallest input that it fails on, where there is one.
         localisation: by tower, where it departs first; None where it passed or was not looked at.
         alternative: by tower, the other architecture that the candidate computes as; None where it
@@ -126,6 +131,8 @@ class Findings:
     gates: tuple[GateResult, ...] = ()
     ignored: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    mapping: tuple[str, ...] = ()
+    batches: tuple[tuple[int | None, ...], ...] = ()
     failing_example: FailingExample | None = None
     localisation: Sequence[Place] | None = None
     alternative: Mapping[str, Departure] | None = None

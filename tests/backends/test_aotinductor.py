@@ -66,6 +66,33 @@ def test_it_leaves_nothing_where_it_was_compiled(backend: Backend, made: Source)
 
 
 @pytest.mark.thorough
+def test_a_size_that_was_compiled_in_is_found_by_trying(made: Source, tmp_path: Path) -> None:
+    class Images(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = made.model
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.model.encode_image(pixels)
+
+    pixels, _ = batch(made.checkpoint.architecture, 5, 1)
+    with torch.no_grad():
+        program = torch.export.export(Images().eval(), (torch.from_numpy(pixels[:2]),))
+        path = tmp_path / "package.pt2"
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        wanted = made.model.encode_image(torch.from_numpy(pixels)).numpy()
+    opened = ProgramBackend(
+        "aotinductor",
+        AOTInductor.open_here(path, CPU, {}),
+        sizes=made.sizes,
+        path=path,
+        evidence=lambda *_: Evidence(None),
+    )
+    np.testing.assert_allclose(opened.encode_image(pixels), wanted, rtol=0, atol=1e-5)
+    assert opened.batches == ((2, None),)
+
+
+@pytest.mark.thorough
 def test_the_package_says_which_ids_it_takes(backend: Backend, made: Source) -> None:
     """Its code would take any others for these."""
     architecture = made.checkpoint.architecture
@@ -73,9 +100,9 @@ def test_the_package_says_which_ids_it_takes(backend: Backend, made: Source) -> 
     opened = ProgramBackend(
         "aotinductor",
         AOTInductor.open_here(path, CPU, {}),
-        architecture=architecture,
+        sizes=made.sizes,
         path=path,
-        evidence=lambda _: Evidence(None),
+        evidence=lambda *_: Evidence(None),
     )
     pixels, tokens = batch(architecture, 2, 3)
     assert_same(opened.outputs(pixels, tokens), backend.outputs(pixels, tokens))
@@ -131,7 +158,7 @@ def test_code_that_was_altered_is_not_loaded(
     path = tmp_path / "package.pt2"
     path.write_bytes(flipped(contents, contents.index(b"\x7fELF") + 1000))
     with pytest.raises(DamagedError, match="was altered"):
-        open_package(path, CPU, made.checkpoint.architecture, None)
+        open_package(path, CPU, made.sizes, None)
 
 
 @pytest.mark.thorough

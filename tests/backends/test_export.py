@@ -16,6 +16,7 @@ from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import Activation
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.errors import ArchitectureError, RunError
+from clipcheck.families.registry import sizes_of
 from clipcheck.writers import programs
 from clipcheck.writers.synthesize import architecture_named
 from tests.backends.kept import (
@@ -56,21 +57,19 @@ def test_all_weights_are_compared(backend: Backend, made: Source) -> None:
 def test_a_weight_of_other_bits_is_named(made: Source, program: Path) -> None:
     weights = dict(made.model.state_dict())
     weights["ln_final.bias"] = weights["ln_final.bias"] + 1
-    architecture = made.checkpoint.architecture
-    found = open_program(program, CPU, architecture, weights).evidence()
+    found = open_program(program, CPU, made.sizes, weights).evidence()
     assert found.differing == {"ln_final.bias": "the program has other bits than the file"}
 
 
 def test_a_weight_that_is_not_there_is_named(made: Source, program: Path) -> None:
     weights = {**made.model.state_dict(), "more": torch.zeros(1)}
-    architecture = made.checkpoint.architecture
-    found = open_program(program, CPU, architecture, weights).evidence()
+    found = open_program(program, CPU, made.sizes, weights).evidence()
     assert found.differing == {"more": "the program does not have it"}
 
 
 def test_weights_of_other_names_are_not_compared(made: Source, program: Path) -> None:
     weights = {"theirs": torch.zeros(1)}
-    found = open_program(program, CPU, made.checkpoint.architecture, weights)
+    found = open_program(program, CPU, made.sizes, weights)
     assert found.evidence().weights is None
 
 
@@ -118,7 +117,7 @@ def test_what_torch_raises_is_translated(
 
 def test_a_program_of_another_architecture_is_refused(program: Path) -> None:
     with pytest.raises(ArchitectureError, match=r"its input 'pixels' has shape \[any, 3, "):
-        open_program(program, CPU, architecture_named("ViT-B/32"), {})
+        open_program(program, CPU, sizes_of(architecture_named("ViT-B/32")), {})
 
 
 def test_a_program_is_kept_for_an_architecture(minute_archive: Path, tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_a_program_that_computes_in_another_dtype_is_told_before_anything_is_run
         assert load(program, archive, tmp_path).source.program == program.path
         return
     told = f"{program.path}: it computes in {found}, and was to be judged in float32. "
-    told += "Add --dtype float16." if found == "float16" else "Export it in float32, float16, "
+    told += "Leave --dtype out, or" if found == "float16" else "Export it in float32, float16, "
     with pytest.raises(UsageError, match=f"^{re.escape(told)}"):
         load(program, archive, tmp_path)
 

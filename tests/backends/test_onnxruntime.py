@@ -18,7 +18,8 @@ from packaging.version import Version
 from clipcheck.backends import cells
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
-from clipcheck.backends.onnxruntime import ONNXRuntime, _is_folded, _is_scaled, open_program
+from clipcheck.backends.held import _is_folded, _is_scaled
+from clipcheck.backends.onnxruntime import ONNXRuntime, open_program
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
@@ -171,7 +172,7 @@ def test_weights_in_files_of_their_own_are_run_and_compared(
     assert (len(subject.data) > 10) == (lay is a_file_for_each)
     weights = vit.model.state_dict()
     with cells.cell_for(subject, CPU, isolation) as cell:
-        found = open_program(path, CPU, vit.checkpoint.architecture, weights, cell=cell)
+        found = open_program(path, CPU, vit.sizes, weights, cell=cell)
         with contextlib.closing(found):
             given = batch(vit.checkpoint.architecture, 2, 3)
             outputs = found.outputs(*given)
@@ -194,7 +195,7 @@ def test_a_program_that_was_converted_to_half_is_run_and_compared(
     onnx.save(convert_float_to_float16(program, keep_io_types=keep_io_types), path)
     assert computing_dtype(path) == "float16"
     architecture, weights = vit.checkpoint.architecture, vit.model.state_dict()
-    found = open_program(path, CPU, architecture, weights, dtype="float16")
+    found = open_program(path, CPU, vit.sizes, weights, dtype="float16")
     with contextlib.closing(found):
         outputs = found.outputs(*batch(architecture, 2, 3))
         assert {array.dtype for array in outputs.values()} == {np.dtype("float16")}
@@ -205,20 +206,18 @@ def test_a_weight_of_other_bits_is_named(vit: Source) -> None:
     ONNXRuntime.build(vit)
     weights = dict(vit.model.state_dict())
     weights["ln_final.bias"] = weights["ln_final.bias"] + 1
-    architecture = vit.checkpoint.architecture
-    found = open_program(artefact(vit), CPU, architecture, weights).evidence()
+    found = open_program(artefact(vit), CPU, vit.sizes, weights).evidence()
     assert found.differing == {"ln_final.bias": "the program has other bits than the file"}
 
 
 def test_a_weight_that_cannot_be_told_is_not_counted(vit: Source) -> None:
     ONNXRuntime.build(vit)
-    architecture = vit.checkpoint.architecture
     weights = dict(vit.model.state_dict())
     path = artefact(vit)
-    before = open_program(path, CPU, architecture, weights).evidence().weights
+    before = open_program(path, CPU, vit.sizes, weights).evidence().weights
     key = "transformer.resblocks.0.mlp.c_fc.weight"
     weights[key] = weights[key] + 1
-    found = open_program(path, CPU, architecture, weights).evidence()
+    found = open_program(path, CPU, vit.sizes, weights).evidence()
     assert before is not None
     assert found.weights == before - 1
     assert not found.differing
@@ -283,7 +282,7 @@ def test_what_onnx_runtime_raises_is_translated(vit: Source, tmp_path: Path) -> 
     program.graph.node[0].op_type = "Nonsense"
     onnx.save(program, path)
     with pytest.raises(RunError, match=r"^onnxruntime: opening the program failed \(.*ONNXRuntime"):
-        open_program(path, CPU, vit.checkpoint.architecture, {})
+        open_program(path, CPU, vit.sizes, {})
 
 
 def test_what_the_exporter_raises_is_translated(

@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from clipcheck.backends.calling import Array
+from clipcheck.backends.held import WeightsCompared, is_rounded
 from clipcheck.backends.opened import Opened
-from clipcheck.backends.programs import ProgramBackend, WeightsCompared, is_rounded
+from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.signature import Declared, Raw, blank
-from clipcheck.errors import CheckpointError, RunError
+from clipcheck.errors import RunError
+from clipcheck.families.registry import sizes_of
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import OUTPUTS
+from clipcheck.results import batches
+from tests.backends.kept import batch as batch_of_rows
 from tests.samples import MINUTE
 
 DECLARED = [Declared("image", None, "float32"), Declared("text", None, "int64")]
@@ -28,43 +32,86 @@ def backend_of(
     return ProgramBackend(
         "export",
         Opened(declared, run, lambda _: None),
-        architecture=MINUTE,
+        sizes=sizes_of(MINUTE),
         path=Path(__file__),
-        evidence=lambda _: Evidence(None),
+        evidence=lambda *_: Evidence(None),
         **how,
     )
+
+
+def model(arrays: Sequence[Array]) -> Raw:
+    """Features that tell rows apart, and their products."""
+    image, text = (np.float32(each.reshape(len(each), -1))[:, :8] for each in arrays)
+    features = [np.tile(each, (1, 8)) for each in (image, text)]
+    logits = features[0] @ features[1].T
+    return list(zip(OUTPUTS, (*features, logits, logits.T), strict=True))
 
 
 def running_where(takes: Callable[[int, int], bool]) -> ProgramBackend:
     def run(arrays: Sequence[Array]) -> Raw:
         if not takes(*map(len, arrays)):
             raise ValueError("a size is wrong")
-        return [(name, np.zeros(1)) for name in OUTPUTS]
+        return model(arrays)
 
     return backend_of(run)
 
 
-def test_a_program_of_some_sizes_says_which_they_are() -> None:
-    told = (
-        "export: the program does not run with 2 and 1 images and texts; of the sizes that were "
-        "tried it runs with 1 and 1, 2 and 2, 3 and 3, 4 and 4, 8 and 8"
-    )
-    backend = running_where(lambda images, texts: images == texts)
-    with pytest.raises(CheckpointError) as caught:
-        backend.outputs(*blank(MINUTE, 2, 1))
-    assert caught.value.problem == told
-    assert "dynamic_shapes=" in caught.value.remedy
-
-
-def test_a_program_of_one_size_is_refused_unless_it_was_made_here_where_running_it_tells() -> None:
+def fixed(images: int | None, texts: int | None) -> list[Declared]:
     side = MINUTE.image_resolution
-    fixed = [
-        Declared("image", (2, 3, side, side), "float32"),
-        Declared("text", (3, MINUTE.context_length), "int64"),
+    return [
+        Declared("image", (images, 3, side, side), "float32"),
+        Declared("text", (texts, MINUTE.context_length), "int64"),
     ]
-    with pytest.raises(CheckpointError, match="exactly 2 images and 3 texts"):
-        backend_of(lambda _: [], fixed)
-    assert backend_of(lambda _: [], fixed, made_here=True).name == "export"
+
+
+@pytest.mark.parametrize("batch", [(2, 3), (1, 1), (None, 3), (4, None)])
+def test_rows_are_dealt_in_batches_of_the_one_size_that_a_program_takes(
+    batch: tuple[int | None, int | None],
+) -> None:
+    given: list[tuple[int, int]] = []
+
+    def run(arrays: Sequence[Array]) -> Raw:
+        given.append((len(arrays[0]), len(arrays[1])))
+        return model(arrays)
+
+    backend = backend_of(run, fixed(*batch))
+    inputs = batch_of_rows(MINUTE, 5, 7)
+    found = backend.outputs(*inputs)
+    assert all(
+        wanted in (None, each) for sizes in given for each, wanted in zip(sizes, batch, strict=True)
+    )
+    wanted = dict(model([inputs[0], inputs[1]]))
+    assert list(found) == list(OUTPUTS)
+    for name, array in found.items():
+        np.testing.assert_allclose(array, wanted[name], rtol=0, atol=1e-2, err_msg=name)
+    np.testing.assert_array_equal(backend.encode_image(inputs[0]), found["image_features"])
+    assert backend.batches == (batch,)
+
+
+@pytest.mark.parametrize(
+    ("takes", "told"),
+    [
+        (lambda *size: size == (4, 4), "runs batches of 4 images and 4 texts only"),
+        (lambda *size: size == (1, 2), "runs batches of 1 image and 2 texts only"),
+        (
+            lambda images, texts: images == texts < 4,
+            "does not run any number of images and texts; of those that were tried it runs "
+            "1 image and 1 text, 2 images and 2 texts, 3 images and 3 texts",
+        ),
+    ],
+)
+def test_sizes_that_are_not_declared_are_found_by_trying(
+    takes: Callable[[int, int], bool], told: str
+) -> None:
+    backend = running_where(takes)
+    assert len(backend.outputs(*batch_of_rows(MINUTE, 5, 7))["logits_per_text"]) == 7
+    assert batches.told(backend.batches) == told
+
+
+def test_a_program_of_one_size_that_was_made_here_is_not_dealt_to() -> None:
+    backend = backend_of(model, fixed(2, 3), made_here=True)
+    assert len(backend.outputs(*batch_of_rows(MINUTE, 5, 7))["image_features"]) == 5
+    assert backend.batches == ()
 
 
 @pytest.mark.parametrize("takes", [lambda *_: False, lambda images, _: images != 5])
@@ -88,29 +135,28 @@ def test_a_weight_that_is_rounded_is_neither_compared_nor_differing(dtype: torch
     compared = WeightsCompared(weights)
     compared.receive("a", weights["a"].to(dtype))
     compared.receive("b", weights["b"])
-    assert compared.evidence() == Evidence(1, differing={})
+    assert compared.compared() == 1
+    assert not compared.differing()
+    assert not compared.lacking()
 
 
 def test_what_a_converter_raises_is_rounded_and_what_is_off_is_not() -> None:
     tiny = torch.tensor([1e-8, -1e-8, 0.5])
     raised = torch.tensor([1e-7, -1e-7, 0.5]).half()
     assert is_rounded(raised, tiny)
+    assert is_rounded(raised, tiny.half())
     assert not is_rounded(torch.tensor([1e-8, -1e-8, 0.5005]).half(), tiny)
     assert not is_rounded(tiny, tiny)
 
 
-def test_outputs_of_which_nothing_has_the_shape_are_absent_unless_the_program_was_made_here() -> (
-    None
-):
+def test_outputs_that_a_program_does_not_give_are_absent_unless_it_was_made_here() -> None:
     def run(arrays: Sequence[Array]) -> Raw:
-        images, texts = map(len, arrays)
-        return [(None, np.zeros((images, texts))), (None, np.zeros((images, 64)))] * 2
+        return [(None, each) for _, each in model(arrays)[1:3]]
 
     backend = backend_of(run)
     assert backend.absent == set()
     backend.outputs(*blank(MINUTE, 2, 3))
-    # Of features of images there are two: which is meant is not told, and one is missing.
-    assert backend.absent == {"text_features", "logits_per_text"}
+    assert backend.absent == {"image_features", "logits_per_text"}
     whole = backend_of(run, made_here=True)
     whole.outputs(*blank(MINUTE, 2, 3))
     assert whole.absent == set()

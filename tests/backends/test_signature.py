@@ -4,71 +4,137 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from clipcheck.backends.signature import Declared, Input, inputs, outputs, probe
-from clipcheck.errors import CheckpointError
+from clipcheck.backends.signature import Declared, Input, inputs, normalised, outputs, probe
+from clipcheck.errors import ArchitectureError, CheckpointError, UsageError
+from clipcheck.families.registry import sizes_of
+from clipcheck.inputs.preprocess import transform
+from clipcheck.inputs.rules import CLIP_IMAGES
 from tests.samples import MINUTE
 
 FILE = Path("theirs.pt2")
+SIZES = sizes_of(MINUTE)
 PIXELS = Declared("image", (None, 3, 16, 16), "float32")
 IDS = Declared("text", (None, 8), "int64")
+IMAGES, TEXTS, PAIRS = np.zeros((2, 64)), np.zeros((3, 64)), np.zeros((2, 3))
+
+
+def known(kind: str, dtype: str, **how: bool) -> Input:
+    return Input("x", kind, dtype, SIZES, **how)
 
 
 def test_the_mask_ends_with_the_end_of_text_token() -> None:
-    pixels, _ = probe(MINUTE)
+    pixels, _ = probe((2, 3), SIZES)
     tokens = np.array([[98, 7, 99, 0], [98, 99, 0, 0], [98, 7, 8, 99]], dtype=np.int32)
-    found = Input("attention_mask", "mask", "int64").value(pixels, tokens)
+    found = known("mask", "int64").value(pixels, tokens)
     assert found.dtype == np.int64
     assert found.tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
+    assert known("positions", "int32").value(pixels, tokens).tolist() == [[0, 1, 2, 3]] * 3
 
 
 def test_inputs_get_the_dtype_that_they_declare() -> None:
-    pixels, tokens = probe(MINUTE)
-    assert Input("image", "pixels", "float16").value(pixels, tokens).dtype == np.float16
-    assert Input("text", "tokens", "int64").value(pixels, tokens).dtype == np.int64
+    pixels, tokens = probe((2, 3), SIZES)
+    assert known("pixels", "float16").value(pixels, tokens).dtype == np.float16
+    assert known("tokens", "int64").value(pixels, tokens).dtype == np.int64
+
+
+def test_pixels_in_whole_numbers_are_those_of_the_picture() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    pixels = transform(16, CLIP_IMAGES)(Image.fromarray(picture)).numpy()[np.newaxis]
+    taking = known("pixels", "uint8", channels_last=True)
+    assert (taking.value(pixels, pixels)[0] == picture).all()
+    np.testing.assert_allclose(taking.seen(pixels), pixels, rtol=0, atol=1e-6)
+    # What no picture has is what a picture has that is nearest.
+    assert taking.seen(pixels + 100).max() < 3
 
 
 def test_inputs_stay_in_the_programs_order() -> None:
-    assert [each.kind for each in inputs([IDS, PIXELS], MINUTE, FILE)] == ["tokens", "pixels"]
+    assert [each.kind for each in inputs([IDS, PIXELS], SIZES, FILE)] == ["tokens", "pixels"]
 
 
 def test_inputs_of_any_name_are_told_by_their_shape_and_dtype() -> None:
-    declared = [Declared("a", IDS.shape, "int32"), Declared("b", PIXELS.shape, "float16")]
-    assert [each.kind for each in inputs(declared, MINUTE, FILE)] == ["tokens", "pixels"]
+    declared = [Declared("a", (2, 8), "int32"), Declared("b", (None, 16, 16, 3), "uint8")]
+    found = inputs(declared, SIZES, FILE)
+    assert [each.kind for each in found] == ["tokens", "pixels"]
+    assert [each.batch for each in found] == [2, None]
+    assert [str(each) for each in found] == [
+        "a -> ids (int32)",
+        "b -> pixels (uint8, normalised inside)",
+    ]
+    assert found[1].channels_last
 
 
-@pytest.mark.parametrize("declared", [[], [PIXELS], [IDS], [PIXELS, IDS, IDS]])
-def test_both_inputs_have_to_be_there_once(declared: list[Declared]) -> None:
-    with pytest.raises(CheckpointError, match="expected a program of pixels and ids"):
-        inputs(declared, MINUTE, FILE)
+@pytest.mark.parametrize("declared", [[PIXELS], [IDS]])
+def test_one_tower_is_enough(declared: list[Declared]) -> None:
+    assert len(inputs(declared, SIZES, FILE)) == 1
+
+
+@pytest.mark.parametrize("declared", [[], [Declared("attention_mask", (None, 8), "int64")]])
+def test_neither_pixels_nor_ids_are_no_program(declared: list[Declared]) -> None:
+    with pytest.raises(CheckpointError, match="expected a program of pixels or ids"):
+        inputs(declared, SIZES, FILE)
+
+
+def test_an_input_that_could_be_several_is_asked_for() -> None:
+    declared = [Declared("a", (None, 8), "int64"), Declared("b", (None, 8), "int64")]
+    with pytest.raises(UsageError, match="its inputs a and b could each be the ids") as caught:
+        inputs(declared, SIZES, FILE)
+    assert "--map a=tokens" in caught.value.remedy
+    found = inputs(declared, SIZES, FILE, {"a": "mask"})
+    assert [each.kind for each in found] == ["mask", "tokens"]
 
 
 @pytest.mark.parametrize("shape", [(None, 3, 16, 17), (None, 1, 16, 16), (None, 3, 16)])
 def test_pixels_of_another_shape_are_refused(shape: tuple[int | None, ...]) -> None:
-    with pytest.raises(CheckpointError, match="its input 'image' has shape"):
-        inputs([Declared("image", shape, "float32"), IDS], MINUTE, FILE)
+    with pytest.raises(ArchitectureError, match="its input 'image' has shape"):
+        inputs([Declared("image", shape, "float32"), IDS], SIZES, FILE)
+
+
+BOTH = inputs([PIXELS, IDS], SIZES, FILE)
 
 
 @pytest.mark.parametrize(
-    ("images", "texts", "told"),
+    ("raw", "given", "expected"),
     [
-        (1, None, "exactly 1 image;"),
-        (None, 3, "exactly 3 texts;"),
-        (2, 1, "exactly 2 images and 1 text;"),
+        # By name, whatever their shape; the raw features before those of length 1.
+        (
+            [("logits_per_text", IMAGES), (None, PAIRS), ("image_embeds", IMAGES)],
+            BOTH,
+            {"image_features": 2, "logits_per_image": 1, "logits_per_text": 0},
+        ),
+        ([("image_embeds", IMAGES), ("image_features", IMAGES)], BOTH, {"image_features": 1}),
+        # The only one of a tower, and of several the one of its shape.
+        ([("embedding", IMAGES[:, :9])], BOTH[:1], {"image_features": 0}),
+        ([("last_hidden_state", TEXTS), ("output", TEXTS)], BOTH[1:], {"text_features": 1}),
+        ([("pooler_output", IMAGES), ("image_embeds", IMAGES)], BOTH[:1], {"image_features": 1}),
     ],
 )
-def test_a_fixed_batch_is_told_with_the_way_to_any(
-    images: int | None, texts: int | None, told: str
+def test_outputs_are_told_by_name_by_tower_and_by_shape(
+    raw: list[tuple[str | None, np.ndarray]],
+    given: tuple[Input, ...],
+    expected: dict[str, int],
 ) -> None:
-    declared = [Declared("x", (images, 3, 16, 16), "float32"), Declared("y", (texts, 8), "int64")]
-    with pytest.raises(CheckpointError, match=f"it takes batches of {told}") as caught:
-        inputs(declared, MINUTE, FILE)
-    shapes = '{"x": {0: Dim("images", min=1)}, "y": {0: Dim("texts", min=1)}}'
-    assert f"dynamic_shapes={shapes}" in caught.value.remedy
+    assert outputs(raw, given, SIZES, (2, 3), FILE).places == expected
 
 
-def test_outputs_are_told_by_name_whatever_their_shape() -> None:
-    features, logits = np.zeros((2, 64)), np.zeros((2, 3))
-    found = outputs([("logits_per_text", features), (None, logits)], MINUTE)
-    assert found.places == {"logits_per_image": 1, "logits_per_text": 0}
-    assert not found.doubts
+def test_an_output_that_could_be_several_is_asked_for() -> None:
+    raw = [("a", IMAGES), (None, IMAGES)]
+    with pytest.raises(UsageError, match="outputs a and output 2 could each be the image features"):
+        outputs(raw, BOTH, SIZES, (2, 3), FILE)
+    said = {"output 2": "image_features"}
+    assert outputs(raw, BOTH, SIZES, (2, 3), FILE, said).names == {"image_features": "output 2"}
+
+
+def test_what_is_named_has_to_be_there() -> None:
+    with pytest.raises(UsageError, match="--map x=pixels: the program has no input 'x'"):
+        inputs([PIXELS, IDS], SIZES, FILE, {"x": "pixels"})
+    with pytest.raises(UsageError, match="--map y=text_features: the program has no output 'y'"):
+        outputs([("a", TEXTS)], BOTH, SIZES, (2, 3), FILE, {"y": "text_features"})
+
+
+def test_features_are_normalised_where_all_have_the_length_1() -> None:
+    unit = np.eye(3, 64, dtype=np.float16)
+    mixed = unit * np.array([[1], [1], [1.1]])
+    found = normalised({"image_features": unit, "text_features": mixed, "logits_per_image": unit})
+    assert found == {"image_features"}

@@ -556,14 +556,15 @@ def _why_not(folder: Path, weights: dict[str, torch.Tensor], dtype: str) -> str:
 def test_one_checkpoint_that_needs_no_other_dtype_is_judged_in_float32(
     minute_archive: Path,
 ) -> None:
-    from clipcheck.harness.matrix import _default_dtypes
+    from clipcheck.harness.matrix import _default_dtypes, _Files
 
     half = open_checkpoint(minute_archive)
-    assert _default_dtypes(half, torch.device("cpu")) == ("float32",)
-    assert _default_dtypes(half, torch.device("cuda:0")) == ("float32", "float16")
+    assert _default_dtypes(_Files(half, None, None), torch.device("cpu")) == ("float32",)
+    gpu = torch.device("cuda:0")
+    assert _default_dtypes(_Files(half, None, None), gpu) == ("float32", "float16")
     weights = {key: tensor.float() for key, tensor in half.tensors.items()}
-    single = replace(half, tensors=weights)
-    assert _default_dtypes(single, torch.device("cuda:0")) == ("float32",)
+    single = _Files(replace(half, tensors=weights), None, None)
+    assert _default_dtypes(single, gpu) == ("float32",)
 
 
 def test_a_weight_that_is_not_used_fails_integrity(written: Written) -> None:

@@ -95,6 +95,9 @@ def test_an_architecture_in_a_file_is_named_from_any_folder(
         ({"budget": 3}, UsageError, "expected a budget as text, found 3"),
         ({"isolation": "full"}, UsageError, "expected an isolation, found 'full'"),
         ({"reference": 3}, UsageError, "released name of a reference, found an object of type int"),
+        ({"map": "image_features"}, UsageError, "expected NAME=MEANING, as image_embeds="),
+        ({"map": ["a=pixel"]}, UsageError, "The nearest name is 'pixels'"),
+        ({"require": "batch"}, UsageError, "expected dynamic-batch to be required, found 'batch'"),
         ({"architecture": "ViT-B-32"}, UnknownModelError, "nearest name is 'ViT-B/32'"),
     ],
 )

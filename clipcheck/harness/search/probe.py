@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from clipcheck.gates.allclose import allclose
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fidelity import distance_text
 from clipcheck.gates.metrics import row_rms
-from clipcheck.gates.result import LOGITS, Case, eager_not_finite, judged, unusable
+from clipcheck.gates.result import LOGITS, Case, eager_not_finite, in_form, judged, unusable
 from clipcheck.gates.tolerances import Allclose
 from clipcheck.inputs.batches import Batch
 from clipcheck.inputs.examples import Kind
@@ -65,17 +66,21 @@ class Probe:
         Raises:
             RunError: the eager model cannot be run.
         """
+        if self._candidate.seen is not None:
+            given = replace(given, pixels=self._candidate.seen(given.pixels))
         if len(given.pixels) and len(given.tokens):
-            own, exact = self._reference.outputs(given.pixels, given.tokens)
+            sides = self._reference.outputs(given.pixels, given.tokens)
             got = self._attempt(lambda: self._candidate.outputs(given.pixels, given.tokens))
+            own, exact = (in_form(each, self._candidate.normalised) for each in sides)
             case = Case(got, own, exact, given.rows, absent=self._candidate.absent)
             return self._measures(case, judged([case]))
         kind: Kind = "image" if len(given.pixels) else "prompt"
         rows = given.pixels if kind == "image" else given.tokens
         name, method = _FEATURES[kind], _METHODS[kind]
-        features, in_float64 = self._reference.features(method, rows)
+        alone = self._reference.features(method, rows)
         got = self._attempt(lambda: {name: getattr(self._candidate, method)(rows)})
-        return self._measures(Case(got, {name: features}, {name: in_float64}, given.rows), (name,))
+        own, exact = (in_form({name: each}, self._candidate.normalised) for each in alone)
+        return self._measures(Case(got, own, exact, given.rows), (name,))
 
     def _attempt(self, call: Callable[[], dict[str, Array]]) -> dict[str, Array]:
         from clipcheck.backends.reference import exact_arithmetic

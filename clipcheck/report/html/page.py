@@ -25,6 +25,7 @@ from clipcheck.report.html.pictures import Picture, picture, side_for
 from clipcheck.report.html.words import as_far, figure, ratio, visible
 from clipcheck.report.text import next_steps
 from clipcheck.report.verdict import failure, verdict, worst_first, worst_gate
+from clipcheck.results import batches
 from clipcheck.results.judgement import Judgement, Result
 from clipcheck.system.figures import size
 
@@ -208,6 +209,11 @@ class _Section:
     def confined(self) -> str:
         """Place where the file's own code ran, or nothing."""
         return isolation.told(self.judgement.isolation)
+
+    @property
+    def batches(self) -> str:
+        told = batches.told(self.judgement.batches)
+        return f"{told}. {batches.REMEDY}" if told else ""
 
     @property
     def patched(self) -> str:

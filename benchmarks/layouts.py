@@ -1,0 +1,323 @@
+"""Judge programs as they are shipped: sound ones, and ones with a fault.
+
+Each layout is built of seeded weights as its exporter builds it: names, shapes and dtypes of its
+inputs and outputs, one file or two. Then it is judged by `clipcheck check`, once as it is and once
+with a fault planted before it is exported.
+
+    python -m benchmarks.layouts
+    python -m benchmarks.layouts --tables docs/evidence/tables
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import tables
+from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.families import eager
+from clipcheck.gates.result import GateResult
+from clipcheck.inputs.rules import MEAN, STD
+from clipcheck.results.judgement import Judgement
+from clipcheck.testing import check
+from clipcheck.writers.convert import write
+from clipcheck.writers.synthesize import architecture_named, synthesize
+
+Model = eager.CLIP
+Write = Callable[[Model, Path], str]
+
+
+class Images(nn.Module):
+    """The image tower alone; features of length 1 where that is asked for."""
+
+    def __init__(self, model: Model, *, unit: bool = False) -> None:
+        super().__init__()
+        self.model, self.unit = model, unit
+
+    def forward(self, image: Tensor) -> Tensor:
+        return _unit(self.model.encode_image(image), self.unit)
+
+
+class Texts(Images):
+    """The text tower alone."""
+
+    def forward(self, text: Tensor) -> Tensor:
+        return _unit(self.model.encode_text(text), self.unit)
+
+
+class MaskedTexts(Images):
+    """The text tower as optimum exports it: with a mask."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        # CLIP's attention is causal: what follows the end has no effect, masked or not.
+        kept = input_ids * attention_mask
+        return _unit(self.model.encode_text(kept), self.unit)
+
+
+class Optimum(nn.Module):
+    """transformers' ``CLIPModel``, as optimum exports it."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, ...]:
+        image = self.model.encode_image(pixel_values)
+        text = self.model.encode_text(input_ids * attention_mask)
+        per_image, per_text = self.model.logits(image, text)
+        return per_image, per_text, _unit(text, True), _unit(image, True)
+
+
+class Sentences(Optimum):
+    """As sentence-transformers exports CLIP: both embeddings, and no logits."""
+
+    def forward(
+        self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, ...]:
+        return super().forward(input_ids, pixel_values, attention_mask)[2:]
+
+
+class Pictures(Images):
+    """The image tower of pictures in whole numbers, which it normalises itself."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (MEAN, STD))
+        return super().forward((image.float() / 255 - mean) / std)
+
+
+def _unit(features: Tensor, wanted: bool) -> Tensor:
+    return features / features.norm(dim=-1, keepdim=True) if wanted else features
+
+
+def example(model: Model, images: int, texts: int, ids: torch.dtype) -> dict[str, Tensor]:
+    """Inputs of a model, by the names that exporters give them."""
+    side, length = model.image_resolution, model.context_length
+    pixels = torch.rand(images, 3, side, side)
+    tokens = torch.ones(texts, length, dtype=ids)
+    return {
+        "image": pixels,
+        "pixel_values": pixels,
+        "picture": (pixels * 255).to(torch.uint8),
+        "text": tokens,
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+    }
+
+
+def onnx_file(
+    module: nn.Module,
+    path: Path,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    batch: tuple[int, int] | None = None,
+    ids: torch.dtype = torch.int64,
+) -> None:
+    """Export a module by names.
+
+    Args:
+        module: over an eager model.
+        path: where to.
+        inputs: of `example`, in its order.
+        outputs: names, in its order.
+        batch: the only numbers of images and texts; None for any.
+        ids: the dtype of ids.
+    """
+    model = module.model
+    given = example(model, *(batch or (2, 3)), ids)
+    rows = {"input_ids": "texts", "attention_mask": "texts", "text": "texts"}
+    axes = {name: {0: rows.get(name, "images")} for name in inputs}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        # The exporter that most files were made by, which torch warns of.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            tuple(given[name] for name in inputs),
+            path,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes=None if batch else axes,
+            opset_version=17,
+            dynamo=False,
+        )
+
+
+def immich(model: Model, folder: Path) -> str:
+    one = (1, 1)
+    images, texts = Images(model, unit=True), Texts(model, unit=True)
+    onnx_file(images, folder / "visual/model.onnx", ["image"], ["embedding"], batch=one)
+    textual = folder / "textual/model.onnx"
+    onnx_file(texts, textual, ["text"], ["embedding"], batch=one, ids=torch.int32)
+    return str(folder)
+
+
+def transformers_js(model: Model, folder: Path) -> str:
+    images, texts = folder / "onnx/vision_model.onnx", folder / "onnx/text_model.onnx"
+    onnx_file(Images(model), images, ["pixel_values"], ["image_embeds"])
+    onnx_file(Texts(model), texts, ["input_ids"], ["text_embeds"])
+    return str(folder)
+
+
+def _optimum(module: nn.Module, folder: Path, outputs: Sequence[str]) -> str:
+    inputs = ["input_ids", "pixel_values", "attention_mask"]
+    onnx_file(module, folder / "model.onnx", inputs, outputs)
+    return str(folder / "model.onnx")
+
+
+OPTIMUM = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds")
+
+
+def optimum(model: Model, folder: Path) -> str:
+    return _optimum(Optimum(model), folder, OPTIMUM)
+
+
+def sentence_transformers(model: Model, folder: Path) -> str:
+    return _optimum(Sentences(model), folder, OPTIMUM[2:])
+
+
+def fastembed(model: Model, folder: Path) -> str:
+    path = folder / "model.onnx"
+    inputs = ["input_ids", "attention_mask"]
+    onnx_file(MaskedTexts(model, unit=True), path, inputs, ["text_embeds"])
+    return str(path)
+
+
+def clip_onnx(model: Model, folder: Path) -> str:
+    images, texts = folder / "a.onnx", folder / "b.onnx"
+    onnx_file(Images(model), images, ["image"], ["output"])
+    onnx_file(Texts(model), texts, ["text"], ["output"])
+    return f"image={images},text={texts}"
+
+
+def pictures(model: Model, folder: Path) -> str:
+    path = folder / "model.onnx"
+    onnx_file(Pictures(model), path, ["picture"], ["image_features"])
+    return str(path)
+
+
+def fixed_pt2(model: Model, folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.pt2"
+    given = example(model, 2, 3, torch.int64)
+    program = torch.export.export(model.eval(), (given["image"], given["text"]), strict=False)
+    torch.export.save(program, path)
+    return str(path)
+
+
+def half(model: Model, folder: Path, *, keep: bool) -> str:
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    path = optimum(model, folder)
+    with warnings.catch_warnings():
+        # Of weights that it moves to the least that float16 holds.
+        warnings.simplefilter("ignore")
+        onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=keep), path)
+    return path
+
+
+def half_inside(model: Model, folder: Path) -> str:
+    return half(model, folder, keep=True)
+
+
+def half_throughout(model: Model, folder: Path) -> str:
+    return half(model, folder, keep=False)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to ship a model.
+
+    Attributes:
+        name: for people.
+        write: writes it into a folder, and returns what to check.
+        shown: that, as the table shows it.
+    """
+
+    name: str
+    write: Write
+    shown: str
+
+
+LAYOUTS = (
+    Layout("Immich: two files, batch 1, normalised `embedding`, int32 ids", immich, "FOLDER"),
+    Layout("transformers.js: `vision_model.onnx`, `text_model.onnx`", transformers_js, "FOLDER"),
+    Layout("CLIP-ONNX: two files of any names", clip_onnx, "image=a.onnx,text=b.onnx"),
+    Layout("optimum: one file, normalised embeddings and logits", optimum, "model.onnx"),
+    Layout("sentence-transformers: embeddings alone", sentence_transformers, "model.onnx"),
+    Layout("fastembed: text tower alone, with a mask", fastembed, "model.onnx"),
+    Layout("image tower of uint8 pictures, normalised inside", pictures, "model.onnx"),
+    Layout("torch.export of 2 images and 3 texts only", fixed_pt2, "model.pt2"),
+    Layout("float16 inside, float32 in and out", half_inside, "model.onnx"),
+    Layout("float16 throughout", half_throughout, "model.onnx"),
+)
+
+
+def broken(model: Model) -> Model:
+    """A copy with one weight of each tower changed, as one rounded to 8 bits is."""
+    found = copy.deepcopy(model)
+    with torch.no_grad():
+        for blocks in (found.visual.transformer, found.transformer):
+            weight = blocks.resblocks[0].mlp.c_fc.weight
+            step = weight.abs().max() / 127
+            weight.copy_((weight / step).round() * step)
+    return found
+
+
+def judge(layout: Layout, model: Model, folder: Path, reference: Path) -> Judgement:
+    """Write a model in a layout, and check it."""
+    name = layout.write(model, folder)
+    (found,) = check(name, reference=reference, device="cpu", isolation="none").judgements
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    tables.add_option(parser)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    architecture = architecture_named("tiny-vit")
+    weights = synthesize(architecture)
+    model = eager.build(architecture, {key: tensor.float() for key, tensor in weights.items()})
+    columns = [
+        "layout",
+        "`clipcheck check ... --reference model.pt`",
+        "sound",
+        "one weight changed",
+    ]
+    with (
+        tempfile.TemporaryDirectory() as place,
+        tables.table("layouts", columns, arguments.tables) as row,
+    ):
+        reference = Path(place) / "reference.pt"
+        write(architecture, weights, reference, Format.ARCHIVE)
+        for number, layout in enumerate(LAYOUTS):
+            found = [
+                judge(layout, each, Path(place) / f"{number}-{kind}", reference)
+                for kind, each in enumerate((model, broken(model)))
+            ]
+            row(layout.name, f"`{layout.shown}`", *map(verdict, found))
+
+
+def verdict(judgement: Judgement) -> str:
+    """The state of a judgement, and what is nearest to its limit."""
+    if judgement.error is not None:
+        return f"not judged: {judgement.error}"
+    worst: GateResult = max(judgement.gates, key=lambda gate: gate.margin)
+    margin = "" if worst.margin == float("inf") else f", {worst.margin:.2g} times its limit"
+    return f"{judgement.state} in {judgement.dtype} ({worst.name}{margin})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Two programs of one tower each, as one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from clipcheck.backends.base import Backend
+from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens, to_numpy
+from clipcheck.backends.programs import ProgramBackend
+from clipcheck.backends.signature import INPUTS
+from clipcheck.checkpoints.towers import TOWERS
+from clipcheck.errors import UsageError
+from clipcheck.gates.integrity import Evidence
+from clipcheck.gates.result import ENCODERS, FEATURES, LOGITS
+
+if TYPE_CHECKING:
+    from clipcheck.backends.source import Source
+
+
+class Towers(Backend):
+    """Runs a program for each tower. Logits are made of both features as the model makes them.
+
+    Args:
+        parts: that of images and that of texts, each run by itself.
+        source: what they are compared with, which makes the logits.
+
+    Raises:
+        UsageError: one of them is no program of its tower.
+    """
+
+    def __init__(self, parts: Sequence[ProgramBackend], source: Source) -> None:
+        for part, kind, tower, file in zip(
+            parts, ("pixels", "tokens"), TOWERS, source.towers, strict=True
+        ):
+            if kind not in part.kinds:
+                raise UsageError(
+                    f"expected a program of the {tower} tower, found one that takes no "
+                    f"{INPUTS[kind]}",
+                    remedy="Give the programs of the two towers: image=FILE,text=FILE.",
+                    path=file,
+                )
+        self.name = parts[0].name
+        self.size = sum(part.size or 0 for part in parts)
+        self.seen = parts[0].seen
+        self._parts = dict(zip(ENCODERS, parts, strict=True))
+        self._source = source
+
+    def encode_image(self, pixels: Pixels) -> Array:
+        """Pixels [N, 3, R, R] to features [N, E]."""
+        return self._parts["encode_image"].encode_image(pixels)
+
+    def encode_text(self, tokens: Tokens) -> Array:
+        """Ids [M, L] to features [M, E]."""
+        return self._parts["encode_text"].encode_text(tokens)
+
+    def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
+        """Pixels and ids to logits per image [N, M] and per text [M, N]."""
+        return self._logits(self.encode_image(pixels), self.encode_text(tokens))
+
+    def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
+        """All outputs by name; each tower runs once.
+
+        Raises:
+            RunError: one cannot be run, or does not give its features.
+        """
+        features = dict(
+            zip(FEATURES, (self.encode_image(pixels), self.encode_text(tokens)), strict=True)
+        )
+        return {**features, **dict(zip(LOGITS, self._logits(*features.values()), strict=True))}
+
+    def _logits(self, images: Array, texts: Array) -> tuple[Array, Array]:
+        import torch
+
+        model = self._source.model
+        like = model.log_scale()
+        given = [torch.from_numpy(each).to(like.device, like.dtype) for each in (images, texts)]
+        with torch.inference_mode():
+            per_image, per_text = model.logits(*given)
+        return to_numpy(per_image), to_numpy(per_text)
+
+    @property
+    def normalised(self) -> frozenset[str]:
+        """Features that they give with the length 1."""
+        return frozenset().union(*(part.normalised for part in self._parts.values()))
+
+    @property
+    def mapping(self) -> tuple[str, ...]:
+        """Their inputs and outputs, each with its meaning, and where logits come from."""
+        told = [each for part in self._parts.values() for each in part.mapping]
+        return (*told, "logits: made of both features by the reference")
+
+    @property
+    def batches(self) -> tuple[Rows, ...]:
+        """Numbers of images and texts that they run with; nothing for any."""
+        images, texts = (part.batches for part in self._parts.values())
+        if not images and not texts:
+            return ()
+        # Each takes no more than its own rows, and one size is enough to run it.
+        return ((images[-1][0] if images else None, texts[-1][1] if texts else None),)
+
+    def evidence(self) -> Evidence:
+        """Return the evidence of both for the gate ``integrity``."""
+        found = [part.evidence() for part in self._parts.values()]
+        counts = [each.weights for each in found if each.weights is not None]
+        doubts = [doubt for each in found for doubt in each.doubts]
+        differing = {key: how for each in found for key, how in each.differing.items()}
+        return Evidence(
+            sum(counts) if counts else None,
+            doubts,
+            differing,
+            quantised={key: how for each in found for key, how in each.quantised.items()},
+            tensors={key: name for each in found for key, name in each.tensors.items()},
+            levels={key: count for each in found for key, count in each.levels.items()},
+        )
+
+    def close(self) -> None:
+        """Let go of both."""
+        for part in self._parts.values():
+            part.close()
