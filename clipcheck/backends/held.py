@@ -21,8 +21,6 @@ def weights_evidence(
     are quantised to within a step of their scale.
 
     Args:
-        weights: the expected, by key.
-        program: which gives its own.
         whole: whether it has to have all of them.
         folds: whether its exporter folds constants, so that some may not be there.
     """
@@ -58,9 +56,6 @@ class WeightsCompared:
     exponential. Such weights are in no count, nor are those that are rounded for a program that
     computes in half precision. One under its own name must be the file's, unless it is such a one;
     so must a matrix without a name that is near to one of the file's.
-
-    Args:
-        weights: the expected, by key.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:

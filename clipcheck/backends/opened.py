@@ -31,7 +31,6 @@ class Receive(Protocol):
         """Take one.
 
         Args:
-            name: its name in the program.
             tensor: its values; of one that is quantised, those that the program computes with.
             steps: of one that is quantised, how far apart neighbouring values are.
             how: it is quantised, for people.

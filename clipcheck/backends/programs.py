@@ -238,10 +238,6 @@ class ProgramBackend(Backend):
     def in_float(self, name: str, weight: torch.Tensor) -> Iterator[None]:
         """Have one quantised weight be in float meanwhile.
 
-        Args:
-            name: its name in the program.
-            weight: what it is in float.
-
         Raises:
             RunError: the program cannot be run so.
         """
@@ -301,7 +297,6 @@ def key_of(source: Source, *libraries: str) -> dict[str, str]:
     """Return all that a program made of ``source`` depends on, by name.
 
     Args:
-        source: what it is made of.
         libraries: whose versions matter, beside torch.
     """
     from importlib.metadata import version
@@ -325,11 +320,7 @@ def key_of(source: Source, *libraries: str) -> dict[str, str]:
 
 
 def flat(result: Any) -> Raw:
-    """The tensors that a torch program gave, with the names that they have in it.
-
-    Args:
-        result: a tensor, or a mapping or a sequence with tensors.
-    """
+    """The tensors that a torch program gave, with the names that they have in it."""
     import torch
 
     from clipcheck.backends.calling import to_numpy

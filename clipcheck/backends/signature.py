@@ -73,7 +73,6 @@ class Declared:
     """An input as a program declares it.
 
     Attributes:
-        name: as the program has it.
         shape: an integer for each dimension that is fixed, else None; None where nothing is said.
         dtype: as numpy names it; nothing where nothing is said.
     """
@@ -89,7 +88,6 @@ class Input:
 
     Attributes:
         name: as the program has it.
-        kind: of `INPUTS`.
         dtype: as numpy names it. Pixels in uint8 are those of the picture itself: the program
             normalises them.
         sizes: of the model, with its rules of pixels and ids.
@@ -148,7 +146,6 @@ def inputs(
     """Tell the inputs of a program apart: those of both towers, or of one.
 
     Args:
-        declared: all, in the program's order.
         names: what the user said that inputs and outputs are, by their names.
 
     Raises:
@@ -270,7 +267,6 @@ def probe(batch: Rows, sizes: Sizes) -> tuple[Pixels, Tokens]:
 
     Args:
         batch: how many images and texts have to be run at a time.
-        sizes: of the model.
     """
     images, texts = (each or other for each, other in zip(batch, _PROBE, strict=True))
     side = sizes.image_resolution
@@ -300,11 +296,7 @@ def outputs(
     by its shape, where it alone has that shape and no name says otherwise.
 
     Args:
-        raw: what the program gives.
-        given: its inputs.
-        sizes: of what it is a model of.
         counts: of the images and texts that it was given.
-        path: the file, for messages.
         names: what the user said that inputs and outputs are, by their names.
 
     Raises:

@@ -22,7 +22,6 @@ class Towers(Backend):
     """Runs a program for each tower. Logits are made of both features as the model makes them.
 
     Args:
-        parts: that of images and that of texts, each run by itself.
         source: what they are compared with, which makes the logits.
 
     Raises:

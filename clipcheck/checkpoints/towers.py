@@ -23,11 +23,7 @@ _ASKED = "image=FILE,text=FILE"
 
 
 def split(name: str | os.PathLike[str]) -> tuple[Path, Path] | None:
-    """Read ``image=FILE,text=FILE``: the files, or None where that is not what is written.
-
-    Args:
-        name: a path, a released name, or this.
-    """
+    """Read ``image=FILE,text=FILE``: the files, or None where that is not what is written."""
     written = os.fspath(name)
     for first, second in (TOWERS, TOWERS[::-1]):
         found = re.fullmatch(f"{first}=(.+),{second}=(.+)", written)

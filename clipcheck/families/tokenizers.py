@@ -49,7 +49,6 @@ class LibraryTokenizer:
     """A tokenizer in a folder: a `clipcheck.inputs.rules.Tokenizes`. It is read on the first use.
 
     Attributes:
-        folder: the folder.
         files: of it, for people.
         vocab_size: the model takes ids below it.
     """

@@ -13,11 +13,7 @@ REMEDY = (
 
 
 def told(batches: Sequence[Sequence[int | None]]) -> str:
-    """Say which numbers of images and texts a program runs with; nothing for any.
-
-    Args:
-        batches: those numbers, None for any.
-    """
+    """Say which numbers of images and texts a program runs with; nothing for any."""
     if not batches:
         return ""
     if len(batches) == 1:
