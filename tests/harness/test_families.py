@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from clipcheck.audit.small import small
+from clipcheck.audit.small import CONFIGS, SMALL, small
 from clipcheck.families import open_clip
 from clipcheck.families.base import DualEncoder
 from clipcheck.harness.checking import check
+from clipcheck.inputs.batches import CORNERS
 from clipcheck.results.judgement import Result
 from clipcheck.writers.library import draw, write_folder
 from clipcheck.writers.programs import write_pt2
@@ -75,6 +76,22 @@ def test_a_sound_folder_passes_by_its_default_and_says_what_was_the_reference(
     assert found.computes.startswith("open_clip's own model, which is the reference")
     words = "ids by CLIP's tokenizer" in found.computes
     assert words or "ids drawn directly, as the tokenizer" in found.computes
+
+
+_FAST = ("clipa", "metaclip2", "coca", "roberta", *(name for name in SMALL if name not in CONFIGS))
+
+
+@parametrize(
+    ("kind", "dtype"),
+    [(kind, ("float16", "bfloat16")[number % 2]) for number, kind in enumerate(_FAST)],
+)
+def test_half_precision_raises_no_alarm(kind: str, dtype: str, tmp_path: Path) -> None:
+    result = check(
+        folder(kind, tmp_path), backend="trace", dtype=dtype, examples=CORNERS, isolation="none"
+    )
+    (found,) = result.judgements
+    assert (found.error, found.dtype, failed(result)) == (None, dtype, set())
+    assert "precision" in {gate.name for gate in found.gates}
 
 
 def test_the_logits_of_a_model_with_a_bias_are_judged_by_sigmoid(tmp_path: Path) -> None:

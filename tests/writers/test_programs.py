@@ -94,6 +94,22 @@ def test_a_pt2_file_may_have_any_name_and_torch_may_warn_of_others_again(
         logger.removeHandler(caplog.handler)
 
 
+def test_what_onnxscript_does_not_fold_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("onnxscript.optimizer._constant_folding")
+
+    def exporting(*_: object, **__: object) -> None:
+        logger.warning("Skipping constant folding for op %s with multiple outputs.", "Split")
+        logger.warning("Something else.")
+
+    monkeypatch.setattr(torch.onnx, "export", exporting)
+    with pytest.raises(TypeError, match="gave nothing"):
+        write_onnx(built(MINUTE), tmp_path / "program.onnx")
+    told = [record.getMessage() for record in caplog.records if record.name == logger.name]
+    assert told == ["Something else."]
+
+
 @pytest.mark.parametrize(
     ("architecture", "dtype"),
     [
