@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from clipcheck.audit.faults.variant import Variant
-from clipcheck.audit.faults.where import Spot, spots
+from clipcheck.audit.faults.where import Spot, spots, spots_in
 from clipcheck.audit.findings import Finding
 from clipcheck.audit.small import model_named
 from clipcheck.backends.artefacts import Artefacts
@@ -29,8 +29,6 @@ from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.library import LibraryArchitecture
-from clipcheck.families import registry
-from clipcheck.families.base import DualEncoder
 from clipcheck.families.registry import parameters_of, sizes_of
 from clipcheck.gates.allclose import allclose
 from clipcheck.gates.budget import inputs_for, parse_budget
@@ -46,6 +44,8 @@ from clipcheck.harness.judging import (
     lengths_for,
 )
 from clipcheck.harness.localising import first_departures
+from clipcheck.harness.modules.walk import HEAD
+from clipcheck.harness.modules.whole import BETWEEN, MISSING, OUTSIDE, tower_in
 from clipcheck.inputs.batches import CORNERS, batches, classic, population
 from clipcheck.models.loader import load_eager
 from clipcheck.system import torchscript_support
@@ -55,6 +55,9 @@ from clipcheck.writers.library import write_folder
 from clipcheck.writers.trained import weights_of
 
 CPU = torch.device("cpu")
+
+_ENDS = (OUTSIDE, HEAD)
+"""Parts of a method of a library's model."""
 
 ARCHIVE = "variant.pt"
 """Name of the archive that a variant is written to."""
@@ -147,8 +150,8 @@ class Bench:
             if localize and variant.places is not None:
                 # Anew: some faults have changed the weights by now.
                 with self.planted(variant, backend, Path(scratch)) as source:
-                    found = first_departures(source, Stopwatch())
-                right = self.is_right(found, variant)
+                    found = self._localise(variant, backend, source)
+                right = found is not None and self.is_right(found, variant)
         failed = [gate for gate in gates if not gate.passed]
         model = self.model
         return Finding(
@@ -183,9 +186,24 @@ class Bench:
             with exact_floats():
                 candidate = Choice(backend).backend.build(source)
             with candidate:
-                found = judge_candidate(setting.trial, candidate, source, self._limits, Stopwatch())
+                model = source.model if source.archive else setting.source.model
+                found = judge_candidate(
+                    setting.trial, candidate, source, self._limits, Stopwatch(), model=model
+                )
                 assertion = allclose(setting.classic.run(candidate).cases, self._limits)
         return found.gates, assertion
+
+    def _localise(self, variant: Variant, backend: str, source: Source) -> Localisation | None:
+        """Find where a fault departs; None where the backend's modules are not run."""
+        if source.archive is not None:
+            return first_departures(source, Stopwatch())
+        with exact_floats():
+            candidate = Choice(backend).backend.build(source)
+        with candidate:
+            if not candidate.runs_modules:
+                return None
+            sound = self.setting(variant.dtype or self.model.dtype, variant.budget).source
+            return first_departures(sound, Stopwatch(), runner=candidate.runner)
 
     @contextmanager
     def planted(self, variant: Variant, backend: str, scratch: Path) -> Iterator[Source]:
@@ -227,16 +245,26 @@ class Bench:
         if variant.hidden and not found.found:
             return True
         first: dict[Tower, Spot] = {}
-        for spot in spots(variant.places or (), self.architecture):
-            first.setdefault(tower_of(spot.name), spot)
+        for tower, spot in self._spots(variant):
+            first.setdefault(tower, spot)
         return {place.tower for place in found.found} == first.keys() and all(
             is_at(place, first[place.tower]) for place in found.found
         )
 
+    def _spots(self, variant: Variant) -> Iterator[tuple[Tower, Spot]]:
+        """Where a variant is planted, each with its tower."""
+        places = variant.places or ()
+        if isinstance(self.described, LibraryArchitecture):
+            model = self.setting(variant.dtype or "float32", variant.budget).source.model
+            for spot in spots_in(places, model):
+                yield tower_in(model, spot.name), spot
+            return
+        for spot in spots(places, self.architecture):
+            yield tower_of(spot.name), spot
+
     def _setting(self, dtype: str, lossy: str | None = None) -> Setting:
         described = self.described
-        load = registry.load if isinstance(described, LibraryArchitecture) else load_eager
-        model: DualEncoder = load(self._checkpoint, CPU, getattr(torch, dtype))
+        model = load_eager(self._checkpoint, CPU, getattr(torch, dtype))
         reference = Reference(model, described, CPU)
         inputs, seed = inputs_of(described), self.model.seed
         budget = None if lossy is None else parse_budget(lossy)
@@ -263,7 +291,8 @@ def is_at(place: Place, spot: Spot) -> bool:
     """Whether a place that was found is the one that was altered."""
     # The archive has one ReLU in a block, which serves three times; the eager model has three.
     names = {spot.name, *(f"{spot.name}{number}" for number in (1, 2, 3))}
-    of_module = not place.part or place.part.startswith("its")  # itself, or its weights
+    # Itself, its weights, or, of a library's model, what it does with its modules.
+    of_module = place.part in ("", BETWEEN, MISSING, *_ENDS) or place.part.startswith("its")
     return place.module in names and (spot.part in place.part if spot.part else of_module)
 
 

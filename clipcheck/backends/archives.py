@@ -10,6 +10,7 @@ from clipcheck.backends.calling import run_method, translating
 from clipcheck.backends.forward import ByName
 from clipcheck.checkpoints.inspection import Patched
 from clipcheck.errors import IsolationError, RunError
+from clipcheck.families.registry import sizes_of
 from clipcheck.models.facts import METHODS, Facts
 from clipcheck.sandbox.cell import Cell
 from clipcheck.sandbox.wire import Memory, Message
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
-    from clipcheck.families import eager
+    from clipcheck.families.base import DualEncoder
     from clipcheck.models.archives import LoadedArchive
     from clipcheck.models.taps import Listener
 
@@ -44,7 +45,7 @@ class OpenArchive:
 
 def open_archive(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, cell: Cell | None
-) -> tuple[OpenArchive, eager.CLIP]:
+) -> tuple[OpenArchive, DualEncoder]:
     """Load an archive, and the eager model of its weights.
 
     Args:
@@ -60,10 +61,11 @@ def open_archive(
         require_archive(checkpoint)
         torchscript_support.require()
         apart = Apart(cell, checkpoint, device, dtype)
-        runner = ByName(apart, checkpoint.architecture.embed_dim)
+        runner = ByName(apart, sizes_of(checkpoint.model).embed_dim, apart.model)
         return OpenArchive(runner, len(checkpoint.tensors), apart.differing), apart.model
     both = load_checkpoint_both(checkpoint, device, dtype)
-    runner = ByName(Inside(both.archive), checkpoint.architecture.embed_dim)
+    width = sizes_of(checkpoint.model).embed_dim
+    runner = ByName(Inside(both.archive), width, both.eager_model)
     return OpenArchive(runner, both.compared, both.differing), both.eager_model
 
 
@@ -160,7 +162,7 @@ class Apart:
         differing: by key, how its weights differ from the file's.
     """
 
-    model: eager.CLIP
+    model: DualEncoder
 
     def __init__(
         self, cell: Cell, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
@@ -179,7 +181,7 @@ class Apart:
 
         def load() -> None:
             self.model = load_eager(checkpoint, device, dtype, Arena(memory.buffer))
-            compared.weights.update(weights_of(self.model))
+            compared.weights.update(weights_of(self.model.own()))
 
         done = cell.ask(
             "load",
@@ -361,15 +363,12 @@ def _facts(message: Message) -> Facts:
     dimensions = {name: message.get(name) for name in ("input_resolution", "context_length")}
     if not all(value is None or type(value) is int for value in dimensions.values()):
         raise _no_facts("its dimensions")
-    takes = message.get("forward_takes")
-    if type(takes) is not int:
-        raise _no_facts("how many tensors forward takes")
     return Facts(
         message.get("scripted") is True,
         {method: frozenset(_texts(used[method])) for method in METHODS if method in used},
         **dimensions,
         patched=_patched(message.get("patched")),
-        forward_takes=takes,
+        forward_takes=tuple(_texts(message.get("forward_takes"))),
     )
 
 

@@ -106,7 +106,6 @@ class Backend(ABC):
         frontend: how it takes raw images and texts, or None where it has no dimensions of its own
             for that.
         patched: constants of its code that were rewritten, or None where that is not done.
-        runner: what runs its modules.
         lacks: outputs that its model does not have: one tower alone has its features.
         seen: rounds pixels to what it takes, as whole numbers; None where it takes them as they
             are.
@@ -124,14 +123,13 @@ class Backend(ABC):
     runs_programs: ClassVar[frozenset[Format]] = frozenset()
     needs_archive: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
-    runs_modules: ClassVar[bool] = False
+    runs_modules: bool = False
     takes_forms: ClassVar[bool] = False
 
     name: str
     size: int | None = None
     frontend: Frontend | None = None
     patched: Patched | None = None
-    runner: ByName
     lacks: frozenset[str] = frozenset()
     seen: Callable[[Pixels], Pixels] | None = None
 
@@ -174,6 +172,11 @@ class Backend(ABC):
         raise NotImplementedError
 
     # ---------------------------------------------------------------- one that runs
+
+    @property
+    def runner(self) -> ByName:
+        """Run its modules by this, where `runs_modules` says that they can be run."""
+        raise NotImplementedError
 
     @abstractmethod
     def encode_image(self, pixels: Pixels) -> Array:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from clipcheck.backends.runner import Runner
+    from clipcheck.families.base import DualEncoder
     from clipcheck.models.taps import Listener
 
 _SCALED = (*FEATURES, "logit_scale")
@@ -81,13 +82,9 @@ def outputs_of(given: object, sizes: Sizes, order: Sequence[str] = ()) -> dict[s
         ValueError: there are none in it; the message describes it.
     """
     named = _named(given, sizes, order)
-    if _BIAS in named:
-        raise ValueError(
-            "forward gave a logit bias, as models of a sigmoid loss do, which are not supported"
-        )
     if all(name in named for name in _SCALED):
         images, texts, scale = (named[name] for name in _SCALED)
-        logits = scale * images @ texts.t()
+        logits = scale * images @ texts.t() + named.get(_BIAS, 0.0)
         return {"logits_per_image": logits, "logits_per_text": logits.t()}
     normalised = [name for name in FEATURES if name in named and _is_normalised(named[name])]
     shares = [name for name in LOGITS if name in named and _is_probability(named[name])]
@@ -111,13 +108,21 @@ def order_of(given: object, sizes: Sizes) -> tuple[str, ...]:
 
 
 def _tensors(given: object) -> Sequence[torch.Tensor]:
-    """Return the tensors that were given without names; none where anything else was given."""
+    """Return the tensors that were given without names; none where anything else was given.
+
+    Left out are sequences of hidden states, [N, L, D], and what the towers of transformers' models
+    gave, each in a tuple of its own, unless there is nothing else.
+    """
     import torch
 
     several = [given] if isinstance(given, torch.Tensor) else given
     if not isinstance(several, Sequence) or isinstance(several, str):
         return ()
-    return several if all(isinstance(each, torch.Tensor) for each in several) else ()
+    alone = [each for each in several if not isinstance(each, tuple)]
+    if not all(isinstance(each, torch.Tensor) for each in alone):
+        return ()
+    flat = [each for each in alone if each.dim() < 3]
+    return flat or alone
 
 
 def _named(given: object, sizes: Sizes, order: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -181,17 +186,22 @@ class ByName:
     Args:
         runner: runs the archive.
         width: components of a feature.
+        model: the eager model, which tells what is of the image tower, and what its library's
+            model takes.
+        own: whether the archive is made of the library's model, and not of what calls it.
 
     Attributes:
         gives: the outputs that ``forward`` gave; nothing before it ran.
         untold: why it cannot be told what it takes or gives, or nothing.
     """
 
-    def __init__(self, runner: Runner, width: int) -> None:
+    def __init__(self, runner: Runner, width: int, model: DualEncoder, *, own: bool = True) -> None:
         self.gives: tuple[str, ...] = ()
         self.untold = ""
         self._runner = runner
         self._width = width
+        self._model = model
+        self._own = own
         self._order: tuple[str, ...] = ()
 
     @property
@@ -200,7 +210,7 @@ class ByName:
         used = {
             self._encoder if method == "forward" and self._is_encoder else method: keys
             for method, keys in self._facts.used.items()
-            if method != "forward" or not self.untold
+            if method != "forward" or not (self.untold or self.unfit)
         }
         return replace(self._facts, used={each: used[each] for each in METHODS if each in used})
 
@@ -259,12 +269,19 @@ class ByName:
     @cached_property
     def _encoder(self) -> str:
         """The encoder that ``forward`` is, which takes one tensor; or nothing."""
-        if self._facts.forward_takes != 1:
+        if len(self._facts.forward_takes) != 1:
             return ""
-        towers = {key.startswith("visual.") for key in self._facts.used.get("forward", ())}
+        towers = {self._model.is_visual(key) for key in self._facts.used.get("forward", ())}
         if len(towers) != 1:
             return ""
         return "encode_image" if towers.pop() else "encode_text"
+
+    @property
+    def unfit(self) -> str:
+        """Why ``forward`` is not judged, though it is told what it takes; or nothing."""
+        if not (self._own and self._model.forward_pairs):
+            return ""
+        return "jit: forward takes one text for each image, and logits take each with each"
 
     @property
     def _is_encoder(self) -> bool:
@@ -275,15 +292,21 @@ class ByName:
         self, method: str, inputs: Sequence[torch.Tensor]
     ) -> tuple[str, Sequence[torch.Tensor]]:
         """The archive's own method, and what that takes of the inputs."""
-        if self._is_encoder and method == self._encoder:
-            return "forward", inputs
-        if method != "forward" or self._facts.forward_takes == len(inputs):
+        if method != "forward" and not (self._is_encoder and method == self._encoder):
             return method, inputs
-        if not self._encoder:
-            count = self._facts.forward_takes
-            tensors = "1 tensor, and is no encoder" if count == 1 else f"{count} tensors"
-            raise self._not_told(f"forward takes {tensors}, expected pixels and ids")
-        return method, inputs[:1] if self._encoder == "encode_image" else inputs[1:]
+        if len(inputs) == 2 and self._encoder:
+            inputs = inputs[:1] if self._encoder == "encode_image" else inputs[1:]
+        takes = self._facts.forward_takes
+        images = len(inputs) == 2 or (self._encoder or method) == "encode_image"
+        texts = len(inputs) == 2 or not images
+        pixels, tokens = (inputs[0] if images else None), (inputs[-1] if texts else None)
+        known = self._model.arguments(pixels, tokens) if self._own else {}
+        if known.keys() >= set(takes):
+            return "forward", [known[name] for name in takes]
+        if len(takes) == len(inputs):
+            return "forward", inputs
+        tensors = "1 tensor, and is no encoder" if len(takes) == 1 else f"{len(takes)} tensors"
+        raise self._not_told(f"forward takes {tensors}, expected pixels and ids")
 
     def _named(self, method: str, inputs: Sequence[torch.Tensor], given: object) -> object:
         """Return the outputs as they were given; those of ``forward`` by name."""

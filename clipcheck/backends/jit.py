@@ -18,8 +18,9 @@ from clipcheck.backends.opened import Opened, Receive, open_apart
 from clipcheck.backends.programs import ProgramBackend, flat
 from clipcheck.backends.signature import Declared, Raw, blank
 from clipcheck.backends.source import Source
-from clipcheck.checkpoints.architecture import BUFFERS, Architecture
+from clipcheck.checkpoints.architecture import BUFFERS
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.records import MappedFile, Records
 from clipcheck.errors import RunError
 from clipcheck.gates.integrity import Evidence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from clipcheck.backends.archives import OpenArchive
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.families import eager
+    from clipcheck.families.sizes import HasSizes
     from clipcheck.models.facts import Facts
 
 
@@ -46,7 +48,6 @@ class Archive(ModuleBackend):
     """An archive, loaded beside the eager model of its weights.
 
     Attributes:
-        runner: runs it.
         patched: constants of its code that were rewritten.
     """
 
@@ -107,11 +108,17 @@ class Archive(ModuleBackend):
     def __init__(self, source: Source, archive: OpenArchive) -> None:
         size = source.checkpoint.path.stat().st_size
         super().__init__("jit", archive.runner, source.device, partial(_evidence, source), size)
-        self.runner = archive.runner
+        self._runner = archive.runner
         facts = archive.runner.facts
         self.patched = facts.patched
-        self._architecture = source.checkpoint.architecture
-        self.frontend = _frontend_of(facts, self._architecture)
+        self._sizes = source.sizes
+        if not isinstance(source.checkpoint.model, LibraryArchitecture):
+            self.frontend = _frontend_of(facts, self._sizes)
+
+    @property
+    def runner(self) -> ByName:
+        """Runs the archive."""
+        return self._runner
 
     @property
     def methods(self) -> Mapping[str, tuple[str, ...]]:
@@ -126,13 +133,13 @@ class Archive(ModuleBackend):
     def encode_image(self, pixels: Pixels) -> Array:
         """Pixels [N, 3, R, R] to features [N, E], not normalised."""
         if self._by_forward_alone("encode_image"):
-            return self.forward(pixels, blank(self._architecture, 0, 1)[1])["image_features"]
+            return self.forward(pixels, blank(self._sizes, 0, 1)[1])["image_features"]
         return super().encode_image(pixels)
 
     def encode_text(self, tokens: Tokens) -> Array:
         """Ids [M, L] to features [M, E], not normalised."""
         if self._by_forward_alone("encode_text"):
-            return self.forward(blank(self._architecture, 1, 0)[0], tokens)["text_features"]
+            return self.forward(blank(self._sizes, 1, 0)[0], tokens)["text_features"]
         return super().encode_text(tokens)
 
     def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
@@ -158,8 +165,9 @@ class Archive(ModuleBackend):
                 found["image_features"] = self.encode_image(pixels)
             if "encode_text" in self.methods:
                 found["text_features"] = self.encode_text(tokens)
-        if not self.methods and self.runner.untold:
-            raise RunError(self.runner.untold, remedy="Trace encode_image and encode_text as well.")
+        unfit = self.runner.untold or self.runner.unfit
+        if not self.methods and unfit:
+            raise RunError(unfit, remedy="Trace encode_image and encode_text as well.")
         return {name: found[name] for name in OUTPUTS if name in found}
 
     def gives(self, method: str, *, itself: bool = False) -> tuple[str, ...]:
@@ -215,13 +223,13 @@ def _open_program(source: Source, path: Path) -> ProgramBackend:
     )
 
 
-def _frontend_of(facts: Facts, architecture: Architecture) -> Frontend:
+def _frontend_of(facts: Facts, sizes: HasSizes) -> Frontend:
     """Return the frontend with the dimensions that the archive holds itself; with those of its
     weights where it holds none, as some that were converted."""
     resolution, length = facts.input_resolution, facts.context_length
     return Frontend(
-        architecture.image_resolution if resolution is None else resolution,
-        architecture.context_length if length is None else length,
+        sizes.image_resolution if resolution is None else resolution,
+        sizes.context_length if length is None else length,
     )
 
 
@@ -229,17 +237,21 @@ def _evidence(source: Source) -> Evidence:
     archive, checkpoint = source.archive, source.checkpoint
     if archive is None:
         raise ValueError("the source was loaded without its archive")
+    known = Evidence(
+        archive.compared,
+        doubts=_doubts(archive.runner.facts, source.model),
+        differing=archive.differing,
+    )
+    if isinstance(checkpoint.model, LibraryArchitecture):
+        return known
     a = checkpoint.architecture
     implied = (a.image_resolution, a.context_length, a.vocab_size)
     found = {
         name: int(checkpoint.tensors[name]) if name in checkpoint.tensors else None
         for name in BUFFERS
     }
-    facts = archive.runner.facts
-    return Evidence(
-        archive.compared,
-        doubts=_doubts(facts, source.clip),
-        differing=archive.differing,
+    return replace(
+        known,
         buffers={name: (found[name], value) for name, value in zip(BUFFERS, implied, strict=True)},
         unused=_unused(archive.runner, source.clip),
     )

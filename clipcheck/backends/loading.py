@@ -21,9 +21,9 @@ from clipcheck.backends.towers import Towers
 from clipcheck.checkpoints import onnx_data
 from clipcheck.checkpoints.artefacts import computing_dtype
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
-from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import weights_of
 from clipcheck.errors import ArchitectureError, UnfitError, UsageError
+from clipcheck.families.registry import by_library
 from clipcheck.gates.result import OUTPUTS
 from clipcheck.gates.tolerances import LIMITS
 
@@ -142,18 +142,19 @@ def load_sides(
     import torch
 
     from clipcheck.backends.reference import Reference
+    from clipcheck.models.loader import load_eager
 
     if isinstance(subject, Program):
         require_dtype(subject, dtype)
     wanted = getattr(torch, dtype)
     parts = [each.path for each in subject.parts] if isinstance(subject, Program) else []
-    checkpoint = weights_of(subject, reference)
+    checkpoint = by_library(weights_of(subject, reference))
     opened: OpenArchive | None = None
     model: DualEncoder
     if archive and not parts:
         opened, model = open_archive(checkpoint, device, wanted, cell)
     else:
-        model = _load(checkpoint, device, wanted)
+        model = load_eager(checkpoint, device, wanted)
     source = Source(
         checkpoint,
         model,
@@ -170,18 +171,8 @@ def load_sides(
         names=names or {},
     )
     if reference is not None and reference is not checkpoint:
-        model = _load(_stored_alike(reference, checkpoint), device, wanted)
+        model = load_eager(_stored_alike(reference, checkpoint), device, wanted)
     return Sides(source, Reference(model, checkpoint.model, device))
-
-
-def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> DualEncoder:
-    """The eager model of a checkpoint, of any family."""
-    from clipcheck.families import registry
-    from clipcheck.models.loader import load_eager
-
-    if isinstance(checkpoint.model, LibraryArchitecture):
-        return registry.load(checkpoint, device, dtype)
-    return load_eager(checkpoint, device, dtype)
 
 
 def require_runs(choice: Choice, subject: Checkpoint | Program) -> None:

@@ -89,18 +89,18 @@ class Reference:
         device = self._exact_device
         encode = _Encoder(inputs, advance)
         with exact_arithmetic():
-            model = self._in_float64(self._model.is_visual)
+            model = self.in_float64(self._model.is_visual)
             images = [encode(model, "encode_image", pixels, device) for pixels, _ in inputs]
             del model
-            model = self._in_float64(lambda key: not self._model.is_visual(key))
+            model = self.in_float64(lambda key: not self._model.is_visual(key))
             texts = _encode_by_length(encode, model, [tokens for _, tokens in inputs], device)
             return [*_named(model, images, texts), *_of_lengths(model, lengths, device)]
 
     def standing(self) -> Standing:
         """Runs single inputs, one after another: its float64 weights stay for the next."""
-        return Standing(self._model, self._device, self._exact_device, self._in_float64)
+        return Standing(self._model, self._device, self._exact_device, self.in_float64)
 
-    def _in_float64(self, chosen: Callable[[str], bool]) -> DualEncoder:
+    def in_float64(self, chosen: Callable[[str], bool]) -> DualEncoder:
         """The model with the chosen weights in float64, the others as they are."""
         weights = {
             # In this order: a device without float64 cannot convert to it on the way out.

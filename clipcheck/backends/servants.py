@@ -141,9 +141,10 @@ def _told(key: str, held: torch.Tensor) -> tuple[dict[str, Any], Tensors]:
 
 def _packed(result: object) -> Answer:
     """Pack the result of a method: a tensor, a tuple or a dict of them, or else the name of its
-    type."""
+    type. Tuples inside of a tuple do not cross."""
     named = result if isinstance(result, dict) else {}
     found = result if isinstance(result, tuple) else tuple(named.values()) or (result,)
+    found = tuple(each for each in found if not isinstance(each, tuple)) or found
     if not all(isinstance(each, torch.Tensor) for each in found):
         return {"type": type(result).__name__}, ()
     tensors = [each for each in found if isinstance(each, torch.Tensor)]

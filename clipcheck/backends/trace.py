@@ -5,18 +5,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from clipcheck.backends.archives import Inside
 from clipcheck.backends.base import OF_METHODS, Backend, Missing
+from clipcheck.backends.forward import ByName
 from clipcheck.backends.jit import torchscript_missing
 from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.library import LibraryArchitecture
+from clipcheck.checkpoints.naming import Naming
 from clipcheck.gates.integrity import Evidence
 from clipcheck.system import torchscript_support
 
 if TYPE_CHECKING:
     import torch
+
+_WRAPPED = "model."
+"""Begins the names of a library's modules in the model that calls it."""
 
 _IMAGES, _TEXTS = 2, 3
 """Of the example inputs: not as many, so that one number is not taken for the other."""
@@ -33,6 +40,27 @@ class ScriptBackend(ModuleBackend):
     def __init__(self, name: str, module: torch.nn.Module, source: Source) -> None:
         super().__init__(name, module, source.device, self._found)
         self._model = source.model
+        self._source = source
+        self.runs_modules = isinstance(source.checkpoint.model, LibraryArchitecture)
+
+    @cached_property
+    def runner(self) -> ByName:
+        """Run it from a file that it is saved to: taps have to be put into code that did not run
+        yet."""
+        import torch
+
+        from clipcheck.models.archives import LoadedArchive
+        from clipcheck.models.weights import weights_of
+
+        source = self._source
+        path = source.scratch / f"{self.name}.pt"
+        with torchscript_support.silenced():
+            torch.jit.save(self._module, path)
+        archive = LoadedArchive(path, source.device, None, (), Naming(_WRAPPED))
+        shared = dict(weights_of(self._module))
+        for key, held in weights_of(archive.module):
+            held.data = shared[key].data
+        return ByName(Inside(archive), source.sizes.embed_dim, source.model, own=False)
 
     def _found(self) -> Evidence:
         import torch

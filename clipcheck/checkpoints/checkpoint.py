@@ -228,8 +228,11 @@ class Checkpoint:
 
     @property
     def weight_dtypes(self) -> list[str]:
-        """Names of the dtypes of the weights that released files have in half, sorted."""
-        half = (k for k, spec in specs(self.architecture) if spec.released_dtype == "float16")
+        """Names of the dtypes of the weights that released files have in half, sorted; of a
+        library's model, of all weights."""
+        if isinstance(self.model, LibraryArchitecture):
+            return self.dtypes
+        half = (k for k, spec in specs(self.model) if spec.released_dtype == "float16")
         return sorted({str(self.tensors[key].dtype).removeprefix("torch.") for key in half})
 
     def verify(self) -> None:

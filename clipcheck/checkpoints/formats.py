@@ -32,6 +32,7 @@ from clipcheck.checkpoints.naming import (
     has_both_towers,
     is_causal_mask,
     is_frozen,
+    is_own,
     read_names,
     require_not_frozen,
 )
@@ -50,7 +51,6 @@ from clipcheck.checkpoints.unpickle import ITEM_SIZES, META, TensorRecord, read_
 from clipcheck.errors import (
     ArchitectureError,
     DamagedError,
-    UnfitError,
     UnknownFormatError,
     UsageError,
     first_line,
@@ -164,6 +164,20 @@ def _is_archive(records: Records) -> bool:
     return "constants.pkl" in records or bool(records.names("code/"))
 
 
+def archive_keys(path: Path) -> list[str]:
+    """The keys of a TorchScript archive; none of one that is frozen, or of another file.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    if not path.is_file() or not _first_bytes(path).startswith(ZIP_MAGIC):
+        return []
+    file = _read(path)
+    if file.format is not Format.ARCHIVE or file.records is None or is_frozen(file.records):
+        return []
+    return file.keys()
+
+
 class _Key(NamedTuple):
     """Which model is asked for, and whether it has to be there."""
 
@@ -275,6 +289,8 @@ def _checkpoint(
     path: Path, form: Format, file: _File, key: _Key, size: int, told: Told | None
 ) -> Checkpoint:
     """Make a checkpoint of the model in a file."""
+    if told is not None and told.own is not None and form is Format.ARCHIVE:
+        told = dataclasses.replace(told, model=told.own) if is_own(file.keys()) else told
     library = told is not None and isinstance(told.model, LibraryArchitecture)
     tensors, origin = _model(file, key, path, usual=not library)
     _require_stored(tensors, size, path)
@@ -328,12 +344,8 @@ def _of_library(
 ) -> Checkpoint:
     """Make a checkpoint of a model that its library computes; whether the weights fit, building it
     tells."""
-    if form is Format.ARCHIVE:
-        raise UnfitError(
-            f"archives of {told.model.describe()} are not judged",
-            remedy="Give the folder of its weights, with their configuration.",
-            path=path,
-        )
+    if form is Format.ARCHIVE and file.records is not None:
+        require_not_frozen(file.records, path)
     _require_usable(
         [f"{key} ({kind})" for key, each in tensors.items() if (kind := _unusable_there(each))],
         path,

@@ -66,6 +66,10 @@ KINDS = {
 }
 """By the model type."""
 
+CLIP = Kind("clip", "CLIPModel")
+"""The class that clipcheck's own modules compute; the library's own is the reference of archives
+that are made of it."""
+
 TOWERS = {
     kind.name: kind
     for kind in (
@@ -116,4 +120,6 @@ def kind_of(config: Mapping[str, Any]) -> Kind | None:
         tower = TOWERS.get(named[0])
         if tower is not None and tower.model_type == model_type:
             return tower
+    if model_type == CLIP.model_type:
+        return CLIP
     return KINDS.get(model_type) if isinstance(model_type, str) else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.checkpoints.configs import beyond_released, note_of, of_open_clip, of_transformers
-from clipcheck.checkpoints.kinds import TOWERS, UNSUPPORTED, kind_of, supported
+from clipcheck.checkpoints.kinds import CLIP, TOWERS, UNSUPPORTED, kind_of, supported
 from clipcheck.errors import ArchitectureError, UnavailableError, UnfitError
 
 if TYPE_CHECKING:
@@ -128,6 +128,14 @@ def read_transformers(
         path.parent if path.is_file() else None,
     )
     return found, ""
+
+
+def own_of_transformers(config: Mapping[str, Any]) -> LibraryArchitecture | None:
+    """The library's own architecture for a CLIPModel, whose archives have its names; None for any
+    other class."""
+    if config.get("model_type") != CLIP.model_type:
+        return None
+    return LibraryArchitecture(TRANSFORMERS_LIBRARY, _canonical(config), f"the class {CLIP.name}")
 
 
 def default_config(model_type: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from clipcheck.errors import ArchitectureError, UnknownFormatError
 if TYPE_CHECKING:
     import torch
 
-_FIRST_LAYERS = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")
+_OWN = "vision_model.embeddings.patch_embedding.weight"
+_FIRST_LAYERS = ("visual.conv1.weight", _OWN)
 """A key of every image tower, in each layout."""
 
 _PARTS = (("visual.", "vision_model."), ("token_embedding.", "text.", "text_model."))
@@ -67,10 +68,16 @@ def read_names(
         raise UnknownFormatError(
             "expected an archive of the reference's or open_clip's model, found one of "
             "transformers' CLIPModel, whose code takes and gives other things",
-            remedy="Check the model itself: save it with save_pretrained, and give the folder.",
+            remedy="Name the folder that it was made of (save_pretrained): --reference FOLDER, or "
+            "its config.json: --architecture.",
             path=path,
         )
     return from_layout(weights, naming.layout, path), naming
+
+
+def is_own(keys: Iterable[str]) -> bool:
+    """Whether these are the keys of an archive of transformers' own CLIPModel."""
+    return any(key.endswith(_OWN) for key in keys)
 
 
 def is_frozen(records: Records) -> bool:

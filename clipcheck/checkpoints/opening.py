@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from clipcheck.checkpoints import directories, towers
+from clipcheck.checkpoints import directories, kinds, towers
 from clipcheck.checkpoints.architecture import ASKED
 from clipcheck.checkpoints.artefacts import kind_of
 from clipcheck.checkpoints.checkpoint import (
@@ -18,7 +18,15 @@ from clipcheck.checkpoints.checkpoint import (
     stamp_of,
 )
 from clipcheck.checkpoints.finding import ASKED_KEY
-from clipcheck.checkpoints.formats import is_opaque, locate, open_checkpoint, require_found
+from clipcheck.checkpoints.formats import (
+    archive_keys,
+    is_opaque,
+    locate,
+    open_checkpoint,
+    require_found,
+)
+from clipcheck.checkpoints.library import LibraryArchitecture, own_of_transformers
+from clipcheck.checkpoints.naming import has_both_towers, is_own
 from clipcheck.checkpoints.onnx_data import data_files
 from clipcheck.checkpoints.told import Told, candidates, named
 from clipcheck.errors import ArchitectureError, ClipcheckError, UsageError
@@ -50,7 +58,13 @@ def open_pair(
     """
     told = None if architecture is None else named(os.fspath(architecture))
     alone = reference is None
-    subject = open_subject(name, download_root, key=key, strict=alone, told=told, opaque=not alone)
+    library = _told_of_archive(Path(name), reference)
+    tells, opaque = told or library, not alone and library is None
+    subject = open_subject(name, download_root, key=key, strict=alone, told=tells, opaque=opaque)
+    if isinstance(subject, Checkpoint) and subject.format is Format.ARCHIVE:
+        told = tells
+        if told is not None and told.own == subject.model:
+            told = replace(told, model=told.own)
     other = open_reference(subject, reference, download_root, key=key, told=told)
     opened = [each for each in (subject, other) if isinstance(each, Checkpoint)]
     if key is not None and not any(each.origin.has_name(key) for each in opened):
@@ -60,6 +74,25 @@ def open_pair(
             remedy=f"Give {ASKED_KEY} the name of one that is there, or leave it out.",
         )
     return _computing_alike(subject, other)
+
+
+def _told_of_archive(path: Path, reference: str | os.PathLike[str] | None) -> Told | None:
+    """Read in the folder that an archive is compared with what its library computes it as: archives
+    have no configuration."""
+    folder = reference is not None and os.path.isdir(reference)  # noqa: PTH112
+    if reference is None or not folder or not os.path.isfile(path):  # noqa: PTH113
+        return None
+    keys = [] if kind_of(path) is not None else archive_keys(path)
+    if not keys:
+        return None
+    found = directories.read(Path(reference))
+    own = own_of_transformers(found.config) if is_own(keys) else None
+    if own is None and not isinstance(found.model, LibraryArchitecture):
+        return None
+    kind = kinds.kind_of(found.config)
+    if not has_both_towers(keys) and not (kind and kind.tower):
+        return None  # one tower of two
+    return Told(found.model, f"its {found.config_path.name}, of {found.path}", own=own)
 
 
 def _computing_alike(

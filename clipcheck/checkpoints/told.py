@@ -11,7 +11,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from clipcheck.checkpoints.kinds import KINDS, TOWERS, supported
 from clipcheck.checkpoints.library import (
     LibraryArchitecture,
     default_config,
+    own_of_transformers,
     read_open_clip,
     read_transformers,
     with_text_config,
@@ -69,12 +70,15 @@ class Told:
         source: what told it, for people.
         argument: where the user did, the same as ``--architecture`` from any folder.
         note: what else there is to know of the source, for people.
+        own: the library's own architecture, for an archive with its names, where clipcheck's own
+            modules compute all others.
     """
 
     model: Architecture | LibraryArchitecture
     source: str
     argument: str = ""
     note: str = ""
+    own: LibraryArchitecture | None = field(default=None, compare=False)
 
     @property
     def architecture(self) -> Architecture:
@@ -154,7 +158,7 @@ def of_file(path: Path, source: str, argument: str = "") -> Told:
         return Told(read_open_clip(config, path, others), source, argument)
     if "model_type" in config:
         model, note = read_transformers(config, path, configs_beside(path, Format.TRANSFORMERS))
-        return Told(model, source, argument, note)
+        return Told(model, source, argument, note, own_of_transformers(config))
     raise ArchitectureError(
         "expected the configuration of a CLIP model: a model_cfg (open_clip), or a model_type "
         "(transformers)",
@@ -177,7 +181,7 @@ def _of_transformers(name: str) -> Told:
     source = f"transformers' defaults of {asked}"
     config = {**default_config(types[asked]), "architectures": [asked]}
     model, note = read_transformers(config, Path(source))
-    return Told(model, source, name, note)
+    return Told(model, source, name, note, own_of_transformers(config))
 
 
 # --------------------------------------------------------------------------- open_clip's names

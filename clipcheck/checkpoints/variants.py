@@ -15,8 +15,8 @@ from clipcheck.errors import ArchitectureError
 _ANOTHER = "Give a checkpoint that has the modules of the released models and no others."
 _OPEN_CLIPS = (
     f"If it is a model of open_clip, give its weights, and name its configuration with {ASKED}: "
-    "open_clip:NAME, or the path of its open_clip_config.json. open_clip's own model is the "
-    "reference then; archives of such a model are not judged."
+    "open_clip:NAME, or the path of its open_clip_config.json; or name its folder with "
+    "--reference. open_clip's own model is the reference then."
 )
 _MERGE = "Merge them into the weights (peft: merge_and_unload()), then save the state dict."
 _GATHER = "Gather the whole state dict (StateDictType.FULL_STATE_DICT), then save that."

@@ -31,9 +31,12 @@ class DualEncoder(nn.Module):
     Attributes:
         outputs: names of what it gives; one tower alone has its features and no others.
         ends_unseen: whether what follows the end of a text has no effect on its features.
+        forward_pairs: whether the library's own ``forward`` takes a text for each image, and no
+            other number of them.
     """
 
     ends_unseen = False
+    forward_pairs = False
     outputs = tuple(OUTPUTS)
 
     # No annotations of the class: TorchScript, which compiles models of it, reads none as strings.
@@ -45,6 +48,18 @@ class DualEncoder(nn.Module):
     def is_visual(self, key: str) -> bool:
         """Whether a key of the state dict is one of the image tower's."""
         return key.startswith("visual.")
+
+    # No property: TorchScript would compile it.
+    def own(self) -> nn.Module:
+        """The model that archives are made of, by whose names modules are known: the library's
+        where one computes it."""
+        return self
+
+    def arguments(self, pixels: Tensor | None, tokens: Tensor | None) -> dict[str, Tensor]:
+        """Inputs of ``own``'s methods for these pixels and ids, by the names that they have
+        there."""
+        given = {"image": pixels, "text": tokens}
+        return {name: tensor for name, tensor in given.items() if tensor is not None}
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Preprocessed pixels [N, 3, H, W] to features [N, E], not normalised."""
@@ -69,6 +84,15 @@ class DualEncoder(nn.Module):
     def encode_lengths(self, text: Tensor) -> Tensor:
         """Features [M, E] of prompts [M, L] of every length, each the beginning of the last."""
         return torch.cat([self.encode_text(rows) for rows in text.split(MOST_TEXTS)])
+
+
+def stacked(module: nn.Module) -> list[nn.Module]:
+    """The items of a stack of at least two modules of one type, each of several modules."""
+    if not isinstance(module, (nn.Sequential, nn.ModuleList)) or len(module) < 2:
+        return []
+    items = list(module)
+    alike = len({type(item) for item in items}) == 1
+    return items if alike and all(any(item.children()) for item in items) else []
 
 
 class Family(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from clipcheck.errors import ArchitectureError
 _TOO_MANY = 3
 """Keys that a message names."""
 
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
 """Ends the keys of counters, which have no effect in evaluation and which some files leave out."""
 
 _POSITIONS = "embeddings.position_ids"
@@ -36,6 +37,21 @@ class Uninitialised(TorchFunctionMode):
         if in_place and isinstance(target, nn.Parameter):
             return target
         return func(*args, **given)
+
+
+class Widened(TorchFunctionMode):
+    """Computes in float64 what asks for float32 inside of a model: normalisations and softmax do,
+    whatever they are given."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {key: _wider(value) for key, value in (kwargs or {}).items()}
+        if func is Tensor.float:
+            return args[0].double()
+        return func(*(_wider(value) for value in args), **given)
+
+
+def _wider(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
 
 
 def assign(
@@ -61,9 +77,9 @@ def assign(
     for key, tensor in wanted.items():
         if key in weights and tensor.numel() == weights[key].numel() == 1:
             weights[key] = weights[key].reshape(tensor.shape)
-        elif key.endswith(_COUNTER) and key not in weights:
+        elif key.endswith(COUNTER) and key not in weights:
             weights[key] = torch.zeros_like(tensor, device=device)
-    _require_fitting(weights, wanted, config)
+    require_fitting(weights, wanted, f"Take the {config} that belongs to the weights.")
     model.load_state_dict(weights, strict=True, assign=True)
     _cast_buffers(model, device, is_visual)
     for module in model.modules():
@@ -74,9 +90,17 @@ def assign(
     model.eval()
 
 
-def _require_fitting(
-    weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], config: str
+def require_fitting(
+    weights: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    remedy: str,
+    path: Path | None = None,
 ) -> None:
+    """See that tensors are all that a model has, and of its shapes.
+
+    Raises:
+        ArchitectureError: they are not; the message names a key, and both shapes.
+    """
     problems = [
         f"{key} has shape {list(weights[key].shape)}, expected {list(tensor.shape)}"
         for key, tensor in wanted.items()
@@ -97,7 +121,8 @@ def _require_fitting(
         told = "; ".join(problems[:_TOO_MANY]) + (f"; and {more} more" if more > 0 else "")
         raise ArchitectureError(
             f"its weights are not those of the model that its configuration describes: {told}",
-            remedy=f"Take the {config} that belongs to the weights.",
+            remedy=remedy,
+            path=path,
         )
 
 

@@ -39,6 +39,12 @@ class OpenClip(DualEncoder):
         super().__init__(found.image_resolution, found.context_length)
         self.model: Any = model
         self.image_dtype = dtype_of(model, _is_visual, visual=True)
+        self.forward_pairs = hasattr(model, "text_decoder")  # CoCa's, which goes on to captions
+
+    def own(self) -> nn.Module:
+        """The library's model."""
+        found: nn.Module = self.model
+        return found
 
     def is_visual(self, key: str) -> bool:
         """Whether a key of the state dict is one of the image tower's."""

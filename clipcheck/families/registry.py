@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from clipcheck.checkpoints.architecture import Architecture, dimensions
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.library import LibraryArchitecture
+from clipcheck.checkpoints.naming import Naming
 from clipcheck.families.sizes import Sizes
 from clipcheck.inputs.rules import ImageRules, clip_texts
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.families.base import DualEncoder, Family
 
 FAMILIES = ("open_clip", "transformers")
@@ -48,22 +51,40 @@ def sizes_of(model: Architecture | LibraryArchitecture) -> Sizes:
     )
 
 
-def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> DualEncoder:
-    """The eager model of a checkpoint that a library computes.
+def by_library(checkpoint: Checkpoint) -> Checkpoint:
+    """An archive of a library's model by the library's keys; any other checkpoint as it is.
 
-    Args:
-        dtype: of all its floating-point weights.
+    An archive has the buffers as well that state dicts leave out, such as masks and positions, and
+    may have the whole model inside of another.
 
     Raises:
-        ArchitectureError: the weights are not those of the configuration's model.
+        ArchitectureError: its weights are not those of the library's model.
     """
-    if not isinstance(checkpoint.model, LibraryArchitecture):
-        raise TypeError("expected a library's model")
-    tensors = {
-        key: tensor.to(device, dtype if tensor.is_floating_point() else None)
-        for key, tensor in checkpoint.tensors.items()
+    from clipcheck.families.building import COUNTER, require_fitting
+
+    model, tensors = checkpoint.model, checkpoint.tensors
+    named = checkpoint.format is not Format.ARCHIVE or checkpoint.naming != Naming()
+    if named or not isinstance(model, LibraryArchitecture):
+        return checkpoint
+    built = _on_meta(model)
+    wanted = {
+        key: tensor
+        for key, tensor in built.state_dict().items()
+        if key in tensors or not key.endswith(COUNTER)
     }
-    return family(checkpoint.model.library).build(checkpoint.model, tensors)
+    longest = max(wanted, key=len)
+    found = (key.removesuffix(longest) for key in tensors if key.endswith(longest))
+    prefix = min(found, key=len, default="")
+    beside = {prefix + name for name, _ in built.named_buffers()}.difference(
+        prefix + key for key in wanted
+    )
+    weights = {
+        key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key not in beside
+    }
+    remedy = "Name the model that it was made of: --reference FOLDER, or --architecture."
+    require_fitting(weights, wanted, remedy, checkpoint.path)
+    naming = Naming(prefix, masks=frozenset(beside))
+    return replace(checkpoint, tensors=weights, naming=naming)
 
 
 def over(
@@ -93,11 +114,15 @@ def parameters_of(model: Architecture | LibraryArchitecture) -> int:
     """
     if not isinstance(model, LibraryArchitecture):
         return model.parameters
+    return sum(parameter.numel() for parameter in _on_meta(model).parameters())
+
+
+def _on_meta(model: LibraryArchitecture) -> nn.Module:
+    """The library's model, of whose weights none is allocated."""
     import torch
 
     with torch.device("meta"):
-        built = family(model.library).empty(model)
-    return sum(parameter.numel() for parameter in built.parameters())
+        return family(model.library).empty(model)
 
 
 def dimensions_of(model: Architecture | LibraryArchitecture) -> dict[str, int | str]:
@@ -110,8 +135,5 @@ def dimensions_of(model: Architecture | LibraryArchitecture) -> dict[str, int | 
 def summary_of(model: Architecture | LibraryArchitecture) -> str:
     """How a model computes, for people: what its weights do not tell."""
     if isinstance(model, LibraryArchitecture):
-        return (
-            f"{model.library}'s own model, which is the reference; {sizes_of(model).summary}; its "
-            "modules are judged by their outputs alone"
-        )
+        return f"{model.library}'s own model, which is the reference; {sizes_of(model).summary}"
     return model.summary()

@@ -18,14 +18,13 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from clipcheck.checkpoints.directories import TRANSFORMERS_CONFIG
 from clipcheck.checkpoints.kinds import Kind, kind_of
 from clipcheck.checkpoints.library import PREPROCESSOR_CONFIG, LibraryArchitecture
 from clipcheck.errors import ArchitectureError, UnavailableError
 from clipcheck.families.base import DualEncoder
-from clipcheck.families.building import Uninitialised, assign, dtype_of
+from clipcheck.families.building import Uninitialised, Widened, assign, dtype_of
 from clipcheck.families.sizes import Sizes
 from clipcheck.families.tokenizers import TransformersTokenizer, at_hand, quiet
 from clipcheck.inputs.rules import ImageRules, TextRules, clip_texts
@@ -64,19 +63,38 @@ class Transformers(DualEncoder):
         self.image_dtype = dtype_of(model, self.is_visual, visual=True)
         self.text_dtype = dtype_of(model, self.is_visual, visual=False)
 
+    def own(self) -> nn.Module:
+        """The library's model."""
+        found: nn.Module = self.model
+        return found
+
+    def arguments(self, pixels: Tensor | None, tokens: Tensor | None) -> dict[str, Tensor]:
+        """Inputs of ``own``'s methods for these pixels and ids, by the names that they have
+        there."""
+        images = {} if pixels is None else self._of_pixels(pixels)
+        return images if tokens is None else {**images, **self._of_tokens(tokens)}
+
     def is_visual(self, key: str) -> bool:
         """Whether a key of the state dict is one of the image tower's."""
         return _is_visual(self.kind, key.removeprefix("model."))
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Preprocessed pixels [N, 3, H, W] to features [N, E], not normalised."""
-        pixels = image.to(self.image_dtype)
-        given = self._patches(pixels) if self.kind.patches else {"pixel_values": pixels}
+        given = self._of_pixels(image)
         with _computing_in(self.image_dtype):
             if self.kind.tower:
                 return self._alone(self.model(**given))
             features: Tensor = self.model.get_image_features(**given).pooler_output
         return features
+
+    def _of_pixels(self, image: Tensor) -> dict[str, Tensor]:
+        pixels = image.to(self.image_dtype)
+        return self._patches(pixels) if self.kind.patches else {"pixel_values": pixels}
+
+    def _of_tokens(self, text: Tensor) -> dict[str, Tensor]:
+        ids = text.long()
+        masked = {"attention_mask": self._mask(ids)} if self.kind.mask else {}
+        return {"input_ids": ids, **masked}
 
     def _alone(self, found: Any) -> Tensor:
         """The features among what one tower gives."""
@@ -98,12 +116,11 @@ class Transformers(DualEncoder):
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Token ids [M, L] to features [M, E], not normalised."""
-        ids = text.long()
-        masked = {"attention_mask": self._mask(ids)} if self.kind.mask else {}
+        given = self._of_tokens(text)
         with _computing_in(self.text_dtype):
             if self.kind.tower:
-                return self._alone(self.model(input_ids=ids))
-            found = self.model.get_text_features(input_ids=ids, **masked)
+                return self._alone(self.model(**given))
+            found = self.model.get_text_features(**given)
         features: Tensor = found.pooler_output
         return features
 
@@ -139,24 +156,9 @@ class Transformers(DualEncoder):
         return scale if greatest is None else scale.clamp(0.0, greatest)
 
 
-class _Widened(TorchFunctionMode):
-    """Computes in float64 what asks for float32 inside of a model: normalisations and softmax do,
-    whatever they are given."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {key: _wider(value) for key, value in (kwargs or {}).items()}
-        if func is Tensor.float:
-            return args[0].double()
-        return func(*(_wider(value) for value in args), **given)
-
-
-def _wider(value: Any) -> Any:
-    return torch.float64 if value is torch.float32 else value
-
-
 @contextmanager
 def _computing_in(dtype: torch.dtype | None) -> Iterator[None]:
-    with _Widened() if dtype == torch.float64 else nullcontext():
+    with Widened() if dtype == torch.float64 else nullcontext():
         yield
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,13 +74,16 @@ class Localisation:
         return cls([Place(tower, reason=reason) for tower in TOWERS])
 
     @classmethod
-    def of_changed(cls, keys: Sequence[str], given: str) -> Localisation:
-        """The modules of weights that running changes."""
+    def of_changed(
+        cls, keys: Sequence[str], given: str, tower: Callable[[str], Tower] | None = None
+    ) -> Localisation:
+        """The modules of weights that running changes; ``tower`` tells that of a key."""
         found: dict[Tower, Place] = {}
         for key in keys:
             module, _, weight = key.rpartition(".")
             part = f"its {weight}, which running changes" if module else "which running changes"
-            place = Place(tower_of(key), module or key, part, Deviation(float("inf")), given)
+            where = (tower or tower_of)(key)
+            place = Place(where, module or key, part, Deviation(float("inf")), given)
             found.setdefault(place.tower, place)
         return cls([found.get(tower) or Place(tower, reason=_UNSEEN) for tower in TOWERS])
 
@@ -119,7 +122,11 @@ class Failure:
 
 
 def localise(
-    errors: Sequence[ModuleError], failures: Sequence[Failure], limits: Limits, given: str
+    errors: Sequence[ModuleError],
+    failures: Sequence[Failure],
+    limits: Limits,
+    given: str,
+    tower: Callable[[str], Tower] | None = None,
 ) -> Localisation:
     """The first error of each tower that its own arithmetic does not explain.
 
@@ -128,24 +135,26 @@ def localise(
         failures: methods that broke off; what was found before is a place all the same.
         limits: of the dtype.
         given: what the candidate was given, for people.
+        tower: tells that of a module or method; by default `tower_of`.
     """
+    tower = tower or tower_of
     found: dict[Tower, Place] = {}
     for ratio, error in ratios(errors, limits):
-        tower = tower_of(error.module)
-        if ratio > limits.module and tower not in found:
-            found[tower] = Place(
-                tower,
+        where = tower(error.module)
+        if ratio > limits.module and where not in found:
+            found[where] = Place(
+                where,
                 error.module,
                 error.part,
                 Deviation(ratio, limits.module, error.candidate, error.method),
                 given,
             )
     for failure in failures:
-        tower = _METHODS[failure.method]
+        where = _METHODS[failure.method]
         found.setdefault(
-            tower,
+            where,
             Place(
-                tower,
+                where,
                 failure.module or failure.method,
                 "" if failure.module else "outside of its modules",
                 Deviation(float("inf"), limits.module, float("inf"), failure.method),
@@ -153,10 +162,10 @@ def localise(
                 failure.problem,
             ),
         )
-    reached = {tower_of(error.module) for error in errors}
-    nothing = {tower: "nothing departs" if tower in reached else _UNSEEN for tower in TOWERS}
+    reached = {tower(error.module) for error in errors}
+    nothing = {each: "nothing departs" if each in reached else _UNSEEN for each in TOWERS}
     return Localisation(
-        [found.get(tower) or Place(tower, given=given, reason=nothing[tower]) for tower in TOWERS]
+        [found.get(each) or Place(each, given=given, reason=nothing[each]) for each in TOWERS]
     )
 
 

@@ -52,6 +52,7 @@ from clipcheck.system.progress import Advance, Tally, still
 if TYPE_CHECKING:
     from clipcheck.backends.reference import Reference
     from clipcheck.backends.source import Source
+    from clipcheck.families.base import DualEncoder
 
 _FORMS = {
     "encode_image": ("strided", "channels last", "with gradients"),
@@ -536,6 +537,7 @@ def judge_candidate(
     seed: int = 0,
     unlike: Sequence[str] = (),
     dynamic_batch: bool = False,
+    model: DualEncoder | None = None,
 ) -> Verdict:
     """Run a candidate, and all gates over what it gave.
 
@@ -544,6 +546,7 @@ def judge_candidate(
         source: what it was made of; they may share weights.
         unlike: raw inputs that the candidate's own dimensions make something else of.
         dynamic_batch: whether it has to run any number of rows.
+        model: the eager model whose modules its modules have to equal; by default the source's.
 
     Raises:
         RunError: it has none of the outputs.
@@ -562,7 +565,7 @@ def judge_candidate(
         )
     coverage = None
     if candidate.runs_modules and trial.dtype == "float32" and "modules" in trial.gates:
-        coverage = _coverage(candidate, source, seed, watch)
+        coverage = _coverage(candidate, source, model or source.model, seed, watch)
     with watch.phase("gates"):
         failures = [*run.failures, *(coverage.failures if coverage else ())]
         changed = list(dict.fromkeys([*candidate.changed(), *weights.changed()]))
@@ -573,13 +576,17 @@ def judge_candidate(
         return Verdict(gates, run, not changed, coverage, evidence)
 
 
-def _coverage(candidate: Backend, source: Source, seed: int, watch: Stopwatch) -> Coverage:
+def _coverage(
+    candidate: Backend, source: Source, model: DualEncoder, seed: int, watch: Stopwatch
+) -> Coverage:
     from clipcheck.harness.modules.judge import judge_modules
 
     with watch.phase("modules") as advance:
         # Of several rows each module makes the same; how rows mix is judged by the outputs.
-        batch = for_modules(inputs_of(source.checkpoint.model), seed).select([0], [0, 2])
-        return judge_modules(candidate.runner, source.clip, batch, source.device, advance)
+        described = source.checkpoint.model
+        batch = for_modules(inputs_of(described), seed).select([0], [0, 2])
+        library = described if isinstance(described, LibraryArchitecture) else None
+        return judge_modules(candidate.runner, model, batch, source.device, advance, library)
 
 
 def _attempt(candidate: Backend, batch: Batch, failures: list[str]) -> Mapping[str, Array]:

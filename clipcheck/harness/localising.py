@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from clipcheck.backends.cells import cell_for, isolation_named, prepare
 from clipcheck.backends.loading import opened_sides
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.formats import open_checkpoint, require_found
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.told import named
 from clipcheck.gates.localisation import Localisation, Tower
 from clipcheck.gates.tolerances import LIMITS
@@ -21,6 +23,8 @@ from clipcheck.system.progress import say_import, silent
 
 if TYPE_CHECKING:
     import torch
+
+    from clipcheck.backends.forward import ByName
 
 
 _TOWERS: Mapping[str, Tower] = {"image_features": "image", "text_features": "text"}
@@ -119,6 +123,7 @@ def first_departures(
     source: Source,
     watch: Stopwatch,
     *,
+    runner: ByName | None = None,
     seed: int = 0,
     suspect: Suspect | None = None,
 ) -> Localisation:
@@ -129,20 +134,29 @@ def first_departures(
 
     Args:
         source: an archive, with weights as they are in the file; a walk may change them.
+        runner: runs what is to be walked through; by default the source's archive.
     """
     from clipcheck.harness.modules.walk import walk
+    from clipcheck.harness.modules.whole import tower_in, walk_library
 
-    if source.archive is None:
+    archive = runner or (source.archive.runner if source.archive else None)
+    if archive is None:
         raise ValueError("an archive is to be walked through that was not loaded")
-    archive, limits = source.archive.runner, LIMITS[source.dtype]
+    limits, model = LIMITS[source.dtype], source.checkpoint.model
     found = Localisation.nowhere()
-    for what, batch, tower in _inputs(inputs_of(source.checkpoint.architecture), seed, suspect):
+    for what, batch, tower in _inputs(inputs_of(model), seed, suspect):
         placed = {place.tower for place in found.found}
         if tower in placed or (tower is None and placed):
             continue
         with watch.phase("localisation"):
-            here = walk(archive, source.clip, batch, source.device, limits, what)
-        changed = Localisation.of_changed(archive.changed(), what)
+            tower_of: Callable[[str], Tower] | None = None
+            if isinstance(model, LibraryArchitecture):
+                tower_of = partial(tower_in, source.model)
+                eager = source.model
+                here = walk_library(archive, eager, model, batch, source.device, limits, what)
+            else:
+                here = walk(archive, source.clip, batch, source.device, limits, what)
+        changed = Localisation.of_changed(archive.changed(), what, tower_of)
         found = found.completed(here.explained(changed))
     return found
 

@@ -28,7 +28,7 @@ from clipcheck.checkpoints.formats import require_found
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import open_pair, weights_of
 from clipcheck.errors import ClipcheckError, UnfitError, UsageError
-from clipcheck.families.registry import dimensions_of, sizes_of, summary_of
+from clipcheck.families.registry import by_library, dimensions_of, sizes_of, summary_of
 from clipcheck.gates.alternative import Departure
 from clipcheck.gates.budget import inputs_for
 from clipcheck.gates.distance import Ruler
@@ -214,6 +214,7 @@ class Judge:
                     remedy=f"Leave {ASKED} out.",
                     path=subject.path,
                 )
+            subject = by_library(subject)
             draft.add(origin=str(subject.origin) or None)
             subject.verify()
         released = registry.by_sha256(subject.sha256)
@@ -424,15 +425,17 @@ class Judge:
         """Find where the candidate departs, or say why that is not known: the verdict stands
         without it."""
         suspect = None
-        if judged.failing is not None and candidate.frontend is not None:
-            given = batch(judged.failing.example, candidate.frontend)
+        if judged.failing is not None:
+            frontend = candidate.frontend or bench.drawn.frontend
+            given = batch(judged.failing.example, frontend)
             suspect = Suspect(given, judged.failing.measure.output)
         try:
             if not intact:
                 # Running has changed the weights, which both models share.
                 bench.renew()
             seed = self.options.seed
-            return first_departures(bench.source, watch, seed=seed, suspect=suspect)
+            runner = None if candidate.needs_archive else candidate.runner
+            return first_departures(bench.source, watch, runner=runner, seed=seed, suspect=suspect)
         except (ClipcheckError, RuntimeError, MemoryError) as error:
             # RuntimeError is torch's, for want of memory on a GPU among others.
             _log.debug("%s could not be localised", judged.checkpoint, exc_info=True)
@@ -654,10 +657,9 @@ def _require_other(choice: Choice, files: _Files) -> None:
 
 def _default_backend(files: _Files) -> Choice:
     """The way that a file is run in, by what it is."""
-    library = isinstance(files.subject, Checkpoint) and isinstance(
-        files.subject.model, LibraryArchitecture
-    )
-    form = Format.PT2 if library else files.subject.format
+    subject = files.subject
+    library = isinstance(subject, Checkpoint) and isinstance(subject.model, LibraryArchitecture)
+    form = Format.PT2 if library and subject.format is not Format.ARCHIVE else subject.format
     if default_for(form):
         return Choice(default_for(form))
     if files.reference is not None:

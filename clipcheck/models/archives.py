@@ -78,8 +78,10 @@ class LoadedArchive:
         self._watches = [WeightWatch(self.module)]
 
     def changed(self) -> list[str]:
-        """The keys of the weights that running it has changed since `watch`."""
-        return list(dict.fromkeys(key for watch in self._watches for key in watch.changed()))
+        """The keys of the weights that running it has changed since `watch`, as the reference has
+        them."""
+        changed = (key for watch in self._watches for key in watch.changed())
+        return list(dict.fromkeys(map(self._naming.reference, changed)))
 
     def part(self, module: str, method: str) -> Callable[..., object]:
         """A method of one of its modules, by the reference's name of that.
@@ -156,7 +158,7 @@ class LoadedArchive:
             self._patched,
             torchscript.tensors_taken(self.module._c._get_method("forward"))
             if "forward" in methods
-            else 2,
+            else (),
         )
 
     def _dimension(self, name: str) -> int | None:

@@ -21,7 +21,7 @@ class Facts:
         input_resolution: pixels a side, where it holds that itself.
         context_length: ids of a text, where it holds that itself.
         patched: constants of its code that were rewritten; None where it was not patched.
-        forward_takes: how many tensors ``forward`` takes.
+        forward_takes: the names of the tensors that ``forward`` is called with.
     """
 
     scripted: bool
@@ -29,7 +29,7 @@ class Facts:
     input_resolution: int | None = None
     context_length: int | None = None
     patched: Patched | None = None
-    forward_takes: int = 2
+    forward_takes: tuple[str, ...] = ("image", "text")
 
     @property
     def methods(self) -> tuple[str, ...]:

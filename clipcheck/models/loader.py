@@ -14,8 +14,11 @@ import torchvision.transforms  # noqa: F401 - here, so that no load is the one t
 from clipcheck.checkpoints.architecture import specs
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, same_bits
 from clipcheck.checkpoints.formats import open_checkpoint
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import DamagedError, UnavailableError, UnfitError, UsageError
 from clipcheck.families import eager
+from clipcheck.families.base import DualEncoder
+from clipcheck.families.registry import over
 from clipcheck.inputs.preprocess import transform
 from clipcheck.models import torchscript
 from clipcheck.models.archives import LoadedArchive
@@ -158,7 +161,8 @@ def load_both(
             remedy=f"Do not use this file: fetch it again, or {torchscript.ANEW}",
             path=checkpoint.path,
         )
-    return both.jit_model, both.eager_model, transform(checkpoint.architecture.image_resolution)
+    model = cast("eager.CLIP", both.eager_model)
+    return both.jit_model, model, transform(checkpoint.architecture.image_resolution)
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class Both:
     """
 
     archive: LoadedArchive
-    eager_model: eager.CLIP
+    eager_model: DualEncoder
     compared: int
     differing: Mapping[str, str]
 
@@ -206,8 +210,7 @@ def load_checkpoint_both(
     )
     weights, differing = _share(archive, checkpoint, device, dtype, arena)
     archive.watch()
-    eager_model = eager.build(checkpoint.architecture, weights)
-    return Both(archive, eager_model, len(weights), differing)
+    return Both(archive, over(checkpoint.model, weights), len(weights), differing)
 
 
 def require_archive(checkpoint: Checkpoint) -> None:
@@ -231,11 +234,14 @@ def load_eager(
     device: torch.device,
     dtype: torch.dtype | None = None,
     arena: Arena | None = None,
-) -> eager.CLIP:
-    """An eager model of a checkpoint that is open already.
+) -> DualEncoder:
+    """An eager model of a checkpoint that is open already, of any family.
 
     Args:
         arena: room for the weights that are cast, see `cast_room`; by default one of its own.
+
+    Raises:
+        ArchitectureError: a library computes it, and the weights are not those of its model.
     """
     dtype = dtype or _compute_dtype(device)
     arena, wanted = arena or _arena(checkpoint, dtype), dtypes(checkpoint, dtype)
@@ -244,7 +250,7 @@ def load_eager(
         checkpoint.prefetch(key)
         weights[key] = _cast(stored.to(device), arena, wanted(key, stored))
         checkpoint.give_back(key)
-    return eager.build(checkpoint.architecture, weights)
+    return over(checkpoint.model, weights)
 
 
 def resolve_device(device: Device) -> torch.device:
@@ -339,13 +345,16 @@ def dtypes(
     checkpoint: Checkpoint, dtype: torch.dtype | None
 ) -> Callable[[str, torch.Tensor], torch.dtype]:
     """Return a function from key and tensor to the dtype that the weight has in a model that
-    computes in ``dtype``."""
-    released = {key: spec.released_dtype for key, spec in specs(checkpoint.architecture)}
+    computes in ``dtype``: a library's model has it throughout."""
+    library = isinstance(checkpoint.model, LibraryArchitecture)
+    released = {} if library else dict(specs(checkpoint.architecture))
 
     def wanted(key: str, tensor: torch.Tensor) -> torch.dtype:
         if dtype is None or not tensor.dtype.is_floating_point:
             return tensor.dtype
-        return dtype if released.get(key) == "float16" else torch.float32
+        if library or (key in released and released[key].released_dtype == "float16"):
+            return dtype
+        return torch.float32
 
     return wanted
 

@@ -230,11 +230,12 @@ def tensor_arguments(method: Any) -> int:
     return sum(kind in ("Tensor", "Optional[Tensor]") for kind in kinds)
 
 
-def tensors_taken(method: Any) -> int:
-    """The number of tensors that a method is called with: up to two that may be left out count."""
+def tensors_taken(method: Any) -> tuple[str, ...]:
+    """The names of the tensors that a method is called with: up to two that may be left out
+    count."""
     arguments = [each for each in method.schema.arguments[1:] if "Tensor" in str(each.type)]
     needed = sum(not each.has_default_value() for each in arguments)
-    return max(needed, min(2, len(arguments)))
+    return tuple(each.name for each in arguments[: max(needed, min(2, len(arguments)))])
 
 
 def _key(node: Any) -> str:

@@ -132,11 +132,7 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
         steps = _step(
             _NEXT, ["clipcheck", "inspect", named], "shows what the file is, without running it."
         )
-    elif (
-        backend_named(judgement.backend).needs_archive
-        and "weights" not in failed
-        and not judgement.mapping  # a program, whose weights have no names
-    ):
+    elif _can_be_mended(judgement) and "weights" not in failed:
         steps = _mend(named, judgement)
     else:
         steps = []
@@ -147,6 +143,13 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
 
 def _is_quantised(judgement: Judgement) -> bool:
     return any("quantised" in gate.figures for gate in judgement.gates)
+
+
+def _can_be_mended(judgement: Judgement) -> bool:
+    """Whether it is an archive of clipcheck's own modules: those of a library are not converted."""
+    own = "library" not in (judgement.architecture or {})
+    program = bool(judgement.mapping)  # whose weights have no names
+    return own and not program and backend_named(judgement.backend).needs_archive
 
 
 def _mend(named: str, judgement: Judgement) -> list[str]:

@@ -17,7 +17,7 @@ from clipcheck.backends import registry
 from clipcheck.backends.base import Missing
 from clipcheck.checkpoints.architecture import ARCHITECTURES, ResNet, ViT
 from clipcheck.errors import RunError, UnavailableError, UnknownModelError, UsageError
-from clipcheck.gates.localisation import Localisation, Place
+from clipcheck.gates.localisation import Localisation, Place, tower_of
 from clipcheck.system.processes import Outcome
 from clipcheck.writers.synthesize import architecture_named
 from tests.system.test_progress import Listener
@@ -201,10 +201,10 @@ def test_a_place_is_right_where_module_and_part_are(
     assert bench.is_at(Place("text", *place), Spot(*spot)) is right
 
 
-def test_a_fault_of_both_towers_has_to_be_found_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_both_towers_has_to_be_found_in_both() -> None:
     planted = [Spot("visual.ln_pre"), Spot("visual.ln_post"), Spot("ln_final")]
-    monkeypatch.setattr(bench, "spots", lambda *_: planted)
-    subject: Any = SimpleNamespace(architecture=None)
+    spots = [(tower_of(spot.name), spot) for spot in planted]
+    subject: Any = SimpleNamespace(_spots=lambda _: spots)
     image, text = Place("image", "visual.ln_pre"), Place("text", "ln_final")
     for places, right in (([image, text], True), ([image], False), ([], False)):
         found = Localisation(places)

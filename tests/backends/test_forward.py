@@ -10,7 +10,8 @@ from torch import Tensor
 
 from clipcheck.backends.forward import ByName, Sizes, UntoldError, order_of, outputs_of
 from clipcheck.errors import RunError
-from clipcheck.gates.result import LOGITS, OUTPUTS
+from clipcheck.families.base import DualEncoder
+from clipcheck.gates.result import FEATURES, LOGITS, OUTPUTS
 from clipcheck.models.facts import Facts
 
 RAW_IMAGES, RAW_TEXTS = torch.arange(8.0).reshape(2, 4), torch.arange(12.0).flip(0).reshape(3, 4)
@@ -88,8 +89,6 @@ def test_what_has_other_shapes_is_taken_for_logits_and_fails_as_such() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((IMAGES, TEXTS, SCALE, SCALE), "a logit bias, as models of a sigmoid loss do"),
-        ({"logit_bias": SCALE, "logits_per_image": IMAGES}, "a logit bias"),
         ((IMAGES, TEXTS, IMAGES), r"a tuple of a tensor of shape \[2, 4\], a tensor of shape"),
         ((IMAGES, TEXTS[:, :2], SCALE), r"\[3, 2\]"),
         ((IMAGES, TEXTS), "forward gave normalised features and no scale, expected logits per"),
@@ -119,12 +118,14 @@ class Fake:
 
     def __init__(self, takes: int = 2, **used: Sequence[str]) -> None:
         keys = {method: frozenset(each) for method, each in used.items()}
-        self.facts = Facts(True, keys, forward_takes=takes)
+        names = tuple(f"x{number}" for number in range(takes))
+        self.facts = Facts(True, keys, forward_takes=names)
         self.gives: dict[str, object] = {}
         self.calls: list[tuple[str, int]] = []
 
     def call(self, method: str, *inputs: Tensor) -> object:
         self.calls.append((method, len(inputs)))
+        self.given = inputs
         return self.gives[method]
 
     def call_with(self, _: object, method: str, *inputs: Tensor) -> object:
@@ -144,7 +145,31 @@ PIXELS, TOKENS = torch.zeros(2, 3, 8, 8), torch.zeros(3, 5)
 
 
 def by_name(runner: Any) -> ByName:
-    return ByName(runner, 4)
+    return ByName(runner, 4, DualEncoder(8, 5))
+
+
+def test_a_logit_bias_is_added_to_what_follows_from_the_features() -> None:
+    given = (IMAGES, TEXTS, SCALE, torch.tensor(-10.0))
+    named = dict(zip((*FEATURES, "logit_scale", "logit_bias"), given, strict=True))
+    plain = outputs_of(given[:3], SIZES)
+    for found in (outputs_of(given, SIZES), outputs_of(named, SIZES)):
+        assert all(torch.equal(found[name], plain[name] - 10) for name in LOGITS)
+
+
+def test_inputs_are_given_by_the_names_that_forward_has_for_them() -> None:
+    archive = Fake(2, forward=["visual.proj", "text_projection"])
+    archive.facts = replace(archive.facts, forward_takes=("text", "image"))
+    archive.gives["forward"] = (LOGITS_PER_IMAGE, LOGITS_PER_TEXT)
+    found = by_name(archive)
+    found.call("forward", PIXELS, TOKENS)
+    assert [list(each.shape) for each in archive.given] == [[3, 5], [2, 3, 8, 8]]
+
+
+def test_what_the_towers_of_transformers_gave_is_left_out() -> None:
+    hidden = torch.zeros(3, 5, 4)
+    given = (LOGITS_PER_IMAGE, LOGITS_PER_TEXT, (hidden, hidden[:, 0]), (hidden,))
+    assert list(outputs_of(given, SIZES)) == [*LOGITS]
+    assert list(outputs_of((hidden, RAW_TEXTS), SIZES, ("text_features",))) == ["text_features"]
 
 
 def test_a_forward_that_is_an_encoder_is_called_that() -> None:

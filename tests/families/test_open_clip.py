@@ -19,6 +19,7 @@ from clipcheck.checkpoints.told import named
 from clipcheck.errors import ArchitectureError, UnfitError
 from clipcheck.families import open_clip, registry
 from clipcheck.inputs.batches import length_of
+from clipcheck.models.loader import load_eager
 from clipcheck.writers.library import draw, write_folder
 from clipcheck.writers.synthesize import shallow
 from tests import oracles
@@ -87,7 +88,7 @@ def test_a_folder_is_read_back_and_built(kind: str, tmp_path: Path) -> None:
     assert isinstance(checkpoint.model, LibraryArchitecture)
     assert checkpoint.model.settings["model_cfg"] == architecture.settings["model_cfg"]
     assert checkpoint.told == "its open_clip_config.json"
-    model = registry.load(checkpoint, CPU, torch.float16)
+    model = load_eager(checkpoint, CPU, torch.float16)
     assert {p.dtype for p in model.parameters()} == {torch.float16}
     with pytest.raises(UnfitError, match="expected a model of OpenAI's architecture"):
         checkpoint.architecture  # noqa: B018

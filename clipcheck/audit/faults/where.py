@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from clipcheck.checkpoints.architecture import Architecture
+from clipcheck.families.base import DualEncoder
 from clipcheck.writers.legacy import Multimodal
 
 Select = Callable[[Multimodal], Sequence[Any]]
@@ -35,12 +36,12 @@ class Where:
     """Where a fault is planted, in any model.
 
     Attributes:
-        modules: the modules that are altered, or a name of `Spot`.
+        modules: the modules or weights that are altered, or a name of `Spot`.
         part: as of `Spot`.
         hidden: whether ordinary inputs need not show it there.
     """
 
-    modules: Select | str
+    modules: Callable[[Any], Sequence[Any]] | str
     part: str = ""
     hidden: bool = False
 
@@ -50,6 +51,32 @@ def spots(places: Sequence[Where], architecture: Architecture) -> list[Spot]:
     with torch.device("meta"):
         model = Multimodal(architecture)
     return [spot for where in places for spot in _resolved(where, model)]
+
+
+def spots_in(places: Sequence[Where], model: DualEncoder) -> list[Spot]:
+    """The places in a library's model, in the order in which its modules are called.
+
+    A weight is a place of the module that holds it; of the model itself, of the text tower, or of
+    the end of ``forward``.
+    """
+    own = model.own()
+    names = {id(module): name or "encode_text" for name, module in own.named_modules()}
+    for name, module in own.named_modules():
+        for key, weight in module.named_parameters(recurse=False):
+            ends = key in _OF_LOGITS and not name
+            names[id(weight)] = FORWARD if ends else name or "encode_text"
+    return [
+        Spot(name, where.part)
+        for where in places
+        for name in (
+            [where.modules]
+            if isinstance(where.modules, str)
+            else [names[id(each)] for each in where.modules(model)]
+        )
+    ]
+
+
+_OF_LOGITS = ("logit_scale", "logit_bias", "temperature")
 
 
 def _resolved(where: Where, model: Multimodal) -> Iterator[Spot]:

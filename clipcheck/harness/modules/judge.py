@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,10 +18,13 @@ import torch
 
 from clipcheck.backends.reference import exact_arithmetic
 from clipcheck.backends.runner import Runner
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import RunError
 from clipcheck.families import eager
-from clipcheck.families.joints import LAST
-from clipcheck.gates.modules import Coverage, ModuleError
+from clipcheck.families.base import DualEncoder
+from clipcheck.gates.modules import Coverage, ModuleError, ratio
+from clipcheck.gates.tolerances import LIMITS
+from clipcheck.harness.modules.library import LibraryTwins
 from clipcheck.harness.modules.ranges import Ranges, Sited, sited
 from clipcheck.harness.modules.twins import Pair, Twins, distance
 from clipcheck.inputs.batches import Batch
@@ -30,28 +33,30 @@ from clipcheck.system.progress import Advance, Tally, still
 
 Tensors = Sequence[torch.Tensor]
 
-NOT_TAKEN = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)
-"""Errors that torch raises where a module is given something that it does not take."""
+NO_TENSORS = "it is given no tensors"
+"""Why a module is not judged that the tracer found to do nothing with what it is given."""
 
 
 def judge_modules(
     archive: Runner,
-    model: eager.CLIP,
+    model: DualEncoder,
     batch: Batch,
     device: torch.device,
     advance: Advance = still,
+    library: LibraryArchitecture | None = None,
 ) -> Coverage:
     """Call the methods of an archive, and judge the modules that it shares with ``model``.
 
     Args:
         batch: inputs; neither the number of images nor that of prompts may be that of the
             positions in a tower.
+        library: the architecture, where a library computes the model.
 
     Returns:
         The errors of the modules, and why others were not judged. A method that fails leaves its
         reason; one that is not there is not called.
     """
-    twins = Twins(model, len(batch.pixels), len(batch.tokens), device)
+    twins = twins_of(model, batch, device, library)
     judge = Judge(twins, Tally(len(twins.blocks), advance))
     pixels = torch.from_numpy(batch.pixels).to(device)
     tokens = torch.from_numpy(batch.tokens).to(device)
@@ -66,7 +71,7 @@ def judge_modules(
             if method not in archive.facts.methods:
                 continue
             try:
-                if method == "forward" and _ends_alike(archive, inputs, judge):
+                if method == "forward" and judge.ends and _ends_alike(archive, inputs, judge):
                     continue  # Down to the last bit: what is above the ends is alike as well.
                 archive.listen(method, inputs, twins.blocks, judge.listen)
             except RunError as error:
@@ -74,7 +79,23 @@ def judge_modules(
                 failures.append(f"{error.problem}, in a batch of {rows} rows")
                 judge.running.clear()
         found = judge.coverage(failures)
+        if not isinstance(model, eager.CLIP):
+            return found
         return replace(found, **_ranges(archive, model, judge, batch, device, found))
+
+
+def twins_of(
+    model: DualEncoder,
+    batch: Batch,
+    device: torch.device,
+    library: LibraryArchitecture | None,
+) -> Twins | LibraryTwins:
+    """The modules that those of an archive are compared with, see `judge_modules`."""
+    if library is not None:
+        return LibraryTwins(model, library, batch, device)
+    if not isinstance(model, eager.CLIP):
+        raise TypeError(f"expected clipcheck's own modules, found {type(model).__name__}")
+    return Twins(model, len(batch.pixels), len(batch.tokens), device)
 
 
 def _ends_alike(archive: Runner, inputs: Tensors, judge: Judge) -> bool:
@@ -85,7 +106,7 @@ def _ends_alike(archive: Runner, inputs: Tensors, judge: Judge) -> bool:
         if not entering:
             ends[site.module] = _digest(tensors)
 
-    archive.listen("forward", inputs, LAST, listen)
+    archive.listen("forward", inputs, judge.twins.last, listen)
     return bool(ends) and ends == judge.ends
 
 
@@ -115,10 +136,10 @@ class Judge:
         running: the calls that have begun, with what they were given; after a failure those that
             it happened in.
         sites: by module, how its first call that was judged was made.
-        ends: by module of `LAST`, a digest of what its last call gave.
+        ends: by module of ``twins.last``, a digest of what its last call gave.
     """
 
-    twins: Twins
+    twins: Twins | LibraryTwins
     tally: Tally = field(default_factory=lambda: Tally(1, still))
     errors: list[ModuleError] = field(default_factory=list)
     skipped: list[tuple[Site, str]] = field(default_factory=list)
@@ -137,44 +158,53 @@ class Judge:
             self._judge(site, inputs, tensors)
 
     def _judge(self, site: Site, inputs: Tensors, outputs: Tensors) -> None:
-        if site.module in LAST:
+        if site.module in self.twins.last:
             self.ends[site.module] = _digest(outputs)
         key = site.module, _digest([*inputs, *outputs])
         if key in self._judged:
             return  # Another method did the very same.
         self._judged.add(key)
         self.tally.add()
+        if not inputs:
+            self.skipped.append((site, NO_TENSORS))
+            return
         # What is not finite is no activation: it is a mask, or comes of a fault further up.
         if not any(bool(torch.isfinite(tensor).all()) for tensor in inputs):
             self.skipped.append((site, "nothing that it is given is finite"))
             return
         found = [
-            (error, place, output)
-            for place, given in enumerate(inputs)
-            if bool(torch.isfinite(given).all())
-            for output, error in self._errors(site, given, outputs)
+            (*worst, expected.place)
+            for expected in self.twins.expected(site.module, inputs)
+            if (worst := self._worst(site, expected.outputs, outputs)) is not None
         ]
         if found:
-            least = nearest([error for error, _, _ in found])
-            self.errors.append(least)
-            place, output = next(found[1:] for found in found if found[0] is least)
-            self.sites.setdefault(site.module, sited(site, inputs, place, output, least))
+            error, output, place = min(found, key=lambda each: _size(each[0]))
+            self.errors.append(error)
+            self.sites.setdefault(site.module, sited(site, inputs, place, output, error))
         else:
             self.skipped.append((site, "it takes or gives other shapes than the eager module"))
 
-    def _errors(
-        self, site: Site, given: torch.Tensor, outputs: Tensors
-    ) -> Iterator[tuple[int, ModuleError]]:
-        """One for each output that could be the module's, were ``given`` its input, with its
-        place."""
-        try:
-            expected = self.twins.run(site.module, self.twins.pair(given))
-        except NOT_TAKEN:
-            return
-        for place, got in enumerate(outputs):
-            if got.shape == expected.exact.shape:
-                block = self.twins.blocks[site.module]
-                yield place, error_of(site.module, site.method, got, expected, block)
+    def _worst(
+        self, site: Site, expected: Sequence[Pair], outputs: Tensors
+    ) -> tuple[ModuleError, int] | None:
+        """The worst error of a module's outputs, and the place of that one; None where none has
+        the shape of what is expected.
+
+        The tracer leaves out outputs that nobody takes, and adds others: those that there are
+        fewer of are held against the nearest of the others.
+        """
+        limits, block = LIMITS["float32"], self.twins.blocks[site.module]
+        found: list[tuple[ModuleError, int]] = []
+        for shape in {pair.exact.shape for pair in expected}:
+            pairs = [pair for pair in expected if pair.exact.shape == shape]
+            places = [place for place, got in enumerate(outputs) if got.shape == shape]
+            errors = [
+                [(error_of(site.module, site.method, outputs[n], pair, block), n) for pair in pairs]
+                for n in places
+            ]
+            several = errors if len(places) < len(pairs) else zip(*errors, strict=True)
+            found += [min(row, key=lambda each: _size(each[0])) for row in several]
+        return max(found, key=lambda each: ratio(each[0], limits), default=None)
 
     def coverage(self, failures: Sequence[str] = ()) -> Coverage:
         """Return the modules that were judged, and those that were not.
@@ -196,7 +226,11 @@ class Judge:
 
 def nearest(errors: Sequence[ModuleError]) -> ModuleError:
     """The least of several; one that is not a number is more than all others."""
-    return min(errors, key=lambda e: e.candidate if math.isfinite(e.candidate) else math.inf)
+    return min(errors, key=_size)
+
+
+def _size(error: ModuleError) -> float:
+    return error.candidate if math.isfinite(error.candidate) else math.inf
 
 
 def error_of(

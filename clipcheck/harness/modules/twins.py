@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,10 @@ from torch import nn
 
 from clipcheck.backends.reference import float64_device
 from clipcheck.families import eager
+from clipcheck.families.joints import LAST
+
+NOT_TAKEN = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)
+"""Errors that torch raises where a module is given something that it does not take."""
 
 _LEAVES = (
     nn.Conv2d,
@@ -43,13 +48,33 @@ class Pair:
     exact: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Expected:
+    """Outputs that a module has to give.
+
+    Attributes:
+        place: which of the tensors that it was given was taken as its input.
+        outputs: all of its tensors.
+    """
+
+    place: int
+    outputs: Sequence[Pair]
+
+
 class Twins:
     """The modules of a model, each with a float64 copy, of one block at a time.
 
     Args:
         images: how many rows the image tower is given.
         prompts: how many the text tower is.
+
+    Attributes:
+        blocks: by the name of each module that is judged, the block that it is inside of, or
+            nothing.
+        last: the modules whose outputs tell what the towers give.
     """
+
+    last: Sequence[str] = LAST
 
     def __init__(self, model: eager.CLIP, images: int, prompts: int, device: torch.device) -> None:
         self.blocks = dict(_targets(model))
@@ -68,6 +93,13 @@ class Twins:
         dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
         # In this order: a device without float64 cannot convert to it on the way out.
         return Pair(tensor, tensor.to(self.device).to(dtype, copy=True))
+
+    def expected(self, name: str, inputs: Sequence[torch.Tensor]) -> Iterator[Expected]:
+        """Run the module of that name on each of these tensors, as if that were its input."""
+        for place, given in enumerate(inputs):
+            if bool(torch.isfinite(given).all()):
+                with suppress(*NOT_TAKEN):
+                    yield Expected(place, [self.run(name, self.pair(given))])
 
     def run(self, name: str, given: Pair) -> Pair:
         """Call the module of that name, and its twin.

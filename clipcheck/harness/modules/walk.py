@@ -36,8 +36,8 @@ from clipcheck.gates.localisation import FORWARD, Failure, Localisation, localis
 from clipcheck.gates.modules import ModuleError, ratio, ratios
 from clipcheck.gates.result import FEATURES, LOGITS
 from clipcheck.gates.tolerances import Limits
-from clipcheck.harness.modules.judge import NOT_TAKEN, Judge, Tensors, error_of, nearest
-from clipcheck.harness.modules.twins import Pair, Twins
+from clipcheck.harness.modules.judge import Judge, Tensors, error_of, nearest
+from clipcheck.harness.modules.twins import NOT_TAKEN, Pair, Twins
 from clipcheck.inputs.batches import Batch
 from clipcheck.models.taps import Site
 

@@ -27,13 +27,16 @@ from clipcheck.audit.faults.planting import Alter, before, by_input, instead, se
 from clipcheck.audit.faults.steps import batch_norm_by_scale, layer_norm_by_hand
 from clipcheck.audit.faults.variant import CLEAN_FAMILY, Variant
 from clipcheck.audit.faults.ways.planting import in_model
+from clipcheck.audit.faults.where import Where
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.families.base import DualEncoder
 
 _BACKENDS = ("trace", "export")
 
 
-def _variant(name: str, family: str, reason: str, select: Select, alter: Alter) -> Variant:
+def _variant(
+    name: str, family: str, reason: str, select: Select, alter: Alter, method: str = ""
+) -> Variant:
     def plant(model: DualEncoder) -> None:
         for each in select(model):
             alter(each)
@@ -43,6 +46,7 @@ def _variant(name: str, family: str, reason: str, select: Select, alter: Alter) 
         family=family,
         reason=reason,
         plants=dict.fromkeys(_BACKENDS, in_model(plant)),
+        places=None if family == CLEAN_FAMILY else (Where(method or select),),
         kinds=(LibraryArchitecture,),
         finds=lambda model: bool(select(model)),
         dtype="float32",
@@ -269,6 +273,7 @@ TYPE_FAULTS: tuple[Variant, ...] = (
         "a statistic over the batch: a thousandth of the mean is subtracted",
         _with_images,
         by_input("encode_image", altering.centred),
+        "encode_image",
     ),
     _variant(
         "a-text-leaks-into-others",
@@ -276,6 +281,7 @@ TYPE_FAULTS: tuple[Variant, ...] = (
         "a buffer that is used again: a thousandth of the first text in all",
         _with_texts,
         by_input("encode_text", altering.first_leaks),
+        "encode_text",
     ),
     _variant(
         "bright-images-otherwise",
@@ -283,6 +289,7 @@ TYPE_FAULTS: tuple[Variant, ...] = (
         "a branch that the example of an export did not take, for images that are almost white",
         _with_images,
         by_input("encode_image", altering.dim_if_bright),
+        "encode_image",
     ),
     _variant(
         "full-texts-otherwise",
@@ -290,6 +297,7 @@ TYPE_FAULTS: tuple[Variant, ...] = (
         "a branch that the example of an export did not take, for texts without padding",
         _with_texts,
         by_input("encode_text", altering.turned_if_full),
+        "encode_text",
     ),
     _variant(
         "batch-norms-in-training",

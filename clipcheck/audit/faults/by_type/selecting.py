@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from clipcheck.families.base import DualEncoder
+from clipcheck.families.base import DualEncoder, stacked
 
 Select = Callable[[DualEncoder], Sequence[Any]]
 
@@ -104,7 +104,7 @@ def last_block(*, visual: bool) -> Select:
 
     def select(model: DualEncoder) -> Sequence[Any]:
         called = _called(model, visual)
-        stacks = [blocks for blocks in map(_blocks, model.modules()) if called.keys() >= {*blocks}]
+        stacks = [blocks for blocks in map(stacked, model.modules()) if called.keys() >= {*blocks}]
         inner = [blocks for blocks in stacks if not any(map(_holds_stack, blocks))]
         longest = max(inner, key=len, default=[])
         return [block for block in longest[-1:] if called[block]]
@@ -112,17 +112,8 @@ def last_block(*, visual: bool) -> Select:
     return select
 
 
-def _blocks(module: nn.Module) -> list[nn.Module]:
-    """The items of a stack of at least two modules of one type, each of several modules."""
-    if not isinstance(module, (nn.Sequential, nn.ModuleList)) or len(module) < 2:
-        return []
-    items = list(module)
-    alike = len({type(item) for item in items}) == 1
-    return items if alike and all(any(item.children()) for item in items) else []
-
-
 def _holds_stack(module: nn.Module) -> bool:
-    return any(_blocks(each) for each in module.modules())
+    return any(stacked(each) for each in module.modules())
 
 
 _POSITIONS = ("positional_embedding", "pos_embed")
