@@ -141,6 +141,7 @@ def test_export_agrees(kind: str, tmp_path: Path) -> None:
     assert judged.passed, judged
 
 
+@pytest.mark.thorough
 def test_of_a_program_a_lost_channel_inside_of_an_mlp_is_seen(tmp_path: Path) -> None:
     write_folder(architecture_of("chinese_clip"), tmp_path / "m")
     program = tmp_path / "faulty.pt2"

@@ -101,7 +101,10 @@ def test_the_logits_of_a_model_with_a_bias_are_judged_by_sigmoid(tmp_path: Path)
     assert allclose.message.startswith("sigmoid probabilities agree within")
 
 
-@parametrize(("kind", "fault"), [("clipa", _epsilon), ("roberta", _gelu), ("siglip", _scale)])
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("kind", "fault"), [("clipa", _epsilon), ("roberta", _gelu), ("siglip", _scale)]
+)
 def test_a_planted_fault_is_seen(
     kind: str, fault: Callable[[DualEncoder], None], tmp_path: Path
 ) -> None:
