@@ -62,9 +62,11 @@ class Export(ProgramBackend):
         from torch.export.passes import move_to_device_pass
         from torch.utils import _pytree as pytree
 
-        from clipcheck.writers.programs import of_any_name
+        from clipcheck.writers.programs import of_any_name, without_record
 
-        with translating("export", "loading"), of_any_name():
+        # Sizes that were asserted of a model of patches, and are in no operation.
+        unused = without_record("torch._export.serde.serialize", "did not appear in the graph")
+        with translating("export", "loading"), of_any_name(), unused:
             program = torch.export.load(path)
             held = program.state_dict
             if any(tensor.device.type != device.type for tensor in held.values()):

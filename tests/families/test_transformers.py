@@ -135,10 +135,13 @@ def test_seeded_weights_leave_nothing_as_it_is_built(kind: str) -> None:
 
 
 @parametrize("kind", CLASSES)
-def test_export_agrees(kind: str, tmp_path: Path) -> None:
+def test_export_agrees_and_says_nothing(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_folder(architecture_of(kind), tmp_path / "m")
     judged = check_files(tmp_path / "m", replace(EXPORTED, backend="export"))
     assert judged.passed, judged
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.thorough
