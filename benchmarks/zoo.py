@@ -6,11 +6,13 @@ judged so far is printed as a table, with what did not pass below it.
 
 Without ``--full`` each tower is two layers deep, or has one block in each stage, and a vocabulary
 beyond CLIP's is cut; widths, heads and sizes of images are the architecture's. ``--faults`` plants
-a fault into some of these models and judges it by trace, in place of all this.
+a fault into some of these models and judges it by trace, in place of all this; ``--audits`` reads
+what ``clipcheck audit --family NAME --json`` wrote, and prints it by model.
 
     python -m benchmarks.zoo --tables docs/evidence/tables
     python -m benchmarks.zoo --only 'open_clip:EVA*' --backend trace
     python -m benchmarks.zoo --faults --tables docs/evidence/tables
+    python -m benchmarks.zoo --audits seeds.json --tables docs/evidence/tables
 """
 
 from __future__ import annotations
@@ -71,14 +73,13 @@ FAMILIES = {
 }
 """Families of open_clip's list, by how the names of their configurations begin."""
 
-DEPTHS = {
+STAGES = {
     r"convnext|swin": {"depths": [1, 1, 1, 1]},
     r"fastvit_mci[34]": {"layers": [1] * 5},
     r"fastvit": {"layers": [1] * 4},
-    r"": {"depth": LAYERS},
 }
-"""How timm is told the depth of a tower, by how its name begins: one block in each stage, or as
-many layers as other towers."""
+"""How timm is told that a tower has one block in each stage, by how its name begins; others are
+told their number of layers."""
 
 MASK, EPSILONS = "causal-mask-dropped", "epsilons-of-another-library"
 
@@ -97,7 +98,6 @@ FAULTS = {
     f"{TRANSFORMERS}SiglipModel": EPSILONS,
     f"{TRANSFORMERS}Siglip2Model": EPSILONS,
     f"{TRANSFORMERS}ChineseCLIPModel": EPSILONS,
-    f"{TRANSFORMERS}CLIPTextModelWithProjection": EPSILONS,
 }
 """What ``--faults`` plants, and into which models."""
 
@@ -114,16 +114,20 @@ def main() -> None:
     parser.add_argument("--ledger", type=Path, default=Path("zoo.sqlite"), metavar="FILE")
     parser.add_argument("--known", action="store_true", help="judge nothing, print what is known")
     parser.add_argument("--faults", action="store_true", help="plant faults; see above")
+    parser.add_argument("--audits", nargs="+", type=Path, metavar="JSON", help="see above")
     add_option(parser)
     arguments = parser.parse_args()
-    if arguments.faults:
-        plant(arguments.tables)
+    if arguments.audits:
+        power(arguments.audits, arguments.tables)
         return
     chosen = [
         name
-        for name in names()
+        for name in (FAULTS if arguments.faults else names())
         if any(fnmatch.fnmatch(name, pattern) for pattern in arguments.only or ["*"])
     ]
+    if arguments.faults:
+        plant(chosen, arguments.tables)
+        return
     units = judged(chosen, arguments)
     report(units, arguments.tables)
 
@@ -170,19 +174,26 @@ def described(name: str, scratch: Path, *, full: bool) -> Architecture | Library
             _cut(settings.get("text_config", settings))
         else:
             _cut(settings["model_cfg"]["text_cfg"])
-            _make_shallow(settings["model_cfg"]["vision_cfg"], scratch)
+            make_shallow(settings["model_cfg"]["vision_cfg"], scratch)
         files = tuple((name, _cut_file(text)) for name, text in found.files)
         found = replace(found, config=json.dumps(settings, sort_keys=True), files=files)
     return shallow(found, LAYERS)
 
 
-def _make_shallow(vision: dict[str, Any], folder: Path) -> None:
+def make_shallow(vision: dict[str, Any], folder: Path, layers: int = LAYERS) -> None:
     """Have a tower of timm built with less depth, which a folder tells and no configuration of
     open_clip can."""
     name = vision.get("timm_model_name")
     if name:
-        args = next(args for begin, args in DEPTHS.items() if re.match(begin, name))
-        config = {"architecture": name, "model_args": args, "pretrained_cfg": {}}
+        import timm
+
+        stages = (args for begin, args in STAGES.items() if re.match(begin, name))
+        args = next(stages, {"depth": layers})
+        known = timm.get_pretrained_cfg(name)
+        if known is None:
+            raise ValueError(f"timm has no configuration of {name}")
+        size = {"input_size": known.input_size, "fixed_input_size": known.fixed_input_size}
+        config = {"architecture": name, "model_args": args, "pretrained_cfg": size}
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         vision["timm_model_name"] = f"local-dir:{folder}"
 
@@ -310,21 +321,50 @@ def problems(units: Sequence[Unit]) -> Iterator[str]:
 # ------------------------------------------------------------------------------ faults
 
 
-def plant(tables: Path | None) -> None:
-    """Plant a fault into each of some models, and print what the gates found."""
+def plant(chosen: Sequence[str], tables: Path | None) -> None:
+    """Plant its fault into each of these models, and print what the gates found."""
     from clipcheck.audit.auditing import CATALOGUE
     from clipcheck.audit.bench import Bench, Model
 
     variants = {variant.name: variant for variant in CATALOGUE}
     columns = ["model", "fault", "caught by", "times the limit", "classic assertion"]
     with table("zoo-faults", columns, tables) as row:
-        for name, fault in FAULTS.items():
+        for name in chosen:
+            fault = FAULTS[name]
             with tempfile.TemporaryDirectory() as folder:
                 found = described(name, Path(folder), full=False)
                 model = Model(name, 0, "seeded", "float32")
                 finding = Bench(model, Path(folder), found).find(variants[fault], BACKENDS[0])
             classic = "fails" if finding.classic_caught else "passes"
             row(name, fault, finding.gate or "nothing", f"{finding.margin:,.1f}", classic)
+
+
+def power(audits: Sequence[Path], tables: Path | None) -> None:
+    """Print what audits found, by model and backend."""
+    from benchmarks.calibration import by_limit, margin
+
+    read = [json.loads(path.read_text()) for path in audits]
+    faults = [entry for each in read for entry in each["faults"]]
+    clean = [entry for each in read for entry in each["clean"]]
+    columns = ["model", "backend", "seeds", "caught", "classic", "weakest", "passed", "most"]
+    with table("zoo-power", columns, tables) as row:
+        for model, backend in dict.fromkeys((e["architecture"], e["backend"]) for e in faults):
+            planted, others = (
+                [e for e in entries if (e["architecture"], e["backend"]) == (model, backend)]
+                for entries in (faults, clean)
+            )
+            weakest = min(planted, key=margin)
+            row(
+                model,
+                backend,
+                ", ".join(map(str, sorted({e["seed"] for e in planted}))),
+                f"{sum(e['caught'] for e in planted)} of {len(planted)}",
+                sum(e["classic_caught"] for e in planted),
+                f"{margin(weakest):,.2g}, {weakest['name']}",
+                f"{sum(e['passed'] for e in others)} of {len(others)}",
+                f"{max(map(margin, others)):.2f}",
+            )
+    print("\n".join(by_limit(faults, clean)))
 
 
 def family_of(name: str) -> str:
