@@ -38,8 +38,8 @@ _LEAST_CELL = 36 / 72
 _LEVELS = 4
 """Shades of a difference in either direction."""
 
-_MOST_LAYERS, _LAYER_NAME = 20, 40
-"""Layers that are drawn, and characters of their names; the table has all."""
+_MOST_LAYERS = 20
+"""Layers that are drawn; the table has all."""
 
 _PER_DECADE = 6
 """Bars of a histogram from 1 to 10."""
@@ -381,7 +381,8 @@ def layers(costs: Sequence[LayerCost], key: str) -> Plot:
         costs: at least one, in that order.
         key: another one for each plot of a page.
     """
-    first = list(costs[:_MOST_LAYERS])
+    # One that makes up for others would hide these.
+    first = [each for each in costs[:_MOST_LAYERS] if each.share > 0] or list(costs[:1])
     title = "What to leave in float"
     caption = (
         f"{costs[0].weight} adds most: in float, {percent(max(0.0, costs[0].share))} "
@@ -393,13 +394,18 @@ def layers(costs: Sequence[LayerCost], key: str) -> Plot:
         places = np.arange(len(first))[::-1]
         shares = [100 * each.share for each in first]
         axes.barh(places, shares, height=0.66, color=COLOURS["candidate"])
-        axes.set_yticks(places, [cut(ascii_only(each.weight), _LAYER_NAME) for each in first])
+        axes.set_yticks(places, [_layer_name(ascii_only(each.weight)) for each in first])
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
         axes.set_xlabel("% of the error that goes")
         svg = inline(drawn, key, f"{title}. {caption}")
     rows = [(each.weight, each.how, percent(each.share), number(each.error)) for each in costs]
     return Plot(title, svg, caption, ("weight", "quantised", "adds", "error left"), rows)
+
+
+def _layer_name(name: str) -> str:
+    """The name of a weight in 30 characters: its end tells most, and its begin the tower."""
+    return name if len(name) <= 30 else f"{name[:6]}..{name[-22:]}"
 
 
 def heat(given: Heat, key: str) -> Plot:
