@@ -137,11 +137,14 @@ def _by_dequantising(graph: _Graph, node: onnx.NodeProto) -> Quantised | None:
 
 def _by_taker(graph: _Graph, node: onnx.NodeProto) -> Quantised | None:
     """An embedding whose rows go into an operator of integers, which is given their scale."""
-    integers, output = graph.array(node.input, 0), node.output[0]
-    for taker in graph.taken.get(output, ()) if integers is not None else ():
+    output = node.output[0]
+    for taker in graph.taken.get(output, ()):
+        if not taker.op_type.startswith("QLinear"):
+            continue
         place = list(taker.input).index(output)
+        integers = graph.array(node.input, 0)
         scale, zero = (graph.array(taker.input, place + after) for after in (1, 2))
-        if taker.op_type.startswith("QLinear") and integers is not None and scale is not None:
+        if integers is not None and scale is not None:
             return _dequantised(node.input[0], node, integers, scale, zero, -1)
     return None
 
