@@ -370,7 +370,9 @@ class Matching:
         """
         for suffix in _SUFFIXES:
             key = key.removesuffix(suffix)
-        candidates = [key] if key in self._weights else list(self._weights)
+        shapes = (values.shape, values.shape[::-1])
+        alike = [name for name, each in self._weights.items() if tuple(each.shape) in shapes]
+        candidates = [key] if key in self._weights else alike
         found = [
             (_distance(values, expected), name, expected)
             for name in candidates
@@ -395,7 +397,7 @@ class Matching:
         )
 
     def _alike(self, name: str, values: Array) -> Iterator[Array]:
-        weight = self._weights[name].detach().cpu().numpy().astype(np.float32)
+        weight = self._weights[name].detach().cpu().float().numpy()
         yield from _forms(weight, values, weight.shape[:1] in self._folded)
 
 
@@ -423,6 +425,6 @@ def _off(values: Array, expected: Array, steps: Array) -> float:
 
 def _distance(values: Array, expected: Array) -> float:
     """How far apart they are, in the root mean square of the expected, by a sample."""
-    ours, theirs = (each.ravel()[:: max(1, each.size // _SAMPLE)] for each in (expected, values))
+    ours, theirs = (each.flat[:: max(1, each.size // _SAMPLE)] for each in (expected, values))
     rms = float(np.sqrt(np.mean(np.square(ours))))
     return float(np.sqrt(np.mean(np.square(theirs - ours)))) / max(rms, _LEAST)
