@@ -40,7 +40,7 @@ def main() -> None:
     torch.set_num_threads(1)
     names, seeds = arguments.model or (*TRAINED, *FAMILIES), arguments.seed or (0, 1)
     found = {name: measure(name, seeds, arguments.only) for name in names}
-    columns = ["model", "program", "budget", *MEANT, "logit scale", "quantised weights", "verdict"]
+    columns = ["model", "program", "budget", *MEANT, "quantised weights", "verdict"]
     with table("budgets", columns, arguments.tables) as row:
         for name in names:
             for variant in CLEAN_LOSSY:
@@ -88,9 +88,8 @@ def figures(gates: Sequence[Gates]) -> list[str]:
     lower = [
         f"{min(float(r[m]['lower']) for r in rows):.4f}" if m in rows[0] else "" for m in MEANT
     ]
-    scale = max((float(row["logit_scale"]["found"]) for row in rows), key=lambda s: abs(s - 1))
     kinds = gates[0]["integrity"].figures.get("quantised", {})
-    return [*lower, f"{scale:.5f}", ", ".join(f"{count} {how}" for how, count in kinds.items())]
+    return [*lower, ", ".join(f"{count} {how}" for how, count in kinds.items())]
 
 
 def verdict(passed: bool) -> str:

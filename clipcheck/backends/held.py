@@ -217,11 +217,12 @@ def _is_scaled(found: torch.Tensor, weight: torch.Tensor) -> bool:
     ours, theirs = (each.double().flatten(1) for each in (weight, found))
     squares = (ours * ours).sum(1, keepdim=True)
     scales = (ours * theirs).sum(1, keepdim=True) / squares.clamp(min=_LEAST)
-    return bool((theirs - scales * ours).abs().max() <= _ROUNDING * theirs.abs().max())
+    rounding = _ROUNDING[found.dtype.itemsize > 2]
+    return bool((theirs - scales * ours).abs().max() <= rounding * theirs.abs().max())
 
 
-_ROUNDING = 1e-6
-"""Relative: of a product in float32."""
+_ROUNDING = (1e-3, 1e-6)
+"""Relative: of a product in half precision, and in float32."""
 
 _LEAST = 1e-300
 """In place of the squares of a channel of zeros."""

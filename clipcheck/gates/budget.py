@@ -247,12 +247,16 @@ def logit_scale(cases: Sequence[Case]) -> float | None:
 
 
 def _slope(outputs: Sequence[Mapping[str, NDArray[np.floating]]]) -> float:
-    """The slope of logits over cosines, by least squares."""
+    """The slope of logits over cosines, through the medians of the thirds with the least and the
+    greatest cosines: ranges that clip the greatest logits do not move it."""
     cosines = [np.matmul(*_pair(each)).ravel() for each in outputs]
     logits = [each[LOGITS[0]].astype(np.float64).ravel() for each in outputs]
     x, y = (np.concatenate(each) for each in (cosines, logits))
-    x = x - x.mean()
-    return float(np.dot(x, y) / np.dot(x, x)) if np.dot(x, x) else 0.0
+    order = np.argsort(x)
+    third = max(1, len(x) // 3)
+    low, high = order[:third], order[-third:]
+    wide = float(np.median(x[high]) - np.median(x[low]))
+    return float(np.median(y[high]) - np.median(y[low])) / wide if wide else 0.0
 
 
 def _pair(outputs: Mapping[str, NDArray[np.floating]]) -> tuple[Floats, Floats]:

@@ -348,6 +348,7 @@ def test_a_convolution_that_took_up_a_batch_normalisation_is_told_by_its_channel
     weight[1] = 0
     folded = weight * torch.tensor([0.5, 2.0, -1.0, 3.0]).reshape(4, 1, 1, 1)
     assert _is_scaled(folded, weight)
+    assert _is_scaled(folded.half(), weight)
     altered = folded.clone()
     altered[0, 0, 0, 0] += 0.01
     assert not _is_scaled(altered, weight)

@@ -88,6 +88,19 @@ def test_what_is_the_same_passes_and_what_is_not_fails_by_the_lower_end() -> Non
     assert noisy.margin == pytest.approx((1 - noisy.figures["cosine"]["lower"]) / 0.01)
 
 
+def test_logits_that_are_clipped_do_not_move_the_scale() -> None:
+    clipped = [
+        Case(
+            {n: x.clip(max=40) if n.startswith("logits") else x for n, x in c.candidate.items()},
+            c.reference,
+            c.exact,
+        )
+        for c in sample()
+    ]
+    assert min(float(case.exact["logits_per_image"].max()) for case in clipped) > 45
+    assert logit_scale(clipped) == pytest.approx(1, abs=0.002)
+
+
 def test_a_logit_scale_that_is_off_fails_whatever_the_limits() -> None:
     assert logit_scale(sample(0.1)) == pytest.approx(1)
     off = budget(sample(scale=104.0), Budget(cosine=0.5))
