@@ -124,11 +124,24 @@ class Budget:
 
 
 LOGIT_SCALE = 0.02
-"""How far from 1 the logit scale of a candidate may be, in the reference's."""
+"""How far from 1 the logit scale of a candidate may be, in the reference's. It was at most 0.007
+off in sound static int8 programs of tiny-resnet and clipa, whose logits are quantised as well. One
+whose logarithm is cut off at a step of 1/16 was 0.042 off."""
 
 BUDGETS = {
     "fp16": Budget(cosine=0.999, median=0.9999, top1=0.85, top5=0.85, spearman=0.999),
     "bf16": Budget(cosine=0.99, median=0.999, top1=0.75, top5=0.8, spearman=0.99),
-    "int8": Budget(cosine=0.8, median=0.997, top1=0.7, top5=0.75, spearman=0.985, levels=64),
+    "int8": Budget(cosine=0.8, median=0.998, top1=0.6, top5=0.7, spearman=0.99, levels=64),
     "int4": Budget(cosine=0.75, median=0.98, top1=0.4, top5=0.5, spearman=0.9),
 }
+"""By name. Measured with `python -m benchmarks.budgets`, over six models with two seeds each
+(docs/evidence/tables/budgets.md has the table): the least of sound programs, of cosine, median,
+top1, top5 and spearman, by the end of the interval that counts.
+
+- ``fp16``: 1.0000, 1.0000, 0.93, 0.95 and 1.0000
+- ``bf16``: 0.9995, 1.0000, 0.85, 0.92 and 0.9995
+- ``int8``: 0.8614, 0.9987, 0.67, 0.80 and 0.9922
+- ``int4``: 0.9650, 0.9864, 0.49, 0.63 and 0.9344
+
+Shares of matches are low where features are close together, as those of seeded weights are.
+"""
