@@ -126,7 +126,7 @@ def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) 
     options += ["--key", "k", "--reference", "r", "--no-cache", "--isolation", "none"]
     options += ["--architecture", "ViT-B/32", "--fail-fast"]
     options += ["--select", "top1", "--select", "modules", "--ignore", "modules"]
-    options += ["--budget", "int8"]
+    options += ["--budget", "int8", "--map", "a=pixels", "--require", "dynamic-batch"]
     run("check", "a", "b", *options, "--atol", 0.5, "--rtol", 0.25, "--download-root", "x")
     assert seen == {
         "checkpoints": ["a", "b"],
@@ -144,6 +144,8 @@ def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) 
         "atol": 0.5,
         "rtol": 0.25,
         "budget": "int8",
+        "map": ["a=pixels"],
+        "require": ["dynamic-batch"],
         "select": ["top1", "modules"],
         "ignore": ["modules"],
         "fail_fast": True,
@@ -219,7 +221,7 @@ def test_the_defaults_of_the_command_are_those_of_the_function() -> None:
     command = inspect.signature(check.check).parameters
     function = inspect.signature(checking.check).parameters
     options = set(command) & set(vars(CheckOptions()))
-    assert len(options) == 18
+    assert len(options) == 20
     for name in options:
         assert command[name].default == function[name].default
 
