@@ -67,14 +67,15 @@ def by_library(checkpoint: Checkpoint) -> Checkpoint:
     if named or not isinstance(model, LibraryArchitecture):
         return checkpoint
     built = _on_meta(model)
-    wanted = {
-        key: tensor
-        for key, tensor in built.state_dict().items()
-        if key in tensors or not key.endswith(COUNTER)
-    }
-    longest = max(wanted, key=len)
+    state = built.state_dict()
+    longest = max((key for key in state if not key.endswith(COUNTER)), key=len)
     found = (key.removesuffix(longest) for key in tensors if key.endswith(longest))
     prefix = min(found, key=len, default="")
+    wanted = {
+        key: tensor
+        for key, tensor in state.items()
+        if prefix + key in tensors or not key.endswith(COUNTER)
+    }
     beside = {prefix + name for name, _ in built.named_buffers()}.difference(
         prefix + key for key in wanted
     )

@@ -162,7 +162,8 @@ def test_an_archive_of_transformers_takes_ids_first_and_its_mask(kind: str, tmp_
     archive = traced(build(architecture), architecture, tmp_path / "model.pt")
     found = judged(archive, tmp_path / "folder")
     assert failed(found) == set()
-    assert "not judged" not in message(found, "modules")
+    # The tracer leaves out the input that three modules of ALIGN take and do nothing with.
+    assert ("not judged" in message(found, "modules")) == (kind == "align")
 
 
 @pytest.fixture(scope="module")
