@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from clipcheck.plugin.failing import NotPassedError
-from clipcheck.report.failure import failure, in_a_line, left_out
+from clipcheck.report.failure import failure, one_line_reason, reason_left_out
 
 if TYPE_CHECKING:
     from clipcheck.results.judgement import Judgement
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 def test_gate(clip_judgement: Judgement, clip_gate: str) -> None:
     """The checkpoint passes this gate."""
-    reason = left_out(clip_judgement, clip_gate)
+    reason = reason_left_out(clip_judgement, clip_gate)
     if reason:
         pytest.skip(reason)
     problem = failure(clip_judgement, clip_gate)
     if problem:
-        raise NotPassedError(problem, in_a_line(problem))
+        raise NotPassedError(problem, one_line_reason(problem))

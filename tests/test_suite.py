@@ -187,7 +187,7 @@ def test_a_failure_is_one_block_and_a_line_for_each_gate_whose_id_can_be_pasted_
         )
         == 1
     )
-    assert result.outlines.count("Next: clipcheck convert bad.pt -o mended.pt") == 1
+    assert result.outlines.count("Next: clipcheck convert bad.pt -o fixed.pt") == 1
     (line,) = (line for line in result.outlines if line.startswith("FAILED"))
     word, test, dash, reason = line.split(" ", 3)
     assert (word, dash, reason) == ("FAILED", "-", "so it is with allclose")

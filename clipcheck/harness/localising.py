@@ -165,7 +165,7 @@ def _inputs(
     inputs: Inputs, seed: int, suspect: Suspect | None
 ) -> Iterator[tuple[str, Batch, Tower | None]]:
     """Each with the tower that it is for, or None where it is for any."""
-    yield "the inputs of the gate modules", for_modules(inputs, seed), None
+    yield "those of the `modules` gate", for_modules(inputs, seed), None
     if suspect is not None:
         yield (
             "the input that fails",

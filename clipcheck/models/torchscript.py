@@ -35,7 +35,7 @@ _NORMALISATIONS = ("aten::layer_norm", "aten::batch_norm", "aten::group_norm")
 _CONVOLUTIONS = ("aten::conv2d", "aten::_convolution", "aten::convolution")
 
 ANEW = (
-    "write it anew: clipcheck convert ARCHIVE --architecture ARCH -o mended.pt, where ARCH is what "
+    "write it anew: clipcheck convert ARCHIVE --architecture ARCH -o fixed.pt, where ARCH is what "
     "it was trained as: a released name, open_clip:NAME, or a configuration file."
 )
 """The end of a remedy for an archive of which the code cannot tell how it computes."""

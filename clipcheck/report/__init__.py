@@ -1,1 +1,1 @@
-"""From a result to text, JSON and so on. Nothing in here reads or writes files."""
+"""Render results as text, HTML, JUnit, Markdown and annotations."""

@@ -1,4 +1,4 @@
-"""Whether a difference matters: cosine and best match, beside the verdict."""
+"""Report whether a difference matters: cosine and top-1 agreement with float64."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from clipcheck.results.judgement import Judgement
 
 
-def told(judgements: Sequence[Judgement]) -> str:
-    """Say the least cosine and how often the best match is the same, over all of them; nothing
-    where none was measured."""
+def describe(judgements: Sequence[Judgement]) -> str:
+    """Report the least cosine and the top-1 agreement over all judgements, or an empty string if
+    nothing was measured."""
     found = [
         gate.figures["agreement"]
         for each in judgements
@@ -22,10 +22,10 @@ def told(judgements: Sequence[Judgement]) -> str:
     rows = sum(int(each.get("rows", 0)) for each in found)
     if rows:
         same = sum(int(each.get("top1", 0)) for each in found)
-        parts.append(f"top-1 the same in {same:,} of {rows:,} rows")
+        parts.append(f"top-1 agrees in {same:,} of {rows:,} rows")
     return f"Against float64: {'; '.join(parts)}." if parts else ""
 
 
 def _cosine(value: float) -> str:
-    """With five digits, never rounded up."""
+    """Write five digits, rounded down."""
     return "over 0.99999" if value > 0.99999 else f"{math.floor(value * 1e5) / 1e5:.5f}"

@@ -1,4 +1,4 @@
-"""Another architecture that a candidate computes as, for people."""
+"""Report that a candidate computes another architecture than the one it was judged as."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from clipcheck.gates.alternative import described, equals
 from clipcheck.results.judgement import Judgement
 
 
-def told(judgement: Judgement) -> str:
-    """In two sentences; nothing where there is none."""
+def describe(judgement: Judgement) -> str:
+    """Describe it in two sentences, or return an empty string if there is none."""
     if judgement.alternative is None:
         return ""
     found = described(judgement.alternative, assumed=judgement.assumed)
     if equals(judgement.alternative):
         return (
-            f"{found}. If it was trained so, say it with {ASKED}; converting it would destroy a "
-            "good model"
+            f"{found}. If it was trained like this, say so with {ASKED}; converting it would "
+            "destroy a good model"
         )
     return (
-        f"{found}. If it was trained with that, something else is wrong as well: say what it was "
-        f"trained as with {ASKED}, to see what; converting it as it was judged would destroy its "
-        "model"
+        f"{found}. If it was trained like this, something else is wrong as well: check it again "
+        f"with {ASKED} to see what; converting it as judged would destroy its model"
     )

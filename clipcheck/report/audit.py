@@ -1,4 +1,4 @@
-"""An audit as text and JSON."""
+"""Render an audit as text and JSON."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SCHEMA = 1
 
 
 def render_catalogue(variants: Sequence[Variant]) -> str:
-    """The names of all variants, with a line for each. Ends without a newline."""
+    """Return a line for each variant. Ends without a newline."""
     width = max(len(variant.name) for variant in variants)
-    parts = {"faults, which have to be caught": False, "clean variants, which have to pass": True}
+    parts = {"faults (must be caught)": False, "clean variants (must pass)": True}
     blocks = []
     for title, clean in parts.items():
         chosen = [each for each in variants if each.clean == clean]
@@ -26,11 +26,11 @@ def render_catalogue(variants: Sequence[Variant]) -> str:
 
 
 def render(audit: Audit) -> str:
-    """A row for each variant and architecture, and a summary. Ends without a newline."""
+    """Return a row for each variant and architecture, and a summary. Ends without a newline."""
     return "\n".join(
         [
-            "How many times its limit the gate that caught a fault found, at the least; whether",
-            "the classic assertion caught it; and how much of the limits a clean variant took.",
+            "x limit: the figure divided by its limit; the least of a fault, the greatest of a",
+            "clean variant. classic: how often the classic assertion alone caught it.",
             "",
             *_rows(audit.faults, "fault"),
             "",
@@ -44,19 +44,19 @@ def render(audit: Audit) -> str:
 
 
 def summary(audit: Audit) -> str:
-    """The last line, which says it all."""
+    """Return the summary: the verdict, and what was wrong."""
     faults, clean = audit.faults, audit.clean
     caught = sum(finding.caught for finding in faults)
     classic = sum(finding.classic_caught for finding in faults)
     passed = sum(not finding.caught for finding in clean)
-    wrong = sorted({_told(finding) for finding in audit.findings if not finding.right})
+    wrong = sorted({_failure_lines(finding) for finding in audit.findings if not finding.right})
     line = (
         f"{'PASSED' if audit.passed else 'FAILED'}: {caught} of {len(faults)} faults caught (the "
         f"classic assertion: {classic}); {passed} of {len(clean)} clean variants passed."
     )
     sought = audit.sought
     if sought:
-        line += f" {_hits(sought)}"
+        line += f" {_localised_text(sought)}"
     astray = [f"{f.name} in {f.architecture}" for f in sought if not f.localised]
     lines = [line]
     if wrong:
@@ -66,19 +66,19 @@ def summary(audit: Audit) -> str:
     return "\n".join(lines)
 
 
-def _hits(sought: Sequence[Finding]) -> str:
-    """How many faults were localised, of those that can be."""
+def _localised_text(sought: Sequence[Finding]) -> str:
+    """Say how many faults were localised, of those that can be."""
     showing = [finding for finding in sought if not finding.hidden]
     hits, hidden = sum(finding.localised for finding in showing), len(sought) - len(showing)
     apart = f"; {hidden} {'does' if hidden == 1 else 'do'} not show there" if hidden else ""
     return (
-        f"{hits} of {len(showing)} faults that show on ordinary inputs localised to the module "
-        f"they were planted in{apart}."
+        f"{hits} of {len(showing)} faults that show on ordinary inputs were localised to the "
+        f"module they were planted in{apart}."
     )
 
 
 def render_json(audit: Audit) -> str:
-    """The document, schema 1, with a newline at its end."""
+    """Render the JSON document, schema 1. Ends with a newline."""
     document = {
         "schema": SCHEMA,
         "passed": audit.passed,
@@ -101,7 +101,7 @@ def _rows(findings: Sequence[Finding], kind: str) -> list[str]:
 
 
 def _places(sought: Sequence[Finding]) -> list[str]:
-    """Where each fault departs first, in each tower."""
+    """List where each fault departs first, in each tower."""
     if not sought:
         return []
     rows = ["Where each fault departs first; those marked with an X are not where it was planted."]
@@ -114,12 +114,12 @@ def _places(sought: Sequence[Finding]) -> list[str]:
 
 
 def _left_out(audit: Audit) -> list[str]:
-    """The backends that nothing was planted into, and why."""
+    """List the backends that were left out, and why."""
     rows = [f"{name}: left out ({reason})" for name, reason in audit.left_out.items()]
     return [*rows, ""] if rows else []
 
 
-def _told(finding: Finding) -> str:
+def _failure_lines(finding: Finding) -> str:
     return f"{finding.name} in {finding.architecture} ({finding.backend})"
 
 
@@ -128,7 +128,7 @@ def _row(name: str, architecture: str, backend: str, gate: str, margin: str, cla
 
 
 def _grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """Those of one variant in one backend and one architecture, whatever the weights."""
+    """Group the findings by backend, variant and architecture."""
     groups: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
         place = (finding.backend, finding.name, finding.architecture)
@@ -137,7 +137,8 @@ def _grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
 
 
 def _margin(group: Sequence[Finding]) -> str:
-    """The one that came nearest to the wrong side: the least for a fault, else the greatest."""
+    """Write the margin that was nearest to a wrong verdict: the least of a fault, else the
+    greatest."""
     choose = max if group[0].clean else min
     margin = choose(finding.margin for finding in group)
     if margin == float("inf"):

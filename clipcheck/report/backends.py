@@ -1,4 +1,4 @@
-"""Every backend: what runs it here, or why nothing does; in lines of at most 80 cells."""
+"""Render the list of backends, in lines of at most 80 cells."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from clipcheck.report.cells import padded, wrapped
 _GAP = 2
 
 _CHOOSING = (
-    f"Choose one by --backend NAME or --backend NAME:OPTION=VALUE,..., and by --backend {ALL} "
-    "every one that fits the checkpoint."
+    f"Choose one with --backend NAME or --backend NAME:OPTION=VALUE,...; with --backend {ALL} "
+    "choose all that fit the checkpoint."
 )
 
 
 def render(listed: Sequence[Listed]) -> str:
-    """Each with its library's version or what is missing, what it is, and its options with their
-    defaults; and how one is chosen. Ends without a newline."""
+    """List each backend with its library's version or what is missing, its summary and options.
+
+    Ends without a newline.
+    """
     width = _GAP + max((len(each.name) for each in listed), default=0)
     lines = [line for each in listed for line in _lines(each, width)]
     return "\n".join([*lines, "", *wrapped(_CHOOSING)])

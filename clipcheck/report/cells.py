@@ -1,7 +1,7 @@
-"""Text that a terminal can be given: measured in cells, with nothing in it that moves the cursor.
+"""Make text safe for a terminal, and fit it into a number of cells.
 
-Names of checkpoints and prompts come from outside, and are anything: wider than a line, of
-characters that take two cells, or with escape sequences in them.
+Names of checkpoints and prompts come from outside: they may be wider than a line, have characters
+that take two cells, or contain escape sequences.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from clipcheck.system.width import width
 
 _GAP = "..."
 
-_CONSOLE = Console(file=io.StringIO())  # takes part in no output
+_CONSOLE = Console(file=io.StringIO())  # only wraps text
 
 
 def visible(text: str) -> str:
-    """The text with an escape, such as ``\\x1b``, for each character that cannot be seen."""
+    """Escape each unprintable character, as in ``\\x1b``."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def visible_lines(text: str) -> str:
-    """The same of each line of a text."""
+    """Escape each unprintable character but line ends."""
     return "\n".join(visible(line) for line in text.split("\n"))
 
 
 def shortened(text: str, width: int) -> str:
-    """The text if it fits, or else its beginning and more of its end, which tells files apart."""
+    """Shorten a long text in the middle, and keep more of its end: names of files differ there."""
     if cell_len(text) <= width:
         return text
-    head = text[: _fitting(text, max(0, width - len(_GAP)) // 3)] + _GAP
+    head = text[: _count_fitting(text, max(0, width - len(_GAP)) // 3)] + _GAP
     start = len(text)
     while start > 0 and cell_len(head + text[start - 1 :]) <= width:
         start -= 1
@@ -47,39 +47,38 @@ def shortened(text: str, width: int) -> str:
 
 
 def padded(text: str, width: int) -> str:
-    """The text, filled up with blanks to that many cells."""
+    """Pad the text with blanks to this many cells."""
     return text + " " * (width - cell_len(text))
 
 
 def wrapped(text: str, first: str = "", rest: str | None = None) -> list[str]:
-    """Lines of at most `width` cells. What does not fit into one is cut, for nothing runs over.
+    """Wrap a text into lines of at most `width` cells; words that are too long are cut.
 
     Args:
-        text: of any characters; those that cannot be seen are made visible.
-        first: what the first line begins with, in characters that can be seen.
-        rest: what the others begin with; by default as many blanks.
+        text: may have unprintable characters, which are escaped.
+        first: prefix of the first line, printable.
+        rest: prefix of the other lines; default: as many blanks.
     """
     rest = " " * cell_len(first) if rest is None else rest
     told = visible(" ".join(re.split(r"[ \t\r\n]+", text.strip(" \t\r\n"))))
-    top = _folded(told, width() - cell_len(first))[0]
+    top = _fold(told, width() - cell_len(first))[0]
     below = told[len(top) :].lstrip(" ")
-    lines = [f"{rest}{line}" for line in _folded(below, width() - cell_len(rest))] if below else []
+    lines = [f"{rest}{line}" for line in _fold(below, width() - cell_len(rest))] if below else []
     return [line.rstrip() for line in [first + top, *lines]]
 
 
-def _folded(text: str, room: int) -> list[str]:
+def _fold(text: str, room: int) -> list[str]:
     return [line.plain for line in Text(text).wrap(_CONSOLE, max(room, 2), overflow="fold")]
 
 
 def command(words: Sequence[str], first: str = "") -> list[str]:
-    """A command to be pasted into a shell, in lines of at most `width` cells.
+    """Write a command to paste into a shell, in lines of at most `width` cells.
 
-    It goes on in the next line after a backslash, if need be within a word, which a shell puts
-    together again.
+    Lines end with a backslash, within a word if it is too long; the shell joins them.
 
     Args:
-        words: a short name, and arguments.
-        first: what the first line begins with.
+        words: name and arguments; the name is short.
+        first: prefix of the first line.
     """
     name, *arguments = words
     rest = " " * len(first)
@@ -94,14 +93,14 @@ def command(words: Sequence[str], first: str = "") -> list[str]:
         lines.append(f"{line} \\")
         line = rest + whole
         if cell_len(line) > room:
-            # At the very left: blanks would end the word.
+            # Without indent: blanks would end the word.
             *pieces, line = _pieces(word, width() - len(" \\"))
             lines += [f"{piece}\\" for piece in pieces]
     return [*lines, line]
 
 
 def quoted(word: str) -> str:
-    """A word for a shell; with ``$'...'`` where it has characters that cannot be seen."""
+    """Quote a word for a shell, as ``$'...'`` if it has unprintable characters."""
     if word.isprintable():
         return shlex.quote(word)
     return "$'" + "".join(_escaped(character) for character in word) + "'"
@@ -116,15 +115,15 @@ def _escaped(character: str) -> str:
 
 
 def _bytes(character: str) -> bytes:
-    """As in the name of a file; other surrogates, which none has, as Python writes them."""
+    """Encode as a file's name; surrogates that no name has, as UTF-8."""
     try:
         return os.fsencode(character)
     except UnicodeEncodeError:
         return character.encode("utf-8", errors="surrogatepass")
 
 
-def _fitting(text: str, width: int, before: str = "") -> int:
-    """How many characters fit behind others."""
+def _count_fitting(text: str, width: int, before: str = "") -> int:
+    """Count how many characters fit after ``before``."""
     count = 0
     while count < len(text) and cell_len(before + text[: count + 1]) <= width:
         count += 1
@@ -132,7 +131,7 @@ def _fitting(text: str, width: int, before: str = "") -> int:
 
 
 def _pieces(word: str, width: int) -> list[str]:
-    """A word in parts that a shell takes as one, where nothing is between them."""
+    """Split a word into quoted parts that a shell joins if nothing stands between them."""
     pieces: list[str] = []
     start = 0
     while start < len(word):

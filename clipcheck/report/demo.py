@@ -1,4 +1,4 @@
-"""Text of a demo of a planted fault around the report: where to look, and in which order."""
+"""Texts of the demo of a planted fault: what was planted, and how to read the report."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def planted(variant: Variant, architecture: str) -> str:
 
 
 def tour(judgement: Judgement, folder: str, page: str) -> Text:
-    """Through what was found, step by step.
+    """Explain the findings step by step.
 
     Args:
         judgement: of the archive with the fault.
-        folder: what the demo has written to.
-        page: the report in it that a browser shows.
+        folder: of the demo's files.
+        page: path of the HTML report.
     """
     failed = [gate.name for gate in judgement.gates if not gate.passed]
     steps = [
         ("1. the verdict", f"not passed: {', '.join(failed)}"),
         *(("2. the module", named(place)) for place in judgement.departures),
         ("3. the input", _input(judgement)),
-        ("4. the page", f"{page}, to be opened in a browser"),
+        ("4. the page", f"open {page} in a browser"),
     ]
     lines = ["What to look at:"]
     for label, text in steps:
         lines += wrapped(text, f"  {label:<{_LABEL}}")
     if judgement.saved is not None:
         lines += command(["clipcheck", "replay", judgement.saved], "Next: ")
-        lines += wrapped("runs that input again, and exits with 1 while it fails.", " " * 6)
+        lines += wrapped("runs this input again, and exits with 1 while it fails.", " " * 6)
     lines += command(["rm", "-r", folder], "Last: ")
     lines += wrapped("deletes the demo's files.", " " * 6)
     return Text("\n".join(lines))
@@ -52,5 +52,5 @@ def tour(judgement: Judgement, folder: str, page: str) -> Text:
 def _input(judgement: Judgement) -> str:
     failing = judgement.failing_example
     if failing is None:
-        return "none fails by itself: the fault is seen in the module alone"
-    return f"{listed(failing.images, failing.prompts)}, the smallest that fails"
+        return "no single input fails: only the module shows the fault"
+    return f"{listed(failing.images, failing.prompts)}, the smallest failing input"

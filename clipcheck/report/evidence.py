@@ -1,4 +1,4 @@
-"""Keep what a check found: a page, a text, JSON, and the inputs that fail, in one folder."""
+"""Write the report of a check into a folder: HTML page, text, JSON, and the failing inputs."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ INPUTS = "failing-inputs"
 
 
 def require_folder(folder: Path) -> None:
-    """Make the folder and write to it, to know before anything is run that this can be done.
+    """Create the folder and try to write to it, before a check starts.
 
     Raises:
-        OutputError: it cannot.
+        OutputError: the folder cannot be created or is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,9 +45,8 @@ def require_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise OutputError(
-            f"expected a folder that can be written to, found that it cannot "
-            f"({error.strerror or error})",
-            remedy="Name another folder, or give yourself permission for this one.",
+            f"expected a writable folder, found one that is not ({error.strerror or error})",
+            remedy="Name another folder, or change the permissions of this one.",
             path=folder,
         ) from error
 
@@ -57,13 +56,13 @@ def keep(result: _Result, folder: Path) -> _Result:
 
     Args:
         result: of any verdict.
-        folder: it has to be there.
+        folder: must exist.
 
     Returns:
-        The result, which knows where its failing inputs are.
+        The result with the paths of its saved inputs.
 
     Raises:
-        OutputError: something cannot be written.
+        OutputError: a file cannot be written.
     """
     kept = keep_inputs(result, folder / INPUTS)
     keep_texts(kept, folder)
@@ -71,18 +70,18 @@ def keep(result: _Result, folder: Path) -> _Result:
 
 
 def keep_texts(result: Result, folder: Path) -> None:
-    """Write `JSON`, `TEXT` and `HTML`, the page last: it is the most that can go wrong. Failing
-    inputs of other runs are taken away from there.
+    """Write `JSON`, `TEXT` and `HTML`, the page last: it is the most likely to fail. Delete failing
+    inputs of other runs.
 
     Args:
         result: of any verdict.
-        folder: it has to be there.
+        folder: must exist.
 
     Raises:
-        OutputError: one cannot be written.
+        OutputError: a file cannot be written.
     """
-    _remove_of_other_runs(result, folder / INPUTS)
-    _keep(
+    _remove_inputs_of_other_runs(result, folder / INPUTS)
+    _write_files(
         {
             JSON: lambda: json.render(result),
             TEXT: lambda: text.render(result) + "\n",
@@ -93,20 +92,20 @@ def keep_texts(result: Result, folder: Path) -> None:
 
 
 def keep_sweep(swept: Swept, folder: Path) -> None:
-    """Write `JSON`, `TEXT` and `HTML` of a whole sweep, which keeps no failing inputs.
+    """Write `JSON`, `TEXT` and `HTML` of a whole sweep, which saves no failing inputs.
 
     Args:
         swept: of any verdict.
-        folder: it has to be there.
+        folder: must exist.
 
     Raises:
-        OutputError: one cannot be written.
+        OutputError: a file cannot be written.
     """
     from clipcheck.report import sweep
 
     found = sweep.result(swept)
-    _remove_of_other_runs(found, folder / INPUTS)
-    _keep(
+    _remove_inputs_of_other_runs(found, folder / INPUTS)
+    _write_files(
         {
             JSON: lambda: sweep.render_json(swept),
             TEXT: lambda: sweep.render(swept) + "\n",
@@ -117,9 +116,9 @@ def keep_sweep(swept: Swept, folder: Path) -> None:
 
 
 @lines_of(WIDTH)
-def _keep(forms: Mapping[str, Callable[[], str]], folder: Path) -> None:
-    """Each is made when those before it are written: should it fail, they are there, and of the
-    others none that an earlier run has left."""
+def _write_files(forms: Mapping[str, Callable[[], str]], folder: Path) -> None:
+    """Render and write one file after the other. If one fails, delete it and those after it, which
+    would be of an earlier run."""
     missing = list(forms)
     try:
         for name, render in forms.items():
@@ -129,12 +128,12 @@ def _keep(forms: Mapping[str, Callable[[], str]], folder: Path) -> None:
             missing.remove(name)
     finally:
         for name in missing:
-            with suppress(OSError):  # The error that it is here for tells more.
+            with suppress(OSError):  # do not hide the first error
                 (folder / name).unlink()
 
 
-def _remove_of_other_runs(result: Result, folder: Path) -> None:
-    """Take away the failing inputs that another run has left in a report's folder."""
+def _remove_inputs_of_other_runs(result: Result, folder: Path) -> None:
+    """Delete the failing inputs of other runs in a report's folder."""
     mine = {Path(each.saved).absolute() for each in result.judgements if each.saved is not None}
     try:
         there = list(folder.iterdir()) if folder.is_dir() else []
@@ -145,24 +144,24 @@ def _remove_of_other_runs(result: Result, folder: Path) -> None:
             folder.rmdir()
     except OSError as error:
         raise OutputError(
-            f"the failing inputs of a run before cannot be removed ({error.strerror or error})",
-            remedy="Remove them, or name another folder.",
+            f"cannot delete the failing inputs of an earlier run ({error.strerror or error})",
+            remedy="Delete them, or name another folder.",
             path=folder,
         ) from error
 
 
 def keep_inputs(result: _Result, folder: Path | None = None) -> _Result:
-    """Write a folder for each failing input that has none yet.
+    """Write a folder for each failing input that is not saved yet.
 
     Args:
         result: of any verdict.
-        folder: what they are made in; by default a new temporary one, where it is needed.
+        folder: parent of the new folders; default: a temporary one.
 
     Returns:
-        The result, which knows where its failing inputs are.
+        The result with the paths of its saved inputs.
 
     Raises:
-        OutputError: one cannot be written.
+        OutputError: a file cannot be written.
     """
     if all(judgement.failing is None for judgement in result.judgements):
         return result
@@ -175,9 +174,9 @@ def _new_folder() -> Path:
         return Path(tempfile.mkdtemp(prefix="clipcheck-"))
     except OSError as error:
         raise OutputError(
-            f"expected a temporary folder for the inputs that fail, found none "
+            f"expected a temporary folder for the failing inputs, found none "
             f"({error.strerror or error})",
-            remedy="Make room, or name a folder with --report.",
+            remedy="Free disk space, or name a folder with --report.",
         ) from error
 
 
@@ -194,7 +193,7 @@ def _save(judgement: Judgement, folder: Path) -> Judgement:
 
 
 def _folder_name(judgement: Judgement) -> str:
-    """A name for what is saved of it: checkpoint, backend, device, dtype."""
+    """Return a folder's name from checkpoint, hash, backend, device and dtype."""
     stem = Path(judgement.path or judgement.checkpoint).stem
     parts = (stem, (judgement.sha256 or "")[:8], judgement.backend, judgement.device)
     return re.sub(r"[^\w.-]+", "-", "-".join((*parts, str(judgement.dtype))))

@@ -1,4 +1,4 @@
-"""Explanation of a gate, as text."""
+"""Render the explanation of a gate as text."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _INDENT = "  "
 
 
 def listing(gates: Sequence[Gate]) -> str:
-    """A line for each gate. Ends without a newline."""
+    """Return a line for each gate. Ends without a newline."""
     width = max(len(gate.name) for gate in gates) + 2
     return "\n".join(f"{gate.name:<{width}}{gate.title}" for gate in gates)
 
 
 def render(gate: Gate) -> str:
-    """All that is said of a gate. Ends without a newline."""
+    """Return the full explanation of a gate. Ends without a newline."""
     parts = {
         "Passes when": gate.passes_when,
         "Why, and what its limit is based on": gate.explanation,

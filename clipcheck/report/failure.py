@@ -1,4 +1,4 @@
-"""Messages of tests: for a checkpoint, and for a gate that it does not pass."""
+"""Messages of failing tests: for a checkpoint, and for one of its gates."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ SCREEN = 24
 
 
 def summary(result: Result) -> str:
-    """Summarise the failures on one screen: the verdict, which names the worst failure, then each
-    failure with its evidence, the worst first."""
+    """Summarise the failures on one screen: the verdict, then each failure, the worst first."""
     from clipcheck.report.cells import visible, wrapped
     from clipcheck.report.verdict import verdict, worst_first
 
@@ -29,20 +28,20 @@ def summary(result: Result) -> str:
 
 def _found(judgement: Judgement) -> Iterator[str]:
     from clipcheck.report.cells import wrapped
-    from clipcheck.report.text import departing_lines, doubting_lines, failing_lines
+    from clipcheck.report.text import departure_lines, doubt_lines, failing_lines
 
     if judgement.error is not None:
         yield from wrapped(judgement.error, "  not judged: ")
     for gate in judgement.gates:
         if not gate.passed:
             yield from wrapped(gate.message, f"  {gate.name}: ", "    ")
-    yield from doubting_lines(judgement)
-    yield from departing_lines(judgement)
+    yield from doubt_lines(judgement)
+    yield from departure_lines(judgement)
     yield from failing_lines(judgement)
 
 
-def left_out(judgement: Judgement, gate: str) -> str:
-    """Why the gate has nothing to judge in this checkpoint, or nothing where it has."""
+def reason_left_out(judgement: Judgement, gate: str) -> str:
+    """Return why the gate does not apply to this checkpoint, or an empty string if it does."""
     from clipcheck.gates.registry import gate_named
     from clipcheck.gates.result import LOGITS
 
@@ -50,25 +49,25 @@ def left_out(judgement: Judgement, gate: str) -> str:
         return ""
     known = gate_named(gate)
     if known.needs_logits and set(LOGITS) <= set(judgement.absent):
-        return f"{judgement.checkpoint} gives no logits, which {gate} judges"
+        return f"{judgement.checkpoint} has no logits, which {gate} needs"
     if known.needs_reference:
-        return f"{judgement.checkpoint} holds no weights that can be compared with the reference's"
+        return f"{judgement.checkpoint} has no weights to compare with the reference's"
     return ""
 
 
 def failure(judgement: Judgement, gate: str) -> str:
-    """Say on two lines or more what did not pass and why; nothing where the gate passed."""
+    """Return what failed on a line, and why on the next; an empty string if the gate passed."""
     found = _failure(judgement, gate)
     if not found:
         return found
-    # Here, for a run whose tests all pass has no use for it.
+    # Imported here: runs in which all tests pass do not need it.
     from clipcheck.report.cells import visible_lines
 
     return visible_lines(found)
 
 
-def in_a_line(failure: str) -> str:
-    """Return the reason of a failure, without the line that says what did not pass."""
+def one_line_reason(failure: str) -> str:
+    """Return the reason of a failure as one line, without its headline."""
     return " ".join(failure.partition("\n")[2].split())
 
 
@@ -78,5 +77,5 @@ def _failure(judgement: Judgement, gate: str) -> str:
         return f"{headline}not judged\n{judgement.error}"
     found = next((each for each in judgement.gates if each.name == gate), None)
     if found is None:
-        return f"{headline}{gate}\nexpected what this gate found, but it was not judged"
+        return f"{headline}{gate}\nexpected a result of this gate, but it did not run"
     return "" if found.passed else f"{headline}{gate}\n{found.message}"

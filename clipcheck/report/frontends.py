@@ -1,4 +1,4 @@
-"""Results of libraries' own ways to take raw inputs, in lines of at most 80 cells."""
+"""Report how other libraries preprocess and tokenize, in lines of at most 80 cells."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ _INDENT = "  "
 _DEEPER = "    "
 
 _SHOWN = 3
-"""Inputs that are told of where they differ for no known reason; the others are counted."""
+"""Inputs to show of those that differ for no known reason; the rest are counted."""
 
 _PARTS: dict[Kind, tuple[str, str, str]] = {
     "image": ("preprocessing", "image", "images"),
     "text": ("tokenizing", "text", "texts"),
     "end token": ("end token", "id", "ids"),
 }
-"""Name of each kind, and the words for one and for several of what is counted."""
+"""By kind: its name, and the singular and plural of its inputs."""
 
 
 def lines(results: Sequence[FrontendResult]) -> list[str]:
-    """Report each result: how many inputs become the same, which known differences the others show,
-    and the first of those that differ otherwise. Nothing without results.
+    """Report each result: how many inputs become the same, the known differences, and the first
+    inputs that differ for no known reason.
 
-    What a known difference is, is told where it first comes up.
+    A known difference is explained once, where it first appears.
     """
     told: set[str] = set()
     return [line for result in results for line in _lines(result, told)]
 
 
 def headline(result: FrontendResult) -> str:
-    """The first of them, not yet cut to lines."""
+    """Return the first line of a result, not wrapped."""
     part, *nouns = _PARTS[result.kind]
     number = f"{result.same} of {result.compared} {nouns[result.compared != 1]} the same"
     counts = {"as known": result.differing_as_known, "otherwise": len(result.unknown)}
@@ -64,7 +64,7 @@ def _unknown_lines(unknown: Unknown) -> list[str]:
 
 
 def _named(result: FrontendResult) -> str:
-    """The version stands behind the library's name, and which of its ways after it."""
+    """Return the library, its version, and the variant of its preprocessing."""
     way = result.name.partition(" ")[2]
     return f"{result.version} {way}".rstrip()
 

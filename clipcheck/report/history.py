@@ -1,4 +1,4 @@
-"""Changes between two runs, as text and JSON."""
+"""Render the changes between two runs as text and JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMA = 1
 _ORDER: tuple[Outcome, ...] = (
     "new failure",
     "newly unjudged",
-    "mended",
+    "fixed",
     "still failing",
     "still unjudged",
     "only in new",
@@ -31,8 +31,8 @@ _ORDER: tuple[Outcome, ...] = (
 
 
 def render(difference: Difference) -> str:
-    """Render what moved in the environment, a block for each checkpoint that changed or does not
-    pass, what got worse first, and the verdict. Ends without a newline."""
+    """Render the changes of the environment, a block for each checkpoint that changed or does not
+    pass (those that got worse first), and the verdict. Ends without a newline."""
     blocks = [*_environment(difference)]
     for outcome in _ORDER:
         blocks += [
@@ -44,29 +44,29 @@ def render(difference: Difference) -> str:
 
 
 def verdict(difference: Difference) -> str:
-    """The last line, which says it all."""
+    """Return the verdict, the last line."""
     counts = Counter(each.outcome for each in difference.compared)
     shrunk = sum(
         any(gate.change == "shrunk" for gate in each.gates) for each in difference.compared
     )
-    parts = [_counted(counts[outcome], outcome) for outcome in _ORDER if counts[outcome]]
+    parts = [_count_text(counts[outcome], outcome) for outcome in _ORDER if counts[outcome]]
     parts += [f"margins shrank in {shrunk}"] if shrunk else []
     return f"{'WORSE' if difference.worse else 'NOT WORSE'}: {', '.join(parts)}."
 
 
-def _counted(number: int, outcome: Outcome) -> str:
+def _count_text(number: int, outcome: Outcome) -> str:
     several = {"new failure": "new failures", "passes as before": "pass as before"}
     return counted(number, outcome, several.get(outcome, outcome))
 
 
 def render_json(difference: Difference) -> str:
-    """The document, with a newline at its end. A margin beyond any limit is null."""
+    """Render the JSON document. Ends with a newline. A margin beyond any limit is null."""
     document = {
         "schema": SCHEMA,
         "worse": difference.worse,
         "old": difference.old.source,
         "new": difference.new.source,
-        "versions": [_moved(*each) for each in difference.versions],
+        "versions": [_change(*each) for each in difference.versions],
         "results": [_entry(each) for each in difference.compared],
     }
     return to_json(document)
@@ -82,7 +82,7 @@ def _environment(difference: Difference) -> Iterator[str]:
 
 
 def _block(compared: Compared) -> str:
-    """Render the block of a checkpoint; empty where nothing changed, and it passes."""
+    """Render the block of a checkpoint; empty if it passes and nothing changed."""
     lines = [
         *(f"  {_condition(*each)}" for each in compared.conditions),
         *(line for gate in compared.gates for line in _gate(gate)),
@@ -98,8 +98,7 @@ def _block(compared: Compared) -> str:
 
 
 def _condition(name: str, old: str, new: str) -> str:
-    other = "other" if name.endswith("s") else "another"
-    return f"{other} {name}: {old[:16]} -> {new[:16]}"
+    return f"{name} changed: {old[:16]} -> {new[:16]}"
 
 
 def _gate(moved: GateChange) -> list[str]:
@@ -123,13 +122,13 @@ def _found(gate: GateResult) -> str:
     return f"{'passed' if gate.passed else 'FAILED'} {of_limit(gate.margin)}".rstrip()
 
 
-def _moved(name: str, old: object, new: object) -> dict[str, object]:
+def _change(name: str, old: object, new: object) -> dict[str, object]:
     return {"name": name, "old": old, "new": new}
 
 
 def _entry(compared: Compared) -> dict[str, Any]:
     known = compared.new or compared.old
-    assert known is not None  # noqa: S101 - for the type: never is neither there
+    assert known is not None  # noqa: S101 - for mypy: at least one of the two exists
     dtypes = [each.dtype for each in (compared.new, compared.old) if each and each.dtype]
     return {
         "checkpoint": known.checkpoint,
@@ -139,7 +138,7 @@ def _entry(compared: Compared) -> dict[str, Any]:
         "outcome": compared.outcome,
         "old": _state(compared.old),
         "new": _state(compared.new),
-        "conditions": [_moved(*each) for each in compared.conditions],
+        "conditions": [_change(*each) for each in compared.conditions],
         "gates": [
             {"name": g.name, "change": g.change, "old": _side(g.old), "new": _side(g.new)}
             for g in compared.gates

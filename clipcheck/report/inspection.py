@@ -1,4 +1,4 @@
-"""Description of a checkpoint, as text."""
+"""Describe a checkpoint as text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipcheck.report.cells import visible
 
 
 def render(subject: Checkpoint | Program) -> str:
-    """A line for each fact, without a newline at the end."""
+    """Return a line for each fact. Ends without a newline."""
     facts = _of_program(subject) if isinstance(subject, Program) else _of_checkpoint(subject)
     return "\n".join(f"{label:<14}{fact}" for label, fact in facts.items())
 
@@ -26,13 +26,13 @@ def _of_program(program: Program) -> dict[str, str]:
         **_files("file", [part.path for part in program.parts]),
         **_files("data", [file for part in program.parts for file in part.data]),
         "format": _FORMATS[program.format],
-        "weights": "inside of the program, not under keys of their own",
+        "weights": "inside the program, without keys of a state dict",
         "SHA-256": f"{program.sha256}{several}",
     }
 
 
 def _files(label: str, files: Sequence[Path]) -> dict[str, str]:
-    """Files with their sizes, the first ten by name."""
+    """List files with their sizes, the first ten by name."""
     told = [f"{file} ({file.stat().st_size:,} bytes)" for file in files[:_MOST_FILES]]
     if len(files) > _MOST_FILES:
         told.append(f"and {len(files) - _MOST_FILES} more")
@@ -63,8 +63,9 @@ def _computes(checkpoint: Checkpoint) -> str:
     if checkpoint.told:
         return f"{summary_of(checkpoint.model)}: from {checkpoint.told}"
     if checkpoint.format is Format.ARCHIVE:
-        return "what its code says"
-    return f"not told by the weights{f' ({checkpoint.untold})' if checkpoint.untold else ''}"
+        return "by its own code"
+    why = f" ({checkpoint.untold})" if checkpoint.untold else ""
+    return f"not determined by the weights{why}"
 
 
 _FORMATS = {
@@ -87,8 +88,8 @@ def _checksums(checkpoint: Checkpoint) -> str:
     if not parts:
         return "this format has none"
     if not all(records.has_checksums for records in parts):
-        return "left out by the writer"
-    return f"right in all {sum(len(records.names()) for records in parts)} records"
+        return "not written"
+    return f"correct in all {sum(len(records.names()) for records in parts)} records"
 
 
 def _code(checkpoint: Checkpoint) -> dict[str, str]:
@@ -107,12 +108,12 @@ def _code(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _casts(counts: Counter[str], weights: Sequence[str]) -> dict[str, str]:
-    """Casts to a dtype of the weights, which are rewritten with these, and all others."""
+    """List the casts to a dtype of the weights, rewritten for another dtype, and the others."""
     rewritten = Counter({name: n for name, n in counts.items() if name in weights})
     kept = counts - rewritten
     told = [
-        _counted(rewritten, "rewritten where another dtype is asked for") if rewritten else "",
-        _counted(kept, "left as they are") if kept else "",
+        _counted(rewritten, "rewritten if another dtype is requested") if rewritten else "",
+        _counted(kept, "unchanged") if kept else "",
     ]
     suspicion = patched.suspicion(Patched("", None, tuple(weights), {}, {}, kept))
     return {

@@ -1,10 +1,10 @@
-"""Where a file's own code ran, for people."""
+"""Report where a file's own code ran."""
 
 from __future__ import annotations
 
 
-def told(isolation: tuple[str, ...] | None) -> str:
-    """Say it in a line; nothing where none of the file's own code ran.
+def describe(isolation: tuple[str, ...] | None) -> str:
+    """Describe in a line where it ran, or return an empty string if no such code ran.
 
     Args:
         isolation: see `clipcheck.results.judgement.Judgement.isolation`.

@@ -1,4 +1,4 @@
-"""A result as JUnit XML: what CI servers show as tests."""
+"""Render a result as JUnit XML, which CI servers show as tests."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from clipcheck.report.phrases import commands, evidence, one_line
 from clipcheck.results.judgement import Judgement, LeftOut, Result
 
 UNJUDGED = "judged"
-"""The case that stands for all gates where a checkpoint could not be judged."""
+"""Name of the case, in place of a gate, if a checkpoint could not be judged."""
 
 
 def render(result: Result) -> str:
-    """The document, with a newline at its end: a suite for each judgement, a case for each gate.
+    """Render a suite for each judgement, with a case for each gate. Ends with a newline.
 
-    A case is named as the test of `clipcheck.suite` is. All gates judge one run, whose time is
-    that of the first case. Characters that XML cannot hold become backslash escapes.
+    Cases have the names of the tests of `clipcheck.suite`. The first case has the time of the whole
+    run. Characters that XML cannot hold become backslash escapes.
     """
     root = Element("testsuites", name="clipcheck")
     taken = {"configuration": str(result.configuration)} if result.configuration.options else {}
@@ -54,7 +54,7 @@ def _suite(judgement: Judgement, common: Mapping[str, str]) -> Element:
 
 
 def _skipped(left_out: Sequence[LeftOut]) -> Element:
-    """A case for each backend that was not run."""
+    """Return a suite with a skipped case for each backend that was left out."""
     number = str(len(left_out))
     suite = Element("testsuite", name="left out", tests=number, failures="0", errors="0")
     suite.set("skipped", number)
@@ -82,10 +82,10 @@ def _facts(judgement: Judgement) -> dict[str, str]:
 
 
 def _cases(judgement: Judgement) -> list[Element]:
-    """At least one: nothing judged is no pass."""
+    """Return at least one case: a suite without cases would pass."""
     if judgement.error is not None or not judgement.gates:
         case = _case(judgement, UNJUDGED)
-        problem = judgement.error or "no gate has judged it"
+        problem = judgement.error or "it was judged by no gate"
         _add(case, "error", problem, problem, *evidence(judgement))
         return [case]
     cases = []

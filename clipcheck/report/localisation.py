@@ -1,4 +1,4 @@
-"""Result of `clipcheck localize`, as text and JSON."""
+"""Render the result of `clipcheck localize` as text and JSON."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SCHEMA = 1
 
 
 def report(localised: Localised) -> Text:
-    """The place in each tower, and what to do next."""
+    """Return the place in each tower, the verdict, and the next step."""
     how = f"jit against eager on {localised.device} in {localised.dtype}"
     lines = [
         *wrapped(visible(localised.checkpoint)),
-        *wrapped(f"{how}; walked through in {duration(localised.seconds['localisation'])}", "  "),
+        *wrapped(f"{how}; compared in {duration(localised.seconds['localisation'])}", "  "),
     ]
     for place in localised.localisation.places:
         lines += _place(place)
@@ -31,16 +31,16 @@ def report(localised: Localised) -> Text:
         again = ["clipcheck", "check", path, *given_options(localised), "--report", KEPT]
         steps = [
             *command(again, next_),
-            *wrapped("judges all that it gives, and makes a page of it.", " " * len(next_)),
+            *wrapped("judges all outputs, and writes a report.", " " * len(next_)),
         ]
     texts = [Text(line) for line in lines]
     return Text("\n").join([*texts, verdict(localised), *(Text(step) for step in steps)])
 
 
 def verdict(localised: Localised) -> Text:
-    """The last line, which says it all."""
+    """Return the verdict, the last line."""
     if localised.passed:
-        return Text("NOTHING DEPARTS in what was looked at.", GOOD)
+        return Text("NOTHING DEPARTS in the modules that were compared.", GOOD)
     towers = ", ".join(TOWERS[place.tower] for place in localised.localisation.found)
     return Text(f"DEPARTS: {towers}.", BAD)
 
@@ -53,7 +53,7 @@ def _place(place: Place) -> list[str]:
 
 
 def render_json(localised: Localised) -> str:
-    """The document, schema 1, with a newline at its end."""
+    """Render the JSON document, schema 1. Ends with a newline."""
     document = {
         "schema": SCHEMA,
         "passed": localised.passed,

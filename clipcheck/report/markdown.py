@@ -1,4 +1,4 @@
-"""A result as Markdown, for the summary of a job on GitHub."""
+"""Render a result as Markdown, for the summary of a job on GitHub."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from clipcheck.results.judgement import Judgement, LeftOut, Result
 from clipcheck.system.figures import of_limit
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
-"""A bar is not escaped by a backslash everywhere: a table would have a column more."""
+"""Entities, because not every renderer lets a backslash escape a bar in a table."""
 
 
 def render(result: Result) -> str:
-    """The verdict, a table, and the evidence of what did not pass. Ends with a newline."""
+    """Render the verdict, a table, and the evidence of failures. Ends with a newline."""
     return "".join(parts(result))
 
 
 def parts(result: Result) -> list[str]:
-    """The same in parts that may be left out from the end: the verdict, the table's head, each of
-    its rows, and the evidence for each judgement that did not pass."""
+    """Return the document in parts that may be cut off from the end: verdict, head and rows of the
+    table, and the evidence of each judgement that did not pass."""
     sign = "✓" if result.passed else "✗"
     names = list(dict.fromkeys(gate.name for each in result.judgements for gate in each.gates))
     head = ["checkpoint", "backend", "device", "dtype", *names]
@@ -43,7 +43,7 @@ def _left_out(left_out: Sequence[LeftOut]) -> Iterator[str]:
 
 
 def escaped(text: str) -> str:
-    """The text on one line, so that Markdown takes none of it for its own."""
+    """Put the text on one line and escape Markdown."""
     plain = re.sub(r"[\\`*_~\[\]$#]", r"\\\g<0>", one_line(text))
     return re.sub(r"[&<>|]", lambda found: _ENTITIES[found[0]], plain)
 
@@ -79,7 +79,7 @@ def _items(judgement: Judgement) -> Iterator[str]:
 
 
 def _fenced(lines: Sequence[str]) -> str:
-    """A block of code with a fence that is longer than any in it; nothing without lines."""
+    """Return a block of code, with a fence longer than any inside; empty without lines."""
     if not lines:
         return ""
     code = "\n".join(map(one_line, lines))

@@ -1,4 +1,4 @@
-"""A result as a table in a notebook."""
+"""Render a result as a table for a notebook."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipcheck.results.judgement import Judgement, Result
 
 
 def render(result: Result) -> str:
-    """The verdict, and a row for each run with a cell for each gate: a part of a page."""
+    """Return an HTML fragment: the verdict, and a row for each run with a cell for each gate."""
     judgements = result.judgements
     names = list(dict.fromkeys(gate.name for each in judgements for gate in each.gates))
     head = _row("th", ["checkpoint", "backend", "device", "dtype", *names])

@@ -1,4 +1,4 @@
-"""Constants of an archive's code that were rewritten before it ran, for people."""
+"""Report which constants of an archive's code were rewritten before it ran."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ _DIGITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 """Bits of a number's significand."""
 
 
-def told(patched: Patched | None) -> str:
-    """Describe the rewriting in a line; empty where no code of an archive ran, or nothing in it is
-    of interest.
+def describe(patched: Patched | None) -> str:
+    """Describe the rewriting in a line, or return an empty string if nothing was rewritten.
 
     Args:
         patched: see `clipcheck.results.judgement.Judgement.patched`.
@@ -29,7 +28,7 @@ def told(patched: Patched | None) -> str:
 
 
 def suspicion(patched: Patched | None) -> str:
-    """Casts that may be why an archive failed; nothing where it has none of these."""
+    """Name casts that may be why an archive failed, or return an empty string."""
     if patched is None or not patched.weights:
         return ""
     least = min(_DIGITS[name] for name in patched.weights)
@@ -43,10 +42,10 @@ def suspicion(patched: Patched | None) -> str:
     weights = " and ".join(patched.weights)
     return (
         f"its code casts {' and '.join(lower)}, though its weights are {weights}: if it was traced "
-        "under autocast, trace it again without"
+        "under autocast, trace it again without autocast"
     )
 
 
 def _listed(counts: Mapping[str, int], one: str) -> list[str]:
-    """Such as ``44 x cast to float16``."""
+    """Write each count, as in ``44 x cast to float16``."""
     return [f"{count} x {one} {name}" for name, count in sorted(counts.items())]

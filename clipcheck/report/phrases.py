@@ -1,4 +1,4 @@
-"""Lines on a judgement in reports for machines and for GitHub."""
+"""Lines about a judgement for JUnit, Markdown and annotations."""
 
 from __future__ import annotations
 
@@ -14,31 +14,30 @@ from clipcheck.results.judgement import Judgement
 
 
 def one_line(text: str) -> str:
-    """The text on one line, without characters that are not for reading.
+    """Put the text on one line, and escape unprintable characters.
 
-    Line ends become blanks, and what has no glyph (control characters, lone halves of surrogate
-    pairs, marks that turn the direction of writing) becomes a backslash escape. What is left may
-    stand in XML, too.
+    Line ends become blanks; control characters, lone surrogates and marks of writing direction
+    become backslash escapes. The result is valid in XML.
     """
     return visible(text.replace("\r\n", " ").replace("\n", " ").replace("\r", " "))
 
 
 def evidence(judgement: Judgement) -> Iterator[str]:
-    """Yield where it departs first, the input that it fails on, whether that matters, and known
-    failures like it."""
+    """Yield where the candidate departs first, the failing input, the agreement with float64, and
+    known failures of the library."""
     for place in judgement.departures:
         yield f"departs first in the {TOWERS[place.tower]}: {named(place)} ({measured(place)})"
     failing = judgement.failing_example
     if failing is not None:
         what = "smallest input" if failing.shrunk else "a batch"
         yield f"{what} that fails: {listed(failing.images, failing.prompts)}"
-    alike = agreement.told([judgement])
+    alike = agreement.describe([judgement])
     if alike:
         yield alike
     suspicion = "" if judgement.passed else patched.suspicion(judgement.patched)
     if suspicion:
         yield suspicion
-    other = alternative.told(judgement)
+    other = alternative.describe(judgement)
     if other:
         yield other
     for known in judgement.known:
@@ -46,7 +45,7 @@ def evidence(judgement: Judgement) -> Iterator[str]:
 
 
 def commands(judgement: Judgement) -> list[str]:
-    """How to run the failing input again, and what to do next; nothing where it was not judged."""
+    """Return the commands for the failing input and the next step; none if it was not judged."""
     if judgement.error is not None:
         return []
     saved = judgement.saved

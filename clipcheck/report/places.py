@@ -1,4 +1,4 @@
-"""Where a checkpoint departs first, in words."""
+"""Describe where a checkpoint departs first."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ TOWERS = {"image": "image tower", "text": "text tower", "logits": "logits"}
 
 
 def named(place: Place) -> str:
-    """The module, and the part of it where it is not a module itself."""
+    """Return the module's name, and the part of it, if any."""
     return f"{place.module}, {place.part}" if place.part else str(place.module)
 
 
 def measured(place: Place) -> str:
-    """How far it is off, and on which inputs."""
-    seen = f"seen on {place.given}"
+    """Return the error of the place, and the inputs that showed it."""
+    seen = f"inputs: {place.given}"
     if place.reason:
         return f"{place.reason}; {seen}"
     off = place.figures
     if off.rmse_ratio == float("inf"):
-        return f"not finite, of another shape, or not what it was; {seen}"
+        return f"not finite, of a different shape, or changed; {seen}"
     return f"error {against_eager(off.rmse, off.rmse_ratio, off.allowed)}; {seen}"

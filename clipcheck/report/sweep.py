@@ -1,4 +1,4 @@
-"""A sweep as text, as one document of results, and what it would be before it is run."""
+"""Render a sweep as text and JSON, and its plan as text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from clipcheck.system.figures import counted, duration, multiple, percent, size
 from clipcheck.system.width import width
 
 WORKERS = (8, 64)
-"""Numbers of workers for which a plan estimates the time, beside the number here."""
+"""Numbers of workers for which a plan also estimates the time."""
 
 _HEAD = ("verdict", "worst gate", "seconds", "fetched", "memory")
 _WIDTHS = (12, 20, 7, 8, 7)
@@ -30,12 +30,12 @@ _STYLES = {"consistent": GOOD, "INCONSISTENT": BAD, "not judged": UNKNOWN}
 
 
 def result(swept: Swept) -> Result:
-    """Join the results of all checks of a sweep, as a check of all of them would have them."""
+    """Return the results of all checks of a sweep as one result."""
     return result_of(_document(swept))
 
 
 def render_json(swept: Swept) -> str:
-    """The document of results, schema 1, with what each judgement cost. Ends with a newline."""
+    """Render the JSON document, schema 1, with the cost of each judgement. Ends with a newline."""
     return to_json(_document(swept))
 
 
@@ -55,7 +55,7 @@ def _document(swept: Swept) -> SweepDocument:
 
 
 def _records(rows: Sequence[Row]) -> list[SweptRecord]:
-    """Each record once: one that was asked for by name may be among all that fit as well."""
+    """Return each record once: a backend given by name may be part of ``all`` as well."""
     found: dict[str, SweptRecord] = {}
     for row in rows:
         for each in row.found.results:
@@ -65,12 +65,12 @@ def _records(rows: Sequence[Row]) -> list[SweptRecord]:
 
 
 def render(swept: Swept) -> str:
-    """The whole report without colours. Ends without a newline."""
+    """Return the whole report without colours. Ends without a newline."""
     return report(swept).plain
 
 
 def report(swept: Swept) -> Text:
-    """A line for each judgement, what failed and why, the verdict, and what it took."""
+    """Return a line for each judgement, what failed and why, the verdict, and the cost."""
     found = result(swept)
     lines = list(_table(swept.rows))
     for row in swept.rows:
@@ -78,25 +78,25 @@ def report(swept: Swept) -> Text:
     lines += [Text(line) for line in _unfit(swept.unfit)]
     lines.append(Text())
     lines += [Text(line, "bold") for line in wrapped(verdict(found))]
-    lines += [Text(line) for line in _told(swept, found)]
+    lines += [Text(line) for line in _cost_and_next(swept, found)]
     return Text("\n").join(lines)
 
 
 def brief(swept: Swept) -> Text:
-    """Why each that did not pass did not, in a line, and the verdict."""
+    """Return a line with the reason for each failure, and the verdict."""
     records = _records(swept.rows)
-    several = len({_way_of(each) for each in records if each.error is None}) > 1
+    several = len({_run_of(each) for each in records if each.error is None}) > 1
     lines = [line for each in records if not each.passed for line in _reason(each, several)]
     lines += wrapped(verdict(result(swept)))
     return Text("\n").join(map(Text, lines))
 
 
 def plan_text(plan: Plan, workers: int, threads: int) -> str:
-    """List the jobs that would run, in their order, and how long they may take.
+    """List the jobs that would run, in their order, and the estimated time.
 
     Args:
-        plan: see there.
-        workers: how many there are.
+        plan: of the sweep.
+        workers: how many would run here.
         threads: of each worker.
     """
     known = sum(unit.verdict is not None for unit in plan.units)
@@ -113,7 +113,7 @@ def plan_text(plan: Plan, workers: int, threads: int) -> str:
         line = f"{name}  {job.seconds:>9.1f}  {fetched:>9}  {backends}"
         lines.append(shortened(line.rstrip(), width()))
     lines += _unfit(plan.unfit)
-    lines += ["", f"{len(plan.units)} to be judged, of which the ledger has {known}."]
+    lines += ["", f"{len(plan.units)} to judge, of which the ledger already has {known}."]
     fetched = size(plan.bytes_to_fetch) if plan.bytes_to_fetch else "nothing"
     lines.append(
         f"{len(plan.jobs)} checks, {sum(seconds):,.0f} s of one worker, {fetched} to fetch."
@@ -124,7 +124,7 @@ def plan_text(plan: Plan, workers: int, threads: int) -> str:
 
 
 def _estimated(plan: Plan, workers: int, threads: int) -> list[str]:
-    """Say how long it may take here and with more workers, which have as many threads each."""
+    """Estimate the time with this number of workers and with more, of as many threads each."""
     seconds = [job.seconds for job in plan.jobs]
 
     def took(count: int) -> str:
@@ -141,11 +141,12 @@ def _table(rows: Sequence[Row]) -> Iterator[Text]:
     heads = [padded("checkpoint", room)]
     heads += [padded(head, cells) for head, cells in zip(_HEAD, _WIDTHS, strict=True)]
     yield Text(" ".join(heads).rstrip(), "bold")
-    ways = {_way(row.unit) for row in rows}
+    ways = {_conditions_of(row.unit) for row in rows}
     for row in rows:
         name = visible(row.unit.entry.label)
         if len(ways) > 1:
-            name = f"{shortened(name, max(8, room - len(_way(row.unit)) - 1))} {_way(row.unit)}"
+            conditions = _conditions_of(row.unit)
+            name = f"{shortened(name, max(8, room - len(conditions) - 1))} {conditions}"
         cells = [row.state, _worst(row), *_costs(row)]
         label = padded(shortened(name, room), room)
         filled = [padded(cell, most) for cell, most in zip(cells, _WIDTHS, strict=True)]
@@ -154,16 +155,16 @@ def _table(rows: Sequence[Row]) -> Iterator[Text]:
         yield line
 
 
-def _way(unit: Unit) -> str:
+def _conditions_of(unit: Unit) -> str:
     return " ".join(part for part in (unit.backend, unit.device, unit.dtype) if part)
 
 
-def _way_of(record: Record) -> str:
+def _run_of(record: Record) -> str:
     return " ".join(part for part in (record.backend, record.device, record.dtype) if part)
 
 
 def _worst(row: Row) -> str:
-    """The gate that came nearest to its limit, or was furthest beyond, and how far."""
+    """Name the gate with the greatest margin, and the margin."""
     gates = [gate for each in row.found.results for gate in each.gates]
     if not gates:
         return ""
@@ -185,13 +186,13 @@ def _costs(row: Row) -> list[str]:
 
 
 def _reason(each: Record, several: bool) -> list[str]:
-    """Why it did not pass, in one line, which may be wrapped.
+    """Say why a judgement did not pass, in one line, which may be wrapped.
 
     Args:
-        each: a judgement.
-        several: whether others were run in another way, so that the way has to be named.
+        each: the judgement.
+        several: whether runs differ in backend, device or dtype, so that these are named.
     """
-    name = " ".join([visible(each.checkpoint), *([_way_of(each)] if several else [])])
+    name = " ".join([visible(each.checkpoint), *([_run_of(each)] if several else [])])
     if each.error is not None:
         return wrapped(each.error, f"{name}: not judged: ", "  ")
     failed = sorted((gate for gate in each.gates if not gate.passed), key=lambda gate: gate.margin)
@@ -202,12 +203,12 @@ def _reason(each: Record, several: bool) -> list[str]:
 
 
 def _reasons(row: Row) -> Iterator[str]:
-    """Why it did not pass."""
+    """Yield the reasons why a row did not pass."""
     for each in row.found.results:
         if each.passed:
             continue
         yield ""
-        yield from wrapped(f"{each.checkpoint}: {_way_of(each)}")
+        yield from wrapped(f"{each.checkpoint}: {_run_of(each)}")
         if each.error is not None:
             yield from wrapped(each.error, "  not judged: ")
         for gate in each.gates:
@@ -218,7 +219,7 @@ def _reasons(row: Row) -> Iterator[str]:
 
 
 def _unfit(entries: Sequence[Entry]) -> Iterator[str]:
-    """Why they were left out, each reason once."""
+    """Yield each reason for leaving out entries once, with their number."""
     counted = Counter(entry.unfit for entry in entries)
     if counted:
         yield ""
@@ -226,7 +227,7 @@ def _unfit(entries: Sequence[Entry]) -> Iterator[str]:
         yield from wrapped(reason, f"{count} left out: ", "  ")
 
 
-def _told(swept: Swept, found: Result) -> list[str]:
+def _cost_and_next(swept: Swept, found: Result) -> list[str]:
     """Report the cost of the sweep, and the command that shows its worst failure."""
     rows = swept.rows
     kept = sum(row.kept for row in rows)
@@ -236,8 +237,8 @@ def _told(swept: Swept, found: Result) -> list[str]:
     workers, took = counted(summary.workers, "worker"), duration(summary.seconds)
     parts = [
         f"{len(rows) - kept - left} judged in {took} by {workers} ({summary.engine})",
-        f"{kept} known from before" if kept else "",
-        f"{summary.again} begun once more" if summary.again else "",
+        f"{kept} from the ledger" if kept else "",
+        f"{summary.again} restarted" if summary.again else "",
         f"{size(fetched)} fetched" if fetched else "",
     ]
     lines = wrapped(", ".join(part for part in parts if part) + ".")
@@ -249,10 +250,10 @@ def _told(swept: Swept, found: Result) -> list[str]:
         options = ["--reference", reference] if reference else []
         options += given_options(worst)
         lines += command(["clipcheck", "check", named, *options, "--report", KEPT], "Next: ")
-        lines += ["      keeps a report that shows what fails, and the input to run again."]
+        lines += ["      writes a report that shows what fails, and saves the failing input."]
     if left:
         lines += wrapped(
-            f"{left} could not be judged for reasons that may pass: the same command tries "
-            "them again, and them alone."
+            f"{left} could not be judged for reasons that may be temporary: run the same command "
+            "to try only these again."
         )
     return lines

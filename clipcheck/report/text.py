@@ -1,7 +1,6 @@
-"""A result as text for a terminal or a log, in lines that fit.
+"""Render a result as text for a terminal or a log, in lines that fit.
 
-It is made once, with styles, of which a terminal may show some and a file has none: the words say
-all that colours do.
+Colours repeat what the words say: a file or a log has none.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ from clipcheck.system.width import width
 GOOD, BAD, UNKNOWN, ASIDE = "green", "bold red", "bold yellow", "dim"
 
 KEPT = "clip-report"
-"""The folder that a report is suggested for."""
+"""Folder of a suggested report."""
 
 _INDENT = "  "
 _LABEL = 21
-_KEEPS = "keeps a report that shows what fails, and the input to run again."
+_KEEPS = "writes a report that shows what fails, and saves the failing input."
 _ARCHITECTURE = ("--architecture", "ARCH")
 _NAMES = "a released name, open_clip:NAME, or a configuration file"
 _NEXT, _OR = "Next: ", "  or: "
 
-# The longest name of a gate, and the least that what is judged gets beside the six of float32.
+# Cells of a gate's name, and the least of the first column beside the six gates of float32.
 _COLUMN = 13
 _FIRST = 20
 
@@ -49,7 +48,7 @@ _MOST_LAYERS = 3
 """Layers that are named; the page has all."""
 
 _TOGETHER = {"precision": "fidelity"}
-"""Gates of which one takes the place of the other, in other dtypes: they share a column."""
+"""Gates that replace another in other dtypes: the two share a column."""
 
 _VERDICTS = {"CONSISTENT": GOOD, "INCONSISTENT": BAD, "NOT JUDGED": UNKNOWN}
 _NOT_JUDGED = "not judged"
@@ -60,37 +59,37 @@ Lines = list[Text]
 
 
 def render(result: Result, *, rerun: Sequence[str] = (), advise: bool = True) -> str:
-    """The whole report without colours. Ends without a newline. See `report`."""
+    """Return `report` without colours. Ends without a newline."""
     return report(result, rerun=rerun, advise=advise).plain
 
 
 def report(result: Result, *, rerun: Sequence[str] = (), advise: bool = True) -> Text:
-    """The whole report: what failed, the worst first, or a single judgement whatever came of it; a
-    table of all of them; the verdict; what to do next.
+    """Return the whole report: the failures, the worst first, or a single judgement of any verdict;
+    a table; the verdict; the next step.
 
     Args:
         result: of any verdict.
-        rerun: the command that keeps a report of the same check, where none is kept yet.
-        advise: whether to say what to do next.
+        rerun: command that writes a report of the same check, if none was written.
+        advise: whether to suggest a next step.
     """
     alone = len(result.judgements) == 1
     shown = [j for j in worst_first(result.judgements) if alone or not j.passed]
     steps = _next(result, rerun) if advise else []
-    remedied = _remedied(result) if advise else None
+    remedied = _judgement_with_remedy(result) if advise else None
     blocks = [_block(judgement, remedied is not judgement) for judgement in shown]
     end = _end(result, steps, _frontends(result.judgements))
     return Text("\n\n").join(_joined(block) for block in [*blocks, *end])
 
 
 def brief(result: Result) -> Text:
-    """The table, why anything could not be judged, and the verdict, and no more."""
+    """Return only the table, the errors and the verdict."""
     why = _unjudged(result.judgements)
     return Text("\n\n").join(_joined(block) for block in _end(result, [], why))
 
 
 def verdict_alone(result: Result) -> Text:
-    """The verdict, and nothing else."""
-    return _joined(_said(result))
+    """Return only the verdict."""
+    return _joined(_verdict_lines(result))
 
 
 def replayed_report(replayed: Replayed) -> Text:
@@ -98,7 +97,7 @@ def replayed_report(replayed: Replayed) -> Text:
     saved = replayed.saved
     lines = _texts(wrapped(visible(replayed.checkpoint)))
     if replayed.sha256 != saved.sha256:
-        lines += _indented(f"another file than the one that failed, {saved.checkpoint}")
+        lines += _indented(f"a different file than the one that failed, {saved.checkpoint}")
     lines += _indented(
         f"{saved.backend} on {replayed.device} in {replayed.dtype}: {describe(saved.example)}"
     )
@@ -107,19 +106,19 @@ def replayed_report(replayed: Replayed) -> Text:
 
 
 def replayed_verdict(replayed: Replayed) -> Text:
-    """The last line, which says it all."""
-    return Text("MENDED.", GOOD) if replayed.passed else Text("STILL FAILS.", BAD)
+    """Return the verdict of a replay, the last line."""
+    return Text("FIXED.", GOOD) if replayed.passed else Text("STILL FAILS.", BAD)
 
 
 def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
-    """The commands that help most with a checkpoint that did not pass, and what they do."""
+    """Return the most useful commands for a checkpoint that did not pass, and what they do."""
     named = judgement.path or judgement.checkpoint
     failed = {gate.name for gate in judgement.gates if not gate.passed}
     if judgement.alternative is not None:
         steps = _step(
             _NEXT,
             ["clipcheck", "check", named, *_key(judgement), *_ARCHITECTURE],
-            f"judges it as what it was trained as: {_NAMES}.",
+            f"judges it with the architecture that it was trained with: {_NAMES}.",
         )
     elif _is_quantised(judgement) and judgement.budget is None:
         reference = judgement.reference_checkpoint
@@ -132,8 +131,8 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
         steps = _step(
             _NEXT, ["clipcheck", "inspect", named], "shows what the file is, without running it."
         )
-    elif _can_be_mended(judgement) and "weights" not in failed:
-        steps = _mend(named, judgement)
+    elif _is_convertible(judgement) and "weights" not in failed:
+        steps = _repair_step(named, judgement)
     else:
         steps = []
     if rerun:
@@ -145,24 +144,25 @@ def _is_quantised(judgement: Judgement) -> bool:
     return any("quantised" in gate.figures for gate in judgement.gates)
 
 
-def _can_be_mended(judgement: Judgement) -> bool:
+def _is_convertible(judgement: Judgement) -> bool:
     """Whether it is an archive of clipcheck's own modules: those of a library are not converted."""
     own = "library" not in (judgement.architecture or {})
     program = bool(judgement.mapping)  # whose weights have no names
     return own and not program and backend_named(judgement.backend).needs_archive
 
 
-def _mend(named: str, judgement: Judgement) -> list[str]:
-    """The command that writes an archive anew. It needs to be told what the weights are of, where
-    the file does not tell, nor the command that judged it."""
+def _repair_step(named: str, judgement: Judgement) -> list[str]:
+    """Return the command that writes the archive again. It needs --architecture if neither the file
+    nor the check told the architecture."""
     told_elsewhere = judgement.reference_checkpoint is not None and not judgement.asked_architecture
     asks = judgement.assumed or told_elsewhere
     options = [*given_options(judgement), *(_ARCHITECTURE if asks else ())]
-    what = f" ARCH is what they were trained as: {_NAMES}." if asks else ""
+    trained = f" ARCH is the architecture that they were trained with: {_NAMES}."
+    what = trained if asks else ""
     return _step(
         _NEXT,
-        ["clipcheck", "convert", named, *options, "-o", "mended.pt"],
-        f"writes an archive of the same weights with code that is known to be right.{what}",
+        ["clipcheck", "convert", named, *options, "-o", "fixed.pt"],
+        f"writes an archive with the same weights and correct code.{what}",
     )
 
 
@@ -171,7 +171,7 @@ def _key(judgement: Judgement) -> list[str]:
 
 
 def given_options(found: Subject) -> list[str]:
-    """Return the options that say what to read of the file, and of which model it is."""
+    """Return the options of the check that select the model in the file and its architecture."""
     options = {"--key": found.key, "--architecture": found.asked_architecture}
     told = [word for option, value in options.items() if value for word in (option, value)]
     names = [("--map", f"{name}={meaning}") for name, meaning in found.asked_names.items()]
@@ -179,24 +179,24 @@ def given_options(found: Subject) -> list[str]:
 
 
 def _doubts(judgement: Judgement) -> Iterator[tuple[str, str]]:
-    """Yield doubts about how it was judged, each with a label."""
+    """Yield reasons to doubt a failure, each with a label."""
     suspicion = "" if judgement.passed else patched.suspicion(judgement.patched)
     if suspicion:
         yield "casts", suspicion
     if judgement.alternative is not None:
         label = "equals" if equals(judgement.alternative) else "nearer to"
-        yield label, alternative.told(judgement)
+        yield label, alternative.describe(judgement)
 
 
-def doubting_lines(judgement: Judgement) -> list[str]:
-    """Return the doubts as lines of plain text; none where there is no doubt."""
+def doubt_lines(judgement: Judgement) -> list[str]:
+    """Return the reasons to doubt a failure as lines of text."""
     return [
         line for label, doubt in _doubts(judgement) for line in wrapped(doubt, f"  {label}: ", "  ")
     ]
 
 
-def departing_lines(judgement: Judgement) -> list[str]:
-    """Return where each tower departs first, for people; nothing where that was not found."""
+def departure_lines(judgement: Judgement) -> list[str]:
+    """Return lines that say where each tower departs first; none if that was not found."""
     return [
         line
         for place in judgement.departures
@@ -205,7 +205,7 @@ def departing_lines(judgement: Judgement) -> list[str]:
 
 
 def failing_lines(judgement: Judgement) -> list[str]:
-    """The input that it failed on, for people, and how to run it again; nothing without one."""
+    """Return lines with the failing input and its replay command; none without an input."""
     failing = judgement.failing_example
     if failing is None:
         return []
@@ -218,8 +218,7 @@ def failing_lines(judgement: Judgement) -> list[str]:
 
 
 def cell(gate: GateResult | None) -> str:
-    """Describe the result of a gate in a few characters: how much of its limit, or how many times
-    as much."""
+    """Write a gate's result for a table: ``ok 19%`` of the limit, or ``FAIL 12x`` the limit."""
     if gate is None:
         return "-"
     if not gate.passed:
@@ -230,27 +229,27 @@ def cell(gate: GateResult | None) -> str:
 
 
 def _frontends(judgements: Sequence[Judgement]) -> Lines:
-    """How other libraries take raw images and texts; apart from the verdict, and said so."""
+    """Report how other libraries preprocess and tokenize; no part of the verdict."""
     told = []
     for each in judgements:
         told += frontends.lines(each.frontends)
         if each.frontends_problem is not None:
             problem = each.frontends_problem.removeprefix(f"{each.backend}: ")
             told += wrapped(f"not compared for {each.backend}: {problem}", rest=_INDENT)
-    return _texts(["Raw inputs, apart from the verdict:", *told]) if told else []
+    return _texts(["Raw inputs (not part of the verdict):", *told]) if told else []
 
 
 def _end(result: Result, steps: Lines, apart: Lines) -> list[Lines]:
-    """The table, what is told apart, and the verdict, with what to do next."""
+    """Return the table, the notes, and the verdict with the next steps."""
     told = str(result.configuration)
     configured = _texts(wrapped(visible(told))) if told else []
     blocks = [_table(result.judgements), apart, _left_out(result.left_out), configured]
-    alike = agreement.told(result.judgements)
-    said = [*(_texts(wrapped(alike)) if alike else []), *_said(result)]
+    alike = agreement.describe(result.judgements)
+    said = [*(_texts(wrapped(alike)) if alike else []), *_verdict_lines(result)]
     return [*(block for block in blocks if block), [*said, *steps]]
 
 
-def _said(result: Result) -> Lines:
+def _verdict_lines(result: Result) -> Lines:
     said = _texts(wrapped(verdict(result)))
     headline = verdict(result).partition(":")[0]
     said[0].stylize(_VERDICTS[headline], 0, len(headline))
@@ -258,7 +257,7 @@ def _said(result: Result) -> Lines:
 
 
 def _unjudged(judgements: Sequence[Judgement]) -> Lines:
-    """Why these could not be judged: each reason once, with the first that it is of."""
+    """List each error once, with the first checkpoint that it is of."""
     found: dict[str, list[Judgement]] = {}
     for each in judgements:
         if each.error is not None:
@@ -266,21 +265,20 @@ def _unjudged(judgements: Sequence[Judgement]) -> Lines:
     rows = []
     for error, those in found.items():
         more = f" and {len(those) - 1} more" if len(those) > 1 else ""
-        who = f"{those[0].checkpoint}, {' '.join(_way(those[0]))}{more}: "
+        who = f"{those[0].checkpoint}, {' '.join(_conditions(those[0]))}{more}: "
         rows.append(_row("error", UNKNOWN, "", error if len(judgements) == 1 else who + error))
     return [line for row in rows for line in row]
 
 
 def _left_out(left_out: Sequence[LeftOut]) -> Lines:
-    """List the backends that were not run, and why. The same reason for several checkpoints is told
-    once."""
+    """List the backends that were left out, each reason once."""
     found: dict[tuple[str, str], None] = dict.fromkeys((o.backend, o.reason) for o in left_out)
     rows = [_row("left out", ASIDE, "", f"{backend}: {reason}") for backend, reason in found]
     return [line for row in rows for line in row]
 
 
 def _table(judgements: Sequence[Judgement]) -> Lines:
-    """A row for each judgement, a column for each gate."""
+    """Return a table with a row for each judgement and a column for each gate."""
     names = dict.fromkeys(gate.name for each in judgements for gate in each.gates)
     columns: dict[str, list[str]] = {}
     for name in names:
@@ -293,20 +291,19 @@ def _table(judgements: Sequence[Judgement]) -> Lines:
     lines: Lines = []
     while left:
         fitting = _fitting(_widths(judgements, left), labels)
-        lines += _part(judgements, left[:fitting], labels)
+        lines += _columns_side_by_side(judgements, left[:fitting], labels)
         left = left[fitting:]
     return lines
 
 
 def _fitting(widths: Sequence[int], labels: _Labels) -> int:
-    """How many columns fit side by side, from the first on."""
+    """Count how many of the first columns fit side by side."""
     ends = accumulate(widths, lambda end, cells: end + 1 + cells, initial=labels.width)
     return sum(end <= width() for end in ends) - 1
 
 
 def _widths(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -> list[int]:
-    """Return the widths of the columns. A checkpoint that was not judged has no cells, and says so
-    in place of them."""
+    """Return the widths of the columns; rows that were not judged have no cells."""
     rows = [row for row in (_cells(judgement, columns) for judgement in judgements) if row]
     return [
         max(cell_len(text) for text in [*_heads(column), *(row[number] for row in rows)])
@@ -314,10 +311,10 @@ def _widths(judgements: Sequence[Judgement], columns: Sequence[Sequence[str]]) -
     ]
 
 
-def _part(
+def _columns_side_by_side(
     judgements: Sequence[Judgement], columns: Sequence[Sequence[str]], labels: _Labels
 ) -> Lines:
-    """Columns that fit side by side."""
+    """Render columns that fit side by side."""
     heads = [_heads(column) for column in columns]
     cells = [_cells(judgement, columns) for judgement in judgements]
     widths = _widths(judgements, columns)
@@ -336,7 +333,7 @@ def _part(
             at += cells + gap
         return line
 
-    lines = [row(labels.title if last else "", each) for last, each in _titled(heads)]
+    lines = [row(labels.title if last else "", each) for last, each in _head_lines(heads)]
     above = ""
     for judgement, label, texts in zip(judgements, labels.rows, cells, strict=True):
         if not labels.named and judgement.checkpoint != above:
@@ -348,12 +345,12 @@ def _part(
 
 @dataclass(frozen=True)
 class _Labels:
-    """Labels left of the gates.
+    """The first column of the table.
 
     Attributes:
-        title: above the rows.
-        rows: one for each.
-        named: whether these name the checkpoints.
+        title: head of the column.
+        rows: a label for each judgement.
+        named: whether the labels are names of checkpoints.
     """
 
     title: str
@@ -362,24 +359,28 @@ class _Labels:
 
     @property
     def width(self) -> int:
-        """Cells that they take."""
+        """Cells of the column."""
         return max(cell_len(label) for label in [self.title, *self.rows])
 
 
 def _labels(judgements: Sequence[Judgement], room: int) -> _Labels:
-    """Return the labels of a table that leaves so many cells for them.
+    """Return the labels of a table.
 
-    Names that fit stand in the rows, below the way of running that all of them share. Elsewhere
-    the ways stand in the rows, and the names above these.
+    If all runs share backend, device and dtype and the names are short, the labels are the names.
+    Otherwise they are backend, device and dtype, below a line with the name.
+
+    Args:
+        judgements: one for each row.
+        room: cells for the column.
     """
-    ways = [_way(judgement) for judgement in judgements]
-    # What could not be read has no dtype, and would have been run in the same way.
+    ways = [_conditions(judgement) for judgement in judgements]
+    # A file that could not be read has no dtype; it does not count as another kind of run.
     shared = {" ".join(way) for way, each in zip(ways, judgements, strict=True) if each.dtype}
     names = [visible(judgement.checkpoint) for judgement in judgements]
     if len(shared) == 1 and all(cell_len(text) <= _FIRST for text in [*names, *shared]):
         return _Labels(shared.pop(), names, True)
     rest = {" ".join(way[1:]) for way in ways}
-    # Where all ran on one device in one dtype, that stands above, and the backends in the rows.
+    # If all ran on one device in one dtype, these are the title, and the labels the backends.
     fits = len(ways) == 1 and cell_len(" ".join(ways[0])) < _FIRST
     title = rest.pop() if len(rest) == 1 and not fits else ""
     told = [way[0] if title else " ".join(way) for way in ways]
@@ -387,20 +388,20 @@ def _labels(judgements: Sequence[Judgement], room: int) -> _Labels:
     return _Labels(shortened(title, room), rows, False)
 
 
-def _way(judgement: Judgement) -> list[str]:
-    """Backend, device and dtype; of a backend's options the values alone."""
+def _conditions(judgement: Judgement) -> list[str]:
+    """Return backend, device and dtype; the backend's options without their names."""
     backend = re.sub(r"\w+=", "", judgement.backend)
     parts = (backend, judgement.device, judgement.dtype)
     return [visible(part) for part in parts if part]
 
 
 def _heads(column: Sequence[str]) -> list[str]:
-    """The names of the gates that share a column, one below the other."""
+    """Return the names of the gates of a column, to stand one below the other."""
     return [shortened(visible(name), _COLUMN) for name in column]
 
 
-def _titled(heads: Sequence[Sequence[str]]) -> Iterator[tuple[bool, list[str]]]:
-    """The lines of all heads, and whether each is the last."""
+def _head_lines(heads: Sequence[Sequence[str]]) -> Iterator[tuple[bool, list[str]]]:
+    """Yield the lines of the table's head, and whether each is the last."""
     most = max(len(head) for head in heads)
     for number in range(most):
         yield number == most - 1, [head[number] if number < len(head) else "" for head in heads]
@@ -415,20 +416,20 @@ def _cells(judgement: Judgement, columns: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _remedied(result: Result) -> Judgement | None:
-    """The one of which the remedy is told as what to do next: where nothing else has a next."""
+def _judgement_with_remedy(result: Result) -> Judgement | None:
+    """Return the judgement whose remedy is the next step: the only unjudged one, if none failed."""
     failed = any(j.error is None and not j.passed for j in result.judgements)
     unjudged = [judgement for judgement in result.judgements if judgement.remedy is not None]
     return unjudged[0] if len(unjudged) == 1 and not failed else None
 
 
 def _next(result: Result, rerun: Sequence[str]) -> Lines:
-    """Return the next step for the worst of the judgements."""
-    remedied = _remedied(result)
+    """Return the next steps for the worst judgement."""
+    remedied = _judgement_with_remedy(result)
     if remedied is not None:
         return _texts(wrapped(str(remedied.remedy), _NEXT))
     if rerun and result.passed:
-        return _texts(_step(_NEXT, rerun, "keeps what was found, to go with the release."))
+        return _texts(_step(_NEXT, rerun, "writes a report to publish with the release."))
     failed = [j for j in worst_first(result.judgements) if j.error is None and not j.passed]
     return _texts(next_steps(failed[0], rerun)) if failed else []
 
@@ -438,7 +439,7 @@ def _step(label: str, words: Sequence[str], what: str) -> list[str]:
 
 
 def _run_and_inputs(judgement: Judgement) -> Lines:
-    """Which run this is of, and which inputs it took."""
+    """Return the id and date of the run, and the hash of its inputs."""
     if judgement.run is None:
         return []
     inputs = f"; inputs {judgement.inputs[:12]}, seed {judgement.seed}" if judgement.inputs else ""
@@ -446,7 +447,7 @@ def _run_and_inputs(judgement: Judgement) -> Lines:
 
 
 def _block(judgement: Judgement, with_remedy: bool) -> Lines:
-    """All that is known of a judgement."""
+    """Return the details of a judgement."""
     lines = [Text(line, "bold") for line in wrapped(visible(judgement.checkpoint))]
     if judgement.description:
         lines += _indented(judgement.description)
@@ -459,15 +460,15 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
         known = f"released as {source}" if source else "not a released file"
         lines += [Text(f"{_INDENT}SHA-256 {judgement.sha256}"), *_indented(known)]
     lines += _run_and_inputs(judgement)
-    where = isolation.told(judgement.isolation)
+    where = isolation.describe(judgement.isolation)
     lines += _indented(where) if where else []
     if judgement.error is not None:
         remedy = judgement.remedy or ""
         error = judgement.error if with_remedy else judgement.error.removesuffix(remedy)
-        if judgement.dtype is not None:  # else it is of no backend alone
+        if judgement.dtype is not None:  # without a dtype, no backend ran
             lines += _indented(f"{judgement.backend} on {judgement.device} in {judgement.dtype}")
         return [*lines, *_row("error", UNKNOWN, "", error), *_known_rows(judgement)]
-    code = patched.told(judgement.patched)
+    code = patched.describe(judgement.patched)
     lines += _indented(code) if code else []
     for each in judgement.mapping:
         lines += _indented(visible(each))
@@ -499,13 +500,13 @@ def _layers(judgement: Judgement) -> Lines:
 
 
 def _known_rows(judgement: Judgement) -> Lines:
-    """List known failures of the library; they excuse nothing."""
+    """List known failures of the library; they do not change the verdict."""
     rows = [_row("known", UNKNOWN, "", known_line(each)) for each in judgement.known]
     return [line for row in rows for line in row]
 
 
 def known_line(known: Known) -> str:
-    """A failure of upstream, for people, with its link and what to do."""
+    """Describe a known failure of a library, with its link and remedy."""
     return f"{str(known).removeprefix('known: ')}. {known.remedy}"
 
 
@@ -524,7 +525,7 @@ def _indented(text: str) -> Lines:
 
 
 def _row(label: str, style: str, name: str, text: str) -> Lines:
-    """A label and a name in a column of their own, and the text beside them."""
+    """Return a label and a name in a column, and the text beside them."""
     title = shortened(visible(f"{label}  {name}".rstrip()), _LABEL - 1)
     lines = _texts(wrapped(text, _INDENT + padded(title, _LABEL)))
     lines[0].stylize(style, len(_INDENT), len(_INDENT) + len(label))

@@ -1,4 +1,4 @@
-"""The sentence that every report begins or ends with, and which failure is the worst."""
+"""The verdict, and the order of failures from worst to least."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from clipcheck.system.figures import of_limit
 
 
 def verdict(result: Result) -> str:
-    """Say how many agree, differ or could not be judged, and which differs most; and which gates
-    were left out.
+    """Say how many agree, differ or could not be judged, which one is worst, and which gates were
+    left out.
 
-    They are counted as checkpoints where each ran once, else as runs.
+    Counts checkpoints if each ran once, else runs.
     """
     ignored = dict.fromkeys(name for each in result.judgements for name in each.ignored)
     said = _of_the_gates(result.judgements)
@@ -44,18 +44,18 @@ def _of_the_gates(judgements: Sequence[Judgement]) -> str:
 
 
 def worst_first(judgements: Iterable[Judgement]) -> list[Judgement]:
-    """Order them: what differs most, what could not be judged, and what passed."""
+    """Sort: failures by severity, then those that could not be judged, then those that passed."""
     return sorted(judgements, key=_rank)
 
 
 def worst_gate(judgement: Judgement) -> GateResult | None:
-    """The gate that is furthest beyond its limit, or None where none has failed."""
+    """Return the gate that is furthest beyond its limit, or None if none failed."""
     failed = [gate for gate in judgement.gates if not gate.passed]
     return max(failed, key=_severity) if failed else None
 
 
 def failure(judgement: Judgement) -> str:
-    """Name the worst gate of one that failed, and by how much it is beyond its limit."""
+    """Name the worst gate of a failed judgement, and how many times its limit was found."""
     gate = worst_gate(judgement)
     if gate is None:
         return "judged by no gate"
@@ -72,7 +72,7 @@ def _rank(judgement: Judgement) -> tuple[int, float]:
 
 
 def _severity(gate: GateResult) -> float:
-    """Its margin; infinite where it failed by something that is not measured."""
+    """Return the margin; infinite if the gate failed for a reason without a figure."""
     return gate.margin if gate.margin > 1 else math.inf
 
 
@@ -82,15 +82,19 @@ def _worst(judgements: Sequence[Judgement]) -> str:
 
 
 def _subject(worst: Judgement, judgements: Sequence[Judgement]) -> str:
-    """Name the judgement where there are others to tell it from."""
+    """Return the name of the worst judgement, or an empty string if it is the only one."""
     if len(judgements) == 1:
         return ""
-    how = "" if _once(judgements) else f", {worst.backend} on {worst.device} in {worst.dtype}"
+    how = (
+        ""
+        if _ran_once_each(judgements)
+        else f", {worst.backend} on {worst.device} in {worst.dtype}"
+    )
     return visible(f"{worst.checkpoint}{how}: ")
 
 
 def _sides(judgements: Sequence[Judgement]) -> tuple[str, str]:
-    """Name the two sides, as a pair where it is always the same one, and the second of the two."""
+    """Return the pair of sides if all judgements share it, and the name of the reference."""
     if all(each.reference_checkpoint is not None for each in judgements):
         return "", "the reference"
     if all(backend_named(each.backend).needs_archive for each in judgements):
@@ -99,12 +103,12 @@ def _sides(judgements: Sequence[Judgement]) -> tuple[str, str]:
 
 
 def _noun(judgements: Sequence[Judgement]) -> str:
-    noun = "checkpoint" if _once(judgements) else "run"
+    noun = "checkpoint" if _ran_once_each(judgements) else "run"
     return noun if len(judgements) == 1 else f"{noun}s"
 
 
-def _once(judgements: Sequence[Judgement]) -> bool:
-    """Whether each checkpoint ran once."""
+def _ran_once_each(judgements: Sequence[Judgement]) -> bool:
+    """Tell whether each checkpoint ran once."""
     return len({each.checkpoint for each in judgements}) == len(judgements)
 
 

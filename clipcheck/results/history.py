@@ -32,14 +32,14 @@ judgement."""
 Outcome = Literal[
     "new failure",
     "newly unjudged",
-    "mended",
+    "fixed",
     "still failing",
     "still unjudged",
     "passes as before",
     "only in old",
     "only in new",
 ]
-Change = Literal["failed", "mended", "appeared", "disappeared", "shrunk", "grown"]
+Change = Literal["failed", "fixed", "appeared", "disappeared", "shrunk", "grown"]
 
 WORSE: tuple[Outcome, ...] = ("new failure", "newly unjudged")
 """Outcomes that make a run worse than the one before it."""
@@ -109,7 +109,7 @@ class Compared:
             return "still unjudged" if old == "unjudged" else "newly unjudged"
         if old is None:
             return "only in new"
-        return "passes as before" if old == "passed" else "mended"
+        return "passes as before" if old == "passed" else "fixed"
 
     @property
     def gates(self) -> list[GateChange]:
@@ -224,7 +224,7 @@ def _change(old: GateResult | None, new: GateResult | None) -> Change | None:
     if old is None or new is None:
         return "appeared" if old is None else "disappeared"
     if old.passed != new.passed:
-        return "failed" if old.passed else "mended"
+        return "failed" if old.passed else "fixed"
     low, high = sorted((old.margin, new.margin))
     gate = find_gate(new.name)
     if high <= low * ((gate and gate.noise) or UNMEASURED):

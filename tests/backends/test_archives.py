@@ -462,7 +462,7 @@ def test_of_an_archive_traced_under_autocast_it_is_told_which_activation_is_near
     assert list(judged.alternative or {}) == towers
     plain = " ".join(text.render(Result((judged,), {"clipcheck": "0"})).split())
     # What converts it, or does not, is told what it is of.
-    assert ("--architecture ARCH -o mended.pt" in plain) is (not towers)
+    assert ("--architecture ARCH -o fixed.pt" in plain) is (not towers)
     assert ("clipcheck convert" in plain) is (not towers)
 
 

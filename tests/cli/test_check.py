@@ -30,7 +30,7 @@ def test_check_prints_a_verdict_and_exits_0(run: Run, minute_archive: Path) -> N
     assert unfolded(done.out).endswith(
         "\nCONSISTENT: 1 checkpoint agrees between JIT and eager.\n"
         f"Next: clipcheck check {minute_archive} --report clip-report\n"
-        "      keeps what was found, to go with the release.\n"
+        "      writes a report to publish with the release.\n"
     )
     assert done.err == ""
 
@@ -325,7 +325,7 @@ def test_a_failing_input_that_cannot_be_kept_does_not_hide_the_verdict(
     assert done.code == 2
     again = ("clipcheck", *sys.argv[1:], "--report", text.KEPT)
     assert done.out == f"{text.render(result, rerun=again)}\n"
-    assert "expected a temporary folder for the inputs that fail, found none" in done.err
+    assert "expected a temporary folder for the failing inputs, found none" in done.err
 
 
 def test_check_runs_the_backends_that_are_asked_for_against_a_reference(

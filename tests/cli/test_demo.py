@@ -52,7 +52,7 @@ def test_demo_of_a_fault_leads_through_what_is_found(
     tour = out[out.index("What to look at:") :]
     assert "1. the verdict    not passed: fidelity, modules" in tour
     assert "2. the module     transformer.resblocks.0.mlp.gelu\n" in tour
-    assert "the smallest that fails" in tour
+    assert "the smallest failing input" in tour
     assert "4. the page       clipcheck-demo/report.html" in tour
     (saved,) = Path("clipcheck-demo/failing-inputs").iterdir()
     assert f"Next: clipcheck replay {saved}\n" in tour

@@ -31,7 +31,7 @@ def test_diff_tells_what_got_worse_and_exits_1(run: Run, runs: tuple[Path, Path]
     assert done.out.endswith("\nWORSE: 1 new failure.\n")
     done = run("diff", new, old)
     assert done.code == 0
-    assert done.out.endswith("\nNOT WORSE: 1 mended.\n")
+    assert done.out.endswith("\nNOT WORSE: 1 fixed.\n")
     assert run("diff", old, old).out == "NOT WORSE: 1 passes as before.\n"
 
 

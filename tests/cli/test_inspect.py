@@ -31,7 +31,7 @@ def test_inspect_tells_all_and_runs_nothing(
     assert facts["format"] == "TorchScript archive"
     assert facts["architecture"].startswith("tiny-")
     assert facts["SHA-256"] == (f"{open_checkpoint(tiny_archive).sha256} (not a released file)")
-    assert facts["checksums"].startswith("right in all ")
+    assert facts["checksums"].startswith("correct in all ")
     assert re.match(r"2 cpu, \d+ cuda:0 \(constants to patch\)", facts["devices"])
     assert re.match(
         r"\d+ float16 \(rewritten .*\), \d+ float32, \d+ int64 \(left as", facts["casts"]

@@ -41,4 +41,4 @@ def test_localize_exits_with_0_where_nothing_departs(
 ) -> None:
     done = run("localize", seeded_archive(), "--dtype", "float32", "--device", "cpu")
     assert done.code == 0
-    assert done.out.endswith("NOTHING DEPARTS in what was looked at.\n")
+    assert done.out.endswith("NOTHING DEPARTS in the modules that were compared.\n")

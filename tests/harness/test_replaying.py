@@ -94,7 +94,7 @@ def test_another_checkpoint_may_be_without_it(
     done = run("replay", folder / "example.json", "--checkpoint", tmp_path / "sound.pt")
     assert done.code == 0, done.err
     # Without spaces: a long path is broken at the width of a line.
-    told = f"another file than the one that failed, {faulty}"
+    told = f"a different file than the one that failed, {faulty}"
     assert "".join(told.split()) in "".join(done.out.split())
     assert "worst error " in done.out
     assert done.out.endswith("MENDED.\n")
@@ -313,7 +313,7 @@ def test_a_report_folder_that_cannot_be_written_is_told_before_anything_is_run(
     folder = tmp_path / "file" if kind == "a file" else tmp_path / "file" / "below"
     done = run("check", "gone.pt", "--report", folder)
     assert done.code == 2
-    assert done.err.startswith(f"clipcheck: {folder}: expected a folder that can be written to")
+    assert done.err.startswith(f"clipcheck: {folder}: expected a writable folder")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -321,7 +321,7 @@ def test_a_report_folder_that_cannot_be_written_is_told_before_anything_is_run(
 def test_a_folder_that_is_there_and_cannot_be_written_to_is_told_as_well(run: Run) -> None:
     done = run("check", "gone.pt", "--report", "/proc")
     assert done.code == 2
-    assert done.err.startswith("clipcheck: /proc: expected a folder that can be written to")
+    assert done.err.startswith("clipcheck: /proc: expected a writable folder")
 
 
 def test_a_report_that_cannot_be_written_at_the_end_is_an_output_error(

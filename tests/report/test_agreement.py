@@ -6,7 +6,7 @@ import pytest
 
 from clipcheck.gates.result import Figures, GateResult
 from clipcheck.report import text
-from clipcheck.report.agreement import told
+from clipcheck.report.agreement import describe
 from clipcheck.results.judgement import Judgement, Result
 from tests.report import ENVIRONMENT, PASSED
 
@@ -21,18 +21,18 @@ def judged(**figures: float) -> Judgement:
     [(1.0, "over 0.99999"), (0.999989, "0.99998"), (0.98, "0.98000"), (-0.5, "-0.50000")],
 )
 def test_a_cosine_is_never_rounded_up(cosine: float, written: str) -> None:
-    assert told([judged(cosine=cosine)]) == f"Against float64: least cosine {written}."
+    assert describe([judged(cosine=cosine)]) == f"Against float64: least cosine {written}."
 
 
 def test_the_least_cosine_and_all_rows_of_several_runs_are_told() -> None:
     runs = [judged(cosine=0.5, top1=57, rows=58), judged(cosine=0.9, top1=58, rows=58)]
-    assert told(runs) == (
-        "Against float64: least cosine 0.50000; top-1 the same in 115 of 116 rows."
+    assert describe(runs) == (
+        "Against float64: least cosine 0.50000; top-1 agrees in 115 of 116 rows."
     )
 
 
 def test_nothing_is_said_where_nothing_was_measured() -> None:
-    assert told([PASSED]) == ""
+    assert describe([PASSED]) == ""
 
 
 def test_it_stands_before_the_verdict() -> None:

@@ -20,32 +20,33 @@ HEADS = Departure("4 heads", "2 heads")
 
 def test_what_it_equals_is_told_with_what_it_was_judged_as() -> None:
     both = replace(failed(), alternative={"image": GELU, "text": GELU}, assumed=True)
-    assert alternative.told(both) == (
+    assert alternative.describe(both) == (
         "this candidate computes GELU in the image and text towers, judged as QuickGELU, which was "
-        "assumed. If it was trained so, say it with --architecture (in pytest --clip-architecture, "
+        "assumed. If it was trained like this, say so with --architecture (in pytest "
+        "--clip-architecture, "
         "in Python architecture=); converting it would destroy a good model"
     )
     near = {"image": replace(GELU, equal=False), "text": GELU}
-    assert alternative.told(replace(both, alternative=near)).startswith(
+    assert alternative.describe(replace(both, alternative=near)).startswith(
         "this candidate equals neither, but is nearer to GELU in the image tower than to "
         "QuickGELU; computes GELU in the text tower, judged as QuickGELU, which was assumed. If it "
-        "was trained with that, something else is wrong as well: say what it was trained as with "
+        "was trained like this, something else is wrong as well: check it again with "
     )
     apart = replace(both, alternative={"image": HEADS, "text": GELU}, assumed=False)
-    assert alternative.told(apart).startswith(
+    assert alternative.describe(apart).startswith(
         "this candidate computes 4 heads in the image tower, judged as 2 heads; computes GELU in "
         "the text tower, judged as QuickGELU, which was told."
     )
-    assert "in the text tower, judged" in alternative.told(
+    assert "in the text tower, judged" in alternative.describe(
         replace(both, alternative={"text": GELU})
     )
-    assert alternative.told(PASSED) == ""
+    assert alternative.describe(PASSED) == ""
 
 
 def test_every_report_has_it_and_none_says_to_convert() -> None:
     judged = replace(failed(), alternative={"text": GELU})
     result = Result((judged,), ENVIRONMENT)
-    told = alternative.told(judged)
+    told = alternative.describe(judged)
     plain = " ".join(text.render(result).split())
     assert told in plain
     assert told in page(result)
@@ -76,5 +77,6 @@ def test_converting_is_advised_with_an_architecture_where_nothing_else_tells_it(
 ) -> None:
     judged = replace(failed(), **known)
     plain = " ".join(text.render(Result((judged,), ENVIRONMENT)).split())
-    assert f"clipcheck convert bad.pt{options} -o mended.pt" in plain
-    assert ("ARCH is what they were trained as: a released name" in plain) == ("ARCH" in options)
+    assert f"clipcheck convert bad.pt{options} -o fixed.pt" in plain
+    meant = "ARCH is the architecture that they were trained with: a released name"
+    assert (meant in plain) == ("ARCH" in options)

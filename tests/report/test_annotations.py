@@ -15,7 +15,7 @@ def test_there_is_a_line_for_each_judgement_that_did_not_pass() -> None:
     assert render(failing_result()) == [
         "::error title=clipcheck%3A bad.pt%2C jit on cpu in float32::does not pass fidelity%0A"
         "departs first in the text tower: transformer.resblocks.1, the sum behind attn (error "
-        "0.5, eager 0.0042 (120x, limit 10x); seen on the input that fails)%0A"
+        "0.5, eager 0.0042 (120x, limit 10x); inputs: the input that fails)%0A"
         "smallest input that fails: the image RGB 3x2, all (0, 0, 0), the prompt 'addo'",
         "::error title=clipcheck%3A gone.pt%2C jit on cpu::could not be judged: expected a file, "
         "found 'gone.pt'. Look again.",
@@ -25,7 +25,7 @@ def test_there_is_a_line_for_each_judgement_that_did_not_pass() -> None:
 
 def test_no_gate_is_no_pass() -> None:
     (line,) = render(Result((replace(PASSED, gates=()),), ENVIRONMENT))
-    assert line.endswith("::no gate has judged it")
+    assert line.endswith("::it was judged by no gate")
 
 
 def test_what_the_runner_would_take_for_its_own_is_escaped() -> None:

@@ -46,7 +46,7 @@ def test_a_tour_leads_from_the_verdict_to_the_page_and_takes_it_all_away_again()
         "What to look at:",
         "  1. the verdict    not passed: fidelity, modules",
         "  2. the module     transformer.resblocks.0.mlp.gelu",
-        "  3. the input      the prompt 'a', the smallest that fails",
+        "  3. the input      the prompt 'a', the smallest failing input",
         "  4. the page       clipcheck-demo/report.html, to be opened in a browser",
         "Next: clipcheck replay clipcheck-demo/failing-inputs/one",
         "      runs that input again, and exits with 1 while it fails.",

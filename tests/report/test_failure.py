@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from clipcheck.gates.alternative import Departure
 from clipcheck.gates.result import GateResult
-from clipcheck.report.failure import SCREEN, failure, in_a_line, left_out, summary
+from clipcheck.report.failure import SCREEN, failure, one_line_reason, reason_left_out, summary
 from clipcheck.results.judgement import Judgement, Result
 from tests.report import PASSED, failed, unjudged
 
@@ -28,7 +28,7 @@ def test_a_gate_that_failed_says_what_of_and_why() -> None:
 
 
 def test_in_a_line_is_the_reason_alone() -> None:
-    assert in_a_line("a.pt: allclose\nprobabilities\n  differ") == "probabilities differ"
+    assert one_line_reason("a.pt: allclose\nprobabilities\n  differ") == "probabilities differ"
 
 
 def test_that_it_computes_as_another_architecture_is_in_the_summary() -> None:
@@ -50,7 +50,7 @@ def test_a_gate_that_passed_says_nothing() -> None:
 def test_a_gate_that_was_not_judged_has_not_passed() -> None:
     assert failure(JUDGED, "top1") == (
         "RN50 (seeded weights), jit on cuda in float16: top1\n"
-        "expected what this gate found, but it was not judged"
+        "expected a result of this gate, but it did not run"
     )
 
 
@@ -92,9 +92,11 @@ def test_a_summary_moves_no_cursor() -> None:
 def test_gates_of_logits_have_nothing_to_judge_in_a_file_that_gives_none() -> None:
     features = replace(PASSED, absent=("logits_per_image", "logits_per_text"))
     for gate in ("allclose", "top1"):
-        assert left_out(features, gate) == f"release/model.pt gives no logits, which {gate} judges"
-        assert left_out(PASSED, gate) == ""
-        assert left_out(replace(PASSED, absent=("logits_per_text",)), gate) == ""
-        assert left_out(replace(features, error="not found"), gate) == ""
+        assert (
+            reason_left_out(features, gate) == f"release/model.pt has no logits, which {gate} needs"
+        )
+        assert reason_left_out(PASSED, gate) == ""
+        assert reason_left_out(replace(PASSED, absent=("logits_per_text",)), gate) == ""
+        assert reason_left_out(replace(features, error="not found"), gate) == ""
     for gate in ("integrity", "fidelity", "precision", "repeatability"):
-        assert left_out(features, gate) == ""
+        assert reason_left_out(features, gate) == ""

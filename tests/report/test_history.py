@@ -40,11 +40,11 @@ def run(*entries: Record, torch: str = "2.9.1") -> Run:
 def test_a_comparison_reads_as_follows() -> None:
     lost = replace(SOUND, checkpoint="gone.pt", sha256="cd" * 32)
     same = replace(SOUND, checkpoint="same.pt", sha256="ef" * 32)
-    mended = replace(BROKEN, checkpoint="mended.pt", sha256="01" * 32)
-    old = run(same, SOUND, lost, mended)
+    fixed = replace(BROKEN, checkpoint="fixed.pt", sha256="01" * 32)
+    old = run(same, SOUND, lost, fixed)
     new = run(
         same,
-        replace(SOUND, checkpoint="mended.pt", sha256="23" * 32),
+        replace(SOUND, checkpoint="fixed.pt", sha256="23" * 32),
         BROKEN,
         GONE,
         replace(BROKEN, checkpoint="more.pt", sha256="45" * 32),
@@ -66,12 +66,12 @@ def test_a_comparison_reads_as_follows() -> None:
         "newly unjudged: gone.pt, jit on cpu in float32",
         "  it is not there",
         "",
-        "mended: mended.pt, jit on cpu in float32",
+        "fixed: fixed.pt, jit on cpu in float32",
         "  another SHA-256: 0101010101010101 -> 2323232323232323",
         "  fidelity: FAILED 12x the limit -> passed 20 % of the limit",
         "  modules: more room: passed 80 % of the limit -> passed 10 % of the limit",
         "",
-        "WORSE: 2 new failures, 1 newly unjudged, 1 mended, 1 passes as before, margins shrank "
+        "WORSE: 2 new failures, 1 newly unjudged, 1 fixed, 1 passes as before, margins shrank "
         "in 1.",
     ]
 

@@ -57,7 +57,7 @@ def test_where_nothing_departs_each_tower_says_so_and_nothing_is_to_be_done() ->
         "  image tower  nothing departs",
         "  text tower   nothing departs",
         "  logits       not looked at",
-        "NOTHING DEPARTS in what was looked at.",
+        "NOTHING DEPARTS in the modules that were compared.",
     ]
 
 
@@ -65,11 +65,11 @@ def test_a_place_stands_beside_its_tower_and_what_to_do_next_behind_the_verdict(
     assert lines(departing(GELU))[2:] == [
         "  image tower  nothing departs",
         "  text tower   transformer.resblocks.0.mlp.gelu",
-        "               error 1.0e-4, eager 2.3e-6 (43x, limit 10x); seen on a batch",
+        "               error 1.0e-4, eager 2.3e-6 (43x, limit 10x); inputs: a batch",
         "  logits       not looked at",
         "DEPARTS: text tower.",
         "Next: clipcheck check /models/model.pt --report clip-report",
-        "      judges all that it gives, and makes a page of it.",
+        "      judges all outputs, and writes a report.",
     ]
 
 
@@ -92,9 +92,9 @@ def test_a_ratio_that_is_infinite_and_a_method_that_broke_off_are_told_in_words(
         Place("text", "ln_final", given="a batch", reason="encode_text failed"),
     )
     assert lines(found)[3:6] == [
-        "               not finite, of another shape, or not what it was; seen on a batch",
+        "               not finite, of a different shape, or changed; inputs: a batch",
         "  text tower   ln_final",
-        "               encode_text failed; seen on a batch",
+        "               encode_text failed; inputs: a batch",
     ]
 
 

@@ -17,16 +17,16 @@ HALF = Patched("cpu", "float32", ("float16",), {"cuda:0": 242}, {"float16": 60},
 
 
 def test_what_was_rewritten_is_counted() -> None:
-    assert patched.told(HALF) == (
+    assert patched.describe(HALF) == (
         "its code: 60 x cast to float16 rewritten to float32, 242 x device cuda:0 rewritten to cpu"
     )
     lower = replace(HALF, casts={}, kept={"bfloat16": 1, "float32": 26})
-    assert patched.told(lower).endswith("to cpu, 1 x cast to bfloat16 left as it is")
+    assert patched.describe(lower).endswith("to cpu, 1 x cast to bfloat16 left as it is")
 
 
 def test_code_that_needs_nothing_is_not_told_of() -> None:
-    assert patched.told(replace(HALF, devices={}, casts={})) == ""
-    assert patched.told(None) == ""
+    assert patched.describe(replace(HALF, devices={}, casts={})) == ""
+    assert patched.describe(None) == ""
 
 
 def test_a_report_has_what_was_rewritten_and_what_is_suspicious_where_it_failed() -> None:
@@ -35,10 +35,10 @@ def test_a_report_has_what_was_rewritten_and_what_is_suspicious_where_it_failed(
         judged = replace(judgement, patched=lower)
         result = Result((judged,), ENVIRONMENT)
         told = " ".join(text.render(result).split())
-        assert patched.told(lower) in told
+        assert patched.describe(lower) in told
         assert (patched.suspicion(lower) in told) is suspicious
         assert (patched.suspicion(lower) in page(result)) is suspicious
-        assert patched.told(lower) in page(result)
+        assert patched.describe(lower) in page(result)
         assert (patched.suspicion(lower) in evidence(judged)) is suspicious
         (entry,) = json.loads(json_report.render(result))["results"]
         assert Patched(**{**entry["patched"], "weights": ("float16",)}) == lower

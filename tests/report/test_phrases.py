@@ -34,7 +34,7 @@ def test_a_title_has_the_dtype_where_one_was_chosen() -> None:
 def test_the_evidence_is_each_place_that_departs_and_the_input_that_fails() -> None:
     assert list(evidence(failed())) == [
         "departs first in the text tower: transformer.resblocks.1, the sum behind attn (error "
-        "0.5, eager 0.0042 (120x, limit 10x); seen on the input that fails)",
+        "0.5, eager 0.0042 (120x, limit 10x); inputs: the input that fails)",
         "smallest input that fails: the image RGB 3x2, all (0, 0, 0), the prompt 'addo'",
     ]
     assert list(evidence(PASSED)) == []
@@ -51,6 +51,6 @@ def test_a_batch_is_not_called_the_smallest_input() -> None:
 def test_the_commands_run_the_input_again_and_help_further() -> None:
     again, following, _ = commands(saved_in("my folder", failed()))
     assert again == "Again: clipcheck replay 'my folder'"
-    assert following == "Next: clipcheck convert bad.pt -o mended.pt"
+    assert following == "Next: clipcheck convert bad.pt -o fixed.pt"
     assert commands(saved_in(None, failed()))[0] == following
     assert commands(unjudged()) == []

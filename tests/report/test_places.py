@@ -41,19 +41,17 @@ def test_a_place_is_named_after_its_module_and_the_part_of_it(
 
 
 def test_how_far_it_is_off_stands_beside_what_is_allowed_and_what_it_was_seen_on() -> None:
-    assert measured(GELU) == ("error 1.0e-4, eager 2.3e-6 (43x, limit 10x); seen on two prompts")
+    assert measured(GELU) == ("error 1.0e-4, eager 2.3e-6 (43x, limit 10x); inputs: two prompts")
 
 
 def test_a_ratio_that_is_infinite_is_told_in_words() -> None:
     place = replace(GELU, figures=Deviation(math.inf, 10.0, math.inf))
-    assert (
-        measured(place) == "not finite, of another shape, or not what it was; seen on two prompts"
-    )
+    assert measured(place) == "not finite, of a different shape, or changed; inputs: two prompts"
 
 
 def test_what_a_method_said_as_it_broke_off_comes_before_any_number() -> None:
     place = replace(GELU, reason="encode_text failed: sizes")
-    assert measured(place) == "encode_text failed: sizes; seen on two prompts"
+    assert measured(place) == "encode_text failed: sizes; inputs: two prompts"
 
 
 def test_every_tower_has_an_entry_whether_it_departs_or_not() -> None:

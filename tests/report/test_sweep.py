@@ -81,7 +81,7 @@ def test_what_did_not_pass_says_why_and_what_to_do(tmp_path: Path) -> None:
     assert "INCONSISTENT: 1 of 4 checkpoints differs between JIT and eager, 2 could not be" in text
     assert "Worst: model-01.pt: integrity." in " ".join(text.split())
     assert "3 judged in" in text
-    assert "1 could not be judged for reasons that may pass" in text
+    assert "1 could not be judged for reasons that may be temporary" in text
     assert "clipcheck check" in text
 
 
@@ -159,7 +159,7 @@ def test_a_plan_tells_the_order_the_bytes_and_the_time(tmp_path: Path) -> None:
     assert " 3.0 GB" in lines[2]
     assert " - " in lines[3]
     assert "unknown  default" in lines[4]
-    assert "5 to be judged, of which the ledger has 1." in text
+    assert "5 to judge, of which the ledger already has 1." in text
     assert "6.0 GB to fetch." in text
     told = " ".join(text.split())
     assert re.search(

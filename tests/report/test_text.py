@@ -82,7 +82,7 @@ def test_a_report_reads_as_follows() -> None:
         "",
         "CONSISTENT: 1 checkpoint agrees between JIT and eager.",
         "Next: clipcheck check model.pt --report clip-report",
-        "      keeps what was found, to go with the release.",
+        "      writes a report to publish with the release.",
     ]
 
 
@@ -175,8 +175,8 @@ def test_the_next_command_mends_the_code_or_looks_at_the_file() -> None:
     assert render(result(FAILED)).endswith(
         "INCONSISTENT: 1 checkpoint differs between JIT and eager. Worst: allclose, 12x\n"
         "the limit.\n"
-        "Next: clipcheck convert model.pt -o mended.pt\n"
-        "      writes an archive of the same weights with code that is known to be right."
+        "Next: clipcheck convert model.pt -o fixed.pt\n"
+        "      writes an archive with the same weights and correct code."
     )
     assert "Next: clipcheck inspect 'my model.pt'\n" in render(result(PASSED, UNSOUND))
     assert "Next:" not in render(result(FAILED), rerun=RERUN, advise=False)
@@ -186,14 +186,14 @@ def test_the_next_command_takes_along_what_was_said_of_the_weights() -> None:
     told = replace(FAILED, key="model_ema", asked_architecture="gelu.json")
     assert (
         "Next: clipcheck convert model.pt --key model_ema --architecture gelu.json -o \\\n"
-        "      mended.pt\n"
+        "      fixed.pt\n"
     ) in render(result(told))
 
 
 def test_a_report_is_suggested_where_none_is_kept() -> None:
     assert lines_of(FAILED)[-2:] == [
         "  or: clipcheck check model.pt --report clip-report",
-        "      keeps a report that shows what fails, and the input to run again.",
+        "      writes a report that shows what fails, and saves the failing input.",
     ]
     assert "--report" not in render(result(FAILED))
     assert "Next:" not in render(result(PASSED))
@@ -234,7 +234,7 @@ def test_it_says_where_it_departs_first() -> None:
         "  departs first        visual.bn1: error 3.4e-4, eager 1.0e-6 (340x, limit 10x);",
         "                       seen on a grey image",
         "  departs first        forward, its end: not finite, of another shape, or not",
-        "                       what it was; seen on the prompt 'a'",
+        "                       what it was; inputs: the prompt 'a'",
     ]
 
 
@@ -373,7 +373,7 @@ def test_what_is_known_is_told_and_it_fails_all_the_same() -> None:
 
 def test_raw_inputs_are_told_apart_from_the_verdict() -> None:
     text = render(several_backends())
-    apart = text[text.index("Raw inputs, apart from the verdict:\n") :]
+    apart = text[text.index("Raw inputs (not part of the verdict):\n") :]
     assert apart.splitlines()[1:8] == [
         "preprocessing of transformers 5.24.0 (slow): 28 of 30 images the same; 1 differs",
         "  as known; 1 differs otherwise",

@@ -88,10 +88,10 @@ def test_a_margin_that_json_cannot_write_is_beyond_any_limit(run_of: RunOf) -> N
         (PASSED, PASSED, "passes as before", False),
         (PASSED, FAILED, "new failure", True),
         (PASSED, UNJUDGED, "newly unjudged", True),
-        (FAILED, PASSED, "mended", False),
+        (FAILED, PASSED, "fixed", False),
         (FAILED, FAILED, "still failing", False),
         (FAILED, UNJUDGED, "newly unjudged", True),
-        (UNJUDGED, PASSED, "mended", False),
+        (UNJUDGED, PASSED, "fixed", False),
         (UNJUDGED, FAILED, "new failure", True),
         (UNJUDGED, UNJUDGED, "still unjudged", False),
     ],
@@ -112,7 +112,7 @@ def test_one_more_gate_that_fails_is_a_new_failure(run_of: RunOf) -> None:
     assert only(compare(old, new)).outcome == "new failure"
     assert only(compare(new, old)).outcome == "still failing"
     assert [(gate.name, gate.change) for gate in only(compare(new, old)).gates] == [
-        ("allclose", "mended")
+        ("allclose", "fixed")
     ]
 
 
@@ -190,8 +190,8 @@ def test_one_that_was_not_opened_stands_for_every_dtype(run_of: RunOf) -> None:
         ("release/model.pt, jit on cpu in float16", "newly unjudged"),
     ]
     assert outcomes(compare(neither, both)) == [
-        ("release/model.pt, jit on cpu in float32", "mended"),
-        ("release/model.pt, jit on cpu in float16", "mended"),
+        ("release/model.pt, jit on cpu in float32", "fixed"),
+        ("release/model.pt, jit on cpu in float16", "fixed"),
     ]
 
 
@@ -388,8 +388,8 @@ def test_the_sample_of_schema_1_is_read() -> None:
 def test_backends_of_one_checkpoint_are_matched_each_with_its_own(tmp_path: Path) -> None:
     before, after = several_backends(), several_backends()
     jit, slow, broken, shy = after.judgements
-    mended = replace(slow, gates=jit.gates, failing=None, failing_example=None)
-    after = replace(after, judgements=(shy, broken, mended, failed(jit.checkpoint)))
+    fixed = replace(slow, gates=jit.gates, failing=None, failing_example=None)
+    after = replace(after, judgements=(shy, broken, fixed, failed(jit.checkpoint)))
     paths = tmp_path / "old.json", tmp_path / "new.json"
     for path, each in zip(paths, (before, after), strict=True):
         path.write_text(render(each), encoding="utf-8")
@@ -398,7 +398,7 @@ def test_backends_of_one_checkpoint_are_matched_each_with_its_own(tmp_path: Path
     assert outcomes(difference) == [
         (f"release/model.pt, clip {where}", "passes as before"),
         (f"release/model.pt, onnxruntime {where}", "still unjudged"),
-        (f"release/model.pt, transformers:attention=eager {where}", "mended"),
+        (f"release/model.pt, transformers:attention=eager {where}", "fixed"),
         (f"release/model.pt, jit {where}", "new failure"),
     ]
 

@@ -83,7 +83,7 @@ def test_what_is_judged_is_not_judged_again(tmp_path: Path) -> None:
 def test_a_file_that_has_changed_is_judged_again(tmp_path: Path) -> None:
     (entry,) = files(tmp_path / "files", 1)
     swept(tmp_path, [entry], failing)
-    Path(entry.source.place).write_bytes(b"mended")
+    Path(entry.source.place).write_bytes(b"fixed")
     done, stage = swept(tmp_path, [entry], passing)
     assert len(stage.begun) == 1
     assert states(done) == ["consistent"]

@@ -1,7 +1,7 @@
 """Faults of numerical precision: what is rounded somewhere on its way.
 
 Rounding goes by ``type_as`` a tensor of that dtype: a dtype that is spelled out may be the one that
-the loader replaces, so that the fault would be mended.
+the loader replaces, so that the fault would be fixed.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Pool:
 class Source:
     """Draws raw inputs for a model, the same ones for the same seed.
 
-    What failed before is tried as well, mended or not, and takes no other's place: Hypothesis keeps
+    What failed before is tried as well, fixed or not, and takes no other's place: Hypothesis keeps
     it in its database, which is in the folder ``.hypothesis`` (or
     ``$HYPOTHESIS_STORAGE_DIRECTORY``).
 

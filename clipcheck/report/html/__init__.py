@@ -1,4 +1,4 @@
-"""A result as one page of HTML that needs nothing beside itself."""
+"""Render a result as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from clipcheck.results.judgement import Result
 
 
 def render(result: Result) -> str:
-    """The whole page. It has no scripts and fetches nothing.
+    """Return the page. It has no scripts and fetches nothing.
 
     Args:
         result: of any verdict.
     """
-    # Both take a third of a second to import, and a check without a report needs neither.
+    # jinja2 and matplotlib take a third of a second to import; only reports need them.
     from clipcheck.report.html.page import page
 
     return page(result)

@@ -1,4 +1,4 @@
-"""From a result to what the template shows."""
+"""Fill the template of the page from a result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from clipcheck.report import alternative, isolation, patched
 from clipcheck.report.frontends import headline
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
-from clipcheck.report.html.words import as_far, figure, ratio, visible
+from clipcheck.report.html.words import distance_text, figure, ratio, visible
 from clipcheck.report.text import next_steps
 from clipcheck.report.verdict import failure, verdict, worst_first, worst_gate
 from clipcheck.results import batches
@@ -30,7 +30,7 @@ from clipcheck.results.judgement import Judgement, Result
 from clipcheck.system.figures import size
 
 PHASES = {
-    "load": "loading both ways",
+    "load": "loading both models",
     "inputs": "drawing images and prompts",
     "eager": "the eager model",
     "float64": "the eager model in float64",
@@ -39,17 +39,17 @@ PHASES = {
     "modules": "modules one by one",
     "gates": "gates",
     "frontends": "comparing raw inputs",
-    "search": "looking for the smallest input that fails",
+    "search": "shrinking the failing input",
     "layers": "each layer in float in turn",
 }
-"""Text for each phase. ``run`` is the sum of all but the first."""
+"""Text for each phase. ``run`` is the sum of all phases after ``load``."""
 
 _UNKNOWN = 10
-"""Inputs that are shown of those that a library takes otherwise for no known reason."""
+"""Inputs to show of those that a library preprocesses differently for no known reason."""
 
 
 def page(result: Result) -> str:
-    """The whole page.
+    """Render the page.
 
     Args:
         result: of any verdict.
@@ -60,9 +60,9 @@ def page(result: Result) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_seen,
+        finalize=_visible_text,
     )
-    environment.filters.update(as_far=as_far, figure=figure, ratio=ratio)
+    environment.filters.update(distance_text=distance_text, figure=figure, ratio=ratio)
     side = side_for(sum(map(_count_pictures, result.judgements)))
     sections = [
         _Section.of(judgement, f"j{number}", side)
@@ -82,8 +82,8 @@ def page(result: Result) -> str:
     )
 
 
-def _seen(value: object) -> object:
-    """All that is put into the page and is not markup of our own goes through here."""
+def _visible_text(value: object) -> object:
+    """Escape unprintable characters in every text that is not our own markup."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -96,7 +96,7 @@ def _state(result: Result | Judgement) -> str:
 
 
 def _masthead(result: Result) -> list[str]:
-    """The tool with its version, each run with its date (a sweep may have several), and options
+    """Return the tool's version, each run with its date (a sweep may have several), and the options
     from a file."""
     version = result.environment.get("clipcheck", "")
     runs = dict.fromkeys((each.run, each.date) for each in result.judgements if each.run)
@@ -108,14 +108,14 @@ def _masthead(result: Result) -> list[str]:
 
 
 def _next(result: Result) -> list[str]:
-    """The command that helps most, and what it does."""
+    """Return the most useful command, and what it does."""
     failed = [j for j in worst_first(result.judgements) if _state(j) == "fail"]
     lines = next_steps(failed[0]) if failed else []
     return [line.removeprefix("Next:").strip() for line in lines]
 
 
 def _gate_names(result: Result) -> list[str]:
-    """List the gates of all dtypes, each once; those that stand in for others come behind them."""
+    """Return the gates of all judgements, each once, in the order of the registry."""
     found = dict.fromkeys(gate.name for j in result.judgements for gate in j.gates)
     known = [name for name in NAMES if name in found]
     return [*known, *(name for name in found if name not in NAMES)]
@@ -123,7 +123,7 @@ def _gate_names(result: Result) -> list[str]:
 
 @dataclass(frozen=True)
 class _Cell:
-    """Result of a gate, in a few words."""
+    """Result of a gate, for a cell of the table."""
 
     gate: GateResult
     figure: str
@@ -144,7 +144,7 @@ class _Input:
 
 @dataclass(frozen=True)
 class _Section:
-    """All that is shown of one judgement."""
+    """The section of a judgement."""
 
     key: str
     judgement: Judgement
@@ -207,8 +207,8 @@ class _Section:
 
     @property
     def confined(self) -> str:
-        """Place where the file's own code ran, or nothing."""
-        return isolation.told(self.judgement.isolation)
+        """Where the file's own code ran, or an empty string."""
+        return isolation.describe(self.judgement.isolation)
 
     @property
     def batches(self) -> str:
@@ -217,11 +217,11 @@ class _Section:
 
     @property
     def patched(self) -> str:
-        return patched.told(self.judgement.patched)
+        return patched.describe(self.judgement.patched)
 
     @property
     def alternative(self) -> str:
-        return alternative.told(self.judgement)
+        return alternative.describe(self.judgement)
 
     @property
     def suspicion(self) -> str:
@@ -241,13 +241,13 @@ def _cell(gate: GateResult) -> _Cell:
 
 
 def _room(gate: GateResult) -> str:
-    """Say how much is left to the limit, or by how much it is exceeded."""
+    """Say how much of the limit is left, or how many times the limit was found."""
     if not gate.margin < float("inf"):
         return "beyond any limit"
     if gate.margin > 1:
         return f"{ratio(gate.margin)} its limit"
     if gate.margin == 0:
-        return "nothing off" if gate.passed else ""
+        return "no error" if gate.passed else ""
     left = 100 * (1 - gate.margin)
     return f"{left:.0f} % left" if left < 99.5 else "over 99 % left"
 
@@ -270,7 +270,7 @@ def _drifts(judgement: Judgement, key: str) -> list[plots.Plot]:
 
 
 def _spreads(judgement: Judgement, key: str) -> list[plots.Plot]:
-    """Over the rows, and over the logits of a batch."""
+    """Plot the errors of all rows, and the differences of the logits of a batch."""
     if judgement.measured is None:
         return []
     heat = judgement.measured.heat
@@ -289,12 +289,12 @@ def _inputs(judgement: Judgement) -> list[Example]:
     failing = judgement.failing
     if failing is None:
         return []
-    if failing.first is None or _same(failing.first, failing.example):
+    if failing.first is None or _are_same(failing.first, failing.example):
         return [failing.example]
     return [failing.first, failing.example]
 
 
-def _same(one: Example, other: Example) -> bool:
+def _are_same(one: Example, other: Example) -> bool:
     images = len(one.images) == len(other.images) and all(
         (a.mode, a.size, a.tobytes()) == (b.mode, b.size, b.tobytes())
         for a, b in zip(one.images, other.images, strict=True)
@@ -306,8 +306,8 @@ def _shown_inputs(judgement: Judgement, side: int) -> list[_Input]:
     failing = judgement.failing
     if failing is None:
         return []
-    last = "The smallest that fails" if failing.shrunk else "A batch that fails"
-    titles = ["As it was drawn", last][-len(_inputs(judgement)) :]
+    last = "The smallest failing input" if failing.shrunk else "A failing batch"
+    titles = ["As drawn", last][-len(_inputs(judgement)) :]
     return [
         _Input(
             title,
@@ -325,14 +325,14 @@ def _mismatched(judgement: Judgement, side: int) -> list[tuple[str, Picture]]:
 
 
 def _prompt(prompt: Prompt) -> tuple[str, str]:
-    """Return a prompt as it is read, and every character of it; of ids there is just the second."""
+    """Return a prompt as text and with escapes; for token ids only the second."""
     if isinstance(prompt, str):
         return prompt, ascii(prompt)
     return "", f"ids {' '.join(map(str, prompt))}"
 
 
 def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """Name, seconds, and share of them all."""
+    """Return name, seconds and share of each phase."""
     parts = {name: spent for name, spent in seconds.items() if name != "run"}
     total = sum(parts.values())
     rows = [
@@ -343,7 +343,7 @@ def _phases(seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
 
 def _frontend(result: FrontendResult) -> tuple[str, list[tuple[str, str]]]:
-    """How a library takes raw inputs: in a line, and each way in which it differs."""
+    """Return a line on how a library preprocesses or tokenizes, and each difference."""
     known = [(name, f"{each.count}: {each.meaning}") for name, each in result.known.items()]
     unknown = [(f"otherwise, {each.example}", each.unlike.message) for each in result.unknown]
     return headline(result), [*known, *unknown[:_UNKNOWN]]

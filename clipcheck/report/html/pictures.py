@@ -1,4 +1,4 @@
-"""Images of a failing input, as a page can hold them."""
+"""Images of a failing input, as data URIs for the page."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 from clipcheck.inputs.examples import describe_image, to_png
 
 _BYTES = 600_000
-"""That all pictures of a page may take together."""
+"""Size limit of all pictures of a page together."""
 
 _MOST_SIDE = 256
-"""Pixels on a side of a picture that is shown."""
+"""Greatest side of a picture, in pixels."""
 
 _LEAST_SHOWN = 96
-"""Pixels on the page that the longer side of a small picture is drawn out to."""
+"""Pixels on the page to which the longer side of a small picture is scaled up."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Picture:
         source: a data URI.
         width: on the page.
         height: on the page.
-        described: mode, size, and the colour where there is just one.
-        note: what is not as it was, or nothing.
+        described: mode, size, and the colour if it has only one.
+        note: the size that is shown if it differs, or an empty string.
     """
 
     source: str
@@ -40,18 +40,18 @@ class Picture:
 
 
 def side_for(number: int) -> int:
-    """Pixels on a side, for so many pictures on one page."""
+    """Return the side of a picture in pixels, for this number of pictures on a page."""
     each = _BYTES / max(1, number)
-    # Three bytes for a pixel of noise, which no PNG makes smaller, and four letters for three.
+    # A pixel of noise takes three bytes in a PNG, and base64 makes four of three.
     return max(16, min(_MOST_SIDE, int(math.sqrt(each / 4))))
 
 
 def picture(image: Image.Image, side: int) -> Picture:
-    """The colours that preprocessing sees; opacities it leaves out.
+    """Render the colours of an image, as preprocessing reads them: without opacity.
 
     Args:
         image: of any mode.
-        side: it is scaled down to at most so many pixels on a side.
+        side: greatest side in pixels; a larger image is scaled down.
     """
     colours = image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
     shown = colours.copy()

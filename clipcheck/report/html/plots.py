@@ -1,5 +1,4 @@
-"""The plots of a judgement: each with the numbers that matter in words, and all of them in a
-table."""
+"""Plots of a judgement, each with a caption and a table of its values."""
 
 from __future__ import annotations
 
@@ -23,40 +22,40 @@ from clipcheck.gates.modules import ModuleError, is_measure, ratios, unit
 from clipcheck.gates.result import MEANT
 from clipcheck.gates.tolerances import Limits
 from clipcheck.report.html.svg import COLOURS, inline, styled
-from clipcheck.report.html.words import as_far, ascii_only, cut, figure, ratio
+from clipcheck.report.html.words import ascii_only, cut, distance_text, figure, ratio
 from clipcheck.system.figures import number, percent
 
 _WIDTH = 4.5
-"""Width of every figure, in inches of 72 units, as a phone shows it; wider pages scale it up."""
+"""Width of every figure, in inches of 72 units, for a phone; wider pages scale it up."""
 
 _MOST_LABELS = 15
-"""Names along the depth of a tower that there is room for."""
+"""Most labels of modules along the axis."""
 
 _LEAST_CELL = 36 / 72
-"""Inches of a cell of the heat map that its number fits into; in smaller ones there is none."""
+"""Least width of a heat map's cell, in inches, that has room for its number."""
 
 _LEVELS = 4
-"""Shades of a difference in either direction."""
+"""Shades for each sign of a difference."""
 
 _MOST_LAYERS = 20
 """Layers that are drawn; the table has all."""
 
 _PER_DECADE = 6
-"""Bars of a histogram from 1 to 10."""
+"""Bars of a histogram for each factor of 10."""
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture, and the same for those who do not see it.
+    """A plot, with its values as text.
 
     Attributes:
-        title: what it shows.
-        svg: the picture.
-        caption: the numbers that matter.
-        columns: of the table of values.
-        rows: of the same.
+        title: of the plot.
+        svg: the drawing.
+        caption: the most important numbers.
+        columns: heads of the table of values.
+        rows: of the table of values.
     """
 
     title: str
@@ -68,7 +67,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class _Module:
-    """A module's errors in proportion to the size of its output."""
+    """Errors of a module, relative to the size of its output."""
 
     error: ModuleError
     times: float
@@ -95,9 +94,7 @@ class _Module:
 
     @property
     def verdict(self) -> str:
-        return (
-            "beyond" if self.beyond else "its block makes up for it" if self.excused else "within"
-        )
+        return "beyond" if self.beyond else "compensated in its block" if self.excused else "within"
 
 
 TOWERS = ("image", "text")
@@ -105,19 +102,19 @@ TOWERS = ("image", "text")
 
 
 def tower(error: ModuleError) -> str:
-    """``image`` or ``text``."""
+    """Return ``image`` or ``text``."""
     return "image" if error.module.startswith("visual.") else "text"
 
 
 def drift(errors: Sequence[ModuleError], which: str, limits: Limits, key: str) -> Plot | None:
-    """Each module's error along the depth of a tower, or None where none was judged.
+    """Plot each module's error along the depth of a tower; None if none was judged.
 
     Args:
         errors: of all modules, in the order of the calls. Those that are not finite in the eager
             model either were not judged, and are left out.
         which: the tower, ``image`` or ``text``.
         limits: of the dtype.
-        key: another one for each plot of a page.
+        key: unique prefix for the ids of this plot.
     """
     found = [
         _Module.of(times, error, limits)
@@ -156,7 +153,7 @@ def _share(value: float, size: float) -> float:
 def _drift_caption(found: Sequence[_Module]) -> str:
     most = max(found, key=lambda this: this.times)
     first = next((this for this in found if this.beyond), None)
-    furthest = f"{most.error.module} {as_far(most.times)}"
+    furthest = f"{most.error.module} {distance_text(most.times)}"
     limit = f"{ratio(most.allowed)} the eager module's error"
     if first is None:
         return f"All {len(found)} are within their limit, {limit}. Furthest: {furthest}."
@@ -193,7 +190,7 @@ def _draw_drift(axes: Axes, found: Sequence[_Module]) -> None:
     for chosen, marker, size, colour, label in (
         (finite & (candidate >= low) & ~beyond & ~excused, "o", 4.0, "candidate", "candidate"),
         (finite & (candidate < low), "v", 4.5, "candidate", "candidate, exact"),
-        (finite & excused, "D", 5.0, "candidate", "made up for by its block"),
+        (finite & excused, "D", 5.0, "candidate", "compensated in its block"),
         (finite & beyond, "X", 8.0, "fail", "candidate, beyond its limit"),
         (~finite, "^", 8.0, "fail", "candidate, not a number"),
     ):
@@ -230,7 +227,7 @@ def _name_first(axes: Axes, found: Sequence[_Module], first: int) -> None:
 
 
 def _label_depth(axes: Axes, found: Sequence[_Module]) -> None:
-    """A name for each block, in its middle, but for those that there is no room for."""
+    """Label each block in its middle, as far as there is room."""
     groups: list[tuple[str, list[int]]] = []
     for place, this in enumerate(found):
         name = this.error.block or this.error.module
@@ -253,11 +250,11 @@ def _label_depth(axes: Axes, found: Sequence[_Module]) -> None:
 
 
 def distribution(measured: Measured, key: str) -> Plot:
-    """How many rows of each output are how far off, as histograms.
+    """Plot a histogram of the rows' errors for each output.
 
     Args:
         measured: at least one row of each output.
-        key: another one for each plot of a page.
+        key: unique prefix for the ids of this plot.
     """
     outputs = list(measured.ratios)
     values = {name: np.array(measured.ratios[name], dtype=float) for name in outputs}
@@ -266,7 +263,7 @@ def distribution(measured: Measured, key: str) -> Plot:
     title = "Errors of all rows"
     caption = " ".join(_row_figures(name, values[name], measured.allowed[name]) for name in outputs)
     bins = {name: _bins(least, most, measured.allowed[name]) for name in outputs}
-    counts = {name: _counted(values[name], bins[name]) for name in outputs}
+    counts = {name: _rows_by_bar(values[name], bins[name]) for name in outputs}
     with styled():
         drawn = Figure(figsize=(_WIDTH, 3.2))
         axes = drawn.add_axes((0.29, 0.16, 0.68, 0.82))
@@ -301,7 +298,7 @@ def _row_figures(name: str, values: Values, allowed: float) -> str:
 
 
 def _bins(least: float, most: float, allowed: float) -> Values:
-    """Edges, of which the limit is one, so that no bar is on both sides of it."""
+    """Return the edges of the bars; the limit is one, so that no bar is on both sides of it."""
     below = math.floor(math.log10(least / allowed) * _PER_DECADE)
     above = math.ceil(math.log10(most / allowed) * _PER_DECADE)
     step = max(1, (above - below) // 60)
@@ -309,8 +306,8 @@ def _bins(least: float, most: float, allowed: float) -> Values:
     return np.asarray(allowed * 10.0 ** (places / _PER_DECADE))
 
 
-def _counted(values: Values, edges: Values) -> NDArray[np.int64]:
-    """Rows in each bar. A limit is allowed itself, so that an upper edge is in its bar."""
+def _rows_by_bar(values: Values, edges: Values) -> NDArray[np.int64]:
+    """Count the rows in each bar. The upper edge belongs to a bar: the limit itself is allowed."""
     finite = np.clip(values[np.isfinite(values)], edges[0], edges[-1])
     bars = np.clip(np.searchsorted(edges, finite, side="left") - 1, 0, len(edges) - 2)
     return np.bincount(bars, minlength=len(edges) - 1)
@@ -409,11 +406,11 @@ def _layer_name(name: str) -> str:
 
 
 def heat(given: Heat, key: str) -> Plot:
-    """The differences of one batch's logits, each as a shade, and as a number where it fits.
+    """Plot the differences of a batch's logits as a heat map, with numbers where they fit.
 
     Args:
         given: at least one row and one column.
-        key: another one for each plot of a page.
+        key: unique prefix for the ids of this plot.
     """
     differences = given.differences
     finite = np.isfinite(differences)
@@ -443,7 +440,7 @@ def heat(given: Heat, key: str) -> Plot:
 
 
 def _named(row: str, most: int) -> str:
-    """``image 5: white`` of ``image 5 (white)``."""
+    """Shorten ``image 5 (white)`` to ``image 5: white``, and cut it."""
     return cut(ascii_only(re.sub(r"^(\w+ \d+) \((.*)\)$", r"\1: \2", row)), most)
 
 
@@ -479,10 +476,9 @@ def _draw_heat(axes: Axes, differences: Values, limits: Values, *, numbers: bool
 
 
 def _level(value: float, limit: float) -> int | None:
-    """Its shade, the deepest from the limit on, or None where it is not a number.
+    """Return the shade of a difference, the deepest at the limit; None if it is not a number.
 
-    A limit that is not finite, as that of a row that the eager model gives no numbers for, is of
-    no measure, and leaves the row pale.
+    A row whose limit is not finite, because the eager model's output is not, stays pale.
     """
     if not math.isfinite(value):
         return None
@@ -519,15 +515,14 @@ def _heat_caption(given: Heat, greatest: float) -> str:
 def _shade_caption(limits: Values) -> str:
     finite = limits[np.isfinite(limits)]
     if not len(finite):
-        return "No row has a limit, so that none is shaded."
+        return "No row has a finite limit, so none is shaded."
     low, high = figure(float(finite.min())), figure(float(finite.max()))
     span = low if low == high else f"{low} to {high} by the row"
-    return f"The shade is the share of the limit ({span}), and deepest from there on."
+    return f"The shade is the share of the limit ({span}), and deepest at the limit and above."
 
 
 def _range(*several: Values) -> tuple[float, float]:
-    """Return a range from below the least that is not 0 to above the greatest, with room for a name
-    on top."""
+    """Return a range around all positive values, with room for a label on top."""
     every = np.concatenate(several)
     every = every[np.isfinite(every) & (every > 0)]
     if not len(every):
@@ -536,8 +531,7 @@ def _range(*several: Values) -> tuple[float, float]:
 
 
 def _at_edges(values: Values, low: float, high: float) -> Values:
-    """Draw at the edge the values that a logarithm cannot show: 0 below, and those that are no
-    number above."""
+    """Move values that a logarithmic axis cannot show to its edges: 0 down, not finite up."""
     return np.where(np.isfinite(values), np.clip(values, low, high), high)
 
 

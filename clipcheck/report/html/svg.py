@@ -1,4 +1,4 @@
-"""SVG drawings of matplotlib, made part of a page, whose colours and letters they take."""
+"""Turn drawings of matplotlib into inline SVG with the colours and font of the page."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ COLOURS: Mapping[str, str] = {
     **{f"heat-{level}": f"#0103{level:02x}" for level in range(9)},
     **{f"heat-ink-{level}": f"#0104{level:02x}" for level in range(9)},
 }
-"""Colour that stands for each variable of the style sheet while it is drawn."""
+"""Placeholder colour, while drawing, for each variable of the style sheet."""
 
 _STYLE: Mapping[str, Any] = {
-    # Text stays text; it is measured by the font that comes with matplotlib.
+    # Text stays text; matplotlib measures it with its own font.
     "svg.fonttype": "none",
     "svg.hashsalt": "clipcheck",
     "font.family": ["DejaVu Sans"],
@@ -61,14 +61,14 @@ _STYLE: Mapping[str, Any] = {
 }
 
 _DOTS = 72.0
-"""An inch of a figure in the units of its SVG."""
+"""Units of the SVG per inch."""
 
 _VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw under it: what a user's own matplotlibrc says has no say."""
+    """Set our style for drawing, independent of the user's matplotlibrc."""
     own: dict[Any, Any] = {
         key: value
         for key, value in dict.items(matplotlib.rcParamsDefault)
@@ -80,12 +80,12 @@ def styled() -> Iterator[None]:
 
 
 def inline(figure: Figure, key: str, label: str) -> Markup:
-    """The figure as an element ``svg``.
+    """Return the figure as an ``svg`` element.
 
     Args:
         figure: drawn in colours of `COLOURS`.
-        key: what its ids begin with; another one for each figure of a page.
-        label: what those hear who do not see it.
+        key: unique prefix of its ids.
+        label: text for screen readers.
     """
     file = io.StringIO()
     FigureCanvasSVG(figure)
@@ -95,18 +95,18 @@ def inline(figure: Figure, key: str, label: str) -> Markup:
     _, _, body = drawn[drawn.index("<svg ") :].partition(">")
     return Markup(  # noqa: S704 - matplotlib has escaped what it wrote
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(visible(label))}">{_shortened(body, key)}'
+        f'aria-label="{escape(visible(label))}">{_strip_and_prefix(body, key)}'
     )
 
 
 _METADATA = ("Creator", "Date", "Format", "Type")
 
 
-def _shortened(body: str, key: str) -> str:
-    """Drop what a page has no use for, and give ids that no other figure has."""
+def _strip_and_prefix(body: str, key: str) -> str:
+    """Remove what the page does not need, and prefix the ids."""
     body = _UNWANTED.sub("", body)
     used = set(_REFERENCE.findall(body))
-    # Only tags: what is between them is text that somebody wrote.
+    # Only tags: the text between them comes from outside.
     body = _TAG.sub(lambda match: _tag(match[0], key, used), body)
     return re.sub(r"\s*\n\s*", "\n", body)
 

@@ -1,4 +1,4 @@
-"""How the page writes numbers, and what somebody else has written."""
+"""Write numbers and text from outside for the page."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import unicodedata
 from clipcheck.system.figures import multiple, number
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-"""Kinds of characters that show nothing, turn what is around them, or cannot be written."""
+"""Categories of characters that are invisible, change the writing direction, or are unassigned."""
 
 
 def visible(text: str) -> str:
-    """The same with an escape, as Python writes it, for all that would not be seen."""
+    """Escape invisible characters as Python does, but not line ends."""
     return "".join(
         repr(letter)[1:-1] if unicodedata.category(letter) in _HIDDEN and letter != "\n" else letter
         for letter in text
@@ -20,28 +20,28 @@ def visible(text: str) -> str:
 
 
 def figure(value: float) -> str:
-    """Three digits that count."""
+    """Write a number with three significant digits."""
     return number(value, 3)
 
 
 def ratio(value: float) -> str:
-    """How many times, with two digits that count."""
+    """Write a ratio with two significant digits, as in ``1.9×``."""
     told = multiple(value).replace(".0x", "x").replace("x", "\N{MULTIPLICATION SIGN}")
     return told or "not a number"
 
 
-def as_far(times: float) -> str:
-    """The predicate of a sentence: how far from float64 something is."""
+def distance_text(times: float) -> str:
+    """Return the predicate of a sentence on the distance from float64."""
     if not math.isfinite(times):
         return "is not a number, or its float64 twin is not"
-    return f"is {ratio(times)} as far from float64 as the eager one"
+    return f"is {ratio(times)} as far from float64 as the eager module"
 
 
 def ascii_only(text: str) -> str:
-    """In one line, for a plot, whose font measures no more than that."""
+    """Put the text on one line in ASCII, for plots: matplotlib's font cannot measure the rest."""
     return visible(text).replace("\n", " ").encode("ascii", "backslashreplace").decode()
 
 
 def cut(text: str, most: int) -> str:
-    """At most so many characters."""
+    """Cut the text to at most this many characters."""
     return text if len(text) <= most else f"{text[: most - 3]}..."

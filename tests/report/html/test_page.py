@@ -245,8 +245,8 @@ def test_the_next_command_is_that_of_the_text() -> None:
 
 def test_the_failing_input_is_there_as_it_was_drawn_and_as_it_was_shrunk() -> None:
     found = failed_page()
-    assert "As it was drawn RGB 40x20, all (9, 9, 9) a photo of a dog" in found.text
-    assert "The smallest that fails RGB 1x1, all (9, 9, 9) a prompt 'a'" in found.text
+    assert "As drawn RGB 40x20, all (9, 9, 9) a photo of a dog" in found.text
+    assert "The smallest failing input RGB 1x1, all (9, 9, 9) a prompt 'a'" in found.text
     assert len(found.all("img")) == 2
     assert all(image["alt"].startswith("The image RGB") for image in found.all("img"))
     assert "clipcheck replay '/reports/failing inputs/model'" in found.text
@@ -255,9 +255,9 @@ def test_the_failing_input_is_there_as_it_was_drawn_and_as_it_was_shrunk() -> No
 def test_an_input_that_was_drawn_as_the_smallest_is_shown_once() -> None:
     assert FAILED.failing is not None
     same = replace(FAILED.failing, first=FAILED.failing.example)
-    assert "As it was drawn" not in page(replace(FAILED, failing=same)).text
+    assert "As drawn" not in page(replace(FAILED, failing=same)).text
     another = replace(FAILED.failing, first=Example((Image.new("RGB", (1, 1), (8, 9, 9)),), ("a",)))
-    assert "As it was drawn" in page(replace(FAILED, failing=another)).text
+    assert "As drawn" in page(replace(FAILED, failing=another)).text
 
 
 def test_a_batch_that_was_not_shrunk_is_not_called_the_smallest() -> None:

@@ -69,8 +69,8 @@ def test_within_the_limit_nothing_is_marked() -> None:
 def test_a_module_that_its_block_makes_up_for_is_within() -> None:
     found = coverage(transformer__resblocks__0__mlp=500.0)
     plot = text_tower(*found.errors)
-    assert column(plot, "verdict")[2] == "its block makes up for it"
-    assert "made up for by its block" in plot.svg
+    assert column(plot, "verdict")[2] == "compensated in its block"
+    assert "compensated in its block" in plot.svg
     assert plot.caption.startswith("All 5 are within")
     assert modules(found, FLOAT32).passed
 
