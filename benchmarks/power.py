@@ -29,7 +29,7 @@ from clipcheck.backends.reference import Reference
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.harness.judging import Stopwatch, Trial, inputs_of, judge_candidate
-from clipcheck.inputs.batches import CORNERS, batches
+from clipcheck.inputs.batches import EDGE_CASES, batches
 from clipcheck.writers.synthesize import architecture_named
 from clipcheck.writers.trained import KINDS
 
@@ -43,7 +43,7 @@ class Stages(Bench):
         super().__init__(model, folder)
         inputs = inputs_of(self.architecture)
         reference = Reference(self.setting(model.dtype, None).source.model, self.architecture, CPU)
-        drawn = list(batches(CORNERS, inputs, model.seed))
+        drawn = list(batches(EDGE_CASES, inputs, model.seed))
         self._few = Trial.of(reference, drawn, model.dtype, Stopwatch())
 
     def gates(self, archive: Path, few: bool) -> Sequence[GateResult]:

@@ -38,7 +38,7 @@ from clipcheck.checkpoints.library import (
 )
 from clipcheck.checkpoints.told import OPEN_CLIP, TRANSFORMERS, named
 from clipcheck.harness.options import CheckOptions
-from clipcheck.inputs.batches import CORNERS
+from clipcheck.inputs.batches import EDGE_CASES
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE
 from clipcheck.sweep import worker
 from clipcheck.sweep.catalogue import Entry
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="at full size")
     parser.add_argument("--backend", action="append", help=f"default: {', '.join(BACKENDS)}")
     parser.add_argument(
-        "--examples", type=int, default=CORNERS, help="images; default: the edge cases"
+        "--examples", type=int, default=EDGE_CASES, help="images; default: the edge cases"
     )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--ledger", type=Path, default=Path("zoo.sqlite"), metavar="FILE")

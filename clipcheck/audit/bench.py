@@ -46,7 +46,7 @@ from clipcheck.harness.judging import (
 from clipcheck.harness.localising import first_departures
 from clipcheck.harness.modules.walk import HEAD
 from clipcheck.harness.modules.whole import BETWEEN, MISSING, OUTSIDE, tower_in
-from clipcheck.inputs.batches import CORNERS, batches, classic, population
+from clipcheck.inputs.batches import EDGE_CASES, batches, classic, population
 from clipcheck.models.loader import load_eager
 from clipcheck.system import torchscript_support
 from clipcheck.writers.archive import Alter, write_archive
@@ -271,7 +271,7 @@ class Bench:
         drawn = population(0 if budget is None else inputs_for(budget), inputs, seed)
         trial = Trial.of(
             reference,
-            list(batches(CORNERS, inputs, seed)),
+            list(batches(EDGE_CASES, inputs, seed)),
             dtype,
             Stopwatch(),
             lengths=lengths_for(described, seed),

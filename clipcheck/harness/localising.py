@@ -17,7 +17,7 @@ from clipcheck.checkpoints.told import named
 from clipcheck.gates.localisation import Localisation, Tower
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.judging import Stopwatch, inputs_of
-from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches, for_modules
+from clipcheck.inputs.batches import EDGE_CASES, Batch, Inputs, batches, for_modules
 from clipcheck.results.judgement import Conditions, Cost, Subject
 from clipcheck.system.progress import say_import, silent
 
@@ -130,7 +130,7 @@ def first_departures(
     """Walk through an archive on ever more inputs, until something departs.
 
     First come the inputs of the gate ``modules``; then the one that the archive fails on, where
-    what it gets wrong has no place yet; and where there is none at all, the corners.
+    what it gets wrong has no place yet; and where there is none at all, the edge cases.
 
     Args:
         source: an archive, with weights as they are in the file; a walk may change them.
@@ -172,8 +172,8 @@ def _inputs(
             _told_apart(suspect.batch, inputs),
             _TOWERS.get(suspect.output),
         )
-    for number, batch in enumerate(batches(CORNERS, inputs, seed), start=1):
-        yield f"batch {number} of the corners", _told_apart(batch, inputs), None
+    for number, batch in enumerate(batches(EDGE_CASES, inputs, seed), start=1):
+        yield f"batch {number} of the edge cases", _told_apart(batch, inputs), None
 
 
 def _told_apart(batch: Batch, inputs: Inputs) -> Batch:

@@ -28,7 +28,7 @@ DYNAMIC_BATCH = "dynamic-batch"
 REQUIRED = (DYNAMIC_BATCH,)
 
 EXAMPLES = 30
-"""Images that are compared by default: the corners, and two batches that Hypothesis draws."""
+"""Images that are compared by default: the edge cases, and two batches that Hypothesis draws."""
 
 Names: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Device: TypeAlias = "str | torch.device | None"
@@ -61,7 +61,7 @@ class CheckOptions:
         device: where to run, one or several; by default the GPU where there is one.
         dtype: what to compute in, one or several of float32, float16 and bfloat16. By default
             float32, and elsewhere than on the CPU the checkpoint's own as well.
-        examples: number of images; the first `clipcheck.inputs.batches.CORNERS` are those that
+        examples: number of images; the first `clipcheck.inputs.batches.EDGE_CASES` are those that
             every model should be tried on, the others Hypothesis draws, as it does prompts
             (`clipcheck.inputs.strategies`).
         exhaustive: walk every token id, every length, and every position of an image as well.

@@ -134,7 +134,7 @@ def replay(
 
 
 def _ruler(reference: Reference, inputs: Inputs, dtype: str) -> Ruler:
-    """Return the ruler of the first corners: a single input has no median."""
+    """Return the ruler of the first edge cases: a single input has no median."""
     trial = Trial.of(reference, list(batches(MOST_ROWS, inputs, seed=0)), dtype, Stopwatch())
     cases = [Case(own, own, exact) for own, exact in zip(trial.reference, trial.exact, strict=True)]
     return Ruler(cases, LIMITS[dtype], trial.scale)

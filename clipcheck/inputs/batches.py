@@ -1,4 +1,4 @@
-"""Batches of pixels and token ids: the corners, which every check runs first.
+"""Batches of pixels and token ids: the edge cases, which every check runs first.
 
 There faults hide that no photograph and no short prompt reaches: flat and saturated images, high
 frequencies, asymmetry, pixels that no picture has; prompts of every length, ids from all over the
@@ -34,8 +34,8 @@ SIZES = ((2, 1), (1, 2), (5, 4), (7, 8), (3, 3))
 """Images and prompts of the first batches: from one to eight of them, more images than prompts,
 fewer, and as many. Sizes that differ, as some programs are wrong at one size alone."""
 
-CORNERS = sum(images for images, _ in SIZES)
-"""Images that the corners are."""
+EDGE_CASES = sum(images for images, _ in SIZES)
+"""Number of images among the edge cases."""
 
 _SUBJECTS = ("a dog", "two red apples", "the city at night", "a diagram", "rain on glass", "x")
 _TEMPLATES = ("a photo of {}.", "{}", "a blurry drawing of {}, seen from above", "NOT {}!")
@@ -101,10 +101,10 @@ class Batch:
 
 
 def batches(examples: int, inputs: Inputs, seed: int) -> Iterator[Batch]:
-    """Yield the corners, in batches of the `SIZES`.
+    """Yield the edge cases, in batches of the `SIZES`.
 
     Args:
-        examples: number of images, at least 1; there are no more than `CORNERS`.
+        examples: number of images, at least 1; there are no more than `EDGE_CASES`.
     """
     generator = np.random.default_rng(seed)
     images, prompts = _images(generator, inputs), _prompts(generator, inputs)
@@ -240,11 +240,11 @@ def _batch(
 
 
 def _images(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[str, Pixels]]:
-    """Two random images, the corners, and what no picture gives after normalisation."""
+    """Two random images, the edge cases, and what no picture gives after normalisation."""
     to_pixels = transform(inputs.resolution, inputs.images)
     for kind in ("blobs", "noise"):
         yield _random(generator, inputs, kind)
-    for name, draw in _CORNERS.items():
+    for name, draw in _DRAW_EDGE_CASE.items():
         colours = Image.fromarray(draw(generator, inputs.resolution), "RGB")
         yield name, to_pixels(colours).numpy()
     yield from _unusual(generator, inputs.resolution)
@@ -315,7 +315,7 @@ def _checkerboard(_: np.random.Generator, side: int) -> Colours:
     return np.repeat(board[..., np.newaxis], 3, axis=-1)
 
 
-_CORNERS: dict[str, Callable[[np.random.Generator, int], Colours]] = {
+_DRAW_EDGE_CASE: dict[str, Callable[[np.random.Generator, int], Colours]] = {
     "black": _flat(0),
     "white": _flat(255),
     "flat grey": _flat(127),
@@ -374,7 +374,7 @@ def _every_position(inputs: Inputs) -> Iterator[tuple[str, Pixels]]:
 
 
 def _prompts(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[str, Tokens]]:
-    """The corners, and a prompt of words where the vocabulary has them."""
+    """The edge cases, and a prompt of words where the vocabulary has them."""
     most, texts = inputs.context_length, inputs.texts
     described = functools.partial(_described, inputs)
     alike = _spaced(generator, inputs, max(4, most // 6))

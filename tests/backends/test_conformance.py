@@ -40,7 +40,7 @@ from clipcheck.gates.repeatability import Repeat, repeatability
 from clipcheck.gates.result import OUTPUTS, Case
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.judging import inputs_of
-from clipcheck.inputs.batches import CORNERS, Batch, batches
+from clipcheck.inputs.batches import EDGE_CASES, Batch, batches
 from clipcheck.inputs.batches import SIZES as OF_BATCHES
 from clipcheck.system import torchscript_support
 from conftest import Run
@@ -234,8 +234,8 @@ def lived(choice: Choice, sides: Sides, temporary: Path) -> Life:
 
 @functools.cache
 def inputs(architecture: Architecture) -> list[Batch]:
-    """The corners, as many images as texts, and one of each."""
-    found = list(batches(CORNERS, inputs_of(architecture), seed=0))
+    """The edge cases, as many images as texts, and one of each."""
+    found = list(batches(EDGE_CASES, inputs_of(architecture), seed=0))
     found.append(found[LARGE].select([0, 1, 2], [0, 1, 2]))
     found.append(found[LARGE].select([3], [4]))
     assert [(len(batch.pixels), len(batch.tokens)) for batch in found] == SIZES

@@ -22,7 +22,7 @@ from clipcheck.harness.checking import check_files
 from clipcheck.harness.judging import inputs_of
 from clipcheck.harness.options import CheckOptions
 from clipcheck.harness.replaying import replay
-from clipcheck.inputs.batches import CORNERS, batches, classic
+from clipcheck.inputs.batches import EDGE_CASES, batches, classic
 from clipcheck.inputs.examples import Example, Frontend, spelled
 from clipcheck.inputs.words import PIECES
 from clipcheck.report import evidence
@@ -142,7 +142,7 @@ def test_rows_are_those_of_the_folder_s_own_library(case: str, tmp_path: Path) -
 def test_texts_go_through_it_and_come_back(tmp_path: Path) -> None:
     """Edge cases have words, and ids that a text gives are told as the text."""
     inputs = inputs_of(folder_of("chinese_clip", tmp_path / "m"))
-    names = [n for batch in batches(CORNERS, inputs, 0) for n in batch.rows["prompt"]]
+    names = [n for batch in batches(EDGE_CASES, inputs, 0) for n in batch.rows["prompt"]]
     assert sum(name[0] in "'\"" for name in names) == 1
     frontend = Frontend.of(inputs)
     given = classic(inputs)
@@ -166,7 +166,7 @@ def test_a_failing_text_is_shrunk_and_replayed(
     write_pt2(faulty, tmp_path / "faulty.pt2")
     options = CheckOptions(
         device="cpu",
-        examples=CORNERS + 8,
+        examples=EDGE_CASES + 8,
         isolation="none",
         cache=False,
         reference=tmp_path / "m",

@@ -25,7 +25,7 @@ from clipcheck.families.base import DualEncoder
 from clipcheck.harness.checking import check_files
 from clipcheck.harness.judging import inputs_of
 from clipcheck.harness.options import CheckOptions
-from clipcheck.inputs.batches import CORNERS, batches, length_of
+from clipcheck.inputs.batches import EDGE_CASES, batches, length_of
 from clipcheck.models.loader import load_eager
 from clipcheck.writers import programs
 from clipcheck.writers.library import draw, write_folder
@@ -39,7 +39,7 @@ EACH = parametrize("kind", CLASSES, quick=3)
 """The first three are tried each day: without a mask, with one of padding, and with one up to the
 end, whose modules cast to float32."""
 
-EXPORTED = CheckOptions(device="cpu", examples=CORNERS, isolation="none", cache=False)
+EXPORTED = CheckOptions(device="cpu", examples=EDGE_CASES, isolation="none", cache=False)
 
 
 def config_of(kind: str) -> dict[str, Any]:

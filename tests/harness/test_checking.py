@@ -26,7 +26,7 @@ from clipcheck.harness import matrix
 from clipcheck.harness.checking import check_files
 from clipcheck.harness.matrix import OWN, SHARED
 from clipcheck.harness.options import EXAMPLES, CheckOptions
-from clipcheck.inputs.batches import CORNERS, SIZES
+from clipcheck.inputs.batches import EDGE_CASES, SIZES
 from clipcheck.models import loader
 from clipcheck.report import notebook, text
 from clipcheck.results import document as json
@@ -101,7 +101,7 @@ def test_another_projection_is_inconsistent(minute_archive: Path, planted: Plant
         both.eager_model.text_projection = torch.nn.Parameter(-both.eager_model.text_projection)
 
     planted(negate)
-    result = clipcheck.check(minute_archive, isolation="none", examples=CORNERS)
+    result = clipcheck.check(minute_archive, isolation="none", examples=EDGE_CASES)
     assert not result.passed
     assert result.exit_code == 1
     assert gate(result, "integrity").passed
@@ -112,7 +112,7 @@ def test_fail_fast_stops_at_the_first_that_does_not_pass_and_says_what_was_not_r
     minute_archive: Path,
 ) -> None:
     names = [minute_archive, "gone.pt", "b.pt", "c.pt"]
-    result = clipcheck.check(names, examples=CORNERS, fail_fast=True, device=["cpu", "cpu"])
+    result = clipcheck.check(names, examples=EDGE_CASES, fail_fast=True, device=["cpu", "cpu"])
     assert [each.checkpoint for each in result.judgements] == [
         str(minute_archive), str(minute_archive), "gone.pt", "gone.pt"
     ]  # fmt: skip
@@ -134,7 +134,7 @@ def test_comparing_a_model_with_itself_is_no_pass(minute_archive: Path, planted:
         both.archive.module = both.eager_model
 
     planted(same)
-    result = clipcheck.check(minute_archive, isolation="none", examples=CORNERS)
+    result = clipcheck.check(minute_archive, isolation="none", examples=EDGE_CASES)
     assert result.exit_code == 1
     assert "nothing was compared" in gate(result, "integrity").message
 
@@ -144,7 +144,7 @@ def test_weights_that_the_interpreter_reads_otherwise_fail_integrity(
     minute_archive: Path, planted: Planted
 ) -> None:
     planted(lambda both: replace(both, differing={"ln_final.bias": "has other bits"}))
-    result = clipcheck.check(minute_archive, isolation="none", examples=CORNERS)
+    result = clipcheck.check(minute_archive, isolation="none", examples=EDGE_CASES)
     assert result.exit_code == 1
     assert "ln_final.bias" in gate(result, "integrity").message
 
@@ -157,7 +157,7 @@ def test_a_buffer_that_contradicts_the_architecture_fails_integrity(
     tensors = {**opened.tensors, "input_resolution": torch.tensor(999)}
     path = tmp_path / "contradicts.pt"
     convert(replace(opened, tensors=tensors), path, Format.ARCHIVE)
-    result = clipcheck.check(path, examples=CORNERS)
+    result = clipcheck.check(path, examples=EDGE_CASES)
     assert "input_resolution is 999" in gate(result, "integrity").message
     assert "raw inputs become 999x999 pixels and 8 tokens" in gate(result, "integrity").message
     assert result.exit_code == 1
@@ -172,7 +172,7 @@ def test_nan_on_both_sides_is_no_pass_and_blames_nobody(
             both.eager_model.text_projection.fill_(float("nan"))
 
     planted(poison)
-    result = clipcheck.check(minute_archive, isolation="none", examples=CORNERS)
+    result = clipcheck.check(minute_archive, isolation="none", examples=EDGE_CASES)
     (judgement,) = result.judgements
     assert judgement.error is not None
     assert judgement.error.startswith("the eager model itself is not finite: text features of ")
@@ -182,16 +182,16 @@ def test_nan_on_both_sides_is_no_pass_and_blames_nobody(
 
 
 @pytest.mark.thorough
-def test_more_examples_than_the_corners_are_all_compared(minute_archive: Path) -> None:
-    result = clipcheck.check(minute_archive, examples=CORNERS + 5)
-    assert result.judgements[0].examples == CORNERS + 5
+def test_more_examples_than_the_edge_cases_are_all_compared(minute_archive: Path) -> None:
+    result = clipcheck.check(minute_archive, examples=EDGE_CASES + 5)
+    assert result.judgements[0].examples == EDGE_CASES + 5
     elements = gate(result, "allclose").figures["logits_per_image"]["elements"]
     assert elements == sum(images * prompts for images, prompts in SIZES) + 5 * 4
 
 
 def test_an_exhaustive_check_walks_the_whole_vocabulary(minute_archive: Path) -> None:
     few, all_ids = (
-        clipcheck.check(minute_archive, examples=CORNERS, exhaustive=exhaustive).judgements[0]
+        clipcheck.check(minute_archive, examples=EDGE_CASES, exhaustive=exhaustive).judgements[0]
         for exhaustive in (False, True)
     )
     assert all_ids.passed
@@ -205,7 +205,7 @@ def test_what_cannot_be_judged_does_not_stop_the_others(
 ) -> None:
     empty = tmp_path / "empty.pt"
     empty.touch()
-    result = clipcheck.check([empty, "no-such-model", minute_archive], examples=CORNERS)
+    result = clipcheck.check([empty, "no-such-model", minute_archive], examples=EDGE_CASES)
     assert [judgement.passed for judgement in result.judgements] == [False, False, True]
     assert "empty" in str(result.judgements[0].error)
     assert "no-such-model" in str(result.judgements[1].error)
@@ -230,7 +230,7 @@ def test_a_state_dict_alone_cannot_be_judged_and_the_remedy_is_named(
 @pytest.mark.thorough
 def test_a_device_that_is_not_there_cannot_be_judged(minute_archive: Path) -> None:
     missing = f"cuda:{torch.cuda.device_count()}"
-    result = clipcheck.check(minute_archive, device=["cpu", missing], examples=CORNERS)
+    result = clipcheck.check(minute_archive, device=["cpu", missing], examples=EDGE_CASES)
     assert [judgement.passed for judgement in result.judgements] == [True, False]
     assert missing in str(result.judgements[1].error)
     assert result.exit_code == 2
@@ -240,11 +240,11 @@ def test_a_device_that_is_not_there_cannot_be_judged(minute_archive: Path) -> No
 def test_the_released_name_is_told_by_the_hash_alone(
     minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digest = clipcheck.check(minute_archive, examples=CORNERS).judgements[0].sha256
+    digest = clipcheck.check(minute_archive, examples=EDGE_CASES).judgements[0].sha256
     assert digest is not None
     known = replace(registry.find("ViT-B/32"), sha256=digest)
     monkeypatch.setitem(registry.RELEASED, "ViT-B/32", known)
-    assert clipcheck.check(minute_archive, examples=CORNERS).judgements[0].released == "ViT-B/32"
+    assert clipcheck.check(minute_archive, examples=EDGE_CASES).judgements[0].released == "ViT-B/32"
 
 
 def test_a_model_that_fails_to_run_cannot_be_judged(minute_archive: Path, planted: Planted) -> None:
@@ -290,7 +290,7 @@ def test_assert_consistent_takes_what_check_takes_and_nothing_else() -> None:
 
 @pytest.fixture(scope="module")
 def failing(minute_archive: Path) -> clipcheck.Result:
-    return clipcheck.check(minute_archive, examples=CORNERS, atol=0, rtol=0)
+    return clipcheck.check(minute_archive, examples=EDGE_CASES, atol=0, rtol=0)
 
 
 def test_a_result_is_true_where_it_passed(failing: clipcheck.Result) -> None:
@@ -344,7 +344,7 @@ def test_what_is_no_name_is_refused_and_what_to_give_is_said(given: Any, kind: s
 
 @pytest.mark.thorough
 def test_the_limits_reach_the_gate(minute_archive: Path) -> None:
-    result = clipcheck.check(minute_archive, atol=0.0, rtol=0.0, examples=CORNERS)
+    result = clipcheck.check(minute_archive, atol=0.0, rtol=0.0, examples=EDGE_CASES)
     assert result.exit_code == 1
     assert "(limit 0: atol 0 + rtol 0 x reference)" in gate(result, "allclose").message
 
@@ -396,7 +396,7 @@ def test_progress_is_told(minute_archive: Path) -> None:
 @pytest.mark.thorough
 def test_the_share_that_is_done_grows_to_all_of_it(minute_archive: Path) -> None:
     listener = Listener()
-    check_files([minute_archive, "gone.pt"], CheckOptions(examples=CORNERS), listener)
+    check_files([minute_archive, "gone.pt"], CheckOptions(examples=EDGE_CASES), listener)
     shares = [share for share in listener.shares if share is not None]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0.0, pytest.approx(1.0))
@@ -411,7 +411,7 @@ def test_it_grows_with_batches_and_modules_in_each_phase_that_takes_long(
     minute_archive: Path,
 ) -> None:
     listener = Listener()
-    check_files(minute_archive, CheckOptions(examples=CORNERS), listener)
+    check_files(minute_archive, CheckOptions(examples=EDGE_CASES), listener)
     shares = {**SHARED, **OWN}
     ends = dict(zip(shares, accumulate(shares.values()), strict=True))
     for phase in ("eager", "float64", "candidate", "modules"):
@@ -427,7 +427,7 @@ def test_looking_for_the_smallest_input_is_told_and_is_in_no_share(
     minute_archive: Path,
 ) -> None:
     listener = Listener()
-    check_files(minute_archive, CheckOptions(examples=CORNERS, atol=0, rtol=0), listener)
+    check_files(minute_archive, CheckOptions(examples=EDGE_CASES, atol=0, rtol=0), listener)
     smallest, other, first = listener.words[-3:]
     assert smallest.endswith("the smallest input that fails, mostly within a minute")
     assert other.endswith("another architecture that it computes as")
@@ -457,7 +457,7 @@ def test_the_archive_runs_in_float32_that_is_float32(
 
     monkeypatch.setattr(Trial, "run", noting)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    clipcheck.check(minute_archive, examples=CORNERS)
+    clipcheck.check(minute_archive, examples=EDGE_CASES)
     assert seen == [("highest", False)]
 
 
@@ -467,7 +467,7 @@ REDUCED = ("float16", "bfloat16")
 @pytest.fixture(scope="module")
 def in_all_dtypes(seeded_archive: SeededArchive) -> Result:
     return clipcheck.check(
-        seeded_archive("tiny-resnet"), dtype=["float32", *REDUCED], examples=CORNERS
+        seeded_archive("tiny-resnet"), dtype=["float32", *REDUCED], examples=EDGE_CASES
     )
 
 
@@ -490,7 +490,7 @@ def test_a_reduced_dtype_is_judged_by_precision_in_place_of_structure(
 @pytest.mark.thorough
 def test_a_fault_in_half_precision_is_seen_by_precision(written: Written) -> None:
     bad = written(fault_named("gelu-for-quickgelu").plant)
-    (judgement,) = clipcheck.check(bad, dtype="float16", examples=CORNERS).judgements
+    (judgement,) = clipcheck.check(bad, dtype="float16", examples=EDGE_CASES).judgements
     assert not gate_of(judgement, "precision").passed
 
 
@@ -502,7 +502,7 @@ def test_a_sound_model_with_sharp_attention_is_not_rejected_in_bfloat16(tmp_path
         weights[f"{tower}.resblocks.0.attn.in_proj_weight"][:128] *= 4  # queries and keys
     path = tmp_path / "sharp.pt"
     write_archive(MINUTE, weights, path)
-    (judgement,) = clipcheck.check(path, dtype="bfloat16", examples=CORNERS).judgements
+    (judgement,) = clipcheck.check(path, dtype="bfloat16", examples=EDGE_CASES).judgements
     assert judgement.passed
     logits = gate_of(judgement, "precision").figures["logits"]
     assert logits["max_abs"] > LIMITS["bfloat16"].logit_cap(100)
@@ -512,7 +512,9 @@ def test_what_overflows_in_the_eager_model_as_well_could_not_be_judged(tmp_path:
     weights = minute_weights()
     weights["ln_final.weight"] *= 1e6  # Beyond half precision, and well within float32.
     write_archive(MINUTE, weights, tmp_path / "large.pt")
-    result = clipcheck.check(tmp_path / "large.pt", dtype=["float16", "float32"], examples=CORNERS)
+    result = clipcheck.check(
+        tmp_path / "large.pt", dtype=["float16", "float32"], examples=EDGE_CASES
+    )
     half, single = result.judgements
     assert half.error == (
         "the eager model itself is not finite: text features of prompt 0 (3 tokens), in float16, "
@@ -548,7 +550,7 @@ def test_weights_that_a_dtype_is_too_narrow_for_are_told(tmp_path: Path) -> None
 def _why_not(folder: Path, weights: dict[str, torch.Tensor], dtype: str) -> str:
     path = folder / "large.pt"
     write_archive(MINUTE, weights, path)
-    (found,) = clipcheck.check(path, dtype=dtype, examples=CORNERS, isolation="none").judgements
+    (found,) = clipcheck.check(path, dtype=dtype, examples=EDGE_CASES, isolation="none").judgements
     assert found.error is not None
     return found.error
 
@@ -571,7 +573,7 @@ def test_a_weight_that_is_not_used_fails_integrity(written: Written) -> None:
     def skip(model: Any) -> None:
         model.transformer.resblocks[0].forward = lambda x: x
 
-    (judgement,) = clipcheck.check(written(skip), examples=CORNERS).judgements
+    (judgement,) = clipcheck.check(written(skip), examples=EDGE_CASES).judgements
     message = gate_of(judgement, "integrity").message
     assert "12 weights have no effect on encode_text: transformer.resblocks.0." in message
     assert "12 weights have no effect on forward" in message
@@ -591,7 +593,7 @@ def test_an_archive_that_fails_on_some_batch_is_inconsistent_and_says_on_which(
 
         model.encode_image = encode_pairs
 
-    result = clipcheck.check(written(in_pairs), examples=CORNERS)
+    result = clipcheck.check(written(in_pairs), examples=EDGE_CASES)
     assert result.exit_code == 1
     integrity = gate(result, "integrity")
     assert not integrity.passed
@@ -607,14 +609,14 @@ def test_a_layer_that_gives_bfloat16_is_judged_and_is_no_defect_of_ours(written:
         block.ln_1.forward = lambda x: norm(x).to(torch.bfloat16)
         block.attn.forward = lambda x, mask: attend(x.type_as(block.ln_1.weight).half(), mask)
 
-    (judgement,) = clipcheck.check(written(in_bfloat16), examples=CORNERS).judgements
+    (judgement,) = clipcheck.check(written(in_bfloat16), examples=EDGE_CASES).judgements
     assert judgement.error is None
     modules = gate_of(judgement, "modules")
     assert not modules.passed
     assert modules.message.startswith("transformer.resblocks.0.ln_1 (forward): error ")
 
 
-def test_the_command_line_asks_for_as_many_images_as_hold_all_corners() -> None:
+def test_the_command_line_asks_for_as_many_images_as_hold_all_edge_cases() -> None:
     from clipcheck.cli import check as command
 
     assert inspect.signature(command.check).parameters["examples"].default == EXAMPLES
@@ -623,10 +625,10 @@ def test_the_command_line_asks_for_as_many_images_as_hold_all_corners() -> None:
 def test_what_fails_has_a_place_and_what_passes_has_none(
     minute_archive: Path, written: Written
 ) -> None:
-    (passed,) = clipcheck.check(minute_archive, examples=CORNERS).judgements
+    (passed,) = clipcheck.check(minute_archive, examples=EDGE_CASES).judgements
     assert passed.localisation is None
     bad = written(fault_named("empty-prompts").plant)
-    (failed,) = clipcheck.check(bad, examples=CORNERS).judgements
+    (failed,) = clipcheck.check(bad, examples=EDGE_CASES).judgements
     assert failed.failing is not None
     (place,) = failed.departures
     # Nothing departs on the inputs of the gate: it is the one that was found to fail.
@@ -640,7 +642,7 @@ def drifted(tmp_path_factory: pytest.TempPathFactory) -> Judgement:
     path = tmp_path_factory.mktemp("drifts") / "model.pt"
     alter = fault_named("logit-scale-drifts").plant
     write_archive(MINUTE, minute_weights(), path, alter=alter)
-    (judgement,) = clipcheck.check(path, device="cpu", examples=CORNERS).judgements
+    (judgement,) = clipcheck.check(path, device="cpu", examples=EDGE_CASES).judgements
     return judgement
 
 
@@ -670,7 +672,7 @@ def test_the_verdict_stands_where_the_place_cannot_be_looked_for(
 
     monkeypatch.setattr(matrix, "first_departures", fails)
     bad = written(fault_named("activation-clipped").plant)
-    (failed,) = clipcheck.check(bad, examples=CORNERS).judgements
+    (failed,) = clipcheck.check(bad, examples=EDGE_CASES).judgements
     assert failed.gates
     assert failed.error is None
     assert not failed.departures
@@ -691,7 +693,7 @@ def test_the_place_is_looked_for_in_the_dtype_and_with_the_seed_of_the_check(
     monkeypatch.setattr(matrix, "first_departures", noted)
     bad = written(fault_named("logit-scale-drifts").plant)
     (failed,) = clipcheck.check(
-        bad, examples=CORNERS, dtype="bfloat16", device="cpu", seed=5, isolation="none"
+        bad, examples=EDGE_CASES, dtype="bfloat16", device="cpu", seed=5, isolation="none"
     ).judgements
     ((own, scale, dtype, seed),) = asked
     assert (own, dtype, seed) == (torch.bfloat16, "bfloat16", 5)

@@ -16,7 +16,7 @@ from clipcheck.audit.small import CONFIGS, SMALL, small
 from clipcheck.families import open_clip
 from clipcheck.families.base import DualEncoder
 from clipcheck.harness.checking import check
-from clipcheck.inputs.batches import CORNERS
+from clipcheck.inputs.batches import EDGE_CASES
 from clipcheck.results.judgement import Result
 from clipcheck.writers.library import draw, write_folder
 from clipcheck.writers.programs import write_pt2
@@ -87,7 +87,7 @@ _FAST = ("clipa", "metaclip2", "coca", "roberta", *(name for name in SMALL if na
 )
 def test_half_precision_raises_no_alarm(kind: str, dtype: str, tmp_path: Path) -> None:
     result = check(
-        folder(kind, tmp_path), backend="trace", dtype=dtype, examples=CORNERS, isolation="none"
+        folder(kind, tmp_path), backend="trace", dtype=dtype, examples=EDGE_CASES, isolation="none"
     )
     (found,) = result.judgements
     assert (found.error, found.dtype, failed(result)) == (None, dtype, set())

@@ -16,7 +16,7 @@ from clipcheck.gates.modules import Coverage, ModuleError
 from clipcheck.gates.result import LOGITS, OUTPUTS, GateResult
 from clipcheck.gates.tolerances import Allclose, Budget
 from clipcheck.harness.judging import Run, Stopwatch, Trial, judge
-from clipcheck.inputs.batches import CORNERS, SIZES, Batch, Inputs, batches, every_length
+from clipcheck.inputs.batches import EDGE_CASES, SIZES, Batch, Inputs, batches, every_length
 from clipcheck.inputs.dealing import Effort
 from clipcheck.system.progress import Advance
 
@@ -106,7 +106,7 @@ class Tables(Backend):
 
 @pytest.fixture(scope="module")
 def drawn() -> list[Batch]:
-    return list(batches(CORNERS, SMALL, 0))
+    return list(batches(EDGE_CASES, SMALL, 0))
 
 
 @pytest.fixture(scope="module")

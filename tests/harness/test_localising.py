@@ -71,10 +71,10 @@ def test_a_fault_that_shows_on_any_input_is_found_on_the_first(planted: Planted)
     assert not found.passed
 
 
-def test_a_fault_that_shows_on_few_inputs_is_found_on_the_corners(planted: Planted) -> None:
+def test_a_fault_that_shows_on_few_inputs_is_found_on_the_edge_cases(planted: Planted) -> None:
     (place,) = localize(planted("empty-prompts", VIT)).localisation.found
     assert place.module == "text_projection"
-    assert place.given.endswith("of the corners")
+    assert place.given.endswith("of the edge cases")
 
 
 @parametrize("dtype", ["float16", "bfloat16"])
@@ -139,9 +139,9 @@ def test_what_was_asked_for_is_passed_on(
     assert (found.key, found.asked_architecture) == ("model", "tiny-vit")
 
 
-def test_the_batches_of_the_corners_are_counted_from_one() -> None:
+def test_the_batches_of_the_edge_cases_are_counted_from_one() -> None:
     names = [what for what, _, _ in localising._inputs(inputs_of(MINUTE), 0, None)]
-    assert names[:2] == ["those of the `modules` gate", "batch 1 of the corners"]
+    assert names[:2] == ["those of the `modules` gate", "batch 1 of the edge cases"]
 
 
 def test_of_as_many_rows_as_positions_one_comes_twice(minute_archive: Path) -> None:

@@ -8,14 +8,14 @@ import pytest
 from clipcheck.gates.result import LOGITS
 from clipcheck.harness.judging import Stopwatch, Trial
 from clipcheck.harness.mismatch import find_mismatch
-from clipcheck.inputs.batches import CORNERS, batches
+from clipcheck.inputs.batches import EDGE_CASES, batches
 from clipcheck.inputs.preprocess import picture_of
 from tests.harness.test_judging import SMALL, Tables, TwinTables
 
 
 @pytest.fixture(scope="module")
 def trial() -> Trial:
-    drawn = list(batches(CORNERS, SMALL, 0))
+    drawn = list(batches(EDGE_CASES, SMALL, 0))
     return Trial.of(TwinTables(), drawn, "float32", Stopwatch())  # type: ignore[arg-type]
 
 

@@ -16,14 +16,14 @@ from clipcheck.errors import ClipcheckError, UnknownModelError, UsageError
 from clipcheck.gates.registry import NAMES
 from clipcheck.gates.tolerances import Allclose
 from clipcheck.harness.options import CheckOptions, files_named
-from clipcheck.inputs.batches import CORNERS
+from clipcheck.inputs.batches import EDGE_CASES
 from tests.samples import minute_config
 
 
 def test_the_defaults_are_those_of_the_classic_assertion_and_hold_all_edge_cases() -> None:
     options = CheckOptions()
     assert options.limits == Allclose() == Allclose(0.01, 0.1)
-    assert options.examples == CORNERS + 12
+    assert options.examples == EDGE_CASES + 12
     assert (options.backends, options.dtypes, options.devices) == ((), (), (None,))
     assert (options.told, options.seed, options.exhaustive) == (None, 0, False)
 

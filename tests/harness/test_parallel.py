@@ -14,14 +14,14 @@ from clipcheck.harness import parallel
 from clipcheck.harness.checking import check_files
 from clipcheck.harness.options import CheckOptions
 from clipcheck.harness.parallel import check_in_processes
-from clipcheck.inputs.batches import CORNERS
+from clipcheck.inputs.batches import EDGE_CASES
 from clipcheck.results.judgement import Judgement, Result
 from clipcheck.system.processes import Outcome
 from tests.audit.test_bench import Here
 from tests.report import ENVIRONMENT, PASSED, failed
 from tests.system.test_progress import Listener
 
-OPTIONS = CheckOptions(device="cpu", examples=CORNERS, isolation="none")
+OPTIONS = CheckOptions(device="cpu", examples=EDGE_CASES, isolation="none")
 
 
 def test_the_result_is_that_of_one_process_in_the_same_order(

@@ -24,7 +24,7 @@ from clipcheck.errors import (
 )
 from clipcheck.harness.replaying import replay
 from clipcheck.harness.search.saved import read
-from clipcheck.inputs.batches import CORNERS
+from clipcheck.inputs.batches import EDGE_CASES
 from clipcheck.inputs.examples import Example, Frontend
 from clipcheck.inputs.tokenizer import default_tokenizer
 from clipcheck.report import evidence
@@ -61,7 +61,7 @@ def wrong_on_any_prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def result(faulty: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", str(tmp_path_factory.mktemp("hypothesis")))
-        return clipcheck.check(faulty, device="cpu", seed=5, examples=CORNERS)
+        return clipcheck.check(faulty, device="cpu", seed=5, examples=EDGE_CASES)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from clipcheck.checkpoints.architecture import ARCHITECTURES
 from clipcheck.inputs.batches import (
-    CORNERS,
+    EDGE_CASES,
     MOST_ROWS,
     SIZES,
     Batch,
@@ -32,7 +32,7 @@ every_kind = pytest.mark.parametrize(
 )
 
 
-def draw(examples: int = CORNERS, inputs: Inputs = CLIP, seed: int = 0) -> list[Batch]:
+def draw(examples: int = EDGE_CASES, inputs: Inputs = CLIP, seed: int = 0) -> list[Batch]:
     return list(batches(examples, inputs, seed))
 
 
@@ -73,10 +73,10 @@ def ids_of(tokens: np.ndarray) -> list[int]:
 # --------------------------------------------------------------------------- sizes
 
 
-@pytest.mark.parametrize("examples", [1, 2, 3, 5, CORNERS - 1, CORNERS, CORNERS + 1])
-def test_there_are_as_many_images_as_asked_for_and_no_more_than_corners(examples: int) -> None:
+@pytest.mark.parametrize("examples", [1, 2, 3, 5, EDGE_CASES - 1, EDGE_CASES, EDGE_CASES + 1])
+def test_there_are_as_many_images_as_asked_for_and_no_more_than_edge_cases(examples: int) -> None:
     drawn = draw(examples)
-    assert sum(len(batch.pixels) for batch in drawn) == min(examples, CORNERS)
+    assert sum(len(batch.pixels) for batch in drawn) == min(examples, EDGE_CASES)
     for batch in drawn:
         assert 1 <= len(batch.pixels) <= MOST_ROWS
         assert 1 <= len(batch.tokens) <= MOST_ROWS
@@ -162,8 +162,8 @@ def extremes(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
 
 
 @every_kind
-def test_the_default_holds_the_corners_of_images(inputs: Inputs) -> None:
-    images = images_of(draw(CORNERS, inputs))
+def test_the_default_holds_the_edge_cases_of_images(inputs: Inputs) -> None:
+    images = images_of(draw(EDGE_CASES, inputs))
     low, high = extremes(inputs)
     assert (images["black"] == low).all()
     assert (images["white"] == high).all()
@@ -174,7 +174,7 @@ def test_the_default_holds_the_corners_of_images(inputs: Inputs) -> None:
 
 @every_kind
 def test_saturated_squares_are_all_or_nothing_in_each_channel_by_itself(inputs: Inputs) -> None:
-    image = images_of(draw(CORNERS, inputs))["saturated squares"]
+    image = images_of(draw(EDGE_CASES, inputs))["saturated squares"]
     low, high = extremes(inputs)
     assert ((image == low) | (image == high)).all()
     assert len(np.unique(image.reshape(3, -1), axis=1).T) > 4
@@ -182,7 +182,7 @@ def test_saturated_squares_are_all_or_nothing_in_each_channel_by_itself(inputs: 
 
 @every_kind
 def test_the_checkerboard_changes_from_each_pixel_to_the_next(inputs: Inputs) -> None:
-    image = images_of(draw(CORNERS, inputs))["checkerboard of pixels"]
+    image = images_of(draw(EDGE_CASES, inputs))["checkerboard of pixels"]
     low, high = extremes(inputs)
     for this, neighbour in ((image[:, 1:], image[:, :-1]), (image[:, :, 1:], image[:, :, :-1])):
         assert (((this == low) & (neighbour == high)) | ((this == high) & (neighbour == low))).all()
@@ -190,7 +190,7 @@ def test_the_checkerboard_changes_from_each_pixel_to_the_next(inputs: Inputs) ->
 
 @every_kind
 def test_half_images_are_flat_to_the_left_and_at_the_top(inputs: Inputs) -> None:
-    images = images_of(draw(CORNERS, inputs))
+    images = images_of(draw(EDGE_CASES, inputs))
     half = inputs.resolution // 2
     left, top = images["left half flat"], images["top half flat"]
     for flat, noise in (
@@ -270,7 +270,7 @@ def test_clips_own_start_and_end_are_the_tokenizers() -> None:
 
 @every_kind
 def test_the_default_holds_prompts_of_every_class_of_lengths(inputs: Inputs) -> None:
-    drawn = draw(CORNERS, inputs)
+    drawn = draw(EDGE_CASES, inputs)
     lengths = set(lengths_of(prompts_of(drawn)).tolist())
     most = inputs.context_length
     assert {2, 3, most, most - 1} <= lengths
@@ -282,7 +282,7 @@ def test_the_default_holds_prompts_of_every_class_of_lengths(inputs: Inputs) -> 
 
 @every_kind
 def test_the_default_holds_a_repeated_token(inputs: Inputs) -> None:
-    rows = prompts_of(draw(CORNERS, inputs))
+    rows = prompts_of(draw(EDGE_CASES, inputs))
     repeated = [ids for ids in map(ids_of, rows) if len(ids) > 2 and len(set(ids)) == 1]
     assert [len(ids) for ids in repeated] == [inputs.context_length // 2]
 
@@ -291,7 +291,7 @@ def test_the_default_holds_a_repeated_token(inputs: Inputs) -> None:
 def test_the_default_holds_two_prompts_in_one_batch_that_differ_in_one_id(inputs: Inputs) -> None:
     alike = [
         (one, other)
-        for batch in draw(CORNERS, inputs)
+        for batch in draw(EDGE_CASES, inputs)
         for one, other in itertools.combinations(batch.tokens, 2)
         if (one != other).sum() == 1 and one.argmax() == other.argmax() > 2
     ]
@@ -301,7 +301,7 @@ def test_the_default_holds_two_prompts_in_one_batch_that_differ_in_one_id(inputs
 @pytest.mark.parametrize(("inputs", "parts"), [(CLIP, 10), (OTHER, 10), (MINUTE, 5)])
 @pytest.mark.parametrize("seed", range(3))
 def test_ids_come_from_every_part_of_the_vocabulary(inputs: Inputs, parts: int, seed: int) -> None:
-    rows = prompts_of(draw(CORNERS, inputs, seed))
+    rows = prompts_of(draw(EDGE_CASES, inputs, seed))
     ids = np.array([i for row in rows for i in ids_of(row)])
     counts, _ = np.histogram(ids, bins=parts, range=(0, inputs.texts.start))
     assert (counts > 0).all()
@@ -311,7 +311,7 @@ def test_ids_come_from_every_part_of_the_vocabulary(inputs: Inputs, parts: int, 
 
 @every_kind
 def test_even_one_long_prompt_has_ids_from_everywhere_in_no_order(inputs: Inputs) -> None:
-    rows = prompts_of(draw(CORNERS, inputs))
+    rows = prompts_of(draw(EDGE_CASES, inputs))
     full = next(row for row in rows if lengths_of(row[np.newaxis])[0] == inputs.context_length)
     ids = ids_of(full)
     share = inputs.texts.start / len(ids)
@@ -339,7 +339,7 @@ def test_a_prompt_says_what_it_is() -> None:
 
 def test_there_are_words_where_the_vocabulary_is_clips_and_none_elsewhere() -> None:
     def words(inputs: Inputs) -> list[str]:
-        drawn = draw(CORNERS, inputs)
+        drawn = draw(EDGE_CASES, inputs)
         return [name for batch in drawn for name in batch.rows["prompt"] if name[0] in "'\""]
 
     assert words(CLIP)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from clipcheck.inputs.batches import CORNERS, Inputs, batches
+from clipcheck.inputs.batches import EDGE_CASES, Inputs, batches
 from clipcheck.inputs.dealing import BRIEF, FULL, Call, Effort, Row, deal
 
-DRAWN = list(batches(CORNERS, Inputs(16, 77, 100, 2), 0))
+DRAWN = list(batches(EDGE_CASES, Inputs(16, 77, 100, 2), 0))
 LENGTHS = range(76)
 
 

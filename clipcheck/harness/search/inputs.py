@@ -1,11 +1,11 @@
-"""All inputs of a check: the corners, and what Hypothesis draws."""
+"""All inputs of a check: the edge cases, and what Hypothesis draws."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from clipcheck.harness.search.source import Source
-from clipcheck.inputs.batches import CORNERS, Batch, Inputs, batches, exhaustive
+from clipcheck.inputs.batches import EDGE_CASES, Batch, Inputs, batches, exhaustive
 from clipcheck.inputs.examples import Example, Frontend, packed, unlike
 
 
@@ -14,7 +14,7 @@ class Wanted:
     """Request for inputs to draw.
 
     Attributes:
-        examples: number of images, at least 1; beyond the corners Hypothesis draws them.
+        examples: number of images, at least 1; beyond the edge cases Hypothesis draws them.
         exhaustive: whether to walk the vocabulary and the positions of an image as well.
         name: of the checkpoint: Hypothesis tries first what failed under that name before.
     """
@@ -56,7 +56,7 @@ def draw(wanted: Wanted, inputs: Inputs) -> Drawn:
     """Draw the inputs of a model."""
     source = Source(inputs, wanted.name, wanted.seed)
     frontend = Frontend.of(inputs)
-    asked = max(0, wanted.examples - CORNERS)
+    asked = max(0, wanted.examples - EDGE_CASES)
     random = source.draw(asked)
     found = list(batches(wanted.examples, inputs, wanted.seed))
     seen = {

@@ -7,7 +7,7 @@ import pytest
 
 from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.source import Source
-from clipcheck.inputs.batches import CORNERS, Inputs, batches, exhaustive
+from clipcheck.inputs.batches import EDGE_CASES, Inputs, batches, exhaustive
 from clipcheck.inputs.examples import Example, Frontend
 
 MINUTE = Inputs(resolution=16, context_length=8, vocab_size=100, grid=2)
@@ -22,35 +22,35 @@ def drawn(examples: int, *, exhaustive: bool = False) -> Drawn:
     return draw(Wanted(examples, exhaustive, 3, "x.pt"), MINUTE)
 
 
-@pytest.mark.parametrize("examples", [1, 5, CORNERS, CORNERS + 1, CORNERS + 17])
+@pytest.mark.parametrize("examples", [1, 5, EDGE_CASES, EDGE_CASES + 1, EDGE_CASES + 17])
 def test_there_are_as_many_images_as_asked_for(examples: int) -> None:
     assert drawn(examples).images == examples
 
 
-def test_the_corners_come_first() -> None:
-    corners, found = list(batches(CORNERS, MINUTE, 3)), drawn(CORNERS + 10)
-    for expected, batch in zip(corners, found.batches, strict=False):
+def test_the_edge_cases_come_first() -> None:
+    edge_cases, found = list(batches(EDGE_CASES, MINUTE, 3)), drawn(EDGE_CASES + 10)
+    for expected, batch in zip(edge_cases, found.batches, strict=False):
         assert np.array_equal(expected.pixels, batch.pixels)
         assert np.array_equal(expected.tokens, batch.tokens)
 
 
 def test_without_random_ones_hypothesis_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipcheck.harness.search.source.Source.gather", None)
-    assert drawn(CORNERS).random == Example()
+    assert drawn(EDGE_CASES).random == Example()
 
 
 def test_random_ones_follow_and_all_are_numbered() -> None:
-    found = drawn(CORNERS + 10)
+    found = drawn(EDGE_CASES + 10)
     assert len(found.random.images) == 10
     n = m = 0
     for batch in found.batches:
         assert batch.first_rows == {"image": n, "prompt": m}
         n, m = n + len(batch.pixels), m + len(batch.tokens)
-    last = np.concatenate([batch.pixels for batch in found.batches])[CORNERS:]
+    last = np.concatenate([batch.pixels for batch in found.batches])[EDGE_CASES:]
     assert np.array_equal(last, [Frontend(16, 8).pixels(i) for i in found.random.images])
 
 
-@pytest.mark.parametrize(("examples", "asked"), [(3, 0), (CORNERS, 0), (CORNERS + 10, 10)])
+@pytest.mark.parametrize(("examples", "asked"), [(3, 0), (EDGE_CASES, 0), (EDGE_CASES + 10, 10)])
 def test_how_many_were_asked_for_is_kept_though_there_be_fewer(
     monkeypatch: pytest.MonkeyPatch, examples: int, asked: int
 ) -> None:
@@ -61,12 +61,12 @@ def test_how_many_were_asked_for_is_kept_though_there_be_fewer(
 
 def test_an_exhaustive_walk_comes_last() -> None:
     walk = list(exhaustive(MINUTE))
-    found = drawn(CORNERS + 1, exhaustive=True).batches
+    found = drawn(EDGE_CASES + 1, exhaustive=True).batches
     assert len(found) == 5 + 1 + len(walk)
     assert np.array_equal(found[-1].tokens, walk[-1].tokens)
 
 
 def test_another_way_to_take_raw_inputs_is_told() -> None:
-    found = drawn(CORNERS + 3)
+    found = drawn(EDGE_CASES + 3)
     assert found.unlike(Frontend(16, 8)) == []
     assert len(found.unlike(Frontend(17, 8))) == 1

@@ -24,7 +24,7 @@ from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.probe import Probe, worst
 from clipcheck.harness.search.smallest import smallest
 from clipcheck.harness.search.source import Source
-from clipcheck.inputs.batches import CORNERS, MOST_ROWS
+from clipcheck.inputs.batches import EDGE_CASES, MOST_ROWS
 from clipcheck.results.failing import Failing, Measure
 from clipcheck.writers.synthesize import synthesize
 
@@ -101,7 +101,7 @@ def look(model: eager.CLIP) -> Callable[..., Found]:
         image: Spoil = nowhere,
         text: Spoil = nowhere,
         pair: Spoil | None = None,
-        examples: int = CORNERS + 16,
+        examples: int = EDGE_CASES + 16,
         kind: type[Candidate] = Candidate,
         limits: Allclose | None = None,
     ) -> Found:
@@ -303,9 +303,9 @@ def test_a_batch_that_cannot_be_run_is_found(look: Callable[..., Found]) -> None
     assert found.measure.message == "image_features is missing"
 
 
-def like_the_longest_corner(row: np.ndarray) -> bool:
+def like_the_longest_edge_case(row: np.ndarray) -> bool:
     """What fails in the check, and is all but sure not to be drawn."""
-    return bool(row[76] == 49407 and row[1] == _CORNER[0])
+    return bool(row[76] == 49407 and row[1] == _EDGE_CASE[0])
 
 
 def test_examples_run_in_batches_and_only_shrinking_singly(
@@ -313,7 +313,7 @@ def test_examples_run_in_batches_and_only_shrinking_singly(
 ) -> None:
     monkeypatch.setattr(module, "SEARCHED", 8 * MOST_ROWS)
     monkeypatch.setattr(module, "_TOGETHER", 2)
-    _, candidate, _ = look(text=where(like_the_longest_corner), examples=CORNERS)
+    _, candidate, _ = look(text=where(like_the_longest_edge_case), examples=EDGE_CASES)
     assert candidate.rows[:8] == [MOST_ROWS] * 8
 
 
@@ -322,33 +322,33 @@ def test_where_nothing_smaller_fails_it_is_the_batch_of_the_check(
 ) -> None:
     monkeypatch.setattr(module, "SEARCHED", 8)
     monkeypatch.setattr(module, "_TOGETHER", 2)
-    found, _, all_of_it = look(text=where(like_the_longest_corner), examples=CORNERS)
+    found, _, all_of_it = look(text=where(like_the_longest_edge_case), examples=EDGE_CASES)
     assert found is not None
     assert not found.shrunk
     assert found.measure.margin > 1
     (number,) = [
         n
         for n, batch in enumerate(all_of_it.batches)
-        if any(map(like_the_longest_corner, batch.tokens))
+        if any(map(like_the_longest_edge_case, batch.tokens))
     ]
     assert len(found.example.images) == len(all_of_it.batches[number].pixels)
     assert len(found.example.prompts) == len(all_of_it.batches[number].tokens)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _corner() -> Iterator[None]:
+def _edge_case() -> Iterator[None]:
     (batch, *_) = [
         b
-        for b in draw(Wanted(CORNERS, False, 0, ""), inputs_of(SMALL)).batches
+        for b in draw(Wanted(EDGE_CASES, False, 0, ""), inputs_of(SMALL)).batches
         if b.tokens[:, 76].any()
     ]
     row = batch.tokens[batch.tokens[:, 76] > 0][0]
-    _CORNER.append(int(row[1]))
+    _EDGE_CASE.append(int(row[1]))
     yield
-    _CORNER.clear()
+    _EDGE_CASE.clear()
 
 
-_CORNER: list[int] = []
+_EDGE_CASE: list[int] = []
 
 
 def test_when_the_time_is_up_the_smallest_so_far_is_given(
@@ -369,7 +369,7 @@ def test_the_worst_is_the_greatest_part_of_what_is_allowed() -> None:
 
 
 def test_a_case_is_measured_row_by_row_as_the_ruler_does(model: eager.CLIP) -> None:
-    drawn = draw(Wanted(CORNERS, False, 0, "x.pt"), inputs_of(SMALL))
+    drawn = draw(Wanted(EDGE_CASES, False, 0, "x.pt"), inputs_of(SMALL))
     reference = Reference(model, SMALL, CPU)
     trial = Trial.of(reference, drawn.batches, "float32", Stopwatch())
     candidate = Candidate(model, nowhere, where(lambda _: True), None)
