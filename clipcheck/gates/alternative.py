@@ -1,4 +1,4 @@
-"""Another architecture that a candidate computes as, where it departs from its own."""
+"""Another architecture that a failing candidate computes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Departure:
-    """How one tower computes, and how it was judged.
+    """How one tower computes, and as what it was judged.
 
     Attributes:
-        computes: how it computes, where that is not as it was judged, for people.
-        judged: the same of how it was judged.
-        equal: whether it computes just so; else it is only nearer to that.
+        computes: how it computes, as far as that differs.
+        judged: as what it was judged, as far as that differs.
+        equal: whether it computes exactly this, or is only nearer to it.
     """
 
     computes: str
@@ -22,28 +22,28 @@ class Departure:
 
 
 def equals(alternative: Mapping[str, Departure]) -> bool:
-    """Whether each of these towers computes just so."""
+    """Tell whether each of these towers equals its alternative."""
     return all(departure.equal for departure in alternative.values())
 
 
 def described(alternative: Mapping[str, Departure], *, assumed: bool) -> str:
-    """As what a candidate computes, and as what it was judged, without a full stop.
+    """Describe how a candidate computes and as what it was judged, without a full stop.
 
     Args:
-        alternative: by ``image`` and ``text``, how those compute that compute otherwise.
-        assumed: whether that as what it was judged was assumed, and told by nothing.
+        alternative: by ``image`` and ``text``, the towers that compute differently.
+        assumed: whether the judged architecture was assumed, because nothing told it.
     """
     towers: dict[Departure, list[str]] = {}
     for name, departure in alternative.items():
         towers.setdefault(departure, []).append(name)
     found = "; ".join(_phrase(departure, names) for departure, names in towers.items())
-    return f"this candidate {found}, which was {'assumed' if assumed else 'told'}"
+    return f"this candidate {found}, which was {'assumed' if assumed else 'given'}"
 
 
 def _phrase(departure: Departure, towers: list[str]) -> str:
     where = f"in the {' and '.join(towers)} tower{'s' if len(towers) > 1 else ''}"
     if departure.equal:
-        return f"computes {departure.computes} {where}, judged as {departure.judged}"
+        return f"uses {departure.computes} {where}, judged as {departure.judged}"
     return (
         f"equals neither, but is nearer to {departure.computes} {where} than to {departure.judged}"
     )

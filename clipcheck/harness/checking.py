@@ -1,4 +1,4 @@
-"""Check checkpoints: what comes of each."""
+"""Check checkpoints."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _Options = ParamSpec("_Options")
 def check_files(
     checkpoints: Names, options: CheckOptions, progress: Progress | None = None
 ) -> Result:
-    """Run each checkpoint in other ways than as an eager model, and compare with that.
+    """Compare each checkpoint in its backends with the eager model.
 
     Args:
         checkpoints: paths of files, or released names; one or several.
-        options: how.
-        progress: called with a few words before each phase; one that is a
-            `clipcheck.system.progress.Gauge` is also told how much is done.
+        options: of the check.
+        progress: called with a text before each phase; a `clipcheck.system.progress.Gauge` also
+            gets the share that is done.
 
     Returns:
-        The result. A checkpoint that cannot be judged has its reason there and does not stop the
+        The result. A checkpoint that cannot be judged has an error there, and does not stop the
         others.
 
     Raises:
-        UsageError: what is given is not the name of a file.
+        UsageError: an object is not the name of a file.
     """
     names = files_named(checkpoints)
     prepare(names, options.apart)
@@ -52,7 +52,7 @@ def check_files(
         mine = [each for device, part in parts for each in judge_one(name, device, part)]
         found += mine
         if options.fail_fast and not _passed(mine):
-            found += left_out_after(name, names[number:])
+            found += stopped_after(name, names[number:])
             break
     return Result(
         tuple(each for each in found if isinstance(each, Judgement)),
@@ -62,30 +62,30 @@ def check_files(
 
 
 def new_run() -> tuple[str, str]:
-    """Return a name for a check, and when it begins."""
+    """Return an id for a run, and the present time."""
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     return uuid.uuid4().hex[:12], now
 
 
-def left_out_after(name: str, others: Sequence[str]) -> list[LeftOut]:
-    """Say of other checkpoints that they were left out, for this one did not pass."""
+def stopped_after(name: str, others: Sequence[str]) -> list[LeftOut]:
+    """Return the remaining checkpoints as left out, because this one did not pass."""
     reason = f"{name} did not pass, and --fail-fast stops there"
     return [LeftOut(each, each, "", "", reason) for each in others]
 
 
 def _passed(found: Sequence[Judgement | LeftOut]) -> bool:
-    """Whether there is something that was judged, and all of it passed."""
+    """Tell whether something was judged, and all of it passed."""
     judgements = [each for each in found if isinstance(each, Judgement)]
     return bool(judgements) and all(each.passed for each in judgements)
 
 
-def _taking(
+def _with_keywords(
     options: Callable[_Options, CheckOptions],
 ) -> Callable[Concatenate[Names, _Options], Result]:
-    """`check_files` with the options as keywords, for people and type checkers alike."""
+    """Return `check_files` with the options as keyword arguments, in its signature as well."""
 
     def check(checkpoints: Names, /, *args: _Options.args, **keywords: _Options.kwargs) -> Result:
-        """Run checkpoints in other ways than as eager models, and judge both against float64.
+        """Compare checkpoints in their backends with the eager model, against float64.
 
         Args:
             checkpoints: paths of files, or released names; one or several.
@@ -93,11 +93,11 @@ def _taking(
             keywords: the options, see `clipcheck.CheckOptions`.
 
         Returns:
-            The result. A checkpoint that cannot be judged has its reason there and does not stop
+            The result. A checkpoint that cannot be judged has an error there, and does not stop
             the others.
 
         Raises:
-            UsageError: the arguments make no sense.
+            UsageError: the arguments are invalid.
             UnknownModelError: there is no such architecture.
         """
         return check_files(checkpoints, options(*args, **keywords))
@@ -110,11 +110,11 @@ def _taking(
     return check
 
 
-check = _taking(CheckOptions)
+check = _with_keywords(CheckOptions)
 
 
 def environment() -> dict[str, str]:
-    """Versions of what computes, and the machine."""
+    """Return the versions of the libraries that compute, and the machine."""
     packages = ("torch", "torchvision", "numpy", "pillow")
     return {
         "clipcheck": __version__,
@@ -127,6 +127,6 @@ def environment() -> dict[str, str]:
 
 
 def size_of_named(name: str) -> float:
-    """Bytes, which the time to judge it goes by; 0 where there is no such file."""
+    """Return the bytes of a checkpoint, to estimate the time; 0 if there is no such file."""
     released = registry.RELEASED.get(name)
     return float(size_of(Path(name)) if released is None else released.size)

@@ -1,7 +1,7 @@
 """Read the options of a check from ``[tool.clipcheck]`` of a ``pyproject.toml``.
 
-The keys are the names of the command line, such as ``fail-fast``. The nearest file upwards from the
-working directory that has the table is read, and no other.
+The keys are the names of the command line, such as ``fail-fast``. Only the nearest file with this
+table is read, from the working directory upwards.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _TYPES: Mapping[str, tuple[str, Any]] = {
     "float": ("a number", float),
     "bool": ("true or false", bool),
 }
-"""By annotation of a field, how its type is called in messages, and the type. Others are strings,
-and may be lists where a field takes a sequence."""
+"""By annotation of a field, the name of its type in messages, and the type. Others are strings,
+or also lists if the field takes a sequence."""
 
 
 def _type_of(annotation: str) -> tuple[str, Any]:
@@ -37,25 +37,25 @@ KEYS = {each.name.replace("_", "-"): _type_of(str(each.type)) for each in fields
 """The keys of the table, and the type of each value. They are the fields of `CheckOptions`."""
 
 _PATHS = ("reference", "architecture", "download-root")
-"""Values that may be paths. These start from the folder of the file."""
+"""Options that may be paths, relative to the folder of the file."""
 
 
 def read_configuration(start: Path) -> Configuration:
-    """Return the options in the nearest file upwards; none where no file has the table.
+    """Return the options in the nearest file upwards; none if no file has the table.
 
     Args:
-        start: the folder to begin with.
+        start: folder to begin with.
 
     Raises:
-        UsageError: a file is no TOML, or an option in it makes no sense; the message names the
-            file and the key.
+        UsageError: a file is no TOML, or an option in it is invalid; the message names the file and
+            the key.
     """
     for folder in (start.absolute(), *start.absolute().parents):
         path = folder / FILE
         if path.is_file():
-            tools = _parsed(path).get("tool", {})
+            tools = _parse(path).get("tool", {})
             if isinstance(tools, dict) and "clipcheck" in tools:
-                return _checked(path, tools["clipcheck"])
+                return _validated(path, tools["clipcheck"])
     return Configuration()
 
 
@@ -67,7 +67,7 @@ def options_of(configuration: Configuration, given: Mapping[str, Any]) -> CheckO
         given: by field of `CheckOptions`.
 
     Raises:
-        ClipcheckError: they make no sense together.
+        ClipcheckError: they are invalid together.
     """
     folder = Path(configuration.file).parent
     fields = {
@@ -78,7 +78,7 @@ def options_of(configuration: Configuration, given: Mapping[str, Any]) -> CheckO
 
 
 def without_overruled(configuration: Configuration, given: Mapping[str, Any]) -> Configuration:
-    """Return what is left to be taken from the file where these fields were given."""
+    """Return the configuration without the options that were given elsewhere."""
     options = {k: v for k, v in configuration.options.items() if _field(k) not in given}
     return replace(configuration, options=options)
 
@@ -88,23 +88,23 @@ def _field(key: str) -> str:
 
 
 def _from_folder(folder: Path, value: str) -> str:
-    """Return the path of a file that is there, and other values as they are: released names."""
+    """Return the path if the file exists, else the value as it is, such as a released name."""
     path = folder / value
     return str(path) if path.exists() else value
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def _parse(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(
-            f"expected a file in TOML, found that it cannot be read ({error})",
-            remedy="Mend it, or run clipcheck in another folder.",
+            f"expected a file in TOML, found one that cannot be read ({error})",
+            remedy="Fix it, or run clipcheck in another folder.",
             path=path,
         ) from error
 
 
-def _checked(path: Path, table: object) -> Configuration:
+def _validated(path: Path, table: object) -> Configuration:
     if not isinstance(table, dict):
         raise UsageError(
             f"expected tool.clipcheck to be a table, found {table!r}",
@@ -139,14 +139,14 @@ def _require_option(path: Path, key: str, value: object) -> None:
     except ValueError as error:
         raise UsageError(
             f"expected {key} in {_TABLE} to be {words}, found {value!r}",
-            remedy="Write it so, or leave it out for the default.",
+            remedy=f"Write {words}, or leave it out for the default.",
             path=path,
         ) from error
     if key == "isolation" and value == "none":
-        # The file may have come with the checkpoint, and must not decide that it is trusted.
+        # The file may come from the author of the checkpoint, and must not turn the sandbox off.
         raise UsageError(
-            f"expected isolation in {_TABLE} to be 'process', found 'none': a file cannot say that "
-            "checkpoints are trusted",
-            remedy="Say it on the command line: --isolation none.",
+            f"expected isolation in {_TABLE} to be 'process', found 'none': only the command line "
+            "can turn the sandbox off",
+            remedy="Use the command line: --isolation none.",
             path=path,
         )

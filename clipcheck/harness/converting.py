@@ -1,7 +1,7 @@
-"""See, before weights are converted, that what is written will compute as they were trained to.
+"""Make sure, before weights are converted, that their architecture is known.
 
-Weights do not tell how a model computes. Of an archive its code does: where nothing else tells, it
-is run on a few inputs, and held against what is assumed.
+Weights do not determine how a model computes. An archive's code does: if nothing else tells the
+architecture, the code runs on a few inputs, and is compared with the assumed architecture.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from clipcheck.inputs.batches import Batch, for_modules
 from clipcheck.system import torchscript_support
 
 _SIZES = ((2, 3), (1, 3), (1, 1))
-"""Images and prompts of the batches that are tried: an archive may take those alone that it was
-traced with, which often were one image and three prompts."""
+"""Images and prompts of the batches to try: an archive may only take the batch sizes that it was
+traced with, often one image and three prompts."""
 
 _DTYPE = "float32"
 
@@ -45,22 +45,22 @@ class Convertible:
 
 
 def require_convertible(checkpoint: Checkpoint, isolation: Isolation | None = None) -> Convertible:
-    """See that what is written of a checkpoint will compute as it does, as far as that is known.
+    """Find out how a checkpoint computes, and raise if it cannot be converted.
 
     Raises:
-        ArchitectureError: nothing tells how the model computes, or the code of an archive computes
-            as another architecture than is assumed.
-        DamagedError, NotFiniteError: an archive is not sound.
-        UnavailableError: its code cannot be run in isolation on this machine.
-        UnfitError: a library's own modules compute it, which clipcheck does not write.
+        ArchitectureError: the architecture is unknown, or the code of an archive computes another
+            one than is assumed.
+        DamagedError, NotFiniteError: the archive is damaged or has weights that are not finite.
+        UnavailableError: there is no sandbox for its code on this machine.
+        UnfitError: the model is a library's own, which clipcheck does not write.
     """
     if isinstance(checkpoint.model, LibraryArchitecture):
         library = checkpoint.model.library
         raise UnfitError(
-            f"expected a model of OpenAI's architecture, found {checkpoint.model.describe()}: no "
-            "other is converted",
-            remedy=f"Write it with {library} itself. `clipcheck check` judges these weights, by "
-            "another backend such as export.",
+            f"expected a model of OpenAI's architecture, found {checkpoint.model.describe()}, "
+            "which clipcheck cannot convert",
+            remedy=f"Write it with {library} itself. `clipcheck check` can judge these weights in "
+            "another backend, such as export.",
             path=checkpoint.path,
         )
     require_told(checkpoint)
@@ -78,26 +78,26 @@ def require_convertible(checkpoint: Checkpoint, isolation: Isolation | None = No
 
 
 def _doubt(checkpoint: Checkpoint, isolation: Isolation | None) -> str:
-    """Why the code of an archive does not tell that it computes as is assumed, or nothing."""
-    unknown = "its code would tell how the model computes, but cannot be run"
+    """Return why an archive's code does not confirm the assumed architecture, or nothing."""
+    unknown = "only its code tells how the model computes, and it cannot be run"
     reason = torchscript_support.unavailable()
     if reason is not None:
         raise undecided(checkpoint, f"{unknown}: {reason}")
     checkpoint.verify()
     try:
-        seen = _look(checkpoint, isolation)
+        seen = _run_archive(checkpoint, isolation)
     except (CheckpointError, RunError, IsolationError) as error:
         raise undecided(checkpoint, f"{unknown}: {error.problem}") from error
     if seen.alternative is not None:
         raise undecided(
             checkpoint,
-            f"{described(seen.alternative, assumed=True)}; converting it so would destroy a good "
-            "model",
+            f"{described(seen.alternative, assumed=True)}; converting it as assumed would destroy "
+            "a good model",
         )
     if not seen.gate.passed:
-        return f"its own code departs from that ({seen.gate.message})"
+        return f"its own code departs from the assumption ({seen.gate.message})"
     if seen.hidden:
-        return f"its own code does not show its {' and '.join(seen.hidden)} tower"
+        return f"its own code has no output of its {' and '.join(seen.hidden)} tower"
     return ""
 
 
@@ -106,8 +106,8 @@ class _Seen:
     """Findings on how the code of an archive computes.
 
     Attributes:
-        alternative: the other architecture that it computes as, where that is not so.
-        hidden: towers that no output tells of.
+        alternative: the other architecture that it computes, if any.
+        hidden: towers that no output shows.
     """
 
     gate: GateResult
@@ -115,8 +115,8 @@ class _Seen:
     hidden: tuple[str, ...]
 
 
-def _look(checkpoint: Checkpoint, isolation: Isolation | None) -> _Seen:
-    """Run the code of an archive on a few inputs, and hold it against the eager model."""
+def _run_archive(checkpoint: Checkpoint, isolation: Isolation | None) -> _Seen:
+    """Run the code of an archive on a few inputs, and compare with the eager model."""
     import torch
 
     from clipcheck.backends.reference import exact_floats
@@ -139,7 +139,7 @@ def _look(checkpoint: Checkpoint, isolation: Isolation | None) -> _Seen:
 
 
 def _run(candidate: Backend, trial: Trial) -> tuple[Batch, Case]:
-    """The first of the batches that it takes, and what came of it."""
+    """Return the first batch that the candidate accepts, and its outputs."""
     (batch,), (own,), (exact,) = trial.batches, trial.reference, trial.exact
     failures = []
     for images, prompts in _SIZES:
@@ -156,7 +156,7 @@ def _run(candidate: Backend, trial: Trial) -> tuple[Batch, Case]:
 
 
 def _outputs(candidate: Backend, batch: Batch) -> Mapping[str, Array]:
-    """The features of both towers, which tell all; else what it gives."""
+    """Return the features of both towers if it has them, else its outputs."""
     if candidate.absent.isdisjoint(FEATURES):
         features = candidate.encode_image(batch.pixels), candidate.encode_text(batch.tokens)
         return dict(zip(FEATURES, features, strict=True))
@@ -192,7 +192,7 @@ def _judge(
 
 
 def _hidden(case: Case) -> tuple[str, ...]:
-    """The towers that neither their features tell of, nor logits."""
+    """Return the towers that neither features nor logits show."""
     if not case.absent.issuperset(LOGITS):
         return ()
     named = zip(TOWERS, FEATURES, strict=True)

@@ -1,8 +1,8 @@
-"""Tell whether a candidate that departs computes as the eager model of another architecture.
+"""Find out whether a failing candidate computes another architecture.
 
-Weights do not tell the activation, the number of heads and the epsilon. Where these were assumed or
-told wrongly, it is not the candidate that is wrong. What it gave for a few rows is compared with
-what the eager model gives in float64 under each architecture that people's models have.
+Weights do not determine activation, heads and epsilon. If these were assumed or given wrongly, the
+candidate is right and the reference wrong. A few of its rows are compared with the eager model in
+float64, with the activations, heads and epsilons of common models.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _EPSILONS = (1e-5, 1e-6, 1e-12)
 _LEAST_HEAD, _MOST_HEADS = 16, 64
 
 _CLEARLY = 3.0
-"""How many times nearer another architecture has to be that a candidate equals."""
+"""How many times nearer than the judged architecture one must be to count as equal."""
 
 NEARER = 1.2
-"""How many times nearer one has to be that a candidate is only nearer to.
+"""How many times nearer than the judged architecture one must be to count as nearer.
 
 Traced under autocast, an archive of a full-size ViT-B/32 with GELU is 1.4 and 1.7 times nearer to
-GELU in bfloat16, and 9 and 15 times in float16; one with QuickGELU is nearer to nothing by more
-than 1.0001.
+GELU in bfloat16, and 9 and 15 times in float16; one with QuickGELU is at most 1.0001 times nearer
+to any other.
 """
 
 
@@ -54,8 +54,8 @@ class _Seen:
     """Rows of one output of a candidate, with their inputs.
 
     Attributes:
-        inputs: by tower, pixels and ids of all towers that take part in it.
-        towers: those of them of which it tells how they compute.
+        inputs: by tower, the pixels or ids that the output depends on.
+        towers: those whose architecture it shows.
     """
 
     output: str
@@ -74,14 +74,14 @@ def find_alternative(
     normalised: Collection[str] = (),
     nearer: bool = False,
 ) -> Mapping[str, Departure] | None:
-    """The other architecture that a candidate computes as, tower by tower, or None.
+    """Return the other architecture that a candidate computes, by tower, or None.
 
     Args:
-        model: the eager model, with its weights as they are in the file.
-        architecture: what the candidate was judged as.
+        model: the eager model, with the weights of the file.
+        architecture: as which the candidate was judged.
         normalised: the features that the candidate gives with the length 1.
-        nearer: whether one counts that the candidate does not equal, but is nearer to: where it
-            computes in lower precision, or is wrong in something else as well.
+        nearer: whether to return one that is only nearer, not equal: the candidate may compute in
+            lower precision, or have another fault as well.
     """
     towers: dict[str, Departure] = {}
     best = architecture
@@ -98,7 +98,7 @@ def find_alternative(
 
 
 def _seen(batches: Sequence[Batch], cases: Sequence[Case]) -> Iterator[_Seen]:
-    """The features of each tower; and of towers that have none, the logits."""
+    """Yield the features of each tower, and the logits for towers without features."""
     ran = [(_inputs(batch), case) for batch, case in zip(batches, cases, strict=True)]
     hidden = []
     for tower in TOWERS:
@@ -131,7 +131,7 @@ def _has(case: Case, output: str) -> bool:
 
 
 class _Search:
-    """Looks for the architecture that is nearest to what was seen."""
+    """Searches for the architecture that is nearest to the candidate's rows."""
 
     def __init__(
         self, model: eager.CLIP, seen: _Seen, ruler: Ruler, normalised: Collection[str]
@@ -146,10 +146,11 @@ class _Search:
         self._features: dict[tuple[str, Blocks], torch.Tensor] = {}
 
     def other(self, architecture: Architecture) -> tuple[Architecture, bool]:
-        """The nearest one, and whether the candidate equals it; the same where none is nearer.
+        """Return the nearest architecture and whether the candidate equals it; the given one if
+        none is nearer.
 
-        Another epsilon counts only where the candidate then equals the model: it changes so little
-        that many a fault, as that of one LayerNorm alone, is nearer to it by chance.
+        Another epsilon counts only if the candidate equals it: its effect is so small that other
+        faults, as in a single LayerNorm, may be nearer to it by chance.
         """
         judged = self._distance(architecture)
         distance, best = self._descend(architecture, _EPSILONS)
@@ -160,8 +161,7 @@ class _Search:
     def _descend(
         self, architecture: Architecture, epsilons: Sequence[float]
     ) -> tuple[float, Architecture]:
-        """The nearest one, and how far it is: one thing is changed at a time, as long as that leads
-        nearer."""
+        """Change one property at a time as long as that gets nearer; return distance and result."""
         distance, best = self._distance(architecture), architecture
         while distance > self._allowed:
             step = self._step(best, epsilons)
@@ -173,7 +173,7 @@ class _Search:
     def _step(
         self, architecture: Architecture, epsilons: Sequence[float]
     ) -> tuple[float, Architecture] | None:
-        """The nearest with one thing changed; None where there is no time for it."""
+        """Return the nearest architecture with one property changed; None if time is up."""
         found: list[tuple[float, Architecture]] = []
         for alike in self._changed(architecture, epsilons):
             for other in alike:
@@ -182,15 +182,14 @@ class _Search:
                 found.append((self._distance(other), other))
             if found and min(distance for distance, _ in found) <= self._allowed:
                 break
-        # Of those that are as near, in two digits, the first: in bfloat16 GELU and its
-        # approximation are the same.
+        # Compare two digits and take the first: GELU and its approximation are equal in bfloat16.
         return min(found, key=lambda each: float(f"{each[0]:.1e}"), default=None)
 
     def _changed(
         self, architecture: Architecture, epsilons: Sequence[float]
     ) -> Iterator[list[Architecture]]:
-        """Yield the architectures with one thing changed, grouped by that: in all towers, and then
-        in each."""
+        """Yield architectures with one property changed, grouped by property: first in all towers,
+        then in each."""
         if len(self._seen.towers) > 1:
             yield [architecture.with_blocks(activation=each) for each in Activation]
             yield [architecture.with_blocks(epsilon=each) for each in epsilons]
@@ -199,13 +198,13 @@ class _Search:
                 yield [_with_blocks(architecture, tower, blocks) for blocks in several]
 
     def _distance(self, architecture: Architecture) -> float:
-        """How far the candidate is from that architecture, in the ruler's measure."""
+        """Return the candidate's distance from this architecture, in the ruler's measure."""
         exact = in_form({self._seen.output: self._exact(architecture)}, self._normalised)
         case = Case({self._seen.output: self._seen.given}, exact, exact)
         return float(self._ruler.further(self._seen.output, case).max())
 
     def _exact(self, architecture: Architecture) -> Array:
-        """The output, in float64."""
+        """Return the output in float64."""
         from clipcheck.families.eager import scaled_cosines
 
         features = [self._encoded(architecture, tower) for tower in self._seen.inputs]
@@ -217,7 +216,7 @@ class _Search:
         return logits[self._seen.output].cpu().numpy()
 
     def _encoded(self, architecture: Architecture, tower: str) -> torch.Tensor:
-        """A tower's features, in float64."""
+        """Return a tower's features in float64."""
         from clipcheck.backends.reference import exact_arithmetic
         from clipcheck.families import eager
 
@@ -236,7 +235,7 @@ class _Search:
 def _others(
     architecture: Architecture, tower: str, epsilons: Sequence[float]
 ) -> Iterator[list[Blocks]]:
-    """Other residual blocks, with one thing changed that is not told by weights."""
+    """Yield residual blocks with one property changed that weights do not determine."""
     own, width = _blocks(architecture, tower), _width(architecture, tower)
     if tower == "text" or isinstance(architecture.vision, ViT):
         yield [replace(own, activation=a) for a in Activation if a != own.activation]
@@ -249,7 +248,7 @@ def _others(
 
 
 def _in_float64(model: eager.CLIP, tower: str) -> dict[str, torch.Tensor]:
-    """The model's weights, those of the tower in float64."""
+    """Return the model's weights, those of the tower in float64."""
     import torch
 
     from clipcheck.backends.reference import float64_device
@@ -292,7 +291,7 @@ def _departure(architecture: Architecture, tower: str, blocks: Blocks, equal: bo
     pairs = (
         (blocks.activation.label, own.activation.label),
         (heads_of(width, blocks.head_width), heads_of(width, own.head_width)),
-        (f"an epsilon of {blocks.epsilon:g}", f"an epsilon of {own.epsilon:g}"),
+        (f"epsilon {blocks.epsilon:g}", f"epsilon {own.epsilon:g}"),
     )
     other, judged = zip(*(pair for pair in pairs if pair[0] != pair[1]), strict=True)
     return Departure(" and ".join(other), " and ".join(judged), equal)

@@ -1,4 +1,4 @@
-"""Judge candidates against a reference that has run already.
+"""Judge candidates against the outputs of a reference.
 
 The reference's outputs, in its own dtype and in float64, are the same for every candidate: a
 `Trial` computes them once.
@@ -59,8 +59,8 @@ _FORMS = {
     "encode_text": ("strided", "as int64"),
     "forward": ("as int64",),
 }
-"""Forms that the inputs of each method come in, see `clipcheck.backends.forms`. The result of the
-first is kept over another call."""
+"""Forms of the inputs of each method, see `clipcheck.backends.forms`. With the first form, another
+call is made before the result is read."""
 
 _OWN_FORMS = {("encode_image", dtype): (f"as {dtype}",) for dtype in ("float16", "bfloat16")}
 """Further forms, by method and dtype."""
@@ -73,25 +73,25 @@ _KINDS = {
 """Inputs of each method."""
 
 _OF_IMAGES = tuple(name for name, kinds in OUTPUTS.items() if "image" in kinds)
-"""Outputs that an image takes part in."""
+"""Outputs that depend on images."""
 
 _REPEATING = frozenset(gate.name for gate in GATES if gate.needs_repeats)
 _OF_LENGTHS = frozenset(gate.name for gate in GATES if gate.needs_lengths)
 
 _SMALL = 0
-"""The batch that is run three times in a row and once more at the end: the first, and smallest."""
+"""Number of the batch that runs three times in a row and once at the end: the smallest."""
 _LARGE = 2
-"""The batch of which rows are run alone."""
+"""Number of the batch whose rows run alone."""
 
 _SMALL_MODEL = 30_000_000
-"""Parameters of a model that takes so little time for a row that all calls are made."""
+"""Models with fewer parameters are fast enough for all calls."""
 
 
 class Stopwatch:
     """Seconds by phase.
 
     Args:
-        observe: told of a phase, by name, and how much of it is done: 0 as it begins, 1 at its end.
+        observe: called with a phase and the share that is done, from 0 to 1.
     """
 
     def __init__(self, observe: Callable[[str, float], None] = lambda _, __: None) -> None:
@@ -100,7 +100,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Advance]:
-        """Add what is done under it to that phase. What it gives can be told how far that is."""
+        """Add the time of the block to this phase; yields a function that takes the share done."""
         self._observe(name, 0.0)
         started = time.perf_counter()
         try:
@@ -113,12 +113,12 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Prompts of every length, and what the reference made of them.
+    """Prompts of every length, and their text features in the reference.
 
     Attributes:
         batch: without images.
-        reference: the eager model's text features, in the dtype that is judged.
-        exact: the same in float64.
+        reference: the eager model's text features, in the judged dtype.
+        exact: those in float64.
     """
 
     batch: Batch
@@ -126,7 +126,7 @@ class Lengths:
     exact: Array
 
     def case(self, rows: Sequence[int], found: Array, normalised: Collection[str]) -> Case:
-        """Some of the rows, as the candidate gave them."""
+        """Return some rows of the candidate as a case."""
         names = self.batch.rows["prompt"]
         return Case(
             {"text_features": found},
@@ -138,16 +138,16 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Trial:
-    """Batches, and what the reference made of them.
+    """Batches, and their outputs in the reference.
 
     Attributes:
-        batches: what candidates will run.
-        reference: the eager model's outputs for each batch, in the dtype that is judged.
-        exact: the same in float64.
-        calls: what candidates run beside the batches: some of their rows, and of ``lengths`` those
-            that no prompt of the batches has.
-        in_form: how many rows candidates are given in each form.
-        gates: the names of those that judge: what no other needs is not run.
+        batches: for the candidates.
+        reference: the eager model's outputs for each batch, in the judged dtype.
+        exact: those in float64.
+        calls: further calls of candidates: some rows again, and prompts of the lengths that the
+            batches do not have.
+        in_form: number of rows in each form of the inputs.
+        gates: names of the gates that judge; work that only other gates need is not done.
         budget: what candidates may lose; None where they are to lose nothing.
         population: of `clipcheck.inputs.batches.population`, which the budget is judged on.
         of_population: what the eager model makes of it in float64.
@@ -188,23 +188,23 @@ class Trial:
         budget: Budget | None = None,
         population: Sequence[Batch] = (),
     ) -> Trial:
-        """Run the reference over all batches, in both ways.
+        """Run the reference over all batches, in its dtype and in float64.
 
-        It has to happen before any candidate runs, which may share its weights with the eager
-        model, and change them.
+        Call it before any candidate runs: a candidate may share the eager model's weights and
+        change them.
 
         Args:
-            batches: what both sides run.
-            lengths: of `clipcheck.inputs.batches.every_length`.
-            texts: how rows of ids are made, if not as CLIP's.
-            effort: how much candidates are called beside the batches; None for nothing.
+            batches: for both sides.
+            lengths: from `clipcheck.inputs.batches.every_length`.
+            texts: rules for rows of ids; default: CLIP's.
+            effort: how many further calls candidates get; None for none.
             budget: what candidates may lose. Their rows then depend on each other, as where a scale
                 is of a whole batch: no other calls are made than of the batches themselves.
             population: what the budget is judged on.
 
         Raises:
-            RunError: the model cannot be run, or gives what is not finite: nothing can be said of
-                what is compared with that.
+            RunError: the model cannot be run, or its outputs are not finite: nothing can be
+                compared with them.
         """
         inputs = [(batch.pixels, batch.tokens) for batch in batches]
         again = not _REPEATING.isdisjoint(gates)
@@ -247,7 +247,7 @@ class Trial:
     def run(self, candidate: Backend, advance: Advance = still) -> Run:
         """Run a candidate over all batches, and over some of their rows again.
 
-        A batch that it cannot run has no outputs, and leaves its reason.
+        A batch that it cannot run has no outputs, and adds a failure.
         """
         rows = sum(len(b.pixels) + len(b.tokens) for b in (*self.batches, *self.population))
         rows += sum(len(call.images) + len(call.prompts) for call in self.calls)
@@ -301,7 +301,7 @@ class Trial:
         return Run(cases, again, failures, by_length, sample)
 
     def _in_forms(self, candidate: Backend, failures: list[str]) -> Iterator[Repeat]:
-        """A few rows again, in every form that inputs come in."""
+        """Yield a few rows again, in every form of the inputs."""
         number = min(_LARGE, len(self.batches) - 1)
         batch = self.batches[number]
         every = {"image": batch.pixels, "prompt": batch.tokens}
@@ -322,8 +322,8 @@ class Trial:
                 yield Repeat(form, number, where, found, names)
 
     def _hiding_nan(self, candidate: Backend, failures: list[str]) -> Iterator[str]:
-        """Run an image with one number that is NaN. It reaches all that the eager model gives for
-        that image; a candidate that gives numbers hides it."""
+        """Run an image with one NaN, and yield a failure if outputs have numbers: in the eager
+        model, all outputs of this image are NaN."""
         batch = self.batches[_SMALL].select([0], [0])
         pixels = batch.pixels.copy()
         pixels[0, 0, 0, 0] = np.nan
@@ -382,13 +382,13 @@ class Trial:
             yield self.lengths.case(rows, outputs[name][places], normalised)
 
     def _again(self, candidate: Backend, what: str, failures: list[str]) -> Repeat:
-        """The small batch, once more."""
+        """Run the small batch once more."""
         batch = self.batches[_SMALL]
         rows = {"image": list(range(len(batch.pixels))), "prompt": list(range(len(batch.tokens)))}
         return Repeat(what, _SMALL, rows, _attempt(candidate, batch, failures))
 
     def _alone(self, candidate: Backend, failures: list[str]) -> Iterator[Repeat]:
-        """The first and the last row of a large batch, each as a batch of one."""
+        """Yield the first and the last row of a large batch, each as a batch of one."""
         number = min(_LARGE, len(self.batches) - 1)
         batch = self.batches[number]
         for row in (0, -1):
@@ -401,7 +401,7 @@ class Trial:
 
 
 def _lengths_not_drawn(lengths: Batch, batches: Sequence[Batch], texts: TextRules) -> list[int]:
-    """The rows of ``lengths`` that are as long as no prompt of the batches."""
+    """Return the rows of ``lengths`` whose length no prompt of the batches has."""
     end = lengths.tokens.max() if texts.ends_at_greatest else texts.end
     drawn = {
         length_of(texts, row)
@@ -420,15 +420,15 @@ def _require_finite(
     exact: Sequence[Mapping[str, Array]],
     dtype: str,
 ) -> None:
-    wider = f"choose a --dtype of wider range than {dtype}."
+    wider = f"choose a --dtype with a wider range than {dtype}."
     if dtype == "float16":
-        cast = f"Look for weights that {dtype} is too narrow for, and for zeros; or {wider}"
-        overflowing = f"The numbers do not fit: {wider}"
+        cast = f"Look for weights that overflow in {dtype}, and for zeros; or {wider}"
+        overflowing = f"The numbers overflow: {wider}"
     else:
         cast = "Look for NaN, infinities and zeros in its weights."
         overflowing = (
-            f"The numbers do not fit, and no dtype has a wider range than {dtype}: look for "
-            "weights that are too large, and for variances next to zero."
+            f"The numbers overflow, and no dtype has a wider range than {dtype}: look for "
+            "weights that are too large, and for variances close to zero."
         )
     for batch, own, in_float64 in zip(batches, reference, exact, strict=True):
         for outputs, name, remedy in ((in_float64, "float64", cast), (own, dtype, overflowing)):
@@ -436,7 +436,7 @@ def _require_finite(
                 Case(outputs, outputs, outputs, batch.rows, batch.first_rows), tuple(outputs)
             )
             if problem:
-                unknown = "so that nothing can be said of what is compared with it"
+                unknown = "so nothing can be compared with it"
                 raise RunError(f"{problem}, in {name}, {unknown}", remedy=remedy)
 
 
@@ -445,9 +445,9 @@ class Run:
     """Outputs of a candidate.
 
     Attributes:
-        cases: each batch, beside what the reference gave.
+        cases: each batch, with the reference's outputs.
         failures: why batches could not be run.
-        lengths: prompts of every length, by call, with text features alone.
+        lengths: prompts of every length, by call; only text features.
         sample: what a budget is judged on.
     """
 
@@ -461,9 +461,11 @@ class Run:
 def judge(
     trial: Trial, run: Run, evidence: Evidence, coverage: Coverage | None, limits: Allclose
 ) -> tuple[GateResult, ...]:
-    """Run the gates of the trial. Structure is judged in float32, where rounding hides none of it.
-    Gates of logits are left out where the candidate has none. Beside a budget, those that compare
-    with the eager model's rounding are measured, and judge nothing."""
+    """Run the gates of the trial; those of logits only if the candidate has logits.
+
+    Structure is judged only in float32, where rounding is smallest. With a budget, gates that
+    compare with the eager model's rounding are only measured, and cannot fail.
+    """
     measures = LIMITS[trial.dtype]
     numbers = (run.cases, measures, trial.scale)
 
@@ -494,17 +496,17 @@ def judge(
 
 
 def effort_for(parameters: int) -> Effort:
-    """How much is called of a model of so many parameters."""
+    """Return the effort for a model with this number of parameters."""
     return FULL if parameters < _SMALL_MODEL else BRIEF
 
 
 def lengths_for(model: Architecture | LibraryArchitecture, seed: int) -> Batch:
-    """Prompts of every length for a model of these dimensions."""
+    """Return prompts of every length for this model."""
     return every_length(inputs_of(model), seed)
 
 
 def inputs_of(model: Architecture | LibraryArchitecture) -> Inputs:
-    """Return the sizes of a model's inputs, and how they are made."""
+    """Return the sizes and rules of a model's inputs."""
     a = sizes_of(model)
     texts = a.texts if isinstance(model, LibraryArchitecture) else None
     return Inputs(a.image_resolution, a.context_length, a.vocab_size, a.grid, a.images, texts)
@@ -515,7 +517,7 @@ class Verdict:
     """Gates, outputs and state of a candidate.
 
     Attributes:
-        intact: whether its weights are still those that it was loaded with.
+        intact: whether its weights did not change while it ran.
         coverage: of the modules of an archive, in float32; else None.
         evidence: what else the gate ``integrity`` judged.
     """
@@ -539,12 +541,12 @@ def judge_candidate(
     dynamic_batch: bool = False,
     model: DualEncoder | None = None,
 ) -> Verdict:
-    """Run a candidate, and all gates over what it gave.
+    """Run a candidate, and all gates over its outputs.
 
     Args:
-        trial: with the outputs of the eager model that it has to equal.
-        source: what it was made of; they may share weights.
-        unlike: raw inputs that the candidate's own dimensions make something else of.
+        trial: with the outputs of the eager model.
+        source: of which it was built; they may share weights.
+        unlike: raw inputs that the candidate's own dimensions preprocess differently.
         dynamic_batch: whether it has to run any number of rows.
         model: the eager model whose modules its modules have to equal; by default the source's.
 
@@ -582,7 +584,7 @@ def _coverage(
     from clipcheck.harness.modules.judge import judge_modules
 
     with watch.phase("modules") as advance:
-        # Of several rows each module makes the same; how rows mix is judged by the outputs.
+        # A module treats every row alike, so few rows suffice; the outputs show whether rows mix.
         described = source.checkpoint.model
         batch = for_modules(inputs_of(described), seed).select([0], [0, 2])
         library = described if isinstance(described, LibraryArchitecture) else None
@@ -618,8 +620,7 @@ def _in_form(
     failures: list[str],
     names: tuple[str, ...],
 ) -> Mapping[str, Array]:
-    """Return the outputs of a method for inputs, by kind, in some form; a fault in how it was
-    called is a failure."""
+    """Return the outputs of a method for inputs in some form; what goes wrong is a failure."""
 
     def outputs() -> Mapping[str, Array]:
         arrays = list(given.values()), list(after.values())
@@ -633,5 +634,5 @@ def _in_form(
 
 
 def _has(outputs: Mapping[str, Array], name: str, rows: int) -> bool:
-    """Whether the output is there, with a row for each."""
+    """Tell whether the output exists and has this number of rows."""
     return name in outputs and outputs[name].ndim > 0 and len(outputs[name]) == rows

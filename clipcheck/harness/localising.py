@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 _TOWERS: Mapping[str, Tower] = {"image_features": "image", "text_features": "text"}
-"""The tower that is at fault where this output is."""
+"""The tower of each output of features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Suspect:
     """An input that an archive fails on.
 
     Attributes:
-        batch: the input; of one kind there may be none.
+        batch: the input; images or prompts may be missing.
     """
 
     batch: Batch
@@ -73,12 +73,12 @@ def localize(
         checkpoint: a path or a released name.
         key: as for `clipcheck.check`.
         architecture: as for `clipcheck.check`.
-        device: where to run; by default the GPU where there is one.
-        dtype: what to compute in.
+        device: default: the GPU if there is one.
+        dtype: to compute in.
         seed: of the inputs.
         isolation: as for `clipcheck.check`.
-        download_root: where released files are kept.
-        progress: called with a few words before each phase.
+        download_root: folder for released files.
+        progress: called with a text before each phase.
 
     Raises:
         ClipcheckError: the checkpoint or the device cannot be used; the subclass tells why.
@@ -97,14 +97,14 @@ def localize(
     told = None if architecture is None else named(os.fspath(architecture))
     opened = open_checkpoint(name, download_root, key=key, told=told)
     opened.verify()
-    say(f"{name}: loading both ways on {target} in {dtype}")
+    say(f"{name}: loading both models on {target} in {dtype}")
     with (
         cell_for(opened, target, isolation_named(isolation)) as cell,
         opened_sides(opened, None, target, dtype, archive=True, cell=cell) as sides,
     ):
         with watch.phase("load"):
             source = sides.load().source
-        say(f"{name}: walking through the archive")
+        say(f"{name}: comparing its modules")
         found = first_departures(source, watch, seed=seed)
     return Localised(
         name,
@@ -127,13 +127,13 @@ def first_departures(
     seed: int = 0,
     suspect: Suspect | None = None,
 ) -> Localisation:
-    """Walk through an archive on ever more inputs, until something departs.
+    """Compare an archive's modules on more and more inputs, until one departs.
 
-    First come the inputs of the gate ``modules``; then the one that the archive fails on, where
-    what it gets wrong has no place yet; and where there is none at all, the edge cases.
+    First the inputs of the gate ``modules``; then the failing input, if no place was found in its
+    tower; then the edge cases, if no place was found at all.
 
     Args:
-        source: an archive, with weights as they are in the file; a walk may change them.
+        source: an archive, with the weights of the file; running it may change them.
         runner: runs what is to be walked through; by default the source's archive.
     """
     from clipcheck.harness.modules.walk import walk
@@ -141,7 +141,7 @@ def first_departures(
 
     archive = runner or (source.archive.runner if source.archive else None)
     if archive is None:
-        raise ValueError("an archive is to be walked through that was not loaded")
+        raise ValueError("expected an archive that is loaded")
     limits, model = LIMITS[source.dtype], source.checkpoint.model
     found = Localisation.nowhere()
     for what, batch, tower in _inputs(inputs_of(model), seed, suspect):
@@ -164,21 +164,21 @@ def first_departures(
 def _inputs(
     inputs: Inputs, seed: int, suspect: Suspect | None
 ) -> Iterator[tuple[str, Batch, Tower | None]]:
-    """Each with the tower that it is for, or None where it is for any."""
+    """Yield a description, a batch, and the tower that it is for (None for any)."""
     yield "those of the `modules` gate", for_modules(inputs, seed), None
     if suspect is not None:
         yield (
             "the input that fails",
-            _told_apart(suspect.batch, inputs),
+            _distinguishable(suspect.batch, inputs),
             _TOWERS.get(suspect.output),
         )
     for number, batch in enumerate(batches(EDGE_CASES, inputs, seed), start=1):
-        yield f"batch {number} of the edge cases", _told_apart(batch, inputs), None
+        yield f"batch {number} of the edge cases", _distinguishable(batch, inputs), None
 
 
-def _told_apart(batch: Batch, inputs: Inputs) -> Batch:
-    """With its first row once more at the end where there are as many rows as positions: a walk
-    could not tell them apart."""
+def _distinguishable(batch: Batch, inputs: Inputs) -> Batch:
+    """Repeat the first row at the end if there are as many rows as positions, which could not be
+    told apart."""
     images, prompts = list(range(len(batch.pixels))), list(range(len(batch.tokens)))
     images += images[:1] if len(images) == 1 + inputs.grid**2 else []
     prompts += prompts[:1] if len(prompts) == inputs.context_length else []

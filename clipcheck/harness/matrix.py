@@ -1,4 +1,4 @@
-"""Judge one checkpoint: each backend in each dtype, with references that run once for all."""
+"""Judge one checkpoint in each dtype and backend, with one run of the reference for all."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ if TYPE_CHECKING:
     from clipcheck.sandbox.cell import Cell
 
 SHARED = {"load": 3, "inputs": 4, "eager": 9, "float64": 16}
-"""Per cent of a check of an archive that each phase takes of a full-size ViT-B/32 that is done once
-for all backends (``benchmarks.check``)."""
+"""Percent of the time of a check (full-size ViT-B/32, ``benchmarks.check``) for each phase that
+runs once for all backends."""
 
 OWN = {"build": 1, "candidate": 41, "modules": 22}
-"""Per cent of the same check that each phase takes that a backend does for itself."""
+"""Percent of the time of the same check for each phase that runs for each backend."""
 
 _READING = 4
-"""Share of the progress, in percent, of reading and hashing a file."""
+"""Percent of the progress for reading and hashing a file."""
 
 _PHASES = {
     "load": "loading on {device} in {dtype}",
@@ -86,20 +86,20 @@ _PHASES = {
     "build": "{backend}: building",
     "candidate": "{backend}: running",
     "modules": "{backend}: running its modules one by one",
-    "search": "{backend}: looking for the smallest input that fails, mostly within a minute",
-    "alternative": "{backend}: looking for another architecture that it computes as",
+    "search": "{backend}: shrinking the failing input, mostly within a minute",
+    "alternative": "{backend}: comparing with other architectures",
     "localisation": "{backend}: looking for the module that departs first",
     "layers": "{backend}: running it with each layer in float in turn",
 }
 
 _AFTERWARDS = ("search", "alternative", "localisation", "layers")
-"""Phases that a judgement may need, and nobody knows how long."""
+"""Phases of a failing candidate, whose time cannot be estimated."""
 
 _log = logging.getLogger(__name__)
 
 
 class _Draft:
-    """A judgement with ever more known, so that an error keeps what came before it."""
+    """A judgement that is filled in step by step, so that an error keeps earlier findings."""
 
     def __init__(self, judgement: Judgement) -> None:
         self.judgement = judgement
@@ -109,7 +109,7 @@ class _Draft:
 
     @contextmanager
     def keeping_errors(self) -> Iterator[None]:
-        """Record why a subject cannot be judged, and let the others go on."""
+        """Record an error as the reason why a subject cannot be judged, and continue."""
         try:
             yield
         except ClipcheckError as error:
@@ -119,13 +119,12 @@ class _Draft:
 
 @dataclass(frozen=True)
 class _Files:
-    """The subject that is judged, and the files that it is compared with.
+    """The subject, and the file that it is compared with.
 
     Attributes:
-        reference: the checkpoint whose eager model it has to equal; None where that is its own.
-        weights: what the gate ``weights`` found, where there are two files with weights.
-        compared: backends whose way to take raw inputs was compared, which is the same in all
-            dtypes.
+        reference: the checkpoint whose eager model is the reference; None for the subject's own.
+        weights: result of the gate ``weights``, if there are two files with weights.
+        compared: backends whose preprocessing was compared already: it is the same in all dtypes.
     """
 
     subject: Checkpoint | Program
@@ -135,12 +134,12 @@ class _Files:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The weights that the subject has, or has to have."""
+        """The checkpoint with the weights that the subject should have."""
         return weights_of(self.subject, self.reference)
 
     @property
     def gates(self) -> tuple[GateResult, ...]:
-        """Results that are known before anything is run."""
+        """Results that are known before anything runs."""
         return () if self.weights is None else (self.weights,)
 
 
@@ -153,9 +152,9 @@ class Judge:
     date: str
 
     def __call__(self, name: str, device: Device, span: Span) -> list[Judgement | LeftOut]:
-        """One for each dtype and backend, or one that says why there is none."""
+        """Return a judgement for each dtype and backend, or one with the error."""
         options, named = self.options, self.options.choices
-        asked = _asked(named)
+        asked = _requested_backends(named)
         draft = _Draft(
             Judgement(
                 name,
@@ -195,7 +194,7 @@ class Judge:
         span.say(f"{name}: reading")
         target = resolve_device(device)
         draft.add(device=str(target))
-        with span.apart():  # a download shows its own
+        with span.apart():  # a download shows its own bar
             wanted = options.told
             subject, reference = open_pair(
                 name,
@@ -243,13 +242,13 @@ class Judge:
         cell: Cell | None,
         span: Span,
     ) -> list[Judgement | LeftOut]:
-        """One for each backend."""
+        """Return a judgement for each backend."""
         dtype = str(judgement.dtype)
         name, where = judgement.checkpoint, judgement.device
         left_out = [
             LeftOut(name, str(choice), where, dtype, reason)
             for choice in choices
-            if choice.optional and (reason := _unfit(choice, files, device, dtype))
+            if choice.optional and (reason := _reason_unfit(choice, files, device, dtype))
         ]
         absent = {each.backend for each in left_out}
         running = [choice for choice in choices if str(choice) not in absent]
@@ -273,12 +272,12 @@ class Judge:
             for choice, part, share in zip(running, parts, shares, strict=True):
                 with part.keeping_errors():
                     self._judge(part, bench, choice, share)
-                part.add(known=_known(part.judgement, choice, files.checkpoint))
+                part.add(known=_known_failures(part.judgement, choice, files.checkpoint))
                 share.reach(1.0)
         for choice, part in zip(running, parts, strict=True):
             part.add(isolation=_isolation(choice, files.subject, cell))
         failed = shared.judgement
-        if failed.error is not None:  # of what all of them share
+        if failed.error is not None:  # in work that all backends share
             for part in parts:
                 part.add(error=failed.error, error_type=failed.error_type, remedy=failed.remedy)
         return [
@@ -292,7 +291,7 @@ class Judge:
         from clipcheck.backends.reference import exact_floats
 
         judged = draft.judgement
-        _require_other(choice, bench.files)
+        _require_another_subject(choice, bench.files)
         watch = Stopwatch(_Phases(span, judged, OWN))
         draft.add(examples=bench.drawn.images, inputs=bench.trial.digest)
         with watch.phase("build"), exact_floats():
@@ -317,7 +316,7 @@ class Judge:
             ignored = _ignored(self.options, bench, candidate)
             if not gates:
                 raise UsageError(
-                    "no gate is left that judges this run",
+                    "none of the selected gates applies to this run",
                     remedy=f"Select one of these: {', '.join(ignored)}.",
                 )
             draft.add(
@@ -344,15 +343,15 @@ class Judge:
         run = sum(spent for phase, spent in seconds.items() if phase not in ("load", "build"))
         draft.add(seconds={**seconds, "run": run}, peak_memory=_peak_memory(bench.source.cell))
         del candidate
-        gc.collect()  # a program's graph refers to itself, and holds its weights
+        gc.collect()  # a program's graph is a reference cycle that keeps its weights
 
     def _frontends(self, bench: _Bench, choice: Choice) -> dict[str, object]:
-        """How the backend's own preprocessing and tokenizer compare, or why that is not known: the
-        verdict stands without it."""
+        """Compare the backend's own preprocessing and tokenizer; an error does not change the
+        verdict."""
         from clipcheck.harness.preprocessing.comparing import compare
         from clipcheck.harness.preprocessing.registry import of
 
-        if choice.name in bench.files.compared:  # with other options, which are the model's
+        if choice.name in bench.files.compared:  # a backend's options do not change preprocessing
             return {}
         bench.files.compared.add(choice.name)
         drawn, source = bench.drawn, bench.source
@@ -375,7 +374,7 @@ class Judge:
         ruler: Ruler,
         watch: Stopwatch,
     ) -> None:
-        """The smallest input that fails, the row whose best match differs, and where it departs."""
+        """Add the smallest failing input, the row of a different best match, and the departure."""
         if any(gate.name == "top1" and not gate.passed for gate in verdict.gates):
             rules = bench.drawn.frontend.images
             draft.add(mismatch=find_mismatch(trial, verdict.run.cases, rules))
@@ -402,8 +401,8 @@ class Judge:
         assumed: bool,
         normalised: Collection[str],
     ) -> Mapping[str, Departure] | None:
-        """The other architecture that the candidate computes as, if it is one that it departs by.
-        Where its own was assumed, and told by nothing, it may be one that it is nearer to."""
+        """Return the other architecture that the candidate computes, if any; one that is only
+        nearer counts if the judged architecture was assumed."""
         if not verdict.intact:
             return None
         if isinstance(bench.files.checkpoint.model, LibraryArchitecture):
@@ -422,8 +421,7 @@ class Judge:
     def _localise(
         self, judged: Judgement, bench: _Bench, candidate: Backend, intact: bool, watch: Stopwatch
     ) -> Localisation:
-        """Find where the candidate departs, or say why that is not known: the verdict stands
-        without it."""
+        """Find where the candidate departs; an error does not change the verdict."""
         suspect = None
         if judged.failing is not None:
             frontend = candidate.frontend or bench.drawn.frontend
@@ -431,15 +429,15 @@ class Judge:
             suspect = Suspect(given, judged.failing.measure.output)
         try:
             if not intact:
-                # Running has changed the weights, which both models share.
+                # Running changed the weights, which both models share.
                 bench.renew()
             seed = self.options.seed
             runner = None if candidate.needs_archive else candidate.runner
             return first_departures(bench.source, watch, runner=runner, seed=seed, suspect=suspect)
         except (ClipcheckError, RuntimeError, MemoryError) as error:
-            # RuntimeError is torch's, for want of memory on a GPU among others.
+            # torch raises RuntimeError, for example if a GPU runs out of memory.
             _log.debug("%s could not be localised", judged.checkpoint, exc_info=True)
-            return Localisation.nowhere(f"could not be looked for ({str(error).strip()})")
+            return Localisation.nowhere(f"the search failed ({str(error).strip()})")
 
 
 class _Bench:
@@ -517,19 +515,18 @@ class _Bench:
         return self._sides.reference
 
     def renew(self) -> None:
-        """Load both sides once more: running a candidate has changed the weights, which all
-        share."""
+        """Load both sides again, after a candidate changed the weights that all share."""
         self._sides.load()
 
     def seconds_once(self) -> Mapping[str, float]:
-        """Return the seconds spent for all backends, by phase; on the first call alone, so that one
-        of them reports it."""
+        """Return the seconds of shared phases on the first call, then nothing, so that only one
+        backend reports them."""
         told, self._told = self._told, True
         return {} if told else self._watch.seconds
 
 
 class _Phases:
-    """Tells how far one judgement is, phase by phase; what is done again is told once."""
+    """Reports the progress of a judgement by phase; a repeated phase is reported once."""
 
     def __init__(self, span: Span, judgement: Judgement, shares: Mapping[str, int]) -> None:
         dtype = judgement.dtype
@@ -557,14 +554,14 @@ class _Phases:
             self._done.add(phase)
 
 
-def _asked(choices: Sequence[Choice]) -> str:
-    """Name the backends that were asked for, where a file cannot be opened."""
+def _requested_backends(choices: Sequence[Choice]) -> str:
+    """Name the requested backends, for a file that cannot be opened."""
     names = [ALL if choice.optional else str(choice) for choice in choices]
     return ", ".join(dict.fromkeys(names)) or Judgement.backend
 
 
-def _known(judged: Judgement, choice: Choice, checkpoint: Checkpoint) -> tuple[Known, ...]:
-    """The failures of upstream that this one looks like."""
+def _known_failures(judged: Judgement, choice: Choice, checkpoint: Checkpoint) -> tuple[Known, ...]:
+    """Return the known failures of libraries that match this one."""
     if judged.passed:
         return ()
     failed = "\n".join(f"{g.name}: {g.message}" for g in judged.gates if not g.passed)
@@ -581,7 +578,7 @@ def _known(judged: Judgement, choice: Choice, checkpoint: Checkpoint) -> tuple[K
 
 
 def _ignored(options: CheckOptions, bench: _Bench, candidate: Backend) -> tuple[str, ...]:
-    """Name the gates that had something to judge, and were left out."""
+    """Name the gates that apply to this run, but were left out by the options."""
     files = bench.files
     judging = gates_in(
         bench.source.dtype,
@@ -601,7 +598,7 @@ def _isolation(
         return None
     if cell is None:
         return ()
-    return cell.measures or None  # it was not started: none of the file's code ran
+    return cell.measures or None  # none if the sandbox was not started: no code ran
 
 
 def _versions() -> dict[str, str]:
@@ -616,8 +613,8 @@ def _versions() -> dict[str, str]:
 def _layers(
     trial: Trial, bench: _Bench, candidate: Backend, verdict: Verdict, watch: Stopwatch
 ) -> dict[str, object]:
-    """Measure what each quantised layer costs, or say why that is not known: the verdict stands
-    without it."""
+    """Measure what each quantised layer costs, or give the reason why not; the verdict does not
+    depend on it."""
     if not isinstance(candidate, ProgramBackend) or not trial.population:
         return {}
     weights = bench.source.model.state_dict()
@@ -633,30 +630,30 @@ def _layers(
     return {"layers": found, "layers_problem": problem}
 
 
-def _unfit(choice: Choice, files: _Files, device: torch.device, dtype: str) -> str | None:
-    """Why a backend is nothing for this checkpoint or not on this machine, or None."""
+def _reason_unfit(choice: Choice, files: _Files, device: torch.device, dtype: str) -> str | None:
+    """Return why a backend cannot run this checkpoint on this machine, or None."""
     missing = choice.backend.available()
     if missing is not None:
         return f"{missing.reason}. {missing.remedy}"
     try:
-        _require_other(choice, files)
+        _require_another_subject(choice, files)
         return choice.backend.unfit(files.checkpoint, device, dtype)
     except UnfitError as error:
         return error.problem
 
 
-def _require_other(choice: Choice, files: _Files) -> None:
-    """See that a backend runs the subject, and not what that is compared with."""
+def _require_another_subject(choice: Choice, files: _Files) -> None:
+    """Raise if the backend cannot run the subject, or is the reference itself."""
     require_runs(choice, files.subject)
     if choice.backend.needs_reference and files.reference is None:
         raise UnfitError(
-            "the eager model is what the others are compared with",
-            remedy="Give another checkpoint to compare it with: --reference CHECKPOINT.",
+            "the eager model is the reference, and cannot be compared with itself",
+            remedy="Give another checkpoint as the reference: --reference CHECKPOINT.",
         )
 
 
 def _default_backend(files: _Files) -> Choice:
-    """The way that a file is run in, by what it is."""
+    """Return the backend for a file's format."""
     subject = files.subject
     library = isinstance(subject, Checkpoint) and isinstance(subject.model, LibraryArchitecture)
     form = Format.PT2 if library and subject.format is not Format.ARCHIVE else subject.format
@@ -665,25 +662,25 @@ def _default_backend(files: _Files) -> Choice:
     if files.reference is not None:
         return Choice("eager")
     raise UnfitError(
-        f"this {form} holds weights alone, so that there is no second way to run it and nothing "
-        "to compare",
+        f"this {form} has only weights and no code, so there is nothing to compare with the eager "
+        "model",
         remedy="Choose a backend (--backend all runs every one), compare it with another file "
         "(--reference CHECKPOINT), or make an archive of it: clipcheck convert WEIGHTS -o "
-        "model.pt, with --architecture ARCH and --key NAME where it needs them.",
+        "model.pt, with --architecture ARCH and --key NAME if it needs them.",
         path=files.subject.path,
     )
 
 
 def _image_tower(checkpoint: Checkpoint) -> str:
-    """The kind of the image tower, as known failures name it."""
+    """Return the kind of the image tower, as known failures name it."""
     if isinstance(checkpoint.model, LibraryArchitecture):
         return checkpoint.model.library
     return type(checkpoint.model.vision).__name__
 
 
 def _default_dtypes(files: _Files, device: torch.device) -> tuple[str, ...]:
-    """Of a program what it computes in. Else float32, which shows the structure; and, where it is
-    fast, what the checkpoint is in."""
+    """Return a program's own dtype; otherwise float32, in which all gates apply, and on a GPU also
+    the checkpoint's own dtype."""
     if isinstance(files.subject, Program):
         told = dtype_of(files.subject)
         return (told if told in LIMITS else "float32",)
@@ -710,17 +707,16 @@ def _describe(subject: Checkpoint | Program) -> str:
 
 
 def _computes(checkpoint: Checkpoint, released: str | None) -> str:
-    """How the model computes, and what told that."""
+    """Describe how the model computes, and the source of that."""
     told = checkpoint.told or (f"the released file of {released}" if released else "")
     source = f"from {told}" if told else "assumed, as in the released models"
     return f"{summary_of(checkpoint.model)}: {source}"
 
 
 def _peak_memory(cell: Cell | None) -> int | None:
-    """Return the peak memory of this process and of a cell, in bytes. Linux counts in kilobytes;
-    Windows does not have it.
+    """Return the peak memory of this process and the sandbox in bytes; None on Windows.
 
-    What both have mapped, as torch itself, counts twice.
+    Memory that both have mapped, such as torch itself, counts twice.
     """
     try:
         import resource

@@ -16,7 +16,7 @@ from clipcheck.results.failing import Mismatch
 def find_mismatch(
     trial: Trial, cases: Sequence[Case], rules: ImageRules = CLIP_IMAGES
 ) -> Mismatch | None:
-    """Return the row with its images, or None where nothing could be compared."""
+    """Return the row with its images, or None if nothing could be compared."""
     worst = worst_exchange(cases, LIMITS[trial.dtype], trial.scale)
     if worst is None:
         return None

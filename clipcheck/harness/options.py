@@ -1,6 +1,6 @@
-"""The options of a check, in one place: what may be chosen, the defaults, and what makes no sense.
+"""The options of a check, their defaults, and their validation.
 
-The command line, the plugin of pytest, a catalogue and `clipcheck.check` all make a `CheckOptions`.
+The command line, the pytest plugin, a catalogue and `clipcheck.check` all make a `CheckOptions`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ DYNAMIC_BATCH = "dynamic-batch"
 REQUIRED = (DYNAMIC_BATCH,)
 
 EXAMPLES = 30
-"""Images that are compared by default: the edge cases, and two batches that Hypothesis draws."""
+"""Default number of images: the edge cases, and two batches that Hypothesis draws."""
 
 Names: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Device: TypeAlias = "str | torch.device | None"
 
 _DTYPES = {"half": "float16", "bf16": "bfloat16", "float": "float32"}
-"""Names of dtypes that are spelled like another one."""
+"""Other names of dtypes, for the remedy."""
 
 _NOT_NAMES = (str, bytes, os.PathLike, Mapping)
-"""Types that can be iterated over and are no list of names: a state dict among others."""
+"""Iterable types that are no list of names, such as a state dict."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,45 +45,41 @@ class CheckOptions:
     """How checkpoints are checked.
 
     Attributes:
-        backend: the ways to run a checkpoint, one or several, as ``NAME`` or
-            ``NAME:OPTION=VALUE,...`` (`clipcheck.backends.registry.BACKENDS`); ``all`` for each
-            that fits. By default the one that the file is made for: ``jit`` for an archive.
-        key: which model to read of a training checkpoint that holds several, such as ``model_ema``;
+        backend: one or several backends, as ``NAME`` or ``NAME:OPTION=VALUE,...``
+            (`clipcheck.backends.registry.BACKENDS`); ``all`` for each that fits. Default: by the
+            file's format, ``jit`` for an archive.
+        key: model to read from a training checkpoint that holds several, such as ``model_ema``;
             parts are joined by dots, as ``state_dict.teacher``.
-        reference: another checkpoint, whose eager model all are compared with: by default the
-            eager model of the checkpoint itself.
-        architecture: what the checkpoints are of: a released name, ``open_clip:NAME``, or the path
-            of an ``open_clip_config.json`` or a ``config.json``. Weights alone do not tell their
+        reference: checkpoint whose eager model is the reference. Default: the checkpoint itself.
+        architecture: of the checkpoints: a released name, ``open_clip:NAME``, or the path of an
+            ``open_clip_config.json`` or a ``config.json``. Weights alone do not determine
             activation, heads and epsilon, and are not judged without it.
         map: what inputs and outputs of a program are that do not tell it themselves, one or
             several, as ``NAME=MEANING``: pixels, tokens, mask, positions, or an output.
         require: what a file has to do beside: ``dynamic-batch``, to run any number of rows.
-        device: where to run, one or several; by default the GPU where there is one.
-        dtype: what to compute in, one or several of float32, float16 and bfloat16. By default
-            float32, and elsewhere than on the CPU the checkpoint's own as well.
-        examples: number of images; the first `clipcheck.inputs.batches.EDGE_CASES` are those that
-            every model should be tried on, the others Hypothesis draws, as it does prompts
-            (`clipcheck.inputs.strategies`).
-        exhaustive: walk every token id, every length, and every position of an image as well.
+        device: one or several. Default: the GPU if there is one.
+        dtype: one or several of float32, float16 and bfloat16. Default: float32, and on a GPU also
+            the checkpoint's own.
+        examples: number of images. The first `clipcheck.inputs.batches.EDGE_CASES` are edge cases,
+            Hypothesis draws the rest, and prompts (`clipcheck.inputs.strategies`).
+        exhaustive: also run every token id, every length, and every position of an image.
         seed: of the images and prompts.
-        atol: the absolute tolerance of the gate ``allclose``, on probabilities.
+        atol: absolute tolerance of the gate ``allclose``, on probabilities.
         rtol: its relative tolerance.
         budget: what a candidate may lose that is lossy on purpose, as an int8 program is:
             ``fp16``, ``bf16``, ``int8`` or ``int4``, or limits as ``cosine=0.99,top1=0.95``, see
             `clipcheck.gates.tolerances.Budget`. By default nothing.
-        select: the gates that judge, one or several; by default all.
-        ignore: gates that do not judge, one or several. What they alone need is not run, and the
-            verdict names them.
+        select: gates to run, one or several. Default: all.
+        ignore: gates to leave out, one or several; the verdict names them.
         fail_fast: whether to stop after the first checkpoint that does not pass.
-        cache: whether compiled and exported programs are kept for the next time, and taken from
-            there.
-        isolation: ``process`` runs the code of a file (an archive, a program) in a process of its
-            own, which has no rights; ``none`` in this one, which is for files that are trusted. By
-            default ``process``, but for the released files, which are known by their hash.
-        download_root: where released files are kept.
+        cache: whether to keep and reuse compiled and exported programs.
+        isolation: ``process`` runs the code of a file (an archive, a program) in a sandbox process;
+            ``none`` runs it in this one, for trusted files. Default: ``process``, except for
+            released files, which are known by their hash.
+        download_root: folder for released files.
 
     Raises:
-        UsageError: one of them makes no sense; the message names it.
+        UsageError: an option is invalid; the message names it.
         UnknownModelError: there is no such architecture.
     """
 
@@ -109,11 +105,11 @@ class CheckOptions:
     download_root: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        """Look whether all of it makes sense."""
+        """Validate the options."""
         _require_numbers(self)
         _require_switches(self)
         if not self.devices:
-            raise UsageError("expected a device, found none", remedy="Give one.")
+            raise UsageError("expected a device, found none", remedy="Name a device.")
         for name in self.dtypes:
             _require_dtype(name)
         _ = self.gates
@@ -126,7 +122,7 @@ class CheckOptions:
                 )
         if self.reference is not None:
             file_named(self.reference, "a reference")
-        # What is not given is not looked at: these import numpy, and the last one more.
+        # Only options that were given are validated here: this imports numpy and more.
         if self.backends:
             _ = self.choices
         if self.isolation is not None:
@@ -136,12 +132,12 @@ class CheckOptions:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """Backends as they were written; none for the one that a file is made for."""
+        """Backends as written; empty for the default of the file's format."""
         return _several(self.backend)
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """The backends with their options, each once; ``all`` stands for every one."""
+        """The backends with their options, each once; ``all`` expanded."""
         from clipcheck.backends.registry import chosen
 
         return chosen(self.backends)
@@ -179,15 +175,15 @@ class CheckOptions:
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """Devices to run on; None for those that this machine has."""
-        # torch.device is asked for by its absence: naming it would import torch.
+        """Devices to run on; None for the default."""
+        # A torch.device is no sequence; an isinstance test of it would import torch.
         if isinstance(self.device, Sequence) and not isinstance(self.device, str):
             return tuple(self.device)
         return (self.device,)
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """Names; none for what suits the device."""
+        """Names of the dtypes; empty for the default of the device."""
         return _several(self.dtype)
 
     @property
@@ -211,7 +207,7 @@ class CheckOptions:
 
     @property
     def artefacts(self) -> Path | None:
-        """Folder that built artefacts are kept in; None keeps nothing."""
+        """Folder of the cache of built artefacts; None without a cache."""
         from clipcheck.backends.artefacts import default_folder
 
         return default_folder() if self.cache else None
@@ -225,7 +221,7 @@ class CheckOptions:
 
     @property
     def told(self) -> str | None:
-        """The architecture, as it can be named from any folder."""
+        """The architecture, with an absolute path if it is a file."""
         if self.architecture is None:
             return None
         from clipcheck.checkpoints.told import named
@@ -234,10 +230,10 @@ class CheckOptions:
 
 
 def files_named(checkpoints: object) -> list[str]:
-    """The checkpoints as they are named.
+    """Return the names of the checkpoints.
 
     Raises:
-        UsageError: it is something else, such as a model, or there is none.
+        UsageError: an object is no name but, for example, a model, or there is none.
     """
     # A module may be iterable, and an archive's then raises NotImplementedError.
     one = isinstance(checkpoints, _NOT_NAMES) or hasattr(checkpoints, "state_dict")
@@ -245,15 +241,15 @@ def files_named(checkpoints: object) -> list[str]:
         return [file_named(checkpoints, "a checkpoint")]
     names = [file_named(each, "a checkpoint") for each in checkpoints]
     if not names:
-        raise UsageError("expected a checkpoint, found none", remedy="Give one.")
+        raise UsageError("expected a checkpoint, found none", remedy="Name a checkpoint.")
     return names
 
 
 def file_named(name: object, what: str) -> str:
-    """A path or a released name, as text.
+    """Return a path or a released name as text.
 
     Raises:
-        UsageError: it is something else, such as a model.
+        UsageError: the object is no name but, for example, a model.
     """
     if isinstance(name, str | os.PathLike):
         path = os.fspath(name)
@@ -262,9 +258,9 @@ def file_named(name: object, what: str) -> str:
     kind = f"{type(name).__module__}.{type(name).__qualname__}".removeprefix("builtins.")
     raise UsageError(
         f"expected the path or the released name of {what}, found an object of type {kind}",
-        remedy="A file is judged, as it will be released. Save it and give its path: "
-        "torch.jit.save(archive, PATH) for TorchScript, torch.save(model.state_dict(), PATH) for "
-        "weights alone, which need a backend as well.",
+        remedy="clipcheck judges files. Save it and give its path: torch.jit.save(archive, PATH) "
+        "for TorchScript, torch.save(model.state_dict(), PATH) for weights alone, which also need "
+        "a backend.",
     )
 
 
@@ -297,7 +293,7 @@ def _require_numbers(options: CheckOptions) -> None:
             f"expected a seed of at least 0, found {options.seed!r}", remedy="Leave it out for 0."
         )
     for name, value in (("atol", options.atol), ("rtol", options.rtol)):
-        # Written so that NaN, which is not less than 0 either, is refused.
+        # This form of the comparison also refuses NaN.
         number = _is_whole(value) or isinstance(value, float)
         if not number or not 0 <= value < float("inf"):
             raise UsageError(
@@ -309,9 +305,9 @@ def _require_numbers(options: CheckOptions) -> None:
 def _require_switches(options: CheckOptions) -> None:
     for name in ("exhaustive", "fail_fast", "cache"):
         value = getattr(options, name)
-        # A text as "no" would count as true.
+        # The text "no" would count as true.
         if not isinstance(value, bool):
             raise UsageError(
                 f"expected {name} to be True or False, found {value!r}",
-                remedy="Give one of the two.",
+                remedy="Give True or False.",
             )

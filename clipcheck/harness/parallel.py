@@ -1,4 +1,4 @@
-"""Check several checkpoints at a time, each in a process of its own."""
+"""Check several checkpoints at the same time, each in its own process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from clipcheck.errors import Notice, first_line
 from clipcheck.harness.checking import (
     check_files,
     environment,
-    left_out_after,
     new_run,
     size_of_named,
+    stopped_after,
 )
 from clipcheck.harness.options import CheckOptions, Names, files_named
 from clipcheck.results.judgement import Judgement, Result
@@ -29,7 +29,7 @@ from clipcheck.system.workers import dealt, may_have_cuda, visible, wanted_gpus
 
 @dataclass(frozen=True)
 class _Job:
-    """A checkpoint to check, with the bytes of memory that it takes, as a guess."""
+    """A checkpoint to check, with an estimate of its memory in bytes."""
 
     number: int
     memory: int
@@ -39,7 +39,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Found:
-    """Result of a process, and the notices that it has for the user."""
+    """Result of a process, and its notices for the user."""
 
     result: Result
     notices: tuple[str, ...] = ()
@@ -48,17 +48,17 @@ class _Found:
 def check_in_processes(
     checkpoints: Names, options: CheckOptions, jobs: int, progress: Progress | None = None
 ) -> Result:
-    """Check as `check_files` does, with the cores and GPUs divided among so many processes.
+    """Check as `check_files` does, in several processes that share the cores and GPUs.
 
-    A process that ends over a checkpoint is the verdict of that one alone.
+    If a process dies, only its checkpoint cannot be judged.
 
     Args:
         checkpoints: paths of files, or released names; one or several.
-        jobs: how many are checked at a time.
-        progress: called with a few words as each begins and ends.
+        jobs: number of processes.
+        progress: called with a text as each check starts and ends.
 
     Raises:
-        UsageError: what is given is not the name of a file.
+        UsageError: an object is not the name of a file.
     """
     names = files_named(checkpoints)
     if min(jobs, len(names)) < 2:
@@ -77,14 +77,14 @@ def check_in_processes(
     if len(found) < len(names):
         failed = next(names[number] for number in sorted(found) if not found[number].passed)
         others = [name for number, name in enumerate(names) if number not in found]
-        left_out += left_out_after(failed, others)
+        left_out += stopped_after(failed, others)
     return Result(tuple(judgements), environment(), tuple(left_out))
 
 
 def _check_all(
     names: Sequence[str], options: CheckOptions, processes: Processes, span: Span
 ) -> dict[int, Result]:
-    """Return the results by the number of the checkpoint: of all, or up to one that failed."""
+    """Return the results by the checkpoint's number: all, or up to a failure with fail_fast."""
     sizes = [size_of_named(name) for name in names]
     waiting = [
         _Job(number, memory.estimate(int(size)), name, options)
@@ -109,7 +109,7 @@ def _check_all(
 
 
 def _result(job: _Job, outcome: Outcome) -> Result:
-    """Return what a process found. One that died over a checkpoint could not judge it."""
+    """Return the result of a process; if it died, the checkpoint could not be judged."""
     if outcome.fate == "done":
         for notice in outcome.found.notices:
             warnings.warn(notice, Notice, stacklevel=2)
@@ -123,7 +123,7 @@ def _result(job: _Job, outcome: Outcome) -> Result:
 
 
 def _perform(job: _Job) -> _Found:
-    """Check a checkpoint, in a process of its own."""
+    """Check a checkpoint; runs in the process."""
     from clipcheck.checkpoints.download import without_bar
 
     with warnings.catch_warnings(record=True) as caught, without_bar():
@@ -131,12 +131,12 @@ def _perform(job: _Job) -> _Found:
         try:
             result = check_files(job.name, job.options)
         except Exception as error:
-            # Of want of memory, of a library, or our own: it must not end the others.
+            # Any error, such as running out of memory, must not end the other checks.
             traceback.print_exc()
             result = _unjudged(
                 job,
                 f"expected a result, found {type(error).__name__}: {first_line(error)}",
-                "The traceback is on stderr; if it is not for want of memory, please report it.",
+                "The traceback is on stderr; unless memory ran out, please report it.",
             )
     notices = dict.fromkeys(str(each.message) for each in caught if each.category is Notice)
     return _Found(result, tuple(notices))
@@ -155,7 +155,7 @@ def _unjudged(job: _Job, problem: str, remedy: str) -> Result:
 
 
 def _gpus(options: CheckOptions) -> list[str]:
-    """Return the GPUs to divide, by their names; none where nothing runs on one."""
+    """Return the names of the GPUs to divide; none if nothing runs on a GPU."""
     devices = [str(device or "cuda") for device in options.devices]
     if not may_have_cuda() or not dealt(devices):
         return []

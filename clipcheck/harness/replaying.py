@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from clipcheck.backends.reference import Reference
 
 _CALLS = 3
-"""Number of calls, as for ``repeatability``: the profiling executor changes its plan on the second
-and third."""
+"""Number of calls, as for ``repeatability``: TorchScript's profiling executor changes its plan on
+the second and third call."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Replayed:
 
     @property
     def passed(self) -> bool:
-        """Whether it does not fail any more."""
+        """Whether the input passes now."""
         return self.measure.margin <= 1
 
 
@@ -68,16 +68,15 @@ def replay(
     """Run a saved failing input again.
 
     Args:
-        path: the folder of a failing input, or the JSON in it.
-        checkpoint: a path or released name; by default the one that it failed with.
-        key: which model to read, as for `clipcheck.check`; by default, of the same checkpoint, the
-            one that it failed with.
-        architecture: as for `clipcheck.check`; by default as it was.
-        device: where to; by default as it was.
-        dtype: what to compute in; by default as it was.
+        path: folder of a failing input, or the JSON in it.
+        checkpoint: path or released name; default: the one that failed.
+        key: as for `clipcheck.check`; default: that of the failure, for the same checkpoint.
+        architecture: as for `clipcheck.check`; default: that of the failure.
+        device: default: that of the failure.
+        dtype: default: that of the failure.
         isolation: as for `clipcheck.check`.
-        download_root: where released files are kept.
-        progress: called with a few words before each phase.
+        download_root: folder for released files.
+        progress: called with a text before each phase.
 
     Raises:
         ReplayError: there is no such input.
@@ -95,7 +94,7 @@ def replay(
     prepare([checkpoint or saved.checkpoint], apart)
     target = resolve_device(device or saved.device)
     name, wanted = checkpoint or saved.checkpoint, dtype or saved.dtype
-    with span.apart():  # a download shows its own
+    with span.apart():  # a download shows its own bar
         model = key or (saved.key if checkpoint is None else None)
         asked = architecture or saved.asked_architecture
         subject, other = open_pair(
@@ -124,30 +123,31 @@ def replay(
     ):
         span.say(f"{name}: loading on {target} in {wanted}")
         sides.load()
-        span.say(f"{name}: running the failing input by {choice}")
+        span.say(f"{name}: running the failing input in {choice}")
         with build(choice, sides.source) as candidate:
-            ruler = _ruler(sides.reference, inputs, wanted)
+            ruler = _ruler_of_edge_cases(sides.reference, inputs, wanted)
             limits = replace(saved.limits, sigmoid=sizes_of(found).sigmoid)
             probe = Probe(candidate, sides.reference.standing(), ruler, limits)
             measured = worst([measure for _ in range(_CALLS) for measure in probe.measure(given)])
     return Replayed(saved, name, subject.sha256, str(target), wanted, measured)
 
 
-def _ruler(reference: Reference, inputs: Inputs, dtype: str) -> Ruler:
-    """Return the ruler of the first edge cases: a single input has no median."""
+def _ruler_of_edge_cases(reference: Reference, inputs: Inputs, dtype: str) -> Ruler:
+    """Return the ruler of the first edge cases: a single input is too few for a median."""
     trial = Trial.of(reference, list(batches(MOST_ROWS, inputs, seed=0)), dtype, Stopwatch())
     cases = [Case(own, own, exact) for own, exact in zip(trial.reference, trial.exact, strict=True)]
     return Ruler(cases, LIMITS[dtype], trial.scale)
 
 
 def _require_same(saved: Saved, found: Dimensions, sha256: str, path: Path) -> None:
-    """See that the model is such a one as the input failed with: another proves nothing."""
+    """Raise if the model has another architecture than the one that failed."""
     if sha256 == saved.sha256:
         return
     if saved.architecture is None:
         raise ReplayError(
-            "it does not say what model it failed with, and this is another file",
-            remedy="Run the check again, which saves it anew.",
+            "the saved input does not record the architecture that failed, and this is a "
+            "different file",
+            remedy="Run the check again to save it anew.",
             path=path,
         )
     names = dict.fromkeys((*saved.architecture, *found))
@@ -159,15 +159,15 @@ def _require_same(saved: Saved, found: Dimensions, sha256: str, path: Path) -> N
         )
         more = f"; and {len(other) - 3} more" if len(other) > 3 else ""
         raise ReplayError(
-            f"expected a model of the architecture that it failed with, found {listed}{more}",
+            f"expected a model of the architecture that failed, found {listed}{more}",
             remedy="Replay it with a checkpoint of the same architecture.",
             path=path,
         )
 
 
 def _require_fit(example: Example, inputs: Inputs, path: Path) -> None:
-    """See that a model takes the prompts: texts where its tokenizer is at hand, ids below its
-    own."""
+    """Raise if a prompt does not fit the model: a text without the tokenizer, or ids beyond the
+    vocabulary."""
     for prompt in example.prompts:
         if isinstance(prompt, str) and inputs.texts.tokenizer is None:
             raise ReplayError(

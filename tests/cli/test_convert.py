@@ -62,7 +62,7 @@ def test_an_archive_of_another_architecture_is_not_converted_before_that_is_told
     for options in ((), ("--isolation", "none")):
         done = run("convert", path, "-o", output, *options)
         assert (done.code, done.out) == (2, "")
-        assert f"clipcheck: {path}: this candidate computes GELU in the image and text" in done.err
+        assert f"clipcheck: {path}: this candidate uses GELU in the image and text" in done.err
         assert "Say which it is with --architecture (in pytest" in done.err
         assert not output.exists()
     config = minute_config(tmp_path, gelu)

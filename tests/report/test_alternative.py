@@ -21,7 +21,7 @@ HEADS = Departure("4 heads", "2 heads")
 def test_what_it_equals_is_told_with_what_it_was_judged_as() -> None:
     both = replace(failed(), alternative={"image": GELU, "text": GELU}, assumed=True)
     assert alternative.describe(both) == (
-        "this candidate computes GELU in the image and text towers, judged as QuickGELU, which was "
+        "this candidate uses GELU in the image and text towers, judged as QuickGELU, which was "
         "assumed. If it was trained like this, say so with --architecture (in pytest "
         "--clip-architecture, "
         "in Python architecture=); converting it would destroy a good model"
@@ -29,13 +29,13 @@ def test_what_it_equals_is_told_with_what_it_was_judged_as() -> None:
     near = {"image": replace(GELU, equal=False), "text": GELU}
     assert alternative.describe(replace(both, alternative=near)).startswith(
         "this candidate equals neither, but is nearer to GELU in the image tower than to "
-        "QuickGELU; computes GELU in the text tower, judged as QuickGELU, which was assumed. If it "
+        "QuickGELU; uses GELU in the text tower, judged as QuickGELU, which was assumed. If it "
         "was trained like this, something else is wrong as well: check it again with "
     )
     apart = replace(both, alternative={"image": HEADS, "text": GELU}, assumed=False)
     assert alternative.describe(apart).startswith(
-        "this candidate computes 4 heads in the image tower, judged as 2 heads; computes GELU in "
-        "the text tower, judged as QuickGELU, which was told."
+        "this candidate uses 4 heads in the image tower, judged as 2 heads; uses GELU in "
+        "the text tower, judged as QuickGELU, which was given."
     )
     assert "in the text tower, judged" in alternative.describe(
         replace(both, alternative={"text": GELU})

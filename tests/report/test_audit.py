@@ -39,17 +39,18 @@ def test_the_hit_rate_is_told_and_what_was_localised_elsewhere_is_named() -> Non
     miss = replace(GROSS, localisation=Localisation([Place("image")]))
     assert summary(Audit([hit, CLEAN])) == (
         "PASSED: 1 of 1 faults caught (the classic assertion: 0); 1 of 1 clean variants passed. "
-        "1 of 1 faults that show on ordinary inputs were localised to the module they were planted in."
+        "1 of 1 faults that show on ordinary inputs were localised to the module they were "
+        "planted in."
     )
     hidden = replace(GROSS, localisation=Localisation([Place("image")]), localised=True)
     assert summary(Audit([hit, hidden, CLEAN])) == (
         "PASSED: 2 of 2 faults caught (the classic assertion: 1); 1 of 1 clean variants passed. "
-        "1 of 1 faults that show on ordinary inputs were localised to the module they were planted in; "
-        "1 does not show there."
+        "1 of 1 faults that show on ordinary inputs were localised to the module they were "
+        "planted in; 1 does not show there."
     )
     told = summary(Audit([hit, miss]))
     assert told.startswith("FAILED: 2 of 2 faults caught")
-    assert "1 of 2 faults that show on ordinary inputs localised" in told
+    assert "1 of 2 faults that show on ordinary inputs were localised" in told
     assert told.endswith("\nLocalised elsewhere: no-mask in tiny-vit.")
     rows = render(Audit([hit, miss])).splitlines()
     assert any(

@@ -35,7 +35,7 @@ def test_that_it_computes_as_another_architecture_is_in_the_summary() -> None:
     gelu = {"text": Departure("GELU", "QuickGELU")}
     other = replace(JUDGED, alternative=gelu, assumed=True)
     told = summary(Result((other,), {"clipcheck": "0"}))
-    assert "  equals: this candidate computes GELU in the text tower, judged as" in told
+    assert "  equals: this candidate uses GELU in the text tower, judged as" in told
 
 
 def test_an_escape_sequence_in_a_name_is_shown_and_not_sent() -> None:

@@ -1,1 +1,1 @@
-"""Run the modules of an archive one by one, each beside its eager and its float64 twin."""
+"""Compare the modules of an archive one by one with the eager model and its float64 twin."""

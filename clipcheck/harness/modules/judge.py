@@ -1,9 +1,9 @@
 """Judge the modules of an archive one by one, for the gate ``modules``.
 
-The archive runs as a whole, with taps around its submodules. What goes into a module goes into
-the eager module of that name as well, and into a float64 copy of that one; the three outputs are
-compared there and then. So each module is judged on its own, whatever the ones before it did, and
-no more is kept than what one residual block works on.
+The archive runs as a whole, with taps around its submodules. The input of a module also goes into
+the eager module of the same name and into its float64 copy, and the three outputs are compared at
+once. So each module is judged independently of earlier errors, and only the tensors of one residual
+block are kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from clipcheck.families.base import DualEncoder
 from clipcheck.gates.modules import Coverage, ModuleError, ratio
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.modules.library import LibraryTwins
-from clipcheck.harness.modules.ranges import Ranges, Sited, sited
+from clipcheck.harness.modules.ranges import CallSite, Ranges, record_call
 from clipcheck.harness.modules.twins import Pair, Twins, distance
 from clipcheck.inputs.batches import Batch
 from clipcheck.models.taps import Site
@@ -34,7 +34,7 @@ from clipcheck.system.progress import Advance, Tally, still
 Tensors = Sequence[torch.Tensor]
 
 NO_TENSORS = "it is given no tensors"
-"""Why a module is not judged that the tracer found to do nothing with what it is given."""
+"""Reason for a module without tensors as inputs, which is not judged."""
 
 
 def judge_modules(
@@ -48,13 +48,12 @@ def judge_modules(
     """Call the methods of an archive, and judge the modules that it shares with ``model``.
 
     Args:
-        batch: inputs; neither the number of images nor that of prompts may be that of the
-            positions in a tower.
+        batch: inputs; the numbers of images and of prompts must differ from the number of positions
+            in their tower.
         library: the architecture, where a library computes the model.
 
     Returns:
-        The errors of the modules, and why others were not judged. A method that fails leaves its
-        reason; one that is not there is not called.
+        The errors of the modules, why others were not judged, and why methods failed.
     """
     twins = twins_of(model, batch, device, library)
     judge = Judge(twins, Tally(len(twins.blocks), advance))
@@ -71,8 +70,9 @@ def judge_modules(
             if method not in archive.facts.methods:
                 continue
             try:
-                if method == "forward" and judge.ends and _ends_alike(archive, inputs, judge):
-                    continue  # Down to the last bit: what is above the ends is alike as well.
+                repeats = method == "forward" and judge.ends
+                if repeats and _forward_repeats_encoders(archive, inputs, judge):
+                    continue  # bit for bit, so the modules below are the same as well
                 archive.listen(method, inputs, twins.blocks, judge.listen)
             except RunError as error:
                 rows = " and ".join(str(len(tensor)) for tensor in inputs)
@@ -90,7 +90,7 @@ def twins_of(
     device: torch.device,
     library: LibraryArchitecture | None,
 ) -> Twins | LibraryTwins:
-    """The modules that those of an archive are compared with, see `judge_modules`."""
+    """Return the modules to compare with those of an archive, see `judge_modules`."""
     if library is not None:
         return LibraryTwins(model, library, batch, device)
     if not isinstance(model, eager.CLIP):
@@ -98,8 +98,8 @@ def twins_of(
     return Twins(model, len(batch.pixels), len(batch.tokens), device)
 
 
-def _ends_alike(archive: Runner, inputs: Tensors, judge: Judge) -> bool:
-    """Whether ``forward`` makes of both towers what the encoders made of them."""
+def _forward_repeats_encoders(archive: Runner, inputs: Tensors, judge: Judge) -> bool:
+    """Tell whether ``forward`` gives the towers' ends bit for bit as the encoders did."""
     ends: dict[str, bytes] = {}
 
     def listen(site: Site, entering: bool, tensors: Tensors) -> None:
@@ -118,7 +118,7 @@ def _ranges(
     device: torch.device,
     found: Coverage,
 ) -> dict[str, Any]:
-    """Judge modules beyond the numbers that ordinary inputs give."""
+    """Judge modules on numbers outside the range of ordinary inputs."""
     if found.failures or not archive.facts.scripted:
         return {}
     ranges = Ranges(archive, model, device)
@@ -132,11 +132,11 @@ class Judge:
     """Listens to an archive, and judges each module that it calls.
 
     Attributes:
-        skipped: the calls that could not be judged, with the reason.
-        running: the calls that have begun, with what they were given; after a failure those that
-            it happened in.
-        sites: by module, how its first call that was judged was made.
-        ends: by module of ``twins.last``, a digest of what its last call gave.
+        skipped: calls that could not be judged, with the reason.
+        running: calls that have started, with their inputs; after a failure, those in which it
+            happened.
+        sites: by module, its first judged call.
+        ends: by module of ``twins.last``, a digest of its last output.
     """
 
     twins: Twins | LibraryTwins
@@ -144,14 +144,14 @@ class Judge:
     errors: list[ModuleError] = field(default_factory=list)
     skipped: list[tuple[Site, str]] = field(default_factory=list)
     running: list[tuple[Site, Tensors]] = field(default_factory=list)
-    sites: dict[str, Sited] = field(default_factory=dict)
+    sites: dict[str, CallSite] = field(default_factory=dict)
     ends: dict[str, bytes] = field(default_factory=dict)
     _judged: set[tuple[str, bytes]] = field(default_factory=set)
 
     def listen(self, site: Site, entering: bool, tensors: Tensors) -> None:
-        """Called by the taps of an archive, see `clipcheck.models.taps.Listener`."""
+        """Take a tensor from a tap of the archive, see `clipcheck.models.taps.Listener`."""
         if entering:
-            # Copied: a ReLU in place, or a sum, may write over it before the call ends.
+            # Copied: an operation in place may overwrite it before the call ends.
             self.running.append((site, [tensor.clone() for tensor in tensors]))
         else:
             _, inputs = self.running.pop()
@@ -162,15 +162,15 @@ class Judge:
             self.ends[site.module] = _digest(outputs)
         key = site.module, _digest([*inputs, *outputs])
         if key in self._judged:
-            return  # Another method did the very same.
+            return  # another method made the same call
         self._judged.add(key)
         self.tally.add()
         if not inputs:
             self.skipped.append((site, NO_TENSORS))
             return
-        # What is not finite is no activation: it is a mask, or comes of a fault further up.
+        # Tensors that are not finite are masks, or follow from an earlier fault.
         if not any(bool(torch.isfinite(tensor).all()) for tensor in inputs):
-            self.skipped.append((site, "nothing that it is given is finite"))
+            self.skipped.append((site, "none of its inputs is finite"))
             return
         found = [
             (*worst, expected.place)
@@ -180,18 +180,18 @@ class Judge:
         if found:
             error, output, place = min(found, key=lambda each: _size(each[0]))
             self.errors.append(error)
-            self.sites.setdefault(site.module, sited(site, inputs, place, output, error))
+            self.sites.setdefault(site.module, record_call(site, inputs, place, output, error))
         else:
-            self.skipped.append((site, "it takes or gives other shapes than the eager module"))
+            self.skipped.append((site, "its shapes differ from the eager module's"))
 
     def _worst(
         self, site: Site, expected: Sequence[Pair], outputs: Tensors
     ) -> tuple[ModuleError, int] | None:
-        """The worst error of a module's outputs, and the place of that one; None where none has
-        the shape of what is expected.
+        """Return the worst error of a module's outputs and its place; None if no output has an
+        expected shape.
 
-        The tracer leaves out outputs that nobody takes, and adds others: those that there are
-        fewer of are held against the nearest of the others.
+        Tracing removes unused outputs and adds others: if there are fewer expected than actual
+        outputs of a shape, or the reverse, each of the fewer is compared with the nearest one.
         """
         limits, block = LIMITS["float32"], self.twins.blocks[site.module]
         found: list[tuple[ModuleError, int]] = []
@@ -218,14 +218,14 @@ class Judge:
             name: "the archive does not call it" for name in self.twins.blocks if name not in called
         }
         for site, reason in self.skipped:
-            # One method may call it in a way that can be judged, and another not.
+            # One method's call may be judged while another's cannot.
             name = f"{site.module} in {site.method}" if site.module in judged else site.module
             skipped[name] = reason
         return Coverage(self.errors, skipped, failures)
 
 
 def nearest(errors: Sequence[ModuleError]) -> ModuleError:
-    """The least of several; one that is not a number is more than all others."""
+    """Return the least error; one that is not finite counts as the greatest."""
     return min(errors, key=_size)
 
 
@@ -236,7 +236,7 @@ def _size(error: ModuleError) -> float:
 def error_of(
     name: str, method: str, got: torch.Tensor, expected: Pair, block: str, part: str = ""
 ) -> ModuleError:
-    """How far ``got`` is from what the eager model has there, of the same shape."""
+    """Measure how far ``got`` is from the eager model's tensor of the same shape."""
     return ModuleError(
         name,
         method,
@@ -249,8 +249,8 @@ def error_of(
 
 
 def _digest(tensors: Tensors) -> bytes:
-    digest = hashlib.sha256()  # Processors have instructions for it: half the time of BLAKE2.
+    digest = hashlib.sha256()  # in hardware: half the time of BLAKE2
     for tensor in tensors:
-        # As bytes: numpy has no bfloat16, which a layer may well be in.
+        # As bytes: numpy has no bfloat16.
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()

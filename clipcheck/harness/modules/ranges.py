@@ -1,8 +1,7 @@
-"""Call the modules of an archive by themselves, on numbers that the whole model never gives them.
+"""Call the modules of an archive alone, on numbers that ordinary inputs never reach.
 
-Ordinary inputs keep to the middle: they do not show a limit at 50, nor an epsilon beside a variance
-of one. A TorchScript module can be called alone, and there is an eager one and a float64 copy of
-that to say what is right.
+Ordinary activations do not show a clamp at 50, or a wrong epsilon beside a variance of one. A
+TorchScript module can be called alone and compared with the eager module and its float64 copy.
 """
 
 from __future__ import annotations
@@ -26,25 +25,25 @@ from clipcheck.inputs.batches import Batch
 from clipcheck.models.taps import Site
 
 SCORE = 95.0
-"""Size that attention scores are pushed to: float32 has no exponential of more than 88."""
+"""Attention scores to reach: exp overflows in float32 above 88."""
 
 _VECTORS = 16
-"""Vectors that a module gets which treats each by itself."""
+"""Number of vectors for a module that treats each alone."""
 
 _MOST_BESIDE = 1 << 16
-"""Numbers of a tensor that a module takes beside its input, such as a mask."""
+"""Most numbers of a further input, such as a mask, that is kept."""
 
 
 @dataclass(frozen=True)
-class Sited:
-    """How a module was called.
+class CallSite:
+    """A call of a module.
 
     Attributes:
         shape: of its input.
-        place: which of the tensors that is.
-        beside: the tensors that it took, with nothing in the input's place.
-        output: which of the tensors that it gave is its output.
-        sound: whether it was right by itself, whatever its block was.
+        place: of the input among the tensors.
+        beside: the tensors, with None in the input's place.
+        output: place of the output among the results.
+        sound: whether the module alone passed, whatever its block did.
     """
 
     site: Site
@@ -55,12 +54,12 @@ class Sited:
     sound: bool
 
 
-def sited(
+def record_call(
     site: Site, inputs: Sequence[torch.Tensor], place: int, output: int, error: ModuleError
-) -> Sited:
-    """Remember a call that was judged, without the input itself."""
+) -> CallSite:
+    """Record a judged call, without its input."""
     limits = LIMITS["float32"]
-    # One of the input's shape may be the input once more, as key and value are.
+    # A tensor of the input's shape may be the input again, as key and value.
     beside = tuple(
         tensor.clone()
         if number != place
@@ -70,17 +69,17 @@ def sited(
         for number, tensor in enumerate(inputs)
     )
     sound = ratio(error, limits) <= limits.module
-    return Sited(site, tuple(inputs[place].shape), place, beside, output, sound)
+    return CallSite(site, tuple(inputs[place].shape), place, beside, output, sound)
 
 
 @dataclass
 class Ranges:
-    """Calls modules by themselves.
+    """Calls modules alone.
 
     Attributes:
         model: the eager model of the same weights, in float32.
         errors: the worst of each module.
-        reached: by kind of number, the greatest that there was.
+        reached: by kind of number, the greatest that was reached.
     """
 
     archive: Runner
@@ -89,16 +88,16 @@ class Ranges:
     errors: list[ModuleError] = field(default_factory=list)
     reached: dict[str, float] = field(default_factory=dict)
 
-    def modules(self, sites: Mapping[str, Sited]) -> None:
-        """Call each that can be, in the order that their first calls ended in: a module before the
-        block that it is in, which is off on its account alone."""
-        # One row of each tower: rows are told from positions by their number.
+    def modules(self, sites: Mapping[str, CallSite]) -> None:
+        """Call each module that can be called alone, in the order in which their first calls ended:
+        a module before its block."""
+        # One row of each tower: rows and positions are distinguished by their number.
         twins = Twins(self.model, 1, 1, self.device)
         for name, called in sites.items():
-            if called.sound and None not in _others(called):
+            if called.sound and None not in _tensors_beside(called):
                 self._module(twins, name, called)
 
-    def _module(self, twins: Twins, name: str, called: Sited) -> None:
+    def _module(self, twins: Twins, name: str, called: CallSite) -> None:
         module = self.model.get_submodule(name)
         for values in _values(module, called, self._generator(name), self.reached):
             inputs = list(called.beside)
@@ -109,18 +108,17 @@ class Ranges:
                     name, called.site.method, [each for each in inputs if each is not None]
                 )
             except RunError:
-                return  # It can be called by what calls it alone.
+                return  # it cannot be called alone
             if called.output < len(given):
                 got = given[called.output]
                 if got.shape == expected.exact.shape:
                     self.errors.append(_worst(name, called.site.method, got, expected, values))
 
     def head(self, batch: Batch) -> None:
-        """Give ``forward`` features that point the same way, and opposite ones.
+        """Call ``forward`` with text features parallel and opposite to the image's.
 
-        The projection of texts is what decides where their features point: another one, for one
-        call, makes them whatever they are to be. What is right follows from the archive's own
-        features with these weights.
+        Another text projection, for one call, gives the texts these features. The expected logits
+        follow from the archive's own features with this projection.
         """
         pixels = torch.from_numpy(batch.pixels[:1]).to(self.device)
         tokens = torch.from_numpy(batch.tokens[:2]).to(self.device)
@@ -132,7 +130,7 @@ class Ranges:
             sizes = Sizes(len(pixels), len(tokens), image.shape[-1])
             got = self._tensor(outputs_of(given, sizes).get(LOGITS[0]))
         except (RunError, TypeError, ValueError):
-            return  # What it does not have is told by other gates.
+            return  # other gates report missing methods and outputs
         own = self.model.logits(image, text)[0]
         scale = self.model.logit_scale
         exact = eager.scaled_cosines(image.double(), text.double(), scale.double())[0]
@@ -151,8 +149,8 @@ class Ranges:
         )
 
     def _aligned(self, image: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """A projection that gives the first prompt the image's features, the second the negative
-        of nearly these."""
+        """Return a projection that gives the first prompt the image's features, and the second
+        nearly the opposite."""
         model = self.model
         x = model.embed(model.token_embedding(tokens))
         x = model.transformer(x.transpose(0, 1), eager.causal_mask(x)).transpose(0, 1)
@@ -177,7 +175,7 @@ class Ranges:
         self.reached[what] = max(self.reached.get(what, 0.0), float(values.abs().max()))
 
 
-def _others(called: Sited) -> list[torch.Tensor | None]:
+def _tensors_beside(called: CallSite) -> list[torch.Tensor | None]:
     return [each for number, each in enumerate(called.beside) if number != called.place]
 
 
@@ -186,8 +184,8 @@ class _Values:
     """An input.
 
     Attributes:
-        kinds: what its vectors are, in turn along the dimension ``across``.
-        across: the dimension that errors are told apart along; those of all others count together.
+        kinds: of its vectors, in turn along the dimension ``across``.
+        across: dimension along which errors are measured separately.
     """
 
     tensor: torch.Tensor
@@ -220,9 +218,9 @@ def _with_outlier(x: torch.Tensor, value: float) -> torch.Tensor:
 
 
 def _values(
-    module: nn.Module, called: Sited, generator: torch.Generator, reached: dict[str, float]
+    module: nn.Module, called: CallSite, generator: torch.Generator, reached: dict[str, float]
 ) -> list[_Values]:
-    """The inputs of a module; none for one that takes no numbers of any size."""
+    """Return the inputs for a module; none for one that takes ids."""
     shape = called.shape
     if isinstance(module, nn.Embedding) or len(shape) < 2:
         return []
@@ -233,14 +231,14 @@ def _values(
         positions, width = max(shape[:2]), shape[2]
         noise = torch.randn(positions, width, generator=generator)
         if isinstance(module, nn.MultiheadAttention):
-            values = _attended(module, noise, reached)
+            values = _draw_attention_inputs(module, noise, reached)
         else:
-            values = _patterned(noise, _BLOCK_KINDS)
+            values = _draw_by_kind(noise, _BLOCK_KINDS)
         reached["activation"] = max(reached.get("activation", 0.0), float(values.abs().max()))
         across = 0 if rows_second else 1
         return [_Values(values.unsqueeze(1 - across).contiguous(), _names(module), across)]
     flat = torch.randn(_VECTORS, shape[-1], generator=generator)
-    values = _patterned(flat, _VECTOR_KINDS)
+    values = _draw_by_kind(flat, _VECTOR_KINDS)
     tensor = values if len(shape) == 2 else values.unsqueeze(1)
     return [_Values(tensor, list(_VECTOR_KINDS), 0)]
 
@@ -251,21 +249,21 @@ def _names(module: nn.Module) -> list[str]:
     return list(_BLOCK_KINDS)
 
 
-def _patterned(noise: torch.Tensor, kinds: Mapping[str, _Draw]) -> torch.Tensor:
-    """Each vector of [V, D] after the kind whose turn it is."""
+def _draw_by_kind(noise: torch.Tensor, kinds: Mapping[str, _Draw]) -> torch.Tensor:
+    """Transform the vectors of [V, D] by each kind in turn."""
     draws = list(kinds.values())
     return torch.stack([draws[n % len(draws)](vector) for n, vector in enumerate(noise)])
 
 
-def _attended(
+def _draw_attention_inputs(
     module: nn.MultiheadAttention, noise: torch.Tensor, reached: dict[str, float]
 ) -> torch.Tensor:
-    """Inputs [L, D] whose even positions attend sharply to each other, and the odd ones evenly."""
+    """Draw inputs [L, D]: even positions attend sharply to each other, odd ones evenly."""
     low, high = 0.0, 64.0
     noise = noise.clone()
     noise[1::2] *= 1e-2
     square, linear, constant = _scores(module, noise)
-    for _ in range(20):  # The bias keeps it from being a square.
+    for _ in range(20):  # bisection: with a bias, the scores are no simple square of the factor
         middle = (low + high) / 2
         if float((middle**2 * square + middle * linear + constant).max()) > SCORE:
             high = middle
@@ -277,8 +275,7 @@ def _attended(
 
 
 def _scores(module: nn.MultiheadAttention, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The attention scores [heads, L, L] that the inputs s * x [L, D] give are s squared times the
-    first, plus s times the second, plus the third."""
+    """Return a, b, c of the attention scores s² a + s b + c [heads, L, L] of inputs s x [L, D]."""
     width, heads = x.shape[1], module.num_heads
     weight, bias = module.in_proj_weight.detach().cpu(), module.in_proj_bias.detach().cpu()
     projected = x.float() @ weight[: 2 * width].float().t()
@@ -302,7 +299,7 @@ def _scores(module: nn.MultiheadAttention, x: torch.Tensor) -> tuple[torch.Tenso
 
 
 def _planes(shape: tuple[int, ...], generator: torch.Generator) -> _Values:
-    """Feature maps or pixels [1, C, H, W]: large numbers, and small ones in the lower half."""
+    """Draw feature maps or pixels [1, C, H, W]: large in the upper half, small in the lower."""
     planes = 50 * torch.randn((1, *shape[1:]), generator=generator)
     planes[:, :, shape[2] // 2 :] *= 1e-4
     return _Values(planes, ["numbers of 50 beside small ones"], 0)
@@ -311,7 +308,7 @@ def _planes(shape: tuple[int, ...], generator: torch.Generator) -> _Values:
 def _worst(
     name: str, method: str, got: torch.Tensor, expected: Pair, values: _Values
 ) -> ModuleError:
-    """The error of the vector that is furthest off, in what the eager module has there."""
+    """Return the error of the worst vector, in units of the eager module's error there."""
     exact = expected.exact.double()
     across = min(values.across, exact.dim() - 1)
 

@@ -1,4 +1,4 @@
-"""The modules of an eager model and their float64 twins, given what the archive's were given."""
+"""The modules of an eager model and their float64 copies, run on the archive's inputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LEAVES = (
 )
 _BLOCKS = (eager.ResidualAttentionBlock, eager.Bottleneck)
 _SEQUENCES = (eager.ResidualAttentionBlock, nn.MultiheadAttention)
-"""Modules over [L, N, D]. The archive may have [N, L, D] there, which computes the same."""
+"""Modules over [L, N, D]. The archive may use [N, L, D], which computes the same."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Pair:
 
     Attributes:
         own: on the model's device.
-        exact: where float64 is computed; ids stay integers.
+        exact: on a device with float64; ids stay integers.
     """
 
     own: torch.Tensor
@@ -62,11 +62,11 @@ class Expected:
 
 
 class Twins:
-    """The modules of a model, each with a float64 copy, of one block at a time.
+    """The modules of a model and their float64 copies, of one block at a time.
 
     Args:
-        images: how many rows the image tower is given.
-        prompts: how many the text tower is.
+        images: rows of the image tower.
+        prompts: rows of the text tower.
 
     Attributes:
         blocks: by the name of each module that is judged, the block that it is inside of, or
@@ -85,11 +85,11 @@ class Twins:
         self._twin: nn.Module = nn.Identity()
 
     def rows(self, name: str) -> int:
-        """How many rows the tower of that name is given."""
+        """Return the number of rows of the module's tower."""
         return self._rows[_is_visual(name)]
 
     def pair(self, tensor: torch.Tensor) -> Pair:
-        """A tensor of the archive's, as an input: as it is, and exactly that in float64."""
+        """Return a tensor of the archive as an input: unchanged, and converted to float64."""
         dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
         # In this order: a device without float64 cannot convert to it on the way out.
         return Pair(tensor, tensor.to(self.device).to(dtype, copy=True))
@@ -102,11 +102,11 @@ class Twins:
                     yield Expected(place, [self.run(name, self.pair(given))])
 
     def run(self, name: str, given: Pair) -> Pair:
-        """Call the module of that name, and its twin.
+        """Call the module of this name and its float64 copy.
 
         Raises:
-            RuntimeError, TypeError, ValueError, IndexError, AssertionError: that is not what it
-                takes; torch has no exception of its own for it.
+            RuntimeError, TypeError, ValueError, IndexError, AssertionError: the module does not
+                accept the input; torch has no single exception for that.
         """
         module = self._model.get_submodule(name)
         rows, causal = self.rows(name), not _is_visual(name)
@@ -117,7 +117,7 @@ class Twins:
     def _of(self, name: str) -> nn.Module:
         whole = self.blocks[name] or name
         if whole != self._name:
-            self._twin = nn.Identity()  # The one before goes before there is another.
+            self._twin = nn.Identity()  # frees the previous copy before the next is made
             self._twin = self._copied(self._model.get_submodule(whole))
             self._name = whole
         return self._twin.get_submodule(name.removeprefix(whole).removeprefix("."))
@@ -135,14 +135,14 @@ class Twins:
 
 
 def distance(got: torch.Tensor, exact: torch.Tensor) -> float:
-    """Root mean square of the difference, in float64."""
+    """Return the root mean square of the difference, in float64."""
     apart = got.to(exact.device).double() - exact.double()
     return float(apart.square().mean().sqrt())
 
 
 def _targets(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """By name, each module to judge and the name of the block that it is in. Parts of attention
-    are not modules of their own: they are never called."""
+    """Yield the name of each module to judge, and of its block. The parts of an attention are left
+    out: they are never called."""
     block = whole = ""
     for name, module in model.named_modules():
         block = block if name.startswith(f"{block}.") else ""

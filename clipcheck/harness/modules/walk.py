@@ -1,11 +1,11 @@
-"""Walk through an archive as it runs, and hold what lies between its modules as well.
+"""Compare all modules of an archive as it runs, and the steps between them.
 
-A `Judge` judges every module on what the archive gives it. The walk judges the rest: whether that
-is what comes of the modules before, by the eager model's own joints. Where the archive does not
-call a module by name, the eager one takes its place, so that nothing is left between.
+A `Judge` compares every module on the input that the archive gives it. The walk also compares these
+inputs: each must follow from earlier outputs by the eager model's steps (`joints`). If the archive
+does not call a module by name, the eager module takes its place, so that no step is left out.
 
-Held are the tensors of the residual block that runs and of the one before, and what comes out of
-the towers' last modules.
+Kept are the tensors of the running residual block and the one before, and the outputs of the
+towers' last modules.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def walk(
     """Find where an archive first departs from the eager model, in each tower.
 
     Each tower runs once in the archive, and its modules once in the eager model and once in
-    float64. Where both towers are as they should be ``forward`` is run as well.
+    float64. If both towers pass, ``forward`` runs as well.
 
     Args:
-        batch: inputs; of one kind there may be none, and that tower is not run. Neither number may
-            be that of the positions in a tower: rows and positions could not be told apart.
+        batch: inputs; without images or prompts, that tower does not run. The numbers of images and
+            prompts must differ from the number of positions in their tower, to be distinguishable.
     """
     methods = archive.facts.methods
     walker = _Walker(archive, model, batch, device, limits)
@@ -76,7 +76,7 @@ def walk(
 
 
 class _Unknown(Exception):  # noqa: N818 - no error: it ends the search for a value
-    """The value there follows from nothing that is held."""
+    """The expected value cannot be computed from the tensors that are kept."""
 
 
 class _Walker:
@@ -107,7 +107,7 @@ class _Walker:
         self._held = _Held(self._twins.blocks)
 
     def run(self, method: str, given: Mapping[End, torch.Tensor]) -> None:
-        """Call a method of the archive, and hold each tensor between its modules."""
+        """Call a method of the archive, and compare each tensor between its modules."""
         self._held.begin(given)
         self._first, self._placed = len(self._judge.errors), False
         try:
@@ -120,7 +120,7 @@ class _Walker:
             self._judge.running.clear()
             return
         if self._placed:
-            return  # The rest was not looked at: the first is what is asked for.
+            return  # the first departure was found
         if method == "forward":
             self._compare_forward(result)
         elif isinstance(result, torch.Tensor):
@@ -129,13 +129,13 @@ class _Walker:
             self._hold_features(target, result, method)
 
     def localisation(self, given: str) -> Localisation:
-        """Return what was found up to now."""
+        """Return the findings so far."""
         return localise(self._judge.errors, self._failures, self._limits, given)
 
     def _listen(self, site: Site, entering: bool, tensors: Tensors) -> None:
         if self._placed:
             return
-        # Before the module itself is judged: what is inside of a block comes before the block.
+        # Before the module itself: the inside of a block is judged before the block.
         held = self._hold(End(site.module, "in" if entering else "out"), tensors, site.method)
         if entering:
             self._begun[site.module] = len(self._judge.errors)
@@ -147,27 +147,26 @@ class _Walker:
             self._placed = self._departs()
 
     def _is_settled(self, block: str) -> bool:
-        """Whether all that is inside of a block was judged, down to what comes out of it, and is as
-        it should be. Then the block is as well, and is not run to see it."""
+        """Tell whether everything inside a block was judged and passed, so that the block passes
+        without a run of its own."""
         begun = self._begun[block]
         return len(self._judge.errors) > begun + 1 and self._is_sound(begun)
 
     def _is_sound(self, start: int) -> bool:
-        """Whether all errors from that one on are explained by themselves."""
+        """Tell whether all errors from this one on are within the limit."""
         errors = self._judge.errors[start:]
         return all(ratio(error, self._limits) <= self._limits.module for error in errors)
 
     def _departs(self) -> bool:
-        """Whether there is a place in the method that runs. What a block makes up for was judged in
-        another method where that one did the very same."""
+        """Tell whether a module of the running method departs, also after its block compensated."""
         found = ratios(self._judge.errors, self._limits)[self._first :]
         return any(most > self._limits.module for most, _ in found)
 
     def _hold(self, end: End, tensors: Tensors, method: str) -> bool:
-        """Compare what the archive has there with what should be there, and keep it.
+        """Compare the archive's tensors at this end with the expected one, and keep them.
 
         Returns:
-            Whether there was something to compare it with.
+            Whether the expected tensor could be computed.
         """
         self._held.enter(end)
         joint = self._joints.get(end)
@@ -178,7 +177,7 @@ class _Walker:
         return compared
 
     def _follow(self, given: End, got: torch.Tensor) -> None:
-        """Take the rows in another order where the archive does so."""
+        """Reorder the rows if the archive does."""
         (rows,) = self._held.tensors(given)
         order = _order(got, rows)
         if order is not None:
@@ -195,7 +194,7 @@ class _Walker:
         found = [
             error_of(name, method, got, expected, self._block(joint), part)
             for tensor in tensors
-            if (got := _laid_out(tensor, expected.exact)) is not None
+            if (got := _in_layout_of(tensor, expected.exact)) is not None
         ]
         if found:
             error = nearest(found)
@@ -215,8 +214,7 @@ class _Walker:
         return Pair(own, joint.compute(*(source.exact for source in sources)))
 
     def _value(self, end: End, steps: list[_Step]) -> Pair:
-        """Return the tensor there in the archive; or the one expected there, had the archive that
-        module."""
+        """Return the archive's tensor at this end, or compute the expected one if it has none."""
         tensors = self._held.tensors(end)
         if tensors:
             finite = [tensor for tensor in tensors if bool(torch.isfinite(tensor).all())]
@@ -232,13 +230,14 @@ class _Walker:
         raise _Unknown
 
     def _block(self, joint: Joint) -> str:
-        """The residual block that a joint is inside of, or nothing."""
+        """Return the residual block around a joint, or an empty string."""
         name, side = joint.target
         block = self._twins.blocks.get(name, "")
         return block or (name if side == "out" else "")
 
     def _pooled_elsewhere(self, error: ModuleError, got: torch.Tensor) -> ModuleError:
-        """Tell pooling from projection: another place of each text gives these features."""
+        """Name pooling as the part if the features of another position match: then it is not the
+        projection that departs."""
         (last,) = self._joints[TEXT_FEATURES].sources[:1]
         pair = _rows_first(self._value(last, []), len(self.tokens))
         everywhere = self._model.project(pair.exact)  # [M, L, E]
@@ -263,8 +262,8 @@ class _Walker:
         self._compare_logits({name: found[name] for name in LOGITS if name in found})
 
     def _compare_logits(self, logits: Mapping[str, torch.Tensor]) -> None:
-        """The end of ``forward``: nearest to what follows from the features that the encoders
-        gave, or from what came out of the towers' last modules within ``forward``."""
+        """Compare the logits of ``forward`` with those that follow from the encoders' features or
+        from the outputs of the towers' last modules in ``forward``, whichever is nearer."""
         pairs = list(self._features_of_forward())
         expected = [
             [
@@ -299,13 +298,13 @@ class _Walker:
             image, text = (
                 self._computed(self._joints[end], []) for end in (IMAGE_FEATURES, TEXT_FEATURES)
             )
-            # An archive's last module may run over whole sequences, which have no logits.
+            # An archive's last module may run over whole sequences, which give no logits.
             if image.own.dim() == text.own.dim() == 2:
                 yield image, text
 
 
 class _Held:
-    """The tensors at the ends of joints, as long as they may be asked for."""
+    """The tensors at the ends of joints, as long as they may be needed."""
 
     def __init__(self, blocks: Mapping[str, str]) -> None:
         self._blocks = blocks
@@ -313,12 +312,12 @@ class _Held:
         self._recent = ["", ""]
 
     def begin(self, given: Mapping[End, torch.Tensor]) -> None:
-        """Hold what a method is given, and nothing else."""
+        """Keep only the inputs of a method."""
         self._tensors = {end: [tensor] for end, tensor in given.items()}
         self._recent = ["", ""]
 
     def enter(self, end: End) -> None:
-        """Let go of what is neither of this block nor of the one before."""
+        """Drop the tensors that are of neither this block nor the one before."""
         block = self._whole(end)
         if end.side == "model" or block == self._recent[-1]:
             return
@@ -330,11 +329,11 @@ class _Held:
         }
 
     def keep(self, end: End, tensors: Tensors) -> None:
-        """Hold what the archive has there. Copied, for what follows may write over it."""
+        """Keep copies of the archive's tensors at this end: later steps may overwrite them."""
         self._tensors[end] = [tensor.clone() for tensor in tensors]
 
     def tensors(self, end: End) -> Sequence[torch.Tensor]:
-        """Return the tensors held there; none where they were let go of, or never came."""
+        """Return the tensors at this end; none if they were dropped or never arrived."""
         return self._tensors.get(end, ())
 
     def _whole(self, end: End) -> str:
@@ -342,15 +341,15 @@ class _Held:
 
 
 class _Step(NamedTuple):
-    """Something that the eager model did in the archive's place, on the way to what is compared."""
+    """A step that the eager model computed because the archive did not show it."""
 
     name: str
     part: str = ""
 
 
 def _named(joint: Joint, steps: Sequence[_Step]) -> tuple[str, str]:
-    """Name the module to look at first, and all that may be at fault, for people. A module that the
-    archive does not call comes before what lies around it."""
+    """Return the module to look at first, and all steps that may be wrong. A module that the
+    archive does not call comes before the steps around it."""
     if not steps:
         return joint.name, joint.part
     first = next((step for step in steps if not step.part), steps[0])
@@ -360,9 +359,9 @@ def _named(joint: Joint, steps: Sequence[_Step]) -> tuple[str, str]:
     return first.name, ", or ".join([first.part or "itself", *others])
 
 
-def _laid_out(got: torch.Tensor, expected: torch.Tensor) -> torch.Tensor | None:
-    """Return the tensor with rows and positions in the order of ``expected``, or None where it is
-    something else."""
+def _in_layout_of(got: torch.Tensor, expected: torch.Tensor) -> torch.Tensor | None:
+    """Return the tensor with rows and positions in the order of ``expected``, or None if its shape
+    differs."""
     if got.shape == expected.shape:
         return got
     if got.dim() == 3 and got.transpose(0, 1).shape == expected.shape:
@@ -371,7 +370,7 @@ def _laid_out(got: torch.Tensor, expected: torch.Tensor) -> torch.Tensor | None:
 
 
 def _order(got: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
-    """The order in which ``got`` has the same rows, or None where it has others."""
+    """Return the order in which ``got`` has the same rows, or None if they differ."""
     if got.shape != rows.shape:
         return None
     same = (got[:, None] == rows[None]).flatten(start_dim=2).all(dim=-1)  # [N, N]
@@ -382,7 +381,7 @@ def _order(got: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
 
 
 def _rows_first(pair: Pair, rows: int) -> Pair:
-    """Sequences in the layout [N, L, D]."""
+    """Return sequences in the layout [N, L, D]."""
     if pair.own.dim() == 3 and pair.own.shape[0] != rows and pair.own.shape[1] == rows:
         return Pair(pair.own.transpose(0, 1), pair.exact.transpose(0, 1))
     return pair

@@ -1,1 +1,1 @@
-"""How other libraries make pixels of images and ids of texts, beside clipcheck's own way."""
+"""Compare other libraries' preprocessing and tokenizers with clipcheck's."""

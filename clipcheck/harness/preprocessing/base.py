@@ -1,6 +1,6 @@
-"""The protocol of a library's own way to take raw inputs.
+"""The protocol of a library's preprocessing and tokenizer.
 
-A library is a file in this folder; the file itself is a `Library`, named as its backend is.
+Each library is a file in this folder, with the name of its backend; the module is a `Library`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Candidate:
     """A library's image processor, its tokenizer, or where its model finds the end of a text.
 
     Attributes:
-        name: the library's, and which of its ways.
-        kind: what it takes: Pillow images, or texts, and the name of the end token alone.
-        run: from one image to float32 [3, R, R], or from one text to integers [L], of which an
-            end token is [1].
-        differences: what the library is known to do in another way than the reference.
+        name: of the library, and the variant.
+        kind: of its input: Pillow images, texts, or only the name of the end token.
+        run: converts one image to float32 [3, R, R], or one text to integers [L]; an end token
+            is [1].
+        differences: known differences from the reference.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Candidate:
     differences: tuple[Difference, ...] = ()
 
     def __call__(self, raw: Raw) -> Array:
-        """Pixels of an image, or ids of a text.
+        """Return the pixels of an image, or the ids of a text.
 
         Raises:
             RunError: the library failed; the message has its words.
@@ -61,15 +61,15 @@ class Candidate:
 
 
 class Library(Protocol):
-    """A file of this folder, which makes candidates."""
+    """A module of this folder."""
 
     def candidates(self, checkpoint: Checkpoint, scratch: Path) -> Sequence[Candidate]:
-        """All ways that the library has to take inputs for a checkpoint.
+        """Return the library's preprocessing and tokenizers for a checkpoint.
 
         Args:
-            checkpoint: for the sizes of its inputs; or a folder with the library's own files, and
-                then these are what is read.
-            scratch: a folder to write to, which outlives the candidates.
+            checkpoint: gives the sizes of the inputs; if it is a folder with the library's own
+                files, these are read.
+            scratch: folder for temporary files, which outlives the candidates.
 
         Raises:
             RunError: the library cannot read the files.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:  # noqa: ARG001
-    """The transform that its ``load`` gives, and ``tokenize``."""
+    """Return the transform of its ``load``, and ``tokenize``."""
     with translating("clip", "importing the package"):
         package = import_clip()
     architecture = checkpoint.architecture

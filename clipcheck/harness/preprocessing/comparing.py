@@ -1,4 +1,4 @@
-"""Compare libraries' ways to take raw inputs with clipcheck's, input by input."""
+"""Compare libraries' preprocessing and tokenizers with clipcheck's, input by input."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def compare(
     """Give raw inputs to clipcheck and to each candidate.
 
     Args:
-        candidates: as `clipcheck.harness.preprocessing.registry.of` gives them.
-        prompts: for those that take texts. Ids among them are left out, since no tokenizer takes
-            them, and texts that are not `clipcheck.harness.preprocessing.texts.settled`.
+        candidates: from `clipcheck.harness.preprocessing.registry.of`.
+        prompts: for candidates of texts. Prompts of ids and texts that are not
+            `clipcheck.harness.preprocessing.texts.settled` are left out.
         frontend: the eager model's, with the sizes of its inputs.
 
     Returns:
-        One result for each candidate. What a candidate refuses is a difference, not an error.
+        One result for each candidate. A refused input is a difference, not an error.
 
     Raises:
         VocabularyError: see `clipcheck.inputs.tokenizer.read_vocabulary`.
@@ -67,10 +67,10 @@ def compare(
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Raw inputs of a kind, and what becomes of them.
+    """Raw inputs of a kind, and clipcheck's result for each.
 
     Attributes:
-        make: what it makes of one where it does some things as another library does.
+        make: computes clipcheck's result with some steps done as in another library.
         deviations: see `clipcheck.gates.frontends.unlike`.
     """
 
@@ -146,7 +146,7 @@ def _result(candidate: Candidate, inputs: _Inputs) -> FrontendResult:
 def _reasons(
     raw: object, differences: Collection[Difference], inputs: _Inputs
 ) -> Collection[Difference]:
-    """Those of the differences that matter for an input: alone, or in that it takes them all."""
+    """Return the differences that matter for an input, or all if only all together do."""
     return list(_mattering(raw, differences, inputs)) or differences
 
 

@@ -1,8 +1,7 @@
-"""In what other libraries are known to differ from the reference package, as data.
+"""Known differences between other libraries and the reference package.
 
-Each stands for something that `images` or `texts`, beside this file, does as the other library does
-it. What differs counts as known only where that gives the library's very result; what is named here
-hides nothing else.
+`images` and `texts` in this folder can compute each difference. A result counts as known only if
+that gives exactly the library's result, so a known difference cannot hide another one.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Difference:
-    """A step that a library takes in another way than the reference.
+    """A step that a library does differently from the reference.
 
     Attributes:
-        meaning: what it does, and what the reference does, in a line.
+        meaning: what the library does, and what the reference does.
     """
 
     name: str
@@ -26,56 +25,55 @@ class Difference:
 RGB_FIRST = Difference(
     "RGB before resizing",
     "converts to RGB and then resizes; the reference resizes in the image's own mode, so that "
-    "palettes are not interpolated, and converts what it has cut out",
+    "palettes are not interpolated, and converts after cropping",
     "https://github.com/huggingface/transformers/pull/17101",
 )
 ON_WHITE = Difference(
     "opacity on white",
-    "puts what is transparent on white; the reference drops the opacities",
+    "composites transparent pixels on white; the reference ignores opacity",
     "https://github.com/huggingface/transformers/issues/49003",
 )
 TENSORS = Difference(
     "resized as a tensor",
-    "resizes with torch's antialiasing in place of Pillow's, whose arithmetic is another",
+    "resizes with torch's antialiasing; the reference uses Pillow's, which rounds differently",
     "https://github.com/pytorch/vision/issues/2950",
 )
 FLOATS = Difference(
     "resized without rounding",
-    "resizes numbers from 0 to 1, which then may lie beyond and between the 256 levels; Pillow "
-    "rounds to these",
+    "resizes floats from 0 to 1, whose results may lie outside of and between the 256 levels; "
+    "Pillow rounds to the levels",
     "https://github.com/pytorch/vision/pull/3615",
 )
 CROP_DOWN = Difference(
     "crop rounded down",
-    "where the crop would begin between two pixels, begins at the first; the reference begins at "
-    "the even one",
+    "if the crop starts between two pixels, rounds down; the reference rounds to the even one",
     "https://github.com/huggingface/transformers/pull/40856",
 )
 
 PADDED_WITH_END = Difference(
     "padded with the end token",
-    "fills up with 49407, the end token; the reference fills up with 0",
+    "pads with 49407, the end token; the reference pads with 0",
     "https://github.com/huggingface/transformers/pull/24773",
 )
 UNTRUNCATED = Difference(
     "not truncated unless asked to",
-    "gives more ids than the model takes; clipcheck cuts, and puts the end token last",
+    "returns more ids than the model takes; clipcheck truncates, with the end token last",
     "https://huggingface.co/docs/transformers/pad_truncation",
 )
 REFUSED = Difference(
-    "refused unless truncation is asked for",
-    "raises where a text is too long; clipcheck cuts, and puts the end token last",
+    "refused unless truncation is requested",
+    "raises if a text is too long; clipcheck truncates, with the end token last",
     "https://github.com/openai/CLIP/issues/212",
 )
 NOT_REPAIRED = Difference(
     "no repairs by ftfy",
-    "leaves mojibake, control characters, ligatures, curled quotes and full-width letters as they "
-    "are, and composes to NFC alone; the reference mends them with ftfy",
+    "keeps mojibake, control characters, ligatures, curly quotes and full-width letters, and only "
+    "composes to NFC; the reference repairs them with ftfy",
     "https://github.com/huggingface/transformers/pull/15067",
 )
 ENTITIES_KEPT = Difference(
     "HTML entities kept",
-    "leaves &amp; as it is written; the reference unescapes it, twice",
+    "keeps &amp; as written; the reference unescapes it, twice",
     "https://github.com/huggingface/transformers/pull/15067",
 )
 COMPOSED = Difference(
@@ -85,7 +83,7 @@ COMPOSED = Difference(
 )
 LOWERED_APART = Difference(
     "lowercased letter by letter",
-    "makes every capital sigma the same; Python has another one for the end of a word",
+    "lowercases every capital sigma alike; Python has another one at the end of a word",
     "https://github.com/crusoecloud/fastokens/pull/72",
 )
 CASE_SENSITIVE = Difference(
@@ -101,12 +99,12 @@ NAMES_AS_WRITTEN = Difference(
 )
 OTHER_NAMES = Difference(
     "special tokens by other names",
-    "calls them <start_of_text> and <end_of_text>, and has no others",
+    "names them <start_of_text> and <end_of_text> only",
     "https://github.com/mlfoundations/open_clip/issues/453",
 )
 LEGACY_END = Difference(
     "legacy end token 2",
-    "its configuration says 2 where the vocabulary has 49407; transformers then looks for the "
-    "greatest id, as the reference does",
+    "its configuration has 2 and the vocabulary 49407; transformers then looks for the greatest "
+    "id, as the reference does",
     "https://github.com/huggingface/transformers/pull/24773",
 )

@@ -1,4 +1,4 @@
-"""Pixels of an image as the reference makes them, and as other libraries are known to."""
+"""Preprocess images as the reference does, and with known differences of other libraries."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def pixels(image: Image.Image, resolution: int, how: Collection[Difference] = ()
     Args:
         image: of any size and mode.
         resolution: pixels a side.
-        how: what to do in another way than the reference.
+        how: differences from the reference to apply.
 
     Returns:
-        Float32 [3, R, R]. It raises what Pillow raises for a mode that it cannot convert.
+        float32 [3, R, R]. Raises Pillow's error for a mode that it cannot convert.
     """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import normalize, pil_to_tensor, to_tensor
@@ -59,7 +59,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    # Not LAB, of which one band is called A as well.
+    # Not LAB, which also has a band named A.
     opaque = image.mode == "LAB" or "A" not in image.getbands()
     if opaque and image.info.get("transparency") is None:
         return image.convert("RGB")
@@ -68,11 +68,11 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _cropped(drawn: Any, side: int, down: bool) -> Any:
-    """The square in the middle of a Pillow image or a tensor."""
+    """Crop the square in the middle of a Pillow image or a tensor."""
     from torchvision.transforms.v2 import functional
 
     height, width = functional.get_size(drawn)
-    # round() takes the even number of two that are as near, as torchvision's own crop does.
+    # round() rounds halves to even, as torchvision's own crop does.
     top, left = (
         (length - side) // 2 if down else round((length - side) / 2) for length in (height, width)
     )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _CONFIG = "open_clip_config.json"
 _RELEASED = "ViT-B-32"
-"""A released model in open_clip's list; all of these are preprocessed and tokenized alike."""
+"""A released model in open_clip's list; all use the same preprocessing and tokenizer."""
 
 _SIMPLE: tuple[Difference, ...] = (OTHER_NAMES,)
 _HF: tuple[Difference, ...] = (
@@ -43,10 +43,9 @@ _HF: tuple[Difference, ...] = (
 
 
 def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
-    """The transform, and the tokenizers: open_clip's own, and its shell for that of transformers.
+    """Return the transform, open_clip's own tokenizer, and its wrapper of transformers'.
 
-    Where the checkpoint is a folder with an ``open_clip_config.json``, the transform and the one
-    tokenizer that this names.
+    For a folder with an ``open_clip_config.json``, the transform and tokenizer that it names.
     """
     with translating("open_clip", "reading the files of preprocessing"):
         return [*_transforms(checkpoint), *_tokenizers(checkpoint, scratch)]
@@ -75,7 +74,7 @@ def _transforms(checkpoint: Checkpoint) -> Iterator[Candidate]:
 
 
 def _of_tensor(transform: Any, image: Image.Image) -> Any:
-    """As for one who has tensors, of 0 to 1, which the transform takes as well."""
+    """Apply the transform to a tensor from 0 to 1, which it accepts as well."""
     from torchvision.transforms.functional import to_tensor
 
     return transform(to_tensor(image.convert("RGB")))

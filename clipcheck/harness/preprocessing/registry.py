@@ -1,4 +1,4 @@
-"""Which libraries bring their own way to take images and texts, by the names of their backends."""
+"""The libraries with their own preprocessing, by the names of their backends."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from clipcheck.checkpoints.checkpoint import Checkpoint
 
 LIBRARIES = ("open_clip", "transformers", "clip")
-"""Backends with a way of their own: each is a file beside this one."""
+"""Backends with their own preprocessing, each with a file in this folder."""
 
 
 def of(backend: str, checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
-    """The candidates that belong to a backend; none where it takes clipcheck's pixels and ids.
+    """Return the candidates of a backend; none if it takes clipcheck's pixels and ids.
 
-    For another vocabulary than CLIP's there are image processors alone.
+    For other vocabularies than CLIP's, only image processors.
 
     Args:
-        checkpoint: for the sizes of its inputs, and for the library's own files in its folder.
-        scratch: a folder to write to, which outlives the candidates.
+        checkpoint: gives the sizes of the inputs, and may have the library's own files.
+        scratch: folder for temporary files, which outlives the candidates.
 
     Raises:
         UnavailableError: the library is not installed.

@@ -1,4 +1,4 @@
-"""Token ids of a text as the reference makes them, and as other libraries are known to."""
+"""Tokenize texts as the reference does, and with known differences of other libraries."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def tokens(text: str, length: int, how: Collection[Difference] = ()) -> NDArray[
 
     Args:
         length: tokens that the model takes.
-        how: what to do in another way than the reference, which is asked to truncate.
+        how: differences from the reference (with truncation) to apply.
 
     Returns:
-        [length] int64, or more of them where the text is not to be truncated.
+        int64 [length], or longer without truncation.
 
     Raises:
-        UsageError: the text is too long, and is to be refused then.
+        UsageError: the text is too long and the library would refuse it.
     """
     ids = [START_TOKEN, *_encoded(text, how), END_TOKEN]
     if len(ids) > length and REFUSED in how:
@@ -61,10 +61,10 @@ def tokens(text: str, length: int, how: Collection[Difference] = ()) -> NDArray[
 
 
 def settled(text: str) -> bool:
-    """Whether all libraries know the same letters in a text.
+    """Tell whether all libraries agree which characters of a text are letters.
 
-    Unicode gets new ones each year. Of a character that Python's own tables do not have yet, it
-    depends on each library's whether it is one.
+    Unicode gets new letters each year; for a character that Python's own tables do not have yet,
+    libraries may disagree.
     """
     return not any(unicodedata.category(each) == "Cn" for each in _LETTERS.findall(text))
 
@@ -81,7 +81,7 @@ def _encoded(text: str, how: Collection[Difference]) -> Iterator[int]:
             yield names[part]
             continue
         for word in _split(_lowered(_composed(part, how), how), names, how):
-            # A name by now, but no token any more, so that it is split as any other text is.
+            # Became a name only by cleaning, so it is no token but split as any text.
             pieces = _split(word, (), how) if word in names else [word]
             yield from (i for piece in pieces for i in _ids(piece, {}))
 
@@ -95,7 +95,7 @@ def _cleaned(text: str, how: Collection[Difference]) -> str:
 
 
 def _composed(text: str, how: Collection[Difference]) -> str:
-    # ftfy composes as well: what is done in place of it does no more than that.
+    # ftfy composes as well, so without ftfy composing is done here.
     composing = COMPOSED in how or NOT_REPAIRED in how
     return unicodedata.normalize("NFC", text) if composing else text
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from clipcheck.checkpoints.checkpoint import Checkpoint
 
 ON_WHITE_SINCE = "5.21"
-"""The first version that puts what is transparent on white: 5.20.2 drops the opacities."""
+"""First version that composites transparent pixels on white; 5.20.2 ignores opacity."""
 
 _SLOW: tuple[Difference, ...] = (RGB_FIRST, CROP_DOWN)
 _FAST: tuple[Difference, ...] = (*_SLOW, TENSORS)
@@ -52,10 +52,10 @@ _TOKENIZER: tuple[Difference, ...] = (
 
 
 def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
-    """Both image processors, the tokenizer with and without truncation, and the end token.
+    """Return both image processors, the tokenizer with and without truncation, and the end token.
 
-    Where the checkpoint is a folder, the files in it are what is read, as far as they are there:
-    ``preprocessor_config.json``; ``tokenizer.json`` or ``vocab.json``; ``config.json``.
+    If the checkpoint is a folder, these of its files are read: ``preprocessor_config.json``;
+    ``tokenizer.json`` or ``vocab.json``; ``config.json``.
     """
     with translating("transformers", "reading the files of preprocessing"):
         return [
@@ -66,7 +66,7 @@ def candidates(checkpoint: Checkpoint, scratch: Path) -> list[Candidate]:
 
 
 def tokenizer_files(folder: Path) -> None:
-    """Write a tokenizer as those of the released models into a folder that exists.
+    """Write the tokenizer of the released models into an existing folder.
 
     Raises:
         VocabularyError: see `clipcheck.inputs.tokenizer.read_vocabulary`.
@@ -122,7 +122,7 @@ def _tokenizers(checkpoint: Checkpoint, scratch: Path) -> Iterator[Candidate]:
 
 
 def padding(tokenizer: Any) -> tuple[Difference, ...]:
-    """In what a tokenizer of transformers fills up otherwise: its own files may say with 0."""
+    """Return the difference in padding: a tokenizer's own files may set 0, as the reference."""
     return (PADDED_WITH_END,) if tokenizer.pad_token_id == END_TOKEN else ()
 
 

@@ -1,1 +1,1 @@
-"""Random inputs: drawn with Hypothesis, run in batches, and shrunk where one fails."""
+"""Draw random inputs with Hypothesis, run them in batches, and shrink one that fails."""

@@ -1,4 +1,4 @@
-"""Keep Hypothesis from drawing the constants of whoever calls."""
+"""Keep Hypothesis from drawing the constants of the caller's source."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ _alone = threading.RLock()
 
 @contextmanager
 def without_local_constants() -> Iterator[None]:
-    """Draw the same for the same seed, whichever script asks.
+    """Make draws depend on the seed alone, not on the calling script.
 
-    Hypothesis reads the source of all modules that are no package's, and draws numbers and texts
-    that stand there now and then. There is no setting for it, and no public name. In a version that
-    has other names than these what is drawn may depend on the caller; the digest of the inputs,
-    which every result carries, tells.
+    Hypothesis reads the source of modules outside of packages, and sometimes draws constants from
+    there. There is no setting and no public name for this. In a version with other private names,
+    draws may depend on the caller; the digest of the inputs in each result shows that.
     """
     from hypothesis.internal.conjecture import providers
 
@@ -28,7 +27,7 @@ def without_local_constants() -> Iterator[None]:
     from hypothesis.internal.constants_ast import Constants
 
     with _alone:
-        # Of the cache, what was found for tests of the caller's own would be taken for ours.
+        # The cache would otherwise have constants of the caller's tests.
         providers._get_local_constants = Constants
         providers.CONSTANTS_CACHE = type(permitted)(permitted.max_size)
         try:

@@ -1,4 +1,4 @@
-"""Hypothesis's database on disk, with a name before each key."""
+"""Hypothesis's database on disk, with a prefix for each key."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 
 
-class Named(ExampleDatabase):
-    """Keeps what fails under one name apart from all else.
+class NamedDatabase(ExampleDatabase):
+    """Stores failing examples under a name.
 
-    Hypothesis's own key is that of the function under test, and here that is always the same.
+    Hypothesis's own key depends on the tested function, which is always the same here.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -20,13 +20,13 @@ class Named(ExampleDatabase):
         self._name = name.encode()
 
     def save(self, key: bytes, value: bytes) -> None:
-        """Keep a value; not being able to is no error."""
+        """Store a value; a failure to do so is no error."""
         self._all.save(self._name + key, value)
 
     def fetch(self, key: bytes) -> Iterable[bytes]:
-        """All values of a key."""
+        """Return all values of a key."""
         return self._all.fetch(self._name + key)
 
     def delete(self, key: bytes, value: bytes) -> None:
-        """Forget a value, if it is there."""
+        """Delete a value, if it exists."""
         self._all.delete(self._name + key, value)

@@ -1,4 +1,4 @@
-"""All inputs of a check: the edge cases, and what Hypothesis draws."""
+"""All inputs of a check: the edge cases, and those that Hypothesis draws."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Wanted:
     """Request for inputs to draw.
 
     Attributes:
-        examples: number of images, at least 1; beyond the edge cases Hypothesis draws them.
-        exhaustive: whether to walk the vocabulary and the positions of an image as well.
-        name: of the checkpoint: Hypothesis tries first what failed under that name before.
+        examples: number of images, at least 1; Hypothesis draws those beyond the edge cases.
+        exhaustive: whether to run the whole vocabulary and every position of an image as well.
+        name: of the checkpoint: earlier failures under this name are tried again.
     """
 
     examples: int
@@ -30,10 +30,10 @@ class Drawn:
     """Inputs that were drawn.
 
     Attributes:
-        batches: what both sides run.
-        asked: how many random images were asked for; Hypothesis may give fewer.
-        random: those of the inputs that Hypothesis drew, as they are before preprocessing.
-        frontend: the eager model's, which made batches of them.
+        batches: for both sides.
+        asked: number of random images that were requested; Hypothesis may draw fewer.
+        random: the inputs that Hypothesis drew, before preprocessing.
+        frontend: the eager model's preprocessing and tokenizer.
     """
 
     batches: list[Batch]
@@ -44,11 +44,11 @@ class Drawn:
 
     @property
     def images(self) -> int:
-        """How many there are in all."""
+        """Number of all images."""
         return sum(len(batch.pixels) for batch in self.batches)
 
     def unlike(self, other: Frontend) -> list[str]:
-        """Raw inputs that the other way makes something else of."""
+        """Return the raw inputs that another frontend preprocesses differently."""
         return list(unlike(other, self.frontend, self.random))
 
 

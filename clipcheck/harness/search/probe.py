@@ -1,4 +1,4 @@
-"""Run chosen inputs both ways, and measure each row of them by itself."""
+"""Run chosen inputs in candidate and reference, and measure each row."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Probe:
         self._limits = limits
 
     def margins(self, case: Case) -> dict[Kind, float]:
-        """By kind of input, how many times what is allowed was found in a batch that has run."""
+        """Return by kind of input the margin of a batch that has run."""
         if unusable([case]):
             return {"pair": float("inf")}
         found = {
@@ -61,7 +61,7 @@ class Probe:
         return margins
 
     def measure(self, given: Batch) -> list[Measure]:
-        """Of each output, in each row. Where all rows are of one kind, of that tower alone.
+        """Measure each row of each output; with rows of one kind, only that tower.
 
         Raises:
             RunError: the eager model cannot be run.
@@ -105,7 +105,7 @@ class Probe:
             message = f"{name} {what}"
             yield from [Measure(name, float("inf"), allowed, float("nan"), message)] * len(expected)
             return
-        # Nothing is held against the candidate where the eager model overflows.
+        # Rows in which the eager model overflows do not count.
         finite = np.isfinite(row_rms(expected) + row_rms(case.exact[name]))
         ratios = np.where(finite, self._ruler.further(name, case), 0.0)
         errors = row_rms(got - case.exact[name])
@@ -123,5 +123,5 @@ class Probe:
 
 
 def worst(measures: Sequence[Measure]) -> Measure:
-    """The one that is most of what is allowed."""
+    """Return the measure with the greatest margin."""
     return max(measures, key=lambda measure: measure.margin)

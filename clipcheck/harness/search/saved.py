@@ -1,4 +1,4 @@
-"""A failing input as a folder that people can open: JSON, a PNG of each image, and a text."""
+"""Save a failing input as a folder with JSON, a PNG of each image, and a text, and read it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _MOST_ROWS = 64
 _MOST_TOKENS = 1 << 12
 _MOST_ID = 1 << 31
 
-_ASK = "Give the folder that a failing check has saved, or the example.json in it."
+_ASK = "Give the folder that a failing check saved, or the example.json in it."
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Written(Conditions, Subject):
-    """The JSON beside the pictures: of a failing input, and of the run that failed on it.
+    """The JSON of a failing input, and of the run that failed on it.
 
     Attributes:
         prompts: texts, or the ids of one.
@@ -56,12 +56,12 @@ class Saved(_Written):
 
 
 def write(target: Path, example: Example, described: Mapping[str, Any], text: str) -> None:
-    """Write the folder whole, or not at all. One that was saved there before is replaced.
+    """Write the folder atomically. One that was saved there before is replaced.
 
     Args:
-        target: the folder; the one that it is in is made where it is not there.
-        described: all that goes into the JSON beside the example.
-        text: for people.
+        target: the folder; its parents are created.
+        described: further fields of the JSON.
+        text: of the report.
 
     Raises:
         OutputError: it cannot be written.
@@ -71,7 +71,7 @@ def write(target: Path, example: Example, described: Mapping[str, Any], text: st
     except OSError as error:
         raise OutputError(
             f"the failing input cannot be written ({error.strerror or error})",
-            remedy="Give another folder, or make room or permission for this one.",
+            remedy="Give another folder, or free disk space or change permissions for this one.",
             path=target,
         ) from error
     with creating(target, ours=is_ours) as written:
@@ -79,7 +79,7 @@ def write(target: Path, example: Example, described: Mapping[str, Any], text: st
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether all that is in a folder is what `write` wrote."""
+    """Tell whether a folder has only files that `write` wrote."""
     if folder.is_symlink() or not folder.is_dir() or not (folder / _NAME).is_file():
         return False
     names = {file.name for file in folder.iterdir()} - {_NAME, _TEXT}
@@ -93,10 +93,10 @@ def is_ours(folder: Path) -> bool:
 
 
 def remove(folder: Path) -> None:
-    """Take away what `write` wrote, in one step; a folder with anything else in it stays.
+    """Delete a folder that `write` wrote, in one step; leave it if it has other files.
 
     Raises:
-        OutputError: it cannot be removed.
+        OutputError: it cannot be deleted.
     """
     if is_ours(folder):
         removing(folder)
@@ -118,7 +118,7 @@ def _write(folder: Path, example: Example, described: Mapping[str, Any], text: s
 
 
 def read(path: Path) -> Saved:
-    """Read what `write` wrote. Nothing in it is run.
+    """Read a folder that `write` wrote, without running anything in it.
 
     Args:
         path: the folder, or the JSON file in it.
@@ -139,11 +139,11 @@ def read(path: Path) -> Saved:
 
 
 def _contents(file: Path, most: int) -> bytes:
-    """The bytes of a file, and not of a device or a pipe, which may have no end.
+    """Return the bytes of a regular file: a device or a pipe may have no end.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no file, or larger than ``most``.
+        ValueError: it is no regular file, or larger than ``most``.
     """
     if file.exists() and not file.is_file():
         raise ValueError(f"{file.name} is no file")
@@ -156,12 +156,12 @@ def _contents(file: Path, most: int) -> bytes:
 
 def _saved(document: Any, folder: Path) -> Saved:
     if not isinstance(document, dict) or document.get("kind") != _KIND:
-        raise ValueError("this is something else")
+        raise ValueError("this file is not one")
     schema = document.get("schema")
     if schema != SCHEMA:
         told = reprlib.repr(schema)
         raise ValueError(f"it is of schema {told}; this clipcheck reads schema {SCHEMA}")
-    for name in ("sha256", "dtype"):  # of other results there may be none
+    for name in ("sha256", "dtype"):  # optional in other results
         if name not in document:
             raise ValueError(f"the field {name} is missing")
     written = converted(document, _Written)
@@ -181,7 +181,7 @@ def _saved(document: Any, folder: Path) -> Saved:
 
 
 def _image(name: str, folder: Path) -> Image.Image:
-    # A name and nothing else: it must not lead out of the folder.
+    # Only a file's name: a path could lead out of the folder.
     if not re.fullmatch(_PICTURE, name):
         raise ValueError(f"a picture is named {reprlib.repr(name)}")
     try:

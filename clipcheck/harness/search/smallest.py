@@ -1,8 +1,7 @@
 """Find the smallest input that a candidate fails on.
 
-One example is not one forward pass: inputs are gathered first and run in batches. Where a row
-fails Hypothesis draws the same ones again, this time with a condition, and shrinks what holds it,
-singly.
+Inputs are drawn first and run in batches, not in one forward pass each. If a row fails, Hypothesis
+draws the same inputs again with the failure as a condition, and shrinks the failing one.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from clipcheck.inputs.examples import Example, Kind, batch, ids_of, spelled, sto
 from clipcheck.results.failing import Failing, Measure
 
 SEARCHED = 200
-"""Inputs that are looked at where a check failed on one that was not drawn here."""
+"""Inputs to try if the check failed on one that Hypothesis did not draw."""
 
 _TOGETHER = 50
-"""Batches that are tried where no row fails alone."""
+"""Batches to try if no row fails alone."""
 
 _SECONDS = 60.0
-"""Time for shrinking: what is smallest by then is given."""
+"""Time limit for shrinking."""
 
 
 def smallest(probe: Probe, drawn: Drawn, cases: Sequence[Case]) -> Failing | None:
-    """The smallest input that a candidate fails on, or None where it fails on no batch.
+    """Return the smallest input that a candidate fails on, or None if it fails on no batch.
 
     Raises:
         RunError: the eager model cannot be run.
@@ -55,37 +54,37 @@ class _Search:
         for kind in _suspects(margins):
             found = self._single(kind) or self._several(kind)
             if found:
-                return self._measured_anew(found)
+                return self._measure_saved(found)
         most = [max(each.values()) for each in margins]
         if not max(most) > 1:
             return None
-        return self._as_it_was(self._drawn.batches[int(np.argmax(most))])
+        return self._whole_batch(self._drawn.batches[int(np.argmax(most))])
 
     def _single(self, kind: Kind) -> Example | None:
-        """One image or one prompt that fails alone."""
+        """Find one image or one prompt that fails alone."""
         if kind == "pair":
             return None
         counts = self._source.counts(self._drawn.asked)
         for pool in self._source.pools(kind):
             for count in (counts[pool.name], SEARCHED):
                 if count and self._any_fails(self._source.gather(pool, count)):
-                    found = self._shrunk(pool, count)
+                    found = self._shrink(pool, count)
                     if found:
                         return found
         return None
 
     def _several(self, kind: Kind) -> Example | None:
-        """Rows that fail in each other's company, or a single one that fails for having none."""
-        self._fails_in_batch.clear()  # One that passes among others may yet fail alone.
-        return self._shrunk(self._source.together(kind), _TOGETHER)
+        """Find rows that fail together, or a single one that fails only outside of a batch."""
+        self._fails_in_batch.clear()  # a row that passes in a batch may still fail alone
+        return self._shrink(self._source.together(kind), _TOGETHER)
 
-    def _shrunk(self, pool: Pool, count: int) -> Example | None:
+    def _shrink(self, pool: Pool, count: int) -> Example | None:
         self._deadline = float("inf")
         self._first = None
         return self._source.find(pool, self._fails, count)
 
     def _fails(self, example: Example) -> bool:
-        """Whether it does, alone. When the time is up, what was not looked at does not."""
+        """Tell whether an input fails alone. After the time limit, unmeasured inputs do not."""
         given = batch(example, self._frontend)
         key = digest([given])
         if key not in self._measured:
@@ -99,7 +98,7 @@ class _Search:
         return failing
 
     def _any_fails(self, examples: Sequence[Example]) -> bool:
-        """Run them in batches, until one fails, and remember which."""
+        """Run examples in batches until one fails, and record which rows fail."""
         rows = [batch(example, self._frontend) for example in examples]
         for start in range(0, len(rows), MOST_ROWS):
             some = rows[start : start + MOST_ROWS]
@@ -110,23 +109,23 @@ class _Search:
                 return True
         return False
 
-    def _measured_anew(self, found: Example) -> Failing:
-        """As it will be kept, and described as that: another image may have had its pixels."""
-        first = self._first and self._kept(self._first)
-        found = self._kept(found)
+    def _measure_saved(self, found: Example) -> Failing:
+        """Measure the example in the form in which it is saved, and describe that form."""
+        first = self._first and self._as_saved(self._first)
+        found = self._as_saved(found)
         given = batch(found, self._frontend)
         again = worst(self._probe.measure(given))
-        # What depends on the number of calls may be right this time.
+        # A failure that depends on the number of calls may not repeat.
         measure = again if again.margin > 1 else self._measured[digest([given])]
         return Failing(found, measure, True, first)
 
-    def _kept(self, example: Example) -> Example:
-        """With images that a PNG holds, and texts in place of ids."""
+    def _as_saved(self, example: Example) -> Example:
+        """Convert images to modes that PNG has, and ids to texts where possible."""
         images = tuple(storable(image, self._frontend) for image in example.images)
         return spelled(Example(images, example.prompts), self._frontend)
 
-    def _as_it_was(self, given: Batch) -> Failing:
-        """The batch that failed by most, where nothing smaller does."""
+    def _whole_batch(self, given: Batch) -> Failing:
+        """Return the batch with the greatest margin, if nothing smaller fails."""
         images = tuple(self._frontend.image_of(pixels) for pixels in given.pixels)
         prompts = tuple(ids_of(row) for row in given.tokens)
         example = spelled(Example(images, prompts), self._frontend)
@@ -134,15 +133,15 @@ class _Search:
 
 
 def _suspects(margins: Sequence[Mapping[Kind, float]]) -> Iterator[Kind]:
-    """The kinds of input that fail, the furthest first. Pairs come last: what is wrong in features
-    is wrong in logits."""
+    """Yield the kinds of input that fail, the worst first. Pairs come last: wrong features also
+    give wrong logits."""
     greatest = {kind: max(each.get(kind, 0.0) for each in margins) for kind in KINDS}
     failing = [kind for kind in KINDS if greatest[kind] > 1]
     yield from sorted(failing, key=lambda kind: (kind == "pair", -greatest[kind]))
 
 
 def _joined(rows: Sequence[Batch]) -> Batch:
-    """Batches of one row as one batch."""
+    """Join batches of one row into one batch."""
     described = {
         kind: tuple(name for row in rows for name in row.rows[kind]) for kind in ("image", "prompt")
     }

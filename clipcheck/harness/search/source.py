@@ -24,11 +24,11 @@ _Condition: TypeAlias = Callable[[Example], Any]
 
 @dataclass(frozen=True)
 class Pool:
-    """Strategy that examples are drawn from.
+    """A strategy for examples, with a name.
 
     Attributes:
-        name: what failed is kept under it.
-        strategy: draws one.
+        name: part of the key of failures in the database.
+        strategy: draws one example.
     """
 
     name: str
@@ -36,16 +36,15 @@ class Pool:
 
 
 class Source:
-    """Draws raw inputs for a model, the same ones for the same seed.
+    """Draws raw inputs for a model, the same for the same seed.
 
-    What failed before is tried as well, fixed or not, and takes no other's place: Hypothesis keeps
-    it in its database, which is in the folder ``.hypothesis`` (or
-    ``$HYPOTHESIS_STORAGE_DIRECTORY``).
+    Earlier failures are tried in addition. Hypothesis keeps them in its database, in the folder
+    ``.hypothesis`` or ``$HYPOTHESIS_STORAGE_DIRECTORY``.
 
     Args:
-        inputs: what the model takes.
-        name: of the checkpoint: failures are kept by it.
-        seed: of what is drawn.
+        inputs: sizes and rules of the model's inputs.
+        name: of the checkpoint, part of the key of failures.
+        seed: of the draws.
     """
 
     def __init__(self, inputs: Inputs, name: str, seed: int) -> None:
@@ -54,8 +53,8 @@ class Source:
         self._seed = seed
 
     def pools(self, kind: Kind) -> list[Pool]:
-        """Return the pools of single images or single prompts: texts first, and then ids that no
-        text gives. Where no tokenizer is at hand these are ids alone."""
+        """Return the pools of single images or single prompts: texts, then ids that no text gives;
+        without the model's tokenizer only ids."""
         if kind == "image":
             return [Pool("image", self._images().map(lambda image: Example(images=(image,))))]
         return [
@@ -64,7 +63,7 @@ class Source:
         ]
 
     def together(self, kind: Kind) -> Pool:
-        """Several images, several prompts, or several of both."""
+        """Return the pool of several images, several prompts, or several of both."""
         from hypothesis import strategies as st
 
         def several(drawn: SearchStrategy[Any]) -> SearchStrategy[tuple[Any, ...]]:
@@ -76,14 +75,14 @@ class Source:
         return Pool(f"several {kind}", st.builds(Example, images, prompts))
 
     def counts(self, images: int) -> dict[str, int]:
-        """Return how many examples `draw` asks for, by pool."""
+        """Return how many examples `draw` draws, by pool."""
         names = list(self._prompts())
         prompts = prompts_beside(images)
         shares = {name: len(range(n, prompts, len(names))) for n, name in enumerate(names)}
         return {"image": images, **shares}
 
     def draw(self, images: int) -> Example:
-        """So many images, and the prompts that `packed` wants beside them."""
+        """Draw this number of images, and the prompts that `packed` needs for them."""
         if images < 1:
             return Example()
         counts = self.counts(images)
@@ -91,7 +90,7 @@ class Source:
             self.gather(pool, counts[pool.name])
             for pool in (*self.pools("image"), *self.pools("prompt"))
         )
-        # In turn, so that each batch has some of each.
+        # Interleaved, so that each batch has some of each.
         mixed = (text for each in itertools.zip_longest(*texts) for text in each if text)
         return Example(
             tuple(image for each in drawn for image in each.images),
@@ -99,20 +98,20 @@ class Source:
         )
 
     def gather(self, pool: Pool, count: int) -> list[Example]:
-        """The examples that `find` will look at with that count: at most ``count``, and behind
-        them some that failed before."""
+        """Return the examples that `find` tries with this count: at most ``count``, and some
+        earlier failures."""
         from hypothesis.database import ReadOnlyDatabase
 
         drawn: list[Example] = []
-        # Looking at them is no verdict: what failed before must stay in the database.
+        # Nothing is tested here, so Hypothesis would delete earlier failures as passing.
         kept = ReadOnlyDatabase(self._database(pool))
         self._draw(pool, drawn.append, count, kept)
         self._try_again(pool, drawn.append, count, kept)
         return drawn
 
     def find(self, pool: Pool, condition: Callable[[Example], bool], count: int) -> Example | None:
-        """The smallest example that the condition holds for, or None where none of those is that
-        `gather` gives."""
+        """Return the smallest example for which the condition holds, or None if it holds for none
+        of `gather`."""
         database = self._database(pool)
         again = self._try_again(pool, condition, count, database)
         return self._draw(pool, condition, count, database) if again is None else again
@@ -122,14 +121,14 @@ class Source:
     ) -> Example | None:
         from hypothesis import Phase
 
-        if not count:  # Of one prompt in all, the second kind of prompts has none.
+        if not count:  # with one prompt in all, the second pool has none
             return None
         return self._find(pool, condition, _settings(count, database, Phase.generate))
 
     def _try_again(
         self, pool: Pool, condition: _Condition, count: int, database: ExampleDatabase
     ) -> Example | None:
-        """Look at what failed before: a few, as Hypothesis keeps many that it has not shrunk."""
+        """Try a few earlier failures: Hypothesis also keeps many that it did not shrink."""
         from unittest import SkipTest
 
         from hypothesis import Phase
@@ -138,7 +137,7 @@ class Source:
         few = max(2, count // 10)
         try:
             return self._find(pool, condition, _settings(few, database, Phase.reuse))
-        except (SkipTest, Unsatisfiable):  # Nothing is kept, or nothing that is drawn today.
+        except (SkipTest, Unsatisfiable):  # no earlier failure, or none that can still be drawn
             return None
 
     def _find(self, pool: Pool, condition: _Condition, how: settings) -> Example | None:
@@ -146,7 +145,7 @@ class Source:
 
         found: list[Example] = []
 
-        # In this order: a seed puts the database out of use, and settings above it say which.
+        # In this order: a seed disables the database, and settings above it enable it again.
         @how
         @seed(self._seed)
         @given(pool.strategy)
@@ -177,32 +176,31 @@ class Source:
         return {"text": prompts(context_length=i.context_length), "ids": ids}
 
     def _database(self, pool: Pool) -> ExampleDatabase:
-        """Return the database in the folder that Hypothesis uses by default, in CI as well: there
-        it is kept as an artifact."""
-        from clipcheck.harness.search.database import Named
+        """Return the database in Hypothesis's default folder, also in CI, where it is kept as an
+        artifact."""
+        from clipcheck.harness.search.database import NamedDatabase
 
         folder = os.environ.get("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis")
-        return Named(Path(folder) / "examples", f"clipcheck {pool.name} {self._name} ")
+        return NamedDatabase(Path(folder) / "examples", f"clipcheck {pool.name} {self._name} ")
 
 
 class _Found(Exception):  # noqa: N818 - it is what was looked for, no error
-    """An example that a condition holds for."""
+    """An example for which the condition holds."""
 
 
 def _settings(count: int, database: ExampleDatabase, phase: Phase) -> settings:
-    """Hypothesis's settings. What they leave open a profile of the caller's would decide."""
+    """Return complete settings for Hypothesis: a profile of the caller would fill gaps."""
     from hypothesis import HealthCheck, Phase, Verbosity, settings
 
     return settings(
         max_examples=count,
         backend="hypothesis",
         database=database,
-        derandomize=False,  # The seed is given; a profile for CI would have it from the code.
+        derandomize=False,  # a profile for CI would replace the seed
         deadline=None,
         phases=(phase, Phase.shrink),
         report_multiple_bugs=False,
-        # As in hypothesis.find: a machine that is busy is no mistake of this search, nor is one
-        # inside of somebody's own test.
+        # As in hypothesis.find: slow machines and nested tests are no errors of this search.
         suppress_health_check=list(HealthCheck),
         verbosity=Verbosity.quiet,
     )

@@ -37,7 +37,7 @@ from tests.samples import MINUTE
 CPU = torch.device("cpu")
 FLOAT = LIMITS["float32"]
 NOT_CALLED = "the archive does not call it"
-OTHER_SHAPES = "it takes or gives other shapes than the eager module"
+OTHER_SHAPES = "its shapes differ from the eager module's"
 
 VIT, RESNET = (
     replace(small("tiny-vit"), vision=ViT(2, 64, 8), text_width=64),
@@ -291,7 +291,7 @@ def test_what_is_not_finite_fails_and_what_is_given_it_is_not_judged(judged: Jud
     assert np.isnan(ratios(found)["visual.ln_pre"])
     assert result.message.startswith("visual.ln_pre (forward)")
     block = "visual.transformer.resblocks.0"
-    assert found.skipped[block] == "nothing that it is given is finite"
+    assert found.skipped[block] == "none of its inputs is finite"
     assert block not in ratios(found)
     # The other tower is judged as ever.
     assert "transformer.resblocks.1" in ratios(found)
