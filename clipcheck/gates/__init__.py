@@ -1,1 +1,1 @@
-"""Judging outputs. Over numpy arrays alone: nothing in here imports torch."""
+"""Judge outputs: numpy arrays only, without torch."""

@@ -1,6 +1,6 @@
-"""How alike two models are to whoever uses them: the cosine of features, and the best match.
+"""Cosine of features and top-1 agreement, which show whether a fault matters to users.
 
-They judge nothing: a fault may be real and small. They say whether one matters.
+They do not change the verdict: a fault may be real and small.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from clipcheck.gates.metrics import Array
-from clipcheck.gates.result import FEATURES, LOGITS, Case, judged
+from clipcheck.gates.result import FEATURES, LOGITS, Case, expected_outputs
 
 
 def agreement(cases: Sequence[Case]) -> dict[str, float | int | str]:
-    """Compare with float64: the least cosine of any row of features, and in how many rows of logits
-    the best match is the same. What the candidate does not have is left out."""
+    """Return the least cosine of any row of features, and the number of rows of logits with the
+    same best match, both against float64."""
     cosines = [
         float(_cosines(case.candidate[name], case.exact[name]).min())
         for case in cases
-        for name in judged([case], FEATURES)
+        for name in expected_outputs([case], FEATURES)
     ]
     same = [
         np.argmax(case.candidate[name], axis=1) == np.argmax(case.exact[name], axis=1)
         for case in cases
-        for name in judged([case], LOGITS)
+        for name in expected_outputs([case], LOGITS)
     ]
     found: dict[str, float | int | str] = {"cosine": min(cosines)} if cosines else {}
     if same:
@@ -33,7 +33,7 @@ def agreement(cases: Sequence[Case]) -> dict[str, float | int | str]:
 
 
 def _cosines(these: Array, those: Array) -> Array:
-    """Of each row; 0 where it is no number: an infinite or empty vector points nowhere."""
+    """Return the cosine of each row; 0 for a zero vector or one that is not finite."""
     a, b = these.astype(np.float64), those.astype(np.float64)
     with np.errstate(all="ignore"):
         found = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))

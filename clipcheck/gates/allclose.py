@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipcheck.gates.metrics import Difference, difference, sigmoid, softmax
-from clipcheck.gates.result import LOGITS, Case, GateResult, judged, not_finite, unusable
+from clipcheck.gates.result import LOGITS, Case, GateResult, expected_outputs, not_finite, unusable
 from clipcheck.gates.tolerances import Allclose, Limits
 from clipcheck.system.figures import multiple, number
 
 
 def allclose(cases: Sequence[Case], limits: Allclose, measures: Limits | None = None) -> GateResult:
-    """``np.allclose`` on the probabilities of both logits, of every batch.
+    """Assert ``np.allclose`` on the probabilities of both logits of every batch.
 
-    Logits that are not finite fail, on either side and equal or not: softmax would hide infinities.
+    Logits that are not finite fail, even if equal on both sides: softmax would hide infinities.
 
     Args:
         cases: at least one.
-        limits: absolute and relative tolerance, and how probabilities are made.
-        measures: say how near to float64 the eager model has to be for the assertion to judge;
-            where it is further, differences are shown. Without them the assertion always judges.
+        limits: absolute and relative tolerance, and how probabilities are computed.
+        measures: limits of the dtype. If the eager model is further from float64 than their
+            ``allclose``, differences are reported but do not fail. None: they always fail.
     """
     problem = unusable(cases, LOGITS) or not_finite(cases, LOGITS)
     if problem:
         return GateResult("allclose", False, problem, margin=float("inf"))
-    names = judged(cases, LOGITS)
+    names = expected_outputs(cases, LOGITS)
     found = {name: [_differ(case, name, limits) for case in cases] for name in names}
     figures = {name: _figures(differences, limits) for name, differences in found.items()}
     passed = all(this.mismatched == 0 for each in found.values() for this in each)
@@ -46,7 +46,7 @@ def allclose(cases: Sequence[Case], limits: Allclose, measures: Limits | None = 
         message = _mismatch(name, worst, limits, case)
         own = 0.0 if measures is None else _own_excess(cases, limits)
         if measures is not None and own > measures.allclose:
-            return GateResult("allclose", True, f"{_of_rounding(own)}; {message}", figures)
+            return GateResult("allclose", True, f"{_rounding_text(own)}; {message}", figures)
     return GateResult("allclose", passed, message, figures, _excess(worst))
 
 
@@ -56,15 +56,15 @@ def _differ(case: Case, name: str, limits: Allclose) -> Difference:
     return difference(mine, other, atol=limits.atol, rtol=limits.rtol)
 
 
-def _of_rounding(own: float) -> str:
+def _rounding_text(own: float) -> str:
     return (
-        "judges nothing where rounding alone may exceed it: the eager model's own error is "
+        "not judged, because rounding alone may exceed the limit: the eager model's own error is "
         f"{multiple(own)} the limit"
     )
 
 
 def _own_excess(cases: Sequence[Case], limits: Allclose) -> float:
-    """How many times what the classic assertion allows the eager model is from float64."""
+    """Return the eager model's own distance from float64 as a multiple of the classic limit."""
     classic = Allclose(sigmoid=limits.sigmoid)
     return max(
         _excess(_differ(Case(case.reference, case.exact, case.exact), name, classic))
@@ -74,7 +74,7 @@ def _own_excess(cases: Sequence[Case], limits: Allclose) -> float:
 
 
 def _excess(found: Difference) -> float:
-    """How many times what is allowed."""
+    """Return the difference as a multiple of the limit."""
     if found.allowed == 0:
         return float("inf") if found.found else 0.0
     return found.found / found.allowed
@@ -91,7 +91,7 @@ def _figures(found: Sequence[Difference], limits: Allclose) -> dict[str, float |
 
 
 def _mismatch(name: str, found: Difference, limits: Allclose, case: Case) -> str:
-    """Headline; where the greatest excess is; what was allowed there, and why."""
+    """Return how many probabilities differ, the worst one, and its limit."""
     return (
         f"{'sigmoid' if limits.sigmoid else 'softmax'}({name}) differs in "
         f"{found.mismatched} of {found.elements} probabilities; "

@@ -26,7 +26,7 @@ def equals(alternative: Mapping[str, Departure]) -> bool:
     return all(departure.equal for departure in alternative.values())
 
 
-def described(alternative: Mapping[str, Departure], *, assumed: bool) -> str:
+def describe_alternative(alternative: Mapping[str, Departure], *, assumed: bool) -> str:
     """Describe how a candidate computes and as what it was judged, without a full stop.
 
     Args:

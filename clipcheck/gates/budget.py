@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcheck.errors import UsageError, nearest
-from clipcheck.gates.result import FEATURES, LOGITS, Case, GateResult, judged, not_finite, unusable
+from clipcheck.gates.result import (
+    FEATURES,
+    LOGITS,
+    Case,
+    GateResult,
+    expected_outputs,
+    not_finite,
+    unusable,
+)
 from clipcheck.gates.tolerances import BUDGETS, LOGIT_SCALE, Budget
 from clipcheck.system.figures import counted, percent
 
@@ -165,7 +173,7 @@ def budget(
         limits: what may be lost.
         levels: by key, how many different values a quantised weight can have.
     """
-    problem = unusable(cases) or not_finite(cases, judged(cases))
+    problem = unusable(cases) or not_finite(cases, expected_outputs(cases))
     if problem:
         return GateResult("budget", False, problem, margin=float("inf"))
     found = estimates(cases)
@@ -238,7 +246,7 @@ def estimates(cases: Sequence[Case]) -> dict[str, Estimate]:
 def logit_scale(cases: Sequence[Case]) -> float | None:
     """How many times the reference's is the factor between the candidate's logits and the cosines
     of its features; None where one of them is not there."""
-    if len(judged(cases, (*FEATURES, LOGITS[0]))) < 3:
+    if len(expected_outputs(cases, (*FEATURES, LOGITS[0]))) < 3:
         return None
     own, exact = (
         _slope([getattr(case, side) for case in cases]) for side in ("candidate", "exact")
@@ -273,7 +281,7 @@ def unit(values: NDArray[np.floating]) -> Floats:
 
 def _cosines(cases: Sequence[Case]) -> Iterator[Floats]:
     """The cosine of each row of features with float64's, by tower."""
-    for name in judged(cases, FEATURES):
+    for name in expected_outputs(cases, FEATURES):
         yield np.concatenate(
             [np.sum(unit(c.candidate[name]) * unit(c.exact[name]), axis=1) for c in cases]
         )
@@ -297,7 +305,8 @@ def _scores(cases: Sequence[Case], side: str) -> list[Floats]:
     batches."""
     outputs = [getattr(case, side) for case in cases]
     units = [
-        unit(np.concatenate([each[name] for each in outputs])) for name in judged(cases, FEATURES)
+        unit(np.concatenate([each[name] for each in outputs]))
+        for name in expected_outputs(cases, FEATURES)
     ]
     if len(units) == 2:
         return [units[0] @ units[1].T, units[1] @ units[0].T]
@@ -307,7 +316,7 @@ def _scores(cases: Sequence[Case], side: str) -> list[Floats]:
         return [(units[0] @ units[0].T)[others].reshape(rows, rows - 1)]
     return [
         np.concatenate([each[name].astype(np.float64) for each in outputs])
-        for name in judged(cases, LOGITS)
+        for name in expected_outputs(cases, LOGITS)
     ]
 
 

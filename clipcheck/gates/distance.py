@@ -1,12 +1,12 @@
-"""How far outputs are from float64, measured in the eager model's own distance from it.
+"""Measure how far outputs are from float64, in units of the eager model's own error.
 
-A float32 model is never exact: its error against float64 is that of its arithmetic. Another way to
-compute the same function makes an error of the same size, whatever the order of its sums; a fault
-makes one that is larger by orders of magnitude. So an error is divided by the eager model's.
+A float32 model is never exact: it has a rounding error against float64. A different way to compute
+the same function has an error of the same size; a fault has one that is larger by orders of
+magnitude. So a candidate's error is divided by the eager model's.
 
-That model is now and then exact by luck, in a row or in a whole output, and no measure then. So the
-divisor of a row is at least what rows of this output have in the median, in proportion to the
-row's size, and at least one rounding of its numbers.
+A row of the eager model is sometimes exact by luck, and then no measure. So the divisor of a row is
+at least the median error of this output's rows, in proportion to the row's size, and at least one
+rounding of its numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcheck.gates.metrics import Array, rms, row_rms
-from clipcheck.gates.result import LOGITS, OUTPUTS, Case, Outputs, judged
+from clipcheck.gates.result import LOGITS, OUTPUTS, Case, Outputs, expected_outputs
 from clipcheck.gates.tolerances import Limits
 
 Rows = NDArray[np.float64]
@@ -26,13 +26,13 @@ Rows = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Distance:
-    """How many times the eager model's error was found, where that is most of what is allowed.
+    """The error of a row or a batch, as a multiple of the eager model's.
 
     Attributes:
-        row: the row within the batch, or None for all of it.
-        ratio: the error in the eager model's; infinite where it is not a number.
-        limit: the name of the one that holds here.
-        error: the root mean square error itself.
+        row: the row within the batch, or None for the whole batch.
+        ratio: the error divided by the eager model's; infinite if it is not a number.
+        limit: name of the limit that applies.
+        error: root mean square error.
     """
 
     output: str
@@ -50,37 +50,37 @@ class Distance:
 
     @property
     def margin(self) -> float:
-        """How many times what is allowed."""
+        """The ratio divided by the allowed one."""
         return self.ratio / self.allowed
 
     @property
     def place(self) -> str:
-        """The row, or the batch, for people."""
+        """Description of the row or batch."""
         if self.row is None:
             return f"a whole batch of {len(self.case.candidate[self.output])}"
         return self.case.where(self.output, [self.row])
 
 
-# What is not finite ends up as an infinite ratio. It needs no warning as well.
-_quietly = np.errstate(all="ignore")
+# Numbers that are not finite become an infinite ratio, without a warning.
+_without_warnings = np.errstate(all="ignore")
 
 
 class Ruler:
-    """The eager model's errors, row by row: what those of a candidate are measured in.
+    """The eager model's errors by row, as units for the errors of a candidate.
 
     Args:
-        cases: all that was run; their candidates are not looked at.
-        scale: the model's exp(logit_scale), which logits are in proportion to.
+        cases: of all batches; their candidates are not used.
+        scale: exp(logit_scale) of the model; logits are proportional to it.
     """
 
-    @_quietly
+    @_without_warnings
     def __init__(self, cases: Sequence[Case], limits: Limits, scale: float) -> None:
         self.limits = limits
         self._scale = scale
         self._units: dict[str, list[Rows]] = {}
         self._typical: dict[str, float] = {}
         self._least: dict[str, float] = {}
-        # One tower alone has but its features.
+        # A single tower has only features.
         for name in (name for name in OUTPUTS if all(name in case.reference for case in cases)):
             errors = [row_rms(case.reference[name] - case.exact[name]) for case in cases]
             sizes = [_sizes(name, case.exact, scale) for case in cases]
@@ -92,34 +92,34 @@ class Ruler:
                 np.maximum(error, least * size) for error, size in zip(errors, sizes, strict=True)
             ]
 
-    @_quietly
+    @_without_warnings
     def further(self, name: str, case: Case) -> Rows:
-        """How far the candidate is from float64 in each row of a case that need not be one of those
-        that this was made from: a single row has no median of its own."""
+        """Return the candidate's ratio in each row of any case, also one that is not part of the
+        ruler."""
         units = self._errors(name, case, self._least[name])
         return _ratio(row_rms(case.candidate[name] - case.exact[name]), units)
 
     def _errors(self, name: str, case: Case, least: float) -> Rows:
-        """The eager model's in each row; in proportion to the row's size at least that."""
+        """Return the eager model's error of each row, at least ``least`` times the row's size."""
         floor = least * _sizes(name, case.exact, self._scale)
         return np.maximum(row_rms(case.reference[name] - case.exact[name]), floor)
 
-    @_quietly
+    @_without_warnings
     def caps(self, name: str, case: Case) -> Rows:
-        """How far each logit of each row may be off: the cap, and more where the eager model itself
-        is so far off that it is no measure."""
+        """Return the limit of each row's single logits: the cap, or more if the eager model itself
+        is that far off."""
         own = self._errors(name, case, self._typical[name])
         return np.maximum(self.limits.logit_cap(self._scale), self.limits.logit_row * own)
 
     def allowed(self, name: str) -> float:
-        """How many times that may be, in one row of that output."""
+        """Return the allowed ratio of one row of this output."""
         return self.limits.logit_row if name in LOGITS else self.limits.feature_row
 
-    @_quietly
+    @_without_warnings
     def ratios(
         self, name: str, number: int, these: Array, those: Array, rows: Sequence[int]
     ) -> Rows:
-        """How far two arrays are apart, row by row.
+        """Return the distance of two arrays by row, in units of the eager model's error.
 
         Args:
             number: of the case that the rows are from.
@@ -127,13 +127,13 @@ class Ruler:
         apart = row_rms(these.astype(np.float64) - those)
         return _ratio(apart, self._units[name][number][list(rows)])
 
-    @_quietly
+    @_without_warnings
     def distances(self, cases: Sequence[Case]) -> list[Distance]:
-        """Return the distances of each output, in each case: that of its furthest row; where there
-        are several, that of the whole batch as well."""
+        """Return for each output and case the distance of its worst row, and of the whole batch if
+        it has several rows."""
         return [
             distance
-            for name in judged(cases)
+            for name in expected_outputs(cases)
             for number, case in enumerate(cases)
             for distance in self._distances(name, number, case)
         ]
@@ -157,16 +157,16 @@ class Ruler:
 def _sizes(name: str, exact: Outputs, scale: float) -> Rows:
     """Return the sizes that the errors of each row are divided by.
 
-    A feature's error is to the size of the features. A logit's is not to the logit: it is to the
-    angles between features, and that is the logit scale, however small the logit.
+    The error of a feature is proportional to the features' size. That of a logit is proportional to
+    the logit scale, not to the logit, because the logit is a cosine times the scale.
     """
     if name in LOGITS:
         return np.full(len(exact[name]), scale)
     return np.maximum(row_rms(exact[name]), np.finfo(np.float64).tiny)
 
 
-@_quietly
+@_without_warnings
 def _ratio(errors: Rows, units: Rows) -> Rows:
-    """Infinite where either is not a number: nothing that is not finite is ever near."""
+    """Divide; infinite if either side is not finite."""
     ratios = errors / units
     return np.where(np.isfinite(ratios) & np.isfinite(units), ratios, np.inf)

@@ -1,4 +1,4 @@
-"""The gates ``fidelity`` and ``precision``: as near to float64 as the eager model is."""
+"""The gates ``fidelity`` and ``precision``: as close to float64 as the eager model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ import numpy as np
 
 from clipcheck.gates.agreement import agreement
 from clipcheck.gates.distance import Distance, Rows, Ruler
-from clipcheck.gates.result import LOGITS, MEANT, Case, Figures, GateResult, judged, unusable
+from clipcheck.gates.result import (
+    LOGITS,
+    MEANT,
+    Case,
+    Figures,
+    GateResult,
+    expected_outputs,
+    unusable,
+)
 from clipcheck.gates.tolerances import Limits
 from clipcheck.system.figures import multiple, number
 
 
 def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
-    """In float32: no output, no batch and no row further from float64 than the eager model is.
+    """Judge in float32 that outputs, batches and rows are as close to float64 as the eager model's.
 
     Args:
         scale: the model's exp(logit_scale).
@@ -31,12 +39,11 @@ def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
 
 
 def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
-    """In half precision or bfloat16: as `fidelity`, and no logit further than a cap, which stands
-    where the eager model keeps it with room to spare."""
+    """Judge in float16 or bfloat16 as `fidelity` does, with a cap for every logit as well."""
     near = fidelity(cases, limits, scale)
     if near.margin == float("inf"):
         return GateResult("precision", False, near.message, near.figures, near.margin)
-    logits = judged(cases, LOGITS)
+    logits = expected_outputs(cases, LOGITS)
     if not logits:
         return GateResult("precision", near.passed, near.message, near.figures, near.margin)
     ruler = Ruler(cases, limits, scale)
@@ -68,7 +75,7 @@ class _Logit:
 
 
 def _worst_logit(name: str, case: Case, caps: Rows) -> _Logit:
-    """The one that is most of what is allowed in its row."""
+    """Return the logit with the greatest share of its row's limit."""
     errors = np.abs(case.candidate[name].astype(np.float64) - case.exact[name])
     shares = errors / caps[:, None]
     row, column = (int(i) for i in np.unravel_index(int(np.argmax(shares)), shares.shape))
@@ -81,11 +88,11 @@ def distance_text(output: str, place: str, ratio: float, error: float, allowed: 
 
     Args:
         place: the row, or the batch.
-        ratio: how many times as far as the eager model.
-        allowed: how many times that may be.
+        ratio: multiple of the eager model's error.
+        allowed: the allowed ratio.
     """
     if ratio == float("inf"):
-        return f"{MEANT[output]} of {place} are not finite, or the eager model's not"
+        return f"{MEANT[output]} of {place} are not finite, or the eager model's are not"
     return f"worst error {against_eager(error, ratio, allowed)}, {MEANT[output]} of {place}"
 
 
@@ -96,7 +103,7 @@ def against_eager(error: float, ratio: float, allowed: float) -> str:
 
 
 def _figures(found: Sequence[Distance]) -> Figures:
-    """The worst of each output, and the greatest ratio under each limit."""
+    """Return the worst of each output, and the greatest ratio for each limit."""
     by_output: dict[str, Distance] = {}
     greatest: dict[str, float] = {}
     for distance in found:

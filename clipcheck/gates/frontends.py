@@ -1,4 +1,4 @@
-"""Pixels against pixels and ids against ids: what becomes of raw inputs on two ways."""
+"""Compare the pixels and ids that a library and clipcheck make of raw inputs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from clipcheck.gates.metrics import Array
 
 Kind = Literal["image", "text", "end token"]
-"""Kind of input that a library's frontend takes; or the id that its model looks for to end a
+"""Kind of input of a library's preprocessing, or the id by which its model finds the end of a
 text."""
 
 ROUNDING = 2.0**-19
-"""How far two normalised pixels of the same one of 256 levels may be apart.
+"""Greatest distance of two normalised pixels of the same level (of 256).
 
 Scaling and normalising in float32 rounds at most four times, and so are mean and deviation, by half
 an epsilon of 1.2e-7 each. With deviations from 0.26 on and values up to 2.7, each side is within
@@ -31,13 +31,13 @@ _TOO_LONG = re.compile(r"too long for context length \d+")
 
 @dataclass(frozen=True)
 class Refusal:
-    """The message that stands in place of an array where none was made."""
+    """The library's error message, in place of an array."""
 
     words: str
 
     @property
     def reason(self) -> str:
-        """The words that do not depend on the input, where these are known."""
+        """The part of the message that does not depend on the input, if known."""
         found = _TOO_LONG.search(self.words)
         return found[0] if found else self.words
 
@@ -51,10 +51,9 @@ class Unlike:
     """Difference of two outcomes.
 
     Attributes:
-        message: for people, as a phrase.
-        figures: for images ``max_abs``, of normalised pixels, ``levels`` of 255 and ``share`` of
-            the values; for texts ``position``, ``expected`` and ``found``. None where there is no
-            such number.
+        message: as a phrase.
+        figures: for images ``max_abs`` of normalised pixels, ``levels`` of 255 and ``share`` of
+            the values; for texts ``position``, ``expected`` and ``found``; None if unknown.
     """
 
     message: str
@@ -63,12 +62,12 @@ class Unlike:
 
 @dataclass(frozen=True)
 class Known:
-    """A documented difference that was met.
+    """A documented difference that occurred.
 
     Attributes:
-        count: inputs that differ by it, alone or beside others.
+        count: inputs that it affects, alone or with others.
         meaning: what the library does, and what the reference does.
-        link: where it is told of.
+        link: to an issue or a document.
     """
 
     count: int
@@ -87,15 +86,15 @@ class Unknown:
 
 @dataclass(frozen=True)
 class FrontendResult:
-    """Comparison of a library's own way to take images, or texts, with clipcheck's.
+    """Comparison of a library's preprocessing or tokenizer with clipcheck's.
 
     Attributes:
-        name: the library's, and which of its ways.
-        kind: what it takes.
-        same: how many of them give the same, within `ROUNDING`.
-        rounding: the greatest distance of normalised pixels among these.
-        known: by name, the documented differences that give exactly what the library gives.
-        unknown: all inputs that differ otherwise.
+        name: of the library, and the variant.
+        kind: of the inputs.
+        same: number of inputs with the same result, within `ROUNDING`.
+        rounding: greatest distance of normalised pixels among these.
+        known: by name, the documented differences that explain results exactly.
+        unknown: inputs that differ for no documented reason.
     """
 
     name: str
@@ -109,7 +108,7 @@ class FrontendResult:
 
     @property
     def differing_as_known(self) -> int:
-        """How many inputs differ, all of it for documented reasons."""
+        """Number of inputs that differ only for documented reasons."""
         return self.compared - self.same - len(self.unknown)
 
 
@@ -125,14 +124,14 @@ def unlike(expected: Outcome, found: Outcome, deviations: Sequence[float] = ()) 
         alike = isinstance(expected, Refusal) and expected.reason == found.reason
         return None if alike else Unlike(f"refused: {found.reason}")
     if isinstance(expected, Refusal):
-        return Unlike(f"taken, where clipcheck refuses it: {expected.reason}")
+        return Unlike(f"accepted, and clipcheck refuses it: {expected.reason}")
     if deviations:
         return _unlike_pixels(expected, found, deviations)
     return _unlike_ids(expected, found)
 
 
 def distance(expected: Outcome, found: Outcome) -> float:
-    """The greatest distance of two outcomes that are alike; 0 where they are no numbers."""
+    """Return the greatest distance of two outcomes of the same shape; 0 for refusals."""
     if isinstance(expected, Refusal) or isinstance(found, Refusal):
         return 0.0
     return float(np.abs(expected - found).max(initial=0.0))

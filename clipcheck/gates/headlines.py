@@ -1,4 +1,4 @@
-"""The figure of a gate's result that says most of it, in a few words."""
+"""The main figure of each gate's result, in a few words."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from clipcheck.gates.result import GateResult
 
 Times = Callable[[float], str]
-"""Writes how many times."""
+"""Writes a ratio."""
 
 
 def of_weights(found: GateResult, _: Times) -> str:
-    """How many weights differ."""
+    """Return how many weights differ."""
     counts = found.figures.get("weights")
     return f"{counts['differing']} of {counts['compared']} differ" if counts else ""
 
 
 def of_integrity(found: GateResult, _: Times) -> str:
-    """How many weights are wrong in some way, or the same."""
+    """Return how many weights are wrong, or how many are the same."""
     counts = found.figures.get("weights", {})
     told = [f"{counts[key]} {key}" for key in ("differing", "unused", "changed") if counts.get(key)]
     same = f"{counts['compared']} weights" if counts and found.passed else ""
@@ -29,13 +29,13 @@ def of_integrity(found: GateResult, _: Times) -> str:
 
 
 def of_allclose(found: GateResult, _: Times) -> str:
-    """How far the probabilities are apart."""
+    """Return the greatest difference of probabilities."""
     apart = [float(row["max_abs"]) for row in found.figures.values() if "max_abs" in row]
     return f"{number(max(apart), 3)} apart" if apart else ""
 
 
 def of_top1(found: GateResult, _: Times) -> str:
-    """In how many rows the best match is another."""
+    """Return in how many rows the best match differs."""
     rows = found.figures.get("rows")
     return f"{rows['wrong']} of {rows['clear']} wrong" if rows else ""
 
@@ -52,13 +52,13 @@ def of_budget(found: GateResult, _: Times) -> str:
 
 
 def of_repeatability(found: GateResult, times: Times) -> str:
-    """How far a row moved."""
+    """Return how far a row moved between calls."""
     moved = [float(row["moved"]) for row in found.figures.values() if "moved" in row]
     return f"moved {times(max(moved))}" if moved else ""
 
 
 def of_ratios(found: GateResult, times: Times) -> str:
-    """How many times as far from float64 as the eager model, and how many may be."""
+    """Return the greatest multiple of the eager model's error, and its limit."""
     ratios = [
         (float(row["rmse_ratio"]), float(row["allowed"]))
         for row in found.figures.values()

@@ -1,4 +1,4 @@
-"""The gate ``integrity``: that the comparison is one."""
+"""The gate ``integrity``: the candidate is complete, and not the reference itself."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ from clipcheck.gates.result import (
     Case,
     GateResult,
     eager_not_finite,
-    judged,
+    expected_outputs,
     where_not_finite,
 )
 from clipcheck.system.figures import counted
 
 _NAMED = 3
-"""Weights that a message names, of those that are wrong; the others are counted."""
+"""Number of wrong weights that a message names; the rest are counted."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Evidence that `integrity` needs beside the outputs.
+    """Findings that `integrity` needs in addition to the outputs.
 
     Attributes:
-        weights: number of weights of the candidate that were compared with the file's bit for bit;
-            None where they are built into it and cannot be told apart any more.
-        doubts: what speaks against the candidate being what it is called, or against its being
-            another thing than the reference.
+        weights: number of the candidate's weights that were compared with the file's bit for bit;
+            None if they are compiled into it and cannot be compared.
+        doubts: reasons why the candidate may not be what its name says, or may be the reference.
         differing: by key, how a weight of the candidate differs from the file's.
-        buffers: by name, the integer that the archive holds and the one that the dimensions of
-            the weights imply; None where the archive does not have it.
-        unused: by method, the weights that its code does not use although the model has to.
-        changed: the weights that running the model has changed.
-        unlike: raw images and texts that the two sides make other inputs of.
+        buffers: by name, the integer in the archive (None if missing) and the one that the weights'
+            dimensions imply.
+        unused: by method, weights that its code does not use although the model needs them.
+        changed: weights that running the model changed.
+        unlike: raw images and texts that the two sides preprocess differently.
         quantised: by key, how a weight is quantised that is the file's to within a step.
         tensors: by the key of a weight that is quantised, its name in the program.
         levels: by that key, how many different values it can have.
@@ -53,13 +52,12 @@ class Evidence:
 
 
 def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
-    """Two different things, the same weights, all of them used, and all outputs.
+    """Judge that the candidate is complete, and not the reference itself.
 
-    Passes when the candidate is what it is called, and not the reference once more; the weights
-    agree bit for bit, where they can be told, all of them take part in what is computed, and
-    running changes none; the integer buffers are those that the architecture implies; raw images
-    and texts become the same pixels and ids both ways; and every output of `OUTPUTS` is there from
-    both for every batch, of the same shape and dtype, not empty and finite.
+    Passes when the candidate is what its name says, and not the reference; its weights are the
+    file's bit for bit, where they can be compared, all are used, and running changes none; integer
+    buffers fit the architecture; both sides make the same pixels and ids of raw inputs; and both
+    have every output of `OUTPUTS` for every batch, of the same shape and dtype, not empty, finite.
     """
     outputs = [problem for case in cases for problem in _output_problems(case)]
     problems = [
@@ -81,7 +79,7 @@ def integrity(cases: Sequence[Case], evidence: Evidence) -> GateResult:
         figures["quantised"] = dict(kinds)
     if problems:
         return GateResult("integrity", False, "; ".join(problems), figures, float("inf"))
-    count = len(judged(cases))
+    count = len(expected_outputs(cases))
     given = "the one output" if count == 1 else f"all {count} outputs"
     message = f"{given} present, finite, and of the right shape and dtype"
     if kinds:
@@ -120,7 +118,7 @@ def _listed(keys: Sequence[str]) -> str:
 
 def _output_problems(case: Case) -> list[str]:
     problems = []
-    for name in judged([case]):
+    for name in expected_outputs([case]):
         sides = {"candidate": case.candidate, "reference": case.reference}
         absent = [side for side, outputs in sides.items() if name not in outputs]
         if absent:

@@ -1,4 +1,4 @@
-"""Prompts of every length, which a check runs through the text tower alone."""
+"""Judge prompts of every length, which a check runs through the text tower only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NAME = "text_features"
 
 
 def with_lengths(gate: GateResult, cases: Sequence[Case], ruler: Ruler) -> GateResult:
-    """Add the features of these prompts to what ``fidelity`` or ``precision`` has found.
+    """Add the features of these prompts to the result of ``fidelity`` or ``precision``.
 
     Args:
-        cases: with text features alone; each row says how long it is.
+        cases: with text features only; each row's name is its length.
         ruler: made of the other inputs.
     """
     allowed = ruler.allowed(_NAME)

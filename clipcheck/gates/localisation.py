@@ -1,4 +1,4 @@
-"""Where a candidate departs first: from the errors of its modules to a place in each tower."""
+"""Derive from the errors of modules where a candidate departs first in each tower."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from clipcheck.gates.tolerances import Limits
 Tower = Literal["image", "text", "logits"]
 
 FORWARD = "forward"
-"""In place of a module: the method, for what it does with the features."""
+"""Name of the method, in place of a module, for its steps after the encoders."""
 
-_UNSEEN = "not looked at"
+_UNSEEN = "not compared"
 
 _METHODS: dict[str, Tower] = {
     "encode_image": "image",
@@ -23,17 +23,17 @@ _METHODS: dict[str, Tower] = {
 }
 
 TOWERS: tuple[Tower, ...] = ("image", "text", "logits")
-"""The parts of a model that have a place each: both towers, and the end of ``forward``."""
+"""The parts of a model: both towers, and the end of ``forward``."""
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far a place is off.
+    """The error at a place.
 
     Attributes:
-        rmse_ratio: how many times as far from float64 as the eager model's.
-        allowed: how many times that may be.
-        method: the method of the archive that it was seen in.
+        rmse_ratio: multiple of the eager model's error against float64.
+        allowed: the allowed ratio.
+        method: of the archive that showed it.
     """
 
     rmse_ratio: float = 0.0
@@ -44,14 +44,14 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tower first does something else than its own arithmetic explains.
+    """Where a tower first has an error that rounding does not explain.
 
     Attributes:
-        module: a name of the eager model, or of its state dict; None where nothing departs.
-        part: what lies between modules, for people, such as ``residual sum behind attn``; nothing
-            where it is the module itself.
-        given: what the model was given, for people.
-        reason: why there is no place, or what the candidate said when it broke off.
+        module: name in the eager model or its state dict; None if nothing departs.
+        part: step between modules, such as ``residual sum behind attn``; empty for the module
+            itself.
+        given: description of the inputs.
+        reason: why there is no place, or the error message of the candidate.
     """
 
     tower: Tower
@@ -70,14 +70,14 @@ class Localisation:
 
     @classmethod
     def nowhere(cls, reason: str = _UNSEEN) -> Localisation:
-        """No place in any tower: nothing was looked at yet, or could be."""
+        """Return no place for any tower, because nothing was or could be compared."""
         return cls([Place(tower, reason=reason) for tower in TOWERS])
 
     @classmethod
     def of_changed(
         cls, keys: Sequence[str], given: str, tower: Callable[[str], Tower] | None = None
     ) -> Localisation:
-        """The modules of weights that running changes; ``tower`` tells that of a key."""
+        """Return the modules of weights that running changed; ``tower`` returns a key's tower."""
         found: dict[Tower, Place] = {}
         for key in keys:
             module, _, weight = key.rpartition(".")
@@ -89,31 +89,31 @@ class Localisation:
 
     @property
     def found(self) -> Sequence[Place]:
-        """Those where something departs."""
+        """Places where something departs."""
         return [place for place in self.places if place.module is not None]
 
-    def completed(self, other: Localisation) -> Localisation:
-        """With the places of another one for the towers where this one has none."""
+    def fill_from(self, other: Localisation) -> Localisation:
+        """Return this one, with places of another for towers that have none."""
         pairs = zip(self.places, other.places, strict=True)
         return Localisation([_known(ours, theirs) for ours, theirs in pairs])
 
-    def explained(self, changed: Localisation) -> Localisation:
-        """With places of weights that running changes: for the towers where this one has none, and
-        where it has the module of such a weight."""
+    def with_changed_weights(self, changed: Localisation) -> Localisation:
+        """Return this one, with places of changed weights for towers that have none, and in place
+        of the same module."""
         pairs = zip(self.places, changed.places, strict=True)
         same = [
             theirs if theirs.module is not None and theirs.module == ours.module else ours
             for ours, theirs in pairs
         ]
-        return Localisation(same).completed(changed)
+        return Localisation(same).fill_from(changed)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A method of the candidate that did not run to its end.
+    """A method of the candidate that failed.
 
     Attributes:
-        module: the innermost that it happened in, or nothing where it was in none.
+        module: innermost module in which it failed, or an empty string.
     """
 
     method: str
@@ -128,13 +128,13 @@ def localise(
     given: str,
     tower: Callable[[str], Tower] | None = None,
 ) -> Localisation:
-    """The first error of each tower that its own arithmetic does not explain.
+    """Return the first error of each tower that rounding does not explain.
 
     Args:
-        errors: in the order of the calls; what is inside of a block before the block.
-        failures: methods that broke off; what was found before is a place all the same.
+        errors: in the order of the calls; the inside of a block before the block.
+        failures: methods that failed; errors found before still count.
         limits: of the dtype.
-        given: what the candidate was given, for people.
+        given: description of the inputs.
         tower: tells that of a module or method; by default `tower_of`.
     """
     tower = tower or tower_of
@@ -170,14 +170,14 @@ def localise(
 
 
 def _known(ours: Place, theirs: Place) -> Place:
-    """The one that says more, ours where both do."""
+    """Return the more specific one, ours if both are."""
     if ours.module is not None or theirs.module is not None:
         return ours if ours.module is not None else theirs
     return theirs if ours.reason == _UNSEEN else ours
 
 
 def tower_of(name: str) -> Tower:
-    """The tower that a module, a key of the state dict or `FORWARD` belongs to."""
+    """Return the tower of a module, a key of the state dict, or `FORWARD`."""
     if name in (FORWARD, "logit_scale"):
         return "logits"
     return "image" if name.startswith("visual.") else "text"

@@ -1,5 +1,4 @@
-"""Measurements that reports show beside the verdict: each row, and the batch that is furthest
-off."""
+"""Measurements for the plots of a report: each row, and the batch with the greatest error."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipcheck.gates.distance import Ruler
-from clipcheck.gates.result import LOGITS, OUTPUTS, Case, judged, unusable
+from clipcheck.gates.result import LOGITS, OUTPUTS, Case, expected_outputs, unusable
 
 
 @dataclass(frozen=True)
@@ -19,10 +18,10 @@ class Heat:
 
     Attributes:
         output: ``logits_per_image`` or ``logits_per_text``.
-        rows: what each row is, for people.
-        columns: what each column is.
-        differences: [rows, columns], the candidate's less those of float64.
-        limits: [rows], how far each logit of a row may be off.
+        rows: name of each row.
+        columns: name of each column.
+        differences: [rows, columns], the candidate's minus those in float64.
+        limits: [rows], limit of each logit of a row.
     """
 
     output: str
@@ -34,13 +33,13 @@ class Heat:
 
 @dataclass(frozen=True)
 class Measured:
-    """How far every row of every output is off.
+    """The errors of all rows of all outputs.
 
     Attributes:
-        ratios: by output, how many times as far from float64 as the eager model each row is, in
-            the order of the batches; infinite where it is not a number.
-        allowed: by output, how many times that may be.
-        heat: of the batch whose logits are furthest off; None where there are no logits.
+        ratios: by output, each row's multiple of the eager model's error, in the order of the
+            batches; infinite if it is not a number.
+        allowed: by output, the allowed ratio.
+        heat: of the batch with the greatest error of logits; None without logits.
     """
 
     ratios: Mapping[str, Sequence[float]]
@@ -49,17 +48,17 @@ class Measured:
 
 
 def measured(cases: Sequence[Case], ruler: Ruler) -> Measured | None:
-    """Measure every row, or none where an output is missing or of another shape."""
+    """Measure every row; None if an output is missing or has another shape."""
     usable = [case for case in cases if not unusable([case])]
     if not usable:
         return None
     ratios = {
         name: [float(ratio) for case in usable for ratio in ruler.further(name, case)]
-        for name in judged(cases)
+        for name in expected_outputs(cases)
     }
     allowed = {name: ruler.allowed(name) for name in ratios}
     name, case = max(
-        ((name, case) for name in judged(cases, LOGITS) for case in usable),
+        ((name, case) for name in expected_outputs(cases, LOGITS) for case in usable),
         key=lambda item: float(ruler.further(*item).max()),
         default=("", usable[0]),
     )

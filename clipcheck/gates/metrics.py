@@ -1,4 +1,4 @@
-"""Figures over pairs of outputs."""
+"""Numbers computed from pairs of outputs."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ Array = NDArray[np.floating]
 
 
 def softmax(logits: Array) -> NDArray[np.float64]:
-    """Probabilities over the last dimension, in float64. Shape as given."""
+    """Return probabilities over the last dimension, in float64, of the same shape."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     exponentials = np.exp(shifted)
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
 def sigmoid(logits: Array) -> NDArray[np.float64]:
-    """The probability of each pair by itself, in float64. Shape as given."""
-    # By tanh, which overflows nowhere.
+    """Return the probability of each pair alone, in float64, of the same shape."""
+    # tanh does not overflow.
     return np.asarray((1 + np.tanh(logits.astype(np.float64) / 2)) / 2)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far ``candidate`` is from ``reference`` where it is farthest beyond what is allowed.
+    """Difference of ``candidate`` and ``reference``, and the worst element.
 
     Attributes:
-        mismatched: number of elements that differ by more than is allowed.
-        max_abs: the greatest absolute difference.
-        index: where the difference exceeds what is allowed by most, or comes nearest to it.
+        mismatched: number of elements that differ by more than the limit.
+        max_abs: greatest absolute difference.
+        index: of the element with the greatest multiple of its limit.
         candidate: the value there.
         reference: the value there.
         allowed: the difference allowed there, ``atol + rtol * abs(reference)``.
@@ -59,7 +59,7 @@ def difference(candidate: Array, reference: Array, *, atol: float, rtol: float) 
     close = np.isclose(candidate, reference, atol=atol, rtol=rtol)
     apart = np.abs(candidate.astype(np.float64) - reference.astype(np.float64))
     allowed = atol + rtol * np.abs(reference.astype(np.float64))
-    # By proportion, which is what a margin is; NaN counts as the greatest, for it is sorted last.
+    # Sorted by the multiple of the limit, as margins are; NaN is sorted last, so as the greatest.
     times = np.divide(apart, allowed, out=np.where(apart == 0, 0, np.inf), where=allowed > 0)
     order = np.lexsort((apart.ravel(), times.ravel()))
     worst = np.unravel_index(int(order[-1]), apart.shape)

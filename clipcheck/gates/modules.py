@@ -1,7 +1,7 @@
-"""The gate ``modules``: each module by itself as near to float64 as the eager one is.
+"""The gate ``modules``: each module alone is as close to float64 as the eager one.
 
-Judged end to end, a fault drowns in the rounding of all the layers after it. Judged alone, on the
-input that it had, it stands out undiminished, and is named.
+End to end, a small fault is hidden by the rounding of all later layers. In its module alone, on the
+module's own input, it is visible at full size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clipcheck.system.figures import counted
 
 @dataclass(frozen=True)
 class ModuleError:
-    """How far one module is from its float64 twin, on one input, in one of its methods.
+    """Error of a module against its float64 copy, on one input.
 
     Attributes:
         module: its name in the eager model.
@@ -26,9 +26,9 @@ class ModuleError:
         candidate: root mean square of the candidate's error.
         reference: root mean square of the eager module's error.
         size: root mean square of the exact output.
-        block: the name of the residual block that it is inside of, or nothing.
-        part: what it is, for people, where it lies between modules; else nothing.
-        given: what it was given, where it was called by itself; else nothing.
+        block: name of the residual block around it, or an empty string.
+        part: name of a step between modules; empty for a module.
+        given: description of the input of a module that was called alone; else empty.
     """
 
     module: str
@@ -46,12 +46,12 @@ class Coverage:
     """Modules that were judged, and those that could not be.
 
     Attributes:
-        errors: of every module that was judged, in the order of the calls; several for a module
-            that is called in several methods.
+        errors: of every judged module, in the order of the calls; several for a module that is
+            called in several methods.
         skipped: by name, why a module of the eager model was not judged.
-        failures: why methods could not be run to their end.
-        ranges: of modules that were called by themselves, on inputs that the whole never gives.
-        reached: by kind of number, the greatest that there was.
+        failures: why methods failed.
+        ranges: errors of modules that were called alone, on extreme inputs.
+        reached: by kind of number, the greatest that was reached.
     """
 
     errors: Sequence[ModuleError]
@@ -62,10 +62,10 @@ class Coverage:
 
 
 def modules(coverage: Coverage, limits: Limits) -> GateResult:
-    """Every module that both have by name is as near to its float64 twin as the eager one.
+    """Judge that every module that both have by name is as close to float64 as the eager one.
 
-    A module inside of a block may be further, if the block as a whole is not: then the two have
-    shared out the same work in another way.
+    A module inside a block may be further off if the block as a whole is not: then the block
+    divides its work differently.
     """
     coverage = _where_eager_is_finite(coverage)
     judged = {error.module for error in coverage.errors}
@@ -92,7 +92,7 @@ def modules(coverage: Coverage, limits: Limits) -> GateResult:
 
 
 def _where_eager_is_finite(coverage: Coverage) -> Coverage:
-    """Leave out the modules that overflow in the eager model as well, which are not judged."""
+    """Leave out modules that overflow in the eager model as well."""
     finite = [error for error in coverage.errors if is_measure(error)]
     overflowing = {
         f"{error.module} in {error.method}": "the eager module itself is not finite there"
@@ -103,7 +103,7 @@ def _where_eager_is_finite(coverage: Coverage) -> Coverage:
 
 
 def is_measure(error: ModuleError) -> bool:
-    """Whether the eager module's own error is a number: nothing else can be held against it."""
+    """Tell whether the eager module's own error is finite, so that it can be a measure."""
     return math.isfinite(error.reference) and math.isfinite(error.size)
 
 
@@ -111,23 +111,23 @@ Ratios = Sequence[tuple[float, ModuleError]]
 
 
 def ratios(errors: Sequence[ModuleError], limits: Limits) -> Ratios:
-    """How many times as far from float64 as the eager one each module is, as the gate counts it:
-    what a block as a whole makes up for is not held against a module inside of it.
+    """Return each module's multiple of the eager module's error, as the gate counts it: an error
+    that the block as a whole compensates does not count.
 
     Args:
-        errors: of all modules, in the order of the calls, which is that of what is returned.
+        errors: of all modules, in the order of the calls; the result has the same order.
     """
     counted = [(ratio(error, limits), error) for error in errors]
     blocks: dict[str, float] = {}
     for found, error in counted:
         if not error.part:
             blocks[error.module] = max(found, blocks.get(error.module, 0))
-    return [(_excused(found, blocks.get(error.block)), error) for found, error in counted]
+    return [(_after_block(found, blocks.get(error.block)), error) for found, error in counted]
 
 
 def ratio(error: ModuleError, limits: Limits) -> float:
-    """One error in its `unit`, whatever its block does; infinite where it is not a number. Nothing
-    is held against it where the eager module's is none."""
+    """Return an error in its `unit`, whatever its block does; infinite if it is not a number, and 0
+    if the eager module's is not."""
     measure = unit(error, limits)
     if not math.isfinite(measure):
         return 0.0
@@ -138,13 +138,13 @@ def ratio(error: ModuleError, limits: Limits) -> float:
 
 
 def unit(error: ModuleError, limits: Limits) -> float:
-    """Return the unit of an error: the eager module's error, or one rounding of the output where
-    that one is exact."""
+    """Return the unit of an error: the eager module's error, or one rounding of the output if it
+    is exact."""
     return max(error.reference, limits.roundoff * error.size)
 
 
-def _excused(found: float, block: float | None) -> float:
-    """The ratio of the block, where that one is as it should be."""
+def _after_block(found: float, block: float | None) -> float:
+    """Return the ratio of the block if it passes and is smaller, else that of the module."""
     if block is None or block > SAME_BLOCK or not math.isfinite(found):
         return found
     return min(found, block)
@@ -179,7 +179,7 @@ def _left_out(coverage: Coverage) -> str:
 
 
 def _reasons(coverage: Coverage) -> str:
-    """Each reason with the modules that it holds for, counted."""
+    """List each reason with its first module and the number of others."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in coverage.skipped.items():
         by_reason.setdefault(reason, []).append(name)
@@ -190,12 +190,12 @@ def _reasons(coverage: Coverage) -> str:
 
 
 def _beyond(found: Ratios, limits: Limits) -> str:
-    """The first module that is too far, in the order of the calls."""
+    """Describe the first module beyond the limit, in the order of the calls."""
     off = [(most, error) for most, error in found if most > limits.module]
     most, first = off[0]
     others = len({error.module for _, error in off}) - 1
     more = f"; {counted(others, 'more module')} beyond the limit" if others else ""
-    how = "not finite, or of another shape than the eager module's"
+    how = "not finite, or the shape differs from the eager module's"
     if math.isfinite(most):
         how = f"error {against_eager(first.candidate, most, limits.module)}"
     return f"{first.module} ({first.method}): {how}, on {first.given or 'the same input'}{more}"

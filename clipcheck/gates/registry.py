@@ -1,4 +1,4 @@
-"""The gates, in their order, and what each judges, in words."""
+"""The gates in their order, with explanations."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _CLASSIC = Allclose()
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """A gate, for people.
+    """A gate and its explanation.
 
     Attributes:
         name: in reports and options.
-        title: what it judges, in a few words.
+        title: a few words.
         passes_when: the rule, in a sentence.
-        explanation: why it is there, and what its limit is based on.
-        remedy: what to do when it fails.
-        dtypes: those that it judges in.
-        needs_modules: whether it judges only what runs modules that can be called one by one.
-        needs_reference: whether it judges only what is compared with another file.
-        needs_logits: whether it judges only what gives logits.
-        needs_repeats: whether it needs rows to be run again.
+        explanation: why it exists, and what its limit is based on.
+        remedy: what to do if it fails.
+        dtypes: in which it applies.
+        needs_modules: whether it applies only to backends whose modules can be called alone.
+        needs_reference: whether it applies only with another file as the reference.
+        needs_logits: whether it applies only to candidates with logits.
+        needs_repeats: whether it needs repeated rows.
         needs_lengths: whether it needs prompts of every length.
         needs_budget: whether it judges only where it was said what may be lost.
         beside_budget: whether it judges there as well; the others are measured, and judge nothing.
-        headline: the figure of its result that says most, in a few words.
-        noise: how many times as much its margin may be though the checkpoint stays the same, see
-            `UNMEASURED`; None where that was not measured.
+        headline: writes the main figure of a result.
+        noise: factor by which its margin may vary between runs of an unchanged checkpoint, see
+            `UNMEASURED`; None if that was not measured.
     """
 
     name: str
@@ -67,12 +67,12 @@ GATES = (
         "that the file stores.",
         explanation="Judges only with --reference. Keys are mapped between the layouts of the "
         "reference implementation, open_clip and transformers. There is no tolerance: rounding to "
-        "the nearest number has one right result, and a difference is reported in ulps. The "
-        "outputs are then compared with the reference's weights rounded alike, so that the stored "
-        "dtype is not held against the conversion.",
-        remedy="Look at the weights that the message names. One wrong tensor is a mapping or a "
-        "transposition in the conversion; all of them off by a few ulps were cast twice; all of "
-        "them entirely different are another checkpoint, perhaps the EMA weights (--key). "
+        "the nearest number has one correct result. A difference is reported in ulps. The outputs "
+        "are then compared with the reference's weights rounded in the same way, so that the "
+        "stored dtype does not count as an error of the conversion.",
+        remedy="Look at the weights that the message names. If one tensor is wrong, the conversion "
+        "mapped or transposed it wrongly. If all differ by a few ulps, they were cast twice. If "
+        "all differ entirely, the file is another checkpoint, perhaps with EMA weights (--key). "
         "`clipcheck convert` writes the weights bit for bit.",
         needs_reference=True,
     ),
@@ -81,18 +81,19 @@ GATES = (
         beside_budget=True,
         headline=headlines.of_integrity,
         needs_repeats=True,
-        title="The candidate is complete, and is what it is called.",
-        passes_when="The candidate is not the reference itself; every output is there, finite, and "
-        "of the right shape and dtype; the weights are the file's, bit for bit where they can be "
-        "told; all of them are used, and running the model changes none; an image with a NaN in it "
-        "gives NaN, as in the eager model.",
-        explanation="The other gates compare numbers, and would pass on nothing: a model compared "
-        "with itself, an output that is missing, an empty batch. There is no tolerance.",
-        remedy="`clipcheck inspect FILE` shows what the file is. A weight that has no effect, or "
-        "an output that is missing, points at the export: export the model again, in evaluation "
-        "mode, with all its methods. Outputs that are not finite: run `clipcheck localize FILE`, "
-        "or try --dtype float32. Numbers in place of NaN: take torch.nan_to_num, or what stands "
-        "for it, out of the model, and export it again.",
+        title="The candidate is complete, and not the reference itself.",
+        passes_when="The candidate is not the reference itself; every output exists, is finite, "
+        "and has the right shape and dtype; the weights are the file's, bit for bit where they can "
+        "be compared; all weights are used, and running the model changes none; an image with a "
+        "NaN gives NaN, as in the eager model.",
+        explanation="The other gates compare numbers, and would pass if there is nothing to "
+        "compare: a model compared with itself, a missing output, an empty batch. There is no "
+        "tolerance.",
+        remedy="`clipcheck inspect FILE` shows what the file is. If a weight has no effect or an "
+        "output is missing, the export is wrong: export the model again, in evaluation mode, with "
+        "all its methods. If outputs are not finite, run `clipcheck localize FILE`, or try --dtype "
+        "float32. If outputs have numbers in place of NaN, remove torch.nan_to_num or similar code "
+        "from the model, and export it again.",
     ),
     Gate(
         name="allclose",
@@ -101,15 +102,15 @@ GATES = (
         needs_logits=True,
         title="The classic assertion on probabilities.",
         passes_when=f"np.allclose(candidate, reference, atol={_CLASSIC.atol:g}, "
-        f"rtol={_CLASSIC.rtol:g}) holds for the softmax of both logits; for "
-        "their sigmoid, in a model that was trained by sigmoid loss.",
-        explanation="This is what the reference implementation's own test asserts, and what users "
-        "of `load` rely on. The tolerances are theirs; --atol and --rtol change them. It is wide: "
-        "`clipcheck audit` shows how many known faults pass it. Where the eager model itself is "
-        f"further from float64 than {_SINGLE.allclose:g} of what is allowed (in bfloat16 always), "
-        "the differences are shown and judge nothing.",
-        remedy="A failure here changes results that users see. Look at `fidelity` and `modules`, "
-        "which say where it begins, and replay the failing input.",
+        f"rtol={_CLASSIC.rtol:g}) holds for the softmax of both logits, or for their sigmoid in a "
+        "model that was trained with sigmoid loss.",
+        explanation="The reference implementation's own test asserts this, and users of `load` "
+        "rely on it. The tolerances are the same; --atol and --rtol change them. They are wide: "
+        "`clipcheck audit` shows how many known faults pass. If the eager model itself is further "
+        f"from float64 than {_SINGLE.allclose:g} of the limit (in bfloat16 always), the gate "
+        "reports the differences but does not fail.",
+        remedy="Users will see different results. Look at `fidelity` and `modules`, which say "
+        "where the error starts, and replay the failing input.",
     ),
     Gate(
         name="fidelity",
@@ -120,14 +121,14 @@ GATES = (
         f"{_SINGLE.features:g} times the eager model's over a whole batch, and at most "
         f"{_SINGLE.feature_row:g} times in a single row.",
         explanation="A float32 model is never exact. Another correct way to compute the same "
-        "function makes an error of the same size; a fault makes one that is larger by orders of "
-        "magnitude. The error is the root mean square against the eager model run in float64. The "
-        "limits lie between the worst sound variant that was measured (1.4 for features, 2.9 for a "
-        "row of logits) and the weakest fault (86).",
+        "function has an error of the same size; a fault has one that is larger by orders of "
+        "magnitude. The error is the root mean square against the eager model in float64. The "
+        "limits lie between the worst correct variant that was measured (1.4 for features, 2.9 for "
+        "a row of logits) and the weakest fault (86).",
         remedy="The report names the row and, for an archive, the first module that departs. "
         "`clipcheck replay` runs the smallest failing input again. If the report says that the "
         "file equals another architecture, say so with --architecture; otherwise `clipcheck "
-        "convert` writes an archive of the same weights with code that is right.",
+        "convert` writes an archive with the same weights and correct code.",
         dtypes=("float32",),
     ),
     Gate(
@@ -136,14 +137,14 @@ GATES = (
         title="Each module as close to float64 as the eager one.",
         passes_when="Each module of an archive, given the input that it has inside the archive, "
         f"has at most {_SINGLE.module:g} times the error of the eager module against float64.",
-        explanation="Judged end to end, a small fault drowns in the rounding of the layers after "
-        "it. Judged alone it stands out, and is named. Modules are also called on inputs that the "
-        "whole model rarely gives them: nearly constant rows, large values, attention scores of "
-        "95. The worst sound variant measured 1.43, the weakest fault 161. A module may be further "
-        "off where the residual block around it is not: then the work is shared out differently.",
-        remedy="Compare the code of the module that is named with the reference implementation: "
-        "its activation, epsilon, scale or mask. `clipcheck localize` looks at the modules alone, "
-        "and faster.",
+        explanation="End to end, the rounding of later layers hides a small fault; in its module "
+        "alone it is visible. Modules are also called on inputs that they rarely get in the whole "
+        "model: nearly constant rows, large values, attention scores of 95. The worst correct "
+        "variant measured 1.43, the weakest fault 161. A module may be further off if the residual "
+        "block around it is not: then the block divides its work differently.",
+        remedy="Compare the code of the module in the message with the reference implementation: "
+        "activation, epsilon, scale, mask. `clipcheck localize` compares only the modules, and is "
+        "faster.",
         dtypes=("float32",),
         needs_modules=True,
     ),
@@ -152,15 +153,15 @@ GATES = (
         noise=2.5,
         needs_lengths=True,
         title="Fidelity in half precision and bfloat16.",
-        passes_when="As `fidelity`, with the eager model in the same dtype as the yardstick, and "
-        f"no logit off by more than {_HALF.cap:g} ulps or {_HALF.logit_row:g} times the eager "
+        passes_when="As `fidelity`, compared with the eager model in the same dtype, and no "
+        f"logit's error is greater than {_HALF.cap:g} ulps or {_HALF.logit_row:g} times the eager "
         "model's error in its row, whichever is more.",
-        explanation="Half precision keeps 11 bits and bfloat16 8, so that sound models of trained "
-        "weights are off by more than 8 ulps in a third of the runs; what the eager model in that "
-        "dtype is off by is then the measure. An ulp is counted at a logit from 16 to 32, for a "
+        explanation="float16 has 11 significant bits and bfloat16 8, so correct models with "
+        "trained weights have errors above 8 ulps in a third of the runs; then the eager model's "
+        "error in the same dtype is the measure. An ulp is that of a logit from 16 to 32, for a "
         "logit scale of 100.",
-        remedy="See whether float32 passes (--dtype float32). If it does, look for a sum or a norm "
-        "that is computed in half where the eager model computes it in float32.",
+        remedy="Check whether float32 passes (--dtype float32). If it does, look for a sum or a "
+        "norm that is computed in half precision, and in float32 in the eager model.",
         dtypes=("float16", "bfloat16"),
     ),
     Gate(
@@ -168,13 +169,13 @@ GATES = (
         headline=headlines.of_top1,
         needs_logits=True,
         title="The best match agrees.",
-        passes_when="In every row of logits, the highest one is where float64 has it, unless "
-        "rounding alone could exchange it with another.",
-        explanation="This is what a user of zero-shot classification or retrieval sees. A row "
-        "counts where the best match leads by more than twice what a logit may be off by; the "
-        "others are ties, and are ignored.",
-        remedy="The message names the image and the prompts that were exchanged. `fidelity` and "
-        "`modules` say where the error begins.",
+        passes_when="In every row of logits, the greatest logit is the same as in float64, unless "
+        "rounding alone could change that.",
+        explanation="Users of zero-shot classification or retrieval see this. A row counts if its "
+        "best match leads by more than twice the limit of a logit's error; the others are ties, "
+        "and are ignored.",
+        remedy="The message names the image and the prompts that changed places. `fidelity` and "
+        "`modules` say where the error starts.",
     ),
     Gate(
         name="budget",
@@ -208,16 +209,16 @@ GATES = (
         noise=2.0,
         needs_repeats=True,
         title="The same input gives the same output.",
-        passes_when="Rows that are run again, alone, in other batches, after many calls and in "
-        f"other forms of the input, move by at most {2 * _SINGLE.feature_row:g} times the eager "
+        passes_when="Rows that run again (alone, in other batches, after many calls, and in other "
+        f"forms of the input) change by at most {2 * _SINGLE.feature_row:g} times the eager "
         "model's error against float64.",
-        explanation="TorchScript changes its plan on the second and third call, and a batch of "
-        "another size is summed in another order; each may move a result by the size of its "
+        explanation="TorchScript changes its execution plan on the second and third call, and a "
+        "batch of another size is summed in another order. Each may change a result by its "
         "rounding error, and two such errors may add up. A result that depends on the batch, on "
-        "the number of the call or on the form of the input moves further.",
-        remedy="The message says after which call it moved. Look for what depends on the size of "
-        "the batch, for buffers that are reused, for state that is kept between calls, and for "
-        "dropout that is still active.",
+        "the number of the call or on the form of the input changes more.",
+        remedy="The message says in which call the result changed. Look for code that depends on "
+        "the batch size, for buffers that are reused, for state between calls, and for dropout "
+        "that is still active.",
     ),
 )
 """In the order of reports."""
@@ -225,21 +226,21 @@ GATES = (
 NAMES = tuple(gate.name for gate in GATES)
 
 UNMEASURED = max(gate.noise for gate in GATES if gate.noise is not None)
-"""Noise of a gate whose own was not measured.
+"""Noise of a gate for which it was not measured.
 
-The others were, with `python -m benchmarks.noise`, as its docstring tells: both small
-architectures, ten seeds with one thread and with two, on torch 2.9.1 and 2.14.1 in float32, and
-five seeds in float16 and bfloat16. The greatest margin of a file over its least was
+Measured with `python -m benchmarks.noise`: both small architectures, ten seeds with one thread and
+with two, on torch 2.9.1 and 2.14.1 in float32, and five seeds in float16 and bfloat16. The greatest
+margin of a file divided by its least was
 
 - ``allclose``: 3.22; ``fidelity``: 2.01; ``modules``: 1.60; ``precision``: 1.82;
   ``repeatability``: 1.72
 
-and rounded up. ``integrity`` and ``top1`` had 0 each time: there is nothing to measure.
+and is rounded up. ``integrity`` and ``top1`` had 0 each time: there is nothing to measure.
 """
 
 
 def find_gate(name: str) -> Gate | None:
-    """Return the gate of that name; None where there is none, as in what a later version wrote."""
+    """Return the gate of this name; None if there is none: a later version may have others."""
     return next((gate for gate in GATES if gate.name == name), None)
 
 
@@ -266,11 +267,11 @@ def gates_in(
     logits: bool = True,
     budget: bool = False,
 ) -> tuple[str, ...]:
-    """Return the names of the gates that have something to judge in a run.
+    """Return the names of the gates that apply to a run.
 
     Args:
-        modules: whether its modules can be called one by one.
-        reference: whether its weights are compared with those of another file.
+        modules: whether modules can be called alone.
+        reference: whether weights are compared with another file's.
         budget: whether it was said what may be lost.
     """
     return tuple(
@@ -295,10 +296,10 @@ def aside(found: GateResult) -> GateResult:
 
 
 def gates_named(select: Sequence[str], ignore: Sequence[str]) -> tuple[str, ...]:
-    """Return the gates that count, in their order.
+    """Return the gates that judge, in their order.
 
     Args:
-        select: their names; none for all.
+        select: names of gates to run; empty for all.
 
     Raises:
         UsageError: there is no such gate, or none is left.
@@ -308,7 +309,7 @@ def gates_named(select: Sequence[str], ignore: Sequence[str]) -> tuple[str, ...]
     chosen = tuple(n for n in NAMES if (n in select or not select) and n not in ignore)
     if not chosen:
         raise UsageError(
-            "expected at least one gate, found that each that is selected is ignored",
-            remedy="Ignore fewer of them.",
+            "expected at least one gate, found that every selected gate is ignored",
+            remedy="Ignore fewer gates.",
         )
     return chosen

@@ -1,5 +1,4 @@
-"""The gate ``repeatability``: what a model gives does not depend on what it was called with before,
-nor on what else is in the batch."""
+"""The gate ``repeatability``: outputs depend neither on earlier calls nor on other rows."""
 
 from __future__ import annotations
 
@@ -10,20 +9,28 @@ import numpy as np
 
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.metrics import Array
-from clipcheck.gates.result import LOGITS, OUTPUTS, Case, GateResult, Outputs, judged, unusable
+from clipcheck.gates.result import (
+    LOGITS,
+    OUTPUTS,
+    Case,
+    GateResult,
+    Outputs,
+    expected_outputs,
+    unusable,
+)
 from clipcheck.gates.tolerances import Limits
 from clipcheck.system.figures import counted, multiple
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """Rows that the candidate ran once more.
+    """Rows that the candidate ran again.
 
     Attributes:
-        what: which call that was, for people.
+        what: description of the call.
         number: of the case that the rows are from.
-        rows: by ``image`` and ``prompt``, which rows.
-        outputs: what the candidate gave this time.
+        rows: by ``image`` and ``prompt``, the numbers of the rows.
+        outputs: of this call.
     """
 
     what: str
@@ -36,14 +43,14 @@ class Repeat:
 def repeatability(
     cases: Sequence[Case], repeats: Sequence[Repeat], limits: Limits, scale: float
 ) -> GateResult:
-    """A row that was run again came out the same, but for what arithmetic explains.
+    """Judge that rows that run again give the same outputs, up to rounding.
 
-    The profiling executor changes its plan on the second and third call, and a batch of another
-    size is summed in another order: both may move a result by as much as the eager model's own
-    distance from float64, and by no more.
+    TorchScript's profiling executor changes its plan on the second and third call, and a batch of
+    another size is summed in another order: both may change a result by the eager model's own error
+    against float64, but not by more.
 
     Args:
-        cases: what each repeat is compared with.
+        cases: the first outputs.
         repeats: at least one.
     """
     problem = unusable(cases) or ("" if repeats else "nothing was run twice")
@@ -54,7 +61,7 @@ def repeatability(
     worst = max(found, key=lambda moved: moved.margin)
     figures = {
         name: {"moved": max((moved.ratio for moved in found if moved.output == name), default=0.0)}
-        for name in judged(cases)
+        for name in expected_outputs(cases)
     }
     figures["calls"] = {"repeated": len(repeats)}
     if worst.margin <= 1:
@@ -85,7 +92,7 @@ class _Moved:
 def _moved(cases: Sequence[Case], repeat: Repeat, limits: Limits, ruler: Ruler) -> list[_Moved]:
     case = cases[repeat.number]
     found = []
-    for name in judged([case], repeat.names):
+    for name in expected_outputs([case], repeat.names):
         rows = repeat.rows[OUTPUTS[name][0]]
         before = _selected(case.candidate, name, repeat.rows)
         again = repeat.outputs.get(name)
@@ -95,7 +102,7 @@ def _moved(cases: Sequence[Case], repeat: Repeat, limits: Limits, ruler: Ruler) 
             ratios = ruler.ratios(name, repeat.number, again, before, rows)
             row = int(np.argmax(ratios))
             ratio = float(ratios[row])
-        # Two errors, of which each may be as large as is allowed for one.
+        # The difference of two results has two errors, each up to the limit of one.
         allowed = 2 * (limits.logit_row if name in LOGITS else limits.feature_row)
         found.append(_Moved(name, case.where(name, [rows[row]]), repeat.what, ratio, allowed))
     return found
@@ -109,7 +116,7 @@ def _selected(outputs: Outputs, name: str, rows: dict[str, list[int]]) -> Array:
 
 def _unstable(worst: _Moved) -> str:
     if worst.ratio == float("inf"):
-        return f"{worst.output} of {worst.place} {worst.what}: not there, or not finite"
+        return f"{worst.output} of {worst.place} {worst.what}: missing, or not finite"
     return f"{worst.output} of {worst.place} {worst.what} moved by {_of_eager(worst)}"
 
 

@@ -15,8 +15,7 @@ OUTPUTS = {
     "logits_per_image": ("image", "prompt"),
     "logits_per_text": ("prompt", "image"),
 }
-"""Every output that a model must give, with what its two dimensions count. Features are not
-normalised."""
+"""Every output of a model, with the names of its two dimensions. Features are not normalised."""
 
 MEANT = {
     "image_features": "image features",
@@ -24,7 +23,7 @@ MEANT = {
     "logits_per_image": "logits per image",
     "logits_per_text": "logits per text",
 }
-"""Name of each output, for people."""
+"""Name of each output in messages."""
 
 LOGITS = ("logits_per_image", "logits_per_text")
 
@@ -39,14 +38,14 @@ Figures = Mapping[str, Mapping[str, float | int | str]]
 
 @dataclass(frozen=True)
 class Case:
-    """One batch, as the candidate and the reference ran it.
+    """The outputs of candidate and reference for one batch.
 
     Attributes:
-        candidate: what is judged.
-        reference: the eager model's outputs, in the same dtype on the same device.
-        exact: the eager model's outputs in float64.
-        rows: by ``image`` and ``prompt``, what each row is, in a few words.
-        first_rows: by ``image`` and ``prompt``, how many come in the batches before.
+        candidate: outputs of the candidate.
+        reference: outputs of the eager model, in the same dtype on the same device.
+        exact: outputs of the eager model in float64.
+        rows: by ``image`` and ``prompt``, a description of each row.
+        first_rows: by ``image`` and ``prompt``, the number of rows in earlier batches.
         absent: outputs that the candidate does not have by its own signature.
     """
 
@@ -58,12 +57,12 @@ class Case:
     absent: frozenset[str] = frozenset()
 
     def where(self, output: str, index: Sequence[int]) -> str:
-        """The place in an output, for people: ``image 3 (black), prompt 5 (77 tokens)``."""
+        """Describe a place in an output: ``image 3 (black), prompt 5 (77 tokens)``."""
         dimensions = zip(OUTPUTS[output], index, strict=False)
         return ", ".join(self.place(kind, position) for kind, position in dimensions)
 
     def place(self, kind: str, position: int) -> str:
-        """A row of that kind, ``image`` or ``prompt``, by its number through all batches."""
+        """Describe a row of a kind, ``image`` or ``prompt``, by its number in all batches."""
         number = self.first_rows.get(kind, 0) + position
         known = self.rows.get(kind, ())
         described = f" ({known[position]})" if position < len(known) else ""
@@ -85,11 +84,10 @@ class GateResult:
     """Result of a gate.
 
     Attributes:
-        message: one line for people.
-        figures: by output, or by what was counted.
-        margin: how many times as much as is allowed was found, where it was most: at most 1 when
-            it passed, infinite where something is missing or not finite, 0 where nothing is
-            measured.
+        message: one line.
+        figures: by output, or by another name.
+        margin: greatest figure divided by its limit: at most 1 if it passed, infinite if something
+            is missing or not finite, 0 if nothing is measured.
     """
 
     name: str
@@ -99,24 +97,26 @@ class GateResult:
     margin: float = 0.0
 
 
-def judged(cases: Sequence[Case], names: Sequence[str] = tuple(OUTPUTS)) -> tuple[str, ...]:
-    """Return those of these outputs that the candidate has to give."""
+def expected_outputs(
+    cases: Sequence[Case], names: Sequence[str] = tuple(OUTPUTS)
+) -> tuple[str, ...]:
+    """Return the outputs that the candidate must have, of these."""
     absent = frozenset[str]().union(*(case.absent for case in cases))
     return tuple(name for name in names if name not in absent)
 
 
 def unusable(cases: Sequence[Case], names: Sequence[str] = tuple(OUTPUTS)) -> str:
-    """Why these outputs cannot be compared number by number, or nothing."""
+    """Return why these outputs cannot be compared, or an empty string."""
     if not cases:
-        return "nothing was run, so that nothing can be compared"
-    names = judged(cases, names)
+        return "nothing was run, so nothing can be compared"
+    names = expected_outputs(cases, names)
     return next((problem for case in cases for problem in _problems(case, names)), "")
 
 
 def not_finite(cases: Sequence[Case], names: Sequence[str]) -> str:
-    """Which of these outputs of the candidate is NaN or infinite, or nothing."""
+    """Say which of these outputs of the candidate is not finite, or return an empty string."""
     for case in cases:
-        for name in judged([case], names):
+        for name in expected_outputs([case], names):
             place = where_not_finite(case, name, case.candidate[name])
             if place:
                 return f"{name} of the candidate is not finite in {place}"
@@ -124,8 +124,8 @@ def not_finite(cases: Sequence[Case], names: Sequence[str]) -> str:
 
 
 def eager_not_finite(case: Case, names: Sequence[str] = tuple(OUTPUTS)) -> str:
-    """Say that the eager model itself gives NaN or infinite values, so that nothing can be compared
-    with it; else return nothing."""
+    """Say which output of the eager model itself is not finite, so nothing can be compared
+    with it, or return an empty string."""
     for name in names:
         for outputs, in_float64 in ((case.reference, ""), (case.exact, " in float64")):
             place = where_not_finite(case, name, outputs[name])
@@ -135,7 +135,7 @@ def eager_not_finite(case: Case, names: Sequence[str] = tuple(OUTPUTS)) -> str:
 
 
 def where_not_finite(case: Case, name: str, values: Array) -> str:
-    """The first row of an output that is NaN or infinite, for people, or nothing."""
+    """Describe the first row of an output that is not finite, or return an empty string."""
     bad = np.argwhere(~np.isfinite(values))
     return case.where(name, [int(bad[0][0])]) if len(bad) else ""
 
@@ -143,10 +143,10 @@ def where_not_finite(case: Case, name: str, values: Array) -> str:
 def _problems(case: Case, names: Sequence[str]) -> Iterator[str]:
     for name in names:
         if name not in case.candidate or name not in case.reference:
-            yield f"{name} is missing, so that nothing can be compared"
+            yield f"{name} is missing, so nothing can be compared"
         elif case.candidate[name].shape != case.reference[name].shape:
-            yield f"{name} has different shapes, so that nothing can be compared"
+            yield f"{name} has different shapes, so nothing can be compared"
         elif case.candidate[name].size == 0:
-            yield f"{name} is empty, so that nothing can be compared"
+            yield f"{name} is empty, so nothing can be compared"
     if all(name in case.reference for name in names):
         yield from filter(None, [eager_not_finite(case, names)])

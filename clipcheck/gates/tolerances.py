@@ -1,4 +1,4 @@
-"""Every limit that a gate compares with, and where it comes from."""
+"""All limits of the gates, and the measurements that they come from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Allclose:
 
     Attributes:
         sigmoid: whether probabilities are the sigmoid of single logits, as in a model that was
-            trained by sigmoid loss, and not the softmax of a row.
+            trained with sigmoid loss, in place of the softmax of a row.
     """
 
     atol: float = 0.01
@@ -25,26 +25,26 @@ class Allclose:
 
 @dataclass(frozen=True)
 class Limits:
-    """How far from float64 a candidate may be, in one dtype.
+    """The limits of a candidate's error against float64, in one dtype.
 
-    All but the last two are ratios: the candidate's root mean square error over the eager
+    All but the last two are ratios: the candidate's root mean square error divided by the eager
     model's, both against float64.
 
     Attributes:
-        roundoff: the dtype's unit roundoff, half the distance from 1 to the next number. An eager
-            model that happens to be exact is taken to be wrong by this much.
+        roundoff: the dtype's unit roundoff, half the distance from 1 to the next number; the least
+            error that is assumed for the eager model.
         features: for the features of a whole batch.
         feature_row: for the features of one image or prompt.
         logits: for the logits of a whole batch.
-        logit_row: for the logits of one image or prompt, and for a single logit where ``cap`` is
-            less than that.
+        logit_row: for the logits of one image or prompt, and for a single logit if that is more
+            than ``cap``.
         module: for the output of one module.
-        cap: for a single logit, in ulps: units in the last place of a number from 16 to 32,
-            where logits are, for a logit scale of 100; in proportion for another scale. It stands
-            where the eager model is nearer than that by the factor ``logit_row``.
-        allclose: the share of `Allclose` that the eager model may be from float64 for the gate
-            ``allclose`` to judge; where it is further, two sound models may differ by more than is
-            allowed.
+        cap: for a single logit, in ulps of a number from 16 to 32, for a logit scale of 100; in
+            proportion for other scales. It applies if ``logit_row`` times the eager model's error
+            is less.
+        allclose: greatest distance of the eager model from float64, as a share of `Allclose`, with
+            which the gate ``allclose`` still judges; beyond it two correct models may differ by
+            more than `Allclose`.
     """
 
     roundoff: float
@@ -57,7 +57,7 @@ class Limits:
     allclose: float
 
     def logit_cap(self, scale: float) -> float:
-        """The greatest error of one logit; ``scale`` is the model's, exp(logit_scale)."""
+        """Return the limit of one logit's error; ``scale`` is the model's exp(logit_scale)."""
         return self.cap * 32 * self.roundoff * scale / 100
 
 
@@ -68,10 +68,12 @@ LIMITS = {
     "float16": Limits(2**-11, **_RATIOS, cap=8, allclose=0.5),
     "bfloat16": Limits(2**-8, **_RATIOS, cap=8, allclose=0),
 }
-"""By dtype. Measured in float32 with `python -m benchmarks.calibration`, over five seeds of both
-small architectures and one of full-size ViT-B/32 and RN50 (docs/evidence/tables/limits.md has the
-table): the greatest ratio of a clean variant, and the least of the faults that exceed this limit by
-most.
+"""Limits by dtype.
+
+Measured in float32 with `python -m benchmarks.calibration`, over five seeds of both small
+architectures and one of full-size ViT-B/32 and RN50 (docs/evidence/tables/limits.md has the table):
+the greatest ratio of a clean variant, and the least ratio of the faults for which this limit is the
+most sensitive.
 
 - ``features``: 1.19 and 129; ``feature_row``: 1.38 and 275
 - ``logits``: 2.37 and 86; ``logit_row``: 2.85 and 186
@@ -94,25 +96,25 @@ to 2.4 times as far apart as it allows.
 """
 
 SAME_BLOCK = 1.5
-"""A block that is no further from float64 than this many times the eager block computes the same,
-whatever a module inside of it does: clean variants measured up to 1.43."""
+"""Greatest ratio of a block with which the errors of its modules do not count: clean variants
+measured up to 1.43."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Limits of a candidate that is lossy on purpose, as an int8 program is.
+    """Limits of a candidate that is lossy on purpose, such as an int8 program.
 
-    Each is the least that it may be, over inputs that were drawn; None is not judged. The lower end
-    of a 95 % interval counts.
+    Each is a least value over random inputs, and is compared with the lower end of a 95 % interval;
+    None is not judged.
 
     Attributes:
-        cosine: of the features of a row and those of float64, the least of all rows.
-        median: the same, in the median.
+        cosine: of the features of a row with those of float64, the least of all rows.
+        median: the median of all rows.
         top1: share of rows whose best match is float64's.
         top5: share of float64's five best matches that are among the candidate's.
         spearman: correlation of the ranks of all matches of a row, the mean of all rows.
-        levels: different values that a quantised weight can have, the least of all weights; no
-            figure over inputs, and of a preset alone.
+        levels: number of values that a quantised weight can have, the least of all weights; does
+            not depend on inputs, and only presets set it.
     """
 
     cosine: float | None = None
@@ -124,9 +126,9 @@ class Budget:
 
 
 LOGIT_SCALE = 0.02
-"""How far from 1 the logit scale of a candidate may be, in the reference's. It was at most 0.007
-off in sound static int8 programs of tiny-resnet and clipa, whose logits are quantised as well. One
-whose logarithm is cut off at a step of 1/16 was 0.042 off."""
+"""Largest relative difference of a candidate's logit scale from the reference's. Correct static int8
+programs of tiny-resnet and clipa, which also quantise logits, were at most 0.007 off; one whose
+logarithm is rounded to steps of 1/16 was 0.042 off."""
 
 BUDGETS = {
     "fp16": Budget(cosine=0.999, median=0.9999, top1=0.85, top5=0.85, spearman=0.999),

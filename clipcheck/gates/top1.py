@@ -1,4 +1,4 @@
-"""The gate ``top1``: the same best match, wherever there is one."""
+"""The gate ``top1``: the best match agrees, except in ties."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clipcheck.gates.result import (
     OUTPUTS,
     Case,
     GateResult,
-    judged,
+    expected_outputs,
     not_finite,
     unusable,
 )
@@ -23,14 +23,14 @@ from clipcheck.system.figures import counted, number
 
 @dataclass(frozen=True)
 class Exchange:
-    """A row of logits whose best match is another one than in float64.
+    """A row of logits whose best match differs from that in float64.
 
     Attributes:
-        margin: how many times as much as a clear lead the right match leads by.
-        output: the name of the logits.
-        right: the number of the best match in float64.
-        found: that of the candidate's.
-        lead: by how much the right one leads.
+        margin: lead of the right match, divided by the least clear lead.
+        output: name of the logits.
+        right: number of the best match in float64.
+        found: number of the candidate's best match.
+        lead: of the right match over the found one.
     """
 
     margin: float
@@ -43,10 +43,10 @@ class Exchange:
 
 
 def top1(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
-    """The highest logit of a row is where float64 has it, where that leads by twice what a logit of
-    that row may be off by.
+    """Judge that the greatest logit of each row is the same as in float64, if it leads by more than
+    twice the limit of a logit's error.
 
-    Where it leads by less, two models of which neither is further off may differ.
+    With a smaller lead, two models within the limit may differ.
     """
     problem = _problem(cases)
     if problem:
@@ -56,14 +56,14 @@ def top1(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     ties = f"; {counted(rows - clear, 'tie')} ignored" if rows > clear else ""
     if wrong:
         worst = max(wrong, key=_margin_of)
-        told = _told(cases[worst.case], worst)
+        told = _exchange_text(cases[worst.case], worst)
         message = f"top-1 differs in {len(wrong)} of {clear} rows: {told}{ties}"
         return GateResult("top1", False, message, figures, worst.margin)
     return GateResult("top1", True, f"top-1 agrees in {clear} of {clear} rows{ties}", figures)
 
 
 def worst_exchange(cases: Sequence[Case], limits: Limits, scale: float) -> Exchange | None:
-    """Return the row that the gate names, or None where it passes or nothing can be compared."""
+    """Return the row that the gate names, or None if it passes or nothing can be compared."""
     if _problem(cases):
         return None
     return max(_compare(cases, limits, scale)[2], key=_margin_of, default=None)
@@ -85,7 +85,7 @@ def _compare(
     clear = rows = 0
     wrong: list[Exchange] = []
     for at, case in enumerate(cases):
-        for name in judged(cases, LOGITS):
+        for name in expected_outputs(cases, LOGITS):
             leads = 2 * ruler.caps(name, case)
             decided = _margin(case.exact[name]) > leads
             same = np.argmax(case.candidate[name], axis=1) == np.argmax(case.exact[name], axis=1)
@@ -99,7 +99,7 @@ def _compare(
 
 
 def _margin(logits: np.ndarray) -> np.ndarray:
-    """By how much the highest of each row leads; nothing leads where there is one alone."""
+    """Return the lead of each row's greatest logit; 0 if the row has only one."""
     if logits.shape[1] < 2:
         return np.zeros(len(logits))
     ordered = np.sort(logits, axis=1)
@@ -113,11 +113,11 @@ def _exchange(at: int, case: Case, name: str, row: int, clear: float) -> Exchang
     return Exchange(lead / clear, at, name, row, right, found, lead)
 
 
-def _told(case: Case, exchange: Exchange) -> str:
-    """Say which row it is, and what was exchanged in it."""
+def _exchange_text(case: Case, exchange: Exchange) -> str:
+    """Name the row and the two matches."""
     kind = OUTPUTS[exchange.output][1]
     return (
-        f"{case.where(exchange.output, [exchange.row])} goes with "
+        f"{case.where(exchange.output, [exchange.row])} matches "
         f"{case.place(kind, exchange.found)} in place of {case.place(kind, exchange.right)}, "
         f"which leads by {number(exchange.lead)}"
     )

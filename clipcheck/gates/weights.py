@@ -1,4 +1,4 @@
-"""The gate ``weights``: those of one file are another's, rounded at most."""
+"""The gate ``weights``: the weights of a file are the reference's, rounded at most."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _FLOATS = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 _BITS = {"float16": np.uint16, "bfloat16": np.uint16, "float32": np.uint32, "float64": np.uint64}
 
 _NAMED = 3
-"""Weights that a message names, of those that differ; the others are counted."""
+"""Number of differing weights that a message names; the rest are counted."""
 
 _PIECE = 1 << 18
-"""Elements that are measured at once: 2 MiB in float64, which caches hold."""
+"""Elements that are compared at once: 2 MiB in float64, which fit into caches."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A weight as a file has it.
+    """A weight as stored in a file.
 
     Attributes:
         values: of any shape. bfloat16, which numpy does not have, as uint16 of the same bits.
-        dtype: its name, as torch names it.
+        dtype: torch's name of the dtype.
     """
 
     values: NDArray[Any]
@@ -41,17 +41,17 @@ class Stored:
 class WeightDifference:
     """How a weight of the candidate differs from the reference's.
 
-    The figures are infinite where there are no two numbers to compare.
+    The figures are infinite if there are no numbers to compare.
 
     Attributes:
-        otherwise: what differs, where it is not the values of floating-point numbers.
-        harmless: whether it is only to be told: the same values, or none that are computed with.
-        differing: elements that are not the reference's, correctly rounded.
-        elements: those that there are.
-        max_abs: the greatest absolute difference of those, from the reference before rounding.
-        relative: the same in units of the root mean square of the reference's tensor.
-        ulps: how many numbers of the candidate's dtype lie between such an element and the
-            reference's, rounded, at most: 1 for the next number.
+        otherwise: the difference, if it is not in the values of floating-point numbers.
+        harmless: whether it does not fail: the values are the same, or not used.
+        differing: number of elements that are not the reference's, correctly rounded.
+        elements: number of all elements.
+        max_abs: greatest absolute difference, from the reference before rounding.
+        relative: ``max_abs`` divided by the root mean square of the reference's tensor.
+        ulps: greatest distance from the reference, rounded, in steps of the candidate's dtype: 1
+            for the next number.
     """
 
     key: str
@@ -75,7 +75,7 @@ class WeightDifference:
 
 
 def weights(found: Sequence[WeightDifference], compared: int) -> GateResult:
-    """Each weight of the candidate is the reference's, correctly rounded to the dtype it has there.
+    """Judge that each weight is the reference's, correctly rounded to the candidate's dtype.
 
     Args:
         compared: number of weights that both have.
@@ -97,27 +97,28 @@ def weights(found: Sequence[WeightDifference], compared: int) -> GateResult:
 
 
 def absent(key: str, side: str, *, harmless: bool) -> WeightDifference:
-    """A weight that one of the files does not have.
+    """Return the difference for a weight that one of the files does not have.
 
     Args:
-        side: which does not, ``candidate`` or ``reference``.
-        harmless: whether nothing is computed with it.
+        side: without the weight, ``candidate`` or ``reference``.
+        harmless: whether the model does not use it.
     """
     return WeightDifference(key, f"is missing from the {side}", harmless)
 
 
 def difference(key: str, candidate: Stored, reference: Stored) -> WeightDifference | None:
-    """How the candidate differs from the reference rounded to nearest, ties to even, or None.
+    """Return how the candidate differs from the reference rounded to nearest (ties to even), or
+    None.
 
-    From float64, half precision and bfloat16 may be rounded by way of float32, too, as torch
-    does. Zero is minus zero, and NaN is NaN. Integers are to be the same whatever their dtypes.
+    From float64 to float16 or bfloat16, rounding by way of float32 is also accepted, as torch does
+    it. Zero equals minus zero, and NaN equals NaN. Integers must be equal, whatever their dtypes.
     """
     shapes = candidate.values.shape, reference.values.shape
     if shapes[0] != shapes[1]:
         otherwise = f"has shape {list(shapes[0])} in place of {list(shapes[1])}"
         if {candidate.values.size, reference.values.size} != {1} or () not in shapes:
             return WeightDifference(key, otherwise, dtype=candidate.dtype)
-        # A number with a dimension of its own and without are read alike (openai/CLIP#67).
+        # Scalars with and without a dimension are used alike (openai/CLIP#67).
         flat = (Stored(each.values.reshape(1), each.dtype) for each in (candidate, reference))
         return difference(key, *flat) or WeightDifference(key, otherwise, harmless=True)
     if candidate.dtype in _BITS and reference.dtype in _BITS:
@@ -139,7 +140,7 @@ def _figures(found: WeightDifference) -> dict[str, float | int | str]:
 
 
 def _of_integers(key: str, candidate: Stored, reference: Stored) -> WeightDifference | None:
-    """Buffers: numbers of which each is one by itself."""
+    """Compare buffers of integers, exactly."""
     mine, other = _exact(candidate), _exact(reference)
     apart = mine != other
     if not apart.any():
@@ -149,7 +150,7 @@ def _of_integers(key: str, candidate: Stored, reference: Stored) -> WeightDiffer
     return WeightDifference(key, f"is {values}", dtype=candidate.dtype)
 
 
-# What overflows, or is NaN, is counted as such. It needs no warning as well.
+# Overflows and NaN count as differences, without a warning.
 @np.errstate(all="ignore")
 def _measured(key: str, candidate: Stored, reference: Stored) -> WeightDifference | None:
     differing, max_abs, ulps, squares = 0, 0.0, 0.0, 0.0
@@ -161,7 +162,7 @@ def _measured(key: str, candidate: Stored, reference: Stored) -> WeightDifferenc
         if apart.any():
             differing += int(np.count_nonzero(apart))
             ulps = max(ulps, float(between.max()))
-            # Where one is NaN the other is far from it.
+            # NaN on one side counts as infinitely far.
             errors = np.nan_to_num(np.abs(_exact(mine) - values)[apart], nan=np.inf, posinf=np.inf)
             max_abs = max(max_abs, float(errors.max()))
     if not differing:
@@ -181,16 +182,16 @@ def _pieces(stored: Stored) -> Iterator[Stored]:
 
 
 def _exact(stored: Stored) -> Float64:
-    """The values in float64, which holds those of all the others."""
+    """Return the values in float64, which holds those of all other dtypes."""
     if stored.dtype == "bfloat16":
-        # By a shift of the same dtype: numpy 1 makes int64 of a scalar's by Python's 16.
+        # The shift must have the same dtype: numpy 1 would promote a scalar to int64.
         bits = np.left_shift(stored.values.astype(np.uint32), np.uint32(16))
         return bits.view(np.float32).astype(np.float64)
     return stored.values.astype(np.float64)
 
 
 def _ulps(candidate: Stored, reference: Stored, values: Float64) -> Float64:
-    """How far each element is from the reference's, rounded, in numbers of its own dtype."""
+    """Return each element's distance from the rounded reference, in steps of its dtype."""
     dtype = candidate.dtype
     bits = candidate.values.view(_BITS[dtype])
     between = _between(bits, _rounded(values, dtype))
@@ -204,7 +205,7 @@ def _ulps(candidate: Stored, reference: Stored, values: Float64) -> Float64:
 
 
 def _between(one: NDArray[Any], other: NDArray[Any]) -> Float64:
-    """Steps from one number to the other, by their bits: those of one sign count upwards."""
+    """Count the steps between two numbers by their bits, which count upwards for each sign."""
     sign = np.uint64(1 << (8 * one.itemsize - 1))
     a, b = one.astype(np.uint64), other.astype(np.uint64)
     same = (a ^ b) & sign == 0
@@ -213,14 +214,11 @@ def _between(one: NDArray[Any], other: NDArray[Any]) -> Float64:
 
 
 def _rounded(values: Float64, dtype: str) -> NDArray[Any]:
-    """The bits of the nearest numbers of a dtype; of two as near, those of the even one.
-
-    What NaN becomes is of no use.
-    """
+    """Return the bits of the nearest numbers of a dtype, ties to even; undefined for NaN."""
     if dtype != "bfloat16":
         return values.astype(_FLOATS[dtype]).view(_BITS[dtype])
     single = values.astype(np.float32)
-    # Towards zero first, and odd where anything was lost, so that it is rounded only once
+    # Round to odd first, so that the second rounding gives the same as a single one
     # (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums").
     bits = single.view(np.uint32)
     bits = bits - (np.abs(single.astype(np.float64)) > np.abs(values))

@@ -19,7 +19,7 @@ from clipcheck.checkpoints.checkpoint import Checkpoint
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.opening import require_told, undecided
 from clipcheck.errors import CheckpointError, IsolationError, RunError, UnfitError
-from clipcheck.gates.alternative import Departure, described
+from clipcheck.gates.alternative import Departure, describe_alternative
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fidelity import fidelity
 from clipcheck.gates.result import FEATURES, LOGITS, OUTPUTS, Case, GateResult
@@ -89,11 +89,9 @@ def _doubt(checkpoint: Checkpoint, isolation: Isolation | None) -> str:
     except (CheckpointError, RunError, IsolationError) as error:
         raise undecided(checkpoint, f"{unknown}: {error.problem}") from error
     if seen.alternative is not None:
-        raise undecided(
-            checkpoint,
-            f"{described(seen.alternative, assumed=True)}; converting it as assumed would destroy "
-            "a good model",
-        )
+        other = describe_alternative(seen.alternative, assumed=True)
+        problem = f"{other}; converting it as assumed would destroy a good model"
+        raise undecided(checkpoint, problem)
     if not seen.gate.passed:
         return f"its own code departs from the assumption ({seen.gate.message})"
     if seen.hidden:

@@ -37,8 +37,8 @@ from clipcheck.gates.result import (
     Case,
     GateResult,
     eager_not_finite,
+    expected_outputs,
     in_form,
-    judged,
 )
 from clipcheck.gates.tolerances import LIMITS, Allclose, Budget
 from clipcheck.gates.top1 import top1
@@ -484,7 +484,7 @@ def judge(
     }
     if coverage is not None:
         judging["modules"] = lambda: modules(coverage, measures)
-    logits = bool(judged(run.cases, LOGITS))
+    logits = bool(expected_outputs(run.cases, LOGITS))
     lossy = trial.budget
     if lossy is not None:
         judging["budget"] = lambda: budget_gate(run.sample, lossy, evidence.levels)
@@ -559,7 +559,7 @@ def judge_candidate(
     weights = WeightWatch(source.model)
     with watch.phase("candidate") as advance, exact_arithmetic():
         run = trial.run(candidate, advance)
-    if not judged(run.cases):
+    if not expected_outputs(run.cases):
         none = f"{candidate.name}: it gives none of {', '.join(OUTPUTS)}"
         raise RunError(
             next(iter(run.failures), none),

@@ -157,7 +157,7 @@ def first_departures(
             else:
                 here = walk(archive, source.clip, batch, source.device, limits, what)
         changed = Localisation.of_changed(archive.changed(), what, tower_of)
-        found = found.completed(here.explained(changed))
+        found = found.fill_from(here.with_changed_weights(changed))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipcheck.checkpoints.architecture import ASKED
-from clipcheck.gates.alternative import described, equals
+from clipcheck.gates.alternative import describe_alternative, equals
 from clipcheck.results.judgement import Judgement
 
 
@@ -11,7 +11,7 @@ def describe(judgement: Judgement) -> str:
     """Describe it in two sentences, or return an empty string if there is none."""
     if judgement.alternative is None:
         return ""
-    found = described(judgement.alternative, assumed=judgement.assumed)
+    found = describe_alternative(judgement.alternative, assumed=judgement.assumed)
     if equals(judgement.alternative):
         return (
             f"{found}. If it was trained like this, say so with {ASKED}; converting it would "

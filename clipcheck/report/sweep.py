@@ -10,7 +10,7 @@ from rich.text import Text
 from clipcheck.report.cells import command, padded, shortened, visible, wrapped
 from clipcheck.report.text import BAD, GOOD, KEPT, UNKNOWN, given_options
 from clipcheck.report.verdict import verdict, worst_first
-from clipcheck.results.document import recorded, result_of, to_json
+from clipcheck.results.document import as_record, result_of, to_json
 from clipcheck.results.judgement import LeftOut, Record, Result
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.cost import makespan, rates
@@ -59,7 +59,7 @@ def _records(rows: Sequence[Row]) -> list[SweptRecord]:
     found: dict[str, SweptRecord] = {}
     for row in rows:
         for each in row.found.results:
-            swept = recorded(each, SweptRecord, cost=row.cost, problem=row.problem or None)
+            swept = as_record(each, SweptRecord, cost=row.cost, problem=row.problem or None)
             found.setdefault(each.title, swept)
     return list(found.values())
 

@@ -1,1 +1,1 @@
-"""The result of a check, as objects and as a document."""
+"""The result of a check, as objects and as a JSON document."""

@@ -9,18 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Configuration:
-    """Options of a check that stand in ``[tool.clipcheck]`` of a file.
+    """Options of a check from ``[tool.clipcheck]`` of a file.
 
     Attributes:
-        file: the path of the file; empty where there is none.
-        options: values by key, as the file has them.
+        file: path of the file; empty if there is none.
+        options: values by key, as in the file.
     """
 
     file: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """One line for people; nothing where no option was taken."""
+        """Return one line, or an empty string without options."""
         if not self.options:
             return ""
         told = ", ".join(f"{key} = {_toml(value)}" for key, value in self.options.items())

@@ -1,7 +1,6 @@
-"""A result as JSON, schema 1, which ``schema/results-1.json`` beside this file describes.
+"""Write and read a result as JSON, by ``schema/results-1.json`` in this folder.
 
-The classes of `clipcheck.results.judgement` are the document: what they hold is written field by
-field, and read back into them.
+The classes of `clipcheck.results.judgement` are written field by field, and read back.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ class Document:
     """Document that `clipcheck check --json` writes.
 
     Attributes:
-        schema: the version of the schema.
+        schema: version of the schema.
         passed: whether something was judged, and all of it passed.
-        clipcheck: the version that wrote it.
+        clipcheck: version that wrote it.
         environment: versions and the machine.
-        configuration: the options that came from a file; None where none did.
+        configuration: options that came from a file, or None.
         results: of each run.
-        left_out: what was not run, of all that might have been.
+        left_out: backends that did not run, of those requested by ``all``.
     """
 
     schema: int = SCHEMA
@@ -62,49 +61,46 @@ _NAMES = {
 
 
 def render(result: Result) -> str:
-    """The document, with a newline at its end."""
+    """Render the JSON document. Ends with a newline."""
     return to_json(document_of(result))
 
 
 def document_of(result: Result) -> Document:
-    """Return what is written of a result: all but its plots and pictures."""
+    """Return the document of a result: everything but plots and pictures."""
     return Document(
         passed=result.passed,
         clipcheck=result.environment["clipcheck"],
         environment=result.environment,
         configuration=result.configuration if result.configuration.options else None,
-        results=tuple(recorded(each) for each in result.judgements),
+        results=tuple(as_record(each) for each in result.judgements),
         left_out=result.left_out,
     )
 
 
-def recorded(
+def as_record(
     record: Record,
     kind: type[_Record] = Record,  # type: ignore[assignment]
     **more: Any,
 ) -> _Record:
-    """Return the fields of a record alone, as another kind of one that may have more."""
+    """Copy a record to another class of records, which may have more fields."""
     return kind(**{f.name: getattr(record, f.name) for f in fields(Record) if f.init}, **more)
 
 
 def result_of(document: Document) -> Result:
-    """Return the result that a document tells of."""
-    judgements = tuple(recorded(each, Judgement) for each in document.results)
+    """Return the result that a document describes."""
+    judgements = tuple(as_record(each, Judgement) for each in document.results)
     configuration = document.configuration or Configuration()
     return Result(judgements, document.environment, document.left_out, configuration)
 
 
 def to_json(document: object, indent: int | None = 2) -> str:
-    """JSON with a newline at its end.
-
-    Numbers that JSON cannot write, NaN and infinities, become null.
-    """
+    """Write JSON that ends with a newline; NaN and infinities become null."""
     plain = msgspec.to_builtins(document, enc_hook=lambda number: number.item())  # numpy's
     return json.dumps(writable(plain), indent=indent, allow_nan=False) + "\n"
 
 
 def writable(value: Any) -> Any:
-    """The same with null for NaN and infinities, which JSON does not have."""
+    """Replace NaN and infinities, which JSON does not have, by None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -115,25 +111,25 @@ def writable(value: Any) -> Any:
 
 
 def read(data: bytes | str) -> Document:
-    """Read what `render` wrote.
+    """Read a document that `render` wrote.
 
     Raises:
-        ValueError: it is cut off, of another schema, or no such document.
+        ValueError: it is cut off, has another schema, or is no such document.
     """
-    plain = parsed(data)
+    plain = parse_json(data)
     if isinstance(plain, dict) and plain.get("schema", SCHEMA) != SCHEMA:
         schema = reprlib.repr(plain["schema"])
-        raise ValueError(f"it is of schema {schema}; this clipcheck reads schema {SCHEMA}")
-    # The classes have defaults, so that a result can be made bit by bit.
+        raise ValueError(f"it has schema {schema}; this clipcheck reads schema {SCHEMA}")
+    # The classes have defaults, so msgspec accepts missing fields.
     _require_fields(plain, contract())
-    document = converted(plain, Document)
+    document = convert_to(plain, Document)
     if not document.results:
-        raise ValueError("there are no results in it")
+        raise ValueError("it has no results")
     for number, record in enumerate(document.results):
         for gate in record.gates:
             if gate.margin < 0:
                 place = f"results[{number}], {gate.name}"
-                raise ValueError(f"{place}: {gate.margin:g} is no margin, which is at least 0")
+                raise ValueError(f"{place}: a margin is at least 0, found {gate.margin:g}")
     return document
 
 
@@ -144,8 +140,8 @@ def contract() -> Any:
     return json.loads(text)
 
 
-def parsed(data: bytes | str) -> Any:
-    """Parse JSON, with infinity in place of null where a number of a gate or place is meant.
+def parse_json(data: bytes | str) -> Any:
+    """Parse JSON; null becomes infinity in the figures of a gate or place.
 
     Raises:
         ValueError: it is no JSON.
@@ -163,11 +159,11 @@ def parsed(data: bytes | str) -> Any:
         raise ValueError(f"it is no JSON, or cut off ({error})") from error
 
 
-def converted(plain: Any, kind: type[_Read]) -> _Read:
-    """Convert what was parsed to a class.
+def convert_to(plain: Any, kind: type[_Read]) -> _Read:
+    """Convert parsed JSON to a class.
 
     Raises:
-        ValueError: a field is missing, or not of the type that the class says.
+        ValueError: a field is missing or has the wrong type.
     """
     try:
         return msgspec.convert(plain, kind)
@@ -176,7 +172,7 @@ def converted(plain: Any, kind: type[_Read]) -> _Read:
 
 
 def _require_fields(value: Any, schema: Any, place: str = "") -> None:
-    """See that all is there that a part of the schema says is always there."""
+    """Raise if a field is missing that the schema requires."""
     for part in schema.get("oneOf", [schema]):
         if "$ref" in part:
             part = contract()["$defs"][part["$ref"].rpartition("/")[2]]
@@ -192,7 +188,7 @@ def _require_fields(value: Any, schema: Any, place: str = "") -> None:
 
 
 def _number(digits: str) -> int | float:
-    """Read a number. One that no float holds is beyond any limit, and no count of anything."""
+    """Read an integer; one that is too large for a float becomes infinite."""
     return int(digits) if len(digits) < 300 else float(digits)
 
 
@@ -215,7 +211,7 @@ def _unbounded(value: Any) -> Any:
 
 
 def _in_words(error: str) -> str:
-    """Say in words what msgspec says in types: ``Expected `str`, got `int` - at `$.a[0].b` ``."""
+    """Reword an error of msgspec such as ``Expected `str`, got `int` - at `$.a[0].b` ``."""
     what, _, place = error.partition(" - at ")
     place = place.strip("`").removeprefix("$").removeprefix(".")
     if missing := re.fullmatch("Object missing required field `(.*)`", what):

@@ -1,4 +1,4 @@
-"""An input that a candidate fails on, as it is found and as it is told."""
+"""A failing input, and its description."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measure:
-    """Distance of one input, in the output where it was greatest.
+    """Error of one input, in the output where it is greatest.
 
     Attributes:
         output: its name.
-        ratio: how many times as far from float64 as the eager model; infinite where something is
-            missing or not finite.
-        allowed: how many times that may be.
-        error: the root mean square error.
-        message: for people.
+        ratio: multiple of the eager model's error; infinite if something is missing or not finite.
+        allowed: the allowed ratio.
+        error: root mean square error.
+        message: one line.
     """
 
     output: str
@@ -32,21 +31,21 @@ class Measure:
 
     @property
     def margin(self) -> float:
-        """How many times what is allowed."""
+        """The ratio divided by the allowed one."""
         return self.ratio / self.allowed
 
 
 @dataclass(frozen=True)
 class FailingExample:
-    """An input that a candidate fails on, described.
+    """Description of a failing input.
 
     Attributes:
-        images: mode, size, and the colour where there is just one.
-        prompts: texts, or the ids of one.
-        shrunk: whether it is the smallest that was found; else it is a whole batch of the check.
-        output: where it is furthest off.
-        message: by how much, for people.
-        saved: the folder that the input was saved in, if it was.
+        images: mode, size, and the colour if there is only one.
+        prompts: texts or token ids.
+        shrunk: whether it is the smallest that was found, or a whole batch of the check.
+        output: with the greatest error.
+        message: the error.
+        saved: folder of the saved input, or None.
     """
 
     images: tuple[str, ...]
@@ -62,11 +61,10 @@ class Mismatch:
     """The row of logits that the gate ``top1`` names.
 
     Attributes:
-        row: the image or prompt whose best match differs, for people.
+        row: the image or prompt whose best match differs.
         found: the candidate's best match.
         right: the best match in float64.
-        pictures: of the image of the row, or of the two images that it was matched with, each with
-            its name.
+        pictures: the image of the row, or the two matched images, each with its name.
     """
 
     row: str
@@ -77,15 +75,14 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Failing:
-    """An input that a candidate fails on.
+    """A failing input.
 
     Attributes:
         example: the images and prompts, run as one batch.
-        measure: what was found of it.
-        shrunk: whether it is the smallest that Hypothesis found; else it is a whole batch of the
-            check.
-        first: the input that failed before it was shrunk to this one.
-        saved: the folder that it was saved in, if it was.
+        measure: its error.
+        shrunk: whether it is the smallest that Hypothesis found, or a whole batch of the check.
+        first: the input before shrinking.
+        saved: folder of the saved input, or None.
     """
 
     example: Example
@@ -95,7 +92,7 @@ class Failing:
     saved: str | None = None
 
     def described(self) -> FailingExample:
-        """Return what a document tells of it."""
+        """Return the description for a document."""
         return FailingExample(
             tuple(describe_image(image) for image in self.example.images),
             self.example.prompts,

@@ -1,13 +1,13 @@
 """Changes between two runs of a check, such as before and after an upgrade of torch.
 
-A checkpoint is the same in both where backend and device are the same, and
+Two results are of the same checkpoint if backend and device are the same, and
 
-- the file's name is, whatever the folder, if only one in each run has that name;
-- else where it was asked for by the same path;
-- else where the file has the same SHA-256, if only one in each run has that.
+- the file's name is the same, in any folder, if only one in each run has this name;
+- else the path is the same;
+- else the SHA-256 is the same, if only one in each run has it.
 
-Then dtypes are matched. One that could not even be opened, and so has no dtype, stands for all of
-the other run's.
+Then dtypes are matched. A checkpoint that could not be opened has no dtype, and is compared with
+all dtypes of the other run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from clipcheck.results.document import Document, read
 from clipcheck.results.judgement import Record
 
 MOST_BYTES = 16 << 20
-"""Size limit of a file of results: those that a check writes have some kilobytes for each
-judgement."""
+"""Size limit of a file of results; a check writes some kilobytes for each judgement."""
 
 Outcome = Literal[
     "new failure",
@@ -45,7 +44,7 @@ WORSE: tuple[Outcome, ...] = ("new failure", "newly unjudged")
 """Outcomes that make a run worse than the one before it."""
 
 _SEEDED = " (seeded weights)"
-_ASK = "Give a file that `clipcheck check --json` has written, or the results.json of a report."
+_ASK = "Give a file that `clipcheck check --json` wrote, or the results.json of a report."
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Run:
     """The results of a check.
 
     Attributes:
-        source: where they are from, for people.
+        source: path of the file.
         environment: versions and the machine.
         entries: at least one, no two of the same checkpoint, backend, device and dtype.
     """
@@ -68,10 +67,10 @@ class GateChange:
     """Change of a gate.
 
     Attributes:
-        name: the gate's.
-        change: ``shrunk`` and ``grown`` are of the room that its margin leaves.
-        old: as it was; None where it was not judged.
-        new: as it is.
+        name: of the gate.
+        change: ``shrunk`` and ``grown`` refer to the room between margin and limit.
+        old: earlier result; None if it was not judged.
+        new: later result; None if it was not judged.
     """
 
     name: str
@@ -82,23 +81,22 @@ class GateChange:
 
 @dataclass(frozen=True)
 class Compared:
-    """A checkpoint, backend, device and dtype in both runs, or in one; never in none."""
+    """A checkpoint, backend, device and dtype in both runs or in one of them."""
 
     old: Record | None
     new: Record | None
 
     @property
     def title(self) -> str:
-        """Title of the pair, as the newer run has it, or the older where only that has a dtype."""
+        """Title in the newer run, or in the older one if only that has a dtype."""
         if self.new is None or (self.old is not None and self.new.dtype is None):
-            assert self.old is not None  # noqa: S101 - for the type: never is neither there
+            assert self.old is not None  # noqa: S101 - for mypy: at least one of the two exists
             return self.old.title
         return self.new.title
 
     @property
     def outcome(self) -> Outcome:
-        """Outcome in a word or two. A judgement that is only in the new run and did not pass is a
-        new failure."""
+        """Outcome of the comparison. A failure that is only in the new run is a new failure."""
         old, new = (each and each.state for each in (self.old, self.new))
         if new is None:
             return "only in old"
@@ -113,7 +111,7 @@ class Compared:
 
     @property
     def gates(self) -> list[GateChange]:
-        """Return the changes, gate by gate; none where one of the two was not judged."""
+        """Changes by gate; none if one of the two was not judged."""
         if self.old is None or self.new is None:
             return []
         if "unjudged" in (self.old.state, self.new.state):
@@ -128,7 +126,7 @@ class Compared:
 
     @property
     def conditions(self) -> list[tuple[str, str, str]]:
-        """Return the other differences: name, old and new; of a file's content, its SHA-256."""
+        """Other differences as name, old and new value, such as the SHA-256."""
         if self.old is None or self.new is None:
             return []
         pairs = [("SHA-256", self.old.sha256, self.new.sha256)]
@@ -157,7 +155,7 @@ class Difference:
 
     @property
     def versions(self) -> list[tuple[str, str | None, str | None]]:
-        """Name, old and new of what is another in the environment."""
+        """Differences of the environment as name, old and new value."""
         old, new = self.old.environment, self.new.environment
         return [
             (name, old.get(name), new.get(name))
@@ -167,20 +165,20 @@ class Difference:
 
     @property
     def worse(self) -> bool:
-        """Whether anything fails, or could not be judged, that did not before."""
+        """Whether anything fails or could not be judged that passed before."""
         return any(each.outcome in WORSE for each in self.compared)
 
 
 def compare(old: Run, new: Run) -> Difference:
-    """Match what is in both runs, and tell what changed.
+    """Match the results of both runs, and find the changes.
 
     Raises:
-        ResultsError: there is nothing that both have.
+        ResultsError: the runs have no checkpoint in common.
     """
     compared = tuple(_compared(old.entries, new.entries))
     if not any(each.old and each.new for each in compared):
         raise ResultsError(
-            f"expected a checkpoint that {old.source} has on the same device, found none",
+            f"expected a checkpoint that is also in {old.source}, on the same device; found none",
             remedy="Compare two runs of the same checkpoints.",
             path=new.source,
         )
@@ -188,25 +186,25 @@ def compare(old: Run, new: Run) -> Difference:
 
 
 def read_results(path: Path) -> Run:
-    """Read what `clipcheck check --json` wrote.
+    """Read results that `clipcheck check --json` wrote.
 
     Raises:
-        ResultsError: it cannot be read, is cut off, of another schema, or not such a file.
+        ResultsError: it cannot be read, is cut off, has another schema, or is no such file.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise _refused(path, f"it cannot be read ({error.strerror or error})") from error
+        raise _results_error(path, f"it cannot be read ({error.strerror or error})") from error
     if len(data) > MOST_BYTES:
-        raise _refused(path, f"it has more than {MOST_BYTES:,} bytes")
+        raise _results_error(path, f"it has more than {MOST_BYTES:,} bytes")
     try:
         return _run(read(data), str(path))
     except ValueError as error:
-        raise _refused(path, str(error)) from error
+        raise _results_error(path, str(error)) from error
 
 
-def _refused(path: Path, problem: str) -> ResultsError:
+def _results_error(path: Path, problem: str) -> ResultsError:
     return ResultsError(f"expected the results of a check, but {problem}", remedy=_ASK, path=path)
 
 
@@ -215,7 +213,7 @@ def _run(document: Document, source: str) -> Run:
     for each in document.results:
         key = each.checkpoint, each.backend, each.device, each.dtype
         if key in seen:
-            raise ValueError(f"{each.title} is there twice, and which is meant cannot be told")
+            raise ValueError(f"it has two results for {each.title}")
         seen.add(key)
     return Run(source, document.environment, document.results)
 
@@ -249,7 +247,7 @@ def _compared(old: Sequence[Record], new: Sequence[Record]) -> Iterator[Compared
 
 
 class _Subject(NamedTuple):
-    """A checkpoint as it was asked for, and where it ran."""
+    """A checkpoint as the user gave it, its backend and device."""
 
     checkpoint: str
     backend: str
@@ -286,7 +284,7 @@ def _alone(
     key: Callable[[_Subject, Sequence[Record]], object],
     taken: set[_Subject],
 ) -> dict[tuple[object, str, str], _Subject]:
-    """Return the subjects that are the only one with their key, by the key and where they ran."""
+    """Return the subjects whose key is unique, by key, backend and device."""
     found: dict[tuple[object, str, str], list[_Subject]] = defaultdict(list)
     for subject, entries in subjects.items():
         value = key(subject, entries)
@@ -296,7 +294,7 @@ def _alone(
 
 
 def _file_name(checkpoint: str) -> str:
-    """Return the name of the file, also of a path as another system writes it."""
+    """Return the name of the file, also for paths of other operating systems."""
     return re.split(r"[/\\]", checkpoint.removesuffix(_SEEDED))[-1]
 
 
@@ -305,7 +303,7 @@ def _by_dtype(old: Sequence[Record], new: Sequence[Record]) -> Iterator[Compared
     after = {each.dtype: each for each in new}
     dtypes = {**after, **before}
     if before and after and len(dtypes) > 1:
-        # It stands for each of the others.
+        # The result without a dtype is compared with every dtype of the other run.
         dtypes.pop(None, None)
     for dtype in dtypes:
         one, other = (each.get(dtype, each.get(None)) for each in (before, after))

@@ -1,7 +1,7 @@
-"""Results of a check, for reports of all kinds.
+"""Results of a check.
 
-A `Record` is what a document has of a run, in five groups; `clipcheck.results.document` writes and
-reads it. A `Judgement` is a record with what only the process has that made it.
+A `Record` has the fields of a run in a document, in five groups; `clipcheck.results.document`
+writes and reads it. A `Judgement` also has data for plots and pictures, which is not written.
 """
 
 from __future__ import annotations
@@ -31,21 +31,19 @@ class Subject:
     """Subject of a judgement.
 
     Attributes:
-        checkpoint: as it was asked for.
-        path: the file, where it was found.
-        sha256: of the file, in hexadecimal; None where it could not be read.
-        description: format, architecture and dtypes, for people.
-        key: the name of the model, of those in a file, that was asked for.
-        origin: where in the file the model was found, and what was left out, as a phrase; None
-            where the file is that model and no more.
-        architecture: the dimensions of its weights; None where they could not be read.
-        computes: how the model computes where its weights do not tell, and what told that, for
-            people.
-        assumed: whether it was assumed, and told by nothing, how the model computes where its
-            weights do not tell.
-        asked_architecture: what ``--architecture`` said, or None.
+        checkpoint: as the user gave it.
+        path: of the file, if it was found.
+        sha256: of the file, in hexadecimal; None if it could not be read.
+        description: format, architecture and dtypes.
+        key: ``--key``, or None.
+        origin: where in the file the model is, and what was ignored, as a phrase; None if the file
+            has only the model.
+        architecture: dimensions of the weights; None if they could not be read.
+        computes: what the weights do not determine (activation, heads, epsilon), and its source.
+        assumed: whether these were assumed, because nothing tells them.
+        asked_architecture: ``--architecture``, or None.
         asked_names: what ``--map`` said that inputs and outputs are, by their names.
-        released: the released name, where the file is that released file bit for bit.
+        released: released name, if the file is that released file bit for bit.
     """
 
     checkpoint: str
@@ -65,23 +63,23 @@ class Subject:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How it was judged.
+    """Conditions of a judgement.
 
     Attributes:
-        device: where both sides ran.
-        dtype: what both computed in.
-        backend: the candidate, with its options.
-        reference: what it was compared with.
-        reference_checkpoint: the file whose eager model that is, where it is another one.
+        device: of both sides.
+        dtype: of both sides.
+        backend: of the candidate, with its options.
+        reference: description of the reference.
+        reference_checkpoint: path of ``--reference``, or None.
         limits: of the gate ``allclose``.
         budget: what the candidate was allowed to lose, as it was asked for; None for nothing.
-        examples: images compared.
-        seed: of what was drawn.
-        inputs: a fingerprint of all images and prompts; None where none were run.
-        run: names the check that this is of; None outside of one.
-        date: when that began, in UTC, as ISO 8601 writes it.
-        isolation: what the file's own code was confined by, as phrases; nothing where it ran in
-            this process, and None where none of it ran.
+        examples: number of images.
+        seed: of the inputs.
+        inputs: digest of all images and prompts; None if none ran.
+        run: id of the run, or None.
+        date: start of the run, in UTC, ISO 8601.
+        isolation: measures that confined the file's own code; empty if it ran in this process,
+            None if none of it ran.
     """
 
     device: str
@@ -105,25 +103,22 @@ class Findings:
     """Findings of a judgement.
 
     Attributes:
-        gates: what each gate found; empty where the checkpoint could not be judged.
-        ignored: gates that had something to judge and were left out, as was asked for.
-        absent: outputs that the candidate does not have by its own signature, and that were not
-            judged.
+        gates: result of each gate; empty if the checkpoint could not be judged.
+        ignored: gates that apply but were left out by ``--select`` or ``--ignore``.
+        absent: outputs that the candidate does not have by its own signature; not judged.
         mapping: what the inputs and outputs of a program are, as phrases; nothing for other files.
         batches: the only numbers of images and of texts that it runs with, None for any number;
             nothing where all are any.
-        failing_example: the smallest input that it fails on, where there is one.
-        localisation: by tower, where it departs first; None where it passed or was not looked at.
-        alternative: by tower, the other architecture that the candidate computes as; None where it
-            passed or there is none.
-        patched: constants in an archive's code that were rewritten before it ran; None where no
+        failing_example: the smallest failing input, or None.
+        localisation: by tower, where it departs first; None if it passed or was not compared.
+        alternative: by tower, the other architecture that the candidate computes, or None.
+        patched: constants in an archive's code that were rewritten before it ran; None if no
             archive ran.
-        known: failures of the backend's library that are known and look like this one; they excuse
-            nothing.
+        known: known failures of the backend's library that match; they do not change the verdict.
         layers: what each quantised weight adds to the error, the most first; none without a
             budget.
         layers_problem: why that could not be measured of some, or None.
-        frontends: how the backend's own preprocessing and tokenizer compare; no part of the
+        frontends: comparison of the backend's own preprocessing and tokenizer; no part of the
             verdict.
         frontends_problem: why these could not be compared, or None.
     """
@@ -145,12 +140,12 @@ class Findings:
 
     @property
     def departures(self) -> tuple[Place, ...]:
-        """The first place of each tower that departs; none where that was not looked for."""
+        """The first place of each tower that departs."""
         return tuple(place for place in self.localisation or () if place.module is not None)
 
     @property
     def saved(self) -> str | None:
-        """The folder that its failing input was saved in, if it was."""
+        """Folder of the saved failing input, or None."""
         return None if self.failing_example is None else self.failing_example.saved
 
 
@@ -159,11 +154,9 @@ class Cost:
     """Cost of a judgement.
 
     Attributes:
-        seconds: by phase: ``load``, ``run``, and what that consists of.
-        artefact_bytes: size of what was built to be run, or of the archive; None where the backend
-            has no file of its own.
-        peak_memory: of the process up to then, and of that which ran the file's own code, in bytes;
-            None where the system does not tell.
+        seconds: by phase: ``load``, ``run``, and the parts of ``run``.
+        artefact_bytes: size of the built program or the archive; None if the backend has no file.
+        peak_memory: of this process and the sandbox so far, in bytes; None if unknown.
     """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -173,12 +166,12 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Why it could not be judged.
+    """Why a checkpoint could not be judged.
 
     Attributes:
-        error: what was expected, what was found, and what to do; None where it was judged.
-        error_type: the name of the class of that, of `clipcheck.errors`.
-        remedy: the end of that, which tells what to do, where it is known.
+        error: what was expected, what was found, and what to do; None if it was judged.
+        error_type: name of the error's class in `clipcheck.errors`.
+        remedy: the last part of the error: what to do.
     """
 
     error: str | None = None
@@ -189,14 +182,13 @@ class Problem:
 # Fields come in the order of the bases from the last to the first.
 @dataclass(frozen=True)
 class Record(Problem, Cost, Findings, Conditions, Subject):
-    """Result for one checkpoint, run by one backend on one device in one dtype.
+    """Result for one checkpoint, backend, device and dtype.
 
     Attributes:
-        passed: whether it was judged, and every gate passed. No gates is no pass.
+        passed: whether it was judged, and every gate passed. Without gates it did not pass.
 
     Raises:
-        ValueError: it was read, and says that it passed where its gates do not, or not where they
-            do.
+        ValueError: ``passed`` was read from a document, and its gates say otherwise.
     """
 
     passed: bool = field(init=False)
@@ -204,7 +196,7 @@ class Record(Problem, Cost, Findings, Conditions, Subject):
     def __post_init__(self) -> None:
         passed = self.error is None and bool(self.gates) and all(g.passed for g in self.gates)
         if vars(self).get("passed", passed) != passed:
-            raise ValueError(f"passed is {str(not passed).lower()}, and its gates say otherwise")
+            raise ValueError(f"passed is {str(not passed).lower()}, but its gates say otherwise")
         object.__setattr__(self, "passed", passed)
 
     @property
@@ -216,7 +208,7 @@ class Record(Problem, Cost, Findings, Conditions, Subject):
 
     @property
     def title(self) -> str:
-        """The checkpoint as it was asked for, the backend, and where it ran."""
+        """The checkpoint as the user gave it, backend, device and dtype."""
         dtype = f" in {self.dtype}" if self.dtype else ""
         return f"{self.checkpoint}, {self.backend} on {self.device}{dtype}"
 
@@ -228,13 +220,12 @@ class Record(Problem, Cost, Findings, Conditions, Subject):
 
 @dataclass(frozen=True, repr=False)
 class Judgement(Record):
-    """A record, and what plots and pictures are made of.
+    """A record, with data for plots and pictures.
 
     Attributes:
-        failing: the smallest input that it fails on, where there is one, of which
-            ``failing_example`` is the description.
-        mismatch: the row that the gate ``top1`` failed on; None where it passed.
-        measured: every row's error; None where nothing could be measured.
+        failing: the smallest failing input, described by ``failing_example``, or None.
+        mismatch: the row that the gate ``top1`` failed on; None if it passed.
+        measured: every row's error; None if nothing could be measured.
         coverage: every module's error; None in other dtypes than float32.
     """
 
@@ -252,14 +243,14 @@ class Judgement(Record):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A backend that was not run: every one was asked for, and this one not by name.
+    """A backend of ``all``, or a checkpoint after ``--fail-fast``, that did not run.
 
     Attributes:
-        checkpoint: as it was asked for.
+        checkpoint: as the user gave it.
         backend: with its options.
-        device: where it would have run.
-        dtype: what it would have computed in.
-        reason: why it is not for this checkpoint or not on this machine.
+        device: of the run that was left out.
+        dtype: of the run that was left out.
+        reason: why it was left out.
     """
 
     checkpoint: str
@@ -276,8 +267,8 @@ class Result:
     Attributes:
         judgements: one for each checkpoint, device, dtype and backend.
         environment: versions and the machine.
-        left_out: what was not run, of all that might have been; no part of the verdict.
-        configuration: the options that came from a file.
+        left_out: backends and checkpoints that did not run; no part of the verdict.
+        configuration: options that came from a file.
     """
 
     judgements: tuple[Judgement, ...]
@@ -292,11 +283,11 @@ class Result:
 
     @property
     def failures(self) -> tuple[Judgement, ...]:
-        """Judgements that did not pass, or could not be made."""
+        """Judgements that failed or could not be made."""
         return tuple(judgement for judgement in self.judgements if not judgement.passed)
 
     def __bool__(self) -> bool:
-        """Whether it passed: ``if check(...)`` and ``assert check(...)`` do what they say."""
+        """Return whether it passed, for ``if check(...)`` and ``assert check(...)``."""
         return self.passed
 
     def __repr__(self) -> str:
@@ -309,7 +300,7 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """0 consistent, 1 inconsistent, 2 where anything could not be judged."""
+        """0 consistent, 1 inconsistent, 2 if anything could not be judged."""
         if not self.judgements or any(j.error is not None for j in self.judgements):
             return 2
         return 0 if self.passed else 1

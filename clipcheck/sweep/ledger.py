@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipcheck.errors import LedgerError
-from clipcheck.results.document import converted, parsed, to_json
+from clipcheck.results.document import convert_to, parse_json, to_json
 from clipcheck.sweep.found import Found, JobCost
 from clipcheck.system.locks import file_lock
 
@@ -218,7 +218,7 @@ class Ledger:
 
     def _decoded(self, text: str, kind: type[_Kept]) -> _Kept:
         try:
-            return converted(parsed(text), kind)
+            return convert_to(parse_json(text), kind)
         except ValueError as error:
             raise LedgerError(
                 f"expected what this clipcheck keeps in a ledger, but {error}",

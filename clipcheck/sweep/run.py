@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from clipcheck.harness.checking import environment
-from clipcheck.results.document import converted, parsed
+from clipcheck.results.document import convert_to, parse_json
 from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.engines import Engine
 from clipcheck.sweep.found import Found, JobCost, Performed, Summary
@@ -185,7 +185,7 @@ class _Leader:
         """Keep what came of a job; it comes back where it is to be begun once more."""
         job = self.running.pop(outcome.job)
         if outcome.fate == "done":
-            return self._judged(job, outcome, converted(parsed(outcome.found), Performed))
+            return self._judged(job, outcome, convert_to(parse_json(outcome.found), Performed))
         if job.folder is not None:
             shutil.rmtree(job.folder, ignore_errors=True)
         if outcome.fate == "lost":

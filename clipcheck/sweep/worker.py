@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipcheck.errors import ClipcheckError, first_line
-from clipcheck.results.document import recorded, to_json
+from clipcheck.results.document import as_record, to_json
 from clipcheck.results.judgement import Record, Result
 from clipcheck.sweep.facts import content_of
 from clipcheck.sweep.fetching import brought
@@ -85,7 +85,7 @@ def _unit(result: Result, backend: str, job: Job) -> Found:
         # It came not so far as to tell them apart: what was found is of each.
         mine = [replace(j, backend=backend) for j in result.judgements]
     wild = backend in (ALL_THAT_FIT, DEFAULT)
-    found = Found(tuple(map(recorded, mine)), result.left_out if wild else ())
+    found = Found(tuple(map(as_record, mine)), result.left_out if wild else ())
     return found.named(job.label)
 
 

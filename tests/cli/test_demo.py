@@ -53,7 +53,7 @@ def test_demo_of_a_fault_leads_through_what_is_found(
     assert "1. the verdict    not passed: fidelity, modules" in tour
     assert "2. the module     transformer.resblocks.0.mlp.gelu\n" in tour
     assert "the smallest failing input" in tour
-    assert "4. the page       clipcheck-demo/report.html" in tour
+    assert "4. the page       open clipcheck-demo/report.html" in tour
     (saved,) = Path("clipcheck-demo/failing-inputs").iterdir()
     assert f"Next: clipcheck replay {saved}\n" in tour
     assert "Last: rm -r clipcheck-demo\n" in tour

@@ -34,7 +34,7 @@ def test_inspect_tells_all_and_runs_nothing(
     assert facts["checksums"].startswith("correct in all ")
     assert re.match(r"2 cpu, \d+ cuda:0 \(constants to patch\)", facts["devices"])
     assert re.match(
-        r"\d+ float16 \(rewritten .*\), \d+ float32, \d+ int64 \(left as", facts["casts"]
+        r"\d+ float16 \(rewritten .*\), \d+ float32, \d+ int64 \(unchanged", facts["casts"]
     )
 
 

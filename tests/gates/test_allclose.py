@@ -149,7 +149,7 @@ def test_it_fails_when_there_is_nothing_to_compare(
     sound = case_of(outputs(), outputs())
     found = allclose([sound, case_of(**sides)], Allclose(1e30, 1e30))
     assert not found.passed
-    assert found.message == f"{name} {problem}, so that nothing can be compared"
+    assert found.message == f"{name} {problem}, so nothing can be compared"
     assert found.margin == np.inf
 
 
@@ -157,10 +157,10 @@ def test_it_fails_for_two_empty_sides_and_for_no_cases() -> None:
     empty = {name: array[:0] for name, array in outputs().items()}
     found = judged(empty, empty, Allclose(1e30, 1e30))
     assert not found.passed
-    assert found.message == "logits_per_image is empty, so that nothing can be compared"
+    assert found.message == "logits_per_image is empty, so nothing can be compared"
     found = allclose([], Allclose(1e30, 1e30))
     assert not found.passed
-    assert found.message == "nothing was run, so that nothing can be compared"
+    assert found.message == "nothing was run, so nothing can be compared"
     assert found.margin == np.inf
 
 

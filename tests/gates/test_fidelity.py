@@ -171,7 +171,7 @@ def test_empty_outputs_fail(gate: Gate) -> None:
     empty = {name: values[:0] for name, values in exact_outputs().items()}
     found = gate([Case(empty, empty, empty)], GENEROUS, SCALE)
     assert not found.passed
-    assert found.message == "image_features is empty, so that nothing can be compared"
+    assert found.message == "image_features is empty, so nothing can be compared"
 
 
 @both_gates
@@ -179,7 +179,7 @@ def test_no_cases_fail(gate: Gate) -> None:
     found = gate([], GENEROUS, SCALE)
     assert not found.passed
     assert found.name == gate.__name__
-    assert found.message == "nothing was run, so that nothing can be compared"
+    assert found.message == "nothing was run, so nothing can be compared"
 
 
 # --------------------------------------------------------------------------- messages

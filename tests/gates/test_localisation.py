@@ -119,14 +119,14 @@ def test_what_departed_before_a_method_broke_off_comes_first() -> None:
 def test_a_place_that_was_found_on_other_inputs_completes_those_found_before() -> None:
     one = localise([error("visual.conv1", 99), error("ln_final", 1)], [], FLOAT, "first")
     two = localise([error("visual.ln_pre", 99), error("ln_final", 99)], [], FLOAT, "second")
-    both = one.completed(two)
+    both = one.fill_from(two)
     assert [place.module for place in both.places] == ["visual.conv1", "ln_final", None]
     assert [place.given for place in both.found] == ["first", "second"]
 
 
 def test_what_was_looked_at_once_is_not_said_to_be_unseen() -> None:
     sound = localise([error("visual.conv1", 1)], [], FLOAT, "")
-    for both in (Localisation.nowhere().completed(sound), sound.completed(Localisation.nowhere())):
+    for both in (Localisation.nowhere().fill_from(sound), sound.fill_from(Localisation.nowhere())):
         assert [p.reason for p in both.places] == [
             "nothing departs",
             "not looked at",
@@ -136,10 +136,10 @@ def test_what_was_looked_at_once_is_not_said_to_be_unseen() -> None:
 
 def test_of_two_looks_that_found_nothing_the_first_is_told() -> None:
     one, two = (localise([error("visual.conv1", 1)], [], FLOAT, given) for given in ("one", "two"))
-    assert one.completed(two).places[0].given == "one"
+    assert one.fill_from(two).places[0].given == "one"
     broken = Localisation.nowhere("could not be looked for")
-    assert one.completed(broken).places[0].reason == "nothing departs"
-    assert one.completed(broken).places[1].reason == "could not be looked for"
+    assert one.fill_from(broken).places[0].reason == "nothing departs"
+    assert one.fill_from(broken).places[1].reason == "could not be looked for"
 
 
 def test_a_place_of_which_running_changes_weights_is_told_as_that_and_no_other() -> None:
@@ -147,13 +147,15 @@ def test_a_place_of_which_running_changes_weights_is_told_as_that_and_no_other()
         [error("visual.bn1", 99), error("ln_final", 99), error("transformer.a", 1)], [], FLOAT, ""
     )
     changed = Localisation.of_changed(["visual.bn1.running_mean", "transformer.b.bias"], "two")
-    found = departed.explained(changed)
+    found = departed.with_changed_weights(changed)
     assert [(place.module, place.part) for place in found.found] == [
         ("visual.bn1", "its running_mean, which running changes"),
         ("ln_final", ""),
     ]
     sound = localise([error("visual.conv1", 1), error("ln_final", 1)], [], FLOAT, "")
-    assert [place.reason for place in sound.explained(Localisation.of_changed([], "")).places] == [
+    assert [
+        place.reason for place in sound.with_changed_weights(Localisation.of_changed([], "")).places
+    ] == [
         "nothing departs",
         "nothing departs",
         "not looked at",

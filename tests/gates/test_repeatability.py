@@ -160,7 +160,7 @@ def test_an_output_that_was_there_once_and_not_again_fails(
     assert not found.passed
     assert found.margin == np.inf
     assert found.message == (
-        f"{name} of {OUTPUTS[name][0]} 0 in the third call: not there, or not finite"
+        f"{name} of {OUTPUTS[name][0]} 0 in the third call: missing, or not finite"
     )
 
 
@@ -215,7 +215,7 @@ def test_nothing_run_and_nothing_run_twice_fail() -> None:
     assert found.margin == np.inf
     found = repeatability([], [again(case)], GENEROUS, SCALE)
     assert not found.passed
-    assert found.message == "nothing was run, so that nothing can be compared"
+    assert found.message == "nothing was run, so nothing can be compared"
     empty = {key: values[:0] for key, values in exact_outputs().items()}
     found = repeatability([Case(empty, empty, empty)], [again(case)], GENEROUS, SCALE)
     assert not found.passed

@@ -69,7 +69,7 @@ def test_an_output_that_is_missing_or_of_another_shape_cannot_be_compared(
     for array, problem in ((None, "is missing"), (np.zeros((1, 1)), "has different shapes")):
         cases = list(sound)
         cases[number] = changed(cases[number], side, name, array)
-        assert unusable(cases) == f"{name} {problem}, so that nothing can be compared"
+        assert unusable(cases) == f"{name} {problem}, so nothing can be compared"
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -77,11 +77,11 @@ def test_an_output_that_is_missing_or_of_another_shape_cannot_be_compared(
 def test_an_output_without_elements_cannot_be_compared(name: str, shape: tuple[int, int]) -> None:
     case = changed(measured(), "candidate", name, np.zeros(shape))
     case = changed(case, "reference", name, np.zeros(shape))
-    assert unusable([case]) == f"{name} is empty, so that nothing can be compared"
+    assert unusable([case]) == f"{name} is empty, so nothing can be compared"
 
 
 def test_no_cases_cannot_be_compared() -> None:
-    assert unusable([]) == "nothing was run, so that nothing can be compared"
+    assert unusable([]) == "nothing was run, so nothing can be compared"
 
 
 def test_only_the_outputs_that_a_gate_looks_at_have_to_be_there() -> None:

@@ -178,10 +178,10 @@ def test_empty_logits_and_no_cases_fail() -> None:
     empty = {name: values[:0] for name, values in exact_outputs().items()}
     found = top1([Case(empty, empty, empty)], APART, SCALE)
     assert not found.passed
-    assert found.message == "logits_per_image is empty, so that nothing can be compared"
+    assert found.message == "logits_per_image is empty, so nothing can be compared"
     found = top1([], APART, SCALE)
     assert not found.passed
-    assert found.message == "nothing was run, so that nothing can be compared"
+    assert found.message == "nothing was run, so nothing can be compared"
     assert found.margin == np.inf
 
 

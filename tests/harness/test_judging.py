@@ -472,7 +472,7 @@ def test_a_repeat_that_fails_leaves_a_reason_and_fails_repeatability(trial: Tria
     assert all(case.candidate for case in run.cases)
     gates = judged(trial, run)
     assert failing(gates) == ["integrity", "repeatability"]
-    assert "in the third call: not there" in gates["repeatability"].message
+    assert "in the third call: missing" in gates["repeatability"].message
 
 
 def test_a_candidate_that_never_runs_is_called_as_often_and_passes_nothing(trial: Trial) -> None:

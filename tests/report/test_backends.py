@@ -41,7 +41,7 @@ def test_it_tells_what_runs_each_or_what_is_missing_and_what_to_do() -> None:
         "             an ONNX program\n"
         "\n"
         "Choose one with --backend NAME or --backend NAME:OPTION=VALUE,...; with\n"
-        "--backend all every one that fits the checkpoint."
+        "--backend all choose all that fit the checkpoint."
     )
 
 

@@ -47,9 +47,9 @@ def test_a_tour_leads_from_the_verdict_to_the_page_and_takes_it_all_away_again()
         "  1. the verdict    not passed: fidelity, modules",
         "  2. the module     transformer.resblocks.0.mlp.gelu",
         "  3. the input      the prompt 'a', the smallest failing input",
-        "  4. the page       clipcheck-demo/report.html, to be opened in a browser",
+        "  4. the page       open clipcheck-demo/report.html in a browser",
         "Next: clipcheck replay clipcheck-demo/failing-inputs/one",
-        "      runs that input again, and exits with 1 while it fails.",
+        "      runs this input again, and exits with 1 while it fails.",
         "Last: rm -r clipcheck-demo",
         "      deletes the demo's files.",
     ]
@@ -58,8 +58,8 @@ def test_a_tour_leads_from_the_verdict_to_the_page_and_takes_it_all_away_again()
 def test_without_a_failing_input_there_is_none_to_run_again() -> None:
     found = lines(replace(FAILED, failing=None, failing_example=None))
     assert found[3:] == [
-        "  3. the input      none fails by itself: the fault is seen in the module alone",
-        "  4. the page       clipcheck-demo/report.html, to be opened in a browser",
+        "  3. the input      no single input fails: only the module shows the fault",
+        "  4. the page       open clipcheck-demo/report.html in a browser",
         "Last: rm -r clipcheck-demo",
         "      deletes the demo's files.",
     ]

@@ -57,7 +57,7 @@ def test_a_summary_takes_no_more_than_github_shows(summary: Path, before: int) -
     assert github.summarise(many) == ""
     text = summary.read_text(encoding="utf-8")
     assert (1 << 20) - 1000 < len(text.encode()) <= 1 << 20
-    assert text.endswith(f"right.\n```\n{github.LEFT_OUT}")
+    assert text.endswith(f"code.\n```\n{github.LEFT_OUT}")
 
 
 def test_whatever_the_room_it_is_not_exceeded(
@@ -73,5 +73,5 @@ def test_whatever_the_room_it_is_not_exceeded(
 
 def test_a_full_summary_is_left_alone_and_told(summary: Path) -> None:
     summary.write_bytes(b"x" * ((1 << 20) - 10))
-    assert "is left out, for the file is full" in github.summarise(failing_result())
+    assert "is left out because the file is full" in github.summarise(failing_result())
     assert summary.stat().st_size == (1 << 20) - 10

@@ -67,7 +67,7 @@ def test_a_comparison_reads_as_follows() -> None:
         "  it is not there",
         "",
         "fixed: fixed.pt, jit on cpu in float32",
-        "  another SHA-256: 0101010101010101 -> 2323232323232323",
+        "  SHA-256 changed: 0101010101010101 -> 2323232323232323",
         "  fidelity: FAILED 12x the limit -> passed 20 % of the limit",
         "  modules: more room: passed 80 % of the limit -> passed 10 % of the limit",
         "",
@@ -80,7 +80,7 @@ def test_what_passes_as_before_is_told_only_where_something_else_changed() -> No
     assert render(compare(run(SOUND), run(SOUND))) == "NOT WORSE: 1 passes as before."
     assert render(compare(run(SOUND), run(replace(SOUND, seed=3)))).splitlines() == [
         "passes as before: model.pt, jit on cpu in float32",
-        "  another seed: 0 -> 3",
+        "  seed changed: 0 -> 3",
         "",
         "NOT WORSE: 1 passes as before.",
     ]

@@ -53,7 +53,7 @@ def lines(localised: Localised) -> list[str]:
 def test_where_nothing_departs_each_tower_says_so_and_nothing_is_to_be_done() -> None:
     assert lines(SOUND) == [
         "model.pt",
-        "  jit against eager on cpu in float32; walked through in 1.2 s",
+        "  jit against eager on cpu in float32; compared in 1.2 s",
         "  image tower  nothing departs",
         "  text tower   nothing departs",
         "  logits       not looked at",

@@ -232,9 +232,9 @@ def test_it_says_where_it_departs_first() -> None:
     told = lines_of(replace(FAILED, localisation=places))
     assert told[7:11] == [
         "  departs first        visual.bn1: error 3.4e-4, eager 1.0e-6 (340x, limit 10x);",
-        "                       seen on a grey image",
-        "  departs first        forward, its end: not finite, of another shape, or not",
-        "                       what it was; inputs: the prompt 'a'",
+        "                       inputs: a grey image",
+        "  departs first        forward, its end: not finite, of a different shape, or",
+        "                       changed; inputs: the prompt 'a'",
     ]
 
 

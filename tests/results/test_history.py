@@ -273,7 +273,7 @@ def entry(document: Any) -> Any:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda d: d.update(schema=2), "it is of schema 2; this clipcheck reads schema 1"),
+        (lambda d: d.update(schema=2), "it has schema 2; this clipcheck reads schema 1"),
         (lambda d: d.update(schema=True), "schema is true or false in place of an integer"),
         (lambda d: d.pop("schema"), "the field schema is missing"),
         (lambda d: d.pop("results"), "the field results is missing"),
@@ -291,7 +291,7 @@ def entry(document: Any) -> Any:
         ),
         (
             lambda d: entry(d).update(passed=False),
-            r"results\[0\] is wrong: passed is false, and its gates say otherwise",
+            r"results\[0\] is wrong: passed is false, but its gates say otherwise",
         ),
         (
             lambda d: entry(d).update(seed=1.5),
@@ -346,7 +346,7 @@ def test_a_field_that_is_not_as_it_should_be_is_named(
         (b'{"a":' * 100_000, "it is nested too deeply"),
         (b"[1, 2]", "it is a list in place of an object"),
         (b'{"schema": 1, "schema": 1}', "the field 'schema' is there twice"),
-        (b'{"schema": ' + b"1" * 5000 + b"}", "it is of schema inf; this clipcheck reads schema 1"),
+        (b'{"schema": ' + b"1" * 5000 + b"}", "it has schema inf; this clipcheck reads schema 1"),
     ],
 )
 def test_a_file_that_is_something_else_is_refused(

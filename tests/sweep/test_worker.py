@@ -11,7 +11,7 @@ import pytest
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import IsolationError
 from clipcheck.harness.options import CheckOptions
-from clipcheck.results.document import converted, parsed
+from clipcheck.results.document import convert_to, parse_json
 from clipcheck.sweep.found import Performed
 from clipcheck.sweep.identity import versions_for
 from clipcheck.sweep.jobs import Job, Source
@@ -36,7 +36,7 @@ def of(path: Path, *backends: str, **other: Any) -> Job:
 
 
 def done(asked: Job) -> Performed:
-    return converted(parsed(perform(asked)), Performed)
+    return convert_to(parse_json(perform(asked)), Performed)
 
 
 def test_what_was_found_is_by_backend_and_under_the_name_that_it_was_asked_for(

@@ -15,7 +15,14 @@ from clipcheck.gates.allclose import allclose
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.fidelity import distance_text
 from clipcheck.gates.metrics import row_rms
-from clipcheck.gates.result import LOGITS, Case, eager_not_finite, in_form, judged, unusable
+from clipcheck.gates.result import (
+    LOGITS,
+    Case,
+    eager_not_finite,
+    expected_outputs,
+    in_form,
+    unusable,
+)
 from clipcheck.gates.tolerances import Allclose
 from clipcheck.inputs.batches import Batch
 from clipcheck.inputs.examples import Kind
@@ -51,10 +58,10 @@ class Probe:
             return {"pair": float("inf")}
         found = {
             name: float(self._ruler.further(name, case).max()) / self._ruler.allowed(name)
-            for name in judged([case])
+            for name in expected_outputs([case])
         }
         margins = {kind: found[name] for kind, name in _FEATURES.items() if name in found}
-        logits = [found[name] for name in judged([case], LOGITS)]
+        logits = [found[name] for name in expected_outputs([case], LOGITS)]
         if logits:
             asserted = allclose([case], self._limits, self._ruler.limits).margin
             margins["pair"] = max(*logits, asserted)
@@ -73,7 +80,7 @@ class Probe:
             got = self._attempt(lambda: self._candidate.outputs(given.pixels, given.tokens))
             own, exact = (in_form(each, self._candidate.normalised) for each in sides)
             case = Case(got, own, exact, given.rows, absent=self._candidate.absent)
-            return self._measures(case, judged([case]))
+            return self._measures(case, expected_outputs([case]))
         kind: Kind = "image" if len(given.pixels) else "prompt"
         rows = given.pixels if kind == "image" else given.tokens
         name, method = _FEATURES[kind], _METHODS[kind]

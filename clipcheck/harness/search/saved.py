@@ -14,7 +14,7 @@ from PIL import Image
 from clipcheck.errors import OutputError, ReplayError
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.inputs.examples import Example, Prompt, from_png, to_png
-from clipcheck.results.document import converted, parsed, to_json
+from clipcheck.results.document import convert_to, parse_json, to_json
 from clipcheck.results.judgement import Conditions, Subject
 from clipcheck.writers.output import creating, removing
 
@@ -86,7 +86,7 @@ def is_ours(folder: Path) -> bool:
     if not all(re.fullmatch(_PICTURE, name) for name in names):
         return False
     try:
-        document = parsed(_contents(folder / _NAME, _MOST_BYTES))
+        document = parse_json(_contents(folder / _NAME, _MOST_BYTES))
     except (OSError, ValueError):
         return False
     return isinstance(document, dict) and document.get("kind") == _KIND
@@ -128,7 +128,7 @@ def read(path: Path) -> Saved:
     """
     file = path / _NAME if path.is_dir() else path
     try:
-        return _saved(parsed(_contents(file, _MOST_BYTES)), file.parent)
+        return _saved(parse_json(_contents(file, _MOST_BYTES)), file.parent)
     except (OSError, ValueError) as error:
         reason = str(error)
         if isinstance(error, OSError):
@@ -160,11 +160,11 @@ def _saved(document: Any, folder: Path) -> Saved:
     schema = document.get("schema")
     if schema != SCHEMA:
         told = reprlib.repr(schema)
-        raise ValueError(f"it is of schema {told}; this clipcheck reads schema {SCHEMA}")
+        raise ValueError(f"it has schema {told}; this clipcheck reads schema {SCHEMA}")
     for name in ("sha256", "dtype"):  # optional in other results
         if name not in document:
             raise ValueError(f"the field {name} is missing")
-    written = converted(document, _Written)
+    written = convert_to(document, _Written)
     if not written.images and not written.prompts:
         raise ValueError("it has neither an image nor a prompt")
     if max(len(written.images), len(written.prompts)) > _MOST_ROWS:

@@ -53,7 +53,7 @@ def test_those_beyond_the_limit_are_marked_and_the_first_is_named_as_the_gate_na
     assert plot.caption == (
         "2 of 5 beyond the limit, 10× the eager module's error. First: "
         "transformer.resblocks.0.ln_1, 90×. Furthest: transformer.resblocks.0 is 500× as far from "
-        "float64 as the eager one."
+        "float64 as the eager module."
     )
     assert "first: transformer.resblocks.0.ln_1" in plot.svg
     assert "candidate, beyond its limit" in plot.svg
@@ -222,15 +222,15 @@ def test_the_shade_of_a_logit_goes_by_the_limit_of_its_row() -> None:
     shades = re.findall(r"fill: var\(--heat-(\d)\)", plot.svg)
     assert shades == ["4", "4", "4", "8", "0", "8"]  # Beyond a limit there is no deeper one.
     assert plot.caption.endswith(
-        "The shade is the share of the limit (4.00e-6 to 0.001 by the row), and deepest from "
-        "there on."
+        "The shade is the share of the limit (4.00e-6 to 0.001 by the row), and deepest at the "
+        "limit and above."
     )
 
 
 def test_a_row_without_a_finite_limit_is_pale() -> None:
     plot = heat(replace(measured().heat, limits=np.array([INF, NAN])), "key")
     assert set(re.findall(r"fill: var\(--heat-(\d)\)", plot.svg)) == {"4"}
-    assert plot.caption.endswith("No row has a limit, so that none is shaded.")
+    assert plot.caption.endswith("No row has a finite limit, so none is shaded.")
 
 
 def test_logits_that_are_the_same_have_no_shade() -> None:
