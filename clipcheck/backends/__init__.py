@@ -1,1 +1,1 @@
-"""The ways to run a checkpoint, one file each, under one protocol."""
+"""The backends: one file for each way to run a checkpoint."""

@@ -1,4 +1,4 @@
-"""The eager model as native code, which Inductor compiles ahead of time and packs into a file."""
+"""Run the eager model as native code that Inductor compiled ahead of time into a file."""
 
 from __future__ import annotations
 
@@ -28,39 +28,38 @@ if TYPE_CHECKING:
     from clipcheck.sandbox.cell import Cell
 
 _TOKENS = "clipcheck.tokens"
-"""Under this name a package tells the dtype of its ids: the code in it asks for none."""
+"""Key of a package's metadata for the dtype of its ids, which its code does not check."""
 
 
 _INPUTS = {"pixels": "float32", "tokens": "int32"}
 
 
 def compiler_missing() -> Missing | None:
-    """Return None where there is the C++ compiler that Inductor calls (``CXX``, else g++, on macOS
-    clang++); else say that it is missing."""
+    """Say that Inductor's C++ compiler (``CXX``, else g++, on macOS clang++) is missing, or return
+    None."""
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     words = shlex.split(compiler)
     if words and shutil.which(words[0]):
         return None
     return Missing(
         f"there is no C++ compiler {compiler!r} here",
-        "Install one, or set CXX to the path of the one that there is.",
+        "Install one, or set CXX to the path of a compiler.",
     )
 
 
 class AOTInductor(ProgramBackend):
-    """Native code, which Inductor has compiled ahead of time."""
+    """Native code that Inductor compiled ahead of time."""
 
     summary = "native code, compiled ahead of time and loaded from its package (AOTInductor)"
 
     @classmethod
     def available(cls) -> Missing | None:
-        """Wherever there is a C++ compiler."""
+        """Require a C++ compiler."""
         return compiler_missing()
 
     @classmethod
     def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG003
-        """Inductor has code for CPUs and for CUDA, and none that can be packed for other
-        devices."""
+        """Accept CPUs and CUDA: Inductor cannot package code for other devices."""
         if device.type in ("cpu", "cuda"):
             return None
         return f"AOTInductor packs no code for {device.type}"
@@ -97,7 +96,7 @@ class AOTInductor(ProgramBackend):
             ids = package.get_metadata().get(_TOKENS, "int64")
             spec = pytree.treespec_loads(package.loader.get_call_spec()[0])
             arguments, named = pytree.tree_unflatten(range(spec.num_leaves), spec)
-            # What is given by its place has no name; beyond the first two nothing tells what it is.
+            # Inputs by position have no names; those after the first two are unknown.
             count = len(pytree.tree_leaves(arguments))
             places = [*_INPUTS, *(f"argument {n}" for n in range(3, count + 1))]
             names = [*places[:count], *named]
@@ -113,11 +112,11 @@ def _compile(source: Source, path: Path) -> None:
 
     program = export(source.model)
     settings = {
-        # It pays for itself where many programs are compiled: here it takes half of the time.
+        # Precompiled headers pay off only for many programs: for one they take half of the time.
         "aot_inductor.precompile_headers": False,
         "aot_inductor.metadata": {_TOKENS: _INPUTS["tokens"]},
     }
-    # Inductor's own cache would keep a second copy of all weights for good.
+    # Inductor's own cache would keep a second copy of all weights permanently.
     own = fresh_cache(dir=str(source.scratch))
     with quiet_about_cuda(source.device), torch.no_grad(), own:
         torch._inductor.aoti_compile_and_package(
@@ -126,7 +125,7 @@ def _compile(source: Source, path: Path) -> None:
 
 
 def quiet_about_cuda(device: torch.device) -> AbstractContextManager[None]:
-    """While code for a CPU is compiled: without the word that CUDA's files are there and no GPU.
+    """Hide the message that CUDA is installed without a GPU, while code for a CPU is compiled.
 
     torch logs it when it first looks for a compiler.
     """
@@ -138,7 +137,7 @@ def quiet_about_cuda(device: torch.device) -> AbstractContextManager[None]:
 
 
 def _hardware(device: torch.device) -> str:
-    """Name the hardware that the code is compiled for: on another it may not run, or may crash."""
+    """Name the hardware for which code is compiled: on other hardware it may crash."""
     import torch
 
     if device.type == "cpu":
@@ -153,26 +152,25 @@ def open_package(
     cell: Cell | None,
     names: Mapping[str, str] | None = None,
 ) -> Backend:
-    """Open a package of AOTInductor, of whoever's making.
+    """Open a package of AOTInductor from any source.
 
-    Loading it runs native code of the file, with all rights of the process that does it: only a
-    cell does. The code does not look at the dtype of what it gets: ids are int64 where the package
-    does not say otherwise.
+    Loading it runs native code of the file, so only a sandbox process (cell) loads it. The code
+    does not check the dtype of its inputs: ids are int64 unless the package says otherwise.
 
     Args:
-        device: what it was compiled for.
-        cell: what runs it.
+        device: for which it was compiled.
+        cell: the sandbox process that runs it.
         names: see `ProgramBackend`.
 
     Raises:
-        UnsafeError: there is no cell.
+        UnsafeError: there is no sandbox process.
         DamagedError: the file was altered.
         CheckpointError: it takes other inputs than a CLIP model.
         RunError: it cannot be loaded on this machine.
     """
     from clipcheck.checkpoints.records import MappedFile, Records
 
-    # torch compares no checksums, and leaves all that it unpacked where it cannot load it.
+    # torch verifies no checksums, and does not delete unpacked files if loading fails.
     Records(MappedFile(path)).verify()
     if cell is None:
         raise UnsafeError(
@@ -216,5 +214,5 @@ def _opened(package: Any, declared: Sequence[Declared], device: torch.device) ->
 
 
 def _unknown(_: Opened, __: bool) -> Evidence:
-    """Its weights cannot be told apart any more."""
+    """Return no evidence of weights: they are compiled in."""
     return Evidence(None)

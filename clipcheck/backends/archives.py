@@ -1,4 +1,4 @@
-"""An archive that runs in this process, or in a cell: for who asks, the same."""
+"""Run an archive in this process or in a sandbox process (cell), with the same interface."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from clipcheck.models.taps import Listener
 
 _MOST_WRONG = 100
-"""Characters of what a sandbox process says of a call."""
+"""Most characters of a sandbox process's complaint about a call."""
 
 
 @dataclass(frozen=True)
 class OpenArchive:
-    """An archive that is ready to run, and how its weights compare with the file's.
+    """An archive that is ready to run, and how its weights differ from the file's.
 
     Attributes:
-        runner: runs it, and gives what comes of it by name.
+        runner: runs it, and returns outputs by name.
         compared: number of weights and buffers that were compared.
         differing: by key, how the interpreter's weight differs from the record's.
     """
@@ -49,8 +49,9 @@ def open_archive(
     """Load an archive, and the eager model of its weights.
 
     Args:
-        dtype: what both are to compute in.
-        cell: what runs the archive's code; None for this process, where both share their weights.
+        dtype: of both.
+        cell: sandbox process for the archive's code; None for this process, where both share their
+            weights.
 
     Raises:
         ClipcheckError: it cannot be loaded; the subclass tells why.
@@ -110,14 +111,14 @@ class Inside:
     def call_module(
         self, module: str, method: str, inputs: Sequence[torch.Tensor]
     ) -> Sequence[torch.Tensor]:
-        """The tensors that a module by itself gives."""
+        """Return the tensors of a module that is called alone."""
         import torch
 
         from clipcheck.models import torchscript
 
         part = self._archive.part(module, method)
         if torchscript.tensor_arguments(part) > len(inputs):
-            # Such as a mask that may be None: taps hear tensors alone.
+            # For example a mask that may be None: taps record only tensors.
             raise RunError(
                 f"jit: {module}.{method} takes more than {len(inputs)} tensors",
                 remedy="Call it as the whole model does.",
@@ -144,21 +145,21 @@ class Inside:
                 listener(site, entering, tensors)
 
         with listening(heard):
-            # Copied: what changes its inputs would change those of all that runs after it.
+            # Copied: a module that changes its inputs would affect all later ones.
             given = self._archive.given(method, [each.clone() for each in inputs])
             return run_method("jit", self._archive.tapped(), method, *given)
 
     def changed(self) -> list[str]:
-        """The keys of the weights that running it has changed."""
+        """Return the keys of weights that running changed."""
         return self._archive.changed()
 
 
 class Apart:
-    """Runs an archive in a cell. While that loads it, the eager model is loaded here.
+    """Runs an archive in a cell. While the cell loads it, the eager model is loaded here.
 
     Attributes:
         model: the eager model.
-        facts: what the archive says that it is.
+        facts: the archive's own properties.
         differing: by key, how its weights differ from the file's.
     """
 
@@ -228,7 +229,7 @@ class Apart:
     def call_module(
         self, module: str, method: str, inputs: Sequence[torch.Tensor]
     ) -> Sequence[torch.Tensor]:
-        """The tensors that a module by itself gives."""
+        """Return the tensors of a module that is called alone."""
         doing = f"jit: running {module}.{method}"
         done = self._cell.ask("call_module", doing, inputs, module=module, method=method)
         return self._placed(done.tensors)
@@ -256,7 +257,7 @@ class Apart:
         return self._result(done.message, done.tensors)
 
     def changed(self) -> list[str]:
-        """The keys of the weights that running it has changed, as the cell tells."""
+        """Return the keys of weights that running changed, as the cell reports."""
         done = self._cell.ask("changed", "looking for weights that changed")
         return _texts(done.message.get("changed"))
 
@@ -277,7 +278,7 @@ class Apart:
 
 @dataclass(frozen=True)
 class _Other:
-    """Stands for a result of a method that is no tensors; its text is the name of its type."""
+    """Stands for a result that is no tensor; its text is the name of its type."""
 
     kind: str
 
@@ -287,15 +288,15 @@ class _Other:
 
 @dataclass
 class _Compared:
-    """Compares the weights of the interpreter as they come, and tells where the eager model's are.
+    """Compares the interpreter's weights as they arrive, and answers where the eager model's are.
 
     Attributes:
         checkpoint: the file.
-        wanted: by key and weight, what it is to be cast to.
-        memory: what is shared.
+        wanted: the target dtype of a key and weight.
+        memory: the shared memory.
         weights: the eager model's, by key.
         differing: by key, how the interpreter's differ.
-        seen: the keys that it has.
+        seen: keys of the interpreter's weights.
     """
 
     checkpoint: Checkpoint
@@ -306,8 +307,7 @@ class _Compared:
     seen: set[str] = field(default_factory=set)
 
     def answer(self, question: Message, tensors: list[torch.Tensor]) -> Message:
-        """Return where the weight is that the archive is to have in place of its own, or the dtype
-        that it is to be cast to."""
+        """Return where the weight is that replaces the archive's own, or the dtype to cast to."""
         from clipcheck.models.loader import unlike
 
         key = str(question.get("weight"))
@@ -327,7 +327,7 @@ class _Compared:
         }
 
     def differing_of_all(self) -> dict[str, str]:
-        """Return all differences, with the weights that the interpreter does not have."""
+        """Return all differences, including weights that the interpreter does not have."""
         absent = {
             key: "the interpreter does not have it"
             for key in self.checkpoint.tensors
@@ -336,8 +336,8 @@ class _Compared:
         return {**self.differing, **absent}
 
     def _place(self, weight: torch.Tensor | None) -> int | None:
-        """Return where in the shared memory a weight of the eager model lies; None where it does
-        not."""
+        """Return the offset of an eager model's weight in the shared memory; None if it is not
+        there."""
         import ctypes
 
         if weight is None or weight.device.type != "cpu":

@@ -1,14 +1,14 @@
-"""Compiled and exported programs that are built once and kept, in a folder of bounded size.
+"""A cache of compiled and exported programs, in a folder of limited size.
 
-For each key, by its hash, the folder holds::
+For each key, by its hash, the folder has::
 
-    HASH/             the entry: all files of what was built. It is there whole, or not at all
-    HASH/.sha256.json the files' checksums; its time of change is when the entry was last used
-    HASH.HEX.part/    an entry on its way in or out; what a killed process left of one
-    .HASH.lock        held by who looks for the entry, builds it or removes it
-    .HASH.*.used      held by each process that was given the entry, for as long as it may read it
+    HASH/             the entry: all files of an artefact; always complete
+    HASH/.sha256.json the files' checksums; its modification time is when the entry was last used
+    HASH.HEX.part/    an entry while it is added or deleted, or left by a killed process
+    .HASH.lock        held by a process that looks for the entry, builds it or deletes it
+    .HASH.*.used      held by each process that uses the entry, as long as it may read it
 
-All locks are the system's: they end with the process that holds them, however it ends.
+All locks are the operating system's: they are released when their process ends, for any reason.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 FOLDER_VARIABLE = "CLIPCHECK_ARTEFACTS"
-"""The environment variable that names the folder."""
+"""Environment variable for the folder."""
 
 DEFAULT_FOLDER = "~/.cache/clipcheck/artefacts"
 
 LIMIT_VARIABLE = "CLIPCHECK_ARTEFACTS_LIMIT"
-"""The environment variable that says how large the folder may grow."""
+"""Environment variable for the size limit of the folder."""
 
 DEFAULT_LIMIT = 20 * 10**9
-"""Limit in bytes: room for some ten ways to run each of three ViT-B/32, at 0.6 GB a piece in
-float32."""
+"""Default limit in bytes: about ten backends for each of three ViT-B/32, at 0.6 GB each in float32.
+"""
 
 _RECORD = ".sha256.json"
 _PART = ".part"
@@ -53,18 +53,17 @@ _USED = ".used"
 
 
 def default_folder() -> Path:
-    """Return the folder of artefacts: ``$CLIPCHECK_ARTEFACTS``, or else
-    ``~/.cache/clipcheck/artefacts``.
+    """Return the cache folder: ``$CLIPCHECK_ARTEFACTS``, or ``~/.cache/clipcheck/artefacts``.
 
-    A leading ``~`` stands for the home folder; an empty name counts as none.
+    A leading ``~`` is the home folder; an empty value counts as unset.
     """
     return Path(os.environ.get(FOLDER_VARIABLE) or DEFAULT_FOLDER).expanduser()
 
 
 def limit_in_bytes() -> int:
-    """How large the folder may grow: ``$CLIPCHECK_ARTEFACTS_LIMIT``, or else 20 GB.
+    """Return the size limit of the folder: ``$CLIPCHECK_ARTEFACTS_LIMIT``, or 20 GB.
 
-    It is a number of bytes, or one with a unit: kB, MB, GB or TB, in powers of 1000.
+    It is a number of bytes, or a number with kB, MB, GB or TB, in powers of 1000.
 
     Raises:
         UsageError: it is something else.
@@ -83,11 +82,11 @@ def limit_in_bytes() -> int:
 
 @dataclass(frozen=True)
 class Got:
-    """An artefact that was asked for.
+    """A requested artefact.
 
     Attributes:
-        path: the file.
-        seconds: how long it took to build; None where it was there already.
+        path: of the file.
+        seconds: time to build it; None if it was in the cache.
     """
 
     path: Path
@@ -95,23 +94,23 @@ class Got:
 
 
 class Artefacts:
-    """Keeps what was built, by all that it depends on.
+    """A cache of artefacts, by everything that they depend on.
 
-    Of several processes that ask for the same at once, one builds it and the others wait for it.
-    What is given is not removed by anybody for as long as this object lives. A folder that cannot
-    be read or written to is done without, with a warning.
+    If several processes request the same artefact, one builds it and the others wait. A returned
+    artefact is not deleted as long as this object lives. If the folder cannot be read or written,
+    artefacts are built without it, with a warning.
 
     Args:
-        folder: where; None keeps nothing.
-        scratch: where things are built, and stay where they are not kept.
-        limit: bytes that the folder may hold, see `limit_in_bytes`. What was used last stays, and
-            what is in use, even where they are more than that.
+        folder: of the cache; None for no cache.
+        scratch: folder in which artefacts are built, and stay without a cache.
+        limit: bytes of the folder, see `limit_in_bytes`. The last used artefact and those in use
+            stay, even if they exceed it.
 
     Attributes:
-        got: all that was asked for, once each, in that order.
+        got: all requested artefacts, once each, in order.
 
     Raises:
-        UsageError: the environment names a limit that is none.
+        UsageError: the limit in the environment is invalid.
     """
 
     def __init__(self, folder: Path | None, scratch: Path, *, limit: int | None = None) -> None:
@@ -124,18 +123,17 @@ class Artefacts:
         self.got: list[Got] = []
 
     def get(self, name: str, key: Mapping[str, str], build: Callable[[Path], None]) -> Path:
-        """The file ``name``, as ``build`` wrote it now or before for the same key.
+        """Return the file ``name`` that ``build`` writes now or wrote earlier for the same key.
 
         Args:
-            name: of the file, with its ending.
-            key: all that it depends on, as versions and options, beside clipcheck's own version;
-                the processor too, where it is code for one.
-            build: writes it to the path that it is given. It has the path's folder to itself, and
-                what it writes beside the file is kept with it. The folder is moved afterwards, so
-                that a file may name another in it only by its name.
+            name: of the file, with its suffix.
+            key: everything that it depends on, such as versions, options and, for native code, the
+                processor; clipcheck's own version is added.
+            build: writes the file to a path in a new folder, which is kept with all its files. The
+                folder is moved afterwards, so files may refer to each other only by name.
 
         Raises:
-            ValueError: ``build`` did not write it.
+            ValueError: ``build`` did not write the file.
         """
         entry = _hash(name, key)
         if entry not in self._given:
@@ -143,14 +141,14 @@ class Artefacts:
         return self._given[entry] / name
 
     def _provided(self, entry: str, name: str, build: Callable[[Path], None]) -> Path:
-        """The folder of the entry."""
+        """Return the folder of the entry."""
         kept = self._kept
         if kept is None:
             return self._built(name, build)
         try:
             lock = kept.lock(entry)
         except OSError as error:
-            # A shared folder is often read-only: what is sound in it serves all the same.
+            # A shared folder is often read-only: valid entries in it can still be used.
             if kept.is_sound(entry):
                 return self._fetched(kept.path / entry, name)
             self._tell(error)
@@ -171,14 +169,14 @@ class Artefacts:
         return folder
 
     def _built(self, name: str, build: Callable[[Path], None]) -> Path:
-        """A new folder in scratch, with the file."""
+        """Build the file in a new folder in scratch."""
         self._scratch.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self._scratch))
         began = time.perf_counter()
         try:
             build(folder / name)
             if not (folder / name).exists():
-                raise ValueError(f"{name} was to be built, and was not")
+                raise ValueError(f"expected build to write {name}, and it did not")
         except BaseException:
             shutil.rmtree(folder)
             raise
@@ -186,10 +184,10 @@ class Artefacts:
         return folder
 
     def _keep(self, kept: _Kept, entry: str, built: Path) -> Path:
-        """Keep what was built and return where it is now: in the entry's place, or still where it
+        """Add the artefact to the cache, and return where it is: in the cache, or still where it
         was built."""
         with self._telling():
-            # A copy, so that whatever becomes of it on the way, there is one to go on with.
+            # Copied, so that the original can be used if adding fails.
             kept.add(entry, built)
             shutil.rmtree(built)
             last = self.got[-1]
@@ -199,35 +197,35 @@ class Artefacts:
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
-        """Report an error of the folder and go on without it."""
+        """Report an error of the folder, and continue without it."""
         try:
             yield
         except OSError as error:
             self._tell(error)
 
     def _tell(self, error: OSError) -> None:
-        """Warn once: it will be the same for all that follow."""
+        """Warn once: later artefacts would fail in the same way."""
         if self._told or self._kept is None:
             return
         self._told = True
         warnings.warn(
             f"{self._kept.path}: what is built cannot be kept there "
-            f"({error.strerror or error}), and is built anew each time. Make room or permission, "
-            f"or name another folder by {FOLDER_VARIABLE}.",
+            f"({error.strerror or error}), and is built anew each time. Free disk space, change "
+            f"the permissions, or name another folder with {FOLDER_VARIABLE}.",
             Notice,
             stacklevel=2,
         )
 
 
 class _Kept:
-    """The folder. Of an entry, all but `trim` is for who holds its lock.
+    """The folder of the cache. All methods but `trim` need the entry's lock.
 
     Args:
-        path: made, for this user alone, where it is not there: what is in it will be run.
+        path: created with access for this user only: its files are run.
         limit: in bytes.
 
     Raises:
-        OSError: from any of its methods, where the folder cannot be used.
+        OSError: from any method, if the folder cannot be used.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -236,19 +234,19 @@ class _Kept:
         self._marks: list[BaseFileLock] = []
 
     def lock(self, entry: str) -> AbstractContextManager[object]:
-        """Wait until this process alone works on the entry.
+        """Wait for the entry's lock.
 
-        Its file stays: were it removed, a process that still waits for it would lock the removed
-        one, and a newcomer a new one, both at once.
+        Its file is never deleted: a waiting process would lock the deleted file, and a new process
+        a new one, both at the same time.
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return file_lock(self.path / f".{entry}.lock").acquire()
 
     def is_sound(self, entry: str) -> bool:
-        """Whether it is there, with all its files as they were.
+        """Tell whether the entry exists and all checksums match.
 
-        Reading all of it costs a third of a second for 600 MB, which are loaded next anyway. It
-        is what a verdict rests on, and neither its size nor its time of change tells a torn write.
+        Reading 600 MB takes a third of a second, and they are loaded next anyway. Neither size nor
+        modification time would show a torn write.
         """
         folder = self.path / entry
         try:
@@ -258,9 +256,9 @@ class _Kept:
             return False
 
     def add(self, entry: str, built: Path) -> None:
-        """Copy what was built, and only then give it the entry's name. `trim` sweeps up.
+        """Copy the artefact, then rename the copy to the entry. `trim` deletes leftovers.
 
-        It need not be on the disk then: what a power cut tears is not sound when it is asked for.
+        No sync is needed: after a power cut, the checksums of a torn entry do not match.
         """
         self._remove(entry)
         part = self._part(entry)
@@ -269,26 +267,23 @@ class _Kept:
             (part / _RECORD).write_text(json.dumps(_checksums(built)), encoding="utf-8")
             part.rename(self.path / entry)
         except OSError:
-            # Where locks let two in, the other one may have been first, and swept this one up.
+            # With locks that do nothing, another process may have been first, and deleted this one.
             if not self.is_sound(entry):
                 raise
 
     def use(self, entry: str) -> None:
-        """Mark it as used now, and as in use for as long as this object lives."""
-        self._in_use(entry)  # Lets the marks go that processes left which have ended.
+        """Mark the entry as used now, and as in use as long as this object lives."""
+        self._in_use(entry)  # deletes the marks of processes that have ended
         mark = file_lock(self.path / f".{entry}.{uuid.uuid4().hex}{_USED}")
         mark.acquire()
         self._marks.append(mark)
-        # Finer than the clock that the system would take: some tick every 4 ms alone. And later
-        # than all that was used before, though the clock may have been set back since.
+        # Set explicitly: the file system's clock may tick only every 4 ms. And later than all
+        # earlier uses, even if the clock was set back.
         now = max([time.time_ns(), *(used + 1 for used, _, _ in self._entries())])
         os.utime(self.path / entry / _RECORD, ns=(now, now))
 
     def trim(self) -> None:
-        """Remove entries until the rest is within the limit, the least recently used first.
-
-        Those in use stay, and with them the one that was just given.
-        """
+        """Delete the least recently used entries until the limit is met, but none in use."""
         with file_lock(self.path / ".lock"):
             for part in self.path.glob(f"*{_PART}"):
                 with self._alone(part.name.partition(".")[0]) as alone:
@@ -303,12 +298,12 @@ class _Kept:
     def _entries(self) -> Iterator[tuple[int, str, int]]:
         """Yield for each entry when it was last used, its name, and its size in bytes."""
         for record in self.path.glob(f"*/{_RECORD}"):
-            with suppress(FileNotFoundError):  # Another process replaces it: it will trim, too.
+            with suppress(FileNotFoundError):  # another process replaces it, and trims as well
                 sizes = [file.stat().st_size for file in _files(record.parent)]
                 yield record.stat().st_mtime_ns, record.parent.name, sum(sizes)
 
     def _removed(self, entry: str) -> bool:
-        """Whether it could be removed: not while anybody builds or uses it."""
+        """Delete the entry unless a process builds or uses it; return whether it was deleted."""
         with self._alone(entry) as alone:
             if not alone or self._in_use(entry):
                 return False
@@ -317,7 +312,7 @@ class _Kept:
 
     @contextmanager
     def _alone(self, entry: str) -> Iterator[bool]:
-        """Whether the entry's lock could be had at once."""
+        """Yield whether the entry's lock was free."""
         from filelock import Timeout
 
         lock = file_lock(self.path / f".{entry}.lock")
@@ -332,10 +327,9 @@ class _Kept:
             lock.release()
 
     def _in_use(self, entry: str) -> bool:
-        """Whether a process that lives was given it. The marks of others are removed.
+        """Tell whether a living process uses the entry, and delete the marks of dead ones.
 
-        New ones are made only under the entry's lock, so that none is removed that is about to be
-        held.
+        Marks are created only under the entry's lock, so none is deleted before it is locked.
         """
         from filelock import Timeout
 
@@ -349,15 +343,14 @@ class _Kept:
         return used
 
     def _remove(self, entry: str) -> None:
-        """Remove an entry, which gets another name first: what is left after an interrupt is no
-        entry."""
+        """Delete an entry; rename it first, so that after an interrupt no partial entry is left."""
         part = self._part(entry)
         with suppress(FileNotFoundError):
             (self.path / entry).rename(part)
             _remove_folder(part)
 
     def _part(self, entry: str) -> Path:
-        """Return a path of its own, in case two are at the same entry where there are no locks."""
+        """Return a unique path, in case two processes add the same entry without locks."""
         return self.path / f"{entry}.{uuid.uuid4().hex}{_PART}"
 
 
@@ -367,7 +360,7 @@ def _hash(name: str, key: Mapping[str, str]) -> str:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of an entry."""
+    """Return the SHA-256 of each file of an entry."""
     found = {}
     for path in _files(folder):
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The base class of all backends: what one can do, with defaults, and the life of one that runs."""
+"""The base class of all backends, with default capabilities."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Missing:
 
 
 def too_old(distribution: str, oldest: str) -> Missing | None:
-    """Why an installed library cannot be used, or None; one whose version is not known can.
+    """Say that an installed library is too old, or return None; an unknown version is accepted.
 
     Args:
-        distribution: that brings it.
-        oldest: the first version that works here.
+        distribution: of the library.
+        oldest: first version that works.
     """
     from packaging.version import Version
 
@@ -68,12 +68,12 @@ def too_old(distribution: str, oldest: str) -> Missing | None:
 
 @dataclass(frozen=True)
 class Option:
-    """Something that can be chosen of a backend.
+    """An option of a backend.
 
     Attributes:
-        default: its value where nothing is said.
-        values: what it may be; none where that is for the backend's library to say.
-        meaning: for people.
+        default: value if the option is not given.
+        values: allowed values; empty if the backend's library validates them.
+        meaning: description.
     """
 
     default: str
@@ -82,31 +82,29 @@ class Option:
 
 
 class Backend(ABC):
-    """A way to run a checkpoint. The class tells what it can run; an object of it is one model that
-    runs, and takes and gives numpy arrays.
+    """A way to run a checkpoint. The class has the capabilities; an object is one model that is
+    ready to run, with numpy inputs and outputs.
 
-    It can be used in a ``with`` statement, which closes it.
+    Use it in a ``with`` statement, which closes it.
 
     N images of R pixels a side, M texts of L tokens, features of E components.
 
     Attributes:
-        summary: what it is, in a line.
-        options: what can be chosen of it, by name.
-        variants: the options of each run that ``all`` stands for.
-        distributions: what is installed that a verdict on it depends on, its own library first.
-        default_for: formats of the files that it runs where no backend is named.
-        runs_programs: formats of the programs that it runs as they are.
+        summary: one line.
+        options: by name.
+        variants: options of each run with ``all``.
+        distributions: installed packages that a verdict depends on, its own library first.
+        default_for: file formats for which it is the default.
+        runs_programs: formats of programs that it runs directly.
         needs_archive: whether it runs an archive's own code, `Source.archive`.
-        needs_reference: whether it is what the others are compared with, and is itself compared
-            with another file alone.
-        runs_modules: whether its modules can be run one by one, by `runner`.
+        needs_reference: whether it is the eager model, which needs another file as the reference.
+        runs_modules: whether its modules can run one by one, by `runner`.
         takes_forms: whether `call_in_form` can be called.
-        name: the name that results and reports use.
-        size: bytes of the artefact that it runs, or None where it has none of its own.
-        frontend: how it takes raw images and texts, or None where it has no dimensions of its own
-            for that.
-        patched: constants of its code that were rewritten, or None where that is not done.
-        lacks: outputs that its model does not have: one tower alone has its features.
+        name: in results and reports.
+        size: bytes of the artefact that it runs, or None.
+        frontend: preprocessing and tokenizer with the candidate's own dimensions, or None.
+        patched: constants of its code that were rewritten, or None.
+        lacks: outputs that its model does not have, such as logits of a single tower.
         seen: rounds pixels to what it takes, as whole numbers; None where it takes them as they
             are.
         normalised: features that it gives with the length 1. As `absent` it is to be asked for
@@ -137,34 +135,34 @@ class Backend(ABC):
 
     @classmethod
     def available(cls) -> Missing | None:
-        """Why it cannot run on this machine, or None. It imports nothing that takes long."""
+        """Return why it cannot run on this machine, or None, without slow imports."""
         return None
 
     @classmethod
     def version(cls) -> str:
-        """Return the version of the library that runs it. Call it only where it is available."""
+        """Return the version of its library, which must be installed."""
         return f"{cls.distributions[0]} {version(cls.distributions[0])}"
 
     @classmethod
     def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG003
-        """Why it is not made for this checkpoint, or None."""
+        """Return why it cannot run this checkpoint, or None."""
         return None
 
     @classmethod
     def build(cls, source: Source) -> Backend:
-        """Make one that runs.
+        """Build the backend, ready to run.
 
         Raises:
-            RunError: its library failed; the message has the library's words.
+            RunError: its library failed; the message quotes the library.
         """
         raise NotImplementedError
 
     @classmethod
     def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:
-        """Open a program in this process, which may be one without rights.
+        """Open a program in this process, which may be the sandbox process.
 
         Args:
-            options: see `options`; what is not given has its default.
+            options: see `options`; missing ones have their defaults.
 
         Raises:
             ClipcheckError: it cannot be opened; the subclass tells why.
@@ -191,19 +189,19 @@ class Backend(ABC):
         """Pixels and ids to logits per image [N, M] and per text [M, N]."""
 
     def forward(self, pixels: Pixels, tokens: Tokens) -> Named:
-        """Return what a call of the model itself gives, by name: both logits, if nothing else.
+        """Return the outputs of a call of the model itself, by name: at least both logits.
 
         Raises:
-            RunError: it cannot be run, or gives something else.
+            RunError: it cannot be run, or returns something else.
         """
         return dict(zip(LOGITS, self(pixels, tokens), strict=True))
 
     def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
-        """All outputs by name, see `clipcheck.gates.result.OUTPUTS`; each method is called once, so
-        that each tower runs twice.
+        """Return all outputs by name, see `clipcheck.gates.result.OUTPUTS`. Each method is called
+        once, so each tower runs twice.
 
         Raises:
-            RunError: the model cannot be run, or gives something else.
+            RunError: the model cannot be run, or returns something else.
         """
         logits = {} if self.lacks.intersection(LOGITS) else self.forward(pixels, tokens)
         given = {"encode_image": pixels, "encode_text": tokens}
@@ -221,7 +219,7 @@ class Backend(ABC):
 
         Args:
             form: of `clipcheck.backends.forms.FORMS`.
-            after: others, for a second call; none for no such call.
+            after: inputs of a second call; empty for no such call.
 
         Raises:
             RunError: it failed.
@@ -230,8 +228,8 @@ class Backend(ABC):
 
     @property
     def absent(self) -> frozenset[str]:
-        """Outputs that it does not have, as its model does not, or by its own signature. To be
-        asked for after it has run."""
+        """Return the outputs that it does not have, by its model or its own signature. Call it
+        after it has run."""
         return self.lacks
 
     @property
@@ -250,26 +248,25 @@ class Backend(ABC):
         return ()
 
     def gives(self, method: str, *, itself: bool = False) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the outputs that a method gives; none where it has no such method. To be asked for
-        after it has run.
+        """Return the outputs of a method; none if it has no such method. Call it after it has run.
 
         Args:
             method: ``encode_image``, ``encode_text`` or ``forward``.
-            itself: whether it has to be there, and no other method stand in for it.
+            itself: whether the method must exist, and none may replace it.
         """
         names = OF_METHODS[method]
         return () if self.absent.intersection(names) else names
 
     def changed(self) -> list[str]:
-        """The keys of the weights of its own that running it has changed."""
+        """Return the keys of its own weights that running changed."""
         return []
 
     def evidence(self) -> Evidence:
-        """Return the evidence for the gate ``integrity``. To be called after it has run."""
+        """Return the evidence for the gate ``integrity``. Call it after it has run."""
         return Evidence(None, doubts=["nothing is known of how the candidate was made"])
 
     def close(self) -> None:  # noqa: B027 - many have nothing to close
-        """Let go of all that it opened. It cannot be run any more."""
+        """Release everything that it opened. It cannot run any more."""
 
     def __enter__(self) -> Self:
         return self
@@ -279,5 +276,5 @@ class Backend(ABC):
 
 
 def evidence_of_closed() -> Evidence:
-    """Return the evidence of a closed backend: nothing is known of it any more."""
+    """Return the evidence of a closed backend: none."""
     return Evidence(None, doubts=["the candidate was closed"])

@@ -1,4 +1,4 @@
-"""Calls of a model with arrays, and the errors for what its library raises."""
+"""Call models with arrays, and convert their libraries' errors to ours."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_method(name: str, module: Any, method: str, *inputs: torch.Tensor) -> An
         inputs: on the module's device.
 
     Raises:
-        RunError: it is not there, or it failed.
+        RunError: the method is missing, or failed.
     """
     import torch
 
@@ -44,7 +44,7 @@ def run_method(name: str, module: Any, method: str, *inputs: torch.Tensor) -> An
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:
-    """The tensor's values; bfloat16, which numpy does not have, as float32."""
+    """Convert a tensor; bfloat16, which numpy does not have, to float32."""
     import torch
 
     if tensor.dtype == torch.bfloat16:
@@ -54,7 +54,7 @@ def to_numpy(tensor: torch.Tensor) -> Array:
 
 @contextmanager
 def translating(name: str, doing: str) -> Iterator[None]:
-    """Make what a backend's library raises an error of ours, with its words kept.
+    """Convert errors of a backend's library to ours, and quote their messages.
 
     Args:
         doing: what was done, as in ``encode_image`` or ``exporting``.
@@ -66,11 +66,11 @@ def translating(name: str, doing: str) -> Iterator[None]:
         yield
     except ClipcheckError:
         raise
-    # Libraries raise nearly anything; what stops Python itself is no Exception.
+    # Libraries raise all kinds of errors; an interrupt is no Exception.
     except Exception as error:
         raise RunError(
             f"{name}: {doing} failed ({reason(error)})",
-            remedy="Run it again with --debug to see all of the message.",
+            remedy="Run it again with --debug to see the whole message.",
         ) from error
 
 
@@ -80,12 +80,9 @@ def closed(name: str) -> RunError:
 
 
 def reason(error: Exception) -> str:
-    """The last line of a message: TorchScript's interpreter puts its own traceback before it.
-
-    torch may put where in its C++ code that was behind it.
-    """
+    """Return the last line of a message: after TorchScript's traceback, before torch's C++ one."""
     message = str(error).partition("Exception raised from ")[0]
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    # torch.onnx ends by saying where it has printed the rest.
+    # torch.onnx's last line says where the rest was printed.
     lines = [line for line in lines if not line.startswith("(Refer to the full stack")]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Which files' code is run in a cell."""
+"""Decide which files' code runs in a sandbox process (cell)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 Isolation = Literal["process", "none"]
-"""``process`` runs a file's code in a process without rights, ``none`` in this one."""
+"""``process`` runs a file's code in a sandbox process, ``none`` in this one."""
 
 ISOLATIONS: tuple[Isolation, ...] = ("process", "none")
 
@@ -27,17 +27,17 @@ _SERVANTS = {
     Format.PT2: "clipcheck.backends.servants:ProgramServant",
     Format.ONNX: "clipcheck.backends.servants:ProgramServant",
 }
-"""By format, what runs such a file. Others hold weights alone, of which nothing is run."""
+"""By format, the class that runs such a file. Other formats have only weights."""
 
 _MOST_NAMED = 50
-"""Data files that a cell is told one by one, in a message of 64 kB."""
+"""Most data files that a message to a cell names; it is limited to 64 kB."""
 
 _WITH_CODE = (b"PK\x03\x04", b"\x08")
-"""How files begin that may have code: zip files, and ONNX as most exporters write it."""
+"""First bytes of files that may have code: zip files, and ONNX by most exporters."""
 
 
 def isolation_named(isolation: str | None) -> Isolation | None:
-    """The isolation of that name, or None for the default.
+    """Return the isolation of this name, or None for the default.
 
     Raises:
         UsageError: there is none.
@@ -56,13 +56,13 @@ def isolation_named(isolation: str | None) -> Isolation | None:
 def cell_for(
     subject: Checkpoint | Program, device: torch.device, isolation: Isolation | None = None
 ) -> Iterator[Cell | None]:
-    """The cell that the code of a file is to run in; None where that is this process.
+    """Yield the cell for a file's code; None for this process.
 
     Args:
-        isolation: by default ``process``, but for files that are released ones bit for bit.
+        isolation: default: ``process``, except for released files.
 
     Raises:
-        UsageError: the environment says something that is no limit.
+        UsageError: a limit in the environment is invalid.
     """
     wanted = isolation or ("none" if registry.by_sha256(subject.sha256) else "process")
     if subject.format not in _SERVANTS or wanted == "none":
@@ -80,7 +80,7 @@ def cell_for(
 
 
 def _readable(subject: Checkpoint | Program) -> list[Path]:
-    """The files that it is made of; their folders, where an exporter made a file of each weight."""
+    """Return the subject's files, or their folders if there is a file for each weight."""
     if not isinstance(subject, Program):
         return [subject.path]
     own = [part.path for part in subject.parts]
@@ -91,8 +91,8 @@ def _readable(subject: Checkpoint | Program) -> list[Path]:
 
 
 def prepare(names: Sequence[str], isolation: Isolation | None) -> None:
-    """Have cells ready soon, where one of these files may need one: what they are forked from has
-    to import torch, which this process often has still to do as well."""
+    """Start the process that forks cells if one of these files may need one: it imports torch while
+    this process does."""
     if isolation != "none" and hasattr(os, "fork") and any(_may_have_code(name) for name in names):
         zygote()
 
@@ -101,5 +101,5 @@ def _may_have_code(name: str) -> bool:
     try:
         with Path(name).open("rb") as file:
             return file.read(4).startswith(_WITH_CODE)
-    except (OSError, ValueError):  # a released name, or a file that is told of when it is opened
+    except (OSError, ValueError):  # a released name, or a file whose error is reported later
         return False

@@ -1,4 +1,4 @@
-"""The reference implementation, as a package: ``clip`` of openai/CLIP or of clip-anytorch."""
+"""Run the reference package ``clip``, of openai/CLIP or clip-anytorch."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class Clip(ModuleBackend):
 
     summary = "the reference package's eager model, clip.model.build_model"
     distributions = ("clip-anytorch", "openai-clip", "clip")
-    """Names under which it is installed; the last from its repository."""
+    """Names of its distributions; the last is that of the repository."""
 
     @classmethod
     def available(cls) -> Missing | None:
-        """Wherever the package is installed; another one has the same name."""
+        """Require the package; another package has the same name."""
         spec = importlib.util.find_spec("clip")
         folders = spec.submodule_search_locations if spec is not None else None
         if spec is None:
             return Missing("the reference package clip is not installed", _INSTALL)
         if not folders or not (Path(folders[0]) / "simple_tokenizer.py").is_file():
-            return Missing("the package clip that is installed is another one", _INSTALL)
+            return Missing("the installed package clip is a different one", _INSTALL)
         return None
 
     @classmethod
     def version(cls) -> str:
-        """Of the distribution that brought the package."""
+        """Return the version of the package's distribution."""
         for name in cls.distributions:
             try:
                 return f"{name} {importlib.metadata.version(name)}"
@@ -54,7 +54,7 @@ class Clip(ModuleBackend):
 
     @classmethod
     def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:
-        """It computes as the released models do, in float32, or in float16 as well on a GPU."""
+        """Accept the released models' architecture, in float32, and on a GPU also in float16."""
         other = checkpoint.architecture.departures()
         if other:
             return f"the reference package computes as the released models do, not with {other}"
@@ -65,7 +65,7 @@ class Clip(ModuleBackend):
 
     @classmethod
     def build(cls, source: Source) -> Backend:
-        """The model that it builds of the weights, as its ``load`` does."""
+        """Build the model as the package's ``load`` does."""
         with translating("clip", "building the model"):
             model = import_clip().model.build_model(dict(source.checkpoint.tensors))
             model.to(source.device)
@@ -75,7 +75,7 @@ class Clip(ModuleBackend):
 
 
 def import_clip() -> ModuleType:
-    """The package. It imports pkg_resources, which warns of its own end."""
+    """Import the package, without the deprecation warning of pkg_resources."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
         warnings.filterwarnings(

@@ -1,4 +1,4 @@
-"""The eager model, compiled by torch.compile (TorchDynamo and Inductor)."""
+"""Run the eager model under torch.compile (TorchDynamo and Inductor)."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _DYNAMIC = {"true": True, "false": False, "auto": None}
 _FUNCTIONS = ("encode_image", "encode_text", "logits")
 
 _SET_BY_INDUCTOR = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"
-"""Inductor tells compiled code by it where a tensor's data are, each time before it loads some."""
+"""Variable that Inductor sets each time before it loads compiled code."""
 
 _RECOMPILES = 64
-"""Batch sizes that a program may be compiled for; beyond its limit torch would run eagerly."""
+"""Limit of compilations for batch sizes; beyond its own limit torch would run eagerly."""
 
 
 class Compile(Backend):
-    """Both encoders and the logits, compiled. Whatever torch keeps of them goes with this.
+    """Compiles both encoders and the logits; closing it frees torch's compiled code.
 
-    ``fullgraph``: a part that torch cannot compile is an error, and does not run eagerly.
+    ``fullgraph`` makes a part that torch cannot compile an error: it would run eagerly.
     """
 
     summary = "the eager model under torch.compile (Inductor)"
@@ -59,17 +59,17 @@ class Compile(Backend):
 
     @classmethod
     def available(cls) -> Missing | None:
-        """Wherever there is a C++ compiler."""
+        """Require a C++ compiler."""
         return compiler_missing()
 
     @classmethod
     def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG003
-        """Inductor has no code for Apple's GPUs that is meant for use."""
+        """Refuse Apple's GPUs, which Inductor does not support."""
         return "Inductor is not for mps" if device.type == "mps" else None
 
     @classmethod
     def build(cls, source: Source) -> Backend:
-        """Compile, and run once with several rows and once with one, which torch compiles apart."""
+        """Compile, and run with several rows and with one, which torch compiles separately."""
         return cls(source)
 
     def __init__(self, source: Source) -> None:
@@ -105,7 +105,7 @@ class Compile(Backend):
             self._prepare(source)
 
     def _prepare(self, source: Source) -> None:
-        """Take what was compiled before, or compile and keep it."""
+        """Load compiled code from the cache, or compile and store it."""
         import torch
 
         key = {
@@ -130,7 +130,7 @@ class Compile(Backend):
         kept = source.artefacts.get("inductor.tar", key, compile_and_keep)
         if not compiled:
             with tarfile.open(kept) as file:
-                # Python has filters from 3.11.4 on; the file is one that was kept here.
+                # No filter, which needs Python 3.11.4: clipcheck wrote this file itself.
                 how: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
                 file.extractall(self._folder, **how)  # noqa: S202
             self._run_examples(source)
@@ -155,10 +155,10 @@ class Compile(Backend):
         return found["logits_per_image"], found["logits_per_text"]
 
     def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
-        """All four outputs by name; each tower runs once.
+        """Return all four outputs by name; each tower runs once.
 
         Raises:
-            RunError: it cannot be compiled for these inputs, or not be run.
+            RunError: it cannot be compiled for these inputs, or fails.
         """
         if len(self._has) < len(OUTPUTS):  # one tower alone
             (name,) = self._has
@@ -184,16 +184,15 @@ class Compile(Backend):
             return self._functions[what](*given)
 
     def evidence(self) -> Evidence:
-        """Return the evidence that something was compiled. The weights are the eager model's own,
-        and are not compared."""
+        """Return evidence that something was compiled. The weights are the eager model's own."""
         if not self._functions:
             return evidence_of_closed()
         compiled = _graphs() > self._graphs
-        doubts = [] if compiled else ["nothing was compared: torch.compile has compiled no graph"]
+        doubts = [] if compiled else ["nothing was compared: torch.compile compiled no graph"]
         return Evidence(None, doubts)
 
     def close(self) -> None:
-        """Forget what was compiled."""
+        """Free the compiled code."""
         import torch
 
         torch._dynamo.reset()
@@ -202,7 +201,7 @@ class Compile(Backend):
 
 
 def _graphs() -> int:
-    """How many graphs torch has compiled in this process: it starts to count once."""
+    """Return how many graphs torch has compiled in this process."""
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
@@ -210,10 +209,7 @@ def _graphs() -> int:
 
 @contextmanager
 def _compiling_in(folder: Path) -> Iterator[None]:
-    """Have Inductor keep what it compiles in a folder, and look for nothing elsewhere.
-
-    What somebody compiled before, in whatever way, is not what is judged.
-    """
+    """Set Inductor's cache to this folder, so that it uses no code from other caches."""
     from torch._inductor.utils import clear_caches
 
     folders = {
@@ -229,7 +225,7 @@ def _compiling_in(folder: Path) -> Iterator[None]:
 
 
 def _device_name(device: torch.device) -> str:
-    """Name the device that the compiled code depends on."""
+    """Name the device on which the compiled code depends."""
     import torch
 
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The eager model, as a candidate: of one file, judged against that of another."""
+"""The eager model of a file as a candidate, judged against that of another file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Eager(ModuleBackend):
 
     @classmethod
     def build(cls, source: Source) -> Backend:
-        """Run the source's own model."""
+        """Wrap the source's own model."""
         from clipcheck.backends.libraries import evidence_of
 
         def evidence() -> Evidence:

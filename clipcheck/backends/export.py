@@ -1,4 +1,4 @@
-"""The eager model as a program of torch.export, run from the file that it was saved in."""
+"""Run the eager model as a program of torch.export, loaded from its file."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Export(ProgramBackend):
 
     @classmethod
     def build(cls, source: Source) -> Backend:
-        """Export the eager model, or take the program of an earlier run, and load it from its file.
+        """Export the eager model, or use a cached program, and load it from its file.
 
-        A source that is a program already is opened as it is.
+        A source that is a program is opened directly.
         """
         if source.program is not None:
             return _as_it_is(source, source.program)
@@ -89,7 +89,7 @@ class Export(ProgramBackend):
 
 
 def _as_it_is(source: Source, program: Path) -> Backend:
-    """A program that somebody else made: exported, or compiled from one."""
+    """Open a program from another source: exported, or compiled from one."""
     from clipcheck.backends.aotinductor import open_package
     from clipcheck.checkpoints.artefacts import is_compiled
 
@@ -119,18 +119,18 @@ def open_program(
     made_here: bool = False,
     names: Mapping[str, str] | None = None,
 ) -> Backend:
-    """Open a file that `torch.export.save` wrote, of whoever's making.
+    """Open a file of `torch.export.save` from any source.
 
-    torch reads parts of such a file by pickle and by ``eval``. A file where they are more than the
-    data of a program is refused before torch sees it. What is run then is torch's operators.
+    torch reads parts of such a file with pickle and ``eval``. If they have more than the data of a
+    program, the file is refused before torch reads it. Then only torch's operators run.
 
     Args:
-        weights: those that it has to have, by the released keys.
-        cell: what runs it; None for this process.
+        weights: that it should have, by the released keys.
+        cell: sandbox process that runs it; None for this process.
         names: see `ProgramBackend`.
 
     Raises:
-        CheckpointError: it holds no such program; the subclass tells why.
+        CheckpointError: it is no such program; the subclass tells why.
     """
     from clipcheck.checkpoints.artefacts import require_inert, require_plain
 
@@ -151,7 +151,7 @@ def open_program(
 
 
 def _declared(program: ExportedProgram) -> list[Declared]:
-    """The inputs of a program, but for its weights."""
+    """Return the inputs of a program, without its weights."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     values = {name: nodes[name].meta["val"] for name in program.graph_signature.user_inputs}
     return [

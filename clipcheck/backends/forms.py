@@ -1,8 +1,7 @@
-"""Give a method the same numbers in other forms, and see what it does to them.
+"""Call a method with the same numbers in other forms.
 
-People call a model with ids in int64, with pixels that are a view of something larger, with
-gradients on. A program that reads memory as it expects it to lie, or keeps what it gave for the
-next call, is right only for who calls it as it was tried.
+Users call models with int64 ids, with pixels that are views of larger tensors, and with gradients
+on. A program that ignores strides, or reuses its output buffer, is right only for some of them.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ Call = Callable[..., object]
 
 
 def _strided(x: torch.Tensor) -> torch.Tensor:
-    """Every second number of something larger."""
+    """Return a view of every second number of a larger tensor."""
     wide = x.new_zeros((*x.shape[:-1], 2 * x.shape[-1]))
     wide[..., ::2] = x
     return wide[..., ::2]
 
 
 def _turned(x: torch.Tensor) -> torch.Tensor:
-    """Channels last, or columns of a table."""
+    """Return the tensor with channels last, or a table with columns first in memory."""
     if x.dim() == 4:
         return x.contiguous(memory_format=torch.channels_last)
     return x.t().contiguous().t()
@@ -46,18 +45,18 @@ FORMS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "as float16": _in_own_dtype(torch.float16),
     "as bfloat16": _in_own_dtype(torch.bfloat16),
 }
-"""By name, how a tensor is made of one that is contiguous."""
+"""By name, a function that gives a contiguous tensor this form."""
 
 
 def call_in_form(call: Call, form: str, inputs: Tensors, after: Tensors = ()) -> tuple[object, str]:
     """Call a method with its inputs in some form.
 
     Args:
-        after: other inputs of the same kind, for a second call; none for no such call.
+        after: inputs of a second call; empty for no such call.
 
     Returns:
-        What the first call gave, and what was wrong with how: nothing, or a phrase that begins with
-        a verb.
+        The output of the first call, and a fault of the call as a phrase that starts with a verb,
+        or an empty string.
     """
     with _mode(form):
         given = [FORMS[form](each) for each in inputs]

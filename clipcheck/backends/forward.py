@@ -1,9 +1,8 @@
 """Inputs and outputs of an archive's ``forward``.
 
-The reference's takes pixels and ids, and gives both logits. open_clip's gives the normalised
-features of images and of texts and the logit scale, of which its users make logits, in a tuple or
-under names. Others give one of the logits, the features, or all four; or are one of the encoders.
-Outputs are identified by name, else by shape.
+The reference's takes pixels and ids, and returns both logits. open_clip's returns normalised image
+and text features and the logit scale, in a tuple or a dict. Others return one of the logits, the
+features, or all four, or are one of the encoders. Outputs are identified by name, else by shape.
 """
 
 from __future__ import annotations
@@ -35,23 +34,23 @@ _EXPECTED = (
 _REMEDY = "Let forward take pixels and ids, and return logits_per_image and logits_per_text."
 
 _ROUNDING = 16
-"""How many units in the last place the sum of probabilities may be off 1."""
+"""Greatest distance of a sum of probabilities from 1, in units in the last place."""
 
 _UNIT = 1e-2
-"""How far from 1 the length of a feature may be that is normalised, also in bfloat16."""
+"""Greatest distance of a normalised feature's length from 1, also in bfloat16."""
 
 
 class UntoldError(RunError):
-    """The inputs or outputs of ``forward`` are of no known kind."""
+    """The inputs or outputs of ``forward`` could not be identified."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes that outputs are identified by.
+    """Sizes by which outputs are identified.
 
     Attributes:
-        images: how many there were.
-        texts: how many there were.
+        images: number of images.
+        texts: number of texts.
         width: components of a feature.
     """
 
@@ -71,15 +70,15 @@ class Sizes:
 
 
 def outputs_of(given: object, sizes: Sizes, order: Sequence[str] = ()) -> dict[str, torch.Tensor]:
-    """The outputs in what ``forward`` gave, by the names of `OUTPUTS`, in their order there.
+    """Find the outputs in the result of ``forward``, by the names and in the order of `OUTPUTS`.
 
     Args:
-        given: what it gave.
-        sizes: of what it was given.
-        order: what its tensors are, where an earlier call told that.
+        given: the result.
+        sizes: of the inputs.
+        order: names of its tensors, if an earlier call identified them.
 
     Raises:
-        ValueError: there are none in it; the message describes it.
+        ValueError: it has none; the message describes the result.
     """
     named = _named(given, sizes, order)
     if all(name in named for name in _SCALED):
@@ -99,7 +98,7 @@ def outputs_of(given: object, sizes: Sizes, order: Sequence[str] = ()) -> dict[s
 
 
 def order_of(given: object, sizes: Sizes) -> tuple[str, ...]:
-    """Name the tensors that ``forward`` gave, where their shapes identify each of them."""
+    """Name the tensors of the result of ``forward``, if their shapes identify each of them."""
     expected: dict[tuple[int, ...], str] = {s: name for name, s in sizes.shapes.items()}
     if len(expected) < len(OUTPUTS):  # As many images as texts: both logits are of one shape.
         return ()
@@ -108,10 +107,10 @@ def order_of(given: object, sizes: Sizes) -> tuple[str, ...]:
 
 
 def _tensors(given: object) -> Sequence[torch.Tensor]:
-    """Return the tensors that were given without names; none where anything else was given.
+    """Return the tensors of a result without names; none if it has anything else.
 
-    Left out are sequences of hidden states, [N, L, D], and what the towers of transformers' models
-    gave, each in a tuple of its own, unless there is nothing else.
+    Sequences of hidden states [N, L, D], and the outputs of towers of transformers' models, each in
+    a tuple of its own, are left out unless there is nothing else.
     """
     import torch
 
@@ -126,7 +125,7 @@ def _tensors(given: object) -> Sequence[torch.Tensor]:
 
 
 def _named(given: object, sizes: Sizes, order: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The tensors by name: their own, or what they are by number and shape."""
+    """Return the tensors by their names, or by number and shape."""
     import torch
 
     if isinstance(given, Mapping):
@@ -138,7 +137,7 @@ def _named(given: object, sizes: Sizes, order: Sequence[str]) -> dict[str, torch
 
 
 def _usual(shapes: Sequence[torch.Size], sizes: Sizes) -> Sequence[str]:
-    """Return the usual names of so many tensors, where their shapes alone do not identify them."""
+    """Return the usual names of this number of tensors, if shapes do not identify them."""
     if len(shapes) == 2 and all(shape[1:] == (sizes.width,) for shape in shapes):
         return FEATURES if sizes.width not in (sizes.images, sizes.texts) else LOGITS
     if len(shapes) <= len(LOGITS):
@@ -150,13 +149,13 @@ def _usual(shapes: Sequence[torch.Size], sizes: Sizes) -> Sequence[str]:
 
 
 def _is_normalised(features: torch.Tensor) -> bool:
-    """Whether all rows are of length 1."""
+    """Tell whether all rows have length 1."""
     lengths = features.detach().double().norm(dim=-1)
     return features.numel() > 0 and bool(((lengths - 1).abs() < _UNIT).all())
 
 
 def _is_probability(logits: torch.Tensor) -> bool:
-    """Whether each row is of shares that sum to 1. One row or column alone does not tell."""
+    """Tell whether each row sums to 1; a single row or column is not enough to tell."""
     import torch
 
     if logits.dim() != 2 or min(logits.shape) < 2 or not logits.is_floating_point():
@@ -179,9 +178,9 @@ def _described(given: object) -> str:
 
 
 class ByName:
-    """Runs an archive, and gives what comes of ``forward`` by name.
+    """Runs an archive, and returns the outputs of ``forward`` by name.
 
-    A ``forward`` that is one of the encoders is called that, where the archive has no other.
+    A ``forward`` that is an encoder gets the encoder's name, if the archive has no such method.
 
     Args:
         runner: runs the archive.
@@ -191,8 +190,8 @@ class ByName:
         own: whether the archive is made of the library's model, and not of what calls it.
 
     Attributes:
-        gives: the outputs that ``forward`` gave; nothing before it ran.
-        untold: why it cannot be told what it takes or gives, or nothing.
+        gives: the outputs of ``forward``; empty before it ran.
+        untold: why its inputs or outputs could not be identified, or an empty string.
     """
 
     def __init__(self, runner: Runner, width: int, model: DualEncoder, *, own: bool = True) -> None:
@@ -242,7 +241,7 @@ class ByName:
     def call_module(
         self, module: str, method: str, inputs: Sequence[torch.Tensor]
     ) -> Sequence[torch.Tensor]:
-        """The tensors that a module by itself gives."""
+        """Return the tensors of a module that is called alone."""
         return self._runner.call_module(module, method, inputs)
 
     def listen(
@@ -259,7 +258,7 @@ class ByName:
         return self._named(method, inputs, given)
 
     def changed(self) -> list[str]:
-        """The keys of the weights that running it has changed."""
+        """Return the keys of weights that running changed."""
         return self._runner.changed()
 
     @cached_property
@@ -268,7 +267,7 @@ class ByName:
 
     @cached_property
     def _encoder(self) -> str:
-        """The encoder that ``forward`` is, which takes one tensor; or nothing."""
+        """Return the name of the encoder if ``forward`` is one, or an empty string."""
         if len(self._facts.forward_takes) != 1:
             return ""
         towers = {self._model.is_visual(key) for key in self._facts.used.get("forward", ())}
@@ -285,13 +284,13 @@ class ByName:
 
     @property
     def _is_encoder(self) -> bool:
-        """Whether it is called by the encoder's name: the archive has no other of that name."""
+        """Tell whether ``forward`` has an encoder's name: the archive has no such method."""
         return bool(self._encoder) and self._encoder not in self._facts.used
 
     def _called(
         self, method: str, inputs: Sequence[torch.Tensor]
     ) -> tuple[str, Sequence[torch.Tensor]]:
-        """The archive's own method, and what that takes of the inputs."""
+        """Return the archive's own method, and the inputs that it takes."""
         if method != "forward" and not (self._is_encoder and method == self._encoder):
             return method, inputs
         if len(inputs) == 2 and self._encoder:
@@ -309,7 +308,7 @@ class ByName:
         raise self._not_told(f"forward takes {tensors}, expected pixels and ids")
 
     def _named(self, method: str, inputs: Sequence[torch.Tensor], given: object) -> object:
-        """Return the outputs as they were given; those of ``forward`` by name."""
+        """Return the outputs unchanged, those of ``forward`` by name."""
         encoder = method if self._is_encoder and method == self._encoder else ""
         if method != "forward" and not encoder:
             return given
@@ -333,7 +332,7 @@ class ByName:
         return Sizes(counts[0], counts[1], self._width)
 
     def _not_told(self, problem: str) -> RunError:
-        """Return the error to raise: another one where an earlier call identified the outputs."""
+        """Return the error to raise, which depends on whether an earlier call was identified."""
         if self.gives:
             return RunError(f"jit: {problem}", remedy=_REMEDY)
         self.untold = f"jit: {problem}"

@@ -1,4 +1,4 @@
-"""The archive itself, run by TorchScript's interpreter."""
+"""Run the archive itself with TorchScript's interpreter."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 
 def torchscript_missing() -> Missing | None:
-    """Why torch has no TorchScript here, or None."""
+    """Return why torch has no TorchScript here, or None."""
     reason = torchscript_support.unavailable()
     return None if reason is None else Missing(reason, torchscript_support.REMEDY)
 
 
 class Archive(ModuleBackend):
-    """An archive, loaded beside the eager model of its weights.
+    """An archive, loaded together with the eager model of its weights.
 
     Attributes:
         patched: constants of its code that were rewritten.
@@ -59,20 +59,19 @@ class Archive(ModuleBackend):
 
     @classmethod
     def available(cls) -> Missing | None:
-        """Wherever torch has TorchScript."""
+        """Require TorchScript."""
         return torchscript_missing()
 
     @classmethod
     def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG003
-        """Archives alone have code of their own."""
+        """Accept only archives: other formats have no code."""
         if checkpoint.format is Format.ARCHIVE:
             return None
         return f"this {checkpoint.format} holds weights alone, and no code to run"
 
     @classmethod
     def build(cls, source: Source) -> Backend:
-        """The archive that was loaded beside the eager model; one that is frozen, or of one tower,
-        as a program."""
+        """Wrap the archive; open it as a program if it is frozen or of one tower."""
         if source.program is not None:
             return _open_program(source, source.program)
         if source.archive is None:
@@ -122,8 +121,7 @@ class Archive(ModuleBackend):
 
     @property
     def methods(self) -> Mapping[str, tuple[str, ...]]:
-        """Outputs of each method that it has, by method; those of ``forward`` as a call gave
-        them."""
+        """Outputs of each method; those of ``forward`` are known after a call."""
         forward = self.runner.gives or LOGITS
         return {
             method: forward if method == "forward" else (ENCODERS[method],)
@@ -157,7 +155,7 @@ class Archive(ModuleBackend):
     def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
         """Its outputs by name; each method is called once."""
         found: Named = {}
-        with suppress(UntoldError):  # of which the evidence tells
+        with suppress(UntoldError):  # the evidence reports it
             if "forward" in self.methods:
                 found.update(self.forward(pixels, tokens))
         with suppress(UntoldError):
@@ -171,13 +169,13 @@ class Archive(ModuleBackend):
         return {name: found[name] for name in OUTPUTS if name in found}
 
     def gives(self, method: str, *, itself: bool = False) -> tuple[str, ...]:
-        """Return the outputs that a method gives, or may be given by ``forward`` in its place."""
+        """Return the outputs of a method, or of ``forward`` in its place."""
         if itself or method == "forward":
             return self.methods.get(method, ())
         return super().gives(method)
 
     def changed(self) -> list[str]:
-        """The keys of the weights that running it has changed."""
+        """Return the keys of weights that running changed."""
         return self.runner.changed()
 
     def evidence(self) -> Evidence:
@@ -187,7 +185,7 @@ class Archive(ModuleBackend):
 
     @property
     def absent(self) -> frozenset[str]:
-        """Outputs that none of its methods gives."""
+        """Return the outputs that no method has."""
         return frozenset(OUTPUTS).difference(*self.methods.values())
 
     def _by_forward_alone(self, encoder: str) -> bool:
@@ -224,8 +222,8 @@ def _open_program(source: Source, path: Path) -> ProgramBackend:
 
 
 def _frontend_of(facts: Facts, sizes: HasSizes) -> Frontend:
-    """Return the frontend with the dimensions that the archive holds itself; with those of its
-    weights where it holds none, as some that were converted."""
+    """Return the frontend with the archive's own dimensions, or with those of its weights if it has
+    none, as some converted archives."""
     resolution, length = facts.input_resolution, facts.context_length
     return Frontend(
         sizes.image_resolution if resolution is None else resolution,
@@ -270,7 +268,7 @@ def _doubts(facts: Facts, model: torch.nn.Module) -> list[str]:
 
 
 def _unused(runner: ByName, model: eager.CLIP) -> dict[str, list[str]]:
-    """Return the weights that the archive's code does without, by method."""
+    """Return the weights that the archive's code does not use, by method."""
     facts, expected = runner.facts, model.weights_of_methods()
     if not facts.scripted:
         return {}

@@ -1,6 +1,6 @@
-"""Failures that the libraries of backends are known to have, so that a verdict can name them.
+"""Known failures of the backends' libraries, which reports name. They do not change the verdict.
 
-They excuse nothing: what fails has failed. They are data, in ``known.toml`` beside this file.
+The data is in ``known.toml`` in this folder.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Known:
         title: what goes wrong, as a phrase.
         link: to the report.
         remedy: what to do about it, as a sentence.
-        packages: distributions that have it, any of which may be installed.
-        versions: of the package, as pip takes them.
+        packages: distributions that have it; any of these may be installed.
+        versions: range of versions, in pip's syntax.
     """
 
     title: str
@@ -42,12 +42,12 @@ class Pattern:
 
     Attributes:
         known: the failure.
-        backends: names of those that it shows in.
-        symptom: a regular expression, see `matching`.
-        example: of a text that the symptom is found in.
-        devices: kinds of devices that it shows on; all where there is none.
-        dtypes: names of those that it shows in; all where there is none.
-        vision: kinds of image towers that it shows in; all where there is none.
+        backends: names of the affected backends.
+        symptom: regular expression, see `matching`.
+        example: a text that matches it.
+        devices: affected kinds of devices; empty for all.
+        dtypes: affected dtypes; empty for all.
+        vision: affected kinds of image towers; empty for all.
     """
 
     known: Known
@@ -68,14 +68,14 @@ def matching(
     *,
     vision: str = "",
 ) -> list[Known]:
-    """The known failures that this one may be.
+    """Return the known failures that match this one.
 
     Args:
-        device: where it ran; of ``cuda:1``, the kind counts.
-        dtype: what it computed in, by name.
-        text: the error; where there is none, a line ``GATE: message`` for each gate that failed.
-        versions: of what is installed, by the name of the distribution.
-        vision: the kind of image tower, ``ViT`` or ``ResNet``, where that is known.
+        device: of the run; only its kind counts.
+        dtype: of the run, by name.
+        text: the error, or a line ``GATE: message`` for each failed gate.
+        versions: of installed distributions, by name.
+        vision: kind of image tower, ``ViT`` or ``ResNet``, if known.
     """
     here = {"devices": device.partition(":")[0], "dtypes": dtype, "vision": vision}
     return [
@@ -90,7 +90,7 @@ def matching(
 
 @cache
 def everything() -> tuple[Pattern, ...]:
-    """All that are known, as they are in the file."""
+    """Read all known failures from the file."""
     text = files("clipcheck.backends").joinpath("known.toml").read_text(encoding="utf-8")
     return tuple(_pattern(entry) for entry in tomllib.loads(text)["known"])
 
@@ -104,7 +104,7 @@ def _pattern(entry: Mapping[str, Any]) -> Pattern:
 
 
 def _within(versions: str, version: str | None) -> bool:
-    """Whether a version is one of those; what is not installed, or has none that is one, is not."""
+    """Tell whether a version is in the range; False if it is missing or invalid."""
     from packaging.specifiers import SpecifierSet
     from packaging.version import InvalidVersion, Version
 
@@ -112,5 +112,5 @@ def _within(versions: str, version: str | None) -> bool:
         return version is not None and SpecifierSet(versions).contains(
             Version(version), prereleases=True
         )
-    except InvalidVersion:  # as of a build from a repository
+    except InvalidVersion:  # for example of a build from a repository
         return False

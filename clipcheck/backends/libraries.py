@@ -1,4 +1,4 @@
-"""Common parts of backends of whole models: the weights that they hold are compared."""
+"""Compare the weights of backends that are whole models of a library."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def evidence_of(
     checkpoint: Checkpoint, held: Mapping[str, torch.Tensor], dtype: str, doubts: Sequence[str] = ()
 ) -> Evidence:
-    """Compare the weights that a model holds with the file's, as cast to the model's dtypes.
+    """Compare a model's weights with the file's, cast to the model's dtypes.
 
     Args:
         held: the model's weights, by the reference's keys.
-        dtype: what it was asked to compute in, by name. The weights may have it, or be float32,
-            as normalisations and embeddings are in the released half models.
-        doubts: what else speaks against it.
+        dtype: requested dtype, by name. Weights may have it, or be float32, as normalisations and
+            embeddings in the released half models.
+        doubts: further doubts.
     """
     import torch
 
@@ -48,7 +48,7 @@ def evidence_of(
 def _unlike(
     held: torch.Tensor | None, stored: torch.Tensor, dtypes: tuple[torch.dtype, ...]
 ) -> str:
-    """How the model's weight differs from the file's, or nothing."""
+    """Say how the model's weight differs from the file's, or return an empty string."""
     if held is None:
         return "the model does not have it"
     if held.numel() != stored.numel():

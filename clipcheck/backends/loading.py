@@ -1,5 +1,4 @@
-"""From files that are open to both sides of a comparison: the reference, and what backends are made
-of."""
+"""Load both sides of a comparison: the reference, and the source of backends."""
 
 from __future__ import annotations
 
@@ -40,8 +39,8 @@ class Sides:
     """Both sides of a comparison.
 
     Attributes:
-        source: what candidates are made of.
-        reference: the eager model that they have to equal; it may share weights with them.
+        source: of which candidates are built.
+        reference: the eager model; it may share weights with candidates.
     """
 
     source: Source
@@ -49,28 +48,27 @@ class Sides:
 
 
 class OpenSides:
-    """Both sides, which are loaded when they are first asked for."""
+    """Both sides, loaded on first use."""
 
     def __init__(self, load: Callable[[], Sides]) -> None:
         self._load = load
         self._sides: Sides | None = None
 
     def load(self) -> Sides:
-        """Load both, and anew if they were loaded before: what runs may change the weights, which
-        all share.
+        """Load both sides, again if necessary: running a candidate may change the shared weights.
 
         Raises:
-            ArchitectureError: the two are of different dimensions.
+            ArchitectureError: the two have different dimensions.
             UsageError: the subject is a program that computes in another dtype.
             ClipcheckError: one cannot be loaded; the subclass tells why.
         """
-        self._sides = None  # before the next come, not after
+        self._sides = None  # frees memory before loading again
         self._sides = self._load()
         return self._sides
 
     @property
     def source(self) -> Source:
-        """Source that candidates are made of."""
+        """Source of which candidates are built."""
         return (self._sides or self.load()).source
 
     @property
@@ -91,13 +89,13 @@ def opened_sides(
     artefacts: Path | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Iterator[OpenSides]:
-    """Both sides of a comparison, for all backends, with a folder for what these write.
+    """Open both sides of a comparison, for all backends, with a temporary folder.
 
     Args:
-        reference: the checkpoint that it is compared with; None for itself.
-        archive: whether the archive is to be run as well.
-        cell: what runs the subject's own code; None for this process.
-        artefacts: the folder of what was built before; None keeps nothing.
+        reference: checkpoint of the reference; None for the subject itself.
+        archive: whether to load the archive's code as well.
+        cell: sandbox process for the subject's own code; None for this process.
+        artefacts: folder of the cache; None for no cache.
         names: what the user said that a program's inputs and outputs are, by their names.
     """
     with tempfile.TemporaryDirectory(prefix="clipcheck-") as name:
@@ -132,10 +130,10 @@ def load_sides(
     cell: Cell | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Sides:
-    """Load both sides into a folder that is there, as `opened_sides` does into one of its own.
+    """Load both sides with an existing temporary folder, see `opened_sides`.
 
     Raises:
-        ArchitectureError: the two are of different dimensions.
+        ArchitectureError: the two have different dimensions.
         UsageError: the subject is a program that computes in another dtype.
         ClipcheckError: one cannot be loaded; the subclass tells why.
     """
@@ -176,10 +174,10 @@ def load_sides(
 
 
 def require_runs(choice: Choice, subject: Checkpoint | Program) -> None:
-    """See that a backend runs the subject: others would run what a program is compared with.
+    """Raise if a backend cannot run a program: it would run the program's reference instead.
 
     Raises:
-        UnfitError: it does not.
+        UnfitError: the backend does not run programs of this format.
     """
     if isinstance(subject, Program) and subject.format not in choice.backend.runs_programs:
         raise UnfitError(
@@ -209,31 +207,31 @@ def dtype_of(program: Program) -> str | None:
 
 
 def require_dtype(program: Program, dtype: str) -> None:
-    """See that a program computes in the dtype that it is to be judged in, where the file tells.
+    """Raise if a program computes in another dtype than the requested one, if the file tells.
 
     Raises:
-        UsageError: it does not.
+        UsageError: the dtypes differ.
     """
     found = dtype_of(program)
     if found in (None, dtype):
         return
     raise UsageError(
-        f"it computes in {found}, and was to be judged in {dtype}",
+        f"expected a program that computes in {dtype}, found {found}",
         remedy=f"Leave --dtype out, or add --dtype {found}." if found in LIMITS else _judged_in(),
         path=program.path,
     )
 
 
 def _judged_in() -> str:
-    return f"Export it in {', '.join(LIMITS)}: what is judged computes in one of these."
+    return f"Export it in one of the dtypes that can be judged: {', '.join(LIMITS)}."
 
 
 def build(choice: Choice, source: Source) -> Backend:
-    """Make the backend that was chosen.
+    """Build the chosen backend.
 
     Raises:
         UnavailableError: it cannot run on this machine.
-        UnfitError: it is not made for this checkpoint.
+        UnfitError: it cannot run this checkpoint.
         RunError: its library failed.
     """
     require_available(choice)
@@ -257,16 +255,16 @@ def _of_towers(choice: Choice, source: Source) -> list[ProgramBackend]:
 
 
 def _stored_alike(reference: Checkpoint, candidate: Checkpoint) -> Checkpoint:
-    """The reference with its weights rounded to the dtypes that the candidate stores them in.
+    """Return the reference with its weights rounded to the candidate's stored dtypes.
 
-    What rounding does to the outputs is no fault of a conversion to half precision; whether the
-    weights were rounded correctly is compared by themselves.
+    The effect of rounding on outputs is no fault of a conversion to half precision. The gate
+    ``weights`` judges whether the weights were rounded correctly.
     """
     if reference.model != candidate.model:
         raise ArchitectureError(
             f"expected the dimensions of the reference, {reference.model.describe()}; "
             f"found {candidate.model.describe()}",
-            remedy="Give the checkpoint that it was made of, with --reference.",
+            remedy="Give the checkpoint that it was made from, with --reference.",
             path=candidate.path,
         )
     stored: Mapping[str, torch.Tensor] = candidate.tensors

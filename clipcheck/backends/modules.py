@@ -28,8 +28,8 @@ class ModuleBackend(Backend):
     Args:
         module: in evaluation mode, with ``encode_image``, ``encode_text`` and ``forward``.
         device: where its weights are.
-        evidence: called when it has run, for the gate ``integrity``.
-        size: bytes of the artefact that it runs, if it has one.
+        evidence: called after it has run, for the gate ``integrity``.
+        size: bytes of the artefact that it runs, if any.
     """
 
     takes_forms = True
@@ -71,7 +71,7 @@ class ModuleBackend(Backend):
         return super().evidence() if self._evidence is None else self._evidence()
 
     def close(self) -> None:
-        """Let go of the module, and of what its evidence holds."""
+        """Release the module, and everything that its evidence refers to."""
         self._module = None
         self._evidence = evidence_of_closed
 
@@ -80,7 +80,7 @@ class ModuleBackend(Backend):
 
         if self._module is None:
             raise closed(self.name)
-        # Copies: a method that writes over its inputs is not to write over those of the others.
+        # Copied: a method that overwrites its inputs must not affect other backends.
         inputs = [torch.from_numpy(array).to(self._device, copy=True) for array in arrays]
         return self._called(method, *inputs)
 

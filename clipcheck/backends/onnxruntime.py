@@ -1,4 +1,4 @@
-"""The eager model as an ONNX program, run by ONNX Runtime."""
+"""Run the eager model as an ONNX program in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from clipcheck.sandbox.cell import Cell
 
 _LIBRARIES = {"onnxruntime": "1.20", "onnx": "1.17", "onnxscript": "0.7.0"}
-"""Libraries that are needed, each with the oldest version that works."""
+"""Required libraries, each with the oldest version that works."""
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -48,7 +48,7 @@ _DTYPES = {
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
 }
-"""numpy's names of ONNX Runtime's types, of those that an input of a CLIP model can have."""
+"""numpy's names of ONNX Runtime's types, for inputs of a CLIP model."""
 
 
 class ONNXRuntime(ProgramBackend):
@@ -59,7 +59,7 @@ class ONNXRuntime(ProgramBackend):
         "optimization": Option(
             "all",
             ("disable", "basic", "extended", "all"),
-            "how far ONNX Runtime rewrites the program before it is run",
+            "how far ONNX Runtime rewrites the program before it runs",
         ),
         "providers": Option(
             "device",
@@ -74,8 +74,7 @@ class ONNXRuntime(ProgramBackend):
 
     @classmethod
     def available(cls) -> Missing | None:
-        """Return None where ONNX Runtime and the libraries that write its programs are
-        installed; else name the missing ones."""
+        """Name what is missing of ONNX Runtime and the writers of ONNX, or return None."""
         from importlib.util import find_spec
 
         absent = [name for name in _LIBRARIES if find_spec(name) is None]
@@ -88,7 +87,7 @@ class ONNXRuntime(ProgramBackend):
 
     @classmethod
     def version(cls) -> str:
-        """Return the version of ONNX Runtime, which comes in distributions of several names."""
+        """Return the version of ONNX Runtime, which has distributions of several names."""
         import onnxruntime
 
         return f"onnxruntime {onnxruntime.__version__}"
@@ -187,18 +186,18 @@ def open_program(
     made_here: bool = False,
     names: Mapping[str, str] | None = None,
 ) -> Backend:
-    """Open an ONNX file, of whoever's making.
+    """Open an ONNX file from any source.
 
-    An ONNX program is data. What is run is ONNX Runtime's own operators. Weights may lie in files
-    of their own, in its folder or below.
+    An ONNX program is data: only ONNX Runtime's own operators run. Weights may be in other files in
+    its folder or below.
 
     Args:
-        weights: those that it has to have, by the released keys.
-        cell: what runs it; None for this process.
+        weights: that it should have, by the released keys.
+        cell: sandbox process that runs it; None for this process.
         names: see `ProgramBackend`.
 
     Raises:
-        UnavailableError: an execution provider is not there.
+        UnavailableError: an execution provider is missing.
         CheckpointError: the program takes other inputs than a CLIP model, or a file that it names
             is missing.
         RunError: ONNX Runtime cannot open it.
@@ -238,7 +237,7 @@ def _read(path: Path) -> onnx.ModelProto:
     """Read a program with all its data."""
     import onnx
 
-    # Not its own way to read data files, which refuses the links of a hub's cache.
+    # onnx's own reader of data files refuses the symbolic links of a hub's cache.
     program = onnx.load(path, load_external_data=False)
     for each in program.graph.initializer:
         if each.data_location == onnx.TensorProto.EXTERNAL:
@@ -249,7 +248,7 @@ def _read(path: Path) -> onnx.ModelProto:
 
 
 def _contents(path: Path, entries: Mapping[str, str]) -> bytes:
-    """The bytes of a tensor that are in a file of their own."""
+    """Read the bytes of a tensor from a data file."""
     piece = piece_of(entries, path)
     with located(path, piece.location).open("rb") as file:
         file.seek(piece.offset)
@@ -263,10 +262,10 @@ def _installed() -> list[str]:
 
 
 def _providers(options: Mapping[str, str], device: torch.device) -> list[str]:
-    """The providers to ask.
+    """Return the execution providers to use.
 
     Raises:
-        UnavailableError: one of them is not there.
+        UnavailableError: one of them is missing.
     """
     written = options["providers"]
     wanted = [_PROVIDERS[device.type]] if written == "device" else written.split("+")
@@ -290,14 +289,14 @@ def _session(path: Path | bytes, providers: list[str], optimization: str, thread
     settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
-    # It would tell on stderr which operators it does not fold, which is nobody's concern.
+    # Hide its warnings on stderr about operators that it does not fold.
     settings.log_severity_level = 3
-    # No fallback: it would print to stdout, and run what nobody asked for.
+    # No fallback: it would print to stdout, and run another provider.
     return onnxruntime.InferenceSession(path, settings, providers=providers, enable_fallback=0)
 
 
 def _fallen_back(wanted: list[str], found: list[str]) -> list[str]:
-    """ONNX Runtime may go on with what it has where a provider cannot be started."""
+    """Report that ONNX Runtime replaced a provider that could not be started."""
     absent = [name for name in wanted if name not in found]
     if not absent:
         return []

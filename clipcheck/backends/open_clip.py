@@ -1,4 +1,4 @@
-"""open_clip's own CLIP model."""
+"""Run open_clip's own CLIP model."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from clipcheck.checkpoints.checkpoint import Checkpoint
 
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-"""open_clip's names of dtypes. In half it keeps normalisations and embeddings in float32."""
+"""open_clip's names of dtypes. In float16 it keeps normalisations and embeddings in float32."""
 
 
 _OLDEST = "3.3"
-"""Older ones do not run beside transformers 5, or know no local folders."""
+"""Older versions do not work with transformers 5, or have no local folders."""
 
 
 class OpenClip(ModuleBackend):
@@ -50,15 +50,15 @@ class OpenClip(ModuleBackend):
 
     @classmethod
     def available(cls) -> Missing | None:
-        """Wherever one is installed that is not too old."""
+        """Require a version that is not too old."""
         if importlib.util.find_spec("open_clip") is None:
             return Missing("open_clip is not installed", "Install it: pip install open_clip_torch.")
         return too_old("open_clip_torch", _OLDEST)
 
     @classmethod
     def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG003
-        """Say why open_clip cannot run this checkpoint, or None. It reads archives with
-        TorchScript, and has one switch for the activation of both towers."""
+        """Return why open_clip cannot run this checkpoint, or None: it needs TorchScript to read
+        archives, and has a single switch for the activation of both towers."""
         reason = torchscript_support.unavailable() if _is_released_kind(checkpoint) else None
         if reason is not None:
             return f"open_clip cannot read an archive: {reason}"
@@ -66,7 +66,7 @@ class OpenClip(ModuleBackend):
 
     @classmethod
     def build(cls, source: Source) -> Backend:
-        """The model, as its users get it of such a file."""
+        """Build the model with open_clip's public functions."""
         created = source.options.get("load") == "create_model"
         name = "open_clip:load=create_model" if created else "open_clip"
         make = _from_archive if _is_released_kind(source.checkpoint) else _from_config
@@ -76,7 +76,7 @@ class OpenClip(ModuleBackend):
 
 
 def _is_released_kind(checkpoint: Checkpoint) -> bool:
-    """Whether it is an archive that its ``load_openai_model`` understands, which assumes all."""
+    """Tell whether ``load_openai_model`` can read the archive; it assumes the released layout."""
     return checkpoint.format is Format.ARCHIVE and not checkpoint.architecture.departures()
 
 
@@ -114,8 +114,7 @@ def _created(source: Source) -> Any:
 
 
 def _from_config(source: Source) -> Any:
-    """Build the model as ``create_model`` does, of the folder's ``model_cfg`` or of one that is
-    made."""
+    """Build the model as ``create_model`` does, from the folder's ``model_cfg`` or a new one."""
     import open_clip.model as library
     import torch
 
@@ -141,7 +140,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 class _Adapter:
-    """CLIP's three methods, called as open_clip's users call its."""
+    """CLIP's three methods, by the calls that open_clip's users make."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""A program that was opened, in this process or in a cell: for who runs it, the same."""
+"""A program that is open in this process or in a sandbox process (cell)."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 
 Leave = Callable[[str, "torch.Tensor | None"], None]
-"""Called with the name of a quantised weight in the program, and what it is in float; without one
-the program runs as it is again."""
+"""Called with the name of a quantised weight in the program, and its value in float, or None to
+restore the program's own."""
 
 
 class Receive(Protocol):
-    """Called with each weight that a program holds."""
+    """Function to call with each weight of a program."""
 
     def __call__(
         self, name: str, tensor: torch.Tensor, steps: torch.Tensor | None = None, how: str = "", /
     ) -> None:
-        """Take one.
+        """Receive a weight.
 
         Args:
-            tensor: its values; of one that is quantised, those that the program computes with.
-            steps: of one that is quantised, how far apart neighbouring values are.
-            how: it is quantised, for people.
+            tensor: its values; of a quantised weight, the dequantised ones.
+            steps: of a quantised weight, the distances between neighbouring values.
+            how: of a quantised weight, a description of the quantisation.
         """
 
 
@@ -42,10 +42,10 @@ class Opened:
     """A program, ready to run.
 
     Attributes:
-        declared: its inputs, in its order.
-        run: takes an array for each of these, and gives what the program gives.
-        weights: gives all that it holds, one after another.
-        doubts: what speaks against its being what it is called.
+        declared: its inputs, in order.
+        run: takes an array for each input, and returns the program's outputs.
+        weights: passes on all weights, one after another.
+        doubts: reasons why it may not be what its name says.
         leave: has it run from now on with one quantised weight in float; None where that is not
             done.
     """
@@ -68,7 +68,7 @@ def open_apart(
     """Open a program in a cell.
 
     Args:
-        data: the files that this one names for its weights.
+        data: the program's data files.
 
     Raises:
         ClipcheckError: it cannot be opened; the subclass tells why.

@@ -1,4 +1,4 @@
-"""Backends that are a program: pixels, ids or both in, features and logits out."""
+"""Backends that are a program, which takes pixels, ids or both, and returns features and logits."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ Run = Callable[[Pixels, Tokens], Raw]
 
 
 class ProgramBackend(Backend):
-    """Runs a program of both towers, or of one; each call of it gives all outputs.
+    """Runs a program of one or both towers; each call returns all outputs.
 
-    A program that takes a fixed number of rows is given any number in batches of that size, the
-    last of which is filled up with its last row and cut.
+    If a program takes a fixed number of rows, other numbers run in batches of this size; the last
+    one is padded with its last row, and the result is cut.
 
     Args:
-        evidence: called when it has run, for the gate ``integrity``, with the program and whether
-            it has to have all weights.
-        data: the files that this one names for its weights.
-        dtype: what it computes in. Where that is float16, outputs that it casts to float32 in the
-            end, as converted programs do, are rounded back to it.
-        made_here: whether it was made by the backend, and has to have all outputs for any number of
+        evidence: called after it has run, for the gate ``integrity``, with the program and whether
+            it must have all weights.
+        data: its data files.
+        dtype: in which it computes. With float16, outputs that the program casts to float32 at the
+            end, as converted programs do, are rounded back.
+        made_here: whether the backend made it, so that it must have all outputs for any number of
             rows.
-        names: what the user said that inputs and outputs are, by their names.
+        names: the user's meanings of inputs and outputs, by name.
 
     Attributes:
         kinds: of its inputs, see `signature.INPUTS`.
@@ -113,7 +113,7 @@ class ProgramBackend(Backend):
         return found[LOGITS[0]], found[LOGITS[1]]
 
     def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
-        """The outputs that the program gives, by name.
+        """Return the program's outputs by name.
 
         Raises:
             RunError: it cannot be run.
@@ -202,14 +202,14 @@ class ProgramBackend(Backend):
 
     @property
     def absent(self) -> frozenset[str]:
-        """Outputs that a user's program does not have. One that was made here has all of them."""
+        """Return the outputs that a user's program does not have; none if it was made here."""
         if self._known is None or self._made_here:
             return self.lacks
         return self.lacks | OUTPUTS.keys() - self._known.places.keys()
 
     @property
     def normalised(self) -> frozenset[str]:
-        """Features that it gives with the length 1."""
+        """Names of its normalised features."""
         return self._normalised
 
     @property
@@ -227,7 +227,7 @@ class ProgramBackend(Backend):
 
     @property
     def batches(self) -> tuple[Rows, ...]:
-        """Numbers of images and texts that it runs with; nothing for any."""
+        """Numbers of images and texts with which it runs; empty for any."""
         return self._batches
 
     def evidence(self) -> Evidence:
@@ -253,7 +253,7 @@ class ProgramBackend(Backend):
             self._leave(name, None)
 
     def close(self) -> None:
-        """Let go of the program."""
+        """Release the program."""
         self._run = None
         self._evidence = None
 
@@ -281,7 +281,7 @@ def _narrowed(array: Array) -> Array:
 
 
 _SIZES = (1, 2, 3, 4, 8, 16, 32)
-"""Images and texts that a program is tried with that does not run with `signature.probe`."""
+"""Numbers of images and texts to try with a program that does not run with `signature.probe`."""
 
 
 def _batches_of(rows: Array, size: int | None) -> list[Array]:
@@ -294,10 +294,10 @@ def _batches_of(rows: Array, size: int | None) -> list[Array]:
 
 
 def key_of(source: Source, *libraries: str) -> dict[str, str]:
-    """Return all that a program made of ``source`` depends on, by name.
+    """Return everything that a program of ``source`` depends on, by name, as a key of the cache.
 
     Args:
-        libraries: whose versions matter, beside torch.
+        libraries: whose versions matter, besides torch.
     """
     from importlib.metadata import version
 
@@ -308,19 +308,19 @@ def key_of(source: Source, *libraries: str) -> dict[str, str]:
     return {
         "checkpoint": source.checkpoint.sha256,
         "model": source.checkpoint.origin.name,
-        # The same weights may be of several architectures: they do not tell.
+        # The same weights may have several architectures.
         "architecture": repr(source.checkpoint.model),
         "device": source.device.type,
         "dtype": source.dtype,
         "program": PROGRAM,
-        # With what it was built for, as +cu130, which its metadata may leave out.
+        # With its build, such as +cu130, which the metadata may lack.
         "torch": torch.__version__,
         **{library: version(library) for library in libraries},
     }
 
 
 def flat(result: Any) -> Raw:
-    """The tensors that a torch program gave, with the names that they have in it."""
+    """Flatten a torch program's result to tensors with their names."""
     import torch
 
     from clipcheck.backends.calling import to_numpy

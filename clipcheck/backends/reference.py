@@ -1,4 +1,4 @@
-"""The eager model and its float64 twin: what every candidate is measured against."""
+"""The reference of every candidate: the eager model and its float64 twin."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Named = dict[str, Array]
 class Reference:
     """Runs an eager model in its own dtype, and in float64.
 
-    Each batch goes through each tower once, and logits are made of the features. In float64 there
-    is one tower at a time.
+    Each batch goes through each tower once, and logits are computed from the features. In float64
+    only one tower is in memory at a time.
 
     Args:
-        device: where its weights are. One without float64, as ``mps``, leaves that to the CPU.
+        device: of its weights. Without float64, as on ``mps``, the CPU computes float64.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Reference:
 
     @property
     def scale(self) -> float:
-        """exp(logit_scale), which logits are in proportion to."""
+        """exp(logit_scale); logits are proportional to it."""
         return float(self._model.log_scale().detach().cpu().double().exp())
 
     def outputs(
@@ -57,11 +57,11 @@ class Reference:
         advance: Advance = still,
         lengths: Tokens | None = None,
     ) -> list[Named]:
-        """All four outputs of the eager model in its own dtype, for each batch.
+        """Return all four outputs of the eager model in its own dtype, for each batch.
 
         Args:
-            inputs: pixels and tokens of each.
-            advance: told the share of the rows that is done.
+            inputs: pixels and tokens of each batch.
+            advance: called with the share of the rows that is done.
             lengths: prompts of `clipcheck.inputs.batches.every_length`; their text features are
                 added as a last batch.
 
@@ -81,7 +81,7 @@ class Reference:
         advance: Advance = still,
         lengths: Tokens | None = None,
     ) -> list[Named]:
-        """All four outputs of the same model in float64, for each batch.
+        """Return all four outputs of the same model in float64, for each batch.
 
         Raises:
             RunError: the model cannot be run.
@@ -97,13 +97,13 @@ class Reference:
             return [*_named(model, images, texts), *_of_lengths(model, lengths, device)]
 
     def standing(self) -> Standing:
-        """Runs single inputs, one after another: its float64 weights stay for the next."""
+        """Return a runner of single inputs, which keeps its float64 weights between calls."""
         return Standing(self._model, self._device, self._exact_device, self.in_float64)
 
     def in_float64(self, chosen: Callable[[str], bool]) -> DualEncoder:
-        """The model with the chosen weights in float64, the others as they are."""
+        """Copy the model with the chosen weights in float64, the others unchanged."""
         weights = {
-            # In this order: a device without float64 cannot convert to it on the way out.
+            # First move, then convert: a device without float64 cannot convert.
             key: tensor.to(self._exact_device).to(torch.float64)
             if chosen(key) and tensor.is_floating_point()
             else tensor
@@ -115,7 +115,7 @@ class Reference:
 class Standing:
     """Runs single inputs through an eager model, in its own dtype and in float64.
 
-    A tower's float64 weights are made when it is first run, and kept.
+    A tower's float64 weights are made when it first runs, and kept.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Standing:
         return to_numpy(own), to_numpy(exact)
 
     def outputs(self, pixels: Pixels, tokens: Tokens) -> tuple[Named, Named]:
-        """All four outputs, in the model's dtype and in float64.
+        """Return all four outputs, in the model's dtype and in float64.
 
         Raises:
             RunError: the model cannot be run.
@@ -168,13 +168,13 @@ class Standing:
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """The device itself, or the CPU where it has no float64."""
+    """Return the device itself, or the CPU if it has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 @contextmanager
 def exact_floats() -> Iterator[None]:
-    """Float32 that is float32: no TF32, no bfloat16 inside of it, no sums in half precision."""
+    """Compute float32 exactly as float32: without TF32, bfloat16 or sums in half precision."""
     matmul = torch.backends.cuda.matmul
     precision = torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn.allow_tf32
@@ -195,7 +195,7 @@ def exact_floats() -> Iterator[None]:
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """`exact_floats`, and no gradients."""
+    """Use `exact_floats` without gradients."""
     with exact_floats(), torch.inference_mode():
         yield
 
@@ -222,7 +222,7 @@ class _Encoder:
 def _encode(
     model: DualEncoder, method: str, array: NDArray[Any], device: torch.device
 ) -> torch.Tensor | None:
-    """Features, or None of a model that has not the tower."""
+    """Return features, or None if the model does not have the tower."""
     if ENCODERS[method] not in model.outputs:
         return None
     features: torch.Tensor = run_method("eager", model, method, torch.from_numpy(array).to(device))

@@ -1,4 +1,4 @@
-"""The names of all backends, and how one is chosen: ``NAME`` or ``NAME:OPTION=VALUE,...``."""
+"""The names of all backends, and the parser of ``NAME`` and ``NAME:OPTION=VALUE,...``."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _CLASSES = {
     "transformers": "Transformers",
     "clip": "Clip",
 }
-"""The class of each backend of clipcheck, which is in the file of the backend's name."""
+"""Class of each backend of clipcheck, in the file with the backend's name."""
 
 BACKENDS = tuple(_CLASSES)
-"""Backends of clipcheck, in the order in which they run and are reported. Other packages bring
-more, see `GROUP`."""
+"""Backends of clipcheck, in the order of runs and reports. Other packages may add more, see
+`GROUP`."""
 
 GROUP = "clipcheck.backends"
-"""The group of entry points that packages bring backends in: the name of each is that of its
-backend, and what it loads is a class derived from `Backend`."""
+"""Group of entry points for other packages' backends: each loads a class derived from `Backend`,
+under the backend's name."""
 
 ALL = "all"
 """Stands for every backend that fits."""
@@ -48,8 +48,8 @@ class Choice:
 
     Attributes:
         name: of `names`.
-        options: those that were given, with their values.
-        optional: whether it was not named, and may be left out where it does not fit.
+        options: given options, with their values.
+        optional: whether it comes from ``all``, so that it is left out if it does not fit.
     """
 
     name: str
@@ -67,18 +67,18 @@ class Choice:
 
     @property
     def settings(self) -> dict[str, str]:
-        """One value for each option that there is."""
+        """A value for each option of the backend."""
         known = self.backend.options
         return {key: self.options.get(key, option.default) for key, option in known.items()}
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A backend, as it is on this machine.
+    """A backend on this machine.
 
     Attributes:
         name: of `names`.
-        version: of the library that runs it; nothing where it cannot run.
+        version: of its library; empty if it cannot run.
         missing: why it cannot run, or None.
     """
 
@@ -90,7 +90,7 @@ class Listed:
 
 
 def listing() -> list[Listed]:
-    """All backends, in the order of `names`."""
+    """List all backends, in the order of `names`."""
     return [_listed(name) for name in names()]
 
 
@@ -102,14 +102,13 @@ def _listed(name: str) -> Listed:
 
 
 def names() -> tuple[str, ...]:
-    """All backends: those of clipcheck, then those of other packages by name."""
+    """Return all backends: those of clipcheck, then those of other packages by name."""
     return (*BACKENDS, *sorted(_brought()))
 
 
 @cache
 def _brought() -> Mapping[str, EntryPoint]:
-    """Return the backends of other packages, by name. They cannot take a name that clipcheck
-    has."""
+    """Return the backends of other packages, by name, without names that clipcheck has."""
     return {each.name: each for each in entry_points(group=GROUP) if each.name not in BACKENDS}
 
 
@@ -123,7 +122,7 @@ def find(name: str) -> type[Backend]:
     entry = _brought()[name]
     try:
         loaded = entry.load()
-    # It is the code of others, which may raise anything; what stops Python itself is no Exception.
+    # Other packages' code may raise any error; an interrupt is no Exception.
     except Exception as error:
         what = f"{type(error).__name__}: {first_line(error)}"
         return _broken(entry, f"could not be imported ({what})")
@@ -136,7 +135,7 @@ def _broken(entry: EntryPoint, reason: str) -> type[Backend]:
     """Return a class that stands for a backend of another package that cannot be used."""
     owner = entry.dist.name if entry.dist else entry.value
     told = Missing(
-        f"{entry.value} {reason}", f"Mend or uninstall the package that brings it, {owner}."
+        f"{entry.value} {reason}", f"Fix or uninstall the package that provides it, {owner}."
     )
 
     class Broken(Backend):
@@ -150,23 +149,22 @@ def _broken(entry: EntryPoint, reason: str) -> type[Backend]:
 
 
 def backend_named(written: str) -> type[Backend]:
-    """Return the class of a backend as `Choice` writes it, whether or not this machine has one of
-    that name: results of other machines name theirs. `Backend`, which can do nothing, stands for
-    one that it does not have."""
+    """Return the class of a backend as `Choice` writes it, or `Backend` itself if this machine does
+    not have it: results of other machines may name others."""
     name = written.partition(":")[0]
     return find(name) if name in names() else Backend
 
 
 def default_for(form: Format) -> str:
-    """Name the backend that files of a format are made for; empty where there is no such."""
+    """Return the default backend of a file format, or an empty string."""
     return next((name for name in BACKENDS if form in find(name).default_for), "")
 
 
 def parse(written: str) -> Choice:
-    """Read what was written for ``--backend``, but for ``all``.
+    """Parse a value of ``--backend`` other than ``all``.
 
     Raises:
-        UsageError: there is no such backend, option or value; the message names what there is.
+        UsageError: there is no such backend, option or value; the message lists the known ones.
     """
     name, _, rest = written.partition(":")
     if name not in names():
@@ -179,9 +177,9 @@ def parse(written: str) -> Choice:
 
 
 def chosen(written: Sequence[str]) -> tuple[Choice, ...]:
-    """Read all of them, each once; ``all`` stands for every backend."""
+    """Parse all values of ``--backend``, each once; ``all`` means every backend."""
     found: dict[str, Choice] = {}
-    # Those that are named first: of one that is asked for by name as well, no reason is an excuse.
+    # Named backends first: a backend that is named as well as in ``all`` is not optional.
     for each in sorted(written, key=lambda each: each == ALL):
         for choice in _everything() if each == ALL else [parse(each)]:
             found.setdefault(str(choice), choice)
@@ -189,10 +187,10 @@ def chosen(written: Sequence[str]) -> tuple[Choice, ...]:
 
 
 def require_available(choice: Choice) -> None:
-    """See that a backend can run on this machine.
+    """Raise if a backend cannot run on this machine.
 
     Raises:
-        UnavailableError: it cannot; the message tells why, and what to do.
+        UnavailableError: the message says why, and what to do.
     """
     missing = choice.backend.available()
     if missing is not None:

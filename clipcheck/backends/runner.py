@@ -1,4 +1,4 @@
-"""The protocol of a runner of an archive, in this process or another."""
+"""The protocol for running an archive, in this process or another."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Runner(Protocol):
         """Return the facts of the archive."""
 
     def call(self, method: str, *inputs: torch.Tensor) -> object:
-        """Return the output of a method: a tensor, or a tuple or a dict of them, if it is right.
+        """Return the output of a method: normally a tensor, or a tuple or dict of tensors.
 
         Raises:
-            RunError: it is not there, or it failed.
-            IsolationError: what ran it crashed, hung or took too much.
+            RunError: the method is missing, or failed.
+            IsolationError: the sandbox process crashed, hung or took too much memory.
         """
 
     def call_with(
@@ -46,12 +46,11 @@ class Runner(Protocol):
     def call_module(
         self, module: str, method: str, inputs: Sequence[torch.Tensor]
     ) -> Sequence[torch.Tensor]:
-        """The tensors that a module by itself gives, by the name and the method that `listen`
-        tells.
+        """Call a module alone, by the name and method from `listen`, and return its tensors.
 
         Raises:
             RunError: it failed.
-            IsolationError: what ran it crashed, hung or took too much.
+            IsolationError: the sandbox process crashed, hung or took too much memory.
         """
 
     def listen(
@@ -65,4 +64,4 @@ class Runner(Protocol):
         modules."""
 
     def changed(self) -> list[str]:
-        """The keys of the weights that running it has changed."""
+        """Return the keys of weights that running changed."""

@@ -27,7 +27,7 @@ class Script(ScriptBackend):
         with torchscript_support.silenced():
             try:
                 module = torch.jit.script(source.model)
-            # TorchScript raises what it calls errors of the frontend, and others.
+            # TorchScript raises frontend errors and others.
             except Exception as error:
                 if not isinstance(source.checkpoint.model, LibraryArchitecture):
                     raise

@@ -1,7 +1,7 @@
-"""Calls that a cell answers for the backends that run a file's own code, see `clipcheck.sandbox`.
+"""Handlers of a sandbox process (cell) for backends that run a file's own code.
 
-All of this runs in the cell. A servant's methods get the tensors that came and what came with them
-by name, and give what goes back, and the tensors with that.
+Everything here runs in the cell, see `clipcheck.sandbox`. A method gets the tensors and named
+values of a request, and returns the values and tensors of the answer.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class ArchiveServant:
         naming: dict[str, Any],
         shared: int,
     ) -> Answer:
-        """Load it, and have its weights compared, one by one. Those that are right are replaced by
-        the eager model's, which lie in shared memory.
+        """Load the archive, and send its weights to be compared, one by one. Equal ones are
+        replaced by the eager model's, which are in shared memory.
 
         Args:
             weights: see `clipcheck.checkpoints.checkpoint.Checkpoint.weight_dtypes`.
             naming: the attributes of `clipcheck.checkpoints.naming.Naming`.
-            shared: bytes of the memory that was shared.
+            shared: bytes of the shared memory.
         """
         self._archive = None
         memory = self._caller.shared(shared)
@@ -84,7 +84,7 @@ class ArchiveServant:
             return _packed(self._inside().call(method, *self._placed(tensors)))
 
     def call_with(self, tensors: Tensors, method: str, keys: Sequence[str]) -> Answer:
-        """Return the output of a method with other weights, which come first, under these keys."""
+        """Return the output of a method with other weights for these keys: the first tensors."""
         placed = self._placed(tensors)
         weights, inputs = placed[: len(keys)], placed[len(keys) :]
         with exact_floats():
@@ -101,7 +101,7 @@ class ArchiveServant:
         return {**told, "wrong": wrong}, given
 
     def call_module(self, tensors: Tensors, module: str, method: str) -> Answer:
-        """Return the output of a module called by itself."""
+        """Return the output of a module that is called alone."""
         with exact_floats():
             found = self._inside().call_module(module, method, self._placed(tensors))
         return _packed(tuple(found))
@@ -120,7 +120,7 @@ class ArchiveServant:
             return _packed(self._inside().listen(method, inputs, wanted, tell))
 
     def changed(self, _: Tensors) -> Answer:
-        """The keys of the weights that running it has changed."""
+        """Return the keys of weights that running changed."""
         return {"changed": self._inside().changed()}, ()
 
     def _inside(self) -> Inside:
@@ -134,7 +134,7 @@ class ArchiveServant:
 
 
 def _told(key: str, held: torch.Tensor) -> tuple[dict[str, Any], Tensors]:
-    """A weight as it is compared. One of a kind that no CLIP model has does not cross."""
+    """Describe a weight for the comparison; only a dense one is sent."""
     plain = held.layout is torch.strided and not held.is_quantized and not held.is_complex()
     return {"weight": key, "kind": f"{held.dtype}, {held.layout}"}, [held] if plain else []
 
@@ -170,7 +170,7 @@ class ProgramServant:
     def open(
         self, _: Tensors, backend: str, path: str, device: str, options: dict[str, str]
     ) -> Answer:
-        """Open one, and tell what it takes, and its number."""
+        """Open a program, and return its number and its inputs."""
         self._backend = backend
         opened = find(backend).open_here(Path(path), torch.device(device), options)
         self._opened.append(opened)
@@ -196,7 +196,7 @@ class ProgramServant:
         return {}, ()
 
     def weights(self, _: Tensors, number: int) -> Answer:
-        """Each weight of a program is told."""
+        """Send each weight of a program."""
 
         def tell(
             name: str, weight: torch.Tensor, steps: torch.Tensor | None = None, how: str = ""

@@ -1,7 +1,7 @@
-"""Tell what the inputs and outputs of a program are: by the user's word, by name, else by shape.
+"""Identify the inputs and outputs of a program by the user's option, by name, else by shape.
 
-Programs come from clipcheck and from other exporters, which have names of their own. Nothing is
-guessed: where several could be meant, the user is asked.
+Other exporters have other names. Nothing is guessed: if there are several possibilities, the user
+has to choose.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ _OTHERS = ("last_hidden_state", "token_embeddings", "logit_scale", "logit_bias")
 _RANKS = {"pixels": 4, "tokens": 2, "mask": 2, "positions": 2}
 
 _PROBE = (2, 3)
-"""Images and texts that are run to tell outputs by their shapes: two numbers, and no dimension of
-features, which come in multiples of 64."""
+"""Numbers of images and texts by which outputs are identified: two different numbers, and neither a
+dimension of features, which are multiples of 64."""
 
 _UNIT = 5e-3
 """How far from 1 the length of features may be that are normalised: what a norm in bfloat16 may be
@@ -73,8 +73,8 @@ class Declared:
     """An input as a program declares it.
 
     Attributes:
-        shape: an integer for each dimension that is fixed, else None; None where nothing is said.
-        dtype: as numpy names it; nothing where nothing is said.
+        shape: an integer for each fixed dimension, else None; None if the shape is unknown.
+        dtype: numpy's name; empty if unknown.
     """
 
     name: str
@@ -84,14 +84,14 @@ class Declared:
 
 @dataclass(frozen=True)
 class Input:
-    """An input that is known.
+    """An identified input.
 
     Attributes:
-        name: as the program has it.
-        dtype: as numpy names it. Pixels in uint8 are those of the picture itself: the program
-            normalises them.
-        sizes: of the model, with its rules of pixels and ids.
-        batch: how many rows it takes; None for any number.
+        name: in the program.
+        dtype: numpy's name. Pixels in uint8 are those of the picture itself: the program normalises
+            them.
+        sizes: of the model, with its rules for pixels and ids.
+        batch: number of rows that it takes; None for any.
         channels_last: whether pixels are [N, R, R, 3].
     """
 
@@ -143,15 +143,15 @@ def inputs(
     path: Path,
     names: Mapping[str, str] | None = None,
 ) -> tuple[Input, ...]:
-    """Tell the inputs of a program apart: those of both towers, or of one.
+    """Identify the inputs of a program of one or both towers.
 
     Args:
         names: what the user said that inputs and outputs are, by their names.
 
     Raises:
-        UsageError: one could be several, or one that is named is not there.
+        UsageError: an input has several possible meanings, or a named one does not exist.
         CheckpointError: it takes neither pixels nor ids.
-        ArchitectureError: one has another shape than that architecture's.
+        ArchitectureError: an input's shape does not fit the architecture.
     """
     told = {name: kind for name, kind in (names or {}).items() if kind in INPUTS}
     _require_there(told, [each.name for each in declared], "input", path)
@@ -242,15 +242,15 @@ def _written(shape: Sequence[int | None]) -> str:
 
 
 Raw = Sequence[tuple[str | None, Array]]
-"""Outputs of a program, in its order, with the names where it has any."""
+"""Outputs of a program, in order, with their names, if any."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Which of a program's outputs is what.
+    """The identified outputs of a program.
 
     Attributes:
-        places: by name of `OUTPUTS`, its number in the program's order.
+        places: by name of `OUTPUTS`, its position among the program's outputs.
         names: by name of `OUTPUTS`, what the program calls it.
     """
 
@@ -258,7 +258,7 @@ class Outputs:
     names: Mapping[str, str]
 
     def named(self, raw: Raw) -> Named:
-        """The outputs that are known."""
+        """Return the identified outputs by name."""
         return {name: raw[place][1] for name, place in self.places.items()}
 
 

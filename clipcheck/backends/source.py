@@ -1,4 +1,4 @@
-"""The source that a backend is made of."""
+"""The source from which a backend is built."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """Everything that a backend is made of.
+    """Everything that is needed to build a backend.
 
     Attributes:
-        checkpoint: the file; of a program the one that it was made of.
+        checkpoint: the file; for a program, the checkpoint of its weights.
         model: the eager model of its weights, on ``device`` and in ``dtype``. Backends may share
             its weights; they must not change it.
-        device: where to run.
-        dtype: what to compute in, by name: float32, float16 or bfloat16.
-        options: by name, one value for each of the backend's options.
-        scratch: a folder of its own, which outlives the backend.
-        artefacts: what was built before.
-        archive: what runs the archive itself, where the checkpoint is one and that is wanted.
-        program: a file that is to be run as it is, in place of one that is built.
+        device: to run on.
+        dtype: to compute in, by name: float32, float16 or bfloat16.
+        options: by name, a value for each of the backend's options.
+        scratch: folder for temporary files, which outlives the backend.
+        artefacts: the cache.
+        archive: the loaded archive, if the checkpoint is one and it is needed.
+        program: a program to run directly, in place of a built one.
         towers: such a file of each tower, in place of one of both.
-        cell: what runs the code of such a file; None for this process.
-        made_here: whether a program is the backend's own, and has to give all outputs.
+        cell: sandbox process for the program's code; None for this process.
+        made_here: whether the backend itself made the program, so that it must have all outputs.
         names: what the user said that a program's inputs and outputs are, by their names.
     """
 
@@ -58,10 +58,10 @@ class Source:
 
     @property
     def clip(self) -> eager.CLIP:
-        """The eager model, where clipcheck's own modules compute it.
+        """The eager model with clipcheck's own modules.
 
         Raises:
-            UnfitError: a library's do.
+            UnfitError: the model is a library's.
         """
         from clipcheck.families import eager
 

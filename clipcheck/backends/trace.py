@@ -1,4 +1,4 @@
-"""The eager model, traced anew by this torch: what `torch.jit.trace` makes of it today."""
+"""Run the eager model, traced by the installed torch."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _WRAPPED = "model."
 """Begins the names of a library's modules in the model that calls it."""
 
 _IMAGES, _TEXTS = 2, 3
-"""Of the example inputs: not as many, so that one number is not taken for the other."""
+"""Numbers of example images and texts: different, so that the tracer cannot confuse them."""
 
 
 class ScriptBackend(ModuleBackend):
-    """A TorchScript module that was made of the eager model, whose weights it shares."""
+    """A TorchScript module that was made from the eager model and shares its weights."""
 
     @classmethod
     def available(cls) -> Missing | None:
-        """Wherever torch has TorchScript."""
+        """Require TorchScript."""
         return torchscript_missing()
 
     def __init__(self, name: str, module: torch.nn.Module, source: Source) -> None:
@@ -70,7 +70,7 @@ class ScriptBackend(ModuleBackend):
         return shared_weights(self._module, self._model, doubts)
 
     def close(self) -> None:
-        """Let go of the module, and of the code that torch keeps of it."""
+        """Release the module, and its code inside torch."""
         super().close()
         torchscript_support.forget_classes()
 
@@ -93,7 +93,7 @@ class Trace(ScriptBackend):
         }
         has = set(source.model.outputs)
         methods = {name: each for name, each in methods.items() if has.issuperset(OF_METHODS[name])}
-        # What a library's tracing may lose is judged; its authors' words of it are not for users.
+        # The gates judge what tracing loses; a library's warnings about it are not for users.
         own = not isinstance(source.checkpoint.model, LibraryArchitecture)
         with torchscript_support.silenced(), torch.no_grad(), _quiet(own):
             traced = torch.jit.trace_module(source.model, methods, check_trace=False)
@@ -102,11 +102,10 @@ class Trace(ScriptBackend):
 
 @contextmanager
 def _quiet(own: bool) -> Iterator[None]:
-    """Without the warnings of torch's own checks of shapes, which hold for every batch size; where
-    the modules are not clipcheck's own, without any.
+    """Hide warnings about torch's own shape checks, which hold for every batch size; with a
+    library's modules, hide all warnings.
 
-    torch ignores them itself (``TracerWarning.ignore_lib_warnings``), but not under filters that
-    somebody set later.
+    torch hides them itself (``TracerWarning.ignore_lib_warnings``), but later filters override it.
     """
     import torch
 
@@ -123,7 +122,7 @@ def _quiet(own: bool) -> Iterator[None]:
 
 
 def shared_weights(module: torch.nn.Module, model: torch.nn.Module, doubts: list[str]) -> Evidence:
-    """That a module which was made of the eager model still has all of its weights."""
+    """Compare the weights of a module that was made from the eager model with the model's."""
     from clipcheck.checkpoints.checkpoint import same_bits
 
     expected, found = model.state_dict(), module.state_dict()
@@ -138,9 +137,9 @@ def shared_weights(module: torch.nn.Module, model: torch.nn.Module, doubts: list
 
 
 def example_inputs(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels [2, 3, R, R] in float32 and ids [3, L] in int32, to trace with.
+    """Return pixels [2, 3, R, R] in float32 and ids [3, L] in int32, for tracing.
 
-    The texts end at different places, so that where a text ends is not taken for a constant.
+    The texts end at different positions, so that the end cannot become a constant.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""transformers' CLIPModel, with either of its attention implementations."""
+"""Run transformers' CLIPModel, with either of its attention implementations."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from clipcheck.checkpoints.checkpoint import Checkpoint
 
 _OLDEST = "5.4"
-"""The first whose ways to take inputs are known here: the slow tokenizer is gone, and the slow
-image processor has a name of its own."""
+"""First version whose preprocessing is known here: without a slow tokenizer, and with a separate
+name for the slow image processor."""
 
 
 class Transformers(ModuleBackend):
@@ -44,7 +44,7 @@ class Transformers(ModuleBackend):
 
     @classmethod
     def available(cls) -> Missing | None:
-        """Wherever a transformers is installed that is not too old."""
+        """Require a version that is not too old."""
         if importlib.util.find_spec("transformers") is None:
             remedy = "Install it: pip install 'clipcheck[transformers]'."
             return Missing("transformers is not installed", remedy)
@@ -52,14 +52,14 @@ class Transformers(ModuleBackend):
 
     @classmethod
     def unfit(cls, checkpoint: Checkpoint, device: torch.device, dtype: str) -> str | None:  # noqa: ARG003
-        """Say why transformers cannot run this checkpoint, or None: it has no ModifiedResNet."""
+        """Refuse ModifiedResNets, which transformers does not have."""
         if isinstance(checkpoint.architecture.vision, ResNet):
             return "transformers has no ModifiedResNet: its CLIPModel has a VisionTransformer alone"
         return None
 
     @classmethod
     def build(cls, source: Source) -> Backend:
-        """The model, loaded from the checkpoint's own folder, or from one that is written."""
+        """Load the model from the checkpoint's own folder, or from a temporary one."""
         attention = source.options["attention"]
         name = f"transformers:attention={attention}"
         with translating(name, "loading"):
@@ -92,7 +92,7 @@ def _load(folder: Path, source: Source, attention: str) -> Any:
 
 
 class _Adapter:
-    """CLIP's three methods, called as transformers' users call its."""
+    """CLIP's three methods, by the calls that transformers' users make."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""The weights of two checkpoints beside each other, before anything is run."""
+"""Compare the weights of two checkpoints, before anything runs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def compare_weights(candidate: Checkpoint, reference: Checkpoint) -> Iterator[WeightDifference]:
-    """How the candidate's weights differ from the reference's, see `clipcheck.gates.weights`.
+    """Yield the differences of the candidate's weights, see `clipcheck.gates.weights`.
 
-    One at a time, so that no more than a few copies of the largest are in memory. Integers that
-    nothing is computed with, as ``input_resolution``, may be missing from either.
+    Weights are compared one at a time, so that only a few copies are in memory. Integers that the
+    model does not use, such as ``input_resolution``, may be missing from either.
 
     Args:
-        reference: what it should be, in any dtypes.
+        reference: to compare with, in any dtypes.
     """
     for key in [*reference.tensors, *(candidate.tensors.keys() - reference.tensors.keys())]:
         sides = {"candidate": candidate, "reference": reference}
@@ -37,7 +37,7 @@ def compare_weights(candidate: Checkpoint, reference: Checkpoint) -> Iterator[We
 
 
 def compared(candidate: Checkpoint, reference: Checkpoint) -> int:
-    """Number of weights that both have."""
+    """Count the weights that both have."""
     return len(candidate.tensors.keys() & reference.tensors.keys())
 
 
@@ -45,7 +45,7 @@ def _difference(
     key: str, candidate: torch.Tensor, reference: torch.Tensor
 ) -> WeightDifference | None:
     floats = candidate.is_floating_point() and reference.is_floating_point()
-    # What is right, as nearly all is, is seen so in a tenth of the time: torch rounds to nearest.
+    # Fast path for equal weights, which takes a tenth of the time: torch rounds to nearest.
     if floats and same_bits(candidate, reference.to(candidate.dtype)):
         return None
     return difference(key, _stored(candidate), _stored(reference))

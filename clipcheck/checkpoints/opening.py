@@ -234,7 +234,7 @@ def open_reference(
     if isinstance(found, Program):
         raise UsageError(
             f"expected a reference with weights, found a program ({found.format})",
-            remedy="Give the checkpoint that it was made of, with --reference.",
+            remedy="Give the checkpoint that it was made from, with --reference.",
         )
     return found
 

@@ -147,7 +147,7 @@ def test_a_build_that_writes_something_else_is_told(folder: Path, scratch: Path)
     def build(path: Path) -> None:
         path.with_name("y.so").touch()
 
-    with pytest.raises(ValueError, match=r"x\.so was to be built, and was not"):
+    with pytest.raises(ValueError, match=r"expected build to write x\.so, and it did not"):
         Artefacts(folder, scratch).get("x.so", KEY, build)
 
 

@@ -171,7 +171,7 @@ def test_what_is_missing_is_told_with_the_remedy(
         assert missing is not None
         assert missing.remedy == "Install it: pip install clip-anytorch 'setuptools<81'."
         reasons[kind] = missing.reason
-    other = "the package clip that is installed is another one"
+    other = "the installed package clip is a different one"
     assert reasons == {
         "none": "the reference package clip is not installed",
         "module": other,

@@ -52,7 +52,7 @@ def test_what_compiled_nothing_is_doubted_whatever_was_compiled_before(
     backend = Compile.build(made)
     pixels, tokens = batch(made.checkpoint.architecture, 2, 3)
     assert_same(backend.outputs(pixels, tokens), expected(made.model, pixels, tokens))
-    doubt = "nothing was compared: torch.compile has compiled no graph"
+    doubt = "nothing was compared: torch.compile compiled no graph"
     assert backend.evidence().doubts == [doubt]
     counters["stats"]["unique_graphs"] += 1
     assert backend.evidence().doubts == []

@@ -162,8 +162,8 @@ def test_a_program_that_computes_in_another_dtype_is_told_before_anything_is_run
     if found in ("float32", None):
         assert load(program, archive, tmp_path).source.program == program.path
         return
-    told = f"{program.path}: it computes in {found}, and was to be judged in float32. "
-    told += "Leave --dtype out, or" if found == "float16" else "Export it in float32, float16, "
+    told = f"{program.path}: expected a program that computes in float32, found {found}. "
+    told += "Leave --dtype out, or" if found == "float16" else "Export it in "
     with pytest.raises(UsageError, match=f"^{re.escape(told)}"):
         load(program, archive, tmp_path)
 
