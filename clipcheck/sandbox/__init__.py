@@ -1,7 +1,7 @@
-"""Run what a file's own code computes in a process that can do no harm.
+"""Run a file's own code in a sandbox: a process without rights.
 
-A *zygote* is a process of this user's that has imported torch and seen no file. For each checkpoint
-it forks a *cell*: that process takes all rights from itself (`confine`), then loads the file, and
-serves what it is asked for (`serving`). Messages are JSON, tensors lie in shared memory (`wire`);
-nothing that a cell sends is unpickled, run or trusted.
+A *zygote* is a process that has imported torch and opened no file. For each checkpoint it forks a
+*cell*, the sandbox process, which gives up all rights (`confine`), loads the file, and answers
+requests (`serving`). Messages are JSON, tensors are in shared memory (`wire`). Nothing that a cell
+sends is unpickled, run or trusted.
 """

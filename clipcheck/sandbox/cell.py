@@ -1,4 +1,4 @@
-"""The near end: start a cell, ask it, and say what became of it where it does not answer."""
+"""The parent's side: start a cell, send requests, and report why it does not answer."""
 
 from __future__ import annotations
 
@@ -37,11 +37,10 @@ sys.path[:0] = json.loads(sys.argv[1])
 from clipcheck.sandbox.zygote import main
 main(int(sys.argv[2]), sys.argv[3:])
 """
-"""Code that a zygote runs. It imports from where this process does, and not from the folder it is
-in."""
+"""Code of a zygote. It imports from this process's paths, not from the current folder."""
 
 _STARTING = 120.0
-"""Seconds for a zygote to import torch, on a machine that does much else."""
+"""Seconds for a zygote to import torch, on a busy machine."""
 
 _KEPT = (
     "PATH",
@@ -63,12 +62,12 @@ _KEPT_PREFIXES = (
     "CUDA_",
     "NVIDIA_",
 )
-"""Variables of the environment that cells get: what libraries are found and tuned by. Others may be
-secret."""
+"""Variables of the environment that cells get: those for finding and tuning libraries. Others may
+be secret."""
 
 _MOST_QUESTIONS = 100_000
-"""Limit of the questions that a cell may ask back: the largest model has some thousand modules that
-report their inputs."""
+"""Most questions that a cell may ask during a request: the largest model has about a thousand
+modules that report their inputs."""
 
 _CRASHES = "A file that ends who runs it is unfit for use, whatever is the matter with it."
 _SEE = (
@@ -76,21 +75,21 @@ _SEE = (
 )
 
 Answer = Callable[[Message, "list[torch.Tensor]"], Message]
-"""Called where a cell asks back."""
+"""Answers a question that a cell asks during a request."""
 
 
 class Cell:
-    """A process of its own, which has no rights, for one file of whoever's making.
+    """A sandbox process for one untrusted file.
 
-    It is started when it is first asked. Where it has ended it is started anew when it is asked
-    once more: what it had loaded is gone then.
+    It starts with the first request. If it has ended, the next request starts it again, and what it
+    had loaded is lost.
 
     Args:
-        servant: what it does, see `clipcheck.sandbox.serving.serve`.
-        readable: the files and folders that it may read, beside Python.
+        servant: its handler, see `clipcheck.sandbox.serving.serve`.
+        readable: files and folders that it may read, besides Python.
 
     Attributes:
-        measures: what it was confined by, as phrases; nothing before it is started.
+        measures: that confine it, as phrases; empty before it starts.
     """
 
     def __init__(
@@ -112,18 +111,19 @@ class Cell:
         meanwhile: Callable[[], None] | None = None,
         **how: Any,
     ) -> Received:
-        """Have it do something, and wait for what comes of it.
+        """Send a request, and return its result.
 
         Args:
-            do: the servant's method.
-            doing: what that is, as a phrase such as ``running encode_image``.
-            answer: for what the cell asks back.
-            meanwhile: what this process does before it looks for an answer.
+            do: method of the handler.
+            doing: description of the request, such as ``running encode_image``.
+            answer: answers questions of the cell.
+            meanwhile: work for this process before it waits for the result.
 
         Raises:
-            IsolationError: it has ended, took too long or too much memory, or gave no answer.
+            IsolationError: the cell ended, took too long or too much memory, or sent no valid
+                answer.
             ClipcheckError: the method raised it.
-            ValueError: the tensors do not cross.
+            ValueError: the tensors cannot be sent.
         """
         life = self._living()
         try:
@@ -151,21 +151,21 @@ class Cell:
                 f"{doing}: expected an answer, found {error}",
                 remedy="Do not run this file: it has taken over the process that ran it.",
             ) from error
-        except BaseException:  # Whatever it is, the cell waits for an answer that will not come.
+        except BaseException:  # after any error the cell would wait for an answer forever
             self._end()
             raise
 
     def share(self, memory: Memory) -> None:
-        """Let it read a piece of memory. What it writes there is seen by itself alone."""
+        """Share memory with the cell, which cannot change it for this process."""
         life = self._living()
         socket.send_fds(life.sharing, [b"m"], [memory.descriptor])
 
     def seen(self, path: Path, data: Sequence[Path] = ()) -> str:
-        """Return the path at which it finds a file that it may read: in its own folder, as a copy,
-        where this process can open the file by privileges alone.
+        """Return the path of a file for the cell: a copy in the cell's folder, if this process can
+        open the file only with privileges.
 
         Args:
-            data: files that it names, in its folder or below. They are copied along.
+            data: its data files, in its folder or below, which are copied as well.
 
         Raises:
             OutputError: there is no room for the copy.
@@ -179,11 +179,11 @@ class Cell:
 
     @property
     def peak_memory(self) -> int:
-        """Bytes that it has had at most, shared ones as well; 0 where the system does not tell."""
+        """Return its peak memory in bytes, with shared memory; 0 if unknown."""
         return 0 if self._life is None else self._life.peak_memory
 
     def close(self) -> None:
-        """End it, and remove all that it has written."""
+        """End it, and delete its files."""
         if self._life is not None:
             self._end()
 
@@ -208,7 +208,7 @@ class Cell:
         return life.end()
 
     def _outcome(self, life: _Life, answer: Answer | None) -> Received:
-        """Return the last answer, after all that it asks back. Its time is what it takes itself."""
+        """Return the final answer, after answering its questions. Only its own time counts."""
         left = self._limits.seconds
         for _ in range(_MOST_QUESTIONS):
             began = time.monotonic()
@@ -217,7 +217,7 @@ class Cell:
             if "asks" not in received.message:
                 return received
             life.channel.send(self._answered(received, answer), seconds=self._limits.seconds)
-        raise Garbled("questions without end")
+        raise Garbled("too many questions")
 
     def _answered(self, received: Received, answer: Answer | None) -> Message:
         question = received.message["asks"]
@@ -246,7 +246,7 @@ class Cell:
         if error is None:
             raise _told(
                 IsolationError,
-                f"{doing}: failed in a way that is not foreseen ({words['problem']})",
+                f"{doing}: failed in an unexpected way ({words['problem']})",
                 remedy=_SEE,
             )
         path = _path(failed, self._readable)
@@ -254,7 +254,7 @@ class Cell:
 
 
 class _Told(Exception):  # noqa: N818 - never seen outside
-    """An error that the cell told of: it lives, and can be asked again."""
+    """An error that the cell reported: it is alive and can get further requests."""
 
     def __init__(self, error: ClipcheckError) -> None:
         self.error = error
@@ -269,7 +269,7 @@ class _Life:
 
     def __init__(self, servant: str, readable: list[str], limits: Limits, *, gpu: bool) -> None:
         self._zygote = zygote()
-        with ExitStack() as held:  # until it lives, of who starts it
+        with ExitStack() as held:  # closed here if it cannot be started
             scratch = TemporaryDirectory(prefix="clipcheck-", ignore_cleanup_errors=True)
             self._scratch = Path(held.enter_context(scratch))
             self._memory = Memory(ROOM)
@@ -292,7 +292,7 @@ class _Life:
             self._held = held.pop_all()
 
     def copied(self, path: Path, folder: Path) -> Path:
-        """A copy of the file in the cell's folder, where its name begins in ``folder``."""
+        """Copy the file into the cell's folder, with its path relative to ``folder``."""
         target = self._scratch / os.path.normpath(path.relative_to(folder))
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -307,7 +307,7 @@ class _Life:
 
     @property
     def peak_memory(self) -> int:
-        """Bytes that it has had at most; 0 where the system does not tell."""
+        """Return its peak memory in bytes; 0 if unknown."""
         with suppress(OSError):
             for line in Path(f"/proc/{self._pid}/status").read_text(encoding="ascii").splitlines():
                 if line.startswith("VmHWM:"):
@@ -317,18 +317,18 @@ class _Life:
     def end(self) -> int:
         """End it, and return its wait status, as from `os.waitpid`."""
         try:
-            # It may be over, and not yet be waited for: then its number is still its own.
+            # A process that has ended keeps its id until it is waited for.
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
             return int(self._zygote.ask({"do": "wait", "pid": self._pid})["status"])
         except IsolationError:
-            return signal.SIGKILL  # What it was forked from is gone, and has taken it along.
+            return signal.SIGKILL  # the zygote has ended, and its cells with it
         finally:
             self._held.close()
 
 
 class _Zygote:
-    """The process that cells are forked from, of which this one has one."""
+    """The process that forks cells; there is one for this process."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
@@ -358,14 +358,14 @@ class _Zygote:
 
     @property
     def lives(self) -> bool:
-        """Whether it runs, and is this process's own, not one that a fork has copied."""
+        """Tell whether it runs, and belongs to this process and not to its parent before a fork."""
         return self.owner == os.getpid() and self._process.poll() is None
 
     def ask(self, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
         """Send a message and return the answer.
 
         Raises:
-            IsolationError: it has ended, or does not answer.
+            IsolationError: the zygote has ended, or does not answer.
         """
         with self._lock:
             try:
@@ -389,10 +389,10 @@ class _Zygote:
             return "it was ended before"
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it has said nothing"
+        return lines[-1] if lines else "without a message"
 
     def close(self) -> None:
-        """End it. Its cells end with it."""
+        """End it and its cells."""
         self._control.close()
         self._said.close()
         if self.owner == os.getpid():
@@ -408,11 +408,10 @@ _starting = threading.Lock()
 
 
 def zygote() -> _Zygote:
-    """This process's zygote. It is started where there is none; what it needs, it imports while
-    this process goes on.
+    """Return this process's zygote, and start it if there is none; it imports in the background.
 
     Raises:
-        UnavailableError: this system cannot fork processes or hand descriptors to them.
+        UnavailableError: this system cannot fork processes or pass file descriptors to them.
     """
     global _own
     if not hasattr(os, "fork") or not hasattr(socket, "send_fds"):
@@ -440,9 +439,9 @@ def _environment() -> dict[str, str]:
     }
     return {
         **kept,
-        # Its threads would be lost in a fork, and nothing here needs it.
+        # Threads are lost in a fork, and nothing here needs OpenBLAS.
         "OPENBLAS_NUM_THREADS": "1",
-        # While a cell waits its threads would keep the cores busy that its asker computes on.
+        # Threads of a waiting cell would otherwise spin on cores that its parent needs.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
 
@@ -451,13 +450,13 @@ def _became(status: int) -> str:
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-        why = ", as the system does for want of memory" if number == signal.SIGKILL else ""
+        why = ", as the system does when memory runs out" if number == signal.SIGKILL else ""
         return f"was ended by {name}{why}"
     return f"ended by itself, with exit code {os.waitstatus_to_exitcode(status)}"
 
 
 def _error_named(kind: object) -> type[ClipcheckError] | None:
-    """One of clipcheck's own."""
+    """Return the class of clipcheck's errors with this name, or None."""
     found = getattr(errors, kind, None) if isinstance(kind, str) else None
     if isinstance(found, type) and issubclass(found, ClipcheckError):
         return found
@@ -465,6 +464,6 @@ def _error_named(kind: object) -> type[ClipcheckError] | None:
 
 
 def _path(failed: Mapping[str, Any], readable: Sequence[str]) -> str | None:
-    """The file that an error is about, where it is one that the cell was given."""
+    """Return the file of an error, if the cell may read it."""
     path = failed.get("path")
     return path if isinstance(path, str) and path in readable else None

@@ -1,9 +1,9 @@
-"""Take from this process all rights that running a model does not need.
+"""Give up all rights of this process that running a model does not need.
 
-What of it is there depends on the system: each measure is tried, and those in force are told. On
-Linux they are (in the order in which they are taken) limits of the system, namespaces of its own
-for users, networks and System V memory, no new privileges, no capabilities, Landlock for files,
-TCP and signals, and a seccomp filter (`clipcheck.sandbox.syscalls`).
+Each measure is tried, and those in force are returned: they depend on the system. On Linux they
+are, in this order: resource limits, new namespaces for users, networks and System V memory, no new
+privileges, no capabilities, Landlock for files, TCP and signals, and a seccomp filter
+(`clipcheck.sandbox.syscalls`).
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from clipcheck.sandbox.limits import Limits
 from clipcheck.sandbox.syscalls import seccomp_filter
 
 _OUTPUT = 10**9
-"""Bytes that any file may grow to that is written."""
+"""Size limit of a file that is written, in bytes."""
 
 _OPEN_FILES = 512
 
 _COUNTED_SINCE = (5, 14)
-"""The Linux that counts threads by user namespace: before it, all else that the user runs counts
-too."""
+"""First Linux that counts threads by user namespace: older ones count all of the user's."""
 
 _NOBODY = 65534
-"""The user whom systems have for what is nobody's."""
+"""Id of the user nobody."""
 
 # Of prctl (linux/prctl.h).
 _SET_PDEATHSIG, _SET_SECCOMP, _SET_NO_NEW_PRIVS = 1, 22, 38
@@ -48,7 +47,7 @@ _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _TRUNCATE, _IOCTL_DEV = 1 << 14, 1 << 15
 _FOR_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 _RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
-"""Number of rights over files, by the first version of Landlock that has as many."""
+"""Number of file access rights, by the first version of Landlock with this number."""
 _TCP = 0b11
 _SCOPES = 0b11
 
@@ -67,16 +66,16 @@ _SYSTEM = (
     "/sys/devices/system",
     "/sys/fs/cgroup",
 )
-"""Paths that Python, torch and the C library read; nothing of it is anybody's own."""
+"""Paths that Python, torch and the C library read, without any user's data."""
 
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _GPU = ("/dev", "/proc/driver", "/sys")
 
 
 def die_with(parent: int) -> None:
-    """Have the system end this process when ``parent``, which forked it, ends.
+    """Have the system end this process when its parent ends.
 
-    Elsewhere than on Linux it ends when it next waits for a message.
+    On other systems than Linux it ends when it next waits for a message.
     """
     if sys.platform == "linux":
         _prctl(_SET_PDEATHSIG, _SIGKILL)
@@ -87,17 +86,16 @@ def die_with(parent: int) -> None:
 def confine(
     limits: Limits, readable: Sequence[Path], writable: Path, *, gpu: bool = False
 ) -> list[str]:
-    """Give up what is not needed, for good. Only for a process of a single thread.
+    """Give up rights permanently. Only for a process with a single thread.
 
     Args:
-        limits: of memory and threads; seconds are for who waits for an answer.
-        readable: files and folders, beside Python's own and the system's libraries.
-        writable: the folder that it may write to.
-        gpu: whether it has to reach the devices of a GPU, whose drivers reserve more memory than
-            they use.
+        limits: of memory and threads; the parent enforces the time limit.
+        readable: files and folders, besides Python and the system's libraries.
+        writable: folder that it may write to.
+        gpu: whether it needs the devices of a GPU, whose drivers reserve more memory than they use.
 
     Returns:
-        What is in force, as phrases for people.
+        The measures in force, as phrases.
     """
     _limit(limits, gpu=gpu)
     taken = _taken(limits, gpu=gpu)
@@ -139,7 +137,7 @@ def _limit(limits: Limits, *, gpu: bool) -> None:
     _lower(resource.RLIMIT_FSIZE, _OUTPUT)
     if not gpu:
         _lower(resource.RLIMIT_DATA, limits.memory)
-        # Memory that is shared with nobody is in no other count. What is mapped already stays.
+        # No other limit counts private shared mappings. Existing mappings stay.
         _lower(resource.RLIMIT_AS, _mapped() + 2 * limits.memory)
 
 
@@ -153,24 +151,24 @@ def _lower(which: int, value: int) -> None:
 
 
 def _mapped() -> int:
-    """Bytes of addresses that are taken."""
+    """Return the size of the mapped address space in bytes."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - no import here
             return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        return 64 << 30  # No such file: no Linux, or no /proc. torch with its libraries fits.
+        return 64 << 30  # no Linux, or no /proc; enough for torch with its libraries
 
 
 def _leave_namespaces() -> bool:
-    """Whether there is a network of its own now, which has nothing in it."""
+    """Enter new namespaces; return whether the process now has its own, empty network."""
     return bool(_libc().unshare(_NEWUSER | _NEWNET | _NEWIPC) == 0)
 
 
 def _be_countable() -> bool:
-    """Whether the system will count the threads of this process's namespace.
+    """Make the system limit the threads of this process's namespace; return whether it does.
 
-    It limits none of root's, whom it knows by the real user. The effective one, who may open
-    root's files, stays; and without a map of users in its namespace there is no way back.
+    The system does not limit root, by the real user id, so that changes. The effective user id,
+    which may open root's files, stays. Without a user map in the namespace this is permanent.
     """
     first, second = re.findall(r"\d+", os.uname().release)[:2]
     if (int(first), int(second)) < _COUNTED_SINCE:
@@ -178,13 +176,13 @@ def _be_countable() -> bool:
     if os.getuid() == 0:
         try:
             os.setresuid(_NOBODY, -1, -1)
-        except OSError:  # In a container that has no such user.
+        except OSError:  # a container without this user
             return False
     return True
 
 
 def _limit_threads(limits: Limits) -> int:
-    """How many there may be: beside torch's own, pools of its and of other libraries, by cores."""
+    """Limit the threads, and return the limit: torch's own, and pools of libraries by cores."""
     import resource
 
     most = 64 + 4 * max(limits.threads, os.cpu_count() or 1)
@@ -193,7 +191,7 @@ def _limit_threads(limits: Limits) -> int:
 
 
 def _restrict_files(readable: Sequence[Path], writable: Path, *, gpu: bool) -> int:
-    """The version of Landlock that holds, or 0."""
+    """Restrict files with Landlock; return its version, or 0 without it."""
     call = _libc().syscall
     version = call(_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION)
     if version < 1:
@@ -224,7 +222,7 @@ def _allow(rules: int, path: Path, rights: int) -> None:
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
-        return  # It is not there, and nobody can read it.
+        return  # missing, so there is nothing to allow
     try:
         if not path.is_dir():
             rights &= _FOR_FILES
@@ -252,11 +250,11 @@ def _drop_capabilities() -> None:
 
 
 def _filter_system_calls() -> bool:
-    """Whether the filter holds."""
+    """Install the filter; return whether it is in force."""
     try:
         code = seccomp_filter(os.getpid())
     except IsolationError:
-        return False  # Of a machine that it has no numbers for: the report does not claim it.
+        return False  # unknown machine: the report does not list the filter
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer))
     return bool(_libc().prctl(_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0) == 0)

@@ -1,4 +1,4 @@
-"""How much time and memory a cell may take."""
+"""Limits of a cell's time and memory."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ from clipcheck.errors import UsageError
 from clipcheck.system.sizes import bytes_in
 
 SECONDS_VARIABLE = "CLIPCHECK_TIME_LIMIT"
-"""The environment variable that says how many seconds one call may take."""
+"""Environment variable for the time limit of a call, in seconds."""
 
 MEMORY_VARIABLE = "CLIPCHECK_MEMORY_LIMIT"
-"""The environment variable that says how much memory a cell may take."""
+"""Environment variable for the memory limit of a cell."""
 
 SECONDS = 300.0
-"""Seconds for one call: loading a file, or running one batch. A full-size ViT-B/32 takes less than
-a second for either on two cores; the largest released model, on one, half a minute."""
+"""Default seconds for a call: loading a file, or running a batch. A full-size ViT-B/32 takes less
+than a second for either on two cores; the largest released model half a minute on one core."""
 
 MEMORY = 6 * 10**9
-"""Memory in bytes, beside the part that depends on the size of the file: torch itself, and
-activations."""
+"""Fixed part of the default memory limit in bytes: torch itself, and activations."""
 
 TIMES = 8
-"""How many times the size of its file a cell may take: weights in half precision are twice as large
-in float32, an interpreter may hold two readings of them for a while, and so may what unpacks."""
+"""Part of the default memory limit by the size of the file: weights in half precision are twice as
+large in float32, and an interpreter and an unpacker may each hold two copies for a while."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Resources that a cell may take.
+    """Resource limits of a cell.
 
     Attributes:
-        seconds: for one call.
-        memory: bytes of its own; shared memory is counted by itself.
-        threads: that torch may use.
+        seconds: of a call.
+        memory: bytes, without shared memory, which has its own limit.
+        threads: of torch.
     """
 
     seconds: float
@@ -43,10 +42,10 @@ class Limits:
 
 
 def limits_for(size: int, threads: int) -> Limits:
-    """Return the limits that suit a file, or those that the environment sets.
+    """Return the limits for a file, or those of the environment.
 
     Raises:
-        UsageError: the environment says something that is no limit.
+        UsageError: a limit in the environment is invalid.
     """
     return Limits(_seconds(), _memory(size), threads)
 

@@ -1,4 +1,4 @@
-"""Whether a process without privileges can open a file that this one can."""
+"""Tell whether a process without privileges could open a file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def within_reach(path: Path) -> bool:
-    """Whether its owner, its group and its mode let this user open it.
+    """Tell whether owner, group and mode let this user open the file.
 
-    Root can open what they do not, as what is mounted into a container often is; a cell of root's
+    Root can also open other files, for example those mounted into a container; a cell of root
     cannot.
     """
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
@@ -22,7 +22,7 @@ def within_reach(path: Path) -> bool:
 
 
 def _allows(path: Path, right: int) -> bool:
-    """Whether root has a right by the mode alone."""
+    """Tell whether root has a right by the mode alone."""
     found = path.stat()
     if found.st_uid == os.geteuid():
         right <<= 6

@@ -1,4 +1,4 @@
-"""Work of a cell: it answers calls, and reports their results."""
+"""The cell's side: answer requests."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     import torch
 
 MEMORY, UNFORESEEN = "memory", "unforeseen"
-"""Failures that are no error of clipcheck's own: those go by the names of their classes."""
+"""Names of failures that are none of clipcheck's errors, which have the names of their classes."""
 
 MOST_WORDS = 2000
-"""Characters of a message that are kept."""
+"""Most characters of an error message."""
 
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "bad_alloc", "out of memory")
 
 Answer = tuple[Mapping[str, Any], Sequence["torch.Tensor"]]
-"""Result of a servant's methods."""
+"""Result of a handler's method."""
 
 
 def serve(channel: Channel, caller: Caller, servant: str, limits: Limits) -> None:
-    """Do what comes, one thing after another, until the other end is gone.
+    """Answer requests, one after another, until the parent closes the channel.
 
     Args:
-        servant: ``module:Class``. Made with the caller; its public methods are what can be asked
-            for: they take the tensors that came, and what came with them by name.
+        servant: the handler, as ``module:Class``. It is constructed with the caller. Its public
+            methods answer requests: they take the tensors, and the named values as keywords.
     """
     import torch
 
@@ -52,16 +52,16 @@ def _answer(channel: Channel, served: object, received: Received) -> None:
         done, tensors = getattr(served, message["do"])(received.tensors, **message["with"])
         channel.send({"done": done}, tensors)
     except OSError:
-        raise  # The other end is gone.
-    except Exception as error:  # Libraries raise nearly anything.
+        raise  # the parent has closed the channel
+    except Exception as error:  # libraries raise all kinds of errors
         channel.send({"failed": _told(error)})
 
 
 class Caller:
-    """Lets a servant ask back while it is doing what it was asked for.
+    """Lets a handler ask the parent questions during a request.
 
     Args:
-        sharing: a socket that descriptors of shared memory come by.
+        sharing: socket for file descriptors of shared memory.
     """
 
     def __init__(self, channel: Channel, sharing: socket.socket) -> None:
@@ -69,13 +69,12 @@ class Caller:
         self._sharing = sharing
 
     def ask(self, question: Message, tensors: Sequence[torch.Tensor] = ()) -> Message:
-        """Ask the other end, and return its answer."""
+        """Ask the parent a question, and return its answer."""
         self._channel.send({"asks": question}, tensors)
         return self._channel.receive().message
 
     def shared(self, size: int) -> Memory:
-        """The piece of memory of that size that was shared next. What is written to it stays
-        here."""
+        """Receive the next shared memory, of this size. Writes to it are private to the cell."""
         _, (descriptor,), _, _ = socket.recv_fds(self._sharing, 1, 1)
         return Memory(size, descriptor, private=True)
 
@@ -92,14 +91,14 @@ def _told(error: Exception) -> dict[str, str]:
 
 
 def _words(error: BaseException) -> str:
-    """The last line: TorchScript's interpreter puts its own traceback before it."""
+    """Return the last line of a message, after TorchScript's traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return ": ".join([type(error).__name__, *lines[-1:]])[:MOST_WORDS]
 
 
 def _for_memory(error: BaseException | None) -> BaseException | None:
-    """The error that there was no memory, if that is behind it: torch and others say so in words
-    alone."""
+    """Return the error that says that memory ran out, if that is the cause: torch and others say it
+    only in the message."""
     behind = None
     for _ in range(10):
         if error is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from clipcheck.errors import IsolationError
 
 _DENIED = {
-    # Networks, and sockets of any other kind: the one that it has was made before.
+    # Networks and other sockets; the cell's own socket exists already.
     "socket": (41, 198),
     "socketpair": (53, 199),
     "connect": (42, 203),
@@ -39,7 +39,7 @@ _DENIED = {
     "rt_tgsigqueueinfo": (297, 240),
     "tkill": (200, 130),
     "setpgid": (109, 154),
-    # Memory that no limit counts.
+    # Memory without a limit.
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
@@ -67,7 +67,7 @@ _DENIED = {
     "listns": (470, 470),
     "open_by_handle_at": (304, 265),
     "name_to_handle_at": (303, 264),
-    # What a file may be changed by without writing to it, which Landlock leaves alone.
+    # Changes of a file without writing to it, which Landlock does not restrict.
     "chmod": (90, None),
     "fchmod": (91, 52),
     "fchmodat": (268, 53),
@@ -89,7 +89,7 @@ _DENIED = {
     "setxattrat": (463, 463),
     "removexattrat": (466, 466),
     "file_setattr": (469, 469),
-    # Parts of the kernel that few need, and that many holes were in.
+    # Rarely needed parts of the kernel with many past vulnerabilities.
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
     "userfaultfd": (323, 282),
@@ -127,10 +127,10 @@ _DENIED = {
 """Numbers of each call on x86-64 and on 64-bit ARM."""
 
 _NEWEST = 471
-"""The newest system call that was looked at, rseq_slice_yield: what comes after it is denied."""
+"""The newest known system call, rseq_slice_yield: later ones are denied."""
 
 _GAPS = ((337, 423), (295, 423))
-"""Numbers below that which no system call had when these tables were read."""
+"""Lower numbers that no system call had when these tables were read."""
 
 _ATTRIBUTE_REQUESTS = {"FS_IOC_SETFLAGS": 0x40086602, "FS_IOC_FSSETXATTR": 0x401C5820}
 """Requests of ioctl that change a file as file_setattr does (linux/fs.h)."""
@@ -156,7 +156,7 @@ _NUMBER, _ARCHITECTURE, _ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 
 @dataclass(frozen=True)
 class Instruction:
-    """One of classic BPF: code, jumps where true and where false, and a constant."""
+    """An instruction of classic BPF: code, jumps if true and if false, and a constant."""
 
     code: int
     constant: int
@@ -164,17 +164,16 @@ class Instruction:
     false: int = 0
 
     def packed(self) -> bytes:
-        """The instruction as ``struct sock_filter``."""
+        """Return the instruction as ``struct sock_filter``."""
         return struct.pack("=HBBI", self.code, self.true, self.false, self.constant)
 
 
 def seccomp_filter(own: int) -> bytes:
-    """The filter for this machine, as an array of ``struct sock_filter``.
+    """Return the filter for this machine, as an array of ``struct sock_filter``.
 
-    What is denied fails with EPERM, as it would for want of rights. A system call that nobody
-    looked at fails with ENOSYS, as on an older kernel, so that the C library does without it; the
-    x32 calls of x86-64, whose numbers are greater still, are among these. Threads may be started,
-    and no processes; signals may be sent to the process itself, which is how it aborts.
+    Denied calls fail with EPERM, as without rights. Unknown calls fail with ENOSYS, as on an older
+    kernel, so that the C library uses others; this includes the x32 calls of x86-64. Threads may be
+    started, but no processes; the process may signal only itself, which it needs to abort.
 
     Raises:
         IsolationError: the system calls of this machine are not known.
@@ -203,7 +202,7 @@ def seccomp_filter(own: int) -> bytes:
         number = numbers[which]
         if number is not None:
             code += [Instruction(_EQUAL, number, false=1), deny]
-    # glibc then starts a thread by clone, whose flags can be looked at.
+    # glibc then starts threads with clone, whose flags a filter can check.
     code += [Instruction(_EQUAL, _CLONE3[which], false=1), unknown]
     code += _only_if(_CLONE[which], Instruction(_ANY_BIT, _CLONE_THREAD, true=1))
     for process in _ON_PROCESSES:
@@ -220,7 +219,7 @@ def seccomp_filter(own: int) -> bytes:
 
 
 def _only_if(number: int, condition: Instruction) -> list[Instruction]:
-    """Allow a call where a condition holds for its first argument."""
+    """Allow a call if a condition holds for its first argument."""
     return [
         Instruction(_EQUAL, number, false=4),
         Instruction(_LOAD, _ARGUMENT),

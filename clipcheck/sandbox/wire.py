@@ -1,11 +1,11 @@
 """Messages between clipcheck and a cell: JSON on a socket, tensors in shared memory.
 
-A message is its length in four bytes, then JSON. Tensors lie one after another in a piece of memory
-that both have mapped and neither can make longer or shorter; the message says of each what dtype
-and shape it has and where it begins. Only one side writes at a time: who has asked waits.
+A message is its length in four bytes, then JSON. Tensors are one after another in shared memory of
+a fixed size; the message has the dtype, shape and offset of each. Only one side writes at a time:
+the other waits.
 
-Neither side trusts what it receives more than it has to: sizes and shapes are looked at before
-anything is read, and what was read is a copy, which the other side cannot change any more.
+Neither side trusts the other: sizes and shapes are checked before anything is read, and tensors are
+copied, so that the other side cannot change them later.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import torch
 
 ROOM = 1 << 30
-"""Bytes for the tensors of one message. No page of it is there before it is written to."""
+"""Bytes for the tensors of one message. Pages are allocated when written."""
 
 MOST_TEXT = 1 << 20
-"""Bytes of a message. The longest has the names of all weights of a model."""
+"""Size limit of a message in bytes. The longest has the names of all weights of a model."""
 
 _MOST_DIMENSIONS = 8
 _ALIGNMENT = 64
@@ -44,23 +44,23 @@ Message = Mapping[str, Any]
 
 
 class Garbled(Exception):  # noqa: N818 - said by who waits for the message, as an error of ours
-    """A received message is not well formed."""
+    """A received message is malformed."""
 
 
 class Received(NamedTuple):
-    """A message, and the tensors that came with it."""
+    """A message with its tensors."""
 
     message: Message
     tensors: list[torch.Tensor]
 
 
 class Memory:
-    """A piece of memory that processes can share.
+    """Memory that processes can share.
 
     Args:
         size: in bytes.
-        descriptor: of one that is there already.
-        private: whether what this process writes is seen by itself alone.
+        descriptor: of existing memory.
+        private: whether this process's writes are private.
 
     Raises:
         OSError: there is no room for it.
@@ -75,7 +75,7 @@ class Memory:
         return len(self.buffer)
 
     def seal(self) -> None:
-        """Let nobody write to it who has not mapped it yet. Does nothing elsewhere than on
+        """Forbid writes by processes that map it from now on. Does nothing on other systems than
         Linux."""
         if sys.platform == "linux":
             import fcntl
@@ -83,13 +83,13 @@ class Memory:
             fcntl.fcntl(self.descriptor, _ADD_SEALS, _FUTURE_WRITE)
 
     def close(self) -> None:
-        """Close the descriptor. The memory goes with the last tensor in it."""
+        """Close the descriptor. The memory is freed with the last tensor in it."""
         os.close(self.descriptor)
 
 
 def _anonymous(size: int) -> int:
-    """A descriptor of memory without a name, which cannot be made shorter on Linux: who reads past
-    the end of what was made shorter is ended by the system."""
+    """Return a descriptor of anonymous memory. On Linux it cannot shrink: reading past the end of
+    shrunk memory would end this process."""
     if sys.platform != "linux":
         with tempfile.TemporaryFile() as file:
             file.truncate(size)
@@ -103,7 +103,7 @@ def _anonymous(size: int) -> int:
 
 
 class Channel:
-    """One end."""
+    """One end of a connection."""
 
     def __init__(self, connection: socket.socket, memory: Memory) -> None:
         self._connection = connection
@@ -115,13 +115,13 @@ class Channel:
         """Send a message.
 
         Args:
-            message: anything that JSON has.
-            tensors: strided ones of any device.
-            seconds: how long the other end may take to read it; None is for ever.
+            message: values that JSON has.
+            tensors: strided, of any device.
+            seconds: time limit for the other end to read it; None for no limit.
 
         Raises:
-            ValueError: a tensor is of a kind that does not cross, or they are too large.
-            OSError: the other end is gone, or does not read (TimeoutError).
+            ValueError: a tensor has a kind that cannot be sent, or they are too large.
+            OSError: the other end is closed, or does not read (TimeoutError).
         """
         placed = self._put(tensors)
         text = json.dumps({**message, "tensors": placed}).encode()
@@ -134,12 +134,12 @@ class Channel:
         """Wait for a message.
 
         Args:
-            seconds: how long, until all of it is there; None is for ever.
+            seconds: time limit for the whole message; None for no limit.
 
         Raises:
-            EOFError: the other end is gone.
+            EOFError: the other end is closed.
             TimeoutError: it took longer.
-            Garbled: what came is no message.
+            Garbled: the data is no valid message.
         """
         until = None if seconds is None else time.monotonic() + seconds
         (length,) = struct.unpack(">I", self._read(4, until))
@@ -191,14 +191,14 @@ class Channel:
         return placed
 
     def _get(self, described: object) -> torch.Tensor:
-        """A copy of the tensor that is said to lie there."""
+        """Copy the described tensor from the shared memory."""
         import torch
 
         kind, shape, offset = _parts(described)
         count = 1
         for size in shape:
             count *= size
-            if count > len(self._memory):  # Before it gets longer than any number should.
+            if count > len(self._memory):  # stop before the product becomes huge
                 raise Garbled("a tensor that is larger than the memory that it lies in")
         dtype: torch.dtype = getattr(torch, kind)
         if offset % _ALIGNMENT or offset + count * dtype.itemsize > len(self._memory):
@@ -207,7 +207,7 @@ class Channel:
 
 
 def place_in(memory: Memory, offset: int, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
-    """The tensor that lies in memory, at a byte that is aligned for it: no copy."""
+    """Return a view of the tensor at an aligned offset in memory."""
     import math
 
     import torch

@@ -1,8 +1,8 @@
-"""The process that cells are forked from: it has imported torch, and has seen no file.
+"""The zygote: the process that forks cells. It has imported torch, and opened no file.
 
-It serves who started it on a socket that it was started with, one message at a time: a cell to be
-forked, with the descriptors that it gets; or one that has ended to be waited for. It ends when that
-socket is closed, however who started it has ended, and its cells end with it.
+It answers its parent on a socket, one message at a time: fork a cell with these file descriptors,
+or wait for one that has ended. When the socket is closed, because the parent has ended for any
+reason, the zygote and its cells end.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from clipcheck.sandbox.confine import confine, die_with
 from clipcheck.sandbox.limits import Limits
 
 MOST = 1 << 16
-"""Bytes of a message to or from the zygote."""
+"""Size limit of a message to or from the zygote, in bytes."""
 
 
 def main(descriptor: int, modules: list[str]) -> None:
-    """Serve until the other end is gone."""
+    """Answer messages until the parent closes the socket."""
     control = socket.socket(fileno=descriptor)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Who started it ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     for module in modules:
         importlib.import_module(module)
     scratch: dict[int, str] = {}
@@ -50,7 +50,7 @@ def main(descriptor: int, modules: list[str]) -> None:
 
 
 def _sweep(scratch: dict[int, str]) -> None:
-    """End the cells that nobody will end any more, and remove their folders."""
+    """End the remaining cells, and delete their folders."""
     for pid, folder in scratch.items():
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -72,7 +72,7 @@ def _fork(control: socket.socket, message: dict[str, Any], descriptors: list[int
         die_with(own)
         control.close()
         _cell(message, *descriptors)
-    except BaseException:  # Nothing of the zygote's may go on in its copy.
+    except BaseException:  # the forked copy must not continue as a zygote
         os._exit(70)
     os._exit(0)
 
@@ -82,7 +82,7 @@ def _cell(message: dict[str, Any], connection: int, sharing: int, memory: int) -
     from clipcheck.sandbox.wire import ROOM, Channel, Memory
 
     with open(os.devnull, "r+b") as nothing:  # noqa: PTH123
-        for stream in range(3):  # What a file prints is not for the terminal.
+        for stream in range(3):  # output of a file's code must not reach the terminal
             os.dup2(nothing.fileno(), stream)
     os.environ["TMPDIR"] = os.environ["HOME"] = message["scratch"]
     os.chdir(message["scratch"])
@@ -90,7 +90,7 @@ def _cell(message: dict[str, Any], connection: int, sharing: int, memory: int) -
     channel = Channel(socket.socket(fileno=connection), Memory(ROOM, memory))
     caller = Caller(channel, socket.socket(fileno=sharing))
     readable = [Path(path) for path in message["readable"]]
-    # The map of shared memory counts: limits are taken after it is there.
+    # Limits are set after the shared memory is mapped, because the mapping counts.
     held = confine(limits, readable, Path(message["scratch"]), gpu=message["gpu"])
     channel.send({"confined": held})
     serve(channel, caller, message["servant"], limits)

@@ -1,1 +1,1 @@
-"""Judge many checkpoints, on one machine or several, and lose nothing when something ends early."""
+"""Judge many checkpoints, on one machine or several, in runs that can be resumed."""

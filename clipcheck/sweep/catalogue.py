@@ -1,9 +1,8 @@
-"""Which checkpoints a sweep is of, and how each is run: read from TOML or a folder.
+"""Read the checkpoints of a sweep and their options, from TOML or a folder.
 
-In TOML, one table for each checkpoint, or for all that a pattern matches; paths start from the
-folder of the catalogue::
+TOML has a table for each checkpoint or pattern; paths are relative to the catalogue's folder::
 
-    [defaults]                      # for those that do not say it themselves
+    [defaults]                      # for entries without a value of their own
     device = "cpu"
 
     [[checkpoint]]
@@ -13,16 +12,16 @@ folder of the catalogue::
 
     [[checkpoint]]
     path = "weights.safetensors"
-    architecture = "open_clip:ViT-B-32"     # weights alone do not tell
+    architecture = "open_clip:ViT-B-32"     # weights alone do not determine it
 
     [[checkpoint]]
     url = "https://example.org/model.pt"
-    sha256 = "9c1f…"                # or how it begins
+    sha256 = "9c1f…"                # or its first digits
     size = "350 MB"
 
     [[checkpoint]]
     path = "epoch-9.ckpt"
-    key = "model_ema"               # of the models in it
+    key = "model_ema"               # which model in the file
 
     [[checkpoint]]
     name = "ViT-B/32"               # a released one
@@ -58,7 +57,7 @@ from clipcheck.sweep.jobs import DEFAULT, Source
 from clipcheck.system.sizes import bytes_in
 
 ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pt2", ".onnx")
-"""Endings of the files that a folder is searched for."""
+"""Suffixes of the files to find in a folder."""
 
 MOST_BYTES = 16 << 20
 """Size limit of a catalogue: thousands of entries take less."""
@@ -74,18 +73,18 @@ _PATTERN = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Entry:
-    """A checkpoint of a catalogue, and how it is to be run.
+    """A checkpoint of a catalogue, with its options.
 
     Attributes:
-        label: what people call it: the path or name as it was given, or the URL.
-        backends: as for `clipcheck.check`; `DEFAULT` alone for what suits the file.
-        devices: where to run; none for the default.
-        dtypes: what to compute in; `DEFAULT` alone for what suits the device.
-        reference: the path or released name of what it is compared with; None for itself.
-        architecture: what it is of, as for `clipcheck.check`; None where nothing is said.
-        dimensions: where they are known before the file is here.
-        unfit: why it is not judged at all; nothing where it is.
-        key: which model to read of a file that holds several, as for `clipcheck.check`.
+        label: the path, name or URL as given.
+        backends: as for `clipcheck.check`; only `DEFAULT` for the file's default.
+        devices: empty for the default.
+        dtypes: only `DEFAULT` for the device's default.
+        reference: path or released name of the reference; None for the checkpoint itself.
+        architecture: as for `clipcheck.check`, or None.
+        dimensions: if they are known before the file is fetched.
+        unfit: why it is not judged; empty if it is.
+        key: as for `clipcheck.check`.
     """
 
     label: str
@@ -109,22 +108,22 @@ class _Wrong(ValueError):  # noqa: N818 - it becomes an error with a place
 
 
 def read(path: Path, download_root: str | None = None) -> list[Entry]:
-    """The checkpoints of a catalogue, in its order.
+    """Read the checkpoints of a catalogue, in order.
 
     Args:
-        path: a TOML file, or a folder, of which all checkpoints are taken, by name.
-        download_root: where released files may be already.
+        path: of a TOML file, or of a folder, whose checkpoints are sorted by name.
+        download_root: folder for released files.
 
     Raises:
-        CatalogueError: it cannot be read; a word is unknown, or missing; a pattern matches nothing;
-            a checkpoint is there twice. The message names the entry.
+        CatalogueError: it cannot be read; a key is unknown or missing; a pattern matches nothing;
+            a checkpoint is listed twice. The message names the entry.
     """
     if path.is_dir():
         return _of_folder(path)
     if path.suffix.lower() != ".toml":
         raise CatalogueError(
             f"expected a folder, or a catalogue that ends in .toml, found {path.name!r}",
-            remedy="Name one of these; a single checkpoint is for `clipcheck check`.",
+            remedy="Name a folder or a catalogue; for a single checkpoint use `clipcheck check`.",
             path=path,
         )
     entries: list[Entry] = []
@@ -137,7 +136,7 @@ def read(path: Path, download_root: str | None = None) -> list[Entry]:
     if not entries:
         raise CatalogueError(
             "expected a checkpoint, found none",
-            remedy="Give each a [[checkpoint]] of its own.",
+            remedy="Write a [[checkpoint]] for each.",
             path=path,
         )
     return entries
@@ -207,7 +206,7 @@ def _require_known(given: Mapping[str, Any], known: Sequence[str]) -> None:
 
 
 def _entries(given: Mapping[str, Any], folder: Path, root: str | None) -> Iterator[Entry]:
-    """Yield the entries of one table: several where its path is a pattern."""
+    """Yield the entries of a table: several if its path is a pattern."""
     _require_known(given, _KEYS)
     where = [key for key in _WHERE if key in given]
     if len(where) != 1:
@@ -221,7 +220,7 @@ def _entries(given: Mapping[str, Any], folder: Path, root: str | None) -> Iterat
     if kind != "url" and (sha256 or size is not None):
         raise _Wrong(
             f"expected sha256 and size of a url alone, found them beside {kind}",
-            "Leave them out: a file that is there tells them itself.",
+            "Leave them out: they are read from an existing file.",
         )
     make = {"path": _by_path, "url": _by_url, "name": _by_name}[kind]
     key = _string(given, "key") if "key" in given else None
@@ -282,12 +281,12 @@ def _by_name(place: str, folder: Path, root: str | None) -> _Found:  # noqa: ARG
 
 
 def _checked(entry: Entry) -> Entry:
-    """Return the entry, if all that it names is known."""
+    """Return the entry; raise if its backends, dtypes or devices are unknown."""
     wild = [each for each in entry.backends if each in (ALL, DEFAULT)]
     if wild and len(entry.backends) > 1:
         raise _Wrong(
             f"expected {ALL} alone, found {', '.join(entry.backends)}",
-            "It stands for each backend that fits; leave out the others.",
+            "It means every backend that fits; leave out the others.",
         )
     for dtype in entry.dtypes:
         if dtype != DEFAULT and dtype not in LIMITS:
@@ -383,7 +382,8 @@ def _size(given: Mapping[str, Any]) -> int | None:
 
 
 def _of_folder(folder: Path) -> list[Entry]:
-    """All checkpoints in it and below, by name. A folder that is one is not searched."""
+    """Find all checkpoints in a folder and below, sorted by name. A folder that is a checkpoint
+    itself is not searched."""
     found = [folder] if _is_model(folder) else sorted(_without_data(list(_within(folder))))
     if not found:
         raise CatalogueError(
@@ -395,11 +395,11 @@ def _of_folder(folder: Path) -> list[Entry]:
 
 
 def _without_data(paths: Sequence[Path]) -> Iterator[Path]:
-    """These, less the files that programs among them name: their endings are anything."""
+    """Yield the paths that are no data files of programs among them, whose suffixes may be any."""
     data: set[Path] = set()
     for path in paths:
         if path.suffix.lower() == ".onnx":
-            with suppress(CheckpointError):  # What is wrong with it is for the check to tell.
+            with suppress(CheckpointError):  # the check reports the error
                 data.update(data_files(path))
     return (path for path in paths if path not in data)
 
@@ -419,7 +419,7 @@ def _within(folder: Path) -> Iterator[Path]:
         if path.is_dir():
             if _is_model(path):
                 yield path
-            elif not path.is_symlink():  # which may lead back to where it is
+            elif not path.is_symlink():  # which may form a loop
                 yield from _within(path)
         elif path.suffix.lower() in ENDINGS:
             yield path

@@ -1,8 +1,8 @@
-"""Estimated cost of a sweep: bytes, operations, and seconds on so many workers.
+"""Estimate the cost of a sweep: bytes, operations, and seconds for a number of workers.
 
-The seconds of a check are a fixed part, a part for each byte that is read and hashed, and a part
-for each operation of its passes. The figures are measured (``python -m benchmarks.sweep``) and
-stand in ``cost.toml`` beside this file, with the machine that they are of.
+The time of a check has a fixed part, a part for each byte that is read and hashed, and a part for
+each operation. ``cost.toml`` in this folder has the figures, measured by
+``python -m benchmarks.sweep``, and the machine.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from clipcheck.harness.matrix import OWN, SHARED
 _GIGA = 1e9
 
 _PASS = SHARED["eager"]
-"""The share of a check that one pass of the eager model over all inputs takes."""
+"""Share of a check's time for one pass of the eager model over all inputs."""
 
 
 class Flops(NamedTuple):
-    """Operations of one pass, in units of 10^9; a product and a sum are two."""
+    """Operations of one pass, in units of 10^9; a multiplication and an addition are two."""
 
     image: float
     text: float
@@ -37,12 +37,12 @@ class Rates:
     """Measured rates.
 
     Attributes:
-        fixed: seconds of a check that has next to nothing to compute.
-        start: seconds until a worker that starts can judge.
-        per_gigabyte: seconds to read and hash so much.
-        per_gigaflop: by the number of threads, seconds.
-        build: by backend, seconds to build what it runs, beside its passes.
-        fetch: bytes in a second, of all workers together; not measured, an assumption.
+        fixed: seconds of a check with almost nothing to compute.
+        start: seconds until a new worker can judge.
+        per_gigabyte: seconds to read and hash 1 GB.
+        per_gigaflop: seconds by the number of threads.
+        build: by backend, seconds to build its program.
+        fetch: bytes per second of all workers together; assumed, not measured.
     """
 
     machine: str
@@ -54,14 +54,14 @@ class Rates:
     fetch: float
 
     def gigaflop(self, threads: int) -> float:
-        """Seconds with so many threads; of more than were measured, those of the most."""
+        """Return the seconds with this number of threads, or with the most that were measured."""
         fitting = [count for count in self.per_gigaflop if count <= threads]
         return self.per_gigaflop[max(fitting, default=min(self.per_gigaflop))]
 
 
 @cache
 def rates() -> Rates:
-    """Return the rates that were measured last."""
+    """Return the measured rates."""
     text = files("clipcheck.sweep").joinpath("cost.toml").read_text(encoding="utf-8")
     found = tomllib.loads(text)
     threads = {int(count): seconds for count, seconds in found.pop("per_gigaflop").items()}
@@ -101,11 +101,11 @@ def seconds_of_check(
     """Estimate the seconds of a check on one worker.
 
     Args:
-        pass_of_one: of the checkpoint; None where it is not known, and guessed from the size.
+        pass_of_one: of the checkpoint; None to estimate it from the size.
         size: of the file in bytes.
-        backends: that it is run by.
-        dtype: that they compute in; in others than float32 no modules are looked into.
-        examples: images, and as many texts.
+        backends: to run.
+        dtype: to compute in; modules are judged only in float32.
+        examples: number of images, and of texts.
         threads: of the worker.
         measured: by default `rates`.
     """
@@ -126,17 +126,15 @@ def gigaflops_of_check(
 
 
 def _phases(backend: str, dtype: str) -> tuple[str, ...]:
-    """Return the backend's own phases in which models run; modules are looked into in archives
-    alone."""
+    """Return the backend's own phases in which models run; modules are judged only in archives."""
     runs_modules = backend in ("", ALL) or backend_named(backend).runs_modules
     with_modules = runs_modules and dtype in ("", "float32")
     return ("candidate", "modules") if with_modules else ("candidate",)
 
 
 def _guessed(size: int) -> Flops:
-    """Estimate the operations of a file in half precision, as if it were a ViT-B/32: of whose
-    weights 58 per cent are used for each of 50 patches of an image, and 25 per cent for each of 77
-    tokens of a text."""
+    """Estimate the operations of a file in half precision as those of a ViT-B/32, which uses 58
+    percent of its weights for each of 50 patches, and 25 percent for each of 77 tokens."""
     weights = size / 2 / _GIGA
     return Flops(2 * 50 * 0.58 * weights, 2 * 77 * 0.25 * weights)
 
@@ -147,7 +145,7 @@ def makespan(
     bytes_to_fetch: int = 0,
     measured: Rates | None = None,
 ) -> float:
-    """Seconds until all is done, when each worker that is free takes the longest that is left.
+    """Estimate the seconds of all jobs, if each free worker takes the longest remaining one.
 
     Args:
         seconds: of each job.

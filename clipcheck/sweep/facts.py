@@ -1,4 +1,4 @@
-"""Facts of a file, before it is judged: its hash, by which it is known, and its estimated cost."""
+"""Facts of a file before it is judged: its hash, and the figures for its estimated cost."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Facts:
     """Known facts of a file.
 
     Attributes:
-        sha256: of the file, or of a folder as `clipcheck.checkpoints.checkpoint.Checkpoint` has it;
-            nothing where it cannot be read.
+        sha256: of the file, or of a folder as in `clipcheck.checkpoints.checkpoint.Checkpoint`;
+            empty if it cannot be read.
         flops: of one image and one text; None where the file does not tell.
-        files: by path, bytes and times of change of each that it is made of.
+        files: by path, size and modification time of each of its files.
     """
 
     sha256: str = ""
@@ -31,11 +31,10 @@ class Facts:
 
 
 def facts_of(path: Path, ledger: Ledger, say: Progress = silent) -> Facts:
-    """Return the facts in the ledger of a file that has not changed since, or read them from the
-    file.
+    """Return the facts of a file from the ledger if it has not changed, or read them.
 
-    A file is taken to be the same while size and times of change are, as git does. So is what is
-    made of several, as a folder or a program with data beside it, while each of them is.
+    A file counts as unchanged while its size and modification time are the same, as in git; so does
+    a folder, or a program with data files, while all its files do.
     """
     try:
         size, changed = _stamp(path)
@@ -52,7 +51,7 @@ def facts_of(path: Path, ledger: Ledger, say: Progress = silent) -> Facts:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Bytes, and when it was last changed in nanoseconds; of a folder, of all that is in it."""
+    """Return bytes and modification time in nanoseconds, of a file or of all files in a folder."""
     if not path.is_dir():
         stat = path.stat()
         return stat.st_size, stat.st_mtime_ns
@@ -61,7 +60,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _stamps(files: Iterable[str]) -> dict[str, list[int]]:
-    """Bytes and times of change of each that is there; nothing else tells that one is as it was."""
+    """Return bytes and modification times of existing files."""
     found = {}
     for file in files:
         with suppress(OSError):
@@ -82,7 +81,7 @@ def _looked_into(path: Path, size: int) -> Facts:
             return Facts(subject.sha256, subject.size, files=files)
         return Facts(subject.sha256, subject.size, flops(subject.architecture), files)
     except ClipcheckError:
-        # Why it is none is for the check to tell: the same file is known by its bytes as well.
+        # The check reports the error; the file is identified by its bytes.
         return Facts(content_of(path), size, files=_stamps([str(path)]))
 
 
@@ -104,7 +103,7 @@ def content_of(path: Path) -> str:
 
 
 def beside(path: Path) -> Path | None:
-    """The checkpoint that a program is compared with where none is named; None of all else."""
+    """Return the default reference of a program; None for other files."""
     from clipcheck.checkpoints import opening
     from clipcheck.checkpoints.artefacts import kind_of
 

@@ -1,4 +1,4 @@
-"""Bring a checkpoint here for as long as it is judged."""
+"""Fetch a checkpoint for the time of its check."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from clipcheck.errors import DownloadError, UsageError, first_line
 from clipcheck.sweep.jobs import Source
 
 _ON_THE_HUB = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""Names of open_clip's weights there, in the order in which it looks for them."""
+"""Names of open_clip's weights on the hub, in open_clip's order."""
 
 
 @contextmanager
 def brought(source: Source, folder: Path | None) -> Iterator[tuple[Path, int]]:
-    """The file of a checkpoint, and how many bytes were fetched; they are gone at the end.
+    """Yield the file of a checkpoint and the number of fetched bytes; delete the file at the end.
 
     Args:
-        folder: what it is fetched into, and nothing else is; None for a temporary one.
+        folder: to fetch into, for this file alone; None for a temporary one.
 
     Raises:
-        DownloadError: it could not be fetched, or is another file.
-        UsageError: it is on the hub, and what reads that is not installed.
+        DownloadError: it could not be fetched, or is a different file.
+        UsageError: it is on the hub, and huggingface_hub is not installed.
     """
     if not source.fetched:
         yield Path(source.place), 0
@@ -80,7 +80,7 @@ def _from_hub(source: Source, folder: Path) -> Path:
             del names[0]
             if not names:
                 raise _not_fetched(source, error) from error
-        except (OSError, ValueError) as error:  # Its other errors are among these.
+        except (OSError, ValueError) as error:  # bases of huggingface_hub's errors
             raise _not_fetched(source, error) from error
 
 
@@ -92,6 +92,6 @@ def _not_fetched(source: Source, error: Exception) -> DownloadError:
 
 
 def _file_name(source: Source) -> str:
-    """A plain name: what a URL says is anything."""
+    """Return a safe file name: a URL may have any."""
     name = PurePosixPath(urlsplit(source.place).path).name
     return re.sub(r"[^\w.-]", "-", name).lstrip(".") or "checkpoint"

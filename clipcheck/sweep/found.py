@@ -1,4 +1,4 @@
-"""Findings of a job of a sweep: as a worker sends it, the ledger keeps it and a document has it."""
+"""Findings of a sweep's job, for workers, the ledger and the JSON document."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from clipcheck.results.document import Document
 from clipcheck.results.judgement import LeftOut, Record
 
 SURROUNDINGS = ("DownloadError", "OutputError", "UnavailableError", "UnknownModelError")
-"""Errors that say nothing of a checkpoint: another time, or elsewhere, it may be judged. Those of
-what is not made for it (`UnfitError`) are none of these."""
+"""Errors that say nothing about a checkpoint: it may be judged later or elsewhere. `UnfitError` is
+not one of them."""
 
 CELL = ("IsolationError",)
-"""Error of a checkpoint whose own code ended the process that ran it: that counts as if it had
-ended ours."""
+"""Error of a checkpoint whose code ended its sandbox process, which counts as a dead worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +21,10 @@ class JobCost:
     """Cost of a job.
 
     Attributes:
-        seconds: None where it did not come to its end.
-        bytes: that were fetched for it.
-        peak_memory: in bytes; None where the system does not tell.
-        worker: who had it, for people; empty where it was never begun.
+        seconds: None if it did not finish.
+        bytes: fetched.
+        peak_memory: in bytes; None if unknown.
+        worker: name of the worker; empty if it was never started.
     """
 
     seconds: float | None = None
@@ -37,26 +36,26 @@ class JobCost:
 
 @dataclass(frozen=True)
 class Found:
-    """Findings on a checkpoint by one backend, as that was asked for."""
+    """Findings on a checkpoint in one requested backend."""
 
     results: tuple[Record, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
 
     @property
     def failed(self) -> str:
-        """Why the surroundings kept it from being judged, or nothing."""
+        """Why the environment prevented a verdict, or an empty string."""
         return self._error_of(SURROUNDINGS)
 
     @property
     def ended(self) -> str:
-        """How the checkpoint ended what ran its code, or nothing."""
+        """How the checkpoint's code ended its sandbox process, or an empty string."""
         return self._error_of(CELL)
 
     def _error_of(self, types: tuple[str, ...]) -> str:
         return next((each.error for each in self.results if each.error_type in types), None) or ""
 
     def named(self, label: str) -> Found:
-        """Return the same under another name of the checkpoint."""
+        """Return the findings with another name of the checkpoint."""
         return Found(
             tuple(replace(each, checkpoint=label) for each in self.results),
             tuple(replace(each, checkpoint=label) for each in self.left_out),
@@ -68,10 +67,10 @@ class Performed:
     """Answer of a worker to a job.
 
     Attributes:
-        failed: why nothing was found, for the surroundings; nothing where something was.
-        sha256: of the file; None where it could not be read.
-        size: bytes that were fetched.
-        units: by backend, as it was asked for.
+        failed: why the environment prevented a result, or an empty string.
+        sha256: of the file; None if it could not be read.
+        size: fetched bytes.
+        units: findings by requested backend.
     """
 
     failed: str = ""
@@ -86,7 +85,7 @@ class SweptRecord(Record):
     """A record in the document of a sweep.
 
     Attributes:
-        problem: why it is tried again by the next sweep; None where there is a verdict.
+        problem: why the next sweep tries it again; None if there is a verdict.
     """
 
     cost: JobCost = JobCost()
@@ -98,7 +97,7 @@ class Summary:
     """Cost of a sweep.
 
     Attributes:
-        again: how many checks were begun once more.
+        again: number of restarted checks.
     """
 
     seconds: float

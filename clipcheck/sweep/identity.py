@@ -1,4 +1,4 @@
-"""Identity of a verdict: content, way of running, conditions, versions."""
+"""The key of a verdict: content, backend, conditions, versions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _OF_ALL = ("clipcheck", "torch", "torchvision", "numpy", "pillow", "hypothesis")
 
 
 def versions_for(backends: Sequence[str]) -> dict[str, str]:
-    """Versions of what these backends compute with, on this machine.
+    """Return the versions of the libraries of these backends on this machine.
 
     Args:
-        backends: as they were asked for, with their options.
+        backends: as requested, with their options.
     """
     asked = {backend.partition(":")[0] for backend in backends}
     if asked & {ALL_THAT_FIT, DEFAULT}:
@@ -36,14 +36,14 @@ def key_of(
     versions: Mapping[str, str],
     architecture: str = "",
 ) -> str:
-    """Return the key that a verdict is kept under, in hexadecimal.
+    """Return the key of a verdict in the ledger, in hexadecimal.
 
     Args:
-        content: SHA-256 of the file, or where it comes from while that is not known.
-        reference: the same of what it is compared with; nothing for itself.
-        options: backends and dtypes as they were asked for.
-        versions: those that concern the backends.
-        architecture: what tells how the model computes, by its content.
+        content: SHA-256 of the file, or its source if the hash is unknown.
+        reference: SHA-256 or source of the reference; empty for the file itself.
+        options: of the check.
+        versions: of the backends' libraries.
+        architecture: content of the configuration that determines the architecture.
     """
     parts = {
         "content": content,

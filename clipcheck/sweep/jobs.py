@@ -1,4 +1,4 @@
-"""Jobs for workers, and their outcomes. All of it can be pickled."""
+"""Jobs for workers. All classes can be pickled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipcheck.harness.options import CheckOptions
 Kind = Literal["path", "url", "hub"]
 
 ALL_THAT_FIT, DEFAULT = "all", ""
-"""Backends that stand for others: which, only the file tells."""
+"""Names for backends that depend on the file."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Source:
 
     Attributes:
         kind: a ``path`` on this machine, a ``url``, or a file of Hugging Face's ``hub``.
-        place: the absolute path, the URL, or ``ORGANISATION/REPOSITORY/FILE``; a
-            place on the hub that ends in ``/`` stands for open_clip's own file there.
-        sha256: of the file, or how it begins, where that is known beforehand.
-        size: of the file in bytes, where that is known beforehand.
-        estimated: whether that is a guess.
+        place: the absolute path, the URL, or ``ORGANISATION/REPOSITORY/FILE``; with ``/`` at the
+            end, open_clip's own file in this repository.
+        sha256: of the file or its first digits, if known in advance.
+        size: of the file in bytes, if known in advance.
+        estimated: whether the size is an estimate.
     """
 
     kind: Kind
@@ -39,29 +39,29 @@ class Source:
 
     @property
     def fetched(self) -> bool:
-        """Whether it has to be brought here first."""
+        """Whether it must be fetched."""
         return self.kind != "path"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """Something that is checked on one device in one dtype."""
+    """A check on one device in one dtype."""
 
     options: CheckOptions
 
     @property
     def device(self) -> str:
-        """Device that it runs on."""
+        """Device of the check."""
         return str(self.options.device)
 
     @property
     def dtype(self) -> str:
-        """Dtype as it was asked for; `DEFAULT` for the one that suits the device."""
+        """Requested dtype; `DEFAULT` for the device's default."""
         return next(iter(self.options.dtypes), DEFAULT)
 
 
 def by_backends(options: CheckOptions, backends: Sequence[str]) -> CheckOptions:
-    """Return the same options with these backends, of which `DEFAULT` names none."""
+    """Return the options with these backends; `DEFAULT` stands for no backend."""
     named = [backend for backend in backends if backend != DEFAULT]
     return replace(options, backend=named or None)
 
@@ -71,12 +71,11 @@ class Job(Checked):
     """One check: a checkpoint by some backends, on one device in one dtype.
 
     Attributes:
-        task: what it does, the same in each sweep, however it is named.
-        versions: by name, of what computes, which the worker's have to be.
-        scratch: the folder that fetched files are put into, for as long as they are judged; None
-            for the temporary one of whatever machine it is.
-        memory: bytes that judging it takes, as a guess.
-        seconds: that judging it takes, as a guess.
+        task: identifies the work, in all sweeps.
+        versions: of the libraries, by name, which the worker must have.
+        scratch: folder for fetched files; None for the machine's temporary folder.
+        memory: estimated bytes.
+        seconds: estimated time.
     """
 
     number: int = 0
@@ -90,11 +89,11 @@ class Job(Checked):
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """Backends as they were asked for. `DEFAULT` and `ALL_THAT_FIT` stand alone."""
+        """Requested backends. `DEFAULT` and `ALL_THAT_FIT` stand alone."""
         return self.options.backends or (DEFAULT,)
 
     def of_backends(self, backends: Sequence[str]) -> Job:
-        """Return the same job with these of its `backends`."""
+        """Return the job with only these of its `backends`."""
         return replace(self, options=by_backends(self.options, backends))
 
     @property
@@ -104,10 +103,10 @@ class Job(Checked):
 
     @property
     def folder(self) -> Path | None:
-        """Its own folder in that."""
+        """Folder of this job in ``scratch``."""
         return None if self.scratch is None else Path(self.scratch) / f"job-{self.number}"
 
     @property
     def bytes_to_fetch(self) -> int:
-        """Bytes to fetch, which it takes of the disk; 0 for a file that is there."""
+        """Bytes to fetch, which need disk space; 0 for an existing file."""
         return (self.source.size or 0) if self.source.fetched else 0

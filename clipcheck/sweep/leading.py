@@ -1,4 +1,4 @@
-"""From the arguments of a sweep to its plan and its run."""
+"""Plan and run a sweep by its arguments."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ class Asked:
     """The arguments of a sweep.
 
     Attributes:
-        catalogue: a file or folder; None where it is open_clip's list alone.
-        pretrained: whether open_clip's list is asked for.
-        address: of the Ray cluster; None for the one that is found.
-        workers: checks at a time; None for as many as there is room for.
-        disk: bytes that fetched files may have, as people write it; None for any number.
-        options: how all are checked; the architecture is that of what the catalogue does not say
-            it of itself.
+        catalogue: file or folder; None for only open_clip's list.
+        pretrained: whether to include open_clip's list.
+        address: of the Ray cluster; None for the one that Ray finds.
+        workers: number of workers; None for the default.
+        disk: size limit of fetched files, such as ``50GB``; None for no limit.
+        options: of all checks; the architecture applies to entries without one.
     """
 
     catalogue: Path | None
@@ -46,7 +45,7 @@ class Asked:
 
     @property
     def scratch(self) -> Path:
-        """The folder for what is fetched, and other temporary files: beside the ledger."""
+        """Folder for fetched and temporary files, next to the ledger."""
         path = self.ledger.absolute()
         return path.with_name(f"{path.name}.files")
 
@@ -83,7 +82,7 @@ class Lead:
         return plan(self.entries, self.ledger, setting, progress)
 
     def run(self, planned: Plan, progress: Progress | None = None, tell: Tell = silent) -> Swept:
-        """Do it; see `clipcheck.sweep.run.run`."""
+        """Run the plan; see `clipcheck.sweep.run.run`."""
         return run(
             planned,
             self.engine,
@@ -96,10 +95,10 @@ class Lead:
 
 @contextmanager
 def opened(asked: Asked, say: Progress = silent) -> Iterator[Lead]:
-    """Read the catalogue, open the ledger and find the engine, which are closed in the end.
+    """Read the catalogue, open the ledger and connect the engine; close them at the end.
 
     Raises:
-        UsageError: the arguments make no sense.
+        UsageError: the arguments are invalid.
         CatalogueError: as for `clipcheck.sweep.catalogue.read`.
         LedgerError: as for `Ledger`.
         UnavailableError: there is no Ray, or no cluster.
@@ -114,7 +113,7 @@ def opened(asked: Asked, say: Progress = silent) -> Iterator[Lead]:
 
 @contextmanager
 def _clear(folder: Path) -> Iterator[None]:
-    """Remove what a sweep that was killed has left there, and what this one leaves."""
+    """Delete leftovers of a killed sweep, and at the end those of this one."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield
@@ -147,7 +146,7 @@ def _engine(asked: Asked, entries: Sequence[Entry], say: Progress) -> Engine:
 
         return connected(asked.address, asked.workers)
     if asked.address is not None:
-        raise UsageError("--address is of a Ray cluster", remedy="Add --engine ray.")
+        raise UsageError("--address needs the engine ray", remedy="Add --engine ray.")
     from clipcheck.sweep.engines.local import default_device, engine_for
 
     devices = {device for entry in entries for device in entry.devices}

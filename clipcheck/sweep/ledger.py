@@ -1,9 +1,8 @@
-"""Findings of a sweep, in an SQLite file that outlives whatever ends it.
+"""Store the findings of a sweep in an SQLite file, so that it can be resumed.
 
-Only the process that leads a sweep writes to it, one transaction for each thing that happens, and
-each is on the disk before the next job begins. A verdict has a key (`clipcheck.sweep.identity`) of
-which there is one: a second one of the same key is refused. What did not end in a verdict is an
-attempt, and is made again by the next sweep.
+Only the leading process of a sweep writes to it, in one transaction for each event, which is on the
+disk before the next job starts. A verdict has a unique key (`clipcheck.sweep.identity`); a second
+one with the same key is dropped. An attempt without a verdict is repeated by the next sweep.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ SCHEMA = 1
 _Kept = TypeVar("_Kept")
 
 _APPLICATION = 0x636C6970
-"""``clip``: what SQLite files of clipcheck are marked with."""
+"""SQLite's application id of clipcheck's files: ``clip``."""
 
 _TABLES = """
 CREATE TABLE files (
@@ -56,13 +55,13 @@ CREATE TABLE verdicts (
 
 @dataclass(frozen=True)
 class Verdict:
-    """Finding under a key.
+    """A stored verdict.
 
     Attributes:
         key: see `clipcheck.sweep.identity.key_of`.
-        content: SHA-256 of the file, or where it came from.
-        reference: the same of what it was compared with; nothing for itself.
-        cost: of the job that found it.
+        content: SHA-256 of the file, or its source.
+        reference: SHA-256 or source of the reference; empty for the file itself.
+        cost: of its job.
     """
 
     key: str
@@ -76,13 +75,13 @@ class Verdict:
 
 
 class Ledger:
-    """An open ledger, which nobody else has open for as long.
+    """An open ledger, locked against other processes.
 
     Args:
-        path: the file, which is made where it is not there.
+        path: of the file, which is created if it does not exist.
 
     Raises:
-        LedgerError: it is no ledger, of another schema, damaged, in use, or cannot be written to.
+        LedgerError: it is no ledger, has another schema, is damaged, in use, or not writable.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,10 +102,10 @@ class Ledger:
         self._lock.release()
 
     def begin_run(self, engine: str, workers: int) -> int:
-        """A sweep begins; attempts that a dead one left open are closed.
+        """Record the start of a sweep, and mark open attempts of a killed one as interrupted.
 
         Returns:
-            The number of the run.
+            Number of the run.
         """
         with self._writing() as database:
             database.execute("UPDATE attempts SET fate = 'interrupted' WHERE fate IS NULL")
@@ -117,20 +116,20 @@ class Ledger:
         return int(cursor.lastrowid or 0)
 
     def end_run(self, run: int) -> None:
-        """Record that a run came to its end."""
+        """Record the end of a run."""
         with self._writing() as database:
             database.execute("UPDATE runs SET ended = ? WHERE run = ?", (time.time(), run))
 
     def begin_attempt(self, run: int, task: str, label: str) -> int:
-        """A job begins.
+        """Record the start of a job.
 
         Args:
-            run: the sweep that it is of.
-            task: what it does, the same in each sweep.
-            label: what people call the checkpoint.
+            run: of the job.
+            task: identifies the work, in all sweeps.
+            label: name of the checkpoint.
 
         Returns:
-            The number of the attempt.
+            Number of the attempt.
         """
         with self._writing() as database:
             cursor = database.execute(
@@ -142,9 +141,9 @@ class Ledger:
     def end_attempt(
         self, attempt: int, fate: str, worker: str, reason: str, verdicts: Sequence[Verdict] = ()
     ) -> None:
-        """A job has ended; its verdicts are there with it or not at all.
+        """Record the end of a job and its verdicts, in one transaction.
 
-        A verdict whose key has one already is dropped: the first one stands.
+        A verdict whose key exists already is dropped.
         """
         now = time.time()
         with self._writing() as database:
@@ -168,7 +167,7 @@ class Ledger:
             )
 
     def times(self, task: str, fate: str) -> int:
-        """How many attempts at a task came to that, in all sweeps."""
+        """Count the attempts at a task with this fate, in all sweeps."""
         (count,) = self._row(
             "SELECT count(*) FROM attempts WHERE task = ? AND fate = ?", (task, fate)
         )
@@ -189,7 +188,7 @@ class Ledger:
         return Verdict(**told, found=found, cost=cost)
 
     def facts(self, path: str, size: int, changed: int, kind: type[_Kept]) -> _Kept | None:
-        """Return the facts of a file that has not changed since; None where none are known."""
+        """Return the stored facts of an unchanged file, or None."""
         row = self._row(
             "SELECT facts FROM files WHERE path = ? AND size = ? AND changed = ?",
             (path, size, changed),
@@ -197,7 +196,7 @@ class Ledger:
         return None if row is None else self._decoded(row[0], kind)
 
     def keep_facts(self, path: str, size: int, changed: int, facts: object) -> None:
-        """Keep them for the next time."""
+        """Store the facts of a file."""
         with self._writing() as database:
             database.execute(
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
@@ -205,12 +204,12 @@ class Ledger:
             )
 
     def source(self, source: str) -> tuple[str, int] | None:
-        """SHA-256 and bytes of what was fetched from there before."""
+        """Return SHA-256 and bytes of what was fetched from this source before, or None."""
         row = self._row("SELECT sha256, size FROM sources WHERE source = ?", (source,))
         return None if row is None else (str(row[0]), int(row[1]))
 
     def keep_source(self, source: str, sha256: str, size: int) -> None:
-        """Keep what was fetched, for the next time."""
+        """Store SHA-256 and bytes of what was fetched from a source."""
         with self._writing() as database:
             database.execute(
                 "INSERT OR REPLACE INTO sources VALUES (?, ?, ?)", (source, sha256, size)
@@ -221,8 +220,8 @@ class Ledger:
             return convert_to(parse_json(text), kind)
         except ValueError as error:
             raise LedgerError(
-                f"expected what this clipcheck keeps in a ledger, but {error}",
-                remedy="Name another ledger with --ledger, which judges everything anew.",
+                f"expected an entry that this version of clipcheck wrote, but {error}",
+                remedy="Name another ledger with --ledger; then everything is judged again.",
                 path=self.path,
             ) from error
 
@@ -242,9 +241,9 @@ class Ledger:
             yield
         except sqlite3.Error as error:
             raise LedgerError(
-                f"expected a ledger that can be read and written, found that it cannot ({error})",
-                remedy="Make room or give permission; if it is damaged, name another with "
-                "--ledger, which judges everything anew.",
+                f"expected a ledger that can be read and written, found one that cannot ({error})",
+                remedy="Free disk space or change permissions; if it is damaged, name another "
+                "with --ledger: then everything is judged again.",
                 path=self.path,
             ) from error
 
@@ -255,7 +254,7 @@ def _locked(path: Path) -> BaseFileLock:
     if not path.absolute().parent.is_dir():
         raise LedgerError(
             "expected a folder for the ledger, found none",
-            remedy="Make the folder, or name another ledger with --ledger.",
+            remedy="Create the folder, or name another ledger with --ledger.",
             path=path,
         )
     try:
@@ -263,14 +262,14 @@ def _locked(path: Path) -> BaseFileLock:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise LedgerError(
-            "expected a ledger that is free, found that another sweep has it open",
+            "expected a ledger that is not in use, found that another sweep has it open",
             remedy="Wait for it to end, or name another ledger with --ledger.",
             path=path,
         ) from error
     except OSError as error:
         raise LedgerError(
             f"cannot be written ({error.strerror or error})",
-            remedy="Name another ledger with --ledger, or give yourself permission for this one.",
+            remedy="Name another ledger with --ledger, or change the permissions of this one.",
             path=path,
         ) from error
     return lock
@@ -286,12 +285,12 @@ def _connected(path: Path) -> sqlite3.Connection:
         if tables and application != _APPLICATION:
             raise _foreign(path, "another SQLite file")
         if tables and schema != SCHEMA:
-            raise _foreign(path, f"one of schema {schema}, where this clipcheck has {SCHEMA}")
+            raise _foreign(path, f"one with schema {schema}; this clipcheck has {SCHEMA}")
         connection.execute("PRAGMA journal_mode = WAL")
-        # A verdict that was told of is there after a loss of power as well.
+        # A reported verdict must survive a power cut.
         connection.execute("PRAGMA synchronous = FULL")
         if not tables:
-            # One transaction: a ledger that was killed in the making is an empty file.
+            # One transaction: if creation is killed, the file is empty.
             connection.executescript(
                 f"BEGIN; {_TABLES} PRAGMA application_id = {_APPLICATION}; "
                 f"PRAGMA user_version = {SCHEMA}; COMMIT;"

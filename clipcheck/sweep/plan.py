@@ -1,4 +1,4 @@
-"""From a catalogue to what is known already and the jobs that are left, the longest first."""
+"""Plan a sweep: find the known verdicts, and the remaining jobs, the longest first."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from clipcheck.system.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Setting:
-    """Settings that all jobs of a sweep have in common.
+    """Common settings of all jobs of a sweep.
 
     Attributes:
-        options: how they are checked, but for what the catalogue says of each.
-        scratch: the folder for files that are fetched; None where workers are on other machines.
-        default_device: where to run what names no device.
+        options: of the checks, without those of catalogue entries.
+        scratch: folder for fetched files; None if workers are on other machines.
+        default_device: for entries without a device.
     """
 
     options: CheckOptions
@@ -40,14 +40,14 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit(Checked):
-    """One line of a sweep's report: a checkpoint, run by one backend on one device in one dtype.
+    """A line of a sweep's report: a checkpoint in one backend, on one device, in one dtype.
 
     Attributes:
-        content: SHA-256 of the file, or where it comes from.
-        reference: the same of what it is compared with; nothing for itself.
-        versions: by name, of what computes.
-        verdict: what is known already.
-        architecture: what tells how the model computes, by its content.
+        content: SHA-256 of the file, or its source.
+        reference: SHA-256 or source of the reference; empty for the file itself.
+        versions: of the libraries, by name.
+        verdict: from the ledger, or None.
+        architecture: content of the configuration that determines the architecture.
     """
 
     entry: Entry
@@ -60,21 +60,21 @@ class Unit(Checked):
 
     @property
     def backend(self) -> str:
-        """Backend as it was asked for."""
+        """Requested backend."""
         return next(iter(self.options.backends), DEFAULT)
 
     @property
     def model(self) -> str:
-        """The file's content, with the name of the model in it where one is asked for."""
+        """The file's content, with the key of the model in it, if given."""
         return _model_of(self.content, self.entry)
 
     @property
     def key(self) -> str:
-        """Key that its verdict is kept under."""
+        """Key of its verdict."""
         return self.key_for(self.content)
 
     def key_for(self, content: str) -> str:
-        """Return the key for other content, where the file turns out to be another one."""
+        """Return the key for another content, if the fetched file is a different one."""
         return key_of(
             _model_of(content, self.entry),
             self.reference,
@@ -89,9 +89,9 @@ class Plan:
     """Plan of a sweep.
 
     Attributes:
-        units: all that can be judged, in the order of the catalogue.
-        jobs: what is not known yet, the longest first.
-        tasks: by the number of a job, its units.
+        units: everything to judge, in the order of the catalogue.
+        jobs: for units without a verdict, the longest first.
+        tasks: units by the number of their job.
         unfit: entries of the catalogue that are not judged.
     """
 
@@ -102,14 +102,14 @@ class Plan:
 
     @property
     def bytes_to_fetch(self) -> int:
-        """Bytes that all jobs fetch, where their sizes are known."""
+        """Bytes that all jobs fetch, as far as sizes are known."""
         return sum(job.bytes_to_fetch for job in self.jobs)
 
 
 def plan(
     entries: Sequence[Entry], ledger: Ledger, setting: Setting, progress: Progress | None = None
 ) -> Plan:
-    """Look at every file, and at what the ledger has of it."""
+    """Read every file's facts, and find its verdicts in the ledger."""
     say = progress or silent
     versions = cache(lambda backend: versions_for([backend]))
     units = []
@@ -196,8 +196,7 @@ def _model_of(content: str, entry: Entry) -> str:
 
 
 def _looked_at(entry: Entry, ledger: Ledger, say: Progress) -> tuple[Source, Facts]:
-    """Return the location of an entry, and the facts known of it; of a file that is not here, those
-    that were seen before."""
+    """Return an entry's source and facts; for a file to fetch, the facts of an earlier fetch."""
     source = entry.source
     if not source.fetched:
         return source, facts_of(Path(source.place), ledger, say)
@@ -212,7 +211,7 @@ def _looked_at(entry: Entry, ledger: Ledger, say: Progress) -> tuple[Source, Fac
 
 def _content_of_reference(entry: Entry, facts: Facts, ledger: Ledger) -> str:
     name: str | Path | None = entry.reference
-    # What has an architecture of its own is no program, and need not be opened to tell.
+    # An entry with an architecture is no program, so it need not be opened.
     if name is None and not entry.source.fetched and facts.flops is None:
         name = beside(Path(entry.source.place))
     if name is None:
@@ -225,15 +224,16 @@ def _content_of_reference(entry: Entry, facts: Facts, ledger: Ledger) -> str:
 
 
 def _architecture_of(entry: Entry) -> str:
-    """Return a text that identifies the source of how the model computes: what the user said, or
-    the configurations beside the file."""
+    """Return a text that identifies the architecture: the user's, or hashes of configurations in
+    the file's folder."""
     if entry.architecture is not None:
         return repr(told_by(entry.architecture).model)
     return "" if entry.source.fetched else _told_beside(Path(entry.source.place))
 
 
 def _told_beside(path: Path) -> str:
-    """Hashes of the configurations in a file's folder; nothing of a folder, which has its own."""
+    """Return hashes of the configurations in a file's folder; empty for a folder, which includes
+    its own."""
     if path.is_dir():
         return ""
     configs = (path.with_name(name) for name in (TRANSFORMERS_CONFIG, OPEN_CLIP_CONFIG))

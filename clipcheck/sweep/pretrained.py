@@ -1,8 +1,7 @@
 """open_clip's own list of pretrained checkpoints, as a catalogue.
 
-Of those that are not judged the list tells that beforehand, by the configuration of the model: they
-are left out, each with its reason, and not fetched. The others are judged as their weights were
-trained, by what the list says of the tag.
+Entries that cannot be judged are recognised by the model's configuration: they are left out with
+the reason, and not fetched. The others are judged with the activation of their tag.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from clipcheck.sweep.catalogue import Entry
 from clipcheck.sweep.jobs import DEFAULT, Source
 
 _BACKEND = "export"
-"""The backend of models that open_clip computes, which has no other way to run them itself."""
+"""Backend for models that only open_clip computes."""
 
 _BYTES = 4
-"""Of a weight in most of these files."""
+"""Bytes of a weight in most of these files."""
 
 _OF_OPENAI = "openaipublic"
 _OF_OPEN_CLIP = "mlfoundations"
 
 
 def pretrained() -> list[Entry]:
-    """All of the list, in its order, as ``MODEL/TAG``."""
+    """Return all entries of the list, in order, as ``MODEL/TAG``."""
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -59,7 +58,7 @@ def entry_of(label: str, model: Mapping[str, Any] | None, weights: Mapping[str, 
     # The tag tells: 28 of them have another activation than the configuration.
     architecture = trained(configured, quick=bool(weights.get("quick_gelu", False)))
     source = _source(weights, architecture.parameters)
-    # An archive has code of its own, and the others hold weights alone.
+    # An archive has its own code; other files have only weights.
     archive = _OF_OPENAI in source.place
     return Entry(
         label,
@@ -71,10 +70,10 @@ def entry_of(label: str, model: Mapping[str, Any] | None, weights: Mapping[str, 
 
 
 def _of_library(label: str, configured: LibraryArchitecture, weights: Mapping[str, Any]) -> Entry:
-    """The entry of a model that open_clip computes.
+    """Return the entry of a model that only open_clip computes.
 
     Raises:
-        ArchitectureError: it is not judged.
+        ArchitectureError: it cannot be judged.
     """
     sizes_of(configured)
     source = _source(weights, parameters_of(configured))
@@ -94,7 +93,7 @@ def _source(weights: Mapping[str, Any], parameters: int) -> Source:
 
 
 def _digest(url: str) -> str:
-    """The SHA-256 that an address tells, as open_clip reads it, or how it begins."""
+    """Return the SHA-256 in a URL, as open_clip reads it, or its first digits."""
     parts = PurePosixPath(urlsplit(url).path)
     told = ""
     if _OF_OPENAI in url:

@@ -37,8 +37,8 @@ class Row:
     """Result of a unit.
 
     Attributes:
-        kept: whether it was known before.
-        problem: why it is left to the next sweep; nothing where there is a verdict.
+        kept: whether it comes from the ledger.
+        problem: why it is left to the next sweep; empty if there is a verdict.
     """
 
     unit: Unit
@@ -49,7 +49,7 @@ class Row:
 
     @property
     def state(self) -> State:
-        """State of the unit, in a word or two."""
+        """State of the unit, for the report."""
         results = self.found.results
         if any(each.error is not None for each in results):
             return "not judged"
@@ -64,8 +64,8 @@ class Swept:
 
     Attributes:
         rows: one for each unit, in the order of the catalogue.
-        environment: versions and the machine of who led it.
-        unfit: of the catalogue, what was not judged.
+        environment: versions and machine of the leading process.
+        unfit: entries of the catalogue that were not judged.
     """
 
     rows: Sequence[Row]
@@ -75,7 +75,7 @@ class Swept:
 
 
 Tell = Callable[[str], None]
-"""Called with a line for each job that has ended."""
+"""Called with a line for each finished job."""
 
 
 def run(
@@ -87,25 +87,25 @@ def run(
     progress: Progress | None = None,
     tell: Tell = silent,
 ) -> Swept:
-    """Do what is planned, and keep it in the ledger.
+    """Run the planned jobs, and store their verdicts in the ledger.
 
     Args:
-        disk: bytes that files that are fetched may have at a time.
-        progress: called with a few words when something changes, and told of what is done.
-        tell: called with a line for each job that has ended.
+        disk: size limit of fetched files at the same time, in bytes.
+        progress: called with a text on each change, and with the share that is done.
+        tell: called with a line for each finished job.
     """
     return _Leader(plan, engine, ledger, disk, progress or silent, tell).lead()
 
 
 @dataclass
 class _Leader:
-    """The state of a sweep that is going on.
+    """The state of a running sweep.
 
     Attributes:
-        running: jobs by their numbers.
-        attempts: by the number of a job that is running, that of its attempt.
-        losses: by the number of a job, how many nodes were lost under it.
-        again: how many jobs were begun once more.
+        running: jobs by number.
+        attempts: numbers of the attempts, by the number of a running job.
+        losses: number of lost nodes, by the number of a job.
+        again: number of restarted jobs.
     """
 
     plan: Plan
@@ -123,7 +123,7 @@ class _Leader:
     found: dict[str, Row] = field(default_factory=dict)
 
     def lead(self) -> Swept:
-        """Until nothing is left to be done."""
+        """Run until no job is left."""
         self.run = self.ledger.begin_run(self.engine.name, self.engine.workers())
         waiting = list(self.plan.jobs)
         while waiting or self.running:
@@ -148,8 +148,7 @@ class _Leader:
         )
 
     def _begin(self, waiting: list[Job]) -> list[Job]:
-        """Begin those that there is room for, in their order, so that none waits for ever; what
-        is left."""
+        """Start jobs in order while there is room, so that none waits forever; return the rest."""
         for number, job in enumerate(waiting):
             refusal = self._refusal(job)
             if not refusal and not self._has_room(job):
@@ -165,13 +164,13 @@ class _Leader:
         return []
 
     def _refusal(self, job: Job) -> str:
-        """Why it can never be begun, or nothing."""
+        """Return why a job can never start, or an empty string."""
         if self.disk is not None and job.source.fetched:
             if job.source.size is None:
-                return "expected the size of what is fetched, for --disk bounds it. Give it a size."
+                return "expected a size of the file to fetch, for --disk. Give the entry a size."
             if job.bytes_to_fetch > self.disk:
                 return (
-                    f"expected to fetch at most {size(self.disk)}, as --disk has it, found "
+                    f"expected to fetch at most {size(self.disk)}, the limit of --disk, found "
                     f"{size(job.bytes_to_fetch)}."
                 )
         return self.engine.refusal(job)
@@ -182,7 +181,7 @@ class _Leader:
         return fits and self.engine.has_room(job)
 
     def _settle(self, outcome: Outcome) -> Job | None:
-        """Keep what came of a job; it comes back where it is to be begun once more."""
+        """Store the outcome of a job; return the job if it must be restarted."""
         job = self.running.pop(outcome.job)
         if outcome.fate == "done":
             return self._judged(job, outcome, convert_to(parse_json(outcome.found), Performed))
@@ -212,7 +211,7 @@ class _Leader:
                 continue
             row = Row(unit, found, cost, problem=found.failed)
             self.found[unit.key] = row
-            # What has no hash cannot be told from what takes its place.
+            # Without a hash, the file cannot be distinguished from a later one.
             if not row.problem and performed.sha256:
                 verdicts.append(_verdict(row, performed.sha256))
         if job.source.fetched and performed.sha256:
@@ -225,13 +224,13 @@ class _Leader:
         return None
 
     def _died(self, job: Job, outcome: Outcome) -> Job | None:
-        """Its worker did: once that may be for anything, and then it is the verdict."""
+        """Handle a dead worker: restart the job once, then it is the verdict."""
         if not self._last(job):
             self._end(job, outcome, "died", outcome.reason)
             return job
         error = (
-            f"expected a judgement, found that it ended its worker {DEATHS} times: the last time "
-            f"{outcome.reason}. Judge it alone to see how: clipcheck check."
+            f"expected a result, but its worker died {DEATHS} times: the last time "
+            f"{outcome.reason}. Check it alone to see how: clipcheck check."
         )
         verdicts = []
         for unit in self._units(job):
@@ -244,7 +243,7 @@ class _Leader:
         return None
 
     def _last(self, job: Job) -> bool:
-        """Whether it may not end another worker after this one."""
+        """Tell whether another dead worker is the job's last."""
         return self.ledger.times(job.task, "died") + 1 >= DEATHS
 
     def _end(
@@ -266,12 +265,11 @@ class _Leader:
         self._tell(job)
 
     def _units(self, job: Job) -> list[Unit]:
-        """Return the units of the job that are still to be judged."""
+        """Return the units of the job without a result."""
         return [unit for unit in self.plan.tasks[job.number] if unit.backend in job.backends]
 
     def _row(self, unit: Unit) -> Row:
-        """Return the row with the unit's own label and path: another unit may have the same
-        content."""
+        """Return the row with the unit's own label and path; other units may have equal content."""
         if unit.verdict is not None:
             row = Row(unit, unit.verdict.found, unit.verdict.cost, kept=True)
         else:

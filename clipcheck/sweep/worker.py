@@ -1,4 +1,4 @@
-"""Do one job, in whatever process: the same function for every engine."""
+"""Do a job: the function that every engine runs in its workers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def perform(job: Job) -> str:
     except ClipcheckError as error:
         performed = Performed(failed=str(error))
     except Exception as error:
-        # Of want of memory, of a library, or our own: it must neither end the others nor count.
+        # Any error, such as running out of memory, must not end other jobs, and is no verdict.
         traceback.print_exc()
         performed = Performed(failed=f"{type(error).__name__}: {first_line(error)}")
     return to_json(performed, indent=None)
@@ -66,7 +66,7 @@ def _performed(job: Job) -> Performed:
 
 
 def _require_versions(job: Job) -> None:
-    """A verdict is kept under the versions of who leads the sweep: they have to be ours."""
+    """Raise if this worker's versions differ from those in the verdict's key."""
     here = versions_for([ALL_THAT_FIT])
     other = {
         name: (wanted, here.get(name, "none"))
@@ -75,7 +75,7 @@ def _require_versions(job: Job) -> None:
     }
     if other:
         told = ", ".join(f"{name} {a} there and {b} here" for name, (a, b) in other.items())
-        raise RuntimeError(f"this worker has other versions than who leads the sweep: {told}")
+        raise RuntimeError(f"this worker has other versions than the leading process: {told}")
 
 
 def _unit(result: Result, backend: str, job: Job) -> Found:
@@ -90,7 +90,7 @@ def _unit(result: Result, backend: str, job: Job) -> Found:
 
 
 def unjudged(job: Job, backend: str, content: str, error: str) -> Found:
-    """Return the record that stands in place of results where a job never came to its end."""
+    """Return findings with an error, for a job that did not finish."""
     record = Record(
         job.label,
         job.device,
@@ -105,7 +105,7 @@ def unjudged(job: Job, backend: str, content: str, error: str) -> Found:
 
 
 def _forget_peak() -> None:
-    """Have the system count the most memory from here on, where it can."""
+    """Reset the system's count of peak memory, where possible."""
     if sys.platform == "linux":
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -1,1 +1,1 @@
-"""Small tools that everything uses."""
+"""Small tools that all rooms use."""

@@ -1,4 +1,4 @@
-"""Figures in words: the one place that says how reports write numbers.
+"""Write numbers for reports: ratios, shares, times, sizes.
 
 Like `clipcheck.errors` it imports nothing of ours, and may be imported everywhere.
 """
@@ -11,7 +11,7 @@ _UNITS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 def number(value: float, digits: int = 2) -> str:
-    """Write a number with so many digits that count: ``3.5e-7``, ``0.019``, ``1,234``."""
+    """Write a number with this many significant digits: ``3.5e-7``, ``0.019``, ``1,234``."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite"
     if value and not 1e-3 <= abs(value) < 1e6:
@@ -23,12 +23,11 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def multiple(ratio: float) -> str:
-    """Write how many times: ``0.044x``, ``1.9x``, ``129x``, ``800k x``; nothing for what is no
-    number."""
+    """Write a ratio: ``0.044x``, ``1.9x``, ``129x``, ``800k x``; an empty string if not finite."""
     if not math.isfinite(ratio):
         return ""
     if ratio < 1e-99:
-        return "0x"  # Its exponent would take three digits.
+        return "0x"  # its exponent would need three digits
     if ratio < 999.5:
         return f"{ratio:.0f}x" if ratio >= 9.95 else f"{_two_digits(ratio)}x"
     if ratio >= 999.5e12:
@@ -40,8 +39,7 @@ def multiple(ratio: float) -> str:
 
 
 def of_limit(margin: float) -> str:
-    """Write how much of its limit was found: ``19 % of the limit``, ``12x the limit``; nothing
-    where nothing is measured."""
+    """Write a margin: ``19 % of the limit``, ``12x the limit``; an empty string for 0."""
     if margin == 0:
         return ""
     if not math.isfinite(margin):
@@ -52,7 +50,7 @@ def of_limit(margin: float) -> str:
 
 
 def percent(share: float, gap: str = " ") -> str:
-    """Write a share: ``37 %``, ``2.8 %``, ``0.0061 %``; in a table without the gap."""
+    """Write a share: ``37 %``, ``2.8 %``, ``0.0061 %``; tables use no gap."""
     value = 100 * share
     return f"{value:.0f}{gap}%" if value >= 9.95 else f"{value:.2g}{gap}%"
 
@@ -75,10 +73,10 @@ def size(count: int) -> str:
 
 
 def counted(count: int, one: str, several: str = "") -> str:
-    """Write how many there are: ``1 worker``, ``3 workers``."""
+    """Write a count: ``1 worker``, ``3 workers``."""
     return f"{count:,} {one if count == 1 else several or f'{one}s'}"
 
 
 def _two_digits(value: float) -> str:
-    """With one digit behind the point from 0.95 to 9.95: ``1.0``."""
+    """Write two digits, with one decimal from 0.95 to 9.95: ``1.0``."""
     return f"{value:.1f}" if 0.95 <= value < 9.95 else f"{float(f'{value:.2g}'):g}"

@@ -1,4 +1,4 @@
-"""Locks that end with the process that holds them, however it ends."""
+"""Locks that the operating system releases when their process ends, for any reason."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _NONE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def file_lock(path: Path) -> BaseFileLock:
-    """A lock on the file, not held yet, for any thread to let go of. The file is made and stays.
+    """Return a lock on the file, not held yet, which any thread may release. The file is created
+    and never deleted.
 
-    Were it removed, a process that still waits for it would lock the removed one, and a newcomer a
-    new one, both at once.
+    A waiting process would lock the deleted file, and a new process a new one, both at once.
 
     Raises:
-        OSError: the file cannot be made, or its file system has no locks, see `are_missing`.
+        OSError: the file cannot be created, or its file system has no locks, see `are_missing`.
     """
     from filelock import FileLock
 
@@ -32,16 +32,16 @@ def file_lock(path: Path) -> BaseFileLock:
 
 
 def are_missing(error: OSError) -> bool:
-    """Whether it says that a file system has no locks, as some that are mounted over a network."""
+    """Tell whether an error says that a file system has no locks, as some network file systems."""
     return error.errno in _NONE
 
 
 @contextmanager
 def locked_where_possible(path: Path) -> Iterator[bool]:
-    """Whether the lock is held for the time of the block; not where there are no locks.
+    """Hold the lock during the block, and yield whether it is held: False without locks.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     lock: AbstractContextManager[object] = nullcontext()
     held = True
@@ -56,13 +56,11 @@ def locked_where_possible(path: Path) -> Iterator[bool]:
 
 
 def _require_locks(path: Path) -> None:
-    """Filelock itself waits for ever, or leaves a mark that outlives a killed process.
-
-    Which of them it does depends on the error and on its version.
-    """
+    """Raise if there are no locks: filelock would wait forever, or leave a mark that outlives a
+    killed process, depending on the error and its version."""
     try:
         import fcntl
-    except ImportError:  # Windows, whose locks are others
+    except ImportError:  # Windows has other locks
         return
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:

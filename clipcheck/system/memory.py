@@ -1,4 +1,4 @@
-"""Workers that would not fit into memory together wait for each other."""
+"""Reserve memory, so that workers wait for each other if they do not fit together."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from clipcheck.system.locks import file_lock, locked_where_possible
 
 _BASE = 600_000_000
 _PER_BYTE = 7
-"""Judging a file of half precision: the 151 M weights of a ViT-B/32 peak at 2.3 GB, the 102 M of an
-RN50 at 1.9 GB, of which 0.45 is importing torch."""
+"""Bytes of memory for each byte of a file in half precision: a check peaks at 2.3 GB for the 151 M
+weights of a ViT-B/32 and at 1.9 GB for the 102 M of an RN50, of which torch takes 0.45 GB."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def estimate(size: int) -> int:
-    """Bytes of memory that judging a checkpoint takes, whose file has so many."""
+    """Estimate the bytes of memory that the check of a file of this size takes."""
     return _BASE + _PER_BYTE * size
 
 
 def fits(wanted: int, reserved: Sequence[int], available: int | None) -> bool:
-    """Whether one more may start beside those that have reserved memory. The first always may;
-    None is no known limit."""
+    """Tell whether another worker may start beside those with reservations. The first always may;
+    None means that no limit is known."""
     return not reserved or available is None or wanted + sum(reserved) <= available
 
 
 def available() -> int | None:
-    """Bytes that can still be had: of the machine, or of what this container may use of it."""
+    """Return the free bytes of memory, of the machine or of this container."""
     known = [found for found in (_of_machine(), _of_container()) if found is not None]
     return min(known, default=None)
 
@@ -42,14 +42,14 @@ def reserved(
     available: Callable[[], int | None] = available,
     pause: float = 0.2,
 ) -> Iterator[None]:
-    """Wait until so much memory is free, and keep it for the time of the block.
+    """Wait until this much memory is free, and reserve it during the block.
 
-    Each reservation is a file that its process holds a lock on, which dies with the process. Where
-    the folder has no locks nobody waits.
+    Each reservation is a file that its process has locked, so it ends with the process. Without
+    locks nobody waits.
 
     Args:
-        folder: what all workers of a run share.
-        available: tells what can be had; asked while nobody holds any.
+        folder: shared by all workers of a run.
+        available: returns the free bytes; called while nobody has a reservation.
     """
     mine = folder / f"{uuid.uuid4().hex}.reserved"
     with locked_where_possible(mine.with_name(f"{mine.name}.lock")) as held:
@@ -66,7 +66,7 @@ def _try(folder: Path, mine: Path, wanted: int, available: Callable[[], int | No
         others = _living(folder)
         budget = folder / "memory.budget"
         if not others:
-            # What they use of theirs is gone from what is free: so it is asked for without them.
+            # Asked only without other reservations, whose used part is no longer free.
             budget.write_text(str(available() or ""), encoding="utf-8")
         limit = budget.read_text(encoding="utf-8")
         if not fits(wanted, others, int(limit) if limit else None):
@@ -76,7 +76,7 @@ def _try(folder: Path, mine: Path, wanted: int, available: Callable[[], int | No
 
 
 def _living(folder: Path) -> list[int]:
-    """List the reservations of other processes; those of dead processes are cleared away."""
+    """List the reservations of other processes, and delete those of dead ones."""
     from filelock import Timeout
 
     found = []
@@ -102,8 +102,7 @@ def _of_machine() -> int | None:
 
 
 def _of_container() -> int | None:
-    """Return the bytes left below the limit of a container; the file cache in it can be taken
-    back."""
+    """Return the bytes left below the limit of a container; its file cache counts as free."""
     try:
         most = int((_CGROUP / "memory.max").read_text(encoding="utf-8"))
         used = int((_CGROUP / "memory.current").read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""Worker processes on this machine, with its threads, memory and GPUs dealt out among them.
+"""Worker processes on this machine, which share its threads, memory and GPUs.
 
-A worker does one job after another, for to import torch takes it seconds. It ends when the process
-that started it does, however that ends.
+A worker does one job after another, because importing torch takes seconds. It ends when its parent
+process ends, for any reason.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from clipcheck.system.variables import variables
 from clipcheck.system.workers import GPUS, THREADS, cores, deal, own_threads, threads
 
 Fate = Literal["done", "failed", "died", "lost"]
-"""End of a job: it was done; its surroundings failed it; its worker died over it; the node that it
-was on is gone, which says nothing of the job."""
+"""How a job ended: done; failed because of its environment; its worker died; or its node was lost,
+which says nothing about the job."""
 
 
 _PATIENCE = 10
-"""Seconds that a worker with nothing to do has to end by itself."""
+"""Seconds for an idle worker to end by itself."""
 
 
 class Job(Protocol):
-    """Something to do. It can be pickled."""
+    """A job for a worker; can be pickled."""
 
     @property
     def number(self) -> int:
-        """Its number, which no other has."""
+        """Its unique number."""
 
     @property
     def memory(self) -> int:
-        """Bytes that it takes, as a guess."""
+        """Estimated bytes of memory."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Outcome:
     """Outcome of a job.
 
     Attributes:
-        found: of one that is ``done``, what came of it.
-        reason: of any other, what went wrong.
+        found: result of the job, if ``done``.
+        reason: what went wrong, otherwise.
     """
 
     job: int
@@ -62,11 +62,11 @@ class Outcome:
 
 @dataclass
 class _Worker:
-    """A process, and what it is at.
+    """A worker process and its job.
 
     Attributes:
-        number: from 0 on; one that replaces a dead one has its number.
-        connection: jobs go there, and what was found comes back.
+        number: from 0; a replacement of a dead worker has the same number.
+        connection: for jobs and results.
         folder: for its temporary files.
     """
 
@@ -78,7 +78,7 @@ class _Worker:
 
     @property
     def label(self) -> str:
-        """Name of the worker, for people."""
+        """Name of the worker."""
         return f"{self.number} (process {self.process.pid})"
 
 
@@ -86,11 +86,11 @@ class Processes:
     """Runs jobs in processes of this machine, several at a time.
 
     Args:
-        count: of the workers, at least 1.
-        scratch: the folder that they keep temporary files in.
-        perform: does a job, in the workers.
-        gpus: those that are dealt out, by their names; none where nothing runs on one.
-        available: tells the bytes of memory that can be had; asked while nothing runs.
+        count: number of workers, at least 1.
+        scratch: folder for their temporary files.
+        perform: does a job, in a worker.
+        gpus: names of the GPUs to divide; empty if none is used.
+        available: returns the free bytes of memory; called while nothing runs.
     """
 
     def __init__(
@@ -111,16 +111,16 @@ class Processes:
         self._workers: list[_Worker] = []
 
     def workers(self) -> int:
-        """Return the number of workers that were asked for."""
+        """Number of workers."""
         return self._count
 
     def threads(self) -> int:
-        """The share of the cores, or what the user set."""
+        """Threads of each worker: its share of the cores, or the number that the user set."""
         told = (own_threads(os.environ) or "").partition(",")[0]  # OpenMP has one for each level
         return int(told) if told.isdecimal() else threads(cores(), self._count)
 
     def has_room(self, job: Job) -> bool:
-        """Whether a worker is free, and the memory is enough for one more."""
+        """Tell whether a worker is free, and the memory is enough for the job."""
         running = [each.job.memory for each in self._workers if each.job is not None]
         if len(running) >= self._count:
             return False
@@ -130,27 +130,27 @@ class Processes:
         return memory.fits(job.memory, running, self._budget)
 
     def submit(self, job: Job) -> None:
-        """Give it to a worker that is free, or to a new one."""
+        """Give the job to a free worker, or to a new one."""
         for each in [each for each in self._workers if each.job is None]:
             if not each.process.is_alive():
                 self._bury(each)
         free = next((each for each in self._workers if each.job is None), None)
         worker = free or self._start()
         worker.job = job
-        with suppress(OSError):  # It has just died, which waiting for it tells.
+        with suppress(OSError):  # the worker has just died, which wait() reports
             worker.connection.send(job)
 
     def wait(self) -> list[Outcome]:
-        """Wait, and return the outcomes of jobs that came back or whose worker died."""
+        """Wait, and return the outcomes of jobs that ended or whose worker died."""
         busy = [each for each in self._workers if each.job is not None]
         found: list[Outcome] = []
-        while not found:  # A process that has just died may not be told of as dead yet.
+        while not found:  # a process that has just died may still be reported as alive
             wait([*(w.connection for w in busy), *(w.process.sentinel for w in busy)])
             found = [outcome for each in busy if (outcome := self._ended(each)) is not None]
         return found
 
     def close(self) -> None:
-        """End all workers; what they were at is not done."""
+        """End all workers; their current jobs are dropped."""
         for worker in self._workers:
             if worker.job is not None:
                 worker.process.kill()
@@ -203,8 +203,7 @@ class Processes:
         return worker
 
     def _share(self, number: int, folder: Path) -> dict[str, str]:
-        """Return the variables to add to a worker's environment: read when torch and BLAS are
-        imported."""
+        """Return variables for a worker's environment, which torch and BLAS read when imported."""
         share = {"TMPDIR": str(folder)}
         if own_threads(os.environ) is None:
             share |= dict.fromkeys(THREADS, str(self.threads()))
@@ -214,8 +213,8 @@ class Processes:
 
 
 def serve(connection: Connection, perform: Callable[[Any], object]) -> None:
-    """Judge what comes, until the process that started this one ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Who started it ends it.
+    """Do jobs until the parent process ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
@@ -226,7 +225,7 @@ def serve(connection: Connection, perform: Callable[[Any], object]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A job may be long, and nobody is there any more who would keep what it finds."""
+    """End this process with its parent: nobody would receive the result of a long job."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -234,7 +233,7 @@ def _end_with_parent() -> None:
 
 
 def _how(code: int | None) -> str:
-    """How a process ended, for people."""
+    """Describe how a process ended."""
     if code is not None and code < 0:
         try:
             return f"it was ended by {signal.Signals(-code).name}"

@@ -1,7 +1,6 @@
-"""How far a piece of work is, told to whoever looks on.
+"""Report the progress of a task to a listener.
 
-A listener is called with a few words before each phase. One that is a `Gauge` is told as well what
-share of the whole is done; others need not know of that.
+A listener is called with a text before each phase. A `Gauge` also gets the share that is done.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from itertools import accumulate, pairwise
 from typing import Protocol, runtime_checkable
 
 Progress = Callable[[str], None]
-"""Called with a few words before each phase."""
+"""Called with a text before each phase."""
 
 Advance = Callable[[float], None]
 """Called with the share of a phase that is done, from 0 to 1."""
@@ -22,26 +21,26 @@ Advance = Callable[[float], None]
 
 @runtime_checkable
 class Gauge(Protocol):
-    """A listener that wants to know how much is done."""
+    """A listener that also gets the share that is done."""
 
     def __call__(self, what: str, /) -> None:
         """A phase begins."""
 
     def reach(self, share: float | None, /) -> None:
-        """So much of the whole is done, from 0 to 1, and never less than before; None where
-        something begins of which nobody knows how long it takes."""
+        """Set the share of the whole task that is done, from 0 to 1, never less than before; None
+        before a step of unknown duration."""
 
     def apart(self) -> AbstractContextManager[object]:
-        """Something that may show a progress of its own is done under it."""
+        """Return a context for code that may show its own progress."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of the whole work.
+    """A part of the whole task.
 
     Attributes:
-        start: the share of the whole that is done as it begins.
-        end: and that is done as it ends.
+        start: share of the whole task that is done at its start.
+        end: share of the whole task that is done at its end.
     """
 
     listener: Progress
@@ -49,7 +48,7 @@ class Span:
     end: float = 1.0
 
     def split(self, weights: Sequence[float]) -> list[Span]:
-        """Parts that follow one another, in proportion to their weights."""
+        """Split into consecutive parts, in proportion to their weights."""
         total = sum(weights)
         shares = (
             [weight / total for weight in weights] if total else [1 / len(weights)] * len(weights)
@@ -60,11 +59,11 @@ class Span:
         return [Span(self.listener, *each) for each in pairwise(bounds)]
 
     def say(self, what: str) -> None:
-        """Say what is being done."""
+        """Report the current step."""
         self.listener(what)
 
     def reach(self, share: float) -> None:
-        """So much of this part is done."""
+        """Report the share of this part that is done."""
         if isinstance(self.listener, Gauge):
             self.listener.reach(self._at(share))
 
@@ -72,17 +71,17 @@ class Span:
         return self.end if share == 1.0 else self.start + (self.end - self.start) * share
 
     def stall(self) -> None:
-        """Start a step that is in no part, and may take long."""
+        """Report the start of a step of unknown duration."""
         if isinstance(self.listener, Gauge):
             self.listener.reach(None)
 
     def apart(self) -> AbstractContextManager[object]:
-        """Return a context for code that may show a progress of its own."""
+        """Return a context for code that may show its own progress."""
         return self.listener.apart() if isinstance(self.listener, Gauge) else nullcontext()
 
 
 class Tally:
-    """Counts what is done of a phase."""
+    """Counts the finished items of a phase."""
 
     def __init__(self, total: int, advance: Advance) -> None:
         self._total = total
@@ -90,20 +89,20 @@ class Tally:
         self._done = 0
 
     def add(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Count this many more as done."""
         self._done += count
         self._advance(min(1.0, self._done / max(1, self._total)))
 
 
 def say_import(say: Progress) -> None:
-    """Say that torch is imported, before it is: that takes seconds, once in a process."""
+    """Report that torch is being imported, if it is not yet: that takes seconds."""
     if "torch" not in sys.modules:
         say("importing torch")
 
 
 def still(_: float) -> None:
-    """An `Advance` that nobody looks on."""
+    """Ignore the progress: an `Advance` without a listener."""
 
 
 def silent(_: str) -> None:
-    """A `Progress` that nobody listens to."""
+    """Ignore the text: a `Progress` without a listener."""

@@ -1,4 +1,4 @@
-"""Sizes as people write them, read.
+"""Read sizes such as ``5GB``.
 
 Like `clipcheck.errors` it imports nothing of ours, and may be imported everywhere.
 """
@@ -12,7 +12,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kMGT]?)B?")
 
 
 def bytes_in(written: str) -> int | None:
-    """The bytes of ``5GB``, ``500 MB``, ``1.5kB`` or ``1024``, in powers of 1000; None where it is
-    no size."""
+    """Return the bytes of ``5GB``, ``500 MB``, ``1.5kB`` or ``1024``, in powers of 1000; None if it
+    is no size."""
     found = _SIZE.fullmatch(written)
     return None if found is None else int(float(found[1]) * _UNITS[found[2]])

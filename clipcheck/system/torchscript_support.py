@@ -1,4 +1,4 @@
-"""The one place that knows how far this torch and this Python still support TorchScript.
+"""Tell whether this torch and this Python support TorchScript.
 
 Like `clipcheck.errors` it imports nothing of ours, and may be imported everywhere.
 """
@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from clipcheck.errors import UnavailableError
 
 _FIRST_PYTHON_WITHOUT = (3, 14)
-"""torch warns since 2.9 that torch.jit is not supported from this Python on (torch/jit)."""
+"""First Python for which torch, since 2.9, warns that torch.jit is not supported (torch/jit)."""
 
 REMEDY = "Run clipcheck on Python 3.11 to 3.13, with a torch that has torch.jit."
 
 
 def unavailable() -> str | None:
-    """Why TorchScript cannot be used here, or None where it can."""
+    """Return why TorchScript cannot be used here, or None."""
     if sys.version_info >= _FIRST_PYTHON_WITHOUT:
         found = ".".join(map(str, sys.version_info[:2]))
         return f"torch supports TorchScript up to Python 3.13, and this is Python {found}"
@@ -31,25 +31,22 @@ def unavailable() -> str | None:
 
 
 def require() -> None:
-    """See that TorchScript can be used here.
+    """Raise if TorchScript cannot be used here.
 
     Raises:
-        UnavailableError: it cannot; the message has the reason.
+        UnavailableError: the message has the reason.
     """
     reason = unavailable()
     if reason is not None:
         raise UnavailableError(
-            f"the jit way is not available: {reason}",
+            f"TorchScript is not available: {reason}",
             remedy=REMEDY,
         )
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Without torch's deprecation warnings of TorchScript, which each use of it gives.
-
-    Users of clipcheck know: they check whether they can do without it.
-    """
+    """Hide torch's deprecation warnings, which every use of TorchScript gives."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit", category=FutureWarning)
         warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
@@ -57,10 +54,10 @@ def silenced() -> Iterator[None]:
 
 
 def forget_classes() -> None:
-    """Let go of the classes of modules that were traced.
+    """Release the classes of traced modules.
 
-    torch keeps each for as long as the process lives, with its code, and looks through all of them
-    for every further one. Modules that are still in use keep their own.
+    torch keeps each class and its code until the process ends, and searches all of them for every
+    new one. Modules in use keep their own.
     """
     import torch
 

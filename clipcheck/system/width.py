@@ -1,4 +1,4 @@
-"""How wide the lines of a text are: as a terminal is, or as files are."""
+"""The width of lines of text, in a terminal and in files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import TextIO
 
 WIDTH = 80
-"""Cells that a line has at most in files and pipes."""
+"""Greatest width of a line in files and pipes, in cells."""
 
 _NARROWEST, _WIDEST = 60, 100
 """Of a terminal: tables need some room, and longer lines are hard to read."""
@@ -18,13 +18,13 @@ _width = ContextVar("width", default=WIDTH)
 
 
 def width() -> int:
-    """Return how many cells a line has at most here."""
+    """Return the greatest width of a line here, in cells."""
     return _width.get()
 
 
 @contextmanager
 def lines_of(cells: int) -> Iterator[None]:
-    """Make lines of at most so many cells."""
+    """Set the greatest width of lines during the block."""
     token = _width.set(cells)
     try:
         yield
@@ -33,7 +33,7 @@ def lines_of(cells: int) -> Iterator[None]:
 
 
 def width_for(stream: TextIO) -> int:
-    """Return how many cells a line may have that is written to a stream."""
+    """Return the greatest width of lines for a stream."""
     if not stream.isatty():
         return WIDTH
     return max(_NARROWEST, min(_WIDEST, shutil.get_terminal_size((WIDTH, 24)).columns))

@@ -1,8 +1,8 @@
-"""Divide a machine among the workers of pytest-xdist: threads, and GPUs.
+"""Divide the threads and GPUs of a machine among workers of pytest-xdist.
 
-Each worker would start a thread for every core, and take the first GPU. Both are told by variables
-that torch and BLAS read when they are imported; pytest-xdist sets those of a worker before it
-imports anything, and gives them to the worker that replaces a dead one.
+By default each worker would start a thread for every core, and use the first GPU. Variables of the
+environment, which torch and BLAS read when imported, change that. pytest-xdist sets them for each
+worker, and for its replacement if it dies.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Variables that torch, MKL and OpenBLAS read."""
 
 GPUS = "CUDA_VISIBLE_DEVICES"
-"""Variable that CUDA reads: the GPUs that a process sees, by number or by their own names."""
+"""Variable that CUDA reads: the visible GPUs, by number or name."""
 
 
 _GPU_NODES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""Files that the drivers of NVIDIA, AMD and WSL make."""
+"""Device files of the drivers of NVIDIA, AMD and WSL."""
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def threads(cores: int, busy: int) -> int:
-    """How many threads each of so many workers that compute may have."""
+    """Return the threads of each of this number of computing workers."""
     return max(1, cores // max(1, busy))
 
 
 def own_threads(environment: Mapping[str, str]) -> str | None:
-    """The number that the user set, which is left alone."""
+    """Return the number that the user set, which is kept."""
     return next((environment[name] for name in THREADS if environment.get(name)), None)
 
 
@@ -46,7 +46,7 @@ def divide_cores(specs: Sequence[Any], busy: int) -> None:
 
     Args:
         specs: of the workers, before they start.
-        busy: how many of them compute at a time.
+        busy: how many of them compute at the same time.
     """
     if own_threads(os.environ) is not None:
         return
@@ -57,7 +57,7 @@ def divide_cores(specs: Sequence[Any], busy: int) -> None:
 
 
 def visible(count: int, environment: Mapping[str, str]) -> list[str]:
-    """The first ``count`` GPUs of those that the user lets this process see, by their names."""
+    """Return the names of the first ``count`` GPUs that this process may use."""
     named = environment.get(GPUS)
     if named is None:
         return [str(number) for number in range(count)]
@@ -65,12 +65,12 @@ def visible(count: int, environment: Mapping[str, str]) -> list[str]:
 
 
 def deal(visible: Sequence[str], worker: int) -> str:
-    """The GPU of a worker, by its number: in turn, so that several share one where they must."""
+    """Return the GPU of a worker by its number, in turn; several may share one."""
     return visible[worker % len(visible)]
 
 
 def deal_gpus(specs: Sequence[Any], count: int) -> None:
-    """Let each worker see one GPU alone.
+    """Let each worker see only one GPU.
 
     Args:
         specs: of the workers, before they start.
@@ -78,13 +78,13 @@ def deal_gpus(specs: Sequence[Any], count: int) -> None:
     """
     names = visible(count, os.environ)
     for number, spec in enumerate(specs):
-        # Those of another machine are not ours to deal.
+        # Workers on other machines have other GPUs.
         if names and spec.popen:
             spec.env.setdefault(GPUS, deal(names, number))
 
 
 def wanted_gpus(devices: Sequence[str]) -> int:
-    """How many GPUs of this machine the devices are: ``cuda`` alone stands for all of them."""
+    """Return how many GPUs the devices need; ``cuda`` means all of this machine."""
     if "cuda" in devices:
         import torch
 
@@ -93,7 +93,7 @@ def wanted_gpus(devices: Sequence[str]) -> int:
 
 
 def may_have_cuda() -> bool:
-    """Whether torch may find a GPU here. False only where it cannot: asking torch takes seconds."""
+    """Tell whether torch might find a GPU here, without asking torch, which takes seconds."""
     if os.environ.get(GPUS, "0").strip() == "":
         return False
     if sys.platform == "darwin":
@@ -104,5 +104,5 @@ def may_have_cuda() -> bool:
 
 
 def dealt(devices: Sequence[str]) -> bool:
-    """Whether each worker gets a GPU of its own: not where one is asked for by its number."""
+    """Tell whether GPUs are divided among workers: not if one is given by its number."""
     return "cuda" in devices and not any(device.startswith("cuda:") for device in devices)

@@ -742,7 +742,7 @@ def test_without_torchscript_the_jit_way_is_unavailable_with_the_reason(
     found = ".".join(map(str, sys.version_info[:2]))
     with pytest.raises(UnavailableError, match=f"this is Python {found}") as caught:
         use(path)
-    assert "the jit way is not available" in str(caught.value)
+    assert "TorchScript is not available" in str(caught.value)
     assert not path.with_name("another.pt").exists()
 
 

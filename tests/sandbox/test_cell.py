@@ -220,7 +220,7 @@ def test_taking_too_much_memory_is_told_and_survived(prober: Cell) -> None:
     [
         (signal.SIGSEGV, "was ended by SIGSEGV"),
         (signal.SIGABRT, "was ended by SIGABRT"),
-        (signal.SIGKILL, "was ended by SIGKILL, as the system does for want of memory"),
+        (signal.SIGKILL, "was ended by SIGKILL, as the system does when memory runs out"),
     ],
 )
 def test_a_crash_is_told_by_its_signal(by: int, told: str) -> None:
@@ -295,7 +295,7 @@ def test_what_is_no_answer_ends_the_cell(said: bytes) -> None:
 
 def test_questions_without_end_are_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "_MOST_QUESTIONS", 10)
-    with short() as cell, pytest.raises(IsolationError, match="questions without end"):
+    with short() as cell, pytest.raises(IsolationError, match="too many questions"):
         cell.ask("asks", "asking", answer=lambda q, _: q, times=100)
 
 

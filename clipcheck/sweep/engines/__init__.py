@@ -1,4 +1,4 @@
-"""Engines that run the jobs of a sweep: each is a file here, under one protocol."""
+"""Engines that run the jobs of a sweep, with one protocol."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from clipcheck.system.processes import Outcome
 
 
 class Engine(Protocol):
-    """Runs jobs, several at a time, in other processes."""
+    """Runs several jobs at the same time, in other processes."""
 
     name: str
     """Name of the engine."""
 
     def workers(self) -> int:
-        """How many jobs it runs at a time, as far as is known now."""
+        """Number of jobs that it runs at the same time, as far as known."""
 
     def threads(self) -> int:
-        """How many threads each of them has."""
+        """Threads of each job."""
 
     def default_device(self) -> str:
         """Return the device for checks that name none."""
 
     def refusal(self, job: Job) -> str:
-        """Why it can never run a job, or nothing."""
+        """Return why it can never run a job, or an empty string."""
 
     def has_room(self, job: Job) -> bool:
-        """Whether it can begin this one now. Where nothing runs it can."""
+        """Tell whether it can start this job now; always true if nothing runs."""
 
     def submit(self, job: Job) -> None:
-        """Begin it. Only to be called where there is room."""
+        """Start the job. Call it only if there is room."""
 
     def wait(self) -> list[Outcome]:
-        """Wait until a job has ended, and tell of those that have. Only while some are running."""
+        """Wait until jobs have ended, and return their outcomes. Call it only while some run."""
 
     def close(self) -> None:
-        """End all that runs, whatever it does."""
+        """End all running jobs."""

@@ -18,11 +18,11 @@ class LocalEngine(Processes):
     """Runs the jobs of a sweep in processes of this machine.
 
     Args:
-        count: of the workers, at least 1.
-        scratch: the folder that they keep temporary files in.
-        gpus: those that are dealt out, by their names; none where nothing runs on one.
-        available: tells the bytes of memory that can be had; asked while nothing runs.
-        perform: does a job, in the workers.
+        count: number of workers, at least 1.
+        scratch: folder for their temporary files.
+        gpus: names of the GPUs to divide; empty if none is used.
+        available: returns the free bytes of memory; called while nothing runs.
+        perform: does a job, in a worker.
     """
 
     name = "local"
@@ -38,16 +38,16 @@ class LocalEngine(Processes):
         super().__init__(count, scratch, perform, gpus, available)
 
     def default_device(self) -> str:
-        """Return the default device, as for a check: the GPU where there is one."""
+        """Return the default device, as for a check: the GPU if there is one."""
         return default_device()
 
     def refusal(self, job: Job) -> str:  # noqa: ARG002 - it is never told
-        """There is none: what is too large for the memory is tried alone."""
+        """Refuse no job: one that is too large for the memory runs alone."""
         return ""
 
 
 def default_device(say: Progress = silent) -> str:
-    """Return the device on which a check runs on this machine where none is given."""
+    """Return the default device of a check on this machine."""
     if not may_have_cuda():
         return "cpu"
     say_import(say)
@@ -59,14 +59,14 @@ def default_device(say: Progress = silent) -> str:
 def engine_for(
     workers: int | None, checkpoints: int, devices: Sequence[str], scratch: Path
 ) -> LocalEngine:
-    """The engine for a sweep of this machine.
+    """Return the engine for a sweep on this machine.
 
     Args:
-        workers: how many were asked for. By default one for each core, or for each GPU where all
-            is run on these, and no more than there are checkpoints.
-        checkpoints: how many there are.
-        devices: all that are run on; ``cuda`` is dealt out, where none is asked for by its number.
-        scratch: the folder for temporary files.
+        workers: requested number. Default: one for each core, or for each GPU if all jobs run on
+            GPUs, and at most one for each checkpoint.
+        checkpoints: number of checkpoints.
+        devices: of all jobs; GPUs are divided among workers unless one is given by its number.
+        scratch: folder for temporary files.
     """
     gpus = visible(wanted_gpus(devices), os.environ) if dealt(devices) else []
     most = len(gpus) if gpus and not {"cpu", "mps"} & set(devices) else cores()

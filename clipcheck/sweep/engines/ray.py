@@ -1,13 +1,11 @@
-"""An existing Ray cluster: each job is a task, by the CPUs, GPUs and memory that it needs.
+"""Run a sweep on an existing Ray cluster: each job is a task with its CPUs, GPUs and memory.
 
-A cluster is never started here. Its nodes have the same versions of what computes, which each task
-looks at first. Files that are given by their path are read by the node that judges them: they have
-to be there under the same path, as on a shared file system, for to send a gigabyte with each task
-would be slower than that, and would be lost with the node. URLs and released names are fetched by
-the node. What comes back is the text of what was found, so small that Ray keeps it with who leads
-the sweep, and no node that is lost afterwards takes it along.
+A cluster is never started here. All nodes need the same versions, which each task checks first.
+Nodes read files by their paths, for example on a shared file system: sending a gigabyte with each
+task would be slower. Nodes fetch URLs and released names themselves. Results are small texts, which
+Ray stores in the leading process, so that they are not lost with a node.
 
-Ray's own retries are off: the sweep begins a lost job once more itself, and keeps count.
+Ray's own retries are off: the sweep restarts a lost job itself, and counts the losses.
 """
 
 from __future__ import annotations
@@ -24,8 +22,7 @@ from clipcheck.sweep.jobs import Job
 from clipcheck.system.processes import Outcome
 
 _CPUS = 1
-"""CPUs that a task takes, and threads that it has: of many checkpoints, most are done in a time
-when each has one."""
+"""CPUs and threads of a task: with many checkpoints, one for each gives the highest throughput."""
 
 _HERE = "auto"
 """Ray's name for the cluster of this machine."""
@@ -35,12 +32,11 @@ _TIMEOUT = 10.0
 
 
 class RayEngine:
-    """Runs jobs as tasks of the cluster that this process is connected to.
+    """Runs jobs as tasks of the connected cluster.
 
     Args:
-        count: how many at a time; None for as many as the cluster has CPUs, at any time.
-        perform: does a job on a node: of a module that the nodes have, for its name is sent and
-            not its code.
+        count: number of tasks at the same time; None for the cluster's number of CPUs.
+        perform: does a job on a node. Its module must exist on the nodes: only its name is sent.
     """
 
     name = "ray"
@@ -56,20 +52,20 @@ class RayEngine:
         self._running: dict[Any, Job] = {}
 
     def workers(self) -> int:
-        """Return the number of workers that were asked for, or as many as there are CPUs now."""
+        """Number of workers as requested, or the present number of CPUs."""
         return self._count or max(1, int(self._ray.cluster_resources().get("CPU", 0)) // _CPUS)
 
     def threads(self) -> int:
-        """Ray gives a task as many as CPUs."""
+        """Threads of a task: as many as its CPUs."""
         return _CPUS
 
     def default_device(self) -> str:
-        """The GPU, where a node has one."""
+        """Return the GPU if a node has one."""
         return "cuda" if self._ray.cluster_resources().get("GPU", 0) else "cpu"
 
     def refusal(self, job: Job) -> str:
-        """Say that no node has the resources of a job, or nothing: Ray would wait for one without a
-        word."""
+        """Say that no node has the resources of a job, or return an empty string: Ray would wait
+        silently."""
         needs = self._needs(job)
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if any(all(node.get(key, 0) >= needs[key] for key in needs) for node in nodes):
@@ -78,11 +74,11 @@ class RayEngine:
         return f"expected a node of the cluster with {told}, found none. Add one, and sweep again."
 
     def has_room(self, job: Job) -> bool:  # noqa: ARG002 - Ray finds the node for it
-        """Whether so many are not running yet."""
+        """Tell whether fewer jobs are running than allowed."""
         return len(self._running) < self.workers()
 
     def submit(self, job: Job) -> None:
-        """Give it to Ray."""
+        """Submit the job to Ray."""
         needs = self._needs(job)
         task = self._perform.options(
             num_cpus=needs["CPU"],
@@ -94,12 +90,12 @@ class RayEngine:
         self._running[task.remote(job)] = job
 
     def wait(self) -> list[Outcome]:
-        """Wait, and return the outcomes of jobs that came back or were lost."""
+        """Wait, and return the outcomes of jobs that ended or were lost."""
         ready, _ = self._ray.wait(list(self._running), num_returns=1)
         return [self._outcome(reference) for reference in ready]
 
     def close(self) -> None:
-        """Cancel what runs, and leave the cluster."""
+        """Cancel running jobs, and leave the cluster."""
         for reference in self._running:
             self._ray.cancel(reference, force=True)
         self._running = {}
@@ -113,7 +109,7 @@ class RayEngine:
         except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
             return Outcome(job.number, "died", reason=_told(error))
         except errors.RayError as error:
-            # The node is gone, or what it had found: that says nothing of the checkpoint.
+            # The node or its result was lost, which says nothing about the checkpoint.
             return Outcome(job.number, "lost", reason=_told(error))
         return Outcome(job.number, "done", worker, zlib.decompress(found).decode())
 
@@ -122,7 +118,7 @@ class RayEngine:
 
 
 def connected(address: str | None, count: int | None) -> RayEngine:
-    """The engine of a cluster that is there.
+    """Return the engine for an existing cluster.
 
     Args:
         address: of the cluster; None for ``$RAY_ADDRESS``, or the one of this machine.
@@ -152,14 +148,14 @@ def connected(address: str | None, count: int | None) -> RayEngine:
 
 
 def _require_answer(address: str) -> None:
-    """See that somebody is there: Ray itself would ask for minutes."""
+    """Raise if nothing answers at the address: Ray itself would try for minutes."""
     if address != _HERE and "://" not in address:
         host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), _TIMEOUT).close()
 
 
 def perform_small(job: Job) -> tuple[str, bytes]:
-    """Do a job, and return who did it, and the result, as small as it gets."""
+    """Do a job, and return the worker's name and the compressed result."""
     import ray
 
     from clipcheck.sweep.worker import perform
