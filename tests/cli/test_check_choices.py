@@ -39,7 +39,7 @@ def test_a_run_that_no_gate_is_left_for_was_not_judged(run: Run, minute_archive:
     done = run("check", minute_archive, "--examples", 14, "--select", "precision")
     assert done.code == 2
     told = " ".join(done.out.split())
-    assert "no gate is left that judges this run" in told
+    assert "none of the selected gates applies to this run" in told
     assert "Next: Select one of these: integrity, allclose, fidelity, modules, " in told
 
 

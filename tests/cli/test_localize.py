@@ -22,7 +22,7 @@ def test_localize_names_the_module_and_exits_with_1(run: Run, tmp_path: Path) ->
     assert done.code == 1
     assert "  text tower   transformer.resblocks.0.mlp.gelu\n" in done.out
     assert "  image tower  nothing departs\n" in done.out
-    assert "  logits       not looked at\n" in done.out
+    assert "  logits       not compared\n" in done.out
     assert "DEPARTS: text tower.\n" in done.out
     assert f"clipcheck check {path} --report clip-report" in unfolded(done.out)
     assert run("localize", path, "-q").out == "DEPARTS: text tower.\n"

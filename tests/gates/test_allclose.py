@@ -200,7 +200,7 @@ def test_where_rounding_alone_may_exceed_it_the_assertion_judges_nothing(
     found = allclose([case], Allclose(), LIMITS["float16"])
     assert found.passed is passes
     assert found.message.startswith(
-        "judges nothing where rounding alone may exceed it: the eager model's own error is "
+        "not judged, because rounding alone may exceed the limit: the eager model's own error is "
         f"{own}x the limit; softmax(logits_per_image) differs in "
     ) is passes  # fmt: skip
     assert allclose([case], Allclose(), LIMITS["bfloat16"]).passed

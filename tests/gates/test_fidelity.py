@@ -221,7 +221,7 @@ def test_fidelity_says_what_is_not_finite() -> None:
     name = "logits_per_image"
     case = replace(case, candidate={**case.candidate, name: spoilt(case.candidate[name], np.nan)})
     assert fidelity([case], APART, SCALE).message == (
-        "logits per image of image 1 (kind 1) are not finite, or the eager model's not"
+        "logits per image of image 1 (kind 1) are not finite, or the eager model's are not"
     )
 
 

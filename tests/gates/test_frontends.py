@@ -133,7 +133,7 @@ def test_refusals_are_alike_where_their_reason_is() -> None:
 def test_a_refusal_is_unlike_an_array_on_either_side() -> None:
     refusal = Refusal("no such mode")
     assert unlike(IDS, refusal) == Unlike("refused: no such mode")
-    assert unlike(refusal, IDS) == Unlike("taken, where clipcheck refuses it: no such mode")
+    assert unlike(refusal, IDS) == Unlike("accepted, and clipcheck refuses it: no such mode")
 
 
 def test_the_distance_of_what_is_alike_is_its_greatest() -> None:

@@ -51,7 +51,7 @@ def test_the_first_module_beyond_its_limit_is_the_place_of_its_tower() -> None:
 def test_a_tower_without_departures_says_whether_it_was_looked_at() -> None:
     found = places(error("visual.conv1", 1))
     assert (found["image"].module, found["image"].reason) == (None, "nothing departs")
-    assert (found["text"].module, found["text"].reason) == (None, "not looked at")
+    assert (found["text"].module, found["text"].reason) == (None, "not compared")
     assert not localise([error("visual.conv1", 1)], [], FLOAT, "").found
 
 
@@ -129,8 +129,8 @@ def test_what_was_looked_at_once_is_not_said_to_be_unseen() -> None:
     for both in (Localisation.nowhere().fill_from(sound), sound.fill_from(Localisation.nowhere())):
         assert [p.reason for p in both.places] == [
             "nothing departs",
-            "not looked at",
-            "not looked at",
+            "not compared",
+            "not compared",
         ]
 
 
@@ -158,7 +158,7 @@ def test_a_place_of_which_running_changes_weights_is_told_as_that_and_no_other()
     ] == [
         "nothing departs",
         "nothing departs",
-        "not looked at",
+        "not compared",
     ]
 
 

@@ -104,7 +104,7 @@ def test_the_message_tells_which_row_and_which_match_is_right_and_which_is_wrong
     found = top1([measured(), case], APART, SCALE)
     assert not found.passed
     assert found.message == (
-        "top-1 differs in 1 of 11 rows: image 2 (white) goes with prompt 0 (3 tokens) in place of "
+        "top-1 differs in 1 of 11 rows: image 2 (white) matches prompt 0 (3 tokens) in place of "
         "prompt 2 (empty), which leads by 0.75"
     )
     assert found.figures == {"rows": {"compared": 11, "clear": 11, "wrong": 1}}
@@ -117,7 +117,7 @@ def test_every_number_in_the_message_counts_through_all_batches() -> None:
     candidate = exact.copy()
     candidate[1] = [0.0, 0.0, 2.0]
     case = replace(judged(candidate, exact), first_rows={"image": 16, "prompt": 40})
-    assert "image 17 goes with prompt 42 in place of prompt 41" in (
+    assert "image 17 matches prompt 42 in place of prompt 41" in (
         top1([case], APART, SCALE).message
     )
 
@@ -129,7 +129,7 @@ def test_wrong_matches_of_all_batches_are_counted_and_that_by_the_widest_lead_is
     for cases in ((off, sound), (sound, off)):
         found = top1(cases, APART, SCALE)
         assert found.message == (
-            "top-1 differs in 2 of 12 rows: image 1 goes with prompt 2 in place of prompt 1, which "
+            "top-1 differs in 2 of 12 rows: image 1 matches prompt 2 in place of prompt 1, which "
             "leads by 2"
         )
         assert found.margin == pytest.approx(2 / (2 * CAP))

@@ -176,7 +176,7 @@ def test_nan_on_both_sides_is_no_pass_and_blames_nobody(
     (judgement,) = result.judgements
     assert judgement.error is not None
     assert judgement.error.startswith("the eager model itself is not finite: text features of ")
-    assert "in float64, so that nothing can be said" in judgement.error
+    assert "in float64, so nothing can be compared with it" in judgement.error
     assert not judgement.gates
     assert result.exit_code == 2
 
@@ -338,7 +338,9 @@ def test_a_result_is_shown_in_brief(failing: clipcheck.Result, minute_archive: P
 def test_what_is_no_name_is_refused_and_what_to_give_is_said(given: Any, kind: str) -> None:
     with pytest.raises(UsageError, match=r"^expected the path or the released name of a reference"):
         clipcheck.check("x.pt", reference=given)
-    with pytest.raises(UsageError, match=rf"type {re.escape(kind)}\. A file .* torch\.jit\.save"):
+    with pytest.raises(
+        UsageError, match=rf"type {re.escape(kind)}\. clipcheck .* torch\.jit\.save"
+    ):
         clipcheck.check(given)
 
 
@@ -518,8 +520,8 @@ def test_what_overflows_in_the_eager_model_as_well_could_not_be_judged(tmp_path:
     half, single = result.judgements
     assert half.error == (
         "the eager model itself is not finite: text features of prompt 0 (3 tokens), in float16, "
-        "so that nothing can be said of what is compared with it. The numbers do not fit: choose "
-        "a --dtype of wider range than float16."
+        "so nothing can be compared with it. The numbers overflow: choose a --dtype with a wider "
+        "range than float16."
     )
     assert not half.gates
     assert result.exit_code == 2
@@ -531,9 +533,9 @@ def test_what_no_dtype_is_wide_enough_for_is_looked_for_in_the_weights(tmp_path:
     weights["ln_final.weight"] *= 1e38
     weights["text_projection"] *= 1e3
     assert _why_not(tmp_path, weights, "float32").endswith(
-        ", in float32, so that nothing can be said of what is compared with it. The numbers do not "
-        "fit, and no dtype has a wider range than float32: look for weights that are too large, "
-        "and for variances next to zero."
+        ", in float32, so nothing can be compared with it. The numbers overflow, and no dtype has "
+        "a wider range than float32: look for weights that are too large, and for variances close "
+        "to zero."
     )
 
 
@@ -541,9 +543,8 @@ def test_weights_that_a_dtype_is_too_narrow_for_are_told(tmp_path: Path) -> None
     weights = {key: tensor.float() for key, tensor in minute_weights().items()}
     weights["text_projection"] *= 1e8
     assert _why_not(tmp_path, weights, "float16").endswith(
-        ", in float64, so that nothing can be said of what is compared with it. Look for weights "
-        "that float16 is too narrow for, and for zeros; or choose a --dtype of wider range than "
-        "float16."
+        ", in float64, so nothing can be compared with it. Look for weights that overflow in "
+        "float16, and for zeros; or choose a --dtype with a wider range than float16."
     )
 
 

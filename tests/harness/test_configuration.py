@@ -82,8 +82,8 @@ def test_paths_start_from_the_folder_of_the_file(tmp_path: Path) -> None:
         ("examples = 0", "examples in [tool.clipcheck]: expected at least 1 example, found 0"),
         ('select = ["fidelty"]', "select in [tool.clipcheck]: expected a gate, found 'fidelty'"),
         ('architecture = "ViT"', "architecture in [tool.clipcheck]: expected a released name"),
-        ('isolation = "none"', "a file cannot say that checkpoints are trusted. Say it on the"),
-        ("seed =", "expected a file in TOML, found that it cannot be read (Invalid value"),
+        ('isolation = "none"', "only the command line can turn the sandbox off. Use the command"),
+        ("seed =", "expected a file in TOML, found one that cannot be read (Invalid value"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_file_and_key(

@@ -99,16 +99,16 @@ BOTH = "in the image and text towers, judged as"
 @parametrize(
     ("alter", "methods", "message"),
     [
-        (lambda: with_activation(ByErf), METHODS, f"computes GELU {BOTH} QuickGELU"),
+        (lambda: with_activation(ByErf), METHODS, f"uses GELU {BOTH} QuickGELU"),
         (lambda: with_activation(ByTanh), METHODS, f"GELU approximated by tanh {BOTH} QuickGELU"),
         (lambda: with_activation(ByErf, "visual"), METHODS, "GELU in the image tower, judged as"),
         (lambda: with_heads(reference().float(), 2), METHODS, "2 heads in the image tower, judged"),
         (
             lambda: with_epsilon(reference().float(), 1e-12),
             METHODS,
-            "an epsilon of 1e-12 in the text tower, judged as an epsilon of 1e-05",
+            "epsilon 1e-12 in the text tower, judged as epsilon 1e-05",
         ),
-        (lambda: with_activation(ByErf), ("forward",), f"computes GELU {BOTH} QuickGELU"),
+        (lambda: with_activation(ByErf), ("forward",), f"uses GELU {BOTH} QuickGELU"),
         (lambda: with_gelu(reference().float(), "visual"), ("forward",), "GELU in the image tower"),
         (
             lambda: with_activation(ByErf, "transformer"),
@@ -130,7 +130,7 @@ def test_an_archive_that_computes_as_another_architecture_is_not_converted(
     path = traced(alter(), tmp_path / "model.pt", methods)
     problem = refused(path)
     assert message in problem
-    assert "which was assumed; converting it so would destroy a good model" in problem
+    assert "which was assumed; converting it as assumed would destroy a good model" in problem
     for told in (MINUTE, GELU):
         known = open_checkpoint(path, told=Told(told, "somebody"))
         assert require_convertible(known).checkpoint is known
@@ -140,7 +140,7 @@ def test_of_logits_alone_both_towers_are_changed_at_once(tmp_path: Path) -> None
     # With these weights GELU in one tower alone leads no nearer.
     model = with_gelu(reference(seed=3).float(), "")
     path = traced(model, tmp_path / "model.pt", ("forward",))
-    assert f"computes GELU {BOTH} QuickGELU" in refused(path)
+    assert f"uses GELU {BOTH} QuickGELU" in refused(path)
 
 
 @parametrize(
@@ -158,7 +158,7 @@ def test_what_forward_gives_tells_as_well(
     tmp_path: Path, takes: str, give: Callable[..., Any], towers: str
 ) -> None:
     path = traced_forward(tmp_path / "model.pt", takes, give, model=with_activation(ByErf))
-    assert f"computes GELU in the {towers}, judged as QuickGELU" in refused(path)
+    assert f"uses GELU in the {towers}, judged as QuickGELU" in refused(path)
 
 
 @pytest.mark.parametrize("texts", [3, 1])
@@ -167,7 +167,7 @@ def test_one_that_takes_the_batch_alone_that_it_was_traced_with_is_run_with_that
 ) -> None:
     sizes = {"images": 1, "texts": texts}
     path = traced(OfOne(with_activation(ByErf), texts), tmp_path / "gelu.pt", **sizes)
-    assert f"computes GELU {BOTH} QuickGELU" in refused(path)
+    assert f"uses GELU {BOTH} QuickGELU" in refused(path)
     path = traced(OfOne(reference().float(), texts), tmp_path / "quick.pt", **sizes)
     assert require_convertible(open_checkpoint(path), "none").checkpoint.told
 
@@ -181,7 +181,7 @@ def test_one_traced_under_autocast_is_not_converted_to_what_it_is_further_from(
     assert "is nearer to GELU in the image and text towers than to QuickGELU" in refused(path)
     known = require_convertible(open_checkpoint(quick), "none")
     assert known.checkpoint.told == ""
-    assert "; its own code departs from that (" in known.computes
+    assert "; its own code departs from the assumption (" in known.computes
 
 
 def test_a_sound_archive_is_told_by_its_own_code_and_what_is_written_says_so(
@@ -199,7 +199,7 @@ def test_what_is_assumed_is_not_written_as_if_it_were_told(tmp_path: Path) -> No
     write_archive(MINUTE, minute_weights(), path, alter=fault_named("final-norm-missing").plant)
     known = require_convertible(open_checkpoint(path), "none")
     start = f"{MINUTE.summary()}: assumed, as in the released models; its own code departs from"
-    assert known.computes.startswith(f"{start} that (worst error ")
+    assert known.computes.startswith(f"{start} the assumption (worst error ")
     convert(known.checkpoint, tmp_path / "a.safetensors", Format.SAFETENSORS)
     assert open_checkpoint(tmp_path / "a.safetensors").told == ""
 
@@ -208,7 +208,7 @@ def test_a_tower_that_no_output_shows_is_assumed(tmp_path: Path) -> None:
     path = traced(reference().float(), tmp_path / "model.pt", ("encode_text",))
     known = require_convertible(open_checkpoint(path), "none")
     assert known.checkpoint.told == ""
-    assert known.computes.endswith("models; its own code does not show its image tower")
+    assert known.computes.endswith("models; its own code has no output of its image tower")
 
 
 def test_the_code_runs_where_a_check_runs_it(
@@ -233,10 +233,11 @@ def test_code_that_cannot_be_run_tells_nothing(
     path = traced(OfOne(reference().float(), 2), tmp_path / "model.pt", images=1, texts=2)
     problem = refused(path)
     assert problem.startswith(
-        "its code would tell how the model computes, but cannot be run: jit: encode_image failed ("
+        "only its code tells how the model computes, and it cannot be run: jit: encode_image "
+        "failed ("
     )
     monkeypatch.setattr(torchscript_support, "unavailable", lambda: "it is gone")
-    assert "but cannot be run: it is gone" in refused(minute_archive)
+    assert "and it cannot be run: it is gone" in refused(minute_archive)
 
 
 def test_where_running_changes_the_weights_they_are_compared_with_no_other_architecture(
@@ -246,7 +247,7 @@ def test_where_running_changes_the_weights_they_are_compared_with_no_other_archi
     write_archive(MINUTE_RESNET, synthesize(MINUTE_RESNET), path, alter=plant)
     monkeypatch.setattr(converting, "find_alternative", never)
     known = require_convertible(open_checkpoint(path), "none")  # where both share their weights
-    assert "its own code departs from that" in known.computes
+    assert "its own code departs from the assumption" in known.computes
 
 
 def test_a_damaged_archive_is_not_run(
@@ -280,7 +281,7 @@ def test_a_model_that_a_library_computes_is_not_converted(tmp_path: Path) -> Non
     path = tmp_path / "w.pt"
     path.write_bytes(saved({**minute_weights(), "logit_bias": torch.tensor(-10.0)}))
     with pytest.raises(
-        UnfitError, match=r"init_logit_bias -10\.0: no other is converted\. Write it"
+        UnfitError, match=r"init_logit_bias -10\.0, which clipcheck cannot convert\. Write it"
     ):
         require_convertible(open_checkpoint(path, told=named(str(config))))
 

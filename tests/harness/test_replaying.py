@@ -105,7 +105,7 @@ def test_a_model_of_another_architecture_is_refused(
 ) -> None:
     done = run("replay", folder, "--checkpoint", minute_archive)
     assert (done.code, done.out) == (2, "")
-    assert "expected a model of the architecture that it failed with, found " in done.err
+    assert "expected a model of the architecture that failed, found " in done.err
     assert "context length 8, not 77; vocabulary size 100, not 49408. Replay it with" in done.err
 
 
@@ -116,7 +116,7 @@ def test_what_does_not_say_its_architecture_is_run_with_the_same_file_alone(
     del document["architecture"]
     (folder / "example.json").write_text(json.dumps(document))
     assert not replay(folder).passed
-    with pytest.raises(ReplayError, match="does not say what model it failed with"):
+    with pytest.raises(ReplayError, match="does not record the architecture that failed"):
         replay(folder, checkpoint=str(seeded_archive()))
 
 

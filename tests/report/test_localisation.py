@@ -26,7 +26,7 @@ SOUND = Localised(
         [
             Place("image", given="a batch", reason="nothing departs"),
             Place("text", given="a batch", reason="nothing departs"),
-            Place("logits", given="a batch", reason="not looked at"),
+            Place("logits", given="a batch", reason="not compared"),
         ]
     ),
 )
@@ -56,7 +56,7 @@ def test_where_nothing_departs_each_tower_says_so_and_nothing_is_to_be_done() ->
         "  jit against eager on cpu in float32; compared in 1.2 s",
         "  image tower  nothing departs",
         "  text tower   nothing departs",
-        "  logits       not looked at",
+        "  logits       not compared",
         "NOTHING DEPARTS in the modules that were compared.",
     ]
 
@@ -66,7 +66,7 @@ def test_a_place_stands_beside_its_tower_and_what_to_do_next_behind_the_verdict(
         "  image tower  nothing departs",
         "  text tower   transformer.resblocks.0.mlp.gelu",
         "               error 1.0e-4, eager 2.3e-6 (43x, limit 10x); inputs: a batch",
-        "  logits       not looked at",
+        "  logits       not compared",
         "DEPARTS: text tower.",
         "Next: clipcheck check /models/model.pt --report clip-report",
         "      judges all outputs, and writes a report.",

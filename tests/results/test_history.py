@@ -277,7 +277,7 @@ def entry(document: Any) -> Any:
         (lambda d: d.update(schema=True), "schema is true or false in place of an integer"),
         (lambda d: d.pop("schema"), "the field schema is missing"),
         (lambda d: d.pop("results"), "the field results is missing"),
-        (lambda d: d.update(results=[]), "there are no results in it"),
+        (lambda d: d.update(results=[]), "it has no results"),
         (lambda d: d.update(results={}), "results is an object in place of a list"),
         (lambda d: d.update(results=[3]), r"results\[0\] is an integer in place of an object"),
         (lambda d: d.update(environment=[]), "environment is a list in place of an object"),
@@ -312,7 +312,7 @@ def entry(document: Any) -> Any:
         ),
         (
             lambda d: entry(d)["gates"][1].update(margin=-1),
-            r"results\[0\], fidelity: -1 is no margin, which is at least 0",
+            r"results\[0\], fidelity: a margin is at least 0, found -1",
         ),
         (
             lambda d: entry(d)["gates"][1].update(margin=math.nan),
@@ -320,7 +320,7 @@ def entry(document: Any) -> Any:
         ),
         (
             lambda d: d["results"].append(entry(d)),
-            "release/model.pt, jit on cpu in float32 is there twice",
+            "two results for release/model.pt, jit on cpu in float32",
         ),
     ],
 )

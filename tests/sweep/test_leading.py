@@ -187,7 +187,7 @@ def test_a_gpu_that_nobody_has_named_is_dealt_out_as_well(
         (["nowhere.toml"], "No such file"),
         (["all", "--disk", "much"], "expected a size, found 'much'"),
         (["all", "--disk", "0"], "expected a size, found '0'"),
-        (["all", "--address", "host:6379"], "--address is of a Ray cluster"),
+        (["all", "--address", "host:6379"], "--address needs the engine ray"),
         (["all", "--atol", "nan"], "expected atol"),
         (["all", "--ledger", "all"], "--ledger"),
         (["all", "--ledger", "no/where"], "expected a folder for the ledger"),

@@ -162,5 +162,7 @@ def test_a_verdict_of_another_form_is_refused(
     connection.close()
     with Ledger(path) as ledger, pytest.raises(LedgerError, match=problem) as caught:
         ledger.verdict("key")
-    assert str(caught.value).startswith(f"{path}: expected what this clipcheck keeps in a ledger")
+    assert str(caught.value).startswith(
+        f"{path}: expected an entry that this version of clipcheck wrote"
+    )
     assert "--ledger" in str(caught.value)

@@ -333,7 +333,7 @@ def test_what_does_not_fit_on_the_disk_at_all_is_told(tmp_path: Path) -> None:
     entries = [*urls(1, size=300), *urls(2, size=None)[1:]]
     done, stage = swept(tmp_path, entries, passing, disk=250)
     assert stage.begun == []
-    assert "at most 0 kB, as --disk has it" in done.rows[0].problem
+    assert "at most 0 kB, the limit of --disk" in done.rows[0].problem
     assert "expected the size" in done.rows[1].problem
 
 

@@ -222,7 +222,7 @@ def test_a_tower_that_is_given_no_rows_is_not_run(walked: Walked) -> None:
 
     found = walked(VIT, PLANTS["gelu-for-quickgelu"], texts_alone)
     assert [place.tower for place in found.found] == ["text"]
-    assert found.places[0].reason == "not looked at"
+    assert found.places[0].reason == "not compared"
 
 
 def test_a_single_row_is_enough(walked: Walked) -> None:
@@ -332,7 +332,7 @@ def test_a_row_that_is_another_one_is_no_order_wherever_it_stands() -> None:
 def test_where_one_tower_has_no_rows_forward_is_not_run(walked: Walked) -> None:
     found = walked(VIT, None, lambda batch: batch.select([], [0, 1, 2]))
     assert [place.reason for place in found.places] == [
-        "not looked at", "nothing departs", "not looked at"
+        "not compared", "nothing departs", "not compared"
     ]  # fmt: skip
 
 

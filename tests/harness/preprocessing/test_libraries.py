@@ -111,7 +111,7 @@ KNOWN = [
     ("text open_clip (SimpleTokenizer)", "A dog &amp; \x07", set()),
     ("text open_clip (SimpleTokenizer)", "<end_of_text>", {"special tokens by other names"}),
     ("text open_clip (SimpleTokenizer)", "<|endoftext|>", {"special tokens by other names"}),
-    ("text clip (by default)", "dog " * 30, {"refused unless truncation is asked for"}),
+    ("text clip (by default)", "dog " * 30, {"refused unless truncation is requested"}),
     ("text clip (by default)", "dog", set()),
 ]
 

@@ -111,8 +111,8 @@ def having(**values: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 BAD = [
-    (having(kind="another"), "this is something else"),
-    (having(schema=2), "of schema 2; this clipcheck reads schema 1"),
+    (having(kind="another"), "this file is not one"),
+    (having(schema=2), "schema 2; this clipcheck reads schema 1"),
     (without("images"), "the field images is missing"),
     (without("prompts"), "the field prompts is missing"),
     (without("checkpoint"), "the field checkpoint is missing"),
@@ -164,7 +164,7 @@ def test_a_document_that_is_not_as_written_is_one_error(
         (b"\xff\xfe", "it is no JSON, or cut off"),
         (b"PK\x03\x04 an archive", "no JSON, or cut off"),
         (b"[" * 100_000, "it is nested too deeply"),
-        (b"[]", "something else"),
+        (b"[]", "this file is not one"),
         (b" " * (1 << 20) + b"{}", "more than 1,048,576 bytes"),
     ],
 )
@@ -199,7 +199,7 @@ def test_a_chunk_that_pillow_does_not_expect_is_one_error_or_none(
 
 def test_a_document_of_another_kind_of_schema_is_told_in_a_few_words(folder: Path) -> None:
     _alter(folder, schema="x" * 100_000)
-    with pytest.raises(ReplayError, match="of schema 'xxx") as caught:
+    with pytest.raises(ReplayError, match="schema 'xxx") as caught:
         read(folder)
     assert len(str(caught.value)) < 500
 
