@@ -67,7 +67,7 @@ class Archive(ModuleBackend):
         """Accept only archives: other formats have no code."""
         if checkpoint.format is Format.ARCHIVE:
             return None
-        return f"this {checkpoint.format} holds weights alone, and no code to run"
+        return f"this {checkpoint.format} has only weights and no code"
 
     @classmethod
     def build(cls, source: Source) -> Backend:

@@ -214,17 +214,13 @@ def load_checkpoint_both(
 
 
 def require_archive(checkpoint: Checkpoint) -> None:
-    """See that a checkpoint has code of its own.
-
-    Raises:
-        UnfitError: it has not.
-    """
+    """Raise `UnfitError` if a checkpoint has no code of its own."""
     if checkpoint.format is not Format.ARCHIVE:
         raise UnfitError(
-            f"this {checkpoint.format} holds weights alone, so that there is no second way to run "
-            "it and nothing to compare",
+            f"this {checkpoint.format} has only weights and no code, so there is nothing to "
+            "compare with the eager model",
             remedy="Make an archive of it: clipcheck convert WEIGHTS -o model.pt, with "
-            "--architecture ARCH and --key NAME where it needs them.",
+            "--architecture ARCH and --key NAME if it needs them.",
             path=checkpoint.path,
         )
 

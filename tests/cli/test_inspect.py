@@ -63,8 +63,8 @@ def test_of_several_models_the_user_names_one(run: Run, several: Path, tmp_path:
     found = open_checkpoint(path).tensors["visual.proj"]
     assert found.equal(-minute_weights()["visual.proj"])
     done = run("localize", several, "--key", "model")
-    assert "holds weights alone" in done.err
-    assert "with --architecture ARCH and --key NAME where it needs them" in done.err
+    assert "has only weights and no code" in done.err
+    assert "with --architecture ARCH and --key NAME if it needs them" in done.err
     done = run("convert", several, "--key", "nothing", "-o", path)
     assert done.code == 2
     assert "expected a CLIP model under 'nothing'; it has model, model_ema. Give" in done.err

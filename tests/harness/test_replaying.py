@@ -97,7 +97,7 @@ def test_another_checkpoint_may_be_without_it(
     told = f"a different file than the one that failed, {faulty}"
     assert "".join(told.split()) in "".join(done.out.split())
     assert "worst error " in done.out
-    assert done.out.endswith("MENDED.\n")
+    assert done.out.endswith("FIXED.\n")
 
 
 def test_a_model_of_another_architecture_is_refused(

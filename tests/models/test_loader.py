@@ -333,9 +333,9 @@ def test_weights_alone_cannot_be_loaded_both_ways(in_format: InFormat, form: str
     with pytest.raises(UnavailableError) as caught:
         clipcheck.load_both(path, device="cpu")
     assert str(caught.value) == (
-        f"{path}: this {form} holds weights alone, so that there is no second way to run it and "
-        "nothing to compare. Make an archive of it: clipcheck convert WEIGHTS -o model.pt, with "
-        "--architecture ARCH and --key NAME where it needs them."
+        f"{path}: this {form} has only weights and no code, so there is nothing to compare with "
+        "the eager model. Make an archive of it: clipcheck convert WEIGHTS -o model.pt, with "
+        "--architecture ARCH and --key NAME if it needs them."
     )
 
 

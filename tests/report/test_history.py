@@ -85,7 +85,7 @@ def test_what_passes_as_before_is_told_only_where_something_else_changed() -> No
         "NOT WORSE: 1 passes as before.",
     ]
     drawn = [run(replace(SOUND, inputs=letter * 32)) for letter in "ab"]
-    told = f"\n  other inputs: {'a' * 16} -> {'b' * 16}\n"
+    told = f"\n  inputs changed: {'a' * 16} -> {'b' * 16}\n"
     assert told in render(compare(*drawn))
 
 
