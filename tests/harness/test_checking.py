@@ -431,8 +431,8 @@ def test_looking_for_the_smallest_input_is_told_and_is_in_no_share(
     listener = Listener()
     check_files(minute_archive, CheckOptions(examples=EDGE_CASES, atol=0, rtol=0), listener)
     smallest, other, first = listener.words[-3:]
-    assert smallest.endswith("the smallest input that fails, mostly within a minute")
-    assert other.endswith("another architecture that it computes as")
+    assert smallest.endswith("shrinking the failing input, mostly within a minute")
+    assert other.endswith("comparing with other architectures")
     assert first.endswith("the module that departs first")
     assert listener.shares.count(None) >= 1
 
