@@ -68,7 +68,7 @@ Budget = Annotated[
     str | None,
     inputs(
         metavar="B",
-        help="What a lossy program may lose: fp16, bf16, int8 or int4, or limits such as "
+        help="Limits of a lossy program: fp16, bf16, int8 or int4, or limits such as "
         "cosine=0.99,top1=0.95. See `clipcheck explain budget`.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""The gate ``budget``: what loses precision on purpose loses no more than was said."""
+"""The gate ``budget``: a candidate that is lossy on purpose stays within given limits."""
 
 from __future__ import annotations
 
@@ -26,20 +26,19 @@ from clipcheck.system.figures import counted, percent
 Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
-"""Of each interval."""
+"""Confidence level of each interval."""
 
 LEAST, MOST = 100, 10_000
-"""Images, and prompts, that are drawn at least and at most."""
+"""Least and greatest number of random images, and of random prompts."""
 
 _FEW = 3
-"""An interval has to be able to decide where a share falls short of 1 by as little as this part of
-what is allowed."""
+"""Enough inputs run that a share passes if its shortfall is the allowed one divided by this."""
 
 _BLOCK = 256
-"""Rows of similarities that are compared at once."""
+"""Rows of similarities to compare at once."""
 
 _TIE = 1e-6
-"""Cosines that are so near each other are the same: float32 cannot tell them apart."""
+"""Greatest difference of equal cosines: float32 cannot resolve smaller ones."""
 
 MEANT: Mapping[str, str] = {
     "cosine": "least cosine",
@@ -48,14 +47,14 @@ MEANT: Mapping[str, str] = {
     "top5": "five best shared",
     "spearman": "rank correlation",
 }
-"""The figure that each limit of a budget is of, for people."""
+"""By limit of a budget, the name of its figure in messages."""
 
 
 def parse_budget(text: str) -> Budget:
-    """Read a budget: a name of `BUDGETS`, or limits as ``cosine=0.99,top1=0.95``.
+    """Parse a budget: a name from `BUDGETS`, or limits such as ``cosine=0.99,top1=0.95``.
 
     Raises:
-        UsageError: it is neither, or no number of inputs could decide it.
+        UsageError: it is neither, or would need too many inputs.
     """
     if text in BUDGETS:
         return BUDGETS[text]
@@ -63,7 +62,7 @@ def parse_budget(text: str) -> Budget:
     if not isinstance(text, str):
         raise UsageError(
             f"expected a budget as text, found {text!r}",
-            remedy=f"Give one of {', '.join(BUDGETS)}, or limits as cosine=0.99,top1=0.95.",
+            remedy=f"Give one of {', '.join(BUDGETS)}, or limits such as cosine=0.99,top1=0.95.",
         )
     for part in text.split(","):
         name, equals, value = (each.strip() for each in part.partition("="))
@@ -71,7 +70,7 @@ def parse_budget(text: str) -> Budget:
             known = [*BUDGETS, *(f"{each}=LIMIT" for each in MEANT)]
             raise UsageError(
                 f"expected a budget, found {text!r}: {part.strip() or 'nothing'!r} "
-                f"{'is there twice' if name in limits else 'is no part of one'}",
+                f"{'is a second limit' if name in limits else 'is not valid'}",
                 remedy=f"{nearest(part.strip(), known)}; give one of {', '.join(BUDGETS)}, or "
                 f"limits, such as cosine=0.99,top1=0.95, of {', '.join(MEANT)}.",
             )
@@ -87,7 +86,7 @@ def _limit(name: str, value: str) -> float:
     except ValueError:
         limit = np.nan
     if not 0 < limit < 1:
-        why = ", which no number of inputs could show" if limit == 1 else ""
+        why = ", which no number of inputs can prove" if limit == 1 else ""
         raise UsageError(
             f"expected {name} of a budget to be a number between 0 and 1, found {value!r}{why}",
             remedy="Give one below 1, such as 0.99.",
@@ -97,10 +96,10 @@ def _limit(name: str, value: str) -> float:
 
 @cache
 def inputs_for(budget: Budget) -> int:
-    """How many images, and how many prompts, have to be drawn so that the intervals can decide.
+    """Return how many images, and how many prompts, the intervals of a budget need.
 
     Raises:
-        UsageError: that is more than `MOST`.
+        UsageError: more than `MOST`.
     """
     rows = LEAST
     for name in ("top1", "top5"):
@@ -109,17 +108,16 @@ def inputs_for(budget: Budget) -> int:
             rows += max(1, rows // 50)
             if rows > MOST:
                 raise UsageError(
-                    f"expected a budget that {MOST:,} images and prompts can decide, found "
+                    f"expected a budget that needs at most {MOST:,} images and prompts, found "
                     f"{name}={limit:g}",
-                    remedy="Allow more: of 0.999 it can be said that it holds.",
+                    remedy="Give a lower limit, such as 0.999.",
                 )
     return rows
 
 
 def wilson(share: float, rows: int) -> tuple[float, float]:
-    """The interval of a share of rows, by Wilson's score.
-
-    A mean of numbers from 0 to 1 varies at most as much as a share does.
+    """Return Wilson's interval of a share of rows, or of a mean of numbers from 0 to 1, which
+    varies at most as much.
     """
     from scipy.stats import binomtest
 
@@ -144,13 +142,13 @@ def _bootstrap(values: Floats, statistic: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One figure of a budget.
+    """A figure of a budget.
 
     Attributes:
         found: over the rows.
-        lower: the lower end of its interval, which counts.
-        upper: the upper end.
-        rows: how many it is over.
+        lower: lower end of its interval, which is compared with the limit.
+        upper: upper end.
+        rows: their number.
     """
 
     found: float
@@ -162,16 +160,15 @@ class Estimate:
 def budget(
     cases: Sequence[Case], limits: Budget, levels: Mapping[str, int] | None = None
 ) -> GateResult:
-    """Every figure that has a limit keeps it, by the lower end of its interval.
+    """Require that the lower end of each figure's interval keeps its limit.
 
-    A figure of both towers, or of images and of prompts, is that of the worse. Where all of that
-    is there, the logits must be as many times the cosines of the program's own features as the
-    reference's are of its own, see `LOGIT_SCALE`.
+    A figure is of the worse tower, or the worse of images and prompts. If the candidate has
+    features and logits, their ratio must also be the reference's, see `LOGIT_SCALE`.
 
     Args:
-        cases: of inputs that were drawn, all alike: the intervals are over these.
-        limits: what may be lost.
-        levels: by key, how many different values a quantised weight can have.
+        cases: of independent random inputs: the intervals are over these.
+        limits: the budget.
+        levels: by key, the number of values that a quantised weight can have.
     """
     problem = unusable(cases) or not_finite(cases, expected_outputs(cases))
     if problem:
@@ -194,7 +191,7 @@ def budget(
         figures["logit_scale"] = {"found": scale, "allowed": LOGIT_SCALE}
         margins["logit_scale"] = abs(scale - 1) / LOGIT_SCALE
         if margins["logit_scale"] > 1:
-            told.insert(0, f"logits are {scale:.3g} times what its own features make")
+            told.insert(0, f"logits are {scale:.3g} times those of its own features")
     least = limits.levels
     if levels and least is not None:
         key = min(levels, key=lambda each: levels[each])
@@ -204,10 +201,10 @@ def budget(
             told.insert(0, f"{key} has {levels[key]} levels (LIMIT {least})")
     if missing:
         names = " and ".join(sorted(missing))
-        told.insert(0, f"{names} cannot be measured: the features are not there")
+        told.insert(0, f"{names} cannot be measured: the candidate has no features")
         margins.update(dict.fromkeys(missing, float("inf")))
     rows = max(each.rows for each in found.values())
-    message = f"{'; '.join(told)}; over {counted(rows, 'row')} of drawn inputs"
+    message = f"{'; '.join(told)}; over {counted(rows, 'row')} of random inputs"
     margin = max(margins.values())
     return GateResult("budget", margin <= 1, message, figures, margin)
 
@@ -222,7 +219,7 @@ def _told(name: str, found: Estimate, limit: float, margin: float) -> str:
 
 
 def estimates(cases: Sequence[Case]) -> dict[str, Estimate]:
-    """Measure all that a budget may limit, and that the candidate's outputs have."""
+    """Measure every figure that a budget may limit and the candidate's outputs allow."""
     found: dict[str, list[Estimate]] = {}
 
     def add(name: str, value: float, ends: tuple[float, float], rows: int) -> None:
@@ -230,7 +227,7 @@ def estimates(cases: Sequence[Case]) -> dict[str, Estimate]:
 
     for cosines in _cosines(cases):
         least = float(cosines.min())
-        # A bootstrap of a minimum gives no less than that.
+        # A bootstrap of a minimum is never lower than the minimum.
         add("cosine", least, (least, least), len(cosines))
         ends = _bootstrap(cosines, "median")
         add("median", float(np.median(cosines)), ends, len(cosines))
@@ -244,8 +241,8 @@ def estimates(cases: Sequence[Case]) -> dict[str, Estimate]:
 
 
 def logit_scale(cases: Sequence[Case]) -> float | None:
-    """How many times the reference's is the factor between the candidate's logits and the cosines
-    of its features; None where one of them is not there."""
+    """Return the ratio of the candidate's logit scale to the reference's, or None if the candidate
+    lacks features or logits."""
     if len(expected_outputs(cases, (*FEATURES, LOGITS[0]))) < 3:
         return None
     own, exact = (
@@ -255,8 +252,8 @@ def logit_scale(cases: Sequence[Case]) -> float | None:
 
 
 def _slope(outputs: Sequence[Mapping[str, NDArray[np.floating]]]) -> float:
-    """The slope of logits over cosines, through the medians of the thirds with the least and the
-    greatest cosines: ranges that clip the greatest logits do not move it."""
+    """Return the slope of logits over cosines, through the medians of the thirds with the least and
+    the greatest cosines: ranges that clip the greatest logits do not change it."""
     cosines = [np.matmul(*_pair(each)).ravel() for each in outputs]
     logits = [each[LOGITS[0]].astype(np.float64).ravel() for each in outputs]
     x, y = (np.concatenate(each) for each in (cosines, logits))
@@ -273,14 +270,14 @@ def _pair(outputs: Mapping[str, NDArray[np.floating]]) -> tuple[Floats, Floats]:
 
 
 def unit(values: NDArray[np.floating]) -> Floats:
-    """Rows of length 1, in float64; a row of zeros stays what it is."""
+    """Scale rows to length 1, in float64; a row of zeros stays zero."""
     exact = values.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1, keepdims=True)
     return np.asarray(exact / np.where(lengths == 0, 1, lengths))
 
 
 def _cosines(cases: Sequence[Case]) -> Iterator[Floats]:
-    """The cosine of each row of features with float64's, by tower."""
+    """Yield by tower the cosine of each row of features with float64's."""
     for name in expected_outputs(cases, FEATURES):
         yield np.concatenate(
             [np.sum(unit(c.candidate[name]) * unit(c.exact[name]), axis=1) for c in cases]
@@ -288,8 +285,8 @@ def _cosines(cases: Sequence[Case]) -> Iterator[Floats]:
 
 
 def _rankings(cases: Sequence[Case]) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """By what is ranked: whether the best match of each row is float64's, how much of the five best
-    is shared, and the correlation of ranks."""
+    """Yield for each ranking by row: whether the best match is float64's, the share of float64's
+    five best matches that are kept, and the rank correlation."""
     for own, exact in zip(_scores(cases, "candidate"), _scores(cases, "exact"), strict=True):
         parts = [
             _ranked(own[start : start + _BLOCK], exact[start : start + _BLOCK])
@@ -300,9 +297,8 @@ def _rankings(cases: Sequence[Case]) -> Iterator[tuple[Floats, Floats, Floats]]:
 
 
 def _scores(cases: Sequence[Case], side: str) -> list[Floats]:
-    """Return the scores that rows are ranked by: images with all prompts and the other way round;
-    of one tower, each row with all others of it; where there are no features, the logits of single
-    batches."""
+    """Return scores to rank: images with prompts and prompts with images; for one tower, each row
+    with its others; without features, the logits of each batch."""
     outputs = [getattr(case, side) for case in cases]
     units = [
         unit(np.concatenate([each[name] for each in outputs]))
@@ -340,10 +336,10 @@ class LayerCost:
 
     Attributes:
         weight: its key.
-        how: it is quantised, for people.
-        share: of the error that is not there where this one is in float; below 0 where it makes up
-            for others.
-        error: what is left, as of `squared_error`.
+        how: description of the quantisation.
+        share: part of the error that is gone if this weight is in float; negative if it
+            compensates for others.
+        error: `squared_error` that remains.
     """
 
     weight: str

@@ -33,8 +33,8 @@ class Gate:
         needs_logits: whether it applies only to candidates with logits.
         needs_repeats: whether it needs repeated rows.
         needs_lengths: whether it needs prompts of every length.
-        needs_budget: whether it judges only where it was said what may be lost.
-        beside_budget: whether it judges there as well; the others are measured, and judge nothing.
+        needs_budget: whether it applies only with ``--budget``.
+        beside_budget: whether it can fail with a budget; other gates are only measured.
         headline: writes the main figure of a result.
         noise: factor by which its margin may vary between runs of an unchanged checkpoint, see
             `UNMEASURED`; None if that was not measured.
@@ -182,25 +182,25 @@ GATES = (
         headline=headlines.of_budget,
         needs_budget=True,
         beside_budget=True,
-        title="No more is lost than was allowed.",
-        passes_when="Over images and prompts that are drawn, each figure that --budget limits "
-        "keeps its limit by the lower end of its 95 % interval: the least and the median cosine of "
-        "features with float64's (`cosine`, `median`), the share of rows whose best match is "
-        "float64's (`top1`), how much of its five best is kept (`top5`), and the correlation of "
-        "ranks (`spearman`). Beside that, the logit scale is within "
-        f"{LOGIT_SCALE:.0%} of the reference's; and for int8 no quantised weight has fewer than "
+        title="A lossy candidate stays within its budget.",
+        passes_when="Over random images and prompts, the lower end of each figure's 95 % interval "
+        "keeps the limit of --budget: the least and the median cosine of features with float64's "
+        "(`cosine`, `median`), the share of rows whose best match is float64's (`top1`), the share "
+        "of float64's five best matches that are kept (`top5`), and the rank correlation "
+        f"(`spearman`). In addition, the logit scale is within {LOGIT_SCALE:.0%} of the "
+        "reference's; for int8, no quantised weight has fewer than "
         f"{BUDGETS['int8'].levels} levels in its range.",
-        explanation="A program of int8 or 4 bits is lossy on purpose, and far beyond rounding: "
-        "with a budget `allclose`, `fidelity`, `precision`, `modules` and `top1` are measured and "
-        "shown, and judge nothing. `integrity` compares quantised weights by their scales and zero "
-        "points, and `repeatability` the same batch alone, as a scale may be of a whole batch. "
-        "Shares have Wilson's interval, the others that of a bootstrap; of a least value it is the "
-        "value itself. So many inputs are drawn that a share that falls short of 1 by a third of "
-        "what is allowed passes. A budget that no number of inputs could decide is refused.",
-        remedy="The report lists the layers by what they add to the error: leave the first ones in "
-        "float (`nodes_to_exclude` of onnxruntime.quantization). Ranges that were calibrated on "
-        "other data than is run show as a low least cosine; quantise by channel where one layer "
-        "stands out.",
+        explanation="A program in int8 or 4 bits is lossy on purpose, with errors far above "
+        "rounding. With a budget, `allclose`, `fidelity`, `precision`, `modules` and `top1` are "
+        "measured and shown, but cannot fail. `integrity` compares quantised weights by their "
+        "scales and zero points. `repeatability` repeats only whole batches, because a scale may "
+        "depend on the batch. Shares have Wilson's interval, other figures a bootstrap's, and a "
+        "least value is its own interval. Enough inputs run that a share passes if its shortfall "
+        "is a third of the allowed one. A budget that needs too many inputs is refused.",
+        remedy="The report lists the layers by how much they add to the error: leave the first "
+        "ones in float (`nodes_to_exclude` of onnxruntime.quantization). A low least cosine points "
+        "at ranges that were calibrated on different data. If one layer stands out, quantise by "
+        "channel.",
     ),
     Gate(
         name="repeatability",

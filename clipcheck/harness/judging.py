@@ -148,9 +148,9 @@ class Trial:
             batches do not have.
         in_form: number of rows in each form of the inputs.
         gates: names of the gates that judge; work that only other gates need is not done.
-        budget: what candidates may lose; None where they are to lose nothing.
-        population: of `clipcheck.inputs.batches.population`, which the budget is judged on.
-        of_population: what the eager model makes of it in float64.
+        budget: limits of lossy candidates; None for others.
+        population: inputs of the gate ``budget``, from `clipcheck.inputs.batches.population`.
+        of_population: the eager model's outputs for the population, in float64.
     """
 
     batches: Sequence[Batch]
@@ -198,9 +198,9 @@ class Trial:
             lengths: from `clipcheck.inputs.batches.every_length`.
             texts: rules for rows of ids; default: CLIP's.
             effort: how many further calls candidates get; None for none.
-            budget: what candidates may lose. Their rows then depend on each other, as where a scale
-                is of a whole batch: no other calls are made than of the batches themselves.
-            population: what the budget is judged on.
+            budget: limits of lossy candidates. Their rows may depend on the whole batch, so only
+                whole batches run.
+            population: inputs of the gate ``budget``.
 
         Raises:
             RunError: the model cannot be run, or its outputs are not finite: nothing can be
@@ -448,7 +448,7 @@ class Run:
         cases: each batch, with the reference's outputs.
         failures: why batches could not be run.
         lengths: prompts of every length, by call; only text features.
-        sample: what a budget is judged on.
+        sample: the population, for the gate ``budget``.
     """
 
     cases: Sequence[Case]

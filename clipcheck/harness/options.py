@@ -66,9 +66,9 @@ class CheckOptions:
         seed: of the images and prompts.
         atol: absolute tolerance of the gate ``allclose``, on probabilities.
         rtol: its relative tolerance.
-        budget: what a candidate may lose that is lossy on purpose, as an int8 program is:
-            ``fp16``, ``bf16``, ``int8`` or ``int4``, or limits as ``cosine=0.99,top1=0.95``, see
-            `clipcheck.gates.tolerances.Budget`. By default nothing.
+        budget: limits of a candidate that is lossy on purpose, such as an int8 program: ``fp16``,
+            ``bf16``, ``int8``, ``int4``, or limits such as ``cosine=0.99,top1=0.95``, see
+            `clipcheck.gates.tolerances.Budget`. Default: none.
         select: gates to run, one or several. Default: all.
         ignore: gates to leave out, one or several; the verdict names them.
         fail_fast: whether to stop after the first checkpoint that does not pass.
@@ -198,7 +198,7 @@ class CheckOptions:
 
     @property
     def allowed_loss(self) -> Budget | None:
-        """Limits of the gate ``budget``; None where nothing may be lost."""
+        """Limits of the gate ``budget``, or None."""
         if self.budget is None:
             return None
         from clipcheck.gates.budget import parse_budget  # which imports numpy

@@ -58,8 +58,7 @@ OPTIONS = {
     "--clip-rtol": ("R", "relative tolerance on probabilities (default: 0.1)"),
     "--clip-budget": (
         "B",
-        "what a lossy program may lose: fp16, bf16, int8 or int4, or limits such as "
-        "cosine=0.99,top1=0.95",
+        "limits of a lossy program: fp16, bf16, int8, int4, or such as cosine=0.99,top1=0.95",
     ),
     "--clip-examples": ("N", "number of images and prompts (default: as `clipcheck check`)"),
     "--clip-seed": ("S", "seed of the images and prompts (default: 0)"),

@@ -45,7 +45,7 @@ _COLUMN = 13
 _FIRST = 20
 
 _MOST_LAYERS = 3
-"""Layers that are named; the page has all."""
+"""Most layers to list; the page has all."""
 
 _TOGETHER = {"precision": "fidelity"}
 """Gates that replace another in other dtypes: the two share a column."""
@@ -124,9 +124,7 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
         reference = judgement.reference_checkpoint
         compared = [] if reference is None else ["--reference", reference]
         words = ["clipcheck", "check", named, *compared, *given_options(judgement)]
-        steps = _step(
-            _NEXT, [*words, "--budget", "int8"], "judges it as a program that is lossy on purpose."
-        )
+        steps = _step(_NEXT, [*words, "--budget", "int8"], "judges it with the limits for int8.")
     elif "integrity" in failed:
         steps = _step(
             _NEXT, ["clipcheck", "inspect", named], "shows what the file is, without running it."
@@ -489,10 +487,10 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
 
 
 def _layers(judgement: Judgement) -> Lines:
-    """The quantised weights that cost most: what to leave in float."""
+    """List the quantised weights that add most to the error."""
     first = [each for each in judgement.layers[:_MOST_LAYERS] if each.share > 0]
     told = [f"{each.weight} ({each.how}) {percent(each.share)}" for each in first]
-    what = f"of the error goes with each that is left in float: {', '.join(told)}"
+    what = f"of the error, removed by leaving the layer in float: {', '.join(told)}"
     lines = _row("costs most", ASIDE, "", what) if told else []
     if judgement.layers_problem is not None:
         lines += _row("not measured", ASIDE, "", judgement.layers_problem)

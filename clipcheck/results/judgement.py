@@ -72,7 +72,7 @@ class Conditions:
         reference: description of the reference.
         reference_checkpoint: path of ``--reference``, or None.
         limits: of the gate ``allclose``.
-        budget: what the candidate was allowed to lose, as it was asked for; None for nothing.
+        budget: ``--budget``, or None.
         examples: number of images.
         seed: of the inputs.
         inputs: digest of all images and prompts; None if none ran.
@@ -115,9 +115,8 @@ class Findings:
         patched: constants in an archive's code that were rewritten before it ran; None if no
             archive ran.
         known: known failures of the backend's library that match; they do not change the verdict.
-        layers: what each quantised weight adds to the error, the most first; none without a
-            budget.
-        layers_problem: why that could not be measured of some, or None.
+        layers: by quantised weight, its part of the error, the most first; empty without a budget.
+        layers_problem: why these could not be measured, or None.
         frontends: comparison of the backend's own preprocessing and tokenizer; no part of the
             verdict.
         frontends_problem: why these could not be compared, or None.

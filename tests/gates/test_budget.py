@@ -105,7 +105,7 @@ def test_a_logit_scale_that_is_off_fails_whatever_the_limits() -> None:
     assert logit_scale(sample(0.1)) == pytest.approx(1)
     off = budget(sample(scale=104.0), Budget(cosine=0.5))
     assert not off.passed
-    assert "logits are 1.04 times what its own features make" in off.message
+    assert "logits are 1.04 times those of its own features" in off.message
 
 
 def test_a_weight_of_fewer_levels_than_a_preset_has_fails() -> None:
@@ -138,7 +138,7 @@ def test_of_logits_alone_a_cosine_cannot_be_measured() -> None:
     assert budget(alone, Budget(top1=0.8)).passed
     found = budget(alone, Budget(cosine=0.9))
     assert not found.passed
-    assert found.message.startswith("cosine cannot be measured: the features are not there")
+    assert found.message.startswith("cosine cannot be measured: the candidate has no features")
 
 
 def test_a_budget_is_a_preset_or_limits() -> None:
@@ -149,10 +149,10 @@ def test_a_budget_is_a_preset_or_limits() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("int9", "expected a budget, found 'int9': 'int9' is no part of one. The nearest"),
+        ("int9", "expected a budget, found 'int9': 'int9' is not valid. The nearest"),
         ("", "found '': 'nothing' is no part"),
-        ("cosine", "'cosine' is no part of one"),
-        ("top1=0.9,top1=0.8", "'top1=0.8' is there twice"),
+        ("cosine", "'cosine' is not valid"),
+        ("top1=0.9,top1=0.8", "'top1=0.8' is a second limit"),
         ("top1=1", "between 0 and 1, found '1', which no number of inputs could show"),
         ("cosine=nan", "found 'nan'"),
         ("top1=0.99999", "expected a budget that 10,000 images and prompts can decide"),

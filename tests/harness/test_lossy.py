@@ -67,9 +67,7 @@ def test_reports_tell_which_layers_cost_most(found: Result) -> None:
     assert [each.share for each in layers] == sorted((e.share for e in layers), reverse=True)
     assert 0 < layers[0].share < 1
     told = " ".join(render(found).split())
-    assert (
-        f"costs most of the error goes with each that is left in float: {layers[0].weight}" in told
-    )
+    assert f"of the error, removed by leaving the layer in float: {layers[0].weight}" in told
     assert "What to leave in float" in page(found)
     (record,) = read(to_json(found)).results
     assert (record.layers, record.budget) == (layers, "cosine=0.9,spearman=0.5")

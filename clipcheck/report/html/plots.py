@@ -38,7 +38,7 @@ _LEVELS = 4
 """Shades for each sign of a difference."""
 
 _MOST_LAYERS = 20
-"""Layers that are drawn; the table has all."""
+"""Most layers of the plot; the table has all."""
 
 _PER_DECADE = 6
 """Bars of a histogram for each factor of 10."""
@@ -372,18 +372,18 @@ def _bin_table(
 
 
 def layers(costs: Sequence[LayerCost], key: str) -> Plot:
-    """The error that each quantised weight adds, the most first, as bars.
+    """Plot as bars how much each quantised weight adds to the error, the most first.
 
     Args:
         costs: at least one, in that order.
-        key: another one for each plot of a page.
+        key: unique on the page.
     """
     # One that makes up for others would hide these.
     first = [each for each in costs[:_MOST_LAYERS] if each.share > 0] or list(costs[:1])
     title = "What to leave in float"
     caption = (
-        f"{costs[0].weight} adds most: in float, {percent(max(0.0, costs[0].share))} "
-        "of the error is gone. Each was run in float by itself."
+        f"{costs[0].weight} adds most: leaving it in float removes "
+        f"{percent(max(0.0, costs[0].share))} of the error. Each ran in float in turn."
     )
     with styled():
         drawn = Figure(figsize=(_WIDTH, 0.6 + 0.24 * len(first)))
@@ -394,7 +394,7 @@ def layers(costs: Sequence[LayerCost], key: str) -> Plot:
         axes.set_yticks(places, [_layer_name(ascii_only(each.weight)) for each in first])
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
-        axes.set_xlabel("% of the error that goes")
+        axes.set_xlabel("% of the error removed")
         svg = inline(drawn, key, f"{title}. {caption}")
     rows = [(each.weight, each.how, percent(each.share), number(each.error)) for each in costs]
     return Plot(title, svg, caption, ("weight", "quantised", "adds", "error left"), rows)
