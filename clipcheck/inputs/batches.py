@@ -1,9 +1,9 @@
 """Batches of pixels and token ids: the edge cases, which every check runs first.
 
-There faults hide that no photograph and no short prompt reaches: flat and saturated images, high
-frequencies, asymmetry, pixels that no picture has; prompts of every length, ids from all over the
-vocabulary, repetitions, and prompts that differ in one word. Some of each are drawn from a seed.
-`clipcheck.inputs.strategies` draws all else.
+They show faults that photographs and short prompts do not: flat and saturated images, high
+frequencies, asymmetry, pixels outside of the normal range; prompts of every length, ids from the
+whole vocabulary, repetitions, and prompts that differ in one word. Some are random, with a seed.
+`clipcheck.inputs.strategies` draws all other inputs.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from clipcheck.inputs.rules import (
 from clipcheck.inputs.subjects import CAPTIONS, SUBJECTS, caption, colours_of
 
 MOST_ROWS = 8
-"""Rows in one batch: enough to be fast, few enough for the memory that a large model takes."""
+"""Most rows in one batch: enough to be fast, few enough for the memory of a large model."""
 
 SIZES = ((2, 1), (1, 2), (5, 4), (7, 8), (3, 3))
-"""Images and prompts of the first batches: from one to eight of them, more images than prompts,
-fewer, and as many. Sizes that differ, as some programs are wrong at one size alone."""
+"""Images and prompts of the first batches: from one to eight; more images than prompts, fewer, and
+as many. Different sizes, because some programs are wrong at a single size."""
 
 EDGE_CASES = sum(images for images, _ in SIZES)
 """Number of images among the edge cases."""
@@ -48,9 +48,9 @@ Colours = NDArray[np.uint8]
 @dataclass(frozen=True)
 class Inputs:
     """Sizes of a model's inputs: ``resolution`` pixels a side, ``context_length`` tokens, ids below
-    ``vocab_size``; its image tower looks at a ``grid`` of so many positions a side.
+    ``vocab_size``; ``grid`` positions a side in the image tower.
 
-    ``images`` tells how pixels are made, and ``of_texts`` how rows of ids are, if not as CLIP's.
+    ``images`` has the rules for pixels, ``of_texts`` those for rows of ids, or None for CLIP's.
     """
 
     resolution: int
@@ -62,28 +62,28 @@ class Inputs:
 
     @property
     def texts(self) -> TextRules:
-        """How rows of ids are made."""
+        """Rules for rows of ids."""
         return self.of_texts or clip_texts(self.vocab_size)
 
     @property
     def room(self) -> int:
-        """The most ids between start and end."""
+        """Most ids between start and end."""
         return self.context_length - self.texts.specials
 
     def row(self, ids: Sequence[int]) -> Tokens:
-        """The ids between start and end, padded to the context length."""
+        """Return a row: start, the ids, end, and padding to the context length."""
         return whole_row(self.texts, self.context_length, ids)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs for both towers, not as many images as prompts.
+    """Inputs for both towers, usually with different numbers of images and prompts.
 
     Attributes:
         pixels: preprocessed images, float32 [N, 3, R, R].
         tokens: ids, int32 [M, L].
-        rows: by ``image`` and ``prompt``, what each row is, in a few words.
-        first_rows: by ``image`` and ``prompt``, how many come in the batches before.
+        rows: by ``image`` and ``prompt``, a short description of each row.
+        first_rows: by ``image`` and ``prompt``, the number of rows in earlier batches.
     """
 
     pixels: Pixels
@@ -92,7 +92,7 @@ class Batch:
     first_rows: dict[str, int]
 
     def select(self, images: list[int], prompts: list[int]) -> Batch:
-        """A batch of some of the rows."""
+        """Return a batch of some of the rows."""
         rows = {
             "image": tuple(self.rows["image"][i] for i in images),
             "prompt": tuple(self.rows["prompt"][i] for i in prompts),
@@ -104,7 +104,7 @@ def batches(examples: int, inputs: Inputs, seed: int) -> Iterator[Batch]:
     """Yield the edge cases, in batches of the `SIZES`.
 
     Args:
-        examples: number of images, at least 1; there are no more than `EDGE_CASES`.
+        examples: number of images, from 1 to `EDGE_CASES`.
     """
     generator = np.random.default_rng(seed)
     images, prompts = _images(generator, inputs), _prompts(generator, inputs)
@@ -120,7 +120,7 @@ def batches(examples: int, inputs: Inputs, seed: int) -> Iterator[Batch]:
 
 
 def for_modules(inputs: Inputs, seed: int) -> Batch:
-    """The small batch that the modules are judged on: two coloured images, three prompts."""
+    """Return the small batch of the gate ``modules``: two coloured images, three prompts."""
     generator = np.random.default_rng([seed, 1])
     images = [_random(generator, inputs, kind) for kind in ("noise", "blobs")]
     lengths = (inputs.context_length, 3, 1 + inputs.context_length // 4)
@@ -129,7 +129,7 @@ def for_modules(inputs: Inputs, seed: int) -> Batch:
 
 
 def every_length(inputs: Inputs, seed: int) -> Batch:
-    """Prompts of every length, from the empty one to the longest: all are the beginning of one."""
+    """Return prompts of every length, from the empty one to the longest: prefixes of one prompt."""
     ids = _spread(np.random.default_rng([seed, 2]), inputs, inputs.room)
     rows = [_described(inputs, inputs.row(ids[:count])) for count in range(len(ids) + 1)]
     side = inputs.resolution
@@ -142,12 +142,11 @@ def every_length(inputs: Inputs, seed: int) -> Batch:
 
 
 def population(count: int, inputs: Inputs, seed: int) -> Iterator[Batch]:
-    """Yield images and prompts that are drawn independently, one like the other: what shares and
-    intervals are taken of.
+    """Yield independent random images and prompts, for statistics with intervals.
 
-    Half of the images are subjects, and as many prompts their captions where the vocabulary has the
-    words. The others are noise as that of photographs, colours of every kind, and ids of any
-    length. None of them is an edge case.
+    Half of the images are subjects, and half of the prompts their captions, if the vocabulary is
+    CLIP's. The others are noise similar to photographs, colours of every kind, and ids of any
+    length. None is an edge case.
 
     Args:
         count: number of images, and of prompts.
@@ -191,8 +190,8 @@ def classic(inputs: Inputs) -> Batch:
     """Return the batch of the reference implementation's own consistency test: one image, three
     prompts.
 
-    The prompts are those of openai/CLIP, tests/test_consistency.py, where a tokenizer is at hand;
-    other models get as many ids. The image is of our own.
+    The prompts are those of openai/CLIP, tests/test_consistency.py; models without a tokenizer get
+    as many ids. The image is a different one.
     """
     image = _random(np.random.default_rng(0), inputs, "blobs")
     if inputs.texts.tokenizer is None:
@@ -206,10 +205,10 @@ def classic(inputs: Inputs) -> Batch:
 
 
 def exhaustive(inputs: Inputs) -> Iterator[Batch]:
-    """Every id of the vocabulary, every length, and every position of an image.
+    """Yield every id of the vocabulary, every length, and every position of an image.
 
     Yields:
-        Batches of at most `MOST_ROWS` rows. Each image is flat but for one position.
+        Batches of at most `MOST_ROWS` rows. Each image is flat except in one position.
     """
     prompts = list(_every_id(inputs))
     texts = inputs.texts
@@ -240,7 +239,7 @@ def _batch(
 
 
 def _images(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[str, Pixels]]:
-    """Two random images, the edge cases, and what no picture gives after normalisation."""
+    """Yield two random images, the edge cases, and pixels that no image has after normalisation."""
     to_pixels = transform(inputs.resolution, inputs.images)
     for kind in ("blobs", "noise"):
         yield _random(generator, inputs, kind)
@@ -251,7 +250,7 @@ def _images(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[st
 
 
 def _unusual(generator: np.random.Generator, side: int) -> Iterator[tuple[str, Pixels]]:
-    """Pixels that other preprocessing than CLIP's gives."""
+    """Yield pixels that only other preprocessing than CLIP's gives."""
     yield "all zero", np.zeros((3, side, side), dtype=np.float32)
     natural = np.stack([_natural(generator, side) for _ in range(3)]).astype(np.float32)
     y, x = generator.integers(0, side, 2)
@@ -266,7 +265,7 @@ def _random(generator: np.random.Generator, inputs: Inputs, kind: str) -> tuple[
 
 
 def _halves(generator: np.random.Generator, side: int, axis: int) -> Colours:
-    """One half flat, noise in the other."""
+    """Return an image with one half flat, and noise in the other."""
     colours = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
     flat = np.take(colours, range(side // 2), axis)
     flat[...] = generator.integers(0, 256, 3, dtype=np.uint8)
@@ -287,8 +286,8 @@ def _one_channel(channel: int) -> Callable[[np.random.Generator, int], Colours]:
 
 
 def _natural(generator: np.random.Generator, side: int) -> Plane:
-    """Noise of mean 0 and deviation 1 whose amplitude falls with the frequency, as that of
-    photographs does (Field 1987)."""
+    """Return noise of mean 0 and deviation 1 whose amplitude falls with the frequency, as in
+    photographs (Field 1987)."""
     fy, fx = np.fft.fftfreq(side)[:, np.newaxis], np.fft.rfftfreq(side)
     frequency = np.maximum(np.hypot(fy, fx), 1 / side)
     plane = np.fft.irfft2(np.fft.rfft2(generator.standard_normal((side, side))) / frequency)
@@ -296,14 +295,14 @@ def _natural(generator: np.random.Generator, side: int) -> Plane:
 
 
 def _natural_colours(generator: np.random.Generator, side: int) -> Colours:
-    """One such plane of brightness, and a fainter one of each colour."""
+    """Return an image with such noise in brightness, and fainter noise in each colour."""
     brightness = _natural(generator, side)
     planes = [brightness + 0.3 * _natural(generator, side) for _ in range(3)]
     return np.clip(110 + 50 * np.stack(planes, axis=-1), 0, 255).astype(np.uint8)
 
 
 def _saturated(generator: np.random.Generator, side: int) -> Colours:
-    """Squares of the eight colours that are all or nothing in each channel."""
+    """Return squares of the eight colours whose channels are 0 or 255."""
     squares = generator.integers(0, 2, (8, 8, 3), dtype=np.uint8) * np.uint8(255)
     of = np.arange(side) * 8 // side
     return squares[of][:, of]
@@ -337,7 +336,7 @@ _DRAW_EDGE_CASE: dict[str, Callable[[np.random.Generator, int], Colours]] = {
 
 
 def _random_image(generator: np.random.Generator, kind: str) -> Image.Image:
-    """An RGB image of random size and of two random colours, mixed by ``kind``."""
+    """Return an RGB image of random size with two random colours, mixed by ``kind``."""
     height, width = (int(side) for side in generator.integers(24, 480, size=2))
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     low, high = generator.integers(0, 256, size=(2, 3))
@@ -356,11 +355,11 @@ _SHARES: dict[str, Callable[[np.random.Generator, Plane, Plane], Plane]] = {
         np.sin(9 * generator.random() * x) * np.cos(9 * generator.random() * y)
     ),
 }
-"""How much there is of the second colour at each point; both coordinates go from 0 to 1."""
+"""Share of the second colour at each point; both coordinates go from 0 to 1."""
 
 
 def _every_position(inputs: Inputs) -> Iterator[tuple[str, Pixels]]:
-    """Yield without end grey images with noise in one position of the grid, each in turn."""
+    """Yield grey images with noise in one position of the grid, in turn and endlessly."""
     generator = np.random.default_rng(0)
     to_pixels = transform(inputs.resolution, inputs.images)
     size = inputs.resolution // inputs.grid
@@ -374,7 +373,7 @@ def _every_position(inputs: Inputs) -> Iterator[tuple[str, Pixels]]:
 
 
 def _prompts(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[str, Tokens]]:
-    """The edge cases, and a prompt of words where the vocabulary has them."""
+    """Yield the edge cases, and a prompt of words if the vocabulary is CLIP's."""
     most, texts = inputs.context_length, inputs.texts
     described = functools.partial(_described, inputs)
     alike = _spaced(generator, inputs, max(4, most // 6))
@@ -407,7 +406,7 @@ def _prompts(generator: np.random.Generator, inputs: Inputs) -> Iterator[tuple[s
         yield described(_spaced(generator, inputs, most // 3))
     else:
         ended = _spaced(generator, inputs, max(4, most // 5))
-        # Put the end token in the middle as well: the first one counts.
+        # An end token in the middle as well: the first one counts.
         ended[max(2, (length_of(texts, ended) - 1) // 2)] = texts.end
         yield "two ends", ended
         unended = _spaced(generator, inputs, most)
@@ -428,14 +427,14 @@ def _words(
 
 
 def _spaced(generator: np.random.Generator, inputs: Inputs, length: int) -> Tokens:
-    """A prompt of ``length`` tokens, start and end included, with ids from all over the
+    """Return a prompt of ``length`` tokens with start and end, with ids from the whole
     vocabulary."""
     return inputs.row(_spread(generator, inputs, length - inputs.texts.specials))
 
 
 def _spread(generator: np.random.Generator, inputs: Inputs, count: int) -> list[int]:
-    """Ids from all over the vocabulary: one from each of as many equal regions, in random order. A
-    prompt of some length has the first id, which padding may have as well, and the last."""
+    """Return ids from the whole vocabulary: one from each of ``count`` equal regions, in random
+    order. Long prompts have the first id, which may also be the padding, and the last."""
     texts, count = inputs.texts, max(0, count)
     within = generator.random(count)
     spread = (np.arange(count) + within) / max(count, 1) * (texts.last - texts.first + 1)
@@ -453,7 +452,7 @@ def _every_id(inputs: Inputs) -> Iterator[tuple[str, Tokens]]:
 
 
 def whole_row(texts: TextRules, context_length: int, ids: Sequence[int]) -> Tokens:
-    """A row [L] of the ids between start and end, padded to the context length."""
+    """Return a row [L]: start, the ids, end, and padding to the context length."""
     given = [each for each in (texts.start, *ids, texts.end) if each is not None]
     tokens = np.full(context_length, texts.pad, dtype=np.int32)
     tokens[: len(given)] = given
@@ -461,7 +460,7 @@ def whole_row(texts: TextRules, context_length: int, ids: Sequence[int]) -> Toke
 
 
 def length_of(texts: TextRules, row: Tokens) -> int:
-    """Tokens of a row up to its end, or up to what pads it."""
+    """Return the number of tokens of a row up to its end, or up to its padding."""
     if texts.ends_at_greatest:
         return int(row.argmax()) + 1
     return int(np.max(np.flatnonzero(row != texts.pad), initial=-1)) + 1

@@ -1,8 +1,7 @@
-"""Deal rows that were run before once more: in batches of other sizes, alone, and often.
+"""Choose rows to run again: in batches of other sizes, alone, and often.
 
-A row's outputs do not depend on how many rows are beside it, nor on what ran before. So rows that
-have reference outputs can be run in any company, and nothing has to be computed again to judge
-them.
+A row's outputs must not depend on the other rows of its batch, nor on earlier calls. So rows can
+run again in any batch, and the reference outputs are already known.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ class Row(NamedTuple):
     """A row of a batch.
 
     Attributes:
-        batch: the batch's number.
-        row: the row's, in it.
+        batch: number of the batch.
+        row: number of the row in it.
     """
 
     batch: int
@@ -29,7 +28,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Call:
-    """A method, and the rows that it is to be given.
+    """A method and its rows.
 
     Attributes:
         method: ``encode_image``, ``encode_text`` or ``forward``.
@@ -44,14 +43,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is called.
+    """Amount of further calls.
 
     Attributes:
-        images: the numbers of images in a batch.
-        prompts: the numbers of prompts in a batch.
-        squares: the numbers of both in a batch for ``forward``.
-        singles: how many images, prompts and pairs are run alone, at least.
-        in_form: how many rows are given in each form.
+        images: batch sizes for images.
+        prompts: batch sizes for prompts.
+        squares: sizes of batches for ``forward`` with as many images as prompts.
+        singles: least numbers of images, prompts and pairs that run alone.
+        in_form: number of rows in each form of the inputs.
     """
 
     images: tuple[int, ...]
@@ -67,26 +66,26 @@ FULL = Effort(
     squares=(2, 3),
     singles=(40, 60, 24),
 )
-"""For models that take no time: with the batches themselves every size to 9, and those beside 16
-and 32, where the tiles of kernels end; 124 calls of one row."""
+"""For fast models: with the batches themselves every size up to 9, and sizes next to 16 and 32,
+where the tiles of kernels end; 124 calls with one row."""
 
 BRIEF = Effort(images=(16,), prompts=(33,), squares=(), singles=(4, 24, 0), in_form=1)
-"""For models whose rows are costly: with the batches themselves seven sizes to 8, and one above.
-Prompts of every length, many of them alone, make more than 30 calls of the text tower."""
+"""For slow models: with the batches themselves seven sizes up to 8, and one above. Prompts of every
+length, many of them alone, need more than 30 calls of the text tower."""
 
 
 _STEP = 7
-"""How far apart rows are that come one after another."""
+"""Distance of consecutive rows."""
 
 
 def deal(batches: Sequence[Batch], lengths: Sequence[int], effort: Effort) -> list[Call]:
-    """Calls of all methods in turn, each kind spread evenly.
+    """Return calls of all methods in turn, each kind spread evenly.
 
     Args:
-        batches: that have been run.
-        lengths: the rows of `clipcheck.inputs.batches.every_length` to run, all of them, before
-            other prompts. They are the batch behind the others.
-        effort: how much.
+        batches: that ran already.
+        lengths: rows of `clipcheck.inputs.batches.every_length`; all run, before other prompts.
+            Their batch number follows the others.
+        effort: amount of calls.
     """
     images = [Row(n, i) for n, batch in enumerate(batches) for i in range(len(batch.pixels))]
     prompts = [Row(n, i) for n, batch in enumerate(batches) for i in range(len(batch.tokens))]
@@ -112,7 +111,7 @@ def _encodings(method: str, sizes: Iterable[int], rows: Iterator[Row]) -> list[C
 
 
 def _squares(batches: Sequence[Batch], sizes: Iterable[int]) -> Iterator[Call]:
-    """Of the first rows of a batch that has enough of both: logits are compared within it."""
+    """Yield calls with the first rows of a batch that has enough images and prompts."""
     for size in sizes:
         for number, batch in enumerate(batches):
             if min(len(batch.pixels), len(batch.tokens)) >= size:
@@ -130,12 +129,12 @@ def _pairs(batches: Sequence[Batch], count: int) -> Iterator[Call]:
 
 
 def _scattered(rows: Sequence[Row]) -> list[Row]:
-    """All of them, neighbours apart: a batch should hold what is unlike."""
+    """Return all rows with neighbours apart: a batch should have different rows."""
     return [row for start in range(_STEP) for row in rows[start::_STEP]]
 
 
 def _interleaved(*queues: Sequence[Call]) -> Iterator[Call]:
-    """All calls of all queues, each queue in its order and spread over the whole."""
+    """Yield all calls of all queues, each queue in order and spread evenly."""
     placed = [
         ((place + 0.5) / len(queue), number, call)
         for number, queue in enumerate(queues)

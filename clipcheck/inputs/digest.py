@@ -1,4 +1,4 @@
-"""A fingerprint of inputs, by which two runs can tell whether they judged by the same ones."""
+"""A digest of inputs: two runs with the same digest had the same inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw images and raw texts, as people have them, and how a model's own way makes inputs of them."""
+"""Raw images and texts, and their conversion to a model's inputs."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ Kind = Literal["image", "prompt", "pair"]
 _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 MOST_PIXELS = 1 << 24
-"""Limit of the pixels of a picture that is read from a file: 64 MB of colours with opacities."""
+"""Most pixels of an image that is read from a file: 64 MB as RGBA."""
 
 MOST_ASPECT = 256
-"""Longer side by shorter side. Resizing makes the shorter one as long as the model wants it."""
+"""Longer side by shorter side. Resizing gives the shorter one the model's resolution."""
 
 _SHORT = 60
-"""Characters that a description of a prompt has at most."""
+"""Most characters in a description of a prompt."""
 
 Prompt = str | tuple[int, ...]
-"""A text, or the ids of one, start and end among them: not every id comes of a text."""
+"""A text, or its ids with start and end: not every row of ids is the result of a text."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """Images and prompts that are run together; one of the two may be missing."""
+    """Images and prompts that run together; one of the two may be missing."""
 
     images: tuple[Image.Image, ...] = ()
     prompts: tuple[Prompt, ...] = ()
@@ -55,13 +55,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Frontend:
-    """How raw inputs become those of a model.
+    """Preprocessing and tokenizer of a model.
 
     Attributes:
         resolution: pixels a side.
         context_length: tokens of a prompt.
-        images: how pixels are made.
-        texts: how rows of ids are made.
+        images: rules for pixels.
+        texts: rules for rows of ids.
     """
 
     resolution: int
@@ -71,7 +71,7 @@ class Frontend:
 
     @classmethod
     def of(cls, inputs: Inputs) -> Frontend:
-        """How raw inputs become these."""
+        """Return the preprocessing and tokenizer for these inputs."""
         texts = inputs.of_texts or CLIP_TEXTS
         return cls(inputs.resolution, inputs.context_length, inputs.images, texts)
 
@@ -82,7 +82,7 @@ class Frontend:
         return pixels
 
     def tokens(self, prompt: Prompt) -> Tokens:
-        """Int32 [L]; a text that is too long is cut.
+        """Return the int32 row [L]; a long text is truncated.
 
         Raises:
             UsageError: it is a text, and no tokenizer is at hand.
@@ -100,8 +100,7 @@ class Frontend:
         return row
 
     def refusal(self, prompt: Prompt) -> str:
-        """Return the error of `tokenize` where it is not allowed to cut; empty where it takes the
-        prompt."""
+        """Return the error of `tokenize` without truncation, or an empty string."""
         if isinstance(prompt, str):
             try:
                 tokenize(prompt, self.context_length)
@@ -110,8 +109,8 @@ class Frontend:
         return ""
 
     def image_of(self, pixels: Pixels) -> Image.Image:
-        """The RGB image that `pixels` makes these of: [R, R], with its border repeated where
-        preprocessing cuts one off. They are on the 256 levels."""
+        """Return the RGB image [R, R] that `pixels` turns into these pixels of 256 levels, with its
+        border repeated where preprocessing crops one."""
         mean, std = (np.reshape(each, (3, 1, 1)) for each in (self.images.mean, self.images.std))
         shares = pixels * std + mean
         levels = np.clip(np.rint(shares * 255), 0, 255).astype(np.uint8).transpose(1, 2, 0)
@@ -122,21 +121,20 @@ class Frontend:
 
 
 def ids_of(tokens: Tokens, texts: TextRules | None = None) -> tuple[int, ...]:
-    """The ids of a row up to its end: what `Frontend.tokens` takes.
+    """Return the ids of a row up to its end, for `Frontend.tokens`.
 
     Args:
         tokens: the row [L].
-        texts: how it was made, if not as CLIP's, whose end is the greatest id.
+        texts: rules for the row; default: CLIP's, whose end is the greatest id.
     """
     length = length_of(texts or CLIP_TEXTS, tokens)
     return tuple(int(token) for token in tokens[:length])
 
 
 def unlike(one: Frontend, other: Frontend, example: Example) -> Iterator[str]:
-    """Yield the differences of the inputs that two frontends make of the same raw input, for
-    people."""
+    """Yield descriptions of the differences between two frontends on the same raw inputs."""
     if one != other:
-        # Not tried: a file may say any number, and images of so many pixels take memory.
+        # Do not try: a file may have any number, and large images need much memory.
         yield (
             f"raw inputs become {one.resolution}x{one.resolution} pixels and {one.context_length} "
             f"tokens, and {other.resolution}x{other.resolution} and {other.context_length} the "
@@ -154,7 +152,7 @@ def unlike(one: Frontend, other: Frontend, example: Example) -> Iterator[str]:
 
 
 def spelled(example: Example, frontend: Frontend) -> Example:
-    """Return the example with texts in place of ids, where a text gives these very ids."""
+    """Return the example with texts in place of ids, if a text gives exactly these ids."""
     return Example(example.images, tuple(_spelled(prompt, frontend) for prompt in example.prompts))
 
 
@@ -166,7 +164,7 @@ def _spelled(prompt: Prompt, frontend: Frontend) -> Prompt:
 
 
 def storable(image: Image.Image, frontend: Frontend) -> Image.Image:
-    """The image, if a PNG file holds all of it; else what the model sees of it, which one does."""
+    """Return the image if a PNG file can store it, else the preprocessed image."""
     if image.mode in _PNG_MODES:
         return from_png(to_png(image))
     seen = frontend.image_of(frontend.pixels(image))
@@ -175,34 +173,34 @@ def storable(image: Image.Image, frontend: Frontend) -> Image.Image:
 
 
 def to_png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
+    """Return the bytes of a PNG file."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
 
 
 def from_png(data: bytes) -> Image.Image:
-    """The image in a PNG file, all of it decoded.
+    """Return the decoded image of a PNG file.
 
     Raises:
-        ValueError: it is no such file, damaged, or larger than any that clipcheck draws.
+        ValueError: it is no PNG file, damaged, or larger than any that clipcheck draws.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow says of so many pixels, is said below
+            warnings.simplefilter("ignore")  # Pillow's warning of many pixels; raised below
             image = Image.open(io.BytesIO(data), formats=("PNG",))
         short, long = sorted(image.size)
         if short * long > MOST_PIXELS or long > MOST_ASPECT * short:
             raise ValueError(f"it has {image.width}x{image.height} pixels")
         image.load()
-    # Pillow lets nearly anything out on a garbled chunk; none of it is a defect here.
+    # Pillow raises nearly any exception on a damaged chunk.
     except Exception as error:
         raise ValueError(f"its picture cannot be read ({error})") from error
     return image
 
 
 def prompts_beside(images: int) -> int:
-    """How many prompts `packed` wants beside so many images."""
+    """Return the number of prompts that `packed` needs for so many images."""
     return sum(_beside(n) for n in _whole(images))
 
 
@@ -216,9 +214,9 @@ def packed(
 
     Args:
         images: at least one.
-        prompts: at least one; they are taken in turn, and again from the first.
-        frontend: what makes inputs of them.
-        first_rows: by ``image`` and ``prompt``, how many come in the batches before.
+        prompts: at least one; used in turn, and again from the first.
+        frontend: converts them.
+        first_rows: by ``image`` and ``prompt``, the number of rows in earlier batches.
     """
     left, texts = iter(images), itertools.cycle(prompts)
     seen = dict(first_rows)
@@ -233,7 +231,7 @@ def packed(
 def batch(
     example: Example, frontend: Frontend, first_rows: Mapping[str, int] = MappingProxyType({})
 ) -> Batch:
-    """The example as one batch. Where it has no images, or no prompts, there are no such rows."""
+    """Return the example as one batch; without images or prompts, it has no such rows."""
     rows = {
         "image": tuple(describe_image(image) for image in example.images),
         "prompt": tuple(describe_prompt(prompt) for prompt in example.prompts),
@@ -255,13 +253,13 @@ def describe(example: Example) -> str:
 
 
 def listed(images: Iterable[str], prompts: Iterable[Prompt]) -> str:
-    """The same of images that are described already."""
+    """List descriptions of images, and prompts."""
     named = [f"the image {image}" for image in images]
     return ", ".join([*named, *(f"the prompt {describe_prompt(prompt)}" for prompt in prompts)])
 
 
 def describe_image(image: Image.Image) -> str:
-    """Mode, size, and the colour where there is just one."""
+    """Describe the mode, the size, and the colour if there is only one."""
     with opacities_left_out():
         colours = image.convert("RGB").getcolors(maxcolors=1)
     alone = f", all {colours[0][1]}" if colours else ""
@@ -269,21 +267,21 @@ def describe_image(image: Image.Image) -> str:
 
 
 def describe_prompt(prompt: Prompt) -> str:
-    """The text, or the ids; both are cut."""
+    """Describe the text or the ids, shortened."""
     text = ascii(prompt) if isinstance(prompt, str) else f"ids {' '.join(map(str, prompt))}"
     return text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
 
 
 @contextmanager
 def opacities_left_out() -> Iterator[None]:
-    """Pillow would have a palette with opacities made RGBA first; the reference does not."""
+    """Hide Pillow's advice to convert such palettes to RGBA first: the reference does not."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Palette images with Transparency")
         yield
 
 
 def _whole(images: int) -> list[int]:
-    """The numbers of images in each batch."""
+    """Return the number of images in each batch."""
     return [min(MOST_ROWS, images - done) for done in range(0, images, MOST_ROWS)]
 
 

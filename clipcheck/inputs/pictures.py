@@ -1,7 +1,7 @@
-"""Pictures told by a handful of numbers: what they show, and the Pillow image that shows it.
+"""Images that are described by a few parameters, and rendered as Pillow images.
 
-A picture of four million pixels is told by as few numbers as one of a single pixel. That keeps the
-search for a fault quick, and what it ends with readable.
+An image of four million pixels has as few parameters as one of a single pixel. So the search for a
+fault is fast, and its result readable.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ MODES = (
     "RGB", "L", "P", "RGBA", "1", "LA", "CMYK", "YCbCr", "HSV", "LAB",
     "I;16", "I;16B", "I;16L", "I;16N", "I", "F", "PA", "RGBX", "RGBa",
 )  # fmt: skip
-"""Pillow's modes that `clipcheck.inputs.preprocess.transform` takes, the commonest first."""
+"""Pillow's modes that `clipcheck.inputs.preprocess.transform` accepts, the most common first."""
 
 UNPROCESSABLE_MODES = ("La",)
-"""Pillow's modes that it does not take: Pillow cannot convert them to RGB, and raises."""
+"""Pillow's modes that it does not accept: Pillow cannot convert them to RGB, and raises."""
 
 EXIF_ORIENTATION = 0x0112
-"""The EXIF tag that says how a picture is turned: 1 to 8."""
+"""EXIF tag of the orientation: 1 to 8."""
 
 Colour = tuple[float, ...]
 """Red, green, blue and opacity, each from 0 to 255."""
 
 Transparency = Literal["none", "one", "each"]
-"""Of a palette: no colour is transparent, or the first one, or each to some degree."""
+"""Transparency of a palette: none, of the first colour, or of each to some degree."""
 
 Levels = NDArray[np.float64]
 Shares = NDArray[np.integer]
@@ -42,10 +42,10 @@ BANDS = {
     **dict.fromkeys(("RGB", "P", "YCbCr", "HSV", "LAB"), _COLOURED),
     **dict.fromkeys(("RGBA", "PA", "CMYK", "RGBX", "RGBa"), _BOTH),
 }
-"""Which parts of a colour an image of the mode shows, by their place in it."""
+"""By mode, the indices of the parts of a colour that an image shows."""
 
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
-"""Those of more than 8 bits."""
+"""Modes with more than 8 bits."""
 
 _DTYPES = {"I;16": "<u2", "I;16L": "<u2", "I;16B": ">u2", "I;16N": "=u2", "I": "=i4", "F": "=f4"}
 _COLOURS = 256
@@ -53,15 +53,14 @@ _COLOURS = 256
 
 @dataclass(frozen=True)
 class Pattern:
-    """Two colours, and how they are spread.
+    """Two colours and their arrangement.
 
     Attributes:
-        kind: a name from `KINDS`, which says what more it takes.
-        first: the colour of a flat picture.
+        kind: a name from `KINDS`, which tells the parameters that it uses.
+        first: the colour of a flat image.
         second: the other colour.
-        step: width of stripes and sides of squares, in pixels; at most half of the image's side,
-            so that there are two of them.
-        turned: whether rows and columns are exchanged.
+        step: width of stripes and sides of squares, in pixels; at most half of the image's side.
+        turned: whether rows and columns are swapped.
         seed: of the noise and of the squares.
     """
 
@@ -73,12 +72,12 @@ class Pattern:
     seed: int = 0
 
     def ramp(self, count: int) -> Levels:
-        """So many colours [count, 4] from the first to the second."""
+        """Return ``count`` colours [count, 4] from the first to the second."""
         first, second = (np.array(colour, dtype=np.float64) for colour in (self.first, self.second))
         return np.linspace(first, second, count)
 
     def shares(self, height: int, width: int, bands: int, count: int) -> Shares:
-        """Which of ``count`` colours each point has, from 0, the first one, to ``count - 1``.
+        """Return the number of each point's colour, from 0 for the first to ``count - 1``.
 
         Returns:
             An array that broadcasts to [height, width, bands].
@@ -89,7 +88,7 @@ class Pattern:
         return shares.swapaxes(0, 1) if self.turned else shares
 
     def mixed(self, height: int, width: int, table: NDArray[np.generic]) -> NDArray[np.generic]:
-        """The points' colours [height, width, bands], taken from a ``table`` [count, bands]."""
+        """Return the points' colours [height, width, bands] from a ``table`` [count, bands]."""
         count, bands = table.shape
         shares = self.shares(height, width, bands, count)
         if shares.shape[2] == 1:
@@ -101,16 +100,16 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Picture:
-    """All that there is to say of an image.
+    """Parameters of an image.
 
     Attributes:
         mode: one from `MODES` or `UNPROCESSABLE_MODES`.
         width, height: in pixels.
-        pattern: what it shows.
-        full: what the level 255 becomes in a mode of more than 8 bits, and the others
-            accordingly; what such a mode does not hold is cut to the nearest that it does.
-        transparency: of a palette, in mode P only.
-        orientation: in the EXIF data, 1 to 8; without it there are no EXIF data.
+        pattern: its content.
+        full: value of the level 255 in a mode with more than 8 bits; others are scaled with it, and
+            clipped to the range of the mode.
+        transparency: of the palette, in mode P only.
+        orientation: in the EXIF data, 1 to 8; None for no EXIF data.
     """
 
     mode: str
@@ -122,7 +121,7 @@ class Picture:
     orientation: int | None = None
 
     def render(self) -> Image.Image:
-        """The image, a new one at each call."""
+        """Return a new image."""
         image = self._image()
         if self.orientation is not None:
             exif = Image.Exif()
@@ -136,7 +135,7 @@ class Picture:
         if self.mode in ("P", "PA"):
             return self._with_palette()
         if self.mode == "1":
-            # Not dithered, so that flat stays flat.
+            # Without dithering, a flat image stays flat.
             return self._drawn("L", self._ramp()).point(lambda level: 255 * (level >= 128), "1")
         return self._drawn(self.mode, self._ramp())
 
@@ -147,7 +146,7 @@ class Picture:
     def _ramp(self) -> NDArray[np.uint8]:
         ramp = self.pattern.ramp(_COLOURS)[:, BANDS[self.mode]]
         if self.mode == "CMYK":
-            # What is opaque has no black ink.
+            # Opaque colours have no black ink.
             ramp[:, 3] = 255 - ramp[:, 3]
         return np.rint(ramp).astype(np.uint8)
 
@@ -177,7 +176,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class _Plane:
-    """Where a pattern is drawn: the shares go from 0 to ``top``."""
+    """The area of a pattern; shares go from 0 to ``top``."""
 
     generator: np.random.Generator
     height: int
@@ -218,11 +217,11 @@ def _checkerboard(plane: _Plane) -> Shares:
 
 
 class Kind(NamedTuple):
-    """How colours are spread.
+    """Arrangement of colours.
 
     Attributes:
-        shares: draws it.
-        takes: which of a pattern's numbers it depends on, besides the first colour.
+        shares: function that draws it.
+        takes: parameters of a pattern that it depends on, besides the first colour.
     """
 
     shares: Callable[[_Plane], Shares]
@@ -247,4 +246,4 @@ KINDS = {
     ),
     "noise": Kind(lambda plane: plane.noise(), ("second", "seed")),
 }
-"""By name, from the simplest on. What is drawn from the seed is so in each channel by itself."""
+"""By name, the simplest first. Random kinds draw each channel independently."""

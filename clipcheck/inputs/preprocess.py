@@ -1,4 +1,4 @@
-"""Images to pixels: the preprocessing that CLIP was trained and released with."""
+"""CLIP's preprocessing of images to pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def transform(
     resolution: int, rules: ImageRules = CLIP_IMAGES
 ) -> Callable[[Image.Image], torch.Tensor]:
-    """The preprocessing of a model that takes square images of `resolution` pixels a side.
+    """Return the preprocessing of a model for square images of `resolution` pixels a side.
 
     Returns:
         A function from a Pillow image of any size and mode to [3, resolution, resolution]
@@ -39,7 +39,7 @@ def transform(
         [
             resize,
             transforms.CenterCrop(resolution),
-            # Only now, as in the reference: Pillow resizes a palette without interpolating.
+            # After resizing, as in the reference: Pillow resizes a palette without interpolation.
             _to_rgb,
             transforms.ToTensor(),
             transforms.Normalize(rules.mean, rules.std),
@@ -65,10 +65,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def picture_of(pixels: np.ndarray, rules: ImageRules = CLIP_IMAGES) -> Image.Image:
-    """The image that was preprocessed to these pixels, as far as eight bits of a colour show it.
+    """Return the image that was preprocessed to these pixels, with 8 bits per channel.
 
     Args:
-        pixels: of `transform`, [3, R, R]; what is beyond black and white is shown as these.
+        pixels: of `transform`, [3, R, R]; values beyond black and white are clipped.
     """
     import numpy as np
     from PIL import Image

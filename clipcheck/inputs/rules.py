@@ -1,4 +1,4 @@
-"""How images and texts become the inputs of a model: what differs between families."""
+"""Rules of a family for converting images and texts to inputs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Mean of red, green and blue in CLIP's training images, as OpenAI's package states it."""
+"""Mean of red, green and blue in CLIP's training images, from OpenAI's package."""
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""Standard deviation of red, green and blue, from the same place."""
+"""Standard deviation of red, green and blue, from the same source."""
 
 
 @dataclass(frozen=True)
 class ImageRules:
-    """How pixels are made of an image.
+    """Rules for converting an image to pixels.
 
     Attributes:
-        mean: of red, green and blue, which is taken away.
-        std: of red, green and blue, which the rest is divided by.
+        mean: of red, green and blue, subtracted.
+        std: of red, green and blue, by which the difference is divided.
         interpolation: ``bicubic`` or ``bilinear``.
         resize: what is made as long as the model takes: the ``shortest`` side, of which the centre
             is cut out then; the ``longest``, whose other side is filled up; or both, ``squash``.
@@ -61,14 +61,14 @@ class Tokenizes(Protocol):
 
 @dataclass(frozen=True)
 class TextRules:
-    """How rows of ids are made of a text.
+    """Rules for converting a text to a row of ids.
 
     Attributes:
-        start: the id that each row begins with, or None.
-        end: the id that each text ends with, or None.
-        pad: the id of all that is behind the end.
-        first: the least id that stands inside of a text.
-        last: the greatest id that does.
+        start: first id of each row, or None.
+        end: last id of each text, or None.
+        pad: id of the padding.
+        first: least id inside of a text.
+        last: greatest id inside of a text.
         tokenizer: makes rows of texts; without one ids are drawn directly.
     """
 
@@ -81,21 +81,21 @@ class TextRules:
 
     @property
     def specials(self) -> int:
-        """How many ids of a row are its start and end."""
+        """Number of ids of a row that are start or end."""
         return (self.start is not None) + (self.end is not None)
 
     @property
     def ends_at_greatest(self) -> bool:
-        """Whether the end is the greatest id of a row, which is how CLIP finds it."""
+        """Whether the end is the greatest id of a row; CLIP finds it that way."""
         return self.end is not None and self.end > self.last
 
 
 def clip_texts(vocab_size: int, pad: int = 0) -> TextRules:
-    """The rules of CLIP: the two greatest ids are the start and the end, and padding follows."""
+    """Return CLIP's rules: the two greatest ids are start and end, and padding follows."""
     tokenizer = ClipTokenizer(pad) if vocab_size == VOCABULARY_SIZE else None
     return TextRules(vocab_size - 2, vocab_size - 1, pad, 0, vocab_size - 3, tokenizer)
 
 
 CLIP_IMAGES = ImageRules()
 CLIP_TEXTS = clip_texts(VOCABULARY_SIZE)
-"""How CLIP's own inputs are made."""
+"""Rules of CLIP's own inputs."""

@@ -1,4 +1,4 @@
-"""Draw the parameters of pictures: some twenty numbers, however large the image."""
+"""Draw the parameters of images: about twenty numbers for any size."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _FULL = {
 }
 _TRANSPARENCIES: tuple[Transparency, ...] = ("none", "one", "each")
 _COMMON = 8
-"""As many times as another mode comes RGB, which most photographs have."""
+"""Factor by which RGB, the mode of most photographs, is more frequent than another mode."""
 
 
 def sides(min_side: int, max_side: int) -> SearchStrategy[int]:
-    """Pixels, small ones more often than large ones."""
+    """Return a strategy for sides in pixels, small ones more often than large ones."""
     limits = [limit for limit in _SIDES if min_side <= limit < max_side]
-    # These ranges have no side in common, else the same side would come by several ways.
+    # The ranges do not overlap, so that each side can be drawn in only one way.
     ranges = zip([min_side, *(limit + 1 for limit in limits)], [*limits, max_side], strict=True)
     return st.one_of(*(st.integers(low, high) for low, high in ranges))
 
 
 def variants(modes: Sequence[str]) -> list[tuple[str, int, Transparency]]:
-    """Each mode with what its full level can be, and what is transparent.
+    """Return each mode with each of its full levels and transparencies.
 
-    They are one number, not two: a mode with more to draw would else be less simple.
+    One number selects all three: otherwise a mode with more to draw would be less simple.
     """
     variants: list[tuple[str, int, Transparency]] = []
     for mode in modes:
@@ -58,12 +58,12 @@ def pictures(
     sides: SearchStrategy[int],
     max_aspect: int,
 ) -> Picture:
-    """The parameters of an image, toward a flat one of the first variant, without EXIF."""
+    """Draw parameters of an image; shrinks toward a flat one of the first variant, without EXIF."""
     mode, full, transparency = draw(variants)
     width, height = draw(sides), draw(sides)
     width, height = min(width, height * max_aspect), min(height, width * max_aspect)
     orientation = draw(_ORIENTATIONS)
-    # The pattern comes last: there is then less to draw if it gets simpler, but nothing else.
+    # The pattern comes last: a simpler one draws fewer numbers, which changes nothing else.
     pattern = draw(_patterns(BANDS[mode], _PALETTES[1:2] if mode == "1" else _PALETTES))
     return Picture(mode, width, height, pattern, full, transparency, orientation)
 
@@ -77,7 +77,7 @@ _NUMBERS: dict[str, SearchStrategy[Any]] = {
 }
 
 
-# Making a strategy takes longer than drawing from it, so they are kept.
+# Strategies are cached, because building one takes longer than drawing from it.
 @functools.cache
 def _patterns(bands: tuple[int, ...], palettes: tuple[str, ...]) -> SearchStrategy[Pattern]:
     colours = [
@@ -102,15 +102,15 @@ def _grey(_: tuple[int, ...], level: int) -> SearchStrategy[Colour]:
 
 
 def _saturated(bands: tuple[int, ...], level: int) -> SearchStrategy[Colour | None]:
-    """Toward white; half are white or black.
+    """Draw a saturated colour, half of them white or black; shrinks toward white.
 
-    The second colour is what the first is not: mixed by channels, the two give all there are.
+    The second colour is the inverse of the first: mixed by channels, the two give all eight.
     """
     if level < 128:
         return st.none()
     each = st.tuples(*[st.sampled_from((_OPAQUE, 0))] * len(bands))
     plain = [tuple(_OPAQUE if band == 3 else light for band in bands) for light in (255, 0)]
-    # Of one band there are but two.
+    # One band has only two.
     drawn = each if len(bands) == 1 else st.sampled_from(plain) | each
     return drawn.map(functools.partial(_coloured, bands))
 
@@ -120,7 +120,7 @@ def _inverse(colour: Colour) -> Colour:
 
 
 def _any(bands: tuple[int, ...], level: int, parts: int = 1) -> SearchStrategy[Colour]:
-    """Toward the level, and toward opaque; between two levels there are so many parts."""
+    """Draw any colour; shrinks toward the level, and opaque. Levels are divided in ``parts``."""
     drawn = [_part(_OPAQUE if band == 3 else level, parts) for band in bands]
     return st.tuples(*drawn).map(functools.partial(_coloured, bands))
 
@@ -131,7 +131,7 @@ def _part(level: int, parts: int) -> SearchStrategy[float]:
 
 
 def _coloured(bands: tuple[int, ...], parts: tuple[float, ...]) -> Colour:
-    """With those parts at their place; the others are not shown."""
+    """Return a colour with these parts; the others do not matter."""
     shown = dict(zip(bands, parts, strict=True))
     return tuple(shown.get(band, _OPAQUE) for band in range(4))
 
@@ -145,7 +145,7 @@ _COLOURS: dict[str, Callable[[tuple[int, ...], int], SearchStrategy[Any]]] = {
 
 
 def described_pixels(resolution: int) -> SearchStrategy[tuple[str, Pixels]]:
-    """Preprocessed pixels and the kind of their pattern, toward flat grey."""
+    """Draw preprocessed pixels and the kind of their pattern; shrinks toward flat grey."""
     patterns = _patterns(BANDS["RGB"], tuple(_COLOURS))
     return patterns.map(functools.partial(_preprocessed, resolution))
 

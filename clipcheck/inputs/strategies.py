@@ -1,6 +1,6 @@
-"""Hypothesis strategies for what CLIP is fed with: images, pixels, prompts, token ids, batches.
+"""Hypothesis strategies for CLIP's inputs: images, pixels, prompts, token ids, batches.
 
-All draw few numbers, filter nothing and shrink, so that no health check has to be turned off.
+They draw few numbers, do not filter, and shrink, so every health check can stay enabled.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ def images(
     max_side: int = 2048,
     max_aspect: int = 64,
 ) -> SearchStrategy[Image.Image]:
-    """Pillow images of every kind that preprocessing may meet.
+    """Return a strategy for Pillow images of every kind that preprocessing may get.
 
-    Draws a mode, two sides, one of the `KINDS` of patterns, two colours (greys, all or nothing in
-    each channel, or any), and a seed for noise: some twenty numbers, however large the image.
+    Draws a mode, two sides, one of the `KINDS` of patterns, two colours (greys, channels of 0 or
+    255, or any), and a seed for noise: about twenty numbers for any size.
     Palettes come without transparency, with one transparent colour, or with one opacity for each;
     of the last, Pillow warns when they are converted to RGB. Modes of more than 8 bits come with
-    values up to 255, to 4095 or 1, to 65535, and down to -255 where they hold it. Half of the
+    values up to 255, to 4095 or 1, to 65535, and down to -255 if they can store it. Half of the
     images have an EXIF orientation, 1 to 8, in ``image.info["exif"]``, where Pillow's ``getexif``
     finds it.
 
     Six in seven sides are up to 256. A side that is more than ``max_aspect`` times as long as the
-    other is cut to that: resizing makes the shorter one as long as the model wants it. With 64, the
+    other is cut to that: resizing gives the shorter one the model's resolution. With 64, the
     resized image at 336 pixels is of 29 MB at most, and 58 MB with the copy that Pillow makes of
-    one with opacities. A larger ``max_aspect`` takes accordingly more.
+    one with opacities. A larger ``max_aspect`` needs proportionally more.
 
     Shrinks toward a flat, opaque grey image, 128 of 255, of the first of ``modes``, of
     ``min_side`` by ``min_side`` pixels, without EXIF.
@@ -81,21 +81,20 @@ def images(
         max_aspect: longer side by shorter side, at least 1.
 
     Raises:
-        InvalidArgument: an argument is none of these, or the limits of a side contradict.
+        InvalidArgument: an argument is invalid, or the limits of a side contradict.
     """
     _check_sides(min_side, max_side)
-    _check_integer("max_aspect", max_aspect, 1, "Pass how often one side may hold the other.")
+    _check_integer("max_aspect", max_aspect, 1, "Pass the greatest ratio of the sides.")
     drawn = st.sampled_from(variants(_checked_modes(modes)))
     return pictures(drawn, sides(min_side, max_side), max_aspect).map(Picture.render)
 
 
 def pixels(*, resolution: int) -> SearchStrategy[Pixels]:
-    """Images as a model takes them, preprocessed: float32 [3, resolution, resolution].
+    """Return a strategy for preprocessed images: float32 [3, resolution, resolution].
 
-    Each channel goes from what 0 is after preprocessing, ``(0 - mean) / std``, to what 1 is, both
-    included. Three in four images hold values of the 256 levels only, bit for bit as preprocessing
-    gives them; the others may have values between them as well. Patterns and colours are those of
-    `images`.
+    Each channel goes from ``(0 - mean) / std`` to ``(1 - mean) / std``, both included. Three in
+    four images have only values of the 256 levels, bit for bit as after preprocessing; the others
+    may have values between them as well. Patterns and colours are those of `images`.
 
     Shrinks toward flat grey, 128 of 255.
 
@@ -103,31 +102,31 @@ def pixels(*, resolution: int) -> SearchStrategy[Pixels]:
         resolution: pixels a side, at least 1.
 
     Raises:
-        InvalidArgument: ``resolution`` is none.
+        InvalidArgument: ``resolution`` is invalid.
     """
-    _check_integer("resolution", resolution, 1, "Pass the pixels a side that the model takes.")
+    _check_integer("resolution", resolution, 1, "Pass the model's resolution in pixels.")
     return described_pixels(resolution).map(lambda described: described[1])
 
 
 def prompts(*, context_length: int = CONTEXT_LENGTH) -> SearchStrategy[str]:
-    """Texts for the text tower, from one word to more tokens than a context holds.
+    """Return a strategy for texts, from one word to more tokens than the context length.
 
-    Most are pieces in a frame such as ``"a photo of {}."``, with blanks between them or nothing,
-    some several times over. Pieces are plain words; words that are one token each, from all over
-    the vocabulary; emoji; combining marks; scripts from right to left; Chinese, Japanese and
+    Most are pieces in a template such as ``"a photo of {}."``, with or without blanks between them,
+    some repeated. Pieces are plain words; words of one token each, from the whole
+    vocabulary; emoji; combining marks; scripts from right to left; Chinese, Japanese and
     Korean; HTML entities, escaped once and twice; mojibake; control characters; blanks of all
-    kinds; the names of the special tokens. The other texts are blank, or any unicode. Each can be
-    written as UTF-8: there are no surrogates.
+    kinds; the names of the special tokens. The other texts are blank, or any unicode. All are valid
+    UTF-8, without surrogates.
 
     Shrinks toward ``"a"``: first to fewer pieces, then to plain words, then to words of low ids.
 
     Args:
-        context_length: tokens, start and end included, at least 2. Of texts with up to as many,
-            and with more, there are about as many for each quarter.
+        context_length: tokens, start and end included, at least 2. The lengths of the texts are
+            spread evenly below and above it.
 
     Raises:
-        InvalidArgument: ``context_length`` is none.
-        VocabularyError: when drawing, as `clipcheck.inputs.tokenizer.read_vocabulary` does.
+        InvalidArgument: ``context_length`` is invalid.
+        VocabularyError: when drawing, from `clipcheck.inputs.tokenizer.read_vocabulary`.
     """
     _check_context(context_length)
     most = context_length + 8
@@ -146,7 +145,7 @@ def prompts(*, context_length: int = CONTEXT_LENGTH) -> SearchStrategy[str]:
         )
         for pieces in (*lists, repeated)
     ]
-    # As a list, since a whole text is but one choice, and less simple prompts would shrink to it.
+    # As a list: a whole text would be a single choice, to which longer prompts would shrink.
     unicode = st.lists(st.characters(codec="utf-8")).map("".join)
     return st.one_of(_words(), *sentences, st.sampled_from(BLANKS), unicode)
 
@@ -154,11 +153,11 @@ def prompts(*, context_length: int = CONTEXT_LENGTH) -> SearchStrategy[str]:
 def token_ids(
     *, context_length: int = CONTEXT_LENGTH, vocab_size: int = VOCABULARY_SIZE
 ) -> SearchStrategy[Tokens]:
-    """Prompts as a model takes them: int32 [context_length].
+    """Return a strategy for rows of ids: int32 [context_length].
 
     Each is the start id, which is ``vocab_size - 2``, any number of ids below it, the end id, which
-    is ``vocab_size - 1``, and zeros. The end comes at every position from 1 to the last. All ids
-    are as likely; some prompts repeat a few of them until they end.
+    is ``vocab_size - 1``, and zeros. The end is at any position from 1 to the last. All ids are
+    equally likely; some prompts only repeat a few of them.
 
     Shrinks toward the empty prompt, start and end; with ids, toward few and low ones.
 
@@ -175,7 +174,7 @@ def token_ids(
 
 
 def rows_of(texts: TextRules, context_length: int) -> SearchStrategy[Tokens]:
-    """Prompts as `token_ids` gives them, by the rules of any family."""
+    """Return a strategy for rows such as `token_ids`, with the rules of any family."""
     room = context_length - texts.specials
     ids = st.integers(texts.first, texts.last)
     quarters = [(room * share // 4, room * (share + 1) // 4) for share in range(4)]
@@ -190,18 +189,18 @@ def rows_of(texts: TextRules, context_length: int) -> SearchStrategy[Tokens]:
 
 
 def batches(*, inputs: Inputs, max_images: int = 8, max_prompts: int = 8) -> SearchStrategy[Batch]:
-    """Batches of N images, as `pixels` draws them, and M prompts, where N is never M.
+    """Return a strategy for batches of N images from `pixels` and M prompts; N is never M.
 
-    The prompts are those of `token_ids` and, where the vocabulary is CLIP's, texts of `prompts`,
-    cut to the context. ``batch.rows`` says the pattern of each image, and the text or the length of
-    each prompt; ``batch.first_rows`` are 0.
+    The prompts are from `token_ids` and, if the vocabulary is CLIP's, from `prompts`, truncated.
+    ``batch.rows`` has the pattern of each image, and the text or the length of each prompt;
+    ``batch.first_rows`` are 0.
 
     Shrinks toward one image of flat grey and two empty prompts.
 
     Args:
         inputs: what the model takes.
         max_images: at least 1.
-        max_prompts: at least 1, and 2 if there is but one image.
+        max_prompts: at least 1, and 2 if there is only one image.
 
     Raises:
         InvalidArgument: an argument is none of these.
@@ -268,7 +267,7 @@ def _described(texts: TextRules, tokens: Tokens) -> tuple[str, Tokens]:
 
 
 def _worded(inputs: Inputs, text: str) -> tuple[str, Tokens]:
-    # Special tokens in the text would end it early, so they are left out.
+    # Special tokens in the text are removed, because they would end it early.
     ids = [i for i in default_tokenizer().encode(text) if i <= inputs.texts.last]
     name, tokens = _described(inputs.texts, inputs.row(ids[: inputs.room]))
     return repr(text) if len(text) <= 40 else name, tokens
@@ -303,7 +302,7 @@ def _check_integer(name: str, value: object, least: int, remedy: str) -> None:
 
 
 def _check_context(context_length: object) -> None:
-    remedy = f"Start and end take two tokens; released models take {CONTEXT_LENGTH}."
+    remedy = f"Start and end are two tokens; released models have {CONTEXT_LENGTH}."
     _check_integer("context_length", context_length, 2, remedy)
 
 
@@ -311,7 +310,7 @@ def _check_inputs(inputs: object) -> None:
     if not isinstance(inputs, Inputs):
         raise InvalidArgument(
             f"Expected Inputs but got inputs={inputs!r} (type={type(inputs).__name__}). "
-            "Pass what the model takes, as clipcheck.inputs.batches.Inputs."
+            "Pass the sizes of the model's inputs as clipcheck.inputs.batches.Inputs."
         )
 
 
@@ -336,5 +335,5 @@ def _check_sides(min_side: int, max_side: int) -> None:
     if min_side > max_side:
         raise InvalidArgument(
             f"Expected min_side of at most max_side={max_side} but got min_side={min_side}. "
-            "Exchange or widen them."
+            "Swap or change them."
         )

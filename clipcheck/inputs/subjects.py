@@ -1,5 +1,4 @@
-"""Pictures that can be told apart by what is on them, and captions that say it: a coloured shape on
-grey noise."""
+"""Images of distinguishable subjects, a coloured shape on grey noise, and their captions."""
 
 from __future__ import annotations
 
@@ -32,22 +31,22 @@ _SHAPES: dict[str, Callable[[Plane, Plane], NDArray[np.bool_]]] = {
     "pole": lambda x, y: (np.abs(x) < 0.35) & (np.abs(y) < 1.1),
     "triangle": lambda x, y: (np.abs(y) < 1) & (2 * np.abs(x) < 1 + y),
 }
-"""Which points are inside of each shape; it reaches from about -1 to 1 in both directions."""
+"""By shape, which points are inside; a shape reaches from about -1 to 1 in both directions."""
 
 Subject = tuple[str, str]
 SUBJECTS: tuple[Subject, ...] = tuple(itertools.product(_SHAPES, _COLOURS))
-"""Shape and colour of every picture that there is."""
+"""Shape and colour of every subject."""
 
 
 def colours_of(
     subject: Subject, resolution: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Draw a picture: [resolution, resolution, 3], from 0 to 255.
+    """Draw an image: [resolution, resolution, 3], from 0 to 255.
 
     Args:
         subject: one of `SUBJECTS`.
         resolution: pixels along a side.
-        generator: draws the noise, and by how much the shape is moved and scaled.
+        generator: for the noise, and the shape's position and size.
     """
     shape, colour = subject
     size = generator.uniform(0.3, 0.4)
@@ -61,6 +60,6 @@ def colours_of(
 
 
 def caption(subject: Subject, template: int) -> str:
-    """One of the captions of a subject."""
+    """Return one of the captions of a subject."""
     shape, colour = subject
     return CAPTIONS[template].format(shape=shape, colour=colour)

@@ -1,7 +1,7 @@
-"""Text to token ids: the byte-level byte-pair encoding that CLIP was trained with.
+"""CLIP's tokenizer: byte-level byte-pair encoding.
 
-The vocabulary is not kept here. The ``open_clip_torch`` distribution carries it, and its file is
-read without importing ``open_clip``, which costs seconds, after its SHA-256 was checked.
+The vocabulary is a file of the ``open_clip_torch`` distribution. It is read after a check of its
+SHA-256, and without importing ``open_clip``, which would take seconds.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ CONTEXT_LENGTH = 77
 VOCABULARY_SIZE = 49408
 """Rows of ``token_embedding.weight`` in every released CLIP model."""
 START_TOKEN = VOCABULARY_SIZE - 2
-"""Id that begins every text."""
+"""First id of every text."""
 END_TOKEN = VOCABULARY_SIZE - 1
-"""Id that ends every text. It is the greatest one, so a model finds it with ``argmax``."""
+"""Last id of every text. It is the greatest id, so a model finds it with ``argmax``."""
 
 _FILE_NAME = "bpe_simple_vocab_16e6.txt.gz"
 _SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 _REINSTALL = "Run: pip install --force-reinstall open_clip_torch"
 
 _SPECIAL_TOKENS = {"<|startoftext|>": START_TOKEN, "<|endoftext|>": END_TOKEN}
-# IGNORECASE although the text is lowercase by then: U+017F, the long s, has to match as an "s".
+# IGNORECASE although the text is lowercase here: U+017F, the long s, must match as an "s".
 _WORD = regex.compile(
     r"<\|(?:start|end)oftext\|>|'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
@@ -61,7 +61,7 @@ _CACHED_WORDS = 1 << 16
 
 
 class Tokenizer:
-    """Translates between text and token ids. Has the vocabulary of the released CLIP models.
+    """Converts between text and token ids, with the vocabulary of the released CLIP models.
 
     Args:
         vocabulary: text of the vocabulary file, as `read_vocabulary` returns it: a headline, then
@@ -78,7 +78,7 @@ class Tokenizer:
         self._ids_of_word = functools.lru_cache(_CACHED_WORDS)(self._merge_word)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without a start and an end token, of any length.
+        """Return the token ids of `text`, without start and end token, of any length.
 
         The names ``<|startoftext|>`` and ``<|endoftext|>`` in the text become those tokens.
         """
@@ -86,11 +86,11 @@ class Tokenizer:
         return [i for word in words for i in self._ids_of_word(word)]
 
     def encode_word(self, word: str) -> tuple[int, ...]:
-        """Token ids of a single word, in lowercase: `encode` without cleaning and splitting."""
+        """Return the token ids of a lowercase word: `encode` without cleaning and splitting."""
         return self._ids_of_word(word)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the tokens `ids`: each word is followed by a space.
+        """Return the text of token ids, with a space after each word.
 
         Bytes that are not UTF-8, such as the first half of a split character, become U+FFFD.
 
@@ -107,7 +107,7 @@ class Tokenizer:
         ids[-1] += _ENDING
         while len(ids) > 1:
             merged = [self._merged.get(pair, VOCABULARY_SIZE) for pair in itertools.pairwise(ids)]
-            # An earlier line of the vocabulary has the lower id, and goes first.
+            # Earlier lines of the vocabulary have lower ids, and are applied first.
             best = min(merged)
             if best == VOCABULARY_SIZE:
                 break
@@ -124,7 +124,7 @@ class Tokenizer:
 
 
 def read_vocabulary() -> str:
-    """Text of the vocabulary file in the installed ``open_clip_torch``.
+    """Return the text of the vocabulary file in the installed ``open_clip_torch``.
 
     Raises:
         VocabularyError: the package or the file is missing, or it is not the released file.
@@ -150,20 +150,21 @@ def read_vocabulary() -> str:
 
 
 def merges(vocabulary: str) -> list[str]:
-    """The merges of the released models, as lines of `read_vocabulary`, most frequent first."""
-    # The file has five times as many lines as the models use.
+    """Return the merges of the released models, as lines of `read_vocabulary`, most frequent first.
+
+    The file has five times as many lines as the models use.
+    """
     return vocabulary.split("\n", _MERGE_COUNT + 1)[1:-1]
 
 
 def names(lines: Iterable[str]) -> list[str]:
-    """Return the name of each id, in their order: a character for each byte, ``</w>`` ends a
-    word."""
+    """Return the name of each id, in order: a character for each byte, ``</w>`` ends a word."""
     return [*_names_of_bytes(), *(line.replace(" ", "") for line in lines), *_SPECIAL_TOKENS]
 
 
 @functools.cache
 def default_tokenizer() -> Tokenizer:
-    """The tokenizer of the released CLIP models, built on the first call."""
+    """Return the tokenizer of the released CLIP models, built on the first call."""
     return Tokenizer(read_vocabulary())
 
 
@@ -200,31 +201,31 @@ class ClipTokenizer:
 def tokenize(
     texts: str | list[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False
 ) -> torch.Tensor:
-    """Token ids of one or several texts, as a CLIP model takes them.
+    """Return the token ids of one or several texts, as inputs of a CLIP model.
 
     Args:
         texts: one text, or a list of N texts.
-        context_length: length of the rows; all released models take 77.
-        truncate: whether to cut a text that is too long. Its last token is then the end token.
+        context_length: length of the rows; 77 in all released models.
+        truncate: whether to truncate long texts. Their last token is then the end token.
 
     Returns:
         [N, context_length] int32: a start token, the text's tokens, an end token, and zeros.
 
     Raises:
         UsageError: a text is too long and `truncate` is false, or `context_length` is below 1.
-            As a `RuntimeError` it begins with the words of the reference package.
-        VocabularyError: as `read_vocabulary` does.
+            It is a `RuntimeError` and begins with the reference package's message.
+        VocabularyError: from `read_vocabulary`.
     """
     import torch
 
     if context_length < 1:
         raise UsageError(
             f"Expected a context length of at least 1, but got {context_length}",
-            remedy=f"Released models take {CONTEXT_LENGTH}.",
+            remedy=f"Released models have {CONTEXT_LENGTH}.",
         )
     texts = [texts] if isinstance(texts, str) else texts
     rows = [_row(text, context_length, truncate) for text in texts]
-    # The shape is said because no texts would otherwise give [0].
+    # Reshape, because an empty list of texts would otherwise give [0].
     return torch.tensor(rows, dtype=torch.int32).reshape(len(rows), context_length)
 
 
@@ -236,7 +237,7 @@ def _row(text: str, length: int, truncate: bool) -> list[int]:
         return [*ids[: length - 1], END_TOKEN]
     raise UsageError(
         f"Input {text} is too long for context length {length}",
-        remedy=f"It has {len(ids)} tokens. Shorten it, or cut it with truncate=True.",
+        remedy=f"It has {len(ids)} tokens. Shorten it, or truncate it with truncate=True.",
     )
 
 
@@ -245,7 +246,7 @@ def _ids(text: str) -> list[int]:
 
 
 def _cleaned(text: str) -> str:
-    # The reference also strips and collapses whitespace. No word holds any, so it can stay.
+    # The reference also strips and collapses whitespace, which has no effect on the words.
     return html.unescape(html.unescape(ftfy.fix_text(text))).lower()
 
 
@@ -254,7 +255,7 @@ def _vocabulary_path() -> Path:
     folders = spec.submodule_search_locations if spec else None
     if not folders:
         raise VocabularyError(
-            f"Expected the package open_clip_torch, which carries CLIP's vocabulary {_FILE_NAME}, "
+            f"Expected the package open_clip_torch, which has CLIP's vocabulary {_FILE_NAME}, "
             "but it is not installed",
             remedy=_REINSTALL,
         )
@@ -262,7 +263,7 @@ def _vocabulary_path() -> Path:
 
 
 def _names_of_bytes() -> list[str]:
-    # The file writes a byte that Latin-1 does not print as a character from U+0100 on.
+    # The file writes bytes that Latin-1 does not print as characters from U+0100 on.
     others = range(0x100, 0x100 + len(_BYTES) - len(_PRINTED))
     single = [chr(code) for code in (*_PRINTED, *others)]
     return [*single, *(name + _WORD_END for name in single)]
@@ -277,7 +278,7 @@ def _spellings(merged: Iterable[tuple[int, int]]) -> list[bytes]:
 
 
 def _merge_all(ids: list[int], merged: list[int], best: int) -> list[int]:
-    """`ids` with each pair that makes `best` replaced by it, from left to right."""
+    """Replace each pair that merges to `best`, from left to right."""
     result, position = [], 0
     while position < len(ids):
         found = position < len(merged) and merged[position] == best

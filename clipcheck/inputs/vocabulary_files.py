@@ -1,4 +1,4 @@
-"""CLIP's vocabulary in the two files that transformers reads a tokenizer from."""
+"""CLIP's vocabulary as the two tokenizer files of transformers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from clipcheck.inputs.tokenizer import merges, names, read_vocabulary
 
 VOCABULARY_FILE = "vocab.json"
-"""Ids by the names of the tokens."""
+"""Ids by name of the token."""
 MERGES_FILE = "merges.txt"
 """A headline, then one merge per line, the most frequent one first."""
 
@@ -16,12 +16,12 @@ _HEADLINE = "#version: 0.2"
 
 
 def vocabulary_texts() -> dict[str, str]:
-    """By name, the contents of `VOCABULARY_FILE` and `MERGES_FILE`.
+    """Return by name the contents of `VOCABULARY_FILE` and `MERGES_FILE`.
 
     They are the same for every released model, whatever its resolution or context length.
 
     Raises:
-        VocabularyError: as `clipcheck.inputs.tokenizer.read_vocabulary` does.
+        VocabularyError: from `clipcheck.inputs.tokenizer.read_vocabulary`.
     """
     lines = merges(read_vocabulary())
     ids = {name: i for i, name in enumerate(names(lines))}
@@ -35,8 +35,8 @@ def vocabulary_files(folder: Path) -> None:
     """Write `vocabulary_texts` into a folder that exists.
 
     Raises:
-        VocabularyError: as `clipcheck.inputs.tokenizer.read_vocabulary` does.
+        VocabularyError: from `clipcheck.inputs.tokenizer.read_vocabulary`.
     """
     for name, text in vocabulary_texts().items():
-        # Without newline="\n" Windows would write another file.
+        # Without newline="\n" the file would differ on Windows.
         (folder / name).write_text(text, encoding="utf-8", newline="\n")

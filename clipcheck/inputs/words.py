@@ -7,7 +7,7 @@ import functools
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE, default_tokenizer
 
 PLAIN = ("a", "dog", "red", "snow", "guitar", "Bridge", "it's", "7", "TWO", "x-ray", "rock'n'roll")
-"""Words of one to three tokens, the plainest first."""
+"""Words of one to three tokens, the simplest first."""
 
 TEMPLATES = (
     "a photo of {}.",
@@ -16,14 +16,14 @@ TEMPLATES = (
     "Is this {}?",
     "NOT {}!",
 )
-"""Frames for a sentence."""
+"""Templates for a sentence."""
 
 JOINERS = ("", "\n", " \t ", ", ", "\xa0", "\u3000")
-"""Separators that may stand between pieces, besides a space."""
+"""Separators between pieces, besides a space."""
 
 BLANKS = ("", " ", "\t", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\xa0", "\u2003", "\u2028",
            "\u200b", "\u3000", "\ufeff")  # fmt: skip
-"""The empty string, and characters that look like nothing."""
+"""The empty string, and invisible characters."""
 
 CHARACTERS = {
     "emoji": (0x1F300, 0x1FAFF),
@@ -41,7 +41,7 @@ PIECES = {
     "CJK": ("\u72ac", "\u3044\u306c", "\uac15\uc544\uc9c0", "\uff23\uff11"),
     "entities": ("&amp;", "&lt;b&gt;", "&eacute;", "&#x1F600;"),
     "entities escaped twice": ("&amp;amp;", "&amp;lt;i&amp;gt;"),
-    # UTF-8 that was read as if it were Latin-1 or Windows-1252.
+    # UTF-8 decoded as Latin-1 or Windows-1252.
     "mojibake": tuple(
         text.encode().decode(wrong)
         for text, wrong in (("d\u00e9j\u00e0", "latin-1"), ("\u2019tis", "cp1252"))
@@ -49,7 +49,7 @@ PIECES = {
     "special tokens": ("<|startoftext|>", "<|endoftext|>", "<|EndOfText|>"),
     "control": ("\x00", "\x07", "\x1b[1mbold\x1b[0m", "\x7f", "\x9f"),
 }
-"""Pieces that reach a step of the tokenizer that letters alone do not."""
+"""Pieces for steps of the tokenizer that letters do not reach."""
 
 
 @functools.cache
@@ -63,6 +63,6 @@ def whole_words() -> tuple[str, ...]:
 
 
 def _is_plain(word: str) -> bool:
-    """Whether a word has only letters of which each word of this vocabulary encodes to itself; to
-    try that on each word takes a second."""
+    """Whether a word has only letters with which each word of this vocabulary encodes to itself;
+    testing each word would take a second."""
     return word.isascii() and word.isalpha() and word.islower()

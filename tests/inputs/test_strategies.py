@@ -841,7 +841,7 @@ def test_no_health_check_has_to_be_turned_off(name: str) -> None:
 
 PIXELS = "Pass a number of pixels."
 ROWS = "Pass the most rows of a batch."
-CONTEXT = "Start and end take two tokens; released models take 77."
+CONTEXT = "Start and end are two tokens; released models have 77."
 ALL_MODES = ", ".join((*MODES, *UNPROCESSABLE_MODES))
 a_batch = functools.partial(batches, inputs=OTHER)
 
@@ -855,18 +855,17 @@ BAD: list[tuple[Callable[..., object], dict[str, object], str]] = [
     (
         images,
         {"min_side": 9, "max_side": 8},
-        "Expected min_side of at most max_side=8 but got min_side=9. Exchange or widen them.",
+        "Expected min_side of at most max_side=8 but got min_side=9. Swap or change them.",
     ),
     (
         images,
         {"max_aspect": "x"},
-        "Expected int but got max_aspect='x' (type=str). "
-        "Pass how often one side may hold the other.",
+        "Expected int but got max_aspect='x' (type=str). Pass the greatest ratio of the sides.",
     ),
     (
         images,
         {"max_aspect": 0},
-        "Expected max_aspect of at least 1 but got 0. Pass how often one side may hold the other.",
+        "Expected max_aspect of at least 1 but got 0. Pass the greatest ratio of the sides.",
     ),
     (
         images,
@@ -888,13 +887,12 @@ BAD: list[tuple[Callable[..., object], dict[str, object], str]] = [
     (
         pixels,
         {"resolution": "x"},
-        "Expected int but got resolution='x' (type=str). "
-        "Pass the pixels a side that the model takes.",
+        "Expected int but got resolution='x' (type=str). Pass the model's resolution in pixels.",
     ),
     (
         pixels,
         {"resolution": 0},
-        "Expected resolution of at least 1 but got 0. Pass the pixels a side that the model takes.",
+        "Expected resolution of at least 1 but got 0. Pass the model's resolution in pixels.",
     ),
     (
         prompts,
@@ -926,7 +924,7 @@ BAD: list[tuple[Callable[..., object], dict[str, object], str]] = [
         batches,
         {"inputs": 224},
         "Expected Inputs but got inputs=224 (type=int). "
-        "Pass what the model takes, as clipcheck.inputs.batches.Inputs.",
+        "Pass the sizes of the model's inputs as clipcheck.inputs.batches.Inputs.",
     ),
     (a_batch, {"max_images": "x"}, f"Expected int but got max_images='x' (type=str). {ROWS}"),
     (a_batch, {"max_images": 0}, f"Expected max_images of at least 1 but got 0. {ROWS}"),

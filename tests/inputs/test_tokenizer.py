@@ -192,7 +192,7 @@ def test_it_says_how_to_mend_a_text_that_is_too_long():
         tokenize(["a dog", "a dog and a cat"], context_length=4)
     assert str(error.value) == (
         "Input a dog and a cat is too long for context length 4. "
-        "It has 7 tokens. Shorten it, or cut it with truncate=True."
+        "It has 7 tokens. Shorten it, or truncate it with truncate=True."
     )
 
 
@@ -202,7 +202,7 @@ def test_it_refuses_a_context_without_tokens(length, truncate):
     with pytest.raises(UsageError) as error:
         tokenize("a dog", context_length=length, truncate=truncate)
     assert str(error.value) == (
-        f"Expected a context length of at least 1, but got {length}. Released models take 77."
+        f"Expected a context length of at least 1, but got {length}. Released models have 77."
     )
 
 
@@ -232,7 +232,7 @@ def test_it_says_when_open_clip_is_not_installed(monkeypatch):
         read_vocabulary()
     assert error.value.path is None
     assert str(error.value) == (
-        "Expected the package open_clip_torch, which carries CLIP's vocabulary "
+        "Expected the package open_clip_torch, which has CLIP's vocabulary "
         f"bpe_simple_vocab_16e6.txt.gz, but it is not installed. {REINSTALL}"
     )
 
