@@ -1,4 +1,4 @@
-"""The base of eager models: what a candidate is compared with, of whatever family.
+"""Base of the eager models of all families, which are the references.
 
 Shapes are noted at the end of lines: N images, M texts, L tokens, E embedding.
 """
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from clipcheck.checkpoints.library import LibraryArchitecture
 
 MOST_TEXTS = 8
-"""Prompts that are run together where they are many."""
+"""Most prompts to run at once."""
 
 
 class DualEncoder(nn.Module):
-    """Two towers, and logits of what they give.
+    """Two towers, and logits of their features.
 
     Args:
         image_resolution: pixels a side.
         context_length: tokens of a text.
 
     Attributes:
-        outputs: names of what it gives; one tower alone has its features and no others.
-        ends_unseen: whether what follows the end of a text has no effect on its features.
+        outputs: names of its outputs; a single tower has only its features.
+        ends_unseen: whether ids after the end of a text have no effect on its features.
         forward_pairs: whether the library's own ``forward`` takes a text for each image, and no
             other number of them.
     """
@@ -39,7 +39,7 @@ class DualEncoder(nn.Module):
     forward_pairs = False
     outputs = tuple(OUTPUTS)
 
-    # No annotations of the class: TorchScript, which compiles models of it, reads none as strings.
+    # No annotations in the class: TorchScript compiles subclasses, and cannot read string ones.
     def __init__(self, image_resolution: int, context_length: int) -> None:
         super().__init__()
         self.image_resolution = image_resolution
@@ -62,27 +62,27 @@ class DualEncoder(nn.Module):
         return {name: tensor for name, tensor in given.items() if tensor is not None}
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Preprocessed pixels [N, 3, H, W] to features [N, E], not normalised."""
+        """Encode preprocessed pixels [N, 3, H, W] as features [N, E], not normalised."""
         raise NotImplementedError
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Token ids [M, L] to features [M, E], not normalised."""
+        """Encode token ids [M, L] as features [M, E], not normalised."""
         raise NotImplementedError
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, E] and [M, E] to logits per image [N, M] and per text [M, N]."""
+        """Return logits per image [N, M] and per text [M, N] for features [N, E] and [M, E]."""
         raise NotImplementedError
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels [N, 3, H, W] and ids [M, L] to logits per image [N, M] and per text [M, N]."""
+        """Return logits per image [N, M] and per text [M, N] for pixels and ids [M, L]."""
         return self.logits(self.encode_image(image), self.encode_text(text))
 
     def log_scale(self) -> Tensor:
-        """The natural logarithm of what cosines are multiplied with: one number."""
+        """Return the natural logarithm of the factor of the cosines: one number."""
         raise NotImplementedError
 
     def encode_lengths(self, text: Tensor) -> Tensor:
-        """Features [M, E] of prompts [M, L] of every length, each the beginning of the last."""
+        """Return features [M, E] of prompts [M, L] of every length, all prefixes of the last."""
         return torch.cat([self.encode_text(rows) for rows in text.split(MOST_TEXTS)])
 
 
@@ -96,17 +96,17 @@ def stacked(module: nn.Module) -> list[nn.Module]:
 
 
 class Family(Protocol):
-    """A library whose models are their own reference: a file of this folder."""
+    """Interface of a file of this folder: a library whose models are their own reference."""
 
     def sizes(self, architecture: LibraryArchitecture) -> Sizes:
-        """The sizes of a model's inputs.
+        """Return the sizes of a model's inputs.
 
         Raises:
             ArchitectureError: the library does not have such a model, or it is not supported.
         """
 
     def empty(self, architecture: LibraryArchitecture) -> nn.Module:
-        """The library's model, whose weights have any values.
+        """Return the library's model with uninitialised weights.
 
         Raises:
             ArchitectureError: it has no such model.
@@ -116,7 +116,7 @@ class Family(Protocol):
     def build(
         self, architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]
     ) -> DualEncoder:
-        """The library's model over these tensors, which are assigned, not copied.
+        """Return the library's model with these tensors, which are assigned, not copied.
 
         Args:
             tensors: by the library's keys, all of a tower in one floating-point dtype.
@@ -127,4 +127,4 @@ class Family(Protocol):
         """
 
     def shallow(self, architecture: LibraryArchitecture, layers: int) -> LibraryArchitecture:
-        """The architecture with so many layers in each tower whose number can be said."""
+        """Return the architecture with ``layers`` layers in each tower with such a setting."""

@@ -1,4 +1,4 @@
-"""Build a library's model over the weights of a checkpoint, for every family."""
+"""Build a library's model with the weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch.overrides import TorchFunctionMode
 from clipcheck.errors import ArchitectureError
 
 _TOO_MANY = 3
-"""Keys that a message names."""
+"""Most keys in a message."""
 
 COUNTER = "num_batches_tracked"
-"""Ends the keys of counters, which have no effect in evaluation and which some files leave out."""
+"""Suffix of the keys of counters, which have no effect in evaluation; some files lack them."""
 
 _POSITIONS = "embeddings.position_ids"
-"""Ends the key of a buffer that older versions of transformers had in their state dicts."""
+"""Suffix of the key of a buffer in state dicts of older versions of transformers."""
 
 
 class Uninitialised(TorchFunctionMode):
-    """Leaves out what layers do to their weights when they are built: others take their place.
+    """Skips the initialisation of weights, which are replaced later.
 
-    Those of a library are not on the meta device meanwhile: some towers run a layer to see its
-    shapes, and buffers, which no checkpoint has, are to have their values.
+    Models of libraries are not built on the meta device: some towers run a layer to get shapes, and
+    buffers that no checkpoint has need their values.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -60,12 +60,12 @@ def assign(
     is_visual: Callable[[str], bool],
     config: str,
 ) -> None:
-    """Give a model its weights, which are not copied, and make it one for evaluation.
+    """Assign weights to a model, without a copy, and set it to evaluation mode.
 
     Args:
-        model: its own weights are dropped.
+        model: its own weights are replaced.
         tensors: by its keys, all of a tower in one floating-point dtype.
-        config: the name of the file that describes the model, for messages.
+        config: name of the model's configuration file, for messages.
 
     Raises:
         ArchitectureError: they are not the weights of such a model; the message names a key, and
@@ -127,8 +127,8 @@ def require_fitting(
 
 
 def _cast_buffers(model: nn.Module, device: torch.device, is_visual: Callable[[str], bool]) -> None:
-    """Bring what is in no state dict (masks, rotations of positions) to the weights' device, and to
-    the dtype of its tower."""
+    """Move buffers that are in no state dict (masks, rotary embeddings) to the weights' device and
+    to the dtype of their tower."""
     kept = model.state_dict().keys()
     towers = {visual: dtype_of(model, is_visual, visual=visual) for visual in (True, False)}
     for prefix, module in model.named_modules():
@@ -143,7 +143,7 @@ def _cast_buffers(model: nn.Module, device: torch.device, is_visual: Callable[[s
 def dtype_of(
     model: nn.Module, is_visual: Callable[[str], bool], *, visual: bool
 ) -> torch.dtype | None:
-    """The floating-point dtype of a tower; None where the model does not have it."""
+    """Return the floating-point dtype of a tower, or None if the model lacks the tower."""
     found = (
         weight.dtype
         for key, weight in model.named_parameters()

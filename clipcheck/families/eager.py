@@ -1,7 +1,7 @@
 """CLIP in eager PyTorch, after Radford et al. 2021, "Learning Transferable Visual Models From
 Natural Language Supervision", section 2.4 (models) and figure 3 (the forward pass).
 
-The keys of `CLIP.state_dict` are those of the released state dicts, but for the three integer
+The keys of `CLIP.state_dict` are those of the released state dicts, except the three integer
 buffers. Shapes are noted at the end of lines: N images, M texts, L tokens or positions, D width,
 E embedding, C channels, H and W pixels.
 """
@@ -33,7 +33,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` over its last dimension; the dtype stays."""
-        # Not super().forward, which TorchScript cannot compile.
+        # TorchScript cannot compile super().forward.
         y = functional.layer_norm(
             x.to(self.weight.dtype), self.normalized_shape, self.weight, self.bias, self.eps
         )
@@ -44,7 +44,7 @@ class QuickGELU(nn.Module):
     """The approximation x * sigmoid(1.702 x) of GELU (Hendrycks and Gimpel 2016, section 2)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Elementwise; shape and dtype stay."""
+        """Apply it elementwise; shape and dtype stay."""
         return x * torch.sigmoid(1.702 * x)
 
 
@@ -66,7 +66,7 @@ def perceptron(
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Self-attention, then a two-layer perceptron, each behind a LayerNorm and beside a sum."""
+    """Self-attention, then a two-layer MLP, each with a LayerNorm before and a residual sum."""
 
     def __init__(self, width: int, blocks: Blocks) -> None:
         super().__init__()
@@ -123,14 +123,14 @@ class VisionTransformer(nn.Module):
         return self.project(self.ln_post(self.pool(x)))
 
     def embed(self, x: Tensor) -> Tensor:
-        """Patches [N, D, grid, grid] to a sequence [N, L, D]: the class token, and positions."""
+        """Turn patches [N, D, grid, grid] into a sequence [N, L, D]: class token, positions."""
         x = x.flatten(start_dim=2).transpose(1, 2)  # [N, grid * grid, D]
         start = self.class_embedding.to(x).expand(x.shape[0], 1, -1)  # [N, 1, D]
         x = torch.cat([start, x], dim=1)  # [N, L, D]
         return x + self.positional_embedding.to(x)
 
     def pool(self, x: Tensor) -> Tensor:
-        """The class token [N, D] of a sequence [N, L, D]."""
+        """Return the class token [N, D] of a sequence [N, L, D]."""
         return x[:, 0]
 
     def project(self, x: Tensor) -> Tensor:
@@ -247,9 +247,9 @@ def _stage(channels: int, planes: int, blocks: int, stride: int) -> nn.Sequentia
 
 
 class CLIP(DualEncoder):
-    """Both towers, and the cosine similarities of what they give.
+    """Both towers, and the cosine similarities of their features.
 
-    Built on the meta device: use `build`, which gives the weights.
+    Built on the meta device: use `build`, which assigns the weights.
     """
 
     ends_unseen = True
@@ -264,7 +264,7 @@ class CLIP(DualEncoder):
             self.visual = ModifiedResNet(a.vision, a.image_resolution, a.embed_dim)
         self.vocab_size = a.vocab_size
         self.transformer = Transformer(a.text_width, a.text_layers, a.text_blocks)
-        # Not nn.Embedding(...): its initialisation on meta costs a second, spent on imports.
+        # The initialisation of nn.Embedding(...) on meta takes a second, for imports.
         table = torch.empty(a.vocab_size, a.text_width)
         self.token_embedding = nn.Embedding.from_pretrained(table, freeze=False)
         self.positional_embedding = nn.Parameter(torch.empty(a.context_length, a.text_width))
@@ -274,14 +274,14 @@ class CLIP(DualEncoder):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the model computes in; a half model still normalises in float32."""
+        """Dtype in which the model computes; a half model still normalises in float32."""
         return self.visual.conv1.weight.dtype
 
     def weights_of_methods(self) -> dict[str, set[str]]:
-        """By method, the keys of the weights and statistics that its result depends on.
+        """Return by method the keys of the weights and statistics that its result depends on.
 
-        The bias of the attention pool's keys is in none: it adds the same to all scores of a
-        query, and the softmax takes it out again.
+        The bias of the attention pool's keys is in none: it adds a constant to all scores of a
+        query, which the softmax cancels.
         """
         keys = {
             key
@@ -304,7 +304,7 @@ class CLIP(DualEncoder):
 
         The features are read at the end-of-text token, which has the highest id.
         """
-        # Not `self.dtype`, the image tower's: one tower alone may be in float64.
+        # `self.dtype` is the image tower's, but a single tower may be in float64.
         dtype = self.text_projection.dtype
         x = self.embed(self.token_embedding(text).to(dtype))
         x = self.transformer(x.transpose(0, 1), causal_mask(x)).transpose(0, 1)  # [M, L, D]
@@ -315,15 +315,15 @@ class CLIP(DualEncoder):
         return self.logit_scale
 
     def encode_lengths(self, text: Tensor) -> Tensor:
-        """Features [L - 1, E] of prompts [L - 1, L] of every length, each the beginning of the
+        """Return features [L - 1, E] of prompts [L - 1, L] of every length, all prefixes of the
         last."""
         return self.encode_every_length(text[-1:])
 
     def encode_every_length(self, text: Tensor) -> Tensor:
-        """Features [L - 1, E] of the prompts that end behind each token of ``text`` [1, L].
+        """Return features [L - 1, E] of the prompts that end after each token of ``text`` [1, L].
 
-        A token sees none that follows it. So all these prompts share the tokens before their ends,
-        and their ends stand behind these in one sequence, each of which sees what is before it.
+        A token does not attend to later ones. So these prompts share the tokens before their ends,
+        and one sequence is enough: the tokens, then all ends, each attending to its own prefix.
         """
         dtype = self.text_projection.dtype
         tokens = self.embed(self.token_embedding(text).to(dtype))  # [1, L, D]
@@ -340,11 +340,11 @@ class CLIP(DualEncoder):
         return self.project(self.ln_final(x)[0])
 
     def embed(self, x: Tensor) -> Tensor:
-        """Embedded tokens [M, L, D] and their positions."""
+        """Add positions to embedded tokens [M, L, D]."""
         return x + self.positional_embedding[: x.shape[1]].to(x)
 
     def pool(self, x: Tensor, text: Tensor) -> Tensor:
-        """The place [M, D] of the end-of-text token in a sequence [M, L, D] of the ids [M, L]."""
+        """Return the vectors [M, D] at the end-of-text tokens of a sequence [M, L, D]."""
         rows = torch.arange(x.shape[0], device=x.device)
         return x[rows, text.argmax(dim=-1)]
 
@@ -353,19 +353,19 @@ class CLIP(DualEncoder):
         return x @ self.text_projection.to(x)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, E] and [M, E] to scaled cosine similarities [N, M] and [M, N]."""
+        """Return scaled cosine similarities [N, M] and [M, N] of features [N, E] and [M, E]."""
         return scaled_cosines(image_features, text_features, self.logit_scale)
 
 
 def scaled_cosines(
     image_features: Tensor, text_features: Tensor, logit_scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Features [N, E] and [M, E] to logits per image [N, M] and per text [M, N].
+    """Return logits per image [N, M] and per text [M, N] for features [N, E] and [M, E].
 
     Args:
         image_features: not normalised.
         text_features: not normalised.
-        logit_scale: the natural logarithm of what cosines are multiplied with; no dimensions.
+        logit_scale: natural logarithm of the factor of the cosines; no dimensions.
     """
     image_features = image_features / image_features.norm(p=2, dim=-1, keepdim=True)
     text_features = text_features / text_features.norm(p=2, dim=-1, keepdim=True)
@@ -374,19 +374,19 @@ def scaled_cosines(
 
 
 def causal_mask(x: Tensor) -> Tensor:
-    """For ``x`` [M, L, D] the mask [L, L] that hides from each token those that follow it."""
+    """Return for ``x`` [M, L, D] the mask [L, L] that hides later tokens."""
     length = x.shape[1]
     hidden = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device)
     return hidden.triu(1)
 
 
 def build(architecture: Architecture, tensors: Mapping[str, Tensor]) -> CLIP:
-    """An eager model over ``tensors``: they are assigned, not copied.
+    """Return an eager model with ``tensors``, which are assigned, not copied.
 
     Args:
-        architecture: the dimensions, which `clipcheck.checkpoints.architecture.infer` gave.
-        tensors: the weights by the released keys, with or without the integer buffers. The model
-            computes in their dtype and on their device.
+        architecture: from `clipcheck.checkpoints.architecture.infer`.
+        tensors: the weights by the released keys, with or without the integer buffers. Their dtype
+            and device are those of the model.
 
     Returns:
         The model, in evaluation mode.
@@ -396,7 +396,7 @@ def build(architecture: Architecture, tensors: Mapping[str, Tensor]) -> CLIP:
     weights = {key: tensor for key, tensor in tensors.items() if key not in BUFFERS}
     weights["logit_scale"] = weights["logit_scale"].reshape(())
     for key, buffer in model.named_buffers():
-        # Training code may leave BatchNorm's counters out. They have no effect in evaluation.
+        # Some training code drops BatchNorm's counters, which have no effect in evaluation.
         if key not in weights:
             weights[key] = torch.zeros_like(buffer, device=weights["logit_scale"].device)
     model.load_state_dict(weights, strict=True, assign=True)

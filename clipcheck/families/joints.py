@@ -1,8 +1,8 @@
 """Joints between the modules of an eager model: sums, positions, pooling, projections.
 
-A joint says what goes into a module, or comes out of a tower, in terms of what came out of the
-modules before. Most pass a tensor on as it is; that is to be held as well, for a module that is
-skipped or that runs twice shows there.
+A joint computes the input of a module, or the output of a tower, from outputs of earlier modules.
+Most joints pass a tensor on unchanged; these are checked, too: a module that is skipped or runs
+twice shows there.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from clipcheck.families import eager
 
 
 class End(NamedTuple):
-    """One end of a joint: what goes into a module, or what comes out of it.
+    """One end of a joint: the input or output of a module.
 
-    Of the model itself: what it is given, ``pixels`` or ``tokens``, and what it gives,
-    ``image_features`` or ``text_features``.
+    Of the model itself: its inputs ``pixels`` and ``tokens``, and its outputs ``image_features``
+    and ``text_features``.
     """
 
     name: str
@@ -32,21 +32,21 @@ PIXELS, TOKENS = End("pixels", "model"), End("tokens", "model")
 IMAGE_FEATURES, TEXT_FEATURES = End("image_features", "model"), End("text_features", "model")
 
 LAST = ("visual.ln_post", "visual.attnpool", "ln_final")
-"""The last modules of the towers: what comes out of them is pooled and projected."""
+"""The last modules of the towers: their outputs are pooled and projected."""
 
 Compute = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Joint:
-    """How one tensor comes of others, between modules.
+    """Computation of a tensor from others, between modules.
 
     Attributes:
-        target: what comes of it.
-        sources: what it is made of, in the order that ``compute`` takes them.
-        compute: of tensors in any floating dtype, and sequences in the layout [N, L, D].
-        name: a name that the state dict or the modules have, where this is to be looked for.
-        part: what it is, for people.
+        target: its result.
+        sources: its operands, in the order of ``compute``'s arguments.
+        compute: function of tensors in any floating dtype; sequences are [N, L, D].
+        name: name of the module or weight that reports show.
+        part: description for reports.
     """
 
     target: End
@@ -57,17 +57,17 @@ class Joint:
 
     @property
     def passes(self) -> bool:
-        """Whether it passes a tensor on as it is."""
+        """Whether it passes a tensor on unchanged."""
         return self.compute is _same
 
     @property
     def by_rows(self) -> bool:
-        """Whether it has to know which dimension counts the rows."""
+        """Whether it depends on which dimension counts the rows."""
         return self.compute not in (_same, _add)
 
 
 def joints(model: eager.CLIP) -> Iterator[Joint]:
-    """All that lies between the modules of a model."""
+    """Yield the joints between the modules of a model."""
     visual = model.visual
     if isinstance(visual, eager.VisionTransformer):
         yield from _vision_transformer(visual)

@@ -1,8 +1,8 @@
 """Models of open_clip that clipcheck does not build itself: towers of timm, CoCa, attention pools,
 text models of transformers. open_clip's own modules are the reference.
 
-Nothing is fetched: the weights are those of the checkpoint, and the configuration of a text model
-of transformers has to be in the folder, as ``text_config.json``.
+Nothing is downloaded: the weights are the checkpoint's, and the configuration of a text model of
+transformers must be in the folder, as ``text_config.json``.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from clipcheck.inputs.rules import MEAN, STD, ImageRules, TextRules, clip_texts
 from clipcheck.inputs.tokenizer import VOCABULARY_SIZE
 
 _TOO_MANY = 3
-"""Keys that a message names."""
+"""Most keys in a message."""
 
 
 class OpenClip(DualEncoder):
-    """A model of open_clip, called as its users call it."""
+    """A model of open_clip, called through its public interface."""
 
     def __init__(self, model: nn.Module, architecture: LibraryArchitecture) -> None:
         found = sizes(architecture)
@@ -51,17 +51,17 @@ class OpenClip(DualEncoder):
         return _is_visual(key.removeprefix("model."))
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Preprocessed pixels [N, 3, H, W] to features [N, E], not normalised."""
+        """Encode preprocessed pixels [N, 3, H, W] as features [N, E], not normalised."""
         features: Tensor = self.model.encode_image(image.to(self.image_dtype), normalize=False)
         return features
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Token ids [M, L] to features [M, E], not normalised."""
+        """Encode token ids [M, L] as features [M, E], not normalised."""
         features: Tensor = self.model.encode_text(text.long(), normalize=False)
         return features
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, E] and [M, E] to logits per image [N, M] and per text [M, N]."""
+        """Return logits per image [N, M] and per text [M, N] for features [N, E] and [M, E]."""
         image_features = nn.functional.normalize(image_features, dim=-1)
         text_features = nn.functional.normalize(text_features, dim=-1)
         logits: Tensor = self.model.logit_scale.exp() * image_features @ text_features.t()
@@ -70,7 +70,7 @@ class OpenClip(DualEncoder):
         return logits, logits.t()
 
     def log_scale(self) -> Tensor:
-        """The natural logarithm of what cosines are multiplied with: one number."""
+        """Return the natural logarithm of the factor of the cosines: one number."""
         scale: Tensor = self.model.logit_scale
         return scale
 
@@ -79,7 +79,7 @@ class OpenClip(DualEncoder):
 
 
 def sizes(architecture: LibraryArchitecture) -> Sizes:
-    """The sizes of a model's inputs, of its configuration alone."""
+    """Return the sizes of a model's inputs, from its configuration."""
     model, preprocess = _configs(architecture)
     vision, text = model["vision_cfg"], model["text_cfg"]
     side = _side(vision.get("image_size", 224))
@@ -101,8 +101,7 @@ def sizes(architecture: LibraryArchitecture) -> Sizes:
 
 
 def _configs(architecture: LibraryArchitecture) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The ``model_cfg``, whose parts are of the types that they have to be, and the
-    ``preprocess_cfg``."""
+    """Return the ``model_cfg``, with checked types, and the ``preprocess_cfg``."""
     settings = architecture.settings
     model, preprocess = settings["model_cfg"], settings["preprocess_cfg"]
     problems = [
@@ -127,7 +126,7 @@ def _configs(architecture: LibraryArchitecture) -> tuple[dict[str, Any], dict[st
 
 
 _FETCHED = ("hf-hub:", "hf_hub:")
-"""How the names of models begin that timm fetches the configuration of."""
+"""Prefixes of model names whose configuration timm would download."""
 
 
 _REQUIRED = (
@@ -138,7 +137,7 @@ _REQUIRED = (
 
 
 def _unlike(name: str, model: Mapping[str, Any]) -> list[str]:
-    """List the sizes of a tower's inputs that are no sizes."""
+    """List the settings of a tower that are not valid sizes."""
     wanted = {"vision_cfg": ("image_size",), "text_cfg": ("context_length", "vocab_size")}
     found = []
     for key in wanted[name]:
@@ -203,8 +202,8 @@ def _texts(
 def _drawn_texts(
     text: Mapping[str, Any], hf: Mapping[str, Any], vocab_size: int, *, sigmoid: bool
 ) -> TextRules:
-    """How rows of ids are made that no other tokenizer than CLIP's makes: those are drawn
-    directly, between the special ones that they have by the configuration."""
+    """Return the rules for rows of ids without a tokenizer other than CLIP's: ids are drawn
+    directly, between the special ids of the configuration."""
     if hf:
         specials = [hf.get(f"{name}_token_id") for name in ("bos", "eos", "pad")]
         start, end, pad = specials
@@ -215,14 +214,14 @@ def _drawn_texts(
     if text.get("pool_type") == "eos":
         end = text.get("eos_id", 2)
         return TextRules(0, end, 1, max(end, 1) + 1, vocab_size - 1)
-    # The tokenizers of SigLIP end and pad with one id, 1; that of CLIPA pads with 0.
+    # SigLIP's tokenizers end and pad with id 1; CLIPA's pads with 0.
     pad = 1 if sigmoid else text.get("pad_id", 0)
     return TextRules(None, None, pad, pad + 1, vocab_size - 1)
 
 
 def shallow(architecture: LibraryArchitecture, layers: int) -> LibraryArchitecture:
-    """The architecture with so many layers in each tower but those of timm, which have the depth
-    that their names say."""
+    """Return the architecture with ``layers`` layers in each tower, except timm's, whose name
+    determines the depth."""
     settings = architecture.settings
     model = settings["model_cfg"]
     for name in ("vision_cfg", "text_cfg", "multimodal_cfg"):
@@ -238,14 +237,14 @@ def shallow(architecture: LibraryArchitecture, layers: int) -> LibraryArchitectu
 
 
 _DEPTHS = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers")
-"""Names of the number of layers in the configurations of text models of transformers."""
+"""Settings for the number of layers in configurations of transformers' text models."""
 
 
 # --------------------------------------------------------------------------- building
 
 
 def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> OpenClip:
-    """The library's model over these tensors, which are assigned, not copied."""
+    """Return the library's model with these tensors, which are assigned, not copied."""
     model = empty(architecture)
     assign(model, tensors, _is_visual, OPEN_CLIP_CONFIG)
     return OpenClip(model, architecture).eval()
@@ -256,7 +255,7 @@ def _is_visual(key: str) -> bool:
 
 
 def empty(architecture: LibraryArchitecture) -> nn.Module:
-    """The library's model, whose weights have any values."""
+    """Return the library's model with uninitialised weights."""
     config, _ = _configs(architecture)
     classes = _open_clip()
     custom = config.pop("custom_text", False) or bool(config["text_cfg"].get("hf_model_name"))
@@ -266,7 +265,7 @@ def empty(architecture: LibraryArchitecture) -> nn.Module:
     with _local_text(architecture, config["text_cfg"]), Uninitialised():
         try:
             built: nn.Module = classes[chosen](**config)
-        # Of whatever library, for whatever is wrong with the configuration.
+        # Any library may raise any exception for a wrong configuration.
         except Exception as error:
             raise ArchitectureError(
                 f"open_clip cannot build its configuration's model ({first_line(error)[:200]})",
@@ -300,8 +299,8 @@ def _open_clip() -> dict[str, type[nn.Module]]:
 
 @contextmanager
 def _local_text(architecture: LibraryArchitecture, text: dict[str, Any]) -> Iterator[None]:
-    """Have a text model of transformers built from the configuration in the folder: the library
-    would fetch one from the hub, by its name."""
+    """Build a text model of transformers from the configuration in the folder: the library would
+    download it by name from the hub."""
     if not text.get("hf_model_name"):
         yield
         return
@@ -312,7 +311,7 @@ def _local_text(architecture: LibraryArchitecture, text: dict[str, Any]) -> Iter
 
 
 def _text_config(architecture: LibraryArchitecture) -> dict[str, Any]:
-    """The configuration of the text model of transformers."""
+    """Return the configuration of the text model of transformers."""
     found = dict(architecture.files).get(TEXT_CONFIG)
     if found is None:
         name = architecture.settings["model_cfg"]["text_cfg"]["hf_model_name"]
@@ -325,7 +324,7 @@ def _text_config(architecture: LibraryArchitecture) -> dict[str, Any]:
 
     given = json.loads(found)
     try:
-        # With what it leaves out: the defaults of its kind.
+        # Includes the defaults that the file leaves out.
         config: dict[str, Any] = transformers.AutoConfig.for_model(**given).to_dict()
         config = {key: value for key, value in config.items() if value is not None}
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The families of libraries by name, and what is known of a model of any family."""
+"""The families of libraries by name, and functions for models of any family."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from clipcheck.families.base import DualEncoder, Family
 
 FAMILIES = ("open_clip", "transformers")
-"""Each is a file beside this one, and a `Family`."""
+"""Each is a file in this folder, and a `Family`."""
 
 
 def family(library: str) -> Family:
@@ -33,7 +33,7 @@ def family(library: str) -> Family:
 
 
 def sizes_of(model: Architecture | LibraryArchitecture) -> Sizes:
-    """The sizes of a model's inputs and features.
+    """Return the sizes of a model's inputs and features.
 
     Raises:
         ArchitectureError: its library does not have such a model, or it is not supported.
@@ -52,7 +52,7 @@ def sizes_of(model: Architecture | LibraryArchitecture) -> Sizes:
 
 
 def by_library(checkpoint: Checkpoint) -> Checkpoint:
-    """An archive of a library's model by the library's keys; any other checkpoint as it is.
+    """Return an archive of a library's model by the library's keys; others are unchanged.
 
     An archive has the buffers as well that state dicts leave out, such as masks and positions, and
     may have the whole model inside of another.
@@ -91,11 +91,11 @@ def by_library(checkpoint: Checkpoint) -> Checkpoint:
 def over(
     model: Architecture | LibraryArchitecture, weights: Mapping[str, torch.Tensor]
 ) -> DualEncoder:
-    """The eager model of an architecture over other weights; a tower whose weights are float64
+    """Return the eager model of an architecture with given weights; a tower with weights in float64
     computes in float64.
 
     Args:
-        model: what to build.
+        model: the architecture.
         weights: by the keys of the eager model's ``state_dict``.
     """
     if isinstance(model, LibraryArchitecture):
@@ -108,7 +108,7 @@ def over(
 
 @functools.cache
 def parameters_of(model: Architecture | LibraryArchitecture) -> int:
-    """Number of a model's weights, of which none is allocated.
+    """Return the number of a model's parameters, without allocating them.
 
     Raises:
         ArchitectureError: its library has no such model.
@@ -127,14 +127,14 @@ def _on_meta(model: LibraryArchitecture) -> nn.Module:
 
 
 def dimensions_of(model: Architecture | LibraryArchitecture) -> dict[str, int | str]:
-    """The dimensions of a model by name, as results have them."""
+    """Return the dimensions of a model by name, for results."""
     if isinstance(model, LibraryArchitecture):
         return {"library": model.library, **sizes_of(model).dimensions}
     return dimensions(model)
 
 
 def summary_of(model: Architecture | LibraryArchitecture) -> str:
-    """How a model computes, for people: what its weights do not tell."""
+    """Describe the settings of a model that its weights do not determine."""
     if isinstance(model, LibraryArchitecture):
         return f"{model.library}'s own model, which is the reference; {sizes_of(model).summary}"
     return model.summary()

@@ -1,4 +1,4 @@
-"""The sizes of a model's inputs and features, of any family, and how its inputs are made."""
+"""Sizes of a model's inputs and features in any family, and the rules for its inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clipcheck.inputs.rules import ImageRules, TextRules
 
 
 class HasSizes(Protocol):
-    """Anything that tells the sizes of inputs and features: an `Architecture`, or `Sizes`."""
+    """Anything with the sizes of inputs and features: an `Architecture`, or `Sizes`."""
 
     @property
     def image_resolution(self) -> int:
@@ -27,22 +27,21 @@ class HasSizes(Protocol):
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a model's inputs and features, and how its inputs are made.
+    """Sizes of a model's inputs and features, and the rules for its inputs.
 
     Attributes:
         image_resolution: pixels a side.
         context_length: tokens of a text.
         vocab_size: ids are below it.
         embed_dim: components of features.
-        grid: positions along one side of what the image tower looks at.
-        images: how pixels are made.
-        texts: how rows of ids are made.
-        sigmoid: whether logits stand for probabilities of pairs, each by itself; else softmax
-            makes probabilities of a row of them.
-        tokenizer: which tokenizer the model has, for people; `TextRules.tokenizer` is there where
-            it is at hand.
-        outputs: of the model; one tower alone has its features and no others. What is said of the
-            other tower's inputs has no effect then.
+        grid: positions a side in the image tower.
+        images: rules for pixels.
+        texts: rules for rows of ids.
+        sigmoid: whether probabilities are the sigmoid of each logit; else the softmax of a row.
+        tokenizer: description of the model's tokenizer; `TextRules.tokenizer` is the tokenizer
+            itself, if available.
+        outputs: of the model; a single tower has only its features, and the sizes of the other
+            tower's inputs have no effect.
     """
 
     image_resolution: int
@@ -58,7 +57,7 @@ class Sizes:
 
     @property
     def dimensions(self) -> dict[str, int | str]:
-        """By name, as the results of a check have them."""
+        """Return them by name, for the results of a check."""
         found: dict[str, int | str] = {}
         if "image_features" in self.outputs:
             found["image resolution"] = self.image_resolution
@@ -69,7 +68,7 @@ class Sizes:
 
     @property
     def summary(self) -> str:
-        """How inputs and probabilities are made, for people."""
+        """Describe the rules for inputs and probabilities."""
         texts = self.texts
         if texts.tokenizer is not None:
             ids = f"ids by {texts.tokenizer.name}"

@@ -1,7 +1,7 @@
 """Models of transformers that clipcheck does not build itself: SigLIP, Chinese-CLIP and others of
 `clipcheck.checkpoints.kinds`. The library's own classes are the reference.
 
-Nothing is fetched, and no code of a folder is run: a class is one that the library itself has.
+Nothing is downloaded, and no code of a folder runs: only the library's own classes are used.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from clipcheck.families.tokenizers import TransformersTokenizer, at_hand, quiet
 from clipcheck.inputs.rules import ImageRules, TextRules, clip_texts
 
 _LEGACY_END = 2
-"""An ``eos_token_id`` that stands for the greatest id of a text (modeling_clip.py)."""
+"""An ``eos_token_id`` that means the greatest id of a text (modeling_clip.py)."""
 
 _BERT = (101, 102)
-"""Start and end in the vocabularies of BERT ([CLS], [SEP]), which its configurations leave out."""
+"""Start and end in BERT's vocabularies ([CLS], [SEP]), which configurations do not have."""
 
 _HALF = (0.5, 0.5, 0.5)
-"""Mean and standard deviation of pixels that go from -1 to 1."""
+"""Mean and standard deviation for pixels from -1 to 1."""
 
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers, as ``resample`` has them."""
+"""Pillow's numbers in ``resample``."""
 
 _VISUAL = ("vision_model.", "visual_projection.")
-"""How the keys of image towers begin."""
+"""Prefixes of the keys of image towers."""
 
 _DTYPES = ("dtype", "torch_dtype", "attn_implementation", "_attn_implementation", "auto_map")
-"""Settings of how it was saved, which have no part in what the model is."""
+"""Settings that do not change the model, such as the dtype in which it was saved."""
 
 
 class Transformers(DualEncoder):
-    """A model of transformers, called as its users call it."""
+    """A model of transformers, called through its public interface."""
 
     def __init__(self, model: nn.Module, architecture: LibraryArchitecture) -> None:
         found = sizes(architecture)
@@ -79,7 +79,7 @@ class Transformers(DualEncoder):
         return _is_visual(self.kind, key.removeprefix("model."))
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Preprocessed pixels [N, 3, H, W] to features [N, E], not normalised."""
+        """Encode preprocessed pixels [N, 3, H, W] as features [N, E], not normalised."""
         given = self._of_pixels(image)
         with _computing_in(self.image_dtype):
             if self.kind.tower:
@@ -97,12 +97,12 @@ class Transformers(DualEncoder):
         return {"input_ids": ids, **masked}
 
     def _alone(self, found: Any) -> Tensor:
-        """The features among what one tower gives."""
+        """Return the features among the outputs of a tower."""
         features: Tensor = getattr(found, self.kind.projected or "pooler_output")
         return features
 
     def _patches(self, pixels: Tensor) -> dict[str, Tensor]:
-        """A square image as the patches [N, P, p * p * 3] that a model of any shape takes."""
+        """Cut square images into patches [N, P, p * p * 3], for a model of any image shape."""
         rows, (channels, side) = pixels.shape[0], pixels.shape[1:3]
         patch = side // self.grid
         cut = pixels.reshape(rows, channels, self.grid, patch, self.grid, patch)
@@ -115,7 +115,7 @@ class Transformers(DualEncoder):
         }
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Token ids [M, L] to features [M, E], not normalised."""
+        """Encode token ids [M, L] as features [M, E], not normalised."""
         given = self._of_tokens(text)
         with _computing_in(self.text_dtype):
             if self.kind.tower:
@@ -125,14 +125,14 @@ class Transformers(DualEncoder):
         return features
 
     def _mask(self, ids: Tensor) -> Tensor:
-        """1 where a text is attended to, [M, L]."""
+        """Return the attention mask [M, L]: 1 for the ids of a text."""
         if self.kind.mask == "pad":
             return ids.ne(self.texts.pad).long()
         ends = ids.eq(self.end).long()
         return (ends.cumsum(dim=1) - ends).eq(0).long()
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, E] and [M, E] to logits per image [N, M] and per text [M, N]."""
+        """Return logits per image [N, M] and per text [M, N] for features [N, E] and [M, E]."""
         images = image_features / image_features.norm(p=2, dim=-1, keepdim=True)
         texts = text_features / text_features.norm(p=2, dim=-1, keepdim=True)
         logits = texts @ images.t()
@@ -145,7 +145,7 @@ class Transformers(DualEncoder):
         return logits.t(), logits
 
     def log_scale(self) -> Tensor:
-        """The natural logarithm of what cosines are multiplied with: one number."""
+        """Return the natural logarithm of the factor of the cosines: one number."""
         if self.kind.tower:
             return torch.zeros(())  # it has no logits
         if self.kind.divides:
@@ -170,7 +170,7 @@ def _is_visual(kind: Kind, key: str) -> bool:
 
 
 def sizes(architecture: LibraryArchitecture) -> Sizes:
-    """The sizes of a model's inputs, of its configuration alone."""
+    """Return the sizes of a model's inputs, from its configuration."""
     kind, config = _kind(architecture), _completed(architecture)
     if kind.tower:
         return _sizes_alone(kind, config, architecture)
@@ -195,7 +195,7 @@ def sizes(architecture: LibraryArchitecture) -> Sizes:
 
 
 def _sizes_alone(kind: Kind, tower: Mapping[str, Any], architecture: LibraryArchitecture) -> Sizes:
-    """The sizes of one tower, and small ones of the inputs that it does not take."""
+    """Return the sizes of a single tower, with small ones for the inputs of the other."""
     names = ("projection_dim",) if kind.projected else ("projection_size", "hidden_size")
     width = next(tower[name] for name in names if tower.get(name))
     images = _images(kind, dict(architecture.files).get(PREPROCESSOR_CONFIG))
@@ -221,7 +221,7 @@ def _sizes_alone(kind: Kind, tower: Mapping[str, Any], architecture: LibraryArch
 _TOKENIZER = "the folder's tokenizer"
 
 _UNSEEN = 8
-"""Pixels a side, tokens and ids of what a tower alone does not take."""
+"""Pixels a side, tokens and ids of the inputs of a missing tower."""
 
 
 def _kind(architecture: LibraryArchitecture) -> Kind:
@@ -247,14 +247,14 @@ def _whole(section: Mapping[str, Any], key: str, default: int | None = None) -> 
 
 
 def _positions(text: Mapping[str, Any]) -> int:
-    """The most tokens that a text tower has positions for."""
+    """Return the number of tokens for which a text tower has positions."""
     most = _whole(text, "max_position_embeddings")
     counted = text.get("model_type") in _COUNTED_FROM_PADDING
     return most - 1 - text["pad_token_id"] if counted else most
 
 
 _COUNTED_FROM_PADDING = ("altclip_text_model", "roberta", "xlm-roberta", "camembert")
-"""Text towers whose first position is the one behind the id of padding."""
+"""Text towers whose positions start after the padding id."""
 
 
 def _images(kind: Kind, written: str | None) -> ImageRules:
@@ -266,7 +266,7 @@ def _images(kind: Kind, written: str | None) -> ImageRules:
     resize = usual.resize
     if isinstance(size, dict):
         resize = "squash" if "height" in size else "shortest"
-    # Levels are divided by 255 here, multiplied with another factor there, and maybe moved.
+    # clipcheck divides levels by 255; the processor may use another factor and an offset.
     factor = (
         255.0 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255.0
     )
@@ -303,7 +303,7 @@ def _three(found: Any, usual: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _texts(kind: Kind, text: Mapping[str, Any], vocab_size: int, folder: Path | None) -> TextRules:
-    """How rows of ids are made: by the folder's tokenizer, where it has one."""
+    """Return the rules for rows of ids, with the folder's tokenizer if it has one."""
     drawn = _drawn_texts(kind, text, vocab_size)
     files = at_hand(folder)
     if folder is None or not files:
@@ -314,11 +314,11 @@ def _texts(kind: Kind, text: Mapping[str, Any], vocab_size: int, folder: Path | 
 
 
 _CANONICAL = ("siglip", "siglip_text_model")
-"""Types whose tokenizer lowers texts, and takes punctuation out of them, before all else."""
+"""Types whose tokenizer first converts texts to lower case and removes punctuation."""
 
 
 def _drawn_texts(kind: Kind, text: Mapping[str, Any], vocab_size: int) -> TextRules:
-    """How rows of ids are made that no tokenizer makes."""
+    """Return the rules for rows of ids without a tokenizer."""
     start, end, pad = (text.get(f"{name}_token_id") for name in ("bos", "eos", "pad"))
     if kind.texts == "clip" and end in (_LEGACY_END, vocab_size - 1):
         return clip_texts(vocab_size)
@@ -335,8 +335,8 @@ def _is_id(value: Any, vocab_size: int) -> TypeGuard[int]:
 
 
 def _between(start: int | None, end: int | None, pad: int, vocab_size: int) -> TextRules:
-    """The rules whose ids inside of a text are between the special ones, of which some are the
-    least of the vocabulary, and some may be the greatest."""
+    """Return rules whose ids inside of a text are between the special ids: the least ones of the
+    vocabulary, and perhaps the greatest."""
     specials = [each for each in (start, end, pad) if each is not None]
     first = 1 + max((each for each in specials if each < vocab_size // 2), default=-1)
     last = min((each for each in specials if each >= vocab_size // 2), default=vocab_size) - 1
@@ -344,7 +344,7 @@ def _between(start: int | None, end: int | None, pad: int, vocab_size: int) -> T
 
 
 def shallow(architecture: LibraryArchitecture, layers: int) -> LibraryArchitecture:
-    """The architecture with so many layers in each tower that counts them."""
+    """Return the architecture with ``layers`` layers in each tower that has such a setting."""
     settings = architecture.settings
     whole = _kind(architecture).tower
     for tower in (
@@ -360,11 +360,11 @@ def shallow(architecture: LibraryArchitecture, layers: int) -> LibraryArchitectu
 
 
 def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> Transformers:
-    """The library's model over these tensors, which are assigned, not copied."""
+    """Return the library's model with these tensors, which are assigned, not copied."""
     model, kind = empty(architecture), _kind(architecture)
     begin = f"{'vision' if kind.tower == 'image' else 'text'}_model."
     if kind.tower and not any(key.startswith(begin) for key in model.state_dict()):
-        # Files have it, and the library leaves it out (its base_model_prefix).
+        # Files have this prefix, and the library's keys lack it (its base_model_prefix).
         tensors = {key.removeprefix(begin): each for key, each in tensors.items()}
     assign(model, tensors, functools.partial(_is_visual, kind), TRANSFORMERS_CONFIG)
     return Transformers(model, architecture).eval()

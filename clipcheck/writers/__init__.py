@@ -1,1 +1,1 @@
-"""From a checkpoint to a file: archives in the released layout, state dicts, safetensors."""
+"""Write checkpoints: archives in the released layout, state dicts, safetensors, programs."""

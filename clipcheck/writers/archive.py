@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 Alter = Callable[["Multimodal"], None]
 
 RELEASED_DEVICE = "cuda:0"
-"""The device that the released archives were traced on, and that their code names."""
+"""Device on which the released archives were traced, and which their code names."""
 
 _CODE_SIZE = 4 << 20
-"""Bytes that are enough for an archive's code and constants; the largest released one has 2 MB."""
+"""Most bytes of an archive's code and constants; the largest released one has 2 MB."""
 
 
 def write_archive(
@@ -37,14 +37,14 @@ def write_archive(
     *,
     alter: Alter | None = None,
 ) -> None:
-    """Write ``tensors`` and the code that runs them.
+    """Write an archive with the tensors and code for them.
 
     Args:
-        tensors: the weights by the released keys, of the dtypes that the archive is to have; the
-            integer buffers may be missing.
-        path: where to, in a folder where another file may be written for a while.
-        alter: called with the modules before they are traced. What it changes in how they compute
-            is in the archive's code; `clipcheck.audit.faults` plants its faults so.
+        tensors: the weights by the released keys, in the archive's dtypes; the integer buffers may
+            be missing.
+        path: the file; a temporary file is written beside it.
+        alter: called with the modules before tracing. Its changes get into the archive's code;
+            `clipcheck.audit.faults` uses it.
 
     Raises:
         UnavailableError: this torch or Python has no TorchScript.
@@ -58,23 +58,23 @@ def write_archive(
             _set_devices(graph)
         scratch = path.with_name(f"{path.name}.traced")
         traced.save(str(scratch))
-    # As released where it computes so: their files have no such record.
+    # Released files do not record the architecture.
     computes = {EXTRA: encode(architecture).encode()} if architecture.departures() else {}
     _relocate(scratch, path, computes)
     scratch.unlink()
 
 
 def room(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Bytes on the disk that writing an archive takes.
+    """Return the free bytes on the disk that writing an archive needs.
 
-    Twice its size, for it is written twice. They have to be there beforehand: on a full disk
+    Twice its size, because it is written twice. The caller must check beforehand: on a full disk
     torch's writer ends the process.
     """
     return 2 * (sum(tensor.nbytes for tensor in tensors.values()) + _CODE_SIZE)
 
 
 def buffers(architecture: Architecture) -> dict[str, torch.Tensor]:
-    """The three integer buffers of a released archive, int64 scalars."""
+    """Return the three integer buffers of a released archive, int64 scalars."""
     import torch
 
     values = (architecture.image_resolution, architecture.context_length, architecture.vocab_size)
@@ -92,7 +92,7 @@ def _trace(
         model = Multimodal(architecture)
     placed = {key: tensor.detach().contiguous() for key, tensor in weights.items()}
     for key, counter in model.named_buffers():
-        # Training code may leave BatchNorm's counters out.
+        # Some training code drops BatchNorm's counters.
         if key not in placed:
             placed[key] = torch.zeros_like(counter, device="cpu")
     model.load_state_dict(placed, assign=True)
@@ -113,7 +113,7 @@ def _graphs(module: Any) -> Iterator[Any]:
 
 
 def _set_devices(graph: Any) -> None:
-    """Name the released device in every constant, but keep ``arange`` on the CPU as released."""
+    """Set the released device in all constants, except in ``arange``, which is on the CPU."""
     for node in graph.findAllNodes("prim::Constant"):
         if str(node.output().type()) != "Device":
             continue
@@ -123,10 +123,10 @@ def _set_devices(graph: Any) -> None:
 
 
 def _relocate(source: Path, path: Path, more: Mapping[str, bytes]) -> None:
-    """Copy an archive, and say in its pickles that the storages come from the released device.
+    """Copy an archive, and set the released device in its pickles.
 
-    torch writes the device that they are on, which is the CPU. A released file needs
-    ``map_location`` on a machine without a GPU, and so does one that is written here.
+    torch writes the actual device, the CPU. A released file needs ``map_location`` on a machine
+    without a GPU, and a written one must do so too.
     """
     import torch
 
@@ -137,7 +137,7 @@ def _relocate(source: Path, path: Path, more: Mapping[str, bytes]) -> None:
             if name == "version" or name.startswith(".data/"):
                 continue  # The writer adds these itself.
             if name.endswith(".debug_pkl"):
-                continue  # Paths of the source on this machine; the interpreter does without.
+                continue  # Paths of the source on this machine, which nothing reads.
             data = records.read(name)
             if name in ("data.pkl", "constants.pkl"):
                 data = _with_location(data)
@@ -145,12 +145,12 @@ def _relocate(source: Path, path: Path, more: Mapping[str, bytes]) -> None:
         for name, data in more.items():
             writer.write_record(name, data, len(data))
     finally:
-        # After a failure as well: the writer's destructor would do it, and end the process.
+        # After a failure, too: the destructor would otherwise close it, and end the process.
         writer.write_end_of_file()
 
 
 def _with_location(pickled: bytes) -> bytes:
-    """The pickle with the released device wherever it has the string ``cpu``."""
+    """Replace the string ``cpu`` in a pickle by the released device."""
     pieces: list[bytes] = []
     copied = 0
     for opcode, argument, position in pickletools.genops(pickled):

@@ -33,19 +33,19 @@ def convert(
     """Write the weights of ``checkpoint`` in another format.
 
     Args:
-        checkpoint: its checksums are compared and its weights looked through first.
-        path: the file to write; it is replaced when all has succeeded.
-        dtype: for the weights that the released files have in half precision; by default all
-            weights stay as they are, bit for bit.
-        judge: called with the path of the written file before it gets its name; what it raises
-            keeps the file from being kept.
+        checkpoint: first its checksums and weights are checked.
+        path: the file to write; replaced only after success.
+        dtype: for the weights that the released files have in half precision; by default no weight
+            changes.
+        judge: called with the written file before it gets its name; if it raises, the file is
+            deleted.
 
     Returns:
-        How many tensors came back from the written file bit for bit as they were meant to be.
+        The number of tensors that were read back from the file, bit for bit equal.
 
     Raises:
-        DamagedError, NotFiniteError: the checkpoint is not sound.
-        OutputError: the file cannot be written, or it did not come back as it was written.
+        DamagedError, NotFiniteError: the checkpoint is damaged or has weights that are not finite.
+        OutputError: the file cannot be written, or differs when it is read back.
     """
     checkpoint.verify()
     tensors = dict(checkpoint.tensors)
@@ -68,14 +68,14 @@ def write(
     """Write a checkpoint, read it back, and compare all weights bit for bit.
 
     Args:
-        architecture: the model's. A safetensors file says in its metadata how it computes, and an
-            archive where it does not compute as the released models do.
-        tensors: the weights by the released keys. Integer buffers that are missing are added.
-        path: the file to write; it is replaced when all has succeeded.
-        told: whether the architecture is known, and not assumed: then the file says it.
+        architecture: the model's. A safetensors file has it in its metadata; an archive only if it
+            is not that of the released models.
+        tensors: the weights by the released keys. Missing integer buffers are added.
+        path: the file to write; replaced only after success.
+        told: whether the architecture is known, not assumed: only then the file has it.
 
     Raises:
-        OutputError: the file cannot be written, or it did not come back as it was written.
+        OutputError: the file cannot be written, or differs when it is read back.
     """
     whole = {**buffers(architecture), **tensors}
     ordered = apart(
@@ -102,10 +102,10 @@ def _room(form: Format, tensors: Mapping[str, torch.Tensor]) -> int:
 
 
 def apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, each contiguous and alone in its storage.
+    """Return the tensors, each contiguous and with a storage of its own.
 
-    A view would take all of its storage into a state dict, and safetensors refuses two tensors
-    that share one. Training that keeps all weights in one flat tensor saves such views.
+    A state dict stores the whole storage of a view, and safetensors refuses tensors that share one.
+    Training code with all weights in one flat tensor saves such views.
     """
     import torch
 
@@ -166,11 +166,11 @@ def _translating(path: Path) -> Iterator[None]:
         yield
     except ClipcheckError:
         raise
-    # torch's and safetensors' writers do not say why a write failed but in their words.
+    # torch's and safetensors' writers give the reason of a failure only in their message.
     except (RuntimeError, SafetensorError) as error:
         raise OutputError(
             f"cannot be written ({first_line(error)})",
-            remedy="See that there is room on the disk, or give another output path.",
+            remedy="Make room on the disk, or give another output path.",
             path=path,
         ) from error
 
@@ -192,16 +192,12 @@ def _in_dtype(
 
 
 def require_equal(written: Checkpoint, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """See that all tensors came back bit for bit, under the keys that they have in a checkpoint.
-
-    Raises:
-        OutputError: one did not.
-    """
+    """Raise `OutputError` if a tensor of the written checkpoint is not equal bit for bit."""
     for key, tensor in tensors.items():
         if key not in written.tensors or not same_bits(written.tensors[key], tensor):
             raise OutputError(
-                f"was written, but {key!r} did not come back as it was; it was not kept",
-                remedy="Try again, and see whether the disk is sound.",
+                f"was written, but {key!r} differs when it is read back; the file was deleted",
+                remedy="Try again, and check the disk.",
                 path=path,
             )
         written.give_back(key)

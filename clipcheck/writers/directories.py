@@ -1,4 +1,4 @@
-"""Write a checkpoint as a folder of transformers or open_clip, and read it back first."""
+"""Write a checkpoint as a folder of transformers or open_clip, and read it back."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
     import torch
 
 _BICUBIC = 3
-"""PIL.Image.Resampling.BICUBIC, which configurations have by its number."""
+"""PIL.Image.Resampling.BICUBIC: configurations have the number."""
 
 
 def write_transformers(checkpoint: Checkpoint, folder: Path, *, judge: Judge | None = None) -> None:
-    """Write a folder that ``CLIPModel.from_pretrained`` and ``CLIPProcessor.from_pretrained`` take.
+    """Write a folder for ``CLIPModel.from_pretrained`` and ``CLIPProcessor.from_pretrained``.
 
-    The weights keep their dtypes. The tokenizer's files are written where the model has as many
-    tokens as the released ones, else left out: it has another vocabulary, which is not known.
+    The weights keep their dtypes. The tokenizer's files are written only if the vocabulary has the
+    released size: any other vocabulary is unknown.
 
     Args:
-        checkpoint: its checksums are compared and its weights looked through first.
-        folder: to be made; it may be there, if it is empty.
-        judge: called with the written folder before it gets its name; what it raises keeps the
-            folder from being kept.
+        checkpoint: first its checksums and weights are checked.
+        folder: to create; it may exist if it is empty.
+        judge: called with the written folder before it gets its name; if it raises, the folder is
+            deleted.
 
     Raises:
         UnfitError: the image tower is a ModifiedResNet, which transformers does not have.
-        DamagedError, NotFiniteError: the checkpoint is not sound.
-        OutputError: the folder cannot be written, or it did not come back as it was written.
+        DamagedError, NotFiniteError: the checkpoint is damaged or has weights that are not finite.
+        OutputError: the folder cannot be written, or differs when it is read back.
     """
     architecture = checkpoint.architecture
     if isinstance(architecture.vision, ResNet):
@@ -62,12 +62,12 @@ def write_transformers(checkpoint: Checkpoint, folder: Path, *, judge: Judge | N
 
 
 def write_open_clip(checkpoint: Checkpoint, folder: Path, *, judge: Judge | None = None) -> None:
-    """Write a folder that ``open_clip.create_model("local-dir:FOLDER")`` takes.
+    """Write a folder for ``open_clip.create_model("local-dir:FOLDER")``.
 
     Raises:
         UnfitError: the library does not have the architecture.
-        DamagedError, NotFiniteError: the checkpoint is not sound.
-        OutputError: the folder cannot be written, or it did not come back as it was written.
+        DamagedError, NotFiniteError: the checkpoint is damaged or has weights that are not finite.
+        OutputError: the folder cannot be written, or differs when it is read back.
     """
     lacking = configs.open_clip_lacks(checkpoint.architecture)
     if lacking:
@@ -97,7 +97,7 @@ def _write(
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
         save(tensors, temporary / weights, folder)
-        # Without the integer buffers, which folders do not have.
+        # Folders do not have the integer buffers.
         require_equal(open_checkpoint(temporary), to_layout(whole, Layout.OPEN_CLIP), folder)
         if judge is not None:
             judge(temporary)
@@ -110,8 +110,7 @@ def _shaped(checkpoint: Checkpoint, key: str) -> torch.Tensor | None:
 
 
 def _dtype(checkpoint: Checkpoint) -> str:
-    """Return the dtype that transformers is to load all weights in, where nothing else is asked of
-    it."""
+    """Return the dtype in which transformers loads all weights by default."""
     return str(checkpoint.tensors["visual.conv1.weight"].dtype).removeprefix("torch.")
 
 
@@ -120,7 +119,7 @@ def _json(value: Any) -> str:
 
 
 def _image_processor(resolution: int) -> dict[str, Any]:
-    """Return the image processor's configuration, as hub folders of CLIP have it."""
+    """Return the image processor's configuration, as in CLIP's folders on the hub."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,

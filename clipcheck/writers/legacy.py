@@ -1,9 +1,9 @@
-"""CLIP as the released archives have it: their module tree, their classes, their casts.
+"""CLIP as in the released archives: their module tree, classes and casts.
 
-These modules exist to be traced and are never used as a model. They spell out what torch 1.7 did
-in one call (attention is two matrix products and a softmax), so that an archive computes the same
-in other operations than the eager model, as the released files do. Casts go through ``cast``,
-which records device and dtype together, or through ``type``, which records the dtype alone.
+These modules are only traced, and never used as a model. They write out single calls of torch 1.7
+(attention is two matrix products and a softmax), so an archive computes the same with other
+operations than the eager model, as the released files do. Casts use ``cast``, which records device
+and dtype, or ``type``, which records only the dtype.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _RESNET = "multimodal.model.modified_resnet"
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` in ``dtype``, traced as a conversion to a device and a dtype at once."""
+    """Convert ``x`` to ``dtype``, traced as a conversion to a device and a dtype."""
     return x.to(x.device, dtype)
 
 
@@ -48,7 +48,7 @@ class QuickGELU(nn.Module):
 
 
 class MultiheadAttention(nn.Module):
-    """Self-attention over [L, N, D]. ``out_proj`` is never called, so that it has no methods."""
+    """Self-attention over [L, N, D]. ``out_proj`` is never called, so it has no methods."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class MultiheadAttention(nn.Module):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
-    """[L, N, D] each, to [N * heads, L, D / heads]."""
+    """Attend over [L, N, D] each; returns [N * heads, L, D / heads]."""
     length, rows, width = query.shape
     size = width // heads
     query = (query * size**-0.5).contiguous().view(length, rows * heads, size).transpose(0, 1)
@@ -80,7 +80,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor 
 
 
 class ResidualAttentionBlock(nn.Module):
-    """With a causal mask of its own, which the tracer makes a constant of the block."""
+    """A block with its own causal mask, which tracing turns into a constant of the block."""
 
     def __init__(self, width: int, blocks: Blocks, mask: Tensor | None) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class VisualTransformer(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """One ReLU serves three times, so that the tracer gives it three methods."""
+    """A bottleneck that calls one ReLU three times, so tracing gives it three methods."""
 
     def __init__(self, channels: int, planes: int, stride: int, *, downsample: bool) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(eager.AttentionPool2d):
-    """Attention of all positions and their mean to each other; the mean's result is kept."""
+    """Attention among all positions and their mean; returns the result of the mean."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.reshape(x.shape[0], x.shape[1], x.shape[2] * x.shape[3]).permute(2, 0, 1)
@@ -262,7 +262,7 @@ class Multimodal(nn.Module):
 
 
 def _name_as_released() -> None:
-    """TorchScript takes the qualified name of a module's class from where Python says it is."""
+    """Set the released names of the classes, which TorchScript takes from their modules."""
     resnet = (Bottleneck, AttentionPool, ModifiedResNet)
     transformer = (
         LayerNorm,

@@ -1,7 +1,7 @@
-"""Seeded weights of a model that a library computes, in a folder as the library reads it.
+"""Seeded weights of a library's model, in a folder for the library.
 
 As in `clipcheck.writers.synthesize`, no parameter keeps its initial value, no bias is zero and no
-two channels are alike. What a weight is for is told by the module that holds it.
+two channels are equal. The module of a weight tells its purpose.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from clipcheck.writers.synthesize import LOGIT_SCALE
 
 _LOGITS = {
     "logit_scale": LOGIT_SCALE,
-    # Where training begins (Zhai et al. 2023, section 3.2).
+    # Initial values in training (Zhai et al. 2023, section 3.2).
     "logit_bias": -10.0,
     # ALIGN divides by it.
     "temperature": math.exp(-LOGIT_SCALE),
 }
-"""Values of what makes logits of cosines, by name."""
+"""By name, the values of the parameters that turn cosines into logits."""
 
 _FILES = {
     "open_clip": (OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS),
@@ -46,7 +46,7 @@ _FILES = {
 
 
 def draw(architecture: LibraryArchitecture, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Seeded weights in float32, by the library's keys.
+    """Return seeded weights in float32, by the library's keys.
 
     Raises:
         ArchitectureError: the library does not have such a model.
@@ -72,7 +72,7 @@ def _drawn(
     if name in _LOGITS:
         return torch.full_like(held, _LOGITS[name])
     if not trained and name not in _STATISTICS:
-        return held  # a table of indices, a counter: they are as the library makes them
+        return held  # a table of indices or a counter: the library's own values
     centre, width = _STATISTICS.get(name) or _distribution(name, held, owner)
     generator = np.random.default_rng([seed, zlib.crc32(key.encode())])
     unit = torch.from_numpy(generator.random(tuple(held.shape), dtype=np.float32))  # [0, 1)
@@ -80,14 +80,14 @@ def _drawn(
 
 
 _STATISTICS = {"running_mean": (0.0, 0.1), "running_var": (1.0, 0.5)}
-"""Centre and half-width of what a BatchNorm has seen."""
+"""Centre and half-width of a BatchNorm's statistics."""
 
 _APPLIED_FROM_THE_RIGHT = ("proj", "text_projection")
-"""Names of projections whose fan-in is dimension 0."""
+"""Names of projections whose fan-in is dimension 0: they multiply from the right."""
 
 
 def _distribution(name: str, held: torch.Tensor, owner: nn.Module | None) -> tuple[float, float]:
-    """Centre and half-width of the uniform distribution that a weight is drawn from."""
+    """Return centre and half-width of a weight's uniform distribution."""
     kind = type(owner).__name__
     if isinstance(owner, nn.Embedding):
         return 0.0, 1.0
@@ -96,7 +96,7 @@ def _distribution(name: str, held: torch.Tensor, owner: nn.Module | None) -> tup
     if "Norm" in kind and held.ndim == 1:
         return 1.0, 0.3
     if name.startswith("gamma") or "Scale" in kind:
-        return 0.3, 0.1  # of a residual branch: with a sum after each, near one explodes
+        return 0.3, 0.1  # of a residual branch: values near 1 make activations explode
     if held.ndim < 2 or not isinstance(owner, (nn.Linear, nn.MultiheadAttention, _CONVOLUTIONS)):
         if name not in _APPLIED_FROM_THE_RIGHT:
             return 0.0, 0.5  # positions, tokens, queries
@@ -111,14 +111,14 @@ def write_folder(architecture: LibraryArchitecture, folder: Path, seed: int = 0)
     """Write a folder with seeded weights, read it back, and compare them bit for bit.
 
     Args:
-        folder: to be made; it may be there, if it is empty.
+        folder: to create; it may exist if it is empty.
 
     Returns:
-        How many tensors came back.
+        The number of tensors.
 
     Raises:
         ArchitectureError: the library does not have such a model.
-        OutputError: the folder cannot be written, or it did not come back as it was written.
+        OutputError: the folder cannot be written, or differs when it is read back.
     """
     tensors = {key: tensor.contiguous() for key, tensor in draw(architecture, seed).items()}
     room = sum(tensor.nbytes for tensor in tensors.values())

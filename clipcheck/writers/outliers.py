@@ -1,8 +1,9 @@
-"""Outliers, which trained models have and drawn weights have not.
+"""Add outliers, as trained models have them, to seeded weights.
 
-A few channels of the residual streams hold hundreds (Sun et al. 2024, "Massive Activations in Large
-Language Models"), and normalisation gains from 0.01 to 20 make up for them; attention scores reach
-80; BatchNorm channels are all but dead; weights lie near both ends of half precision.
+A few channels of the residual streams have values in the hundreds (Sun et al. 2024, "Massive
+Activations in Large Language Models"), and normalisation gains from 0.01 to 20 compensate for them;
+attention scores reach 80; some BatchNorm channels are nearly dead; some weights are near both ends
+of the range of half precision.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ if TYPE_CHECKING:
 Weights = dict[str, "torch.Tensor"]
 
 _SCORES = 16.0
-"""How many times as large the attention scores of one block in each tower are: some reach 80."""
+"""Factor for the attention scores of one block in each tower: some then reach 80."""
 
 _QUIET = 0.01
-"""Factor that an outlier is multiplied with where it is read."""
+"""Factor for an outlier's channel in the layers that read it."""
 
 
 def add_outliers(architecture: Architecture, weights: Weights, seed: int) -> None:
-    """Give seeded weights outliers, in place.
+    """Add outliers to seeded weights, in place.
 
-    Activations stay within half precision, and all other channels matter as before.
+    Activations stay in the range of half precision, and other channels keep their effect.
     """
     draw = np.random.default_rng([seed, 3])
     _add_to_transformer(weights, "", "positional_embedding", "ln_final", draw)
@@ -47,7 +48,7 @@ def _log_uniform(draw: np.random.Generator, low: float, high: float, size: int =
 
 
 def _outliers(draw: np.random.Generator, width: int) -> tuple[list[int], torch.Tensor]:
-    """Two channels, and what they hold: from 100 to 1000, of either sign."""
+    """Return two channels and their values: from 100 to 1000, of either sign."""
     import torch
 
     channels = [int(channel) for channel in draw.choice(width, 2, replace=False)]
@@ -68,7 +69,7 @@ def _add_to_transformer(
     for number, block in enumerate(blocks):
         for norm, layer in (("ln_1", "attn.in_proj_weight"), ("ln_2", "mlp.c_fc.weight")):
             weights[f"{block}.{norm}.weight"][:] = _gains(draw, width, channels)
-            # What is normalised is small but for the outliers, less so from block to block.
+            # Normalised values are small except for outliers, and grow from block to block.
             gain = _rms(weights[f"{block}.{norm}.weight"])
             weights[f"{block}.{layer}"] *= 0.5 / math.sqrt(1 + number / 4) * stream / gain
         scores = weights[f"{block}.attn.in_proj_weight"][: 2 * width]
@@ -92,8 +93,8 @@ def _rms(values: torch.Tensor) -> float:
 
 
 def _use_range(weights: Weights, mlp: str, draw: np.random.Generator) -> None:
-    """A hidden unit that is read with the smallest numbers of half precision, and written with the
-    largest."""
+    """Give a hidden unit the smallest numbers of half precision as input weights, and the largest
+    as output weights."""
     import torch
 
     unit = int(draw.integers(len(weights[f"{mlp}.c_fc.bias"])))
@@ -110,7 +111,7 @@ def _add_to_resnet(weights: Weights, draw: np.random.Generator) -> None:
     for stage, following in zip(stages, [*stages[1:], "visual.attnpool"], strict=True):
         bias = weights[f"{stage}.0.bn3.bias"]
         channels, sizes = _outliers(draw, len(bias))
-        bias[channels] = sizes.abs()  # Those below zero end at the ReLU.
+        bias[channels] = sizes.abs()  # The ReLU removes negative values.
         for key in _readers(weights, stage, following):
             weights[key][:, channels] *= _QUIET
     for name in ("q_proj", "k_proj"):
@@ -118,7 +119,7 @@ def _add_to_resnet(weights: Weights, draw: np.random.Generator) -> None:
 
 
 def _normalised(weights: Weights) -> Iterator[tuple[str, str]]:
-    """The first two convolutions of each bottleneck, with the normalisation behind."""
+    """Yield the first two convolutions of each bottleneck, with the normalisation that follows."""
     for key in list(weights):
         block, convolution, _ = key.rpartition(".conv")
         if key.endswith((".conv1.weight", ".conv2.weight")) and "layer" in block and convolution:
@@ -127,7 +128,7 @@ def _normalised(weights: Weights) -> Iterator[tuple[str, str]]:
 
 
 def _all_but_kill(weights: Weights, convolution: str, norm: str, draw: np.random.Generator) -> None:
-    """One channel that varies by next to nothing, and one that varied little in training."""
+    """Make one channel almost constant, and one with little variance in training."""
     dead, rare = (int(channel) for channel in draw.choice(len(weights[f"{norm}.weight"]), 2))
     deviation = float(_log_uniform(draw, 1e-6, 0.03)[0])
     weights[f"{norm}.running_var"][rare] = 1e-3
@@ -138,7 +139,7 @@ def _all_but_kill(weights: Weights, convolution: str, norm: str, draw: np.random
 
 
 def _readers(weights: Weights, stage: str, following: str) -> list[str]:
-    """The weights that are multiplied with the channels of a stage."""
+    """Return the weights that multiply the channels of a stage."""
     first = [f"{following}.0.conv1", f"{following}.0.downsample.0"]
     first += [f"{following}.{name}_proj" for name in ("q", "k", "v")]
     own = [f"{key.removesuffix('.weight')}" for key in weights

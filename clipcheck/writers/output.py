@@ -1,8 +1,8 @@
-"""Write files whole or not at all.
+"""Write files atomically.
 
-What is on its way stands beside its place, in ``.clipcheck-MACHINE-RANDOM``, which is locked for as
-long as its process lives. A process that is killed leaves it; the next that writes there takes it
-away.
+A file is first written beside its destination, in the folder ``.clipcheck-MACHINE-RANDOM``, which
+is locked while its process lives. A killed process leaves the folder behind; the next process that
+writes there removes it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def replacing(path: Path, *, room: int = 0) -> Iterator[Path]:
-    """A temporary path for the contents of ``path``, which replaces it when the block succeeds.
+    """Yield a temporary path, whose file replaces ``path`` when the block succeeds.
 
-    When it fails nothing is left, and what was at ``path`` before is untouched. The temporary
-    file has the same name, in a folder of its own: torch writes the name into its zip files.
+    If the block fails, nothing is left, and ``path`` is unchanged. The temporary file has the same
+    name, in a folder of its own, because torch writes the name into its zip files.
 
     Args:
-        path: the file to write. Where it is a symbolic link, its target is replaced.
-        room: bytes that are going to be written, if it is to be seen first whether they fit.
+        path: the file to write. If it is a symbolic link, its target is replaced.
+        room: number of bytes to reserve first, to detect a full disk.
 
     Raises:
         OutputError: the file cannot be written: no such folder, no permission, no room.
@@ -52,17 +52,16 @@ def replacing(path: Path, *, room: int = 0) -> Iterator[Path]:
 def creating(
     folder: Path, *, room: int = 0, ours: Callable[[Path], bool] = lambda _: False
 ) -> Iterator[Path]:
-    """A temporary folder for the contents of ``folder``, which gets its name when the block
-    succeeds.
+    """Yield a temporary folder, which is renamed to ``folder`` when the block succeeds.
 
-    As with ``git clone``, there has to be nothing at ``folder``, or an empty folder: what somebody
-    else put there is not for us to take away. When the block fails nothing is left.
+    As with ``git clone``, ``folder`` must not exist, or be empty, so that no other files are
+    deleted. If the block fails, nothing is left.
 
     Args:
-        ours: tells whether what is at ``folder`` may be replaced.
+        ours: tells whether an existing ``folder`` may be replaced.
 
     Raises:
-        OutputError: it cannot be written: it has something in it, no permission, no room.
+        OutputError: it cannot be written: not empty, no permission, no room.
     """
     try:
         target = Path(os.path.realpath(folder))
@@ -76,7 +75,7 @@ def creating(
                 _finish(file)
             _require_vacant(target, ours)
             if target.exists():
-                # In one step, so that at no time half of it is there.
+                # A rename is one step, so the folder is never incomplete.
                 target.rename(outer / f"{target.name}.before")
             temporary.replace(target)
     except OSError as error:
@@ -84,10 +83,10 @@ def creating(
 
 
 def removing(folder: Path) -> None:
-    """Take away a folder with all that is in it: at no time half of it is there.
+    """Remove a folder with its contents in one step.
 
     Raises:
-        OutputError: it cannot be taken away.
+        OutputError: it cannot be removed.
     """
     try:
         with _folder_in(folder.parent) as outer:
@@ -102,7 +101,7 @@ def removing(folder: Path) -> None:
 
 @contextmanager
 def _folder_in(parent: Path) -> Iterator[Path]:
-    """A new folder in ``parent``, gone after the block, and with it what killed processes left."""
+    """Yield a new folder in ``parent``; remove it afterwards, and those of killed processes."""
     mine = f".clipcheck-{_machine()}-"
     for folder in parent.glob(f"{mine}*"):
         _sweep(folder)
@@ -111,19 +110,19 @@ def _folder_in(parent: Path) -> Iterator[Path]:
             tempfile.TemporaryDirectory(dir=parent, prefix=mine) as name,
             _locked(Path(name), otherwise=True) as alone,
         ):
-            # Another process may have taken it for a dead one's before it was locked.
+            # Before the lock, another process may have removed it as a killed process's folder.
             if alone:
                 yield Path(name)
                 return
 
 
 def _machine() -> str:
-    """Locks may reach no further, where folders are mounted over a network."""
+    """Return an id of this machine: locks on network folders may only work within a machine."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def _sweep(folder: Path) -> None:
-    """Remove it if its process is dead. What cannot be removed stays, as links do."""
+    """Remove the folder if its process is dead; ignore errors, and leave links."""
     with suppress(OSError), _locked(folder, otherwise=False) as alone:
         if alone:
             shutil.rmtree(folder)
@@ -131,8 +130,8 @@ def _sweep(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path, *, otherwise: bool) -> Iterator[bool]:
-    """Whether this process alone has the folder, which is locked for the time of the block;
-    ``otherwise`` where folders cannot be locked, as on Windows and NFS."""
+    """Lock the folder for the block, and yield whether that succeeded; ``otherwise`` if folders
+    cannot be locked, as on Windows and NFS."""
     try:
         import fcntl
     except ImportError:
@@ -157,11 +156,11 @@ def _locked(folder: Path, *, otherwise: bool) -> Iterator[bool]:
 
 
 def _finish(file: Path) -> None:
-    """Have it on the disk before it gets its name: else that may outlive a power cut, and the bytes
-    not."""
+    """Write the bytes to the disk before the rename: otherwise a power cut may keep the name and
+    lose the bytes."""
     with file.open("r+b") as written:
         os.fsync(written.fileno())
-    # Some writers keep their files from other users; this one has no secrets.
+    # Some writers deny other users access; these files are not secret.
     file.chmod(0o666 & ~_umask())
 
 
@@ -170,11 +169,11 @@ def _require_vacant(target: Path, ours: Callable[[Path], bool]) -> None:
         return
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         what = "it is not empty" if target.is_dir() else "it is a file"
-        raise OSError(errno.ENOTEMPTY, f"{what}, and is left as it is")
+        raise OSError(errno.ENOTEMPTY, f"{what}, and was not changed")
 
 
 def _target(path: Path) -> Path:
-    """Where ``path`` leads. A device must not be replaced by a file: /dev/null is one."""
+    """Resolve ``path``; raise for devices such as /dev/null, which a file must not replace."""
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -184,7 +183,7 @@ def _target(path: Path) -> Path:
 
 
 def _require_room(folder: Path, size: int) -> None:
-    """Reserve ``size`` bytes and let them go again.
+    """Reserve ``size`` bytes and free them again.
 
     On a full disk torch's TorchScript writer does not raise: it ends the process, from a
     destructor (caffe2/serialize/inline_container.cc).
@@ -195,7 +194,7 @@ def _require_room(folder: Path, size: int) -> None:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            if error.errno in _NO_ROOM:  # Any other: this file system cannot tell beforehand.
+            if error.errno in _NO_ROOM:  # Other errors: the file system cannot reserve space.
                 raise
 
 

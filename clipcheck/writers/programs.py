@@ -1,7 +1,7 @@
-"""Write a model as one program that torch.export or ONNX runs, of any batch sizes.
+"""Write a model as one program for torch.export or ONNX, for any batch sizes.
 
-The program takes ``pixels`` [N, 3, R, R], float32, and ``tokens`` [M, L], int32, N and M each from
-1 on, and gives the four outputs of `clipcheck.models.whole.Whole` by their names.
+The inputs are ``pixels`` [N, 3, R, R], float32, and ``tokens`` [M, L], int32, with N and M at least
+1; the outputs are the four of `clipcheck.models.whole.Whole`, by name.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ if TYPE_CHECKING:
 INPUTS = ("pixels", "tokens")
 
 PROGRAM = "1"
-"""Counts what changes in how programs are written: those of another number are not used again."""
+"""Version of the writer: cached programs of other versions are not used."""
 
 _ROWS = (2, 3)
-"""Images and texts of the example that is exported: neither 1 nor equal, which would say that they
-always are."""
+"""Images and texts of the example for the export. Sizes that are 1 or equal would become fixed."""
 
 _MOST = 2**31 - 1
-"""Bytes that a protobuf file, as an ONNX program is one, can have (protobuf.dev, encoding)."""
+"""Most bytes of a protobuf file such as an ONNX program (protobuf.dev, encoding)."""
 
 
 def convert_to_program(
@@ -52,15 +51,15 @@ def convert_to_program(
     """Write the program of a checkpoint's eager model.
 
     Args:
-        checkpoint: its checksums are compared and its weights looked through first.
-        path: the file to write; it is replaced when all has succeeded.
-        dtype: what the program computes in; by default float32.
-        judge: called with the path of the written file before it gets its name; what it raises
-            keeps the file from being kept.
+        checkpoint: first its checksums and weights are checked.
+        path: the file to write; replaced only after success.
+        dtype: in which the program computes; default: float32.
+        judge: called with the written file before it gets its name; if it raises, the file is
+            deleted.
 
     Raises:
-        DamagedError, NotFiniteError: the checkpoint is not sound.
-        OutputError: the program cannot be made or written.
+        DamagedError, NotFiniteError: the checkpoint is damaged or has weights that are not finite.
+        OutputError: the program cannot be exported or written.
     """
     import torch
 
@@ -75,7 +74,7 @@ def convert_to_program(
             write(model, temporary)
         except (ClipcheckError, OSError):
             raise
-        # Exporters raise nearly anything.
+        # Exporters raise nearly any exception.
         except Exception as error:
             raise OutputError(
                 f"cannot be exported ({first_line(error)})",
@@ -89,9 +88,9 @@ def convert_to_program(
 
 
 def export(model: DualEncoder) -> ExportedProgram:
-    """The program of a model, over the model's own weights.
+    """Return the program of a model, with the model's own weights.
 
-    Where the source of each operation stood, on the machine that exports, is not in it.
+    It does not have the source paths of its operations on this machine.
 
     Args:
         model: in evaluation mode, on any device.
@@ -117,11 +116,11 @@ def export(model: DualEncoder) -> ExportedProgram:
 
 
 def write_pt2(model: DualEncoder, path: Path) -> None:
-    """Export a model and write it as `torch.export.load` reads it.
+    """Export a model and write it for `torch.export.load`.
 
     Args:
         model: in evaluation mode, on any device.
-        path: the file; it is written over.
+        path: the file; overwritten.
     """
     import torch
 
@@ -130,14 +129,13 @@ def write_pt2(model: DualEncoder, path: Path) -> None:
 
 
 def of_any_name() -> AbstractContextManager[None]:
-    """Without torch's warnings of files whose names do not end in ``.pt2``: what they are is told
-    by their contents."""
+    """Hide torch's warnings of file names that do not end in ``.pt2``."""
     return without_record("torch.export.pt2_archive._package", "ending in .pt2")
 
 
 @contextmanager
 def without_record(name: str, text: str) -> Iterator[None]:
-    """Without what a logger says with this text in it."""
+    """Hide the messages of a logger that contain a text."""
 
     def other(record: logging.LogRecord) -> bool:
         return text not in record.getMessage()
@@ -153,15 +151,15 @@ def without_record(name: str, text: str) -> Iterator[None]:
 def write_onnx(model: DualEncoder, path: Path) -> None:
     """Export a model to ONNX, in one file.
 
-    Constants are folded, as torch does where it is not told otherwise: a weight may be there in
-    another layout, or be part of another. Not so in a ResNet in half precision.
+    Constants are folded, as torch does by default, except in a ResNet in half precision: a weight
+    may have another layout, or be folded into another.
 
     Args:
         model: in evaluation mode, on any device.
-        path: the file; it is written over.
+        path: the file; overwritten.
 
     Raises:
-        OutputError: the weights are more than one ONNX file can hold.
+        OutputError: the weights are too large for an ONNX file.
     """
     import onnx
     import torch
@@ -171,7 +169,7 @@ def write_onnx(model: DualEncoder, path: Path) -> None:
         raise OutputError(
             problem, remedy="Write it in half precision, or as another format.", path=path
         )
-    # Some of its models check their inputs, which ONNX cannot hold.
+    # Some models of transformers check their inputs, which ONNX cannot represent.
     with variables({"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}):
         program = export(model)
     with without_record("onnxscript.optimizer._constant_folding", "Skipping constant folding"):
@@ -185,15 +183,15 @@ def write_onnx(model: DualEncoder, path: Path) -> None:
         )
     if written is None:
         raise TypeError("torch.onnx.export gave nothing, expected a program")
-    # Not its own `save`, which makes two files of what has more than 1.5 GiB.
+    # onnx's own `save` writes two files for more than 1.5 GiB.
     onnx.save(written.model_proto, path)
 
 
 def _is_half_resnet(model: DualEncoder) -> bool:
-    """Whether folding would spoil the program.
+    """Whether folding constants would break the program.
 
-    onnxscript (0.7.2) folds a BatchNorm in float32 into the half convolution before it and leaves
-    the result in float32, which makes a program that is not valid.
+    onnxscript (0.7.2) folds a float32 BatchNorm into the half convolution before it, and leaves the
+    result in float32: the program is invalid.
     """
     import torch
 
@@ -205,7 +203,7 @@ def _is_half_resnet(model: DualEncoder) -> bool:
 
 
 def too_large_for_onnx(checkpoint: Checkpoint, dtype: str) -> str | None:
-    """Why a model that computes in ``dtype`` does not go into one ONNX file, or None."""
+    """Return why a model in ``dtype`` does not fit into one ONNX file, or None."""
     bytes_each = {"float16": 2, "bfloat16": 2}.get(dtype, 4)
     if isinstance(checkpoint.model, LibraryArchitecture):
         return _too_large(bytes_each * checkpoint.parameters)

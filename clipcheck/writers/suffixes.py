@@ -1,4 +1,4 @@
-"""Tell from the name of an output which format is meant."""
+"""Choose the format of an output from its name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clipcheck.checkpoints.checkpoint import FOLDER_FORMATS, Format
 from clipcheck.errors import UsageError
 
 _ZIP = (Format.ARCHIVE, Format.STATE_DICT)
-"""Formats that torch writes under the same names."""
+"""Formats that torch writes with the same suffixes."""
 
 _FORMATS: dict[str, tuple[Format, ...]] = {
     ".pt": _ZIP,
@@ -24,20 +24,20 @@ _FORMATS: dict[str, tuple[Format, ...]] = {
     ".pt2": (Format.PT2,),
     ".onnx": (Format.ONNX,),
 }
-"""Formats that a file may have, by suffix; the first is the one that is meant."""
+"""Possible formats by suffix; the first is the default."""
 
 
 def format_for(output: str, wanted: str | None, offered: Sequence[str]) -> Format:
-    """Tell which format to write.
+    """Return the format to write.
 
     Args:
-        output: the path as it was given: a slash at its end, or a folder that is there, means a
+        output: the path as the user gave it: a slash at its end, or an existing folder, means a
             folder.
-        wanted: the format that was asked for by its name; None for what the path says.
-        offered: all that can be written.
+        wanted: ``--format``; None to use the suffix.
+        offered: all formats that can be written.
 
     Raises:
-        UsageError: the path says nothing, or another format than the one that was asked for.
+        UsageError: the path tells no format, or another one than ``--format``.
     """
     if output.endswith(("/", os.sep)) or Path(output).is_dir():
         return _folder(output, wanted, [form for form in FOLDER_FORMATS if form in offered])
@@ -46,7 +46,7 @@ def format_for(output: str, wanted: str | None, offered: Sequence[str]) -> Forma
         return _meant(output, meant, offered)
     if meant and wanted not in meant:
         raise UsageError(
-            f"{output}: its suffix means {' or '.join(meant)}, and --format asks for {wanted}",
+            f"{output}: its suffix means {' or '.join(meant)}, but --format is {wanted}",
             remedy=f"Leave out --format, or give {_named(wanted)}.",
         )
     return Format(wanted)
@@ -89,7 +89,7 @@ def _meant(output: str, meant: Sequence[Format], offered: Sequence[str]) -> Form
 
 
 def _named(wanted: str) -> str:
-    """How a file or folder of that format may be called."""
+    """Describe possible names of a file or folder in this format."""
     if wanted in FOLDER_FORMATS:
         return "the name of a folder, without such a suffix"
     return " or ".join(f"model{suffix}" for suffix, forms in _FORMATS.items() if wanted in forms)

@@ -1,12 +1,12 @@
 """Seeded weights for any architecture.
 
-They are no trained weights and mean nothing; they are made so that a fault anywhere shows in the
-outputs: no parameter keeps its initial value, no bias is zero, no two channels are alike, and the
-activations stay within half precision through all layers.
+They are not trained. They are made so that every fault changes the outputs: no parameter keeps its
+initial value, no bias is zero, no two channels are equal, and the activations stay in the range of
+half precision in all layers.
 
-How far a model rounds, and what a fault does, depends on how large weights and activations are.
-`DRAWN` are three answers: ``seeded`` keeps activations of order one; ``initial`` has the sizes that
-training starts from, after the paper's code; ``outliers`` has what training leads to, see
+Rounding errors and the effect of faults depend on the sizes of weights and activations. So there
+are three kinds, `DRAWN`: ``seeded`` has activations of order one; ``initial`` has the sizes at the
+start of training, after the paper's code; ``outliers`` has sizes as after training, see
 `clipcheck.writers.outliers`. `clipcheck.writers.trained` really trains.
 """
 
@@ -40,12 +40,11 @@ if TYPE_CHECKING:
     import torch
 
 LOGIT_SCALE = math.log(100.0)
-"""Logit scale that training ends at in the released models: the paper clips the scale at 100
-(section 2.5)."""
+"""Logit scale of the released models after training: the paper clips it at 100 (section 2.5)."""
 
 
 def architecture_named(name: str) -> Architecture:
-    """The dimensions of a released model, or of ``tiny-vit`` or ``tiny-resnet``.
+    """Return the dimensions of a released model, or of ``tiny-vit`` or ``tiny-resnet``.
 
     Raises:
         UnknownModelError: there is no architecture of that name.
@@ -61,8 +60,8 @@ def architecture_named(name: str) -> Architecture:
 def shallow(
     model: Architecture | LibraryArchitecture, layers: int
 ) -> Architecture | LibraryArchitecture:
-    """The model with so many layers in each tower, where that can be said: a ModifiedResNet gets
-    one bottleneck in each stage, and a tower of timm stays as it is."""
+    """Return the model with ``layers`` layers in each tower; a ModifiedResNet gets one bottleneck
+    in each stage, and a tower of timm does not change."""
     if isinstance(model, LibraryArchitecture):
         return family(model.library).shallow(model, layers)
     if isinstance(model.vision, ViT):
@@ -75,7 +74,7 @@ def shallow(
 def synthesize(
     architecture: Architecture, seed: int = 0, kind: str = "seeded"
 ) -> dict[str, torch.Tensor]:
-    """Seeded weights in the dtypes of the released files, integer buffers included.
+    """Return seeded weights in the dtypes of the released files, with the integer buffers.
 
     Args:
         seed: the same seed gives the same bits.
@@ -106,8 +105,8 @@ def _draw(key: str, spec: Spec, seed: int, kind: str) -> torch.Tensor:
 
     if spec.kind == "buffer":
         return torch.tensor(1)  # num_batches_tracked
-    # A stream of its own for each key: the order in which the threads come does not matter.
-    # numpy's generator, since it is several times as fast as torch's.
+    # Each key has its own stream, so the order of the threads does not matter. numpy's generator is
+    # several times as fast as torch's.
     generator = np.random.default_rng([seed, zlib.crc32(key.encode())])
     unit = torch.from_numpy(generator.random(spec.shape, dtype=np.float32))  # [0, 1)
     centre, width = _distribution(key, spec, DRAWN[kind])
@@ -115,7 +114,7 @@ def _draw(key: str, spec: Spec, seed: int, kind: str) -> torch.Tensor:
 
 
 def _distribution(key: str, spec: Spec, special: Distributions) -> tuple[float, float]:
-    """Centre and half-width of the uniform distribution that a tensor is drawn from."""
+    """Return centre and half-width of a tensor's uniform distribution."""
     for suffix, distribution in {**_BY_SUFFIX, **special}.items():
         if key.endswith(suffix):
             return distribution(spec)

@@ -99,7 +99,7 @@ def test_a_name_that_says_another_format_is_refused_before_anything_is_read(
     for command in ("convert", "synthesize"):
         done = run(command, "gone.pt", "-o", tmp_path / "x.onnx", "--format", "archive")
         assert done.code == 2
-        assert "x.onnx: its suffix means onnx, and --format asks for archive" in done.err
+        assert "x.onnx: its suffix means onnx, but --format is archive" in done.err
     done = run("convert", "gone.pt", "-o", f"{tmp_path}/new/")
     assert done.err.endswith("Give --format transformers or --format open_clip.\n")
     assert not list(tmp_path.iterdir())

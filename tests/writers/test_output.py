@@ -232,7 +232,7 @@ def test_a_folder_of_ours_is_replaced_in_one_step(tmp_path: Path) -> None:
         assert (tmp_path / "m" / "old").read_text() == "old"
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["new"]
     with (
-        pytest.raises(OutputError, match="it is not empty, and is left as it is"),
+        pytest.raises(OutputError, match="it is not empty, and was not changed"),
         creating(tmp_path / "m", ours=lambda there: (there / "old").exists()),
     ):
         pytest.fail("the block must not be entered")

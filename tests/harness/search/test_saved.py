@@ -66,7 +66,7 @@ def test_what_was_there_before_is_replaced(folder: Path) -> None:
 
 def test_what_somebody_else_has_put_there_is_not_replaced(folder: Path) -> None:
     (folder / "notes.txt").write_text("of my own")
-    with pytest.raises(OutputError, match="it is not empty, and is left as it is"):
+    with pytest.raises(OutputError, match="it is not empty, and was not changed"):
         write(folder, Example(prompts=("b",)), DESCRIBED, "Again.")
     saved.remove(folder)
     assert (folder / "notes.txt").read_text() == "of my own"
