@@ -131,11 +131,11 @@ def _require_option(path: Path, key: str, value: object) -> None:
             path=path,
         )
     # Imported here because it imports numpy, which other commands do not need.
-    from clipcheck.results.document import converted
+    from clipcheck.results.document import convert_to
 
     words, kind = KEYS[key]
     try:
-        converted(value, kind)
+        convert_to(value, kind)
     except ValueError as error:
         raise UsageError(
             f"expected {key} in {_TABLE} to be {words}, found {value!r}",

@@ -1,1 +1,1 @@
-"""From a checkpoint to a model on a device."""
+"""Load checkpoints as models on a device."""

@@ -1,4 +1,4 @@
-"""A TorchScript archive that was loaded into this process: its module, taps, and what it says."""
+"""A TorchScript archive loaded into this process: its module, taps and facts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from clipcheck.models.weights import WeightWatch, by_reference, weights_of
 
 
 class LoadedArchive:
-    """An archive, patched for a device and a dtype. Loading it trusts the file.
+    """An archive, patched for a device and a dtype. Loading it runs the file's own code.
 
     Args:
-        dtype: what its code is to compute in; None leaves it.
+        dtype: in which its code shall compute; None does not change it.
         weights: see `clipcheck.checkpoints.checkpoint.Checkpoint.weight_dtypes`.
 
     Attributes:
-        module: the archive's. Weights may be put in place of its own until `watch` is called.
+        module: the archive's. Its weights may be replaced until `watch` is called.
 
     Raises:
         UnavailableError: this torch or Python has no TorchScript.
@@ -49,7 +49,7 @@ class LoadedArchive:
         self._parts: dict[str, torch.nn.Module] = {}
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Its weights and buffers by the reference's keys: these very tensors, no masks."""
+        """Yield its own weights and buffers by the reference's keys, without masks."""
         return by_reference(self.module, self._naming)
 
     def site(self, site: taps.Site) -> taps.Site:
@@ -57,8 +57,8 @@ class LoadedArchive:
         return taps.Site(self._naming.reference(site.module), site.method)
 
     def given(self, method: str, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The inputs of a method as its code takes them: open_clip's does not cast pixels, and its
-        users give them in the dtype of the weights."""
+        """Return the inputs of a method in the dtypes that its code expects: open_clip's code does
+        not cast pixels, so users pass them in the weights' dtype."""
         if self._dtype is None or not self._convolves_uncast(method):
             return list(inputs)
         return [each.to(self._dtype) if each.is_floating_point() else each for each in inputs]
@@ -74,20 +74,19 @@ class LoadedArchive:
         return self.module._c._method_names() if scripted else ()
 
     def watch(self) -> None:
-        """Watch its weights, which must not change from now on."""
+        """Watch its weights for changes from now on."""
         self._watches = [WeightWatch(self.module)]
 
     def changed(self) -> list[str]:
-        """The keys of the weights that running it has changed since `watch`, as the reference has
-        them."""
+        """Return the reference's keys of the weights that changed since `watch`."""
         changed = (key for watch in self._watches for key in watch.changed())
         return list(dict.fromkeys(map(self._naming.reference, changed)))
 
     def part(self, module: str, method: str) -> Callable[..., object]:
-        """A method of one of its modules, by the reference's name of that.
+        """Return a method of one of its modules, by the reference's name of the module.
 
         Raises:
-            KeyError: there is none of that name.
+            KeyError: it has no such module.
         """
         if not self._parts:
             named = self.module.named_modules()
@@ -98,10 +97,10 @@ class LoadedArchive:
 
     @contextmanager
     def replaced(self, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Have other weights in place of those with these keys of the reference's.
+        """Replace weights, by the reference's keys, during the block.
 
         Raises:
-            KeyError: it has none of that name.
+            KeyError: it has no weight with this key.
         """
         held = dict(self.weights())
         before = {key: held[key].data for key in weights}
@@ -114,13 +113,13 @@ class LoadedArchive:
                 held[key].data = weight
 
     def tapped(self) -> torch.jit.ScriptModule:
-        """The archive once more, with taps in its code, over the same weights.
+        """Load the archive again, with taps in its code and the same weights.
 
-        Taps go in before the first call, and would keep the interpreter from fusing what it fuses
-        for users: so they are put into a module of their own.
+        Taps must be inserted before the first call, and prevent fusions that users get, so they are
+        in a separate module.
         """
         if self._tapped is None:
-            # What is loaded in inference mode has no counters of what is done to it.
+            # Tensors loaded in inference mode have no version counters.
             with torch.inference_mode(False):
                 self._tapped = self._with_taps()
                 self._watches.append(WeightWatch(self._tapped))
@@ -140,7 +139,7 @@ class LoadedArchive:
         """Return the facts of the archive.
 
         Raises:
-            DamagedError: what it holds as a dimension is no number.
+            DamagedError: a dimension in it is no number.
         """
         methods = self._methods()
         return Facts(
@@ -170,6 +169,6 @@ class LoadedArchive:
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise DamagedError(
                 f"expected a whole number as {name}, found {type(value).__name__}",
-                remedy=f"Do not use this file as it is: {torchscript.ANEW}",
+                remedy=f"Do not use this file: {torchscript.ANEW}",
                 path=self._path,
             ) from error

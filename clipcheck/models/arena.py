@@ -1,8 +1,8 @@
-"""Memory for the weights of a model, made ready while something else is being done.
+"""Memory for a model's weights, prepared in the background.
 
-Getting fresh memory from the system, page by page, takes most of the time that a cast to float32
-does. While the TorchScript interpreter reads an archive it keeps Python's lock and one core; in
-that time a second core can have the pages ready.
+Most of the time of a cast to float32 is spent on getting memory from the system, page by page.
+While the TorchScript interpreter reads an archive, holding Python's lock and one core, a second
+core can prepare the pages.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _ALIGNMENT = 64
 
 
 class Arena:
-    """Room for tensors, which lives as long as one of them does.
+    """Memory for tensors; freed with the last of them.
 
-    Each tensor gets a storage of its own, so that it can be saved, moved and freed as any other.
+    Each tensor has its own storage, so it can be saved, moved and freed like any other.
     """
 
     def __init__(self, buffer: mmap.mmap) -> None:
@@ -32,17 +32,16 @@ class Arena:
 
     @classmethod
     def of(cls, size: int) -> Arena:
-        """One of that many bytes."""
+        """Return an arena of ``size`` bytes."""
         return cls(mmap.mmap(-1, max(size, 1)))
 
     @staticmethod
     def room_for(tensors: list[torch.Tensor], dtype: torch.dtype) -> int:
-        """Bytes that copies of ``tensors`` in ``dtype`` take."""
+        """Return the number of bytes for copies of ``tensors`` in ``dtype``."""
         return sum(_aligned(tensor.numel() * dtype.itemsize) for tensor in tensors)
 
     def populate(self, size: int) -> None:
-        """Have the first ``size`` bytes ready soon, in another thread. Does nothing elsewhere
-        than on Linux."""
+        """Prepare the first ``size`` bytes in another thread, on Linux only."""
         if sys.platform != "linux" or size <= 0:
             return
         # By reference: the thread then keeps the buffer alive, were the arena to go before.
@@ -54,10 +53,10 @@ class Arena:
         threading.Thread(target=madvise, args=arguments, daemon=True).start()
 
     def cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """A copy of ``tensor`` in ``dtype``, of the same shape, in this arena.
+        """Return a copy of ``tensor`` in ``dtype``, in this arena.
 
-        What the arena has no room for gets memory of its own: a file that was altered may turn out
-        to have larger weights than it said.
+        Without enough room it gets separate memory: a manipulated file may have larger weights than
+        it declared.
         """
         size = tensor.numel() * dtype.itemsize
         if size == 0 or self._used + size > len(self._buffer):

@@ -17,11 +17,11 @@ class Facts:
 
     Attributes:
         scripted: whether it is a TorchScript module.
-        used: by each of `METHODS` that it has, the keys of the weights that take part in it.
-        input_resolution: pixels a side, where it holds that itself.
-        context_length: ids of a text, where it holds that itself.
-        patched: constants of its code that were rewritten; None where it was not patched.
-        forward_takes: the names of the tensors that ``forward`` is called with.
+        used: by method, of those in `METHODS` that it has, the keys of the weights that it uses.
+        input_resolution: its own record of the pixels a side, or None.
+        context_length: its own record of the ids of a text, or None.
+        patched: number of rewritten constants in its code; None if it was not patched.
+        forward_takes: names of the tensors that ``forward`` takes.
     """
 
     scripted: bool

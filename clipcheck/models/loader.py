@@ -1,4 +1,4 @@
-"""Load a checkpoint as a model: the classic interface, and both ways at once."""
+"""Load a checkpoint as a model: the classic interface, and as archive and eager model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SLACK = 64 << 20
-"""Bytes of memory that are given for time: loading a ViT-B/32 both ways takes a twentieth less."""
+"""Bytes of additional memory that save a twentieth of the time to load a ViT-B/32 both ways."""
 
 Preprocess = Callable[["Image"], torch.Tensor]
 Device = str | torch.device | None
@@ -43,15 +43,15 @@ class Model(Protocol):
     """
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Preprocessed pixels [N, 3, R, R] to features [N, E], not normalised."""
+        """Encode preprocessed pixels [N, 3, R, R] as features [N, E], not normalised."""
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
-        """Ids [M, L] to features [M, E], not normalised."""
+        """Encode ids [M, L] as features [M, E], not normalised."""
 
     def __call__(
         self, image: torch.Tensor, text: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels and ids to logits per image [N, M] and per text [M, N]."""
+        """Return logits per image [N, M] and per text [M, N] for pixels and ids."""
 
 
 @overload
@@ -80,33 +80,31 @@ def load(
 ) -> tuple[Model, Preprocess]:
     """Load a CLIP model.
 
-    The checksums of code and pickles are compared first, those of the weights are not, as torch
-    does not either: `clipcheck check` and `clipcheck inspect` compare them all.
+    The checksums of code and pickles are compared first, but not those of the weights, as in torch:
+    `clipcheck check` and `clipcheck inspect` compare all.
 
-    Weights do not tell how the model computes with them. Where a configuration beside them or a
-    record in their file does not either, this assumes what holds of the released models, as the
-    reference package does: QuickGELU, heads of 64 channels, an epsilon of 1e-5. `clipcheck.check`
-    assumes nothing there.
+    Weights do not determine activation, heads and epsilon. If neither a configuration beside them
+    nor metadata in their file tells these, this function assumes those of the released models, as
+    the reference package does: QuickGELU, heads of 64 channels, epsilon 1e-5. `clipcheck.check`
+    does not assume them.
 
     Args:
         name: a name from `clipcheck.available_models`, or the path of a checkpoint: a TorchScript
             archive, a state dict, or safetensors.
-        device: where to; by default ``cuda`` where there is a GPU, else ``cpu``.
-        jit: run the archive itself, not an eager model that is built from its weights.
-        download_root: where released files are kept; by default ``$CLIPCHECK_CACHE``, else
+        device: default: ``cuda`` if there is a GPU, else ``cpu``.
+        jit: whether to run the archive itself in place of an eager model with its weights.
+        download_root: folder for released files; default: ``$CLIPCHECK_CACHE``, else
             ``~/.cache/clip``.
 
     Returns:
-        The model in evaluation mode, and the transform from a Pillow image to the float32 tensor
-        [3, R, R] that it takes. On the CPU the model is float32, elsewhere half where the
-        released models are.
+        The model in evaluation mode, and the transform from a Pillow image to its float32 tensor
+        [3, R, R]. On the CPU the model is float32, elsewhere half like the released models.
 
     Raises:
         ClipcheckError: the file or the device cannot be used; the subclass tells why.
 
     Warns:
-        UserWarning: ``jit`` is asked for, but the file is no archive; it is loaded as a state
-            dict instead.
+        UserWarning: ``jit`` is set, but the file is no archive and is loaded as a state dict.
     """
     target = resolve_device(device)
     checkpoint = open_checkpoint(name, download_root)
@@ -133,14 +131,14 @@ def load(
 def load_both(
     name: str | os.PathLike[str], device: Device = None, download_root: DownloadRoot = None
 ) -> tuple[torch.jit.ScriptModule, eager.CLIP, Preprocess]:
-    """Load an archive both ways: as the archive, and as an eager model of its weights.
+    """Load an archive both ways: as the archive, and as an eager model with its weights.
 
-    The eager model's weights are read from the file without the TorchScript interpreter. Weight by
-    weight the two readings are compared bit for bit, and from then on both models hold the same
-    tensor: one cast to float32 serves both.
+    The eager model's weights are read from the file without the TorchScript interpreter. Each is
+    compared bit for bit with the interpreter's, and then both models share one tensor, so it is
+    cast to float32 only once.
 
     Args:
-        name: as for `load`; the file has to be an archive.
+        name: as for `load`; the file must be an archive.
         device: as for `load`.
         download_root: as for `load`.
 
@@ -148,9 +146,9 @@ def load_both(
         The archive's module, the eager model, and the preprocessing.
 
     Raises:
-        UnfitError: the file has no second way to run.
+        UnfitError: the file is no archive.
         UnavailableError: TorchScript is not available.
-        DamagedError: the interpreter holds other weights than the file has.
+        DamagedError: the interpreter's weights differ from the file's.
         ClipcheckError: the file or the device cannot be used; the subclass tells why.
     """
     checkpoint = open_checkpoint(name, download_root)
@@ -158,7 +156,7 @@ def load_both(
     for key, reason in both.differing.items():
         raise DamagedError(
             f"the weight {key!r} differs between two readings of the archive: {reason}",
-            remedy=f"Do not use this file: fetch it again, or {torchscript.ANEW}",
+            remedy=f"Do not use this file: download it again, or {torchscript.ANEW}",
             path=checkpoint.path,
         )
     model = cast("eager.CLIP", both.eager_model)
@@ -171,8 +169,8 @@ class Both:
 
     Attributes:
         archive: the archive, patched.
-        eager_model: built from the weights that the file's records have.
-        compared: number of weights and buffers that were compared.
+        eager_model: built from the weights in the file's records.
+        compared: number of compared weights and buffers.
         differing: by key, how the interpreter's weight differs from the record's.
     """
 
@@ -190,15 +188,14 @@ class Both:
 def load_checkpoint_both(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None = None
 ) -> Both:
-    """`load_both` for a checkpoint that is open already; weights that differ are returned.
+    """Load an open checkpoint both ways, as `load_both`; differing weights are returned.
 
     Args:
-        dtype: what both compute in. In half or bfloat16 the weights that released files have in
-            half get it, and the others are float32. By default that of the device: float32 on the
-            CPU, elsewhere the file's own.
+        dtype: in which both compute. Half or bfloat16 applies to the weights that released files
+            have in half; others are float32. Default: float32 on the CPU, elsewhere the file's.
 
     Raises:
-        UnfitError: the file has no second way to run.
+        UnfitError: the file is no archive.
         UnavailableError: TorchScript is not available.
         DamagedError: the interpreter cannot load the file.
     """
@@ -231,10 +228,10 @@ def load_eager(
     dtype: torch.dtype | None = None,
     arena: Arena | None = None,
 ) -> DualEncoder:
-    """An eager model of a checkpoint that is open already, of any family.
+    """Return an eager model of an open checkpoint, of any family.
 
     Args:
-        arena: room for the weights that are cast, see `cast_room`; by default one of its own.
+        arena: memory for the weights to cast, see `cast_room`; default: a new one.
 
     Raises:
         ArchitectureError: a library computes it, and the weights are not those of its model.
@@ -250,10 +247,10 @@ def load_eager(
 
 
 def resolve_device(device: Device) -> torch.device:
-    """The device that is meant, after a look whether it is there.
+    """Return the device, after a check that it is available.
 
     Raises:
-        UnavailableError: it is not.
+        UnavailableError: it is not available.
         UsageError: it is no device.
     """
     if device is None:
@@ -280,13 +277,12 @@ def resolve_device(device: Device) -> torch.device:
 
 
 def _compute_dtype(device: torch.device) -> torch.dtype | None:
-    """Return the dtype the reference computes in: float32 on the CPU; None, as in the file,
-    elsewhere."""
+    """Return the dtype of the reference: float32 on the CPU, elsewhere None for the file's."""
     return torch.float32 if device.type == "cpu" else None
 
 
 def _classic_weights(checkpoint: Checkpoint, device: torch.device) -> dict[str, torch.Tensor]:
-    """The weights on ``device``, in the dtypes that the reference gives them there."""
+    """Return the weights on ``device``, in the reference's dtypes there."""
     expected = dict(specs(checkpoint.architecture))
     weights = {}
     for key, tensor in checkpoint.tensors.items():
@@ -303,8 +299,7 @@ def _classic_weights(checkpoint: Checkpoint, device: torch.device) -> dict[str, 
 
 
 def cast_room(checkpoint: Checkpoint, dtype: torch.dtype | None) -> int:
-    """Bytes that the weights take which have to be cast to float32; 0 where that is not what is
-    computed in."""
+    """Return the number of bytes for weights to cast to float32; 0 for another dtype."""
     if dtype != torch.float32:
         return 0
     return Arena.room_for(_casts(checkpoint, dtype), dtype)
@@ -316,10 +311,10 @@ def _casts(checkpoint: Checkpoint, dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def _arena(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Arena | None:
-    """Room for the weights that have to be cast, where any have.
+    """Return memory for the weights to cast, or None if there are none.
 
-    As much of it is made ready at once as leaves the peak nearly where it is, which comes at the
-    end: all weights cast, and the largest still in both of its readings.
+    Prepare only so much of it that the peak hardly grows. The peak is at the end: all weights cast,
+    and the largest still in both readings.
     """
     if dtype != torch.float32:
         return None
@@ -362,12 +357,12 @@ def _share(
     dtype: torch.dtype | None,
     arena: Arena | None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Compare the weights, and give those of the archive that agree to the eager model too.
+    """Compare the weights, and share those that agree between archive and eager model.
 
-    One at a time, so that half and float32 copies of the whole never stand side by side.
+    One at a time, so that memory never holds all weights in half and in float32.
 
     Returns:
-        The eager model's weights, and by key how the interpreter's differ.
+        The eager model's weights, and by key how the interpreter's weights differ.
     """
     wanted = dtypes(checkpoint, dtype)
     weights: dict[str, torch.Tensor] = {}
@@ -389,7 +384,7 @@ def _share(
 
 
 def unlike(held: torch.Tensor, stored: torch.Tensor | None) -> str:
-    """How the interpreter's weight differs from the file's record, or nothing."""
+    """Return how the interpreter's weight differs from the file's record, or an empty string."""
     if stored is None:
         return "the file's records do not have it"
     if held.dtype != stored.dtype or held.shape != stored.shape:

@@ -1,11 +1,11 @@
-"""Listen in on the modules of a TorchScript archive.
+"""Record the inputs and outputs of an archive's modules while it runs.
 
-Hooks do not fire inside of the interpreter. But an operator may be put into the code before and
-after each call of a submodule, and that operator may be Python: so a listener gets what goes into
-every submodule and what comes out, one by one while the archive runs, and nothing is kept.
+Hooks do not run inside of the interpreter. But an operator, implemented in Python, can be inserted
+before and after each call of a submodule: a tap. A listener gets the inputs and outputs of every
+submodule, one by one while the archive runs; nothing is stored.
 
-Scripted modules of one class share their code, and so their taps: which of them was called is told
-by the calls that it is inside of.
+Scripted modules of one class share their code and taps: the enclosing calls tell which module was
+called.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class Site:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it calls the module itself, and no method that does a part of its work."""
+        """Whether it calls the module itself, not another method of the module."""
         return re.fullmatch(r"forward\d*", self.method) is not None
 
 
 Listener = Callable[[Site, bool, Sequence[torch.Tensor]], None]
-"""Called with the site, whether the call begins, and the tensors that go in or come out."""
+"""Function of the site, whether the call starts, and its inputs or outputs."""
 
 
 @dataclass
 class _Hearing:
-    """A listener, and the names of the modules whose calls have begun."""
+    """A listener, and the names of the modules whose calls are running."""
 
     listener: Listener
     within: list[str] = field(default_factory=list)
@@ -71,10 +71,10 @@ _library.impl("tap", _tap, "CompositeExplicitAutograd")
 
 
 def tap(module: torch.jit.ScriptModule) -> None:
-    """Put taps around every call of a submodule, in every method of ``module``.
+    """Insert taps around every call of a submodule, in every method of ``module``.
 
     Args:
-        module: an archive that was not called yet. From now on it runs under `listening` alone.
+        module: an archive that was not called yet. From now on it only runs within `listening`.
     """
     for graph in graphs(module):
         for node in graph.findAllNodes("prim::CallMethod"):
@@ -83,7 +83,7 @@ def tap(module: torch.jit.ScriptModule) -> None:
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Have ``listener`` called by every tap."""
+    """Call ``listener`` in every tap during the block."""
     _listeners.append(_Hearing(listener))
     try:
         yield
@@ -104,7 +104,7 @@ def _tap_call(graph: Any, node: Any) -> None:
 
 
 def _attributes(value: Any) -> list[str]:
-    """The names by which a module was got from the one whose code this is."""
+    """Return the attribute names that lead from the module of the code to a submodule."""
     names: list[str] = []
     while value.node().kind() == "prim::GetAttr":
         names.insert(0, value.node().s("name"))
@@ -117,8 +117,7 @@ def _tensors(values: Sequence[Any]) -> list[Any]:
 
 
 def _results(graph: Any, node: Any) -> tuple[list[Any], Any]:
-    """Return the results of a call, and the node after which they are there: tuples are taken
-    apart."""
+    """Return the results of a call, with tuples unpacked, and the node after which they exist."""
     result = node.output()
     if result.type().kind() != "TupleType":
         return [result], node

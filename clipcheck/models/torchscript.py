@@ -1,8 +1,8 @@
-"""Load a TorchScript archive and make it run on another device, or in another dtype.
+"""Load a TorchScript archive, and change its device and dtype.
 
-A traced archive has the device and the dtype of the machine that it was traced on written into
-its code. `patch` rewrites them in every method of every submodule, before the first call: a call
-that failed has cached its plan, and is not helped by patching afterwards.
+The code of a traced archive has the device and the dtype of tracing as constants. `patch` rewrites
+them in every method of every submodule. It must run before the first call, because calls cache
+their plan.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ SCALAR_TYPES = {
 _NAMES = {number: str(dtype).removeprefix("torch.") for dtype, number in SCALAR_TYPES.items()}
 
 _NORMALISATIONS = ("aten::layer_norm", "aten::batch_norm", "aten::group_norm")
-"""Their weights stay float32 in every dtype, as in the released files."""
+"""Operators whose weights stay float32 in every dtype, as in the released files."""
 
 _CONVOLUTIONS = ("aten::conv2d", "aten::_convolution", "aten::convolution")
 
 ANEW = (
-    "write it anew: clipcheck convert ARCHIVE --architecture ARCH -o fixed.pt, where ARCH is what "
-    "it was trained as: a released name, open_clip:NAME, or a configuration file."
+    "write it again: clipcheck convert ARCHIVE --architecture ARCH -o fixed.pt, where ARCH is the "
+    "architecture of its training: a released name, open_clip:NAME, or a configuration file."
 )
-"""The end of a remedy for an archive of which the code cannot tell how it computes."""
+"""End of a remedy for an archive whose code does not tell its architecture."""
 
 
 def load_archive(path: Path, device: torch.device) -> torch.jit.ScriptModule:
-    """The archive's module as it is, weights on ``device``, code not patched, in evaluation mode.
+    """Return the archive's module in evaluation mode, unpatched, with its weights on ``device``.
 
     This trusts the file: TorchScript has no safe mode.
 
@@ -53,7 +53,7 @@ def load_archive(path: Path, device: torch.device) -> torch.jit.ScriptModule:
     torchscript_support.require()
     try:
         with torchscript_support.silenced():
-            # By path: from an open file it takes several times as long.
+            # By path: an open file would take several times as long.
             module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
@@ -72,19 +72,19 @@ def patch(
     dtype: torch.dtype | None = None,
     weights: Collection[str] = (),
 ) -> Patched:
-    """Make the code of ``module`` run on ``device``, and compute in ``dtype``.
+    """Rewrite the code of ``module`` for ``device`` and ``dtype``.
 
-    A cast to a dtype that the weights are stored in belongs to these weights, and is rewritten with
-    them. A cast to any other dtype is part of what the model computes: it stays, and is judged.
+    Casts to the stored dtypes of the weights are rewritten. A cast to any other dtype is part of
+    the model's computation: it stays, and is judged.
 
     Args:
-        module: an archive that was not called yet. Its weights are not touched.
+        module: an archive that was not called yet. Its weights do not change.
         device: replaces every device in the code.
-        dtype: replaces the dtypes of the weights in the code; None leaves them.
+        dtype: replaces the dtypes of the weights in the code; None keeps them.
         weights: see `clipcheck.checkpoints.checkpoint.Checkpoint.weight_dtypes`.
 
     Returns:
-        The number of places that were rewritten, and of the casts that were not.
+        The number of rewritten places, and of casts that stayed.
     """
     devices: Counter[str] = Counter()
     casts: Counter[int] = Counter()
@@ -113,9 +113,9 @@ def patch(
 
 
 def _stays_float32(cast: Any, number: int) -> bool:
-    """Whether a cast to float32 feeds normalisations alone, whose weights are float32.
+    """Whether a cast to float32 feeds only normalisations, whose weights are float32.
 
-    The code of a float32 archive does not tell these casts from those to the dtype of the model.
+    In the code of a float32 archive these casts look like those to the dtype of the model.
     """
     return number == SCALAR_TYPES[torch.float32] and all(
         use.user.kind() in _NORMALISATIONS and use.offset == 0 for use in cast.output().uses()
@@ -123,12 +123,11 @@ def _stays_float32(cast: Any, number: int) -> bool:
 
 
 def graphs(module: torch.jit.ScriptModule) -> Iterator[Any]:
-    """The graph of every method of every submodule, each once: scripted modules of one class share
-    theirs.
+    """Yield the graph of every method of every submodule, each once: scripted modules of one class
+    share graphs.
 
-    The methods are those that each submodule says it has. Names alone do not tell: the second
-    call of a module is ``forward1``, a third ``forward2``, and one that was never called itself,
-    such as an attention's ``out_proj``, has none.
+    Each submodule lists its methods: the second call of a module is ``forward1``, a third
+    ``forward2``, and a module that is never called, such as an attention's ``out_proj``, has none.
     """
     seen: set[str] = set()
     for submodule in module.modules():
@@ -141,16 +140,16 @@ def graphs(module: torch.jit.ScriptModule) -> Iterator[Any]:
 
 
 def device_constants(graph: Any) -> list[Any]:
-    """The nodes of ``graph`` that hold a device, those of nested blocks included."""
+    """Return the nodes of ``graph`` and its nested blocks that are a device."""
     constants = graph.findAllNodes("prim::Constant")
     return [node for node in constants if str(node.output().type()) == "Device"]
 
 
 def float_casts(graph: Any) -> list[tuple[Any, int, int]]:
-    """The nodes of ``graph`` that ask for a floating dtype, those of nested blocks included.
+    """Return the nodes of ``graph`` and its nested blocks that request a floating dtype.
 
     Returns:
-        Each node with the number of that input, and the number of the dtype in `SCALAR_TYPES`.
+        Each node with the index of the dtype's input, and the dtype's number in `SCALAR_TYPES`.
     """
     return [
         (use.user, use.offset, number)
@@ -162,10 +161,10 @@ def float_casts(graph: Any) -> list[tuple[Any, int, int]]:
 
 
 def _replace_float(graph: Any, node: Any, index: int, new: int) -> None:
-    """Give a cast a constant of its own, which says ``new``.
+    """Give a cast a separate constant with the value ``new``.
 
-    Importing an archive pools equal constants of a graph: the number of half precision, 5, may be
-    the very node that is a dimension somewhere else.
+    Importing an archive merges equal constants of a graph: the number of half precision, 5, may be
+    the same node as a dimension.
     """
     constant = graph.create("prim::Constant")
     constant.i_("value", new)
@@ -175,7 +174,7 @@ def _replace_float(graph: Any, node: Any, index: int, new: int) -> None:
 
 
 def _floating(constant: Any) -> int | None:
-    """The number in ``constant``, if it is that of a floating dtype."""
+    """Return the number in ``constant`` if it is a floating dtype's, else None."""
     if not constant.hasAttribute("value") or constant.kindOf("value") != "i":
         return None
     number: int = constant.i("value")
@@ -183,13 +182,13 @@ def _floating(constant: Any) -> int | None:
 
 
 def _is_dtype(node: Any, index: int) -> bool:
-    """Whether that input of an operator is a dtype; 5 may be anything else as well."""
+    """Whether an input of an operator is a dtype: the number 5 may mean anything else."""
     return node.kind().startswith("aten::") and index in _dtype_arguments(node.schema())
 
 
 @cache
 def _dtype_arguments(schema: str) -> frozenset[int]:
-    """Which inputs are dtypes. It depends on the overload: `to` has several."""
+    """Return the indices of the inputs that are dtypes, for an overload of an operator."""
     if schema == "(no schema)":
         return frozenset()
     arguments = torch._C.parse_schema(schema).arguments
@@ -197,9 +196,9 @@ def _dtype_arguments(schema: str) -> frozenset[int]:
 
 
 def used_weights(module: torch.jit.ScriptModule, method: str) -> set[str]:
-    """The keys of the weights that take part in what a method of ``module`` gives.
+    """Return the keys of the weights on which the result of a method depends.
 
-    Read off the code: what a weight's values do there is not looked at.
+    Only the code is analysed, not the effect of the values.
     """
     graph = module._c._get_method(method).inlined_graph
     torch._C._jit_pass_dce(graph)
@@ -211,8 +210,8 @@ def used_weights(module: torch.jit.ScriptModule, method: str) -> set[str]:
 
 
 def convolves_uncast(module: torch.jit.ScriptModule, method: str) -> bool:
-    """Whether a method convolves its first input as it is given, and so takes it in the dtype of
-    the weights alone."""
+    """Whether a method convolves its first input without a cast, and so accepts only the dtype of
+    the weights."""
     graph = module._c._get_method(method).inlined_graph
     values = [list(graph.inputs())[1]]
     for value in values:
@@ -225,21 +224,20 @@ def convolves_uncast(module: torch.jit.ScriptModule, method: str) -> bool:
 
 
 def tensor_arguments(method: Any) -> int:
-    """The number of tensors that a method takes, with those that may be None."""
+    """Return the number of tensors that a method takes, including optional ones."""
     kinds = [str(argument.type) for argument in method.schema.arguments[1:]]
     return sum(kind in ("Tensor", "Optional[Tensor]") for kind in kinds)
 
 
 def tensors_taken(method: Any) -> tuple[str, ...]:
-    """The names of the tensors that a method is called with: up to two that may be left out
-    count."""
+    """Return the names of the tensors for a call of a method; up to two optional ones count."""
     arguments = [each for each in method.schema.arguments[1:] if "Tensor" in str(each.type)]
     needed = sum(not each.has_default_value() for each in arguments)
     return tuple(each.name for each in arguments[: max(needed, min(2, len(arguments)))])
 
 
 def _key(node: Any) -> str:
-    """The name of an attribute, with those of the modules that it is in."""
+    """Return the name of an attribute, with the names of its modules."""
     names: list[str] = []
     while node.kind() == "prim::GetAttr":
         names.insert(0, node.s("name"))

@@ -1,4 +1,4 @@
-"""The weights that a model holds, and whether running it changes them."""
+"""A model's weights, and whether running it changes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipcheck.checkpoints.naming import Naming
 
 
 def weights_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """A model's weights and buffers by key: these very tensors, not copies."""
+    """Yield a model's weights and buffers by key, not copies."""
     for prefix, module in model.named_modules():
         for name in (*module._parameters.keys(), *module._buffers.keys()):
             held = getattr(module, name)
@@ -22,17 +22,17 @@ def weights_of(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def by_reference(
     module: torch.jit.ScriptModule, naming: Naming
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """An archive's weights and buffers by the reference's keys, without causal masks."""
+    """Yield an archive's weights and buffers by the reference's keys, without causal masks."""
     for key, held in weights_of(module):
         if key not in naming.masks:
             yield naming.reference(key), held
 
 
 class WeightWatch:
-    """Tells which weights of a model were changed since this was made.
+    """Finds the weights of a model that changed since its creation.
 
-    torch counts what is done to a tensor in place. Statistics are compared as well: BatchNorm's
-    own code changes them without being counted.
+    torch counts in-place changes of a tensor. Statistics are also compared by value, because
+    BatchNorm's own code changes them without counting.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""All that a CLIP model gives, in one call: what is exported as one program."""
+"""A CLIP model with all outputs in one call, for export as one program."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from clipcheck.families.base import DualEncoder
 from clipcheck.gates.result import OUTPUTS
 
 PREFIX = "model."
-"""Before the keys of the eager model, in those of `Whole`."""
+"""Prefix of the eager model's keys in `Whole`."""
 
 
 class Whole(nn.Module):
-    """Runs each tower once, and gives features and logits.
+    """Runs each tower once, and returns features and logits.
 
     Args:
         model: in evaluation mode; its weights are shared.
@@ -24,7 +24,7 @@ class Whole(nn.Module):
         self.train(model.training)
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        """All outputs that the model has by name, see `clipcheck.gates.result.OUTPUTS`.
+        """Return the model's outputs by name, see `clipcheck.gates.result.OUTPUTS`.
 
         Args:
             pixels: [N, 3, R, R], of any floating-point dtype.

@@ -150,12 +150,12 @@ def test_a_budget_is_a_preset_or_limits() -> None:
     ("text", "told"),
     [
         ("int9", "expected a budget, found 'int9': 'int9' is not valid. The nearest"),
-        ("", "found '': 'nothing' is no part"),
+        ("", "found '': 'nothing' is not valid"),
         ("cosine", "'cosine' is not valid"),
         ("top1=0.9,top1=0.8", "'top1=0.8' is a second limit"),
-        ("top1=1", "between 0 and 1, found '1', which no number of inputs could show"),
+        ("top1=1", "between 0 and 1, found '1', which no number of inputs can prove"),
         ("cosine=nan", "found 'nan'"),
-        ("top1=0.99999", "expected a budget that 10,000 images and prompts can decide"),
+        ("top1=0.99999", "expected a budget that needs at most 10,000 images and prompts"),
     ],
 )
 def test_what_is_no_budget_is_refused(text: str, told: str) -> None:

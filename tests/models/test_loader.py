@@ -279,8 +279,8 @@ def test_a_weight_that_the_interpreter_has_otherwise_is_named(
     assert reason in str(caught.value)
     assert caught.value.path == str(minute_archive)
     assert caught.value.remedy.endswith(
-        "--architecture ARCH -o fixed.pt, where ARCH is what it "
-        "was trained as: a released name, open_clip:NAME, or a configuration file."
+        "--architecture ARCH -o fixed.pt, where ARCH is the architecture of its training: "
+        "a released name, open_clip:NAME, or a configuration file."
     )
     both = loader.load_checkpoint_both(open_checkpoint(minute_archive), torch.device("cpu"))
     assert list(both.differing) == [key]

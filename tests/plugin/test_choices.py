@@ -238,6 +238,6 @@ def test_a_gpu_beyond_those_that_are_there_is_refused(monkeypatch: pytest.Monkey
 
 def test_a_report_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ClipcheckError, match="--clip-report: expected a folder") as caught:
+    with pytest.raises(ClipcheckError, match="--clip-report: expected a writable folder") as caught:
         require_available_choices(choices(tmp_path, report="file"), tmp_path)
     assert caught.value.path == str(tmp_path / "file")

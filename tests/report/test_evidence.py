@@ -18,5 +18,5 @@ def test_the_folder_of_a_report_is_made_with_those_above_it_and_may_be_there(
 
 def test_a_file_of_that_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "report").write_text("")
-    with pytest.raises(OutputError, match="expected a folder that can be written to"):
+    with pytest.raises(OutputError, match="expected a writable folder"):
         require_folder(tmp_path / "report")
