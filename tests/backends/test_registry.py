@@ -201,7 +201,7 @@ def test_a_backend_that_cannot_be_imported_says_who_brings_it(
     listed = listing()[-1]
     assert listed.missing is not None
     assert listed.missing.reason.startswith(f"brought:Ours could not be imported ({reason}")
-    with pytest.raises(UnavailableError, match="uninstall the package that brings it, brought"):
+    with pytest.raises(UnavailableError, match="uninstall the package that provides it, brought"):
         require_available(parse("ours"))
 
 
@@ -213,7 +213,7 @@ def test_what_is_no_backend_is_told_and_who_brings_it(brings: Brings, code: str)
     assert caught.value.problem == (
         "ours: brought:Ours is no class derived from clipcheck.backends.base.Backend"
     )
-    assert "brings it, brought." in caught.value.remedy
+    assert "provides it, brought." in caught.value.remedy
 
 
 def test_a_backend_that_this_machine_does_not_have_can_do_nothing() -> None:

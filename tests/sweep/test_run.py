@@ -334,7 +334,7 @@ def test_what_does_not_fit_on_the_disk_at_all_is_told(tmp_path: Path) -> None:
     done, stage = swept(tmp_path, entries, passing, disk=250)
     assert stage.begun == []
     assert "at most 0 kB, the limit of --disk" in done.rows[0].problem
-    assert "expected the size" in done.rows[1].problem
+    assert "expected a size" in done.rows[1].problem
 
 
 def test_what_was_fetched_from_a_url_is_known_by_its_hash_the_next_time(tmp_path: Path) -> None:
