@@ -1,1 +1,1 @@
-"""From a name or a path to a checkpoint: its format, its architecture, its tensors."""
+"""Open checkpoints by name or path: format, architecture and tensors."""

@@ -1,5 +1,5 @@
-"""The architecture of a CLIP model: dimensions, which its tensors imply, and how it computes with
-them, which they do not; and the tensors that it has."""
+"""The architecture of a CLIP model: its dimensions, which the tensors determine; its activation,
+heads and epsilon, which they do not; and its tensors."""
 
 from __future__ import annotations
 
@@ -15,44 +15,43 @@ if TYPE_CHECKING:
     import os
 
 ASKED = "--architecture (in pytest --clip-architecture, in Python architecture=)"
-"""How a user tells what weights are of, for messages, which do not know where they are read."""
+"""The option for the architecture, for messages of the command, pytest and Python alike."""
 
 HEAD_WIDTH = 64
 """Channels of an attention head in every released model (Radford et al. 2021, appendix F)."""
 
 MLP_RATIO = 4.0
-"""Width of a residual block's perceptron in every released model, in widths of the block."""
+"""Width of a residual block's MLP in every released model, divided by the width of the block."""
 
 EPSILON = 1e-5
-"""Epsilon of each LayerNorm: torch's default, which the reference implementation leaves as it
-is."""
+"""Epsilon of each LayerNorm: torch's default, which the reference implementation uses."""
 
 RESNET_STRIDE = 32
 """Pixels of the input for each position of a ModifiedResNet's last feature map."""
 
 BUFFERS = ("input_resolution", "context_length", "vocab_size")
-"""The integer buffers of a released archive. Training code leaves them out of state dicts."""
+"""The integer buffers of a released archive. State dicts of training code lack them."""
 
 
 _MOST_POSITIONS = 4096
-"""Tokens of a text, and patches of an image: attention takes the square of it in memory. Released
-models have 77 and 577."""
+"""Most tokens of a text, and patches of an image: attention needs the square of it in memory.
+Released models have 77 and 577."""
 
 _MOST_PIXELS = 4096
-"""Along one side of an image."""
+"""Most pixels along one side of an image."""
 
 UNTRAINED = ("buffer", "statistic")
-"""Kinds of `Spec` that no optimiser changes."""
+"""Kinds of `Spec` that an optimiser does not change."""
 
 
 def heads_of(width: int, head_width: int) -> str:
-    """How many attention heads a tower has, for people."""
+    """Describe the number of attention heads of a tower."""
     count = width // head_width
     return f"{count} head" if count == 1 else f"{count} heads"
 
 
 class HasShape(Protocol):
-    """Anything with a shape: a tensor, or what stands for one."""
+    """Anything with a shape: a tensor, or the record of one."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,10 +59,10 @@ class HasShape(Protocol):
 
 
 class Activation(StrEnum):
-    """The nonlinearity between the two layers of a residual block's perceptron."""
+    """The nonlinearity between the two layers of a residual block's MLP."""
 
     QUICK_GELU = "quick_gelu"
-    """x * sigmoid(1.702 x), which OpenAI's models were trained with."""
+    """x * sigmoid(1.702 x), with which OpenAI's models were trained."""
 
     GELU = "gelu"
     """x * Phi(x), exactly."""
@@ -73,7 +72,7 @@ class Activation(StrEnum):
 
     @property
     def label(self) -> str:
-        """The name that papers give it."""
+        """Its name in papers."""
         return _LABELS[self]
 
 
@@ -86,13 +85,13 @@ _LABELS = {
 
 @dataclass(frozen=True)
 class Blocks:
-    """How the residual blocks of a tower compute. The defaults are those of the released models.
+    """Settings of a tower's residual blocks. The defaults are those of the released models.
 
     Attributes:
         head_width: channels of each attention head.
-        mlp_ratio: width of the perceptron, in widths of the tower.
-        activation: between the perceptron's two layers.
-        epsilon: of each LayerNorm of the tower, those before and behind the blocks among them.
+        mlp_ratio: width of the MLP, divided by the width of the tower.
+        activation: between the MLP's two layers.
+        epsilon: of each LayerNorm of the tower, also before and after the blocks.
     """
 
     head_width: int = HEAD_WIDTH
@@ -101,14 +100,13 @@ class Blocks:
     epsilon: float = EPSILON
 
     def summary(self, width: int) -> str:
-        """How they compute, for people: what weights do not tell."""
+        """Describe the settings that weights do not determine."""
         heads = heads_of(width, self.head_width)
         found = f"{self.activation.label}, {heads} of {self.head_width} channels"
         return found if self.epsilon == EPSILON else f"{found}, an epsilon of {self.epsilon:g}"
 
     def departures(self, width: int) -> str:
-        """Describe the differences from the released models, for people; empty where there are
-        none."""
+        """Describe the differences from the released models, or return an empty string."""
         released = Blocks()
         found = []
         if self.activation != released.activation:
@@ -138,7 +136,7 @@ class ViT:
 
     @property
     def mlp_width(self) -> int:
-        """Width of the perceptron of each residual block."""
+        """Width of the MLP of each residual block."""
         return round(self.width * self.blocks.mlp_ratio)
 
 
@@ -166,16 +164,16 @@ class ResNet:
 
     @property
     def pool(self) -> str:
-        """Its heads, for people."""
+        """Description of its heads."""
         return f"{heads_of(self.embed_width, self.head_width)} of {self.head_width} channels"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that is needed to build a CLIP model but its weights.
+    """Everything that is needed to build a CLIP model, except its weights.
 
-    ``image_resolution`` is in pixels, ``context_length`` in tokens. A variant is made with
-    `dataclasses.replace`, or `with_blocks`.
+    ``image_resolution`` is in pixels, ``context_length`` in tokens. `dataclasses.replace` and
+    `with_blocks` make variants.
     """
 
     embed_dim: int
@@ -194,15 +192,15 @@ class Architecture:
 
     @property
     def text_mlp_width(self) -> int:
-        """Width of the perceptron of each residual block of the text tower."""
+        """Width of the MLP of each residual block of the text tower."""
         return round(self.text_width * self.text_blocks.mlp_ratio)
 
     def with_blocks(self, **changes: Any) -> Architecture:
-        """The architecture with other residual blocks, in both towers.
+        """Return the architecture with other residual blocks, in both towers.
 
         Args:
-            changes: attributes of `Blocks`. A ModifiedResNet has no such blocks: of its image
-                tower ``head_width`` alone is changed.
+            changes: attributes of `Blocks`. A ModifiedResNet has no such blocks: only its
+                ``head_width`` changes.
         """
         text = replace(self.text_blocks, **changes)
         vision: ViT | ResNet
@@ -221,17 +219,17 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        """Number of trainable weights: buffers and running statistics are not counted."""
+        """Number of trainable weights, without buffers and running statistics."""
         trained = (spec.shape for _, spec in specs(self) if spec.kind not in UNTRAINED)
         return sum(math.prod(shape) for shape in trained)
 
     @property
     def name(self) -> str | None:
-        """The name under which clipcheck knows this architecture, if it does."""
+        """clipcheck's name of this architecture, or None."""
         return next((name for name, known in ARCHITECTURES.items() if known == self), None)
 
     def describe(self) -> str:
-        """One line for people: the known name or the kind, and the dimensions that matter."""
+        """Describe it in one line: the known name or the kind, and the main dimensions."""
         if isinstance(self.vision, ViT):
             kind = f"ViT, {self.vision.layers} layers of width {self.vision.width}"
             kind += f", patches of {self.vision.patch_size} px"
@@ -246,7 +244,7 @@ class Architecture:
         )
 
     def summary(self) -> str:
-        """Describe how it computes, for people, which weights do not tell."""
+        """Describe activation, heads and epsilon, which weights do not determine."""
         text = self.text_blocks.summary(self.text_width)
         if isinstance(self.vision, ViT):
             image = self.vision.blocks.summary(self.vision.width)
@@ -256,16 +254,15 @@ class Architecture:
 
     @property
     def dimensions(self) -> Architecture:
-        """Dimensions that the weights imply: it computes as the released models do, if there are
-        such."""
+        """Return the same dimensions with the released models' activation, heads and epsilon."""
         return self.computing_as(self.with_blocks(**asdict(Blocks(mlp_ratio=MLP_RATIO))))
 
     def computing_as(self, other: Architecture) -> Architecture:
-        """These dimensions, and what no weights tell as the other has it.
+        """Return these dimensions with the activation, heads and epsilon of the other.
 
         Args:
-            other: of the same dimensions; where its image tower is of another kind, that of this
-                stays as it is.
+            other: of the same dimensions; if its image tower is of another kind, this one's does
+                not change.
         """
         vision: ViT | ResNet = self.vision
         if isinstance(vision, ViT) and isinstance(other.vision, ViT):
@@ -277,10 +274,7 @@ class Architecture:
         return replace(self, vision=vision, text_blocks=text)
 
     def departures(self) -> str:
-        """Describe how it computes where the released models compute otherwise, for people.
-
-        Nothing where it computes as they do.
-        """
+        """Describe the differences from the released models, or return an empty string."""
         text = self.text_blocks.departures(self.text_width)
         if isinstance(self.vision, ViT):
             image = self.vision.blocks.departures(self.vision.width)
@@ -312,7 +306,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "tiny-vit": _tiny_text(ViT(3, 128, 8), 32),
     "tiny-resnet": _tiny_text(ResNet((1, 2, 1, 1), 8), 96),
 }
-"""Released names and the two for tests (dimensions: the released state dicts themselves)."""
+"""The released architectures by name, with dimensions from their state dicts, and two for tests."""
 
 
 _RELEASED_DTYPES = {
@@ -325,7 +319,7 @@ _RELEASED_DTYPES = {
 
 
 class Spec(NamedTuple):
-    """Shape and kind of tensor that is expected under a key of the state dict.
+    """Expected shape and kind of a tensor in a state dict.
 
     ``kind`` is ``weight`` (of a convolution, a linear layer or a projection), ``norm``,
     ``embedding``, ``statistic`` (of a BatchNorm) or ``buffer`` (an integer).
@@ -345,7 +339,7 @@ Dimensions = Mapping[str, int | str]
 
 
 def specs(architecture: Architecture) -> Specs:
-    """Every key of the released state dict with what is expected there, in released order."""
+    """Yield every key of the released state dict with its `Spec`, in released order."""
     a = architecture
     yield "positional_embedding", Spec((a.context_length, a.text_width), "embedding")
     yield "text_projection", Spec((a.text_width, a.embed_dim), "weight")
@@ -450,7 +444,7 @@ def _attention_pool(a: Architecture, width: int) -> Specs:
 
 
 class _MisfitError(ValueError):
-    """The tensor under ``key`` cannot be what it has to be."""
+    """The tensor under ``key`` does not fit."""
 
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(problem)
@@ -462,14 +456,14 @@ def infer(
     path: str | os.PathLike[str],
     spelled: Callable[[str], str] = str,
 ) -> Architecture:
-    """The architecture whose state dict ``tensors`` is, if it computes as the released models do.
+    """Return the architecture of a state dict, with the released activation, heads and epsilon.
 
     Args:
-        tensors: by key, without any prefix; only names and shapes are looked at.
-        spelled: what a key is called in that file, for messages.
+        tensors: by key, without prefix; only names and shapes are used.
+        spelled: returns a key's name in the file, for messages.
 
     Raises:
-        ArchitectureError: a key is missing, unknown, or of another shape than the others imply.
+        ArchitectureError: a key is missing or unknown, or its shape does not fit the others.
     """
     found = dimensions_of(tensors, path, spelled)
     _require_heads(found, path)
@@ -481,14 +475,14 @@ def dimensions_of(
     path: str | os.PathLike[str],
     spelled: Callable[[str], str] = str,
 ) -> Architecture:
-    """The dimensions of the model whose state dict ``tensors`` is.
+    """Return the dimensions of the model of a state dict.
 
     Returns:
-        An architecture with these dimensions. How it computes is to be told by something else, see
-        `Architecture.computing_as`.
+        An architecture with these dimensions. Activation, heads and epsilon must come from
+        elsewhere, see `Architecture.computing_as`.
 
     Raises:
-        ArchitectureError: a key is missing, unknown, or of another shape than the others imply.
+        ArchitectureError: a key is missing or unknown, or its shape does not fit the others.
     """
     try:
         architecture = _dimensions(tensors)
@@ -501,14 +495,14 @@ def dimensions_of(
 
 
 def differences(told: Architecture, found: Architecture) -> list[str]:
-    """List where what is told of weights is not what was found of them, for people."""
+    """Describe the differences between the given and the found dimensions."""
     one, other = dimensions(told), dimensions(found)
     shared = [name for name in one if name in other and one[name] != other[name]]
     return [f"{name} {one[name]} in place of {other[name]}" for name in shared]
 
 
 def dimensions(architecture: Architecture) -> dict[str, int | str]:
-    """By name, each dimension: what weights imply, and not how a model computes with them."""
+    """Return each dimension by name; only what the weights determine."""
     a = architecture
     if isinstance(a.vision, ViT):
         vision: dict[str, int | str] = {
@@ -534,7 +528,7 @@ def dimensions(architecture: Architecture) -> dict[str, int | str]:
 
 
 def _require_bounded(a: Architecture, path: str | os.PathLike[str]) -> None:
-    """See that running the model takes memory in proportion to its weights."""
+    """Raise if running the model would need far more memory than its weights."""
     limits = (
         (a.context_length, _MOST_POSITIONS, "tokens of a text"),
         (a.grid**2, _MOST_POSITIONS, "patches of an image"),
@@ -553,7 +547,7 @@ def _require_bounded(a: Architecture, path: str | os.PathLike[str]) -> None:
 def _dimensions(tensors: Mapping[str, HasShape]) -> Architecture:
     context_length, text_width = _sizes(tensors, "positional_embedding", 2)
     vision: ViT | ResNet
-    # A prefix tells, and no single key: the one that is missing is to be named.
+    # A prefix decides, not a single key, so that a missing key is named.
     if any(key.startswith(("visual.layer", "visual.attnpool.")) for key in tensors):
         vision, grid, stride = _resnet_dimensions(tensors)
     else:
@@ -571,9 +565,9 @@ def _dimensions(tensors: Mapping[str, HasShape]) -> Architecture:
 
 
 def _blocks(tensors: Mapping[str, HasShape], prefix: str, width: int) -> Blocks:
-    """The residual blocks of a tower, which compute as released but for the perceptron's width."""
+    """Return the residual blocks of a tower: as released, with the MLP's width from the weights."""
     key = f"{prefix}.resblocks.0.mlp.c_fc.weight"
-    # Where it is missing or misshapen, `_compare` says so with all that is.
+    # If it is missing or misshapen, `_compare` reports it with the others.
     shape = tuple(tensors[key].shape) if key in tensors else ()
     return Blocks(mlp_ratio=shape[0] / width) if len(shape) == 2 and shape[0] else Blocks()
 
@@ -594,7 +588,7 @@ def _resnet_dimensions(tensors: Mapping[str, HasShape]) -> tuple[ResNet, int, in
 
 
 def _sizes(tensors: Mapping[str, HasShape], key: str, dimensions: int) -> tuple[int, ...]:
-    """The shape under ``key``, which has that many dimensions, each of at least 1."""
+    """Return the shape under ``key``; raise if it has not ``dimensions`` sizes of at least 1."""
     shape = tuple(tensors[key].shape)
     if len(shape) != dimensions or 0 in shape:
         raise _MisfitError(key, f"{list(shape)} instead of {dimensions} sizes above 0")
@@ -602,7 +596,7 @@ def _sizes(tensors: Mapping[str, HasShape], key: str, dimensions: int) -> tuple[
 
 
 def _require_layers(a: Architecture) -> None:
-    """A model without any layers in some place would fit together as well, and run badly."""
+    """Raise if a tower has no layers: the other dimensions would fit, but it would not run."""
     if isinstance(a.vision, ViT):
         counts = {"visual.transformer.resblocks": a.vision.layers}
     else:
@@ -628,12 +622,12 @@ def _require_heads(a: Architecture, path: str | os.PathLike[str]) -> None:
 
 
 def _count(tensors: Mapping[str, HasShape], prefix: str) -> int:
-    """Number of different components that follow ``prefix``: layers of a sequence."""
+    """Return the number of layers of the sequence with this prefix."""
     return len({key[len(prefix) :].split(".")[0] for key in tensors if key.startswith(prefix)})
 
 
 def _grid(positions: int) -> int:
-    """Side of the square that has ``positions - 1`` cells; the one more is the class token."""
+    """Return the side of the square of ``positions - 1`` cells; one position is the class token."""
     side = math.isqrt(max(positions - 1, 0))
     if side == 0 or side**2 + 1 != positions:
         raise ValueError(f"{positions} image positions are not a square and one")
@@ -705,7 +699,7 @@ def _misshapen(
 
 
 def listed(label: str, items: list[str], most: int = 5) -> str:
-    """The first few of them, and how many more there are; nothing where there are none."""
+    """List the first items and the number of others, or return an empty string."""
     if not items:
         return ""
     more = f" and {len(items) - most} more" if len(items) > most else ""

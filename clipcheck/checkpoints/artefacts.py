@@ -1,8 +1,8 @@
-"""Programs in files: tell what they are by their content, and see that reading one runs no code.
+"""Program files: recognise them by their content, and make sure that reading one runs no code.
 
-`torch.export.load` is not made for files of strangers (torch 2.14): it unpickles what is marked as
-pickled, evaluates the expressions of sizes, executes guards, imports what a tree of outputs names,
-and loads native code that lies beside the program. `require_inert` refuses all of these.
+`torch.export.load` is not safe for untrusted files (torch 2.14): it unpickles records, evaluates
+expressions of sizes, executes guards, imports modules that a tree of outputs names, and loads
+native code in the file. `require_inert` refuses all of these.
 """
 
 from __future__ import annotations
@@ -37,22 +37,21 @@ _MOST_ONNX_FIELDS = 10_000
 """Most fields of a ModelProto: a few, and one for each opset, function and piece of metadata."""
 
 _MOST_JSON = 64 << 20
-"""Bytes of a record with JSON. That of a program of the largest released model has some 10 MB."""
+"""Most bytes of a JSON record. The largest released model's program has about 10 MB."""
 
 _OF_TENSORS = re.compile(
     r"collections\.OrderedDict|torch\.(\w+Storage|storage\.\w+|Size|device)"
     r"|torch\._utils\._rebuild_tensor_v[23]|torch\.nn\.parameter\.Parameter"
     r"|torch\._utils\._rebuild_parameter|torch\.(b?float|complex|u?int|bool)\w*"
 )
-"""Names that a pickle of example inputs may use. torch allows more, some of which take whatever
-memory the file asks for."""
+"""Names that a pickle of example inputs may use. torch allows more, some of which allocate as much
+memory as the file says."""
 
 _OPERATORS = re.compile(r"torch\.ops\.\w+\.[\w.]+|torch\.sym_\w+|_operator\.\w+|math\.\w+")
-"""Functions that a program may call: operators that are registered with torch, and arithmetic on
-sizes."""
+"""Functions that a program may call: torch's registered operators, and arithmetic on sizes."""
 
 _IMPORTING = ("__enum__", "default_factory_module")
-"""Keys in a tree of inputs or outputs that have torch import a module (torch.utils._pytree)."""
+"""Keys in a tree of inputs or outputs that make torch import a module (torch.utils._pytree)."""
 
 _PLAIN = (
     "builtins.tuple",
@@ -66,22 +65,22 @@ _PLAIN = (
     "torch.fx.immutable_collections.immutable_dict",
     "torch.Size",
 )
-"""Kinds of containers that torch knows of itself (torch.utils._pytree)."""
+"""Containers that torch itself defines (torch.utils._pytree)."""
 
 _MULTIPLYING = re.compile(r"torch\.ops\.aten\.(linear|matmul|mm|bmm|addmm|conv2d|convolution)\..*")
-"""Operators that nearly all of a CLIP model's arithmetic is in."""
+"""Operators with nearly all of a CLIP model's arithmetic."""
 
 _GRAPH = ("nodes", "tensor_values")
 
 _DTYPES = {6: "float16", 7: "float32", 8: "float64", 13: "bfloat16"}
-"""Dtypes that a program may compute in, by number (torch._export.serde.schema.ScalarType)."""
+"""Floating-point dtypes of programs by number (torch._export.serde.schema.ScalarType)."""
 
 _NAME = re.compile(r"[A-Z]\w*|[a-z]{1,4}\d+|oo|int_oo|inf")
 """Names in expressions of sizes: sympy's classes, symbols such as ``s0``, and infinity. Python's
 own functions are none of these."""
 
 _MOST_EXPRESSION = 10_000
-"""Characters of an expression of sizes."""
+"""Most characters of an expression of sizes."""
 
 _ATTRIBUTES = ("size", "stride", "shape", "ndim", "dim")
 
@@ -106,7 +105,7 @@ _ARITHMETIC = (
 
 
 def kind_of(path: Path) -> Format | None:
-    """``pt2`` or ``onnx``, by the content of the file, or None where it is neither.
+    """Return ``pt2`` or ``onnx`` by the content of the file, or None.
 
     Raises:
         CheckpointError: the file cannot be read, or it is a zip file that torch did not write.
@@ -122,12 +121,12 @@ def kind_of(path: Path) -> Format | None:
 
 
 def is_compiled(path: Path) -> bool:
-    """Whether a ``pt2`` file has native code in it, as the packages of AOTInductor have."""
+    """Whether a ``pt2`` file has native code, like AOTInductor's packages."""
     return bool(Records(MappedFile(path)).names(_COMPILED))
 
 
 def require_inert(path: Path) -> None:
-    """See that `torch.export.load` runs none of the file's code, but the program when it is called.
+    """Raise if `torch.export.load` would run code of the file other than the program when called.
 
     Raises:
         UnsafeError: it would.
@@ -151,11 +150,10 @@ def require_inert(path: Path) -> None:
 
 
 def require_plain(path: Path) -> None:
-    """See that an exported program takes and gives what torch alone can make.
+    """Raise if the inputs or outputs of an exported program use classes that torch lacks.
 
     Raises:
-        CheckpointError: its inputs or outputs are of a class of its own, which the file does not
-            have.
+        CheckpointError: they use a class that the file does not have.
     """
     records = Records(MappedFile(path))
     for name in _programs(records):
@@ -173,8 +171,7 @@ def require_plain(path: Path) -> None:
 
 
 def computing_dtype(path: Path) -> str | None:
-    """The dtype of most products of matrices and convolutions of an exported program; None where
-    none is told.
+    """Return the dtype of most matrix products and convolutions of an exported program, or None.
 
     Raises:
         DamagedError: the file was altered, or is none that `torch.export.save` writes.
@@ -188,7 +185,7 @@ def computing_dtype(path: Path) -> str | None:
 
 
 def _products(graph: Any) -> Iterator[str]:
-    """The dtype of each product that a graph makes."""
+    """Yield the dtype of each product in a graph."""
     nodes, values = (graph.get(key) if isinstance(graph, dict) else None for key in _GRAPH)
     if not isinstance(nodes, list) or not isinstance(values, dict):
         return
@@ -233,7 +230,7 @@ def _entries(config: Any) -> list[dict[str, Any]]:
 
 
 def _is_tensors(data: bytes) -> bool:
-    """Whether it is a file of `torch.save` with tensors alone: of its kind now, a zip file."""
+    """Whether it is a zip file of `torch.save` with only tensors."""
     import torch
 
     try:
@@ -281,7 +278,7 @@ def _dangers_of_program(program: Any) -> Iterator[str]:
 
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]]:
-    """All keys with their values, however deep, also in JSON that a string holds."""
+    """Yield all keys with their values at any depth, also in JSON within strings."""
     waiting = [value]
     while waiting:
         each = waiting.pop()
@@ -293,7 +290,7 @@ def _fields(value: Any) -> Iterator[tuple[str, Any]]:
         elif isinstance(each, str) and each.lstrip()[:1] in ("[", "{"):
             try:
                 waiting.append(json.loads(each))
-            except ValueError:  # Text that only begins so.
+            except ValueError:  # Text that only starts like JSON.
                 continue
 
 
@@ -322,8 +319,8 @@ def _is_harmless(node: ast.AST) -> bool:
 def _is_onnx(file: BinaryIO) -> bool:
     """Whether it is a protobuf message with the fields of an ONNX model: its graph and its opsets.
 
-    A message is a sequence of fields, each with its number and its kind before it (protobuf.dev,
-    encoding). Their contents are stepped over.
+    A message is a sequence of fields, each with its number and kind first (protobuf.dev, encoding).
+    Their contents are skipped.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -345,7 +342,7 @@ def _is_onnx(file: BinaryIO) -> bool:
 
 
 def _varint(file: BinaryIO) -> int | None:
-    """An integer in groups of seven bits, the lowest first; the last has its top bit clear."""
+    """Read an integer in groups of seven bits, the lowest first; the last has its top bit clear."""
     value = 0
     for shift in range(0, 70, 7):
         byte = file.read(1)

@@ -24,38 +24,38 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """How a checkpoint's file is laid out."""
+    """Format of a checkpoint's file."""
 
     ARCHIVE = "archive"
-    """A TorchScript archive: code and weights, as `torch.jit.save` writes it."""
+    """A TorchScript archive: code and weights, written by `torch.jit.save`."""
 
     STATE_DICT = "state-dict"
-    """A dict of tensors, as `torch.save` writes it."""
+    """A dict of tensors, written by `torch.save`."""
 
     SAFETENSORS = "safetensors"
-    """Tensors and nothing else, as `safetensors` writes it."""
+    """Only tensors, written by `safetensors`."""
 
     PT2 = "pt2"
-    """A program of torch: exported, as `torch.export.save` writes it, or compiled ahead of time."""
+    """A program of torch: exported by `torch.export.save`, or compiled ahead of time."""
 
     ONNX = "onnx"
-    """A program of ONNX, in one file, with or without its weights beside it."""
+    """A program of ONNX, with its weights in the file or in data files."""
 
     TRANSFORMERS = "transformers"
-    """A folder: ``config.json`` and weights, as transformers' ``save_pretrained`` writes it."""
+    """A folder with ``config.json`` and weights, written by transformers' ``save_pretrained``."""
 
     OPEN_CLIP = "open_clip"
-    """A folder: ``open_clip_config.json`` and weights, as open_clip has it on the hub."""
+    """A folder with ``open_clip_config.json`` and weights, like open_clip's on the hub."""
 
 
 PROGRAM_FORMATS = (Format.PT2, Format.ONNX)
-"""Those that compute by themselves, see `Program`."""
+"""Formats of programs, see `Program`."""
 
 FOLDER_FORMATS = (Format.TRANSFORMERS, Format.OPEN_CLIP)
-"""Those of a library's folder."""
+"""Formats of folders."""
 
 FILE_FORMATS = (Format.ARCHIVE, Format.STATE_DICT, Format.SAFETENSORS)
-"""Those that are a single file."""
+"""Formats of single files."""
 
 
 Stamp = tuple[int, int, int] | None
@@ -73,15 +73,14 @@ def stamp_of(file: Path) -> Stamp:
 
 @dataclass(frozen=True)
 class Program:
-    """A file that computes, and whose weights cannot be read by their keys; or two of them, one for
-    each tower.
+    """A program in a file, whose weights cannot be read by their keys, or in a file for each tower.
 
     Attributes:
-        path: the file; of two the folder, or both as they were named.
-        format: ``pt2`` or ``onnx``; ``archive`` of one that is frozen, or of one tower.
-        data: the files that it names for its weights, in its folder or below.
-        towers: the program of images and that of texts, where they are two.
-        stamps: of each file, see `stamp_of`, as it was when the program was opened.
+        path: the file; of two files the folder, or both as the user named them.
+        format: ``pt2`` or ``onnx``; ``archive`` if it is frozen or of one tower.
+        data: its data files with weights, in its folder or below.
+        towers: the programs of images and of texts, if there are two.
+        stamps: of each file, see `stamp_of`, when the program was opened.
     """
 
     path: Path
@@ -97,13 +96,13 @@ class Program:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files that the program is made of, itself first."""
+        """All files of the program, itself first."""
         files = (file for part in self.parts for file in (part.path, *part.data))
         return tuple(dict.fromkeys(files))
 
     @property
     def names(self) -> list[str]:
-        """Paths of all `files` from the folder on that all are in."""
+        """Paths of all `files`, relative to their common folder."""
         files = [file.absolute() for file in self.files]
         folder = os.path.commonpath([file.parent for file in files])
         return [file.relative_to(folder).as_posix() for file in files]
@@ -140,23 +139,21 @@ class Checkpoint:
 
     Attributes:
         path: the file, or the folder.
-        format: how it is laid out.
-        model: what it is a model of: the dimensions, and how it computes with them; or a library's
-            configuration.
+        format: of the file or folder.
+        model: architecture, or a library's configuration.
         tensors: the weights by the keys of the released state dicts, or of the library's, mapped
             from the file and of the dtypes that they have there. Not to be written to.
-        records: the zip records, where the file has them.
-        files: of a folder, those that make up the model, sorted by name: the configuration and
-            the weights; no tokenizer.
-        parts: the zip records of those of a folder's files that have them.
-        record: the strings and numbers that training code saved beside the weights, such as
-            open_clip's ``name``; empty where there are none.
-        origin: where in the file the model was found.
-        naming: how an archive names its weights and modules.
-        told: what told how the model computes, for people. Nothing where it was assumed to compute
-            as the released models do: weights do not tell.
-        untold: what is there and does not tell, for people.
-        asked: where the user told it, as ``--architecture``.
+        records: its zip records, if it is a zip file.
+        files: of a folder, the configuration and weights, sorted by name, without tokenizer.
+        parts: zip records of a folder's files.
+        record: strings and numbers that training code saved beside the weights, such as
+            open_clip's ``name``.
+        origin: place of the model in the file.
+        naming: an archive's names of weights and modules.
+        told: source of activation, heads and epsilon, as a phrase; empty if those of the released
+            models were assumed.
+        untold: why a configuration that exists does not tell these, as a phrase.
+        asked: ``--architecture``, or None.
     """
 
     path: Path
@@ -175,10 +172,10 @@ class Checkpoint:
 
     @property
     def architecture(self) -> Architecture:
-        """The model's dimensions, where clipcheck's own modules compute it.
+        """The model's architecture.
 
         Raises:
-            UnfitError: a library's do.
+            UnfitError: it is a library's own model.
         """
         if isinstance(self.model, LibraryArchitecture):
             raise self.model.unfit(self.path)
@@ -186,22 +183,21 @@ class Checkpoint:
 
     @cached_property
     def buffers(self) -> frozenset[str]:
-        """The keys of integers that nothing is computed with, as ``input_resolution``."""
+        """Keys of integers without effect, such as ``input_resolution``."""
         if isinstance(self.model, LibraryArchitecture):
             return frozenset()
         return frozenset(key for key, spec in specs(self.model) if spec.kind == "buffer")
 
     @property
     def parameters(self) -> int:
-        """Number of trainable weights; of a library's model, of all floating-point numbers."""
+        """Number of trainable weights; for a library's model, of all floating-point numbers."""
         if isinstance(self.model, LibraryArchitecture):
             return sum(t.numel() for t in self.tensors.values() if t.dtype.is_floating_point)
         return self.model.parameters
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the file, in hexadecimal; of a folder that of its `files`, see
-        `sha256_of_all`."""
+        """SHA-256 of the file, in hexadecimal; of a folder, see `sha256_of_all`."""
         if not self.files:
             return sha256_of(self.path)
         return sha256_of_all({each.relative_to(self.path).as_posix(): each for each in self.files})
@@ -219,8 +215,8 @@ class Checkpoint:
 
     @property
     def compute_dtype(self) -> str:
-        """Name of the dtype of the image tower's first weights, which the model computes in; of the
-        text tower's where that is alone."""
+        """Name of the dtype of the image tower's first weights, in which the model
+        computes; without image tower, of the text tower's."""
         weights = {k: t for k, t in self.tensors.items() if k.endswith(".weight") and t.ndim > 1}
         images = [key for key in weights if key.startswith(("visual.", "vision_model."))]
         found = (weights[key].dtype for key in images or weights)
@@ -236,7 +232,7 @@ class Checkpoint:
         return sorted({str(self.tensors[key].dtype).removeprefix("torch.") for key in half})
 
     def verify(self) -> None:
-        """Compare the checksums of all records, and see that all weights are finite.
+        """Compare the checksums of all records, and require finite weights.
 
         Raises:
             DamagedError: a record was altered.
@@ -255,19 +251,19 @@ class Checkpoint:
 
     def _is_finite(self, key: str) -> bool:
         tensor = self.tensors[key]
-        # Its ends, of which NaN makes NaN: asking each number takes twenty times as long.
+        # Minimum and maximum, which are NaN if any value is; testing each takes 20 times as long.
         ends = tensor.aminmax() if tensor.numel() else ()
         self.give_back(key)
         return all(bool(end.isfinite()) for end in ends)
 
     def prefetch(self, key: str) -> None:
-        """Have all of a mapped weight in memory at once, in place of page by page."""
+        """Read a mapped weight into memory at once, in place of page by page."""
         file, start, size = self._pages(key)
         if file is not None:
             file.prefetch(start, size)
 
     def give_back(self, key: str) -> None:
-        """Let go of the memory that reading a mapped weight took; it can be read again."""
+        """Free the memory of a mapped weight; it can be read again."""
         file, start, size = self._pages(key)
         if file is not None:
             file.give_back(start, size)
@@ -278,25 +274,25 @@ class Checkpoint:
             return None, 0, 0
         file = self.records.file
         start = file.offset_of(tensor.data_ptr())
-        # A weight that was put in the place of the file's, as one of another dtype, lies elsewhere.
+        # A weight that replaced the file's, such as one of another dtype, is not in the map.
         mapped = 0 <= start <= len(file) - tensor.nbytes
         return (file, start, tensor.nbytes) if mapped else (None, 0, 0)
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of the bytes of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_all(files: Mapping[str, Path]) -> str:
-    """One SHA-256 for all files that a subject is made of, in hexadecimal.
+    """Return one SHA-256 for all files of a subject, in hexadecimal.
 
-    Of several files it is that of a list: what ``sha256sum FILES | sha256sum`` prints in their
-    folder, with the names sorted.
+    For several files it is the SHA-256 of a list, as printed by ``sha256sum FILES | sha256sum`` in
+    their folder, with sorted names.
 
     Args:
-        files: at least one, by their names from that folder on.
+        files: at least one, by name relative to their common folder.
     """
     if len(files) == 1:
         return sha256_of(next(iter(files.values())))
@@ -305,7 +301,7 @@ def sha256_of_all(files: Mapping[str, Path]) -> str:
 
 
 def bytes_of(files: Sequence[Path]) -> int:
-    """Bytes of all these files."""
+    """Return the total size of the files in bytes."""
     return sum(file.stat().st_size for file in files)
 
 

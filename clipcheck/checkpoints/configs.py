@@ -1,8 +1,8 @@
-"""The configurations of transformers and open_clip, from and to an architecture.
+"""Convert configurations of transformers and open_clip from and to an architecture.
 
-A configuration tells two things: dimensions, which the weights imply as well, and how the model
-computes, which they do not: the activation, above all. What clipcheck's eager model does not
-compute is refused: other pooling, LayerScale, a tower of another kind.
+A configuration has dimensions, which the weights determine, too, and settings that they do not
+determine, such as the activation. Settings that clipcheck's eager model lacks are refused: other
+pooling, LayerScale, a tower of another kind.
 """
 
 from __future__ import annotations
@@ -31,58 +31,58 @@ Config = Mapping[str, Any]
 _T = TypeVar("_T")
 
 LEGACY_END = 2
-"""An ``eos_token_id`` that stands for the greatest id of each text, as the reference pools it.
+"""An ``eos_token_id`` that means the greatest id of each text, where the reference pools.
 
 transformers/models/clip/modeling_clip.py; any other is looked for itself.
 """
 
 
 _MOST = 1 << 20
-"""Limit of any size in a configuration; the largest known is a vocabulary of 901,629."""
+"""Greatest size in a configuration; the largest known is a vocabulary of 901,629."""
 
 _MOST_LAYERS = 1000
 _MOST_RATIO = 100
 
 
 class _Reader:
-    """Takes values out of a configuration, and collects what is not as it has to be."""
+    """Reads values from a configuration, and collects invalid ones."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
 
     def whole(self, place: str, value: Any, most: int = _MOST) -> int:
-        """A size: a whole number from 1 on, as JSON has it (true is not 1, nor is 2.0 two)."""
+        """Return a size: a JSON integer of at least 1, so neither true nor 2.0."""
         if type(value) is int and 0 < value <= most:
             return value
         return self._refuse(place, value, f"a whole number from 1 to {most}", 1)
 
     def side(self, place: str, value: Any) -> int:
-        """Pixels a side, which open_clip may have once for the height and once for the width."""
+        """Return the pixels a side; open_clip may have a pair of equal height and width."""
         if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
             value = value[0]
         return self.whole(place, value)
 
     def number(self, place: str, value: Any, most: float) -> float:
-        """A number above 0, and no greater than ``most``."""
+        """Return a number above 0, and at most ``most``."""
         if type(value) in (int, float) and 0 < value <= most:
             return float(value)
         return self._refuse(place, value, f"a number above 0 and up to {most}", most)
 
     def require(self, place: str, value: Any, allowed: tuple[Any, ...]) -> None:
-        """See that a value is one of those allowed; with none, the place itself is unknown."""
+        """Require one of the allowed values; without any, the setting itself is unknown."""
         if not allowed:
             self.problems.append(f"{place}, which no CLIP model of the released kind has")
         elif not any(type(value) is type(each) and value == each for each in allowed):
             self._refuse(place, value, repr(allowed[0]), None)
 
     def choose(self, place: str, value: Any, known: Mapping[str, Activation]) -> Activation:
-        """The activation of that name."""
+        """Return the activation with this name."""
         if isinstance(value, str) and value in known:
             return known[value]
         return self._refuse(place, value, f"one of {', '.join(known)}", Activation.QUICK_GELU)
 
     def head_width(self, place: str, value: Any, width: int, heads: int) -> int:
-        """Channels of each of that many heads."""
+        """Return the channels of each head."""
         if heads > 0 and width % heads == 0:
             return width // heads
         return self._refuse(place, value, f"one that divides the width of {width}", width)
@@ -131,7 +131,7 @@ _PROJECTION_DEFAULT = 512
 
 
 def transformers_config(architecture: Architecture) -> dict[str, Any]:
-    """The ``config.json`` of a CLIPModel."""
+    """Return the ``config.json`` of a CLIPModel."""
     a = architecture
     if not isinstance(a.vision, ViT):
         raise TypeError("transformers has no ModifiedResNet")
@@ -164,7 +164,7 @@ _HIDDEN_ACT = {
     Activation.GELU: "gelu",
     Activation.GELU_TANH: "gelu_pytorch_tanh",
 }
-"""The names of activations in transformers/activations.py."""
+"""Names of activations in transformers/activations.py."""
 
 
 def _tower(width: int, layers: int, blocks: Blocks, embed_dim: int) -> dict[str, Any]:
@@ -180,10 +180,10 @@ def _tower(width: int, layers: int, blocks: Blocks, embed_dim: int) -> dict[str,
 
 
 def of_transformers(config: Config, path: Path) -> Architecture:
-    """The architecture that a ``config.json`` of a CLIPModel describes.
+    """Return the architecture of a CLIPModel's ``config.json``.
 
     Raises:
-        ArchitectureError: it is none that clipcheck builds; the message says where.
+        ArchitectureError: clipcheck does not build it; the message names the settings.
     """
     text = _section(config, "text_config", _TEXT_DEFAULTS, path)
     vision = _section(config, "vision_config", _VISION_DEFAULTS, path)
@@ -210,8 +210,7 @@ def of_transformers(config: Config, path: Path) -> Architecture:
 
 
 def note_of(config: Config, path: Path) -> str:
-    """Return a note for the user on a ``config.json`` of a CLIPModel that can be read; empty for
-    none."""
+    """Return a note for the user on a valid ``config.json`` of a CLIPModel, or an empty string."""
     text = _section(config, "text_config", _TEXT_DEFAULTS, path)
     added = _added_tokens(text)
     if not added or text["eos_token_id"] != LEGACY_END:
@@ -224,7 +223,7 @@ def note_of(config: Config, path: Path) -> str:
 
 
 def _require_end(text: Config, path: Path) -> None:
-    """See where the text features are taken, of a vocabulary that tokens were added to."""
+    """Raise if tokens were added to the vocabulary, and the text features are not comparable."""
     added, end = _added_tokens(text), text["eos_token_id"]
     if added and end == _TEXT_DEFAULTS["eos_token_id"]:
         raise ArchitectureError(
@@ -238,7 +237,7 @@ def _require_end(text: Config, path: Path) -> None:
 
 
 def _added_tokens(text: Config) -> str:
-    """How many tokens were added to CLIP's vocabulary, or nothing."""
+    """Describe the tokens that were added to CLIP's vocabulary, or return an empty string."""
     size, usual = text["vocab_size"], _TEXT_DEFAULTS["vocab_size"]
     if not isinstance(size, int) or size <= usual:
         return ""
@@ -250,7 +249,7 @@ ACTIVATIONS = {name: kind for kind, name in _HIDDEN_ACT.items()} | {
     "gelu_new": Activation.GELU_TANH,
     "gelu_accurate": Activation.GELU_TANH,
 }
-"""Other names there that compute the same."""
+"""Activations by name in transformers, including other names of the same function."""
 
 
 def _read_tower(name: str, section: Config, read: _Reader) -> tuple[int, int, Blocks]:
@@ -270,10 +269,10 @@ def _read_tower(name: str, section: Config, read: _Reader) -> tuple[int, int, Bl
 
 
 def _section(config: Config, name: str, defaults: Config, path: Path) -> dict[str, Any]:
-    """A tower's own configuration, with what it leaves out.
+    """Return a tower's configuration, with defaults.
 
-    Where there is a ``text_config_dict`` as well, as in some old files, all of it goes first, its
-    defaults included (transformers/models/clip/configuration_clip.py, ``__post_init__``).
+    If there is also a ``text_config_dict``, as in some old files, it takes precedence, with its
+    defaults (transformers/models/clip/configuration_clip.py, ``__post_init__``).
     """
     given = _mapping(config.get(name), name, path)
     legacy = config.get(f"{name}_dict")
@@ -327,11 +326,10 @@ _USUAL_TEXT: dict[str, tuple[Any, ...]] = {
     "proj_type": ("linear",),
     "hf_model_name": (None,),
 }
-"""Options that make a tower compute as clipcheck does not, with the values that leave it as
-released."""
+"""Options that change a tower in ways that clipcheck lacks, with their released values."""
 
 _BLOCKS: Config = {"mlp_ratio": MLP_RATIO, "act_kwargs": None, "norm_kwargs": None}
-"""Options that change how residual blocks compute, with their defaults."""
+"""Options of residual blocks, with their defaults."""
 
 _IDLE_VISION = ("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads")
 _IDLE_TEXT = ("output_tokens", "pad_id", "eos_id", "tokenizer_mode", "tokenizer_kwargs")
@@ -340,11 +338,10 @@ _KNOWN_TEXT = (*_OPEN_CLIP_TEXT, *_IDLE_TEXT, *_BLOCKS)
 _TANH = {"approximate": "tanh"}
 
 _IDLE_PREFIXES = ("timm_", "hf_")
-"""Prefixes of options that change nothing in evaluation, or nothing without another option that is
-refused."""
+"""Prefixes of options without effect in evaluation, or without another option that is refused."""
 
 _BEYOND = ("multimodal_cfg", "init_logit_bias")
-"""Options of the whole model that clipcheck's own modules do not have."""
+"""Options of the whole model that clipcheck's own modules lack."""
 
 _MODEL_KEYS = {
     "embed_dim",
@@ -359,7 +356,7 @@ _MODEL_KEYS = {
 
 
 def open_clip_config(architecture: Architecture) -> dict[str, Any]:
-    """The ``model_cfg`` of an ``open_clip_config.json``."""
+    """Return the ``model_cfg`` of an ``open_clip_config.json``."""
     a = architecture
     vision: dict[str, Any] = {"image_size": a.image_resolution}
     if isinstance(a.vision, ResNet):
@@ -388,7 +385,7 @@ def open_clip_config(architecture: Architecture) -> dict[str, Any]:
 
 
 def open_clip_lacks(architecture: Architecture) -> str:
-    """Name the part of an architecture that open_clip lacks; empty where it has all."""
+    """Name the part of an architecture that open_clip lacks, or return an empty string."""
     if not isinstance(architecture.vision, ViT):
         return ""
     activations = {architecture.vision.blocks.activation, architecture.text_blocks.activation}
@@ -398,7 +395,7 @@ def open_clip_lacks(architecture: Architecture) -> str:
 
 
 def _other_blocks(width: int, blocks: Blocks) -> dict[str, Any]:
-    """Return the options for open_clip of residual blocks that differ from its defaults."""
+    """Return the options of residual blocks that differ from open_clip's defaults."""
     found: dict[str, Any] = {}
     if blocks.mlp_ratio != MLP_RATIO:
         found["mlp_ratio"] = _ratio(width, round(width * blocks.mlp_ratio))
@@ -410,14 +407,14 @@ def _other_blocks(width: int, blocks: Blocks) -> dict[str, Any]:
 
 
 def _ratio(width: int, mlp_width: int) -> float:
-    """A ratio that open_clip, which rounds down, makes exactly that width of."""
+    """Return the ratio that gives exactly this width in open_clip, which rounds down."""
     ratio = mlp_width / width
     return ratio if int(width * ratio) == mlp_width else math.nextafter(ratio, math.inf)
 
 
 def beyond_released(config: Config) -> list[str]:
-    """The options of a ``model_cfg`` of open_clip with which it is a model that clipcheck does not
-    build itself, and open_clip does, for people."""
+    """Describe the options of open_clip's ``model_cfg`` for which clipcheck uses open_clip's own
+    model."""
     found = [f"{key} {_brief(config[key])}" for key in _BEYOND if config.get(key) is not None]
     for name, usual in (("vision_cfg", _USUAL_VISION), ("text_cfg", _USUAL_TEXT)):
         section = config.get(name)
@@ -432,10 +429,10 @@ def _brief(value: Any) -> str:
 
 
 def of_open_clip(config: Config, path: Path) -> Architecture:
-    """The architecture that a ``model_cfg`` of open_clip describes.
+    """Return the architecture of a ``model_cfg`` of open_clip.
 
     Raises:
-        ArchitectureError: it is none that clipcheck builds; the message says where.
+        ArchitectureError: clipcheck does not build it; the message names the settings.
     """
     vision = _mapping(config.get("vision_cfg"), "model_cfg.vision_cfg", path)
     text = {**_OPEN_CLIP_TEXT, **_mapping(config.get("text_cfg"), "model_cfg.text_cfg", path)}
@@ -477,7 +474,7 @@ def _open_clip_vision(vision: Config, quick: bool, read: _Reader) -> ViT | ResNe
             return ResNet((1, 1, 1, 1), width)
         one, two, three, four = whole
         inner = ResNet((one, two, three, four), width).embed_width
-        # open_clip has as many heads as go into the width, and as wide as these then are.
+        # open_clip rounds the number of heads down, and divides the width among them.
         head_width = read.head_width(f"{name}.head_width", asked, inner, inner // asked)
         return ResNet((one, two, three, four), width, head_width=head_width)
     head_width = read.head_width(f"{name}.head_width", asked, width, width // asked)

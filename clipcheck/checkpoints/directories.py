@@ -1,8 +1,8 @@
-"""Folders that hold a checkpoint: a configuration in JSON, and weights in one or several files.
+"""Folders with a checkpoint: a configuration in JSON, and weights in one or several files.
 
-The configuration tells which: ``config.json`` of a CLIPModel is transformers', as its
-``save_pretrained`` writes it and the hub has it, ``open_clip_config.json`` open_clip's. Where both
-are there, as in folders of open_clip's on the hub, transformers' goes first.
+The configuration tells the library: transformers' ``save_pretrained`` writes ``config.json``, and
+open_clip ``open_clip_config.json``. If both exist, as in open_clip's folders on the hub,
+transformers' takes precedence.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 
 _INDEX = ".index.json"
-"""Ends the name of a file that tells which of several files has which tensor."""
+"""Suffix of an index: it tells which of several files has which tensor."""
 
 _WEIGHTS = {
     # transformers/modeling_utils.py, `_get_resolved_checkpoint_files`: in its order.
@@ -62,22 +62,22 @@ _WEIGHTS = {
 }
 
 _MOST_JSON = 32 << 20
-"""Bytes of a configuration or an index. Those of models of many billions of weights have 1 MB."""
+"""Most bytes of a configuration or an index. Models with many billions of weights have 1 MB."""
 
 _COPY_AGAIN = "Copy or download the folder again, or write it anew."
 
 
 @dataclass(frozen=True)
 class Directory:
-    """A folder that holds a checkpoint.
+    """A folder with a checkpoint.
 
     Attributes:
         path: the folder.
         format: `Format.TRANSFORMERS` or `Format.OPEN_CLIP`.
-        config_path: the file with the configuration.
-        config: what it says.
-        weights: the files with the weights.
-        index: the file that tells what is in which of them, where there is one.
+        config_path: path of the configuration.
+        config: its content.
+        weights: files with the weights.
+        index: path of the index, or None.
         file_of: by key, the name of its file; empty without an index.
     """
 
@@ -91,7 +91,7 @@ class Directory:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that the model is made of, sorted by name."""
+        """All files of the model, sorted by name."""
         index = () if self.index is None else (self.index,)
         texts = (self.path / name for name in self._texts)
         return tuple(sorted([self.config_path, *texts, *index, *self.weights]))
@@ -101,7 +101,7 @@ class Directory:
         """Architecture that the configuration describes.
 
         Raises:
-            ArchitectureError: it is none that clipcheck builds, nor one of a library's.
+            ArchitectureError: neither clipcheck nor a library builds it.
         """
         if self.format is Format.TRANSFORMERS:
             return read_transformers(self.config, self.config_path, self._texts)[0]
@@ -118,13 +118,13 @@ class Directory:
         return read_transformers(self.config, self.config_path)[1] if known else ""
 
     def require_indexed(self, keys: Mapping[Path, Sequence[str]]) -> None:
-        """See that each file has the tensors that the index says, and no others.
+        """Raise if a file lacks tensors of the index, or has others.
 
         Args:
-            keys: by file, those that it has.
+            keys: by file, its tensors.
 
         Raises:
-            DamagedError: it has not.
+            DamagedError: they do not agree.
         """
         if self.index is None:
             return
@@ -145,7 +145,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def configs_beside(path: Path, form: Format) -> dict[str, dict[str, Any]]:
-    """The library's other configurations beside one, by the names of their files.
+    """Return the library's other configurations beside one, by file name.
 
     Raises:
         CheckpointError: one of them cannot be read.
@@ -162,8 +162,8 @@ def read(path: Path) -> Directory:
 
     Raises:
         UnknownFormatError: it has no configuration of a CLIP model.
-        ArchitectureError: its configuration is that of another kind of model.
-        DamagedError: a file is missing, or is not what its name says.
+        ArchitectureError: its configuration is of another kind of model.
+        DamagedError: a file is missing or invalid.
         CheckpointError: a file cannot be read.
     """
     config_path = path / TRANSFORMERS_CONFIG
@@ -218,7 +218,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not found:
         raise DamagedError("it has no 'weight_map'", remedy=_COPY_AGAIN, path=path)
     for key, name in found.items():
-        # Names alone: what is in other folders is none of this checkpoint's.
+        # Only names: files in other folders are not part of the checkpoint.
         if not isinstance(name, str) or not _is_plain(name):
             raise DamagedError(
                 f"expected under {key[:80]!r} the name of a file beside it, found "
@@ -234,7 +234,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether it is there as a file; links are followed, as the hub's cache has them."""
+    """Whether it is an existing file; links, as in the hub's cache, are followed."""
     try:
         return path.is_file()
     except OSError as error:
@@ -242,10 +242,10 @@ def _is_file(path: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a file holds.
+    """Return the JSON object in a file.
 
     Raises:
-        DamagedError: it holds something else.
+        DamagedError: it is no JSON object.
         CheckpointError: it cannot be read.
     """
     try:
@@ -254,7 +254,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(data) if len(data) <= _MOST_JSON else None
     except OSError as error:
         raise unreadable(path, error) from error
-    # Of bytes that are no text, and of an object in an object in an object.
+    # UnicodeDecodeError for bytes that are no text, RecursionError for deep nesting.
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"it is not JSON ({error})", remedy=_COPY_AGAIN, path=path) from error
     if not isinstance(found, dict):

@@ -1,11 +1,11 @@
-"""From a released name to its file: found in the cache, or downloaded once and verified.
+"""Find the file of a released name in the cache, or download and verify it once.
 
 Beside ``FILE`` its folder holds::
 
-    .FILE.lock             held by who looks for the file or fetches it; stays
-    .FILE.verified.json    what the file was when its hash was right
-    FILE.HEX.part          a file on its way in, of one process alone. What is left of one that was
-                           cut off or killed is gone on from by the next, which takes it away
+    .FILE.lock             held while a process looks for or downloads the file; stays
+    .FILE.verified.json    size and time of the file when its hash was correct
+    FILE.HEX.part          a partial download of one process. After an interruption the next
+                           process continues and removes it
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from clipcheck.errors import DownloadError, Notice
 from clipcheck.system.locks import locked_where_possible
 
 CACHE_VARIABLE = "CLIPCHECK_CACHE"
-"""The environment variable that names the folder of the released files."""
+"""The environment variable for the folder of the released files."""
 
 DEFAULT_CACHE = "~/.cache/clip"
-"""The folder where openai/CLIP's loader keeps them too, so that the two share one copy."""
+"""The folder of openai/CLIP's loader, to share its files."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _ROUNDS = 3
-"""How often to begin again where another process takes away what was fetched."""
+"""Number of attempts if another process removes the download."""
 
 _bar_shown: ContextVar[bool] = ContextVar("_bar_shown", default=True)
 
 
 @contextmanager
 def without_bar() -> Iterator[None]:
-    """No download that is made under it shows its progress."""
+    """Hide the progress of downloads during the block."""
     before = _bar_shown.set(False)
     try:
         yield
@@ -56,22 +56,22 @@ def without_bar() -> Iterator[None]:
 
 
 def cache_directory(download_root: str | os.PathLike[str] | None) -> Path:
-    """The folder of the released files, which need not exist yet.
+    """Return the folder of the released files, which need not exist yet.
 
-    It is the argument, or else the environment variable ``CLIPCHECK_CACHE``, or else
-    ``~/.cache/clip``. A leading ``~`` stands for the home folder; an empty name counts as none.
+    It is the argument, else ``$CLIPCHECK_CACHE``, else ``~/.cache/clip``. A leading ``~`` is the
+    home folder; an empty name counts as none.
     """
     chosen = download_root or os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE
     return Path(chosen).expanduser()
 
 
 def cached(name: str, download_root: str | os.PathLike[str] | None = None) -> Path | None:
-    """The file of a released model if it is in the cache in its full size, else None.
+    """Return the file of a released model if it is in the cache with its full size, else None.
 
-    Neither downloads nor hashes anything, so the content may still be wrong.
+    It is not hashed, so its content may be wrong.
 
     Raises:
-        UnknownModelError: there is no released model of that name.
+        UnknownModelError: no released model has this name.
     """
     released = registry.find(name)
     target = cache_directory(download_root) / released.filename
@@ -84,13 +84,13 @@ def cached(name: str, download_root: str | os.PathLike[str] | None = None) -> Pa
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A file that is to be had.
+    """A file to provide.
 
     Attributes:
-        url: where it is.
-        path: where it is to be.
-        sha256: its SHA-256 or how that begins, in lowercase hexadecimal digits, where it is known.
-        size: in bytes, where it is known.
+        url: its source.
+        path: its destination.
+        sha256: its SHA-256 or a prefix of it, in lowercase hexadecimal digits, or None.
+        size: in bytes, or None.
     """
 
     url: str
@@ -99,7 +99,7 @@ class _Wanted:
     size: int | None
 
     def fits(self, digest: str | None, size: int) -> bool:
-        """Whether a file of that SHA-256 and size is the one. Without a known SHA-256, any is."""
+        """Whether SHA-256 and size match; any SHA-256 does if none is known."""
         right = self.sha256 is None or (digest is not None and digest.startswith(self.sha256))
         return right and self.size in (None, size)
 
@@ -110,14 +110,14 @@ def fetch(
     *,
     progress: bool = True,
 ) -> Path:
-    """The verified file of a released model, downloaded if the cache does not have it.
+    """Return the verified file of a released model; download it if the cache does not have it.
 
     Args:
-        name: a released name, as listed by ``available_models()``.
-        download_root: the folder to look in and to download to; see ``cache_directory``.
+        name: from ``available_models()``.
+        download_root: see ``cache_directory``.
 
     Raises:
-        UnknownModelError: there is no released model of that name.
+        UnknownModelError: no released model has this name.
         DownloadError: see `retrieve`.
     """
     released = registry.find(name)
@@ -134,24 +134,24 @@ def retrieve(
     size: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """The file at ``path``, downloaded if it is not there, and verified.
+    """Return ``path`` after the file there was verified; download it if it does not exist.
 
-    A file is hashed once; later calls trust it as long as its size and time of change stay the
-    same. Of several processes that ask at once, one downloads and the others wait for it. A
-    download that was cut off is gone on with, by the same call or by the next.
+    A file is hashed once; later calls trust it while its size and modification time are the same.
+    If several processes call it, one downloads and the others wait. An interrupted download is
+    continued, by the same call or the next.
 
     Args:
         url: ``https:``, ``http:`` or ``file:``. Proxies are those of the environment
             (``https_proxy``, ``http_proxy``, ``no_proxy``).
-        path: where it is to be; its folder is made if need be.
-        sha256: its SHA-256 or how that begins, in hexadecimal digits. Without it nothing but the
-            length tells a wrong file.
+        path: destination; its folder is created.
+        sha256: its SHA-256 or a prefix of it, in hexadecimal digits. Without it only the size shows
+            a wrong file.
         size: in bytes.
         progress: show a bar on stderr while downloading, if stderr is a terminal.
 
     Raises:
-        DownloadError: the file is neither there nor could it be brought there, whether for the
-            network, for wrong bytes, or because the folder cannot be written to.
+        DownloadError: the file does not exist and could not be downloaded: because of the network,
+            wrong bytes, or a folder that is not writable.
     """
     known = sha256.lower() if sha256 else None
     return _retrieved(_Wanted(url, Path(path), known, size), progress=progress)
@@ -161,15 +161,14 @@ def _retrieved(wanted: _Wanted, *, progress: bool) -> Path:
     try:
         if not _is_recorded(wanted):
             _provide(wanted, progress=progress)
-    # The exceptions of requests are OSErrors, save for some about malformed addresses and headers,
-    # which are ValueErrors.
+    # The exceptions of requests are OSErrors, except ValueErrors for invalid addresses and headers.
     except (OSError, ValueError) as error:
         raise _failure(wanted, str(error)) from error
     return wanted.path
 
 
 def _provide(wanted: _Wanted, *, progress: bool) -> None:
-    """Verify the file that is there, or download it, one process at a time."""
+    """Verify the existing file, or download it, one process at a time."""
     target = wanted.path
     if target.exists() and not target.is_file():
         raise DownloadError(
@@ -180,7 +179,7 @@ def _provide(wanted: _Wanted, *, progress: bool) -> None:
     with ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            # Beside the file, so that whoever shares the folder shares the lock.
+            # Beside the file, so that all users of the folder share the lock.
             lock = locked_where_possible(target.with_name(f".{target.name}.lock"))
             alone = stack.enter_context(lock)
         except OSError:
@@ -218,10 +217,10 @@ def _is_right(wanted: _Wanted, path: Path) -> bool:
 
 
 def _download(wanted: _Wanted, *, alone: bool, progress: bool) -> None:
-    """Download the file, verify it, and only then give it its name.
+    """Download the file, verify it, and then rename it.
 
-    Where locks let two in, as on some file systems that are mounted over a network, each has a
-    file of its own, and one may take away the other's.
+    If locks fail, as on some network file systems, each process has its own partial file, and one
+    may remove the other's.
     """
     for _ in range(_ROUNDS):
         if _brought(wanted, alone=alone, progress=progress):
@@ -232,7 +231,7 @@ def _download(wanted: _Wanted, *, alone: bool, progress: bool) -> None:
 
 
 def _brought(wanted: _Wanted, *, alone: bool, progress: bool) -> bool:
-    """Whether it is now there; not if somebody took it away on its way."""
+    """Download once; return False if another process removed the partial file."""
     target = wanted.path
     part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
     try:
@@ -241,8 +240,8 @@ def _brought(wanted: _Wanted, *, alone: bool, progress: bool) -> bool:
                 _take_over(wanted, part, file)
             _require_room(wanted, file)
             _fill(wanted, file, progress=progress)
-            # On the disk before it has its name: else the name may outlive a power cut, and the
-            # bytes not, and the record would vouch for them.
+            # Flush before the rename: otherwise a power cut may keep the name and the record, and
+            # lose the bytes.
             file.flush()
             os.fsync(file.fileno())
             stat = os.fstat(file.fileno())
@@ -259,7 +258,7 @@ def _brought(wanted: _Wanted, *, alone: bool, progress: bool) -> bool:
 
 
 def _worth_keeping(wanted: _Wanted, part: Path, error: BaseException) -> bool:
-    """Whether the next call may go on from it. A disk that is full gets its room back."""
+    """Whether the next call can continue from it; on a full disk it is removed."""
     wrong = isinstance(error, DownloadError)
     full = isinstance(error, OSError) and error.errno in _NO_ROOM
     if wanted.sha256 is None or wrong or full:
@@ -268,10 +267,10 @@ def _worth_keeping(wanted: _Wanted, part: Path, error: BaseException) -> bool:
 
 
 def _take_over(wanted: _Wanted, part: Path, file: BufferedRandom) -> None:
-    """Begin with what is left of earlier downloads, the most of it, and take all that away.
+    """Start with the largest partial download of earlier calls, and remove all of them.
 
-    Only to be called by who holds the lock: nobody writes to them then. Should the lock be none,
-    somebody may: so it is copied, and not written to.
+    The caller must hold the lock, so nobody writes to them. The partial file is copied, because
+    locks may not work.
     """
     left = [path for path in _parts_of(wanted.path) if path != part]
     most = max(left, key=lambda path: path.stat().st_size, default=None)
@@ -279,7 +278,7 @@ def _take_over(wanted: _Wanted, part: Path, file: BufferedRandom) -> None:
         try:
             with most.open("rb") as source:
                 shutil.copyfileobj(source, file)
-        except OSError:  # no room for two: then from the beginning
+        except OSError:  # no room for a copy: start from the beginning
             file.seek(0)
             file.truncate()
     for path in left:
@@ -291,13 +290,13 @@ def _may_belong(wanted: _Wanted, part: Path) -> bool:
 
 
 def _parts_of(target: Path) -> list[Path]:
-    """Those that this version or an earlier one has left."""
+    """Return the partial downloads of this and earlier versions."""
     name = re.compile(re.escape(target.name) + r"(\.[0-9a-f]{32})?\.part")
     return [path for path in target.parent.iterdir() if name.fullmatch(path.name)]
 
 
 def _require_room(wanted: _Wanted, file: BufferedRandom) -> None:
-    """Before anything is fetched, where it is known how much that is."""
+    """Raise if the disk has too little room, if the size is known."""
     missing = 0 if wanted.size is None else wanted.size - file.tell()
     free = shutil.disk_usage(wanted.path.parent).free
     if missing > free:
@@ -308,9 +307,9 @@ def _require_room(wanted: _Wanted, file: BufferedRandom) -> None:
 
 
 def _fill(wanted: _Wanted, file: BufferedRandom, *, progress: bool) -> None:
-    """Bring what the file does not hold yet, with a bar on stderr, and verify all of it.
+    """Download the rest of the file, with a bar on stderr, and verify all of it.
 
-    What was put together, and is wrong, is brought once more, from the beginning.
+    If the file has parts of several downloads and is wrong, it is downloaded again from the start.
     """
     from tqdm import tqdm
 
@@ -358,9 +357,9 @@ def _record(wanted: _Wanted, stat: os.stat_result) -> None:
     if wanted.sha256 is None:
         return
     target = _record_of(wanted.path)
-    # Should two write to it at once, it is no whole record, or that of the file that is there.
+    # If two processes write at once, the record is invalid, or that of the existing file.
     part = target.with_name(f"{target.name}.part")
-    # It only saves time, so a folder that is read-only or full does without it.
+    # The record only saves time, so a read-only or full folder is no error.
     with suppress(OSError):
         try:
             part.write_text(json.dumps(_facts(wanted, stat)))
@@ -378,7 +377,7 @@ def _facts(wanted: _Wanted, stat: os.stat_result) -> dict[str, object]:
 
 
 def _digest(file: BufferedReader | BufferedRandom) -> str:
-    """Of all of it; it is left at its end."""
+    """Return the SHA-256 of the whole file; its position is then the end."""
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()
 

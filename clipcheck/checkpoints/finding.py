@@ -1,6 +1,6 @@
-"""Find a CLIP model in what training code saved: under any key, prefix and wrapper, beside others.
+"""Find a CLIP model in a file of training code: under any key, prefix and wrapper, beside others.
 
-Where there is one, it is taken; where there are several, the user says which.
+A single model is used; if there are several, the user chooses with --key.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from clipcheck.checkpoints.variants import require_usual
 from clipcheck.errors import ArchitectureError, CheckpointError, UsageError
 
 Weight = TypeVar("Weight")
-"""A tensor, or the place of one in a file."""
+"""A tensor, or the record of one in a file."""
 
 ASKED_KEY = "--key (in pytest --clip-key, in Python key=)"
-"""How a user tells which model of a file is meant, for messages."""
+"""The option for the model in a file, for messages of the command, pytest and Python alike."""
 
 TOP = "."
-"""The name of a model whose keys are those of the file's top level."""
+"""Name of a model whose keys are at the file's top level."""
 
 _MOST_LEVELS = 6
-"""Mappings in each other, and parts of a prefix, above a model."""
+"""Most nested mappings, and parts of a prefix, above a model."""
 
 _MOST_NAME = 250
-"""Characters of a key; the rest is cut off. Those of a wrapped model have up to 150."""
+"""Most characters of a key in messages. Keys of a wrapped model have up to 150."""
 
 _MOST_NAMED = 8
-"""Models that a message lists."""
+"""Most models in a message."""
 
 _WRAPPERS = (
     "module",
@@ -43,8 +43,8 @@ _WRAPPERS = (
     "_fpw_module",
     "_checkpoint_wrapped_module",
 )
-"""Parts of keys that come from wrapping a module: in DistributedDataParallel or AveragedModel, by
-`torch.compile`, in FullyShardedDataParallel, and for activation checkpoints."""
+"""Parts of keys from wrappers: DistributedDataParallel or AveragedModel, `torch.compile`,
+FullyShardedDataParallel, activation checkpointing."""
 
 _IMAGE_PARTS = frozenset({"visual", "vision_model"})
 _TEXT_PARTS = frozenset(
@@ -58,7 +58,7 @@ _TEXT_PARTS = frozenset(
         "ln_final",
     }
 )
-"""Names that follow a model's prefix in the keys of each tower, in any layout."""
+"""Names after a model's prefix in the keys of the towers, in any layout."""
 
 _OWN = (
     "visual",
@@ -74,7 +74,7 @@ _OWN = (
     "input_resolution",
     "vocab_size",
 )
-"""How a model's own keys begin behind its prefix. Those of unknown additions to it do as well."""
+"""Starts of a model's keys after its prefix, also those of unknown additions."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class Origin:
     """The place of a model in a file.
 
     Attributes:
-        key: the keys of the mappings that lead to it, joined by dots; empty at the top.
-        prefix: what all its keys begin with there.
-        left_out: the keys of tensors beside it, which are no part of it.
+        key: keys of the mappings that lead to it, joined by dots; empty at the top.
+        prefix: of all its keys there.
+        left_out: keys of tensors beside it that are not part of it.
     """
 
     key: str = ""
@@ -93,15 +93,15 @@ class Origin:
 
     @property
     def name(self) -> str:
-        """The name by which the user may ask for the model."""
+        """Name of the model for --key."""
         return ".".join(filter(None, [self.key, self.prefix.rstrip(".")])) or TOP
 
     def has_name(self, name: str) -> bool:
-        """Whether it is the model of that name, or one whose name begins so."""
+        """Whether its name is ``name``, or starts with it."""
         return self.name == name or self.name.startswith(f"{name}.")
 
     def __str__(self) -> str:
-        """A phrase for people; nothing where the file is that model and no more."""
+        """Describe it as a phrase; empty if the file has only the model."""
         taken = [
             f"read from {self.key!r}" if self.key else "",
             f"without {self.prefix!r}" if self.prefix else "",
@@ -115,8 +115,8 @@ class Model(Generic[Weight]):
     """A CLIP model in a file.
 
     Attributes:
-        weights: by the keys that they have without prefix and wrappers.
-        origin: where it was found.
+        weights: by their keys without prefix and wrappers.
+        origin: its place in the file.
     """
 
     weights: Mapping[str, Weight]
@@ -132,17 +132,16 @@ def find_model(
     strict: bool = True,
     usual: bool = True,
 ) -> Model[Weight]:
-    """Find the CLIP model in an object that training code saved.
+    """Find the CLIP model in a saved object of training code.
 
-    Where there is none, all tensors of the mapping with the most of them are given: the caller
-    tells what they lack.
+    If there is none, return the mapping with the most tensors: the caller reports what they lack.
 
     Args:
-        saved: what the file holds.
-        kind: the class of its tensors.
-        key: the name of the model, or the beginning of it, where the user gave one.
-        strict: whether there has to be a model of that name; else the only one is taken as well.
-        usual: whether it has to be without the additions that clipcheck's own modules lack.
+        saved: content of the file.
+        kind: class of its tensors.
+        key: ``--key``: the name of the model, or its start.
+        strict: whether a model must have this name; else a single model is used, too.
+        usual: whether the model must have no additions that clipcheck's own modules lack.
 
     Raises:
         ArchitectureError: it has no tensors by name, or those of another kind of model.
@@ -179,14 +178,14 @@ def _described(saved: object) -> str:
 
 
 def _mapping_of(value: object) -> Mapping[object, object] | None:
-    """The items of a mapping, or the attributes of an object."""
+    """Return the items of a mapping, or the attributes of an object."""
     if isinstance(value, Inert):
         return value or value.attributes
     return value if isinstance(value, Mapping) else None
 
 
 def _mappings(saved: object) -> Iterator[tuple[str, Mapping[object, object]]]:
-    """Give all mappings, the outer ones first, each once, with the keys that lead to it."""
+    """Yield all mappings, the outer ones first, each once, with the keys that lead to it."""
     pending: deque[tuple[tuple[str, ...], object]] = deque([((), saved)])
     met: set[int] = set()
     while pending:
@@ -206,7 +205,7 @@ def _mappings(saved: object) -> Iterator[tuple[str, Mapping[object, object]]]:
 def _candidates(
     place: str, found: Mapping[object, object], kind: type[Weight]
 ) -> list[_Candidate[Weight]]:
-    """Give what may be a CLIP model in a mapping: keys of both towers are behind one prefix."""
+    """Yield the possible CLIP models in a mapping: keys of both towers after a common prefix."""
     tensors = _tensors(found, kind)
     parts = [(prefix, part) for key in tensors for prefix, part in _cuts(key)]
     images = {prefix for prefix, part in parts if part in _IMAGE_PARTS}
@@ -235,13 +234,13 @@ def _cuts(key: str) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Candidate(Generic[Weight]):
-    """A mapping of weights that may be a CLIP model.
+    """A possible CLIP model in a mapping of weights.
 
     Attributes:
-        place: the keys that lead to its mapping.
+        place: keys that lead to its mapping.
         prefix: of its keys there, with the dot.
-        keys: those that have the prefix, and no longer one of another model.
-        beside: keys that have the prefix of no model.
+        keys: those with the prefix, without those of another model's longer prefix.
+        beside: keys without the prefix of any model.
         tensors: all of the mapping.
     """
 
@@ -253,33 +252,33 @@ class _Candidate(Generic[Weight]):
 
     @property
     def origin(self) -> Origin:
-        """Its place, without what is left out."""
+        """Its place, without the ignored keys."""
         return Origin(self.place, self.prefix)
 
     @cached_property
     def own(self) -> list[tuple[str, str]]:
-        """The keys of its weights, without prefix and wrappers, each with that in the file."""
+        """Keys of its weights without prefix and wrappers, each with the key in the file."""
         return [(name, key) for name, key in self.named if name.startswith(_OWN)]
 
     @cached_property
     def named(self) -> list[tuple[str, str]]:
-        """The same of all keys that have its prefix, of additions to it as well."""
+        """The same for all keys with its prefix, including additions."""
         return [(_unwrapped(key.removeprefix(self.prefix)), key) for key in self.keys]
 
     @cached_property
     def identity(self) -> frozenset[tuple[str, object]]:
-        """Equal to that of another which is the same tensors in the file."""
+        """Identity of its tensors in the file: equal for candidates with the same tensors."""
         return frozenset((name, _identity(self.tensors[key])) for name, key in self.own)
 
     def model(self, path: str | os.PathLike[str], *, usual: bool) -> Model[Weight]:
-        """The model, if it is one that can be read; see `find_model`.
+        """Return the model if it can be read; see `find_model`.
 
         Raises:
             ArchitectureError: it has additions, or a weight twice.
         """
         if usual:
             require_usual([_unwrapped(key) for key in [*self.keys, *self.beside]], path)
-        # A library's model has names of its own for some weights, as ALIGN has its temperature.
+        # A library's model has other names for some weights, such as ALIGN's temperature.
         chosen = self.own if usual else self.named
         weights: dict[str, Weight] = {}
         for name, key in chosen:
@@ -296,7 +295,7 @@ class _Candidate(Generic[Weight]):
 
 
 def _identity(tensor: object) -> object:
-    """Equal to that of a tensor which is the same in the file."""
+    """Return the identity of a tensor in the file: equal for the same tensor."""
     return tensor if isinstance(tensor, TensorRecord) else id(tensor)
 
 
@@ -305,7 +304,7 @@ def _unwrapped(key: str) -> str:
 
 
 def _distinct(candidates: Iterable[_Candidate[Weight]]) -> list[_Candidate[Weight]]:
-    """Leave out the candidates that have the tensors of one before."""
+    """Remove candidates with the same tensors as an earlier one."""
     found: dict[frozenset[tuple[str, object]], _Candidate[Weight]] = {}
     for candidate in candidates:
         found.setdefault(candidate.identity, candidate)
@@ -319,7 +318,7 @@ def _chosen(
     *,
     strict: bool,
 ) -> _Candidate[Weight]:
-    """The one of that name, or the one whose name begins so; without a name, the only one."""
+    """Return the model with this name or start of its name; without a name, the only one."""
     different = _distinct(candidates)
     found = different
     if key is not None:

@@ -1,6 +1,6 @@
-"""Tell the format of a file by its content, and read its tensors through a memory map.
+"""Recognise the format of a file by its content, and read its tensors through a memory map.
 
-Nothing from the file is run: pickles go through restricted unpicklers, and safetensors has no code.
+No code of the file runs: pickles go through restricted unpicklers, and safetensors has no code.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ if TYPE_CHECKING:
 
 _ACCEPTED = "a TorchScript archive, a state dict saved by torch.save, or a safetensors file"
 _MOST_REPEATED = 64 << 20
-"""Bytes that weights may be read as, though the file has fewer."""
+"""Bytes of weights that may be read beyond the size of the file."""
 
 _MOST_HEADER = 16 << 20
-"""Bytes of a safetensors file's header. A weight takes a hundred."""
+"""Most bytes of a safetensors file's header. A weight needs about 100."""
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _WHOLE_NUMBERS = frozenset(ITEM_SIZES).difference(_FLOATS)
 
 
 def locate(name: str | os.PathLike[str], download_root: str | os.PathLike[str] | None) -> Path:
-    """The file of a released model, fetched where it is not in the cache, or the path itself.
+    """Return the path itself, or the file of a released model, downloaded if it is not cached.
 
     Raises:
         UnknownModelError: ``name`` is neither a released name nor an existing path.
@@ -84,7 +84,7 @@ def locate(name: str | os.PathLike[str], download_root: str | os.PathLike[str] |
 
 
 def require_found(name: str | os.PathLike[str]) -> None:
-    """See that a name is a released one, or that there is something at its path.
+    """Raise if a name is neither a released one nor an existing path.
 
     Raises:
         UnknownModelError: it is neither.
@@ -95,7 +95,7 @@ def require_found(name: str | os.PathLike[str]) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is something at ``path``, or may be: reading it tells what is in the way."""
+    """Whether ``path`` exists, or may exist: reading it then gives the reason of an error."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -113,7 +113,7 @@ def open_checkpoint(
     strict: bool = True,
     told: Told | None = None,
 ) -> Checkpoint:
-    """Read a checkpoint, given by a released name or by the path of a file or a folder.
+    """Read a checkpoint by its released name, or by the path of a file or a folder.
 
     The keys may be those of the reference implementation, of open_clip or of transformers (see
     `clipcheck.checkpoints.keymaps`). How the model computes is told by the user, by the folder's
@@ -122,12 +122,12 @@ def open_checkpoint(
 
     Args:
         name: a name from `available_models`, or a path.
-        download_root: where released files are kept; by default ``$CLIPCHECK_CACHE``, else
+        download_root: folder for released files; default: ``$CLIPCHECK_CACHE``, else
             ``~/.cache/clip``.
-        key: which model to read of a file that holds several, as a training checkpoint with
+        key: name of the model in a file with several, such as a training checkpoint with
             ``model`` and ``model_ema``; parts are joined by dots, as ``state_dict.teacher``.
-        strict: whether there has to be a model of that name; else a file of one model will do.
-        told: the architecture that it has to be of.
+        strict: whether a model must have this name; else a single model is used, too.
+        told: its architecture, if known.
 
     Raises:
         UnknownModelError: ``name`` is neither.
@@ -179,7 +179,7 @@ def archive_keys(path: Path) -> list[str]:
 
 
 class _Key(NamedTuple):
-    """Which model is asked for, and whether it has to be there."""
+    """Name of the model, and whether a model must have it."""
 
     name: str | None
     strict: bool
@@ -211,11 +211,11 @@ class _File:
 
     Attributes:
         format: of the file.
-        saved: what it holds; of anything but a state dict, tensors by name.
-        kind: the class of its tensors there.
-        load: makes a tensor of one of these.
-        records: its zip records, where it has some.
-        computes: what clipcheck itself wrote into it of how the model computes.
+        saved: content; except for a state dict, tensors by name.
+        kind: class of its tensors.
+        load: function that turns these into torch's tensors.
+        records: its zip records, if it is a zip file.
+        computes: clipcheck's own record of the architecture, or None.
     """
 
     format: Format
@@ -226,13 +226,13 @@ class _File:
     computes: str | None = None
 
     def keys(self) -> list[str]:
-        """The names at the top."""
+        """Names at the top level."""
         found = self.saved if isinstance(self.saved, Mapping) else {}
         return [key for key in found if isinstance(key, str)]
 
 
 def _merged(files: list[_File]) -> _File:
-    """The tensors of all files as those of one."""
+    """Combine the tensors of all files as one file."""
     if len(files) == 1:
         return files[0]
     import torch
@@ -269,7 +269,7 @@ def _read(path: Path) -> _File:
 
 
 def _require_stored(tensors: Mapping[str, torch.Tensor], size: int, path: Path) -> None:
-    """See that reading all weights gives about as many bytes as the file has.
+    """Raise if the weights would need far more bytes than the file has.
 
     A stride of 0 makes a tensor of any size of a single number, and any number of tensors may
     share their numbers. A whole model of a few kilobytes would fill all memory when it is cast.
@@ -300,7 +300,7 @@ def _checkpoint(
         require_not_frozen(file.records, path)
         tensors, naming = read_names(tensors, path)
     else:
-        # That of a scripted or traced model, or of open_clip's first versions.
+        # From a scripted or traced model, or open_clip's first versions.
         tensors = {key: t for key, t in tensors.items() if not is_causal_mask(t)}
         naming = Naming(layout=layout_of(tensors))
         tensors = from_layout(tensors, naming.layout, path)
@@ -342,8 +342,7 @@ def _of_library(
     origin: Origin,
     told: Told,
 ) -> Checkpoint:
-    """Make a checkpoint of a model that its library computes; whether the weights fit, building it
-    tells."""
+    """Make a checkpoint of a library's model. Building it checks later whether the weights fit."""
     if form is Format.ARCHIVE and file.records is not None:
         require_not_frozen(file.records, path)
     _require_usable(
@@ -359,7 +358,7 @@ def _of_library(
 def _model(
     file: _File, key: _Key, path: Path, *, usual: bool
 ) -> tuple[dict[str, torch.Tensor], Origin]:
-    """The tensors of the model, and where it is in the file."""
+    """Return the tensors of the model, and its place in the file."""
     if file.format is not Format.ARCHIVE:
         model = find_model(file.saved, file.kind, key.name, path, strict=key.strict, usual=usual)
         return {name: file.load(each) for name, each in model.weights.items()}, model.origin
@@ -383,7 +382,7 @@ def _require_usable(unusable: list[str], path: Path) -> None:
 
 
 def _unusable_there(tensor: torch.Tensor) -> str:
-    """Describe ``tensor`` where no model that is judged can hold such a one."""
+    """Describe ``tensor`` if no supported model can have it, else return an empty string."""
     layout, dtype = (str(kind).removeprefix("torch.") for kind in (tensor.layout, tensor.dtype))
     if layout != "strided" or tensor.is_quantized:
         return f"{layout} {dtype}"
@@ -393,7 +392,7 @@ def _unusable_there(tensor: torch.Tensor) -> str:
 
 
 def _unusable(tensor: torch.Tensor, spec: Spec) -> str:
-    """Describe ``tensor`` where a CLIP model cannot hold such a one there; else return nothing."""
+    """Describe ``tensor`` if a CLIP model cannot have it there, else return an empty string."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     if (problem := _unusable_there(tensor)) and problem != dtype:
         return problem
@@ -412,7 +411,7 @@ def _mode(path: Path) -> int:
 
 def _first_bytes(path: Path) -> bytes:
     if not stat.S_ISREG(_mode(path)):
-        # Opening a pipe would wait for its other end.
+        # Opening a pipe would block.
         raise UnknownFormatError(
             f"expected {_ACCEPTED}; found a device",
             remedy="Give the path of the file itself.",
@@ -433,7 +432,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _describe(head: bytes) -> tuple[str, str]:
-    """Describe a file that is no checkpoint, and say how to mend that."""
+    """Describe a file that is no checkpoint, and return the remedy."""
     if head.startswith(b"version https://git-lfs"):
         return (
             "a Git LFS pointer, which stands for a file that was not fetched",
@@ -457,9 +456,8 @@ def _read_zip(path: Path) -> _File:
     import torch
 
     records = Records(MappedFile(path))
-    # The checksums of code, pickles and constants are compared at once: they are small, and they
-    # decide how the rest is read and run. torch itself compares none, neither when it loads an
-    # archive nor a state dict. Those of the weights are left to `Checkpoint.verify`.
+    # Compare the checksums of code, pickles and constants now: they are small, and determine how
+    # the rest is read and run. torch compares none. `Checkpoint.verify` compares the weights'.
     records.verify(name for name in records.names() if not name.startswith("data/"))
     if _is_archive(records):
         tensors = map_tensors(records, read_tensors(records))
@@ -474,7 +472,7 @@ def _read_zip(path: Path) -> _File:
 
 
 def map_tensors(records: Records, found: Mapping[str, TensorRecord]) -> dict[str, torch.Tensor]:
-    """Tensors over the memory map of the file; reading them is what loads them.
+    """Return tensors over the memory map of the file; they are loaded on first access.
 
     Raises:
         DamagedError: a record is shorter than its tensor needs.
@@ -518,7 +516,7 @@ def _dtype(tensor: TensorRecord) -> torch.dtype:
 
 
 def _over(buffer: bytearray | mmap.mmap, tensor: TensorRecord, start: int = 0) -> torch.Tensor:
-    """A tensor over its storage, which begins there in a buffer."""
+    """Return a tensor over its storage, which starts at ``start`` of a buffer."""
     import torch
 
     dtype, length = _dtype(tensor), tensor.storage.length
@@ -538,12 +536,12 @@ def _without_values(tensor: TensorRecord) -> torch.Tensor:
 
 
 def _looks_like_safetensors(head: bytes, size: int) -> bool:
-    """A safetensors file starts with the length of its JSON header, eight bytes, then the JSON."""
+    """Whether a file starts like safetensors: the length of a JSON header in 8 bytes, then JSON."""
     return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
 
 
 def _load_safetensors(path: Path, head: bytes) -> tuple[dict[str, torch.Tensor], str | None]:
-    """The weights, and what clipcheck wrote of how they compute."""
+    """Return the weights, and clipcheck's own record of the architecture, or None."""
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 

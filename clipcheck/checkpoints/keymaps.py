@@ -1,4 +1,4 @@
-"""The names that other libraries give to the tensors of a CLIP model, and the way there and back.
+"""Map the names of a CLIP model's tensors to those of other libraries, and back.
 
 A layout is how a library names and cuts the same weights. Each map is one to one: what is
 translated there and back has the same keys and the same bits. The integer buffers of the
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Layout(StrEnum):
-    """How the keys of a state dict are made."""
+    """Layout of the keys of a state dict."""
 
     REFERENCE = "reference"
     """Keys as in the released files, see `clipcheck.checkpoints.architecture.specs`."""
@@ -34,11 +34,11 @@ class Layout(StrEnum):
     """Keys as in ``open_clip.model.CLIP``: those of the reference without its integer buffers."""
 
     CUSTOM_TEXT = "open_clip with custom_text"
-    """Keys as in ``open_clip.model.CustomTextCLIP``: the text tower's begin with ``text.``."""
+    """Keys as in ``open_clip.model.CustomTextCLIP``: the text tower's start with ``text.``."""
 
     TRANSFORMERS = "transformers"
-    """Keys as in ``transformers.CLIPModel``: projections are transposed, and the projections of
-    queries, keys and values are apart."""
+    """Keys as in ``transformers.CLIPModel``: projections are transposed, and those of queries, keys
+    and values are separate."""
 
 
 _TEXT = "text."
@@ -57,14 +57,14 @@ _WHOLE = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    # Without the "e": so it is spelled there (transformers, models/clip/modeling_clip.py).
+    # Without "e", as in transformers/models/clip/modeling_clip.py.
     **{f"visual.ln_pre.{kind}": f"vision_model.pre_layrnorm.{kind}" for kind in _PAIR},
     **{f"visual.ln_post.{kind}": f"vision_model.post_layernorm.{kind}" for kind in _PAIR},
 }
-"""Outside of the residual blocks: the reference's key, that of transformers."""
+"""Outside of the residual blocks: transformers' key by the reference's."""
 
 _TRANSPOSED = ("text_projection", "visual.proj")
-"""Applied from the right in the reference, and by a linear layer in transformers."""
+"""Weights that the reference multiplies from the right, and transformers has in a linear layer."""
 
 _BLOCKS = {
     "transformer.resblocks": "text_model.encoder.layers",
@@ -89,10 +89,10 @@ _IN_BLOCK: dict[str, tuple[str, ...]] = {
         for kind in _PAIR
     },
 }
-"""Inside of a residual block: the reference's key, and the one or three of transformers."""
+"""Inside of a residual block: transformers' one or three keys by the reference's."""
 
 _POSITION_IDS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
-"""0, 1, 2, ...: transformers before 4.31 stored them, later ones make them anew."""
+"""Buffers of 0, 1, 2, ... that transformers before 4.31 stored."""
 
 _OURS = re.compile(rf"({'|'.join(map(re.escape, _BLOCKS))})\.(\d+)\.(.+)")
 _THEIRS = re.compile(rf"({'|'.join(map(re.escape, _BLOCKS.values()))})\.(\d+)\.(.+)")
@@ -104,7 +104,7 @@ _OURS_IN_BLOCK = {
 
 
 def layout_of(keys: Iterable[str]) -> Layout:
-    """The layout that keys are most likely in; it is for `from_layout` to see whether they are.
+    """Return the most likely layout of keys; `from_layout` checks it.
 
     What could be the reference's or open_clip's is taken for the reference's: it may have fewer.
     """
@@ -117,12 +117,12 @@ def layout_of(keys: Iterable[str]) -> Layout:
 
 
 def to_layout(tensors: Weights, layout: Layout) -> dict[str, torch.Tensor]:
-    """The weights as another library names and cuts them. Nothing is copied: all are views.
+    """Return the weights with another library's names and shapes. Nothing is copied: all are views.
 
     Args:
         tensors: the whole state dict by the reference's keys; ``logit_scale`` may have the shape
             [1], which comes out as [].
-        layout: the one to make.
+        layout: of the result.
 
     Raises:
         UnfitError: the library has no such model.
@@ -146,7 +146,7 @@ def to_layout(tensors: Weights, layout: Layout) -> dict[str, torch.Tensor]:
 def from_layout(
     tensors: Weights, layout: Layout, path: str | os.PathLike[str]
 ) -> dict[str, torch.Tensor]:
-    """The weights by the reference's keys. Only what has to be put together is copied.
+    """Return the weights by the reference's keys. Only stacked weights are copied.
 
     Args:
         tensors: by the keys of that layout. Shapes are left to
@@ -178,7 +178,7 @@ def from_layout(
 
 
 def spelled(key: str, layout: Layout) -> str:
-    """Translate a key of the reference, or the beginning of one, into that layout, for messages."""
+    """Translate a key of the reference, or its start, into the layout, for messages."""
     names = _names(key, layout)
     if len(names) == 3:
         return f"{names[0].replace('q_proj', '{q,k,v}_proj')} (stacked)"
@@ -200,7 +200,7 @@ def no_resnet() -> UnfitError:
 
 
 def _names(key: str, layout: Layout) -> tuple[str, ...]:
-    """The names under which the tensor, or its thirds, are known; none where there is no such."""
+    """Return the names of a tensor, or of its thirds, in the layout; empty if it has none."""
     if layout is Layout.CUSTOM_TEXT:
         return (key if key.startswith("visual.") or key in _OF_BOTH else f"{_TEXT}{key}",)
     if layout is not Layout.TRANSFORMERS:
@@ -215,7 +215,7 @@ def _names(key: str, layout: Layout) -> tuple[str, ...]:
 
 
 def _place(key: str, layout: Layout) -> tuple[str, int] | None:
-    """The reference's key and the number of the piece of it; None where there is no such."""
+    """Return the reference's key and the number of the third, or None if there is none."""
     if layout is Layout.CUSTOM_TEXT:
         ours = key.removeprefix(_TEXT)
         return (ours, 0) if _names(ours, layout) == (key,) else None
@@ -229,7 +229,7 @@ def _place(key: str, layout: Layout) -> tuple[str, int] | None:
 
 
 def _missing_thirds(places: Mapping[str, tuple[str, int] | None], layout: Layout) -> list[str]:
-    """List the missing parts of the stacks that are begun."""
+    """List the missing thirds of incomplete stacks."""
     begun = {place[0]: None for place in places.values() if place is not None}
     return [name for ours in begun for name in _names(ours, layout) if name not in places]
 
@@ -255,7 +255,7 @@ def _joined(
 def _require_usual_positions(
     tensors: Weights, layout: Layout, path: str | os.PathLike[str]
 ) -> None:
-    """Old versions of transformers compute with the stored positions, new ones do not."""
+    """Raise for other positions than 0, 1, 2, ...: only old versions of transformers use them."""
     for key in _POSITION_IDS if layout is Layout.TRANSFORMERS else ():
         if key in tensors and not _counts_up(tensors[key]):
             raise _no_model(f"{key} is not 0, 1, 2 and so on", layout, path)

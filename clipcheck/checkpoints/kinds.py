@@ -1,4 +1,4 @@
-"""The classes of transformers whose own model is its reference, and those that cannot be judged."""
+"""Classes of transformers whose own model is the reference, and unsupported ones."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Mask = Literal["", "pad", "end"]
-"""How the attention mask of a text is made: not at all, of what is no padding, or up to the end."""
+"""Attention mask of a text: none, all ids except padding, or up to the end."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A class of transformers with an image tower and a text tower, or with one of them alone.
+    """A class of transformers with an image tower and a text tower, or only one of them.
 
     Attributes:
-        model_type: of its configuration, by which it is known.
+        model_type: of its configuration, which identifies it.
         name: of the class.
-        texts: how rows of ids are made: ``clip`` (as CLIP's, where the end is the greatest id),
+        texts: rules for rows of ids: ``clip`` (as CLIP's, where the end is the greatest id),
             ``ids`` (between the special ids of the configuration) or ``last`` (padded to the whole
             length, whose last token is pooled).
-        mask: of the attention to texts.
-        length: the most tokens of a text, as it is used; the configuration may allow more.
+        mask: attention mask of texts.
+        length: most tokens of a text in use; the configuration may allow more.
         half: whether pixels go from -1 to 1 unless the folder says otherwise, and both sides are
             resized; else as CLIP's.
         has_bias: whether logits have a bias, and stand for probabilities of pairs by themselves;
             features are as wide as the towers then.
-        divides: whether logits are divided by a temperature, and not multiplied by a scale.
-        tower: ``image`` or ``text`` of one that is alone; empty for both.
-        projected: the name of its features, where it has a projection behind what is pooled.
+        divides: whether logits are divided by a temperature, not multiplied by a scale.
+        tower: ``image`` or ``text`` for a single tower; empty for both.
+        projected: name of its features, if it has a projection after pooling.
         patches: whether the image tower takes the patches of images of any shape; it is judged on
             squares.
     """
@@ -49,7 +49,7 @@ class Kind:
 KINDS = {
     kind.model_type: kind
     for kind in (
-        # Its texts are padded to the whole length, and the padding is attended to.
+        # Its texts are padded to the full length, and attention includes the padding.
         Kind("siglip", "SiglipModel", "last", half=True, has_bias=True),
         Kind("siglip2", "Siglip2Model", "last", half=True, has_bias=True, patches=True),
         Kind("chinese_clip", "ChineseCLIPModel", "ids", "pad", length=52),
@@ -91,7 +91,7 @@ TOWERS = {
         Kind("siglip_vision_model", "SiglipVisionModel", half=True, tower="image"),
     )
 }
-"""Classes of one tower, by name: several are of one model type."""
+"""Classes of a single tower, by name: several have the same model type."""
 
 UNSUPPORTED: Mapping[str, str] = {
     "xclip": "X-CLIP, whose images are several frames of a video, and whose text features depend "
@@ -105,16 +105,16 @@ UNSUPPORTED: Mapping[str, str] = {
     "flava": "FLAVA, which has a third tower for both",
     "clap": "CLAP, which takes sounds",
 }
-"""Why models of known types are not judged, by the type."""
+"""By model type, why models are not supported."""
 
 
 def supported() -> str:
-    """The classes that are judged, for people."""
+    """List the supported classes."""
     return ", ".join(["CLIPModel", *(kind.name for kind in KINDS.values()), *TOWERS])
 
 
 def kind_of(config: Mapping[str, Any]) -> Kind | None:
-    """The class that a configuration of transformers describes, or None."""
+    """Return the class of a configuration of transformers, or None."""
     model_type, named = config.get("model_type"), config.get("architectures")
     if isinstance(named, list) and len(named) == 1 and isinstance(named[0], str):
         tower = TOWERS.get(named[0])

@@ -24,7 +24,7 @@ OPEN_CLIP_LIBRARY = "open_clip"
 TRANSFORMERS_LIBRARY = "transformers"
 
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
-"""How pixels are made, in a folder of transformers."""
+"""Configuration of the preprocessing in a folder of transformers."""
 
 TEXT_CONFIG = "text_config.json"
 """The configuration of a text model of transformers, in a folder of open_clip, which would fetch it
@@ -36,10 +36,10 @@ class LibraryArchitecture:
     """A library's configuration of a model.
 
     Attributes:
-        library: whose, as its family in `clipcheck.families` is named.
+        library: name of its family in `clipcheck.families`.
         config: its configuration as JSON, with sorted keys.
-        beyond: what it has that clipcheck's own modules have not, for people.
-        files: the library's other configurations, by the name of the file, as JSON.
+        beyond: description of the parts that clipcheck's own modules lack.
+        files: the library's other configurations by file name, as JSON.
         folder: where they were read, which may have a tokenizer as well; it is no part of what the
             model is.
     """
@@ -52,16 +52,16 @@ class LibraryArchitecture:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The configuration, as an object of its own."""
+        """The configuration as a new object."""
         found: dict[str, Any] = json.loads(self.config)
         return found
 
     def describe(self) -> str:
-        """One line for people."""
+        """Describe it in one line."""
         return f"a model of {self.library} with {self.beyond}"
 
     def unfit(self, path: Path | None = None) -> UnfitError:
-        """Return the error for what takes clipcheck's own modules, and gets this."""
+        """Return the error for a function that supports only clipcheck's own modules."""
         return UnfitError(
             f"expected a model of OpenAI's architecture, found {self.describe()}",
             remedy="Judge it by another backend, such as export: "
@@ -77,8 +77,8 @@ def read_open_clip(
     where they compute it, else the library's.
 
     Args:
-        config: all of an ``open_clip_config.json``, or one of the library's ``model_configs``.
-        files: other configurations beside it, by the names of their files.
+        config: an ``open_clip_config.json``, or one of the library's ``model_configs``.
+        files: other configurations beside it, by file name.
 
     Raises:
         ArchitectureError: clipcheck would build it itself, and it is not sound; or it asks for
@@ -139,7 +139,7 @@ def own_of_transformers(config: Mapping[str, Any]) -> LibraryArchitecture | None
 
 
 def default_config(model_type: str) -> dict[str, Any]:
-    """The configuration of transformers for a model type, with the library's default sizes.
+    """Return transformers' configuration of a model type, with the library's default sizes.
 
     Raises:
         UnavailableError: transformers is not installed.
@@ -164,7 +164,7 @@ _TOWERS = {
         "text_config": "bert",
     }
 }
-"""The towers of a class that has none by default."""
+"""Towers of a class without default ones."""
 
 
 def _named(model_type: object, architectures: object) -> str:
@@ -212,10 +212,10 @@ def with_text_config(architecture: LibraryArchitecture) -> LibraryArchitecture:
 
 
 def refuse_code(configs: Iterable[object], path: Path) -> None:
-    """See that no configuration, nor any part of one, asks for code from elsewhere.
+    """Raise if a configuration, or any part of one, names code that the library would load.
 
     Args:
-        configs: objects, of which those in others count as well.
+        configs: objects; nested ones are included.
         path: the file, for messages.
 
     Raises:

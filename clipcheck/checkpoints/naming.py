@@ -1,4 +1,4 @@
-"""The names that an archive's code has for the weights and modules of the reference.
+"""Names of the reference's weights and modules in an archive's code.
 
 Archives keep the names of the modules that were traced or scripted: those of the reference,
 open_clip's, or either behind the name that a wrapper has for the model.
@@ -24,16 +24,16 @@ _FIRST_LAYERS = ("visual.conv1.weight", _OWN)
 """A key of every image tower, in each layout."""
 
 _PARTS = (("visual.", "vision_model."), ("token_embedding.", "text.", "text_model."))
-"""Parts of the names of weights of an image tower, and of a text tower."""
+"""Parts of weights' names in an image tower, and in a text tower."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How an archive names weights and modules.
+    """Names of weights and modules in an archive.
 
     Attributes:
-        prefix: what all names begin with.
-        layout: how they are made behind it; transformers' is none of them.
+        prefix: of all names.
+        layout: of the rest; never transformers'.
         masks: keys of causal masks, which are no weights.
     """
 
@@ -42,7 +42,7 @@ class Naming:
     masks: frozenset[str] = frozenset()
 
     def reference(self, name: str) -> str:
-        """The reference's name of a weight or a module."""
+        """Return the reference's name of a weight or a module."""
         name = name.removeprefix(self.prefix)
         return name.removeprefix("text.") if self.layout is Layout.CUSTOM_TEXT else name
 
@@ -50,7 +50,7 @@ class Naming:
 def read_names(
     tensors: Mapping[str, torch.Tensor], path: Path
 ) -> tuple[dict[str, torch.Tensor], Naming]:
-    """The weights of an archive by the reference's keys, and how it names them.
+    """Return the weights of an archive by the reference's keys, and its names.
 
     open_clip keeps the causal mask of its text tower as a buffer, which is no weight: state dicts
     leave it out, and archives do not.
@@ -81,7 +81,7 @@ def is_own(keys: Iterable[str]) -> bool:
 
 
 def is_frozen(records: Records) -> bool:
-    """Whether the weights of an archive are constants of its code, and not attributes."""
+    """Whether the weights of an archive are constants of its code, not attributes."""
     held, constant = (
         sum(records[name].size for name in records.names(folder))
         for folder in ("data/", "constants/")
@@ -90,7 +90,7 @@ def is_frozen(records: Records) -> bool:
 
 
 def require_not_frozen(records: Records, path: Path) -> None:
-    """See that the weights of an archive are attributes.
+    """Raise if the weights of an archive are no attributes.
 
     Raises:
         ArchitectureError: they are constants.
@@ -110,7 +110,7 @@ def has_both_towers(keys: Collection[str]) -> bool:
 
 
 def _prefix(keys: Iterable[str]) -> str:
-    """Return the prefix that all keys have before those of a model."""
+    """Return the common prefix of all keys before a model's."""
     keys = list(keys)
     found = (
         key.removesuffix(layer) for key in keys for layer in _FIRST_LAYERS if key.endswith(layer)
@@ -130,7 +130,7 @@ def is_causal_mask(tensor: torch.Tensor) -> bool:
         return False
     if tensor.itemsize < 2:  # torch does not compute with floats of eight bits
         return False
-    # Of a weight, one number is enough to tell.
+    # For a weight, one number is enough.
     if float(tensor[0, 1]) != float("-inf"):
         return False
     return torch.equal(tensor, torch.full_like(tensor, float("-inf")).triu(1))

@@ -29,32 +29,32 @@ _PARTS: Mapping[str, Mapping[int, str]] = {
     "attribute": {5: _TENSOR, 6: "graph", 10: _TENSOR, 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: _TENSOR, 2: _TENSOR},
 }
-"""By kind of message, the fields in which it may hold tensors, however deep (onnx.proto3)."""
+"""By kind of message, the fields that may have tensors at any depth (onnx.proto3)."""
 
 _ENTRY, _LOCATION, _EXTERNAL = 13, 14, 1
 """Of a TensorProto: the field of a key with its value, that of where the contents are, and what the
 latter says of contents that are in another file."""
 
 _MULTIPLYING = (b"MatMul", b"Gemm", b"Conv", b"FusedMatMul")
-"""Operators that nearly all of a CLIP model's arithmetic is in."""
+"""Operators with nearly all of a CLIP model's arithmetic."""
 
 _DTYPES = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
-"""By number of a TensorProto's data_type, the dtypes that a program may compute in."""
+"""Floating-point dtypes of programs by number of a TensorProto's data_type."""
 
 _MOST_FIELDS = 10_000_000
-"""Of all messages that are looked into. A program of the largest released model has 100,000."""
+"""Most messages to read. The largest released model's program has 100,000."""
 
 _WRITE_ANEW = "Copy or download the program again, or export it anew."
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Where the contents of a tensor are.
+    """Place of a tensor's contents.
 
     Attributes:
-        location: the name of the file, from the program's folder on.
+        location: path of the file, relative to the program's folder.
         offset: of the first byte.
-        length: in bytes; None for all the rest of the file.
+        length: in bytes; None for the rest of the file.
     """
 
     location: str
@@ -63,12 +63,12 @@ class Piece:
 
     @property
     def end(self) -> int:
-        """Bytes that the file needs to have."""
+        """Least size of the file in bytes."""
         return self.offset + (self.length or 0)
 
 
 def data_files(path: Path) -> tuple[Path, ...]:
-    """The files that an ONNX program names, each once, in the order in which it names them.
+    """Return the data files of an ONNX program, each once, in the program's order.
 
     Args:
         path: a file of the format ``onnx``.
@@ -89,7 +89,7 @@ def data_files(path: Path) -> tuple[Path, ...]:
 
 
 def computing_dtype(path: Path) -> str | None:
-    """The dtype of most weights that an ONNX program multiplies with; None where none is told.
+    """Return the dtype of most weights in an ONNX program's products, or None.
 
     Weights that it casts first, as those of a file that is stored in half precision, tell nothing.
 
@@ -104,7 +104,7 @@ def computing_dtype(path: Path) -> str | None:
 
 
 def located(path: Path, location: str) -> Path:
-    """The file that a program names.
+    """Return a data file of a program.
 
     It has to be in the program's folder or below. A program that is a symbolic link, as in the
     cache of a hub, may name files of its own folder and of its target's.
@@ -193,14 +193,14 @@ def _walking(path: Path) -> Iterator[_Walk]:
 
 
 class _Walk:
-    """A walk through a protobuf message (protobuf.dev, encoding); contents are stepped over."""
+    """Reads a protobuf message (protobuf.dev, encoding); contents are skipped."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self._left = _MOST_FIELDS
 
     def external(self) -> Iterator[dict[str, str]]:
-        """The entries of each tensor whose contents are in another file.
+        """Yield the entries of each tensor whose contents are in another file.
 
         Raises:
             ValueError, IndexError: it is no such message.
@@ -244,7 +244,7 @@ class _Walk:
         return dtypes, inputs
 
     def _last(self, fields: list[tuple[int, int | range]], wanted: int) -> bytes:
-        """The contents of a field that is there once."""
+        """Return the contents of a field that occurs once."""
         return next((self._bytes(value) for number, value in fields if number == wanted), b"")
 
     def _entries(self, start: int, end: int) -> dict[str, str] | None:
@@ -265,7 +265,7 @@ class _Walk:
         return self._data[value.start : value.stop] if isinstance(value, range) else b""
 
     def _fields(self, start: int, end: int) -> Iterator[tuple[int, int | range]]:
-        """Each field's number with its value: an integer, or where its contents are."""
+        """Yield each field's number with its value: an integer, or the place of its contents."""
         place = start
         while place < end:
             self._left -= 1
@@ -291,7 +291,7 @@ class _Walk:
         return self._varint(place)
 
     def _varint(self, place: int) -> tuple[int, int]:
-        """An integer in groups of seven bits, the lowest first; the last has its top bit clear."""
+        """Read an integer in groups of 7 bits, the lowest first; the last has its top bit clear."""
         value = 0
         for shift in range(0, 70, 7):
             byte = self._data[place]
