@@ -103,7 +103,7 @@ class Blocks:
         """Describe the settings that weights do not determine."""
         heads = heads_of(width, self.head_width)
         found = f"{self.activation.label}, {heads} of {self.head_width} channels"
-        return found if self.epsilon == EPSILON else f"{found}, an epsilon of {self.epsilon:g}"
+        return found if self.epsilon == EPSILON else f"{found}, epsilon {self.epsilon:g}"
 
     def departures(self, width: int) -> str:
         """Describe the differences from the released models, or return an empty string."""
@@ -116,7 +116,7 @@ class Blocks:
         if self.mlp_ratio != released.mlp_ratio:
             found.append(f"a perceptron of width {round(width * self.mlp_ratio)}")
         if self.epsilon != released.epsilon:
-            found.append(f"an epsilon of {self.epsilon:g}")
+            found.append(f"epsilon {self.epsilon:g}")
         return ", ".join(found)
 
 

@@ -78,7 +78,7 @@ def convert_to_program(
         except Exception as error:
             raise OutputError(
                 f"cannot be exported ({first_line(error)})",
-                remedy="Run it again with --debug to see all of the message, or choose another "
+                remedy="Run it again with --debug to see the whole message, or choose another "
                 "format.",
                 path=path,
             ) from error

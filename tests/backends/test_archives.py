@@ -382,11 +382,11 @@ GELU = Departure("GELU", "QuickGELU")
         ),
         (
             lambda m: with_epsilon(m, 1e-12),
-            {"text": Departure("an epsilon of 1e-12", "an epsilon of 1e-05")},
+            {"text": Departure("epsilon 1e-12", "epsilon 1e-05")},
         ),
         (
             lambda m: with_epsilon(m, 1e-6),
-            {"text": Departure("an epsilon of 1e-06", "an epsilon of 1e-05")},
+            {"text": Departure("epsilon 1e-06", "epsilon 1e-05")},
         ),
     ],
     quick=2,

@@ -155,7 +155,7 @@ def test_a_line_says_what_is_not_computed_as_in_the_released_models() -> None:
         text_blocks=Blocks(activation=Activation.GELU_TANH),
     )
     assert towers.departures() == (
-        "4 heads of 80 channels, a perceptron of width 800, an epsilon of 1e-06 in the image tower "
+        "4 heads of 80 channels, a perceptron of width 800, epsilon 1e-06 in the image tower "
         "and GELU approximated by tanh in the text tower"
     )
     pool = replace(MINUTE_RESNET, vision=replace(MINUTE_RESNET.vision, head_width=32))

@@ -185,7 +185,7 @@ def test_where_the_first_cannot_be_built_the_next_tells_the_seconds(
     monkeypatch.setattr(Script, "build", broken)
     first, second = check(archive, "script", "trace").judgements
     assert first.error == (
-        "script: building failed (no such operator). Run it again with --debug to see all of the "
+        "script: building failed (no such operator). Run it again with --debug to see the whole "
         "message."
     )
     assert first.gates == ()
@@ -204,7 +204,7 @@ def test_all_leaves_out_what_does_not_fit_and_the_verdict_does_not_depend_on_it(
     assert [judgement.backend for judgement in result.judgements] == ["jit", "trace"]
     assert result.left_out == (
         LeftOut(str(archive), "eager", "cpu", "float32",
-                "the eager model is what the others are compared with"),
+                "the eager model is the reference, and cannot be compared with itself"),
         LeftOut(str(archive), "clip", "cpu", "float32",
                 "the reference package is not installed. Install it: pip install clip."),
     )  # fmt: skip

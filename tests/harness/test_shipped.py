@@ -150,7 +150,7 @@ def test_half_precision_is_judged_as_such_without_a_flag(
     assert found.passed
     refused = one(path, reference, dtype="float32")
     assert refused.error is not None
-    assert "it computes in float16, and was to be judged in float32" in refused.error
+    assert "expected a program that computes in float32, found float16" in refused.error
     assert "Leave --dtype out" in refused.error
 
 

@@ -47,8 +47,8 @@ def test_what_is_asked_for_is_taken_where_the_name_allows_it(output: str, wanted
 @pytest.mark.parametrize(
     ("output", "wanted", "told"),
     [
-        ("x.onnx", "archive", "its suffix means onnx, and --format asks for archive. Leave out"),
-        ("x.pt", "onnx", "means archive or state-dict, and --format asks for onnx. Leave out "),
+        ("x.onnx", "archive", "its suffix means onnx, but --format is archive. Leave out"),
+        ("x.pt", "onnx", "means archive or state-dict, but --format is onnx. Leave out "),
         ("x.jit", "state-dict", "give model.pt or model.pth or model.bin or model.ckpt."),
         ("x.bin", "transformers", "or give the name of a folder, without such a suffix."),
         ("x/", "onnx", "expected the name of a file for the format onnx, found a folder. Give"),
