@@ -126,9 +126,9 @@ class Budget:
 
 
 LOGIT_SCALE = 0.02
-"""Largest relative difference of a candidate's logit scale from the reference's. Correct static int8
-programs of tiny-resnet and clipa, which also quantise logits, were at most 0.007 off; one whose
-logarithm is rounded to steps of 1/16 was 0.042 off."""
+"""Largest relative difference of a candidate's logit scale from the reference's. Correct static
+int8 programs of tiny-resnet and clipa, which also quantise logits, were at most 0.007 off; one
+whose logarithm is rounded down to a step of 1/16 was 0.042 off."""
 
 BUDGETS = {
     "fp16": Budget(cosine=0.999, median=0.9999, top1=0.85, top5=0.85, spearman=0.999),
