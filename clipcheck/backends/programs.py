@@ -141,6 +141,9 @@ class ProgramBackend(Backend):
                 raise
             pixels, tokens = signature.probe(self._batch, self._sizes)
             raw = self._raw(pixels, tokens)
+        if not self._batches and not self._made_here:
+            fixed = self._burnt_in()
+            self._batches = (fixed,) if any(fixed) else ()
         counts = len(pixels), len(tokens)
         self._known = signature.outputs(
             raw, self._inputs, self._sizes, counts, self._path, self._names
@@ -150,6 +153,18 @@ class ProgramBackend(Backend):
             self._normalised = signature.normalised(
                 self._dealt(*signature.probe((None, None), self._sizes))
             )
+
+    def _burnt_in(self) -> Rows:
+        """The numbers of images and of texts of the probe, where it runs with no other."""
+        images, texts = signature.PROBE
+        found: list[int | None] = []
+        for size, other in ((images, (images + 2, texts)), (texts, (images, texts + 2))):
+            try:
+                self._raw(*signature.probe(other, self._sizes))
+                found.append(None)
+            except RunError:
+                found.append(size)
+        return found[0], found[1]
 
     def _sizes_that_run(self) -> Iterator[Rows]:
         """Numbers of images and texts that it runs with."""

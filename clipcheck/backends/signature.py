@@ -59,7 +59,7 @@ _OTHERS = ("last_hidden_state", "token_embeddings", "logit_scale", "logit_bias")
 
 _RANKS = {"pixels": 4, "tokens": 2, "mask": 2, "positions": 2}
 
-_PROBE = (2, 3)
+PROBE = (2, 3)
 """Numbers of images and texts by which outputs are identified: two different numbers, and neither a
 dimension of features, which are multiples of 64."""
 
@@ -268,7 +268,7 @@ def probe(batch: Rows, sizes: Sizes) -> tuple[Pixels, Tokens]:
     Args:
         batch: how many images and texts have to be run at a time.
     """
-    images, texts = (each or other for each, other in zip(batch, _PROBE, strict=True))
+    images, texts = (each or other for each, other in zip(batch, PROBE, strict=True))
     side = sizes.image_resolution
     pixels = np.random.default_rng(0).standard_normal((images, 3, side, side), dtype=np.float32)
     rows = np.arange(1, texts + 1, dtype=np.int32) % sizes.vocab_size

@@ -93,6 +93,7 @@ def test_rows_are_dealt_in_batches_of_the_one_size_that_a_program_takes(
     [
         (lambda *size: size == (4, 4), "runs batches of 4 images and 4 texts only"),
         (lambda *size: size == (1, 2), "runs batches of 1 image and 2 texts only"),
+        (lambda images, _: images == 2, "runs batches of 2 images only"),
         (
             lambda images, texts: images == texts < 4,
             "does not run any number of images and texts; of those that were tried it runs "
