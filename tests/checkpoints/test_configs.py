@@ -194,9 +194,10 @@ def test_the_names_of_activations_are_those_of_transformers(
     name: str, expected: Activation
 ) -> None:
     config = set_at(transformers_config(MINUTE), "text_config.hidden_act", name)
-    assert of_transformers(config, PATH).text_blocks.activation is expected
+    blocks = of_transformers(config, PATH).text_blocks
+    assert blocks.activation is expected
     x = torch.linspace(-5, 5, 101, dtype=torch.float64)
-    ours = eager._activation(expected)(x)
+    ours = eager.perceptron(4, blocks).gelu(x)
     torch.testing.assert_close(ours, ACT2FN[name](x), rtol=0, atol=1e-14)
 
 
