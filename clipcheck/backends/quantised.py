@@ -383,11 +383,14 @@ class Matching:
         distance, name, expected = min(found, key=lambda each: each[0])
         if name != key and distance > _ALIKE:
             return
+        off = _off(values, expected, steps)
+        # A bias that has taken up a normalisation keeps its name.
+        if off > _STEP and expected.ndim == 1 and expected.shape in self._folded:
+            return
         self.tensors[name] = tensor
         places = values / np.where(steps == 0, 1, steps)
         if np.isfinite(places).all() and places.any():
             self.levels[name] = 1 + round(float(max(places.max(), 0) - min(places.min(), 0)))
-        off = _off(values, expected, steps)
         if off <= _STEP:
             self.matched[name] = how
             return
