@@ -369,9 +369,9 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[CheckpointError], str]] = 
     "a list": (text(b"[]"), DamagedError, "expected a JSON object, it is a list"),
     "a string": (text(b'"clip"'), DamagedError, "expected a JSON object, it is a str"),
     "of another kind": (
-        text(b'{"model_type": "clip_text_model"}'),
+        text(b'{"model_type": "bert"}'),
         ArchitectureError,
-        "its model_type is 'clip_text_model', which is none that is judged",
+        "its model_type is 'bert', which is none that is judged",
     ),
     "of a strange kind": (
         text(b'{"model_type": ["clip"]}'),
