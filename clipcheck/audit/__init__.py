@@ -1,1 +1,1 @@
-"""Measure what the gates see: known faults, planted."""
+"""Measure which planted faults the gates detect."""

@@ -1,4 +1,4 @@
-"""Measure what the gates see: plant each fault of the catalogue, and each clean variant."""
+"""Measure what the gates detect: plant and judge each fault and clean variant of the catalogue."""
 
 from __future__ import annotations
 
@@ -33,12 +33,11 @@ ARCHITECTURES = ("tiny-vit", "tiny-resnet")
 """The architectures that are audited by default."""
 
 BACKENDS = tuple(name for name in registry.BACKENDS if not registry.find(name).needs_reference)
-"""The backends that faults can be planted into: all but the one that the others are compared
-with."""
+"""The backends that faults can be planted into: all except the reference."""
 
 _COPIES = 4
-"""Copies of a model in float32 that a worker holds at most: the reference, the one that is altered
-and traced, the archive that is written, and the one that is loaded of it."""
+"""Maximum number of float32 copies of a model in a worker: the reference, the altered and traced
+model, the written archive, and the model loaded from it."""
 
 CATALOGUE = (
     *FAULTS,
@@ -50,18 +49,18 @@ CATALOGUE = (
     *LOSSY_FAULTS,
     *CLEAN_LOSSY,
 )
-"""All variants: those for archives first, then those for other backends, then those for models of
-libraries, then those that a budget judges."""
+"""All variants: for archives, for other backends, for models of libraries, and those that a budget
+judges, in this order."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One variant, to be planted into a backend of a model.
+    """One variant, to be planted into one backend of one model.
 
     Attributes:
-        place: that of the variant in the catalogue.
-        localize: whether the place of a fault is looked for.
-        memory: bytes that it takes, as a guess: a worker that there is no room for has to wait.
+        place: index of the variant in the catalogue.
+        localize: whether to look for the place of a fault.
+        memory: estimate of the bytes it needs; a job waits until there is room for it.
     """
 
     number: int
@@ -74,7 +73,7 @@ class Job:
 
     @property
     def variant(self) -> Variant:
-        """The variant itself, which cannot be pickled."""
+        """The variant, which is looked up here because it cannot be pickled."""
         return CATALOGUE[self.place]
 
     def __str__(self) -> str:
@@ -98,29 +97,29 @@ def audit(
 
     Args:
         architectures: released names, ``tiny-vit`` or ``tiny-resnet``.
-        seeds: of the weights.
+        seeds: seeds of the weights.
         weights: kinds of weights, see `clipcheck.writers.trained.KINDS`; ``trained`` takes a minute
             for each small architecture and seed, the first time.
-        dtypes: what archives are judged in. Variants of other backends have dtypes of their own,
-            and are judged beside float32 alone.
-        backends: what to plant into, of `BACKENDS`; ``all`` for each that can run on this machine.
-            By default ``jit``, and ``trace`` of the small models of families.
+        dtypes: dtypes in which archives are judged. Variants of other backends have their own
+            dtypes, and are judged only if float32 is given.
+        backends: backends to plant into, from `BACKENDS`; ``all`` for each that can run on this
+            machine. By default ``jit``, and ``trace`` for the small models of families.
             ``compile`` and ``aotinductor`` take most of a minute for each variant.
-        families: names of small models whose library's own is the reference, of
-            `clipcheck.audit.small.SMALL`; ``all`` for each of them.
+        families: names of small models, from `clipcheck.audit.small.SMALL`, for which the model
+            of their library is the reference; ``all`` for each of them.
         only: names of variants; by default the whole catalogue.
-        threads: of torch, in each process; by default the cores are divided.
-        localize: find where each fault of an archive departs first, and compare with where it was
-            planted.
-        progress: called with a few words as it begins and after each model; one that is a
-            `clipcheck.system.progress.Gauge` is also told how much is done.
+        threads: threads of torch in each process; by default the cores are divided.
+        localize: find the first place where each fault of an archive departs, and compare it with
+            the place where it was planted.
+        progress: called with a short text at the start and after each model; a
+            `clipcheck.system.progress.Gauge` also gets the fraction done.
 
     Raises:
-        UnknownModelError: there is no architecture of that name.
-        UsageError: there is no kind of weights, dtype, backend or variant of that name, or nothing
-            to audit.
+        UnknownModelError: no architecture has this name.
+        UsageError: no kind of weights, dtype, backend or variant has this name, or there is
+            nothing to audit.
         UnavailableError: a backend that was named cannot run on this machine.
-        RunError: a worker process ended over a variant.
+        RunError: a worker process ended while it judged a variant.
     """
     small = SMALL if registry.ALL in families else tuple(families)
     _require_known(architectures, small, seeds, weights, dtypes, only)
@@ -147,8 +146,8 @@ def _jobs(
     threads: int | None,
     localize: bool,
 ) -> list[Job]:
-    """One for each variant of each model, model after model: what they share is made once for
-    those that follow each other."""
+    """List a job for each variant of each model, model by model, so that consecutive jobs share the
+    reference."""
     planned = [
         (model, backend, place)
         for model in models
@@ -169,7 +168,7 @@ def _jobs(
 
 
 def _performed(jobs: Sequence[Job], span: Span) -> dict[int, Finding]:
-    """Judge all in processes of their own; return what was found, by number."""
+    """Judge all jobs in worker processes; return the findings by job number."""
     left = Counter(job.model for job in jobs)
     counts, models = dict(left), len(left)
     span.say(f"judging {_counted(len(jobs), 'variant')} of {_counted(models, 'model')}")
@@ -205,13 +204,13 @@ def _finding(job: Job, found: object, reason: str) -> Finding:
     if isinstance(found, ClipcheckError):
         raise found
     raise RunError(
-        f"{job}: the process that judged it came to an end ({reason})",
-        remedy="Run it alone, with --only, to see what it printed.",
+        f"{job}: the worker process ended while it judged this variant ({reason})",
+        remedy="Run this variant alone, with --only, to see its output.",
     )
 
 
 def perform(job: Job) -> Finding | ClipcheckError:
-    """Judge one, in a worker process."""
+    """Judge one variant, in a worker process."""
     import torch
 
     torch.set_num_threads(job.threads)
@@ -223,12 +222,12 @@ def perform(job: Job) -> Finding | ClipcheckError:
 
 @lru_cache(maxsize=1)
 def _bench(model: Model) -> Bench:
-    """The last one alone is kept; its folder is the worker's, and goes with that."""
+    """Return the bench of a model; only the last is kept, in the worker's temporary folder."""
     return Bench(model, Path(tempfile.mkdtemp()))
 
 
 def _backends(written: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the backends to run, and of the others that ``all`` stands for, why they cannot."""
+    """Return the backends to run, and why the others of ``all`` cannot run here."""
     named = {_known(each) for each in written if each != registry.ALL}
     for name in named:
         registry.require_available(registry.Choice(name))
@@ -241,7 +240,7 @@ def _backends(written: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
 
 
 def _defaults(architectures: Sequence[str], small: Sequence[str]) -> tuple[str, ...]:
-    """The backends where none is named."""
+    """Return the backends to use if none is named."""
     return (*([ARCHIVES] if architectures else []), *(["trace"] if small else []))
 
 
@@ -266,7 +265,7 @@ def _require_known(
     for name in small:
         if name not in SMALL:
             raise UsageError(
-                f"no small model of a family is named {name!r}",
+                f"expected a small model of a family, found {name!r}",
                 remedy=f"{nearest(name, SMALL)}; all of them: {', '.join(SMALL)}.",
             )
     if small and set(weights) != {"seeded"}:

@@ -1,8 +1,7 @@
 """Judge variants of the catalogue, planted into any backend of one model.
 
-A variant becomes an archive like any other, or comes into what another backend is made of, and is
-judged like any other. Beside the gates stands the classic assertion as people run it: one image,
-three prompts.
+A variant is written as an archive, or planted into the source of another backend, and is then
+judged like any checkpoint. The classic assertion of one image and three prompts is run as well.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ from clipcheck.writers.trained import weights_of
 CPU = torch.device("cpu")
 
 _ENDS = (OUTSIDE, HEAD)
-"""Parts of a method of a library's model."""
+"""Parts of a library's model that are not modules."""
 
 ARCHIVE = "variant.pt"
 """Name of the archive that a variant is written to."""
@@ -68,7 +67,7 @@ class Model:
     """A model that variants are planted into.
 
     Attributes:
-        dtype: what it computes in, where a variant has no dtype of its own.
+        dtype: dtype of the computation, unless a variant has its own dtype.
     """
 
     architecture: str
@@ -82,13 +81,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Setting:
-    """The reference, and what it made of the inputs: shared by all variants in one dtype. The
-    weights are a safetensors file's, so that only the backends that are TorchScript need it.
+    """The reference and its outputs, shared by all variants in one dtype. Its weights come from a
+    safetensors file, so that only TorchScript backends need an archive.
 
     Attributes:
-        source: without a fault, and without an archive.
-        trial: what the gates judge by.
-        classic: what the classic assertion judges by.
+        source: the sound model, without an archive.
+        trial: inputs and reference outputs for the gates.
+        classic: inputs and reference outputs for the classic assertion.
     """
 
     source: Source
@@ -97,11 +96,11 @@ class Setting:
 
 
 class Bench:
-    """Judges variants of one model. In each dtype the reference runs once: all have the same
-    weights.
+    """Judge variants of one model. The reference runs once in each dtype, because all variants
+    have the same weights.
 
     Args:
-        described: its architecture, if not the one that its name has in an audit.
+        described: the architecture; by default the one that the model's name has in an audit.
     """
 
     def __init__(
@@ -126,20 +125,20 @@ class Bench:
 
     @property
     def architecture(self) -> Architecture:
-        """The dimensions of a model that clipcheck's own modules compute.
+        """The architecture of a model that clipcheck's own modules compute.
 
         Raises:
-            UnfitError: a library's do.
+            UnfitError: a library computes the model.
         """
         if isinstance(self.described, LibraryArchitecture):
             raise self.described.unfit()
         return self.described
 
     def find(self, variant: Variant, backend: str, *, localize: bool = False) -> Finding:
-        """Plant a variant, and see what comes of it.
+        """Plant a variant and judge it.
 
         Args:
-            localize: find where a fault departs first, if it tells its place.
+            localize: find the first place where a fault departs, if the variant has a place.
 
         Raises:
             RunError: the backend cannot be built with it.
@@ -148,7 +147,7 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
             gates, assertion = self.judge(variant, backend, Path(scratch))
             if localize and variant.places is not None:
-                # Anew: some faults have changed the weights by now.
+                # Planted again: some faults have changed the weights by now.
                 with self.planted(variant, backend, Path(scratch)) as source:
                     found = self._localise(variant, backend, source)
                 right = found is not None and self.is_right(found, variant)
@@ -175,13 +174,13 @@ class Bench:
     def judge(
         self, variant: Variant, backend: str, scratch: Path
     ) -> tuple[Sequence[GateResult], GateResult]:
-        """Plant a variant into a backend; return what the gates found, and the classic assertion.
+        """Plant a variant into a backend; return the results of the gates and the classic one.
 
         Args:
-            scratch: a folder for what is written, of this variant alone.
+            scratch: a folder for the files of this variant only.
         """
         setting = self.setting(variant.dtype or self.model.dtype, variant.budget)
-        # What is planted into a library stays there until all is run.
+        # A fault planted into a library stays there until all runs are done.
         with self.planted(variant, backend, scratch) as source:
             with exact_floats():
                 candidate = Choice(backend).backend.build(source)
@@ -194,7 +193,7 @@ class Bench:
         return found.gates, assertion
 
     def _localise(self, variant: Variant, backend: str, source: Source) -> Localisation | None:
-        """Find where a fault departs; None where the backend's modules are not run."""
+        """Find where a fault departs; None if the backend does not run single modules."""
         if source.archive is not None:
             return first_departures(source, Stopwatch())
         with exact_floats():
@@ -207,8 +206,8 @@ class Bench:
 
     @contextmanager
     def planted(self, variant: Variant, backend: str, scratch: Path) -> Iterator[Source]:
-        """Give what the backend is to be made of, with the variant in it; an archive that is in the
-        folder already is opened once more."""
+        """Give the source of the backend, with the variant planted; an archive that is already in
+        the folder is opened again."""
         choice = Choice(backend)
         if choice.backend.needs_archive:
             archive = scratch / ARCHIVE
@@ -227,7 +226,7 @@ class Bench:
             yield changed
 
     def written(self, alter: Alter | None, folder: Path) -> Path:
-        """Write an archive of the model, with its modules altered."""
+        """Write an archive of the model with altered modules."""
         torchscript_support.forget_classes()
         path = folder / ARCHIVE
         write_archive(self.architecture, self._weights, path, alter=alter)
@@ -235,13 +234,13 @@ class Bench:
 
     @contextmanager
     def opened(self, archive: Path) -> Iterator[Source]:
-        """Open an archive in this process: it was written here."""
+        """Open an archive in this process, without a sandbox: it was written here."""
         opened = opened_sides(open_checkpoint(archive), None, CPU, self.model.dtype, archive=True)
         with opened as sides:
             yield sides.source
 
     def is_right(self, found: Localisation, variant: Variant) -> bool:
-        """Whether the place in each tower is the first that was altered there."""
+        """Whether the place found in each tower is the first altered place of that tower."""
         if variant.hidden and not found.found:
             return True
         first: dict[Tower, Spot] = {}
@@ -252,7 +251,7 @@ class Bench:
         )
 
     def _spots(self, variant: Variant) -> Iterator[tuple[Tower, Spot]]:
-        """Where a variant is planted, each with its tower."""
+        """Yield the places where a variant is planted, each with its tower."""
         places = variant.places or ()
         if isinstance(self.described, LibraryArchitecture):
             model = self.setting(variant.dtype or "float32", variant.budget).source.model
@@ -288,10 +287,10 @@ class Bench:
 
 
 def is_at(place: Place, spot: Spot) -> bool:
-    """Whether a place that was found is the one that was altered."""
-    # The archive has one ReLU in a block, which serves three times; the eager model has three.
+    """Whether ``place``, which was found, is ``spot``, which was altered."""
+    # A block of the archive has one ReLU, which is called three times; the eager model has three.
     names = {spot.name, *(f"{spot.name}{number}" for number in (1, 2, 3))}
-    # Itself, its weights, or, of a library's model, what it does with its modules.
+    # The module itself, its weights, or code between its modules in a library's model.
     of_module = place.part in ("", BETWEEN, MISSING, *_ENDS) or place.part.startswith("its")
     return place.module in names and (spot.part in place.part if spot.part else of_module)
 

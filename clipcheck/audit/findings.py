@@ -13,18 +13,17 @@ class Finding:
     """Verdict of the gates on one variant, in one architecture, with one set of weights.
 
     Attributes:
-        clean: whether it has to pass.
-        weights: their kind.
-        dtype: what both sides computed in.
-        gate: the gate that failed by most, or None.
-        margin: how many times what is allowed that was; for a variant that passes, how much of
-            what is allowed.
+        clean: whether it is a clean variant, which has to pass.
+        weights: kind of weights.
+        dtype: dtype in which both sides computed.
+        gate: the gate with the largest margin of those that failed, or None.
+        margin: the largest error of all gates, as a multiple of its limit.
         classic_caught: whether the classic assertion fails.
-        greatest: the greatest ratio to the eager model's error under each limit, by its name in
+        greatest: the largest ratio to the eager model's error for each limit, by its name in
             `clipcheck.gates.tolerances.Limits`.
-        localisation: where it departs, if that was asked for of a fault.
-        localised: whether it departs where the fault was planted, and nowhere else; nowhere at all
-            where the fault shows on no ordinary input.
+        localisation: where it departs, if places of faults were looked for.
+        localised: whether it departs where the fault was planted, and nowhere else; or nowhere,
+            if ordinary inputs need not show the fault.
     """
 
     name: str
@@ -50,13 +49,13 @@ class Finding:
 
     @property
     def hidden(self) -> bool:
-        """Whether a place was looked for, and the fault rightly showed nowhere."""
+        """Whether a place was looked for, and the fault correctly showed nowhere."""
         found = self.localisation
         return self.localised and found is not None and not found.found
 
     @property
     def right(self) -> bool:
-        """Whether a fault was caught, or a clean variant passed."""
+        """Whether the verdict is correct: a fault was caught, or a clean variant passed."""
         return self.caught != self.clean
 
 
@@ -65,8 +64,8 @@ class Audit:
     """Findings of an audit.
 
     Attributes:
-        findings: in the order of the backends, then of the catalogue.
-        left_out: by backend that cannot run on this machine, why.
+        findings: ordered by backend, then as in the catalogue.
+        left_out: the backends that cannot run on this machine, each with the reason.
     """
 
     findings: Sequence[Finding]
@@ -74,8 +73,8 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """Whether every fault was caught, and every clean variant passed; where places were asked
-        for, whether all are right as well."""
+        """Whether every fault was caught and every clean variant passed, and, if places were looked
+        for, whether all are correct."""
         return (
             bool(self.findings)
             and all(finding.right for finding in self.findings)
@@ -84,15 +83,15 @@ class Audit:
 
     @property
     def sought(self) -> Sequence[Finding]:
-        """Findings on faults whose place was looked for."""
+        """Findings of faults whose place was looked for."""
         return [finding for finding in self.findings if finding.localisation is not None]
 
     @property
     def faults(self) -> Sequence[Finding]:
-        """Findings on faults."""
+        """Findings of faults."""
         return [finding for finding in self.findings if not finding.clean]
 
     @property
     def clean(self) -> Sequence[Finding]:
-        """Findings on clean variants."""
+        """Findings of clean variants."""
         return [finding for finding in self.findings if finding.clean]

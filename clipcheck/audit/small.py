@@ -1,4 +1,4 @@
-"""A small model of each family that a library computes, to plant faults into."""
+"""Small models of each family that a library computes, to plant faults into."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _timm(name: str, side: int, pool: str = "avg", proj: str | None = "linear") 
 
 
 def _model(vision: dict[str, Any], embed_dim: int = 64, **more: Any) -> dict[str, Any]:
-    """A ``model_cfg``; what is said of texts is added to `_TEXT`."""
+    """Return a ``model_cfg``; the entries of ``text`` are added to `_TEXT`."""
     text = {**_TEXT, **more.pop("text", {})}
     return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text, **more}
 
@@ -64,8 +64,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         _timm("vit_pe_core_tiny_patch16_384", 384, "map", None), 512, custom_text=True
     ),
 }
-"""The ``model_cfg`` of each, as open_clip reads it; towers of timm are the smallest relatives of
-those that the family has."""
+"""The ``model_cfg`` of each family, as open_clip reads it; towers of timm are the smallest of the
+family's kind."""
 
 _TEXT_MODEL = {
     "model_type": "roberta",
@@ -144,7 +144,7 @@ SMALL = (*CONFIGS, *_TYPES)
 
 @lru_cache
 def small(name: str) -> LibraryArchitecture:
-    """The small model of a family or class, by its name in `SMALL`."""
+    """Return the small model of a family or class, by its name in `SMALL`."""
     if name in _TYPES:
         kind = _TYPES[name]
         config = {"model_type": kind, "projection_dim": 24, **CLASSES[kind]}
@@ -159,9 +159,9 @@ def small(name: str) -> LibraryArchitecture:
 
 
 def model_named(name: str) -> Architecture | LibraryArchitecture:
-    """The small model of a family or class, a released model, ``tiny-vit`` or ``tiny-resnet``.
+    """Return a small model of a family or class, a released model, ``tiny-vit`` or ``tiny-resnet``.
 
     Raises:
-        UnknownModelError: there is none of that name.
+        UnknownModelError: no model has this name.
     """
     return small(name) if name in SMALL else architecture_named(name)

@@ -175,7 +175,7 @@ def test_entries_are_of_known_families_and_have_names_of_their_own() -> None:
 
 
 def test_an_unknown_family_and_other_weights_are_refused() -> None:
-    with pytest.raises(UsageError, match="no small model of a family is named 'clippa'") as caught:
+    with pytest.raises(UsageError, match="a small model of a family, found 'clippa'") as caught:
         audit((), families=("clippa",))
     assert "clipa" in str(caught.value.remedy)
     with pytest.raises(UsageError, match="expected seeded weights"):

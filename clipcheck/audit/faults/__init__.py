@@ -1,17 +1,15 @@
-"""Faults to plant into an archive, and other ways to compute the same that are none.
+"""Faults to plant into an archive, and clean variants, which compute the same in another way.
 
-A variant alters the modules of an archive before they are traced: functions take the place of
-modules' ``forward`` or of the model's methods, by attributes of the instances, which the tracer
-honours. No parameters or buffers are added; a tensor that such a function holds is a constant of
-the graph.
+A variant alters the modules of an archive before they are traced: functions replace modules'
+``forward`` or the model's methods, as attributes of the instances, which the tracer calls. No
+parameters or buffers are added; a tensor in such a function's closure is a constant of the graph.
 
-What a plant has to observe: batches of no rows are traced, in the dtypes of the weights. So what
-it does at that time must be defined for no rows, and must not depend in Python on their number; a
-size is recorded as a value, a branch on one is not. A dtype that the loader replaces must not be
-spelled out where it is the fault.
+Rules for a plant: tracing uses batches without rows, in the dtypes of the weights. So its code must
+be defined for zero rows, and no Python branch may depend on the number of rows: the trace records a
+size as a value, but not a branch on it. A fault must not name a dtype that the loader replaces.
 
-Every one of `FAULTS` changes what is computed, for some inputs at least, and none of `CLEAN` does
-by more than the rounding of float32.
+Each of `FAULTS` changes the outputs for at least some inputs; none of `CLEAN` changes them by more
+than the rounding of float32.
 """
 
 from __future__ import annotations
@@ -57,10 +55,10 @@ FAULTS: tuple[Variant, ...] = (
 
 
 def fault_named(name: str) -> Variant:
-    """The fault of that name.
+    """Return the fault of this name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such fault.
     """
     for fault in FAULTS:
         if fault.name == name:

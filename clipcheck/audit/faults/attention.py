@@ -39,7 +39,7 @@ from clipcheck.writers.legacy import Multimodal
 
 
 def _masked(change: Callable[[Tensor], Tensor]) -> Alter:
-    """Another mask, which the tracer makes a constant of the block."""
+    """Change the mask, which the tracer records as a constant of the block."""
 
     def alter(block: Any) -> None:
         block.mask = change(block.mask)
@@ -59,7 +59,7 @@ def _causal(model: Multimodal) -> None:
 
 
 def _scaled(factor: Callable[[int], float]) -> Attend:
-    """The scale of attention is multiplied by ``factor(size)``."""
+    """Multiply the attention scale by ``factor(head size)``."""
     return lambda query, key, value, mask: attend(query * factor(query.shape[-1]), key, value, mask)
 
 
@@ -73,7 +73,7 @@ def _heads_interleaved(module: Any, y: Tensor) -> Tensor:
 
 
 def _batch_first(module: Any) -> None:
-    """The rows of the batch are taken as the sequence."""
+    """Treat the batch axis as the sequence axis."""
     original: Callable[..., Tensor] = module.forward
     put(
         module,
@@ -96,54 +96,54 @@ ATTENTION = (
     ),
     _attention(
         name="causal-mask-missing-in-one",
-        reason="transformers#41668: one way through the attention does without the mask",
+        reason="transformers#41668: one code path of attention does not apply the mask",
         plant=at(text_block, setting("mask", None)),
         places=(Where(_text),),
     ),
     _attention(
         name="causal-mask-off-by-one",
-        reason="triu(2) in place of triu(1): each token sees the one that follows",
+        reason="triu(2) instead of triu(1): each token also attends to the next one",
         plant=at(text_blocks, _masked(lambda mask: _hidden(mask.shape[0], 2))),
         places=_TEXT_ATTENTIONS,
     ),
     _attention(
         name="causal-mask-of-minus-10",
-        reason="a finite sentinel that is too small (coremltools#2669 is of one too great)",
+        reason="a finite mask value that is too small (in coremltools#2669 it is too large)",
         plant=at(text_blocks, _masked(lambda mask: mask.clamp(min=-10))),
         places=_TEXT_ATTENTIONS,
     ),
     _attention(
         name="causal-mask-in-image-tower",
-        reason="transformers#30390: is_causal is set in a tower that has no mask",
+        reason="transformers#30390: is_causal is set in a tower without a mask",
         plant=_causal,
         places=(Where(within(vision_blocks, "attn")),),
         kinds=(ViT,),
     ),
     _attention(
         name="scale-twice",
-        reason="the query is scaled, and scaled_dot_product_attention scales again",
+        reason="the query is scaled, and scaled_dot_product_attention scales it again",
         plant=at(_text, attention(attend=_scaled(lambda size: size**-0.5))),
     ),
     _attention(
         name="scale-twice-in-attention-pool",
-        reason="the query is scaled, and scaled_dot_product_attention scales again",
+        reason="the query is scaled, and scaled_dot_product_attention scales it again",
         plant=at(one("visual.attnpool"), attention_pool(attend=_scaled(lambda size: size**-0.5))),
         kinds=(ResNet,),
     ),
     _attention(
         name="softmax-over-queries",
-        reason="softmax over the wrong axis of the scores",
+        reason="softmax runs over the wrong axis of the scores",
         plant=at(_image, attention(attend=_over_queries)),
         kinds=(ViT,),
     ),
     _attention(
         name="heads-interleaved",
-        reason="the heads' results are put together with heads and channels exchanged",
+        reason="the outputs of the heads are joined with heads and channels swapped",
         plant=at(_text, attention(finish=_heads_interleaved)),
     ),
     _attention(
         name="batch-taken-as-sequence",
-        reason="nn.MultiheadAttention is built without batch_first, and given [N, L, D]",
+        reason="nn.MultiheadAttention without batch_first is given [N, L, D]",
         plant=at(_image, _batch_first),
         kinds=(ViT,),
     ),

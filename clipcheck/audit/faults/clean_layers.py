@@ -1,4 +1,4 @@
-"""Other ways to compute the very same function: attention, and the layers beside it."""
+"""Clean variants, which compute the same function: attention and other layers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from clipcheck.writers.legacy import (
 
 
 def _everywhere(attend: Attend) -> Plant:
-    """In the blocks of both towers, and in the attention pool."""
+    """Replace attention in the blocks of both towers and in the attention pool."""
     return both(
         at(instances(MultiheadAttention), attention(attend=attend)),
         at(instances(AttentionPool), attention_pool(attend=attend)),
@@ -86,7 +86,7 @@ def _fused_causal(query: Tensor, key: Tensor, value: Tensor, _: Tensor | None) -
 
 
 def _finite_mask(block: Any) -> None:
-    # Its exponential is 0, in every dtype.
+    # exp(-1e4) is 0 in every dtype.
     block.mask = block.mask.clamp(min=-1e4)
 
 
@@ -97,7 +97,7 @@ def _separate(module: Any, x: Tensor) -> Projected:
 
 
 def _batch_first(module: Any, x: Tensor, mask: Tensor | None) -> Tensor:
-    """``x`` [N, L, D]."""
+    """Attention of ``x`` [N, L, D]."""
     projected = functional.linear(x, module.in_proj_weight, module.in_proj_bias)
     heads = projected.unflatten(-1, (3, module.heads, x.shape[-1] // module.heads))
     query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # [N, heads, L, D / heads]
@@ -163,22 +163,22 @@ CLEAN_LAYERS = (
     ),
     _clean(
         name="scores-scaled",
-        reason="the scores are divided by the root of the size, as in the paper of the transformer",
+        reason="scores are divided by the root of the head size, as in the Transformer paper",
         plant=_everywhere(_scores_scaled),
     ),
     _clean(
         name="softmax-written-out",
-        reason="exponential and sum, after the greatest score is taken off",
+        reason="softmax by exp and sum, after subtracting the largest score",
         plant=_everywhere(_softmax_by(_written_out)),
     ),
     _clean(
         name="softmax-to-base-two",
-        reason="powers of two, as in flash attention",
+        reason="softmax by powers of two, as in flash attention",
         plant=_everywhere(_softmax_by(_to_base_two)),
     ),
     _clean(
         name="mask-of-minus-10000",
-        reason="a finite sentinel whose exponential is 0 in every precision, as BERT has it",
+        reason="a finite mask value whose exponential is 0 in every precision, as in BERT",
         plant=at(text_blocks, _finite_mask),
     ),
     _clean(
@@ -191,23 +191,23 @@ CLEAN_LAYERS = (
     ),
     _clean(
         name="layer-norm-by-hand",
-        reason="mean, variance and reciprocal root as operations of their own",
+        reason="mean, variance and reciprocal root as separate operations",
         plant=at(layer_norms, instead(layer_norm_by_hand)),
     ),
     _clean(
         name="layer-norm-without-casts",
-        reason="weights are cast to the dtype of the input, as in models of one dtype",
+        reason="LayerNorm weights are cast to the dtype of the input, as in models of one dtype",
         plant=at(layer_norms, instead(_layer_norm_without_casts)),
     ),
     _clean(
         name="batch-norm-by-hand",
-        reason="subtraction, division, product and sum as operations of their own",
+        reason="subtraction, division, product and sum as separate operations",
         plant=at(batch_norms, instead(_batch_norm_by_hand)),
         kinds=(ResNet,),
     ),
     _clean(
         name="batch-norm-folded",
-        reason="one factor and one summand for each channel",
+        reason="BatchNorm as one factor and one summand for each channel",
         plant=at(batch_norms, instead(batch_norm_by_scale)),
         kinds=(ResNet,),
     ),
@@ -218,17 +218,17 @@ CLEAN_LAYERS = (
     ),
     _clean(
         name="quickgelu-by-exponential",
-        reason="the sigmoid written out",
+        reason="QuickGELU with the sigmoid written out",
         plant=at(gelus, instead(lambda _, x: x / (1 + (x * -1.702).exp()))),
     ),
     _clean(
         name="linear-by-addmm",
-        reason="matrices in place of batches in the perceptrons",
+        reason="the linear layers of the MLPs multiply one flat matrix (addmm)",
         plant=at(_perceptrons, instead(_with_addmm)),
     ),
     _clean(
         name="residual-second",
-        reason="the sums beside the branches the other way round",
+        reason="residual sums with the two operands swapped",
         plant=at(blocks, instead(_residual_turned)),
     ),
 )

@@ -1,4 +1,4 @@
-"""Other ways to compute the very same function: images, the ends of the towers, the logits."""
+"""Clean variants, which compute the same function: images, tower outputs, logits."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _by_normalize(model: Multimodal, image: Tensor, text: Tensor) -> Pair:
 
 
 def _turned(model: Multimodal) -> None:
-    """Each batch is run in reverse order, and its features are put back."""
+    """Run each batch in reverse order, and restore the order of its features."""
     for name in ("encode_image", "encode_text"):
         encode = getattr(model, name)
         put(model, name, partial(lambda encode, x: encode(x.flip(0)).flip(0), encode))
@@ -81,46 +81,46 @@ _clean = partial(Variant, family=CLEAN_FAMILY)
 CLEAN_TOWERS = (
     _clean(
         name="patches-by-unfold",
-        reason="the patch embedding as a product of matrices",
+        reason="the patch embedding as a matrix product",
         plant=vision_transformer(embed=_unfolded),
         kinds=(ViT,),
     ),
     _clean(
         name="channels-last",
-        reason="convolutions on images whose channels are innermost in memory",
+        reason="convolutions on images in channels-last memory format",
         plant=at(one("visual"), before(lambda x: x.contiguous(memory_format=torch.channels_last))),
     ),
     _clean(
         name="pointwise-convolutions-as-products",
-        reason="convolutions of 1 x 1 as products of matrices",
+        reason="1 x 1 convolutions as matrix products",
         plant=at(_pointwise, instead(_as_matrix)),
         kinds=(ResNet,),
     ),
     _clean(
         name="relu-by-clamp",
-        reason="clamp(min=0) in place of relu, and not in place",
+        reason="clamp(min=0) instead of relu, not in-place",
         plant=at(instances(nn.ReLU), instead(lambda _, x: x.clamp(min=0))),
         kinds=(ResNet,),
     ),
     _clean(
         name="average-pool-by-mean",
-        reason="a view of six dimensions and a mean over two of them",
+        reason="average pooling as a view with six dimensions and a mean over two of them",
         plant=at(instances(nn.AvgPool2d), instead(_pool_by_mean)),
         kinds=(ResNet,),
     ),
     _clean(
         name="end-by-gather",
-        reason="the end of text is taken with gather in place of an index",
+        reason="the end-of-text token is read with gather instead of indexing",
         plant=text_encoder(),
     ),
     _clean(
         name="scale-behind-product",
-        reason="cosines first, and then the scale",
+        reason="cosines are computed first and scaled afterwards",
         plant=with_head(_scale_last),
     ),
     _clean(
         name="norms-by-normalize",
-        reason="functional.normalize, whose epsilon of 1e-12 no feature comes near",
+        reason="functional.normalize, whose epsilon of 1e-12 is far below any feature norm",
         plant=with_head(_by_normalize),
     ),
     _clean(

@@ -1,4 +1,4 @@
-"""Faults that depend on the form that inputs come in, or that are in what is done to tensors."""
+"""Faults that depend on the form of the inputs (strides, dtype) or that change tensors in-place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipcheck.writers.legacy import Multimodal
 
 
 def _as_if_contiguous(x: Tensor) -> Tensor:
-    """The numbers as they lie in memory."""
+    """Read the numbers in the order in which they are stored in memory."""
     _, channels, height, width = x.shape
     return x.as_strided(x.shape, (channels * height * width, height * width, width, 1))
 
@@ -33,7 +33,7 @@ def _shifted_if_recorded(x: Tensor) -> Tensor:
 
 
 def _scripted(on: Callable[[Change], Plant], change: Change) -> Alter:
-    """With its branches: the tracer keeps those of a scripted function."""
+    """Script a function: the tracer keeps the branches of scripted functions."""
 
     def plant(model: Multimodal) -> None:
         on(torch.jit.script(change))(model)
@@ -42,14 +42,14 @@ def _scripted(on: Callable[[Change], Plant], change: Change) -> Alter:
 
 
 def _written_over(name: str) -> Alter:
-    """Right, but what it was given is changed."""
+    """Compute the right result, but change the input in-place."""
 
     def plant(model: Multimodal) -> None:
         encode: Callable[[Tensor], Tensor] = getattr(model, name)
 
         def call(x: Tensor) -> Tensor:
             found = encode(x * 1)
-            # Read once more: an update that nothing reads would be removed as dead code.
+            # Read again: an update that nothing reads would be removed as dead code.
             return found + 0 * x.mul_(2).sum().type_as(found)
 
         put(model, name, call)
@@ -58,7 +58,7 @@ def _written_over(name: str) -> Alter:
 
 
 def _buffered(name: str) -> Alter:
-    """Given in a buffer, which the next call uses as well; ``forward`` does without."""
+    """Return the result in a buffer that the next call reuses; ``forward`` uses no buffer."""
 
     def plant(model: Multimodal) -> None:
         image, text = model.encode_image, model.encode_text
@@ -80,42 +80,42 @@ _form = partial(Variant, family="form", places=NOWHERE)
 FORMS = (
     _form(
         name="pixels-as-they-lie",
-        reason="a kernel reads pixels that are a view, or channels last, as if they were neither",
+        reason="a kernel reads strided or channels-last pixels as if they were contiguous",
         plant=on_pixels(_as_if_contiguous),
     ),
     _form(
         name="ids-as-they-lie",
-        reason="the same of ids",
+        reason="a kernel reads strided ids as if they were contiguous",
         plant=on_tokens(lambda text: text.as_strided(text.shape, (text.shape[1], 1))),
     ),
     _form(
         name="ids-of-64-bits-cut",
-        reason="ids of 64 bits are cut to 15, in a way that those of 32 do not take",
+        reason="int64 ids are cut to 15 bits; int32 ids are not",
         plant=_scripted(on_tokens, _cut_if_64_bits),
     ),
     _form(
         name="pixels-with-gradients",
-        reason="pixels that require gradients are taken for training, and augmented",
+        reason="pixels that require gradients are augmented, as in training",
         plant=_scripted(on_pixels, _shifted_if_recorded),
     ),
     _form(
         name="pixels-changed",
-        reason="pixels are normalised in place, and are others for who uses them once more",
+        reason="pixels are normalised in-place, so that the caller's tensor changes",
         plant=_written_over("encode_image"),
     ),
     _form(
         name="ids-changed",
-        reason="the same of ids",
+        reason="ids are changed in-place, so that the caller's tensor changes",
         plant=_written_over("encode_text"),
     ),
     _form(
         name="image-features-in-a-buffer",
-        reason="what a call gives is overwritten by the next one",
+        reason="the output of a call is overwritten by the next call",
         plant=_buffered("encode_image"),
     ),
     _form(
         name="text-features-in-a-buffer",
-        reason="the same in the other tower",
+        reason="the text features of a call are overwritten by the next call",
         plant=_buffered("encode_text"),
     ),
 )

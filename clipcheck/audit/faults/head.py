@@ -64,23 +64,23 @@ def _with_norms(of_image: Scale, of_text: Scale) -> partial[Variant]:
 PROJECTION = (
     _with_scale(lambda scale: scale)(
         name="logit-scale-not-exponentiated",
-        reason="logit_scale is the logarithm of the scale, and is used as the scale",
+        reason="logit_scale, the logarithm of the scale, is used as the scale",
     ),
     _with_scale(lambda scale: scale.clamp(max=4.6).exp())(
         name="logit-scale-clipped-at-4.6",
-        reason="the logarithm is clipped at 4.6, which is a little less than ln 100",
+        reason="the logarithm of the scale is clipped at 4.6, slightly below ln 100",
     ),
     _with_norms(lambda x: x * 1, unit)(
         name="image-features-not-normalised",
-        reason="the features of images are not brought to length one",
+        reason="image features are not normalised to length 1",
     ),
     _with_norms(lambda x: x / (x.square().sum(-1, keepdim=True) + 1e-1).sqrt(), unit)(
         name="normalised-with-great-epsilon",
-        reason="0.1 is added under the root of the norm of images",
+        reason="0.1 is added under the square root of the norm of image features",
     ),
     _projection(
         name="per-text-of-other-features",
-        reason="logits_per_text computed anew, from texts that are not normalised",
+        reason="logits_per_text is computed separately, from texts that are not normalised",
         plant=with_head(_unlike_sides),
     ),
     _projection(
@@ -90,24 +90,24 @@ PROJECTION = (
     ),
     _projection(
         name="probabilities-for-logits",
-        reason="the softmax of the demo is part of the export",
+        reason="the softmax of the usage example is part of the export",
         plant=with_head(_probabilities),
-        # What it gives is told as what it is, and is not compared.
+        # Its output is reported as probabilities, and is not compared.
         places=(Where(FORWARD, "outside of its modules"),),
     ),
     _projection(
         name="image-encoder-normalises",
-        reason="encode_image(normalize=True) of open_clip; the logits do not change",
+        reason="encode_image(normalize=True) of open_clip; logits stay the same",
         plant=on_image_features(unit),
     ),
     _projection(
         name="text-features-scaled-by-two",
-        reason="the projection has another scale; only encode_text shows it",
+        reason="the text projection has another scale; only encode_text shows it",
         plant=on_text_features(lambda x: x * 2),
     ),
     _projection(
         name="components-rotated-in-forward-alone",
-        reason="forward and encode_image are graphs of their own, and one was exported anew",
+        reason="forward and encode_image are separate graphs, and only one was re-exported",
         plant=only_in_forward("encode_image", lambda x: x.roll(1, -1)),
     ),
 )

@@ -41,12 +41,12 @@ _activation = partial(Variant, family="activation")
 ACTIVATION = (
     _activation(
         name="gelu-for-quickgelu",
-        reason="open_clip#771, open_clip#915, timm#1754: weights of quickgelu in a gelu model",
+        reason="open_clip#771, open_clip#915, timm#1754: QuickGELU weights in a GELU model",
         plant=at(gelus, instead(lambda _, x: functional.gelu(x))),
     ),
     _activation(
         name="tanh-gelu-for-quickgelu",
-        reason="gelu_new of transformers, the tanh approximation, in place of quick_gelu",
+        reason="gelu_new of transformers (the tanh approximation) instead of quick_gelu",
         plant=at(gelus, instead(lambda _, x: functional.gelu(x, approximate="tanh"))),
     ),
     _activation(
@@ -61,7 +61,7 @@ ACTIVATION = (
     ),
     _activation(
         name="leaky-relu-in-one-bottleneck",
-        reason="a slope of 0.01 for negative values in one block",
+        reason="LeakyReLU: a slope of 0.01 for negative values in one block",
         plant=at(
             within(bottleneck, "relu"),
             instead(lambda _, x: functional.leaky_relu(x, 0.01)),
@@ -70,7 +70,7 @@ ACTIVATION = (
     ),
     _activation(
         name="relu-behind-sum-left-out",
-        reason="a block as of ResNet v2, whose sum is not rectified",
+        reason="a block as in ResNet v2, without ReLU after the sum",
         plant=at(bottleneck, instead(_without_last_relu)),
         places=(Where(within(bottleneck, "relu")),),
         kinds=(ResNet,),
@@ -86,7 +86,7 @@ def _layer_norm(norm: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None
 
 
 def _batch_statistics(norm: Any, x: Tensor) -> Tensor:
-    # Without the running statistics: a batch of no rows, which is traced, would ruin them.
+    # Running statistics are not passed: tracing with an empty batch would make them NaN.
     return torch.batch_norm(
         x, norm.weight, norm.bias, None, None, True, norm.momentum, norm.eps, False
     )
@@ -136,14 +136,14 @@ NORMALISATION = (
     ),
     _norm(
         name="norm-behind-sum",
-        reason="one block as of BERT, with the LayerNorms behind the sums",
+        reason="one block as in BERT, with LayerNorm after the residual sums",
         plant=at(text_block, instead(_norm_behind)),
-        # It is missing where attention takes what it gives.
+        # The error shows at the input of attention.
         places=(Where(within(text_block, "ln_1")),),
     ),
     _norm(
         name="final-norm-missing",
-        reason="the features are read before ln_final (the hidden states that diffusers use)",
+        reason="features are read before ln_final (the hidden states that diffusers uses)",
         plant=text_encoder(norm=lambda _, x: x),
         places=(Where("ln_final"),),
     ),
@@ -156,7 +156,7 @@ NORMALISATION = (
     ),
     _norm(
         name="batch-norm-in-training-mode",
-        reason="one BatchNorm uses the statistics of the batch: exported without eval()",
+        reason="one BatchNorm uses batch statistics: exported without eval()",
         plant=at(within(bottleneck, "bn1"), instead(_batch_statistics)),
         kinds=(ResNet,),
     ),

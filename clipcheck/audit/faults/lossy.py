@@ -1,9 +1,10 @@
-"""Programs that are lossy on purpose, as their makers write them, and what goes wrong there.
+"""Lossy programs, as people make them (quantised, half precision), and faults in them.
 
 A budget judges them.
 
-Each is quantised by onnxruntime.quantization. Static ranges are of the operators that multiply: in
-a program that quantises all of them, the -inf of a causal mask spoils the range of the scores.
+Quantised programs are made by onnxruntime.quantization. Static quantisation covers only operators
+that multiply: if all operators are quantised, the -inf of a causal mask ruins the range of the
+scores.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ if TYPE_CHECKING:
     from clipcheck.backends.source import Source
 
 Recipe = Callable[[Path, Path, Inputs], None]
-"""Reads a program from the first path and writes a lossy one to the second."""
+"""Function that reads a program from the first path and writes a lossy one to the second."""
 
 Array = NDArray[Any]
 
 _CALIBRATING = 64
-"""Images and prompts that static ranges are calibrated on."""
+"""Number of images and prompts for the calibration of static ranges."""
 
 _SEED = 1000
-"""Of these: others than are judged."""
+"""Seed of the calibration inputs, which differ from the judged ones."""
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the advice of onnxruntime.quantization, which it logs as warnings."""
+    """Hide the advice that onnxruntime.quantization logs as warnings."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -54,7 +55,7 @@ def _quiet() -> Iterator[None]:
 
 
 def dynamic(path: Path, written: Path, _: Inputs, *, by_channel: bool, kind: str = "QInt8") -> None:
-    """Weights in int8; activations are quantised as they come."""
+    """Quantise weights to int8, and activations at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _quiet():
@@ -64,8 +65,8 @@ def dynamic(path: Path, written: Path, _: Inputs, *, by_channel: bool, kind: str
 def static(
     path: Path, written: Path, inputs: Inputs, *, form: str, by_channel: bool, every: bool = False
 ) -> None:
-    """Weights in int8, and activations in uint8 by ranges that are calibrated; of operators that
-    multiply, or of every one."""
+    """Quantise weights to int8 and activations to uint8 with calibrated ranges, for operators that
+    multiply or for all."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
@@ -97,7 +98,7 @@ def static(
 
 
 def blocks(path: Path, written: Path, _: Inputs, *, symmetric: bool) -> None:
-    """Matrices in 4 bits by blocks of 32."""
+    """Quantise matrices to 4 bits in blocks of 32."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -108,7 +109,7 @@ def blocks(path: Path, written: Path, _: Inputs, *, symmetric: bool) -> None:
 
 
 def half(path: Path, written: Path, _: Inputs) -> None:
-    """All in float16 but for what goes in and comes out."""
+    """Convert everything to float16 except inputs and outputs."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -130,7 +131,7 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
     "int4-by-blocks-with-zero-points": ("int4", partial(blocks, symmetric=False)),
     "fp16": ("fp16", half),
 }
-"""By name, the budget that a sound program of this kind keeps, and how it is made."""
+"""By name: the budget that a sound program of this kind keeps, and its recipe."""
 
 _ALL = (ViT, ResNet, LibraryArchitecture)
 
@@ -151,7 +152,7 @@ def _graph(alter: Callable[[onnx.ModelProto], None]) -> Callable[[onnx.ModelProt
 
 
 def _integers(program: onnx.ModelProto) -> list[str]:
-    """The names of all weights that are quantised, without what is added to them."""
+    """List the names of all quantised weights, without their suffixes."""
     end = "_quantized"
     names = [each.name for each in program.graph.initializer]
     return [name.removesuffix(end) for name in names if name.endswith(end)]
@@ -173,12 +174,12 @@ def _set(program: onnx.ModelProto, name: str, value: Array) -> None:
 
 def _required(names: list[str]) -> list[str]:
     if not names:
-        raise ValueError("the program has no such weight, and nothing would be altered")
+        raise ValueError("the program has no such weight, so the fault would change nothing")
     return names
 
 
 def _matrices(program: onnx.ModelProto, *, square: bool = False) -> list[str]:
-    """The quantised matrices that are multiplied with."""
+    """List the quantised matrices that are used in products."""
     multiplying = {n for node in program.graph.node if "MatMul" in node.op_type for n in node.input}
     shapes = {n: _get(program, f"{n}_quantized").shape for n in _integers(program)}
     return _required(
@@ -192,7 +193,7 @@ def _matrices(program: onnx.ModelProto, *, square: bool = False) -> list[str]:
 
 
 def zero_point_off(program: onnx.ModelProto) -> None:
-    """The zero point of one matrix is off by one."""
+    """Shift the zero point of one matrix by one."""
     names = _matrices(program)
     name = f"{names[len(names) // 2]}_zero_point"
     found = _get(program, name)
@@ -200,7 +201,7 @@ def zero_point_off(program: onnx.ModelProto) -> None:
 
 
 def scales_of_rows(program: onnx.ModelProto) -> None:
-    """Square matrices were quantised by rows, and their scales are used for columns."""
+    """Use the scales of rows for columns, in square matrices."""
     for name in _matrices(program, square=True):
         values = _get(program, f"{name}_quantized") * _get(program, f"{name}_scale")
         scales = np.abs(values).max(axis=1) / 127
@@ -210,14 +211,14 @@ def scales_of_rows(program: onnx.ModelProto) -> None:
 
 
 def ranges_clipped(program: onnx.ModelProto) -> None:
-    """The ranges of activations are a quarter of what was seen, as by a bad percentile."""
+    """Cut activation ranges to a quarter of what occurs, as by a bad percentile."""
     scales = {n.input[1] for n in program.graph.node if n.op_type == "QuantizeLinear"}
     for name in _required(sorted(scales)):
         _set(program, name, _get(program, name) / 4)
 
 
 def embedding_in_4_bits(program: onnx.ModelProto) -> None:
-    """The table of tokens keeps 16 of its 256 levels."""
+    """Keep 16 of the 256 levels of the token embedding."""
     gathered = {n.input[0] for n in program.graph.node if n.op_type == "Gather"}
     names = [n for n in _integers(program) if f"{n}_quantized" in gathered]
     name = max(_required(names), key=lambda each: _get(program, f"{each}_quantized").size)
@@ -228,7 +229,7 @@ def embedding_in_4_bits(program: onnx.ModelProto) -> None:
 
 
 def quantised_before(program: onnx.ModelProto, _: Source) -> None:
-    """One matrix was in 4 bits before it was quantised."""
+    """Round one matrix to 4 bits before it is quantised."""
     from onnx import numpy_helper
 
     multiplying = {n for node in program.graph.node if "MatMul" in node.op_type for n in node.input}
@@ -246,7 +247,7 @@ def quantised_before(program: onnx.ModelProto, _: Source) -> None:
 
 
 def logit_scale_quantised(program: onnx.ModelProto, source: Source) -> None:
-    """The logarithm of the logit scale is cut off at a step of 1/16, as 8 bits up to 16 have."""
+    """Round the log of the logit scale down to a step of 1/16, as 8 bits up to 16 do."""
     log = float(source.model.log_scale().detach())
     wrong = np.floor(log * 16) / 16
     for known, value in ((np.exp(log), np.exp(wrong)), (log, wrong)):
@@ -284,37 +285,37 @@ LOSSY_FAULTS: tuple[Variant, ...] = (
     _fault(
         "int8-scales-of-rows",
         "weights",
-        "scales that were taken along rows are used for columns, in square matrices",
+        "scales measured along rows are applied to columns, in square matrices",
         plants=_planted("int8-dynamic-by-channel", after=scales_of_rows),
     ),
     _fault(
         "int8-ranges-clipped",
         "range",
-        "activations are calibrated to a quarter of their range",
+        "activation ranges are calibrated to a quarter of what occurs",
         plants=_planted("int8-static-qdq", after=ranges_clipped),
     ),
     _fault(
         "int8-quantised-twice",
         "weights",
-        "one matrix was in 4 bits before it was quantised to int8",
+        "one matrix was rounded to 4 bits before it was quantised to int8",
         plants=_planted("int8-dynamic", before=quantised_before),
     ),
     _fault(
         "int8-logit-scale-quantised",
         "projection",
-        "the logit scale is quantised as well: its logarithm is cut off at a step of 1/16",
+        "the logit scale is quantised too: its logarithm is rounded down to a step of 1/16",
         plants=_planted("int8-dynamic", before=logit_scale_quantised),
     ),
     _fault(
         "int8-embedding-in-4-bits",
         "weights",
-        "the table of tokens has 4 bits where all else has 8",
+        "the token embedding has 4 bits, everything else 8",
         plants=_planted("uint8-dynamic", after=embedding_in_4_bits),
     ),
     _fault(
         "int8-mask-quantised",
         "range",
-        "every operator is quantised, and the -inf of the causal mask with them",
+        "every operator is quantised, including the -inf of the causal mask",
         plants={
             "onnxruntime": in_lossy_graph(partial(static, form="QDQ", by_channel=False, every=True))
         },
@@ -330,13 +331,13 @@ LOSSY_FAULTS: tuple[Variant, ...] = (
     _fault(
         "int8-softmax-over-queries",
         "attention",
-        "Softmax runs over another axis, in a program that is then quantised",
+        "Softmax runs over the wrong axis in a program that is then quantised",
         plants=_planted("int8-dynamic", before=_graph(graphs.softmax_over_queries)),
     ),
     _fault(
         "int8-silu-for-quickgelu",
         "activation",
-        "QuickGELU has a slope of 1, in a program that is then quantised",
+        "QuickGELU has a slope of 1 in a program that is then quantised",
         plants=_planted("int8-dynamic", before=_graph(graphs.slope(1.0))),
         kinds=(ViT, ResNet),
     ),

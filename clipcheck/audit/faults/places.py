@@ -39,8 +39,8 @@ def _resampled(model: Multimodal, x: Tensor) -> Tensor:
 
 
 def _order(table: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Numbers of the positions, those of the grid changed; the first one stays."""
-    # Before the tracing: there a size is a tensor, and has no square root.
+    """Return the order of positions, with the grid reordered; the class token's stays first."""
+    # Computed before tracing: in a trace a size is a tensor, which isqrt does not take.
     side = math.isqrt(table.shape[0])
     grid = torch.arange(1, side**2 + 1).unflatten(0, (side, side))
     return torch.cat([torch.zeros(1, dtype=torch.int64), change(grid).flatten()])
@@ -72,7 +72,7 @@ _position = partial(Variant, family="position")
 POSITION = (
     _position(
         name="text-positions-shifted",
-        reason="positions counted from one, as in OPT and RoBERTa, which keep rows for padding",
+        reason="positions start at 1, as in OPT and RoBERTa, which reserve rows for padding",
         plant=text_encoder(
             place=lambda model, x: x + model.positional_embedding.roll(-1, 0).type(x.dtype)
         ),
@@ -80,26 +80,26 @@ POSITION = (
     ),
     _position(
         name="text-positions-left-out",
-        reason="the positional embedding is loaded and never added",
+        reason="the positional embedding is loaded but never added",
         plant=text_encoder(place=lambda _, x: x),
         places=TEXT_POSITIONS,
     ),
     _position(
         name="text-positions-interpolated",
-        reason="the table was resampled to another context length and back, as for longer texts",
+        reason="positions were resampled to another context length and back",
         plant=text_encoder(place=_resampled),
         places=TEXT_POSITIONS,
     ),
     _position(
         name="image-positions-transposed",
-        reason="patches counted by column (a converter from a layout with the width first)",
+        reason="patches numbered by column (a converter from a width-first layout)",
         plant=_vit_grid(lambda grid: grid.t()),
         places=IMAGE_POSITIONS,
         kinds=(ViT,),
     ),
     _position(
         name="class-token-last",
-        reason="the class token is put behind the patches, and the first token pooled",
+        reason="the class token is appended after the patches, but the first token is pooled",
         plant=vision_transformer(start=lambda visual, x: class_first(visual, x).roll(-1, 1)),
         places=IMAGE_POSITIONS,
         kinds=(ViT,),
@@ -131,44 +131,44 @@ _pooling = partial(Variant, family="pooling")
 POOLING = (
     _pooling(
         name="pooled-at-fixed-position",
-        reason="an export traced with one prompt, where the text ends at a constant position",
+        reason="an export traced with one prompt: texts end at a constant position",
         plant=text_encoder(pool=lambda x, text: pooled(x, text.argmax(dim=-1) * 0 + 7)),
         places=POOLED,
     ),
     _pooling(
         name="pooled-at-legacy-id-2",
-        reason="transformers#24650, #24777: eos_token_id 2 of old configurations, found nowhere",
+        reason="transformers#24650, #24777: eos_token_id 2 of old configurations matches no token",
         plant=text_encoder(pool=lambda x, text: pooled(x, (text == 2).int().argmax(dim=-1))),
         places=POOLED,
     ),
     _pooling(
         name="pooled-at-last-position",
-        reason="open_clip#1151: pools the last of 77 positions, padding as it is",
+        reason="open_clip#1151: pools the last of 77 positions, though it is padding",
         plant=text_encoder(pool=lambda x, _: x[:, -1]),
         places=POOLED,
     ),
     _pooling(
         name="end-by-counting-ids",
-        reason="ids that are not 0 are counted, though 0 is a token as well (an exclamation mark)",
+        reason="non-zero ids are counted, though 0 is also a token (an exclamation mark)",
         plant=text_encoder(pool=lambda x, text: pooled(x, (text != 0).int().sum(dim=-1) - 1)),
         places=POOLED,
     ),
     _pooling(
         name="mean-of-image-tokens",
-        reason="the mean over all image tokens in place of the class token (timm avg pooling)",
+        reason="the mean over all image tokens instead of the class token (timm avg pooling)",
         plant=vision_transformer(pool=lambda x: x.mean(1)),
         places=(Where("visual.ln_post", "pooling before it"),),
         kinds=(ViT,),
     ),
     _pooling(
         name="mean-for-attention-pool",
-        reason="global average pooling in place of the attention pool",
+        reason="global average pooling instead of the attention pool",
         plant=at(one("visual.attnpool"), instead(_mean_pool)),
         kinds=(ResNet,),
     ),
     _pooling(
         name="query-from-first-place",
-        reason="the attention pool's query is the map's first place, not the mean",
+        reason="the query of the attention pool is the first position, not the mean",
         plant=at(one("visual.attnpool"), attention_pool(kept=1)),
         kinds=(ResNet,),
     ),

@@ -1,7 +1,7 @@
-"""How variants are planted: a function takes the place of a module's ``forward`` or of a method.
+"""Plant variants: replace a module's ``forward``, or a method, by a function.
 
-The tracer calls what an instance has, and so an attribute of the instance is what is recorded. A
-tensor that such a function closes over becomes a constant of the graph.
+The tracer calls attributes of the instance first, so it records the function. A tensor in the
+function's closure becomes a constant of the graph.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Head = Callable[[Multimodal, Tensor, Tensor], Pair]
 
 @dataclass(frozen=True)
 class Plant:
-    """Alters the modules of an archive before they are traced.
+    """Alteration of an archive's modules before they are traced.
 
     Attributes:
-        alter: does so, given the whole model.
-        places: where that is to be found.
+        alter: alters the whole model.
+        places: where localisation has to find the fault.
     """
 
     alter: Callable[[Multimodal], None]
@@ -49,7 +49,7 @@ class Plant:
 
 
 def at(select: Select, alter: Alter) -> Plant:
-    """Alter each of the modules that are selected."""
+    """Alter each selected module."""
 
     def plant(model: Multimodal) -> None:
         for module in select(model):
@@ -59,7 +59,7 @@ def at(select: Select, alter: Alter) -> Plant:
 
 
 def both(*plants: Plant) -> Plant:
-    """Several in one."""
+    """Combine several plants in one."""
 
     def plant(model: Multimodal) -> None:
         for each in plants:
@@ -69,12 +69,12 @@ def both(*plants: Plant) -> Plant:
 
 
 def put(owner: object, name: str, function: Callable[..., Any]) -> None:
-    """Make ``function`` what ``owner.name`` calls."""
+    """Set ``owner.name`` to ``function``."""
     setattr(owner, name, function)
 
 
 def instead(compute: Compute) -> Alter:
-    """``compute(module, *inputs)`` in place of the module's ``forward``."""
+    """Replace the module's ``forward`` by ``compute(module, *inputs)``."""
     return lambda module: put(module, "forward", partial(compute, module))
 
 
@@ -84,7 +84,7 @@ def before(change: Change) -> Alter:
 
 
 def after(change: Change) -> Alter:
-    """Change what a module gives."""
+    """Change a module's output."""
     return lambda module: _after(module, "forward", change)
 
 
@@ -107,12 +107,12 @@ def _after(owner: object, name: str, change: Change) -> None:
 
 
 def on_pixels(change: Change) -> Plant:
-    """Change the pixels [N, 3, H, W] that the image tower is given."""
+    """Change the pixels [N, 3, H, W] that enter the image tower."""
     return Plant(lambda model: _before(model, "encode_image", change), PIXELS)
 
 
 def on_tokens(change: Change) -> Plant:
-    """Change the ids [M, L] that the text tower is given."""
+    """Change the ids [M, L] that enter the text tower."""
     return Plant(lambda model: _before(model, "encode_text", change), IDS)
 
 
@@ -127,7 +127,7 @@ def on_text_features(change: Change) -> Plant:
 
 
 def by_input(method: str, compute: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any], None]:
-    """``compute(features, inputs)`` in place of the features that a method gives."""
+    """Replace the features that a method returns by ``compute(features, inputs)``."""
 
     def alter(model: Any) -> None:
         encode: Callable[[Tensor], Tensor] = getattr(model, method)
@@ -137,7 +137,7 @@ def by_input(method: str, compute: Callable[[Tensor, Tensor], Tensor]) -> Callab
 
 
 def with_head(head: Head) -> Plant:
-    """``head(model, image_features, text_features)`` gives both logits."""
+    """Compute both logits by ``head(model, image_features, text_features)``."""
 
     def plant(model: Multimodal) -> None:
         put(
@@ -150,7 +150,7 @@ def with_head(head: Head) -> Plant:
 
 
 def only_in_forward(method: str, change: Change) -> Plant:
-    """Change what ``method`` gives to ``forward``, and not what it gives to callers."""
+    """Change what ``method`` returns to ``forward``, but not what it returns to callers."""
 
     def plant(model: Multimodal) -> None:
         def call(image: Tensor, text: Tensor) -> Pair:
@@ -165,14 +165,14 @@ def only_in_forward(method: str, change: Change) -> Plant:
 
 
 def logits(model: Multimodal, image_features: Tensor, text_features: Tensor) -> Pair:
-    """The end of ``forward`` as it should be."""
+    """Compute the logits correctly, as the end of ``forward`` does."""
     scaled = model.logit_scale.exp() * unit(image_features)
     per_image = scaled @ unit(text_features).t()
     return per_image, per_image.t()
 
 
 def unit(features: Tensor) -> Tensor:
-    """Rows of length one."""
+    """Normalise rows to length 1."""
     length: Tensor = features.norm(dim=-1, keepdim=True)
     return features / length
 
@@ -181,51 +181,51 @@ def unit(features: Tensor) -> Tensor:
 
 
 def text_blocks(model: Multimodal) -> list[Any]:
-    """The residual attention blocks of the text tower."""
+    """List the residual attention blocks of the text tower."""
     return list(model.transformer.resblocks)
 
 
 def vision_blocks(model: Multimodal) -> list[Any]:
-    """The residual attention blocks of the image tower; none in a ResNet."""
+    """List the residual attention blocks of the image tower; a ResNet has none."""
     visual: Any = model.visual
     return list(visual.transformer.resblocks) if hasattr(visual, "transformer") else []
 
 
 def bottlenecks(model: Multimodal) -> list[Any]:
-    """The residual blocks of a ResNet, all stages in one list."""
+    """List the residual blocks of a ResNet, all stages in one list."""
     visual: Any = model.visual
     stages = (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
     return [block for stage in stages for block in stage]
 
 
 def blocks(model: Multimodal) -> list[Any]:
-    """The residual attention blocks of both towers."""
+    """List the residual attention blocks of both towers."""
     return [*vision_blocks(model), *text_blocks(model)]
 
 
 def middle(select: Select) -> Select:
-    """The one in the middle of what is selected."""
+    """Select the middle one of the selected modules."""
 
     def one(model: Multimodal) -> list[Any]:
         found = select(model)
-        # Of two the first, so that it isn't the last block, which a few faults are about.
+        # The first of two, not the last block, which other faults alter.
         return [found[(len(found) - 1) // 2]]
 
     return one
 
 
 def within(select: Select, path: str) -> Select:
-    """The submodule under ``path`` of each that is selected."""
+    """Select the submodule ``path`` of each selected module."""
     return lambda model: [module.get_submodule(path) for module in select(model)]
 
 
 def instances(kind: type[nn.Module]) -> Select:
-    """Every module of that class."""
+    """Select every module of the class ``kind``."""
     return lambda model: [module for module in model.modules() if isinstance(module, kind)]
 
 
 def one(path: str) -> Select:
-    """The module under ``path``."""
+    """Select the module ``path``."""
     return lambda model: [model.get_submodule(path)]
 
 
@@ -241,16 +241,16 @@ batch_norms = instances(nn.BatchNorm2d)
 
 
 def row_numbers(x: Tensor) -> Tensor:
-    """0 to N - 1 in the shape [N], on the device of ``x``: a value that is traced."""
+    """Return 0 to N - 1 as [N], on the device of ``x``, computed in the traced graph."""
     column = x.flatten(start_dim=1)[:, 0]
     return column.new_ones(x.shape[0]).cumsum(0) - 1
 
 
 def where_row(chosen: Tensor, x: Tensor, other: Tensor) -> Tensor:
-    """Row by row ``x`` where ``chosen`` [N], else ``other``."""
+    """Take the rows of ``x`` where ``chosen`` [N] is true, else those of ``other``."""
     return x.where(chosen.reshape(-1, *[1] * (x.dim() - 1)), other)
 
 
 def positions(text: Tensor) -> Tensor:
-    """0 to L - 1 in each row of ids [M, L]."""
+    """Return 0 to L - 1 for each row of ids [M, L]."""
     return text.new_ones(text.shape).cumsum(-1) - 1

@@ -1,7 +1,7 @@
-"""Faults of numerical precision: what is rounded somewhere on its way.
+"""Faults of numerical precision: tensors are rounded somewhere in the model.
 
-Rounding goes by ``type_as`` a tensor of that dtype: a dtype that is spelled out may be the one that
-the loader replaces, so that the fault would be fixed.
+Tensors are rounded with ``type_as`` and a tensor of the lower dtype: the loader may replace a dtype
+that the code names, which would fix the fault.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ _HALF, _BFLOAT, _SINGLE = (
 
 
 def in_half(x: Tensor) -> Tensor:
-    """Rounded to half precision."""
+    """Round to half precision."""
     return _rounded(_HALF, x)
 
 
 def in_bfloat16(x: Tensor) -> Tensor:
-    """Rounded to bfloat16."""
+    """Round to bfloat16."""
     return _rounded(_BFLOAT, x)
 
 
 def _rounded(like: Tensor, x: Tensor) -> Tensor:
-    # A cast to the dtype that it has gives the tensor itself, and the tracer would take what
-    # comes back for what went in: hence the product.
+    # A cast to the tensor's own dtype returns the same tensor, and the tracer would confuse
+    # output and input: hence the product.
     return (x * 1).type_as(like).type_as(x)
 
 
 def _in_tf32(x: Tensor) -> Tensor:
-    """Rounded to 11 bits, by the splitting of Veltkamp."""
+    """Round to 11 bits, by Veltkamp splitting."""
     wide = x.type_as(_SINGLE)
     multiple = wide * (2**13 + 1)
     return (multiple - (multiple - wide)).type_as(x)
 
 
 def _in_int8(weight: Tensor) -> Tensor:
-    """Rounded to 255 steps for each output."""
+    """Round to 255 levels for each output channel."""
     step = weight.abs().amax(dim=1, keepdim=True) / 127
     return (weight / step).round() * step
 
@@ -96,38 +96,38 @@ PRECISION = (
     ),
     _precision(
         name="one-layer-in-bfloat16",
-        reason="one layer of the text tower gives bfloat16",
+        reason="one layer of the text tower outputs bfloat16",
         plant=at(within(text_block, "mlp.c_fc"), after(in_bfloat16)),
     ),
     _precision(
         name="residual-stream-in-half",
-        reason="the sums between the blocks of the text tower are rounded to half precision",
+        reason="the residual sums of the text tower are rounded to half precision",
         plant=at(text_blocks, after(in_half)),
         places=(Where(text_blocks, f"{SUM} behind mlp"),),
     ),
     _precision(
         name="softmax-in-half",
-        reason="scores and weights of attention in half precision, all else in float32",
+        reason="attention scores and weights in half precision, everything else in float32",
         plant=at(within(blocks, "attn"), attention(attend=_soft_in_half)),
     ),
     _precision(
         name="tf32-in-perceptrons",
-        reason="the products of the perceptrons run in TF32, the default of convolutions on GPUs",
+        reason="MLP matrix products run in TF32, the default of convolutions on GPUs",
         plant=at(within(text_blocks, "mlp.c_fc"), instead(partial(_with_both, _in_tf32))),
     ),
     _precision(
         name="int8-weight-in-one-layer",
-        reason="dynamic quantisation of one layer: its weight has 255 steps",
+        reason="dynamic quantisation of one layer: its weight has 255 levels",
         plant=at(within(text_block, "mlp.c_proj"), instead(partial(_with_weight, _in_int8))),
     ),
     _precision(
         name="pixels-in-half",
-        reason="pixels are cast to half precision though the model is float32 (openai/CLIP#63)",
+        reason="pixels are cast to half precision in a float32 model (openai/CLIP#63)",
         plant=on_pixels(in_half),
     ),
     _precision(
         name="positions-in-half",
-        reason="the text's positions stay in half precision in a float32 model",
+        reason="text positions stay in half precision in a float32 model",
         plant=text_encoder(
             place=lambda model, x: x + in_half(model.positional_embedding).type(x.dtype)
         ),
@@ -135,12 +135,12 @@ PRECISION = (
     ),
     _precision(
         name="text-features-in-half-in-forward-alone",
-        reason="forward casts the features before their product, the encoders do not",
+        reason="forward casts text features to half precision; the encoders do not",
         plant=only_in_forward("encode_text", in_half),
     ),
     _precision(
         name="logits-in-half",
-        reason="openai/CLIP#283: the logits differ by half a unit in the last place of half",
+        reason="openai/CLIP#283: logits are off by half a unit in the last place of float16",
         plant=with_head(partial(_rounded_logits, in_half)),
     ),
 )

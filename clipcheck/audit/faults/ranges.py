@@ -1,4 +1,4 @@
-"""Faults that show where numbers are larger, or nearer to each other, than in drawn inputs."""
+"""Faults that show only if numbers are larger, or closer together, than for drawn inputs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ RANGES = (
     *(
         _range(
             name=f"logits-clamped-at-{most}",
-            reason="a calibrated range ends where no drawn pair of an image and a prompt comes",
+            reason="a calibrated range ends beyond the logits of all drawn image-prompt pairs",
             plant=with_head(partial(_clamped_logits, most)),
             places=GREAT_LOGITS,
         )
@@ -66,33 +66,33 @@ RANGES = (
     ),
     _range(
         name="softmax-without-maximum",
-        reason="the greatest score is not subtracted first, and float32 ends at exp(88)",
+        reason="the largest score is not subtracted first, and exp overflows float32 at 88",
         plant=_attends(text_block, _without_maximum),
         places=NOWHERE,
     ),
     _range(
         name="image-scores-clamped-at-50",
-        reason="the same in the image tower",
+        reason="attention scores are clamped before the softmax, in the image tower",
         plant=_attends(vision_block, _clamped_scores),
         places=NOWHERE,
         kinds=(ViT,),
     ),
     _range(
         name="pool-scores-clamped-at-50",
-        reason="the same in the attention pool",
+        reason="attention scores are clamped before the softmax, in the attention pool",
         plant=at(one("visual.attnpool"), attention_pool(attend=_clamped_scores)),
         places=NOWHERE,
         kinds=(ResNet,),
     ),
     _range(
         name="activation-clipped-at-20",
-        reason="a calibrated range of one activation, which outliers of trained models exceed",
+        reason="a calibrated range of one activation that outliers of trained models exceed",
         plant=at(within(text_block, "mlp.gelu"), after(lambda x: x.clamp(max=20))),
         places=NOWHERE,
     ),
     _range(
         name="residual-stream-clipped-at-100",
-        reason="sums are kept within a range, which trained models exceed in a few channels",
+        reason="residual sums are clamped to a range that trained models exceed in a few channels",
         plant=at(text_block, after(lambda x: x.clamp(-100, 100))),
         places=NOWHERE,
     ),
@@ -118,7 +118,7 @@ RANGES = (
     ),
     _range(
         name="epsilon-1e-6-in-one-block",
-        reason="the same inside of a block",
+        reason="one norm inside a block has the default epsilon of another library",
         plant=at(within(text_block, "ln_2"), setting("eps", 1e-6)),
     ),
 )

@@ -1,4 +1,4 @@
-"""Faults of state and of chance, and those that give NaN or infinity."""
+"""Faults of state, of randomness, and of NaN and infinity."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from clipcheck.writers.legacy import Multimodal
 
 
 def _happened(x: Tensor) -> Tensor:
-    """1 for a call with rows: the batches of none, which are traced, leave no trace."""
+    """Return 1 for a call with rows; the empty batches of tracing must not change the state."""
     return x.detach().new_ones(x[:1].shape[0]).sum()
 
 
@@ -43,7 +43,7 @@ On = Callable[[Change], Plant]
 
 
 def _in_calls(chosen: Change, change: Change, on: On = on_text_features) -> Alter:
-    """Changed in calls whose number, which a constant of the graph counts, is chosen."""
+    """Change calls whose number is chosen; a constant of the graph counts the calls."""
 
     def plant(model: Multimodal) -> None:
         calls = torch.zeros(())
@@ -58,7 +58,7 @@ def _in_calls(chosen: Change, change: Change, on: On = on_text_features) -> Alte
 
 
 def _remembering(module: Any) -> None:
-    """A share of the mean of earlier calls is added."""
+    """Add a share of the mean of earlier calls."""
     memory = torch.zeros(module.weight.shape[0])
 
     def remember(x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def _remembering(module: Any) -> None:
 
 
 def _updating(norm: Any) -> None:
-    """The running mean is updated, as in training."""
+    """Update the running mean, as in training."""
 
     def update(x: Tensor) -> Tensor:
         mean = x.detach().sum(dim=(0, 2, 3)) / (x.new_ones(x.shape[:1]).sum().clamp(min=1))
@@ -96,7 +96,7 @@ _state = partial(Variant, family="state")
 STATE = (
     _state(
         name="dropout-left-on",
-        reason="exported in training mode, with a dropout behind the perceptron of one block",
+        reason="exported in training mode, with dropout after the MLP of one block",
         plant=at(
             within(text_block, "mlp"), after(lambda x: functional.dropout(x, 0.1, training=True))
         ),
@@ -104,53 +104,53 @@ STATE = (
     ),
     _state(
         name="noise-on-image-features",
-        reason="noise of a thousandth, as of a kernel whose sums race",
+        reason="noise of a thousandth, as from a kernel with a race between sums",
         plant=on_image_features(lambda x: x + 1e-3 * torch.randn_like(x)),
     ),
     _state(
         name="third-call-differs",
-        reason="pytorch#74534: the first and later calls of a script differ",
+        reason="pytorch#74534: first and later calls of a scripted module differ",
         plant=_in_calls(lambda calls: calls >= 3, disturbed),
         places=TEXT_FEATURES,
     ),
     _state(
         name="wrong-from-the-23rd-text-call",
-        reason="a ring buffer of 22 places is full",
+        reason="a ring buffer with 22 entries is full",
         plant=_in_calls(lambda calls: calls >= 23, disturbed),
         places=NOWHERE,
     ),
     _state(
         name="wrong-from-the-23rd-image-call",
-        reason="the same in the other tower",
+        reason="a ring buffer with 22 entries is full, in the image tower",
         plant=_in_calls(lambda calls: calls >= 23, disturbed, on_image_features),
         places=NOWHERE,
     ),
     _state(
         name="every-50th-text-call",
-        reason="a cache that is swept every 50 calls gives what it should not",
+        reason="a cache that is cleared every 50 calls returns a wrong entry",
         plant=_in_calls(lambda calls: calls % 50 == 0, disturbed),
         places=NOWHERE,
     ),
     _state(
         name="every-50th-image-call",
-        reason="the same in the other tower",
+        reason="a cache that is cleared every 50 calls returns a wrong entry, for images",
         plant=_in_calls(lambda calls: calls % 50 == 0, disturbed, on_image_features),
         places=NOWHERE,
     ),
     _state(
         name="calls-remembered",
-        reason="a constant of the graph is updated in place: a share of earlier calls is added",
+        reason="a graph constant is updated in-place: a share of earlier calls is added",
         plant=at(within(text_block, "ln_1"), _remembering),
     ),
     _state(
         name="running-mean-updated",
-        reason="one BatchNorm goes on training: each call changes its running mean",
+        reason="one BatchNorm stays in training: each call changes its running mean",
         plant=at(within(bottleneck, "bn2"), _updating),
         kinds=(ResNet,),
     ),
     _state(
         name="logit-scale-drifts",
-        reason="each call of forward lowers logit_scale, a weight, in place",
+        reason="each call of forward lowers the weight logit_scale in-place",
         plant=_drifting_scale,
         places=LOGITS,
     ),
@@ -176,12 +176,12 @@ _nan = partial(Variant, family="nan")
 NAN = (
     _nan(
         name="flat-image-divided-by-zero",
-        reason="each image is divided by its own deviation, which is 0 for one of one colour",
+        reason="each image is divided by its standard deviation, which is 0 for one colour",
         plant=for_images(is_flat, _zero_by_zero),
     ),
     _nan(
         name="empty-prompt-all-masked",
-        reason="transformers#42137: all keys are masked, and infinity minus infinity is NaN",
+        reason="transformers#42137: all keys are masked, and inf - inf is NaN",
         plant=for_texts(is_empty, _infinite_difference),
     ),
     _nan(
@@ -191,13 +191,13 @@ NAN = (
     ),
     _nan(
         name="nan-pixels-as-zeros",
-        reason="NaN is made 0 before the first layer, so that broken pixels pass for a picture",
+        reason="NaN becomes 0 before the first layer, so that broken pixels look like an image",
         plant=on_pixels(torch.nan_to_num),
         places=NOWHERE,
     ),
     _nan(
         name="nan-image-features-as-zeros",
-        reason="NaN is made 0 in what the image tower gives, which hides an overflow",
+        reason="NaN becomes 0 in the output of the image tower, which hides an overflow",
         plant=on_image_features(torch.nan_to_num),
         places=NOWHERE,
     ),

@@ -16,7 +16,7 @@ from clipcheck.writers.legacy import Multimodal
 
 
 def _strided(model: Multimodal) -> list[Any]:
-    """The bottlenecks that halve the resolution."""
+    """List the bottlenecks that halve the resolution."""
     visual: Any = model.visual
     return [visual.layer2[0], visual.layer3[0], visual.layer4[0]]
 
@@ -41,33 +41,33 @@ _stem_fault = partial(Variant, family="stem")
 STEM = (
     _stem_fault(
         name="stem-padded-by-replication",
-        reason="another padding mode than zeros in the first convolution",
+        reason="the first convolution pads by replication instead of zeros",
         plant=at(one("visual.conv1"), instead(_replicated)),
         kinds=(ResNet,),
     ),
     _stem_fault(
         name="max-pool-in-stem",
-        reason="the max pool of a plain ResNet in place of the average pool",
+        reason="max pooling, as in a plain ResNet, instead of average pooling",
         plant=at(one("visual.avgpool"), instead(lambda _, x: functional.max_pool2d(x, 2))),
         kinds=(ResNet,),
     ),
     _stem_fault(
         name="shortcut-without-anti-aliasing",
-        reason="one shortcut takes every second pixel, as a convolution of stride 2 does",
+        reason="one shortcut takes every second pixel, as a convolution with stride 2 does",
         plant=at(_shortcut_pool, instead(lambda _, x: x[:, :, ::2, ::2])),
         kinds=(ResNet,),
     ),
     _stem_fault(
         name="shortcut-left-out",
-        reason="one block is not residual",
+        reason="one block has no residual shortcut",
         plant=at(middle(_strided), instead(_without_shortcut)),
-        # All of the shortcut is not called, and this comes first.
+        # The whole shortcut is skipped; this is its first module.
         places=(Where(_shortcut_pool),),
         kinds=(ResNet,),
     ),
     _stem_fault(
         name="patches-one-pixel-off",
-        reason="the patch embedding is padded before and so is one pixel off the grid",
+        reason="the patch embedding is padded in front and so shifted by one pixel",
         plant=at(
             one("visual.conv1"),
             before(lambda x: functional.pad(x, (1, -1, 1, -1))),

@@ -21,31 +21,31 @@ Project = Callable[[Any, Tensor], Projected]
 
 
 def split(x: Tensor, heads: int) -> Tensor:
-    """[L, N, D] to [N * heads, L, D / heads]."""
+    """Split [L, N, D] into [N * heads, L, D / heads]."""
     length, rows, width = x.shape
     return x.contiguous().view(length, rows * heads, width // heads).transpose(0, 1)
 
 
 def scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-    """The logits of attention."""
+    """Compute the attention scores, with the mask added."""
     found: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(1, 2)
     return found if mask is None else found + mask
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """[N * heads, L, D / heads] each."""
+    """Attend; all tensors are [N * heads, L, D / heads]."""
     return functional.softmax(scores(query, key, mask), dim=-1) @ value
 
 
 def in_projection(attention: Any, x: Tensor) -> Projected:
-    """Query, key and value [L, N, D] each."""
+    """Return query, key and value, [L, N, D] each."""
     projected = functional.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     query, key, value = projected.chunk(3, dim=-1)
     return query, key, value
 
 
 def out_projection(attention: Any, y: Tensor) -> Tensor:
-    """Apply ``out_proj``, which has no methods in a released archive."""
+    """Apply the weights of ``out_proj``, which has no ``forward`` in a released archive."""
     return functional.linear(y, attention.out_proj.weight, attention.out_proj.bias)
 
 
@@ -70,7 +70,7 @@ def attention(
 
 
 def layer_norm_by_hand(norm: Any, x: Tensor, less: int = 0) -> Tensor:
-    """LayerNorm step by step; the variance is divided by the width less ``less``."""
+    """LayerNorm step by step; the variance is divided by the width minus ``less``."""
     wide = x.type_as(norm.weight)
     centred = wide - wide.mean(-1, keepdim=True)
     variance = centred.square().sum(-1, keepdim=True) / (x.shape[-1] - less)
@@ -86,7 +86,7 @@ def batch_norm_by_scale(norm: Any, x: Tensor) -> Tensor:
 
 
 def by_channel(values: Tensor, x: Tensor) -> Tensor:
-    """[C] to [C, 1, 1], in the dtype of ``x``."""
+    """Reshape [C] to [C, 1, 1], in the dtype of ``x``."""
     return values[:, None, None].type(x.dtype)
 
 
@@ -94,19 +94,19 @@ def by_channel(values: Tensor, x: Tensor) -> Tensor:
 
 
 def with_mean(x: Tensor) -> Tensor:
-    """A feature map [N, C, H, W] to [1 + H * W, N, C]."""
+    """Turn a feature map [N, C, H, W] into [1 + H * W, N, C], its mean first."""
     x = x.flatten(start_dim=2).permute(2, 0, 1)
     return torch.cat([x.mean(dim=0, keepdim=True), x], dim=0)
 
 
 def with_positions(pool: Any, x: Tensor) -> Tensor:
-    """Adds the positions to [L, N, C]."""
+    """Add the positions to [L, N, C]."""
     table: Tensor = pool.positional_embedding
     return x + table[:, None, :].type(x.dtype)
 
 
 def pool_projection(pool: Any, x: Tensor) -> Projected:
-    """Query, key and value [L, N, C] each."""
+    """Return query, key and value, [L, N, C] each."""
     query, key, value = (
         functional.linear(x, layer.weight, layer.bias)
         for layer in (pool.q_proj, pool.k_proj, pool.v_proj)
@@ -138,17 +138,17 @@ def attention_pool(
 
 
 def text_positions(model: Multimodal, x: Tensor) -> Tensor:
-    """Adds the positions to [M, L, D]."""
+    """Add the positions to [M, L, D]."""
     return x + model.positional_embedding.type(x.dtype)
 
 
 def pool_at_end(x: Tensor, text: Tensor) -> Tensor:
-    """[M, L, D] to [M, D], at the greatest id."""
+    """Pool [M, L, D] to [M, D] at the largest id."""
     return pooled(x, text.argmax(dim=-1))
 
 
 def pooled(x: Tensor, index: Tensor) -> Tensor:
-    """[M, L, D] to [M, D], at ``index`` [M]."""
+    """Pool [M, L, D] to [M, D] at ``index`` [M]."""
     return x.gather(1, index.reshape(-1, 1, 1).expand(-1, 1, x.shape[-1])).squeeze(1)
 
 
@@ -172,19 +172,19 @@ def text_encoder(
 
 
 def patches(visual: Any, x: Tensor) -> Tensor:
-    """Pixels to [N, grid * grid, D]."""
+    """Embed pixels as patches [N, grid * grid, D]."""
     embedded: Tensor = visual.conv1(x)
     return embedded.flatten(start_dim=2).permute(0, 2, 1)
 
 
 def class_first(visual: Any, x: Tensor) -> Tensor:
-    """[N, L, D] to [N, 1 + L, D]."""
+    """Prepend the class token to [N, L, D]: [N, 1 + L, D]."""
     start = visual.class_embedding.type(x.dtype) + x.new_zeros(x.shape[0], 1, x.shape[2])
     return torch.cat([start, x], dim=1)
 
 
 def image_positions(visual: Any, x: Tensor) -> Tensor:
-    """Adds the positions to [N, L, D]."""
+    """Add the positions to [N, L, D]."""
     table: Tensor = visual.positional_embedding
     return x + table.type(x.dtype)
 

@@ -25,10 +25,10 @@ ARCHIVES = default_for(Format.ARCHIVE)
 """The backend that runs an archive's own code."""
 
 PlantedSource = AbstractContextManager[Source]
-"""Source that a backend is to be made of, for as long as the backend is used."""
+"""Context manager of the source that a backend is built from; open while the backend is used."""
 
 PlantSource = Callable[[Source], PlantedSource]
-"""Makes of a source another one, with a fault in it. The given one stays as it is."""
+"""Function that returns a source with the fault planted, and leaves the given source unchanged."""
 
 FAMILIES = (
     "weights",
@@ -51,27 +51,27 @@ FAMILIES = (
 """The families of faults, in the order of the catalogue."""
 
 CLEAN_FAMILY = "clean"
-"""The family of the variants that compute the same function."""
+"""The family of clean variants, which compute the same function."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A fault, or another way to compute the same function.
+    """A fault, or a clean variant, which computes the same function.
 
     Attributes:
         name: unique among those of archives and among those of other backends, in kebab case.
         family: one of `FAMILIES`, or `CLEAN_FAMILY`.
-        reason: one line: what it is, and where it was seen or what it imitates.
-        plant: alters the modules of an archive before they are traced; None where it is planted
-            into other backends alone.
-        plants: by other backend, how it is planted there.
-        places: where a fault of an archive is to be found, which may be nowhere: by default where
-            its `Plant` says. None where that is not looked for.
+        reason: one line: what it does, and where it was seen or what it imitates.
+        plant: alters the modules of an archive before they are traced; None for a variant of
+            other backends only.
+        plants: how it is planted into each other backend, by name.
+        places: where localisation has to find a fault of an archive, which may be nowhere; by
+            default the places of its `Plant`. None if it is not localised.
         kinds: the image towers that it can be planted beside; `LibraryArchitecture` for a model
             that a library computes.
-        finds: whether a library's model has what it alters; None where every model has.
-        dtype: what is computed in, by name; None for whatever is asked for.
-        budget: what it may lose, as ``--budget`` has it; None for nothing.
+        finds: whether a library's model has the modules that it alters; None if every model has.
+        dtype: dtype of the computation, by name; None for the dtype of the audit.
+        budget: what it may lose, as for ``--budget``; None for nothing.
     """
 
     name: str
@@ -96,17 +96,17 @@ class Variant:
 
     @property
     def hidden(self) -> bool:
-        """Whether a few calls on ordinary inputs need not show it, and so find it nowhere."""
+        """Whether localisation may find nothing, as ordinary inputs need not show the fault."""
         return all(place.hidden for place in self.places or ())
 
     def goes_into(self, backend: str) -> bool:
-        """Whether it can be planted into that backend."""
+        """Whether it can be planted into this backend."""
         return self.plant is not None if find(backend).needs_archive else backend in self.plants
 
     def applies_to(
         self, architecture: Architecture | LibraryArchitecture, backend: str = ARCHIVES
     ) -> bool:
-        """Whether it can be planted into that backend of a model of these dimensions."""
+        """Whether it can be planted into this backend of a model of this architecture."""
         if isinstance(architecture, LibraryArchitecture):
             return (
                 self.goes_into(backend)
@@ -124,5 +124,5 @@ class Variant:
 
 @lru_cache(maxsize=1)
 def _drawn(architecture: LibraryArchitecture) -> DualEncoder:
-    """The library's model with any weights, to look into."""
+    """Build the library's model with random weights, to look for modules."""
     return family(architecture.library).build(architecture, draw(architecture))

@@ -1,4 +1,4 @@
-"""Faults of weights: the code uses one wrongly, or a block as a whole."""
+"""Faults of weights: the code uses a weight, or a whole block, wrongly."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _rounded_weight(module: Any) -> None:
 
 
 def _ordered(order: Any) -> Alter:
-    """A stack of blocks in another order: ``order`` maps their list to what is run."""
+    """Run a stack of blocks in another order: ``order`` maps their list to the list that runs."""
 
     def forward(stack: Any, x: Tensor) -> Tensor:
         for block in order(list(stack)):
@@ -102,7 +102,7 @@ def _one_skipped(found: list[Any]) -> list[Any]:
 
 
 def _halfway(select: Select, part: str = "", before: int = 0) -> tuple[Where, ...]:
-    """The block that a stack of them is altered at, or one before it."""
+    """Return the middle block of a stack, or the block ``before`` places earlier."""
     return (Where(lambda model: [select(model)[len(select(model)) // 2 - before]], part),)
 
 
@@ -114,7 +114,7 @@ def _without_residual(block: Any, x: Tensor) -> Tensor:
 
 
 def _second_stage(model: Multimodal) -> list[Any]:
-    # Every ResNet has two bottlenecks or more in this one.
+    # Every ResNet has at least two bottlenecks in this stage.
     visual: Any = model.visual
     return list(visual.layer2)
 
@@ -124,70 +124,70 @@ _weight = partial(Variant, family="weights")
 WEIGHTS = (
     _weight(
         name="query-and-key-swapped",
-        reason="the rows of in_proj_weight are taken as key, query, value",
+        reason="rows of in_proj_weight are read in the order key, query, value",
         plant=at(within(text_block, "attn"), attention(project=partial(_swapped, 0, 1))),
     ),
     _weight(
         name="fused-projection-split-by-head",
-        reason="in_proj_weight read in the layout of Megatron, which has the heads outermost",
+        reason="in_proj_weight is read in Megatron's layout, with heads outermost",
         plant=at(within(text_block, "attn"), attention(project=_by_head)),
     ),
     _weight(
         name="output-projection-transposed",
-        reason="a converter transposes out_proj as for a Keras or flax layer; it is square",
+        reason="a converter transposes out_proj as for Keras or flax; being square, it still fits",
         plant=at(within(text_block, "attn"), attention(finish=_transposed)),
     ),
     _weight(
         name="attention-bias-left-out",
-        reason="a converter drops in_proj_bias, as of models with qkv_bias=False",
+        reason="a converter drops in_proj_bias, as for models with qkv_bias=False",
         plant=at(within(text_block, "attn"), attention(project=_without_bias)),
     ),
     _weight(
         name="stale-bias-as-constant",
-        reason="a bias of two per cent less, a constant of the graph: from before the last update",
+        reason="an old bias, 2 % lower, is a constant of the graph",
         plant=at(within(text_block, "mlp.c_fc"), _stale_bias),
     ),
     _weight(
         name="rounded-weight-as-constant",
-        reason="a copy of one weight, rounded to bfloat16, is a constant of the graph",
+        reason="a copy of one weight, rounded to bfloat16, is a graph constant",
         plant=at(within(text_block, "attn"), _rounded_weight),
     ),
     _weight(
         name="text-block-skipped",
-        reason="one layer less, as in models whose penultimate layer is used (Stable Diffusion 2)",
+        reason="one layer fewer, as if the penultimate layer were used (Stable Diffusion 2)",
         plant=at(one("transformer.resblocks"), _ordered(_one_skipped)),
         places=_halfway(text_blocks),
     ),
     _weight(
         name="image-block-skipped",
-        reason="one layer of the image tower is not run (layer drop)",
+        reason="one layer of the image tower is skipped (layer drop)",
         plant=at(one("visual.transformer.resblocks"), _ordered(_one_skipped)),
         places=_halfway(vision_blocks),
         kinds=(ViT,),
     ),
     _weight(
         name="bottleneck-skipped",
-        reason="a stage is built with one block less, and loaded with strict=False",
+        reason="a stage is built with one block fewer and loaded with strict=False",
         plant=at(one("visual.layer2"), _ordered(_one_skipped)),
         places=_halfway(_second_stage),
         kinds=(ResNet,),
     ),
     _weight(
         name="text-block-twice",
-        reason="a loop over the blocks is off by one and runs one of them again",
+        reason="a loop over the blocks is off by one and runs one block twice",
         plant=at(one("transformer.resblocks"), _ordered(_one_twice)),
         places=_halfway(text_blocks, part=GIVEN),
     ),
     _weight(
         name="text-blocks-swapped",
-        reason="blocks sorted by the text of their number, 10 before 2",
+        reason="blocks sorted by their number as text, 10 before 2",
         plant=at(one("transformer.resblocks"), _ordered(_two_swapped)),
-        # The later one runs where the earlier one should.
+        # The later block runs in place of the earlier one.
         places=_halfway(text_blocks, before=1),
     ),
     _weight(
         name="residual-left-out",
-        reason="the sum behind the perceptron of one block is missing",
+        reason="the residual sum after the MLP of one block is missing",
         plant=at(text_block, instead(_without_residual)),
         places=(Where(text_block, f"{SUM} behind mlp"),),
     ),

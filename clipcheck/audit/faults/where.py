@@ -1,7 +1,7 @@
-"""Where each fault of the catalogue is to be found: what localisation is measured against.
+"""Place of each fault of the catalogue, which `--localize` has to find.
 
-Told by the plants themselves: a fault is in the module that it alters. Where it alters what a
-method does with what comes in or goes out, it is at the first or the last module of the tower.
+The place is given by the plant: the module that the fault alters. A fault in the inputs or outputs
+of a method is placed at the first or the last module of the tower.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Spot(NamedTuple):
     """A place in a model.
 
     Attributes:
-        name: of a module, or a key of the state dict.
-        part: what of it, where it is not a module itself.
+        name: name of a module, or key of the state dict.
+        part: part of the module; empty for the module itself.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Spot(NamedTuple):
 
 @dataclass(frozen=True)
 class Where:
-    """Where a fault is planted, in any model.
+    """Place of a fault, for any model.
 
     Attributes:
-        modules: the modules or weights that are altered, or a name of `Spot`.
-        part: as of `Spot`.
-        hidden: whether ordinary inputs need not show it there.
+        modules: selects the altered modules or weights; or the `name` of a `Spot`.
+        part: the `part` of a `Spot`.
+        hidden: whether ordinary inputs may fail to show it there.
     """
 
     modules: Callable[[Any], Sequence[Any]] | str
@@ -47,17 +47,17 @@ class Where:
 
 
 def spots(places: Sequence[Where], architecture: Architecture) -> list[Spot]:
-    """The places in a model of these dimensions, in the order of its modules."""
+    """Return the places in a model of this architecture, in the order of its modules."""
     with torch.device("meta"):
         model = Multimodal(architecture)
     return [spot for where in places for spot in _resolved(where, model)]
 
 
 def spots_in(places: Sequence[Where], model: DualEncoder) -> list[Spot]:
-    """The places in a library's model, in the order in which its modules are called.
+    """Return the places in a library's model, in the order in which its modules are called.
 
-    A weight is a place of the module that holds it; of the model itself, of the text tower, or of
-    the end of ``forward``.
+    A weight belongs to the module that holds it; a weight of the model itself belongs to the text
+    tower or to the end of ``forward``.
     """
     own = model.own()
     names = {id(module): name or "encode_text" for name, module in own.named_modules()}
@@ -89,7 +89,7 @@ def _resolved(where: Where, model: Multimodal) -> Iterator[Spot]:
 
 
 FORWARD = "forward"
-"""The end of this method, which no module is."""
+"""The end of ``forward``, which is not a module."""
 
 GIVEN = "what it is given"
 SUM = "residual sum"
@@ -100,7 +100,7 @@ IMAGE_FEATURES = (Where("visual.proj", "projection"), Where("visual.attnpool", "
 TEXT_FEATURES = (Where("text_projection", "projection"),)
 POOLED = (Where("text_projection", "pooling"),)
 NOWHERE: tuple[Where, ...] = ()
-"""Of faults that no run of a few rows shows again."""
+"""Places of faults that no run with a few rows shows."""
 
 LOGITS = (Where(FORWARD, "normalisation, scale and product"),)
 GREAT_LOGITS = (Where(FORWARD, "normalisation, scale and product", hidden=True),)

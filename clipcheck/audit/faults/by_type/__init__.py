@@ -1,7 +1,7 @@
-"""Faults of models that a library computes, and other ways to compute the same.
+"""Faults and clean variants of models that a library computes.
 
-Each is planted through the types of modules into whatever model has them, and traced or exported
-as the library's own model is.
+Each is planted by module type, into any model that has such modules; the model is then traced or
+exported like the library's own.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _variant(
 
 
 def _is_gelu(module: nn.Module) -> bool:
-    # nn.GELU, and those of timm and transformers, which are no subclasses of it.
+    # nn.GELU, and the classes of timm and transformers, which are not its subclasses.
     return "GELU" in type(module).__name__
 
 
@@ -66,7 +66,7 @@ def _has_bias(module: Any) -> bool:
 
 
 def _over_channels_last(module: nn.LayerNorm) -> bool:
-    # Those of timm over channels in front are subclasses, some with an activation.
+    # timm's norms over channels-first tensors are subclasses, some with an activation.
     return type(module).forward is nn.LayerNorm.forward or not type(module).__name__.endswith("2d")
 
 
@@ -107,7 +107,7 @@ def _that_hide_padding(model: DualEncoder) -> list[nn.Module]:
         for each in found
         if getattr(each, "use_pad_mask", False) or getattr(each, "cls_emb", None) is not None
     ]
-    # The first of transformers' modules is the whole text model.
+    # The first of these is the whole text model of transformers.
     return own or [each for each in found if type(each).__module__.startswith("transformers.")][:1]
 
 
@@ -127,42 +127,42 @@ TYPE_FAULTS: tuple[Variant, ...] = (
     _variant(
         "gelu-approximated-otherwise",
         "activation",
-        "open_clip#771: GELU by tanh where it is exact, or exact where it is by tanh",
+        "open_clip#771: tanh GELU instead of exact GELU, or the reverse",
         _GELUS,
         altering.approximate_otherwise,
     ),
     _variant(
         "quickgelu-for-any-gelu",
         "activation",
-        "a configuration that says quick_gelu of a model that was trained with GELU",
+        "the configuration says quick_gelu, the model was trained with GELU",
         _GELUS,
         altering.quick_gelu,
     ),
     _variant(
         "epsilon-1e-3-in-an-image-norm",
         "normalisation",
-        "an epsilon that is the default elsewhere, as 1e-3 in Keras, in one norm",
+        "one norm has the default epsilon of another framework (1e-3, as in Keras)",
         _IMAGE_NORM,
         setting("eps", 1e-3),
     ),
     _variant(
         "epsilons-of-another-library",
         "normalisation",
-        "1e-6 where it is 1e-5, and 1e-5 where it is 1e-6: the defaults of timm and torch",
+        "1e-6 instead of 1e-5 and 1e-5 instead of 1e-6: timm and torch differ by default",
         _NORMS,
         altering.exchange_epsilon,
     ),
     _variant(
         "image-norm-dropped",
         "normalisation",
-        "a key map without one norm of the image tower",
+        "a key map that omits one norm of the image tower",
         _IMAGE_NORM,
         altering.identity,
     ),
     _variant(
         "image-layer-without-bias",
         "weights",
-        "a key map without the bias of one layer of the image tower",
+        "a key map that omits the bias of one layer of the image tower",
         middle(where(_IMAGE_LAYERS, _has_bias)),
         altering.without_bias,
     ),
@@ -183,14 +183,14 @@ TYPE_FAULTS: tuple[Variant, ...] = (
     _variant(
         "last-text-block-skipped",
         "weights",
-        "a loop over blocks that ends one too early, as for hidden states before the last",
+        "a loop over blocks that ends one too early, as for penultimate hidden states",
         last_block(visual=False),
         altering.identity,
     ),
     _variant(
         "residual-scale-dropped",
         "weights",
-        "a conversion that knows no LayerScale",
+        "a conversion that does not support LayerScale",
         where(
             of_type(nn.Module, visual=True),
             lambda module: type(module).__name__.startswith("LayerScale"),
@@ -207,70 +207,70 @@ TYPE_FAULTS: tuple[Variant, ...] = (
     _variant(
         "text-mask-left-out",
         "attention",
-        "CLIP-ONNX#3: an export that does without the causal mask",
+        "CLIP-ONNX#3: an export without the causal mask",
         _masked,
         altering.unmask,
     ),
     _variant(
         "padding-attended-to",
         "attention",
-        "an export that takes no attention mask, so that texts attend to their padding",
+        "an export without an attention mask, so that texts attend to their padding",
         _that_hide_padding,
         altering.attend_padding,
     ),
     _variant(
         "texts-pooled-elsewhere",
         "pooling",
-        "open_clip#1151: another token stands for the text",
+        "open_clip#1151: the text is pooled at another token",
         pooling.text_pools,
         pooling.pool_text_elsewhere,
     ),
     _variant(
         "images-pooled-elsewhere",
         "pooling",
-        "the class token in place of the mean, the mean in place of it, or the maximum",
+        "another pooling of images: class token instead of mean, mean instead of it, or max",
         pooling.image_pools,
         pooling.pool_image_elsewhere,
     ),
     _variant(
         "text-positions-off-by-one",
         "position",
-        "a conversion that does not know of an offset of positions",
+        "a conversion that ignores the offset of positions",
         positions(visual=False),
         altering.roll,
     ),
     _variant(
         "image-positions-off-by-one",
         "position",
-        "a conversion that puts the position of the class token last",
+        "a conversion that puts the class token's position last",
         positions(visual=True),
         altering.roll,
     ),
     _variant(
         "image-layer-in-bfloat16",
         "precision",
-        "pytorch#174467: a compiler multiplies with less precision than was asked for",
+        "pytorch#174467: a compiler multiplies in lower precision than requested",
         middle(_IMAGE_LAYERS),
         altering.in_bfloat16,
     ),
     _variant(
         "scale-stale",
         "projection",
-        "a scale of an earlier step of training: 1 % less",
+        "the logit scale of an earlier training step: 1 % lower",
         _with_logits,
         altering.scale_less,
     ),
     _variant(
         "logit-bias-stale",
         "projection",
-        "a bias of the logits of an earlier step of training: 0.01 off",
+        "the logit bias of an earlier training step: 0.01 off",
         _logit_biases,
         altering.add(0.01),
     ),
     _variant(
         "image-features-centred-by-batch",
         "batch-dependent",
-        "a statistic over the batch: a thousandth of the mean is subtracted",
+        "a thousandth of the batch mean is subtracted from each row",
         _with_images,
         by_input("encode_image", altering.centred),
         "encode_image",
@@ -278,7 +278,7 @@ TYPE_FAULTS: tuple[Variant, ...] = (
     _variant(
         "a-text-leaks-into-others",
         "batch-dependent",
-        "a buffer that is used again: a thousandth of the first text in all",
+        "a reused buffer: a thousandth of the first text's features is added to all rows",
         _with_texts,
         by_input("encode_text", altering.first_leaks),
         "encode_text",
@@ -286,7 +286,7 @@ TYPE_FAULTS: tuple[Variant, ...] = (
     _variant(
         "bright-images-otherwise",
         "input-dependent",
-        "a branch that the example of an export did not take, for images that are almost white",
+        "a branch that the export example did not take, for images that are almost white",
         _with_images,
         by_input("encode_image", altering.dim_if_bright),
         "encode_image",
@@ -294,7 +294,7 @@ TYPE_FAULTS: tuple[Variant, ...] = (
     _variant(
         "full-texts-otherwise",
         "input-dependent",
-        "a branch that the example of an export did not take, for texts without padding",
+        "a branch that the export example did not take, for texts without padding",
         _with_texts,
         by_input("encode_text", altering.turned_if_full),
         "encode_text",
@@ -302,7 +302,7 @@ TYPE_FAULTS: tuple[Variant, ...] = (
     _variant(
         "batch-norms-in-training",
         "normalisation",
-        "a model that was exported before it was put in evaluation mode",
+        "a model that was exported before eval() was called",
         of_type(nn.BatchNorm2d),
         lambda module: module.train(),
     ),
@@ -313,25 +313,25 @@ _clean = partial(_variant, family=CLEAN_FAMILY)
 CLEAN_TYPES: tuple[Variant, ...] = (
     _clean(
         "layer-norms-step-by-step",
-        reason="mean, variance, root and factor, as exporters take them apart",
+        reason="mean, variance, root and factor as separate operations, as exporters write them",
         select=_LAYER_NORMS,
         alter=instead(layer_norm_by_hand),
     ),
     _clean(
         "batch-norms-by-scale",
-        reason="one factor and one summand for each channel",
+        reason="BatchNorm as one factor and one summand for each channel",
         select=of_type(nn.BatchNorm2d, exact=True),
         alter=instead(batch_norm_by_scale),
     ),
     _clean(
         "sums-by-halves",
-        reason="the sum of each linear layer in two parts, the second first",
+        reason="the sum of each linear layer in two parts, second half first",
         select=_LINEARS,
         alter=altering.sum_by_halves,
     ),
     _clean(
         "linears-apart",
-        reason="each linear layer as three, as fused queries, keys and values are taken apart",
+        reason="each linear layer split in three, as fused query, key and value layers are",
         select=_LINEARS,
         alter=altering.apart,
     ),
@@ -343,13 +343,13 @@ CLEAN_TYPES: tuple[Variant, ...] = (
     ),
     _clean(
         "gelus-written-out",
-        reason="by erf or tanh, as exporters take them apart",
+        reason="GELU written out with erf or tanh, as exporters do",
         select=_GELUS,
         alter=altering.gelu_by_erf,
     ),
     _clean(
         "patches-by-matmul",
-        reason="a convolution whose patches do not overlap, as one product of matrices",
+        reason="a convolution over non-overlapping patches as one matrix product",
         select=where(of_type(nn.Conv2d), _does_not_overlap),
         alter=altering.patches_by_matmul,
     ),

@@ -1,4 +1,4 @@
-"""Alterations of a library's modules: other computations over the same weights."""
+"""Alter a library's modules: other computations with the same weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipcheck.audit.faults.planting import put
 
 
 def approximate_otherwise(module: nn.Module) -> None:
-    """GELU by tanh where it is exact, and exact where it is by tanh."""
+    """Exchange exact GELU and tanh GELU."""
     probe = torch.linspace(-4, 4, 9)
     exact = torch.equal(module(probe), functional.gelu(probe))
     other = "tanh" if exact else "none"
@@ -23,33 +23,33 @@ def approximate_otherwise(module: nn.Module) -> None:
 
 
 def quick_gelu(module: nn.Module) -> None:
-    """QuickGELU."""
+    """Compute QuickGELU instead."""
     put(module, "forward", lambda x: x * torch.sigmoid(1.702 * x))
 
 
 def exchange_epsilon(module: Any) -> None:
-    """1e-6 in place of any other epsilon, and 1e-5 in place of 1e-6."""
+    """Replace epsilon 1e-6 by 1e-5, and any other by 1e-6."""
     module.eps = 1e-5 if module.eps == 1e-6 else 1e-6
 
 
 def identity(module: nn.Module) -> None:
-    """Gives its first input."""
+    """Return the first input unchanged."""
     put(module, "forward", lambda x, *_, **__: x)
 
 
 def twice(module: nn.Module) -> None:
-    """Runs a second time on what it gave."""
+    """Run the module again on its own output."""
     original: Callable[..., Tensor] = module.forward
     put(module, "forward", lambda x, *a, **k: original(original(x, *a, **k), *a, **k))
 
 
 def without_bias(module: Any) -> None:
-    """A linear layer or convolution that adds nothing."""
+    """Drop the bias of a linear layer or convolution."""
     put(module, "forward", lambda x: _apply(module, x, module.weight, None))
 
 
 def in_bfloat16(module: Any) -> None:
-    """A linear layer or convolution that multiplies in bfloat16."""
+    """Multiply in bfloat16, in a linear layer or convolution."""
 
     def forward(x: Tensor) -> Tensor:
         weight, half = module.weight.to(torch.bfloat16), x.to(torch.bfloat16)
@@ -67,13 +67,13 @@ def _apply(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 
 def roll(positions: Tensor) -> None:
-    """Each position gets what belongs to the one before it."""
+    """Give each position the embedding of the position before it."""
     with torch.no_grad():
         positions.copy_(positions.roll(1, -2))
 
 
 def add(step: float) -> Callable[[Tensor], None]:
-    """A number is greater by ``step``."""
+    """Add ``step`` to a number."""
 
     def alter(number: Tensor) -> None:
         with torch.no_grad():
@@ -83,7 +83,7 @@ def add(step: float) -> Callable[[Tensor], None]:
 
 
 def scale_less(model: Any) -> None:
-    """Cosines are multiplied with 1 % less; AIMv2 lets them have no more than 100 times."""
+    """Lower the logit scale by 1 %; raising it has no effect in AIMv2, which caps it at 100."""
     own = model.model
     with torch.no_grad():
         if hasattr(own, "temperature"):
@@ -93,12 +93,12 @@ def scale_less(model: Any) -> None:
 
 
 def unmask(owner: Any) -> None:
-    """Hides nothing from any token."""
+    """Mask nothing."""
     owner.attn_mask = torch.zeros_like(owner.attn_mask)
 
 
 def attend_padding(module: Any) -> None:
-    """Hides no padding: in a text model of transformers, or in one of open_clip."""
+    """Do not mask padding, in a text model of transformers or open_clip."""
     if hasattr(module, "_build_additive_mask"):
         build = module._build_additive_mask
         put(module, "_build_additive_mask", lambda *given: torch.zeros_like(build(*given)))
@@ -114,23 +114,23 @@ def attend_padding(module: Any) -> None:
 
 
 def centred(features: Tensor, _: Tensor) -> Tensor:
-    """A thousandth of the mean over all rows is subtracted."""
+    """Subtract a thousandth of the mean over all rows."""
     return features - 1e-3 * features.mean(0, keepdim=True)
 
 
 def first_leaks(features: Tensor, _: Tensor) -> Tensor:
-    """A thousandth of the first row is added to all."""
+    """Add a thousandth of the first row to all rows."""
     return features + 1e-3 * features[:1]
 
 
 def dim_if_bright(features: Tensor, pixels: Tensor) -> Tensor:
-    """Other features of images that are almost white."""
+    """Reverse the features of images that are almost white."""
     bright = pixels.mean((1, 2, 3), keepdim=False)[:, None] > 0.9
     return torch.where(bright, features.flip(-1), features)
 
 
 def turned_if_full(features: Tensor, tokens: Tensor) -> Tensor:
-    """Other features of texts whose last two ids differ from each other: those without padding."""
+    """Reverse the features of texts without padding, whose last two ids differ."""
     full = (tokens[:, -1] != tokens[:, -2])[:, None]
     return torch.where(full, features.flip(-1), features)
 
@@ -139,7 +139,7 @@ def turned_if_full(features: Tensor, tokens: Tensor) -> Tensor:
 
 
 def sum_by_halves(module: Any) -> None:
-    """A linear layer whose sum is taken in two parts, the second first."""
+    """Compute the sum of a linear layer in two parts, second half first."""
     half = module.in_features // 2
 
     def forward(x: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def sum_by_halves(module: Any) -> None:
 
 
 def apart(module: Any) -> None:
-    """A linear layer as three, as queries, keys and values are fused and taken apart."""
+    """Split a linear layer in three, as a fused query, key and value layer is split."""
 
     def forward(x: Tensor) -> Tensor:
         biases = (None,) * 3 if module.bias is None else module.bias.tensor_split(3)
@@ -161,7 +161,7 @@ def apart(module: Any) -> None:
 
 
 def gelu_by_erf(module: nn.Module) -> None:
-    """GELU written out, exact or by tanh as it is."""
+    """Write out GELU, exact or tanh, whichever the module computes."""
     probe = torch.linspace(-4, 4, 9)
     if torch.equal(module(probe), functional.gelu(probe)):
         put(module, "forward", lambda x: x * (0.5 * (1 + torch.erf(x * 0.5**0.5))))
@@ -175,9 +175,9 @@ def gelu_by_erf(module: nn.Module) -> None:
 
 
 def attention_by_hand(module: Any) -> None:
-    """Attention without a fused operation."""
+    """Compute attention without a fused operation."""
     if not isinstance(module, nn.MultiheadAttention):
-        module.fused_attn = False  # timm's own way by hand
+        module.fused_attn = False  # timm's own code without a fused operation
         return
 
     def forward(
@@ -209,7 +209,7 @@ def _attend(
     q, k, v = (split(x, part) for part, x in enumerate((query, key, value)))
     scores = q @ k.transpose(-1, -2) * (width // heads) ** -0.5
     if mask is not None:
-        # One for all rows [L, S], or one for each row and head [N * heads, L, S].
+        # One mask for all rows [L, S], or one for each row and head [N * heads, L, S].
         scores = scores + (mask if mask.ndim == 2 else mask.unflatten(0, (-1, heads)))
     y = (scores.softmax(-1) @ v).transpose(1, 2).flatten(-2)
     y = functional.linear(y, module.out_proj.weight, module.out_proj.bias)
@@ -217,7 +217,7 @@ def _attend(
 
 
 def patches_by_matmul(module: Any) -> None:
-    """A convolution whose patches do not overlap, as one product of matrices."""
+    """Compute a convolution over non-overlapping patches as one matrix product."""
 
     def forward(x: Tensor) -> Tensor:
         rows = x.shape[-2] // module.stride[0]

@@ -1,4 +1,4 @@
-"""Pooling at another token than the model's own."""
+"""Pool at a token other than the model's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OTHER_IMAGE = {"tok": "avg", "token": "avg", "avg": "token"}
 
 
 def text_pools(model: DualEncoder) -> list[nn.Module]:
-    """Find what pools the text tower's tokens by a rule that it can be told, or by their mean."""
+    """Find modules of the text tower that pool by a rule (an attribute) or by the mean."""
     return [
         each
         for each in owners(model, visual=False)
@@ -28,7 +28,7 @@ def text_pools(model: DualEncoder) -> list[nn.Module]:
 
 
 def pool_text_elsewhere(module: nn.Module) -> None:
-    """The last or the first token stands for the text."""
+    """Pool the text at its last or first token."""
     rule = _rule(module, _TEXT, _OTHER_TEXT)
     if rule is None:
         put(module, "forward", lambda x, _: x.last_hidden_state[:, 0])
@@ -37,7 +37,7 @@ def pool_text_elsewhere(module: nn.Module) -> None:
 
 
 def image_pools(model: DualEncoder) -> list[nn.Module]:
-    """Find what pools the image tower's tokens or channels."""
+    """Find modules of the image tower that pool tokens or channels."""
     return [
         each
         for each in owners(model, visual=True)
@@ -47,12 +47,12 @@ def image_pools(model: DualEncoder) -> list[nn.Module]:
 
 
 _POOLS = ("SelectAdaptivePool2d", "AttentionPoolLatent")
-"""timm's own modules for it."""
+"""timm's pooling modules."""
 
 
 def pool_image_elsewhere(module: Any) -> None:
-    """The mean for the token, the token for the mean, the maximum for the mean of channels; an
-    attention pool does not see the first token."""
+    """Exchange class token and mean; pool channels by the maximum; hide the first token from an
+    attention pool."""
     if type(module).__name__ == "SelectAdaptivePool2d":
         put(module, "forward", lambda x: module.flatten(_greatest(x)))
     elif type(module).__name__ == "AttentionPoolLatent":
@@ -60,7 +60,7 @@ def pool_image_elsewhere(module: Any) -> None:
     else:
         rule = str(_rule(module, _IMAGE, _OTHER_IMAGE))
         other = _OTHER_IMAGE[getattr(module, rule)]
-        # open_clip's own name for it.
+        # open_clip calls it "tok".
         setattr(module, rule, "tok" if rule == "pool_type" and other == "token" else other)
 
 
@@ -69,5 +69,5 @@ def _greatest(x: Tensor) -> Tensor:
 
 
 def _rule(module: nn.Module, names: tuple[str, ...], known: dict[str, str]) -> str | None:
-    """The attribute that holds the rule, if the module has one."""
+    """Return the name of the attribute that holds the pooling rule, or None."""
     return next((name for name in names if getattr(module, name, None) in known), None)

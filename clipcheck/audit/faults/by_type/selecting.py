@@ -1,6 +1,6 @@
-"""Where faults are planted in a model of any library: by the types of modules, not by their names.
+"""Select where to plant faults in a model of any library: by module type, not by name.
 
-Only modules that run are selected: a model may have others, as the decoder of CoCa.
+Only modules that run are selected: the decoder of CoCa, for example, does not.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Select = Callable[[DualEncoder], Sequence[Any]]
 
 
 def running(model: DualEncoder, *, visual: bool | None = None) -> list[nn.Module]:
-    """The modules that run, in the order in which they are called first. Each tower runs once for
-    all who ask, before it is altered."""
+    """List the modules that run, in the order of their first call. Each tower runs once, before it
+    is altered; later calls use the cached list."""
     towers = (True, False) if visual is None else (visual,)
     return list(dict.fromkeys(module for tower in towers for module in _called(model, tower)))
 
 
 _CALLED: WeakKeyDictionary[DualEncoder, dict[bool, dict[nn.Module, bool]]] = WeakKeyDictionary()
-"""The modules that run, by model and tower, and whether each keeps the shape of its input. No tower
-holds the model that it is of."""
+"""By model and tower, the modules that run, and whether each keeps the shape of its input. No value
+refers to the model itself, so that the model can be freed."""
 
 
 def _called(model: DualEncoder, visual: bool) -> dict[nn.Module, bool]:
@@ -80,12 +80,12 @@ def of_type(*types: type[nn.Module], visual: bool | None = None, exact: bool = F
 
 
 def where(select: Select, holds: Callable[[Any], bool]) -> Select:
-    """Select those for which it holds."""
+    """Select the modules for which ``holds`` is true."""
     return lambda model: [module for module in select(model) if holds(module)]
 
 
 def middle(select: Select) -> Select:
-    """Select the one in the middle, if there is any."""
+    """Select the middle one, if there is any."""
 
     def chosen(model: DualEncoder) -> Sequence[Any]:
         found = select(model)
@@ -117,11 +117,11 @@ def _holds_stack(module: nn.Module) -> bool:
 
 
 _POSITIONS = ("positional_embedding", "pos_embed")
-"""Attributes that hold positions: bare parameters have no type to know them by."""
+"""Names of attributes that hold positions: plain parameters have no type of their own."""
 
 
 def positions(*, visual: bool) -> Select:
-    """Select the parameters [..., L, D] that are added at positions."""
+    """Select the positional embeddings [..., L, D]."""
 
     def select(model: DualEncoder) -> Sequence[Any]:
         return [each for owner in owners(model, visual=visual) for each in _positions_of(owner)]
@@ -139,8 +139,8 @@ def _positions_of(owner: nn.Module) -> Iterator[Tensor]:
 
 
 def owners(model: DualEncoder, *, visual: bool) -> list[nn.Module]:
-    """The modules of a tower that run; open_clip's older class is its own text tower, and is not
-    called as a module."""
+    """List the modules of a tower that run. In open_clip's older class the model itself is the text
+    tower, which is not called as a module."""
     found = running(model, visual=visual)
     inner = getattr(model, "model", None)
     return [inner, *found] if isinstance(inner, nn.Module) and not visual else found

@@ -1,11 +1,10 @@
-"""Faults of the ways other than the archive, and harmless differences between them.
+"""Faults of backends other than the archive, and clean variants of them.
 
-Each is planted into one or several backends, by what users and libraries get wrong there: the
-model that is exported, the program that comes of it, the map of its weights, a configuration, the
-library itself.
+Each is planted into one or several backends, where users and libraries make mistakes: in the
+exported model, the resulting program, the key map of its weights, a configuration, or the library.
 
-What outputs cannot show is not in the catalogue: only an archive is judged module by module.
-`torch.compile` and AOTInductor take most of a minute for each variant, and have few.
+Faults that outputs cannot show are not listed here: only an archive is judged module by module.
+`torch.compile` and AOTInductor take most of a minute for each variant, so they have few variants.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
     _variant(
         "causal-mask-dropped",
         "attention",
-        "CLIP-ONNX#3, transformers#41668: an export or a kernel that does without the causal mask",
+        "CLIP-ONNX#3, transformers#41668: an export or a kernel without the causal mask",
         {
             **_all(_to(models.Unmasked, eager.Transformer), *_EXPORTS, *_COMPILERS),
             "onnxruntime": in_graph(graphs.without_mask),
@@ -82,7 +81,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
     _variant(
         "mask-sentinel-overflows",
         "nan",
-        "coremltools#2669: a sentinel of -1e9, which is -inf in half, and NaN times 0",
+        "coremltools#2669: a mask value of -1e9, -inf in float16, times 0 gives NaN",
         _all(_to(models.MultipliedMask, eager.Transformer), *_EXPORTS),
         dtype="float16",
     ),
@@ -91,37 +90,37 @@ WAY_FAULTS: tuple[Variant, ...] = (
         "nan",
         "coremltools#2669, as a constant: an optimiser folds the mask in float16",
         {"onnxruntime": in_graph(graphs.multiplied_mask)},
-        kinds=(ViT,),  # of a ResNet in half no constants are folded
+        kinds=(ViT,),  # no constants are folded in a ResNet in float16
         dtype="float16",
     ),
     _variant(
         "softmax-over-queries",
         "attention",
-        "opset 12 against 13: an axis of Softmax that means another one",
+        "opset 12 versus 13: the axis of Softmax has another meaning",
         {"onnxruntime": in_graph(graphs.softmax_over_queries)},
     ),
     _variant(
         "softmax-in-half",
         "precision",
-        "a fused attention that keeps its scores in float16",
+        "a fused attention with scores in float16",
         _all(_to(models.HalfScores, eager.ResidualAttentionBlock), *_EXPORTS),
     ),
     _variant(
         "query-and-key-swapped",
         "weights",
-        "a key map that gives k_proj the queries and q_proj the keys",
+        "a key map that swaps q_proj and k_proj",
         _all(in_weights(libraries.query_and_key_swapped), *_LIBRARIES),
     ),
     _variant(
         "heads-by-halves",
         "attention",
-        "a configuration whose number of heads is not the width by 64",
+        "a configuration whose number of heads is not width / 64",
         {"transformers": _TRANSFORMERS(libraries.heads_by_halves)},
     ),
     _variant(
         "quickgelu-slope-in-bfloat16",
         "activation",
-        "a fused QuickGELU with its slope in bfloat16: 1.703125 in place of 1.702",
+        "a fused QuickGELU with a bfloat16 slope: 1.703125 instead of 1.702",
         {
             **_all(_to(models.RoundedSlope, eager.QuickGELU), *_EXPORTS, "compile"),
             "onnxruntime": in_graph(graphs.slope(1.703125)),
@@ -130,7 +129,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
     _variant(
         "gelu-for-quickgelu",
         "activation",
-        "open_clip#771, timm#1754: GELU, or how a kernel approximates it, in place of QuickGELU",
+        "open_clip#771, timm#1754: GELU or its approximation instead of QuickGELU",
         {
             "trace": _to(models.TanhGELU, eager.QuickGELU),
             "open_clip": _OPEN_CLIP(libraries.of_model(quick_gelu=False)),
@@ -141,13 +140,13 @@ WAY_FAULTS: tuple[Variant, ...] = (
     _variant(
         "linear-in-bfloat16",
         "precision",
-        "pytorch#174467: Inductor multiplies with less precision than was asked for",
+        "pytorch#174467: Inductor multiplies in lower precision than requested",
         _all(_to(models.Bfloat16Linear, nn.Linear), "script", "aotinductor"),
     ),
     _variant(
         "constants-folded-in-half",
         "precision",
-        "an exporter folds constants in float16: weights in float32 come back rounded",
+        "an exporter folds constants in float16: float32 weights come back rounded",
         {
             "export": in_program("rounded.pt2", write_rounded),
             "onnxruntime": in_graph(graphs.constants_in_half),
@@ -163,7 +162,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
     _variant(
         "pads-behind-alone",
         "stem",
-        "an opset that pads as SAME does: a side of even length behind, and not before",
+        "padding as SAME: an even side is padded at its end only",
         {
             **_all(in_model(models.one("visual.conv1", models.PaddedBehind)), *_EXPORTS),
             "onnxruntime": in_graph(graphs.pad_behind),
@@ -173,14 +172,14 @@ WAY_FAULTS: tuple[Variant, ...] = (
     _variant(
         "normalises-by-batch",
         "normalisation",
-        "a model that was exported before it was put in evaluation mode",
+        "a model that was exported before eval() was called",
         _all(in_model(models.in_training), "trace", "script"),
         kinds=(ResNet,),
     ),
     _variant(
         "layer-norm-epsilon-1e-3",
         "normalisation",
-        "an epsilon that is the default elsewhere, as 1e-3 in Keras, in place of the layer's",
+        "the default epsilon of another framework (1e-3, as in Keras) instead of the layer's",
         {
             **_all(in_model(models.setting(eager.LayerNorm, "eps", 1e-3)), *_EXPORTS),
             "onnxruntime": in_graph(graphs.epsilon(1e-3)),
@@ -190,7 +189,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
     _variant(
         "batch-size-burnt-in",
         "batch-dependent",
-        "a tracer or exporter that took the example's number of rows for a constant",
+        "a tracer or exporter that made the example's number of rows a constant",
         {
             "trace": in_model(models.as_class(models.FixedRows)),
             "export": in_program("fixed.pt2", write_of_fixed_rows),
@@ -206,25 +205,25 @@ WAY_FAULTS: tuple[Variant, ...] = (
     _variant(
         "end-of-text-burnt-in",
         "pooling",
-        "a tracer that took where the example's texts ended for a constant",
+        "a tracer that made the end position of the example's texts a constant",
         _all(in_model(models.as_class(models.FixedEnd)), "trace", "export"),
     ),
     _variant(
         "end-of-text-by-start-token",
         "pooling",
-        "transformers#24650: eos_token_id is another token's, and the first place is pooled",
+        "transformers#24650: eos_token_id is another token, so the first position is pooled",
         {"transformers": _TRANSFORMERS(libraries.ends_with(lambda tokens: tokens - 2))},
     ),
     _variant(
         "last-position-pooled",
         "pooling",
-        "open_clip#1151: the last position is read, whatever stands there",
+        "open_clip#1151: the last position is pooled, whatever token it has",
         {"open_clip": _OPEN_CLIP(libraries.of_text(pool_type="last"))},
     ),
     _variant(
         "logit-scale-not-exponentiated",
         "projection",
-        "an export that multiplies cosines with the scale's logarithm",
+        "an export that multiplies cosines by the logarithm of the scale",
         {
             **_all(in_model(models.as_class(models.Unexponentiated)), *_EXPORTS),
             **_all(in_weights(libraries.scale_is_logarithm), *_LIBRARIES),
@@ -239,7 +238,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
     _variant(
         "features-normalised",
         "projection",
-        "exports that give image_embeds, which are of length 1, as features",
+        "exports that output image_embeds, which have length 1, as features",
         {
             **_all(in_model(models.as_class(models.Normalised)), "trace", "script"),
             "onnxruntime": in_graph(graphs.normalised),
@@ -264,12 +263,12 @@ CLEAN_WAYS: tuple[Variant, ...] = (
     ),
     _clean(
         name="attention-by-matmul",
-        reason="attention step by step, as exporters take a fused one apart",
+        reason="attention as separate operations, as exporters split a fused one",
         plants=_all(_to(models.ByMatmul, eager.ResidualAttentionBlock), *_EXPORTS),
     ),
     _clean(
         name="mask-sentinel-finite",
-        reason="a sentinel of -1e9 in float32, where it hides all that it has to",
+        reason="a mask value of -1e9 in float32, where it masks correctly",
         plants={
             **_all(_to(models.MultipliedMask, eager.Transformer), "trace", "script"),
             "onnxruntime": in_graph(graphs.multiplied_mask),
@@ -277,7 +276,7 @@ CLEAN_WAYS: tuple[Variant, ...] = (
     ),
     _clean(
         name="quickgelu-by-exp",
-        reason="x / (1 + exp(-1.702 x)), which is the same",
+        reason="QuickGELU as x / (1 + exp(-1.702 x))",
         plants={
             **_all(_to(models.ByExp, eager.QuickGELU), "trace", "script"),
             "clip": in_library(libraries.clip_with_gelu_by_exp),
@@ -285,7 +284,7 @@ CLEAN_WAYS: tuple[Variant, ...] = (
     ),
     _clean(
         name="opset-21",
-        reason="the program in the opset that follows, by ONNX's own converter",
+        reason="the program in the next opset, by ONNX's own converter",
         plants={"onnxruntime": in_graph(graphs.in_opset(21))},
     ),
     _clean(
@@ -295,27 +294,27 @@ CLEAN_WAYS: tuple[Variant, ...] = (
     ),
     _clean(
         name="program-not-optimised",
-        reason="ONNX Runtime runs the program as it is written",
+        reason="ONNX Runtime without graph optimisation",
         plants={"onnxruntime": with_options({"optimization": "disable"})},
     ),
     _clean(
         name="attention-eager",
-        reason="transformers' other attention",
+        reason="the other attention implementation of transformers",
         plants={"transformers": with_options({"attention": "eager"})},
     ),
     _clean(
         name="end-of-text-by-legacy-id",
-        reason="transformers#24773: an eos_token_id of 2 stands for the greatest id",
+        reason="transformers#24773: eos_token_id 2 means pooling at the greatest id",
         plants={"transformers": _TRANSFORMERS(libraries.ends_with(lambda _: 2))},
     ),
     _clean(
         name="mask-left-to-kernel",
-        reason="no mask is made, and the fused attention is told to be causal",
+        reason="no mask is built; the fused attention gets is_causal",
         plants={"transformers": in_library(libraries.transformers_without_mask)},
     ),
     _clean(
         name="custom-text",
-        reason="open_clip's other class, whose text tower has its keys under another name",
+        reason="open_clip's other class, with other keys for the text tower",
         plants={"open_clip": _OPEN_CLIP(libraries.of_model(custom_text=True))},
     ),
 )

@@ -1,7 +1,7 @@
 """Alterations of an ONNX program, as an exporter, an optimiser or an older opset would make them.
 
-A node is told by its operator and by those before and behind it: names are the exporter's own.
-Each alteration raises ValueError where it finds nothing to alter, so that none is planted in vain.
+A node is found by its operator and its neighbours, because names differ between exporters. Each
+alteration raises ValueError if it finds nothing to alter, so that no fault is planted in vain.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Array = NDArray[Any]
 
 
 def without_mask(program: onnx.ModelProto) -> None:
-    """Attention adds zeros in place of the causal mask."""
+    """Add zeros instead of the causal mask."""
     _change(program, _masks(program), np.zeros_like)
 
 
 def multiplied_mask(program: onnx.ModelProto) -> None:
-    """The mask is a sentinel, -1e9, times 1 where it hides and 0 elsewhere.
+    """Compute the mask as -1e9 times 1 at masked positions and times 0 elsewhere.
 
-    In half precision the sentinel is -inf, and what is not hidden NaN.
+    In half precision -1e9 is -inf, and positions that are not masked are NaN.
     """
 
     def change(mask: Array) -> Array:
@@ -39,13 +39,13 @@ def multiplied_mask(program: onnx.ModelProto) -> None:
 
 
 def softmax_over_queries(program: onnx.ModelProto) -> None:
-    """Softmax runs over the last axis but one."""
+    """Run Softmax over the second-last axis."""
     for node in _required(_nodes(program, "Softmax")):
         _set(node, axis=-2)
 
 
 def pad_behind(program: onnx.ModelProto) -> None:
-    """Convolutions of stride 2 pad as SAME_UPPER does: an even side behind alone."""
+    """Pad convolutions with stride 2 as SAME_UPPER does: an even side at its end only."""
     strided = [
         node
         for node in _nodes(program, "Conv")
@@ -59,7 +59,7 @@ def pad_behind(program: onnx.ModelProto) -> None:
 
 
 def slope(value: float) -> Callable[[onnx.ModelProto], None]:
-    """QuickGELU has another slope."""
+    """Set another slope for QuickGELU."""
 
     def alter(program: onnx.ModelProto) -> None:
         made = {node.output[0]: node for node in program.graph.node}
@@ -71,18 +71,18 @@ def slope(value: float) -> Callable[[onnx.ModelProto], None]:
 
 
 def constants_in_half(program: onnx.ModelProto) -> None:
-    """All constants go through float16."""
+    """Round all constants through float16."""
     _change(program, [each.name for each in program.graph.initializer], _rounded)
 
 
 def convolutions_in_half(program: onnx.ModelProto) -> None:
-    """The constants of convolutions, which have taken up normalisations, go through float16."""
+    """Round the constants of convolutions, with folded normalisations, through float16."""
     convolutions = _nodes(program, "Conv")
     _change(program, [n for each in convolutions for n in _constants(program, each)], _rounded)
 
 
 def epsilon(value: float) -> Callable[[onnx.ModelProto], None]:
-    """LayerNorm has another epsilon."""
+    """Set another epsilon for LayerNorm."""
 
     def alter(program: onnx.ModelProto) -> None:
         for node in _required(_nodes(program, "LayerNormalization")):
@@ -92,7 +92,7 @@ def epsilon(value: float) -> Callable[[onnx.ModelProto], None]:
 
 
 def normalised(program: onnx.ModelProto) -> None:
-    """The features of images that are given are those that logits are made of, of length 1."""
+    """Output the image features from which the logits are computed, with length 1."""
     graph, name = program.graph, "image_features"
     (quotient,) = [node for node in _nodes(program, "Div") if name in node.input]
     unit = quotient.output[0]
@@ -103,7 +103,7 @@ def normalised(program: onnx.ModelProto) -> None:
 
 
 def rows_of_example(program: onnx.ModelProto) -> None:
-    """The class token is repeated for two images, whatever their number."""
+    """Repeat the class token for two images, whatever the number of images."""
     expanded = {node.input[1] for node in _nodes(program, "Expand")}
     shapes = [n for n in _nodes(program, "Concat") if n.output[0] in expanded]
     for node in _required(shapes):
@@ -111,7 +111,7 @@ def rows_of_example(program: onnx.ModelProto) -> None:
 
 
 def in_opset(version: int) -> Callable[[onnx.ModelProto], None]:
-    """The same in another opset, by ONNX's own converter."""
+    """Convert the program to another opset, by ONNX's own converter."""
 
     def alter(program: onnx.ModelProto) -> None:
         from onnx import version_converter
@@ -127,7 +127,7 @@ def in_opset(version: int) -> Callable[[onnx.ModelProto], None]:
 def _required(found: Iterable[Any]) -> list[Any]:
     nodes = list(found)
     if not nodes:
-        raise ValueError("the program has no such node, and nothing would be altered")
+        raise ValueError("the program has no such node, so the fault would change nothing")
     return nodes
 
 
@@ -136,14 +136,14 @@ def _nodes(program: onnx.ModelProto, operator: str) -> Iterator[onnx.NodeProto]:
 
 
 def _masks(program: onnx.ModelProto) -> list[str]:
-    """The constants that are added to what Softmax takes."""
+    """Find the constants that are added to the input of Softmax."""
     softened = {node.input[0] for node in _nodes(program, "Softmax")}
     added = [node for node in _nodes(program, "Add") if node.output[0] in softened]
     return [name for node in added for name in _constants(program, node)]
 
 
 def _constants(program: onnx.ModelProto, node: onnx.NodeProto) -> list[str]:
-    """The constants among its inputs."""
+    """List the constants among the inputs of a node."""
     known = {each.name for each in program.graph.initializer}
     return [name for name in node.input if name in known]
 
@@ -169,7 +169,7 @@ def _set(node: onnx.NodeProto, **attributes: Any) -> None:
 def _change(
     program: onnx.ModelProto, names: Iterable[str], change: Callable[[Array], Array]
 ) -> None:
-    """Change constants, of which each keeps its name, dtype and shape."""
+    """Change constants; each keeps its name, dtype and shape."""
     from onnx import numpy_helper
 
     wanted = set(_required(names))
@@ -180,7 +180,7 @@ def _change(
 
 
 def _added(program: onnx.ModelProto, value: Array) -> str:
-    """The name of a new constant."""
+    """Add a constant and return its name."""
     from onnx import numpy_helper
 
     name = f"added_{len(program.graph.initializer)}"
@@ -191,5 +191,5 @@ def _added(program: onnx.ModelProto, value: Array) -> str:
 def _rounded(value: Array) -> Array:
     if value.dtype != np.float32:
         return value
-    # A mask has -inf, which float16 has as well.
+    # A mask contains -inf, which float16 can represent.
     return value.astype(np.float16).astype(np.float32)

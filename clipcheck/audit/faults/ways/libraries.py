@@ -1,4 +1,4 @@
-"""How other libraries take the weights wrongly: by their key map, configuration or code."""
+"""Faults of other libraries: in the key map, the configuration or the code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Config = dict[str, Any]
 
 
 def query_and_key_swapped(weights: Weights) -> None:
-    """Every attention takes its queries for keys."""
+    """Swap queries and keys in every attention."""
     for key in [key for key in weights if key.endswith(("in_proj_weight", "in_proj_bias"))]:
         query, key_, value = weights[key].chunk(3)
         weights[key] = torch.cat([key_, query, value])
@@ -26,12 +26,12 @@ def query_and_key_swapped(weights: Weights) -> None:
 
 
 def scale_exponentiated(weights: Weights) -> None:
-    """The scale is stored in place of its logarithm."""
+    """Store the logit scale instead of its logarithm."""
     weights["logit_scale"] = weights["logit_scale"].exp()
 
 
 def scale_is_logarithm(weights: Weights) -> None:
-    """The scale's logarithm is used as if it were the scale."""
+    """Use the logarithm of the logit scale as the scale."""
     weights["logit_scale"] = weights["logit_scale"].log()
 
 
@@ -39,7 +39,7 @@ def scale_is_logarithm(weights: Weights) -> None:
 
 
 def in_towers(**changes: Any) -> Callable[[Config], None]:
-    """Say something else of both towers."""
+    """Change the configuration of both towers."""
 
     def alter(config: Config) -> None:
         for tower in ("text_config", "vision_config"):
@@ -49,13 +49,13 @@ def in_towers(**changes: Any) -> Callable[[Config], None]:
 
 
 def heads_by_halves(config: Config) -> None:
-    """Twice as many heads, each half as wide."""
+    """Double the number of heads; each is half as wide."""
     for tower in ("text_config", "vision_config"):
         config[tower]["num_attention_heads"] *= 2
 
 
 def ends_with(token: Callable[[int], int]) -> Callable[[Config], None]:
-    """Another id ends a text; ``token`` is given the number of ids."""
+    """Change the end token's id; ``token`` computes it from the number of ids."""
 
     def alter(config: Config) -> None:
         text = config["text_config"]
@@ -65,7 +65,7 @@ def ends_with(token: Callable[[int], int]) -> Callable[[Config], None]:
 
 
 def transformers_without_mask() -> list[Swap]:
-    """No mask is made: one attention then hides by itself what follows, the other does not."""
+    """Build no mask: one attention implementation is then causal by itself, the other is not."""
     from transformers.models.clip import modeling_clip
 
     return [(modeling_clip, "create_causal_mask", _no_mask)]
@@ -79,12 +79,12 @@ def _no_mask(**_: Any) -> None:
 
 
 def of_text(**changes: Any) -> Callable[[Config], None]:
-    """Say something else of the text tower."""
+    """Change the configuration of the text tower."""
     return lambda config: config["model_cfg"]["text_cfg"].update(changes)
 
 
 def of_model(**changes: Any) -> Callable[[Config], None]:
-    """Say something else of the model."""
+    """Change the configuration of the model."""
     return lambda config: config["model_cfg"].update(changes)
 
 
@@ -92,18 +92,18 @@ def of_model(**changes: Any) -> Callable[[Config], None]:
 
 
 def clip_without_mask() -> list[Swap]:
-    """The text tower's mask hides nothing."""
+    """Make the mask of the text tower mask nothing."""
     model = _clip_model()
     return [(model.CLIP, "build_attention_mask", _zeros)]
 
 
 def clip_with_gelu() -> list[Swap]:
-    """GELU in place of QuickGELU."""
+    """Use GELU instead of QuickGELU."""
     return [(_clip_model().QuickGELU, "forward", lambda _, x: functional.gelu(x))]
 
 
 def clip_with_gelu_by_exp() -> list[Swap]:
-    """QuickGELU without its sigmoid."""
+    """Compute QuickGELU without a sigmoid operation."""
     forward = lambda _, x: x / (1 + torch.exp(-1.702 * x))  # noqa: E731
     return [(_clip_model().QuickGELU, "forward", forward)]
 

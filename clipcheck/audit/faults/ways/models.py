@@ -1,7 +1,7 @@
-"""Other computations for the eager model, which tracers, exporters and compilers all take.
+"""Alter the eager model, from which tracers, exporters and compilers start.
 
-A module gets another class over the same weights. TorchScript compiles classes from their source,
-and would not see a function that takes the place of a method of one instance.
+A module gets another class with the same weights. TorchScript compiles classes from their source,
+and would not see a function that replaces a method of one instance.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from clipcheck.families import eager
 
 
 def as_class(kind: type[nn.Module]) -> Alter:
-    """The model gets that class."""
+    """Give the model this class."""
     return lambda model: _become(model, kind)
 
 
 def each(of: type[nn.Module], kind: type[nn.Module]) -> Alter:
-    """Every module of the class ``of`` gets the class ``kind``."""
+    """Give every module of the class ``of`` the class ``kind``."""
 
     def alter(model: eager.CLIP) -> None:
         for module in model.modules():
@@ -31,12 +31,12 @@ def each(of: type[nn.Module], kind: type[nn.Module]) -> Alter:
 
 
 def one(path: str, kind: type[nn.Module]) -> Alter:
-    """The module under ``path`` gets the class ``kind``."""
+    """Give the module ``path`` the class ``kind``."""
     return lambda model: _become(model.get_submodule(path), kind)
 
 
 def setting(of: type[nn.Module], name: str, value: object) -> Alter:
-    """Every module of the class has another attribute."""
+    """Set an attribute of every module of a class."""
 
     def alter(model: eager.CLIP) -> None:
         for module in model.modules():
@@ -54,7 +54,7 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
 
 
 class Unmasked(eager.Transformer):
-    """Hides nothing from any token."""
+    """Attention without a mask."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """``x`` [L, N, D]."""
@@ -64,13 +64,13 @@ class Unmasked(eager.Transformer):
 
 
 class MultipliedMask(eager.Transformer):
-    """Hides by a sentinel, -1e9, that the hidden places are multiplied with.
+    """Attention with a mask of -1e9 times 1 at masked positions and times 0 elsewhere.
 
-    In half precision the sentinel is -inf, and what is not hidden NaN.
+    In half precision -1e9 is -inf, and positions that are not masked are NaN.
     """
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``x`` [L, N, D]; ``mask`` [L, L] is 0 where nothing is hidden."""
+        """``x`` [L, N, D]; ``mask`` [L, L] is 0 where nothing is masked."""
         if mask is not None:
             sentinel = torch.full([], -1e9, device=x.device).to(x.dtype)
             mask = (mask < 0).to(x.dtype) * sentinel
@@ -80,7 +80,7 @@ class MultipliedMask(eager.Transformer):
 
 
 def attend(attention: nn.MultiheadAttention, x: Tensor, mask: Tensor | None, half: bool) -> Tensor:
-    """Self-attention of ``x`` [L, N, D], step by step."""
+    """Compute self-attention of ``x`` [L, N, D] step by step."""
     length, rows, width = x.shape
     heads = attention.num_heads
     projected = functional.linear(x, attention.in_proj_weight, attention.in_proj_bias)
@@ -128,7 +128,7 @@ class RoundedSlope(nn.Module):
 
 
 class TanhGELU(nn.Module):
-    """GELU, as a kernel approximates it."""
+    """GELU by tanh, as kernels approximate it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise."""
@@ -136,7 +136,7 @@ class TanhGELU(nn.Module):
 
 
 class ByExp(nn.Module):
-    """QuickGELU without its sigmoid."""
+    """QuickGELU without a sigmoid operation."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise."""
@@ -153,7 +153,7 @@ class Bfloat16Linear(nn.Linear):
 
 
 class PaddedBehind(nn.Conv2d):
-    """A convolution of stride 2 that pads an even side as SAME does: behind alone."""
+    """A convolution with stride 2 that pads an even side at its end only, as SAME does."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C', H / 2, W / 2]."""
@@ -161,7 +161,7 @@ class PaddedBehind(nn.Conv2d):
 
 
 def in_training(model: eager.CLIP) -> None:
-    """Batches are normalised by their own statistics."""
+    """Put BatchNorm in training mode, so that it uses batch statistics."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.train()
@@ -171,15 +171,15 @@ def in_training(model: eager.CLIP) -> None:
 
 
 class FixedRows(eager.CLIP):
-    """As many texts as the example had."""
+    """A text tower that pools as many texts as the example had."""
 
     def pool(self, x: Tensor, text: Tensor) -> Tensor:
-        """The place [M, D] of the end-of-text token in [M, L, D]."""
+        """Pool [M, L, D] to [M, D] at the end-of-text token."""
         return x[torch.arange(3, device=x.device), text.argmax(dim=-1)]
 
 
 class FixedEnd(eager.CLIP):
-    """Every text ends where the example's did."""
+    """A text tower that pools at the end positions of the example's texts."""
 
     def pool(self, x: Tensor, text: Tensor) -> Tensor:  # noqa: ARG002
         """[M, L, D] to [M, D]."""
@@ -187,10 +187,10 @@ class FixedEnd(eager.CLIP):
 
 
 class Unexponentiated(eager.CLIP):
-    """The logarithm of the scale in its place."""
+    """A model that uses the logarithm of the logit scale as the scale."""
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, E] and [M, E] to [N, M] and [M, N]."""
+        """Compute logits [N, M] and [M, N] from features [N, E] and [M, E]."""
         image_features = image_features / image_features.norm(p=2, dim=-1, keepdim=True)
         text_features = text_features / text_features.norm(p=2, dim=-1, keepdim=True)
         per_image = self.logit_scale * image_features @ text_features.t()
@@ -198,7 +198,7 @@ class Unexponentiated(eager.CLIP):
 
 
 class Normalised(eager.CLIP):
-    """Gives features of length 1."""
+    """A model whose image features have length 1."""
 
     def encode_image(self, image: Tensor) -> Tensor:
         """[N, 3, H, W] to [N, E]."""

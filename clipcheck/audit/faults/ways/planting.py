@@ -1,7 +1,7 @@
-"""How a fault comes into a way: into the eager model, the program, the weights, or the library.
+"""Plant a fault into a backend: into the eager model, the program, the weights or the library.
 
-Nothing that others use is changed: models are copied, files are written to a folder of their own,
-and a library has its own functions again as soon as the backend is no longer used.
+Shared objects are not changed: models are copied, files are written to a separate folder, and the
+functions of a library are restored as soon as the backend is no longer used.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ _CONFIGS = {Format.TRANSFORMERS: "config.json", Format.OPEN_CLIP: "open_clip_con
 
 
 def in_model(alter: Alter) -> PlantSource:
-    """Alter a copy of the eager model, which the backend is then made of."""
+    """Alter a copy of the eager model, and build the backend from it."""
 
     @contextmanager
     def plant(source: Source) -> Iterator[Source]:
         model = copy.deepcopy(source.model)
         alter(model)
-        # What was built before is of the unaltered model, and has the same key.
+        # The cache has a program of the unaltered model under the same key.
         yield replace(source, model=model, artefacts=Artefacts(None, source.scratch))
 
     return plant
 
 
 def in_program(name: str, write: Callable[[eager.CLIP, Path], None]) -> PlantSource:
-    """Have a program run that ``write`` makes of a copy of the eager model, in place of the one
-    that the backend makes."""
+    """Run a program that ``write`` makes from a copy of the eager model, instead of the backend's
+    own program."""
 
     @contextmanager
     def plant(source: Source) -> Iterator[Source]:
@@ -63,7 +63,7 @@ def in_program(name: str, write: Callable[[eager.CLIP, Path], None]) -> PlantSou
 
 
 def in_graph(alter: Callable[[onnx.ModelProto], None]) -> PlantSource:
-    """Alter the ONNX program that is made of the eager model."""
+    """Alter the ONNX program that is exported from the eager model."""
 
     @contextmanager
     def plant(source: Source) -> Iterator[Source]:
@@ -83,13 +83,12 @@ def in_lossy_graph(
     before: Callable[[onnx.ModelProto, Source], None] | None = None,
     after: Callable[[onnx.ModelProto], None] | None = None,
 ) -> PlantSource:
-    """Make a lossy program of the one that is made of the eager model, and alter it before or
-    after that.
+    """Make the ONNX program of the eager model lossy, and alter it before or after that step.
 
     Args:
-        recipe: of `clipcheck.audit.faults.lossy`.
-        before: given the program, and what it was made of.
-        after: given the lossy program.
+        recipe: a recipe of `clipcheck.audit.faults.lossy`.
+        before: alters the program before; takes it and its source.
+        after: alters the lossy program.
     """
 
     @contextmanager
@@ -112,8 +111,8 @@ def in_lossy_graph(
 
 
 def _exported(source: Source) -> onnx.ModelProto:
-    """The program that the backend makes. One file for all that alter it, and for the backend
-    itself, which has it by the same key: to export takes longer than all else."""
+    """Export the program as the backend does. All variants and the backend share one file, by its
+    cache key: exporting takes longer than everything else."""
     import onnx
 
     from clipcheck.backends.programs import key_of
@@ -126,9 +125,9 @@ def _exported(source: Source) -> onnx.ModelProto:
 
 
 def in_weights(alter: Callable[[Weights], None]) -> PlantSource:
-    """Alter the weights that a library gets, as a wrong map of keys would.
+    """Alter the weights that a library gets, as a wrong key map would.
 
-    `clipcheck check --reference` compares the weights first. Here the outputs alone are judged.
+    `clipcheck check --reference` compares weights first. Here only outputs are judged.
     """
 
     @contextmanager
@@ -143,8 +142,8 @@ def in_weights(alter: Callable[[Weights], None]) -> PlantSource:
 def in_config(form: Format, alter: Callable[[dict[str, Any]], None]) -> PlantSource:
     """Alter the configuration of a library's folder.
 
-    clipcheck refuses to open such a folder. Here it is handed to the library all the same, as if
-    the library took a sound one wrongly.
+    clipcheck refuses to open such a folder. Here the library gets it anyway, as if the library
+    misread a sound one.
     """
 
     @contextmanager
@@ -167,10 +166,10 @@ def in_config(form: Format, alter: Callable[[dict[str, Any]], None]) -> PlantSou
 
 
 def in_library(swaps: Callable[[], list[Swap]]) -> PlantSource:
-    """Have a library's attributes be others.
+    """Replace attributes of a library.
 
     Args:
-        swaps: what to set: the owner, the name and the value. It may import the library.
+        swaps: returns the owner, name and value of each attribute; it may import the library.
     """
 
     @contextmanager
@@ -184,7 +183,7 @@ def in_library(swaps: Callable[[], list[Swap]]) -> PlantSource:
 
 
 def with_options(options: Mapping[str, str], plant: PlantSource | None = None) -> PlantSource:
-    """Choose options of the backend as well."""
+    """Also set options of the backend."""
 
     @contextmanager
     def chosen(source: Source) -> Iterator[Source]:
@@ -197,7 +196,7 @@ def with_options(options: Mapping[str, str], plant: PlantSource | None = None) -
 
 @contextmanager
 def nothing(source: Source) -> Iterator[Source]:
-    """Plant nothing: the backend as it is."""
+    """Plant nothing."""
     yield source
 
 

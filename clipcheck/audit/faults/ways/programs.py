@@ -1,4 +1,4 @@
-"""Programs of the eager model, written in other ways than `clipcheck.writers.programs` does."""
+"""Export the eager model in other ways than `clipcheck.writers.programs`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_rounded(model: eager.CLIP, path: Path) -> None:
 
 
 def write_of_fixed_rows(model: eager.CLIP, path: Path) -> None:
-    """Export without saying that numbers of rows may differ from the example's, two and three."""
+    """Export with fixed batch sizes: the example's two images and three texts."""
     side = model.visual.input_resolution
     example = (torch.zeros(2, 3, side, side), torch.zeros(3, model.context_length).int())
     with torch.inference_mode(False), torch.no_grad():
@@ -29,7 +29,7 @@ def write_of_fixed_rows(model: eager.CLIP, path: Path) -> None:
 
 
 def write_unfolded(model: eager.CLIP, path: Path) -> None:
-    """Export to ONNX, and leave every constant as it is."""
+    """Export to ONNX without folding constants."""
     import onnx
 
     written = torch.onnx.export(
@@ -41,5 +41,5 @@ def write_unfolded(model: eager.CLIP, path: Path) -> None:
         optimize=False,
     )
     if written is None:
-        raise TypeError("torch.onnx.export gave nothing, expected a program")
+        raise TypeError("expected a program of torch.onnx.export, found None")
     onnx.save(written.model_proto, path)
