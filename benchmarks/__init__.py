@@ -1,1 +1,1 @@
-"""Paired timings. Run one with ``python -m benchmarks.NAME``."""
+"""Benchmarks. Run one with ``python -m benchmarks.NAME``."""

@@ -1,8 +1,8 @@
-"""What each way to run a checkpoint costs, and how near it is to float64: a table to choose by.
+"""Measure what each backend costs, and how close its outputs are to float64.
 
-Every backend that fits is built twice in one process, with nothing kept from before and then with
-what the first time left; and it is run in pairs with the eager model, on the same batch, one after
-the other, so that both have the same machine. The table has medians.
+Each backend that can run the checkpoint is built twice in one process: with an empty cache, and
+with the cache of the first build. Then it runs in pairs with the eager model, on the same batch,
+one after the other, so that the load of the machine is the same for both. The table has medians.
 
     python -m benchmarks.backends
 """
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a backend: seconds, ratios, and bytes."""
+    """Measurements of one backend: seconds, ratios and bytes."""
 
     name: str
     cold: float
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, help="an archive; by default a ViT-B/32")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=16, help="of the batch, and as many texts")
+    parser.add_argument("--images", type=int, default=16, help="images in the batch, and texts")
     add_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -114,12 +114,12 @@ def built(choice: Choice, source: Source) -> Backend:
 
 
 def run(backend: Backend, batch: Batch) -> None:
-    """Logits of a batch, which every way gives in one pass of each tower."""
+    """Compute the logits of a batch, which takes each backend one pass of each tower."""
     backend(batch.pixels, batch.tokens)
 
 
 def repeated(drawn: list[Batch], images: int) -> Batch:
-    """The rows of a batch again and again, until there are so many."""
+    """Repeat the rows of the last batch until there are ``images`` of them."""
     rows = [i % len(drawn[-1].pixels) for i in range(images)]
     texts = [i % len(drawn[-1].tokens) for i in range(images)]
     return drawn[-1].select(rows, texts)
@@ -133,8 +133,8 @@ def timed(call: Callable[[], object]) -> tuple[float, object]:
 
 def report(rows: list[Row], images: int, folder: Path | None) -> None:
     print(f"{images} images and {images} texts, {torch.get_num_threads()} threads.\n")
-    columns = ["backend", "build, s", "again, s", "batch, s", "of eager's time", "artefact, MB"]
-    with table("backends", [*columns, "of eager's distance from float64"], folder) as row:
+    columns = ["backend", "build, s", "again, s", "batch, s", "time / eager's", "artefact, MB"]
+    with table("backends", [*columns, "error / eager's, vs float64"], folder) as row:
         for each in rows:
             size = "-" if each.size is None else f"{each.size / 1e6:,.0f}"
             row(

@@ -1,8 +1,8 @@
-"""What sound lossy programs lose, and which faults in them a budget catches.
+"""Measure what sound lossy programs lose, and which faults in them a budget catches.
 
-Each recipe of `clipcheck.audit.faults.lossy` makes a program of each model; faults are planted into
-such programs. What stands in a cell is the worst of all seeds, by the end of the interval that
-counts: the presets of `clipcheck.gates.tolerances.BUDGETS` are measured by it.
+Each recipe of `clipcheck.audit.faults.lossy` makes a program from each model; faults are planted
+into such programs. A cell has the worst value of all seeds, at the end of its interval that counts;
+the presets of `clipcheck.gates.tolerances.BUDGETS` are based on it.
 
     python -m benchmarks.budgets --tables docs/evidence/tables
 """
@@ -33,7 +33,7 @@ Gates = Mapping[str, GateResult]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", help=f"default: {TRAINED} and {FAMILIES}")
-    parser.add_argument("--seed", action="append", type=int, help="of weights; default: 0 and 1")
+    parser.add_argument("--seed", action="append", type=int, help="of the weights; default: 0, 1")
     parser.add_argument("--only", action="append", help="a variant; default: all")
     add_option(parser)
     arguments = parser.parse_args()
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def measure(name: str, seeds: Sequence[int], only: Sequence[str] | None) -> dict[str, list[Gates]]:
-    """What the gates found of each variant, for each seed."""
+    """Judge each variant; return the results of the gates for each seed."""
     found: dict[str, list[Gates]] = {}
     weights = "seeded" if name in CONFIGS else "trained"
     for seed in seeds:
@@ -69,7 +69,7 @@ def measure(name: str, seeds: Sequence[int], only: Sequence[str] | None) -> dict
                 try:
                     with tempfile.TemporaryDirectory(dir=folder) as scratch:
                         gates, _ = bench.judge(variant, backend, Path(scratch))
-                except ValueError as error:  # the model has nothing to alter
+                except ValueError as error:  # the model has no part that the variant alters
                     print(f"{name}, {variant.name}: {error}", flush=True)
                     continue
                 found.setdefault(variant.name, []).append({gate.name: gate for gate in gates})
@@ -83,7 +83,7 @@ def measure(name: str, seeds: Sequence[int], only: Sequence[str] | None) -> dict
 
 
 def figures(gates: Sequence[Gates]) -> list[str]:
-    """The worst of each figure of the gate `budget`, and how many weights are quantised how."""
+    """Return the worst figures of the gate `budget`, and the counts of quantised weights."""
     rows = [each["budget"].figures for each in gates]
     lower = [
         f"{min(float(r[m]['lower']) for r in rows):.4f}" if m in rows[0] else "" for m in MEANT
@@ -97,7 +97,7 @@ def verdict(passed: bool) -> str:
 
 
 def caught(variant: Variant, found: Mapping[str, list[Gates]]) -> str:
-    """The gates that caught it with every seed."""
+    """List the gates that caught the fault with every seed."""
     runs = found.get(variant.name, [])
     if not runs:
         return "-"

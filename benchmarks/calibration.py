@@ -1,10 +1,10 @@
-"""Where the limits of `clipcheck.gates.tolerances` come from.
+"""Measure errors of clean variants and faults, to set the limits of `clipcheck.gates.tolerances`.
 
 Runs an audit over seeds, kinds of weights and architectures, each with one thread and with one
-for each core, and prints, limit by limit, how far clean variants and faults are from float64 in the
-eager model's own error. Audits that were made before (``clipcheck audit --json``) are read with
-``--read`` in place of running one. ``--plot`` draws what every variant took of its limit;
-``--tables`` writes those of the documentation.
+thread per core, and prints for each limit the errors of clean variants and faults vs float64, as
+multiples of the eager model's error. ``--read`` reads earlier audits (``clipcheck audit --json``)
+instead of running one. ``--plot`` plots the error of each variant relative to its limit;
+``--tables`` writes the tables of the documentation.
 
     python -m benchmarks.calibration --seed 0 --seed 1 --plot docs/calibration.svg
     python -m benchmarks.calibration --read tiny.json --read full.json --tables docs/evidence/tables
@@ -26,7 +26,7 @@ from clipcheck.gates.tolerances import LIMITS
 
 NAMES = ("features", "feature_row", "logits", "logit_row", "module")
 UNMEASURED = 1e9
-"""Where the plot has faults that no ratio measures: weights not used, NaN, a call that failed."""
+"""Position in the plot of faults without a ratio: unused weights, NaN, a call that failed."""
 
 Entry = dict[str, Any]
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--arch", action="append", help="default: both tiny ones")
     parser.add_argument("--seed", action="append", type=int, help="default: 0")
     parser.add_argument("--weights", action="append", help="default: all kinds")
-    parser.add_argument("--dtype", default="float32", help="what archives are judged in")
+    parser.add_argument("--dtype", default="float32", help="dtype that archives are judged in")
     parser.add_argument("--read", action="append", type=Path, default=[], metavar="JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE")
     add_option(parser)
@@ -82,7 +82,7 @@ def report(faults: list[Entry], clean: list[Entry]) -> list[str]:
     return [
         f"\n{len(faults)} faults and {len(clean)} clean variants, over {len(runs)} sets of weights",
         "(architecture, seed, kind). Ratio of a variant's error to the eager model's, the",
-        "greatest of each variant. 'weakest fault': of those that exceed this limit by most.\n",
+        "greatest of each variant. 'weakest fault': of the faults that exceed this limit most.\n",
         *by_limit(faults, clean),
         f"\nOf what is allowed, clean variants took at most {max(map(margin, clean)):.2f}; the",
         f"weakest fault was {margins[0]:.1f} times as much, one in twenty below "
@@ -91,7 +91,7 @@ def report(faults: list[Entry], clean: list[Entry]) -> list[str]:
 
 
 def write_tables(faults: list[Entry], clean: list[Entry], folder: Path) -> None:
-    """Write the tables that the pages of the documentation include."""
+    """Write the tables that the documentation includes."""
     head = written_by()
     for name, table in (
         ("families", by_family(faults, clean)),
@@ -174,7 +174,7 @@ def ratios(entries: Iterable[Entry], name: str) -> list[float]:
 
 
 def limit_exceeded_most(entry: Entry, limits: object) -> str | None:
-    """The limit that the entry is the most times of; None where one cannot be measured."""
+    """Return the limit with the largest ratio; None if a figure is not a number."""
     greatest = entry["greatest"]
     if any(greatest.get(name) is None for name in NAMES):
         return None
@@ -200,8 +200,8 @@ def plot(faults: list[Entry], clean: list[Entry], path: Path) -> None:
         values = [max(margin(entry), edges[0]) for entry in entries]
         axes.hist(values, edges, label=f"{len(entries)} {label}", color=colour)
     axes.axvline(1, color="black", linestyle="--", label="the limit")
-    axes.set(xscale="log", yscale="log", ylim=(0.7, None))  # So that a single one is seen.
-    axes.set_xlabel("times the limit, of the gate that found most (far right: not a number at all)")
+    axes.set(xscale="log", yscale="log", ylim=(0.7, None))  # So that a single point is visible.
+    axes.set_xlabel("times the limit, largest of all gates (far right: not a number)")
     axes.set_ylabel("variants")
     axes.legend(loc="upper center")
     path.parent.mkdir(parents=True, exist_ok=True)

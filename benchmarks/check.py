@@ -1,12 +1,12 @@
-"""What a check of a full-size archive costs, beside the plain forward passes that it is made of.
+"""Measure the time of a check of a full-size archive, relative to its plain forward passes.
 
-Each round runs two processes in turn. One loads the archive both ways and sends the default
-batches through all three methods of both, in float32, and no more: the plain time. The other
-checks. The table has the medians of each phase, and the check as a multiple of the plain time,
-round by round.
+Each round runs two processes in turn. One loads the archive as JIT and as eager model and runs only
+the default batches through the three methods of both, in float32: the plain time. The other runs a
+check. The table has the medians of each phase, and the check as a multiple of the plain time of the
+same round.
 
-With ``--backends`` a third process checks by all of those named, and tells how many passes over
-all inputs that took: one of the eager model, one in float64, and one of each backend.
+With ``--backends`` a third process checks the named backends, and counts the passes over all
+inputs: one of the eager model, one in float64, and one of each backend.
 
     python -m benchmarks.check
     python -m benchmarks.check --backends trace script open_clip clip
@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, help="an archive; by default a ViT-B/32")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--backends", nargs="+", default=[], help="to count the passes of")
+    parser.add_argument("--backends", nargs="+", default=[], help="backends to count passes of")
     add_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +104,7 @@ def main() -> None:
             return
         rounds = [
             (run(PLAIN, checkpoint), run(CHECK, checkpoint)) for _ in range(arguments.rounds + 1)
-        ][1:]  # The first only warms the page cache.
+        ][1:]  # The first run only warms the page cache.
     report(rounds, arguments.tables)
 
 

@@ -1,11 +1,11 @@
-"""Ways of libraries that depart from the model that weights were trained as; see docs/findings.
+"""Show where libraries compute another model than the weights were trained as; see docs/findings.
 
-``siglip``: the weights of transformers' SiglipModel, put into open_clip's configurations of SigLIP
-and SigLIP 2. ``tag``: weights that were trained with QuickGELU, opened by
-``open_clip.create_model`` with the name of their architecture and their path.
+``siglip``: the weights of transformers' SiglipModel in open_clip's configurations of SigLIP and
+SigLIP 2. ``tag``: weights that were trained with QuickGELU, opened by ``open_clip.create_model``
+with the name of their architecture and their path.
 
-What a library computes is exported, and judged against the other's eager model by the gates. Then
-the activation alone is exchanged, and it is judged again: what is left are other causes.
+The model of one library is exported, and judged against the eager model of the other. Then only the
+activation is exchanged and the model is judged again: remaining differences have other causes.
 
     python -m benchmarks.findings siglip --tables docs/evidence/tables
     python -m benchmarks.findings tag
@@ -45,14 +45,14 @@ COLUMNS = [
     "gates that fail",
     "fidelity, times its limit",
     "1 - least cosine",
-    "best match alike",
+    "top-1 agrees",
 ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("finding", choices=("siglip", "tag"))
-    parser.add_argument("--layers", type=int, default=12, help="of SigLIP's towers")
+    parser.add_argument("--layers", type=int, default=12, help="layers of SigLIP's towers")
     add_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -83,7 +83,7 @@ def siglip(folder: Path, layers: int, tables: Path | None) -> None:
         for module in model.modules():
             if isinstance(module, nn.GELU) or type(module).__name__ == "GELUTanh":
                 module.forward = partial(nn.functional.gelu, approximate="tanh")
-        row(*judged("the last one, with tanh in both towers", model, folder))
+        row(*judged("the last one, with tanh GELU in both towers", model, folder))
 
 
 def _configured(settings: Mapping[str, Any]) -> LibraryArchitecture:
@@ -110,11 +110,11 @@ KEYS = (
     (r"(text.*)\.mlp\.fc1", r"\1.mlp.c_fc"),
     (r"(text.*)\.mlp\.fc2", r"\1.mlp.c_proj"),
 )
-"""Keys of transformers and of open_clip, in the order in which they are exchanged."""
+"""Patterns of keys in transformers, with their replacement in open_clip, in order."""
 
 
 def as_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a SiglipModel by the keys of open_clip's CustomTextCLIP."""
+    """Rename the weights of a SiglipModel to the keys of open_clip's CustomTextCLIP."""
     found = {}
     for key, tensor in weights.items():
         for pattern, name in KEYS:
@@ -140,7 +140,7 @@ def as_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def tag(folder: Path, tables: Path | None) -> None:
-    """Judge what ``create_model`` makes of weights that were trained with QuickGELU."""
+    """Judge the model that ``create_model`` builds from weights trained with QuickGELU."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -175,7 +175,7 @@ def judged(name: str, model: family.OpenClip, folder: Path) -> list[object]:
         examples=EXAMPLES,
         isolation="none",
         cache=False,
-        ignore="integrity",  # weights that a library joins are not those of the file
+        ignore="integrity",  # a library joins weights, so they differ from those of the file
         architecture=None if beside.is_dir() else "ViT-B/32",
     )
     print(result)
@@ -194,7 +194,7 @@ def judged(name: str, model: family.OpenClip, folder: Path) -> list[object]:
 
 
 def _activation(model: family.OpenClip, *, visual: bool) -> str:
-    """Name the activations of a tower, by what they compute."""
+    """Name the activations of a tower by their function."""
     x = torch.linspace(-4, 4, 9)
     known = {
         "GELU": nn.functional.gelu(x),

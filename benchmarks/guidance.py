@@ -1,8 +1,8 @@
-"""Whether `hypothesis.target` finds more: faults that show on few inputs, with it and without.
+"""Compare searches with and without `hypothesis.target`, on faults that show on few inputs.
 
-Each fault adds an error to chosen inputs: in steps, as most planted ones do, or growing with how
-far the input goes. A search of 100 examples has found it when the error is 8 times what is usual.
-With guidance Hypothesis is told the error of every example, which it then tries to increase.
+Each fault adds an error to chosen inputs: a step, as most planted faults, or an error that grows
+with the input. A search of 100 examples has found the fault if the error is 8 times the usual.
+With guidance Hypothesis gets the error of every example, which it then tries to increase.
 
     python -m benchmarks.guidance
 """

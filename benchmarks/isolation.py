@@ -1,9 +1,9 @@
-"""What it costs to run an archive's own code in a process without rights.
+"""Measure what it costs to run an archive's own code in a sandbox process.
 
-Each round is two whole commands, one after the other so that both have the same machine:
-`clipcheck check FILE --isolation none`, and the same with `process`; they take turns at coming
-first. Given are the medians of the seconds and of the ratio of each pair, and of what the operating
-system counted as the time of processors, children included.
+Each round runs two commands, one directly after the other so that the load of the machine is the
+same: `clipcheck check FILE --isolation none` and `--isolation process`, in alternating order. The
+output has the medians of the wall time, of the ratio of each pair, and of the processor time,
+child processes included.
 
     python -m benchmarks.isolation
 """
@@ -28,7 +28,7 @@ WAYS = ("none", "process")
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of a command, of processors, and its peak memory in bytes."""
+    """Wall time and processor time of a command in seconds, and its peak memory in bytes."""
 
     wall: float
     cpu: float
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def check(path: Path, way: str) -> Run:
-    """A check of the file, as a user starts it."""
+    """Check the file, as a user does."""
     command = [sys.executable, "-m", "clipcheck", "check", str(path), "--isolation", way]
     before, began = os.times(), time.perf_counter()
     done = subprocess.run(

@@ -1,8 +1,8 @@
-"""Judge programs as they are shipped: sound ones, and ones with a fault.
+"""Judge programs in the layouts in which they are shipped: sound ones, and ones with a fault.
 
-Each layout is built of seeded weights as its exporter builds it: names, shapes and dtypes of its
-inputs and outputs, one file or two. Then it is judged by `clipcheck check`, once as it is and once
-with a fault planted before it is exported.
+Each layout is built with seeded weights as its exporter builds it: names, shapes and dtypes of
+inputs and outputs, one file or two. Then `clipcheck check` judges it, once sound and once with a
+fault planted before the export.
 
     python -m benchmarks.layouts
     python -m benchmarks.layouts --tables docs/evidence/tables
@@ -36,7 +36,7 @@ Write = Callable[[Model, Path], str]
 
 
 class Images(nn.Module):
-    """The image tower alone; features of length 1 where that is asked for."""
+    """The image tower alone; with ``unit``, features of length 1."""
 
     def __init__(self, model: Model, *, unit: bool = False) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class MaskedTexts(Images):
     """The text tower as optimum exports it: with a mask."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        # CLIP's attention is causal: what follows the end has no effect, masked or not.
+        # CLIP's attention is causal: tokens after the end have no effect, masked or not.
         kept = input_ids * attention_mask
         return _unit(self.model.encode_text(kept), self.unit)
 
@@ -79,7 +79,7 @@ class Optimum(nn.Module):
 
 
 class Sentences(Optimum):
-    """As sentence-transformers exports CLIP: both embeddings, and no logits."""
+    """CLIP as sentence-transformers exports it: both embeddings, no logits."""
 
     def forward(
         self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor
@@ -88,7 +88,7 @@ class Sentences(Optimum):
 
 
 class Pictures(Images):
-    """The image tower of pictures in whole numbers, which it normalises itself."""
+    """The image tower for uint8 pictures, which it normalises itself."""
 
     def forward(self, image: Tensor) -> Tensor:
         mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (MEAN, STD))
@@ -100,7 +100,7 @@ def _unit(features: Tensor, wanted: bool) -> Tensor:
 
 
 def example(model: Model, images: int, texts: int, ids: torch.dtype) -> dict[str, Tensor]:
-    """Inputs of a model, by the names that exporters give them."""
+    """Example inputs of a model, by the names that exporters use."""
     side, length = model.image_resolution, model.context_length
     pixels = torch.rand(images, 3, side, side)
     tokens = torch.ones(texts, length, dtype=ids)
@@ -139,7 +139,7 @@ def onnx_file(
     axes = {name: {0: rows.get(name, "images")} for name in inputs}
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        # The exporter that most files were made by, which torch warns of.
+        # Most files were made by this exporter; torch warns that it is deprecated.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module.eval(),
@@ -221,7 +221,7 @@ def half(model: Model, folder: Path, *, keep: bool) -> str:
 
     path = optimum(model, folder)
     with warnings.catch_warnings():
-        # Of weights that it moves to the least that float16 holds.
+        # The converter warns of weights that it rounds to the smallest float16.
         warnings.simplefilter("ignore")
         onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=keep), path)
     return path
@@ -240,9 +240,9 @@ class Layout:
     """A way to ship a model.
 
     Attributes:
-        name: for people.
-        write: writes it into a folder, and returns what to check.
-        shown: that, as the table shows it.
+        name: description for the table.
+        write: writes the model into a folder, and returns the argument of `clipcheck check`.
+        shown: this argument, as the table shows it.
     """
 
     name: str
@@ -265,7 +265,7 @@ LAYOUTS = (
 
 
 def broken(model: Model) -> Model:
-    """A copy with one weight of each tower changed, as one rounded to 8 bits is."""
+    """Copy a model, with one weight of each tower changed as by rounding to 8 bits."""
     found = copy.deepcopy(model)
     with torch.no_grad():
         for blocks in (found.visual.transformer, found.transformer):
@@ -276,7 +276,7 @@ def broken(model: Model) -> Model:
 
 
 def judge(layout: Layout, model: Model, folder: Path, reference: Path) -> Judgement:
-    """Write a model in a layout, and check it."""
+    """Write a model in a layout and check it."""
     name = layout.write(model, folder)
     (found,) = check(name, reference=reference, device="cpu", isolation="none").judgements
     return found
@@ -311,7 +311,7 @@ def main() -> None:
 
 
 def verdict(judgement: Judgement) -> str:
-    """The state of a judgement, and what is nearest to its limit."""
+    """Describe a verdict: its state, and the gate closest to its limit."""
     if judgement.error is not None:
         return f"not judged: {judgement.error}"
     worst: GateResult = max(judgement.gates, key=lambda gate: gate.margin)

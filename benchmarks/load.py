@@ -1,7 +1,7 @@
-"""Load a full-size ViT-B/32 archive with clipcheck, clip-anytorch and openai-clip.
+"""Measure the loading of a full-size ViT-B/32 archive by clipcheck, clip-anytorch and openai-clip.
 
-Each load is made by a process of its own, in turn, several rounds; the table has medians. Both of
-the other packages are a module named ``clip``: put openai-clip in a folder of its own with
+Each load runs in a separate process, in turn, for several rounds; the table has medians. Both other
+packages have a module named ``clip``: install openai-clip into a separate folder with
 ``pip install --no-deps --target FOLDER openai-clip==1.0.1`` and give it as ``--openai FOLDER``.
 
     python -m benchmarks.load --openai FOLDER
@@ -55,7 +55,7 @@ WAYS = ("eager", "jit", "both")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--openai", default="", help="folder that openai-clip 1.0.1 is in")
+    parser.add_argument("--openai", default="", help="folder with openai-clip 1.0.1")
     parser.add_argument("--checkpoint", type=Path, help="an archive; by default one is written")
     parser.add_argument("--rounds", type=int, default=7)
     add_option(parser)
@@ -82,7 +82,7 @@ def write_archive(folder: Path) -> Path:
 
 
 def measure(packages: dict[str, str], checkpoint: Path, rounds: int) -> dict:
-    """By package and way, what each round gave. The first round only warms the page cache."""
+    """Measure all rounds, by package and kind of load. The first only warms the page cache."""
     measured: dict = {}
     for number in range(rounds + 1):
         for way in WAYS:

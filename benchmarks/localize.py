@@ -1,10 +1,10 @@
-"""What it costs to find a fault in a full-size archive, and to write the report.
+"""Measure what it costs to localise a fault in a full-size archive, and to write the report.
 
-For each archive (a fault in the first block of both towers, one in the middle of the text tower,
-one behind the image tower, and none) each round times, on the same batch, for both towers: one pass
-of the archive, one of the eager model, one in float64, and the walk that finds the place. The table
-has the walk as a multiple of the archive's pass, and of the three passes together. The time for the
-report is that of a process that has checked, from there to the written page, imports included.
+There are four archives: a fault in the first block of both towers, one in the middle of the text
+tower, one after the image tower, and no fault. For each, a round times on the same batch, for both
+towers: a pass of the archive, a pass of the eager model, a pass in float64, and the walk that finds
+the place. The table has the walk as a multiple of the archive's pass, and of the three passes
+together. The time of the report runs from the end of the check to the written page, with imports.
 
     python -m benchmarks.localize
 """

@@ -1,7 +1,7 @@
-"""How far a margin moves though the checkpoint stays the same: see `clipcheck.gates.registry`.
+"""Measure how much margins vary for an unchanged checkpoint: see `clipcheck.gates.registry`.
 
-Reads what checks of the same files wrote, with several seeds, numbers of threads and versions of
-torch, and prints of each gate the greatest margin of a file in a dtype over its least.
+Reads the results of checks of the same files with several seeds, numbers of threads and versions of
+torch. Prints for each gate the ratio of the largest to the smallest margin of a file in a dtype.
 
     for arch in tiny-vit tiny-resnet; do
       clipcheck synthesize $arch -o $arch.pt
@@ -14,7 +14,7 @@ torch, and prints of each gate the greatest margin of a file in a dtype over its
     done
     python -m benchmarks.noise noise-*.json
 
-The same again with another torch, on the same files, adds what an upgrade does.
+To add the effect of an upgrade, run the loop on the same files with another version of torch.
 """
 
 from __future__ import annotations

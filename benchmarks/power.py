@@ -1,9 +1,9 @@
-"""Which faults are caught, by kind of weights and dtype: a table of the documentation.
+"""Measure which faults are caught, by kind of weights and dtype: a table of the documentation.
 
-An audit calls each archive over a hundred times, to see what only the number of calls shows. Here
-that comes second, for what the edge cases alone do not show, and an archive is written once for
-all dtypes: the same verdicts in a third of the time. Each is kept at once in a file of lines of
-JSON; what is in it is not judged again.
+An audit calls each archive over a hundred times, for faults that depend on the number of calls.
+Here these calls run only for faults that the edge cases do not show, and an archive is written once
+for all dtypes: the same verdicts in a third of the time. Each verdict is saved at once to a file of
+JSON lines, and is not computed again.
 
     python -m benchmarks.power --weights trained --keep power.jsonl
 """
@@ -37,7 +37,7 @@ Entry = dict[str, Any]
 
 
 class Stages(Bench):
-    """Judges in two stages."""
+    """Judge in two stages."""
 
     def __init__(self, model: Model, folder: Path) -> None:
         super().__init__(model, folder)
@@ -47,7 +47,7 @@ class Stages(Bench):
         self._few = Trial.of(reference, drawn, model.dtype, Stopwatch())
 
     def gates(self, archive: Path, few: bool) -> Sequence[GateResult]:
-        """Judge an archive, in few calls or in all of them."""
+        """Judge an archive, with few calls or with all."""
         with self.opened(archive) as source, Archive.build(source) as candidate:
             trial = self._few if few else self.setting(self.model.dtype, None).trial
             return judge_candidate(trial, candidate, source, Allclose(), Stopwatch()).gates
@@ -59,8 +59,8 @@ def main() -> None:
     parser.add_argument("--weights", action="append", choices=KINDS, help="default: trained")
     parser.add_argument("--dtype", action="append", choices=tuple(LIMITS), help="default: all")
     parser.add_argument("--keep", type=Path, default=Path("power.jsonl"), metavar="FILE")
-    parser.add_argument("--share", type=int, default=0, help="which part of the catalogue")
-    parser.add_argument("--of", type=int, default=1, help="how many parts there are")
+    parser.add_argument("--share", type=int, default=0, help="part of the catalogue, from 0")
+    parser.add_argument("--of", type=int, default=1, help="number of parts")
     add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -81,7 +81,8 @@ def read(path: Path) -> list[Entry]:
 def judge(arch: str, weights: str, arguments: argparse.Namespace, folder: Path) -> Iterator[Entry]:
     architecture = architecture_named(arch)
     fitting = [each for each in (*CLEAN, *FAULTS) if each.applies_to(architecture)]
-    fitting.sort(key=lambda variant: len(variant.kinds))  # What this kind of tower alone has first.
+    # Variants of this kind of tower only come first.
+    fitting.sort(key=lambda variant: len(variant.kinds))
     known = {key(entry) for entry in read(arguments.keep)}
     benches: dict[str, Stages] = {}
     for variant in fitting[arguments.share :: arguments.of]:
@@ -133,7 +134,7 @@ def report(entries: Sequence[Entry], folder: Path | None) -> None:
 
 
 def counts(entries: Sequence[Entry], architecture: str) -> list[str]:
-    """Faults that are caught, and clean variants that pass, in words."""
+    """Format the numbers of faults that are caught, and of clean variants that pass."""
     here = [entry for entry in entries if entry["architecture"] == architecture]
     faults = [entry["gate"] is not None for entry in here if not entry["clean"]]
     sound = [entry["gate"] is None for entry in here if entry["clean"]]
@@ -141,7 +142,7 @@ def counts(entries: Sequence[Entry], architecture: str) -> list[str]:
 
 
 def missed(faults: Sequence[Entry]) -> list[str]:
-    """The names of those that are not caught; with the architecture where another one's is."""
+    """List the faults that are not caught, each with its architectures if others caught it."""
     found = []
     for name in dict.fromkeys(entry["name"] for entry in faults if entry["gate"] is None):
         group = [entry for entry in faults if entry["name"] == name]

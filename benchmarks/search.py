@@ -1,9 +1,8 @@
-"""What random examples cost, beside one pass of the same rows in batches of 32.
+"""Measure what random examples cost, relative to one pass of the same rows in batches of 32.
 
-Each round runs two processes in turn. One draws the examples as a check does, gathers them into
-batches, and runs each through the archive, the eager model and its float64 twin: all that a check
-does for them. The other has the same rows ready, and sends them through the same three models in
-batches of 32.
+Each round runs two processes in turn. One draws examples, gathers them into batches and runs them
+through the archive, the eager model and its float64 copy, as a check does. The other has the same
+rows ready, and runs them through the same three models in batches of 32.
 
     python -m benchmarks.search
 """

@@ -1,8 +1,8 @@
-"""The smallest change that is seen, by kind and depth: the documentation's table.
+"""Measure the smallest change that a gate detects, by kind and depth: a table of the documentation.
 
-Each change is planted into archives at sizes a factor of the root of ten apart, and halving finds
-the least that a gate fails for. A size is relative: that share of a weight, a constant, a scale or
-a number is added to it. What is added to the norms of features is as it is.
+Each change is planted into archives at sizes a factor of sqrt(10) apart; bisection finds the
+smallest size for which a gate fails. Sizes are relative to the weight, constant, scale or number
+that is changed, except for norms of features, to which the size itself is added.
 
     python -m benchmarks.smallest --arch tiny-vit --arch tiny-resnet --weights trained
 """
@@ -52,11 +52,11 @@ SIZES = tuple(10 ** (power / 2) for power in range(-15, -5))
 """From 3e-8 to 1e-3."""
 
 OF_EPSILON = tuple(10 ** (power / 2) for power in range(-3, 3))
-"""From 0.03 to 10: an epsilon is little beside a variance."""
+"""From 0.03 to 10: an epsilon is small relative to a variance."""
 
 
 def noise(size: float, x: Tensor) -> Tensor:
-    """Other noise in each call."""
+    """Return different noise in each call."""
     return x * (1 + size * torch.randn_like(x))
 
 
@@ -123,7 +123,7 @@ def place(select: Select, number: int) -> Select:
 
 
 def changes() -> Iterator[Change]:
-    """Each with what it is planted into: both small architectures have the same text tower."""
+    """Yield each change with its architecture: both small ones have the same text tower."""
     both, vit, resnet = (ViT, ResNet), (ViT,), (ResNet,)
     yield "noise on features of images", lambda s: on_image_features(partial(noise, s)), both
     yield "noise on features of texts", lambda s: on_text_features(partial(noise, s)), vit
@@ -164,7 +164,7 @@ def main() -> None:
 
 
 def smallest(bench: Bench, change: Changes, sizes: Sequence[float]) -> tuple[str, str]:
-    """The least of the sizes that is seen, where each that is greater is seen too, and by what."""
+    """Return the smallest detected size and its gates, if all larger sizes are detected too."""
     seen, gate = len(sizes), ""
     unseen = -1
     while seen - unseen > 1:

@@ -1,8 +1,9 @@
-"""How often a sound model is rejected, and how near the sound ones come to each limit.
+"""Measure how often sound models are rejected, and how close they come to each limit.
 
-Drawn and trained weights are written as archives, as the released ones are and in float32, and
-judged with several seeds of inputs in every dtype. All of them are sound: what is rejected is a
-false alarm. Of each gate the greatest margin is printed, by kind of weights and dtype.
+Seeded and trained weights are written as archives, in the dtypes of released archives and in
+float32, and judged with several seeds of inputs in every dtype. All models are sound, so every
+rejection is a false alarm. The output has the largest margin of each gate, by kind of weights and
+dtype.
 
     python -m benchmarks.sound --inputs 10
     python -m benchmarks.sound --weights trained --dtype float16 --backend all --inputs 2
@@ -37,12 +38,12 @@ from clipcheck.writers.trained import KINDS, weights_of
 
 CPU = torch.device("cpu")
 STORED = ("half", "float32")
-"""As what archives hold their weights: as the released ones, or all of them in float32."""
+"""Dtypes of stored weights: as in released archives, or all float32."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One verdict on a sound model."""
+    """Verdict on a sound model."""
 
     weights: str
     dtype: str
@@ -59,11 +60,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", action="append", help="default: both tiny ones")
     parser.add_argument("--weights", action="append", choices=KINDS, help="default: all kinds")
-    parser.add_argument("--seed", action="append", type=int, help="of weights; default: 0 and 1")
+    parser.add_argument("--seed", action="append", type=int, help="of the weights; default: 0, 1")
     parser.add_argument("--stored", action="append", choices=STORED, help="default: both")
     parser.add_argument("--dtype", action="append", choices=tuple(LIMITS), help="default: all")
     parser.add_argument("--backend", action="append", help="default: jit")
-    parser.add_argument("--inputs", type=int, default=3, help="seeds of inputs")
+    parser.add_argument("--inputs", type=int, default=3, help="number of seeds of inputs")
     parser.add_argument("--loud", action="store_true", help="print each rejection")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

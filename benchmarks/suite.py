@@ -1,11 +1,10 @@
-"""What workers of pytest-xdist gain the suite: time, and memory of all processes together.
+"""Measure the suite with workers of pytest-xdist: wall time, and memory of all processes.
 
-Each round runs the suite on two full-size checkpoints, a ViT-B/32 and an RN50, in turn: without
-workers, with two of them, and with two as they are when nobody divides the machine (each with a
-thread for every core, and tests dealt out one by one). Then the ViT-B/32 alone, without workers
-and with two, of which one has nothing to do. The table has medians, and the ratios are those of
-the runs of one round. Memory is the greatest sum of what all processes hold, in which a page that
-several share counts once (PSS, which Linux tells).
+Each round runs the suite on two full-size checkpoints, a ViT-B/32 and an RN50: without workers,
+with two workers, and with two naive workers (each with a thread for every core, and tests
+distributed one by one). Then it runs on the ViT-B/32 alone, without workers and with two workers,
+one of which is idle. The table has medians; ratios are between runs of the same round. Memory is
+the peak sum over all processes, in which a shared page counts once (PSS, as Linux reports it).
 
     python -m benchmarks.suite
 """
@@ -29,13 +28,13 @@ from clipcheck.system.workers import THREADS, cores
 ARCHITECTURES = ("ViT-B/32", "RN50")
 
 PAUSE = 0.5
-"""Seconds from one look at the memory to the next."""
+"""Seconds between two samples of the memory."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to run the suite: its name, its options, whether it is of one checkpoint alone,
-    whether nobody divides the cores, and the name of the way that it is compared with."""
+    """A way to run the suite: its name, its options, whether it has only one checkpoint, whether
+    the cores are not divided, and the name of the way that it is compared with."""
 
     name: str
     options: tuple[str, ...]
@@ -60,7 +59,7 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run: seconds on the wall, and bytes of memory at its peak."""
+    """Cost of one run: wall time in seconds, and peak memory in bytes."""
 
     seconds: float
     memory: int
@@ -75,7 +74,7 @@ def main() -> None:
         help="an archive; may be repeated. By default a ViT-B/32 and an RN50 are written",
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--examples", help="images of each check; by default as many as it takes")
+    parser.add_argument("--examples", help="images of each check; by default those of a check")
     add_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +94,7 @@ def write_archives(folder: Path) -> list[Path]:
 
 
 def run(way: Way, checkpoints: list[Path], folder: Path, examples: str | None) -> Cost:
-    """Run the suite once, in a folder where no conftest.py is."""
+    """Run the suite once, in a folder without a conftest.py."""
     chosen = checkpoints[:1] if way.alone else checkpoints
     models = [part for path in chosen for part in ("--clip-model", str(path))]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -119,7 +118,7 @@ def run(way: Way, checkpoints: list[Path], folder: Path, examples: str | None) -
 
 
 def peak(process: subprocess.Popen[bytes]) -> int:
-    """The most memory that a process and all that it started hold until it ends."""
+    """Return the peak memory of a process and its descendants, in bytes."""
     found = 0
     while process.poll() is None:
         found = max(found, sum(held(pid) for pid in tree(process.pid)))
@@ -129,11 +128,11 @@ def peak(process: subprocess.Popen[bytes]) -> int:
 
 
 def tree(root: int) -> set[int]:
-    """A process and its descendants."""
+    """List a process and its descendants."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended
-            # The name in parentheses may have spaces in it; behind it are the state and the parent.
+            # The name in parentheses may contain spaces; the state and the parent follow it.
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
     found = {root}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
@@ -142,7 +141,7 @@ def tree(root: int) -> set[int]:
 
 
 def held(pid: int) -> int:
-    """Bytes that a process holds, its share of those that it has in common with others."""
+    """Return the bytes that a process holds; of shared pages, its share."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:  # it has ended

@@ -1,15 +1,14 @@
-"""The time of a sweep, estimated and measured, and what the estimate is based on.
+"""Compare the estimated and the measured time of a sweep, and measure the figures of the estimate.
 
-First it measures the figures of the model (`clipcheck.sweep.cost`): what a check takes that has
-next to nothing to compute, reading and hashing a file, and the rest of a check of one architecture,
-with one thread and with two. With ``--write`` they are kept, with the machine.
+First it measures the figures of the cost model (`clipcheck.sweep.cost`): a check of a model that
+has almost nothing to compute, reading and hashing a file, and the rest of a check of one
+architecture, with one thread and with two. ``--write`` saves them, with the machine.
 
-Then it sweeps a catalogue with one worker and with two, each time with a ledger of its own, and
-compares the wall time of the whole command with what the model had said. Of the catalogue, one
-architecture alone is the one that was measured.
+Then it sweeps a catalogue with one worker and with two, each time with a new ledger, and compares
+the wall time of the command with the estimate. Only one architecture of the catalogue was measured.
 
-Last it says what 400 checkpoints would take, the nine released architectures in turn, for which
-nothing is run.
+Last it prints the estimate for 400 checkpoints of the nine released architectures in turn, without
+running them.
 
     python -m benchmarks.sweep
     python -m benchmarks.sweep --arch tiny-resnet --full tiny-vit:4 tiny-resnet:4     # small
@@ -70,14 +69,14 @@ print(json.dumps({"seconds": seconds, "read": time.perf_counter() - started}))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", default="ViT-B/32", help="what is measured")
+    parser.add_argument("--arch", default="ViT-B/32", help="architecture to measure")
     parser.add_argument(
         "--full",
         nargs="+",
         default=["tiny-vit:6", "tiny-resnet:6", "ViT-B/32:1", "RN50:1"],
-        help="the catalogue that is swept, as ARCHITECTURE:COUNT",
+        help="the catalogue to sweep, as ARCHITECTURE:COUNT",
     )
-    parser.add_argument("--write", action="store_true", help="keep what is measured")
+    parser.add_argument("--write", action="store_true", help="save the measured figures")
     add_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -97,7 +96,7 @@ def synthesized(architecture: str, path: Path, seed: int) -> Path:
 
 
 def measure(folder: Path, architecture: str) -> Rates:
-    """The figures of the model; those of backends and of the line stay as they are."""
+    """Measure the figures of the cost model, except those of backends and of downloads."""
     least = synthesized("tiny-vit", folder / "least.pt", 0)
     other = synthesized(architecture, folder / "other.pt", 0)
     size = other.stat().st_size
@@ -105,7 +104,7 @@ def measure(folder: Path, architecture: str) -> Rates:
     for count in WORKERS:
         found = jobs([least] * 4 + [other], count)
         fixed[count] = statistics.median(found["seconds"][1:4])
-        # What is fixed has a check of tiny-vit in it, whose operations are next to nothing.
+        # The fixed part includes a check of tiny-vit, whose operations take almost no time.
         per_gigabyte = found["read"] / (size / 1e9)
         gigaflops = gigaflops_of_check(flops(ARCHITECTURES[architecture]), [""], "", EXAMPLES)
         rest = found["seconds"][-1] - fixed[count] - found["read"]
@@ -128,7 +127,7 @@ def jobs(paths: list[Path], count: int) -> dict[str, list[float]]:
 
 
 def swept(folder: Path, paths: list[Path], workers: int, name: str) -> float:
-    """Wall time of the command, of which all checkpoints have to be consistent."""
+    """Run a sweep; return its wall time. All checkpoints have to be consistent."""
     catalogue = folder / f"{name}.toml"
     catalogue.write_text("".join(f"[[checkpoint]]\npath = {str(path)!r}\n" for path in paths))
     asked = [str(catalogue), "--workers", str(workers), "--ledger", str(folder / f"{name}.sqlite")]
@@ -203,7 +202,7 @@ def report_rates(measured: Rates) -> None:
 
 def write(measured: Rates) -> None:
     if not all(measured.per_gigaflop.values()):
-        raise SystemExit("Nothing to write: --arch is too small to tell its operations' time.")
+        raise SystemExit("Nothing to write: --arch is too small to time its operations.")
     path = Path(__file__).parent.parent / "clipcheck" / "sweep" / "cost.toml"
     head = path.read_text().splitlines()[:2]
     lines = [

@@ -1,7 +1,7 @@
-"""What a sweep takes beside its checks: small archives checked, swept, and swept once more.
+"""Measure the overhead of a sweep: small archives are checked, swept, and swept again.
 
-A check of a small archive takes about a second, so that the start of the processes and the reading
-of the files, which a sweep does beside the checks, can be seen. The rounds alternate.
+A check of a small archive takes about a second, so that the overhead of a sweep (starting processes
+and reading files) is visible. The rounds alternate.
 
     python -m benchmarks.sweep_start
     python -m benchmarks.sweep_start --archives 2 --rounds 1     # small
@@ -26,7 +26,7 @@ COMMANDS = ("check", "sweep", "sweep, all known", "sweep --plan, all known")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--archives", type=int, default=6, help="how many")
+    parser.add_argument("--archives", type=int, default=6, help="number of archives")
     parser.add_argument("--rounds", type=int, default=3)
     add_option(parser)
     arguments = parser.parse_args()
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def timed(*arguments: str) -> float:
-    """Wall time of a command, of which all checkpoints have to be consistent."""
+    """Run a command; return its wall time. All checkpoints have to be consistent."""
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     started = time.perf_counter()
     command = [sys.executable, "-m", "clipcheck", *arguments]

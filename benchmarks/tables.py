@@ -1,4 +1,4 @@
-"""Tables that benchmarks print, and that the pages of the documentation include as files."""
+"""Tables that benchmarks print, and write to files that the documentation includes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ def add_option(parser: argparse.ArgumentParser) -> None:
         "--tables",
         type=Path,
         metavar="FOLDER",
-        help="also write the tables here; those of the documentation are in docs/evidence/tables",
+        help="also write the tables to this folder; the documentation has docs/evidence/tables",
     )
 
 
 @contextmanager
 def table(name: str, columns: list[str], folder: Path | None) -> Iterator[Callable[..., None]]:
-    """Print a table in Markdown, row by row; write it where all of it came.
+    """Print a table in Markdown, row by row; write it to a file once it is complete.
 
     Args:
-        name: of the file.
-        columns: their titles.
-        folder: where the file is to be; None to print only.
+        name: name of the file, without suffix.
+        columns: titles of the columns.
+        folder: folder of the file; None to print only.
 
     Yields:
-        What adds a row, of one value for each column.
+        Function that adds a row, with one value for each column.
     """
     lines: list[str] = []
 
@@ -49,7 +49,7 @@ def table(name: str, columns: list[str], folder: Path | None) -> Iterator[Callab
 
 
 def written_by() -> str:
-    """The head of a table: the command that runs, without where its tables go, and the date."""
+    """Return the head of a table: the command that runs, without ``--tables``, and the date."""
     words = [f"python -m benchmarks.{Path(sys.argv[0]).stem}"]
     given = iter(sys.argv[1:])
     for word in given:

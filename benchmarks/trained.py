@@ -1,9 +1,8 @@
-"""How long the audit's trained weights take to make, and how good the model is.
+"""Measure how long the training of the audit's weights takes, and how good the model is.
 
-Each architecture is trained anew, with nothing kept. Then pictures are drawn that it was not
-trained on, one of each subject in a batch with a caption for each, as in training, and it has to
-find the caption of each picture among all, and the picture of each caption. Subjects and captions
-are those of training.
+Each architecture is trained without a cache. Then new pictures are drawn, as in training one of
+each subject in a batch, with a caption for each. The model has to find the caption of each picture,
+and the picture of each caption. Subjects and captions are those of training.
 
     python -m benchmarks.trained --seed 0 --seed 1
 """
@@ -23,14 +22,14 @@ from clipcheck.writers.synthesize import architecture_named
 from clipcheck.writers.trained import Pairs, train
 
 _APART = 1_000_000
-"""Added to the seed of training for the seed of the pictures that it is tried on."""
+"""Offset from the seed of training to the seed of the test pictures."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", action="append", help="default: both tiny ones")
     parser.add_argument("--seed", action="append", type=int, help="default: 0")
-    parser.add_argument("--batches", type=int, default=20, help=f"of {len(SUBJECTS)} pairs")
+    parser.add_argument("--batches", type=int, default=20, help=f"batches of {len(SUBJECTS)} pairs")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print("| architecture | seed | training, s | of it busy, s | caption found | picture found |")
@@ -49,7 +48,7 @@ def main() -> None:
 def accuracy(
     architecture: Architecture, weights: dict[str, torch.Tensor], seed: int, batches: int
 ) -> tuple[float, float]:
-    """The share of pictures whose caption is found, and of captions whose picture is."""
+    """Return the shares of pictures whose caption is found, and of captions likewise."""
     whole = {key: t.float() if t.is_floating_point() else t for key, t in weights.items()}
     model = eager.build(architecture, whole)
     labels = torch.arange(len(SUBJECTS))

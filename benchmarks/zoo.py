@@ -1,13 +1,13 @@
-"""Every architecture of open_clip's list and every class of transformers, with seeded weights.
+"""Judge every architecture of open_clip's list and class of transformers, with seeded weights.
 
-Each is drawn, judged by trace, export and onnxruntime in a job of a sweep, and deleted again: the
-ledger of the sweep has what was found, so the same command goes on where it was ended. What was
-judged so far is printed as a table, with what did not pass below it.
+Each model is created, judged by the backends trace, export and onnxruntime in a job of a sweep, and
+deleted. The ledger of the sweep keeps the results, so the same command resumes where it stopped. It
+prints a table of all results so far, and below it the runs that did not pass.
 
-Without ``--full`` each tower is two layers deep, or has one block in each stage, and a vocabulary
-beyond CLIP's is cut; widths, heads and sizes of images are the architecture's. ``--faults`` plants
-a fault into some of these models and judges it by trace, in place of all this; ``--audits`` reads
-what ``clipcheck audit --family NAME --json`` wrote, and prints it by model.
+Without ``--full`` each tower has two layers, or one block in each stage, and a vocabulary larger
+than CLIP's is cut; widths, heads and image sizes are those of the architecture. ``--faults``
+instead plants a fault into some of these models and judges it by trace. ``--audits`` instead reads
+the files of ``clipcheck audit --family NAME --json``, and prints the results by model.
 
     python -m benchmarks.zoo --tables docs/evidence/tables
     python -m benchmarks.zoo --only 'open_clip:EVA*' --backend trace
@@ -51,7 +51,7 @@ from clipcheck.sweep.run import Row, run
 BACKENDS = ("trace", "export", "onnxruntime")
 LAYERS = 2
 VOCABULARY = 8192
-"""Ids that are left of a vocabulary beyond CLIP's."""
+"""Number of ids that are kept of a vocabulary larger than CLIP's."""
 
 CLIP_GELU = f"{TRANSFORMERS}CLIPModel with GELU"
 
@@ -71,15 +71,15 @@ FAMILIES = {
     "other towers of timm": r"swin|vit_",
     "plain ViT": r"ViT",
 }
-"""Families of open_clip's list, by how the names of their configurations begin."""
+"""Families of open_clip's list, by the prefix of the names of their configurations."""
 
 STAGES = {
     r"convnext|swin": {"depths": [1, 1, 1, 1]},
     r"fastvit_mci[34]": {"layers": [1] * 5},
     r"fastvit": {"layers": [1] * 4},
 }
-"""How timm is told that a tower has one block in each stage, by how its name begins; others are
-told their number of layers."""
+"""Arguments of timm for one block in each stage, by the prefix of the tower's name; other towers
+take a number of layers."""
 
 MASK, EPSILONS = "causal-mask-dropped", "epsilons-of-another-library"
 
@@ -99,22 +99,22 @@ FAULTS = {
     f"{TRANSFORMERS}Siglip2Model": EPSILONS,
     f"{TRANSFORMERS}ChineseCLIPModel": EPSILONS,
 }
-"""What ``--faults`` plants, and into which models."""
+"""Faults that ``--faults`` plants, by model."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", metavar="PATTERN", help="names; default: all")
-    parser.add_argument("--full", action="store_true", help="at full size")
+    parser.add_argument("--full", action="store_true", help="judge models at full size")
     parser.add_argument("--backend", action="append", help=f"default: {', '.join(BACKENDS)}")
     parser.add_argument(
         "--examples", type=int, default=EDGE_CASES, help="images; default: the edge cases"
     )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--ledger", type=Path, default=Path("zoo.sqlite"), metavar="FILE")
-    parser.add_argument("--known", action="store_true", help="judge nothing, print what is known")
-    parser.add_argument("--faults", action="store_true", help="plant faults; see above")
-    parser.add_argument("--audits", nargs="+", type=Path, metavar="JSON", help="see above")
+    parser.add_argument("--known", action="store_true", help="only print the results so far")
+    parser.add_argument("--faults", action="store_true", help="plant faults instead")
+    parser.add_argument("--audits", nargs="+", type=Path, metavar="JSON", help="print these audits")
     add_option(parser)
     arguments = parser.parse_args()
     if arguments.audits:
@@ -133,7 +133,7 @@ def main() -> None:
 
 
 def names() -> list[str]:
-    """All architectures of open_clip's list, and all classes of transformers that are judged."""
+    """List all architectures of open_clip's list, and all judged classes of transformers."""
     import open_clip
 
     from clipcheck.checkpoints.kinds import KINDS, TOWERS
@@ -150,12 +150,12 @@ def names() -> list[str]:
 
 
 def described(name: str, scratch: Path, *, full: bool) -> Architecture | LibraryArchitecture:
-    """The architecture of a name, at full size or made shallow.
+    """Return the architecture of this name, at full size or made shallow.
 
     Args:
-        name: of `names`.
-        scratch: a folder that is there as long as the model is.
-        full: see above.
+        name: one of `names`.
+        scratch: a folder that exists as long as the model.
+        full: whether the model has its full size.
     """
     from clipcheck.writers.synthesize import shallow
 
@@ -181,8 +181,8 @@ def described(name: str, scratch: Path, *, full: bool) -> Architecture | Library
 
 
 def make_shallow(vision: dict[str, Any], folder: Path, layers: int = LAYERS) -> None:
-    """Have a tower of timm built with less depth, which a folder tells and no configuration of
-    open_clip can."""
+    """Make a tower of timm shallow, by a folder: a configuration of open_clip cannot set the
+    depth."""
     name = vision.get("timm_model_name")
     if name:
         import timm
@@ -199,7 +199,7 @@ def make_shallow(vision: dict[str, Any], folder: Path, layers: int = LAYERS) -> 
 
 
 def _cut(text: dict[str, Any]) -> None:
-    """Cut a vocabulary that is greater than CLIP's."""
+    """Cut a vocabulary that is larger than CLIP's."""
     if text.get("vocab_size", 0) > VOCABULARY_SIZE:
         text["vocab_size"] = VOCABULARY
 
@@ -211,7 +211,7 @@ def _cut_file(text: str) -> str:
 
 
 def write(name: str, found: Architecture | LibraryArchitecture, folder: Path) -> None:
-    """Write a folder of the library that a name is of, with seeded weights."""
+    """Write a folder of the model's library, with seeded weights."""
     from clipcheck.checkpoints.checkpoint import Checkpoint, Format
     from clipcheck.writers.directories import write_open_clip, write_transformers
     from clipcheck.writers.library import write_folder
@@ -229,13 +229,13 @@ def write(name: str, found: Architecture | LibraryArchitecture, folder: Path) ->
 
 
 def judged(chosen: Sequence[str], arguments: argparse.Namespace) -> Sequence[Unit]:
-    """Judge what the ledger does not have; return all that it has then, and what it has not."""
-    from benchmarks.zoo import perform  # by its own name, which workers can import
+    """Judge the models that the ledger lacks; return all, with or without a result."""
+    from benchmarks.zoo import perform  # by the module's own name, which workers can import
 
     depth = "full" if arguments.full else "shallow"
     backends = tuple(arguments.backend or BACKENDS)
     entries = [
-        # As if a hub had them: they are made where they are judged, and are gone then.
+        # Like models of a hub: a worker makes them, judges them and deletes them.
         Entry(name, Source("hub", f"seeded/{depth}/{name}"), backends, ("cpu",))
         for name in chosen
     ]
@@ -250,7 +250,7 @@ def judged(chosen: Sequence[str], arguments: argparse.Namespace) -> Sequence[Uni
 
 
 def perform(job: Job) -> str:
-    """Draw the model of a job, and judge it, in a worker."""
+    """Create the model of a job and judge it, in a worker."""
     _, depth, name = job.source.place.split("/", 2)
     with tempfile.TemporaryDirectory(dir=job.scratch) as folder:
         path = Path(folder) / "model"
@@ -262,7 +262,7 @@ def perform(job: Job) -> str:
 
 
 def report(units: Sequence[Unit], tables: Path | None) -> None:
-    """Print what was judged, by family, and what did not pass."""
+    """Print the results by family, and the runs that did not pass."""
     families = defaultdict(list)
     for unit in units:
         families[family_of(unit.entry.label)].append(unit)
@@ -277,7 +277,7 @@ def report(units: Sequence[Unit], tables: Path | None) -> None:
 
 
 def line(family: str, units: Sequence[Unit], backends: Sequence[str]) -> list[object]:
-    """What was found of a family: the most that its runs took of a limit of the gate fidelity."""
+    """Format the results of a family, with its largest error as a share of a `fidelity` limit."""
     rows = known(units)
     labels = list(dict.fromkeys(unit.entry.label for unit in units))
     seconds = {row.unit.entry.label: row.cost.seconds or 0 for row in rows}
@@ -293,12 +293,12 @@ def line(family: str, units: Sequence[Unit], backends: Sequence[str]) -> list[ob
 
 
 def known(units: Sequence[Unit]) -> list[Row]:
-    """The rows of what was judged."""
+    """List the results."""
     return [Row(u, u.verdict.found, u.verdict.cost) for u in units if u.verdict is not None]
 
 
 def most(rows: Sequence[Row]) -> str:
-    """The most that was taken of a limit of the gate fidelity."""
+    """Return the largest error, in percent of a limit of the gate `fidelity`."""
     margins = [
         gate.margin
         for row in rows
@@ -310,7 +310,7 @@ def most(rows: Sequence[Row]) -> str:
 
 
 def problems(units: Sequence[Unit]) -> Iterator[str]:
-    """Why what did not pass did not."""
+    """List the runs that did not pass, each with its reason."""
     for row in known(units):
         for each in row.found.results:
             if not each.passed:
@@ -322,7 +322,7 @@ def problems(units: Sequence[Unit]) -> Iterator[str]:
 
 
 def plant(chosen: Sequence[str], tables: Path | None) -> None:
-    """Plant its fault into each of these models, and print what the gates found."""
+    """Plant its fault into each of these models, and print the results of the gates."""
     from clipcheck.audit.auditing import CATALOGUE
     from clipcheck.audit.bench import Bench, Model
 
@@ -340,7 +340,7 @@ def plant(chosen: Sequence[str], tables: Path | None) -> None:
 
 
 def power(audits: Sequence[Path], tables: Path | None) -> None:
-    """Print what audits found, by model and backend."""
+    """Print the results of audits, by model and backend."""
     from benchmarks.calibration import by_limit, margin
 
     read = [json.loads(path.read_text()) for path in audits]
@@ -368,7 +368,7 @@ def power(audits: Sequence[Path], tables: Path | None) -> None:
 
 
 def family_of(name: str) -> str:
-    """The family of a name, for the table."""
+    """Return the family of a name, for the table."""
     if name.startswith(TRANSFORMERS):
         return "transformers"
     own = name.removeprefix(OPEN_CLIP)
@@ -376,7 +376,7 @@ def family_of(name: str) -> str:
 
 
 def pairs(name: str) -> int:
-    """How many of open_clip's pairs of an architecture and a tag are of this architecture."""
+    """Return how many (architecture, tag) pairs of open_clip's list have this architecture."""
     from open_clip.pretrained import list_pretrained_tags_by_model
 
     own = name.removeprefix(OPEN_CLIP)
