@@ -1,4 +1,4 @@
-"""The option --thorough, threads, small seeded checkpoints, and the command line, for all tests."""
+"""The option --thorough, and fixtures for all tests: seeded checkpoints and the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXAMPLES, THOROUGH_EXAMPLES = 25, 100
 """Examples of each Hypothesis test, in a plain run and with --thorough."""
 
 _LEFT_OUT = pytest.StashKey[int]()
-"""Tests that were left out, in all workers the same."""
+"""Number of deselected tests, the same in all workers."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose how many examples Hypothesis draws."""
-    # Loading a model or writing a file takes longer, now and then, than it allows an example.
+    # Loading a model or writing a file sometimes exceeds Hypothesis's default deadline.
     hypothesis.settings.register_profile(
         "clipcheck",
         deadline=None,
@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out thorough tests, unless they are asked for by --thorough or by their own names."""
+    """Deselect thorough tests, unless --thorough is given or tests are named."""
     if config.getoption("thorough") or any("::" in argument for argument in config.args):
         return
     left_out = [item for item in items if _is_thorough(item)]
@@ -57,16 +57,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_thorough(item: pytest.Item) -> bool:
-    """Whether it is marked so, or has the second of the tiny archives."""
+    """Whether a test is marked thorough, or uses the second of the tiny archives."""
     if item.get_closest_marker("thorough"):
         return True
-    # No mark of the fixture's: this file is read as well where the marker is not registered.
+    # Not a mark on the fixture's parameter: the marker is not registered everywhere.
     chosen = getattr(getattr(item, "callspec", None), "params", {})
     return chosen.get("tiny_archive") == "tiny-resnet"
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what collecting the tests has imported."""
+    """Exempt the modules that collecting has imported from garbage collection."""
     _exempt_from_collection()
 
 
@@ -74,7 +74,7 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_protocol(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> Generator[None, object, object]:
-    """Exempt what a test has imported, and what is left at the end of a file."""
+    """Exempt modules that a test imported, and all objects at the end of a file."""
     before = len(sys.modules)
     found = yield
     if nextitem and (nextitem.path != item.path or len(sys.modules) > before + 20):
@@ -83,32 +83,31 @@ def pytest_runtest_protocol(
 
 
 def _exempt_from_collection() -> None:
-    """Exempt what there is by now from the collection of garbage.
+    """Exempt all present objects from garbage collection.
 
-    Each check collects garbage, and would look through all modules of torch, of the tests and of
-    the libraries: with those of all backends that is most of the time of a check of the smallest
-    model.
+    Each check collects garbage, and would traverse all modules of torch, of the tests and of the
+    libraries, which would be most of the time of a check of the smallest model.
     """
     gc.collect()
     gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tell the main process how many tests a worker of pytest-xdist left out."""
+    """Tell the main process how many tests a worker of pytest-xdist deselected."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash.get(_LEFT_OUT, 0)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take the count from a worker, all of which collect the same tests."""
+    """Take the count from any worker: all collect the same tests."""
     node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say how many tests were left out, which pytest-xdist does not."""
+    """Print how many tests were deselected, because pytest-xdist does not."""
     if config.stash.get(_LEFT_OUT, 0):
         terminalreporter.write_line(
             f"{config.stash[_LEFT_OUT]} thorough tests deselected; --thorough runs them as well"
@@ -117,36 +116,36 @@ def pytest_terminal_summary(
 
 @pytest.fixture(scope="session")
 def thorough(pytestconfig: pytest.Config) -> bool:
-    """Whether --thorough is given, for tests that repeat something a number of times."""
+    """Whether --thorough is given, for tests that repeat something several times."""
     return bool(pytestconfig.getoption("thorough"))
 
 
 @pytest.hookimpl(optionalhook=True, trylast=True)
 def pytest_xdist_setupnodes(specs: Sequence[object]) -> None:
-    """Divide the cores: all workers import torch, whatever is chosen by clipcheck's options."""
+    """Divide the cores among all workers: each imports torch, whatever clipcheck's options are."""
     from clipcheck.system.workers import divide_cores
 
     divide_cores(specs, busy=len(specs))
 
 
 @pytest.fixture(autouse=True)
-def of_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fails in a test on purpose is not for the summary of the job that runs the tests."""
+def no_github_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep failures that tests cause on purpose out of the GitHub job that runs the tests."""
     for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def artefacts_of_the_run(
+def own_artefact_cache(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[None]:
-    """What backends build is kept for the run, for all workers, and not among the user's own."""
+    """Give the run its own cache of built programs, shared by all workers."""
     folder = tmp_path_factory.getbasetemp()
     if hasattr(pytestconfig, "workerinput"):
         folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIPCHECK_ARTEFACTS", str(folder / "artefacts"))
-        # Else torch starts processes to compile in, each of which imports torch.
+        # Otherwise torch starts compiler processes, each of which imports torch.
         patch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
         yield
 
@@ -155,24 +154,24 @@ def artefacts_of_the_run(
 def seeded_archive(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> SeededArchive:
-    """Gives the path of an archive with seeded weights. Tests must not change the file."""
+    """Return a function that gives the path of a seeded archive. Tests must not change the file."""
     from clipcheck.plugin.subjects import seeded_archive
 
     folder = tmp_path_factory.getbasetemp()
     if hasattr(pytestconfig, "workerinput"):
-        folder = folder.parent  # which all workers have theirs in
+        folder = folder.parent  # the folder that all workers share
     return lambda name="tiny-vit": seeded_archive(name, folder)
 
 
 @pytest.fixture(scope="session", params=["tiny-vit", "tiny-resnet"])
 def tiny_archive(request: pytest.FixtureRequest, seeded_archive: SeededArchive) -> Path:
-    """An archive of each small architecture in turn. Tests must not change the file."""
+    """An archive of each small architecture. Tests must not change the file."""
     return seeded_archive(request.param)
 
 
 @pytest.fixture(scope="session")
 def minute_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archive that is checked in the shortest time, for what all architectures have alike.
+    """The archive with the fastest check, for behaviour that all architectures share.
 
     Tests must not change the file.
     """
@@ -185,13 +184,13 @@ def minute_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def unfolded(text: str) -> str:
-    """With every command in one line, as a shell puts it together."""
+    """Join the continued lines of each command, as a shell does."""
     return re.sub(r" \\\n +", " ", text).replace(" \\\n", " ").replace("\\\n", "")
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a run of the command line left: exit code, stdout, stderr."""
+    """Result of a command: exit code, stdout, stderr."""
 
     code: int
     out: str
@@ -203,10 +202,10 @@ Run = Callable[..., Done]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process: importing torch anew takes seconds."""
+    """Return a function that runs the command line in this process, to import torch only once."""
     from clipcheck.cli import app as cli
 
-    # Else what fails in a test would be kept for the checks of whoever runs the tests.
+    # Otherwise failing examples of a test would be saved for the user's own checks.
     storage = os.environ.get("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis")
     monkeypatch.setenv("HYPOTHESIS_STORAGE_DIRECTORY", storage)
 

@@ -1,1 +1,1 @@
-"""What a release is made and checked with. None of it is in the wheel."""
+"""Tools that make and check releases and documentation. They are not part of the wheel."""

@@ -1,8 +1,8 @@
 """Build the sdist and the wheel as they are released, and check them.
 
 ``python -m tools.build_dist FOLDER`` needs `build`, `hatchling` and `twine`. Both files are built
-twice, to the same bytes. What is in them is held against what git tracks, and twine reads their
-metadata.
+twice, and their bytes are compared. Their contents are compared with the files that git tracks, and
+twine checks their metadata.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DIST_INFO = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICEN
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build into a folder that is empty or not there yet; 1 where anything is wrong with it."""
+    """Build into a new or empty folder; return 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args(arguments).folder
@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def tracked(root: Path) -> set[str]:
-    """The files that git tracks, as paths from ``root``; those that are deleted are left out."""
+    """List the files that git tracks, as paths from ``root``, without deleted files."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z"],  # noqa: S607  # whichever git is the user's
+        ["git", "ls-files", "-z"],  # noqa: S607  # the user's git
         cwd=root,
         capture_output=True,
         text=True,
@@ -60,17 +60,17 @@ def tracked(root: Path) -> set[str]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What two builds don't have in common."""
+    """List the differences between two builds."""
     names = {path.name for folder in (one, other) for path in folder.iterdir()}
     return [
-        f"{name}: built twice, it is not the same"
+        f"{name}: two builds of it differ"
         for name in sorted(names)
         if _bytes(one / name) != _bytes(other / name)
     ]
 
 
 def wheel_mistakes(wheel: Path, files: Iterable[str]) -> list[str]:
-    """Where a wheel holds other than the tracked files of the package, and what pip needs."""
+    """List files that a wheel lacks or should not contain (it has the package and metadata)."""
     name, version, *_ = wheel.name.split("-")
     expected = {file for file in files if file.startswith(f"{name}/")}
     expected |= {f"{name}-{version}.dist-info/{file}" for file in _DIST_INFO}
@@ -79,7 +79,7 @@ def wheel_mistakes(wheel: Path, files: Iterable[str]) -> list[str]:
 
 
 def sdist_mistakes(sdist: Path, files: Iterable[str]) -> list[str]:
-    """Where an sdist holds other than the tracked files, and what pip needs."""
+    """List files that an sdist lacks or should not contain (it has tracked files and metadata)."""
     folder = sdist.name.removesuffix(".tar.gz")
     expected = {f"{folder}/{file}" for file in (*files, "PKG-INFO")}
     with tarfile.open(sdist) as archive:
@@ -97,7 +97,7 @@ def _bytes(path: Path) -> bytes | None:
 
 
 def _run(module: str, *arguments: str) -> None:
-    # Without a date of the user's own, so that everybody's builds are the same.
+    # Without the user's SOURCE_DATE_EPOCH, so that all builds are the same.
     environment = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"}
     subprocess.run([sys.executable, "-m", module, *arguments], env=environment, check=True)
 

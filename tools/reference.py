@@ -30,7 +30,7 @@ def fill(text: str) -> str:
     """Put the generated parts into a page.
 
     Raises:
-        KeyError: the page asks for a part that there is not.
+        KeyError: no part has the name that the page asks for.
     """
     return _PLACE.sub(lambda found: PARTS[found[1]](*found[2].split()), text)
 
@@ -56,7 +56,7 @@ def _command(command: Any, context: typer.Context, heading: str) -> str:
         f"```text\n{usage}\n```",
         _escaped(inspect.cleandoc(command.help or "")),
     ]
-    # Those of no group first, such as arguments.
+    # Parameters without a group first, such as arguments.
     groups: dict[str, list[str]] = {"": []}
     for parameter in command.params:
         record = parameter.get_help_record(context)
@@ -122,7 +122,7 @@ def gates() -> str:
 
 
 def gate(name: str) -> str:
-    """Tell of one gate what `clipcheck explain` does."""
+    """Describe a gate as `clipcheck explain` does."""
     from clipcheck.gates.registry import GATES
 
     (found,) = (each for each in GATES if each.name == name)
@@ -174,7 +174,7 @@ def _fields(heading: str, part: Mapping[str, Any], named: Mapping[str, Any]) -> 
 
 
 def _flat(part: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, bool]]:
-    """Each field, whether it is always there, and behind it those of what it holds."""
+    """Yield each field, whether it is always there, and then the fields inside it."""
     for name, each in part.get("properties", {}).items():
         path = f"{above}{name}"
         yield path, each, name in part.get("required", ())
@@ -217,7 +217,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Have Markdown show text as it is, but for what stands in backticks."""
+    """Escape text for Markdown, except inside backticks."""
     parts = text.replace("``", "`").split("`")
     parts[::2] = [re.sub(r"([\\*_<>|\[\]])", r"\\\1", part) for part in parts[::2]]
     parts[1::2] = [part.replace("|", r"\|") for part in parts[1::2]]
@@ -238,4 +238,4 @@ PARTS: Mapping[str, Callable[..., str]] = {
     "limits": limits,
     "schema": schema,
 }
-"""By name, what a page can ask for."""
+"""The parts that a page can ask for, by name."""

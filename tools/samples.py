@@ -1,7 +1,7 @@
-"""Run the commands whose output the README and the guide show, and keep what they print.
+"""Run the commands whose output the README and the guide show, and save their output.
 
-``python -m tools.samples`` takes some minutes, in a temporary folder; each command's output goes to
-``docs/samples/NAME.txt``. The picture of a report, ``docs/report.png``, is taken with chromium.
+``python -m tools.samples`` takes some minutes, in a temporary folder; each output goes to
+``docs/samples/NAME.txt``. chromium takes the screenshot of a report, ``docs/report.png``.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ COMMANDS = {
     "replay": "replay clipcheck-demo/failing-inputs/INPUT",
     "sweep": "sweep release",
 }
-"""By name, the arguments of `clipcheck`; one goes on from what those before it left."""
+"""Arguments of `clipcheck`, by name; a command may use files that earlier ones wrote."""
 
 
 def main() -> None:
-    """Write all of them."""
+    """Write all samples."""
     SAMPLES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for name, arguments in COMMANDS.items():
@@ -43,15 +43,15 @@ def main() -> None:
 
 
 def _photograph(page: Path) -> None:
-    """Take the picture of the top of a report: the verdict and the table of gates."""
+    """Take a screenshot of the top of a report: the verdict and the table of gates."""
     options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=900,735"]
     where = f"--screenshot={DOCS / 'report.png'}"
-    command = ["chromium", *options, where, page.as_uri()]  # whichever is the user's
+    command = ["chromium", *options, where, page.as_uri()]  # the user's chromium
     subprocess.run(command, check=True, capture_output=True)
 
 
 def _prepare_release(folder: Path) -> None:
-    """Make a folder of two sound archives, a faulty one, and one that is cut off."""
+    """Make a folder of two sound archives, a faulty one and a truncated one."""
     release = folder / "release"
     release.mkdir()
     for architecture in ("tiny-vit", "tiny-resnet"):

@@ -1,7 +1,7 @@
-"""Try an installed clipcheck as its users do, from a folder outside of the checkout.
+"""Test an installed clipcheck as users run it, from a folder outside the checkout.
 
-``python -m tools.try_wheel ENVIRONMENT`` takes the folder of a virtual environment that a wheel was
-installed into.
+``python -m tools.try_wheel ENVIRONMENT`` takes the folder of a virtual environment with the
+wheel installed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 1 with what it printed where it doesn't do what it should."""
+    """Run the command line; print what is wrong, and return 1 if anything is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("environment", type=Path)
     programs = parser.parse_args(arguments).environment.resolve() / "bin"
@@ -30,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def mistakes(programs: Path, folder: Path) -> list[str]:
-    """What doesn't hold of the ``clipcheck`` and ``python`` in a folder of programs.
+    """List what is wrong with the ``clipcheck`` and ``python`` in a folder of programs.
 
     Args:
         programs: the folder.
-        folder: where to run them, empty and outside of the checkout.
+        folder: where to run them; empty, and outside the checkout.
     """
     clipcheck = str(programs / "clipcheck")
     where = [str(programs / "python"), "-c", "import clipcheck; print(clipcheck.__file__)"]
@@ -50,7 +50,7 @@ def mistakes(programs: Path, folder: Path) -> list[str]:
         if done.returncode != 0:
             wrong.append(f"{' '.join(step)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         elif step is where and Path(done.stdout.strip()).is_relative_to(ROOT / "clipcheck"):
-            wrong.append(f"the checkout is tried in place of the wheel: {done.stdout.strip()}")
+            wrong.append(f"the checkout is tested instead of the wheel: {done.stdout.strip()}")
     return wrong
 
 

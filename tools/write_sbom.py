@@ -1,8 +1,8 @@
 """Write the software bill of materials of an installed clipcheck, as CycloneDX JSON.
 
 ``python -m tools.write_sbom ENVIRONMENT FILE`` takes the folder of a virtual environment, and needs
-`cyclonedx-bom`, which holds what it writes against the schema. That everything that clipcheck
-declares is told of, with its version, is checked here.
+`cyclonedx-bom`, which validates the file by the schema. This module checks that the file has all
+declared dependencies of clipcheck, with their versions.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from clipcheck._version import __version__
 ROOT = Path(__file__).parents[1]
 
 EXTRAS = ("onnx", "transformers", "suite")
-"""Of the package; the others are for those who change it."""
+"""Extras of the package; the others are for developers."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write it; 1 where it doesn't tell of all that it has to."""
+    """Write the bill; return 1 if anything is missing in it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("environment", type=Path)
     parser.add_argument("file", type=Path)
@@ -43,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(environment: Path, file: Path) -> None:
-    """Let cyclonedx-bom write what is installed in an environment: valid, or not at all."""
+    """Let cyclonedx-bom write the packages of an environment, only if the file is valid."""
     text = (ROOT / "pyproject.toml").read_text("utf-8")
     with tempfile.TemporaryDirectory() as folder:
-        # It takes the version from nowhere else.
+        # cyclonedx-bom reads the version only from here.
         project = Path(folder, "pyproject.toml")
         dynamic = 'dynamic = ["version", "readme"]'
         project.write_text(text.replace(dynamic, f'version = "{__version__}"'))
@@ -56,7 +56,7 @@ def write(environment: Path, file: Path) -> None:
 
 
 def declared(project: Mapping[str, Any]) -> list[Requirement]:
-    """What users install: the dependencies, and the extras that the package itself uses.
+    """List what users install: the dependencies, and the extras of the package.
 
     Args:
         project: the table ``project`` of a ``pyproject.toml``.
@@ -69,12 +69,12 @@ def declared(project: Mapping[str, Any]) -> list[Requirement]:
 def mistakes(
     bill: Mapping[str, Any], version: str, requirements: Iterable[Requirement]
 ) -> list[str]:
-    """Where a bill doesn't tell of clipcheck and of what it depends on.
+    """List what a bill lacks or has wrong about clipcheck and its dependencies.
 
     Args:
-        bill: as read from its JSON.
+        bill: the parsed JSON.
         version: of clipcheck.
-        requirements: each has to be there, in a version that it allows.
+        requirements: each has to be in the bill, in an allowed version.
     """
     told = bill["metadata"]["component"]
     wrong = []
@@ -86,12 +86,12 @@ def mistakes(
         if found is None:
             wrong.append(f"{requirement.name} is missing")
         elif not requirement.specifier.contains(found, prereleases=True):
-            wrong.append(f"{requirement} is expected, {found} is told")
+            wrong.append(f"{requirement} is expected, the bill has {found}")
     return wrong
 
 
 def _direct(bill: Mapping[str, Any]) -> dict[str, str]:
-    """The versions of what the bill says that its component depends on, by normalized name."""
+    """Return the versions of the component's dependencies in the bill, by normalized name."""
     root = bill["metadata"]["component"]["bom-ref"]
     needed = {
         ref

@@ -76,8 +76,8 @@ def test_two_builds_differ_where_their_bytes_do_or_one_lacks_a_file(tmp_path: Pa
     assert build_dist.differences(one, one) == []
     wheel(other, ["clipcheck/__main__.py"])
     assert build_dist.differences(one, other) == [
-        "clipcheck-1.0-py3-none-any.whl: built twice, it is not the same",
-        "clipcheck-1.0.tar.gz: built twice, it is not the same",
+        "clipcheck-1.0-py3-none-any.whl: two builds of it differ",
+        "clipcheck-1.0.tar.gz: two builds of it differ",
     ]
 
 

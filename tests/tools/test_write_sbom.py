@@ -40,7 +40,7 @@ def test_what_only_others_depend_on_is_not_taken_for_a_requirement() -> None:
 
 def test_a_version_that_is_not_allowed_is_told() -> None:
     needed = [Requirement("torch>=2.10")]
-    expected = ["torch>=2.10 is expected, 2.9.1 is told"]
+    expected = ["torch>=2.10 is expected, the bill has 2.9.1"]
     assert write_sbom.mistakes(BILL, "1.0", needed) == expected
 
 
