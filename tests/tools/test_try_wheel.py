@@ -31,13 +31,13 @@ def test_what_fails_is_told_with_what_it_printed(
     assert told.count("exit") == 1
 
 
-def test_the_checkout_in_place_of_the_wheel_is_told(
+def test_running_the_checkout_instead_of_the_wheel_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program(tmp_path, "python", f"echo {try_wheel.ROOT}/clipcheck/__init__.py")
     program(tmp_path, "clipcheck", "exit 0")
     assert try_wheel.main([str(tmp_path)]) == 1
-    assert "the checkout is tried" in capsys.readouterr().err
+    assert "the checkout is tested" in capsys.readouterr().err
 
 
 def test_what_is_tried_runs_elsewhere_and_without_the_path_to_the_checkout(
