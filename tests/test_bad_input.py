@@ -145,7 +145,7 @@ BAD = {
         "has another name in the directory",
         AGAIN,
     ),
-    "flip in a length": Bad(without_code, DamagedError, "says that it has", AGAIN),
+    "flip in a length": Bad(without_code, DamagedError, "its end record says", AGAIN),
     "flip in the code": Bad(
         lambda: flipped(archive(), contents_at(archive(), code_record(archive())) + 200),
         DamagedError,

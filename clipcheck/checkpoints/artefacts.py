@@ -258,7 +258,7 @@ def _json(records: Records, name: str, path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         raise DamagedError(
             f"the record {name!r} is not JSON ({str(error)[:120]})",
-            remedy="Write the file anew with torch.export.save.",
+            remedy="Write the file again with torch.export.save.",
             path=path,
         ) from error
 

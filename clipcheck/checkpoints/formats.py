@@ -376,7 +376,7 @@ def _require_usable(unusable: list[str], path: Path) -> None:
         raise ArchitectureError(
             f"expected dense weights of {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]} and whole "
             f"numbers in the buffers, found {listed('', unusable)}",
-            remedy="Save the model's state dict before it is quantized or moved elsewhere.",
+            remedy="Save the model's state dict before it is quantized.",
             path=path,
         )
 
@@ -485,7 +485,7 @@ def _require_little_endian(records: Records) -> None:
     if "byteorder" in records and records.read("byteorder") != b"little":
         raise DamagedError(
             "its weights are big-endian, or its byte order was altered",
-            remedy="Write the file anew on a little-endian machine.",
+            remedy="Write the file again on a little-endian machine.",
             path=records.file.path,
         )
 
@@ -558,5 +558,5 @@ def _load_safetensors(path: Path, head: bytes) -> tuple[dict[str, torch.Tensor],
         return load_file(path), metadata.get(METADATA)
     except (SafetensorError, ValueError, OSError) as error:
         raise DamagedError(
-            f"not a sound safetensors file ({first_line(error)[:120]})", path=path
+            f"not a valid safetensors file ({first_line(error)[:120]})", path=path
         ) from error

@@ -1,4 +1,4 @@
-"""Finds what an archive's code asks for, read as text: nothing is imported or run."""
+"""Count the devices and dtypes in an archive's code, read as text: no code is imported or run."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from clipcheck.checkpoints.records import Records
 from clipcheck.errors import DamagedError
 
 SCALAR_TYPES = {3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 15: "bfloat16"}
-"""Names of the dtypes that TorchScript's code has by number (c10/core/ScalarType.h)."""
+"""Dtypes by their number in TorchScript code (c10/core/ScalarType.h)."""
 
 
 _MOST_CODE = 4 << 20
-"""Bytes. Parsing takes up to 900 times as much memory; the largest released archive has 2 MB."""
+"""Most bytes of code. Parsing needs up to 900 times as much memory; the largest released archive
+has 2 MB."""
 
 
 _MOST_NAME = 40
-"""Characters of a device that are told."""
+"""Most characters of a device's name in a report."""
 
 
 @dataclass(frozen=True)
 class Code:
-    """Constants in the code of an archive that loading it elsewhere has to replace.
+    """Constants in an archive's code that must be replaced to run it on another device or in
+    another dtype.
 
     Attributes:
-        devices: how often each device is named.
-        dtypes: how often a cast or a new tensor asks for each dtype.
+        devices: by device, the number of places that name it.
+        dtypes: by dtype, the number of casts and new tensors that use it.
     """
 
     devices: Counter[str] = field(default_factory=Counter)
@@ -39,15 +41,16 @@ class Code:
 
 @dataclass(frozen=True)
 class Patched:
-    """Constants in an archive's code that were rewritten to run it elsewhere or in another dtype.
+    """Constants in an archive's code that were rewritten to run it on another device or in another
+    dtype.
 
     Attributes:
-        device: the device that all others were rewritten to.
-        dtype: the dtype that those of the weights were rewritten to; None where they were left.
+        device: the new device of all rewritten places.
+        dtype: the new dtype of the casts to the weights' dtypes; None if no cast was rewritten.
         weights: see `clipcheck.checkpoints.checkpoint.Checkpoint.weight_dtypes`.
-        devices: by device, the number of places that named it and were rewritten.
+        devices: by old device, the number of places that were rewritten.
         casts: by dtype, the number of casts to it that were rewritten.
-        kept: by dtype, the number of casts to it that were left as they are.
+        kept: by dtype, the number of casts to it that were not rewritten.
     """
 
     device: str
@@ -59,10 +62,10 @@ class Patched:
 
 
 def format_version(records: Records) -> str:
-    """The version of torch's file format that a zip file says it is of.
+    """Read the version of torch's file format from a zip file.
 
     Raises:
-        DamagedError: it does not say.
+        DamagedError: the record has no version.
     """
     found = records.read("version").strip()
     if not re.fullmatch(rb"\d{1,9}", found):
@@ -77,7 +80,7 @@ def read_code(records: Records) -> Code:
     """Count the devices and dtypes that the code of an archive names.
 
     Raises:
-        DamagedError: the code is not what TorchScript writes.
+        DamagedError: the code is too large, or it is not TorchScript code.
     """
     code = Code()
     for call in _calls(records):
@@ -98,9 +101,9 @@ def _calls(records: Records) -> Iterator[ast.Call]:
 def _parse(records: Records, name: str) -> ast.Module:
     try:
         with warnings.catch_warnings():
-            # Python's, of what looks odd in code of its own. This code is not for Python.
+            # Python warns of odd Python code, but this is TorchScript.
             warnings.simplefilter("ignore")
-            # As text: of bytes, the first line could name any encoding.
+            # Parse text, not bytes: the first line of bytes could name any encoding.
             return ast.parse(records.read(name).decode())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise DamagedError(
@@ -114,7 +117,7 @@ def _count(call: ast.Call, code: Code) -> None:
     if isinstance(device, ast.Constant) and isinstance(device.value, str):
         code.devices[device.value[:_MOST_NAME]] += 1
     elif function == "to":
-        # The dtype comes second, or third where a device comes before it.
+        # The dtype is the second argument, or the third if a device comes before it.
         after = [argument for argument in call.args[1:3] if not isinstance(argument, ast.Call)]
         _count_dtype(after[0] if after else None, code)
     for keyword in call.keywords:
@@ -123,7 +126,7 @@ def _count(call: ast.Call, code: Code) -> None:
 
 
 def _attribute(function: ast.expr) -> str:
-    """``name`` of a call of ``torch.name``, else nothing."""
+    """Return ``name`` for the function ``torch.name``, else an empty string."""
     if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
         return function.attr if function.value.id == "torch" else ""
     return ""
@@ -132,5 +135,5 @@ def _attribute(function: ast.expr) -> str:
 def _count_dtype(value: ast.expr | None, code: Code) -> None:
     if isinstance(value, ast.Constant) and type(value.value) is int:
         number = value.value
-        unknown = f"dtype {number}" if 0 <= number < 1000 else "what is no dtype"
+        unknown = f"dtype {number}" if 0 <= number < 1000 else "an invalid dtype"
         code.dtypes[SCALAR_TYPES.get(number, unknown)] += 1

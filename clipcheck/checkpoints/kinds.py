@@ -22,10 +22,9 @@ class Kind:
             length, whose last token is pooled).
         mask: attention mask of texts.
         length: most tokens of a text in use; the configuration may allow more.
-        half: whether pixels go from -1 to 1 unless the folder says otherwise, and both sides are
-            resized; else as CLIP's.
-        has_bias: whether logits have a bias, and stand for probabilities of pairs by themselves;
-            features are as wide as the towers then.
+        half: whether by default pixels go from -1 to 1 and both sides are resized; else as CLIP's.
+        has_bias: whether logits have a bias and are for a sigmoid of each pair; then features are
+            as wide as the towers.
         divides: whether logits are divided by a temperature, not multiplied by a scale.
         tower: ``image`` or ``text`` for a single tower; empty for both.
         projected: name of its features, if it has a projection after pooling.
@@ -54,9 +53,9 @@ KINDS = {
         Kind("siglip2", "Siglip2Model", "last", half=True, has_bias=True, patches=True),
         Kind("chinese_clip", "ChineseCLIPModel", "ids", "pad", length=52),
         Kind("altclip", "AltCLIPModel", "ids", "pad"),
-        # In these two what follows the end has no effect: attention is causal.
+        # In these two the ids after the end have no effect: attention is causal.
         Kind("metaclip_2", "MetaClip2Model", "ids"),
-        # Of the class that segments, too, whose decoder is left out.
+        # The checkpoint of the class for segmentation fits too; its decoder is ignored.
         Kind("clipseg", "CLIPSegModel"),
         # Without a mask its attention would not be causal.
         Kind("aimv2", "Aimv2Model", mask="end"),
@@ -67,8 +66,8 @@ KINDS = {
 """By the model type."""
 
 CLIP = Kind("clip", "CLIPModel")
-"""The class that clipcheck's own modules compute; the library's own is the reference of archives
-that are made of it."""
+"""The class that clipcheck's own modules support; for archives of the library's class, the
+library's own model is the reference."""
 
 TOWERS = {
     kind.name: kind
@@ -98,8 +97,8 @@ UNSUPPORTED: Mapping[str, str] = {
     "on the video that they are compared with: it is not two towers",
     "owlvit": "OWL-ViT, which detects objects: its logits belong to places in an image",
     "owlv2": "OWLv2, which detects objects: its logits belong to places in an image",
-    "groupvit": "GroupViT, which puts each part of an image into one group, the nearest: rounding "
-    "alone may change that, so that a distance from float64 tells nothing",
+    "groupvit": "GroupViT, which assigns each part of an image to the nearest group: rounding "
+    "alone may change the group, so that a distance from float64 has no meaning",
     "blip": "BLIP, whose text tower attends to the image: it is not two towers",
     "blip-2": "BLIP-2, whose text tower attends to the image: it is not two towers",
     "flava": "FLAVA, which has a third tower for both",

@@ -1,7 +1,7 @@
 """Models that clipcheck does not build itself: a library's own model is the reference for them.
 
-Reading a folder tells which library, and has its configuration; what the library makes of that is
-for `clipcheck.families` to tell.
+This module reads which library a folder is of, and its configuration; `clipcheck.families` builds
+the library's model.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ PREPROCESSOR_CONFIG = "preprocessor_config.json"
 """Configuration of the preprocessing in a folder of transformers."""
 
 TEXT_CONFIG = "text_config.json"
-"""The configuration of a text model of transformers, in a folder of open_clip, which would fetch it
-from the hub."""
+"""The configuration of a text model of transformers, in a folder of open_clip; open_clip itself
+would download it from the hub."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class LibraryArchitecture:
         config: its configuration as JSON, with sorted keys.
         beyond: description of the parts that clipcheck's own modules lack.
         files: the library's other configurations by file name, as JSON.
-        folder: where they were read, which may have a tokenizer as well; it is no part of what the
-            model is.
+        folder: of these files, which may have a tokenizer too; not compared.
     """
 
     library: str
@@ -64,7 +63,7 @@ class LibraryArchitecture:
         """Return the error for a function that supports only clipcheck's own modules."""
         return UnfitError(
             f"expected a model of OpenAI's architecture, found {self.describe()}",
-            remedy="Judge it by another backend, such as export: "
+            remedy="Judge it with another backend, such as export: "
             f"{self.library}'s own model is its reference.",
             path=path,
         )
@@ -73,16 +72,16 @@ class LibraryArchitecture:
 def read_open_clip(
     config: Mapping[str, Any], path: Path, files: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Architecture | LibraryArchitecture:
-    """The architecture that a configuration of open_clip describes: that of clipcheck's own modules
-    where they compute it, else the library's.
+    """Return the architecture of a configuration of open_clip: clipcheck's own if its modules
+    support it, else the library's.
 
     Args:
         config: an ``open_clip_config.json``, or one of the library's ``model_configs``.
         files: other configurations beside it, by file name.
 
     Raises:
-        ArchitectureError: clipcheck would build it itself, and it is not sound; or it asks for
-            code from elsewhere.
+        ArchitectureError: it is for clipcheck's own modules and invalid, or it asks for code that
+            is not in the library.
     """
     model = config.get("model_cfg", config)
     beyond = beyond_released(model)
@@ -103,11 +102,12 @@ def read_open_clip(
 def read_transformers(
     config: Mapping[str, Any], path: Path, files: Mapping[str, Mapping[str, Any]] | None = None
 ) -> tuple[Architecture | LibraryArchitecture, str]:
-    """The architecture that a ``config.json`` of transformers describes, and a note on it for
-    people: that of clipcheck's own modules for a CLIPModel, else the library's.
+    """Return the architecture of a ``config.json`` of transformers, and a note for messages: it is
+    clipcheck's own for a CLIPModel, else the library's.
 
     Raises:
-        ArchitectureError: it is of a class that is not judged; or it asks for code from elsewhere.
+        ArchitectureError: the class is not supported, or it asks for code that is not in the
+            library.
     """
     others = files or {}
     refuse_code([config, *others.values()], path)
@@ -117,7 +117,7 @@ def read_transformers(
     if kind is None:
         raise ArchitectureError(
             _named(config.get("model_type"), config.get("architectures")),
-            remedy=f"Of transformers, clipcheck judges {supported()}.",
+            remedy=f"Of transformers, clipcheck supports {supported()}.",
             path=path,
         )
     found = LibraryArchitecture(
@@ -131,8 +131,8 @@ def read_transformers(
 
 
 def own_of_transformers(config: Mapping[str, Any]) -> LibraryArchitecture | None:
-    """The library's own architecture for a CLIPModel, whose archives have its names; None for any
-    other class."""
+    """Return the library's own architecture for a CLIPModel, for archives with the library's names;
+    None for any other class."""
     if config.get("model_type") != CLIP.model_type:
         return None
     return LibraryArchitecture(TRANSFORMERS_LIBRARY, _canonical(config), f"the class {CLIP.name}")
@@ -148,7 +148,7 @@ def default_config(model_type: str) -> dict[str, Any]:
         import transformers
     except ImportError as error:
         raise UnavailableError(
-            "transformers, which has the sizes of its models, is not installed",
+            "transformers is not installed; it is needed for the default sizes of its models",
             remedy="Install it: pip install 'clipcheck[transformers]'.",
         ) from error
     towers = _TOWERS.get(model_type, {})
@@ -164,7 +164,7 @@ _TOWERS = {
         "text_config": "bert",
     }
 }
-"""Towers of a class without default ones."""
+"""Towers for a class without default ones."""
 
 
 def _named(model_type: object, architectures: object) -> str:
@@ -172,13 +172,13 @@ def _named(model_type: object, architectures: object) -> str:
     towers = [kind.name for kind in TOWERS.values() if kind.model_type == model_type]
     if towers:
         return (
-            f"its model_type {model_type!r} is that of one tower alone, and does not say of which "
-            f"class: expected {' or '.join(towers)} under 'architectures', found "
+            f"its model_type {model_type!r} is of a single tower, and of several classes: "
+            f"expected {' or '.join(towers)} under 'architectures', found "
             f"{reprlib.repr(architectures)}"
         )
     if reason:
         return f"it is a model of {reason}"
-    return f"its model_type is {reprlib.repr(model_type)}, which is none that is judged"
+    return f"its model_type {reprlib.repr(model_type)} is not supported"
 
 
 _KINDS = {
@@ -187,12 +187,12 @@ _KINDS = {
     "mt5": "mt5",
     "nllb": "m2m_100",
 }
-"""Model types of transformers, by what the names of open_clip's text models begin with."""
+"""Model types of transformers, by the prefix of the names of open_clip's text models."""
 
 
 def with_text_config(architecture: LibraryArchitecture) -> LibraryArchitecture:
-    """The architecture of open_clip with a configuration of its text model of transformers, if it
-    has one and lacks that: one of the same kind, with transformers' default sizes."""
+    """Add a missing configuration of transformers' text model to an architecture of open_clip: one
+    of the same kind, with transformers' default sizes."""
     text = architecture.settings.get("model_cfg", {}).get("text_cfg")
     name = text.get("hf_model_name") if isinstance(text, dict) else None
     if not name or architecture.files:
@@ -227,9 +227,9 @@ def refuse_code(configs: Iterable[object], path: Path) -> None:
         for key in ("auto_map", "trust_remote_code"):
             if config.get(key):
                 raise ArchitectureError(
-                    f"its configuration has {key}: its code is to be fetched and run, which "
+                    f"its configuration has {key}: it asks to download code and run it, which "
                     "clipcheck never does",
-                    remedy="Judge a model whose class the installed library has itself.",
+                    remedy="Judge a model whose class is in the installed library.",
                     path=path,
                 )
         refuse_code(config.values(), path)

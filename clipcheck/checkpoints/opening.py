@@ -1,4 +1,4 @@
-"""Open whatever can be judged: a checkpoint, or a program whose checkpoint is another file."""
+"""Open the subject of a run, a checkpoint or a program, and its reference."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from clipcheck.checkpoints.told import Told, candidates, named
 from clipcheck.errors import ArchitectureError, ClipcheckError, UsageError
 
 _BESIDE = (".safetensors", ".pt", ".pth", ".bin")
-"""How the checkpoint beside a program may end, in the order in which it is looked for."""
+"""Suffixes of a checkpoint beside a program, in the order of the search."""
 
 
 def open_pair(
@@ -43,18 +43,19 @@ def open_pair(
     key: str | None = None,
     architecture: str | os.PathLike[str] | None = None,
 ) -> tuple[Checkpoint | Program, Checkpoint | None]:
-    """Open what is to be judged and what it is compared with. Nothing of either is run.
+    """Open the subject and its reference, without running code of either.
 
-    What tells how one of them computes tells it of the other too: they are one model.
+    Both are the same model: if one file tells the activation, heads and epsilon, they are used for
+    the other file too.
 
     Args:
-        key: which model to read of a file that holds several, as for `open_checkpoint`. One of the
-            two files has to have it.
-        architecture: the one of both, as for `clipcheck.checkpoints.told.named`.
+        key: which model to read from a file with several, as for `open_checkpoint`. One of the two
+            files must have it.
+        architecture: of both files, as for `clipcheck.checkpoints.told.named`.
 
     Raises:
-        UsageError: neither has a model under ``key``.
-        ArchitectureError: nothing tells how the model computes.
+        UsageError: neither file has a model under ``key``.
+        ArchitectureError: activation, heads and epsilon are not known.
     """
     told = None if architecture is None else named(os.fspath(architecture))
     alone = reference is None
@@ -71,14 +72,16 @@ def open_pair(
         raise UsageError(
             f"expected a CLIP model under {key!r} in one of the files, found "
             + " and ".join(f"{each.origin.name!r} in {each.path}" for each in opened),
-            remedy=f"Give {ASKED_KEY} the name of one that is there, or leave it out.",
+            remedy=f"Give {ASKED_KEY} the name of a model in the files, or leave it out.",
         )
     return _computing_alike(subject, other)
 
 
 def _told_of_archive(path: Path, reference: str | os.PathLike[str] | None) -> Told | None:
-    """Read in the folder that an archive is compared with what its library computes it as: archives
-    have no configuration."""
+    """Return the library architecture of an archive from the folder of its reference, or None.
+
+    Archives have no configuration of their own.
+    """
     folder = reference is not None and os.path.isdir(reference)  # noqa: PTH112
     if reference is None or not folder or not os.path.isfile(path):  # noqa: PTH113
         return None
@@ -91,14 +94,14 @@ def _told_of_archive(path: Path, reference: str | os.PathLike[str] | None) -> To
         return None
     kind = kinds.kind_of(found.config)
     if not has_both_towers(keys) and not (kind and kind.tower):
-        return None  # one tower of two
+        return None  # the archive has one tower, the folder's model has two
     return Told(found.model, f"its {found.config_path.name}, of {found.path}", own=own)
 
 
 def _computing_alike(
     subject: Checkpoint | Program, other: Checkpoint | None
 ) -> tuple[Checkpoint | Program, Checkpoint | None]:
-    """Both, with what tells how one computes told of the other."""
+    """Return both; if only one tells the activation, heads and epsilon, the other gets them too."""
     if other is None or isinstance(subject, Program):
         require_told(weights_of(subject, other))
     elif subject.told and not other.told:
@@ -116,30 +119,34 @@ def _computing_as(one: Checkpoint, other: Checkpoint) -> Checkpoint:
 
 
 def require_told(checkpoint: Checkpoint) -> None:
-    """See that something tells how a model computes, or that its file has code that does it.
+    """Raise if a model's activation, heads and epsilon are not known and its file has no code.
 
     Raises:
-        ArchitectureError: nothing does; the message lists what the weights could be.
+        ArchitectureError: the message lists the known models of these dimensions.
     """
     if checkpoint.told or checkpoint.format is Format.ARCHIVE:
         return
     what = checkpoint.untold or "no configuration beside it, no record in it"
     raise undecided(
         checkpoint,
-        "these weights do not tell how the model computes (activation, heads, epsilon), and "
-        f"nothing else does: {what}",
+        "the model's activation, heads and epsilon are not known, since weights do not determine "
+        f"them: {what}",
     )
 
 
 def undecided(checkpoint: Checkpoint, problem: str) -> ArchitectureError:
-    """An error that lists what the weights could be."""
+    """Return an error that lists the known models of these dimensions."""
     found = candidates(checkpoint.architecture)
     known = "; ".join(f"{', '.join(names)} ({function})" for function, names in found)
-    could_be = f"Of these dimensions are: {known}" if known else "No known model is of these sizes"
+    could_be = (
+        f"Known models of these dimensions: {known}"
+        if known
+        else "No known model has these dimensions"
+    )
     return ArchitectureError(
         f"{problem}. {could_be}",
-        remedy=f"Say which it is with {ASKED}: {'one of these names, or ' if known else ''}the "
-        "open_clip_config.json or config.json (transformers) that it was trained with.",
+        remedy=f"Give the architecture with {ASKED}: {'one of these names, or ' if known else ''}"
+        "the open_clip_config.json or config.json (transformers) of its training.",
         path=checkpoint.path,
     )
 
@@ -153,11 +160,11 @@ def open_subject(
     told: Told | None = None,
     opaque: bool = False,
 ) -> Checkpoint | Program:
-    """Open what is to be judged. Nothing of it is run.
+    """Open the subject, without running any of its code.
 
     Args:
-        opaque: whether an archive that is not of a whole model, or whose weights have no names, is
-            taken as a program.
+        opaque: whether to open an archive as a program if it has only a part of a model, or if its
+            weights have no names.
     """
     pair = towers.split(name)
     if pair is not None:
@@ -167,7 +174,7 @@ def open_subject(
         pair = towers.find(path)
         if pair is not None:
             return _pair(path, pair)
-    # Not `Path.is_file`, which raises where the folder may not be read: opening it tells that.
+    # Not `Path.is_file`, which raises for an unreadable folder: opening the file reports that.
     kind = kind_of(path) if os.path.isfile(path) else None  # noqa: PTH113
     if kind is None and opaque and os.path.isfile(path) and is_opaque(path):  # noqa: PTH113
         kind = Format.ARCHIVE
@@ -177,7 +184,7 @@ def open_subject(
 
 
 def _pair(path: Path, files: tuple[Path, Path]) -> Program:
-    """The programs of both towers."""
+    """Open the programs of both towers as one."""
     kinds = []
     for tower, file in zip(towers.TOWERS, files, strict=True):
         require_found(file)
@@ -192,7 +199,7 @@ def _pair(path: Path, files: tuple[Path, Path]) -> Program:
     if image is not text or image is None:
         raise UsageError(
             f"expected two programs of one format, found {image} and {text}",
-            remedy="Export both towers alike, or judge each alone.",
+            remedy="Export both towers to the same format, or judge each alone.",
             path=path,
         )
     both = tuple(_program(file, image) for file in files)
@@ -200,7 +207,7 @@ def _pair(path: Path, files: tuple[Path, Path]) -> Program:
 
 
 def _program(path: Path, kind: Format) -> Program:
-    # What torch writes as pt2 has all of its weights inside.
+    # A .pt2 file of torch contains all of its weights.
     data = data_files(path) if kind is Format.ONNX else ()
     return Program(path, kind, data, stamps=tuple(map(stamp_of, (path, *data))))
 
@@ -213,11 +220,11 @@ def open_reference(
     key: str | None = None,
     told: Told | None = None,
 ) -> Checkpoint | None:
-    """Open the file that the subject is compared with; None where the subject is its own reference.
+    """Open the reference of the subject, or return None if the subject is its own reference.
 
     Args:
-        name: the one that was asked for. Without, a checkpoint is its own reference, and that of a
-            program is the file beside it that has its name but for the ending.
+        name: of the reference. By default, a checkpoint is its own reference, and the reference of
+            a program is the file beside it with the same name and another suffix.
 
     Raises:
         UsageError: a program has no reference, or the reference is a program.
@@ -226,7 +233,7 @@ def open_reference(
         return None
     if name is None and isinstance(subject, Program) and subject.towers:
         raise UsageError(
-            f"{subject.path}: expected the checkpoint that these programs were made of",
+            f"{subject.path}: expected the checkpoint that these programs were made from",
             remedy="Name it with --reference CHECKPOINT.",
         )
     where = name or beside(subject.path)
@@ -240,9 +247,9 @@ def open_reference(
 
 
 def size_of(path: Path) -> int:
-    """Bytes of all files that a checkpoint or program is made of; 0 where there is no such file.
+    """Return the bytes of all files of a checkpoint or program; 0 if the path does not exist.
 
-    Of what cannot be used, those of the file itself.
+    If the file cannot be used, its own size is returned.
     """
     try:
         if path.is_dir():
@@ -254,7 +261,7 @@ def size_of(path: Path) -> int:
 
 
 def weights_of(subject: Checkpoint | Program, reference: Checkpoint | None) -> Checkpoint:
-    """The checkpoint whose weights the subject has, or has to have."""
+    """Return the checkpoint with the weights of the subject: itself, or the reference."""
     if isinstance(subject, Checkpoint):
         return subject
     if reference is None:
@@ -263,11 +270,11 @@ def weights_of(subject: Checkpoint | Program, reference: Checkpoint | None) -> C
 
 
 def beside(path: Path) -> Path:
-    """The checkpoint that a program is compared with where none is named: the file beside it that
-    has its name but for the ending.
+    """Return a program's default reference: the file beside it with the same name and another
+    suffix.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such file.
     """
     for ending in _BESIDE:
         other = path.with_suffix(ending)
@@ -275,7 +282,7 @@ def beside(path: Path) -> Path:
             return other
     names = ", ".join(path.with_suffix(ending).name for ending in _BESIDE)
     raise UsageError(
-        f"{path}: expected the checkpoint that this program was made of beside it, found none of "
+        f"{path}: expected the checkpoint that this program was made from beside it, found none of "
         f"{names}",
         remedy="Name it with --reference CHECKPOINT.",
     )

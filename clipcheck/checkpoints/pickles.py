@@ -1,9 +1,9 @@
-"""See that reading a pickle takes time and memory in proportion to it, before it is read.
+"""Check a pickle before it is read, so that reading it takes time and memory in proportion to it.
 
-A pickle is a small program. Where it can call nothing, it can still number its objects by billions,
-for which Python's unpickler reserves an array; nest them deeper than the process has stack; or hold
-one object within itself so often that whoever compares or prints it does not end. Here its opcodes
-are gone through without anything being built: what no pickler writes is refused.
+A pickle is a small program. Even if it can call no function, it can give its objects numbers in the
+billions, for which Python's unpickler reserves an array; nest them deeper than the stack allows; or
+contain one object so many times that comparing or printing it never ends. `survey` reads the
+opcodes without building objects, and refuses those that no pickler writes.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ import struct
 from typing import NamedTuple
 
 MOST_BYTES = 64 << 20
-"""Limit of a pickle's size. That of a state dict of a thousand weights has 0.1 MB."""
+"""Most bytes of a pickle. A state dict of a thousand weights has 0.1 MB."""
 
 _MOST_OPCODES = 1 << 18
-"""A weight takes some 25 of them."""
+"""Most opcodes of a pickle. A weight needs about 25."""
 
 _MOST_DEPTH = 200
-"""Limit of the depth of objects in objects. A module's state is in the module, which is in its
-parent's state."""
+"""Most levels of nested objects. A module's state is in the module, which is in its parent's
+state."""
 
 _MOST_WORK = 1 << 24
-"""Objects gone through, were all that is made looked at when it is made."""
+"""Most visits of objects, if each new object were visited with all objects in it."""
 
 _CALLS = ("REDUCE", "NEWOBJ", "NEWOBJ_EX")
 _GIVING = (*_CALLS, "OBJ", "INST", "PERSID", "BINPERSID", "BUILD", "EXT1", "EXT2", "EXT4")
-"""Opcodes whose result is no literal."""
+"""Opcodes whose result is not a literal."""
 
 _OF_TENSORS = ("torch._utils._rebuild_", "torch.nn.parameter.", "torch.jit._pickle.")
-"""Beginnings of the names of functions that take tensors."""
+"""Prefixes of the functions that take tensors."""
 
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 _GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
-"""Opcodes that put something into an object that was there before; this adds no depth to it."""
+"""Opcodes that put items into an existing object, which does not become deeper itself."""
 
 _GETS = ("GET", "BINGET", "LONG_BINGET")
 
 
 class _Made(NamedTuple):
-    """Result that an opcode leaves on the stack.
+    """Object that an opcode leaves on the stack.
 
     Attributes:
-        size: the objects in it, repeated ones too.
-        depth: of objects in objects.
-        number: the greatest in it.
-        name: of the class or function that it is.
-        literal: it is written there, and no call gives it.
-        plain: nor is anything in it given by a call.
+        size: number of objects in it, repeated ones included.
+        depth: levels of nested objects.
+        number: the greatest integer in it.
+        name: of the class or function, if it is one.
+        literal: whether it is a literal, not the result of a call.
+        plain: whether all objects in it are literals too.
     """
 
     size: int
@@ -61,12 +61,11 @@ class _Made(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """Names and calls that pickles ask for.
+    """Names and odd calls in pickles.
 
     Attributes:
-        names: the classes and functions that they name by ``GLOBAL`` and ``INST``, as
-            ``module.name``.
-        odd: a call that no pickler writes, as a phrase; nothing where there is none.
+        names: the classes and functions in ``GLOBAL`` and ``INST`` opcodes, as ``module.name``.
+        odd: description of a call that no pickler writes; empty if there is none.
     """
 
     names: frozenset[str]
@@ -74,14 +73,14 @@ class Survey(NamedTuple):
 
 
 def survey(data: bytes, *, room: int, pickles: int = 1) -> Survey:
-    """See that pickles are modest, and what they name.
+    """Check that reading pickles is cheap, and collect the names in them.
 
     Args:
-        data: pickles one after the other, and anything behind them.
-        room: bytes of the file that has their storages: none has more elements.
+        data: pickles one after the other; bytes after the last are ignored.
+        room: bytes of the file with their storages; no storage can have more elements.
 
     Raises:
-        ValueError: reading one could take all memory, or any time, or it is none.
+        ValueError: reading one could take all memory or unlimited time, or it is not a pickle.
     """
     if len(data) > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
@@ -92,12 +91,12 @@ def survey(data: bytes, *, room: int, pickles: int = 1) -> Survey:
         try:
             odd = _go_through(file, room, names) or odd
         except (IndexError, KeyError, struct.error) as error:
-            raise ValueError("it takes an object that is not there") from error
+            raise ValueError("it uses an object that does not exist") from error
     return Survey(frozenset(names), odd)
 
 
 def _go_through(file: io.BytesIO, room: int, names: set[str]) -> str:
-    """Add what a pickle names, and tell the first call in it that is odd."""
+    """Add the names in a pickle to ``names``, and describe its first odd call."""
     odd = ""
     stack: list[_Made | None] = []  # None is a mark
     memo: dict[int, _Made] = {}
@@ -110,10 +109,10 @@ def _go_through(file: io.BytesIO, room: int, names: set[str]) -> str:
         if opcode.name == "MARK":
             stack.append(None)
         elif opcode.name in _PUTS or opcode.name == "MEMOIZE":
-            # A pickler counts, from 0 or 1.
+            # A pickler numbers objects from 0 or 1 on.
             number = len(memo) if opcode.name == "MEMOIZE" else _index(argument)
             if number > count:
-                raise ValueError(f"it numbers an object {number} that is at most the {count}th")
+                raise ValueError(f"it gives an object the number {number} after {count} opcodes")
             memo[number] = _top(stack)
         elif opcode.name in _GETS:
             stack.append(memo[_index(argument)])
@@ -125,17 +124,17 @@ def _go_through(file: io.BytesIO, room: int, names: set[str]) -> str:
             odd = odd or _odd(opcode.name, stack)
             work += _step(opcode, argument, stack)
             if work > _MOST_WORK:
-                raise ValueError("its objects are in each other too often")
+                raise ValueError("it contains the same objects too many times")
             if opcode.name == "BINPERSID" and _top(stack).number > room:
-                raise ValueError("it has a storage of more elements than the file has bytes")
+                raise ValueError("it has a storage with more elements than the file has bytes")
     return odd
 
 
 def _step(opcode: pickletools.OpcodeInfo, argument: object, stack: list[_Made | None]) -> int:
-    """Take from the stack what the opcode takes, and leave what it leaves.
+    """Apply an opcode to the stack.
 
     Returns:
-        How many objects it puts into another, those within others too.
+        The number of objects that it puts into another, nested ones included.
     """
     taken = []
     alone = len(opcode.stack_before)
@@ -150,12 +149,12 @@ def _step(opcode: pickletools.OpcodeInfo, argument: object, stack: list[_Made | 
     size = sum(made.size for made in taken)
     depth = max(held.depth, 1 + max((made.depth for made in taken), default=0))
     if opcode.stack_after and depth > _MOST_DEPTH:
-        raise ValueError(f"it has more than {_MOST_DEPTH} objects in each other")
+        raise ValueError(f"it has more than {_MOST_DEPTH} levels of nested objects")
     own = argument if isinstance(argument, int) else 0
     number = max([own, held.number, *(made.number for made in taken)])
     name = str(argument).replace(" ", ".") if opcode.name == "GLOBAL" else ""
     if opcode.name == "STACK_GLOBAL":
-        name = "told by texts"
+        name = "a function named by strings"
     literal = opcode.name not in _GIVING and held.literal
     plain = literal and held.plain and all(made.plain for made in taken)
     made = _Made(1 + held.size + size, depth, number, name, literal, plain)
@@ -164,35 +163,35 @@ def _step(opcode: pickletools.OpcodeInfo, argument: object, stack: list[_Made | 
 
 
 def _odd(opcode: str, stack: list[_Made | None]) -> str:
-    """Describe the odd part of a call: one of no function, or one with arguments that calls gave.
+    """Describe an odd call: of an object that is no function, or with the results of other calls.
 
-    What is called otherwise, torch prints in its message, all numbers of a tensor (torch 2.14,
-    `torch._weights_only_unpickler`), and what takes its arguments from a tensor, or makes a set of
-    one, goes through all of them: these may be any number, of which the file has one.
+    If the object is a tensor, torch prints all of its numbers in an error message (torch 2.14,
+    `torch._weights_only_unpickler`); a function with a tensor as its arguments visits all of them.
+    A tensor may have any number of elements, with a single one in the file.
     """
     if opcode in _CALLS:
         function, arguments = stack[-3 if opcode == "NEWOBJ_EX" else -2], _top(stack)
         if function is None or not function.name:
-            return "it calls what is no function"
+            return "it calls an object that is not a function"
         if not arguments.literal:
-            return "it calls a function with what is no list of arguments"
+            return "it calls a function without a list of arguments"
         if not arguments.plain and not function.name.startswith(_OF_TENSORS):
-            return f"it calls {function.name[:80]} with what is no number and no text"
+            return f"it calls {function.name[:80]} with the result of another call"
     if opcode == "BUILD" and not _top(stack).literal:
-        return "it gives an object a state that is none"
+        return "it sets the state of an object to the result of a call"
     if opcode == "BINPERSID" and not _top(stack).plain:
-        return "it has a storage whose name is no text"
+        return "it has a storage whose name is not a string"
     return ""
 
 
 def _top(stack: list[_Made | None]) -> _Made:
     made = stack[-1]
     if made is None:
-        raise ValueError("it takes a mark for an object")
+        raise ValueError("it uses a mark as an object")
     return made
 
 
 def _index(argument: object) -> int:
     if not isinstance(argument, int):
-        raise ValueError("it numbers an object by no number")
+        raise ValueError("it refers to an object without a number")
     return argument

@@ -1,9 +1,9 @@
-"""The records of a torch zip file, over a memory map. Nothing is unpacked or run.
+"""Read the records of a torch zip file from a memory map, without unpacking or running any.
 
 torch stores weights uncompressed and aligned, so that each record is a plain range of bytes in the
-file; code may be compressed (caffe2/serialize/inline_container.h). What does not look like that
-was not written by torch, or was altered since, and is refused: a second reader, such as the
-TorchScript interpreter, might see other contents in it.
+file; code may be compressed (caffe2/serialize/inline_container.h). Any other file was not written
+by torch, or was altered since, and is refused: a second reader, such as the TorchScript
+interpreter, might see other contents in it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from clipcheck.errors import CheckpointError, DamagedError, UnknownFormatError
 ZIP_MAGIC = b"PK\x03\x04"
 
 _WORTH_THREADS = 16 << 20
-"""Bytes from which on several threads compute checksums sooner than one."""
+"""From this many bytes, several threads compute checksums faster than one."""
 
 _DONT_NEED = 4
 """MADV_DONTNEED (asm-generic/mman-common.h)."""
@@ -44,27 +44,27 @@ _LARGE_END_MAGIC = b"PK\x06\x06"
 _LOCATOR_SIZE = 20
 _LOCATOR_MAGIC = b"PK\x06\x07"
 _MOST_TAIL = _DIRECTORY_END.size + 0xFFFF
-"""Bytes from the end within which a zip file's own end may begin: a comment may follow it."""
+"""A zip file's end record begins within this many bytes of its end: a comment may follow it."""
 
 _DESCRIBED_LATER = 0x8
-"""The sizes are not in a record's own header, but behind its contents."""
+"""Flag of a record with its sizes after its contents, not in its header."""
 
 _MOST_DIRECTORY = 4 << 20
-"""Bytes of the directory. That of the largest released archive has 0.2 MB."""
+"""Most bytes of the directory. The largest released archive's has 0.2 MB."""
 
 _OF_TORCH = re.compile(r"[^/]+/(data\.pkl|version|archive_format|data/\d+)")
-"""Names that every zip file of torch's has, and no other zip file is likely to have."""
+"""Names of which every zip file of torch has one; other zip files hardly have them."""
 
 _MOST_UNPACKED = 64 << 20
-"""Bytes that all compressed records together may have. Code of the largest released archive has
-2 MB."""
+"""Most bytes of all compressed records together, unpacked. The largest released archive has 2 MB of
+code."""
 
 
 class MappedFile:
-    """A file mapped into memory, privately: writing to it changes this process's copy alone.
+    """A file mapped into memory privately: writing to it changes only this process's copy.
 
     Raises:
-        CheckpointError: the system does not map it.
+        CheckpointError: the system cannot map it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,8 +75,8 @@ class MappedFile:
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"cannot be mapped into memory ({getattr(error, 'strerror', None) or error})",
-                remedy="See that the file is whole, on a file system that can map it, and that "
-                "this process may have as much memory as the file has bytes.",
+                remedy="Check that the file is complete, that its file system supports memory "
+                "maps, and that this process may use as much memory as the file has bytes.",
                 path=path,
             ) from error
 
@@ -88,21 +88,21 @@ class MappedFile:
         return address - ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
 
     def prefetch(self, start: int, size: int) -> None:
-        """Map the pages of ``size`` bytes from ``start`` all at once, where the system can."""
-        # Python does not name it. An older kernel refuses it, and maps page by page as ever.
+        """Map the pages of ``size`` bytes from ``start`` at once, if the system supports it."""
+        # An older kernel refuses it, and maps page by page.
         with contextlib.suppress(OSError):
             self._advise(_POPULATE_READ, start, size)
 
     def give_back(self, start: int, size: int) -> None:
-        """Let the pages of ``size`` bytes from ``start`` go. They are read anew when needed.
+        """Release the pages of ``size`` bytes from ``start``. They are read again when needed.
 
-        Only for pages that nothing was written to: what was written is lost.
+        Only for pages that were not written to: changes are lost.
         """
         self._advise(_DONT_NEED, start, size)
 
     def _advise(self, advice: int, start: int, size: int) -> None:
-        """Advise the system on the whole pages among these bytes. On Linux alone: the numbers are
-        Linux's."""
+        """Advise the system on the whole pages among these bytes; only on Linux, whose numbers
+        these are."""
         if sys.platform != "linux":
             return
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -115,8 +115,8 @@ class MappedFile:
 class Record:
     """A named range of bytes in a zip file.
 
-    ``offset`` and ``stored`` are in bytes of the file, ``size`` in bytes of the contents: the
-    latter two differ where the record is compressed.
+    ``offset`` and ``stored`` are in bytes of the file, ``size`` in bytes of the contents:
+    ``stored`` and ``size`` differ if the record is compressed.
     """
 
     name: str
@@ -131,7 +131,7 @@ class Records:
     """The records of a torch zip file by name, without the top folder that all of them share.
 
     Raises:
-        UnknownFormatError: it is a zip file of something else.
+        UnknownFormatError: the zip file has none of torch's records.
         DamagedError: the file is cut off or altered, or it was not written by torch.
     """
 
@@ -153,21 +153,21 @@ class Records:
         return name in self._by_name
 
     def __getitem__(self, name: str) -> Record:
-        """The record of that name.
+        """Return the record of that name.
 
         Raises:
-            DamagedError: there is none.
+            DamagedError: there is no such record.
         """
         if name not in self._by_name:
             raise DamagedError(f"the record {name!r} is missing", path=self.file.path)
         return self._by_name[name]
 
     def names(self, prefix: str = "") -> list[str]:
-        """Names of the records, those that begin with ``prefix``, in the order of the file."""
+        """Return the names of the records that begin with ``prefix``, in file order."""
         return [name for name in self._by_name if name.startswith(prefix)]
 
     def read(self, name: str) -> bytes:
-        """The bytes of a record, after its checksum was compared.
+        """Return the bytes of a record, after checking its checksum.
 
         Raises:
             DamagedError: there is no such record, or its checksum differs.
@@ -177,9 +177,9 @@ class Records:
 
     @property
     def has_checksums(self) -> bool:
-        """False where the writer left the checksums out, as torch can be told to.
+        """Whether the file has checksums.
 
-        `torch.serialization.set_crc32_options(False)` records zero for every record.
+        After `torch.serialization.set_crc32_options(False)`, torch writes zero for every record.
         """
         return any(record.crc32 for record in self._by_name.values())
 
@@ -223,11 +223,11 @@ def _altered(record: Record, reason: str, file: MappedFile) -> DamagedError:
 
 
 def _require_end(file: MappedFile) -> tuple[int, int]:
-    """See that the file ends as torch ends it, and that its directory is where it says.
+    """Check that the file ends as torch's do, and that its directory is where the end record says.
 
     Returns:
-        How many records it says that there are (0xffff stands for any larger number), and where
-        its directory begins.
+        The number of records according to the end record (0xffff for any larger number), and the
+        position of the directory.
     """
     size = len(file)
     at = size - _DIRECTORY_END.size
@@ -235,24 +235,24 @@ def _require_end(file: MappedFile) -> tuple[int, int]:
     if at < 0 or not end.startswith(_DIRECTORY_END_MAGIC):
         tail = file.buffer[-_MOST_TAIL:]
         if 0 <= tail.rfind(_DIRECTORY_END_MAGIC) < len(tail) - _DIRECTORY_END.size:
-            raise _altered_file("something follows its directory", file.path)
-        raise _cut_off("it has no end", file.path)
+            raise _altered_file("other bytes follow its directory", file.path)
+        raise _cut_off("it has no end record", file.path)
     found = _DIRECTORY_END.unpack(end)
     count, length, start = found[4:7]
     if file.buffer[at - _LOCATOR_SIZE : at].startswith(_LOCATOR_MAGIC):
         at -= _LOCATOR_SIZE + _LARGE_END.size
         if at < 0 or file.buffer[at : at + 4] != _LARGE_END_MAGIC:
-            raise _altered_file("the end of its directory is not where it says", file.path)
+            raise _altered_file("its zip64 end record is missing", file.path)
         large = _LARGE_END.unpack_from(file.buffer, at)
         if (count, length, start) != tuple(
             min(one, most) for one, most in zip(large[7:], (0xFFFF, *[0xFFFFFFFF] * 2), strict=True)
         ):
-            raise _altered_file("its directory has two ends that do not agree", file.path)
+            raise _altered_file("its two end records disagree", file.path)
         length, start = large[8:]
     if length > _MOST_DIRECTORY:
         raise _altered_file(f"its directory has more than {_MOST_DIRECTORY:,} bytes", file.path)
     if start + length != at:
-        raise _cut_off("it is not where the file says", file.path)
+        raise _cut_off("it is not where the end record says", file.path)
     return count, start
 
 
@@ -260,7 +260,7 @@ def _directory(file: MappedFile) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(file.path) as archive:
             infos = archive.infolist()
-    # zipfile lets nearly anything out on a garbled directory; none of it is a defect here.
+    # zipfile may raise nearly any exception for a garbled directory; that is no defect of ours.
     except Exception as error:
         raise _cut_off(error, file.path) from error
     return infos
@@ -289,21 +289,21 @@ def _require_torch(infos: list[zipfile.ZipInfo], path: Path) -> None:
 
 
 def _require_names(infos: list[zipfile.ZipInfo], count: int, path: Path) -> None:
-    """See that the directory has as many records as it says, each once, by a name that torch uses.
+    """Check that the directory has the stated number of records, each once, with a usual name.
 
-    zipfile goes by the directory's length alone. A single altered byte, the length of a record's
-    comment, hides the records that follow it: an archive without its code is like a state dict.
-    And torch looks records up whatever the case of their letters (miniz.h), so that it may find
-    another than is found here.
+    zipfile uses only the directory's length. A single altered byte, the length of a record's
+    comment, hides the records that follow it: an archive without its code looks like a state dict.
+    And torch ignores the case of letters in names (miniz.h), so that it may find another record
+    than this module does.
     """
     names = {info.filename for info in infos}
     odd = [info.orig_filename for info in infos if not _is_usual(info)]
     if count != min(len(infos), 0xFFFF):
-        problem = f"its directory has {len(infos)} records, and says that it has {count}"
+        problem = f"its directory has {len(infos)} records, its end record says {count}"
     elif len(names) != len(infos):
         problem = "two records have the same name"
     elif len({name.lower() for name in names}) != len(infos):
-        problem = "two records have the same name but for capitals"
+        problem = "two records have names that differ only in upper and lower case"
     elif odd:
         problem = f"a record is named {odd[0][:80]!r}"
     else:
@@ -312,8 +312,8 @@ def _require_names(infos: list[zipfile.ZipInfo], count: int, path: Path) -> None
 
 
 def _is_usual(info: zipfile.ZipInfo) -> bool:
-    """Whether a record's name leads nowhere but into the archive, and ends where it seems to."""
-    name = info.orig_filename  # zipfile cuts the other at the first NUL
+    """Whether a record's name stays within the archive's folder, and has no NUL or backslash."""
+    name = info.orig_filename  # zipfile cuts ``filename`` at the first NUL
     parts = name.removesuffix("/").split("/")
     return not {"", ".", ".."} & set(parts) and not {"\\", "\0"} & set(name)
 
@@ -322,8 +322,8 @@ def _require_modest(infos: list[zipfile.ZipInfo], path: Path) -> None:
     compressed = [info for info in infos if info.compress_type != zipfile.ZIP_STORED]
     if sum(info.file_size for info in compressed) > _MOST_UNPACKED:
         raise _altered_file(
-            f"its compressed records have more than {_MOST_UNPACKED:,} bytes, which torch's never "
-            "have",
+            f"its compressed records have more than {_MOST_UNPACKED:,} bytes unpacked, more than "
+            "torch ever writes",
             path,
         )
 
@@ -360,10 +360,10 @@ def _record(info: zipfile.ZipInfo, file: MappedFile) -> Record:
 
 
 def _unlike_torch(info: zipfile.ZipInfo, header: bytes) -> str:
-    """Describe how this record differs from those that torch writes; empty where it does not."""
+    """Describe how a record differs from those that torch writes; empty if it does not differ."""
     if info.compress_type == zipfile.ZIP_DEFLATED:
         if "/data/" in info.filename:
-            return "is compressed, which torch does with code alone"
+            return "is compressed, although torch compresses only code"
     elif info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
         return "is compressed in a way that torch never uses"
     if info.flag_bits & _ENCRYPTED:
@@ -373,7 +373,7 @@ def _unlike_torch(info: zipfile.ZipInfo, header: bytes) -> str:
     _, _, flags, method, _, _, _, stored, size, _, _ = _LOCAL_HEADER.unpack(header)
     sizes = (info.compress_size, info.file_size)
     if method != info.compress_type:
-        return "is compressed in another way in the directory"
+        return "has another compression method in the directory"
     if not flags & _DESCRIBED_LATER and (stored, size) not in (sizes, (0xFFFFFFFF, 0xFFFFFFFF)):
         return "has another size in the directory"
     return ""
@@ -382,7 +382,7 @@ def _unlike_torch(info: zipfile.ZipInfo, header: bytes) -> str:
 def _require_disjoint(
     infos: list[zipfile.ZipInfo], records: list[Record], directory: int, path: Path
 ) -> None:
-    """See that no byte belongs to two records, their headers included, or to the directory too."""
+    """Check that records, with their headers, overlap neither each other nor the directory."""
     starts = [info.header_offset for info in infos]
     placed = sorted(zip(starts, records, strict=True), key=lambda each: each[0])
     end = 0

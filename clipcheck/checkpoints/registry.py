@@ -1,4 +1,4 @@
-"""The nine released CLIP models: name, file, SHA-256, size, address."""
+"""The nine released CLIP models: name, file, SHA-256, size and URL."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from clipcheck.errors import UnknownModelError, nearest
 
 BASE_ADDRESS = "https://openaipublic.azureedge.net/clip/models"
-"""Where the released files lie, each under ``SHA256/FILE`` (from openai/CLIP's clip/clip.py)."""
+"""URL of the released files, each under ``SHA256/FILE`` (from openai/CLIP's clip/clip.py)."""
 
 BASE_VARIABLE = "CLIPCHECK_BASE_URL"
-"""The environment variable that names a mirror: an address or a folder, laid out alike."""
+"""Environment variable of a mirror: a URL or a folder with the same layout."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Released:
     """A released model.
 
     Attributes:
-        name: what the model is called, such as ``ViT-B/32``.
+        name: of the model, such as ``ViT-B/32``.
         sha256: the SHA-256 of the file, as 64 lowercase hexadecimal digits.
         size: the length of the file, in bytes.
     """
@@ -38,12 +38,12 @@ class Released:
 
     @property
     def url(self) -> str:
-        """The address of the file, on the mirror where one is named."""
+        """The URL of the file, on the mirror if there is one."""
         return f"{base_address()}/{self.sha256}/{self.filename}"
 
 
-# Names and digests are those of the addresses in openai/CLIP's clip/clip.py, in its order. Sizes in
-# bytes were collected from public manifests that list the same files.
+# Names and digests are from the URLs in openai/CLIP's clip/clip.py, in its order. Sizes in bytes
+# are from public manifests that list the same files.
 _RELEASED = {
     "RN50": ("afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", 255_827_503),
     "RN101": ("8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599", 291_791_292),
@@ -64,10 +64,10 @@ RELEASED: dict[str, Released] = {name: Released(name, *told) for name, told in _
 
 
 def base_address() -> str:
-    """Where the released files are fetched from, without a slash at the end.
+    """Return the URL from which released files are fetched, without a slash at the end.
 
-    It is what ``CLIPCHECK_BASE_URL`` names, an address (``https:``, ``http:``, ``file:``) or a
-    folder, or else `BASE_ADDRESS`.
+    It is ``CLIPCHECK_BASE_URL``, a URL (``https:``, ``http:``, ``file:``) or a folder, or by
+    default `BASE_ADDRESS`.
     """
     named = os.environ.get(BASE_VARIABLE) or BASE_ADDRESS
     if "://" not in named:
@@ -76,15 +76,15 @@ def base_address() -> str:
 
 
 def available_models() -> list[str]:
-    """The names of the released models, in the order of the reference package."""
+    """Return the names of the released models, in the order of the reference package."""
     return list(RELEASED)
 
 
 def find(name: str) -> Released:
-    """The released model of that name.
+    """Return the released model of that name.
 
     Raises:
-        UnknownModelError: there is none; the message tells the nearest name.
+        UnknownModelError: there is none; the message has the nearest name.
     """
     if name in RELEASED:
         return RELEASED[name]
@@ -99,9 +99,9 @@ def _unknown(name: str) -> UnknownModelError:
 
 
 def not_found(name: str) -> UnknownModelError:
-    """The error for a name that is neither a released one nor the path of anything.
+    """Return the error for a name that is neither a released model nor an existing path.
 
-    A name with a separator or a suffix is meant as a path.
+    A name with a separator or a suffix is taken as a path.
     """
     path = Path(name)
     if not path.suffix and not set(name) & {"/", "\\"}:
@@ -109,7 +109,7 @@ def not_found(name: str) -> UnknownModelError:
     if path.is_symlink():
         return UnknownModelError(
             f"it is a link to {str(path.readlink())!r}, which does not exist",
-            remedy="Fetch the file that it leads to, or give another path.",
+            remedy="Restore the target of the link, or give another path.",
             path=name,
         )
     return UnknownModelError("no such file or folder", remedy=_path_hint(path), path=name)
@@ -118,22 +118,22 @@ def not_found(name: str) -> UnknownModelError:
 def _path_hint(path: Path) -> str:
     for released in RELEASED.values():
         if path.name == released.filename:
-            return f"The name {released.name!r} fetches the released file; a path has to exist."
+            return f"The name {released.name!r} downloads the released file; a path must exist."
     lower = {name.lower(): name for name in RELEASED}
     near = difflib.get_close_matches(str(path).lower(), lower, n=1, cutoff=0.8)
     if near:
         return f"The nearest released name is {lower[near[0]]!r}."
     if not path.parent.is_dir():
-        return f"Check the path: there is no folder {str(path.parent)!r} either."
+        return f"Check the path: its folder {str(path.parent)!r} does not exist either."
     with suppress(OSError):
         names = [each.name for each in path.parent.iterdir()]
         near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
     if near:
         return f"The nearest name there is {near[0]!r}."
-    return f"Check the path; relative ones start from {os.getcwd()}."  # noqa: PTH109
+    return f"Check the path; relative paths start from {os.getcwd()}."  # noqa: PTH109
 
 
 def by_sha256(digest: str) -> Released | None:
-    """The released model whose file has that SHA-256 (64 hexadecimal digits, in either case)."""
+    """Return the released model whose file has this SHA-256 (64 hexadecimal digits), or None."""
     wanted = digest.lower()
     return next((known for known in RELEASED.values() if known.sha256 == wanted), None)

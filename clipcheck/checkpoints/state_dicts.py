@@ -1,8 +1,8 @@
-"""Read what `torch.save` wrote, in its old format and in the one since torch 1.6. Nothing is run.
+"""Read files of `torch.save`, in the old format and in the one since torch 1.6, running no code.
 
-Training code saves much beside the weights: numpy numbers, dates, paths, options. The unpickler
-here makes tensors into `TensorRecord`s, and every other object into an `Inert`, which does nothing.
-What training code does not leave behind is refused by its name.
+Training code saves many objects beside the weights: numpy numbers, dates, paths, options. The
+unpickler here turns tensors into `TensorRecord`s, and every other object into an `Inert`, which has
+no behaviour. Names that training code does not use are refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from clipcheck.checkpoints.unpickle import (
 from clipcheck.errors import ArchitectureError, DamagedError, UnsafeError, first_line
 
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""How `torch.save` files began before torch 1.6: a pickle of torch's magic number."""
+"""First bytes of `torch.save` files before torch 1.6: a pickle of torch's magic number."""
 
 _LEGACY_PICKLES = 5
 """Number of pickles before the weights: magic number, protocol, system, the object, the keys of the
@@ -55,11 +55,11 @@ _INERT = re.compile(
     r"collections\.deque|builtins\.(set|frozenset|complex|slice|x?range|object|type|NoneType|Ellipsis"
     r"|dict|list|tuple|int|long|float|str|unicode|bool|bytes)"
     r"|(copyreg|copy_reg)\._reconstructor"
-    # Python's own values, as dates and paths.
+    # Types of Python's standard library, such as dates and paths.
     r"|datetime\.(datetime|date|time|timedelta|timezone)|argparse\.Namespace|types\.SimpleNamespace"
     r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|uuid\.UUID|decimal\.Decimal"
     r"|fractions\.Fraction|random\.Random|typing\.\w+"
-    # Numbers, arrays and states of random generators.
+    # Numbers, arrays and states of random number generators.
     r"|numpy\.(dtype|ndarray|dtypes\.\w+DType|(bool|u?int|float|complex|str|bytes|datetime"
     r"|timedelta)\w*)"
     r"|numpy\._?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)"
@@ -69,12 +69,12 @@ _INERT = re.compile(
     r"|torch\.(Size|device|storage\.\w*TypedStorage|torch_version\.TorchVersion|(_tensor\.)?Tensor"
     r"|Generator|nn\.parameter\.Buffer|optim\.[\w.]*\b[A-Z]\w*|(cuda\.)?amp\.[\w.]*\b[A-Z]\w*"
     r"|(cuda\.)?amp\.grad_scaler\._refresh_per_optimizer_state|serialization\._get_layout)"
-    # Classes of libraries that hold options and states of training.
+    # Classes of libraries, with options or the state of a training run.
     r"|(omegaconf|pytorch_lightning|lightning|lightning_fabric|lightning_utilities|torchmetrics"
     r"|transformers|accelerate|deepspeed|mmengine|mmcv|yacs|ml_collections|easydict|addict|hydra"
     r"|torchvision\.transforms)\.[\w.]*\b[A-Z]\w*"
 )
-"""Names that training code leaves beside the weights."""
+"""Names that training code saves beside the weights."""
 
 _OTHER_TENSORS = re.compile(
     r"torch\._utils\._rebuild_(sparse|q|nested|wrapper_subclass|device)\w*"
@@ -84,17 +84,17 @@ _OTHER_TENSORS = re.compile(
 
 
 class Inert(dict[object, object]):
-    """Stands for any object that is no tensor: its items and attributes, and no behaviour.
+    """Replacement of any object but a tensor: its items and attributes, without behaviour.
 
     Attributes:
-        attributes: what the pickle gave it for a state, where that is a mapping.
+        attributes: its state in the pickle, if that is a mapping.
     """
 
     attributes: Mapping[object, object]
 
     def __new__(cls, *_: object, **__: object) -> Inert:
-        """Make one without items or attributes. Not in `__init__`, which an unpickler may leave
-        out."""
+        """Make one without items or attributes. Not in `__init__`, which an unpickler may not
+        call."""
         made = super().__new__(cls)
         made.attributes = {}
         return made
@@ -103,15 +103,15 @@ class Inert(dict[object, object]):
         super().__init__()
 
     def __setstate__(self, state: object) -> None:
-        # Kept, not copied: any number of objects may have the same state.
+        # Not copied: any number of objects may share a state.
         self.attributes = state if isinstance(state, dict) else {}
 
     def _drop(self, _: object) -> None:
-        """Ignore the elements that a list or a set would take."""
+        """Ignore the elements that a list or a set would add."""
 
     append = extend = add = _drop
 
-    # By identity: it may be a key.
+    # By identity, since it may be a key of a mapping.
     __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
@@ -119,23 +119,23 @@ class Inert(dict[object, object]):
 
 
 class _Items(Inert):
-    """A mapping of Python's own. Its state is not its contents: of a state dict, versions."""
+    """A mapping of Python. Its state is not its contents: a state dict's has version numbers."""
 
     def __setstate__(self, state: object) -> None:
         pass
 
 
 class _GreedyError(Exception):
-    """A call that takes the memory or the time that the file says."""
+    """A call that would use as much memory or time as the file asks for."""
 
 
 def read_pickle(pickled: bytes, path: Path) -> object:
-    """The object of a file since torch 1.6, with `TensorRecord`s and `Inert` objects in it.
+    """Return the object of a file since torch 1.6, with `TensorRecord`s and `Inert` objects in it.
 
     Raises:
-        DamagedError: it is no pickle, or reading it could take all memory, or any time.
+        DamagedError: it is not a pickle, or reading it could take all memory or unlimited time.
         ArchitectureError: it has sparse or quantized tensors.
-        UnsafeError: it names what no training code leaves.
+        UnsafeError: it has a name that training code does not use.
     """
     return _read(pickled, 1, path)[0][0]
 
@@ -157,7 +157,7 @@ class LegacyFile:
         if isinstance(system, dict) and system.get("little_endian") is False:
             raise DamagedError(
                 "its weights are big-endian",
-                remedy="Write the file anew on a little-endian machine.",
+                remedy="Write the file again on a little-endian machine.",
                 path=path,
             )
         self._places = self._find(keys, storages, end)
@@ -166,12 +166,12 @@ class LegacyFile:
     def _find(
         self, keys: object, storages: Mapping[str, StorageRecord], at: int
     ) -> dict[str, tuple[int, int]]:
-        """Find where each storage begins and ends. Before each is its number of elements."""
+        """Find the begin and end of each storage, which follows its number of elements."""
         places = {}
         for key in keys if isinstance(keys, list) else ():
             storage = storages.get(key) if isinstance(key, str) else None
             if storage is None or key in places:
-                raise self._damaged("it lists a storage that no tensor has")
+                raise self._damaged("it lists a storage that no tensor uses")
             begin = at + _LENGTH_BYTES
             if int.from_bytes(self._file.buffer[at:begin], "little") != storage.length:
                 raise self._damaged("a storage has another length than its tensor says")
@@ -182,14 +182,14 @@ class LegacyFile:
         return places
 
     def read(self, storage: StorageRecord) -> bytearray:
-        """The bytes of a storage, copied: in these files they are not aligned.
+        """Return a copy of the bytes of a storage: in these files they are not aligned.
 
         Raises:
-            DamagedError: the file does not have it.
+            DamagedError: the file does not have the storage.
         """
         key = storage.key
         if key not in self._places:
-            raise self._damaged("a tensor has a storage that is not there")
+            raise self._damaged("the storage of a tensor is missing")
         if key not in self._storages:
             self._storages[key] = bytearray(self._file.buffer[slice(*self._places[key])])
         return self._storages[key]
@@ -201,7 +201,7 @@ class LegacyFile:
 def _read(
     data: bytes, pickles: int, path: Path
 ) -> tuple[list[object], int, dict[str, StorageRecord]]:
-    """The objects of pickles one behind the other, where these end, and the storages in them."""
+    """Return the objects of consecutive pickles, the position after these, and their storages."""
     storages: dict[str, StorageRecord] = {}
     try:
         survey(data, room=path.stat().st_size, pickles=pickles)
@@ -210,8 +210,8 @@ def _read(
     except (UnsafeError, ArchitectureError):
         raise
     except _GreedyError as error:
-        raise _unsafe(str(error), "takes what memory or time it is told", path) from error
-    # An altered pickle can make the unpickler raise nearly anything; none of it is a defect here.
+        raise _unsafe(str(error), "could use any amount of memory or time", path) from error
+    # An altered pickle can make the unpickler raise nearly any exception; that is no defect here.
     except Exception as error:
         problem = f"its pickle cannot be read ({first_line(error)[:120]})"
         raise DamagedError(problem, path=path) from error
@@ -221,8 +221,8 @@ def _read(
 def _unsafe(name: str, harm: str, path: Path) -> UnsafeError:
     return UnsafeError(
         f"its pickle asks for {name.removeprefix('builtins.')[:80]}, which {harm}; nothing was run",
-        remedy="If it is yours, save model.state_dict() alone, in place of the whole model or the "
-        "training state; if it is not, do not load it with anything else.",
+        remedy="If it is yours, save only model.state_dict(), not the whole model or the training "
+        "state; if it is not, do not load it with anything else.",
         path=path,
     )
 
@@ -247,16 +247,15 @@ class _Unpickler(pickle.Unpickler):
             return Inert
         if _OTHER_TENSORS.fullmatch(full):
             raise ArchitectureError(
-                f"expected dense weights, found some that {full[:80]} makes: they are sparse, "
-                "quantized, sharded or of a kind of their own",
-                remedy="Save the model's whole state dict before it is quantized, sharded or moved "
-                "elsewhere.",
+                f"expected dense weights, found tensors of {full[:80]}: they are sparse, "
+                "quantized, sharded or of a special class",
+                remedy="Save the model's whole state dict before it is quantized or sharded.",
                 path=self._path,
             )
         raise _unsafe(full, "could run code", self._path)
 
     def persistent_load(self, pid: object) -> StorageRecord:
-        # Before torch 1.6 a sixth told of a part of another storage.
+        # Before torch 1.6 a sixth element told that this is a part of another storage.
         if isinstance(pid, tuple) and len(pid) == 6 and pid[5] is None:
             pid = pid[:5]
         storage = storage_record(pid, _ITEM_SIZES)
@@ -276,8 +275,8 @@ def _trusted() -> set[str]:
 
 
 def _typed_tensor(storage: StorageRecord, *arguments: object) -> TensorRecord:
-    """Rebuild a tensor like `torch._utils._rebuild_tensor_v3`: the storage is of bytes, and the
-    dtype comes apart."""
+    """Rebuild a tensor like `torch._utils._rebuild_tensor_v3`, from a storage of bytes and a
+    separate dtype."""
     import torch
 
     offset, shape, stride, _, _, dtype = arguments[:6]
@@ -298,7 +297,7 @@ def _of_type(function: object, _: object, arguments: object, *__: object) -> obj
     """Rebuild like `torch._tensor._rebuild_from_type_v2`: a tensor with attributes, which are
     dropped."""
     if not (callable(function) and isinstance(arguments, tuple)):
-        raise pickle.UnpicklingError("it calls what is no function")
+        raise pickle.UnpicklingError("it calls an object that is not a function")
     return function(*arguments)
 
 
@@ -307,7 +306,7 @@ def _tensor(value: object, *_: object) -> object:
 
 
 def _literal(name: str) -> Callable[..., object]:
-    """A call that makes bytes: of a text, as picklers write it, it is harmless."""
+    """Return a replacement of a call that makes bytes: only strings are allowed as arguments."""
 
     def made(*arguments: object) -> Inert:
         texts = all(isinstance(each, str | Inert) for each in arguments)

@@ -1,7 +1,7 @@
-"""Finds how a model computes where its weights do not tell: the activation, heads, the epsilon.
+"""Find a model's activation, heads and epsilon, which its weights do not determine.
 
-Something does that belongs to the weights (a configuration beside them, a record in their file), or
-the user, with ``--architecture``.
+They come from a configuration beside the weights, from a record in their file, or from the user,
+with ``--architecture``.
 """
 
 from __future__ import annotations
@@ -43,35 +43,34 @@ from clipcheck.checkpoints.library import (
 from clipcheck.errors import ArchitectureError, CheckpointError, UnknownModelError, nearest
 
 OPEN_CLIP = "open_clip:"
-"""How the name of one of open_clip's configurations begins."""
+"""Prefix of the names of open_clip's configurations."""
 
 TRANSFORMERS = "transformers:"
-"""How the name of one of transformers' classes begins."""
+"""Prefix of the names of transformers' classes."""
 
 METADATA = "clipcheck_architecture"
-"""Key in the metadata of a safetensors file that clipcheck wrote; it says how the model
-computes."""
+"""Key in the metadata of a safetensors file of clipcheck, with the output of `encode`."""
 
 EXTRA = f"extra/{METADATA}"
-"""The record of an archive that says the same."""
+"""Record of an archive with the output of `encode`."""
 
 MOST_RECORD = 4096
-"""Bytes of that; what clipcheck writes has about 200."""
+"""Most bytes of this record; clipcheck writes about 200."""
 
 OPTION = "--architecture"
 
 
 @dataclass(frozen=True)
 class Told:
-    """An architecture, and where it was taken from.
+    """An architecture and its source.
 
     Attributes:
-        model: with the dimensions that are told as well, which those of the weights have to be.
-        source: what told it, for people.
-        argument: where the user did, the same as ``--architecture`` from any folder.
-        note: what else there is to know of the source, for people.
-        own: the library's own architecture, for an archive with its names, where clipcheck's own
-            modules compute all others.
+        model: the architecture, whose dimensions the weights must have.
+        source: description of the source.
+        argument: if the user gave it, the ``--architecture`` for the same from any folder.
+        note: further description of the source.
+        own: the library's own architecture, for an archive with the library's names, if other
+            files of this model run with clipcheck's own modules.
     """
 
     model: Architecture | LibraryArchitecture
@@ -82,35 +81,35 @@ class Told:
 
     @property
     def architecture(self) -> Architecture:
-        """The architecture, where clipcheck's own modules compute it.
+        """The architecture, if clipcheck's own modules support it.
 
         Raises:
-            UnfitError: a library's do.
+            UnfitError: only a library's modules do.
         """
         if isinstance(self.model, LibraryArchitecture):
             raise self.model.unfit()
         return self.model
 
     def __str__(self) -> str:
-        """The source, with the note."""
+        """Describe the source, with the note."""
         return f"{self.source} ({self.note})" if self.note else self.source
 
 
 def named(name: str, asked: str = OPTION, *, text_config: bool = False) -> Told:
-    """The architecture that ``--architecture`` names.
+    """Return the architecture that ``--architecture`` names.
 
     Args:
-        name: a released name, ``tiny-vit`` or ``tiny-resnet``; ``open_clip:NAME``, or
-            ``open_clip:NAME/TAG``, which has the activation that the weights of that tag were
-            trained with; ``transformers:CLASS``, with the sizes that the library has by default;
-            or the path of an ``open_clip_config.json`` or a ``config.json``.
-        asked: what the user gave it as, which messages begin with; empty for nothing.
-        text_config: whether a text model of transformers, whose configuration only the hub has,
-            is to be one of its kind with transformers' default sizes.
+        name: a released name, ``tiny-vit`` or ``tiny-resnet``; ``open_clip:NAME``;
+            ``open_clip:NAME/TAG``, with the activation of that tag's training;
+            ``transformers:CLASS``, with the library's default sizes; or the path of an
+            ``open_clip_config.json`` or a ``config.json``.
+        asked: the option that the user gave, for messages, or an empty string.
+        text_config: whether to use a text model of the same kind with transformers' default sizes
+            if the configuration of the named text model is only on the hub.
 
     Raises:
-        UnknownModelError: there is none of that name; the message tells the nearest one.
-        ArchitectureError: clipcheck does not build what it describes.
+        UnknownModelError: there is no such name; the message has the nearest one.
+        ArchitectureError: clipcheck does not support the architecture.
         CheckpointError: the file cannot be read.
     """
     try:
@@ -146,10 +145,10 @@ def _named(name: str) -> Told:
 
 
 def of_file(path: Path, source: str, argument: str = "") -> Told:
-    """Read what a configuration of transformers or open_clip says of how the model computes.
+    """Read the architecture from a configuration of transformers or open_clip.
 
     Raises:
-        ArchitectureError: it is none of a CLIP model, or of one that clipcheck does not build.
+        ArchitectureError: it is not of a CLIP model, or clipcheck does not support the model.
         CheckpointError: the file cannot be read.
     """
     config = read_json(path)
@@ -168,14 +167,14 @@ def of_file(path: Path, source: str, argument: str = "") -> Told:
 
 
 def _of_transformers(name: str) -> Told:
-    """A class of transformers, with the sizes that the library has by default."""
+    """Return a class of transformers with the library's default sizes."""
     asked = name.removeprefix(TRANSFORMERS)
     kinds = (*KINDS.values(), *TOWERS.values())
     types = {"CLIPModel": "clip", **{kind.name: kind.model_type for kind in kinds}}
     if asked not in types:
         raise UnknownModelError(
-            f"transformers' {asked!r} is no class that clipcheck judges",
-            remedy=f"{nearest(name, [f'{TRANSFORMERS}{each}' for each in types])}; it judges "
+            f"transformers' {asked!r} is not a class that clipcheck supports",
+            remedy=f"{nearest(name, [f'{TRANSFORMERS}{each}' for each in types])}; it supports "
             f"{supported()}.",
         )
     source = f"transformers' defaults of {asked}"
@@ -212,8 +211,8 @@ def _require_tag(model: str, tag: str, tags: Mapping[str, bool]) -> None:
 
 
 def _of_library(found: LibraryArchitecture, model: str, tag: str, name: str) -> Told:
-    """A configuration that open_clip's own modules compute, with the activation and preprocessing
-    of a tag; without one, the preprocessing of its first."""
+    """Return a configuration for open_clip's own modules, with the activation and preprocessing of
+    a tag; by default, with the preprocessing of its first tag."""
     tags = _tags(model)
     if tag:
         _require_tag(model, tag, tags)
@@ -237,7 +236,7 @@ _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 def _other_tags(model: str, found: Architecture, tags: Mapping[str, bool]) -> str:
-    """The tags of a configuration that were trained with another activation, and which has that."""
+    """List a configuration's tags with another activation, and the name to use for them."""
     quick = found.text_blocks.activation is Activation.QUICK_GELU
     others = [tag for tag, trained in tags.items() if trained != quick]
     if not others:
@@ -245,11 +244,11 @@ def _other_tags(model: str, found: Architecture, tags: Mapping[str, bool]) -> st
     other = trained(found, quick=not quick).text_blocks.activation.label
     alike = f"{model}-quickgelu"
     use = f"{OPEN_CLIP}{alike}" if alike in _open_clip_files() else f"{OPEN_CLIP}{model}/TAG"
-    return f"of its tags, {', '.join(others)} compute {other}: {use}"
+    return f"its tags {', '.join(others)} use {other}: {use}"
 
 
 def trained(architecture: Architecture, *, quick: bool) -> Architecture:
-    """The architecture, as weights compute that were trained with QuickGELU, or without."""
+    """Return the architecture for weights that were trained with QuickGELU, or without."""
     activation = architecture.text_blocks.activation
     if quick:
         return architecture.with_blocks(activation=Activation.QUICK_GELU)
@@ -259,7 +258,7 @@ def trained(architecture: Architecture, *, quick: bool) -> Architecture:
 
 
 def _tags(model: str) -> dict[str, bool]:
-    """The tags of one of open_clip's models, and whether each was trained with QuickGELU."""
+    """Return by tag of an open_clip model whether it was trained with QuickGELU."""
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
     return {
@@ -270,7 +269,8 @@ def _tags(model: str) -> dict[str, bool]:
 
 @functools.cache
 def _open_clip_files() -> dict[str, Path]:
-    """The configurations that open_clip brings along, by name. Importing it takes seconds."""
+    """Return the paths of open_clip's configurations by name, without importing it, which takes
+    seconds."""
     spec = importlib.util.find_spec("open_clip")
     folders = spec.submodule_search_locations if spec is not None else None
     found = Path(folders[0]).glob("model_configs/*.json") if folders else ()
@@ -299,8 +299,8 @@ def _unknown(name: str) -> UnknownModelError:
 
 
 def candidates(found: Architecture) -> list[tuple[str, list[str]]]:
-    """The known models of these dimensions: the names of those that compute alike, behind how they
-    do, in words."""
+    """List the known models of these dimensions: for each activation, heads and epsilon, a
+    description and the names."""
     by_function: dict[str, list[str]] = {}
     for name, known in _known():
         if known.dimensions == found.dimensions:
@@ -313,20 +313,20 @@ def _known() -> Iterator[tuple[str, Architecture]]:
     for model in _open_clip_files():
         try:
             yield f"{OPEN_CLIP}{model}", _open_clip_architecture(model)
-        except ArchitectureError:  # one that clipcheck does not build
+        except ArchitectureError:  # clipcheck does not build this one
             continue
 
 
 def require_dimensions(told: Told, found: Architecture, path: Path) -> None:
-    """See that weights have the dimensions that are told of them.
+    """Raise if weights do not have the dimensions of an architecture.
 
     Raises:
-        ArchitectureError: they have not.
+        ArchitectureError: the message lists the differences.
     """
     if found.computing_as(told.architecture) != told.architecture:
         unlike = listed("", differences(told.architecture, found))
         raise ArchitectureError(
-            f"its weights are of another model than {told.source} describes, which has {unlike}",
+            f"its weights do not fit the model of {told.source}, which has {unlike}",
             remedy="Give the architecture or the configuration that belongs to the weights.",
             path=path,
         )
@@ -343,12 +343,15 @@ def telling(
     *,
     archive: bool,
 ) -> tuple[Told | None, str]:
-    """Find what belongs to a file of weights and tells how they compute, and what does not tell.
+    """Find the activation, heads and epsilon of a file of weights.
 
     Args:
-        computes: what `encode` made, where the file has it.
-        record: what training code saved beside the weights.
-        archive: whether the file has code of its own, to which nothing beside it has to belong.
+        computes: the output of `encode` in the file, or None.
+        record: the values that training code saved beside the weights.
+        archive: whether the file has code; a configuration beside it need not belong to it.
+
+    Returns:
+        The architecture, or None and the reason why it is not known.
     """
     if computes is not None:
         told = decode(computes, found)
@@ -368,7 +371,7 @@ def telling(
 
 
 def _beside(path: Path, found: Architecture) -> tuple[Told | None, str]:
-    """Read the configurations in a file's folder: all that describe such weights must agree."""
+    """Read the configurations in a file's folder: all that fit the weights must agree."""
     told: list[Told] = []
     doubts = []
     for name in (TRANSFORMERS_CONFIG, OPEN_CLIP_CONFIG):
@@ -378,7 +381,7 @@ def _beside(path: Path, found: Architecture) -> tuple[Told | None, str]:
         try:
             described = of_file(config, f"the {name} beside it")
         except CheckpointError as error:
-            doubts.append(f"the {name} beside it does not tell ({error.problem})")
+            doubts.append(f"the {name} beside it cannot be used ({error.problem})")
             continue
         if isinstance(described.model, LibraryArchitecture):
             doubts.append(f"{described.source} is of {described.model.describe()}")
@@ -402,11 +405,13 @@ _RUN = re.compile(
 
 
 def of_run(name: object, found: Architecture) -> tuple[Told | None, str]:
-    """Read how a model computes from the name of a run of open_clip's training, and what that
-    leaves open.
+    """Find a model's activation, heads and epsilon from the name of an open_clip training run.
 
-    A run with ``--force-quick-gelu`` has the same name as one without. So a configuration with
-    QuickGELU is told, and one without is not.
+    A run with ``--force-quick-gelu`` has the same name as one without. So the name is sufficient
+    only for a configuration with QuickGELU.
+
+    Returns:
+        The architecture, or None and the reason why it is not known.
     """
     run = _RUN.fullmatch(name) if isinstance(name, str) else None
     model = run["model"] if run else ""
@@ -416,25 +421,25 @@ def of_run(name: object, found: Architecture) -> tuple[Told | None, str]:
     if computing is None:
         return None, doubt
     if computing.text_blocks.activation is Activation.QUICK_GELU:
-        return Told(computing, f"the run's name in it, which has open_clip's {model}"), ""
+        return Told(computing, f"the name of its training run, with open_clip's {model}"), ""
     return None, (
-        f"its record says that it was trained as open_clip's {model}, and not whether with "
-        "--force-quick-gelu"
+        f"its record says that it was trained as open_clip's {model}, but does not say whether "
+        "with --force-quick-gelu"
     )
 
 
 def _of_name(name: object, found: Architecture) -> str:
-    """Return a doubt about a name that somebody gave a run, where it is that of a model."""
+    """Explain why the name of a run is not sufficient, if it is the name of a model."""
     model = str(name).replace("/", "-")
     if model not in _open_clip_files():
         return ""
     _, doubt = _recorded(model, found)
-    return doubt or f"its record has the name {name}, which is whatever the run was called"
+    return doubt or f"its record has the name {name}, which a user may choose freely for a run"
 
 
 def _recorded(model: str, found: Architecture) -> tuple[Architecture | None, str]:
-    """One of open_clip's models that a record names, with the weights' own sizes of images and
-    texts, which a run may have changed; or why it is not theirs."""
+    """Return the open_clip model that a record names, with the weights' image and text sizes, which
+    a run may have changed; or None and the reason why the weights are not of this model."""
     try:
         recorded = _open_clip_architecture(model)
     except ArchitectureError as error:
@@ -449,14 +454,14 @@ def _recorded(model: str, found: Architecture) -> tuple[Architecture | None, str
 
 
 def encode(architecture: Architecture) -> str:
-    """How an architecture computes, as JSON: what weights do not tell."""
+    """Write the activation, heads and epsilon of an architecture as JSON."""
     vision = architecture.vision
     image = asdict(vision.blocks) if isinstance(vision, ViT) else {"head_width": vision.head_width}
     return json.dumps({"image": image, "text": asdict(architecture.text_blocks)})
 
 
 def decode(text: str, found: Architecture) -> Architecture | None:
-    """The architecture that `encode` wrote, or None where it is something else."""
+    """Return the architecture with the output of `encode`, or None if that is invalid."""
     try:
         told = json.loads(text)
         blocks = _blocks(told["text"], found.text_width, found.text_blocks)

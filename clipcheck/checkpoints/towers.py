@@ -1,4 +1,4 @@
-"""Two programs of one tower each, as exporters lay them out: in a folder, or each by its path."""
+"""Find two programs of one tower each: in a folder of an exporter, or by their two paths."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from clipcheck.errors import UsageError
 TOWERS = ("image", "text")
 
 _STEMS = (("visual", "textual"), ("vision_model", "text_model"), ("image", "text"))
-"""How the names of the two files begin, or their folders' (Immich, clip-as-service, transformers.js
-and optimum)."""
+"""Prefixes of the names of the two files, or of their folders (Immich, clip-as-service,
+transformers.js and optimum)."""
 
 _ENDINGS = (".onnx", ".pt2")
 
 _FOLDERS = ("", "onnx")
-"""Where in a folder they are."""
+"""Subfolders with the programs."""
 
 _ASKED = "image=FILE,text=FILE"
 
 
 def split(name: str | os.PathLike[str]) -> tuple[Path, Path] | None:
-    """Read ``image=FILE,text=FILE``: the files, or None where that is not what is written."""
+    """Return the files of ``image=FILE,text=FILE``, or None for any other name."""
     written = os.fspath(name)
     for first, second in (TOWERS, TOWERS[::-1]):
         found = re.fullmatch(f"{first}=(.+),{second}=(.+)", written)
-        if found and not os.path.exists(written):  # noqa: PTH110 - of any kind
+        if found and not os.path.exists(written):  # noqa: PTH110 - any kind of file
             pair = dict(zip((first, second), map(Path, found.groups()), strict=True))
             return pair[TOWERS[0]], pair[TOWERS[1]]
     return None
 
 
 def absolute(name: str | os.PathLike[str]) -> str:
-    """Write a path, or those of two programs, so that it is the same from any folder."""
+    """Return an absolute path, or those of two programs as ``image=FILE,text=FILE``."""
     pair = split(name)
     if pair is None:
         return str(Path(name).absolute())
@@ -42,7 +42,7 @@ def absolute(name: str | os.PathLike[str]) -> str:
 
 
 def find(folder: Path) -> tuple[Path, Path] | None:
-    """The two programs in a folder: that of images, that of texts; None where there are none.
+    """Return the image tower's and the text tower's program in a folder, or None.
 
     Raises:
         UsageError: there are several pairs, or one of two is missing.
@@ -61,7 +61,7 @@ def find(folder: Path) -> tuple[Path, Path] | None:
         listed = "; ".join(" and ".join(_inside(each, folder) for each in pair) for pair in pairs)
         raise UsageError(
             f"expected two programs, one for each tower, found several: {listed}",
-            remedy=f"Say which two: {_ASKED}.",
+            remedy=f"Choose two: {_ASKED}.",
             path=folder,
         )
     if alone:
@@ -69,7 +69,7 @@ def find(folder: Path) -> tuple[Path, Path] | None:
         raise UsageError(
             f"expected two programs, one for each tower, found {_inside(file, folder)} and none "
             f"whose name begins with {stem}",
-            remedy=f"Name both, as {_ASKED}; or give the path of the one, to judge it alone.",
+            remedy=f"Give both, as {_ASKED}; or give the path of this one, to judge it alone.",
             path=folder,
         )
     return None
@@ -80,8 +80,8 @@ def _inside(file: Path, folder: Path) -> str:
 
 
 def _programs(folder: Path, stem: str) -> dict[str, Path]:
-    """Programs by what their names have behind the stem: ``_fp16.onnx`` of ``visual_fp16.onnx``,
-    ``/model.onnx`` of ``visual/model.onnx``."""
+    """Return programs by the part of the name after the stem: ``_fp16.onnx`` for
+    ``visual_fp16.onnx``, ``/model.onnx`` for ``visual/model.onnx``."""
     files = [*folder.glob(f"{stem}*"), *folder.glob(f"{stem}/*")]
     return {
         file.relative_to(folder).as_posix().removeprefix(stem): file

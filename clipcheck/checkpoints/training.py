@@ -12,22 +12,22 @@ Entry: TypeAlias = "str | bool | int | float | list[Entry] | dict[str, Entry]"
 """A value of a record."""
 
 _MOST_ENTRIES = 1000
-"""Values of a record. The options of open_clip's training are about a hundred."""
+"""Most values of a record. The options of open_clip's training are about a hundred."""
 
 _MOST_TEXT = 1000
-"""Characters of a text in a record. Longer ones are left out."""
+"""Most characters of a string in a record. Longer ones are left out."""
 
 _MOST_DEPTH = 4
-"""Lists and mappings in each other, in a record."""
+"""Most levels of nested lists and mappings in a record."""
 
 _MOST_NUMBER = 1 << 63
 
 
 def read_record(found: object) -> dict[str, Entry]:
-    """The strings and numbers of a training checkpoint's top level, by their names.
+    """Return the strings and numbers at the top level of a training checkpoint, by name.
 
-    Values may be lists and mappings of such values, and the attributes of an object count as a
-    mapping. What is longer, deeper or of another type is left out: tensors, for one.
+    Values may be lists and mappings of such values; the attributes of an object count as a mapping.
+    Values that are longer, deeper or of another type, such as tensors, are left out.
     """
     room = iter(range(_MOST_ENTRIES))
     return _mapping(found, _MOST_DEPTH, room) if isinstance(found, Mapping) else {}
@@ -44,7 +44,7 @@ def _mapping(found: Mapping[object, object], depth: int, room: Iterator[int]) ->
 
 
 def _entry(value: object, depth: int, room: Iterator[int]) -> Entry | None:
-    """The value as a record has it, or None where it is left out."""
+    """Return the value for a record, or None to leave it out."""
     if (
         not isinstance(value, str | int | float | Mapping | list | tuple)
         or next(room, None) is None
@@ -63,6 +63,6 @@ def _entry(value: object, depth: int, room: Iterator[int]) -> Entry | None:
     if isinstance(value, Mapping):
         return _mapping(value, depth - 1, room) or None
     entries = [_entry(each, depth - 1, room) for each in value]
-    # All of a list or nothing: a part of one would be another.
+    # The whole list or none of it: a part of it would have another meaning.
     kept = [entry for entry in entries if entry is not None]
     return kept if len(kept) == len(entries) else None

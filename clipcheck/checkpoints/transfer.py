@@ -1,5 +1,4 @@
-"""Copy what an address gives into a file: gone on with where it was cut off, tried again where that
-may help."""
+"""Download a URL into a file: resume after an interruption, retry after temporary errors."""
 
 from __future__ import annotations
 
@@ -23,25 +22,25 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 TRIES = 5
-"""How often an address is asked before it is given up."""
+"""Most tries of a download."""
 
 TIMEOUT_SECONDS = 30.0
-"""How long to wait for a connection, and then for each next piece, in seconds.
+"""Longest wait for a connection, and then for each piece, in seconds.
 
-It bounds a stall, not the whole download, however slow that is.
+It does not limit the whole download.
 """
 
 FIRST_WAIT_SECONDS = 1.0
-"""Seconds before the second try. Before each further one it is twice as long; all are up to half
-shorter, by chance, so that many clients do not come back at once."""
+"""Seconds before the second try, doubled before each further try. Each wait is shortened at random
+by up to half, so that many clients do not retry at the same time."""
 
 LONGEST_WAIT_SECONDS = 60.0
-"""A server that asks for more patience than that is given up at once."""
+"""Most seconds to wait: if a server asks for a longer wait, the download fails at once."""
 
-# What a server says when it may answer another time.
+# Status codes after which a retry may succeed.
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
-# In bytes. What has come of a piece is lost when the line breaks in it.
+# Bytes of a piece. If the connection breaks within a piece, the piece is lost.
 _PIECE = 64 * 1024
 
 _log = logging.getLogger(__name__)
@@ -49,11 +48,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Answer:
-    """The bytes of a file from one on.
+    """The bytes of a file from a position on.
 
     Attributes:
-        start: of the first.
-        total: how many the whole file has, where that is told.
+        start: position of the first byte.
+        total: bytes of the whole file, or None if not known.
         pieces: the bytes.
     """
 
@@ -63,11 +62,11 @@ class _Answer:
 
 
 class _PassingError(Exception):
-    """A try that failed, after which another may not.
+    """A try that failed, where a retry may succeed.
 
     Args:
-        reason: why.
-        wait: seconds that the server asks for; None where it leaves that to us.
+        reason: of the failure.
+        wait: seconds that the server asks to wait; None if it does not say.
     """
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
@@ -76,19 +75,19 @@ class _PassingError(Exception):
 
 
 class Transfer:
-    """One file from one address.
+    """The download of one file from one URL.
 
     Args:
         url: ``https:``, ``http:`` or ``file:``.
-        file: what is written to; what it holds is gone on from.
-        size: how many bytes there have to be, where that is known.
-        hashed: whether the hash of all is known. If not, only what is known to come from the same
-            version of the file, by its ETag, is put together.
-        bar: is told how many bytes there are.
+        file: to write to; the download resumes after the bytes that it has.
+        size: expected number of bytes, or None if not known.
+        hashed: whether the caller knows the hash of the whole file. If not, only pieces of the same
+            version, by its ETag, are joined.
+        bar: progress bar, in bytes.
 
     Attributes:
-        mixed: whether the bytes come from more than one answer, so that another try, from the
-            beginning, may give others.
+        mixed: whether the bytes come from several responses, so that a new download from the
+            beginning may give other bytes.
     """
 
     def __init__(
@@ -103,12 +102,12 @@ class Transfer:
         self._etag: str | None = None
 
     def run(self) -> None:
-        """Bring all of it, of `TRIES` tries at most.
+        """Download the whole file, in at most `TRIES` tries.
 
         Raises:
-            OSError: it cannot be had, it is of another size, or the file cannot be written. All
-                that requests raises is an OSError, or a ValueError where the address is malformed.
-            ValueError: see there.
+            OSError: the download failed, the size differs, or the file cannot be written. The
+                exceptions of requests are OSErrors, except for a malformed URL.
+            ValueError: the URL is malformed.
         """
         for tried in range(1, TRIES + 1):
             try:
@@ -120,7 +119,7 @@ class Transfer:
                 self._wait(error, tried)
 
     def restart(self) -> None:
-        """Forget what is there."""
+        """Delete the bytes in the file."""
         self._file.seek(0)
         self._file.truncate()
         self.mixed = False
@@ -135,7 +134,7 @@ class Transfer:
             return
         with self._answer(start) as answer:
             if self._size is not None and answer.total not in (None, self._size):
-                raise OSError(f"expected {self._size:,} bytes, found {answer.total:,} there")
+                raise OSError(f"expected {self._size:,} bytes, the server has {answer.total:,}")
             if answer.start:
                 self.mixed = True
             else:
@@ -190,10 +189,10 @@ class Transfer:
 
     @contextmanager
     def _response(self, start: int) -> Iterator[Response]:
-        """Yield a server's response, and raise its errors as ours, until all of it is read."""
+        """Yield a server's response, and convert the errors of reading it to ours."""
         import requests
 
-        # Bytes as they are: a part of what is compressed on the way is of no use.
+        # No compression: a part of a compressed response could not be used.
         headers = {"Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
@@ -205,7 +204,7 @@ class Transfer:
             ) as response:
                 yield response
         except requests.exceptions.SSLError:
-            raise  # a ConnectionError that stays
+            raise  # a ConnectionError that a retry does not solve
         except (
             requests.exceptions.ConnectionError,
             requests.exceptions.Timeout,
@@ -213,7 +212,7 @@ class Transfer:
         ) as error:
             causes = list(_causes(error))
             if any(isinstance(cause, socket.gaierror) for cause in causes):
-                # Asking again would find the same, after the system's own tries.
+                # The system has retried already.
                 host = next(filter(None, map(_unresolved, causes)), urlsplit(self._url).hostname)
                 raise OSError(f"no address is known for {host} (no network?)") from error
             system = next((c.strerror for c in causes if _is_of_the_system(c)), None)
@@ -237,24 +236,24 @@ class Transfer:
         found = _content_range(response)
         if found is None or found[0] != start or _strong_etag(response) != self._known(response):
             self.restart()
-            raise _PassingError("the rest that was asked for is not what was given", wait=0)
+            raise _PassingError("the server sent another part than requested", wait=0)
         self._etag = _strong_etag(response)
         return _Answer(start, found[1], response.iter_content(_PIECE))
 
     def _known(self, response: Response) -> str | None:
-        """The ETag that the rest has to have: any, where none is known."""
+        """Return the expected ETag of the rest: the known one, or else that of the response."""
         return self._etag or _strong_etag(response)
 
     def _behind_the_end(self, response: Response, start: int) -> _Answer:
-        """There is nothing from there on: all is here, or something that is none of it."""
+        """Handle status 416: the file is complete, or it has more bytes than the server's."""
         if response.headers.get("Content-Range") == f"bytes */{start}":
             return _Answer(start, start, iter(()))
         self.restart()
-        raise _PassingError(f"more than the file has was there, {start:,} bytes", wait=0)
+        raise _PassingError(f"the partial file had {start:,} bytes, too many", wait=0)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error of requests, and those that it wraps, from the outermost inwards."""
+    """Yield an error of requests and the errors that it wraps, from the outermost inwards."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -272,24 +271,24 @@ def _is_of_the_system(error: BaseException) -> TypeGuard[OSError]:
 
 
 def _unresolved(error: BaseException) -> str | None:
-    """The host that urllib3 found no address for: that of the address, or of a proxy."""
+    """Return the host, of the URL or a proxy, for which urllib3 found no address, or None."""
     found = re.search(r"Failed to resolve '([^']+)'", str(error))
     return found[1] if found else None
 
 
 def without_password(text: str) -> str:
-    """The text, which may be shown: its addresses without what stands before an ``@``."""
+    """Remove user names and passwords from the URLs in a text."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", text)
 
 
 def _length(response: Response) -> int | None:
     told = response.headers.get("Content-Length", "")
-    # Of what is encoded, it is another length.
+    # For an encoded response, the length is that of the encoded bytes.
     return int(told) if told.isdecimal() and "Content-Encoding" not in response.headers else None
 
 
 def _content_range(response: Response) -> tuple[int, int | None] | None:
-    """Return where a part begins, and how long the whole is, where the server says so."""
+    """Return the position of a part, and the length of the whole file if the server tells it."""
     told = response.headers.get("Content-Range", "")
     found = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", told)
     if found is None:
@@ -298,13 +297,13 @@ def _content_range(response: Response) -> tuple[int, int | None] | None:
 
 
 def _strong_etag(response: Response) -> str | None:
-    """Return the ETag that identifies a version to the byte; None for a weak one."""
+    """Return the ETag if it identifies the exact bytes, or None for a weak or missing one."""
     told = response.headers.get("ETag")
     return told if told and not told.startswith("W/") else None
 
 
 def _retry_after(response: Response) -> float | None:
-    """Seconds, where a server tells them or the time of day."""
+    """Return the seconds to wait, from a ``Retry-After`` in seconds or as a date, or None."""
     from urllib3 import Retry
     from urllib3.exceptions import InvalidHeader
 

@@ -1,8 +1,8 @@
-"""Read the object tree of a TorchScript archive without running anything from it.
+"""Read the object tree of a TorchScript archive without running any of its code.
 
 The pickles in an archive refer to TorchScript classes, to storages and to a few helpers
-(torch/csrc/jit/serialization/pickler.cpp). The unpickler here knows these names and no others;
-a class of the archive becomes a plain holder of attributes, a tensor becomes a `TensorRecord`.
+(torch/csrc/jit/serialization/pickler.cpp). The unpickler here accepts only these names. It turns
+objects of the archive's classes into `ScriptObject`s, and tensors into `TensorRecord`s.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STORAGE_DTYPES = {
     "FloatStorage": "float32",
     "DoubleStorage": "float64",
 }
-"""Names of torch's storage classes with the dtype of their elements (torch/storage.py)."""
+"""Dtypes by the names of torch's storage classes (torch/storage.py)."""
 
 ITEM_SIZES = {
     "bool": 1,
@@ -48,39 +48,39 @@ ITEM_SIZES = {
 """Bytes of an element, by dtype."""
 
 _MOST_MODULES = 10_000
-"""Modules in an archive's tree, with those met again. RN50x64 has about 500."""
+"""Most modules in an archive's tree, counted again at each occurrence. RN50x64 has about 500."""
 
 _MOST_ATTRIBUTES = 1_000_000
-"""Limit of the attributes of all these modules."""
+"""Most attributes of all these modules together."""
 
 _MOST_NAME = 1000
-"""Characters of a weight's name. It is that of its module and of all above, joined."""
+"""Most characters of a weight's name, which includes the names of all modules above it."""
 
 _MOST_KEY = 100
-"""Characters of a storage's name. torch counts them."""
+"""Most characters of a storage's name. torch numbers storages."""
 
 META = "meta"
 """The location of a tensor without values."""
 
 _MOST_ELEMENTS = 2**40
-"""Limit of a tensor's elements, in any dimension. It keeps what is computed of them within 64 bits
-in torch."""
+"""Most elements of a tensor, also in each dimension. With this limit torch's own computations of
+sizes stay within 64 bits."""
 
 _QUANTIZED = "__torch__.torch.classes.quantized"
 _QUANTIZED_TENSOR = ("torch._utils", "_rebuild_qtensor")
-"""The function that the pickle of an archive names where its weights are quantized."""
+"""The function in the pickle of an archive with quantized weights."""
 
 
 class _Unstated:
-    """Made whole by what makes it: a pickle cannot give it another state."""
+    """Base class of objects whose state a pickle cannot change."""
 
     def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError("it gives a state to what has none")
+        raise pickle.UnpicklingError("it sets the state of an object that has none")
 
 
 @dataclass(frozen=True)
 class StorageRecord(_Unstated):
-    """A run of ``length`` elements in the record ``key``, written from ``location``."""
+    """``length`` elements in the record ``key``, saved from the device ``location``."""
 
     dtype: str
     key: str
@@ -99,7 +99,7 @@ class TensorRecord(_Unstated):
 
 
 class ScriptObject:
-    """Stands for an instance of any class of the archive: the attributes, and no behaviour."""
+    """Replacement of an object of the archive: its attributes, without behaviour."""
 
     attributes: dict[str, object]
 
@@ -116,12 +116,12 @@ class ScriptObject:
 
 
 def read_tensors(records: Records) -> dict[str, TensorRecord]:
-    """The tensors of the archive's module tree by the names that its state dict has.
+    """Return the tensors of the archive's module tree, by their names in the state dict.
 
     Raises:
-        ArchitectureError: it holds quantized weights.
-        DamagedError: the records cannot be understood.
-        UnsafeError: the pickle names something that has no place in an archive.
+        ArchitectureError: it has quantized weights.
+        DamagedError: the records cannot be read.
+        UnsafeError: the pickle has a name that TorchScript does not write.
     """
     root = _load(records, "data.pkl")
     if not isinstance(root, ScriptObject):
@@ -130,11 +130,11 @@ def read_tensors(records: Records) -> dict[str, TensorRecord]:
 
 
 def read_constants(records: Records) -> tuple[TensorRecord, ...]:
-    """The tensors that the archive's code refers to as ``CONSTANTS.cN``, in that order.
+    """Return the tensors that the archive's code calls ``CONSTANTS.cN``, in order of ``N``.
 
     Raises:
-        DamagedError: the records cannot be understood.
-        UnsafeError: the pickle names something that has no place in an archive.
+        DamagedError: the records cannot be read.
+        UnsafeError: the pickle has a name that TorchScript does not write.
     """
     constants = _load(records, "constants.pkl")
     if not isinstance(constants, tuple):
@@ -151,7 +151,7 @@ def _load(records: Records, name: str) -> object:
         return _ArchiveUnpickler(pickled, path).load()
     except (ArchitectureError, DamagedError, UnsafeError):
         raise
-    # An altered pickle can make the unpickler raise nearly anything; none of it is a defect here.
+    # An altered pickle can make the unpickler raise nearly any exception; that is no defect here.
     except Exception as error:
         raise _damaged(path, f"{name} cannot be read ({error})") from error
 
@@ -163,7 +163,7 @@ def _flatten(root: ScriptObject, path: Path) -> Iterator[tuple[str, TensorRecord
         prefix, module = pending.pop()
         met += 1
         attributes += len(module.attributes)
-        # A tree whose modules contain each other has no end.
+        # If modules contain each other, the loop would not end.
         if met > _MOST_MODULES:
             raise _damaged(path, f"it has more than {_MOST_MODULES} modules")
         if attributes > _MOST_ATTRIBUTES:
@@ -171,7 +171,7 @@ def _flatten(root: ScriptObject, path: Path) -> Iterator[tuple[str, TensorRecord
         children = []
         for name, value in module.attributes.items():
             if not isinstance(name, str) or len(prefix) + len(name) > _MOST_NAME:
-                raise _damaged(path, "it has an attribute with no name, or with a very long one")
+                raise _damaged(path, "it has an attribute without a name, or with a very long one")
             if isinstance(value, TensorRecord):
                 yield f"{prefix}{name}", value
             elif isinstance(value, ScriptObject):
@@ -180,7 +180,7 @@ def _flatten(root: ScriptObject, path: Path) -> Iterator[tuple[str, TensorRecord
 
 
 def _damaged(path: Path, problem: str) -> DamagedError:
-    return DamagedError(f"not a sound TorchScript archive: {problem}", path=path)
+    return DamagedError(f"not a valid TorchScript archive: {problem}", path=path)
 
 
 class _ArchiveUnpickler(pickle.Unpickler):
@@ -191,10 +191,10 @@ class _ArchiveUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., object] | str:
         if module == _QUANTIZED or (module, name) == _QUANTIZED_TENSOR:
             raise ArchitectureError(
-                f"it is quantized: its pickle names {module}.{name}, and not the weights of a CLIP "
-                "model",
-                remedy="Give the archive that was made before quantize_dynamic. Quantized weights "
-                "are not compared.",
+                f"it is quantized: its pickle names {module}.{name}; expected the weights of a "
+                "CLIP model, not quantized",
+                remedy="Give the archive from before quantize_dynamic. Quantized weights of "
+                "archives cannot be compared.",
                 path=self._path,
             )
         if module == "__torch__" or module.startswith("__torch__."):
@@ -204,10 +204,10 @@ class _ArchiveUnpickler(pickle.Unpickler):
         known = _HELPERS.get((module, name))
         if known is None:
             raise UnsafeError(
-                f"its pickle asks for {module}.{name}, which has no place in a TorchScript "
-                "archive and could run code; nothing was run",
-                remedy="Do not load this file with anything else. Ask its author for the weights "
-                "as safetensors.",
+                f"its pickle asks for {module}.{name}, which TorchScript does not write and which "
+                "could run code; nothing was run",
+                remedy="Do not load this file with anything else. Ask its author for the "
+                "weights as safetensors.",
                 path=self._path,
             )
         return known
@@ -217,13 +217,13 @@ class _ArchiveUnpickler(pickle.Unpickler):
 
 
 def storage_record(pid: object, dtypes: Container[str]) -> StorageRecord:
-    """The storage that a persistent id names.
+    """Return the storage of a persistent id.
 
     Args:
-        pid: as `torch.save` and TorchScript write it, with the name of a dtype for the class.
+        pid: as `torch.save` and TorchScript write it, with a dtype's name in place of the class.
 
     Raises:
-        UnpicklingError: it is none.
+        UnpicklingError: the id is not that of a storage.
     """
     if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
         raise pickle.UnpicklingError("a persistent id is not that of a storage")
@@ -240,12 +240,12 @@ def storage_record(pid: object, dtypes: Container[str]) -> StorageRecord:
 def tensor_record(
     storage: object, offset: object, shape: object, stride: object, *_: object
 ) -> TensorRecord:
-    """The tensor that `torch._utils._rebuild_tensor_v2` would make.
+    """Return the tensor that `torch._utils._rebuild_tensor_v2` would make.
 
-    Its further arguments tell of gradients.
+    Its further arguments concern gradients, and are ignored.
 
     Raises:
-        UnpicklingError: it is none, or it reaches beyond its storage.
+        UnpicklingError: it is not a valid tensor, or it reaches beyond its storage.
     """
     if not isinstance(storage, StorageRecord):
         raise pickle.UnpicklingError("a tensor without a storage")
@@ -258,7 +258,7 @@ def tensor_record(
 
 
 def meta_record(dtype: str, shape: object, stride: object) -> TensorRecord:
-    """A tensor without values."""
+    """Return a tensor without values."""
     return TensorRecord(StorageRecord(dtype, "", META, 0), *_sizes(0, shape, stride))
 
 
@@ -268,10 +268,10 @@ def _sizes(
     if not (isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride)):
         raise pickle.UnpicklingError("a tensor with a bad shape")
     numbers = (offset, *shape, *stride)
-    # Not `isinstance`: torch takes no True for 1 there.
+    # Not `isinstance`: torch does not accept True for 1 here.
     whole = all(type(n) is int and 0 <= n < _MOST_ELEMENTS for n in numbers)
     if not whole or math.prod(n or 1 for n in shape) > _MOST_ELEMENTS:
-        raise pickle.UnpicklingError("a tensor with a dimension that none can have")
+        raise pickle.UnpicklingError("a tensor with an impossible size, stride or offset")
     return int(offset), shape, stride  # type: ignore[call-overload]
 
 
@@ -280,7 +280,7 @@ def _as_is(value: object, *_: object) -> object:
 
 
 class Helper(_Unstated):
-    """A function that a pickle may call. Of a bare one it could change the defaults."""
+    """A function that a pickle may call. A pickle could change the defaults of a bare function."""
 
     def __init__(self, function: Callable[..., object]) -> None:
         self._function = function
@@ -293,7 +293,7 @@ class Helper(_Unstated):
 _HELPERS: dict[tuple[str, str], Callable[..., object]] = {
     ("torch._utils", "_rebuild_tensor_v2"): Helper(tensor_record),
     ("collections", "OrderedDict"): OrderedDict,
-    # Typed lists and dicts: attributes that are no weights.
+    # Typed lists and dicts: attributes other than weights.
     **{
         ("torch.jit._pickle", name): Helper(_as_is)
         for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")

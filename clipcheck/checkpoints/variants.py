@@ -1,6 +1,6 @@
-"""Additions that make another model of a CLIP model, told by the keys of their weights.
+"""Refuse checkpoints of models with known additions to CLIP, by the keys of their weights.
 
-Without these weights the rest would still load, and compute something else than the file's model.
+Without the additions' weights the others would still load, but compute another model.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from clipcheck.errors import ArchitectureError
 
 _ANOTHER = "Give a checkpoint that has the modules of the released models and no others."
 _OPEN_CLIPS = (
-    f"If it is a model of open_clip, give its weights, and name its configuration with {ASKED}: "
-    "open_clip:NAME, or the path of its open_clip_config.json; or name its folder with "
-    "--reference. open_clip's own model is the reference then."
+    f"If it is a model of open_clip, give its weights, and its configuration with {ASKED}: "
+    "open_clip:NAME, or the path of its open_clip_config.json; or give its folder with "
+    "--reference. Then open_clip's own model is the reference."
 )
 _MERGE = "Merge them into the weights (peft: merge_and_unload()), then save the state dict."
 _GATHER = "Gather the whole state dict (StateDictType.FULL_STATE_DICT), then save that."
@@ -49,14 +49,14 @@ _VARIANTS = tuple(
          "quantized weights", _UNQUANTIZED),
     )
 )  # fmt: skip
-"""A pattern of keys, what has such keys, and what can be done."""
+"""A pattern of keys, the addition with such keys, and a remedy."""
 
 
 def require_usual(keys: Iterable[str], path: str | os.PathLike[str]) -> None:
-    """See that no weights belong to an addition that is known.
+    """Raise if weights belong to a known addition.
 
     Raises:
-        ArchitectureError: some do; the message names the addition.
+        ArchitectureError: the message names the addition.
     """
     keys = list(keys)
     for pattern, meaning, remedy in _VARIANTS:

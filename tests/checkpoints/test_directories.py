@@ -353,7 +353,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[CheckpointError], str]] = 
     "other dimensions": (
         wider,
         ArchitectureError,
-        r"hf: its weights are of another model than its config\.json describes, which has "
+        r"hf: its weights do not fit the model of its config\.json, which has "
         "vocabulary size 101 in place of 100",
     ),
     "no JSON": (text(b"{"), DamagedError, r"config\.json: it is not JSON \("),
@@ -371,12 +371,12 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[CheckpointError], str]] = 
     "of another kind": (
         text(b'{"model_type": "bert"}'),
         ArchitectureError,
-        "its model_type is 'bert', which is none that is judged",
+        "its model_type 'bert' is not supported",
     ),
     "of a strange kind": (
         text(b'{"model_type": ["clip"]}'),
         ArchitectureError,
-        r"its model_type is \['clip'\], which is none that is judged",
+        r"its model_type \['clip'\] is not supported",
     ),
     "no towers": (
         text(b'{"model_type": "clip"}'),

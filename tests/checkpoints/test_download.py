@@ -254,7 +254,7 @@ def test_a_file_with_wrong_content_is_downloaded_again_with_a_warning(
         (cut_off, "100000 bytes read, 100000 more expected"),
         (cut_off_without_announced_length, "cut off after 100,000 of 200,000 bytes"),
         (give_wrong_bytes, "found 200,000 bytes with SHA-256"),
-        (announce_less, "expected 200,000 bytes, found 100,000 there"),
+        (announce_less, "expected 200,000 bytes, the server has 100,000"),
         (announce_nonsense, "cut off after 0 of 200,000 bytes"),
         (know_nothing, "404"),
         (stall_at_once, "Read timed out"),

@@ -209,13 +209,13 @@ PICKLES = {
         ASKS.format(r"torch\._utils\._import_dotted_name"),
     ),
     "an object with a number of billions": of(
-        lambda: archive(b"\x80\x02}r\xff\xff\xff\x7f."), "numbers an object 2147483647"
+        lambda: archive(b"\x80\x02}r\xff\xff\xff\x7f."), "gives an object the number 2147483647"
     ),
     "a tuple that holds itself a billion times, as a key": of(
-        lambda: archive(b"\x80\x02}" + laughing(60) + b"Ns."), "in each other too often"
+        lambda: archive(b"\x80\x02}" + laughing(60) + b"Ns."), "the same objects too many times"
     ),
     "such a tuple as a key of a state dict": of(
-        lambda: state_dict(b"\x80\x02}" + laughing(60) + b"Ns."), "in each other too often"
+        lambda: state_dict(b"\x80\x02}" + laughing(60) + b"Ns."), "the same objects too many times"
     ),
     "such a tuple as the name of a storage": of(
         lambda: archive(
@@ -226,13 +226,13 @@ PICKLES = {
     ),
     "such a tuple as a name in a module": of(
         lambda: archive(b"\x80\x02c__torch__\nM\n)\x81}" + laughing(20) + b"Nsb."),
-        "an attribute with no name",
+        "an attribute without a name",
     ),
     "tuples in tuples, deeper than the stack, as a key": of(
-        lambda: archive(b"\x80\x02}" + nested(200_000) + b"Ns."), "more than 200 objects in each"
+        lambda: archive(b"\x80\x02}" + nested(200_000) + b"Ns."), "more than 200 levels"
     ),
     "such tuples as a key of a state dict": of(
-        lambda: state_dict(b"\x80\x02}" + nested(200_000) + b"Ns."), "more than 200 objects in each"
+        lambda: state_dict(b"\x80\x02}" + nested(200_000) + b"Ns."), "more than 200 levels"
     ),
     "modules in modules with long names": of(
         lambda: archive(
@@ -280,24 +280,24 @@ PICKLES = {
     ),
     "arguments that are a tensor without end": of(
         lambda: state_dict(b"\x80\x02ccollections\nOrderedDict\n" + endless() + b"R."),
-        "a tensor with a dimension that none can have",
+        "a tensor with an impossible size",
     ),
     "a set of a tensor without end": of(
         lambda: state_dict(b"\x80\x02c__builtin__\nset\n" + endless() + b"\x85R."),
-        "a tensor with a dimension that none can have",
+        "a tensor with an impossible size",
     ),
     "a state that is a tensor without end": of(
         lambda: state_dict(b"\x80\x02ccollections\nOrderedDict\n)R" + endless() + b"b."),
-        "a tensor with a dimension that none can have",
+        "a tensor with an impossible size",
     ),
     "a tensor that is given another state": of(
-        lambda: archive(restated()), "gives a state to what has none"
+        lambda: archive(restated()), "sets the state of an object that has none"
     ),
     "a function of clipcheck's that is given other defaults": of(
         lambda: archive(
             b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}" + text("__defaults__") + b")s\x86b."
         ),
-        "gives a state to what has none",
+        "sets the state of an object that has none",
     ),
     "a tensor far out of its storage, in an old state dict": of(
         lambda: old(b"\x80\x02}" + text("a") + b"ctorch._utils\n_rebuild_tensor_v2\n(("
@@ -309,7 +309,7 @@ PICKLES = {
     "a storage of 2^60 elements in an old state dict": of(
         lambda: old(b"\x80\x02}" + text("a") + b"(" + text("storage") + b"ctorch\nFloatStorage\n"
                     + text("0") + text("cpu") + number(HUGE) + b"NtQs."),
-        "a storage of more elements than the file has bytes",
+        "a storage with more elements than the file has bytes",
     ),
 }  # fmt: skip
 
@@ -404,16 +404,16 @@ SHAPES = {
     ),
     "a dimension beyond 64 bits": of(
         lambda: archive(module_with(a=tensor_of(shape=(HUGE, HUGE), stride=(0, 0)))),
-        "dimension that none can have",
+        "an impossible size",
     ),
     "a stride out of the storage": of(
         lambda: with_stride((1000, 1)), "reaches beyond its storage"
     ),
     "a negative stride": of(
-        lambda: with_stride((-1, 1), 2), "a tensor with a dimension that none can have"
+        lambda: with_stride((-1, 1), 2), "a tensor with an impossible size"
     ),
     "an offset out of the storage": of(
-        lambda: with_stride((2, 1), HUGE), "a tensor with a dimension that none can have"
+        lambda: with_stride((2, 1), HUGE), "a tensor with an impossible size"
     ),
     "a stride out of an archive's storage": of(
         lambda: archive(module_with(a=tensor_of(shape=(2,), stride=(1 << 30,)))),
@@ -621,10 +621,10 @@ ZIPS = {
     "a record that goes on into the directory": of(within_the_directory, "overlaps with another"),
     "two records of one name": of(twice, r"two records have the same name\."),
     "two records whose names differ in capitals": of(
-        lambda: named("minute/DATA.pkl"), "the same name but for capitals"
+        lambda: named("minute/DATA.pkl"), "differ only in upper and lower case"
     ),
     "another method in a record's own header": of(
-        lambda: with_local("<H", 8, 8), "is compressed in another way in the directory"
+        lambda: with_local("<H", 8, 8), "has another compression method in the directory"
     ),
     "another size in a record's own header": of(
         lambda: with_local("<I", 22, 1), "has another size in the directory"
@@ -635,7 +635,7 @@ ZIPS = {
     "a directory of a hundred megabytes": of(
         of_a_large_directory, "its directory has more than 4,194,304 bytes"
     ),
-    "two ends that do not agree": of(with_two_ends, "two ends that do not agree"),
+    "two ends that do not agree": of(with_two_ends, "its two end records disagree"),
     "a name that leads out": of(
         lambda: named(f"minute/../../{MARK}"), r"a record is named 'minute/\.\./\.\./marked'"
     ),
@@ -673,17 +673,17 @@ SAFETENSORS = {
     ),
     "a header of a million keys": of(of_a_million_slots, "its header has [0-9,]+ bytes"),
     "weights in one place": of(
-        lambda: safetensors({"a": slot(0, 4), "b": slot(0, 4)}), "not a sound safetensors file"
+        lambda: safetensors({"a": slot(0, 4), "b": slot(0, 4)}), "not a valid safetensors file"
     ),
-    "a negative place": of(lambda: safetensors({"a": slot(-4, 0)}), "not a sound safetensors file"),
+    "a negative place": of(lambda: safetensors({"a": slot(-4, 0)}), "not a valid safetensors file"),
     "a place of 2^60 bytes": of(
-        lambda: safetensors({"a": slot(0, HUGE, [HUGE // 4])}), "not a sound safetensors file"
+        lambda: safetensors({"a": slot(0, HUGE, [HUGE // 4])}), "not a valid safetensors file"
     ),
     "a shape beyond 64 bits": of(
-        lambda: safetensors({"a": slot(0, 4, [HUGE, HUGE])}), "not a sound safetensors file"
+        lambda: safetensors({"a": slot(0, 4, [HUGE, HUGE])}), "not a valid safetensors file"
     ),
     "deep nesting": of(
-        lambda: safetensors(b'{"a":' + b"[" * 100_000), "not a sound safetensors file"
+        lambda: safetensors(b'{"a":' + b"[" * 100_000), "not a valid safetensors file"
     ),
 }
 

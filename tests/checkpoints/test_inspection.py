@@ -140,7 +140,7 @@ def test_a_version_that_is_no_number_is_damage(version: bytes, tmp_path: Path) -
 def test_numbers_that_cannot_be_printed_are_told_in_words(tmp_path: Path) -> None:
     huge = f"0x{'f' * 5000}"
     found = code_with(f"torch.to(x, {huge})\ntorch.device({huge})\n", tmp_path)
-    assert found.dtypes["what is no dtype"] == 1
+    assert found.dtypes["an invalid dtype"] == 1
     assert not any("f" * 100 in device for device in found.devices)
 
 

@@ -86,13 +86,13 @@ def test_the_message_for_an_unknown_name_tells_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("nofile.pt", "Check the path; relative ones start from "),
-        ("folder/", "Check the path; relative ones start from "),
-        ("gone/model", "Check the path: there is no folder 'gone' either."),
+        ("nofile.pt", "Check the path; relative paths start from "),
+        ("folder/", "Check the path; relative paths start from "),
+        ("gone/model", "Check the path: its folder 'gone' does not exist either."),
         ("model.pth", "The nearest name there is 'model.pt'."),
         ("vit-l/14", "The nearest released name is 'ViT-L/14'."),
         ("ViT-B/33", "The nearest released name is 'ViT-B/32'."),
-        ("x/RN50.pt", "The name 'RN50' fetches the released file; a path has to exist."),
+        ("x/RN50.pt", "The name 'RN50' downloads the released file; a path must exist."),
     ],
 )
 def test_a_name_with_a_separator_or_a_suffix_is_a_path(

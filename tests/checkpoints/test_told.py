@@ -164,7 +164,7 @@ def test_a_name_of_open_clips_tells_what_its_configuration_says_and_which_tags_d
         32, 1280, 14, blocks=Blocks(80, activation=Activation.GELU)
     )
     assert str(found) == (
-        "open_clip's configuration ViT-H-14 (of its tags, metaclip_fullcc, dfn5b compute "
+        "open_clip's configuration ViT-H-14 (its tags metaclip_fullcc, dfn5b use "
         "QuickGELU: open_clip:ViT-H-14-quickgelu)"
     )
     assert named("open_clip:ViT-B-32-quickgelu").architecture == ARCHITECTURES["ViT-B/32"]
@@ -241,7 +241,9 @@ def test_code_from_elsewhere_is_never_run(tmp_path: Path) -> None:
     path = tmp_path / "model.json"
     for config in ({"trust_remote_code": True}, {"auto_map": {"AutoModel": "x.Y"}}):
         path.write_text(json.dumps({"model_cfg": SIGLIP, **config}))
-        with pytest.raises(ArchitectureError, match="fetched and run, which clipcheck never does"):
+        with pytest.raises(
+            ArchitectureError, match="asks to download code and run it, which clipcheck never does"
+        ):
             named(str(path))
 
 
@@ -269,16 +271,18 @@ def test_weights_alone_are_not_judged_and_the_message_says_what_they_could_be(
     with pytest.raises(ArchitectureError) as caught:
         open_pair(weights)
     assert str(caught.value) == (
-        f"{weights}: these weights do not tell how the model computes (activation, heads, "
-        "epsilon), and nothing else does: no configuration beside it, no record in it. No known "
-        "model is of these sizes. Say which it is with --architecture (in pytest "
-        "--clip-architecture, in Python architecture=): the "
-        "open_clip_config.json or config.json (transformers) that it was trained with."
+        f"{weights}: the model's activation, heads and epsilon are not known, since weights do "
+        "not determine them: no configuration beside it, no record in it. No known model has "
+        "these dimensions. Give the architecture with --architecture (in pytest "
+        "--clip-architecture, in Python architecture=): the open_clip_config.json or config.json "
+        "(transformers) of its training."
     )
     path = tmp_path / "tiny.safetensors"
     tensors = synthesize(ARCHITECTURES["tiny-vit"])
     save_file(tensors, path)
-    with pytest.raises(ArchitectureError, match=r"Of these dimensions are: tiny-vit \(images Quic"):
+    with pytest.raises(
+        ArchitectureError, match=r"Known models of these dimensions: tiny-vit \(images Quic"
+    ):
         open_pair(path)
 
 
@@ -295,7 +299,7 @@ def test_the_user_cannot_tell_other_dimensions(weights: Path) -> None:
     with pytest.raises(ArchitectureError) as caught:
         open_pair(weights, architecture="tiny-vit")
     assert str(caught.value) == (
-        f"{weights}: its weights are of another model than --architecture tiny-vit describes, "
+        f"{weights}: its weights do not fit the model of --architecture tiny-vit, "
         "which has image layers 3 in place of 1, image perceptron width 512 in place of 256, image "
         "width 128 in place of 64, image resolution 32 in place of 16, text layers 2 in place of 1 "
         "and 4 more. Give the architecture or the configuration that belongs to the weights."
@@ -317,7 +321,7 @@ def test_what_tells_of_one_of_two_tells_of_both(weights: Path, tmp_path: Path) -
 
 
 def test_two_files_of_weights_alone_tell_nothing(weights: Path) -> None:
-    with pytest.raises(ArchitectureError, match="do not tell"):
+    with pytest.raises(ArchitectureError, match="epsilon are not known"):
         open_pair(weights, weights)
 
 
@@ -376,8 +380,8 @@ def test_configurations_beside_weights_have_to_agree(weights: Path) -> None:
     ("text", "message"),
     [
         (json.dumps(transformers_config(ARCHITECTURES["tiny-vit"])), "is of another model .image"),
-        ('{"model_type": "bert"}', "does not tell .its model_type is 'bert'"),
-        ("no JSON", "does not tell .it is not JSON"),
+        ('{"model_type": "bert"}', "cannot be used .its model_type 'bert'"),
+        ("no JSON", "cannot be used .it is not JSON"),
     ],
 )
 def test_a_configuration_of_something_else_beside_weights_tells_nothing(
@@ -385,7 +389,7 @@ def test_a_configuration_of_something_else_beside_weights_tells_nothing(
 ) -> None:
     weights.with_name("config.json").write_text(text)
     with pytest.raises(
-        ArchitectureError, match=f"nothing else does: the config.json beside it {message}"
+        ArchitectureError, match=f"not determine them: the config.json beside it {message}"
     ):
         open_pair(weights)
     # What is assumed for `clipcheck.load`.
@@ -412,12 +416,12 @@ RN50 = ARCHITECTURES["RN50"]
 
 def test_the_name_of_a_run_tells_a_configuration_that_leaves_nothing_open() -> None:
     found, question = told.of_run(RUN.format("RN50-quickgelu"), RN50)
-    assert found == Told(RN50, "the run's name in it, which has open_clip's RN50-quickgelu")
+    assert found == Told(RN50, "the name of its training run, with open_clip's RN50-quickgelu")
     assert question == ""
     found, question = told.of_run(RUN.replace("0.0005", "5e-05").format("RN50"), RN50)
     assert found is None
     assert question == (
-        "its record says that it was trained as open_clip's RN50, and not whether with "
+        "its record says that it was trained as open_clip's RN50, but does not say whether with "
         "--force-quick-gelu"
     )
 
@@ -454,7 +458,7 @@ def test_a_name_that_somebody_gave_a_run_tells_nothing_and_a_configuration_besid
     sizes = {"name": "ViT-B/32"}
     nothing, why = told.telling(weights, ARCHITECTURES["ViT-B/32"], None, sizes, archive=False)
     assert nothing is None
-    assert why == "its record has the name ViT-B/32, which is whatever the run was called"
+    assert why == "its record has the name ViT-B/32, which a user may choose freely for a run"
     put(weights.parent, "config.json", GELU)
     found, why = told.telling(weights, MINUTE, None, sizes, archive=False)
     assert (found, why) == (Told(GELU, "the config.json beside it"), "")

@@ -196,9 +196,9 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_by_name(
     with pytest.raises(UnsafeError) as caught:
         read(records)
     assert str(caught.value) == (
-        f"{records.file.path}: its pickle asks for {name}, which has no place in a TorchScript "
-        "archive and could run code; nothing was run. Do not load this file with anything else. "
-        "Ask its author for the weights as safetensors."
+        f"{records.file.path}: its pickle asks for {name}, which TorchScript does not write "
+        "and which could run code; nothing was run. Do not load this file with anything else. Ask "
+        "its author for the weights as safetensors."
     )
     assert not trace.exists()
 
@@ -258,20 +258,20 @@ MALFORMED = {
     "a stride beyond": (module_with(a=tensor_of(length=9, stride=(9,))), "beyond its storage"),
     "an offset beyond": (module_with(a=tensor_of(shape=(1,), offset=1)), "beyond its storage"),
     "another rank": (module_with(a=tensor_of(stride=(1, 1))), "with a bad shape"),
-    "negative": (module_with(a=tensor_of(shape=(-1,))), "dimension that none can have"),
-    "a negative offset": (module_with(a=tensor_of(offset=-1)), "dimension that none can have"),
-    "a fraction": (module_with(a=tensor_of(shape=(0.5,))), "dimension that none can have"),
-    "text": (module_with(a=tensor_of(shape=("2",))), "dimension that none can have"),
-    "true": (module_with(a=tensor_of(shape=(True,))), "dimension that none can have"),
+    "negative": (module_with(a=tensor_of(shape=(-1,))), "an impossible size"),
+    "a negative offset": (module_with(a=tensor_of(offset=-1)), "an impossible size"),
+    "a fraction": (module_with(a=tensor_of(shape=(0.5,))), "an impossible size"),
+    "text": (module_with(a=tensor_of(shape=("2",))), "an impossible size"),
+    "true": (module_with(a=tensor_of(shape=(True,))), "an impossible size"),
     "too large in all": (
         module_with(a=tensor_of(shape=(0, 2**30, 2**30), stride=(1, 1, 1))),
-        "dimension that none can have",
+        "an impossible size",
     ),
     "a length of true": (module_with(a=tensor_of(length=True)), "no known dtype or no size"),
     "a long name": (module_with(a=tensor_of(key="9" * 101)), "a storage has a very long name"),
     "too large": (
         module_with(a=tensor_of(shape=(0, 2**70), stride=(1, 1))),
-        "dimension that none can have",
+        "an impossible size",
     ),
     "an unknown dtype": (module_with(a=tensor_of(storage=_text("complex64"))), "no known dtype"),
     "a dtype of no use": (module_with(a=tensor_of(storage=b"]")), "cannot be read"),
@@ -285,7 +285,7 @@ MALFORMED = {
 @pytest.mark.parametrize("case", MALFORMED)
 def test_a_malformed_pickle_is_a_damaged_archive(tmp_path: Path, case: str) -> None:
     pickled, problem = MALFORMED[case]
-    with pytest.raises(DamagedError, match=f"not a sound TorchScript archive: .*{problem}"):
+    with pytest.raises(DamagedError, match=f"not a valid TorchScript archive: .*{problem}"):
         read_tensors(archive_with({"data.pkl": pickled}, tmp_path))
 
 
@@ -305,7 +305,7 @@ def test_modules_that_contain_each_other_are_refused(tmp_path: Path) -> None:
     endless = (
         b"\x80\x02c__torch__\nM\n)\x81q\x00}(" + _text("a") + b"h\x00" + _text("b") + b"h\x00ub."
     )
-    with pytest.raises(DamagedError, match="with no name, or with a very long one"):
+    with pytest.raises(DamagedError, match="without a name, or with a very long one"):
         read_tensors(archive_with({"data.pkl": endless}, tmp_path))
 
 
@@ -351,7 +351,7 @@ def test_an_object_that_was_never_initialised_has_no_attributes(tmp_path: Path) 
 def test_a_records_state_cannot_be_set(tmp_path: Path) -> None:
     state = b"}" + _text("shape") + b"(" + _number(1 << 20) + b"ts"
     altered = module_with(a=tensor_of(shape=(1,)) + state + b"b")
-    with pytest.raises(DamagedError, match="gives a state to what has none"):
+    with pytest.raises(DamagedError, match="sets the state of an object that has none"):
         read_tensors(archive_with({"data.pkl": altered}, tmp_path))
 
 
@@ -360,7 +360,7 @@ def test_a_helpers_defaults_cannot_be_set(tmp_path: Path) -> None:
     before = vars(helper).copy(), unpickle.tensor_record.__defaults__
     state = b"N}" + _text("__defaults__") + b")s\x86b."
     altered = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + state
-    with pytest.raises(DamagedError, match="gives a state to what has none"):
+    with pytest.raises(DamagedError, match="sets the state of an object that has none"):
         read_tensors(archive_with({"data.pkl": altered}, tmp_path))
     assert (vars(helper), unpickle.tensor_record.__defaults__) == before
 

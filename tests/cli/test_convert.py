@@ -43,7 +43,7 @@ def test_a_state_dict_becomes_an_archive_that_was_checked(
     assert run("check", weights).code == 2
     done = run("convert", weights, "-o", archive)
     assert (done.code, done.out) == (2, "")
-    assert "these weights do not tell how the model computes" in done.err
+    assert "activation, heads and epsilon are not known" in done.err
     done = run("convert", weights, "-o", archive, "--architecture", minute_config(tmp_path))
     assert done.code == 0
     count = len(open_checkpoint(weights).tensors)
@@ -63,7 +63,7 @@ def test_an_archive_of_another_architecture_is_not_converted_before_that_is_told
         done = run("convert", path, "-o", output, *options)
         assert (done.code, done.out) == (2, "")
         assert f"clipcheck: {path}: this candidate uses GELU in the image and text" in done.err
-        assert "Say which it is with --architecture (in pytest" in done.err
+        assert "Give the architecture with --architecture (in pytest" in done.err
         assert not output.exists()
     config = minute_config(tmp_path, gelu)
     done = run("convert", path, "-o", output, "--architecture", config)

@@ -270,7 +270,7 @@ def test_what_is_told_is_not_run(
     released = require_convertible(open_checkpoint(minute_archive))
     assert released.checkpoint.told == "the released file of ViT-B/32"
     (tmp_path / "w.pt").write_bytes(saved(minute_weights()))
-    with pytest.raises(ArchitectureError, match="these weights do not tell"):
+    with pytest.raises(ArchitectureError, match="epsilon are not known"):
         require_convertible(open_checkpoint(tmp_path / "w.pt"))
 
 

@@ -525,7 +525,7 @@ def test_a_program_alone_says_what_it_needs(programs: Programs, tmp_path: Path) 
     path = tmp_path / "alone.pt2"
     path.write_bytes(programs["pt2"].read_bytes())
     judgement = only(check(path))
-    assert "expected the checkpoint that this program was made of beside it" in str(judgement.error)
+    assert "the checkpoint that this program was made from beside it" in str(judgement.error)
     assert "--reference CHECKPOINT" in str(judgement.remedy)
 
 
