@@ -1,4 +1,4 @@
-"""The weights that a program holds, against those that it has to have."""
+"""Compare the weights in a program with the expected weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 def weights_evidence(
     weights: Mapping[str, torch.Tensor], program: Opened, whole: bool, *, folds: bool = False
 ) -> Evidence:
-    """Compare the weights of a program with those that it has to have: bit for bit, or where they
-    are quantised to within a step of their scale.
+    """Compare the weights of a program with the expected ones: bit for bit, or if they are
+    quantised, to within a step of their scale.
 
     Args:
-        whole: whether it has to have all of them.
-        folds: whether its exporter folds constants, so that some may not be there.
+        weights: the expected weights, by key.
+        whole: whether the program must have all of them.
+        folds: whether its exporter folds constants, so that some weights may be missing.
     """
     from clipcheck.models.whole import PREFIX
 
@@ -50,12 +51,12 @@ def weights_evidence(
 
 
 class WeightsCompared:
-    """Compares the weights of a program with those that it has to have, as they come.
+    """Compares the weights of a program with the expected ones, one at a time.
 
-    Exporters fold constants: a convolution takes up the BatchNorm behind it, a logarithm its
-    exponential. Such weights are in no count, nor are those that are rounded for a program that
-    computes in half precision. One under its own name must be the file's, unless it is such a one;
-    so must a matrix without a name that is near to one of the file's.
+    Exporters fold constants, such as a BatchNorm into the convolution before it, or an exponential
+    of a weight. `compared` does not count folded weights, nor weights rounded for a program in half
+    precision. Any other weight with a known name must be equal to the file's, and so must a matrix
+    without a known name that is close to one of the file's.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -75,12 +76,12 @@ class WeightsCompared:
                 self._matrices.setdefault(tuple(sorted(each.shape)), []).append(key)
 
     def receive(self, name: str, held: torch.Tensor) -> None:
-        """Compare one.
+        """Compare one weight.
 
         Args:
-            name: its name in the program: its key, behind whatever wrappers have put before it, or
-                what an exporter made of it.
-            held: what the program has.
+            name: in the program: its key, with any prefix of a wrapper, or a name that an exporter
+                made.
+            held: the program's tensor.
         """
         held = held.detach().cpu()
         digest = _digest(held)
@@ -99,8 +100,8 @@ class WeightsCompared:
                         (self._right if _is_alike(held, each) else self._near).add(known)
 
     def _key(self, name: str, held: torch.Tensor) -> str | None:
-        """The key of what has that name: of a model in a wrapper it is shorter; of a tower that was
-        exported by itself it may be longer, and the weight has to be near."""
+        """Return the key for a name in a program, or None: shorter than the name if the model was
+        in a wrapper; longer if a tower was exported alone, and then the weight must be close."""
         own = [key for key in _ends(name) if key in self._weights]
         longer = self._longer.get(name, [])
         alike = (key for key in (*own, *longer) if _is_alike(held, self._weights[key]))
@@ -108,7 +109,7 @@ class WeightsCompared:
         return next((key for several in (alike, near, own) for key in several), None)
 
     def _is_same(self, key: str) -> bool:
-        """Whether it is there bit for bit. To be asked for when all have come."""
+        """Whether the program has the weight bit for bit. Call it after all `receive` calls."""
         if key not in self._same:
             self._same[key] = self._is_anywhere(key)
         return self._same[key]
@@ -117,17 +118,17 @@ class WeightsCompared:
         weight = self._weights[key]
         if key in self._held:
             return self._held[key] == _digest(weight)
-        # One value throughout, as of a bias that is 0, might be any constant.
+        # A tensor of a single value, such as a bias of zeros, might be any constant.
         forms = map(_digest, (weight, weight.T) if weight.ndim == 2 else (weight,))
         several = weight.numel() > 0 and bool(weight.max() > weight.min())
         return several and not self._anywhere.isdisjoint(forms)
 
     def compared(self) -> int:
-        """Number of weights that are there, bit for bit, as they are or transposed."""
+        """Return the number of weights that the program has bit for bit, also transposed."""
         return sum(map(self._is_same, self._weights))
 
     def differing(self) -> dict[str, str]:
-        """By key, how those differ that are there and are not the expected."""
+        """Describe by key the weights in the program that differ from the expected ones."""
         return {
             key: "the program has other bits than the file"
             for key in self._weights
@@ -143,8 +144,7 @@ class WeightsCompared:
         }
 
     def lacking(self) -> dict[str, str]:
-        """By key, that those are not there that have no part in it; nothing where it has none by
-        their keys."""
+        """Describe by key the weights that the program lacks; empty if it has no known names."""
         there = self._held.keys() | self._right | self._near
         if not self._held:
             return {}
@@ -152,21 +152,21 @@ class WeightsCompared:
 
 
 def _ends(name: str) -> list[str]:
-    """The name, and what is left of it without its first parts."""
+    """Return the name, and its endings after each dot."""
     parts = name.split(".")
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 _SMALLEST = 1.2e-7
-"""The value that converters of ONNX to half precision raise smaller weights to (1e-7, rounded to
-float16)."""
+"""Least absolute value of weights after conversion of ONNX to half precision: converters raise
+smaller ones to it (1e-7, rounded to float16)."""
 
 
 def is_rounded(held: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether a weight is the expected one, rounded to half precision or bfloat16.
 
-    Programs that compute in one of these throughout hold all weights so, where the eager model has
-    some in float32.
+    Programs that compute only in one of these round all weights, while the eager model has some in
+    float32.
     """
     import torch
 
@@ -179,7 +179,7 @@ def is_rounded(held: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def _is_alike(found: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether it is the weight, rounded to half precision or not yet."""
+    """Whether a tensor is the weight, rounded to half precision or before such rounding."""
     from clipcheck.checkpoints.checkpoint import same_bits
 
     if is_rounded(found, weight) or same_bits(found, weight):
@@ -190,7 +190,7 @@ def _is_alike(found: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def _is_near(found: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether it is the weight, or that with a small change; a sample tells."""
+    """Whether a matrix is the weight, or the weight with a small change, by a sample."""
     if found.shape != weight.shape or found.ndim != 2 or found.numel() < _LEAST_MATRIX:
         return False
     rows, columns = (max(1, size // _SAMPLE) for size in found.shape)
@@ -199,19 +199,19 @@ def _is_near(found: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 _LEAST_MATRIX = 64
-"""Numbers of a matrix that is looked for; a smaller one might be another's by chance."""
+"""Least size of a matrix to find by its values; a smaller one might match by chance."""
 
 _SAMPLE = 32
-"""Rows and columns of a matrix that are looked at."""
+"""Number of rows and columns in a sample of a matrix."""
 
 _NEAR = 0.05
-"""Relative difference of the norms. Of two matrices of a model that are not the same it is about
-1.4; rounding to 8 bits makes 0.01."""
+"""Greatest relative norm of the difference. For two different matrices of a model it is about 1.4;
+for rounding to 8 bits 0.01."""
 
 
 def _is_scaled(found: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether it is a convolution, each of whose channels was multiplied with one number, as taking
-    up a BatchNorm does."""
+    """Whether a tensor is the convolution with each channel multiplied by one number, as after
+    folding a BatchNorm."""
     if found.shape != weight.shape or found.ndim < 3:
         return False
     ours, theirs = (each.double().flatten(1) for each in (weight, found))
@@ -222,16 +222,16 @@ def _is_scaled(found: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 _ROUNDING = (1e-3, 1e-6)
-"""Relative: of a product in half precision, and in float32."""
+"""Greatest relative rounding error of a product in half precision, and in float32."""
 
 _LEAST = 1e-300
-"""In place of the squares of a channel of zeros."""
+"""Divisor in place of the squares of a channel of zeros."""
 
 
 def _is_folded(
     key: str, weights: Mapping[str, torch.Tensor], held: Container[str], scaled: Container[str]
 ) -> bool:
-    """Whether it is a convolution that has taken up a BatchNorm, which the program lacks."""
+    """Whether a weight is a convolution with a folded BatchNorm, which the program lacks."""
     channels = weights[key].shape[:1]
     statistics = (name for name in weights if name.endswith(".running_mean"))
     return key in scaled and any(
@@ -243,8 +243,7 @@ _Digest = tuple[str, tuple[int, ...], bytes]
 
 
 def _digest(tensor: torch.Tensor) -> _Digest:
-    """Return a digest of the values: two tensors share it only where dtype, shape and bits are the
-    same."""
+    """Return a digest of a tensor: two share it only if dtype, shape and bits are the same."""
     import torch
 
     contents = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -1,7 +1,8 @@
-"""The weights that an ONNX program holds quantised, as it computes with them.
+"""Find and dequantise the quantised weights of an ONNX program, and match them to a model's.
 
-A weight is a tensor of integers with a scale and a zero point: for all of it, for each channel, or
-for each block of a row. Where these stand is told by the operator that takes the weight.
+A quantised weight is a tensor of integers with scales and zero points: one for the whole tensor,
+one for each channel, or one for each block of a row. Their places depend on the operator that uses
+the weight.
 """
 
 from __future__ import annotations
@@ -28,24 +29,25 @@ _GIVEN = {
     "MatMulInteger": (1, None, 3, -1),
     "ConvInteger": (1, None, 3, 0),
 }
-"""By operator: the places of the weight, its scale and its zero point among the inputs, and the
-axis of channels. Where there is no scale, what comes out is multiplied with it."""
+"""By operator: the positions of the weight, its scale and its zero point among the inputs, and the
+axis of channels. Without a scale among the inputs, later nodes multiply the output with it."""
 
 _ON_THE_WAY = ("Cast", "Mul", "Reshape", "Unsqueeze")
+"""Operators between a scale's constant and the multiplication with it."""
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """A weight that is quantised.
+    """A quantised weight.
 
     Attributes:
-        name: of the integers in the program.
-        node: the node that they are dequantised by, or that computes with them.
-        values: what the program computes with, float32; of a MatMulNBits [K, N], as of a MatMul.
-        steps: how far apart neighbouring values are, of a shape that goes with that of ``values``.
-        how: for people, as ``int8 by channel``.
+        name: of the tensor of integers in the program.
+        node: the node that dequantises it, or computes with it.
+        values: the dequantised weight, float32; for MatMulNBits it is [K, N], as for MatMul.
+        steps: differences of neighbouring values, float32; broadcast to the shape of ``values``.
+        how: description of the quantisation, such as ``int8 by channel``.
     """
 
     name: str
@@ -56,9 +58,9 @@ class Quantised:
 
 
 def quantised_weights(program: onnx.ModelProto) -> Iterator[Quantised]:
-    """Find each weight of a program that is quantised, and dequantise it.
+    """Find each quantised weight of a program, and dequantise it.
 
-    Integers whose scale is not told are left out.
+    Integers without a known scale are left out.
 
     Args:
         program: with all its data.
@@ -79,7 +81,7 @@ def quantised_weights(program: onnx.ModelProto) -> Iterator[Quantised]:
 
 
 class _Graph:
-    """Constants by name, and which nodes make and take what."""
+    """Constants of a program by name, and the nodes that produce and consume each tensor."""
 
     def __init__(self, program: onnx.ModelProto) -> None:
         self._held = {each.name: each for each in program.graph.initializer}
@@ -90,14 +92,14 @@ class _Graph:
                 self.taken.setdefault(name, []).append(node)
 
     def array(self, names: Sequence[str], place: int | None) -> Array | None:
-        """The constant at a place of a node's inputs; None where there is none."""
+        """Return the constant at a position of a node's inputs, or None."""
         from onnx import numpy_helper
 
         name = names[place] if place is not None and place < len(names) else ""
         return numpy_helper.to_array(self._held[name]) if name in self._held else None
 
     def multiplied_with(self, node: onnx.NodeProto) -> Array | None:
-        """The one constant of floating-point numbers that what a node gives is multiplied with."""
+        """Return the one floating-point factor of a node's output, or None."""
         scales: list[Array] = []
         for cast in self.taken.get(node.output[0], ()):
             for product in self.taken.get(cast.output[0], ()) if cast.op_type == "Cast" else ():
@@ -136,7 +138,7 @@ def _by_dequantising(graph: _Graph, node: onnx.NodeProto) -> Quantised | None:
 
 
 def _by_taker(graph: _Graph, node: onnx.NodeProto) -> Quantised | None:
-    """An embedding whose rows go into an operator of integers, which is given their scale."""
+    """Return an embedding whose rows are inputs of a QLinear operator, with their scale there."""
     output = node.output[0]
     for taker in graph.taken.get(output, ()):
         if not taker.op_type.startswith("QLinear"):
@@ -175,7 +177,7 @@ def _dequantised(
     at = _spread(np.zeros(1) if zero is None else zero, integers.shape, axis, block)
     if steps is None or at is None:
         return None
-    with np.errstate(invalid="ignore", over="ignore"):  # a scale may be NaN, which is told later
+    with np.errstate(invalid="ignore", over="ignore"):  # a scale may be NaN: reported later
         values = (integers.astype(np.float32) - at) * steps
     kind = "by tensor" if scale.size == 1 else f"by blocks of {block}" if block else "by channel"
     return Quantised(name, node, values, steps, f"{integers.dtype} {kind}")
@@ -184,8 +186,8 @@ def _dequantised(
 def _spread(
     given: Array, shape: tuple[int, ...], axis: int, block: int
 ) -> NDArray[np.float32] | None:
-    """One for each value of a tensor of that shape, or what is broadcast to it; None where it does
-    not fit."""
+    """Expand scales or zero points so that they broadcast to a tensor's shape; None if they do not
+    fit it."""
     found = given.astype(np.float32)
     if found.size == 1:
         return found.reshape(())
@@ -222,22 +224,22 @@ def _by_blocks(graph: _Graph, node: onnx.NodeProto) -> Quantised | None:
 
 
 def _unpacked(packed: Array, bits: int) -> NDArray[np.float32]:
-    """The numbers of so many bits in each row of bytes, the lowest bits first."""
+    """Unpack the numbers of ``bits`` bits in each row of bytes, the lowest bits first."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     numbers = (packed[:, :, None] >> shifts) & np.uint8((1 << bits) - 1)
     return numbers.reshape(len(packed), -1).astype(np.float32)
 
 
 def with_weight_in_float(program: onnx.ModelProto, name: str, weight: Array) -> onnx.ModelProto:
-    """Have a program compute with one weight in float; it is changed.
+    """Change a program in place so that it computes with one weight in float.
 
-    What is computed with the weight is then computed in float as well where the operator takes
-    only integers: of MatMulInteger and ConvInteger the activations are not quantised either.
+    An operator for integers is replaced by one for float: then for MatMulInteger and ConvInteger
+    the activations are not quantised either.
 
     Args:
         program: with all its data.
-        name: of the quantised weight, as of `Quantised`.
-        weight: what it is, of the shape of the quantised one or transposed.
+        name: of the quantised weight, as in `Quantised`.
+        weight: in float, of the shape of the quantised one or transposed.
 
     Raises:
         ValueError: the program has no such weight.
@@ -249,14 +251,14 @@ def with_weight_in_float(program: onnx.ModelProto, name: str, weight: Array) -> 
         raise ValueError(f"the program has no quantised weight {name!r}")
     graph, node = _Graph(program), found.node
     forms = list(_forms(weight, found.values, True))
-    # A scale that is fitted takes up some of the rounding, too.
+    # A fitted scale includes some of the rounding, so an unscaled form goes first.
     within = [each for each in forms if _off(found.values, each, found.steps) <= _STEP]
     values = within[0] if within else min(forms, key=lambda each: _distance(found.values, each))
     held = f"{name} in float"
     program.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), held))
 
     def put(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
-        """In place of the node."""
+        """Insert an operator in place of the node."""
         made = helper.make_node(operator, inputs, [output], **attributes)
         program.graph.node.insert(list(program.graph.node).index(node), made)
 
@@ -291,13 +293,13 @@ def with_weight_in_float(program: onnx.ModelProto, name: str, weight: Array) -> 
         scale = 7 if node.op_type == "QGemm" else 6
         put("QuantizeLinear", [f"{output} given", *inputs[scale : scale + 2]], output)
     else:
-        raise ValueError(f"a weight of {node.op_type} is not put into float")
+        raise ValueError(f"a weight of {node.op_type} cannot be replaced by float")
     program.graph.node.remove(node)
     return program
 
 
 _LINEAR = {"QLinearConv": "Conv", "QLinearMatMul": "MatMul", "QGemm": "Gemm"}
-"""By operator of integers, that of float."""
+"""Float operator for each operator of integers."""
 
 _KEPT_ATTRIBUTES = frozenset(
     ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides", "alpha", "transB")
@@ -305,8 +307,8 @@ _KEPT_ATTRIBUTES = frozenset(
 
 
 def _bias(program: onnx.ModelProto, graph: _Graph, node: onnx.NodeProto) -> list[str]:
-    """The name of the bias of such an operator, dequantised; none where it has none. Its scale is
-    that of what comes in times that of the weight."""
+    """Add the dequantised bias of an integer operator, and return its name; empty without a bias.
+    Its scale is the input's times the weight's."""
     from onnx import numpy_helper
 
     place = {"QLinearConv": 8, "QGemm": 6}.get(node.op_type, len(node.input))
@@ -321,31 +323,31 @@ def _bias(program: onnx.ModelProto, graph: _Graph, node: onnx.NodeProto) -> list
 
 
 _STEP = 1.01
-"""Steps that a value may be from the file's: rounding takes half of one, and the end of a range
-whose zero point was rounded as much again."""
+"""Most steps between a value and the file's: rounding causes half a step, and at the end of a
+range, rounding of the zero point another half."""
 
 _ALIKE = 0.5
-"""A tensor that is further from a weight, in the root mean square of that, is not told to be it."""
+"""Greatest distance of a tensor from a weight, relative to the weight's root mean square, to match
+them by values."""
 
 _SAMPLE = 4096
-"""Values that tell which weight a tensor is, where its name does not."""
+"""Number of values to compare when a tensor's name does not identify the weight."""
 
 _SUFFIXES = ("_quantized", "_Transposed", "_Q4", "_Q8")
-"""Ends that ONNX Runtime adds to the name of a weight that it quantises."""
+"""Suffixes that ONNX Runtime adds to the name of a quantised weight."""
 
 
 class Matching:
-    """Finds which weight each quantised tensor is, by its name, else by its values, and compares
-    the two.
+    """Matches each quantised tensor to a weight, by its name or else its values, and compares them.
 
     Args:
-        weights: the expected, by key.
+        weights: the expected weights, by key.
 
     Attributes:
-        matched: by key, how a weight is quantised that is the file's to within a step.
-        differing: by key, how it differs where it is not.
+        matched: by key, how a weight is quantised, if it is within a step of the file's.
+        differing: by key, a description of the difference if it is not.
         tensors: by key, the name of the tensor in the program.
-        levels: by key, how many different values it can have in the range that it has.
+        levels: by key, the number of possible values within the tensor's range.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -359,14 +361,14 @@ class Matching:
         self.levels: dict[str, int] = {}
 
     def receive(self, tensor: str, key: str, values: Array, steps: Array, how: str) -> None:
-        """Compare one.
+        """Compare one tensor.
 
         Args:
             tensor: its name in the program.
-            key: the same without a prefix.
-            values: what the program computes with.
-            steps: how far apart neighbouring values are.
-            how: it is quantised, for people.
+            key: the name without a prefix.
+            values: dequantised.
+            steps: differences of neighbouring values.
+            how: description of the quantisation.
         """
         for suffix in _SUFFIXES:
             key = key.removesuffix(suffix)
@@ -384,7 +386,7 @@ class Matching:
         if name != key and distance > _ALIKE:
             return
         off = _off(values, expected, steps)
-        # A bias that has taken up a normalisation keeps its name.
+        # A bias with a folded BatchNorm keeps its name.
         if off > _STEP and expected.ndim == 1 and expected.shape in self._folded:
             return
         self.tensors[name] = tensor
@@ -396,7 +398,7 @@ class Matching:
             return
         self.differing[name] = (
             f"quantised as {how}, it is up to {number(off)} steps from the file's, more than "
-            "rounding takes"
+            "rounding causes"
         )
 
     def _alike(self, name: str, values: Array) -> Iterator[Array]:
@@ -405,8 +407,8 @@ class Matching:
 
 
 def _forms(weight: Array, values: Array, folded: bool) -> Iterator[Array]:
-    """The weight as it may be in a program that has these values: as it is, transposed, or with a
-    BatchNorm in it, where it may be folded."""
+    """Yield the possible forms of a weight in a program with these values: unchanged, with a folded
+    BatchNorm if ``folded``, or transposed."""
     if weight.shape == values.shape:
         yield weight
         if weight.ndim == 4 and folded:
@@ -418,16 +420,16 @@ def _forms(weight: Array, values: Array, folded: bool) -> Iterator[Array]:
 
 
 _LEAST = 1e-30
-"""In place of a step or of squares that are 0."""
+"""Divisor in place of a step or a sum of squares that is 0."""
 
 
 def _off(values: Array, expected: Array, steps: Array) -> float:
-    """How many steps they are apart at most."""
+    """Return the greatest distance in steps."""
     return float((np.abs(values - expected) / np.maximum(np.abs(steps), _LEAST)).max())
 
 
 def _distance(values: Array, expected: Array) -> float:
-    """How far apart they are, in the root mean square of the expected, by a sample."""
+    """Return the distance of a sample, relative to the expected root mean square."""
     ours, theirs = (each.flat[:: max(1, each.size // _SAMPLE)] for each in (expected, values))
     rms = float(np.sqrt(np.mean(np.square(ours))))
     return float(np.sqrt(np.mean(np.square(theirs - ours)))) / max(rms, _LEAST)

@@ -1,7 +1,7 @@
 """Identify the inputs and outputs of a program by the user's option, by name, else by shape.
 
-Other exporters have other names. Nothing is guessed: if there are several possibilities, the user
-has to choose.
+Exporters use different names. Nothing is guessed: if there are several possibilities, the user must
+choose.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from clipcheck.gates.result import FEATURES, MEANT, OUTPUTS
 from clipcheck.inputs.batches import length_of
 
 INPUTS = {"pixels": "pixels", "tokens": "ids", "mask": "attention mask", "positions": "positions"}
-"""The kinds of inputs, each with its name for people."""
+"""The kinds of inputs, each with its name in messages."""
 
 ASKED = "--map"
-"""The option that says what an input or output is."""
+"""The option for the meaning of an input or output."""
 
 _NAMES = {
     # clipcheck
@@ -50,22 +50,22 @@ _NAMES = {
     "text_embedding": "text_features",
     "sentence_embedding": "text_features",
 }
-"""Meaning of an input or output, by the name that exporters give it. Of several outputs of the same
-meaning the first in this order is taken. ``embedding`` (Immich) and ``output`` are told by the
-tower that they are of."""
+"""Meaning of an input or output, by its name in exporters. Of several outputs with the same meaning
+the first in this order is used. ``embedding`` (Immich) and ``output`` are identified by the
+program's tower."""
 
 _OTHERS = ("last_hidden_state", "token_embeddings", "logit_scale", "logit_bias")
-"""Outputs of exporters that are none of clipcheck's."""
+"""Outputs of exporters that clipcheck does not compare."""
 
 _RANKS = {"pixels": 4, "tokens": 2, "mask": 2, "positions": 2}
 
 PROBE = (2, 3)
-"""Numbers of images and texts by which outputs are identified: two different numbers, and neither a
-dimension of features, which are multiples of 64."""
+"""Numbers of images and texts to identify outputs by their shapes: two different numbers, neither a
+width of features, which is a multiple of 64."""
 
 _UNIT = 5e-3
-"""How far from 1 the length of features may be that are normalised: what a norm in bfloat16 may be
-off by."""
+"""Greatest difference from 1 of the length of normalised features: the error of a norm in
+bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ class Input:
 
     Attributes:
         name: in the program.
-        dtype: numpy's name. Pixels in uint8 are those of the picture itself: the program normalises
-            them.
+        dtype: numpy's name. Pixels in uint8 are the image's colours, which the program normalises.
         sizes: of the model, with its rules for pixels and ids.
         batch: number of rows that it takes; None for any.
         channels_last: whether pixels are [N, R, R, 3].
@@ -123,7 +122,7 @@ class Input:
         return np.asarray((self._colours(pixels) / np.float32(255) - mean) / std, dtype=np.float32)
 
     def _colours(self, pixels: Pixels) -> NDArray[Any]:
-        """From 0 to 255, as whole numbers."""
+        """Return the colours, whole numbers from 0 to 255."""
         mean, std = self._rules()
         return np.rint(np.clip((pixels * std + mean) * 255, 0, 255))
 
@@ -146,11 +145,11 @@ def inputs(
     """Identify the inputs of a program of one or both towers.
 
     Args:
-        names: what the user said that inputs and outputs are, by their names.
+        names: meanings of inputs and outputs from the user, by name.
 
     Raises:
         UsageError: an input has several possible meanings, or a named one does not exist.
-        CheckpointError: it takes neither pixels nor ids.
+        CheckpointError: the program has no input for pixels or ids.
         ArchitectureError: an input's shape does not fit the architecture.
     """
     told = {name: kind for name, kind in (names or {}).items() if kind in INPUTS}
@@ -180,11 +179,11 @@ def _require_there(told: Mapping[str, str], names: Sequence[str], what: str, pat
 
 
 def _require_one(names: Sequence[str], meaning: str, what: str, path: Path) -> None:
-    """See that not several of the inputs or outputs of a program could be the same."""
+    """Raise if several inputs or outputs of a program could have the same meaning."""
     if len(names) > 1:
         raise UsageError(
             f"its {what} {' and '.join(names)} could each be the {_people(meaning)}",
-            remedy=f"Say which it is: {ASKED} {names[0]}={meaning}, or another.",
+            remedy=f"Choose one, such as {ASKED} {names[0]}={meaning}.",
             path=path,
         )
 
@@ -198,13 +197,13 @@ def _input(declared: Declared, told: str | None, sizes: Sizes, path: Path) -> In
     kind = told or (named if named in INPUTS else None)
     shape = declared.shape
     if kind is None and shape is not None:
-        # A picture may be in whole numbers, too.
+        # Pixels may be whole numbers too.
         whole = declared.dtype.startswith("int")
         kind = "pixels" if len(shape) == 4 else "tokens" if len(shape) == 2 and whole else None
     if kind is None:
         raise UsageError(
-            f"its input {declared.name!r} is none that a CLIP model has",
-            remedy=f"Say what it is, one of {', '.join(INPUTS)}: {ASKED} {declared.name}=pixels.",
+            f"its input {declared.name!r} is not a known input of a CLIP model",
+            remedy=f"Give its meaning, one of {', '.join(INPUTS)}: {ASKED} {declared.name}=pixels.",
             path=path,
         )
     last = kind == "pixels" and shape is not None and shape[1:2] != (3,) and shape[3:] == (3,)
@@ -232,7 +231,7 @@ def _require_shape(
     raise ArchitectureError(
         f"its input {declared.name!r} has shape {_written(shape)}, "
         f"expected {_written((None, *wanted))}",
-        remedy="Give the reference that it was made of.",
+        remedy="Give the reference that it was made from.",
         path=path,
     )
 
@@ -251,7 +250,7 @@ class Outputs:
 
     Attributes:
         places: by name of `OUTPUTS`, its position among the program's outputs.
-        names: by name of `OUTPUTS`, what the program calls it.
+        names: by name of `OUTPUTS`, its name in the program.
     """
 
     places: Mapping[str, int]
@@ -263,10 +262,10 @@ class Outputs:
 
 
 def probe(batch: Rows, sizes: Sizes) -> tuple[Pixels, Tokens]:
-    """Inputs whose outputs `outputs` tells apart; each row is another.
+    """Return inputs with different rows, whose outputs `outputs` can identify.
 
     Args:
-        batch: how many images and texts have to be run at a time.
+        batch: required numbers of images and texts of a call, or None for any.
     """
     images, texts = (each or other for each, other in zip(batch, PROBE, strict=True))
     side = sizes.image_resolution
@@ -276,7 +275,7 @@ def probe(batch: Rows, sizes: Sizes) -> tuple[Pixels, Tokens]:
 
 
 def blank(sizes: HasSizes, images: int, texts: int) -> tuple[Pixels, Tokens]:
-    """Inputs of zeros: so many images and texts."""
+    """Return inputs of zeros for these numbers of images and texts."""
     side = sizes.image_resolution
     pixels = np.zeros((images, 3, side, side), dtype=np.float32)
     return pixels, np.zeros((texts, sizes.context_length), dtype=np.int32)
@@ -290,17 +289,19 @@ def outputs(
     path: Path,
     names: Mapping[str, str] | None = None,
 ) -> Outputs:
-    """Tell the outputs of a program apart.
+    """Identify the outputs of a program.
 
-    One is told by the user, or by its name, or as the only output of a tower that is alone; or else
-    by its shape, where it alone has that shape and no name says otherwise.
+    An output is identified by the user, by its name, as the only output of a single tower, or else
+    by its shape, if it is the only unnamed output of that shape.
 
     Args:
-        counts: of the images and texts that it was given.
-        names: what the user said that inputs and outputs are, by their names.
+        raw: the outputs of a call.
+        given: the inputs of the program.
+        counts: of images and texts in the call.
+        names: meanings of inputs and outputs from the user, by name.
 
     Raises:
-        UsageError: one could be several, or one that is named is not there.
+        UsageError: several outputs could have the same meaning, or a named one does not exist.
     """
     called = [name or f"output {number}" for number, (name, _) in enumerate(raw, start=1)]
     told = {name: meaning for name, meaning in (names or {}).items() if meaning in OUTPUTS}
@@ -343,7 +344,7 @@ def _shapes(counts: tuple[int, int], sizes: Sizes) -> dict[str, tuple[int, int]]
 
 
 def normalised(found: Named) -> frozenset[str]:
-    """The names of features that all have the length 1."""
+    """Return the names of the features whose rows all have length 1."""
     lengths = {
         name: np.linalg.norm(found[name].astype(np.float64), axis=-1)
         for name in FEATURES

@@ -1,4 +1,4 @@
-"""Two programs of one tower each, as one model."""
+"""Run two programs of one tower each as one model."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 
 class Towers(Backend):
-    """Runs a program for each tower. Logits are made of both features as the model makes them.
+    """Runs a program for each tower; the reference computes logits from both features.
 
     Args:
-        source: what they are compared with, which makes the logits.
+        parts: the programs of the image tower and of the text tower.
+        source: of the reference.
 
     Raises:
-        UsageError: one of them is no program of its tower.
+        UsageError: a program is not of its tower.
     """
 
     def __init__(self, parts: Sequence[ProgramBackend], source: Source) -> None:
@@ -34,7 +35,7 @@ class Towers(Backend):
         ):
             if kind not in part.kinds:
                 raise UsageError(
-                    f"expected a program of the {tower} tower, found one that takes no "
+                    f"expected a program of the {tower} tower, found one without an input for "
                     f"{INPUTS[kind]}",
                     remedy="Give the programs of the two towers: image=FILE,text=FILE.",
                     path=file,
@@ -46,22 +47,22 @@ class Towers(Backend):
         self._source = source
 
     def encode_image(self, pixels: Pixels) -> Array:
-        """Pixels [N, 3, R, R] to features [N, E]."""
+        """Encode pixels [N, 3, R, R] as features [N, E]."""
         return self._parts["encode_image"].encode_image(pixels)
 
     def encode_text(self, tokens: Tokens) -> Array:
-        """Ids [M, L] to features [M, E]."""
+        """Encode ids [M, L] as features [M, E]."""
         return self._parts["encode_text"].encode_text(tokens)
 
     def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
-        """Pixels and ids to logits per image [N, M] and per text [M, N]."""
+        """Return logits per image [N, M] and per text [M, N]."""
         return self._logits(self.encode_image(pixels), self.encode_text(tokens))
 
     def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
-        """All outputs by name; each tower runs once.
+        """Return all outputs by name; each tower runs once.
 
         Raises:
-            RunError: one cannot be run, or does not give its features.
+            RunError: a program does not run, or does not return its features.
         """
         features = dict(
             zip(FEATURES, (self.encode_image(pixels), self.encode_text(tokens)), strict=True)
@@ -80,26 +81,26 @@ class Towers(Backend):
 
     @property
     def normalised(self) -> frozenset[str]:
-        """Features that they give with the length 1."""
+        """Names of the features that the programs normalise to length 1."""
         return frozenset().union(*(part.normalised for part in self._parts.values()))
 
     @property
     def mapping(self) -> tuple[str, ...]:
-        """Their inputs and outputs, each with its meaning, and where logits come from."""
+        """Descriptions of inputs and outputs, and of the origin of logits."""
         told = [each for part in self._parts.values() for each in part.mapping]
-        return (*told, "logits: made of both features by the reference")
+        return (*told, "logits: computed from both features by the reference")
 
     @property
     def batches(self) -> tuple[Rows, ...]:
-        """Numbers of images and texts that they run with; nothing for any."""
+        """Supported numbers of images and texts; empty if any number is."""
         images, texts = (part.batches for part in self._parts.values())
         if not images and not texts:
             return ()
-        # Each takes no more than its own rows, and one size is enough to run it.
+        # Each program uses only its own number, and one supported size is enough.
         return ((images[-1][0] if images else None, texts[-1][1] if texts else None),)
 
     def evidence(self) -> Evidence:
-        """Return the evidence of both for the gate ``integrity``."""
+        """Return the evidence of both programs for the gate ``integrity``."""
         found = [part.evidence() for part in self._parts.values()]
         counts = [each.weights for each in found if each.weights is not None]
         doubts = [doubt for each in found for doubt in each.doubts]
@@ -114,6 +115,6 @@ class Towers(Backend):
         )
 
     def close(self) -> None:
-        """Let go of both."""
+        """Close both programs."""
         for part in self._parts.values():
             part.close()

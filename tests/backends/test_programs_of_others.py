@@ -221,7 +221,7 @@ def test_a_program_of_one_tower_is_judged_by_its_features(
 
 def test_an_input_that_no_clip_model_has_is_named(model: eager.CLIP, tmp_path: Path) -> None:
     path = saved_pt2(tmp_path / "theirs.pt2", More(model), ["image", "text", "temperature"])
-    with pytest.raises(UsageError, match="its input 'temperature' is none that a CLIP"):
+    with pytest.raises(UsageError, match="its input 'temperature' is not a known input"):
         open_file(path)
 
 
