@@ -26,7 +26,7 @@ class Uninitialised(TorchFunctionMode):
     """Skips the initialisation of weights, which are replaced later.
 
     Models of libraries are not built on the meta device: some towers run a layer to get shapes, and
-    buffers that no checkpoint has need their values.
+    buffers that are not in checkpoints need their values.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -40,8 +40,8 @@ class Uninitialised(TorchFunctionMode):
 
 
 class Widened(TorchFunctionMode):
-    """Computes in float64 what asks for float32 inside of a model: normalisations and softmax do,
-    whatever they are given."""
+    """Replaces float32 by float64 inside a model: some normalisations and softmax convert their
+    input to float32, also in a float64 model."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {key: _wider(value) for key, value in (kwargs or {}).items()}
@@ -68,8 +68,8 @@ def assign(
         config: name of the model's configuration file, for messages.
 
     Raises:
-        ArchitectureError: they are not the weights of such a model; the message names a key, and
-            both shapes.
+        ArchitectureError: the weights do not fit the model; the message names a key, and both
+            shapes.
     """
     wanted = model.state_dict()
     weights = {key: each for key, each in tensors.items() if not key.endswith(_POSITIONS)}
@@ -84,7 +84,7 @@ def assign(
     _cast_buffers(model, device, is_visual)
     for module in model.modules():
         if getattr(module, "loss_type", "") is None:
-            # Tracing reads every attribute, and transformers warns of one without a loss.
+            # Tracing reads every attribute, and transformers warns if there is no loss type.
             module.loss_type = "ForCausalLM"  # type: ignore[assignment]
     model.requires_grad_(False)
     model.eval()
@@ -96,10 +96,10 @@ def require_fitting(
     remedy: str,
     path: Path | None = None,
 ) -> None:
-    """See that tensors are all that a model has, and of its shapes.
+    """Raise if tensors do not have exactly the keys and shapes of a model.
 
     Raises:
-        ArchitectureError: they are not; the message names a key, and both shapes.
+        ArchitectureError: the message names a key, and both shapes.
     """
     problems = [
         f"{key} has shape {list(weights[key].shape)}, expected {list(tensor.shape)}"
@@ -112,7 +112,7 @@ def require_fitting(
         if key not in weights
     ]
     problems += [
-        f"{key}, {list(tensor.shape)}, is none of its keys"
+        f"{key}, {list(tensor.shape)}, is not a key of the model"
         for key, tensor in weights.items()
         if key not in wanted
     ]
@@ -120,14 +120,14 @@ def require_fitting(
         more = len(problems) - _TOO_MANY
         told = "; ".join(problems[:_TOO_MANY]) + (f"; and {more} more" if more > 0 else "")
         raise ArchitectureError(
-            f"its weights are not those of the model that its configuration describes: {told}",
+            f"its weights do not fit the model of its configuration: {told}",
             remedy=remedy,
             path=path,
         )
 
 
 def _cast_buffers(model: nn.Module, device: torch.device, is_visual: Callable[[str], bool]) -> None:
-    """Move buffers that are in no state dict (masks, rotary embeddings) to the weights' device and
+    """Move buffers that state dicts leave out (masks, rotary embeddings) to the weights' device and
     to the dtype of their tower."""
     kept = model.state_dict().keys()
     towers = {visual: dtype_of(model, is_visual, visual=visual) for visual in (True, False)}

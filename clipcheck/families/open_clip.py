@@ -39,7 +39,7 @@ class OpenClip(DualEncoder):
         super().__init__(found.image_resolution, found.context_length)
         self.model: Any = model
         self.image_dtype = dtype_of(model, _is_visual, visual=True)
-        self.forward_pairs = hasattr(model, "text_decoder")  # CoCa's, which goes on to captions
+        self.forward_pairs = hasattr(model, "text_decoder")  # CoCa's, which also computes captions
 
     def own(self) -> nn.Module:
         """The library's model."""
@@ -112,14 +112,14 @@ def _configs(architecture: LibraryArchitecture) -> tuple[dict[str, Any], dict[st
     problems += [] if problems else _unlike("vision_cfg", model) + _unlike("text_cfg", model)
     if problems:
         raise ArchitectureError(
-            f"it describes no model of open_clip: {'; '.join(problems[:_TOO_MANY])}",
+            f"it is not a model of open_clip: {'; '.join(problems[:_TOO_MANY])}",
             remedy="Take the open_clip_config.json that belongs to the weights.",
         )
     tower = model["vision_cfg"].get("timm_model_name")
     if isinstance(tower, str) and tower.startswith(_FETCHED):
         raise ArchitectureError(
-            f"its image tower is {tower!r}, which timm would fetch from the hub, and clipcheck "
-            "fetches none",
+            f"its image tower is {tower!r}, which timm would download from the hub; clipcheck "
+            "downloads no models",
             remedy="Give timm's own name of the model as timm_model_name.",
         )
     return model, preprocess
@@ -165,7 +165,7 @@ def _images(preprocess: Mapping[str, Any]) -> ImageRules:
     if resize not in _RESIZING or type(fill) is not int:
         raise ArchitectureError(
             f"preprocess_cfg has the resize_mode {_brief(resize)} and the fill_color "
-            f"{_brief(fill)}, expected {', '.join(_RESIZING)} and a whole number",
+            f"{_brief(fill)}, expected one of {', '.join(_RESIZING)} and a whole number",
             remedy="Take the open_clip_config.json that belongs to the weights.",
         )
     return ImageRules(
@@ -188,8 +188,8 @@ def _texts(
     *,
     sigmoid: bool,
 ) -> TextRules:
-    """How rows of ids are made: by CLIP's tokenizer, or by that of transformers which the
-    configuration names, where the folder has it."""
+    """Return the rules for rows of ids: with CLIP's tokenizer, or with transformers' tokenizer that
+    the configuration names, if the folder has it."""
     drawn = _drawn_texts(text, hf, vocab_size, sigmoid=sigmoid)
     files = at_hand(folder) if text.get("hf_tokenizer_name") else ""
     if folder is None or not files:
@@ -202,8 +202,8 @@ def _texts(
 def _drawn_texts(
     text: Mapping[str, Any], hf: Mapping[str, Any], vocab_size: int, *, sigmoid: bool
 ) -> TextRules:
-    """Return the rules for rows of ids without a tokenizer other than CLIP's: ids are drawn
-    directly, between the special ids of the configuration."""
+    """Return the rules for rows of ids with CLIP's tokenizer, or without a tokenizer: then ids are
+    drawn at random between the special ids of the configuration."""
     if hf:
         specials = [hf.get(f"{name}_token_id") for name in ("bos", "eos", "pad")]
         start, end, pad = specials
@@ -291,7 +291,7 @@ def _open_clip() -> dict[str, type[nn.Module]]:
         import open_clip
     except ImportError as error:
         raise UnavailableError(
-            "open_clip, whose own model is the reference of this one, is not installed",
+            "open_clip is not installed; its own model is the reference of this one",
             remedy="Run: pip install open_clip_torch.",
         ) from error
     return {name: getattr(open_clip, name) for name in ("CLIP", "CustomTextCLIP", "CoCa")}
@@ -317,7 +317,7 @@ def _text_config(architecture: LibraryArchitecture) -> dict[str, Any]:
         name = architecture.settings["model_cfg"]["text_cfg"]["hf_model_name"]
         raise ArchitectureError(
             f"its text tower is {name!r} of transformers, whose configuration open_clip would "
-            "fetch from the hub, and clipcheck fetches none",
+            "download from the hub; clipcheck downloads no models",
             remedy=f"Put the config.json of {name} into the folder, as {TEXT_CONFIG}.",
         )
     import transformers
@@ -329,7 +329,7 @@ def _text_config(architecture: LibraryArchitecture) -> dict[str, Any]:
         config = {key: value for key, value in config.items() if value is not None}
     except (TypeError, ValueError) as error:
         raise ArchitectureError(
-            f"its {TEXT_CONFIG} is none that transformers knows ({first_line(error)[:120]})",
+            f"transformers cannot read its {TEXT_CONFIG} ({first_line(error)[:120]})",
             remedy="Take the config.json that belongs to the text model.",
         ) from error
     return config

@@ -52,13 +52,14 @@ def sizes_of(model: Architecture | LibraryArchitecture) -> Sizes:
 
 
 def by_library(checkpoint: Checkpoint) -> Checkpoint:
-    """Return an archive of a library's model by the library's keys; others are unchanged.
+    """Return an archive of a library's model with the library's keys; other checkpoints are
+    unchanged.
 
-    An archive has the buffers as well that state dicts leave out, such as masks and positions, and
-    may have the whole model inside of another.
+    An archive also has the buffers that state dicts leave out, such as masks and positions, and the
+    model may be inside another module.
 
     Raises:
-        ArchitectureError: its weights are not those of the library's model.
+        ArchitectureError: its weights do not fit the library's model.
     """
     from clipcheck.families.building import COUNTER, require_fitting
 
@@ -82,7 +83,7 @@ def by_library(checkpoint: Checkpoint) -> Checkpoint:
     weights = {
         key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key not in beside
     }
-    remedy = "Name the model that it was made of: --reference FOLDER, or --architecture."
+    remedy = "Give the model that it was made from: --reference FOLDER, or --architecture."
     require_fitting(weights, wanted, remedy, checkpoint.path)
     naming = Naming(prefix, masks=frozenset(beside))
     return replace(checkpoint, tensors=weights, naming=naming)
@@ -119,7 +120,7 @@ def parameters_of(model: Architecture | LibraryArchitecture) -> int:
 
 
 def _on_meta(model: LibraryArchitecture) -> nn.Module:
-    """The library's model, of whose weights none is allocated."""
+    """Return the library's model without allocating its weights."""
     import torch
 
     with torch.device("meta"):

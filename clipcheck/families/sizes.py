@@ -73,7 +73,7 @@ class Sizes:
         if texts.tokenizer is not None:
             ids = f"ids by {texts.tokenizer.name}"
         else:
-            ids = f"ids drawn directly, as {self.tokenizer} is not at hand"
+            ids = f"ids drawn at random without {self.tokenizer}"
         loss = "sigmoid" if self.sigmoid else "softmax"
         told = [
             *([f"{ids}, padded with {texts.pad}"] if "text_features" in self.outputs else []),

@@ -1,6 +1,7 @@
-"""The tokenizer in a folder of a library's model, as the library itself reads and calls it.
+"""Read and call the tokenizer in a folder of a library's model as the library does.
 
-Nothing is fetched, and no code of a folder is run: what asks for that is refused.
+Nothing is downloaded, and no code of a folder is run: a configuration that asks for code is
+refused.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from clipcheck.checkpoints.library import refuse_code
 from clipcheck.errors import ClipcheckError, VocabularyError, first_line
 
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
-"""Files that are a tokenizer together, the first of which is taken."""
+"""Sets of files that are a tokenizer; the first complete set is used."""
 
 _CONFIG = "tokenizer_config.json"
 
 _REMEDY = (
-    "Copy the tokenizer that belongs to the weights into the folder, or take it out: ids are drawn "
-    "directly then."
+    "Copy the tokenizer of the weights into the folder, or remove the tokenizer: then ids are "
+    "drawn at random."
 )
 
 Encode: TypeAlias = Callable[[str, int], Sequence[int]]
-"""Makes a row of a text and a length."""
+"""A function of a text and a length that returns a row of ids."""
 
 
 def at_hand(folder: Path | None) -> str:
-    """The files of a folder that are a tokenizer, for people; empty where there are none."""
+    """List the files of a folder that are a tokenizer; empty if there is none."""
     found = (
         files for files in _FILES if folder and all((folder / name).is_file() for name in files)
     )
@@ -49,8 +50,8 @@ class LibraryTokenizer:
     """A tokenizer in a folder: a `clipcheck.inputs.rules.Tokenizes`. It is read on the first use.
 
     Attributes:
-        files: of it, for people.
-        vocab_size: the model takes ids below it.
+        files: names of its files, for messages.
+        vocab_size: of the model, whose ids are below it.
     """
 
     folder: Path
@@ -59,14 +60,14 @@ class LibraryTokenizer:
 
     @property
     def name(self) -> str:
-        """Which it is, for people."""
+        """Description of the tokenizer."""
         return f"the folder's {self.files}"
 
     def row(self, text: str, length: int) -> NDArray[np.int32]:
-        """A row [length] of a text, cut and padded as the library does.
+        """Return the row of ids [length] of a text, truncated and padded as in the library.
 
         Raises:
-            VocabularyError: it is damaged, or gives what the model does not take.
+            VocabularyError: the tokenizer is damaged, or its ids do not fit the model.
         """
         encode, _ = _loaded(self)
         with self._translating(f"fails on {ascii(text)[:60]}"):
@@ -74,17 +75,17 @@ class LibraryTokenizer:
         strange = next((i for i in ids if not 0 <= i < self.vocab_size), None)
         if strange is not None:
             raise self._error(
-                f"gives the id {strange} for {ascii(text)[:60]}, and the model takes ids from 0 to "
+                f"gives the id {strange} for {ascii(text)[:60]}, but the model takes ids from 0 to "
                 f"{self.vocab_size - 1}"
             )
         if len(ids) != length:
             raise self._error(
-                f"gives {len(ids)} ids for {ascii(text)[:60]}, and the model takes {length}"
+                f"gives {len(ids)} ids for {ascii(text)[:60]}, but the model takes {length}"
             )
         return np.array(ids, dtype=np.int32)
 
     def spell(self, ids: Sequence[int]) -> str:
-        """The text of the ids of a row, without its special ones."""
+        """Return the text of a row of ids, without special ids."""
         _, tokenizer = _loaded(self)
         with self._translating(f"fails to spell {len(ids)} ids"):
             text: str = tokenizer.decode(ids, skip_special_tokens=True)
@@ -92,13 +93,13 @@ class LibraryTokenizer:
 
     @abstractmethod
     def load(self) -> tuple[Encode, Any]:
-        """Return what makes rows, and transformers' tokenizer that it is made of."""
+        """Return the function that makes rows, and transformers' tokenizer that it calls."""
 
     def read(self) -> tuple[Encode, Any]:
-        """Load it, from a folder without code.
+        """Load the tokenizer, after checking that its configuration asks for no code.
 
         Raises:
-            VocabularyError: it is damaged.
+            VocabularyError: the tokenizer is damaged.
         """
         config = self.folder / _CONFIG
         if config.is_file():
@@ -113,7 +114,7 @@ class LibraryTokenizer:
                 yield
         except ClipcheckError:
             raise
-        # Of whatever library: tokenizers raises plain exceptions.
+        # Libraries may raise any exception here: tokenizers raises plain `Exception`s.
         except Exception as error:
             raise self._error(f"{problem} ({first_line(error)[:160]})") from error
 
@@ -132,25 +133,25 @@ def _loaded(tokenizer: LibraryTokenizer) -> tuple[Encode, Any]:
 
 @dataclass(frozen=True)
 class TransformersTokenizer(LibraryTokenizer):
-    """That of a folder of transformers, as ``AutoTokenizer`` reads it.
+    """The tokenizer of a folder of transformers, as ``AutoTokenizer`` reads it.
 
     Attributes:
-        pad: the id of padding, where the tokenizer has none itself.
-        canonical: whether texts are lowered and lose their punctuation first, unless the folder
-            names another class than SigLIP's.
+        pad: padding id, if the tokenizer has none itself.
+        canonical: whether texts are first converted to lower case without punctuation, unless the
+            folder names another class than SigLIP's.
     """
 
     pad: int = 0
     canonical: bool = False
 
     def load(self) -> tuple[Encode, Any]:
-        """Return what makes rows, and transformers' tokenizer that it is made of."""
+        """Return the function that makes rows, and transformers' tokenizer that it calls."""
         import transformers
 
         config = self.folder / _CONFIG
         named = read_json(config).get("tokenizer_class") if config.is_file() else None
         siglip = self.canonical and named in (None, "SiglipTokenizer")
-        # SigLIP's class reads a file of sentencepiece alone. Other files say the same of ids.
+        # SigLIP's class reads only a file of sentencepiece. Other files have the same ids.
         chosen = transformers.PreTrainedTokenizerFast if siglip else transformers.AutoTokenizer
         tokenizer: Any = chosen.from_pretrained(
             str(self.folder), local_files_only=True, trust_remote_code=False
@@ -167,7 +168,7 @@ class TransformersTokenizer(LibraryTokenizer):
 
 
 def _canonical(text: str) -> str:
-    """A text as SigLIP's own tokenizer takes it: in lower case, without punctuation."""
+    """Convert a text as SigLIP's own tokenizer does: to lower case, without punctuation."""
     return " ".join(text.lower().translate(_PUNCTUATION).split())
 
 
@@ -176,16 +177,16 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class OpenClipTokenizer(LibraryTokenizer):
-    """That of a folder of open_clip, as its ``HFTokenizer`` reads it.
+    """The tokenizer of a folder of open_clip, as its ``HFTokenizer`` reads it.
 
     Attributes:
-        options: of the configuration, as JSON: how a text is cleaned, and the like.
+        options: of the configuration, as JSON, such as for cleaning texts.
     """
 
     options: str = "{}"
 
     def load(self) -> tuple[Encode, Any]:
-        """Return what makes rows, and transformers' tokenizer that it is made of."""
+        """Return the function that makes rows, and transformers' tokenizer that it calls."""
         from open_clip.tokenizer import HFTokenizer
 
         own = {"local_files_only": True, "trust_remote_code": False}
@@ -195,7 +196,7 @@ class OpenClipTokenizer(LibraryTokenizer):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers: its warnings, and its progress bar."""
+    """Turn off transformers' warnings and progress bar."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

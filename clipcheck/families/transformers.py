@@ -69,8 +69,7 @@ class Transformers(DualEncoder):
         return found
 
     def arguments(self, pixels: Tensor | None, tokens: Tensor | None) -> dict[str, Tensor]:
-        """Inputs of ``own``'s methods for these pixels and ids, by the names that they have
-        there."""
+        """Return the arguments of ``own``'s methods for these pixels and ids, by name."""
         images = {} if pixels is None else self._of_pixels(pixels)
         return images if tokens is None else {**images, **self._of_tokens(tokens)}
 
@@ -227,7 +226,7 @@ _UNSEEN = 8
 def _kind(architecture: LibraryArchitecture) -> Kind:
     kind = kind_of(architecture.settings)
     if kind is None:
-        raise ValueError("expected a class that is judged")
+        raise ValueError("expected a supported class")
     return kind
 
 
@@ -286,7 +285,7 @@ def _images(kind: Kind, written: str | None) -> ImageRules:
 
 
 def _edge(config: Mapping[str, Any]) -> int:
-    """The side that images are resized to, where the centre that is cut out is smaller."""
+    """Return the side to which images are resized if the crop is smaller, else 0."""
     sizes = []
     for name in ("size", "crop_size"):
         found = config.get(name)
@@ -335,8 +334,8 @@ def _is_id(value: Any, vocab_size: int) -> TypeGuard[int]:
 
 
 def _between(start: int | None, end: int | None, pad: int, vocab_size: int) -> TextRules:
-    """Return rules whose ids inside of a text are between the special ids: the least ones of the
-    vocabulary, and perhaps the greatest."""
+    """Return rules that draw ids between the special ids, which are the least of the vocabulary,
+    and perhaps the greatest."""
     specials = [each for each in (start, end, pad) if each is not None]
     first = 1 + max((each for each in specials if each < vocab_size // 2), default=-1)
     last = min((each for each in specials if each >= vocab_size // 2), default=vocab_size) - 1
@@ -371,13 +370,13 @@ def build(architecture: LibraryArchitecture, tensors: Mapping[str, Tensor]) -> T
 
 
 def empty(architecture: LibraryArchitecture) -> nn.Module:
-    """The library's model, whose weights have any values."""
+    """Return the library's model with uninitialised weights."""
     config = _config(architecture)
     chosen = getattr(_transformers(), _kind(architecture).name)
     try:
         with Uninitialised():
             built: nn.Module = chosen(config)
-    # Of whatever is wrong with the configuration.
+    # Any exception may come from a wrong configuration.
     except Exception as error:
         raise _unsound(error) from error
     return built
@@ -385,19 +384,19 @@ def empty(architecture: LibraryArchitecture) -> nn.Module:
 
 @functools.lru_cache(maxsize=8)
 def _completed(architecture: LibraryArchitecture) -> dict[str, Any]:
-    """The configuration with what it leaves out. Not to be written to."""
+    """Return the configuration with the library's defaults. It is shared: do not change it."""
     found: dict[str, Any] = _config(architecture).to_dict()
     return found
 
 
 def _config(architecture: LibraryArchitecture) -> Any:
-    """The library's configuration, with what it leaves out."""
+    """Return the library's configuration, with its defaults."""
     given, library = _without(architecture.settings, _DTYPES), _transformers()
     try:
-        # Of default ids that a small vocabulary does not have it would warn.
+        # It would warn of default ids that are beyond a small vocabulary.
         with quiet():
             return library.AutoConfig.for_model(**given)
-    # The library has a class for each thing that may be wrong.
+    # The library has many classes of errors for wrong configurations.
     except Exception as error:
         raise _unsound(error) from error
 
@@ -423,6 +422,6 @@ def _transformers() -> Any:
         return importlib.import_module("transformers")
     except ImportError as error:
         raise UnavailableError(
-            "transformers, whose own model is the reference of this one, is not installed",
+            "transformers is not installed; its own model is the reference of this one",
             remedy="Install it: pip install 'clipcheck[transformers]'.",
         ) from error

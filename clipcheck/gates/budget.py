@@ -1,4 +1,4 @@
-"""The gate ``budget``: a candidate that is lossy on purpose stays within given limits."""
+"""The gate ``budget``: a candidate that is lossy on purpose keeps the given limits."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ LEAST, MOST = 100, 10_000
 """Least and greatest number of random images, and of random prompts."""
 
 _FEW = 3
-"""Enough inputs run that a share passes if its shortfall is the allowed one divided by this."""
+"""The number of inputs is large enough for a share to pass if it falls short by at most the allowed
+shortfall divided by this number."""
 
 _BLOCK = 256
 """Rows of similarities to compare at once."""
 
 _TIE = 1e-6
-"""Greatest difference of equal cosines: float32 cannot resolve smaller ones."""
+"""Cosines that differ by at most this are equal: float32 cannot resolve smaller differences."""
 
 MEANT: Mapping[str, str] = {
     "cosine": "least cosine",
@@ -54,7 +55,7 @@ def parse_budget(text: str) -> Budget:
     """Parse a budget: a name from `BUDGETS`, or limits such as ``cosine=0.99,top1=0.95``.
 
     Raises:
-        UsageError: it is neither, or would need too many inputs.
+        UsageError: it is neither, or it needs too many inputs.
     """
     if text in BUDGETS:
         return BUDGETS[text]
@@ -89,7 +90,7 @@ def _limit(name: str, value: str) -> float:
         why = ", which no number of inputs can prove" if limit == 1 else ""
         raise UsageError(
             f"expected {name} of a budget to be a number between 0 and 1, found {value!r}{why}",
-            remedy="Give one below 1, such as 0.99.",
+            remedy="Give a number below 1, such as 0.99.",
         )
     return limit
 
@@ -116,8 +117,8 @@ def inputs_for(budget: Budget) -> int:
 
 
 def wilson(share: float, rows: int) -> tuple[float, float]:
-    """Return Wilson's interval of a share of rows, or of a mean of numbers from 0 to 1, which
-    varies at most as much.
+    """Return Wilson's interval of a share of rows. It also holds for a mean of numbers from 0 to 1,
+    which varies no more than a share.
     """
     from scipy.stats import binomtest
 
@@ -162,11 +163,11 @@ def budget(
 ) -> GateResult:
     """Require that the lower end of each figure's interval keeps its limit.
 
-    A figure is of the worse tower, or the worse of images and prompts. If the candidate has
+    A figure is that of the worse tower, or the worse of images and prompts. If the candidate has
     features and logits, their ratio must also be the reference's, see `LOGIT_SCALE`.
 
     Args:
-        cases: of independent random inputs: the intervals are over these.
+        cases: of independent random inputs, from which the intervals are computed.
         limits: the budget.
         levels: by key, the number of values that a quantised weight can have.
     """
@@ -252,8 +253,9 @@ def logit_scale(cases: Sequence[Case]) -> float | None:
 
 
 def _slope(outputs: Sequence[Mapping[str, NDArray[np.floating]]]) -> float:
-    """Return the slope of logits over cosines, through the medians of the thirds with the least and
-    the greatest cosines: ranges that clip the greatest logits do not change it."""
+    """Return the slope of logits over cosines, through the medians of the third with the least
+    cosines and of the third with the greatest: clipping of the greatest logits does not change it.
+    """
     cosines = [np.matmul(*_pair(each)).ravel() for each in outputs]
     logits = [each[LOGITS[0]].astype(np.float64).ravel() for each in outputs]
     x, y = (np.concatenate(each) for each in (cosines, logits))
@@ -277,7 +279,7 @@ def unit(values: NDArray[np.floating]) -> Floats:
 
 
 def _cosines(cases: Sequence[Case]) -> Iterator[Floats]:
-    """Yield by tower the cosine of each row of features with float64's."""
+    """Yield for each tower the cosines of rows of features with those of float64."""
     for name in expected_outputs(cases, FEATURES):
         yield np.concatenate(
             [np.sum(unit(c.candidate[name]) * unit(c.exact[name]), axis=1) for c in cases]
@@ -285,8 +287,8 @@ def _cosines(cases: Sequence[Case]) -> Iterator[Floats]:
 
 
 def _rankings(cases: Sequence[Case]) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Yield for each ranking by row: whether the best match is float64's, the share of float64's
-    five best matches that are kept, and the rank correlation."""
+    """Yield for each ranking, by row: whether the best match agrees with float64's, the share of
+    float64's five best matches among the candidate's five, and the rank correlation."""
     for own, exact in zip(_scores(cases, "candidate"), _scores(cases, "exact"), strict=True):
         parts = [
             _ranked(own[start : start + _BLOCK], exact[start : start + _BLOCK])
@@ -297,8 +299,8 @@ def _rankings(cases: Sequence[Case]) -> Iterator[tuple[Floats, Floats, Floats]]:
 
 
 def _scores(cases: Sequence[Case], side: str) -> list[Floats]:
-    """Return scores to rank: images with prompts and prompts with images; for one tower, each row
-    with its others; without features, the logits of each batch."""
+    """Return the scores to rank: of images with prompts and prompts with images; for a single
+    tower, of each row with the other rows; without features, the logits of each batch."""
     outputs = [getattr(case, side) for case in cases]
     units = [
         unit(np.concatenate([each[name] for each in outputs]))
@@ -337,9 +339,9 @@ class LayerCost:
     Attributes:
         weight: its key.
         how: description of the quantisation.
-        share: part of the error that is gone if this weight is in float; negative if it
+        share: part of the error that disappears if this weight is in float; negative if the weight
             compensates for others.
-        error: `squared_error` that remains.
+        error: the remaining `squared_error`.
     """
 
     weight: str
@@ -349,5 +351,5 @@ class LayerCost:
 
 
 def squared_error(cases: Sequence[Case]) -> float:
-    """The mean square of the distance of features of length 1 from those of float64."""
+    """Return the mean squared distance of normalised features from those of float64."""
     return float(np.mean(np.concatenate([2 - 2 * each for each in _cosines(cases)])))

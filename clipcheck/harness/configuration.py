@@ -47,8 +47,8 @@ def read_configuration(start: Path) -> Configuration:
         start: folder to begin with.
 
     Raises:
-        UsageError: a file is no TOML, or an option in it is invalid; the message names the file and
-            the key.
+        UsageError: a file is not TOML, or an option in it is invalid; the message names the file
+            and the key.
     """
     for folder in (start.absolute(), *start.absolute().parents):
         path = folder / FILE
@@ -60,14 +60,14 @@ def read_configuration(start: Path) -> Configuration:
 
 
 def options_of(configuration: Configuration, given: Mapping[str, Any]) -> CheckOptions:
-    """Return the options of a check: those that were given, else those of the file.
+    """Return the options of a check: the given ones, and for the others those of the file.
 
     Args:
         configuration: of `read_configuration`.
         given: by field of `CheckOptions`.
 
     Raises:
-        ClipcheckError: they are invalid together.
+        ClipcheckError: the combination is invalid.
     """
     folder = Path(configuration.file).parent
     fields = {
@@ -78,7 +78,7 @@ def options_of(configuration: Configuration, given: Mapping[str, Any]) -> CheckO
 
 
 def without_overruled(configuration: Configuration, given: Mapping[str, Any]) -> Configuration:
-    """Return the configuration without the options that were given elsewhere."""
+    """Return the configuration without the options that the caller gave."""
     options = {k: v for k, v in configuration.options.items() if _field(k) not in given}
     return replace(configuration, options=options)
 
@@ -99,7 +99,7 @@ def _parse(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(
             f"expected a file in TOML, found one that cannot be read ({error})",
-            remedy="Fix it, or run clipcheck in another folder.",
+            remedy="Fix the file, or run clipcheck in another folder.",
             path=path,
         ) from error
 

@@ -1,5 +1,4 @@
-"""Which layers of a lossy program cost most: each is run in float in turn, and all others as they
-are."""
+"""Find the layers of a lossy program that add most to its error, by running each alone in float."""
 
 from __future__ import annotations
 
@@ -27,16 +26,19 @@ def costly_layers(
     batches: int,
     advance: Advance = still,
 ) -> tuple[tuple[LayerCost, ...], str | None]:
-    """Measure what each quantised weight adds to the error, the most first; and tell why that could
-    not be done of some.
+    """Measure how much each quantised weight adds to the error.
 
     Args:
-        candidate: a program; it runs as it is again in the end.
-        evidence: which weights it has quantised, and under which names.
+        candidate: a program; at the end it runs unchanged again.
+        evidence: its quantised weights and their names in the program.
         weights: the reference's.
         trial: with a population.
-        batches: how many of the population each is run on.
-        advance: told the share of the layers that is done.
+        batches: number of batches of the population to run.
+        advance: called with the finished share of the layers.
+
+    Returns:
+        The layers, the greatest share of the error first; and the first reason why a layer could
+        not be measured, or None.
 
     Raises:
         RunError: the program does not run.
@@ -51,7 +53,7 @@ def costly_layers(
         except RunError as error:
             problem = problem or f"{key}: {error.problem}"
             continue
-        how = evidence.quantised.get(key, "otherwise than the file")
+        how = evidence.quantised.get(key, "differs from the file")
         found.append(LayerCost(key, how, (whole - left) / whole if whole else 0.0, left))
         advance(number / len(evidence.tensors))
     return tuple(sorted(found, key=lambda each: -each.share)), problem

@@ -84,7 +84,7 @@ def check_in_processes(
 def _check_all(
     names: Sequence[str], options: CheckOptions, processes: Processes, span: Span
 ) -> dict[int, Result]:
-    """Return the results by the checkpoint's number: all, or up to a failure with fail_fast."""
+    """Return results by the checkpoint's number; with fail_fast, only up to a failure."""
     sizes = [size_of_named(name) for name in names]
     waiting = [
         _Job(number, memory.estimate(int(size)), name, options)
@@ -118,7 +118,7 @@ def _result(job: _Job, outcome: Outcome) -> Result:
     return _unjudged(
         job,
         f"expected a result, but the process that checked it died: {outcome.reason}",
-        "Check it alone, without --jobs, to see how.",
+        "Check it alone, without --jobs, to see the cause.",
     )
 
 
@@ -155,7 +155,7 @@ def _unjudged(job: _Job, problem: str, remedy: str) -> Result:
 
 
 def _gpus(options: CheckOptions) -> list[str]:
-    """Return the names of the GPUs to divide; none if nothing runs on a GPU."""
+    """Return the names of the GPUs to divide among the processes; none if no check uses a GPU."""
     devices = [str(device or "cuda") for device in options.devices]
     if not may_have_cuda() or not dealt(devices):
         return []

@@ -69,7 +69,7 @@ class TextRules:
         pad: id of the padding.
         first: least id inside of a text.
         last: greatest id inside of a text.
-        tokenizer: makes rows of texts; without one ids are drawn directly.
+        tokenizer: makes rows of texts; without one ids are drawn at random.
     """
 
     start: int | None

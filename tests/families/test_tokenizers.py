@@ -185,10 +185,10 @@ def test_a_failing_text_is_shrunk_and_replayed(
 
 def test_without_one_the_report_says_that_ids_are_drawn(tmp_path: Path) -> None:
     for make, told in (
-        (lambda: architecture_of("siglip"), "as the folder's tokenizer is not at hand"),
-        (lambda: small("siglip"), "as the tokenizer timm/some is not at hand"),
+        (lambda: architecture_of("siglip"), "without the folder's tokenizer"),
+        (lambda: small("siglip"), "without the tokenizer timm/some"),
     ):
-        assert f"ids drawn directly, {told}" in summary_of(make())
+        assert f"ids drawn at random {told}" in summary_of(make())
 
 
 # --------------------------------------------------------------------------- bad input
@@ -212,7 +212,7 @@ def ask_for_code(folder: Path) -> None:
     [
         (damage, VocabularyError, r"tokenizer\.json: the tokenizer cannot be read \(.*\)\. Copy"),
         (enlarge, VocabularyError, r"gives the id \d+ for .* takes ids from 0 to 119\. Copy the"),
-        (ask_for_code, ArchitectureError, r"has auto_map: its code .* clipcheck never does"),
+        (ask_for_code, ArchitectureError, r"has auto_map: it asks .* clipcheck never does"),
     ],
 )
 def test_a_bad_one_is_told_in_one_line(

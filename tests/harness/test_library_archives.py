@@ -226,8 +226,11 @@ def _scale(model: nn.Module) -> None:
     ("fault", "expected"),
     [
         (_epsilon, ("visual.transformer.resblocks.1.ln_2", "")),
-        (_sum, ("transformer.resblocks.0", "what lies between its modules")),
-        (_skipped, ("visual.transformer.resblocks.1", "which is not called as it should be")),
+        (_sum, ("transformer.resblocks.0", "between its modules")),
+        (
+            _skipped,
+            ("visual.transformer.resblocks.1", "which is not called like the eager model's"),
+        ),
         (_scale, ("forward", "normalisation, scale and product")),
     ],
     quick=2,
@@ -260,7 +263,7 @@ def test_an_archive_of_another_family_is_refused_with_a_key(tmp_path: Path, fold
     archive = traced(build(small("metaclip2")), small("metaclip2"), tmp_path / "model.pt")
     found = check(archive, reference=folder, isolation="none").judgements[0]
     assert found.error is not None
-    assert "its weights are not those of the model that its configuration describes" in found.error
+    assert "its weights do not fit the model of its configuration" in found.error
     assert str(archive) in found.error
     assert found.remedy is not None
     assert "--reference FOLDER" in found.remedy

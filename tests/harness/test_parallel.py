@@ -105,7 +105,7 @@ def test_a_checkpoint_that_ends_its_process_is_not_judged_and_the_others_are(
     assert [j.state for j in result.judgements] == ["passed", "unjudged", "passed"]
     assert result.judgements[1].error == (
         "expected a result, but the process that checked it died: it was ended by SIGKILL. "
-        "Check it alone, without --jobs, to see how."
+        "Check it alone, without --jobs, to see the cause."
     )
 
 

@@ -1,9 +1,9 @@
-"""The modules of a library's model and their float64 twins, whatever they take and give.
+"""Run the modules of a library's model, and their float64 twins, on an archive's tensors.
 
-The eager model runs once on the same inputs, and each call of a module is noted. What an archive
-gives to the module of that name takes the place of the tensors of its shapes there; what it does
-not hand over, such as a mask that the tracer made a constant of, and all that is no tensor, stays
-as the eager model has it.
+The eager model runs once on the same inputs, and each call of a module is recorded. To run a module
+on the inputs of the archive's module of that name, these replace the recorded tensors of the same
+shapes. Recorded arguments without such an input stay: a mask that became a constant in the trace,
+and arguments that are not tensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from clipcheck.harness.modules.twins import NOT_TAKEN, Expected, Pair
 from clipcheck.inputs.batches import Batch
 
 _MOST_KEPT = 1 << 17
-"""Numbers of a tensor that is kept of a call of the eager model; of a larger one the shape is."""
+"""Most elements of a tensor to keep from a call of the eager model; of a larger one, only the shape
+is kept."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,16 @@ class _Call:
     """A call of a module of the eager model.
 
     Attributes:
-        leaves: all that it was given, tensors and others.
-        spec: how its arguments are made of these.
+        leaves: its arguments, with containers flattened.
+        spec: structure to rebuild the arguments from the leaves.
     """
 
     leaves: Sequence[object]
     spec: TreeSpec
 
     def filled(self, given: Sequence[Tensor]) -> Mapping[int, Tensor] | None:
-        """By the identity of a leaf, the tensor in its place: the nearest of its shape. None where
-        there is none for the first tensor, which is the input."""
+        """Return by the id of a leaf the given tensor to replace it: the closest of its shape. None
+        if there is none for the first tensor, which is the input."""
         placed: dict[int, Tensor] = {}
         left = list(given)
         for leaf in self.leaves:
@@ -58,7 +59,7 @@ class _Call:
         return placed or None
 
     def apart(self, placed: Mapping[int, Tensor]) -> float:
-        """How far the tensors are from the eager model's."""
+        """Return the distance of the tensors from the eager model's."""
         return sum(
             _apart(placed[id(leaf)], leaf)
             for leaf in self.leaves
@@ -77,19 +78,20 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
 
 class LibraryTwins:
-    """The modules of a library's model, each with that of a float64 copy, of one tower at a time.
+    """The modules of a library's model and of its float64 copy, which exists for one tower at a
+    time.
 
     Args:
         model: the eager model.
         architecture: its configuration.
-        batch: what the archive will be given.
-        device: where the model is.
+        batch: the inputs of the archive.
+        device: of the model.
 
     Attributes:
-        blocks: by the name of each module that runs, the block of a stack that it is inside of, or
-            nothing.
-        last: the modules whose outputs tell what the towers give.
-        device: where float64 is computed.
+        blocks: by the name of each module that runs, the block of a stack around it, or an empty
+            string.
+        last: the modules that no other module contains.
+        device: of the float64 copy.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class LibraryTwins:
         self._twins: dict[bool, DualEncoder] = {}
 
     def expected(self, name: str, inputs: Sequence[Tensor]) -> Iterator[Expected]:
-        """Run the module of that name on these tensors, if it takes them."""
+        """Run the module of that name and its twin on these tensors, if they fit its inputs."""
         filled = [
             (call, placed)
             for call in self._calls[name]
@@ -134,33 +136,33 @@ class LibraryTwins:
             yield Expected(place, [Pair(*each) for each in zip(own, exact, strict=True)])
 
     def features(self, method: str, given: Tensor) -> Pair:
-        """The features that an encoder gives."""
+        """Return the features of an encoder."""
         twin = self._twin(visual=method == "encode_image")
         own, exact = (getattr(model, method) for model in (self._model, twin))
         return Pair(own(given), exact(given.to(self.device)))
 
     def logits(self, image: Pair, text: Pair) -> tuple[Pair, Pair]:
-        """Logits per image and per text."""
+        """Return logits per image and per text."""
         own = self._model.logits(image.own, text.own)
         exact = self._twin(visual=False).logits(image.exact, text.exact)
         per_image, per_text = zip(own, exact, strict=True)
         return Pair(*per_image), Pair(*per_text)
 
     def pair(self, tensor: Tensor) -> Pair:
-        """A tensor of the archive's as it is, and exactly that in float64."""
+        """Return a tensor of the archive, and the same values in float64."""
         return Pair(tensor, self._in_float64(tensor))
 
     def children(self, name: str) -> list[str]:
-        """The modules that run right inside of another one."""
+        """Return the modules directly inside another one."""
         return [each for each in self._calls if _within(each, self._calls.keys()) == name]
 
     def _in_float64(self, tensor: Tensor) -> Tensor:
-        # In this order: a device without float64 cannot convert to it on the way out.
+        # Move first: the model's device may not support float64.
         moved = tensor.to(self.device, copy=True)
         return moved.double() if moved.is_floating_point() else moved
 
     def _twin(self, *, visual: bool) -> DualEncoder:
-        """The model with one of its towers in float64; the other one is let go of."""
+        """Return the model with one of its towers in float64, and free the copy of the other."""
         if visual not in self._twins:
             self._twins.clear()
             self._twins[visual] = self._reference.in_float64(
@@ -170,8 +172,8 @@ class LibraryTwins:
 
 
 def _noted(model: DualEncoder, batch: Batch, device: torch.device) -> dict[str, list[_Call]]:
-    """Run both towers, and note all calls of modules, by name; those of modules that pass on what
-    they are given are left out."""
+    """Run both towers, and return all calls of modules, by name, without modules that return their
+    input unchanged."""
     calls: dict[str, list[_Call]] = {}
     computing: set[str] = set()
     names = {module: name for name, module in model.own().named_modules() if name}
@@ -205,7 +207,7 @@ def _kept(leaf: object) -> object:
 
 
 def _within(name: str, names: Container[str]) -> str:
-    """The innermost of the names that a module is inside of, or nothing."""
+    """Return the innermost of the named modules around a module, or an empty string."""
     while name:
         name = name.rpartition(".")[0]
         if name in names:
@@ -219,9 +221,9 @@ def _outputs(
     placed: Mapping[int, Tensor],
     copy: Callable[[Tensor], Tensor],
 ) -> list[Tensor]:
-    """The floating-point tensors that a module gives."""
-    # Copied, each once: what is in place would write over what was given, and attention asks
-    # whether key and query are the same tensor.
+    """Return the floating-point tensors among a module's outputs."""
+    # Each tensor is copied once: an operation in place would overwrite the input, and attention
+    # tests whether key and query are the same tensor.
     given: dict[int, object] = {}
     for leaf in call.leaves:
         if isinstance(leaf, Tensor) and id(leaf) not in given:

@@ -1,5 +1,5 @@
-"""Find where an archive of a library's model departs first: in a module, in what lies between the
-modules that one calls, or in what a method does outside of all of them.
+"""Find the first place where an archive of a library's model differs: in a module, between the
+modules that a module calls, or in a method outside all modules.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from clipcheck.inputs.batches import Batch
 from clipcheck.models.facts import METHODS
 
 OUTSIDE = "outside of its modules"
-BETWEEN = "what lies between its modules"
-MISSING = "which is not called as it should be"
+BETWEEN = "between its modules"
+MISSING = "which is not called like the eager model's"
 
 
 def walk_library(
@@ -49,19 +49,19 @@ def walk_library(
     limits: Limits,
     given: str,
 ) -> Localisation:
-    """Find where an archive first departs from a library's eager model, in each tower.
+    """Find the first place in each tower where an archive differs from a library's eager model.
 
-    Each module is judged on what the archive gives it, and what a method gives on what it was
-    given. A module whose own modules are as they should be departs by what lies between them.
+    Each module is compared on its inputs in the archive, and each method on the batch. If a module
+    differs but the modules in it do not, the place is between them.
 
     Args:
-        archive: runs it, with the weights of ``model``.
+        archive: runner of the archive, with the weights of ``model``.
         model: the eager model.
         library: its configuration.
-        batch: inputs; of one kind there may be none, and that tower is not run.
-        device: where both are.
+        batch: inputs; a tower without inputs is not run.
+        device: of both models.
         limits: of the model's dtype.
-        given: what the batch is, for people.
+        given: description of the batch.
     """
     with exact_arithmetic():
         walker = _Walker(archive, model, library, batch, device, limits)
@@ -96,7 +96,7 @@ class _Walker:
         self._failures: list[Failure] = []
 
     def run(self, method: str) -> None:
-        """Call a method of the archive, and compare its modules and what it gives."""
+        """Call a method of the archive, and compare its modules and its outputs."""
         wanted = list(self._inputs) if method == FORWARD else [method]
         inputs = [self._inputs[each] for each in wanted]
         if not all(map(len, inputs)):
@@ -118,8 +118,10 @@ class _Walker:
             self._features[method] = self._twins.pair(found)
 
     def _compare_forward(self, given: object) -> None:
-        """Compare logits with what follows from what the encoders gave; or would give, if they are
-        not there and nothing departs before."""
+        """Compare the logits of ``forward`` with those from the archive's encoders' features.
+
+        If the archive has no encoders, the eager model's are used, unless a module differs before.
+        """
         found: Mapping[str, torch.Tensor] = outputs_of(given, self._sizes)
         follows = self._features or not self.localisation("").found
         if not follows or not set(LOGITS).intersection(found):
@@ -134,13 +136,13 @@ class _Walker:
                 self._judge.errors.append(_error(FORWARD, FORWARD, found[name], pairs[name]))
 
     def localisation(self, given: str) -> Localisation:
-        """Return what was found."""
+        """Return the places of differences."""
         tower = partial(tower_in, self._model)
         found = localise(self._judge.errors, self._failures, self._limits, given, tower)
         return Localisation([self._placed(place) for place in found.places])
 
     def _placed(self, place: Place) -> Place:
-        """The place, and what of it, where it is more than one module."""
+        """Add the part to a place that contains several modules."""
         name = place.module
         if name is None or place.part:
             return place
@@ -156,7 +158,7 @@ class _Walker:
 
 
 def tower_in(model: DualEncoder, name: str) -> Tower:
-    """The tower that a module of a library's model, or one of the methods, belongs to."""
+    """Return the tower of a module of a library's model, or of a method."""
     if name == FORWARD:
         return "logits"
     return "image" if name == "encode_image" or model.is_visual(f"{name}.") else "text"
