@@ -126,7 +126,9 @@ def test_it_is_run_as_the_architecture_that_was_told(folder: Path) -> None:
     (folder / "example.json").write_text(json.dumps(document))
     with pytest.raises(ArchitectureError, match="do not fit the model of --architecture tiny-vit"):
         replay(folder)
-    with pytest.raises(ArchitectureError, match="do not fit the model of --architecture tiny-resnet"):
+    with pytest.raises(
+        ArchitectureError, match="do not fit the model of --architecture tiny-resnet"
+    ):
         replay(folder, architecture="tiny-resnet")
 
 
