@@ -227,7 +227,9 @@ def _nothing_is_run_or_left(tmp_path: Path) -> Iterator[None]:
     assert not {name for name in left if MARK in name or name.startswith(".clipcheck")}
 
 
-def test_the_command_would_leave_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_attack_used_here_works_when_it_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     data = io.BytesIO(unsafe_state_dict(legacy=False))
     torch.load(data, weights_only=False)
@@ -257,7 +259,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", ["inspect", "convert"])
-def test_a_command_says_it_in_one_line_and_exits_2(
+def test_a_command_reports_the_error_in_one_line_and_exits_2(
     run: Run, bad: Bad, path: Path, command: str, config: Path
 ) -> None:
     output = path.with_name("output.pt")
@@ -272,7 +274,9 @@ def test_a_command_says_it_in_one_line_and_exits_2(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_check_says_it_once_and_exits_2(run: Run, bad: Bad, path: Path, config: Path) -> None:
+def test_a_check_reports_the_error_once_and_exits_2(
+    run: Run, bad: Bad, path: Path, config: Path
+) -> None:
     done = run("check", path, "--json", "-", "--architecture", config)
     (result,) = json.loads(done.out)["results"]
     assert done.code == 2
@@ -634,7 +638,7 @@ def test_a_link_stays_one_and_its_target_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
-def test_what_was_there_stays_when_writing_fails(
+def test_an_existing_file_stays_if_writing_fails(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
     path = tmp_path / "file"

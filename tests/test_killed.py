@@ -62,7 +62,7 @@ def kill(killer: subprocess.Popen[str], tmp_path: Path) -> Kill:
 
 
 @parametrize("task", ["finding", *TASKS], quick=2)
-def test_killed_before_any_step_it_leaves_nothing_half(
+def test_a_kill_before_any_step_leaves_no_partial_file(
     kill: Kill, task: str, thorough: bool
 ) -> None:
     every, olds = (1, [True, False]) if thorough else (3, [True])
@@ -70,18 +70,18 @@ def test_killed_before_any_step_it_leaves_nothing_half(
 
 
 @parametrize("task", [*TASKS, *SLOW, "finding"], quick=3)
-def test_killed_in_the_middle_of_a_file_it_leaves_nothing_half(kill: Kill, task: str) -> None:
+def test_a_kill_within_a_file_leaves_no_partial_file(kill: Kill, task: str) -> None:
     assert kill(task, "at_sizes", 1, 100, 100_000) >= 1
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("task", SLOW)
-def test_killed_at_any_time_it_leaves_nothing_half(kill: Kill, task: str) -> None:
+def test_a_kill_at_any_time_leaves_no_partial_file(kill: Kill, task: str) -> None:
     """Those that take too long for a kill before each step."""
     assert kill(task, "at_random", KILLS, 7) >= 1
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("task", ["report", "download", "open_clip", "artefact"])
-def test_killed_again_and_again_it_does_not_pile_up(kill: Kill, task: str) -> None:
+def test_repeated_kills_do_not_accumulate_files(kill: Kill, task: str) -> None:
     assert kill(task, "again_and_again", KILLS, 8) >= 1

@@ -88,7 +88,7 @@ def test_no_two_files_import_each_other() -> None:
     assert both == []
 
 
-def test_judging_does_not_know_torch() -> None:
+def test_gates_do_not_import_torch() -> None:
     for path in (ROOT / "gates").rglob("*.py"):
         assert not {name for name in imported_modules(path) if name.split(".")[0] == "torch"}
 

@@ -42,10 +42,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("what", ON_A_FULL_DISK)
-def test_on_a_full_disk(found: dict[str, str], what: str) -> None:
+def test_commands_handle_a_full_disk(found: dict[str, str], what: str) -> None:
     assert found[f"full: {what}"] == ""
 
 
 @pytest.mark.parametrize("what", ON_A_READ_ONLY_DISK)
-def test_on_a_disk_that_cannot_be_written_to(found: dict[str, str], what: str) -> None:
+def test_commands_handle_a_read_only_disk(found: dict[str, str], what: str) -> None:
     assert found[f"read-only: {what}"] == ""

@@ -90,7 +90,7 @@ def of(found: Audit, name: str, architecture: str) -> Finding:
     return one
 
 
-def test_a_weak_fault_is_caught_by_the_modules_where_the_classic_assertion_passes(
+def test_a_weak_fault_is_caught_by_modules_though_the_classic_assertion_passes(
     found: Audit,
 ) -> None:
     for architecture in TINY:
@@ -102,13 +102,13 @@ def test_a_weak_fault_is_caught_by_the_modules_where_the_classic_assertion_passe
 
 
 @pytest.mark.thorough
-def test_a_gross_fault_is_caught_by_the_classic_assertion_as_well() -> None:
+def test_a_gross_fault_is_also_caught_by_the_classic_assertion() -> None:
     (fault,) = audit(["tiny-vit"], only=["end-token-missing"]).findings
     assert fault.caught
     assert fault.classic_caught
 
 
-def test_a_clean_variant_passes_with_room(found: Audit) -> None:
+def test_a_clean_variant_passes_well_within_its_limits(found: Audit) -> None:
     clean = of(found, "batch-norm-by-hand", "tiny-resnet")
     assert (clean.gate, clean.caught, clean.clean, clean.right) == (None, False, True, True)
     assert 0 < clean.margin < 0.9
@@ -149,7 +149,7 @@ def test_several_seeds_kinds_of_weights_and_dtypes_are_all_judged() -> None:
     assert listener.shares[-1] == 1.0
 
 
-def test_a_fault_is_localised_where_it_was_planted_if_that_is_asked_for(localised: Audit) -> None:
+def test_with_localize_a_fault_is_found_where_it_was_planted(localised: Audit) -> None:
     assert localised.passed
     assert {f.name for f in localised.sought} == set(LOCALISED) - {"relu-by-clamp"}
     for finding in localised.sought:
@@ -158,12 +158,12 @@ def test_a_fault_is_localised_where_it_was_planted_if_that_is_asked_for(localise
         assert finding.localisation.found
 
 
-def test_weights_that_running_changes_lead_to_their_module(localised: Audit) -> None:
+def test_weights_changed_by_a_run_are_localised_to_their_module(localised: Audit) -> None:
     (place,) = of(localised, "running-mean-updated", "tiny-resnet").localisation.found  # type: ignore[union-attr]
     assert place.part == "its running_mean, which running changes"
 
 
-def test_nothing_is_localised_unless_asked(found: Audit) -> None:
+def test_nothing_is_localised_by_default(found: Audit) -> None:
     assert not found.sought
     assert not any(finding.localised for finding in found.findings)
 
@@ -195,7 +195,7 @@ def test_a_fault_that_is_localised_elsewhere_fails_the_audit(
         (("b", ""), ("a", ""), False),
     ],
 )
-def test_a_place_is_right_where_module_and_part_are(
+def test_a_place_is_right_if_module_and_part_match(
     place: tuple[str, str], spot: tuple[str, str], right: bool
 ) -> None:
     assert bench.is_at(Place("text", *place), Spot(*spot)) is right
@@ -211,7 +211,7 @@ def test_a_fault_of_both_towers_has_to_be_found_in_both() -> None:
         assert bench.Bench.is_right(subject, found, FAULTS[0]) is right
 
 
-def test_the_jobs_of_a_model_follow_each_other_and_cores_that_are_left_are_threads(
+def test_jobs_of_a_model_are_consecutive_and_spare_cores_become_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(auditing, "cores", lambda: 8)
@@ -226,7 +226,7 @@ def test_the_jobs_of_a_model_follow_each_other_and_cores_that_are_left_are_threa
     assert {job.threads for job in auditing._jobs(models, ["jit"], few, 3, localize=False)} == {3}
 
 
-def test_a_worker_that_ends_over_a_variant_is_told_with_the_variant(
+def test_a_crashed_worker_is_reported_with_its_variant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def died(self: Here) -> list[Outcome]:
@@ -241,7 +241,7 @@ def test_a_worker_that_ends_over_a_variant_is_told_with_the_variant(
     )
 
 
-def test_what_a_backend_says_of_a_variant_that_it_cannot_be_built_with_is_told(
+def test_an_error_while_building_a_variant_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     error = RunError("trace: tracing failed", remedy="Do something.")
@@ -271,7 +271,7 @@ def test_what_a_backend_says_of_a_variant_that_it_cannot_be_built_with_is_told(
         ({"backends": []}, UsageError, "found none"),
     ],
 )
-def test_what_is_not_known_is_refused_before_anything_is_run(
+def test_unknown_names_are_refused_before_anything_runs(
     arguments: dict, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -285,7 +285,7 @@ FAULT = Finding(
 HARMLESS = replace(FAULT, name="c", family="clean", clean=True, gate=None, margin=0.3)
 
 
-def test_an_audit_passes_when_every_fault_is_caught_and_nothing_else_is() -> None:
+def test_an_audit_passes_if_every_fault_is_caught_and_every_clean_variant_passes() -> None:
     assert Audit([FAULT, HARMLESS]).passed
     assert not Audit([replace(FAULT, gate=None), HARMLESS]).passed
     assert not Audit([FAULT, replace(HARMLESS, gate="modules")]).passed
@@ -293,14 +293,14 @@ def test_an_audit_passes_when_every_fault_is_caught_and_nothing_else_is() -> Non
 
 
 @pytest.mark.thorough
-def test_shares_of_one_architecture_judge_each_variant_once(shared: Audit) -> None:
+def test_parts_of_the_catalogue_judge_each_variant_once(shared: Audit) -> None:
     assert [finding.name for finding in shared.findings] == [
         "empty-prompts", "logit-scale-drifts", "linear-by-addmm"
     ]  # fmt: skip
 
 
 @pytest.mark.thorough
-def test_a_weight_that_running_changes_is_told(shared: Audit) -> None:
+def test_a_weight_changed_by_a_run_is_reported(shared: Audit) -> None:
     assert of(shared, "logit-scale-drifts", "tiny-vit").gate == "integrity"
 
 
@@ -326,7 +326,7 @@ def test_faults_are_planted_into_every_backend_that_is_named() -> None:
 
 
 @pytest.mark.thorough
-def test_all_leaves_out_what_cannot_run_here_and_tells_why(
+def test_all_skips_backends_that_cannot_run_here_and_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in set(auditing.BACKENDS) - {"clip", "trace"}:
@@ -341,7 +341,7 @@ def test_all_leaves_out_what_cannot_run_here_and_tells_why(
 
 
 @pytest.mark.thorough
-def test_of_the_other_ways_no_place_is_looked_for() -> None:
+def test_faults_of_other_backends_are_not_localised() -> None:
     found = audit(["tiny-vit"], backends=["trace"], only=WAYS, localize=True)
     assert found.passed
     assert not found.sought

@@ -188,7 +188,7 @@ def cases(variants: tuple[Variant, ...], *quick: str) -> Any:
 # ---------------------------------------------------------------------------- the catalogue
 
 
-def test_there_are_enough_of_both() -> None:
+def test_there_are_enough_faults_and_clean_variants() -> None:
     assert len(FAULTS) >= 66
     assert len(CLEAN) >= 16
 
@@ -213,7 +213,7 @@ def test_every_family_has_several_faults_and_clean_variants_have_their_own() -> 
 
 
 @pytest.mark.parametrize("kind", [ViT, ResNet])
-def test_each_kind_of_image_tower_has_enough_of_both(kind: type) -> None:
+def test_each_kind_of_image_tower_has_enough_faults_and_clean_variants(kind: type) -> None:
     assert sum(kind in variant.kinds for variant in FAULTS) >= 66
     assert sum(kind in variant.kinds for variant in CLEAN) >= 16
     assert all(set(variant.kinds) <= {ViT, ResNet} and variant.kinds for variant in ALL)
@@ -241,12 +241,14 @@ def test_an_archive_without_a_plant_is_as_exact_as_float32(
 
 
 @cases(some(FAULTS), "causal-mask-missing", "query-and-key-swapped", "stem-padded-by-replication")
-def test_a_fault_shows(subjects: Subjects, name: str, variant: Variant, path: Path) -> None:
+def test_a_fault_changes_the_outputs(
+    subjects: Subjects, name: str, variant: Variant, path: Path
+) -> None:
     assert error(subjects[name], variant, path) > LEAST_OF_FAULTS
 
 
 @cases(CLEAN, "batch-norm-folded", "fused-attention")
-def test_a_clean_variant_does_not_show(
+def test_a_clean_variant_does_not_change_the_outputs(
     subjects: Subjects, name: str, variant: Variant, path: Path
 ) -> None:
     assert error(subjects[name], variant, path) < MOST_OF_CLEAN
@@ -257,7 +259,7 @@ def test_a_clean_variant_does_not_show(
     "running-mean-updated",
     "logit-scale-drifts",
 )
-def test_what_a_fault_does_to_weights_is_not_done_when_it_is_planted(
+def test_planting_a_fault_does_not_change_weights_yet(
     subjects: Subjects, name: str, variant: Variant, path: Path
 ) -> None:
     archive(subjects[name], variant, path)

@@ -110,7 +110,7 @@ def test_names_are_unique_and_in_kebab_case() -> None:
     assert max(map(len, names)) < 40
 
 
-def test_what_has_a_name_of_the_archives_catalogue_is_the_same_kind_of_fault() -> None:
+def test_a_name_shared_with_the_catalogue_of_archives_is_the_same_kind_of_fault() -> None:
     archives = {variant.name: variant.family for variant in (*FAULTS, *CLEAN)}
     assert [v.name for v in ALL if archives.get(v.name, v.family) != v.family] == []
 
@@ -124,7 +124,7 @@ def test_every_family_is_known_and_clean_variants_have_their_own() -> None:
     assert {variant.family for variant in CLEAN_WAYS} == {CLEAN_FAMILY}
 
 
-def test_every_backend_but_the_two_with_other_catalogues_has_several_faults() -> None:
+def test_every_backend_except_jit_and_eager_has_several_faults() -> None:
     faults = Counter(backend for variant in WAY_FAULTS for backend in variant.plants)
     clean = Counter(backend for variant in CLEAN_WAYS for backend in variant.plants)
     assert faults.keys() == clean.keys() == set(BACKENDS) - {"jit", "eager"}
@@ -132,7 +132,7 @@ def test_every_backend_but_the_two_with_other_catalogues_has_several_faults() ->
     assert all(2 <= faults[backend] <= 3 for backend in SLOW)
 
 
-def test_what_is_planted_computes_in_a_dtype_that_the_backend_has_on_the_cpu(
+def test_a_variant_has_a_dtype_that_its_backend_supports_on_the_cpu(
     source: Source,
 ) -> None:
     for variant in ALL:
@@ -186,7 +186,7 @@ def test_planting_leaves_the_source_as_it_was(source: Source) -> None:
     assert (library.QuickGELU.forward, library.CLIP.build_attention_mask) == before
 
 
-def test_a_library_has_its_own_functions_again_after_an_error(source: Source) -> None:
+def test_functions_of_a_library_are_restored_after_an_error(source: Source) -> None:
     from clipcheck.backends.clip import import_clip
 
     fault = next(v for v in ALL if v.name == "causal-mask-dropped")
@@ -199,7 +199,7 @@ def test_a_library_has_its_own_functions_again_after_an_error(source: Source) ->
     assert library.CLIP.build_attention_mask is own
 
 
-def test_an_altered_model_is_not_taken_from_what_was_built_before(source: Source) -> None:
+def test_an_altered_model_is_not_taken_from_the_cache(source: Source) -> None:
     fault = next(v for v in ALL if v.name == "causal-mask-dropped")
     with fault.plants["aotinductor"](source) as planted:
         assert planted.artefacts is not source.artefacts

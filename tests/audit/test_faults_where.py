@@ -14,7 +14,7 @@ from tests.models import TINY
 from tests.thorough import thorough
 
 
-def test_every_fault_has_a_place_and_nothing_else_has() -> None:
+def test_every_fault_has_a_place_and_no_clean_variant_has_one() -> None:
     assert all(fault.places is not None for fault in FAULTS)
     assert all(variant.places is None for variant in CLEAN)
 
@@ -32,7 +32,7 @@ def test_every_fault_that_can_be_planted_has_a_spot_that_the_model_has(name: str
             assert {spot.name for spot in found} <= known
 
 
-def test_the_block_in_the_middle_is_another_one_in_a_deeper_model() -> None:
+def test_the_middle_block_depends_on_the_depth_of_the_model() -> None:
     places = fault_named("int8-weight-in-one-layer").places or ()
     (tiny,) = spots(places, architecture_named("tiny-vit"))
     (full,) = spots(places, architecture_named("ViT-B/32"))
@@ -44,7 +44,7 @@ def test_a_fault_is_found_by_its_name() -> None:
     assert fault_named("causal-mask-missing").family == "attention"
 
 
-def test_a_name_that_no_fault_has_is_refused_with_those_that_are_near() -> None:
+def test_an_unknown_fault_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UsageError, match=r"found 'gelu'.*gelu-for-quickgelu"):
         fault_named("gelu")
     with pytest.raises(UsageError, match=r"found 'casual-mask-missing'.*causal-mask-missing"):

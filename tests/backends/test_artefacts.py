@@ -51,7 +51,7 @@ def scratch(tmp_path: Path) -> Path:
     return tmp_path / "scratch"
 
 
-def test_what_was_built_is_there_the_next_time(folder: Path, scratch: Path) -> None:
+def test_a_built_artefact_is_reused(folder: Path, scratch: Path) -> None:
     first = Artefacts(folder, scratch)
     built = first.get("x.so", KEY, writing())
     second = Artefacts(folder, scratch)
@@ -66,7 +66,7 @@ def test_what_was_built_is_there_the_next_time(folder: Path, scratch: Path) -> N
     assert second.got[0].seconds is None
 
 
-def test_it_tells_how_long_the_building_took(folder: Path, scratch: Path) -> None:
+def test_the_time_of_building_is_reported(folder: Path, scratch: Path) -> None:
     def build(path: Path) -> None:
         time.sleep(0.05)
         path.touch()
@@ -82,7 +82,7 @@ def test_it_tells_how_long_the_building_took(folder: Path, scratch: Path) -> Non
     ("name", "key"),
     [("y.so", KEY), ("x.so", {**KEY, "torch": "2.10"}), ("x.so", {**KEY, "mode": "default"})],
 )
-def test_another_name_or_key_is_another_artefact(
+def test_another_name_or_key_means_another_artefact(
     name: str, key: dict[str, str], folder: Path, scratch: Path
 ) -> None:
     kept = Artefacts(folder, scratch)
@@ -104,7 +104,7 @@ def test_the_order_of_the_key_does_not_matter(folder: Path, scratch: Path) -> No
     Artefacts(folder, scratch).get("x.so", dict(reversed(KEY.items())), never)
 
 
-def test_files_beside_it_are_kept_with_it(folder: Path, scratch: Path) -> None:
+def test_additional_files_are_kept_with_the_artefact(folder: Path, scratch: Path) -> None:
     def build(path: Path) -> None:
         path.write_bytes(b"graph")
         path.with_name("x.onnx.data").write_bytes(b"weights")
@@ -117,7 +117,7 @@ def test_files_beside_it_are_kept_with_it(folder: Path, scratch: Path) -> None:
     assert (path.parent / "more" / "tokens").read_bytes() == b"ids"
 
 
-def test_without_a_folder_all_is_built_in_scratch_once_each(scratch: Path) -> None:
+def test_without_a_cache_each_artefact_is_built_once_in_scratch(scratch: Path) -> None:
     kept = Artefacts(None, scratch)
     path = kept.get("x.so", KEY, writing())
     assert kept.get("x.so", KEY, never) == path
@@ -143,7 +143,7 @@ def test_a_build_that_fails_leaves_nothing_and_can_be_tried_again(
     assert kept.get("x.so", KEY, writing()).read_bytes() == b"program"
 
 
-def test_a_build_that_writes_something_else_is_told(folder: Path, scratch: Path) -> None:
+def test_a_build_that_writes_another_file_is_an_error(folder: Path, scratch: Path) -> None:
     def build(path: Path) -> None:
         path.with_name("y.so").touch()
 
@@ -183,7 +183,7 @@ def damage_the_record(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [cut_off, alter, remove, add_another, lose_the_record, damage_the_record]
 )
-def test_what_is_damaged_is_built_anew(
+def test_a_damaged_artefact_is_built_again(
     damage: Callable[[Path], None], folder: Path, scratch: Path
 ) -> None:
     damage(Artefacts(folder, scratch).get("x.so", KEY, writing()))
@@ -193,7 +193,7 @@ def test_what_is_damaged_is_built_anew(
     Artefacts(folder, scratch).get("x.so", KEY, never)
 
 
-def test_a_folder_that_cannot_be_made_is_told_once_and_done_without(
+def test_an_unusable_cache_folder_is_reported_once_and_not_used(
     tmp_path: Path, scratch: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_made_is_told_once_and_done_without(
     assert [got.seconds is None for got in kept.got] == [False, False]
 
 
-def test_what_is_in_a_read_only_folder_serves(
+def test_artefacts_in_a_read_only_folder_are_used(
     folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Artefacts(folder, scratch).get("x.so", KEY, writing())
@@ -221,7 +221,7 @@ def test_what_is_in_a_read_only_folder_serves(
         assert kept.get("y.so", KEY, writing()).is_relative_to(scratch)
 
 
-def test_a_full_disk_leaves_what_was_built_where_it_is(
+def test_with_a_full_disk_the_artefact_stays_in_scratch(
     folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fill(source: Path, target: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_full_disk_leaves_what_was_built_where_it_is(
     assert entries(folder) == []
 
 
-def test_the_folder_is_for_its_user_alone(folder: Path, scratch: Path) -> None:
+def test_only_the_user_may_read_the_cache_folder(folder: Path, scratch: Path) -> None:
     Artefacts(folder, scratch).get("x.so", KEY, writing())
     assert folder.stat().st_mode & 0o077 == 0
 
@@ -253,14 +253,14 @@ def test_the_least_recently_used_go_first(folder: Path, scratch: Path) -> None:
     assert len(entries(folder)) == 3
 
 
-def test_the_one_just_given_stays_however_large_it_is(folder: Path, scratch: Path) -> None:
+def test_the_artefact_in_use_stays_however_large_it_is(folder: Path, scratch: Path) -> None:
     Artefacts(folder, scratch, limit=10).get("a", KEY, writing(bytes(8)))
     path = Artefacts(folder, scratch, limit=10).get("b", KEY, writing(bytes(1000)))
     assert path.exists()
     assert entries(folder) == [path.parent]
 
 
-def test_files_beside_it_count_as_well(folder: Path, scratch: Path) -> None:
+def test_additional_files_count_towards_the_limit(folder: Path, scratch: Path) -> None:
     def build(path: Path) -> None:
         path.write_bytes(bytes(500))
         path.with_name("data").write_bytes(bytes(500))
@@ -270,9 +270,7 @@ def test_files_beside_it_count_as_well(folder: Path, scratch: Path) -> None:
     assert entries(folder) == [path.parent]
 
 
-def test_what_this_process_was_given_stays_as_long_as_it_may_use_it(
-    folder: Path, scratch: Path
-) -> None:
+def test_artefacts_that_this_process_uses_stay(folder: Path, scratch: Path) -> None:
     kept = Artefacts(folder, scratch, limit=0)
     first = kept.get("a", KEY, writing())
     second = kept.get("b", KEY, writing())
@@ -304,7 +302,7 @@ class Model:
     limit=st.integers(0, 30),
     asked=st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 12)), max_size=12),
 )
-def test_what_stays_is_what_a_model_of_it_keeps(
+def test_an_artefact_stays_as_long_as_a_model_uses_it(
     limit: int, asked: list[tuple[str, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("kept")
@@ -327,7 +325,7 @@ def build_slowly(folder: Path, scratch: Path, log: Path, begun: Event) -> None:
     assert Artefacts(folder, scratch).get("x.so", KEY, build).read_bytes() == b"program"
 
 
-def test_processes_that_ask_at_once_build_once(folder: Path, scratch: Path) -> None:
+def test_concurrent_processes_build_once(folder: Path, scratch: Path) -> None:
     log = folder.parent / "log"
     begun = SPAWN.Event()
     workers = [
@@ -363,7 +361,7 @@ def hang_over_the_copy(folder: Path, scratch: Path, begun: Event) -> None:
 
 @pytest.mark.parametrize("target", [hang, hang_over_the_copy])
 @pytest.mark.parametrize("swept", [False, True])
-def test_a_killed_process_leaves_nothing_that_the_next_one_trips_over(
+def test_a_killed_process_does_not_disturb_the_next_one(
     target: Callable[[Path, Path, Event], None], swept: bool, folder: Path, scratch: Path
 ) -> None:
     begun = SPAWN.Event()
@@ -388,7 +386,7 @@ def use(folder: Path, scratch: Path, ready: Event, over: Event) -> None:
     assert path.read_bytes() == b"program"
 
 
-def test_what_another_process_uses_stays_until_it_ends(folder: Path, scratch: Path) -> None:
+def test_artefacts_of_another_process_stay_until_it_ends(folder: Path, scratch: Path) -> None:
     ready, over = SPAWN.Event(), SPAWN.Event()
     worker = SPAWN.Process(target=use, args=(folder, scratch, ready, over))
     worker.start()
@@ -404,7 +402,7 @@ def test_what_another_process_uses_stays_until_it_ends(folder: Path, scratch: Pa
     assert len(list(folder.glob(".*.used"))) == 1
 
 
-def test_what_is_being_built_is_not_swept(folder: Path, scratch: Path) -> None:
+def test_an_artefact_being_built_is_not_deleted(folder: Path, scratch: Path) -> None:
     begun = SPAWN.Event()
     worker = SPAWN.Process(target=hang_over_the_copy, args=(folder, scratch, begun))
     worker.start()
@@ -417,7 +415,7 @@ def test_what_is_being_built_is_not_swept(folder: Path, scratch: Path) -> None:
         worker.join(60)
 
 
-def test_its_marks_are_let_go_of_without_a_word(folder: Path, scratch: Path) -> None:
+def test_marks_of_use_are_released_silently(folder: Path, scratch: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from clipcheck.backends.artefacts import Artefacts\n"
         "kept = Artefacts(Path(sys.argv[1]), Path(sys.argv[2]))\n"
@@ -427,7 +425,7 @@ def test_its_marks_are_let_go_of_without_a_word(folder: Path, scratch: Path) -> 
     assert subprocess.run(run, capture_output=True, text=True, check=True).stderr == ""
 
 
-def test_when_the_clock_is_set_back_the_least_recently_used_go_first_all_the_same(
+def test_if_the_clock_is_set_back_the_least_recently_used_still_go_first(
     folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     year = 365 * 86400 * 10**9
@@ -439,7 +437,7 @@ def test_when_the_clock_is_set_back_the_least_recently_used_go_first_all_the_sam
     assert {path.name for path in folder.glob("*/[a-d]")} == {"c", "d"}
 
 
-def test_what_another_version_keeps_its_own_way_is_left_alone(folder: Path, scratch: Path) -> None:
+def test_files_of_another_version_are_left_alone(folder: Path, scratch: Path) -> None:
     ours = Artefacts(folder, scratch).get("x.so", KEY, writing()).parent
     newer = folder / "v2"
     newer.mkdir()
@@ -453,13 +451,13 @@ def test_what_another_version_keeps_its_own_way_is_left_alone(folder: Path, scra
     assert (folder / f"{'ab' * 32}.new").exists()
 
 
-def test_what_an_earlier_version_left_half_is_swept(folder: Path, scratch: Path) -> None:
+def test_incomplete_files_of_an_earlier_version_are_deleted(folder: Path, scratch: Path) -> None:
     (folder / f"{'ab' * 32}.part").mkdir(parents=True)
     path = Artefacts(folder, scratch).get("x.so", KEY, writing())
     assert entries(folder) == [path.parent]
 
 
-def test_on_a_file_system_without_locks_what_is_there_serves(
+def test_without_locks_existing_artefacts_are_used(
     folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Artefacts(folder, scratch).get("x.so", KEY, writing())
@@ -474,7 +472,7 @@ def test_on_a_file_system_without_locks_what_is_there_serves(
     assert entries(folder) == [path.parent]
 
 
-def test_two_at_once_whose_locks_do_nothing_do_not_write_to_one_entry(
+def test_two_processes_with_ineffective_locks_do_not_write_to_one_entry(
     folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_locks(monkeypatch)
@@ -512,7 +510,7 @@ def test_two_at_once_whose_locks_do_nothing_do_not_write_to_one_entry(
     Artefacts(folder, scratch).get("x.so", KEY, never)
 
 
-def test_the_folder_is_the_variables_or_the_homes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_set_by_the_variable_or_in_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/x")
     monkeypatch.setenv("CLIPCHECK_ARTEFACTS", "~/mine")
     assert default_folder() == Path("/home/x/mine")
@@ -543,7 +541,7 @@ def test_a_limit_is_bytes_or_has_a_unit(
 
 
 @pytest.mark.parametrize("written", ["much", "-1", "5GiB", "GB", "1e9", "nan"])
-def test_a_limit_that_is_none_is_told(
+def test_an_invalid_limit_is_an_error(
     written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPCHECK_ARTEFACTS_LIMIT", written)
@@ -551,7 +549,7 @@ def test_a_limit_that_is_none_is_told(
         Artefacts(tmp_path, tmp_path)
 
 
-def test_the_limit_is_the_variables_where_none_is_given(
+def test_the_variable_sets_the_default_limit(
     folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPCHECK_ARTEFACTS_LIMIT", "10B")

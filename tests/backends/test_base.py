@@ -33,7 +33,7 @@ def bound(distribution: str) -> str:
 
 @pytest.mark.parametrize(("distribution", "backend"), OLDEST.items())
 @pytest.mark.parametrize("old", [True, False])
-def test_one_that_is_too_old_is_to_be_upgraded(
+def test_a_library_that_is_too_old_has_to_be_upgraded(
     distribution: str, backend: str, old: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     oldest, version_of = bound(distribution), base.version
@@ -51,5 +51,5 @@ def test_one_that_is_too_old_is_to_be_upgraded(
         assert missing.remedy == told
 
 
-def test_one_whose_version_is_not_known_is_taken() -> None:
+def test_a_library_of_unknown_version_is_accepted() -> None:
     assert base.too_old("no-such-distribution", "1.0") is None

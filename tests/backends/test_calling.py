@@ -6,7 +6,7 @@ from clipcheck.backends.calling import reason, translating
 from clipcheck.errors import RunError, UsageError
 
 
-def test_a_librarys_error_becomes_ours_and_is_kept_as_the_cause() -> None:
+def test_an_error_of_a_library_becomes_ours_with_it_as_the_cause() -> None:
     with (
         pytest.raises(RunError, match=r"^clip: loading failed \(no such file\)\. .*--debug") as got,
         translating("clip", "loading"),
@@ -15,7 +15,7 @@ def test_a_librarys_error_becomes_ours_and_is_kept_as_the_cause() -> None:
     assert type(got.value.__cause__) is OSError
 
 
-def test_it_is_translated_once_however_deep() -> None:
+def test_nested_calls_translate_an_error_once() -> None:
     with (
         pytest.raises(RunError) as got,
         translating("clip", "building"),
@@ -25,7 +25,7 @@ def test_it_is_translated_once_however_deep() -> None:
     assert got.value.problem == "clip: loading failed (no such file)"
 
 
-def test_an_error_of_ours_and_what_stops_python_are_left_alone() -> None:
+def test_our_errors_and_interrupts_are_not_translated() -> None:
     ours = UsageError("expected one", remedy="Give one.")
     for error in (ours, KeyboardInterrupt(), SystemExit(3)):
         with pytest.raises(type(error)) as got, translating("clip", "loading"):
@@ -46,5 +46,5 @@ def test_an_error_of_ours_and_what_stops_python_are_left_alone() -> None:
         (" \n ", "ValueError"),
     ],
 )
-def test_of_a_message_the_last_line_is_told_that_is_for_people(message: str, words: str) -> None:
+def test_the_last_readable_line_of_a_message_is_shown(message: str, words: str) -> None:
     assert reason(ValueError(message)) == words

@@ -54,12 +54,12 @@ def vit(seeded_archive: SeededArchive) -> Checkpoint:
 # ------------------------------------------------------------------ what it computes
 
 
-def test_it_is_a_way_to_run_a_checkpoint() -> None:
+def test_the_clip_backend_checks_a_checkpoint() -> None:
     assert_fits(registry.find("clip"))
     assert Clip.version() == f"clip-anytorch {importlib.metadata.version('clip-anytorch')}"
 
 
-def test_it_is_what_the_packages_own_load_gives(built: Built) -> None:
+def test_the_model_is_that_of_the_packages_own_load(built: Built) -> None:
     source, backend = built
     with torchscript_support.silenced():
         theirs, _ = reference_clip().load(str(source.checkpoint.path), device="cpu", jit=False)
@@ -75,18 +75,18 @@ def test_it_is_what_the_packages_own_load_gives(built: Built) -> None:
 # ------------------------------------------------------------------ what it is
 
 
-def test_all_its_weights_are_the_files(built: Built) -> None:
+def test_all_weights_equal_those_of_the_file(built: Built) -> None:
     evidence = built[1].evidence()
     assert evidence.weights == len(built[0].checkpoint.tensors) - 3
     assert (list(evidence.doubts), dict(evidence.differing)) == ([], {})
 
 
-def test_the_checkpoint_is_left_whole(built: Built) -> None:
+def test_the_checkpoint_is_not_changed(built: Built) -> None:
     # The package takes the integer buffers out of the dict that it is given.
     assert "vocab_size" in built[0].checkpoint.tensors
 
 
-def test_weights_in_float32_are_rounded_by_the_package_and_that_is_told(
+def test_rounding_of_float32_weights_by_the_package_is_reported(
     vit: Checkpoint, tmp_path: Path
 ) -> None:
     weights = {
@@ -103,7 +103,9 @@ def test_weights_in_float32_are_rounded_by_the_package_and_that_is_told(
     assert max(ratios(source, backend, pairs(vit)[:1])) > 50
 
 
-def test_what_is_not_as_it_is_called_is_doubted(vit: Checkpoint, tmp_path: Path) -> None:
+def test_a_model_that_differs_from_the_request_gets_a_warning(
+    vit: Checkpoint, tmp_path: Path
+) -> None:
     class Another(reference_clip().model.CLIP):  # type: ignore[misc, name-defined]
         pass
 
@@ -137,7 +139,7 @@ def test_what_is_not_as_it_is_called_is_doubted(vit: Checkpoint, tmp_path: Path)
         ),
     ],
 )
-def test_it_computes_in_what_its_load_gives(
+def test_it_computes_in_the_dtype_of_its_load(
     vit: Checkpoint, device: str, dtype: str, reason: str | None
 ) -> None:
     assert Clip.unfit(vit, torch.device(device), dtype) == reason
@@ -161,7 +163,7 @@ def spec_in(folder: Path | None) -> ModuleSpec:
     return spec
 
 
-def test_what_is_missing_is_told_with_the_remedy(
+def test_a_missing_package_is_reported_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reasons = {}
@@ -179,7 +181,7 @@ def test_what_is_missing_is_told_with_the_remedy(
     }
 
 
-def test_the_version_is_that_of_whoever_brought_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_is_that_of_the_installed_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     def only(name: str) -> Any:
         def found(asked: str) -> str:
             if asked != name:
@@ -195,7 +197,7 @@ def test_the_version_is_that_of_whoever_brought_it(monkeypatch: pytest.MonkeyPat
     assert Clip.version() == "clip, of no known version"
 
 
-def test_what_the_package_raises_is_told_in_its_words(
+def test_errors_of_the_package_keep_their_text(
     vit: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: Any) -> None:
@@ -214,7 +216,7 @@ def test_inputs_that_do_not_fit_are_an_error(built: Built) -> None:
         built[1].encode_text(np.repeat(tokens, 2, axis=1))
 
 
-def test_it_computes_as_the_released_models_alone(vit: Checkpoint) -> None:
+def test_only_the_architecture_of_the_released_models_is_computed(vit: Checkpoint) -> None:
     gelu = vit.architecture.with_blocks(activation=Activation.GELU)
     assert Clip.unfit(replace(vit, model=gelu), torch.device("cpu"), "float32") == (
         "the reference package computes as the released models do, not with GELU"

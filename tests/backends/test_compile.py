@@ -45,7 +45,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return asked
 
 
-def test_what_compiled_nothing_is_doubted_whatever_was_compiled_before(
+def test_a_model_that_was_not_compiled_gets_a_warning_whatever_ran_before(
     made: Source, uncompiled: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(counters["stats"], "unique_graphs", 7)
@@ -60,7 +60,7 @@ def test_what_compiled_nothing_is_doubted_whatever_was_compiled_before(
 
 
 @pytest.mark.parametrize(("written", "dynamic"), [("true", True), ("false", False), ("auto", None)])
-def test_its_options_are_torchs(
+def test_its_options_are_those_of_torch(
     made: Source, uncompiled: Asked, written: str, dynamic: bool | None
 ) -> None:
     options = {"mode": "max-autotune", "dynamic": written}
@@ -69,7 +69,7 @@ def test_its_options_are_torchs(
     assert uncompiled == [(name, how) for name in FUNCTIONS]
 
 
-def test_what_was_compiled_is_kept_by_all_that_it_depends_on(
+def test_the_cache_key_has_everything_that_compiling_depends_on(
     made: Source, uncompiled: Asked
 ) -> None:
     kept = cast(Kept, made.artefacts)
@@ -91,7 +91,7 @@ def test_what_was_compiled_is_kept_by_all_that_it_depends_on(
     assert len(kept.built) == 2
 
 
-def test_inductor_looks_into_its_own_folder_alone_and_finds_there_what_was_kept(
+def test_inductor_uses_only_its_own_cache_folder(
     made: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that no code is judged that somebody compiled before in another way."""
@@ -122,9 +122,7 @@ def test_inductor_looks_into_its_own_folder_alone_and_finds_there_what_was_kept(
     assert len(list(made.scratch.glob("inductor-*/code.so"))) == 2
 
 
-def test_one_that_fails_leaves_nothing_changed(
-    made: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_build_changes_no_settings(made: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: Any) -> None:
         raise ValueError("no such operation")
 
@@ -137,7 +135,7 @@ def test_one_that_fails_leaves_nothing_changed(
     assert torch._dynamo.config.recompile_limit == limit
 
 
-def test_enough_batch_sizes_are_compiled_for(made: Source, uncompiled: Asked) -> None:
+def test_torch_may_compile_for_enough_batch_sizes(made: Source, uncompiled: Asked) -> None:
     """Beyond its limit torch gives up, and by default that is 8."""
     backend = Compile.build(made)
     assert torch._dynamo.config.recompile_limit == 64
@@ -145,7 +143,7 @@ def test_enough_batch_sizes_are_compiled_for(made: Source, uncompiled: Asked) ->
     backend.close()
 
 
-def test_it_is_not_for_apples_gpus(made: Source) -> None:
+def test_it_is_unfit_for_mps(made: Source) -> None:
     assert Compile.unfit(made.checkpoint, CPU, "float32") is None
     assert (
         Compile.unfit(made.checkpoint, torch.device("mps"), "float32") == "Inductor is not for mps"
@@ -153,7 +151,7 @@ def test_it_is_not_for_apples_gpus(made: Source) -> None:
 
 
 @pytest.mark.parametrize(("device", "told"), [("cpu", ["another"]), ("cuda", ["No", "another"])])
-def test_of_gpus_nothing_is_told_where_a_cpu_is_compiled_for(
+def test_warnings_about_gpus_are_hidden_on_the_cpu(
     device: str, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[str] = []

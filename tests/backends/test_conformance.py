@@ -313,19 +313,19 @@ def test_it_gives_all_outputs_by_name_in_the_eager_models_shapes_and_dtypes(life
             assert (name, array.dtype) == (name, case.reference[name].dtype)
 
 
-def test_it_is_as_near_to_float64_as_the_eager_model(life: Life) -> None:
+def test_it_is_as_close_to_float64_as_the_eager_model(life: Life) -> None:
     found = fidelity(life.cases, LIMITS["float32"], life.scale)
     assert found.passed, found.message
 
 
-def test_each_method_gives_what_all_outputs_have(life: Life) -> None:
+def test_each_method_agrees_with_all_outputs(life: Life) -> None:
     found = repeatability(life.cases, [life.methods], LIMITS["float32"], life.scale)
     assert found.passed, found.message
     for name, array in life.methods.outputs.items():
         assert array.dtype == life.cases[LARGE].candidate[name].dtype
 
 
-def test_a_row_does_not_depend_on_its_company(life: Life) -> None:
+def test_a_row_does_not_depend_on_the_rest_of_the_batch(life: Life) -> None:
     found = repeatability(life.cases, life.repeats, LIMITS["float32"], life.scale)
     assert found.passed, found.message
 
@@ -342,7 +342,7 @@ def test_it_has_the_name_that_it_was_chosen_by(life: Life) -> None:
     assert life.name == str(life.choice)
 
 
-def test_nothing_speaks_against_it(life: Life) -> None:
+def test_it_has_no_doubts_about_itself(life: Life) -> None:
     found = integrity(life.cases, life.evidence)
     assert found.passed, found.message
     # Of a ResNet, ONNX's convolutions have taken up what normalises.
@@ -364,14 +364,14 @@ def test_it_does_not_write_to_its_inputs(life: Life) -> None:
     assert life.untouched == [True] * len(SIZES)
 
 
-def test_the_weights_that_it_was_made_of_are_what_they_were(life: Life) -> None:
+def test_it_does_not_change_the_weights_of_its_source(life: Life) -> None:
     after = life.model.state_dict()
     assert after.keys() == life.before.keys()
     for key, tensor in life.before.items():
         assert same_bits(after[key], tensor), key
 
 
-def test_closing_lets_go_of_what_it_opened(life: Life) -> None:
+def test_closing_releases_all_it_opened(life: Life) -> None:
     for what, (before, after) in life.left.items():
         assert after == before, what
 
@@ -379,7 +379,7 @@ def test_closing_lets_go_of_what_it_opened(life: Life) -> None:
 # ------------------------------------------------------------------ how it fails
 
 
-def test_what_its_library_raises_is_told_once_in_the_librarys_words(life: Life) -> None:
+def test_errors_of_its_library_are_translated_once_with_their_text(life: Life) -> None:
     assert type(life.error) is RunError
     cause = life.error.__cause__
     assert isinstance(cause, Exception)
@@ -389,7 +389,7 @@ def test_what_its_library_raises_is_told_once_in_the_librarys_words(life: Life) 
     assert life.error.problem.count(" failed (") == 1
 
 
-def test_once_closed_it_says_so(life: Life) -> None:
+def test_a_closed_backend_raises_an_error(life: Life) -> None:
     for method, error in life.closed.items():
         assert type(error) is RunError, method
         assert str(error) == f"{life.choice}: it was closed. Build it anew."
@@ -397,7 +397,7 @@ def test_once_closed_it_says_so(life: Life) -> None:
 
 
 @pytest.mark.parametrize(("choice", "dtype"), UNFIT)
-def test_what_it_is_unfit_for_is_refused_with_the_reason(
+def test_unfit_checkpoints_are_refused_with_the_reason(
     choice: Choice, dtype: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = sides_of(minute(built, Format.STATE_DICT), built, tmp_path).source
@@ -418,7 +418,7 @@ HALF = [
 
 
 @pytest.mark.parametrize(("choice", "dtype"), quick_first(HALF, 2))
-def test_it_computes_in_half_as_near_to_float64_as_the_eager_model(
+def test_in_half_it_is_as_close_to_float64_as_the_eager_model(
     choice: Choice, dtype: str, built: Path, tmp_path: Path
 ) -> None:
     sides = sides_of(minute(built, Format.ARCHIVE), built, tmp_path, dtype)
@@ -499,7 +499,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_other_weights_are_told_where_they_can_be(name: str, built: Path, tmp_path: Path) -> None:
+def test_changed_weights_are_reported_if_they_can_be_compared(
+    name: str, built: Path, tmp_path: Path
+) -> None:
     if name not in WRONG:
         assert name in SLOW  # whose weights are part of the code, or the eager model's own
         return
@@ -548,7 +550,7 @@ ABSENT = {
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_what_is_missing_is_exit_2_with_the_reason_and_the_remedy(
+def test_a_missing_library_exits_2_with_reason_and_remedy(
     name: str, built: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name not in ABSENT:
@@ -570,7 +572,7 @@ def test_what_is_missing_is_exit_2_with_the_reason_and_the_remedy(
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_the_class_says_what_it_is_and_imports_nothing_that_takes_long(name: str) -> None:
+def test_the_class_has_its_attributes_and_imports_no_heavy_package(name: str) -> None:
 
     found = find(name)
     assert issubclass(found, Backend)

@@ -54,26 +54,26 @@ def test_all_weights_are_compared(backend: Backend, made: Source) -> None:
     assert not found.doubts
 
 
-def test_a_weight_of_other_bits_is_named(made: Source, program: Path) -> None:
+def test_a_weight_with_other_bits_is_named(made: Source, program: Path) -> None:
     weights = dict(made.model.state_dict())
     weights["ln_final.bias"] = weights["ln_final.bias"] + 1
     found = open_program(program, CPU, made.sizes, weights).evidence()
     assert found.differing == {"ln_final.bias": "the program has other bits than the file"}
 
 
-def test_a_weight_that_is_not_there_is_named(made: Source, program: Path) -> None:
+def test_a_missing_weight_is_named(made: Source, program: Path) -> None:
     weights = {**made.model.state_dict(), "more": torch.zeros(1)}
     found = open_program(program, CPU, made.sizes, weights).evidence()
     assert found.differing == {"more": "the program does not have it"}
 
 
-def test_weights_of_other_names_are_not_compared(made: Source, program: Path) -> None:
+def test_weights_with_other_names_are_not_compared(made: Source, program: Path) -> None:
     weights = {"theirs": torch.zeros(1)}
     found = open_program(program, CPU, made.sizes, weights)
     assert found.evidence().weights is None
 
 
-def test_what_was_built_before_is_loaded(
+def test_a_cached_program_is_loaded(
     made: Source, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(*_: object) -> None:
@@ -103,7 +103,7 @@ def test_its_size_is_that_of_the_file(backend: Backend, program: Path) -> None:
     assert backend.size == program.stat().st_size
 
 
-def test_what_torch_raises_is_translated(
+def test_an_error_of_torch_is_translated(
     made: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:

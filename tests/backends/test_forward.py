@@ -40,7 +40,7 @@ SQUARE = Sizes(3, 3, 4)
     ],
     ids=["pair", "turned", "named", "features", "shape-1", "named-features", "transformers"],
 )
-def test_logits_are_what_is_given_or_follow_from_it(given: Any) -> None:
+def test_logits_are_returned_or_computed_from_features(given: Any) -> None:
     found = outputs_of(given, SIZES)
     assert list(found) == list(LOGITS)
     torch.testing.assert_close(found["logits_per_image"], LOGITS_PER_IMAGE)
@@ -63,14 +63,14 @@ def test_logits_are_what_is_given_or_follow_from_it(given: Any) -> None:
         ((LOGITS_PER_IMAGE, LOGITS_PER_TEXT, TEXTS, RAW_IMAGES), ["image_features", *LOGITS]),
     ],
 )
-def test_what_there_is_may_be_some_of_the_outputs(given: Any, names: list[str]) -> None:
+def test_outputs_may_be_incomplete(given: Any, names: list[str]) -> None:
     found = outputs_of(given, SIZES)
     assert list(found) == names
     for name, tensor in found.items():
         assert tuple(tensor.shape) == SIZES.shapes[name]
 
 
-def test_where_shapes_do_not_tell_an_earlier_call_does() -> None:
+def test_an_earlier_call_decides_if_shapes_are_ambiguous() -> None:
     logits = torch.rand(3, 3)
     assert order_of(LOGITS_PER_TEXT, SIZES) == ("logits_per_text",)
     assert order_of(logits, SQUARE) == ()
@@ -80,7 +80,7 @@ def test_where_shapes_do_not_tell_an_earlier_call_does() -> None:
     assert list(outputs_of((RAW_TEXTS, RAW_TEXTS), SQUARE)) == ["image_features", "text_features"]
 
 
-def test_what_has_other_shapes_is_taken_for_logits_and_fails_as_such() -> None:
+def test_outputs_of_wrong_shape_are_judged_as_logits_and_fail() -> None:
     for given in ((LOGITS_PER_IMAGE, LOGITS_PER_IMAGE), (torch.rand(7), torch.rand(2))):
         assert order_of(given, SIZES) == ()
         assert list(outputs_of(given, SIZES)) == list(LOGITS)
@@ -148,7 +148,7 @@ def by_name(runner: Any) -> ByName:
     return ByName(runner, 4, DualEncoder(8, 5))
 
 
-def test_a_logit_bias_is_added_to_what_follows_from_the_features() -> None:
+def test_a_logit_bias_is_added_to_logits_computed_from_features() -> None:
     given = (IMAGES, TEXTS, SCALE, torch.tensor(-10.0))
     named = dict(zip((*FEATURES, "logit_scale", "logit_bias"), given, strict=True))
     plain = outputs_of(given[:3], SIZES)
@@ -156,7 +156,7 @@ def test_a_logit_bias_is_added_to_what_follows_from_the_features() -> None:
         assert all(torch.equal(found[name], plain[name] - 10) for name in LOGITS)
 
 
-def test_inputs_are_given_by_the_names_that_forward_has_for_them() -> None:
+def test_inputs_are_passed_by_the_argument_names_of_forward() -> None:
     archive = Fake(2, forward=["visual.proj", "text_projection"])
     archive.facts = replace(archive.facts, forward_takes=("text", "image"))
     archive.gives["forward"] = (LOGITS_PER_IMAGE, LOGITS_PER_TEXT)
@@ -165,7 +165,7 @@ def test_inputs_are_given_by_the_names_that_forward_has_for_them() -> None:
     assert [list(each.shape) for each in archive.given] == [[3, 5], [2, 3, 8, 8]]
 
 
-def test_what_the_towers_of_transformers_gave_is_left_out() -> None:
+def test_outputs_of_the_towers_of_transformers_are_ignored() -> None:
     hidden = torch.zeros(3, 5, 4)
     given = (LOGITS_PER_IMAGE, LOGITS_PER_TEXT, (hidden, hidden[:, 0]), (hidden,))
     assert list(outputs_of(given, SIZES)) == [*LOGITS]
@@ -189,7 +189,7 @@ def test_a_forward_that_is_an_encoder_is_called_that() -> None:
         assert archive.calls == [("forward", 1)] * 5
 
 
-def test_one_beside_an_encoder_of_that_name_is_given_what_it_takes() -> None:
+def test_a_forward_beside_an_encoder_gets_the_inputs_that_it_takes() -> None:
     archive = Fake(1, forward=["text_projection"], encode_text=["text_projection"])
     archive.gives = {"forward": RAW_TEXTS, "encode_text": "its own"}
     found = by_name(archive)
@@ -202,7 +202,7 @@ def test_one_beside_an_encoder_of_that_name_is_given_what_it_takes() -> None:
     assert archive.calls == [("encode_text", 1), ("forward", 1)]
 
 
-def test_what_the_first_call_gave_is_what_it_gives() -> None:
+def test_the_first_call_decides_the_kind_of_outputs() -> None:
     archive = Fake(forward=["visual.proj", "text_projection"])
     found = by_name(archive)
     archive.gives["forward"] = LOGITS_PER_TEXT
@@ -227,9 +227,7 @@ def test_what_the_first_call_gave_is_what_it_gives() -> None:
         (1, [], "jit: forward takes 1 tensor, and is no encoder, expected pixels and ids"),
     ],
 )
-def test_a_forward_of_which_nothing_can_be_told_is_no_method(
-    takes: int, keys: list[str], problem: str
-) -> None:
+def test_an_unrecognised_forward_is_not_used(takes: int, keys: list[str], problem: str) -> None:
     archive = Fake(takes, forward=keys, encode_image=["visual.proj"])
     archive.gives["forward"] = "text"
     found = by_name(archive)
@@ -239,7 +237,7 @@ def test_a_forward_of_which_nothing_can_be_told_is_no_method(
     assert found.facts.methods == ("encode_image",)
 
 
-def test_all_else_of_an_archive_is_as_it_was() -> None:
+def test_other_attributes_of_an_archive_are_unchanged() -> None:
     archive = Fake(forward=["x"], other=["y"])
     known = replace(archive.facts, input_resolution=8, context_length=5)
     archive.facts = known

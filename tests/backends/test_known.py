@@ -44,7 +44,7 @@ def each_pattern() -> pytest.MarkDecorator:
 
 
 @each_pattern()
-def test_an_entry_is_whole(pattern: Pattern) -> None:
+def test_an_entry_is_complete(pattern: Pattern) -> None:
     known = pattern.known
     assert re.fullmatch(r"https://github\.com/[\w-]+/[\w-]+/(issues|pull)/\d+", known.link)
     assert known.packages
@@ -62,7 +62,7 @@ def test_an_entry_is_whole(pattern: Pattern) -> None:
         assert all(isinstance(value, str | tuple | Known) for value in values)
 
 
-def test_every_entry_has_a_version_that_is_ill_and_one_that_is_well() -> None:
+def test_every_entry_has_an_affected_and_an_unaffected_version() -> None:
     assert {each.known.link for each in everything()} == VERSIONS.keys()
 
 
@@ -72,7 +72,7 @@ def test_its_own_failure_is_matched_and_nothing_else(pattern: Pattern) -> None:
 
 
 @each_pattern()
-def test_a_failure_that_it_is_not_about_is_not_matched(pattern: Pattern) -> None:
+def test_other_failures_are_not_matched(pattern: Pattern) -> None:
     _, well = VERSIONS[pattern.known.link]
     others = {
         "backend": "eager",
@@ -95,21 +95,21 @@ def pattern_of(number: int) -> Pattern:
     return next(each for each in everything() if each.known.link.endswith(f"/{number}"))
 
 
-def test_a_build_of_a_version_for_a_card_is_that_version() -> None:
+def test_a_local_version_counts_as_its_version() -> None:
     assert case(pattern_of(174467), versions={"torch": "2.10.0+cu128"})
     assert not case(pattern_of(174467), versions={"torch": "2.1.0+cu128"})
 
 
-def test_a_candidate_for_a_release_is_one_of_it() -> None:
+def test_a_release_candidate_counts_as_its_release() -> None:
     assert case(pattern_of(174467), versions={"torch": "2.10.0rc2"})
 
 
-def test_one_of_its_packages_is_enough() -> None:
+def test_one_affected_package_is_enough() -> None:
     assert case(pattern_of(32421), versions={"onnxruntime-gpu": "1.24.1"})
     assert case(pattern_of(32421), versions={"onnxruntime": "1.24.1"})
 
 
-def test_of_a_device_the_kind_counts() -> None:
+def test_only_the_kind_of_device_counts() -> None:
     pattern = pattern_of(27504)
     assert case(pattern, device="cuda:1") == [pattern.known]
 
@@ -127,7 +127,7 @@ def test_a_kernel_of_another_name_is_another_failure() -> None:
     assert case(pattern_of(32386), **both) == [pattern_of(32186).known]
 
 
-def test_it_is_told_in_a_line() -> None:
+def test_a_known_failure_is_described_in_one_line() -> None:
     assert str(pattern_of(174467).known) == (
         "known: AOTInductor's package of a ResNet computes something else "
         "(torch ==2.10.*, https://github.com/pytorch/pytorch/issues/174467)"

@@ -33,7 +33,7 @@ def held(dtype: torch.dtype = torch.float32) -> Weights:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("all_of_it", [False, True], ids=["mixed", "pure"])
-def test_weights_cast_to_the_dtype_are_the_files(dtype: str, all_of_it: bool) -> None:
+def test_weights_cast_to_the_dtype_equal_those_of_the_file(dtype: str, all_of_it: bool) -> None:
     wanted = getattr(torch, dtype)
     weights = {key: t.to(wanted) for key, t in held().items()} if all_of_it else held(wanted)
     found = evidence_of(checkpoint(), weights, dtype, ["a doubt"])
@@ -60,7 +60,7 @@ DIFFERENT: dict[str, tuple[str, Callable[[Weights], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", DIFFERENT)
-def test_a_weight_that_differs_is_named_with_how_it_does(case: str) -> None:
+def test_a_weight_that_differs_is_named_with_the_difference(case: str) -> None:
     key, change, reason = DIFFERENT[case]
     file = minute_weights()
     if case == "one more":
@@ -74,7 +74,7 @@ def test_a_weight_that_differs_is_named_with_how_it_does(case: str) -> None:
     assert dict(evidence_of(checkpoint(file), weights, "float32").differing) == {key: reason}
 
 
-def test_a_weight_that_was_rounded_is_told_from_another() -> None:
+def test_a_rounded_weight_is_distinguished_from_a_wrong_one() -> None:
     file = {key: t.float() * 1.0001 for key, t in minute_weights().items()}
     weights = {key: t.half().float() for key, t in file.items() if key not in BUFFERS}
     found = evidence_of(checkpoint(file), weights, "float32").differing
@@ -90,6 +90,6 @@ def test_a_logit_scale_may_have_a_dimension_on_either_side() -> None:
         assert dict(evidence_of(checkpoint(stored), weights, "float32").differing) == {}
 
 
-def test_another_dtype_than_the_one_asked_for_is_a_doubt() -> None:
+def test_a_dtype_other_than_requested_gets_a_warning() -> None:
     found = evidence_of(checkpoint(), held(), "float16")
     assert list(found.doubts) == ["it computes in float32 in place of float16"]

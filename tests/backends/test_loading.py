@@ -70,7 +70,7 @@ def test_without_a_reference_both_sides_share_one_model(
     assert model_of(sides) is sides.source.model
 
 
-def test_the_archive_is_loaded_beside_its_eager_model_where_it_is_wanted(
+def test_the_archive_is_loaded_with_its_eager_model_on_request(
     archive: Checkpoint, tmp_path: Path
 ) -> None:
     sides = load(archive, None, tmp_path, archive=True)
@@ -81,7 +81,7 @@ def test_the_archive_is_loaded_beside_its_eager_model_where_it_is_wanted(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_models_compute_in_the_dtype_that_was_asked_for(
+def test_the_models_compute_in_the_requested_dtype(
     dtype: str, archive: Checkpoint, tmp_path: Path
 ) -> None:
     sides = load(archive, altered(archive, BIAS, 0), tmp_path, dtype)
@@ -91,9 +91,7 @@ def test_the_models_compute_in_the_dtype_that_was_asked_for(
         assert model.ln_final.bias.dtype == torch.float32
 
 
-def test_with_a_reference_that_is_what_is_compared_with(
-    archive: Checkpoint, tmp_path: Path
-) -> None:
+def test_a_given_reference_is_compared_with(archive: Checkpoint, tmp_path: Path) -> None:
     other = altered(archive, BIAS, 1)
     sides = load(archive, other, tmp_path)
     assert same_bits(sides.source.model.ln_final.bias, archive.tensors[BIAS].float())
@@ -120,7 +118,7 @@ def test_the_reference_is_rounded_to_what_the_candidate_stores(
     assert same_bits(same, finer.tensors[PROJECTION])
 
 
-def test_a_weight_that_the_candidate_does_not_have_stays_the_references(
+def test_a_weight_that_the_candidate_lacks_is_not_rounded(
     archive: Checkpoint, tmp_path: Path
 ) -> None:
     less = {key: t for key, t in archive.tensors.items() if key != "context_length"}
@@ -154,7 +152,7 @@ def test_a_program_is_compared_with_the_model_of_its_checkpoint(
 
 
 @pytest.mark.parametrize("found", ["float16", "float64", "float32", None])
-def test_a_program_that_computes_in_another_dtype_is_told_before_anything_is_run(
+def test_a_program_in_another_dtype_is_refused_before_anything_runs(
     found: str | None, archive: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = Program(tmp_path / "program.pt2", Format.PT2)
@@ -192,7 +190,7 @@ def test_a_backend_is_built_with_a_value_for_each_option(
     assert given == [replace(source, options={"mode": "default", "dynamic": "auto"})]
 
 
-def test_one_that_is_not_there_or_does_not_fit_is_told_before_anything_is_built(
+def test_an_unavailable_or_unfit_backend_is_refused_before_anything_is_built(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(find("clip"), "build", None)
@@ -204,7 +202,7 @@ def test_one_that_is_not_there_or_does_not_fit_is_told_before_anything_is_built(
         build(Choice("clip"), half)
 
 
-def test_a_program_is_opened_whatever_its_checkpoint_would_fit(
+def test_a_program_is_opened_even_if_its_checkpoint_is_unfit(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(find("export"), "unfit", lambda *_: "it does not fit")
@@ -220,7 +218,7 @@ def raising(error: BaseException) -> Any:
     return call
 
 
-def test_what_building_raises_is_translated_once(
+def test_an_error_while_building_is_translated_once(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cause = KeyError("no such thing")

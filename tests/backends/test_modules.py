@@ -46,7 +46,7 @@ def test_all_four_outputs_come_back_by_name() -> None:
     assert [float(array.flat[0]) for array in found.values()] == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_a_method_that_writes_over_its_inputs_leaves_the_callers_as_they_were() -> None:
+def test_a_method_that_overwrites_its_inputs_does_not_change_the_callers_arrays() -> None:
     class Writing(Model):
         def encode_image(self, image: torch.Tensor) -> torch.Tensor:
             return super().encode_image(image.mul_(2))

@@ -66,14 +66,14 @@ def with_options(made: Source, **options: str) -> Source:
 
 
 @parametrize("level", ONNXRuntime.options["optimization"].values, quick=1)
-def test_every_level_of_optimisation_gives_them(vit: Source, level: str) -> None:
+def test_every_optimisation_level_gives_all_outputs(vit: Source, level: str) -> None:
     backend = ONNXRuntime.build(with_options(vit, optimization=level))
     pixels, tokens = batch(vit.checkpoint.architecture, 2, 3)
     assert_near(backend.outputs(pixels, tokens), expected(vit.model, pixels, tokens), NEAR)
     backend.close()
 
 
-def test_the_levels_and_threads_are_the_sessions(
+def test_optimisation_level_and_threads_reach_the_session(
     vit: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ONNXRuntime.build(vit)
@@ -118,7 +118,7 @@ def test_a_resnet_computes_in_half_precision(built: Path) -> None:
     backend.close()
 
 
-def test_weights_are_compared_as_they_are_and_transposed(backend: Backend, made: Source) -> None:
+def test_weights_are_compared_directly_and_transposed(backend: Backend, made: Source) -> None:
     found = backend.evidence()
     keys = set(made.model.state_dict())
     if isinstance(made.model.visual, eager.ModifiedResNet):
@@ -154,7 +154,7 @@ def hub(path: Path) -> Path:
 
 @pytest.mark.parametrize("lay", [one_file, a_file_for_each, hub])
 @parametrize("isolation", ["process", "none"], quick=1)
-def test_weights_in_files_of_their_own_are_run_and_compared(
+def test_external_weight_files_are_run_and_compared(
     lay: Callable[[Path], Path],
     isolation: cells.Isolation,
     vit: Source,
@@ -184,7 +184,7 @@ def test_weights_in_files_of_their_own_are_run_and_compared(
 
 
 @parametrize("keep_io_types", [True, False], quick=1)
-def test_a_program_that_was_converted_to_half_is_run_and_compared(
+def test_a_program_converted_to_half_is_run_and_compared(
     keep_io_types: bool, vit: Source, tmp_path: Path
 ) -> None:
     from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -202,7 +202,7 @@ def test_a_program_that_was_converted_to_half_is_run_and_compared(
         assert not found.evidence().differing
 
 
-def test_a_weight_of_other_bits_is_named(vit: Source) -> None:
+def test_a_weight_with_other_bits_is_named(vit: Source) -> None:
     ONNXRuntime.build(vit)
     weights = dict(vit.model.state_dict())
     weights["ln_final.bias"] = weights["ln_final.bias"] + 1
@@ -210,7 +210,7 @@ def test_a_weight_of_other_bits_is_named(vit: Source) -> None:
     assert found.differing == {"ln_final.bias": "the program has other bits than the file"}
 
 
-def test_a_weight_that_cannot_be_told_is_not_counted(vit: Source) -> None:
+def test_an_unidentified_weight_is_not_counted(vit: Source) -> None:
     ONNXRuntime.build(vit)
     weights = dict(vit.model.state_dict())
     path = artefact(vit)
@@ -223,14 +223,14 @@ def test_a_weight_that_cannot_be_told_is_not_counted(vit: Source) -> None:
     assert not found.differing
 
 
-def test_the_program_says_nothing_of_this_machine(vit: Source) -> None:
+def test_the_program_contains_no_path_of_this_machine(vit: Source) -> None:
     ONNXRuntime.build(vit)
     program = onnx.load(artefact(vit), load_external_data=False)
     del program.graph.initializer[:]
     assert str(Path(eager.__file__).parent).encode() not in program.SerializeToString()
 
 
-def test_an_unknown_provider_is_told_with_those_that_there_are(vit: Source) -> None:
+def test_an_unknown_provider_is_refused_with_the_available_ones(vit: Source) -> None:
     message = (
         r"^onnxruntime: expected execution providers out of .*CPUExecutionProvider.*, "
         r"found 'NoneProvider'\. Name one of these"
@@ -239,7 +239,7 @@ def test_an_unknown_provider_is_told_with_those_that_there_are(vit: Source) -> N
         ONNXRuntime.build(with_options(vit, providers="CPUExecutionProvider+NoneProvider"))
 
 
-def test_several_providers_are_asked_in_their_order(
+def test_several_providers_are_used_in_their_order(
     vit: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ONNXRuntime.build(vit)
@@ -257,7 +257,7 @@ def test_several_providers_are_asked_in_their_order(
     assert seen == [["OneProvider", "CPUExecutionProvider"]]
 
 
-def test_a_provider_that_did_not_start_is_a_doubt(
+def test_a_provider_that_did_not_start_gets_a_warning(
     vit: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ONNXRuntime.build(vit)
@@ -275,7 +275,7 @@ def test_a_provider_that_did_not_start_is_a_doubt(
     ]
 
 
-def test_what_onnx_runtime_raises_is_translated(vit: Source, tmp_path: Path) -> None:
+def test_an_error_of_onnx_runtime_is_translated(vit: Source, tmp_path: Path) -> None:
     ONNXRuntime.build(vit)
     path = tmp_path / "program.onnx"
     program = onnx.load(artefact(vit))
@@ -285,7 +285,7 @@ def test_what_onnx_runtime_raises_is_translated(vit: Source, tmp_path: Path) -> 
         open_program(path, CPU, vit.sizes, {})
 
 
-def test_what_the_exporter_raises_is_translated(
+def test_an_error_of_the_exporter_is_translated(
     vit: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -329,7 +329,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize(("architecture", "device", "dtype"), UNFIT)
-def test_it_tells_what_it_is_unfit_for(
+def test_it_says_which_checkpoints_are_unfit(
     architecture: str, device: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -343,7 +343,7 @@ def test_it_tells_what_it_is_unfit_for(
         assert re.search(reason, found)
 
 
-def test_a_convolution_that_took_up_a_batch_normalisation_is_told_by_its_channels() -> None:
+def test_a_convolution_with_folded_batch_norm_is_identified_by_its_channels() -> None:
     weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     weight[1] = 0
     folded = weight * torch.tensor([0.5, 2.0, -1.0, 3.0]).reshape(4, 1, 1, 1)

@@ -65,7 +65,7 @@ def fixed(images: int | None, texts: int | None) -> list[Declared]:
 
 
 @pytest.mark.parametrize("batch", [(2, 3), (1, 1), (None, 3), (4, None)])
-def test_rows_are_dealt_in_batches_of_the_one_size_that_a_program_takes(
+def test_rows_are_split_into_the_fixed_batch_size_of_a_program(
     batch: tuple[int | None, int | None],
 ) -> None:
     given: list[tuple[int, int]] = []
@@ -101,7 +101,7 @@ def test_rows_are_dealt_in_batches_of_the_one_size_that_a_program_takes(
         ),
     ],
 )
-def test_sizes_that_are_not_declared_are_found_by_trying(
+def test_undeclared_batch_sizes_are_found_by_trying(
     takes: Callable[[int, int], bool], told: str
 ) -> None:
     backend = running_where(takes)
@@ -109,14 +109,14 @@ def test_sizes_that_are_not_declared_are_found_by_trying(
     assert batches.told(backend.batches) == told
 
 
-def test_a_program_of_one_size_that_was_made_here_is_not_dealt_to() -> None:
+def test_our_own_program_with_a_fixed_batch_gets_no_split_batches() -> None:
     backend = backend_of(model, fixed(2, 3), made_here=True)
     assert len(backend.outputs(*batch_of_rows(MINUTE, 5, 7))["image_features"]) == 5
     assert backend.batches == ()
 
 
 @pytest.mark.parametrize("takes", [lambda *_: False, lambda images, _: images != 5])
-def test_what_fails_at_all_sizes_or_at_one_that_is_odd_is_no_matter_of_sizes(
+def test_a_failure_at_every_size_is_not_reported_as_a_fixed_batch(
     takes: Callable[[int, int], bool],
 ) -> None:
     with pytest.raises(RunError, match=r"running the program failed \(a size is wrong"):
@@ -124,7 +124,7 @@ def test_what_fails_at_all_sizes_or_at_one_that_is_odd_is_no_matter_of_sizes(
 
 
 @pytest.mark.parametrize(("asked", "given"), [("float16", "float16"), ("float32", "float32")])
-def test_outputs_that_are_cast_in_the_end_are_rounded_back(asked: str, given: str) -> None:
+def test_outputs_cast_at_the_end_are_rounded_back(asked: str, given: str) -> None:
     raw = [(name, np.ones(1, dtype=np.float32)) for name in OUTPUTS]
     found = backend_of(lambda _: raw, dtype=asked).outputs(*blank(MINUTE, 1, 1))
     assert {str(array.dtype) for array in found.values()} == {given}
@@ -141,7 +141,7 @@ def test_a_weight_that_is_rounded_is_neither_compared_nor_differing(dtype: torch
     assert not compared.lacking()
 
 
-def test_what_a_converter_raises_is_rounded_and_what_is_off_is_not() -> None:
+def test_tiny_weights_raised_by_a_converter_count_as_rounded_and_wrong_ones_do_not() -> None:
     tiny = torch.tensor([1e-8, -1e-8, 0.5])
     raised = torch.tensor([1e-7, -1e-7, 0.5]).half()
     assert is_rounded(raised, tiny)
@@ -150,7 +150,7 @@ def test_what_a_converter_raises_is_rounded_and_what_is_off_is_not() -> None:
     assert not is_rounded(tiny, tiny)
 
 
-def test_outputs_that_a_program_does_not_give_are_absent_unless_it_was_made_here() -> None:
+def test_missing_outputs_are_allowed_only_in_programs_of_others() -> None:
     def run(arrays: Sequence[Array]) -> Raw:
         return [(None, each) for _, each in model(arrays)[1:3]]
 

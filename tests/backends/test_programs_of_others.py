@@ -143,14 +143,14 @@ def outputs_of(backend: Backend, model: eager.CLIP) -> tuple[dict[str, Any], dic
 
 
 @pytest.mark.thorough
-def test_our_own_pt2_gives_all(model: eager.CLIP, tmp_path: Path) -> None:
+def test_our_own_pt2_gives_all_outputs(model: eager.CLIP, tmp_path: Path) -> None:
     write_pt2(model, tmp_path / "own.pt2")
     backend = open_file(tmp_path / "own.pt2", weights=model.state_dict())
     assert_near(*outputs_of(backend, model), atol=1e-6)
     assert backend.evidence().weights == len(model.state_dict())
 
 
-def test_our_own_onnx_gives_all(model: eager.CLIP, own: Path) -> None:
+def test_our_own_onnx_gives_all_outputs(model: eager.CLIP, own: Path) -> None:
     backend = open_file(own, weights=model.state_dict())
     assert backend.name == "onnxruntime"
     assert_near(*outputs_of(backend, model), atol=1e-5)
@@ -158,9 +158,7 @@ def test_our_own_onnx_gives_all(model: eager.CLIP, own: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_of_optimums_names_logits_and_normalised_features_are_known(
-    model: eager.CLIP, tmp_path: Path
-) -> None:
+def test_optimums_output_names_are_recognised(model: eager.CLIP, tmp_path: Path) -> None:
     names = ["input_ids", "pixel_values", "attention_mask"]
     outputs = ["logits_per_image", "logits_per_text", "text_embeds", "image_embeds"]
     path = saved_onnx(tmp_path / "theirs.onnx", LikeTransformers(model), names, outputs)
@@ -200,7 +198,7 @@ def test_a_program_of_features_alone_lacks_logits(model: eager.CLIP, tmp_path: P
 
 
 @pytest.mark.thorough
-def test_of_two_outputs_of_one_shape_the_user_says_which(model: eager.CLIP, tmp_path: Path) -> None:
+def test_ambiguous_outputs_are_mapped_by_the_user(model: eager.CLIP, tmp_path: Path) -> None:
     path = saved_pt2(tmp_path / "theirs.pt2", Twice(model), ["image", "text"])
     with pytest.raises(UsageError, match="outputs output 3 and output 5 could each be the image"):
         outputs_of(open_file(path), model)
@@ -230,9 +228,7 @@ def test_a_program_of_another_architecture_is_refused(own: Path) -> None:
         open_file(own, architecture_named("tiny-vit"))
 
 
-def test_a_batch_size_that_is_burnt_in_is_the_one_that_it_is_run_at(
-    model: eager.CLIP, tmp_path: Path
-) -> None:
+def test_a_program_is_run_at_its_fixed_batch_size(model: eager.CLIP, tmp_path: Path) -> None:
     side, length = MINUTE.image_resolution, MINUTE.context_length
     example = (torch.zeros(2, 3, side, side), torch.zeros(3, length, dtype=torch.int64))
     program = torch.export.export(LogitsAlone(model).eval(), example, strict=False)
@@ -245,7 +241,9 @@ def test_a_batch_size_that_is_burnt_in_is_the_one_that_it_is_run_at(
     assert backend.batches == ((2, 3),)
 
 
-def test_native_code_is_not_loaded_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_code_is_not_loaded_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "package.pt2"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("package/archive_format", "pt2")

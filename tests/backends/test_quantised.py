@@ -150,7 +150,7 @@ def test_a_zero_point_that_is_off_by_one_differs(program: Path, tmp_path: Path) 
     assert "matrix" in matching.matched
 
 
-def test_a_weight_of_another_name_is_told_by_its_values() -> None:
+def test_a_weight_with_another_name_is_found_by_its_values() -> None:
     drawn = {key: torch.tensor(DRAW.normal(size=(8, 8))).float() for key in ("a", "b")}
     matching = Matching(drawn)
     matching.receive("val_1_quantized", "val_1_quantized", drawn["b"].numpy().T, np.ones(1), "int8")
@@ -158,7 +158,7 @@ def test_a_weight_of_another_name_is_told_by_its_values() -> None:
     assert matching.tensors == {"b": "val_1_quantized"}
 
 
-def test_a_tensor_whose_scale_is_not_told_is_left_out() -> None:
+def test_a_tensor_without_a_known_scale_is_left_out() -> None:
     integers = numpy_helper.from_array(np.ones((4, 4), np.int8), "w")
     node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
     graph = helper.make_graph([node], "none", [], [], [integers])

@@ -97,7 +97,7 @@ def test_outputs_in_its_own_dtype_are_those_of_its_methods_bit_for_bit(a: Archit
 @pytest.mark.parametrize(
     ("dtype", "expected"), [(torch.float16, np.float16), (torch.bfloat16, np.float32)]
 )
-def test_outputs_in_half_are_in_half_where_numpy_has_it(
+def test_outputs_in_half_precision_keep_a_dtype_that_numpy_has(
     dtype: torch.dtype, expected: type[np.floating]
 ) -> None:
     (named,) = Reference(model_of(MINUTE, dtype), MINUTE, CPU).outputs(pairs(MINUTE, 2))
@@ -148,7 +148,7 @@ def test_one_tower_at_a_time_is_in_float64(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == [("encode_image", {"image"})] * 2 + [("encode_text", {"text"})]
 
 
-def test_a_tower_in_float64_is_gone_before_the_other_is_made(
+def test_the_float64_copy_of_a_tower_is_freed_before_the_next_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import gc
@@ -187,7 +187,7 @@ def test_each_batch_goes_through_each_tower_once(monkeypatch: pytest.MonkeyPatch
         assert sorted(calls) == ["encode_image"] * 2 + ["encode_text"] * texts
 
 
-def test_in_float64_texts_that_are_run_by_their_lengths_are_as_in_their_batches() -> None:
+def test_in_float64_texts_grouped_by_length_give_the_same_as_in_their_batches() -> None:
     given = pairs(MINUTE, 14)
     model = model_of(MINUTE)
     found = Reference(model, MINUTE, CPU).exact_outputs(given)
@@ -269,11 +269,11 @@ def test_the_reference_runs_in_exact_arithmetic(
     ("device", "expected"),
     [("mps", "cpu"), ("mps:0", "cpu"), ("cpu", "cpu"), ("cuda:1", "cuda:1"), ("cuda", "cuda")],
 )
-def test_what_has_no_float64_leaves_it_to_the_cpu(device: str, expected: str) -> None:
+def test_a_device_without_float64_uses_the_cpu(device: str, expected: str) -> None:
     assert float64_device(torch.device(device)) == torch.device(expected)
 
 
-def test_float64_is_run_where_there_is_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float64_runs_on_a_device_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     # A device that is not there: everything in float64 has to stay away from it.
     found = Reference(model_of(MINUTE), MINUTE, torch.device("mps"))
     (named,) = found.exact_outputs(pairs(MINUTE, 2))
@@ -313,7 +313,7 @@ def test_a_model_without_a_method_is_an_error() -> None:
 
 
 @both_kinds
-def test_standing_it_gives_the_same_as_for_batches(a: Architecture) -> None:
+def test_a_standing_reference_gives_the_same_as_for_batches(a: Architecture) -> None:
     reference = Reference(model_of(a), a, CPU)
     (pair, *_) = pairs(a)
     own, exact = reference.standing().outputs(*pair)
@@ -332,7 +332,7 @@ def test_standing_it_gives_the_same_as_for_batches(a: Architecture) -> None:
     ("method", "name", "index"),
     [("encode_image", "image_features", 0), ("encode_text", "text_features", 1)],
 )
-def test_standing_a_tower_runs_by_itself(
+def test_a_standing_reference_runs_one_tower_alone(
     a: Architecture, method: str, name: str, index: int
 ) -> None:
     reference = Reference(model_of(a), a, CPU)
@@ -343,7 +343,7 @@ def test_standing_a_tower_runs_by_itself(
     np.testing.assert_allclose(exact, whole, rtol=1e-12, atol=1e-12)
 
 
-def test_standing_float64_weights_are_made_once_and_only_when_needed(
+def test_a_standing_reference_makes_float64_weights_once_and_only_when_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made: list[object] = []

@@ -33,7 +33,9 @@ def test_every_backend_is_listed_with_what_its_file_says() -> None:
         assert bool(each.version) == (each.missing is None)
 
 
-def test_of_one_that_cannot_run_no_version_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_backend_is_not_asked_for_its_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def version() -> str:
         raise AssertionError("its library is not there")
 
@@ -60,7 +62,7 @@ def test_an_option_that_its_library_knows_may_be_anything() -> None:
     assert choice.options == {"providers": "A+B=C"}
 
 
-def test_what_is_not_chosen_has_its_default() -> None:
+def test_options_that_are_not_given_have_their_default() -> None:
     assert parse("compile:dynamic=auto").settings == {"mode": "default", "dynamic": "auto"}
     assert Choice("jit").settings == {}
 
@@ -100,7 +102,7 @@ def test_what_is_not_chosen_has_its_default() -> None:
         ),
     ],
 )
-def test_what_there_is_not_is_refused_with_what_there_is(
+def test_unknown_names_are_refused_with_the_known_ones(
     written: str, told: str, remedy: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -121,19 +123,19 @@ def test_all_stands_for_every_variant_of_every_backend() -> None:
     ]
 
 
-def test_one_that_is_named_as_well_as_all_is_not_left_out() -> None:
+def test_a_backend_named_with_all_is_not_left_out() -> None:
     found = {str(choice): choice for choice in chosen(["all", "clip", "compile:dynamic=auto"])}
     assert len(found) == len(chosen(["all"])) + 1
     named = {name for name, choice in found.items() if not choice.optional}
     assert named == {"clip", "compile:dynamic=auto"}
 
 
-def test_each_is_chosen_once_in_the_order_in_which_they_were_written() -> None:
+def test_each_backend_is_chosen_once_in_the_given_order() -> None:
     assert chosen(["clip", "jit", "clip"]) == (Choice("clip"), Choice("jit"))
     assert chosen([]) == ()
 
 
-def test_one_that_is_not_available_is_refused_with_the_remedy(
+def test_an_unavailable_backend_is_refused_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     require_available(Choice("clip"))
@@ -172,7 +174,7 @@ def brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Brings]:
     forget()
 
 
-def test_another_package_brings_a_backend(brings: Brings, minute_archive: Path) -> None:
+def test_another_package_can_provide_a_backend(brings: Brings, minute_archive: Path) -> None:
     brings(CHANNELS_LAST, "channels-last = brought:ChannelsLast", "jit = brought:ChannelsLast")
     assert registry.names() == (*BACKENDS, "channels-last")
     listed = listing()[-1]
@@ -194,7 +196,7 @@ def test_another_package_brings_a_backend(brings: Brings, minute_archive: Path) 
         ("1 / 0", "ours = brought:Ours", "ZeroDivisionError"),
     ],
 )
-def test_a_backend_that_cannot_be_imported_says_who_brings_it(
+def test_a_backend_that_cannot_be_imported_names_its_package(
     brings: Brings, code: str, point: str, reason: str
 ) -> None:
     brings(code, point)
@@ -206,7 +208,7 @@ def test_a_backend_that_cannot_be_imported_says_who_brings_it(
 
 
 @pytest.mark.parametrize("code", ["class Ours:\n    summary = 'ours'", "Ours = 3"])
-def test_what_is_no_backend_is_told_and_who_brings_it(brings: Brings, code: str) -> None:
+def test_an_invalid_backend_is_reported_with_its_package(brings: Brings, code: str) -> None:
     brings(code, "ours = brought:Ours")
     with pytest.raises(UnavailableError) as caught:
         require_available(parse("ours"))
@@ -216,12 +218,12 @@ def test_what_is_no_backend_is_told_and_who_brings_it(brings: Brings, code: str)
     assert "provides it, brought." in caught.value.remedy
 
 
-def test_a_backend_that_this_machine_does_not_have_can_do_nothing() -> None:
+def test_an_unknown_backend_has_no_abilities() -> None:
     assert backend_named("of-another-machine:a=b") is Backend
     assert backend_named("transformers:attention=sdpa") is find("transformers")
 
 
-def test_the_backend_that_files_are_made_for_is_told_by_their_format() -> None:
+def test_the_format_of_a_file_decides_its_backend() -> None:
     assert {form.value: default_for(form) for form in Format} == {
         "archive": "jit",
         "state-dict": "",
@@ -233,7 +235,7 @@ def test_the_backend_that_files_are_made_for_is_told_by_their_format() -> None:
     }
 
 
-def test_a_name_that_no_package_brings_is_told_with_those_that_there_are(brings: Brings) -> None:
+def test_an_unknown_backend_is_refused_with_the_known_ones(brings: Brings) -> None:
     brings(CHANNELS_LAST, "channels-last = brought:ChannelsLast")
     with pytest.raises(UsageError, match="nearest name is 'channels-last'"):
         parse("channel-last")

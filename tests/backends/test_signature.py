@@ -39,7 +39,7 @@ def test_inputs_get_the_dtype_that_they_declare() -> None:
     assert known("tokens", "int64").value(pixels, tokens).dtype == np.int64
 
 
-def test_pixels_in_whole_numbers_are_those_of_the_picture() -> None:
+def test_integer_pixels_are_those_of_the_picture() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     pixels = transform(16, CLIP_IMAGES)(Image.fromarray(picture)).numpy()[np.newaxis]
     taking = known("pixels", "uint8", channels_last=True)
@@ -53,7 +53,7 @@ def test_inputs_stay_in_the_programs_order() -> None:
     assert [each.kind for each in inputs([IDS, PIXELS], SIZES, FILE)] == ["tokens", "pixels"]
 
 
-def test_inputs_of_any_name_are_told_by_their_shape_and_dtype() -> None:
+def test_inputs_with_unknown_names_are_recognised_by_shape_and_dtype() -> None:
     declared = [Declared("a", (2, 8), "int32"), Declared("b", (None, 16, 16, 3), "uint8")]
     found = inputs(declared, SIZES, FILE)
     assert [each.kind for each in found] == ["tokens", "pixels"]
@@ -71,12 +71,12 @@ def test_one_tower_is_enough(declared: list[Declared]) -> None:
 
 
 @pytest.mark.parametrize("declared", [[], [Declared("attention_mask", (None, 8), "int64")]])
-def test_neither_pixels_nor_ids_are_no_program(declared: list[Declared]) -> None:
+def test_a_program_without_pixels_and_ids_is_refused(declared: list[Declared]) -> None:
     with pytest.raises(CheckpointError, match="expected a program of pixels or ids"):
         inputs(declared, SIZES, FILE)
 
 
-def test_an_input_that_could_be_several_is_asked_for() -> None:
+def test_an_ambiguous_input_has_to_be_mapped() -> None:
     declared = [Declared("a", (None, 8), "int64"), Declared("b", (None, 8), "int64")]
     with pytest.raises(UsageError, match="its inputs a and b could each be the ids") as caught:
         inputs(declared, SIZES, FILE)
@@ -110,7 +110,7 @@ BOTH = inputs([PIXELS, IDS], SIZES, FILE)
         ([("pooler_output", IMAGES), ("image_embeds", IMAGES)], BOTH[:1], {"image_features": 1}),
     ],
 )
-def test_outputs_are_told_by_name_by_tower_and_by_shape(
+def test_outputs_are_recognised_by_name_tower_and_shape(
     raw: list[tuple[str | None, np.ndarray]],
     given: tuple[Input, ...],
     expected: dict[str, int],
@@ -118,7 +118,7 @@ def test_outputs_are_told_by_name_by_tower_and_by_shape(
     assert outputs(raw, given, SIZES, (2, 3), FILE).places == expected
 
 
-def test_an_output_that_could_be_several_is_asked_for() -> None:
+def test_an_ambiguous_output_has_to_be_mapped() -> None:
     raw = [("a", IMAGES), (None, IMAGES)]
     with pytest.raises(UsageError, match="outputs a and output 2 could each be the image features"):
         outputs(raw, BOTH, SIZES, (2, 3), FILE)
@@ -126,14 +126,14 @@ def test_an_output_that_could_be_several_is_asked_for() -> None:
     assert outputs(raw, BOTH, SIZES, (2, 3), FILE, said).names == {"image_features": "output 2"}
 
 
-def test_what_is_named_has_to_be_there() -> None:
+def test_a_mapped_name_has_to_exist() -> None:
     with pytest.raises(UsageError, match="--map x=pixels: the program has no input 'x'"):
         inputs([PIXELS, IDS], SIZES, FILE, {"x": "pixels"})
     with pytest.raises(UsageError, match="--map y=text_features: the program has no output 'y'"):
         outputs([("a", TEXTS)], BOTH, SIZES, (2, 3), FILE, {"y": "text_features"})
 
 
-def test_features_are_normalised_where_all_have_the_length_1() -> None:
+def test_features_count_as_normalised_if_all_have_length_1() -> None:
     unit = np.eye(3, 64, dtype=np.float16)
     mixed = unit * np.array([[1], [1], [1.1]])
     found = normalised({"image_features": unit, "text_features": mixed, "logits_per_image": unit})

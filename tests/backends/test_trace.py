@@ -37,7 +37,7 @@ def test_the_texts_to_trace_with_end_at_different_places(small_archive: Path, bu
         assert (row[end + 1 :] == 0).all()
 
 
-def test_of_torchs_own_checks_nothing_is_told_and_of_ours_it_would_be(
+def test_warnings_of_torchs_own_check_are_hidden(
     made: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = made.model.encode_image
@@ -66,12 +66,12 @@ def test_it_shares_the_weights_of_its_source(kind: type[ScriptBackend], made: So
     backend.close()
 
 
-def test_an_eager_model_in_its_place_is_doubted(made: Source) -> None:
+def test_a_model_that_was_not_traced_gets_a_warning(made: Source) -> None:
     backend = ScriptBackend("trace", made.model, made)
     assert backend.evidence().doubts == ["nothing was compared: the candidate is an eager model"]
 
 
-def test_weights_that_are_others_or_not_there_are_named(made: Source) -> None:
+def test_wrong_and_missing_weights_are_named(made: Source) -> None:
     other = torch.nn.Module()
     state = made.model.state_dict()
     state["ln_final.bias"] = state["ln_final.bias"] + 1
@@ -86,7 +86,7 @@ def test_weights_that_are_others_or_not_there_are_named(made: Source) -> None:
     }
 
 
-def test_closing_lets_go_of_the_classes_that_torch_keeps(
+def test_closing_releases_the_classes_that_torch_keeps(
     made: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []

@@ -77,12 +77,12 @@ def model_of(backend: Any) -> Any:
 # ------------------------------------------------------------------ what it computes
 
 
-def test_it_is_a_way_to_run_a_checkpoint() -> None:
+def test_the_transformers_backend_checks_a_checkpoint() -> None:
     assert_fits(registry.find("transformers"))
     assert Transformers.version() == f"transformers {transformers.__version__}"
 
 
-def test_it_is_called_as_its_users_call_it(
+def test_the_model_is_called_as_users_call_it(
     built: Built, tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(built[1])
@@ -104,9 +104,7 @@ def test_it_is_called_as_its_users_call_it(
     assert bool((given["attention_mask"].cumprod(dim=1) == given["attention_mask"]).all())
 
 
-def test_its_own_tokenizer_and_processor_would_have_led_to_the_same(
-    built: Built, folder: Path
-) -> None:
+def test_its_own_tokenizer_and_processor_give_the_same_inputs(built: Built, folder: Path) -> None:
     from clipcheck.inputs.tokenizer import tokenize
 
     texts = ["a photo of a cat", "two dogs and three birds on a green meadow"]
@@ -120,7 +118,7 @@ def test_its_own_tokenizer_and_processor_would_have_led_to_the_same(
 
 
 @parametrize("dtype", DTYPES, quick=1)
-def test_it_has_the_dtype_and_the_attention_that_are_asked_for(
+def test_it_has_the_requested_dtype_and_attention(
     tiny: Checkpoint, folder: Path, tmp_path: Path, dtype: str, attention: str
 ) -> None:
     source = source_of(open_checkpoint(folder), tmp_path, dtype, attention=attention)
@@ -138,12 +136,12 @@ def test_it_has_the_dtype_and_the_attention_that_are_asked_for(
     assert (list(evidence.doubts), dict(evidence.differing)) == ([], {})
 
 
-def test_its_own_folder_is_loaded_and_none_is_written(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_of_transformers_is_loaded_directly(folder: Path, tmp_path: Path) -> None:
     Transformers.build(source_of(open_checkpoint(folder), tmp_path, attention="sdpa"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_asks_nothing_of_the_network(
+def test_it_does_not_use_the_network(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import socket
@@ -165,7 +163,7 @@ def test_it_asks_nothing_of_the_network(
     assert given == [True]
 
 
-def test_loading_is_quiet_and_leaves_the_librarys_settings(
+def test_loading_is_quiet_and_does_not_change_the_librarys_settings(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
@@ -186,15 +184,13 @@ def test_loading_is_quiet_and_leaves_the_librarys_settings(
 # ------------------------------------------------------------------ what it is
 
 
-def test_all_its_weights_are_the_files(built: Built) -> None:
+def test_all_weights_equal_those_of_the_file(built: Built) -> None:
     evidence = built[1].evidence()
     assert evidence.weights == 74
     assert (list(evidence.doubts), dict(evidence.differing)) == ([], {})
 
 
-def test_a_weight_that_is_another_is_named_as_ours(
-    tiny: Checkpoint, folder: Path, tmp_path: Path
-) -> None:
+def test_a_wrong_weight_is_named_by_our_key(tiny: Checkpoint, folder: Path, tmp_path: Path) -> None:
     backend = Transformers.build(source_of(tiny, tmp_path, attention="sdpa"))
     with torch.no_grad():
         model_of(backend).vision_model.encoder.layers[1].self_attn.k_proj.bias[3] += 1e-3
@@ -209,7 +205,9 @@ def doubts_after(tiny: Checkpoint, tmp_path: Path, change: Any) -> list[str]:
     return list(backend.evidence().doubts)
 
 
-def test_what_is_not_as_it_is_called_is_doubted(tiny: Checkpoint, tmp_path: Path) -> None:
+def test_a_model_that_differs_from_the_request_gets_a_warning(
+    tiny: Checkpoint, tmp_path: Path
+) -> None:
     def other(model: Any) -> None:
         model.config.text_config.hidden_act = "gelu"
         model.set_attn_implementation("eager")
@@ -230,7 +228,7 @@ def test_what_is_not_as_it_is_called_is_doubted(tiny: Checkpoint, tmp_path: Path
 # ------------------------------------------------------------------ other architectures
 
 
-def test_it_builds_the_architecture_that_is_told(tmp_path: Path) -> None:
+def test_it_builds_the_given_architecture(tmp_path: Path) -> None:
     changed = replace(
         MINUTE.with_blocks(head_width=16, mlp_ratio=2.5, epsilon=1e-6),
         text_blocks=Blocks(activation=Activation.GELU_TANH),
@@ -245,14 +243,14 @@ def test_it_builds_the_architecture_that_is_told(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ where it does not run
 
 
-def test_it_has_no_resnet(seeded_archive: SeededArchive, tiny: Checkpoint) -> None:
+def test_it_is_unfit_for_a_resnet(seeded_archive: SeededArchive, tiny: Checkpoint) -> None:
     resnet = open_checkpoint(seeded_archive("tiny-resnet"))
     for dtype in DTYPES:
         assert Transformers.unfit(tiny, CPU, dtype) is None
         assert "has no ModifiedResNet" in (Transformers.unfit(resnet, CPU, dtype) or "")
 
 
-def test_what_is_missing_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -265,7 +263,7 @@ def test_what_is_missing_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch
     assert missing.remedy == "Install it: pip install 'clipcheck[transformers]'."
 
 
-def test_what_the_library_raises_is_told_in_its_words(
+def test_errors_of_the_library_keep_their_text(
     tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: Any, **__: Any) -> None:
@@ -284,7 +282,7 @@ def test_inputs_that_do_not_fit_are_an_error(built: Built, tiny: Checkpoint) -> 
         built[1].encode_text(np.repeat(tokens, 2, axis=1))
 
 
-def test_a_legacy_end_of_text_is_found_as_well(
+def test_a_legacy_end_of_text_id_is_also_found(
     tiny: Checkpoint, tmp_path: Path, attention: str
 ) -> None:
     write_transformers(tiny, tmp_path / "hf")

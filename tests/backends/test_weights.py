@@ -73,7 +73,7 @@ def test_one_flipped_bit_is_found_in_its_weight(data: st.DataObject) -> None:
     assert found.differing == 1
 
 
-def test_buffers_that_are_missing_are_told_and_no_fault() -> None:
+def test_missing_buffers_are_reported_but_no_fault() -> None:
     tensors = {key: tensor for key, tensor in minute_weights().items() if key not in BUFFERS}
     for candidate, reference, side in [
         (tensors, minute_weights(), "candidate"),
@@ -85,7 +85,7 @@ def test_buffers_that_are_missing_are_told_and_no_fault() -> None:
             assert f"{name} is missing from the {side}" in found.message
 
 
-def test_what_a_batch_norm_counts_may_be_missing_as_well() -> None:
+def test_a_missing_batch_counter_of_batch_norm_is_no_fault() -> None:
     architecture = ARCHITECTURES["tiny-resnet"]
     whole = synthesize(architecture)
     less = {key: tensor for key, tensor in whole.items() if "num_batches" not in key}
@@ -104,7 +104,7 @@ def test_weights_that_are_missing_are_a_fault(side: str) -> None:
     assert found.message == (f"weights differ in 1 tensor: visual.proj is missing from the {side}")
 
 
-def test_a_logit_scale_with_a_dimension_of_its_own_is_told() -> None:
+def test_a_logit_scale_with_an_extra_dimension_is_reported() -> None:
     tensors = minute_weights()
     tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
     found = gate(held(tensors), held(minute_weights()))
@@ -112,7 +112,7 @@ def test_a_logit_scale_with_a_dimension_of_its_own_is_told() -> None:
     assert "logit_scale has shape [1] in place of []" in found.message
 
 
-def test_a_buffer_of_another_value_is_a_fault_even_where_it_wraps() -> None:
+def test_a_wrong_buffer_is_a_fault_even_if_its_difference_overflows() -> None:
     tensors = minute_weights()
     tensors["context_length"] = torch.tensor(-24, dtype=torch.int8)
     reference = {**minute_weights(), "context_length": torch.tensor(1000)}
@@ -120,7 +120,7 @@ def test_a_buffer_of_another_value_is_a_fault_even_where_it_wraps() -> None:
     assert found.message == "weights differ in 1 tensor: context_length is -24 in place of 1000"
 
 
-def test_figures_are_made_only_of_weights_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_weights_that_differ_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the others cost is why a whole model is compared in less than a second."""
     measured: list[str] = []
     real = module.difference
@@ -134,7 +134,7 @@ def test_figures_are_made_only_of_weights_that_differ(monkeypatch: pytest.Monkey
     assert set(measured) <= {"visual.proj", *BUFFERS}
 
 
-def test_memory_that_was_mapped_is_given_back(tmp_path: Path) -> None:
+def test_mapped_memory_is_released(tmp_path: Path) -> None:
     path = tmp_path / "reference.pt"
     path.write_bytes(minute_bytes(Format.ARCHIVE))
     given: list[str] = []

@@ -228,14 +228,14 @@ def test_an_unexpected_key_is_named() -> None:
     )
 
 
-def test_what_lacks_weights_is_to_be_saved_whole() -> None:
+def test_for_missing_weights_the_remedy_is_to_save_the_whole_model() -> None:
     rest = shapes(MINUTE)
     del rest["ln_final.bias"]
     message = refusal(rest)
     assert message.endswith("Save the model's whole state dict, from the code that trained it.")
 
 
-def test_of_many_keys_five_are_named_and_the_others_counted() -> None:
+def test_five_of_many_keys_are_named_and_the_others_counted() -> None:
     extra = {f"extra.{number}": Shaped(()) for number in range(7)}
     message = refusal({**shapes(MINUTE), **extra})
     assert "unexpected: extra.0, extra.1, extra.2, extra.3, extra.4 and 2 more." in message
@@ -327,7 +327,7 @@ any_shape = st.lists(sizes, max_size=5).map(tuple)
 
 
 @given(data=st.data(), architecture=st.sampled_from([MINUTE, MINUTE_RESNET]))
-def test_other_shapes_are_refused_or_make_up_a_model(
+def test_random_shapes_are_refused_or_form_a_model(
     data: st.DataObject, architecture: Architecture
 ) -> None:
     altered = shapes(architecture)
@@ -347,18 +347,18 @@ def test_other_shapes_are_refused_or_make_up_a_model(
 # ---------------------------------------------------------------------------- dimensions
 
 
-def test_each_known_architecture_has_its_own() -> None:
+def test_known_architectures_have_different_dimensions() -> None:
     found = [tuple(dimensions(each).items()) for each in ARCHITECTURES.values()]
     assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize("name", ["embed_dim", "image_resolution", "text_width", "text_layers"])
-def test_another_dimension_is_another(name: str) -> None:
+def test_another_dimension_means_another_architecture(name: str) -> None:
     other = replace(MINUTE, **{name: getattr(MINUTE, name) * 2})
     assert dimensions(other) != dimensions(MINUTE)
 
 
-def test_how_it_computes_is_no_dimension() -> None:
+def test_activation_and_epsilon_are_no_dimensions() -> None:
     told = MINUTE.with_blocks(activation=Activation.GELU, head_width=32, epsilon=1e-6)
     assert dimensions(told) == dimensions(MINUTE)
     assert dimensions(MINUTE.with_blocks(mlp_ratio=2.0)) != dimensions(MINUTE)

@@ -184,7 +184,7 @@ EVIL = {
 """Files that have torch run code when it reads them, and what is said of each."""
 
 
-def test_a_program_is_inert(program: bytes, tmp_path: Path) -> None:
+def test_a_sound_program_runs_no_code(program: bytes, tmp_path: Path) -> None:
     path = tmp_path / "program.pt2"
     path.write_bytes(program)
     assert kind_of(path) is Format.PT2
@@ -193,7 +193,7 @@ def test_a_program_is_inert(program: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
-def test_the_dtype_that_a_program_computes_in_is_told(dtype: str, tmp_path: Path) -> None:
+def test_the_dtype_of_a_program_is_recognised(dtype: str, tmp_path: Path) -> None:
     module = torch.nn.Linear(3, 3).to(getattr(torch, dtype))
     path = tmp_path / "program.pt2"
     torch.export.save(torch.export.export(module, (module.weight.data,), strict=False), path)
@@ -206,7 +206,7 @@ def test_a_program_that_multiplies_nothing_tells_no_dtype(tmp_path: Path) -> Non
     assert computing_dtype(path) is None
 
 
-def test_outputs_of_a_class_of_its_own_are_told(program: bytes, tmp_path: Path) -> None:
+def test_outputs_of_a_custom_class_are_reported(program: bytes, tmp_path: Path) -> None:
     path = tmp_path / "program.pt2"
     path.write_bytes(program)
     require_plain(path)
@@ -220,7 +220,7 @@ def test_outputs_of_a_class_of_its_own_are_told(program: bytes, tmp_path: Path) 
         require_plain(path)
 
 
-def test_repacking_alone_keeps_a_program_inert(program: bytes, tmp_path: Path) -> None:
+def test_a_repacked_program_still_runs_no_code(program: bytes, tmp_path: Path) -> None:
     """Else what the tests of evil files alter would not be what is told of them."""
     path = tmp_path / "program.pt2"
     path.write_bytes(with_json(program, MODEL, lambda _: None))
@@ -228,7 +228,9 @@ def test_repacking_alone_keeps_a_program_inert(program: bytes, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", EVIL)
-def test_what_would_run_code_is_refused(program: bytes, name: str, tmp_path: Path) -> None:
+def test_a_program_that_would_run_code_is_refused(
+    program: bytes, name: str, tmp_path: Path
+) -> None:
     alter, reason = EVIL[name]
     path = tmp_path / "program.pt2"
     path.write_bytes(alter(program))
@@ -299,7 +301,7 @@ def test_an_altered_program_is_damaged(program: bytes, tmp_path: Path) -> None:
         require_inert(path)
 
 
-def test_native_code_is_told(program: bytes, tmp_path: Path) -> None:
+def test_native_code_is_recognised(program: bytes, tmp_path: Path) -> None:
     path = tmp_path / "package.pt2"
     path.write_bytes(with_records(program, {"data/aotinductor/model/x.so": b""}))
     assert kind_of(path) is Format.PT2
@@ -315,14 +317,14 @@ def onnx_bytes() -> bytes:
     return model.SerializeToString()
 
 
-def test_onnx_is_told_by_its_fields(tmp_path: Path) -> None:
+def test_onnx_is_recognised_by_its_fields(tmp_path: Path) -> None:
     path = tmp_path / "program"
     path.write_bytes(onnx_bytes())
     assert kind_of(path) is Format.ONNX
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])
-def test_onnx_that_is_cut_off_is_not_told(cut: int, tmp_path: Path) -> None:
+def test_truncated_onnx_is_not_recognised(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "program"
     path.write_bytes(onnx_bytes()[:-cut])
     assert kind_of(path) is None
@@ -343,7 +345,7 @@ def test_a_zip_file_of_others_is_refused(tmp_path: Path) -> None:
         kind_of(path)
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         kind_of(tmp_path)
 

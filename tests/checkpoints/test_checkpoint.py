@@ -62,7 +62,7 @@ def test_altered_weights_are_found_when_verifying(tmp_path: Path, form: Format) 
         damaged.verify()
 
 
-def test_a_file_without_checksums_is_verified_as_far_as_that_goes(tmp_path: Path) -> None:
+def test_a_file_without_checksums_is_verified_for_finite_weights(tmp_path: Path) -> None:
     torch.serialization.set_crc32_options(False)
     try:
         sound, bad = saved(minute_weights()), saved(_broken("visual.proj"))
@@ -111,7 +111,7 @@ def _broken(*keys: str, value: float = float("nan")) -> dict[str, torch.Tensor]:
     return weights
 
 
-def test_of_many_such_weights_five_are_named_and_the_others_counted(tmp_path: Path) -> None:
+def test_five_of_many_such_weights_are_named_and_the_others_counted(tmp_path: Path) -> None:
     keys = [key for key, tensor in minute_weights().items() if tensor.is_floating_point()]
     with pytest.raises(NotFiniteError) as caught:
         opened(saved(_broken(*keys[:5])), tmp_path).verify()
@@ -124,7 +124,7 @@ def test_of_many_such_weights_five_are_named_and_the_others_counted(tmp_path: Pa
 # ------------------------------------------------------------------ mapped memory
 
 
-def test_fetching_and_giving_back_change_no_value(checkpoint: Checkpoint) -> None:
+def test_prefetching_and_releasing_memory_change_no_value(checkpoint: Checkpoint) -> None:
     expected = minute_weights()
     for _ in range(2):
         for key, tensor in expected.items():
@@ -135,7 +135,7 @@ def test_fetching_and_giving_back_change_no_value(checkpoint: Checkpoint) -> Non
     checkpoint.verify()
 
 
-def test_a_key_that_is_not_there_has_no_memory(checkpoint: Checkpoint) -> None:
+def test_an_unknown_key_has_no_memory(checkpoint: Checkpoint) -> None:
     checkpoint.prefetch("gone")
     checkpoint.give_back("gone")
 
@@ -195,7 +195,7 @@ def test_another_dtype_or_shape_is_not_the_same() -> None:
     turned=st.booleans(),
     data=st.data(),
 )
-def test_one_bit_makes_the_difference(
+def test_weights_that_differ_in_one_bit_are_not_the_same(
     dtype: torch.dtype, shape: tuple[int, ...], turned: bool, data: st.DataObject
 ) -> None:
     bits = 8 * dtype.itemsize
@@ -215,7 +215,7 @@ def test_one_bit_makes_the_difference(
     assert not same_bits(one, other)
 
 
-def test_a_weight_in_the_place_of_the_files_has_none_of_its_pages(tmp_path: Path) -> None:
+def test_a_replaced_weight_has_no_pages_of_the_file(tmp_path: Path) -> None:
     found = opened(minute_bytes(Format.ARCHIVE), tmp_path)
     assert found.records is not None
     asked: list[tuple[int, int]] = []

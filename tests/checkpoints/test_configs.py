@@ -60,7 +60,7 @@ def set_at(config: Config, place: str, value: Any) -> Config:
 
 
 @pytest.mark.parametrize("name", VITS)
-def test_transformers_reads_what_is_written_and_it_is_read_as_transformers_writes_it(
+def test_configurations_go_to_transformers_and_back(
     name: str,
 ) -> None:
     ours = transformers_config(VITS[name])
@@ -73,7 +73,7 @@ def test_transformers_reads_what_is_written_and_it_is_read_as_transformers_write
         assert of_transformers(config, PATH) == VITS[name]
 
 
-def test_what_a_transformers_config_leaves_out_has_the_librarys_own_default() -> None:
+def test_keys_missing_in_a_transformers_config_have_the_librarys_default() -> None:
     text, vision = transformers.CLIPTextConfig(), transformers.CLIPVisionConfig()
     assert {key: getattr(text, key) for key in configs._TEXT_DEFAULTS} == configs._TEXT_DEFAULTS
     found = {key: getattr(vision, key) for key in configs._VISION_DEFAULTS}
@@ -82,7 +82,7 @@ def test_what_a_transformers_config_leaves_out_has_the_librarys_own_default() ->
     assert of_transformers({"text_config": {}, "vision_config": {}}, PATH) == B32
 
 
-def test_what_an_open_clip_config_leaves_out_has_the_librarys_own_default() -> None:
+def test_keys_missing_in_an_open_clip_config_have_the_librarys_default() -> None:
     model = open_clip().model
     for cls, defaults, usual in (
         (model.CLIPVisionCfg, configs._OPEN_CLIP_VISION, configs._USUAL_VISION),
@@ -103,7 +103,7 @@ def test_every_option_of_open_clips_towers_is_known() -> None:
         assert of_open_clip(config, PATH) == MINUTE
 
 
-def test_switches_of_open_clips_towers_are_refused_but_for_those_that_change_nothing() -> None:
+def test_switches_of_open_clips_towers_are_refused_unless_they_change_nothing() -> None:
     model = open_clip().model
     taken = set()
     for section, cls in (("vision_cfg", model.CLIPVisionCfg), ("text_cfg", model.CLIPTextCfg)):
@@ -128,7 +128,7 @@ RELEASED = {
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_open_clips_own_config_of_a_released_model_is_the_one_that_is_made(name: str) -> None:
+def test_our_config_of_a_released_model_equals_open_clips(name: str) -> None:
     theirs = open_clip().get_model_config(RELEASED[name])
     assert of_open_clip(theirs, PATH) == ARCHITECTURES[name]
     ours = open_clip_config(ARCHITECTURES[name])
@@ -334,11 +334,11 @@ SAME_OPEN_CLIP: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("place", "value"), SAME_OPEN_CLIP)
-def test_what_changes_nothing_in_evaluation_may_be_anything(place: str, value: Any) -> None:
+def test_options_without_effect_in_evaluation_may_have_any_value(place: str, value: Any) -> None:
     assert of_open_clip(set_at(open_clip_config(MINUTE), place, value), PATH) == MINUTE
 
 
-def test_of_many_problems_five_are_named() -> None:
+def test_five_of_many_problems_are_named() -> None:
     text = dict.fromkeys(configs._TEXT_DEFAULTS, 0)
     with pytest.raises(ArchitectureError, match=r"text_config.*and \d more\. Take"):
         of_transformers({**transformers_config(MINUTE), "text_config": text}, PATH)
@@ -366,7 +366,7 @@ def places(config: Config, prefix: str = "") -> list[str]:
     ids=["transformers", "open_clip"],
 )
 @given(data=st.data())
-def test_whatever_stands_there_is_accepted_or_refused(
+def test_any_configuration_is_accepted_or_refused(
     make: Callable[[Architecture], Config], read: Read, data: st.DataObject
 ) -> None:
     config = make(MINUTE)
@@ -398,6 +398,6 @@ def test_added_tokens_and_the_legacy_end_are_noted() -> None:
     assert note_of(set_at(transformers_config(B32), "text_config.eos_token_id", 2), PATH) == ""
 
 
-def test_added_tokens_of_which_the_last_is_the_end_are_as_in_the_reference() -> None:
+def test_added_tokens_that_end_with_the_end_token_are_as_in_the_reference() -> None:
     assert of_transformers(transformers_config(ADDED), PATH) == ADDED
     assert note_of(transformers_config(ADDED), PATH) == ""

@@ -155,7 +155,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_folders_of_other_times_and_places_are_read(hf: Path, kind: str) -> None:
+def test_folders_of_older_versions_and_other_tools_are_read(hf: Path, kind: str) -> None:
     KINDS[kind](hf)
     assert_minute(open_checkpoint(hf), Format.TRANSFORMERS, expected())
     assert_minute(open_checkpoint(str(hf)), Format.TRANSFORMERS, expected())
@@ -207,7 +207,7 @@ def test_a_single_file_may_have_any_layout(
 # ------------------------------------------------------------------ what it is known by
 
 
-def test_the_sum_is_that_of_a_list_of_sums(hf: Path) -> None:
+def test_the_hash_of_a_folder_is_that_of_a_list_of_hashes(hf: Path) -> None:
     checkpoint = open_checkpoint(hf)
     names = ["config.json", "model.safetensors"]
     sums = [hashlib.sha256((hf / name).read_bytes()).hexdigest() for name in names]
@@ -216,7 +216,7 @@ def test_the_sum_is_that_of_a_list_of_sums(hf: Path) -> None:
     assert checkpoint.size == sum((hf / name).stat().st_size for name in names)
 
 
-def test_the_sum_goes_by_what_the_model_is_made_of(hf: Path, tmp_path: Path) -> None:
+def test_only_files_of_the_model_count_in_the_hash(hf: Path, tmp_path: Path) -> None:
     first = open_checkpoint(hf).sha256
     (hf / "README.md").write_text("about it")
     moved = hf.rename(tmp_path / "elsewhere")
@@ -422,7 +422,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[CheckpointError], str]] = 
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_with_a_folder_is_said_with_its_file(
+def test_errors_of_a_folder_name_the_file(
     hf: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(hf.parent)

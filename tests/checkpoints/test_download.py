@@ -261,7 +261,7 @@ def test_a_file_with_wrong_content_is_downloaded_again_with_a_warning(
         (stall_midway, "Read timed out"),
     ],
 )
-def test_a_failed_download_says_why_and_gives_nothing_the_name(
+def test_a_failed_download_says_why_and_leaves_no_file(
     server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -316,7 +316,7 @@ def test_a_full_disk_is_a_download_error_and_leaves_nothing(server: Server, tmp_
     assert names_in(tmp_path) <= {LOCK}
 
 
-def test_an_interrupted_download_is_gone_on_with(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes(server: Server, tmp_path: Path) -> None:
     server.behave = interrupt_midway
     # It is ignored where the tests are run in the background of a script.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -358,7 +358,7 @@ print(download.fetch("fake", folder), len(hashed), flush=True)
 """
 
 
-def test_eight_processes_that_ask_at_once_cause_one_request_and_one_hash(
+def test_eight_concurrent_processes_cause_one_request_and_one_hash(
     server: Server, tmp_path: Path
 ) -> None:
     server.behave = give_slowly
@@ -412,7 +412,7 @@ def test_a_recorded_file_in_a_read_only_cache_is_not_hashed(
     assert hashed == ["fake.pt.part"]
 
 
-def test_a_record_that_cannot_be_written_is_done_without(server: Server, tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_written_is_no_error(server: Server, tmp_path: Path) -> None:
     (tmp_path / "fake.pt").write_bytes(CONTENT)
     (tmp_path / ".fake.pt.verified.json").mkdir()  # so no file can take that name
     assert download.fetch("fake", tmp_path) == tmp_path / "fake.pt"
@@ -478,7 +478,7 @@ def test_the_bar_is_shown_on_a_terminal_only_and_can_be_hidden(
         assert stderr.getvalue() == ""
 
 
-def test_the_bars_of_all_downloads_below_can_be_hidden(
+def test_progress_bars_can_be_hidden_for_all_downloads_in_a_block(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stderr = Terminal()
@@ -515,7 +515,7 @@ def test_a_file_is_fetched_into_the_folder_that_the_variable_names(
     assert download.cached("fake") == tmp_path / "fake.pt"
 
 
-def test_cached_tells_a_whole_file_from_none_or_half_a_one(
+def test_cached_finds_only_complete_files(
     server: Server, tmp_path: Path, hashed: list[str]
 ) -> None:
     path = tmp_path / "fake.pt"

@@ -215,7 +215,7 @@ def test_other_layouts_are_found_in_the_same_way(tmp_path: Path, layout: Layout)
     assert checkpoint.origin == Origin("state_dict", "model.clip.", tuple(HEAD))
 
 
-def test_what_torch_itself_wraps_is_read(tmp_path: Path) -> None:
+def test_wrappers_of_torch_are_read(tmp_path: Path) -> None:
     model = reference_clip().model.CLIP(64, 16, 1, 64, 8, 8, 100, 64, 1, 1)
     expected = dict(model.state_dict())
     for wrapper in (AveragedModel, torch.compile, torch.nn.DataParallel):
@@ -246,7 +246,7 @@ SEVERAL: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("names", SEVERAL)
-def test_of_several_models_the_user_says_which(tmp_path: Path, names: str) -> None:
+def test_the_user_chooses_one_of_several_models(tmp_path: Path, names: str) -> None:
     value = SEVERAL[names]()
     with pytest.raises(CheckpointError) as caught:
         opened(tmp_path, value)
@@ -265,7 +265,7 @@ def test_a_key_may_be_the_beginning_of_a_name(tmp_path: Path) -> None:
     assert opened(tmp_path, {"model": prefixed("clip.")}, "model").origin.prefix == "clip."
 
 
-def test_of_two_names_of_the_same_tensors_either_may_be_given(tmp_path: Path) -> None:
+def test_either_of_two_names_of_the_same_tensors_may_be_given(tmp_path: Path) -> None:
     weights = minute_weights()
     value = {"model": weights, "model_ema": dict(weights), "old": others()}
     for key in ("model", "model_ema"):
@@ -408,5 +408,5 @@ def test_a_weight_that_is_there_twice_is_refused_where_the_two_differ(tmp_path: 
         ),
     ],
 )
-def test_an_origin_is_told_in_a_phrase(origin: Origin, words: str) -> None:
+def test_an_origin_is_described_in_a_phrase(origin: Origin, words: str) -> None:
     assert str(origin) == words

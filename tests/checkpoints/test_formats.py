@@ -79,7 +79,7 @@ def test_the_content_tells_the_format_whatever_the_name(
     assert_same_weights(checkpoint.tensors, minute_weights())
 
 
-def test_an_archive_is_one_without_constants_or_code_as_well(tmp_path: Path) -> None:
+def test_an_archive_without_constants_or_code_is_recognised(tmp_path: Path) -> None:
     data = minute_bytes(Format.ARCHIVE)
     for prefix in ("constants", "code/"):
         part = repacked(data, drop=lambda name, prefix=prefix: name.startswith(prefix))  # type: ignore[misc]
@@ -271,7 +271,7 @@ def test_quantized_weights_are_refused_before_they_are_made(tmp_path: Path) -> N
         opened(data, tmp_path)
 
 
-def test_of_many_such_weights_five_are_named_and_the_others_counted(tmp_path: Path) -> None:
+def test_five_of_many_such_weights_are_named_and_the_others_counted(tmp_path: Path) -> None:
     bytes_only = {key: tensor.to(torch.uint8) for key, tensor in minute_weights().items()}
     with pytest.raises(ArchitectureError, match=r"logit_scale \(uint8\), .*\) and 33 more\. Save"):
         opened(saved(bytes_only), tmp_path)
@@ -346,7 +346,7 @@ def test_a_pickle_that_would_run_code_is_refused_by_name(
     assert not trace.exists()
 
 
-def test_a_pickle_that_is_none_is_damage_told_in_a_few_words(tmp_path: Path) -> None:
+def test_an_invalid_pickle_is_reported_as_damage_in_a_few_words(tmp_path: Path) -> None:
     legacy = saved(minute_weights(), legacy=True)
     problems = set()
     for position in range(15, 400):
@@ -407,7 +407,7 @@ EARLY = ("data.pkl", "version", "byteorder")
         (Format.ARCHIVE, "code"),
     ],
 )
-def test_what_decides_how_the_file_is_read_and_run_is_verified_at_once(
+def test_records_that_decide_how_a_file_is_read_are_verified_on_opening(
     tmp_path: Path, form: Format, name: str
 ) -> None:
     data = minute_bytes(form)
@@ -449,7 +449,7 @@ def test_another_file_is_described(tmp_path: Path, case: str) -> None:
     assert again.get(case, "Give the path of a checkpoint.") in caught.value.remedy
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_reading(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     with pytest.raises(UnknownFormatError, match="found a device"):
@@ -483,7 +483,7 @@ def test_a_released_name_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["ViT-B/33", "gone/RN50.pt", "nul\0", ""])
-def test_what_is_neither_is_an_error(
+def test_a_name_that_is_neither_path_nor_model_is_an_error(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -499,7 +499,7 @@ def test_a_path_below_a_file_is_no_path(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "file" / "x.pt")
 
 
-def test_what_is_in_the_way_of_a_path_is_told(tmp_path: Path) -> None:
+def test_an_error_on_the_way_to_a_path_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot be read \(File name too long\)\. Check"):
         open_checkpoint(tmp_path / ("x" * 1000))
 
@@ -512,7 +512,7 @@ def test_what_is_in_the_way_of_a_path_is_told(tmp_path: Path) -> None:
     [(codecs.encode, ("x", "punycode")), (bytearray, (1 << 40,))],
     ids=["encode", "bytearray"],
 )
-def test_what_fills_memory_or_time_is_refused_by_name(
+def test_files_that_would_fill_memory_or_take_forever_are_refused(
     tmp_path: Path, function: Any, arguments: tuple[object, ...]
 ) -> None:
     state = {"state_dict": minute_weights(), "x": Calling(function, *arguments)}
@@ -524,7 +524,7 @@ class Trusted:
     pass
 
 
-def test_what_the_caller_told_torch_to_trust_is_read(tmp_path: Path) -> None:
+def test_classes_that_the_caller_allows_in_torch_are_read(tmp_path: Path) -> None:
     data = saved({"state_dict": minute_weights(), "x": Trusted()})
     with pytest.raises(UnsafeError, match="Trusted"):
         opened(data, tmp_path)
@@ -532,6 +532,6 @@ def test_what_the_caller_told_torch_to_trust_is_read(tmp_path: Path) -> None:
         assert opened(data, tmp_path).tensors
 
 
-def test_weights_may_repeat_what_they_hold_within_reason(tmp_path: Path) -> None:
+def test_weights_may_share_storage_within_limits(tmp_path: Path) -> None:
     weights = {**minute_weights(), "ln_final.bias": torch.zeros(()).expand(64)}
     assert opened(saved(weights), tmp_path).tensors["ln_final.bias"].stride() == (0,)

@@ -108,7 +108,7 @@ def test_each_form_of_call_is_counted_once_or_not_at_all(
 
 
 @pytest.mark.parametrize("line", ["torch.to(x,", "(" * 5000 + ")" * 5000, "x\x00", "-" * 100_000])
-def test_code_that_is_none_is_damage_and_the_record_is_named(tmp_path: Path, line: str) -> None:
+def test_invalid_code_is_damage_and_the_record_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(DamagedError, match=r"altered: the record 'code/.*' is not TorchScript cod"):
         code_with(line, tmp_path)
 
@@ -129,7 +129,7 @@ def test_the_numbers_of_the_dtypes_are_those_of_torch() -> None:
 
 
 @pytest.mark.parametrize("version", [b"", b"three", b"\x1b[2J", b"9" * 5000])
-def test_a_version_that_is_no_number_is_damage(version: bytes, tmp_path: Path) -> None:
+def test_a_version_that_is_not_a_number_is_damage(version: bytes, tmp_path: Path) -> None:
     path = tmp_path / "altered"
     path.write_bytes(repacked(minute_bytes(Format.ARCHIVE), {"version": version}))
     with pytest.raises(DamagedError, match="expected the number of a format") as caught:
@@ -137,7 +137,7 @@ def test_a_version_that_is_no_number_is_damage(version: bytes, tmp_path: Path) -
     assert len(str(caught.value)) < 400
 
 
-def test_numbers_that_cannot_be_printed_are_told_in_words(tmp_path: Path) -> None:
+def test_huge_numbers_are_described_in_words(tmp_path: Path) -> None:
     huge = f"0x{'f' * 5000}"
     found = code_with(f"torch.to(x, {huge})\ntorch.device({huge})\n", tmp_path)
     assert found.dtypes["an invalid dtype"] == 1

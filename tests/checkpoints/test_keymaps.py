@@ -82,13 +82,13 @@ def test_keys_and_shapes_are_those_of_the_librarys_own_model(layout: Layout, nam
 
 
 @pytest.mark.parametrize("layout", [Layout.OPEN_CLIP, Layout.CUSTOM_TEXT, Layout.TRANSFORMERS])
-def test_what_a_library_holds_goes_there_and_back_bit_for_bit(layout: Layout) -> None:
+def test_weights_of_a_library_are_mapped_to_us_and_back_bit_for_bit(layout: Layout) -> None:
     theirs = dict(library_model(layout, MINUTE).state_dict())
     assert_same(to_layout(from_layout(theirs, layout, "file"), layout), theirs)
 
 
 @pytest.mark.parametrize("layout", Layout)
-def test_the_reference_goes_there_and_back_bit_for_bit(layout: Layout) -> None:
+def test_our_weights_are_mapped_to_a_library_and_back_bit_for_bit(layout: Layout) -> None:
     weights = minute_weights()
     back = from_layout(to_layout(weights, layout), layout, "file")
     assert_same(back, weights if layout is Layout.REFERENCE else trained(weights))
@@ -108,7 +108,7 @@ architectures = st.builds(
 
 
 @given(architecture=architectures, layout=st.sampled_from(list(Layout)))
-def test_any_architecture_goes_there_and_back(architecture: Architecture, layout: Layout) -> None:
+def test_any_architecture_is_mapped_and_back(architecture: Architecture, layout: Layout) -> None:
     # All elements of all weights differ, so that none can change places with another.
     counter = 0
     weights = {}
@@ -123,7 +123,7 @@ def test_any_architecture_goes_there_and_back(architecture: Architecture, layout
     assert infer(back, "file") == architecture
 
 
-def test_a_resnet_goes_to_open_clip_and_not_to_transformers() -> None:
+def test_a_resnet_can_be_mapped_to_open_clip_but_not_to_transformers() -> None:
     weights = synthesize(RESNET)
     for layout in (Layout.OPEN_CLIP, Layout.CUSTOM_TEXT):
         assert_same(from_layout(to_layout(weights, layout), layout, "file"), trained(weights))
@@ -141,14 +141,14 @@ def test_queries_keys_and_values_are_the_thirds_in_this_order() -> None:
 
 
 @pytest.mark.parametrize("layout", Layout)
-def test_nothing_is_copied_on_the_way_there(layout: Layout) -> None:
+def test_mapping_to_a_library_copies_nothing(layout: Layout) -> None:
     weights = minute_weights()
     storages = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
     for key, tensor in to_layout(weights, layout).items():
         assert tensor.untyped_storage().data_ptr() in storages, key
 
 
-def test_on_the_way_back_only_stacks_are_copied() -> None:
+def test_mapping_back_copies_only_stacked_weights() -> None:
     there = to_layout(minute_weights(), Layout.TRANSFORMERS)
     storages = {tensor.untyped_storage().data_ptr() for tensor in there.values()}
     back = from_layout(there, Layout.TRANSFORMERS, "file")
@@ -269,7 +269,7 @@ WRONG: dict[str, tuple[Layout, Change, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_named_as_the_file_has_it(case: str) -> None:
+def test_errors_name_the_keys_of_the_file(case: str) -> None:
     layout, change, message = WRONG[case]
     weights = minute(layout)
     change(weights)

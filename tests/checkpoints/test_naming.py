@@ -52,13 +52,13 @@ def test_weights_and_modules_are_known_by_the_reference_s_names(
     assert naming.reference(f"{prefix}visual.{module}") == f"visual.{module}"
 
 
-def test_a_prefix_is_what_all_keys_have() -> None:
+def test_a_prefix_has_to_be_shared_by_all_keys() -> None:
     held = {f"model.{key}": tensor for key, tensor in minute_weights().items()}
     _, naming = read_names({**held, "head.weight": torch.ones(2)}, PATH)
     assert naming == Naming()
 
 
-def test_other_models_are_told_by_name() -> None:
+def test_other_models_are_recognised_by_name() -> None:
     transformers = to_layout(minute_weights(), Layout.TRANSFORMERS)
     wrapped = {f"clip.{key}": tensor for key, tensor in transformers.items()}
     for held in (transformers, wrapped):

@@ -81,7 +81,7 @@ def within_a_branch(external: TensorProto) -> onnx.ModelProto:
         within_a_branch,
     ],
 )
-def test_data_is_found_wherever_a_tensor_may_stand(
+def test_data_is_found_at_every_place_of_a_tensor(
     place: Callable[[TensorProto], onnx.ModelProto], tmp_path: Path
 ) -> None:
     assert named(written(tmp_path, place(tensor("w.data")), ("w.data",))) == ["w.data"]
@@ -118,7 +118,7 @@ def test_the_files_are_those_that_onnx_itself_would_read(
     assert named(path) == sorted(expected)
 
 
-def test_one_hash_and_size_stand_for_all_files(tmp_path: Path) -> None:
+def test_one_hash_and_size_cover_all_files(tmp_path: Path) -> None:
     model = helper.make_model(graph(tensor("sub/b"), tensor("a", offset=8)))
     path = written(tmp_path, model, ("sub/b", "a"))
     lines = "".join(
@@ -156,7 +156,7 @@ def test_a_link_out_of_the_folder_is_refused_and_the_cache_of_a_hub_is_not(tmp_p
         data_files(snapshot / "m.onnx")
 
 
-def test_what_is_missing_or_cut_off_is_named(tmp_path: Path) -> None:
+def test_missing_and_truncated_files_are_named(tmp_path: Path) -> None:
     path = written(tmp_path, helper.make_model(graph(tensor("w.data", offset=9))), ("w.data",))
     with pytest.raises(DamagedError, match=r"'w\.data' has 16 bytes, and 17 are needed\. Fetch"):
         open_subject(path)
@@ -168,14 +168,14 @@ def test_what_is_missing_or_cut_off_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("offset", "-1"), ("length", "x"), ("location", ""), ("location", "a\0b")]
 )
-def test_entries_that_make_no_sense_are_damage(key: str, value: str, tmp_path: Path) -> None:
+def test_invalid_entries_are_damage(key: str, value: str, tmp_path: Path) -> None:
     external = tensor("w.data")
     next(each for each in external.external_data if each.key == key).value = value
     with pytest.raises(DamagedError):
         data_files(written(tmp_path, helper.make_model(graph(external)), ("w.data",)))
 
 
-def test_what_is_cut_off_inside_is_damage(tmp_path: Path) -> None:
+def test_truncated_fields_are_damage(tmp_path: Path) -> None:
     whole = helper.make_model(graph(tensor("w.data"))).SerializeToString()
     path = tmp_path / "m.onnx"
     path.write_bytes(whole[: whole.index(b"w.data") + 3])
@@ -183,13 +183,13 @@ def test_what_is_cut_off_inside_is_damage(tmp_path: Path) -> None:
         data_files(path)
 
 
-def test_contents_of_another_place_are_no_data(tmp_path: Path) -> None:
+def test_names_of_tensors_stored_inside_are_no_data_files(tmp_path: Path) -> None:
     external = tensor("w.data")
     external.data_location = TensorProto.DEFAULT
     assert data_files(written(tmp_path, helper.make_model(graph(external)))) == ()
 
 
-def test_a_name_of_its_own_folder_is_located(tmp_path: Path) -> None:
+def test_a_file_in_a_subfolder_is_located(tmp_path: Path) -> None:
     assert located(tmp_path / "m.onnx", "./sub/w") == tmp_path / "sub" / "w"
 
 

@@ -43,7 +43,7 @@ def test_a_checkpoint_is_opened_as_one(archive: Path) -> None:
     assert weights_of(found, None) is found
 
 
-def test_of_a_program_nothing_is_read_but_what_it_is(program: Path) -> None:
+def test_only_the_kind_of_a_program_is_read(program: Path) -> None:
     found = open_subject(program)
     assert isinstance(found, Program)
     assert found.path == program
@@ -107,7 +107,7 @@ def names_of(*found: Checkpoint | Program | None) -> list[str | None]:
     return [each.origin.name if isinstance(each, Checkpoint) else None for each in found]
 
 
-def test_a_key_is_that_of_either_file(several: Path, archive: Path, tmp_path: Path) -> None:
+def test_a_key_may_belong_to_either_file(several: Path, archive: Path, tmp_path: Path) -> None:
     one = tmp_path / "one.safetensors"
     one.write_bytes(minute_bytes(Format.SAFETENSORS))
     alone = open_pair(several, key="ema", architecture=minute_config(tmp_path))
@@ -141,7 +141,7 @@ def test_a_programs_key_is_that_of_the_checkpoint_beside_it(
         open_pair(program)
 
 
-def test_what_is_built_of_one_model_is_not_taken_for_another(several: Path) -> None:
+def test_programs_of_different_models_have_different_cache_keys(several: Path) -> None:
     keys = []
     for name in ("model", "ema"):
         checkpoint = open_checkpoint(several, key=name)

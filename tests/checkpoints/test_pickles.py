@@ -18,7 +18,7 @@ from tests.samples import minute_bytes, record_names, saved
 ROOM = 1 << 20
 
 
-def test_what_is_named_is_told() -> None:
+def test_all_names_in_a_pickle_are_listed() -> None:
     value = [OrderedDict(a=1), Ellipsis, range]
     assert survey(pickle.dumps(value, protocol=2), room=ROOM).names >= {
         "collections.OrderedDict",
@@ -28,7 +28,7 @@ def test_what_is_named_is_told() -> None:
     assert survey(pickle.dumps([1, "a"], protocol=2), room=ROOM) == (frozenset(), "")
 
 
-def test_several_pickles_are_gone_through_and_what_is_behind_them_is_not() -> None:
+def test_consecutive_pickles_are_read_and_bytes_after_them_are_not() -> None:
     data = pickle.dumps(1, protocol=2) + pickle.dumps(OrderedDict(), protocol=2) + b"nonsense"
     assert survey(data, room=ROOM, pickles=2).names == {"collections.OrderedDict"}
     with pytest.raises(ValueError, match="opcode b'n' unknown"):
@@ -47,17 +47,17 @@ plain = st.recursive(
 
 
 @given(value=plain, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
-def test_whatever_python_pickles_is_modest(value: object, protocol: int) -> None:
+def test_pickles_of_python_are_within_the_limits(value: object, protocol: int) -> None:
     survey(pickle.dumps(value, protocol=protocol), room=ROOM)
 
 
 @given(data=st.binary(max_size=200))
-def test_what_is_no_pickle_is_a_value_error(data: bytes) -> None:
+def test_an_invalid_pickle_is_a_value_error(data: bytes) -> None:
     with suppress(ValueError):
         survey(b"\x80\x02" + data, room=ROOM)
 
 
-def test_training_states_are_modest() -> None:
+def test_training_states_are_within_the_limits() -> None:
     state = {"state_dict": {f"layer.{n}": [n, (n, n + 1)] for n in range(2000)}, "epoch": 3}
     data = saved(state)
     assert survey(_pickle(data), room=ROOM) == (frozenset(), "")
@@ -91,11 +91,11 @@ def test_depth_is_counted_in_objects() -> None:
         survey(tuples(pickles._MOST_DEPTH), room=ROOM)
 
 
-def test_a_list_that_grows_is_no_deeper_for_it() -> None:
+def test_a_longer_list_is_not_deeper() -> None:
     survey(b"\x80\x02]" + b"K\x01a" * 5000 + b".", room=ROOM)
 
 
-def test_an_object_is_numbered_by_no_more_than_there_are() -> None:
+def test_memo_indices_are_bounded_by_the_number_of_objects() -> None:
     survey(b"\x80\x02]q\x01.", room=ROOM)
     with pytest.raises(ValueError, match="gives an object the number 3"):
         survey(b"\x80\x02]q\x03.", room=ROOM)
@@ -104,7 +104,7 @@ def test_an_object_is_numbered_by_no_more_than_there_are() -> None:
 
 
 @pytest.mark.parametrize("data", [b"(q\x00.", b"h\x05.", b"R.", b"u.", b"2.", b"0.", b"", b"]"])
-def test_what_takes_what_is_not_there_is_refused(data: bytes) -> None:
+def test_opcodes_that_pop_an_empty_stack_are_refused(data: bytes) -> None:
     with pytest.raises(
         ValueError, match=r"not exist|uses a mark|pickle exhausted|without a number"
     ):
@@ -130,7 +130,7 @@ def test_no_storage_has_more_elements_than_its_file_has_bytes() -> None:
         (b"ca\nb\n)RQ.", "a storage whose name is not a string"),
     ],
 )
-def test_calls_that_no_pickler_writes_are_told(pickled: bytes, odd: str) -> None:
+def test_calls_that_no_pickler_writes_are_reported(pickled: bytes, odd: str) -> None:
     found = survey(pickled, room=ROOM)
     assert odd in found.odd
     assert found.names <= {"a.b"}

@@ -67,7 +67,7 @@ def test_names_can_be_asked_for_by_their_beginning(archive: bytes, tmp_path: Pat
     assert "data.pkl" not in code
 
 
-def test_a_folder_in_other_letters_is_a_folder(tmp_path: Path) -> None:
+def test_a_folder_in_another_script_is_a_folder(tmp_path: Path) -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as target:
         target.writestr("модель é/version", "3")
@@ -327,7 +327,7 @@ def test_only_whole_pages_are_given_back(archive: bytes, tmp_path: Path) -> None
     assert (file.buffer[page - 1], file.buffer[3 * page]) == (7, 7)
 
 
-def test_a_kernel_without_prefetching_is_none_the_worse(
+def test_a_kernel_without_prefetching_is_no_error(
     archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_POPULATE_READ", 9999)

@@ -68,12 +68,12 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(unknown: str, nearest:
     assert f"The nearest name is {nearest!r};" in caught.value.remedy
 
 
-def test_even_the_empty_name_is_answered_in_words() -> None:
+def test_an_empty_name_gets_a_readable_message() -> None:
     with pytest.raises(UnknownModelError, match=r"found ''\. The nearest name is"):
         registry.find("")
 
 
-def test_the_message_for_an_unknown_name_tells_what_there_is() -> None:
+def test_the_message_for_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UnknownModelError) as caught:
         registry.find("RN5O")
     assert str(caught.value) == (
@@ -105,21 +105,21 @@ def test_a_name_with_a_separator_or_a_suffix_is_a_path(
     assert str(caught.value).startswith(f"{name}: no such file or folder. {hint}")
 
 
-def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+def test_a_broken_link_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.symlink_to("gone.pt")
     with pytest.raises(UnknownModelError, match=r"a link to 'gone\.pt', which does not exist"):
         locate(path, None)
 
 
-def test_a_digest_leads_back_to_its_model() -> None:
+def test_a_digest_identifies_its_model() -> None:
     for name in registry.available_models():
         released = registry.find(name)
         assert registry.by_sha256(released.sha256) is released
         assert registry.by_sha256(released.sha256.upper()) is released
 
 
-def test_a_digest_of_no_released_file_leads_nowhere() -> None:
+def test_an_unknown_digest_identifies_no_model() -> None:
     assert registry.by_sha256("0" * 64) is None
 
 

@@ -32,7 +32,7 @@ def named(module: str, name: str) -> bytes:
     return f"c{module}\n{name}\n.".encode()
 
 
-def test_an_object_is_its_items_and_attributes_and_does_nothing() -> None:
+def test_an_unpickled_object_has_items_and_attributes_but_no_behaviour() -> None:
     found = read(argparse.Namespace(a=1, b=argparse.Namespace(c={"d": 2})))
     assert (type(found), dict(found)) == (Inert, {})
     assert found.attributes["a"] == 1
@@ -40,7 +40,7 @@ def test_an_object_is_its_items_and_attributes_and_does_nothing() -> None:
     assert len({read({1}), read({1})}) == 2
 
 
-def test_a_mapping_of_pythons_own_has_no_attributes() -> None:
+def test_a_builtin_mapping_has_no_attributes() -> None:
     value = OrderedDict(a=1)
     value._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]
     found = read(value)
@@ -96,12 +96,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", sorted(TOLERATED))
-def test_what_training_code_leaves_is_read(name: str) -> None:
+def test_objects_of_training_code_are_read(name: str) -> None:
     assert read_pickle(named(*name.split()), HERE) is Inert
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_all_else_is_refused_by_name(name: str) -> None:
+def test_other_names_are_refused(name: str) -> None:
     told = name.replace(" ", ".").replace("__builtin__.", "")
     with pytest.raises(UnsafeError) as caught:
         read_pickle(named(*name.split()), HERE)
@@ -176,7 +176,7 @@ DAMAGE: dict[str, tuple[Callable[[bytearray], object], str]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_storages_that_are_not_as_they_are_told_are_damage(tmp_path: Path, case: str) -> None:
+def test_storages_that_contradict_their_description_are_damage(tmp_path: Path, case: str) -> None:
     alter, problem = DAMAGE[case]
     path = tmp_path / "file"
     path.write_bytes(legacy(alter))

@@ -101,7 +101,7 @@ def pairs() -> list[tuple[str, str]]:
     return list(open_clip().list_pretrained())
 
 
-def test_no_weights_of_open_clips_list_are_accepted_as_another_function(thorough: bool) -> None:
+def test_no_weights_of_open_clips_list_are_judged_as_another_function(thorough: bool) -> None:
     """Alone none are; with what the list says of them, as what they were trained to compute. A
     plain run takes every eighth."""
     wrong, accepted = [], 0
@@ -136,7 +136,7 @@ def pooling(model: Any) -> tuple[object, ...]:
     return (*usual, model.text_pool_type)
 
 
-def test_what_weights_could_be_is_listed_with_what_each_computes() -> None:
+def test_possible_architectures_are_listed_with_their_functions() -> None:
     with torch.device("meta"):
         weights = open_clip().CLIP(**open_clip().get_model_config("ViT-B-32")).state_dict()
     found = candidates(dimensions_of(weights, "weights"))
@@ -152,13 +152,13 @@ def test_what_weights_could_be_is_listed_with_what_each_computes() -> None:
 # ------------------------------------------------------------------ names
 
 
-def test_a_released_name_tells_its_architecture() -> None:
+def test_a_released_name_sets_the_architecture() -> None:
     assert named("ViT-B/32") == Told(
         ARCHITECTURES["ViT-B/32"], "--architecture ViT-B/32", "ViT-B/32"
     )
 
 
-def test_a_name_of_open_clips_tells_what_its_configuration_says_and_which_tags_differ() -> None:
+def test_a_name_of_open_clips_list_sets_its_configuration_and_lists_other_tags() -> None:
     found = named("open_clip:ViT-H-14")
     assert found.architecture.vision == ViT(
         32, 1280, 14, blocks=Blocks(80, activation=Activation.GELU)
@@ -217,7 +217,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str) -> None:
     assert NAMES[name] in str(caught.value)
 
 
-def test_what_is_not_built_here_is_the_librarys_with_what_it_has_beyond() -> None:
+def test_an_architecture_that_we_cannot_build_is_left_to_the_library() -> None:
     clipa = named("open_clip:ViT-L-14-CLIPA").model
     assert isinstance(clipa, LibraryArchitecture)
     assert "vision_cfg.no_ln_pre True, vision_cfg.pool_type 'avg'" in clipa.describe()
@@ -265,7 +265,7 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def test_weights_alone_are_not_judged_and_the_message_says_what_they_could_be(
+def test_weights_alone_are_not_judged_and_the_message_lists_possible_architectures(
     weights: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ArchitectureError) as caught:
@@ -286,7 +286,7 @@ def test_weights_alone_are_not_judged_and_the_message_says_what_they_could_be(
         open_pair(path)
 
 
-def test_the_user_tells(weights: Path, tmp_path: Path) -> None:
+def test_the_user_can_give_the_architecture(weights: Path, tmp_path: Path) -> None:
     config = tmp_path / "model.json"
     config.write_text(json.dumps(transformers_config(GELU)))
     subject, reference = open_pair(weights, architecture=config)
@@ -295,7 +295,7 @@ def test_the_user_tells(weights: Path, tmp_path: Path) -> None:
     assert subject.told == f"--architecture {config}"
 
 
-def test_the_user_cannot_tell_other_dimensions(weights: Path) -> None:
+def test_an_architecture_with_other_dimensions_is_refused(weights: Path) -> None:
     with pytest.raises(ArchitectureError) as caught:
         open_pair(weights, architecture="tiny-vit")
     assert str(caught.value) == (
@@ -308,7 +308,7 @@ def test_the_user_cannot_tell_other_dimensions(weights: Path) -> None:
         open_pair(weights, architecture="tiny-resnet")
 
 
-def test_what_tells_of_one_of_two_tells_of_both(weights: Path, tmp_path: Path) -> None:
+def test_a_known_architecture_of_one_file_holds_for_both(weights: Path, tmp_path: Path) -> None:
     other = tmp_path / "told.safetensors"
     write(GELU, minute_weights(), other, Format.SAFETENSORS)
     for pair in ((weights, other), (other, weights)):
@@ -352,7 +352,7 @@ def test_a_configuration_beside_weights_tells(weights: Path, name: str) -> None:
     assert (found.architecture, found.told) == (GELU, f"the {name} beside it")
 
 
-def test_what_there_is_to_know_of_a_configuration_is_told_with_it(tmp_path: Path) -> None:
+def test_notes_on_a_configuration_are_reported_with_it(tmp_path: Path) -> None:
     added = replace(MINUTE, vocab_size=49410)
     config = transformers_config(added)
     config["text_config"]["eos_token_id"] = 2
@@ -414,7 +414,7 @@ def write_run(path: Path, weights: Mapping[str, torch.Tensor], name: object) -> 
 RN50 = ARCHITECTURES["RN50"]
 
 
-def test_the_name_of_a_run_tells_a_configuration_that_leaves_nothing_open() -> None:
+def test_the_name_of_a_training_run_can_identify_a_configuration() -> None:
     found, question = told.of_run(RUN.format("RN50-quickgelu"), RN50)
     assert found == Told(RN50, "the name of its training run, with open_clip's RN50-quickgelu")
     assert question == ""
@@ -427,7 +427,7 @@ def test_the_name_of_a_run_tells_a_configuration_that_leaves_nothing_open() -> N
 
 
 @pytest.mark.parametrize("name", ["my-run", 3, None, RUN.format("RN51"), "model_RN50"])
-def test_another_name_of_a_run_tells_nothing(name: object) -> None:
+def test_an_unknown_run_name_identifies_nothing(name: object) -> None:
     assert told.of_run(name, RN50) == (None, "")
     assert told.telling(Path("x"), RN50, None, {"name": name}, archive=False) == (None, "")
 
@@ -489,7 +489,7 @@ OTHER = [
 
 @pytest.mark.parametrize("form", [Format.SAFETENSORS, Format.ARCHIVE])
 @pytest.mark.parametrize("architecture", OTHER, ids=Architecture.departures)
-def test_what_is_written_tells_itself(
+def test_written_files_record_their_architecture(
     tmp_path: Path, architecture: Architecture, form: Format
 ) -> None:
     path = tmp_path / "written"
@@ -520,7 +520,7 @@ def altered() -> Iterator[str]:
         yield json.dumps({**sound, "text": {**sound["text"], place: value}})
 
 
-def test_altered_metadata_tells_nothing(tmp_path: Path) -> None:
+def test_altered_metadata_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "altered.safetensors"
     for text in altered():
         save_file(minute_weights(), path, metadata={told.METADATA: text})

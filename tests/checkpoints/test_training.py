@@ -50,7 +50,7 @@ class Endless(list[int]):
         raise AssertionError("it was gone through")
 
 
-def test_what_is_too_long_is_not_gone_through() -> None:
+def test_long_values_are_not_read() -> None:
     assert read_record({"a": Endless()}) == {}
 
 

@@ -96,7 +96,7 @@ def say(status: int, headers: dict[str, object] | None = None) -> Behaviour:
     return lambda handler: handler.start(status, headers or {})
 
 
-def test_what_was_cut_off_is_gone_on_with(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_transfer_resumes(server: Server, tmp_path: Path) -> None:
     server.behave = in_turn(cut(HALF), cut(HALF + HALF // 2), give)
     assert get(server, tmp_path) == CONTENT
     starts = [int(re.findall(r"\d+", asked)[0]) for asked in server.ranges[1:] if asked]
@@ -104,7 +104,7 @@ def test_what_was_cut_off_is_gone_on_with(server: Server, tmp_path: Path) -> Non
     assert HALF // 2 < starts[0] <= HALF < starts[1]
 
 
-def test_the_next_call_goes_on_with_it(server: Server, tmp_path: Path) -> None:
+def test_the_next_call_resumes_a_transfer(server: Server, tmp_path: Path) -> None:
     server.behave = cut(HALF)
     with pytest.raises(DownloadError, match=r"tried 5 times"):
         get(server, tmp_path)
@@ -116,22 +116,20 @@ def test_the_next_call_goes_on_with_it(server: Server, tmp_path: Path) -> None:
     assert left_in(tmp_path) == ["x"]
 
 
-def test_a_server_without_ranges_is_asked_for_all_again(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_sends_the_whole_file_again(server: Server, tmp_path: Path) -> None:
     server.behave = in_turn(cut(HALF), lambda handler: handler.reply(CONTENT))
     assert get(server, tmp_path) == CONTENT
     assert server.ranges[1] is not None
 
 
-def test_what_another_file_gives_is_not_put_together(server: Server, tmp_path: Path) -> None:
+def test_parts_of_different_files_are_not_joined(server: Server, tmp_path: Path) -> None:
     server.behave = in_turn(cut(HALF, '"1"'), lambda handler: handler.serve(OTHER, etag='"2"'))
     assert get(server, tmp_path, sha256=None) == OTHER
     assert len(server.ranges) == 2
     assert server.ranges[1] is not None
 
 
-def test_a_server_that_gives_the_rest_of_another_file_is_asked_for_all(
-    server: Server, tmp_path: Path
-) -> None:
+def test_if_the_file_has_changed_the_whole_file_is_fetched(server: Server, tmp_path: Path) -> None:
     def blind(handler: Handler) -> None:
         del handler.headers["If-Range"]
         handler.serve(OTHER, etag='"2"')
@@ -143,7 +141,7 @@ def test_a_server_that_gives_the_rest_of_another_file_is_asked_for_all(
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"1"'])
-def test_where_neither_hash_nor_etag_tells_the_version_nothing_is_put_together(
+def test_without_hash_and_etag_no_transfer_resumes(
     server: Server, tmp_path: Path, etag: str | None
 ) -> None:
     server.behave = in_turn(cut(HALF, etag), lambda handler: handler.serve(OTHER, etag=etag))
@@ -156,7 +154,7 @@ def test_where_neither_hash_nor_etag_tells_the_version_nothing_is_put_together(
     assert left_in(tmp_path) == ["x"]
 
 
-def test_a_rest_that_begins_elsewhere_is_not_taken(server: Server, tmp_path: Path) -> None:
+def test_a_range_that_starts_elsewhere_is_refused(server: Server, tmp_path: Path) -> None:
     def elsewhere(handler: Handler) -> None:
         handler.start(206, {"Content-Range": f"bytes 0-9/{len(CONTENT)}", "Content-Length": 10})
         handler.send(CONTENT[:10])
@@ -166,16 +164,14 @@ def test_a_rest_that_begins_elsewhere_is_not_taken(server: Server, tmp_path: Pat
     assert server.ranges[2] is None
 
 
-def test_what_is_left_of_another_file_costs_one_more_download(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_wrong_partial_file_costs_one_more_download(server: Server, tmp_path: Path) -> None:
     leave(tmp_path, OTHER[:HALF])
     assert get(server, tmp_path) == CONTENT
     assert server.ranges == [f"bytes={HALF}-", None]
     assert left_in(tmp_path) == ["x"]
 
 
-def test_bytes_that_stay_wrong_are_given_up_and_not_kept(server: Server, tmp_path: Path) -> None:
+def test_bytes_that_stay_wrong_are_an_error_and_deleted(server: Server, tmp_path: Path) -> None:
     leave(tmp_path, OTHER[:HALF])
     server.behave = lambda handler: handler.serve(OTHER)
     with pytest.raises(DownloadError, match="found 200,000 bytes with SHA-256"):
@@ -184,9 +180,7 @@ def test_bytes_that_stay_wrong_are_given_up_and_not_kept(server: Server, tmp_pat
     assert left_in(tmp_path) == []
 
 
-def test_what_is_left_and_longer_than_the_file_is_thrown_away(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_partial_file_that_is_too_long_is_deleted(server: Server, tmp_path: Path) -> None:
     leave(tmp_path, CONTENT + b"more")
     assert get(server, tmp_path) == CONTENT
     assert server.ranges == [None]
@@ -197,7 +191,7 @@ def test_what_is_left_and_longer_than_the_file_is_thrown_away(
     assert left_in(tmp_path) == ["x"]
 
 
-def test_what_is_left_and_whole_is_asked_for_no_more(server: Server, tmp_path: Path) -> None:
+def test_a_complete_partial_file_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
     leave(tmp_path, CONTENT)
     assert get(server, tmp_path) == CONTENT
     assert server.ranges == []
@@ -207,7 +201,7 @@ def test_what_is_left_and_whole_is_asked_for_no_more(server: Server, tmp_path: P
     assert server.ranges == [f"bytes={len(CONTENT)}-"]
 
 
-def test_the_most_of_what_is_left_is_gone_on_with(server: Server, tmp_path: Path) -> None:
+def test_the_longest_partial_file_is_resumed(server: Server, tmp_path: Path) -> None:
     for digit, upto in (("1", 10), ("2", HALF), ("3", 0)):
         (tmp_path / f"x.{digit * 32}.part").write_bytes(CONTENT[:upto])
     (tmp_path / "x.part").write_bytes(CONTENT[:20])  # of a version before
@@ -217,7 +211,7 @@ def test_the_most_of_what_is_left_is_gone_on_with(server: Server, tmp_path: Path
     assert left_in(tmp_path) == ["x", "x.txt.part"]
 
 
-def test_what_may_pass_is_tried_again(
+def test_temporary_errors_are_retried(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.behave = in_turn(say(503), hang_up, say(429), say(500), give)
@@ -237,7 +231,7 @@ def test_tries_are_bounded(server: Server, tmp_path: Path, waits: list[float]) -
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 501])
-def test_what_does_not_pass_is_not_tried_again(server: Server, tmp_path: Path, status: int) -> None:
+def test_permanent_errors_are_not_retried(server: Server, tmp_path: Path, status: int) -> None:
     server.behave = say(status)
     with pytest.raises(DownloadError, match=str(status)):
         get(server, tmp_path)
@@ -245,7 +239,7 @@ def test_what_does_not_pass_is_not_tried_again(server: Server, tmp_path: Path, s
 
 
 @pytest.mark.parametrize("status", [201, 204])
-def test_what_is_no_file_is_not_taken_for_one(server: Server, tmp_path: Path, status: int) -> None:
+def test_a_response_other_than_200_is_an_error(server: Server, tmp_path: Path, status: int) -> None:
     server.behave = say(status)
     with pytest.raises(DownloadError, match=f"expected 200 OK, found {status}"):
         get(server, tmp_path, sha256=None, size=None)
@@ -254,7 +248,7 @@ def test_what_is_no_file_is_not_taken_for_one(server: Server, tmp_path: Path, st
 
 @pytest.mark.parametrize("proxy", ["", "http://proxy.invalid:3128"])
 @pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_AGAIN])
-def test_a_host_without_an_address_is_asked_for_once(
+def test_an_unknown_host_is_not_retried(
     tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch, code: int, proxy: str
 ) -> None:
     asked = []
@@ -273,9 +267,7 @@ def test_a_host_without_an_address_is_asked_for_once(
     assert waits == []
 
 
-def test_what_the_system_says_of_a_connection_is_told_in_its_words(
-    tmp_path: Path, waits: list[float]
-) -> None:
+def test_errors_of_a_connection_keep_the_systems_text(tmp_path: Path, waits: list[float]) -> None:
     with pytest.raises(DownloadError, match=r"fetched: Connection refused \(tried 5 times\)\. "):
         download.retrieve("http://127.0.0.1:1/x", tmp_path / "x")
     assert len(waits) == 4
@@ -296,7 +288,7 @@ def test_each_wait_is_twice_as_long_and_up_to_half_shorter(
 
 
 @pytest.mark.parametrize("told", ["7", "date"])
-def test_a_server_is_left_alone_for_as_long_as_it_asks(
+def test_the_retry_time_of_a_server_is_respected(
     server: Server, tmp_path: Path, waits: list[float], told: str
 ) -> None:
     after = email.utils.formatdate(time.time() + 7, usegmt=True) if told == "date" else told
@@ -306,7 +298,7 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(
     assert 5 <= waited <= 7
 
 
-def test_a_server_that_asks_for_too_long_is_given_up(
+def test_a_server_with_a_long_retry_time_is_given_up(
     server: Server, tmp_path: Path, waits: list[float]
 ) -> None:
     server.behave = say(429, {"Retry-After": "3600"})
@@ -315,7 +307,7 @@ def test_a_server_that_asks_for_too_long_is_given_up(
     assert waits == []
 
 
-def test_a_time_to_come_back_that_is_none_is_ours_to_choose(
+def test_an_invalid_retry_time_is_ignored(
     server: Server, tmp_path: Path, waits: list[float]
 ) -> None:
     server.behave = in_turn(say(503, {"Retry-After": "later"}), give)
@@ -323,7 +315,7 @@ def test_a_time_to_come_back_that_is_none_is_ours_to_choose(
     assert len(waits) == 1
 
 
-def test_more_bytes_than_there_are_to_be_are_not_waited_for(server: Server, tmp_path: Path) -> None:
+def test_more_bytes_than_expected_are_not_read(server: Server, tmp_path: Path) -> None:
     def too_much(handler: Handler) -> None:
         handler.start(200, {})
         for _ in range(500):
@@ -335,7 +327,7 @@ def test_more_bytes_than_there_are_to_be_are_not_waited_for(server: Server, tmp_
     assert all(path.stat().st_size < 300_000 for path in tmp_path.iterdir())
 
 
-def test_a_hash_is_held_against_as_many_digits_as_are_known(server: Server, tmp_path: Path) -> None:
+def test_a_hash_is_compared_by_the_known_digits(server: Server, tmp_path: Path) -> None:
     assert get(server, tmp_path, sha256=FAKE.sha256[:12].upper(), size=None) == CONTENT
     (tmp_path / "x").unlink()
     with pytest.raises(DownloadError, match="expected a file with SHA-256 0123abcd, found 200,000"):
@@ -420,7 +412,7 @@ def test_wrong_bytes_of_a_mirror_are_not_accepted(
     assert left_in(tmp_path / "cache") == []
 
 
-def test_what_one_mirror_has_begun_another_ends(
+def test_a_transfer_resumes_from_another_mirror(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.behave = cut(HALF, '"1"')
@@ -532,7 +524,7 @@ def test_the_hash_of_the_fake_is_that_of_its_content() -> None:
 
 
 @pytest.mark.parametrize("number", NONE)
-def test_on_a_file_system_without_locks_it_is_fetched_all_the_same(
+def test_a_file_system_without_locks_is_no_error(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     refuse_locks(monkeypatch, number)
@@ -565,12 +557,12 @@ def at_once(server: Server, folder: Path, *, wait: bool) -> list[bytes]:
         return [first.result(10), second.result(10)]
 
 
-def test_two_at_once_ask_once(server: Server, tmp_path: Path) -> None:
+def test_two_concurrent_processes_make_one_request(server: Server, tmp_path: Path) -> None:
     assert at_once(server, tmp_path, wait=False) == [CONTENT] * 2
     assert server.ranges == [None]
 
 
-def test_two_at_once_without_locks_fetch_a_file_each(
+def test_two_processes_without_locks_fetch_a_file_each(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_locks(monkeypatch)
@@ -579,7 +571,7 @@ def test_two_at_once_without_locks_fetch_a_file_each(
     assert left_in(tmp_path) == ["x"]
 
 
-def test_two_at_once_whose_locks_do_nothing_do_not_write_to_one_file(
+def test_two_processes_with_ineffective_locks_do_not_write_to_one_file(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_locks(monkeypatch)
@@ -639,7 +631,7 @@ retrieve(url, path, sha256=sha256, size=int(size))
 """
 
 
-def test_a_process_that_is_killed_has_begun_what_the_next_ends(
+def test_the_next_process_resumes_the_transfer_of_a_killed_one(
     server: Server, tmp_path: Path
 ) -> None:
     def stop_halfway(handler: Handler) -> None:

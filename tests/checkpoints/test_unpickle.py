@@ -289,7 +289,7 @@ def test_a_malformed_pickle_is_a_damaged_archive(tmp_path: Path, case: str) -> N
         read_tensors(archive_with({"data.pkl": pickled}, tmp_path))
 
 
-def test_constants_that_are_no_tuple_are_damage(tmp_path: Path) -> None:
+def test_constants_that_are_not_a_tuple_are_damage(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match=r"constants\.pkl does not hold a tuple"):
         read_constants(archive_with({"constants.pkl": pickle.dumps([], protocol=2)}, tmp_path))
 
@@ -309,7 +309,7 @@ def test_modules_that_contain_each_other_are_refused(tmp_path: Path) -> None:
         read_tensors(archive_with({"data.pkl": endless}, tmp_path))
 
 
-def test_modules_without_number_are_refused(tmp_path: Path) -> None:
+def test_too_many_modules_are_refused(tmp_path: Path) -> None:
     leaf = b"c__torch__\nM\n)\x81q\x00}b"
     several = (b"(" + b"".join(_text(f"a{n}") + b"h\x00" for n in range(101)) + b"u").join
     wide = b"\x80\x02" + leaf + b"0c__torch__\nM\n)\x81}" + several([b"", b"b"]) + b"q\x00"

@@ -22,7 +22,7 @@ def test_an_escape_sequence_in_a_name_does_not_reach_the_terminal(run: Run) -> N
         assert r"a\x1b[31m.pt" in done.out + done.err
 
 
-def test_a_notice_is_one_line_and_other_warnings_are_as_ever(
+def test_a_notice_is_one_line_and_other_warnings_are_unchanged(
     run: Run, minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def judge(*_: object, **__: object) -> checking.Result:
@@ -38,7 +38,7 @@ def test_a_notice_is_one_line_and_other_warnings_are_as_ever(
     assert len(caught) == 1
 
 
-def test_what_failed_is_not_kept_where_the_command_happens_to_be_run(
+def test_failing_examples_are_not_saved_in_the_working_folder(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HYPOTHESIS_STORAGE_DIRECTORY")
@@ -67,9 +67,7 @@ def test_the_version_needs_no_checkpoint(run: Run) -> None:
         ("nonsense",),
     ],
 )
-def test_usage_that_makes_no_sense_exits_2_with_one_reason(
-    run: Run, arguments: tuple[str, ...]
-) -> None:
+def test_invalid_usage_exits_2_with_one_reason(run: Run, arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert done.code == 2
     assert done.err
@@ -83,7 +81,7 @@ def test_a_traceback_is_shown_only_when_asked_for(run: Run, command: str) -> Non
     assert "Traceback" not in run(command, "gone.pt").err
 
 
-def test_a_defect_of_our_own_is_not_taken_for_an_inconsistent_checkpoint(
+def test_an_internal_error_is_not_reported_as_inconsistent(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checking, "check_files", lambda *a, **k: 1 / 0)

@@ -60,7 +60,7 @@ def test_no_report_is_suggested_where_one_is_kept(
 @pytest.mark.parametrize(
     ("option", "told"), [([], True), (["-q"], False), (["--json", "-"], False)]
 )
-def test_where_the_page_is_comes_last_where_more_than_the_verdict_or_json_is_printed(
+def test_the_path_of_the_page_comes_last(
     run: Run, found: checking.Result, tmp_path: Path, option: list[str], told: bool
 ) -> None:
     done = run("check", "x.pt", "--report", tmp_path, *option)
@@ -198,7 +198,7 @@ def test_a_model_of_a_training_checkpoint_is_judged(run: Run, several: Path) -> 
         assert (done.code, result["origin"]) == (code, f"read from {key!r}"), result["error"]
 
 
-def test_progress_goes_to_whoever_looks_on(
+def test_progress_is_shown_on_stderr(
     run: Run, minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
@@ -266,7 +266,7 @@ def test_a_summary_that_cannot_be_written_changes_no_verdict(
     assert done.err.startswith(f"clipcheck: {tmp_path}: the summary cannot be written (")
 
 
-def test_elsewhere_there_are_no_annotations(run: Run, found: checking.Result) -> None:
+def test_outside_github_there_are_no_annotations(run: Run, found: checking.Result) -> None:
     assert "::" not in run("check", "x.pt").out
 
 
@@ -298,7 +298,7 @@ def test_the_verdict_is_printed_whatever_cannot_be_written(
     assert reason != "a full disk" or "(No space left on device). Give another" in line
 
 
-def test_all_that_cannot_be_written_is_told_and_what_can_be_is(
+def test_each_output_that_cannot_be_written_is_reported_and_the_others_are_written(
     run: Run, found: checking.Result, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -342,7 +342,7 @@ def test_check_runs_the_backends_that_are_asked_for_against_a_reference(
     assert {each["gates"][0]["name"] for each in found} == {"weights"}
 
 
-def test_a_backend_that_there_is_not_exits_2_with_the_nearest(run: Run) -> None:
+def test_an_unknown_backend_exits_2_with_the_nearest(run: Run) -> None:
     done = run("check", "gone.pt", "--backend", "tracer")
     assert done.code == 2
     assert done.err.startswith("clipcheck: expected a backend, found 'tracer'. The nearest name is")

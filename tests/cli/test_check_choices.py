@@ -35,7 +35,7 @@ def test_a_gate_that_is_selected_judges_alone_and_no_other_is_run(
     )
 
 
-def test_a_run_that_no_gate_is_left_for_was_not_judged(run: Run, minute_archive: Path) -> None:
+def test_a_run_without_a_gate_was_not_judged(run: Run, minute_archive: Path) -> None:
     done = run("check", minute_archive, "--examples", 14, "--select", "precision")
     assert done.code == 2
     told = " ".join(done.out.split())
@@ -43,5 +43,5 @@ def test_a_run_that_no_gate_is_left_for_was_not_judged(run: Run, minute_archive:
     assert "Next: Select one of these: integrity, allclose, fidelity, modules, " in told
 
 
-def test_a_gate_that_there_is_not_is_refused(run: Run) -> None:
+def test_an_unknown_gate_is_refused(run: Run) -> None:
     assert "found 'fidelty'" in run("check", "x.pt", "--ignore", "fidelty").err

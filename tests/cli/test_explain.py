@@ -10,7 +10,7 @@ from conftest import Run
 
 
 @pytest.mark.parametrize("gate", GATES, ids=NAMES)
-def test_explain_tells_all_of_a_gate(run: Run, gate: Gate) -> None:
+def test_explain_describes_a_gate(run: Run, gate: Gate) -> None:
     done = run("explain", gate.name)
     assert (done.code, done.err) == (0, "")
     told = " ".join(done.out.split())
@@ -24,7 +24,7 @@ def test_without_a_name_all_are_listed_in_their_order(run: Run) -> None:
     assert [line.split()[0] for line in lines] == list(NAMES)
 
 
-def test_a_gate_that_there_is_not_is_answered_with_the_nearest(run: Run) -> None:
+def test_an_unknown_gate_is_answered_with_the_nearest(run: Run) -> None:
     done = run("explain", "fidelty")
     assert done.code == 2
     assert done.err.startswith(
@@ -33,7 +33,7 @@ def test_a_gate_that_there_is_not_is_answered_with_the_nearest(run: Run) -> None
     )
 
 
-def test_it_is_quick() -> None:
+def test_explain_imports_neither_torch_nor_numpy() -> None:
     """Neither torch nor numpy is needed to read a text."""
     code = (
         "import sys; from clipcheck.cli.app import app; app(['explain', 'top1'], "

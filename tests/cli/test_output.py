@@ -45,7 +45,7 @@ def test_a_full_stdout_is_told_on_stderr(
 @pytest.mark.thorough
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
 @pytest.mark.parametrize("arguments", [("--version",), ("models",), ("backends",)])
-def test_so_it_is_by_what_judges_nothing(
+def test_a_full_stdout_is_also_told_by_commands_that_judge_nothing(
     monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)

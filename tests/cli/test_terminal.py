@@ -121,7 +121,7 @@ def test_a_download_shows_its_bar_unless_quiet() -> None:
     assert download._bar_shown.get()
 
 
-def test_the_line_makes_room_for_what_shows_its_own() -> None:
+def test_the_progress_line_is_hidden_during_a_download_bar() -> None:
     screen = Screen()
     with Display(Console(file=screen.file)) as display:
         display("reading")
@@ -155,7 +155,7 @@ def test_the_time_left_is_told_beside_the_time_gone() -> None:
     assert display.line() == "running (13 s, about 11 s left)"
 
 
-def test_a_steady_pace_is_foreseen() -> None:
+def test_the_time_left_is_right_for_a_steady_pace() -> None:
     left = TimeLeft()
     for tick in range(20, 101):
         left.reach(tick / 100, now=tick)
@@ -164,7 +164,7 @@ def test_a_steady_pace_is_foreseen() -> None:
     assert left.seconds(110) == 0
 
 
-def test_nothing_is_foreseen_before_there_is_something_to_go_by() -> None:
+def test_no_time_is_estimated_at_the_start() -> None:
     left = TimeLeft()
     assert left.seconds(0) is None
     for now, share in ((0, 0.0), (10, 0.09), (11, 0.1), (11.5, 0.3), (30, 0.1)):
@@ -172,7 +172,7 @@ def test_nothing_is_foreseen_before_there_is_something_to_go_by() -> None:
         assert (left.seconds(now) is None) == (now < 30)
 
 
-def test_the_clock_stands_still_while_nobody_knows() -> None:
+def test_no_time_is_estimated_during_phases_of_unknown_length() -> None:
     left = TimeLeft()
     left.reach(0.1, 0)
     left.reach(0.55, 45)
@@ -183,7 +183,7 @@ def test_the_clock_stands_still_while_nobody_knows() -> None:
     assert left.seconds(1000) == pytest.approx(40, abs=3)
 
 
-def test_what_is_left_does_not_jump() -> None:
+def test_the_time_left_does_not_jump() -> None:
     left = TimeLeft()
     left.reach(0.1, 0)
     left.reach(0.5, 4)
@@ -207,7 +207,7 @@ def test_what_is_left_does_not_jump() -> None:
         (5401, "about 2 h left"),
     ],
 )
-def test_a_guess_has_no_more_digits_than_it_is_worth(seconds: float, expected: str) -> None:
+def test_an_estimate_is_rounded(seconds: float, expected: str) -> None:
     assert left_text(seconds) == expected
 
 
@@ -239,12 +239,12 @@ def test_colours_are_not_shown_where_they_are_not_wanted(
     assert shown(REPORT) == f"{REPORT.plain}\r\n"
 
 
-def test_an_empty_no_color_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_no_color_has_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "")
     assert "\x1b[1;32m" in shown(REPORT)
 
 
-def test_colours_are_shown_elsewhere_only_where_they_are_forced(
+def test_outside_a_terminal_colours_are_shown_only_if_forced(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal.show(REPORT)

@@ -142,7 +142,7 @@ def test_other_blocks_compute_as_in_the_libraries(
 
 
 @pytest.mark.parametrize("of", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
-def test_one_nan_reaches_all_that_an_image_gives_and_no_other(of: Architecture) -> None:
+def test_one_nan_makes_all_outputs_of_its_image_nan_and_no_others(of: Architecture) -> None:
     model = build(of, synthesize(of))
     pixels, tokens = inputs(of)
     pixels[0, 0, 0, 0] = torch.nan
@@ -155,7 +155,9 @@ def test_one_nan_reaches_all_that_an_image_gives_and_no_other(of: Architecture) 
 
 @pytest.mark.parametrize("changes", [each for each in BLOCKS if "mlp_ratio" not in each], ids=str)
 @pytest.mark.parametrize("released", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
-def test_other_blocks_show_in_each_tower(released: Architecture, changes: dict[str, Any]) -> None:
+def test_other_blocks_change_the_outputs_of_each_tower(
+    released: Architecture, changes: dict[str, Any]
+) -> None:
     weights = in_dtype(synthesize(released), torch.float64)
     pixels, tokens = inputs(released)
     batch = pixels.double(), tokens
@@ -222,7 +224,9 @@ def test_it_is_half_as_released_and_normalises_in_float32(
     assert_near(found, expected, 5e-3)
 
 
-def test_half_is_near_the_reference_in_half(architecture: Architecture, released: Weights) -> None:
+def test_half_precision_is_close_to_the_reference(
+    architecture: Architecture, released: Weights
+) -> None:
     batch = inputs(architecture)
     reference = reference_clip().model.build_model(dict(released))
     assert_near(outputs(build(architecture, released), *batch), outputs(reference, *batch), 4e-3)
@@ -235,7 +239,7 @@ def test_it_runs_in_bfloat16(architecture: Architecture, weights: Weights, model
     assert_near(found, expected, 5e-2)
 
 
-def test_in_float64_nothing_is_computed_in_less(
+def test_in_float64_nothing_is_computed_in_lower_precision(
     architecture: Architecture, weights: Weights, model: CLIP
 ) -> None:
     double = build(architecture, in_dtype(weights, torch.float64))

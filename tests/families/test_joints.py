@@ -52,7 +52,7 @@ def test_modules_and_joints_alone_compute_what_the_model_does(kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_whatever_goes_into_a_module_comes_of_a_joint(kind: str) -> None:
+def test_the_inputs_of_every_module_come_from_a_joint(kind: str) -> None:
     model = built(SMALL[kind])
     targets = [joint.target for joint in joints(model)]
     assert len(set(targets)) == len(targets)

@@ -35,13 +35,13 @@ KINDS = ("siglip", "clipa", "metaclip2", "coca", "convnext", "eva", "roberta")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_twin_computes_all_of_both_towers_in_float64(kind: str) -> None:
+def test_the_float64_copy_computes_both_towers_in_float64(kind: str) -> None:
     twin = require_float64(small(kind))
     assert {b.dtype for b in twin.buffers() if b.is_floating_point()} <= {torch.float64}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_eager_model_is_as_near_to_its_twin_as_float32_is(kind: str) -> None:
+def test_the_eager_model_is_within_float32_rounding_of_its_float64_copy(kind: str) -> None:
     require_near(small(kind))
 
 
@@ -95,7 +95,7 @@ def test_a_folder_is_read_back_and_built(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_seeded_weights_leave_nothing_as_it_is_built(kind: str) -> None:
+def test_seeding_changes_every_weight(kind: str) -> None:
     found, other = draw(small(kind), 0), draw(small(kind), 1)
     trained = {k for k, t in found.items() if t.is_floating_point() and not k.endswith("_mask")}
     alike = {k for k in trained if torch.equal(found[k], other[k])}
@@ -103,7 +103,7 @@ def test_seeded_weights_leave_nothing_as_it_is_built(kind: str) -> None:
     assert all(t.unique().numel() > 1 for k, t in found.items() if k in trained - alike)
 
 
-def test_rows_of_ids_are_as_the_family_has_them() -> None:
+def test_rows_of_ids_follow_the_rules_of_the_family() -> None:
     for kind, (start, end, pad) in {
         "siglip": (None, None, 1),
         "clipa": (None, None, 0),
@@ -122,7 +122,7 @@ def test_rows_of_ids_are_as_the_family_has_them() -> None:
                 assert row.max() < 120
 
 
-def test_sigmoid_is_told_by_the_bias() -> None:
+def test_a_logit_bias_means_a_sigmoid_loss() -> None:
     found = {kind: open_clip.sizes(small(kind)).sigmoid for kind in KINDS}
     assert [kind for kind, sigmoid in found.items() if sigmoid] == ["siglip"]
 
@@ -189,7 +189,7 @@ def test_options_that_open_clip_does_not_have_are_named() -> None:
         ),
     ],
 )
-def test_what_is_no_configuration_is_refused(changed: dict[str, Any], told: str) -> None:
+def test_an_invalid_configuration_is_refused(changed: dict[str, Any], told: str) -> None:
     config = {"model_cfg": {**CONFIGS["clipa"], **changed}}
     found = read_open_clip(config, Path("c.json"))
     assert isinstance(found, LibraryArchitecture)
@@ -219,7 +219,7 @@ def with_text_config_of(name: str) -> LibraryArchitecture:
 
 
 @pytest.mark.thorough
-def test_those_with_a_text_model_of_transformers_are_built_with_its_configuration() -> None:
+def test_models_with_a_text_model_of_transformers_use_its_configuration() -> None:
     """The others are built by the test of the list in tests/sweep."""
     library = oracles.open_clip()
     names = [
@@ -235,7 +235,7 @@ def test_those_with_a_text_model_of_transformers_are_built_with_its_configuratio
         assert open_clip.empty(made).state_dict()
 
 
-def test_a_text_model_is_known_by_its_name() -> None:
+def test_the_configuration_of_a_text_model_is_found_by_its_name() -> None:
     found = with_text_config_of("roberta-ViT-B-32")
     ((name, text),) = found.files
     assert (name, json.loads(text)["model_type"]) == ("text_config.json", "roberta")
@@ -268,7 +268,7 @@ _FEW = ("ViT-B-32", "RN50", "ViT-B-16-SigLIP2", "coca_ViT-B-32")
 
 
 @parametrize("names", [_FEW, None])
-def test_weights_alone_are_never_taken_for_another_function(
+def test_weights_alone_are_never_judged_as_another_function(
     names: tuple[str, ...] | None, tmp_path: Path
 ) -> None:
     """No two of its pairs of one size have to compute the same: what weights do not tell, somebody

@@ -139,7 +139,7 @@ def test_rows_are_those_of_the_folder_s_own_library(case: str, tmp_path: Path) -
     assert sizes_of(model).summary.startswith("ids by the folder's ")
 
 
-def test_texts_go_through_it_and_come_back(tmp_path: Path) -> None:
+def test_texts_are_encoded_and_decoded(tmp_path: Path) -> None:
     """Edge cases have words, and ids that a text gives are told as the text."""
     inputs = inputs_of(folder_of("chinese_clip", tmp_path / "m"))
     names = [n for batch in batches(EDGE_CASES, inputs, 0) for n in batch.rows["prompt"]]
@@ -183,7 +183,7 @@ def test_a_failing_text_is_shrunk_and_replayed(
         replay(Path(judgement.saved), isolation="none")
 
 
-def test_without_one_the_report_says_that_ids_are_drawn(tmp_path: Path) -> None:
+def test_without_a_tokenizer_the_report_says_that_ids_are_drawn(tmp_path: Path) -> None:
     for make, told in (
         (lambda: architecture_of("siglip"), "without the folder's tokenizer"),
         (lambda: small("siglip"), "without the tokenizer timm/some"),
@@ -215,7 +215,7 @@ def ask_for_code(folder: Path) -> None:
         (ask_for_code, ArchitectureError, r"has auto_map: it asks .* clipcheck never does"),
     ],
 )
-def test_a_bad_one_is_told_in_one_line(
+def test_a_bad_tokenizer_is_reported_in_one_line(
     spoil: Callable[[Path], None], kind: type[Exception], told: str, tmp_path: Path
 ) -> None:
     model = folder_of("siglip", tmp_path / "m")

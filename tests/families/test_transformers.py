@@ -52,17 +52,17 @@ def architecture_of(kind: str, files: Mapping[str, Any] | None = None) -> Librar
     return found
 
 
-def test_every_class_is_tried() -> None:
+def test_every_class_has_a_small_model() -> None:
     assert CLASSES.keys() == KINDS.keys()
 
 
 @EACH
-def test_the_twin_computes_all_of_both_towers_in_float64(kind: str) -> None:
+def test_the_float64_copy_computes_both_towers_in_float64(kind: str) -> None:
     require_float64(architecture_of(kind))
 
 
 @EACH
-def test_the_eager_model_is_as_near_to_its_twin_as_float32_is(kind: str) -> None:
+def test_the_eager_model_is_within_float32_rounding_of_its_float64_copy(kind: str) -> None:
     require_near(architecture_of(kind))
 
 
@@ -127,7 +127,7 @@ def test_a_folder_is_read_back_and_built(kind: str, tmp_path: Path) -> None:
 
 
 @EACH
-def test_seeded_weights_leave_nothing_as_it_is_built(kind: str) -> None:
+def test_seeding_changes_every_weight(kind: str) -> None:
     found, other = draw(architecture_of(kind), 0), draw(architecture_of(kind), 1)
     trained = {k for k, t in found.items() if t.is_floating_point()}
     alike = {k for k in trained if torch.equal(found[k], other[k])}
@@ -135,7 +135,7 @@ def test_seeded_weights_leave_nothing_as_it_is_built(kind: str) -> None:
 
 
 @parametrize("kind", CLASSES)
-def test_export_agrees_and_says_nothing(
+def test_export_agrees_without_warnings(
     kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_folder(architecture_of(kind), tmp_path / "m")
@@ -145,7 +145,7 @@ def test_export_agrees_and_says_nothing(
 
 
 @pytest.mark.thorough
-def test_of_a_program_a_lost_channel_inside_of_an_mlp_is_seen(tmp_path: Path) -> None:
+def test_a_lost_channel_inside_an_mlp_of_a_program_is_detected(tmp_path: Path) -> None:
     write_folder(architecture_of("chinese_clip"), tmp_path / "m")
     program = tmp_path / "faulty.pt2"
     faulty = built(architecture_of("chinese_clip"))
@@ -165,7 +165,7 @@ def clear_a_row(model: DualEncoder) -> None:
         wide[0].get_parameter("weight")[0].zero_()
 
 
-def test_rows_of_ids_are_as_the_class_has_them() -> None:
+def test_rows_of_ids_follow_the_rules_of_the_class() -> None:
     for kind, (start, end, pad) in {
         "siglip": (None, None, 1),
         "chinese_clip": (1, 2, 0),
@@ -183,7 +183,7 @@ def test_rows_of_ids_are_as_the_class_has_them() -> None:
                 assert 0 <= row.min() <= row.max() < 120
 
 
-def test_sigmoid_is_told_by_the_class() -> None:
+def test_the_class_decides_on_a_sigmoid_loss() -> None:
     found = {kind: transformers.sizes(architecture_of(kind)).sigmoid for kind in CLASSES}
     assert [kind for kind, sigmoid in found.items() if sigmoid] == ["siglip", "siglip2"]
 
@@ -260,7 +260,7 @@ def alone(name: str) -> LibraryArchitecture:
     return found
 
 
-def test_every_class_of_one_tower_is_tried() -> None:
+def test_every_class_of_one_tower_has_a_small_model() -> None:
     assert LONE.keys() == TOWERS.keys()
 
 
@@ -306,7 +306,7 @@ def test_one_tower_is_judged_by_its_one_output(name: str, backend: str, tmp_path
     assert "the one output present" in gates["integrity"].message
 
 
-def test_a_fault_of_one_tower_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_one_tower_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted into what is exported: the candidate alone has it."""
     name = "CLIPTextModelWithProjection"
     write_folder(alone(name), tmp_path / "m")
@@ -350,7 +350,7 @@ def test_an_unknown_class_is_named_with_those_that_are_judged() -> None:
 
 
 @pytest.mark.parametrize("found", [None, ["CLIPModel"], ["CLIPTextModel", "CLIPVisionModel"]])
-def test_a_tower_that_does_not_say_its_class_is_told_which_it_may_be(found: Any) -> None:
+def test_a_tower_without_a_class_is_refused_with_the_possible_classes(found: Any) -> None:
     config = {**HF_TEXT, "model_type": "clip_text_model", "architectures": found}
     told = refusal(config)
     assert "expected CLIPTextModel or CLIPTextModelWithProjection under 'architectures'" in told
@@ -394,7 +394,7 @@ def test_weights_of_another_size_are_refused_with_the_key_and_both_shapes() -> N
     assert "text_model.more, [24, 32], is not a key of the model" in told
 
 
-def test_a_name_that_is_no_class_is_told_with_the_nearest() -> None:
+def test_an_unknown_class_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(UnknownModelError) as caught:
         named("transformers:SiglipModle")
     assert "The nearest name is 'transformers:SiglipModel'" in str(caught.value)

@@ -26,7 +26,7 @@ SHARE = 4
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_nothing_but_our_own_errors_comes_out(name: str, tmp_path: Path, thorough: bool) -> None:
+def test_only_our_own_errors_are_raised(name: str, tmp_path: Path, thorough: bool) -> None:
     search = Search(TARGETS[name], None, tmp_path)
     runs = RUNS.get(name, 150) // (1 if thorough else SHARE)
     blindly(search, seed=0, runs=runs)
@@ -35,7 +35,7 @@ def test_nothing_but_our_own_errors_comes_out(name: str, tmp_path: Path, thoroug
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_search_starts_from_inputs_that_go_far(name: str, tmp_path: Path) -> None:
+def test_a_search_starts_from_valid_inputs(name: str, tmp_path: Path) -> None:
     search = Search(TARGETS[name], None, tmp_path)
     for data in TARGETS[name].seeds():
         search.run(data)
@@ -62,7 +62,7 @@ def of(run: object) -> Target:
     return Target("own", lambda: [b"seed"], run, mutate.in_bytes)  # type: ignore[arg-type]
 
 
-def test_what_comes_out_is_kept_small_and_told_with_its_place(tmp_path: Path) -> None:
+def test_a_finding_is_minimised_and_reported_with_its_place(tmp_path: Path) -> None:
     def parse(data: bytes, _: Path) -> None:
         if b"!" in data:
             raise KeyError("not ours")
@@ -76,7 +76,7 @@ def test_what_comes_out_is_kept_small_and_told_with_its_place(tmp_path: Path) ->
     assert found.read_bytes() == b"!"
 
 
-def test_memory_that_ran_out_is_a_find_though_our_own_error_hides_it(tmp_path: Path) -> None:
+def test_running_out_of_memory_is_a_finding_even_if_our_error_hides_it(tmp_path: Path) -> None:
     def parse(*_: object) -> None:
         try:
             raise MemoryError
@@ -88,7 +88,7 @@ def test_memory_that_ran_out_is_a_find_though_our_own_error_hides_it(tmp_path: P
     assert [outcome.partition(" within")[0] for outcome in search.tally.finds] == ["MemoryError"]
 
 
-def test_what_does_not_end_is_a_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def parse(*_: object) -> None:
         while True:
             pass

@@ -14,12 +14,12 @@ def changed(**outputs: np.ndarray) -> Named:
     return {**exact_outputs(), **outputs}
 
 
-def test_what_is_the_same_agrees_in_all_rows() -> None:
+def test_equal_outputs_agree_in_all_rows() -> None:
     case = replace(measured(), candidate=exact_outputs())
     assert agreement([case, case]) == {"cosine": pytest.approx(1), "top1": 10, "rows": 10}
 
 
-def test_the_least_cosine_of_any_row_counts_whatever_its_length() -> None:
+def test_the_least_cosine_of_all_rows_counts_whatever_their_norms() -> None:
     features = exact_outputs()["text_features"] * 7
     features[1, 0] *= -1
     case = replace(measured(), candidate=changed(text_features=features))
@@ -27,21 +27,21 @@ def test_the_least_cosine_of_any_row_counts_whatever_its_length() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, np.inf, np.nan])
-def test_features_that_point_nowhere_have_no_cosine(value: float) -> None:
+def test_zero_features_have_no_cosine(value: float) -> None:
     features = exact_outputs()["image_features"]
     features[1] = value
     case = replace(measured(), candidate=changed(image_features=features))
     assert agreement([case])["cosine"] == 0
 
 
-def test_best_matches_that_are_others_are_counted() -> None:
+def test_changed_best_matches_are_counted() -> None:
     logits = exact_outputs()["logits_per_image"]
     logits[2, int(np.argmin(logits[2]))] = 99
     case = replace(measured(), candidate=changed(logits_per_image=logits))
     assert agreement([case]) == {"cosine": pytest.approx(1), "top1": 4, "rows": 5}
 
 
-def test_what_there_is_not_is_left_out() -> None:
+def test_missing_outputs_are_left_out() -> None:
     case = replace(measured(), absent=frozenset(LOGITS))
     assert agreement([case]).keys() == {"cosine"}
     case = replace(measured(), absent=frozenset(FEATURES))

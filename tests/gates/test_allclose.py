@@ -92,7 +92,7 @@ def test_the_limits_are_adjustable() -> None:
     assert judged(reference, reference, Allclose(0.0, 0.0)).passed
 
 
-def test_one_bad_batch_of_several_fails_and_speaks() -> None:
+def test_one_bad_batch_of_several_fails_and_is_in_the_message() -> None:
     sound, off = case_of(outputs(), outputs()), case_of(*moved())
     off = replace(off, first_rows={"image": 0, "prompt": 0})
     for cases in ((off, sound, sound), (sound, off, sound), (sound, sound, off)):
@@ -103,7 +103,7 @@ def test_one_bad_batch_of_several_fails_and_speaks() -> None:
         assert found.figures["logits_per_image"]["elements"] == 18
 
 
-def test_the_batch_that_fails_speaks_although_another_is_further_from_its_limit() -> None:
+def test_the_message_is_about_the_failing_batch() -> None:
     """Differences are told by what is allowed there, not by their size."""
     near = {**outputs(), "logits_per_image": np.log(np.array([[0.96, 0.04]] * 3))}
     far = {**near, "logits_per_image": np.log(np.array([[0.98, 0.02]] * 3))}
@@ -169,7 +169,7 @@ def test_it_fails_for_two_empty_sides_and_for_no_cases() -> None:
 @pytest.mark.parametrize(
     "sides", [("candidate",), ("reference",), ("candidate", "reference")], ids="+".join
 )
-def test_what_is_not_finite_fails_whatever_the_limits(
+def test_values_that_are_not_finite_fail_whatever_the_limits(
     name: str, value: float, sides: tuple[str, ...]
 ) -> None:
     both = {"candidate": outputs(), "reference": outputs()}
@@ -181,15 +181,13 @@ def test_what_is_not_finite_fails_whatever_the_limits(
         assert found.margin == np.inf
 
 
-def test_features_are_not_what_it_is_about() -> None:
+def test_features_are_not_judged_by_allclose() -> None:
     candidate = {**outputs(), "image_features": outputs()["image_features"] * 9}
     assert judged(candidate, outputs()).passed
 
 
 @pytest.mark.parametrize(("own", "passes"), [(0.45, False), (0.55, True)])
-def test_where_rounding_alone_may_exceed_it_the_assertion_judges_nothing(
-    own: float, passes: bool
-) -> None:
+def test_allclose_judges_nothing_in_bfloat16(own: float, passes: bool) -> None:
     def sides(allowed: float) -> Named:
         """Probabilities of a half, off by so many times what is allowed there."""
         first = 0.5 + allowed * (Allclose.atol + Allclose.rtol * 0.5)

@@ -76,7 +76,7 @@ def test_figures_are_those_of_the_definition() -> None:
     assert found.keys() == asdict(Budget()).keys() - {"levels"}
 
 
-def test_what_is_the_same_passes_and_what_is_not_fails_by_the_lower_end() -> None:
+def test_equal_outputs_pass_and_others_fail_by_the_lower_end_of_the_interval() -> None:
     limits = Budget(cosine=0.99, top1=0.8, spearman=0.99)
     same = budget(sample(), limits)
     assert same.passed
@@ -117,7 +117,7 @@ def test_a_weight_of_fewer_levels_than_a_preset_has_fails() -> None:
     assert budget(sample(), Budget(cosine=0.5), {"b": 16}).passed
 
 
-def test_of_one_tower_rows_are_ranked_by_each_other() -> None:
+def test_for_one_tower_rows_are_ranked_against_each_other() -> None:
     alone = [
         Case(
             {"image_features": IMAGES},
@@ -132,7 +132,7 @@ def test_of_one_tower_rows_are_ranked_by_each_other() -> None:
     assert logit_scale(alone) is None
 
 
-def test_of_logits_alone_a_cosine_cannot_be_measured() -> None:
+def test_a_cosine_cannot_be_measured_from_logits_alone() -> None:
     absent = frozenset({"text_features", "image_features"})
     alone = [Case(c.candidate, c.reference, c.exact, absent=absent) for c in sample()]
     assert budget(alone, Budget(top1=0.8)).passed
@@ -158,12 +158,12 @@ def test_a_budget_is_a_preset_or_limits() -> None:
         ("top1=0.99999", "expected a budget that needs at most 10,000 images and prompts"),
     ],
 )
-def test_what_is_no_budget_is_refused(text: str, told: str) -> None:
+def test_an_invalid_budget_is_refused(text: str, told: str) -> None:
     with pytest.raises(UsageError, match=told.replace("(", r"\(")):
         parse_budget(text)
 
 
-def test_so_many_inputs_are_drawn_that_the_interval_can_decide() -> None:
+def test_enough_inputs_are_drawn_for_the_interval_to_decide() -> None:
     assert inputs_for(Budget(cosine=0.9)) == LEAST
     rows = inputs_for(Budget(top1=0.98))
     assert wilson(1 - 0.02 / 3, rows)[0] >= 0.98 > wilson(1 - 0.02 / 3, int(rows * 0.9))[0]

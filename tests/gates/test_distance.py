@@ -52,7 +52,7 @@ def test_an_error_is_divided_by_the_eager_models(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_errors_that_are_spread_over_the_batch_are_held_against_its_limit(name: str) -> None:
+def test_errors_spread_over_a_batch_are_compared_with_its_limit(name: str) -> None:
     of_batch, of_row = limits_of(name)
     assert of_batch < of_row
     found = worst(name, measured({name: of_batch}))
@@ -64,7 +64,7 @@ def test_errors_that_are_spread_over_the_batch_are_held_against_its_limit(name: 
 
 @pytest.mark.parametrize("name", OUTPUTS)
 @pytest.mark.parametrize("row", [0, 17, 63])
-def test_an_error_in_one_row_of_64_is_held_against_the_rows_limit(name: str, row: int) -> None:
+def test_an_error_in_one_row_of_64_is_compared_with_the_limit_of_rows(name: str, row: int) -> None:
     _, of_row = limits_of(name)
     case = measured({name: one_row(64, row, of_row)}, images=64, prompts=64)
     found = worst(name, case)
@@ -83,7 +83,7 @@ def test_the_worst_batch_of_several_is_found() -> None:
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_an_eager_row_that_is_exact_by_luck_is_measured_in_what_rows_have_in_the_median(
+def test_an_exact_eager_row_is_measured_by_the_median_error_of_rows(
     name: str,
 ) -> None:
     case = measured(reference={name: one_row(6, 2, 0.0)}, images=6, prompts=6)
@@ -92,7 +92,7 @@ def test_an_eager_row_that_is_exact_by_luck_is_measured_in_what_rows_have_in_the
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_a_batch_that_the_eager_model_has_exact_is_measured_in_those_of_the_others(
+def test_an_exact_eager_batch_is_measured_by_the_error_of_other_batches(
     name: str,
 ) -> None:
     lucky = measured(reference={name: 0.0})
@@ -101,7 +101,7 @@ def test_a_batch_that_the_eager_model_has_exact_is_measured_in_those_of_the_othe
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_an_eager_model_that_is_exact_everywhere_is_taken_to_be_wrong_by_one_rounding(
+def test_an_exact_eager_model_counts_as_wrong_by_one_rounding(
     name: str,
 ) -> None:
     size = SCALE if name in LOGITS else 1.0
@@ -112,7 +112,7 @@ def test_an_eager_model_that_is_exact_everywhere_is_taken_to_be_wrong_by_one_rou
     assert worst(name, far).margin > 100
 
 
-def test_an_eager_row_that_is_worse_than_others_is_measured_in_its_own_error() -> None:
+def test_an_eager_row_with_a_large_error_is_measured_by_this_error() -> None:
     ratios = one_row(9, 4, 20.0)
     case = measured({"image_features": ratios}, {"image_features": ratios}, images=9)
     assert worst("image_features", case).ratio == 1.0
@@ -135,7 +135,7 @@ def with_a_small_row(name: str, share: float, error: float) -> Case:
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_what_a_row_of_features_has_in_the_median_is_in_proportion_to_its_size(name: str) -> None:
+def test_the_median_error_of_features_is_proportional_to_their_size(name: str) -> None:
     found = worst(name, with_a_small_row(name, 2.0**-10, UNIT * 2.0**-10))
     assert found.margin < 1
     found = worst(name, with_a_small_row(name, 2.0**-10, UNIT))
@@ -146,7 +146,7 @@ def test_what_a_row_of_features_has_in_the_median_is_in_proportion_to_its_size(n
 
 @pytest.mark.parametrize("name", LOGITS)
 @pytest.mark.parametrize("share", [0.0, 2.0**-10, 2.0**5])
-def test_a_small_logit_is_no_excuse_nor_is_a_large_one(name: str, share: float) -> None:
+def test_limits_do_not_depend_on_the_size_of_a_logit(name: str, share: float) -> None:
     """What counts is the logit scale: the errors are those of angles."""
     assert worst(name, with_a_small_row(name, share, UNIT)).ratio == 1.0
     found = worst(name, with_a_small_row(name, share, 20 * UNIT))
@@ -174,7 +174,7 @@ def test_one_rounding_of_a_logit_is_in_proportion_to_the_scale(scale: float) -> 
     ],
     ids="+".join,
 )
-def test_what_is_not_finite_is_infinitely_far(
+def test_values_that_are_not_finite_are_infinitely_far(
     name: str, value: float, sides: tuple[str, ...]
 ) -> None:
     case = measured()
@@ -223,7 +223,7 @@ def test_differences_are_taken_in_float64_whatever_the_dtype(dtype: type[np.floa
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_a_batch_of_one_row_is_held_against_the_rows_limit_alone(name: str) -> None:
+def test_a_batch_of_one_row_is_compared_only_with_the_limit_of_rows(name: str) -> None:
     found = Ruler([measured(images=1, prompts=1)], APART, SCALE).distances(
         [measured({name: 1.5}, images=1, prompts=1)]
     )
@@ -234,7 +234,7 @@ def test_a_batch_of_one_row_is_held_against_the_rows_limit_alone(name: str) -> N
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_a_single_row_is_held_against_what_rows_have_in_the_median(name: str) -> None:
+def test_a_single_row_is_compared_with_the_median_error_of_rows(name: str) -> None:
     """Its eager model is exact by luck, and would make any error infinite."""
     ruler = Ruler([measured()], APART, SCALE)
     (of_one,) = exact_outputs(1, 1)[name][:, :1].shape[:1]
@@ -258,6 +258,6 @@ def test_a_row_that_is_not_finite_is_infinitely_far(value: float) -> None:
     assert Ruler([measured()], APART, SCALE).further("text_features", case)[1] == np.inf
 
 
-def test_what_is_allowed_of_one_row_is_told() -> None:
+def test_the_limit_of_one_row_is_returned() -> None:
     ruler = Ruler([measured()], APART, SCALE)
     assert [ruler.allowed(name) for name in OUTPUTS] == [limits_of(name)[1] for name in OUTPUTS]

@@ -94,9 +94,7 @@ def test_one_bad_batch_of_several_fails(gate: Gate) -> None:
 
 @both_gates
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_an_eager_model_that_is_exact_by_luck_fails_no_clean_candidate(
-    gate: Gate, name: str
-) -> None:
+def test_an_exact_eager_model_does_not_fail_a_clean_candidate(gate: Gate, name: str) -> None:
     rows = rows_of(name, 3, 2)
     row = measured(reference={name: one_row(rows, 1, 0.0)})
     assert gate([measured(), row], APART, SCALE).passed
@@ -108,7 +106,7 @@ def test_an_eager_model_that_is_exact_by_luck_fails_no_clean_candidate(
 
 
 @both_gates
-def test_a_model_that_is_the_eager_one_is_as_far_as_that(gate: Gate) -> None:
+def test_the_eager_model_has_a_ratio_of_1(gate: Gate) -> None:
     case = measured()
     found = gate([replace(case, candidate=case.reference)], APART, SCALE)
     assert found.passed
@@ -136,7 +134,9 @@ def test_a_model_that_is_nearer_than_the_eager_one_passes(gate: Gate) -> None:
     ],
     ids="+".join,
 )
-def test_what_is_not_finite_fails_whatever_the_limits(gate: Gate, sides: tuple[str, ...]) -> None:
+def test_values_that_are_not_finite_fail_whatever_the_limits(
+    gate: Gate, sides: tuple[str, ...]
+) -> None:
     """Each output and each such value is measured in `test_distance`."""
     case, name = measured(), "logits_per_text"
     for side in sides:
@@ -185,7 +185,7 @@ def test_no_cases_fail(gate: Gate) -> None:
 # --------------------------------------------------------------------------- messages
 
 
-def test_fidelity_says_how_near_the_farthest_is() -> None:
+def test_fidelity_reports_the_largest_error() -> None:
     case = described({"text_features": one_row(6, 5, 4.0)})
     found = fidelity([case], APART, SCALE)
     assert found.name == "fidelity"
@@ -286,7 +286,7 @@ def test_a_single_logit_passes_just_inside_of_the_cap_and_fails_just_outside(
 
 
 @pytest.mark.parametrize("share", [0.99, 1.01])
-def test_where_the_eager_model_is_further_off_than_an_eighth_of_the_cap_that_gives_way(
+def test_the_cap_does_not_apply_if_the_eager_error_exceeds_an_eighth_of_it(
     share: float,
 ) -> None:
     limits = replace(GENEROUS, roundoff=2.0**-11, cap=8, logit_row=8)
@@ -319,7 +319,7 @@ def test_precision_names_the_logit_that_is_off_and_what_is_allowed() -> None:
     assert found.margin == 2.0
 
 
-def test_precision_says_how_near_all_logits_are() -> None:
+def test_precision_reports_the_largest_error_of_logits() -> None:
     case = with_one_logit("logits_per_image", (1, 5), 0.0625)
     limits = replace(GENEROUS, roundoff=2.0**-11, cap=8, logit_row=4, logits=3)
     found = precision([case], limits, 100.0)
@@ -338,7 +338,7 @@ def test_precision_fails_where_fidelity_does_although_no_logit_is_beyond_the_cap
     assert "image features" in found.message
 
 
-def test_half_is_no_failure_where_two_ways_to_run_it_are_further_apart_than_one_rounding() -> None:
+def test_differences_above_one_rounding_are_no_failure_in_half() -> None:
     """openai/CLIP#283: logits that are 0.06 apart, with errors of 0.02 on the eager side."""
     generator = np.random.default_rng(0)
     exact = exact_outputs(8, 7)

@@ -53,7 +53,7 @@ def test_the_distance_of_pixels_is_told_in_levels_by_the_deviation_of_their_chan
     assert found.message == "up to 12.8 of 255 levels apart, in 4% of the values"
 
 
-def test_few_pixels_are_not_none() -> None:
+def test_a_few_differing_pixels_are_less_than_1_percent() -> None:
     large = np.zeros((3, 20, 20), dtype=np.float32)
     changed = large.copy()
     changed[0, 0, 0] = 1
@@ -115,7 +115,7 @@ def test_ids_are_alike_whatever_their_width() -> None:
 
 
 @pytest.mark.parametrize("found", [IDS[np.newaxis], IDS.astype(np.float32)])
-def test_what_is_no_row_of_integers_differs(found: np.ndarray) -> None:
+def test_an_invalid_row_of_ids_differs(found: np.ndarray) -> None:
     differs = unlike(IDS, found)
     assert differs is not None
     assert differs.message.endswith("in place of one row of integers")
@@ -136,12 +136,12 @@ def test_a_refusal_is_unlike_an_array_on_either_side() -> None:
     assert unlike(refusal, IDS) == Unlike("accepted, and clipcheck refuses it: no such mode")
 
 
-def test_the_distance_of_what_is_alike_is_its_greatest() -> None:
+def test_the_distance_of_similar_images_is_their_largest() -> None:
     changed = PIXELS.copy()
     changed[0, 0, 0] += 1e-6
     assert distance(PIXELS, changed) == pytest.approx(1e-6, rel=0.2)
 
 
-def test_what_is_neither_the_same_nor_unknown_differs_as_known() -> None:
+def test_a_known_difference_is_neither_equal_nor_unknown() -> None:
     unknown = (Unknown("RGB 1x1", Unlike("")),)
     assert FrontendResult("x", "image", "x 1", 10, 6, unknown=unknown).differing_as_known == 3

@@ -86,20 +86,20 @@ def test_two_kinds_with_the_same_weights_and_all_outputs_pass() -> None:
         ),
     ],
 )
-def test_what_is_no_comparison_fails_and_says_why(evidence: Evidence, message: str) -> None:
+def test_comparing_a_model_with_itself_fails_and_says_why(evidence: Evidence, message: str) -> None:
     found = integrity([sound_case()], evidence)
     assert not found.passed
     assert found.message == message
     assert found.margin == np.inf
 
 
-def test_where_one_output_is_all_that_there_is_it_is_told_as_one() -> None:
+def test_a_single_output_is_reported_in_the_singular() -> None:
     absent = frozenset(OUTPUTS) - {"image_features"}
     found = integrity([replace(sound_case(), absent=absent)], replace(SOUND, weights=None))
     assert found.message == "the one output present, finite, and of the right shape and dtype"
 
 
-def test_of_weights_that_cannot_be_told_apart_nothing_is_said() -> None:
+def test_nothing_is_reported_for_weights_that_cannot_be_identified() -> None:
     found = integrity([sound_case()], replace(SOUND, weights=None))
     assert found.passed
     assert found.message == "all 4 outputs present, finite, and of the right shape and dtype"
@@ -130,7 +130,7 @@ def test_all_problems_are_told_at_once() -> None:
     )
 
 
-def test_why_it_could_not_be_run_is_told_in_place_of_what_is_missing_for_that() -> None:
+def test_an_error_is_reported_instead_of_the_outputs_it_left_missing() -> None:
     evidence = replace(SOUND, failures=["jit: forward failed (sizes)", "and again"])
     found = integrity([case_of({}, outputs())], evidence)
     assert not found.passed
@@ -177,7 +177,7 @@ def test_every_output_that_is_not_as_it_should_be_fails(
 
 
 @pytest.mark.parametrize("value", NOT_FINITE)
-def test_what_is_not_finite_on_both_sides_is_told_of_the_eager_model(value: float) -> None:
+def test_values_not_finite_on_both_sides_are_reported_for_the_eager_model(value: float) -> None:
     name = "text_features"
     both = {**outputs(), name: spoilt(outputs()[name], value)}
     found = integrity([case_of(both, both)], SOUND)
@@ -211,6 +211,6 @@ def test_empty_outputs_fail_although_they_are_equal() -> None:
     assert "image_features is empty" in found.message
 
 
-def test_of_many_outputs_that_are_wrong_the_first_three_are_told() -> None:
+def test_the_first_three_of_many_wrong_outputs_are_reported() -> None:
     found = integrity([case_of({}, outputs()), case_of({}, outputs())], SOUND)
     assert found.message.count("missing") == 3

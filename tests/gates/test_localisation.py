@@ -55,7 +55,7 @@ def test_a_tower_without_departures_says_whether_it_was_looked_at() -> None:
     assert not localise([error("visual.conv1", 1)], [], FLOAT, "").found
 
 
-def test_what_another_module_of_the_block_makes_up_for_is_no_place() -> None:
+def test_an_error_that_the_block_compensates_is_no_place() -> None:
     inner = error("transformer.resblocks.0.attn", 500, block="transformer.resblocks.0")
     assert places(inner, error("transformer.resblocks.0", 1.1))["text"].module is None
     assert places(inner, error("transformer.resblocks.0", 90))["text"].module == inner.module
@@ -100,7 +100,7 @@ def test_a_method_that_breaks_off_says_which_it_was_on_what_and_is_beyond_any_li
     )
 
 
-def test_what_is_just_at_its_limit_is_no_departure() -> None:
+def test_an_error_equal_to_its_limit_is_no_departure() -> None:
     at = ModuleError("visual.conv1", "forward", 10.0, 1.0, 1.0)
     assert places(at)["image"].module is None
 
@@ -124,7 +124,7 @@ def test_a_place_that_was_found_on_other_inputs_completes_those_found_before() -
     assert [place.given for place in both.found] == ["first", "second"]
 
 
-def test_what_was_looked_at_once_is_not_said_to_be_unseen() -> None:
+def test_a_tower_that_ran_once_is_not_reported_as_not_run() -> None:
     sound = localise([error("visual.conv1", 1)], [], FLOAT, "")
     for both in (Localisation.nowhere().fill_from(sound), sound.fill_from(Localisation.nowhere())):
         assert [p.reason for p in both.places] == [
@@ -134,7 +134,7 @@ def test_what_was_looked_at_once_is_not_said_to_be_unseen() -> None:
         ]
 
 
-def test_of_two_looks_that_found_nothing_the_first_is_told() -> None:
+def test_of_two_runs_without_a_place_the_first_is_reported() -> None:
     one, two = (localise([error("visual.conv1", 1)], [], FLOAT, given) for given in ("one", "two"))
     assert one.fill_from(two).places[0].given == "one"
     broken = Localisation.nowhere("could not be looked for")

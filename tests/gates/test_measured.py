@@ -77,14 +77,14 @@ def test_a_batch_is_as_far_off_as_its_furthest_row() -> None:
     assert found.heat.rows[0] == "image 2 (black)"
 
 
-def test_what_is_infinite_on_both_sides_has_no_difference_and_no_warning() -> None:
+def test_equal_infinities_have_no_difference_and_no_warning() -> None:
     odd = case({})
     for side in (odd.candidate, odd.exact):
         side["logits_per_text"][0, 0] = np.inf
     assert np.isnan(_heat("logits_per_text", odd, ruler([case({})])).differences[0, 0])
 
 
-def test_each_output_has_what_is_allowed_of_itself() -> None:
+def test_each_output_has_its_own_limit() -> None:
     cases = [case({})]
     limits = replace(LIMITS["float32"], feature_row=3, logit_row=4)
     found = measured(cases, Ruler(cases, limits, scale=1.0))

@@ -33,7 +33,7 @@ def test_nothing_is_mismatched_exactly_where_numpy_finds_all_close(
     assert found.elements == reference.size
 
 
-def test_it_points_at_the_element_that_exceeds_what_is_allowed_by_most() -> None:
+def test_the_element_that_exceeds_its_limit_most_is_named() -> None:
     reference = np.array([[100.0, 1.0], [0.0, 2.0]])
     candidate = np.array([[105.0, 1.0], [0.9, 2.0]])
     found = difference(candidate, reference, atol=0.01, rtol=0.1)
@@ -100,7 +100,7 @@ def test_rms_neither_overflows_nor_underflows_in_half() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @given(values=VALUES, place=st.integers(0, 10**6))
-def test_what_is_not_finite_stays_that_in_the_whole_and_in_its_row_alone(
+def test_values_that_are_not_finite_affect_the_total_and_only_their_row(
     value: float, values: np.ndarray, place: int
 ) -> None:
     values = values.copy()

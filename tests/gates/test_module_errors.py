@@ -76,7 +76,7 @@ def test_the_first_module_that_is_off_is_named_although_others_are_further_off()
     assert found.figures["ln_post"]["rmse_ratio"] == 4300.0
 
 
-def test_one_that_is_off_by_itself_has_no_others() -> None:
+def test_a_single_wrong_module_is_reported_alone() -> None:
     found = judged(error("ln_pre", 43.0, method="encode_image"), error("conv1", 1.0))
     assert found.message.endswith("limit 10x), on the same input")
 
@@ -106,7 +106,7 @@ def test_nothing_judged_fails() -> None:
     )
 
 
-def test_a_module_that_was_skipped_is_not_counted_as_judged_and_has_its_reason() -> None:
+def test_a_skipped_module_is_not_counted_and_has_a_reason() -> None:
     skipped = {"relu1": "the archive does not call it", "relu2": "the archive does not call it"}
     found = judged(error("conv1", 1.0), skipped={**skipped, "mlp": "it has other shapes"})
     assert found.passed
@@ -131,7 +131,7 @@ def test_an_eager_module_that_is_exact_is_taken_to_be_wrong_by_one_rounding(size
         assert found.margin == pytest.approx(roundings / LIMIT)
 
 
-def test_an_output_of_nothing_but_zeros_has_to_be_just_that() -> None:
+def test_an_output_of_zeros_has_to_be_exact() -> None:
     assert judged(ModuleError("relu", "forward", 0.0, 0.0, 0.0)).passed
     found = judged(ModuleError("relu", "forward", 1e-30, 0.0, 0.0))
     assert not found.passed
@@ -168,7 +168,7 @@ def test_what_is_not_finite_fails_whatever_the_limit(value: float, position: int
 
 
 @pytest.mark.parametrize(("block", "passes"), [(1.0, True), (1.5, True), (1.51, False)])
-def test_a_module_may_be_off_if_its_block_is_not(block: float, passes: bool) -> None:
+def test_a_module_may_differ_if_its_block_does_not(block: float, passes: bool) -> None:
     """The query is scaled in the product in one, and before it in the other."""
     leaf = error(f"{BLOCK}.ln_1", 50.0, block=BLOCK)
     found = judged(leaf, error(BLOCK, block), error("ln_final", 1.0))
@@ -187,7 +187,7 @@ def test_a_module_that_is_nearer_than_its_block_is_as_near_as_it_is() -> None:
     assert found.message.endswith(f"(1.0x, limit 10x), {BLOCK}")
 
 
-def test_another_block_excuses_nothing() -> None:
+def test_an_error_is_not_excused_by_another_block() -> None:
     leaf = error(f"{BLOCK}.ln_1", 50.0, block=BLOCK)
     assert not judged(leaf, error("transformer.resblocks.1", 1.0)).passed
     assert not judged(leaf, error(f"{BLOCK}.ln_2", 1.0, block=BLOCK)).passed

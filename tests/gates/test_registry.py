@@ -47,13 +47,13 @@ def test_gates_are_all_those_selected_or_all_but_those_ignored_in_their_order() 
 
 
 @pytest.mark.parametrize("given", [(["fidelty"], []), ([], ["fidelty"])])
-def test_a_gate_that_there_is_not_is_answered_with_the_nearest(
+def test_an_unknown_gate_is_answered_with_the_nearest(
     given: tuple[list[str], list[str]],
 ) -> None:
     with pytest.raises(UsageError, match=r"found 'fidelty'\. The nearest name is 'fidelity'; all"):
         gates_named(*given)
 
 
-def test_no_gate_at_all_is_no_choice() -> None:
+def test_selecting_no_gate_is_refused() -> None:
     with pytest.raises(UsageError, match="expected at least one gate"):
         gates_named(["top1"], ["top1"])

@@ -56,7 +56,7 @@ def again(
     return Repeat(what, number, dict(rows), outputs)
 
 
-def test_what_does_not_move_is_stable() -> None:
+def test_equal_repetitions_pass() -> None:
     case = measured()
     alone = again(case, "alone in a batch", rows={"image": [2], "prompt": [1]})
     found = repeatability([case], [again(case), alone], APART, SCALE)
@@ -196,7 +196,7 @@ def test_what_is_not_finite_fails_whatever_the_limits(
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_what_cannot_be_compared_fails(name: str) -> None:
+def test_repetitions_that_cannot_be_compared_fail(name: str) -> None:
     case = measured()
     without = {key: values for key, values in case.candidate.items() if key != name}
     for candidate in (without, {**without, name: np.zeros((9, 9))}):
@@ -207,7 +207,7 @@ def test_what_cannot_be_compared_fails(name: str) -> None:
         assert found.message.startswith(f"{name} ")
 
 
-def test_nothing_run_and_nothing_run_twice_fail() -> None:
+def test_no_runs_and_no_repetitions_fail() -> None:
     case = measured()
     found = repeatability([case], [], GENEROUS, SCALE)
     assert not found.passed

@@ -14,7 +14,7 @@ ROWS = {
 }
 
 
-def test_a_place_is_named_by_all_that_is_counted_there() -> None:
+def test_a_place_is_named_by_its_rows_or_its_component() -> None:
     case = replace(measured(), rows=ROWS, first_rows={"image": 0, "prompt": 0})
     assert case.where("logits_per_image", [1, 0]) == "image 1 (black), prompt 0 (3 tokens)"
     assert case.where("logits_per_text", [1, 0]) == "prompt 1 (77 tokens), image 0 (noise)"

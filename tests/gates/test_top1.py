@@ -84,7 +84,7 @@ def test_rows_without_a_clear_lead_are_counted_and_not_judged() -> None:
 
 
 @pytest.mark.parametrize("images", [1, 3])
-def test_nothing_leads_where_there_is_one_alone(images: int) -> None:
+def test_a_single_match_has_no_lead(images: int) -> None:
     exact = leading_by(1.0, images, 1)
     case = judged(exact, exact)
     found = top1([case], APART, SCALE)
@@ -153,7 +153,7 @@ def test_what_is_not_finite_fails_even_where_the_best_match_is_right(
     assert not top1([case], replace(APART, cap=1e9 if lead == CAP else APART.cap), SCALE).passed
 
 
-def test_a_row_that_is_not_finite_goes_with_nothing() -> None:
+def test_a_row_that_is_not_finite_has_no_best_match() -> None:
     exact = leading_by(1.0)
     rows = {"image": ("noise", "black", "white")}
     case = replace(judged(spoilt(exact, np.nan), exact), rows=rows)

@@ -55,16 +55,14 @@ def any_bits(dtype: str) -> st.SearchStrategy[list[int]]:
 @pytest.mark.parametrize("to", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
-def test_what_torch_casts_is_the_reference_rounded(
-    dtype: str, to: str, data: st.DataObject
-) -> None:
+def test_a_cast_of_torch_counts_as_rounded(dtype: str, to: str, data: st.DataObject) -> None:
     reference = of_bits(data.draw(any_bits(dtype)), dtype)
     assert found(reference.to(getattr(torch, to)), reference) is None
 
 
 @pytest.mark.parametrize("to", ["float16", "float32"])
 @given(data=st.data())
-def test_what_numpy_casts_is_the_reference_rounded(to: str, data: st.DataObject) -> None:
+def test_a_cast_of_numpy_counts_as_rounded(to: str, data: st.DataObject) -> None:
     reference = of_bits(data.draw(any_bits("float64")), "float64")
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         candidate = Stored(reference.numpy().astype(to), to)
@@ -153,7 +151,7 @@ def test_ulps_are_counted_across_zero() -> None:
     assert off.ulps == 2
 
 
-def test_zero_is_minus_zero_and_nan_is_nan() -> None:
+def test_zero_equals_minus_zero_and_nan_equals_nan() -> None:
     assert found(tensor([-0.0], "float32"), tensor([0.0], "float32")) is None
     assert found(tensor([math.nan], "float16"), tensor([math.nan], "float32")) is None
     assert found(of_bits([0x7F81], "bfloat16"), of_bits([0x7FFF], "bfloat16")) is None
@@ -170,7 +168,9 @@ def test_zero_is_minus_zero_and_nan_is_nan() -> None:
         (math.inf, -math.inf),
     ],
 )
-def test_what_is_not_finite_is_infinitely_far(mine: float, other: float, dtype: str) -> None:
+def test_values_that_are_not_finite_are_infinitely_far(
+    mine: float, other: float, dtype: str
+) -> None:
     off = found(tensor([1.0, mine], dtype), tensor([1.0, other], dtype))
     assert off is not None
     assert off.differing == 1
@@ -200,7 +200,7 @@ def test_a_weight_of_many_pieces_is_measured_whole(monkeypatch: pytest.MonkeyPat
     assert off.relative == pytest.approx(2**-20 / rms)
 
 
-def test_what_rounding_alone_does_to_the_others_does_not_count() -> None:
+def test_values_that_are_only_rounded_do_not_count() -> None:
     reference = tensor([1000.2, 2**-10], "float32")
     candidate = reference.half()
     candidate[1] += 2**-20
@@ -270,7 +270,7 @@ def test_weights_that_are_the_same_pass() -> None:
     assert gate.figures == {"weights": {"compared": 302, "differing": 0}}
 
 
-def test_what_is_harmless_is_told_and_passes() -> None:
+def test_harmless_differences_are_reported_and_pass() -> None:
     gate = weights(
         [
             absent("vocab_size", "candidate", harmless=True),

@@ -377,7 +377,7 @@ def test_the_same_inputs_are_known_by_their_digest(minute_archive: Path) -> None
     assert len({each.run for each in (first, again, other)}) == 3
 
 
-def test_progress_is_told(minute_archive: Path) -> None:
+def test_progress_is_reported(minute_archive: Path) -> None:
     told: list[str] = []
     check_files(minute_archive, CheckOptions(), told.append)
     assert told == [
@@ -409,7 +409,7 @@ def test_the_share_that_is_done_grows_to_all_of_it(minute_archive: Path) -> None
 
 
 @pytest.mark.thorough
-def test_it_grows_with_batches_and_modules_in_each_phase_that_takes_long(
+def test_progress_grows_with_batches_and_modules(
     minute_archive: Path,
 ) -> None:
     listener = Listener()
@@ -425,7 +425,7 @@ def test_it_grows_with_batches_and_modules_in_each_phase_that_takes_long(
 
 
 @pytest.mark.thorough
-def test_looking_for_the_smallest_input_is_told_and_is_in_no_share(
+def test_the_search_for_the_smallest_input_is_reported_without_a_share(
     minute_archive: Path,
 ) -> None:
     listener = Listener()
@@ -443,7 +443,7 @@ def test_the_classic_limits_are_the_defaults() -> None:
 
 
 @pytest.mark.thorough
-def test_the_archive_runs_in_float32_that_is_float32(
+def test_the_archive_runs_without_tf32(
     minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU's TF32 is no fault of the archive's."""
@@ -528,7 +528,7 @@ def test_what_overflows_in_the_eager_model_as_well_could_not_be_judged(tmp_path:
     assert single.passed
 
 
-def test_what_no_dtype_is_wide_enough_for_is_looked_for_in_the_weights(tmp_path: Path) -> None:
+def test_if_no_dtype_avoids_overflow_the_weights_are_checked(tmp_path: Path) -> None:
     weights = {key: tensor.float() for key, tensor in minute_weights().items()}
     weights["ln_final.weight"] *= 1e38
     weights["text_projection"] *= 1e3

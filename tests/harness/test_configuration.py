@@ -86,9 +86,7 @@ def test_paths_start_from_the_folder_of_the_file(tmp_path: Path) -> None:
         ("seed =", "expected a file in TOML, found one that cannot be read (Invalid value"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_file_and_key(
-    tmp_path: Path, text: str, told: str
-) -> None:
+def test_invalid_values_are_refused_with_file_and_key(tmp_path: Path, text: str, told: str) -> None:
     path = write(tmp_path, f"[tool.clipcheck]\n{text}\n")
     with pytest.raises(ClipcheckError) as caught:
         read_configuration(tmp_path)

@@ -221,7 +221,7 @@ def test_the_reference_runs_once_however_many_candidates_there_are(drawn: list[B
     assert list(watch.seconds) == ["eager", "float64"]
 
 
-def test_a_stopwatch_adds_up_by_phase_also_when_a_phase_fails() -> None:
+def test_a_stopwatch_adds_up_by_phase_even_if_a_phase_fails() -> None:
     watch = Stopwatch()
     with watch.phase("one"):
         pass
@@ -271,7 +271,7 @@ def dealt(drawn: list[Batch]) -> Trial:
     return Trial.of(reference, drawn, "float32", Stopwatch(), lengths=LENGTHS, effort=SOME)
 
 
-def test_rows_are_dealt_anew_in_the_sizes_asked_for(dealt: Trial) -> None:
+def test_rows_are_regrouped_into_the_requested_batch_sizes(dealt: Trial) -> None:
     candidate = Dealt()
     run = dealt.run(candidate)
     assert sorted(candidate.sizes_of["encode_image"]) == [1, 1, 3, 20]
@@ -291,7 +291,7 @@ def test_rows_are_dealt_anew_in_the_sizes_asked_for(dealt: Trial) -> None:
         ("encode_text", 9, "fidelity", "a prompt of"),
     ],
 )
-def test_a_size_that_is_wrong_is_found_and_named(
+def test_a_batch_size_with_wrong_outputs_is_named(
     dealt: Trial, method: str, size: int, gate: str, words: str
 ) -> None:
     run = dealt.run(Dealt(lambda called, _, rows: (called, rows) == (method, size)))
@@ -300,7 +300,7 @@ def test_a_size_that_is_wrong_is_found_and_named(
     assert words in gates[gate].message
 
 
-def test_a_call_late_in_the_run_that_is_wrong_is_found(dealt: Trial) -> None:
+def test_a_late_call_with_wrong_outputs_is_found(dealt: Trial) -> None:
     run = dealt.run(Dealt(lambda method, call, _: (method, call) == ("encode_image", 4)))
     assert failing(judged(dealt, run)) == ["repeatability"]
 
@@ -323,7 +323,7 @@ def test_a_candidate_that_has_numbers_where_the_eager_model_gives_nan_is_named(
     )
 
 
-def test_a_length_that_no_prompt_has_is_dealt_and_no_other(dealt: Trial) -> None:
+def test_only_lengths_that_no_prompt_has_are_added(dealt: Trial) -> None:
     number = len(dealt.batches)
     of_lengths = {row.row for call in dealt.calls for row in call.prompts if row.batch == number}
     rows = [row for batch in dealt.batches for row in batch.tokens]
@@ -332,7 +332,7 @@ def test_a_length_that_no_prompt_has_is_dealt_and_no_other(dealt: Trial) -> None
     assert of_lengths | drawn == set(range(len(LENGTHS.tokens)))
 
 
-def test_one_length_that_is_wrong_is_named(dealt: Trial) -> None:
+def test_a_prompt_length_with_wrong_outputs_is_named(dealt: Trial) -> None:
     class Wrong(Dealt):
         def encode_text(self, tokens: np.ndarray) -> np.ndarray:
             wrong = tokens.argmax(axis=1) == 4
@@ -345,7 +345,7 @@ def test_one_length_that_is_wrong_is_named(dealt: Trial) -> None:
 # --------------------------------------------------------------------------- gates
 
 
-def test_what_no_gate_that_judges_needs_is_not_run(drawn: list[Batch], dealt: Trial) -> None:
+def test_runs_that_no_chosen_gate_needs_are_skipped(drawn: list[Batch], dealt: Trial) -> None:
     def ran(*gates: str) -> tuple[Dealt, Mapping[str, GateResult]]:
         reference: Any = TwinTables()
         trial = Trial.of(
@@ -376,7 +376,7 @@ def test_in_float32_there_are_six_gates_in_this_order(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_in_half_precision_stands_in_for_fidelity_and_modules(
+def test_in_half_the_gate_precision_replaces_fidelity_and_modules(
     drawn: list[Batch], dtype: str
 ) -> None:
     half = Trial.of(TwinTables(), drawn, dtype, Stopwatch())  # type: ignore[arg-type]

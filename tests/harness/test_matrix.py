@@ -165,7 +165,7 @@ def test_each_dtype_has_references_of_its_own(archive: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_seconds_of_what_is_shared_are_told_once(archive: Path) -> None:
+def test_seconds_of_shared_work_are_reported_once(archive: Path) -> None:
     first, second = check(archive, "trace", "clip").judgements
     assert first.seconds.keys() >= {*SHARED, "build", "candidate", "run"}
     assert second.seconds.keys() >= {"build", "candidate", "run"}
@@ -176,7 +176,7 @@ def test_seconds_of_what_is_shared_are_told_once(archive: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_where_the_first_cannot_be_built_the_next_tells_the_seconds(
+def test_if_the_first_backend_cannot_be_built_the_next_reports_the_shared_seconds(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: object) -> None:
@@ -256,7 +256,9 @@ def test_a_backend_that_changes_the_weights_does_not_spoil_the_next(folder: Path
     assert sound.passed
 
 
-def test_what_all_share_fails_all_of_them(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_shared_reference_fails_all_backends(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def none(*_: object, **__: object) -> None:
         raise RunError("no memory is left", remedy="Take a smaller one.")
 
@@ -305,7 +307,7 @@ def test_a_candidate_is_closed_whatever_becomes_of_it(
 
 
 @pytest.mark.thorough
-def test_a_file_of_its_own_has_a_size(archive: Path, programs: Programs) -> None:
+def test_an_artefact_has_a_size(archive: Path, programs: Programs) -> None:
     jit, traced = check(archive, "jit", "trace").judgements
     assert jit.artefact_bytes == archive.stat().st_size
     assert traced.artefact_bytes is None
@@ -386,7 +388,7 @@ def test_a_librarys_own_preprocessing_is_compared_once_and_apart_from_the_verdic
     assert {each.frontends_problem for each in result.judgements} == {None}
 
 
-def test_what_keeps_them_from_being_compared_is_told_and_changes_no_verdict(
+def test_a_preprocessing_that_cannot_be_compared_is_reported_without_effect_on_the_verdict(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
@@ -442,7 +444,7 @@ def test_a_right_conversion_is_consistent_with_what_it_was_made_of(
 
 @pytest.mark.thorough
 @parametrize("form", [Format.ARCHIVE, Format.STATE_DICT], quick=1)
-def test_so_is_what_was_rounded_to_half(tmp_path: Path, form: Format) -> None:
+def test_a_conversion_to_half_is_consistent_with_its_source(tmp_path: Path, form: Format) -> None:
     """The reference computes with its weights rounded as well."""
     # Numbers that half precision does not have.
     tensors = {
@@ -566,7 +568,7 @@ def test_native_code_is_not_loaded(programs: Programs, archive: Path, tmp_path: 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("cache", [True, False])
-def test_what_is_built_is_kept_unless_it_is_not_wanted(
+def test_programs_are_cached_unless_the_cache_is_disabled(
     archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: bool
 ) -> None:
     monkeypatch.setenv("CLIPCHECK_ARTEFACTS", str(tmp_path))

@@ -87,7 +87,7 @@ def test_it_is_shrunk_to_a_prompt_of_one_token_and_found_again_in_another_proces
 
 
 @pytest.mark.thorough
-def test_another_checkpoint_may_be_without_it(
+def test_another_checkpoint_may_pass_on_the_saved_input(
     folder: Path, tmp_path: Path, faulty: Path, run: Run
 ) -> None:
     write_archive(WITH_WORDS, synthesize(WITH_WORDS), tmp_path / "sound.pt")
@@ -167,7 +167,7 @@ def test_the_image_is_run_as_it_was_saved(folder: Path, faulty: Path) -> None:
     assert replayed.saved.example.images[0].getpixel((1, 0)) == (9, 8, 7)
 
 
-def test_it_is_called_three_times(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_input_is_run_three_times(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from clipcheck.harness.search.probe import Probe
 
     calls: list[int] = []
@@ -299,7 +299,7 @@ def unfailing(judgement: Judgement) -> Judgement:
     return replace(judgement, failing=None, failing_example=None)
 
 
-def test_where_nothing_fails_no_folder_is_made(
+def test_without_a_failure_no_folder_is_made(
     result: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evidence.tempfile, "mkdtemp", None)

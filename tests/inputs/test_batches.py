@@ -140,7 +140,7 @@ def test_more_examples_begin_with_those_of_fewer() -> None:
         assert few.tokens.tobytes() == many.tokens.tobytes()
 
 
-def test_batches_go_on_with_other_rows_than_those_before() -> None:
+def test_each_batch_has_new_rows() -> None:
     drawn = draw(60)
     images = [image.tobytes() for batch in drawn for image in batch.pixels]
     assert len(set(images)) == len(images)
@@ -173,7 +173,7 @@ def test_the_default_holds_the_edge_cases_of_images(inputs: Inputs) -> None:
 
 
 @every_kind
-def test_saturated_squares_are_all_or_nothing_in_each_channel_by_itself(inputs: Inputs) -> None:
+def test_saturated_squares_have_only_extreme_values_in_each_channel(inputs: Inputs) -> None:
     image = images_of(draw(EDGE_CASES, inputs))["saturated squares"]
     low, high = extremes(inputs)
     assert ((image == low) | (image == high)).all()
@@ -201,7 +201,7 @@ def test_half_images_are_flat_to_the_left_and_at_the_top(inputs: Inputs) -> None
         assert (noise.std(axis=(1, 2)) > 0.1).all()
 
 
-def test_noise_is_there_faint_and_strong() -> None:
+def test_there_is_faint_and_strong_noise() -> None:
     images = images_of(draw())
     low, high = extremes(CLIP)
     spread = (high - low).max()

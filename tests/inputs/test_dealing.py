@@ -25,13 +25,13 @@ def test_every_length_is_run_and_each_size_asked_for(effort: Effort) -> None:
         assert [size for size in found if size > 1] == list(sizes)
 
 
-def test_more_are_run_alone_than_asked_for_where_lengths_are_left() -> None:
+def test_more_rows_run_alone_if_lengths_are_left() -> None:
     effort = Effort(images=(), prompts=(2,), squares=(), singles=(0, 3, 0))
     for lengths, calls in ((10, 1 + 8), (3, 1 + 3)):
         assert len(deal(DRAWN, range(lengths), effort)) == calls
 
 
-def test_all_calls_of_a_small_model_are_more_than_a_hundred_of_one_row_in_turn() -> None:
+def test_a_small_model_gets_over_a_hundred_calls_of_one_row() -> None:
     calls = deal(DRAWN, LENGTHS, FULL)
     alone = [call for call in calls if max(len(call.images), len(call.prompts)) == 1]
     assert len(alone) >= 100
@@ -40,7 +40,7 @@ def test_all_calls_of_a_small_model_are_more_than_a_hundred_of_one_row_in_turn()
         assert methods == {"encode_image", "encode_text", "forward"}
 
 
-def test_each_tower_is_called_fifty_times_where_that_takes_no_time() -> None:
+def test_each_tower_of_a_fast_model_is_called_fifty_times() -> None:
     calls = deal(DRAWN, LENGTHS, FULL)
     for method in ("encode_image", "encode_text"):
         assert len(calls_of(calls, method)) + len(DRAWN) >= 50

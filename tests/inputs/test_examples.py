@@ -97,7 +97,7 @@ def test_other_dimensions_are_told_and_not_tried() -> None:
         ("refusal", "too long", "tokenizing refuses 'a dog' in other words"),
     ],
 )
-def test_what_one_way_does_otherwise_is_told(
+def test_differences_between_two_frontends_are_described(
     monkeypatch: pytest.MonkeyPatch, method: str, value: object, expected: str
 ) -> None:
     class Other(Frontend):

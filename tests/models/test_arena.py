@@ -45,12 +45,12 @@ def test_a_view_is_cast_as_well(tensors: list[torch.Tensor]) -> None:
     assert found.is_contiguous()
 
 
-def test_each_is_aligned_for_vector_instructions(tensors: list[torch.Tensor]) -> None:
+def test_each_tensor_is_aligned_for_vector_instructions(tensors: list[torch.Tensor]) -> None:
     for found in filled(tensors):
         assert found.data_ptr() % 64 == 0
 
 
-def test_each_has_a_storage_of_its_own(tensors: list[torch.Tensor]) -> None:
+def test_each_tensor_has_its_own_storage(tensors: list[torch.Tensor]) -> None:
     cast = filled(tensors)
     for found in cast:
         assert found.untyped_storage().nbytes() == found.nbytes
@@ -61,7 +61,7 @@ def test_each_has_a_storage_of_its_own(tensors: list[torch.Tensor]) -> None:
     assert len(buffer.getvalue()) < 3000  # Not the whole arena.
 
 
-def test_none_overlaps_another(tensors: list[torch.Tensor]) -> None:
+def test_no_tensor_overlaps_another(tensors: list[torch.Tensor]) -> None:
     cast = filled(tensors)
     for number, found in enumerate(cast):
         found.fill_(number)
@@ -69,7 +69,7 @@ def test_none_overlaps_another(tensors: list[torch.Tensor]) -> None:
         assert (found == number).all()
 
 
-def test_the_room_is_enough_and_no_more(tensors: list[torch.Tensor]) -> None:
+def test_the_arena_is_exactly_large_enough(tensors: list[torch.Tensor]) -> None:
     room = Arena.room_for(tensors, torch.float32)
     exact = sum(tensor.numel() * 4 for tensor in tensors)
     assert exact <= room < exact + 64 * len(tensors)
@@ -100,7 +100,7 @@ def test_the_memory_lives_as_long_as_a_tensor_and_no_longer(tensors: list[torch.
 
 
 @pytest.mark.parametrize("size", [-1, 0, 1, mmap.PAGESIZE, 10 * mmap.PAGESIZE, 1 << 40])
-def test_to_populate_changes_nothing(tensors: list[torch.Tensor], size: int) -> None:
+def test_populating_changes_no_value(tensors: list[torch.Tensor], size: int) -> None:
     arena = Arena.of(Arena.room_for(tensors, torch.float32))
     before = [arena.cast(tensor, torch.float32) for tensor in tensors[:-1]]
     arena.populate(size)
@@ -132,7 +132,7 @@ def test_only_whole_pages_of_the_arena_are_populated(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the pages are made ready on Linux alone")
-def test_an_arena_may_go_while_it_is_populated() -> None:
+def test_an_arena_may_be_freed_while_it_is_populated() -> None:
     arena = Arena.of(64 << 20)
     memory = weakref.ref(arena._buffer)
     arena.populate(64 << 20)

@@ -74,7 +74,7 @@ def test_the_models_are_those_of_the_reference() -> None:
     assert clipcheck.available_models() == reference_clip().available_models()
 
 
-def test_load_both_takes_the_same_but_jit() -> None:
+def test_load_both_takes_the_same_arguments_except_jit() -> None:
     names = list(inspect.signature(clipcheck.load_both).parameters)
     assert names == ["name", "device", "download_root"]
 
@@ -173,7 +173,7 @@ def test_the_device_is_the_cpu_where_there_is_no_gpu(minute_archive: Path) -> No
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "", 3.5, ["cpu"]])
-def test_what_is_no_device_is_a_usage_error(minute_archive: Path, device: Any) -> None:
+def test_an_invalid_device_is_a_usage_error(minute_archive: Path, device: Any) -> None:
     for load in (clipcheck.load, clipcheck.load_both):
         with pytest.raises(UsageError) as caught:
             load(minute_archive, device=device)
@@ -191,13 +191,13 @@ def test_a_device_that_is_not_there_is_unavailable(minute_archive: Path, device:
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has a GPU")
-def test_the_reason_is_one_sentence() -> None:
+def test_the_reason_for_an_unavailable_device_is_one_sentence() -> None:
     with pytest.raises(UnavailableError) as caught:
         loader.resolve_device("mps")
     assert len(str(caught.value)) < 300
 
 
-def test_elsewhere_than_on_the_cpu_the_dtypes_are_the_released_ones(
+def test_on_other_devices_than_the_cpu_the_dtypes_are_the_released_ones(
     in_format: InFormat,
 ) -> None:
     # No GPU is needed to see which dtypes the weights get: the meta device stands for one.
@@ -213,7 +213,9 @@ def test_elsewhere_than_on_the_cpu_the_dtypes_are_the_released_ones(
 # --------------------------------------------------------------------------- both at once
 
 
-def test_both_agree(tiny_archive: Path, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_jit_and_eager_model_agree(
+    tiny_archive: Path, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     jit, model, preprocess = clipcheck.load_both(tiny_archive, device="cpu")
     assert isinstance(jit, torch.jit.ScriptModule)
     assert isinstance(model, eager.CLIP)
@@ -225,7 +227,9 @@ def test_both_agree(tiny_archive: Path, batch: tuple[torch.Tensor, torch.Tensor]
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
-def test_both_share_their_weights(in_format: InFormat, dtype: torch.dtype | None) -> None:
+def test_jit_and_eager_model_share_their_weights(
+    in_format: InFormat, dtype: torch.dtype | None
+) -> None:
     path = in_format("archive", dtype)
     jit, model, _ = clipcheck.load_both(path, device="cpu")
     theirs = jit.state_dict()
@@ -234,7 +238,7 @@ def test_both_share_their_weights(in_format: InFormat, dtype: torch.dtype | None
         assert tensor.dtype in (torch.float32, torch.int64)
 
 
-def test_the_number_of_weights_compared_is_that_of_all(tiny_archive: Path) -> None:
+def test_all_weights_are_compared(tiny_archive: Path) -> None:
     checkpoint = open_checkpoint(tiny_archive)
     both = loader.load_checkpoint_both(checkpoint, torch.device("cpu"))
     assert both.compared == len(checkpoint.tensors)
@@ -328,7 +332,7 @@ def test_a_weight_that_only_one_reading_has_is_named(
 
 
 @pytest.mark.parametrize("form", ["state-dict", "safetensors"])
-def test_weights_alone_cannot_be_loaded_both_ways(in_format: InFormat, form: str) -> None:
+def test_weights_alone_cannot_be_loaded_as_jit(in_format: InFormat, form: str) -> None:
     path = in_format(form)
     with pytest.raises(UnavailableError) as caught:
         clipcheck.load_both(path, device="cpu")
@@ -483,7 +487,7 @@ def test_released_halves_get_the_dtype_that_is_asked_for_and_the_others_are_floa
 @pytest.mark.thorough
 @pytest.mark.parametrize("a", [MINUTE, MINUTE_RESNET], ids=["vit", "resnet"])
 @parametrize("dtype", [torch.float16, torch.bfloat16], quick=1)
-def test_both_ways_run_on_the_cpu_in_half_and_agree(
+def test_jit_and_eager_model_agree_on_the_cpu_in_half(
     tmp_path: Path, a: Architecture, dtype: torch.dtype
 ) -> None:
     write(a, synthesize(a), tmp_path / "model.pt", Format.ARCHIVE)

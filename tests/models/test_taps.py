@@ -184,7 +184,7 @@ def test_outputs_are_those_of_an_archive_without_taps_bit_for_bit(tiny_archive: 
                     assert torch.equal(one, other), method
 
 
-def test_it_is_heard_while_the_archive_runs_and_nothing_is_kept(tiny_archive: Path) -> None:
+def test_calls_are_reported_during_the_run_and_no_tensor_is_kept(tiny_archive: Path) -> None:
     module = loaded(tiny_archive)
     tap(module)
     alive: list[weakref.ref[Tensor]] = []
@@ -325,7 +325,7 @@ def test_two_archives_with_taps_do_not_mix_up_their_sites() -> None:
     assert [module for module, _ in recorder.calls()] == ["high", "pair", "leaf"]
 
 
-def test_of_nested_listeners_the_innermost_hears_and_then_the_outer_one_again() -> None:
+def test_a_nested_listener_replaces_the_outer_one_until_it_ends() -> None:
     module = scripted(Whole())
     tap(module)
     outer, inner = Recorder(), Recorder()

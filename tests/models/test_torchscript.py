@@ -289,7 +289,7 @@ class Normalised(nn.Module):
         return nn.functional.layer_norm(z, [2]) + z
 
 
-def test_what_feeds_normalisations_alone_stays_in_their_float32() -> None:
+def test_values_used_only_by_normalisations_stay_in_float32() -> None:
     with torchscript_support.silenced():
         module = torch.jit.trace(Normalised(), torch.zeros(2, 2), check_trace=False)
     patched = patch(module, CPU, torch.float16, ["float32"])
@@ -530,7 +530,7 @@ def test_the_code_is_untouched_without_a_dtype(tiny_archive: Path) -> None:
     assert dtypes(module) == {HALF, FLOAT}
 
 
-def test_cpu_0_is_the_cpu(minute_archive: Path) -> None:
+def test_cpu_with_index_0_counts_as_the_cpu(minute_archive: Path) -> None:
     a = open_checkpoint(minute_archive).architecture
     jit, _ = clipcheck.load(minute_archive, device="cpu:0", jit=True)
     assert devices(jit) == {"cpu"}
@@ -557,7 +557,7 @@ def test_no_other_device_and_no_half_is_left(tiny_archive: Path, device: str) ->
     assert devices(naive) == {device, "cpu"}  # What is made on the CPU stays there.
 
 
-def test_nested_blocks_are_looked_into() -> None:
+def test_nested_blocks_are_searched() -> None:
     graph = torch._C.parse_ir("""
         graph(%x : Tensor, %condition : bool):
           %no : bool = prim::Constant[value=0]()
@@ -754,7 +754,7 @@ def test_without_torchscript_the_eager_way_works(
     outputs(model, *inputs(open_checkpoint(tiny_archive).architecture))
 
 
-def test_a_torch_without_jit_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_without_jit_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torchscript_support.unavailable() is None
     monkeypatch.delattr(torch.jit, "load")
     assert torchscript_support.unavailable() == (

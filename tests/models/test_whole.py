@@ -11,7 +11,7 @@ from tests.models import TINY, inputs, outputs, small
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_it_gives_what_the_three_methods_give(name: str) -> None:
+def test_the_outputs_are_those_of_the_three_methods(name: str) -> None:
     architecture = small(name)
     weights = {key: tensor.float() for key, tensor in synthesize(architecture).items()}
     model = eager.build(architecture, weights)

@@ -49,7 +49,7 @@ def test_an_architecture_is_a_name_or_a_path_from_the_folder() -> None:
     assert str(caught.value).endswith("The nearest name is 'ViT-B/32'.")
 
 
-def test_what_is_given_is_taken() -> None:
+def test_given_checkpoints_are_judged() -> None:
     given = {"report": "found", "key": "ema", "budget": "int8"}
     chosen = choices(atol="0.5", rtol="0", examples="3", seed="7", **given)
     assert chosen.report == HERE / "found"
@@ -104,7 +104,7 @@ def test_all_stands_for_the_nine_released_models() -> None:
     assert sorted(choices(model=["all"], seeded=True).models) == seeded
 
 
-def test_what_is_asked_for_twice_is_judged_once() -> None:
+def test_a_checkpoint_given_twice_is_judged_once() -> None:
     chosen = choices(model=["a", "b", "a"], device=["cpu", "cpu"], dtype=["float16", "float16"])
     assert (chosen.models, chosen.devices, chosen.dtypes) == (("a", "b"), ("cpu",), ("float16",))
 
@@ -118,7 +118,7 @@ def test_half_is_judged_where_it_is_fast(device: str, expected: tuple[str, ...])
     assert choices(dtype=["bfloat16"]).dtypes_on(device) == ("bfloat16",)
 
 
-def test_every_gate_of_every_dtype_is_a_test_and_a_checkpoint_stands_together() -> None:
+def test_every_gate_and_dtype_is_a_test_grouped_by_checkpoint() -> None:
     found = choices(model=["a", "b"], device=["cpu", "cuda"]).combinations(NAMES)
     assert len(found) == 2 * (6 + 6 + 5)
     places = [(each["clip_model"], each["clip_device"]) for each in found]
@@ -133,12 +133,12 @@ def test_an_option_of_a_backend_that_there_is_not_is_refused() -> None:
         choices(backend=["compile:mode=fast"])
 
 
-def test_what_runs_by_default_is_looked_into() -> None:
+def test_default_backends_run_single_modules() -> None:
     """As `gates_for` takes it, which an idle worker calls: the registry of backends has numpy."""
     assert all(parse(name).backend.runs_modules for name in DEFAULT_BACKENDS)
 
 
-def test_archives_alone_have_the_gate_modules() -> None:
+def test_only_archives_have_the_gate_modules() -> None:
     found = choices(model=["a"], backend=["jit", "trace"], dtype=["float32"]).combinations(NAMES)
     gates = {
         name: [each["clip_gate"] for each in found if each["clip_backend"] == name]
@@ -147,7 +147,7 @@ def test_archives_alone_have_the_gate_modules() -> None:
     assert set(gates["jit"]) - set(gates["trace"]) == {"modules"}
 
 
-def test_a_test_gets_what_it_asks_for_and_no_more() -> None:
+def test_a_test_gets_only_the_fixtures_that_it_requests() -> None:
     assert choices(model=["a", "b"]).combinations(["clip_model"]) == [
         {"clip_model": "a"},
         {"clip_model": "b"},
@@ -174,7 +174,7 @@ def test_a_test_gets_what_it_asks_for_and_no_more() -> None:
         ("key", "", "a name or a path, found ''"),
     ],
 )
-def test_what_makes_no_sense_is_refused(option: str, value: object, expected: str) -> None:
+def test_invalid_options_are_refused(option: str, value: object, expected: str) -> None:
     with pytest.raises(UsageError) as caught:
         choices(**{option: value})
     assert caught.value.problem == f"--clip-{option}: expected {expected}"
@@ -198,7 +198,7 @@ def test_an_unknown_model_is_refused_with_the_nearest_name(
         require_available_choices(choices(tmp_path, model=[model]), tmp_path)
 
 
-def test_known_names_and_files_that_are_there_are_fine(tmp_path: Path) -> None:
+def test_known_names_and_existing_files_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "new.pt").touch()
     given = ["all", "seeded:tiny-vit", "new.pt", str(tmp_path / "new.pt")]
     require_available_choices(choices(tmp_path, model=given, report="new/folder"), tmp_path)
@@ -223,13 +223,13 @@ def unavailable(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_a_gpu_that_is_there_is_not_touched(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+def test_an_available_gpu_is_not_initialised(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("it takes memory of the GPU"))
     require_available_choices(choices(device=[device]), HERE)
 
 
-def test_a_gpu_beyond_those_that_are_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_with_too_high_an_index_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch, "empty", unavailable)
     with pytest.raises(ClipcheckError, match=r"^--clip-device: the device 'cuda:2'"):

@@ -90,7 +90,7 @@ def test_tests_of_checkpoints_can_be_left_out_by_their_marker(shown: pytest.Pyte
     result.assert_outcomes(deselected=1)
 
 
-def test_tests_of_one_checkpoint_stand_together(shown: pytest.Pytester) -> None:
+def test_tests_of_one_checkpoint_are_consecutive(shown: pytest.Pytester) -> None:
     shown.makepyfile(
         """
         def test_one(clip_model): pass
@@ -172,7 +172,7 @@ def test_a_device_that_is_not_there_is_one_usage_error(
     assert "ERROR: --clip-device: " in result.stderr.str()
 
 
-def test_somebody_elses_run_is_left_alone(pytester: pytest.Pytester) -> None:
+def test_runs_without_the_suite_are_not_changed(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
         """
         import sys

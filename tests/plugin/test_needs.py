@@ -31,7 +31,7 @@ def test_other_tests_may_look_at_all_gates() -> None:
     assert gates_needed(tests, "suite") == {CASE: set(NAMES)}
 
 
-def test_what_asks_for_no_judgement_needs_none() -> None:
+def test_a_test_without_a_judgement_needs_no_gate() -> None:
     other = SimpleNamespace(fixturenames=["clip_judgement"])  # as a doctest, without parameters
     tests: list[Any] = [item("mine", "clip_reference"), other]
     assert gates_needed(tests, "suite") == {}

@@ -72,7 +72,7 @@ def test_gates_that_no_test_looks_at_are_not_judged(
     assert [each["select"] for each in checked] == [["fidelity", "top1"]]
 
 
-def test_nothing_that_was_said_of_the_models_is_said_of_seeded_ones(
+def test_options_about_given_models_do_not_apply_to_seeded_ones(
     tmp_path: Path, checked: list[dict[str, Any]]
 ) -> None:
     seeded = replace(CASE, model="seeded:tiny-vit")
@@ -87,7 +87,7 @@ def test_a_check_takes_its_own_number_of_examples_unless_it_is_given_one(
     assert checked[0]["examples"] == EXAMPLES
 
 
-def test_every_test_that_asks_gets_the_one_judgement(
+def test_all_tests_of_a_checkpoint_share_one_judgement(
     tmp_path: Path, checked: list[dict[str, Any]]
 ) -> None:
     one, other = runs(tmp_path), runs(tmp_path)
@@ -157,7 +157,9 @@ def test_what_fails_for_another_reason_is_an_error_of_that_checkpoint(
     assert "MemoryError: can't allocate 12 GB" in capsys.readouterr().err
 
 
-def test_a_warning_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_does_not_change_the_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def check(*_: object, **__: object) -> Result:
         warnings.warn("deprecated", stacklevel=1)
         return Result((Judgement("new.pt", "cpu"),), {})

@@ -31,11 +31,11 @@ def choices(**given: object) -> Choices:
         ("", None),
     ],
 )
-def test_the_group_of_a_test_is_told_from_its_id(label: str, expected: str | None) -> None:
+def test_the_id_of_a_test_gives_its_group(label: str, expected: str | None) -> None:
     assert group_of(f"test_x.py::test_it[{label}]", groups(choices())) == expected
 
 
-def test_of_two_names_that_fit_the_longer_is_meant() -> None:
+def test_the_longer_of_two_matching_names_counts() -> None:
     found = groups(choices(**{"--clip-model": ["a.pt", "Z-a.pt"]}))
     assert group_of("x.py::test[Z-a.pt-cpu]", found) == "Z-a.pt on cpu"
 
@@ -112,7 +112,7 @@ def test_the_test_that_a_worker_died_over_is_not_run_again_and_the_others_are() 
     assert sorted(replace_by_another(scheduling)) == sorted(left)
 
 
-def test_what_a_dead_worker_had_done_is_not_handed_out_again() -> None:
+def test_finished_tests_of_a_dead_worker_are_not_run_again() -> None:
     scheduling, (one,) = start(1)
     for test in (0, 1, 2):
         scheduling.mark_test_complete(one, test)
@@ -120,7 +120,7 @@ def test_what_a_dead_worker_had_done_is_not_handed_out_again() -> None:
     assert sorted(replace_by_another(scheduling)) == [4, 5, 6]
 
 
-def test_nobody_is_blamed_where_all_was_done() -> None:
+def test_a_worker_that_dies_after_its_tests_fails_none() -> None:
     scheduling, (one,) = start(1)
     for test in range(len(TESTS)):
         scheduling.mark_test_complete(one, test)

@@ -68,7 +68,7 @@ def test_a_checkpoint_that_killed_its_worker_is_not_tried_again(tmp_path: Path) 
     assert Findings(tmp_path).all() == [found]
 
 
-def test_after_an_interrupt_it_is_tried_again(tmp_path: Path) -> None:
+def test_after_an_interrupt_a_checkpoint_is_judged_again(tmp_path: Path) -> None:
     def interrupted() -> Finding:
         raise KeyboardInterrupt
 
@@ -79,14 +79,14 @@ def test_after_an_interrupt_it_is_tried_again(tmp_path: Path) -> None:
     assert findings.find_or_judge(CASE, finding) == finding()
 
 
-def test_all_that_was_found_comes_in_the_order_in_which_it_was_begun(tmp_path: Path) -> None:
+def test_results_come_in_the_order_in_which_they_were_started(tmp_path: Path) -> None:
     cases = [replace(CASE, model=f"{name}.pt") for name in "qwertz"]
     for case in cases:
         Findings(tmp_path).find_or_judge(case, lambda case=case: finding(case))  # type: ignore[misc]
     assert [found.case for found in Findings(tmp_path).all()] == cases
 
 
-def test_what_a_full_disk_cuts_off_is_not_read(
+def test_a_file_truncated_by_a_full_disk_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = Path.write_bytes
@@ -121,5 +121,5 @@ def test_without_locks_each_judges_what_it_does_not_find(
     assert Findings(tmp_path).all() == [finding(source="ours")]
 
 
-def test_a_case_reads_like_a_headline() -> None:
+def test_a_case_is_described_in_one_line() -> None:
     assert str(CASE) == "a.pt, jit on cpu in float32"

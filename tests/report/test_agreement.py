@@ -35,7 +35,7 @@ def test_nothing_is_said_where_nothing_was_measured() -> None:
     assert describe([PASSED]) == ""
 
 
-def test_it_stands_before_the_verdict() -> None:
+def test_the_agreement_is_printed_before_the_verdict() -> None:
     report = text.render(Result((judged(cosine=0.5),), ENVIRONMENT))
     *_, before, verdict = report.splitlines()
     assert before == "Against float64: least cosine 0.50000."

@@ -18,7 +18,7 @@ GELU = Departure("GELU", "QuickGELU")
 HEADS = Departure("4 heads", "2 heads")
 
 
-def test_what_it_equals_is_told_with_what_it_was_judged_as() -> None:
+def test_the_alternative_architecture_is_reported_with_the_judged_one() -> None:
     both = replace(failed(), alternative={"image": GELU, "text": GELU}, assumed=True)
     assert alternative.describe(both) == (
         "this candidate uses GELU in the image and text towers, judged as QuickGELU, which was "
@@ -43,7 +43,7 @@ def test_what_it_equals_is_told_with_what_it_was_judged_as() -> None:
     assert alternative.describe(PASSED) == ""
 
 
-def test_every_report_has_it_and_none_says_to_convert() -> None:
+def test_every_report_names_the_alternative_and_none_says_to_convert() -> None:
     judged = replace(failed(), alternative={"text": GELU})
     result = Result((judged,), ENVIRONMENT)
     told = alternative.describe(judged)

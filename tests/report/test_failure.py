@@ -27,7 +27,7 @@ def test_a_gate_that_failed_says_what_of_and_why() -> None:
     )
 
 
-def test_in_a_line_is_the_reason_alone() -> None:
+def test_one_line_has_only_the_reason() -> None:
     assert one_line_reason("a.pt: allclose\nprobabilities\n  differ") == "probabilities differ"
 
 

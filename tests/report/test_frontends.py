@@ -26,7 +26,7 @@ def test_an_explanation_is_given_once() -> None:
     assert lines([IMAGES, IMAGES]) == [*lines([IMAGES]), *lines([IMAGES])[:3]]
 
 
-def test_what_is_unknown_is_shown_up_to_a_number() -> None:
+def test_unknown_differences_are_shown_up_to_a_number() -> None:
     unknown = [Unknown(f"'{n}'", Unlike(f"id {n} in place of 0 at position 1")) for n in range(5)]
     result = FrontendResult("clip", "text", "clip-anytorch 2.6.0", 5, 0, unknown=unknown)
     assert lines([result]) == [
@@ -38,7 +38,7 @@ def test_what_is_unknown_is_shown_up_to_a_number() -> None:
     ]
 
 
-def test_one_is_told_of_as_one() -> None:
+def test_a_single_difference_is_reported_in_the_singular() -> None:
     unknown = [Unknown("RGB 1x1", Unlike("other"))]
     result = FrontendResult("clip", "image", "clip 1", 1, 0, unknown=unknown)
     assert (
@@ -51,7 +51,7 @@ def test_the_end_token_is_no_input() -> None:
     assert lines([result]) == ["end token of transformers 5.24.0 (config.json): 1 of 1 id the same"]
 
 
-def test_nothing_is_not_called_the_same() -> None:
+def test_zero_inputs_are_not_reported_as_equal() -> None:
     result = FrontendResult("clip", "text", "clip 1", 0, 0)
     assert lines([result]) == ["tokenizing of clip 1: no texts were compared"]
     assert lines([]) == []

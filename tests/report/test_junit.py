@@ -119,7 +119,7 @@ def test_control_characters_are_spelled_out() -> None:
     assert root[0].get("name") == r"a\x00\x1b <&>.pt, jit on cpu in float32"
 
 
-def test_the_schema_can_tell() -> None:
+def test_the_schema_refuses_invalid_xml() -> None:
     text = render(failing_result())
     with pytest.raises(xmlschema.XMLSchemaValidationError):
         SCHEMA.validate(text.replace('time="1.750"', 'time="1.7500"'))

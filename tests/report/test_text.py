@@ -258,7 +258,7 @@ def test_colours_follow_the_words() -> None:
     assert styled(report(result(UNJUDGED)), "NOT JUDGED") == {"bold yellow"}
 
 
-def test_in_brief_there_is_the_table_and_the_verdict() -> None:
+def test_a_brief_report_has_the_table_and_the_verdict() -> None:
     assert brief(result(FAILED)).plain.splitlines() == [
         "jit cpu float32  integrity  allclose",
         "model.pt         ok         FAIL 12x",

@@ -100,7 +100,7 @@ def test_numbers_that_json_cannot_write_are_null() -> None:
     assert "Infinity" not in text
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
 
 

@@ -96,7 +96,7 @@ def test_a_margin_that_json_cannot_write_is_beyond_any_limit(run_of: RunOf) -> N
         (UNJUDGED, UNJUDGED, "still unjudged", False),
     ],
 )
-def test_what_became_of_a_checkpoint(
+def test_changes_of_a_checkpoint_are_classified(
     run_of: RunOf, before: Judgement, after: Judgement, outcome: str, worse: bool
 ) -> None:
     difference = compare(run_of(before), run_of(after))
@@ -374,7 +374,7 @@ def test_what_is_not_there_a_folder_or_too_large_is_refused(
         read_results(path)
 
 
-def test_what_powershell_redirects_is_read(tmp_path: Path) -> None:
+def test_a_file_redirected_by_powershell_is_read(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text(render(failing_result()), encoding="utf-16")
     assert len(read_results(path).entries) == 3

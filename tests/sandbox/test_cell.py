@@ -85,7 +85,7 @@ def test_the_system_beyond_its_libraries_cannot_be_read(tried: Tried, path: str)
     assert tried(do, path=path) in (FORBIDDEN, "No such file or directory")
 
 
-def test_what_it_was_given_can_be_read_and_not_written_to(tmp_path: Path) -> None:
+def test_given_files_can_be_read_but_not_written(tmp_path: Path) -> None:
     given, beside = tmp_path / "given", tmp_path / "beside"
     given.write_text("the file")
     beside.write_text("another")
@@ -114,7 +114,7 @@ def test_a_file_out_of_its_reach_is_copied_with_those_that_it_names(
             assert came == str(name.encode())
 
 
-def test_it_has_a_folder_to_write_to_which_goes_with_it(tmp_path: Path) -> None:
+def test_the_sandbox_has_a_temporary_folder_that_is_deleted_at_its_end(tmp_path: Path) -> None:
     with short() as cell:
         home = cell.ask("environment", "looking").message["home"]
         assert cell.ask("writes", "trying", path=f"{home}/x").message["came"] == "1"
@@ -153,7 +153,7 @@ def test_its_environment_has_nothing_of_the_users(monkeypatch: pytest.MonkeyPatc
     assert [n for n in names if n not in allowed and not n.startswith(cells._KEPT_PREFIXES)] == []
 
 
-def test_what_is_in_force_is_told(prober: Cell) -> None:
+def test_active_protections_are_reported(prober: Cell) -> None:
     prober.ask("echo", "starting")
     most = 64 + 4 * (os.cpu_count() or 1)
     assert prober.measures == (
@@ -237,7 +237,7 @@ def test_an_exit_is_told_by_its_code() -> None:
 
 
 @parametrize("do", ["hangs", "stops"])
-def test_what_takes_too_long_is_ended(do: str) -> None:
+def test_a_call_that_takes_too_long_is_ended(do: str) -> None:
     began = time.monotonic()
     with short(seconds=1) as cell:
         with pytest.raises(IsolationError, match="it took more than 1 s, and was ended"):
@@ -246,7 +246,7 @@ def test_what_takes_too_long_is_ended(do: str) -> None:
     assert time.monotonic() - began < 30
 
 
-def test_what_fails_of_its_own_is_told_and_survived(prober: Cell) -> None:
+def test_an_ordinary_error_is_reported_and_the_cell_survives(prober: Cell) -> None:
     with pytest.raises(IsolationError, match=r"unexpected way \(ZeroDivisionError: of its own\)"):
         prober.ask("fails", "running it")
     assert prober.ask("echo", "going on", n=1).message == {"n": 1}
@@ -255,13 +255,13 @@ def test_what_fails_of_its_own_is_told_and_survived(prober: Cell) -> None:
 # --------------------------------------------------------------------------- answers
 
 
-def test_tensors_go_there_and_back(prober: Cell) -> None:
+def test_tensors_cross_in_both_directions(prober: Cell) -> None:
     sent = [torch.randn(2, 3), torch.arange(4, dtype=torch.int32)]
     came = prober.ask("echo", "asking", sent, word="a").tensors
     assert all(torch.equal(one, other) for one, other in zip(sent, came, strict=True))
 
 
-def test_what_it_asks_back_is_answered(prober: Cell) -> None:
+def test_requests_of_the_sandbox_are_answered(prober: Cell) -> None:
     came = prober.ask("asks", "asking", answer=lambda q, _: {"n": q["n"] * 2}, times=3)
     assert came.message == {"answers": [0, 2, 4]}
 
@@ -288,12 +288,12 @@ def test_an_error_in_an_answer_ends_the_cell_and_is_the_callers() -> None:
         b'\x00\x00\x00\x1d{"asks": 1, "tensors": [ ]   }',
     ],
 )
-def test_what_is_no_answer_ends_the_cell(said: bytes) -> None:
+def test_an_invalid_answer_ends_the_cell(said: bytes) -> None:
     with short() as cell, pytest.raises(IsolationError, match="expected an answer, found"):
         cell.ask("says", "running it", raw=said.hex())
 
 
-def test_questions_without_end_are_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_requests_end_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "_MOST_QUESTIONS", 10)
     with short() as cell, pytest.raises(IsolationError, match="too many questions"):
         cell.ask("asks", "asking", answer=lambda q, _: q, times=100)

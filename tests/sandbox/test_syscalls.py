@@ -57,16 +57,16 @@ def asked(machine: str, number: int, *arguments: int) -> str:
 
 
 @pytest.mark.parametrize("number", [syscalls._NEWEST + 1, 600, X32, X32 + 41, 2**31, 2**32 - 1])
-def test_what_is_newer_than_what_was_looked_at_is_denied(machine: str, number: int) -> None:
+def test_system_calls_newer_than_the_reviewed_ones_are_denied(machine: str, number: int) -> None:
     assert asked(machine, number) == "ENOSYS"
 
 
-def test_numbers_that_nobody_had_are_denied(machine: str) -> None:
+def test_unused_system_call_numbers_are_denied(machine: str) -> None:
     begin = {"x86_64": 337, "aarch64": 295}[machine]
     assert {asked(machine, number) for number in range(begin, 424)} == {"ENOSYS"}
 
 
-def test_what_a_file_carries_beside_its_bytes_may_be_read_and_not_changed(machine: str) -> None:
+def test_file_attributes_may_be_read_but_not_changed(machine: str) -> None:
     assert {asked(machine, number) for number in XATTRS.values()} == {"EPERM"}
     assert {asked(machine, number) for number in READING.values()} == {"allowed"}
     assert [asked(machine, IOCTL[machine], 3, r) for r in (0x40086602, 0x401C5820, 0x5401)] == [
@@ -83,7 +83,7 @@ def test_all_that_is_listed_is_denied_and_the_rest_is_allowed(machine: str) -> N
     assert {asked(machine, number) for number in ORDINARY[machine].values()} == {"allowed"}
 
 
-def test_signals_limits_and_threads_are_its_own(machine: str) -> None:
+def test_signals_limits_and_threads_affect_only_the_process_itself(machine: str) -> None:
     which = list(KERNELS).index(machine)
     for numbers in syscalls._ON_PROCESSES:
         assert asked(machine, numbers[which], OWN) == "allowed"
@@ -95,6 +95,6 @@ def test_signals_limits_and_threads_are_its_own(machine: str) -> None:
     assert asked(machine, syscalls._CLONE3[which]) == "ENOSYS"
 
 
-def test_calls_of_another_machine_end_the_process(machine: str) -> None:
+def test_system_calls_of_another_architecture_end_the_process(machine: str) -> None:
     code, i386 = seccomp_filter(OWN), 0x40000003
     assert answer(code, 0, kernel=i386) == KILLED

@@ -96,7 +96,7 @@ def test_one_worker_takes_the_sum_and_many_take_the_longest() -> None:
     assert makespan([], 8, measured=RATES) == 0.0
 
 
-def test_a_line_that_all_share_bounds_what_is_fetched() -> None:
+def test_downloads_are_bounded_by_the_shared_connection() -> None:
     assert makespan([1.0] * 10, 10, 10_000, RATES) == 100.0
     assert makespan([1.0] * 10, 10, 100, RATES) == 6.0
 

@@ -56,7 +56,7 @@ def test_what_is_no_checkpoint_is_known_by_its_bytes(tmp_path: Path) -> None:
     assert found.flops is None
 
 
-def test_what_is_not_there_has_no_facts(tmp_path: Path) -> None:
+def test_a_missing_file_has_no_facts(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger") as ledger:
         assert facts_of(tmp_path / "gone.pt", ledger) == Facts()
         (tmp_path / "folder").mkdir()

@@ -37,7 +37,7 @@ def test_a_file_is_fetched_for_as_long_as_it_is_needed(tmp_path: Path) -> None:
         assert not path.parent.exists()
 
 
-def test_it_goes_away_where_judging_it_failed(tmp_path: Path) -> None:
+def test_a_fetched_file_is_deleted_if_judging_fails(tmp_path: Path) -> None:
     with serving() as server, pytest.raises(MemoryError), brought(at(server), tmp_path / "job"):
         raise MemoryError
     assert list(tmp_path.iterdir()) == []

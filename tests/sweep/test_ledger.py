@@ -35,7 +35,7 @@ def test_a_verdict_is_there_when_the_ledger_is_opened_again(tmp_path: Path) -> N
         assert ledger.verdict("another") is None
 
 
-def test_of_two_verdicts_with_one_key_the_first_stands(tmp_path: Path) -> None:
+def test_the_first_of_two_verdicts_with_one_key_counts(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger") as ledger:
         keep(ledger, verdict(seconds=1.0))
         keep(ledger, verdict(seconds=2.0))
@@ -54,7 +54,7 @@ def test_an_attempt_and_its_verdicts_are_there_together_or_not_at_all(tmp_path: 
         assert ledger.times("task", "done") == 0
 
 
-def test_what_is_kept_is_on_the_disk_before_the_next_thing_happens(tmp_path: Path) -> None:
+def test_verdicts_are_on_the_disk_before_the_next_step(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger") as ledger:
         assert tuple(ledger._row("PRAGMA synchronous", ())) == (2,)  # FULL
         assert tuple(ledger._row("PRAGMA journal_mode", ())) == ("wal",)

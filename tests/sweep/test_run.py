@@ -70,7 +70,7 @@ def test_each_checkpoint_is_judged_once_and_told_in_the_order_of_the_catalogue(
     assert verdicts(tmp_path) == 5
 
 
-def test_what_is_judged_is_not_judged_again(tmp_path: Path) -> None:
+def test_a_judged_checkpoint_is_not_judged_again(tmp_path: Path) -> None:
     entries = files(tmp_path / "files", 3)
     first, _ = swept(tmp_path, entries[:2], failing)
     second, stage = swept(tmp_path, entries, passing)
@@ -215,7 +215,7 @@ def test_workers_that_died_are_counted_over_sweeps(tmp_path: Path) -> None:
     assert states(done) == ["not judged"]
 
 
-def test_a_lost_node_says_nothing_of_a_checkpoint(tmp_path: Path) -> None:
+def test_a_lost_node_does_not_count_against_a_checkpoint(tmp_path: Path) -> None:
     (entry,) = files(tmp_path / "files", 1)
     losses: list[int] = []
 
@@ -238,7 +238,7 @@ def test_a_job_whose_nodes_are_always_lost_is_left_to_the_next_sweep(tmp_path: P
     assert states(done) == ["consistent"]
 
 
-def test_what_the_surroundings_failed_is_tried_again_by_the_next_sweep(tmp_path: Path) -> None:
+def test_errors_of_the_environment_are_retried_by_the_next_sweep(tmp_path: Path) -> None:
     entries = files(tmp_path / "files", 2)
 
     def judge(job: Job) -> Performed:

@@ -80,13 +80,13 @@ def test_a_file_that_cannot_be_opened_is_told_of_each_backend(tmp_path: Path) ->
         assert unit.failed == ""
 
 
-def test_a_file_that_is_not_there_is_for_the_surroundings(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_of_the_environment(tmp_path: Path) -> None:
     found = done(of(tmp_path / "gone.pt"))
     assert found.sha256 is None
     assert "gone.pt" in found.units[""].failed
 
 
-def test_a_backend_that_is_missing_here_is_for_the_surroundings(
+def test_a_missing_backend_is_an_error_of_the_environment(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clipcheck.backends.base import Missing
@@ -98,7 +98,7 @@ def test_a_backend_that_is_missing_here_is_for_the_surroundings(
     assert "no compiler" in units["compile"].failed
 
 
-def test_what_has_nothing_to_be_compared_with_has_nothing_another_time_either(
+def test_a_checkpoint_without_a_comparison_gets_a_final_verdict(
     archive: Path, tmp_path: Path
 ) -> None:
     weights = tmp_path / "weights.pt"
@@ -123,7 +123,7 @@ def test_code_that_ended_its_cell_is_told_as_that(
     assert unit.failed == ""
 
 
-def test_what_is_no_error_of_ours_is_told_and_counts_for_nothing(
+def test_an_internal_error_is_reported_without_a_verdict(
     archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -162,7 +162,7 @@ def test_what_failed_elsewhere_before_is_not_tried_first(
     assert os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] == str(tmp_path)
 
 
-def test_what_never_came_to_its_end_has_an_entry_as_well() -> None:
+def test_an_unfinished_job_also_has_an_entry() -> None:
     half = job(label="m.pt", options=CheckOptions(device="cpu", dtype="float16"))
     told = unjudged(half, "trace", "a" * 64, "why")
     (entry,) = told.results

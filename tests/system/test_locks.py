@@ -11,7 +11,7 @@ from clipcheck.system.locks import are_missing, file_lock, locked_where_possible
 from tests.locking import NONE, refuse_locks
 
 
-def test_one_at_a_time_has_it(tmp_path: Path) -> None:
+def test_only_one_process_holds_the_lock(tmp_path: Path) -> None:
     order: list[str] = []
 
     def second() -> None:
@@ -28,7 +28,7 @@ def test_one_at_a_time_has_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", NONE)
-def test_where_there_are_no_locks_nobody_waits_or_leaves_a_mark(
+def test_without_locks_nobody_waits_or_leaves_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     refuse_locks(monkeypatch, number)
@@ -41,7 +41,7 @@ def test_where_there_are_no_locks_nobody_waits_or_leaves_a_mark(
     assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("lock", 0)]
 
 
-def test_what_else_goes_wrong_is_no_lack_of_locks(tmp_path: Path) -> None:
+def test_other_errors_do_not_count_as_missing_locks(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, locked_where_possible(tmp_path / "a" / "lock"):
         pytest.fail("the block must not be entered")
     assert not are_missing(caught.value)

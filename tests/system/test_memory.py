@@ -37,7 +37,7 @@ with reserved(Path(sys.argv[1]), 3 * 10**9, lambda: 4 * 10**9):
         (9, [9, 9], None, True),
     ],
 )
-def test_one_more_starts_where_all_fit_together(
+def test_another_job_starts_if_all_fit_together(
     wanted: int, reserved: list[int], available: int | None, expected: bool
 ) -> None:
     assert memory.fits(wanted, reserved, available) is expected
@@ -48,7 +48,7 @@ def test_the_estimate_is_what_was_measured_and_a_little_more(millions: int, peak
     assert peak <= memory.estimate(2 * millions * 10**6) <= 1.25 * peak
 
 
-def test_what_is_left_of_memory_is_known_here() -> None:
+def test_the_available_memory_is_known_on_this_system() -> None:
     left = memory.available()
     assert left is not None
     assert left > 100_000_000
@@ -64,7 +64,7 @@ def test_a_container_may_use_less(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert memory.available() != 50_000_000
 
 
-def test_whoever_does_not_fit_waits_until_another_is_done(tmp_path: Path) -> None:
+def test_a_job_that_does_not_fit_waits_for_another(tmp_path: Path) -> None:
     order: list[str] = []
 
     def second() -> None:
@@ -80,7 +80,7 @@ def test_whoever_does_not_fit_waits_until_another_is_done(tmp_path: Path) -> Non
     assert order == ["first", "second"]
 
 
-def test_whoever_fits_does_not_wait(tmp_path: Path) -> None:
+def test_a_job_that_fits_does_not_wait(tmp_path: Path) -> None:
     with (
         memory.reserved(tmp_path, 3 * GB, lambda: 8 * GB),
         memory.reserved(tmp_path, 3 * GB, lambda: pytest.fail("what is used is gone from it")),

@@ -58,7 +58,7 @@ def test_a_number_that_the_user_set_is_left_alone(
     assert workers.own_threads(os.environ) == "7"
 
 
-def test_so_is_one_that_was_set_for_a_worker() -> None:
+def test_a_number_that_was_set_for_a_worker_is_left_alone() -> None:
     there = specs(2)
     there[0].env["OMP_NUM_THREADS"] = "3"
     workers.divide_cores(there, busy=2)

@@ -56,7 +56,7 @@ def test_from_any_format_to_any_other_all_is_equal_bit_for_bit(
         assert_same(current, checkpoint)
 
 
-def test_the_tour_leads_from_any_format_to_any_other() -> None:
+def test_a_chain_of_conversions_reaches_every_format() -> None:
     assert set(itertools.pairwise([Format.ARCHIVE, *TOUR])) == set(
         itertools.product(FILE_FORMATS, repeat=2)
     )
@@ -185,7 +185,7 @@ class StopError(Exception):
     "error", [StopError("no"), RunError("no", remedy="None."), RuntimeError("no")]
 )
 @pytest.mark.parametrize("old", [None, b"what was there"])
-def test_what_the_judge_raises_keeps_the_file_away(
+def test_an_error_of_the_judge_prevents_the_file(
     checkpoint: Checkpoint, tmp_path: Path, error: Exception, old: bytes | None
 ) -> None:
     path = tmp_path / "m.pt"
@@ -205,7 +205,7 @@ def test_what_the_judge_raises_keeps_the_file_away(
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([] if old is None else [old])
 
 
-def test_a_judge_that_is_content_lets_the_file_be(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_file_that_the_judge_accepts_is_kept(checkpoint: Checkpoint, tmp_path: Path) -> None:
     calls: list[Path] = []
     convert(checkpoint, tmp_path / "m.pt", Format.SAFETENSORS, judge=calls.append)
     assert len(calls) == 1
@@ -276,7 +276,7 @@ def test_an_altered_weight_is_refused(archive: Path, tmp_path: Path) -> None:
         convert(open_checkpoint(tmp_path / "altered.pt"), tmp_path / "m.pt", Format.STATE_DICT)
 
 
-def test_the_reason_of_a_failure_is_never_empty(
+def test_a_failure_always_has_a_reason(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:

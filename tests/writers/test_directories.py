@@ -186,7 +186,7 @@ def test_what_training_code_leaves_out_or_adds_makes_no_difference(
 
 @writers
 @pytest.mark.parametrize("occupied", ["file", "folder"])
-def test_what_is_there_is_left_as_it_is(
+def test_an_existing_folder_is_not_changed(
     tmp_path: Path, write: Write, form: Format, occupied: str
 ) -> None:
     folder = tmp_path / "out"
@@ -207,7 +207,7 @@ def left(folder: Path) -> list[str]:
 
 
 @writers
-def test_what_the_judge_raises_keeps_the_folder_from_being_there(
+def test_an_error_of_the_judge_prevents_the_folder(
     tmp_path: Path, write: Write, form: Format
 ) -> None:
     seen = []

@@ -25,7 +25,7 @@ from clipcheck.writers.suffixes import format_for
         ("a.onnx/x.pt", "archive"),
     ],
 )
-def test_the_suffix_says_what_is_meant(output: str, meant: str) -> None:
+def test_the_suffix_sets_the_format(output: str, meant: str) -> None:
     assert format_for(output, None, list(Format)) == meant
 
 
@@ -57,7 +57,7 @@ def test_what_is_asked_for_is_taken_where_the_name_allows_it(output: str, wanted
         ("x.v2", None, ", or --format. The formats are archive, state-dict, "),
     ],
 )
-def test_what_contradicts_or_says_nothing_is_refused(
+def test_a_contradicting_or_missing_suffix_is_refused(
     output: str, wanted: str | None, told: str
 ) -> None:
     with pytest.raises(UsageError, match=f"^{output}: .*{re.escape(told)}"):
@@ -70,7 +70,7 @@ def test_a_folder_that_is_there_is_one(tmp_path: Path) -> None:
         format_for(str(tmp_path), None, list(Format))
 
 
-def test_what_cannot_be_written_is_told_with_the_way_to_it() -> None:
+def test_formats_that_cannot_be_written_are_refused_with_a_remedy() -> None:
     with pytest.raises(UsageError, match=r"found onnx\. Write model.pt, and then: clipcheck conv"):
         format_for("x.onnx", None, FILE_FORMATS)
     with pytest.raises(UsageError, match="expected the name of a file, found a folder"):

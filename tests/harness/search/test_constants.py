@@ -55,7 +55,7 @@ def test_constants_of_a_script_change_nothing(tmp_path: Path) -> None:
     assert [line.split()[-1] for line in printed.splitlines() if "digest " in line] == here
 
 
-def test_what_hypothesis_does_elsewhere_is_as_it_was() -> None:
+def test_other_uses_of_hypothesis_are_unchanged() -> None:
     before = providers._get_local_constants, providers.CONSTANTS_CACHE
     with without_local_constants():
         assert len(providers._get_local_constants()) == 0
@@ -63,7 +63,9 @@ def test_what_hypothesis_does_elsewhere_is_as_it_was() -> None:
     assert (providers._get_local_constants, providers.CONSTANTS_CACHE) == before
 
 
-def test_a_version_that_has_none_of_it_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_of_hypothesis_without_constants_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delattr(providers, "_get_local_constants")
     with without_local_constants():
         assert not hasattr(providers, "_get_local_constants")

@@ -23,7 +23,7 @@ def drawn(examples: int, *, exhaustive: bool = False) -> Drawn:
 
 
 @pytest.mark.parametrize("examples", [1, 5, EDGE_CASES, EDGE_CASES + 1, EDGE_CASES + 17])
-def test_there_are_as_many_images_as_asked_for(examples: int) -> None:
+def test_as_many_images_are_drawn_as_requested(examples: int) -> None:
     assert drawn(examples).images == examples
 
 
@@ -51,7 +51,7 @@ def test_random_ones_follow_and_all_are_numbered() -> None:
 
 
 @pytest.mark.parametrize(("examples", "asked"), [(3, 0), (EDGE_CASES, 0), (EDGE_CASES + 10, 10)])
-def test_how_many_were_asked_for_is_kept_though_there_be_fewer(
+def test_the_requested_number_is_recorded_even_if_fewer_are_drawn(
     monkeypatch: pytest.MonkeyPatch, examples: int, asked: int
 ) -> None:
     """The search draws the very same again, which takes the same number."""

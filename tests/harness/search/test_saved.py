@@ -40,7 +40,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", [".", "example.json"])
-def test_what_was_written_is_read(folder: Path, path: str) -> None:
+def test_a_saved_input_is_read_back(folder: Path, path: str) -> None:
     found = read(folder / path)
     assert found.example.prompts == EXAMPLE.prompts
     for image, expected in zip(found.example.images, EXAMPLE.images, strict=True):
@@ -50,7 +50,7 @@ def test_what_was_written_is_read(folder: Path, path: str) -> None:
     assert (found.device, found.dtype, found.limits) == ("cpu", "float32", Allclose())
 
 
-def test_a_person_can_open_it(folder: Path) -> None:
+def test_saved_files_are_readable_by_people(folder: Path) -> None:
     assert (folder / "report.txt").read_text() == "It fails.\n"
     with Image.open(folder / "image-1.png") as image:
         assert image.size == (2, 1)
@@ -58,13 +58,13 @@ def test_a_person_can_open_it(folder: Path) -> None:
     assert names(folder.parent) == ["found"]
 
 
-def test_what_was_there_before_is_replaced(folder: Path) -> None:
+def test_an_earlier_saved_input_is_replaced(folder: Path) -> None:
     write(folder, Example(prompts=("b",)), DESCRIBED, "Again.")
     assert read(folder).example == Example(prompts=("b",))
     assert not (folder / "image-1.png").exists()
 
 
-def test_what_somebody_else_has_put_there_is_not_replaced(folder: Path) -> None:
+def test_files_of_others_are_not_replaced(folder: Path) -> None:
     (folder / "notes.txt").write_text("of my own")
     with pytest.raises(OutputError, match="it is not empty, and was not changed"):
         write(folder, Example(prompts=("b",)), DESCRIBED, "Again.")
@@ -74,7 +74,7 @@ def test_what_somebody_else_has_put_there_is_not_replaced(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("contents", ["{}", "[]", "{", '{"kind": "of my own"}', "[" * 100_000])
-def test_a_folder_with_another_document_is_none_of_ours(folder: Path, contents: str) -> None:
+def test_a_folder_with_another_document_is_not_ours(folder: Path, contents: str) -> None:
     assert saved.is_ours(folder)
     (folder / "example.json").write_text(contents)
     assert not saved.is_ours(folder)

@@ -134,7 +134,7 @@ def images_of(found: Failing | None) -> list[tuple[str, tuple[int, int], object]
     return [(i.mode, i.size, i.convert("RGB").getpixel((0, 0))) for i in found.example.images]
 
 
-def test_where_nothing_fails_nothing_is_found_or_run(look: Callable[..., Found]) -> None:
+def test_without_a_failure_nothing_is_searched(look: Callable[..., Found]) -> None:
     found, candidate, _ = look()
     assert found is None
     assert candidate.rows == []
@@ -170,7 +170,7 @@ def test_the_input_that_failed_before_it_was_shrunk_is_kept_as_a_text(
     assert len(first) > len(small)
 
 
-def test_so_is_one_that_was_drawn_as_ids(
+def test_the_input_that_failed_before_it_was_shrunk_is_kept_as_ids(
     look: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = Source._prompts
@@ -182,7 +182,7 @@ def test_so_is_one_that_was_drawn_as_ids(
 
 
 @pytest.mark.thorough
-def test_what_fails_empty_shrinks_to_hardly_anything(look: Callable[..., Found]) -> None:
+def test_a_fault_on_the_empty_prompt_shrinks_to_a_minimal_text(look: Callable[..., Found]) -> None:
     (prompt,) = prompts_of(look(text=where(lambda row: row[1] == 49407))[0])
     assert isinstance(prompt, str)
     assert len(prompt) <= 1
@@ -207,7 +207,7 @@ def test_ids_are_told_as_a_text_where_one_gives_them(
     assert prompts_of(look(text=where(lambda _: True))[0]) == ("",)
 
 
-def test_what_the_check_drew_itself_is_looked_at_first(
+def test_inputs_of_the_check_are_searched_first(
     look: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SEARCHED", 0)
@@ -216,7 +216,7 @@ def test_what_the_check_drew_itself_is_looked_at_first(
     assert len(prompts_of(found)) == 1
 
 
-def test_as_many_are_drawn_again_as_the_check_asked_for(
+def test_the_search_draws_as_many_examples_as_the_check(
     look: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -266,21 +266,21 @@ def test_a_row_that_fails_for_being_alone_is_one(look: Callable[..., Found]) -> 
     assert prompts_of(found) == ("a",)
 
 
-def test_what_is_wrong_in_logits_alone_takes_a_pair(look: Callable[..., Found]) -> None:
+def test_a_fault_of_logits_alone_needs_a_pair(look: Callable[..., Found]) -> None:
     found, _, _ = look(pair=lambda counts: counts[0] > counts[1])
     assert found is not None
     assert (len(found.example.images), len(found.example.prompts)) == (2, 1)
     assert found.measure.output.startswith("logits")
 
 
-def test_the_furthest_kind_is_looked_at(look: Callable[..., Found]) -> None:
+def test_the_kind_with_the_largest_error_is_searched(look: Callable[..., Found]) -> None:
     slightly = where(lambda _: True)
     found, _, _ = look(image=lambda rows: slightly(rows) / 1000, text=slightly)
     assert prompts_of(found) == ("a",)
 
 
 @pytest.mark.thorough
-def test_a_stricter_allclose_alone_is_found_as_a_pair(look: Callable[..., Found]) -> None:
+def test_a_failure_of_a_stricter_allclose_is_found_as_a_pair(look: Callable[..., Found]) -> None:
     found, _, _ = look(limits=Allclose(atol=0, rtol=0), pair=lambda _: 1e-7 / OFF)
     assert found is not None
     assert found.measure.message.startswith("softmax(logits_per_")
@@ -317,7 +317,7 @@ def test_examples_run_in_batches_and_only_shrinking_singly(
     assert candidate.rows[:8] == [MOST_ROWS] * 8
 
 
-def test_where_nothing_smaller_fails_it_is_the_batch_of_the_check(
+def test_if_nothing_smaller_fails_the_batch_of_the_check_is_given(
     look: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SEARCHED", 8)
@@ -362,13 +362,13 @@ def test_when_the_time_is_up_the_smallest_so_far_is_given(
     assert candidate.rows.count(1) <= 4
 
 
-def test_the_worst_is_the_greatest_part_of_what_is_allowed() -> None:
+def test_the_worst_input_has_the_largest_share_of_its_limit() -> None:
     one = Measure("image_features", 30.0, 10.0, 0.1, "one")
     other = Measure("logits_per_image", 40.0, 20.0, 0.2, "other")
     assert worst([other, one]) is one
 
 
-def test_a_case_is_measured_row_by_row_as_the_ruler_does(model: eager.CLIP) -> None:
+def test_a_case_is_measured_by_rows_like_the_gate(model: eager.CLIP) -> None:
     drawn = draw(Wanted(EDGE_CASES, False, 0, "x.pt"), inputs_of(SMALL))
     reference = Reference(model, SMALL, CPU)
     trial = Trial.of(reference, drawn.batches, "float32", Stopwatch())

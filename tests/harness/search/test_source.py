@@ -35,25 +35,25 @@ def same(one: Example, other: Example) -> bool:
 
 
 @pytest.mark.thorough
-def test_there_are_as_many_as_asked_for_of_both() -> None:
+def test_as_many_images_and_prompts_are_drawn_as_requested() -> None:
     drawn = Source(CLIP, "x.pt", seed=0).draw(20)
     assert len(drawn.images) == 20
     assert len(drawn.prompts) == prompts_beside(20)
 
 
 @pytest.mark.parametrize("images", [0, -3])
-def test_of_none_there_are_none(images: int) -> None:
+def test_zero_examples_can_be_requested(images: int) -> None:
     assert Source(CLIP, "x.pt", seed=0).draw(images) == Example()
 
 
 @pytest.mark.parametrize("images", [1, 2, 3])
-def test_of_few_there_are_as_many_as_asked_for(images: int) -> None:
+def test_few_examples_can_be_requested(images: int) -> None:
     source = Source(CLIP, "x.pt", seed=0)
     drawn = source.draw(images)
     assert (len(drawn.images), len(drawn.prompts)) == (images, prompts_beside(images))
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_decides_which_examples_are_drawn() -> None:
     first = Source(CLIP, "x.pt", seed=0).draw(16)
     assert same(first, Source(CLIP, "y.pt", seed=0).draw(16))
     assert not same(first, Source(CLIP, "x.pt", seed=1).draw(16))
@@ -72,12 +72,12 @@ def test_another_vocabulary_has_ids_alone_that_fit_it() -> None:
         assert (prompt[0], prompt[-1]) == (98, 99)
 
 
-def test_all_that_is_asked_for_is_counted_by_pool() -> None:
+def test_requested_examples_are_counted_by_pool() -> None:
     assert Source(CLIP, "x.pt", seed=0).counts(16) == {"image": 16, "text": 7, "ids": 7}
     assert Source(OTHER, "x.pt", seed=0).counts(16) == {"image": 16, "ids": 14}
 
 
-def test_what_is_gathered_is_what_is_looked_at_for_a_condition() -> None:
+def test_a_search_for_a_condition_sees_the_drawn_examples() -> None:
     source, seen = Source(CLIP, "x.pt", seed=3), []
     gathered = source.gather(NUMBERS, 40)
     assert source.find(NUMBERS, lambda example: bool(seen.append(example)), 40) is None
@@ -85,16 +85,16 @@ def test_what_is_gathered_is_what_is_looked_at_for_a_condition() -> None:
     assert 36 <= len(gathered) <= 40
 
 
-def test_what_is_found_is_the_smallest() -> None:
+def test_a_search_returns_the_smallest_example() -> None:
     found = Source(CLIP, "x.pt", seed=0).find(NUMBERS, lambda e: e.prompts[0][1] >= 5000, 50)
     assert numbers([found]) == [5000]
 
 
-def test_where_nothing_is_there_is_nothing() -> None:
+def test_a_search_without_a_match_returns_nothing() -> None:
     assert Source(CLIP, "x.pt", seed=0).find(NUMBERS, lambda _: False, 20) is None
 
 
-def test_what_failed_before_is_tried_again_for_that_checkpoint_and_looking_keeps_it(
+def test_examples_that_failed_before_are_run_again_for_the_same_checkpoint(
     tmp_path: Path,
 ) -> None:
     assert not in_the_database("x.pt", tmp_path)
@@ -106,7 +106,7 @@ def test_what_failed_before_is_tried_again_for_that_checkpoint_and_looking_keeps
     assert not in_the_database("y.pt", tmp_path)
 
 
-def test_what_failed_before_takes_no_others_place() -> None:
+def test_examples_that_failed_before_replace_no_others() -> None:
     source = Source(CLIP, "x.pt", seed=0)
     before = numbers(source.gather(NUMBERS, 20))
     source.find(NUMBERS, lambda e: e.prompts[0][1] >= 5000, 50)
@@ -115,7 +115,7 @@ def test_what_failed_before_takes_no_others_place() -> None:
     assert 5000 in after[len(before) :]
 
 
-def test_what_was_kept_and_fits_no_more_is_passed_over() -> None:
+def test_saved_examples_that_no_longer_fit_are_ignored() -> None:
     source = Source(CLIP, "x.pt", seed=0)
     source.find(NUMBERS, lambda e: e.prompts[0][1] >= 5000, 50)
     none = Pool("numbers", st.integers().filter(lambda _: False).map(lambda n: Example()))
@@ -123,7 +123,7 @@ def test_what_was_kept_and_fits_no_more_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize(("kind", "sides"), [("image", "i"), ("prompt", "p"), ("pair", "ip")])
-def test_together_they_are_one_to_a_batch_of_that_kind(kind: str, sides: str) -> None:
+def test_examples_drawn_together_fill_one_batch_of_their_kind(kind: str, sides: str) -> None:
     source = Source(CLIP, "x.pt", seed=0)
     sizes = {
         (len(example.images), len(example.prompts))

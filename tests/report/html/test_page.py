@@ -230,7 +230,7 @@ def test_where_it_departs_first_is_said_at_the_top_and_tower_by_tower() -> None:
     assert "500× 10× 1.00e-4 prompt 3 logits its features are off" in table
 
 
-def test_without_it_the_first_gate_that_fails_is_at_the_top() -> None:
+def test_without_a_place_the_first_failing_gate_is_at_the_top() -> None:
     found = page(replace(FAILED, localisation=None)).text
     assert "fidelity, 50x the limit: 400 times as far." in found.partition("Gates ")[0]
     assert "Where it departs first" not in found
@@ -309,7 +309,7 @@ def test_the_command_repeats_the_check() -> None:
     assert command(other)[3:7] == ["--backend", "trace", "--reference", "my other.pt"]
 
 
-def test_of_several_backends_all_is_there_that_the_text_has() -> None:
+def test_with_several_backends_the_page_has_everything_that_the_text_has() -> None:
     found = Page(render(several_backends())).text
     assert "transformers:attention=eager against eager of single.pt on cpu in float32" in found
     assert f"Known: a sign is lost ( {KNOWN.link} ). Take a newer one." in found
@@ -358,7 +358,7 @@ def test_versions_and_the_machine_are_at_the_end() -> None:
     ],
     ids=["prompt", "saved", "path", "checkpoint", "error", "gate", "row", "module"],
 )  # type: ignore[type-var]
-def test_what_is_html_is_shown_and_not_run(judgement: Judgement) -> None:
+def test_html_in_values_is_escaped(judgement: Judgement) -> None:
     source = source_of(judgement)
     found = Page(source)
     assert not found.all("script")
@@ -376,7 +376,7 @@ def test_an_attribute_does_not_end_where_a_name_has_a_quote() -> None:
 
 
 @pytest.mark.parametrize("letter", ["\0", "\x1b", "\x85", "\u202e", "\u2066", "\ud800", "\ufeff"])
-def test_a_character_that_is_not_seen_is_spelled_out(letter: str) -> None:
+def test_invisible_characters_are_spelled_out(letter: str) -> None:
     named = replace(
         showing(f"a{letter}b"),
         checkpoint=f"x{letter}y",
@@ -450,7 +450,7 @@ def test_every_plot_has_an_alternative() -> None:
     assert len([summary for summary in summaries if summary.startswith("All values: ")]) == 4
 
 
-def test_what_scrolls_can_be_reached_by_the_keyboard_and_has_a_name() -> None:
+def test_scrolling_areas_have_a_name_and_can_be_focused_by_keyboard() -> None:
     scrolled = [data for _, data in failed_page().elements if data.get("class") == "scroll"]
     assert scrolled
     assert all(each["tabindex"] == "0" and each["aria-label"] for each in scrolled)
@@ -498,7 +498,7 @@ def luminance(colour: str) -> float:
 # ---------------------------------------------------------------------------------- where it goes
 
 
-def test_it_is_kept_beside_the_text(tmp_path: Path) -> None:
+def test_the_page_is_saved_next_to_the_text(tmp_path: Path) -> None:
     kept = evidence.keep(result(FAILED), tmp_path)
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(kept)
 

@@ -18,7 +18,7 @@ from clipcheck.report.html.words import ascii_only, cut, figure, ratio, visible
         ("\r\t", "\\r\\t"),
     ],
 )
-def test_what_would_not_be_seen_is_spelled_out(text: str, expected: str) -> None:
+def test_invisible_characters_are_spelled_out(text: str, expected: str) -> None:
     assert visible(text) == expected
 
 
