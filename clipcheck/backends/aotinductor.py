@@ -19,6 +19,7 @@ from clipcheck.backends.signature import Declared, Raw
 from clipcheck.backends.source import Source
 from clipcheck.errors import UnsafeError
 from clipcheck.gates.integrity import Evidence
+from clipcheck.system.variables import variables
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 _TOKENS = "clipcheck.tokens"
 """Key of a package's metadata for the dtype of its ids, which its code does not check."""
 
+
+_LEAST = 2
+"""Rows that its code requires if it takes any number of them: torch's export treats a size of 1
+as a case of its own."""
 
 _INPUTS = {"pixels": "float32", "tokens": "int32"}
 
@@ -89,8 +94,6 @@ class AOTInductor(ProgramBackend):
         """Open a package in this process."""
         from torch.utils import _pytree as pytree
 
-        # Its code would read behind the end of a batch that is smaller than it was compiled for.
-        os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
         package = _load(path)
         with translating("aotinductor", "reading the package"):
             ids = package.get_metadata().get(_TOKENS, "int64")
@@ -101,7 +104,8 @@ class AOTInductor(ProgramBackend):
             places = [*_INPUTS, *(f"argument {n}" for n in range(3, count + 1))]
             names = [*places[:count], *named]
         declared = [Declared(name, None, "float32" if "pixel" in name else ids) for name in names]
-        return _opened(package, declared, device)
+        # Its code would read behind the end of a batch that is smaller than it was compiled for.
+        return _opened(package, declared, device, {"AOTI_RUNTIME_CHECK_INPUTS": "1"})
 
 
 def _compile(source: Source, path: Path) -> None:
@@ -185,6 +189,7 @@ def open_package(
         path=path,
         evidence=_unknown,
         names=names,
+        least=_LEAST,
     )
 
 
@@ -195,7 +200,12 @@ def _load(path: Path) -> Any:
         return torch._inductor.aoti_load_package(str(path))
 
 
-def _opened(package: Any, declared: Sequence[Declared], device: torch.device) -> Opened:
+def _opened(
+    package: Any,
+    declared: Sequence[Declared],
+    device: torch.device,
+    environment: Mapping[str, str] | None = None,
+) -> Opened:
     import torch
     from torch.utils import _pytree as pytree
 
@@ -203,7 +213,7 @@ def _opened(package: Any, declared: Sequence[Declared], device: torch.device) ->
 
     def run(arrays: Sequence[Array]) -> Raw:
         given = [torch.from_numpy(array).to(device, copy=True) for array in arrays]
-        with torch.inference_mode():
+        with torch.inference_mode(), variables(environment or {}):
             arguments, named = pytree.tree_unflatten(given, spec)
             return flat(package(*arguments, **named))
 

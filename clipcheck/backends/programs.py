@@ -45,6 +45,8 @@ class ProgramBackend(Backend):
         made_here: whether the backend made it, so that it must have all outputs for any number of
             rows.
         names: the user's meanings of inputs and outputs, by name.
+        least: rows of each input that it runs with at least, if it takes any number; fewer are
+            filled up.
 
     Attributes:
         kinds: of its inputs, see `signature.INPUTS`.
@@ -66,6 +68,7 @@ class ProgramBackend(Backend):
         dtype: str | None = None,
         made_here: bool = False,
         names: Mapping[str, str] | None = None,
+        least: int = 1,
     ) -> None:
         self._inputs = signature.inputs(opened.declared, sizes, path, names)
 
@@ -82,6 +85,7 @@ class ProgramBackend(Backend):
         self._leave = opened.leave
         self._made_here = made_here
         self._names = names
+        self._least = least
         self._known: Outputs | None = None
         self._normalised: frozenset[str] = frozenset()
         self._failed: RunError | None = None
@@ -188,10 +192,11 @@ class ProgramBackend(Backend):
         known = self._known
         if known is None:
             raise ValueError("its outputs are not known yet")
-        if self._batch == (None, None):
+        if self._batch == (None, None) and min(len(pixels), len(tokens)) >= self._least:
             return known.named(self._raw(pixels, tokens))
         images, texts = self._batch
-        several, others = _batches_of(pixels, images), _batches_of(tokens, texts)
+        several = _batches_of(pixels, images, self._least)
+        others = _batches_of(tokens, texts, self._least)
         pairs = not known.places.keys().isdisjoint(LOGITS)
         found = {
             (i, j): known.named(self._raw(some, those))
@@ -299,12 +304,11 @@ _SIZES = (1, 2, 3, 4, 8, 16, 32)
 """Numbers of images and texts to try with a program that does not run with `signature.probe`."""
 
 
-def _batches_of(rows: Array, size: int | None) -> list[Array]:
-    """All rows, in batches of one size; the last is filled up with its last row."""
-    if size is None:
-        return [rows]
-    found = [rows[start : start + size] for start in range(0, len(rows), size)]
-    missing = size - len(found[-1])
+def _batches_of(rows: Array, size: int | None, least: int) -> list[Array]:
+    """Cut rows into batches of one size, or leave them whole, of the least number or more. The last
+    batch is filled with its last row."""
+    found = [rows] if size is None else [rows[n : n + size] for n in range(0, len(rows), size)]
+    missing = max(0, (size or least) - len(found[-1]))
     return [*found[:-1], np.concatenate([found[-1], *[found[-1][-1:]] * missing])]
 
 

@@ -86,7 +86,7 @@ def test_an_archive_traced_under_autocast_is_judged_in_what_it_computes_in(
     count = judged.patched.kept[name]
     assert patched.suspicion(judged.patched) == (
         f"its code casts to {name} in {count} places, though its weights are float32: if it was "
-        "traced under autocast, trace it again without"
+        "traced under autocast, trace it again without autocast"
     )
     assert count > 20
     assert checked(traced(reference().float(), tmp_path / "sound.pt")).passed

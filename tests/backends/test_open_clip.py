@@ -339,6 +339,7 @@ def created(checkpoint: Checkpoint, scratch: Path, asked: str) -> Backend:
 
 
 @pytest.mark.usefixtures("names")
+@pytest.mark.parametrize("small_archive", [MINUTE], ids=["vit"], indirect=True)
 def test_create_model_by_the_right_name_or_a_folder_computes_what_was_trained(
     archive: Checkpoint, tmp_path: Path
 ) -> None:
@@ -351,6 +352,7 @@ def test_create_model_by_the_right_name_or_a_folder_computes_what_was_trained(
 
 
 @pytest.mark.usefixtures("names")
+@pytest.mark.parametrize("small_archive", [MINUTE], ids=["vit"], indirect=True)
 def test_create_model_by_the_name_of_a_gelu_configuration_is_a_known_trap(
     archive: Checkpoint, tmp_path: Path
 ) -> None:

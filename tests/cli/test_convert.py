@@ -162,7 +162,7 @@ def test_a_program_that_computes_something_else_is_not_kept(
     assert done.code == 2
     assert done.err.startswith(f"clipcheck: the {form} that was written is not consistent")
     assert "FAIL  fidelity " in done.err
-    assert done.err.endswith(" Report this: clipcheck wrote it.\n")
+    assert done.err.endswith(" This is a bug in clipcheck: please report it.\n")
     assert path.read_bytes() == b"what was there before"
     assert {each.name for each in tmp_path.iterdir()} == {archive.name, path.name}
 

@@ -153,13 +153,13 @@ def test_sections_and_plots_are_there(browser: Chrome, pages: dict[str, Path]) -
         browser, "return [...document.querySelectorAll('#j1 h3')].map(each => each.innerText)"
     )
     for expected in (
-        "The input that fails",
+        "The failing input",
         "Error of each module of the image tower",
         "Error of each module of the text tower",
         "Errors of all rows",
         "Differences of the logits",
         "Integrity of the weights",
-        "What was judged, and how to repeat it",
+        "How to repeat this check",
         "Time by phase",
     ):
         assert any(heading.startswith(expected) for heading in headings), expected

@@ -57,10 +57,11 @@ def spots_in(places: Sequence[Where], model: DualEncoder) -> list[Spot]:
     """Return the places in a library's model, in the order in which its modules are called.
 
     A weight belongs to the module that holds it; a weight of the model itself belongs to the text
-    tower or to the end of ``forward``.
+    tower or to the end of ``forward``, to which what wraps the library's model belongs as well.
     """
     own = model.own()
-    names = {id(module): name or "encode_text" for name, module in own.named_modules()}
+    names = {id(model): FORWARD}
+    names |= {id(module): name or "encode_text" for name, module in own.named_modules()}
     for name, module in own.named_modules():
         for key, weight in module.named_parameters(recurse=False):
             ends = key in _OF_LOGITS and not name
