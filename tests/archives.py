@@ -1,4 +1,4 @@
-"""Archives as other people make them: traced from the reference package's model."""
+"""Archives like those of other projects, traced from the reference package's model."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Runs the command line in one other process, within bounds of memory and time, again and again.
+"""Run the command line in another process, with limits of memory and time.
 
-A file that is an attack may fill all memory, or not end. It must not take the tests with it.
+An attack may fill all memory, or never end. It must not stop the tests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MOST_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of the command line left.
+    """Result of a run of the command line.
 
     Attributes:
         code: what it exited with; negative where a signal ended it, None where it did not end.
@@ -42,7 +42,7 @@ class Outcome:
 
 
 class Bounded:
-    """The other process, started when it is first needed, and anew when an attack has ended it."""
+    """The other process; started on first use, and again after an attack has ended it."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None

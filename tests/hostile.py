@@ -1,4 +1,4 @@
-"""Archives whose code does what no model should, for tests of where it is run.
+"""Archives with malicious code, for tests of the sandbox.
 
 Each is a sound tiny archive with a function of TorchScript before its image encoder, which does
 nothing to a batch without rows: archives are traced with one. The crash is in its source instead:

@@ -1,7 +1,7 @@
-"""Pieces of work that write, and a process that kills children over them.
+"""Tasks that write files, and a process that kills children during them.
 
-It is a process of its own, which has imported all that they need and has no other thread: a child
-is forked from it in milliseconds. Asked on stdin and answered on stdout, a line of JSON each.
+This module runs as a separate process with all imports done and no other thread, so that forking a
+child takes milliseconds. Requests on stdin and answers on stdout are lines of JSON.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ TASKS = {
 
 
 class Trials:
-    """Kills children over one task, and looks at what they leave.
+    """Kill children during one task, and check the files that they leave.
 
     Args:
         task: what they do.
@@ -214,7 +214,7 @@ class Trials:
         return kills
 
     def at_random(self, count: int, seed: int) -> int:
-        """Kill some at times of no choice, over its whole run; how many were killed."""
+        """Kill some at random times of the run; return how many were killed."""
         draw = random.Random(seed)
         kills = 0
         for _ in range(count):
@@ -226,7 +226,7 @@ class Trials:
         return kills
 
     def again_and_again(self, count: int, seed: int) -> int:
-        """Kill one after another, with nothing between them, and see that nothing piles up."""
+        """Kill one after another, and check that files do not accumulate."""
         draw = random.Random(seed)
         self._begin(old=False)
         kills = sum(
@@ -245,7 +245,7 @@ class Trials:
             self._folder.mkdir()
 
     def _look(self, old: bool, what: str) -> None:
-        """Nothing half has a name now; and the next run ends as if nothing had been."""
+        """Check that no partial file has a final name, and that the next run succeeds."""
         units = self._units()
         whole, names = self._whole[old]
         before = self._old if old else {}
@@ -305,7 +305,7 @@ class Trials:
 
 
 def _kill_at(step: int, folder: Path) -> None:
-    """Have this process killed before the so-manieth thing that it does in the folder."""
+    """Have this process killed before its n-th operation in the folder."""
     left = step
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:

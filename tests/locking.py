@@ -1,4 +1,4 @@
-"""File systems whose locks are none, as some that are mounted over a network."""
+"""File systems without working locks, like some network mounts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NONE = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]
 
 
 def refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOLCK) -> None:
-    """Whoever asks for a lock is told that there are none."""
+    """Make every lock fail as unsupported."""
 
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -22,5 +22,5 @@ def refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOLCK) ->
 
 
 def pretend_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks for a lock has it, and so has everybody else."""
+    """Make every lock succeed, for several processes at once."""
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)

@@ -1,7 +1,7 @@
-"""Pieces of work on a disk that is full, and on one that cannot be written to.
+"""Tasks on a full disk, and on a read-only disk.
 
-It is a process of its own, in namespaces in which it may mount. Each piece does its own looking;
-all are told on stdout as JSON, by name: nothing, or how it failed.
+This module runs as a separate process in namespaces in which it may mount. Each task checks its own
+result; stdout has a JSON object with the failure of each task by name, empty if it passed.
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ def read_only(disk: Path, outside: Path) -> None:
 
 
 def main(outside: Path) -> None:
-    """All of them, one after another."""
+    """Run all tasks, one after another."""
     from clipcheck.checkpoints.checkpoint import Format
     from tests.samples import minute_bytes
 

@@ -1,4 +1,4 @@
-"""What benchmarks import is there: no other test runs them, or the programs in their strings."""
+"""Imports of benchmarks exist: no other test runs them, or the programs in their strings."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ def there(module: str, name: str) -> bool:
 
 
 def test_programs_in_strings_are_read() -> None:
-    """Else the test above says nothing of them."""
+    """Otherwise the test above would not check them."""
     tree = ast.parse((FOLDER / "check.py").read_text())
     assert len(list(programs(tree))) == 4

@@ -1,4 +1,4 @@
-"""Whatever writes may be killed at any time: what has its name is whole, and the next run mends."""
+"""Commands that write may be killed at any time: files are complete, and the next run recovers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def killer() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def kill(killer: subprocess.Popen[str], tmp_path: Path) -> Kill:
-    """How many were killed over a task in some way; fails on what they left."""
+    """Kill a task in some way; return how many were killed, and fail if they left partial files."""
 
     def ask(task: str, how: str, *arguments: Any) -> int:
         assert killer.stdin is not None

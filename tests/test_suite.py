@@ -1,4 +1,4 @@
-"""The suite as people run it. Each run is a process of its own: torch is imported once in it."""
+"""The suite as users run it. Each run is a separate process, which imports torch once."""
 
 from __future__ import annotations
 

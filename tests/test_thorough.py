@@ -1,4 +1,4 @@
-"""What a plain run leaves out, and that it says so."""
+"""A plain run deselects thorough tests, and says so."""
 
 from __future__ import annotations
 

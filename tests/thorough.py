@@ -1,4 +1,4 @@
-"""Parameters of which a plain run takes some, and `pytest --thorough` all."""
+"""Parameters of which a plain run uses some, and `pytest --thorough` all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalogue: each fault is one, and each clean variant is none."""
+"""The catalogue: each fault changes outputs, and no clean variant does."""
 
 from __future__ import annotations
 

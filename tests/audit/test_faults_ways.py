@@ -1,4 +1,4 @@
-"""The catalogue of the ways other than the archive: each fault is caught, no clean variant is."""
+"""The catalogue of other backends: each fault is caught, no clean variant is."""
 
 from __future__ import annotations
 

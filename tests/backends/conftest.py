@@ -1,4 +1,4 @@
-"""A folder for what takes long to build, which all processes of a run share."""
+"""A folder for programs that take long to build, shared by all processes of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the backends of other libraries' CLIP models share."""
+"""Helpers for the tests of backends that use other libraries' CLIP models."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What every backend has to do, whatever its library is.
+"""Requirements of every backend.
 
-Each is built, run, given what it cannot run, and closed, once for all tests: some take a minute to
-build. What is seen on the way is what the tests are about.
+Each is built, run, given inputs that it cannot run, and closed, once for all tests: some take a
+minute to build. The tests check what was recorded on the way.
 """
 
 from __future__ import annotations

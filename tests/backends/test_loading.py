@@ -1,4 +1,4 @@
-"""From files that are open to what is compared."""
+"""From open files to the two sides of a comparison."""
 
 from __future__ import annotations
 

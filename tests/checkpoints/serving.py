@@ -1,4 +1,4 @@
-"""A server on this machine that gives one file, and behaves as each test tells it to."""
+"""A local server of one file, whose behaviour each test sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever training code saves: the model in it is found, and what is no part of it is told."""
+"""Files of training code: the model is found, and other contents are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that attack whoever opens them: each is refused in our words, and nothing else happens.
+"""Files that attack their reader: each is refused with our own error, without side effects.
 
 Nothing of them runs, nothing is written, and neither memory nor time goes beyond a bound: the
 command line runs in another process that may grow by a gigabyte and has a minute.

@@ -1,4 +1,4 @@
-"""What tells how weights compute, against open_clip's own models."""
+"""Sources of an architecture, compared with open_clip's own models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the search starts from: small inputs, written by the project's own writers and by torch."""
+"""Seeds of the search: small inputs, written by our own writers and by torch."""
 
 from __future__ import annotations
 

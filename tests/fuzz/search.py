@@ -1,4 +1,4 @@
-"""Search one target: alter inputs, run them within bounds of time and memory, keep what gets out.
+"""Search one target: alter inputs, run them with limits of time and memory, save findings.
 
 With atheris the search goes by what code an input reaches; without, it alters the seeds blindly.
 """
@@ -33,12 +33,12 @@ _MINIMISING = 100
 
 
 class Hang(BaseException):
-    """An input took too long. No exception, so that no parser can hold it for one of its own."""
+    """An input took too long. Not an `Exception`, so that no parser can catch it."""
 
 
 @dataclass
 class Tally:
-    """What became of a search.
+    """Counts of a search.
 
     Attributes:
         runs: inputs that were tried.
@@ -71,7 +71,7 @@ class Search:
         self._scratch = scratch
 
     def run(self, data: bytes) -> None:
-        """Try an input. What gets out of the parser is a find, and noted."""
+        """Run an input. An unexpected exception of the parser is a finding, and is recorded."""
         (self._scratch / "current").write_bytes(data)  # for whoever looks after this process
         self.tally.runs += 1
         outcome = self._outcome(data)

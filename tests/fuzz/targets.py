@@ -1,4 +1,4 @@
-"""Everything that parses, each called as the product calls it, on one altered input."""
+"""Every parser, called as the package calls it, on one altered input."""
 
 from __future__ import annotations
 

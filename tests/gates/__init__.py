@@ -1,4 +1,4 @@
-"""Cases whose distance from float64 is known exactly, for the tests of the gates."""
+"""Cases with exactly known errors vs float64, for the tests of gates."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def rows_of(name: str, images: int, prompts: int) -> int:
 
 
 def spoilt(array: np.ndarray, value: float) -> np.ndarray:
-    """With that value in the first column of the second row."""
+    """Put a value into the first column of the second row."""
     array = array.copy()
     array[1, 0] = value
     return array

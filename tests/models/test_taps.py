@@ -1,4 +1,4 @@
-"""Listening in on the modules of an archive."""
+"""Listening to the calls of an archive's modules."""
 
 from __future__ import annotations
 

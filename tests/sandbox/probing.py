@@ -1,4 +1,4 @@
-"""A servant that tries what a file that has taken over its process would try."""
+"""A handler that tries what malicious code in its process would try."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Tensors = list[torch.Tensor]
 
 
 def _tried(act: Callable[[], object]) -> Answer:
-    """What came of it, in a word: the system's error, or done."""
+    """Return the system's error in a word, or "done"."""
     try:
         return {"came": str(act())}, ()
     except OSError as error:

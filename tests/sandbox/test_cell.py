@@ -1,4 +1,4 @@
-"""What a cell can do, and what becomes of it: each of these is a process that was forked for it."""
+"""What a sandbox process can do, and how it ends; each test forks its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs and outcomes of sweeps that nothing is computed for, and archives of a few layers."""
+"""Jobs and outcomes of sweeps without any computing, and archives of a few layers."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def sha256_of(of: Job) -> str:
 
 
 class Stage:
-    """An engine that plays what it is told, one job at a time or several.
+    """An engine with given outcomes, for one job at a time or several.
 
     Args:
         judge: what is found of a job; an `Outcome` stands for something else than an end.

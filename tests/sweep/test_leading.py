@@ -1,4 +1,4 @@
-"""The command itself, with what it is asked for; whole sweeps are in test_sweep.py."""
+"""The command and its options; whole sweeps are in test_sweep.py."""
 
 from __future__ import annotations
 

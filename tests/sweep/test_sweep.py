@@ -1,4 +1,4 @@
-"""Whole sweeps by the command line, with what ends early ended on purpose."""
+"""Whole sweeps by the command line, some of them interrupted on purpose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judgements made by hand, in no time, with all that a page shows."""
+"""Judgements made without running models, with everything that a page shows."""
 
 from __future__ import annotations
 

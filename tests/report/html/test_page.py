@@ -1,4 +1,4 @@
-"""What the page says, of whom it takes it, and that nothing that it is given can run."""
+"""The contents of the page, and that no value in it can run."""
 
 from __future__ import annotations
 

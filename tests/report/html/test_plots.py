@@ -1,4 +1,4 @@
-"""Plots say what the gates say, whatever they are given."""
+"""Plots agree with the gates for all kinds of values."""
 
 from __future__ import annotations
 
