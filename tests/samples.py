@@ -1,4 +1,4 @@
-"""Checkpoints of a few hundred kilobytes, and ways to alter a zip file on purpose."""
+"""Checkpoints of a few hundred kilobytes, and functions that alter a zip file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a file: one clear message, exit code 2, and nothing run or left behind."""
+"""Bad files: one clear message, exit code 2, no code run, and no files left behind."""
 
 from __future__ import annotations
 

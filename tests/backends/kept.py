@@ -92,7 +92,7 @@ def batch(architecture: Architecture, images: int, texts: int) -> tuple[Pixels, 
 
 
 def expected(model: eager.CLIP, pixels: Pixels, tokens: Tokens) -> Named:
-    """What the eager model gives."""
+    """Return the outputs of the eager model."""
     with torch.inference_mode():
         image = model.encode_image(torch.from_numpy(pixels))
         text = model.encode_text(torch.from_numpy(tokens))

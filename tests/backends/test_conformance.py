@@ -100,7 +100,7 @@ UNFIT = [
 
 @dataclass(frozen=True)
 class Life:
-    """What was seen of a backend from before it was built until after it was closed.
+    """Observations of a backend, from before it was built until after it was closed.
 
     Attributes:
         choice: which.
@@ -108,15 +108,15 @@ class Life:
         before: its weights, before anything was built.
         name: the backend's.
         size: the same.
-        cases: each batch, beside what the reference gave.
-        untouched: by batch, whether pixels and ids are what they were.
+        cases: outputs of each batch, with those of the reference.
+        untouched: by batch, whether pixels and ids are unchanged.
         scale: exp(logit_scale).
-        twice: each batch once more.
-        repeats: rows of the large batch, alone and in other company.
+        twice: outputs of each batch in a second run.
+        repeats: rows of the large batch, alone and in other batches.
         methods: the large batch, each output by its own method.
-        error: what came of ids that no model has.
+        error: the error for ids outside the vocabulary.
         evidence: of it, when it had run.
-        closed: what came of each method afterwards.
+        closed: the error of each method after closing.
         evidence_of_closed: the evidence, afterwards.
         left: what it left behind in this process or on the disk, by what was looked at.
     """
@@ -273,7 +273,7 @@ def raised(call: Callable[..., object], *arguments: object) -> BaseException:
 
 
 def state(scratch: Path, temporary: Path) -> dict[str, object]:
-    """What of this process and of the disk a backend has to leave as it was."""
+    """State of this process and of the disk that a backend must not change."""
     import torch._dynamo
 
     return {

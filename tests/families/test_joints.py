@@ -1,4 +1,4 @@
-"""What lies between modules adds up to the eager model."""
+"""Modules and joints together compute the eager model."""
 
 from __future__ import annotations
 

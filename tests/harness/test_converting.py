@@ -1,4 +1,4 @@
-"""What is known of how a checkpoint computes, before its weights are converted."""
+"""Sources of a checkpoint's architecture, before its weights are converted."""
 
 from __future__ import annotations
 

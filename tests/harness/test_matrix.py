@@ -1,4 +1,4 @@
-"""What is judged together: backends of one checkpoint, files beside references, and programs."""
+"""Runs that share a reference: backends of one checkpoint, files with references, and programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several checkpoints at a time. No process is started but by the first test, with --thorough."""
+"""Several checkpoints at a time. Only the first test starts processes, with --thorough."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each trap of a traced archive, with the naive patch that falls into it."""
+"""The pitfalls of traced archives, each with a naive patch that fails on it."""
 
 from __future__ import annotations
 

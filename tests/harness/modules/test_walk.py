@@ -1,4 +1,4 @@
-"""Where altered archives first depart from the eager model."""
+"""The first place where altered archives depart from the eager model."""
 
 from __future__ import annotations
 

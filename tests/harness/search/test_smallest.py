@@ -1,4 +1,4 @@
-"""A fault that shows on some inputs is found, and shrunk to the smallest of them."""
+"""A fault on some inputs is found and shrunk to the smallest of them."""
 
 from __future__ import annotations
 
