@@ -107,10 +107,6 @@ class Backend(ABC):
         lacks: outputs that its model does not have, such as logits of a single tower.
         seen: rounds pixels to what it takes, as whole numbers; None where it takes them as they
             are.
-        normalised: features that it gives with the length 1. As `absent` it is to be asked for
-            after it has run, and so are the next two.
-        mapping: what the inputs and outputs of a user's program are, for people.
-        batches: the only numbers of images and texts that it runs with; nothing for any.
     """
 
     summary: ClassVar[str] = ""
@@ -234,17 +230,20 @@ class Backend(ABC):
 
     @property
     def normalised(self) -> frozenset[str]:
-        """See the class."""
+        """Names of the features that it normalises to length 1. Call it after it has run."""
         return frozenset()
 
     @property
     def mapping(self) -> tuple[str, ...]:
-        """See the class."""
+        """Meanings of the inputs and outputs of a user's program. Call it after it has run."""
         return ()
 
     @property
     def batches(self) -> tuple[Rows, ...]:
-        """See the class."""
+        """The only numbers of images and texts with which it runs; empty if it takes any.
+
+        Call it after it has run.
+        """
         return ()
 
     def gives(self, method: str, *, itself: bool = False) -> tuple[str, ...]:  # noqa: ARG002
