@@ -107,7 +107,7 @@ def test_a_file_that_writes_another_fails_and_leaves_nothing(
 
 
 @pytest.mark.thorough
-def test_replay_and_localize_run_it_apart_too(run: Run, tmp_path: Path) -> None:
+def test_replay_and_localize_use_the_sandbox_too(run: Run, tmp_path: Path) -> None:
     path = hostile.write(tmp_path / "hostile.pt", hostile.writing(tmp_path / "made"))
     (tmp_path / "made").unlink()
     done = run("check", path, "--report", tmp_path / "report", "--examples", 14)
@@ -124,13 +124,13 @@ def test_a_crash_ends_localize_with_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_both_ways_of_running_it_find_the_same(minute_archive: Path) -> None:
+def test_a_check_finds_the_same_with_and_without_a_sandbox(minute_archive: Path) -> None:
     apart, here = (judged(minute_archive, isolation=how) for how in ("process", "none"))
     assert [gate.figures for gate in apart.gates] == [gate.figures for gate in here.gates]
     assert (bool(apart.isolation), here.isolation) == (True, ())
 
 
-def test_by_default_all_but_released_files_run_apart(
+def test_by_default_all_files_except_released_ones_run_in_a_sandbox(
     minute_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert judged(minute_archive).isolation
@@ -139,7 +139,7 @@ def test_by_default_all_but_released_files_run_apart(
     assert judged(minute_archive, isolation="process").isolation
 
 
-def test_nothing_runs_apart_of_a_file_without_code(tmp_path: Path) -> None:
+def test_a_file_without_code_needs_no_sandbox(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(minute_bytes(Format.SAFETENSORS))
     (found,) = check(path, backend="trace", examples=14).judgements
@@ -155,7 +155,7 @@ def test_where_it_ran_is_told(run: Run, minute_archive: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_nothing_is_told_of_where_it_ran_if_it_was_refused_before(
+def test_a_refused_file_has_no_isolation_in_its_report(
     tmp_path: Path, minute_archive: Path, run: Run
 ) -> None:
     program = tmp_path / "half.onnx"
@@ -224,7 +224,7 @@ def test_root_judges_what_only_another_user_may_read(
 
 
 @pytest.mark.thorough
-def test_the_parent_is_as_it_was(minute_archive: Path) -> None:
+def test_the_parent_process_is_unchanged(minute_archive: Path) -> None:
     """No capability is dropped and no limit taken in the process of the check."""
     import resource
 

@@ -82,7 +82,7 @@ def dealt() -> dict[str, list[str]]:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", [*FAST, *SLOW])
-def test_each_is_right_in_one_of_the_models(name: str) -> None:
+def test_each_variant_gets_the_right_verdict_in_one_of_the_models(name: str) -> None:
     """In all of them: `clipcheck audit --family all`."""
     found = audit((), families=(name,), only=dealt()[name], localize=True)
     assert [finding for finding in found.findings if not finding.right] == []
@@ -91,14 +91,14 @@ def test_each_is_right_in_one_of_the_models(name: str) -> None:
 
 
 @parametrize("name", FAST, quick=2)
-def test_a_model_gets_most_of_the_catalogue(name: str) -> None:
+def test_most_variants_apply_to_each_model(name: str) -> None:
     architecture = small.small(name)
     chosen = [variant for variant in CATALOGUE if variant.applies_to(architecture, "trace")]
     assert sum(not variant.clean for variant in chosen) >= 18
     assert sum(variant.clean for variant in chosen) >= 6
 
 
-def test_a_variant_is_left_out_where_nothing_is_what_it_alters() -> None:
+def test_a_variant_does_not_apply_to_a_model_without_its_modules() -> None:
     clipa, roberta = small.small("clipa"), small.small("roberta")
     padding, mask = named("padding-attended-to"), named("text-mask-left-out")
     assert [padding.applies_to(each, "trace") for each in (clipa, roberta)] == [False, True]
@@ -133,7 +133,7 @@ def counted(run: list[str], name: str, method: Callable[..., Tensor]) -> Callabl
     return call
 
 
-def test_one_tower_alone_gets_what_is_of_it() -> None:
+def test_a_single_tower_gets_only_variants_of_that_tower() -> None:
     config = {
         "model_type": "clip_text_model",
         "architectures": ["CLIPTextModelWithProjection"],
@@ -148,7 +148,7 @@ def test_one_tower_alone_gets_what_is_of_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["clipa", "Aimv2Model", "AlignModel"])
-def test_a_stale_scale_multiplies_by_less(name: str) -> None:
+def test_a_stale_scale_is_smaller(name: str) -> None:
     """AIMv2 bounds it from above, and ALIGN divides by it."""
     model = built(name)
     before = model.log_scale().item()
@@ -156,7 +156,7 @@ def test_a_stale_scale_multiplies_by_less(name: str) -> None:
     assert before - model.log_scale().item() == pytest.approx(0.01, rel=0.01)
 
 
-def test_the_last_block_is_one_of_the_tower_s() -> None:
+def test_the_last_block_belongs_to_the_tower() -> None:
     model = built("clipa")
     for visual, tower in ((True, "visual.transformer"), (False, "transformer")):
         blocks = model.get_submodule(f"model.{tower}.resblocks")
@@ -164,14 +164,14 @@ def test_the_last_block_is_one_of_the_tower_s() -> None:
         assert last_block(visual=visual)(model) == [blocks[-1]]
 
 
-def test_no_block_is_left_out_that_does_not_keep_the_shape() -> None:
+def test_blocks_that_change_the_shape_are_not_skipped() -> None:
     """Those of EfficientNet give other channels and fewer places."""
     model = built("AlignModel")
     assert last_block(visual=True)(model) == []
     assert len(last_block(visual=False)(model)) == 1
 
 
-def test_entries_are_of_known_families_and_have_names_of_their_own() -> None:
+def test_entries_have_known_families_and_unique_names() -> None:
     counts = Counter(variant.name for variant in CATALOGUE)
     assert [variant.name for variant in ALL if counts[variant.name] != 1] == []
     assert {variant.family for variant in TYPE_FAULTS} <= set(FAMILIES)

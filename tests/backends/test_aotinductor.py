@@ -48,7 +48,7 @@ def backend(made: Source) -> Iterator[Backend]:
 
 
 @pytest.mark.thorough
-def test_its_weights_cannot_be_told(backend: Backend) -> None:
+def test_weights_of_a_package_cannot_be_read(backend: Backend) -> None:
     found = backend.evidence()
     assert found.weights is None
     assert not found.doubts
@@ -60,13 +60,13 @@ def test_its_size_is_that_of_the_package(backend: Backend, made: Source) -> None
 
 
 @pytest.mark.thorough
-def test_it_leaves_nothing_where_it_was_compiled(backend: Backend, made: Source) -> None:
+def test_compiling_leaves_no_files_in_the_working_folder(backend: Backend, made: Source) -> None:
     places = [path for path in made.scratch.iterdir() if not (path / "lock").exists()]
     assert [path for path in places if path.is_dir()] == []
 
 
 @pytest.mark.thorough
-def test_a_size_that_was_compiled_in_is_found_by_trying(made: Source, tmp_path: Path) -> None:
+def test_a_fixed_batch_size_is_found_by_trying(made: Source, tmp_path: Path) -> None:
     class Images(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -112,7 +112,7 @@ def test_the_package_says_which_ids_it_takes(backend: Backend, made: Source) -> 
 
 
 @pytest.mark.thorough
-def test_what_it_raises_is_translated_without_where_in_cpp(backend: Backend, made: Source) -> None:
+def test_an_error_is_translated_without_its_cpp_location(backend: Backend, made: Source) -> None:
     pixels, tokens = batch(made.checkpoint.architecture, 1, 1)
     # torch 2.9 prints the reason, and raises that the call of its own function failed.
     old = Version(torch.__version__) < Version("2.10")
@@ -124,7 +124,7 @@ def test_what_it_raises_is_translated_without_where_in_cpp(backend: Backend, mad
 
 
 @pytest.mark.thorough
-def test_what_the_compiler_raises_is_translated(
+def test_an_error_of_the_compiler_is_translated(
     made: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -137,7 +137,7 @@ def test_what_the_compiler_raises_is_translated(
 
 
 @pytest.mark.thorough
-def test_what_the_loader_raises_is_translated(
+def test_an_error_of_the_loader_is_translated(
     made: Source, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: str) -> None:
@@ -212,7 +212,7 @@ def test_it_is_not_available_without_a_compiler(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("device", "fits"), [("cpu", True), ("cuda", True), ("mps", False)])
-def test_it_is_unfit_for_devices_that_it_has_no_code_for(
+def test_it_is_unfit_for_devices_without_compiled_code(
     made: Source, device: str, fits: bool
 ) -> None:
     reason = AOTInductor.unfit(made.checkpoint, torch.device(device), "float32")

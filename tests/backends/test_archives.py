@@ -74,7 +74,7 @@ def written_out(model: nn.Module) -> nn.Module:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
-def test_an_archive_traced_under_autocast_is_judged_in_what_it_computes_in(
+def test_an_archive_traced_under_autocast_is_judged_in_its_own_dtypes(
     tmp_path: Path, lower: torch.dtype
 ) -> None:
     with torch.autocast("cpu", dtype=lower):
@@ -158,7 +158,7 @@ class Wrapped(nn.Module):
     ],
     quick=1,
 )
-def test_archives_of_open_clip_are_judged_as_the_reference_s(
+def test_archives_of_open_clip_are_judged_like_those_of_the_reference(
     tmp_path: Path, write: Callable[..., Path], kind: str, options: dict[str, Any]
 ) -> None:
     path = write(open_clip_model(kind, **options), tmp_path / "model.pt")
@@ -201,7 +201,7 @@ def test_a_fault_in_an_archive_of_open_clip_is_found_by_the_reference_s_names(
     ],
     quick=1,
 )
-def test_outputs_that_exist_are_judged_and_others_listed(
+def test_existing_outputs_are_judged_and_missing_ones_listed(
     tmp_path: Path, methods: tuple[str, ...], absent: tuple[str, ...], gates: int
 ) -> None:
     judged = checked(traced(reference().float(), tmp_path / "model.pt", methods))
@@ -243,9 +243,7 @@ FORWARDS: dict[str, tuple[str, Callable[..., Any], tuple[str, ...]]] = {
 
 
 @parametrize("name", FORWARDS, quick=1)
-def test_what_forward_gives_is_judged_and_what_it_does_not_is_listed(
-    tmp_path: Path, name: str
-) -> None:
+def test_outputs_of_forward_are_judged_and_missing_ones_listed(tmp_path: Path, name: str) -> None:
     takes, give, there = FORWARDS[name]
     judged = checked(traced_forward(tmp_path / "model.pt", takes, give))
     assert failed(judged) == set()
@@ -265,7 +263,7 @@ def test_what_forward_gives_is_judged_and_what_it_does_not_is_listed(
     ],
     quick=1,
 )
-def test_what_is_wrong_in_what_forward_gives_is_found(
+def test_a_fault_in_the_outputs_of_forward_is_found(
     tmp_path: Path, name: str, output: str, tower: str
 ) -> None:
     takes, give, _ = FORWARDS[name]
@@ -278,9 +276,7 @@ def test_what_is_wrong_in_what_forward_gives_is_found(
 
 @pytest.mark.thorough
 @parametrize("name", ["image", "features"], quick=1)
-def test_a_forward_beside_the_encoders_has_to_give_what_these_give(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_forward_beside_the_encoders_has_to_agree_with_them(tmp_path: Path, name: str) -> None:
     takes, give, _ = FORWARDS[name]
     for off, expected in ((0.0, set()), (0.01, {"repeatability"})):
         path = tmp_path / f"{off}.pt"
@@ -308,7 +304,7 @@ def test_a_forward_beside_the_encoders_has_to_give_what_these_give(
     quick=1,
     ids=["normalised", "sums", "three"],
 )
-def test_of_a_forward_that_is_not_known_one_line_tells_what_was_expected(
+def test_an_unrecognised_forward_is_reported_in_one_line_with_what_was_expected(
     tmp_path: Path, takes: str, give: Callable[..., Any], problem: str
 ) -> None:
     path = tmp_path / "model.pt"
@@ -340,7 +336,7 @@ class Idle(nn.Module):
 
 
 @pytest.mark.parametrize("promised", [True, False])
-def test_a_method_that_fails_is_a_failure_and_no_method_at_all_is_not_judged(
+def test_a_failing_method_is_a_failure_and_an_archive_without_methods_is_not_judged(
     tmp_path: Path, promised: bool
 ) -> None:
     path = tmp_path / "model.pt"
@@ -392,7 +388,7 @@ GELU = Departure("GELU", "QuickGELU")
     quick=2,
     ids=["gelu", "image", "text-tanh", "heads", "gelu-heads", "epsilon", "epsilon-timm"],
 )
-def test_an_archive_of_another_architecture_is_told_what_it_computes(
+def test_the_architecture_that_an_archive_computes_is_reported(
     tmp_path: Path, alter: Callable[[Any], Any], expected: dict[str, Departure]
 ) -> None:
     judged = checked(traced(alter(reference().float()), tmp_path / "model.pt"))
@@ -402,7 +398,7 @@ def test_an_archive_of_another_architecture_is_told_what_it_computes(
 
 
 @pytest.mark.thorough
-def test_of_a_resnet_the_heads_are_told(tmp_path: Path) -> None:
+def test_the_heads_of_a_resnet_are_reported(tmp_path: Path) -> None:
     model = reference_clip().model.build_model(synthesize(MINUTE_RESNET)).eval().float()
     model.requires_grad_(False).visual.attnpool.num_heads = 2
     judged = checked(traced(model, tmp_path / "model.pt", architecture=MINUTE_RESNET))
@@ -424,7 +420,7 @@ _thorough = pytest.mark.thorough
         pytest.param("ln_final", "eps", 1e-6, id="ln_final", marks=_thorough),
     ],
 )
-def test_a_fault_that_is_no_other_architecture_is_told_as_none(
+def test_a_fault_is_not_reported_as_another_architecture(
     tmp_path: Path, module: str, name: str, value: object
 ) -> None:
     model = reference().float()
@@ -435,7 +431,7 @@ def test_a_fault_that_is_no_other_architecture_is_told_as_none(
 
 
 @pytest.mark.thorough
-def test_a_fault_beside_another_activation_leaves_it_nearer_to_that_where_none_was_told(
+def test_a_fault_with_another_activation_is_reported_as_nearer_to_that_activation(
     tmp_path: Path,
 ) -> None:
     model = with_gelu(reference().float(), "visual")
@@ -451,7 +447,7 @@ def test_a_fault_beside_another_activation_leaves_it_nearer_to_that_where_none_w
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("activation", "towers"), [("GELU", ["image", "text"]), ("", [])])
-def test_of_an_archive_traced_under_autocast_it_is_told_which_activation_is_nearer(
+def test_the_nearer_activation_is_reported_for_an_archive_traced_under_autocast(
     tmp_path: Path, activation: str, towers: list[str]
 ) -> None:
     model = reference().float()
@@ -496,7 +492,7 @@ def with_a_quantized_buffer(model: nn.Module, path: Path) -> Path:
     ],
     ids=["frozen", "int8", "float16", "buffer"],
 )
-def test_archives_whose_weights_have_no_names_are_told_apart(
+def test_archives_whose_weights_have_no_names_are_distinguished(
     tmp_path: Path, write: Callable[..., Path], message: str
 ) -> None:
     with torchscript_support.silenced(), warnings.catch_warnings():
@@ -512,7 +508,7 @@ def test_an_archive_with_a_logit_bias_is_refused(tmp_path: Path) -> None:
         open_checkpoint(path)
 
 
-def test_an_archive_of_open_clip_loads_as_the_classic_way_does(tmp_path: Path) -> None:
+def test_an_archive_of_open_clip_loads_as_with_the_reference_package(tmp_path: Path) -> None:
     path = scripted(open_clip_model("CustomTextCLIP"), tmp_path / "model.pt")
     jit, eager, _ = clipcheck.load_both(path, device="cpu")
     with torch.inference_mode(), torchscript_support.silenced():

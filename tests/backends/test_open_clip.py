@@ -103,7 +103,7 @@ def model_of(backend: Any) -> Any:
 # ------------------------------------------------------------------ what it computes
 
 
-def test_it_is_a_way_to_run_a_checkpoint() -> None:
+def test_the_open_clip_backend_checks_a_checkpoint() -> None:
     assert_fits(registry.find("open_clip"))
     assert OpenClip.version() == f"open_clip_torch {open_clip().__version__}"
 
@@ -112,7 +112,7 @@ def test_it_computes_what_the_eager_model_does(made: Built) -> None:
     assert max(ratios(*made, pairs(made[0].checkpoint))) < 3
 
 
-def test_all_its_weights_are_the_files(made: Built) -> None:
+def test_all_weights_equal_those_of_the_file(made: Built) -> None:
     evidence = made[1].evidence()
     assert evidence.weights == len(model_of(made[1]).state_dict())
     assert (list(evidence.doubts), dict(evidence.differing)) == ([], {})
@@ -120,7 +120,7 @@ def test_all_its_weights_are_the_files(made: Built) -> None:
 
 @parametrize("form", ["safetensors", "archive"])
 @parametrize("dtype", ["float16", "float32", "bfloat16"])
-def test_in_half_it_keeps_in_float32_what_the_eager_model_keeps(
+def test_in_half_it_keeps_the_same_weights_in_float32_as_the_eager_model(
     archive: Checkpoint, tmp_path: Path, dtype: str, form: str
 ) -> None:
     source = source_of(open_checkpoint(FORMS[form](archive, tmp_path)), tmp_path, dtype)
@@ -135,7 +135,7 @@ def test_in_half_it_keeps_in_float32_what_the_eager_model_keeps(
     assert (list(evidence.doubts), dict(evidence.differing)) == ([], {})
 
 
-def test_its_class_is_the_one_that_the_folder_asks_for(vit: Checkpoint, tmp_path: Path) -> None:
+def test_the_folder_decides_the_class(vit: Checkpoint, tmp_path: Path) -> None:
     model = open_clip().model
     plain = source_of(open_checkpoint(as_safetensors(vit, tmp_path)), tmp_path)
     custom = source_of(open_checkpoint(as_custom_text(vit, tmp_path)), tmp_path)
@@ -143,7 +143,9 @@ def test_its_class_is_the_one_that_the_folder_asks_for(vit: Checkpoint, tmp_path
     assert type(model_of(OpenClip.build(custom))) is model.CustomTextCLIP
 
 
-def test_create_model_makes_the_same_of_the_folder(vit: Checkpoint, tmp_path: Path) -> None:
+def test_create_model_builds_the_same_model_from_the_folder(
+    vit: Checkpoint, tmp_path: Path
+) -> None:
     folder = as_folder(vit, tmp_path)
     backend = OpenClip.build(source_of(open_checkpoint(folder), tmp_path))
     theirs = open_clip().create_model(f"local-dir:{folder}").eval()
@@ -167,9 +169,7 @@ def test_a_folder_of_transformers_is_run_as_well(vit: Checkpoint, tmp_path: Path
     assert dict(backend.evidence().differing) == {}
 
 
-def test_counters_that_training_code_leaves_out_are_not_missed(
-    seeded_archive: SeededArchive, tmp_path: Path
-) -> None:
+def test_missing_counters_are_no_fault(seeded_archive: SeededArchive, tmp_path: Path) -> None:
     whole = open_checkpoint(seeded_archive("tiny-resnet"))
     weights = {k: t for k, t in whole.tensors.items() if "num_batches_tracked" not in k}
     path = tmp_path / "weights.safetensors"
@@ -184,7 +184,7 @@ def test_counters_that_training_code_leaves_out_are_not_missed(
 
 
 @pytest.mark.thorough
-def test_an_archive_in_float32_is_rounded_by_the_library_and_that_is_told(
+def test_rounding_of_a_float32_archive_by_the_library_is_reported(
     vit: Checkpoint, tmp_path: Path
 ) -> None:
     weights = {
@@ -201,7 +201,7 @@ def test_an_archive_in_float32_is_rounded_by_the_library_and_that_is_told(
     assert dict(OpenClip.build(exact).evidence().differing) == {}
 
 
-def test_a_weight_that_is_another_is_named(vit: Checkpoint, tmp_path: Path) -> None:
+def test_a_wrong_weight_is_named(vit: Checkpoint, tmp_path: Path) -> None:
     backend = OpenClip.build(source_of(open_checkpoint(as_custom_text(vit, tmp_path)), tmp_path))
     with torch.no_grad():
         model_of(backend).text.ln_final.bias[3] += 1e-3
@@ -210,7 +210,9 @@ def test_a_weight_that_is_another_is_named(vit: Checkpoint, tmp_path: Path) -> N
     }
 
 
-def test_what_is_not_as_it_is_called_is_doubted(vit: Checkpoint, tmp_path: Path) -> None:
+def test_a_model_that_differs_from_the_request_gets_a_warning(
+    vit: Checkpoint, tmp_path: Path
+) -> None:
     source = source_of(open_checkpoint(as_safetensors(vit, tmp_path)), tmp_path)
 
     class Another(open_clip().model.CLIP):  # type: ignore[misc, name-defined]
@@ -238,7 +240,7 @@ OTHER = [
 
 @parametrize("form", [Format.ARCHIVE, Format.SAFETENSORS], quick=1)
 @parametrize("architecture", OTHER, quick=2, ids=Architecture.departures)
-def test_it_builds_the_architecture_that_is_told(
+def test_it_builds_the_given_architecture(
     tmp_path: Path, architecture: Architecture, form: Format
 ) -> None:
     write(architecture, synthesize(architecture), tmp_path / "w", form)
@@ -249,7 +251,7 @@ def test_it_builds_the_architecture_that_is_told(
     assert not backend.evidence().doubts
 
 
-def test_one_activation_for_each_tower_is_nothing_that_it_has(tmp_path: Path) -> None:
+def test_it_is_unfit_for_different_activations_in_the_towers(tmp_path: Path) -> None:
     mixed = replace(MINUTE, text_blocks=Blocks(activation=Activation.GELU))
     write(mixed, synthesize(mixed), tmp_path / "w", Format.SAFETENSORS)
     checkpoint = open_checkpoint(tmp_path / "w")
@@ -264,7 +266,7 @@ def test_one_activation_for_each_tower_is_nothing_that_it_has(tmp_path: Path) ->
     assert max(ratios(source, OpenClip.build(source), pairs(source.checkpoint))) < 3
 
 
-def test_a_folder_whose_configuration_says_another_activation_than_the_user_is_doubted(
+def test_a_folder_that_contradicts_the_given_activation_gets_a_warning(
     tmp_path: Path,
 ) -> None:
     write(GELU, synthesize(GELU), tmp_path / "w", Format.SAFETENSORS)
@@ -278,7 +280,7 @@ def test_a_folder_whose_configuration_says_another_activation_than_the_user_is_d
 # ------------------------------------------------------------------ where it does not run
 
 
-def test_it_fits_all_where_there_is_torchscript(
+def test_it_can_run_all_models_if_torchscript_is_there(
     vit: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = open_checkpoint(as_safetensors(vit, tmp_path))
@@ -289,7 +291,7 @@ def test_it_fits_all_where_there_is_torchscript(
     assert OpenClip.unfit(plain, CPU, "float32") is None
 
 
-def test_what_is_missing_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "open_clip" else find_spec(name)
@@ -300,7 +302,7 @@ def test_what_is_missing_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch
     assert missing.remedy == "Install it: pip install open_clip_torch."
 
 
-def test_what_the_library_raises_is_told_in_its_words(
+def test_errors_of_the_library_keep_their_text(
     vit: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: Any, **__: Any) -> None:
@@ -340,7 +342,7 @@ def created(checkpoint: Checkpoint, scratch: Path, asked: str) -> Backend:
 
 @pytest.mark.usefixtures("names")
 @pytest.mark.parametrize("small_archive", [MINUTE], ids=["vit"], indirect=True)
-def test_create_model_by_the_right_name_or_a_folder_computes_what_was_trained(
+def test_create_model_with_the_right_name_or_a_folder_computes_the_trained_model(
     archive: Checkpoint, tmp_path: Path
 ) -> None:
     folder = open_checkpoint(as_folder(archive, tmp_path))

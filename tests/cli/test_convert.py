@@ -53,9 +53,7 @@ def test_a_state_dict_becomes_an_archive_that_was_checked(
     assert run("check", archive, "--examples", 1).code == 0
 
 
-def test_an_archive_of_another_architecture_is_not_converted_before_that_is_told(
-    run: Run, tmp_path: Path
-) -> None:
+def test_an_archive_of_another_architecture_needs_the_option(run: Run, tmp_path: Path) -> None:
     path, output = tmp_path / "gelu.pt", tmp_path / "a.safetensors"
     gelu = MINUTE.with_blocks(activation=Activation.GELU)
     write_archive(MINUTE, minute_weights(), path, alter=fault_named("gelu-for-quickgelu").plant)

@@ -109,7 +109,7 @@ def run(browser: Chrome, script: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["failing", "passing", "unjudged", "sly"])
-def test_it_is_quiet_and_asks_for_nothing_but_itself(
+def test_the_page_logs_no_errors_and_loads_nothing_else(
     browser: Chrome, pages: dict[str, Path], name: str
 ) -> None:
     show(browser, pages[name])
@@ -125,7 +125,7 @@ def test_it_is_quiet_and_asks_for_nothing_but_itself(
     assert [url for url in asked if url != pages[name].as_uri() and url[:5] != "data:"] == []
 
 
-def test_what_a_prompt_says_is_not_run(browser: Chrome, pages: dict[str, Path]) -> None:
+def test_scripts_in_a_prompt_are_not_run(browser: Chrome, pages: dict[str, Path]) -> None:
     show(browser, pages["sly"])
     assert browser.title.startswith("INCONSISTENT")
     assert SLY in run(browser, "return document.querySelector('#j2 .prompt').innerText")
@@ -224,7 +224,7 @@ def test_text_in_a_plot_is_not_smaller_on_a_phone_than_can_be_read(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_has_the_colours_that_are_asked_for(
+def test_the_page_follows_the_colour_scheme(
     browser: Chrome, pages: dict[str, Path], scheme: str
 ) -> None:
     show(browser, pages["failing"], scheme=scheme)
@@ -240,7 +240,7 @@ def brightness(colour: str) -> float:
     return sum(parts) / 3
 
 
-def test_it_is_read_by_the_keyboard(browser: Chrome, pages: dict[str, Path]) -> None:
+def test_the_page_can_be_read_by_keyboard(browser: Chrome, pages: dict[str, Path]) -> None:
     from selenium.webdriver import ActionChains, Keys
 
     show(browser, pages["failing"])
@@ -253,7 +253,7 @@ def test_it_is_read_by_the_keyboard(browser: Chrome, pages: dict[str, Path]) -> 
     assert run(browser, "return document.querySelector('details').open") is True
 
 
-def test_it_is_printed_on_white_and_nothing_is_cut_off(
+def test_the_page_is_printed_on_white_and_nothing_is_cut_off(
     browser: Chrome, pages: dict[str, Path]
 ) -> None:
     show(browser, pages["failing"], width=700, scheme="dark")
