@@ -441,12 +441,12 @@ def test_files_of_another_version_are_left_alone(folder: Path, scratch: Path) ->
     ours = Artefacts(folder, scratch).get("x.so", KEY, writing()).parent
     newer = folder / "v2"
     newer.mkdir()
-    (newer / "entry").write_bytes(b"of another kind")
+    (newer / "entry").write_bytes(b"of another version")
     (folder / ".v2.lock").touch()
     (folder / f"{'ab' * 32}.new").mkdir()
     Artefacts(folder, scratch, limit=0).get("y.so", KEY, writing())
     assert not ours.exists()
-    assert (newer / "entry").read_bytes() == b"of another kind"
+    assert (newer / "entry").read_bytes() == b"of another version"
     assert (folder / ".v2.lock").exists()
     assert (folder / f"{'ab' * 32}.new").exists()
 

@@ -188,7 +188,7 @@ def lived(choice: Choice, sides: Sides, temporary: Path) -> Life:
     twice = [backend.outputs(batch.pixels, batch.tokens) for batch in given]
     repeats = [
         again(backend, given[LARGE], "alone", [4], [5]),
-        again(backend, given[LARGE], "in other company", [4, 0], [5, 1, 0]),
+        again(backend, given[LARGE], "in other batches", [4, 0], [5, 1, 0]),
     ]
     methods = by_method(backend, given[LARGE])
     pixels, tokens = pairs[0]

@@ -358,7 +358,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[CheckpointError], str]] = 
     ),
     "no JSON": (text(b"{"), DamagedError, r"config\.json: it is not JSON \("),
     "no text": (text(b"\xff\xfe\x00"), DamagedError, r"config\.json: it is not JSON \("),
-    "nothing in it": (text(b""), DamagedError, r"config\.json: it is not JSON \("),
+    "an empty file": (text(b""), DamagedError, r"config\.json: it is not JSON \("),
     "deep JSON": (deep, DamagedError, r"config\.json: it is not JSON \("),
     "a long number": (text(b'{"a": ' + b"9" * 5000 + b"}"), DamagedError, "it is not JSON"),
     "too long": (
@@ -368,12 +368,12 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[CheckpointError], str]] = 
     ),
     "a list": (text(b"[]"), DamagedError, "expected a JSON object, it is a list"),
     "a string": (text(b'"clip"'), DamagedError, "expected a JSON object, it is a str"),
-    "of another kind": (
+    "an unsupported model type": (
         text(b'{"model_type": "bert"}'),
         ArchitectureError,
         "its model_type 'bert' is not supported",
     ),
-    "of a strange kind": (
+    "a list as model type": (
         text(b'{"model_type": ["clip"]}'),
         ArchitectureError,
         r"its model_type \['clip'\] is not supported",

@@ -185,7 +185,7 @@ def test_compressed_weights_are_refused(archive: bytes, tmp_path: Path) -> None:
 
 
 OTHER_DIRECTORIES = {
-    "another way to compress": (METHOD, 12, "<H", "is compressed in a way that torch never uses"),
+    "another compression": (METHOD, 12, "<H", "is compressed in a way that torch never uses"),
     "a size that is not the stored one": (SIZE, 1, "<I", "is compressed in a way that torch never"),
     "encrypted": (FLAGS, 0x801, "<H", "is encrypted, which torch never does"),
     "starts elsewhere": (OFFSET, 77, "<I", "does not start where the directory says"),
