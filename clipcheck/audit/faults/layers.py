@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,11 @@ from clipcheck.checkpoints.architecture import ResNet, ViT
 # ------------------------------------------------------------------------ activation
 
 
+def _tanh_gelu(_: Any, x: Tensor) -> Tensor:
+    # Not torch's own: the operators of the released archives' version know no approximation.
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
 def _without_last_relu(block: Any, x: Tensor) -> Tensor:
     y: Tensor = block.relu(block.bn1(block.conv1(x)))
     y = block.relu(block.bn2(block.conv2(y)))
@@ -47,7 +53,7 @@ ACTIVATION = (
     _activation(
         name="tanh-gelu-for-quickgelu",
         reason="gelu_new of transformers (the tanh approximation) instead of quick_gelu",
-        plant=at(gelus, instead(lambda _, x: functional.gelu(x, approximate="tanh"))),
+        plant=at(gelus, instead(_tanh_gelu)),
     ),
     _activation(
         name="quickgelu-slope-1.7",
