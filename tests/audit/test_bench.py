@@ -236,8 +236,8 @@ def test_a_crashed_worker_is_reported_with_its_variant(
     with pytest.raises(RunError) as caught:
         audit(["tiny-vit"], only=["heads-interleaved"])
     assert caught.value.problem == (
-        "heads-interleaved in tiny-vit, seed 0, seeded weights, float32 (jit): the process that "
-        "judged it came to an end (it was ended by SIGKILL)"
+        "heads-interleaved in tiny-vit, seed 0, seeded weights, float32 (jit): the worker "
+        "process ended while it judged this variant (it was ended by SIGKILL)"
     )
 
 
