@@ -126,7 +126,7 @@ def attention_pool(
 
     def forward(module: Any, x: Tensor) -> Tensor:
         x = place(module, sequence(x))
-        query, key, value = (split(each, module.heads) for each in project(module, x))
+        query, key, value = (split(each, module.num_heads) for each in project(module, x))
         y = attend(query, key, value, None)
         y = y.transpose(0, 1).contiguous().view(x.shape[0], x.shape[1], x.shape[2])
         return functional.linear(y, module.c_proj.weight, module.c_proj.bias)[kept]
