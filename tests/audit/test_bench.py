@@ -226,6 +226,23 @@ def test_jobs_of_a_model_are_consecutive_and_spare_cores_become_threads(
     assert {job.threads for job in auditing._jobs(models, ["jit"], few, 3, localize=False)} == {3}
 
 
+@pytest.mark.parametrize(
+    ("architecture", "weights", "planted"),
+    [
+        ("tiny-vit", "seeded", True),
+        ("tiny-resnet", "seeded", False),
+        ("tiny-resnet", "trained", True),
+    ],
+)
+def test_a_resnet_with_seeded_weights_is_not_judged_by_a_budget(
+    architecture: str, weights: str, planted: bool
+) -> None:
+    models = [auditing.Model(architecture, 0, weights, "float32")]
+    jobs = auditing._jobs(models, ["onnxruntime"], frozenset(), 1, localize=False)
+    assert any(job.variant.budget for job in jobs) is planted
+    assert any(not job.variant.budget for job in jobs)
+
+
 def test_a_crashed_worker_is_reported_with_its_variant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
