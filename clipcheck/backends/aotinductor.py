@@ -32,10 +32,6 @@ _TOKENS = "clipcheck.tokens"
 """Key of a package's metadata for the dtype of its ids, which its code does not check."""
 
 
-_LEAST = 2
-"""Rows that its code requires if it takes any number of them: torch's export treats a size of 1
-as a case of its own."""
-
 _INPUTS = {"pixels": "float32", "tokens": "int32"}
 
 
@@ -56,6 +52,7 @@ class AOTInductor(ProgramBackend):
     """Native code that Inductor compiled ahead of time."""
 
     summary = "native code, compiled ahead of time and loaded from its package (AOTInductor)"
+    least = 2  # torch's export treats a size of 1 as a case of its own.
 
     @classmethod
     def available(cls) -> Missing | None:
@@ -189,7 +186,6 @@ def open_package(
         path=path,
         evidence=_unknown,
         names=names,
-        least=_LEAST,
     )
 
 

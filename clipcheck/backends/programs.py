@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -45,16 +45,18 @@ class ProgramBackend(Backend):
         made_here: whether the backend made it, so that it must have all outputs for any number of
             rows.
         names: the user's meanings of inputs and outputs, by name.
-        least: rows of each input that it runs with at least, if it takes any number; fewer are
-            filled up.
 
     Attributes:
+        least: rows of each input that its code requires if it takes any number of them; fewer are
+            filled up.
         kinds: of its inputs, see `signature.INPUTS`.
 
     Raises:
         UsageError: an input could be several, or the user named one that is not there.
         CheckpointError: it takes other inputs than a CLIP model.
     """
+
+    least: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -68,7 +70,6 @@ class ProgramBackend(Backend):
         dtype: str | None = None,
         made_here: bool = False,
         names: Mapping[str, str] | None = None,
-        least: int = 1,
     ) -> None:
         self._inputs = signature.inputs(opened.declared, sizes, path, names)
 
@@ -85,7 +86,6 @@ class ProgramBackend(Backend):
         self._leave = opened.leave
         self._made_here = made_here
         self._names = names
-        self._least = least
         self._known: Outputs | None = None
         self._normalised: frozenset[str] = frozenset()
         self._failed: RunError | None = None
@@ -192,11 +192,11 @@ class ProgramBackend(Backend):
         known = self._known
         if known is None:
             raise ValueError("its outputs are not known yet")
-        if self._batch == (None, None) and min(len(pixels), len(tokens)) >= self._least:
+        if self._batch == (None, None) and min(len(pixels), len(tokens)) >= self.least:
             return known.named(self._raw(pixels, tokens))
         images, texts = self._batch
-        several = _batches_of(pixels, images, self._least)
-        others = _batches_of(tokens, texts, self._least)
+        several = _batches_of(pixels, images, self.least)
+        others = _batches_of(tokens, texts, self.least)
         pairs = not known.places.keys().isdisjoint(LOGITS)
         found = {
             (i, j): known.named(self._raw(some, those))

@@ -173,7 +173,7 @@ def _require_there(told: Mapping[str, str], names: Sequence[str], what: str, pat
     if absent:
         raise UsageError(
             f"{ASKED} {absent[0]}={told[absent[0]]}: the program has no {what} {absent[0]!r}",
-            remedy=f"It has {', '.join(names) or 'none'}.",
+            remedy=f"Name one of its {what}s: {', '.join(names) or 'it has none'}.",
             path=path,
         )
 

@@ -31,7 +31,7 @@ Map = Annotated[
     list[str] | None,
     model(
         metavar="NAME=MEANING",
-        help="Meaning of an input or output of a program that is not told by its name or shape, "
+        help="Meaning of an input or output of a program that its name and shape leave open, such "
         "as image_embeds=image_features; repeatable.",
     ),
 ]
@@ -39,7 +39,7 @@ Require = Annotated[
     list[str] | None,
     _gate(
         metavar="WHAT",
-        help="dynamic-batch: fail a program that runs batches of some sizes only.",
+        help="dynamic-batch: fail a program that runs only some batch sizes.",
     ),
 ]
 Backends = Annotated[

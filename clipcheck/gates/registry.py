@@ -291,7 +291,7 @@ def aside(found: GateResult) -> GateResult:
     gate = find_gate(found.name)
     if gate is None or gate.beside_budget:
         return found
-    message = f"judges nothing beside a budget; {found.message}"
+    message = f"cannot fail with a budget; {found.message}"
     return replace(found, passed=True, message=message, margin=0.0)
 
 

@@ -117,8 +117,8 @@ class CheckOptions:
         for name in self.required:
             if name not in REQUIRED:
                 raise UsageError(
-                    f"expected {' or '.join(REQUIRED)} to be required, found {name!r}",
-                    remedy="Leave --require out, or give one of these.",
+                    f"expected require to be {' or '.join(REQUIRED)}, found {name!r}",
+                    remedy=f"Give {' or '.join(REQUIRED)}, or leave the option out.",
                 )
         if self.reference is not None:
             file_named(self.reference, "a reference")

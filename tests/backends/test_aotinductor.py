@@ -17,7 +17,6 @@ from clipcheck.backends import aotinductor
 from clipcheck.backends.aotinductor import AOTInductor, open_package
 from clipcheck.backends.artefacts import Artefacts
 from clipcheck.backends.base import Backend
-from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.source import Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import DamagedError, RunError
@@ -45,6 +44,17 @@ def backend(made: Source) -> Iterator[Backend]:
     found = AOTInductor.build(made)
     yield found
     found.close()
+
+
+def opened_package(path: Path, made: Source) -> AOTInductor:
+    """Open a package as a user's, in this process."""
+    return AOTInductor(
+        "aotinductor",
+        AOTInductor.open_here(path, CPU, {}),
+        sizes=made.sizes,
+        path=path,
+        evidence=lambda *_: Evidence(None),
+    )
 
 
 @pytest.mark.thorough
@@ -81,13 +91,7 @@ def test_a_fixed_batch_size_is_found_by_trying(made: Source, tmp_path: Path) -> 
         path = tmp_path / "package.pt2"
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
         wanted = made.model.encode_image(torch.from_numpy(pixels)).numpy()
-    opened = ProgramBackend(
-        "aotinductor",
-        AOTInductor.open_here(path, CPU, {}),
-        sizes=made.sizes,
-        path=path,
-        evidence=lambda *_: Evidence(None),
-    )
+    opened = opened_package(path, made)
     np.testing.assert_allclose(opened.encode_image(pixels), wanted, rtol=0, atol=1e-5)
     assert opened.batches == ((2, None),)
 
@@ -97,14 +101,7 @@ def test_the_package_says_which_ids_it_takes(backend: Backend, made: Source) -> 
     """Its code would take any others for these."""
     architecture = made.checkpoint.architecture
     path = artefact(made)
-    opened = ProgramBackend(
-        "aotinductor",
-        AOTInductor.open_here(path, CPU, {}),
-        sizes=made.sizes,
-        path=path,
-        evidence=lambda *_: Evidence(None),
-        least=2,
-    )
+    opened = opened_package(path, made)
     for images, texts in ((2, 3), (1, 3), (1, 1)):
         pixels, tokens = batch(architecture, images, texts)
         assert_near(opened.outputs(pixels, tokens), backend.outputs(pixels, tokens), 1e-5)

@@ -170,7 +170,7 @@ def test_beside_a_budget_whole_batches_are_run_again_and_the_population_once(
     assert candidate.sizes == [FIRST, FIRST, FIRST, *OTHERS, FIRST, *list(SIZES)[3:]]
     gates = judged(lossy, run)
     assert gates["budget"].passed
-    assert gates["fidelity"].message.startswith("judges nothing beside a budget; worst error")
+    assert gates["fidelity"].message.startswith("cannot fail with a budget; worst error")
     assert failing(gates) == []
     assert failing(judged(replace(lossy, budget=Budget(top1=0.9)), run)) == ["budget"]
 

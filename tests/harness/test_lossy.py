@@ -56,7 +56,7 @@ def message(result: Result, name: str) -> str:
 def test_a_sound_one_keeps_its_budget(found: Result) -> None:
     assert found.passed
     assert "weights quantised, within a step: " in message(found, "integrity")
-    assert message(found, "fidelity").startswith("judges nothing beside a budget; worst error")
+    assert message(found, "fidelity").startswith("cannot fail with a budget; worst error")
     assert message(found, "budget").endswith("over 100 rows of random inputs")
     assert message(found, "repeatability").startswith("3 repeated calls, after other calls: ")
 

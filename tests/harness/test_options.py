@@ -97,7 +97,7 @@ def test_an_architecture_in_a_file_is_named_from_any_folder(
         ({"reference": 3}, UsageError, "released name of a reference, found an object of type int"),
         ({"map": "image_features"}, UsageError, "expected NAME=MEANING, as image_embeds="),
         ({"map": ["a=pixel"]}, UsageError, "The nearest name is 'pixels'"),
-        ({"require": "batch"}, UsageError, "expected dynamic-batch to be required, found 'batch'"),
+        ({"require": "batch"}, UsageError, "expected require to be dynamic-batch, found 'batch'"),
         ({"architecture": "ViT-B-32"}, UnknownModelError, "nearest name is 'ViT-B/32'"),
     ],
 )
