@@ -163,7 +163,7 @@ class Bench:
             model.weights,
             model.dtype,
             gate=max(failed, key=lambda gate: gate.margin).name if failed else None,
-            margin=max(gate.margin for gate in gates),
+            margin=max(gate.margin for gate in gates if gate.judged),
             classic_caught=not assertion.passed,
             backend=backend,
             greatest=_greatest(gates),

@@ -46,7 +46,8 @@ def allclose(cases: Sequence[Case], limits: Allclose, measures: Limits | None = 
         message = _mismatch(name, worst, limits, case)
         own = 0.0 if measures is None else _own_excess(cases, limits)
         if measures is not None and own > measures.allclose:
-            return GateResult("allclose", True, f"{_rounding_text(own)}; {message}", figures)
+            message = f"{_rounding_text(own)}; {message}"
+            return GateResult("allclose", True, message, figures, _excess(worst), judged=False)
     return GateResult("allclose", passed, message, figures, _excess(worst))
 
 
@@ -58,7 +59,7 @@ def _differ(case: Case, name: str, limits: Allclose) -> Difference:
 
 def _rounding_text(own: float) -> str:
     return (
-        "not judged, because rounding alone may exceed the limit: the eager model's own error is "
+        "cannot fail, because rounding alone may exceed the limit: the eager model's own error is "
         f"{multiple(own)} the limit"
     )
 

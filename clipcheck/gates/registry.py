@@ -286,13 +286,12 @@ def gates_in(
 
 
 def aside(found: GateResult) -> GateResult:
-    """Return a result as it stands beside a budget: that of a gate which does not judge there tells
-    what it found, and passes."""
+    """Return a result as it counts with a budget: if its gate cannot fail there, as measured."""
     gate = find_gate(found.name)
     if gate is None or gate.beside_budget:
         return found
     message = f"cannot fail with a budget; {found.message}"
-    return replace(found, passed=True, message=message, margin=0.0)
+    return replace(found, passed=True, message=message, judged=False)
 
 
 def gates_named(select: Sequence[str], ignore: Sequence[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -34,6 +35,7 @@ FEATURES = tuple(ENCODERS.values())
 
 Outputs = Mapping[str, Array]
 Figures = Mapping[str, Mapping[str, float | int | str]]
+GateState = Literal["passed", "failed", "measured"]
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,12 @@ class GateResult:
     Attributes:
         message: one line.
         figures: by output, or by another name.
-        margin: greatest figure divided by its limit: at most 1 if it passed, infinite if something
-            is missing or not finite, 0 if nothing is measured.
+        margin: greatest figure divided by its limit: at most 1 if it was judged and passed,
+            infinite if something is missing or not finite, 0 if nothing is measured.
+        judged: whether it could fail; else it is only measured, and passes.
+
+    Raises:
+        ValueError: it failed, but was not judged.
     """
 
     name: str
@@ -95,6 +101,18 @@ class GateResult:
     message: str
     figures: Figures = field(default_factory=dict)
     margin: float = 0.0
+    judged: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.judged or self.passed):
+            raise ValueError(f"{self.name} failed, but judged is false")
+
+    @property
+    def state(self) -> GateState:
+        """Whether it passed, failed, or was only measured."""
+        if not self.judged:
+            return "measured"
+        return "passed" if self.passed else "failed"
 
 
 def expected_outputs(

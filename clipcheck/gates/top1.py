@@ -46,7 +46,8 @@ def top1(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     """Judge that the greatest logit of each row is the same as in float64, if it leads by more than
     twice the limit of a logit's error.
 
-    With a smaller lead, two models within the limit may differ.
+    With a smaller lead, two models within the limit may differ. Without a clear row, nothing is
+    judged.
     """
     problem = _problem(cases)
     if problem:
@@ -59,7 +60,8 @@ def top1(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
         told = _exchange_text(cases[worst.case], worst)
         message = f"top-1 differs in {len(wrong)} of {clear} rows: {told}{ties}"
         return GateResult("top1", False, message, figures, worst.margin)
-    return GateResult("top1", True, f"top-1 agrees in {clear} of {clear} rows{ties}", figures)
+    told = f"top-1 agrees in {clear} of {clear} rows" if clear else "no row has a clear best match"
+    return GateResult("top1", True, f"{told}{ties}", figures, judged=clear > 0)
 
 
 def worst_exchange(cases: Sequence[Case], limits: Limits, scale: float) -> Exchange | None:

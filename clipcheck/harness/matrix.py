@@ -34,7 +34,7 @@ from clipcheck.gates.budget import inputs_for
 from clipcheck.gates.distance import Ruler
 from clipcheck.gates.localisation import Localisation
 from clipcheck.gates.measured import measured
-from clipcheck.gates.registry import gates_in
+from clipcheck.gates.registry import gate_named, gates_in
 from clipcheck.gates.result import LOGITS, OUTPUTS, GateResult
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.gates.weights import weights as weights_gate
@@ -314,10 +314,10 @@ class Judge:
             ruler = Ruler(verdict.run.cases, LIMITS[bench.source.dtype], trial.scale)
             gates = (*bench.files.gates, *verdict.gates)
             ignored = _ignored(self.options, bench, candidate)
-            if not gates:
+            if not any(gate.judged for gate in gates):
                 raise UsageError(
-                    "none of the selected gates applies to this run",
-                    remedy=f"Select one of these: {', '.join(ignored)}.",
+                    "none of the selected gates can fail in this run, so nothing is judged",
+                    remedy=f"Select one of these: {', '.join(_judging(self.options, ignored))}.",
                 )
             draft.add(
                 gates=gates,
@@ -588,6 +588,12 @@ def _ignored(options: CheckOptions, bench: _Bench, candidate: Backend) -> tuple[
         budget=options.budget is not None,
     )
     return tuple(name for name in judging if name not in options.gates)
+
+
+def _judging(options: CheckOptions, names: Sequence[str]) -> list[str]:
+    """Return those of the gates that can fail with these options."""
+    lossy = options.budget is not None
+    return [name for name in names if gate_named(name).beside_budget or not lossy]
 
 
 def _isolation(

@@ -41,11 +41,14 @@ def _found(judgement: Judgement) -> Iterator[str]:
 
 
 def reason_left_out(judgement: Judgement, gate: str) -> str:
-    """Return why the gate does not apply to this checkpoint, or an empty string if it does."""
+    """Return why the gate does not judge this checkpoint, or an empty string if it does."""
     from clipcheck.gates.registry import gate_named
     from clipcheck.gates.result import LOGITS
 
-    if judgement.error is not None or any(each.name == gate for each in judgement.gates):
+    found = next((each for each in judgement.gates if each.name == gate), None)
+    if found is not None and not found.judged:
+        return f"{judgement.title}: {gate} is only measured: {found.message}"
+    if judgement.error is not None or found is not None:
         return ""
     known = gate_named(gate)
     if known.needs_logits and set(LOGITS) <= set(judgement.absent):

@@ -103,11 +103,14 @@ def _condition(name: str, old: str, new: str) -> str:
 
 def _gate(moved: GateChange) -> list[str]:
     name = one_line(moved.name)
-    if moved.new is None:
-        return [f"  {name}: no longer judged"]
-    if moved.old is None:
+    if moved.change == "disappeared":
+        measured = f": {_found(moved.new)}" if moved.new else ""
+        return [f"  {name}: no longer judged{measured}"]
+    assert moved.new is not None  # noqa: S101 - for mypy: nothing else has no newer result
+    if moved.change == "appeared":
         judged = f"  {name}: not judged before"
         return [judged, *([] if moved.new.passed else _failure(moved.new))]
+    assert moved.old is not None  # noqa: S101 - for mypy: as above
     room = {"shrunk": "less room: ", "grown": "more room: "}.get(moved.change, "")
     line = f"  {name}: {room}{_found(moved.old)} -> {_found(moved.new)}"
     failed = moved.change == "failed"
@@ -119,7 +122,8 @@ def _failure(gate: GateResult) -> list[str]:
 
 
 def _found(gate: GateResult) -> str:
-    return f"{'passed' if gate.passed else 'FAILED'} {of_limit(gate.margin)}".rstrip()
+    word = {"passed": "passed", "failed": "FAILED", "measured": "measured"}[gate.state]
+    return f"{word} {of_limit(gate.margin)}".rstrip()
 
 
 def _change(name: str, old: object, new: object) -> dict[str, object]:
@@ -155,4 +159,4 @@ def _state(entry: Record | None) -> dict[str, Any] | None:
 def _side(gate: GateResult | None) -> dict[str, Any] | None:
     if gate is None:
         return None
-    return {"passed": gate.passed, "margin": gate.margin}
+    return {"passed": gate.passed, "judged": gate.judged, "margin": gate.margin}

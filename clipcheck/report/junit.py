@@ -41,7 +41,7 @@ def _suite(judgement: Judgement, common: Mapping[str, str]) -> Element:
         tests=str(len(cases)),
         failures=str(sum(case.find("failure") is not None for case in cases)),
         errors=str(sum(case.find("error") is not None for case in cases)),
-        skipped="0",
+        skipped=str(sum(case.find("skipped") is not None for case in cases)),
         time=_seconds(judgement),
     )
     if judgement.date is not None:
@@ -73,6 +73,7 @@ def _facts(judgement: Judgement) -> dict[str, str]:
         "sha256": judgement.sha256,
         "reference": judgement.reference,
         "seed": str(judgement.seed),
+        "budget": judgement.budget,
         "examples": str(judgement.examples),
         "inputs": judgement.inputs,
         "run": judgement.run,
@@ -94,7 +95,12 @@ def _cases(judgement: Judgement) -> list[Element]:
         if not gate.passed:
             details = [gate.message, *evidence(judgement), *commands(judgement)]
             _add(case, "failure", gate.message, *details)
+        elif not gate.judged:
+            _add(case, "skipped", f"only measured: {gate.message}")
         cases.append(case)
+    for name in judgement.ignored:
+        cases.append(_case(judgement, name))
+        _add(cases[-1], "skipped", "left out by --select or --ignore")
     return cases
 
 

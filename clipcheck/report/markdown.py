@@ -61,7 +61,8 @@ def _cells(judgement: Judgement, names: Sequence[str]) -> list[str]:
 def _verdict(gate: GateResult | None) -> str:
     if gate is None:
         return "not judged"
-    return f"{'✓' if gate.passed else '✗'} {of_limit(gate.margin)}".rstrip()
+    sign = {"passed": "✓", "failed": "✗", "measured": "measured"}[gate.state]
+    return f"{sign} {of_limit(gate.margin)}".rstrip()
 
 
 def _details(judgement: Judgement) -> str:

@@ -164,8 +164,8 @@ def _run_of(record: Record) -> str:
 
 
 def _worst(row: Row) -> str:
-    """Name the gate with the greatest margin, and the margin."""
-    gates = [gate for each in row.found.results for gate in each.gates]
+    """Name the gate that judged with the greatest margin, and the margin."""
+    gates = [gate for each in row.found.results for gate in each.gates if gate.judged]
     if not gates:
         return ""
     worst = max(gates, key=lambda gate: gate.margin)

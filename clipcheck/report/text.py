@@ -53,6 +53,7 @@ _TOGETHER = {"precision": "fidelity"}
 _VERDICTS = {"CONSISTENT": GOOD, "INCONSISTENT": BAD, "NOT JUDGED": UNKNOWN}
 _NOT_JUDGED = "not judged"
 
+_LABELS = {"passed": ("pass", GOOD), "failed": ("FAIL", BAD), "measured": ("measured", ASIDE)}
 _STYLES = {"ok": GOOD, "FAIL": BAD, "not": UNKNOWN}
 
 Lines = list[Text]
@@ -216,14 +217,20 @@ def failing_lines(judgement: Judgement) -> list[str]:
 
 
 def cell(gate: GateResult | None) -> str:
-    """Write a gate's result for a table: ``ok 19%`` of the limit, or ``FAIL 12x`` the limit."""
+    """Write a gate's result for a table: ``ok 19%`` of the limit, ``FAIL 12x`` the limit, or
+    ``measured 12x``."""
     if gate is None:
         return "-"
-    if not gate.passed:
-        return f"FAIL {multiple(gate.margin) if gate.margin > 1 else ''}".rstrip()
-    if not 0 < gate.margin <= 1:
-        return "ok"
-    return "ok <1%" if gate.margin < 0.01 else f"ok {percent(gate.margin, '')}"
+    word = {"passed": "ok", "failed": "FAIL", "measured": "measured"}[gate.state]
+    return f"{word} {_used(gate)}".rstrip()
+
+
+def _used(gate: GateResult) -> str:
+    if gate.margin > 1:
+        return multiple(gate.margin)
+    if gate.margin == 0 or gate.state == "failed":
+        return ""
+    return "<1%" if gate.margin < 0.01 else percent(gate.margin, "")
 
 
 def _frontends(judgements: Sequence[Judgement]) -> Lines:
@@ -249,8 +256,8 @@ def _end(result: Result, steps: Lines, apart: Lines) -> list[Lines]:
 
 def _verdict_lines(result: Result) -> Lines:
     said = _texts(wrapped(verdict(result)))
-    headline = verdict(result).partition(":")[0]
-    said[0].stylize(_VERDICTS[headline], 0, len(headline))
+    headline, style = next(each for each in _VERDICTS.items() if said[0].plain.startswith(each[0]))
+    said[0].stylize(style, 0, len(headline))
     return said
 
 
@@ -476,7 +483,7 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
         lines += _indented(f"not in this file: {', '.join(judgement.absent)}")
     lines += _indented(_circumstances(judgement))
     for gate in judgement.gates:
-        label, style = ("pass", GOOD) if gate.passed else ("FAIL", BAD)
+        label, style = _LABELS[gate.state]
         lines += _row(label, style, gate.name, gate.message)
     for label, doubt in _doubts(judgement):
         lines += _row(label, UNKNOWN, "", doubt)

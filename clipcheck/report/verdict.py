@@ -33,14 +33,16 @@ def _of_the_gates(judgements: Sequence[Judgement]) -> str:
     if failed:
         differ = _verb(failed, "differs", "differ")
         differing = f"{_counted(len(failed), judgements)} {differ} {between or f'from {against}'}"
-        return f"INCONSISTENT: {differing}{aside}. Worst: {_worst(judgements)}."
+        worst = _worst(judgements)
+        return f"INCONSISTENT{_budgets('with', failed)}: {differing}{aside}. Worst: {worst}."
     if unjudged:
         passed = len(judgements) - unjudged
         rest = f", {passed} passed" if passed else ""
         return f"NOT JUDGED: {_counted(unjudged, judgements)} could not be judged{rest}."
     count = f"{len(judgements)} {_noun(judgements)}"
     agree = _verb(judgements, "agrees", "agree")
-    return f"CONSISTENT: {count} {agree} {between or f'with {against}'}."
+    within = _budgets("within", judgements)
+    return f"CONSISTENT{within}: {count} {agree} {between or f'with {against}'}."
 
 
 def worst_first(judgements: Iterable[Judgement]) -> list[Judgement]:
@@ -100,6 +102,17 @@ def _sides(judgements: Sequence[Judgement]) -> tuple[str, str]:
     if all(backend_named(each.backend).needs_archive for each in judgements):
         return "between JIT and eager", "the eager model"
     return "", "the eager model"
+
+
+def _budgets(preposition: str, judgements: Sequence[Judgement]) -> str:
+    """Name the budgets, and how many of the judgements have one if not all do."""
+    lossy = [each.budget for each in judgements if each.budget is not None]
+    if not lossy:
+        return ""
+    names = list(dict.fromkeys(lossy))
+    some = "" if len(lossy) == len(judgements) else f" ({len(lossy)} of {len(judgements)})"
+    noun = "budget" if len(names) == 1 else "budgets"
+    return visible(f" {preposition} the {noun} {' and '.join(names)}{some}")
 
 
 def _noun(judgements: Sequence[Judgement]) -> str:

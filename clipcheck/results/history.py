@@ -68,9 +68,10 @@ class GateChange:
 
     Attributes:
         name: of the gate.
-        change: ``shrunk`` and ``grown`` refer to the room between margin and limit.
-        old: earlier result; None if it was not judged.
-        new: later result; None if it was not judged.
+        change: ``appeared`` and ``disappeared`` refer to being judged, ``shrunk`` and ``grown`` to
+            the room between margin and limit.
+        old: earlier result; None if there was none.
+        new: later result; None if there was none.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Compared:
                 (name, str(getattr(self.old, name)), str(getattr(self.new, name)))
                 for name in ("seed", "examples")
             ]
+            pairs += [("budget", self.old.budget or "none", self.new.budget or "none")]
             pairs += [("inputs", self.old.inputs, self.new.inputs)]
         return [(name, old, new) for name, old, new in pairs if old and new and old != new]
 
@@ -219,8 +221,11 @@ def _run(document: Document, source: str) -> Run:
 
 
 def _change(old: GateResult | None, new: GateResult | None) -> Change | None:
-    if old is None or new is None:
-        return "appeared" if old is None else "disappeared"
+    before, after = (each is not None and each.judged for each in (old, new))
+    if before != after:
+        return "appeared" if after else "disappeared"
+    if old is None or new is None or not after:
+        return None
     if old.passed != new.passed:
         return "failed" if old.passed else "fixed"
     low, high = sorted((old.margin, new.margin))

@@ -184,7 +184,7 @@ class Record(Problem, Cost, Findings, Conditions, Subject):
     """Result for one checkpoint, backend, device and dtype.
 
     Attributes:
-        passed: whether it was judged, and every gate passed. Without gates it did not pass.
+        passed: whether it was judged, and every gate passed. If no gate judged, it did not pass.
 
     Raises:
         ValueError: ``passed`` was read from a document, and its gates say otherwise.
@@ -193,7 +193,8 @@ class Record(Problem, Cost, Findings, Conditions, Subject):
     passed: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        passed = self.error is None and bool(self.gates) and all(g.passed for g in self.gates)
+        judged = self.error is None and any(gate.judged for gate in self.gates)
+        passed = judged and all(gate.passed for gate in self.gates)
         if vars(self).get("passed", passed) != passed:
             raise ValueError(f"passed is {str(not passed).lower()}, but its gates say otherwise")
         object.__setattr__(self, "passed", passed)

@@ -37,6 +37,7 @@ def test_a_budget_has_a_gate_of_its_own_and_others_judge_nothing_beside_it() -> 
     judging = [name for name in gates if not aside(failed[name]).passed]
     assert judging == ["integrity", "budget", "repeatability"]
     assert aside(failed["fidelity"]).message == "cannot fail with a budget; off"
+    assert [aside(failed[name]).margin for name in gates] == [2.0] * len(gates)
 
 
 def test_gates_are_all_those_selected_or_all_but_those_ignored_in_their_order() -> None:

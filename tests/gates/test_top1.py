@@ -91,6 +91,7 @@ def test_a_single_match_has_no_lead(images: int) -> None:
     assert found.passed
     # Per text there are as many to choose from as there are images.
     assert found.figures["rows"]["clear"] == (1 if images > 1 else 0)
+    assert found.judged is (images > 1)
     assert found.figures["rows"]["compared"] == images + 1
 
 

@@ -76,6 +76,7 @@ def page(result: Result) -> str:
         sections=sections,
         masthead=_masthead(result),
         gates=gates,
+        measured=any(each.measured for each in sections),
         apart=any(set(gates) - set(each.cells) for each in sections if not each.judgement.error),
         left_out=list(dict.fromkeys((each.backend, each.reason) for each in result.left_out)),
         environment=result.environment,
@@ -132,7 +133,7 @@ class _Cell:
 
     @property
     def state(self) -> str:
-        return "pass" if self.gate.passed else "fail"
+        return {"passed": "pass", "failed": "fail", "measured": "measured"}[self.gate.state]
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,11 @@ class _Section:
 
     @property
     def passed(self) -> Sequence[_Cell]:
-        return [cell for cell in self.cells.values() if cell.gate.passed]
+        return [cell for cell in self.cells.values() if cell.state == "pass"]
+
+    @property
+    def measured(self) -> Sequence[_Cell]:
+        return [cell for cell in self.cells.values() if cell.state == "measured"]
 
     @property
     def failure(self) -> str:
@@ -247,7 +252,7 @@ def _room(gate: GateResult) -> str:
     if gate.margin > 1:
         return f"{ratio(gate.margin)} its limit"
     if gate.margin == 0:
-        return "no error" if gate.passed else ""
+        return "no error" if gate.state == "passed" else ""
     left = 100 * (1 - gate.margin)
     return f"{left:.0f} % left" if left < 99.5 else "over 99 % left"
 
