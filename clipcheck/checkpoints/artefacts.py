@@ -33,6 +33,9 @@ _ONNX_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
 
 _ONNX_GRAPH, _ONNX_OPSETS = 7, 8
 
+_ONNX_START = {1, _ONNX_GRAPH}
+"""Fields that an ONNX program has before its opsets: its version and its graph."""
+
 _MOST_ONNX_FIELDS = 10_000
 """Most fields of a ModelProto: a few, and one for each opset, function and piece of metadata."""
 
@@ -108,7 +111,8 @@ def kind_of(path: Path) -> Format | None:
     """Return ``pt2`` or ``onnx`` by the content of the file, or None.
 
     Raises:
-        CheckpointError: the file cannot be read, or it is a zip file that torch did not write.
+        CheckpointError: the file cannot be read, is an ONNX program that was cut off, or is a zip
+            file that torch did not write.
     """
     try:
         with path.open("rb") as file:
@@ -321,24 +325,38 @@ def _is_onnx(file: BinaryIO) -> bool:
 
     A message is a sequence of fields, each with its number and kind first (protobuf.dev, encoding).
     Their contents are skipped.
+
+    Raises:
+        DamagedError: it begins with the fields of an ONNX model, and ends in its graph or before
+            its opsets.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     seen: set[int] = set()
     for _ in range(_MOST_ONNX_FIELDS):
         if file.tell() >= size:
+            if seen >= _ONNX_START and _ONNX_OPSETS not in seen:
+                raise _cut_off(file)
             return {_ONNX_GRAPH, _ONNX_OPSETS} <= seen
         tag = _varint(file)
         number, kind = (tag or 0) >> 3, (tag or 0) & 7
         if number not in _ONNX_FIELDS or kind not in (0, 2):
             return False
         value = _varint(file)
+        seen.add(number)
         if value is None or (kind == 2 and file.tell() + value > size):
+            if seen >= _ONNX_START:
+                raise _cut_off(file)
             return False
         if kind == 2:
             file.seek(value, os.SEEK_CUR)
-        seen.add(number)
     return False
+
+
+def _cut_off(file: BinaryIO) -> DamagedError:
+    return DamagedError(
+        "the file begins like an ONNX program, but ends early: it was cut off", path=file.name
+    )
 
 
 def _varint(file: BinaryIO) -> int | None:

@@ -23,6 +23,7 @@ from clipcheck.checkpoints.architecture import (
     listed,
     specs,
 )
+from clipcheck.checkpoints.artefacts import kind_of
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format
 from clipcheck.checkpoints.finding import Origin, find_model
 from clipcheck.checkpoints.keymaps import from_layout, layout_of, spelled
@@ -59,7 +60,15 @@ from clipcheck.errors import (
 if TYPE_CHECKING:
     import torch
 
-_ACCEPTED = "a TorchScript archive, a state dict saved by torch.save, or a safetensors file"
+WEIGHTS = "a TorchScript archive, a state dict saved by torch.save, or a safetensors file"
+"""Description of all files with named weights."""
+
+ANY_MODEL = (
+    "a TorchScript archive, a state dict saved by torch.save, a safetensors file, or a program "
+    "(ONNX, torch.export, AOTInductor)"
+)
+"""Description of all files that a check can judge."""
+
 _MOST_REPEATED = 64 << 20
 """Bytes of weights that may be read beyond the size of the file."""
 
@@ -112,6 +121,7 @@ def open_checkpoint(
     key: str | None = None,
     strict: bool = True,
     told: Told | None = None,
+    accepted: str = WEIGHTS,
 ) -> Checkpoint:
     """Read a checkpoint by its released name, or by the path of a file or a folder.
 
@@ -128,6 +138,7 @@ def open_checkpoint(
             ``model`` and ``model_ema``; parts are joined by dots, as ``state_dict.teacher``.
         strict: whether a model must have this name; else a single model is used, too.
         told: its architecture, if known.
+        accepted: description of the files that the caller accepts, for errors.
 
     Raises:
         UnknownModelError: ``name`` is neither.
@@ -138,7 +149,7 @@ def open_checkpoint(
     path = locate(name, download_root)
     if stat.S_ISDIR(_mode(path)):
         return _open_directory(directories.read(path), _Key(key, strict), told)
-    file = _read(path)
+    file = _read(path, accepted)
     checkpoint = _checkpoint(path, file.format, file, _Key(key, strict), path.stat().st_size, told)
     if not checkpoint.told and checkpoint.model == ARCHITECTURES.get(str(name)):
         return dataclasses.replace(checkpoint, told=f"the released model {name}")
@@ -251,10 +262,17 @@ def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _read(path: Path) -> _File:
+def _read(path: Path, accepted: str = WEIGHTS) -> _File:
     import torch
 
-    head = _first_bytes(path)
+    head = _first_bytes(path, accepted)
+    program = kind_of(path)
+    if program is not None:
+        raise UnknownFormatError(
+            f"expected {WEIGHTS}; found a program ({program})",
+            remedy="Give the checkpoint that it was made from.",
+            path=path,
+        )
     if head.startswith(ZIP_MAGIC):
         return _read_zip(path)
     if head.startswith(LEGACY_MAGIC):
@@ -265,7 +283,7 @@ def _read(path: Path) -> _File:
         tensors, computes = _load_safetensors(path, head)
         return _File(Format.SAFETENSORS, tensors, torch.Tensor, _as_it_is, computes=computes)
     found, remedy = _describe(head)
-    raise UnknownFormatError(f"expected {_ACCEPTED}; found {found}", remedy=remedy, path=path)
+    raise UnknownFormatError(f"expected {accepted}; found {found}", remedy=remedy, path=path)
 
 
 def _require_stored(tensors: Mapping[str, torch.Tensor], size: int, path: Path) -> None:
@@ -409,11 +427,11 @@ def _mode(path: Path) -> int:
         raise directories.unreadable(path, error) from error
 
 
-def _first_bytes(path: Path) -> bytes:
+def _first_bytes(path: Path, accepted: str = WEIGHTS) -> bytes:
     if not stat.S_ISREG(_mode(path)):
         # Opening a pipe would block.
         raise UnknownFormatError(
-            f"expected {_ACCEPTED}; found a device",
+            f"expected {accepted}; found a device",
             remedy="Give the path of the file itself.",
             path=path,
         )
@@ -424,7 +442,7 @@ def _first_bytes(path: Path) -> bytes:
         raise directories.unreadable(path, error) from error
     if not head:
         raise UnknownFormatError(
-            f"expected {_ACCEPTED}; the file is empty",
+            f"expected {accepted}; the file is empty",
             remedy="Copy or download the file again, or write it anew.",
             path=path,
         )
@@ -536,8 +554,12 @@ def _without_values(tensor: TensorRecord) -> torch.Tensor:
 
 
 def _looks_like_safetensors(head: bytes, size: int) -> bool:
-    """Whether a file starts like safetensors: the length of a JSON header in 8 bytes, then JSON."""
-    return len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
+    """Whether a file starts like safetensors: the length of a JSON header in 8 bytes, then JSON.
+
+    A file that is shorter than its header was cut off.
+    """
+    whole = int.from_bytes(head[:8], "little") <= size - 8
+    return head[8:10] == b'{"' or (head[8:9] == b"{" and whole)
 
 
 def _load_safetensors(path: Path, head: bytes) -> tuple[dict[str, torch.Tensor], str | None]:
@@ -551,7 +573,11 @@ def _load_safetensors(path: Path, head: bytes) -> tuple[dict[str, torch.Tensor],
             f"its header has {header:,} bytes, and that of no model has more than {_MOST_HEADER:,}",
             path=path,
         )
-
+    size = path.stat().st_size
+    if header > size - 8:
+        raise DamagedError(
+            f"its header has {header:,} bytes, and the file {size:,}: it was cut off", path=path
+        )
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

@@ -19,6 +19,8 @@ from clipcheck.checkpoints.checkpoint import (
 )
 from clipcheck.checkpoints.finding import ASKED_KEY
 from clipcheck.checkpoints.formats import (
+    ANY_MODEL,
+    WEIGHTS,
     archive_keys,
     is_opaque,
     locate,
@@ -159,12 +161,14 @@ def open_subject(
     strict: bool = True,
     told: Told | None = None,
     opaque: bool = False,
+    accepted: str = ANY_MODEL,
 ) -> Checkpoint | Program:
     """Open the subject, without running any of its code.
 
     Args:
         opaque: whether to open an archive as a program if it has only a part of a model, or if its
             weights have no names.
+        accepted: description of the files that the caller accepts, for errors.
     """
     pair = towers.split(name)
     if pair is not None:
@@ -180,7 +184,9 @@ def open_subject(
         kind = Format.ARCHIVE
     if kind is not None:
         return _program(path, kind)
-    return open_checkpoint(name, download_root, key=key, strict=strict, told=told)
+    return open_checkpoint(
+        name, download_root, key=key, strict=strict, told=told, accepted=accepted
+    )
 
 
 def _pair(path: Path, files: tuple[Path, Path]) -> Program:
@@ -237,7 +243,7 @@ def open_reference(
             remedy="Name it with --reference CHECKPOINT.",
         )
     where = name or beside(subject.path)
-    found = open_subject(where, download_root, key=key, strict=False, told=told)
+    found = open_subject(where, download_root, key=key, strict=False, told=told, accepted=WEIGHTS)
     if isinstance(found, Program):
         raise UsageError(
             f"expected a reference with weights, found a program ({found.format})",

@@ -324,9 +324,19 @@ def test_onnx_is_recognised_by_its_fields(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])
-def test_truncated_onnx_is_not_recognised(cut: int, tmp_path: Path) -> None:
+def test_a_cut_off_onnx_program_is_told_as_that(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "program"
     path.write_bytes(onnx_bytes()[:-cut])
+    with pytest.raises(DamagedError, match="begins like an ONNX program, but ends early"):
+        kind_of(path)
+
+
+@pytest.mark.parametrize("alter", [lambda whole: whole[:2], lambda whole: whole[2:-2]])
+def test_what_does_not_begin_as_onnx_is_none(
+    alter: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "program"
+    path.write_bytes(alter(onnx_bytes()))
     assert kind_of(path) is None
 
 

@@ -449,6 +449,21 @@ def test_another_file_is_described(tmp_path: Path, case: str) -> None:
     assert again.get(case, "Give the path of a checkpoint.") in caught.value.remedy
 
 
+def test_a_cut_off_header_is_told_as_that(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((1000).to_bytes(8, "little") + b'{"a":')
+    with pytest.raises(DamagedError, match="its header has 1,000 bytes, and the file 13: it was"):
+        open_checkpoint(path)
+
+
+def test_weights_are_asked_for_where_a_program_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"\x08\x08\x3a\x00\x42\x00")  # its version, graph and opsets
+    with pytest.raises(UnknownFormatError, match=r"found a program \(onnx\)") as caught:
+        open_checkpoint(path)
+    assert caught.value.remedy == "Give the checkpoint that it was made from."
+
+
 def test_a_pipe_is_refused_without_reading(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)

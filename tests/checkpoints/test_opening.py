@@ -12,7 +12,7 @@ from clipcheck.checkpoints import opening
 from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.opening import open_pair, open_reference, open_subject, weights_of
-from clipcheck.errors import CheckpointError, UnknownModelError, UsageError
+from clipcheck.errors import CheckpointError, UnknownFormatError, UnknownModelError, UsageError
 from tests.samples import minute_bytes, minute_config, minute_weights, onnx_naming, saved
 
 WEIGHTS = minute_weights()
@@ -150,6 +150,19 @@ def test_programs_of_different_models_have_different_cache_keys(several: Path) -
         )
         keys.append(programs.key_of(source))
     assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("data", [b"GIF89a", b""])
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".pt", ".safetensors", ""])
+def test_a_foreign_file_is_told_all_that_can_be_judged(
+    data: bytes, suffix: str, archive: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / f"foreign{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(UnknownFormatError, match=r"or a program \(ONNX, torch\.export, "):
+        open_subject(path)
+    with pytest.raises(UnknownFormatError, match=r"by torch\.save, or a safetensors file; "):
+        open_reference(open_subject(archive), path)
 
 
 def test_a_program_is_no_reference(program: Path, archive: Path) -> None:
