@@ -79,7 +79,8 @@ _REPEATING = frozenset(gate.name for gate in GATES if gate.needs_repeats)
 _OF_LENGTHS = frozenset(gate.name for gate in GATES if gate.needs_lengths)
 
 _SMALL = 0
-"""Number of the batch that runs three times in a row and once at the end: the smallest."""
+"""Number of the batch that runs several times in a row and once at the end: the smallest."""
+_AT_ONCE = ("in the second call", "in the third call")
 _LARGE = 2
 """Number of the batch whose rows run alone."""
 
@@ -147,6 +148,7 @@ class Trial:
         calls: further calls of candidates: some rows again, and prompts of the lengths that the
             batches do not have.
         in_form: number of rows in each form of the inputs.
+        at_once: how often the first batch runs again before the second one.
         gates: names of the gates that judge; work that only other gates need is not done.
         budget: limits of lossy candidates; None for others.
         population: inputs of the gate ``budget``, from `clipcheck.inputs.batches.population`.
@@ -161,6 +163,7 @@ class Trial:
     lengths: Lengths | None = None
     calls: Sequence[Call] = ()
     in_form: int = 0
+    at_once: int = 2
     gates: Collection[str] = NAMES
     budget: Budget | None = None
     population: Sequence[Batch] = ()
@@ -228,7 +231,6 @@ class Trial:
         calls = deal(batches, rows, effort) if effort else ()
         if not again:
             calls = [call for call in calls if any(r.batch == len(batches) for r in call.prompts)]
-        in_form = effort.in_form if effort and again else 0
         return cls(
             batches,
             own,
@@ -237,11 +239,12 @@ class Trial:
             dtype,
             measured,
             calls,
-            in_form,
-            gates,
-            budget,
-            population,
-            of_population,
+            in_form=effort.in_form if effort and again else 0,
+            at_once=effort.at_once if effort else cls.at_once,
+            gates=gates,
+            budget=budget,
+            population=population,
+            of_population=of_population,
         )
 
     def run(self, candidate: Backend, advance: Advance = still) -> Run:
@@ -261,8 +264,8 @@ class Trial:
             found.append(_attempt(candidate, batch, failures))
             tally.add(len(batch.pixels) + len(batch.tokens))
             if number == _SMALL and repeating:
-                again.append(self._again(candidate, "in the second call", failures))
-                again.append(self._again(candidate, "in the third call", failures))
+                for what in _AT_ONCE[: self.at_once]:
+                    again.append(self._again(candidate, what, failures))
         if not self.calls and repeating and self.budget is None:
             again += self._alone(candidate, failures)
         if self.in_form and candidate.takes_forms:

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from clipcheck.backends.reference import Reference
     from clipcheck.sandbox.cell import Cell
 
-SHARED = {"load": 3, "inputs": 4, "eager": 9, "float64": 16}
+SHARED = {"inputs": 4, "load": 3, "eager": 9, "float64": 16}
 """Percent of the time of a check (full-size ViT-B/32, ``benchmarks.check``) for each phase that
 runs once for all backends."""
 
@@ -456,14 +456,15 @@ class _Bench:
         self._sides = sides
         self._watch = Stopwatch(_Phases(span, draft.judgement, SHARED))
         self._told = False
-        with self._watch.phase("load"):
-            self.renew()
+        # Before loading, while the process that starts sandbox processes still imports torch.
         with self._watch.phase("inputs"):
             wanted = Wanted(
                 options.examples, options.exhaustive, options.seed, draft.judgement.checkpoint
             )
             inputs = inputs_of(files.checkpoint.model)
             self.drawn: Drawn = draw(wanted, inputs)
+        with self._watch.phase("load"):
+            self.renew()
         self._options = options
         self.trial = self._trial(self.drawn.batches, self._watch)
 

@@ -51,6 +51,7 @@ class Effort:
         squares: sizes of batches for ``forward`` with as many images as prompts.
         singles: least numbers of images, prompts and pairs that run alone.
         in_form: number of rows in each form of the inputs.
+        at_once: how often the first batch runs again before the second one.
     """
 
     images: tuple[int, ...]
@@ -58,6 +59,7 @@ class Effort:
     squares: tuple[int, ...]
     singles: tuple[int, int, int]
     in_form: int = 2
+    at_once: int = 2
 
 
 FULL = Effort(
@@ -69,9 +71,12 @@ FULL = Effort(
 """For fast models: with the batches themselves every size up to 9, and sizes next to 16 and 32,
 where the tiles of kernels end; 124 calls with one row."""
 
-BRIEF = Effort(images=(16,), prompts=(33,), squares=(), singles=(4, 24, 0), in_form=1)
+BRIEF = Effort(
+    images=(9,), prompts=(33,), squares=(), singles=(2, 20, 0), in_form=1, at_once=1
+)
 """For slow models: with the batches themselves seven sizes up to 8, and one above. Prompts of every
-length, many of them alone, need more than 30 calls of the text tower."""
+length, many of them alone, need about 30 calls of the text tower. The
+batches have one image and one prompt alone already."""
 
 
 _STEP = 7
