@@ -384,8 +384,8 @@ def test_progress_is_reported(minute_archive: Path) -> None:
         f"{minute_archive}: {what}"
         for what in (
             "reading",
-            "loading on cpu in float32",
             "drawing images and prompts",
+            "loading on cpu in float32",
             "running the eager model",
             "running the eager model in float64",
             "jit: building",
