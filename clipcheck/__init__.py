@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from clipcheck.harness.options import CheckOptions
     from clipcheck.inputs.tokenizer import tokenize
     from clipcheck.models.loader import load, load_both
-    from clipcheck.testing import Result, assert_consistent, check
+    from clipcheck.testing import Result, assert_consistent, assert_same, check, compare
 
 _HOME = {
     "CheckOptions": "clipcheck.harness.options",
     "ClipcheckError": "clipcheck.errors",
     "Result": "clipcheck.testing",
     "assert_consistent": "clipcheck.testing",
+    "assert_same": "clipcheck.testing",
     "available_models": "clipcheck.checkpoints.registry",
     "check": "clipcheck.testing",
+    "compare": "clipcheck.testing",
     "load": "clipcheck.models.loader",
     "load_both": "clipcheck.models.loader",
     "tokenize": "clipcheck.inputs.tokenizer",
@@ -37,8 +39,10 @@ __all__ = [
     "Result",
     "__version__",
     "assert_consistent",
+    "assert_same",
     "available_models",
     "check",
+    "compare",
     "load",
     "load_both",
     "tokenize",

@@ -33,15 +33,19 @@ class Reference:
 
     Args:
         device: of its weights. Without float64, as on ``mps``, the CPU computes float64.
+        twin: the model in float64, which stays in memory; by default a copy of one tower is made
+            of its weights when it runs.
     """
 
     def __init__(
         self,
         model: DualEncoder,
-        architecture: Architecture | LibraryArchitecture,
+        architecture: Architecture | LibraryArchitecture | None,
         device: torch.device,
+        twin: DualEncoder | None = None,
     ) -> None:
         self._model = model
+        self._twin = twin
         self._architecture = architecture
         self._device = device
         self._exact_device = float64_device(device)
@@ -101,7 +105,12 @@ class Reference:
         return Standing(self._model, self._device, self._exact_device, self.in_float64)
 
     def in_float64(self, chosen: Callable[[str], bool]) -> DualEncoder:
-        """Copy the model with the chosen weights in float64, the others unchanged."""
+        """Copy the model with the chosen weights in float64, the others unchanged; or return the
+        twin that was given."""
+        if self._twin is not None:
+            return self._twin
+        if self._architecture is None:
+            raise ValueError("expected an architecture, or the model in float64")
         weights = {
             # First move, then convert: a device without float64 cannot convert.
             key: tensor.to(self._exact_device).to(torch.float64)
@@ -262,9 +271,10 @@ def _named(
     texts: Sequence[torch.Tensor | None],
 ) -> list[Named]:
     found: list[Named] = []
+    scaled = set(LOGITS).issubset(model.outputs)
     for image_features, text_features in zip(images, texts, strict=True):
         named = {"image_features": image_features, "text_features": text_features}
-        if image_features is not None and text_features is not None:
+        if image_features is not None and text_features is not None and scaled:
             named.update(zip(LOGITS, model.logits(image_features, text_features), strict=True))
         found.append({name: to_numpy(each) for name, each in named.items() if each is not None})
     return found

@@ -13,12 +13,26 @@ if TYPE_CHECKING:
     from clipcheck.models.taps import Listener
 
 
-class Runner(Protocol):
-    """Runs an archive."""
+class Listened(Protocol):
+    """Runs a model, and tells the inputs and outputs of its modules."""
 
     @property
     def facts(self) -> Facts:
-        """Return the facts of the archive."""
+        """Return the facts of the model."""
+
+    def listen(
+        self,
+        method: str,
+        inputs: Sequence[torch.Tensor],
+        modules: Collection[str],
+        listener: Listener,
+    ) -> object:
+        """Call a method, with ``listener`` called before and after each call of one of the
+        modules."""
+
+
+class Runner(Listened, Protocol):
+    """Runs an archive."""
 
     def call(self, method: str, *inputs: torch.Tensor) -> object:
         """Return the output of a method: normally a tensor, or a tuple or dict of tensors.
@@ -52,16 +66,6 @@ class Runner(Protocol):
             RunError: it failed.
             IsolationError: the sandbox process crashed, hung or took too much memory.
         """
-
-    def listen(
-        self,
-        method: str,
-        inputs: Sequence[torch.Tensor],
-        modules: Collection[str],
-        listener: Listener,
-    ) -> object:
-        """Call a method, with ``listener`` called before and after each call of one of the
-        modules."""
 
     def changed(self) -> list[str]:
         """Return the keys of weights that running changed."""

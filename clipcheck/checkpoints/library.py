@@ -138,6 +138,25 @@ def own_of_transformers(config: Mapping[str, Any]) -> LibraryArchitecture | None
     return LibraryArchitecture(TRANSFORMERS_LIBRARY, _canonical(config), f"the class {CLIP.name}")
 
 
+def of_object(model: Any) -> LibraryArchitecture:
+    """Return the architecture of a model of transformers in memory.
+
+    Raises:
+        ArchitectureError: its class is not supported.
+    """
+    name = type(model).__name__
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    kind = kind_of({**config, "architectures": [name]})
+    if kind is None or kind.name != name:
+        raise ArchitectureError(
+            f"expected a model of transformers with both towers, found {name}",
+            remedy=f"clipcheck supports {supported()}. Of another class, give a pair of callables: "
+            "(encode_image, encode_text).",
+        )
+    found = {**config, "architectures": [name]}
+    return LibraryArchitecture(TRANSFORMERS_LIBRARY, _canonical(found), f"the class {name}")
+
+
 def default_config(model_type: str) -> dict[str, Any]:
     """Return transformers' configuration of a model type, with the library's default sizes.
 

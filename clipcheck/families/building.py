@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ class Widened(TorchFunctionMode):
         if func is Tensor.float:
             return args[0].double()
         return func(*(_wider(value) for value in args), **given)
+
+
+def computing_in(dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Return a context in which a model of this dtype computes in it: in float64, modules that
+    cast to float32 inside stay in float64."""
+    return Widened() if dtype == torch.float64 else nullcontext()
 
 
 def _wider(value: Any) -> Any:

@@ -11,8 +11,7 @@ import functools
 import importlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -24,7 +23,7 @@ from clipcheck.checkpoints.kinds import Kind, kind_of
 from clipcheck.checkpoints.library import PREPROCESSOR_CONFIG, LibraryArchitecture
 from clipcheck.errors import ArchitectureError, UnavailableError
 from clipcheck.families.base import DualEncoder
-from clipcheck.families.building import Uninitialised, Widened, assign, dtype_of
+from clipcheck.families.building import Uninitialised, assign, computing_in, dtype_of
 from clipcheck.families.sizes import Sizes
 from clipcheck.families.tokenizers import TransformersTokenizer, at_hand, quiet
 from clipcheck.inputs.rules import ImageRules, TextRules, clip_texts
@@ -80,7 +79,7 @@ class Transformers(DualEncoder):
     def encode_image(self, image: Tensor) -> Tensor:
         """Encode preprocessed pixels [N, 3, H, W] as features [N, E], not normalised."""
         given = self._of_pixels(image)
-        with _computing_in(self.image_dtype):
+        with computing_in(self.image_dtype):
             if self.kind.tower:
                 return self._alone(self.model(**given))
             features: Tensor = self.model.get_image_features(**given).pooler_output
@@ -116,7 +115,7 @@ class Transformers(DualEncoder):
     def encode_text(self, text: Tensor) -> Tensor:
         """Encode token ids [M, L] as features [M, E], not normalised."""
         given = self._of_tokens(text)
-        with _computing_in(self.text_dtype):
+        with computing_in(self.text_dtype):
             if self.kind.tower:
                 return self._alone(self.model(**given))
             found = self.model.get_text_features(**given)
@@ -153,12 +152,6 @@ class Transformers(DualEncoder):
         scale: Tensor = self.model.logit_scale
         greatest = getattr(self.model, "max_log_logit_scale", None)
         return scale if greatest is None else scale.clamp(0.0, greatest)
-
-
-@contextmanager
-def _computing_in(dtype: torch.dtype | None) -> Iterator[None]:
-    with Widened() if dtype == torch.float64 else nullcontext():
-        yield
 
 
 def _is_visual(kind: Kind, key: str) -> bool:

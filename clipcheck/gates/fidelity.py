@@ -33,8 +33,11 @@ def fidelity(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
         return GateResult("fidelity", False, problem, margin=float("inf"))
     found = Ruler(cases, limits, scale).distances(cases)
     worst = max(found, key=lambda distance: distance.margin)
-    message = distance_text(worst.output, worst.place, worst.ratio, worst.error, worst.allowed)
-    figures = {**_figures(found), "agreement": agreement(cases)}
+    measured = worst.ratio, worst.error, worst.allowed
+    message = distance_text(worst.output, worst.place, *measured, limits.unit)
+    # Without a float64 copy, there is nothing to agree with.
+    agreeing = {"agreement": agreement(cases)} if limits.unit == Limits.unit else {}
+    figures = {**_figures(found), **agreeing}
     return GateResult("fidelity", worst.margin <= 1, message, figures, worst.margin)
 
 
@@ -58,7 +61,7 @@ def precision(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult
         message = f"{near.message}; worst logit off by {number(error)} (limit {number(cap)})"
         return GateResult("precision", near.passed, message, figures, margin)
     fixed = cap == limits.logit_cap(scale)
-    reason = f"{limits.cap:g} ulps" if fixed else f"{limits.logit_row:g}x the eager error"
+    reason = f"{limits.cap:g} ulps" if fixed else f"{limits.logit_row:g}x the {limits.unit} error"
     message = (
         f"{MEANT[worst.name]} off by {number(error)} at {worst.place} "
         f"(limit {number(cap)}, {reason})"
@@ -83,22 +86,25 @@ def _worst_logit(name: str, case: Case, caps: Rows) -> _Logit:
     return _Logit(name, place, float(errors[row, column]), float(caps[row]))
 
 
-def distance_text(output: str, place: str, ratio: float, error: float, allowed: float) -> str:
+def distance_text(
+    output: str, place: str, ratio: float, error: float, allowed: float, unit: str = "eager"
+) -> str:
     """Write how far an output is from float64.
 
     Args:
         place: the row, or the batch.
         ratio: multiple of the eager model's error.
         allowed: the allowed ratio.
+        unit: see `clipcheck.gates.tolerances.Limits`.
     """
     if ratio == float("inf"):
         return f"{MEANT[output]} of {place} are not finite, or the eager model's are not"
-    return f"worst error {against_eager(error, ratio, allowed)}, {MEANT[output]} of {place}"
+    return f"worst error {against_eager(error, ratio, allowed, unit)}, {MEANT[output]} of {place}"
 
 
-def against_eager(error: float, ratio: float, allowed: float) -> str:
+def against_eager(error: float, ratio: float, allowed: float, unit: str = "eager") -> str:
     """Write an error beside the eager model's: ``3.5e-7, eager 3.4e-7 (1.0x, limit 10x)``."""
-    eager = f", eager {number(error / ratio)}" if ratio else ""
+    eager = f", {unit} {number(error / ratio)}" if ratio else ""
     return f"{number(error)}{eager} ({multiple(ratio)}, limit {allowed:g}x)"
 
 

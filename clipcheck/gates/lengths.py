@@ -34,5 +34,5 @@ def with_lengths(gate: GateResult, cases: Sequence[Case], ruler: Ruler) -> GateR
     margin = worst / allowed
     if margin <= 1 or margin <= gate.margin:
         return replace(gate, figures=figures, margin=max(gate.margin, margin))
-    message = distance_text(_NAME, place, worst, error, allowed)
+    message = distance_text(_NAME, place, worst, error, allowed, ruler.limits.unit)
     return GateResult(gate.name, False, message, figures, margin)

@@ -83,6 +83,7 @@ class _Moved:
     what: str
     ratio: float
     allowed: float
+    unit: str
 
     @property
     def margin(self) -> float:
@@ -104,7 +105,8 @@ def _moved(cases: Sequence[Case], repeat: Repeat, limits: Limits, ruler: Ruler) 
             ratio = float(ratios[row])
         # The difference of two results has two errors, each up to the limit of one.
         allowed = 2 * (limits.logit_row if name in LOGITS else limits.feature_row)
-        found.append(_Moved(name, case.where(name, [rows[row]]), repeat.what, ratio, allowed))
+        place = case.where(name, [rows[row]])
+        found.append(_Moved(name, place, repeat.what, ratio, allowed, limits.unit))
     return found
 
 
@@ -121,4 +123,4 @@ def _unstable(worst: _Moved) -> str:
 
 
 def _of_eager(worst: _Moved) -> str:
-    return f"{multiple(worst.ratio)} the eager error (limit {worst.allowed:g}x)"
+    return f"{multiple(worst.ratio)} the {worst.unit} error (limit {worst.allowed:g}x)"

@@ -40,7 +40,7 @@ from clipcheck.gates.result import (
     expected_outputs,
     in_form,
 )
-from clipcheck.gates.tolerances import LIMITS, Allclose, Budget
+from clipcheck.gates.tolerances import LIMITS, Allclose, Budget, Limits, assuming
 from clipcheck.gates.top1 import top1
 from clipcheck.inputs.batches import Batch, Inputs, every_length, for_modules, length_of
 from clipcheck.inputs.dealing import BRIEF, FULL, Call, Effort, deal
@@ -153,6 +153,8 @@ class Trial:
         budget: limits of lossy candidates; None for others.
         population: inputs of the gate ``budget``, from `clipcheck.inputs.batches.population`.
         of_population: the eager model's outputs for the population, in float64.
+        error: assumed relative error of a reference without a float64 copy; None where it is
+            measured.
     """
 
     batches: Sequence[Batch]
@@ -168,6 +170,13 @@ class Trial:
     budget: Budget | None = None
     population: Sequence[Batch] = ()
     of_population: Sequence[Mapping[str, Array]] = ()
+    error: float | None = None
+
+    @property
+    def ruler_limits(self) -> Limits:
+        """Limits of a candidate's error."""
+        limits = LIMITS[self.dtype]
+        return limits if self.error is None else assuming(limits, self.error)
 
     @property
     def digest(self) -> str:
@@ -469,7 +478,7 @@ def judge(
     Structure is judged only in float32, where rounding is smallest. With a budget, gates that
     compare with the eager model's rounding are only measured, and cannot fail.
     """
-    measures = LIMITS[trial.dtype]
+    measures = trial.ruler_limits
     numbers = (run.cases, measures, trial.scale)
 
     def at_lengths(found: GateResult) -> GateResult:

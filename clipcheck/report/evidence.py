@@ -183,7 +183,7 @@ def _new_folder() -> Path:
 @lines_of(WIDTH)
 def _save(judgement: Judgement, folder: Path) -> Judgement:
     failing = judgement.failing
-    if failing is None or failing.saved is not None:
+    if failing is None or failing.saved is not None or not judgement.replayable:
         return judgement
     target = folder / _folder_name(judgement)
     saved = replace(judgement, failing=replace(failing, saved=str(target)))

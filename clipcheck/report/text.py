@@ -113,6 +113,8 @@ def replayed_verdict(replayed: Replayed) -> Text:
 
 def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     """Return the most useful commands for a checkpoint that did not pass, and what they do."""
+    if judgement.in_memory:
+        return []
     named = judgement.path or judgement.checkpoint
     failed = {gate.name for gate in judgement.gates if not gate.passed}
     if judgement.alternative is not None:
@@ -480,7 +482,8 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
     if judgement.batches:
         lines += _indented(f"{batches.told(judgement.batches)}. {batches.REMEDY}")
     if judgement.absent:
-        lines += _indented(f"not in this file: {', '.join(judgement.absent)}")
+        what = "not judged" if judgement.in_memory else "not in this file"
+        lines += _indented(f"{what}: {', '.join(judgement.absent)}")
     lines += _indented(_circumstances(judgement))
     for gate in judgement.gates:
         label, style = _LABELS[gate.state]

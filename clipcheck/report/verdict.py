@@ -101,7 +101,8 @@ def _sides(judgements: Sequence[Judgement]) -> tuple[str, str]:
         return "", "the reference"
     if all(backend_named(each.backend).needs_archive for each in judgements):
         return "between JIT and eager", "the eager model"
-    return "", "the eager model"
+    in_memory = all(each.reference_in_memory for each in judgements)
+    return "", "the reference" if in_memory else "the eager model"
 
 
 def _budgets(preposition: str, judgements: Sequence[Judgement]) -> str:
@@ -116,7 +117,8 @@ def _budgets(preposition: str, judgements: Sequence[Judgement]) -> str:
 
 
 def _noun(judgements: Sequence[Judgement]) -> str:
-    noun = "checkpoint" if _ran_once_each(judgements) else "run"
+    kind = "model" if all(each.in_memory for each in judgements) else "checkpoint"
+    noun = kind if _ran_once_each(judgements) else "run"
     return noun if len(judgements) == 1 else f"{noun}s"
 
 

@@ -23,6 +23,12 @@ from clipcheck.gates.tolerances import Allclose
 from clipcheck.results.configuration import Configuration
 from clipcheck.results.failing import Failing, FailingExample, Mismatch
 
+IN_MEMORY = ("module", "callables")
+"""Backends of models in memory: a torch module, and callables on arrays."""
+
+EAGER = "eager"
+"""Begins the description of a reference that is the eager model of a checkpoint."""
+
 State = Literal["passed", "failed", "unjudged"]
 
 
@@ -86,7 +92,7 @@ class Conditions:
     _: KW_ONLY
     dtype: str | None = None
     backend: str = "jit"
-    reference: str = "eager"
+    reference: str = EAGER
     reference_checkpoint: str | None = None
     limits: Allclose = field(default_factory=Allclose)
     budget: str | None = None
@@ -205,6 +211,21 @@ class Record(Problem, Cost, Findings, Conditions, Subject):
         if self.error is not None:
             return "unjudged"
         return "passed" if self.passed else "failed"
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it is of a model in memory, which has no file that a command could read."""
+        return self.backend in IN_MEMORY
+
+    @property
+    def reference_in_memory(self) -> bool:
+        """Whether it was compared with a model in memory."""
+        return not self.reference.startswith(EAGER) and self.reference_checkpoint is None
+
+    @property
+    def replayable(self) -> bool:
+        """Whether a command can run its failing input again: both sides are files."""
+        return not self.in_memory and not self.reference_in_memory
 
     @property
     def title(self) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from clipcheck.backends.reference import exact_arithmetic
-from clipcheck.backends.runner import Runner
+from clipcheck.backends.reference import Reference, exact_arithmetic
+from clipcheck.backends.runner import Listened, Runner
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import RunError
 from clipcheck.families import eager
@@ -57,6 +57,38 @@ def judge_modules(
     """
     twins = twins_of(model, batch, device, library)
     judge = Judge(twins, Tally(len(twins.blocks), advance))
+    with exact_arithmetic():
+        found = judge.coverage(_run(archive, judge, batch, device))
+        if not isinstance(model, eager.CLIP):
+            return found
+        return replace(found, **_ranges(archive, model, judge, batch, device, found))
+
+
+def judge_hooked(
+    candidate: Listened,
+    twins: Twins | LibraryTwins,
+    batch: Batch,
+    device: torch.device,
+    advance: Advance = still,
+) -> Coverage:
+    """Call the methods of a torch module, and judge the modules that it shares with the reference,
+    as `judge_modules` does."""
+    judge = Judge(twins, Tally(len(twins.blocks), advance), subject="the candidate")
+    with exact_arithmetic():
+        return judge.coverage(_run(candidate, judge, batch, device))
+
+
+def twins_in_memory(
+    model: DualEncoder, reference: Reference, batch: Batch, device: torch.device
+) -> Twins | LibraryTwins:
+    """Return the modules of a model in memory, to compare with those of another model."""
+    if isinstance(model, eager.CLIP):
+        return Twins(model, len(batch.pixels), len(batch.tokens), device)
+    return LibraryTwins(model, reference, batch, device)
+
+
+def _run(archive: Listened, judge: Judge, batch: Batch, device: torch.device) -> list[str]:
+    """Call each method, with the judge listening, and return why methods failed."""
     pixels = torch.from_numpy(batch.pixels).to(device)
     tokens = torch.from_numpy(batch.tokens).to(device)
     methods = {
@@ -65,23 +97,19 @@ def judge_modules(
         "forward": (pixels, tokens),
     }
     failures: list[str] = []
-    with exact_arithmetic():
-        for method, inputs in methods.items():
-            if method not in archive.facts.methods:
-                continue
-            try:
-                repeats = method == "forward" and judge.ends
-                if repeats and _forward_repeats_encoders(archive, inputs, judge):
-                    continue  # bit for bit, so the modules below are the same as well
-                archive.listen(method, inputs, twins.blocks, judge.listen)
-            except RunError as error:
-                rows = " and ".join(str(len(tensor)) for tensor in inputs)
-                failures.append(f"{error.problem}, in a batch of {rows} rows")
-                judge.running.clear()
-        found = judge.coverage(failures)
-        if not isinstance(model, eager.CLIP):
-            return found
-        return replace(found, **_ranges(archive, model, judge, batch, device, found))
+    for method, inputs in methods.items():
+        if method not in archive.facts.methods:
+            continue
+        try:
+            repeats = method == "forward" and judge.ends
+            if repeats and _forward_repeats_encoders(archive, inputs, judge):
+                continue  # bit for bit, so the modules below are the same as well
+            archive.listen(method, inputs, judge.twins.blocks, judge.listen)
+        except RunError as error:
+            rows = " and ".join(str(len(tensor)) for tensor in inputs)
+            failures.append(f"{error.problem}, in a batch of {rows} rows")
+            judge.running.clear()
+    return failures
 
 
 def twins_of(
@@ -92,13 +120,13 @@ def twins_of(
 ) -> Twins | LibraryTwins:
     """Return the modules to compare with those of an archive, see `judge_modules`."""
     if library is not None:
-        return LibraryTwins(model, library, batch, device)
+        return LibraryTwins(model, Reference(model, library, device), batch, device)
     if not isinstance(model, eager.CLIP):
         raise TypeError(f"expected clipcheck's own modules, found {type(model).__name__}")
     return Twins(model, len(batch.pixels), len(batch.tokens), device)
 
 
-def _forward_repeats_encoders(archive: Runner, inputs: Tensors, judge: Judge) -> bool:
+def _forward_repeats_encoders(archive: Listened, inputs: Tensors, judge: Judge) -> bool:
     """Tell whether ``forward`` gives the towers' ends bit for bit as the encoders did."""
     ends: dict[str, bytes] = {}
 
@@ -137,6 +165,7 @@ class Judge:
             happened.
         sites: by module, its first judged call.
         ends: by module of ``twins.last``, a digest of its last output.
+        subject: name of what is judged, for reasons.
     """
 
     twins: Twins | LibraryTwins
@@ -146,6 +175,7 @@ class Judge:
     running: list[tuple[Site, Tensors]] = field(default_factory=list)
     sites: dict[str, CallSite] = field(default_factory=dict)
     ends: dict[str, bytes] = field(default_factory=dict)
+    subject: str = "the archive"
     _judged: set[tuple[str, bytes]] = field(default_factory=set)
 
     def listen(self, site: Site, entering: bool, tensors: Tensors) -> None:
@@ -215,7 +245,9 @@ class Judge:
         judged = {error.module for error in self.errors}
         called = judged | {site.module for site, _ in self.skipped}
         skipped = {
-            name: "the archive does not call it" for name in self.twins.blocks if name not in called
+            name: f"{self.subject} does not call it"
+            for name in self.twins.blocks
+            if name not in called
         }
         for site, reason in self.skipped:
             # One method's call may be judged while another's cannot.

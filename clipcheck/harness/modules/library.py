@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from clipcheck.backends.reference import Reference, float64_device
-from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.families.base import DualEncoder, stacked
 from clipcheck.families.building import Widened
 from clipcheck.gates.result import ENCODERS
@@ -83,7 +82,7 @@ class LibraryTwins:
 
     Args:
         model: the eager model.
-        architecture: its configuration.
+        reference: makes the float64 copies of the model.
         batch: the inputs of the archive.
         device: of the model.
 
@@ -97,13 +96,13 @@ class LibraryTwins:
     def __init__(
         self,
         model: DualEncoder,
-        architecture: LibraryArchitecture,
+        reference: Reference,
         batch: Batch,
         device: torch.device,
     ) -> None:
         self.device = float64_device(device)
         self._model = model
-        self._reference = Reference(model, architecture, device)
+        self._reference = reference
         self._calls = _noted(model, batch, device)
         items = {id(item) for module in model.own().modules() for item in stacked(module)}
         names = {name for name, module in model.own().named_modules() if id(module) in items}

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from clipcheck.backends.forward import Sizes, outputs_of
-from clipcheck.backends.reference import exact_arithmetic
+from clipcheck.backends.reference import Reference, exact_arithmetic
 from clipcheck.backends.runner import Runner
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import RunError
@@ -88,7 +88,7 @@ class _Walker:
         }
         self._archive = archive
         self._model = model
-        self._twins = LibraryTwins(model, library, batch, device)
+        self._twins = LibraryTwins(model, Reference(model, library, device), batch, device)
         self._judge = Judge(self._twins)
         width = sizes_of(library).embed_dim
         self._sizes = Sizes(len(batch.pixels), len(batch.tokens), width)

@@ -118,7 +118,9 @@ class Probe:
         errors = row_rms(got - case.exact[name])
         for row, (ratio, error) in enumerate(zip(ratios, errors, strict=True)):
             figures = float(ratio), float(error), allowed
-            message = distance_text(name, case.where(name, [row]), *figures)
+            message = distance_text(
+                name, case.where(name, [row]), *figures, self._ruler.limits.unit
+            )
             yield Measure(name, float(ratio), allowed, float(error), message)
 
     def _of_allclose(self, case: Case) -> Iterator[Measure]:

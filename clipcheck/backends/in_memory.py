@@ -1,0 +1,141 @@
+"""Run a model in memory: a torch module, or callables on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from clipcheck.backends.calling import run_method, translating
+from clipcheck.backends.modules import ModuleBackend
+from clipcheck.families.base import DualEncoder
+from clipcheck.families.in_memory import Adapted
+from clipcheck.gates.integrity import Evidence
+from clipcheck.gates.result import ENCODERS, FEATURES, LOGITS, OUTPUTS
+from clipcheck.models.facts import METHODS, Facts
+from clipcheck.models.taps import Listener, Site
+
+_UNIT = 1e-2
+"""Greatest distance of a normalised feature's length from 1, also in bfloat16."""
+
+
+class InMemory(ModuleBackend):
+    """Runs a model in memory beside a reference in memory.
+
+    Args:
+        adapted: the model.
+        reference: the reference, which computes logits for a model without a scale of its own.
+        device: of the model.
+        dtype: of the reference, to which outputs are converted.
+    """
+
+    def __init__(
+        self, adapted: Adapted, reference: DualEncoder, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        kind = "callables" if adapted.module is None else "module"
+        super().__init__(kind, adapted.model, device)
+        given = set(adapted.model.outputs)
+        self._own_logits = given.issuperset(LOGITS)
+        self._scaling = adapted.model if self._own_logits else reference
+        computed = set(LOGITS) if given.issuperset(FEATURES) else set()
+        self.lacks = frozenset(OUTPUTS) - ((given | computed) & set(reference.outputs))
+        self.doubts: list[str] = []
+        self.takes_forms = adapted.module is not None  # type: ignore[misc]
+        self._dtype = dtype
+        self._unnormalised: set[str] = set()
+        self._seen: set[str] = set()
+
+    def _called(self, method: str, *inputs: Tensor) -> Any:
+        if method != "forward":
+            return self._features(method, *inputs)
+        images, texts = (
+            self._features(encoder, rows) for encoder, rows in zip(ENCODERS, inputs, strict=True)
+        )
+        like = self._scaling.log_scale()
+        with translating(self.name, "computing logits"), torch.inference_mode():
+            per_image, per_text = self._scaling.logits(
+                *(f.to(like.device) for f in (images, texts))
+            )
+        return per_image.to(self._dtype), per_text.to(self._dtype)
+
+    def _features(self, method: str, rows: Tensor) -> Tensor:
+        found: Tensor = run_method(self.name, self._module, method, rows).to(self._dtype)
+        name, lengths = ENCODERS[method], found.double().norm(dim=-1)
+        self._seen.add(name)
+        if not bool(((lengths - 1).abs() < _UNIT).all()):
+            self._unnormalised.add(name)
+        return found
+
+    @property
+    def normalised(self) -> frozenset[str]:
+        """Names of the features that had length 1 in every call."""
+        return frozenset(self._seen - self._unnormalised)
+
+    @property
+    def mapping(self) -> tuple[str, ...]:
+        """The origin of logits, if they are not the model's own."""
+        computed = not self._own_logits and not self.lacks.intersection(LOGITS)
+        return ("logits: computed from both features by the reference",) if computed else ()
+
+    def evidence(self) -> Evidence:
+        """Return the doubts for the gate ``integrity``."""
+        return Evidence(None, doubts=self.doubts)
+
+
+class Hooked:
+    """Lists the inputs and outputs of a torch module's modules: the part of a
+    `clipcheck.backends.runner.Runner` that the gate ``modules`` needs.
+
+    Args:
+        model: of a torch module.
+    """
+
+    def __init__(self, model: DualEncoder) -> None:
+        self._model = model
+        methods = [each for each in METHODS if ENCODERS.get(each) in model.outputs]
+        self.facts = Facts(scripted=True, used=dict.fromkeys(methods, frozenset()))
+
+    def listen(
+        self,
+        method: str,
+        inputs: Sequence[Tensor],
+        modules: Collection[str],
+        listener: Listener,
+    ) -> object:
+        """Call a method, with ``listener`` called before and after each call of one of the modules.
+
+        Raises:
+            RunError: it failed.
+        """
+        hooks: list[Any] = []
+        for name, module in self._model.own().named_modules():
+            if name in modules:
+                site = Site(name, "forward")
+                hooks.append(_before(module, site, listener))
+                hooks.append(_after(module, site, listener))
+        try:
+            return run_method("module", self._model, method, *inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _before(module: nn.Module, site: Site, listener: Listener) -> Any:
+    def hook(_: object, args: object, kwargs: object) -> None:
+        listener(site, True, _tensors((args, kwargs)))
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _after(module: nn.Module, site: Site, listener: Listener) -> Any:
+    def hook(_: object, __: object, found: object) -> None:
+        listener(site, False, [t for t in _tensors(found) if t.is_floating_point()])
+
+    return module.register_forward_hook(hook)
+
+
+def _tensors(found: object) -> list[Tensor]:
+    return [each for each in tree_leaves(found) if isinstance(each, Tensor)]
