@@ -246,6 +246,11 @@ class Backend(ABC):
         """
         return ()
 
+    @property
+    def batch_sizes(self) -> Rows:
+        """Numbers of images and texts to run it with at a time; None for any."""
+        return self.batches[-1] if self.batches else (None, None)
+
     def gives(self, method: str, *, itself: bool = False) -> tuple[str, ...]:  # noqa: ARG002
         """Return the outputs of a method; none if it has no such method. Call it after it has run.
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.backends.base import Backend, Missing
-from clipcheck.backends.calling import Array, Named, Pixels, Tokens, run_method, to_numpy
+from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens, run_method, to_numpy
+from clipcheck.backends.dealing import Sizes, batches_of, fixed_sizes, run_in_batches
 from clipcheck.backends.forward import ByName, UntoldError
 from clipcheck.backends.held import weights_evidence
 from clipcheck.backends.modules import ModuleBackend
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from clipcheck.families import eager
     from clipcheck.families.sizes import HasSizes
     from clipcheck.models.facts import Facts
+
+
+_KINDS = {"encode_image": ("image",), "encode_text": ("prompt",), "forward": ("image", "prompt")}
+"""Kinds of rows that each method takes."""
 
 
 def torchscript_missing() -> Missing | None:
@@ -111,6 +116,7 @@ class Archive(ModuleBackend):
         facts = archive.runner.facts
         self.patched = facts.patched
         self._sizes = source.sizes
+        self._fixed: dict[str, Sizes] = {}
         if not isinstance(source.checkpoint.model, LibraryArchitecture):
             self.frontend = _frontend_of(facts, self._sizes)
 
@@ -132,13 +138,13 @@ class Archive(ModuleBackend):
         """Pixels [N, 3, R, R] to features [N, E], not normalised."""
         if self._by_forward_alone("encode_image"):
             return self.forward(pixels, blank(self._sizes, 0, 1)[1])["image_features"]
-        return super().encode_image(pixels)
+        return self._dealt("encode_image", image=pixels)["image_features"]
 
     def encode_text(self, tokens: Tokens) -> Array:
         """Ids [M, L] to features [M, E], not normalised."""
         if self._by_forward_alone("encode_text"):
             return self.forward(blank(self._sizes, 1, 0)[0], tokens)["text_features"]
-        return super().encode_text(tokens)
+        return self._dealt("encode_text", prompt=tokens)["text_features"]
 
     def __call__(self, pixels: Pixels, tokens: Tokens) -> tuple[Array, Array]:
         """Pixels and ids to logits per image [N, M] and per text [M, N]."""
@@ -150,7 +156,7 @@ class Archive(ModuleBackend):
 
     def forward(self, pixels: Pixels, tokens: Tokens) -> Named:
         """Return the outputs of ``forward``, by name."""
-        return {name: to_numpy(each) for name, each in self._run("forward", pixels, tokens).items()}
+        return self._dealt("forward", image=pixels, prompt=tokens)
 
     def outputs(self, pixels: Pixels, tokens: Tokens) -> Named:
         """Its outputs by name; each method is called once."""
@@ -174,6 +180,35 @@ class Archive(ModuleBackend):
             return self.methods.get(method, ())
         return super().gives(method)
 
+    def call_in_form(
+        self, form: str, method: str, arrays: Sequence[Array], after: Sequence[Array] = ()
+    ) -> tuple[list[Array], str]:
+        """Return the outputs of a method for inputs in some form, see `Backend`."""
+        given = dict(zip(_KINDS[method], arrays, strict=True))
+        sizes = self._fixed.get(method, {})
+        filled = [
+            batches_of(rows, sizes.get(kind))[0]
+            for kind, rows in zip(_KINDS[method], after, strict=False)
+        ]
+        faults: list[str] = []
+
+        def run(*rows: Array) -> Named:
+            found, fault = ModuleBackend.call_in_form(self, form, method, rows, filled)
+            faults.append(fault)
+            return dict(zip(self.gives(method, itself=True), found, strict=False))
+
+        found = run_in_batches(run, given, sizes)
+        return list(found.values()), next(filter(None, faults), "")
+
+    @property
+    def batches(self) -> tuple[Rows, ...]:
+        """The only numbers of images and texts with which it runs; empty if it takes any."""
+        images, texts = (
+            next((each[kind] for each in self._fixed.values() if each.get(kind)), None)
+            for kind in _KINDS["forward"]
+        )
+        return ((images, texts),) if images or texts else ()
+
     def changed(self) -> list[str]:
         """Return the keys of weights that running changed."""
         return self.runner.changed()
@@ -191,6 +226,27 @@ class Archive(ModuleBackend):
     def _by_forward_alone(self, encoder: str) -> bool:
         methods = self.methods
         return encoder not in methods and ENCODERS[encoder] in methods.get("forward", ())
+
+    def _dealt(self, method: str, **given: Array) -> Named:
+        """Return the outputs of a method by name; in batches of its size if it runs with no other
+        number of rows."""
+
+        def run(*rows: Array) -> Named:
+            found = self._run(method, *rows)
+            named = found if isinstance(found, dict) else {ENCODERS[method]: found}
+            return {name: to_numpy(each) for name, each in named.items()}
+
+        if method not in self._fixed:
+            try:
+                return run(*given.values())
+            except UntoldError:
+                raise
+            except RunError:
+                sizes = fixed_sizes(run, given)
+                if not sizes:
+                    raise
+                self._fixed[method] = sizes
+        return run_in_batches(run, given, self._fixed[method])
 
     def _called(self, method: str, *inputs: torch.Tensor) -> Any:
         return self.runner.call(method, *inputs)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from clipcheck.backends import signature
 from clipcheck.backends.base import Backend, evidence_of_closed
 from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens, closed, translating
+from clipcheck.backends.dealing import run_in_batches, sizes_to_try
 from clipcheck.backends.opened import Opened
 from clipcheck.backends.signature import Outputs, Raw, blank
 from clipcheck.checkpoints.checkpoint import bytes_of
@@ -135,7 +133,7 @@ class ProgramBackend(Backend):
         """Run it once, to find how many rows it takes, and which output is what."""
         if self._failed is not None:
             raise self._failed
-        pixels, tokens = signature.probe(self._batch, self._sizes)
+        pixels, tokens = signature.probe(self.batch_sizes, self._sizes)
         try:
             raw = self._raw(pixels, tokens)
         except RunError as error:
@@ -143,7 +141,7 @@ class ProgramBackend(Backend):
             if not self._batches:
                 self._failed = error
                 raise
-            pixels, tokens = signature.probe(self._batch, self._sizes)
+            pixels, tokens = signature.probe(self.batch_sizes, self._sizes)
             raw = self._raw(pixels, tokens)
         if not self._batches and not self._made_here:
             fixed = self._burnt_in()
@@ -172,53 +170,30 @@ class ProgramBackend(Backend):
 
     def _sizes_that_run(self) -> Iterator[Rows]:
         """Numbers of images and texts that it runs with."""
-        alike: list[Rows] = [
-            (size if "pixels" in self.kinds else None, size if "tokens" in self.kinds else None)
-            for size in _SIZES
-        ]
-        both = {"pixels", "tokens"} <= self.kinds
-        for size in (*alike, *(itertools.permutations(_SIZES, 2) if both else ())):
+        kinds = [kind for kind in ("pixels", "tokens") if kind in self.kinds]
+        for sizes in sizes_to_try(len(kinds)):
+            taken = dict(zip(kinds, sizes, strict=True))
+            rows = taken.get("pixels"), taken.get("tokens")
             with suppress(RunError):
-                self._raw(*signature.probe(size, self._sizes))
-                yield size
-
-    @property
-    def _batch(self) -> Rows:
-        """Numbers of images and texts that it is given at a time."""
-        return self._batches[-1] if self._batches else (None, None)
+                self._raw(*signature.probe(rows, self._sizes))
+                yield rows
 
     def _dealt(self, pixels: Pixels, tokens: Tokens) -> Named:
         """All outputs of any number of rows."""
         known = self._known
         if known is None:
             raise ValueError("its outputs are not known yet")
-        if self._batch == (None, None) and min(len(pixels), len(tokens)) >= self.least:
+        if self.batch_sizes == (None, None) and min(len(pixels), len(tokens)) >= self.least:
             return known.named(self._raw(pixels, tokens))
-        images, texts = self._batch
-        several = _batches_of(pixels, images, self.least)
-        others = _batches_of(tokens, texts, self.least)
-        pairs = not known.places.keys().isdisjoint(LOGITS)
-        found = {
-            (i, j): known.named(self._raw(some, those))
-            for i, some in enumerate(several)
-            for j, those in enumerate(others)
-            if pairs or not (i and j)
-        }
-        counts = {"image": len(pixels), "prompt": len(tokens)}
-        numbers = {"image": range(len(several)), "prompt": range(len(others)), "component": [0]}
-        result = {}
+        given = {"image": pixels, "prompt": tokens}
         with translating(self.name, "putting its batches together"):
-            for name in known.places:
-                rows, columns = OUTPUTS[name]
-                turned = rows == "prompt"
-                whole = np.block(
-                    [
-                        [found[(j, i) if turned else (i, j)][name] for j in numbers[columns]]
-                        for i in numbers[rows]
-                    ]
-                )
-                result[name] = whole[: counts[rows], : counts.get(columns, whole.shape[-1])]
-        return result
+            return run_in_batches(
+                lambda *rows: known.named(self._raw(*rows)),
+                given,
+                dict(zip(given, self.batch_sizes, strict=True)),
+                least=self.least,
+                pairs=not known.places.keys().isdisjoint(LOGITS),
+            )
 
     @property
     def absent(self) -> frozenset[str]:
@@ -298,18 +273,6 @@ class ProgramBackend(Backend):
 
 def _narrowed(array: Array) -> Array:
     return array.astype("float16") if array.dtype == "float32" else array
-
-
-_SIZES = (1, 2, 3, 4, 8, 16, 32)
-"""Numbers of images and texts to try with a program that does not run with `signature.probe`."""
-
-
-def _batches_of(rows: Array, size: int | None, least: int) -> list[Array]:
-    """Cut rows into batches of one size, or leave them whole, of the least number or more. The last
-    batch is filled with its last row."""
-    found = [rows] if size is None else [rows[n : n + size] for n in range(0, len(rows), size)]
-    missing = max(0, (size or least) - len(found[-1]))
-    return [*found[:-1], np.concatenate([found[-1], *[found[-1][-1:]] * missing])]
 
 
 def key_of(source: Source, *libraries: str) -> dict[str, str]:

@@ -599,6 +599,7 @@ def _coverage(
         # A module treats every row alike, so few rows suffice; the outputs show whether rows mix.
         described = source.checkpoint.model
         batch = for_modules(inputs_of(described), seed).select([0], [0, 2])
+        batch = batch.of_sizes(*candidate.batch_sizes)
         library = described if isinstance(described, LibraryArchitecture) else None
         return judge_modules(candidate.runner, model, batch, source.device, advance, library)
 

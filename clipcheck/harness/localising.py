@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from clipcheck.backends.calling import Rows
 from clipcheck.backends.cells import cell_for, isolation_named, prepare
-from clipcheck.backends.loading import opened_sides
+from clipcheck.backends.loading import build, opened_sides
+from clipcheck.backends.registry import Choice, default_for
 from clipcheck.backends.source import Source
+from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint, require_found
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.checkpoints.told import named
+from clipcheck.errors import RunError
 from clipcheck.gates.localisation import Localisation, Tower
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.judging import Stopwatch, inputs_of
@@ -105,7 +110,8 @@ def localize(
         with watch.phase("load"):
             source = sides.load().source
         say(f"{name}: comparing its modules")
-        found = first_departures(source, watch, seed=seed)
+        sizes = _batch_sizes(source, seed)
+        found = first_departures(source, watch, seed=seed, sizes=sizes)
     return Localised(
         name,
         str(target),
@@ -126,6 +132,7 @@ def first_departures(
     runner: ByName | None = None,
     seed: int = 0,
     suspect: Suspect | None = None,
+    sizes: Rows = (None, None),
 ) -> Localisation:
     """Compare an archive's modules on more and more inputs, until one departs.
 
@@ -135,6 +142,7 @@ def first_departures(
     Args:
         source: an archive, with the weights of the file; running it may change them.
         runner: runs what is to be walked through; by default the source's archive.
+        sizes: the only numbers of images and prompts with which it runs; None for any.
     """
     from clipcheck.harness.modules.walk import walk
     from clipcheck.harness.modules.whole import tower_in, walk_library
@@ -148,6 +156,7 @@ def first_departures(
         placed = {place.tower for place in found.found}
         if tower in placed or (tower is None and placed):
             continue
+        batch = batch.of_sizes(*sizes)
         with watch.phase("localisation"):
             tower_of: Callable[[str], Tower] | None = None
             if isinstance(model, LibraryArchitecture):
@@ -159,6 +168,16 @@ def first_departures(
         changed = Localisation.of_changed(archive.changed(), what, tower_of)
         found = found.fill_from(here.with_changed_weights(changed))
     return found
+
+
+def _batch_sizes(source: Source, seed: int) -> Rows:
+    """Run an archive in two sizes, to find the only ones with which it runs."""
+    batch = for_modules(inputs_of(source.checkpoint.model), seed)
+    with build(Choice(default_for(Format.ARCHIVE)), source) as candidate:
+        for each in (batch, batch.of_sizes(1, 1)):
+            with suppress(RunError):
+                candidate.outputs(each.pixels, each.tokens)
+    return candidate.batch_sizes
 
 
 def _inputs(

@@ -433,7 +433,10 @@ class Judge:
                 bench.renew()
             seed = self.options.seed
             runner = None if candidate.needs_archive else candidate.runner
-            return first_departures(bench.source, watch, runner=runner, seed=seed, suspect=suspect)
+            sizes = candidate.batch_sizes
+            return first_departures(
+                bench.source, watch, runner=runner, seed=seed, suspect=suspect, sizes=sizes
+            )
         except (ClipcheckError, RuntimeError, MemoryError) as error:
             # torch raises RuntimeError, for example if a GPU runs out of memory.
             _log.debug("%s could not be localised", judged.checkpoint, exc_info=True)

@@ -99,6 +99,16 @@ class Batch:
         }
         return Batch(self.pixels[images], self.tokens[prompts], rows, self.first_rows)
 
+    def of_sizes(self, images: int | None, prompts: int | None) -> Batch:
+        """Return a batch of these numbers of rows, which repeat in turn; None for its own. A kind
+        without rows stays empty."""
+        have = len(self.pixels), len(self.tokens)
+        chosen = (
+            [row % count for row in range(wanted or count)] if count else []
+            for wanted, count in zip((images, prompts), have, strict=True)
+        )
+        return self.select(*chosen)
+
 
 def batches(examples: int, inputs: Inputs, seed: int) -> Iterator[Batch]:
     """Yield the edge cases, in batches of the `SIZES`.

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from clipcheck.system.figures import counted
 
 REMEDY = (
-    "For any number, export it with dynamic axes: dynamic_axes or dynamic_shapes of "
-    "torch.onnx.export, dynamic_shapes of torch.export.export."
+    "For any number, export it with dynamic axes (dynamic_axes or dynamic_shapes of "
+    "torch.onnx.export, dynamic_shapes of torch.export.export); in a trace, take sizes from "
+    "tensors (x.shape[0])."
 )
 
 

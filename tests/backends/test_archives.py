@@ -19,6 +19,7 @@ from clipcheck.checkpoints.keymaps import Layout, to_layout
 from clipcheck.errors import ArchitectureError
 from clipcheck.gates.alternative import Departure
 from clipcheck.gates.result import LOGITS, OUTPUTS
+from clipcheck.harness.localising import localize
 from clipcheck.report import patched, text
 from clipcheck.results.judgement import Judgement, Result
 from clipcheck.system import torchscript_support
@@ -353,6 +354,52 @@ def test_a_failing_method_is_a_failure_and_an_archive_without_methods_is_not_jud
     else:
         assert judged.error is not None
         assert "jit: it gives none of image_features, text_features" in judged.error
+
+
+# --------------------------------------------------------------------------- fixed batches
+
+
+class OfThree(nn.Embedding):
+    """Embeds the ids of 3 texts, the last one with an error."""
+
+    off = 0.0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        last = torch.tensor([0.0, 0.0, self.off]).reshape(3, 1, 1)
+        found = super().forward(ids.reshape(3, MINUTE.context_length))
+        return found * (1 + last)
+
+
+def of_one_size(path: Path, off: float = 0.0) -> Path:
+    """An archive that runs with 2 images and 3 texts only, the last one with an error."""
+    model = reference().float()
+    model.visual.register_forward_pre_hook(lambda _, given: given[0].reshape(2, 3, 16, 16))
+    model.token_embedding.__class__ = OfThree
+    model.token_embedding.off = off
+    return traced(model, path, images=2, texts=3)
+
+
+def test_an_archive_of_one_batch_size_gets_batches_of_that_size(tmp_path: Path) -> None:
+    judged = checked(of_one_size(tmp_path / "model.pt"))
+    assert failed(judged) == set()
+    assert judged.batches == ((2, 3),)
+    told = text.render(Result((judged,), {"clipcheck": "0"}))
+    assert "runs batches of 2 images and 3 texts only" in told
+
+
+@pytest.mark.thorough
+def test_other_batch_sizes_may_be_required(tmp_path: Path) -> None:
+    path = of_one_size(tmp_path / "model.pt")
+    required = checked(path, isolation="process", require="dynamic-batch")
+    assert failed(required) == {"integrity"}
+    assert localize(path).passed
+
+
+def test_a_fault_of_one_row_of_the_batch_is_found(tmp_path: Path) -> None:
+    judged = checked(of_one_size(tmp_path / "model.pt", 1e-3))
+    assert {"fidelity", "modules", "repeatability"} <= failed(judged)
+    assert "integrity" not in failed(judged)
+    assert [place.module for place in judged.departures] == ["token_embedding"]
 
 
 # --------------------------------------------------------------------------- other architectures

@@ -135,7 +135,7 @@ def test_what_was_asked_for_is_passed_on(
         minute_archive, key="model", architecture="tiny-vit", seed=7, download_root=tmp_path
     )
     assert (folders, architectures, keys) == ([tmp_path], ["tiny-vit"], ["model"])
-    assert seeds == [7, 7]
+    assert seeds == [7, 7, 7]
     assert (found.key, found.asked_architecture) == ("model", "tiny-vit")
 
 
