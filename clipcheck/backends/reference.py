@@ -55,6 +55,13 @@ class Reference:
         """exp(logit_scale); logits are proportional to it."""
         return float(self._model.log_scale().detach().cpu().double().exp())
 
+    @property
+    def bias(self) -> float:
+        """The bias of logits: the logit of two features at a right angle."""
+        one = torch.eye(2, device=self._device)
+        with exact_arithmetic():
+            return float(self._model.logits(one[:1], one[1:])[0])
+
     def outputs(
         self,
         inputs: Sequence[tuple[Pixels, Tokens]],
@@ -147,10 +154,7 @@ class Standing:
         Raises:
             RunError: the model cannot be run.
         """
-        own, exact = self._features(method, array)
-        if own is None or exact is None:
-            raise ValueError(f"expected a model with {method}")
-        return to_numpy(own), to_numpy(exact)
+        return self.own_features(method, array), self.exact_features(method, array)
 
     def outputs(self, pixels: Pixels, tokens: Tokens) -> tuple[Named, Named]:
         """Return all four outputs, in the model's dtype and in float64.
@@ -166,6 +170,25 @@ class Standing:
             (own,) = _named(self._model, images[:1], texts[:1])
             (exact,) = _named(self._text(), images[1:], texts[1:])
         return own, exact
+
+    def own_features(self, method: str, array: NDArray[Any]) -> Array:
+        """Return the output of ``encode_image`` or ``encode_text`` in the model's dtype alone.
+
+        Raises:
+            RunError: the model cannot be run.
+        """
+        with exact_arithmetic():
+            return _require(_encode(self._model, method, array, self._device), method)
+
+    def exact_features(self, method: str, array: NDArray[Any]) -> Array:
+        """Return the output of ``encode_image`` or ``encode_text`` in float64 alone.
+
+        Raises:
+            RunError: the model cannot be run.
+        """
+        with exact_arithmetic():
+            twin = self._visual() if method == "encode_image" else self._text()
+            return _require(_encode(twin, method, array, self._exact_device), method)
 
     def _features(
         self, method: str, array: NDArray[Any]
@@ -236,6 +259,12 @@ def _encode(
         return None
     features: torch.Tensor = run_method("eager", model, method, torch.from_numpy(array).to(device))
     return features
+
+
+def _require(features: torch.Tensor | None, method: str) -> Array:
+    if features is None:
+        raise ValueError(f"expected a model with {method}")
+    return to_numpy(features)
 
 
 def _encode_by_length(

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from clipcheck.cli import check_options, options
-from clipcheck.cli.output import (
-    collecting_output_errors,
-    print_line,
-    show_result,
-    write,
-    write_for_github,
-)
+from clipcheck.cli.check_outputs import write_outputs
+from clipcheck.cli.output import collecting_output_errors, write
 from clipcheck.errors import OutputError
 from clipcheck.harness.configuration import options_of, read_configuration, without_overruled
 from clipcheck.harness.options import CheckOptions
-
-if TYPE_CHECKING:
-    from clipcheck.results.judgement import Result
 
 EXAMPLES = """\
 Examples:
@@ -33,6 +23,7 @@ Examples:
   clipcheck check model.onnx --reference model.pt
   clipcheck check image=visual.onnx,text=textual.onnx --reference model.pt
   clipcheck check weights.safetensors --architecture ViT-B/32
+  clipcheck check model.pt --images photos --prompts labels.txt
   clipcheck check model.pt --device cuda --dtype float16 --json results.json"""
 
 
@@ -53,6 +44,8 @@ def check(
     jobs: check_options.Jobs = 1,
     fail_fast: check_options.FailFast = CheckOptions.fail_fast,
     examples: options.Examples = CheckOptions.examples,
+    images: options.Images = None,
+    prompts: options.Prompts = None,
     exhaustive: check_options.Exhaustive = CheckOptions.exhaustive,
     seed: options.InputSeed = CheckOptions.seed,
     atol: options.Atol = CheckOptions.atol,
@@ -82,6 +75,8 @@ def check(
         device=device,
         dtype=dtype,
         examples=examples,
+        images=images,
+        prompts=prompts,
         exhaustive=exhaustive,
         seed=seed,
         atol=atol,
@@ -111,40 +106,10 @@ def check(
             result = check_files(checkpoints, how, progress)
     result = replace(result, configuration=without_overruled(configuration, given))
     again = ("clipcheck", *sys.argv[1:], "--report", text.KEPT) if report is None else ()
-    result = _write_outputs(
+    result = write_outputs(
         result, None if output_errors else report, again, json, quiet, output_errors
     )
     if junit is not None:
         with collecting_output_errors(output_errors):
             write(junit, junit_report.render(result))
     raise typer.Exit(2 if output_errors else result.exit_code)
-
-
-def _write_outputs(
-    result: Result,
-    folder: Path | None,
-    again: Sequence[str],
-    json: str | None,
-    quiet: bool,
-    output_errors: list[OutputError],
-) -> Result:
-    """Print the report and write it into the folder, if one is given.
-
-    Returns:
-        The result, with the paths of its saved inputs.
-    """
-    from clipcheck.report import evidence, text
-
-    with collecting_output_errors(output_errors):
-        result = evidence.keep_inputs(result, None if folder is None else folder / evidence.INPUTS)
-    with collecting_output_errors(output_errors):
-        told = text.brief(result) if quiet else text.report(result, rerun=again)
-        show_result(told, result, json)
-    with collecting_output_errors(output_errors):
-        write_for_github(result, alone=json == "-")
-    if folder is not None:
-        with collecting_output_errors(output_errors):
-            evidence.keep_texts(result, folder)
-            if not quiet and json != "-":
-                print_line(f"Page: {folder / evidence.HTML}")
-    return result

@@ -75,8 +75,22 @@ Isolation = Annotated[
 Examples = Annotated[
     int,
     inputs(
-        min=1, metavar="N", help="Images to compare: 18 edge cases, the rest drawn by Hypothesis."
+        min=0,
+        metavar="N",
+        help="Images to compare: 18 edge cases, the rest drawn by Hypothesis. 0: the edge cases, "
+        "and your own of --images and --prompts.",
     ),
+]
+Images = Annotated[
+    Path | None,
+    inputs(
+        metavar="DIR",
+        help="Also compare your own images: all in this folder and below, any number.",
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    inputs(metavar="FILE", help="Also compare your own prompts: a text file in UTF-8, one a line."),
 ]
 InputSeed = Annotated[int, inputs(min=0, metavar="N", help="Seed of the images and prompts.")]
 Atol = Annotated[float, inputs(metavar="A", help="Absolute tolerance on probabilities.")]

@@ -61,6 +61,8 @@ def sweep(
         typer.Option(metavar="SIZE", help="Disk space for fetched files, such as 50GB."),
     ] = None,
     examples: options.Examples = CheckOptions.examples,
+    images: options.Images = None,
+    prompts: options.Prompts = None,
     seed: options.InputSeed = CheckOptions.seed,
     atol: options.Atol = CheckOptions.atol,
     rtol: options.Rtol = CheckOptions.rtol,
@@ -101,6 +103,8 @@ def sweep(
         options=CheckOptions(
             architecture=architecture,
             examples=examples,
+            images=None if images is None else images.absolute(),
+            prompts=None if prompts is None else prompts.absolute(),
             seed=seed,
             atol=atol,
             rtol=rtol,

@@ -14,6 +14,7 @@ from clipcheck.errors import UsageError, nearest
 from clipcheck.gates.result import (
     FEATURES,
     LOGITS,
+    OUTPUTS,
     Case,
     GateResult,
     expected_outputs,
@@ -135,7 +136,7 @@ def _bootstrap(values: Floats, statistic: str) -> tuple[float, float]:
         confidence_level=CONFIDENCE,
         method="percentile",
         n_resamples=2000,
-        batch=100,
+        batch=max(1, 1_000_000 // len(values)),  # so many numbers are in memory at once
         rng=np.random.default_rng(0),
     ).confidence_interval
     return float(found.low), float(found.high)
@@ -158,8 +159,25 @@ class Estimate:
     rows: int
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Figures of each of the user's own images or prompts.
+
+    Attributes:
+        cosines: of features with those of the eager model, [N].
+        rankings: whether the best match agrees, the share of the five best, and the correlation of
+            ranks, each [N]; None if nothing was ranked.
+    """
+
+    cosines: Floats
+    rankings: tuple[Floats, Floats, Floats] | None = None
+
+
 def budget(
-    cases: Sequence[Case], limits: Budget, levels: Mapping[str, int] | None = None
+    cases: Sequence[Case],
+    limits: Budget,
+    levels: Mapping[str, int] | None = None,
+    own: Mapping[str, Sample] | None = None,
 ) -> GateResult:
     """Require that the lower end of each figure's interval keeps its limit.
 
@@ -170,11 +188,15 @@ def budget(
         cases: of independent random inputs, from which the intervals are computed.
         limits: the budget.
         levels: by key, the number of values that a quantised weight can have.
+        own: the user's data by ``image`` and ``prompt``. Where there is enough for the intervals,
+            it is judged in place of the random inputs.
     """
+    enough = inputs_for(limits)
+    used = {kind: each for kind, each in (own or {}).items() if len(each.cosines) >= enough}
     problem = unusable(cases) or not_finite(cases, expected_outputs(cases))
     if problem:
         return GateResult("budget", False, problem, margin=float("inf"))
-    found = estimates(cases)
+    found = estimates(cases, used)
     wanted = {name: limit for name in MEANT if (limit := getattr(limits, name)) is not None}
     missing = wanted.keys() - found.keys()
     figures: dict[str, dict[str, float | int | str]] = {
@@ -204,10 +226,25 @@ def budget(
         names = " and ".join(sorted(missing))
         told.insert(0, f"{names} cannot be measured: the candidate has no features")
         margins.update(dict.fromkeys(missing, float("inf")))
-    rows = max(each.rows for each in found.values())
-    message = f"{'; '.join(told)}; over {counted(rows, 'row')} of random inputs"
+    message = f"{'; '.join(told)}; over {_rows_text(cases, own or {}, used, enough)}"
     margin = max(margins.values())
     return GateResult("budget", margin <= 1, message, figures, margin)
+
+
+def _rows_text(
+    cases: Sequence[Case], own: Mapping[str, Sample], used: Mapping[str, Sample], enough: int
+) -> str:
+    """Say which inputs were judged, and which of the user's are too few."""
+    random = [
+        sum(len(case.exact[name]) for case in cases)
+        for name in expected_outputs(cases, FEATURES) or expected_outputs(cases, LOGITS)
+        if OUTPUTS[name][0] not in used
+    ]
+    told = [counted(len(each.cosines), f"own {kind}") for kind, each in used.items()]
+    told += [f"{counted(max(random), 'row')} of random inputs"] if random else []
+    few = [counted(len(own[kind].cosines), f"own {kind}") for kind in own if kind not in used]
+    needs = f" ({' and '.join(few)} not judged: it needs {enough})" if few else ""
+    return f"{' and '.join(told)}{needs}"
 
 
 def _told(name: str, found: Estimate, limit: float, margin: float) -> str:
@@ -219,20 +256,31 @@ def _told(name: str, found: Estimate, limit: float, margin: float) -> str:
     return f"{MEANT[name]} {value}{low} ({word} {write(limit)})"
 
 
-def estimates(cases: Sequence[Case]) -> dict[str, Estimate]:
-    """Measure every figure that a budget may limit and the candidate's outputs allow."""
+def estimates(
+    cases: Sequence[Case], own: Mapping[str, Sample] | None = None
+) -> dict[str, Estimate]:
+    """Measure every figure that a budget may limit and the candidate's outputs allow.
+
+    Args:
+        own: the user's data by ``image`` and ``prompt``, in place of the rows of the cases.
+    """
+    own = own or {}
     found: dict[str, list[Estimate]] = {}
 
     def add(name: str, value: float, ends: tuple[float, float], rows: int) -> None:
         found.setdefault(name, []).append(Estimate(value, *ends, rows))
 
-    for cosines in _cosines(cases):
+    for kind, cosines in _cosines(cases):
+        if kind in own:
+            cosines = own[kind].cosines
         least = float(cosines.min())
         # A bootstrap of a minimum is never lower than the minimum.
         add("cosine", least, (least, least), len(cosines))
         ends = _bootstrap(cosines, "median")
         add("median", float(np.median(cosines)), ends, len(cosines))
-    for agreed, shared, ranks in _rankings(cases):
+    for kind, rankings in _rankings(cases):
+        mine = own[kind].rankings if kind in own else None
+        agreed, shared, ranks = mine or rankings
         rows = len(agreed)
         for name, values in (("top1", agreed), ("top5", shared)):
             share = float(values.mean())
@@ -278,24 +326,32 @@ def unit(values: NDArray[np.floating]) -> Floats:
     return np.asarray(exact / np.where(lengths == 0, 1, lengths))
 
 
-def _cosines(cases: Sequence[Case]) -> Iterator[Floats]:
-    """Yield for each tower the cosines of rows of features with those of float64."""
+def _cosines(cases: Sequence[Case]) -> Iterator[tuple[str, Floats]]:
+    """Yield for each tower its kind of input, and the cosines of rows of features with those of
+    float64."""
     for name in expected_outputs(cases, FEATURES):
-        yield np.concatenate(
-            [np.sum(unit(c.candidate[name]) * unit(c.exact[name]), axis=1) for c in cases]
+        yield (
+            OUTPUTS[name][0],
+            np.concatenate(
+                [np.sum(unit(c.candidate[name]) * unit(c.exact[name]), axis=1) for c in cases]
+            ),
         )
 
 
-def _rankings(cases: Sequence[Case]) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Yield for each ranking, by row: whether the best match agrees with float64's, the share of
-    float64's five best matches among the candidate's five, and the rank correlation."""
-    for own, exact in zip(_scores(cases, "candidate"), _scores(cases, "exact"), strict=True):
+def _rankings(cases: Sequence[Case]) -> Iterator[tuple[str, tuple[Floats, Floats, Floats]]]:
+    """Yield for each ranking the kind of its rows and, by row: whether the best match agrees with
+    float64's, the share of float64's five best matches among the candidate's five, and the rank
+    correlation."""
+    names = expected_outputs(cases, FEATURES) or expected_outputs(cases, LOGITS)
+    kinds = [OUTPUTS[name][0] for name in names]
+    sides = (_scores(cases, side) for side in ("candidate", "exact"))
+    for kind, own, exact in zip(kinds, *sides, strict=True):
         parts = [
-            _ranked(own[start : start + _BLOCK], exact[start : start + _BLOCK])
+            ranked(own[start : start + _BLOCK], exact[start : start + _BLOCK])
             for start in range(0, len(own), _BLOCK)
         ]
         agreed, shared, ranks = (np.concatenate(each) for each in zip(*parts, strict=True))
-        yield agreed, shared, ranks
+        yield kind, (agreed, shared, ranks)
 
 
 def _scores(cases: Sequence[Case], side: str) -> list[Floats]:
@@ -318,7 +374,9 @@ def _scores(cases: Sequence[Case], side: str) -> list[Floats]:
     ]
 
 
-def _ranked(own: Floats, exact: Floats) -> tuple[Floats, Floats, Floats]:
+def ranked(own: Floats, exact: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return by row of scores whether the best match agrees, the share of the five best that is the
+    same, and the correlation of the ranks."""
     from scipy.stats import rankdata
 
     best = np.take_along_axis(exact, own.argmax(axis=1)[:, None], axis=1)[:, 0]
@@ -352,4 +410,4 @@ class LayerCost:
 
 def squared_error(cases: Sequence[Case]) -> float:
     """Return the mean squared distance of normalised features from those of float64."""
-    return float(np.mean(np.concatenate([2 - 2 * each for each in _cosines(cases)])))
+    return float(np.mean(np.concatenate([2 - 2 * each for _, each in _cosines(cases)])))

@@ -99,6 +99,23 @@ class Ruler:
         units = self._errors(name, case, self._least[name])
         return _ratio(row_rms(case.candidate[name] - case.exact[name]), units)
 
+    @_without_warnings
+    def at_most(self, name: str, case: Case) -> Rows:
+        """Return a bound of `further` in each row that needs no outputs in float64.
+
+        The distance from float64 is at most the distance from the eager model plus the eager
+        model's own, which is at most one unit, and a unit is at least `_least` of the row's size.
+        """
+        least = self._least[name] * _sizes(name, case.reference, self._scale)
+        return 1 + _ratio(row_rms(case.candidate[name] - case.reference[name]), least)
+
+    @_without_warnings
+    def moved(self, name: str, case: Case, again: Array) -> Rows:
+        """Return the distance of a second result of any case from the first in each row, in units
+        of the eager model's error."""
+        apart = row_rms(again.astype(np.float64) - case.candidate[name])
+        return _ratio(apart, self._errors(name, case, self._least[name]))
+
     def _errors(self, name: str, case: Case, least: float) -> Rows:
         """Return the eager model's error of each row, at least ``least`` times the row's size."""
         floor = least * _sizes(name, case.exact, self._scale)

@@ -52,12 +52,12 @@ def top1(cases: Sequence[Case], limits: Limits, scale: float) -> GateResult:
     problem = _problem(cases)
     if problem:
         return GateResult("top1", False, problem, margin=float("inf"))
-    rows, clear, wrong = _compare(cases, limits, scale)
+    rows, clear, wrong = compare(cases, Ruler(cases, limits, scale))
     figures = {"rows": {"compared": rows, "clear": clear, "wrong": len(wrong)}}
     ties = f"; {counted(rows - clear, 'tie')} ignored" if rows > clear else ""
     if wrong:
         worst = max(wrong, key=_margin_of)
-        told = _exchange_text(cases[worst.case], worst)
+        told = exchange_text(cases[worst.case], worst)
         message = f"top-1 differs in {len(wrong)} of {clear} rows: {told}{ties}"
         return GateResult("top1", False, message, figures, worst.margin)
     told = f"top-1 agrees in {clear} of {clear} rows" if clear else "no row has a clear best match"
@@ -68,7 +68,8 @@ def worst_exchange(cases: Sequence[Case], limits: Limits, scale: float) -> Excha
     """Return the row that the gate names, or None if it passes or nothing can be compared."""
     if _problem(cases):
         return None
-    return max(_compare(cases, limits, scale)[2], key=_margin_of, default=None)
+    wrong = compare(cases, Ruler(cases, limits, scale))[2]
+    return max(wrong, key=_margin_of, default=None)
 
 
 def _margin_of(exchange: Exchange) -> float:
@@ -79,11 +80,8 @@ def _problem(cases: Sequence[Case]) -> str:
     return unusable(cases, LOGITS) or not_finite(cases, LOGITS)
 
 
-def _compare(
-    cases: Sequence[Case], limits: Limits, scale: float
-) -> tuple[int, int, list[Exchange]]:
+def compare(cases: Sequence[Case], ruler: Ruler) -> tuple[int, int, list[Exchange]]:
     """Return how many rows there are, how many have a clear winner, and those that differ."""
-    ruler = Ruler(cases, limits, scale)
     clear = rows = 0
     wrong: list[Exchange] = []
     for at, case in enumerate(cases):
@@ -115,7 +113,7 @@ def _exchange(at: int, case: Case, name: str, row: int, clear: float) -> Exchang
     return Exchange(lead / clear, at, name, row, right, found, lead)
 
 
-def _exchange_text(case: Case, exchange: Exchange) -> str:
+def exchange_text(case: Case, exchange: Exchange) -> str:
     """Name the row and the two matches."""
     kind = OUTPUTS[exchange.output][1]
     return (

@@ -36,7 +36,7 @@ def _type_of(annotation: str) -> tuple[str, Any]:
 KEYS = {each.name.replace("_", "-"): _type_of(str(each.type)) for each in fields(CheckOptions)}
 """The keys of the table, and the type of each value. They are the fields of `CheckOptions`."""
 
-_PATHS = ("reference", "architecture", "download-root")
+_PATHS = ("reference", "architecture", "images", "prompts", "download-root")
 """Options that may be paths, relative to the folder of the file."""
 
 
@@ -114,9 +114,11 @@ def _validated(path: Path, table: object) -> Configuration:
     for key, value in table.items():
         _require_option(path, key, value)
     configuration = Configuration(str(path), table)
-    for key in table:
+    own = {key: table[key] for key in ("images", "prompts") if key in table}
+    for key in (*own, *(key for key in table if key not in own)):
         try:
-            options_of(replace(configuration, options={key: table[key]}), {})
+            # With these, as some options need them.
+            options_of(replace(configuration, options={**own, key: table[key]}), {})
         except ClipcheckError as error:
             problem = f"{key} in {_TABLE}: {error.problem.removeprefix(f'--{key}: ')}"
             raise type(error)(problem, remedy=error.remedy, path=path) from error

@@ -28,6 +28,7 @@ from clipcheck.gates.fidelity import fidelity, precision
 from clipcheck.gates.integrity import Evidence, integrity
 from clipcheck.gates.lengths import with_lengths
 from clipcheck.gates.modules import Coverage, modules
+from clipcheck.gates.own import OwnMeasures
 from clipcheck.gates.registry import GATES, NAMES, aside, gates_in
 from clipcheck.gates.repeatability import Repeat, repeatability
 from clipcheck.gates.result import (
@@ -42,6 +43,7 @@ from clipcheck.gates.result import (
 )
 from clipcheck.gates.tolerances import LIMITS, Allclose, Budget, Limits, assuming
 from clipcheck.gates.top1 import top1
+from clipcheck.harness.own import Own, OwnRun, run_own
 from clipcheck.inputs.batches import Batch, Inputs, every_length, for_modules, length_of
 from clipcheck.inputs.dealing import BRIEF, FULL, Call, Effort, deal
 from clipcheck.inputs.digest import digest
@@ -155,6 +157,7 @@ class Trial:
         of_population: the eager model's outputs for the population, in float64.
         error: assumed relative error of a reference without a float64 copy; None where it is
             measured.
+        own: the user's images and prompts, or None.
     """
 
     batches: Sequence[Batch]
@@ -171,6 +174,7 @@ class Trial:
     population: Sequence[Batch] = ()
     of_population: Sequence[Mapping[str, Array]] = ()
     error: float | None = None
+    own: Own | None = None
 
     @property
     def ruler_limits(self) -> Limits:
@@ -199,6 +203,7 @@ class Trial:
         gates: Collection[str] = NAMES,
         budget: Budget | None = None,
         population: Sequence[Batch] = (),
+        own: Own | None = None,
     ) -> Trial:
         """Run the reference over all batches, in its dtype and in float64.
 
@@ -213,6 +218,7 @@ class Trial:
             budget: limits of lossy candidates. Their rows may depend on the whole batch, so only
                 whole batches run.
             population: inputs of the gate ``budget``.
+            own: the user's images and prompts, which run with each candidate.
 
         Raises:
             RunError: the model cannot be run, or its outputs are not finite: nothing can be
@@ -226,15 +232,15 @@ class Trial:
             lengths = None
         more = {} if lengths is None else {"lengths": lengths.tokens}
         with watch.phase("eager") as advance:
-            own = reference.outputs(inputs, advance, **more)
+            mine = reference.outputs(inputs, advance, **more)
         with watch.phase("float64") as advance:
             drawn = [(batch.pixels, batch.tokens) for batch in population]
             exact = reference.exact_outputs([*inputs, *drawn], advance, **more)
         measured = None
         if lengths is not None:
-            measured = Lengths(lengths, own.pop()["text_features"], exact.pop()["text_features"])
+            measured = Lengths(lengths, mine.pop()["text_features"], exact.pop()["text_features"])
         exact, of_population = exact[: len(inputs)], exact[len(inputs) :]
-        _require_finite(batches, own, exact, dtype)
+        _require_finite(batches, mine, exact, dtype)
         texts = texts or CLIP_TEXTS
         rows = [] if lengths is None else _lengths_not_drawn(lengths, batches, texts)
         calls = deal(batches, rows, effort) if effort else ()
@@ -242,7 +248,7 @@ class Trial:
             calls = [call for call in calls if any(r.batch == len(batches) for r in call.prompts)]
         return cls(
             batches,
-            own,
+            mine,
             exact,
             reference.scale,
             dtype,
@@ -254,6 +260,7 @@ class Trial:
             budget=budget,
             population=population,
             of_population=of_population,
+            own=own,
         )
 
     def run(self, candidate: Backend, advance: Advance = still) -> Run:
@@ -471,7 +478,12 @@ class Run:
 
 
 def judge(
-    trial: Trial, run: Run, evidence: Evidence, coverage: Coverage | None, limits: Allclose
+    trial: Trial,
+    run: Run,
+    evidence: Evidence,
+    coverage: Coverage | None,
+    limits: Allclose,
+    own: OwnMeasures | None = None,
 ) -> tuple[GateResult, ...]:
     """Run the gates of the trial; those of logits only if the candidate has logits.
 
@@ -499,11 +511,14 @@ def judge(
     logits = bool(expected_outputs(run.cases, LOGITS))
     lossy = trial.budget
     if lossy is not None:
-        judging["budget"] = lambda: budget_gate(run.sample, lossy, evidence.levels)
+        samples = own.samples() if own else {}
+        judging["budget"] = lambda: budget_gate(run.sample, lossy, evidence.levels, samples)
     names = gates_in(
         trial.dtype, modules=coverage is not None, logits=logits, budget=lossy is not None
     )
     found = [judging[name]() for name in names if name in trial.gates]
+    if own is not None:
+        found = [own.add_to(gate) for gate in found]
     return tuple(found if lossy is None else map(aside, found))
 
 
@@ -532,6 +547,7 @@ class Verdict:
         intact: whether its weights did not change while it ran.
         coverage: of the modules of an archive, in float32; else None.
         evidence: what else the gate ``integrity`` judged.
+        own: the user's data as it ran, or None.
     """
 
     gates: tuple[GateResult, ...]
@@ -539,6 +555,7 @@ class Verdict:
     intact: bool
     coverage: Coverage | None
     evidence: Evidence
+    own: OwnRun | None = None
 
 
 def judge_candidate(
@@ -577,17 +594,46 @@ def judge_candidate(
             next(iter(run.failures), none),
             remedy="Give a file that has a CLIP model's features, or its logits.",
         )
+    own = None
+    if trial.own is not None:
+        with watch.phase("own") as advance, exact_arithmetic():
+            own = _run_own(trial, trial.own, candidate, run.cases, limits, advance)
     coverage = None
     if candidate.runs_modules and trial.dtype == "float32" and "modules" in trial.gates:
         coverage = _coverage(candidate, source, model or source.model, seed, watch)
     with watch.phase("gates"):
-        failures = [*run.failures, *(coverage.failures if coverage else ())]
+        failures = [
+            *run.failures,
+            *(own.failures if own else ()),
+            *(coverage.failures if coverage else ()),
+        ]
         changed = list(dict.fromkeys([*candidate.changed(), *weights.changed()]))
         evidence = replace(candidate.evidence(), changed=changed, failures=failures, unlike=unlike)
         if dynamic_batch and candidate.batches:
             evidence = replace(evidence, doubts=[*evidence.doubts, batches.told(candidate.batches)])
-        gates = judge(trial, run, evidence, coverage, limits)
-        return Verdict(gates, run, not changed, coverage, evidence)
+        gates = judge(trial, run, evidence, coverage, limits, own.measures if own else None)
+        return Verdict(gates, run, not changed, coverage, evidence, own)
+
+
+def _run_own(
+    trial: Trial,
+    own: Own,
+    candidate: Backend,
+    cases: Sequence[Case],
+    limits: Allclose,
+    advance: Advance,
+) -> OwnRun:
+    lossy = trial.budget is not None
+    measures = OwnMeasures(
+        Ruler(cases, trial.ruler_limits, trial.scale),
+        limits,
+        scale=trial.scale,
+        bias=own.eager.bias if len(cases[0].exact) == len(OUTPUTS) else 0.0,
+        lossy=lossy,
+    )
+    # With a budget the result of a row may depend on the others of its batch.
+    repeats = not lossy and not _REPEATING.isdisjoint(trial.gates)
+    return run_own(own, candidate, measures, cases, repeats=repeats, advance=advance)
 
 
 def _coverage(

@@ -7,8 +7,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -52,12 +53,14 @@ from clipcheck.harness.layers import costly_layers
 from clipcheck.harness.localising import Suspect, first_departures
 from clipcheck.harness.mismatch import find_mismatch
 from clipcheck.harness.options import DYNAMIC_BATCH, CheckOptions, Device
+from clipcheck.harness.own import EagerFeatures, Own
 from clipcheck.harness.search.inputs import Drawn, Wanted, draw
 from clipcheck.harness.search.probe import Probe
 from clipcheck.harness.search.smallest import smallest
 from clipcheck.inputs.batches import Batch, population
 from clipcheck.inputs.dealing import FULL
 from clipcheck.inputs.examples import batch
+from clipcheck.inputs.own import OwnData, OwnKind
 from clipcheck.results.judgement import Judgement, LeftOut
 from clipcheck.system.figures import size
 from clipcheck.system.progress import Span, say_import
@@ -75,6 +78,9 @@ runs once for all backends."""
 OWN = {"build": 1, "candidate": 41, "modules": 22}
 """Percent of the time of the same check for each phase that runs for each backend."""
 
+_OF_OWN: Mapping[OwnKind, float] = {"image": 0.5, "prompt": 0.3}
+"""The same for each of the user's images and prompts, through the eager model and a backend."""
+
 _READING = 4
 """Percent of the progress for reading and hashing a file."""
 
@@ -85,6 +91,7 @@ _PHASES = {
     "float64": "running the eager model in float64",
     "build": "{backend}: building",
     "candidate": "{backend}: running",
+    "own": "{backend}: running your own images and prompts",
     "modules": "{backend}: running its modules one by one",
     "search": "{backend}: shrinking the failing input, mostly within a minute",
     "alternative": "{backend}: comparing with other architectures",
@@ -151,6 +158,17 @@ class Judge:
     run: str
     date: str
 
+    @cached_property
+    def own(self) -> OwnData:
+        """The user's images and prompts, listed once."""
+        return self.options.own
+
+    @property
+    def _shares(self) -> Mapping[str, float]:
+        """Parts of the time of a backend, by phase."""
+        own = sum(share * self.own.count(kind) for kind, share in _OF_OWN.items())
+        return {**OWN, "own": own} if own else {**OWN}
+
     def __call__(self, name: str, device: Device, span: Span) -> list[Judgement | LeftOut]:
         """Return a judgement for each dtype and backend, or one with the error."""
         options, named = self.options, self.options.choices
@@ -167,6 +185,8 @@ class Judge:
                 budget=options.budget,
                 key=options.key,
                 asked_names=options.names,
+                own_images=_text(options.images),
+                own_prompts=_text(options.prompts),
             )
         )
         found: list[Judgement | LeftOut] = []
@@ -254,7 +274,9 @@ class Judge:
         running = [choice for choice in choices if str(choice) not in absent]
         if not running:
             return [*left_out]
-        first, *shares = span.split([sum(SHARED.values()), *[sum(OWN.values())] * len(running)])
+        first, *shares = span.split(
+            [sum(SHARED.values()), *[sum(self._shares.values())] * len(running)]
+        )
         shared = _Draft(judgement)
         parts = [_Draft(replace(judgement, backend=str(choice))) for choice in running]
         opened = opened_sides(
@@ -267,8 +289,10 @@ class Judge:
             artefacts=self.options.artefacts,
             names=self.options.names,
         )
-        with opened as sides, shared.keeping_errors():
-            bench = _Bench(self.options, shared, files, sides, first)
+        with opened as sides, ExitStack() as stack, shared.keeping_errors():
+            bench = stack.enter_context(
+                closing(_Bench(self.options, self.own, shared, files, sides, first))
+            )
             for choice, part, share in zip(running, parts, shares, strict=True):
                 with part.keeping_errors():
                     self._judge(part, bench, choice, share)
@@ -292,7 +316,7 @@ class Judge:
 
         judged = draft.judgement
         _require_another_subject(choice, bench.files)
-        watch = Stopwatch(_Phases(span, judged, OWN))
+        watch = Stopwatch(_Phases(span, judged, self._shares))
         draft.add(examples=bench.drawn.images, inputs=bench.trial.digest)
         with watch.phase("build"), exact_floats():
             candidate = build(choice, bench.source)
@@ -330,6 +354,12 @@ class Judge:
                 batches=candidate.batches,
                 patched=candidate.patched,
             )
+            if verdict.own is not None:
+                draft.add(
+                    own=verdict.own.found,
+                    own_pictures=verdict.own.pictures,
+                    inputs=verdict.own.digest_with(str(draft.judgement.inputs)),
+                )
             # Every input departs of what is lossy: the smallest tells nothing.
             if trial.budget is not None:
                 draft.add(**_layers(trial, bench, candidate, verdict, watch))
@@ -381,7 +411,10 @@ class Judge:
         if verdict.intact:
             probe = Probe(candidate, bench.reference.standing(), ruler, bench.limits)
             with watch.phase("search"):
-                draft.add(failing=smallest(probe, bench.drawn, verdict.run.cases))
+                found = smallest(probe, bench.drawn, verdict.run.cases)
+                if found is None and verdict.own is not None:
+                    found = verdict.own.failing(probe)
+                draft.add(failing=found)
         with watch.phase("alternative"):
             assumed = draft.judgement.assumed
             normalised = candidate.normalised
@@ -449,12 +482,14 @@ class _Bench:
     def __init__(
         self,
         options: CheckOptions,
+        own: OwnData,
         draft: _Draft,
         files: _Files,
         sides: OpenSides,
         span: Span,
     ) -> None:
         self.files = files
+        self._eager = EagerFeatures(lambda: self.reference)
         self.limits = replace(options.limits, sigmoid=sizes_of(files.checkpoint.model).sigmoid)
         self._sides = sides
         self._watch = Stopwatch(_Phases(span, draft.judgement, SHARED))
@@ -469,6 +504,11 @@ class _Bench:
         with self._watch.phase("load"):
             self.renew()
         self._options = options
+        self._own = None
+        if own:
+            frontend = replace(self.drawn.frontend, texts=inputs.texts)
+            exactly = self.source.dtype != "float32"
+            self._own = Own(own, frontend, self._eager, exactly)
         self.trial = self._trial(self.drawn.batches, self._watch)
 
     def trial_seen_by(self, candidate: Backend, watch: Stopwatch) -> Trial:
@@ -506,6 +546,7 @@ class _Bench:
             gates=options.gates,
             budget=lossy,
             population=of_budget,
+            own=self._own,
         )
 
     @property
@@ -521,6 +562,11 @@ class _Bench:
     def renew(self) -> None:
         """Load both sides again, after a candidate changed the weights that all share."""
         self._sides.load()
+        self._eager.forget()
+
+    def close(self) -> None:
+        """Delete the temporary file of the user's data."""
+        self._eager.close()
 
     def seconds_once(self) -> Mapping[str, float]:
         """Return the seconds of shared phases on the first call, then nothing, so that only one
@@ -532,7 +578,7 @@ class _Bench:
 class _Phases:
     """Reports the progress of a judgement by phase; a repeated phase is reported once."""
 
-    def __init__(self, span: Span, judgement: Judgement, shares: Mapping[str, int]) -> None:
+    def __init__(self, span: Span, judgement: Judgement, shares: Mapping[str, float]) -> None:
         dtype = judgement.dtype
         shares = {p: s for p, s in shares.items() if p != "modules" or dtype == "float32"}
         self._span = span
@@ -556,6 +602,10 @@ class _Phases:
             self._span.stall()
         if share == 1.0:
             self._done.add(phase)
+
+
+def _text(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
 
 
 def _requested_backends(choices: Sequence[Choice]) -> str:

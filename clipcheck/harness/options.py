@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from clipcheck.backends.cells import Isolation
     from clipcheck.backends.registry import Choice
+    from clipcheck.inputs.own import OwnData
 
 DYNAMIC_BATCH = "dynamic-batch"
 """That a program runs any number of images and texts."""
@@ -61,7 +62,10 @@ class CheckOptions:
         dtype: one or several of float32, float16 and bfloat16. Default: float32, and on a GPU also
             the checkpoint's own.
         examples: number of images. The first `clipcheck.inputs.batches.EDGE_CASES` are edge cases,
-            Hypothesis draws the rest, and prompts (`clipcheck.inputs.strategies`).
+            Hypothesis draws the rest, and prompts (`clipcheck.inputs.strategies`). 0, only with
+            ``images`` or ``prompts``, for the edge cases and these.
+        images: folder of the user's own images, which run in addition: all files in it and below.
+        prompts: text file in UTF-8 with a prompt of the user on each line, which run in addition.
         exhaustive: also run every token id, every length, and every position of an image.
         seed: of the images and prompts.
         atol: absolute tolerance of the gate ``allclose``, on probabilities.
@@ -92,6 +96,8 @@ class CheckOptions:
     device: Device | Sequence[str | torch.device] = None
     dtype: str | Sequence[str] | None = None
     examples: int = EXAMPLES
+    images: str | os.PathLike[str] | None = None
+    prompts: str | os.PathLike[str] | None = None
     exhaustive: bool = False
     seed: int = 0
     atol: float = Allclose.atol
@@ -129,6 +135,8 @@ class CheckOptions:
             _ = self.apart
         _ = self.told
         _ = self.allowed_loss
+        if self.images is not None or self.prompts is not None:
+            _ = self.own
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -206,6 +214,17 @@ class CheckOptions:
         return parse_budget(self.budget)
 
     @property
+    def own(self) -> OwnData:
+        """The user's own images and prompts.
+
+        Raises:
+            UsageError: the folder or the file is not one, cannot be read, or has none.
+        """
+        from clipcheck.inputs.own import OwnData  # which imports numpy
+
+        return OwnData.of(_path("images", self.images), _path("prompts", self.prompts))
+
+    @property
     def artefacts(self) -> Path | None:
         """Folder of the cache of built artefacts; None without a cache."""
         from clipcheck.backends.artefacts import default_folder
@@ -264,6 +283,14 @@ def file_named(name: object, what: str) -> str:
     )
 
 
+def _path(option: str, value: object) -> str | None:
+    """Return a path as text."""
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else value
+    if path is None or isinstance(path, str):
+        return path
+    raise UsageError(f"expected {option} to be a path, found {value!r}", remedy="Give a path.")
+
+
 def _several(chosen: str | Sequence[str] | None) -> tuple[str, ...]:
     single = isinstance(chosen, str) or not isinstance(chosen, Iterable)
     return () if chosen is None else (chosen,) if single else tuple(chosen)  # type: ignore[return-value]
@@ -283,9 +310,11 @@ def _is_whole(value: object) -> bool:
 
 
 def _require_numbers(options: CheckOptions) -> None:
-    if not _is_whole(options.examples) or options.examples < 1:
+    own = options.images is not None or options.prompts is not None
+    if not _is_whole(options.examples) or options.examples < (0 if own else 1):
+        alone = " without --images or --prompts" if options.examples == 0 else ""
         raise UsageError(
-            f"expected at least 1 example, found {options.examples!r}",
+            f"expected at least 1 example{alone}, found {options.examples!r}",
             remedy=f"Leave it out for {EXAMPLES}.",
         )
     if not _is_whole(options.seed) or options.seed < 0:

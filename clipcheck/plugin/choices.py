@@ -252,6 +252,9 @@ def _given_options(option: Callable[[str], Any], folder: Path) -> dict[str, Any]
         "atol": _number,
         "rtol": _number,
         "budget": _require_not_blank,
+        # First, because no examples are possible with these alone.
+        "images": lambda option, name: str(folder / _require_not_blank(option, name)),
+        "prompts": lambda option, name: str(folder / _require_not_blank(option, name)),
         "examples": _integer,
         "seed": _integer,
         "isolation": _require_not_blank,
@@ -259,22 +262,26 @@ def _given_options(option: Callable[[str], Any], folder: Path) -> dict[str, Any]
         # Relative to the folder, as all paths.
         "architecture": lambda _, name: str(folder / name) if (folder / name).is_file() else name,
     }
-    written = {field: option(f"--clip-{field}") for field in reads}
-    return {
-        field: _validated(field, reads[field](f"--clip-{field}", text))
-        for field, text in written.items()
-        if text is not None
-    }
+    given: dict[str, Any] = {}
+    for name, read in reads.items():
+        text = option(f"--clip-{name}")
+        if text is not None:
+            own = {each: given[each] for each in given if each in ("images", "prompts")}
+            given[name] = _validated(name, read(f"--clip-{name}", text), own)
+    return given
 
 
-def _validated(field: str, value: Any) -> Any:
+def _validated(field: str, value: Any, own: Mapping[str, Any]) -> Any:
     """Return the value of an option of a check.
+
+    Args:
+        own: options for the user's own data, without which some values are refused.
 
     Raises:
         ClipcheckError: the value is invalid; the message begins with the option.
     """
     try:
-        CheckOptions(**{field: value})
+        CheckOptions(**{**own, field: value})
     except ClipcheckError as error:
         problem = error.problem.removeprefix(f"--{field}: ")
         raise type(error)(f"--clip-{field}: {problem}", remedy=error.remedy) from error

@@ -61,6 +61,11 @@ OPTIONS = {
         "limits of a lossy program: fp16, bf16, int8, int4, or such as cosine=0.99,top1=0.95",
     ),
     "--clip-examples": ("N", "number of images and prompts (default: as `clipcheck check`)"),
+    "--clip-images": (
+        "DIR",
+        "also compare your own images: all in this folder and below, any number",
+    ),
+    "--clip-prompts": ("FILE", "also compare your own prompts: a text file in UTF-8, one a line"),
     "--clip-seed": ("S", "seed of the images and prompts (default: 0)"),
     "--clip-isolation": (
         "I",

@@ -19,7 +19,7 @@ from clipcheck.gates.alternative import equals
 from clipcheck.gates.result import GateResult
 from clipcheck.harness.replaying import Replayed
 from clipcheck.inputs.examples import describe, listed
-from clipcheck.report import agreement, alternative, frontends, isolation, patched
+from clipcheck.report import agreement, alternative, frontends, isolation, own, patched
 from clipcheck.report.cells import command, padded, shortened, visible, wrapped
 from clipcheck.report.places import measured, named
 from clipcheck.report.verdict import verdict, worst_first
@@ -211,6 +211,7 @@ def failing_lines(judgement: Judgement) -> list[str]:
     if failing is None:
         return []
     what = "smallest input" if failing.shrunk else "a batch"
+    what = f"own data, {failing.own}," if failing.own is not None else what
     lines = wrapped(f"{what} that fails: {listed(failing.images, failing.prompts)}", _INDENT)
     lines += wrapped(failing.message, _INDENT)
     if failing.saved is not None:
@@ -491,6 +492,7 @@ def _block(judgement: Judgement, with_remedy: bool) -> Lines:
     for label, doubt in _doubts(judgement):
         lines += _row(label, UNKNOWN, "", doubt)
     lines += _layers(judgement)
+    lines += _own(judgement)
     for place in judgement.departures:
         lines += _row("departs first", BAD, "", f"{named(place)}: {measured(place)}")
     return [*lines, *_known_rows(judgement), *_texts(failing_lines(judgement))]
@@ -504,6 +506,17 @@ def _layers(judgement: Judgement) -> Lines:
     lines = _row("costs most", ASIDE, "", what) if told else []
     if judgement.layers_problem is not None:
         lines += _row("not measured", ASIDE, "", judgement.layers_problem)
+    return lines
+
+
+def _own(judgement: Judgement) -> Lines:
+    """List the user's data: what ran, and the worst rows."""
+    found = judgement.own
+    if found is None:
+        return []
+    lines = _row("own data", ASIDE, "", "; ".join(own.summary(found)))
+    for each in own.worst(found, budget=judgement.budget is not None):
+        lines += _row("worst", ASIDE, "", each)
     return lines
 
 

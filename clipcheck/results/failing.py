@@ -46,6 +46,7 @@ class FailingExample:
         output: with the greatest error.
         message: the error.
         saved: folder of the saved input, or None.
+        own: name of the user's own image or prompt that it is, or None.
     """
 
     images: tuple[str, ...]
@@ -54,6 +55,7 @@ class FailingExample:
     output: str
     message: str
     saved: str | None = None
+    own: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class Failing:
         shrunk: whether it is the smallest that Hypothesis found, or a whole batch of the check.
         first: the input before shrinking.
         saved: folder of the saved input, or None.
+        own: name of the user's own image or prompt that it is, or None. An image is as it is
+            preprocessed, at the resolution of the model.
     """
 
     example: Example
@@ -90,6 +94,7 @@ class Failing:
     shrunk: bool
     first: Example | None = None
     saved: str | None = None
+    own: str | None = None
 
     def described(self) -> FailingExample:
         """Return the description for a document."""
@@ -100,4 +105,5 @@ class Failing:
             self.measure.output,
             self.measure.message,
             self.saved,
+            self.own,
         )

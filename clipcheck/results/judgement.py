@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from clipcheck.backends.known import Known
 from clipcheck.checkpoints.inspection import Patched
@@ -18,10 +18,14 @@ from clipcheck.gates.frontends import FrontendResult
 from clipcheck.gates.localisation import Place
 from clipcheck.gates.measured import Measured
 from clipcheck.gates.modules import Coverage
+from clipcheck.gates.own import OwnFound
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import Allclose
 from clipcheck.results.configuration import Configuration
 from clipcheck.results.failing import Failing, FailingExample, Mismatch
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IN_MEMORY = ("module", "callables")
 """Backends of models in memory: a torch module, and callables on arrays."""
@@ -80,6 +84,8 @@ class Conditions:
         limits: of the gate ``allclose``.
         budget: ``--budget``, or None.
         examples: number of images.
+        own_images: ``--images``, or None.
+        own_prompts: ``--prompts``, or None.
         seed: of the inputs.
         inputs: digest of all images and prompts; None if none ran.
         run: id of the run, or None.
@@ -97,6 +103,8 @@ class Conditions:
     limits: Allclose = field(default_factory=Allclose)
     budget: str | None = None
     examples: int = 0
+    own_images: str | None = None
+    own_prompts: str | None = None
     seed: int = 0
     inputs: str | None = None
     run: str | None = None
@@ -123,6 +131,7 @@ class Findings:
         known: known failures of the backend's library that match; they do not change the verdict.
         layers: by quantised weight, its part of the error, the most first; empty without a budget.
         layers_problem: why these could not be measured, or None.
+        own: the user's own images and prompts, or None without any.
         frontends: comparison of the backend's own preprocessing and tokenizer; no part of the
             verdict.
         frontends_problem: why these could not be compared, or None.
@@ -140,6 +149,7 @@ class Findings:
     known: tuple[Known, ...] = ()
     layers: tuple[LayerCost, ...] = ()
     layers_problem: str | None = None
+    own: OwnFound | None = None
     frontends: tuple[FrontendResult, ...] = ()
     frontends_problem: str | None = None
 
@@ -248,6 +258,7 @@ class Judgement(Record):
         mismatch: the row that the gate ``top1`` failed on; None if it passed.
         measured: every row's error; None if nothing could be measured.
         coverage: every module's error; None in other dtypes than float32.
+        own_pictures: the worst of the user's images as preprocessed, each with its name.
     """
 
     _: KW_ONLY
@@ -255,6 +266,7 @@ class Judgement(Record):
     mismatch: Mismatch | None = None
     measured: Measured | None = None
     coverage: Coverage | None = None
+    own_pictures: tuple[tuple[str, Image.Image], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -53,6 +53,7 @@ from clipcheck.errors import (
     nearest,
 )
 from clipcheck.gates.tolerances import LIMITS
+from clipcheck.harness.options import CheckOptions
 from clipcheck.sweep.jobs import DEFAULT, Source
 from clipcheck.system.sizes import bytes_in
 
@@ -63,7 +64,7 @@ MOST_BYTES = 16 << 20
 """Size limit of a catalogue: thousands of entries take less."""
 
 _WHERE = ("path", "url", "name")
-_HOW = ("backend", "device", "dtype", "key", "reference", "architecture")
+_HOW = ("backend", "device", "dtype", "key", "reference", "architecture", "images", "prompts")
 _KEYS = (*_WHERE, *_HOW, "sha256", "size")
 
 _DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
@@ -85,6 +86,8 @@ class Entry:
         dimensions: if they are known before the file is fetched.
         unfit: why it is not judged; empty if it is.
         key: as for `clipcheck.check`.
+        images: absolute path of a folder of the user's images; None for that of the command.
+        prompts: absolute path of a file of the user's prompts; None for that of the command.
     """
 
     label: str
@@ -97,6 +100,8 @@ class Entry:
     dimensions: Architecture | None = None
     unfit: str = ""
     key: str | None = None
+    images: str | None = None
+    prompts: str | None = None
 
 
 class _Wrong(ValueError):  # noqa: N818 - it becomes an error with a place
@@ -237,6 +242,8 @@ def _entries(given: Mapping[str, Any], folder: Path, root: str | None) -> Iterat
                 _architecture(given, folder),
                 ARCHITECTURES.get(label) if kind == "name" else None,
                 key=key,
+                images=_own(given, folder, "images"),
+                prompts=_own(given, folder, "prompts"),
             )
         )
 
@@ -356,6 +363,17 @@ def _architecture(given: Mapping[str, Any], folder: Path) -> str | None:
         return named(str(place) if place.is_file() else name, asked="").argument
     except ClipcheckError as error:
         raise _Wrong(f"architecture: {error.problem}", error.remedy) from error
+
+
+def _own(given: Mapping[str, Any], folder: Path, key: str) -> str | None:
+    if key not in given:
+        return None
+    path = str((folder / _string(given, key)).absolute())
+    try:
+        CheckOptions(**{key: path})  # type: ignore[arg-type]
+    except ClipcheckError as error:
+        raise _Wrong(f"{error.path}: {error.problem}", error.remedy) from error
+    return path
 
 
 def _digest(given: Mapping[str, Any]) -> str:

@@ -58,6 +58,8 @@ def key_of(
         "versions": dict(versions),
         "architecture": architecture,
     }
+    if options.images is not None or options.prompts is not None:
+        parts["own"] = options.own.stamp()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -126,6 +126,8 @@ def plan(
             reference=entry.reference,
             key=entry.key,
             architecture=entry.architecture,
+            images=entry.images or setting.options.images,
+            prompts=entry.prompts or setting.options.prompts,
         )
         for device in entry.devices or (setting.default_device,):
             for backend in entry.backends:

@@ -79,7 +79,11 @@ def test_paths_start_from_the_folder_of_the_file(tmp_path: Path) -> None:
         ("cache = 1", "to be true or false, found 1"),
         ("key = 3", "to be a string, found 3"),
         ('device = ["cpu", 1]', "to be a string or a list of strings, found ['cpu', 1]"),
-        ("examples = 0", "examples in [tool.clipcheck]: expected at least 1 example, found 0"),
+        (
+            "examples = 0",
+            "examples in [tool.clipcheck]: expected at least 1 example without --images",
+        ),
+        ('examples = 0\nimages = "x"', "images in [tool.clipcheck]: expected a folder of images"),
         ('select = ["fidelty"]', "select in [tool.clipcheck]: expected a gate, found 'fidelty'"),
         ('architecture = "ViT"', "architecture in [tool.clipcheck]: expected a released name"),
         ('isolation = "none"', "only the command line can turn the sandbox off. Use the command"),

@@ -72,7 +72,7 @@ def test_an_architecture_in_a_file_is_named_from_any_folder(
 @pytest.mark.parametrize(
     ("given", "kind", "told"),
     [
-        ({"examples": 0}, UsageError, "expected at least 1 example, found 0"),
+        ({"examples": 0}, UsageError, "at least 1 example without --images or --prompts"),
         ({"examples": "3"}, UsageError, "expected at least 1 example, found '3'"),
         ({"examples": True}, UsageError, "expected at least 1 example, found True"),
         ({"seed": True}, UsageError, "expected a seed of at least 0, found True"),

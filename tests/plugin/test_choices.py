@@ -161,7 +161,7 @@ def test_a_test_gets_only_the_fixtures_that_it_requests() -> None:
         ("rtol", "-1", "rtol to be a number of at least 0, found -1.0"),
         ("atol", "inf", "atol to be a number of at least 0, found inf"),
         ("rtol", "x", "a number, found 'x'"),
-        ("examples", "0", "at least 1 example, found 0"),
+        ("examples", "0", "at least 1 example without --images or --prompts, found 0"),
         ("examples", "1.5", "a whole number, found '1.5'"),
         ("seed", "-1", "a seed of at least 0, found -1"),
         ("dtype", ["float8"], "a dtype, found 'float8'"),

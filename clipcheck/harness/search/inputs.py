@@ -14,7 +14,8 @@ class Wanted:
     """Request for inputs to draw.
 
     Attributes:
-        examples: number of images, at least 1; Hypothesis draws those beyond the edge cases.
+        examples: number of images; Hypothesis draws those beyond the edge cases. 0 for all edge
+            cases and no others.
         exhaustive: whether to run the whole vocabulary and every position of an image as well.
         name: of the checkpoint: earlier failures under this name are tried again.
     """
@@ -58,7 +59,7 @@ def draw(wanted: Wanted, inputs: Inputs) -> Drawn:
     frontend = Frontend.of(inputs)
     asked = max(0, wanted.examples - EDGE_CASES)
     random = source.draw(asked)
-    found = list(batches(wanted.examples, inputs, wanted.seed))
+    found = list(batches(wanted.examples or EDGE_CASES, inputs, wanted.seed))
     seen = {
         "image": sum(len(batch.pixels) for batch in found),
         "prompt": sum(len(batch.tokens) for batch in found),

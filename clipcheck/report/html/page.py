@@ -18,7 +18,7 @@ from clipcheck.gates.registry import NAMES, find_gate
 from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import LIMITS, Allclose
 from clipcheck.inputs.examples import Example, Prompt
-from clipcheck.report import alternative, isolation, patched
+from clipcheck.report import alternative, isolation, own, patched
 from clipcheck.report.frontends import headline
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
@@ -36,6 +36,7 @@ PHASES = {
     "float64": "the eager model in float64",
     "build": "building the candidate",
     "candidate": "the candidate, all calls",
+    "own": "your own data, both models",
     "modules": "modules one by one",
     "gates": "gates",
     "frontends": "comparing raw inputs",
@@ -157,6 +158,8 @@ class _Section:
     spreads: Sequence[plots.Plot]
     inputs: Sequence[_Input]
     mismatched: Sequence[tuple[str, Picture]]
+    own: Sequence[str]
+    own_rows: Sequence[tuple[str, str, Picture | None]]
     figures: Sequence[tuple[str, str, str, str]]
     phases: Sequence[tuple[str, str, str]]
     frontends: Sequence[tuple[str, Sequence[tuple[str, str]]]]
@@ -175,6 +178,8 @@ class _Section:
             _spreads(judgement, key),
             _shown_inputs(judgement, side),
             _mismatched(judgement, side),
+            [] if judgement.own is None else own.summary(judgement.own),
+            _own_rows(judgement, side),
             [row for gate in judgement.gates for row in _figures(gate)],
             _phases(judgement.seconds),
             [_frontend(result) for result in judgement.frontends],
@@ -287,6 +292,7 @@ def _spreads(judgement: Judgement, key: str) -> list[plots.Plot]:
 
 def _count_pictures(judgement: Judgement) -> int:
     mismatched = 0 if judgement.mismatch is None else len(judgement.mismatch.pictures)
+    mismatched += len(judgement.own_pictures)
     return mismatched + sum(len(example.images) for example in _inputs(judgement))
 
 
@@ -312,6 +318,7 @@ def _shown_inputs(judgement: Judgement, side: int) -> list[_Input]:
     if failing is None:
         return []
     last = "The smallest failing input" if failing.shrunk else "A failing batch"
+    last = failing.own if failing.own is not None else last
     titles = ["As drawn", last][-len(_inputs(judgement)) :]
     return [
         _Input(
@@ -327,6 +334,21 @@ def _mismatched(judgement: Judgement, side: int) -> list[tuple[str, Picture]]:
     """Return the images of the row that ``top1`` failed on, each with its name."""
     pictures = () if judgement.mismatch is None else judgement.mismatch.pictures
     return [(name, picture(image, side)) for name, image in pictures]
+
+
+def _own_rows(judgement: Judgement, side: int) -> list[tuple[str, str, Picture | None]]:
+    """Return the worst of the user's images and prompts: name, figure, and picture of an image."""
+    pictures = dict(judgement.own_pictures)
+    return [
+        (
+            row.name,
+            own.figure(row, budget=judgement.budget is not None),
+            picture(pictures[row.name], side)
+            if row.kind == "image" and row.name in pictures
+            else None,
+        )
+        for row in (judgement.own.worst if judgement.own else ())
+    ]
 
 
 def _prompt(prompt: Prompt) -> tuple[str, str]:
@@ -366,6 +388,8 @@ def _command(judgement: Judgement) -> str:
     words += ["--dtype", judgement.dtype] if judgement.dtype else []
     words += ["--examples", judgement.examples] if judgement.examples else []
     words += ["--seed", judgement.seed]
+    words += [] if judgement.own_images is None else ["--images", judgement.own_images]
+    words += [] if judgement.own_prompts is None else ["--prompts", judgement.own_prompts]
     for name in ("atol", "rtol"):
         value = getattr(judgement.limits, name)
         words += [f"--{name}", value] if value != getattr(Allclose, name) else []

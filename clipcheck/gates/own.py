@@ -1,0 +1,453 @@
+"""Measure the user's own images and prompts, batch by batch, in the memory of a batch.
+
+In float32 the eager model's features in float64 are computed only where they can matter: for rows
+that are so far from the eager model that they may be beyond a limit, and for the worst ones.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipcheck.gates.allclose import allclose
+from clipcheck.gates.budget import Sample, ranked, unit
+from clipcheck.gates.distance import Ruler
+from clipcheck.gates.fidelity import against_eager
+from clipcheck.gates.metrics import Array, row_rms
+from clipcheck.gates.result import MEANT, OUTPUTS, Case, GateResult
+from clipcheck.gates.tolerances import Allclose
+from clipcheck.gates.top1 import Exchange, compare
+from clipcheck.system.figures import counted, multiple, number
+
+KEPT = 8
+"""Number of the worst images, and of the worst prompts, that are kept and named."""
+
+MOST_CANDIDATES = 10_000
+"""Most prompts that an image is compared with, and most images for a prompt. Features of so many
+are kept in float32: 20 MB for 512 components on each of two sides."""
+
+_FEATURES = {"image": "image_features", "prompt": "text_features"}
+_LOGITS = {"image": "logits_per_image", "prompt": "logits_per_text"}
+
+_quietly = np.errstate(all="ignore")
+"""Numbers that are not finite become an infinite ratio, without a warning."""
+
+Exactly = Callable[[Sequence[int]], Array]
+"""Returns the features of these rows of a batch in float64."""
+
+
+@dataclass(frozen=True)
+class OwnRow:
+    """One of the user's images or prompts.
+
+    Attributes:
+        kind: ``image`` or ``prompt``.
+        name: a file relative to the folder, or a line's number and text.
+        output: the features that were compared.
+        rmse_ratio: multiple of the eager model's error against float64; with a budget, of which
+            nothing runs in float64, at most so much.
+        allowed: the allowed ratio.
+        rmse: root mean square error.
+        cosine: with the eager model's features.
+    """
+
+    kind: str
+    name: str
+    output: str
+    rmse_ratio: float
+    allowed: float
+    rmse: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class OwnFound:
+    """Findings on the user's data.
+
+    Attributes:
+        images: number of images that were compared.
+        prompts: number of prompts.
+        skipped: number of files that cannot be read as images.
+        skipped_files: the first of them, with the reasons.
+        truncated: number of prompts that are longer than the model's context, and were cut.
+        exact: number of rows that were also run in float64.
+        at_most: greatest possible ``rmse_ratio`` of all rows that were not.
+        worst: the worst images and prompts, the worst first.
+    """
+
+    images: int
+    prompts: int
+    skipped: int = 0
+    skipped_files: tuple[str, ...] = ()
+    truncated: int = 0
+    exact: int = 0
+    at_most: float = 0.0
+    worst: tuple[OwnRow, ...] = ()
+
+
+@dataclass
+class Kept:
+    """One of the worst rows, with its input.
+
+    Attributes:
+        given: pixels [3, R, R] or ids [L].
+        case: of this row alone; ``exact`` is the eager model's if it was not run in float64.
+        known: whether it was run in float64.
+    """
+
+    name: str
+    given: NDArray[Any]
+    case: Case
+    known: bool
+
+
+@dataclass
+class _OfKind:
+    """Measurements of all images or all prompts."""
+
+    rows: int = 0
+    failing: int = 0
+    exact: int = 0
+    kept: list[tuple[float, int, Kept]] = field(default_factory=list)
+    cosines: array[float] = field(default_factory=lambda: array("d"))
+    rankings: tuple[array[float], ...] = field(
+        default_factory=lambda: (array("d"), array("d"), array("d"))
+    )
+    candidate: list[Array] = field(default_factory=list)
+    reference: list[Array] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def at_most(self) -> float:
+        """Greatest possible ratio of the rows that did not run in float64: they are no further from
+        the eager model than those that are kept."""
+        return self.kept[0][0] if self.exact < self.rows else 0.0
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Rows that those of the other kind are matched with.
+
+    Attributes:
+        names: of the rows.
+        candidate: their features in the candidate, of length 1, [K, E].
+        reference: in the eager model.
+    """
+
+    names: Sequence[str]
+    candidate: Array
+    reference: Array
+
+
+class OwnMeasures:
+    """Takes the outputs of one batch after the other, and keeps figures and the worst rows.
+
+    Args:
+        ruler: made of the other inputs.
+        limits: of the gate ``allclose``.
+        scale: the model's exp(logit_scale).
+        bias: of logits.
+        lossy: whether there is a budget: then nothing runs in float64, and the worst rows are those
+            with the least cosines.
+    """
+
+    def __init__(
+        self, ruler: Ruler, limits: Allclose, *, scale: float, bias: float, lossy: bool
+    ) -> None:
+        self._ruler = ruler
+        self._limits = limits
+        self._scale = scale
+        self._bias = bias
+        self._lossy = lossy
+        self._of: dict[str, _OfKind] = {kind: _OfKind() for kind in _FEATURES}
+        self._order = itertools.count()
+        self._asserted: GateResult | None = None
+        self._mismatched = 0
+        self._matched = [0, 0, 0]
+        self._exchanged: tuple[float, str] = 0.0, ""
+        self._moved: tuple[float, str] = 0.0, ""
+        self._repeated = 0
+
+    @_quietly
+    def add(self, kind: str, case: Case, given: NDArray[Any], exactly: Exactly | None) -> None:
+        """Measure the features of a batch.
+
+        Args:
+            kind: ``image`` or ``prompt``.
+            case: of features alone. Without outputs in float64, ``exact`` has the eager model's.
+            given: the inputs of the rows.
+            exactly: computes features in float64; None if ``case.exact`` has them.
+        """
+        name, mine = _FEATURES[kind], self._of[kind]
+        allowed = self._ruler.allowed(name)
+        most = (
+            self._ruler.further(name, case) if exactly is None else self._ruler.at_most(name, case)
+        )
+        known = np.full(len(most), exactly is None)
+        ratios = most.copy()
+        # A row within the limit of a whole batch is also within its own.
+        open_rows = [int(row) for row in np.flatnonzero(~(most <= self._ruler.limits.features))]
+        cases = {row: _one(case, name, row) for row in range(len(most))}
+        if exactly is not None and open_rows and not self._lossy and mine.failing < KEPT:
+            for row, values in zip(open_rows, exactly(open_rows), strict=True):
+                cases[row] = replace(cases[row], exact={name: values[None]})
+                ratios[row], known[row] = self._ruler.further(name, cases[row])[0], True
+        mine.rows += len(most)
+        mine.exact += int(known.sum())
+        mine.failing += int((known & ~(ratios <= allowed)).sum())
+        units = [unit(side[name]) for side in (case.candidate, case.exact)]
+        cosines = np.nan_to_num(np.sum(units[0] * units[1], axis=1), nan=0.0)
+        mine.cosines.extend(cosines)
+        for row, key in enumerate(1 - cosines if self._lossy else most):
+            kept = Kept(case.rows[kind][row], given[row], cases[row], bool(known[row]))
+            # An infinite or missing number is the worst.
+            entry = (float(np.nan_to_num(key, nan=np.inf)), -next(self._order), kept)
+            if len(mine.kept) < KEPT:
+                heapq.heappush(mine.kept, entry)
+            elif entry > mine.kept[0]:
+                heapq.heapreplace(mine.kept, entry)
+        if len(mine.names) < MOST_CANDIDATES:
+            mine.names += case.rows[kind]
+            mine.candidate.append(units[0].astype(np.float32))
+            mine.reference.append(units[1].astype(np.float32))
+
+    def candidates(self, kind: str) -> Candidates:
+        """Return the first `MOST_CANDIDATES` rows of a kind."""
+        mine = self._of[kind]
+        sides = (
+            np.concatenate(each)[:MOST_CANDIDATES] for each in (mine.candidate, mine.reference)
+        )
+        return Candidates(mine.names[:MOST_CANDIDATES], *sides)
+
+    @_quietly
+    def match(self, kind: str, rows: Candidates, first: int, others: Candidates) -> None:
+        """Compare the probabilities and the best matches of rows among the others.
+
+        Args:
+            kind: of the rows.
+            first: number of rows of this kind before.
+            others: of the other kind, at least one.
+        """
+        pairs = (rows.candidate, others.candidate), (rows.reference, others.reference)
+        own, exact = (each.astype(np.float64) @ them.astype(np.float64).T for each, them in pairs)
+        name = _LOGITS[kind]
+        column = OUTPUTS[name][1]
+        sides = [{name: self._scale * each + self._bias} for each in (own, exact)]
+        case = Case(
+            sides[0],
+            sides[1],
+            sides[1],
+            {kind: rows.names, column: others.names},
+            {kind: first},
+            frozenset(OUTPUTS) - {name},
+        )
+        if not np.isfinite(own).all():
+            return  # the features are told to be so
+        if len(others.names) > 1:
+            for kept, values in zip(self._of[kind].rankings, ranked(own, exact), strict=True):
+                kept.extend(values)
+        found = allclose([case], self._limits, self._ruler.limits)
+        self._mismatched += int(found.figures[name]["mismatched"])
+        if self._asserted is None or _severity(found) > _severity(self._asserted):
+            self._asserted = found
+        count, clear, wrong = compare([case], self._ruler)
+        for at, each in enumerate((count, clear, len(wrong))):
+            self._matched[at] += each
+        for exchange in wrong:
+            told = _exchange_text(rows.names, others.names, exchange)
+            self._exchanged = max(self._exchanged, (exchange.margin, told))
+
+    def kept(self, kind: str) -> list[Kept]:
+        """Return the worst rows of a kind, the worst first."""
+        return [kept for _, _, kept in sorted(self._of[kind].kept, key=lambda each: each[:2])][::-1]
+
+    def complete(self, kind: str, exactly: Callable[[NDArray[Any]], Array]) -> None:
+        """Measure the worst rows against float64.
+
+        Args:
+            exactly: computes features of inputs in float64.
+        """
+        name, mine = _FEATURES[kind], self._of[kind]
+        rest = [] if self._lossy else [kept for kept in self.kept(kind) if not kept.known]
+        if rest:
+            values = exactly(np.stack([kept.given for kept in rest]))
+            for kept, exact in zip(rest, values, strict=True):
+                kept.case, kept.known = replace(kept.case, exact={name: exact[None]}), True
+                ratio = float(self._ruler.further(name, kept.case)[0])
+                mine.exact += 1
+                mine.failing += not ratio <= self._ruler.allowed(name)
+
+    def repeat(self, kind: str, again: Array) -> None:
+        """Compare a second result of the worst rows, which ran in another batch."""
+        name, kept = _FEATURES[kind], self.kept(kind)
+        self._repeated += 1
+        for row, each in enumerate(kept):
+            ratio = float(self._ruler.moved(name, each.case, again[row : row + 1])[0])
+            self._moved = max(self._moved, (ratio, f"{MEANT[name]} of {_owned(kind, each.name)}"))
+
+    def samples(self) -> dict[str, Sample]:
+        """Return the figures of each row, for the gate ``budget``."""
+        return {
+            kind: Sample(
+                np.array(mine.cosines),
+                None
+                if len(mine.rankings[0]) < mine.rows
+                else tuple(np.array(each) for each in mine.rankings),  # type: ignore[arg-type]
+            )
+            for kind, mine in self._of.items()
+            if mine.rows
+        }
+
+    def found(self) -> OwnFound:
+        """Return the findings."""
+        rows = [self._row(kind, kept) for kind in _FEATURES for kept in self.kept(kind)]
+        key = (lambda each: -each.cosine) if self._lossy else (lambda each: each.rmse_ratio)
+        return OwnFound(
+            self._of["image"].rows,
+            self._of["prompt"].rows,
+            exact=sum(mine.exact for mine in self._of.values()),
+            at_most=0.0 if self._lossy else max(mine.at_most for mine in self._of.values()),
+            worst=tuple(sorted(rows, key=key, reverse=True)),
+        )
+
+    def worst_failing(self) -> tuple[str, Kept] | None:
+        """Return the kind and the row with the greatest ratio beyond its limit, or None."""
+        rows = [(self._row(kind, kept), kept) for kind in _FEATURES for kept in self.kept(kind)]
+        failing = [(row, kept) for row, kept in rows if not row.rmse_ratio <= row.allowed]
+        worst = max(failing, key=lambda each: each[0].rmse_ratio, default=None)
+        return None if worst is None else (worst[0].kind, worst[1])
+
+    @_quietly
+    def _row(self, kind: str, kept: Kept) -> OwnRow:
+        name, case = _FEATURES[kind], kept.case
+        units = [unit(side[name]) for side in (case.candidate, case.exact)]
+        error = float(row_rms(case.candidate[name].astype(np.float64) - case.exact[name])[0])
+        measured = self._ruler.further(name, case)[0]
+        ratio = float(measured if kept.known else self._ruler.at_most(name, case)[0])
+        cosine = float(np.sum(units[0] * units[1]))
+        return OwnRow(kind, kept.name, name, ratio, self._ruler.allowed(name), error, cosine)
+
+    # ---------------------------------------------------------------- gates
+
+    def add_to(self, gate: GateResult) -> GateResult:
+        """Add the user's data to the result of a gate; one that could not compare stays as it is,
+        and so does ``budget``, which takes `samples`."""
+        if not gate.margin < float("inf"):
+            return gate
+        adding = {
+            "fidelity": self._to_fidelity,
+            "precision": self._to_fidelity,
+            "allclose": self._to_allclose,
+            "top1": self._to_top1,
+            "repeatability": self._to_repeatability,
+        }
+        return adding[gate.name](gate) if gate.name in adding else gate
+
+    def _to_fidelity(self, gate: GateResult) -> GateResult:
+        found = self.found()
+        figures = {}
+        for kind, mine in self._of.items():
+            rows = [row for row in found.worst if row.kind == kind]
+            if rows:
+                worst = max(rows, key=lambda row: row.rmse_ratio)
+                figures[f"own_{kind}s"] = {
+                    "rows": mine.rows,
+                    "failing": mine.failing,
+                    "rmse_ratio": worst.rmse_ratio,
+                    "allowed": worst.allowed,
+                    "rmse": worst.rmse,
+                    "worst": worst.name,
+                    **({} if self._lossy else {"at_most": mine.at_most}),
+                }
+        if not found.worst:
+            return gate
+        worst = max(found.worst, key=lambda row: row.rmse_ratio / row.allowed)
+        told = against_eager(worst.rmse, worst.rmse_ratio, worst.allowed)
+        what = f"{MEANT[worst.output]} of {_owned(worst.kind, worst.name)}"
+        margin = worst.rmse_ratio / worst.allowed
+        failing = sum(mine.failing for mine in self._of.values())
+        if not margin <= 1:
+            more = f" ({failing} or more of {_rows(found)} are beyond it)" if failing > 1 else ""
+            return _joined(gate, f"{what}: worst error {told}{more}", figures, margin)
+        return _joined(gate, f"{_rows(found)}: worst error {told}, {what}", figures, margin)
+
+    def _to_allclose(self, gate: GateResult) -> GateResult:
+        found = self._asserted
+        if found is None:
+            return gate
+        (row,) = found.figures.values()
+        figures = {"own": {**row, "mismatched": self._mismatched}}
+        told = "" if found.passed else f"own data: {found.message}"
+        return _joined(gate, told, figures, found.margin if not found.passed else 0.0)
+
+    def _to_top1(self, gate: GateResult) -> GateResult:
+        rows, clear, wrong = self._matched
+        if not rows:
+            return gate
+        figures = {"own": {"compared": rows, "clear": clear, "wrong": wrong}}
+        told = f"{clear} of {clear} clear rows of own data"
+        if wrong:
+            told = f"{wrong} of {clear} rows of own data differ: {self._exchanged[1]}"
+        return _joined(gate, told, figures, self._exchanged[0])
+
+    def _to_repeatability(self, gate: GateResult) -> GateResult:
+        ratio, what = self._moved
+        if not self._repeated:
+            return gate
+        allowed = 2 * self._ruler.limits.feature_row
+        figures = {"own": {"moved": ratio}}
+        told = f"{what} in another batch moved by {multiple(ratio)} the eager error"
+        margin = ratio / allowed
+        return _joined(gate, f"{told} (limit {allowed:g}x)" if margin > 1 else "", figures, margin)
+
+
+def _joined(gate: GateResult, told: str, figures: Any, margin: float) -> GateResult:
+    """Return a gate's result with that of the user's data, which fails beyond its limit."""
+    passed = margin <= 1
+    if not passed and gate.passed:
+        message = told
+    else:
+        message = "; ".join(each for each in (gate.message, told) if each)
+    return replace(
+        gate,
+        passed=gate.passed and passed,
+        message=message,
+        figures={**gate.figures, **figures},
+        margin=max(gate.margin, margin),
+    )
+
+
+def _severity(found: GateResult) -> tuple[bool, float]:
+    return not found.passed, found.margin
+
+
+def _owned(kind: str, name: str) -> str:
+    return f"own {kind} {name}" if kind == "image" else f"own prompt ({name})"
+
+
+def _rows(found: OwnFound) -> str:
+    counts = ((found.images, "own image"), (found.prompts, "own prompt"))
+    return " and ".join(counted(count, what) for count, what in counts if count)
+
+
+def _exchange_text(rows: Sequence[str], others: Sequence[str], exchange: Exchange) -> str:
+    return (
+        f"{rows[exchange.row]} matches {others[exchange.found]} in place of "
+        f"{others[exchange.right]}, which leads by {number(exchange.lead)}"
+    )
+
+
+def _one(case: Case, name: str, row: int) -> Case:
+    """Return the case of one row, whose arrays are copies: a view would keep the whole batch."""
+    candidate, reference, exact = (
+        {name: side[name][row : row + 1].copy()}
+        for side in (case.candidate, case.reference, case.exact)
+    )
+    return Case(candidate, reference, exact)
