@@ -36,6 +36,8 @@ are kept in float32: 20 MB for 512 components on each of two sides."""
 _FEATURES = {"image": "image_features", "prompt": "text_features"}
 _LOGITS = {"image": "logits_per_image", "prompt": "logits_per_text"}
 
+Floats = NDArray[np.float64]
+
 _quietly = np.errstate(all="ignore")
 """Numbers that are not finite become an infinite ratio, without a warning."""
 
@@ -120,9 +122,7 @@ class _OfKind:
     rankings: tuple[array[float], ...] = field(
         default_factory=lambda: (array("d"), array("d"), array("d"))
     )
-    candidate: list[Array] = field(default_factory=list)
-    reference: list[Array] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    features: list[Candidates] = field(default_factory=list)
 
     @property
     def at_most(self) -> float:
@@ -139,11 +139,31 @@ class Candidates:
         names: of the rows.
         candidate: their features in the candidate, of length 1, [K, E].
         reference: in the eager model.
+        exact: in float64, or the eager model's where nothing runs in float64.
     """
 
     names: Sequence[str]
     candidate: Array
     reference: Array
+    exact: Array
+
+    @classmethod
+    def of(cls, name: str, cases: Sequence[Case], names: Sequence[str]) -> Candidates:
+        """Return the rows of these features in all cases."""
+        candidate, reference = (
+            unit(np.concatenate([getattr(case, side)[name] for case in cases]))
+            for side in ("candidate", "reference")
+        )
+        if all(case.exact is case.reference for case in cases):
+            return cls(names, candidate, reference, reference)
+        exact = unit(np.concatenate([case.exact[name] for case in cases]))
+        return cls(names, candidate, reference, exact)
+
+    def some(self, rows: slice) -> Candidates:
+        """Return some of the rows."""
+        reference = self.reference[rows]
+        exact = reference if self.exact is self.reference else self.exact[rows]
+        return Candidates(self.names[rows], self.candidate[rows], reference, exact)
 
 
 class OwnMeasures:
@@ -202,29 +222,35 @@ class OwnMeasures:
         mine.rows += len(most)
         mine.exact += int(known.sum())
         mine.failing += int((known & ~(ratios <= allowed)).sum())
-        units = [unit(side[name]) for side in (case.candidate, case.exact)]
-        cosines = np.nan_to_num(np.sum(units[0] * units[1], axis=1), nan=0.0)
+        rows = Candidates.of(name, [case], case.rows[kind])
+        cosines = np.nan_to_num(np.sum(rows.candidate * rows.exact, axis=1), nan=0.0)
         mine.cosines.extend(cosines)
         for row, key in enumerate(1 - cosines if self._lossy else most):
-            kept = Kept(case.rows[kind][row], given[row], cases[row], bool(known[row]))
-            # An infinite or missing number is the worst.
-            entry = (float(np.nan_to_num(key, nan=np.inf)), -next(self._order), kept)
-            if len(mine.kept) < KEPT:
-                heapq.heappush(mine.kept, entry)
-            elif entry > mine.kept[0]:
-                heapq.heapreplace(mine.kept, entry)
-        if len(mine.names) < MOST_CANDIDATES:
-            mine.names += case.rows[kind]
-            mine.candidate.append(units[0].astype(np.float32))
-            mine.reference.append(units[1].astype(np.float32))
+            worst = float(np.nan_to_num(key, nan=np.inf))
+            if len(mine.kept) == KEPT and worst <= mine.kept[0][0]:
+                continue
+            # A copy: a view would keep the whole batch.
+            kept = Kept(case.rows[kind][row], given[row].copy(), cases[row], bool(known[row]))
+            place = heapq.heappush if len(mine.kept) < KEPT else heapq.heapreplace
+            place(mine.kept, (worst, -next(self._order), kept))
+        if mine.rows - len(most) < MOST_CANDIDATES:
+            reference = rows.reference.astype(np.float32)
+            shared = rows.exact is rows.reference
+            exact = reference if shared else rows.exact.astype(np.float32)
+            candidate = rows.candidate.astype(np.float32)
+            mine.features.append(Candidates(rows.names, candidate, reference, exact))
 
     def candidates(self, kind: str) -> Candidates:
         """Return the first `MOST_CANDIDATES` rows of a kind."""
-        mine = self._of[kind]
-        sides = (
-            np.concatenate(each)[:MOST_CANDIDATES] for each in (mine.candidate, mine.reference)
+        kept = self._of[kind].features
+        names = [name for each in kept for name in each.names]
+        candidate, reference = (
+            np.concatenate([getattr(each, side) for each in kept])
+            for side in ("candidate", "reference")
         )
-        return Candidates(mine.names[:MOST_CANDIDATES], *sides)
+        shared = all(each.exact is each.reference for each in kept)
+        exact = reference if shared else np.concatenate([each.exact for each in kept])
+        return Candidates(names, candidate, reference, exact).some(slice(MOST_CANDIDATES))
 
     @_quietly
     def match(self, kind: str, rows: Candidates, first: int, others: Candidates) -> None:
@@ -235,28 +261,28 @@ class OwnMeasures:
             first: number of rows of this kind before.
             others: of the other kind, at least one.
         """
-        pairs = (rows.candidate, others.candidate), (rows.reference, others.reference)
-        own, exact = (each.astype(np.float64) @ them.astype(np.float64).T for each, them in pairs)
         name = _LOGITS[kind]
         column = OUTPUTS[name][1]
-        sides = [{name: self._scale * each + self._bias} for each in (own, exact)]
+        found = _cosines(rows, others)
+        candidate, reference, exact = ({name: self._scale * each + self._bias} for each in found)
         case = Case(
-            sides[0],
-            sides[1],
-            sides[1],
+            candidate,
+            reference,
+            exact,
             {kind: rows.names, column: others.names},
             {kind: first},
             frozenset(OUTPUTS) - {name},
         )
-        if not np.isfinite(own).all():
+        if not np.isfinite(found[0]).all():
             return  # the features are told to be so
         if len(others.names) > 1:
-            for kept, values in zip(self._of[kind].rankings, ranked(own, exact), strict=True):
-                kept.extend(values)
-        found = allclose([case], self._limits, self._ruler.limits)
-        self._mismatched += int(found.figures[name]["mismatched"])
-        if self._asserted is None or _severity(found) > _severity(self._asserted):
-            self._asserted = found
+            values = ranked(found[0], found[2])
+            for kept, several in zip(self._of[kind].rankings, values, strict=True):
+                kept.extend(several)
+        asserted = allclose([case], self._limits, self._ruler.limits)
+        self._mismatched += int(asserted.figures[name]["mismatched"])
+        if self._asserted is None or _severity(asserted) > _severity(self._asserted):
+            self._asserted = asserted
         count, clear, wrong = compare([case], self._ruler)
         for at, each in enumerate((count, clear, len(wrong))):
             self._matched[at] += each
@@ -385,7 +411,8 @@ class OwnMeasures:
         (row,) = found.figures.values()
         figures = {"own": {**row, "mismatched": self._mismatched}}
         told = "" if found.passed else f"own data: {found.message}"
-        return _joined(gate, told, figures, found.margin if not found.passed else 0.0)
+        margin = found.margin if found.judged else 0.0
+        return _joined(gate, told, figures, margin, judged=found.judged)
 
     def _to_top1(self, gate: GateResult) -> GateResult:
         rows, clear, wrong = self._matched
@@ -395,7 +422,7 @@ class OwnMeasures:
         told = f"{clear} of {clear} clear rows of own data"
         if wrong:
             told = f"{wrong} of {clear} rows of own data differ: {self._exchanged[1]}"
-        return _joined(gate, told, figures, self._exchanged[0])
+        return _joined(gate, told, figures, self._exchanged[0], judged=clear > 0)
 
     def _to_repeatability(self, gate: GateResult) -> GateResult:
         ratio, what = self._moved
@@ -408,8 +435,14 @@ class OwnMeasures:
         return _joined(gate, f"{told} (limit {allowed:g}x)" if margin > 1 else "", figures, margin)
 
 
-def _joined(gate: GateResult, told: str, figures: Any, margin: float) -> GateResult:
-    """Return a gate's result with that of the user's data, which fails beyond its limit."""
+def _joined(
+    gate: GateResult, told: str, figures: Any, margin: float, *, judged: bool = True
+) -> GateResult:
+    """Return a gate's result with that of the user's data, which fails beyond its limit.
+
+    Args:
+        judged: whether the user's data could fail.
+    """
     passed = margin <= 1
     if not passed and gate.passed:
         message = told
@@ -420,7 +453,11 @@ def _joined(gate: GateResult, told: str, figures: Any, margin: float) -> GateRes
         passed=gate.passed and passed,
         message=message,
         figures={**gate.figures, **figures},
-        margin=max(gate.margin, margin),
+        # A margin of what was only measured may be beyond the limit.
+        margin=max(gate.margin, margin)
+        if gate.judged == judged
+        else (margin if judged else gate.margin),
+        judged=gate.judged or judged,
     )
 
 
@@ -442,6 +479,18 @@ def _exchange_text(rows: Sequence[str], others: Sequence[str], exchange: Exchang
         f"{rows[exchange.row]} matches {others[exchange.found]} in place of "
         f"{others[exchange.right]}, which leads by {number(exchange.lead)}"
     )
+
+
+def _cosines(rows: Candidates, others: Candidates) -> tuple[Floats, Floats, Floats]:
+    """Return the cosines of rows with the others in candidate, eager model and float64, [N, K]."""
+
+    def of(side: str) -> Floats:
+        these, those = getattr(rows, side), getattr(others, side)
+        return np.asarray(these.astype(np.float64) @ those.astype(np.float64).T)
+
+    reference = of("reference")
+    shared = rows.exact is rows.reference and others.exact is others.reference
+    return of("candidate"), reference, reference if shared else of("exact")
 
 
 def _one(case: Case, name: str, row: int) -> Case:

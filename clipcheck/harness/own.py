@@ -15,7 +15,6 @@ from PIL import Image
 from clipcheck.backends.base import Backend
 from clipcheck.backends.calling import Array
 from clipcheck.errors import RunError, UsageError
-from clipcheck.gates.budget import unit
 from clipcheck.gates.own import Candidates, OwnFound, OwnMeasures
 from clipcheck.gates.result import OUTPUTS, Case, in_form
 from clipcheck.harness.search.probe import Probe
@@ -249,10 +248,11 @@ class _Run:
             )
             return False
         normalised = self.candidate.normalised
+        reference = in_form({name: expected}, normalised)
         case = Case(
             {name: got},
-            in_form({name: expected}, normalised),
-            in_form({name: exact}, normalised),
+            reference,
+            in_form({name: exact}, normalised) if self.own.exactly else reference,
             {rows.kind: rows.names},
             {rows.kind: rows.first},
         )
@@ -267,8 +267,8 @@ class _Run:
 
         self.measures.add(rows.kind, case, given, None if self.own.exactly else exactly)
         if others is not None:
-            units = [unit(each) for each in (got, case.exact[name])]
-            self.measures.match(rows.kind, Candidates(rows.names, *units), rows.first, others)
+            mine = Candidates.of(name, [case], rows.names)
+            self.measures.match(rows.kind, mine, rows.first, others)
         return not problem
 
     def _exact(self, kind: OwnKind, given: NDArray[Any]) -> Array:
@@ -282,9 +282,15 @@ class _Run:
         method, _ = _ENCODERS[kind]
         given = np.stack([kept.given for kept in self.measures.kept(kind)])
         try:
-            self.measures.repeat(kind, getattr(self.candidate, method)(given))
+            again = getattr(self.candidate, method)(given)
         except RunError as error:
             self.failures.append(f"{error.problem}, in another batch of own {kind}s")
+            return
+        if len(again) == len(given):
+            self.measures.repeat(kind, again)
+        else:
+            count = f"{len(again)} rows for {len(given)} own {kind}s"
+            self.failures.append(f"{self.candidate.name}: {method} gave {count}")
 
     def _others(self, kind: OwnKind) -> Candidates | None:
         """Return the rows that those of a kind are matched with: the user's, or if there are none,
@@ -300,19 +306,15 @@ class _Run:
             for case in self.cases
             for row in range(len(case.exact[name]))
         ]
-        sides = (
-            unit(np.concatenate([getattr(case, side)[name] for case in self.cases]))
-            for side in ("candidate", "exact")
-        )
-        return Candidates(names, *sides)
+        return Candidates.of(name, self.cases, names)
 
     def match_prompts(self) -> None:
         """Match the prompts with images, a block at a time."""
         rows, others = self.measures.candidates("prompt"), self._others("prompt")
-        for first in range(0, len(rows.names) if others is not None else 0, _BLOCK):
-            some = slice(first, first + _BLOCK)
-            block = Candidates(rows.names[some], rows.candidate[some], rows.reference[some])
-            self.measures.match("prompt", block, first, others)  # type: ignore[arg-type]
+        if others is not None:
+            for first in range(0, len(rows.names), _BLOCK):
+                block = rows.some(slice(first, first + _BLOCK))
+                self.measures.match("prompt", block, first, others)
 
     def result(self) -> OwnRun:
         """Return everything that was found."""

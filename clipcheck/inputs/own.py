@@ -47,7 +47,7 @@ class OwnRows:
 
 @dataclass
 class Skipped:
-    """What was not run as it is.
+    """Files and prompts that did not run as they are.
 
     Attributes:
         files: number of files that cannot be read as images.

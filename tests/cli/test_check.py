@@ -112,7 +112,11 @@ def test_a_json_file_that_cannot_be_written_is_an_error(
     assert "result.json: cannot be written" in done.err
 
 
-def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_options_reach_the_check(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a dog")
     seen: dict[str, object] = {}
 
     def spy(checkpoints: list[str], options: CheckOptions, _: object) -> checking.Result:
@@ -127,6 +131,7 @@ def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) 
     options += ["--architecture", "ViT-B/32", "--fail-fast"]
     options += ["--select", "top1", "--select", "modules", "--ignore", "modules"]
     options += ["--budget", "int8", "--map", "a=pixels", "--require", "dynamic-batch"]
+    options += ["--images", tmp_path, "--prompts", prompts]
     run("check", "a", "b", *options, "--atol", 0.5, "--rtol", 0.25, "--download-root", "x")
     assert seen == {
         "checkpoints": ["a", "b"],
@@ -140,6 +145,8 @@ def test_the_options_reach_the_check(run: Run, monkeypatch: pytest.MonkeyPatch) 
         "dtype": ["float32", "bfloat16"],
         "exhaustive": True,
         "examples": 3,
+        "images": tmp_path,
+        "prompts": prompts,
         "seed": 4,
         "atol": 0.5,
         "rtol": 0.25,
