@@ -4,8 +4,8 @@ The images are JPEG files of 300x300 pixels, drawn by a seed. A plain pass reads
 eight, preprocesses them, and runs the image tower of the archive and of the eager model once each
 in float32. A process makes a plain pass, a check with the images, and another plain pass, so that
 both sides see the same machine; the plain time is the mean of the two. The first table has the
-medians of all processes, and the whole check of more images, computed from the time of an image and
-from what else a check takes.
+medians of all processes, and the whole check of more images: computed, with the time of an image
+and that of the rest of the check.
 
 With ``--memory`` the second table has the peak memory of a check, this process and the sandbox
 together, with few images and with many.
