@@ -16,6 +16,7 @@
     │   └── UnfitError             the backend or format cannot be used for this checkpoint
     ├── RunError                 a model was loaded, but running it failed
     ├── IsolationError           the sandbox process crashed, hung, or took too much memory
+    ├── PinError                 a file is no pin, or cannot be compared with
     ├── ReplayError              a saved failing input cannot be used
     ├── ResultsError             the results of a check cannot be read or compared
     ├── CatalogueError           the catalogue of a sweep cannot be read
@@ -132,6 +133,10 @@ class RunError(ClipcheckError):
 
 class IsolationError(ClipcheckError):
     """The sandbox process crashed, hung, took too much memory, or sent an invalid answer."""
+
+
+class PinError(ClipcheckError):
+    """A file is no pin, is damaged, or is of another model."""
 
 
 class ReplayError(ClipcheckError):

@@ -148,7 +148,7 @@ def _hardware(device: torch.device) -> str:
 
 def open_package(
     path: Path,
-    device: torch.device,
+    device: torch.device | str,
     sizes: Sizes,
     cell: Cell | None,
     names: Mapping[str, str] | None = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens
 from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.errors import UnfitError
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import ENCODERS, LOGITS
 from clipcheck.inputs.examples import Frontend
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from clipcheck.backends.forward import ByName
     from clipcheck.backends.opened import Opened
-    from clipcheck.backends.source import Source
+    from clipcheck.backends.source import ProgramFile, Source
     from clipcheck.checkpoints.checkpoint import Checkpoint
     from clipcheck.checkpoints.inspection import Patched
 
@@ -152,6 +153,19 @@ class Backend(ABC):
             RunError: its library failed; the message quotes the library.
         """
         raise NotImplementedError
+
+    @classmethod
+    def open_program(cls, program: ProgramFile) -> Backend:
+        """Open a user's program of one of the formats `runs_programs`, also without its weights.
+
+        Raises:
+            ClipcheckError: it cannot be opened; the subclass tells why.
+        """
+        raise UnfitError(
+            "this backend opens programs only with the weights of their reference",
+            remedy="Give the checkpoint: --reference CHECKPOINT.",
+            path=program.path,
+        )
 
     @classmethod
     def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:

@@ -13,6 +13,7 @@ from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.errors import UsageError
 from clipcheck.sandbox.cell import Cell, zygote
 from clipcheck.sandbox.limits import limits_for
+from clipcheck.system.threads import threads
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,8 @@ _SERVANTS = {
     Format.ONNX: "clipcheck.backends.servants:ProgramServant",
 }
 """By format, the class that runs such a file. Other formats have only weights."""
+
+_OF_ARRAYS = "clipcheck.backends.array_servant:ArrayServant"
 
 _MOST_NAMED = 50
 """Most data files that a message to a cell names; it is limited to 64 kB."""
@@ -54,12 +57,17 @@ def isolation_named(isolation: str | None) -> Isolation | None:
 
 @contextmanager
 def cell_for(
-    subject: Checkpoint | Program, device: torch.device, isolation: Isolation | None = None
+    subject: Checkpoint | Program,
+    device: torch.device | str,
+    isolation: Isolation | None = None,
+    *,
+    arrays: bool = False,
 ) -> Iterator[Cell | None]:
     """Yield the cell for a file's code; None for this process.
 
     Args:
         isolation: default: ``process``, except for released files.
+        arrays: whether the cell gets and gives numpy's arrays, and only runs programs.
 
     Raises:
         UsageError: a limit in the environment is invalid.
@@ -68,11 +76,11 @@ def cell_for(
     if subject.format not in _SERVANTS or wanted == "none":
         yield None
         return
-    import torch
-
-    limits = limits_for(subject.size, torch.get_num_threads())
+    limits = limits_for(subject.size, threads())
     served = Format.PT2 if isinstance(subject, Program) else subject.format
-    cell = Cell(_SERVANTS[served], _readable(subject), limits, gpu=device.type == "cuda")
+    servant = _OF_ARRAYS if arrays else _SERVANTS[served]
+    gpu = str(device).startswith("cuda")
+    cell = Cell(servant, _readable(subject), limits, gpu=gpu, arrays=arrays)
     try:
         yield cell
     finally:
@@ -90,11 +98,15 @@ def _readable(subject: Checkpoint | Program) -> list[Path]:
     return [*own, *sorted({file.resolve().parent for file in data})]
 
 
-def prepare(names: Sequence[str], isolation: Isolation | None) -> None:
-    """Start the process that forks cells if one of these files may need one: it imports torch while
-    this process does."""
+def prepare(names: Sequence[str], isolation: Isolation | None, *, arrays: bool = False) -> None:
+    """Start the process that forks cells if one of these files may need one: it imports its modules
+    while this process does.
+
+    Args:
+        arrays: whether cells need not import torch.
+    """
     if isolation != "none" and hasattr(os, "fork") and any(_may_have_code(name) for name in names):
-        zygote()
+        zygote(arrays=arrays)
 
 
 def _may_have_code(name: str) -> bool:

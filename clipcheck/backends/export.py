@@ -13,7 +13,7 @@ from clipcheck.backends.held import weights_evidence
 from clipcheck.backends.opened import Opened, Receive, open_apart
 from clipcheck.backends.programs import ProgramBackend, flat, key_of
 from clipcheck.backends.signature import Declared, Raw
-from clipcheck.backends.source import Source
+from clipcheck.backends.source import ProgramFile, Source
 from clipcheck.checkpoints.checkpoint import Format
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Export(ProgramBackend):
         A source that is a program is opened directly.
         """
         if source.program is not None:
-            return _as_it_is(source, source.program)
+            return cls.open_program(source.file(source.program))
         from clipcheck.writers.programs import write_pt2
 
         def write(path: Path) -> None:
@@ -53,6 +53,26 @@ class Export(ProgramBackend):
             path=path,
             evidence=partial(weights_evidence, source.model.state_dict()),
             made_here=True,
+        )
+
+    @classmethod
+    def open_program(cls, program: ProgramFile) -> Backend:
+        """Open a program from any source: exported, or compiled from one."""
+        from clipcheck.backends.aotinductor import open_package
+        from clipcheck.checkpoints.artefacts import is_compiled
+
+        path, device, sizes, cell = program.path, program.device, program.sizes, program.cell
+        if is_compiled(path):
+            return open_package(path, device, sizes, cell, program.names)
+        return open_program(
+            path,
+            device,
+            sizes,
+            program.weights,
+            cell,
+            dtype=program.dtype,
+            made_here=program.made_here,
+            names=program.names,
         )
 
     @classmethod
@@ -88,31 +108,11 @@ class Export(ProgramBackend):
         return Opened(_declared(program), run, weights)
 
 
-def _as_it_is(source: Source, program: Path) -> Backend:
-    """Open a program from another source: exported, or compiled from one."""
-    from clipcheck.backends.aotinductor import open_package
-    from clipcheck.checkpoints.artefacts import is_compiled
-
-    if is_compiled(program):
-        return open_package(program, source.device, source.sizes, source.cell, source.names)
-    weights = source.model.state_dict()
-    return open_program(
-        program,
-        source.device,
-        source.sizes,
-        weights,
-        source.cell,
-        dtype=source.dtype,
-        made_here=source.made_here,
-        names=source.names,
-    )
-
-
 def open_program(
     path: Path,
-    device: torch.device,
+    device: torch.device | str,
     sizes: Sizes,
-    weights: Mapping[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor] | None,
     cell: Cell | None = None,
     *,
     dtype: str | None = None,
@@ -125,13 +125,15 @@ def open_program(
     program, the file is refused before torch reads it. Then only torch's operators run.
 
     Args:
-        weights: that it should have, by the released keys.
+        weights: that it should have, by the released keys; None if they are not known.
         cell: sandbox process that runs it; None for this process.
         names: see `ProgramBackend`.
 
     Raises:
         CheckpointError: it is no such program; the subclass tells why.
     """
+    import torch
+
     from clipcheck.checkpoints.artefacts import require_inert, require_plain
 
     require_inert(path)
@@ -140,7 +142,7 @@ def open_program(
         "export",
         open_apart("export", path, device, {}, cell)
         if cell
-        else Export.open_here(path, device, {}),
+        else Export.open_here(path, torch.device(device), {}),
         sizes=sizes,
         path=path,
         evidence=partial(weights_evidence, weights),

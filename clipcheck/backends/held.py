@@ -15,16 +15,22 @@ if TYPE_CHECKING:
 
 
 def weights_evidence(
-    weights: Mapping[str, torch.Tensor], program: Opened, whole: bool, *, folds: bool = False
+    weights: Mapping[str, torch.Tensor] | None,
+    program: Opened,
+    whole: bool,
+    *,
+    folds: bool = False,
 ) -> Evidence:
     """Compare the weights of a program with the expected ones: bit for bit, or if they are
     quantised, to within a step of their scale.
 
     Args:
-        weights: the expected weights, by key.
+        weights: the expected weights, by key; None if they are not known.
         whole: whether the program must have all of them.
         folds: whether its exporter folds constants, so that some weights may be missing.
     """
+    if weights is None:
+        return Evidence(None, program.doubts)
     from clipcheck.models.whole import PREFIX
 
     found, quantised = WeightsCompared(weights), Matching(weights)

@@ -18,7 +18,7 @@ from clipcheck.backends.modules import ModuleBackend
 from clipcheck.backends.opened import Opened, Receive, open_apart
 from clipcheck.backends.programs import ProgramBackend, flat
 from clipcheck.backends.signature import Declared, Raw, blank
-from clipcheck.backends.source import Source
+from clipcheck.backends.source import ProgramFile, Source
 from clipcheck.checkpoints.architecture import BUFFERS
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.library import LibraryArchitecture
@@ -78,10 +78,28 @@ class Archive(ModuleBackend):
     def build(cls, source: Source) -> Backend:
         """Wrap the archive; open it as a program if it is frozen or of one tower."""
         if source.program is not None:
-            return _open_program(source, source.program)
+            return cls.open_program(source.file(source.program))
         if source.archive is None:
             raise ValueError("the source was loaded without its archive")
         return cls(source, source.archive)
+
+    @classmethod
+    def open_program(cls, program: ProgramFile) -> Backend:
+        """Open an archive of which only inputs and outputs are known."""
+        import torch
+
+        path, device, cell = program.path, torch.device(program.device), program.cell
+        # torch compares no checksums.
+        Records(MappedFile(path)).verify()
+        return ProgramBackend(
+            "jit",
+            open_apart("jit", path, device, {}, cell) if cell else cls.open_here(path, device, {}),
+            sizes=program.sizes,
+            path=path,
+            evidence=partial(weights_evidence, program.weights),
+            dtype=program.dtype,
+            names=program.names,
+        )
 
     @classmethod
     def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:  # noqa: ARG003
@@ -260,21 +278,6 @@ class Archive(ModuleBackend):
     ) -> tuple[object, str]:
         found, wrong = self.runner.call_in_form(form, method, inputs, after)
         return (tuple(found.values()) if isinstance(found, dict) else found), wrong
-
-
-def _open_program(source: Source, path: Path) -> ProgramBackend:
-    # torch compares no checksums.
-    Records(MappedFile(path)).verify()
-    cell, device = source.cell, source.device
-    return ProgramBackend(
-        "jit",
-        open_apart("jit", path, device, {}, cell) if cell else Archive.open_here(path, device, {}),
-        sizes=source.sizes,
-        path=path,
-        evidence=partial(weights_evidence, source.model.state_dict()),
-        dtype=source.dtype,
-        names=source.names,
-    )
 
 
 def _frontend_of(facts: Facts, sizes: HasSizes) -> Frontend:

@@ -241,7 +241,7 @@ def build(choice: Choice, source: Source) -> Backend:
     source = replace(source, options=choice.settings)
     with translating(choice.name, "building"):
         if source.towers:
-            made: Backend = Towers(_of_towers(choice, source), source)
+            made: Backend = Towers(_of_towers(choice, source), source.towers, source.logits)
         else:
             made = choice.backend.build(source)
         made.lacks = frozenset(OUTPUTS).difference(source.model.outputs)

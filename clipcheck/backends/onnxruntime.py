@@ -17,10 +17,11 @@ from clipcheck.backends.opened import Opened, Receive, open_apart
 from clipcheck.backends.programs import ProgramBackend, key_of
 from clipcheck.backends.quantised import quantised_weights, with_weight_in_float
 from clipcheck.backends.signature import Declared, Raw
-from clipcheck.backends.source import Source
+from clipcheck.backends.source import ProgramFile, Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.onnx_data import data_files, located, piece_of
 from clipcheck.errors import UnavailableError
+from clipcheck.system.threads import threads
 
 if TYPE_CHECKING:
     import onnx
@@ -114,20 +115,9 @@ class ONNXRuntime(ProgramBackend):
         """
         from clipcheck.writers.programs import write_onnx
 
-        weights = source.model.state_dict()
-        sizes = source.sizes
         if source.program is not None:
-            return open_program(
-                source.program,
-                source.device,
-                sizes,
-                weights,
-                source.options,
-                source.cell,
-                dtype=source.dtype,
-                made_here=source.made_here,
-                names=source.names,
-            )
+            return cls.open_program(source.file(source.program))
+        weights, sizes = source.model.state_dict(), source.sizes
         # Before anything is exported: it takes seconds.
         _providers(source.options, source.device)
 
@@ -139,14 +129,29 @@ class ONNXRuntime(ProgramBackend):
         return open_program(path, source.device, sizes, weights, source.options, made_here=True)
 
     @classmethod
-    def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:
-        """Open a program in this process."""
-        import torch
+    def open_program(cls, program: ProgramFile) -> Backend:
+        """Open an ONNX file from any source."""
+        return open_program(
+            program.path,
+            program.device,
+            program.sizes,
+            program.weights,
+            program.options,
+            program.cell,
+            dtype=program.dtype,
+            made_here=program.made_here,
+            names=program.names,
+        )
 
+    @classmethod
+    def open_here(
+        cls, path: Path, device: torch.device | str, options: Mapping[str, str]
+    ) -> Opened:
+        """Open a program in this process."""
         chosen = {name: option.default for name, option in cls.options.items()} | dict(options)
         providers = _providers(chosen, device)
         with translating("onnxruntime", "opening the program"):
-            session = _session(path, providers, chosen["optimization"], torch.get_num_threads())
+            session = _session(path, providers, chosen["optimization"], threads())
         given = [each.name for each in session.get_inputs()]
         names = [each.name for each in session.get_outputs()]
 
@@ -162,8 +167,8 @@ class ONNXRuntime(ProgramBackend):
                 return
             with translating("onnxruntime", "opening the program with a layer in float"):
                 program = with_weight_in_float(_read(path), name, weight.numpy())
-                changed, threads = program.SerializeToString(), torch.get_num_threads()
-                running[0] = _session(changed, providers, chosen["optimization"], threads)
+                changed = program.SerializeToString()
+                running[0] = _session(changed, providers, chosen["optimization"], threads())
 
         def weights(receive: Receive) -> None:
             with translating("onnxruntime", "reading the weights"):
@@ -176,9 +181,9 @@ class ONNXRuntime(ProgramBackend):
 
 def open_program(
     path: Path,
-    device: torch.device,
+    device: torch.device | str,
     sizes: Sizes,
-    weights: Mapping[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor] | None,
     options: Mapping[str, str] | None = None,
     cell: Cell | None = None,
     *,
@@ -192,7 +197,7 @@ def open_program(
     its folder or below.
 
     Args:
-        weights: that it should have, by the released keys.
+        weights: that it should have, by the released keys; None if they are not known.
         cell: sandbox process that runs it; None for this process.
         names: see `ProgramBackend`.
 
@@ -261,14 +266,15 @@ def _installed() -> list[str]:
     return list(onnxruntime.get_available_providers())
 
 
-def _providers(options: Mapping[str, str], device: torch.device) -> list[str]:
+def _providers(options: Mapping[str, str], device: torch.device | str) -> list[str]:
     """Return the execution providers to use.
 
     Raises:
         UnavailableError: one of them is missing.
     """
     written = options["providers"]
-    wanted = [_PROVIDERS[device.type]] if written == "device" else written.split("+")
+    kind = str(device).partition(":")[0]
+    wanted = [_PROVIDERS.get(kind, kind)] if written == "device" else written.split("+")
     installed = _installed()
     absent = [name for name in wanted if name not in installed]
     if absent:

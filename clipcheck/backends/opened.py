@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from clipcheck.backends.calling import Array
 from clipcheck.backends.signature import Declared, Raw
 from clipcheck.errors import IsolationError
@@ -60,7 +62,7 @@ class Opened:
 def open_apart(
     backend: str,
     path: Path,
-    device: torch.device,
+    device: torch.device | str,
     options: Mapping[str, str],
     cell: Cell,
     data: Sequence[Path] = (),
@@ -73,8 +75,6 @@ def open_apart(
     Raises:
         ClipcheckError: it cannot be opened; the subclass tells why.
     """
-    import torch
-
     done = cell.ask(
         "open",
         f"{backend}: opening the program",
@@ -88,14 +88,14 @@ def open_apart(
 
     def run(arrays: Sequence[Array]) -> Raw:
         rows = " and ".join(str(len(array)) for array in arrays)
-        given = [torch.from_numpy(array).clone() for array in arrays]
+        given: list[Any] = list(arrays) if cell.arrays else _tensors(arrays)
         doing = f"{backend}: running the program on a batch of {rows}"
         found = cell.ask("run", doing, given, number=number)
         names = found.message.get("names")
         if not isinstance(names, list) or len(names) != len(found.tensors):
             raise _garbled("a name for each output")
         return [
-            (None if name is None else str(name), tensor.numpy())
+            (None if name is None else str(name), np.asarray(tensor))
             for name, tensor in zip(names, found.tensors, strict=True)
         ]
 
@@ -121,6 +121,12 @@ def open_apart(
         [str(doubt) for doubt in doubts] if isinstance(doubts, list) else [],
         leave if done.message.get("leaves") else None,
     )
+
+
+def _tensors(arrays: Sequence[Array]) -> list[Any]:
+    import torch
+
+    return [torch.from_numpy(array).clone() for array in arrays]
 
 
 def _declared(value: Any) -> list[Declared]:

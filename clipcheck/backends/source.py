@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck.backends.archives import OpenArchive
 from clipcheck.backends.artefacts import Artefacts
+from clipcheck.backends.calling import Array, to_numpy
 from clipcheck.errors import UnfitError
 
 if TYPE_CHECKING:
@@ -19,6 +20,33 @@ if TYPE_CHECKING:
     from clipcheck.families.base import DualEncoder
     from clipcheck.families.sizes import Sizes
     from clipcheck.sandbox.cell import Cell
+
+
+@dataclass(frozen=True)
+class ProgramFile:
+    """Everything that is needed to open a program of one file.
+
+    Attributes:
+        path: of the file.
+        device: to run on.
+        dtype: in which it computes, by name.
+        sizes: of the model.
+        weights: that it should have, by the released keys; None if they are not known.
+        options: by name, a value for each of the backend's options.
+        cell: sandbox process that runs it; None for this process.
+        made_here: whether the backend made it, so that it must have all outputs.
+        names: what the user said that its inputs and outputs are, by their names.
+    """
+
+    path: Path
+    device: torch.device | str
+    dtype: str
+    sizes: Sizes
+    weights: Mapping[str, torch.Tensor] | None
+    options: Mapping[str, str]
+    cell: Cell | None = None
+    made_here: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,6 +100,30 @@ class Source:
                 path=self.checkpoint.path,
             )
         return self.model
+
+    def logits(self, images: Array, texts: Array) -> tuple[Array, Array]:
+        """Return the eager model's logits per image [N, M] and per text [M, N] for features."""
+        import torch
+
+        like = self.model.log_scale()
+        given = [torch.from_numpy(each).to(like.device, like.dtype) for each in (images, texts)]
+        with torch.inference_mode():
+            per_image, per_text = self.model.logits(*given)
+        return to_numpy(per_image), to_numpy(per_text)
+
+    def file(self, path: Path) -> ProgramFile:
+        """Return a program of this source."""
+        return ProgramFile(
+            path,
+            self.device,
+            self.dtype,
+            self.sizes,
+            self.model.state_dict(),
+            self.options,
+            self.cell,
+            self.made_here,
+            self.names,
+        )
 
     @property
     def sizes(self) -> Sizes:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from clipcheck.backends.base import Backend
-from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens, to_numpy
+from clipcheck.backends.calling import Array, Named, Pixels, Rows, Tokens
 from clipcheck.backends.programs import ProgramBackend
 from clipcheck.backends.signature import INPUTS
 from clipcheck.checkpoints.towers import TOWERS
@@ -14,25 +14,25 @@ from clipcheck.errors import UsageError
 from clipcheck.gates.integrity import Evidence
 from clipcheck.gates.result import ENCODERS, FEATURES, LOGITS
 
-if TYPE_CHECKING:
-    from clipcheck.backends.source import Source
+Logits = Callable[[Array, Array], tuple[Array, Array]]
 
 
 class Towers(Backend):
-    """Runs a program for each tower; the reference computes logits from both features.
+    """Runs a program for each tower; logits are computed from both features as the reference does.
 
     Args:
         parts: the programs of the image tower and of the text tower.
-        source: of the reference.
+        files: theirs.
+        logits: returns logits per image [N, M] and per text [M, N] for features.
 
     Raises:
         UsageError: a program is not of its tower.
     """
 
-    def __init__(self, parts: Sequence[ProgramBackend], source: Source) -> None:
-        for part, kind, tower, file in zip(
-            parts, ("pixels", "tokens"), TOWERS, source.towers, strict=True
-        ):
+    def __init__(
+        self, parts: Sequence[ProgramBackend], files: Sequence[Path], logits: Logits
+    ) -> None:
+        for part, kind, tower, file in zip(parts, ("pixels", "tokens"), TOWERS, files, strict=True):
             if kind not in part.kinds:
                 raise UsageError(
                     f"expected a program of the {tower} tower, found one without an input for "
@@ -44,7 +44,7 @@ class Towers(Backend):
         self.size = sum(part.size or 0 for part in parts)
         self.seen = parts[0].seen
         self._parts = dict(zip(ENCODERS, parts, strict=True))
-        self._source = source
+        self._logits = logits
 
     def encode_image(self, pixels: Pixels) -> Array:
         """Encode pixels [N, 3, R, R] as features [N, E]."""
@@ -68,16 +68,6 @@ class Towers(Backend):
             zip(FEATURES, (self.encode_image(pixels), self.encode_text(tokens)), strict=True)
         )
         return {**features, **dict(zip(LOGITS, self._logits(*features.values()), strict=True))}
-
-    def _logits(self, images: Array, texts: Array) -> tuple[Array, Array]:
-        import torch
-
-        model = self._source.model
-        like = model.log_scale()
-        given = [torch.from_numpy(each).to(like.device, like.dtype) for each in (images, texts)]
-        with torch.inference_mode():
-            per_image, per_text = model.logits(*given)
-        return to_numpy(per_image), to_numpy(per_text)
 
     @property
     def normalised(self) -> frozenset[str]:

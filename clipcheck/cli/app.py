@@ -27,6 +27,7 @@ from clipcheck.cli import (
     inspect,
     localize,
     models,
+    pin,
     replay,
     sweep,
     synthesize,
@@ -59,7 +60,7 @@ app = typer.Typer(
 )
 
 for panel, commands in {
-    _CHECKING: (check.check, sweep.sweep, localize.localize, replay.replay, diff.diff),
+    _CHECKING: (check.check, sweep.sweep, localize.localize, replay.replay, diff.diff, pin.pin),
     _FILES: (convert.convert, inspect.inspect, synthesize.synthesize, models.models),
     _TOOL: (demo.demo, explain.explain, backends.backends, audit.audit),
 }.items():

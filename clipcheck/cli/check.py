@@ -32,6 +32,7 @@ def check(
     checkpoints: options.Checkpoints,
     key: options.Key = None,
     reference: check_options.Reference = None,
+    pinned: check_options.Pinned = None,
     architecture: options.Architecture = None,
     map: check_options.Map = None,
     require: check_options.Require = None,
@@ -59,36 +60,12 @@ def check(
     quiet: check_options.Quiet = False,
 ) -> None:
     """Compare checkpoints with their eager model and float64."""
+    given = check_options.given(ctx, locals())
     from clipcheck.cli import terminal
     from clipcheck.harness.checking import check_files
     from clipcheck.report import evidence, text
     from clipcheck.report import junit as junit_report
 
-    given = check_options.given(
-        ctx,
-        backend=backend,
-        key=key,
-        reference=reference,
-        architecture=architecture,
-        map=map,
-        require=require,
-        device=device,
-        dtype=dtype,
-        examples=examples,
-        images=images,
-        prompts=prompts,
-        exhaustive=exhaustive,
-        seed=seed,
-        atol=atol,
-        rtol=rtol,
-        budget=budget,
-        select=select,
-        ignore=ignore,
-        fail_fast=fail_fast,
-        cache=cache,
-        isolation=isolation,
-        download_root=download_root,
-    )
     configuration = read_configuration(Path.cwd())
     how = options_of(configuration, given)
     # An output error is printed at once; the check still runs and prints its verdict.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from clipcheck.cli.options import inputs, model, output, running
+from clipcheck.harness.options import CheckOptions
 
 _gate = partial(typer.Option, rich_help_panel="Gates")
 
@@ -26,6 +29,10 @@ Reference = Annotated[
         metavar="CHECKPOINT",
         help="Take the weights for the eager model from this file, not from CHECKPOINT.",
     ),
+]
+Pinned = Annotated[
+    Path | None,
+    model(metavar="FILE", help="Compare with a file of `clipcheck pin`, without a reference."),
 ]
 Map = Annotated[
     list[str] | None,
@@ -98,9 +105,14 @@ Quiet = Annotated[
 ]
 
 
-def given(ctx: typer.Context, **values: Any) -> dict[str, Any]:
-    """Return the parameters that the user gave: those that are not defaults."""
-    found = {name: ctx.get_parameter_source(name) for name in values}
+def given(ctx: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a check that the user gave: those that are not defaults.
+
+    Args:
+        values: of all parameters of the command, and others.
+    """
+    names = [field.name for field in fields(CheckOptions) if field.name in values]
+    found = {name: ctx.get_parameter_source(name) for name in names}
     return {
         name: values[name] for name, source in found.items() if source and source.name != "DEFAULT"
     }

@@ -127,8 +127,9 @@ def _output_problems(case: Case) -> list[str]:
         mine, other = case.candidate[name], case.reference[name]
         if mine.shape != other.shape:
             problems.append(f"{name} has shape {mine.shape} in place of {other.shape}")
-        if mine.dtype != other.dtype:
-            problems.append(f"{name} has dtype {mine.dtype} in place of {other.dtype}")
+        wanted = case.dtype or str(other.dtype)
+        if str(mine.dtype) != wanted:
+            problems.append(f"{name} has dtype {mine.dtype} in place of {wanted}")
         if mine.size == 0:
             problems.append(f"{name} is empty")
         eager = eager_not_finite(case, [name])

@@ -49,6 +49,7 @@ class Case:
         rows: by ``image`` and ``prompt``, a description of each row.
         first_rows: by ``image`` and ``prompt``, the number of rows in earlier batches.
         absent: outputs that the candidate does not have by its own signature.
+        dtype: of the candidate's outputs, if ``reference`` has another; else empty.
     """
 
     candidate: Outputs
@@ -57,6 +58,7 @@ class Case:
     rows: Mapping[str, Sequence[str]] = field(default_factory=dict)
     first_rows: Mapping[str, int] = field(default_factory=dict)
     absent: frozenset[str] = frozenset()
+    dtype: str = ""
 
     def where(self, output: str, index: Sequence[int]) -> str:
         """Describe a place in an output: ``image 3 (black), prompt 5 (77 tokens)``."""

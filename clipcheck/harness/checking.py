@@ -17,8 +17,10 @@ from clipcheck.backends.cells import prepare
 from clipcheck.checkpoints import registry
 from clipcheck.checkpoints.opening import size_of
 from clipcheck.harness.matrix import Judge
-from clipcheck.harness.options import CheckOptions, Names, files_named
+from clipcheck.harness.options import CheckOptions, Device, Names, files_named
+from clipcheck.harness.pinned import PinnedJudge
 from clipcheck.results.judgement import Judgement, LeftOut, Result
+from clipcheck.results.pin import read_pin
 from clipcheck.system.progress import Progress, Span, silent
 
 _Options = ParamSpec("_Options")
@@ -41,10 +43,16 @@ def check_files(
 
     Raises:
         UsageError: an object is not the name of a file.
+        PinError: the pin cannot be used.
     """
     names = files_named(checkpoints)
-    prepare(names, options.apart)
-    judge_one = Judge(options, *new_run())
+    judge_one: Callable[[str, Device, Span], list[Judgement | LeftOut]]
+    if options.pinned is None:
+        prepare(names, options.apart)
+        judge_one = Judge(options, *new_run())
+    else:
+        pin = read_pin(Path(options.pinned))
+        judge_one = PinnedJudge(options, pin, *new_run())
     spans = Span(progress or silent).split([size_of_named(name) for name in names])
     found: list[Judgement | LeftOut] = []
     for number, (name, span) in enumerate(zip(names, spans, strict=True), 1):

@@ -157,6 +157,7 @@ class Trial:
         of_population: the eager model's outputs for the population, in float64.
         error: assumed relative error of a reference without a float64 copy; None where it is
             measured.
+        output_dtype: of a candidate's outputs, if ``reference`` has another; else empty.
         own: the user's images and prompts, or None.
     """
 
@@ -173,6 +174,7 @@ class Trial:
     budget: Budget | None = None
     population: Sequence[Batch] = ()
     of_population: Sequence[Mapping[str, Array]] = ()
+    output_dtype: str = ""
     error: float | None = None
     own: Own | None = None
 
@@ -306,7 +308,15 @@ class Trial:
         absent = candidate.absent
         as_given = partial(in_form, normalised=candidate.normalised)
         cases = [
-            Case(mine, as_given(own), as_given(exact), batch.rows, batch.first_rows, absent)
+            Case(
+                mine,
+                as_given(own),
+                as_given(exact),
+                batch.rows,
+                batch.first_rows,
+                absent,
+                self.output_dtype,
+            )
             for mine, own, exact, batch in zip(
                 found, self.reference, self.exact, self.batches, strict=True
             )
@@ -588,12 +598,7 @@ def judge_candidate(
     weights = WeightWatch(source.model)
     with watch.phase("candidate") as advance, exact_arithmetic():
         run = trial.run(candidate, advance)
-    if not expected_outputs(run.cases):
-        none = f"{candidate.name}: it gives none of {', '.join(OUTPUTS)}"
-        raise RunError(
-            next(iter(run.failures), none),
-            remedy="Give a file that has a CLIP model's features, or its logits.",
-        )
+    require_outputs(candidate, run)
     own = None
     if trial.own is not None:
         with watch.phase("own") as advance, exact_arithmetic():
@@ -602,17 +607,32 @@ def judge_candidate(
     if candidate.runs_modules and trial.dtype == "float32" and "modules" in trial.gates:
         coverage = _coverage(candidate, source, model or source.model, seed, watch)
     with watch.phase("gates"):
-        failures = [
-            *run.failures,
-            *(own.failures if own else ()),
-            *(coverage.failures if coverage else ()),
-        ]
         changed = list(dict.fromkeys([*candidate.changed(), *weights.changed()]))
-        evidence = replace(candidate.evidence(), changed=changed, failures=failures, unlike=unlike)
-        if dynamic_batch and candidate.batches:
-            evidence = replace(evidence, doubts=[*evidence.doubts, batches.told(candidate.batches)])
-        gates = judge(trial, run, evidence, coverage, limits, own.measures if own else None)
-        return Verdict(gates, run, not changed, coverage, evidence, own)
+        return judge_run(
+            trial,
+            candidate,
+            run,
+            limits,
+            coverage=coverage,
+            own=own,
+            changed=changed,
+            unlike=unlike,
+            dynamic_batch=dynamic_batch,
+        )
+
+
+def require_outputs(candidate: Backend, run: Run) -> None:
+    """Raise if a candidate that has run has none of the outputs.
+
+    Raises:
+        RunError: it has none.
+    """
+    if not expected_outputs(run.cases):
+        none = f"{candidate.name}: it gives none of {', '.join(OUTPUTS)}"
+        raise RunError(
+            next(iter(run.failures), none),
+            remedy="Give a file that has a CLIP model's features, or its logits.",
+        )
 
 
 def _run_own(
@@ -634,6 +654,37 @@ def _run_own(
     # With a budget the result of a row may depend on the others of its batch.
     repeats = not lossy and not _REPEATING.isdisjoint(trial.gates)
     return run_own(own, candidate, measures, cases, repeats=repeats, advance=advance)
+
+
+def judge_run(
+    trial: Trial,
+    candidate: Backend,
+    run: Run,
+    limits: Allclose,
+    *,
+    coverage: Coverage | None = None,
+    own: OwnRun | None = None,
+    changed: Sequence[str] = (),
+    unlike: Sequence[str] = (),
+    dynamic_batch: bool = False,
+) -> Verdict:
+    """Run all gates over what a candidate gave; `judge_candidate` explains the arguments.
+
+    Args:
+        coverage: of its modules, or None.
+        own: of the user's inputs, or None.
+        changed: keys of weights that running it changed.
+    """
+    failures = [
+        *run.failures,
+        *(own.failures if own else ()),
+        *(coverage.failures if coverage else ()),
+    ]
+    evidence = replace(candidate.evidence(), changed=changed, failures=failures, unlike=unlike)
+    if dynamic_batch and candidate.batches:
+        evidence = replace(evidence, doubts=[*evidence.doubts, batches.told(candidate.batches)])
+    gates = judge(trial, run, evidence, coverage, limits, own.measures if own else None)
+    return Verdict(gates, run, not changed, coverage, evidence, own)
 
 
 def _coverage(

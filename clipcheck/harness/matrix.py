@@ -105,13 +105,14 @@ _AFTERWARDS = ("search", "alternative", "localisation", "layers")
 _log = logging.getLogger(__name__)
 
 
-class _Draft:
+class Draft:
     """A judgement that is filled in step by step, so that an error keeps earlier findings."""
 
     def __init__(self, judgement: Judgement) -> None:
         self.judgement = judgement
 
     def add(self, **known: object) -> None:
+        """Set fields of the judgement."""
         self.judgement = replace(self.judgement, **known)  # type: ignore[arg-type]
 
     @contextmanager
@@ -173,7 +174,7 @@ class Judge:
         """Return a judgement for each dtype and backend, or one with the error."""
         options, named = self.options, self.options.choices
         asked = _requested_backends(named)
-        draft = _Draft(
+        draft = Draft(
             Judgement(
                 name,
                 str(device or "default"),
@@ -203,7 +204,7 @@ class Judge:
         span.reach(1.0)
         return found or [draft.judgement]
 
-    def _open(self, draft: _Draft, device: Device, span: Span) -> tuple[_Files, torch.device]:
+    def _open(self, draft: Draft, device: Device, span: Span) -> tuple[_Files, torch.device]:
         options, name = self.options, draft.judgement.checkpoint
         require_found(name)
         if options.reference is not None:
@@ -224,7 +225,7 @@ class Judge:
                 architecture=wanted,
             )
         span.reach(0.0)
-        draft.add(path=os.fspath(subject.path), description=_describe(subject))
+        draft.add(path=os.fspath(subject.path), description=describe(subject))
         if isinstance(subject, Checkpoint):
             if options.names:
                 raise UsageError(
@@ -277,8 +278,8 @@ class Judge:
         first, *shares = span.split(
             [sum(SHARED.values()), *[sum(self._shares.values())] * len(running)]
         )
-        shared = _Draft(judgement)
-        parts = [_Draft(replace(judgement, backend=str(choice))) for choice in running]
+        shared = Draft(judgement)
+        parts = [Draft(replace(judgement, backend=str(choice))) for choice in running]
         opened = opened_sides(
             files.subject,
             files.reference,
@@ -311,7 +312,7 @@ class Judge:
             for choice, part in zip(running, parts, strict=True)
         ] + left_out
 
-    def _judge(self, draft: _Draft, bench: _Bench, choice: Choice, span: Span) -> None:
+    def _judge(self, draft: Draft, bench: _Bench, choice: Choice, span: Span) -> None:
         from clipcheck.backends.reference import exact_floats
 
         judged = draft.judgement
@@ -371,7 +372,7 @@ class Judge:
             bench.renew()
         seconds = {**bench.seconds_once(), **watch.seconds}
         run = sum(spent for phase, spent in seconds.items() if phase not in ("load", "build"))
-        draft.add(seconds={**seconds, "run": run}, peak_memory=_peak_memory(bench.source.cell))
+        draft.add(seconds={**seconds, "run": run}, peak_memory=peak_memory(bench.source.cell))
         del candidate
         gc.collect()  # a program's graph is a reference cycle that keeps its weights
 
@@ -396,7 +397,7 @@ class Judge:
 
     def _explain(
         self,
-        draft: _Draft,
+        draft: Draft,
         bench: _Bench,
         trial: Trial,
         candidate: Backend,
@@ -483,7 +484,7 @@ class _Bench:
         self,
         options: CheckOptions,
         own: OwnData,
-        draft: _Draft,
+        draft: Draft,
         files: _Files,
         sides: OpenSides,
         span: Span,
@@ -750,7 +751,8 @@ def _default_dtypes(files: _Files, device: torch.device) -> tuple[str, ...]:
     return ("float32", own)
 
 
-def _describe(subject: Checkpoint | Program) -> str:
+def describe(subject: Checkpoint | Program) -> str:
+    """Describe a file: its format, architecture or files, and dtypes."""
     if isinstance(subject, Program):
         names = ", ".join(subject.names[:3])
         more = ", ..." if len(subject.files) > 3 else ""
@@ -773,7 +775,7 @@ def _computes(checkpoint: Checkpoint, released: str | None) -> str:
     return f"{summary_of(checkpoint.model)}: {source}"
 
 
-def _peak_memory(cell: Cell | None) -> int | None:
+def peak_memory(cell: Cell | None) -> int | None:
     """Return the peak memory of this process and the sandbox in bytes; None on Windows.
 
     Memory that both have mapped, such as torch itself, counts twice.

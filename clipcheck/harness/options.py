@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 DYNAMIC_BATCH = "dynamic-batch"
 """That a program runs any number of images and texts."""
 
+_NOT_BESIDE_A_PIN = ("reference", "examples", "images", "prompts", "exhaustive", "seed")
+
 REQUIRED = (DYNAMIC_BATCH,)
 
 EXAMPLES = 30
@@ -52,6 +54,7 @@ class CheckOptions:
         key: model to read from a training checkpoint that holds several, such as ``model_ema``;
             parts are joined by dots, as ``state_dict.teacher``.
         reference: checkpoint whose eager model is the reference. Default: the checkpoint itself.
+        pinned: file that `clipcheck pin` wrote, in place of the reference; its inputs are used.
         architecture: of the checkpoints: a released name, ``open_clip:NAME``, or the path of an
             ``open_clip_config.json`` or a ``config.json``. Weights alone do not determine
             activation, heads and epsilon, and are not judged without it.
@@ -90,6 +93,7 @@ class CheckOptions:
     backend: str | Sequence[str] | None = None
     key: str | None = None
     reference: str | os.PathLike[str] | None = None
+    pinned: str | os.PathLike[str] | None = None
     architecture: str | os.PathLike[str] | None = None
     map: str | Sequence[str] | None = None
     require: str | Sequence[str] | None = None
@@ -128,6 +132,7 @@ class CheckOptions:
                 )
         if self.reference is not None:
             file_named(self.reference, "a reference")
+        _require_inputs_of_pin(self)
         # Only options that were given are validated here: this imports numpy and more.
         if self.backends:
             _ = self.choices
@@ -328,6 +333,20 @@ def _require_numbers(options: CheckOptions) -> None:
             raise UsageError(
                 f"expected {name} to be a number of at least 0, found {value!r}",
                 remedy=f"The classic value is {getattr(Allclose, name)}.",
+            )
+
+
+def _require_inputs_of_pin(options: CheckOptions) -> None:
+    """Raise if other inputs are asked for beside a pin, or another reference."""
+    if options.pinned is None:
+        return
+    file_named(options.pinned, "a pin")
+    for name in _NOT_BESIDE_A_PIN:
+        default = getattr(CheckOptions, name)
+        if getattr(options, name) != default:
+            raise UsageError(
+                f"expected no --{name} beside --pinned: a pin has its own inputs and reference",
+                remedy=f"Leave out --{name}, or --pinned.",
             )
 
 

@@ -59,6 +59,36 @@ def colours_of(
     return np.asarray(np.clip(pixels, 0, 255))
 
 
+def picture_of_bytes(subject: Subject, side: int, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Draw an image of random bytes alone, with the same bits on every machine.
+
+    Args:
+        subject: one of `SUBJECTS`.
+        side: pixels along a side.
+        drawn: `bytes_of_picture` of them.
+
+    Returns:
+        Colours [side, side, 3].
+    """
+    shape, colour = subject
+    size, left, top, grey = (int(each) for each in drawn[:4])
+    at = (np.arange(side, dtype=np.float32) + np.float32(0.5)) / np.float32(side)
+    spread = np.float32(0.3) + np.float32(size) / np.float32(2560)
+    x, y = (
+        (at - np.float32(0.4) - np.float32(each) / np.float32(1280)) / spread
+        for each in (left, top)
+    )
+    noise = drawn[4:].reshape(side, side, 3) // np.uint8(16)
+    colours = np.asarray(np.uint8(90 + grey // 4) + noise, dtype=np.uint8)
+    colours[_SHAPES[shape](x[None, :], y[:, None])] = np.asarray(_COLOURS[colour], dtype=np.uint8)
+    return colours
+
+
+def bytes_of_picture(side: int) -> int:
+    """Return how many bytes `picture_of_bytes` needs."""
+    return 4 + 3 * side * side
+
+
 def caption(subject: Subject, template: int) -> str:
     """Return one of the captions of a subject."""
     shape, colour = subject

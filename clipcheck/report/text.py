@@ -117,7 +117,14 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
         return []
     named = judgement.path or judgement.checkpoint
     failed = {gate.name for gate in judgement.gates if not gate.passed}
-    if judgement.alternative is not None:
+    if judgement.pinned is not None:
+        steps = _step(
+            _NEXT,
+            ["clipcheck", "check", named, *_unpinned(judgement), *given_options(judgement)],
+            "compares it with the checkpoint itself: it finds the smallest failing input, and in "
+            "an archive the module that departs first.",
+        )
+    elif judgement.alternative is not None:
         steps = _step(
             _NEXT,
             ["clipcheck", "check", named, *_key(judgement), *_ARCHITECTURE],
@@ -139,6 +146,14 @@ def next_steps(judgement: Judgement, rerun: Sequence[str] = ()) -> list[str]:
     if rerun:
         steps += _step(_OR if steps else _NEXT, rerun, _KEEPS)
     return steps
+
+
+def _unpinned(judgement: Judgement) -> list[str]:
+    """Return the option for the checkpoint of a pin, unless the judged file is that one."""
+    pinned = judgement.pinned
+    if pinned is None or pinned.sha256 == judgement.sha256:
+        return []
+    return ["--reference", pinned.checkpoint]
 
 
 def _is_quantised(judgement: Judgement) -> bool:

@@ -97,6 +97,8 @@ def _subject(worst: Judgement, judgements: Sequence[Judgement]) -> str:
 
 def _sides(judgements: Sequence[Judgement]) -> tuple[str, str]:
     """Return the pair of sides if all judgements share it, and the name of the reference."""
+    if all(each.pinned is not None for each in judgements):
+        return "", "the pin"
     if all(each.reference_checkpoint is not None for each in judgements):
         return "", "the reference"
     if all(backend_named(each.backend).needs_archive for each in judgements):

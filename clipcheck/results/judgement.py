@@ -72,6 +72,28 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class PinnedTo:
+    """The pin that a judgement compares with.
+
+    Attributes:
+        file: its path.
+        checkpoint: of which it was made.
+        sha256: of that checkpoint.
+        clipcheck: version that wrote it.
+        torch: version with which it was made.
+    """
+
+    file: str
+    checkpoint: str
+    sha256: str
+    clipcheck: str
+    torch: str
+
+    def __str__(self) -> str:
+        return f"the pin {self.file} of {self.checkpoint} ({self.sha256[:12]}, torch {self.torch})"
+
+
+@dataclass(frozen=True)
 class Conditions:
     """Conditions of a judgement.
 
@@ -81,6 +103,7 @@ class Conditions:
         backend: of the candidate, with its options.
         reference: description of the reference.
         reference_checkpoint: path of ``--reference``, or None.
+        pinned: the pin of ``--pinned``, or None.
         limits: of the gate ``allclose``.
         budget: ``--budget``, or None.
         examples: number of images.
@@ -100,6 +123,7 @@ class Conditions:
     backend: str = "jit"
     reference: str = EAGER
     reference_checkpoint: str | None = None
+    pinned: PinnedTo | None = None
     limits: Allclose = field(default_factory=Allclose)
     budget: str | None = None
     examples: int = 0

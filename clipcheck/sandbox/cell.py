@@ -25,7 +25,7 @@ from clipcheck.errors import ClipcheckError, IsolationError, OutputError, Unavai
 from clipcheck.sandbox.limits import Limits
 from clipcheck.sandbox.reach import within_reach
 from clipcheck.sandbox.serving import MEMORY, MOST_WORDS
-from clipcheck.sandbox.wire import ROOM, Channel, Garbled, Memory, Message, Received
+from clipcheck.sandbox.wire import ROOM, ArrayChannel, Channel, Garbled, Memory, Message, Received
 from clipcheck.sandbox.zygote import MOST
 
 if TYPE_CHECKING:
@@ -39,8 +39,12 @@ main(int(sys.argv[2]), sys.argv[3:])
 """
 """Code of a zygote. It imports from this process's paths, not from the current folder."""
 
+_OF_TENSORS = ("torch", "clipcheck.backends.servants", "clipcheck.sandbox.serving")
+_OF_ARRAYS = ("clipcheck.backends.array_servant", "clipcheck.sandbox.serving")
+"""Modules that a zygote imports, for handlers of tensors and of arrays."""
+
 _STARTING = 120.0
-"""Seconds for a zygote to import torch, on a busy machine."""
+"""Seconds for a zygote to import its modules, on a busy machine."""
 
 _KEPT = (
     "PATH",
@@ -87,14 +91,22 @@ class Cell:
     Args:
         servant: its handler, see `clipcheck.sandbox.serving.serve`.
         readable: files and folders that it may read, besides Python.
+        arrays: whether tensors are numpy's arrays on both sides, so that none imports torch.
 
     Attributes:
         measures: that confine it, as phrases; empty before it starts.
     """
 
     def __init__(
-        self, servant: str, readable: Sequence[Path], limits: Limits, *, gpu: bool = False
+        self,
+        servant: str,
+        readable: Sequence[Path],
+        limits: Limits,
+        *,
+        gpu: bool = False,
+        arrays: bool = False,
     ) -> None:
+        self.arrays = arrays
         self.measures: tuple[str, ...] = ()
         self._servant = servant
         self._readable = [os.fspath(path.absolute()) for path in readable]
@@ -189,7 +201,9 @@ class Cell:
 
     def _living(self) -> _Life:
         if self._life is None:
-            self._life = _Life(self._servant, self._readable, self._limits, gpu=self._gpu)
+            self._life = _Life(
+                self._servant, self._readable, self._limits, gpu=self._gpu, arrays=self.arrays
+            )
             try:
                 message = self._life.channel.receive(_STARTING).message
                 self.measures = tuple(str(each)[:MOST_WORDS] for each in message["confined"])
@@ -267,15 +281,18 @@ def _told(error: type[ClipcheckError], problem: str, remedy: str) -> _Told:
 class _Life:
     """A cell from its start to its end."""
 
-    def __init__(self, servant: str, readable: list[str], limits: Limits, *, gpu: bool) -> None:
-        self._zygote = zygote()
+    def __init__(
+        self, servant: str, readable: list[str], limits: Limits, *, gpu: bool, arrays: bool
+    ) -> None:
+        self._zygote = zygote(arrays=arrays)
         with ExitStack() as held:  # closed here if it cannot be started
             scratch = TemporaryDirectory(prefix="clipcheck-", ignore_cleanup_errors=True)
             self._scratch = Path(held.enter_context(scratch))
             self._memory = Memory(ROOM)
             held.callback(self._memory.close)
             near, far = socket.socketpair()
-            self.channel = Channel(held.enter_context(near), self._memory)
+            kind = ArrayChannel if arrays else Channel
+            self.channel = kind(held.enter_context(near), self._memory)
             self.sharing, far_sharing = socket.socketpair()
             held.enter_context(self.sharing)
             message = {
@@ -285,6 +302,7 @@ class _Life:
                 "scratch": str(self._scratch),
                 "limits": asdict(limits),
                 "gpu": gpu,
+                "arrays": arrays,
             }
             with far, far_sharing:
                 descriptors = [far.fileno(), far_sharing.fileno(), self._memory.descriptor]
@@ -328,14 +346,18 @@ class _Life:
 
 
 class _Zygote:
-    """The process that forks cells; there is one for this process."""
+    """The process that forks cells; there is one for this process.
 
-    def __init__(self) -> None:
+    Args:
+        arrays: whether it need not import torch.
+    """
+
+    def __init__(self, *, arrays: bool) -> None:
         self.owner = os.getpid()
         self._lock = threading.Lock()
         self._control, far = socket.socketpair()
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
-        modules = ["torch", "clipcheck.backends.servants", "clipcheck.sandbox.serving"]
+        modules = list(_OF_ARRAYS if arrays else _OF_TENSORS)
         paths = [path for path in sys.path if path]
         with far:
             self._process = subprocess.Popen(
@@ -403,32 +425,37 @@ class _Zygote:
                 self._process.wait()
 
 
-_own: _Zygote | None = None
+_own: dict[bool, _Zygote] = {}
+"""By whether they need not import torch."""
+
 _starting = threading.Lock()
 
 
-def zygote() -> _Zygote:
+def zygote(*, arrays: bool = False) -> _Zygote:
     """Return this process's zygote, and start it if there is none; it imports in the background.
+
+    Args:
+        arrays: whether it need not import torch.
 
     Raises:
         UnavailableError: this system cannot fork processes or pass file descriptors to them.
     """
-    global _own
     if not hasattr(os, "fork") or not hasattr(socket, "send_fds"):
         raise UnavailableError(
             "this system cannot run a file's code in a process of its own",
             remedy="Give --isolation none, for files that you trust, or use Linux.",
         )
     with _starting:
-        if _own is None or not _own.lives:
-            _own = _Zygote()
-        return _own
+        if arrays not in _own or not _own[arrays].lives:
+            _own[arrays] = _Zygote(arrays=arrays)
+        return _own[arrays]
 
 
 @atexit.register
 def _close() -> None:
-    if _own is not None and _own.lives:
-        _own.close()
+    for each in _own.values():
+        if each.lives:
+            each.close()
 
 
 def _environment() -> dict[str, str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clipcheck.errors import ClipcheckError
 from clipcheck.sandbox.limits import Limits
 from clipcheck.sandbox.wire import Channel, Memory, Message, Received
+from clipcheck.system.workers import THREADS
 
 if TYPE_CHECKING:
     import torch
@@ -26,16 +29,22 @@ Answer = tuple[Mapping[str, Any], Sequence["torch.Tensor"]]
 """Result of a handler's method."""
 
 
-def serve(channel: Channel, caller: Caller, servant: str, limits: Limits) -> None:
+def serve(
+    channel: Channel, caller: Caller, servant: str, limits: Limits, *, arrays: bool = False
+) -> None:
     """Answer requests, one after another, until the parent closes the channel.
 
     Args:
         servant: the handler, as ``module:Class``. It is constructed with the caller. Its public
             methods answer requests: they take the tensors, and the named values as keywords.
+        arrays: whether tensors are numpy's arrays, so that torch need not be imported.
     """
-    import torch
+    if arrays and "torch" not in sys.modules:
+        os.environ[THREADS[0]] = str(limits.threads)
+    else:
+        import torch
 
-    torch.set_num_threads(limits.threads)
+        torch.set_num_threads(limits.threads)
     module, _, name = servant.partition(":")
     served = getattr(importlib.import_module(module), name)(caller)
     while True:

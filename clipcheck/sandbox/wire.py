@@ -11,6 +11,7 @@ copied, so that the other side cannot change them later.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import socket
@@ -22,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 ROOM = 1 << 30
@@ -32,9 +34,13 @@ MOST_TEXT = 1 << 20
 
 _MOST_DIMENSIONS = 8
 _ALIGNMENT = 64
-_DTYPES = frozenset(
-    "float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 bool".split()  # noqa: SIM905
-)
+_SIZES = {
+    **dict.fromkeys(("int8", "uint8", "bool"), 1),
+    **dict.fromkeys(("float16", "bfloat16", "int16"), 2),
+    **dict.fromkeys(("float32", "int32"), 4),
+    **dict.fromkeys(("float64", "int64"), 8),
+}
+"""By dtype of a tensor that crosses, the bytes of a number."""
 
 # Of fcntl (linux/fcntl.h).
 _ADD_SEALS, _NEITHER_SHRINK_NOR_GROW, _NO_MORE_SEALS = 1033, 0b110, 0b1
@@ -103,7 +109,7 @@ def _anonymous(size: int) -> int:
 
 
 class Channel:
-    """One end of a connection."""
+    """One end of a connection, whose tensors are torch's."""
 
     def __init__(self, connection: socket.socket, memory: Memory) -> None:
         self._connection = connection
@@ -174,42 +180,66 @@ class Channel:
             raise Garbled("a message without a list of tensors")
         return Received(message, [self._get(each) for each in described])
 
-    def _put(self, tensors: Sequence[torch.Tensor]) -> list[tuple[str, list[int], int]]:
-        import torch
-
+    def _put(self, tensors: Sequence[Any]) -> list[tuple[str, list[int], int]]:
         placed = []
         offset = 0
         for tensor in tensors:
             kind = str(tensor.dtype).removeprefix("torch.")
-            if kind not in _DTYPES or tensor.layout is not torch.strided:
-                raise ValueError(f"a {tensor.layout} tensor of {kind} does not cross")
+            layout = getattr(tensor, "layout", None)
+            if kind not in _SIZES or str(layout or "torch.strided") != "torch.strided":
+                raise ValueError(f"a {layout} tensor of {kind} does not cross")
             if offset + tensor.nbytes > len(self._memory):
                 raise ValueError(f"tensors of more than {len(self._memory):,} bytes do not cross")
-            place_in(self._memory, offset, tensor.dtype, tensor.shape).copy_(tensor)
+            self._write(tensor, offset)
             placed.append((kind, list(tensor.shape), offset))
             offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
         return placed
 
-    def _get(self, described: object) -> torch.Tensor:
-        """Copy the described tensor from the shared memory."""
+    def _write(self, tensor: torch.Tensor, offset: int) -> None:
+        place_in(self._memory, offset, tensor.dtype, tensor.shape).copy_(tensor)
+
+    def _copy(self, kind: str, shape: Sequence[int], offset: int) -> torch.Tensor:
         import torch
 
+        return place_in(self._memory, offset, getattr(torch, kind), shape).clone()
+
+    def _get(self, described: object) -> torch.Tensor:
+        """Copy the described tensor from the shared memory."""
         kind, shape, offset = _parts(described)
         count = 1
         for size in shape:
             count *= size
             if count > len(self._memory):  # stop before the product becomes huge
                 raise Garbled("a tensor that is larger than the memory that it lies in")
-        dtype: torch.dtype = getattr(torch, kind)
-        if offset % _ALIGNMENT or offset + count * dtype.itemsize > len(self._memory):
+        if offset % _ALIGNMENT or offset + count * _SIZES[kind] > len(self._memory):
             raise Garbled("a tensor outside of the memory that was made for it")
-        return place_in(self._memory, offset, dtype, shape).clone()
+        return self._copy(kind, shape, offset)
+
+
+class ArrayChannel(Channel):
+    """One end of a connection, whose tensors are numpy's arrays: it does not import torch."""
+
+    def _write(self, tensor: Any, offset: int) -> None:
+        self._at(tensor.dtype, tensor.shape, offset)[...] = tensor
+
+    def _copy(self, kind: str, shape: Sequence[int], offset: int) -> Any:
+        if kind == "bfloat16":
+            raise Garbled("a tensor of bfloat16, which numpy does not have")
+        import numpy as np
+
+        return self._at(np.dtype(kind), shape, offset).copy()
+
+    def _at(self, dtype: np.dtype[Any], shape: Sequence[int], offset: int) -> Any:
+        import numpy as np
+
+        count = math.prod(shape)
+        if count == 0:
+            return np.empty(tuple(shape), dtype)
+        return np.frombuffer(self._memory.buffer, dtype, count, offset).reshape(tuple(shape))
 
 
 def place_in(memory: Memory, offset: int, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
     """Return a view of the tensor at an aligned offset in memory."""
-    import math
-
     import torch
 
     count = math.prod(shape)
@@ -223,7 +253,7 @@ def _parts(described: object) -> tuple[str, list[int], int]:
     if not isinstance(described, list) or len(described) != 3:
         raise Garbled("a tensor that is not described by three things")
     kind, shape, offset = described
-    if not isinstance(kind, str) or kind not in _DTYPES:
+    if not isinstance(kind, str) or kind not in _SIZES:
         raise Garbled("a tensor of a dtype that does not cross")
     if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
         raise Garbled("a tensor whose shape is no list of counts")

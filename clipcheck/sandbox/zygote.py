@@ -1,4 +1,4 @@
-"""The zygote: the process that forks cells. It has imported torch, and opened no file.
+"""The zygote: the process that forks cells. It has imported what they need, and opened no file.
 
 It answers its parent on a socket, one message at a time: fork a cell with these file descriptors,
 or wait for one that has ended. When the socket is closed, because the parent has ended for any
@@ -79,7 +79,7 @@ def _fork(control: socket.socket, message: dict[str, Any], descriptors: list[int
 
 def _cell(message: dict[str, Any], connection: int, sharing: int, memory: int) -> None:
     from clipcheck.sandbox.serving import Caller, serve
-    from clipcheck.sandbox.wire import ROOM, Channel, Memory
+    from clipcheck.sandbox.wire import ROOM, ArrayChannel, Channel, Memory
 
     with open(os.devnull, "r+b") as nothing:  # noqa: PTH123
         for stream in range(3):  # output of a file's code must not reach the terminal
@@ -87,10 +87,11 @@ def _cell(message: dict[str, Any], connection: int, sharing: int, memory: int) -
     os.environ["TMPDIR"] = os.environ["HOME"] = message["scratch"]
     os.chdir(message["scratch"])
     limits = Limits(**message["limits"])
-    channel = Channel(socket.socket(fileno=connection), Memory(ROOM, memory))
+    kind = ArrayChannel if message["arrays"] else Channel
+    channel = kind(socket.socket(fileno=connection), Memory(ROOM, memory))
     caller = Caller(channel, socket.socket(fileno=sharing))
     readable = [Path(path) for path in message["readable"]]
     # Limits are set after the shared memory is mapped, because the mapping counts.
     held = confine(limits, readable, Path(message["scratch"]), gpu=message["gpu"])
     channel.send({"confined": held})
-    serve(channel, caller, message["servant"], limits)
+    serve(channel, caller, message["servant"], limits, arrays=message["arrays"])

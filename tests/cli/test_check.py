@@ -138,6 +138,7 @@ def test_the_options_reach_the_check(
         "backend": ["jit", "compile:dynamic=auto"],
         "key": "k",
         "reference": "r",
+        "pinned": None,
         "architecture": "ViT-B/32",
         "cache": False,
         "isolation": "none",

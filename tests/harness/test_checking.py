@@ -711,11 +711,11 @@ def test_memory_is_counted_in_bytes_on_every_system(
     resource = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_maxrss=3))
     monkeypatch.setitem(sys.modules, "resource", resource)
     monkeypatch.setattr(sys, "platform", platform)
-    assert matrix._peak_memory(None) == size
+    assert matrix.peak_memory(None) == size
 
 
 def test_memory_is_not_known_where_the_system_does_not_tell(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert matrix._peak_memory(None) is None
+    assert matrix.peak_memory(None) is None

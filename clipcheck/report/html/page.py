@@ -386,10 +386,13 @@ def _command(judgement: Judgement) -> str:
     words += [] if reference is None else ["--reference", reference]
     words += ["--device", judgement.device]
     words += ["--dtype", judgement.dtype] if judgement.dtype else []
-    words += ["--examples", judgement.examples] if judgement.examples else []
-    words += ["--seed", judgement.seed]
-    words += [] if judgement.own_images is None else ["--images", judgement.own_images]
-    words += [] if judgement.own_prompts is None else ["--prompts", judgement.own_prompts]
+    if judgement.pinned is not None:  # which has the inputs
+        words += ["--pinned", judgement.pinned.file]
+    else:
+        words += ["--examples", judgement.examples] if judgement.examples else []
+        words += ["--seed", judgement.seed]
+        words += [] if judgement.own_images is None else ["--images", judgement.own_images]
+        words += [] if judgement.own_prompts is None else ["--prompts", judgement.own_prompts]
     for name in ("atol", "rtol"):
         value = getattr(judgement.limits, name)
         words += [f"--{name}", value] if value != getattr(Allclose, name) else []

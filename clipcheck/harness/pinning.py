@@ -1,0 +1,220 @@
+"""Make a pin of a checkpoint: run its eager model on the pinned inputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipcheck.backends.cells import prepare
+from clipcheck.backends.loading import opened_sides
+from clipcheck.checkpoints.checkpoint import Checkpoint
+from clipcheck.checkpoints.formats import open_checkpoint, require_found
+from clipcheck.checkpoints.library import LibraryArchitecture
+from clipcheck.checkpoints.opening import require_told, undecided
+from clipcheck.checkpoints.told import named
+from clipcheck.errors import RunError, UnfitError
+from clipcheck.families.registry import by_library, dimensions_of, sizes_of, summary_of
+from clipcheck.gates.metrics import row_rms, unit
+from clipcheck.gates.result import FEATURES, LOGITS
+from clipcheck.gates.tolerances import LIMITS
+from clipcheck.harness.checking import environment
+from clipcheck.harness.converting import require_convertible
+from clipcheck.harness.judging import inputs_of
+from clipcheck.harness.matrix import describe
+from clipcheck.inputs.batches import Batch
+from clipcheck.inputs.digest import digest
+from clipcheck.inputs.fixed import BESIDE, SIZES, draw_prompts, edge_cases, sample
+from clipcheck.results.pin import Array, Header, Ids, Pin
+from clipcheck.system.progress import Progress, Span, say_import, silent
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipcheck.backends.cells import Isolation
+    from clipcheck.backends.reference import Named
+    from clipcheck.families.sizes import Sizes
+
+_LINEAR = 1e-6
+"""Greatest distance of a logit from a multiple of its cosine, as a share of the logit scale: the
+scale may have been rounded to float32."""
+
+
+def make_pin(
+    checkpoint: str,
+    *,
+    key: str | None = None,
+    architecture: str | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    isolation: Isolation | None = None,
+    download_root: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Pin:
+    """Run the eager model of a checkpoint in float64 and each dtype, and return a pin.
+
+    Args:
+        checkpoint: path or released name.
+        architecture: as for ``--architecture``.
+        seed: of the inputs.
+        isolation: of an archive whose code tells the architecture.
+
+    Raises:
+        ClipcheckError: the checkpoint cannot be used; the subclass tells why.
+        RunError: the eager model cannot be run in float32, or its outputs are not finite.
+    """
+    require_found(checkpoint)
+    prepare([checkpoint], isolation)
+    span = Span(progress or silent)
+    say_import(span.say)
+    from clipcheck.models.loader import resolve_device
+
+    span.say(f"{checkpoint}: reading")
+    target = resolve_device(device)
+    with span.apart():  # a download shows its own bar
+        told = None if architecture is None else named(architecture)
+        opened = open_checkpoint(checkpoint, download_root, key=key, told=told)
+    found, computes = _told(by_library(opened), isolation)
+    found.verify()
+    inputs = inputs_of(found.model)
+    prompts = draw_prompts(inputs, seed)
+    drawn = [draw(inputs.resolution, inputs.images, seed, prompts) for draw in (edge_cases, sample)]
+    measured = _measure(found, target, [each for several in drawn for each in several], span)
+    header = Header(
+        environment=environment(),
+        checkpoint=checkpoint,
+        sha256=found.sha256,
+        description=describe(found),
+        computes=computes,
+        architecture=dimensions_of(found.model),
+        **_sizes(sizes_of(found.model)),
+        scale=measured.scale,
+        bias=_bias(measured.exact, measured.scale),
+        seed=seed,
+        inputs=(digest(drawn[0]), digest(drawn[1])),
+        prompts=prompts.names,
+        missing=measured.missing,
+    )
+    features = {
+        name: np.concatenate([each[name] for each in measured.exact]).astype(np.float32)
+        for name in FEATURES
+        if name in header.outputs
+    }
+    return Pin(header, prompts.tokens, features, measured.errors)
+
+
+def _sizes(sizes: Sizes) -> dict[str, Any]:
+    """Return the fields of a header for the sizes of a model."""
+    found = {field.name: getattr(sizes, field.name) for field in fields(sizes)}
+    texts = found.pop("texts")
+    del found["tokenizer"]
+    return {**found, "ids": Ids(texts.start, texts.end, texts.pad, texts.first, texts.last)}
+
+
+@dataclass
+class _Measured:
+    """Outputs of the eager model.
+
+    Attributes:
+        scale: exp(logit_scale).
+        exact: outputs in float64 of all batches.
+        errors: by dtype and output, the error of each row of the judged batches.
+        missing: by dtype, why it cannot be run.
+    """
+
+    scale: float
+    exact: Sequence[Named]
+    errors: dict[str, dict[str, Array]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def _measure(
+    checkpoint: Checkpoint, device: torch.device, batches: Sequence[Batch], span: Span
+) -> _Measured:
+    """Run the eager model in float64, and in each dtype.
+
+    Raises:
+        RunError: it cannot be run in float32, or its outputs are not finite.
+    """
+    given = [(batch.pixels, batch.tokens) for batch in batches]
+    parts = dict(zip(("float64", *LIMITS), span.split([16, 4, 4, 4]), strict=True))
+    measured: _Measured | None = None
+    for dtype in LIMITS:
+        with opened_sides(checkpoint, None, device, dtype, archive=False) as sides:
+            reference = sides.reference
+            if measured is None:
+                parts["float64"].say(f"{checkpoint.path}: running the eager model in float64")
+                exact = reference.exact_outputs(given, parts["float64"].reach)
+                measured = _Measured(reference.scale, exact)
+            parts[dtype].say(f"{checkpoint.path}: running the eager model in {dtype}")
+            try:
+                own = reference.outputs(given[: len(SIZES) + BESIDE], parts[dtype].reach)
+                measured.errors[dtype] = _errors(own, measured.exact)
+            except RunError as error:
+                if dtype == "float32":
+                    raise
+                measured.missing[dtype] = error.problem
+    assert measured is not None  # noqa: S101 - for the type: there are dtypes
+    return measured
+
+
+def _told(checkpoint: Checkpoint, isolation: Isolation | None) -> tuple[Checkpoint, str]:
+    """Return the checkpoint, and how it computes with the source of that.
+
+    Raises:
+        ArchitectureError: nothing tells how it computes.
+    """
+    if isinstance(checkpoint.model, LibraryArchitecture):
+        require_told(checkpoint)
+        return checkpoint, f"{summary_of(checkpoint.model)}: from {checkpoint.told}"
+    found = require_convertible(checkpoint, isolation)
+    if not found.checkpoint.told:
+        raise undecided(checkpoint, f"nothing tells how it computes; {found.computes}")
+    return found.checkpoint, found.computes
+
+
+def _errors(own: Sequence[Named], exact: Sequence[Named]) -> dict[str, Array]:
+    """Return by output the root mean square error of each row.
+
+    Raises:
+        RunError: an output is not finite.
+    """
+    errors = {
+        name: np.concatenate(
+            [row_rms(mine[name] - true[name]) for mine, true in zip(own, exact, strict=False)]
+        ).astype(np.float32)
+        for name in own[0]
+    }
+    for name, each in errors.items():
+        if not np.isfinite(each).all():
+            raise RunError(
+                f"the eager model itself is not finite: {name}, so nothing can be compared with it",
+                remedy="Look for weights that overflow.",
+            )
+    return errors
+
+
+def _bias(exact: Sequence[Named], scale: float) -> float:
+    """Return the number that is added to all cosines times ``scale``; 0 without logits.
+
+    Raises:
+        UnfitError: logits are anything else.
+    """
+    if LOGITS[0] not in exact[0]:
+        return 0.0
+    rest = np.concatenate([(each[LOGITS[0]] - scale * _cosines(each)).ravel() for each in exact])
+    bias = float(np.median(rest))
+    if not np.abs(rest - bias).max() <= _LINEAR * scale:
+        raise UnfitError(
+            "its logits are not its cosines times a factor, so a pin cannot describe them",
+            remedy="Check its programs against the checkpoint: --reference CHECKPOINT.",
+        )
+    return bias
+
+
+def _cosines(outputs: Named) -> Array:
+    images, texts = (unit(outputs[name]) for name in FEATURES)
+    return np.asarray(images @ texts.T)
