@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,49 @@ CONFIGS: dict[str, dict[str, Any]] = {
         multimodal_cfg={**_TEXT, "attn_pooler_heads": 2},
     ),
     "convnext": _model(_timm("test_convnext", 160), custom_text=False),
-    "eva": _model(_timm("eva02_tiny_patch14_224", 224, "token"), custom_text=True),
+    "eva": _model(_timm("shallow_eva02", 56, "token"), custom_text=True),
     "roberta": _model(_VISION, text={"hf_model_name": "roberta-base", "hf_tokenizer_name": "x"}),
-    "mobileclip": _model(_timm("fastvit_t8", 128), custom_text=True, text={"no_causal_mask": True}),
-    "vitamin": _model(_timm("vitamin_small_224", 224, ""), custom_text=True),
+    "mobileclip": _model(_timm("shallow_fastvit", 64), custom_text=True, text={"no_causal_mask": True}),
+    "vitamin": _model(_timm("shallow_vitamin", 64, ""), custom_text=True),
     "pe-core": _model(
-        _timm("vit_pe_core_tiny_patch16_384", 384, "map", None), 512, custom_text=True
+        _timm("shallow_pe_core", 64, "map", None), 512, custom_text=True
     ),
 }
 """The ``model_cfg`` of each family, as open_clip reads it; towers of timm are the smallest of the
-family's kind."""
+family's kind, or those of `_add_towers`."""
+
+
+@cache
+def _add_towers() -> None:
+    """Add shallow towers to the models that timm knows by name: a configuration of open_clip has no
+    depth for a tower of timm, and the smallest of these families run for a second."""
+    from timm.models import register_model
+    from timm.models.vitamin import VitCfg, VitConvCfg
+
+    conv = VitConvCfg(norm_layer="layernorm2d", norm_eps=1e-6)
+    stem = VitCfg((64, 128, 384), depths=(1, 1, 1), stem_width=64, conv_cfg=conv, head_type="1d")
+    for name, base, arguments in (
+        ("shallow_eva02", "eva02_tiny_patch14_224", {"depth": 2, "img_size": 56}),
+        ("shallow_fastvit", "fastvit_t8", {"layers": (1, 1, 1, 1)}),
+        (
+            "shallow_vitamin",
+            "vitamin_small_224",
+            {"depth": 2, "img_size": 64, "embed_cfg": stem},
+        ),
+        ("shallow_pe_core", "vit_pe_core_tiny_patch16_384", {"depth": 2, "img_size": 64}),
+    ):
+        register_model(_shallow(name, base, arguments))
+
+
+def _shallow(name: str, base: str, arguments: dict[str, Any]) -> Callable[..., Any]:
+    def build(**given: Any) -> Any:
+        import timm
+
+        return timm.create_model(base, **arguments, **given)
+
+    build.__name__ = name
+    return build
+
 
 _TEXT_MODEL = {
     "model_type": "roberta",
@@ -151,6 +185,7 @@ def small(name: str) -> LibraryArchitecture:
         found, _ = read_transformers(config, Path(f"{name}.json"))
     else:
         config = CONFIGS[name]
+        _add_towers()
         texts = {TEXT_CONFIG: _TEXT_MODEL} if "hf_model_name" in config["text_cfg"] else {}
         found = read_open_clip({"model_cfg": config}, Path(f"{name}.json"), texts)
     if not isinstance(found, LibraryArchitecture):

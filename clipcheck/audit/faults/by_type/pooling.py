@@ -39,7 +39,7 @@ def pool_text_elsewhere(module: nn.Module) -> None:
 def image_pools(model: DualEncoder) -> list[nn.Module]:
     """Find modules of the image tower that pool tokens or channels."""
     return [
-        each
+        each.pool if type(each).__name__ == "SelectAdaptivePool2d" else each
         for each in owners(model, visual=True)
         if type(each).__name__ in _POOLS
         or (_rule(each, _IMAGE, _OTHER_IMAGE) and getattr(each, "attn_pool", None) is None)
@@ -53,8 +53,8 @@ _POOLS = ("SelectAdaptivePool2d", "AttentionPoolLatent")
 def pool_image_elsewhere(module: Any) -> None:
     """Exchange class token and mean; pool channels by the maximum; hide the first token from an
     attention pool."""
-    if type(module).__name__ == "SelectAdaptivePool2d":
-        put(module, "forward", lambda x: module.flatten(_greatest(x)))
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        put(module, "forward", _greatest)
     elif type(module).__name__ == "AttentionPoolLatent":
         before(lambda x: x[:, 1:])(module)
     else:
