@@ -59,11 +59,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "convnext": _model(_timm("test_convnext", 160), custom_text=False),
     "eva": _model(_timm("shallow_eva02", 56, "token"), custom_text=True),
     "roberta": _model(_VISION, text={"hf_model_name": "roberta-base", "hf_tokenizer_name": "x"}),
-    "mobileclip": _model(_timm("shallow_fastvit", 64), custom_text=True, text={"no_causal_mask": True}),
-    "vitamin": _model(_timm("shallow_vitamin", 64, ""), custom_text=True),
-    "pe-core": _model(
-        _timm("shallow_pe_core", 64, "map", None), 512, custom_text=True
+    "mobileclip": _model(
+        _timm("shallow_fastvit", 64), custom_text=True, text={"no_causal_mask": True}
     ),
+    "vitamin": _model(_timm("shallow_vitamin", 64, ""), custom_text=True),
+    "pe-core": _model(_timm("shallow_pe_core", 64, "map", None), 512, custom_text=True),
 }
 """The ``model_cfg`` of each family, as open_clip reads it; towers of timm are the smallest of the
 family's kind, or those of `_add_towers`."""
@@ -80,7 +80,7 @@ def _add_towers() -> None:
     stem = VitCfg((64, 128, 384), depths=(1, 1, 1), stem_width=64, conv_cfg=conv, head_type="1d")
     for name, base, arguments in (
         ("shallow_eva02", "eva02_tiny_patch14_224", {"depth": 2, "img_size": 56}),
-        ("shallow_fastvit", "fastvit_t8", {"layers": (1, 1, 1, 1)}),
+        ("shallow_fastvit", "fastvit_t8", {"layers": (1, 1, 1, 2)}),
         (
             "shallow_vitamin",
             "vitamin_small_224",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clipcheck.audit import auditing, small
 from clipcheck.audit.auditing import CATALOGUE, audit
 from clipcheck.audit.faults.by_type import CLEAN_TYPES, TYPE_FAULTS, altering
-from clipcheck.audit.faults.by_type.selecting import last_block, running
+from clipcheck.audit.faults.selecting import last_block, running
 from clipcheck.audit.faults.variant import CLEAN_FAMILY, FAMILIES, Variant
 from clipcheck.checkpoints.library import read_transformers
 from clipcheck.errors import UsageError

@@ -6,12 +6,13 @@ of a method is placed at the first or the last module of the tower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
+from clipcheck.audit.faults.selecting import running
 from clipcheck.checkpoints.architecture import Architecture
 from clipcheck.families.base import DualEncoder
 from clipcheck.writers.legacy import Multimodal
@@ -56,16 +57,19 @@ def spots(places: Sequence[Where], architecture: Architecture) -> list[Spot]:
 def spots_in(places: Sequence[Where], model: DualEncoder) -> list[Spot]:
     """Return the places in a library's model, in the order in which its modules are called.
 
-    A weight belongs to the module that holds it; a weight of the model itself belongs to the text
-    tower or to the end of ``forward``, to which what wraps the library's model belongs as well.
+    A weight belongs to the innermost module around it that runs; a weight of the model itself
+    belongs to the text tower or to the end of ``forward``, to which what wraps the library's model
+    belongs as well.
     """
     own = model.own()
+    called = set(running(model))
+    runs = {name for name, module in own.named_modules() if module in called}
     names = {id(model): FORWARD}
     names |= {id(module): name or "encode_text" for name, module in own.named_modules()}
     for name, module in own.named_modules():
         for key, weight in module.named_parameters(recurse=False):
             ends = key in _OF_LOGITS and not name
-            names[id(weight)] = FORWARD if ends else name or "encode_text"
+            names[id(weight)] = FORWARD if ends else _innermost(name, runs) or "encode_text"
     return [
         Spot(name, where.part)
         for where in places
@@ -75,6 +79,13 @@ def spots_in(places: Sequence[Where], model: DualEncoder) -> list[Spot]:
             else [names[id(each)] for each in where.modules(model)]
         )
     ]
+
+
+def _innermost(name: str, names: Container[str]) -> str:
+    """Return the innermost of the named modules that is or contains this one, or an empty text."""
+    while name and name not in names:
+        name = name.rpartition(".")[0]
+    return name
 
 
 _OF_LOGITS = ("logit_scale", "logit_bias", "temperature")

@@ -6,13 +6,15 @@ exported like the library's own.
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from clipcheck.audit.faults.by_type import altering, pooling
-from clipcheck.audit.faults.by_type.selecting import (
+from clipcheck.audit.faults.planting import Alter, before, by_input, instead
+from clipcheck.audit.faults.selecting import (
     Select,
     first,
     has_tower,
@@ -23,7 +25,6 @@ from clipcheck.audit.faults.by_type.selecting import (
     positions,
     where,
 )
-from clipcheck.audit.faults.planting import Alter, before, by_input, instead, setting
 from clipcheck.audit.faults.steps import batch_norm_by_scale, layer_norm_by_hand
 from clipcheck.audit.faults.variant import CLEAN_FAMILY, Variant
 from clipcheck.audit.faults.ways.planting import in_model
@@ -59,6 +60,15 @@ def _variant(
 def _is_gelu(module: nn.Module) -> bool:
     # nn.GELU, and the classes of timm and transformers, which are not its subclasses.
     return "GELU" in type(module).__name__
+
+
+def _is_silu(module: nn.Module) -> bool:
+    return "SiLU" in type(module).__name__
+
+
+def _is_norm(module: nn.Module) -> bool:
+    plain = (nn.LayerNorm, nn.BatchNorm2d)
+    return isinstance(module, plain) or type(module).__name__.endswith("RMSNorm")
 
 
 def _has_bias(module: Any) -> bool:
@@ -97,7 +107,20 @@ def _logit_biases(model: DualEncoder) -> list[Tensor]:
 
 def _masked(model: DualEncoder) -> list[nn.Module]:
     found = owners(model, visual=False)
-    return [each for each in found if isinstance(getattr(each, "attn_mask", None), Tensor)]
+    own = [each for each in found if isinstance(getattr(each, "attn_mask", None), Tensor)]
+    return own or [each for each in found if _is_attention(each) and _is_causal(each)]
+
+
+def _is_attention(module: nn.Module) -> bool:
+    """Whether it is one of transformers that computes scores, and does not only call another."""
+    own = type(module).__module__.startswith("transformers.")
+    return own and type(module).__name__.endswith("Attention") and hasattr(module, "is_causal")
+
+
+def _is_causal(attention: nn.Module) -> bool:
+    # Text towers that attend to later tokens import the other function, as well or alone.
+    code = sys.modules[type(attention).__module__]
+    return hasattr(code, "create_causal_mask") and not hasattr(code, "create_bidirectional_mask")
 
 
 def _that_hide_padding(model: DualEncoder) -> list[nn.Module]:
@@ -112,15 +135,26 @@ def _that_hide_padding(model: DualEncoder) -> list[nn.Module]:
 
 
 _GELUS = where(of_type(nn.Module), _is_gelu)
-_NORMS = of_type(nn.LayerNorm, nn.BatchNorm2d)
-_IMAGE_NORM = middle(of_type(nn.LayerNorm, nn.BatchNorm2d, visual=True))
+_SILUS = where(of_type(nn.Module), _is_silu)
+_NORMS = where(of_type(nn.Module), _is_norm)
+_IMAGE_NORM = middle(where(of_type(nn.Module, visual=True), _is_norm))
+_NORM_OF_SMALL_EPSILON = middle(
+    where(
+        of_type(nn.Module, visual=True),
+        lambda module: _is_norm(module) and altering.epsilon_of(module) < 1e-3,
+    )
+)
 _IMAGE_LAYERS = of_type(nn.Linear, nn.Conv2d, visual=True)
 _LINEARS = of_type(nn.Linear, exact=True)
 _STEM = first(where(of_type(nn.Conv2d, visual=True), lambda module: module.in_channels == 3))
 _LAYER_NORMS = where(of_type(nn.LayerNorm), _over_channels_last)
 _ATTENTIONS = where(
     of_type(nn.Module),
-    lambda module: isinstance(module, nn.MultiheadAttention) or hasattr(module, "fused_attn"),
+    lambda module: (
+        isinstance(module, nn.MultiheadAttention)
+        or hasattr(module, "fused_attn")
+        or _is_attention(module)
+    ),
 )
 
 TYPE_FAULTS: tuple[Variant, ...] = (
@@ -139,16 +173,23 @@ TYPE_FAULTS: tuple[Variant, ...] = (
         altering.quick_gelu,
     ),
     _variant(
+        "gelu-for-silu",
+        "activation",
+        "a conversion that knows only the activation of CLIP",
+        _SILUS,
+        altering.gelu,
+    ),
+    _variant(
         "epsilon-1e-3-in-an-image-norm",
         "normalisation",
         "one norm has the default epsilon of another framework (1e-3, as in Keras)",
-        _IMAGE_NORM,
-        setting("eps", 1e-3),
+        _NORM_OF_SMALL_EPSILON,
+        lambda module: altering.set_epsilon(module, 1e-3),
     ),
     _variant(
         "epsilons-of-another-library",
         "normalisation",
-        "1e-6 instead of 1e-5 and 1e-5 instead of 1e-6: timm and torch differ by default",
+        "1e-6 instead of 1e-5, and 1e-5 instead of 1e-6 or 1e-12: libraries differ by default",
         _NORMS,
         altering.exchange_epsilon,
     ),

@@ -27,9 +27,29 @@ def quick_gelu(module: nn.Module) -> None:
     put(module, "forward", lambda x: x * torch.sigmoid(1.702 * x))
 
 
+def gelu(module: nn.Module) -> None:
+    """Compute GELU instead."""
+    put(module, "forward", functional.gelu)
+
+
 def exchange_epsilon(module: Any) -> None:
-    """Replace epsilon 1e-6 by 1e-5, and any other by 1e-6."""
-    module.eps = 1e-5 if module.eps == 1e-6 else 1e-6
+    """Replace epsilon 1e-5 by 1e-6, and any other by 1e-5."""
+    set_epsilon(module, 1e-6 if epsilon_of(module) == 1e-5 else 1e-5)
+
+
+def epsilon_of(module: Any) -> float:
+    """Return the epsilon of a norm."""
+    epsilon: float = getattr(module, _epsilon_name(module))
+    return epsilon
+
+
+def set_epsilon(module: Any, epsilon: float) -> None:
+    """Set the epsilon of a norm."""
+    setattr(module, _epsilon_name(module), epsilon)
+
+
+def _epsilon_name(module: Any) -> str:
+    return "eps" if hasattr(module, "eps") else "variance_epsilon"  # as transformers calls it
 
 
 def identity(module: nn.Module) -> None:
@@ -93,8 +113,17 @@ def scale_less(model: Any) -> None:
 
 
 def unmask(owner: Any) -> None:
-    """Mask nothing."""
-    owner.attn_mask = torch.zeros_like(owner.attn_mask)
+    """Mask nothing, in a text tower of open_clip or an attention of transformers."""
+    if hasattr(owner, "attn_mask"):
+        owner.attn_mask = torch.zeros_like(owner.attn_mask)
+        return
+    original: Callable[..., Any] = owner.forward
+
+    def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, **more: Any) -> Any:
+        del attention_mask
+        return original(hidden_states, attention_mask=None, **{**more, "is_causal": False})
+
+    put(owner, "forward", forward)
 
 
 def attend_padding(module: Any) -> None:
@@ -176,8 +205,11 @@ def gelu_by_erf(module: nn.Module) -> None:
 
 def attention_by_hand(module: Any) -> None:
     """Compute attention without a fused operation."""
-    if not isinstance(module, nn.MultiheadAttention):
+    if hasattr(module, "fused_attn"):
         module.fused_attn = False  # timm's own code without a fused operation
+        return
+    if not isinstance(module, nn.MultiheadAttention):
+        module.config._attn_implementation = "eager"  # transformers' own
         return
 
     def forward(

@@ -100,14 +100,18 @@ def first(select: Select) -> Select:
 
 
 def last_block(*, visual: bool) -> Select:
-    """Select the last block of the longest stack of blocks of one type, if it keeps the shape."""
+    """Select the last block of the longest stack of blocks of one type whose last one keeps the
+    shape."""
 
     def select(model: DualEncoder) -> Sequence[Any]:
         called = _called(model, visual)
         stacks = [blocks for blocks in map(stacked, model.modules()) if called.keys() >= {*blocks}]
-        inner = [blocks for blocks in stacks if not any(map(_holds_stack, blocks))]
-        longest = max(inner, key=len, default=[])
-        return [block for block in longest[-1:] if called[block]]
+        inner = [
+            blocks
+            for blocks in stacks
+            if blocks and called[blocks[-1]] and not any(map(_holds_stack, blocks))
+        ]
+        return max(inner, key=len, default=[])[-1:]
 
     return select
 
@@ -116,8 +120,11 @@ def _holds_stack(module: nn.Module) -> bool:
     return any(stacked(each) for each in module.modules())
 
 
-_POSITIONS = ("positional_embedding", "pos_embed")
+_POSITIONS = ("positional_embedding", "pos_embed", "position_embeddings")
 """Names of attributes that hold positions: plain parameters have no type of their own."""
+
+_EMBEDDINGS = ("position_embedding", "position_embeddings")
+"""Names of attributes that hold an embedding of positions, in models of transformers."""
 
 
 def positions(*, visual: bool) -> Select:
@@ -133,9 +140,10 @@ def _positions_of(owner: nn.Module) -> Iterator[Tensor]:
     for name, parameter in owner.named_parameters(recurse=False):
         if name in _POSITIONS:
             yield parameter
-    embedding = getattr(owner, "position_embeddings", None)
-    if isinstance(embedding, nn.Embedding):
-        yield embedding.weight
+    for name in _EMBEDDINGS:
+        embedding = getattr(owner, name, None)
+        if isinstance(embedding, nn.Embedding):
+            yield embedding.weight
 
 
 def owners(model: DualEncoder, *, visual: bool) -> list[nn.Module]:
