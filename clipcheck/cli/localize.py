@@ -13,6 +13,14 @@ from clipcheck.cli.output import give
 def localize(
     checkpoint: options.Checkpoint,
     key: options.Key = None,
+    reference: Annotated[
+        str | None,
+        options.model(
+            metavar="CHECKPOINT",
+            help="The model that the archive was made from: tells the architecture of an archive "
+            "of a library's model, and the weights that it should have.",
+        ),
+    ] = None,
     architecture: options.Architecture = None,
     device: Annotated[
         str | None, options.running(metavar="D", help="cpu, cuda, cuda:1 or mps.")
@@ -39,6 +47,7 @@ def localize(
         found = run(
             checkpoint,
             key=key,
+            reference=reference,
             architecture=architecture,
             device=device,
             dtype=dtype,

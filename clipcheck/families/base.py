@@ -17,6 +17,9 @@ from clipcheck.gates.result import OUTPUTS
 if TYPE_CHECKING:
     from clipcheck.checkpoints.library import LibraryArchitecture
 
+OF_LOGITS = ("logit_scale", "logit_bias", "temperature")
+"""Names of the weights with which logits are made of features."""
+
 MOST_TEXTS = 8
 """Most prompts to run at once."""
 

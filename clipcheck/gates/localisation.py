@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from clipcheck.gates.modules import ModuleError, ratios
@@ -78,12 +78,25 @@ class Localisation:
         cls, keys: Sequence[str], given: str, tower: Callable[[str], Tower] | None = None
     ) -> Localisation:
         """Return the modules of weights that running changed; ``tower`` returns a key's tower."""
+        places = _of_weights(keys, "which running changes", tower or tower_of)
+        return cls._first(replace(place, given=given) for _, place in places)
+
+    @classmethod
+    def of_weights(cls, others: Mapping[str, str], tower: Callable[[str], Tower]) -> Localisation:
+        """Return the modules of weights that are not the reference's.
+
+        Args:
+            others: by the key of each weight, how it differs.
+            tower: returns a key's tower.
+        """
+        places = _of_weights(others, "which is not the reference's", tower)
+        return cls._first(replace(place, reason=others[key]) for key, place in places)
+
+    @classmethod
+    def _first(cls, places: Iterable[Place]) -> Localisation:
+        """Return the first place of each tower."""
         found: dict[Tower, Place] = {}
-        for key in keys:
-            module, _, weight = key.rpartition(".")
-            part = f"its {weight}, which running changes" if module else "which running changes"
-            where = (tower or tower_of)(key)
-            place = Place(where, module or key, part, Deviation(float("inf")), given)
+        for place in places:
             found.setdefault(place.tower, place)
         return cls([found.get(tower) or Place(tower, reason=_UNSEEN) for tower in TOWERS])
 
@@ -106,6 +119,16 @@ class Localisation:
             for ours, theirs in pairs
         ]
         return Localisation(same).fill_from(changed)
+
+
+def _of_weights(
+    keys: Iterable[str], what: str, tower: Callable[[str], Tower]
+) -> Iterator[tuple[str, Place]]:
+    """Yield for each key the place of its module, or its own."""
+    for key in keys:
+        module, _, weight = key.rpartition(".")
+        part = f"its {weight}, {what}" if module else what
+        yield key, Place(tower(key), module or key, part, Deviation(float("inf")))
 
 
 @dataclass(frozen=True)

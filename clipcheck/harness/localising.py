@@ -14,12 +14,14 @@ from clipcheck.backends.cells import cell_for, isolation_named, prepare
 from clipcheck.backends.loading import build, opened_sides
 from clipcheck.backends.registry import Choice, default_for
 from clipcheck.backends.source import Source
-from clipcheck.checkpoints.checkpoint import Format
+from clipcheck.backends.weights import compare_weights
+from clipcheck.checkpoints.checkpoint import Checkpoint, Format, Program
 from clipcheck.checkpoints.formats import open_checkpoint, require_found
 from clipcheck.checkpoints.library import LibraryArchitecture
+from clipcheck.checkpoints.opening import open_pair
 from clipcheck.checkpoints.told import named
-from clipcheck.errors import RunError
-from clipcheck.gates.localisation import Localisation, Tower
+from clipcheck.errors import RunError, UsageError
+from clipcheck.gates.localisation import Localisation, Tower, tower_of
 from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.judging import Stopwatch, inputs_of
 from clipcheck.inputs.batches import EDGE_CASES, Batch, Inputs, batches, for_modules
@@ -38,9 +40,14 @@ _TOWERS: Mapping[str, Tower] = {"image_features": "image", "text_features": "tex
 
 @dataclass(frozen=True, kw_only=True)
 class Localised(Cost, Conditions, Subject):
-    """Where a checkpoint departs."""
+    """Where a checkpoint departs.
+
+    Attributes:
+        asked_reference: ``--reference``, or None.
+    """
 
     localisation: Localisation
+    asked_reference: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -65,6 +72,7 @@ def localize(
     *,
     key: str | None = None,
     architecture: str | os.PathLike[str] | None = None,
+    reference: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     dtype: str = "float32",
     seed: int = 0,
@@ -78,6 +86,8 @@ def localize(
         checkpoint: a path or a released name.
         key: as for `clipcheck.check`.
         architecture: as for `clipcheck.check`.
+        reference: the model that an archive was made from, which tells its architecture. A module
+            whose weight is not the reference's, rounded at most, departs as well.
         device: default: the GPU if there is one.
         dtype: to compute in.
         seed: of the inputs.
@@ -100,7 +110,10 @@ def localize(
     target = resolve_device(device)
     say(f"{name}: reading")
     told = None if architecture is None else named(os.fspath(architecture))
-    opened = open_checkpoint(name, download_root, key=key, told=told)
+    if reference is None:
+        opened, other = open_checkpoint(name, download_root, key=key, told=told), None
+    else:
+        opened, other = _opened_beside(name, reference, download_root, key, architecture)
     opened.verify()
     say(f"{name}: loading both models on {target} in {dtype}")
     with (
@@ -112,6 +125,8 @@ def localize(
         say(f"{name}: comparing its modules")
         sizes = _batch_sizes(source, seed)
         found = first_departures(source, watch, seed=seed, sizes=sizes)
+        if other is not None:
+            found = found.with_changed_weights(_with_other_weights(source, other))
     return Localised(
         name,
         str(target),
@@ -122,7 +137,44 @@ def localize(
         localisation=found,
         key=key,
         asked_architecture=None if told is None else told.argument,
+        asked_reference=None if reference is None else os.fspath(reference),
     )
+
+
+def _opened_beside(
+    name: str,
+    reference: str | os.PathLike[str],
+    download_root: str | os.PathLike[str] | None,
+    key: str | None,
+    architecture: str | os.PathLike[str] | None,
+) -> tuple[Checkpoint, Checkpoint | None]:
+    """Open an archive and its reference."""
+    require_found(os.fspath(reference))
+    opened, other = open_pair(name, reference, download_root, key=key, architecture=architecture)
+    if isinstance(opened, Program):
+        raise UsageError(
+            f"expected an archive, whose modules are compared, found a program ({opened.format})",
+            remedy="Judge it by its outputs: clipcheck check.",
+            path=opened.path,
+        )
+    if other is not None:
+        other.verify()
+    return opened, other
+
+
+def _with_other_weights(source: Source, reference: Checkpoint) -> Localisation:
+    """Find the weights that are not the reference's."""
+    differing = compare_weights(source.checkpoint, reference)
+    found = {each.key: str(each) for each in differing if not each.harmless}
+    return Localisation.of_weights(found, _tower_for(source))
+
+
+def _tower_for(source: Source) -> Callable[[str], Tower]:
+    """Return a function that tells the tower of a module or weight."""
+    from clipcheck.harness.modules.whole import tower_in
+
+    library = isinstance(source.checkpoint.model, LibraryArchitecture)
+    return partial(tower_in, source.model) if library else tower_of
 
 
 def first_departures(
@@ -145,12 +197,12 @@ def first_departures(
         sizes: the only numbers of images and prompts with which it runs; None for any.
     """
     from clipcheck.harness.modules.walk import walk
-    from clipcheck.harness.modules.whole import tower_in, walk_library
+    from clipcheck.harness.modules.whole import walk_library
 
     archive = runner or (source.archive.runner if source.archive else None)
     if archive is None:
         raise ValueError("expected an archive that is loaded")
-    limits, model = LIMITS[source.dtype], source.checkpoint.model
+    model = source.checkpoint.model
     found = Localisation.nowhere()
     for what, batch, tower in _inputs(inputs_of(model), seed, suspect):
         placed = {place.tower for place in found.found}
@@ -158,14 +210,12 @@ def first_departures(
             continue
         batch = batch.of_sizes(*sizes)
         with watch.phase("localisation"):
-            tower_of: Callable[[str], Tower] | None = None
             if isinstance(model, LibraryArchitecture):
-                tower_of = partial(tower_in, source.model)
-                eager = source.model
-                here = walk_library(archive, eager, model, batch, source.device, limits, what)
+                here = walk_library(archive, source, model, batch, what)
             else:
+                limits = LIMITS[source.dtype]
                 here = walk(archive, source.clip, batch, source.device, limits, what)
-        changed = Localisation.of_changed(archive.changed(), what, tower_of)
+        changed = Localisation.of_changed(archive.changed(), what, _tower_for(source))
         found = found.fill_from(here.with_changed_weights(changed))
     return found
 

@@ -28,7 +28,9 @@ def report(localised: Localised) -> Text:
     if not localised.passed:
         next_ = "Next: "
         path = localised.path or localised.checkpoint
-        again = ["clipcheck", "check", path, *given_options(localised), "--report", KEPT]
+        given = localised.asked_reference
+        options = [*(["--reference", given] if given else []), *given_options(localised)]
+        again = ["clipcheck", "check", path, *options, "--report", KEPT]
         steps = [
             *command(again, next_),
             *wrapped("judges all outputs, and writes a report.", " " * len(next_)),
@@ -60,6 +62,7 @@ def render_json(localised: Localised) -> str:
         "checkpoint": localised.checkpoint,
         "path": localised.path,
         "sha256": localised.sha256,
+        "reference": localised.asked_reference,
         "device": localised.device,
         "dtype": localised.dtype,
         "seconds": dict(localised.seconds),

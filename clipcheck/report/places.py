@@ -18,7 +18,7 @@ def measured(place: Place) -> str:
     """Return the error of the place, and the inputs that showed it."""
     seen = f"inputs: {place.given}"
     if place.reason:
-        return f"{place.reason}; {seen}"
+        return f"{place.reason}; {seen}" if place.given else place.reason
     off = place.figures
     if off.rmse_ratio == float("inf"):
         return f"not finite, of a different shape, or changed; {seen}"

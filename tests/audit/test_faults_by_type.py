@@ -28,10 +28,6 @@ ALL = (*TYPE_FAULTS, *CLEAN_TYPES)
 QUICK = ("epsilons-of-another-library", "padding-attended-to", "image-layer-in-bfloat16")
 """Three faults: a weak one, one of a text model of transformers, and one of precision."""
 
-WEAK = QUICK[0]
-"""RoBERTa's epsilons are 1e-12: those of 1e-6 in their place move no norm of its by more than is
-allowed of a module, so that they are found in the image tower alone."""
-
 CLEAN = "attentions-step-by-step"
 
 
@@ -52,7 +48,7 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_faults_are_caught_and_a_clean_variant_passes() -> None:
     found = audit((), families=("roberta",), only=(*QUICK, CLEAN), localize=True)
     assert [finding for finding in found.findings if not finding.right] == []
-    assert {finding.name for finding in found.faults if not finding.localised} == {WEAK}
+    assert [finding.name for finding in found.faults if not finding.localised] == []
     assert found.faults == found.sought
     assert {finding.architecture for finding in found.findings} == {"roberta"}
     assert (len(found.faults), len(found.clean)) == (3, 1)
@@ -86,7 +82,7 @@ def test_each_variant_gets_the_right_verdict_in_one_of_the_models(name: str) -> 
     """In all of them: `clipcheck audit --family all`."""
     found = audit((), families=(name,), only=dealt()[name], localize=True)
     assert [finding for finding in found.findings if not finding.right] == []
-    assert {finding.name for finding in found.faults if not finding.localised} <= {WEAK}
+    assert [finding.name for finding in found.faults if not finding.localised] == []
     assert sorted(finding.name for finding in found.findings) == sorted(dealt()[name])
 
 

@@ -18,19 +18,22 @@ from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.formats import open_checkpoint
 from clipcheck.checkpoints.library import LibraryArchitecture, own_of_transformers
 from clipcheck.checkpoints.told import Told
+from clipcheck.errors import UsageError
 from clipcheck.families.base import DualEncoder
 from clipcheck.families.registry import family, sizes_of
 from clipcheck.gates.localisation import Place
 from clipcheck.harness.checking import check
 from clipcheck.harness.localising import localize
+from clipcheck.report.localisation import report
 from clipcheck.results.judgement import Judgement
 from clipcheck.system import torchscript_support
 from clipcheck.writers.convert import write
 from clipcheck.writers.directories import write_transformers
 from clipcheck.writers.library import draw, write_folder
 from clipcheck.writers.synthesize import synthesize
+from conftest import unfolded
 from tests.families.test_transformers import architecture_of
-from tests.samples import MINUTE
+from tests.samples import MINUTE, onnx_naming
 from tests.thorough import parametrize
 
 Fault = Callable[[Any], None]
@@ -247,13 +250,33 @@ def test_a_fault_is_localised(
     assert places(found) == [expected]
 
 
-def test_localize_takes_the_configuration_of_the_folder(folder: Path, tmp_path: Path) -> None:
+def test_localize_takes_the_configuration_or_the_reference(folder: Path, tmp_path: Path) -> None:
+    """Only a reference also tells the weights that the archive should have."""
     model = build(small("clipa"))
     _epsilon(model.own())
+    with torch.no_grad():
+        model.get_parameter("model.logit_scale").sub_(0.01)
+        model.get_parameter("model.text_projection").mul_(2)
     archive = traced(model, small("clipa"), tmp_path / "model.pt")
     config = folder / "open_clip_config.json"
-    found = localize(archive, architecture=config, isolation="none").localisation.found
-    assert [place.module for place in found] == ["visual.transformer.resblocks.1.ln_2"]
+    found = localize(archive, architecture=config, isolation="none")
+    epsilon = ("visual.transformer.resblocks.1.ln_2", "")
+    assert list(map(_named, found.localisation.found)) == [epsilon]
+    found = localize(archive, reference=folder, isolation="none")
+    assert list(map(_named, found.localisation.found)) == [
+        epsilon,
+        ("text_projection", "which is not the reference's"),
+        ("logit_scale", "which is not the reference's"),
+    ]
+    told = report(found).plain
+    assert "logit_scale by up to" in told
+    assert f"--reference {folder}" in unfolded(told)
+
+
+def test_localize_takes_no_program_beside_a_reference(folder: Path, tmp_path: Path) -> None:
+    program = onnx_naming(tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match=r"expected an archive, .* found a program"):
+        localize(program, reference=folder)
 
 
 # ------------------------------------------------------------------------------ bad input

@@ -14,7 +14,7 @@ import torch
 
 from clipcheck.audit.faults.selecting import running
 from clipcheck.checkpoints.architecture import Architecture
-from clipcheck.families.base import DualEncoder
+from clipcheck.families.base import OF_LOGITS, DualEncoder
 from clipcheck.writers.legacy import Multimodal
 
 Select = Callable[[Multimodal], Sequence[Any]]
@@ -68,7 +68,7 @@ def spots_in(places: Sequence[Where], model: DualEncoder) -> list[Spot]:
     names |= {id(module): name or "encode_text" for name, module in own.named_modules()}
     for name, module in own.named_modules():
         for key, weight in module.named_parameters(recurse=False):
-            ends = key in _OF_LOGITS and not name
+            ends = key in OF_LOGITS and not name
             names[id(weight)] = FORWARD if ends else _innermost(name, runs) or "encode_text"
     return [
         Spot(name, where.part)
@@ -86,9 +86,6 @@ def _innermost(name: str, names: Container[str]) -> str:
     while name and name not in names:
         name = name.rpartition(".")[0]
     return name
-
-
-_OF_LOGITS = ("logit_scale", "logit_bias", "temperature")
 
 
 def _resolved(where: Where, model: Multimodal) -> Iterator[Spot]:

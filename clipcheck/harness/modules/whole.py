@@ -13,10 +13,10 @@ import torch
 from clipcheck.backends.forward import Sizes, outputs_of
 from clipcheck.backends.reference import Reference, exact_arithmetic
 from clipcheck.backends.runner import Runner
+from clipcheck.backends.source import Source
 from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.errors import RunError
-from clipcheck.families.base import DualEncoder
-from clipcheck.families.registry import sizes_of
+from clipcheck.families.base import OF_LOGITS, DualEncoder
 from clipcheck.gates.localisation import (
     FORWARD,
     Failure,
@@ -27,7 +27,7 @@ from clipcheck.gates.localisation import (
 )
 from clipcheck.gates.modules import ModuleError
 from clipcheck.gates.result import ENCODERS, LOGITS
-from clipcheck.gates.tolerances import Limits
+from clipcheck.gates.tolerances import LIMITS
 from clipcheck.harness.modules.judge import NO_TENSORS, Judge, error_of
 from clipcheck.harness.modules.library import LibraryTwins
 from clipcheck.harness.modules.twins import Pair
@@ -41,13 +41,7 @@ MISSING = "which is not called like the eager model's"
 
 
 def walk_library(
-    archive: Runner,
-    model: DualEncoder,
-    library: LibraryArchitecture,
-    batch: Batch,
-    device: torch.device,
-    limits: Limits,
-    given: str,
+    archive: Runner, source: Source, library: LibraryArchitecture, batch: Batch, given: str
 ) -> Localisation:
     """Find the first place in each tower where an archive differs from a library's eager model.
 
@@ -55,16 +49,14 @@ def walk_library(
     differs but the modules in it do not, the place is between them.
 
     Args:
-        archive: runner of the archive, with the weights of ``model``.
-        model: the eager model.
-        library: its configuration.
+        archive: runner of the archive.
+        source: with the eager model, which has the archive's weights.
+        library: the model's configuration.
         batch: inputs; a tower without inputs is not run.
-        device: of both models.
-        limits: of the model's dtype.
         given: description of the batch.
     """
     with exact_arithmetic():
-        walker = _Walker(archive, model, library, batch, device, limits)
+        walker = _Walker(archive, source, library, batch)
         for method in METHODS:
             if method in archive.facts.methods:
                 walker.run(method)
@@ -73,25 +65,20 @@ def walk_library(
 
 class _Walker:
     def __init__(
-        self,
-        archive: Runner,
-        model: DualEncoder,
-        library: LibraryArchitecture,
-        batch: Batch,
-        device: torch.device,
-        limits: Limits,
+        self, archive: Runner, source: Source, library: LibraryArchitecture, batch: Batch
     ) -> None:
-        self._limits = limits
+        device = source.device
+        self._limits = LIMITS[source.dtype]
         self._inputs = {
             "encode_image": torch.from_numpy(batch.pixels).to(device),
             "encode_text": torch.from_numpy(batch.tokens).to(device),
         }
         self._archive = archive
-        self._model = model
-        self._twins = LibraryTwins(model, Reference(model, library, device), batch, device)
+        self._model = source.model
+        reference = Reference(source.model, library, device)
+        self._twins = LibraryTwins(source.model, reference, batch, device)
         self._judge = Judge(self._twins)
-        width = sizes_of(library).embed_dim
-        self._sizes = Sizes(len(batch.pixels), len(batch.tokens), width)
+        self._sizes = Sizes(len(batch.pixels), len(batch.tokens), source.sizes.embed_dim)
         self._features: dict[str, Pair] = {}
         self._failures: list[Failure] = []
 
@@ -158,8 +145,8 @@ class _Walker:
 
 
 def tower_in(model: DualEncoder, name: str) -> Tower:
-    """Return the tower of a module of a library's model, or of a method."""
-    if name == FORWARD:
+    """Return the tower of a module or weight of a library's model, or of a method."""
+    if name in (FORWARD, *OF_LOGITS):
         return "logits"
     return "image" if name == "encode_image" or model.is_visual(f"{name}.") else "text"
 

@@ -10,6 +10,7 @@ import sys
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from clipcheck.audit.faults.by_type import altering, pooling
@@ -23,6 +24,7 @@ from clipcheck.audit.faults.selecting import (
     of_type,
     owners,
     positions,
+    running,
     where,
 )
 from clipcheck.audit.faults.steps import batch_norm_by_scale, layer_norm_by_hand
@@ -130,8 +132,19 @@ def _that_hide_padding(model: DualEncoder) -> list[nn.Module]:
         for each in found
         if getattr(each, "use_pad_mask", False) or getattr(each, "cls_emb", None) is not None
     ]
+    if own or not _takes_mask(model):
+        return own
     # The first of these is the whole text model of transformers.
-    return own or [each for each in found if type(each).__module__.startswith("transformers.")][:1]
+    called = running(model, visual=False)
+    return [each for each in called if type(each).__module__.startswith("transformers.")][:1]
+
+
+def _takes_mask(model: DualEncoder) -> bool:
+    """Whether a text model of transformers is given a mask of its padding."""
+    if not type(model.own()).__module__.startswith("transformers."):
+        return True  # open_clip gives its own mask to it
+    ids = torch.ones(1, model.context_length, dtype=torch.int32)
+    return "attention_mask" in model.arguments(None, ids)
 
 
 _GELUS = where(of_type(nn.Module), _is_gelu)
