@@ -47,7 +47,7 @@ def pool_text_elsewhere(module: nn.Module) -> None:
 def image_pools(model: DualEncoder) -> Sequence[nn.Module]:
     """Find modules of the image tower that pool tokens or channels; in models of transformers,
     where code between modules pools, the last block or torch's own pooling."""
-    pools = [
+    pools: list[Any] = [
         each.pool if type(each).__name__ == "SelectAdaptivePool2d" else each
         for each in owners(model, visual=True)
         if type(each).__name__ in (*_ATTENTION_POOLS, "SelectAdaptivePool2d")
