@@ -23,7 +23,7 @@ from clipcheck.report.frontends import headline
 from clipcheck.report.html import plots
 from clipcheck.report.html.pictures import Picture, picture, side_for
 from clipcheck.report.html.words import distance_text, figure, ratio, visible
-from clipcheck.report.text import next_steps
+from clipcheck.report.text import given_options, next_steps
 from clipcheck.report.verdict import failure, verdict, worst_first, worst_gate
 from clipcheck.results import batches
 from clipcheck.results.judgement import Judgement, Result
@@ -381,7 +381,7 @@ def _command(judgement: Judgement) -> str:
     words: list[Any] = ["clipcheck", "check", judgement.path or judgement.checkpoint]
     of_archives = judgement.backend == default_for(Format.ARCHIVE)
     words += [] if of_archives else ["--backend", judgement.backend]
-    words += [] if judgement.key is None else ["--key", judgement.key]
+    words += given_options(judgement)
     reference = judgement.reference_checkpoint
     words += [] if reference is None else ["--reference", reference]
     words += ["--device", judgement.device]

@@ -305,7 +305,9 @@ def test_the_command_repeats_the_check() -> None:
     strict = replace(PASSED, seed=7, limits=Allclose(atol=0.5))
     assert command(strict)[-4:] == ["--seed", "7", "--atol", "0.5"]
     other = replace(PASSED, backend="trace", reference_checkpoint="my other.pt")
-    assert command(replace(PASSED, key="ema"))[3:5] == ["--key", "ema"]
+    told = replace(PASSED, key="ema", asked_architecture="RN50", asked_names={"a": "pixels"})
+    options = ["--key", "ema", "--architecture", "RN50", "--map", "a=pixels"]
+    assert command(told)[3:9] == options
     assert command(other)[3:7] == ["--backend", "trace", "--reference", "my other.pt"]
 
 
