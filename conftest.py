@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile(
         "clipcheck",
         deadline=None,
-        max_examples=THOROUGH_EXAMPLES if config.getoption("thorough") else EXAMPLES,
+        max_examples=THOROUGH_EXAMPLES if _is_asked_for(config) else EXAMPLES,
         derandomize="CI" in os.environ,
     )
     hypothesis.settings.load_profile("clipcheck")
@@ -48,12 +48,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect thorough tests, unless --thorough is given or tests are named."""
-    if config.getoption("thorough") or any("::" in argument for argument in config.args):
+    if _is_asked_for(config) or any("::" in argument for argument in config.args):
         return
     left_out = [item for item in items if _is_thorough(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if not _is_thorough(item)]
     config.stash[_LEFT_OUT] = len(left_out)
+
+
+def _is_asked_for(config: pytest.Config) -> bool:
+    """Whether --thorough is given; it is unknown if a test of the suite has pytest find this file."""
+    return bool(config.getoption("thorough", default=False))
 
 
 def _is_thorough(item: pytest.Item) -> bool:

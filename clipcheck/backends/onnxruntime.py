@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from clipcheck.families.sizes import Sizes
     from clipcheck.sandbox.cell import Cell
 
-_LIBRARIES = {"onnxruntime": "1.20", "onnx": "1.17", "onnxscript": "0.7.0"}
+_LIBRARIES = {"onnxruntime": "1.24", "onnx": "1.17", "onnxscript": "0.7.0"}
 """Required libraries, each with the oldest version that works."""
 
 _PROVIDERS = {

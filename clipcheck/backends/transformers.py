@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
 
-_OLDEST = "5.4"
+_OLDEST = "5.9"
 """First version whose preprocessing is known here: without a slow tokenizer, and with a separate
 name for the slow image processor."""
 

@@ -145,8 +145,8 @@ def life(
 ) -> Life:
     choice, name = request.param
     # When it is imported, torch chooses and makes the folder of its precompiled headers, which are
-    # for all processes of a user.
-    importlib.import_module("torch._inductor.codecache")
+    # for all processes of a user; on first use it names the folder in the environment.
+    importlib.import_module("torch._inductor.codecache").cache_dir()
     with pytest.MonkeyPatch.context() as patch:
         temporary = tmp_path_factory.mktemp("temporary")
         patch.setenv("TMPDIR", str(temporary))

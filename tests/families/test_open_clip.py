@@ -59,7 +59,9 @@ def test_it_computes_what_the_library_computes(kind: str) -> None:
         ours = found.encode_image(image), found.encode_text(text)
         expected = theirs.encode_image(image), theirs.encode_text(text)
         if kind != "coca":  # which normalises, unless it is told not to
-            assert all(torch.equal(*each) for each in zip(ours, expected, strict=True))
+            # Equal on torch 2.14; on 2.9 SigLIP's image features are 5e-7 apart.
+            for each in zip(ours, expected, strict=True):
+                assert torch.allclose(*each, rtol=0, atol=2e-6)
         per_image, _ = found.logits(*ours)
         images, texts = (torch.nn.functional.normalize(each, dim=-1) for each in expected)
         logits = theirs.logit_scale.exp() * images @ texts.T
