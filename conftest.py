@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_asked_for(config: pytest.Config) -> bool:
-    """Whether --thorough is given; it is unknown if a test of the suite has pytest find this file."""
+    """Whether --thorough is given; unknown if a test of the suite makes pytest find this file."""
     return bool(config.getoption("thorough", default=False))
 
 
