@@ -147,7 +147,7 @@ def limits() -> str:
     """Show every limit of the gates, by dtype."""
     from clipcheck.gates.tolerances import LIMITS, Limits
 
-    names = [field.name for field in fields(Limits)]
+    names = [field.name for field in fields(Limits) if field.name != "unit"]  # for messages
     rows = [
         (f"`{name}`", *(_number(getattr(each, name)) for each in LIMITS.values())) for name in names
     ]

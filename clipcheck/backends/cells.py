@@ -27,6 +27,7 @@ _SERVANTS = {
     Format.ARCHIVE: "clipcheck.backends.servants:ArchiveServant",
     Format.PT2: "clipcheck.backends.servants:ProgramServant",
     Format.ONNX: "clipcheck.backends.servants:ProgramServant",
+    Format.OPENVINO: "clipcheck.backends.servants:ProgramServant",
 }
 """By format, the class that runs such a file. Other formats have only weights."""
 
@@ -35,8 +36,8 @@ _OF_ARRAYS = "clipcheck.backends.array_servant:ArrayServant"
 _MOST_NAMED = 50
 """Most data files that a message to a cell names; it is limited to 64 kB."""
 
-_WITH_CODE = (b"PK\x03\x04", b"\x08")
-"""First bytes of files that may have code: zip files, and ONNX by most exporters."""
+_WITH_CODE = (b"PK\x03\x04", b"\x08", b"<?xm")
+"""First bytes of files that may have code: zip files, ONNX by most exporters, and OpenVINO's."""
 
 
 def isolation_named(isolation: str | None) -> Isolation | None:

@@ -50,6 +50,7 @@ class Opened:
         doubts: reasons why it may not be what its name says.
         leave: has it run from now on with one quantised weight in float; None where that is not
             done.
+        notes: what it tells of how it computes, as phrases for reports.
     """
 
     declared: Sequence[Declared]
@@ -57,6 +58,7 @@ class Opened:
     weights: Callable[[Receive], None]
     doubts: Sequence[str] = ()
     leave: Leave | None = None
+    notes: Sequence[str] = ()
 
 
 def open_apart(
@@ -113,13 +115,14 @@ def open_apart(
         doing = f"{backend}: opening the program with a layer in float"
         cell.ask("leave", doing, [] if weight is None else [weight], name=name, number=number)
 
-    doubts = done.message.get("doubts")
+    doubts, notes = (_phrases(done.message.get(name)) for name in ("doubts", "notes"))
     return Opened(
         _declared(done.message.get("declared")),
         run,
         weights,
-        [str(doubt) for doubt in doubts] if isinstance(doubts, list) else [],
+        doubts,
         leave if done.message.get("leaves") else None,
+        notes,
     )
 
 
@@ -127,6 +130,10 @@ def _tensors(arrays: Sequence[Array]) -> list[Any]:
     import torch
 
     return [torch.from_numpy(array).clone() for array in arrays]
+
+
+def _phrases(value: Any) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else []
 
 
 def _declared(value: Any) -> list[Declared]:

@@ -82,6 +82,7 @@ class ProgramBackend(Backend):
         self._path = path
         self._evidence: Callable[[bool], Evidence] | None = partial(evidence, opened)
         self._leave = opened.leave
+        self._notes = tuple(opened.notes)
         self._made_here = made_here
         self._names = names
         self._known: Outputs | None = None
@@ -209,10 +210,11 @@ class ProgramBackend(Backend):
 
     @property
     def mapping(self) -> tuple[str, ...]:
-        """Its inputs and outputs, each with its meaning."""
+        """Its notes, and its inputs and outputs, each with its meaning."""
         if self._known is None:
-            return ()
+            return self._notes
         return (
+            *self._notes,
             *map(str, self._inputs),
             *(
                 f"{called} -> {MEANT[name]}{', normalised' if name in self._normalised else ''}"

@@ -9,6 +9,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 from clipcheck.backends.base import Backend, Missing, Option
+from clipcheck.backends.factories import FORM, is_factory, load
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.errors import UnavailableError, UsageError, first_line, nearest
 
@@ -21,6 +22,7 @@ _CLASSES = {
     "export": "Export",
     "aotinductor": "AOTInductor",
     "onnxruntime": "ONNXRuntime",
+    "openvino": "OpenVINO",
     "open_clip": "OpenClip",
     "transformers": "Transformers",
     "clip": "Clip",
@@ -114,7 +116,14 @@ def _brought() -> Mapping[str, EntryPoint]:
 
 @cache
 def find(name: str) -> type[Backend]:
-    """Import and return the class of a backend, one of `names`."""
+    """Import and return the class of a backend: one of `names`, or a user's own as
+    ``package.module:factory``.
+
+    Raises:
+        UsageError: a user's own cannot be imported.
+    """
+    if is_factory(name):
+        return load(name)
     if name in BACKENDS:
         module = importlib.import_module(f"clipcheck.backends.{name}")
         own: type[Backend] = getattr(module, _CLASSES[name])
@@ -160,28 +169,46 @@ def default_for(form: Format) -> str:
     return next((name for name in BACKENDS if form in find(name).default_for), "")
 
 
-def parse(written: str) -> Choice:
+def parse(written: str, *, own: bool = True) -> Choice:
     """Parse a value of ``--backend`` other than ``all``.
+
+    Args:
+        own: whether it may be a user's own, as ``package.module:factory``, which is imported: not
+            where a file names it.
 
     Raises:
         UsageError: there is no such backend, option or value; the message lists the known ones.
     """
     name, _, rest = written.partition(":")
+    if name not in names() and is_factory(written):
+        if not own:
+            raise UsageError(
+                f"expected a backend, found {written!r}, which is code of a user's own",
+                remedy="It runs only where the command line or Python names it: clipcheck check "
+                f"FILE --backend {FORM}.",
+            )
+        find(written)
+        return Choice(written)
     if name not in names():
         raise UsageError(
             f"expected a backend, found {name!r}",
-            remedy=f"{nearest(name, (*names(), ALL))}; all of them: {', '.join(names())}.",
+            remedy=f"{nearest(name, (*names(), ALL))}; all of them: {', '.join(names())}, or your "
+            f"own as {FORM}.",
         )
     options = dict(_pair(name, each) for each in rest.split(",") if rest)
     return Choice(name, dict(sorted(options.items())))
 
 
-def chosen(written: Sequence[str]) -> tuple[Choice, ...]:
-    """Parse all values of ``--backend``, each once; ``all`` means every backend."""
+def chosen(written: Sequence[str], *, own: bool = True) -> tuple[Choice, ...]:
+    """Parse all values of ``--backend``, each once; ``all`` means every backend.
+
+    Args:
+        own: as for `parse`.
+    """
     found: dict[str, Choice] = {}
     # Named backends first: a backend that is named as well as in ``all`` is not optional.
     for each in sorted(written, key=lambda each: each == ALL):
-        for choice in _everything() if each == ALL else [parse(each)]:
+        for choice in _everything() if each == ALL else [parse(each, own=own)]:
             found.setdefault(str(choice), choice)
     return tuple(found.values())
 

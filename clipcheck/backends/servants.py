@@ -175,7 +175,8 @@ class ProgramServant:
         opened = find(backend).open_here(Path(path), torch.device(device), options)
         self._opened.append(opened)
         declared = [[each.name, each.shape, each.dtype] for each in opened.declared]
-        told = {"declared": declared, "doubts": list(opened.doubts)}
+        phrases = {"doubts": list(opened.doubts), "notes": list(opened.notes)}
+        told = {"declared": declared, **phrases}
         return {**told, "leaves": opened.leave is not None, "number": len(self._opened) - 1}, ()
 
     def run(self, tensors: Tensors, number: int) -> Answer:

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.directories import unreadable
+from clipcheck.checkpoints.openvino_data import is_openvino
 from clipcheck.checkpoints.pickles import survey
 from clipcheck.checkpoints.records import ZIP_MAGIC, MappedFile, Records
 from clipcheck.errors import CheckpointError, DamagedError, UnsafeError
@@ -108,7 +109,7 @@ _ARITHMETIC = (
 
 
 def kind_of(path: Path) -> Format | None:
-    """Return ``pt2`` or ``onnx`` by the content of the file, or None.
+    """Return ``pt2``, ``onnx`` or ``openvino`` by the content of the file, or None.
 
     Raises:
         CheckpointError: the file cannot be read, is an ONNX program that was cut off, or is a zip
@@ -117,6 +118,8 @@ def kind_of(path: Path) -> Format | None:
     try:
         with path.open("rb") as file:
             if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
+                if is_openvino(path):
+                    return Format.OPENVINO
                 return Format.ONNX if _is_onnx(file) else None
         records = Records(MappedFile(path))
     except OSError as error:

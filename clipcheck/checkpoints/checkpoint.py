@@ -41,6 +41,10 @@ class Format(StrEnum):
     ONNX = "onnx"
     """A program of ONNX, with its weights in the file or in data files."""
 
+    OPENVINO = "openvino"
+    """A program of OpenVINO: a file ``.xml``, and a file ``.bin`` of the same name with its
+    weights."""
+
     TRANSFORMERS = "transformers"
     """A folder with ``config.json`` and weights, written by transformers' ``save_pretrained``."""
 
@@ -48,7 +52,7 @@ class Format(StrEnum):
     """A folder with ``open_clip_config.json`` and weights, like open_clip's on the hub."""
 
 
-PROGRAM_FORMATS = (Format.PT2, Format.ONNX)
+PROGRAM_FORMATS = (Format.PT2, Format.ONNX, Format.OPENVINO)
 """Formats of programs, see `Program`."""
 
 FOLDER_FORMATS = (Format.TRANSFORMERS, Format.OPEN_CLIP)
@@ -77,7 +81,7 @@ class Program:
 
     Attributes:
         path: the file; of two files the folder, or both as the user named them.
-        format: ``pt2`` or ``onnx``; ``archive`` if it is frozen or of one tower.
+        format: ``pt2``, ``onnx`` or ``openvino``; ``archive`` if it is frozen or of one tower.
         data: its data files with weights, in its folder or below.
         towers: the programs of images and of texts, if there are two.
         stamps: of each file, see `stamp_of`, when the program was opened.

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from clipcheck.checkpoints import directories, kinds, towers
+from clipcheck.checkpoints import directories, kinds, onnx_data, openvino_data, towers
 from clipcheck.checkpoints.architecture import ASKED
 from clipcheck.checkpoints.artefacts import kind_of
 from clipcheck.checkpoints.checkpoint import (
@@ -29,7 +29,6 @@ from clipcheck.checkpoints.formats import (
 )
 from clipcheck.checkpoints.library import LibraryArchitecture, own_of_transformers
 from clipcheck.checkpoints.naming import has_both_towers, is_own
-from clipcheck.checkpoints.onnx_data import data_files
 from clipcheck.checkpoints.told import Told, candidates, named
 from clipcheck.errors import ArchitectureError, ClipcheckError, UsageError
 
@@ -214,7 +213,11 @@ def _pair(path: Path, files: tuple[Path, Path]) -> Program:
 
 def _program(path: Path, kind: Format) -> Program:
     # A .pt2 file of torch contains all of its weights.
-    data = data_files(path) if kind is Format.ONNX else ()
+    data: tuple[Path, ...] = ()
+    if kind is Format.ONNX:
+        data = onnx_data.data_files(path)
+    elif kind is Format.OPENVINO:
+        data = (openvino_data.weights_of(path),)
     return Program(path, kind, data, stamps=tuple(map(stamp_of, (path, *data))))
 
 
@@ -282,11 +285,13 @@ def beside(path: Path) -> Path:
     Raises:
         UsageError: there is no such file.
     """
-    for ending in _BESIDE:
+    own = {".bin"} if openvino_data.is_openvino(path) else set()
+    endings = [ending for ending in _BESIDE if ending not in own]
+    for ending in endings:
         other = path.with_suffix(ending)
         if other != path and other.is_file():
             return other
-    names = ", ".join(path.with_suffix(ending).name for ending in _BESIDE)
+    names = ", ".join(path.with_suffix(ending).name for ending in endings)
     raise UsageError(
         f"{path}: expected the checkpoint that this program was made from beside it, found none of "
         f"{names}",

@@ -104,7 +104,7 @@ def replay(
     _require_same(saved, dimensions_of(found), subject.sha256, path)
     inputs = inputs_of(found)
     _require_fit(saved.example, inputs, path)
-    choice = parse(saved.backend)
+    choice = parse(saved.backend, own=False)
     require_runs(choice, subject)
     given = batch(saved.example, Frontend.of(inputs))
     with (

@@ -76,6 +76,7 @@ _FORMATS = {
     Format.OPEN_CLIP: "folder of open_clip (open_clip_config.json)",
     Format.PT2: "program of torch.export or AOTInductor",
     Format.ONNX: "ONNX program",
+    Format.OPENVINO: "OpenVINO program",
 }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from clipcheck.backends.factories import is_factory
 from clipcheck.backends.known import Known
 from clipcheck.checkpoints.inspection import Patched
 from clipcheck.gates.alternative import Departure
@@ -258,8 +259,10 @@ class Record(Problem, Cost, Findings, Conditions, Subject):
 
     @property
     def replayable(self) -> bool:
-        """Whether a command can run its failing input again: both sides are files."""
-        return not self.in_memory and not self.reference_in_memory
+        """Whether a command can run its failing input again: both sides are files, and a file may
+        name the backend."""
+        own = self.in_memory or is_factory(self.backend)
+        return not own and not self.reference_in_memory
 
     @property
     def title(self) -> str:

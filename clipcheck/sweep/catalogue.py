@@ -305,7 +305,9 @@ def _checked(entry: Entry) -> Entry:
             )
     if wild:
         return entry
-    return replace(entry, backends=tuple(str(choice) for choice in chosen(entry.backends)))
+    return replace(
+        entry, backends=tuple(str(choice) for choice in chosen(entry.backends, own=False))
+    )
 
 
 def _require_once(entries: Sequence[Entry]) -> None:
@@ -341,7 +343,7 @@ def _strings(given: Mapping[str, Any], key: str) -> tuple[str, ...]:
         raise _Wrong(f"expected each {key} once, found {value!r}", "Leave one of them out.")
     try:
         if key == "backend":
-            chosen(several)
+            chosen(several, own=False)
     except ClipcheckError as error:
         raise _Wrong(error.problem, error.remedy) from error
     return tuple(several)

@@ -94,7 +94,7 @@ def content_of(path: Path) -> str:
     from clipcheck.checkpoints.checkpoint import Format, sha256_of
 
     with suppress(CheckpointError):  # Such a file is known by its bytes.
-        if kind_of(path) is Format.ONNX:
+        if kind_of(path) in (Format.ONNX, Format.OPENVINO):
             return ""
     try:
         return sha256_of(path)

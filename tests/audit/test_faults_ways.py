@@ -30,7 +30,7 @@ from tests.samples import MINUTE, minute_weights
 from tests.thorough import quick_first
 
 ALL = (*WAY_FAULTS, *CLEAN_WAYS)
-FAST = ("clip", "open_clip", "transformers", "trace", "script", "export", "onnxruntime")
+FAST = ("clip", "open_clip", "transformers", "trace", "script", "export", "onnxruntime", "openvino")
 """The ones where planting takes the least time come first."""
 SLOW = ("compile", "aotinductor")
 """They take most of a minute for each variant: `clipcheck audit --backend all` plants into them."""
@@ -173,7 +173,7 @@ def test_planting_leaves_the_source_as_it_was(source: Source) -> None:
     library = import_clip().model
     before = (library.QuickGELU.forward, library.CLIP.build_attention_mask)
     for variant in ALL:
-        for backend in variant.plants.keys() - {"export", "onnxruntime"}:
+        for backend in variant.plants.keys() - {"export", "onnxruntime", "openvino"}:
             if not variant.applies_to(MINUTE, backend):
                 continue
             with variant.plants[backend](source) as planted:

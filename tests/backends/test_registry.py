@@ -230,6 +230,7 @@ def test_the_format_of_a_file_decides_its_backend() -> None:
         "safetensors": "",
         "pt2": "export",
         "onnx": "onnxruntime",
+        "openvino": "openvino",
         "transformers": "transformers",
         "open_clip": "open_clip",
     }

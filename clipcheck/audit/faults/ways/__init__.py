@@ -61,6 +61,7 @@ _TRANSFORMERS = partial(in_config, Format.TRANSFORMERS)
 _OPEN_CLIP = partial(in_config, Format.OPEN_CLIP)
 _LIBRARIES = ("open_clip", "transformers", "clip")
 _EXPORTS = ("trace", "script", "export")
+_GRAPHS = ("onnxruntime", "openvino")
 _COMPILERS = ("compile", "aotinductor")
 
 WAY_FAULTS: tuple[Variant, ...] = (
@@ -70,7 +71,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
         "CLIP-ONNX#3, transformers#41668: an export or a kernel without the causal mask",
         {
             **_all(_to(models.Unmasked, eager.Transformer), *_EXPORTS, *_COMPILERS),
-            "onnxruntime": in_graph(graphs.without_mask),
+            **_all(in_graph(graphs.without_mask), *_GRAPHS),
             "open_clip": _OPEN_CLIP(libraries.of_text(no_causal_mask=True)),
             "transformers": with_options(
                 {"attention": "eager"}, in_library(libraries.transformers_without_mask)
@@ -97,7 +98,13 @@ WAY_FAULTS: tuple[Variant, ...] = (
         "softmax-over-queries",
         "attention",
         "opset 12 versus 13: the axis of Softmax has another meaning",
-        {"onnxruntime": in_graph(graphs.softmax_over_queries)},
+        _all(in_graph(graphs.softmax_over_queries), *_GRAPHS),
+    ),
+    _variant(
+        "computes-in-bfloat16",
+        "precision",
+        "OpenVINO's default on CPUs with bfloat16, for programs in float32",
+        {"openvino": with_options({"precision": "bf16"})},
     ),
     _variant(
         "softmax-in-half",
@@ -123,7 +130,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
         "a fused QuickGELU with a bfloat16 slope: 1.703125 instead of 1.702",
         {
             **_all(_to(models.RoundedSlope, eager.QuickGELU), *_EXPORTS, "compile"),
-            "onnxruntime": in_graph(graphs.slope(1.703125)),
+            **_all(in_graph(graphs.slope(1.703125)), *_GRAPHS),
         },
     ),
     _variant(
@@ -149,14 +156,14 @@ WAY_FAULTS: tuple[Variant, ...] = (
         "an exporter folds constants in float16: float32 weights come back rounded",
         {
             "export": in_program("rounded.pt2", write_rounded),
-            "onnxruntime": in_graph(graphs.constants_in_half),
+            **_all(in_graph(graphs.constants_in_half), *_GRAPHS),
         },
     ),
     _variant(
         "convolutions-folded-in-half",
         "precision",
         "a normalisation is folded into its convolution in float16",
-        {"onnxruntime": in_graph(graphs.convolutions_in_half)},
+        _all(in_graph(graphs.convolutions_in_half), *_GRAPHS),
         kinds=(ResNet,),
     ),
     _variant(
@@ -165,7 +172,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
         "padding as SAME: an even side is padded at its end only",
         {
             **_all(in_model(models.one("visual.conv1", models.PaddedBehind)), *_EXPORTS),
-            "onnxruntime": in_graph(graphs.pad_behind),
+            **_all(in_graph(graphs.pad_behind), *_GRAPHS),
         },
         kinds=(ResNet,),
     ),
@@ -182,7 +189,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
         "the default epsilon of another framework (1e-3, as in Keras) instead of the layer's",
         {
             **_all(in_model(models.setting(eager.LayerNorm, "eps", 1e-3)), *_EXPORTS),
-            "onnxruntime": in_graph(graphs.epsilon(1e-3)),
+            **_all(in_graph(graphs.epsilon(1e-3)), *_GRAPHS),
             "transformers": _TRANSFORMERS(libraries.in_towers(layer_norm_eps=1e-3)),
         },
     ),
@@ -199,7 +206,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
         "class-token-of-two-images",
         "batch-dependent",
         "the class token is expanded to the example's number of images",
-        {"onnxruntime": in_graph(graphs.rows_of_example)},
+        _all(in_graph(graphs.rows_of_example), *_GRAPHS),
         kinds=(ViT,),
     ),
     _variant(
@@ -241,7 +248,7 @@ WAY_FAULTS: tuple[Variant, ...] = (
         "exports that output image_embeds, which have length 1, as features",
         {
             **_all(in_model(models.as_class(models.Normalised)), "trace", "script"),
-            "onnxruntime": in_graph(graphs.normalised),
+            **_all(in_graph(graphs.normalised), *_GRAPHS),
         },
     ),
 )
@@ -271,7 +278,7 @@ CLEAN_WAYS: tuple[Variant, ...] = (
         reason="a mask value of -1e9 in float32, where it masks correctly",
         plants={
             **_all(_to(models.MultipliedMask, eager.Transformer), "trace", "script"),
-            "onnxruntime": in_graph(graphs.multiplied_mask),
+            **_all(in_graph(graphs.multiplied_mask), *_GRAPHS),
         },
     ),
     _clean(
