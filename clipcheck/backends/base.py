@@ -101,6 +101,7 @@ class Backend(ABC):
         needs_reference: whether it is the eager model, which needs another file as the reference.
         runs_modules: whether its modules can run one by one, by `runner`.
         takes_forms: whether `call_in_form` can be called.
+        keeps_nan: whether its library's operators give NaN for NaN.
         name: in results and reports.
         size: bytes of the artefact that it runs, or None.
         frontend: preprocessing and tokenizer with the candidate's own dimensions, or None.
@@ -120,6 +121,7 @@ class Backend(ABC):
     needs_reference: ClassVar[bool] = False
     runs_modules: bool = False
     takes_forms: ClassVar[bool] = False
+    keeps_nan: ClassVar[bool] = True
 
     name: str
     size: int | None = None

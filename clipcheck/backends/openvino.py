@@ -43,6 +43,9 @@ _DTYPES = {
 _MULTIPLYING = ("FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention")
 """Kinds of nodes of a compiled program with nearly all of the arithmetic."""
 
+_NAN = "no image with a NaN was run: OpenVINO's ReLU gives 0 for it"
+"""Seen with OpenVINO 2026.4.1: a ResNet gives numbers for such an image."""
+
 DEFAULT = "default"
 """The precision that OpenVINO itself chooses."""
 
@@ -62,6 +65,7 @@ class OpenVINO(ProgramBackend):
     distributions = ("openvino", "onnx", "onnxscript")
     default_for = frozenset({Format.OPENVINO})
     runs_programs = frozenset({Format.ONNX, Format.OPENVINO})
+    keeps_nan = False
 
     @classmethod
     def available(cls) -> Missing | None:
@@ -155,7 +159,7 @@ class OpenVINO(ProgramBackend):
 
         note, doubts = _computes(compiled, wanted)
         declared = [_declared(each) for each in compiled.inputs]
-        return Opened(declared, run, weights, doubts, notes=[note])
+        return Opened(declared, run, weights, doubts, notes=[note, _NAN])
 
 
 def _computes(compiled: Any, wanted: str) -> tuple[str, list[str]]:

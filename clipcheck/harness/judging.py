@@ -289,7 +289,12 @@ class Trial:
         if self.in_form and candidate.takes_forms:
             again += self._in_forms(candidate, failures)
         # What is quantised has no NaN, nor have whole numbers; beside a budget there are no calls.
-        if self.calls and "integrity" in self.gates and candidate.seen is None:
+        if (
+            self.calls
+            and "integrity" in self.gates
+            and candidate.seen is None
+            and candidate.keeps_nan
+        ):
             failures += list(self._hiding_nan(candidate, failures))
         for call in self.calls:
             names = candidate.gives(call.method)
