@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,10 +18,11 @@ from clipcheck.backends.held import weights_evidence
 from clipcheck.backends.opened import Opened, Receive, open_apart
 from clipcheck.backends.programs import ProgramBackend, key_of
 from clipcheck.backends.signature import Declared, Raw
-from clipcheck.backends.source import Source
+from clipcheck.backends.source import ProgramFile, Source
 from clipcheck.checkpoints.checkpoint import Format
 from clipcheck.checkpoints.onnx_data import data_files
 from clipcheck.checkpoints.openvino_data import is_openvino, weights_of
+from clipcheck.system.threads import threads
 
 if TYPE_CHECKING:
     import torch
@@ -102,44 +104,51 @@ class OpenVINO(ProgramBackend):
         """
         from clipcheck.writers.programs import write_onnx
 
-        path, cell, made_here = source.program, source.cell, source.made_here
-        if path is None:
+        if source.program is not None:
+            return cls.open_program(source.file(source.program))
 
-            def write(path: Path) -> None:
-                with translating("openvino", "exporting"):
-                    write_onnx(source.model, path)
+        def write(path: Path) -> None:
+            with translating("openvino", "exporting"):
+                write_onnx(source.model, path)
 
-            key = key_of(source, "onnx", "onnxscript")
-            path, cell, made_here = source.artefacts.get("program.onnx", key, write), None, True
+        key = key_of(source, "onnx", "onnxscript")
+        written = source.file(source.artefacts.get("program.onnx", key, write))
+        return cls.open_program(replace(written, cell=None, made_here=True))
+
+    @classmethod
+    def open_program(cls, program: ProgramFile) -> Backend:
+        """Open a file of OpenVINO or ONNX from any source."""
+        path = program.path
         data = (weights_of(path),) if is_openvino(path) else data_files(path)
-        opened = (
-            open_apart("openvino", path, source.device, source.options, cell, data)
-            if cell
-            else cls.open_here(path, source.device, source.options)
-        )
         return cls(
             "openvino",
-            opened,
-            sizes=source.sizes,
+            open_apart("openvino", path, program.device, program.options, program.cell, data)
+            if program.cell
+            else cls.open_here(path, program.device, program.options),
+            sizes=program.sizes,
             path=path,
-            evidence=partial(weights_evidence, source.model.state_dict(), folds=True),
+            evidence=partial(weights_evidence, program.weights, folds=True),
             data=data,
-            dtype=source.dtype,
-            made_here=made_here,
-            names=source.names,
+            dtype=program.dtype,
+            made_here=program.made_here,
+            names=program.names,
         )
 
     @classmethod
-    def open_here(cls, path: Path, device: torch.device, options: Mapping[str, str]) -> Opened:  # noqa: ARG003
+    def open_here(
+        cls,
+        path: Path,
+        device: torch.device | str,  # noqa: ARG003 - it runs on the CPU alone
+        options: Mapping[str, str],
+    ) -> Opened:
         """Open a program in this process."""
         import openvino
-        import torch
 
         wanted = options.get("precision", cls.options["precision"].default)
         settings: dict[str, object] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_NUM_THREADS": threads(),
         }
         if wanted != DEFAULT:
             settings["INFERENCE_PRECISION_HINT"] = wanted
