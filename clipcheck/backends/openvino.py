@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from clipcheck.checkpoints.checkpoint import Checkpoint
 
-_LIBRARIES = {"openvino": "2025.4", "onnx": "1.17", "onnxscript": "0.7.0"}
+_LIBRARIES = {"openvino": "2026.4", "onnx": "1.17", "onnxscript": "0.7.0"}
 """Required libraries, each with the oldest version that works."""
 
 _DTYPES = {
