@@ -28,6 +28,7 @@ from clipcheck.cli import (
     localize,
     models,
     pin,
+    rejudge,
     replay,
     sweep,
     synthesize,
@@ -60,7 +61,15 @@ app = typer.Typer(
 )
 
 for panel, commands in {
-    _CHECKING: (check.check, sweep.sweep, localize.localize, replay.replay, diff.diff, pin.pin),
+    _CHECKING: (
+        check.check,
+        sweep.sweep,
+        localize.localize,
+        replay.replay,
+        diff.diff,
+        pin.pin,
+        rejudge.rejudge,
+    ),
     _FILES: (convert.convert, inspect.inspect, synthesize.synthesize, models.models),
     _TOOL: (demo.demo, explain.explain, backends.backends, audit.audit),
 }.items():

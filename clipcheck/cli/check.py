@@ -57,6 +57,7 @@ def check(
     json: options.Json = None,
     junit: check_options.Junit = None,
     report: check_options.Report = None,
+    keep_outputs: check_options.KeepOutputs = None,
     quiet: check_options.Quiet = False,
 ) -> None:
     """Compare checkpoints with their eager model and float64."""
@@ -65,6 +66,7 @@ def check(
     from clipcheck.harness.checking import check_files
     from clipcheck.report import evidence, text
     from clipcheck.report import junit as junit_report
+    from clipcheck.results.kept import write_kept
 
     configuration = read_configuration(Path.cwd())
     how = options_of(configuration, given)
@@ -86,6 +88,9 @@ def check(
     result = write_outputs(
         result, None if output_errors else report, again, json, quiet, output_errors
     )
+    if how.keep_outputs is not None:
+        with collecting_output_errors(output_errors):
+            write_kept(result, Path(how.keep_outputs))
     if junit is not None:
         with collecting_output_errors(output_errors):
             write(junit, junit_report.render(result))

@@ -95,6 +95,10 @@ Ignore = Annotated[
         help="Skip this gate; the verdict names it. Repeatable.",
     ),
 ]
+KeepOutputs = Annotated[
+    Path | None,
+    output(metavar="DIR", help="Keep what was compared in DIR, for `clipcheck rejudge`."),
+]
 Junit = Annotated[Path | None, output(metavar="FILE", help="Write JUnit XML.")]
 Report = Annotated[
     Path | None,

@@ -20,6 +20,7 @@ from clipcheck.harness.matrix import Judge
 from clipcheck.harness.options import CheckOptions, Device, Names, files_named
 from clipcheck.harness.pinned import PinnedJudge
 from clipcheck.results.judgement import Judgement, LeftOut, Result
+from clipcheck.results.kept import write_kept
 from clipcheck.results.pin import read_pin
 from clipcheck.system.progress import Progress, Span, silent
 
@@ -108,7 +109,11 @@ def _with_keywords(
             UsageError: the arguments are invalid.
             UnknownModelError: there is no such architecture.
         """
-        return check_files(checkpoints, options(*args, **keywords))
+        how = options(*args, **keywords)
+        result = check_files(checkpoints, how)
+        if how.keep_outputs is not None:
+            write_kept(result, Path(how.keep_outputs))
+        return result
 
     own, *_ = inspect.signature(check).parameters.values()
     taken = inspect.signature(options)

@@ -36,7 +36,15 @@ def _type_of(annotation: str) -> tuple[str, Any]:
 KEYS = {each.name.replace("_", "-"): _type_of(str(each.type)) for each in fields(CheckOptions)}
 """The keys of the table, and the type of each value. They are the fields of `CheckOptions`."""
 
-_PATHS = ("reference", "architecture", "images", "prompts", "download-root")
+_PATHS = (
+    "reference",
+    "architecture",
+    "images",
+    "prompts",
+    "keep-outputs",
+    "pinned",
+    "download-root",
+)
 """Options that may be paths, relative to the folder of the file."""
 
 

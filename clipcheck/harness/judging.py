@@ -49,6 +49,7 @@ from clipcheck.inputs.dealing import BRIEF, FULL, Call, Effort, deal
 from clipcheck.inputs.digest import digest
 from clipcheck.inputs.rules import CLIP_TEXTS, TextRules
 from clipcheck.results import batches
+from clipcheck.results.outputs import Kept
 from clipcheck.system.progress import Advance, Tally, still
 
 if TYPE_CHECKING:
@@ -571,6 +572,27 @@ class Verdict:
     coverage: Coverage | None
     evidence: Evidence
     own: OwnRun | None = None
+
+
+def kept_of(trial: Trial, verdict: Verdict, before: Sequence[GateResult] = ()) -> Kept:
+    """Return what a judgement compared.
+
+    Args:
+        before: results of gates that were known before anything ran.
+    """
+    run, coverage = verdict.run, verdict.coverage
+    own = [] if coverage is None else [modules(coverage, trial.ruler_limits)]
+    return Kept(
+        trial.dtype,
+        trial.scale,
+        trial.error,
+        run.cases,
+        run.repeats,
+        run.lengths,
+        run.sample,
+        verdict.evidence,
+        (*before, *own),
+    )
 
 
 def judge_candidate(

@@ -47,6 +47,7 @@ from clipcheck.harness.judging import (
     effort_for,
     inputs_of,
     judge_candidate,
+    kept_of,
     lengths_for,
 )
 from clipcheck.harness.layers import costly_layers
@@ -355,6 +356,8 @@ class Judge:
                 batches=candidate.batches,
                 patched=candidate.patched,
             )
+            if self.options.keep_outputs is not None:
+                draft.add(kept=kept_of(trial, verdict, bench.files.gates))
             if verdict.own is not None:
                 draft.add(
                     own=verdict.own.found,

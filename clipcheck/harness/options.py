@@ -78,6 +78,8 @@ class CheckOptions:
             `clipcheck.gates.tolerances.Budget`. Default: none.
         select: gates to run, one or several. Default: all.
         ignore: gates to leave out, one or several; the verdict names them.
+        keep_outputs: folder for the outputs that were compared, for `clipcheck rejudge`: a new one,
+            or one of an earlier check. Default: none.
         fail_fast: whether to stop after the first checkpoint that does not pass.
         cache: whether to keep and reuse compiled and exported programs.
         isolation: ``process`` runs the code of a file (an archive, a program) in a sandbox process;
@@ -109,6 +111,7 @@ class CheckOptions:
     budget: str | None = None
     select: str | Sequence[str] | None = None
     ignore: str | Sequence[str] | None = None
+    keep_outputs: str | os.PathLike[str] | None = None
     fail_fast: bool = False
     cache: bool = True
     isolation: str | None = None
@@ -133,6 +136,12 @@ class CheckOptions:
         if self.reference is not None:
             file_named(self.reference, "a reference")
         _require_inputs_of_pin(self)
+        if self.keep_outputs is not None and (self.images or self.prompts):
+            raise UsageError(
+                "expected no --images or --prompts beside --keep-outputs: outputs of your own data "
+                "are measured batch by batch, and not kept",
+                remedy="Leave out --keep-outputs, or these.",
+            )
         # Only options that were given are validated here: this imports numpy and more.
         if self.backends:
             _ = self.choices

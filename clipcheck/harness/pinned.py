@@ -48,6 +48,7 @@ from clipcheck.harness.judging import (
     Verdict,
     judge_candidate,
     judge_run,
+    kept_of,
     require_outputs,
 )
 from clipcheck.harness.matrix import Draft, describe, peak_memory
@@ -210,9 +211,9 @@ class PinnedJudge:
             logits=not candidate.absent.issuperset(LOGITS),
             budget=options.budget is not None,
         )
-        if not verdict.gates:
+        if not any(gate.judged for gate in verdict.gates):
             raise UsageError(
-                "none of the selected gates applies to this run",
+                "none of the selected gates can fail in this run, so nothing is judged",
                 remedy=f"Select one of these: {', '.join(applying)}.",
             )
         differs = any(gate.name == "top1" and not gate.passed for gate in verdict.gates)
@@ -225,6 +226,7 @@ class PinnedJudge:
             "mapping": candidate.mapping,
             "batches": candidate.batches,
             "patched": candidate.patched,
+            "kept": None if options.keep_outputs is None else kept_of(trial, verdict),
             "mismatch": find_mismatch(trial, cases, self.pin.header.images) if differs else None,
         }
 

@@ -28,7 +28,8 @@ from clipcheck.harness.matrix import describe
 from clipcheck.inputs.batches import Batch
 from clipcheck.inputs.digest import digest
 from clipcheck.inputs.fixed import BESIDE, SIZES, draw_prompts, edge_cases, sample
-from clipcheck.results.pin import Array, Header, Ids, Pin
+from clipcheck.results.pin import Header, Ids, Pin
+from clipcheck.results.sealed import Array
 from clipcheck.system.progress import Progress, Span, say_import, silent
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from clipcheck.gates.result import GateResult
 from clipcheck.gates.tolerances import Allclose
 from clipcheck.results.configuration import Configuration
 from clipcheck.results.failing import Failing, FailingExample, Mismatch
+from clipcheck.results.outputs import Kept
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -286,6 +287,7 @@ class Judgement(Record):
         measured: every row's error; None if nothing could be measured.
         coverage: every module's error; None in other dtypes than float32.
         own_pictures: the worst of the user's images as preprocessed, each with its name.
+        kept: what was compared, with ``--keep-outputs``; else None.
     """
 
     _: KW_ONLY
@@ -294,6 +296,7 @@ class Judgement(Record):
     measured: Measured | None = None
     coverage: Coverage | None = None
     own_pictures: tuple[tuple[str, Image.Image], ...] = ()
+    kept: Kept | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,15 +6,11 @@ A pin is a safetensors file: arrays, and a JSON header in its metadata.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,17 +24,12 @@ from clipcheck.inputs.batches import Batch
 from clipcheck.inputs.digest import digest
 from clipcheck.inputs.fixed import BESIDE, SIZES, Prompts, counts, edge_cases, sample
 from clipcheck.inputs.rules import ImageRules, TextRules
-from clipcheck.results.document import convert_to, parse_json
+from clipcheck.results.document import convert_to
+from clipcheck.results.sealed import Array, bytes_of, decode, encode
 from clipcheck.writers.output import replacing
 
 SCHEMA = 1
-KIND = "pin"
-
-_HEADER = "clipcheck"
-"""Key of the header in the file's metadata."""
-
-_DIGEST = "digest"
-"""Field beside the header's own: a digest of these and of the arrays."""
+_KIND = "pin"
 
 _MOST_BYTES = 64 << 20
 """Largest file that is read."""
@@ -47,8 +38,6 @@ _MOST_SIDE = 4096
 """Most pixels along a side of an image."""
 
 _REMEDY = "Give a file that `clipcheck pin` wrote, or write it again."
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,6 @@ class Header:
     """The header of a pin.
 
     Attributes:
-        schema: version of the format.
         clipcheck: version that wrote it.
         environment: versions and the machine.
         checkpoint: the pinned checkpoint, as the user gave it.
@@ -86,8 +74,6 @@ class Header:
         missing: by dtype in which the eager model cannot be run, why.
     """
 
-    schema: int = SCHEMA
-    kind: str = KIND
     clipcheck: str = __version__
     environment: Mapping[str, str]
     checkpoint: str
@@ -208,11 +194,7 @@ def write_pin(pin: Pin, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    from safetensors.numpy import save
-
-    arrays = _arrays(pin)
-    plain = msgspec.to_builtins(pin.header)
-    data = save(arrays, {_HEADER: json.dumps({**plain, _DIGEST: _contents(plain, arrays)})})
+    data = encode(_KIND, SCHEMA, vars(pin.header), _arrays(pin))
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
@@ -224,7 +206,7 @@ def read_pin(path: Path) -> Pin:
         PinError: it is no pin, damaged, or of another schema.
     """
     try:
-        return _decoded(_bytes_of(path))
+        return _pin(*decode(bytes_of(path, _MOST_BYTES), _KIND, SCHEMA))
     except OSError as error:
         reason = f"it cannot be read ({error.strerror or error})"
     except ValueError as error:
@@ -232,27 +214,7 @@ def read_pin(path: Path) -> Pin:
     raise PinError(f"expected a pin, but {reason}", remedy=_REMEDY, path=path)
 
 
-def _bytes_of(path: Path) -> bytes:
-    if path.exists() and not path.is_file():
-        raise ValueError("it is no file")
-    with path.open("rb") as file:
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise ValueError(f"it has more than {_MOST_BYTES >> 20} MB")
-    return data
-
-
-def _decoded(data: bytes) -> Pin:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    plain = _header(data)
-    try:
-        arrays = load(data)
-    except SafetensorError as error:
-        raise ValueError(f"it is cut off or damaged ({error})") from error
-    if plain.get(_DIGEST) != _contents(plain, arrays):
-        raise ValueError("it was altered after it was written: its digest differs")
+def _pin(plain: Mapping[str, Any], arrays: Mapping[str, Array]) -> Pin:
     head = convert_to(plain, Header)
     _require_shapes(head, arrays)
     features = {name: arrays[name] for name in FEATURES if name in head.outputs}
@@ -292,45 +254,10 @@ def _require_shapes(head: Header, arrays: Mapping[str, Array]) -> None:
         raise ValueError("its prompts have numbers that are no ids")
 
 
-def _header(data: bytes) -> dict[str, Any]:
-    """Read the header, which safetensors has at the start: its length in 8 bytes, then JSON."""
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or not 2 <= length < _MOST_BYTES:
-        raise ValueError("it is no safetensors file")
-    if len(data) < 8 + length:
-        raise ValueError("it is cut off, or no safetensors file")
-    outer = parse_json(data[8 : 8 + length])
-    written = outer.get("__metadata__", {}) if isinstance(outer, dict) else {}
-    if not isinstance(written, dict) or not isinstance(written.get(_HEADER), str):
-        raise ValueError("it has no header of clipcheck")
-    plain = parse_json(written[_HEADER])
-    if not isinstance(plain, dict) or plain.get("kind") != KIND:
-        raise ValueError("it is another file of clipcheck")
-    if plain.get("schema") != SCHEMA:
-        schema = reprlib.repr(plain.get("schema"))
-        raise ValueError(f"it has schema {schema}; this clipcheck reads schema {SCHEMA}")
-    return plain
-
-
 def _arrays(pin: Pin) -> dict[str, Array]:
     errors = {
         f"{dtype}.{name}": array
         for dtype, several in pin.errors.items()
         for name, array in several.items()
     }
-    # Views would be written as the whole array.
-    return {
-        name: np.ascontiguousarray(array)
-        for name, array in {"tokens": pin.tokens, **pin.features, **errors}.items()
-    }
-
-
-def _contents(plain: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
-    """Return a digest of the header, as JSON has it, and of the arrays."""
-    head = {name: value for name, value in plain.items() if name != _DIGEST}
-    hashed = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        hashed.update(f"{name} {array.dtype} {array.shape} ".encode())
-        hashed.update(array.tobytes())
-    return hashed.hexdigest()
+    return {"tokens": pin.tokens, **pin.features, **errors}

@@ -139,6 +139,7 @@ def test_the_options_reach_the_check(
         "key": "k",
         "reference": "r",
         "pinned": None,
+        "keep_outputs": None,
         "architecture": "ViT-B/32",
         "cache": False,
         "isolation": "none",
