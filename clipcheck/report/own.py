@@ -26,7 +26,7 @@ def summary(found: OwnFound) -> list[str]:
         told.append(f"{skipped} left out, as Pillow cannot read them as images: {names}{more}")
     if found.truncated:
         longer = counted(found.truncated, "prompt is", "prompts are")
-        told.append(f"{longer} longer than the model's context, and cut as `tokenize` truncates")
+        told.append(f"{longer} longer than the model's context, and truncated")
     return told
 
 

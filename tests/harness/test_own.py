@@ -117,7 +117,7 @@ def test_reports_show_the_worst_and_what_was_left_out(found: dict[str, Result]) 
     result = found["sound"]
     told = " ".join(render(result).split())
     assert "2 files left out, as Pillow cannot read them as images: cut.jpg (" in told
-    assert "1 prompt is longer than the model's context, and cut as `tokenize` truncates" in told
+    assert "1 prompt is longer than the model's context, and truncated" in told
     mine = only(result).own
     (record,) = document.read(document.render(result)).results
     assert record.own == mine

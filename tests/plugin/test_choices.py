@@ -58,6 +58,14 @@ def test_given_checkpoints_are_judged() -> None:
     )
 
 
+def test_own_data_are_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a dog")
+    options = choices(tmp_path, examples="0", prompts="labels.txt").options
+    assert (options.examples, options.prompts) == (0, str(tmp_path / "labels.txt"))
+    with pytest.raises(UsageError, match="--clip-images: expected a folder of images"):
+        choices(tmp_path, images="photos")
+
+
 def test_a_budget_is_judged_where_there_is_one() -> None:
     gates = [
         {each["clip_gate"] for each in choices(model=["ViT-B/32"], **given).combinations(NAMES)}

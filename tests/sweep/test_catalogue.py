@@ -64,6 +64,23 @@ def test_a_checkpoint_says_how_it_is_run(tmp_path: Path) -> None:
     assert entry.reference == str(tmp_path / "trained.pt")
 
 
+def test_a_checkpoint_has_own_data_which_count_in_its_key(tmp_path: Path) -> None:
+    touched(tmp_path, "model.pt", "photos/1.png")
+    (tmp_path / "labels.txt").write_text("a dog")
+    own = 'images = "photos"\nprompts = "labels.txt"\n'
+    path = toml(tmp_path, f'[defaults]\n{own}[[checkpoint]]\npath = "model.pt"')
+    (entry,) = read(path)
+    assert entry.images == str(tmp_path / "photos")
+    assert entry.prompts == str(tmp_path / "labels.txt")
+    with Ledger(tmp_path / "ledger") as ledger:
+        keys = [planned([entry], ledger).units[0].key for _ in range(2)]
+        (tmp_path / "labels.txt").write_text("a cat")
+        keys.append(planned([entry], ledger).units[0].key)
+    assert keys[0] == keys[1] != keys[2]
+    path = toml(tmp_path, '[[checkpoint]]\npath = "model.pt"\nimages = "none"')
+    assert "none: --images: expected a folder of images, found nothing" in refused(path)
+
+
 def test_each_model_of_a_file_is_judged_for_itself(tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_bytes(b"")
     text = '[[checkpoint]]\npath = "a.ckpt"\n'
