@@ -36,8 +36,9 @@ class ArrayServant:
         opened = find(backend).open_here(Path(path), device, options)
         self._opened.append(opened)
         declared = [[each.name, each.shape, each.dtype] for each in opened.declared]
-        told = {"declared": declared, "doubts": list(opened.doubts)}
-        return {**told, "leaves": False, "number": len(self._opened) - 1}, ()
+        phrases = {"doubts": list(opened.doubts), "notes": list(opened.notes)}
+        told = {"declared": declared, **phrases, "leaves": False}
+        return {**told, "number": len(self._opened) - 1}, ()
 
     def run(self, arrays: Sequence[Array], number: int) -> Answer:
         """Return a program's outputs, and their names."""

@@ -123,7 +123,7 @@ class PinnedJudge:
             choices = options.choices or (_default(subject),)
             dtypes = options.dtypes or (_default_dtype(subject),)
             parts = iter(span.split([1] * (len(choices) * len(dtypes))))
-            with cell_for(subject, where, options.apart, arrays=_is_onnx(subject)) as cell:
+            with cell_for(subject, where, options.apart, arrays=_needs_no_torch(subject)) as cell:
                 for dtype in dtypes:
                     for choice in choices:
                         part = Draft(replace(draft.judgement, dtype=dtype, backend=str(choice)))
@@ -350,14 +350,18 @@ class PinnedJudge:
         return per_image.astype(images.dtype), per_text.astype(images.dtype)
 
 
-def _is_onnx(subject: Checkpoint | Program) -> bool:
-    return subject.format is Format.ONNX
+_OF_ARRAYS = (Format.ONNX, Format.OPENVINO)
+"""Formats whose runtimes take numpy's arrays, so that torch is not needed."""
+
+
+def _needs_no_torch(subject: Checkpoint | Program) -> bool:
+    return subject.format in _OF_ARRAYS
 
 
 def _device(subject: Checkpoint | Program, device: Device, span: Span) -> str:
-    """Return the device by name. An ONNX program runs on the CPU by default: whether there is a GPU
-    only torch tells."""
-    if _is_onnx(subject):
+    """Return the device by name. Without torch it is the CPU by default: only torch tells whether
+    there is a GPU."""
+    if _needs_no_torch(subject):
         return str(device or "cpu")
     say_import(span.say)
     from clipcheck.models.loader import resolve_device
