@@ -8,6 +8,7 @@ import pytest
 from clipcheck.errors import UsageError
 from clipcheck.gates.budget import (
     LEAST,
+    Sample,
     budget,
     estimates,
     inputs_for,
@@ -50,6 +51,19 @@ def sample(noise: float = 0.0, scale: float = 100.0) -> list[Case]:
         )
         found.append(Case(own, exact, exact))
     return found
+
+
+def test_own_data_take_the_place_of_random_rows_if_there_are_enough() -> None:
+    limits = Budget(cosine=0.5)
+    own = {"image": Sample(np.full(LEAST, 0.4)), "prompt": Sample(np.full(LEAST - 1, 0.1))}
+    found = budget(sample(), limits, own=own)
+    assert not found.passed
+    assert found.figures["cosine"]["found"] == 0.4
+    assert found.message.endswith(
+        f"over {LEAST} own images and 24 rows of random inputs "
+        f"({LEAST - 1} own prompts not judged: it needs {LEAST})"
+    )
+    assert budget(sample(), limits, own={"prompt": own["prompt"]}).passed
 
 
 def test_figures_are_those_of_the_definition() -> None:
