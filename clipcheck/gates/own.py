@@ -125,9 +125,13 @@ class _OfKind:
     features: list[Candidates] = field(default_factory=list)
 
     @property
+    def least_kept(self) -> float:
+        """Bound of the least of the worst rows, once there are enough."""
+        return self.kept[0][0] if len(self.kept) == KEPT else -np.inf
+
+    @property
     def at_most(self) -> float:
-        """Greatest possible ratio of the rows that did not run in float64: they are no further from
-        the eager model than those that are kept."""
+        """Greatest possible ratio of the rows that did not run in float64."""
         return self.kept[0][0] if self.exact < self.rows else 0.0
 
 
@@ -206,39 +210,49 @@ class OwnMeasures:
             exactly: computes features in float64; None if ``case.exact`` has them.
         """
         name, mine = _FEATURES[kind], self._of[kind]
-        allowed = self._ruler.allowed(name)
-        most = (
-            self._ruler.further(name, case) if exactly is None else self._ruler.at_most(name, case)
-        )
-        known = np.full(len(most), exactly is None)
-        ratios = most.copy()
-        # A row within the limit of a whole batch is also within its own.
-        open_rows = [int(row) for row in np.flatnonzero(~(most <= self._ruler.limits.features))]
-        cases = {row: _one(case, name, row) for row in range(len(most))}
-        if exactly is not None and open_rows and not self._lossy and mine.failing < KEPT:
-            for row, values in zip(open_rows, exactly(open_rows), strict=True):
-                cases[row] = replace(cases[row], exact={name: values[None]})
-                ratios[row], known[row] = self._ruler.further(name, cases[row])[0], True
-        mine.rows += len(most)
+        cases = [_one(case, name, row) for row in range(len(given))]
+        known = np.full(len(given), exactly is None)
+        if exactly is not None:
+            wanted = self._undecided(mine, self._ruler.at_most(name, case))
+            for row, values in zip(wanted, exactly(wanted) if wanted else (), strict=True):
+                cases[row], known[row] = replace(cases[row], exact={name: values[None]}), True
+        ratios = np.array([self._ratio(name, each, known[row]) for row, each in enumerate(cases)])
+        mine.rows += len(given)
         mine.exact += int(known.sum())
-        mine.failing += int((known & ~(ratios <= allowed)).sum())
+        mine.failing += int((known & ~(ratios <= self._ruler.allowed(name))).sum())
         rows = Candidates.of(name, [case], case.rows[kind])
         cosines = np.nan_to_num(np.sum(rows.candidate * rows.exact, axis=1), nan=0.0)
         mine.cosines.extend(cosines)
-        for row, key in enumerate(1 - cosines if self._lossy else most):
-            worst = float(np.nan_to_num(key, nan=np.inf))
-            if len(mine.kept) == KEPT and worst <= mine.kept[0][0]:
-                continue
-            # A copy: a view would keep the whole batch.
-            kept = Kept(case.rows[kind][row], given[row].copy(), cases[row], bool(known[row]))
-            place = heapq.heappush if len(mine.kept) < KEPT else heapq.heapreplace
-            place(mine.kept, (worst, -next(self._order), kept))
-        if mine.rows - len(most) < MOST_CANDIDATES:
+        # A bound is up to one more than the ratio.
+        keys = 1 - cosines if self._lossy else ratios + known
+        for row, key in enumerate(np.nan_to_num(keys, nan=np.inf)):
+            if len(mine.kept) < KEPT or key > mine.least_kept:
+                # A copy: a view would keep the whole batch.
+                kept = Kept(rows.names[row], given[row].copy(), cases[row], bool(known[row]))
+                place = heapq.heappush if len(mine.kept) < KEPT else heapq.heapreplace
+                place(mine.kept, (float(key), -next(self._order), kept))
+        if mine.rows - len(given) < MOST_CANDIDATES:
             reference = rows.reference.astype(np.float32)
             shared = rows.exact is rows.reference
             exact = reference if shared else rows.exact.astype(np.float32)
             candidate = rows.candidate.astype(np.float32)
             mine.features.append(Candidates(rows.names, candidate, reference, exact))
+
+    def _undecided(self, mine: _OfKind, bounds: Floats) -> list[int]:
+        """Return the rows that have to run in float64: those that may be beyond the limit, and once
+        enough are, those that may be worse than the kept ones.
+
+        A row within the limit of a whole batch is also within its own.
+        """
+        beyond = ~(bounds <= self._ruler.limits.features)
+        if mine.failing >= KEPT:
+            beyond &= bounds > mine.least_kept
+        return [] if self._lossy else [int(row) for row in np.flatnonzero(beyond)]
+
+    def _ratio(self, name: str, case: Case, known: bool) -> float:
+        """Return the ratio of a case of one row, or a bound of it."""
+        ratios = self._ruler.further(name, case) if known else self._ruler.at_most(name, case)
+        return float(ratios[0])
 
     def candidates(self, kind: str) -> Candidates:
         """Return the first `MOST_CANDIDATES` rows of a kind."""
@@ -355,8 +369,7 @@ class OwnMeasures:
         name, case = _FEATURES[kind], kept.case
         units = [unit(side[name]) for side in (case.candidate, case.exact)]
         error = float(row_rms(case.candidate[name].astype(np.float64) - case.exact[name])[0])
-        measured = self._ruler.further(name, case)[0]
-        ratio = float(measured if kept.known else self._ruler.at_most(name, case)[0])
+        ratio = self._ratio(name, case, kept.known)
         cosine = float(np.sum(units[0] * units[1]))
         return OwnRow(kind, kept.name, name, ratio, self._ruler.allowed(name), error, cosine)
 

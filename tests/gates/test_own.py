@@ -111,6 +111,18 @@ def test_the_worst_is_found_as_if_all_ran_in_float64(failing: int) -> None:
         assert result.message.startswith(f"image features of own image {row['worst']}: worst error")
 
 
+def test_a_failing_row_is_found_among_rows_that_are_hard_for_the_eager_model_too() -> None:
+    errors = [1.0] * ROWS
+    errors[100] = 40.0
+    given = images(errors)
+    draw = np.random.default_rng(2)
+    for side in (given.eager, given.candidate):
+        side[20:40] += 1e-4 * draw.normal(size=(20, WIDTH))
+    result = fidelity(measured(given))
+    assert not result.passed
+    assert result.figures["own_images"]["worst"] == "100"
+
+
 def test_a_wrong_match_is_named_and_probabilities_are_asserted() -> None:
     given = images([1.0] * ROWS)
     found = measured(given)
