@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from clipcheck.checkpoints.architecture import BUFFERS, specs
 from clipcheck.checkpoints.checkpoint import same_bits
+from clipcheck.checkpoints.library import LibraryArchitecture
 from clipcheck.gates.integrity import Evidence
 
 if TYPE_CHECKING:
@@ -29,17 +30,27 @@ def evidence_of(
     import torch
 
     wanted: torch.dtype = getattr(torch, dtype)
-    found = held["visual.conv1.weight"].dtype
+    library = isinstance(checkpoint.model, LibraryArchitecture)
+    if library:  # which is inside of a module of ours
+        held = {key.removeprefix("model."): tensor for key, tensor in held.items()}
+    weights = [held[key] for key in ("visual.conv1.weight", *held) if key in held]
+    found = next(t.dtype for t in weights if t.ndim > 1 and t.is_floating_point())
     if found != wanted:
         doubts = [*doubts, f"it computes in {_named(found)} in place of {dtype}"]
-    expected = {key: t for key, t in checkpoint.tensors.items() if key not in BUFFERS}
+    # What a library's file has beyond its model, such as positions, was accepted when it was built.
+    expected = {
+        key: tensor
+        for key, tensor in checkpoint.tensors.items()
+        if (key in held if library else key not in BUFFERS)
+    }
     differing = {
         key: reason
         for key, stored in expected.items()
         if (reason := _unlike(held.get(key), stored, (wanted, torch.float32)))
     }
     # Counters of batches are left out of some files, and have no effect in evaluation.
-    counted = {key for key, spec in specs(checkpoint.architecture) if spec.kind != "buffer"}
+    known = [] if library else specs(checkpoint.architecture)
+    counted = {key for key, spec in known if spec.kind != "buffer"}
     for key in (held.keys() & counted) - expected.keys():
         differing[key] = "the file does not have it"
     return Evidence(len(expected), doubts=doubts, differing=differing)

@@ -370,8 +370,9 @@ def _device(subject: Checkpoint | Program, device: Device, span: Span) -> str:
 
 
 def _default(subject: Checkpoint | Program) -> Choice:
-    """Return the backend for a file's format: of weights alone, the eager model."""
-    return Choice(default_for(subject.format) or "eager")
+    """Return the backend for a program or an archive; for weights alone, the eager model."""
+    weights = isinstance(subject, Checkpoint) and subject.format is not Format.ARCHIVE
+    return Choice("eager" if weights else default_for(subject.format))
 
 
 def _default_dtype(subject: Checkpoint | Program) -> str:

@@ -21,8 +21,10 @@ from clipcheck.report.text import render
 from clipcheck.results.document import document_of, read
 from clipcheck.results.document import render as to_json
 from clipcheck.results.judgement import Judgement
-from clipcheck.results.pin import write_pin
+from clipcheck.results.pin import read_pin, write_pin
 from clipcheck.testing import check
+from clipcheck.writers.library import write_folder
+from tests.families.test_transformers import KINDS, architecture_of
 from tests.samples import MINUTE, MINUTE_RESNET, minute_bytes, minute_weights
 from tests.thorough import parametrize
 
@@ -136,3 +138,14 @@ def test_a_pin_has_its_own_inputs_and_reference(other: dict[str, Any]) -> None:
     (name,) = other
     with pytest.raises(UsageError, match=f"expected no --{name} beside --pinned"):
         CheckOptions(pinned="model.pin", **other)
+
+
+@parametrize("kind", ["siglip", *sorted(KINDS.keys() - {"siglip"})])
+def test_models_of_libraries_are_pinned_with_their_own_rules(kind: str, tmp_path: Path) -> None:
+    folder, path = tmp_path / "model", tmp_path / "model.pin"
+    write_folder(architecture_of(kind), folder)
+    write_pin(make_pin(str(folder), device="cpu"), path)
+    found = one(folder, path, device="cpu")
+    assert found.passed, found.error
+    assert {"allclose", "top1", "fidelity"} <= {gate.name for gate in found.gates}
+    assert read_pin(path).header.bias == pytest.approx(-10 if "siglip" in kind else 0, abs=1e-5)
