@@ -209,7 +209,8 @@ class Channel:
         count = 1
         for size in shape:
             count *= size
-            if count > len(self._memory):  # stop before the product becomes huge
+            # Stop before the product becomes huge; numpy refuses huge sizes also of nothing.
+            if max(count, size) > len(self._memory):
                 raise Garbled("a tensor that is larger than the memory that it lies in")
         if offset % _ALIGNMENT or offset + count * _SIZES[kind] > len(self._memory):
             raise Garbled("a tensor outside of the memory that was made for it")

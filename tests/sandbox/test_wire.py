@@ -8,25 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clipcheck.sandbox import wire
-from clipcheck.sandbox.wire import Channel, Garbled, Memory
+from clipcheck.sandbox.wire import ArrayChannel, Channel, Garbled, Memory
 
 DTYPES = ["float16", "bfloat16", "float32", "float64", "int8", "int64", "uint8", "bool"]
 ROOM = 1 << 16
 
 
 @contextmanager
-def ends() -> Iterator[tuple[Channel, Channel, socket.socket]]:
+def ends(kind: type[Channel] = Channel) -> Iterator[tuple[Channel, Channel, socket.socket]]:
     """Both ends of a channel, and the socket of the far one."""
     near, far = socket.socketpair()
     memory = Memory(ROOM)
     with near, far:
-        yield Channel(near, memory), Channel(far, memory), far
+        yield kind(near, memory), kind(far, memory), far
     memory.close()
 
 
@@ -58,6 +59,26 @@ def test_tensors_come_as_they_were_sent(described: list[tuple[str, list[int]]]) 
     for one, other in zip(sent, came, strict=True):
         assert (one.dtype, one.shape) == (other.dtype, other.shape)
         assert torch.equal(one, other)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([each for each in DTYPES if each != "bfloat16"]),
+            st.lists(st.integers(0, 5), max_size=4),
+        ),
+        max_size=4,
+    )
+)
+def test_arrays_come_as_they_were_sent(described: list[tuple[str, list[int]]]) -> None:
+    sent = [np.ones(shape).cumsum().reshape(shape).astype(dtype).T for dtype, shape in described]
+    with ends(ArrayChannel) as (near, far, _):
+        far.send({}, sent)
+        came: list[Any] = near.receive(5).tensors
+        far._memory.buffer[:] = bytes(ROOM)
+    for one, other in zip(sent, came, strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert np.array_equal(one, other)
 
 
 def test_a_tensor_in_another_order_comes_with_its_values() -> None:
@@ -109,15 +130,17 @@ BAD_TENSORS: dict[str, Any] = {
     "a place behind the end": [["float32", [1], ROOM]],
     "a place before the beginning": [["float32", [1], -64]],
     "a place that is not aligned": [["float32", [1], 1]],
+    "nothing of a size that numpy does not have": [["float64", [0, 1 << 61], 0]],
     "a million dimensions": [["float32", [1] * 1_000_000, 0]],
     "a shape of shapes": [["float32", [[1]], 0]],
 }
 
 
+@pytest.mark.parametrize("kind", [Channel, ArrayChannel])
 @pytest.mark.parametrize("tensors", BAD_TENSORS.values(), ids=BAD_TENSORS)
-def test_a_tensor_that_is_wrongly_described_is_garbled(tensors: Any) -> None:
+def test_a_tensor_that_is_wrongly_described_is_garbled(tensors: Any, kind: type[Channel]) -> None:
     text = json.dumps({"done": {}, "tensors": tensors}).encode()
-    with ends() as (near, _, raw):
+    with ends(kind) as (near, _, raw):
         send(raw, framed(text))
         with pytest.raises(Garbled):
             near.receive(5)
@@ -168,15 +191,18 @@ JSON = st.recursive(
 )
 
 
-@given(st.lists(JSON, max_size=3), st.data())
-def test_whatever_is_said_of_tensors_is_copied_or_garbled(tensors: list[Any], data: Any) -> None:
+@pytest.mark.parametrize("kind", [Channel, ArrayChannel])
+@given(tensors=st.lists(JSON, max_size=3), data=st.data())
+def test_whatever_is_said_of_tensors_is_copied_or_garbled(
+    tensors: list[Any], data: Any, kind: type[Channel]
+) -> None:
     plausible = st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(-2, 1 << 20)), JSON)
     text = json.dumps({"tensors": [*tensors, *data.draw(st.lists(plausible, max_size=2))]})
-    with ends() as (near, _, raw):
+    with ends(kind) as (near, _, raw):
         raw.sendall(framed(text.encode()))
         with suppress(Garbled):
             for tensor in near.receive(5).tensors:
-                assert tensor.numel() * tensor.itemsize <= ROOM
+                assert tensor.nbytes <= ROOM
 
 
 def test_a_message_that_comes_byte_by_byte_is_waited_for_no_longer_than_was_said() -> None:
